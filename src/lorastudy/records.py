@@ -1,0 +1,259 @@
+"""The values that cross the boundary between the control side and the worker.
+
+A worker appends records to `records.jsonl` in its run folder, one per line, checksummed and synced to disk;
+the runner reads them and is the only one who writes the store. A record never says where it came from: the
+folder does (pack and attempt), so a folder can be replayed or shipped to another machine.
+
+An absent measurement is `None`, never a default.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, Self
+
+from lorastudy.spec.experiment import Experiment, canonical_json
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """What a worker is asked to do: experiments that train together. Written as `pack.json`."""
+
+    id: str
+    attempt: int
+    engine: str
+    experiments: tuple[Experiment, ...]
+
+    def write(self, folder: Path) -> None:
+        """Write `pack.json` into the folder."""
+        body = {**vars(self), "format": FORMAT_VERSION, "experiments": [e.to_json() for e in self.experiments]}
+        (folder / "pack.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The pack that `write` wrote."""
+        body = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
+        assert body.pop("format") == FORMAT_VERSION
+        return cls(**{**body, "experiments": tuple(Experiment.from_json(e) for e in body["experiments"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What the numbers depend on besides the experiment: bits depend on all of it."""
+
+    python: str
+    torch: str
+    transformers: str
+    peft: str
+    bitsandbytes: str
+    lorastudy: str
+    device: str
+    device_name: str
+    num_threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSummary:
+    """What became of the rows. A refused row is one whose answer was cut away entirely by `max_seq_length`."""
+
+    split: str
+    format: str
+    num_rows: int
+    num_refused_rows: int
+    num_truncated_rows: int
+    num_tokens: int
+    num_completion_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmStep:
+    """One optimizer step of one experiment."""
+
+    experiment_id: str
+    loss: float | None
+    """Nats per completion token of the effective batch, before the step; None when it is not finite."""
+    learning_rate: float
+    grad_norm: float | None
+    """Before clipping; None when it is not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackStep:
+    """One optimizer step of every experiment that is still training. `step` counts from 1."""
+
+    step: int
+    num_steps: int
+    num_tokens: int
+    num_completion_tokens: int
+    seconds: float
+    arms: tuple[ArmStep, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One metric of one experiment on one split, with its value for every item.
+
+    `value` is the mean of `items` weighted by `weights` (all ones where `weights` is None). `split` is
+    `eval`, `forgetting`, or `forgetting_before` (the base model without adapter). `version` changes whenever
+    the definition does; scores of different versions are never compared.
+    """
+
+    experiment_id: str
+    split: str
+    metric: str
+    version: int
+    unit: str
+    value: float
+    items: tuple[float, ...]
+    weights: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmProfile:
+    """What one experiment costs when it trains alone on the same base, measured over a few steps.
+
+    Peak memory is what the device allocator held at most (CUDA), or the peak of live tensor bytes (CPU); the
+    `memory_kind` says which. Speed counts real tokens; padding is not counted.
+    """
+
+    experiment_id: str
+    num_trainable_parameters: int
+    num_total_parameters: int
+    adapter_bytes: int
+    memory_kind: Literal["cuda_allocated", "cpu_tensors"]
+    peak_memory_bytes: int | None
+    step_seconds: float | None
+    tokens_per_second: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackProfile:
+    """What the pack as a whole cost: all its experiments together. Tokens are summed over the arms."""
+
+    engine: str
+    num_arms: int
+    memory_kind: Literal["cuda_allocated", "cpu_resident"]
+    peak_memory_bytes: int | None
+    median_step_seconds: float | None
+    tokens_per_second: float | None
+    load_seconds: float
+    train_seconds: float
+    eval_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One generated answer, kept as evidence beside the exact-match score."""
+
+    experiment_id: str
+    prompt: str
+    reference: str
+    answer: str
+
+
+FailureKind = Literal["user", "diverged", "out_of_memory", "crashed", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one experiment ended. `message` and `traceback` belong to a failure."""
+
+    experiment_id: str
+    status: Literal["completed", "failed", "stopped"]
+    failure_kind: FailureKind | None = None
+    message: str | None = None
+    traceback: str | None = None
+    step: int | None = None
+    adapter_path: str | None = None
+    """Relative to the run folder."""
+
+
+Record = Environment | DataSummary | PackStep | Score | ArmProfile | PackProfile | Generation | Outcome
+_TYPES: dict[str, type[Any]] = {
+    cls.__name__: cls
+    for cls in (Environment, DataSummary, PackStep, Score, ArmProfile, PackProfile, Generation, Outcome)
+}
+
+
+def encode(record: Record) -> str:
+    """One line: `{"sha256": <16 hex digits of the canonical body>, "type": ..., "body": ...}`."""
+    body = dataclasses.asdict(record)
+    kind = type(record).__name__
+    return json.dumps({"sha256": _checksum(kind, body), "type": kind, "body": body}, allow_nan=False)
+
+
+def decode(line: str) -> Record:
+    """The record that `encode` wrote.
+
+    Raises:
+        ValueError: the line is torn or damaged.
+    """
+    outer = json.loads(line)
+    if not isinstance(outer, dict) or outer.get("type") not in _TYPES:
+        raise ValueError("not a record")
+    kind, body = outer["type"], outer["body"]
+    if outer.get("sha256") != _checksum(kind, body):
+        raise ValueError("checksum does not match")
+    record: Record = _TYPES[kind](**_with_tuples(body))
+    return record
+
+
+class RecordWriter:
+    """Appends records to a file. Whatever is not a step is on disk when `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[str] = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        """Append one record; steps are flushed, everything else is synced to disk."""
+        self._file.write(encode(record) + "\n")
+        self._file.flush()
+        if not isinstance(record, PackStep):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Sync and close."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+class RecordReader:
+    """Reads the whole lines that have been appended since the last call; a torn last line waits for its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read_new(self) -> Iterator[Record]:
+        """Yield new records.
+
+        Raises:
+            ValueError: a whole line is damaged.
+        """
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                yield decode(line.decode("utf-8"))
+
+
+def _checksum(kind: str, body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json([kind, body]).encode()).hexdigest()[:16]
+
+
+def _with_tuples(body: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in body.items()}
+    if "arms" in values:
+        values["arms"] = tuple(ArmStep(**arm) for arm in values["arms"])
+    return values

@@ -1,0 +1,80 @@
+"""An experiment: one arm with one seed, fully resolved and frozen; and the tagged hash that names it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from lorastudy.spec.settings import ARM_KEYS, LAYOUT_KEYS, Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Fingerprints of what an experiment reads, so that its id follows content and not paths."""
+
+    base_model: str
+    dataset: str
+    eval_dataset: str | None = None
+    forgetting_dataset: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One arm with one seed. `name`, `arm` and the paths in `settings` are not part of its identity."""
+
+    name: str
+    arm: str
+    experiment_type: str
+    seed: int
+    settings: Settings
+    sources: Sources
+
+    @property
+    def id(self) -> str:
+        """`exp-` and the first 16 hex digits of the SHA-256 of the canonical JSON of what it is."""
+        body = {
+            "seed": self.seed,
+            "settings": _identifying(self.settings),
+            "sources": vars(self.sources),
+        }
+        return tagged_hash("exp", body)
+
+    @property
+    def pack_key(self) -> str:
+        """Equal for experiments that may train together: same base, precision, data order and batch."""
+        settings = self.settings.model_dump(mode="json")
+        shared = {key: value for key, value in settings.items() if key not in ARM_KEYS}
+        return tagged_hash("pack", {"settings": shared, "sources": vars(self.sources)})
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values; `from_json` is its inverse."""
+        return vars(self) | {"settings": self.settings.model_dump(mode="json"), "sources": vars(self.sources)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The experiment that `to_json` wrote."""
+        settings = Settings.model_validate_json(json.dumps(values["settings"]))
+        return cls(**{**values, "settings": settings, "sources": Sources(**values["sources"])})
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text. NaN and infinity are refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def tagged_hash(tag: str, value: object) -> str:
+    """`<tag>-<16 hex digits>`: SHA-256 over the tag and the canonical JSON, so equal bodies of two kinds differ."""
+    digest = hashlib.sha256(f"{tag}\n{canonical_json(value)}".encode()).hexdigest()
+    return f"{tag}-{digest[:16]}"
+
+
+def _identifying(settings: Settings) -> dict[str, Any]:
+    """The settings as they act: alpha as a number, no paths, nothing that only lays out the work."""
+    values = settings.model_dump(mode="json")
+    values["lora_alpha"] = settings.lora_alpha_value
+    if settings.max_steps is None and settings.num_train_epochs is None:
+        values["num_train_epochs"] = 1.0
+    if settings.quantization != "4bit":
+        values["bnb_4bit_quant_type"] = values["bnb_4bit_use_double_quant"] = None
+    return {key: value for key, value in values.items() if key not in LAYOUT_KEYS}

@@ -1,0 +1,61 @@
+"""What the store gives to those who read it: frozen values, one per experiment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lorastudy.records import ArmProfile, DataSummary, Environment, PackProfile
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreValue:
+    """A metric's value without its items."""
+
+    value: float
+    unit: str
+    version: int
+    num_items: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentResult:
+    """One experiment as it stands in the store: what it is, and what its current run measured.
+
+    `scores` is keyed by (split, metric). `status` is that of the current run: pending, running, completed,
+    failed or stopped.
+    """
+
+    experiment_id: str
+    suite_name: str
+    name: str
+    arm: str
+    experiment_type: str
+    seed: int
+    settings: Mapping[str, Any]
+    status: str
+    attempt: int | None = None
+    engine: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    failure_kind: str | None = None
+    failure_message: str | None = None
+    run_folder: str | None = None
+    adapter_path: str | None = None
+    num_steps: int | None = None
+    train_seconds: float | None = None
+    """Time the experiment's steps took: the pack's training time divided by its number of arms."""
+    scores: Mapping[tuple[str, str], ScoreValue]
+    profile: ArmProfile | None = None
+    pack_profile: PackProfile | None = None
+    data: tuple[DataSummary, ...] = ()
+    environment: Environment | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRow:
+    """One optimizer step of one experiment, as stored."""
+
+    step: int
+    loss: float | None
+    learning_rate: float
+    grad_norm: float | None
