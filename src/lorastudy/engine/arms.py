@@ -1,0 +1,137 @@
+"""An arm as the engines see it: plain numbers and module names, no configuration object.
+
+`Engine` is the seam: `packed.PackedEngine` and `reference.ReferenceEngine` both are one, and
+`tests/contract/test_engine.py` holds both to the same promises.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lorastudy.engine.batch import Batch
+from lorastudy.records import ArmStep
+from lorastudy.spec.experiment import Experiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One experiment, ready to train: which modules it adapts, how, and for how many optimizer steps."""
+
+    experiment_id: str
+    seed: int
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    scaling: float
+    lora_dropout: float
+    module_names: tuple[str, ...]
+    learning_rate: float
+    lr_scheduler_type: str
+    num_warmup_steps: int
+    num_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """What every arm thinks of every labelled token of a batch, in the batch's order of labels."""
+
+    nll_KM: Tensor
+    """Negative log-likelihood in nats, fp32."""
+    correct_KM: Tensor
+    """Whether the most likely token is the label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """One optimizer step of all arms that still train."""
+
+    step: int
+    num_tokens: int
+    num_completion_tokens: int
+    arms: tuple[ArmStep, ...]
+    diverged: tuple[str, ...] = ()
+    """Experiment ids whose loss or gradient was not finite in this step; they train no further."""
+
+
+class Engine(Protocol):
+    """Arms on one base model: trained, scored, asked and saved.
+
+    Every arm's result equals the one it gets alone, up to floating-point summation order.
+    """
+
+    name: str
+    arms: tuple[Arm, ...]
+
+    def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
+        """Take one optimizer step per item of `steps`; the item's batches are accumulated."""
+        ...
+
+    def score(self, batch: Batch) -> TokenScores:
+        """Score a batch with every arm; no gradient, no side effect on weights or later gradients."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[list[int]]]:
+        """Greedy answers, `[arm][prompt]`, up to and without the end-of-text token."""
+        ...
+
+    def save_adapter(self, arm: Arm, folder: Path) -> int:
+        """Write the arm's adapter in PEFT's format; return the bytes of its weights file."""
+        ...
+
+    def close(self) -> None:
+        """Give the base model back as it was before."""
+        ...
+
+
+def make_arm(experiment: Experiment, *, module_names: tuple[str, ...], num_steps: int) -> Arm:
+    """The arm of an experiment. Warm-up steps are rounded up, as transformers does."""
+    settings = experiment.settings
+    return Arm(
+        experiment_id=experiment.id,
+        seed=experiment.seed,
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha_value,
+        use_rslora=settings.use_rslora,
+        scaling=settings.lora_scaling,
+        lora_dropout=settings.lora_dropout,
+        module_names=module_names,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        num_warmup_steps=math.ceil(settings.warmup_ratio * num_steps),
+        num_steps=num_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_epsilon=settings.adam_epsilon,
+    )
+
+
+def initial_lora_A(arm: Arm, *, module_name: str, in_features: int) -> Tensor:
+    """`lora_A` of shape (r, in_features), fp32 on the CPU; `lora_B` starts at zero.
+
+    The distribution is peft's: kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in)). The
+    draw depends on the seed and the module's name alone, and is filled row by row. So arms of one seed share
+    it: the smaller rank's rows are the larger rank's first rows, and a module starts alike whichever others
+    are adapted. Common random numbers make differences between arms sharper.
+    """
+    generator = torch.Generator().manual_seed(stream_seed(arm.seed, module_name))
+    bound = in_features**-0.5
+    return torch.empty(arm.r, in_features).uniform_(-bound, bound, generator=generator)
+
+
+def stream_seed(*parts: object) -> int:
+    """A 63-bit seed for one random stream, from whatever names the stream."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

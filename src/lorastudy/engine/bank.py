@@ -1,0 +1,149 @@
+"""Where the packed engine keeps its adapters: one flat matrix per group of equal-shaped arms.
+
+    K arms of the pack, G arms of a group, P parameters of one arm, R rank, D inputs, O outputs
+
+A group's weights, gradients and moments are rows of (G, P) matrices; the layers see views of them. So the
+optimizer and the per-arm gradient norm are a few operations on a few matrices, however many layers there are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorastudy.engine.arms import Arm, initial_lora_A, stream_seed
+from lorastudy.engine.lora import DropoutClock, GroupDropout, LoraSlot, PackedLinear, attach
+from lorastudy.engine.quantised import features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Arms `start..stop` of the pack: equal rank, modules and dropout, so equal shapes throughout."""
+
+    start: int
+    stop: int
+    weights_GP: Tensor
+    grads_GP: Tensor
+    lora_A_GRD: Mapping[str, nn.Parameter]
+    lora_B_GOR: Mapping[str, nn.Parameter]
+    grad_A_GRD: Mapping[str, Tensor]
+    grad_B_GOR: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterBank:
+    """All adapters of a pack, by group. `arms` is the pack's order: arms of a group are neighbours."""
+
+    arms: tuple[Arm, ...]
+    groups: tuple[Group, ...]
+    clock: DropoutClock
+
+    def attach(self, layers: Mapping[str, PackedLinear]) -> None:
+        """Make the model's layers serve these adapters."""
+        slots = [tuple(self._slots(name)) for name in layers]
+        attach(tuple(layers.values()), num_arms=len(self.arms), slots=slots)
+
+    def zero_grad(self) -> None:
+        """Gradients accumulate in place; set them to zero before a step."""
+        for group in self.groups:
+            group.grads_GP.zero_()
+
+    def weights_of(self, arm: Arm) -> dict[str, tuple[Tensor, Tensor]]:
+        """Module name -> (lora_A of shape (r, inputs), lora_B of shape (outputs, r)): views, fp32."""
+        number = self.arms.index(arm)
+        group = next(group for group in self.groups if group.start <= number < group.stop)
+        row = number - group.start
+        return {
+            name: (group.lora_A_GRD[name].detach()[row], group.lora_B_GOR[name].detach()[row])
+            for name in arm.module_names
+        }
+
+    def _slots(self, module_name: str) -> list[LoraSlot]:
+        return [
+            LoraSlot(
+                start=group.start,
+                stop=group.stop,
+                lora_A_GRD=group.lora_A_GRD[module_name],
+                lora_B_GOR=group.lora_B_GOR[module_name],
+                grad_A_GRD=group.grad_A_GRD[module_name],
+                grad_B_GOR=group.grad_B_GOR[module_name],
+                scaling_G11=self._scaling(group),
+                dropout=self._dropout(group, module_name),
+            )
+            for group in self.groups
+            if module_name in group.lora_A_GRD
+        ]
+
+    def _scaling(self, group: Group) -> Tensor:
+        values = [arm.scaling for arm in self.arms[group.start : group.stop]]
+        return torch.tensor(values, device=group.weights_GP.device).view(-1, 1, 1)
+
+    def _dropout(self, group: Group, module_name: str) -> GroupDropout | None:
+        arms = self.arms[group.start : group.stop]
+        if arms[0].lora_dropout == 0:
+            return None
+        seeds = tuple(stream_seed("dropout", arm.seed, module_name) for arm in arms)
+        return GroupDropout(seeds_G=seeds, probability=arms[0].lora_dropout, clock=self.clock)
+
+
+def in_groups(arms: Sequence[Arm]) -> tuple[Arm, ...]:
+    """The arms with equal-shaped ones side by side; the order among them is kept."""
+    return tuple(sorted(arms, key=_shape))
+
+
+def make_bank(arms: Sequence[Arm], *, layers: Mapping[str, PackedLinear], device: torch.device) -> AdapterBank:
+    """Fresh adapters for arms that stand `in_groups`: lora_A as drawn from each arm's seed, lora_B zero."""
+    groups: list[Group] = []
+    start = 0
+    while start < len(arms):
+        stop = start
+        while stop < len(arms) and _shape(arms[stop]) == _shape(arms[start]):
+            stop += 1
+        groups.append(_make_group(arms, start=start, stop=stop, layers=layers, device=device))
+        start = stop
+    return AdapterBank(arms=tuple(arms), groups=tuple(groups), clock=DropoutClock())
+
+
+def _shape(arm: Arm) -> tuple[int, tuple[str, ...], float]:
+    return arm.r, arm.module_names, arm.lora_dropout
+
+
+def _make_group(
+    arms: Sequence[Arm], *, start: int, stop: int, layers: Mapping[str, PackedLinear], device: torch.device
+) -> Group:
+    first, num_arms = arms[start], stop - start
+    sizes = {name: features(layers[name].base_layer) for name in first.module_names}
+    num_parameters = sum(first.r * (inputs + outputs) for inputs, outputs in sizes.values())
+    weights = torch.zeros(num_arms, num_parameters, device=device)
+    grads = torch.zeros_like(weights)
+    weights_A, weights_B = _views(weights, sizes, r=first.r)
+    grads_A, grads_B = _views(grads, sizes, r=first.r)
+    for name, (inputs, _) in sizes.items():
+        for row, arm in enumerate(arms[start:stop]):
+            weights_A[name][row].copy_(initial_lora_A(arm, module_name=name, in_features=inputs))
+    return Group(
+        start=start,
+        stop=stop,
+        weights_GP=weights,
+        grads_GP=grads,
+        lora_A_GRD={name: nn.Parameter(view) for name, view in weights_A.items()},
+        lora_B_GOR={name: nn.Parameter(view) for name, view in weights_B.items()},
+        grad_A_GRD=grads_A,
+        grad_B_GOR=grads_B,
+    )
+
+
+def _views(
+    flat_GP: Tensor, sizes: Mapping[str, tuple[int, int]], *, r: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Views of a flat matrix by module: (G, R, D) for lora_A and (G, O, R) for lora_B."""
+    views_A: dict[str, Tensor] = {}
+    views_B: dict[str, Tensor] = {}
+    offset = 0
+    for name, (inputs, outputs) in sizes.items():
+        middle, end = offset + r * inputs, offset + r * (inputs + outputs)
+        views_A[name] = flat_GP[:, offset:middle].view(-1, r, inputs)
+        views_B[name] = flat_GP[:, middle:end].view(-1, outputs, r)
+        offset = end
+    return views_A, views_B

@@ -1,0 +1,34 @@
+"""Putting packed layers in the place of a model's linear layers, and taking them out again."""
+
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.lora import PackedLinear
+from lorastudy.engine.quantised import feels_other_rows
+
+
+def inject(base: BaseModel, *, names: Iterable[str]) -> dict[str, PackedLinear]:
+    """Replace the named linear layers, and every layer in which rows feel each other, in place."""
+    wanted = set(names)
+    assert wanted <= set(base.linear_layers), wanted - set(base.linear_layers)
+    layers = {
+        name: PackedLinear(module)
+        for name, module in base.linear_layers.items()
+        if name in wanted or feels_other_rows(module)
+    }
+    for name, layer in layers.items():
+        _set(base.model, name, layer)
+    return layers
+
+
+def eject(base: BaseModel, layers: Mapping[str, PackedLinear]) -> None:
+    """Put the model's own layers back."""
+    for name, layer in layers.items():
+        _set(base.model, name, layer.base_layer)
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

@@ -1,0 +1,119 @@
+"""Loading a frozen base model: folder, hub id or `lab`, in the asked precision, safetensors only."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lorastudy.engine.quantised import keep_trainable_on_cpu, quantization_config
+from lorastudy.engine.targets import linear_modules
+from lorastudy.errors import ModelError
+from lorastudy.lab import base_folder
+from lorastudy.spec.settings import Settings
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A frozen causal LM in eval mode, with its tokenizer.
+
+    `name` is what adapters say they belong to; `linear_layers` are the model's own, by name, whatever stands
+    in their place while an engine lives.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype
+    eos_token_id: int
+    pad_token_id: int
+    linear_layers: Mapping[str, nn.Module]
+
+
+def default_device() -> torch.device:
+    """The first CUDA device, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
+    """The base model of an experiment, frozen.
+
+    The base's own dropout stays off (`eval`): only LoRA dropout is part of an experiment. 4-bit and 8-bit
+    layers keep their other weights in bf16.
+
+    Raises:
+        ModelError: it cannot be found, reached or read; says what to do.
+    """
+    path = str(base_folder()) if settings.base_model == "lab" else settings.base_model
+    dtype = _DTYPES.get(settings.quantization, torch.bfloat16)
+    quantization = quantization_config(
+        settings.quantization,
+        quant_type=settings.bnb_4bit_quant_type,
+        double_quant=settings.bnb_4bit_use_double_quant,
+    )
+    tokenizer = load_tokenizer(settings.base_model, trust_remote_code=settings.trust_remote_code)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": str(device)} if quantization else None,
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError) as error:
+        raise _unloadable(settings.base_model, error) from error
+    if quantization is None:
+        model.to(device)
+    model.requires_grad_(False).eval()
+    keep_trainable_on_cpu(model)
+    assert tokenizer.eos_token_id is not None
+    return BaseModel(
+        name=settings.base_model,
+        model=model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        eos_token_id=int(tokenizer.eos_token_id),
+        pad_token_id=int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id),
+        linear_layers=linear_modules(model),
+    )
+
+
+def load_tokenizer(base_model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model.
+
+    Raises:
+        ModelError: it cannot be found or has no end-of-text token.
+    """
+    path = str(base_folder()) if base_model == "lab" else base_model
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unloadable(base_model, error) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"base_model: {base_model}: its tokenizer has no end-of-text token, which answers must end with")
+    return tokenizer  # type: ignore[no-any-return]  # untyped library
+
+
+def _unloadable(base_model: str, error: Exception) -> ModelError:
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(base_model).is_dir():
+        return ModelError(
+            f"base_model: {base_model}: cannot be loaded: {cause}. A model folder holds config.json, the tokenizer's "
+            "files and *.safetensors (pickled .bin weights are not read)."
+        )
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return ModelError(
+        f"base_model: {base_model}: neither a folder here nor reachable on the Hugging Face hub{offline}. Without "
+        f"network: download it elsewhere (`hf download {base_model} --local-dir DIR`), copy the folder, and "
+        f"write its path as base_model; or use `base_model: lab`, the small model inside the package. Cause: {cause}"
+    )

@@ -1,0 +1,166 @@
+"""The packed linear layer: one frozen weight, many adapters.
+
+    y_k = W x_k + s_k B_k A_k x_k        for arms k = 1..K
+
+    K arms of the pack, G arms of one group, N tokens, D inputs, O outputs, R rank
+
+One matmul with W serves all arms; arms of equal shape form a group whose low-rank products are batched.
+`oracle.py` is the same as an obvious loop.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorastudy.engine.quantised import frozen_output, frozen_weight_OD
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSlot:
+    """One group's adapters in one layer. The group's arms are `start..stop` of the pack.
+
+    The gradients are views of the bank's flat matrices; the backward pass adds into them directly. (Left to
+    autograd they would be accumulated too, but into views it warns about on every step.)
+    """
+
+    start: int
+    stop: int
+    lora_A_GRD: nn.Parameter
+    lora_B_GOR: nn.Parameter
+    grad_A_GRD: Tensor
+    grad_B_GOR: Tensor
+    scaling_G11: Tensor
+    dropout: "GroupDropout | None" = None
+
+    def of(self, x_KND: Tensor) -> Tensor:
+        """The group's part of a tensor over all arms; a view."""
+        return x_KND[self.start : self.stop]
+
+
+@dataclass(kw_only=True)
+class DropoutClock:
+    """What a dropout draw depends on besides its arm and layer: the forward pass it belongs to."""
+
+    forward_pass: int = 0
+    active: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupDropout:
+    """Dropout before `lora_A`, one stream per arm and layer.
+
+    A mask is a function of (arm's seed, layer, forward pass) and is drawn again in the backward pass instead
+    of being kept. So no arm's draw depends on another's, nothing needs saving in a checkpoint, and
+    recomputed activations see the same mask.
+    """
+
+    seeds_G: tuple[int, ...]
+    probability: float
+    clock: DropoutClock
+
+    def mask_like(self, x_GND: Tensor, *, forward_pass: int) -> Tensor:
+        """Zeros and 1 / (1 - p), shaped as x."""
+        keep = 1.0 - self.probability
+        mask_GND = torch.empty_like(x_GND)
+        for mask_ND, seed in zip(mask_GND, self.seeds_G, strict=True):
+            generator = torch.Generator(x_GND.device).manual_seed(seed ^ forward_pass)
+            mask_ND.bernoulli_(keep, generator=generator)
+        return mask_GND.div_(keep)
+
+
+class PackedLinear(nn.Module):
+    """Stands in for a linear layer of the model; with no slots it is that layer.
+
+    Input (arms x rows, tokens, D) with the arms' rows one after another, or (arms, N, D); output likewise.
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.num_arms = 1
+        self.slots: tuple[LoraSlot, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the frozen layer to all arms, and each arm's adapter to its part."""
+        if not self.slots:
+            return frozen_output(self.base_layer, x, num_arms=self.num_arms)
+        parameters = [p for slot in self.slots for p in (slot.lora_A_GRD, slot.lora_B_GOR)]
+        y: Tensor = _PackedLora.apply(x, self, *parameters)
+        return y
+
+
+class _PackedLora(torch.autograd.Function):
+    """The equation and its derivatives. The frozen weight gets no gradient, so nothing is kept for it.
+
+    With u = A x (kept, it is thin) and v = s B^T dy:
+        dx = W^T dy + A^T v,    dA = v x^T,    dB = s dy u^T
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: PackedLinear, *parameters: Tensor) -> Tensor:
+        y = frozen_output(layer.base_layer, x, num_arms=layer.num_arms)
+        x_KND = x.reshape(layer.num_arms, -1, x.shape[-1])
+        y_KNO = y.view(layer.num_arms, -1, y.shape[-1])
+        passes = [slot.dropout.clock.forward_pass if _drops(slot) else None for slot in layer.slots]
+        thin: list[Tensor] = []
+        for slot, a_GRD, b_GOR, forward_pass in zip(
+            layer.slots, parameters[::2], parameters[1::2], passes, strict=True
+        ):
+            x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
+            u_GNR = torch.bmm(x_GND, a_GRD.to(x.dtype).mT).mul_(slot.scaling_G11.to(x.dtype))
+            slot.of(y_KNO).baddbmm_(u_GNR, b_GOR.to(x.dtype).mT)
+            thin.append(u_GNR)
+        ctx.layer, ctx.passes = layer, passes
+        ctx.slots, ctx.num_arms = layer.slots, layer.num_arms
+        ctx.save_for_backward(x, *thin, *parameters)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        x, *rest = ctx.saved_tensors
+        thin, parameters = rest[: len(ctx.slots)], rest[len(ctx.slots) :]
+        dy_KNO = dy.reshape(ctx.num_arms, -1, dy.shape[-1])
+        x_KND = x.reshape(ctx.num_arms, -1, x.shape[-1])
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy @ frozen_weight_OD(ctx.layer.base_layer, dtype=dy.dtype)).view(x.shape)
+        for slot, u_GNR, a_GRD, b_GOR, forward_pass in zip(
+            ctx.slots, thin, parameters[::2], parameters[1::2], ctx.passes, strict=True
+        ):
+            dy_GNO = slot.of(dy_KNO)
+            v_GNR = torch.bmm(dy_GNO, b_GOR.to(dy.dtype)).mul_(slot.scaling_G11.to(dy.dtype))
+            x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
+            slot.grad_A_GRD.add_(torch.bmm(v_GNR.mT, x_GND))
+            slot.grad_B_GOR.add_(torch.bmm(dy_GNO.mT, u_GNR))
+            if dx is not None:
+                _add_lora_dx(slot.of(dx.view(x_KND.shape)), (v_GNR, a_GRD), slot=slot, forward_pass=forward_pass)
+        return dx, None, *[None] * len(parameters)
+
+
+def _drops(slot: LoraSlot) -> bool:
+    return slot.dropout is not None and slot.dropout.clock.active
+
+
+def _dropped(slot: LoraSlot, x_GND: Tensor, *, forward_pass: int | None) -> Tensor:
+    if forward_pass is None or slot.dropout is None:
+        return x_GND
+    return x_GND * slot.dropout.mask_like(x_GND, forward_pass=forward_pass)
+
+
+def _add_lora_dx(dx_GND: Tensor, factors: tuple[Tensor, Tensor], *, slot: LoraSlot, forward_pass: int | None) -> None:
+    v_GNR, a_GRD = factors
+    if forward_pass is None or slot.dropout is None:
+        dx_GND.baddbmm_(v_GNR, a_GRD.to(v_GNR.dtype))
+    else:
+        through_A = torch.bmm(v_GNR, a_GRD.to(v_GNR.dtype))
+        dx_GND.addcmul_(through_A, slot.dropout.mask_like(dx_GND, forward_pass=forward_pass))
+
+
+def attach(layers: Sequence[PackedLinear], *, num_arms: int, slots: Sequence[tuple[LoraSlot, ...]]) -> None:
+    """Make the layers serve these adapters; `slots` has an entry for each layer."""
+    for layer, layer_slots in zip(layers, slots, strict=True):
+        layer.num_arms, layer.slots = num_arms, layer_slots

@@ -1,0 +1,80 @@
+"""The loss over labelled tokens, without ever holding all logits.
+
+    K arms, D hidden size, M labelled tokens of the batch, C labelled tokens of a chunk, V vocabulary
+
+The frozen output head is applied to a chunk of labelled hidden states at a time; the gradient with respect
+to them is formed at once, so only (arms x labels x hidden) is kept, never (arms x tokens x vocabulary).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Logits of one chunk, in elements (fp32: 32 MiB). Larger is no faster on CPU and costs memory on GPU.
+CHUNK_ELEMENTS = 1 << 23
+
+
+def completion_loss(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor, grad_scale_K: Tensor) -> Tensor:
+    """Summed negative log-likelihood per arm in nats, (K,), fp32.
+
+    `hidden_KMD` are the states that predict `targets_M`. Equals
+    `cross_entropy(head(hidden).float(), targets, reduction="sum")` for each arm. The backward pass gives
+    d(sum)/d(hidden) times `grad_scale_K`: 1 / tokens of the step, times the loss scale of fp16, which must be
+    applied before the gradient is rounded to half precision.
+    """
+    loss_K: Tensor = _CompletionLoss.apply(hidden_KMD, head, targets_M, grad_scale_K)
+    return loss_K
+
+
+@torch.no_grad()
+def token_scores(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-token negative log-likelihood in nats (K, M) fp32, and whether the likeliest token is the target."""
+    hidden, targets, chunks = _rows(hidden_KMD, head, targets_M=targets_M)
+    nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
+    for chunk in chunks:
+        logits_CV = head(hidden[chunk]).float()
+        nll[chunk] = _nll(logits_CV, targets[chunk])
+        correct[chunk] = logits_CV.argmax(dim=-1) == targets[chunk]
+    return nll.view(hidden_KMD.shape[:2]), correct.view(hidden_KMD.shape[:2])
+
+
+class _CompletionLoss(torch.autograd.Function):
+    """softmax(logits) - onehot, chunk by chunk, while the logits are there."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_KMD: Tensor, head: nn.Module, targets_M: Tensor, grad_scale_K: Tensor) -> Tensor:
+        hidden, targets, chunks = _rows(hidden_KMD, head, targets_M=targets_M)
+        nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        grad = torch.empty_like(hidden)
+        weight_VD: Any = head.weight
+        scale = grad_scale_K.repeat_interleave(hidden_KMD.shape[1])
+        for chunk in chunks:
+            logits_CV = head(hidden[chunk]).float()
+            nll[chunk] = _nll(logits_CV, targets[chunk])
+            dlogits_CV = torch.softmax(logits_CV, dim=-1)
+            dlogits_CV[torch.arange(len(dlogits_CV), device=hidden.device), targets[chunk]] -= 1.0
+            dlogits_CV *= scale[chunk, None]
+            grad[chunk] = dlogits_CV.to(weight_VD.dtype) @ weight_VD
+        ctx.save_for_backward(grad.view(hidden_KMD.shape))
+        return nll.view(hidden_KMD.shape[:2]).sum(dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_KMD,) = ctx.saved_tensors
+        return grad_KMD * grads[0].to(grad_KMD.dtype)[:, None, None], None, None, None
+
+
+def _rows(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> tuple[Tensor, Tensor, list[slice]]:
+    """Arms and labels as one long list of rows, and the chunks to walk it in."""
+    hidden = hidden_KMD.reshape(-1, hidden_KMD.shape[-1])
+    targets = targets_M.repeat(len(hidden_KMD))
+    weight: Any = head.weight
+    step = max(1, CHUNK_ELEMENTS // weight.shape[0])
+    return hidden, targets, [slice(start, start + step) for start in range(0, len(targets), step)]
+
+
+def _nll(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+    chosen_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
+    return torch.logsumexp(logits_CV, dim=-1) - chosen_C

@@ -1,0 +1,141 @@
+"""AdamW, clipping and schedules for many arms at once, each with its own rates.
+
+    G arms of a group, P parameters of one arm
+
+Per arm this is exactly what Trainer does: clip to `max_grad_norm` (torch.nn.utils.clip_grad_norm_), AdamW
+(torch.optim.AdamW, arXiv 1711.05101), a schedule by step (transformers.get_scheduler).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lorastudy.engine.arms import Arm
+from lorastudy.engine.bank import AdapterBank, Group
+
+
+def schedule_factor(name: str, step: int, *, num_warmup_steps: int, num_steps: int) -> float:
+    """What the peak learning rate is multiplied by in a step, counted from 0. Equals transformers' schedulers."""
+    if step < num_warmup_steps and name != "constant":
+        return step / max(1, num_warmup_steps)
+    progress = (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)
+    if name == "linear":
+        return max(0.0, 1.0 - progress)
+    if name == "cosine":
+        return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+    assert name in {"constant", "constant_with_warmup"}, name
+    return 1.0
+
+
+def learning_rate(arm: Arm, *, step: int) -> float:
+    """The arm's learning rate in a step, counted from 0."""
+    factor = schedule_factor(
+        arm.lr_scheduler_type, step, num_warmup_steps=arm.num_warmup_steps, num_steps=arm.num_steps
+    )
+    return arm.learning_rate * factor
+
+
+@dataclass(kw_only=True)
+class GroupState:
+    """AdamW's moments of one group."""
+
+    exp_avg_GP: Tensor
+    exp_avg_sq_GP: Tensor
+
+
+class PackedAdamW:
+    """The optimizer of a whole pack. `step` counts from 0."""
+
+    def __init__(self, bank: AdapterBank) -> None:
+        self.bank = bank
+        self.states = [
+            GroupState(
+                exp_avg_GP=torch.zeros_like(group.weights_GP), exp_avg_sq_GP=torch.zeros_like(group.weights_GP)
+            )
+            for group in bank.groups
+        ]
+
+    @torch.no_grad()
+    def grad_norms(self) -> Tensor:
+        """The norm of each arm's whole gradient, in the pack's order, fp32."""
+        return torch.cat([group.grads_GP.norm(dim=1) for group in self.bank.groups])
+
+    @torch.no_grad()
+    def step(self, step: int, *, grad_norm_K: Tensor, active: Sequence[bool]) -> None:
+        """Clip and update the active arms. The others keep their weights and moments to the bit."""
+        for group, state in zip(self.bank.groups, self.states, strict=True):
+            self._step_group(
+                group, state, step=step, grad_norm_G=grad_norm_K[group.start : group.stop], active=active
+            )  # fmt: skip
+
+    def _step_group(
+        self, group: Group, state: GroupState, *, step: int, grad_norm_G: Tensor, active: Sequence[bool]
+    ) -> None:
+        rows = [row for row in range(group.stop - group.start) if active[group.start + row]]
+        if len(rows) == group.stop - group.start:
+            tensors = (group.weights_GP, group.grads_GP, state.exp_avg_GP, state.exp_avg_sq_GP)
+            _adamw(tensors, _arms_of(self.bank, group, rows), step=step, grad_norm_G=grad_norm_G)
+        else:
+            for row in rows:
+                one = slice(row, row + 1)
+                tensors = (
+                    group.weights_GP[one], group.grads_GP[one], state.exp_avg_GP[one], state.exp_avg_sq_GP[one]
+                )  # fmt: skip
+                _adamw(tensors, _arms_of(self.bank, group, [row]), step=step, grad_norm_G=grad_norm_G[one])
+
+
+def _arms_of(bank: AdapterBank, group: Group, rows: Sequence[int]) -> list[Arm]:
+    return [bank.arms[group.start + row] for row in rows]
+
+
+def _adamw(
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor], arms: Sequence[Arm], *, step: int, grad_norm_G: Tensor
+) -> None:
+    """One AdamW step in place; hyperparameters are columns, one row per arm."""
+    weights, grads, exp_avg, exp_avg_sq = tensors
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=weights.device).unsqueeze(1)
+
+    rates = [learning_rate(arm, step=step) for arm in arms]
+    beta2 = [arm.adam_beta2 for arm in arms]
+    clip = [arm.max_grad_norm if arm.max_grad_norm > 0 else math.inf for arm in arms]
+
+    grads.mul_((column(clip) / (grad_norm_G.unsqueeze(1) + 1e-6)).clamp_(max=1.0))
+    weights.mul_(column([1 - rate * arm.weight_decay for rate, arm in zip(rates, arms, strict=True)]))
+    exp_avg.lerp_(grads, column([1 - arm.adam_beta1 for arm in arms]))
+    exp_avg_sq.mul_(column(beta2)).add_(grads.square().mul_(column([1 - beta for beta in beta2])))
+    denominator = exp_avg_sq.sqrt().div_(column([math.sqrt(1 - beta ** (step + 1)) for beta in beta2]))
+    denominator.add_(column([arm.adam_epsilon for arm in arms]))
+    step_size = [rate / (1 - arm.adam_beta1 ** (step + 1)) for rate, arm in zip(rates, arms, strict=True)]
+    weights.sub_(denominator.reciprocal_().mul_(exp_avg).mul_(column(step_size)))
+
+
+class LossScale:
+    """Per-arm dynamic loss scaling for fp16, as torch.amp.GradScaler does for one model.
+
+    Without it small gradients round to zero in half precision. An arm whose scaled gradient overflows skips
+    that step and halves its scale; it counts as diverged only when no scale is left.
+    """
+
+    GROWTH_INTERVAL = 2000
+
+    def __init__(self, num_arms: int, *, enabled: bool) -> None:
+        self.enabled = enabled
+        self.scales = [2.0**16 if enabled else 1.0] * num_arms
+        self._good_steps = [0] * num_arms
+
+    def overflowed(self, number: int) -> bool:
+        """Take note of a gradient that was not finite; True if the arm may try again at a lower scale."""
+        self._good_steps[number] = 0
+        self.scales[number] /= 2
+        return self.enabled and self.scales[number] >= 1.0
+
+    def succeeded(self, number: int) -> None:
+        """Take note of a step that was taken."""
+        self._good_steps[number] += 1
+        if self.enabled and self._good_steps[number] % self.GROWTH_INTERVAL == 0:
+            self.scales[number] *= 2

@@ -1,0 +1,181 @@
+"""The reference engine: PEFT and a plain loop, one arm after another.
+
+It is what the packed engine is compared with, and it serves models that the packed engine does not support.
+Everything that makes a number here belongs to torch, transformers or peft; only the first weights of the
+adapters come from `initial_lora_A`, so that both engines start alike.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import get_scheduler
+
+from lorastudy.engine.adapters import WEIGHTS_FILE, save_config, set_weights, trainable, wrap
+from lorastudy.engine.arms import Arm, StepResult, TokenScores, initial_lora_A
+from lorastudy.engine.batch import Batch
+from lorastudy.engine.generation import greedy
+from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.quantised import features
+from lorastudy.engine.recompute import recomputing
+from lorastudy.records import ArmStep
+
+_PAD = -1
+
+
+class ReferenceEngine:
+    """One PEFT model with a named adapter per arm; owns the base while it lives."""
+
+    name = "reference"
+
+    def __init__(self, base: BaseModel, arms: Sequence[Arm], *, gradient_checkpointing: bool = False) -> None:
+        """Wrap the base in PEFT's model."""
+        self.arms = tuple(arms)
+        self._base = base
+        self._names = {f"arm{number}": arm for number, arm in enumerate(self.arms)}
+        sizes = {name: features(module) for name, module in base.linear_layers.items()}
+        self._model: Any = wrap(base, self._names)
+        for adapter_name, arm in self._names.items():
+            set_weights(self._model, _initial_weights(arm, sizes), adapter_name=adapter_name)
+        self._model.eval()
+        self._gradient_checkpointing = gradient_checkpointing
+
+    def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
+        """Train the arms one after another over the same steps; `on_step` is told of each arm's steps alone."""
+        kept = list(steps)
+        for adapter_name, arm in self._names.items():
+            self._model.set_adapter(adapter_name)
+            self._train_one(arm, kept[: arm.num_steps], on_step=on_step)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> TokenScores:
+        """Score a batch with every arm."""
+        nll, correct = [], []
+        for adapter_name in self._names:
+            self._model.set_adapter(adapter_name)
+            logits_MV = self._label_logits(batch)
+            nll.append(F.cross_entropy(logits_MV, batch.targets_M, reduction="none"))
+            correct.append(logits_MV.argmax(dim=-1) == batch.targets_M)
+        return TokenScores(nll_KM=torch.stack(nll), correct_KM=torch.stack(correct))
+
+    def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[list[int]]]:
+        """Greedy answers, `[arm][prompt]`, up to and without the end-of-text token."""
+        answers = []
+        for adapter_name in self._names:
+            self._model.set_adapter(adapter_name)
+            answers.append(greedy(self._base, prompts, copies=1, max_new_tokens=max_new_tokens))
+        return answers
+
+    def save_adapter(self, arm: Arm, folder: Path) -> int:
+        """PEFT's own saving; return the bytes of the weights file."""
+        adapter_name = next(name for name, other in self._names.items() if other is arm)
+        self._model.save_pretrained(str(folder), selected_adapters=[adapter_name])
+        for file in (folder / adapter_name).iterdir():
+            file.replace(folder / file.name)
+        (folder / adapter_name).rmdir()
+        save_config(arm, base=self._base, folder=folder)
+        return (folder / WEIGHTS_FILE).stat().st_size
+
+    def close(self) -> None:
+        """Unwrap the base."""
+        self._model.unload()
+        self._base.model.requires_grad_(False)
+
+    def _train_one(self, arm: Arm, steps: Sequence[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
+        parameters = trainable(self._model)
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=arm.learning_rate,
+            betas=(arm.adam_beta1, arm.adam_beta2),
+            eps=arm.adam_epsilon,
+            weight_decay=arm.weight_decay,
+        )
+        schedule = get_scheduler(
+            arm.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=arm.num_warmup_steps,
+            num_training_steps=arm.num_steps,
+        )
+        for step, batches in enumerate(steps, start=1):
+            optimizer.zero_grad()
+            loss = self._accumulate(batches)
+            norm = _clip(parameters, max_norm=arm.max_grad_norm)
+            rate = schedule.get_last_lr()[0]
+            finite = math.isfinite(loss) and math.isfinite(norm)
+            if finite:
+                optimizer.step()
+                schedule.step()
+            on_step(_result(arm, batches, step=step, measured=(loss, rate, norm)))
+            if not finite:
+                return
+
+    def _accumulate(self, batches: Sequence[Batch]) -> float:
+        """Add up gradients; return the loss per completion token of all batches."""
+        num_tokens = sum(batch.num_completion_tokens for batch in batches)
+        total = 0.0
+        _set_lora_dropout(self._model, training=True)
+        with recomputing(self._model, enabled=self._gradient_checkpointing):
+            for batch in batches:
+                loss = F.cross_entropy(self._label_logits(batch), batch.targets_M, reduction="sum") / num_tokens
+                loss.backward()  # type: ignore[no-untyped-call]  # torch
+                total += loss.item()
+        _set_lora_dropout(self._model, training=False)
+        return total
+
+    def _label_logits(self, batch: Batch) -> Tensor:
+        """Logits that predict the labels, (M, V) fp32, by the ordinary padded forward with an attention mask."""
+        lengths = [length for bucket in batch.buckets for length in bucket.lengths]
+        longest, device = max(lengths), batch.input_ids_N.device
+        index_BL = torch.full((len(lengths), longest), _PAD, device=device)
+        start = 0
+        for row, length in enumerate(lengths):
+            index_BL[row, :length] = torch.arange(start, start + length, device=device)
+            start += length
+        ids_BL = batch.input_ids_N[index_BL.clamp(min=0)]
+        logits_BLV = self._model(input_ids=ids_BL, attention_mask=(index_BL != _PAD).long()).logits
+        logits_NV = logits_BLV[index_BL != _PAD]
+        return logits_NV[batch.label_index_M].float()  # type: ignore[no-any-return]  # untyped model
+
+
+def _initial_weights(arm: Arm, sizes: dict[str, tuple[int, int]]) -> dict[str, tuple[Tensor, Tensor]]:
+    return {
+        name: (
+            initial_lora_A(arm, module_name=name, in_features=sizes[name][0]),
+            torch.zeros(sizes[name][1], arm.r),
+        )
+        for name in arm.module_names
+    }
+
+
+def _clip(parameters: Sequence[nn.Parameter], *, max_norm: float) -> float:
+    limit = max_norm if max_norm > 0 else math.inf
+    return torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+
+
+def _set_lora_dropout(model: nn.Module, *, training: bool) -> None:
+    """Only LoRA's dropout is part of an experiment; the base stays in eval mode."""
+    for name, module in model.named_modules():
+        if "lora_dropout" in name:
+            module.train(training)
+
+
+def _result(arm: Arm, batches: Sequence[Batch], *, step: int, measured: tuple[float, float, float]) -> StepResult:
+    loss, rate, norm = measured
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    taken = ArmStep(
+        experiment_id=arm.experiment_id,
+        loss=loss if math.isfinite(loss) else None,
+        learning_rate=rate,
+        grad_norm=norm if math.isfinite(norm) else None,
+    )
+    return StepResult(
+        step=step,
+        num_tokens=sum(batch.num_tokens for batch in batches),
+        num_completion_tokens=sum(batch.num_completion_tokens for batch in batches),
+        arms=(taken,),
+        diverged=() if finite else (arm.experiment_id,),
+    )
