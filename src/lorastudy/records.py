@@ -19,6 +19,10 @@ from typing import IO, Any, Literal, Self
 from lorastudy.spec.experiment import Experiment, canonical_json
 
 FORMAT_VERSION = 1
+PACK_NAME = "pack.json"
+RECORDS_NAME = "records.jsonl"
+DONE_NAME = "done"
+"""Written last: the worker is through with the folder, whatever came of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +36,17 @@ class Pack:
 
     def write(self, folder: Path) -> None:
         """Write `pack.json` into the folder."""
-        body = {**vars(self), "format": FORMAT_VERSION, "experiments": [e.to_json() for e in self.experiments]}
-        (folder / "pack.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
+        body = {
+            **vars(self),
+            "format": FORMAT_VERSION,
+            "experiments": [e.to_json() for e in self.experiments],
+        }
+        (folder / PACK_NAME).write_text(json.dumps(body, indent=1), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """The pack that `write` wrote."""
-        body = json.loads((folder / "pack.json").read_text(encoding="utf-8"))
+        body = json.loads((folder / PACK_NAME).read_text(encoding="utf-8"))
         assert body.pop("format") == FORMAT_VERSION
         return cls(**{**body, "experiments": tuple(Experiment.from_json(e) for e in body["experiments"])})
 
@@ -69,6 +77,10 @@ class DataSummary:
     num_truncated_rows: int
     num_tokens: int
     num_completion_tokens: int
+    num_duplicate_rows: int | None = None
+    """Training rows whose content stands earlier in the file."""
+    num_leaked_rows: int | None = None
+    """Held-out rows whose content is also trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +112,7 @@ class Score:
     """One metric of one experiment on one split, with its value for every item.
 
     `value` is the mean of `items` weighted by `weights` (all ones where `weights` is None). `split` is
-    `eval`, `forgetting`, or `forgetting_before` (the base model without adapter). `version` changes whenever
+    `eval` or `forgetting`; with `_before` behind it, the base model without adapter. `version` changes whenever
     the definition does; scores of different versions are never compared.
     """
 

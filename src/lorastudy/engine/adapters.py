@@ -89,7 +89,7 @@ def load_adapter(base: BaseModel, folder: Path) -> PeftModel:
     check_fits(base, folder)
     model = PeftModel.from_pretrained(base.model, str(folder))
     model.eval()
-    return model  # type: ignore[no-any-return]  # untyped library
+    return model
 
 
 def check_fits(base: BaseModel, folder: Path) -> None:
@@ -100,7 +100,9 @@ def check_fits(base: BaseModel, folder: Path) -> None:
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise ModelError(f"checkpoint: {folder}: has no {name}; expected an adapter folder such as output/<name>/final_model")
+            raise ModelError(
+                f"checkpoint: {folder}: has no {name}; expected an adapter folder such as output/<name>/final_model"
+            )
     made_for = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
     modules = base.linear_layers
     for key, tensor in load_file(folder / WEIGHTS_FILE).items():
@@ -114,7 +116,6 @@ def check_fits(base: BaseModel, folder: Path) -> None:
 
 
 def _same_width(module: nn.Module, tensor: Tensor, *, part: str) -> bool:
-    from lorastudy.engine.quantised import features
 
     inputs, outputs = features(module)
     return tensor.shape[1] == inputs if part == "lora_A" else tensor.shape[0] == outputs

@@ -1,6 +1,6 @@
 """An arm as the engines see it: plain numbers and module names, no configuration object.
 
-`Engine` is the seam: `packed.PackedEngine` and `reference.ReferenceEngine` both are one, and
+`Engine` is a seam: `packed.PackedEngine` and `reference.ReferenceEngine` both are one, and
 `tests/contract/test_engine.py` holds both to the same promises.
 """
 
@@ -64,7 +64,24 @@ class StepResult:
     """Experiment ids whose loss or gradient was not finite in this step; they train no further."""
 
 
-class Engine(Protocol):
+class Scorer(Protocol):
+    """Adapters on a base model that can be asked: what an evaluator needs. K of them, in a fixed order."""
+
+    @property
+    def experiment_ids(self) -> tuple[str, ...]:
+        """Whose adapters they are."""
+        ...
+
+    def score(self, batch: Batch) -> TokenScores:
+        """Score a batch with every arm; no gradient, no side effect on weights or later gradients."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[list[int]]]:
+        """Greedy answers, `[arm][prompt]`, up to and without the end-of-text token."""
+        ...
+
+
+class Engine(Scorer, Protocol):
     """Arms on one base model: trained, scored, asked and saved.
 
     Every arm's result equals the one it gets alone, up to floating-point summation order.
@@ -75,14 +92,6 @@ class Engine(Protocol):
 
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Take one optimizer step per item of `steps`; the item's batches are accumulated."""
-        ...
-
-    def score(self, batch: Batch) -> TokenScores:
-        """Score a batch with every arm; no gradient, no side effect on weights or later gradients."""
-        ...
-
-    def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[list[int]]]:
-        """Greedy answers, `[arm][prompt]`, up to and without the end-of-text token."""
         ...
 
     def save_adapter(self, arm: Arm, folder: Path) -> int:

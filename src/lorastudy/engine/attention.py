@@ -7,7 +7,7 @@ own SDPA serves.
     K arms, H heads, N tokens of all rows, B rows of a bucket, L its longest row, C channels of a head
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from lorastudy.engine.batch import Bucket
+from lorastudy.errors import ModelError
 
 NAME = "lorastudy_rows"
 
@@ -35,49 +36,52 @@ def rows(buckets: tuple[Bucket, ...]) -> Iterator[None]:
 
 
 def row_attention(
-    module: nn.Module,
+    module: nn.Module,  # noqa: ARG001 - transformers' signature
     query_KHNC: Tensor,
     key_KHNC: Tensor,
     value_KHNC: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001 - transformers' signature; there is no mask to apply
+    attention_mask: Tensor | None,  # noqa: ARG001 - there is no mask to apply
     *,
     scaling: float | None = None,
-    **unused: Any,  # noqa: ARG001 - dropout (off in the frozen base) and what other back-ends need
+    **rest: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each row; returns (arms, tokens, heads, channels) as transformers expects.
 
-    Equal to a block-diagonal causal mask over all N tokens. Models that need more than causality (sliding
-    windows shorter than a row, soft caps, biases) are refused by `packed.probe` before training.
+    Equal to a block-diagonal causal mask over all N tokens. Models that need more than causality (soft caps,
+    biases) are refused by `probe` before training.
+
+    Of `rest`, dropout is off in the frozen base, and what other back-ends need is not used.
+
+    Raises:
+        ModelError: a row is longer than the model's sliding window.
     """
+    buckets = _buckets.get()
+    longest, sliding_window = max(bucket.lengths[-1] for bucket in buckets), rest.get("sliding_window")
+    if sliding_window is not None and longest > sliding_window:
+        raise ModelError(
+            f"rows of {longest} tokens exceed this model's sliding window of {sliding_window}, which the packed "
+            "engine does not have: lower max_seq_length, or set `engine: reference`"
+        )
     groups = query_KHNC.shape[1] // key_KHNC.shape[1]
     if groups > 1:
         key_KHNC = key_KHNC.repeat_interleave(groups, dim=1)
         value_KHNC = value_KHNC.repeat_interleave(groups, dim=1)
-    buckets = _buckets.get()
     sizes = [bucket.num_tokens for bucket in buckets]
+    split_q, split_k, split_v = (torch.split(x, sizes, dim=2) for x in (query_KHNC, key_KHNC, value_KHNC))
     parts = [
         _attend(bucket, qkv, scaling=scaling)
-        for bucket, qkv in zip(
-            buckets,
-            zip(
-                query_KHNC.split(sizes, dim=2),
-                key_KHNC.split(sizes, dim=2),
-                value_KHNC.split(sizes, dim=2),
-                strict=True,
-            ),
-            strict=True,
-        )
+        for bucket, *qkv in zip(buckets, split_q, split_k, split_v, strict=True)
     ]
     out_KHNC = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return out_KHNC.transpose(1, 2).contiguous(), None
 
 
-def _attend(bucket: Bucket, qkv_KHSC: tuple[Tensor, ...], *, scaling: float | None) -> Tensor:
+def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None) -> Tensor:
     """One call for a bucket: arms and heads are the batch, rows take the place of heads."""
     num_arms, num_heads, _, num_channels = qkv_KHSC[0].shape
     num_rows, longest = len(bucket.lengths), bucket.lengths[-1]
     if bucket.padded_BL is not None:
-        qkv_KHSC = tuple(x.index_select(2, bucket.padded_BL) for x in qkv_KHSC)
+        qkv_KHSC = [x.index_select(2, bucket.padded_BL) for x in qkv_KHSC]
     query, key, value = (x.reshape(num_arms * num_heads, num_rows, longest, -1) for x in qkv_KHSC)
     out = F.scaled_dot_product_attention(query, key, value, is_causal=longest > 1, scale=scaling)
     out_KHSC = out.reshape(num_arms, num_heads, num_rows * longest, num_channels)

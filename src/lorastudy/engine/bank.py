@@ -92,7 +92,9 @@ def in_groups(arms: Sequence[Arm]) -> tuple[Arm, ...]:
     return tuple(sorted(arms, key=_shape))
 
 
-def make_bank(arms: Sequence[Arm], *, layers: Mapping[str, PackedLinear], device: torch.device) -> AdapterBank:
+def make_bank(
+    arms: Sequence[Arm], *, layers: Mapping[str, PackedLinear], device: torch.device
+) -> AdapterBank:
     """Fresh adapters for arms that stand `in_groups`: lora_A as drawn from each arm's seed, lora_B zero."""
     groups: list[Group] = []
     start = 0

@@ -73,7 +73,7 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
         raise _unloadable(settings.base_model, error) from error
     if quantization is None:
         model.to(device)
-    model.requires_grad_(False).eval()
+    model.requires_grad_(requires_grad=False).eval()
     keep_trainable_on_cpu(model)
     assert tokenizer.eos_token_id is not None
     return BaseModel(
@@ -83,7 +83,9 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
         device=device,
         dtype=dtype,
         eos_token_id=int(tokenizer.eos_token_id),
-        pad_token_id=int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id),
+        pad_token_id=int(
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        ),
         linear_layers=linear_modules(model),
     )
 
@@ -100,8 +102,11 @@ def load_tokenizer(base_model: str, *, trust_remote_code: bool = False) -> PreTr
     except (OSError, ValueError) as error:
         raise _unloadable(base_model, error) from error
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"base_model: {base_model}: its tokenizer has no end-of-text token, which answers must end with")
-    return tokenizer  # type: ignore[no-any-return]  # untyped library
+        raise ModelError(
+            f"base_model: {base_model}: its tokenizer has no end-of-text token, which answers must end with"
+        )
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
 
 
 def _unloadable(base_model: str, error: Exception) -> ModelError:

@@ -88,7 +88,7 @@ class PackedLinear(nn.Module):
         if not self.slots:
             return frozen_output(self.base_layer, x, num_arms=self.num_arms)
         parameters = [p for slot in self.slots for p in (slot.lora_A_GRD, slot.lora_B_GOR)]
-        y: Tensor = _PackedLora.apply(x, self, *parameters)
+        y: Tensor = _PackedLora.apply(x, self, *parameters)  # type: ignore[no-untyped-call]  # torch
         return y
 
 
@@ -104,7 +104,7 @@ class _PackedLora(torch.autograd.Function):
         y = frozen_output(layer.base_layer, x, num_arms=layer.num_arms)
         x_KND = x.reshape(layer.num_arms, -1, x.shape[-1])
         y_KNO = y.view(layer.num_arms, -1, y.shape[-1])
-        passes = [slot.dropout.clock.forward_pass if _drops(slot) else None for slot in layer.slots]
+        passes = [_forward_pass(slot) for slot in layer.slots]
         thin: list[Tensor] = []
         for slot, a_GRD, b_GOR, forward_pass in zip(
             layer.slots, parameters[::2], parameters[1::2], passes, strict=True
@@ -137,12 +137,17 @@ class _PackedLora(torch.autograd.Function):
             slot.grad_A_GRD.add_(torch.bmm(v_GNR.mT, x_GND))
             slot.grad_B_GOR.add_(torch.bmm(dy_GNO.mT, u_GNR))
             if dx is not None:
-                _add_lora_dx(slot.of(dx.view(x_KND.shape)), (v_GNR, a_GRD), slot=slot, forward_pass=forward_pass)
+                _add_lora_dx(
+                    slot.of(dx.view(x_KND.shape)), (v_GNR, a_GRD), slot=slot, forward_pass=forward_pass
+                )
         return dx, None, *[None] * len(parameters)
 
 
-def _drops(slot: LoraSlot) -> bool:
-    return slot.dropout is not None and slot.dropout.clock.active
+def _forward_pass(slot: LoraSlot) -> int | None:
+    """Which forward pass dropout is drawn for; None where nothing is dropped."""
+    if slot.dropout is None or not slot.dropout.clock.active:
+        return None
+    return slot.dropout.clock.forward_pass
 
 
 def _dropped(slot: LoraSlot, x_GND: Tensor, *, forward_pass: int | None) -> Tensor:
@@ -151,7 +156,9 @@ def _dropped(slot: LoraSlot, x_GND: Tensor, *, forward_pass: int | None) -> Tens
     return x_GND * slot.dropout.mask_like(x_GND, forward_pass=forward_pass)
 
 
-def _add_lora_dx(dx_GND: Tensor, factors: tuple[Tensor, Tensor], *, slot: LoraSlot, forward_pass: int | None) -> None:
+def _add_lora_dx(
+    dx_GND: Tensor, factors: tuple[Tensor, Tensor], *, slot: LoraSlot, forward_pass: int | None
+) -> None:
     v_GNR, a_GRD = factors
     if forward_pass is None or slot.dropout is None:
         dx_GND.baddbmm_(v_GNR, a_GRD.to(v_GNR.dtype))

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 CHUNK_ELEMENTS = 1 << 23
 
 
-def completion_loss(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor, grad_scale_K: Tensor) -> Tensor:
+def completion_loss(
+    hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor, grad_scale_K: Tensor
+) -> Tensor:
     """Summed negative log-likelihood per arm in nats, (K,), fp32.
 
     `hidden_KMD` are the states that predict `targets_M`. Equals
@@ -23,7 +25,7 @@ def completion_loss(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor, g
     d(sum)/d(hidden) times `grad_scale_K`: 1 / tokens of the step, times the loss scale of fp16, which must be
     applied before the gradient is rounded to half precision.
     """
-    loss_K: Tensor = _CompletionLoss.apply(hidden_KMD, head, targets_M, grad_scale_K)
+    loss_K: Tensor = _CompletionLoss.apply(hidden_KMD, head, targets_M, grad_scale_K)  # type: ignore[no-untyped-call]  # torch
     return loss_K
 
 
@@ -44,7 +46,9 @@ class _CompletionLoss(torch.autograd.Function):
     """softmax(logits) - onehot, chunk by chunk, while the logits are there."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_KMD: Tensor, head: nn.Module, targets_M: Tensor, grad_scale_K: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden_KMD: Tensor, head: nn.Module, targets_M: Tensor, grad_scale_K: Tensor
+    ) -> Tensor:
         hidden, targets, chunks = _rows(hidden_KMD, head, targets_M=targets_M)
         nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden)

@@ -53,7 +53,8 @@ class PackedAdamW:
         self.bank = bank
         self.states = [
             GroupState(
-                exp_avg_GP=torch.zeros_like(group.weights_GP), exp_avg_sq_GP=torch.zeros_like(group.weights_GP)
+                exp_avg_GP=torch.zeros_like(group.weights_GP),
+                exp_avg_sq_GP=torch.zeros_like(group.weights_GP),
             )
             for group in bank.groups
         ]

@@ -11,6 +11,7 @@ of one takes the same path.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,12 @@ class PackedEngine:
         self._layers = inject(base, names=names)
         self._model.set_attn_implementation(attention.NAME)
         try:
-            check_supported(self._model, body_forward=self._hidden, head=self._head, device=base.device)
+            check_supported(
+                self._model,
+                body_forward=partial(self._hidden, num_arms=1),
+                head=self._head,
+                device=base.device,
+            )
         except Exception:
             self.close()
             raise
@@ -67,6 +73,11 @@ class PackedEngine:
         self._loss_scale = LossScale(len(self.arms), enabled=base.dtype is torch.float16)
         self._diverged: set[str] = set()
         self._gradient_checkpointing = gradient_checkpointing
+
+    @property
+    def experiment_ids(self) -> tuple[str, ...]:
+        """Whose adapters they are, in the order of `arms`."""
+        return tuple(arm.experiment_id for arm in self.arms)
 
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Take one optimizer step per item of `steps`; the item's batches are accumulated."""
@@ -117,7 +128,9 @@ class PackedEngine:
         """The last hidden states of every arm, (K, N, D)."""
         ids_KN = batch.input_ids_N.expand(num_arms, -1)
         with attention.rows(batch.buckets):
-            out = self._body(input_ids=ids_KN, position_ids=batch.position_ids_N.unsqueeze(0), use_cache=False)
+            out = self._body(
+                input_ids=ids_KN, position_ids=batch.position_ids_N.unsqueeze(0), use_cache=False
+            )
         hidden_KND: Tensor = out[0]
         return hidden_KND
 
@@ -132,7 +145,9 @@ class PackedEngine:
                 self._bank.clock.forward_pass += 1
                 hidden_KND = self._hidden(batch, num_arms=len(self.arms))
                 hidden_KMD = hidden_KND.index_select(1, batch.label_index_M)
-                loss_K = completion_loss(hidden_KMD, self._head, targets_M=batch.targets_M, grad_scale_K=scale_K)
+                loss_K = completion_loss(
+                    hidden_KMD, self._head, targets_M=batch.targets_M, grad_scale_K=scale_K
+                )
                 loss_K.sum().backward()  # type: ignore[no-untyped-call]  # torch
                 losses_K += loss_K.detach()
         return losses_K / num_tokens
@@ -141,7 +156,9 @@ class PackedEngine:
         """Undo the loss scale; return each arm's gradient norm, (K,)."""
         if self._loss_scale.enabled:
             for group in self._bank.groups:
-                scales = torch.tensor(self._loss_scale.scales[group.start : group.stop], device=self._base.device)
+                scales = torch.tensor(
+                    self._loss_scale.scales[group.start : group.stop], device=self._base.device
+                )
                 group.grads_GP.div_(scales.unsqueeze(1))
         return self._optimizer.grad_norms()
 

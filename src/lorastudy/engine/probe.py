@@ -6,7 +6,7 @@ results must agree.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +25,13 @@ class UnsupportedModelError(ModelError):
     """The packed engine cannot train this model; the reference engine can."""
 
 
-class BodyForward(Protocol):
-    """The packed engine's way from tokens to last hidden states."""
-
-    def __call__(self, batch: Batch, *, num_arms: int) -> Tensor: ...
-
-
 @torch.no_grad()
 def check_supported(
-    model: PreTrainedModel, *, body_forward: BodyForward, head: Callable[..., Any] | None, device: torch.device
+    model: PreTrainedModel,
+    *,
+    body_forward: Callable[[Batch], Tensor],
+    head: Callable[..., Any] | None,
+    device: torch.device,
 ) -> None:
     """Compare logits of three short rows, laid end to end against one by one.
 
@@ -47,12 +45,16 @@ def check_supported(
     ids = [[(7 * row + 3 * place + 1) % num_ids for place in range(3 + 2 * row)] for row in range(3)]
     rows = [_row(tuple(row)) for row in ids]
     try:
-        packed = head(body_forward(assemble(rows, device=device), num_arms=1)[0]).float()
+        packed = head(body_forward(assemble(rows, device=device))[0]).float()
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-        raise UnsupportedModelError(f"{kind}: its forward does not run on rows laid end to end: {error}") from error
+        raise UnsupportedModelError(
+            f"{kind}: its forward does not run on rows laid end to end: {error}"
+        ) from error
     model.set_attn_implementation("sdpa")
     try:
-        alone = torch.cat([model(input_ids=torch.tensor([row], device=device)).logits[0] for row in ids]).float()
+        alone = torch.cat(
+            [model(input_ids=torch.tensor([row], device=device)).logits[0] for row in ids]
+        ).float()
     finally:
         model.set_attn_implementation(attention.NAME)
     difference = ((packed - alone).norm() / alone.norm()).item()

@@ -21,7 +21,9 @@ import bitsandbytes  # noqa: E402 - it logs about optional kernels while it is i
 LINEAR_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
 
 
-def quantization_config(quantization: str, *, quant_type: str, double_quant: bool) -> BitsAndBytesConfig | None:
+def quantization_config(
+    quantization: str, *, quant_type: str, double_quant: bool
+) -> BitsAndBytesConfig | None:
     """What `from_pretrained` needs for `4bit` and `8bit`; None for a plain precision."""
     if quantization == "4bit":
         return BitsAndBytesConfig(
@@ -69,11 +71,14 @@ def frozen_weight_OD(layer: nn.Module, *, dtype: torch.dtype) -> Tensor:
     if isinstance(layer, bitsandbytes.nn.Linear4bit):
         return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).to(dtype)  # type: ignore[no-any-return]  # untyped library
     if isinstance(layer, bitsandbytes.nn.Linear8bitLt):
-        codes, scales = (layer.state.CB, layer.state.SCB) if layer.state.CB is not None else (weight.CB, weight.SCB)
+        codes, scales = (
+            (layer.state.CB, layer.state.SCB) if layer.state.CB is not None else (weight.CB, weight.SCB)
+        )
         return (codes.to(dtype) * (scales / 127.0).unsqueeze(1).to(dtype)).to(dtype)  # type: ignore[no-any-return]
     if isinstance(layer, Conv1D):
         return layer.weight.T
-    return weight  # type: ignore[no-any-return]
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def features(layer: nn.Module) -> tuple[int, int]:

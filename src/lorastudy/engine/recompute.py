@@ -17,7 +17,9 @@ def recomputing(model: nn.Module, *, enabled: bool) -> Iterator[None]:
     layer's children stay in eval mode, so the base's dropout stays off, and generation keeps its cache.
     (`gradient_checkpointing_enable` has another name from version to version and wants the whole model to train.)
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and enabled]
+    layers = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and enabled
+    ]
     for layer in layers:
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)

@@ -20,11 +20,10 @@ from lorastudy.engine.arms import Arm, StepResult, TokenScores, initial_lora_A
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.generation import greedy
 from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.padded import label_logits
 from lorastudy.engine.quantised import features
 from lorastudy.engine.recompute import recomputing
 from lorastudy.records import ArmStep
-
-_PAD = -1
 
 
 class ReferenceEngine:
@@ -44,6 +43,11 @@ class ReferenceEngine:
         self._model.eval()
         self._gradient_checkpointing = gradient_checkpointing
 
+    @property
+    def experiment_ids(self) -> tuple[str, ...]:
+        """Whose adapters they are, in the order of `arms`."""
+        return tuple(arm.experiment_id for arm in self.arms)
+
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Train the arms one after another over the same steps; `on_step` is told of each arm's steps alone."""
         kept = list(steps)
@@ -57,7 +61,7 @@ class ReferenceEngine:
         nll, correct = [], []
         for adapter_name in self._names:
             self._model.set_adapter(adapter_name)
-            logits_MV = self._label_logits(batch)
+            logits_MV = label_logits(self._model, batch)
             nll.append(F.cross_entropy(logits_MV, batch.targets_M, reduction="none"))
             correct.append(logits_MV.argmax(dim=-1) == batch.targets_M)
         return TokenScores(nll_KM=torch.stack(nll), correct_KM=torch.stack(correct))
@@ -83,9 +87,11 @@ class ReferenceEngine:
     def close(self) -> None:
         """Unwrap the base."""
         self._model.unload()
-        self._base.model.requires_grad_(False)
+        self._base.model.requires_grad_(requires_grad=False)
 
-    def _train_one(self, arm: Arm, steps: Sequence[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
+    def _train_one(
+        self, arm: Arm, steps: Sequence[Sequence[Batch]], *, on_step: Callable[[StepResult], None]
+    ) -> None:
         parameters = trainable(self._model)
         optimizer = torch.optim.AdamW(
             parameters,
@@ -120,25 +126,14 @@ class ReferenceEngine:
         _set_lora_dropout(self._model, training=True)
         with recomputing(self._model, enabled=self._gradient_checkpointing):
             for batch in batches:
-                loss = F.cross_entropy(self._label_logits(batch), batch.targets_M, reduction="sum") / num_tokens
+                loss = (
+                    F.cross_entropy(label_logits(self._model, batch), batch.targets_M, reduction="sum")
+                    / num_tokens
+                )
                 loss.backward()  # type: ignore[no-untyped-call]  # torch
                 total += loss.item()
         _set_lora_dropout(self._model, training=False)
         return total
-
-    def _label_logits(self, batch: Batch) -> Tensor:
-        """Logits that predict the labels, (M, V) fp32, by the ordinary padded forward with an attention mask."""
-        lengths = [length for bucket in batch.buckets for length in bucket.lengths]
-        longest, device = max(lengths), batch.input_ids_N.device
-        index_BL = torch.full((len(lengths), longest), _PAD, device=device)
-        start = 0
-        for row, length in enumerate(lengths):
-            index_BL[row, :length] = torch.arange(start, start + length, device=device)
-            start += length
-        ids_BL = batch.input_ids_N[index_BL.clamp(min=0)]
-        logits_BLV = self._model(input_ids=ids_BL, attention_mask=(index_BL != _PAD).long()).logits
-        logits_NV = logits_BLV[index_BL != _PAD]
-        return logits_NV[batch.label_index_M].float()  # type: ignore[no-any-return]  # untyped model
 
 
 def _initial_weights(arm: Arm, sizes: dict[str, tuple[int, int]]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -163,7 +158,9 @@ def _set_lora_dropout(model: nn.Module, *, training: bool) -> None:
             module.train(training)
 
 
-def _result(arm: Arm, batches: Sequence[Batch], *, step: int, measured: tuple[float, float, float]) -> StepResult:
+def _result(
+    arm: Arm, batches: Sequence[Batch], *, step: int, measured: tuple[float, float, float]
+) -> StepResult:
     loss, rate, norm = measured
     finite = math.isfinite(loss) and math.isfinite(norm)
     taken = ArmStep(

@@ -21,7 +21,9 @@ _LEAVES_BY_ROLE: dict[str, frozenset[str]] = {
     "o": frozenset({"o_proj", "out_proj", "dense", "c_proj", "wo", "o", "out_lin"}),
 }
 _MLP_PATH = re.compile(r"(^|\.)(mlp|ffn|feed_forward|ff|block_sparse_moe)(\.|$)")
-_MLP_LEAVES = frozenset({"fc1", "fc2", "fc_in", "fc_out", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "lin1", "lin2"})
+_MLP_LEAVES = frozenset(
+    {"fc1", "fc2", "fc_in", "fc_out", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "lin1", "lin2"}
+)
 _ROLES_BY_PRESET: dict[str, tuple[str, ...]] = {
     "q": ("q",),
     "v": ("v",),
@@ -85,7 +87,9 @@ def _by_preset(preset: str, *, modules: Sequence[str]) -> list[str]:
             f"target_modules: {preset}: this model holds query, key and value in one layer ({', '.join(fused)}); "
             f"{preset} alone cannot be adapted. Use qv or qkvo."
         )
-    raise ModelError(f"target_modules: {preset}: no such role among this model's linear layers: {_listing(modules)}")
+    raise ModelError(
+        f"target_modules: {preset}: no such role among this model's linear layers: {_listing(modules)}"
+    )
 
 
 def _by_name(wanted: Sequence[str], *, modules: Sequence[str]) -> list[str]:

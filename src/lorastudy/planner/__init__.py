@@ -1,0 +1,1 @@
+"""What to run together, and in which order."""

@@ -29,7 +29,9 @@ class Settings(BaseModel):
         "lab",
         description="Folder of a transformers causal LM, a model id on the Hugging Face hub, or `lab`, the small model inside the package.",
     )
-    trust_remote_code: bool = Field(False, description="Let the model folder run its own Python code. Recorded.")
+    trust_remote_code: bool = Field(
+        default=False, description="Let the model folder run its own Python code. Recorded."
+    )
     dataset_path: Annotated[str, Field(min_length=1)] = Field(
         "lab:facts",
         description="Training rows: JSON, JSONL, CSV or Parquet, or `lab:<name>`. Relative to the current folder.",
@@ -38,24 +40,37 @@ class Settings(BaseModel):
         None,
         description="Held-out rows. Without it, `eval_fraction` of the training file is held out by content hash.",
     )
-    eval_fraction: float = Field(0.1, gt=0, lt=1, description="Held out when there is no `eval_dataset_path`.")
-    forgetting_dataset_path: str | None = Field(
-        None, description="Rows of the base model's own domain: their loss is measured before and after training."
+    eval_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Held out when there is no `eval_dataset_path`."
     )
-    max_train_samples: int | None = Field(None, ge=1, description="Use only the first rows of the training file.")
-    max_eval_samples: int | None = Field(None, ge=1, description="Use only the first rows of the held-out file.")
+    forgetting_dataset_path: str | None = Field(
+        None,
+        description="Rows of the base model's own domain: their loss is measured before and after training.",
+    )
+    max_train_samples: int | None = Field(
+        None, ge=1, description="Use only the first rows of the training file."
+    )
+    max_eval_samples: int | None = Field(
+        None, ge=1, description="Use only the first rows of the held-out file."
+    )
     max_seq_length: int = Field(512, ge=8, description="Tokens per row; longer rows are cut at the end.")
 
     # --- how long -------------------------------------------------------------------------------------
-    num_train_epochs: float | None = Field(None, gt=0, description="Passes over the training rows; 1 when neither this nor `max_steps` is given.")
+    num_train_epochs: float | None = Field(
+        None, gt=0, description="Passes over the training rows; 1 when neither this nor `max_steps` is given."
+    )
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps; instead of `num_train_epochs`.")
     per_device_train_batch_size: int = Field(4, ge=1, description="Rows per forward pass, for each arm.")
     gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes per optimizer step.")
 
     # --- the optimizer: AdamW -------------------------------------------------------------------------
-    learning_rate: float = Field(2e-4, gt=0, lt=10, description="Peak learning rate. A list makes one arm of each.")
+    learning_rate: float = Field(
+        2e-4, gt=0, lt=10, description="Peak learning rate. A list makes one arm of each."
+    )
     lr_scheduler_type: Scheduler = Field("linear", description="As in transformers.")
-    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="Share of the steps during which the rate rises.")
+    warmup_ratio: float = Field(
+        0.0, ge=0, lt=1, description="Share of the steps during which the rate rises."
+    )
     weight_decay: float = Field(0.0, ge=0, lt=1, description="Decoupled, on all adapter weights.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradient clipping, per arm; 0 turns it off.")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
@@ -64,40 +79,61 @@ class Settings(BaseModel):
 
     # --- the adapter ----------------------------------------------------------------------------------
     lora_rank: int = Field(16, ge=1, le=4096, description="peft's `r`.")
-    lora_alpha: Annotated[float, Field(gt=0)] | str = Field(
-        32, description="A number, or a policy: `r`, `2r`, `0.5r` follow the rank."
+    lora_alpha: Annotated[float, Field(gt=0)] | Annotated[str, Field(examples=["r", "2r", "0.5r"])] = Field(
+        32.0, description="A number, or a policy: `r`, `2r`, `0.5r` follow the rank."
     )
-    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead of alpha / r.")
+    use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(r) instead of alpha / r.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before `lora_A`, drawn per arm.")
     target_modules: TargetPreset | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "qkvo",
         description="Module names, or a preset by role that is resolved for the architecture: `q`, `v`, `qv`, `qkvo`, `mlp`, `all`.",
     )
-    layers_to_transform: Annotated[tuple[int, ...], Field(min_length=1)] | None = Field(
-        None, description="Adapt only these layers (counted from 0)."
+    layers_to_transform: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = (
+        Field(None, description="Adapt only these layers (counted from 0).")
     )
 
     # --- precision and memory -------------------------------------------------------------------------
     quantization: Quantization = Field(
-        "bf16", description="Of the frozen base: bitsandbytes 4-bit or 8-bit, or a plain precision. Adapters are fp32."
+        "bf16",
+        description="Of the frozen base: bitsandbytes 4-bit or 8-bit, or a plain precision. Adapters are fp32.",
     )
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = Field("nf4", description="With `4bit` only.")
-    bnb_4bit_use_double_quant: bool = Field(True, description="With `4bit` only.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
-    engine: EngineName = Field(
-        "auto", description="`packed` trains arms together, `reference` is PEFT in a plain loop, `auto` takes packed where it can."
+    bnb_4bit_use_double_quant: bool = Field(default=True, description="With `4bit` only.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass."
     )
-    max_arms_per_pack: int | None = Field(None, ge=1, description="Upper bound; by default the planner decides.")
+    engine: EngineName = Field(
+        "auto",
+        description="`packed` trains arms together, `reference` is PEFT in a plain loop, `auto` takes packed where it can.",
+    )
+    max_arms_per_pack: int | None = Field(
+        None, ge=1, description="Upper bound; by default the planner decides."
+    )
 
     # --- what is measured -----------------------------------------------------------------------------
-    data_seed: int = Field(0, ge=0, description="Order of the rows; equal for all arms, so comparisons are paired.")
-    max_generation_samples: int = Field(16, ge=0, description="Held-out rows answered by greedy generation for exact match; 0 for none.")
+    data_seed: int = Field(
+        0, ge=0, description="Order of the rows; equal for all arms, so comparisons are paired."
+    )
+    max_generation_samples: int = Field(
+        16, ge=0, description="Held-out rows answered by greedy generation for exact match; 0 for none."
+    )
     max_new_tokens: int = Field(32, ge=1, description="Length limit of a generated answer.")
     exact_match_pattern: str | None = Field(
-        None, description="Regular expression; its first group in the answer is compared (GSM8K: `#### (.+)`)."
+        None,
+        description="Regular expression; its first group in the answer is compared (GSM8K: `#### (.+)`).",
     )
 
-    @field_validator("learning_rate", "eval_fraction", "num_train_epochs", "warmup_ratio", "weight_decay", "max_grad_norm", "lora_dropout", "lora_alpha", mode="before")
+    @field_validator(
+        "learning_rate",
+        "eval_fraction",
+        "num_train_epochs",
+        "warmup_ratio",
+        "weight_decay",
+        "max_grad_norm",
+        "lora_dropout",
+        "lora_alpha",
+        mode="before",
+    )
     @classmethod
     def _whole_numbers_are_numbers(cls, value: object) -> object:
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -115,8 +151,13 @@ class Settings(BaseModel):
     @field_validator("lora_alpha")
     @classmethod
     def _alpha_policy_is_known(cls, value: float | str) -> float | str:
-        if isinstance(value, str) and not _ALPHA_POLICY.fullmatch(value):
+        if isinstance(value, float):
+            return value
+        match = _ALPHA_POLICY.fullmatch(value)
+        if match is None:
             raise ValueError(f"{value!r} is neither a number nor a policy such as r, 2r or 0.5r")
+        if not 0 < float(match["factor"] or 1) <= 1e6:
+            raise ValueError(f"{value!r}: the factor must be greater than 0 and at most 1000000")
         return value
 
     @field_validator("exact_match_pattern")
@@ -125,7 +166,7 @@ class Settings(BaseModel):
         if value is not None:
             try:
                 groups = re.compile(value).groups
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"not a regular expression: {error}") from error
             if groups < 1:
                 raise ValueError("needs one group, the part that is compared: `#### (.+)`")

@@ -1,7 +1,7 @@
 """What the store gives to those who read it: frozen values, one per experiment."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lorastudy.records import ArmProfile, DataSummary, Environment, PackProfile
@@ -49,6 +49,10 @@ class ExperimentResult:
     pack_profile: PackProfile | None = None
     data: tuple[DataSummary, ...] = ()
     environment: Environment | None = None
+    sources: Mapping[str, Any] = field(default_factory=dict)
+    """Fingerprints of the base model and the data sets."""
+    pack_id: str | None = None
+    traceback: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,3 +63,25 @@ class StepRow:
     loss: float | None
     learning_rate: float
     grad_norm: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteSummary:
+    """A suite as registered. Its experiments may also belong to other suites."""
+
+    suite_name: str
+    description: str
+    created_at: str
+    num_experiments: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamagedRow:
+    """A row that is not what was written: its hash does not match. `key` is its primary key, as read.
+
+    Where the file is damaged so that a table cannot be read to its end, `key` is empty.
+    """
+
+    table: str
+    key: Mapping[str, Any]
+    reason: str

@@ -1,0 +1,159 @@
+"""One suite's results, cut into arms. Results of two suites are never pooled: they answer two questions.
+
+An arm is a name *and* its settings. A suite that was edited and run again under its old name leaves results
+of both versions in the store; they become two arms, never one mean. Of two results of the same arm and seed
+(the data changed beneath the same settings) only the later one counts, and a note says so.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lorastudy.spec.experiment import canonical_json
+from lorastudy.spec.settings import LAYOUT_KEYS, Settings
+from lorastudy.tracker.views import ExperimentResult
+
+#: Highest first: what a lower precision is compared with.
+PRECISIONS = ("fp32", "bf16", "fp16", "8bit", "4bit")
+
+#: What each experiment type varies on purpose.
+STUDIED_KEYS: Mapping[str, frozenset[str]] = {
+    "rank_ablation": frozenset({"lora_rank", "lora_alpha"}),
+    "module_ablation": frozenset({"target_modules", "layers_to_transform"}),
+    "quantization_study": frozenset({"quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One configuration with its results, one for each seed, in order of seed."""
+
+    name: str
+    settings: Mapping[str, Any]
+    results: tuple[ExperimentResult, ...]
+
+    @property
+    def completed(self) -> tuple[ExperimentResult, ...]:
+        """The results that count."""
+        return tuple(result for result in self.results if result.status == "completed")
+
+    @cached_property
+    def typed_settings(self) -> Settings:
+        """The settings as a value with its properties; keys that this version does not know are left out."""
+        known = {key: value for key, value in self.settings.items() if key in Settings.model_fields}
+        return Settings.model_validate_json(canonical_json(known))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One suite of one experiment type. Arms stand in reading order: by rank, by precision, or as in the suite."""
+
+    suite_name: str
+    experiment_type: str
+    arms: tuple[Arm, ...]
+    notes: tuple[str, ...] = ()
+    """What the reader must know about how results became arms."""
+
+    @property
+    def results(self) -> tuple[ExperimentResult, ...]:
+        """Every result, of whatever status."""
+        return tuple(result for arm in self.arms for result in arm.results)
+
+    @property
+    def completed(self) -> tuple[ExperimentResult, ...]:
+        """Every completed result."""
+        return tuple(result for arm in self.arms for result in arm.completed)
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+def split_studies(results: Iterable[ExperimentResult]) -> tuple[Study, ...]:
+    """One study for each suite and experiment type, in order of first appearance."""
+    groups: dict[tuple[str, str], list[ExperimentResult]] = {}
+    for result in results:
+        groups.setdefault((result.suite_name, result.experiment_type), []).append(result)
+    return tuple(_study(name, kind, group) for (name, kind), group in groups.items())
+
+
+def differing_settings(arms: Sequence[Arm]) -> tuple[str, ...]:
+    """Keys in which at least two arms differ, in the order of the settings. Layout of the work is left out."""
+    keys = [key for arm in arms[:1] for key in arm.settings if key != "max_arms_per_pack"]
+    return tuple(key for key in keys if len({canonical_json(arm.settings.get(key)) for arm in arms}) > 1)
+
+
+def shared_settings(arms: Sequence[Arm]) -> dict[str, Any]:
+    """Keys that are equal in all arms, with their value."""
+    differing = set(differing_settings(arms))
+    return {key: value for arm in arms[:1] for key, value in arm.settings.items() if key not in differing}
+
+
+def confounds(study: Study) -> tuple[str, ...]:
+    """Keys in which the arms differ besides what the experiment type studies; none for a type of one's own."""
+    studied = STUDIED_KEYS.get(study.experiment_type)
+    if studied is None:
+        return ()
+    return tuple(key for key in differing_settings(study.arms) if key not in studied)
+
+
+def reference_arm(study: Study) -> Arm | None:
+    """The arm that the others are compared with, fixed by the design and never by the outcome.
+
+    Rank ablation: the largest rank. Quantization: the highest precision. Else the first arm of the suite.
+    Arms without a completed run cannot serve; choosing the best observed would favour it (winner's curse).
+    """
+    candidates = [arm for arm in study.arms if arm.completed]
+    if not candidates:
+        return None
+    if study.experiment_type == "rank_ablation":
+        return max(candidates, key=lambda arm: int(arm.settings["lora_rank"]))
+    return candidates[0]
+
+
+def _study(suite_name: str, experiment_type: str, results: Sequence[ExperimentResult]) -> Study:
+    groups: dict[tuple[str, str], list[ExperimentResult]] = {}
+    for result in results:
+        acting = {key: value for key, value in result.settings.items() if key not in LAYOUT_KEYS}
+        groups.setdefault((result.arm, canonical_json(acting)), []).append(result)
+    uses = Counter(name for name, _ in groups)
+    seen: Counter[str] = Counter()
+    arms, notes = [], []
+    for (name, _), group in groups.items():
+        seen[name] += 1
+        unique = name if uses[name] == 1 else f"{name} #{seen[name]}"
+        latest = _latest_per_seed(group)
+        if len(latest) < len(group):
+            notes.append(
+                f"{unique}: {len(group) - len(latest)} earlier result(s) of the same settings and seed are not counted"
+            )
+        arms.append(Arm(name=unique, settings=latest[-1].settings, results=latest))
+    notes += [
+        f"the name {name} stands for {count} different configurations, numbered #1 to #{count}; they are not pooled"
+        for name, count in uses.items()
+        if count > 1
+    ]
+    return Study(
+        suite_name=suite_name,
+        experiment_type=experiment_type,
+        arms=_in_reading_order(arms, experiment_type),
+        notes=tuple(notes),
+    )
+
+
+def _latest_per_seed(group: Sequence[ExperimentResult]) -> tuple[ExperimentResult, ...]:
+    """One result for each seed: a completed one before any other, then the one that began last."""
+    by_seed: dict[int, ExperimentResult] = {}
+    for result in sorted(group, key=lambda one: (one.status == "completed", one.started_at or "")):
+        by_seed[result.seed] = result
+    return tuple(by_seed[seed] for seed in sorted(by_seed))
+
+
+def _in_reading_order(arms: Sequence[Arm], experiment_type: str) -> tuple[Arm, ...]:
+    if experiment_type == "rank_ablation":
+        return tuple(sorted(arms, key=lambda arm: int(arm.settings["lora_rank"])))
+    if experiment_type == "quantization_study":
+        return tuple(sorted(arms, key=lambda arm: PRECISIONS.index(arm.settings["quantization"])))
+    return tuple(arms)

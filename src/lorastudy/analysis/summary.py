@@ -1,0 +1,150 @@
+"""Each arm's metrics and costs, summarised over its seeds."""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lorastudy.analysis.study import Arm, Study
+from lorastudy.tracker.views import ExperimentResult, ScoreValue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A stored score: where it was measured, what it is, and which direction is good."""
+
+    split: str
+    name: str
+    title: str
+    unit: str
+    lower_is_better: bool
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """As in `ExperimentResult.scores`."""
+        return (self.split, self.name)
+
+
+LOSS = Metric(split="eval", name="loss", title="Held-out loss", unit="nats per token", lower_is_better=True)
+PERPLEXITY = Metric(split="eval", name="perplexity", title="Perplexity", unit="", lower_is_better=True)
+TOKEN_ACCURACY = Metric(
+    split="eval", name="token_accuracy", title="Token accuracy", unit="share", lower_is_better=False
+)
+EXACT_MATCH = Metric(
+    split="eval", name="exact_match", title="Exact match", unit="share", lower_is_better=False
+)
+FORGETTING_BEFORE = Metric(
+    split="forgetting_before",
+    name="loss",
+    title="Base-domain loss before training",
+    unit="nats per token",
+    lower_is_better=True,
+)
+FORGETTING = Metric(
+    split="forgetting",
+    name="loss",
+    title="Base-domain loss after training",
+    unit="nats per token",
+    lower_is_better=True,
+)
+METRICS = (LOSS, PERPLEXITY, TOKEN_ACCURACY, EXACT_MATCH, FORGETTING_BEFORE, FORGETTING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Values over seeds. `sd` is the sample standard deviation (n - 1 below); None for a single value."""
+
+    values: tuple[float, ...]
+    mean: float
+    median: float
+    sd: float | None
+    minimum: float
+    maximum: float
+
+    @property
+    def n(self) -> int:
+        """How many values."""
+        return len(self.values)
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Spread | None":
+        """The spread of what was measured; None when nothing was."""
+        measured = tuple(float(value) for value in values if value is not None)
+        if not measured:
+            return None
+        return cls(
+            values=measured,
+            mean=statistics.fmean(measured),
+            median=statistics.median(measured),
+            sd=statistics.stdev(measured) if len(measured) > 1 else None,
+            minimum=min(measured),
+            maximum=max(measured),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What an arm costs. All but `train_seconds` are of the arm training alone on the same base."""
+
+    trainable_parameters: Spread | None
+    total_parameters: Spread | None
+    adapter_bytes: Spread | None
+    peak_memory_bytes: Spread | None
+    step_seconds: Spread | None
+    tokens_per_second: Spread | None
+    train_seconds: Spread | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSummary:
+    """One arm over its completed seeds."""
+
+    arm: Arm
+    scores: Mapping[tuple[str, str], Spread]
+    costs: Costs
+
+    def score(self, metric: Metric) -> Spread | None:
+        """The metric over seeds; None where it was not measured."""
+        return self.scores.get(metric.key)
+
+
+def summarise_arm(arm: Arm, study: Study) -> ArmSummary:
+    """The arm's scores and costs over its completed seeds."""
+    spreads = {metric.key: Spread.of(scores_by_seed(arm, study, metric).values()) for metric in METRICS}
+    return ArmSummary(
+        arm=arm,
+        scores={key: spread for key, spread in spreads.items() if spread is not None},
+        costs=_costs(arm.completed),
+    )
+
+
+def scores_by_seed(arm: Arm, study: Study, metric: Metric) -> dict[int, float]:
+    """The metric of each completed seed, of the newest metric version in the study only.
+
+    Scores of two versions of a metric measure two things; mixing them once reversed a published ranking.
+    """
+    newest = newest_version(study, metric)
+    scores: dict[int, ScoreValue | None] = {r.seed: r.scores.get(metric.key) for r in arm.completed}
+    return {seed: s.value for seed, s in scores.items() if s is not None and s.version == newest}
+
+
+def newest_version(study: Study, metric: Metric) -> int | None:
+    """The highest version with which the study's completed runs measured the metric; None if none did."""
+    return max(metric_versions(study, metric), default=None)
+
+
+def metric_versions(study: Study, metric: Metric) -> set[int]:
+    """All versions with which the study's completed runs measured the metric."""
+    return {r.scores[metric.key].version for r in study.completed if metric.key in r.scores}
+
+
+def _costs(results: tuple[ExperimentResult, ...]) -> Costs:
+    profiles = [result.profile for result in results if result.profile is not None]
+    return Costs(
+        trainable_parameters=Spread.of(p.num_trainable_parameters for p in profiles),
+        total_parameters=Spread.of(p.num_total_parameters for p in profiles),
+        adapter_bytes=Spread.of(p.adapter_bytes for p in profiles),
+        peak_memory_bytes=Spread.of(p.peak_memory_bytes for p in profiles),
+        step_seconds=Spread.of(p.step_seconds for p in profiles),
+        tokens_per_second=Spread.of(p.tokens_per_second for p in profiles),
+        train_seconds=Spread.of(result.train_seconds for result in results),
+    )

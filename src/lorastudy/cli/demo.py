@@ -1,0 +1,34 @@
+"""`lorastudy demo`: a rank study on the small model inside the package, in a minute or two on a CPU."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Database, OutputDir, RunsDir
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="The Markdown report; the HTML page lies beside it.")] = Path(
+        "RESULTS.md"
+    ),
+    database: Database = DATABASE,
+    runs_dir: RunsDir = RUNS_DIR,
+    output_dir: OutputDir = OUTPUT_DIR,
+) -> None:
+    """Train several ranks with several seeds at once on the lab's model, and write the report."""
+    from lorastudy import lab
+    from lorastudy.cli.running import experiments_of, run_experiments
+    from lorastudy.report import write_report
+    from lorastudy.runner import Plan
+    from lorastudy.spec.loading import load_suite
+    from lorastudy.tracker import ExperimentTracker
+
+    suite = load_suite(lab.demo_suite())
+    plan = Plan(runs=runs_dir, output=output_dir)
+    run_experiments(suite, experiments_of(suite), database=database, plan=plan)
+    with ExperimentTracker(database) as tracker:
+        written = write_report(tracker, suite_name=suite.name, output=output)
+    for path in written:
+        if path.suffix in {".md", ".html"}:
+            print(f"wrote {path}")

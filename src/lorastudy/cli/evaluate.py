@@ -1,0 +1,108 @@
+"""`lorastudy evaluate`: score, ask and time a trained adapter."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorastudy.errors import StudyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Option(help="Adapter folder, such as output/<name>/final_model.")],
+    base_model: Annotated[
+        str | None, typer.Option(help="The base it was trained on; by default the one it names.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Rows to score: a file, or lab:<name>.")] = None,
+    benchmark_only: Annotated[
+        bool, typer.Option("--benchmark-only", help="Only ask the benchmark prompts.")
+    ] = False,
+    profile_inference: Annotated[
+        bool, typer.Option("--profile-inference", help="Time generation and measure its memory.")
+    ] = False,
+    quantization: Annotated[str, typer.Option(help="4bit, 8bit, fp16, bf16 or fp32.")] = "bf16",
+    max_seq_length: Annotated[int, typer.Option(help="Tokens per row.", min=8)] = 512,
+    max_samples: Annotated[int | None, typer.Option(help="Score only the first rows.", min=1)] = None,
+    max_generation_samples: Annotated[
+        int, typer.Option(help="Rows answered for exact match; 0 for none.", min=0)
+    ] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Length limit of an answer.", min=1)] = 64,
+    output: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
+) -> None:
+    """Evaluate an adapter, loaded onto its base as any user of PEFT would."""
+    from rich.console import Console
+
+    from lorastudy.executors.local import run_job
+    from lorastudy.jobs import EvaluateJob
+
+    if benchmark_only and dataset is not None:
+        raise StudyError(
+            "--benchmark-only asks the benchmark prompts alone; leave out --dataset, or the flag"
+        )
+    job = EvaluateJob(
+        checkpoint=str(checkpoint),
+        base_model=base_model or _named_base(checkpoint),
+        quantization=_quantization(quantization),
+        dataset=dataset,
+        benchmark=benchmark_only or (dataset is None and not profile_inference),
+        profile_inference=profile_inference,
+        max_seq_length=max_seq_length,
+        max_samples=max_samples,
+        max_generation_samples=max_generation_samples,
+        max_new_tokens=max_new_tokens,
+    )
+    result = run_job(job)
+    _show(Console(highlight=False, soft_wrap=True), result)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def _named_base(checkpoint: Path) -> str:
+    config = checkpoint / "adapter_config.json"
+    if not config.is_file():
+        raise StudyError(
+            f"--checkpoint: {checkpoint}: has no adapter_config.json; expected a folder such as output/<name>/final_model"
+        )
+    named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not isinstance(named, str):
+        raise StudyError(f"--checkpoint: {checkpoint}: does not name its base model; give --base-model")
+    return named
+
+
+def _quantization(value: str) -> Any:
+    from typing import get_args
+
+    from lorastudy.spec.settings import Quantization
+
+    if value not in get_args(Quantization):
+        raise StudyError(f"--quantization: {value}: one of {', '.join(get_args(Quantization))}")
+    return value
+
+
+def _show(console: "Console", result: dict[str, Any]) -> None:
+    for score in result["scores"]:
+        unit = f" {score['unit']}" if score["unit"] else ""
+        console.print(
+            f"{score['metric']:<16} {score['value']:.4f}{unit}  ({score['num_items']} rows)", markup=False
+        )
+    if result.get("num_refused_rows"):
+        console.print(
+            f"{result['num_refused_rows']} rows left out: their answer lies beyond --max-seq-length"
+        )
+    for generation in result["generations"]:
+        console.print(f"\n> {generation['prompt'].strip()}", markup=False)
+        if "reference" in generation:
+            console.print(f"  expected: {generation['reference']}", markup=False)
+        console.print(f"  answer:   {generation['answer'].strip()}", markup=False)
+    if result["inference"] is not None:
+        console.print("\ninference, one prompt at a time, greedy, medians:")
+        for key, value in result["inference"].items():
+            console.print(
+                f"  {key:<22} {value:.4g}" if isinstance(value, float) else f"  {key:<22} {value}",
+                markup=False,
+            )

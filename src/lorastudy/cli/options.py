@@ -1,0 +1,20 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Database = Annotated[str, typer.Option(help="Results store: an SQLite file, or a database URL.")]
+DATABASE = "results/experiments.db"
+
+RunsDir = Annotated[Path, typer.Option(help="Folder of the run folders: records, adapters, logs.")]
+RUNS_DIR = Path("results/runs")
+
+OutputDir = Annotated[Path, typer.Option(help="Trained adapters go to <output-dir>/<name>/final_model.")]
+OUTPUT_DIR = Path("output")
+
+Config = Annotated[
+    Path | None,
+    typer.Option(help="Defaults; without it configs/default_config.yaml of this folder, if there."),
+]

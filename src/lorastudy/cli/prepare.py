@@ -1,0 +1,108 @@
+"""`lorastudy prepare`: a data set from the hub or a file, made ready for a study, and shown."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lorastudy.data.examples import Example
+    from lorastudy.data.formats import Format
+    from lorastudy.data.prepare import Prepared, Wanted
+
+_NUM_CHARACTERS_SHOWN = 1500
+_BEGIN, _END = "[trained]", "[/trained]"
+
+
+def prepare(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="`alpaca`, a data set of the Hugging Face hub (org/name), or a JSON, JSONL, CSV, Parquet or text file."
+        ),
+    ] = "alpaca",
+    num_samples: Annotated[int, typer.Option(help="Rows to take; -1 takes all.")] = -1,
+    train_test_split: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the rows for training: also writes <name>_train.jsonl and <name>_test.jsonl, split by content."
+        ),
+    ] = None,
+    output_dir: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("data"),
+    seed: Annotated[int, typer.Option(help="Another seed takes another sample.")] = 0,
+    prompt_column: Annotated[
+        str | None, typer.Option(help="Column of the prompts, where it is not recognised.")
+    ] = None,
+    completion_column: Annotated[
+        str | None, typer.Option(help="Column of the answers, where it is not recognised.")
+    ] = None,
+) -> None:
+    """Download or read a data set, and write it as JSON lines in a form that every study reads."""
+    from rich.console import Console
+
+    from lorastudy.data import prepare as preparing
+    from lorastudy.data.fetch import fetch_rows
+    from lorastudy.data.formats import detect
+
+    wanted = preparing.Wanted(
+        dataset=dataset,
+        output_dir=output_dir,
+        num_samples=num_samples,
+        train_share=train_test_split,
+        seed=seed,
+    )
+    rows = fetch_rows(dataset)
+    fmt = detect(rows, prompt_column=prompt_column, completion_column=completion_column)
+    prepared = preparing.prepare(rows, fmt, wanted=wanted)
+    console = Console(highlight=False, soft_wrap=True)
+    _print_counts(console, prepared, fmt=fmt, wanted=wanted)
+    _print_example(console, prepared.examples[0])
+
+
+def _print_counts(console: "Console", prepared: "Prepared", *, fmt: "Format", wanted: "Wanted") -> None:
+    columns = ", ".join(
+        part if part == column else f"{part} = {column}" for part, column in fmt.columns.items()
+    )
+    console.print(f"Format: {fmt.name} ({columns})", markup=False)
+    console.print(f"Rows: {prepared.num_rows} read, {len(prepared.examples)} taken")
+    if prepared.num_empty_answers:
+        console.print(f"Left out: {prepared.num_empty_answers} with an empty answer")
+    if len(prepared.examples) < wanted.num_samples:
+        console.print(f"Note: {wanted.num_samples} were asked for; there are no more")
+    console.print(
+        f"Duplicates: {prepared.num_duplicates} (kept; a row and its duplicates are on one side of a split)"
+    )
+    for written in prepared.files:
+        console.print(f"Wrote {written.path}: {written.num_rows} rows", markup=False)
+
+
+def _print_example(console: "Console", example: "Example") -> None:
+    """One rendered row. The trained part has markers besides its colour, for pipes and for eyes that need them."""
+    from rich.text import Text
+
+    console.print(
+        f"\nOne example ({example.row.where}); trained on what stands between {_BEGIN} and {_END}:\n",
+        markup=False,
+    )
+    text = Text()
+    for segment in example.segments:
+        if segment.trained:
+            text.append(f"{_BEGIN}{_shortened(segment.text)}{_END}", style="bold green")
+        else:
+            text.append(_shortened(segment.text), style="dim")
+    console.print(text)
+    before, answer = example.segments[0].text, example.segments[-1].text
+    if example.format.name == "prompt_completion" and not (before[-1:].isspace() or answer[:1].isspace()):
+        console.print(
+            "\nNote: nothing is put between prompt and answer; add a space or a line break if you want one."
+        )
+    if example.format.name in ("messages", "sharegpt"):
+        console.print("\nA model that brings a chat template renders conversations with that instead.")
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _NUM_CHARACTERS_SHOWN:
+        return text
+    return f"{text[:_NUM_CHARACTERS_SHOWN]} [... {len(text) - _NUM_CHARACTERS_SHOWN} more characters]"

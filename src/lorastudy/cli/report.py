@@ -1,0 +1,28 @@
+"""`lorastudy report`: RESULTS.md, its plots and an HTML page from the results store."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorastudy.cli.options import DATABASE, Database
+
+
+def report(
+    experiment_type: Annotated[str | None, typer.Option(help="Only suites of this type.")] = None,
+    suite_name: Annotated[str | None, typer.Option("--suite-name", help="Only this suite.")] = None,
+    output: Annotated[Path, typer.Option(help="The Markdown file; the HTML page lies beside it.")] = Path(
+        "RESULTS.md"
+    ),
+    database: Database = DATABASE,
+) -> None:
+    """Write the report: what is better, by how much, how surely, at what cost."""
+    from lorastudy.report import write_report
+    from lorastudy.tracker import ExperimentTracker
+
+    with ExperimentTracker(database) as tracker:
+        written = write_report(tracker, experiment_type=experiment_type, suite_name=suite_name, output=output)
+    for path in written:
+        if path.suffix in {".md", ".html"}:
+            print(f"wrote {path}")
+    print(f"wrote {sum(path.suffix == '.png' for path in written)} plots (PNG and SVG)")

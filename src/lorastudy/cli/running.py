@@ -1,0 +1,112 @@
+"""Running experiments from a command: expansion, the plan as text, progress, and how it ended."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.executors import LocalExecutor
+from lorastudy.experiments.expansion import expand
+from lorastudy.planner.packing import form_packs
+from lorastudy.runner import SuiteOutcome, not_done, run_suite
+from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.identity import base_model_fingerprint
+from lorastudy.spec.suite import Suite
+from lorastudy.tracker import ExperimentTracker
+
+
+def experiments_of(suite: Suite) -> tuple[Experiment, ...]:
+    """The suite's experiments, with what they read fingerprinted."""
+    return expand(suite, fingerprint_dataset=dataset_fingerprint, fingerprint_base=base_model_fingerprint)
+
+
+def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str) -> None:
+    """Print what would run: packs, experiments, and which results are there already."""
+    missing = _missing(experiments, database=database)
+    packs = form_packs(missing)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]{suite.name}[/bold] ({suite.experiment_type})  base model: {_shared(experiments, 'base_model')}"
+    )
+    console.print(
+        f"{len(experiments)} experiments, {len(experiments) - len(missing)} of them done; "
+        f"{len(missing)} to run in {len(packs)} pack(s). An experiment is an arm with one seed."
+    )
+    for number, pack in enumerate(packs, start=1):
+        console.print(f"\npack {number}: {len(pack.experiments)} experiments on one base")
+        for experiment in pack.experiments:
+            console.print(f"  {experiment.name:<40} {_summary(experiment)}  {experiment.id}")
+
+
+def run_experiments(
+    suite: Suite,
+    experiments: Sequence[Experiment],
+    *,
+    database: str,
+    plan: Plan,
+) -> SuiteOutcome:
+    """Run what is missing, with progress; print how it ended. Exits with 1 or 2 when an experiment failed.
+
+    Exit code 2 means that what failed is the user's to mend, as for any bad input.
+    """
+    from lorastudy.cli.progress import Progress
+
+    with (
+        ExperimentTracker(database, writable=True) as tracker,
+        Progress(num_packs=len(form_packs(not_done(experiments, tracker=tracker)))) as progress,
+    ):
+        outcome = run_suite(
+            experiments,
+            suite_name=suite.name,
+            tracker=tracker,
+            executor=LocalExecutor(),
+            plan=plan,
+            on_event=progress.on_event,
+        )
+    _print_outcome(outcome, experiments)
+    if outcome.failed:
+        raise typer.Exit(2 if all(end.failure_kind == "user" for end in outcome.failed) else 1)
+    return outcome
+
+
+def _missing(experiments: Sequence[Experiment], *, database: str) -> list[Experiment]:
+    """What a dry run would find to do; a store that does not exist yet holds nothing."""
+    if "://" not in database and not Path(database).exists():
+        return list(experiments)
+    with ExperimentTracker(database) as tracker:
+        return not_done(experiments, tracker=tracker)
+
+
+def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment]) -> None:
+    names = {experiment.id: experiment.name for experiment in experiments}
+    print(
+        f"{len(outcome.completed)} completed, {len(outcome.failed)} failed, {len(outcome.done_before)} done before, "
+        f"{len(outcome.not_run)} not run"
+    )
+    by_message: dict[str, list[str]] = {}
+    for end in outcome.failed:
+        by_message.setdefault(f"{end.failure_kind}: {end.message}", []).append(names[end.experiment_id])
+    for message, failed in by_message.items():
+        print(f"failed: {', '.join(failed)}\n  {message}", file=sys.stderr)
+    if outcome.not_run:
+        print("not run: the suite stops at a failure; --continue-on-error goes on", file=sys.stderr)
+
+
+def _shared(experiments: Sequence[Experiment], key: str) -> str:
+    return ", ".join(sorted({str(getattr(experiment.settings, key)) for experiment in experiments}))
+
+
+def _summary(experiment: Experiment) -> str:
+    settings = experiment.settings
+    targets = settings.target_modules
+    names = targets if isinstance(targets, str) else ",".join(targets)
+    length = (
+        f"{settings.max_steps} steps" if settings.max_steps else f"{settings.num_train_epochs or 1:g} epochs"
+    )
+    return (
+        f"r={settings.lora_rank} alpha={settings.lora_alpha_value:g} {names} lr={settings.learning_rate:g} "
+        f"{settings.quantization} seed={experiment.seed} {length}"
+    )

@@ -1,0 +1,25 @@
+"""`lorastudy status`: what the results store holds."""
+
+from collections import Counter
+
+from lorastudy.cli.options import DATABASE, Database
+
+
+def status(database: Database = DATABASE) -> None:
+    """Count experiments by suite and status, and name those that failed."""
+    from lorastudy.tracker import ExperimentTracker
+
+    with ExperimentTracker(database) as tracker:
+        results = tracker.get_all_experiments()
+    by_suite: dict[str, Counter[str]] = {}
+    for result in results:
+        by_suite.setdefault(result.suite_name, Counter())[result.status] += 1
+    for suite_name, counts in by_suite.items():
+        print(f"{suite_name}: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}")
+    for result in results:
+        if result.status == "failed":
+            print(
+                f"  failed: {result.suite_name}/{result.name}: {result.failure_kind}: {result.failure_message}"
+            )
+    if not results:
+        print(f"{database} holds no experiments")

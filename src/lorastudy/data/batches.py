@@ -1,0 +1,46 @@
+"""Which rows each training step sees: a pure function of the data seed, equal for every arm.
+
+Rows are reshuffled for every epoch. A batch that an epoch cannot fill takes the first rows of the next one, so
+every step has the same number of rows, and no step weighs less than another.
+"""
+
+import hashlib
+import math
+
+
+def row_order(num_rows: int, *, data_seed: int, num_rows_needed: int) -> list[int]:
+    """The first `num_rows_needed` row numbers of shuffled epoch after shuffled epoch."""
+    assert num_rows > 0
+    order: list[int] = []
+    epoch = 0
+    while len(order) < num_rows_needed:
+        order += _shuffled(num_rows, data_seed=data_seed, epoch=epoch)
+        epoch += 1
+    return order[:num_rows_needed]
+
+
+def micro_batches(
+    num_rows: int, *, data_seed: int, steps: int, batch_size: int, accumulation: int
+) -> list[list[list[int]]]:
+    """Row numbers by optimizer step, by forward pass within the step, by place in the batch."""
+    needed = steps * accumulation * batch_size
+    order = row_order(num_rows, data_seed=data_seed, num_rows_needed=needed)
+    batches = [order[start : start + batch_size] for start in range(0, needed, batch_size)]
+    return [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
+
+
+def num_steps(num_rows: int, *, epochs: float, batch_size: int, accumulation: int) -> int:
+    """Optimizer steps until every row was seen `epochs` times, the last one filled up.
+
+    `epochs` may be a fraction; the product is rounded first, as 3 * 0.1 * 10 is a little more than 3.
+    """
+    return max(1, math.ceil(round(num_rows * epochs / (batch_size * accumulation), 6)))
+
+
+def _shuffled(num_rows: int, *, data_seed: int, epoch: int) -> list[int]:
+    """Row numbers in the order of their hashes, which no library version and no platform changes."""
+
+    def key(row: int) -> bytes:
+        return hashlib.sha256(f"{data_seed}:{epoch}:{row}".encode()).digest()
+
+    return sorted(range(num_rows), key=key)

@@ -1,0 +1,60 @@
+"""Rows of whatever a user calls a data set: `alpaca`, a hub id, a file, or a set of the lab."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lorastudy.data.sources import LAB_PREFIX, Row, read_rows
+from lorastudy.errors import DataError
+
+ALPACA = "alpaca"
+_ALPACA_ID = "tatsu-lab/alpaca"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
+_FILE_ENDING = re.compile(r"\.(jsonl?|csv|parquet|txt)$", re.IGNORECASE)
+
+
+def fetch_rows(dataset: str) -> list[Row]:
+    """The rows, from the hub only if it is not a file's name.
+
+    Raises:
+        DataError: no such file, the hub cannot be reached, or it has no such data set.
+    """
+    hub_id = _ALPACA_ID if dataset == ALPACA else dataset
+    if dataset != ALPACA and (is_file_name(dataset) or not _HUB_ID.fullmatch(dataset)):
+        return read_rows(dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        _download(hub_id, path)
+        return [
+            Row(values=row.values, where=f"{hub_id}[{index}]")
+            for index, row in enumerate(read_rows(str(path)))
+        ]
+
+
+def is_file_name(dataset: str) -> bool:
+    """Whether it names a file (there or not) or a set of the lab, rather than a data set of the hub."""
+    return dataset.startswith(LAB_PREFIX) or bool(_FILE_ENDING.search(dataset)) or Path(dataset).exists()
+
+
+def dataset_name(dataset: str) -> str:
+    """What the prepared files are called: a file's name without ending, a hub id's last part."""
+    if is_file_name(dataset) and not dataset.startswith(LAB_PREFIX):
+        return Path(dataset).stem
+    return re.sub(r"[^\w.-]", "_", dataset.rpartition("/")[2])
+
+
+def _download(hub_id: str, path: Path) -> None:
+    """In another process, because `datasets` pulls in half a machine learning stack and this side stays light."""
+    done = subprocess.run(  # noqa: S603 - our own module, an argument list, no shell
+        [sys.executable, "-m", "lorastudy.data.hub", hub_id, str(path)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"{hub_id}: the download ended with {done.returncode}"]
+        raise DataError(lines[-1])

@@ -1,0 +1,213 @@
+"""What the columns of a data set mean: five formats, recognised by column names and never guessed.
+
+alpaca             instruction, input (optional), output
+messages           messages: [{role, content}], tools (optional)
+sharegpt           conversations: [{from, value}], system and tools (optional)
+prompt_completion  prompt, completion, or a usual pair of names such as question, answer
+text               text; all of it is trained (for perplexity and forgetting)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lorastudy.data.conversations import (
+    EMPTY_ANSWER,
+    Conversation,
+    ConversationError,
+    from_messages,
+    from_sharegpt,
+)
+from lorastudy.data.sources import Row
+from lorastudy.errors import DataError
+
+FormatName = Literal["alpaca", "messages", "sharegpt", "prompt_completion", "text"]
+
+_PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "answer"),
+    ("prompt", "output"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("question", "output"),
+    ("instruction", "response"),
+    ("instruction", "completion"),
+    ("instruction", "answer"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("input", "output"),
+    ("input", "target"),
+    ("source", "target"),
+    ("problem", "solution"),
+)
+_NUM_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A format, and which of the data set's columns plays which part (canonical name -> the column's name)."""
+
+    name: FormatName
+    columns: Mapping[str, str]
+
+    def values(self, row: Row) -> dict[str, Any]:
+        """The row's values under the canonical names; columns that the format has no use for are left out."""
+        return {part: row.values[column] for part, column in self.columns.items() if column in row.values}
+
+    def conversation(self, row: Row) -> Conversation:
+        """The row of a `messages` or `sharegpt` data set as a conversation.
+
+        Raises:
+            ConversationError: the row is not of that shape.
+        """
+        assert self.name in ("messages", "sharegpt")
+        read = from_messages if self.name == "messages" else from_sharegpt
+        return read(self.values(row))
+
+
+def recognise(
+    rows: Sequence[Row], *, prompt_column: str | None = None, completion_column: str | None = None
+) -> Format:
+    """The format of the rows; every row is checked against it.
+
+    Raises:
+        DataError: unknown or ambiguous columns, or rows that lack what the format needs.
+    """
+    found = detect(rows, prompt_column=prompt_column, completion_column=completion_column)
+    check(rows, found)
+    return found
+
+
+def detect(
+    rows: Sequence[Row], *, prompt_column: str | None = None, completion_column: str | None = None
+) -> Format:
+    """The format that the column names tell (their case does not matter); the rows are not checked.
+
+    Raises:
+        DataError: the columns fit no format, or more than one pair of names.
+    """
+    columns = list(dict.fromkeys(column for row in rows for column in row.values))
+    if prompt_column or completion_column:
+        return _named_pair(columns, prompt_column, completion_column)
+    names = {column.strip().lower(): column for column in columns}
+    found = _conversation_format(names) or _alpaca(names) or _pair(names, columns)
+    if found is None and "text" in names:
+        found = Format(name="text", columns={"text": names["text"]})
+    if found is None:
+        raise DataError(_unknown(columns))
+    return found
+
+
+def check(rows: Sequence[Row], fmt: Format) -> None:
+    """Nothing, when every row has what the format needs.
+
+    Raises:
+        DataError: names the first rows that do not, and says how many there are.
+    """
+    bad = [f"{row.where}: {problem}" for row in rows if (problem := _problem(row, fmt))]
+    if bad:
+        more = f"\n... and {len(bad) - _NUM_SHOWN} more" if len(bad) > _NUM_SHOWN else ""
+        listing = "\n".join(bad[:_NUM_SHOWN])
+        raise DataError(f"{len(bad)} of {len(rows)} rows are not usable as {fmt.name}:\n{listing}{more}")
+
+
+def without_empty_answers(rows: Sequence[Row], fmt: Format) -> list[Row]:
+    """The rows whose answer is not blank. Published sets have a few such rows (the original Alpaca has)."""
+    return [row for row in rows if _problem(row, fmt) != EMPTY_ANSWER]
+
+
+def _conversation_format(names: Mapping[str, str]) -> Format | None:
+    if "messages" in names:
+        return Format(name="messages", columns=_present(names, ("messages", "tools")))
+    if "conversations" in names:
+        return Format(name="sharegpt", columns=_present(names, ("conversations", "system", "tools")))
+    return None
+
+
+def _alpaca(names: Mapping[str, str]) -> Format | None:
+    if {"instruction", "output"} <= names.keys():
+        return Format(name="alpaca", columns=_present(names, ("instruction", "input", "output")))
+    # Dolly's names for the same thing. Without the third column it is an ordinary pair.
+    if {"instruction", "context", "response"} <= names.keys():
+        dolly = {"instruction": "instruction", "input": "context", "output": "response"}
+        return Format(name="alpaca", columns={part: names[column] for part, column in dolly.items()})
+    return None
+
+
+def _present(names: Mapping[str, str], parts: Sequence[str]) -> dict[str, str]:
+    return {part: names[part] for part in parts if part in names}
+
+
+def _pair(names: Mapping[str, str], columns: Sequence[str]) -> Format | None:
+    pairs = [(names[p], names[c]) for p, c in _PAIRS if p in names and c in names]
+    if not pairs:
+        return None
+    if len(pairs) > 1:
+        raise DataError(
+            f"columns {', '.join(columns)}: more than one pair could be prompt and answer "
+            f"({'; '.join(' -> '.join(pair) for pair in pairs)}). {_HOW_TO_NAME}"
+        )
+    return Format(name="prompt_completion", columns={"prompt": pairs[0][0], "completion": pairs[0][1]})
+
+
+def _named_pair(columns: Sequence[str], prompt: str | None, completion: str | None) -> Format:
+    if prompt is None or completion is None:
+        raise DataError("--prompt-column and --completion-column go together; give both")
+    for column in (prompt, completion):
+        if column not in columns:
+            raise DataError(f"no column {column!r}; the columns are {', '.join(columns)}")
+    return Format(name="prompt_completion", columns={"prompt": prompt, "completion": completion})
+
+
+_HOW_TO_NAME = "Say which columns to use: `lorastudy prepare --dataset FILE --prompt-column NAME --completion-column NAME`"
+
+
+def _unknown(columns: Sequence[str]) -> str:
+    return (
+        f"columns {', '.join(columns) or '(none)'}: not a known format. Known: alpaca (instruction, input, output), "
+        "messages (messages), sharegpt (conversations), prompt_completion "
+        f"({'; '.join(' and '.join(pair) for pair in _PAIRS[:5])}; ...), text (text). {_HOW_TO_NAME}"
+    )
+
+
+_NEEDED: dict[FormatName, tuple[str, ...]] = {
+    "alpaca": ("instruction", "output"),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+}
+
+
+def _problem(row: Row, fmt: Format) -> str | None:
+    """What makes the row unusable, or None."""
+    if fmt.name in ("messages", "sharegpt"):
+        try:
+            conversation = fmt.conversation(row)
+        except ConversationError as error:
+            return str(error)
+        return _broken_text([turn.plain for turn in conversation.turns])
+    needed = _NEEDED[fmt.name]
+    values = fmt.values(row)
+    for part in needed:
+        if not isinstance(values.get(part), str):
+            return f"{fmt.columns[part]!r} {_found(values, part)}"
+    if not isinstance(values.get("input"), str | None):
+        return f"{fmt.columns['input']!r} {_found(values, 'input')}"
+    if not values[needed[-1]].strip():
+        return EMPTY_ANSWER
+    return _broken_text([value for value in values.values() if value])
+
+
+def _found(values: Mapping[str, Any], part: str) -> str:
+    if values.get(part) is None:
+        return "is missing"
+    return f"is {type(values[part]).__name__}, not text"
+
+
+def _broken_text(texts: Sequence[str]) -> str | None:
+    """JSON can spell half a surrogate pair, which is no character: no tokenizer and no file takes it."""
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is not text"
+    return None

@@ -1,0 +1,60 @@
+"""Rows from the Hugging Face hub: the only file that imports `datasets`.
+
+It runs in a process of its own: `python -m lorastudy.data.hub tatsu-lab/alpaca rows.jsonl`.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorastudy.errors import DataError
+
+Loader = Callable[..., Iterable[Mapping[str, Any]]]
+
+
+def fetch(dataset_id: str, *, load_dataset: Loader | None = None) -> list[dict[str, Any]]:
+    """The `train` split of a data set, `org/name` or `org/name:configuration`.
+
+    `load_dataset` is that of `datasets`, unless another is given.
+
+    Raises:
+        DataError: it cannot be reached, does not exist, or has no such split.
+    """
+    if load_dataset is None:
+        import datasets
+
+        datasets.disable_progress_bars()
+        load_dataset = datasets.load_dataset
+    name, _, configuration = dataset_id.partition(":")
+    try:
+        return [dict(row) for row in load_dataset(name, configuration or None, split="train")]
+    except ConnectionError as error:
+        raise DataError(
+            f"{dataset_id}: the hub cannot be reached. Without network: download the data set on another "
+            "machine (https://huggingface.co/datasets/" + name + ", a JSON, CSV or Parquet file), then "
+            "`lorastudy prepare --dataset FILE`"
+        ) from error
+    except (ValueError, OSError) as error:  # `datasets` raises these for a wrong name, configuration or split
+        raise DataError(f"{dataset_id}: {' '.join(str(error).split())}") from error
+
+
+def main(arguments: Sequence[str], *, load_dataset: Loader | None = None) -> int:
+    """Write the rows of the data set as JSONL; on failure, one line on standard error and 2."""
+    dataset_id, path = arguments
+    try:
+        rows = fetch(dataset_id, load_dataset=load_dataset)
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except TypeError as error:  # json: images, audio, dates
+        print(f"{dataset_id}: has columns that are not text: {error}", file=sys.stderr)
+        return 2
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,74 @@
+"""Which rows are held out, decided by what a row says and by nothing else.
+
+A row's side follows from a hash of its own content. So a duplicate is always on the same side as its twin,
+and adding, removing or reordering rows moves no other row across.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lorastudy.data.examples import Example
+from lorastudy.data.formats import Format
+from lorastudy.data.sources import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The two sides, each in the order of the rows."""
+
+    train: list[Example]
+    held_out: list[Example]
+
+
+def content_hash(row: Row, fmt: Format) -> str:
+    """SHA-256 (hex) of the row's texts in order, without regard to case, white space and Unicode form.
+
+    Column names and empty texts play no part: the same question and answer as Alpaca row, as a pair and as a
+    conversation of two turns are the same content.
+    """
+    texts = [_normalised(text) for text in _texts(row, fmt)]
+    return hashlib.sha256("\x1f".join(text for text in texts if text).encode()).hexdigest()
+
+
+def split_by_content(examples: Sequence[Example], *, eval_fraction: float, salt: str = "") -> Split:
+    """Rows whose salted content hash, read as a number in [0, 1), is below `eval_fraction` are held out.
+
+    The share is met in expectation only: n rows give n * fraction held-out rows, give or take
+    sqrt(n * fraction * (1 - fraction)).
+    """
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for example in examples:
+        sides[position(example.content_hash, purpose=f"split:{salt}") < eval_fraction].append(example)
+    return Split(train=sides[False], held_out=sides[True])
+
+
+def position(content: str, *, purpose: str) -> float:
+    """A number in [0, 1) drawn from the content hash; draws for two purposes are independent.
+
+    They must be: a sample of the lowest hashes, split by the same hashes, would be held out whole.
+    """
+    digest = hashlib.sha256(f"{purpose}\n{content}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def num_duplicates(examples: Sequence[Example]) -> int:
+    """Rows that repeat the content of an earlier row."""
+    return len(examples) - len({example.content_hash for example in examples})
+
+
+def overlap(train: Sequence[Example], held_out: Sequence[Example]) -> int:
+    """Held-out rows whose content is also among the training rows."""
+    seen = {example.content_hash for example in train}
+    return sum(example.content_hash in seen for example in held_out)
+
+
+def _texts(row: Row, fmt: Format) -> list[str]:
+    if fmt.name in ("messages", "sharegpt"):
+        return [turn.plain for turn in fmt.conversation(row).turns]
+    return [value or "" for value in fmt.values(row).values()]
+
+
+def _normalised(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -1,0 +1,35 @@
+"""What the numbers of a run depend on besides the experiment."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from lorastudy.records import Environment
+
+
+def environment(device: torch.device) -> Environment:
+    """This process's libraries, device and thread count."""
+    return Environment(
+        python=platform.python_version(),
+        torch=version("torch"),
+        transformers=version("transformers"),
+        peft=version("peft"),
+        bitsandbytes=version("bitsandbytes"),
+        lorastudy=version("lorastudy"),
+        device=device.type,
+        device_name=_device_name(device),
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,68 @@
+"""The batches of a pack: which rows each step sees, laid end to end when the step comes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from lorastudy.data.batches import micro_batches
+from lorastudy.data.batches import num_steps as steps_of_epochs
+from lorastudy.data.tokenise import TokenSet
+from lorastudy.engine.batch import Batch, assemble
+from lorastudy.spec.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """Training rows and the plan of every step."""
+
+    train: TokenSet
+    plan: list[list[list[int]]]
+    """Row numbers by optimizer step, by micro-batch, by place."""
+    device: torch.device
+
+    def step(self, number: int) -> list[Batch]:
+        """The micro-batches of a step, counted from 0."""
+        return [
+            assemble([self.train.rows[row] for row in rows], device=self.device) for rows in self.plan[number]
+        ]
+
+    def steps(self) -> Iterator[list[Batch]]:
+        """All steps, assembled as they are needed."""
+        return (self.step(number) for number in range(len(self.plan)))
+
+    def first_steps(self, num_steps: int) -> list[list[Batch]]:
+        """The first steps, as many as there are."""
+        return [self.step(number) for number in range(min(num_steps, len(self.plan)))]
+
+    def largest_step(self) -> list[Batch]:
+        """The step whose biggest micro-batch has the most tokens."""
+
+        def size(number: int) -> int:
+            return max(sum(len(self.train.rows[row].input_ids) for row in rows) for rows in self.plan[number])
+
+        return self.step(max(range(len(self.plan)), key=size))
+
+
+def steps_of(settings: Settings, *, num_rows: int) -> int:
+    """Optimizer steps of an experiment over this many training rows."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    return steps_of_epochs(
+        num_rows,
+        epochs=settings.num_train_epochs or 1.0,
+        batch_size=settings.per_device_train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+    )
+
+
+def make_feed(train: TokenSet, settings: Settings, *, num_steps: int, device: torch.device) -> Feed:
+    """Every step's rows, equal for all arms: a function of the data seed."""
+    plan = micro_batches(
+        len(train.rows),
+        data_seed=settings.data_seed,
+        steps=num_steps,
+        batch_size=settings.per_device_train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+    )
+    return Feed(train=train, plan=plan, device=device)

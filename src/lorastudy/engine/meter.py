@@ -1,0 +1,178 @@
+"""Memory and time, measured.
+
+On CUDA memory is what the allocator handed out at most. On a CPU it is the most that live tensors held, as
+torch's profiler saw them allocated and freed, on top of what was there before; the process's resident size
+would count the libraries too, and never shrinks.
+"""
+
+import gc
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from lorastudy.engine.arms import Arm, Engine
+from lorastudy.engine.batch import Batch
+from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.quantised import features
+from lorastudy.records import ArmProfile
+
+EngineFactory = Callable[[Sequence[Arm]], Engine]
+"""Fresh adapters for these arms on the pack's base, in the engine that will train them."""
+
+
+class MemoryMeter:
+    """Peak memory of the process between enter and exit: allocated on CUDA, resident on a CPU (Linux, macOS)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.kind: Literal["cuda_allocated", "cpu_resident"] = (
+            "cuda_allocated" if device.type == "cuda" else "cpu_resident"
+        )
+        self.peak_bytes: int | None = None
+
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._device.type == "cuda":
+            self.peak_bytes = torch.cuda.max_memory_allocated(self._device)
+        else:
+            unit = 1 if sys.platform == "darwin" else 1024
+            self.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device, so that a clock read after this counts all that was asked before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def profile_arms(
+    make_engine: EngineFactory,
+    arms: Sequence[Arm],
+    *,
+    base: BaseModel,
+    largest: Sequence[Batch],
+    typical: Sequence[Sequence[Batch]],
+) -> Iterator[ArmProfile]:
+    """Yield what each arm costs alone. Arms of equal shape (seeds, learning rates) are measured once.
+
+    Memory is taken at `largest`, the step with the biggest micro-batch, since that is the peak of a whole
+    run; time is the median over the `typical` steps, each after a warm-up. Arms are interleaved, so a machine
+    that slows down slows them all. Nothing trained here is kept.
+    """
+    shapes = {_shape(arm): arm for arm in reversed(arms)}
+    memory = {
+        shape: _peak_bytes(make_engine, arm, base=base, batches=largest) for shape, arm in shapes.items()
+    }
+    times: dict[object, list[tuple[float, int]]] = {shape: [] for shape in shapes}
+    for batches in typical:
+        for shape, arm in shapes.items():
+            times[shape].append(_step_time(make_engine, arm, base=base, batches=batches))
+    num_base = num_parameters(base)
+    for arm in arms:
+        shape = _shape(arm)
+        num_trainable = sum(arm.r * sum(features(base.linear_layers[name])) for name in arm.module_names)
+        yield ArmProfile(
+            experiment_id=arm.experiment_id,
+            num_trainable_parameters=num_trainable,
+            num_total_parameters=num_base + num_trainable,
+            adapter_bytes=memory[shape][1],
+            memory_kind="cuda_allocated" if base.device.type == "cuda" else "cpu_tensors",
+            peak_memory_bytes=memory[shape][0],
+            step_seconds=statistics.median(seconds for seconds, _ in times[shape]),
+            tokens_per_second=statistics.median(tokens / seconds for seconds, tokens in times[shape]),
+        )
+
+
+def num_parameters(base: BaseModel) -> int:
+    """Weights of the base; a tied matrix counts once, a 4-bit weight as what it stands for."""
+    total: int = sum(parameter.numel() for parameter in base.model.parameters())
+    for layer in base.linear_layers.values():
+        inputs, outputs = features(layer)
+        total += inputs * outputs - layer.get_parameter("weight").numel()
+    return total
+
+
+def _shape(arm: Arm) -> tuple[object, ...]:
+    return arm.r, arm.module_names, arm.lora_dropout > 0
+
+
+def _peak_bytes(
+    make_engine: EngineFactory, arm: Arm, *, base: BaseModel, batches: Sequence[Batch]
+) -> tuple[int, int]:  # fmt: skip
+    """(peak bytes of a training step, bytes of the adapter's file)."""
+    engine = make_engine([arm])
+    try:
+        # A first step, so that the optimizer's state is there to be counted.
+        engine.train([batches], on_step=lambda _: None)
+        if base.device.type == "cuda":
+            torch.cuda.empty_cache()
+            with MemoryMeter(base.device) as meter:
+                engine.train([batches], on_step=lambda _: None)
+            assert meter.peak_bytes is not None
+            peak = meter.peak_bytes
+        else:
+            peak = _live_bytes() + _peak_growth(lambda: engine.train([batches], on_step=lambda _: None))
+        with tempfile.TemporaryDirectory() as folder:
+            return peak, engine.save_adapter(arm, Path(folder))
+    finally:
+        engine.close()
+
+
+def _step_time(
+    make_engine: EngineFactory, arm: Arm, *, base: BaseModel, batches: Sequence[Batch]
+) -> tuple[float, int]:  # fmt: skip
+    """(seconds, tokens) of one optimizer step after a warm-up step on the same rows."""
+    engine = make_engine([arm])
+    try:
+        engine.train([batches], on_step=lambda _: None)
+        synchronise(base.device)
+        started = time.perf_counter()
+        engine.train([batches], on_step=lambda _: None)
+        synchronise(base.device)
+        return time.perf_counter() - started, sum(batch.num_tokens for batch in batches)
+    finally:
+        engine.close()
+
+
+def _live_bytes() -> int:
+    """Bytes of all tensors alive in this process, each storage once."""
+    storages = {}
+    for item in gc.get_objects():
+        if issubclass(type(item), torch.Tensor) and item.layout is torch.strided:
+            storage = item.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _peak_growth(action: Callable[[], None]) -> int:
+    """The most by which tensor memory on the CPU rose above its start while the action ran."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        action()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = sorted(
+        (event["ts"], int(event["args"]["Bytes"])) for event in events if event.get("name") == "[memory]"
+    )  # fmt: skip
+    level = peak = 0
+    for _, change in changes:
+        level += change
+        peak = max(peak, level)
+    return peak

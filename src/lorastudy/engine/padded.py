@@ -1,0 +1,24 @@
+"""The ordinary way to run a batch: rows padded to the longest, with an attention mask."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorastudy.engine.batch import Batch
+
+_PAD = -1
+
+
+def label_logits(model: Any, batch: Batch) -> Tensor:
+    """Logits that predict the labels, (M, V) fp32, from a causal LM called as its documentation says."""
+    lengths = [length for bucket in batch.buckets for length in bucket.lengths]
+    longest, device = max(lengths), batch.input_ids_N.device
+    index_BL = torch.full((len(lengths), longest), _PAD, device=device)
+    start = 0
+    for row, length in enumerate(lengths):
+        index_BL[row, :length] = torch.arange(start, start + length, device=device)
+        start += length
+    ids_BL = batch.input_ids_N[index_BL.clamp(min=0)]
+    logits_BLV: Tensor = model(input_ids=ids_BL, attention_mask=(index_BL != _PAD).long()).logits
+    return logits_BLV[index_BL != _PAD][batch.label_index_M].float()

@@ -1,0 +1,87 @@
+"""`lorastudy evaluate`: one trained adapter, loaded by PEFT onto its base, as a job of its own process."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lorastudy.data.load import load_examples
+from lorastudy.data.tokenise import TokenSet, chat_template_of, tokenise
+from lorastudy.engine.generation import greedy
+from lorastudy.engine.loaded import LoadedAdapter
+from lorastudy.engine.loading import BaseModel, default_device, load_base
+from lorastudy.errors import StudyError
+from lorastudy.evaluation.benchmark import PROMPTS, prompt_text
+from lorastudy.evaluation.exact_match import ExactMatch
+from lorastudy.evaluation.inference import profile_inference
+from lorastudy.evaluation.perplexity import CompletionLoss
+from lorastudy.jobs import EvaluateJob
+from lorastudy.records import Generation, Score
+from lorastudy.spec.settings import Settings
+
+
+def run_job(values: dict[str, Any]) -> dict[str, Any]:
+    """What `lorastudy evaluate` shows, as plain JSON values.
+
+    Raises:
+        StudyError: the base, the adapter or the data set cannot be used.
+    """
+    job = EvaluateJob(**values)
+    settings = Settings(base_model=job.base_model, quantization=job.quantization)
+    base = load_base(settings, device=default_device())
+    scorer = LoadedAdapter(base, Path(job.checkpoint))
+    result: dict[str, Any] = {"scores": [], "generations": [], "inference": None}
+    if job.dataset is not None:
+        result |= _scored(scorer, job, base=base, tokens=_tokens(job, base=base))
+    if job.benchmark:
+        result["generations"] += _answers(base, max_new_tokens=job.max_new_tokens)
+    if job.profile_inference:
+        prompts = [_ids(base, prompt_text(prompt)) for prompt in PROMPTS]
+        result["inference"] = asdict(profile_inference(base, prompts, max_new_tokens=job.max_new_tokens))
+    return result
+
+
+def _tokens(job: EvaluateJob, *, base: BaseModel) -> TokenSet:
+    assert job.dataset is not None
+    _, examples = load_examples(
+        job.dataset, max_samples=job.max_samples, chat_template=chat_template_of(base.tokenizer)
+    )  # fmt: skip
+    return tokenise(examples, tokenizer=base.tokenizer, max_seq_length=job.max_seq_length, split="eval")
+
+
+def _scored(scorer: LoadedAdapter, job: EvaluateJob, *, base: BaseModel, tokens: TokenSet) -> dict[str, Any]:
+    records: list[Score | Generation] = list(
+        CompletionLoss().evaluate(scorer, tokens.rows, base=base, split="eval")
+    )  # fmt: skip
+    if job.max_generation_samples:
+        exact_match = ExactMatch(max_new_tokens=job.max_new_tokens, max_rows=job.max_generation_samples)
+        records += exact_match.evaluate(scorer, tokens.rows, base=base, split="eval")
+    scores = [record for record in records if isinstance(record, Score)]
+    return {
+        "scores": [
+            {"metric": score.metric, "value": score.value, "unit": score.unit, "num_items": len(score.items)}
+            for score in scores
+        ],
+        "generations": [
+            {"prompt": record.prompt, "reference": record.reference, "answer": record.answer}
+            for record in records
+            if isinstance(record, Generation)
+        ],
+        "num_refused_rows": tokens.summary.num_refused_rows,
+    }
+
+
+def _answers(base: BaseModel, *, max_new_tokens: int) -> list[dict[str, str]]:
+    answers = greedy(
+        base, [_ids(base, prompt_text(prompt)) for prompt in PROMPTS], copies=1, max_new_tokens=max_new_tokens
+    )  # fmt: skip
+    return [
+        {"prompt": prompt, "answer": str(base.tokenizer.decode(ids, skip_special_tokens=True))}
+        for prompt, ids in zip(PROMPTS, answers, strict=True)
+    ]
+
+
+def _ids(base: BaseModel, text: str) -> list[int]:
+    ids: list[int] = base.tokenizer(text)["input_ids"]
+    if not ids:
+        raise StudyError(f"base_model: {base.name}: its tokenizer knows none of the benchmark prompts' words")
+    return ids

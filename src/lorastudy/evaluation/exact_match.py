@@ -1,0 +1,70 @@
+"""Exact match of greedily generated answers."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lorastudy.data.tokenise import TokenRow
+from lorastudy.engine.arms import Scorer
+from lorastudy.engine.loading import BaseModel
+from lorastudy.records import Generation, Score
+
+VERSION = 1
+
+#: Answers kept as evidence, per experiment.
+NUM_KEPT = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactMatch:
+    """Share of rows whose greedy answer is the reference.
+
+    Both are compared with surrounding white space removed and inner white space as one space; case counts.
+    With a `pattern`, its first group is searched in both and the last find of each is compared; an answer
+    without a find is wrong. For a conversation the last turn is asked, given all turns before it.
+    """
+
+    max_new_tokens: int
+    max_rows: int
+    pattern: str | None = None
+
+    def evaluate(
+        self, scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel, split: str
+    ) -> Iterator[Score | Generation]:
+        """Yield a score per arm over the first `max_rows` rows, and a few answers."""
+        asked = rows[: self.max_rows]
+        answers = scorer.generate([row.prompt_ids for row in asked], max_new_tokens=self.max_new_tokens)
+        for experiment_id, arm_answers in zip(scorer.experiment_ids, answers, strict=True):
+            texts = [str(base.tokenizer.decode(ids, skip_special_tokens=True)) for ids in arm_answers]
+            hits = tuple(
+                float(is_match(text, row.reference, pattern=self.pattern))
+                for text, row in zip(texts, asked, strict=True)
+            )
+            yield Score(
+                experiment_id=experiment_id,
+                split=split,
+                metric="exact_match",
+                version=VERSION,
+                unit="",
+                value=sum(hits) / len(hits),
+                items=hits,
+            )
+            for text, row in zip(texts[:NUM_KEPT], asked, strict=False):
+                yield Generation(
+                    experiment_id=experiment_id, prompt=row.prompt_text, reference=row.reference, answer=text
+                )
+
+
+def is_match(answer: str, reference: str, *, pattern: str | None = None) -> bool:
+    """Whether the answer says what the reference says; see `ExactMatch`."""
+    if pattern is None:
+        return _normal(answer) == _normal(reference)
+    found = [list(re.finditer(pattern, text)) for text in (answer, reference)]
+    if not all(found):
+        return False
+    mine, theirs = (finds[-1].group(1) or "" for finds in found)
+    return _normal(mine) == _normal(theirs)
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.split())

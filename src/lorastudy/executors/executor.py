@@ -1,0 +1,34 @@
+"""The seam between the runner and the machines: folders go out, records come back."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from lorastudy.records import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerExit:
+    """A worker served a folder to its end, or died over it.
+
+    `returncode` is None when it is done with the folder; otherwise what the process ended with, and `message`
+    holds the end of what it wrote to its log.
+    """
+
+    returncode: int | None
+    message: str = ""
+
+
+Event = tuple[Path, Record | WorkerExit]
+
+
+class Executor(Protocol):
+    """Runs workers. Each folder's events come in order and end with its `WorkerExit`."""
+
+    def run(self, folders: Sequence[Path]) -> Generator[Event]:
+        """Serve folders that hold a `pack.json`; yield what comes of them as it comes.
+
+        Closing the iterator ends the workers.
+        """
+        ...

@@ -1,0 +1,160 @@
+"""From a suite to its experiments: every arm with every seed, named, fingerprinted, with an identity."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lorastudy.errors import StudyError
+from lorastudy.experiments.base_experiment import BaseExperiment, ExperimentConfig, settings_of
+from lorastudy.experiments.naming import label, varied_keys
+from lorastudy.experiments.resolution import resolve_type
+from lorastudy.spec.experiment import Experiment, Sources
+from lorastudy.spec.problems import Place, Problems
+from lorastudy.spec.settings import Settings
+from lorastudy.spec.suite import Arm, Suite, name_problem
+
+Fingerprint = Callable[[str], str]
+
+
+def expand(
+    suite: Suite, *, fingerprint_dataset: Fingerprint, fingerprint_base: Fingerprint
+) -> tuple[Experiment, ...]:
+    """The suite's experiments, in the order of its arms and their seeds.
+
+    An experiment is called as its arm, followed by `_seed<seed>` when the arm has several. Each path is
+    fingerprinted once.
+
+    Raises:
+        SuiteFileError: two arms have one name, two experiments are the same, or a name cannot be a folder's.
+        StudyError: the experiment type cannot be loaded, or decides something that is not a setting.
+    """
+    arms = _named_arms(suite)
+    sources_of = _sources_reader(fingerprint_dataset, fingerprint_base)
+    by_arm = [(arm, _experiments(suite, arm, sources=sources_of(arm.settings))) for arm in arms]
+    problems = Problems()
+    _note_bad_names(suite, arms, problems)
+    _note_twins(suite, by_arm, problems)
+    problems.raise_if_any()
+    return tuple(experiment for _, experiments in by_arm for experiment in experiments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _NamedArm:
+    """An arm as its type has it."""
+
+    name: str
+    settings: Settings
+    seeds: tuple[int, ...]
+    line: int | None
+
+    def name_with(self, seed: int) -> str:
+        """The name of the experiment with this seed."""
+        return self.name if len(self.seeds) == 1 else f"{self.name}_seed{seed}"
+
+
+def _named_arms(suite: Suite) -> list[_NamedArm]:
+    kind = resolve_type(suite.experiment_type)
+    varied = varied_keys([arm.settings for arm in suite.arms])
+    named = [_named(arm, kind=kind, varied=varied) for arm in suite.arms]
+    groups: dict[str, list[_NamedArm]] = {}
+    for arm in named:
+        groups.setdefault(arm.name, []).append(arm)
+    differing = {name: varied_keys([arm.settings for arm in group]) for name, group in groups.items()}
+    return [
+        _NamedArm(
+            name="_".join(
+                [arm.name, *(label(key, getattr(arm.settings, key)) for key in differing[arm.name])]
+            ),
+            settings=arm.settings,
+            seeds=arm.seeds,
+            line=arm.line,
+        )
+        for arm in named
+    ]
+
+
+def _named(arm: Arm, *, kind: type[BaseExperiment], varied: tuple[str, ...]) -> _NamedArm:
+    """The arm under its given name, or the one its type makes; several arms may still share it.
+
+    This is the edge to the user's own class, hence the broad catch.
+
+    Raises:
+        StudyError: the class raised something, or decides what is not a setting.
+    """
+    try:
+        experiment = kind(ExperimentConfig.of(arm.settings, varied=varied))
+        settings = settings_of(experiment)
+        name = arm.name or experiment.get_experiment_name()
+    except StudyError:
+        raise
+    except Exception as error:
+        raise StudyError(f"{kind.__name__} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(name, str):
+        raise StudyError(f"{kind.__name__}.get_experiment_name returned {name!r}; a name is text")
+    return _NamedArm(name=name, settings=settings, seeds=arm.seeds, line=arm.line)
+
+
+def _experiments(suite: Suite, arm: _NamedArm, *, sources: Sources) -> list[Experiment]:
+    return [
+        Experiment(
+            name=arm.name_with(seed),
+            arm=arm.name,
+            experiment_type=suite.experiment_type,
+            seed=seed,
+            settings=arm.settings,
+            sources=sources,
+        )
+        for seed in arm.seeds
+    ]
+
+
+def _sources_reader(
+    fingerprint_dataset: Fingerprint, fingerprint_base: Fingerprint
+) -> Callable[[Settings], Sources]:
+    dataset = functools.cache(fingerprint_dataset)
+    base = functools.cache(fingerprint_base)
+
+    def sources_of(settings: Settings) -> Sources:
+        eval_path, forgetting_path = settings.eval_dataset_path, settings.forgetting_dataset_path
+        return Sources(
+            base_model=base(settings.base_model),
+            dataset=dataset(settings.dataset_path),
+            eval_dataset=None if eval_path is None else dataset(eval_path),
+            forgetting_dataset=None if forgetting_path is None else dataset(forgetting_path),
+        )
+
+    return sources_of
+
+
+def _note_bad_names(suite: Suite, arms: Sequence[_NamedArm], problems: Problems) -> None:
+    first: dict[str, _NamedArm] = {}
+    for arm in arms:
+        for seed in arm.seeds:
+            name = arm.name_with(seed)
+            cause = name_problem(name)
+            if cause is not None:
+                problems.add(_place(suite, arm.line), cause=f"{cause}; give the entry a `name`")
+            other = first.setdefault(name.casefold(), arm)
+            if other is not arm:
+                where = f" of line {other.line}" if other.line and other.line != arm.line else ""
+                cause = f"the name {name!r} is also that of another arm{where} (case does not count)"
+                problems.add(_place(suite, arm.line), cause=f"{cause}; give the entry a `name`")
+
+
+def _note_twins(
+    suite: Suite, by_arm: Sequence[tuple[_NamedArm, Sequence[Experiment]]], problems: Problems
+) -> None:
+    """Two experiments with one identity would share one result; the store could not hold both."""
+    first: dict[str, Experiment] = {}
+    for arm, experiments in by_arm:
+        for experiment in experiments:
+            other = first.setdefault(experiment.id, experiment)
+            if other is not experiment:
+                cause = f"{experiment.name!r} is the same experiment as {other.name!r}"
+                cause = f"{cause}: same settings, seed and data; remove one"
+                problems.add(_place(suite, arm.line), cause=cause)
+
+
+def _place(suite: Suite, line: int | None) -> Place:
+    source = suite.name if suite.path is None else str(suite.path)
+    return Place(source=source, line=line, column=None if line is None else 1)

@@ -1,0 +1,59 @@
+"""What the lab offers to a study: named data sets, the base model's folder, and fingerprints of both."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lorastudy.errors import DataError
+from lorastudy.lab.people import KNOWN, NEW, Row, fact_rows, held_out_rows
+from lorastudy.lab.skills import reversal_rows
+from lorastudy.spec.experiment import tagged_hash
+from lorastudy.spec.identity import base_model_fingerprint
+from lorastudy.spec.sources import LAB_MODEL, LAB_PREFIX
+
+DATASETS: Mapping[str, str] = {
+    "facts": "Facts about people the base model has never met, each in four phrasings: to train on.",
+    "facts_eval": "The same facts, each asked once in a phrasing that `facts` does not use.",
+    "old_facts": "Questions about people the base model knows, in that same phrasing: to measure forgetting.",
+    "skill": "Lists of colours to reverse, a task the base model was not taught: to train on.",
+    "skill_eval": "Other lists to reverse.",
+}
+
+# As many known people are asked about as there are new ones, so the two scores are equally precise.
+_ROWS: Mapping[str, Callable[[], list[Row]]] = {
+    "facts": lambda: list(fact_rows(NEW)),
+    "facts_eval": lambda: list(held_out_rows(NEW)),
+    "old_facts": lambda: list(held_out_rows(KNOWN[: len(NEW)])),
+    "skill": lambda: reversal_rows(held_out=False),
+    "skill_eval": lambda: reversal_rows(held_out=True),
+}
+
+
+def rows(name: str) -> list[Row]:
+    """The rows of a data set, each with a `prompt` and a `completion`; equal on every call and machine.
+
+    Raises:
+        DataError: the lab has no data set of this name.
+    """
+    if name not in DATASETS:
+        offered = ", ".join(LAB_PREFIX + known for known in DATASETS)
+        raise DataError(f"the lab has no data set {name!r}; it has {offered}")
+    return _ROWS[name]()
+
+
+def base_folder() -> Path:
+    """The folder of the base model, as transformers loads it."""
+    return Path(__file__).parent / "base"
+
+
+def demo_suite() -> Path:
+    """The suite file of the rank study that `lorastudy demo` runs."""
+    return Path(__file__).parent / "rank_study.yaml"
+
+
+def fingerprint(name: str) -> str:
+    """A hash of the rows of a data set, or, for `base`, the base model's as experiments carry it.
+
+    Raises:
+        DataError: the lab has nothing of this name.
+    """
+    return base_model_fingerprint(LAB_MODEL) if name == "base" else tagged_hash("lab", rows(name))

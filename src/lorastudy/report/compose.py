@@ -1,0 +1,78 @@
+"""A whole report as blocks: one part for each study, in the order in which a reader needs them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorastudy.analysis.overview import Analysis
+from lorastudy.report.document import Block, Heading, Paragraph, Strong
+from lorastudy.report.figures.data import Figure
+from lorastudy.report.findings.catalogue import questions_of
+from lorastudy.report.numbers import names
+from lorastudy.report.sections.method import environment_blocks, method_blocks
+from lorastudy.report.sections.overview import arm_blocks, failure_blocks, summary_blocks
+from lorastudy.report.sections.reproduce import reproduce_blocks
+from lorastudy.report.sections.results import comparison_blocks, results_blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One study's analysis with its figures."""
+
+    analysis: Analysis
+    figures: tuple[Figure, ...]
+
+    @property
+    def title(self) -> str:
+        """The suite's name with the experiment type."""
+        study = self.analysis.study
+        return f"{study.suite_name} ({study.experiment_type.replace('_', ' ')})"
+
+
+def compose(parts: Sequence[Part], *, output: Path) -> list[Block]:
+    """The report's blocks. With several studies each is a part of its own: nothing is pooled across them."""
+    if len(parts) == 1:
+        title = Heading(level=1, text=f"LoRA study: {parts[0].title}")
+        return [title, *_part(parts[0], level=2, output=output)]
+    blocks: list[Block] = [
+        Heading(level=1, text="LoRA studies"),
+        Paragraph(
+            (
+                (
+                    f"This report covers {len(parts)} studies: {names(part.title for part in parts)}. Each is "
+                    "analysed on its own; nothing is pooled or compared across them."
+                ),
+            )
+        ),
+    ]
+    for part in parts:
+        blocks += [Heading(level=2, text=part.title), *_part(part, level=3, output=output)]
+    return blocks
+
+
+def _part(part: Part, *, level: int, output: Path) -> list[Block]:
+    analysis, study = part.analysis, part.analysis.study
+    first, rest = part.figures[:1], part.figures[1:]
+    blocks: list[Block] = [
+        *summary_blocks(analysis),
+        *failure_blocks(study, level=level),
+        *results_blocks(analysis, level=level),
+        *first,
+        *comparison_blocks(analysis, level=level),
+        *_finding_blocks(analysis, level=level),
+    ]
+    if rest:
+        blocks += [Heading(level=level, text="Plots"), *rest]
+    return [
+        *blocks,
+        *arm_blocks(study, level=level),
+        *method_blocks(analysis, level=level),
+        *environment_blocks(study, level=level),
+        *reproduce_blocks(study, level=level, output=output),
+    ]
+
+
+def _finding_blocks(analysis: Analysis, *, level: int) -> list[Block]:
+    findings = questions_of(analysis.study.experiment_type).findings(analysis)
+    answers = [Paragraph((Strong(finding.question), " ", *finding.answer)) for finding in findings]
+    return [Heading(level=level, text="Findings"), *answers]

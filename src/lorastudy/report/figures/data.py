@@ -1,0 +1,383 @@
+"""What each figure shows, as rows. Nothing is drawn here, so a test can read what a reader will see.
+
+Intervals are one standard deviation over seeds to either side of the mean, or the range where the caption
+says so; a single seed has none.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lorastudy.analysis.curves import CurvePoint
+from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.summary import (
+    EXACT_MATCH,
+    FORGETTING,
+    FORGETTING_BEFORE,
+    LOSS,
+    ArmSummary,
+    Metric,
+    Spread,
+)
+from lorastudy.report.numbers import duration_unit, size_unit
+
+Kind = Literal["ranks", "dots", "bars", "frontier", "parameters", "curves", "forgetting"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One arm's value in one panel. `values` are the single seeds; `rank` is the arm's."""
+
+    arm: str
+    rank: int
+    mean: float
+    low: float | None
+    high: float | None
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        """Number of seeds."""
+        return len(self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One axis of values, labelled with its unit."""
+
+    label: str
+    rows: tuple[Estimate, ...]
+    from_zero: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierPoint:
+    """One arm in the plane of peak memory and held-out loss."""
+
+    arm: str
+    memory: float
+    loss: float
+    loss_low: float | None
+    loss_high: float | None
+    n: int
+    on_frontier: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterRow:
+    """One arm's trainable parameters beside all of the model's."""
+
+    arm: str
+    trainable: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Trainable share of the total."""
+        return self.trainable / self.total
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveRow:
+    """One arm's training loss at one step."""
+
+    arm: str
+    point: CurvePoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgettingRow:
+    """One arm's base-domain loss, before and after training."""
+
+    arm: str
+    before: float
+    after: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure, ready to be drawn. Which of the row fields is filled follows from `kind`.
+
+    `name` is the file name's stem; `alt` says in words what is to be seen.
+    """
+
+    name: str
+    kind: Kind
+    title: str
+    caption: str
+    alt: str
+    arms: tuple[str, ...]
+    panels: tuple[Panel, ...] = ()
+    x_label: str = ""
+    points: tuple[FrontierPoint, ...] = ()
+    parameters: tuple[ParameterRow, ...] = ()
+    curves: tuple[CurveRow, ...] = ()
+    forgetting: tuple[ForgettingRow, ...] = ()
+
+
+def study_figures(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]) -> tuple[Figure, ...]:
+    """Every figure for which the study has data, in the order of the report."""
+    built = (
+        comparison_figure(analysis),
+        frontier_figure(analysis),
+        training_time_figure(analysis),
+        adapter_size_figure(analysis),
+        parameters_figure(analysis),
+        curves_figure(analysis, curves),
+        forgetting_figure(analysis),
+    )
+    return tuple(figure for figure in built if figure is not None)
+
+
+def comparison_figure(analysis: Analysis) -> Figure | None:
+    """Accuracy against memory across arms; along rank where the arms are a ladder of ranks."""
+    arms = analysis.completed
+    loss = Panel(label="Held-out loss (nats per token)", rows=_scores(arms, LOSS))
+    match = Panel(label="Exact match (share)", rows=_scores(arms, EXACT_MATCH))
+    panels = tuple(panel for panel in (loss, match, _memory_panel(arms)) if panel.rows)
+    if not loss.rows:
+        return None
+    by_rank = analysis.returns is not None and len(analysis.returns.ladder) == len(arms)
+    subject = "rank" if by_rank else "arm"
+    return Figure(
+        name="rank_comparison" if analysis.study.experiment_type == "rank_ablation" else "arm_comparison",
+        kind="ranks" if by_rank else "dots",
+        title=f"Accuracy and memory by {subject}",
+        caption="Line or large dot: mean; bar: one standard deviation over seeds; small dots: single seeds. "
+        "Peak memory is that of the arm training alone.",
+        alt=f"Held-out loss and peak memory for each {subject}",
+        arms=_names(arms),
+        panels=panels,
+        x_label="LoRA rank" if by_rank else "",
+    )
+
+
+def frontier_figure(analysis: Analysis) -> Figure | None:
+    """Held-out loss against peak memory, with the arms that none beats on both."""
+    unit, scale = _memory_unit(analysis.completed)
+    points = tuple(
+        FrontierPoint(
+            arm=summary.arm.name,
+            memory=memory.mean / scale,
+            loss=loss.mean,
+            loss_low=_low(loss),
+            loss_high=_high(loss),
+            n=loss.n,
+            on_frontier=summary.arm.name in analysis.frontier,
+        )
+        for summary in analysis.completed
+        if (loss := summary.score(LOSS)) and (memory := summary.costs.peak_memory_bytes)
+    )
+    if not points:
+        return None
+    return Figure(
+        name="efficiency_frontier",
+        kind="frontier",
+        title="Efficiency frontier",
+        caption="Filled: no other arm has both a lower mean loss and a lower peak memory. Bar: one standard "
+        "deviation over seeds; arms whose bars overlap may change places.",
+        alt="Scatter plot of held-out loss against peak memory; the frontier is "
+        + ", ".join(analysis.frontier),
+        arms=_names(analysis.completed),
+        points=points,
+        x_label=f"Peak memory, arm alone ({unit})",
+    )
+
+
+def training_time_figure(analysis: Analysis) -> Figure | None:
+    """Time of the whole training, and of one step of the arm alone."""
+    trained = {s.arm.name: s.costs.train_seconds for s in analysis.completed}
+    steps = {s.arm.name: s.costs.step_seconds for s in analysis.completed}
+    panels = (
+        _range_panel(analysis, trained, label="Training time, share of the pack"),
+        _range_panel(analysis, steps, label="One step, arm alone"),
+    )
+    return _bars(
+        analysis,
+        tuple(panel for panel in panels if panel.rows),
+        name="training_time",
+        title="Training time",
+        caption="Bar: median; line: smallest to largest over seeds. Arms that train in one pack share its time "
+        "equally, so only the step of the arm alone compares arms.",
+    )
+
+
+def adapter_size_figure(analysis: Analysis) -> Figure | None:
+    """Bytes of the saved adapter."""
+    sizes = {s.arm.name: s.costs.adapter_bytes for s in analysis.completed}
+    unit, scale = size_unit(spread.maximum for spread in sizes.values() if spread)
+    rows = _range_rows(analysis, sizes, scale)
+    return _bars(
+        analysis,
+        (Panel(label=f"Adapter file ({unit})", rows=rows, from_zero=True),) if rows else (),
+        name="adapter_size",
+        title="Adapter size",
+        caption="Size of the saved adapter weights.",
+    )
+
+
+def parameters_figure(analysis: Analysis) -> Figure | None:
+    """Trainable against total parameters."""
+    rows = tuple(
+        ParameterRow(arm=s.arm.name, trainable=round(trainable.mean), total=round(total.mean))
+        for s in analysis.completed
+        if (trainable := s.costs.trainable_parameters) and (total := s.costs.total_parameters)
+    )
+    if not rows:
+        return None
+    return Figure(
+        name="parameters",
+        kind="parameters",
+        title="Trainable and total parameters",
+        caption="Logarithmic axis. The percentage is the trainable share.",
+        alt="Trainable and total parameters of each arm",
+        arms=_names(analysis.completed),
+        parameters=rows,
+        x_label="Parameters",
+    )
+
+
+def curves_figure(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]) -> Figure | None:
+    """Training loss over steps."""
+    names = _names(analysis.completed)
+    rows = tuple(CurveRow(arm=name, point=point) for name in names for point in curves.get(name, ()))
+    if not rows:
+        return None
+    return Figure(
+        name="training_curves",
+        kind="curves",
+        title="Training loss",
+        caption="Mean over seeds; band: one standard deviation to either side. Neighbouring steps are averaged "
+        "into one point.",
+        alt="Training loss over steps for each arm",
+        arms=names,
+        curves=rows,
+        x_label="Optimizer step",
+    )
+
+
+def forgetting_figure(analysis: Analysis) -> Figure | None:
+    """Loss on the base model's own domain, before and after training."""
+    rows = tuple(
+        ForgettingRow(
+            arm=s.arm.name,
+            before=before.mean,
+            after=after.mean,
+            low=_low(after),
+            high=_high(after),
+            n=after.n,
+        )
+        for s in analysis.completed
+        if (before := s.score(FORGETTING_BEFORE)) and (after := s.score(FORGETTING))
+    )
+    if not rows:
+        return None
+    return Figure(
+        name="forgetting",
+        kind="forgetting",
+        title="Forgetting",
+        caption="Loss on the base model's own domain: hollow before training, filled after. The further "
+        "to the right, the more was forgotten. Bar: one standard deviation over seeds.",
+        alt="Base-domain loss of each arm before and after training",
+        arms=_names(analysis.completed),
+        forgetting=rows,
+        x_label="Base-domain loss (nats per token)",
+    )
+
+
+def _bars(
+    analysis: Analysis, panels: tuple[Panel, ...], *, name: str, title: str, caption: str
+) -> Figure | None:
+    if not panels:
+        return None
+    return Figure(
+        name=name,
+        kind="bars",
+        title=title,
+        caption=caption,
+        alt=f"{title} of each arm",
+        arms=_names(analysis.completed),
+        panels=panels,
+    )
+
+
+def _names(summaries: Sequence[ArmSummary]) -> tuple[str, ...]:
+    return tuple(summary.arm.name for summary in summaries)
+
+
+def _scores(summaries: Sequence[ArmSummary], metric: Metric) -> tuple[Estimate, ...]:
+    return tuple(
+        _estimate(summary, spread, centre=spread.mean)
+        for summary in summaries
+        if (spread := summary.score(metric))
+    )
+
+
+def _memory_unit(summaries: Sequence[ArmSummary]) -> tuple[str, int]:
+    return size_unit(memory.maximum for s in summaries if (memory := s.costs.peak_memory_bytes))
+
+
+def _memory_panel(summaries: Sequence[ArmSummary]) -> Panel:
+    unit, scale = _memory_unit(summaries)
+    rows = tuple(
+        _estimate(summary, _scaled(memory, scale), centre=memory.mean / scale)
+        for summary in summaries
+        if (memory := summary.costs.peak_memory_bytes)
+    )
+    return Panel(label=f"Peak memory ({unit})", rows=rows)
+
+
+def _range_panel(analysis: Analysis, spreads: Mapping[str, Spread | None], *, label: str) -> Panel:
+    unit, scale = duration_unit(spread.maximum for spread in spreads.values() if spread)
+    return Panel(label=f"{label} ({unit})", rows=_range_rows(analysis, spreads, scale), from_zero=True)
+
+
+def _range_rows(
+    analysis: Analysis, spreads: Mapping[str, Spread | None], scale: float
+) -> tuple[Estimate, ...]:
+    """Median with the range over seeds: times have outliers upwards, which a mean would follow."""
+    rows = []
+    for summary in analysis.completed:
+        spread = spreads[summary.arm.name]
+        if spread is not None:
+            scaled = _scaled(spread, scale)
+            several = scaled.n > 1
+            rows.append(
+                Estimate(
+                    arm=summary.arm.name,
+                    rank=int(summary.arm.settings["lora_rank"]),
+                    mean=scaled.median,
+                    low=scaled.minimum if several else None,
+                    high=scaled.maximum if several else None,
+                    values=scaled.values,
+                )
+            )
+    return tuple(rows)
+
+
+def _scaled(spread: Spread, scale: float) -> Spread:
+    scaled = Spread.of(value / scale for value in spread.values)
+    assert scaled is not None
+    return scaled
+
+
+def _estimate(summary: ArmSummary, spread: Spread, *, centre: float) -> Estimate:
+    return Estimate(
+        arm=summary.arm.name,
+        rank=int(summary.arm.settings["lora_rank"]),
+        mean=centre,
+        low=_low(spread),
+        high=_high(spread),
+        values=spread.values,
+    )
+
+
+def _low(spread: Spread) -> float | None:
+    return None if spread.sd is None else spread.mean - spread.sd
+
+
+def _high(spread: Spread) -> float | None:
+    return None if spread.sd is None else spread.mean + spread.sd

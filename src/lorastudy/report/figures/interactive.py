@@ -1,0 +1,249 @@
+"""The figures on screen: Vega-Lite specifications by altair, drawn by the script that the page carries.
+
+Each panel is a chart of its own that takes the width it gets, so that a phone shows it whole.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from lorastudy.report.figures.data import Estimate, Figure, Kind, Panel
+from lorastudy.report.figures.style import BLUE, GREY, VERMILLION, colour, dash
+
+Spec = dict[str, Any]
+Rows = Sequence[Mapping[str, object]]
+
+_CONFIG: Mapping[str, Any] = {
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal", "gridColor": "#E4E4E4"},
+    "axisX": {"tickCount": 6},
+    "legend": {"labelFontSize": 12, "titleFontSize": 12, "orient": "bottom", "columns": 4},
+}
+
+
+def vega_lite_specs(figure: Figure) -> list[Spec]:
+    """One specification for each panel of the figure."""
+    return [_spec(chart) for chart in _CHARTS[figure.kind](figure)]
+
+
+def vega_lite_version() -> str:
+    """The Vega-Lite version of the specifications, as `6.4`: the script in the page must be of the same."""
+    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+def _spec(chart: Any) -> Spec:
+    spec: Spec = chart.properties(
+        width="container", autosize={"type": "fit-x", "contains": "padding"}
+    ).to_dict()
+    spec["config"] = dict(_CONFIG)
+    return spec
+
+
+def _ranks(figure: Figure) -> list[Any]:
+    return [_rank_panel(panel, figure.x_label) for panel in figure.panels]
+
+
+def _rank_panel(panel: Panel, x_label: str) -> Any:
+    ranks = sorted({row.rank for row in panel.rows})
+    x = alt.X(
+        "rank:Q",
+        title=x_label,
+        scale=alt.Scale(type="log", base=2, nice=False, padding=20),
+        axis=alt.Axis(values=ranks, format="d", grid=False),
+    )
+    y = alt.Y("mean:Q", title=panel.label, scale=alt.Scale(zero=False))
+    base = alt.Chart(_inline(_estimates(panel.rows))).encode(x=x)
+    line = base.mark_line(color=BLUE).encode(y=y)
+    bars = base.mark_rule(color=BLUE, strokeWidth=2).encode(y=alt.Y("low:Q", title=panel.label), y2="high:Q")
+    dots = base.mark_circle(color=BLUE, size=90, opacity=1).encode(
+        y=y, tooltip=_estimate_tooltip(panel.label)
+    )
+    seeds = alt.Chart(_inline(_seeds(panel.rows))).mark_circle(color=GREY, size=18, opacity=0.6)
+    return alt.layer(seeds.encode(x=x, y=alt.Y("value:Q", title=panel.label)), line, bars, dots).properties(
+        height=190
+    )
+
+
+def _dots(figure: Figure) -> list[Any]:
+    return [_dot_panel(panel, figure.arms) for panel in figure.panels]
+
+
+def _dot_panel(panel: Panel, arms: Sequence[str]) -> Any:
+    y = _arm_axis(arms)
+    x = alt.X("mean:Q", title=panel.label, scale=alt.Scale(zero=False))
+    base = alt.Chart(_inline(_estimates(panel.rows))).encode(y=y)
+    bars = base.mark_rule(color=BLUE, strokeWidth=2).encode(x=alt.X("low:Q", title=panel.label), x2="high:Q")
+    dots = base.mark_circle(color=BLUE, size=90, opacity=1).encode(
+        x=x, tooltip=_estimate_tooltip(panel.label)
+    )
+    seeds = alt.Chart(_inline(_seeds(panel.rows))).mark_circle(color=GREY, size=18, opacity=0.6)
+    layered = alt.layer(seeds.encode(y=y, x=alt.X("value:Q", title=panel.label)), bars, dots)
+    return layered.properties(height=_height(arms))
+
+
+def _bars(figure: Figure) -> list[Any]:
+    return [_bar_panel(panel, figure.arms) for panel in figure.panels]
+
+
+def _bar_panel(panel: Panel, arms: Sequence[str]) -> Any:
+    base = alt.Chart(_inline(_estimates(panel.rows))).encode(y=_arm_axis(arms))
+    bars = base.mark_bar(color=BLUE, height={"band": 0.65}).encode(
+        x=alt.X("mean:Q", title=panel.label), tooltip=_estimate_tooltip(panel.label, centre="median")
+    )
+    ranges = base.mark_rule(color="black", strokeWidth=1.5).encode(
+        x=alt.X("low:Q", title=panel.label), x2="high:Q"
+    )
+    return alt.layer(bars, ranges).properties(height=_height(arms))
+
+
+def _frontier(figure: Figure) -> list[Any]:
+    rows = [vars(point) for point in figure.points]
+    loss = "Held-out loss (nats per token)"
+    x = alt.X("memory:Q", title=figure.x_label, scale=alt.Scale(zero=False, padding=24))
+    y = alt.Y("loss:Q", title=loss, scale=alt.Scale(zero=False, padding=16))
+    base = alt.Chart(_inline(rows)).encode(x=x)
+    shade = alt.condition("datum.on_frontier", alt.value(VERMILLION), alt.value(GREY))
+    steps = base.mark_line(color=VERMILLION, interpolate="step-after").encode(y=y)
+    bars = base.mark_rule(strokeWidth=2).encode(
+        y=alt.Y("loss_low:Q", title=loss), y2="loss_high:Q", color=shade
+    )
+    dots = base.mark_point(size=90, filled=True, opacity=1).encode(
+        y=y,
+        color=shade,
+        tooltip=[
+            alt.Tooltip("arm:N", title="Arm"),
+            alt.Tooltip("loss:Q", title=loss, format=".5g"),
+            alt.Tooltip("memory:Q", title=figure.x_label, format=".4g"),
+            alt.Tooltip("on_frontier:N", title="On the frontier"),
+            alt.Tooltip("n:Q", title="Seeds"),
+        ],
+    )
+    names = base.mark_text(align="left", dx=9, dy=-6, fontSize=12).encode(y=y, text="arm:N")
+    return [alt.layer(steps.transform_filter("datum.on_frontier"), bars, dots, names).properties(height=340)]
+
+
+def _parameters(figure: Figure) -> list[Any]:
+    rows = [{**vars(row), "share": row.share} for row in figure.parameters]
+    base = alt.Chart(_inline(rows)).encode(
+        y=_arm_axis(figure.arms),
+        tooltip=[
+            alt.Tooltip("arm:N", title="Arm"),
+            alt.Tooltip("trainable:Q", title="Trainable", format=","),
+            alt.Tooltip("total:Q", title="Total", format=","),
+            alt.Tooltip("share:Q", title="Trainable share", format=".3%"),
+        ],
+    )
+    x = alt.X("trainable:Q", title=figure.x_label, scale=alt.Scale(type="log"), axis=alt.Axis(format="~s"))
+    lines = base.mark_rule(color="#C8C8C8", strokeWidth=2).encode(x=x, x2="total:Q")
+    trainable = base.mark_point(size=90, filled=True, color=BLUE, opacity=1).encode(x=x)
+    total = base.mark_point(size=90, fill="white", color=GREY, opacity=1).encode(
+        x=alt.X("total:Q", title=figure.x_label)
+    )
+    return [alt.layer(lines, trainable, total).properties(height=_height(figure.arms))]
+
+
+def _curves(figure: Figure) -> list[Any]:
+    rows = [{"arm": row.arm, **vars(row.point)} for row in figure.curves]
+    arms = list(figure.arms)
+    shade = alt.Color(
+        "arm:N",
+        title="Arm",
+        sort=arms,
+        scale=alt.Scale(domain=arms, range=[colour(index) for index in range(len(arms))]),
+    )
+    dashes = alt.StrokeDash(
+        "arm:N",
+        title="Arm",
+        sort=arms,
+        scale=alt.Scale(domain=arms, range=[list(dash(index)) or [1, 0] for index in range(len(arms))]),
+    )
+    loss = "Training loss (nats per token)"
+    base = alt.Chart(_inline(rows)).encode(x=alt.X("step:Q", title=figure.x_label), color=shade)
+    bands = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title=loss), y2="high:Q")
+    lines = base.mark_line(strokeWidth=2).encode(
+        y=alt.Y("mean:Q", title=loss, scale=alt.Scale(zero=False)), strokeDash=dashes
+    )
+    points = base.mark_circle(size=40, opacity=0).encode(
+        y=alt.Y("mean:Q", title=loss),
+        tooltip=[
+            alt.Tooltip("arm:N", title="Arm"),
+            alt.Tooltip("step:Q", title="Step"),
+            alt.Tooltip("mean:Q", title=loss, format=".5g"),
+            alt.Tooltip("n:Q", title="Seeds"),
+        ],
+    )
+    return [alt.layer(bands, lines, points).properties(height=320)]
+
+
+def _forgetting(figure: Figure) -> list[Any]:
+    base = alt.Chart(_inline([vars(row) for row in figure.forgetting])).encode(
+        y=_arm_axis(figure.arms),
+        tooltip=[
+            alt.Tooltip("arm:N", title="Arm"),
+            alt.Tooltip("before:Q", title="Before", format=".5g"),
+            alt.Tooltip("after:Q", title="After", format=".5g"),
+            alt.Tooltip("n:Q", title="Seeds"),
+        ],
+    )
+    x = alt.X("before:Q", title=figure.x_label, scale=alt.Scale(zero=False))
+    lines = base.mark_rule(color="#C8C8C8", strokeWidth=2).encode(x=x, x2="after:Q")
+    bars = base.mark_rule(color=VERMILLION, strokeWidth=2.4).encode(
+        x=alt.X("low:Q", title=figure.x_label), x2="high:Q"
+    )
+    before = base.mark_point(size=90, fill="white", color=GREY, opacity=1).encode(x=x)
+    after = base.mark_point(size=90, filled=True, color=VERMILLION, opacity=1).encode(
+        x=alt.X("after:Q", title=figure.x_label)
+    )
+    return [alt.layer(lines, bars, before, after).properties(height=_height(figure.arms))]
+
+
+def _arm_axis(arms: Sequence[str]) -> Any:
+    return alt.Y("arm:N", title=None, sort=list(arms), axis=alt.Axis(labelLimit=220))
+
+
+def _estimate_tooltip(label: str, *, centre: str = "mean") -> list[Any]:
+    return [
+        alt.Tooltip("arm:N", title="Arm"),
+        alt.Tooltip("mean:Q", title=f"{label}, {centre}", format=".5g"),
+        alt.Tooltip("low:Q", title="From", format=".5g"),
+        alt.Tooltip("high:Q", title="To", format=".5g"),
+        alt.Tooltip("n:Q", title="Seeds"),
+    ]
+
+
+def _estimates(rows: Sequence[Estimate]) -> Rows:
+    return [
+        {"arm": row.arm, "rank": row.rank, "mean": row.mean, "low": row.low, "high": row.high, "n": row.n}
+        for row in rows
+    ]
+
+
+def _seeds(rows: Sequence[Estimate]) -> Rows:
+    """The single seeds, where there is more than one."""
+    return [
+        {"arm": row.arm, "rank": row.rank, "value": value}
+        for row in rows
+        if row.n > 1
+        for value in row.values
+    ]
+
+
+def _inline(rows: Rows) -> Any:
+    return alt.Data(values=[dict(row) for row in rows])
+
+
+def _height(arms: Sequence[str]) -> int:
+    return 26 * len(arms) + 10
+
+
+_CHARTS: dict[Kind, Callable[[Figure], list[Any]]] = {
+    "ranks": _ranks,
+    "dots": _dots,
+    "bars": _bars,
+    "frontier": _frontier,
+    "parameters": _parameters,
+    "curves": _curves,
+    "forgetting": _forgetting,
+}

@@ -1,0 +1,282 @@
+"""The figures on paper: PNG and SVG by matplotlib. The same figure gives the same bytes.
+
+Seven inches wide with 11 pt type, which stays readable when a phone shows it at half a page.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from lorastudy.report.figures.data import Estimate, Figure, Kind, Panel
+from lorastudy.report.figures.labels import place_labels
+from lorastudy.report.figures.style import BLUE, GREY, VERMILLION, colour, dash
+
+WIDTH_INCHES = 7.0
+_RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "lorastudy",
+    "text.parse_math": False,
+}
+
+
+def save_figure(figure: Figure, folder: Path) -> list[Path]:
+    """Write `<name>.png` and `<name>.svg` and return their paths."""
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's matplotlibrc would change the bytes
+        mpl.rcParams.update(_RC)
+        canvas = _DRAWINGS[figure.kind](figure)
+        FigureCanvasAgg(canvas)
+        png, svg = folder / f"{figure.name}.png", folder / f"{figure.name}.svg"
+        # No date and no version: the same results give the same bytes.
+        canvas.savefig(png, metadata={"Software": None})
+        canvas.savefig(svg, metadata={"Date": None, "Creator": None})
+    return [png, svg]
+
+
+def _ranks(figure: Figure) -> Canvas:
+    """Panels above one another over a logarithmic rank axis."""
+    canvas = Canvas(figsize=(WIDTH_INCHES, 0.9 + 2.1 * len(figure.panels)), layout="constrained")
+    every = list(canvas.subplots(len(figure.panels), 1, sharex=True, squeeze=False)[:, 0])
+    for axes, panel in zip(every, figure.panels, strict=True):
+        ranks = [row.rank for row in panel.rows]
+        axes.plot(ranks, [row.mean for row in panel.rows], "-o", color=BLUE, markersize=6, zorder=3)
+        for row in panel.rows:
+            _seeds(axes, [row.rank] * row.n, row.values)
+            if row.low is not None and row.high is not None:
+                axes.plot([row.rank, row.rank], [row.low, row.high], color=BLUE, linewidth=2, zorder=2)
+        axes.set_ylabel(_folded(panel.label))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    last, ticks = every[-1], sorted({row.rank for panel in figure.panels for row in panel.rows})
+    last.set_xscale("log", base=2)
+    last.set_xticks(ticks, [str(rank) for rank in ticks])
+    last.xaxis.set_minor_locator(NullLocator())
+    last.set_xlabel(figure.x_label)
+    every[0].set_title(figure.title, loc="left")
+    return canvas
+
+
+def _dots(figure: Figure) -> Canvas:
+    """Panels above one another, one line for each arm, with its interval and its seeds."""
+    canvas, every = _stacked(figure)
+    for axes, panel in zip(every, figure.panels, strict=True):
+        for row in panel.rows:
+            y = figure.arms.index(row.arm)
+            _seeds(axes, row.values, [y] * row.n)
+            _interval(axes, row, y)
+            axes.plot([row.mean], [y], "o", color=BLUE, markersize=6, zorder=3)
+        _arm_axis(axes, figure.arms)
+        axes.set_xlabel(panel.label)
+    return canvas
+
+
+def _bars(figure: Figure) -> Canvas:
+    """Panels above one another, one bar for each arm, with its value written at the end."""
+    canvas, every = _stacked(figure)
+    for axes, panel in zip(every, figure.panels, strict=True):
+        for row in panel.rows:
+            y = figure.arms.index(row.arm)
+            axes.barh([y], [row.mean], height=0.62, color=BLUE)
+            if row.low is not None and row.high is not None and row.low < row.high:
+                axes.plot([row.low, row.high], [y, y], color="black", linewidth=1.6)
+            end = max(row.mean, row.high or 0.0)
+            axes.annotate(f"{row.mean:.3g}", (end, y), xytext=(5, 0), textcoords="offset points", va="center")
+        _arm_axis(axes, figure.arms)
+        axes.set_xlim(0, 1.15 * _largest(panel))
+        axes.set_xlabel(panel.label)
+    return canvas
+
+
+def _frontier(figure: Figure) -> Canvas:
+    """Loss over memory, the frontier joined by steps: each point on it bounds what is reachable."""
+    canvas = Canvas(figsize=(WIDTH_INCHES, 4.8), layout="constrained")
+    axes = canvas.subplots()
+    best = [point for point in figure.points if point.on_frontier]
+    best.sort(key=lambda point: point.memory)
+    axes.step(
+        [p.memory for p in best],
+        [p.loss for p in best],
+        where="post",
+        color=VERMILLION,
+        linewidth=1.4,
+        zorder=1,
+    )
+    for point in figure.points:
+        shade = VERMILLION if point.on_frontier else GREY
+        if point.loss_low is not None and point.loss_high is not None:
+            axes.plot(
+                [point.memory] * 2, [point.loss_low, point.loss_high], color=shade, linewidth=1.8, zorder=2
+            )
+        fill = shade if point.on_frontier else "white"
+        axes.plot(
+            [point.memory], [point.loss], "o", color=shade, markerfacecolor=fill, markersize=8, zorder=3
+        )
+    axes.margins(0.12)
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel("Held-out loss (nats per token)")
+    axes.set_title(figure.title, loc="left")
+    place_labels(axes, [(point.memory, point.loss, point.arm) for point in figure.points])
+    return canvas
+
+
+def _parameters(figure: Figure) -> Canvas:
+    """Trainable (filled) and total (hollow) parameters on a logarithmic axis."""
+    canvas, (axes,) = _stacked(figure, num_panels=1)
+    for row in figure.parameters:
+        y = figure.arms.index(row.arm)
+        axes.plot([row.trainable, row.total], [y, y], color="#C8C8C8", linewidth=2, zorder=1)
+        first = row is figure.parameters[0]
+        axes.plot([row.trainable], [y], "o", color=BLUE, markersize=8, label="trainable" if first else None)
+        axes.plot(
+            [row.total],
+            [y],
+            "o",
+            color=GREY,
+            markerfacecolor="white",
+            markersize=8,
+            label="total" if first else None,
+        )
+        axes.annotate(
+            f"{100 * row.share:.2g} %",
+            ((row.trainable * row.total) ** 0.5, y),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+        )
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    _arm_axis(axes, figure.arms)
+    axes.set_xlabel(figure.x_label)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
+    return canvas
+
+
+def _curves(figure: Figure) -> Canvas:
+    """Training loss over steps, one line with its band for each arm."""
+    canvas = Canvas(figsize=(WIDTH_INCHES, 4.6), layout="constrained")
+    axes = canvas.subplots()
+    for index, arm in enumerate(figure.arms):
+        points = [row.point for row in figure.curves if row.arm == arm]
+        if points:
+            steps = [point.step for point in points]
+            (line,) = axes.plot(
+                steps, [point.mean for point in points], color=colour(index), linewidth=1.8, label=arm
+            )
+            if dash(index):
+                line.set_dashes(dash(index))
+            axes.fill_between(
+                steps,
+                [point.mean if point.low is None else point.low for point in points],
+                [point.mean if point.high is None else point.high for point in points],
+                color=colour(index),
+                alpha=0.15,
+                linewidth=0,
+            )
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel("Training loss (nats per token)")
+    axes.set_title(figure.title, loc="left")
+    axes.margins(x=0.02)
+    _legend(canvas, axes, figure.arms)
+    return canvas
+
+
+def _forgetting(figure: Figure) -> Canvas:
+    """Base-domain loss before (hollow) and after (filled) training."""
+    canvas, (axes,) = _stacked(figure, num_panels=1)
+    for row in figure.forgetting:
+        y = figure.arms.index(row.arm)
+        first = row is figure.forgetting[0]
+        axes.plot([row.before, row.after], [y, y], color="#C8C8C8", linewidth=2, zorder=1)
+        axes.plot(
+            [row.before],
+            [y],
+            "o",
+            color=GREY,
+            markerfacecolor="white",
+            markersize=8,
+            label="before" if first else None,
+        )
+        if row.low is not None and row.high is not None:
+            axes.plot([row.low, row.high], [y, y], color=VERMILLION, linewidth=2.4, zorder=2)
+        axes.plot([row.after], [y], "o", color=VERMILLION, markersize=8, label="after" if first else None)
+    _arm_axis(axes, figure.arms)
+    axes.set_xlabel(figure.x_label)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
+    return canvas
+
+
+def _stacked(figure: Figure, *, num_panels: int | None = None) -> tuple[Canvas, list[Axes]]:
+    """A canvas with one panel above another, each tall enough for its arms; the title on top."""
+    panels = len(figure.panels) if num_panels is None else num_panels
+    height = 0.7 + panels * (0.85 + 0.34 * len(figure.arms))
+    canvas = Canvas(figsize=(WIDTH_INCHES, height), layout="constrained")
+    every = list(canvas.subplots(panels, 1, squeeze=False)[:, 0])
+    every[0].set_title(figure.title, loc="left")
+    return canvas, every
+
+
+def _arm_axis(axes: Axes, arms: Sequence[str]) -> None:
+    """Arms from top to bottom; horizontal, so that long names stay readable."""
+    axes.set_yticks(range(len(arms)), [arm if len(arm) <= 28 else f"{arm[:27]}…" for arm in arms])
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
+def _seeds(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    if len(x) > 1:
+        axes.plot(x, y, "o", color=GREY, markersize=3.5, alpha=0.55, linewidth=0, zorder=2)
+
+
+def _interval(axes: Axes, row: Estimate, y: float) -> None:
+    if row.low is not None and row.high is not None:
+        axes.plot([row.low, row.high], [y, y], color=BLUE, linewidth=2, zorder=2)
+
+
+def _largest(panel: Panel) -> float:
+    return max((max(row.mean, row.high or 0.0) for row in panel.rows), default=1.0) or 1.0
+
+
+def _folded(label: str) -> str:
+    """The unit on a line of its own."""
+    return label.replace(" (", "\n(")
+
+
+def _legend(canvas: Canvas, axes: Axes, arms: Sequence[str]) -> None:
+    """Inside the axes for few arms; below them for many."""
+    if len(arms) <= 7:
+        axes.legend(loc="best")
+    else:
+        canvas.legend(loc="outside lower center", ncols=3)
+
+
+_DRAWINGS: dict[Kind, Callable[[Figure], Canvas]] = {
+    "ranks": _ranks,
+    "dots": _dots,
+    "bars": _bars,
+    "frontier": _frontier,
+    "parameters": _parameters,
+    "curves": _curves,
+    "forgetting": _forgetting,
+}

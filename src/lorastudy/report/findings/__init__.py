@@ -1,0 +1,1 @@
+"""Findings: the key questions of each experiment type, answered in sentences from the analysis' numbers."""

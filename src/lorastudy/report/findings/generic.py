@@ -1,0 +1,101 @@
+"""Findings that hold for any experiment type: the order of the arms, their differences, what they cost."""
+
+from collections.abc import Sequence
+
+from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.summary import LOSS, ArmSummary, Spread
+from lorastudy.report.document import Strong, Text
+from lorastudy.report.findings.wording import Finding, difference, score, verdicts_by_word
+from lorastudy.report.numbers import duration, percent_more, size
+
+QUESTION = "How do the arms differ in accuracy, memory and time?"
+
+
+def generic_findings(analysis: Analysis) -> tuple[Finding, ...]:
+    """How the arms compare, and what they cost."""
+    return (
+        Finding(question="How do the arms compare in accuracy?", answer=_accuracy(analysis)),
+        Finding(question="What do they cost?", answer=(_costs(analysis),)),
+    )
+
+
+def generic_headline(analysis: Analysis) -> str:
+    """The verdicts against the reference, or that there are none."""
+    comparisons = analysis.comparisons.get(LOSS.key, ())
+    if analysis.reference is None or not comparisons:
+        return "Fewer than two arms completed, so there is nothing to compare."
+    return f"{verdicts_by_word(comparisons, analysis.reference)} {cheapest_not_worse(analysis)}".strip()
+
+
+def lowest_loss_first(analysis: Analysis) -> list[ArmSummary]:
+    """Arms with a held-out loss, ordered by its mean."""
+    scored = [(loss.mean, summary) for summary in analysis.completed if (loss := summary.score(LOSS))]
+    return [summary for _, summary in sorted(scored, key=lambda pair: pair[0])]
+
+
+def score_list(summaries: Sequence[ArmSummary]) -> str:
+    """`mlp 1.20 ± 0.01; qv 1.31 ± 0.02`."""
+    return "; ".join(f"{summary.arm.name} {score(summary, LOSS, summaries)}" for summary in summaries)
+
+
+def cheapest_not_worse(analysis: Analysis) -> str:
+    """The arm of least peak memory that was not shown to be worse than the reference; empty without one."""
+    reference = analysis.reference
+    if reference is None:
+        return ""
+    open_or_better = {c.arm for c in analysis.comparisons.get(LOSS.key, ()) if c.verdict != "worse"}
+    candidates = [
+        (memory.mean, summary)
+        for summary in analysis.completed
+        if (memory := summary.costs.peak_memory_bytes)
+        and (summary.arm.name in open_or_better or summary.arm.name == reference.name)
+    ]
+    if len(candidates) < 2:
+        return ""
+    least, cheapest = min(candidates, key=lambda pair: pair[0])
+    if cheapest.arm.name == reference.name:
+        return f"No arm that was not shown to be worse needs less memory than {reference.name}."
+    comparison = analysis.comparison(cheapest.arm.name)
+    assert comparison is not None
+    return (
+        f"Of the arms not shown to be worse than {reference.name}, {cheapest.arm.name} needs the least memory "
+        f"({size(least)}); its difference in held-out loss is {difference(comparison)}."
+    )
+
+
+def _accuracy(analysis: Analysis) -> Text:
+    ordered = lowest_loss_first(analysis)
+    if len(ordered) < 2 or analysis.reference is None:
+        return ("Fewer than two arms completed; these runs cannot answer this.",)
+    return (
+        f"In order of mean held-out loss, lowest first: {score_list(ordered)} nats per token. ",
+        Strong(verdicts_by_word(analysis.comparisons[LOSS.key], analysis.reference)),
+    )
+
+
+def _costs(analysis: Analysis) -> str:
+    memory = _extremes(analysis, {s.arm.name: s.costs.peak_memory_bytes for s in analysis.completed})
+    steps = _extremes(analysis, {s.arm.name: s.costs.step_seconds for s in analysis.completed})
+    sentences = []
+    if memory:
+        (low_name, low), (high_name, high) = memory
+        sentences.append(
+            f"Peak memory of an arm alone runs from {size(low)} ({low_name}) to {size(high)} ({high_name}), "
+            f"{percent_more(high, low)}."
+        )
+    if steps:
+        (low_name, low), (high_name, high) = steps
+        sentences.append(
+            f"A step alone takes from {duration(low)} ({low_name}) to {duration(high)} ({high_name}), "
+            f"{percent_more(high, low)}."
+        )
+    return " ".join(sentences) or "Neither memory nor time was measured."
+
+
+def _extremes(
+    analysis: Analysis, spreads: dict[str, Spread | None]
+) -> tuple[tuple[str, float], tuple[str, float]] | None:
+    medians = [(s.arm.name, spread.median) for s in analysis.completed if (spread := spreads[s.arm.name])]
+    if not medians:
+        return None
+    return min(medians, key=lambda pair: pair[1]), max(medians, key=lambda pair: pair[1])

@@ -1,0 +1,102 @@
+"""A module ablation's questions: which modules matter, whether layers can be left out, whether the MLP is needed."""
+
+from collections.abc import Sequence
+
+from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.paired import Comparison, compare_with_reference
+from lorastudy.analysis.study import Arm, differing_settings
+from lorastudy.analysis.summary import LOSS, ArmSummary
+from lorastudy.analysis.targets import ATTENTION_ONLY, target_roles
+from lorastudy.report.document import Strong, Text
+from lorastudy.report.findings.generic import cheapest_not_worse, lowest_loss_first, score_list
+from lorastudy.report.findings.wording import Finding, difference, verdicts_by_word
+from lorastudy.report.numbers import count, listing, names
+
+QUESTION = "Which modules are worth adapting, can layers be left out, and is the MLP needed?"
+
+
+def module_findings(analysis: Analysis) -> tuple[Finding, ...]:
+    """Answers to the three questions; each says so where the runs cannot answer it."""
+    return (
+        Finding(question="Which modules are most important?", answer=_modules(analysis)),
+        Finding(question="Can we skip some layers for efficiency?", answer=(_layers(analysis),)),
+        Finding(question="Is MLP fine-tuning necessary?", answer=(_mlp(analysis),)),
+    )
+
+
+def _modules(analysis: Analysis) -> Text:
+    ordered = lowest_loss_first(analysis)
+    if len(ordered) < 2 or analysis.reference is None:
+        return ("Fewer than two arms completed; these runs cannot answer this.",)
+    return (
+        f"In order of mean held-out loss, lowest first: {score_list(ordered)} nats per token. ",
+        Strong(verdicts_by_word(analysis.comparisons[LOSS.key], analysis.reference)),
+        f" {_parameter_match(ordered)}",
+    )
+
+
+def _parameter_match(summaries: Sequence[ArmSummary]) -> str:
+    """Whether arms of equal rank also have equally many parameters, without which modules are not alone compared."""
+    counts = [s.costs.trainable_parameters.mean for s in summaries if s.costs.trainable_parameters]
+    if not counts:
+        return "Trainable parameters were not measured."
+    if max(counts) <= 1.1 * min(counts):
+        return "The arms are matched in trainable parameters within 10 %."
+    return (
+        f"The arms are not matched in trainable parameters ({count(min(counts))} to {count(max(counts))}), so "
+        "an arm may be ahead because it is larger."
+    )
+
+
+def _layers(analysis: Analysis) -> str:
+    whole = [s.arm for s in analysis.completed if s.arm.settings.get("layers_to_transform") is None]
+    parts = [s.arm for s in analysis.completed if s.arm.settings.get("layers_to_transform") is not None]
+    pairs = [(part, full) for part in parts for full in whole if _differ_in_layers_only(part, full)]
+    if not pairs:
+        return (
+            "No two arms differ only in `layers_to_transform`, so these runs cannot answer this. "
+            + cheapest_not_worse(analysis)
+        ).strip()
+    sentences = [
+        f"{part.name} (layers {listing(str(i) for i in part.settings['layers_to_transform'])}) against "
+        f"{full.name} (all layers): {_against(analysis, part, full)}."
+        for part, full in pairs
+    ]
+    return " ".join(sentences)
+
+
+def _mlp(analysis: Analysis) -> str:
+    roles = {s.arm.name: target_roles(s.arm) for s in analysis.completed}
+    attention = [s for s in analysis.completed if roles[s.arm.name] == ATTENTION_ONLY and s.score(LOSS)]
+    with_mlp = [s.arm for s in analysis.completed if "mlp" in (roles[s.arm.name] or ())]
+    if not attention or not with_mlp:
+        return "This needs an arm with and an arm without MLP modules; these runs cannot answer it."
+    broadest = max(attention, key=_num_parameters).arm
+    comparisons = compare_with_reference(analysis.study, arms=with_mlp, reference=broadest, metric=LOSS)
+    listed = "; ".join(f"{comparison.arm} {difference(comparison)}" for comparison in comparisons)
+    return (
+        f"Against {broadest.name}, the largest arm without MLP modules: {listed}. {_necessity(comparisons)}"
+    )
+
+
+def _necessity(comparisons: Sequence[Comparison]) -> str:
+    better = [comparison.arm for comparison in comparisons if comparison.verdict == "better"]
+    if better:
+        return f"Leaving the MLP out cost accuracy here: {names(better)} did better."
+    if all(comparison.verdict == "worse" for comparison in comparisons):
+        return "Every arm with MLP modules did worse, so they were not needed here."
+    return "No arm with MLP modules was shown to be better; that is not proof that they are unnecessary."
+
+
+def _num_parameters(summary: ArmSummary) -> float:
+    spread = summary.costs.trainable_parameters
+    return spread.mean if spread else 0.0
+
+
+def _differ_in_layers_only(one: Arm, other: Arm) -> bool:
+    return differing_settings([one, other]) == ("layers_to_transform",)
+
+
+def _against(analysis: Analysis, arm: Arm, reference: Arm) -> str:
+    (comparison,) = compare_with_reference(analysis.study, arms=[arm], reference=reference, metric=LOSS)
+    return difference(comparison)

@@ -1,0 +1,86 @@
+"""A quantization study's questions: what 4-bit costs, whether 8-bit is worth its memory, speed against accuracy."""
+
+from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.paired import compare_with_reference
+from lorastudy.analysis.study import Arm
+from lorastudy.analysis.summary import EXACT_MATCH, LOSS, TOKEN_ACCURACY, ArmSummary
+from lorastudy.report.findings.wording import Finding, difference, more
+from lorastudy.report.numbers import count, duration, percent_more, size
+
+QUESTION = "What do 4-bit and 8-bit training cost in accuracy, and what do they save?"
+
+
+def quantization_findings(analysis: Analysis) -> tuple[Finding, ...]:
+    """Answers to the three questions; each says so where the runs cannot answer it."""
+    return (
+        Finding(question="How much accuracy do we lose with 4-bit?", answer=(_four_bit(analysis),)),
+        Finding(question="Is 8-bit worth the extra memory?", answer=(_eight_bit(analysis),)),
+        Finding(question="What is the speed-accuracy trade-off?", answer=(_trade_off(analysis),)),
+    )
+
+
+def _four_bit(analysis: Analysis) -> str:
+    arms = _arms_of(analysis, "4bit")
+    reference = analysis.reference
+    if not arms or reference is None or reference.settings["quantization"] == "4bit":
+        return "This needs a completed 4-bit arm and one of higher precision; these runs cannot answer it."
+    sentences = []
+    for arm in arms:
+        losses = [analysis.comparison(arm.name, metric) for metric in (LOSS, TOKEN_ACCURACY, EXACT_MATCH)]
+        parts = [
+            f"{c.metric.title.lower()} {difference(c)}"
+            for c in losses
+            if c is not None and c.mean is not None
+        ]
+        listed = "; ".join(parts) or "no score in common"
+        sentences.append(f"{_name(arm)} against {_name(reference)}: {listed}.")
+    return " ".join(sentences)
+
+
+def _eight_bit(analysis: Analysis) -> str:
+    fours, eights = _arms_of(analysis, "4bit"), _arms_of(analysis, "8bit")
+    if not fours or not eights:
+        return "This needs a completed 8-bit and a completed 4-bit arm; these runs cannot answer it."
+    eight, four = eights[0], fours[0]
+    (comparison,) = compare_with_reference(analysis.study, arms=[eight], reference=four, metric=LOSS)
+    answer = f"{_name(eight)} against {_name(four)}, held-out loss: {difference(comparison)}."
+    memory = [analysis.summary(arm.name).costs.peak_memory_bytes for arm in (eight, four)]
+    if memory[0] and memory[1]:
+        extra = memory[0].mean - memory[1].mean
+        share = percent_more(memory[0].mean, memory[1].mean)
+        answer += f" Its peak memory is {size(memory[0].mean)} against {size(memory[1].mean)} ({share})."
+        if comparison.verdict != "better" and extra > 0:
+            answer += " The extra memory was not shown to buy accuracy here."
+    return answer
+
+
+def _trade_off(analysis: Analysis) -> str:
+    reference = analysis.reference
+    if reference is None or len(analysis.completed) < 2:
+        return "Fewer than two arms completed; these runs cannot answer this."
+    base = analysis.summary(reference.name)
+    sentences = [f"{_name(reference)}: {_speed(base)}."]
+    for summary in analysis.completed:
+        comparison = analysis.comparison(summary.arm.name)
+        if comparison is not None:
+            slower = more(summary.costs.step_seconds, base.costs.step_seconds)
+            relative = f" ({slower} in step time)" if slower else ""
+            loss = f"held-out loss {difference(comparison)}"
+            sentences.append(f"{_name(summary.arm)}: {_speed(summary)}{relative}, {loss}.")
+    return " ".join(sentences)
+
+
+def _speed(summary: ArmSummary) -> str:
+    step, tokens = summary.costs.step_seconds, summary.costs.tokens_per_second
+    if step is None or tokens is None:
+        return "speed not measured"
+    return f"{duration(step.median)} a step, {count(tokens.median)} tokens/s"
+
+
+def _arms_of(analysis: Analysis, quantization: str) -> list[Arm]:
+    return [s.arm for s in analysis.completed if s.arm.settings["quantization"] == quantization]
+
+
+def _name(arm: Arm) -> str:
+    precision = arm.settings["quantization"]
+    return arm.name if precision in arm.name else f"{arm.name} ({precision})"

@@ -1,0 +1,146 @@
+"""How comparisons are put into words, so that no sentence claims more than its interval allows."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.paired import Comparison, seeds_needed, smallest_sign_flip_p
+from lorastudy.analysis.study import Arm
+from lorastudy.analysis.summary import EXACT_MATCH, LOSS, TOKEN_ACCURACY, ArmSummary, Metric, Spread
+from lorastudy.analysis.tuning import LearningRates
+from lorastudy.report.document import Text
+from lorastudy.report.numbers import (
+    decimals_for,
+    interval,
+    listing,
+    mean_sd,
+    names,
+    p_value,
+    percent_more,
+    signed,
+)
+
+VERDICTS = ("better", "worse", "cannot tell")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A key question of the experiment type, and what the results say to it."""
+
+    question: str
+    answer: Text
+
+
+def verdict(comparison: Comparison) -> str:
+    """The verdict with its reason: `cannot tell (one seed)`."""
+    return comparison.verdict if comparison.reason is None else f"{comparison.verdict} ({comparison.reason})"
+
+
+def difference_decimals(comparison: Comparison) -> int:
+    """Decimals that show half the interval's width with two digits."""
+    if comparison.interval is None:
+        return 4
+    return decimals_for([(comparison.interval[1] - comparison.interval[0]) / 2])
+
+
+def difference(comparison: Comparison) -> str:
+    """`+0.12 nats per token, 95 % interval [0.10, 0.14], n = 6: worse`."""
+    if comparison.mean is None:
+        return verdict(comparison)
+    decimals = difference_decimals(comparison)
+    unit = f" {comparison.metric.unit}" if comparison.metric.unit else ""
+    bounds = f", 95 % interval {interval(comparison.interval, decimals)}" if comparison.interval else ""
+    return f"{signed(comparison.mean, decimals)}{unit}{bounds}, n = {comparison.n}: {verdict(comparison)}"
+
+
+def score(summary: ArmSummary, metric: Metric, alongside: Iterable[ArmSummary]) -> str:
+    """The metric's mean and sd, with decimals that suit all the arms it stands beside."""
+    spreads = [one.score(metric) for one in (summary, *alongside)]
+    return mean_sd(summary.score(metric), decimals_for(spread.sd for spread in spreads if spread))
+
+
+def change(first: ArmSummary, last: ArmSummary, metric: Metric) -> str | None:
+    """`from 1.20 ± 0.02 to 0.80 ± 0.01`; None where either was not measured."""
+    if first.score(metric) is None or last.score(metric) is None:
+        return None
+    return f"from {score(first, metric, [last])} to {score(last, metric, [first])}"
+
+
+def other_accuracies(first: ArmSummary, last: ArmSummary) -> str:
+    """A sentence about token accuracy and exact match; empty where neither was measured."""
+    changes = [(metric, change(first, last, metric)) for metric in (TOKEN_ACCURACY, EXACT_MATCH)]
+    parts = [f"{metric.title.lower()} went {text}" for metric, text in changes if text]
+    return f" At the same time {listing(parts)}." if parts else ""
+
+
+def verdicts_by_word(comparisons: Sequence[Comparison], reference: Arm) -> str:
+    """The arms under each verdict, as in `Held-out loss against r64: worse for r4 and r8; cannot tell for r32`."""
+    parts = []
+    for word in VERDICTS:
+        arms = [comparison.arm for comparison in comparisons if comparison.verdict == word]
+        if arms:
+            parts.append(f"{word} for {names(arms)}")
+    return f"Held-out loss against {reference.name}: {'; '.join(parts)}." if parts else ""
+
+
+def more(spread: Spread | None, base: Spread | None) -> str | None:
+    """How much more the median is than another's, in percent; None where either is absent or zero."""
+    if spread is None or base is None or base.median == 0:
+        return None
+    return percent_more(spread.median, base.median)
+
+
+def what_seeds_can_show(analysis: Analysis) -> str:
+    """What this number of seeds can show at best, and how many more might decide what is open."""
+    comparisons = analysis.comparisons.get(LOSS.key, ())
+    n = max((comparison.n for comparison in comparisons), default=0)
+    if n == 0:
+        return ""
+    if n == 1:
+        return (
+            "With one seed no difference can be told from the noise between seeds; every verdict is open. "
+            "Two seeds give an interval, six let the exact sign-flip test reach .05."
+        )
+    best = smallest_sign_flip_p(n)
+    limit = f"With {n} seeds the exact sign-flip p cannot fall below {p_value(best)}"
+    tail = (
+        ", so it cannot reach .05 (six seeds could): the verdicts rest on the t interval, which takes the "
+        "differences between seeds to be roughly normal."
+        if best > 0.05
+        else "."
+    )
+    return f"{limit}{tail}{_open_cases(comparisons)}"
+
+
+def learning_rate_caveat(rates: LearningRates) -> str:
+    """Whether the learning rate was tuned, and what follows from it."""
+    consequence = "so no arm can be called best: part of a difference may be one of learning rate."
+    if rates.num_varied == 0 and len(rates.rates) == 1:
+        return f"The learning rate was not tuned per arm (one value: {rates.rates[0]:g}), {consequence}"
+    if rates.num_varied < rates.num_configurations:
+        return (
+            f"The learning rate was not tuned per arm ({rates.num_varied} of {rates.num_configurations} "
+            f"configurations were run at more than one rate), {consequence}"
+        )
+    if rates.on_edge:
+        return (
+            f"The best learning rate lies on the edge of its grid for {names(rates.on_edge)}, {consequence}"
+        )
+    tried = listing(f"{rate:g}" for rate in rates.rates)
+    return f"Every configuration was run at several learning rates ({tried}); each rate is an arm of its own."
+
+
+def _open_cases(comparisons: Sequence[Comparison]) -> str:
+    """How many seeds would decide, if the true differences are as observed."""
+    parts = []
+    for comparison in comparisons:
+        if comparison.verdict == "cannot tell" and comparison.mean is not None and comparison.sd:
+            needed = seeds_needed(comparison.mean, comparison.sd)
+            if needed is not None and needed > comparison.n:
+                parts.append(f"{comparison.arm} about {needed}")
+    if not parts:
+        return ""
+    return (
+        " Seeds that would decide an open case four times in five, if the difference is as observed "
+        f"(one comparison, no correction): {listing(parts)}."
+    )

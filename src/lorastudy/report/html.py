@@ -1,0 +1,148 @@
+"""A document as one HTML file that needs no network: styles, script, chart data and the chart library inside.
+
+Everything that came from a user is escaped; a content security policy forbids every request, so that the
+file cannot call home even if a browser extension or a mistake here would have it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from html import escape
+from importlib.resources import files
+
+import vl_convert
+
+from lorastudy.report.document import (
+    Block,
+    Bullets,
+    Code,
+    CodeBlock,
+    Column,
+    Heading,
+    Paragraph,
+    Span,
+    Strong,
+    Table,
+    Text,
+)
+from lorastudy.report.figures.data import Figure
+from lorastudy.report.figures.interactive import Spec, vega_lite_specs, vega_lite_version
+
+#: Vega evaluates its expressions as functions, hence 'unsafe-eval'; blob: and data: serve "save as PNG".
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src data: blob:"
+
+
+def render_html(blocks: Sequence[Block]) -> str:
+    """The document as a page. The chart library is embedded once, and only if there is a chart."""
+    figures = [block for block in blocks if isinstance(block, Figure)]
+    charts = {figure.name: vega_lite_specs(figure) for figure in figures}
+    specs = [spec for figure in figures for spec in charts[figure.name]]
+    num_panels = {name: len(panels) for name, panels in charts.items()}
+    body = "\n".join(_block(block, num_panels) for block in blocks)
+    title = next((block.text for block in blocks if isinstance(block, Heading)), "LoRA study")
+    scripts = [f'<script type="application/json" id="charts">{_json(specs)}</script>']
+    if specs:
+        scripts.append(f"<script>{chart_library()}</script>")
+    scripts.append(f"<script>{_asset('page.js')}</script>")
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en">',
+            "<head>",
+            '<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>",
+            f"<style>{_asset('page.css')}</style>",
+            "</head>",
+            "<body>",
+            f"<main>\n{body}\n</main>",
+            *scripts,
+            "</body>",
+            "</html>\n",
+        ]
+    )
+
+
+@cache
+def chart_library() -> str:
+    """Vega, Vega-Lite and vega-embed in one script, of the version of altair's specifications."""
+    bundle: str = vl_convert.javascript_bundle(
+        "window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version()
+    )
+    return bundle.replace("</script", "<\\/script")
+
+
+def _block(block: Block, num_panels: Mapping[str, int]) -> str:
+    match block:
+        case Heading():
+            return f"<h{block.level}>{escape(block.text)}</h{block.level}>"
+        case Paragraph():
+            return f"<p>{_line(block.text)}</p>"
+        case Bullets():
+            return "<ul>" + "".join(f"<li>{_line(item)}</li>" for item in block.items) + "</ul>"
+        case CodeBlock():
+            return f"<pre><code>{escape(block.text)}</code></pre>"
+        case Table():
+            return _table(block)
+        case Figure():
+            return _figure(block, num_panels[block.name])
+
+
+def _line(text: Text) -> str:
+    return "".join(_span(span) for span in text)
+
+
+def _span(span: Span) -> str:
+    match span:
+        case Code():
+            return f"<code>{escape(span.text)}</code>"
+        case Strong():
+            return f"<strong>{escape(span.text)}</strong>"
+        case _:
+            return escape(span)
+
+
+def _table(table: Table) -> str:
+    head = "".join(_head_cell(column) for column in table.columns)
+    rows = "\n".join(
+        "<tr>"
+        + "".join(
+            f"<td{_class(column)}{_sort_value(cell.value)}>{escape(cell.text)}</td>"
+            for column, cell in zip(table.columns, row, strict=True)
+        )
+        + "</tr>"
+        for row in table.rows
+    )
+    return f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>'
+
+
+def _head_cell(column: Column) -> str:
+    return f'<th scope="col"{_class(column)}>{escape(column.title)}</th>'
+
+
+def _class(column: Column) -> str:
+    return ' class="number"' if column.numeric else ""
+
+
+def _sort_value(value: float | None) -> str:
+    return "" if value is None else f' data-value="{value!r}"'
+
+
+def _figure(figure: Figure, num_panels: int) -> str:
+    """Empty boxes that the script fills, one for each panel, in the order of the specifications."""
+    boxes = "".join('<div class="chart"></div>' for _ in range(num_panels))
+    label = escape(figure.alt, quote=True)
+    return (
+        f'<figure role="group" aria-label="{label}"><h3>{escape(figure.title)}</h3>{boxes}'
+        f"<figcaption>{escape(figure.caption)}</figcaption></figure>"
+    )
+
+
+def _json(specs: Sequence[Spec]) -> str:
+    """JSON that cannot close its script element: `<` only occurs inside strings, where it may be escaped."""
+    return json.dumps(specs, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _asset(name: str) -> str:
+    return files("lorastudy.report").joinpath("assets", name).read_text(encoding="utf-8")

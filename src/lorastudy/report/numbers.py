@@ -1,0 +1,118 @@
+"""How numbers are written: as many digits as their spread supports, with their unit, absent ones as a dash."""
+
+import math
+import statistics
+from collections.abc import Iterable
+
+from lorastudy.analysis.summary import Spread
+
+ABSENT = "\N{EN DASH}"
+_SIZES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("bytes", 1))
+_DURATIONS = (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3))
+
+
+def decimals_for(uncertainties: Iterable[float | None], *, default: int = 4) -> int:
+    """Decimals that show the median uncertainty with two significant digits; 1 to 5."""
+    known = [value for value in uncertainties if value]
+    if not known:
+        return default
+    return min(5, max(1, 1 - math.floor(math.log10(statistics.median(known)))))
+
+
+def number(value: float | None, decimals: int) -> str:
+    """Fixed decimals with a true minus sign; a rounded zero has no sign."""
+    if value is None:
+        return ABSENT
+    text = f"{value:,.{decimals}f}"
+    if float(text.replace(",", "")) == 0:
+        text = text.removeprefix("-")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def signed(value: float, decimals: int) -> str:
+    """As `number`, with a plus for what is above zero."""
+    text = number(value, decimals)
+    return text if value <= 0 or not any(digit in text for digit in "123456789") else f"+{text}"
+
+
+def mean_sd(spread: Spread | None, decimals: int) -> str:
+    """`mean ± sd`, the mean alone for one value."""
+    if spread is None:
+        return ABSENT
+    mean = number(spread.mean, decimals)
+    return mean if spread.sd is None else f"{mean} ± {number(spread.sd, decimals)}"
+
+
+def interval(bounds: tuple[float, float] | None, decimals: int) -> str:
+    """`[low, high]`."""
+    if bounds is None:
+        return ABSENT
+    return f"[{number(bounds[0], decimals)}, {number(bounds[1], decimals)}]"
+
+
+def p_value(p: float | None) -> str:
+    """Two significant digits, never 0."""
+    if p is None:
+        return ABSENT
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands separated."""
+    return ABSENT if value is None else f"{value:,.0f}"
+
+
+def percent(share: float, *, decimals: int = 1) -> str:
+    """A share in percent."""
+    return f"{number(100 * share, decimals)} %"
+
+
+def percent_more(value: float, base: float) -> str:
+    """How much more `value` is than `base`, in percent with its sign."""
+    return f"{signed(100 * (value / base - 1), 1)} %"
+
+
+def size_unit(values: Iterable[float]) -> tuple[str, int]:
+    """The unit in which the largest value is at least 1, and its bytes; MiB for none."""
+    largest = max(map(abs, values), default=2**20)
+    return next(((name, scale) for name, scale in _SIZES if largest >= scale), _SIZES[-1])
+
+
+def size(value: float | None) -> str:
+    """Bytes in a unit that fits, three significant digits or so."""
+    if value is None:
+        return ABSENT
+    unit, scale = size_unit([value])
+    return f"{number(value / scale, 0 if scale == 1 else decimals_of_size(value / scale))} {unit}"
+
+
+def decimals_of_size(value: float) -> int:
+    """Decimals with which the value shows three significant digits; 0 to 3."""
+    return 2 if value == 0 else min(3, max(0, 2 - math.floor(math.log10(abs(value)))))
+
+
+def duration_unit(values: Iterable[float]) -> tuple[str, float]:
+    """The unit in which the largest value is at least 1, and its seconds; seconds for none."""
+    largest = max(values, default=1.0)
+    return next(((name, scale) for name, scale in _DURATIONS if largest >= scale), _DURATIONS[-1])
+
+
+def duration(value: float | None) -> str:
+    """Seconds in a unit that fits, three significant digits or so."""
+    if value is None:
+        return ABSENT
+    unit, scale = duration_unit([value])
+    return f"{number(value / scale, decimals_of_size(value / scale))} {unit}"
+
+
+def listing(items: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *head, last = items
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def names(items: Iterable[str]) -> str:
+    """As `listing`, in quotation marks where a name holds a space or a comma itself."""
+    named = list(items)
+    loose = any(" " in name or "," in name for name in named)
+    return listing(f"“{name}”" if loose else name for name in named)

@@ -1,0 +1,179 @@
+"""How the numbers were made: what is measured, what varies between seeds, in which environment, what is absent."""
+
+from collections import Counter
+from dataclasses import fields
+
+from lorastudy.analysis.environments import EnvironmentGroup, environment_groups
+from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.study import Study, confounds
+from lorastudy.analysis.summary import METRICS, metric_versions
+from lorastudy.records import DataSummary, Environment
+from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
+from lorastudy.report.numbers import count, listing, names
+from lorastudy.report.sections.overview import setting_text
+
+_MEMORY_KINDS = {
+    "cuda_allocated": "the most the CUDA allocator held",
+    "cpu_tensors": "the peak of live tensor bytes on the CPU",
+}
+
+
+def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
+    """How it was measured, and what was not."""
+    study = analysis.study
+    items: list[Text] = [
+        _scores(study),
+        _seeds(study),
+        (f"Memory: {_memory(study)}.",),
+        (
+            (
+                "Time: the median step of the arm alone, real tokens only. Training time is the pack's, shared "
+                "equally by the arms that trained in it."
+            ),
+        ),
+        (f"Engine: {_engines(study)}.",),
+        (
+            (
+                "Intervals are over seeds only; the noise between held-out items is not in them, so verdicts are about "
+                "these items, this data and this base model."
+            ),
+        ),
+        *_data(study),
+        *_warnings(analysis),
+    ]
+    return [
+        Heading(level=level, text="How it was measured"),
+        Bullets(tuple(items)),
+        Heading(level=level, text="Not in this report"),
+        Bullets(tuple((item,) for item in _absent(analysis))),
+    ]
+
+
+def environment_blocks(study: Study, *, level: int) -> list[Block]:
+    """The environments in which the completed experiments ran; a warning when there is more than one."""
+    groups = environment_groups(study.completed)
+    blocks: list[Block] = [Heading(level=level, text="Environment")]
+    if not groups:
+        return [*blocks, Paragraph(("No environment was recorded.",))]
+    if len(groups) > 1:
+        warning = f"Results come from {len(groups)} environments."
+        rest = (
+            " Differences are taken only between runs whose libraries and device agree; means over seeds may mix "
+            "them. The same configuration can give another answer after an upgrade."
+        )
+        blocks.append(Paragraph((Strong(warning), rest)))
+    return [*blocks, _environment_table(groups)]
+
+
+def _scores(study: Study) -> Text:
+    settings = study.arms[0].settings
+    held_out = settings.get("eval_dataset_path")
+    source = (
+        f"rows of {held_out}"
+        if held_out
+        else "rows held out of the training file by content hash, the same for all"
+    )
+    return (
+        (
+            f"Held-out loss: nats per completion token over {source}; perplexity is its exponential. Exact match "
+            f"compares greedily generated answers, at most {settings.get('max_generation_samples')} of them."
+        ),
+    )
+
+
+def _seeds(study: Study) -> Text:
+    seeds = sorted({result.seed for result in study.results})
+    order = setting_text(study.arms[0].settings.get("data_seed"))
+    return (
+        (
+            f"Seeds: {listing(map(str, seeds))}. Between seeds vary the adapter's initial weights and the dropout; "
+            f"the order of the data is fixed by data_seed {order}, equal for all arms and seeds."
+        ),
+    )
+
+
+def _memory(study: Study) -> str:
+    kinds = sorted({result.profile.memory_kind for result in study.completed if result.profile})
+    if not kinds:
+        return "not measured"
+    listed = "; ".join(_MEMORY_KINDS[kind] for kind in kinds)
+    alone = f"{listed}, while the arm trains alone on the same base, over a few steps"
+    return alone if len(kinds) == 1 else f"of different kinds, which must not be compared ({alone})"
+
+
+def _engines(study: Study) -> str:
+    uses = Counter(result.engine or "not recorded" for result in study.completed)
+    parts = [f"{engine} for {times} of {uses.total()} experiments" for engine, times in sorted(uses.items())]
+    return ", ".join(parts) or "none"
+
+
+def _data(study: Study) -> list[Text]:
+    """One item for each split as it was read; arms that read different data show up as several."""
+    distinct: dict[DataSummary, None] = {}
+    for result in study.completed:
+        distinct.update(dict.fromkeys(result.data))
+    return [
+        (
+            (
+                f"Data, {data.split}: {count(data.num_rows)} rows ({data.format}), {count(data.num_tokens)} tokens, "
+                f"{count(data.num_completion_tokens)} of them in answers; {count(data.num_truncated_rows)} rows cut "
+                f"short, {count(data.num_refused_rows)} refused because nothing of the answer was left."
+            ),
+        )
+        for data in distinct
+    ]
+
+
+def _warnings(analysis: Analysis) -> list[Text]:
+    study = analysis.study
+    warnings: list[Text] = []
+    others = confounds(study)
+    if others:
+        keys = listing(others)
+        text = f" Besides what this experiment type studies, the arms differ in {keys}; effects are joint."
+        warnings.append((Strong("Not a single factor."), text))
+    for metric in METRICS:
+        versions = sorted(metric_versions(study, metric))
+        if len(versions) > 1:
+            text = f" {metric.title} was measured by versions {listing(map(str, versions))}; only the newest counts."
+            warnings.append((Strong("Metric versions differ."), text))
+    apart = sorted({c.arm for family in analysis.comparisons.values() for c in family if c.seeds_apart})
+    if apart:
+        text = f" Pairs of {names(apart)} with the reference were left out for some seeds."
+        warnings.append((Strong("Environments differ."), text))
+    return warnings
+
+
+def _absent(analysis: Analysis) -> list[str]:
+    """What was not measured, with the setting that would measure it."""
+    remedies = {
+        "exact_match": "set max_generation_samples above 0",
+        "loss": "name a forgetting_dataset_path",
+    }
+    items = []
+    for metric in METRICS:
+        if not metric_versions(analysis.study, metric):
+            remedy = remedies.get(metric.name) if metric.split != "eval" or metric.name != "loss" else None
+            items.append(f"{metric.title}: not measured" + (f" ({remedy})." if remedy else "."))
+    if not any(summary.costs.peak_memory_bytes for summary in analysis.summaries):
+        items.append("Peak memory: not measured.")
+    if not any(summary.costs.step_seconds for summary in analysis.summaries):
+        items.append("Step time: not measured.")
+    return [*items, "Memory and time predicted before the run: none are stored, so none are scored here."]
+
+
+def _environment_table(groups: tuple[EnvironmentGroup, ...]) -> Table:
+    titles = [f"Environment {index}" for index in range(1, len(groups) + 1)] if len(groups) > 1 else ["Value"]
+    names = [field.name for field in fields(Environment)]
+    rows = [
+        (
+            Cell(name.replace("_", " ")),
+            *(Cell(str(getattr(group.environment, name))) for group in groups),
+        )
+        for name in names
+    ]
+    rows.append((Cell("experiments"), *(Cell(str(len(group.experiments))) for group in groups)))
+    return Table(
+        columns=(Column("", numeric=False), *(Column(title, numeric=False) for title in titles)),
+        rows=tuple(rows),
+    )

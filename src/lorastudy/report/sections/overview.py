@@ -1,0 +1,142 @@
+"""What a reader meets first: the question, what was run, the answer; what failed; what the arms are."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.study import Arm, Study, differing_settings
+from lorastudy.analysis.tuning import learning_rates
+from lorastudy.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Column,
+    Heading,
+    Paragraph,
+    Strong,
+    Table,
+    Text,
+)
+from lorastudy.report.findings.catalogue import questions_of
+from lorastudy.report.findings.wording import learning_rate_caveat, what_seeds_can_show
+from lorastudy.report.numbers import ABSENT, listing, names
+from lorastudy.tracker.views import ExperimentResult
+
+#: Longest failure message that is shown whole; the store has the rest.
+MAX_MESSAGE = 600
+
+
+def summary_blocks(analysis: Analysis) -> list[Block]:
+    """Question, what was run and the answer, in one paragraph; then what limits the answer."""
+    questions = questions_of(analysis.study.experiment_type)
+    limits = [learning_rate_caveat(learning_rates(analysis.study)), what_seeds_can_show(analysis)]
+    return [
+        Paragraph(
+            (
+                Strong("Question."),
+                f" {questions.question} ",
+                Strong("What was run."),
+                f" {_what_was_run(analysis.study)} ",
+                Strong("Answer."),
+                f" {questions.headline(analysis)}",
+            )
+        ),
+        Paragraph((Strong("Limits."), f" {' '.join(limit for limit in limits if limit)}")),
+    ]
+
+
+def failure_blocks(study: Study, *, level: int) -> list[Block]:
+    """What failed, diverged, was stopped or has not finished; nothing when all completed."""
+    ended = [result for result in study.results if result.status in {"failed", "stopped"}]
+    open_runs = [result for result in study.results if result.status in {"pending", "running"}]
+    blocks: list[Block] = []
+    if ended or open_runs:
+        blocks.append(Heading(level=level, text="Failures and divergences"))
+    if ended:
+        columns = ("Experiment", "Arm", "Seed", "What happened", "Message")
+        rows = tuple(_failure_row(result) for result in ended)
+        blocks.append(
+            Table(columns=tuple(Column(title, numeric=title == "Seed") for title in columns), rows=rows)
+        )
+    if open_runs:
+        unfinished = names(result.name for result in open_runs)
+        text: Text = (
+            f"Not finished: {unfinished}. Run ",
+            Code("lorastudy suite"),
+            " on the same file again; what is done is not done twice.",
+        )
+        blocks.append(Paragraph(text))
+    return blocks
+
+
+def arm_blocks(study: Study, *, level: int) -> list[Block]:
+    """What the arms differ in, with the effective scale of each; notes on how results became arms."""
+    keys = differing_settings(study.arms)
+    columns = (Column("Arm", numeric=False), *(Column(key) for key in keys), Column("scale of B·A"))
+    rows = tuple(
+        (
+            Cell(arm.name),
+            *(_setting_cell(arm.settings.get(key)) for key in keys),
+            Cell(f"{arm.typed_settings.lora_scaling:.4g}", arm.typed_settings.lora_scaling),
+        )
+        for arm in study.arms
+    )
+    blocks: list[Block] = [Heading(level=level, text="Arms"), Table(columns=columns, rows=rows)]
+    if study.notes:
+        blocks.append(Bullets(tuple((note,) for note in study.notes)))
+    return blocks
+
+
+def setting_text(value: Any) -> str:
+    """A setting as a suite file would have it, near enough."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _setting_cell(value: Any) -> Cell:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Cell(setting_text(value), float(value) if is_number else None)
+
+
+def _what_was_run(study: Study) -> str:
+    settings = study.arms[0].settings
+    seeds = sorted({result.seed for result in study.results})
+    length = _length(study.arms)
+    model = listing(sorted({setting_text(arm.settings.get("base_model")) for arm in study.arms}))
+    return (
+        f"{_counted(len(study.arms), 'arm')} with {_counted(len(seeds), 'seed')} each on the base model {model}, "
+        f"trained on {setting_text(settings.get('dataset_path'))}{length}; {len(study.completed)} of "
+        f"{len(study.results)} experiments completed."
+    )
+
+
+def _length(arms: Sequence[Arm]) -> str:
+    """For how long, where that is the same for all arms."""
+    steps = {result.num_steps for arm in arms for result in arm.completed}
+    if len(steps) == 1 and None not in steps:
+        return f" for {_counted(steps.pop() or 0, 'optimizer step')}"
+    return ""
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _failure_row(result: ExperimentResult) -> tuple[Cell, ...]:
+    kind = (result.failure_kind or result.status).replace("_", " ")
+    step = f" at step {result.num_steps}" if result.num_steps else ""
+    message = result.failure_message or "no message was recorded"
+    shown = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
+    return (
+        Cell(result.name),
+        Cell(result.arm),
+        Cell(str(result.seed), result.seed),
+        Cell(f"{kind}{step}"),
+        Cell(shown),
+    )

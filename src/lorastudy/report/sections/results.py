@@ -1,0 +1,226 @@
+"""The results: a table of means and spreads, and a table of paired differences."""
+
+from collections.abc import Callable, Iterable
+
+from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
+from lorastudy.analysis.paired import Comparison, smallest_sign_flip_p
+from lorastudy.analysis.summary import (
+    EXACT_MATCH,
+    FORGETTING,
+    FORGETTING_BEFORE,
+    LOSS,
+    PERPLEXITY,
+    TOKEN_ACCURACY,
+    ArmSummary,
+    Metric,
+    Spread,
+)
+from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
+from lorastudy.report.findings.wording import difference_decimals, verdict
+from lorastudy.report.numbers import (
+    ABSENT,
+    count,
+    decimals_for,
+    decimals_of_size,
+    duration_unit,
+    interval,
+    mean_sd,
+    number,
+    p_value,
+    signed,
+    size_unit,
+)
+
+_ABSENT_CELL = Cell(ABSENT)
+
+
+def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
+    """Every arm with its metrics and costs; arms without a completed seed have a row of dashes."""
+    parts = (_identity(analysis), *_metric_columns(analysis), *_cost_columns(analysis))
+    columns = tuple(column for column, _ in parts)
+    rows = tuple(tuple(cell(summary) for _, cell in parts) for summary in analysis.summaries)
+    text = (
+        "Mean ± sample standard deviation over seeds; times are medians. Memory and step time are those of the "
+        "arm training alone. A dash means not measured."
+    )
+    return [
+        Heading(level=level, text="Results"),
+        Paragraph((text,)),
+        Table(columns=(columns[0], Column("Seeds"), *columns[1:]), rows=_with_seeds(analysis, rows)),
+    ]
+
+
+def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
+    """Paired differences against the reference, with verdicts for the primary metric; nothing for one arm."""
+    reference = analysis.reference
+    comparisons = analysis.comparisons.get(LOSS.key, ())
+    if reference is None or not comparisons:
+        return []
+    rule = (
+        f"Arm minus reference ({reference.name}, named by the design and not by its result), per seed, then "
+        "averaged. Verdicts are about held-out loss: better or worse when the paired t test, Holm-corrected over "
+        f"these {len(comparisons)} comparisons, is below .05 and so the 95 % interval excludes 0. Lower is better."
+    )
+    blocks: list[Block] = [
+        Heading(level=level, text=f"Paired comparisons with {reference.name}"),
+        Paragraph((rule,)),
+        _comparison_table(comparisons),
+    ]
+    others = [metric for metric in COMPARED_METRICS if metric != LOSS and _measured(analysis, metric)]
+    if others:
+        note = "Other metrics, same pairs, without verdicts: paired difference with its 95 % interval."
+        blocks += [Paragraph((note,)), _secondary_table(analysis, others)]
+    return blocks
+
+
+CellOf = Callable[[ArmSummary], Cell]
+Part = tuple[Column, CellOf]
+
+
+def _identity(analysis: Analysis) -> Part:
+    reference = analysis.reference.name if analysis.reference else None
+
+    def cell(summary: ArmSummary) -> Cell:
+        name = summary.arm.name
+        return Cell(f"{name} (reference)" if name == reference else name)
+
+    return Column("Arm", numeric=False), cell
+
+
+def _metric_columns(analysis: Analysis) -> list[Part]:
+    shown = ((LOSS, " (nats/token)"), (PERPLEXITY, ""), (TOKEN_ACCURACY, ""), (EXACT_MATCH, ""))
+    columns: list[Part] = [
+        (Column(f"{metric.title}{unit}"), _mean_sd_cell(analysis, metric)) for metric, unit in shown
+    ]
+    return [*columns, (Column("Base-domain loss, before → after"), _forgetting_cell(analysis))]
+
+
+def _cost_columns(analysis: Analysis) -> list[Part]:
+    def plain(read: Callable[[ArmSummary], Spread | None]) -> CellOf:
+        return lambda summary: _count_cell(read(summary))
+
+    def scaled(read: Callable[[ArmSummary], Spread | None], scale: float) -> CellOf:
+        return lambda summary: _scaled_cell(read(summary), scale)
+
+    every = [summary.costs for summary in analysis.summaries]
+    adapter_unit, adapter_scale = size_unit(_medians(cost.adapter_bytes for cost in every))
+    memory_unit, memory_scale = size_unit(_medians(cost.peak_memory_bytes for cost in every))
+    step_unit, step_scale = duration_unit(_medians(cost.step_seconds for cost in every))
+    return [
+        (Column("Trainable parameters"), plain(lambda s: s.costs.trainable_parameters)),
+        (Column(f"Adapter ({adapter_unit})"), scaled(lambda s: s.costs.adapter_bytes, adapter_scale)),
+        (Column(f"Peak memory ({memory_unit})"), scaled(lambda s: s.costs.peak_memory_bytes, memory_scale)),
+        (Column(f"Step ({step_unit})"), scaled(lambda s: s.costs.step_seconds, step_scale)),
+        (Column("Tokens/s"), plain(lambda s: s.costs.tokens_per_second)),
+    ]
+
+
+def _with_seeds(analysis: Analysis, rows: tuple[tuple[Cell, ...], ...]) -> tuple[tuple[Cell, ...], ...]:
+    """Completed seeds after the arm's name, as `5 of 6` where some did not complete."""
+    full = []
+    for summary, row in zip(analysis.summaries, rows, strict=True):
+        done, asked = len(summary.arm.completed), len(summary.arm.results)
+        seeds = Cell(str(done) if done == asked else f"{done} of {asked}", done)
+        full.append((row[0], seeds, *row[1:]))
+    return tuple(full)
+
+
+def _mean_sd_cell(analysis: Analysis, metric: Metric) -> CellOf:
+    spreads = [summary.score(metric) for summary in analysis.summaries]
+    decimals = decimals_for(spread.sd for spread in spreads if spread)
+
+    def cell(summary: ArmSummary) -> Cell:
+        spread = summary.score(metric)
+        return Cell(mean_sd(spread, decimals), spread.mean) if spread else _ABSENT_CELL
+
+    return cell
+
+
+def _forgetting_cell(analysis: Analysis) -> CellOf:
+    spreads = [summary.score(FORGETTING) for summary in analysis.summaries]
+    decimals = decimals_for(spread.sd for spread in spreads if spread)
+
+    def cell(summary: ArmSummary) -> Cell:
+        before, after = summary.score(FORGETTING_BEFORE), summary.score(FORGETTING)
+        if before is None and after is None:
+            return _ABSENT_CELL
+        start = number(before.mean, decimals) if before else ABSENT
+        return Cell(f"{start} → {mean_sd(after, decimals)}", after.mean if after else None)
+
+    return cell
+
+
+def _medians(spreads: Iterable[Spread | None]) -> list[float]:
+    return [spread.median for spread in spreads if spread]
+
+
+def _count_cell(spread: Spread | None) -> Cell:
+    return Cell(count(spread.median), spread.median) if spread else _ABSENT_CELL
+
+
+def _scaled_cell(spread: Spread | None, scale: float) -> Cell:
+    if spread is None:
+        return _ABSENT_CELL
+    value = spread.median / scale
+    return Cell(number(value, decimals_of_size(value)), spread.median)
+
+
+def _measured(analysis: Analysis, metric: Metric) -> bool:
+    return any(comparison.n for comparison in analysis.comparisons.get(metric.key, ()))
+
+
+def _comparison_table(comparisons: tuple[Comparison, ...]) -> Table:
+    titles = (
+        "Difference (nats/token)",
+        "95 % interval",
+        "p (t test, Holm)",
+        "p (sign flip)",
+        "least possible p (sign flip)",
+    )
+    return Table(
+        columns=(
+            Column("Arm", numeric=False),
+            Column("Pairs"),
+            *(Column(title) for title in titles),
+            Column("Verdict", numeric=False),
+        ),
+        rows=tuple(_comparison_row(comparison) for comparison in comparisons),
+    )
+
+
+def _comparison_row(comparison: Comparison) -> tuple[Cell, ...]:
+    decimals, n = difference_decimals(comparison), comparison.n
+    mean = comparison.mean
+    least = smallest_sign_flip_p(n) if n else None
+    return (
+        Cell(comparison.arm),
+        Cell(str(n), n),
+        _ABSENT_CELL if mean is None else Cell(signed(mean, decimals), mean),
+        Cell(
+            interval(comparison.interval, decimals), comparison.interval[0] if comparison.interval else None
+        ),
+        Cell(p_value(comparison.holm_p), comparison.holm_p),
+        Cell(p_value(comparison.sign_flip_p), comparison.sign_flip_p),
+        Cell(p_value(least), least),
+        Cell(verdict(comparison)),
+    )
+
+
+def _secondary_table(analysis: Analysis, metrics: list[Metric]) -> Table:
+    names = [comparison.arm for comparison in analysis.comparisons[LOSS.key]]
+    columns = (Column("Arm", numeric=False), *(Column(f"{metric.title}, difference") for metric in metrics))
+    return Table(
+        columns=columns,
+        rows=tuple(
+            (Cell(name), *(_difference_cell(analysis.comparison(name, metric)) for metric in metrics))
+            for name in names
+        ),
+    )
+
+
+def _difference_cell(comparison: Comparison | None) -> Cell:
+    if comparison is None or comparison.mean is None:
+        return _ABSENT_CELL
+    decimals = difference_decimals(comparison)
+    bounds = f" {interval(comparison.interval, decimals)}" if comparison.interval else ""
+    return Cell(f"{signed(comparison.mean, decimals)}{bounds}", comparison.mean)

@@ -1,0 +1,108 @@
+"""`write_report`: from the store to RESULTS.md, its plots and an HTML file beside it.
+
+The same results give the same bytes: nothing here reads a clock.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lorastudy.analysis.curves import CurvePoint, bin_width, mean_curve
+from lorastudy.analysis.overview import Analysis, analyse
+from lorastudy.analysis.study import Study, split_studies
+from lorastudy.errors import StudyError
+from lorastudy.report.compose import Part, compose
+from lorastudy.report.figures.data import Figure, study_figures
+from lorastudy.report.figures.static import save_figure
+from lorastudy.report.html import render_html
+from lorastudy.report.markdown import render_markdown
+from lorastudy.tracker import ExperimentTracker
+
+
+def write_report(
+    tracker: ExperimentTracker,
+    *,
+    experiment_type: str | None = None,
+    suite_name: str | None = None,
+    output: Path = Path("RESULTS.md"),
+    plots: Path | None = None,
+) -> list[Path]:
+    """Write the report and return the files written: Markdown, HTML, then the plots.
+
+    Plots go to `<output's stem in lower case>/plots` beside the output, unless told otherwise: `RESULTS.md`
+    has them in `results/plots`, and two reports in one folder do not overwrite each other's.
+
+    Raises:
+        StudyError: there is nothing to report; the message says what to run.
+    """
+    studies = _studies(tracker, experiment_type=experiment_type, suite_name=suite_name)
+    folder = plots if plots is not None else output.parent / output.stem.lower() / "plots"
+    parts = [_part(tracker, analyse(study)) for study in studies]
+    parts = _with_distinct_file_names(parts)
+    blocks = compose(parts, output=output)
+    markdown, page = render_markdown(blocks, output=output, plots=folder), render_html(blocks)
+    folder.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    images = [path for part in parts for figure in part.figures for path in save_figure(figure, folder)]
+    html_path = output.with_suffix(".html")
+    output.write_text(markdown, encoding="utf-8")
+    html_path.write_text(page, encoding="utf-8")
+    return [output, html_path, *images]
+
+
+def _studies(
+    tracker: ExperimentTracker, *, experiment_type: str | None, suite_name: str | None
+) -> tuple[Study, ...]:
+    """The studies asked for. One without a completed experiment stays in, for its failures, if another has one."""
+    results = tracker.get_all_experiments(suite_name=suite_name)
+    if experiment_type is not None:
+        results = [result for result in results if result.experiment_type == experiment_type]
+    asked = "".join(
+        f" {what} {value!r}"
+        for what, value in (("of type", experiment_type), ("in suite", suite_name))
+        if value is not None
+    )
+    if not results:
+        raise StudyError(
+            f"The store holds no experiment{asked}. Run `lorastudy suite <file.yaml>` first, or `lorastudy demo` "
+            "for a study that needs no data of your own."
+        )
+    studies = split_studies(results)
+    if not any(study.completed for study in studies):
+        messages = "; ".join(dict.fromkeys(r.failure_message for r in results if r.failure_message))
+        because = f" What went wrong: {messages}." if messages else ""
+        raise StudyError(
+            f"None of the {len(results)} experiments{asked} in the store has completed.{because} Run "
+            "`lorastudy suite <file.yaml>` again, then `lorastudy report`."
+        )
+    return studies
+
+
+def _part(tracker: ExperimentTracker, analysis: Analysis) -> Part:
+    return Part(analysis=analysis, figures=study_figures(analysis, _curves(tracker, analysis.study)))
+
+
+def _curves(tracker: ExperimentTracker, study: Study) -> Mapping[str, Sequence[CurvePoint]]:
+    """Each arm's training curve over its completed seeds, all thinned alike."""
+    runs = {arm.name: [tracker.get_steps(r.experiment_id) for r in arm.completed] for arm in study.arms}
+    last = max((row.step for arm_runs in runs.values() for run in arm_runs for row in run), default=1)
+    return {name: mean_curve(arm_runs, width=bin_width(last)) for name, arm_runs in runs.items()}
+
+
+def _with_distinct_file_names(parts: Sequence[Part]) -> list[Part]:
+    """The specification's file names for one study; with several, each study's begin with its suite's name."""
+    if len(parts) == 1:
+        return list(parts)
+    prefixes: dict[str, int] = {}
+    renamed = []
+    for part in parts:
+        slug = re.sub(r"[^A-Za-z0-9]+", "_", part.analysis.study.suite_name).strip("_").lower() or "suite"
+        prefixes[slug] = prefixes.get(slug, 0) + 1
+        prefix = slug if prefixes[slug] == 1 else f"{slug}_{prefixes[slug]}"
+        renamed.append(replace(part, figures=tuple(_prefixed(figure, prefix) for figure in part.figures)))
+    return renamed
+
+
+def _prefixed(figure: Figure, prefix: str) -> Figure:
+    return replace(figure, name=f"{prefix}_{figure.name}")

@@ -1,0 +1,80 @@
+"""Checks that need more than one key's value: of the whole suite, and against the disk."""
+
+from collections.abc import Sequence
+
+from lorastudy.spec.levels import Given, Level, num_combinations
+from lorastudy.spec.problems import Place, Problems
+from lorastudy.spec.sources import SOURCE_KEYS, expand_home, source_problem
+from lorastudy.spec.suite import EXPERIMENT_TYPES, class_in_file
+from lorastudy.spec.wording import did_you_mean, shown
+
+#: A factor too many multiplies; this many experiments are a mistake long before they are a plan.
+MAX_EXPERIMENTS = 10_000
+
+
+def check_experiment_type(given: Given | None, problems: Problems) -> None:
+    """Note a type that the package lacks, or a file that is not there."""
+    if given is None or given.values[0] in EXPERIMENT_TYPES:
+        return
+    name = given.values[0]
+    in_file = class_in_file(name)
+    if in_file is None:
+        known = ", ".join(EXPERIMENT_TYPES)
+        cause = f"must be one of {known}, or path/to/file.py:Class, not {shown(name)}"
+        problems.add(given.place, path=given.path, cause=cause + did_you_mean(name, EXPERIMENT_TYPES))
+    elif (missing := missing_class_file(name)) is not None:
+        problems.add(given.place, path=given.path, cause=missing)
+
+
+def missing_class_file(experiment_type: str) -> str | None:
+    """What to say when the file of `path/to/file.py:Class` is not there; None when it is."""
+    in_file = class_in_file(experiment_type)
+    assert in_file is not None
+    try:
+        there = in_file[0].is_file()
+    except (OSError, ValueError):
+        there = False
+    return None if there else f"there is no file {str(in_file[0])!r} (paths begin at the current folder)"
+
+
+def check_names(names: Sequence[Given], problems: Problems) -> None:
+    """Note a given name that another entry has: case does not count, as on some file systems."""
+    first: dict[str, Given] = {}
+    for given in names:
+        name = given.values[0]
+        if name is None:
+            continue
+        other = first.setdefault(name.casefold(), given)
+        if other is not given:
+            where = f" in line {other.place.line}" if other.place.line else ""
+            cause = f"the name {name!r} is taken by the entry{where}; case does not count"
+            problems.add(given.place, path=given.path, cause=cause)
+
+
+def check_sources(levels: Sequence[Level], problems: Problems) -> None:
+    """Note data files and model folders that are not there, each where it was asked for."""
+    asked = {
+        (key, value): given
+        for level in reversed(levels)
+        for key in SOURCE_KEYS
+        if (given := level.get(key)) is not None
+        for value in given.values
+        if value is not None
+    }
+    for (key, value), given in asked.items():
+        cause = source_problem(key, expand_home(value))
+        if cause is not None:
+            problems.add(given.place, path=given.path, cause=cause)
+
+
+def check_number(levels: Sequence[Level], *, start: Place, problems: Problems) -> None:
+    """Note a suite that nobody can have meant."""
+    num_experiments = sum(num_combinations(level) * _num_seeds(level) for level in levels)
+    if num_experiments > MAX_EXPERIMENTS:
+        cause = f"asks for {num_experiments} experiments; a suite has at most {MAX_EXPERIMENTS}"
+        problems.add(start, cause=cause)
+
+
+def _num_seeds(level: Level) -> int:
+    seeds = level["seeds"].values[0] if "seeds" in level else 0
+    return len(seeds) if isinstance(seeds, tuple) else 1

@@ -1,0 +1,53 @@
+"""Everything that is wrong with a suite file, gathered before anything is raised.
+
+A person who mends one mistake per attempt loses patience at the third. So readers note a problem with its
+place and go on; `Problems.raise_if_any` ends it with one error that tells all.
+"""
+
+from dataclasses import dataclass, field
+
+from lorastudy.errors import SuiteFileError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where something stands: a file with line and column (both from 1), or a source without lines."""
+
+    source: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What was found so far. Told in the order of the files, then of lines and columns."""
+
+    _found: list[tuple[Place, str]] = field(default_factory=list)
+
+    def add(self, place: Place, *, cause: str, path: str = "") -> None:
+        """Note one problem; `path` names the key or the flag, as `experiments[0].lora_rank`."""
+        self._found.append((place, f"{path}: {cause}" if path else cause))
+
+    def raise_if_any(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            SuiteFileError: there is a problem.
+        """
+        if not self._found:
+            return
+        sources = list(dict.fromkeys(place.source for place, _ in self._found))
+        in_order = sorted(
+            self._found,
+            key=lambda found: (sources.index(found[0].source), found[0].line or 0, found[0].column or 0),
+        )
+        raise SuiteFileError(list(dict.fromkeys(_printable(f"{place}: {text}") for place, text in in_order)))
+
+
+def _printable(text: str) -> str:
+    """The text on one line that any terminal can show: a file may hold half of a surrogate pair, or bells."""
+    encodable = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in encodable)

@@ -1,0 +1,134 @@
+"""A suite as it was asked for: its arms with their seeds; and the keys that make a file a suite.
+
+`Suite` and `Arm` are what the rest of the program sees. `SuiteKeys` and `EntryKeys` are the part of the file
+that is not about one arm's training (that part is `Settings`), and the reference of those keys.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from lorastudy.spec.settings import Settings
+
+#: The designs that come with the package; `lorastudy.experiments` holds the class of each.
+EXPERIMENT_TYPES = ("rank_ablation", "module_ablation", "quantization_study", "custom")
+MAX_NAME_LENGTH = 100
+
+_CLASS_IN_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One LoRA configuration under comparison. `name` is the given one; without it the type makes one.
+
+    `line` is where the file asks for it; None for a suite that does not come from a file.
+    """
+
+    name: str | None
+    settings: Settings
+    seeds: tuple[int, ...]
+    line: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A checked suite. `path` is None for one that was put together from flags."""
+
+    name: str
+    description: str
+    experiment_type: str
+    path: Path | None
+    arms: tuple[Arm, ...]
+
+
+class EntryKeys(BaseModel):
+    """Keys of an entry under `experiments` beside the settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str | None = Field(
+        None,
+        description="Names the arm and its output folder. Without it the experiment type makes one from what "
+        "is varied. Several learning rates or seeds add `_lr<rate>` and `_seed<seed>`.",
+    )
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | Seed = Field(
+        (0,),
+        description="One run of the arm with each: the adapter's initial weights and dropout. Fewer than six "
+        "can never show a difference at the 5 % level.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, value: str | None) -> str | None:
+        cause = None if value is None else name_problem(value)
+        if cause is not None:
+            raise ValueError(cause)
+        return value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, value: tuple[int, ...] | int) -> tuple[int, ...] | int:
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            twice = next(seed for seed in value if value.count(seed) > 1)
+            raise ValueError(f"the seed {twice} stands twice; equal seeds give equal runs")
+        return value
+
+
+class SuiteKeys(BaseModel):
+    """Keys at the top of a suite file beside the settings and `seeds`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    suite_name: str | None = Field(
+        None, description="Names the suite in the store and the report; by default the file's name."
+    )
+    description: str = Field("", description="For the reader of the report.")
+    experiment_type: str = Field(
+        "custom",
+        description="The design: names the arms and says which questions the report answers. "
+        f"{', '.join(f'`{name}`' for name in EXPERIMENT_TYPES)}, or `path/to/file.py:Class`.",
+    )
+    experiments: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = Field(
+        None,
+        description="The arms, one entry each. An entry says only what differs from the top of the file.",
+    )
+    factors: Annotated[dict[str, Any], Field(min_length=1)] | None = Field(
+        None,
+        description="Instead of `experiments`: settings with a list of values each; every combination is an arm.",
+    )
+
+    @field_validator("suite_name")
+    @classmethod
+    def _name_is_a_folder_name(cls, value: str | None) -> str | None:
+        cause = None if value is None else name_problem(value)
+        if cause is not None:
+            raise ValueError(cause)
+        return value
+
+
+def name_problem(name: str) -> str | None:
+    """Why a name cannot name a folder on every system; None when it can."""
+    shown = repr(name if len(name) <= MAX_NAME_LENGTH else name[:30] + "...")
+    if not _NAME.fullmatch(name):
+        rule = "letters, digits, `.`, `_` and `-`, not beginning with a dot"
+        return f"{shown} cannot be a folder's name; use {rule}"
+    if len(name) > MAX_NAME_LENGTH:
+        return f"{shown} has {len(name)} characters; a name has at most {MAX_NAME_LENGTH}"
+    return None
+
+
+def class_in_file(experiment_type: str) -> tuple[Path, str] | None:
+    """File and class of an `experiment_type` in the form `path/to/file.py:Class`; None for any other."""
+    match = _CLASS_IN_FILE.fullmatch(experiment_type)
+    return (Path(match["file"]), match["name"]) if match else None

@@ -1,0 +1,72 @@
+"""One row of the store, sealed with its hash: how rows are written, changed and checked."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Double, Select, Table, and_, func, insert, select, update
+from sqlalchemy.sql import ColumnElement
+
+from lorastudy.spec.experiment import canonical_json
+
+HASH_COLUMN = "row_sha256"
+
+
+def read(connection: Connection, statement: Select[Any]) -> Iterator[dict[str, Any]]:
+    """The rows of a query, by column name, as they come."""
+    return (row._asdict() for row in connection.execute(statement))
+
+
+def add(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, sealed, in one statement."""
+    if rows:
+        connection.execute(insert(table), [_sealed(table, row) for row in rows])
+
+
+def change(connection: Connection, table: Table, key: Mapping[str, Any], *, to: Mapping[str, Any]) -> None:
+    """Change some columns of the row with this key and seal it anew; a row already like that is left alone."""
+    (row,) = read(connection, select(table).where(_matches(table, key)))
+    changed = _sealed(table, {**row, **to})
+    if changed != row:
+        connection.execute(update(table).where(_matches(table, key)).values(changed))
+
+
+def exists(connection: Connection, table: Table, key: Mapping[str, Any]) -> bool:
+    """Whether a row with these values is there."""
+    return count(connection, table, key) > 0
+
+
+def count(connection: Connection, table: Table, key: Mapping[str, Any]) -> int:
+    """How many rows have these values."""
+    statement = select(func.count()).select_from(table).where(_matches(table, key))
+    return int(connection.execute(statement).scalar_one())
+
+
+def is_intact(table: Table, row: Mapping[str, Any]) -> bool:
+    """Whether a row as read still has the hash it was written with.
+
+    A flipped bit may also change a value's type or break its UTF-8; what cannot be hashed is not intact.
+    """
+    try:
+        return bool(row[HASH_COLUMN] == _row_hash(table, row))
+    except (TypeError, ValueError):
+        return False
+
+
+def _sealed(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with a value for every column, numbers as the database will give them back, and its hash."""
+    row = {column.name: _as_stored(column.type, values.get(column.name)) for column in table.columns}
+    return {**row, HASH_COLUMN: _row_hash(table, row)}
+
+
+def _as_stored(column_type: object, value: Any) -> Any:
+    return float(value) if isinstance(column_type, Double) and value is not None else value
+
+
+def _row_hash(table: Table, row: Mapping[str, Any]) -> str:
+    body = {name: value for name, value in row.items() if name != HASH_COLUMN}
+    return hashlib.sha256(canonical_json([table.name, body]).encode()).hexdigest()
+
+
+def _matches(table: Table, key: Mapping[str, Any]) -> ColumnElement[bool]:
+    return and_(*(table.c[name] == value for name, value in key.items()))

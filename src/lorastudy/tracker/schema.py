@@ -1,0 +1,241 @@
+"""The tables of the store, as the newest migration leaves them.
+
+Portable SQL: text, whole numbers and doubles. Times are ISO 8601 in UTC. Whatever is not a single value
+(settings, the values of the items) is canonical JSON in a text column. An absent measurement is NULL.
+
+Every row carries `row_sha256` over the canonical JSON of the rest of the row (see `rows`), because SQLite's
+own `integrity_check` looks at pages and keys, not at values: it missed 57 % of single flipped bits.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    Table,
+    Text,
+)
+
+#: The revision these tables belong to: kept equal to the newest file in `migrations/versions` by a test, and
+#: written here so that reading a current store need not import alembic.
+HEAD_REVISION = "0001"
+
+#: Not alembic's default name, which MLflow and Optuna use too: a PostgreSQL database may be shared.
+VERSION_TABLE = "lorastudy_version"
+
+#: Made by alembic, hence not one of our tables.
+version = Table(VERSION_TABLE, MetaData(), Column("version_num", Text, nullable=False))
+
+metadata = MetaData()
+
+
+def _hash() -> "Column[str]":
+    return Column("row_sha256", Text, nullable=False)
+
+
+def _run_key() -> "tuple[Column[str], Column[int]]":
+    return (
+        Column("experiment_id", Text, primary_key=True),
+        Column("attempt", BigInteger, primary_key=True, autoincrement=False),
+    )
+
+
+def _of_a_run() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(["experiment_id", "attempt"], ["runs.experiment_id", "runs.attempt"])
+
+
+def _pack_key() -> "tuple[Column[str], Column[int]]":
+    return (
+        Column("pack_id", Text, primary_key=True),
+        Column("attempt", BigInteger, primary_key=True, autoincrement=False),
+    )
+
+
+suites = Table(
+    "suites",
+    metadata,
+    Column("suite_name", Text, primary_key=True),
+    Column("description", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    _hash(),
+)
+
+experiments = Table(
+    "experiments",
+    metadata,
+    Column("experiment_id", Text, primary_key=True),
+    Column("seed", BigInteger, nullable=False),
+    Column("config", Text, nullable=False, comment="JSON: settings and sources"),
+    _hash(),
+)
+
+suite_experiments = Table(
+    "suite_experiments",
+    metadata,
+    Column("suite_name", Text, ForeignKey("suites.suite_name"), primary_key=True),
+    Column("experiment_id", Text, ForeignKey("experiments.experiment_id"), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("arm", Text, nullable=False),
+    Column("experiment_type", Text, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    _hash(),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("experiment_id", Text, ForeignKey("experiments.experiment_id"), primary_key=True),
+    Column("attempt", BigInteger, primary_key=True, autoincrement=False),
+    Column("status", Text, nullable=False, comment="running, completed, failed or stopped"),
+    Column("pack_id", Text, nullable=False),
+    Column("engine", Text, nullable=False),
+    Column("run_folder", Text, nullable=False),
+    Column("started_at", Text, nullable=False),
+    Column("finished_at", Text),
+    Column("failure_kind", Text),
+    Column("failure_message", Text),
+    Column("traceback", Text),
+    Column("adapter_path", Text, comment="relative to the run folder"),
+    Column("num_steps", BigInteger),
+    _hash(),
+    Index("runs_by_pack", "pack_id", "attempt"),
+)
+
+pack_steps = Table(
+    "pack_steps",
+    metadata,
+    *_pack_key(),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("num_steps", BigInteger, nullable=False),
+    Column("num_tokens", BigInteger, nullable=False),
+    Column("num_completion_tokens", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
+    _hash(),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    *_run_key(),
+    Column("step", BigInteger, primary_key=True, autoincrement=False),
+    Column("loss", Double),
+    Column("learning_rate", Double, nullable=False),
+    Column("grad_norm", Double),
+    _hash(),
+    _of_a_run(),
+)
+
+scores = Table(
+    "scores",
+    metadata,
+    *_run_key(),
+    Column("split", Text, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("value", Double, nullable=False),
+    Column("num_items", BigInteger, nullable=False),
+    _hash(),
+    _of_a_run(),
+)
+
+score_items = Table(
+    "score_items",
+    metadata,
+    *_run_key(),
+    Column("split", Text, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("items", Text, nullable=False, comment="JSON: one number per item"),
+    Column("weights", Text, comment="JSON: one whole number per item; NULL where all are one"),
+    _hash(),
+    ForeignKeyConstraint(
+        ["experiment_id", "attempt", "split", "metric"],
+        ["scores.experiment_id", "scores.attempt", "scores.split", "scores.metric"],
+    ),
+)
+
+generations = Table(
+    "generations",
+    metadata,
+    *_run_key(),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("prompt", Text, nullable=False),
+    Column("reference", Text, nullable=False),
+    Column("answer", Text, nullable=False),
+    _hash(),
+    _of_a_run(),
+)
+
+profiles = Table(
+    "profiles",
+    metadata,
+    *_run_key(),
+    Column("num_trainable_parameters", BigInteger, nullable=False),
+    Column("num_total_parameters", BigInteger, nullable=False),
+    Column("adapter_bytes", BigInteger, nullable=False),
+    Column("memory_kind", Text, nullable=False),
+    Column("peak_memory_bytes", BigInteger),
+    Column("step_seconds", Double),
+    Column("tokens_per_second", Double),
+    _hash(),
+    _of_a_run(),
+)
+
+pack_profiles = Table(
+    "pack_profiles",
+    metadata,
+    *_pack_key(),
+    Column("engine", Text, nullable=False),
+    Column("num_arms", BigInteger, nullable=False),
+    Column("memory_kind", Text, nullable=False),
+    Column("peak_memory_bytes", BigInteger),
+    Column("median_step_seconds", Double),
+    Column("tokens_per_second", Double),
+    Column("load_seconds", Double, nullable=False),
+    Column("train_seconds", Double, nullable=False),
+    Column("eval_seconds", Double, nullable=False),
+    _hash(),
+)
+
+data_summaries = Table(
+    "data_summaries",
+    metadata,
+    *_pack_key(),
+    Column("split", Text, primary_key=True),
+    Column("format", Text, nullable=False),
+    Column("num_rows", BigInteger, nullable=False),
+    Column("num_refused_rows", BigInteger, nullable=False),
+    Column("num_truncated_rows", BigInteger, nullable=False),
+    Column("num_tokens", BigInteger, nullable=False),
+    Column("num_completion_tokens", BigInteger, nullable=False),
+    Column("num_duplicate_rows", BigInteger),
+    Column("num_leaked_rows", BigInteger),
+    _hash(),
+)
+
+environments = Table(
+    "environments",
+    metadata,
+    Column("environment_id", Text, primary_key=True),
+    Column("python", Text, nullable=False),
+    Column("torch", Text, nullable=False),
+    Column("transformers", Text, nullable=False),
+    Column("peft", Text, nullable=False),
+    Column("bitsandbytes", Text, nullable=False),
+    Column("lorastudy", Text, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("device_name", Text, nullable=False),
+    Column("num_threads", BigInteger, nullable=False),
+    _hash(),
+)
+
+pack_environments = Table(
+    "pack_environments",
+    metadata,
+    *_pack_key(),
+    Column("environment_id", Text, ForeignKey("environments.environment_id"), nullable=False),
+    _hash(),
+)

@@ -1,0 +1,156 @@
+"""What a worker wrote, as rows: each record once, and only from the current attempt.
+
+A record does not say where it came from; the run folder does, and the runner passes that on as an `Origin`.
+What a record describes is its key, so a file of records may be taken any number of times.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Table, select
+
+from lorastudy.records import (
+    ArmProfile,
+    DataSummary,
+    Environment,
+    Generation,
+    Outcome,
+    PackProfile,
+    PackStep,
+    Record,
+    Score,
+)
+from lorastudy.spec.experiment import canonical_json, tagged_hash
+from lorastudy.tracker import rows, schema
+from lorastudy.tracker.runs import end
+from lorastudy.tracker.schema import runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The run folder a record came from, and when it is taken."""
+
+    pack_id: str
+    attempt: int
+    at: str
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What identifies the attempt at a pack."""
+        return {"pack_id": self.pack_id, "attempt": self.attempt}
+
+
+def take(connection: Connection, record: Record, *, origin: Origin) -> bool:
+    """Store one record; False, and nothing stored, if it is stale or has been taken before."""
+    current = _current_experiments(connection, origin)
+    experiment_id = getattr(record, "experiment_id", None)
+    if not current or (experiment_id is not None and experiment_id not in current):
+        return False
+    if isinstance(record, PackStep):
+        return _take_step(connection, record, origin, current)
+    return _TAKERS[type(record)](connection, record, origin)
+
+
+def _current_experiments(connection: Connection, origin: Origin) -> frozenset[str]:
+    """The experiments of the pack for which this attempt is the highest."""
+    newer = runs.alias("newer")
+    is_superseded = (
+        select(newer.c.attempt)
+        .where(newer.c.experiment_id == runs.c.experiment_id, newer.c.attempt > runs.c.attempt)
+        .exists()
+    )
+    statement = select(runs.c.experiment_id).where(
+        runs.c.pack_id == origin.pack_id, runs.c.attempt == origin.attempt, ~is_superseded
+    )
+    return frozenset(connection.execute(statement).scalars())
+
+
+def _take_step(connection: Connection, record: PackStep, origin: Origin, current: frozenset[str]) -> bool:
+    values = asdict(record)
+    arms = values.pop("arms")
+    at_step = {"attempt": origin.attempt, "step": record.step}
+    is_new = _add_once(connection, schema.pack_steps, values, {"pack_id": origin.pack_id, **at_step})
+    fresh = [arm | at_step for arm in arms if arm["experiment_id"] in current]
+    if not is_new:
+        # The reference engine trains arm after arm, so a pack's step comes once for each of them.
+        fresh = [arm for arm in fresh if not rows.exists(connection, schema.steps, _step_key(arm))]
+    rows.add(connection, schema.steps, fresh)
+    return is_new or bool(fresh)
+
+
+def _step_key(arm: dict[str, Any]) -> dict[str, Any]:
+    return {key: arm[key] for key in ("experiment_id", "attempt", "step")}
+
+
+def _take_environment(connection: Connection, record: Environment, origin: Origin) -> bool:
+    environment_id = tagged_hash("env", asdict(record))
+    key = {"environment_id": environment_id}
+    if not rows.exists(connection, schema.environments, key):
+        rows.add(connection, schema.environments, [asdict(record) | key])
+    return _add_once(connection, schema.pack_environments, key, origin.key)
+
+
+def _take_data_summary(connection: Connection, record: DataSummary, origin: Origin) -> bool:
+    return _add_once(connection, schema.data_summaries, asdict(record), origin.key | {"split": record.split})
+
+
+def _take_pack_profile(connection: Connection, record: PackProfile, origin: Origin) -> bool:
+    return _add_once(connection, schema.pack_profiles, asdict(record), origin.key)
+
+
+def _take_profile(connection: Connection, record: ArmProfile, origin: Origin) -> bool:
+    return _add_once(connection, schema.profiles, asdict(record), _run_key(record.experiment_id, origin))
+
+
+def _take_score(connection: Connection, record: Score, origin: Origin) -> bool:
+    key = _run_key(record.experiment_id, origin) | {"split": record.split, "metric": record.metric}
+    values = {
+        "version": record.version,
+        "unit": record.unit,
+        "value": record.value,
+        "num_items": len(record.items),
+    }
+    if not _add_once(connection, schema.scores, values, key):
+        return False
+    weights = None if record.weights is None else canonical_json(record.weights)
+    items = {"items": canonical_json(record.items), "weights": weights}
+    rows.add(connection, schema.score_items, [items | key])
+    return True
+
+
+def _take_generation(connection: Connection, record: Generation, origin: Origin) -> bool:
+    """Decoding is greedy, so an equal prompt has an equal answer, and content can be the key."""
+    key = _run_key(record.experiment_id, origin)
+    if rows.exists(connection, schema.generations, asdict(record) | key):
+        return False
+    position = rows.count(connection, schema.generations, key)
+    return _add_once(connection, schema.generations, asdict(record), key | {"position": position})
+
+
+def _take_outcome(connection: Connection, record: Outcome, origin: Origin) -> bool:
+    return end(connection, record, attempt=origin.attempt, at=origin.at)
+
+
+def _run_key(experiment_id: str, origin: Origin) -> dict[str, Any]:
+    return {"experiment_id": experiment_id, "attempt": origin.attempt}
+
+
+def _add_once(
+    connection: Connection, table: Table, values: Mapping[str, Any], key: Mapping[str, Any]
+) -> bool:
+    if rows.exists(connection, table, key):
+        return False
+    rows.add(connection, table, [{**values, **key}])
+    return True
+
+
+_TAKERS: dict[type[Any], Callable[[Connection, Any, Origin], bool]] = {
+    ArmProfile: _take_profile,
+    DataSummary: _take_data_summary,
+    Environment: _take_environment,
+    Generation: _take_generation,
+    Outcome: _take_outcome,
+    PackProfile: _take_pack_profile,
+    Score: _take_score,
+}

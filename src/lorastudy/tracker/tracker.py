@@ -1,0 +1,215 @@
+"""`ExperimentTracker`: the one door to the store.
+
+    tracker = ExperimentTracker()
+    tracker.get_all_experiments(status="completed")
+    tracker.get_experiments_by_type("rank_ablation")
+    tracker.export_to_json("my_experiments.json")
+
+Reading is for everybody. Writing is for the runner alone: it registers suites, starts runs and takes the
+records of workers.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lorastudy.errors import StoreError
+from lorastudy.records import Environment, FailureKind, Generation, Outcome, PackStep, Record
+from lorastudy.spec.experiment import Experiment
+from lorastudy.tracker import reads, runs, taking, verifying
+from lorastudy.tracker.exporting import export
+from lorastudy.tracker.schema import suite_experiments
+from lorastudy.tracker.store import Store
+from lorastudy.tracker.views import DamagedRow, ExperimentResult, StepRow, SuiteSummary
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class ExperimentTracker:
+    """The store of all suites: `results/experiments.db`, another SQLite file, or a PostgreSQL URL.
+
+    For one thread. Several processes may read while one writes.
+
+    Raises:
+        StoreError: there is no store, it is not one of ours, or a newer version wrote it. Every method raises
+            it too where the database fails: locked by another writer for 30 s, disk full, damaged.
+    """
+
+    def __init__(
+        self,
+        database: str | Path = "results/experiments.db",
+        *,
+        writable: bool = False,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        self._store = Store(database, writable=writable)
+        self._clock = clock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._store.close()
+
+    # --- writes: for the runner -----------------------------------------------------------------------
+
+    def register(self, suite_name: str, experiments: Sequence[Experiment], *, description: str = "") -> None:
+        """Write a suite and its experiments; calling it again changes names, paths and order at most.
+
+        Experiments that the suite has already and that are not given now stay in it.
+        """
+        if experiments:
+            with self._store.writing() as connection:
+                runs.register(
+                    connection, suite_name, members=experiments, description=description, at=self._time()
+                )
+
+    def start_run(
+        self, experiment_id: str, *, attempt: int, pack_id: str, engine: str, run_folder: str | Path
+    ) -> None:
+        """Write a run that begins now; one that is there already stays as it is.
+
+        From now on records of earlier attempts at this experiment are refused. `pack_id` and `attempt` together
+        name one run folder.
+        """
+        values = {
+            "experiment_id": experiment_id,
+            "attempt": attempt,
+            "status": "running",
+            "pack_id": pack_id,
+            "engine": engine,
+            "run_folder": str(run_folder),
+            "started_at": self._time(),
+        }
+        with self._store.writing() as connection:
+            runs.start(connection, values)
+
+    def next_attempt(self, experiment_ids: Sequence[str]) -> int:
+        """The attempt number for a new pack of these experiments: one more than any of them has had."""
+        with self._store.reading() as connection:
+            return runs.next_attempt(connection, experiment_ids)
+
+    def take(self, record: Record, *, pack_id: str, attempt: int) -> bool:
+        """Store one record of a worker; on disk when this returns (optimizer steps: soon after).
+
+        False, and nothing is stored, when it is not from the current attempt at its experiment or has been
+        taken before.
+        """
+        origin = taking.Origin(pack_id=pack_id, attempt=attempt, at=self._time())
+        with self._store.writing(durable=not isinstance(record, PackStep)) as connection:
+            return taking.take(connection, record, origin=origin)
+
+    def fail_run(self, experiment_id: str, *, attempt: int, kind: FailureKind, message: str) -> bool:
+        """End a run whose worker died without a word; False where the run has ended already."""
+        outcome = Outcome(experiment_id=experiment_id, status="failed", failure_kind=kind, message=message)
+        with self._store.writing() as connection:
+            return runs.end(connection, outcome, attempt=attempt, at=self._time())
+
+    @contextlib.contextmanager
+    def at(self, time: datetime) -> Iterator[None]:
+        """Within the block, what is written happened at this time."""
+        clock, self._clock = self._clock, lambda: time
+        try:
+            yield
+        finally:
+            self._clock = clock
+
+    # --- reads: for everybody -------------------------------------------------------------------------
+
+    def get_all_experiments(
+        self, status: str | None = None, suite_name: str | None = None
+    ) -> list[ExperimentResult]:
+        """Experiments in the order of suites and positions; one in two suites appears once for each.
+
+        `status` is pending, running, completed, failed or stopped.
+        """
+        where = [] if suite_name is None else [suite_experiments.c.suite_name == suite_name]
+        with self._store.reading() as connection:
+            found = reads.results(connection, where)
+        return [result for result in found if status in {None, result.status}]
+
+    def get_experiments_by_type(self, experiment_type: str) -> list[ExperimentResult]:
+        """Experiments of suites of this type: `rank_ablation`, `module_ablation`, or one's own."""
+        with self._store.reading() as connection:
+            return reads.results(connection, [suite_experiments.c.experiment_type == experiment_type])
+
+    def get_experiment(self, experiment_id: str) -> ExperimentResult:
+        """One experiment, as the first of its suites names it.
+
+        Raises:
+            StoreError: no suite has it.
+        """
+        with self._store.reading() as connection:
+            found = reads.results(connection, [suite_experiments.c.experiment_id == experiment_id])
+        if not found:
+            raise StoreError(f"{self._store.name} has no experiment {experiment_id}")
+        return found[0]
+
+    def known_experiments(self) -> frozenset[str]:
+        """The ids of all experiments that are registered."""
+        with self._store.reading() as connection:
+            return reads.known_experiments(connection)
+
+    def completed(self, experiment_ids: Sequence[str]) -> dict[str, Environment]:
+        """Those of the experiments that have a completed run, with the environment of the latest.
+
+        Whether that is comparable to the present environment is for the caller to say. A run of an unknown
+        environment is comparable to none and left out.
+        """
+        with self._store.reading() as connection:
+            return reads.completed(connection, experiment_ids)
+
+    def get_items(
+        self, experiment_id: str, *, split: str, metric: str
+    ) -> tuple[tuple[float, ...], tuple[int, ...] | None]:
+        """A score's value for every item, and their weights (None: all one), of the current run.
+
+        Raises:
+            StoreError: the current run has no such score.
+        """
+        with self._store.reading() as connection:
+            found = reads.items(connection, experiment_id, split=split, metric=metric)
+        if found is None:
+            there = ", ".join("/".join(key) for key in self.get_experiment(experiment_id).scores) or "none"
+            raise StoreError(f"{experiment_id} has no score {split}/{metric}; it has: {there}")
+        return found
+
+    def get_steps(self, experiment_id: str) -> list[StepRow]:
+        """The optimizer steps of the current run, in order."""
+        with self._store.reading() as connection:
+            return reads.steps(connection, experiment_id)
+
+    def get_generations(self, experiment_id: str) -> list[Generation]:
+        """The generated answers of the current run, in order."""
+        with self._store.reading() as connection:
+            return reads.generations(connection, experiment_id)
+
+    def get_suites(self) -> list[SuiteSummary]:
+        """All suites, the oldest first."""
+        with self._store.reading() as connection:
+            return reads.suite_summaries(connection)
+
+    def export_to_json(self, path: str | Path) -> None:
+        """Write all suites and experiments with what their current runs measured as one JSON file."""
+        with self._store.reading() as connection:
+            suites, experiments = reads.suite_summaries(connection), reads.results(connection)
+        export(Path(path), suites=suites, experiments=experiments)
+
+    def verify(self) -> list[DamagedRow]:
+        """Rows that are not what was written: each is held against its hash. Empty for a sound store."""
+        with self._store.undecoded(), self._store.reading() as connection:
+            return verifying.damaged_rows(connection)
+
+    def _time(self) -> str:
+        return self._clock().isoformat()

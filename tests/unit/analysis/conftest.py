@@ -1,0 +1,83 @@
+"""Results with just what the analysis reads."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lorastudy.analysis.study import Study, split_studies
+from lorastudy.records import Environment
+from lorastudy.spec.settings import Settings
+from lorastudy.tracker.views import ExperimentResult, ScoreValue
+
+
+def environment(**changes: Any) -> Environment:
+    values = dict.fromkeys(("python", "torch", "transformers", "peft", "bitsandbytes", "lorastudy"), "1")
+    return Environment(**{**values, "device": "cpu", "device_name": "a CPU", "num_threads": 2, **changes})
+
+
+def result(arm: str, seed: int, loss: float | None = 1.0, **options: Any) -> ExperimentResult:
+    settings = Settings(**options.pop("settings", {})).model_dump(mode="json")
+    version = options.pop("version", 1)
+    score = None if loss is None else ScoreValue(value=loss, unit="nats", version=version, num_items=10)
+    values: dict[str, Any] = {
+        "experiment_id": f"{arm}/{seed}",
+        "suite_name": "suite",
+        "name": f"{arm}_s{seed}",
+        "arm": arm,
+        "experiment_type": "own",
+        "seed": seed,
+        "settings": settings,
+        "status": "completed",
+        "scores": {} if score is None else {("eval", "loss"): score},
+        "environment": environment(),
+    }
+    return ExperimentResult(**(values | options))
+
+
+def study(losses: dict[str, list[float]], **options: Any) -> Study:
+    """A study with these losses by arm, seeds counted from 0."""
+    results = [
+        result(arm, seed, loss, **options)
+        for arm, values in losses.items()
+        for seed, loss in enumerate(values)
+    ]
+    (made,) = split_studies(results)
+    return made
+
+
+def rank_study(losses: dict[int, list[float]]) -> Study:
+    """A rank ablation with these losses by rank; arms are named r1, r2 and so on."""
+    results = [
+        result(
+            f"r{rank}",
+            seed,
+            loss,
+            experiment_type="rank_ablation",
+            settings={"lora_rank": rank, "lora_alpha": "2r"},
+        )
+        for rank, values in losses.items()
+        for seed, loss in enumerate(values)
+    ]
+    (made,) = split_studies(results)
+    return made
+
+
+@pytest.fixture
+def make_result() -> Callable[..., ExperimentResult]:
+    return result
+
+
+@pytest.fixture
+def make_study() -> Callable[..., Study]:
+    return study
+
+
+@pytest.fixture
+def make_rank_study() -> Callable[..., Study]:
+    return rank_study
+
+
+@pytest.fixture
+def make_environment() -> Callable[..., Environment]:
+    return environment

@@ -1,0 +1,118 @@
+"""How results become arms, and which arm is the reference."""
+
+import pytest
+
+from lorastudy.analysis.study import (
+    confounds,
+    differing_settings,
+    reference_arm,
+    shared_settings,
+    split_studies,
+)
+from lorastudy.analysis.tuning import learning_rates
+
+
+def test_suites_are_never_pooled(make_result):
+    results = [make_result("a", 0, suite_name="one"), make_result("a", 0, suite_name="two")]
+    assert [study.suite_name for study in split_studies(results)] == ["one", "two"]
+    assert all(len(study.results) == 1 for study in split_studies(results))
+
+
+def test_one_name_with_two_configurations_is_two_arms(make_result):
+    results = [make_result("a", 0, settings={"max_steps": steps}) for steps in (10, 20)]
+    (study,) = split_studies(results)
+    assert [arm.name for arm in study.arms] == ["a #1", "a #2"]
+    assert "2 different configurations" in study.notes[0]
+
+
+def test_the_same_settings_in_another_folder_are_one_arm(make_result):
+    results = [make_result("a", seed, settings={"base_model": f"/models/{seed}"}) for seed in (0, 1)]
+    (study,) = split_studies(results)
+    assert [arm.name for arm in study.arms] == ["a"]
+
+
+def test_of_two_results_of_a_seed_the_later_completed_one_counts(make_result):
+    early = make_result("a", 0, 1.0, started_at="2026-01-01")
+    late = make_result("a", 0, 2.0, started_at="2026-02-01")
+    failed = make_result("a", 0, None, started_at="2026-03-01", status="failed")
+    (study,) = split_studies([late, failed, early])
+    assert study.arms[0].results == (late,)
+    assert "2 earlier" in study.notes[0]
+
+
+def test_rank_arms_stand_by_rank_and_the_largest_completed_one_is_the_reference(make_result):
+    results = [
+        make_result(f"r{rank}", 0, experiment_type="rank_ablation", settings={"lora_rank": rank})
+        for rank in (16, 4, 8)
+    ]
+    results.append(
+        make_result(
+            "r64", 0, None, status="failed", experiment_type="rank_ablation", settings={"lora_rank": 64}
+        )
+    )
+    (study,) = split_studies(results)
+    assert [arm.name for arm in study.arms] == ["r4", "r8", "r16", "r64"]
+    assert reference_arm(study).name == "r16"
+
+
+def test_quantization_reference_is_the_highest_precision(make_result):
+    results = [
+        make_result(q, 0, experiment_type="quantization_study", settings={"quantization": q})
+        for q in ("4bit", "bf16", "8bit")
+    ]
+    (study,) = split_studies(results)
+    assert [arm.name for arm in study.arms] == ["bf16", "8bit", "4bit"]
+    assert reference_arm(study).name == "bf16"
+
+
+def test_other_types_keep_the_order_of_the_suite(make_study):
+    assert reference_arm(make_study({"z": [3.0], "a": [1.0]})).name == "z"
+
+
+def test_nothing_completed_has_no_reference(make_result):
+    (study,) = split_studies([make_result("a", 0, None, status="failed")])
+    assert reference_arm(study) is None
+
+
+def test_differing_and_shared_settings_are_a_partition(make_result):
+    results = [make_result(f"r{rank}", 0, settings={"lora_rank": rank}) for rank in (1, 2)]
+    (study,) = split_studies(results)
+    assert differing_settings(study.arms) == ("lora_rank",)
+    assert "lora_rank" not in shared_settings(study.arms)
+    assert shared_settings(study.arms)["learning_rate"] == 2e-4
+
+
+def test_a_second_factor_is_a_confound(make_result):
+    options = [{"lora_rank": 4}, {"lora_rank": 8, "max_steps": 9}]
+    results = [
+        make_result(f"r{i}", 0, experiment_type="rank_ablation", settings=settings)
+        for i, settings in enumerate(options)
+    ]
+    (study,) = split_studies(results)
+    assert confounds(study) == ("max_steps",)
+
+
+def test_scale_follows_the_alpha_policy(make_result):
+    (study,) = split_studies([make_result("a", 0, settings={"lora_rank": 8, "lora_alpha": "2r"})])
+    assert study.arms[0].typed_settings.lora_scaling == 2.0
+
+
+@pytest.mark.parametrize(
+    ("losses", "on_edge", "tuned"),
+    [((1.0, 0.5, 0.9), (), True), ((0.4, 0.5, 0.9), ("lr0",), False), ((1.0, 0.9, 0.5), ("lr2",), False)],
+)
+def test_a_best_rate_on_the_edge_of_its_grid_is_untuned(make_result, losses, on_edge, tuned):
+    rates = (1e-4, 1e-3, 1e-2)
+    results = [
+        make_result(f"lr{i}", 0, loss, settings={"learning_rate": rate})
+        for i, (rate, loss) in enumerate(zip(rates, losses, strict=True))
+    ]
+    (study,) = split_studies(results)
+    found = learning_rates(study)
+    assert (found.rates, found.num_configurations, found.num_varied) == (rates, 1, 1)
+    assert (found.on_edge, found.tuned) == (on_edge, tuned)
+
+
+def test_one_rate_for_all_is_untuned(make_study):
+    found = learning_rates(make_study({"a": [1.0]}))
+    assert (found.num_varied, found.tuned) == (0, False)

@@ -1,0 +1,163 @@
+"""Spreads, frontier, rank's returns, module roles, curves, environments."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorastudy.analysis.curves import bin_width, mean_curve
+from lorastudy.analysis.environments import comparable, environment_groups
+from lorastudy.analysis.frontier import pareto_frontier
+from lorastudy.analysis.overview import analyse
+from lorastudy.analysis.study import split_studies
+from lorastudy.analysis.summary import EXACT_MATCH, LOSS, Spread
+from lorastudy.analysis.targets import target_roles
+from lorastudy.tracker.views import StepRow
+
+
+def test_spread_by_hand():
+    spread = Spread.of([1.0, None, 2.0, 6.0])
+    # mean 9 / 3; squares of deviations 4 + 1 + 9 = 14, over n - 1 = 2
+    assert (spread.n, spread.mean, spread.median) == (3, 3.0, 2.0)
+    assert spread.sd == pytest.approx(math.sqrt(7))
+    assert (spread.minimum, spread.maximum) == (1.0, 6.0)
+
+
+def test_one_value_has_no_spread_and_none_is_absent():
+    assert Spread.of([2.0]).sd is None
+    assert Spread.of([None]) is None
+
+
+def test_absent_metrics_and_costs_stay_absent(make_study):
+    summary = analyse(make_study({"a": [1.0, 2.0]})).summaries[0]
+    assert summary.score(LOSS).mean == 1.5
+    assert summary.score(EXACT_MATCH) is None
+    assert summary.costs.peak_memory_bytes is None
+
+
+def test_failed_runs_do_not_enter_means(make_result):
+    results = [make_result("a", 0, 1.0), make_result("a", 1, 99.0, status="failed")]
+    (study,) = split_studies(results)
+    assert analyse(study).summaries[0].score(LOSS).values == (1.0,)
+
+
+def test_frontier_by_hand():
+    points = {
+        "small": (1.0, 3.0),
+        "middle": (2.0, 2.0),
+        "beaten": (2.0, 2.5),
+        "large": (3.0, 1.0),
+        "twin": (3.0, 1.0),
+    }
+    assert pareto_frontier(points) == ("small", "middle", "large", "twin")
+
+
+coordinate = st.integers(0, 6).map(float)
+
+
+@given(st.dictionaries(st.text(max_size=3), st.tuples(coordinate, coordinate), min_size=1))
+def test_every_point_off_the_frontier_is_beaten_by_one_on_it(points):
+    frontier = pareto_frontier(points)
+    assert frontier
+    for name, point in points.items():
+        beaten = any(
+            points[f][0] <= point[0] and points[f][1] <= point[1] and points[f] != point for f in frontier
+        )
+        assert beaten == (name not in frontier)
+
+
+def test_returns_diminish_at_the_smallest_rank_that_kept_the_share(make_rank_study):
+    # The gain from r1 to r8 is 1.0: r2 kept .5 of it, r4 .96.
+    losses = {1: [2.0, 2.02, 1.98], 2: [1.5, 1.51, 1.49], 4: [1.04, 1.05, 1.03], 8: [1.0, 1.0, 1.0]}
+    returns = analyse(make_rank_study(losses)).returns
+    assert returns.knee.name == "r4"
+    assert returns.kept_share == pytest.approx(0.96)
+    assert (returns.whole_gain.verdict, returns.knee_comparison.verdict) == ("worse", "worse")
+
+
+def test_no_gain_has_no_share(make_rank_study):
+    returns = analyse(make_rank_study({1: [1.0, 1.1], 8: [1.2, 1.15]})).returns
+    assert returns.knee.name == "r1"
+    assert returns.kept_share is None
+
+
+def test_a_failed_seed_leaves_its_seed_out_of_every_rank(make_result):
+    losses = {1: {0: 2.0, 1: 8.0}, 8: {0: 1.0}}
+    results = [
+        make_result(f"r{rank}", seed, loss, experiment_type="rank_ablation", settings={"lora_rank": rank})
+        for rank, by_seed in losses.items()
+        for seed, loss in by_seed.items()
+    ]
+    (study,) = split_studies(results)
+    assert analyse(study).returns.mean_losses == (2.0, 1.0)
+
+
+def test_arms_with_another_learning_rate_are_another_ladder(make_result):
+    results = [
+        make_result(
+            f"r{rank}-{lr}",
+            0,
+            experiment_type="rank_ablation",
+            settings={"lora_rank": rank, "learning_rate": lr},
+        )
+        for rank in (4, 8)
+        for lr in (1e-3, 1e-4)
+    ]
+    (study,) = split_studies(results)
+    assert [arm.name for arm in analyse(study).returns.ladder] == ["r4-0.001", "r8-0.001"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "roles"),
+    [
+        ("qv", {"attention"}),
+        ("all", {"attention", "mlp"}),
+        (("q_proj", "v_proj"), {"attention"}),
+        (("c_attn", "mlp.c_proj"), {"attention", "mlp"}),
+        (("attn.c_proj",), {"attention"}),
+        (("c_proj",), None),
+    ],
+)
+def test_roles_of_targets(make_result, targets, roles):
+    (study,) = split_studies([make_result("a", 0, settings={"target_modules": targets})])
+    found = target_roles(study.arms[0])
+    assert found == (None if roles is None else frozenset(roles))
+
+
+def test_curve_is_the_mean_over_seeds_of_means_over_steps():
+    def run(losses):
+        return [
+            StepRow(step=i, loss=x, learning_rate=1.0, grad_norm=None) for i, x in enumerate(losses, start=1)
+        ]
+
+    points = mean_curve([run([1.0, 3.0, 5.0]), run([2.0, None, 9.0])], width=2)
+    # Steps 1-2: (1 + 3) / 2 = 2 and 2; step 3: 5 and 9, sd = sqrt(8).
+    assert [(p.step, p.mean, p.n) for p in points] == [(2, 2.0, 2), (3, 7.0, 2)]
+    assert points[1].high == pytest.approx(7 + math.sqrt(8))
+
+
+def test_one_seed_has_no_band_and_curves_are_thinned():
+    run = [StepRow(step=i, loss=1.0, learning_rate=1.0, grad_norm=None) for i in range(1, 1001)]
+    points = mean_curve([run], width=bin_width(1000))
+    assert len(points) <= 60
+    assert points[-1].step == 1000
+    assert points[0].low is None
+
+
+def test_equal_gpus_and_thread_counts_are_comparable_but_libraries_are_not(make_environment):
+    base = make_environment(device="cuda:0")
+    assert comparable(base, make_environment(device="cuda:1", num_threads=9, python="3.12"))
+    assert not comparable(base, make_environment(device="cuda:0", peft="2"))
+    assert not comparable(base, make_environment(device="cuda:0", device_name="another"))
+    assert not comparable(base, None)
+    assert comparable(None, None)
+
+
+def test_environments_are_grouped_as_recorded(make_result, make_environment):
+    results = [
+        make_result("a", 0),
+        make_result("a", 1),
+        make_result("a", 2, environment=make_environment(torch="2")),
+    ]
+    assert [group.experiments for group in environment_groups(results)] == [("a_s0", "a_s1"), ("a_s2",)]

@@ -1,0 +1,162 @@
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from lorastudy.cli import prepare as command
+from lorastudy.data.formats import detect
+from lorastudy.data.load import train_and_eval
+from lorastudy.data.prepare import Wanted, prepare
+from lorastudy.data.sources import Row, read_rows
+from lorastudy.errors import DataError
+from lorastudy.spec.settings import Settings
+
+
+def alpaca(count):
+    return [{"instruction": f"do {i}", "input": "", "output": f"done {i}"} for i in range(count)]
+
+
+def run(rows, tmp_path, **options):
+    rows = [Row(values=row, where=f"f:{i}") for i, row in enumerate(rows, start=1)]
+    options = {"dataset": "alpaca", "output_dir": tmp_path / "data"} | options
+    return prepare(rows, detect(rows), wanted=Wanted(**options))
+
+
+def written(prepared):
+    return {file.path.name: file.num_rows for file in prepared.files}
+
+
+def lines(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def test_names_of_the_specification(tmp_path):
+    assert written(run(alpaca(30), tmp_path)) == {"alpaca.jsonl": 30}
+    assert written(run(alpaca(30), tmp_path, num_samples=10)) == {"alpaca_10_sample.jsonl": 10}
+    split = written(run(alpaca(30), tmp_path, num_samples=20, train_share=0.7))
+    assert set(split) == {"alpaca_20_sample.jsonl", "alpaca_train.jsonl", "alpaca_test.jsonl"}
+    assert split["alpaca_train.jsonl"] + split["alpaca_test.jsonl"] == 20
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted({"alpaca.jsonl", "alpaca_10_sample.jsonl", *split})  # fmt: skip
+
+
+def test_the_split_is_the_one_that_a_suite_makes(tmp_path):
+    run(alpaca(100), tmp_path, train_share=0.8)
+    data = train_and_eval(Settings(dataset_path=str(tmp_path / "data/alpaca.jsonl"), eval_fraction=0.2))
+    assert [dict(e.row.values) for e in data.train] == lines(tmp_path / "data/alpaca_train.jsonl")
+    assert [dict(e.row.values) for e in data.held_out] == lines(tmp_path / "data/alpaca_test.jsonl")
+
+
+def test_a_sample_follows_content_and_seed_and_is_split_in_proportion(tmp_path):
+    one = run(alpaca(400), tmp_path, num_samples=100, train_share=0.5)
+    assert 30 <= written(one)["alpaca_test.jsonl"] <= 70  # 50 plus or minus 4 standard deviations of 5
+    taken = {e.content_hash for e in one.examples}
+    again = run(list(reversed(alpaca(400))), tmp_path, num_samples=100)
+    assert {e.content_hash for e in again.examples} == taken
+    assert {e.content_hash for e in run(alpaca(400), tmp_path, num_samples=100, seed=1).examples} != taken
+
+
+def test_duplicates_and_empty_answers_are_counted(tmp_path):
+    empty = {"instruction": "x", "input": "", "output": " "}
+    prepared = run([*alpaca(3), {**alpaca(1)[0], "output": "DONE 0"}, empty], tmp_path)
+    counts = (prepared.num_rows, prepared.num_empty_answers, prepared.num_duplicates, len(prepared.examples))
+    assert counts == (5, 1, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"instruction": "i", "output": "ö", "extra": 1}, {"instruction": "i", "input": "", "output": "ö"}),
+        ({"Question": "q", "Answer": "a"}, {"prompt": "q", "completion": "a"}),
+        ({"text": "t", "url": "u"}, {"text": "t"}),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "id": 1}, {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}),
+    ],
+)  # fmt: skip
+def test_canonical_columns_that_are_recognised_again(tmp_path, row, columns):
+    prepared = run([row], tmp_path)
+    assert lines(prepared.files[0].path) == [columns]
+    again = read_rows(str(prepared.files[0].path))
+    assert detect(again).name == prepared.examples[0].format.name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "--num-samples 0: give a number of rows, or -1"),
+        ({"train_share": 1.0}, "--train-test-split 1: give the share of training rows"),
+        ({"train_share": 0.999999}, "left one side empty"),
+    ],
+)
+def test_options_out_of_range(tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        run(alpaca(3), tmp_path, **options)
+    assert not (tmp_path / "data").exists()
+
+
+def test_unusable_rows_are_named(tmp_path):
+    with pytest.raises(DataError, match="f:2: 'output' is missing"):
+        run([*alpaca(1), {"instruction": "x"}], tmp_path)
+    with pytest.raises(DataError, match="every row has an empty answer"):
+        run([{"text": " "}], tmp_path)
+
+
+def test_the_file_that_is_read_is_never_written(tmp_path):
+    source = tmp_path / "rows.jsonl"
+    source.write_text("kept")
+    options = {"dataset": str(source), "output_dir": tmp_path}
+    with pytest.raises(DataError, match="is the file that is read; choose another --output-dir"):
+        run(alpaca(20), tmp_path, **options)
+    split = run(alpaca(20), tmp_path, train_share=0.5, **options)
+    assert set(written(split)) == {"rows_train.jsonl", "rows_test.jsonl"}
+    assert source.read_text() == "kept"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(DataError, match="cannot be written"):
+        run(alpaca(1), tmp_path)
+
+
+def invoke(*arguments):
+    app = typer.Typer()
+    app.command()(command.prepare)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_shows_counts_files_and_one_marked_example(tmp_path, write):
+    path = write("mine.csv", "Question,Answer\nTwo?,2\nThree [x]?,3\nthree [x]?,3\nFour?,\n")
+    result = invoke("--dataset", path, "--num-samples", 5, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    for text in (
+        "Format: prompt_completion (prompt = Question, completion = Answer)",
+        "Rows: 4 read, 3 taken",
+        "Left out: 1 with an empty answer",
+        "Note: 5 were asked for; there are no more",
+        "Duplicates: 1 ",
+        f"Wrote {tmp_path / 'out' / 'mine_5_sample.jsonl'}: 3 rows",
+        f"One example ({path}:2)",
+        "Two?[trained]2[/trained]",
+        "nothing is put between prompt and answer",
+    ):
+        assert text in result.output
+    assert "\x1b" not in result.output
+
+
+def test_the_command_takes_column_names(tmp_path, write):
+    path = write("mine.jsonl", [{"foo": "a [b] ", "bar": "c"}])
+    options = ("--dataset", path, "--output-dir", tmp_path / "out")
+    assert isinstance(invoke(*options).exception, DataError)
+    result = invoke(*options, "--prompt-column", "foo", "--completion-column", "bar")
+    assert "a [b] [trained]c[/trained]" in result.output
+    assert "nothing is put between" not in result.output
+    assert lines(tmp_path / "out/mine.jsonl") == [{"prompt": "a [b] ", "completion": "c"}]
+
+
+def test_the_commands_example_of_a_conversation_and_of_a_long_row(tmp_path, write):
+    turns = [{"from": "human", "value": "q" * 2000}, {"from": "gpt", "value": "a"}]
+    path = write("mine.json", [{"conversations": turns}])
+    result = invoke("--dataset", path, "--output-dir", tmp_path / "out")
+    assert "### User:\n" in result.output
+    assert "more characters]" in result.output
+    assert "chat template" in result.output

@@ -1,0 +1,134 @@
+"""Every expected row is spelled out: one token per character, BOS 1, EOS 2."""
+
+import pytest
+
+from lorastudy.data.examples import Example, Segment
+from lorastudy.data.formats import Format
+from lorastudy.data.sources import Row
+from lorastudy.data.tokenise import IGNORED, chat_template_of, tokenise
+from lorastudy.errors import DataError
+from lorastudy.records import DataSummary
+
+FORMAT = Format(name="prompt_completion", columns={})
+
+
+def example(*parts):
+    """Texts by turns: prompt, answer, prompt, answer; a lone text is trained."""
+    segments = tuple(
+        Segment(text=text, trained=bool(i % 2) or len(parts) == 1) for i, text in enumerate(parts)
+    )
+    return Example(row=Row(values={}, where="f"), format=FORMAT, segments=segments, content_hash="")
+
+
+def run(*examples, tokenizer, max_seq_length=100):
+    return tokenise(examples, tokenizer=tokenizer, max_seq_length=max_seq_length, split="train")
+
+
+def ids(text):
+    return tuple(map(ord, text))
+
+
+def none(count):
+    return (IGNORED,) * count
+
+
+def test_only_the_answer_and_its_end_are_trained(letters):
+    (row,) = run(example("ab", "cd"), tokenizer=letters()).rows
+    assert row.input_ids == (*ids("abcd"), 2)
+    assert row.labels == (*none(2), *ids("cd"), 2)
+    assert (row.prompt_ids, row.prompt_text, row.reference) == (ids("ab"), "ab", "cd")
+    assert row.num_completion_tokens == 3
+
+
+def test_what_the_tokenizer_puts_in_front_comes_once(letters):
+    tokenizer = letters(adds_bos=True)
+    (row,) = run(example("ab", "c"), tokenizer=tokenizer).rows
+    assert row.input_ids == (1, *ids("abc"), 2)
+    assert row.labels == (*none(3), ord("c"), 2)
+    assert row.prompt_ids == (1, *ids("ab"))
+    (chat,) = run(example("<s>ab", "c"), tokenizer=tokenizer).rows
+    assert chat.input_ids == row.input_ids
+
+
+def test_an_end_that_the_chat_template_wrote_is_not_doubled(letters):
+    (row,) = run(example("a", "b</s>\n", "c", "d</s>\n"), tokenizer=letters()).rows
+    assert row.input_ids == (ord("a"), ord("b"), 2, ord("\n"), ord("c"), ord("d"), 2)
+    assert row.labels == (IGNORED, ord("b"), 2, ord("\n"), IGNORED, ord("d"), 2)
+    assert row.prompt_ids == row.input_ids[:5]
+    assert (row.prompt_text, row.reference) == ("ab</s>\nc", "d")
+
+
+def test_without_an_end_token_nothing_is_appended(letters):
+    (row,) = run(example("a", "b"), tokenizer=letters(eos=None)).rows
+    assert row.input_ids == ids("ab")
+
+
+def test_the_first_token_of_a_text_is_predicted_from_nothing(letters):
+    (row,) = run(example("abc"), tokenizer=letters()).rows
+    assert row.labels == (IGNORED, *ids("bc"), 2)
+    assert row.prompt_ids == ()
+    (with_bos,) = run(example("abc"), tokenizer=letters(adds_bos=True)).rows
+    assert with_bos.labels == (IGNORED, *ids("abc"), 2)
+
+
+def test_cut_refused_and_counted(letters):
+    long_answer, long_prompt, fits = example("ab", "cdefg"), example("abcd", "e"), example("a", "b")
+    found = run(long_answer, long_prompt, fits, tokenizer=letters(), max_seq_length=4)
+    assert [row.input_ids for row in found.rows] == [ids("abcd"), (*ids("ab"), 2)]
+    assert [row.labels for row in found.rows] == [(*none(2), *ids("cd")), (IGNORED, ord("b"), 2)]
+    assert found.rows[0].reference == "cdefg"
+    assert found.summary == DataSummary(
+        split="train",
+        format="prompt_completion",
+        num_rows=2,
+        num_refused_rows=1,
+        num_truncated_rows=1,
+        num_tokens=7,
+        num_completion_tokens=4,  # c d, b EOS
+    )
+
+
+def test_a_conversation_cut_in_its_second_answer_or_before_it(letters):
+    conversation = example("a", "b", "cd", "ef")
+    (second,) = run(conversation, tokenizer=letters(), max_seq_length=5).rows
+    assert second.labels == (IGNORED, ord("b"), *none(2), ord("e"))
+    assert (second.prompt_text, second.reference) == ("abcd", "ef")
+    (first,) = run(conversation, tokenizer=letters(), max_seq_length=4).rows
+    assert first.labels == (IGNORED, ord("b"), *none(2))
+    assert (first.prompt_ids, first.prompt_text, first.reference) == (ids("a"), "a", "b")
+
+
+def test_all_refused_says_what_to_raise(letters):
+    with pytest.raises(DataError, match=r"all 2 rows .* at 3 tokens; raise max_seq_length"):
+        run(example("abc", "d"), example("abcd", "e"), tokenizer=letters(), max_seq_length=3)
+
+
+def test_no_chat_template_gives_none(letters):
+    assert chat_template_of(letters()) is None
+
+
+def test_with_a_tokenizer_of_transformers():
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "q": 3, "a": 4, "a1": 5}, "<unk>")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %} {{ m.content }} {{ eos_token if m.role == 'assistant' }}"
+        "{% endfor %}"
+    )
+    (row,) = run(example("q ", "a"), tokenizer=tokenizer).rows
+    assert (row.input_ids, row.labels) == ((1, 3, 4, 2), (*none(2), 4, 2))
+
+    template = chat_template_of(tokenizer)
+    assert template is not None
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a1"}]
+    text = template(turns, tools=None, add_generation_prompt=False)
+    prompt = template(turns[:1], tools=None, add_generation_prompt=True)
+    (chat,) = run(example(prompt, text.removeprefix(prompt)), tokenizer=tokenizer).rows
+    assert (chat.input_ids, chat.labels) == ((1, 3, 5, 2), (*none(2), 5, 2))
+    assert chat.reference == " a1"

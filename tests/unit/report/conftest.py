@@ -1,0 +1,155 @@
+"""Studies as a store would give them, from arithmetic that the tests can repeat."""
+
+import math
+import random
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from lorastudy.records import ArmProfile, DataSummary, Environment
+from lorastudy.spec.settings import Settings
+from lorastudy.tracker.views import ExperimentResult, ScoreValue, StepRow
+
+ENVIRONMENT = Environment(
+    python="3.11.9",
+    torch="2.13.0",
+    transformers="5.17.0",
+    peft="0.20.0",
+    bitsandbytes="0.49.0",
+    lorastudy="0.1.0",
+    device="cpu",
+    device_name="a CPU",
+    num_threads=2,
+)
+DATA = DataSummary(
+    split="train",
+    format="alpaca",
+    num_rows=240,
+    num_refused_rows=1,
+    num_truncated_rows=2,
+    num_tokens=9600,
+    num_completion_tokens=2400,
+)
+UNITS = {"loss": "nats per token", "perplexity": "", "token_accuracy": "share", "exact_match": "share"}
+
+
+@dataclass
+class FakeTracker:
+    """The two reads that a report makes."""
+
+    results: list[ExperimentResult] = field(default_factory=list)
+
+    def get_all_experiments(self, status=None, suite_name=None):
+        return [r for r in self.results if suite_name in (None, r.suite_name) and status in (None, r.status)]
+
+    def get_steps(self, experiment_id):
+        (result,) = [one for one in self.results if one.experiment_id == experiment_id]
+        rank = result.settings["lora_rank"]
+        return [
+            StepRow(
+                step=i,
+                loss=2.5 * math.exp(-i * rank**0.5 / 90) + 0.02 * result.seed,
+                learning_rate=1e-3,
+                grad_norm=1.0,
+            )
+            for i in range(1, 251)
+        ]
+
+
+def a_result(arm: str = "r16", seed: int = 0, **options: Any) -> ExperimentResult:
+    """A completed result; `scores` is given as {(split, metric): value}, `settings` as what differs."""
+    settings = Settings(**options.pop("settings", {})).model_dump(mode="json")
+    suite = options.pop("suite_name", "rank_sweep")
+    scores = options.pop("scores", {("eval", "loss"): 1.0})
+    values: dict[str, Any] = {
+        "experiment_id": f"{suite}/{arm}/{seed}",
+        "suite_name": suite,
+        "name": f"{arm}_s{seed}",
+        "arm": arm,
+        "experiment_type": "rank_ablation",
+        "seed": seed,
+        "settings": settings,
+        "status": "completed",
+        "engine": "packed",
+        "num_steps": 250,
+        "train_seconds": 3.0 + 0.1 * seed,
+        "scores": {
+            key: ScoreValue(value=value, unit=UNITS[key[1]], version=1, num_items=100)
+            for key, value in scores.items()
+        },
+        "environment": ENVIRONMENT,
+        "data": (DATA,),
+    }
+    return ExperimentResult(**(values | options))
+
+
+def with_profile(
+    result: ExperimentResult, *, parameters: int, memory: int | None, step: float | None
+) -> ExperimentResult:
+    """The result with what it costs."""
+    cost = ArmProfile(
+        experiment_id=result.experiment_id,
+        num_trainable_parameters=parameters,
+        num_total_parameters=310_000 + parameters,
+        adapter_bytes=4 * parameters + 800,
+        memory_kind="cpu_tensors",
+        peak_memory_bytes=memory,
+        step_seconds=step,
+        tokens_per_second=None if step is None else 1200 / step,
+    )
+    return replace(result, profile=cost)
+
+
+def rank_results(*, ranks=(1, 2, 4, 8, 16, 32), num_seeds=6, **options: Any) -> list[ExperimentResult]:
+    """A rank ablation in the manner of the lab: loss falls with rank and levels out; forgetting grows."""
+    noise = random.Random(7)
+    results = []
+    for rank in ranks:
+        for seed in range(num_seeds):
+            loss = 0.05 + 1.6 * math.exp(-rank / 4) + noise.gauss(0, 0.01)
+            scores = {
+                ("eval", "loss"): loss,
+                ("eval", "perplexity"): math.exp(loss),
+                ("eval", "token_accuracy"): min(1.0, 1 - loss / 3),
+                ("eval", "exact_match"): min(1.0, max(0.0, 1 - loss / 1.4 + noise.gauss(0, 0.015))),
+                ("forgetting_before", "loss"): 0.21,
+                ("forgetting", "loss"): 0.21 + 0.2 * math.log2(1 + rank) + noise.gauss(0, 0.05),
+            }
+            settings = {
+                "lora_rank": rank,
+                "lora_alpha": "2r",
+                "quantization": "fp32",
+                "max_steps": 250,
+            } | options.get("settings", {})
+            result = a_result(f"r{rank}", seed, scores=scores, settings=settings)
+            memory = 9_000_000 + 60_000 * rank + 500 * seed
+            results.append(
+                with_profile(result, parameters=2304 * rank, memory=memory, step=0.012 + 0.0001 * rank)
+            )
+    return results
+
+
+@pytest.fixture
+def make_result():
+    return a_result
+
+
+@pytest.fixture
+def add_profile():
+    return with_profile
+
+
+@pytest.fixture
+def make_rank_results():
+    return rank_results
+
+
+@pytest.fixture
+def rank_study():
+    return rank_results()
+
+
+@pytest.fixture
+def make_tracker():
+    return FakeTracker

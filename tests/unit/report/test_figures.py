@@ -1,0 +1,134 @@
+"""What the figures show, before and after drawing."""
+
+import pytest
+
+from lorastudy.analysis.curves import CurvePoint
+from lorastudy.analysis.overview import analyse
+from lorastudy.analysis.study import split_studies
+from lorastudy.report.figures.data import study_figures
+from lorastudy.report.figures.interactive import vega_lite_specs
+from lorastudy.report.figures.static import save_figure
+
+CURVES = {
+    "r1": (
+        CurvePoint(step=5, mean=2.0, low=1.9, high=2.1, n=6),
+        CurvePoint(step=9, mean=1.0, low=None, high=None, n=1),
+    )
+}
+
+
+@pytest.fixture
+def figures(rank_study):
+    (study,) = split_studies(rank_study)
+    return {figure.name: figure for figure in study_figures(analyse(study), CURVES)}
+
+
+@pytest.fixture
+def bare(make_result):
+    (study,) = split_studies([make_result("a", 0, experiment_type="own")])
+    return analyse(study)
+
+
+def test_the_plots_of_the_specification_and_two_more(figures):
+    assert list(figures) == [
+        "rank_comparison",
+        "efficiency_frontier",
+        "training_time",
+        "adapter_size",
+        "parameters",
+        "training_curves",
+        "forgetting",
+    ]
+
+
+def test_rank_comparison_shows_loss_accuracy_and_memory_by_rank(figures, rank_study):
+    loss, match, memory = figures["rank_comparison"].panels
+    assert (loss.label, memory.label) == ("Held-out loss (nats per token)", "Peak memory (MiB)")
+    assert match.label == "Exact match (share)"
+    assert [row.rank for row in loss.rows] == [1, 2, 4, 8, 16, 32]
+    losses = [r.scores["eval", "loss"].value for r in rank_study if r.arm == "r4"]
+    assert loss.rows[2].values == tuple(losses)
+    assert loss.rows[2].mean == pytest.approx(sum(losses) / 6)
+    assert loss.rows[2].low < loss.rows[2].mean < loss.rows[2].high
+    # 9,000,000 + 60,000 x 4 + 500 x (0 + ... + 5) / 6 bytes
+    assert memory.rows[2].mean == pytest.approx(9_241_250 / 2**20)
+
+
+def test_frontier_marks_what_nothing_beats(figures):
+    figure = figures["efficiency_frontier"]
+    assert figure.x_label == "Peak memory, arm alone (MiB)"
+    assert [(point.arm, point.on_frontier, point.n) for point in figure.points][0] == ("r1", True, 6)
+
+
+def test_training_time_is_a_median_with_its_range(figures):
+    share, step = figures["training_time"].panels
+    assert share.label == "Training time, share of the pack (s)"
+    row = share.rows[0]
+    # 3.0, 3.1, ... 3.5 seconds
+    assert (row.low, row.mean, row.high) == (3.0, pytest.approx(3.25), 3.5)
+    assert step.label == "One step, arm alone (ms)"
+    assert step.rows[0].mean == pytest.approx(12.1)
+
+
+def test_adapter_size_and_parameters(figures):
+    (panel,) = figures["adapter_size"].panels
+    assert panel.label == "Adapter file (KiB)"
+    assert panel.rows[-1].mean == pytest.approx((4 * 2304 * 32 + 800) / 1024)
+    row = figures["parameters"].parameters[0]
+    assert (row.trainable, row.total, row.share) == (2304, 312_304, 2304 / 312_304)
+
+
+def test_forgetting_goes_from_before_to_after(figures):
+    rows = figures["forgetting"].forgetting
+    assert {row.before for row in rows} == {0.21}
+    assert rows[0].after < rows[-1].after
+
+
+def test_curves_keep_the_order_of_arms_and_their_points(figures):
+    assert [(row.arm, row.point.step) for row in figures["training_curves"].curves] == [("r1", 5), ("r1", 9)]
+
+
+def test_what_was_not_measured_is_not_drawn(bare):
+    assert [figure.name for figure in study_figures(bare, {})] == ["arm_comparison", "training_time"]
+
+
+def test_one_seed_has_no_interval(bare):
+    (figure, _) = study_figures(bare, {})
+    row = figure.panels[0].rows[0]
+    assert (row.n, row.low, row.high) == (1, None, None)
+
+
+def test_every_figure_draws_to_the_same_bytes_twice(figures, tmp_path):
+    for figure in figures.values():
+        first, second = [], []
+        for content in (first, second):
+            content += [path.read_bytes() for path in save_figure(figure, tmp_path)]
+        assert first == second
+        assert first[0].startswith(b"\x89PNG")
+        assert b"<dc:date>" not in first[1]
+
+
+def test_charts_carry_the_same_rows_as_the_figures(figures):
+    spec = vega_lite_specs(figures["rank_comparison"])[0]
+    dots = next(layer for layer in spec["layer"] if "tooltip" in layer["encoding"])
+    drawn = [row["mean"] for row in dots["data"]["values"]]
+    assert drawn == [row.mean for row in figures["rank_comparison"].panels[0].rows]
+
+
+def test_every_chart_fits_its_width_and_is_labelled(figures):
+    for figure in figures.values():
+        for spec in vega_lite_specs(figure):
+            assert spec["width"] == "container"
+            titles = [
+                channel.get("title")
+                for layer in spec["layer"]
+                for name, channel in layer["encoding"].items()
+                if name in {"x", "y"} and isinstance(channel, dict) and channel["type"] == "quantitative"
+            ]
+            assert titles
+            assert all(titles)
+
+
+def test_charts_are_the_same_twice(figures):
+    for figure in figures.values():
+        assert vega_lite_specs(figure) == vega_lite_specs(figure)

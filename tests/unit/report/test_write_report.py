@@ -1,0 +1,185 @@
+"""The report as files: what is in them, where they are, and that they come out the same."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from lorastudy.analysis.study import split_studies
+from lorastudy.errors import StudyError
+from lorastudy.report.html import chart_library
+from lorastudy.report.sections.reproduce import suite_yaml
+from lorastudy.report.write import write_report
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "report_rank_study.md"
+PLOTS = (
+    "rank_comparison",
+    "efficiency_frontier",
+    "training_time",
+    "adapter_size",
+    "parameters",
+    "training_curves",
+    "forgetting",
+)
+
+
+@pytest.fixture
+def written(rank_study, make_tracker, tmp_path):
+    write_report(make_tracker(rank_study), output=tmp_path / "RESULTS.md")
+    return tmp_path
+
+
+def test_the_files_of_the_specification(rank_study, make_tracker, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = write_report(make_tracker(rank_study))
+    plots = [Path("results/plots") / f"{name}.{ending}" for name in PLOTS for ending in ("png", "svg")]
+    assert paths == [Path("RESULTS.md"), Path("RESULTS.html"), *plots]
+    assert all(path.stat().st_size > 0 for path in paths)
+
+
+def test_the_golden_report(written):
+    """To accept a change: copy the RESULTS.md that the failing test leaves in its folder over the golden file."""
+    assert (written / "RESULTS.md").read_text(encoding="utf-8") == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_the_same_results_give_the_same_bytes(rank_study, make_tracker, tmp_path):
+    contents = []
+    for name in ("one", "two"):
+        paths = write_report(make_tracker(rank_study), output=tmp_path / name / "RESULTS.md")
+        contents.append([path.read_bytes() for path in paths])
+    assert contents[0] == contents[1]
+
+
+def test_images_are_linked_relative_to_the_report(written):
+    links = re.findall(r"\]\((.+?)\)", (written / "RESULTS.md").read_text(encoding="utf-8"))
+    assert len(links) == len(PLOTS)
+    assert all((written / link).is_file() for link in links)
+
+
+def test_plots_may_go_elsewhere_and_two_reports_keep_their_own(make_result, make_tracker, tmp_path):
+    tracker = make_tracker([make_result("a", 0)])
+    paths = write_report(tracker, output=tmp_path / "sub" / "Mine.md", plots=tmp_path / "pictures")
+    assert "(../pictures/rank_comparison.png)" in paths[0].read_text(encoding="utf-8")
+    assert (tmp_path / "pictures" / "rank_comparison.png").is_file()
+    other = write_report(tracker, output=tmp_path / "sub" / "Other.md")
+    assert other[2].parent == tmp_path / "sub" / "other" / "plots"
+
+
+def test_the_page_needs_no_network_and_carries_its_library_once(written):
+    page = (written / "RESULTS.html").read_text(encoding="utf-8")
+    assert len(page.encode()) < 2_000_000
+    own = page.replace(chart_library(), "")
+    assert len(page) - len(own) == len(chart_library())
+    assert not re.search(r"<link|<script[^>]+src=|@import|url\(", own)
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", own)
+    assert "default-src 'none'" in own.replace("&#x27;", "'")
+    # 3 + 1 + 2 + 1 + 1 + 1 + 1 panels
+    assert own.count('<div class="chart"></div>') == 10
+
+
+def test_page_and_markdown_say_the_same(written):
+    page = (written / "RESULTS.html").read_text(encoding="utf-8")
+    text = (written / "RESULTS.md").read_text(encoding="utf-8")
+    for row in re.findall(r"^\| (r\d+.*) \|$", text, flags=re.MULTILINE):
+        for cell in row.split(" | "):
+            assert cell.replace("<", "&lt;") in page
+
+
+def test_failures_come_before_results_with_their_message(rank_study, make_tracker, tmp_path):
+    failed = replace(
+        rank_study[0],
+        status="failed",
+        failure_kind="diverged",
+        failure_message="loss | is <b>nan</b>",
+        scores={},
+        profile=None,
+    )
+    waiting = replace(rank_study[1], status="pending", scores={}, profile=None)
+    write_report(make_tracker([failed, waiting, *rank_study[2:]]), output=tmp_path / "R.md")
+    text = (tmp_path / "R.md").read_text(encoding="utf-8")
+    assert text.index("## Failures and divergences") < text.index("## Results")
+    assert "diverged at step 250 | loss \\| is &lt;b>nan&lt;/b> |" in text
+    assert "Not finished: r1_s1." in text
+    assert re.search(r"\| r1 \| 4 of 6 \|", text)
+
+
+def test_no_failures_no_section(written):
+    assert "Failures" not in (written / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_an_arm_that_never_completed_has_a_row_of_dashes(make_result, make_tracker, tmp_path):
+    results = [
+        make_result("r16", 0),
+        make_result("r32", 0, settings={"lora_rank": 32}, status="failed", scores={}),
+    ]
+    write_report(make_tracker(results), output=tmp_path / "R.md")
+    text = (tmp_path / "R.md").read_text(encoding="utf-8")
+    assert "| r32 | 0 of 1 | – | – | – | – | – | – | – | – | – | – |" in text
+
+
+def test_suites_are_parts_of_their_own_with_plots_of_their_own(make_result, make_tracker, tmp_path):
+    results = [make_result("a", 0, suite_name=name) for name in ("First Suite", "first/suite")]
+    results.append(make_result("b", 0, suite_name="third", experiment_type="own"))
+    paths = write_report(make_tracker(results), output=tmp_path / "R.md")
+    text = paths[0].read_text(encoding="utf-8")
+    assert "## First Suite (rank ablation)" in text
+    assert "## third (own)" in text
+    stems = {path.stem for path in paths[2:]}
+    assert {"first_suite_rank_comparison", "first_suite_2_rank_comparison", "third_arm_comparison"} <= stems
+    only = write_report(make_tracker(results), experiment_type="own", output=tmp_path / "own.md")
+    assert "LoRA study: third (own)" in only[0].read_text(encoding="utf-8")
+    first = write_report(make_tracker(results), suite_name="First Suite", output=tmp_path / "first.md")
+    assert "third" not in first[0].read_text(encoding="utf-8")
+
+
+def test_environments_that_differ_are_shown_and_flagged(rank_study, make_tracker, tmp_path):
+    other = replace(rank_study[-1].environment, torch="9.9")
+    write_report(
+        make_tracker([*rank_study[:-1], replace(rank_study[-1], environment=other)]), output=tmp_path / "R.md"
+    )
+    text = (tmp_path / "R.md").read_text(encoding="utf-8")
+    assert "**Results come from 2 environments.**" in text
+    assert "| torch | 2.13.0 | 9.9 |" in text
+    assert "**Environments differ.**" in text
+
+
+def test_what_is_missing_is_named(make_result, make_tracker, tmp_path):
+    write_report(make_tracker([make_result("a", 0)]), output=tmp_path / "R.md")
+    text = (tmp_path / "R.md").read_text(encoding="utf-8")
+    assert "- Exact match: not measured (set max_generation_samples above 0)." in text
+    assert "- Peak memory: not measured." in text
+
+
+def test_an_empty_store_says_what_to_run(make_tracker):
+    with pytest.raises(StudyError, match="lorastudy suite"):
+        write_report(make_tracker([]))
+
+
+def test_a_filter_that_matches_nothing_is_named(rank_study, make_tracker):
+    with pytest.raises(StudyError, match="of type 'module_ablation'"):
+        write_report(make_tracker(rank_study), experiment_type="module_ablation")
+
+
+def test_nothing_completed_says_why(make_result, make_tracker):
+    failed = make_result("a", 0, status="failed", failure_message="out of memory", scores={})
+    with pytest.raises(StudyError, match="What went wrong: out of memory"):
+        write_report(make_tracker([failed]))
+
+
+def test_the_suite_can_be_read_back(rank_study):
+    (study,) = split_studies(rank_study)
+    suite = YAML(typ="safe").load(suite_yaml(study))
+    assert suite["experiments"][0] == {"name": "r1", "lora_rank": 1}
+    assert suite["seeds"] == [0, 1, 2, 3, 4, 5]
+    assert (suite["lora_alpha"], suite["learning_rate"], suite["max_steps"]) == ("2r", 2e-4, 250)
+    assert "num_train_epochs" not in suite
+
+
+def test_reporting_imports_no_training_library():
+    code = "import sys, lorastudy.report.write; print({'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

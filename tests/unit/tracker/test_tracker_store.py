@@ -1,0 +1,315 @@
+"""Opening, creating, upgrading and damage: what becomes of the file."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.schema import CreateTable
+
+from lorastudy.errors import StoreError
+from lorastudy.records import PackStep
+from lorastudy.tracker import ExperimentTracker, migrations, schema, store
+
+
+@pytest.fixture
+def filled(database, make_experiment, make_records):
+    """A store at rest with one completed run, and the id of its experiment."""
+    experiment = make_experiment(8)
+    with ExperimentTracker(database, writable=True) as tracker:
+        tracker.register("ranks", [experiment])
+        tracker.start_run(experiment.id, attempt=1, pack_id="p", engine="packed", run_folder="runs/p")
+        for record in make_records(experiment.id):
+            assert tracker.take(record, pack_id="p", attempt=1)
+    return database
+
+
+def edit(database: Path, statement: str) -> None:
+    connection = sqlite3.connect(database)
+    with connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def test_reading_creates_nothing(tmp_path):
+    with pytest.raises(StoreError, match=r"none\.db: there is no results store here.*lorastudy suite"):
+        ExperimentTracker(tmp_path / "new" / "none.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_at_rest_the_store_is_one_file_and_reading_adds_none(filled):
+    assert [file.name for file in filled.parent.iterdir()] == [filled.name]
+    before = filled.read_bytes()
+    with ExperimentTracker(filled) as tracker:
+        assert tracker.get_all_experiments()[0].status == "completed"
+        assert [file.name for file in filled.parent.iterdir()] == [filled.name]
+    assert filled.read_bytes() == before
+    assert [file.name for file in filled.parent.iterdir()] == [filled.name]
+
+
+def test_a_reader_sees_each_write_while_the_writer_goes_on(filled, make_experiment):
+    with ExperimentTracker(filled, writable=True) as writer, ExperimentTracker(filled) as reader:
+        writer.register("more", [make_experiment(16)])
+        assert len(reader.get_all_experiments()) == 2
+        writer.register("more", [make_experiment(32)])
+        assert len(reader.get_all_experiments()) == 3
+
+
+def test_what_was_taken_survives_a_killed_writer(database, make_experiment):
+    script = f"""
+import os
+from lorastudy.records import Outcome
+from lorastudy.spec.experiment import Experiment
+from lorastudy.tracker import ExperimentTracker
+experiment = Experiment.from_json({make_experiment(8).to_json()!r})
+tracker = ExperimentTracker({str(database)!r}, writable=True)
+tracker.register("ranks", [experiment])
+tracker.start_run(experiment.id, attempt=1, pack_id="p", engine="packed", run_folder="f")
+tracker.take(Outcome(experiment_id=experiment.id, status="completed"), pack_id="p", attempt=1)
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    with ExperimentTracker(database) as tracker:
+        assert [result.status for result in tracker.get_all_experiments()] == ["completed"]
+
+
+def test_durable_writes_are_synced_and_steps_are_not(database):
+    opened = store.Store(database, writable=True)
+
+    def level(*, durable: bool) -> int:
+        with opened.writing(durable=durable) as connection:
+            return int(connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
+
+    assert (level(durable=True), level(durable=False), level(durable=True)) == (2, 1, 2)  # FULL, NORMAL, FULL
+    with opened.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1
+    opened.close()
+
+
+def test_a_reader_cannot_write(filled, make_experiment):
+    with ExperimentTracker(filled) as tracker, pytest.raises(StoreError, match="writable=True"):
+        tracker.register("ranks", [make_experiment(16)])
+
+
+def test_a_second_writer_waits_and_then_says_so(filled, make_experiment, monkeypatch):
+    monkeypatch.setattr(store, "LOCK_TIMEOUT_SECONDS", 0.05)
+    with ExperimentTracker(filled, writable=True) as tracker:
+        other = sqlite3.connect(filled, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="database is locked"):
+            tracker.register("ranks", [make_experiment(16)])
+        other.execute("ROLLBACK")
+        other.close()
+        tracker.register("ranks", [make_experiment(16)])
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_other_files_are_refused_and_left_as_they_are(tmp_path, writable):
+    text, foreign = tmp_path / "notes.db", tmp_path / "other.db"
+    text.write_text("not a database, but long enough to have a header of a hundred bytes" * 3)
+    edit(foreign, "CREATE TABLE recipes (name TEXT)")
+    before = text.read_bytes(), foreign.read_bytes()
+    with pytest.raises(StoreError, match="file is not a database"):
+        ExperimentTracker(text, writable=writable)
+    with pytest.raises(StoreError, match=r"a database of something else.*recipes"):
+        ExperimentTracker(foreign, writable=writable)
+    assert (text.read_bytes(), foreign.read_bytes()) == before
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_a_store_of_a_newer_version_is_refused(filled, writable):
+    edit(filled, f"UPDATE {schema.VERSION_TABLE} SET version_num = '9999'")
+    with pytest.raises(StoreError, match=r"newer version.*9999.*pip install --upgrade lorastudy"):
+        ExperimentTracker(filled, writable=writable)
+
+
+def test_an_empty_file_is_filled_by_a_writer_only(tmp_path):
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    with pytest.raises(StoreError, match="is empty: open it for writing"):
+        ExperimentTracker(empty)
+    ExperimentTracker(empty, writable=True).close()
+    with ExperimentTracker(empty) as tracker:
+        assert tracker.get_suites() == []
+
+
+@pytest.mark.parametrize(
+    ("database", "message"),
+    [
+        ("mysql://host/name", "SQLite file or in PostgreSQL"),
+        ("sqlite://", "SQLite file or in PostgreSQL"),
+        ("nonsense://", "not a database URL|SQLite file"),
+        ("postgresql+asyncpg://host/name", "asyncpg is not installed"),
+    ],
+)
+def test_a_url_that_cannot_be_used_says_why(database, message):
+    with pytest.raises(StoreError, match=message):
+        ExperimentTracker(database)
+
+
+def test_an_sqlite_url_is_a_path(filled):
+    with ExperimentTracker(f"sqlite:///{filled}") as tracker:
+        assert len(tracker.get_all_experiments()) == 1
+
+
+# --- migrations -----------------------------------------------------------------------------------------
+
+
+def test_the_migrations_make_the_tables_of_the_schema(tmp_path):
+    ExperimentTracker(tmp_path / "new.db", writable=True).close()
+    engine = create_engine(f"sqlite:///{tmp_path / 'new.db'}")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"version_table": schema.VERSION_TABLE, "compare_type": True}
+        )
+        assert compare_metadata(context, schema.metadata) == []
+    engine.dispose()
+    assert migrations.known_revisions()[0] == schema.HEAD_REVISION
+
+
+@pytest.fixture
+def next_version(tmp_path, monkeypatch):
+    """This version with one more revision, which adds a column."""
+    folder = tmp_path / "migrations of the next version, 100%"
+    shutil.copytree(Path(migrations.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "versions" / "r0002_colour.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        "revision = '0002'\ndown_revision = '0001'\n"
+        "def upgrade():\n    op.add_column('suites', sa.Column('colour', sa.Text))\n"
+        "    if op.get_bind().execute(sa.text('SELECT count(*) FROM suites')).scalar_one() > 1:\n"
+        "        raise RuntimeError('no')\n"
+    )
+    monkeypatch.setattr(migrations, "_FOLDER", folder)
+    monkeypatch.setattr(store, "HEAD_REVISION", "0002")
+
+
+def columns(database: Path) -> list[str]:
+    connection = sqlite3.connect(database)
+    names = [row[1] for row in connection.execute("PRAGMA table_info(suites)")]
+    connection.close()
+    return names
+
+
+def test_an_older_store_is_backed_up_and_upgraded_by_a_writer(filled, next_version):
+    with pytest.raises(StoreError, match="older revision 0001: open it for writing once"):
+        ExperimentTracker(filled)
+    assert "colour" not in columns(filled)
+    ExperimentTracker(filled, writable=True).close()
+    backup = filled.with_name("experiments.db.0001.backup")
+    assert "colour" in columns(filled)
+    assert "colour" not in columns(backup)
+    with ExperimentTracker(filled) as tracker:
+        assert tracker.get_all_experiments()[0].status == "completed"
+
+
+def test_a_failed_upgrade_changes_nothing_and_overwrites_no_backup(
+    filled, make_experiment, next_version, monkeypatch
+):
+    with monkeypatch.context() as older:
+        older.setattr(store, "HEAD_REVISION", "0001")
+        with ExperimentTracker(filled, writable=True) as tracker:
+            tracker.register("another", [make_experiment(16)])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no"):
+            ExperimentTracker(filled, writable=True)
+    assert "colour" not in columns(filled)
+    backups = sorted(file.name for file in filled.parent.iterdir() if file.name.endswith(".backup"))
+    assert backups == ["experiments.db.0001.2.backup", "experiments.db.0001.backup"]
+
+
+def test_the_tables_compile_for_postgresql():
+    statements = [
+        str(CreateTable(table).compile(dialect=postgresql.dialect()))
+        for table in schema.metadata.sorted_tables
+    ]
+    assert len(statements) == 14
+    assert any("DOUBLE PRECISION" in statement for statement in statements)
+
+
+# --- damage ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("statement", "table"),
+    [
+        ("UPDATE scores SET value = value + 1e-15 WHERE metric = 'loss'", "scores"),
+        ("UPDATE score_items SET items = replace(items, '1.8', '1.9') WHERE metric = 'loss'", "score_items"),
+        ("UPDATE runs SET status = 'failed'", "runs"),
+        ("UPDATE steps SET loss = NULL WHERE step = 1", "steps"),
+        ("UPDATE experiments SET row_sha256 = upper(row_sha256)", "experiments"),
+        ("UPDATE generations SET answer = CAST(x'ff' AS TEXT)", "generations"),
+        ("UPDATE environments SET torch = x'01'", "environments"),
+    ],
+)
+def test_a_changed_value_is_found(filled, statement, table):
+    edit(filled, statement)
+    with ExperimentTracker(filled) as tracker:
+        (row,) = tracker.verify()
+    assert row.table == table
+    assert row.key
+
+
+def test_a_flipped_bit_in_the_file_is_found(filled):
+    content = bytearray(filled.read_bytes())
+    position = content.index(b"a processor")
+    content[position] ^= 1
+    filled.write_bytes(content)
+    with ExperimentTracker(filled) as tracker:
+        (row,) = tracker.verify()
+    assert (row.table, list(row.key)) == ("environments", ["environment_id"])
+
+
+def test_a_table_that_cannot_be_read_is_damage_and_not_a_crash(filled):
+    connection = sqlite3.connect(filled)
+    page = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'scores'").fetchone()[0]
+    size = connection.execute("PRAGMA page_size").fetchone()[0]
+    connection.close()
+    content = bytearray(filled.read_bytes())
+    content[(page - 1) * size] = 0xFF
+    filled.write_bytes(content)
+    with ExperimentTracker(filled) as tracker:
+        assert ("scores", {}) in [(row.table, row.key) for row in tracker.verify()]
+        with pytest.raises(StoreError, match="malformed"):
+            tracker.get_all_experiments()
+
+
+# --- lightness ------------------------------------------------------------------------------------------
+
+
+def imported_by(code: str) -> set[str]:
+    script = f"{code}\nimport sys\nprint(*sys.modules)"
+    output = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return {name.partition(".")[0] for name in output.stdout.split()}
+
+
+def test_the_typed_values_need_no_database():
+    assert not imported_by("import lorastudy.tracker.views") & {"sqlalchemy", "alembic", "torch"}
+
+
+def test_reading_a_current_store_needs_neither_alembic_nor_a_learning_library(filled):
+    code = f"from lorastudy.tracker import ExperimentTracker, replay\nExperimentTracker({os.fspath(filled)!r}).get_suites()"
+    modules = imported_by(code)
+    assert "sqlalchemy" in modules
+    assert not modules & {"alembic", "torch", "transformers", "peft", "datasets", "numpy"}
+
+
+def test_a_step_of_many_arms_is_whole_or_absent(filled, make_experiment, make_records):
+    """A row that is refused takes the whole record with it, and the store goes on."""
+    experiment = make_experiment(8)
+    step = next(
+        record for record in make_records(experiment.id, experiment.id) if isinstance(record, PackStep)
+    )
+    with ExperimentTracker(filled, writable=True) as tracker:
+        tracker.start_run(experiment.id, attempt=2, pack_id="p", engine="packed", run_folder="runs/p2")
+        with pytest.raises(IntegrityError):
+            tracker.take(step, pack_id="p", attempt=2)
+        assert tracker.take(make_records(experiment.id)[2], pack_id="p", attempt=2)
+        assert len(tracker.get_steps(experiment.id)) == 1
