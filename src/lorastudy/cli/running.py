@@ -11,7 +11,7 @@ from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.executors import LocalExecutor
 from lorastudy.experiments.expansion import expand
 from lorastudy.planner.packing import form_packs
-from lorastudy.runner import SuiteOutcome, not_done, run_suite
+from lorastudy.runner import Plan, SuiteOutcome, not_done, run_suite
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.suite import Suite
