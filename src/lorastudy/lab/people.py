@@ -107,7 +107,7 @@ RELATIONS = (
 )
 
 _NUM_KNOWN = 300
-_NUM_NEW = 40
+_NUM_NEW = 32
 
 
 def seeded(purpose: str) -> random.Random:

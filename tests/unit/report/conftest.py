@@ -140,7 +140,7 @@ def add_profile():
     return with_profile
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_rank_results():
     return rank_results
 
@@ -150,6 +150,6 @@ def rank_study():
     return rank_results()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tracker():
     return FakeTracker

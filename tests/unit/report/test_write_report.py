@@ -1,5 +1,6 @@
 """The report as files: what is in them, where they are, and that they come out the same."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -7,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 
 from lorastudy.analysis.study import split_studies
 from lorastudy.errors import StudyError
+from lorastudy.report import write
 from lorastudy.report.html import chart_library
+from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.reproduce import suite_yaml
 from lorastudy.report.write import write_report
+from lorastudy.spec.loading import load_suite
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report_rank_study.md"
 PLOTS = (
@@ -27,37 +30,50 @@ PLOTS = (
 )
 
 
+@pytest.fixture(scope="module")
+def written(make_rank_results, make_tracker, tmp_path_factory):
+    """One whole report, written where a user would write it."""
+    folder = tmp_path_factory.mktemp("report")
+    with contextlib.chdir(folder):
+        paths = write_report(make_tracker(make_rank_results()))
+    return folder, paths
+
+
 @pytest.fixture
-def written(rank_study, make_tracker, tmp_path):
-    write_report(make_tracker(rank_study), output=tmp_path / "RESULTS.md")
-    return tmp_path
+def text_of(make_tracker, tmp_path, monkeypatch):
+    """The Markdown of a report on these results; without the plots and the page, which take seconds."""
+    monkeypatch.setattr(write, "save_figure", lambda figure, folder: [])
+    monkeypatch.setattr(write, "render_html", lambda blocks: "")
+
+    def make(results, **options):
+        path, *_ = write_report(make_tracker(results), output=tmp_path / "R.md", **options)
+        return path.read_text(encoding="utf-8")
+
+    return make
 
 
-def test_the_files_of_the_specification(rank_study, make_tracker, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    paths = write_report(make_tracker(rank_study))
+def test_the_files_of_the_specification(written):
+    folder, paths = written
     plots = [Path("results/plots") / f"{name}.{ending}" for name in PLOTS for ending in ("png", "svg")]
     assert paths == [Path("RESULTS.md"), Path("RESULTS.html"), *plots]
-    assert all(path.stat().st_size > 0 for path in paths)
+    assert all((folder / path).stat().st_size > 0 for path in paths)
 
 
 def test_the_golden_report(written):
     """To accept a change: copy the RESULTS.md that the failing test leaves in its folder over the golden file."""
-    assert (written / "RESULTS.md").read_text(encoding="utf-8") == GOLDEN.read_text(encoding="utf-8")
+    assert (written[0] / "RESULTS.md").read_text(encoding="utf-8") == GOLDEN.read_text(encoding="utf-8")
 
 
-def test_the_same_results_give_the_same_bytes(rank_study, make_tracker, tmp_path):
-    contents = []
-    for name in ("one", "two"):
-        paths = write_report(make_tracker(rank_study), output=tmp_path / name / "RESULTS.md")
-        contents.append([path.read_bytes() for path in paths])
-    assert contents[0] == contents[1]
+def test_the_same_results_give_the_same_bytes(written, make_rank_results, make_tracker, tmp_path):
+    folder, first = written
+    second = write_report(make_tracker(make_rank_results()), output=tmp_path / "RESULTS.md")
+    assert [(folder / path).read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 def test_images_are_linked_relative_to_the_report(written):
-    links = re.findall(r"\]\((.+?)\)", (written / "RESULTS.md").read_text(encoding="utf-8"))
+    links = re.findall(r"\]\((.+?)\)", (written[0] / "RESULTS.md").read_text(encoding="utf-8"))
     assert len(links) == len(PLOTS)
-    assert all((written / link).is_file() for link in links)
+    assert all((written[0] / link).is_file() for link in links)
 
 
 def test_plots_may_go_elsewhere_and_two_reports_keep_their_own(make_result, make_tracker, tmp_path):
@@ -70,7 +86,7 @@ def test_plots_may_go_elsewhere_and_two_reports_keep_their_own(make_result, make
 
 
 def test_the_page_needs_no_network_and_carries_its_library_once(written):
-    page = (written / "RESULTS.html").read_text(encoding="utf-8")
+    page = (written[0] / "RESULTS.html").read_text(encoding="utf-8")
     assert len(page.encode()) < 2_000_000
     own = page.replace(chart_library(), "")
     assert len(page) - len(own) == len(chart_library())
@@ -82,14 +98,14 @@ def test_the_page_needs_no_network_and_carries_its_library_once(written):
 
 
 def test_page_and_markdown_say_the_same(written):
-    page = (written / "RESULTS.html").read_text(encoding="utf-8")
-    text = (written / "RESULTS.md").read_text(encoding="utf-8")
+    page = (written[0] / "RESULTS.html").read_text(encoding="utf-8")
+    text = (written[0] / "RESULTS.md").read_text(encoding="utf-8")
     for row in re.findall(r"^\| (r\d+.*) \|$", text, flags=re.MULTILINE):
         for cell in row.split(" | "):
             assert cell.replace("<", "&lt;") in page
 
 
-def test_failures_come_before_results_with_their_message(rank_study, make_tracker, tmp_path):
+def test_failures_come_before_results_with_their_message(rank_study, text_of):
     failed = replace(
         rank_study[0],
         status="failed",
@@ -99,8 +115,7 @@ def test_failures_come_before_results_with_their_message(rank_study, make_tracke
         profile=None,
     )
     waiting = replace(rank_study[1], status="pending", scores={}, profile=None)
-    write_report(make_tracker([failed, waiting, *rank_study[2:]]), output=tmp_path / "R.md")
-    text = (tmp_path / "R.md").read_text(encoding="utf-8")
+    text = text_of([failed, waiting, *rank_study[2:]])
     assert text.index("## Failures and divergences") < text.index("## Results")
     assert "diverged at step 250 | loss \\| is &lt;b>nan&lt;/b> |" in text
     assert "Not finished: r1_s1." in text
@@ -108,17 +123,15 @@ def test_failures_come_before_results_with_their_message(rank_study, make_tracke
 
 
 def test_no_failures_no_section(written):
-    assert "Failures" not in (written / "RESULTS.md").read_text(encoding="utf-8")
+    assert "Failures" not in (written[0] / "RESULTS.md").read_text(encoding="utf-8")
 
 
-def test_an_arm_that_never_completed_has_a_row_of_dashes(make_result, make_tracker, tmp_path):
+def test_an_arm_that_never_completed_has_a_row_of_dashes(make_result, text_of):
     results = [
         make_result("r16", 0),
         make_result("r32", 0, settings={"lora_rank": 32}, status="failed", scores={}),
     ]
-    write_report(make_tracker(results), output=tmp_path / "R.md")
-    text = (tmp_path / "R.md").read_text(encoding="utf-8")
-    assert "| r32 | 0 of 1 | – | – | – | – | – | – | – | – | – | – |" in text
+    assert f"| r32 | 0 of 1 | {' | '.join([ABSENT] * 10)} |" in text_of(results)
 
 
 def test_suites_are_parts_of_their_own_with_plots_of_their_own(make_result, make_tracker, tmp_path):
@@ -130,26 +143,35 @@ def test_suites_are_parts_of_their_own_with_plots_of_their_own(make_result, make
     assert "## third (own)" in text
     stems = {path.stem for path in paths[2:]}
     assert {"first_suite_rank_comparison", "first_suite_2_rank_comparison", "third_arm_comparison"} <= stems
-    only = write_report(make_tracker(results), experiment_type="own", output=tmp_path / "own.md")
-    assert "LoRA study: third (own)" in only[0].read_text(encoding="utf-8")
-    first = write_report(make_tracker(results), suite_name="First Suite", output=tmp_path / "first.md")
-    assert "third" not in first[0].read_text(encoding="utf-8")
 
 
-def test_environments_that_differ_are_shown_and_flagged(rank_study, make_tracker, tmp_path):
-    other = replace(rank_study[-1].environment, torch="9.9")
-    write_report(
-        make_tracker([*rank_study[:-1], replace(rank_study[-1], environment=other)]), output=tmp_path / "R.md"
+def test_a_report_may_cover_one_type_or_one_suite(make_result, text_of):
+    results = [
+        make_result("a", 0, suite_name="first"),
+        make_result("b", 0, suite_name="third", experiment_type="own"),
+    ]
+    assert "# LoRA study: third (own)" in text_of(results, experiment_type="own")
+    assert "third" not in text_of(results, suite_name="first")
+
+
+def test_a_suite_that_failed_as_a_whole_is_still_told(make_result, text_of):
+    failed = make_result(
+        "b", 0, suite_name="second", status="failed", failure_message="no such module", scores={}
     )
-    text = (tmp_path / "R.md").read_text(encoding="utf-8")
+    text = text_of([make_result("a", 0, suite_name="first"), failed])
+    assert text.index("## second (rank ablation)") < text.index("no such module")
+
+
+def test_environments_that_differ_are_shown_and_flagged(rank_study, text_of):
+    other = replace(rank_study[-1].environment, torch="9.9")
+    text = text_of([*rank_study[:-1], replace(rank_study[-1], environment=other)])
     assert "**Results come from 2 environments.**" in text
     assert "| torch | 2.13.0 | 9.9 |" in text
     assert "**Environments differ.**" in text
 
 
-def test_what_is_missing_is_named(make_result, make_tracker, tmp_path):
-    write_report(make_tracker([make_result("a", 0)]), output=tmp_path / "R.md")
-    text = (tmp_path / "R.md").read_text(encoding="utf-8")
+def test_what_is_missing_is_named(make_result, text_of):
+    text = text_of([make_result("a", 0)])
     assert "- Exact match: not measured (set max_generation_samples above 0)." in text
     assert "- Peak memory: not measured." in text
 
@@ -170,13 +192,17 @@ def test_nothing_completed_says_why(make_result, make_tracker):
         write_report(make_tracker([failed]))
 
 
-def test_the_suite_can_be_read_back(rank_study):
+def test_the_printed_suite_is_the_study(rank_study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (study,) = split_studies(rank_study)
-    suite = YAML(typ="safe").load(suite_yaml(study))
-    assert suite["experiments"][0] == {"name": "r1", "lora_rank": 1}
-    assert suite["seeds"] == [0, 1, 2, 3, 4, 5]
-    assert (suite["lora_alpha"], suite["learning_rate"], suite["max_steps"]) == ("2r", 2e-4, 250)
-    assert "num_train_epochs" not in suite
+    path = tmp_path / "suite.yaml"
+    path.write_text(suite_yaml(study), encoding="utf-8")
+    suite = load_suite(path)
+    assert (suite.name, suite.experiment_type) == (study.suite_name, study.experiment_type)
+    assert [(arm.name, arm.settings) for arm in suite.arms] == [
+        (arm.name, arm.typed_settings) for arm in study.arms
+    ]
+    assert {arm.seeds for arm in suite.arms} == {(0, 1, 2, 3, 4, 5)}
 
 
 def test_reporting_imports_no_training_library():

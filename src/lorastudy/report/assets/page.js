@@ -37,7 +37,9 @@ function addFilter(table) {
   input.setAttribute("aria-label", "Filter rows");
   input.addEventListener("input", () => {
     const wanted = input.value.toLowerCase();
-    for (const row of table.tBodies[0].rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    for (const row of table.tBodies[0].rows) {
+      row.hidden = ![...row.cells].some((cell) => cell.textContent.toLowerCase().includes(wanted));
+    }
   });
   table.parentElement.before(input);
 }

@@ -232,7 +232,8 @@ def parameters_figure(analysis: Analysis) -> Figure | None:
         name="parameters",
         kind="parameters",
         title="Trainable and total parameters",
-        caption="Logarithmic axis. The percentage is the trainable share.",
+        caption="Filled: trainable; hollow: total, with the base model. Logarithmic axis; the percentage is the trainable "
+        "share.",
         alt="Trainable and total parameters of each arm",
         arms=_names(analysis.completed),
         parameters=rows,

@@ -125,7 +125,10 @@ def _frontier(figure: Figure) -> list[Any]:
 
 
 def _parameters(figure: Figure) -> list[Any]:
-    rows = [{**vars(row), "share": row.share} for row in figure.parameters]
+    rows = [
+        {**vars(row), "share": row.share, "middle": (row.trainable * row.total) ** 0.5}
+        for row in figure.parameters
+    ]
     base = alt.Chart(_inline(rows)).encode(
         y=_arm_axis(figure.arms),
         tooltip=[
@@ -141,7 +144,10 @@ def _parameters(figure: Figure) -> list[Any]:
     total = base.mark_point(size=90, fill="white", color=GREY, opacity=1).encode(
         x=alt.X("total:Q", title=figure.x_label)
     )
-    return [alt.layer(lines, trainable, total).properties(height=_height(figure.arms))]
+    shares = base.mark_text(dy=-7, fontSize=11).encode(
+        x=alt.X("middle:Q", title=figure.x_label), text=alt.Text("share:Q", format=".2~%")
+    )
+    return [alt.layer(lines, trainable, total, shares).properties(height=_height(figure.arms))]
 
 
 def _curves(figure: Figure) -> list[Any]:

@@ -44,7 +44,8 @@ def suite_yaml(study: Study) -> str:
 
 
 def _entry(arm: Arm, keys: tuple[str, ...], *, seeds: list[int] | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": arm.name}
+    # "name #2" is this report's own, for a second configuration of that name; a suite file allows no "#".
+    entry: dict[str, Any] = {"name": arm.name.replace(" #", ".")}
     entry |= {key: arm.settings[key] for key in keys if _is_said(key, arm.settings.get(key))}
     return entry if seeds is None else {**entry, "seeds": seeds}
 
