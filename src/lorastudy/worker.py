@@ -8,6 +8,7 @@ whatever goes wrong, and it keeps the traceback.
 """
 
 import json
+import math
 import os
 import statistics
 import sys
@@ -142,9 +143,16 @@ class PackRun:
             self.emit(outcome)
 
     def emit_open(self, records: Iterable[Score | Generation]) -> None:
-        """Record what was measured of experiments that have not ended; a diverged arm has no score."""
+        """Record what was measured of experiments that have not ended; a diverged arm has no score.
+
+        An arm whose last step broke it shows that here: its scores are not numbers.
+        """
         for record in records:
-            if record.experiment_id not in self.ended:
+            if record.experiment_id in self.ended:
+                continue
+            if isinstance(record, Score) and not _is_finite(record):
+                self.end(_diverged(record.experiment_id, f"{record.split} {record.metric} was not finite"))
+            else:
                 self.emit(record)
 
     def fail_rest(self, kind: FailureKind, error: BaseException) -> None:
@@ -289,6 +297,11 @@ def emit_scores_before(
     try:
         for split, tokens in data.scored():
             for score in CompletionLoss().evaluate(engine, tokens.rows, base=base, split=f"{split}_before"):
+                if not _is_finite(score):
+                    raise StudyError(
+                        f"quantization: {base.dtype}: the base model's own {score.metric} on {split} is not finite; "
+                        "try bf16 or fp32"
+                    )
                 for arm in arms:
                     run.emit(replace(score, experiment_id=arm.experiment_id))
     finally:
@@ -314,15 +327,7 @@ def train(run: PackRun, engine: Engine, *, feed: Feed) -> Pace:
         )
         for experiment_id in result.diverged:
             message = f"loss or gradient was not finite in step {result.step}"
-            run.end(
-                Outcome(
-                    experiment_id=experiment_id,
-                    status="failed",
-                    failure_kind="diverged",
-                    message=message,
-                    step=result.step,
-                )
-            )
+            run.end(_diverged(experiment_id, message, step=result.step))
 
     engine.train(feed.steps(), on_step=on_step)
     return pace
@@ -361,6 +366,16 @@ def _failed(experiment_id: str, kind: FailureKind, error: BaseException) -> Outc
         message=str(error) or type(error).__name__,
         traceback="".join(traceback.format_exception(error)),
     )
+
+
+def _diverged(experiment_id: str, message: str, *, step: int | None = None) -> Outcome:
+    return Outcome(
+        experiment_id=experiment_id, status="failed", failure_kind="diverged", message=message, step=step
+    )
+
+
+def _is_finite(score: Score) -> bool:
+    return all(math.isfinite(value) for value in (score.value, *score.items))
 
 
 def _is_cpu_allocation_failure(error: Exception) -> bool:

@@ -25,6 +25,13 @@ class Metric:
 
 
 LOSS = Metric(split="eval", name="loss", title="Held-out loss", unit="nats per token", lower_is_better=True)
+LOSS_BEFORE = Metric(
+    split="eval_before",
+    name="loss",
+    title="Held-out loss before training",
+    unit="nats per token",
+    lower_is_better=True,
+)
 PERPLEXITY = Metric(split="eval", name="perplexity", title="Perplexity", unit="", lower_is_better=True)
 TOKEN_ACCURACY = Metric(
     split="eval", name="token_accuracy", title="Token accuracy", unit="share", lower_is_better=False
@@ -46,6 +53,7 @@ FORGETTING = Metric(
     unit="nats per token",
     lower_is_better=True,
 )
+#: What a report shows of every arm. `LOSS_BEFORE` is the base model's and equal for all.
 METRICS = (LOSS, PERPLEXITY, TOKEN_ACCURACY, EXACT_MATCH, FORGETTING_BEFORE, FORGETTING)
 
 
@@ -109,7 +117,10 @@ class ArmSummary:
 
 def summarise_arm(arm: Arm, study: Study) -> ArmSummary:
     """The arm's scores and costs over its completed seeds."""
-    spreads = {metric.key: Spread.of(scores_by_seed(arm, study, metric).values()) for metric in METRICS}
+    spreads = {
+        metric.key: Spread.of(scores_by_seed(arm, study, metric).values())
+        for metric in (*METRICS, LOSS_BEFORE)
+    }
     return ArmSummary(
         arm=arm,
         scores={key: spread for key, spread in spreads.items() if spread is not None},

@@ -38,6 +38,7 @@ def evaluate(
 
     from lorastudy.executors.local import run_job
     from lorastudy.jobs import EvaluateJob
+    from lorastudy.spec.hub import check_base_model
 
     if benchmark_only and dataset is not None:
         raise StudyError(
@@ -55,6 +56,7 @@ def evaluate(
         max_generation_samples=max_generation_samples,
         max_new_tokens=max_new_tokens,
     )
+    check_base_model(job.base_model)
     result = run_job(job)
     _show(Console(highlight=False, soft_wrap=True), result)
     if output is not None:

@@ -1,5 +1,6 @@
 """`lorastudy prepare`: a data set from the hub or a file, made ready for a study, and shown."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +44,7 @@ def prepare(
     from rich.console import Console
 
     from lorastudy.data import prepare as preparing
-    from lorastudy.data.fetch import fetch_rows
+    from lorastudy.data.fetch import fetch_rows, hub_dataset
     from lorastudy.data.formats import detect
 
     wanted = preparing.Wanted(
@@ -53,6 +54,8 @@ def prepare(
         train_share=train_test_split,
         seed=seed,
     )
+    if hub_id := hub_dataset(dataset):
+        print(f"asking the Hugging Face hub for {hub_id} ...", file=sys.stderr)
     rows = fetch_rows(dataset)
     fmt = detect(rows, prompt_column=prompt_column, completion_column=completion_column)
     prepared = preparing.prepare(rows, fmt, wanted=wanted)

@@ -8,11 +8,12 @@ import typer
 from rich.console import Console
 
 from lorastudy.data.fingerprint import dataset_fingerprint
-from lorastudy.executors import LocalExecutor
+from lorastudy.executors import Executor, LocalExecutor
 from lorastudy.experiments.expansion import expand
 from lorastudy.planner.packing import form_packs
 from lorastudy.runner import Plan, SuiteOutcome, not_done, run_suite
 from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.hub import check_base_model
 from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.suite import Suite
 from lorastudy.tracker import ExperimentTracker
@@ -47,22 +48,27 @@ def run_experiments(
     *,
     database: str,
     plan: Plan,
+    executor: Executor | None = None,
 ) -> SuiteOutcome:
     """Run what is missing, with progress; print how it ended. Exits with 1 or 2 when an experiment failed.
 
-    Exit code 2 means that what failed is the user's to mend, as for any bad input.
+    Exit code 2 means that what failed is the user's to mend, as for any bad input. A base model that cannot be
+    had is refused before anything is written. Without an executor, workers run on this machine.
     """
     from lorastudy.cli.progress import Progress
 
+    missing = _missing(experiments, database=database)
+    for base_model in sorted({experiment.settings.base_model for experiment in missing}):
+        check_base_model(base_model)
     with (
         ExperimentTracker(database, writable=True) as tracker,
-        Progress(num_packs=len(form_packs(not_done(experiments, tracker=tracker)))) as progress,
+        Progress(num_packs=len(form_packs(missing))) as progress,
     ):
         outcome = run_suite(
             experiments,
             suite_name=suite.name,
             tracker=tracker,
-            executor=LocalExecutor(),
+            executor=executor or LocalExecutor(),
             plan=plan,
             on_event=progress.on_event,
         )

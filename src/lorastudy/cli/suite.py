@@ -1,12 +1,23 @@
 """`lorastudy suite`: run all experiments of a suite file, or show what would run."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Config, Database, OutputDir, RunsDir
 from lorastudy.errors import StudyError
+
+if TYPE_CHECKING:
+    from lorastudy.executors import Executor
+
+
+class ExecutorName(StrEnum):
+    """Where packs train."""
+
+    local = "local"
+    ray = "ray"
 
 
 def suite(
@@ -20,6 +31,18 @@ def suite(
     database: Database = DATABASE,
     runs_dir: RunsDir = RUNS_DIR,
     output_dir: OutputDir = OUTPUT_DIR,
+    executor: Annotated[
+        ExecutorName, typer.Option(help="Where packs train: here, or on the nodes of a Ray cluster.")
+    ] = ExecutorName.local,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster; by default the one found, else one on this machine."),
+    ] = None,
+    ray_num_cpus: Annotated[float, typer.Option(help="CPUs of a pack's Ray task.", min=0)] = 1.0,
+    ray_num_gpus: Annotated[
+        float | None,
+        typer.Option(help="GPUs of a pack's Ray task, also a share; by default 1 if there are any.", min=0),
+    ] = None,
 ) -> None:
     """Run a suite: all its experiments, together on one base model; what is done already is not run again."""
     from lorastudy.cli.running import experiments_of, run_experiments, show_plan
@@ -33,8 +56,23 @@ def suite(
         show_plan(loaded, experiments, database=database)
         return
     plan = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
-    run_experiments(loaded, experiments, database=database, plan=plan)
+    workers = _executor(executor, address=ray_address, num_cpus=ray_num_cpus, num_gpus=ray_num_gpus)
+    run_experiments(loaded, experiments, database=database, plan=plan, executor=workers)
     print("next: lorastudy report")
+
+
+def _executor(
+    name: ExecutorName, *, address: str | None, num_cpus: float, num_gpus: float | None
+) -> "Executor":
+    from lorastudy.executors import LocalExecutor
+
+    if name is ExecutorName.local:
+        if address is not None:
+            raise StudyError("--ray-address: is for --executor ray")
+        return LocalExecutor()
+    from lorastudy.executors.ray import RayExecutor
+
+    return RayExecutor(address=address, num_cpus=num_cpus, num_gpus=num_gpus)
 
 
 def _one_of(file: Path | None, option: Path | None) -> Path:

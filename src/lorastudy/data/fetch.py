@@ -1,5 +1,6 @@
 """Rows of whatever a user calls a data set: `alpaca`, a hub id, a file, or a set of the lab."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from lorastudy.data.sources import LAB_PREFIX, Row, read_rows
 from lorastudy.errors import DataError
+from lorastudy.spec.hub import OFFLINE_VARIABLE, is_hub_reachable
 
 ALPACA = "alpaca"
 _ALPACA_ID = "tatsu-lab/alpaca"
@@ -21,8 +23,8 @@ def fetch_rows(dataset: str) -> list[Row]:
     Raises:
         DataError: no such file, the hub cannot be reached, or it has no such data set.
     """
-    hub_id = _ALPACA_ID if dataset == ALPACA else dataset
-    if dataset != ALPACA and (is_file_name(dataset) or not _HUB_ID.fullmatch(dataset)):
+    hub_id = hub_dataset(dataset)
+    if hub_id is None:
         return read_rows(dataset)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
@@ -31,6 +33,13 @@ def fetch_rows(dataset: str) -> list[Row]:
             Row(values=row.values, where=f"{hub_id}[{index}]")
             for index, row in enumerate(read_rows(str(path)))
         ]
+
+
+def hub_dataset(dataset: str) -> str | None:
+    """The id under which the hub has the data set; None for a file, there or not, and for a set of the lab."""
+    if dataset == ALPACA:
+        return _ALPACA_ID
+    return None if is_file_name(dataset) or not _HUB_ID.fullmatch(dataset) else dataset
 
 
 def is_file_name(dataset: str) -> bool:
@@ -46,13 +55,18 @@ def dataset_name(dataset: str) -> str:
 
 
 def _download(hub_id: str, path: Path) -> None:
-    """In another process, because `datasets` pulls in half a machine learning stack and this side stays light."""
+    """In another process, because `datasets` pulls in half a machine learning stack and this side stays light.
+
+    Where the hub does not answer it works offline: what was fetched before is there, anything else fails at once.
+    """
+    offline = {} if is_hub_reachable() else {OFFLINE_VARIABLE: "1"}
     done = subprocess.run(  # noqa: S603 - our own module, an argument list, no shell
         [sys.executable, "-m", "lorastudy.data.hub", hub_id, str(path)],
         capture_output=True,
         text=True,
         encoding="utf-8",
         errors="replace",
+        env={**os.environ, **offline},
         check=False,
     )
     if done.returncode != 0:

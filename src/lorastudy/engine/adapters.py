@@ -1,12 +1,13 @@
 """Adapters in PEFT's format; the only file that imports peft."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -14,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from lorastudy.engine.arms import Arm
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.quantised import features
-from lorastudy.engine.targets import shortest_names
+from lorastudy.engine.targets import resolve_targets, shortest_names
 from lorastudy.errors import ModelError
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -98,26 +99,50 @@ def check_fits(base: BaseModel, folder: Path) -> None:
     Raises:
         ModelError: says which file is missing, or which layer differs and what base the adapter names.
     """
+    config, tensors = _read(folder)
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"checkpoint: {folder}: a {config.get('peft_type')} adapter; only LoRA is supported")
+    another = f"checkpoint: {folder}: made for another base model ({config.get('base_model_name_or_path')})"
+    modules = base.linear_layers
+    present = set()
+    for key, tensor in tensors.items():
+        name, _, part = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
+        if name not in modules or not _same_width(modules[name], tensor, part=part):
+            shape = tuple(tensor.shape)
+            raise ModelError(f"{another}: its {name} of shape {shape} does not fit {base.name}")
+        present.add(name)
+    absent = _selected(config, modules=list(modules)) - present
+    if absent:
+        # PEFT would leave these layers at their random start, with a warning.
+        raise ModelError(f"{another}: it has no weights for {min(absent)} of {base.name}")
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An adapter's configuration and weights."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ModelError(
                 f"checkpoint: {folder}: has no {name}; expected an adapter folder such as output/<name>/final_model"
             )
-    made_for = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    modules = base.linear_layers
-    for key, tensor in load_file(folder / WEIGHTS_FILE).items():
-        name, part = key.removeprefix(_PREFIX).removesuffix(".weight").rsplit(".", 1)
-        module = modules.get(name)
-        if module is None or not _same_width(module, tensor, part=part):
-            raise ModelError(
-                f"checkpoint: {folder}: made for another base model ({made_for}): its {name} of shape "
-                f"{tuple(tensor.shape)} does not fit {base.name}"
-            )
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return config, load_file(folder / WEIGHTS_FILE)
+    except (ValueError, SafetensorError) as error:
+        raise ModelError(f"checkpoint: {folder}: damaged: {error}") from error
+
+
+def _selected(config: Mapping[str, Any], *, modules: Sequence[str]) -> set[str]:
+    """The base's layers that the configuration names; none where it says it by other means than a list of names."""
+    names = config.get("target_modules")
+    if not isinstance(names, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
+        return set()
+    return set(resolve_targets(modules, target_modules=names, layers_to_transform=None))
 
 
 def _same_width(module: nn.Module, tensor: Tensor, *, part: str) -> bool:
-
     inputs, outputs = features(module)
+    if part not in {"lora_A", "lora_B"}:
+        return False
     return tensor.shape[1] == inputs if part == "lora_A" else tensor.shape[0] == outputs
 
 

@@ -9,7 +9,6 @@ own SDPA serves.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -22,17 +21,35 @@ from lorastudy.errors import ModelError
 
 NAME = "lorastudy_rows"
 
-_buckets: ContextVar[tuple[Bucket, ...]] = ContextVar("buckets")
+#: What other models ask of attention beyond causality, by the names that transformers passes it under.
+_MORE_THAN_CAUSAL = ("softcap", "s_aux", "position_bias")
+
+
+class UnsupportedModelError(ModelError):
+    """The packed engine cannot train this model; the reference engine can."""
+
+
+class _Current:
+    """The rows that are being run.
+
+    Not a context variable: recomputed activations run the layers again in the backward pass, which on CUDA
+    happens in a thread of autograd's own. A worker runs one batch at a time.
+    """
+
+    buckets: tuple[Bucket, ...] = ()
+
+
+_current = _Current()
 
 
 @contextmanager
 def rows(buckets: tuple[Bucket, ...]) -> Iterator[None]:
-    """Within, attention knows where rows begin and end."""
-    token = _buckets.set(buckets)
+    """Within, attention knows where rows begin and end. Activations are recomputed within, too."""
+    before, _current.buckets = _current.buckets, buckets
     try:
         yield
     finally:
-        _buckets.reset(token)
+        _current.buckets = before
 
 
 def row_attention(
@@ -40,25 +57,29 @@ def row_attention(
     query_KHNC: Tensor,
     key_KHNC: Tensor,
     value_KHNC: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001 - there is no mask to apply
+    attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each row; returns (arms, tokens, heads, channels) as transformers expects.
 
-    Equal to a block-diagonal causal mask over all N tokens. Models that need more than causality (soft caps,
-    biases) are refused by `probe` before training.
+    Equal to a block-diagonal causal mask over all N tokens. transformers makes no mask for this back-end, so
+    one that comes anyway is the model's own bias.
 
     Of `rest`, dropout is off in the frozen base, and what other back-ends need is not used.
 
     Raises:
-        ModelError: a row is longer than the model's sliding window.
+        UnsupportedModelError: the model needs more than causality (soft caps, sinks, biases), or a row is longer
+            than its sliding window.
     """
-    buckets = _buckets.get()
+    more = [name for name in _MORE_THAN_CAUSAL if rest.get(name) is not None]
+    if more or attention_mask is not None:
+        raise UnsupportedModelError(f"its attention needs {', '.join(more) or 'a bias of its own'}")
+    buckets = _current.buckets
     longest, sliding_window = max(bucket.lengths[-1] for bucket in buckets), rest.get("sliding_window")
     if sliding_window is not None and longest > sliding_window:
-        raise ModelError(
+        raise UnsupportedModelError(
             f"rows of {longest} tokens exceed this model's sliding window of {sliding_window}, which the packed "
             "engine does not have: lower max_seq_length, or set `engine: reference`"
         )
@@ -78,13 +99,13 @@ def row_attention(
 
 def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None) -> Tensor:
     """One call for a bucket: arms and heads are the batch, rows take the place of heads."""
-    num_arms, num_heads, _, num_channels = qkv_KHSC[0].shape
+    num_arms, num_heads = qkv_KHSC[0].shape[:2]
     num_rows, longest = len(bucket.lengths), bucket.lengths[-1]
     if bucket.padded_BL is not None:
         qkv_KHSC = [x.index_select(2, bucket.padded_BL) for x in qkv_KHSC]
     query, key, value = (x.reshape(num_arms * num_heads, num_rows, longest, -1) for x in qkv_KHSC)
     out = F.scaled_dot_product_attention(query, key, value, is_causal=longest > 1, scale=scaling)
-    out_KHSC = out.reshape(num_arms, num_heads, num_rows * longest, num_channels)
+    out_KHSC = out.reshape(num_arms, num_heads, num_rows * longest, -1)
     return out_KHSC if bucket.kept is None else out_KHSC.index_select(2, bucket.kept)
 
 

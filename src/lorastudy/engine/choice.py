@@ -4,10 +4,10 @@ import sys
 from functools import partial
 
 from lorastudy.engine.arms import Arm
+from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.meter import EngineFactory
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.engine.probe import UnsupportedModelError
 from lorastudy.engine.reference import ReferenceEngine
 from lorastudy.spec.settings import Settings
 

@@ -1,6 +1,5 @@
 """Loading a frozen base model: folder, hub id or `lab`, in the asked precision, safetensors only."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lorastudy.engine.quantised import keep_trainable_on_cpu, quantization_config
 from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
+from lorastudy.spec.hub import unreachable_message
 from lorastudy.spec.settings import Settings
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -60,7 +67,7 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
     )
     tokenizer = load_tokenizer(settings.base_model, trust_remote_code=settings.trust_remote_code)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             quantization_config=quantization,
@@ -68,9 +75,17 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,
             attn_implementation="sdpa",
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unloadable(settings.base_model, error) from error
+    if report["missing_keys"]:
+        # transformers would fill them with random numbers, and say so only in a log.
+        raise ModelError(
+            f"base_model: {settings.base_model}: its files hold no weights for {min(report['missing_keys'])}"
+        )
+    # `generate` takes from here whatever it is not told: a repetition penalty would make answers less than greedy.
+    model.generation_config = GenerationConfig()
     if quantization is None:
         model.to(device)
     model.requires_grad_(requires_grad=False).eval()
@@ -88,6 +103,12 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
         ),
         linear_layers=linear_modules(model),
     )
+
+
+def num_positions(base: BaseModel) -> int | None:
+    """How many tokens a row may have; None where the model does not say."""
+    limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
 
 
 def load_tokenizer(base_model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -116,9 +137,4 @@ def _unloadable(base_model: str, error: Exception) -> ModelError:
             f"base_model: {base_model}: cannot be loaded: {cause}. A model folder holds config.json, the tokenizer's "
             "files and *.safetensors (pickled .bin weights are not read)."
         )
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-    return ModelError(
-        f"base_model: {base_model}: neither a folder here nor reachable on the Hugging Face hub{offline}. Without "
-        f"network: download it elsewhere (`hf download {base_model} --local-dir DIR`), copy the folder, and "
-        f"write its path as base_model; or use `base_model: lab`, the small model inside the package. Cause: {cause}"
-    )
+    return ModelError(f"{unreachable_message(base_model)}. Cause: {cause}")

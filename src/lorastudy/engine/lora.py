@@ -33,6 +33,7 @@ class LoraSlot:
     grad_A_GRD: Tensor
     grad_B_GOR: Tensor
     scaling_G11: Tensor
+    """In fp32 whatever the precision of the base: 4/3 in bf16 would be 0.2 % off."""
     dropout: "GroupDropout | None" = None
 
     def of(self, x_KND: Tensor) -> Tensor:
@@ -62,9 +63,12 @@ class GroupDropout:
     clock: DropoutClock
 
     def mask_like(self, x_GND: Tensor, *, forward_pass: int) -> Tensor:
-        """Zeros and 1 / (1 - p), shaped as x."""
+        """Zeros and 1 / (1 - p), shaped as x.
+
+        Laid out in order whatever the layout of x: the draw follows the memory, and backward asks with another x.
+        """
         keep = 1.0 - self.probability
-        mask_GND = torch.empty_like(x_GND)
+        mask_GND = torch.empty(x_GND.shape, dtype=x_GND.dtype, device=x_GND.device)
         for mask_ND, seed in zip(mask_GND, self.seeds_G, strict=True):
             generator = torch.Generator(x_GND.device).manual_seed(seed ^ forward_pass)
             mask_ND.bernoulli_(keep, generator=generator)
@@ -110,7 +114,7 @@ class _PackedLora(torch.autograd.Function):
             layer.slots, parameters[::2], parameters[1::2], passes, strict=True
         ):
             x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
-            u_GNR = torch.bmm(x_GND, a_GRD.to(x.dtype).mT).mul_(slot.scaling_G11.to(x.dtype))
+            u_GNR = torch.bmm(x_GND, a_GRD.to(x.dtype).mT).mul_(slot.scaling_G11)
             slot.of(y_KNO).baddbmm_(u_GNR, b_GOR.to(x.dtype).mT)
             thin.append(u_GNR)
         ctx.layer, ctx.passes = layer, passes
@@ -132,7 +136,7 @@ class _PackedLora(torch.autograd.Function):
             ctx.slots, thin, parameters[::2], parameters[1::2], ctx.passes, strict=True
         ):
             dy_GNO = slot.of(dy_KNO)
-            v_GNR = torch.bmm(dy_GNO, b_GOR.to(dy.dtype)).mul_(slot.scaling_G11.to(dy.dtype))
+            v_GNR = torch.bmm(dy_GNO, b_GOR.to(dy.dtype)).mul_(slot.scaling_G11)
             x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
             slot.grad_A_GRD.add_(torch.bmm(v_GNR.mT, x_GND))
             slot.grad_B_GOR.add_(torch.bmm(dy_GNO.mT, u_GNR))

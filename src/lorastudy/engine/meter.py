@@ -5,6 +5,7 @@ torch's profiler saw them allocated and freed, on top of what was there before; 
 would count the libraries too, and never shrinks.
 """
 
+import contextlib
 import gc
 import json
 import resource
@@ -31,7 +32,11 @@ EngineFactory = Callable[[Sequence[Arm]], Engine]
 
 
 class MemoryMeter:
-    """Peak memory of the process between enter and exit: allocated on CUDA, resident on a CPU (Linux, macOS)."""
+    """Peak memory of the process between enter and exit: allocated on CUDA, resident on a CPU.
+
+    Where the system cannot be told to begin anew (macOS, a locked-down /proc) the resident peak is that of the
+    process's life so far.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -43,6 +48,8 @@ class MemoryMeter:
     def __enter__(self) -> Self:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            _reset_resident_peak()
         return self
 
     def __exit__(
@@ -51,8 +58,23 @@ class MemoryMeter:
         if self._device.type == "cuda":
             self.peak_bytes = torch.cuda.max_memory_allocated(self._device)
         else:
-            unit = 1 if sys.platform == "darwin" else 1024
-            self.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            self.peak_bytes = _resident_peak()
+
+
+def _reset_resident_peak() -> None:
+    """`5` resets Linux's VmHWM (proc_pid_clear_refs(5)), which otherwise only ever grows."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def _resident_peak() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def synchronise(device: torch.device) -> None:

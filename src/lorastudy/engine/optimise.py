@@ -47,10 +47,14 @@ class GroupState:
 
 
 class PackedAdamW:
-    """The optimizer of a whole pack. `step` counts from 0."""
+    """The optimizer of a whole pack. `num_steps_taken` drives each arm's schedule and bias correction.
+
+    It is the pack's step but for fp16, where a step that overflows is not taken, and does not count.
+    """
 
     def __init__(self, bank: AdapterBank) -> None:
         self.bank = bank
+        self.num_steps_taken = [0] * len(bank.arms)
         self.states = [
             GroupState(
                 exp_avg_GP=torch.zeros_like(group.weights_GP),
@@ -65,43 +69,54 @@ class PackedAdamW:
         return torch.cat([group.grads_GP.norm(dim=1) for group in self.bank.groups])
 
     @torch.no_grad()
-    def step(self, step: int, *, grad_norm_K: Tensor, active: Sequence[bool]) -> None:
+    def step(self, *, grad_norm_K: Tensor, active: Sequence[bool]) -> None:
         """Clip and update the active arms. The others keep their weights and moments to the bit."""
         for group, state in zip(self.bank.groups, self.states, strict=True):
-            self._step_group(
-                group, state, step=step, grad_norm_G=grad_norm_K[group.start : group.stop], active=active
-            )  # fmt: skip
+            self._step_group(group, state, grad_norm_K=grad_norm_K, active=active)
+        for number, is_active in enumerate(active):
+            self.num_steps_taken[number] += is_active
+
+    def learning_rates(self) -> list[float]:
+        """Each arm's rate in the step that comes."""
+        return [
+            learning_rate(arm, step=taken)
+            for arm, taken in zip(self.bank.arms, self.num_steps_taken, strict=True)
+        ]
 
     def _step_group(
-        self, group: Group, state: GroupState, *, step: int, grad_norm_G: Tensor, active: Sequence[bool]
+        self, group: Group, state: GroupState, *, grad_norm_K: Tensor, active: Sequence[bool]
     ) -> None:
-        rows = [row for row in range(group.stop - group.start) if active[group.start + row]]
-        if len(rows) == group.stop - group.start:
-            tensors = (group.weights_GP, group.grads_GP, state.exp_avg_GP, state.exp_avg_sq_GP)
-            _adamw(tensors, _arms_of(self.bank, group, rows), step=step, grad_norm_G=grad_norm_G)
+        num_arms = group.stop - group.start
+        if all(active[group.start : group.stop]):
+            parts = [slice(0, num_arms)]
         else:
-            for row in rows:
-                one = slice(row, row + 1)
-                tensors = (
-                    group.weights_GP[one], group.grads_GP[one], state.exp_avg_GP[one], state.exp_avg_sq_GP[one]
-                )  # fmt: skip
-                _adamw(tensors, _arms_of(self.bank, group, [row]), step=step, grad_norm_G=grad_norm_G[one])
-
-
-def _arms_of(bank: AdapterBank, group: Group, rows: Sequence[int]) -> list[Arm]:
-    return [bank.arms[group.start + row] for row in rows]
+            parts = [slice(row, row + 1) for row in range(num_arms) if active[group.start + row]]
+        for part in parts:
+            in_pack = slice(group.start + part.start, group.start + part.stop)
+            _adamw(
+                (group.weights_GP[part], group.grads_GP[part], state.exp_avg_GP[part], state.exp_avg_sq_GP[part]),
+                self.bank.arms[in_pack],
+                steps=self.num_steps_taken[in_pack],
+                grad_norm_G=grad_norm_K[in_pack],
+            )  # fmt: skip
 
 
 def _adamw(
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor], arms: Sequence[Arm], *, step: int, grad_norm_G: Tensor
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
+    arms: Sequence[Arm],
+    *,
+    steps: Sequence[int],
+    grad_norm_G: Tensor,
 ) -> None:
-    """One AdamW step in place; hyperparameters are columns, one row per arm."""
+    """One AdamW step in place; hyperparameters are columns, one row per arm. `steps` are those taken before."""
     weights, grads, exp_avg, exp_avg_sq = tensors
 
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=weights.device).unsqueeze(1)
 
-    rates = [learning_rate(arm, step=step) for arm in arms]
+    rates = [learning_rate(arm, step=step) for arm, step in zip(arms, steps, strict=True)]
+    correction1 = [1 - arm.adam_beta1 ** (step + 1) for arm, step in zip(arms, steps, strict=True)]
+    correction2 = [1 - arm.adam_beta2 ** (step + 1) for arm, step in zip(arms, steps, strict=True)]
     beta2 = [arm.adam_beta2 for arm in arms]
     clip = [arm.max_grad_norm if arm.max_grad_norm > 0 else math.inf for arm in arms]
 
@@ -109,31 +124,41 @@ def _adamw(
     weights.mul_(column([1 - rate * arm.weight_decay for rate, arm in zip(rates, arms, strict=True)]))
     exp_avg.lerp_(grads, column([1 - arm.adam_beta1 for arm in arms]))
     exp_avg_sq.mul_(column(beta2)).add_(grads.square().mul_(column([1 - beta for beta in beta2])))
-    denominator = exp_avg_sq.sqrt().div_(column([math.sqrt(1 - beta ** (step + 1)) for beta in beta2]))
+    denominator = exp_avg_sq.sqrt().div_(column([math.sqrt(value) for value in correction2]))
     denominator.add_(column([arm.adam_epsilon for arm in arms]))
-    step_size = [rate / (1 - arm.adam_beta1 ** (step + 1)) for rate, arm in zip(rates, arms, strict=True)]
+    step_size = [rate / value for rate, value in zip(rates, correction1, strict=True)]
     weights.sub_(denominator.reciprocal_().mul_(exp_avg).mul_(column(step_size)))
+
+
+#: GradScaler's, and so is the growth interval below.
+INITIAL_SCALE = 2.0**16
+
+#: A gradient that overflows half precision unscaled is no matter of scaling.
+SMALLEST_SCALE = 1.0
 
 
 class LossScale:
     """Per-arm dynamic loss scaling for fp16, as torch.amp.GradScaler does for one model.
 
     Without it small gradients round to zero in half precision. An arm whose scaled gradient overflows skips
-    that step and halves its scale; it counts as diverged only when no scale is left.
+    that step and halves its scale; it counts as diverged only when no scale is left. In other precisions every
+    scale is 1, and a gradient that is not finite is the end.
     """
 
     GROWTH_INTERVAL = 2000
 
     def __init__(self, num_arms: int, *, enabled: bool) -> None:
         self.enabled = enabled
-        self.scales = [2.0**16 if enabled else 1.0] * num_arms
+        self.scales = [INITIAL_SCALE if enabled else 1.0] * num_arms
         self._good_steps = [0] * num_arms
 
     def overflowed(self, number: int) -> bool:
         """Take note of a gradient that was not finite; True if the arm may try again at a lower scale."""
+        if not self.enabled:
+            return False
         self._good_steps[number] = 0
         self.scales[number] /= 2
-        return self.enabled and self.scales[number] >= 1.0
+        return self.scales[number] >= SMALLEST_SCALE
 
     def succeeded(self, number: int) -> None:
         """Take note of a step that was taken."""

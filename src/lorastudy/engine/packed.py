@@ -28,7 +28,7 @@ from lorastudy.engine.generation import greedy
 from lorastudy.engine.inject import eject, inject
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.loss import completion_loss, token_scores
-from lorastudy.engine.optimise import LossScale, PackedAdamW, learning_rate
+from lorastudy.engine.optimise import LossScale, PackedAdamW
 from lorastudy.engine.probe import check_supported
 from lorastudy.engine.recompute import recomputing
 from lorastudy.records import ArmStep
@@ -56,20 +56,21 @@ class PackedEngine:
         names = {name for arm in arms for name in arm.module_names}
         self._own_attention = base.model.config._attn_implementation
         self._layers = inject(base, names=names)
-        self._model.set_attn_implementation(attention.NAME)
         try:
+            self._model.set_attn_implementation(attention.NAME)
             check_supported(
                 self._model,
                 body_forward=partial(self._hidden, num_arms=1),
                 head=self._head,
                 device=base.device,
             )
-        except Exception:
+            self._bank = make_bank(self.arms, layers=self._layers, device=base.device)
+            self._bank.attach(self._layers)
+            self._optimizer = PackedAdamW(self._bank)
+        except BaseException:
+            # Out of memory, for one: the base outlives this engine, and the next must find it as it was.
             self.close()
             raise
-        self._bank = make_bank(self.arms, layers=self._layers, device=base.device)
-        self._bank.attach(self._layers)
-        self._optimizer = PackedAdamW(self._bank)
         self._loss_scale = LossScale(len(self.arms), enabled=base.dtype is torch.float16)
         self._diverged: set[str] = set()
         self._gradient_checkpointing = gradient_checkpointing
@@ -148,7 +149,8 @@ class PackedEngine:
                 loss_K = completion_loss(
                     hidden_KMD, self._head, targets_M=batch.targets_M, grad_scale_K=scale_K
                 )
-                loss_K.sum().backward()  # type: ignore[no-untyped-call]  # torch
+                with attention.rows(batch.buckets):
+                    loss_K.sum().backward()  # type: ignore[no-untyped-call]  # torch
                 losses_K += loss_K.detach()
         return losses_K / num_tokens
 
@@ -167,6 +169,7 @@ class PackedEngine:
     ) -> tuple[tuple[ArmStep, ...], tuple[str, ...]]:
         """Update every arm that still trains and has a finite gradient."""
         loss_values, norm_values = torch.stack([losses, norms]).tolist()
+        rates = self._optimizer.learning_rates()
         active = [False] * len(self.arms)
         trained: list[ArmStep] = []
         diverged: list[str] = []
@@ -178,8 +181,8 @@ class PackedEngine:
                 self._loss_scale.succeeded(number)
             elif not (math.isfinite(loss) and self._loss_scale.overflowed(number)):
                 diverged.append(arm.experiment_id)
-            trained.append(_arm_step(arm, step=step, loss=loss, norm=norm))
-        self._optimizer.step(step, grad_norm_K=norms, active=active)
+            trained.append(_arm_step(arm, loss=loss, rate=rates[number], norm=norm))
+        self._optimizer.step(grad_norm_K=norms, active=active)
         for experiment_id in diverged:
             self._set_aside(experiment_id)
         return tuple(trained), tuple(diverged)
@@ -209,10 +212,10 @@ class PackedEngine:
             self._model.set_attn_implementation(attention.NAME)
 
 
-def _arm_step(arm: Arm, *, step: int, loss: float, norm: float) -> ArmStep:
+def _arm_step(arm: Arm, *, loss: float, rate: float, norm: float) -> ArmStep:
     return ArmStep(
         experiment_id=arm.experiment_id,
         loss=loss if math.isfinite(loss) else None,
-        learning_rate=learning_rate(arm, step=step),
+        learning_rate=rate,
         grad_norm=norm if math.isfinite(norm) else None,
     )

@@ -5,17 +5,14 @@ itself for the derivative. For bitsandbytes layers both are made so that no arm 
 evaluation can disturb later training.
 """
 
-import logging
 from typing import Any
 
+import bitsandbytes
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-import bitsandbytes  # noqa: E402 - it logs about optional kernels while it is imported
 
 #: What can carry an adapter. Conv1D is GPT-2's linear layer with the weight transposed.
 LINEAR_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)

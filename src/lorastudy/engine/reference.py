@@ -16,10 +16,11 @@ from torch.nn import functional as F
 from transformers import get_scheduler
 
 from lorastudy.engine.adapters import WEIGHTS_FILE, save_config, set_weights, trainable, wrap
-from lorastudy.engine.arms import Arm, StepResult, TokenScores, initial_lora_A
+from lorastudy.engine.arms import Arm, StepResult, TokenScores, initial_lora_A, stream_seed
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.generation import greedy
 from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.optimise import INITIAL_SCALE, SMALLEST_SCALE
 from lorastudy.engine.padded import label_logits
 from lorastudy.engine.quantised import features
 from lorastudy.engine.recompute import recomputing
@@ -51,9 +52,13 @@ class ReferenceEngine:
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Train the arms one after another over the same steps; `on_step` is told of each arm's steps alone."""
         kept = list(steps)
+        devices = [self._base.device] if self._base.device.type == "cuda" else []
         for adapter_name, arm in self._names.items():
             self._model.set_adapter(adapter_name)
-            self._train_one(arm, kept[: arm.num_steps], on_step=on_step)
+            # PEFT's dropout draws from torch's own stream: set, so that no arm's draw depends on those before it.
+            with torch.random.fork_rng(devices=devices):
+                torch.manual_seed(stream_seed("dropout", arm.seed))
+                self._train_one(arm, kept[: arm.num_steps], on_step=on_step)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> TokenScores:
@@ -77,7 +82,10 @@ class ReferenceEngine:
     def save_adapter(self, arm: Arm, folder: Path) -> int:
         """PEFT's own saving; return the bytes of the weights file."""
         adapter_name = next(name for name, other in self._names.items() if other is arm)
-        self._model.save_pretrained(str(folder), selected_adapters=[adapter_name])
+        # Embeddings are never trained; left to itself PEFT asks the hub whether they were resized.
+        self._model.save_pretrained(
+            str(folder), selected_adapters=[adapter_name], save_embedding_layers=False
+        )
         for file in (folder / adapter_name).iterdir():
             file.replace(folder / file.name)
         (folder / adapter_name).rmdir()
@@ -106,20 +114,27 @@ class ReferenceEngine:
             num_warmup_steps=arm.num_warmup_steps,
             num_training_steps=arm.num_steps,
         )
+        scaler = torch.amp.GradScaler(
+            self._base.device.type, enabled=self._base.dtype is torch.float16, init_scale=INITIAL_SCALE
+        )
         for step, batches in enumerate(steps, start=1):
             optimizer.zero_grad()
-            loss = self._accumulate(batches)
+            loss = self._accumulate(batches, scaler=scaler)
+            scaler.unscale_(optimizer)
             norm = _clip(parameters, max_norm=arm.max_grad_norm)
             rate = schedule.get_last_lr()[0]
-            finite = math.isfinite(loss) and math.isfinite(norm)
-            if finite:
-                optimizer.step()
+            taken = math.isfinite(loss) and math.isfinite(norm)
+            if taken:
+                scaler.step(optimizer)
                 schedule.step()
-            on_step(_result(arm, batches, step=step, measured=(loss, rate, norm)))
-            if not finite:
+            if scaler.is_enabled():
+                scaler.update()
+            may_go_on = taken or _may_try_again(scaler, loss=loss)
+            on_step(_result(arm, batches, step=step, measured=(loss, rate, norm), diverged=not may_go_on))
+            if not may_go_on:
                 return
 
-    def _accumulate(self, batches: Sequence[Batch]) -> float:
+    def _accumulate(self, batches: Sequence[Batch], *, scaler: torch.amp.GradScaler) -> float:
         """Add up gradients; return the loss per completion token of all batches."""
         num_tokens = sum(batch.num_completion_tokens for batch in batches)
         total = 0.0
@@ -130,7 +145,7 @@ class ReferenceEngine:
                     F.cross_entropy(label_logits(self._model, batch), batch.targets_M, reduction="sum")
                     / num_tokens
                 )
-                loss.backward()  # type: ignore[no-untyped-call]  # torch
+                scaler.scale(loss).backward()
                 total += loss.item()
         _set_lora_dropout(self._model, training=False)
         return total
@@ -151,6 +166,11 @@ def _clip(parameters: Sequence[nn.Parameter], *, max_norm: float) -> float:
     return torch.nn.utils.clip_grad_norm_(parameters, limit).item()
 
 
+def _may_try_again(scaler: torch.amp.GradScaler, *, loss: float) -> bool:
+    """Whether a gradient that was not finite is fp16's, to be tried again at a lower scale."""
+    return scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() >= SMALLEST_SCALE
+
+
 def _set_lora_dropout(model: nn.Module, *, training: bool) -> None:
     """Only LoRA's dropout is part of an experiment; the base stays in eval mode."""
     for name, module in model.named_modules():
@@ -159,10 +179,14 @@ def _set_lora_dropout(model: nn.Module, *, training: bool) -> None:
 
 
 def _result(
-    arm: Arm, batches: Sequence[Batch], *, step: int, measured: tuple[float, float, float]
+    arm: Arm,
+    batches: Sequence[Batch],
+    *,
+    step: int,
+    measured: tuple[float, float, float],
+    diverged: bool,
 ) -> StepResult:
     loss, rate, norm = measured
-    finite = math.isfinite(loss) and math.isfinite(norm)
     taken = ArmStep(
         experiment_id=arm.experiment_id,
         loss=loss if math.isfinite(loss) else None,
@@ -174,5 +198,5 @@ def _result(
         num_tokens=sum(batch.num_tokens for batch in batches),
         num_completion_tokens=sum(batch.num_completion_tokens for batch in batches),
         arms=(taken,),
-        diverged=() if finite else (arm.experiment_id,),
+        diverged=(arm.experiment_id,) if diverged else (),
     )

@@ -1,12 +1,13 @@
 """Exact match of greedily generated answers."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lorastudy.data.tokenise import TokenRow
 from lorastudy.engine.arms import Scorer
-from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.loading import BaseModel, num_positions
 from lorastudy.records import Generation, Score
 
 VERSION = 1
@@ -21,7 +22,9 @@ class ExactMatch:
 
     Both are compared with surrounding white space removed and inner white space as one space; case counts.
     With a `pattern`, its first group is searched in both and the last find of each is compared; an answer
-    without a find is wrong. For a conversation the last turn is asked, given all turns before it.
+    without a find is wrong. For a conversation the last turn is asked, given all turns before it. A row that has
+    no prompt (plain text) asks nothing and is left out, and so is one whose answer might not fit the model's
+    positions; without any other row there is no score.
     """
 
     max_new_tokens: int
@@ -31,8 +34,10 @@ class ExactMatch:
     def evaluate(
         self, scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel, split: str
     ) -> Iterator[Score | Generation]:
-        """Yield a score per arm over the first `max_rows` rows, and a few answers."""
-        asked = rows[: self.max_rows]
+        """Yield a score per arm over the first `max_rows` rows that ask something, and a few answers."""
+        asked = self._questions(rows, num_positions=num_positions(base))[: self.max_rows]
+        if not asked:
+            return
         answers = scorer.generate([row.prompt_ids for row in asked], max_new_tokens=self.max_new_tokens)
         for experiment_id, arm_answers in zip(scorer.experiment_ids, answers, strict=True):
             texts = [str(base.tokenizer.decode(ids, skip_special_tokens=True)) for ids in arm_answers]
@@ -53,6 +58,10 @@ class ExactMatch:
                 yield Generation(
                     experiment_id=experiment_id, prompt=row.prompt_text, reference=row.reference, answer=text
                 )
+
+    def _questions(self, rows: Sequence[TokenRow], *, num_positions: int | None) -> list[TokenRow]:
+        longest = math.inf if num_positions is None else num_positions - self.max_new_tokens
+        return [row for row in rows if row.prompt_text and 0 < len(row.prompt_ids) <= longest]
 
 
 def is_match(answer: str, reference: str, *, pattern: str | None = None) -> bool:

@@ -1,7 +1,7 @@
 """Rebuilds the lab's base model: `python -m lorastudy.lab.recipe`.
 
 A Llama of a third of a million parameters is trained from scratch on the known people and the taught skills
-until it recalls every fact, which takes about a minute on two cores. Everything is seeded; the bits of the
+until it recalls every fact, which takes about two minutes on two cores. Everything is seeded; the bits of the
 weights still depend on the machine and the library versions, so the package carries the weights themselves.
 
 This is the one module of the lab that needs torch and transformers.

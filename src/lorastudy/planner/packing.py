@@ -12,7 +12,7 @@ from lorastudy.spec.experiment import Experiment, tagged_hash
 
 #: Tokens in one forward pass, summed over the arms, if every row had the greatest length. Rows are mostly far
 #: shorter; a pack that does not fit the device all the same is cut in two.
-MAX_PACK_TOKENS = 1 << 15
+MAX_PACK_TOKENS = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ are not. The tokenizer's files enter whole, for they decide what the tokens are.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import lorastudy
 from lorastudy.errors import ModelError
+from lorastudy.spec.hub import cached_commit
 from lorastudy.spec.sources import LAB_MODEL
 
 SAMPLE_BYTES = 64 * 1024
@@ -43,7 +43,7 @@ def base_model_fingerprint(base_model: str) -> str:
     """
     folder = Path(lorastudy.__file__).parent / "lab" / "base" if base_model == LAB_MODEL else Path(base_model)
     if not folder.is_dir() and base_model != LAB_MODEL:
-        return f"hub:{base_model}@{_cached_commit(base_model) or 'unresolved'}"
+        return f"hub:{base_model}@{cached_commit(base_model) or 'unresolved'}"
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json, so it is not a transformers model")
     return f"sha256:{_folder_digest(folder)}"
@@ -81,11 +81,3 @@ def _beginning(file: IO[bytes], *, is_safetensors: bool) -> bytes:
         return file.read(SAMPLE_BYTES)
     length = file.read(8)
     return length + file.read(min(int.from_bytes(length, "little"), _MAX_HEADER_BYTES))
-
-
-def _cached_commit(hub_id: str) -> str | None:
-    """The commit that `main` stood at when the model was last fetched to this machine."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    reference = cache / f"models--{hub_id.replace('/', '--')}" / "refs" / "main"
-    return (reference.read_text(encoding="ascii").strip() or None) if reference.is_file() else None

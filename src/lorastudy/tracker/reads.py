@@ -201,6 +201,8 @@ def _result(row: Mapping[str, Any], measured: _Measured, packs: _Packs) -> Exper
     values = {key: row[key] for key in row if key not in {"config", "position", HASH_COLUMN}}
     run, pack = (row["experiment_id"], row["attempt"]), (row["pack_id"], row["attempt"])
     pack_profile = packs.profiles.get(pack)
+    if pack_profile is not None:
+        values["engine"] = pack_profile.engine  # the one that trained; the run only says which was asked for
     return ExperimentResult(
         **json.loads(row["config"]),
         **{**values, "status": row["status"] or "pending"},

@@ -35,6 +35,7 @@ class ExperimentResult:
     status: str
     attempt: int | None = None
     engine: str | None = None
+    """The engine that trained; before the end of training the one asked for."""
     started_at: str | None = None
     finished_at: str | None = None
     failure_kind: str | None = None

@@ -107,6 +107,15 @@ def _engines(study: Study) -> str:
     return ", ".join(parts) or "none"
 
 
+def _repeated(data: DataSummary) -> str:
+    """Rows that weaken what the scores say: duplicates, and held-out rows that are also trained on."""
+    found = [
+        (data.num_duplicate_rows, "are duplicates of earlier ones"),
+        (data.num_leaked_rows, "are also in the training rows, so their scores say nothing about new rows"),
+    ]
+    return "".join(f" {count(number)} of them {what}." for number, what in found if number)
+
+
 def _data(study: Study) -> list[Text]:
     """One item for each split as it was read; arms that read different data show up as several."""
     distinct: dict[DataSummary, None] = {}
@@ -118,6 +127,7 @@ def _data(study: Study) -> list[Text]:
                 f"Data, {data.split}: {count(data.num_rows)} rows ({data.format}), {count(data.num_tokens)} tokens, "
                 f"{count(data.num_completion_tokens)} of them in answers; {count(data.num_truncated_rows)} rows cut "
                 f"short, {count(data.num_refused_rows)} refused because nothing of the answer was left."
+                f"{_repeated(data)}"
             ),
         )
         for data in distinct

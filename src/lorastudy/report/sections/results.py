@@ -9,6 +9,7 @@ from lorastudy.analysis.summary import (
     FORGETTING,
     FORGETTING_BEFORE,
     LOSS,
+    LOSS_BEFORE,
     PERPLEXITY,
     TOKEN_ACCURACY,
     ArmSummary,
@@ -42,6 +43,7 @@ def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     text = (
         "Mean ± sample standard deviation over seeds; times are medians. Memory and step time are those of the "
         "arm training alone. A dash means not measured."
+        f"{_before_training(analysis)}"
     )
     return [
         Heading(level=level, text="Results"),
@@ -71,6 +73,15 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         note = "Other metrics, same pairs, without verdicts: paired difference with its 95 % interval."
         blocks += [Paragraph((note,)), _secondary_table(analysis, others)]
     return blocks
+
+
+def _before_training(analysis: Analysis) -> str:
+    """What the base model scores without an adapter, where that is one number for all arms."""
+    spreads = [spread for summary in analysis.summaries if (spread := summary.score(LOSS_BEFORE))]
+    values = {number(value, 3) for spread in spreads for value in spread.values}
+    if len(values) != 1:
+        return ""
+    return f" The base model without an adapter has a held-out loss of {values.pop()} nats per token."
 
 
 CellOf = Callable[[ArmSummary], Cell]

@@ -1,0 +1,39 @@
+# Two commands matter on a fresh clone: `make demo` and `make test`. Both make .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check slow lab-base docs clean
+
+demo: $(INSTALLED)
+	$(BIN)/lorastudy demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow" -q
+
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow -q
+
+check: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m lorastudy.spec.schema --check docs/suite-file.md
+
+docs: $(INSTALLED)
+	$(BIN)/python -m lorastudy.spec.schema --write docs/suite-file.md
+
+# Trains the lab's base model again from its recipe (about a minute on two cores).
+lab-base: $(INSTALLED)
+	$(BIN)/python -m lorastudy.lab.recipe
+
+$(INSTALLED): requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

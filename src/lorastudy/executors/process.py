@@ -1,0 +1,90 @@
+"""A worker process: how it is started, what surrounds it, and that it ends when nobody follows it any more."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lorastudy.records import Pack
+from lorastudy.spec.hub import OFFLINE_VARIABLE, is_hub_model, is_hub_reachable
+
+#: What the interpreter is told to run; the folders follow.
+WORKER = ("-m", "lorastudy.worker")
+LOG_NAME = "worker.log"
+LOG_TAIL_CHARACTERS = 2000
+#: How long a worker may take to leave by itself once it is through, or to obey when it is told to end.
+FAREWELL_SECONDS = 10.0
+
+#: glibc returns freed memory to the system at every step unless told otherwise, which halves training speed
+#: on a CPU; other systems ignore these.
+ALLOCATOR_ENVIRONMENT = {
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+}
+
+
+@contextmanager
+def worker_process(
+    folders: Sequence[Path],
+    *,
+    base_models: Iterable[str],
+    worker: Sequence[str] = WORKER,
+    cwd: Path | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that serves these folders and writes its log into the first.
+
+    Who leaves the block in the ordinary way gives it time to leave by itself; an error, or a generator that is
+    closed, ends it at once. Either way it is gone afterwards.
+    """
+    with (folders[0] / LOG_NAME).open("ab") as log:
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, paths as arguments
+            [sys.executable, *worker, *map(str, folders)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=worker_environment(os.environ, base_models=base_models),
+            cwd=cwd,
+        )
+    try:
+        yield process
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=FAREWELL_SECONDS)
+    finally:
+        _end(process)
+
+
+def worker_environment(environment: Mapping[str, str], *, base_models: Iterable[str]) -> dict[str, str]:
+    """The worker's environment: this one, and allocator settings where the user has none.
+
+    Where a base model is looked up on the hub and the hub does not answer, the worker uses its cache alone.
+    """
+    cut_off = any(is_hub_model(base_model) for base_model in base_models) and not is_hub_reachable()
+    offline = {OFFLINE_VARIABLE: "1"} if cut_off else {}
+    return {**ALLOCATOR_ENVIRONMENT, **environment, **offline}
+
+
+def base_model_of(folder: Path) -> str:
+    """The base model of the folder's pack, which all its experiments share."""
+    return Pack.read(folder).experiments[0].settings.base_model
+
+
+def log_tail(folder: Path) -> str:
+    """The end of what the worker that was started with this folder has written to its log."""
+    log = folder / LOG_NAME
+    if not log.exists():
+        return ""
+    return log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(timeout=FAREWELL_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
