@@ -41,6 +41,7 @@ class Progress:
         self._num_packs = num_packs
         self._packs: dict[str, int] = {}
         self._task: TaskID | None = None
+        self._task_title = ""
         self._last_line = time.monotonic()
         self._last_phase = ""
 
@@ -66,10 +67,11 @@ class Progress:
             self._phase(title, event)
 
     def _step(self, title: str, step: PackStep) -> None:
-        if self._task is None or self._bar.tasks[self._task].description != title:
+        if self._task is None or self._task_title != title:
             if self._task is not None:
                 self._bar.remove_task(self._task)
             self._task = self._bar.add_task(title, total=step.num_steps)
+            self._task_title = title
         self._bar.update(self._task, completed=step.step)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
