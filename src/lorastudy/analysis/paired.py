@@ -5,10 +5,11 @@ the same initialisation; so differences are taken per seed before anything is av
 the noise between seeds. The noise between held-out items is *not* in these intervals: a verdict is about
 these items.
 
-The verdict is that of a paired t test, Holm-corrected over the comparisons with one reference: the chance
-that any of them says "better" or "worse" without cause is at most 5 %, if the differences are roughly normal.
-The exact sign-flip test needs no such assumption and is shown beside it. It cannot go below 2 / 2**n, so it
-reaches .05 with six seeds at the earliest, and the report says so.
+A verdict needs two tests. The paired t test, Holm-corrected over the comparisons with one reference: the
+chance that any of them says "better" or "worse" without cause is at most 5 %, if the differences are roughly
+normal. And the exact sign-flip test of that comparison, which needs no such assumption: with few seeds
+normality cannot be checked, and two lucky seeds make a tiny t interval. The latter cannot go below 2 / 2**n,
+so it takes six seeds to say anything; with fewer, intervals are shown and the verdict is "cannot tell".
 """
 
 import math
@@ -176,5 +177,13 @@ def _judge(comparison: Comparison, *, holm_p: float | None, family: int) -> Comp
         return replace(comparison, holm_p=holm_p, reason="the interval contains 0")
     if holm_p > ALPHA:
         return replace(comparison, holm_p=holm_p, reason=f"not after correction for {family} comparisons")
+    if comparison.sign_flip_p is not None and comparison.sign_flip_p > ALPHA:
+        return replace(comparison, holm_p=holm_p, reason=_why_not_exact(comparison.n))
     good = (comparison.mean < 0) == comparison.metric.lower_is_better
     return replace(comparison, holm_p=holm_p, verdict="better" if good else "worse", reason=None)
+
+
+def _why_not_exact(num_seeds: int) -> str:
+    if smallest_sign_flip_p(num_seeds) > ALPHA:
+        return f"{num_seeds} seeds are too few, six can show it"
+    return "the exact sign-flip test does not reach .05"

@@ -104,8 +104,8 @@ def what_seeds_can_show(analysis: Analysis) -> str:
     best = smallest_sign_flip_p(n)
     limit = f"With {n} seeds the exact sign-flip p cannot fall below {p_value(best)}"
     tail = (
-        ", so it cannot reach .05 (six seeds could): the verdicts rest on the t interval, which takes the "
-        "differences between seeds to be roughly normal."
+        ", so no difference can be shown, however large: six seeds could. The intervals, which take the "
+        "differences between seeds to be roughly normal, say how large it may be."
         if best > 0.05
         else "."
     )

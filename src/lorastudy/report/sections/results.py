@@ -61,7 +61,8 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     rule = (
         f"Arm minus reference ({reference.name}, named by the design and not by its result), per seed, then "
         "averaged. Verdicts are about held-out loss: better or worse when the paired t test, Holm-corrected over "
-        f"these {len(comparisons)} comparisons, is below .05 and so the 95 % interval excludes 0. Lower is better."
+        f"these {len(comparisons)} comparisons, and the exact sign-flip test are both below .05, which takes six "
+        "seeds. Lower is better."
     )
     blocks: list[Block] = [
         Heading(level=level, text=f"Paired comparisons with {reference.name}"),
