@@ -77,7 +77,7 @@ def row_attention(
     if more or attention_mask is not None:
         raise UnsupportedModelError(f"its attention needs {', '.join(more) or 'a bias of its own'}")
     buckets = _current.buckets
-    longest, sliding_window = max(bucket.lengths[-1] for bucket in buckets), rest.get("sliding_window")
+    longest, sliding_window = max(bucket.length for bucket in buckets), rest.get("sliding_window")
     if sliding_window is not None and longest > sliding_window:
         raise UnsupportedModelError(
             f"rows of {longest} tokens exceed this model's sliding window of {sliding_window}, which the packed "
@@ -100,13 +100,11 @@ def row_attention(
 def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None) -> Tensor:
     """One call for a bucket: arms and heads are the batch, rows take the place of heads."""
     num_arms, num_heads = qkv_KHSC[0].shape[:2]
-    num_rows, longest = len(bucket.lengths), bucket.lengths[-1]
-    if bucket.padded_BL is not None:
-        qkv_KHSC = [x.index_select(2, bucket.padded_BL) for x in qkv_KHSC]
-    query, key, value = (x.reshape(num_arms * num_heads, num_rows, longest, -1) for x in qkv_KHSC)
-    out = F.scaled_dot_product_attention(query, key, value, is_causal=longest > 1, scale=scaling)
-    out_KHSC = out.reshape(num_arms, num_heads, num_rows * longest, -1)
-    return out_KHSC if bucket.kept is None else out_KHSC.index_select(2, bucket.kept)
+    query, key, value = (
+        x.reshape(num_arms * num_heads, bucket.num_rows, bucket.length, -1) for x in qkv_KHSC
+    )
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=bucket.length > 1, scale=scaling)
+    return out.reshape(num_arms, num_heads, bucket.num_tokens, -1)
 
 
 AttentionInterface.register(NAME, row_attention)

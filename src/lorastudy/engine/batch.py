@@ -1,11 +1,13 @@
 """A micro-batch without padding: rows laid end to end, each with its own positions.
 
-    N  tokens of all rows       M  labelled tokens       B  rows of one bucket, padded to length L
+    N  tokens of all rows       M  labelled tokens
 
-Rows are sorted by length. Neighbours of like length form a bucket, and only inside attention is a bucket
-padded to its longest row: causal attention never looks right, so padding behind a row's end needs no mask.
+Rows are sorted by length, and equally long ones form a bucket: attention takes a bucket in one call, and
+needs neither padding nor a mask. Padding rows of like length into fewer calls was slower throughout on a
+CPU, for rows of ten tokens as for rows of hundreds (docs/log.md).
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,25 +16,18 @@ from torch import Tensor
 
 from lorastudy.data.tokenise import IGNORED, TokenRow
 
-#: A bucket may grow while at most this share of its padded tokens is padding. Measured on two cores with
-#: Alpaca rows: 0 (a call per length) and 1 (one call for all) are both slower.
-MAX_PADDING_SHARE = 0.25
-
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """Consecutive rows that attend in one call."""
+    """Consecutive rows of one length, which attend in one call."""
 
-    lengths: tuple[int, ...]
-    padded_BL: Tensor | None
-    """Index into the bucket's own tokens for each padded place; None where all rows are equally long."""
-    kept: Tensor | None
-    """Index into the padded places for each token of the bucket; None likewise."""
+    num_rows: int
+    length: int
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the bucket, padding not counted."""
-        return sum(self.lengths)
+        """Tokens of all its rows."""
+        return self.num_rows * self.length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,37 +79,7 @@ def assemble(rows: Sequence[TokenRow], *, device: torch.device) -> Batch:
         targets_M=torch.tensor(targets, device=device),
         label_row_M=torch.tensor(label_row, device=device),
         buckets=tuple(
-            _bucket(lengths, device=device) for lengths in _by_length([len(rows[i].input_ids) for i in order])
+            Bucket(num_rows=len(list(same)), length=length)
+            for length, same in itertools.groupby(len(rows[number].input_ids) for number in order)
         ),
-    )
-
-
-def _by_length(lengths: Sequence[int]) -> list[tuple[int, ...]]:
-    """Split ascending lengths into runs whose padding stays below `MAX_PADDING_SHARE`."""
-    runs: list[list[int]] = []
-    for length in lengths:
-        if runs and 1 - (sum(runs[-1]) + length) / (length * (len(runs[-1]) + 1)) <= MAX_PADDING_SHARE:
-            runs[-1].append(length)
-        else:
-            runs.append([length])
-    return [tuple(run) for run in runs]
-
-
-def _bucket(lengths: tuple[int, ...], *, device: torch.device) -> Bucket:
-    longest = lengths[-1]
-    if lengths[0] == longest:
-        return Bucket(lengths=lengths, padded_BL=None, kept=None)
-    padded: list[int] = []
-    kept: list[int] = []
-    start = 0
-    for number, length in enumerate(lengths):
-        # Padding repeats the row's last token: any token will do, its output is dropped.
-        padded.extend(range(start, start + length))
-        padded.extend([start + length - 1] * (longest - length))
-        kept.extend(range(number * longest, number * longest + length))
-        start += length
-    return Bucket(
-        lengths=lengths,
-        padded_BL=torch.tensor(padded, device=device),
-        kept=torch.tensor(kept, device=device),
     )

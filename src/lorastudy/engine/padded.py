@@ -12,7 +12,7 @@ _PAD = -1
 
 def label_logits(model: Any, batch: Batch) -> Tensor:
     """Logits that predict the labels, (M, V) fp32, from a causal LM called as its documentation says."""
-    lengths = [length for bucket in batch.buckets for length in bucket.lengths]
+    lengths = [bucket.length for bucket in batch.buckets for _ in range(bucket.num_rows)]
     longest, device = max(lengths), batch.input_ids_N.device
     index_BL = torch.full((len(lengths), longest), _PAD, device=device)
     start = 0
