@@ -21,9 +21,11 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m lorastudy.spec.schema --check docs/suite-file.md
+	$(BIN)/python docs/generate.py --check
 
 docs: $(INSTALLED)
 	$(BIN)/python -m lorastudy.spec.schema --write docs/suite-file.md
+	$(BIN)/python docs/generate.py
 
 # Trains the lab's base model again from its recipe (about a minute on two cores).
 lab-base: $(INSTALLED)

@@ -22,7 +22,7 @@ from transformers import (
 
 from lorastudy.data.tokenise import TokenRow
 from lorastudy.engine.adapters import WEIGHTS_FILE
-from lorastudy.engine.arms import Arm, Engine
+from lorastudy.engine.arms import Arm, Engine, StepResult
 from lorastudy.engine.batch import Batch, assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.packed import PackedEngine
@@ -34,6 +34,7 @@ VOCAB = 128
 ARCHITECTURES = ("llama", "gpt2", "phi", "qwen2")
 ENGINES = {"packed": PackedEngine, "reference": ReferenceEngine}
 PAD, EOS = 0, 1
+EMPTY_RESULT = StepResult(step=0, num_tokens=0, num_completion_tokens=0, arms=())
 
 
 def config(architecture: str, *, hidden_size: int = 48) -> Any:
@@ -48,8 +49,8 @@ def config(architecture: str, *, hidden_size: int = 48) -> Any:
         "eos_token_id": EOS,
         "pad_token_id": PAD,
         "max_position_embeddings": 128,
-        # Ten times the usual spread: attention and adapters then matter to the logits, as in a trained model.
-        "initializer_range": 0.2,
+        # Five times the usual spread: attention and adapters then matter to the logits, as in a trained model.
+        "initializer_range": 0.1,
     }
     if architecture == "llama":
         return LlamaConfig(num_key_value_heads=2, **shape)
@@ -60,7 +61,7 @@ def config(architecture: str, *, hidden_size: int = 48) -> Any:
     assert architecture == "gpt2"
     return GPT2Config(
         vocab_size=VOCAB, n_embd=hidden_size, n_layer=2, n_head=4, n_positions=128, bos_token_id=None,
-        eos_token_id=EOS, initializer_range=0.2,
+        eos_token_id=EOS, initializer_range=0.1,
     )  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def make_arm(module_names: Sequence[str], *, name: str = "a", **values: Any) -> 
         "experiment_id": name,
         "seed": 0,
         "lora_dropout": 0.0,
-        "learning_rate": 2e-3,
+        "learning_rate": 5e-4,
         "lr_scheduler_type": "linear",
         "num_warmup_steps": 2,
         "num_steps": 20,
@@ -149,11 +150,11 @@ def seven_arms(base: BaseModel) -> list[Arm]:
     attention, mlp, everything = (targets(base, preset) for preset in ("qkvo", "mlp", "all"))
     return [
         make_arm(attention, name="plain"),
-        make_arm(attention, name="rank and rate", r=8, lora_alpha=16.0, learning_rate=5e-3, seed=1),
+        make_arm(attention, name="rank and rate", r=8, lora_alpha=16.0, learning_rate=1e-3, seed=1),
         make_arm(mlp, name="mlp", r=2, lora_alpha=16.0, weight_decay=0.1),
         make_arm(attention, name="cosine", lr_scheduler_type="cosine", adam_beta1=0.8, adam_beta2=0.95),
-        make_arm(everything, name="all", r=16, lora_alpha=16.0, use_rslora=True, learning_rate=1e-3),
-        make_arm(attention, name="clipped", r=8, lora_alpha=24.0, max_grad_norm=0.05, num_warmup_steps=0),
+        make_arm(everything, name="all", r=16, lora_alpha=16.0, use_rslora=True, learning_rate=2e-4),
+        make_arm(attention, name="clipped", r=8, lora_alpha=24.0, max_grad_norm=0.3, num_warmup_steps=0),
         make_arm(mlp, name="short", r=2, num_steps=12, lr_scheduler_type="constant", max_grad_norm=0.0),
     ]
 
@@ -219,13 +220,16 @@ class Log:
             self.diverged[experiment_id] = result.step
 
 
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """The weights in an adapter folder."""
+    return load_file(folder / WEIGHTS_FILE)
+
+
 def adapters_of(engine: Engine, folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Every arm's weights, by way of its saved file."""
-    saved = {}
+    """Save every arm in a folder by its number; return their weights as saved."""
     for number, arm in enumerate(engine.arms):
         engine.save_adapter(arm, folder / str(number))
-        saved[arm.experiment_id] = load_file(folder / str(number) / WEIGHTS_FILE)
-    return saved
+    return {arm.experiment_id: read_adapter(folder / str(number)) for number, arm in enumerate(engine.arms)}
 
 
 def train(

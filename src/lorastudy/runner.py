@@ -83,6 +83,7 @@ def run_suite(
     """
     tracker.register(suite_name, experiments)
     missing = not_done(experiments, tracker=tracker)
+    _publish_done(experiments, missing, tracker=tracker, output=plan.output)
     ends: dict[str, Outcome] = {}
     waiting = form_packs(missing)
     while waiting:
@@ -105,6 +106,8 @@ def run_suite(
                         break
             finally:
                 _stop_open(tries.values(), tracker=tracker)
+        # Of packs that trained side by side, some may have ended when the first failure stopped the rest.
+        ends |= {key: end for each in tries.values() for key, end in each.ended.items()}
     return _outcome(experiments, missing, ends)
 
 
@@ -145,10 +148,11 @@ def _take(event: Record | WorkerExit, current: _Try, *, tracker: ExperimentTrack
             )
     records = _deaths(event, current) if isinstance(event, WorkerExit) else [event]
     for record in records:
-        tracker.take(record, pack_id=current.pack.id, attempt=current.attempt)
         if isinstance(record, Outcome):
+            # Published before it is stored: what the store calls completed is not run again, so it must be there.
+            _publish_new(record, current, output=output)
             current.ended[record.experiment_id] = record
-            _publish(record, current, output=output)
+        tracker.take(record, pack_id=current.pack.id, attempt=current.attempt)
 
 
 def _deaths(exit_: WorkerExit, current: _Try) -> list[Outcome]:
@@ -162,17 +166,42 @@ def _deaths(exit_: WorkerExit, current: _Try) -> list[Outcome]:
     ]
 
 
-def _publish(record: Outcome, current: _Try, *, output: Path) -> None:
-    """Copy a finished adapter to `output/<name>/final_model`. The run folder keeps its own, whatever comes."""
-    if record.adapter_path is None:
-        return
-    name = next(e.name for e in current.pack.experiments if e.id == record.experiment_id)
-    target = output / name / "final_model"
-    fresh = target.with_name("final_model.new")
+def _publish_new(record: Outcome, current: _Try, *, output: Path) -> None:
+    if record.adapter_path is not None:
+        name = next(e.name for e in current.pack.experiments if e.id == record.experiment_id)
+        _publish(current.folder / record.adapter_path, output / name / "final_model")
+
+
+def _publish_done(
+    experiments: Sequence[Experiment],
+    missing: Sequence[Experiment],
+    *,
+    tracker: ExperimentTracker,
+    output: Path,
+) -> None:
+    """Publish adapters of experiments that were done before, perhaps under another name or for another folder."""
+    missing_ids = {experiment.id for experiment in missing}
+    for experiment in experiments:
+        target = output / experiment.name / "final_model"
+        if experiment.id in missing_ids or target.exists():
+            continue
+        done = tracker.get_experiment(experiment.id)
+        if done.run_folder is not None and done.adapter_path is not None:
+            adapter = Path(done.run_folder) / done.adapter_path
+            if adapter.is_dir():
+                _publish(adapter, target)
+
+
+def _publish(adapter: Path, target: Path) -> None:
+    """Copy an adapter to `output/<name>/final_model`, whole or not at all. The run folder keeps its own."""
+    fresh, old = target.with_name("final_model.new"), target.with_name("final_model.old")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(current.folder / record.adapter_path, fresh)
-    shutil.rmtree(target, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(adapter, fresh)
+    if target.exists():
+        target.rename(old)
     fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _failed_for_good(ends: dict[str, Outcome], waiting: Sequence[PlannedPack]) -> bool:

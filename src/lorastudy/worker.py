@@ -35,6 +35,7 @@ from lorastudy.errors import StudyError
 from lorastudy.evaluation.checkpoint import run_job
 from lorastudy.evaluation.exact_match import ExactMatch
 from lorastudy.evaluation.perplexity import CompletionLoss
+from lorastudy.lifeline import end_with_parent
 from lorastudy.records import (
     DONE_NAME,
     RECORDS_NAME,
@@ -163,6 +164,7 @@ class PackRun:
 
 def main(arguments: Sequence[str]) -> int:
     """Serve the folders; exit 0 even when experiments failed, since that is on record."""
+    end_with_parent()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     cache = BaseCache()
     for folder in map(Path, arguments):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from lorastudy.analysis.environments import comparable
 from lorastudy.analysis.study import Arm, Study
@@ -28,9 +28,14 @@ from lorastudy.analysis.summary import Metric, scores_by_seed
 Verdict = Literal["better", "worse", "cannot tell"]
 
 ALPHA = 0.05
-#: More seeds than this make 2**n sign patterns too many to list; the t interval serves alone.
+#: More seeds than this make 2**n sign patterns too many to list; the t test serves alone.
 MAX_SIGN_FLIP_SEEDS = 22
+#: The fewest seeds with which the sign-flip test can reach .05: 2 / 2**6 = .031, 2 / 2**5 = .063.
+MIN_SEEDS = 6
 MAX_SEEDS_NEEDED = 1000
+#: Smallest |mean| / sd that both tests find four times in five with so many seeds, where the sign-flip test still
+#: costs power beside the t test. Simulated, 200,000 studies each; with more than ten seeds the two agree within .01.
+_EFFECT_FOUND_BY_BOTH = {6: 1.80, 7: 1.36, 8: 1.21, 9: 1.10, 10: 1.02}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +106,18 @@ def smallest_sign_flip_p(num_seeds: int) -> float:
 def t_interval(differences: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean, mean -+ t(.975, n - 1) sd / sqrt(n); needs two differences."""
     mean, sd = statistics.fmean(differences), statistics.stdev(differences)
-    half = float(stats.t.ppf(1 - ALPHA / 2, len(differences) - 1)) * sd / math.sqrt(len(differences))
+    half = float(special.stdtrit(len(differences) - 1, 1 - ALPHA / 2)) * sd / math.sqrt(len(differences))
     return (mean - half, mean + half)
+
+
+def t_test_p(differences: Sequence[float]) -> float:
+    """Two-sided p of the paired t test; needs two differences that are not equal.
+
+    Equal to `scipy.stats.ttest_1samp(differences, 0).pvalue`, without its millisecond of overhead.
+    """
+    n = len(differences)
+    t = abs(statistics.fmean(differences)) / statistics.stdev(differences) * math.sqrt(n)
+    return 2 * float(special.stdtr(n - 1, -t))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -114,20 +129,32 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seeds_needed(mean: float, sd: float) -> int | None:
-    """Seeds with which a paired t test at .05 finds this difference four times in five, if it is as observed.
+def leans(comparison: Comparison) -> bool:
+    """Whether a difference was seen but not shown: the interval excludes 0, and yet the verdict is open."""
+    if comparison.interval is None or comparison.verdict != "cannot tell":
+        return False
+    low, high = comparison.interval
+    return low > 0 or high < 0
 
-    Power from the noncentral t distribution, as `statsmodels.stats.power.TTestPower`. None when it would
+
+def seeds_needed(mean: float, sd: float) -> int | None:
+    """Seeds with which both tests find this difference four times in five, if it is as observed; never below six.
+
+    One comparison, without correction. Up to ten seeds from a simulation of both tests, beyond that the power of
+    the t test from the noncentral t distribution, as `statsmodels.stats.power.TTestPower`. None when it would
     take more than a thousand.
     """
     if mean == 0 or sd == 0:
         return None
     effect = abs(mean) / sd
-    sizes = np.arange(2, MAX_SEEDS_NEEDED + 1)
+    for num_seeds, enough in _EFFECT_FOUND_BY_BOTH.items():
+        if effect >= enough:
+            return num_seeds
+    sizes = np.arange(max(_EFFECT_FOUND_BY_BOTH) + 1, MAX_SEEDS_NEEDED + 1)
     critical = stats.t.ppf(1 - ALPHA / 2, sizes - 1)
     power = stats.nct.sf(critical, sizes - 1, effect * np.sqrt(sizes))
-    enough = np.flatnonzero(power >= 0.8)
-    return int(sizes[enough[0]]) if enough.size else None
+    found = np.flatnonzero(power >= 0.8)
+    return int(sizes[found[0]]) if found.size else None
 
 
 def _compare(study: Study, *, arm: Arm, reference: Arm, metric: Metric) -> Comparison:
@@ -148,7 +175,7 @@ def _compare(study: Study, *, arm: Arm, reference: Arm, metric: Metric) -> Compa
         mean=statistics.fmean(values) if values else None,
         sd=sd,
         interval=t_interval(values) if testable else None,
-        t_p=float(stats.ttest_1samp(values, 0.0).pvalue) if testable else None,
+        t_p=t_test_p(values) if testable else None,
         holm_p=None,
         sign_flip_p=sign_flip_p(values) if testable else None,
         verdict="cannot tell",
@@ -173,17 +200,16 @@ def _judge(comparison: Comparison, *, holm_p: float | None, family: int) -> Comp
     if comparison.interval is None or comparison.mean is None or holm_p is None:
         return comparison
     low, high = comparison.interval
-    if low <= 0 <= high:
-        return replace(comparison, holm_p=holm_p, reason="the interval contains 0")
-    if holm_p > ALPHA:
-        return replace(comparison, holm_p=holm_p, reason=f"not after correction for {family} comparisons")
-    if comparison.sign_flip_p is not None and comparison.sign_flip_p > ALPHA:
-        return replace(comparison, holm_p=holm_p, reason=_why_not_exact(comparison.n))
     good = (comparison.mean < 0) == comparison.metric.lower_is_better
-    return replace(comparison, holm_p=holm_p, verdict="better" if good else "worse", reason=None)
-
-
-def _why_not_exact(num_seeds: int) -> str:
-    if smallest_sign_flip_p(num_seeds) > ALPHA:
-        return f"{num_seeds} seeds are too few, six can show it"
-    return "the exact sign-flip test does not reach .05"
+    if low <= 0 <= high:
+        reason = "the interval contains 0"
+    elif comparison.n < MIN_SEEDS:
+        # Before Holm: with so few seeds a study of fewer arms could not show it either.
+        reason = f"{comparison.n} seeds are too few, six can show it"
+    elif holm_p > ALPHA:
+        reason = f"not after correction for {family} comparisons"
+    elif comparison.sign_flip_p is not None and comparison.sign_flip_p > ALPHA:
+        reason = "the exact sign-flip test does not reach .05"
+    else:
+        return replace(comparison, holm_p=holm_p, verdict="better" if good else "worse", reason=None)
+    return replace(comparison, holm_p=holm_p, reason=reason)

@@ -25,7 +25,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Follows the packs of a suite, one after another."""
+    """Follows the packs of a suite, one after another or several side by side."""
 
     def __init__(self, *, num_packs: int) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -40,8 +40,7 @@ class Progress:
         )
         self._num_packs = num_packs
         self._packs: dict[str, int] = {}
-        self._task: TaskID | None = None
-        self._task_title = ""
+        self._tasks: dict[str, TaskID] = {}
         self._last_line = time.monotonic()
         self._last_phase = ""
 
@@ -59,26 +58,29 @@ class Progress:
         number = self._packs.setdefault(pack.id, len(self._packs) + 1)
         title = f"pack {number}/{max(number, self._num_packs)} ({len(pack.experiments)} experiments)"
         if isinstance(event, PackStep):
-            self._step(title, event)
+            self._step(pack.id, event, title=title)
+        elif isinstance(event, WorkerExit):
+            self._end(pack.id)
         elif isinstance(event, Outcome) and event.status == "failed":
             names = {experiment.id: experiment.name for experiment in pack.experiments}
             self._say(f"{title}: {names[event.experiment_id]} failed ({event.failure_kind}): {event.message}")
         else:
             self._phase(title, event)
 
-    def _step(self, title: str, step: PackStep) -> None:
-        if self._task is None or self._task_title != title:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._task = self._bar.add_task(title, total=step.num_steps)
-            self._task_title = title
-        self._bar.update(self._task, completed=step.step)
+    def _step(self, pack_id: str, step: PackStep, *, title: str) -> None:
+        if pack_id not in self._tasks:
+            self._tasks[pack_id] = self._bar.add_task(title, total=step.num_steps)
+        self._bar.update(self._tasks[pack_id], completed=step.step)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
             left = (step.num_steps - step.step) * step.seconds
             self._say(f"{title}: step {step.step} of {step.num_steps}, about {left:.0f} s of training left")
 
-    def _phase(self, title: str, event: Record | WorkerExit) -> None:
+    def _end(self, pack_id: str) -> None:
+        if pack_id in self._tasks:
+            self._bar.remove_task(self._tasks.pop(pack_id))
+
+    def _phase(self, title: str, event: Record) -> None:
         phase = _phase_of(event)
         if phase is not None and f"{title}: {phase}" != self._last_phase:
             self._last_phase = f"{title}: {phase}"
@@ -89,7 +91,7 @@ class Progress:
         self._console.print(line, markup=False)
 
 
-def _phase_of(event: Record | WorkerExit) -> str | None:
+def _phase_of(event: Record) -> str | None:
     """What a record tells of the worker's progress."""
     if isinstance(event, Environment):
         return f"worker started on {event.device_name}; loading the base model and the data"

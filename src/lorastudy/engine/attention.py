@@ -4,7 +4,7 @@ Registered with transformers' attention interface under `NAME`; the model's own 
 there are is told by `rows(batch.buckets)` around the forward pass. Without it, in generation, transformers'
 own SDPA serves.
 
-    K arms, H heads, N tokens of all rows, B rows of a bucket, L its longest row, C channels of a head
+    K arms, H heads, N tokens of all rows, S tokens of a bucket's rows, C channels of a head
 """
 
 from collections.abc import Iterator, Sequence

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -76,13 +76,15 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
             use_safetensors=True,
             attn_implementation="sdpa",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _unloadable(settings.base_model, error) from error
-    if report["missing_keys"]:
-        # transformers would fill them with random numbers, and say so only in a log.
+    unfilled = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    if unfilled:
+        # transformers fills them with random numbers, and says so only in a log.
         raise ModelError(
-            f"base_model: {settings.base_model}: its files hold no weights for {min(report['missing_keys'])}"
+            f"base_model: {settings.base_model}: its files hold no weights that fit {min(unfilled)}"
         )
     # `generate` takes from here whatever it is not told: a repetition penalty would make answers less than greedy.
     model.generation_config = GenerationConfig()

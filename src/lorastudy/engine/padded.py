@@ -20,5 +20,8 @@ def label_logits(model: Any, batch: Batch) -> Tensor:
         index_BL[row, :length] = torch.arange(start, start + length, device=device)
         start += length
     ids_BL = batch.input_ids_N[index_BL.clamp(min=0)]
-    logits_BLV: Tensor = model(input_ids=ids_BL, attention_mask=(index_BL != _PAD).long()).logits
+    # No cache: with recomputed activations it would be filled twice.
+    logits_BLV: Tensor = model(
+        input_ids=ids_BL, attention_mask=(index_BL != _PAD).long(), use_cache=False
+    ).logits
     return logits_BLV[index_BL != _PAD][batch.label_index_M].float()

@@ -20,7 +20,6 @@ from lorastudy.engine.batch import Batch, assemble
 #: Relative difference of logits that rounding explains, by bytes of the model's precision.
 TOLERANCE = {4: 1e-4, 2: 5e-2}
 
-
 #: Relative difference between the model's logits and its head applied to its last hidden states, in any
 #: precision: the same operations on the same numbers, so next to nothing. A soft cap of 30 on logits of 3 is 3e-3.
 HEAD_TOLERANCE = 1e-3
@@ -78,7 +77,7 @@ def check_supported(
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
-    return ((one - other).norm() / other.norm()).item()
+    return float((one - other).norm() / other.norm())
 
 
 def _row(ids: tuple[int, ...]) -> TokenRow:

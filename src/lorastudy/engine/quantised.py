@@ -66,16 +66,14 @@ def frozen_weight_OD(layer: nn.Module, *, dtype: torch.dtype) -> Tensor:
     """The layer's weight as (outputs, inputs), dequantised where it is quantised."""
     weight: Any = layer.weight
     if isinstance(layer, bitsandbytes.nn.Linear4bit):
-        return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).to(dtype)  # type: ignore[no-any-return]  # untyped library
+        weight_OD: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+        return weight_OD.to(dtype)
     if isinstance(layer, bitsandbytes.nn.Linear8bitLt):
-        codes, scales = (
-            (layer.state.CB, layer.state.SCB) if layer.state.CB is not None else (weight.CB, weight.SCB)
-        )
-        return (codes.to(dtype) * (scales / 127.0).unsqueeze(1).to(dtype)).to(dtype)  # type: ignore[no-any-return]
-    if isinstance(layer, Conv1D):
-        return layer.weight.T
+        state: Any = layer.state if layer.state.CB is not None else weight
+        codes_OD: Tensor = state.CB.to(dtype)
+        return codes_OD.mul_((state.SCB / 127.0).unsqueeze(1))  # the scale in fp32, as bitsandbytes has it
     assert isinstance(weight, Tensor)
-    return weight
+    return weight.T if isinstance(layer, Conv1D) else weight
 
 
 def features(layer: nn.Module) -> tuple[int, int]:

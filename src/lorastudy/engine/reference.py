@@ -6,7 +6,7 @@ adapters come from `initial_lora_A`, so that both engines start alike.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,7 @@ class ReferenceEngine:
     def score(self, batch: Batch) -> TokenScores:
         """Score a batch with every arm."""
         nll, correct = [], []
-        for adapter_name in self._names:
-            self._model.set_adapter(adapter_name)
+        for _ in self._one_after_another():
             logits_MV = label_logits(self._model, batch)
             nll.append(F.cross_entropy(logits_MV, batch.targets_M, reduction="none"))
             correct.append(logits_MV.argmax(dim=-1) == batch.targets_M)
@@ -73,11 +72,10 @@ class ReferenceEngine:
 
     def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[list[int]]]:
         """Greedy answers, `[arm][prompt]`, up to and without the end-of-text token."""
-        answers = []
-        for adapter_name in self._names:
-            self._model.set_adapter(adapter_name)
-            answers.append(greedy(self._base, prompts, copies=1, max_new_tokens=max_new_tokens))
-        return answers
+        return [
+            greedy(self._base, prompts, copies=1, max_new_tokens=max_new_tokens)
+            for _ in self._one_after_another()
+        ]
 
     def save_adapter(self, arm: Arm, folder: Path) -> int:
         """PEFT's own saving; return the bytes of the weights file."""
@@ -96,6 +94,14 @@ class ReferenceEngine:
         """Unwrap the base."""
         self._model.unload()
         self._base.model.requires_grad_(requires_grad=False)
+
+    def _one_after_another(self) -> Iterator[str]:
+        """Make each adapter the active one in turn; in the end, the one that was: it may be in training."""
+        before = self._model.active_adapter
+        for adapter_name in self._names:
+            self._model.set_adapter(adapter_name)
+            yield adapter_name
+        self._model.set_adapter(before)
 
     def _train_one(
         self, arm: Arm, steps: Sequence[Sequence[Batch]], *, on_step: Callable[[StepResult], None]
@@ -145,7 +151,7 @@ class ReferenceEngine:
                     F.cross_entropy(label_logits(self._model, batch), batch.targets_M, reduction="sum")
                     / num_tokens
                 )
-                scaler.scale(loss).backward()
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch
                 total += loss.item()
         _set_lora_dropout(self._model, training=False)
         return total

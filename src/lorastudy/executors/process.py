@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lorastudy.lifeline import tied_to_this_process
 from lorastudy.records import Pack
 from lorastudy.spec.hub import OFFLINE_VARIABLE, is_hub_model, is_hub_reachable
 
@@ -45,7 +46,7 @@ def worker_process(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=worker_environment(os.environ, base_models=base_models),
+            env=tied_to_this_process(worker_environment(os.environ, base_models=base_models)),
             cwd=cwd,
         )
     try:

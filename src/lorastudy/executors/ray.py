@@ -10,6 +10,7 @@ another folder and a higher number, so nothing of that is taken.
 """
 
 import os
+import socket
 import time
 from collections.abc import Generator, Sequence
 from functools import partial
@@ -23,6 +24,8 @@ from lorastudy.executors.process import FAREWELL_SECONDS, WORKER, base_model_of,
 
 #: The exit code of a worker whose node or task was lost, so that nobody knows its own.
 LOST = 255
+
+CONNECT_SECONDS = 5.0
 
 #: Read by Ray when it is imported. Ray pings an idle connection every five minutes and waits two for the answer;
 #: until then the task of a node that was cut off counts as running. A cluster that is up already has its own.
@@ -90,10 +93,22 @@ class RayExecutor:
         """Once; Ray itself lets go when the program ends."""
         if self._ray.is_initialized():
             return
+        self._check_address()
         try:
-            self._ray.init(address=self._address, log_to_driver=False, logging_level="WARNING")
+            self._ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise StudyError(f"--ray-address: {self._address or 'auto'}: no Ray cluster: {error}") from error
+
+    def _check_address(self) -> None:
+        """Ray itself tries a cluster that does not answer for more than ten minutes."""
+        address = self._address or ""
+        host, colon, port = address.rpartition(":")
+        if not colon or "://" in address:
+            return  # `auto`, `local` or a Ray client's address, which Ray looks at in its own ways
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise StudyError(f"--ray-address: {address}: no Ray cluster answers there: {error}") from error
 
     def _task_options(self) -> dict[str, Any]:
         """What a task asks for; a task larger than every node would wait for ever.

@@ -1,6 +1,7 @@
 """Results with just what the analysis reads."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,8 +17,14 @@ def environment(**changes: Any) -> Environment:
     return Environment(**{**values, "device": "cpu", "device_name": "a CPU", "num_threads": 2, **changes})
 
 
+@cache
+def settings_with(**changes: Any) -> dict[str, Any]:
+    """Whole settings that differ in these; kept, since a simulation asks for the same ones thousands of times."""
+    return Settings(**changes).model_dump(mode="json")
+
+
 def result(arm: str, seed: int, loss: float | None = 1.0, **options: Any) -> ExperimentResult:
-    settings = Settings(**options.pop("settings", {})).model_dump(mode="json")
+    settings = settings_with(**options.pop("settings", {}))
     version = options.pop("version", 1)
     score = None if loss is None else ScoreValue(value=loss, unit="nats", version=version, num_items=10)
     values: dict[str, Any] = {

@@ -1,16 +1,23 @@
 """Paired differences and verdicts, against scipy, against hand arithmetic, and by simulation."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from lorastudy.analysis.paired import (
+    ALPHA,
+    MIN_SEEDS,
     compare_with_reference,
     holm,
+    leans,
     seeds_needed,
     sign_flip_p,
     smallest_sign_flip_p,
     t_interval,
+    t_test_p,
 )
 from lorastudy.analysis.study import split_studies
 from lorastudy.analysis.summary import EXACT_MATCH, LOSS
@@ -55,10 +62,40 @@ def test_t_interval_equals_scipy():
     assert t_interval(differences) == pytest.approx((expected.low, expected.high))
 
 
-@pytest.mark.parametrize(("effect", "n"), [(1.0, 10), (0.5, 34), (2.0, 5)])
-def test_seeds_needed_equals_the_power_tables(effect, n):
-    # statsmodels: ceil(TTestPower().solve_power(effect, alpha=.05, power=.8)) gives 10, 34, 5.
+@pytest.mark.parametrize(
+    "differences", [[0.11, 0.08, 0.13, 0.02], [-3.0, 1.0], [5.0, 5.1, 4.9, 5.0, 5.2, 5.1]]
+)
+def test_t_test_equals_scipy(differences):
+    assert t_test_p(differences) == pytest.approx(stats.ttest_1samp(differences, 0.0).pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.5, 34), (0.7, 19), (0.9, 12)])
+def test_seeds_needed_equals_the_power_tables_where_the_t_test_is_the_harder(effect, n):
+    # statsmodels: ceil(TTestPower().solve_power(effect, alpha=.05, power=.8)) gives 34, 19, 12.
     assert seeds_needed(-effect, 1.0) == n
+
+
+@pytest.mark.parametrize(("effect", "n"), [(1e6, 6), (2.0, 6), (1.5, 7), (1.3, 8), (1.0, 11)])
+def test_seeds_needed_is_more_than_the_t_test_alone_would_take_and_never_below_six(effect, n):
+    # statsmodels, t test alone: 3 (for 1e6 too few to solve), 5, 6, 7, 10.
+    assert seeds_needed(effect, 1.0) == n
+
+
+def power_of_both_tests(effect, num_seeds, num_studies=10_000):
+    """Share of simulated studies in which the t test and the sign-flip test are both below .05."""
+    differences = np.random.default_rng(2).normal(effect, 1.0, (num_studies, num_seeds))
+    signs = np.array(list(itertools.product((1, -1), repeat=num_seeds))).T
+    sums = np.abs(differences @ signs)
+    flip_p = (sums >= sums[:, :1] - 1e-9).mean(axis=1)  # the first pattern is all plus: the observed sum
+    t_p = stats.ttest_1samp(differences, 0.0, axis=1).pvalue
+    return np.mean((flip_p <= ALPHA) & (t_p <= ALPHA))
+
+
+@pytest.mark.parametrize(("effect", "n"), [(1.80, 6), (1.36, 7), (1.21, 8)])
+def test_seeds_needed_find_the_difference_four_times_in_five(effect, n):
+    assert (seeds_needed(effect, 1.0), seeds_needed(effect - 0.005, 1.0)) == (n, n + 1)
+    # Three standard errors of a share of 10,000 are .012.
+    assert power_of_both_tests(effect, n) == pytest.approx(0.8, abs=0.012)
 
 
 def test_seeds_needed_is_absent_where_nothing_would_do():
@@ -68,14 +105,15 @@ def test_seeds_needed_is_absent_where_nothing_would_do():
 
 def test_differences_are_taken_per_seed(make_study):
     # Seeds differ by a whole nat, arms by about a hundredth: only pairing shows it.
-    comparison = compare(make_study({"ref": [1.0, 2.0, 3.0], "a": [1.010, 2.011, 3.012]}))
-    assert list(comparison.differences.values()) == pytest.approx([0.010, 0.011, 0.012])
-    assert (comparison.verdict, comparison.n) == ("worse", 3)
-    assert comparison.sign_flip_p == 0.25
+    losses = {"ref": [1, 2, 3, 4, 5, 6], "a": [1.010, 2.011, 3.012, 4.010, 5.009, 6.011]}
+    comparison = compare(make_study(losses))
+    assert list(comparison.differences.values()) == pytest.approx([0.010, 0.011, 0.012, 0.010, 0.009, 0.011])
+    assert (comparison.verdict, comparison.n) == ("worse", 6)
+    assert comparison.sign_flip_p == 0.03125
 
 
 def test_lower_loss_is_better_and_higher_accuracy_is_better(make_study, make_result):
-    lower = make_study({"ref": [1.0, 1.1, 1.2], "a": [0.50, 0.61, 0.72]})
+    lower = make_study({"ref": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "a": [0.50, 0.61, 0.72, 0.79, 0.90, 1.01]})
     assert compare(lower).verdict == "better"
     results = [
         make_result(
@@ -83,11 +121,70 @@ def test_lower_loss_is_better_and_higher_accuracy_is_better(make_study, make_res
             seed,
             scores={("eval", "exact_match"): ScoreValue(value=v, unit="share", version=1, num_items=9)},
         )
-        for arm, values in {"ref": [0.1, 0.1, 0.1], "a": [0.5, 0.51, 0.52]}.items()
+        for arm, values in {"ref": [0.1] * 6, "a": [0.5, 0.51, 0.52, 0.5, 0.49, 0.51]}.items()
         for seed, v in enumerate(values)
     ]
     (higher,) = split_studies(results)
     assert compare(higher, metric=EXACT_MATCH).verdict == "better"
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 4, 5])
+def test_fewer_than_six_seeds_show_nothing_however_large_the_difference(make_study, num_seeds):
+    losses = {"ref": [1.0] * num_seeds, "a": [9.0 + seed / 1000 for seed in range(num_seeds)]}
+    comparison = compare(make_study(losses))
+    assert comparison.holm_p < 0.001
+    assert comparison.interval[0] > 7.9
+    assert (comparison.verdict, comparison.reason) == (
+        "cannot tell",
+        f"{num_seeds} seeds are too few, six can show it",
+    )
+    assert leans(comparison)
+
+
+def test_few_seeds_are_the_reason_before_the_correction(make_study):
+    # Fewer arms would not help: it is the seeds that are missing. t = 7.18, p = .019; three times that is .057.
+    nulls = {"b": [1.1, 0.9, 1.05], "c": [0.9, 1.1, 0.96]}
+    comparison = compare(make_study({"ref": [1.0, 1.0, 1.0], "a": [1.10, 1.12, 1.16], **nulls}))
+    assert comparison.holm_p > ALPHA
+    assert comparison.reason == "3 seeds are too few, six can show it"
+
+
+def test_six_is_the_fewest_seeds_that_the_exact_test_can_do_with():
+    assert smallest_sign_flip_p(MIN_SEEDS) <= ALPHA < smallest_sign_flip_p(MIN_SEEDS - 1)
+
+
+def test_six_seeds_of_which_one_points_the_other_way_do_not_reach_the_exact_test(make_study):
+    # The t test alone would call it: mean .832, sd .430, t = 4.74, p = .005. Sign flip: 4 of 64 patterns, .0625.
+    losses = {"ref": [1.0] * 6, "a": [2.0, 2.05, 1.95, 2.02, 1.98, 0.99]}
+    comparison = compare(make_study(losses))
+    assert comparison.interval[0] > 0
+    assert comparison.holm_p < 0.01
+    assert comparison.sign_flip_p == 0.0625
+    assert (comparison.verdict, comparison.reason) == (
+        "cannot tell",
+        "the exact sign-flip test does not reach .05",
+    )
+
+
+def test_seven_seeds_may_hold_one_that_points_the_other_way(make_study):
+    # 4 of 128 patterns, .03125.
+    losses = {"ref": [1.0] * 7, "a": [2.0, 2.05, 1.95, 2.02, 1.98, 2.01, 0.99]}
+    comparison = compare(make_study(losses))
+    assert (comparison.verdict, comparison.sign_flip_p) == ("worse", 0.03125)
+
+
+def test_with_more_seeds_than_can_be_listed_the_t_test_decides(make_study):
+    losses = {"ref": [1.0] * 23, "a": [1.5 + seed / 100 for seed in range(23)]}
+    comparison = compare(make_study(losses))
+    assert (comparison.verdict, comparison.sign_flip_p) == ("worse", None)
+
+
+def test_only_what_was_seen_and_not_shown_leans(make_study):
+    shown = make_study({"ref": [1.0] * 6, "a": [1.50, 1.51, 1.52, 1.50, 1.49, 1.51]})
+    unclear = make_study({"ref": [1.0] * 3, "a": [1.1, 0.9, 1.05]})
+    single = make_study({"ref": [1.0], "a": [9.0]})
+    assert not any(leans(compare(study)) for study in (shown, unclear, single))
+    assert leans(compare(make_study({"ref": [1.0, 1.0, 1.0], "a": [0.50, 0.51, 0.52]})))
 
 
 def test_only_seeds_of_both_arms_count(make_result):
@@ -117,11 +214,11 @@ def test_an_interval_over_zero_cannot_tell(make_study):
 
 
 def test_many_comparisons_are_corrected_together(make_study):
-    # Differences .10, .12, .16: t = .1267 / (.0306 / sqrt 3) = 7.18, p = .019; three times that is .057.
-    clear = [1.10, 1.12, 1.16]
-    nulls = {"b": [1.1, 0.9, 1.05], "c": [0.9, 1.1, 0.96]}
-    alone = compare(make_study({"ref": [1.0, 1.0, 1.0], "a": clear}))
-    among = compare(make_study({"ref": [1.0, 1.0, 1.0], "a": clear, **nulls}))
+    # Differences .02, .05, .09, .10, .12, .30: t = 2.77, p = .039; three times that is .118. All signs agree: .031.
+    clear = [1.02, 1.05, 1.09, 1.10, 1.12, 1.30]
+    nulls = {"b": [1.1, 0.9, 1.05, 0.93, 1.0, 1.02], "c": [0.9, 1.1, 0.96, 1.07, 1.0, 0.98]}
+    alone = compare(make_study({"ref": [1.0] * 6, "a": clear}))
+    among = compare(make_study({"ref": [1.0] * 6, "a": clear, **nulls}))
     assert alone.verdict == "worse"
     assert (among.verdict, among.reason) == ("cannot tell", "not after correction for 3 comparisons")
     assert among.holm_p == pytest.approx(3 * alone.t_p)
@@ -143,17 +240,53 @@ def test_scores_of_an_older_metric_version_are_not_compared(make_result):
     assert (comparison.n, comparison.reason) == (0, "no seed in common")
 
 
-@pytest.mark.parametrize("num_seeds", [3, 6])
+def with_losses(study, losses_by_arm):
+    """The study with other losses; far cheaper than a new one, of which a simulation needs hundreds."""
+
+    def rescored(result, loss):
+        score = replace(result.scores[LOSS.key], value=float(loss))
+        return replace(result, scores={LOSS.key: score})
+
+    arms = tuple(
+        replace(arm, results=tuple(map(rescored, arm.results, losses)))
+        for arm, losses in zip(study.arms, losses_by_arm, strict=True)
+    )
+    return replace(study, arms=arms)
+
+
+def share_with_a_verdict(study, draw, *, num_studies):
+    """The share of studies, with losses as drawn, in which some arm is called better or worse."""
+    wrong = 0
+    for _ in range(num_studies):
+        drawn = with_losses(study, draw())
+        comparisons = compare_with_reference(drawn, arms=drawn.arms, reference=drawn.arms[0], metric=LOSS)
+        wrong += any(comparison.verdict != "cannot tell" for comparison in comparisons)
+    return wrong / num_studies
+
+
+def null_study(make_study, *, num_arms, num_seeds):
+    return make_study({f"a{i}": [1.0] * num_seeds for i in range(num_arms)})
+
+
+@pytest.mark.parametrize("num_seeds", [6, 8])
 def test_false_verdicts_stay_within_five_percent(make_study, num_seeds):
     """Three arms without any difference: the chance that any is called better or worse, by simulation."""
-    rng, num_studies, wrong = np.random.default_rng(0), 400, 0
-    for _ in range(num_studies):
-        losses = {name: list(rng.normal(1.0, 0.1, num_seeds)) for name in ("ref", "a", "b", "c")}
-        study = make_study(losses)
-        comparisons = compare_with_reference(study, arms=study.arms, reference=study.arm("ref"), metric=LOSS)
-        wrong += any(comparison.verdict != "cannot tell" for comparison in comparisons)
+    rng, study = np.random.default_rng(0), null_study(make_study, num_arms=4, num_seeds=num_seeds)
+    share = share_with_a_verdict(study, lambda: rng.normal(1.0, 0.1, (4, num_seeds)), num_studies=400)
     # .05 and three standard errors of a share of 400: .05 + 3 x .011.
-    assert wrong / num_studies <= 0.083
+    assert 0 < share <= 0.083
+
+
+def test_false_verdicts_stay_within_five_percent_where_nothing_is_normal(make_study):
+    """Cauchy noise, which has not even a mean: the exact test needs only that signs are as likely either way."""
+    rng, study = np.random.default_rng(3), null_study(make_study, num_arms=2, num_seeds=6)
+    assert share_with_a_verdict(study, lambda: rng.standard_cauchy((2, 6)), num_studies=400) <= 0.083
+
+
+def test_few_seeds_never_give_a_false_verdict(make_study):
+    """The t test alone gives one in about one study of twenty, which is why it does not decide alone."""
+    rng, study = np.random.default_rng(4), null_study(make_study, num_arms=4, num_seeds=3)
+    assert share_with_a_verdict(study, lambda: rng.normal(1.0, 0.1, (4, 3)), num_studies=150) == 0
 
 
 def test_intervals_cover_the_true_difference():

@@ -69,7 +69,9 @@ def test_every_point_off_the_frontier_is_beaten_by_one_on_it(points):
 
 def test_returns_diminish_at_the_smallest_rank_that_kept_the_share(make_rank_study):
     # The gain from r1 to r8 is 1.0: r2 kept .5 of it, r4 .96.
-    losses = {1: [2.0, 2.02, 1.98], 2: [1.5, 1.51, 1.49], 4: [1.04, 1.05, 1.03], 8: [1.0, 1.0, 1.0]}
+    noise = [0.0, 0.02, -0.02, 0.01, -0.01, 0.0]
+    means = {1: 2.0, 2: 1.5, 4: 1.04, 8: 1.0}
+    losses = {rank: [mean + (mean - 1.0) * x for x in noise] for rank, mean in means.items()}
     returns = analyse(make_rank_study(losses)).returns
     assert returns.knee.name == "r4"
     assert returns.kept_share == pytest.approx(0.96)

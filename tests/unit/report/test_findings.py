@@ -44,6 +44,11 @@ def ranks(make_result, table):
     return analysis_of(arms(make_result, "rank_ablation", named))
 
 
+def six(mean, *, spread=0.01):
+    """Six losses about the mean, the same pattern of noise at each."""
+    return [mean + spread * x for x in (0.0, 1.0, -1.0, 0.5, -0.5, 0.0)]
+
+
 def test_rank_questions_are_answered_from_the_analysis(rank_study):
     analysis = analysis_of(rank_study)
     found = answers(analysis)
@@ -61,6 +66,8 @@ def test_rank_questions_are_answered_from_the_analysis(rank_study):
     assert "1.77 MiB (+20.5 %)" in memory
     assert "Rank 16 is the smallest rank that kept at least 95 % of the gain" in returns
     assert "observed, not proven" in returns
+    assert returns.startswith("Step by step up the ranks the mean held-out loss changed by")
+    assert len(re.findall(r"\u2212[\d.]+ \(\d+ to \d+\)", returns)) == 5
 
 
 def test_the_headline_names_a_rank_and_its_price(rank_study):
@@ -72,27 +79,104 @@ def test_the_headline_names_a_rank_and_its_price(rank_study):
 
 
 def test_a_rank_that_cannot_be_told_from_the_largest_is_where_to_start(make_result):
-    table = {1: [2.0, 2.1, 2.21], 8: [1.01, 1.08, 1.23], 16: [1.0, 1.1, 1.2]}
+    near = [1.01, 1.08, 1.23, 1.29, 1.42, 1.48]
+    table = {1: [2.0, 2.1, 2.21, 2.3, 2.4, 2.5], 8: near, 16: [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]}
     text = headline(ranks(make_result, table))
     assert "cannot tell (the interval contains 0)" in text
     assert text.endswith("So rank 8 is the one to start with; these runs give no reason to pay for rank 16.")
 
 
+def test_a_knee_that_was_seen_to_be_behind_is_not_said_to_cost_nothing(make_result):
+    # r8 is behind r16 on five of six seeds: the interval excludes 0, the exact test does not reach .05.
+    behind = [1.02, 1.12, 1.22, 1.32, 1.42, 1.499]
+    table = {1: [3.0, 3.1, 3.21, 3.3, 3.4, 3.5], 8: behind, 16: [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]}
+    text = headline(ranks(make_result, table))
+    assert "cannot tell (the exact sign-flip test does not reach .05)" in text
+    assert "no reason to pay" not in text
+    assert "rank 16 the one to try if a loss 0.0165 lower is worth it" in text
+
+
 def test_one_seed_concludes_nothing(make_result):
     analysis = ranks(make_result, {1: [2.0], 16: [1.0]})
-    assert headline(analysis).startswith("It cannot be told that rank mattered here")
+    assert headline(analysis).startswith("It cannot be told whether rank mattered here")
     assert "n = 1: cannot tell (one seed)" in answers(analysis)["Where are the diminishing returns?"]
     assert what_seeds_can_show(analysis).startswith("With one seed no difference can be told")
+    assert "six are the fewest that can show a difference" in what_seeds_can_show(analysis)
+
+
+def test_few_seeds_say_what_was_seen_and_that_they_are_too_few(make_result):
+    table = {1: [2.0, 2.1, 2.21], 8: [1.02, 1.11, 1.22], 16: [1.0, 1.1, 1.2]}
+    analysis = ranks(make_result, table)
+    text = headline(analysis)
+    # r1 minus r16: 1.0, 1.0, 1.01
+    assert text.startswith(
+        "Rank 16 had the lower held-out loss on every seed (rank 1 minus rank 16: +1.003 nats per token, "
+        "95 % interval [0.989, 1.018], n = 3), but that is not shown: 3 seeds are too few, six can show it."
+    )
+    assert text.endswith(
+        "If the gain is as seen, rank 8 is the smallest rank that kept at least 95 % of it (98.3 %)."
+    )
+    accuracy, _, returns = answers(analysis).values()
+    assert "Held-out loss against r16: cannot tell for r1 and r8. Seen but not shown (3 seeds" in accuracy
+    assert "r1 +1.003 [0.989, 1.018]" in accuracy
+    assert "there is no gain" not in returns
+
+
+def test_few_seeds_do_not_hide_that_the_smaller_rank_was_ahead(make_result):
+    text = headline(ranks(make_result, {1: [1.0, 1.1], 16: [2.0, 2.1001]}))
+    assert text.startswith(
+        "Rank 1 had the lower held-out loss on every seed (rank 1 minus rank 16: \u22121.0"
+    )
+    assert "2 seeds are too few" in text
+    assert "smallest rank that kept" not in text
+
+
+def test_few_seeds_without_a_clear_interval_claim_nothing(make_result):
+    analysis = ranks(make_result, {1: [1.0, 1.3, 1.2], 16: [1.0, 1.1, 1.2]})
+    assert headline(analysis).startswith("It cannot be told whether rank mattered here")
+    returns = answers(analysis)["Where are the diminishing returns?"]
+    assert returns.endswith("so there is no gain of which a smaller rank could keep a share.")
+    assert "Seen but not shown" not in answers(analysis)["How does rank affect model accuracy?"]
+
+
+def test_a_seed_that_points_the_other_way_is_counted(make_result):
+    table = {1: [2.0, 2.05, 1.95, 2.02, 1.98, 0.99], 16: [1.0] * 6}
+    text = headline(ranks(make_result, table))
+    assert text.startswith("Rank 16 had the lower held-out loss on 5 of 6 seeds")
+    assert "that is not shown: the exact sign-flip test does not reach .05" in text
+
+
+def test_a_gain_that_the_common_seeds_do_not_show_has_no_share(make_result):
+    # r8 completed seed 0 only, on which r1 was ahead of r16; over all seven seeds r1 is worse.
+    table = {1: [0.99, 2.05, 1.95, 2.02, 1.98, 2.01, 2.0], 8: [1.0], 16: [1.0] * 7}
+    analysis = ranks(make_result, table)
+    assert headline(analysis).startswith(
+        "Over the seeds that every rank completed a larger rank did not help, though rank 1 against rank 16 is +0.86"
+    )
+    assert "no gain of which" in answers(analysis)["Where are the diminishing returns?"]
 
 
 def test_a_larger_rank_that_did_worse_is_said_to_have(make_result):
-    analysis = ranks(make_result, {1: [1.0, 1.1, 1.2], 16: [2.0, 2.11, 2.22]})
+    analysis = ranks(make_result, {1: six(1.0), 16: six(2.0, spread=0.02)})
     assert headline(analysis).startswith("A larger rank did not help here: rank 1 against rank 16")
 
 
 def test_the_largest_rank_may_be_the_knee(make_result):
-    text = headline(ranks(make_result, {1: [3.0, 3.1, 3.2], 8: [2.0, 2.1, 2.21], 16: [1.0, 1.12, 1.2]}))
-    assert "rank 16 is the one to use, and a larger one was not tried" in text
+    analysis = ranks(make_result, {1: six(3.0, spread=0.03), 8: six(2.0, spread=0.02), 16: six(1.0)})
+    text = headline(analysis)
+    assert "No smaller rank kept 95 % of the gain" in text
+    assert "rank 8 kept 50.0 %. A larger rank was not tried." in text
+    assert text.endswith("n = 6: worse. So of the ranks tried rank 16 is the one to use.")
+
+
+def test_the_largest_rank_is_not_the_one_to_use_where_the_next_is_not_shown_to_be_worse(make_result):
+    # r8 kept half of a gain of .1, but its own difference is lost in its noise.
+    table = {1: six(1.1), 8: six(1.05, spread=0.09), 16: six(1.0, spread=0.02)}
+    text = headline(ranks(make_result, table))
+    assert "No smaller rank kept 95 %" in text
+    assert text.endswith(
+        "cannot tell (the interval contains 0). So these runs do not decide between the two."
+    )
 
 
 def test_a_single_rank_cannot_be_compared(make_result):
@@ -103,9 +187,9 @@ def test_a_single_rank_cannot_be_compared(make_result):
 
 def test_a_users_arm_name_keeps_its_capitals(make_result):
     table = {
-        "MyBig": ({"lora_rank": 16}, [1.0, 1.1, 1.2]),
-        "MySmall": ({"lora_rank": 2}, [1.01, 1.12, 1.2]),
-        "Tiny": ({"lora_rank": 1}, [3.0, 3.11, 3.2]),
+        "MyBig": ({"lora_rank": 16}, six(1.0)),
+        "MySmall": ({"lora_rank": 2}, six(1.01, spread=0.03)),
+        "Tiny": ({"lora_rank": 1}, six(3.0, spread=0.02)),
     }
     assert "Rank 2 (MySmall)" in headline(analysis_of(arms(make_result, "rank_ablation", table)))
 
@@ -113,17 +197,41 @@ def test_a_users_arm_name_keeps_its_capitals(make_result):
 def test_three_seeds_and_what_they_can_show(make_result):
     text = what_seeds_can_show(ranks(make_result, {1: [1.0, 1.3, 1.2], 16: [1.0, 1.1, 1.2]}))
     assert (
-        "With 3 seeds the exact sign-flip p cannot fall below 0.25, so it cannot reach .05 (six seeds could)"
-        in text
+        "With 3 seeds the exact sign-flip p cannot fall below 0.25, so no difference can be shown, however large: "
+        "six seeds could." in text
     )
-    assert re.search(r"r1 about \d+", text)
+    # Differences 0, .2, 0: mean .0667, sd .1155, effect .577: 26 by the power of the t test.
+    assert "r1 about 26" in text
+
+
+def test_seeds_that_would_decide_are_never_fewer_than_six(make_result):
+    text = what_seeds_can_show(ranks(make_result, {1: [9.0, 9.001], 16: [1.0, 1.0]}))
+    assert "With 2 seeds the exact sign-flip p cannot fall below 0.5" in text
+    assert text.endswith("r1 about 6.")
+
+
+def test_differences_that_are_equal_on_every_seed_promise_nothing(make_result):
+    text = what_seeds_can_show(ranks(make_result, {1: [1.5, 1.6, 1.7], 16: [1.0, 1.1, 1.2]}))
+    assert "would decide" not in text
+
+
+def test_six_seeds_must_agree_and_seven_need_not(make_result):
+    six_seeds = what_seeds_can_show(ranks(make_result, {1: six(2.0, spread=0.02), 16: six(1.0)}))
+    assert six_seeds == (
+        "With 6 seeds a difference can be shown only if every seed points the same way (exact sign-flip p 0.031)."
+    )
+    seven = what_seeds_can_show(ranks(make_result, {1: [*six(2.0), 2.1], 16: [*six(1.0), 1.0]}))
+    assert seven == "With 7 seeds the exact sign-flip p cannot fall below 0.016."
 
 
 MODULES = {
-    "qv": ({"target_modules": "qv"}, [1.50, 1.52, 1.51]),
-    "qkvo": ({"target_modules": "qkvo"}, [1.40, 1.43, 1.41]),
-    "mlp": ({"target_modules": "mlp"}, [1.20, 1.21, 1.22]),
-    "mlp-low": ({"target_modules": "mlp", "layers_to_transform": (0, 1)}, [1.30, 1.325, 1.32]),
+    "qv": ({"target_modules": "qv"}, [1.50, 1.52, 1.51, 1.50, 1.52, 1.51]),
+    "qkvo": ({"target_modules": "qkvo"}, [1.40, 1.43, 1.41, 1.40, 1.43, 1.41]),
+    "mlp": ({"target_modules": "mlp"}, [1.20, 1.21, 1.22, 1.20, 1.21, 1.22]),
+    "mlp-low": (
+        {"target_modules": "mlp", "layers_to_transform": (0, 1)},
+        [1.30, 1.325, 1.32, 1.30, 1.325, 1.32],
+    ),
 }
 
 
@@ -132,13 +240,43 @@ def test_module_questions(make_result, add_profile):
     sizes = {"qv": 10_000, "qkvo": 20_000, "mlp": 30_000, "mlp-low": 15_000}
     results = [add_profile(r, parameters=sizes[r.arm], memory=1_000_000, step=0.1) for r in results]
     modules, layers, mlp = answers(analysis_of(results)).values()
-    assert "mlp 1.210 ± 0.010; mlp-low 1.315 ± 0.013; qkvo" in modules
+    assert "mlp 1.2100 ± 0.0089; mlp-low 1.315 ± 0.012; qkvo" in modules
     assert "better for qkvo, mlp and mlp-low" in modules
     assert "not matched in trainable parameters (10,000 to 30,000)" in modules
     assert layers.startswith("mlp-low (layers 0 and 1) against mlp (all layers): +0.105")
     assert layers.endswith("worse.")
     assert mlp.startswith("Against qkvo, the largest arm without MLP modules")
     assert "Leaving the MLP out cost accuracy here: mlp and mlp-low did better." in mlp
+
+
+def first_seeds(table, num_seeds):
+    return {arm: (settings, losses[:num_seeds]) for arm, (settings, losses) in table.items()}
+
+
+def test_modules_on_three_seeds_are_seen_but_not_shown(make_result):
+    analysis = analysis_of(arms(make_result, "module_ablation", first_seeds(MODULES, 3)))
+    modules, _, mlp = answers(analysis).values()
+    assert "cannot tell for qkvo, mlp and mlp-low. Seen but not shown (3 seeds are too few" in modules
+    assert "better" not in modules
+    assert "mlp and mlp-low had the lower loss, which speaks for the MLP, but the verdict is open." in mlp
+    assert "Seen but not shown (3 seeds are too few, six can show it): qkvo \u2212" in headline(analysis)
+
+
+def test_the_cheapest_arm_is_not_recommended_where_it_was_seen_to_do_worse(make_result, add_profile):
+    memory = {"qv": 30, "qkvo": 20, "mlp": 40, "mlp-low": 10}
+    table = {**first_seeds(MODULES, 3), "mlp-low": ({"target_modules": "all"}, [1.9, 1.91, 1.92])}
+    results = [
+        add_profile(r, parameters=1, memory=memory[r.arm] * 2**20, step=0.1)
+        for r in arms(make_result, "module_ablation", table)
+    ]
+    text = headline(analysis_of(results))
+    assert "Of the arms that no interval puts behind qv, qkvo needs the least memory (20.0 MiB)" in text
+    without = [r for r in results if r.arm in {"qv", "mlp-low"}]
+    assert headline(analysis_of(without)).endswith(
+        "Every arm that needs less memory than qv has an interval that puts it behind."
+    )
+    cheapest = [r for r in results if r.arm in {"qv", "mlp"}]
+    assert headline(analysis_of(cheapest)).endswith("No arm needs less memory than qv.")
 
 
 def test_module_questions_without_the_arms_they_need(make_result):
@@ -150,9 +288,9 @@ def test_module_questions_without_the_arms_they_need(make_result):
 
 def test_quantization_questions(make_result, add_profile):
     table = {
-        "nf4": ({"quantization": "4bit"}, [1.10, 1.21, 1.32]),
-        "int8": ({"quantization": "8bit"}, [1.01, 1.09, 1.20]),
-        "half": ({"quantization": "bf16"}, [1.0, 1.1, 1.2]),
+        "nf4": ({"quantization": "4bit"}, [1.10, 1.21, 1.32, 1.40, 1.51, 1.62]),
+        "int8": ({"quantization": "8bit"}, [1.01, 1.09, 1.20, 1.31, 1.39, 1.50]),
+        "half": ({"quantization": "bf16"}, [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]),
     }
     costs = {"nf4": (3, 0.5), "int8": (5, 0.8), "half": (9, 0.4)}
     results = [
@@ -160,14 +298,48 @@ def test_quantization_questions(make_result, add_profile):
         for r in arms(make_result, "quantization_study", table)
     ]
     four, eight, speed = answers(analysis_of(results)).values()
-    # .10, .11, .12: mean .11, half width 4.30 x .01 / sqrt 3 = .025
+    # .10, .11, .12, twice: mean .11, sd .00894, half width 2.571 x .00894 / sqrt 6 = .0094
     assert (
-        "nf4 (4bit) against half (bf16): held-out loss +0.110 nats per token, 95 % interval [0.085, 0.135], n = 3: worse"
+        "nf4 (4bit) against half (bf16): held-out loss +0.1100 nats per token, 95 % interval [0.1006, 0.1194], n = 6: worse"
         in four
     )
     assert "peak memory is 5.00 GiB against 3.00 GiB (+66.7 %)" in eight
     assert "half (bf16): 400 ms a step, 3,000 tokens/s." in speed
     assert "int8 (8bit): 800 ms a step, 1,500 tokens/s (+100.0 % in step time)" in speed
+
+
+def test_what_8_bit_bought_on_three_seeds_was_seen_and_not_shown(make_result, add_profile):
+    table = {
+        "nf4": ({"quantization": "4bit"}, [1.10, 1.21, 1.32]),
+        "int8": ({"quantization": "8bit"}, [1.00, 1.10, 1.20]),
+    }
+    results = [
+        add_profile(r, parameters=1000, memory={"nf4": 3, "int8": 5}[r.arm] * 2**30, step=0.5)
+        for r in arms(make_result, "quantization_study", table)
+    ]
+    eight = answers(analysis_of(results))["Is 8-bit worth the extra memory?"]
+    assert "3 seeds are too few" in eight
+    assert eight.endswith("The extra memory was seen, but not shown, to buy accuracy here.")
+
+
+def test_verdicts_are_about_loss_alone(make_result):
+    results = [
+        make_result(
+            arm,
+            seed,
+            experiment_type="quantization_study",
+            settings={"quantization": precision},
+            scores={("eval", "loss"): loss + step * seed, ("eval", "exact_match"): match + step * seed},
+        )
+        for arm, precision, loss, match, step in (
+            ("half", "bf16", 1.0, 0.9, 0.0),
+            ("nf4", "4bit", 1.5, 0.2, 0.01),
+        )
+        for seed in range(6)
+    ]
+    four = answers(analysis_of(results))["How much accuracy do we lose with 4-bit?"]
+    assert four.count("worse") == 1
+    assert re.search(r"exact match \u22120\.6\d+ share, 95 % interval \[.+?\], n = 6\.$", four)
 
 
 def test_quantization_without_the_arms_it_needs(make_result):
@@ -178,7 +350,7 @@ def test_quantization_without_the_arms_it_needs(make_result):
 
 
 def test_a_type_of_ones_own_gets_general_answers(make_result):
-    table = {"a": ({}, [1.0, 1.1, 1.2]), "b": ({"lora_rank": 4}, [1.5, 1.61, 1.72])}
+    table = {"a": ({}, six(1.0)), "b": ({"lora_rank": 4}, six(1.5, spread=0.02))}
     analysis = analysis_of(arms(make_result, "my_own", table))
     accuracy, costs = answers(analysis).values()
     assert "worse for b" in accuracy

@@ -3,9 +3,16 @@
 from collections.abc import Sequence
 
 from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.paired import Comparison
 from lorastudy.analysis.summary import LOSS, ArmSummary, Spread
 from lorastudy.report.document import Strong, Text
-from lorastudy.report.findings.wording import Finding, difference, score, verdicts_by_word
+from lorastudy.report.findings.wording import (
+    Finding,
+    difference,
+    score,
+    seen_but_not_shown,
+    verdicts_by_word,
+)
 from lorastudy.report.numbers import duration, percent_more, size
 
 QUESTION = "How do the arms differ in accuracy, memory and time?"
@@ -24,7 +31,8 @@ def generic_headline(analysis: Analysis) -> str:
     comparisons = analysis.comparisons.get(LOSS.key, ())
     if analysis.reference is None or not comparisons:
         return "Fewer than two arms completed, so there is nothing to compare."
-    return f"{verdicts_by_word(comparisons, analysis.reference)} {cheapest_not_worse(analysis)}".strip()
+    verdicts = f"{verdicts_by_word(comparisons, analysis.reference)}{seen_but_not_shown(comparisons)}"
+    return f"{verdicts} {cheapest_not_worse(analysis)}".strip()
 
 
 def lowest_loss_first(analysis: Analysis) -> list[ArmSummary]:
@@ -39,28 +47,39 @@ def score_list(summaries: Sequence[ArmSummary]) -> str:
 
 
 def cheapest_not_worse(analysis: Analysis) -> str:
-    """The arm of least peak memory that was not shown to be worse than the reference; empty without one."""
+    """The arm of least peak memory of those that no interval puts behind the reference; empty without one.
+
+    An arm whose whole interval lies on the worse side is left out even where the verdict is open: with few seeds
+    every verdict is, and to name the cheapest of all arms would recommend what was seen to do worse.
+    """
     reference = analysis.reference
     if reference is None:
         return ""
-    open_or_better = {c.arm for c in analysis.comparisons.get(LOSS.key, ()) if c.verdict != "worse"}
-    candidates = [
+    behind = {c.arm for c in analysis.comparisons.get(LOSS.key, ()) if _is_behind(c)}
+    measured = [
         (memory.mean, summary)
         for summary in analysis.completed
         if (memory := summary.costs.peak_memory_bytes)
-        and (summary.arm.name in open_or_better or summary.arm.name == reference.name)
     ]
-    if len(candidates) < 2:
+    candidates = [pair for pair in measured if pair[1].arm.name not in behind]
+    if len(measured) < 2 or not candidates:
         return ""
     least, cheapest = min(candidates, key=lambda pair: pair[0])
     if cheapest.arm.name == reference.name:
-        return f"No arm that was not shown to be worse needs less memory than {reference.name}."
+        if least <= min(memory for memory, _ in measured):
+            return f"No arm needs less memory than {reference.name}."
+        return f"Every arm that needs less memory than {reference.name} has an interval that puts it behind."
     comparison = analysis.comparison(cheapest.arm.name)
     assert comparison is not None
     return (
-        f"Of the arms not shown to be worse than {reference.name}, {cheapest.arm.name} needs the least memory "
+        f"Of the arms that no interval puts behind {reference.name}, {cheapest.arm.name} needs the least memory "
         f"({size(least)}); its difference in held-out loss is {difference(comparison)}."
     )
+
+
+def _is_behind(comparison: Comparison) -> bool:
+    """Whether the whole interval of the held-out loss lies on the worse side."""
+    return comparison.interval is not None and comparison.interval[0] > 0
 
 
 def _accuracy(analysis: Analysis) -> Text:
@@ -70,6 +89,7 @@ def _accuracy(analysis: Analysis) -> Text:
     return (
         f"In order of mean held-out loss, lowest first: {score_list(ordered)} nats per token. ",
         Strong(verdicts_by_word(analysis.comparisons[LOSS.key], analysis.reference)),
+        seen_but_not_shown(analysis.comparisons[LOSS.key]),
     )
 
 

@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import Comparison, compare_with_reference
+from lorastudy.analysis.paired import Comparison, compare_with_reference, leans
 from lorastudy.analysis.study import Arm, differing_settings
 from lorastudy.analysis.summary import LOSS, ArmSummary
 from lorastudy.analysis.targets import ATTENTION_ONLY, target_roles
 from lorastudy.report.document import Strong, Text
 from lorastudy.report.findings.generic import cheapest_not_worse, lowest_loss_first, score_list
-from lorastudy.report.findings.wording import Finding, difference, verdicts_by_word
+from lorastudy.report.findings.wording import (
+    Finding,
+    difference,
+    seen_but_not_shown,
+    verdicts_by_word,
+)
 from lorastudy.report.numbers import count, listing, names
 
 QUESTION = "Which modules are worth adapting, can layers be left out, and is the MLP needed?"
@@ -31,6 +36,7 @@ def _modules(analysis: Analysis) -> Text:
     return (
         f"In order of mean held-out loss, lowest first: {score_list(ordered)} nats per token. ",
         Strong(verdicts_by_word(analysis.comparisons[LOSS.key], analysis.reference)),
+        seen_but_not_shown(analysis.comparisons[LOSS.key]),
         f" {_parameter_match(ordered)}",
     )
 
@@ -85,6 +91,9 @@ def _necessity(comparisons: Sequence[Comparison]) -> str:
         return f"Leaving the MLP out cost accuracy here: {names(better)} did better."
     if all(comparison.verdict == "worse" for comparison in comparisons):
         return "Every arm with MLP modules did worse, so they were not needed here."
+    ahead = [c.arm for c in comparisons if leans(c) and c.mean is not None and c.mean < 0]
+    if ahead:
+        return f"{names(ahead)} had the lower loss, which speaks for the MLP, but the verdict is open."
     return "No arm with MLP modules was shown to be better; that is not proof that they are unnecessary."
 
 

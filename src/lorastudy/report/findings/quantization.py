@@ -1,10 +1,10 @@
 """A quantization study's questions: what 4-bit costs, whether 8-bit is worth its memory, speed against accuracy."""
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import compare_with_reference
+from lorastudy.analysis.paired import compare_with_reference, leans
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.summary import EXACT_MATCH, LOSS, TOKEN_ACCURACY, ArmSummary
-from lorastudy.report.findings.wording import Finding, difference, more
+from lorastudy.report.findings.wording import Finding, difference, measured_difference, more
 from lorastudy.report.numbers import count, duration, percent_more, size
 
 QUESTION = "What do 4-bit and 8-bit training cost in accuracy, and what do they save?"
@@ -26,10 +26,11 @@ def _four_bit(analysis: Analysis) -> str:
         return "This needs a completed 4-bit arm and one of higher precision; these runs cannot answer it."
     sentences = []
     for arm in arms:
-        losses = [analysis.comparison(arm.name, metric) for metric in (LOSS, TOKEN_ACCURACY, EXACT_MATCH)]
+        compared = [analysis.comparison(arm.name, metric) for metric in (LOSS, TOKEN_ACCURACY, EXACT_MATCH)]
+        # Verdicts are about held-out loss; three verdicts for each arm would triple the chance of a false one.
         parts = [
-            f"{c.metric.title.lower()} {difference(c)}"
-            for c in losses
+            f"{c.metric.title.lower()} {difference(c) if c.metric == LOSS else measured_difference(c)}"
+            for c in compared
             if c is not None and c.mean is not None
         ]
         listed = "; ".join(parts) or "no score in common"
@@ -50,7 +51,9 @@ def _eight_bit(analysis: Analysis) -> str:
         share = percent_more(memory[0].mean, memory[1].mean)
         answer += f" Its peak memory is {size(memory[0].mean)} against {size(memory[1].mean)} ({share})."
         if comparison.verdict != "better" and extra > 0:
-            answer += " The extra memory was not shown to buy accuracy here."
+            seen = leans(comparison) and comparison.mean is not None and comparison.mean < 0
+            shown = "seen, but not shown," if seen else "not shown"
+            answer += f" The extra memory was {shown} to buy accuracy here."
     return answer
 
 

@@ -3,6 +3,7 @@
 import itertools
 
 from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.paired import leans
 from lorastudy.analysis.ranks import SHARE_KEPT, RankReturns
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.summary import LOSS
@@ -12,12 +13,25 @@ from lorastudy.report.findings.wording import (
     change,
     difference,
     difference_decimals,
+    measured_difference,
     more,
+    on_how_many_seeds,
     other_accuracies,
+    seen_but_not_shown,
     verdicts_by_word,
 )
-from lorastudy.report.numbers import count, number, percent, percent_more, size
+from lorastudy.report.numbers import (
+    count,
+    decimals_for,
+    listing,
+    number,
+    percent,
+    percent_more,
+    signed,
+    size,
+)
 
+_SHARE = percent(SHARE_KEPT, decimals=0)
 QUESTION = "How does LoRA rank affect accuracy and memory, and where are the diminishing returns?"
 
 
@@ -42,17 +56,14 @@ def rank_headline(analysis: Analysis) -> str:
 
 
 def _answer(analysis: Analysis, returns: RankReturns) -> str:
-    if returns.whole_gain.verdict != "worse":
-        return f"{_no_gain(returns)}."
+    if not _is_gain_shown(returns):
+        return f"{_no_gain(returns)}.{_if_as_seen(returns)}"
     knee, largest = returns.knee, returns.ladder[-1]
     if knee.name == largest.name:
-        return (
-            f"No smaller rank kept {percent(SHARE_KEPT, decimals=0)} of the gain in held-out loss: of the ranks "
-            f"tried, {_name(largest)} is the one to use, and a larger one was not tried."
-        )
+        return f"{_largest_needed(returns)} {_next_below(analysis, returns)}"
     assert returns.kept_share is not None
     return (
-        f"{_capital(_name(knee))} is the smallest rank that kept at least {percent(SHARE_KEPT, decimals=0)} "
+        f"{_capital(_name(knee))} is the smallest rank that kept at least {_SHARE} "
         f"of the observed gain in held-out loss ({percent(returns.kept_share)} of what {_name(largest)} gained "
         f"over {_name(returns.ladder[0])}){_price(analysis, knee, largest)}. "
         f"{_capital(_name(knee))} against {_name(largest)}: {_comparison(returns)}. {_advice(returns)}"
@@ -74,6 +85,7 @@ def _accuracy(analysis: Analysis) -> tuple[str | Strong, ...]:
     return (
         went,
         Strong(verdicts_by_word(analysis.comparisons[LOSS.key], analysis.reference)),
+        seen_but_not_shown(analysis.comparisons[LOSS.key]),
     )
 
 
@@ -107,29 +119,97 @@ def _returns(analysis: Analysis) -> str:
     returns = analysis.returns
     if returns is None:
         return "Fewer than two ranks completed with a seed in common; these runs cannot answer this."
-    if returns.whole_gain.verdict != "worse":
-        return f"{_no_gain(returns)}; so there is no gain of which a smaller rank could keep a share."
+    if not _is_gain_shown(returns):
+        none = (
+            ""
+            if leans(returns.whole_gain)
+            else "; so there is no gain of which a smaller rank could keep a share"
+        )
+        return f"{_no_gain(returns)}{none}.{_if_as_seen(returns)}"
     assert returns.kept_share is not None
-    observed = (
-        f"{_capital(_name(returns.knee))} is the smallest rank that kept at least "
-        f"{percent(SHARE_KEPT, decimals=0)} of the gain from {_name(returns.ladder[0])} to "
-        f"{_name(returns.ladder[-1])}: it kept {percent(returns.kept_share)}."
-    )
+    steps = _steps(returns)
     if returns.knee_comparison is None:
-        return f"{observed} Returns had not diminished at the largest rank tried."
+        return f"{steps} {_largest_needed(returns)}"
     return (
-        f"{observed} Against the largest: {_comparison(returns)}.{_room(returns)} This is observed, not proven: "
-        "that a smaller rank is sufficient can be shown only against a margin set before the run."
+        f"{steps} {_capital(_name(returns.knee))} is the smallest rank that kept at least {_SHARE} of the gain from "
+        f"{_name(returns.ladder[0])} to {_name(returns.ladder[-1])}: it kept {percent(returns.kept_share)}. Against "
+        f"the largest: {_comparison(returns)}.{_room(returns)} This is observed, not proven: that a smaller rank is "
+        "sufficient can be shown only against a margin set before the run."
     )
+
+
+def _steps(returns: RankReturns) -> str:
+    """What each step up the ladder changed: the returns themselves."""
+    losses = returns.mean_losses
+    changes = [later - earlier for earlier, later in itertools.pairwise(losses)]
+    decimals = decimals_for(map(abs, changes))
+    ranks = [arm.settings["lora_rank"] for arm in returns.ladder]
+    parts = (
+        f"{signed(change, decimals)} ({low} to {high})"
+        for change, (low, high) in zip(changes, itertools.pairwise(ranks), strict=True)
+    )
+    return f"Step by step up the ranks the mean held-out loss changed by {listing(parts)} nats per token."
+
+
+def _largest_needed(returns: RankReturns) -> str:
+    """That no rank below the largest kept enough of the gain; the next below it came nearest or did not."""
+    smallest, below, largest = (returns.ladder[i] for i in (0, -2, -1))
+    gain = returns.mean_losses[0] - returns.mean_losses[-1]
+    kept = (returns.mean_losses[0] - returns.mean_losses[-2]) / gain
+    shares = f"; {_name(below)} kept {percent(kept)}" if below.name != smallest.name else ""
+    return (
+        f"No smaller rank kept {_SHARE} of the gain in held-out loss from {_name(smallest)} to {_name(largest)}"
+        f"{shares}. A larger rank was not tried."
+    )
+
+
+def _next_below(analysis: Analysis, returns: RankReturns) -> str:
+    """The largest rank against the one below it, and which of them to use."""
+    below, largest = _name(returns.ladder[-2]), _name(returns.ladder[-1])
+    comparison = analysis.comparison(returns.ladder[-2].name)
+    assert comparison is not None
+    told = f"{_capital(below)} against {largest}: {difference(comparison)}."
+    if comparison.verdict == "worse":
+        return f"{told} So of the ranks tried {largest} is the one to use."
+    return f"{told} So these runs do not decide between the two."
+
+
+def _is_gain_shown(returns: RankReturns) -> bool:
+    """Whether a share of the gain means anything: shown between the ends, and there on the seeds all ranks share."""
+    return returns.whole_gain.verdict == "worse" and returns.kept_share is not None
 
 
 def _no_gain(returns: RankReturns) -> str:
-    """That the largest rank was not shown to be better than the smallest."""
+    """That the largest rank was not shown to be better than the smallest, though it may have been seen to be."""
     smallest, largest = _name(returns.ladder[0]), _name(returns.ladder[-1])
-    told = f"{smallest} against {largest} is {difference(returns.whole_gain)}"
-    if returns.whole_gain.verdict == "better":
-        return f"A larger rank did not help here: {told}"
-    return f"It cannot be told that rank mattered here: {told}"
+    gain = returns.whole_gain
+    if gain.verdict == "better":
+        return f"A larger rank did not help here: {smallest} against {largest} is {difference(gain)}"
+    if gain.verdict == "worse":
+        told = f"{smallest} against {largest} is {difference(gain)}"
+        return (
+            f"Over the seeds that every rank completed a larger rank did not help, though {told} over theirs"
+        )
+    if leans(gain) and gain.mean is not None:
+        lower = largest if gain.mean > 0 else smallest
+        return (
+            f"{_capital(lower)} had the lower held-out loss {on_how_many_seeds(gain)} ({smallest} minus {largest}: "
+            f"{measured_difference(gain)}), but that is not shown: {gain.reason}"
+        )
+    return f"It cannot be told whether rank mattered here: {smallest} against {largest} is {difference(gain)}"
+
+
+def _if_as_seen(returns: RankReturns) -> str:
+    """Where the returns of a gain diminished that was seen but not shown; empty for any other."""
+    gain, knee = returns.whole_gain, returns.knee
+    if not leans(gain) or returns.kept_share is None or gain.mean is None or gain.mean < 0:
+        return ""
+    if returns.knee_comparison is None:
+        return f" If the gain is as seen, no smaller rank kept {_SHARE} of it."
+    return (
+        f" If the gain is as seen, {_name(knee)} is the smallest rank that kept at least {_SHARE} of it "
+        f"({percent(returns.kept_share)})."
+    )
 
 
 def _comparison(returns: RankReturns) -> str:
@@ -142,9 +222,12 @@ def _advice(returns: RankReturns) -> str:
     knee, largest = _name(returns.knee), _name(returns.ladder[-1])
     comparison = returns.knee_comparison
     assert comparison is not None
-    if comparison.verdict == "worse" and comparison.mean is not None:
-        cost = number(comparison.mean, difference_decimals(comparison))
-        return f"So {largest} is the more accurate, and {knee} the cheaper choice where a loss {cost} higher is acceptable."
+    if comparison.mean is not None and (comparison.verdict == "worse" or leans(comparison)):
+        cost = number(abs(comparison.mean), difference_decimals(comparison))
+        if comparison.verdict == "worse":
+            return f"So {largest} is the more accurate, and {knee} the cheaper choice where a loss {cost} higher is acceptable."
+        if comparison.mean > 0:
+            return f"So {knee} is the one to start with, and {largest} the one to try if a loss {cost} lower is worth it."
     return f"So {knee} is the one to start with; these runs give no reason to pay for {largest}."
 
 
@@ -179,9 +262,9 @@ def _capital(text: str) -> str:
 
 
 def _says_rank(arm: Arm) -> bool:
-    """Whether the arm's name is its rank in so many letters: `r16`, `rank_16`, `rank16`."""
+    """Whether the arm's name is its rank in so many letters: `r16`, `rank_16`, `rank_ablation_r16`."""
     rank = arm.settings["lora_rank"]
-    return arm.name.lower() in {
+    return arm.name.lower().removeprefix("rank_ablation_") in {
         f"r{rank}",
         f"rank{rank}",
         f"rank_{rank}",

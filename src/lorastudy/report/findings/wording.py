@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import Comparison, seeds_needed, smallest_sign_flip_p
+from lorastudy.analysis.paired import MIN_SEEDS, Comparison, leans, seeds_needed, smallest_sign_flip_p
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.summary import EXACT_MATCH, LOSS, TOKEN_ACCURACY, ArmSummary, Metric, Spread
 from lorastudy.analysis.tuning import LearningRates
@@ -47,10 +47,23 @@ def difference(comparison: Comparison) -> str:
     """`+0.12 nats per token, 95 % interval [0.10, 0.14], n = 6: worse`."""
     if comparison.mean is None:
         return verdict(comparison)
+    return f"{measured_difference(comparison)}: {verdict(comparison)}"
+
+
+def measured_difference(comparison: Comparison) -> str:
+    """`+0.12 nats per token, 95 % interval [0.10, 0.14], n = 6`: a difference without its verdict."""
+    assert comparison.mean is not None
     decimals = difference_decimals(comparison)
     unit = f" {comparison.metric.unit}" if comparison.metric.unit else ""
     bounds = f", 95 % interval {interval(comparison.interval, decimals)}" if comparison.interval else ""
-    return f"{signed(comparison.mean, decimals)}{unit}{bounds}, n = {comparison.n}: {verdict(comparison)}"
+    return f"{signed(comparison.mean, decimals)}{unit}{bounds}, n = {comparison.n}"
+
+
+def on_how_many_seeds(comparison: Comparison) -> str:
+    """`on every seed` or `on 5 of 6 seeds`: where the difference has the sign of its mean."""
+    assert comparison.mean is not None
+    same = sum(value * comparison.mean > 0 for value in comparison.differences.values())
+    return "on every seed" if same == comparison.n else f"on {same} of {comparison.n} seeds"
 
 
 def score(summary: ArmSummary, metric: Metric, alongside: Iterable[ArmSummary]) -> str:
@@ -83,6 +96,23 @@ def verdicts_by_word(comparisons: Sequence[Comparison], reference: Arm) -> str:
     return f"Held-out loss against {reference.name}: {'; '.join(parts)}." if parts else ""
 
 
+def seen_but_not_shown(comparisons: Sequence[Comparison]) -> str:
+    """The differences whose interval excludes 0 while the verdict is open, and why it is; empty without one.
+
+    ` Seen but not shown (3 seeds are too few, six can show it): mlp -0.30 [-0.33, -0.27] nats per token.`
+    """
+    by_reason: dict[str | None, list[str]] = {}
+    for comparison in filter(leans, comparisons):
+        assert comparison.mean is not None
+        decimals = difference_decimals(comparison)
+        text = f"{signed(comparison.mean, decimals)} {interval(comparison.interval, decimals)}"
+        by_reason.setdefault(comparison.reason, []).append(f"{comparison.arm} {text}")
+    return "".join(
+        f" Seen but not shown ({reason}): {listing(seen)} nats per token."
+        for reason, seen in by_reason.items()
+    )
+
+
 def more(spread: Spread | None, base: Spread | None) -> str | None:
     """How much more the median is than another's, in percent; None where either is absent or zero."""
     if spread is None or base is None or base.median == 0:
@@ -99,17 +129,9 @@ def what_seeds_can_show(analysis: Analysis) -> str:
     if n == 1:
         return (
             "With one seed no difference can be told from the noise between seeds; every verdict is open. "
-            "Two seeds give an interval, six let the exact sign-flip test reach .05."
+            "Two seeds give an interval, six are the fewest that can show a difference."
         )
-    best = smallest_sign_flip_p(n)
-    limit = f"With {n} seeds the exact sign-flip p cannot fall below {p_value(best)}"
-    tail = (
-        ", so no difference can be shown, however large: six seeds could. The intervals, which take the "
-        "differences between seeds to be roughly normal, say how large it may be."
-        if best > 0.05
-        else "."
-    )
-    return f"{limit}{tail}{_open_cases(comparisons)}"
+    return f"{_limit_of(n)}{_open_cases(comparisons)}"
 
 
 def learning_rate_caveat(rates: LearningRates) -> str:
@@ -130,11 +152,28 @@ def learning_rate_caveat(rates: LearningRates) -> str:
     return f"Every configuration was run at several learning rates ({tried}); each rate is an arm of its own."
 
 
+def _limit_of(num_seeds: int) -> str:
+    """What two or more seeds can show at best."""
+    least = p_value(smallest_sign_flip_p(num_seeds))
+    if num_seeds < MIN_SEEDS:
+        return (
+            f"With {num_seeds} seeds the exact sign-flip p cannot fall below {least}, so no difference can be "
+            "shown, however large: six seeds could. The intervals, which take the differences between seeds "
+            "to be roughly normal, say how large it may be."
+        )
+    if num_seeds == MIN_SEEDS:
+        return (
+            f"With {num_seeds} seeds a difference can be shown only if every seed points the same way (exact "
+            f"sign-flip p {least})."
+        )
+    return f"With {num_seeds} seeds the exact sign-flip p cannot fall below {least}."
+
+
 def _open_cases(comparisons: Sequence[Comparison]) -> str:
     """How many seeds would decide, if the true differences are as observed."""
     parts = []
     for comparison in comparisons:
-        if comparison.verdict == "cannot tell" and comparison.mean is not None and comparison.sd:
+        if comparison.verdict == "cannot tell" and comparison.interval and comparison.mean and comparison.sd:
             needed = seeds_needed(comparison.mean, comparison.sd)
             if needed is not None and needed > comparison.n:
                 parts.append(f"{comparison.arm} about {needed}")

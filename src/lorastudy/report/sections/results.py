@@ -1,9 +1,9 @@
 """The results: a table of means and spreads, and a table of paired differences."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
-from lorastudy.analysis.paired import Comparison, smallest_sign_flip_p
+from lorastudy.analysis.paired import MAX_SIGN_FLIP_SEEDS, Comparison, smallest_sign_flip_p
 from lorastudy.analysis.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -60,9 +60,7 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         return []
     rule = (
         f"Arm minus reference ({reference.name}, named by the design and not by its result), per seed, then "
-        "averaged. Verdicts are about held-out loss: better or worse when the paired t test, Holm-corrected over "
-        f"these {len(comparisons)} comparisons, and the exact sign-flip test are both below .05, which takes six "
-        "seeds. Lower is better."
+        f"averaged. Verdicts are about held-out loss: {_rule(comparisons)} Lower is better."
     )
     blocks: list[Block] = [
         Heading(level=level, text=f"Paired comparisons with {reference.name}"),
@@ -74,6 +72,19 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         note = "Other metrics, same pairs, without verdicts: paired difference with its 95 % interval."
         blocks += [Paragraph((note,)), _secondary_table(analysis, others)]
     return blocks
+
+
+def _rule(comparisons: Sequence[Comparison]) -> str:
+    """What a verdict takes."""
+    family = sum(comparison.t_p is not None for comparison in comparisons)
+    holm = f", Holm-corrected over these {family} comparisons," if family > 1 else ""
+    rule = (
+        f"better or worse when the paired t test{holm} and the exact sign-flip test are both below .05, which "
+        "takes at least six seeds."
+    )
+    if any(comparison.n > MAX_SIGN_FLIP_SEEDS for comparison in comparisons):
+        return f"{rule} Beyond {MAX_SIGN_FLIP_SEEDS} seeds the t test alone decides."
+    return rule
 
 
 def _before_training(analysis: Analysis) -> str:
@@ -156,7 +167,7 @@ def _forgetting_cell(analysis: Analysis) -> CellOf:
         before, after = summary.score(FORGETTING_BEFORE), summary.score(FORGETTING)
         if before is None and after is None:
             return _ABSENT_CELL
-        start = number(before.mean, decimals) if before else ABSENT
+        start = number(before.mean, max(decimals, decimals_of_size(before.mean))) if before else ABSENT
         return Cell(f"{start} → {mean_sd(after, decimals)}", after.mean if after else None)
 
     return cell

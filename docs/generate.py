@@ -1,0 +1,310 @@
+"""Fills the generated parts of the documents, so that no number in them is typed.
+
+    python docs/generate.py            write every block and figure (`make docs`)
+    python docs/generate.py --check    exit code 1 if one of them is not up to date (`make check`)
+
+A block stands in a page between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of `BLOCKS`. What
+was measured comes from `docs/examples/*.json`, which `docs/measurements.py` makes.
+"""
+
+import argparse
+import configparser
+import hashlib
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+from measurements import analysis_of
+
+from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.summary import EXACT_MATCH, FORGETTING, FORGETTING_BEFORE, LOSS, LOSS_BEFORE, Metric
+from lorastudy.cli.main import app
+from lorastudy.planner.packing import MAX_PACK_TOKENS
+from lorastudy.report.document import Cell, Column, Paragraph, Table
+from lorastudy.report.figures.data import Estimate, Figure, Panel, comparison_figure
+from lorastudy.report.figures.static import save_figure
+from lorastudy.report.findings.catalogue import questions_of
+from lorastudy.report.findings.wording import difference_decimals, verdict
+from lorastudy.report.markdown import render_markdown
+from lorastudy.report.numbers import (
+    ABSENT,
+    count,
+    decimals_for,
+    duration,
+    interval,
+    listing,
+    mean_sd,
+    number,
+    signed,
+    size,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
+
+
+def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
+    """Write or check every generated part."""
+    parser = argparse.ArgumentParser(prog="python docs/generate.py")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    chosen = parser.parse_args(arguments)
+    stale = {path: text for path, text in wanted_files(root).items() if _content(path) != text}
+    for path, text in stale.items():
+        if chosen.check:
+            print(f"{path.relative_to(root)} is not up to date: run `make docs`")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {path.relative_to(root)}")
+    return 1 if chosen.check and stale else 0
+
+
+def pages(root: Path) -> list[Path]:
+    """Every page of the documents."""
+    return [*sorted(root.glob("*.md")), *sorted((root / "docs").rglob("*.md"))]
+
+
+def wanted_files(root: Path) -> dict[Path, str]:
+    """What each page with generated blocks, and each figure, should hold. A figure that is current stays as it is.
+
+    A figure is current when it names the data it was drawn from; its bytes would depend on the drawing library.
+    """
+    analyses = {path.stem: analysis_of(path) for path in sorted((root / "docs" / "examples").glob("*.json"))}
+    wanted = {}
+    for path in pages(root):
+        text = path.read_text(encoding="utf-8")
+        if _BLOCK.search(text):
+            wanted[path] = filled(text, analyses=analyses, page=path, root=root)
+    image = root / "docs" / "images" / "lab_rank_study.svg"
+    figure = lab_figure(analyses["lab_rank_study"])
+    wanted[image] = _content(image) if _mark(figure) in _content(image) else drawn(figure)
+    return wanted
+
+
+def filled(text: str, *, analyses: Mapping[str, Analysis], page: Path, root: Path) -> str:
+    """The page with every block written anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in BLOCKS:
+            raise KeyError(f"{page.relative_to(root)}: no generated block is called {name}")
+        return f"{match[1]}{BLOCKS[name](analyses, root).strip()}\n{match[4]}"
+
+    return _BLOCK.sub(fill, text)
+
+
+# --- blocks -----------------------------------------------------------------------------------------------
+
+
+def _lab_figure_block(analyses: Mapping[str, Analysis], _: Path) -> str:
+    figure = lab_figure(analyses["lab_rank_study"])
+    return f"![{figure.alt}](docs/images/lab_rank_study.svg)\n\n*{figure.title}.* {figure.caption}"
+
+
+def _summary_block(name: str) -> "Block":
+    """The report's own answer, and what the study took."""
+
+    def block(analyses: Mapping[str, Analysis], _: Path) -> str:
+        analysis = analyses[name]
+        headline = questions_of(analysis.study.experiment_type).headline(analysis)
+        return _markdown(Paragraph((f"{_what_was_run(analysis)} {headline}",)))
+
+    return block
+
+
+def _what_was_run(analysis: Analysis) -> str:
+    study = analysis.study
+    settings, seeds = study.arms[0].settings, {result.seed for result in study.results}
+    training = next(d for result in study.completed for d in result.data if d.split == "train")
+    packs = {result.pack_id: result.pack_profile for result in study.completed if result.pack_profile}
+    seconds = sum(p.load_seconds + p.train_seconds + p.eval_seconds for p in packs.values())
+    environments = {(e.device_name, e.num_threads) for r in study.completed if (e := r.environment)}
+    where = listing(f"{name}, {_counted(threads, 'thread')}" for name, threads in sorted(environments))
+    return (
+        f"{len(study.arms)} ranks with {len(seeds)} seeds each, {count(training.num_rows)} training rows, "
+        f"{study.completed[0].num_steps} steps of {settings['per_device_train_batch_size']} rows; "
+        f"{len(study.completed)} of {len(study.results)} experiments completed, in {_counted(len(packs), 'pack')} "
+        f"and {duration(seconds)} in all, on one machine ({where})."
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _table_block(name: str, columns: Sequence["ColumnOf"]) -> "Block":
+    """One row for each arm."""
+
+    def block(analyses: Mapping[str, Analysis], _: Path) -> str:
+        analysis = analyses[name]
+        built = [column(analysis) for column in columns]
+        arms = [Cell(summary.arm.name) for summary in analysis.summaries]
+        rows = tuple((arm, *cells) for arm, *cells in zip(arms, *(cells for _, cells in built), strict=True))
+        titles = (Column("Arm", numeric=False), *(Column(title) for title, _ in built))
+        return _markdown(Table(columns=titles, rows=rows))
+
+    return block
+
+
+ColumnOf = Callable[[Analysis], tuple[str, list[Cell]]]
+Block = Callable[[Mapping[str, Analysis], Path], str]
+
+
+def _metric(metric: Metric, title: str, *, before: Metric | None = None) -> ColumnOf:
+    """Mean and standard deviation over seeds; the base model's own value in the title."""
+
+    def column(analysis: Analysis) -> tuple[str, list[Cell]]:
+        spreads = [summary.score(metric) for summary in analysis.summaries]
+        decimals = decimals_for(spread.sd for spread in spreads if spread)
+        start = next((s.score(before) for s in analysis.summaries if before and s.score(before)), None)
+        full = title if start is None else f"{title} (before: {number(start.mean, decimals)})"
+        return full, [Cell(mean_sd(spread, decimals)) for spread in spreads]
+
+    return column
+
+
+def _adapter(analysis: Analysis) -> tuple[str, list[Cell]]:
+    sizes = [summary.costs.adapter_bytes for summary in analysis.summaries]
+    return "Adapter", [Cell(size(spread.median if spread else None)) for spread in sizes]
+
+
+def _difference(analysis: Analysis) -> tuple[str, list[Cell]]:
+    """Paired difference in held-out loss to the reference, with its interval and verdict."""
+    assert analysis.reference is not None
+    cells = []
+    for summary in analysis.summaries:
+        comparison = analysis.comparison(summary.arm.name)
+        if comparison is None or comparison.mean is None:
+            cells.append(Cell(ABSENT))
+            continue
+        decimals = difference_decimals(comparison)
+        bounds = interval(comparison.interval, decimals)
+        cells.append(Cell(f"{signed(comparison.mean, decimals)} {bounds}, {verdict(comparison)}"))
+    return f"Loss against {analysis.reference.name}, paired, 95 % interval", cells
+
+
+def _commands_block(_: Mapping[str, Analysis], __: Path) -> str:
+    group: Any = typer.main.get_command(app)
+    rows = [(f"`lorastudy {name}`", (command.help or "").strip()) for name, command in group.commands.items()]
+    return "\n".join(
+        ["| command | what it does |", "|:---|:---|", *(f"| {name} | {text} |" for name, text in rows)]
+    )
+
+
+def _layers_block(_: Mapping[str, Analysis], root: Path) -> str:
+    contracts = _contracts(root)
+    return f"```text\n{contracts['importlinter:contract:layers']['layers'].strip()}\n```"
+
+
+def _contracts_block(_: Mapping[str, Analysis], root: Path) -> str:
+    contracts = _contracts(root)
+    names = [contracts[section]["name"] for section in contracts.sections() if ":contract:" in section]
+    return "\n".join(f"- {name}." for name in names)
+
+
+def _contracts(root: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(root / ".importlinter", encoding="utf-8")
+    return parser
+
+
+def _pack_bound_block(_: Mapping[str, Analysis], __: Path) -> str:
+    return (
+        f"A pack holds at most {count(MAX_PACK_TOKENS)} tokens of one forward pass, counted as if every row had "
+        "`max_seq_length` tokens, unless `max_arms_per_pack` says otherwise."
+    )
+
+
+_RESULT_COLUMNS: tuple[ColumnOf, ...] = (
+    _metric(EXACT_MATCH, "Exact match"),
+    _metric(LOSS, "Held-out loss", before=LOSS_BEFORE),
+    _metric(FORGETTING, "Base-domain loss", before=FORGETTING_BEFORE),
+    _adapter,
+    _difference,
+)
+BLOCKS: Mapping[str, Block] = {
+    "lab-figure": _lab_figure_block,
+    "lab-summary": _summary_block("lab_rank_study"),
+    "lab-table": _table_block("lab_rank_study", _RESULT_COLUMNS),
+    "alpaca-summary": _summary_block("alpaca_rank_sweep"),
+    "alpaca-table": _table_block(
+        "alpaca_rank_sweep", (_metric(LOSS, "Held-out loss", before=LOSS_BEFORE), _adapter, _difference)
+    ),
+    "commands": _commands_block,
+    "layers": _layers_block,
+    "contracts": _contracts_block,
+    "pack-bound": _pack_bound_block,
+}
+
+
+# --- the figure -------------------------------------------------------------------------------------------
+
+
+def lab_figure(analysis: Analysis) -> Figure:
+    """The lab's rank study: what was learnt over what was forgotten, along rank."""
+    figure = comparison_figure(analysis)
+    assert figure is not None
+    match = next(panel for panel in figure.panels if panel.label.startswith(EXACT_MATCH.title))
+    learnt = Panel(label="Exact match, new facts (share)", rows=match.rows)
+    forgotten = Panel(label="Loss, old facts (nats per token)", rows=_forgotten(analysis))
+    num_seeds = len({result.seed for result in analysis.study.results})
+    return replace(
+        figure,
+        title="What rank learns, and what is forgotten for it",
+        caption=f"The lab's rank study. Line: mean; bar: one standard deviation over {num_seeds} seeds; small dots: seeds. "
+        "The axes do not begin at zero.",
+        alt="Along LoRA rank: share of new facts answered exactly, and loss on facts that the base model knew",
+        panels=(learnt, forgotten),
+    )
+
+
+def drawn(figure: Figure) -> str:
+    """The figure as SVG, with a mark of the data it was drawn from."""
+    with tempfile.TemporaryDirectory() as folder:
+        (svg,) = (path for path in save_figure(figure, Path(folder)) if path.suffix == ".svg")
+        text = svg.read_text(encoding="utf-8")
+    return f"{text.rstrip()}\n{_mark(figure)}\n"
+
+
+def _forgotten(analysis: Analysis) -> tuple[Estimate, ...]:
+    rows = []
+    for summary in analysis.summaries:
+        spread = summary.score(FORGETTING)
+        assert spread is not None
+        assert spread.sd is not None
+        rows.append(
+            Estimate(
+                arm=summary.arm.name,
+                rank=int(summary.arm.settings["lora_rank"]),
+                mean=spread.mean,
+                low=spread.mean - spread.sd,
+                high=spread.mean + spread.sd,
+                values=spread.values,
+            )
+        )
+    return tuple(rows)
+
+
+def _mark(figure: Figure) -> str:
+    """A comment that differs when the data does; nine digits, since the last ones depend on the platform."""
+    data = re.sub(r"-?\d+\.\d+(?:e-?\d+)?", lambda m: f"{float(m[0]):.9g}", json.dumps(asdict(figure)))
+    return f"<!-- drawn from {hashlib.sha256(data.encode()).hexdigest()} -->"
+
+
+def _content(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _markdown(block: Paragraph | Table) -> str:
+    return render_markdown([block], output=ROOT / "README.md", plots=ROOT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

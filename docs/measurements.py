@@ -1,0 +1,124 @@
+"""Measurements that the documents show: taken from a results store, kept small, read back.
+
+    python docs/measurements.py results/experiments.db --suite lab_rank_study --into docs/examples/lab_rank_study.json
+
+A file is `ExperimentTracker.export_to_json` of one suite, with what all experiments have in common written once
+and without what no page shows, which keeps it small.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorastudy.analysis.overview import Analysis, analyse
+from lorastudy.analysis.study import split_studies
+from lorastudy.records import ArmProfile, DataSummary, Environment, PackProfile
+from lorastudy.tracker import ExperimentTracker
+from lorastudy.tracker.views import ExperimentResult, ScoreValue
+
+#: Where and when it ran, and what failures left: nothing that a page shows.
+LEFT_OUT = ("run_folder", "adapter_path", "started_at", "finished_at", "traceback")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write a measurements file from a results store."""
+    parser = argparse.ArgumentParser(prog="python docs/measurements.py")
+    parser.add_argument("database", help="a results store")
+    parser.add_argument("--suite", required=True, help="which of its suites")
+    parser.add_argument("--into", type=Path, required=True, help="the file to write")
+    chosen = parser.parse_args(arguments)
+    take(chosen.database, suite_name=chosen.suite, into=chosen.into)
+    return 0
+
+
+def take(database: str, *, suite_name: str, into: Path) -> None:
+    """Write one suite's results as a measurements file."""
+    with tempfile.TemporaryDirectory() as folder, ExperimentTracker(database) as tracker:
+        exported = Path(folder) / "export.json"
+        tracker.export_to_json(exported)
+        body = json.loads(exported.read_text(encoding="utf-8"))
+    experiments = [_slim(each) for each in body["experiments"] if each["suite_name"] == suite_name]
+    if not experiments:
+        raise SystemExit(f"{database} has no suite {suite_name!r}")
+    unfinished = sum(each["status"] in {"pending", "running", "stopped"} for each in experiments)
+    if unfinished:
+        raise SystemExit(
+            f"{unfinished} of {len(experiments)} experiments of {suite_name} have not come to an end"
+        )
+    shared, rests = factored(experiments)
+    lines = ",\n".join(f"  {json.dumps(rest, ensure_ascii=False)}" for rest in rests)
+    head = json.dumps({"lorastudy": body["lorastudy"], "shared": shared}, indent=1, ensure_ascii=False)
+    into.parent.mkdir(parents=True, exist_ok=True)
+    into.write_text(f'{head[:-2]},\n "experiments": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    print(f"wrote {into}: {len(experiments)} experiments")
+
+
+def factored(values: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What all mappings have in common, at any depth, and what is left of each; `merged` is the inverse."""
+    shared: dict[str, Any] = {}
+    rests: list[dict[str, Any]] = [{} for _ in values]
+    for key in dict.fromkeys(key for value in values for key in value):
+        column = [value[key] for value in values if key in value]
+        if len(column) == len(values) and all(one == column[0] for one in column):
+            shared[key] = column[0]
+        elif len(column) == len(values) and all(isinstance(one, dict) for one in column):
+            common, parts = factored(column)
+            if common:
+                shared[key] = common
+            for rest, part in zip(rests, parts, strict=True):
+                rest[key] = part
+        else:
+            for rest, value in zip(rests, values, strict=True):
+                if key in value:
+                    rest[key] = value[key]
+    return shared, rests
+
+
+def merged(shared: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping of which `factored` took the two parts."""
+    result = {**shared, **rest}
+    for key in shared.keys() & rest.keys():
+        result[key] = merged(shared[key], rest[key])
+    return result
+
+
+def results_of(path: Path) -> list[ExperimentResult]:
+    """The experiments of a measurements file, as the store would give them."""
+    body = json.loads(path.read_text(encoding="utf-8"))
+    return [_result(merged(body["shared"], rest)) for rest in body["experiments"]]
+
+
+def analysis_of(path: Path) -> Analysis:
+    """The one study of a measurements file, analysed as the report does."""
+    (study,) = split_studies(results_of(path))
+    return analyse(study)
+
+
+def _slim(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what no page shows, and with scores by split and metric, so that units are written once."""
+    scores: dict[str, dict[str, Any]] = {}
+    for score in experiment["scores"]:
+        value = {key: part for key, part in score.items() if key not in {"split", "metric"}}
+        scores.setdefault(score["split"], {})[score["metric"]] = value
+    kept = {key: value for key, value in experiment.items() if key not in LEFT_OUT}
+    return kept | {"scores": scores}
+
+
+def _result(values: Mapping[str, Any]) -> ExperimentResult:
+    scores = {
+        (split, metric): ScoreValue(**score)
+        for split, metrics in values["scores"].items()
+        for metric, score in metrics.items()
+    }
+    kinds = {"profile": ArmProfile, "pack_profile": PackProfile, "environment": Environment}
+    parts = {key: kind(**values[key]) if values[key] else None for key, kind in kinds.items()}
+    data = tuple(DataSummary(**each) for each in values["data"])
+    return ExperimentResult(**{**values, **parts, "scores": scores, "data": data})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
