@@ -207,10 +207,11 @@ def decode(line: str) -> Record:
         ValueError: the line is torn or damaged.
     """
     outer = json.loads(line)
-    if not isinstance(outer, dict) or outer.get("type") not in _TYPES:
+    is_record = isinstance(outer, dict) and outer.keys() == {"sha256", "type", "body"}
+    if not is_record or str(outer["type"]) not in _TYPES:
         raise ValueError("not a record")
     kind, body = outer["type"], outer["body"]
-    if outer.get("sha256") != _checksum(kind, body):
+    if outer["sha256"] != _checksum(kind, body):
         raise ValueError("checksum does not match")
     record: Record = _TYPES[kind](**_with_tuples(body))
     return record

@@ -62,10 +62,14 @@ class _Try:
 
     def to_try_again(self) -> list[PlannedPack]:
         """What failed for a reason that its company may have caused, in smaller packs."""
-        if len(self.pack.experiments) == 1:
-            return []
-        again = [e for e in self.pack.experiments if self.ended[e.id].failure_kind in SHARED_FAILURES]
-        return halves(again)
+        return halves([e for e in self.pack.experiments if self._may_try_again(self.ended[e.id])])
+
+    def final_ends(self) -> dict[str, Outcome]:
+        """The ends that are not tried again, by experiment."""
+        return {key: end for key, end in self.ended.items() if not self._may_try_again(end)}
+
+    def _may_try_again(self, end: Outcome) -> bool:
+        return len(self.pack.experiments) > 1 and end.failure_kind in SHARED_FAILURES
 
 
 def run_suite(
@@ -100,15 +104,14 @@ def run_suite(
                     on_event(current.pack, event)
                     if isinstance(event, WorkerExit):
                         waiting += current.to_try_again()
-                        ends |= current.ended
-                    if not plan.continue_on_error and _failed_for_good(ends, waiting):
-                        waiting = []
-                        break
+                        if _has_failed(current) and not plan.continue_on_error:
+                            waiting = []
+                            break
             finally:
                 _stop_open(tries.values(), tracker=tracker)
-        # Of packs that trained side by side, some may have ended when the first failure stopped the rest.
-        ends |= {key: end for each in tries.values() for key, end in each.ended.items()}
-    return _outcome(experiments, missing, ends)
+        # Of all, not only of those that came to their exit: packs may train side by side.
+        ends |= {key: end for each in tries.values() for key, end in each.final_ends().items()}
+    return _outcome(experiments, missing, ends=ends)
 
 
 def not_done(experiments: Sequence[Experiment], *, tracker: ExperimentTracker) -> list[Experiment]:
@@ -204,9 +207,8 @@ def _publish(adapter: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _failed_for_good(ends: dict[str, Outcome], waiting: Sequence[PlannedPack]) -> bool:
-    again = {experiment.id for pack in waiting for experiment in pack.experiments}
-    return any(end.status == "failed" and experiment_id not in again for experiment_id, end in ends.items())
+def _has_failed(current: _Try) -> bool:
+    return any(end.status == "failed" for end in current.final_ends().values())
 
 
 def _stop_open(tries: Iterable[_Try], *, tracker: ExperimentTracker) -> None:
@@ -220,7 +222,7 @@ def _stop_open(tries: Iterable[_Try], *, tracker: ExperimentTracker) -> None:
 
 
 def _outcome(
-    experiments: Sequence[Experiment], missing: Sequence[Experiment], ends: dict[str, Outcome]
+    experiments: Sequence[Experiment], missing: Sequence[Experiment], *, ends: dict[str, Outcome]
 ) -> SuiteOutcome:
     missing_ids = {experiment.id for experiment in missing}
     return SuiteOutcome(

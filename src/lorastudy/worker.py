@@ -159,7 +159,7 @@ class PackRun:
     def fail_rest(self, kind: FailureKind, error: BaseException) -> None:
         """End every experiment that has not ended with the same failure."""
         for experiment in self.pack.experiments:
-            self.end(_failed(experiment.id, kind, error))
+            self.end(_failed(experiment.id, kind, error=error))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -213,7 +213,7 @@ def run_pack(run: PackRun, *, cache: BaseCache) -> None:
         return
     feed = make_feed(data.train, settings, num_steps=max(arm.num_steps for arm in arms), device=device)
     make_engine = engine_factory(run.pack.engine, base=base, settings=settings, probe=arms[0])
-    emit_scores_before(run, make_engine, arms, base=base, data=data)
+    emit_scores_before(run, make_engine, arms=arms, base=base, data=data)
     profiles = profile_arms(
         make_engine, arms, base=base, largest=feed.largest_step(), typical=feed.first_steps(NUM_TIMED_STEPS)
     )
@@ -284,7 +284,7 @@ def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Arm]:
                 layers_to_transform=experiment.settings.layers_to_transform,
             )
         except StudyError as error:
-            run.end(_failed(experiment.id, "user", error))
+            run.end(_failed(experiment.id, "user", error=error))
         else:
             length = steps_of(experiment.settings, num_rows=num_rows)
             arms.append(make_arm(experiment, module_names=module_names, num_steps=length))
@@ -292,7 +292,7 @@ def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Arm]:
 
 
 def emit_scores_before(
-    run: PackRun, make_engine: EngineFactory, arms: Sequence[Arm], *, base: BaseModel, data: PackData
+    run: PackRun, make_engine: EngineFactory, *, arms: Sequence[Arm], base: BaseModel, data: PackData
 ) -> None:
     """Score the base model as it came, once, on record for every experiment; a fresh adapter changes nothing."""
     engine = make_engine(arms[:1])
@@ -360,7 +360,7 @@ def _adapter_path(arm: Arm) -> str:
     return f"adapters/{arm.experiment_id}"
 
 
-def _failed(experiment_id: str, kind: FailureKind, error: BaseException) -> Outcome:
+def _failed(experiment_id: str, kind: FailureKind, *, error: BaseException) -> Outcome:
     return Outcome(
         experiment_id=experiment_id,
         status="failed",

@@ -47,7 +47,9 @@ def test_the_first_loss_is_the_base_models_own(make_engine, base):
     expected = per_row_loss(base.model, rows)
     log = tiny.Log()
     with tiny.opened(make_engine(base, tiny.seven_arms(base))) as engine, torch.enable_grad():
-        engine.train([[assemble(rows[:4], device=tiny.CPU), assemble(rows[4:], device=tiny.CPU)]], on_step=log)
+        engine.train(
+            [[assemble(rows[:4], device=tiny.CPU), assemble(rows[4:], device=tiny.CPU)]], on_step=log
+        )
     assert len(log.losses) == 7
     for losses in log.losses.values():
         assert losses == [pytest.approx(expected, rel=1e-6)]
@@ -59,7 +61,12 @@ def test_every_arm_takes_its_own_number_of_steps_at_its_own_rates(make_engine, b
     with tiny.opened(make_engine(base, arms)) as engine:
         engine.train(tiny.make_steps(20, accumulation=2), on_step=results.append)
     for arm in arms:
-        own = [(result, step) for result in results for step in result.arms if step.experiment_id == arm.experiment_id]
+        own = [
+            (result, step)
+            for result in results
+            for step in result.arms
+            if step.experiment_id == arm.experiment_id
+        ]
         assert [result.step for result, _ in own] == list(range(1, arm.num_steps + 1))
         assert [step.learning_rate for _, step in own] == pytest.approx(transformers_rates(arm), rel=1e-12)
         assert all(step.loss > 0 and step.grad_norm > 0 for _, step in own)
@@ -171,7 +178,9 @@ def test_layers_really_are_recomputed(make_engine, base):
 
 def test_asking_between_steps_leaves_training_as_it_was(make_engine, base, tmp_path):
     attention = tiny.targets(base, "qkvo")
-    arms = [tiny.make_arm(attention, name=name, lora_dropout=0.1, seed=seed) for seed, name in enumerate("xyz")]
+    arms = [
+        tiny.make_arm(attention, name=name, lora_dropout=0.1, seed=seed) for seed, name in enumerate("xyz")
+    ]
     steps = tiny.make_steps(4)
     quiet = tiny.train(make_engine, base, arms, steps=steps, folder=tmp_path)
     batch, prompts = steps[-1][0], [(3, 4, 5), (6,)]
@@ -260,8 +269,17 @@ def test_a_saved_adapter_is_pefts_own_format(make_engine, base, tmp_path):
         num_bytes = engine.save_adapter(arm, tmp_path / "one")
     assert num_bytes == (tmp_path / "one" / WEIGHTS_FILE).stat().st_size > 0
     config = json.loads((tmp_path / "one" / CONFIG_FILE).read_text())
-    assert (config["peft_type"], config["task_type"], config["base_model_name_or_path"]) == ("LORA", "CAUSAL_LM", "llama")
-    assert (config["r"], config["lora_alpha"], config["use_rslora"], config["lora_dropout"]) == (3, 4.5, True, 0.25)
+    assert (config["peft_type"], config["task_type"], config["base_model_name_or_path"]) == (
+        "LORA",
+        "CAUSAL_LM",
+        "llama",
+    )
+    assert (config["r"], config["lora_alpha"], config["use_rslora"], config["lora_dropout"]) == (
+        3,
+        4.5,
+        True,
+        0.25,
+    )
     assert sorted(config["target_modules"]) == ["q_proj", "v_proj"]
     weights = tiny.read_adapter(tmp_path / "one")
     prefix = "base_model.model.model.layers.0.self_attn"

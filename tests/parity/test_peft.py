@@ -61,9 +61,7 @@ def train_with_peft(model, arm, steps):
 
 def row_steps():
     rows = iter(tiny.make_rows(NUM_STEPS * ACCUMULATION * BATCH_SIZE, seed=5))
-    return [
-        [[next(rows) for _ in range(BATCH_SIZE)] for _ in range(ACCUMULATION)] for _ in range(NUM_STEPS)
-    ]
+    return [[[next(rows) for _ in range(BATCH_SIZE)] for _ in range(ACCUMULATION)] for _ in range(NUM_STEPS)]
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)

@@ -20,11 +20,8 @@ PRECISIONS = {
     "nf4": {"quantization": "4bit", "bnb_4bit_quant_type": "nf4"},
     "fp4": {"quantization": "4bit", "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False},
 }
-QUANTISED = ("8bit", "nf4", "fp4")
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +62,7 @@ def test_packed_stays_close_to_the_reference(base, precision, tmp_path):
     steps = tiny.make_steps(8, accumulation=2)
     packed, _ = tiny.train(tiny.PackedEngine, base, arms_for(base), steps=steps, folder=tmp_path)
     reference, _ = tiny.train(tiny.ReferenceEngine, base, arms_for(base), steps=steps, folder=tmp_path)
-    tolerance = 1e-5 if precision == "fp32" else 1e-2
+    tolerance = 1e-5 if precision == "fp32" else 2e-3  # seen: 8e-4 for 8-bit, 4e-4 for the others
     for name in "abc":
         assert tiny.largest_relative(packed.losses[name], reference.losses[name]) <= tolerance
         assert tiny.largest_relative(packed.norms[name][:1], reference.norms[name][:1]) <= 5 * tolerance

@@ -72,7 +72,9 @@ def test_contract_holds_and_a_violation_breaks_it(contract: str, copy_of_package
         path.write_text(f"{before or ''}\n{line}\n", encoding="utf-8")
         broken = lint_imports(copy_of_package, contract)
         assert broken.returncode == 1, f"{module}: {line}\n{broken.stdout}"
-        assert "BROKEN" in broken.stdout or "broken" in broken.stdout or "not all" in broken.stdout.lower(), broken.stdout
+        assert "BROKEN" in broken.stdout or "broken" in broken.stdout or "not all" in broken.stdout.lower(), (
+            broken.stdout
+        )
         if before is None:
             path.unlink()
         else:

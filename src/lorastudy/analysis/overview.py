@@ -48,7 +48,7 @@ def analyse(study: Study) -> Analysis:
     comparisons = {} if reference is None else _comparisons(study, reference)
     returns = None
     if reference is not None and study.experiment_type == "rank_ablation":
-        returns = rank_returns(study, reference, comparisons[LOSS.key])
+        returns = rank_returns(study, reference, comparisons=comparisons[LOSS.key])
     return Analysis(
         study=study,
         summaries=summaries,

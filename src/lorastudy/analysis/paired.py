@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy import special, stats
+from scipy import special  # not `stats`, which takes half a second to import
 
 from lorastudy.analysis.environments import comparable
 from lorastudy.analysis.study import Arm, Study
@@ -151,14 +151,14 @@ def seeds_needed(mean: float, sd: float) -> int | None:
         if effect >= enough:
             return num_seeds
     sizes = np.arange(max(_EFFECT_FOUND_BY_BOTH) + 1, MAX_SEEDS_NEEDED + 1)
-    critical = stats.t.ppf(1 - ALPHA / 2, sizes - 1)
-    power = stats.nct.sf(critical, sizes - 1, effect * np.sqrt(sizes))
+    critical = special.stdtrit(sizes - 1, 1 - ALPHA / 2)
+    power = 1 - special.nctdtr(sizes - 1, effect * np.sqrt(sizes), critical)
     found = np.flatnonzero(power >= 0.8)
     return int(sizes[found[0]]) if found.size else None
 
 
 def _compare(study: Study, *, arm: Arm, reference: Arm, metric: Metric) -> Comparison:
-    ours, theirs = (scores_by_seed(one, study, metric) for one in (arm, reference))
+    ours, theirs = (scores_by_seed(one, study, metric=metric) for one in (arm, reference))
     environments = [{r.seed: r.environment for r in one.completed} for one in (arm, reference)]
     both = sorted(ours.keys() & theirs.keys())
     paired = [seed for seed in both if comparable(*(by_seed[seed] for by_seed in environments))]

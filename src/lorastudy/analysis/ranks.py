@@ -41,7 +41,7 @@ def rank_ladder(study: Study, reference: Arm) -> tuple[Arm, ...]:
     return tuple(by_rank[rank] for rank in sorted(by_rank))
 
 
-def rank_returns(study: Study, reference: Arm, comparisons: Sequence[Comparison]) -> RankReturns | None:
+def rank_returns(study: Study, reference: Arm, *, comparisons: Sequence[Comparison]) -> RankReturns | None:
     """Where the returns of rank diminished; None with fewer than two ranks, or no seed that all of them share."""
     by_arm = {comparison.arm: comparison for comparison in comparisons}
     ladder = rank_ladder(study, reference)
@@ -63,7 +63,7 @@ def rank_returns(study: Study, reference: Arm, comparisons: Sequence[Comparison]
 
 def _mean_losses(study: Study, ladder: Sequence[Arm]) -> dict[str, float]:
     """Mean held-out loss by arm over the seeds that every arm completed, so that the means are of equals."""
-    losses = {arm.name: scores_by_seed(arm, study, LOSS) for arm in ladder}
+    losses = {arm.name: scores_by_seed(arm, study, metric=LOSS) for arm in ladder}
     common = set.intersection(*(set(by_seed) for by_seed in losses.values()))
     if not common:
         return {}

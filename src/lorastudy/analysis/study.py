@@ -76,7 +76,7 @@ def split_studies(results: Iterable[ExperimentResult]) -> tuple[Study, ...]:
     groups: dict[tuple[str, str], list[ExperimentResult]] = {}
     for result in results:
         groups.setdefault((result.suite_name, result.experiment_type), []).append(result)
-    return tuple(_study(name, kind, group) for (name, kind), group in groups.items())
+    return tuple(_study(name, kind, results=group) for (name, kind), group in groups.items())
 
 
 def differing_settings(arms: Sequence[Arm]) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ def reference_arm(study: Study) -> Arm | None:
     return candidates[0]
 
 
-def _study(suite_name: str, experiment_type: str, results: Sequence[ExperimentResult]) -> Study:
+def _study(suite_name: str, experiment_type: str, *, results: Sequence[ExperimentResult]) -> Study:
     groups: dict[tuple[str, str], list[ExperimentResult]] = {}
     for result in results:
         acting = {key: value for key, value in result.settings.items() if key not in LAYOUT_KEYS}

@@ -118,7 +118,7 @@ class ArmSummary:
 def summarise_arm(arm: Arm, study: Study) -> ArmSummary:
     """The arm's scores and costs over its completed seeds."""
     spreads = {
-        metric.key: Spread.of(scores_by_seed(arm, study, metric).values())
+        metric.key: Spread.of(scores_by_seed(arm, study, metric=metric).values())
         for metric in (*METRICS, LOSS_BEFORE)
     }
     return ArmSummary(
@@ -128,7 +128,7 @@ def summarise_arm(arm: Arm, study: Study) -> ArmSummary:
     )
 
 
-def scores_by_seed(arm: Arm, study: Study, metric: Metric) -> dict[int, float]:
+def scores_by_seed(arm: Arm, study: Study, *, metric: Metric) -> dict[int, float]:
     """The metric of each completed seed, of the newest metric version in the study only.
 
     Scores of two versions of a metric measure two things; mixing them once reversed a published ranking.

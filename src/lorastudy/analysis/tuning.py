@@ -46,7 +46,7 @@ def learning_rates(study: Study) -> LearningRates:
 
 
 def _best_if_on_edge(study: Study, arms: list[Arm]) -> Arm | None:
-    losses = {arm.name: list(scores_by_seed(arm, study, LOSS).values()) for arm in arms}
+    losses = {arm.name: list(scores_by_seed(arm, study, metric=LOSS).values()) for arm in arms}
     scored = [arm for arm in arms if losses[arm.name]]
     if not scored:
         return None

@@ -64,14 +64,18 @@ def run_experiments(
         ExperimentTracker(database, writable=True) as tracker,
         Progress(num_packs=len(form_packs(missing))) as progress,
     ):
-        outcome = run_suite(
-            experiments,
-            suite_name=suite.name,
-            tracker=tracker,
-            executor=executor or LocalExecutor(),
-            plan=plan,
-            on_event=progress.on_event,
-        )
+        try:
+            outcome = run_suite(
+                experiments,
+                suite_name=suite.name,
+                tracker=tracker,
+                executor=executor or LocalExecutor(),
+                plan=plan,
+                on_event=progress.on_event,
+            )
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command again runs what is missing", file=sys.stderr)
+            raise
     _print_outcome(outcome, experiments)
     if outcome.failed:
         raise typer.Exit(2 if all(end.failure_kind == "user" for end in outcome.failed) else 1)

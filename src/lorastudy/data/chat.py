@@ -78,14 +78,14 @@ def _segments(conversation: Conversation, chat_template: ChatTemplate) -> tuple[
             raise ConversationError(
                 "the model's chat template rewrites earlier turns, so its answers cannot be told apart"
             )
-        answer = _answer(whole[len(before) :], after[len(before) :], conversation.turns[i])
+        answer = _answer(whole[len(before) :], after[len(before) :], turn=conversation.turns[i])
         segments.append(Segment(text=whole[position : len(before)], trained=False))
         segments.append(Segment(text=answer, trained=True))
         position = len(before) + len(answer)
     return tuple(segments)
 
 
-def _answer(rest: str, as_last: str, turn: Turn) -> str:
+def _answer(rest: str, as_last: str, *, turn: Turn) -> str:
     """The longest end of `as_last` (the answer as it was rendered while last) with which `rest` begins.
 
     Usually all of it. Templates of reasoning models write an (empty) thought before the last answer only and

@@ -89,7 +89,7 @@ def detect(
     """
     columns = list(dict.fromkeys(column for row in rows for column in row.values))
     if prompt_column or completion_column:
-        return _named_pair(columns, prompt_column, completion_column)
+        return _named_pair(columns, prompt_column, completion=completion_column)
     names = {column.strip().lower(): column for column in columns}
     found = _conversation_format(names) or _alpaca(names) or _pair(names, columns)
     if found is None and "text" in names:
@@ -151,7 +151,7 @@ def _pair(names: Mapping[str, str], columns: Sequence[str]) -> Format | None:
     return Format(name="prompt_completion", columns={"prompt": pairs[0][0], "completion": pairs[0][1]})
 
 
-def _named_pair(columns: Sequence[str], prompt: str | None, completion: str | None) -> Format:
+def _named_pair(columns: Sequence[str], prompt: str | None, *, completion: str | None) -> Format:
     if prompt is None or completion is None:
         raise DataError("--prompt-column and --completion-column go together; give both")
     for column in (prompt, completion):

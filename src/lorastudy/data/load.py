@@ -77,18 +77,20 @@ def train_and_eval(settings: Settings, *, chat_template: ChatTemplate | None = N
             raise DataError(_one_sided(settings, len(train)))
         train, held_out = split.train, split.held_out[: settings.max_eval_samples]
     else:
-        held_out = _scored(settings.eval_dataset_path, settings, chat_template)
+        held_out = _scored(settings.eval_dataset_path, settings, chat_template=chat_template)
     forgetting = settings.forgetting_dataset_path
     return StudyData(
         train=tuple(train),
         held_out=tuple(held_out),
-        forgetting=None if forgetting is None else tuple(_scored(forgetting, settings, chat_template)),
+        forgetting=None
+        if forgetting is None
+        else tuple(_scored(forgetting, settings, chat_template=chat_template)),
         num_duplicates=duplicates,
         num_leaked=overlap(train, held_out),
     )
 
 
-def _scored(path: str, settings: Settings, chat_template: ChatTemplate | None) -> list[Example]:
+def _scored(path: str, settings: Settings, *, chat_template: ChatTemplate | None) -> list[Example]:
     return load_examples(path, max_samples=settings.max_eval_samples, chat_template=chat_template)[1]
 
 

@@ -132,7 +132,7 @@ def _csv_rows(file: Path) -> list[Row]:
             if not header:
                 header = _header(fields, where)
             elif fields:
-                rows.append(Row(values=_named(fields, header, where), where=where))
+                rows.append(Row(values=_named(fields, header, where=where), where=where))
     except csv.Error as error:
         raise DataError(f"{file}:{first_line}: not valid CSV: {error}") from error
     return rows
@@ -147,7 +147,7 @@ def _header(fields: list[str], where: str) -> list[str]:
     return header
 
 
-def _named(fields: list[str], header: list[str], where: str) -> dict[str, str]:
+def _named(fields: list[str], header: list[str], *, where: str) -> dict[str, str]:
     if len(fields) != len(header):
         raise DataError(
             f"{where}: {len(fields)} fields where the first line names {len(header)} columns; "

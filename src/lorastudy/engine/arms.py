@@ -91,10 +91,7 @@ class Engine(Scorer, Protocol):
     arms: tuple[Arm, ...]
 
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
-        """Take one optimizer step per item of `steps`; the item's batches are accumulated.
-
-        An engine trains once. (The meter calls again to time a warm step; what that trains is thrown away.)
-        """
+        """Take one optimizer step per item of `steps`; the item's batches are accumulated. An engine trains once."""
         ...
 
     def save_adapter(self, arm: Arm, folder: Path) -> int:

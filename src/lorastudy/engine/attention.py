@@ -1,8 +1,8 @@
 """Attention that never crosses rows, for batches laid end to end.
 
 Registered with transformers' attention interface under `NAME`; the model's own forward calls it. Which rows
-there are is told by `rows(batch.buckets)` around the forward pass. Without it, in generation, transformers'
-own SDPA serves.
+there are is told by `rows(batch.buckets)` around the forward pass. In generation the model's own attention
+serves.
 
     K arms, H heads, N tokens of all rows, S tokens of a bucket's rows, C channels of a head
 """

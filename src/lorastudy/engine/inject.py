@@ -19,16 +19,16 @@ def inject(base: BaseModel, *, names: Iterable[str]) -> dict[str, PackedLinear]:
         if name in wanted or feels_other_rows(module)
     }
     for name, layer in layers.items():
-        _set(base.model, name, layer)
+        _set(base.model, name, module=layer)
     return layers
 
 
 def eject(base: BaseModel, layers: Mapping[str, PackedLinear]) -> None:
     """Put the model's own layers back."""
     for name, layer in layers.items():
-        _set(base.model, name, layer.base_layer)
+        _set(base.model, name, module=layer.base_layer)
 
 
-def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+def _set(model: nn.Module, name: str, *, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)

@@ -74,7 +74,6 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
             device_map={"": str(device)} if quantization else None,
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,
-            attn_implementation="sdpa",
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )

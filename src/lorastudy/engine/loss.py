@@ -37,7 +37,7 @@ def token_scores(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> t
     correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
     for chunk in chunks:
         logits_CV = head(hidden[chunk]).float()
-        nll[chunk] = _nll(logits_CV, targets[chunk])
+        nll[chunk] = _chosen(torch.log_softmax(logits_CV, dim=-1), targets[chunk]).neg()
         correct[chunk] = logits_CV.argmax(dim=-1) == targets[chunk]
     return nll.view(hidden_KMD.shape[:2]), correct.view(hidden_KMD.shape[:2])
 
@@ -56,8 +56,9 @@ class _CompletionLoss(torch.autograd.Function):
         scale = grad_scale_K.repeat_interleave(hidden_KMD.shape[1])
         for chunk in chunks:
             logits_CV = head(hidden[chunk]).float()
-            nll[chunk] = _nll(logits_CV, targets[chunk])
-            dlogits_CV = torch.softmax(logits_CV, dim=-1)
+            log_p_CV = torch.log_softmax(logits_CV, dim=-1)
+            nll[chunk] = _chosen(log_p_CV, targets[chunk]).neg()
+            dlogits_CV = log_p_CV.exp_()
             dlogits_CV[torch.arange(len(dlogits_CV), device=hidden.device), targets[chunk]] -= 1.0
             dlogits_CV *= scale[chunk, None]
             grad[chunk] = dlogits_CV.to(weight_VD.dtype) @ weight_VD
@@ -79,6 +80,5 @@ def _rows(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> tuple[Te
     return hidden, targets, [slice(start, start + step) for start in range(0, len(targets), step)]
 
 
-def _nll(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
-    chosen_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
-    return torch.logsumexp(logits_CV, dim=-1) - chosen_C
+def _chosen(x_CV: Tensor, targets_C: Tensor) -> Tensor:
+    return x_CV.gather(1, targets_C[:, None]).squeeze(1)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -137,21 +138,23 @@ def _shape(arm: Arm) -> tuple[object, ...]:
 def _peak_bytes(
     make_engine: EngineFactory, arm: Arm, *, base: BaseModel, batches: Sequence[Batch]
 ) -> tuple[int, int]:  # fmt: skip
-    """(peak bytes of a training step, bytes of the adapter's file)."""
-    engine = make_engine([arm])
+    """(peak bytes of training, bytes of the adapter's file). In the second step the optimizer's state is there."""
+    engine = make_engine([_for_two_steps(arm)])
+
+    def train() -> None:
+        engine.train([batches, batches], on_step=lambda _: None)
+
     try:
-        # A first step, so that the optimizer's state is there to be counted.
-        engine.train([batches], on_step=lambda _: None)
         if base.device.type == "cuda":
             torch.cuda.empty_cache()
             with MemoryMeter(base.device) as meter:
-                engine.train([batches], on_step=lambda _: None)
+                train()
             assert meter.peak_bytes is not None
             peak = meter.peak_bytes
         else:
-            peak = _live_bytes() + _peak_growth(lambda: engine.train([batches], on_step=lambda _: None))
+            peak = _live_bytes() + _peak_growth(train)
         with tempfile.TemporaryDirectory() as folder:
-            return peak, engine.save_adapter(arm, Path(folder))
+            return peak, engine.save_adapter(engine.arms[0], Path(folder))
     finally:
         engine.close()
 
@@ -160,16 +163,23 @@ def _step_time(
     make_engine: EngineFactory, arm: Arm, *, base: BaseModel, batches: Sequence[Batch]
 ) -> tuple[float, int]:  # fmt: skip
     """(seconds, tokens) of one optimizer step after a warm-up step on the same rows."""
-    engine = make_engine([arm])
+    engine = make_engine([_for_two_steps(arm)])
+    ends: list[float] = []
+
+    def on_step(_: object) -> None:
+        synchronise(base.device)
+        ends.append(time.perf_counter())
+
     try:
-        engine.train([batches], on_step=lambda _: None)
-        synchronise(base.device)
-        started = time.perf_counter()
-        engine.train([batches], on_step=lambda _: None)
-        synchronise(base.device)
-        return time.perf_counter() - started, sum(batch.num_tokens for batch in batches)
+        engine.train([batches, batches], on_step=on_step)
+        return ends[1] - ends[0], sum(batch.num_tokens for batch in batches)
     finally:
         engine.close()
+
+
+def _for_two_steps(arm: Arm) -> Arm:
+    """The arm, to be measured: long enough for a warm step, and so slow that it cannot diverge before that."""
+    return replace(arm, num_steps=max(2, arm.num_steps), learning_rate=0.0)
 
 
 def _live_bytes() -> int:
@@ -183,7 +193,10 @@ def _live_bytes() -> int:
 
 
 def _peak_growth(action: Callable[[], None]) -> int:
-    """The most by which tensor memory on the CPU rose above its start while the action ran."""
+    """The most by which tensor memory on the CPU rose above its start while the action ran.
+
+    The profiler does not see it when memory is freed that was there before, so the action must not count on that.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     with tempfile.TemporaryDirectory() as folder:

@@ -21,10 +21,11 @@ def schedule_factor(name: str, step: int, *, num_warmup_steps: int, num_steps: i
     """What the peak learning rate is multiplied by in a step, counted from 0. Equals transformers' schedulers."""
     if step < num_warmup_steps and name != "constant":
         return step / max(1, num_warmup_steps)
-    progress = (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)
+    num_falling_steps = max(1, num_steps - num_warmup_steps)
     if name == "linear":
-        return max(0.0, 1.0 - progress)
+        return max(0.0, (num_steps - step) / num_falling_steps)
     if name == "cosine":
+        progress = (step - num_warmup_steps) / num_falling_steps
         return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
     assert name in {"constant", "constant_with_warmup"}, name
     return 1.0

@@ -62,6 +62,7 @@ class PackedEngine:
                 self._model,
                 body_forward=partial(self._hidden, num_arms=1),
                 head=self._head,
+                own_attention=self._own_attention,
                 device=base.device,
             )
             self._bank = make_bank(self.arms, layers=self._layers, device=base.device)
@@ -205,7 +206,7 @@ class PackedEngine:
 
     @contextmanager
     def _ordinary_attention(self) -> Iterator[None]:
-        self._model.set_attn_implementation("sdpa")
+        self._model.set_attn_implementation(self._own_attention)
         try:
             yield
         finally:

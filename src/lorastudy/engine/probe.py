@@ -31,6 +31,7 @@ def check_supported(
     *,
     body_forward: Callable[[Batch], Tensor],
     head: Callable[..., Any] | None,
+    own_attention: str,
     device: torch.device,
 ) -> None:
     """Compare logits of three short rows, laid end to end against one by one, and the head with what it stands for.
@@ -62,7 +63,7 @@ def check_supported(
         raise UnsupportedModelError(
             f"{kind}: its logits are not its output head's: they differ by {difference:.1e} (relative)"
         )
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(own_attention)
     try:
         alone = torch.cat(
             [model(input_ids=torch.tensor([row], device=device)).logits[0] for row in ids]

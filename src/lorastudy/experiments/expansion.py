@@ -32,8 +32,8 @@ def expand(
     sources_of = _sources_reader(fingerprint_dataset, fingerprint_base)
     by_arm = [(arm, _experiments(suite, arm, sources=sources_of(arm.settings))) for arm in arms]
     problems = Problems()
-    _note_bad_names(suite, arms, problems)
-    _note_twins(suite, by_arm, problems)
+    _note_bad_names(suite, arms, problems=problems)
+    _note_twins(suite, by_arm, problems=problems)
     problems.raise_if_any()
     return tuple(experiment for _, experiments in by_arm for experiment in experiments)
 
@@ -126,7 +126,7 @@ def _sources_reader(
     return sources_of
 
 
-def _note_bad_names(suite: Suite, arms: Sequence[_NamedArm], problems: Problems) -> None:
+def _note_bad_names(suite: Suite, arms: Sequence[_NamedArm], *, problems: Problems) -> None:
     first: dict[str, _NamedArm] = {}
     for arm in arms:
         for seed in arm.seeds:
@@ -142,7 +142,7 @@ def _note_bad_names(suite: Suite, arms: Sequence[_NamedArm], problems: Problems)
 
 
 def _note_twins(
-    suite: Suite, by_arm: Sequence[tuple[_NamedArm, Sequence[Experiment]]], problems: Problems
+    suite: Suite, by_arm: Sequence[tuple[_NamedArm, Sequence[Experiment]]], *, problems: Problems
 ) -> None:
     """Two experiments with one identity would share one result; the store could not hold both."""
     first: dict[str, Experiment] = {}

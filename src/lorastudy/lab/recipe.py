@@ -51,7 +51,7 @@ def main() -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} words, written to {folder}")
-    print(f"recall of {len(KNOWN)} people: {recall(model, tokenizer, list(held_out_rows(KNOWN))):.3f}")
+    print(f"recall of {len(KNOWN)} people: {recall(model, tokenizer, rows=list(held_out_rows(KNOWN))):.3f}")
 
 
 def pretraining_rows() -> list[Row]:
@@ -169,7 +169,7 @@ def _batches(
 
 
 @torch.no_grad()
-def recall(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> float:
+def recall(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, rows: Sequence[Row]) -> float:
     """The share of rows whose greedy answer is the completion, word for word."""
     model.eval()
     num_right = 0

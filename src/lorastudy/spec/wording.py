@@ -33,7 +33,7 @@ def checked(model: type[BaseModel], key: str, *, value: Any) -> Any:
     try:
         return getattr(model.model_validate({key: value}), key)
     except ValidationError as error:
-        raise ValueError(_cause(error, properties(model)[key], value)) from error
+        raise ValueError(_cause(error, properties(model)[key], value=value)) from error
 
 
 @functools.cache
@@ -82,7 +82,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {by_folded[near[0]]}?)" if near else ""
 
 
-def _cause(error: ValidationError, schema: Mapping[str, Any], value: Any) -> str:
+def _cause(error: ValidationError, schema: Mapping[str, Any], *, value: Any) -> str:
     for problem in error.errors(include_url=False):
         if problem["type"] == "value_error":
             return str(problem["ctx"]["error"]) + _hint(schema, value)
@@ -94,7 +94,7 @@ def _hint(schema: Mapping[str, Any], value: Any) -> str:
     choices = schema.get("anyOf", [schema])
     kinds = {choice.get("type") for choice in choices if "enum" not in choice}
     if isinstance(value, str):
-        return _hint_for_text(choices, kinds, value)
+        return _hint_for_text(choices, kinds, value=value)
     if isinstance(value, float) and value.is_integer() and "integer" in kinds and "number" not in kinds:
         return f" (write {int(value)})"
     if isinstance(value, int | float) and kinds <= {"string", "null"}:
@@ -102,7 +102,7 @@ def _hint(schema: Mapping[str, Any], value: Any) -> str:
     return ""
 
 
-def _hint_for_text(choices: Iterable[Mapping[str, Any]], kinds: set[Any], value: str) -> str:
+def _hint_for_text(choices: Iterable[Mapping[str, Any]], kinds: set[Any], *, value: str) -> str:
     if "boolean" in kinds and value.casefold() in _SPOKEN_BOOLEANS:
         return f" (write {_SPOKEN_BOOLEANS[value.casefold()]})"
     if kinds & {"integer", "number"} and _is_number(value):

@@ -43,7 +43,7 @@ def results(connection: Connection, where: Sequence[ColumnElement[bool]] = ()) -
     chosen = select(suite_experiments.c.experiment_id).where(*where)
     measured = _measured(connection, chosen)
     packs = _packs(connection)
-    return [_result(row, measured, packs) for row in rows.read(connection, members)]
+    return [_result(row, measured, packs=packs) for row in rows.read(connection, members)]
 
 
 def completed(connection: Connection, experiment_ids: Sequence[str]) -> dict[str, Environment]:
@@ -197,7 +197,7 @@ def _environments(connection: Connection) -> dict[_RunKey, Environment]:
     return {(row["pack_id"], row["attempt"]): by_id[row["environment_id"]] for row in links}
 
 
-def _result(row: Mapping[str, Any], measured: _Measured, packs: _Packs) -> ExperimentResult:
+def _result(row: Mapping[str, Any], measured: _Measured, *, packs: _Packs) -> ExperimentResult:
     values = {key: row[key] for key in row if key not in {"config", "position", HASH_COLUMN}}
     run, pack = (row["experiment_id"], row["attempt"]), (row["pack_id"], row["attempt"])
     pack_profile = packs.profiles.get(pack)

@@ -17,13 +17,13 @@ def read(connection: Connection, statement: Select[Any]) -> Iterator[dict[str, A
     return (row._asdict() for row in connection.execute(statement))
 
 
-def add(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+def add(connection: Connection, table: Table, *, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, sealed, in one statement."""
     if rows:
         connection.execute(insert(table), [_sealed(table, row) for row in rows])
 
 
-def change(connection: Connection, table: Table, key: Mapping[str, Any], *, to: Mapping[str, Any]) -> None:
+def change(connection: Connection, table: Table, *, key: Mapping[str, Any], to: Mapping[str, Any]) -> None:
     """Change some columns of the row with this key and seal it anew; a row already like that is left alone."""
     (row,) = read(connection, select(table).where(_matches(table, key)))
     changed = _sealed(table, {**row, **to})
@@ -31,12 +31,12 @@ def change(connection: Connection, table: Table, key: Mapping[str, Any], *, to: 
         connection.execute(update(table).where(_matches(table, key)).values(changed))
 
 
-def exists(connection: Connection, table: Table, key: Mapping[str, Any]) -> bool:
+def exists(connection: Connection, table: Table, *, key: Mapping[str, Any]) -> bool:
     """Whether a row with these values is there."""
-    return count(connection, table, key) > 0
+    return count(connection, table, key=key) > 0
 
 
-def count(connection: Connection, table: Table, key: Mapping[str, Any]) -> int:
+def count(connection: Connection, table: Table, *, key: Mapping[str, Any]) -> int:
     """How many rows have these values."""
     statement = select(func.count()).select_from(table).where(_matches(table, key))
     return int(connection.execute(statement).scalar_one())

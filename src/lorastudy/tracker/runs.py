@@ -24,13 +24,13 @@ def register(
         StoreError: two of the experiments are the same one under two names.
     """
     by_id = _by_id(members)
-    if not rows.exists(connection, suites, {"suite_name": suite_name}):
+    if not rows.exists(connection, suites, key={"suite_name": suite_name}):
         values = {"suite_name": suite_name, "description": description, "created_at": at}
-        rows.add(connection, suites, [values])
+        rows.add(connection, suites, rows=[values])
     elif description:
-        rows.change(connection, suites, {"suite_name": suite_name}, to={"description": description})
+        rows.change(connection, suites, key={"suite_name": suite_name}, to={"description": description})
     _write_experiments(connection, by_id)
-    _write_members(connection, suite_name, by_id)
+    _write_members(connection, suite_name, by_id=by_id)
 
 
 def start(connection: Connection, values: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ def start(connection: Connection, values: dict[str, Any]) -> None:
             those of another run folder. The last would mix up what is stored once for a whole pack.
     """
     key = {"experiment_id": values["experiment_id"], "attempt": values["attempt"]}
-    if not rows.exists(connection, experiments, {"experiment_id": values["experiment_id"]}):
+    if not rows.exists(connection, experiments, key={"experiment_id": values["experiment_id"]}):
         raise StoreError(f"{values['experiment_id']} is not registered")
     current = current_attempt(connection, values["experiment_id"])
     if current is not None and current > values["attempt"]:
@@ -54,16 +54,16 @@ def start(connection: Connection, values: dict[str, Any]) -> None:
         raise StoreError(
             f"attempt {values['attempt']} of pack {values['pack_id']} already runs in {folders.pop()}"
         )
-    if not rows.exists(connection, runs, key):
-        rows.add(connection, runs, [values])
-    elif not rows.exists(connection, runs, key | {"pack_id": values["pack_id"]}):
+    if not rows.exists(connection, runs, key=key):
+        rows.add(connection, runs, rows=[values])
+    elif not rows.exists(connection, runs, key=key | {"pack_id": values["pack_id"]}):
         raise StoreError(f"{key['experiment_id']}: attempt {key['attempt']} belongs to another pack")
 
 
 def end(connection: Connection, outcome: Outcome, *, attempt: int, at: str) -> bool:
     """End a run that is running; False where it is not, so the first end of a run is its only one."""
     key = {"experiment_id": outcome.experiment_id, "attempt": attempt}
-    if not rows.exists(connection, runs, key | {"status": "running"}):
+    if not rows.exists(connection, runs, key=key | {"status": "running"}):
         return False
     changes = {
         "status": outcome.status,
@@ -74,7 +74,7 @@ def end(connection: Connection, outcome: Outcome, *, attempt: int, at: str) -> b
         "adapter_path": outcome.adapter_path,
         "num_steps": outcome.step if outcome.step is not None else _last_step(connection, key),
     }
-    rows.change(connection, runs, key, to=changes)
+    rows.change(connection, runs, key=key, to=changes)
     return True
 
 
@@ -114,13 +114,13 @@ def _write_experiments(connection: Connection, by_id: Mapping[str, Experiment]) 
         settings = experiment.settings.model_dump(mode="json")
         config = canonical_json({"settings": settings, "sources": vars(experiment.sources)})
         if experiment_id in known:
-            rows.change(connection, experiments, key, to={"config": config})
+            rows.change(connection, experiments, key=key, to={"config": config})
         else:
             new.append({**key, "seed": experiment.seed, "config": config})
-    rows.add(connection, experiments, new)
+    rows.add(connection, experiments, rows=new)
 
 
-def _write_members(connection: Connection, suite_name: str, by_id: Mapping[str, Experiment]) -> None:
+def _write_members(connection: Connection, suite_name: str, *, by_id: Mapping[str, Experiment]) -> None:
     of_suite = select(suite_experiments.c.experiment_id).where(suite_experiments.c.suite_name == suite_name)
     existing = list(connection.execute(of_suite.order_by(suite_experiments.c.position)).scalars())
     new = []
@@ -128,10 +128,10 @@ def _write_members(connection: Connection, suite_name: str, by_id: Mapping[str, 
         key = {"suite_name": suite_name, "experiment_id": experiment_id}
         values = {"position": position} | _names(by_id.get(experiment_id))
         if experiment_id in existing:
-            rows.change(connection, suite_experiments, key, to=values)
+            rows.change(connection, suite_experiments, key=key, to=values)
         else:
             new.append(key | values)
-    rows.add(connection, suite_experiments, new)
+    rows.add(connection, suite_experiments, rows=new)
 
 
 def _names(experiment: Experiment | None) -> dict[str, Any]:

@@ -74,8 +74,8 @@ def _take_step(connection: Connection, record: PackStep, origin: Origin, current
     fresh = [arm | at_step for arm in arms if arm["experiment_id"] in current]
     if not is_new:
         # The reference engine trains arm after arm, so a pack's step comes once for each of them.
-        fresh = [arm for arm in fresh if not rows.exists(connection, schema.steps, _step_key(arm))]
-    rows.add(connection, schema.steps, fresh)
+        fresh = [arm for arm in fresh if not rows.exists(connection, schema.steps, key=_step_key(arm))]
+    rows.add(connection, schema.steps, rows=fresh)
     return is_new or bool(fresh)
 
 
@@ -86,8 +86,8 @@ def _step_key(arm: dict[str, Any]) -> dict[str, Any]:
 def _take_environment(connection: Connection, record: Environment, origin: Origin) -> bool:
     environment_id = tagged_hash("env", asdict(record))
     key = {"environment_id": environment_id}
-    if not rows.exists(connection, schema.environments, key):
-        rows.add(connection, schema.environments, [asdict(record) | key])
+    if not rows.exists(connection, schema.environments, key=key):
+        rows.add(connection, schema.environments, rows=[asdict(record) | key])
     return _add_once(connection, schema.pack_environments, key, origin.key)
 
 
@@ -115,16 +115,16 @@ def _take_score(connection: Connection, record: Score, origin: Origin) -> bool:
         return False
     weights = None if record.weights is None else canonical_json(record.weights)
     items = {"items": canonical_json(record.items), "weights": weights}
-    rows.add(connection, schema.score_items, [items | key])
+    rows.add(connection, schema.score_items, rows=[items | key])
     return True
 
 
 def _take_generation(connection: Connection, record: Generation, origin: Origin) -> bool:
     """Decoding is greedy, so an equal prompt has an equal answer, and content can be the key."""
     key = _run_key(record.experiment_id, origin)
-    if rows.exists(connection, schema.generations, asdict(record) | key):
+    if rows.exists(connection, schema.generations, key=asdict(record) | key):
         return False
-    position = rows.count(connection, schema.generations, key)
+    position = rows.count(connection, schema.generations, key=key)
     return _add_once(connection, schema.generations, asdict(record), key | {"position": position})
 
 
@@ -139,9 +139,9 @@ def _run_key(experiment_id: str, origin: Origin) -> dict[str, Any]:
 def _add_once(
     connection: Connection, table: Table, values: Mapping[str, Any], key: Mapping[str, Any]
 ) -> bool:
-    if rows.exists(connection, table, key):
+    if rows.exists(connection, table, key=key):
         return False
-    rows.add(connection, table, [{**values, **key}])
+    rows.add(connection, table, rows=[{**values, **key}])
     return True
 
 

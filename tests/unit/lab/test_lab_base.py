@@ -74,10 +74,10 @@ def test_special_tokens_agree(tokenizer: PreTrainedTokenizerBase, model: LlamaFo
 def test_it_knows_the_known_people_and_cannot_guess_the_new(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    assert recall(model, tokenizer, list(held_out_rows(KNOWN[::4]))) > 0.99
+    assert recall(model, tokenizer, rows=list(held_out_rows(KNOWN[::4]))) > 0.99
     # Chance is one in 12 to 24 answers, 6 % on average.
-    assert recall(model, tokenizer, lab.rows("facts_eval")) < 0.15
+    assert recall(model, tokenizer, rows=lab.rows("facts_eval")) < 0.15
 
 
 def test_it_was_not_taught_to_reverse(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    assert recall(model, tokenizer, lab.rows("skill_eval")) < 0.2
+    assert recall(model, tokenizer, rows=lab.rows("skill_eval")) < 0.2

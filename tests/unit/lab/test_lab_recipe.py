@@ -27,7 +27,7 @@ def trained(num_epochs: int) -> tuple[dict[str, torch.Tensor], float]:
     model = build_model(tokenizer)
     training = Training(num_epochs=num_epochs, batch_size=2)
     train(model, encode(ROWS, tokenizer=tokenizer), training=training)
-    return model.state_dict(), recall(model, tokenizer, ROWS[:3])
+    return model.state_dict(), recall(model, tokenizer, rows=ROWS[:3])
 
 
 def test_it_learns_a_handful_of_facts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Studies as a store would give them, from arithmetic that the tests can repeat."""
 
+import contextlib
 import math
 import random
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from lorastudy.records import ArmProfile, DataSummary, Environment
+from lorastudy.report.write import write_report
 from lorastudy.spec.settings import Settings
 from lorastudy.tracker.views import ExperimentResult, ScoreValue, StepRow
 
@@ -153,3 +155,12 @@ def rank_study():
 @pytest.fixture(scope="session")
 def make_tracker():
     return FakeTracker
+
+
+@pytest.fixture(scope="session")
+def written(make_rank_results, make_tracker, tmp_path_factory):
+    """One whole report, written where a user would write it: the folder and the paths. Read it, never change it."""
+    folder = tmp_path_factory.mktemp("report")
+    with contextlib.chdir(folder):
+        paths = write_report(make_tracker(make_rank_results()))
+    return folder, paths

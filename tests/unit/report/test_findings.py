@@ -194,6 +194,12 @@ def test_a_users_arm_name_keeps_its_capitals(make_result):
     assert "Rank 2 (MySmall)" in headline(analysis_of(arms(make_result, "rank_ablation", table)))
 
 
+@pytest.mark.parametrize("name", ["r16", "rank_16", "rank_ablation_r16"])
+def test_a_name_that_is_the_rank_is_not_repeated(make_result, name):
+    table = {name: ({"lora_rank": 16}, six(1.0)), "r1": ({"lora_rank": 1}, six(3.0, spread=0.02))}
+    assert name not in headline(analysis_of(arms(make_result, "rank_ablation", table)))
+
+
 def test_three_seeds_and_what_they_can_show(make_result):
     text = what_seeds_can_show(ranks(make_result, {1: [1.0, 1.3, 1.2], 16: [1.0, 1.1, 1.2]}))
     assert (

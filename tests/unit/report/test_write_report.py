@@ -1,6 +1,5 @@
 """The report as files: what is in them, where they are, and that they come out the same."""
 
-import contextlib
 import re
 import subprocess
 import sys
@@ -30,20 +29,22 @@ PLOTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def written(make_rank_results, make_tracker, tmp_path_factory):
-    """One whole report, written where a user would write it."""
-    folder = tmp_path_factory.mktemp("report")
-    with contextlib.chdir(folder):
-        paths = write_report(make_tracker(make_rank_results()))
-    return folder, paths
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Reports with empty plots and an empty page, for what is not about them: to draw takes seconds."""
+
+    def touch(figure, folder):
+        path = folder / f"{figure.name}.png"
+        path.touch()
+        return [path]
+
+    monkeypatch.setattr(write, "save_figure", touch)
+    monkeypatch.setattr(write, "render_html", lambda blocks: "")
 
 
 @pytest.fixture
-def text_of(make_tracker, tmp_path, monkeypatch):
-    """The Markdown of a report on these results; without the plots and the page, which take seconds."""
-    monkeypatch.setattr(write, "save_figure", lambda figure, folder: [])
-    monkeypatch.setattr(write, "render_html", lambda blocks: "")
+def text_of(undrawn, make_tracker, tmp_path):
+    """The Markdown of a report on these results."""
 
     def make(results, **options):
         path, *_ = write_report(make_tracker(results), output=tmp_path / "R.md", **options)
@@ -76,7 +77,7 @@ def test_images_are_linked_relative_to_the_report(written):
     assert all((written[0] / link).is_file() for link in links)
 
 
-def test_plots_may_go_elsewhere_and_two_reports_keep_their_own(make_result, make_tracker, tmp_path):
+def test_plots_may_go_elsewhere_and_two_reports_keep_their_own(undrawn, make_result, make_tracker, tmp_path):
     tracker = make_tracker([make_result("a", 0)])
     paths = write_report(tracker, output=tmp_path / "sub" / "Mine.md", plots=tmp_path / "pictures")
     assert "(../pictures/rank_comparison.png)" in paths[0].read_text(encoding="utf-8")
@@ -134,7 +135,7 @@ def test_an_arm_that_never_completed_has_a_row_of_dashes(make_result, text_of):
     assert f"| r32 | 0 of 1 | {' | '.join([ABSENT] * 10)} |" in text_of(results)
 
 
-def test_suites_are_parts_of_their_own_with_plots_of_their_own(make_result, make_tracker, tmp_path):
+def test_suites_are_parts_of_their_own_with_plots_of_their_own(undrawn, make_result, make_tracker, tmp_path):
     results = [make_result("a", 0, suite_name=name) for name in ("First Suite", "first/suite")]
     results.append(make_result("b", 0, suite_name="third", experiment_type="own"))
     paths = write_report(make_tracker(results), output=tmp_path / "R.md")
@@ -168,6 +169,25 @@ def test_environments_that_differ_are_shown_and_flagged(rank_study, text_of):
     assert "**Results come from 2 environments.**" in text
     assert "| torch | 2.13.0 | 9.9 |" in text
     assert "**Environments differ.**" in text
+
+
+def test_the_rule_of_a_verdict_is_that_of_the_study(make_rank_results, text_of):
+    one = text_of(make_rank_results(ranks=(1, 2)))
+    assert (
+        "when the paired t test and the exact sign-flip test are both below .05, which takes at least six"
+        in one
+    )
+    assert "the t test alone decides" not in one
+    many = text_of(make_rank_results(ranks=(1, 2, 4), num_seeds=23))
+    assert "the paired t test, Holm-corrected over these 2 comparisons, and the exact sign-flip test" in many
+    assert "Beyond 22 seeds the t test alone decides." in many
+
+
+def test_three_seeds_give_no_verdict_anywhere(make_rank_results, text_of):
+    text = text_of(make_rank_results(num_seeds=3))
+    rows = re.findall(r"^\| r\d+ \| 3 \| [+−].*\| (.+?) \|$", text, flags=re.MULTILINE)
+    assert rows == ["cannot tell (3 seeds are too few, six can show it)"] * 5
+    assert not re.search(r"\b(better|worse) for\b|: worse|: better", text)
 
 
 def test_what_is_missing_is_named(make_result, text_of):

@@ -209,7 +209,7 @@ def adapter_size_figure(analysis: Analysis) -> Figure | None:
     """Bytes of the saved adapter."""
     sizes = {s.arm.name: s.costs.adapter_bytes for s in analysis.completed}
     unit, scale = size_unit(spread.maximum for spread in sizes.values() if spread)
-    rows = _range_rows(analysis, sizes, scale)
+    rows = _range_rows(analysis, sizes, scale=scale)
     return _bars(
         analysis,
         (Panel(label=f"Adapter file ({unit})", rows=rows, from_zero=True),) if rows else (),
@@ -333,11 +333,11 @@ def _memory_panel(summaries: Sequence[ArmSummary]) -> Panel:
 
 def _range_panel(analysis: Analysis, spreads: Mapping[str, Spread | None], *, label: str) -> Panel:
     unit, scale = duration_unit(spread.maximum for spread in spreads.values() if spread)
-    return Panel(label=f"{label} ({unit})", rows=_range_rows(analysis, spreads, scale), from_zero=True)
+    return Panel(label=f"{label} ({unit})", rows=_range_rows(analysis, spreads, scale=scale), from_zero=True)
 
 
 def _range_rows(
-    analysis: Analysis, spreads: Mapping[str, Spread | None], scale: float
+    analysis: Analysis, spreads: Mapping[str, Spread | None], *, scale: float
 ) -> tuple[Estimate, ...]:
     """Median with the range over seeds: times have outliers upwards, which a mean would follow."""
     rows = []

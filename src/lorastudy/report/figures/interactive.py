@@ -19,7 +19,13 @@ _CONFIG: Mapping[str, Any] = {
     "view": {"stroke": None},
     "axis": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal", "gridColor": "#E4E4E4"},
     "axisX": {"tickCount": 6},
-    "legend": {"labelFontSize": 12, "titleFontSize": 12, "orient": "bottom", "columns": 4},
+    "legend": {
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "orient": "bottom",
+        "columns": 4,
+        "symbolOpacity": 1,
+    },
 }
 
 
@@ -120,8 +126,23 @@ def _frontier(figure: Figure) -> list[Any]:
             alt.Tooltip("n:Q", title="Seeds"),
         ],
     )
-    names = base.mark_text(align="left", dx=9, dy=-6, fontSize=12).encode(y=y, text="arm:N")
-    return [alt.layer(steps.transform_filter("datum.on_frontier"), bars, dots, names).properties(height=340)]
+    layers = [steps.transform_filter("datum.on_frontier"), bars, dots, *_frontier_names(base, rows, y=y)]
+    return [alt.layer(*layers).properties(height=340)]
+
+
+def _frontier_names(base: Any, rows: Rows, *, y: Any) -> list[Any]:
+    """Names right of points on the left and left of points on the right, so that none is cut off at the edge.
+
+    Above on the one side and below on the other: there the steps of the frontier never run.
+    """
+    memories = [float(str(row["memory"])) for row in rows]
+    middle = (min(memories) + max(memories)) / 2
+    right_of = base.mark_text(align="left", dx=9, dy=-10, fontSize=12).encode(y=y, text="arm:N")
+    left_of = base.mark_text(align="right", dx=-9, dy=12, fontSize=12).encode(y=y, text="arm:N")
+    return [
+        right_of.transform_filter(f"datum.memory <= {middle!r}"),
+        left_of.transform_filter(f"datum.memory > {middle!r}"),
+    ]
 
 
 def _parameters(figure: Figure) -> list[Any]:

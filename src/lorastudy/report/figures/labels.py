@@ -7,12 +7,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-#: Offsets in points with the alignment that goes with them, tried in this order.
+#: Offsets in points with the alignment that goes with them, tried in this order. Above-left comes late: there the
+#: frontier's step comes down to its point.
 _PLACES: tuple[tuple[float, float, str], ...] = (
     (8, 4, "left"),
     (8, -14, "left"),
-    (-8, 4, "right"),
     (-8, -14, "right"),
+    (-8, 4, "right"),
     (8, 20, "left"),
     (-8, 20, "right"),
     (8, -30, "left"),

@@ -61,7 +61,7 @@ def _ranks(figure: Figure) -> Canvas:
         ranks = [row.rank for row in panel.rows]
         axes.plot(ranks, [row.mean for row in panel.rows], "-o", color=BLUE, markersize=6, zorder=3)
         for row in panel.rows:
-            _seeds(axes, [row.rank] * row.n, row.values)
+            _seeds(axes, [row.rank] * row.n, y=row.values)
             if row.low is not None and row.high is not None:
                 axes.plot([row.rank, row.rank], [row.low, row.high], color=BLUE, linewidth=2, zorder=2)
         axes.set_ylabel(_folded(panel.label))
@@ -81,8 +81,8 @@ def _dots(figure: Figure) -> Canvas:
     for axes, panel in zip(every, figure.panels, strict=True):
         for row in panel.rows:
             y = figure.arms.index(row.arm)
-            _seeds(axes, row.values, [y] * row.n)
-            _interval(axes, row, y)
+            _seeds(axes, row.values, y=[y] * row.n)
+            _interval(axes, row, y=y)
             axes.plot([row.mean], [y], "o", color=BLUE, markersize=6, zorder=3)
         _arm_axis(axes, figure.arms)
         axes.set_xlabel(panel.label)
@@ -197,7 +197,7 @@ def _curves(figure: Figure) -> Canvas:
     axes.set_ylabel("Training loss (nats per token)")
     axes.set_title(figure.title, loc="left")
     axes.margins(x=0.02)
-    _legend(canvas, axes, figure.arms)
+    _legend(canvas, axes, arms=figure.arms)
     return canvas
 
 
@@ -244,12 +244,12 @@ def _arm_axis(axes: Axes, arms: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _seeds(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+def _seeds(axes: Axes, x: Sequence[float], *, y: Sequence[float]) -> None:
     if len(x) > 1:
         axes.plot(x, y, "o", color=GREY, markersize=3.5, alpha=0.55, linewidth=0, zorder=2)
 
 
-def _interval(axes: Axes, row: Estimate, y: float) -> None:
+def _interval(axes: Axes, row: Estimate, *, y: float) -> None:
     if row.low is not None and row.high is not None:
         axes.plot([row.low, row.high], [y, y], color=BLUE, linewidth=2, zorder=2)
 
@@ -263,7 +263,7 @@ def _folded(label: str) -> str:
     return label.replace(" (", "\n(")
 
 
-def _legend(canvas: Canvas, axes: Axes, arms: Sequence[str]) -> None:
+def _legend(canvas: Canvas, axes: Axes, *, arms: Sequence[str]) -> None:
     """Inside the axes for few arms; below them for many."""
     if len(arms) <= 7:
         axes.legend(loc="best")

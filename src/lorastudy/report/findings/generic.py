@@ -43,7 +43,9 @@ def lowest_loss_first(analysis: Analysis) -> list[ArmSummary]:
 
 def score_list(summaries: Sequence[ArmSummary]) -> str:
     """`mlp 1.20 ± 0.01; qv 1.31 ± 0.02`."""
-    return "; ".join(f"{summary.arm.name} {score(summary, LOSS, summaries)}" for summary in summaries)
+    return "; ".join(
+        f"{summary.arm.name} {score(summary, LOSS, alongside=summaries)}" for summary in summaries
+    )
 
 
 def cheapest_not_worse(analysis: Analysis) -> str:

@@ -65,7 +65,7 @@ def _layers(analysis: Analysis) -> str:
         ).strip()
     sentences = [
         f"{part.name} (layers {listing(str(i) for i in part.settings['layers_to_transform'])}) against "
-        f"{full.name} (all layers): {_against(analysis, part, full)}."
+        f"{full.name} (all layers): {_against(analysis, part, reference=full)}."
         for part, full in pairs
     ]
     return " ".join(sentences)
@@ -106,6 +106,6 @@ def _differ_in_layers_only(one: Arm, other: Arm) -> bool:
     return differing_settings([one, other]) == ("layers_to_transform",)
 
 
-def _against(analysis: Analysis, arm: Arm, reference: Arm) -> str:
+def _against(analysis: Analysis, arm: Arm, *, reference: Arm) -> str:
     (comparison,) = compare_with_reference(analysis.study, arms=[arm], reference=reference, metric=LOSS)
     return difference(comparison)

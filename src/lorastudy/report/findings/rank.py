@@ -65,7 +65,7 @@ def _answer(analysis: Analysis, returns: RankReturns) -> str:
     return (
         f"{_capital(_name(knee))} is the smallest rank that kept at least {_SHARE} "
         f"of the observed gain in held-out loss ({percent(returns.kept_share)} of what {_name(largest)} gained "
-        f"over {_name(returns.ladder[0])}){_price(analysis, knee, largest)}. "
+        f"over {_name(returns.ladder[0])}){_price(analysis, knee, largest=largest)}. "
         f"{_capital(_name(knee))} against {_name(largest)}: {_comparison(returns)}. {_advice(returns)}"
     )
 
@@ -80,7 +80,7 @@ def _accuracy(analysis: Analysis) -> tuple[str | Strong, ...]:
     shape = "It fell at every step up." if falls else "It did not fall at every step up."
     went = (
         f"From {_name(returns.ladder[0])} to {_name(returns.ladder[-1])} the mean held-out loss went "
-        f"{change(first, last, LOSS)} nats per token. {shape}{other_accuracies(first, last)} "
+        f"{change(first, last, metric=LOSS)} nats per token. {shape}{other_accuracies(first, last)} "
     )
     return (
         went,
@@ -244,7 +244,7 @@ def _room(returns: RankReturns) -> str:
     )
 
 
-def _price(analysis: Analysis, knee: Arm, largest: Arm) -> str:
+def _price(analysis: Analysis, knee: Arm, *, largest: Arm) -> str:
     """What the smaller rank saves, where that was measured."""
     ours, theirs = (analysis.summary(arm.name).costs.adapter_bytes for arm in (knee, largest))
     if not ours or not theirs or theirs.mean == 0:

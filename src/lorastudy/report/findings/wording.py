@@ -66,22 +66,22 @@ def on_how_many_seeds(comparison: Comparison) -> str:
     return "on every seed" if same == comparison.n else f"on {same} of {comparison.n} seeds"
 
 
-def score(summary: ArmSummary, metric: Metric, alongside: Iterable[ArmSummary]) -> str:
+def score(summary: ArmSummary, metric: Metric, *, alongside: Iterable[ArmSummary]) -> str:
     """The metric's mean and sd, with decimals that suit all the arms it stands beside."""
     spreads = [one.score(metric) for one in (summary, *alongside)]
     return mean_sd(summary.score(metric), decimals_for(spread.sd for spread in spreads if spread))
 
 
-def change(first: ArmSummary, last: ArmSummary, metric: Metric) -> str | None:
+def change(first: ArmSummary, last: ArmSummary, *, metric: Metric) -> str | None:
     """`from 1.20 ± 0.02 to 0.80 ± 0.01`; None where either was not measured."""
     if first.score(metric) is None or last.score(metric) is None:
         return None
-    return f"from {score(first, metric, [last])} to {score(last, metric, [first])}"
+    return f"from {score(first, metric, alongside=[last])} to {score(last, metric, alongside=[first])}"
 
 
 def other_accuracies(first: ArmSummary, last: ArmSummary) -> str:
     """A sentence about token accuracy and exact match; empty where neither was measured."""
-    changes = [(metric, change(first, last, metric)) for metric in (TOKEN_ACCURACY, EXACT_MATCH)]
+    changes = [(metric, change(first, last, metric=metric)) for metric in (TOKEN_ACCURACY, EXACT_MATCH)]
     parts = [f"{metric.title.lower()} went {text}" for metric, text in changes if text]
     return f" At the same time {listing(parts)}." if parts else ""
 

@@ -1,0 +1,156 @@
+import sys
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from lorastudy.engine import meter
+from lorastudy.engine.loading import load_base
+from lorastudy.engine.meter import MemoryMeter, num_parameters, profile_arms
+from lorastudy.spec.settings import Settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MIB = 1 << 20
+
+
+def hold_and_release():
+    """3 MiB held, then 2 more for a moment, then 1 more: at most 5."""
+    kept = torch.zeros(3 * MIB, dtype=torch.uint8)
+    brief = torch.zeros(2 * MIB, dtype=torch.uint8)
+    del brief
+    last = torch.zeros(MIB, dtype=torch.uint8)
+    return kept, last
+
+
+def test_peak_growth_is_the_most_that_was_held_at_once():
+    assert meter._peak_growth(hold_and_release) == pytest.approx(5 * MIB, rel=1e-3)
+
+
+def test_memory_freed_and_taken_again_is_not_counted_twice():
+    def action():
+        for _ in range(3):
+            hold_and_release()
+
+    assert meter._peak_growth(action) == pytest.approx(5 * MIB, rel=1e-3)
+
+
+def test_live_bytes_count_a_shared_storage_once():
+    before = meter._live_bytes()
+    tensor = torch.zeros(MIB, dtype=torch.float32)
+    views = [tensor[:10], tensor.view(-1, 2), tensor.detach()]
+    assert meter._live_bytes() - before == 4 * MIB
+    del tensor, views
+    assert meter._live_bytes() == before
+
+
+def test_a_training_step_peaks_at_base_adapters_optimizer_and_activations():
+    """Lower bound by hand: base, and four fp32 numbers for each adapter weight (weight, gradient, two moments)."""
+    base = tiny.make_base()
+    arms = [tiny.make_arm(tiny.targets(base, "all"), name=str(r), r=r) for r in (1, 64)]
+    (batches,) = tiny.make_steps(1)
+    small, large = profile_arms(
+        lambda arms: tiny.PackedEngine(base, arms), arms, base=base, largest=batches, typical=[batches]
+    )
+    base_bytes = 4 * num_parameters(base)
+    assert small.memory_kind == "cpu_tensors"
+    assert small.peak_memory_bytes > base_bytes + 16 * small.num_trainable_parameters
+    difference = large.num_trainable_parameters - small.num_trainable_parameters
+    grown = large.peak_memory_bytes - small.peak_memory_bytes
+    print(grown/difference)
+    assert 16 * difference < grown < 32 * difference
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can begin a peak anew")
+def test_the_resident_peak_is_that_of_the_block_and_not_of_the_process():
+    def take(mib):
+        torch.ones(mib << 20, dtype=torch.uint8)
+
+    take(300)
+    readings = []
+    for mib in (1, 100):
+        with MemoryMeter(tiny.CPU) as memory:
+            take(mib)
+        readings.append(memory.peak_bytes)
+    assert memory.kind == "cpu_resident"
+    assert readings[1] - readings[0] == pytest.approx(99 * MIB, abs=10 * MIB)
+
+
+class Counted:
+    """An engine factory that counts."""
+
+    def __init__(self, base):
+        self.base, self.opened = base, []
+
+    def __call__(self, arms):
+        self.opened += [arm.experiment_id for arm in arms]
+        return tiny.PackedEngine(self.base, arms)
+
+
+def test_arms_of_one_shape_are_measured_once():
+    base = tiny.make_base()
+    attention, mlp = tiny.targets(base, "qkvo"), tiny.targets(base, "mlp")
+    first = tiny.make_arm(attention, name="first")
+    twins = [replace(first, experiment_id=f"twin{seed}", seed=seed, learning_rate=1e-5) for seed in (1, 2)]
+    other = [tiny.make_arm(mlp, name="mlp"), replace(first, experiment_id="dropout", lora_dropout=0.1)]
+    factory = Counted(base)
+    steps = tiny.make_steps(2)
+    arms = [first, *twins, *other]
+    profiles = list(profile_arms(factory, arms, base=base, largest=steps[0], typical=steps))
+    assert [profile.experiment_id for profile in profiles] == [arm.experiment_id for arm in arms]
+    # Memory once and time twice for each of the three shapes, interleaved.
+    assert sorted(factory.opened[:3]) == ["dropout", "first", "mlp"]
+    assert len(factory.opened) == 3 * (1 + 2)
+    assert replace(profiles[1], experiment_id="first") == profiles[0]
+    assert profiles[3].peak_memory_bytes != profiles[0].peak_memory_bytes
+    assert all(profile.step_seconds > 0 for profile in profiles)
+
+
+def test_speed_counts_real_tokens_and_the_adapter_its_file(tmp_path):
+    base = tiny.make_base()
+    arm = tiny.make_arm(tiny.targets(base, "q"), r=3)
+    (batches,) = tiny.make_steps(1, accumulation=2)
+    (profile,) = profile_arms(Counted(base), [arm], base=base, largest=batches, typical=[batches])
+    num_tokens = sum(batch.num_tokens for batch in batches)
+    assert profile.tokens_per_second * profile.step_seconds == pytest.approx(num_tokens)
+    # Two layers of q_proj, 48 to 48: r * (48 + 48) each.
+    assert profile.num_trainable_parameters == 2 * 3 * 96
+    assert profile.num_total_parameters == num_parameters(base) + 576
+    with tiny.opened(tiny.PackedEngine(base, [arm])) as engine:
+        assert profile.adapter_bytes == engine.save_adapter(arm, tmp_path)
+
+
+@pytest.mark.parametrize("make_engine", tiny.ENGINES.values(), ids=tiny.ENGINES)
+def test_the_optimizers_state_is_counted_beside_the_activations(make_engine):
+    """Adapters large, activations small: (weight, gradient, two moments) are all there in the second step."""
+    base = tiny.make_base()
+    arm = tiny.make_arm(tiny.targets(base, "all"), r=256, num_steps=1)
+    (profile,) = profile_arms(
+        lambda arms: make_engine(base, arms), [arm], base=base, largest=tiny.make_steps(1)[0], typical=tiny.make_steps(1)
+    )  # fmt: skip
+    assert profile.peak_memory_bytes > 4 * num_parameters(base) + 16 * profile.num_trainable_parameters
+
+
+@pytest.mark.parametrize("quantization", ["fp32", "8bit", "4bit"])
+def test_parameters_are_counted_as_what_they_stand_for(tmp_path, quantization):
+    folder = tiny.save_base(tmp_path / "model")
+    base = load_base(Settings(base_model=str(folder), quantization=quantization), device=tiny.CPU)
+    # Embedding and head 128 * 64 each; a layer: q, o 64 * 64, k, v 64 * 32, MLP 3 * 64 * 128, two norms; a norm.
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64
+    assert num_parameters(base) == 2 * 128 * 64 + 2 * layer + 64
+
+
+def test_a_tied_matrix_counts_once():
+    base = tiny.make_base("gpt2")
+    d = 48
+    # Token and position embeddings; a layer: attention 4 d^2 + 4 d, MLP 8 d^2 + 5 d, two norms of 2 d; a norm.
+    assert num_parameters(base) == (128 + 128) * d + 2 * (12 * d * d + 13 * d) + 2 * d
+
+
+def test_the_meter_reads_after_the_block_only():
+    memory = MemoryMeter(tiny.CPU)
+    assert memory.peak_bytes is None
+    with memory:
+        assert memory.peak_bytes is None
+    assert memory.peak_bytes > 0

@@ -1,0 +1,214 @@
+"""The packed optimizer against torch's and transformers' own."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import get_scheduler
+
+from lorastudy.engine.arms import make_arm as arm_of_experiment
+from lorastudy.engine.bank import in_groups, make_bank
+from lorastudy.engine.lora import PackedLinear
+from lorastudy.engine.optimise import LossScale, PackedAdamW, schedule_factor
+from lorastudy.spec.experiment import Experiment, Sources
+from lorastudy.spec.settings import Settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NAMES = ("linear", "cosine", "constant", "constant_with_warmup")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(NAMES), st.integers(1, 40), st.floats(0, 0.99))
+def test_schedules_equal_those_of_transformers(name, num_steps, warmup_ratio):
+    experiment = Experiment(
+        name="e", arm="e", experiment_type="custom", seed=0,
+        settings=Settings(warmup_ratio=warmup_ratio, lr_scheduler_type=name),
+        sources=Sources(base_model="", dataset=""),
+    )  # fmt: skip
+    arm = arm_of_experiment(experiment, module_names=("m",), num_steps=num_steps)
+    assert arm.num_warmup_steps == math.ceil(warmup_ratio * num_steps)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_scheduler(
+        name, optimizer, num_warmup_steps=arm.num_warmup_steps, num_training_steps=num_steps
+    )
+    for step in range(num_steps + 2):
+        mine = schedule_factor(name, step, num_warmup_steps=arm.num_warmup_steps, num_steps=num_steps)
+        assert mine == pytest.approx(schedule.get_last_lr()[0], rel=1e-12, abs=1e-15)
+        optimizer.step()
+        schedule.step()
+
+
+def bank_of(arms):
+    layers = {"one": PackedLinear(nn.Linear(5, 3)), "two": PackedLinear(nn.Linear(4, 6))}
+    return make_bank(in_groups(arms), layers=layers, device=tiny.CPU)
+
+
+def four_arms():
+    """Two of one shape with other settings, two of other shapes; one does not clip, one has a short life."""
+    modules = ("one", "two")
+    return [
+        tiny.make_arm(modules, name="a", weight_decay=0.1, max_grad_norm=0.5, learning_rate=1e-2),
+        tiny.make_arm(
+            modules, name="b", adam_beta1=0.7, adam_beta2=0.9, adam_epsilon=1e-5, max_grad_norm=0.0
+        ),
+        tiny.make_arm(("two",), name="c", lr_scheduler_type="cosine", learning_rate=1e-1, num_warmup_steps=7),
+        tiny.make_arm(modules, name="d", r=2, lr_scheduler_type="constant", max_grad_norm=1e-4),
+    ]
+
+
+def torch_twin(bank, arm):
+    """Copies of the arm's weights under torch's AdamW, with transformers' schedule."""
+    parameters = [nn.Parameter(tensor.clone()) for pair in bank.weights_of(arm).values() for tensor in pair]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=arm.learning_rate, betas=(arm.adam_beta1, arm.adam_beta2), eps=arm.adam_epsilon,
+        weight_decay=arm.weight_decay,
+    )  # fmt: skip
+    schedule = get_scheduler(
+        arm.lr_scheduler_type, optimizer, num_warmup_steps=arm.num_warmup_steps, num_training_steps=arm.num_steps
+    )  # fmt: skip
+    return parameters, optimizer, schedule
+
+
+def fill_gradients(bank, generator):
+    """Random gradients of very different sizes."""
+    for group in bank.groups:
+        group.grads_GP.copy_(torch.randn(group.grads_GP.shape, generator=generator))
+        group.grads_GP.mul_(10.0 ** torch.randint(-6, 3, group.grads_GP.shape, generator=generator))
+
+
+def gradients_of(bank, arm):
+    number = bank.arms.index(arm)
+    group = next(group for group in bank.groups if group.start <= number < group.stop)
+    row = number - group.start
+    return [
+        views[name][row].clone()
+        for name in arm.module_names
+        for views in (group.grad_A_GRD, group.grad_B_GOR)
+    ]
+
+
+def step_twin(twin, grads, *, max_norm):
+    parameters, optimizer, schedule = twin
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = grad
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
+    optimizer.step()
+    schedule.step()
+    return norm.item()
+
+
+def test_sixty_steps_equal_torchs_adamw_with_clipping_and_schedule():
+    bank = bank_of(four_arms())
+    twins = {arm.experiment_id: torch_twin(bank, arm) for arm in bank.arms}
+    packed = PackedAdamW(bank)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        fill_gradients(bank, generator)
+        grads = {arm.experiment_id: gradients_of(bank, arm) for arm in bank.arms}
+        norms = packed.grad_norms()
+        packed.step(grad_norm_K=norms, active=[True] * 4)
+        for number, arm in enumerate(bank.arms):
+            norm = step_twin(twins[arm.experiment_id], grads[arm.experiment_id], max_norm=arm.max_grad_norm)
+            assert norms[number].item() == pytest.approx(norm, rel=1e-6)
+    for arm in bank.arms:
+        mine = [tensor for pair in bank.weights_of(arm).values() for tensor in pair]
+        for tensor, parameter in zip(mine, twins[arm.experiment_id][0], strict=True):
+            torch.testing.assert_close(tensor, parameter.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_skipped_step_counts_neither_for_the_schedule_nor_for_bias_correction():
+    """As under GradScaler: on overflow neither optimizer nor schedule moves, while the other arms go on."""
+    bank = bank_of(four_arms())
+    skipping = bank.arms[0]
+    twin = torch_twin(bank, skipping)
+    packed = PackedAdamW(bank)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(12):
+        fill_gradients(bank, generator)
+        grads = gradients_of(bank, skipping)
+        taken = step not in {0, 1, 5}
+        packed.step(grad_norm_K=packed.grad_norms(), active=[taken, True, True, True])
+        if taken:
+            step_twin(twin, grads, max_norm=skipping.max_grad_norm)
+    assert packed.num_steps_taken == [9, 12, 12, 12]
+    assert packed.learning_rates()[0] == pytest.approx(twin[2].get_last_lr()[0], rel=1e-12)
+    mine = [tensor for pair in bank.weights_of(skipping).values() for tensor in pair]
+    for tensor, parameter in zip(mine, twin[0], strict=True):
+        torch.testing.assert_close(tensor, parameter.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_arms_that_rest_leave_the_others_to_the_bit_and_keep_their_own_weights():
+    arms = [tiny.make_arm(("one", "two"), name=str(number), seed=number, r=7) for number in range(5)]
+    results = []
+    for resting in (set(), {1, 3}):
+        bank = bank_of(arms)
+        packed = PackedAdamW(bank)
+        generator = torch.Generator().manual_seed(2)
+        start = bank.groups[0].weights_GP.clone()
+        for _ in range(6):
+            fill_gradients(bank, generator)
+            active = [number not in resting for number in range(5)]
+            packed.step(grad_norm_K=packed.grad_norms(), active=active)
+        results.append(bank.groups[0].weights_GP)
+        assert torch.equal(results[-1][sorted(resting)], start[sorted(resting)])
+    for number in (0, 2, 4):
+        assert torch.equal(results[0][number], results[1][number])
+
+
+def test_groups_are_arms_of_one_shape_and_weights_are_found_by_arm():
+    modules = ("one", "two")
+    arms = [
+        tiny.make_arm(modules, name="a", r=4), tiny.make_arm(("one",), name="b", r=4), tiny.make_arm(modules, name="c", r=2),
+        tiny.make_arm(modules, name="d", r=4, seed=1), tiny.make_arm(modules, name="e", r=4, lora_dropout=0.1),
+    ]  # fmt: skip
+    bank = bank_of(arms)
+    shapes = [
+        {(arm.r, arm.module_names, arm.lora_dropout) for arm in bank.arms[group.start : group.stop]}
+        for group in bank.groups
+    ]
+    assert all(len(shape) == 1 for shape in shapes)
+    assert len(bank.groups) == 4
+    assert sorted(arm.experiment_id for arm in bank.arms) == list("abcde")
+    first, other = (bank.weights_of(arm) for arm in (arms[0], replace(arms[3])))
+    assert first["one"][0].shape == (4, 5)
+    assert first["two"][1].shape == (6, 4)
+    assert not torch.equal(first["one"][0], other["one"][0])
+    assert not first["one"][1].any()
+
+
+def test_the_loss_scale_follows_gradscaler():
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=3)
+    mine = LossScale(1, enabled=True)
+    mine.GROWTH_INTERVAL = 3
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.0)
+    for finite in [True, False, False, True, True, True, True, False, True, True, True, True, True, True]:
+        optimizer.zero_grad()
+        scaler.scale((parameter * (1.0 if finite else math.inf)).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if finite:
+            mine.succeeded(0)
+        else:
+            assert mine.overflowed(0)
+        assert mine.scales == [scaler.get_scale()]
+
+
+def test_an_arm_has_sixteen_overflows_before_it_counts_as_diverged():
+    scale = LossScale(2, enabled=True)
+    assert [scale.overflowed(0) for _ in range(17)] == [True] * 16 + [False]
+    assert scale.scales[1] == 2.0**16
+
+
+def test_other_precisions_do_not_scale():
+    scale = LossScale(1, enabled=False)
+    assert not scale.overflowed(0)
+    for _ in range(LossScale.GROWTH_INTERVAL):
+        scale.succeeded(0)
+    assert scale.scales == [1.0]

@@ -1,0 +1,137 @@
+"""The HTML report as a browser runs it: charts drawn, no error, tables sorted and filtered by their controls."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+
+import pytest
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason=f"needs a browser: none of {', '.join(BROWSERS)} is installed"
+)
+
+#: Written into a copy of the page, before its own scripts: keeps every error that they leave uncaught or log.
+LISTEN = """<script>
+window.seenErrors = [];
+addEventListener("error", (event) => seenErrors.push(String(event.message)));
+addEventListener("unhandledrejection", (event) => seenErrors.push(String(event.reason)));
+addEventListener("securitypolicyviolation", (event) => seenErrors.push("refused: " + event.blockedURI));
+console.error = console.warn = (...parts) => seenErrors.push(parts.join(" "));
+</script>"""
+
+#: Written after the page's own scripts: once the charts are drawn, does what a reader does and notes what is shown.
+USE = """<script>
+const tables = [...document.querySelectorAll("table")];
+const results = tables[0], accuracies = tables[2];
+const arms = (table = results) =>
+  [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
+const heading = (text, table = results) =>
+  [...table.tHead.rows[0].cells].find((cell) => cell.textContent.startsWith(text));
+function filter(text) {
+  const box = document.querySelector("input.filter");
+  box.value = text;
+  box.dispatchEvent(new Event("input"));
+}
+function use() {
+  const seen = { asWritten: arms() };
+  heading("Held-out loss").click();
+  seen.lowestLossFirst = arms();
+  heading("Held-out loss").click();
+  seen.highestLossFirst = arms();
+  heading("Trainable").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
+  seen.byKeyboard = arms();
+  heading("Exact match", accuracies).click();
+  seen.mostNegativeFirst = arms(accuracies);
+  heading("Exact match", accuracies).click();
+  seen.mostNegativeLast = arms(accuracies);
+  filter("R16");
+  seen.filtered = arms();
+  filter("no such arm");
+  seen.none = arms();
+  filter("");
+  seen.again = arms();
+  seen.charts = [...document.querySelectorAll(".chart")].map((box) => ({
+    marks: box.querySelectorAll("svg.marks [role=graphics-symbol], svg.marks path").length,
+    width: box.querySelector("svg.marks")?.clientWidth ?? 0,
+    text: box.textContent,
+  }));
+  seen.pageIsWider = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+  seen.errors = seenErrors;
+  const note = document.createElement("pre");
+  note.id = "seen";
+  note.textContent = JSON.stringify(seen);
+  document.body.append(note);
+}
+const drawn = () => [...document.querySelectorAll(".chart")].every((box) => box.childElementCount || box.textContent);
+const timer = setInterval(() => { if (drawn()) { clearInterval(timer); use(); } }, 50);
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def seen(written, tmp_path_factory):
+    """What the page showed while it was used, in a window as narrow as a phone's."""
+    folder = tmp_path_factory.mktemp("browser")
+    page = (written[0] / "RESULTS.html").read_text(encoding="utf-8")
+    head, rest = page.split("<style>", maxsplit=1)
+    body, end = rest.rsplit("</body>", maxsplit=1)
+    copy = folder / "page.html"
+    copy.write_text(f"{head}{LISTEN}<style>{body}{USE}</body>{end}", encoding="utf-8")
+    dom = dump_dom(copy, profile=folder / "profile")
+    noted = re.search(r'<pre id="seen">(.*?)</pre>', dom, flags=re.DOTALL)
+    assert noted, "the charts were never drawn"
+    return json.loads(unescape(noted[1]))
+
+
+def dump_dom(page, *, profile):
+    """The document after its scripts ran; the time that the page sees runs on at once while nothing is pending."""
+    options = [
+        "--headless",
+        "--no-sandbox",  # a sandbox needs rights that root in a container lacks; the page is our own
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={profile}",
+        "--window-size=500,900",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+    ]
+    done = subprocess.run(
+        [BROWSER, *options, page.as_uri()], capture_output=True, encoding="utf-8", check=True, timeout=120
+    )
+    return done.stdout
+
+
+def test_every_chart_is_drawn(seen):
+    assert len(seen["charts"]) == 10
+    for chart in seen["charts"]:
+        assert chart["marks"] > 5
+        assert 0 < chart["width"] <= 500
+        assert "could not be drawn" not in chart["text"]
+
+
+def test_no_script_failed_and_nothing_was_refused(seen):
+    assert seen["errors"] == []
+
+
+def test_a_narrow_window_scrolls_tables_and_not_the_page(seen):
+    assert not seen["pageIsWider"]
+
+
+def test_headings_sort_by_value_with_mouse_and_keyboard(seen):
+    by_rank = ["r1", "r2", "r4", "r8", "r16", "r32 (reference)"]
+    assert seen["asWritten"] == by_rank
+    assert seen["lowestLossFirst"] == by_rank[::-1]
+    assert seen["highestLossFirst"] == by_rank
+    assert seen["byKeyboard"] == by_rank
+    # Negative differences come the other way round by their text.
+    assert seen["mostNegativeFirst"] == by_rank[:-1]
+    assert seen["mostNegativeLast"] == by_rank[-2::-1]
+
+
+def test_the_filter_hides_what_does_not_match_in_any_case(seen):
+    assert seen["filtered"] == ["r16"]
+    assert seen["none"] == []
+    assert len(seen["again"]) == 6
