@@ -111,7 +111,8 @@ class PackStep:
 class Score:
     """One metric of one experiment on one split, with its value for every item.
 
-    `value` is the mean of `items` weighted by `weights` (all ones where `weights` is None). `split` is
+    `value` is the mean of `items` weighted by `weights` (all ones where `weights` is None); perplexity's is the
+    exponential of the mean loss, not the mean of its items. `split` is
     `eval` or `forgetting`; with `_before` behind it, the base model without adapter. `version` changes whenever
     the definition does; scores of different versions are never compared.
     """

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lorastudy.executors import Executor, WorkerExit
+from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import PlannedPack, form_packs, halves
 from lorastudy.records import Outcome, Pack, Record
 from lorastudy.spec.experiment import Experiment
@@ -186,7 +187,8 @@ def _publish_done(
     missing_ids = {experiment.id for experiment in missing}
     for experiment in experiments:
         target = output / experiment.name / "final_model"
-        if experiment.id in missing_ids or target.exists():
+        origin = AdapterOrigin.read(target)
+        if experiment.id in missing_ids or (origin is not None and origin.experiment_id == experiment.id):
             continue
         done = tracker.get_experiment(experiment.id)
         if done.run_folder is not None and done.adapter_path is not None:

@@ -24,17 +24,18 @@ from transformers import PreTrainedTokenizerBase
 from lorastudy.data.examples import Example
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.tokenise import TokenSet, chat_template_of, tokenise
-from lorastudy.engine.arms import Arm, Engine, StepResult, make_arm
+from lorastudy.engine.arms import Arm, Engine, EngineFactory, StepResult, make_arm
 from lorastudy.engine.choice import engine_factory
 from lorastudy.engine.environment import environment
 from lorastudy.engine.feed import Feed, make_feed, steps_of
-from lorastudy.engine.loading import BaseModel, default_device, load_base
-from lorastudy.engine.meter import EngineFactory, MemoryMeter, profile_arms, synchronise
+from lorastudy.engine.loading import BaseModel, check_lengths, default_device, load_base
+from lorastudy.engine.meter import MemoryMeter, profile_arms, synchronise
 from lorastudy.engine.targets import resolve_targets
 from lorastudy.errors import StudyError
 from lorastudy.evaluation.checkpoint import run_job
 from lorastudy.evaluation.exact_match import ExactMatch
 from lorastudy.evaluation.perplexity import CompletionLoss
+from lorastudy.jobs import AdapterOrigin
 from lorastudy.lifeline import end_with_parent
 from lorastudy.records import (
     DONE_NAME,
@@ -184,8 +185,10 @@ def _serve_pack(folder: Path, cache: BaseCache) -> None:
         run.fail_rest("user", error)
     except torch.OutOfMemoryError as error:
         run.fail_rest("out_of_memory", error)
-    except Exception as error:  # noqa: BLE001 - the worker's edge: whatever it was, it goes on record
+    except Exception as error:
         run.fail_rest("out_of_memory" if _is_cpu_allocation_failure(error) else "error", error)
+        if torch.cuda.is_available():
+            raise  # a CUDA fault outlives its exception: the next folder gets a fresh worker
     finally:
         writer.close()
     (folder / DONE_NAME).touch()
@@ -208,6 +211,8 @@ def run_pack(run: PackRun, *, cache: BaseCache) -> None:
     clock = Stopwatch()
     base = cache.get(settings, device=device)
     data = load_data(run, settings, tokenizer=base.tokenizer)
+    for tokens in (data.train, *(tokens for _, tokens in data.scored())):
+        check_lengths(base, tokens.rows)
     arms = resolve_arms(run, base=base, num_rows=len(data.train.rows))
     if not arms:
         return
@@ -350,10 +355,13 @@ def evaluate(run: PackRun, engine: Engine, *, base: BaseModel, data: PackData) -
 
 
 def save(run: PackRun, engine: Engine) -> None:
-    """Write the adapters of all arms that did not diverge."""
+    """Write the adapters of all arms that did not diverge, each with its origin."""
+    experiments = {experiment.id: experiment for experiment in run.pack.experiments}
     for arm in engine.arms:
         if arm.experiment_id not in run.ended:
-            engine.save_adapter(arm, run.folder / _adapter_path(arm))
+            folder = run.folder / _adapter_path(arm)
+            engine.save_adapter(arm, folder)
+            AdapterOrigin.of(experiments[arm.experiment_id]).write(folder)
 
 
 def _adapter_path(arm: Arm) -> str:
@@ -382,7 +390,7 @@ def _is_finite(score: Score) -> bool:
 
 def _is_cpu_allocation_failure(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
 
 

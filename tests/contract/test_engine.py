@@ -5,13 +5,13 @@ import math
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
 from transformers import get_scheduler
 
+import tiny
 from lorastudy.engine.adapters import CONFIG_FILE, WEIGHTS_FILE
 from lorastudy.engine.batch import assemble
 

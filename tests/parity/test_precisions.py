@@ -6,9 +6,9 @@ bf16 (relative 2^-9 each). So losses agree to a few tenths of a percent and not 
 """
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from lorastudy.engine.loading import load_base
 from lorastudy.spec.settings import Settings
 

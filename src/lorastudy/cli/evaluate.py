@@ -11,6 +11,8 @@ from lorastudy.errors import StudyError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lorastudy.jobs import AdapterOrigin
+
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Option(help="Adapter folder, such as output/<name>/final_model.")],
@@ -24,8 +26,12 @@ def evaluate(
     profile_inference: Annotated[
         bool, typer.Option("--profile-inference", help="Time generation and measure its memory.")
     ] = False,
-    quantization: Annotated[str, typer.Option(help="4bit, 8bit, fp16, bf16 or fp32.")] = "bf16",
-    max_seq_length: Annotated[int, typer.Option(help="Tokens per row.", min=8)] = 512,
+    quantization: Annotated[
+        str | None, typer.Option(help="4bit, 8bit, fp16, bf16 or fp32; by default as in training.")
+    ] = None,
+    max_seq_length: Annotated[
+        int | None, typer.Option(help="Tokens per row; by default as in training.", min=8)
+    ] = None,
     max_samples: Annotated[int | None, typer.Option(help="Score only the first rows.", min=1)] = None,
     max_generation_samples: Annotated[
         int, typer.Option(help="Rows answered for exact match; 0 for none.", min=0)
@@ -37,31 +43,46 @@ def evaluate(
     from rich.console import Console
 
     from lorastudy.executors.local import run_job
-    from lorastudy.jobs import EvaluateJob
+    from lorastudy.jobs import AdapterOrigin, EvaluateJob
     from lorastudy.spec.hub import check_base_model
 
     if benchmark_only and dataset is not None:
         raise StudyError(
             "--benchmark-only asks the benchmark prompts alone; leave out --dataset, or the flag"
         )
+    origin = AdapterOrigin.read(checkpoint)
     job = EvaluateJob(
         checkpoint=str(checkpoint),
         base_model=base_model or _named_base(checkpoint),
-        quantization=_quantization(quantization),
+        quantization=_quantization(quantization or (origin.quantization if origin else "bf16")),
         dataset=dataset,
         benchmark=benchmark_only or (dataset is None and not profile_inference),
         profile_inference=profile_inference,
-        max_seq_length=max_seq_length,
+        max_seq_length=max_seq_length or (origin.max_seq_length if origin else 512),
         max_samples=max_samples,
         max_generation_samples=max_generation_samples,
         max_new_tokens=max_new_tokens,
+        exact_match_pattern=origin.exact_match_pattern if origin else None,
     )
     check_base_model(job.base_model)
+    _check_same_base(job.base_model, checkpoint, origin=origin)
     result = run_job(job)
     _show(Console(highlight=False, soft_wrap=True), result)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+def _check_same_base(base_model: str, checkpoint: Path, *, origin: "AdapterOrigin | None") -> None:
+    """Refuse a base in a folder whose content is not that of the base the adapter was trained on."""
+    from lorastudy.spec.identity import base_model_fingerprint
+
+    now = base_model_fingerprint(base_model)
+    then = origin.base_model_fingerprint if origin else now
+    if then != now and then.startswith("sha256:") and now.startswith("sha256:"):
+        raise StudyError(
+            f"--base-model: {base_model}: not the base that {checkpoint} was trained on: its files have other content"
+        )
 
 
 def _named_base(checkpoint: Path) -> str:
@@ -70,7 +91,10 @@ def _named_base(checkpoint: Path) -> str:
         raise StudyError(
             f"--checkpoint: {checkpoint}: has no adapter_config.json; expected a folder such as output/<name>/final_model"
         )
-    named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    try:
+        named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except ValueError as error:
+        raise StudyError(f"--checkpoint: {config}: is not JSON: {error}") from error
     if not isinstance(named, str):
         raise StudyError(f"--checkpoint: {checkpoint}: does not name its base model; give --base-model")
     return named

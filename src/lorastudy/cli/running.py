@@ -8,15 +8,22 @@ import typer
 from rich.console import Console
 
 from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.data.load import train_and_eval
 from lorastudy.executors import Executor, LocalExecutor
 from lorastudy.experiments.expansion import expand
 from lorastudy.planner.packing import form_packs
 from lorastudy.runner import Plan, SuiteOutcome, not_done, run_suite
-from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.experiment import Experiment, canonical_json
 from lorastudy.spec.hub import check_base_model
 from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.suite import Suite
 from lorastudy.tracker import ExperimentTracker
+
+#: The settings that decide which rows are read.
+_DATA_KEYS = (
+    "dataset_path", "eval_dataset_path", "forgetting_dataset_path", "eval_fraction", "max_train_samples",
+    "max_eval_samples",
+)  # fmt: skip
 
 
 def experiments_of(suite: Suite) -> tuple[Experiment, ...]:
@@ -24,9 +31,24 @@ def experiments_of(suite: Suite) -> tuple[Experiment, ...]:
     return expand(suite, fingerprint_dataset=dataset_fingerprint, fingerprint_base=base_model_fingerprint)
 
 
+def check_data(experiments: Sequence[Experiment]) -> None:
+    """Nothing, if their data can be read and held out; a worker would find out only once it has loaded the base.
+
+    Raises:
+        DataError: a file is empty, damaged or of an unknown format, or holding out leaves one side empty.
+    """
+    readings = {
+        canonical_json([getattr(experiment.settings, key) for key in _DATA_KEYS]): experiment.settings
+        for experiment in experiments
+    }
+    for settings in readings.values():
+        train_and_eval(settings)
+
+
 def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str) -> None:
     """Print what would run: packs, experiments, and which results are there already."""
     missing = _missing(experiments, database=database)
+    check_data(missing)
     packs = form_packs(missing)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
@@ -53,11 +75,12 @@ def run_experiments(
     """Run what is missing, with progress; print how it ended. Exits with 1 or 2 when an experiment failed.
 
     Exit code 2 means that what failed is the user's to mend, as for any bad input. A base model that cannot be
-    had is refused before anything is written. Without an executor, workers run on this machine.
+    had, or data that cannot be read, is refused before anything is written. Without an executor, workers run on this machine.
     """
     from lorastudy.cli.progress import Progress
 
     missing = _missing(experiments, database=database)
+    check_data(missing)
     for base_model in sorted({experiment.settings.base_model for experiment in missing}):
         check_base_model(base_model)
     with (
@@ -65,6 +88,7 @@ def run_experiments(
         Progress(num_packs=len(form_packs(missing))) as progress,
     ):
         try:
+            tracker.register(suite.name, experiments, description=suite.description)
             outcome = run_suite(
                 experiments,
                 suite_name=suite.name,

@@ -103,6 +103,10 @@ class Engine(Scorer, Protocol):
         ...
 
 
+EngineFactory = Callable[[Sequence[Arm]], Engine]
+"""Fresh adapters for these arms on the pack's base, in the engine that will train them."""
+
+
 def make_arm(experiment: Experiment, *, module_names: tuple[str, ...], num_steps: int) -> Arm:
     """The arm of an experiment. Warm-up steps are rounded up, as transformers does."""
     settings = experiment.settings

@@ -3,10 +3,9 @@
 import sys
 from functools import partial
 
-from lorastudy.engine.arms import Arm
+from lorastudy.engine.arms import Arm, EngineFactory
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.loading import BaseModel
-from lorastudy.engine.meter import EngineFactory
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.reference import ReferenceEngine
 from lorastudy.spec.settings import Settings

@@ -1,6 +1,6 @@
 """Loading a frozen base model: folder, hub id or `lab`, in the asked precision, safetensors only."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lorastudy.data.tokenise import TokenRow
 from lorastudy.engine.quantised import keep_trainable_on_cpu, quantization_config
 from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import ModelError
@@ -110,6 +111,20 @@ def num_positions(base: BaseModel) -> int | None:
     """How many tokens a row may have; None where the model does not say."""
     limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
     return None if limit is None else int(limit)
+
+
+def check_lengths(base: BaseModel, rows: Iterable[TokenRow]) -> None:
+    """Refuse rows that the model has no positions for; a learned table of them would be read past its end.
+
+    Raises:
+        ModelError: a row is too long.
+    """
+    longest, limit = max(len(row.input_ids) for row in rows), num_positions(base)
+    if limit is not None and longest > limit:
+        raise ModelError(
+            f"max_seq_length: {base.name} has {limit} positions, and the longest row has {longest} tokens; "
+            f"lower it to {limit}"
+        )
 
 
 def load_tokenizer(base_model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

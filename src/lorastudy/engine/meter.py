@@ -22,14 +22,11 @@ from typing import Literal, Self
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from lorastudy.engine.arms import Arm, Engine
+from lorastudy.engine.arms import Arm, EngineFactory
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.quantised import features
 from lorastudy.records import ArmProfile
-
-EngineFactory = Callable[[Sequence[Arm]], Engine]
-"""Fresh adapters for these arms on the pack's base, in the engine that will train them."""
 
 
 class MemoryMeter:

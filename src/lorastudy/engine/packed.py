@@ -84,6 +84,8 @@ class PackedEngine:
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Take one optimizer step per item of `steps`; the item's batches are accumulated."""
         for step, batches in enumerate(steps):
+            if len(self._diverged) == len(self.arms):
+                return
             losses = self._accumulate(batches)
             norms = self._unscaled_norms()
             trained, diverged = self._take_step(step, losses=losses, norms=norms)

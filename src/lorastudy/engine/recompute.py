@@ -1,8 +1,9 @@
 """Activation checkpointing for a frozen base that stays in eval mode."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -13,20 +14,20 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 def recomputing(model: nn.Module, *, enabled: bool) -> Iterator[None]:
     """Within, the model's layers keep only their inputs and run again in the backward pass.
 
-    transformers recomputes a layer whose own `training` is True. Only that flag is set, and only here: the
-    layer's children stay in eval mode, so the base's dropout stays off, and generation keeps its cache.
-    (`gradient_checkpointing_enable` has another name from version to version and wants the whole model to train.)
+    The layers' own forward is wrapped, and nothing is told that it trains: transformers' own switch recomputes
+    only in a layer whose `training` is True, and some layers (OPT's) turn on their dropout by that flag.
     """
     layers = [
         module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and enabled
     ]
     for layer in layers:
-        layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        layer.training = True
+        layer.forward = partial(_recomputed, layer.forward)
     try:
         yield
     finally:
         for layer in layers:
-            layer.gradient_checkpointing = False
-            layer.training = False
+            del layer.forward  # the class's own is there again
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return checkpoint(partial(forward, **options), *args, use_reentrant=False)

@@ -53,7 +53,11 @@ def _scored(scorer: LoadedAdapter, job: EvaluateJob, *, base: BaseModel, tokens:
         CompletionLoss().evaluate(scorer, tokens.rows, base=base, split="eval")
     )  # fmt: skip
     if job.max_generation_samples:
-        exact_match = ExactMatch(max_new_tokens=job.max_new_tokens, max_rows=job.max_generation_samples)
+        exact_match = ExactMatch(
+            max_new_tokens=job.max_new_tokens,
+            max_rows=job.max_generation_samples,
+            pattern=job.exact_match_pattern,
+        )
         records += exact_match.evaluate(scorer, tokens.rows, base=base, split="eval")
     scores = [record for record in records if isinstance(record, Score)]
     return {

@@ -28,8 +28,12 @@ class Following:
         # was done is there to be read now.
         end = end_of_worker()
         is_done = (self._folder / DONE_NAME).exists()
-        for record in self._reader.read_new():
-            yield self._folder, record
+        try:
+            for record in self._reader.read_new():
+                yield self._folder, record
+        except ValueError as error:
+            # What is left of the folder cannot be trusted; the experiments it left open count as crashed.
+            end, is_done = WorkerExit(returncode=1, message=f"{RECORDS_NAME} is damaged: {error}"), False
         self.exit = WorkerExit(returncode=None) if is_done else end
         if self.exit is not None:
             yield self._folder, self.exit

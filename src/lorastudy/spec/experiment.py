@@ -75,6 +75,10 @@ def _identifying(settings: Settings) -> dict[str, Any]:
     values["lora_alpha"] = settings.lora_alpha_value
     if settings.max_steps is None and settings.num_train_epochs is None:
         values["num_train_epochs"] = 1.0
+    if settings.eval_dataset_path is not None:
+        values["eval_fraction"] = None
+    if settings.max_generation_samples == 0:
+        values["max_new_tokens"] = values["exact_match_pattern"] = None
     if settings.quantization != "4bit":
         values["bnb_4bit_quant_type"] = values["bnb_4bit_use_double_quant"] = None
     return {key: value for key, value in values.items() if key not in LAYOUT_KEYS}

@@ -4,7 +4,8 @@ A full hash of the weights would take minutes for a 26 GB model, and a dry run m
 file its name, its size, its header (for safetensors: the names, types, shapes and offsets of all tensors)
 and two samples of 64 KiB enter, from the middle and from the end. Another model, another precision, another
 revision or a further training step changes all weights and is seen; a few bytes edited by hand elsewhere
-are not. The tokenizer's files enter whole, for they decide what the tokens are.
+are not. The tokenizer's files enter whole, for they decide what the tokens are; so does Python code in the folder,
+which `trust_remote_code` would run.
 """
 
 import hashlib
@@ -28,6 +29,10 @@ _WHOLE_FILES = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "spiece.model",
 )
 _WEIGHT_FILES = ("*.safetensors", "*.bin")
 
@@ -52,6 +57,7 @@ def base_model_fingerprint(base_model: str) -> str:
 def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     whole = [folder / name for name in _WHOLE_FILES if (folder / name).is_file()]
+    whole += sorted(folder.glob("*.py"))
     weights = sorted(path for pattern in _WEIGHT_FILES for path in folder.glob(pattern))
     for path in whole:
         digest.update(_length_prefixed(path.name.encode(), path.read_bytes()))

@@ -143,10 +143,10 @@ class Settings(BaseModel):
     def _lists_are_tuples(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
 
-    @field_validator("target_modules")
+    @field_validator("target_modules", "layers_to_transform")
     @classmethod
-    def _modules_are_a_set(cls, value: TargetPreset | tuple[str, ...]) -> TargetPreset | tuple[str, ...]:
-        return value if isinstance(value, str) else tuple(sorted(set(value)))
+    def _lists_are_sets(cls, value: object) -> object:
+        return tuple(sorted(set(value))) if isinstance(value, tuple) else value
 
     @field_validator("lora_alpha")
     @classmethod

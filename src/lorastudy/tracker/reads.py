@@ -119,10 +119,10 @@ def _current_runs(*of_which: ColumnElement[bool]) -> Subquery:
         )
         .exists()
     )
-    ended_without_result = runs.c.status.in_(["failed", "stopped"])
+    has_no_result = runs.c.status != "completed"
     return (
         select(runs.c.experiment_id, func.max(runs.c.attempt).label("attempt"))
-        .where(~(ended_without_result & has_completed_before), *of_which)
+        .where(~(has_no_result & has_completed_before), *of_which)
         .group_by(runs.c.experiment_id)
         .subquery("current_runs")
     )

@@ -48,7 +48,7 @@ def take(connection: Connection, record: Record, *, origin: Origin) -> bool:
     if not current or (experiment_id is not None and experiment_id not in current):
         return False
     if isinstance(record, PackStep):
-        return _take_step(connection, record, origin, current)
+        return _take_step(connection, record, origin=origin, current=current)
     return _TAKERS[type(record)](connection, record, origin)
 
 
@@ -66,11 +66,13 @@ def _current_experiments(connection: Connection, origin: Origin) -> frozenset[st
     return frozenset(connection.execute(statement).scalars())
 
 
-def _take_step(connection: Connection, record: PackStep, origin: Origin, current: frozenset[str]) -> bool:
+def _take_step(connection: Connection, record: PackStep, *, origin: Origin, current: frozenset[str]) -> bool:
     values = asdict(record)
     arms = values.pop("arms")
     at_step = {"attempt": origin.attempt, "step": record.step}
-    is_new = _add_once(connection, schema.pack_steps, values, {"pack_id": origin.pack_id, **at_step})
+    is_new = _add_once(
+        connection, schema.pack_steps, values=values, key={"pack_id": origin.pack_id, **at_step}
+    )
     fresh = [arm | at_step for arm in arms if arm["experiment_id"] in current]
     if not is_new:
         # The reference engine trains arm after arm, so a pack's step comes once for each of them.
@@ -88,19 +90,23 @@ def _take_environment(connection: Connection, record: Environment, origin: Origi
     key = {"environment_id": environment_id}
     if not rows.exists(connection, schema.environments, key=key):
         rows.add(connection, schema.environments, rows=[asdict(record) | key])
-    return _add_once(connection, schema.pack_environments, key, origin.key)
+    return _add_once(connection, schema.pack_environments, values=key, key=origin.key)
 
 
 def _take_data_summary(connection: Connection, record: DataSummary, origin: Origin) -> bool:
-    return _add_once(connection, schema.data_summaries, asdict(record), origin.key | {"split": record.split})
+    return _add_once(
+        connection, schema.data_summaries, values=asdict(record), key=origin.key | {"split": record.split}
+    )
 
 
 def _take_pack_profile(connection: Connection, record: PackProfile, origin: Origin) -> bool:
-    return _add_once(connection, schema.pack_profiles, asdict(record), origin.key)
+    return _add_once(connection, schema.pack_profiles, values=asdict(record), key=origin.key)
 
 
 def _take_profile(connection: Connection, record: ArmProfile, origin: Origin) -> bool:
-    return _add_once(connection, schema.profiles, asdict(record), _run_key(record.experiment_id, origin))
+    return _add_once(
+        connection, schema.profiles, values=asdict(record), key=_run_key(record.experiment_id, origin)
+    )
 
 
 def _take_score(connection: Connection, record: Score, origin: Origin) -> bool:
@@ -111,7 +117,7 @@ def _take_score(connection: Connection, record: Score, origin: Origin) -> bool:
         "value": record.value,
         "num_items": len(record.items),
     }
-    if not _add_once(connection, schema.scores, values, key):
+    if not _add_once(connection, schema.scores, values=values, key=key):
         return False
     weights = None if record.weights is None else canonical_json(record.weights)
     items = {"items": canonical_json(record.items), "weights": weights}
@@ -125,7 +131,7 @@ def _take_generation(connection: Connection, record: Generation, origin: Origin)
     if rows.exists(connection, schema.generations, key=asdict(record) | key):
         return False
     position = rows.count(connection, schema.generations, key=key)
-    return _add_once(connection, schema.generations, asdict(record), key | {"position": position})
+    return _add_once(connection, schema.generations, values=asdict(record), key=key | {"position": position})
 
 
 def _take_outcome(connection: Connection, record: Outcome, origin: Origin) -> bool:
@@ -137,7 +143,7 @@ def _run_key(experiment_id: str, origin: Origin) -> dict[str, Any]:
 
 
 def _add_once(
-    connection: Connection, table: Table, values: Mapping[str, Any], key: Mapping[str, Any]
+    connection: Connection, table: Table, *, values: Mapping[str, Any], key: Mapping[str, Any]
 ) -> bool:
     if rows.exists(connection, table, key=key):
         return False

@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+import tiny
 from lorastudy.engine.adapters import CONFIG_FILE, WEIGHTS_FILE, check_fits, save_adapter
 from lorastudy.engine.arms import initial_lora_A
 from lorastudy.engine.batch import assemble

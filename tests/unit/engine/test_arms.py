@@ -1,9 +1,9 @@
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from lorastudy.engine.arms import initial_lora_A, stream_seed
 
 

@@ -1,11 +1,11 @@
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+import tiny
 from lorastudy.engine.attention import UnsupportedModelError, row_attention, rows
 from lorastudy.engine.batch import assemble
 

@@ -1,7 +1,7 @@
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from lorastudy.data.tokenise import TokenRow
 from lorastudy.engine.batch import Bucket, assemble
 

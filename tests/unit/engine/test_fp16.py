@@ -1,9 +1,9 @@
 """Loss scaling in the packed engine, arm by arm."""
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.optimise import INITIAL_SCALE
 

@@ -4,12 +4,12 @@ import json
 import shutil
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
-from lorastudy.engine.loading import load_base, load_tokenizer, num_positions
+import tiny
+from lorastudy.engine.loading import check_lengths, load_base, load_tokenizer, num_positions
 from lorastudy.errors import ModelError
 from lorastudy.spec.settings import Settings
 
@@ -41,7 +41,7 @@ def test_a_folder_is_loaded_frozen_with_its_tokenizer(good):
     assert (base.eos_token_id, base.pad_token_id) == (tiny.EOS, tiny.PAD)
     assert not base.model.training
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
-    assert list(base.linear_layers)[0] == "model.layers.0.self_attn.q_proj"
+    assert next(iter(base.linear_layers)) == "model.layers.0.self_attn.q_proj"
     assert num_positions(base) == 128
     saved = load_file(good / "model.safetensors")
     assert torch.equal(
@@ -64,6 +64,16 @@ def test_greedy_means_greedy_whatever_the_folder_recommends(folder):
     base = load(folder)
     assert base.model.generation_config.repetition_penalty in (None, 1.0)
     assert base.model.generation_config.num_beams in (None, 1)
+
+
+def test_rows_must_fit_the_models_positions():
+    base = tiny.make_base("gpt2")
+    fitting, too_long = (tiny.make_row([2] * length, prompt_tokens=1) for length in (128, 129))
+    check_lengths(base, [fitting])
+    with pytest.raises(
+        ModelError, match="max_seq_length: gpt2 has 128 positions, and the longest row has 129 tokens"
+    ):
+        check_lengths(base, [fitting, too_long])
 
 
 @pytest.mark.parametrize("name", ["nowhere/at-all", "./missing", "no such folder"])

@@ -2,9 +2,9 @@ import sys
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from lorastudy.engine import meter
 from lorastudy.engine.loading import load_base
 from lorastudy.engine.meter import MemoryMeter, num_parameters, profile_arms
@@ -58,7 +58,6 @@ def test_a_training_step_peaks_at_base_adapters_optimizer_and_activations():
     assert small.peak_memory_bytes > base_bytes + 16 * small.num_trainable_parameters
     difference = large.num_trainable_parameters - small.num_trainable_parameters
     grown = large.peak_memory_bytes - small.peak_memory_bytes
-    print(grown/difference)
     assert 16 * difference < grown < 32 * difference
 
 

@@ -4,13 +4,13 @@ import math
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import get_scheduler
 
+import tiny
 from lorastudy.engine.arms import make_arm as arm_of_experiment
 from lorastudy.engine.bank import in_groups, make_bank
 from lorastudy.engine.lora import PackedLinear
@@ -53,11 +53,20 @@ def four_arms():
     """Two of one shape with other settings, two of other shapes; one does not clip, one has a short life."""
     modules = ("one", "two")
     return [
-        tiny.make_arm(modules, name="a", weight_decay=0.1, max_grad_norm=0.5, learning_rate=1e-2),
+        tiny.make_arm(
+            modules, name="a", adam_epsilon=1e-8, weight_decay=0.1, max_grad_norm=0.5, learning_rate=1e-2
+        ),
         tiny.make_arm(
             modules, name="b", adam_beta1=0.7, adam_beta2=0.9, adam_epsilon=1e-5, max_grad_norm=0.0
         ),
-        tiny.make_arm(("two",), name="c", lr_scheduler_type="cosine", learning_rate=1e-1, num_warmup_steps=7),
+        tiny.make_arm(
+            ("two",),
+            name="c",
+            adam_epsilon=1e-8,
+            lr_scheduler_type="cosine",
+            learning_rate=1e-1,
+            num_warmup_steps=7,
+        ),
         tiny.make_arm(modules, name="d", r=2, lr_scheduler_type="constant", max_grad_norm=1e-4),
     ]
 

@@ -1,11 +1,11 @@
 """Models that need more than the packed engine does are refused before training, and served by the reference."""
 
 import pytest
-import tiny
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GptOssConfig, MistralConfig
 
+import tiny
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.choice import engine_factory

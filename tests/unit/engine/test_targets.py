@@ -1,10 +1,10 @@
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import get_peft_model
 from torch import nn
 
+import tiny
 from lorastudy.engine.adapters import lora_config
 from lorastudy.engine.targets import linear_modules, resolve_targets, shortest_names
 from lorastudy.errors import ModelError

@@ -1,0 +1,211 @@
+"""The workflow of the specification, typed as it stands there, on a small model and a local file.
+
+The tests share one folder and build on each other, as the steps do for a user: `study` has done them all.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorastudy.tracker import ExperimentTracker
+
+SAMPLE = "data/people_40_sample.jsonl"
+CHECKPOINT = "output/rank_ablation_r16/final_model"
+
+# The format of the specification, and what keeps the runs short and exact.
+SUITE = f"""\
+suite_name: "my_experiment_suite"
+base_model: "model"
+dataset_path: "{SAMPLE}"
+num_train_epochs: 2
+per_device_train_batch_size: 4
+max_seq_length: 512
+
+experiment_type: rank_ablation
+quantization: fp32
+learning_rate: 1e-2
+max_generation_samples: 2
+max_new_tokens: 3
+
+experiments:
+  - name: "exp1"
+    lora_rank: 16
+  - name: "exp2"
+    lora_rank: 32
+"""
+
+
+@pytest.fixture(scope="module")
+def study(make_folder: Callable[[str], Any]) -> Any:
+    """The folder after all steps; what each printed is under the step's name in `printed`."""
+    folder = make_folder("study")
+    folder.write("suite.yaml", SUITE)
+    steps = {
+        "prepare": "prepare_dataset.py --dataset people.csv --num-samples 40 --train-test-split 0.9",
+        "single": f"run_single_experiment.py --experiment-type rank_ablation --lora-rank 16 --dataset {SAMPLE} "
+        "--base-model model --num-epochs 1",
+        "dry_run": "run_experiment_suite.py --suite suite.yaml --dry-run",
+        "suite": "run_experiment_suite.py --suite suite.yaml --continue-on-error",
+        "again": "run_experiment_suite.py --suite suite.yaml",
+        "report": "generate_report.py",
+        "filtered": "generate_report.py --experiment-type rank_ablation --output reports/my_analysis.md",
+    }
+    printed = {}
+    for name, step in steps.items():
+        printed[name] = folder.run(f"python scripts/{step}").stdout
+        if name == "dry_run":
+            assert "my_experiment_suite" not in tracked_suites(folder.path), "a dry run writes nothing"
+    return folder, printed
+
+
+def tracked_suites(path: Path) -> list[str]:
+    with ExperimentTracker(path / "results/experiments.db") as tracker:
+        return [suite.suite_name for suite in tracker.get_suites()]
+
+
+def test_prepare_writes_the_sample_and_a_split_and_shows_an_example(study: Any) -> None:
+    folder, printed = study
+    lines = {name: (folder.path / "data" / name).read_text().splitlines() for name in ("people_40_sample.jsonl", "people_train.jsonl", "people_test.jsonl")}  # fmt: skip
+    assert len(lines["people_40_sample.jsonl"]) == 40
+    assert set(lines["people_train.jsonl"]).isdisjoint(lines["people_test.jsonl"])
+    assert len(lines["people_train.jsonl"]) + len(lines["people_test.jsonl"]) == 40
+    assert "[trained]" in printed["prepare"]
+
+
+def test_a_single_experiment_leaves_an_adapter_under_its_name(study: Any) -> None:
+    folder, printed = study
+    assert f"adapter: {CHECKPOINT}" in printed["single"]
+    assert {path.name for path in (folder.path / CHECKPOINT).iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_a_dry_run_shows_what_would_run(study: Any) -> None:
+    printed = study[1]["dry_run"]
+    assert "2 to run in 1 pack(s)" in printed
+    assert "exp1" in printed
+    assert "exp2" in printed
+
+
+def test_a_suite_trains_and_scores_its_experiments(study: Any) -> None:
+    folder, printed = study
+    assert "2 completed, 0 failed" in printed["suite"]
+    with ExperimentTracker(folder.path / "results/experiments.db") as tracker:
+        results = tracker.get_all_experiments(suite_name="my_experiment_suite")
+        losses = [step.loss for step in tracker.get_steps(results[0].experiment_id)]
+    assert [result.name for result in results] == ["exp1", "exp2"]
+    for result in results:
+        assert result.status == "completed"
+        after, before = (result.scores[split, "loss"].value for split in ("eval", "eval_before"))
+        assert after < before
+        assert ("eval", "exact_match") in result.scores
+        assert result.profile is not None
+        assert result.profile.num_trainable_parameters > 0
+    # Two epochs of what the split leaves for training, in batches of four.
+    assert len(losses) == results[0].num_steps == 2 * math.ceil(num_trained_rows(results[0]) / 4)
+
+
+def num_trained_rows(result: Any) -> int:
+    (train,) = [summary for summary in result.data if summary.split == "train"]
+    return int(train.num_rows)
+
+
+def test_the_same_suite_again_trains_nothing(study: Any) -> None:
+    folder, printed = study
+    assert "0 completed, 0 failed, 2 done before" in printed["again"]
+    with ExperimentTracker(folder.path / "results/experiments.db") as tracker:
+        results = tracker.get_all_experiments(suite_name="my_experiment_suite")
+    assert {result.attempt for result in results} == {1}
+
+
+def test_the_report_and_its_plots_are_there(study: Any) -> None:
+    folder, _ = study
+    text = (folder.path / "RESULTS.md").read_text()
+    assert "exp1" in text
+    assert (folder.path / "RESULTS.html").is_file()
+    assert len(list((folder.path / "results/plots").rglob("*.png"))) >= 5
+    filtered = (folder.path / "reports/my_analysis.md").read_text()
+    assert "exp2" in filtered
+
+
+def test_results_can_be_queried_as_the_specification_says(
+    study: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study[0].path)
+    with ExperimentTracker() as tracker:
+        completed = tracker.get_all_experiments(status="completed")
+        by_type = tracker.get_experiments_by_type("rank_ablation")
+        tracker.export_to_json(tmp_path / "my_experiments.json")
+    assert len(completed) == len(by_type) == 3
+    exported = json.loads((tmp_path / "my_experiments.json").read_text())
+    assert len(exported["experiments"]) == 3
+
+
+def test_evaluate_scores_an_adapter_on_a_data_set(study: Any) -> None:
+    folder, _ = study
+    command = f"python scripts/evaluate_model.py --checkpoint {CHECKPOINT} --base-model model"
+    done = folder.run(f"{command} --dataset data/people_test.jsonl --max-new-tokens 3 --output scores.json")
+    assert "perplexity" in done.stdout
+    result = json.loads((folder.path / "scores.json").read_text())
+    scores = {score["metric"]: score["value"] for score in result["scores"]}
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]), rel=1e-6)
+
+
+def test_evaluate_asks_the_benchmark_prompts(study: Any) -> None:
+    folder, _ = study
+    command = f"python scripts/evaluate_model.py --checkpoint {CHECKPOINT} --base-model model"
+    assert "sky" in folder.run(f"{command} --benchmark-only --max-new-tokens 4").stdout
+
+
+def test_evaluate_profiles_inference(study: Any) -> None:
+    folder, _ = study
+    command = f"python scripts/evaluate_model.py --checkpoint {CHECKPOINT} --base-model model"
+    assert "first_token_seconds" in folder.run(f"{command} --profile-inference --max-new-tokens 4").stdout
+
+
+def test_peft_loads_the_published_adapter_and_computes_what_the_packed_engine_computed(study: Any) -> None:
+    """Every held-out row's loss as it was stored when the arm was still one of a pack."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lorastudy.data.load import train_and_eval
+    from lorastudy.data.tokenise import tokenise
+    from lorastudy.spec.loading import load_suite
+
+    folder, _ = study
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.path)
+        settings = load_suite(Path("suite.yaml")).arms[0].settings
+        rows = train_and_eval(settings).held_out
+    with ExperimentTracker(folder.path / "results/experiments.db") as tracker:
+        (result,) = [each for each in tracker.get_all_experiments("completed") if each.name == "exp1"]
+        stored, _ = tracker.get_items(result.experiment_id, split="eval", metric="loss")
+    assert result.pack_profile is not None
+    assert result.pack_profile.engine == "packed"
+    assert result.pack_profile.num_arms == 2
+    tokenizer = AutoTokenizer.from_pretrained(folder.path / "model")
+    base = AutoModelForCausalLM.from_pretrained(folder.path / "model", dtype="float32")
+    untrained = [mean_nll(base, row) for row in (tokens := tokenise(rows, tokenizer=tokenizer, max_seq_length=512, split="eval").rows)]  # fmt: skip
+    model = PeftModel.from_pretrained(base, str(folder.path / "output/exp1/final_model")).eval()
+    assert [mean_nll(model, row) for row in tokens] == pytest.approx(list(stored), rel=1e-4, abs=1e-5)
+    assert untrained != pytest.approx(list(stored), rel=0.05), "the adapter matters"
+
+
+def mean_nll(model: Any, row: Any) -> float:
+    """Mean negative log likelihood of the row's trained tokens, one row at a time, from the logits."""
+    import torch
+
+    ids = torch.tensor([row.input_ids])
+    with torch.no_grad():
+        log_probabilities = model(input_ids=ids).logits[0].log_softmax(-1)
+    nll = [
+        -log_probabilities[position - 1, label].item()
+        for position, label in enumerate(row.labels)
+        if label != -100
+    ]
+    return sum(nll) / len(nll)
