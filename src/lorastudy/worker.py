@@ -185,7 +185,7 @@ def _serve_pack(folder: Path, cache: BaseCache) -> None:
         run.fail_rest("user", error)
     except torch.OutOfMemoryError as error:
         run.fail_rest("out_of_memory", error)
-    except Exception as error:
+    except Exception as error:  # the worker's edge: whatever it was, it goes on record
         run.fail_rest("out_of_memory" if _is_cpu_allocation_failure(error) else "error", error)
         if torch.cuda.is_available():
             raise  # a CUDA fault outlives its exception: the next folder gets a fresh worker

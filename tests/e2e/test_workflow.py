@@ -146,26 +146,24 @@ def test_results_can_be_queried_as_the_specification_says(
     assert len(exported["experiments"]) == 3
 
 
-def test_evaluate_scores_an_adapter_on_a_data_set(study: Any) -> None:
+def test_evaluate_scores_an_adapter_on_a_data_set_and_profiles_inference(study: Any) -> None:
     folder, _ = study
     command = f"python scripts/evaluate_model.py --checkpoint {CHECKPOINT} --base-model model"
-    done = folder.run(f"{command} --dataset data/people_test.jsonl --max-new-tokens 3 --output scores.json")
+    done = folder.run(
+        f"{command} --dataset data/people_test.jsonl --profile-inference --max-new-tokens 3 --output scores.json"
+    )
     assert "perplexity" in done.stdout
+    assert "first_token_seconds" in done.stdout
     result = json.loads((folder.path / "scores.json").read_text())
     scores = {score["metric"]: score["value"] for score in result["scores"]}
     assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]), rel=1e-6)
+    assert result["inference"]["first_token_seconds"] > 0
 
 
 def test_evaluate_asks_the_benchmark_prompts(study: Any) -> None:
     folder, _ = study
     command = f"python scripts/evaluate_model.py --checkpoint {CHECKPOINT} --base-model model"
     assert "sky" in folder.run(f"{command} --benchmark-only --max-new-tokens 4").stdout
-
-
-def test_evaluate_profiles_inference(study: Any) -> None:
-    folder, _ = study
-    command = f"python scripts/evaluate_model.py --checkpoint {CHECKPOINT} --base-model model"
-    assert "first_token_seconds" in folder.run(f"{command} --profile-inference --max-new-tokens 4").stdout
 
 
 def test_peft_loads_the_published_adapter_and_computes_what_the_packed_engine_computed(study: Any) -> None:
@@ -190,7 +188,8 @@ def test_peft_loads_the_published_adapter_and_computes_what_the_packed_engine_co
     assert result.pack_profile.num_arms == 2
     tokenizer = AutoTokenizer.from_pretrained(folder.path / "model")
     base = AutoModelForCausalLM.from_pretrained(folder.path / "model", dtype="float32")
-    untrained = [mean_nll(base, row) for row in (tokens := tokenise(rows, tokenizer=tokenizer, max_seq_length=512, split="eval").rows)]  # fmt: skip
+    tokens = tokenise(rows, tokenizer=tokenizer, max_seq_length=512, split="eval").rows
+    untrained = [mean_nll(base, row) for row in tokens]
     model = PeftModel.from_pretrained(base, str(folder.path / "output/exp1/final_model")).eval()
     assert [mean_nll(model, row) for row in tokens] == pytest.approx(list(stored), rel=1e-4, abs=1e-5)
     assert untrained != pytest.approx(list(stored), rel=0.05), "the adapter matters"

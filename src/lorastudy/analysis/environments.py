@@ -1,4 +1,4 @@
-"""Which runs may be compared.
+"""Which runs may be compared: those of one environment, on one base model, scored on the same rows.
 
 The same configuration gave another answer after a library upgrade (38 re-runs of a public benchmark moved by
 -1.65 points on average), so a difference across environments is not one between arms.
@@ -9,6 +9,11 @@ from dataclasses import dataclass
 
 from lorastudy.records import Environment
 from lorastudy.tracker.views import ExperimentResult
+
+#: What else decides which held-out rows there are, and how much of each is scored.
+_SCORING_KEYS = ("max_eval_samples", "max_seq_length")
+#: And where they are held out of the training file, which `max_train_samples` cuts first.
+_SPLIT_KEYS = ("eval_fraction", "max_train_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +34,17 @@ def comparable(one: Environment | None, other: Environment | None) -> bool:
     return _key(one) == _key(other)
 
 
+def obstacle(one: ExperimentResult, other: ExperimentResult) -> str | None:
+    """Why a difference between two runs would not be one between their arms; None when nothing stands against it."""
+    if not comparable(one.environment, other.environment):
+        return "environments differ"
+    if one.sources.get("base_model") != other.sources.get("base_model"):
+        return "different base models"
+    if _scored_rows(one) != _scored_rows(other):
+        return "scored on different rows"
+    return None
+
+
 def environment_groups(results: Iterable[ExperimentResult]) -> tuple[EnvironmentGroup, ...]:
     """Each distinct environment, as recorded, with its experiments; unknown environments are left out."""
     groups: dict[Environment, list[str]] = {}
@@ -47,3 +63,11 @@ def _key(environment: Environment | None) -> tuple[str, ...] | None:
     versions = (environment.torch, environment.transformers, environment.peft, environment.bitsandbytes)
     device = environment.device.split(":")[0]
     return (*versions, environment.lorastudy, device, environment.device_name)
+
+
+def _scored_rows(result: ExperimentResult) -> tuple[object, ...]:
+    """What the held-out rows follow from, with the fingerprint of the file they come from."""
+    own = result.sources.get("eval_dataset")
+    keys = _SCORING_KEYS if own is not None else (*_SPLIT_KEYS, *_SCORING_KEYS)
+    source = own if own is not None else result.sources.get("dataset")
+    return (own is not None, source, *(result.settings.get(key) for key in keys))

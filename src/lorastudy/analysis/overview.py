@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from lorastudy.analysis.frontier import pareto_frontier
 from lorastudy.analysis.paired import Comparison, compare_with_reference
 from lorastudy.analysis.ranks import RankReturns, rank_returns
-from lorastudy.analysis.study import Arm, Study, reference_arm
+from lorastudy.analysis.reference import reference_arm
+from lorastudy.analysis.study import Arm, Study
 from lorastudy.analysis.summary import EXACT_MATCH, LOSS, TOKEN_ACCURACY, ArmSummary, Metric, summarise_arm
 
 #: Verdicts are about the first; the others are shown beside it.

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from scipy import special  # not `stats`, which takes half a second to import
 
-from lorastudy.analysis.environments import comparable
+from lorastudy.analysis.environments import obstacle
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.analysis.summary import Metric, scores_by_seed
 
@@ -49,8 +49,8 @@ class Comparison:
     reference: str
     metric: Metric
     differences: Mapping[int, float]
-    seeds_apart: tuple[int, ...]
-    """Seeds left out because the two runs had environments that are not comparable."""
+    seeds_apart: Mapping[int, str]
+    """Seeds left out because the two runs cannot be compared, and why: environment, base model or rows differ."""
     mean: float | None
     sd: float | None
     interval: tuple[float, float] | None
@@ -159,10 +159,12 @@ def seeds_needed(mean: float, sd: float) -> int | None:
 
 def _compare(study: Study, *, arm: Arm, reference: Arm, metric: Metric) -> Comparison:
     ours, theirs = (scores_by_seed(one, study, metric=metric) for one in (arm, reference))
-    environments = [{r.seed: r.environment for r in one.completed} for one in (arm, reference)]
-    both = sorted(ours.keys() & theirs.keys())
-    paired = [seed for seed in both if comparable(*(by_seed[seed] for by_seed in environments))]
-    differences = {seed: ours[seed] - theirs[seed] for seed in paired}
+    runs = [{result.seed: result for result in one.completed} for one in (arm, reference)]
+    obstacles = {
+        seed: obstacle(*(by_seed[seed] for by_seed in runs)) for seed in sorted(ours.keys() & theirs.keys())
+    }
+    apart = {seed: why for seed, why in obstacles.items() if why is not None}
+    differences = {seed: ours[seed] - theirs[seed] for seed in obstacles if seed not in apart}
     values = list(differences.values())
     sd = statistics.stdev(values) if len(values) > 1 else None
     testable = sd is not None and not _is_rounding(sd, values)
@@ -171,7 +173,7 @@ def _compare(study: Study, *, arm: Arm, reference: Arm, metric: Metric) -> Compa
         reference=reference.name,
         metric=metric,
         differences=differences,
-        seeds_apart=tuple(seed for seed in both if seed not in differences),
+        seeds_apart=apart,
         mean=statistics.fmean(values) if values else None,
         sd=sd,
         interval=t_interval(values) if testable else None,
@@ -179,7 +181,7 @@ def _compare(study: Study, *, arm: Arm, reference: Arm, metric: Metric) -> Compa
         holm_p=None,
         sign_flip_p=sign_flip_p(values) if testable else None,
         verdict="cannot tell",
-        reason=None if testable else _why_untestable(values, num_common=len(both)),
+        reason=None if testable else _why_untestable(values, apart=apart),
     )
 
 
@@ -188,9 +190,9 @@ def _is_rounding(sd: float, values: Sequence[float]) -> bool:
     return sd <= 1e-9 * max(map(abs, values), default=0.0)
 
 
-def _why_untestable(values: Sequence[float], *, num_common: int) -> str:
+def _why_untestable(values: Sequence[float], *, apart: Mapping[int, str]) -> str:
     if not values:
-        return "environments differ" if num_common else "no seed in common"
+        return next(iter(apart.values()), "no seed in common")
     if len(values) == 1:
         return "one seed"
     return "every seed gave the same difference"

@@ -1,8 +1,8 @@
 """One suite's results, cut into arms. Results of two suites are never pooled: they answer two questions.
 
 An arm is a name *and* its settings. A suite that was edited and run again under its old name leaves results
-of both versions in the store; they become two arms, never one mean. Of two results of the same arm and seed
-(the data changed beneath the same settings) only the later one counts, and a note says so.
+of both versions in the store; they become two arms, never one mean. Where the data or the base model changed
+beneath the same name and settings, only results on the latest version count, and a note says so.
 """
 
 from collections import Counter
@@ -99,20 +99,6 @@ def confounds(study: Study) -> tuple[str, ...]:
     return tuple(key for key in differing_settings(study.arms) if key not in studied)
 
 
-def reference_arm(study: Study) -> Arm | None:
-    """The arm that the others are compared with, fixed by the design and never by the outcome.
-
-    Rank ablation: the largest rank. Quantization: the highest precision. Else the first arm of the suite.
-    Arms without a completed run cannot serve; choosing the best observed would favour it (winner's curse).
-    """
-    candidates = [arm for arm in study.arms if arm.completed]
-    if not candidates:
-        return None
-    if study.experiment_type == "rank_ablation":
-        return max(candidates, key=lambda arm: int(arm.settings["lora_rank"]))
-    return candidates[0]
-
-
 def _study(suite_name: str, experiment_type: str, *, results: Sequence[ExperimentResult]) -> Study:
     groups: dict[tuple[str, str], list[ExperimentResult]] = {}
     for result in results:
@@ -124,10 +110,16 @@ def _study(suite_name: str, experiment_type: str, *, results: Sequence[Experimen
     for (name, _), group in groups.items():
         seen[name] += 1
         unique = name if uses[name] == 1 else f"{name} #{seen[name]}"
-        latest = _latest_per_seed(group)
-        if len(latest) < len(group):
+        current = _on_latest_sources(group)
+        latest = _latest_per_seed(current)
+        if len(current) < len(group):
             notes.append(
-                f"{unique}: {len(group) - len(latest)} earlier result(s) of the same settings and seed are not counted"
+                f"{unique}: {len(group) - len(current)} result(s) on another version of the data or the base model "
+                "are not counted"
+            )
+        if len(latest) < len(current):
+            notes.append(
+                f"{unique}: {len(current) - len(latest)} earlier result(s) of the same settings and seed are not counted"
             )
         arms.append(Arm(name=unique, settings=latest[-1].settings, results=latest))
     notes += [
@@ -143,12 +135,20 @@ def _study(suite_name: str, experiment_type: str, *, results: Sequence[Experimen
     )
 
 
+def _on_latest_sources(group: Sequence[ExperimentResult]) -> list[ExperimentResult]:
+    """The results on the data and the base model of the latest one: seeds on two versions make no one mean."""
+    latest = max(group, key=_completed_then_latest)
+    return [result for result in group if result.sources == latest.sources]
+
+
 def _latest_per_seed(group: Sequence[ExperimentResult]) -> tuple[ExperimentResult, ...]:
     """One result for each seed: a completed one before any other, then the one that began last."""
-    by_seed: dict[int, ExperimentResult] = {}
-    for result in sorted(group, key=lambda one: (one.status == "completed", one.started_at or "")):
-        by_seed[result.seed] = result
+    by_seed = {result.seed: result for result in sorted(group, key=_completed_then_latest)}
     return tuple(by_seed[seed] for seed in sorted(by_seed))
+
+
+def _completed_then_latest(result: ExperimentResult) -> tuple[bool, str]:
+    return (result.status == "completed", result.started_at or "")
 
 
 def _in_reading_order(arms: Sequence[Arm], experiment_type: str) -> tuple[Arm, ...]:

@@ -1,13 +1,14 @@
-"""Whether each arm got a learning rate of its own: without one, a difference between arms may be one of rate.
+"""Whether each arm got a learning rate of its own, and which did best: else a difference may be one of rate.
 
 At one fixed rate the effect of rank looked eight times too small over 13 models; so an arm whose rate was
 never varied, or whose best rate lies on the edge of its grid, is untuned and cannot be called best.
 """
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorastudy.analysis.study import Arm, Study
+from lorastudy.analysis.study import Arm, Study, differing_settings
 from lorastudy.analysis.summary import LOSS, scores_by_seed
 from lorastudy.spec.experiment import canonical_json
 
@@ -45,11 +46,23 @@ def learning_rates(study: Study) -> LearningRates:
     )
 
 
-def _best_if_on_edge(study: Study, arms: list[Arm]) -> Arm | None:
+def lowest_loss(study: Study, arms: Sequence[Arm]) -> Arm | None:
+    """The arm of lowest mean held-out loss, of those with the most seeds scored; None where none was.
+
+    An arm that lost seeds, as one whose rate is too high does, may owe its low mean to the seeds it lost.
+    """
     losses = {arm.name: list(scores_by_seed(arm, study, metric=LOSS).values()) for arm in arms}
-    scored = [arm for arm in arms if losses[arm.name]]
-    if not scored:
-        return None
-    best = min(scored, key=lambda arm: statistics.fmean(losses[arm.name]))
+    most = max(map(len, losses.values()), default=0)
+    whole = [arm for arm in arms if len(losses[arm.name]) == most]
+    return min(whole, key=lambda arm: statistics.fmean(losses[arm.name])) if most else None
+
+
+def rates_of(study: Study, arm: Arm) -> tuple[Arm, ...]:
+    """The arms that differ from this one in nothing but the learning rate, itself among them."""
+    return tuple(one for one in study.arms if set(differing_settings([arm, one])) <= {"learning_rate"})
+
+
+def _best_if_on_edge(study: Study, arms: Sequence[Arm]) -> Arm | None:
+    best = lowest_loss(study, arms)
     rates = [float(arm.settings["learning_rate"]) for arm in arms]
-    return best if float(best.settings["learning_rate"]) in (min(rates), max(rates)) else None
+    return best if best and float(best.settings["learning_rate"]) in (min(rates), max(rates)) else None

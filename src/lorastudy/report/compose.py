@@ -22,6 +22,8 @@ class Part:
 
     analysis: Analysis
     figures: tuple[Figure, ...]
+    description: str = ""
+    """What the suite file says of itself."""
 
     @property
     def title(self) -> str:
@@ -55,6 +57,7 @@ def _part(part: Part, *, level: int, output: Path) -> list[Block]:
     analysis, study = part.analysis, part.analysis.study
     first, rest = part.figures[:1], part.figures[1:]
     blocks: list[Block] = [
+        *([Paragraph((part.description,))] if part.description else []),
         *summary_blocks(analysis),
         *failure_blocks(study, level=level),
         *results_blocks(analysis, level=level),

@@ -38,7 +38,11 @@ def write_report(
     """
     studies = _studies(tracker, experiment_type=experiment_type, suite_name=suite_name)
     folder = plots if plots is not None else output.parent / output.stem.lower() / "plots"
-    parts = [_part(tracker, analyse(study)) for study in studies]
+    descriptions = {suite.suite_name: suite.description for suite in tracker.get_suites()}
+    parts = [
+        _part(tracker, analyse(study), description=descriptions.get(study.suite_name, ""))
+        for study in studies
+    ]
     parts = _with_distinct_file_names(parts)
     blocks = compose(parts, output=output)
     markdown, page = render_markdown(blocks, output=output, plots=folder), render_html(blocks)
@@ -79,8 +83,9 @@ def _studies(
     return studies
 
 
-def _part(tracker: ExperimentTracker, analysis: Analysis) -> Part:
-    return Part(analysis=analysis, figures=study_figures(analysis, _curves(tracker, analysis.study)))
+def _part(tracker: ExperimentTracker, analysis: Analysis, *, description: str) -> Part:
+    figures = study_figures(analysis, _curves(tracker, analysis.study))
+    return Part(analysis=analysis, figures=figures, description=description)
 
 
 def _curves(tracker: ExperimentTracker, study: Study) -> Mapping[str, Sequence[CurvePoint]]:

@@ -230,7 +230,56 @@ def test_runs_of_different_environments_are_not_paired(make_result, make_environ
     results += [make_result("a", 2, 1.7, environment=make_environment(torch="2"))]
     (study,) = split_studies(results)
     comparison = compare(study)
-    assert (sorted(comparison.differences), comparison.seeds_apart) == ([0, 1], (2,))
+    assert (sorted(comparison.differences), comparison.seeds_apart) == ([0, 1], {2: "environments differ"})
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"sources": {"base_model": "b", "dataset": "d", "eval_dataset": "e"}}, None),
+        ({"sources": {"base_model": "b", "dataset": "other", "eval_dataset": "e"}}, None),
+        (
+            {"sources": {"base_model": "b", "dataset": "d", "eval_dataset": "other"}},
+            "scored on different rows",
+        ),
+        ({"sources": {"base_model": "b", "dataset": "e"}}, "scored on different rows"),
+        ({"sources": {"base_model": "c", "dataset": "d", "eval_dataset": "e"}}, "different base models"),
+        ({"settings": {"max_eval_samples": 9}}, "scored on different rows"),
+        ({"settings": {"max_seq_length": 64}}, "scored on different rows"),
+        ({"settings": {"eval_fraction": 0.2}}, None),
+    ],
+)
+def test_only_runs_on_one_base_scored_on_the_same_rows_are_paired(make_result, options, reason):
+    sources = {"base_model": "b", "dataset": "d", "eval_dataset": "e"}
+    results = [make_result("ref", seed, 1.0, sources=sources) for seed in range(6)]
+    results += [
+        make_result("a", seed, 2.0 + seed / 100, **({"sources": sources} | options)) for seed in range(6)
+    ]
+    (study,) = split_studies(results)
+    comparison = compare(study)
+    if reason is None:
+        assert (comparison.n, comparison.verdict) == (6, "worse")
+    else:
+        assert (comparison.n, comparison.verdict, comparison.reason) == (0, "cannot tell", reason)
+        assert comparison.seeds_apart == dict.fromkeys(range(6), reason)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dataset", "paired"),
+    [
+        ({}, "d", True),
+        ({}, "other", False),
+        ({"eval_fraction": 0.2}, "d", False),
+        ({"max_train_samples": 9}, "d", False),
+    ],
+)
+def test_rows_held_out_of_the_training_file_follow_from_it(make_result, settings, dataset, paired):
+    results = [
+        make_result("ref", 0, 1.0, sources={"dataset": "d", "eval_dataset": None}),
+        make_result("a", 0, 1.5, settings=settings, sources={"dataset": dataset, "eval_dataset": None}),
+    ]
+    (study,) = split_studies(results)
+    assert (compare(study).n == 1) is paired
 
 
 def test_scores_of_an_older_metric_version_are_not_compared(make_result):

@@ -2,14 +2,9 @@
 
 import pytest
 
-from lorastudy.analysis.study import (
-    confounds,
-    differing_settings,
-    reference_arm,
-    shared_settings,
-    split_studies,
-)
-from lorastudy.analysis.tuning import learning_rates
+from lorastudy.analysis.reference import missing_reference, reference_arm
+from lorastudy.analysis.study import confounds, differing_settings, shared_settings, split_studies
+from lorastudy.analysis.tuning import learning_rates, lowest_loss
 
 
 def test_suites_are_never_pooled(make_result):
@@ -40,6 +35,18 @@ def test_of_two_results_of_a_seed_the_later_completed_one_counts(make_result):
     assert "2 earlier" in study.notes[0]
 
 
+def test_seeds_on_two_versions_of_the_data_are_never_one_mean(make_result):
+    old = [
+        make_result("a", seed, 1.0, started_at="2026-01-01", sources={"dataset": "old"}) for seed in (0, 1)
+    ]
+    new = [
+        make_result("a", seed, 2.0, started_at="2026-02-01", sources={"dataset": "new"}) for seed in (1, 2)
+    ]
+    (study,) = split_studies([*new, *old])
+    assert study.arms[0].results == tuple(new)
+    assert study.notes == ("a: 2 result(s) on another version of the data or the base model are not counted",)
+
+
 def test_rank_arms_stand_by_rank_and_the_largest_completed_one_is_the_reference(make_result):
     results = [
         make_result(f"r{rank}", 0, experiment_type="rank_ablation", settings={"lora_rank": rank})
@@ -53,6 +60,7 @@ def test_rank_arms_stand_by_rank_and_the_largest_completed_one_is_the_reference(
     (study,) = split_studies(results)
     assert [arm.name for arm in study.arms] == ["r4", "r8", "r16", "r64"]
     assert reference_arm(study).name == "r16"
+    assert missing_reference(study).name == "r64"
 
 
 def test_quantization_reference_is_the_highest_precision(make_result):
@@ -69,9 +77,31 @@ def test_other_types_keep_the_order_of_the_suite(make_study):
     assert reference_arm(make_study({"z": [3.0], "a": [1.0]})).name == "z"
 
 
+def test_the_reference_stands_at_its_best_rate_but_for_a_type_of_ones_own(make_result):
+    def at_three_rates(kind):
+        rates = {"slow": (1e-4, 2.0), "good": (1e-3, 1.0), "fast": (1e-2, 3.0)}
+        results = [
+            make_result(name, 0, loss, experiment_type=kind, settings={"learning_rate": rate})
+            for name, (rate, loss) in rates.items()
+        ]
+        (study,) = split_studies(results)
+        return study
+
+    for kind in ("rank_ablation", "module_ablation", "quantization_study"):
+        assert reference_arm(at_three_rates(kind)).name == "good"
+        assert missing_reference(at_three_rates(kind)) is None
+    assert reference_arm(at_three_rates("own")).name == "slow"
+
+
+def test_a_low_mean_of_the_seeds_that_were_left_is_not_the_lowest_loss(make_study):
+    study = make_study({"whole": [1.0, 1.2], "lost": [0.5]})
+    assert lowest_loss(study, study.arms).name == "whole"
+
+
 def test_nothing_completed_has_no_reference(make_result):
     (study,) = split_studies([make_result("a", 0, None, status="failed")])
     assert reference_arm(study) is None
+    assert missing_reference(study).name == "a"
 
 
 def test_differing_and_shared_settings_are_a_partition(make_result):

@@ -95,19 +95,38 @@ def test_a_failed_seed_leaves_its_seed_out_of_every_rank(make_result):
     assert analyse(study).returns.mean_losses == (2.0, 1.0)
 
 
-def test_arms_with_another_learning_rate_are_another_ladder(make_result):
+def grid_study(make_result, losses):
+    """A rank ablation from {(rank, rate): loss}, one seed."""
     results = [
         make_result(
-            f"r{rank}-{lr}",
+            f"r{rank}-{rate:g}",
             0,
+            loss,
             experiment_type="rank_ablation",
-            settings={"lora_rank": rank, "learning_rate": lr},
+            settings={"lora_rank": rank, "learning_rate": rate},
         )
-        for rank in (4, 8)
-        for lr in (1e-3, 1e-4)
+        for (rank, rate), loss in losses.items()
     ]
     (study,) = split_studies(results)
-    assert [arm.name for arm in analyse(study).returns.ladder] == ["r4-0.001", "r8-0.001"]
+    return study
+
+
+def test_each_rank_stands_on_the_ladder_at_its_best_rate(make_result):
+    # At the first rate listed rank 8 is behind rank 4; at the best of each it is ahead.
+    losses = {(4, 1e-4): 2.0, (4, 1e-3): 1.5, (4, 1e-2): 1.8, (8, 1e-4): 2.5, (8, 1e-3): 1.2, (8, 1e-2): 1.0}
+    analysis = analyse(grid_study(make_result, losses))
+    returns = analysis.returns
+    assert [arm.name for arm in returns.ladder] == ["r4-0.001", "r8-0.01"]
+    assert (returns.mean_losses, returns.num_rates) == ((1.5, 1.0), (3, 3))
+    assert analysis.reference.name == "r8-0.01"
+    assert returns.whole_gain.mean == pytest.approx(0.5)
+
+
+def test_a_rank_at_another_rate_than_the_reference_is_not_on_its_ladder(make_result):
+    one_rate_each = grid_study(make_result, {(2, 1e-3): 2.0, (4, 1e-4): 1.5, (8, 1e-3): 1.0})
+    assert [arm.name for arm in analyse(one_rate_each).returns.ladder] == ["r2-0.001", "r8-0.001"]
+    untuned = grid_study(make_result, {(4, 1e-4): 1.5, (8, 1e-4): 1.2, (8, 1e-3): 1.0})
+    assert analyse(untuned).returns is None
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,9 @@ def test_both_engines_agree_through_skipped_steps(tmp_path):
     reference, _ = tiny.train(tiny.ReferenceEngine, base, arms, steps=steps, folder=tmp_path)
     assert packed.rates["a"] == pytest.approx(reference.rates["a"])
     assert tiny.largest_relative(packed.losses["a"], reference.losses["a"]) <= 5e-3
+    assert [norm is None for norm in packed.norms["a"]] == [norm is None for norm in reference.norms["a"]]
+    norms = [[norm for norm in log.norms["a"] if norm is not None] for log in (packed, reference)]
+    assert tiny.largest_relative(*norms) <= 2e-2  # both without the loss scale
 
 
 def test_one_arms_overflow_is_no_other_arms_business(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from lorastudy.records import ArmProfile, DataSummary, Environment
 from lorastudy.report.write import write_report
 from lorastudy.spec.settings import Settings
-from lorastudy.tracker.views import ExperimentResult, ScoreValue, StepRow
+from lorastudy.tracker.views import ExperimentResult, ScoreValue, StepRow, SuiteSummary
 
 ENVIRONMENT = Environment(
     python="3.11.9",
@@ -38,9 +38,16 @@ UNITS = {"loss": "nats per token", "perplexity": "", "token_accuracy": "share", 
 
 @dataclass
 class FakeTracker:
-    """The two reads that a report makes."""
+    """The reads that a report makes."""
 
     results: list[ExperimentResult] = field(default_factory=list)
+    description: str = ""
+
+    def get_suites(self):
+        return [
+            SuiteSummary(suite_name=name, description=self.description, created_at="", num_experiments=1)
+            for name in dict.fromkeys(result.suite_name for result in self.results)
+        ]
 
     def get_all_experiments(self, status=None, suite_name=None):
         return [r for r in self.results if suite_name in (None, r.suite_name) and status in (None, r.status)]

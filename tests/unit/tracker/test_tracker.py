@@ -141,11 +141,11 @@ def test_the_first_end_of_a_run_is_its_only_one(tracker, pair):
     assert tracker.get_experiment(pair[0].id).failure_message == "gone"
 
 
-def test_a_later_failure_never_hides_an_earlier_completed_run(tracker, pair, make_records):
+def test_a_later_attempt_without_a_result_never_hides_an_earlier_completed_run(tracker, pair, make_records):
     records = make_records(*(experiment.id for experiment in pair))
     take_all(tracker, records)
     start(tracker, pair, attempt=2)
-    assert tracker.get_experiment(pair[0].id).status == "running"
+    assert tracker.get_experiment(pair[0].id).status == "completed"
     tracker.fail_run(pair[0].id, attempt=2, kind="out_of_memory", message="no")
     tracker.take(Outcome(experiment_id=pair[1].id, status="stopped"), pack_id="pack-1", attempt=2)
     assert [(result.status, result.attempt) for result in tracker.get_all_experiments()] == [

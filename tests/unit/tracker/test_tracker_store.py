@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateTable
 
 from lorastudy.errors import StoreError
-from lorastudy.records import PackStep
+from lorastudy.records import Outcome, PackStep
 from lorastudy.tracker import ExperimentTracker, migrations, schema, store
 
 
@@ -312,4 +312,5 @@ def test_a_step_of_many_arms_is_whole_or_absent(filled, make_experiment, make_re
         with pytest.raises(IntegrityError):
             tracker.take(step, pack_id="p", attempt=2)
         assert tracker.take(make_records(experiment.id)[2], pack_id="p", attempt=2)
+        tracker.take(Outcome(experiment_id=experiment.id, status="completed"), pack_id="p", attempt=2)
         assert len(tracker.get_steps(experiment.id)) == 1

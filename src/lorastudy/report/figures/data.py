@@ -19,6 +19,7 @@ from lorastudy.analysis.summary import (
     Metric,
     Spread,
 )
+from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
 from lorastudy.report.numbers import duration_unit, size_unit
 
 Kind = Literal["ranks", "dots", "bars", "frontier", "parameters", "curves", "forgetting"]
@@ -147,7 +148,7 @@ def comparison_figure(analysis: Analysis) -> Figure | None:
         kind="ranks" if by_rank else "dots",
         title=f"Accuracy and memory by {subject}",
         caption="Line or large dot: mean; bar: one standard deviation over seeds; small dots: single seeds. "
-        "Peak memory is that of the arm training alone.",
+        "Peak memory is that of the arm training alone, measured once per arm and not per seed.",
         alt=f"Held-out loss and peak memory for each {subject}",
         arms=_names(arms),
         panels=panels,
@@ -178,7 +179,7 @@ def frontier_figure(analysis: Analysis) -> Figure | None:
         kind="frontier",
         title="Efficiency frontier",
         caption="Filled: no other arm has both a lower mean loss and a lower peak memory. Bar: one standard "
-        "deviation over seeds; arms whose bars overlap may change places.",
+        "deviation over seeds; arms whose bars overlap may change places. Memory was measured once per arm.",
         alt="Scatter plot of held-out loss against peak memory; the frontier is "
         + ", ".join(analysis.frontier),
         arms=_names(analysis.completed),
@@ -201,7 +202,8 @@ def training_time_figure(analysis: Analysis) -> Figure | None:
         name="training_time",
         title="Training time",
         caption="Bar: median; line: smallest to largest over seeds. Arms that train in one pack share its time "
-        "equally, so only the step of the arm alone compares arms.",
+        "equally, so only the step of the arm alone compares arms: "
+        f"{WITHOUT_NOISE_FLOOR}.",
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.paired import Comparison
 from lorastudy.analysis.summary import LOSS, ArmSummary, Spread
+from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
 from lorastudy.report.document import Strong, Text
 from lorastudy.report.findings.wording import (
     Finding,
@@ -59,7 +60,7 @@ def cheapest_not_worse(analysis: Analysis) -> str:
         return ""
     behind = {c.arm for c in analysis.comparisons.get(LOSS.key, ()) if _is_behind(c)}
     measured = [
-        (memory.mean, summary)
+        (memory.median, summary)
         for summary in analysis.completed
         if (memory := summary.costs.peak_memory_bytes)
     ]
@@ -109,7 +110,7 @@ def _costs(analysis: Analysis) -> str:
         (low_name, low), (high_name, high) = steps
         sentences.append(
             f"A step alone takes from {duration(low)} ({low_name}) to {duration(high)} ({high_name}), "
-            f"{percent_more(high, low)}."
+            f"{WITHOUT_NOISE_FLOOR}."
         )
     return " ".join(sentences) or "Neither memory nor time was measured."
 

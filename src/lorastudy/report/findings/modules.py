@@ -1,19 +1,22 @@
 """A module ablation's questions: which modules matter, whether layers can be left out, whether the MLP is needed."""
 
+import math
 from collections.abc import Sequence
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import Comparison, compare_with_reference, leans
+from lorastudy.analysis.paired import Comparison, compare_with_reference
 from lorastudy.analysis.study import Arm, differing_settings
 from lorastudy.analysis.summary import LOSS, ArmSummary
 from lorastudy.analysis.targets import ATTENTION_ONLY, target_roles
 from lorastudy.report.document import Strong, Text
 from lorastudy.report.findings.generic import cheapest_not_worse, lowest_loss_first, score_list
 from lorastudy.report.findings.wording import (
+    NO_VERDICT,
     Finding,
-    difference,
+    bounds_of,
     seen_but_not_shown,
     verdicts_by_word,
+    without_verdict,
 )
 from lorastudy.report.numbers import count, listing, names
 
@@ -68,7 +71,7 @@ def _layers(analysis: Analysis) -> str:
         f"{full.name} (all layers): {_against(analysis, part, reference=full)}."
         for part, full in pairs
     ]
-    return " ".join(sentences)
+    return f"{' '.join(sentences)} {NO_VERDICT}"
 
 
 def _mlp(analysis: Analysis) -> str:
@@ -77,29 +80,32 @@ def _mlp(analysis: Analysis) -> str:
     with_mlp = [s.arm for s in analysis.completed if "mlp" in (roles[s.arm.name] or ())]
     if not attention or not with_mlp:
         return "This needs an arm with and an arm without MLP modules; these runs cannot answer it."
-    broadest = max(attention, key=_num_parameters).arm
+    broadest = max(attention, key=_size_then_loss).arm
     comparisons = compare_with_reference(analysis.study, arms=with_mlp, reference=broadest, metric=LOSS)
-    listed = "; ".join(f"{comparison.arm} {difference(comparison)}" for comparison in comparisons)
+    listed = "; ".join(f"{comparison.arm} {without_verdict(comparison)}" for comparison in comparisons)
     return (
-        f"Against {broadest.name}, the largest arm without MLP modules: {listed}. {_necessity(comparisons)}"
+        f"Against {broadest.name}, the largest arm without MLP modules: {listed}. {_necessity(comparisons)} "
+        f"{NO_VERDICT}"
     )
 
 
 def _necessity(comparisons: Sequence[Comparison]) -> str:
-    better = [comparison.arm for comparison in comparisons if comparison.verdict == "better"]
-    if better:
-        return f"Leaving the MLP out cost accuracy here: {names(better)} did better."
-    if all(comparison.verdict == "worse" for comparison in comparisons):
-        return "Every arm with MLP modules did worse, so they were not needed here."
-    ahead = [c.arm for c in comparisons if leans(c) and c.mean is not None and c.mean < 0]
+    """What the intervals speak for. They are not corrected for their number, so they decide nothing."""
+    ahead = [comparison.arm for comparison in comparisons if bounds_of(comparison)[1] < 0]
     if ahead:
-        return f"{names(ahead)} had the lower loss, which speaks for the MLP, but the verdict is open."
-    return "No arm with MLP modules was shown to be better; that is not proof that they are unnecessary."
+        return f"The whole interval of {names(ahead)} lies on the side of the lower loss, which speaks for the MLP."
+    if all(bounds_of(comparison)[0] > 0 for comparison in comparisons):
+        return (
+            "Every arm with MLP modules has its whole interval on the side of the higher loss, which speaks against "
+            "the MLP."
+        )
+    return "No arm with MLP modules was seen to be ahead; that is not proof that they are unnecessary."
 
 
-def _num_parameters(summary: ArmSummary) -> float:
-    spread = summary.costs.trainable_parameters
-    return spread.mean if spread else 0.0
+def _size_then_loss(summary: ArmSummary) -> tuple[float, float]:
+    """The larger first, and of equals (one configuration at several learning rates) the one of lower loss."""
+    size, loss = summary.costs.trainable_parameters, summary.score(LOSS)
+    return (size.mean if size else 0.0, -loss.mean if loss else -math.inf)
 
 
 def _differ_in_layers_only(one: Arm, other: Arm) -> bool:
@@ -108,4 +114,4 @@ def _differ_in_layers_only(one: Arm, other: Arm) -> bool:
 
 def _against(analysis: Analysis, arm: Arm, *, reference: Arm) -> str:
     (comparison,) = compare_with_reference(analysis.study, arms=[arm], reference=reference, metric=LOSS)
-    return difference(comparison)
+    return without_verdict(comparison)

@@ -1,10 +1,19 @@
 """A quantization study's questions: what 4-bit costs, whether 8-bit is worth its memory, speed against accuracy."""
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import compare_with_reference, leans
+from lorastudy.analysis.paired import compare_with_reference
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.summary import EXACT_MATCH, LOSS, TOKEN_ACCURACY, ArmSummary
-from lorastudy.report.findings.wording import Finding, difference, measured_difference, more
+from lorastudy.analysis.tuning import lowest_loss
+from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
+from lorastudy.report.findings.wording import (
+    NO_VERDICT,
+    Finding,
+    bounds_of,
+    difference,
+    measured_difference,
+    without_verdict,
+)
 from lorastudy.report.numbers import count, duration, percent_more, size
 
 QUESTION = "What do 4-bit and 8-bit training cost in accuracy, and what do they save?"
@@ -42,18 +51,19 @@ def _eight_bit(analysis: Analysis) -> str:
     fours, eights = _arms_of(analysis, "4bit"), _arms_of(analysis, "8bit")
     if not fours or not eights:
         return "This needs a completed 8-bit and a completed 4-bit arm; these runs cannot answer it."
-    eight, four = eights[0], fours[0]
+    eight = lowest_loss(analysis.study, eights) or eights[0]
+    four = lowest_loss(analysis.study, fours) or fours[0]
     (comparison,) = compare_with_reference(analysis.study, arms=[eight], reference=four, metric=LOSS)
-    answer = f"{_name(eight)} against {_name(four)}, held-out loss: {difference(comparison)}."
+    answer = (
+        f"{_name(eight)} against {_name(four)}, held-out loss: {without_verdict(comparison)}. {NO_VERDICT}"
+    )
     memory = [analysis.summary(arm.name).costs.peak_memory_bytes for arm in (eight, four)]
     if memory[0] and memory[1]:
-        extra = memory[0].mean - memory[1].mean
-        share = percent_more(memory[0].mean, memory[1].mean)
-        answer += f" Its peak memory is {size(memory[0].mean)} against {size(memory[1].mean)} ({share})."
-        if comparison.verdict != "better" and extra > 0:
-            seen = leans(comparison) and comparison.mean is not None and comparison.mean < 0
-            shown = "seen, but not shown," if seen else "not shown"
-            answer += f" The extra memory was {shown} to buy accuracy here."
+        ours, theirs = memory[0].median, memory[1].median
+        answer += f" Its peak memory is {size(ours)} against {size(theirs)} ({percent_more(ours, theirs)})."
+        if ours > theirs:
+            seen = "seen" if bounds_of(comparison)[1] < 0 else "not seen"
+            answer += f" The extra memory was {seen} to buy accuracy here."
     return answer
 
 
@@ -66,10 +76,10 @@ def _trade_off(analysis: Analysis) -> str:
     for summary in analysis.completed:
         comparison = analysis.comparison(summary.arm.name)
         if comparison is not None:
-            slower = more(summary.costs.step_seconds, base.costs.step_seconds)
-            relative = f" ({slower} in step time)" if slower else ""
             loss = f"held-out loss {difference(comparison)}"
-            sentences.append(f"{_name(summary.arm)}: {_speed(summary)}{relative}, {loss}.")
+            sentences.append(f"{_name(summary.arm)}: {_speed(summary)}, {loss}.")
+    if any(summary.costs.step_seconds for summary in analysis.completed):
+        sentences.append(f"(Steps of an arm alone, {WITHOUT_NOISE_FLOOR}.)")
     return " ".join(sentences)
 
 

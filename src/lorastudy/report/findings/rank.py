@@ -7,6 +7,8 @@ from lorastudy.analysis.paired import leans
 from lorastudy.analysis.ranks import SHARE_KEPT, RankReturns
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.summary import LOSS
+from lorastudy.analysis.tuning import learning_rates, rates_of
+from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
 from lorastudy.report.document import Strong
 from lorastudy.report.findings.wording import (
     Finding,
@@ -14,7 +16,6 @@ from lorastudy.report.findings.wording import (
     difference,
     difference_decimals,
     measured_difference,
-    more,
     on_how_many_seeds,
     other_accuracies,
     seen_but_not_shown,
@@ -23,6 +24,7 @@ from lorastudy.report.findings.wording import (
 from lorastudy.report.numbers import (
     count,
     decimals_for,
+    duration,
     listing,
     number,
     percent,
@@ -49,10 +51,7 @@ def rank_headline(analysis: Analysis) -> str:
     returns = analysis.returns
     if returns is None:
         return "Fewer than two ranks completed with a seed in common, so ranks cannot be compared."
-    scope = ""
-    if len(returns.ladder) < len(analysis.completed):
-        scope = f" (This is about the arms that differ from {returns.ladder[-1].name} in nothing but rank.)"
-    return f"{_answer(analysis, returns)}{scope}"
+    return f"{_answer(analysis, returns)}{_chosen_rates(analysis, returns)}{_scope(analysis, returns)}"
 
 
 def _answer(analysis: Analysis, returns: RankReturns) -> str:
@@ -70,6 +69,33 @@ def _answer(analysis: Analysis, returns: RankReturns) -> str:
     )
 
 
+def _chosen_rates(analysis: Analysis, returns: RankReturns) -> str:
+    """That each rank stands at its best learning rate, and what that does to its loss; empty for one rate each."""
+    if max(returns.num_rates) == 1:
+        return ""
+    tried = listing(sorted({str(number) for number in returns.num_rates}, key=int))
+    chosen = f"Each rank stands at the best of its {tried} learning rates"
+    on_edge = set(learning_rates(analysis.study).on_edge)
+    edges = [_name(arm) for arm in returns.ladder if arm.name in on_edge]
+    edge = (
+        f" The best rate lies on the edge of its grid for {listing(edges)}, so a better one may lie beyond."
+        if edges
+        else ""
+    )
+    return (
+        f" {chosen}, chosen on the same held-out rows that the comparison uses, so slightly optimistic.{edge}"
+    )
+
+
+def _scope(analysis: Analysis, returns: RankReturns) -> str:
+    """Which arms the answer is about, where it is not about all."""
+    told = {arm.name for rung in returns.ladder for arm in rates_of(analysis.study, rung)}
+    if all(summary.arm.name in told for summary in analysis.completed):
+        return ""
+    apart = "rank" if max(returns.num_rates) == 1 else "rank and learning rate"
+    return f" (This is about the arms that differ from {returns.ladder[-1].name} in nothing but {apart}.)"
+
+
 def _accuracy(analysis: Analysis) -> tuple[str | Strong, ...]:
     returns = analysis.returns
     if returns is None or analysis.reference is None:
@@ -80,7 +106,8 @@ def _accuracy(analysis: Analysis) -> tuple[str | Strong, ...]:
     shape = "It fell at every step up." if falls else "It did not fall at every step up."
     went = (
         f"From {_name(returns.ladder[0])} to {_name(returns.ladder[-1])} the mean held-out loss went "
-        f"{change(first, last, metric=LOSS)} nats per token. {shape}{other_accuracies(first, last)} "
+        f"{change(first, last, metric=LOSS)} nats per token. {shape}{other_accuracies(first, last)}"
+        f"{_chosen_rates(analysis, returns)} "
     )
     return (
         went,
@@ -96,7 +123,7 @@ def _memory(analysis: Analysis) -> str:
     small, large = (analysis.summary(arm.name).costs for arm in (returns.ladder[0], returns.ladder[-1]))
     sentences = []
     if small.peak_memory_bytes and large.peak_memory_bytes:
-        low, high = small.peak_memory_bytes.mean, large.peak_memory_bytes.mean
+        low, high = small.peak_memory_bytes.median, large.peak_memory_bytes.median
         sentences.append(
             f"Training alone, {_name(returns.ladder[-1])} peaks at {size(high)} and {_name(returns.ladder[0])} "
             f"at {size(low)}, a difference of {size(high - low)} ({percent_more(high, low)})."
@@ -104,14 +131,17 @@ def _memory(analysis: Analysis) -> str:
     else:
         sentences.append("Peak memory was not measured.")
     if small.adapter_bytes and large.adapter_bytes:
-        sizes = (size(small.adapter_bytes.mean), size(large.adapter_bytes.mean))
+        sizes = (size(small.adapter_bytes.median), size(large.adapter_bytes.median))
         sentences.append(f"The saved adapter grows from {sizes[0]} to {sizes[1]}.")
     if small.trainable_parameters and large.trainable_parameters:
         counts = (count(small.trainable_parameters.mean), count(large.trainable_parameters.mean))
         sentences.append(f"Trainable parameters grow from {counts[0]} to {counts[1]}.")
-    slower = more(large.step_seconds, small.step_seconds)
-    if slower:
-        sentences.append(f"A step of the largest rank alone differs by {slower} in time.")
+    if small.step_seconds and large.step_seconds:
+        times = (duration(large.step_seconds.median), duration(small.step_seconds.median))
+        sentences.append(
+            f"A step alone takes {times[0]} for {_name(returns.ladder[-1])} and {times[1]} for "
+            f"{_name(returns.ladder[0])}, {WITHOUT_NOISE_FLOOR}."
+        )
     return " ".join(sentences)
 
 

@@ -1,12 +1,13 @@
 """How comparisons are put into words, so that no sentence claims more than its interval allows."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.paired import MIN_SEEDS, Comparison, leans, seeds_needed, smallest_sign_flip_p
 from lorastudy.analysis.study import Arm
-from lorastudy.analysis.summary import EXACT_MATCH, LOSS, TOKEN_ACCURACY, ArmSummary, Metric, Spread
+from lorastudy.analysis.summary import EXACT_MATCH, LOSS, TOKEN_ACCURACY, ArmSummary, Metric
 from lorastudy.analysis.tuning import LearningRates
 from lorastudy.report.document import Text
 from lorastudy.report.numbers import (
@@ -16,11 +17,12 @@ from lorastudy.report.numbers import (
     mean_sd,
     names,
     p_value,
-    percent_more,
     signed,
 )
 
 VERDICTS = ("better", "worse", "cannot tell")
+#: Said where arms other than the reference are compared: a verdict there would be one test more than was corrected for.
+NO_VERDICT = "(Differences outside the corrected comparisons with the reference, hence without verdicts.)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,11 @@ def measured_difference(comparison: Comparison) -> str:
     unit = f" {comparison.metric.unit}" if comparison.metric.unit else ""
     bounds = f", 95 % interval {interval(comparison.interval, decimals)}" if comparison.interval else ""
     return f"{signed(comparison.mean, decimals)}{unit}{bounds}, n = {comparison.n}"
+
+
+def without_verdict(comparison: Comparison) -> str:
+    """The difference as measured; why there is none, where there is none."""
+    return verdict(comparison) if comparison.mean is None else measured_difference(comparison)
 
 
 def on_how_many_seeds(comparison: Comparison) -> str:
@@ -113,11 +120,9 @@ def seen_but_not_shown(comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def more(spread: Spread | None, base: Spread | None) -> str | None:
-    """How much more the median is than another's, in percent; None where either is absent or zero."""
-    if spread is None or base is None or base.median == 0:
-        return None
-    return percent_more(spread.median, base.median)
+def bounds_of(comparison: Comparison) -> tuple[float, float]:
+    """The interval; one that says nothing where there is none."""
+    return comparison.interval or (-math.inf, math.inf)
 
 
 def what_seeds_can_show(analysis: Analysis) -> str:

@@ -8,14 +8,15 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.study import Study, confounds
 from lorastudy.analysis.summary import METRICS, metric_versions
 from lorastudy.records import DataSummary, Environment
+from lorastudy.report.costs import MEASURED_ONCE, MEMORY_KINDS, WITHOUT_NOISE_FLOOR
 from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
-from lorastudy.report.numbers import count, listing, names
-from lorastudy.report.sections.overview import setting_text
+from lorastudy.report.numbers import ABSENT, count, listing, names
+from lorastudy.report.sections.overview import setting_values
 
-_MEMORY_KINDS = {
-    "cuda_allocated": "the most the CUDA allocator held",
-    "cpu_tensors": "the peak of live tensor bytes on the CPU",
-}
+#: Settings on which depends which rows are held out, and how much of each.
+_HELD_OUT_KEYS = (
+    "dataset_path", "eval_dataset_path", "eval_fraction", "max_train_samples", "max_eval_samples", "max_seq_length",
+)  # fmt: skip
 
 
 def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
@@ -27,8 +28,8 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         (f"Memory: {_memory(study)}.",),
         (
             (
-                "Time: the median step of the arm alone, real tokens only. Training time is the pack's, shared "
-                "equally by the arms that trained in it."
+                f"Time: the median step of the arm alone, {WITHOUT_NOISE_FLOOR}; real tokens only. Training time is "
+                "the pack's, shared equally by the arms that trained in it."
             ),
         ),
         (f"Engine: {_engines(study)}.",),
@@ -66,28 +67,35 @@ def environment_blocks(study: Study, *, level: int) -> list[Block]:
 
 
 def _scores(study: Study) -> Text:
-    settings = study.arms[0].settings
-    held_out = settings.get("eval_dataset_path")
-    source = (
-        f"rows of {held_out}"
-        if held_out
-        else "rows held out of the training file by content hash, the same for all"
+    rows, answers, length = (
+        listing(setting_values(study.arms, key))
+        for key in ("eval_dataset_path", "max_generation_samples", "max_new_tokens")
     )
+    source = "rows held out of the training file by content hash" if rows == ABSENT else f"rows of {rows}"
+    equal = all(len(setting_values(study.arms, key)) == 1 for key in _HELD_OUT_KEYS)
+    shared = "the same for all arms" if equal else "not the same for all arms"
     return (
         (
-            f"Held-out loss: nats per completion token over {source}; perplexity is its exponential. Exact match "
-            f"compares greedily generated answers, at most {settings.get('max_generation_samples')} of them."
+            f"Held-out loss: nats per completion token over {source}, {shared}; perplexity is its exponential. Exact "
+            f"match compares greedily generated answers, at most {answers} of them. An answer ends after {length} "
+            "tokens (max_new_tokens), so a longer reference counts as wrong."
         ),
     )
 
 
 def _seeds(study: Study) -> Text:
     seeds = sorted({result.seed for result in study.results})
-    order = setting_text(study.arms[0].settings.get("data_seed"))
+    orders = setting_values(study.arms, "data_seed")
+    fixed = (
+        f"the order of the data is fixed by data_seed {orders[0]}, equal for all arms and seeds"
+        if len(orders) == 1
+        else f"the order of the data is fixed by data_seed, which differs between arms ({listing(orders)}), so their "
+        "pairs did not train on the same batches"
+    )
     return (
         (
             f"Seeds: {listing(map(str, seeds))}. Between seeds vary the adapter's initial weights and the dropout; "
-            f"the order of the data is fixed by data_seed {order}, equal for all arms and seeds."
+            f"{fixed}."
         ),
     )
 
@@ -96,8 +104,8 @@ def _memory(study: Study) -> str:
     kinds = sorted({result.profile.memory_kind for result in study.completed if result.profile})
     if not kinds:
         return "not measured"
-    listed = "; ".join(_MEMORY_KINDS[kind] for kind in kinds)
-    alone = f"{listed}, while the arm trains alone on the same base, over a few steps"
+    listed = "; ".join(MEMORY_KINDS[kind] for kind in kinds)
+    alone = f"{listed}, while the arm trains alone on the same base; {MEASURED_ONCE}"
     return alone if len(kinds) == 1 else f"of different kinds, which must not be compared ({alone})"
 
 
@@ -147,11 +155,23 @@ def _warnings(analysis: Analysis) -> list[Text]:
         if len(versions) > 1:
             text = f" {metric.title} was measured by versions {listing(map(str, versions))}; only the newest counts."
             warnings.append((Strong("Metric versions differ."), text))
-    apart = sorted({c.arm for family in analysis.comparisons.values() for c in family if c.seeds_apart})
-    if apart:
-        text = f" Pairs of {names(apart)} with the reference were left out for some seeds."
-        warnings.append((Strong("Environments differ."), text))
-    return warnings
+    return [*warnings, *_pairs_left_out(analysis)]
+
+
+def _pairs_left_out(analysis: Analysis) -> list[Text]:
+    """One item for each reason why runs of one seed were not compared."""
+    arms_by_reason: dict[str, dict[str, None]] = {}
+    for family in analysis.comparisons.values():
+        for comparison in family:
+            for reason in comparison.seeds_apart.values():
+                arms_by_reason.setdefault(reason, {})[comparison.arm] = None
+    return [
+        (
+            Strong(f"{reason[:1].upper()}{reason[1:]}."),
+            f" Pairs of {names(arms)} with the reference were left out for some seeds.",
+        )
+        for reason, arms in arms_by_reason.items()
+    ]
 
 
 def _absent(analysis: Analysis) -> list[str]:

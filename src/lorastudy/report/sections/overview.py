@@ -99,21 +99,29 @@ def setting_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def setting_values(arms: Sequence[Arm], key: str) -> list[str]:
+    """The setting's distinct values over the arms, in their order."""
+    return list(dict.fromkeys(setting_text(arm.settings.get(key)) for arm in arms))
+
+
 def _setting_cell(value: Any) -> Cell:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return Cell(setting_text(value), float(value) if is_number else None)
 
 
 def _what_was_run(study: Study) -> str:
-    settings = study.arms[0].settings
-    seeds = sorted({result.seed for result in study.results})
-    length = _length(study.arms)
-    model = listing(sorted({setting_text(arm.settings.get("base_model")) for arm in study.arms}))
+    model, data = (listing(setting_values(study.arms, key)) for key in ("base_model", "dataset_path"))
     return (
-        f"{_counted(len(study.arms), 'arm')} with {_counted(len(seeds), 'seed')} each on the base model {model}, "
-        f"trained on {setting_text(settings.get('dataset_path'))}{length}; {len(study.completed)} of "
-        f"{len(study.results)} experiments completed."
+        f"{_counted(len(study.arms), 'arm')} with {_seeds_each(study.arms)} each on the base model {model}, "
+        f"trained on {data}{_length(study.arms)}; {len(study.completed)} of {len(study.results)} experiments completed."
     )
+
+
+def _seeds_each(arms: Sequence[Arm]) -> str:
+    """`6 seeds`, or `3 to 6 seeds` where arms have different numbers."""
+    numbers = [len(arm.results) for arm in arms]
+    fewest, most = min(numbers), max(numbers)
+    return _counted(most, "seed") if fewest == most else f"{fewest} to {_counted(most, 'seed')}"
 
 
 def _length(arms: Sequence[Arm]) -> str:

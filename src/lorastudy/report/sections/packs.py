@@ -1,14 +1,13 @@
-"""What each pack cost as a whole: experiments that trained together in one process."""
+"""What each pack cost as a whole: experiments that one process trained on one base model."""
 
 from lorastudy.analysis.study import Study
 from lorastudy.records import PackProfile
+from lorastudy.report.costs import MEMORY_KINDS
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.numbers import count, duration_unit, number, size_unit
 
-_MEMORY_KINDS = {
-    "cuda_allocated": "the most that the device's allocator handed out",
-    "cpu_resident": "the process's greatest resident size, libraries included",
-}
+#: Its arms take turns; in any other engine one step is one of all arms together.
+ONE_BY_ONE = "reference"
 
 
 def pack_blocks(study: Study, *, level: int) -> list[Block]:
@@ -21,12 +20,25 @@ def pack_blocks(study: Study, *, level: int) -> list[Block]:
     if not packs:
         return []
     profiles = list(packs.values())
-    kinds = sorted({_MEMORY_KINDS[profile.memory_kind] for profile in profiles})
+    kinds = sorted({MEMORY_KINDS[profile.memory_kind] for profile in profiles})
     text = (
-        "The arms of a pack trained together on one base model. Tokens are real tokens, summed over the arms; "
+        f"{_how_trained({profile.engine for profile in profiles})} Tokens are real tokens, summed over the arms; "
         f"memory is {' or '.join(kinds)}."
     )
     return [Heading(level=level, text="Packs"), Paragraph((text,)), _table(profiles)]
+
+
+def _how_trained(engines: set[str]) -> str:
+    """Whose step a pack's step is: that of all its arms, or of one."""
+    together = "The arms of a pack trained together on one base model; a step is one of all of them."
+    in_turn = "one after another on one base model; a step is one arm's."
+    if engines == {ONE_BY_ONE}:
+        return f"The arms of a pack trained {in_turn}"
+    return (
+        f"{together} With the engine {ONE_BY_ONE} they trained {in_turn}"
+        if ONE_BY_ONE in engines
+        else together
+    )
 
 
 def _table(profiles: list[PackProfile]) -> Table:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.analysis.paired import MAX_SIGN_FLIP_SEEDS, Comparison, smallest_sign_flip_p
+from lorastudy.analysis.reference import missing_reference
+from lorastudy.analysis.study import STUDIED_KEYS, Arm, Study
 from lorastudy.analysis.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -16,6 +18,8 @@ from lorastudy.analysis.summary import (
     Metric,
     Spread,
 )
+from lorastudy.analysis.tuning import rates_of
+from lorastudy.report.costs import MEASURED_ONCE
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.findings.wording import difference_decimals, verdict
 from lorastudy.report.numbers import (
@@ -41,9 +45,9 @@ def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     columns = tuple(column for column, _ in parts)
     rows = tuple(tuple(cell(summary) for _, cell in parts) for summary in analysis.summaries)
     text = (
-        "Mean ± sample standard deviation over seeds; times are medians. Memory and step time are those of the "
-        "arm training alone. A dash means not measured."
-        f"{_before_training(analysis)}"
+        "Scores are means ± sample standard deviations over seeds. Memory, step time and tokens/s are those of the arm "
+        f"training alone, {MEASURED_ONCE} (the median, for time); of seeds that trained in several packs the median "
+        f"pack counts. A dash means not measured.{_before_training(analysis)}"
     )
     return [
         Heading(level=level, text="Results"),
@@ -59,8 +63,8 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     if reference is None or not comparisons:
         return []
     rule = (
-        f"Arm minus reference ({reference.name}, named by the design and not by its result), per seed, then "
-        f"averaged. Verdicts are about held-out loss: {_rule(comparisons)} Lower is better."
+        f"Arm minus reference ({reference.name}, {_how_named(analysis.study, reference)}), per seed, then averaged. "
+        f"Verdicts are about held-out loss: {_rule(comparisons)} Lower is better."
     )
     blocks: list[Block] = [
         Heading(level=level, text=f"Paired comparisons with {reference.name}"),
@@ -72,6 +76,19 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         note = "Other metrics, same pairs, without verdicts: paired difference with its 95 % interval."
         blocks += [Paragraph((note,)), _secondary_table(analysis, others)]
     return blocks
+
+
+def _how_named(study: Study, reference: Arm) -> str:
+    """How the reference came to be it: by design, at which of its rates, or in the place of one that failed."""
+    designed, num_rates = missing_reference(study), len(rates_of(study, reference))
+    named = (
+        "named by the design and not by its result"
+        if designed is None
+        else f"which stands in for {designed.name}, the reference by design, of which no run completed"
+    )
+    if num_rates > 1 and study.experiment_type in STUDIED_KEYS:
+        return f"{named}, but for its learning rate, the best of {num_rates} by its result"
+    return named
 
 
 def _rule(comparisons: Sequence[Comparison]) -> str:

@@ -1,0 +1,35 @@
+"""Which arm the others are compared with: named by the design, but for its learning rate."""
+
+from collections.abc import Sequence
+
+from lorastudy.analysis.study import STUDIED_KEYS, Arm, Study
+from lorastudy.analysis.tuning import lowest_loss, rates_of
+
+
+def reference_arm(study: Study) -> Arm | None:
+    """The arm that the others are compared with; None when nothing completed.
+
+    Which configuration it is, the design says and never the outcome, which would favour the best observed
+    (winner's curse). Rank ablation: the largest rank. Quantization: the highest precision. Else the first arm of
+    the suite. Arms without a completed run cannot serve. Where an experiment type of the package was run at
+    several learning rates, the reference stands at its best one, as `rank_ladder` has every rank: which rate
+    stands first in a list is no design. A type of one's own may study the rate itself and keeps its first arm.
+    """
+    designed = _by_design(study, [arm for arm in study.arms if arm.completed])
+    if designed is None or study.experiment_type not in STUDIED_KEYS:
+        return designed
+    return lowest_loss(study, rates_of(study, designed)) or designed
+
+
+def missing_reference(study: Study) -> Arm | None:
+    """The arm that the design would have as reference, where no seed of it completed at any rate."""
+    designed = _by_design(study, study.arms)
+    if designed is None or any(arm.completed for arm in rates_of(study, designed)):
+        return None
+    return designed
+
+
+def _by_design(study: Study, arms: Sequence[Arm]) -> Arm | None:
+    if study.experiment_type == "rank_ablation":
+        return max(arms, key=lambda arm: int(arm.settings["lora_rank"]), default=None)
+    return next(iter(arms), None)

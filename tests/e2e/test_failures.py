@@ -1,0 +1,85 @@
+"""What fails, fails alone: the others complete, and the exit code says whose it is to mend."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lorastudy.tracker import ExperimentTracker
+
+COMMON = """\
+base_model: model
+dataset_path: people.csv
+quantization: fp32
+max_steps: 2
+max_seq_length: 32
+max_generation_samples: 0
+"""
+
+OWN_TYPE = '''\
+from .base_experiment import BaseExperiment
+
+
+class MyExperiment(BaseExperiment):
+    """Doubles alpha with the rank and goes for one module."""
+
+    def get_lora_config(self):
+        return {"lora_r": self.config.lora_rank, "lora_alpha": 2 * self.config.lora_rank,
+                "target_modules": [f"{self.config.lora_dropout:g}_proj" if self.config.lora_dropout else "q_proj"]}
+
+    def get_experiment_name(self):
+        return f"mine_r{self.config.lora_rank}"
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(make_folder: Callable[[str], Any]) -> Any:
+    return make_folder("failures")
+
+
+def results_of(folder: Any, suite_name: str) -> dict[str, Any]:
+    with ExperimentTracker(folder.path / "results/experiments.db") as tracker:
+        return {result.name: result for result in tracker.get_all_experiments(suite_name=suite_name)}
+
+
+def test_an_arm_that_does_not_fit_and_one_that_diverges_take_no_other_with_them(folder: Any) -> None:
+    arms = """\
+experiments:
+  - {name: fine, lora_rank: 2}
+  - {name: misfit, lora_rank: 2, target_modules: [no_such_proj]}
+  - {name: explodes, lora_rank: 2, lora_alpha: 1e30, learning_rate: 9, max_grad_norm: 0}
+"""
+    folder.write("mixed.yaml", f"suite_name: mixed\n{COMMON}{arms}")
+    done = folder.run("lorastudy suite mixed.yaml --continue-on-error", expect=1)
+    results = results_of(folder, "mixed")
+    kinds = {name: (result.status, result.failure_kind) for name, result in results.items()}
+    assert kinds == {
+        "fine": ("completed", None),
+        "misfit": ("failed", "user"),
+        "explodes": ("failed", "diverged"),
+    }
+    assert (folder.path / "output/fine/final_model/adapter_model.safetensors").is_file()
+    assert not (folder.path / "output/misfit").exists()
+    assert not (folder.path / "output/explodes").exists()
+    # What it lacks, and what it has.
+    assert "no_such_proj: not in this model" in done.stderr
+    assert "q_proj" in done.stderr
+    assert "misfit" in folder.run("lorastudy status").stdout
+
+
+def test_an_experiment_type_of_ones_own_runs_and_a_failure_of_the_user_is_exit_code_2(folder: Any) -> None:
+    """With nothing changed in the package; the second arm's dropout makes the class name a module there is not."""
+    folder.write("my_experiment.py", OWN_TYPE)
+    arms = "experiments:\n  - {lora_rank: 3}\n  - {lora_rank: 5, lora_dropout: 0.5}\n"
+    folder.write(
+        "own.yaml", f"suite_name: own\nexperiment_type: my_experiment.py:MyExperiment\n{COMMON}{arms}"
+    )
+    done = folder.run("lorastudy suite own.yaml", expect=2)
+    assert "0.5_proj: not in this model" in done.stderr
+    results = results_of(folder, "own")
+    assert [result.status for result in results.values()] == ["completed", "failed"]
+    mine = results["mine_r3"]
+    assert mine.settings["lora_alpha"] == 6
+    assert mine.settings["target_modules"] == ["q_proj"]
+    assert mine.experiment_type == "my_experiment.py:MyExperiment"
+    assert (folder.path / "output/mine_r3/final_model/adapter_model.safetensors").is_file()

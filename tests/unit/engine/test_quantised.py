@@ -1,0 +1,90 @@
+"""Frozen layers of bitsandbytes: outputs arm by arm, and the weight that the derivative uses."""
+
+import bitsandbytes
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lorastudy.engine.quantised import (
+    features,
+    feels_other_rows,
+    frozen_output,
+    frozen_weight_OD,
+    keep_trainable_on_cpu,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def make_layer(kind, *, bias=True):
+    plain = nn.Linear(64, 32, bias=bias)
+    if kind == "plain":
+        return plain
+    if kind == "8bit":
+        layer = bitsandbytes.nn.Linear8bitLt(64, 32, bias=bias, has_fp16_weights=False, threshold=6.0)
+    else:
+        layer = bitsandbytes.nn.Linear4bit(64, 32, bias=bias, quant_type=kind, compute_dtype=torch.bfloat16)
+    layer.load_state_dict(plain.state_dict())
+    layer.to("cpu").eval()
+    keep_trainable_on_cpu(nn.Sequential(layer))
+    return layer.requires_grad_(requires_grad=False)
+
+
+def inputs(num_arms=3, *, outlier_in=None):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num_arms, 5, 64, generator=generator).bfloat16()
+    if outlier_in is not None:
+        x[outlier_in, 2, 7] = (
+            60.0  # beyond LLM.int8()'s threshold of 6: its whole column goes in half precision
+        )
+    return x
+
+
+@pytest.mark.parametrize("kind", ["8bit", "nf4", "fp4"])
+def test_no_arm_feels_an_outlier_of_another(kind):
+    layer = make_layer(kind)
+    calm, wild = (frozen_output(layer, inputs(outlier_in=arm), num_arms=3) for arm in (None, 1))
+    assert torch.equal(calm[[0, 2]], wild[[0, 2]])
+    assert not torch.equal(calm[1], wild[1])
+
+
+def test_only_eight_bits_feel_other_rows():
+    """What makes the arm-by-arm path necessary: without it the outlier of arm 1 changes arm 0."""
+    assert feels_other_rows(make_layer("8bit"))
+    assert not feels_other_rows(make_layer("nf4"))
+    layer = make_layer("8bit")
+    calm, wild = (layer(inputs(outlier_in=arm)) for arm in (None, 1))
+    assert not torch.equal(calm[0], wild[0])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["8bit", "nf4", "fp4"])
+def test_output_and_derivative_are_bitsandbytes_own(kind, bias):
+    layer = make_layer(kind, bias=bias)
+    x = inputs(1).requires_grad_()
+    y = layer(x)
+    (expected,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    mine = frozen_output(layer, x.detach(), num_arms=1)
+    torch.testing.assert_close(mine, y.detach(), rtol=2e-2, atol=2e-2)
+    derivative = torch.ones_like(y) @ frozen_weight_OD(layer, dtype=torch.bfloat16)
+    torch.testing.assert_close(derivative, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tolerance"), [("plain", 0.0), ("8bit", 1e-3), ("nf4", 2e-2), ("fp4", 3e-2)]
+)
+def test_the_weight_is_near_the_one_that_was_quantised(kind, tolerance):
+    torch.manual_seed(0)
+    layer = make_layer(kind)
+    torch.manual_seed(0)
+    original = nn.Linear(64, 32).weight
+    assert features(layer) == (64, 32)
+    # Weights are uniform on +-1/8; 8 bits have steps of 1/1000 of that, 4 bits of 1/7 or so.
+    assert (frozen_weight_OD(layer, dtype=torch.float32) - original).abs().max() <= tolerance
+
+
+def test_conv1d_keeps_its_weight_transposed():
+    layer = Conv1D(3, 5)
+    assert features(layer) == (5, 3)
+    assert torch.equal(frozen_weight_OD(layer, dtype=torch.float32), layer.weight.T)
