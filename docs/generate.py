@@ -1,7 +1,8 @@
 """Fills the generated parts of the documents, so that no number in them is typed.
 
     python docs/generate.py            write every block and figure (`make docs`)
-    python docs/generate.py --check    exit code 1 if one of them is not up to date (`make check`)
+    python docs/generate.py --check    exit code 1 if one of them is not up to date (`make check`), or if the
+                                       measurements are not those of the shipped suite or the example's report
 
 A block stands in a page between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of `BLOCKS`. What
 was measured comes from `docs/examples/*.json`, which `docs/measurements.py` makes.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from agreement import disagreements
 from measurements import analysis_of
 
 from lorastudy.analysis.overview import Analysis
@@ -63,7 +65,10 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
             print(f"wrote {path.relative_to(root)}")
-    return 1 if chosen.check and stale else 0
+    apart = disagreements(root)
+    for problem in apart:
+        print(problem)
+    return 1 if chosen.check and (stale or apart) else 0
 
 
 def pages(root: Path) -> list[Path]:

@@ -38,6 +38,12 @@ def generate(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
+def agreement(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(documents.ROOT / "docs"))
+    return importlib.import_module("agreement")
+
+
+@pytest.fixture
 def measurements(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(documents.ROOT / "docs"))
     return importlib.import_module("measurements")
@@ -77,6 +83,55 @@ def test_other_measurements_make_other_pages_and_another_figure(
     wanted = generate.wanted_files(copy_of_documents)
     stale = {p.name for p, text in wanted.items() if p.read_text(encoding="utf-8") != text}
     assert stale == {"README.md", "lab_rank_study.svg"}
+
+
+def test_measurements_of_another_suite_than_the_shipped_one_are_noticed(
+    generate: ModuleType, copy_of_documents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy_of_documents / "docs/examples/lab_rank_study.json"
+    body = json.loads(path.read_text(encoding="utf-8"))
+    body["shared"]["settings"]["max_steps"] = 7
+    path.write_text(json.dumps(body), encoding="utf-8")
+    assert generate.main(["--check"], root=copy_of_documents) == 1
+    assert re.search(
+        r"lab_rank_study\.json was measured with another rank_study\.yaml \(.*max_steps.*\)",
+        capsys.readouterr().out,
+    )
+    del body["experiments"][-1]
+    path.write_text(json.dumps(body), encoding="utf-8")
+    assert generate.main(["--check"], root=copy_of_documents) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "part"),
+    [("worse|had the lower|smallest rank", "answer"), (" ± ", "results"), (r" \| \[", "comparisons")],
+)
+def test_a_report_that_does_not_carry_its_measurements_is_noticed(
+    agreement: ModuleType, copy_of_documents: Path, number: str, part: str
+) -> None:
+    path = copy_of_documents / "docs/examples/alpaca_rank_sweep.md"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(number, "9", text), encoding="utf-8")
+    (problem,) = (found for found in agreement.disagreements(copy_of_documents) if "alpaca" in found)
+    assert part in problem
+
+
+def test_the_examples_belong_together(agreement: ModuleType) -> None:
+    assert agreement.disagreements(documents.ROOT) == []
+
+
+def test_no_time_is_typed_that_nobody_measured() -> None:
+    lab = documents.ROOT / "src/lorastudy"
+    for path in (
+        documents.README,
+        documents.ROOT / "CHANGELOG.md",
+        lab / "cli/demo.py",
+        lab / "lab/rank_study.yaml",
+    ):
+        text = re.sub(
+            r"<!-- generated: .*?<!-- end -->", "", path.read_text(encoding="utf-8"), flags=re.DOTALL
+        )
+        assert not re.search(r"\b(minutes?|hours?)\b", text), path.name
 
 
 def test_every_block_of_the_generator_is_used_and_closed(generate: ModuleType) -> None:

@@ -1,9 +1,9 @@
 """Paired differences between an arm and its reference, and what they allow one to say.
 
 All arms of a suite see the same batches and are scored on the same items, and runs with one seed start from
-the same initialisation; so differences are taken per seed before anything is averaged. What is left over is
-the noise between seeds. The noise between held-out items is *not* in these intervals: a verdict is about
-these items.
+the same initialisation; so differences are taken per seed before anything is averaged. Runs of two environments,
+on two base models or scored on other rows are not paired. What is left over is the noise between seeds. The noise
+between held-out items is *not* in these intervals: a verdict is about these items.
 
 A verdict needs two tests. The paired t test, Holm-corrected over the comparisons with one reference: the
 chance that any of them says "better" or "worse" without cause is at most 5 %, if the differences are roughly

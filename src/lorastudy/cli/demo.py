@@ -1,4 +1,4 @@
-"""`lorastudy demo`: a rank study on the small model inside the package, in a minute or two on a CPU."""
+"""`lorastudy demo`: a rank study on the small model inside the package, on a CPU and without a network."""
 
 from pathlib import Path
 from typing import Annotated

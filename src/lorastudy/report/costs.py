@@ -11,8 +11,8 @@ WITHOUT_NOISE_FLOOR = f"measured over {NUM_TIMED_STEPS} steps each; no noise flo
 
 #: Follows whatever is said of an arm training alone.
 MEASURED_ONCE = (
-    f"measured once per arm and not per seed: memory at the step with the most tokens, time over {NUM_TIMED_STEPS} "
-    "steps"
+    "measured once per arm and not per seed: memory at the step with the most tokens, time as the median of "
+    f"{NUM_TIMED_STEPS} steps"
 )
 
 #: By the `memory_kind` of a profile: of an arm alone on either device, and of a whole pack on a CPU.

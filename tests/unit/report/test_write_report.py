@@ -5,12 +5,16 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
+from lorastudy import worker
 from lorastudy.analysis.study import split_studies
 from lorastudy.errors import StudyError
+from lorastudy.records import ArmProfile, PackProfile
 from lorastudy.report import write
+from lorastudy.report.costs import MEMORY_KINDS, NUM_TIMED_STEPS
 from lorastudy.report.html import chart_library
 from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.reproduce import suite_yaml
@@ -161,6 +165,122 @@ def test_a_suite_that_failed_as_a_whole_is_still_told(make_result, text_of):
     )
     text = text_of([make_result("a", 0, suite_name="first"), failed])
     assert text.index("## second (rank ablation)") < text.index("no such module")
+
+
+def test_the_description_of_the_suite_stands_under_its_title(undrawn, rank_study, make_tracker, tmp_path):
+    tracker = make_tracker(rank_study, description="What does rank | buy?")
+    path, *_ = write_report(tracker, output=tmp_path / "R.md")
+    title, description, question, *_ = path.read_text(encoding="utf-8").split("\n\n")
+    assert title.startswith("# LoRA study")
+    assert description.startswith("What does rank")
+    assert description.endswith("buy?")
+    assert question.startswith("**Question.**")
+
+
+def test_what_differs_between_arms_is_listed_and_not_read_from_the_first(make_result, text_of):
+    settings = [
+        {"lora_rank": 4},
+        {"lora_rank": 8, "data_seed": 1, "dataset_path": "more.jsonl", "max_new_tokens": 9},
+    ]
+    results = [make_result("r4", seed, settings=settings[0]) for seed in range(3)]
+    results += [make_result("r8", seed, settings=settings[1]) for seed in range(2)]
+    text = text_of(results)
+    assert "2 arms with 2 to 3 seeds each on the base model lab, trained on lab:facts and more.jsonl" in text
+    assert (
+        "data_seed, which differs between arms (0 and 1), so their pairs did not train on the same batches"
+        in text
+    )
+    assert "held out of the training file by content hash, not the same for all arms" in text
+    assert (
+        "An answer ends after 32 and 9 tokens (max_new_tokens), so a longer reference counts as wrong."
+        in text
+    )
+
+
+def test_a_reference_that_did_not_complete_is_named(make_result, text_of):
+    results = [make_result(f"r{rank}", 0, settings={"lora_rank": rank}) for rank in (4, 8)]
+    results.append(make_result("r16", 0, settings={"lora_rank": 16}, status="failed", scores={}))
+    text = text_of(results)
+    assert "(r8, which stands in for r16, the reference by design, of which no run completed)" in text
+    assert "named by the design" in text_of(results[:2])
+
+
+def test_a_reference_at_its_best_rate_is_not_said_to_be_of_the_design_alone(make_result, text_of):
+    losses = {(4, 1e-4): 2.0, (4, 1e-3): 1.5, (8, 1e-4): 1.2, (8, 1e-3): 1.0}
+    text = text_of(
+        [
+            make_result(
+                f"r{rank}_{rate:g}",
+                0,
+                settings={"lora_rank": rank, "learning_rate": rate},
+                scores={("eval", "loss"): loss},
+            )
+            for (rank, rate), loss in losses.items()
+        ]
+    )
+    assert (
+        "(r8_0.001, named by the design and not by its result, but for its learning rate, the best of 2 by"
+        in text
+    )
+
+
+def test_pairs_left_out_say_why(rank_study, text_of):
+    changed = [replace(r, sources={"base_model": "other"}) if r.arm == "r4" else r for r in rank_study]
+    assert (
+        "**Different base models.** Pairs of r4 with the reference were left out for some seeds."
+        in text_of(changed)
+    )
+
+
+@pytest.mark.parametrize(
+    ("engines", "said"),
+    [
+        (
+            ("packed",),
+            "The arms of a pack trained together on one base model; a step is one of all of them. Tokens",
+        ),
+        (
+            ("reference",),
+            "The arms of a pack trained one after another on one base model; a step is one arm's. Tokens",
+        ),
+        (("packed", "reference"), "With the engine reference they trained one after another"),
+    ],
+)
+def test_packs_say_whose_step_and_whose_memory_it_is(make_result, text_of, engines, said):
+    results = [
+        make_result(f"r{index}", 0, pack_id=engine, attempt=1, pack_profile=a_pack(engine))
+        for index, engine in enumerate(engines)
+    ]
+    text = text_of(results)
+    assert said in text
+    assert (
+        "memory is the greatest resident size of the worker process: earlier packs, profiling and libraries included."
+        in text
+    )
+
+
+def a_pack(engine):
+    return PackProfile(
+        engine=engine,
+        num_arms=2,
+        memory_kind="cpu_resident",
+        peak_memory_bytes=2**30,
+        median_step_seconds=0.1,
+        tokens_per_second=1000.0,
+        load_seconds=1.0,
+        train_seconds=2.0,
+        eval_seconds=3.0,
+    )
+
+
+def test_the_report_describes_every_meter_and_counts_the_worker_s_steps():
+    kinds = {
+        kind
+        for record in (ArmProfile, PackProfile)
+        for kind in get_args(get_type_hints(record)["memory_kind"])
+    }
+    assert set(MEMORY_KINDS) == kinds
+    assert NUM_TIMED_STEPS == worker.NUM_TIMED_STEPS
 
 
 def test_environments_that_differ_are_shown_and_flagged(rank_study, text_of):

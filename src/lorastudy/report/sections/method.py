@@ -8,7 +8,7 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.study import Study, confounds
 from lorastudy.analysis.summary import METRICS, metric_versions
 from lorastudy.records import DataSummary, Environment
-from lorastudy.report.costs import MEASURED_ONCE, MEMORY_KINDS, WITHOUT_NOISE_FLOOR
+from lorastudy.report.costs import MEMORY_KINDS, WITHOUT_NOISE_FLOOR
 from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
 from lorastudy.report.numbers import ABSENT, count, listing, names
 from lorastudy.report.sections.overview import setting_values
@@ -72,13 +72,18 @@ def _scores(study: Study) -> Text:
         for key in ("eval_dataset_path", "max_generation_samples", "max_new_tokens")
     )
     source = "rows held out of the training file by content hash" if rows == ABSENT else f"rows of {rows}"
+    exact_match = (
+        f" Exact match compares greedily generated answers, at most {answers} of them. An answer ends after {length} "
+        "tokens (max_new_tokens), so a longer reference counts as wrong."
+        if answers != "0"
+        else ""
+    )
     equal = all(len(setting_values(study.arms, key)) == 1 for key in _HELD_OUT_KEYS)
     shared = "the same for all arms" if equal else "not the same for all arms"
     return (
         (
-            f"Held-out loss: nats per completion token over {source}, {shared}; perplexity is its exponential. Exact "
-            f"match compares greedily generated answers, at most {answers} of them. An answer ends after {length} "
-            "tokens (max_new_tokens), so a longer reference counts as wrong."
+            f"Held-out loss: nats per completion token over {source}, {shared}; perplexity is its exponential."
+            f"{exact_match}"
         ),
     )
 
@@ -105,7 +110,7 @@ def _memory(study: Study) -> str:
     if not kinds:
         return "not measured"
     listed = "; ".join(MEMORY_KINDS[kind] for kind in kinds)
-    alone = f"{listed}, while the arm trains alone on the same base; {MEASURED_ONCE}"
+    alone = f"{listed}, while the arm trains alone on the same base, at the step with the most tokens, once per arm"
     return alone if len(kinds) == 1 else f"of different kinds, which must not be compared ({alone})"
 
 

@@ -46,8 +46,8 @@ def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     rows = tuple(tuple(cell(summary) for _, cell in parts) for summary in analysis.summaries)
     text = (
         "Scores are means ± sample standard deviations over seeds. Memory, step time and tokens/s are those of the arm "
-        f"training alone, {MEASURED_ONCE} (the median, for time); of seeds that trained in several packs the median "
-        f"pack counts. A dash means not measured.{_before_training(analysis)}"
+        f"training alone, {MEASURED_ONCE}; an arm that trained in several packs was measured once in each, and the "
+        f"median counts. A dash means not measured.{_before_training(analysis)}"
     )
     return [
         Heading(level=level, text="Results"),

@@ -1,0 +1,77 @@
+"""Whether the examples belong together: measurements with the suite that is shipped, a report with its measurements.
+
+`docs/generate.py` asks this too. Nothing here can be mended by writing a page anew: one has to measure again.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from measurements import analysis_of, results_of
+
+from lorastudy import lab
+from lorastudy.analysis.overview import Analysis
+from lorastudy.experiments.expansion import expand
+from lorastudy.report.document import Block, Paragraph, Table
+from lorastudy.report.findings.catalogue import questions_of
+from lorastudy.report.markdown import render_markdown
+from lorastudy.report.sections.results import comparison_blocks, results_blocks
+from lorastudy.spec.loading import load_suite
+
+
+def disagreements(root: Path) -> list[str]:
+    """What does not belong together, each with what to do; empty when all does."""
+    examples = root / "docs" / "examples"
+    return [
+        *_other_suite(examples / "lab_rank_study.json", lab.demo_suite()),
+        *_other_numbers(examples / "alpaca_rank_sweep.md", examples / "alpaca_rank_sweep.json"),
+    ]
+
+
+def _other_suite(measured: Path, suite: Path) -> list[str]:
+    """In what the measurements were made otherwise than the suite file says now: arms, seeds, settings."""
+    experiments = expand(
+        load_suite(suite), fingerprint_dataset=lambda _: "data", fingerprint_base=lambda _: "base"
+    )
+    asked = {(e.arm, e.seed): e.settings.model_dump(mode="json") for e in experiments}
+    made = {(r.arm, r.seed): dict(r.settings) for r in results_of(measured)}
+    if asked == made:
+        return []
+    apart = ", ".join(sorted(_apart(asked, made))) or "arms or seeds"
+    return [
+        f"{measured.name} was measured with another {suite.name} ({apart}): run `lorastudy demo` and measure again"
+    ]
+
+
+def _apart(asked: Mapping[Any, Mapping[str, Any]], made: Mapping[Any, Mapping[str, Any]]) -> set[str]:
+    """Keys whose values differ in what both have."""
+    return {
+        key
+        for pair in asked.keys() & made.keys()
+        for key in asked[pair].keys() | made[pair].keys()
+        if asked[pair].get(key) != made[pair].get(key)
+    }
+
+
+def _other_numbers(report: Path, measured: Path) -> list[str]:
+    """Which parts of the report are not what its measurements say: the answer, the results, the comparisons."""
+    text, analysis = report.read_text(encoding="utf-8"), analysis_of(measured)
+    missing = [name for name, block in _parts(analysis) if _markdown(block) not in text]
+    if not missing:
+        return []
+    what = f"{report.name} does not carry the numbers of {measured.name} ({', '.join(missing)})"
+    return [f"{what}: run `lorastudy report` and take the measurements from one and the same results store"]
+
+
+def _parts(analysis: Analysis) -> list[tuple[str, Block]]:
+    headline = questions_of(analysis.study.experiment_type).headline(analysis)
+    blocks = {
+        "results": results_blocks(analysis, level=2),
+        "comparisons": comparison_blocks(analysis, level=2),
+    }
+    tables = [(name, block) for name, found in blocks.items() for block in found if isinstance(block, Table)]
+    return [("answer", Paragraph((headline,))), *tables]
+
+
+def _markdown(block: Block) -> str:
+    return render_markdown([block], output=Path("README.md"), plots=Path()).strip()
