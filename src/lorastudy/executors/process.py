@@ -25,6 +25,10 @@ ALLOCATOR_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
+#: A thread that waits for another sleeps instead of spinning. Where other work wants the cores too, spinning
+#: threads keep it from the very thread they wait for: on two busy cores a step took several times as long
+#: (docs/log.md).
+THREADS_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @contextmanager
@@ -58,13 +62,13 @@ def worker_process(
 
 
 def worker_environment(environment: Mapping[str, str], *, base_models: Iterable[str]) -> dict[str, str]:
-    """The worker's environment: this one, and allocator settings where the user has none.
+    """The worker's environment: this one, and settings of allocator and threads where the user has none.
 
     Where a base model is looked up on the hub and the hub does not answer, the worker uses its cache alone.
     """
     cut_off = any(is_hub_model(base_model) for base_model in base_models) and not is_hub_reachable()
     offline = {OFFLINE_VARIABLE: "1"} if cut_off else {}
-    return {**ALLOCATOR_ENVIRONMENT, **environment, **offline}
+    return {**ALLOCATOR_ENVIRONMENT, **THREADS_ENVIRONMENT, **environment, **offline}
 
 
 def base_model_of(folder: Path) -> str:
