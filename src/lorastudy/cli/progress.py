@@ -1,5 +1,6 @@
 """What a running suite shows: a bar with the time left on a terminal, a line now and then elsewhere."""
 
+import statistics
 import time
 from types import TracebackType
 from typing import Self
@@ -41,6 +42,7 @@ class Progress:
         self._num_packs = num_packs
         self._packs: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
+        self._seconds: dict[str, list[float]] = {}
         self._last_line = time.monotonic()
         self._last_phase = ""
 
@@ -71,9 +73,10 @@ class Progress:
         if pack_id not in self._tasks:
             self._tasks[pack_id] = self._bar.add_task(title, total=step.num_steps)
         self._bar.update(self._tasks[pack_id], completed=step.step)
+        self._seconds.setdefault(pack_id, []).append(step.seconds)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
-            left = (step.num_steps - step.step) * step.seconds
+            left = (step.num_steps - step.step) * statistics.fmean(self._seconds[pack_id])
             self._say(f"{title}: step {step.step} of {step.num_steps}, about {left:.0f} s of training left")
 
     def _end(self, pack_id: str) -> None:

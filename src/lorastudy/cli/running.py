@@ -1,5 +1,6 @@
 """Running experiments from a command: expansion, the plan as text, progress, and how it ended."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,9 @@ def check_data(experiments: Sequence[Experiment]) -> None:
 
 def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str) -> None:
     """Print what would run: packs, experiments, and which results are there already."""
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # as Ctrl-C: workers end, runs are put down as stopped
     missing = _missing(experiments, database=database)
     check_data(missing)
     packs = form_packs(missing)
@@ -89,6 +93,9 @@ def run_experiments(
     ):
         try:
             tracker.register(suite.name, experiments, description=suite.description)
+            if suite.path is not None:
+                # A suite is what its file says now: an attempt with a mistake since mended is not in its report.
+                tracker.keep_only(suite.name, experiments)
             outcome = run_suite(
                 experiments,
                 suite_name=suite.name,

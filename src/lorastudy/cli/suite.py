@@ -58,7 +58,7 @@ def suite(
     plan = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
     workers = _executor(executor, address=ray_address, num_cpus=ray_num_cpus, num_gpus=ray_num_gpus)
     run_experiments(loaded, experiments, database=database, plan=plan, executor=workers)
-    print("next: lorastudy report")
+    print(f"next: lorastudy report --suite-name {loaded.name}")
 
 
 def _executor(

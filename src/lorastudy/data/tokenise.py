@@ -15,6 +15,8 @@ from lorastudy.errors import DataError
 from lorastudy.records import DataSummary
 
 IGNORED = -100
+#: Subword tokenizers know every text; more than this means a vocabulary of words that are not these.
+MAX_UNKNOWN_SHARE = 0.02
 
 
 class Tokenizer(Protocol):
@@ -88,7 +90,7 @@ def tokenise(
     from. A row of which no answer token is left is refused, and counted.
 
     Raises:
-        DataError: every row was refused.
+        DataError: every row was refused, or the tokenizer does not know the answers' words.
     """
     assert examples
     special = tokenizer.all_special_tokens
@@ -104,6 +106,7 @@ def tokenise(
             f"{split}: of all {len(examples)} rows the answer was cut away entirely at "
             f"{max_seq_length} tokens; raise max_seq_length"
         )
+    _refuse_unknown_words(rows, tokenizer, split=split)
     summary = DataSummary(
         split=split,
         format=examples[0].format.name,
@@ -114,6 +117,20 @@ def tokenise(
         num_completion_tokens=sum(row.num_completion_tokens for row in rows),
     )
     return TokenSet(rows=tuple(rows), summary=summary)
+
+
+def _refuse_unknown_words(rows: Sequence[TokenRow], tokenizer: Tokenizer, *, split: str) -> None:
+    """Refuse answers that the tokenizer cannot write: trained on them, a model learns to say "unknown"."""
+    unknown_id = getattr(tokenizer, "unk_token_id", None)
+    if unknown_id is None or unknown_id == tokenizer.eos_token_id:
+        return
+    labels = [label for row in rows for label in row.labels if label not in {IGNORED, tokenizer.eos_token_id}]
+    share = labels.count(unknown_id) / max(1, len(labels))
+    if share > MAX_UNKNOWN_SHARE:
+        raise DataError(
+            f"{split}: {share:.0%} of the answers' tokens are unknown to the base model's tokenizer, so nothing "
+            "can be learnt from them; take a base model that knows this text (`lab` knows only its own few words)"
+        )
 
 
 def chat_template_of(tokenizer: Any) -> ChatTemplate | None:

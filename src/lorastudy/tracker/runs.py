@@ -6,7 +6,7 @@ The current attempt of an experiment is its highest. Every write of a worker is 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, delete, func, select
 
 from lorastudy.errors import StoreError
 from lorastudy.records import Outcome
@@ -31,6 +31,15 @@ def register(
         rows.change(connection, suites, key={"suite_name": suite_name}, to={"description": description})
     _write_experiments(connection, by_id)
     _write_members(connection, suite_name, by_id=by_id)
+
+
+def keep_only(connection: Connection, suite_name: str, *, members: Sequence[Experiment]) -> int:
+    """Take all other experiments out of the suite, not out of the store; return how many."""
+    others = delete(suite_experiments).where(
+        suite_experiments.c.suite_name == suite_name,
+        suite_experiments.c.experiment_id.not_in([experiment.id for experiment in members]),
+    )
+    return connection.execute(others).rowcount
 
 
 def start(connection: Connection, values: dict[str, Any]) -> None:

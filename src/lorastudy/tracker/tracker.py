@@ -75,6 +75,14 @@ class ExperimentTracker:
                     connection, suite_name, members=experiments, description=description, at=self._time()
                 )
 
+    def keep_only(self, suite_name: str, experiments: Sequence[Experiment]) -> int:
+        """Let the suite be these experiments alone; return how many left it.
+
+        What left keeps its runs, and is there again at once when the suite asks for it again.
+        """
+        with self._store.writing() as connection:
+            return runs.keep_only(connection, suite_name, members=experiments)
+
     def start_run(
         self, experiment_id: str, *, attempt: int, pack_id: str, engine: str, run_folder: str | Path
     ) -> None:

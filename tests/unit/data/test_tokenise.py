@@ -132,3 +132,13 @@ def test_with_a_tokenizer_of_transformers():
     (chat,) = run(example(prompt, text.removeprefix(prompt)), tokenizer=tokenizer).rows
     assert (chat.input_ids, chat.labels) == ((1, 3, 5, 2), (*none(2), 5, 2))
     assert chat.reference == " a1"
+
+
+def test_answers_in_words_that_the_tokenizer_does_not_know_are_refused(letters):
+    tokenizer = letters()
+    tokenizer.unk_token_id = ord("?")
+    with pytest.raises(DataError, match=r"100% of the answers' tokens are unknown"):
+        run(example("ab", "??"), tokenizer=tokenizer)
+    assert len(run(example("??", "cd"), tokenizer=tokenizer).rows) == 1
+    tokenizer.unk_token_id = tokenizer.eos_token_id  # as GPT-2's
+    assert len(run(example("ab", "??"), tokenizer=tokenizer).rows) == 1

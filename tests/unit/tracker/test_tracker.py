@@ -320,3 +320,13 @@ def test_the_snippet_of_the_readme_works_as_written(tmp_path, monkeypatch, make_
     tracker.export_to_json("my_experiments.json")
     assert json.loads((tmp_path / "my_experiments.json").read_text())["experiments"][0]["status"] == "pending"
     tracker.close()
+
+
+def test_a_suite_narrowed_keeps_the_runs_of_what_left_it(tracker, pair, make_records):
+    take_all(tracker, make_records(*(experiment.id for experiment in pair)))
+    suite_name = tracker.get_suites()[0].suite_name
+    assert tracker.keep_only(suite_name, pair[:1]) == 1
+    assert [result.experiment_id for result in tracker.get_all_experiments()] == [pair[0].id]
+    assert set(tracker.completed([experiment.id for experiment in pair])) == {each.id for each in pair}
+    tracker.register(suite_name, pair)
+    assert [result.status for result in tracker.get_all_experiments()] == ["completed", "completed"]
