@@ -9,8 +9,9 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/lorastudy demo
 
+# Two processes with one thread each: the models of the tests are too small for two threads to help.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q -n 2
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -q
