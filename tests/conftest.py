@@ -1,8 +1,15 @@
 """What more than one folder of tests needs."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# The same examples at every run, so that a red run is red again; HYPOTHESIS_PROFILE=explore draws new ones.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(scope="module")

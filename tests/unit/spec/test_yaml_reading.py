@@ -14,8 +14,9 @@ from lorastudy.spec.problems import Place, Problems
 from lorastudy.spec.yaml_nodes import Node, node_from_value, plain, resolve_scalar
 from lorastudy.spec.yaml_reading import read_yaml
 
-# Without the line breaks of Unicode, which ruamel itself writes as it does not read them.
-TEXT = st.characters(codec="utf-8", exclude_characters="\x85\u2028\u2029")
+# Without the line breaks of Unicode and without the question mark, which ruamel itself writes as it does not read
+# them: the key "?;" comes out bare, as a complex key.
+TEXT = st.characters(codec="utf-8", exclude_characters="\x85\u2028\u2029?")
 SCALARS = (
     st.none()
     | st.booleans()
