@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
 from lorastudy.executors import Executor, LocalExecutor
 from lorastudy.experiments.expansion import expand
+from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import form_packs
 from lorastudy.runner import Plan, SuiteOutcome, not_done, run_suite
 from lorastudy.spec.experiment import Experiment, canonical_json
-from lorastudy.spec.hub import check_base_model
+from lorastudy.spec.hub import check_base_model, is_hub_model
 from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.suite import Suite
 from lorastudy.tracker import ExperimentTracker
@@ -25,6 +27,10 @@ _DATA_KEYS = (
     "dataset_path", "eval_dataset_path", "forgetting_dataset_path", "eval_fraction", "max_train_samples",
     "max_eval_samples",
 )  # fmt: skip
+
+
+#: The exact sign-flip test reaches .05 with six seeds at the earliest, as `lorastudy.analysis.paired` explains.
+NUM_SEEDS_FOR_A_VERDICT = 6
 
 
 def experiments_of(suite: Suite) -> tuple[Experiment, ...]:
@@ -48,9 +54,6 @@ def check_data(experiments: Sequence[Experiment]) -> None:
 
 def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str) -> None:
     """Print what would run: packs, experiments, and which results are there already."""
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # as Ctrl-C: workers end, runs are put down as stopped
     missing = _missing(experiments, database=database)
     check_data(missing)
     packs = form_packs(missing)
@@ -62,6 +65,8 @@ def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str)
         f"{len(experiments)} experiments, {len(experiments) - len(missing)} of them done; "
         f"{len(missing)} to run in {len(packs)} pack(s). An experiment is an arm with one seed."
     )
+    for note in _notes(experiments):
+        console.print(f"note: {note}")
     for number, pack in enumerate(packs, start=1):
         console.print(f"\npack {number}: {len(pack.experiments)} experiments on one base")
         for experiment in pack.experiments:
@@ -83,8 +88,11 @@ def run_experiments(
     """
     from lorastudy.cli.progress import Progress
 
+    # As Ctrl-C: the workers end, and the store says that their runs were stopped.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     missing = _missing(experiments, database=database)
     check_data(missing)
+    _say_what_is_replaced(missing, output=plan.output)
     for base_model in sorted({experiment.settings.base_model for experiment in missing}):
         check_base_model(base_model)
     with (
@@ -111,6 +119,34 @@ def run_experiments(
     if outcome.failed:
         raise typer.Exit(2 if all(end.failure_kind == "user" for end in outcome.failed) else 1)
     return outcome
+
+
+def _notes(experiments: Sequence[Experiment]) -> list[str]:
+    """What a reader of the plan should know before it runs."""
+    notes = [
+        f"base model {name}: taken for an id on the hub; whether it can be had is found out when the suite runs"
+        for name in sorted({experiment.settings.base_model for experiment in experiments})
+        if is_hub_model(name)
+    ]
+    most_seeds = max(Counter(experiment.arm for experiment in experiments).values(), default=0)
+    if most_seeds < NUM_SEEDS_FOR_A_VERDICT:
+        notes.append(
+            f"{most_seeds} seed(s) an arm: differences will be shown with their intervals, but no verdict is possible "
+            f"below {NUM_SEEDS_FOR_A_VERDICT} seeds"
+        )
+    return notes
+
+
+def _say_what_is_replaced(experiments: Sequence[Experiment], *, output: Path) -> None:
+    for experiment in experiments:
+        target = output / experiment.name / "final_model"
+        origin = AdapterOrigin.read(target)
+        if origin is not None and origin.experiment_id != experiment.id:
+            print(
+                f"note: {target} holds the adapter of another experiment ({origin.experiment_id}), which will be replaced; "
+                "its run folder keeps it",
+                file=sys.stderr,
+            )
 
 
 def _missing(experiments: Sequence[Experiment], *, database: str) -> list[Experiment]:

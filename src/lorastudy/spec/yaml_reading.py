@@ -72,7 +72,7 @@ def _text(path: Path, problems: Problems) -> str | None:
 
 
 def _suites_in(folder: Path) -> str:
-    names = sorted(path.name for path in folder.glob("*.yaml"))[:10] if folder.is_dir() else []
+    names = sorted(path.name for path in folder.glob("[!.]*.yaml"))[:10] if folder.is_dir() else []
     return f"; in {folder} there are: {', '.join(names)}" if names else ""
 
 
