@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Database, OutputDir, RunsDir
+from lorastudy.cli.report import say_pages
 
 
 def demo(
@@ -29,6 +30,4 @@ def demo(
     run_experiments(suite, experiments_of(suite), database=database, plan=plan)
     with ExperimentTracker(database) as tracker:
         written = write_report(tracker, suite_name=suite.name, output=output)
-    for path in written:
-        if path.suffix in {".md", ".html"}:
-            print(f"wrote {path}")
+    say_pages(written)

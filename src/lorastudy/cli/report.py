@@ -1,5 +1,6 @@
 """`lorastudy report`: RESULTS.md, its plots and an HTML page from the results store."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,12 @@ def report(
 
     with ExperimentTracker(database) as tracker:
         written = write_report(tracker, experiment_type=experiment_type, suite_name=suite_name, output=output)
+    say_pages(written)
+    print(f"wrote {sum(path.suffix == '.png' for path in written)} plots (PNG and SVG)")
+
+
+def say_pages(written: Sequence[Path]) -> None:
+    """Name the pages among the files that a report wrote."""
     for path in written:
         if path.suffix in {".md", ".html"}:
             print(f"wrote {path}")
-    print(f"wrote {sum(path.suffix == '.png' for path in written)} plots (PNG and SVG)")
