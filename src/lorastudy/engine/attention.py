@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from lorastudy.engine.batch import Bucket
+from lorastudy.engine.block_attention import block_attention, serves
 from lorastudy.errors import ModelError
 
 NAME = "lorastudy_rows"
@@ -103,7 +104,12 @@ def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None
     query, key, value = (
         x.reshape(num_arms * num_heads, bucket.num_rows, bucket.length, -1) for x in qkv_KHSC
     )
-    out = F.scaled_dot_product_attention(query, key, value, is_causal=bucket.length > 1, scale=scaling)
+    if serves(query):
+        out = block_attention(
+            *(x.flatten(0, 1) for x in (query, key, value)), scale=scaling or query.shape[-1] ** -0.5
+        )
+    else:
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=bucket.length > 1, scale=scaling)
     return out.reshape(num_arms, num_heads, bucket.num_tokens, -1)
 
 

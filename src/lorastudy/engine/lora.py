@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorastudy.engine.matmul import arm_linear, linear
 from lorastudy.engine.quantised import frozen_output, frozen_weight_OD
 
 
@@ -90,10 +91,25 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the frozen layer to all arms, and each arm's adapter to its part."""
         if not self.slots:
-            return frozen_output(self.base_layer, x, num_arms=self.num_arms)
+            frozen: Tensor = _FrozenLinear.apply(x, self)  # type: ignore[no-untyped-call]  # torch
+            return frozen
         parameters = [p for slot in self.slots for p in (slot.lora_A_GRD, slot.lora_B_GOR)]
         y: Tensor = _PackedLora.apply(x, self, *parameters)  # type: ignore[no-untyped-call]  # torch
         return y
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """W x + b without adapters. Nothing but the layer is kept: dx = W^T dy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
+        ctx.base_layer = layer.base_layer
+        return frozen_output(layer.base_layer, x, num_arms=layer.num_arms)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = grads
+        return linear(dy, frozen_weight_OD(ctx.base_layer, dtype=dy.dtype).mT), None
 
 
 class _PackedLora(torch.autograd.Function):
@@ -114,7 +130,7 @@ class _PackedLora(torch.autograd.Function):
             layer.slots, parameters[::2], parameters[1::2], passes, strict=True
         ):
             x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
-            u_GNR = torch.bmm(x_GND, a_GRD.to(x.dtype).mT).mul_(slot.scaling_G11)
+            u_GNR = arm_linear(x_GND, a_GRD.to(x.dtype)).mul_(slot.scaling_G11)
             slot.of(y_KNO).baddbmm_(u_GNR, b_GOR.to(x.dtype).mT)
             thin.append(u_GNR)
         ctx.layer, ctx.passes = layer, passes
@@ -131,15 +147,16 @@ class _PackedLora(torch.autograd.Function):
         x_KND = x.reshape(ctx.num_arms, -1, x.shape[-1])
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = (dy @ frozen_weight_OD(ctx.layer.base_layer, dtype=dy.dtype)).view(x.shape)
+            weight_OD = frozen_weight_OD(ctx.layer.base_layer, dtype=dy.dtype)
+            dx = linear(dy, weight_OD.mT).view(x.shape)
         for slot, u_GNR, a_GRD, b_GOR, forward_pass in zip(
             ctx.slots, thin, parameters[::2], parameters[1::2], ctx.passes, strict=True
         ):
             dy_GNO = slot.of(dy_KNO)
-            v_GNR = torch.bmm(dy_GNO, b_GOR.to(dy.dtype)).mul_(slot.scaling_G11)
+            v_GNR = arm_linear(dy_GNO, b_GOR.to(dy.dtype).mT).mul_(slot.scaling_G11)
             x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
-            slot.grad_A_GRD.add_(torch.bmm(v_GNR.mT, x_GND))
-            slot.grad_B_GOR.add_(torch.bmm(dy_GNO.mT, u_GNR))
+            slot.grad_A_GRD.add_(arm_linear(v_GNR.mT, x_GND.mT))
+            slot.grad_B_GOR.add_(arm_linear(dy_GNO.mT, u_GNR.mT))
             if dx is not None:
                 _add_lora_dx(
                     slot.of(dx.view(x_KND.shape)), (v_GNR, a_GRD), slot=slot, forward_pass=forward_pass

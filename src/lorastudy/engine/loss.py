@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: Logits of one chunk, in elements (fp32: 32 MiB). Larger is no faster on CPU and costs memory on GPU.
-CHUNK_ELEMENTS = 1 << 23
+from lorastudy.engine.matmul import linear
+
+#: Logits of one chunk, in elements. On a CPU they stay in its cache (fp32: 4 MiB); a GPU wants longer kernels.
+CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 23}
 
 
 def completion_loss(
@@ -35,8 +37,9 @@ def token_scores(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> t
     hidden, targets, chunks = _rows(hidden_KMD, head, targets_M=targets_M)
     nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
     correct = torch.empty(len(targets), dtype=torch.bool, device=hidden.device)
+    weight_VD, bias_V = _weights(head)
     for chunk in chunks:
-        logits_CV = head(hidden[chunk]).float()
+        logits_CV = linear(hidden[chunk], weight_VD, bias_O=bias_V).float()
         nll[chunk] = _chosen(torch.log_softmax(logits_CV, dim=-1), targets[chunk]).neg()
         correct[chunk] = logits_CV.argmax(dim=-1) == targets[chunk]
     return nll.view(hidden_KMD.shape[:2]), correct.view(hidden_KMD.shape[:2])
@@ -52,16 +55,16 @@ class _CompletionLoss(torch.autograd.Function):
         hidden, targets, chunks = _rows(hidden_KMD, head, targets_M=targets_M)
         nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden)
-        weight_VD: Any = head.weight
+        weight_VD, bias_V = _weights(head)
         scale = grad_scale_K.repeat_interleave(hidden_KMD.shape[1])
         for chunk in chunks:
-            logits_CV = head(hidden[chunk]).float()
+            logits_CV = linear(hidden[chunk], weight_VD, bias_O=bias_V).float()
             log_p_CV = torch.log_softmax(logits_CV, dim=-1)
             nll[chunk] = _chosen(log_p_CV, targets[chunk]).neg()
             dlogits_CV = log_p_CV.exp_()
             dlogits_CV[torch.arange(len(dlogits_CV), device=hidden.device), targets[chunk]] -= 1.0
             dlogits_CV *= scale[chunk, None]
-            grad[chunk] = dlogits_CV.to(weight_VD.dtype) @ weight_VD
+            grad[chunk] = linear(dlogits_CV.to(weight_VD.dtype), weight_VD.mT)
         ctx.save_for_backward(grad.view(hidden_KMD.shape))
         return nll.view(hidden_KMD.shape[:2]).sum(dim=1)
 
@@ -75,9 +78,16 @@ def _rows(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> tuple[Te
     """Arms and labels as one long list of rows, and the chunks to walk it in."""
     hidden = hidden_KMD.reshape(-1, hidden_KMD.shape[-1])
     targets = targets_M.repeat(len(hidden_KMD))
-    weight: Any = head.weight
-    step = max(1, CHUNK_ELEMENTS // weight.shape[0])
+    weight_VD, _ = _weights(head)
+    step = max(1, CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"]) // weight_VD.shape[0])
     return hidden, targets, [slice(start, start + step) for start in range(0, len(targets), step)]
+
+
+def _weights(head: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The head as (vocabulary, hidden) weight and bias; the probe has shown that it is a linear layer."""
+    weight: Any = head.weight
+    bias: Any = getattr(head, "bias", None)
+    return weight, bias
 
 
 def _chosen(x_CV: Tensor, targets_C: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Any
 import bitsandbytes
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
+
+from lorastudy.engine.matmul import linear
 
 #: What can carry an adapter. Conv1D is GPT-2's linear layer with the weight transposed.
 LINEAR_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
@@ -55,11 +56,11 @@ def frozen_output(layer: nn.Module, x: Tensor, *, num_arms: int) -> Tensor:
     """W x + b for all arms. 4-bit weights are dequantised once for all; 8-bit layers run arm by arm."""
     if isinstance(layer, bitsandbytes.nn.Linear4bit):
         bias = layer.bias.to(x.dtype) if layer.bias is not None else None
-        return F.linear(x, frozen_weight_OD(layer, dtype=x.dtype), bias)
+        return linear(x, frozen_weight_OD(layer, dtype=x.dtype), bias_O=bias)
     if feels_other_rows(layer):
         return torch.cat([layer(x_k) for x_k in x.chunk(num_arms)])
-    y: Tensor = layer(x)
-    return y
+    bias_O: Any = layer.bias
+    return linear(x, frozen_weight_OD(layer, dtype=x.dtype), bias_O=bias_O)
 
 
 def frozen_weight_OD(layer: nn.Module, *, dtype: torch.dtype) -> Tensor:

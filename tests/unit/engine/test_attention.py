@@ -56,6 +56,24 @@ def test_equals_a_block_diagonal_mask_with_gradients(lengths, num_arms, num_key_
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_long_rows_equal_a_block_diagonal_mask_too():
+    """Long rows take another path on a CPU (`block_attention`), short ones beside them do not."""
+    lengths = [40, 5, 40, 300]
+    batch, num_tokens = batch_of(lengths), sum(lengths)
+    query, key, value = (draw(2, 4, num_tokens, 8, seed=seed).requires_grad_() for seed in range(3))
+    with rows(batch.buckets):
+        out, _ = row_attention(nn.Identity(), query, key, value, None)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=block_diagonal(sorted(lengths)))
+    torch.testing.assert_close(out, expected.transpose(1, 2), rtol=1e-5, atol=1e-5)
+    dout = draw(*out.shape, seed=9)
+    for mine, theirs in zip(
+        torch.autograd.grad(out, (query, key, value), dout),
+        torch.autograd.grad(expected.transpose(1, 2), (query, key, value), dout),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_values_may_have_other_channels_than_queries():
     batch = batch_of([3, 5, 5])
     query, key, value = draw(2, 4, 13, 8), draw(2, 4, 13, 8, seed=1), draw(2, 4, 13, 6, seed=2)

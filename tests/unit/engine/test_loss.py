@@ -21,7 +21,7 @@ def make(num_arms, num_labels, *, vocabulary=11, bias=True):
 
 @pytest.fixture(params=[1 << 23, 22, 1], ids=["one chunk", "chunks of two", "chunks of one"], autouse=True)
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(loss, "CHUNK_ELEMENTS", request.param)
+    monkeypatch.setitem(loss.CHUNK_ELEMENTS, "cpu", request.param)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -1,0 +1,40 @@
+"""Products with a weight, by the library that is fastest at them; none of them carries a gradient.
+
+For fp32 on a CPU torch calls MKL, which uses half of the vector width on processors that are not Intel's. oneDNN,
+which torch carries too and uses for bf16, uses all of it. Both sum in fp32, so they differ by rounding alone. Which
+one is used follows from device, precision and shape, never from a timing: the same run gives the same bits.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+#: oneDNN's linear layer, as torch's compiler calls it; None where torch was built without oneDNN.
+_ONEDNN_LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+#: Multiply-adds of one product from which a call for each arm costs less than oneDNN gains over a batched one.
+_MIN_SIZE_ALONE = 1 << 21
+
+
+def is_replaced(*, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `linear` calls something else than torch's own linear layer does."""
+    return device.type == "cpu" and dtype is torch.float32 and _ONEDNN_LINEAR is not None
+
+
+def linear(x: Tensor, weight_OD: Tensor, *, bias_O: Tensor | None = None) -> Tensor:
+    """`x W^T + b` over the last dimension: (..., D) -> (..., O). The weight may be a transposed view."""
+    if not is_replaced(device=x.device, dtype=x.dtype):
+        return F.linear(x, weight_OD, bias_O)
+    y: Tensor = _ONEDNN_LINEAR(x, weight_OD, bias_O, "none", [], "")
+    return y
+
+
+def arm_linear(x_GND: Tensor, weight_GOD: Tensor) -> Tensor:
+    """`x_g W_g^T` for each arm of a group: (G, N, D) -> (G, N, O)."""
+    _, num_rows, num_inputs = x_GND.shape
+    size = num_rows * num_inputs * weight_GOD.shape[1]
+    if size < _MIN_SIZE_ALONE or not is_replaced(device=x_GND.device, dtype=x_GND.dtype):
+        return torch.bmm(x_GND, weight_GOD.mT)
+    return torch.stack([linear(x_ND, weight_OD) for x_ND, weight_OD in zip(x_GND, weight_GOD, strict=True)])
