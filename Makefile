@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check slow lab-base docs clean
+.PHONY: demo test check slow bench lab-base docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/lorastudy demo
@@ -26,6 +26,14 @@ check: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m lorastudy.spec.schema --write docs/suite-file.md
+	$(BIN)/python docs/generate.py
+
+# Measures speed and growth on this machine, and brings the tables up to date. With
+#     make bench MODEL=<folder of a causal LM> DATA=<Alpaca rows> BASELINE=<script>
+# also the rows on a model of your own, against a sequential baseline of your own; OPTIONS goes to the program.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) \
+		$(if $(BASELINE),--baseline $(BASELINE)) $(OPTIONS)
 	$(BIN)/python docs/generate.py
 
 # Trains the lab's base model again from its recipe (about a minute on two cores).

@@ -5,7 +5,8 @@
                                        measurements are not those of the shipped suite or the example's report
 
 A block stands in a page between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of `BLOCKS`. What
-was measured comes from `docs/examples/*.json`, which `docs/measurements.py` makes.
+was measured comes from `docs/examples/*.json`, which `docs/measurements.py` makes, and from
+`benchmarks/results/*.json`, which `make bench` makes.
 """
 
 import argparse
@@ -22,12 +23,15 @@ from typing import Any
 
 import typer
 from agreement import disagreements
+from growth import drawn_growth, growth_block, growth_figures
 from measurements import analysis_of
+from speed import detail_table, goal_table, machine_table, quality_table, speed_table
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.summary import EXACT_MATCH, FORGETTING, FORGETTING_BEFORE, LOSS, LOSS_BEFORE, Metric
 from lorastudy.cli.main import app
 from lorastudy.planner.packing import MAX_PACK_TOKENS
+from lorastudy.report.document import Block as Content
 from lorastudy.report.document import Cell, Column, Paragraph, Table
 from lorastudy.report.figures.data import Estimate, Figure, Panel, comparison_figure
 from lorastudy.report.figures.static import save_figure
@@ -89,7 +93,10 @@ def wanted_files(root: Path) -> dict[Path, str]:
             wanted[path] = filled(text, analyses=analyses, page=path, root=root)
     image = root / "docs" / "images" / "lab_rank_study.svg"
     figure = lab_figure(analyses["lab_rank_study"])
-    wanted[image] = _content(image) if _mark(figure) in _content(image) else drawn(figure)
+    wanted[image] = _content(image) if _mark(asdict(figure)) in _content(image) else drawn(figure)
+    for path, data in growth_figures(root).items():
+        current = _mark(data) in _content(path)
+        wanted[path] = _content(path) if current else f"{drawn_growth(data).rstrip()}\n{_mark(data)}\n"
     return wanted
 
 
@@ -227,6 +234,11 @@ def _pack_bound_block(_: Mapping[str, Analysis], __: Path) -> str:
     )
 
 
+def _benchmark_block(make: Callable[[Path], list[Content]]) -> "Block":
+    """A table of the benchmarks' results."""
+    return lambda _, root: render_markdown(make(root), output=ROOT / "README.md", plots=ROOT)
+
+
 _RESULT_COLUMNS: tuple[ColumnOf, ...] = (
     _metric(EXACT_MATCH, "Exact match"),
     _metric(LOSS, "Held-out loss", before=LOSS_BEFORE),
@@ -246,6 +258,12 @@ BLOCKS: Mapping[str, Block] = {
     "layers": _layers_block,
     "contracts": _contracts_block,
     "pack-bound": _pack_bound_block,
+    "speed-table": _benchmark_block(speed_table),
+    "speed-goals": _benchmark_block(goal_table),
+    "speed-detail": _benchmark_block(detail_table),
+    "speed-quality": _benchmark_block(quality_table),
+    "speed-machines": _benchmark_block(machine_table),
+    "growth": lambda _, root: growth_block(root),
 }
 
 
@@ -275,7 +293,7 @@ def drawn(figure: Figure) -> str:
     with tempfile.TemporaryDirectory() as folder:
         (svg,) = (path for path in save_figure(figure, Path(folder)) if path.suffix == ".svg")
         text = svg.read_text(encoding="utf-8")
-    return f"{text.rstrip()}\n{_mark(figure)}\n"
+    return f"{text.rstrip()}\n{_mark(asdict(figure))}\n"
 
 
 def _forgotten(analysis: Analysis) -> tuple[Estimate, ...]:
@@ -297,9 +315,9 @@ def _forgotten(analysis: Analysis) -> tuple[Estimate, ...]:
     return tuple(rows)
 
 
-def _mark(figure: Figure) -> str:
+def _mark(shown: Mapping[str, Any]) -> str:
     """A comment that differs when the data does; nine digits, since the last ones depend on the platform."""
-    data = re.sub(r"-?\d+\.\d+(?:e-?\d+)?", lambda m: f"{float(m[0]):.9g}", json.dumps(asdict(figure)))
+    data = re.sub(r"-?\d+\.\d+(?:e-?\d+)?", lambda m: f"{float(m[0]):.9g}", json.dumps(shown))
     return f"<!-- drawn from {hashlib.sha256(data.encode()).hexdigest()} -->"
 
 

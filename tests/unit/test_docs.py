@@ -53,7 +53,8 @@ def measurements(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def copy_of_documents(tmp_path: Path) -> Path:
     for path in [*documents.ROOT.glob("*.md"), documents.ROOT / ".importlinter"]:
         shutil.copy(path, tmp_path)
-    shutil.copytree(documents.ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("docs", "benchmarks"):
+        shutil.copytree(documents.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 
 

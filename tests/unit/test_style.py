@@ -42,6 +42,7 @@ POSITIONAL_ALLOWED = {
 #: Every rule that is switched off for a line: file, rule, how often. The reason stands in the line itself.
 EXCEPTIONS_ALLOWED = Counter(
     {
+        ("benchmarks/sequential.py", "misc"): 2,
         ("src/lorastudy/data/fetch.py", "S603"): 1,
         ("src/lorastudy/engine/attention.py", "ARG001"): 1,
         ("src/lorastudy/engine/block_attention.py", "no-untyped-call"): 1,

@@ -3,7 +3,8 @@
 Seven inches wide with 11 pt type, which stays readable when a phone shows it at half a page.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,7 @@ _RC: dict[Any, Any] = {
 
 def save_figure(figure: Figure, folder: Path) -> list[Path]:
     """Write `<name>.png` and `<name>.svg` and return their paths."""
-    with mpl.rc_context():
-        mpl.rcdefaults()  # a user's matplotlibrc would change the bytes
-        mpl.rcParams.update(_RC)
+    with house_style():
         canvas = _DRAWINGS[figure.kind](figure)
         FigureCanvasAgg(canvas)
         png, svg = folder / f"{figure.name}.png", folder / f"{figure.name}.svg"
@@ -51,6 +50,15 @@ def save_figure(figure: Figure, folder: Path) -> list[Path]:
         canvas.savefig(png, metadata={"Software": None})
         canvas.savefig(svg, metadata={"Date": None, "Creator": None})
     return [png, svg]
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Within the block, whatever is drawn looks like a report's figure, on every machine."""
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's matplotlibrc would change the bytes
+        mpl.rcParams.update(_RC)
+        yield
 
 
 def _ranks(figure: Figure) -> Canvas:

@@ -1,0 +1,160 @@
+"""Peak memory on a GPU, case by case: what predictions are scored against, and what the memory tables are made of.
+
+Rows are all of full length, which is the peak of a run. Training is two steps of the packed engine, so the optimizer's
+state is there; inference is one scoring pass. Measured is what the allocator handed out at most, the base included.
+A case holds all that a prediction needs (shape, precision, ranks, batch, length), so predictions are made from the
+results file, where no GPU is needed, and never in the process that is measured.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.job import Job, Run
+from benchmarks.parity import arms_of, token_row
+from benchmarks.random_base import as_base, config_of, quantise, random_model, rows_of_lengths, tiny
+from lorastudy.engine.batch import assemble
+from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.meter import MemoryMeter, num_parameters
+from lorastudy.engine.packed import PackedEngine
+
+#: Seconds to draw a base of that shape and to quantise it, generously; a case on a base that is there takes few.
+SECONDS_PER_BASE = {"phi-2": 10.0, "llama-7b": 25.0, "llama-13b": 45.0}
+SECONDS_PER_CASE = 4.0
+ATTENTION = ("q_proj", "k_proj", "v_proj", "dense", "o_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One configuration whose peak is measured."""
+
+    shape: str
+    quantization: str
+    ranks: tuple[int, ...]
+    batch_size: int = 1
+    length: int = 512
+    gradient_checkpointing: bool = False
+
+    @property
+    def id(self) -> str:
+        """What it is called in the results."""
+        ranks = "-".join(map(str, self.ranks))
+        again = "-recomputed" if self.gradient_checkpointing else ""
+        return f"memory-{self.shape}-{self.quantization}-ranks-{ranks}-batch-{self.batch_size}-length-{self.length}{again}"
+
+
+def memory_cases() -> list[Case]:
+    """Grouped by base, the most wanted first: Phi-2 in 4 bits along rank, then what else changes a peak."""
+    cases = [Case(shape="phi-2", quantization="4bit", ranks=(rank,)) for rank in (4, 8, 16, 32, 64)]
+    for quantization in ("4bit", "bf16", "8bit"):
+        cases += [
+            Case(shape="phi-2", quantization=quantization, ranks=(4, 8, 16, 32, 64)),
+            Case(shape="phi-2", quantization=quantization, ranks=(16,), batch_size=4),
+            Case(shape="phi-2", quantization=quantization, ranks=(16,), length=1024),
+            Case(shape="phi-2", quantization=quantization, ranks=(16,), length=2048),
+            Case(
+                shape="phi-2",
+                quantization=quantization,
+                ranks=(16,),
+                batch_size=4,
+                gradient_checkpointing=True,
+            ),
+        ]
+    for shape in ("llama-7b", "llama-13b"):
+        for quantization in ("4bit", "bf16", "8bit"):
+            cases += [
+                Case(shape=shape, quantization=quantization, ranks=(16,)),
+                Case(shape=shape, quantization=quantization, ranks=(64,)),
+                Case(shape=shape, quantization=quantization, ranks=(16,), length=1024),
+                Case(shape=shape, quantization=quantization, ranks=(16,) * 4),
+            ]
+    return cases
+
+
+class MemoryBench:
+    """Measures cases; keeps the base between cases that share it. Owns that base."""
+
+    def __init__(self, *, device: str, is_tiny: bool) -> None:
+        self._device = torch.device(device)
+        self._is_tiny = is_tiny
+        self._key: tuple[str, str] | None = None
+        self._base: BaseModel | None = None
+
+    def seconds_needed(self, case: Case) -> float:
+        """What the case may take, with its base if that is another than the last one."""
+        base = 0.0 if self._key == (case.shape, case.quantization) else SECONDS_PER_BASE[case.shape]
+        return base + SECONDS_PER_CASE
+
+    def measure(self, case: Case) -> dict[str, Any]:
+        """Peak bytes of training, of inference, and of the base alone.
+
+        Raises:
+            RuntimeError: it does not fit, or a kernel is missing.
+        """
+        base = self._base_of(case)
+        job = _job(case, base=base)
+        batch = assemble([token_row(row) for row in job.batches()[0]], device=self._device)
+        resting = _allocated(self._device)
+        engine = PackedEngine(
+            base, arms_of(job, base=base), gradient_checkpointing=case.gradient_checkpointing
+        )
+        try:
+            training = self._peak(lambda: engine.train([[batch], [batch]], on_step=lambda _: None))
+            inference = self._peak(lambda: engine.score(batch))
+        finally:
+            engine.close()
+        return {
+            "id": case.id,
+            "case": asdict(case) | {"targets": list(job.targets)},
+            "num_parameters": num_parameters(base),
+            "memory_kind": "cuda_allocated" if self._device.type == "cuda" else "cpu_resident",
+            "base_bytes": resting,
+            "training_peak_bytes": training,
+            "inference_peak_bytes": inference,
+        }
+
+    def _peak(self, action: Callable[[], object]) -> int | None:
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        with MemoryMeter(self._device) as meter:
+            action()
+        return meter.peak_bytes
+
+    def _base_of(self, case: Case) -> BaseModel:
+        key = (case.shape, case.quantization)
+        if self._base is None or key != self._key:
+            self._base = self._key = None  # the old one goes before the new one comes
+            config = tiny(config_of(case.shape)) if self._is_tiny else config_of(case.shape)
+            model = random_model(config, dtype=torch.bfloat16, device=self._device)
+            if case.quantization != "bf16":
+                quantise(model, quantization=case.quantization, dtype=torch.bfloat16)
+            self._base = as_base(model, name=case.shape, device=self._device, dtype=torch.bfloat16)
+            self._key = key
+        return self._base
+
+
+def _job(case: Case, *, base: BaseModel) -> Job:
+    """Two steps of rows of full length; seeds tell arms of equal rank apart."""
+    leaves = {name.rpartition(".")[2] for name in base.linear_layers}
+    vocabulary = int(base.model.config.vocab_size)
+    rows = rows_of_lengths([case.length] * case.batch_size, vocabulary=vocabulary, seed=0)
+    return Job(
+        model=case.shape,
+        random_weights=True,
+        device=base.device.type,
+        quantization="bf16",  # of the settings only; the base is what it is
+        targets=tuple(name for name in ATTENTION if name in leaves),
+        batch_size=case.batch_size,
+        learning_rate=1e-4,
+        lr_scheduler_type="constant",
+        warmup_ratio=0.0,
+        runs=tuple(Run(name=f"arm{n}", rank=rank, alpha=16.0, seed=n) for n, rank in enumerate(case.ranks)),
+        train=(*rows, *rows),
+        scored={},
+    )
+
+
+def _allocated(device: torch.device) -> int | None:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else None

@@ -1,0 +1,86 @@
+"""The row of the lab's suite: the whole process, against the same suite as Trainer + PEFT runs.
+
+Both sides train every experiment on the same tokens in the same order and score it on the same sets: held-out
+loss, loss on old facts, greedy answers. Ours also measures what each arm costs alone and fills a store, and has to
+do it in the time that is compared.
+"""
+
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from benchmarks.machine import load_average
+from benchmarks.processes import TUNING, Say, agreement, interleaved, matmul_peak, run_timed
+from benchmarks.results import BASELINE, BASELINE_TUNED, OURS, Row, Sample
+from benchmarks.suites import SuiteRun, timed_suite
+from lorastudy import lab
+
+#: Largest relative difference of a loss from equal first weights.
+TOLERANCE = 1e-2
+
+
+def lab_row(*, num_rounds: int, say: Say, **changes: Any) -> Row:
+    """Measure the shipped suite; `changes` are keys of it to be set otherwise (fewer steps, for a trial)."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        suite = folder / "suite.json"
+        setting = YAML(typ="safe").load(lab.demo_suite()) | changes
+        suite.write_text(json.dumps(setting), encoding="utf-8")
+        job = folder / "job.json"
+        run_timed(["-m", "benchmarks.lab_rows", str(suite), str(job)], folder=folder)
+        peak = matmul_peak("float32")
+        runs: list[SuiteRun] = []
+        sides = {
+            OURS: partial(_ours, suite=suite, runs=runs),
+            BASELINE: partial(_theirs, job=job, side=BASELINE),
+            BASELINE_TUNED: partial(_theirs, job=job, side=BASELINE_TUNED),
+        }
+        say("lab: both sides from equal first weights, not timed")
+        parity = run_timed(["-m", "benchmarks.parity", str(job)], folder=folder)
+        samples, repeats = interleaved(sides, num_rounds=num_rounds, say=say)
+    theirs = next(sample for sample in samples if sample.side == BASELINE)
+    return Row(
+        id="lab",
+        setting={key: value for key, value in setting.items() if key != "description"},
+        samples=samples,
+        repeats=repeats,
+        num_tokens=runs[0].num_tokens,
+        num_parameters=runs[0].num_parameters,
+        peak_flops=max(peak, matmul_peak("float32")),
+        quality=agreement(parity.output, ours=samples[0], theirs=theirs, tolerance=TOLERANCE),
+    )
+
+
+def _ours(number: int, *, suite: Path, runs: list[SuiteRun]) -> Sample:
+    sample, run = timed_suite(suite, number=number)
+    runs.append(run)
+    return sample
+
+
+def _theirs(number: int, *, job: Path, side: str) -> Sample:
+    before = load_average()
+    done = run_timed(
+        ["-m", "benchmarks.sequential", str(job)],
+        folder=job.parent,
+        extra=TUNING if side == BASELINE_TUNED else None,
+    )
+    printed = json.loads(done.output.strip().splitlines()[-1])
+    runs = printed["runs"]
+    return Sample(
+        side=side,
+        round=number,
+        train_seconds=sum(run["train_seconds"] for run in runs),
+        wall_seconds=done.wall_seconds,
+        step_seconds=sum(run["step_seconds"] for run in runs),
+        load_average=before,
+        losses={f"{run['name']}/{split}": loss for run in runs for split, loss in run["losses"].items()},
+        detail={
+            "num_threads": printed["num_threads"],
+            "load_seconds": sum(run["load_seconds"] for run in runs),
+            "eval_seconds": sum(run["eval_seconds"] for run in runs),
+        },
+    )

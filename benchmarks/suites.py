@@ -1,0 +1,96 @@
+"""Our side: a suite through the product's own command, in a folder of its own, and what its records say."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.machine import load_average
+from benchmarks.processes import run_timed
+from benchmarks.results import OURS, Sample
+from lorastudy.records import ArmProfile, Outcome, Pack, PackProfile, PackStep, RecordReader, Score
+
+_FILES = ("--database", "results/experiments.db", "--runs-dir", "results/runs", "--output-dir", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteRun:
+    """What the records of all packs say. `losses` by configuration and split: `r8_s0/eval`."""
+
+    train_seconds: float
+    load_seconds: float
+    eval_seconds: float
+    step_seconds: float
+    num_tokens: int
+    num_parameters: int
+    num_packs: int
+    engines: tuple[str, ...]
+    losses: dict[str, float]
+
+
+def timed_suite(suite: Path, *, number: int) -> tuple[Sample, SuiteRun]:
+    """Run `lorastudy suite` with a fresh store; the sample of that round, and what its records say."""
+    before = load_average()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        done = run_timed(["-m", "lorastudy.cli.main", "suite", str(suite), *_FILES], folder=folder)
+        run = read_runs(folder / "results" / "runs")
+    sample = Sample(
+        side=OURS,
+        round=number,
+        train_seconds=run.train_seconds,
+        wall_seconds=done.wall_seconds,
+        step_seconds=run.step_seconds,
+        load_average=before,
+        losses=run.losses,
+        detail={
+            "load_seconds": run.load_seconds,
+            "eval_seconds": run.eval_seconds,
+            "num_packs": run.num_packs,
+        },
+    )
+    return sample, run
+
+
+def read_runs(runs: Path) -> SuiteRun:
+    """All packs' records together.
+
+    Raises:
+        RuntimeError: an experiment did not complete, so there is nothing to compare.
+    """
+    profiles: list[PackProfile] = []
+    arms: list[ArmProfile] = []
+    num_tokens = 0
+    losses: dict[str, float] = {}
+    for pack_file in sorted(runs.glob("*/*/pack.json")):
+        pack = Pack.read(pack_file.parent)
+        names = {each.id: name_of(each.settings.lora_rank, each.seed) for each in pack.experiments}
+        for record in RecordReader(pack_file.parent / "records.jsonl").read_new():
+            match record:
+                case PackProfile():
+                    profiles.append(record)
+                case ArmProfile():
+                    arms.append(record)
+                case PackStep():
+                    num_tokens += record.num_tokens
+                case Score(metric="loss") if not record.split.endswith("_before"):
+                    losses[f"{names[record.experiment_id]}/{record.split}"] = record.value
+                case Outcome() if record.status != "completed":
+                    raise RuntimeError(f"{names[record.experiment_id]}: {record.status}: {record.message}")
+                case _:
+                    pass
+    return SuiteRun(
+        train_seconds=sum(profile.train_seconds for profile in profiles),
+        load_seconds=sum(profile.load_seconds for profile in profiles),
+        eval_seconds=sum(profile.eval_seconds for profile in profiles),
+        step_seconds=sum(profile.median_step_seconds or 0.0 for profile in profiles),
+        num_tokens=num_tokens,
+        num_parameters=arms[0].num_total_parameters - arms[0].num_trainable_parameters,
+        num_packs=len(profiles),
+        engines=tuple(sorted({profile.engine for profile in profiles})),
+        losses=losses,
+    )
+
+
+def name_of(rank: int, seed: int) -> str:
+    """How a configuration is called on both sides."""
+    return f"r{rank}_s{seed}"

@@ -1,0 +1,290 @@
+"""The speed tables, from `benchmarks/results/*.json` alone. A row that no file holds is said not to be measured.
+
+Files of one machine replace each other row by row: what is shown is the newest measurement of each row on each
+device, so a run that left a row out does not take the older one away.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorastudy.report.document import Block, Cell, Column, Table, paragraph
+from lorastudy.report.numbers import (
+    ABSENT,
+    count,
+    decimals_of_size,
+    interval,
+    listing,
+    number,
+    percent,
+    size,
+)
+
+FORMAT = 1
+NOT_MEASURED = "not measured yet"
+OURS, BASELINE, BASELINE_TUNED = "lorastudy", "baseline", "baseline_same_environment"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A row of the table: what is to be measured, and what it was hoped to come to."""
+
+    id: str
+    device: str
+    setting: str
+    floor: float
+    goal: float
+    decides: str = "train_seconds"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One row as one file holds it, with the head of that file."""
+
+    file: str
+    head: Mapping[str, Any]
+    row: Mapping[str, Any]
+
+    @property
+    def agrees(self) -> bool:
+        """Both sides learnt the same; a row without that check does not count as measured."""
+        return bool(self.row["quality"] and self.row["quality"]["agrees"])
+
+    def ratio(self, quantity: str, *, of: str = BASELINE) -> Mapping[str, Any] | None:
+        """Times as fast as the other side, over the pairs; None where it was not measured."""
+        ratios: Mapping[str, Mapping[str, Any] | None] = self.row["ratios"].get(of, {})
+        return ratios.get(quantity)
+
+
+def asked_rows(root: Path) -> list[Asked]:
+    """All rows, in the order of the table."""
+    text = (root / "benchmarks" / "rows.json").read_text(encoding="utf-8")
+    return [Asked(**row) for row in json.loads(text)]
+
+
+def results(root: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(file name, content) of all results files, the oldest first."""
+    found = []
+    for path in sorted((root / "benchmarks" / "results").glob("*.json")):
+        body = json.loads(path.read_text(encoding="utf-8"))
+        if body["format"] != FORMAT:
+            raise ValueError(f"{path.name} has format {body['format']}, not {FORMAT}")
+        found.append((path.name, body))
+    return sorted(found, key=lambda item: item[1]["made_at"])
+
+
+def newest(root: Path) -> dict[str, list[Measured]]:
+    """By row, the newest measurement on each device."""
+    by_row: dict[str, dict[str, Measured]] = {}
+    for file, body in results(root):
+        head = {key: value for key, value in body.items() if key not in {"rows", "growth", "memory"}}
+        for row in body["rows"]:
+            by_row.setdefault(row["id"], {})[body["device"]] = Measured(file=file, head=head, row=row)
+    return {row_id: list(devices.values()) for row_id, devices in by_row.items()}
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def speed_table(root: Path) -> list[Block]:
+    """For the reader: how many times as fast, how many tokens a second, which share of the peak."""
+    columns = (
+        Column("What both sides train", numeric=False),
+        Column("Measured on", numeric=False),
+        Column("Training"),
+        Column("Whole process"),
+        Column("Tokens a second"),
+        Column("Of the matmul peak"),
+    )
+    rows = []
+    for asked, measured in _lines(root):
+        if measured is None:
+            rows.append((Cell(asked.setting), Cell(NOT_MEASURED), *[Cell(ABSENT)] * 4))
+            continue
+        ours = measured.row["medians"][OURS]
+        rows.append(
+            (
+                Cell(asked.setting),
+                Cell(_where(measured.head)),
+                Cell(_times(measured, "train_seconds")),
+                Cell(_times(measured, "wall_seconds")),
+                Cell(count(ours["tokens_per_second"])),
+                Cell(percent(ours["peak_share"])),
+            )
+        )
+    return [Table(columns=columns, rows=tuple(rows))]
+
+
+def goal_table(root: Path) -> list[Block]:
+    """For whoever works on it: what was hoped for, and whether it was reached."""
+    columns = (
+        Column("What both sides train", numeric=False),
+        Column("Counts", numeric=False),
+        Column("Floor"),
+        Column("Goal"),
+        Column("Measured"),
+        Column("So", numeric=False),
+    )
+    words = {"train_seconds": "training", "wall_seconds": "whole process", "step_seconds": "a warm step"}
+    rows = [
+        (
+            Cell(asked.setting),
+            Cell(words[asked.decides]),
+            Cell(f"{number(asked.floor, 1)} times"),
+            Cell(f"{number(asked.goal, 1)} times"),
+            Cell(ABSENT if measured is None else _times(measured, asked.decides)),
+            Cell(outcome(asked, measured)),
+        )
+        for asked, measured in _lines(root)
+    ]
+    return [Table(columns=columns, rows=tuple(rows))]
+
+
+def outcome(asked: Asked, measured: Measured | None) -> str:
+    """Where the measured ratio stands between floor and goal."""
+    ratio = None if measured is None else measured.ratio(asked.decides)
+    if measured is None or ratio is None:
+        return NOT_MEASURED
+    if not measured.agrees:
+        return "does not count: the losses differ"
+    if ratio["median"] >= asked.goal:
+        return "goal reached"
+    return "floor reached" if ratio["median"] >= asked.floor else "below the floor"
+
+
+def detail_table(root: Path) -> list[Block]:
+    """Every side's own figures: medians with the smallest and the largest, and what no difference looks like."""
+    columns = (
+        Column("Row", numeric=False),
+        Column("Side", numeric=False),
+        Column("Training"),
+        Column("Whole process"),
+        Column("Tokens a second"),
+        Column("Of the matmul peak"),
+        Column("Times ours, training"),
+        Column("Times ours, whole process"),
+    )
+    rows = []
+    for asked, measured in _lines(root):
+        for side, medians in measured.row["medians"].items() if measured else ():
+            rows.append(
+                (
+                    Cell(f"{asked.id}, {measured.head['device']}"),
+                    Cell(side.replace("_", " ")),
+                    Cell(_seconds(medians["train_seconds"])),
+                    Cell(_seconds(medians["wall_seconds"])),
+                    Cell(count(medians["tokens_per_second"])),
+                    Cell(percent(medians["peak_share"])),
+                    Cell(_again(measured, "train_seconds") if side == OURS else _spread(measured.ratio("train_seconds", of=side))),
+                    Cell(_again(measured, "wall_seconds") if side == OURS else _spread(measured.ratio("wall_seconds", of=side))),
+                )
+            )  # fmt: skip
+    return (
+        [Table(columns=columns, rows=tuple(rows))] if rows else [paragraph(NOT_MEASURED.capitalize() + ".")]
+    )
+
+
+def quality_table(root: Path) -> list[Block]:
+    """Whether both sides learnt the same."""
+    columns = (
+        Column("Row", numeric=False),
+        Column("Compared", numeric=False),
+        Column("Largest relative difference"),
+        Column("Tolerance"),
+        Column("From starts of their own"),
+    )
+    rows = []
+    for asked, measured in _lines(root):
+        quality = measured.row["quality"] if measured else None
+        if measured is None or quality is None:
+            continue
+        own = quality["own_start"]
+        rows.append(
+            (
+                Cell(f"{asked.id}, {measured.head['device']}"),
+                Cell(quality["compared"]),
+                Cell(f"{quality['largest_difference']:.1e}"),
+                Cell(f"{quality['tolerance']:.0e}"),
+                Cell(ABSENT if own is None else f"{own:.1e}"),
+            )
+        )
+    return (
+        [Table(columns=columns, rows=tuple(rows))] if rows else [paragraph(NOT_MEASURED.capitalize() + ".")]
+    )
+
+
+def machine_table(root: Path) -> list[Block]:
+    """The files, and what made them."""
+    columns = tuple(
+        Column(title, numeric=False)
+        for title in ("File", "Device", "Processor", "Cores", "Memory", "Load before", "Versions", "Commit")
+    )
+    rows = []
+    for file, body in results(root):
+        machine, versions = body["machine"], body["versions"]
+        processor = machine["processor"]
+        names = ("torch", "transformers", "peft")
+        commit = body["commit"]
+        changed = " with changes" if commit["is_changed"] else ""
+        rows.append(
+            (
+                Cell(file),
+                Cell(body["device"]),
+                Cell(f"{processor['model']} ({', '.join(processor['flags']) or 'no vector extensions'})"),
+                Cell(str(machine["num_usable_cores"])),
+                Cell(size(machine["memory_bytes"])),
+                Cell(ABSENT if machine["load_average"] is None else number(machine["load_average"], 1)),
+                Cell(listing(f"{name} {versions[name] or ABSENT}" for name in names)),
+                Cell(f"{commit['name'][:10]}{changed}" if commit["name"] else ABSENT),
+            )
+        )
+    return [Table(columns=columns, rows=tuple(rows))] if rows else [paragraph("No results file yet.")]
+
+
+def _lines(root: Path) -> Iterator[tuple[Asked, Measured | None]]:
+    """Every row that is asked for, once for each device that it was measured on, or once without."""
+    found = newest(root)
+    for asked in asked_rows(root):
+        for measured in found.get(asked.id) or [None]:
+            yield asked, measured
+
+
+def _where(head: Mapping[str, Any]) -> str:
+    cores = head["machine"]["num_usable_cores"]
+    is_processor = head["device"] == head["machine"]["processor"]["model"]
+    return f"{head['device']}, {cores} cores" if is_processor else str(head["device"])
+
+
+def _times(measured: Measured, quantity: str) -> str:
+    said = _spread(measured.ratio(quantity))
+    return said if measured.agrees or said == ABSENT else f"{said}, but the losses differ"
+
+
+def _spread(spread: Mapping[str, Any] | None) -> str:
+    """Median with the smallest and the largest."""
+    if spread is None:
+        return ABSENT
+    return f"{number(spread['median'], 2)} times {interval((spread['low'], spread['high']), 2)}"
+
+
+def _again(measured: Measured, quantity: str) -> str:
+    floor = measured.row["noise_floor"][quantity]
+    return ABSENT if floor is None else f"{number(floor, 2)} times itself"
+
+
+def _seconds(spread: Mapping[str, Any] | None) -> str:
+    if spread is None:
+        return ABSENT
+    decimals = decimals_of_size(spread["median"])
+    return f"{number(spread['median'], decimals)} s {interval((spread['low'], spread['high']), decimals)}"
+
+
+def newest_growth(root: Path) -> tuple[str, Mapping[str, Any]] | None:
+    """(where it was measured, what was found) of the newest file that holds growth; None without one."""
+    holding: Sequence[tuple[str, dict[str, Any]]] = [r for r in results(root) if "growth" in r[1]]
+    if not holding:
+        return None
+    body = holding[-1][1]
+    return _where(body), body["growth"]
