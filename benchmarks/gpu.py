@@ -117,6 +117,7 @@ def _measure_rows(
 ) -> None:
     """Row after row; the cost of one predicts that of the next."""
     from benchmarks.gpu_rows import Scale, speed_row
+    from lorastudy.errors import StudyError
 
     scale = Scale.smoke() if chosen.smoke else Scale()
     seconds_per_weight = 0.0
@@ -131,7 +132,10 @@ def _measure_rows(
         start = budget.left
         try:
             row = speed_row(asked, shape=chosen.shape, device=chosen.device, scale=scale, budget=budget)
-        except RuntimeError as error:  # out of memory, a kernel that is not there: the other rows still count
+        except (
+            RuntimeError,
+            StudyError,
+        ) as error:  # no memory, no kernel, no support: other rows still count
             report.skip(asked.id, f"{type(error).__name__}: {str(error).splitlines()[0]}")
             continue
         # One round suffices for a row, and rounds are most of it.

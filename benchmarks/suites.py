@@ -7,7 +7,16 @@ from pathlib import Path
 from benchmarks.machine import load_average
 from benchmarks.processes import run_timed
 from benchmarks.results import OURS, Sample
-from lorastudy.records import ArmProfile, Outcome, Pack, PackProfile, PackStep, RecordReader, Score
+from lorastudy.records import (
+    ArmProfile,
+    Environment,
+    Outcome,
+    Pack,
+    PackProfile,
+    PackStep,
+    RecordReader,
+    Score,
+)
 
 _FILES = ("--database", "results/experiments.db", "--runs-dir", "results/runs", "--output-dir", "output")
 
@@ -23,6 +32,7 @@ class SuiteRun:
     num_tokens: int
     num_parameters: int
     num_packs: int
+    num_threads: int
     engines: tuple[str, ...]
     losses: dict[str, float]
 
@@ -46,6 +56,8 @@ def timed_suite(suite: Path, *, number: int) -> tuple[Sample, SuiteRun]:
             "load_seconds": run.load_seconds,
             "eval_seconds": run.eval_seconds,
             "num_packs": run.num_packs,
+            "num_threads": run.num_threads,
+            "engines": list(run.engines),
         },
     )
     return sample, run
@@ -59,13 +71,15 @@ def read_runs(runs: Path) -> SuiteRun:
     """
     profiles: list[PackProfile] = []
     arms: list[ArmProfile] = []
-    num_tokens = 0
+    num_tokens = num_threads = 0
     losses: dict[str, float] = {}
     for pack_file in sorted(runs.glob("*/*/pack.json")):
         pack = Pack.read(pack_file.parent)
         names = {each.id: name_of(each.settings.lora_rank, each.seed) for each in pack.experiments}
         for record in RecordReader(pack_file.parent / "records.jsonl").read_new():
             match record:
+                case Environment():
+                    num_threads = record.num_threads
                 case PackProfile():
                     profiles.append(record)
                 case ArmProfile():
@@ -86,6 +100,7 @@ def read_runs(runs: Path) -> SuiteRun:
         num_tokens=num_tokens,
         num_parameters=arms[0].num_total_parameters - arms[0].num_trainable_parameters,
         num_packs=len(profiles),
+        num_threads=num_threads,
         engines=tuple(sorted({profile.engine for profile in profiles})),
         losses=losses,
     )

@@ -1,5 +1,8 @@
 """The speed tables, from `benchmarks/results/*.json` alone. A row that no file holds is said not to be measured.
 
+A measurement counts for a row only if it was made with the settings that the row is about; a trial with fewer steps
+stays in its file.
+
 Files of one machine replace each other row by row: what is shown is the newest measurement of each row on each
 device, so a run that left a row out does not take the older one away.
 """
@@ -34,9 +37,14 @@ class Asked:
     id: str
     device: str
     setting: str
+    expects: Mapping[str, Any]
     floor: float
     goal: float
-    decides: str = "train_seconds"
+    decides: str
+
+    def is_answered_by(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row was measured with these settings."""
+        return bool(row["setting"].items() >= self.expects.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +85,13 @@ def results(root: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def newest(root: Path) -> dict[str, list[Measured]]:
     """By row, the newest measurement on each device."""
+    asked = {row.id: row for row in asked_rows(root)}
     by_row: dict[str, dict[str, Measured]] = {}
     for file, body in results(root):
         head = {key: value for key, value in body.items() if key not in {"rows", "growth", "memory"}}
         for row in body["rows"]:
+            if body.get("smoke") or not asked[row["id"]].is_answered_by(row):
+                continue
             by_row.setdefault(row["id"], {})[body["device"]] = Measured(file=file, head=head, row=row)
     return {row_id: list(devices.values()) for row_id, devices in by_row.items()}
 
@@ -92,6 +103,7 @@ def speed_table(root: Path) -> list[Block]:
     """For the reader: how many times as fast, how many tokens a second, which share of the peak."""
     columns = (
         Column("What both sides train", numeric=False),
+        Column("Parameters"),
         Column("Measured on", numeric=False),
         Column("Training"),
         Column("Whole process"),
@@ -101,12 +113,13 @@ def speed_table(root: Path) -> list[Block]:
     rows = []
     for asked, measured in _lines(root):
         if measured is None:
-            rows.append((Cell(asked.setting), Cell(NOT_MEASURED), *[Cell(ABSENT)] * 4))
+            rows.append((Cell(asked.setting), Cell(ABSENT), Cell(NOT_MEASURED), *[Cell(ABSENT)] * 4))
             continue
         ours = measured.row["medians"][OURS]
         rows.append(
             (
                 Cell(asked.setting),
+                Cell(_millions(measured.row["num_parameters"])),
                 Cell(_where(measured.head)),
                 Cell(_times(measured, "train_seconds")),
                 Cell(_times(measured, "wall_seconds")),
@@ -249,6 +262,11 @@ def _lines(root: Path) -> Iterator[tuple[Asked, Measured | None]]:
     for asked in asked_rows(root):
         for measured in found.get(asked.id) or [None]:
             yield asked, measured
+
+
+def _millions(num_parameters: int) -> str:
+    value = num_parameters / 1e6
+    return f"{number(value, decimals_of_size(value))} M"
 
 
 def _where(head: Mapping[str, Any]) -> str:

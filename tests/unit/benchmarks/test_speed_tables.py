@@ -43,7 +43,7 @@ LAB = "the lab's suite"
 def test_without_results_every_row_says_so(speed, root):
     (table,) = speed.speed_table(root)
     assert len(table.rows) == len(speed.asked_rows(root)) == 8
-    assert {row[1].text for row in table.rows} == {"not measured yet"}
+    assert {row[2].text for row in table.rows} == {"not measured yet"}
     (goals,) = speed.goal_table(root)
     assert {row[-1].text for row in goals.rows} == {"not measured yet"}
     assert speed.newest_growth(root) is None
@@ -54,9 +54,9 @@ def test_a_row_shows_the_median_of_the_pairs_with_their_ends(speed, root, make_r
     (line,) = cells(speed.speed_table(root), row=LAB)
     # pairs 2, 2, 3 and 3, 4, 2; 5,500 tokens over 11 s; 4 * 1,000 * 500 of 10,000,000
     assert line[1:] == [
-        "A Processor, 2 cores", "2.00 times [2.00, 3.00]", "3.00 times [2.00, 4.00]", "500", "20.0 %",
+        "0.001 M", "A Processor, 2 cores", "2.00 times [2.00, 3.00]", "3.00 times [2.00, 4.00]", "500", "20.0 %",
     ]  # fmt: skip
-    assert len(cells(speed.speed_table(root), row="10 M")) == 1  # the others are still asked for
+    assert len(cells(speed.speed_table(root), row="Alpaca")) == 1  # the others are still asked for
 
 
 def test_the_newest_of_each_row_on_each_device_is_shown(speed, root, make_row, make_file):
@@ -64,19 +64,28 @@ def test_the_newest_of_each_row_on_each_device_is_shown(speed, root, make_row, m
     make_file(root, "a-new.json", [make_row("lab", num_tokens=1100)], made_at="2026-02-01T00:00:00+00:00")
     make_file(root, "gpu.json", [make_row("lab", num_tokens=2200)], device="A GPU")
     lines = cells(speed.speed_table(root), row=LAB)
-    assert [(line[1], line[4]) for line in lines] == [("A GPU", "200"), ("A Processor, 2 cores", "100")]
+    assert [(line[2], line[5]) for line in lines] == [("A GPU", "200"), ("A Processor, 2 cores", "100")]
     assert (
-        cells(speed.speed_table(root), row="10 M")[0][4] == "500"
+        cells(speed.speed_table(root), row="Alpaca")[0][5] == "500"
     )  # a run without the row leaves the older one
+
+
+def test_a_trial_with_other_settings_fills_no_row(speed, root, make_row, make_file):
+    whole = make_row("lab")
+    make_file(root, "trial.json", [replace(whole, setting={**whole.setting, "max_steps": 3})])
+    make_file(root, "smoke.json", [whole], smoke=True)
+    assert speed.newest(root) == {}
 
 
 def test_what_was_reached_is_decided_by_the_row_s_own_quantity(speed, root, make_row, make_file):
     make_file(root, "a.json", [make_row("lab"), make_row("alpaca-fp32")])
     (lab,) = cells(speed.goal_table(root), row=LAB)
     assert lab[1:] == ["whole process", "3.0 times", "8.0 times", "3.00 times [2.00, 4.00]", "floor reached"]
-    (alpaca,) = cells(speed.goal_table(root), row="10 M")
+    (alpaca,) = cells(speed.goal_table(root), row="Alpaca")
     assert alpaca[1:] == ["training", "2.0 times", "3.0 times", "2.00 times [2.00, 3.00]", "floor reached"]
-    asked = speed.Asked(id="x", device="cpu", setting="x", floor=2.1, goal=3.0)
+    asked = speed.Asked(
+        id="x", device="cpu", setting="x", expects={}, floor=2.1, goal=3.0, decides="train_seconds"
+    )
     measured = speed.newest(root)["lab"][0]
     assert speed.outcome(asked, measured) == "below the floor"
     assert speed.outcome(replace(asked, floor=1.0, goal=2.0), measured) == "goal reached"
@@ -86,7 +95,7 @@ def test_a_ratio_does_not_count_when_the_losses_differ(speed, root, make_row, ma
     apart = Quality(compared="losses", tolerance=1e-4, largest_difference=2e-2)
     make_file(root, "a.json", [make_row("lab", quality=apart)])
     (line,) = cells(speed.speed_table(root), row=LAB)
-    assert line[2] == "2.00 times [2.00, 3.00], but the losses differ"
+    assert line[3] == "2.00 times [2.00, 3.00], but the losses differ"
     (goals,) = cells(speed.goal_table(root), row=LAB)
     assert goals[-1] == "does not count: the losses differ"
     (quality,) = cells(speed.quality_table(root), row="lab")
