@@ -116,10 +116,11 @@ def _measure_rows(
     wanted: Sequence[Asked], *, chosen: argparse.Namespace, budget: Budget, report: Report
 ) -> None:
     """Row after row; the cost of one predicts that of the next."""
-    from benchmarks.gpu_rows import Scale, speed_row
+    from benchmarks.gpu_rows import Bases, Scale, speed_row
     from lorastudy.errors import StudyError
 
     scale = Scale.smoke() if chosen.smoke else Scale()
+    bases = Bases()
     seconds_per_weight = 0.0
     for asked in wanted:
         if asked.quantization == "4bit" and not machine_has("bitsandbytes"):
@@ -131,7 +132,9 @@ def _measure_rows(
             continue
         start = budget.left
         try:
-            row = speed_row(asked, shape=chosen.shape, device=chosen.device, scale=scale, budget=budget)
+            row = speed_row(
+                asked, shape=chosen.shape, device=chosen.device, scale=scale, budget=budget, bases=bases
+            )
         except (
             RuntimeError,
             StudyError,

@@ -1,9 +1,10 @@
 """One row of the GPU table: packed against sequential, in one process, on one frozen base."""
 
 import itertools
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -67,16 +68,36 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name()
 
 
-def speed_row(asked: "Asked", *, shape: str, device: str, scale: Scale, budget: "Budget") -> Row:
-    """Measure one row: rounds in turn until there are enough or the budget would not bear another."""
+class Bases:
+    """The base model of the last row, kept while rows of one precision follow each other."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[str, BaseModel] | None = None
+
+    def get(self, job: Job, *, config: Any) -> BaseModel:
+        """The base in the job's precision, of random weights."""
+        if self._kept is None or self._kept[0] != job.quantization:
+            self._kept = None  # the old one goes before the new one comes
+            self._kept = (job.quantization, _base(job, config=config))
+        return self._kept[1]
+
+
+def speed_row(
+    asked: "Asked", *, shape: str, device: str, scale: Scale, budget: "Budget", bases: Bases
+) -> Row:  # fmt: skip
+    """Measure one row: rounds in turn until there are enough or the budget would not bear another.
+
+    Raises:
+        RuntimeError: not even one arm at a time fits.
+    """
     job = _job(asked, shape=shape, device=device, scale=scale)
-    base = _base(job, config=_config(shape, scale=scale))
+    base = bases.get(job, config=_config(shape, scale=scale))
+    peak = peak_flops(job.dtype, device=device, size=64 if scale.is_tiny else SIZES[device])
+    arms_per_pack = _warm_up(job, base=base)
     sides: dict[str, Callable[[int], Sample]] = {
-        OURS: lambda number: _ours(number, job=job, base=base),
+        OURS: lambda number: _ours(number, job=job, base=base, arms_per_pack=arms_per_pack),
         BASELINE: lambda number: _theirs(number, job=job, base=base),
     }
-    _warm_up(job, base=base)
-    peak = peak_flops(job.dtype, device=device, size=64 if scale.is_tiny else SIZES[device])
     samples: list[Sample] = []
     for number in range(scale.num_rounds):
         start = time.perf_counter()
@@ -84,11 +105,13 @@ def speed_row(asked: "Asked", *, shape: str, device: str, scale: Scale, budget: 
         if budget.left < 1.5 * (time.perf_counter() - start):
             break
     repeats = (sides[OURS](samples[-1].round),)
+    theirs = next(sample for sample in samples if sample.side == BASELINE)
     return Row(
         id=asked.id,
         setting={
             "shape": shape,
             "num_arms": asked.num_arms,
+            "arms_per_pack": arms_per_pack,
             "quantization": asked.quantization,
             "batch_size": asked.batch_size,
             "num_steps": job.num_steps,
@@ -101,7 +124,7 @@ def speed_row(asked: "Asked", *, shape: str, device: str, scale: Scale, budget: 
         num_tokens=job.num_tokens * len(job.runs),
         num_parameters=num_parameters(base),
         peak_flops=peak,
-        quality=_quality(job, base=base, theirs=next(s for s in samples if s.side == BASELINE)),
+        quality=_quality(job, base=base, theirs=theirs, arms_per_pack=arms_per_pack),
     )
 
 
@@ -152,38 +175,62 @@ def _base(job: Job, *, config: Any) -> BaseModel:
     return as_base(model, name=job.model, device=device, dtype=dtype)
 
 
-def _warm_up(job: Job, *, base: BaseModel) -> None:
-    """Both sides once, briefly: kernels are loaded and chosen at their first use."""
-    short = replace(job, train=job.train[: 2 * job.batch_size])
-    _ours(0, job=short, base=base)
+def _warm_up(job: Job, *, base: BaseModel) -> int:
+    """Both sides once on the largest batch, since kernels are loaded and chosen at their first use.
+
+    Returns how many arms go into a pack: all, or, where memory runs out, half as many and half again, as the product
+    does it.
+    """
+    largest = max(job.batches(), key=lambda rows: sum(len(row.input_ids) for row in rows))
+    short = replace(job, train=(*largest, *largest))
     sequential.run_one(short.runs[0], job=short, base=base.model)
+    arms_per_pack = len(job.runs)
+    while True:
+        try:
+            _ours(0, job=short, base=base, arms_per_pack=arms_per_pack)
+        except torch.OutOfMemoryError:
+            if arms_per_pack == 1:
+                raise
+        else:
+            return arms_per_pack
+        arms_per_pack = math.ceil(arms_per_pack / 2)
 
 
-def _ours(number: int, *, job: Job, base: BaseModel) -> Sample:
+def packs_of(job: Job, *, arms_per_pack: int) -> list[Job]:
+    """The job in parts of at most that many arms."""
+    starts = range(0, len(job.runs), arms_per_pack)
+    return [replace(job, runs=job.runs[start : start + arms_per_pack]) for start in starts]
+
+
+def _ours(number: int, *, job: Job, base: BaseModel, arms_per_pack: int) -> Sample:
+    """All packs, one after another."""
     _forget_peak(job.device)
-    steps = [[assemble([token_row(row) for row in rows], device=base.device)] for rows in job.batches()]
-    arms = arms_of(job, base=base)
-    ends: list[float] = []
-
-    def on_step(_: object) -> None:
-        sequential.synchronise(job.device)
-        ends.append(time.perf_counter())
-
-    start = time.perf_counter()
-    engine = PackedEngine(base, arms)
-    try:
-        engine.train(steps, on_step=on_step)
-        seconds = ends[-1] - start
-    finally:
-        engine.close()
-    each = _between([start, *ends])
+    seconds = [_train_pack(pack, base=base) for pack in packs_of(job, arms_per_pack=arms_per_pack)]
     return Sample(
         side=OURS,
         round=number,
-        train_seconds=seconds,
-        step_seconds=_warm_median(each),
-        detail={"step_seconds": each, "peak_memory_bytes": _peak(job.device)},
+        train_seconds=sum(sum(each) for each in seconds),
+        step_seconds=sum(statistics.median(each[1:] or each) for each in seconds),
+        detail={"step_seconds": seconds, "peak_memory_bytes": _peak(job.device)},
     )
+
+
+def _train_pack(job: Job, *, base: BaseModel) -> list[float]:
+    """Seconds of each step; the first one has the making of the adapters in it."""
+    steps = [[assemble([token_row(row) for row in rows], device=base.device)] for rows in job.batches()]
+    arms = arms_of(job, base=base)
+    times = [time.perf_counter()]
+
+    def on_step(_: object) -> None:
+        sequential.synchronise(job.device)
+        times.append(time.perf_counter())
+
+    engine = PackedEngine(base, arms)
+    try:
+        engine.train(steps, on_step=on_step)
+    finally:
+        engine.close()
+    return [end - start for start, end in itertools.pairwise(times)]
 
 
 def _theirs(number: int, *, job: Job, base: BaseModel) -> Sample:
@@ -202,7 +249,7 @@ def _theirs(number: int, *, job: Job, base: BaseModel) -> Sample:
     )
 
 
-def _quality(job: Job, *, base: BaseModel, theirs: Sample) -> Quality:
+def _quality(job: Job, *, base: BaseModel, theirs: Sample, arms_per_pack: int) -> Quality:
     """The training loss of every step, from the weights that PEFT drew."""
     starts = {}
     for run in job.runs:
@@ -212,7 +259,8 @@ def _quality(job: Job, *, base: BaseModel, theirs: Sample) -> Quality:
     base.model.eval().requires_grad_(requires_grad=False)
     ours = {
         f"{run['name']}/step_{step}": loss
-        for run in train_from(starts, base=base, job=job)
+        for pack in packs_of(job, arms_per_pack=arms_per_pack)
+        for run in train_from(starts, base=base, job=pack)
         for step, loss in enumerate(run["step_losses"])
     }
     expected = {
@@ -225,14 +273,6 @@ def _quality(job: Job, *, base: BaseModel, theirs: Sample) -> Quality:
         tolerance=TOLERANCE,
         largest_difference=largest_relative(ours, expected),
     )
-
-
-def _between(times: Sequence[float]) -> list[float]:
-    return [end - start for start, end in itertools.pairwise(times)]
-
-
-def _warm_median(seconds: Sequence[float]) -> float:
-    return statistics.median(seconds[1:] or seconds)
 
 
 def _forget_peak(device: str) -> None:

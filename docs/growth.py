@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from speed import NOT_MEASURED, newest_growth
 
 from lorastudy.report.figures.static import WIDTH_INCHES, house_style
@@ -135,12 +135,12 @@ def drawn_growth(data: Mapping[str, Any]) -> str:
                 alpha=0.6,
             )
         axes.plot(sizes, [_median(point) for point in points], "o", color=BLUE, markersize=7, zorder=3)
-        line = [data["fit"]["intercept"] + data["fit"]["slope"] * size for size in sizes]
-        axes.plot(*_positive(sizes, line), color=VERMILLION, linewidth=1.6, zorder=2)
+        axes.plot(*_line(data["fit"], sizes=sizes), color=VERMILLION, linewidth=1.6, zorder=2)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_xticks(sizes, [count(size) for size in sizes])
         axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(quantity.x_label)
@@ -151,10 +151,11 @@ def drawn_growth(data: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _positive(sizes: Sequence[int], seconds: Sequence[float]) -> tuple[list[int], list[float]]:
-    """What a logarithmic axis can show of a line."""
-    kept = [(size, value) for size, value in zip(sizes, seconds, strict=True) if value > 0]
-    return [size for size, _ in kept], [value for _, value in kept]
+def _line(fit: Mapping[str, float], *, sizes: Sequence[int]) -> tuple[list[float], list[float]]:
+    """The fitted line between the smallest and the largest size, as far as a logarithmic axis can show it."""
+    places = [sizes[0] * (sizes[-1] / sizes[0]) ** (step / 64) for step in range(65)]
+    kept = [(place, y) for place in places if (y := fit["intercept"] + fit["slope"] * place) > 0]
+    return [place for place, _ in kept], [y for _, y in kept]
 
 
 def _median(point: Mapping[str, Any]) -> float:

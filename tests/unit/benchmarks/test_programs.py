@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -125,14 +126,18 @@ def test_both_sides_are_asked_for_the_same(tmp_path):
     assert options[options.index("--targets") + 1 :][:2] == list(experiments[0].settings.target_modules)
 
 
-def test_a_job_is_read_as_it_was_written(tmp_path):
-    job = Job(
+def a_job() -> Job:
+    return Job(
         model="lab", random_weights=False, device="cpu", quantization="fp32", targets=("q_proj",), batch_size=2,
         learning_rate=1e-3, lr_scheduler_type="linear", warmup_ratio=0.05,
         runs=(Run(name="r4_s0", rank=4, alpha=8.0, seed=0),),
         train=tuple(Row(input_ids=(2, n, 4), labels=(-100, n, 4)) for n in range(5)),
         scored={"eval": (Row(input_ids=(2, 3), labels=(-100, 3)),)}, prompts=((2,),), max_new_tokens=1,
     )  # fmt: skip
+
+
+def test_a_job_is_read_as_it_was_written(tmp_path):
+    job = a_job()
     assert Job.read(job.write(tmp_path / "job.json")) == job
     assert job.num_steps == 2
     assert [len(batch) for batch in job.batches()] == [2, 2]
@@ -189,3 +194,13 @@ def test_the_driver_imports_no_torch(tmp_path):
     code = "import sys, benchmarks.__main__; print('torch' in sys.modules)"
     assert run_timed(["-c", code], folder=tmp_path).output == "False\n"
     assert sys.modules
+
+
+def test_a_pack_that_does_not_fit_is_cut_and_loses_no_arm():
+    from benchmarks.gpu_rows import packs_of, runs_of
+
+    runs = runs_of(16)
+    assert len({(run.rank, run.seed) for run in runs}) == 16
+    job = replace(a_job(), runs=runs)
+    assert [len(pack.runs) for pack in packs_of(job, arms_per_pack=5)] == [5, 5, 5, 1]
+    assert sum((pack.runs for pack in packs_of(job, arms_per_pack=5)), ()) == runs
