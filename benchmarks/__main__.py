@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_results(path, head, rows=rows)
         _say(f"wrote {rows[-1].id} into {path}")
     if "growth" in chosen.parts:
-        write_results(path, head, rows=rows, growth=growth(say=_say))
+        write_results(path, head, rows=rows, growth=growth(say=_say, num_sizes=chosen.growth_sizes))
         _say(f"wrote growth into {path}")
     return 0
 
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 32, 64])
     parser.add_argument("--steps", type=int, default=50, help="optimizer steps of the rows on Alpaca data")
     parser.add_argument("--lab-steps", type=int, help="instead of the suite's own number, for a trial")
+    parser.add_argument("--growth-sizes", type=int, help="only that many of the smallest sizes, for a trial")
     parser.add_argument("--into", type=Path, default=machine.ROOT / "benchmarks" / "results")
     return parser
 

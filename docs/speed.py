@@ -27,7 +27,7 @@ from lorastudy.report.numbers import (
 
 FORMAT = 1
 NOT_MEASURED = "not measured yet"
-OURS, BASELINE, BASELINE_TUNED = "lorastudy", "baseline", "baseline_same_environment"
+OURS, BASELINE = "lorastudy", "baseline"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +107,14 @@ def speed_table(root: Path) -> list[Block]:
         Column("Measured on", numeric=False),
         Column("Training"),
         Column("Whole process"),
+        Column("A warm step"),
         Column("Tokens a second"),
         Column("Of the matmul peak"),
     )
     rows = []
     for asked, measured in _lines(root):
         if measured is None:
-            rows.append((Cell(asked.setting), Cell(ABSENT), Cell(NOT_MEASURED), *[Cell(ABSENT)] * 4))
+            rows.append((Cell(asked.setting), Cell(ABSENT), Cell(NOT_MEASURED), *[Cell(ABSENT)] * 5))
             continue
         ours = measured.row["medians"][OURS]
         rows.append(
@@ -123,6 +124,7 @@ def speed_table(root: Path) -> list[Block]:
                 Cell(_where(measured.head)),
                 Cell(_times(measured, "train_seconds")),
                 Cell(_times(measured, "wall_seconds")),
+                Cell(_times(measured, "step_seconds")),
                 Cell(count(ours["tokens_per_second"])),
                 Cell(percent(ours["peak_share"])),
             )
@@ -169,33 +171,36 @@ def outcome(asked: Asked, measured: Measured | None) -> str:
 
 def detail_table(root: Path) -> list[Block]:
     """Every side's own figures: medians with the smallest and the largest, and what no difference looks like."""
+    quantities = {"train_seconds": "training", "wall_seconds": "whole process", "step_seconds": "a warm step"}
     columns = (
         Column("Row", numeric=False),
         Column("Side", numeric=False),
-        Column("Training"),
-        Column("Whole process"),
+        Column("Counts", numeric=False),
+        Column("Seconds"),
+        Column("Against ours"),
         Column("Tokens a second"),
         Column("Of the matmul peak"),
-        Column("Times ours, training"),
-        Column("Times ours, whole process"),
     )
     rows = []
     for asked, measured in _lines(root):
         for side, medians in measured.row["medians"].items() if measured else ():
-            rows.append(
-                (
-                    Cell(f"{asked.id}, {measured.head['device']}"),
-                    Cell(side.replace("_", " ")),
-                    Cell(_seconds(medians["train_seconds"])),
-                    Cell(_seconds(medians["wall_seconds"])),
-                    Cell(count(medians["tokens_per_second"])),
-                    Cell(percent(medians["peak_share"])),
-                    Cell(_again(measured, "train_seconds") if side == OURS else _spread(measured.ratio("train_seconds", of=side))),
-                    Cell(_again(measured, "wall_seconds") if side == OURS else _spread(measured.ratio("wall_seconds", of=side))),
+            for quantity, words in quantities.items():
+                if measured is None or medians[quantity] is None:
+                    continue
+                is_training = quantity == "train_seconds"
+                rows.append(
+                    (
+                        Cell(f"{asked.id}, {measured.head['device']}"),
+                        Cell(side.replace("_", " ")),
+                        Cell(words),
+                        Cell(_seconds(medians[quantity])),
+                        Cell(_against_ours(measured, quantity, side=side)),
+                        Cell(count(medians["tokens_per_second"]) if is_training else ABSENT),
+                        Cell(percent(medians["peak_share"]) if is_training else ABSENT),
+                    )
                 )
-            )  # fmt: skip
     return (
-        [Table(columns=columns, rows=tuple(rows))] if rows else [paragraph(NOT_MEASURED.capitalize() + ".")]
+        [Table(columns=columns, rows=tuple(rows))] if rows else [paragraph(f"{NOT_MEASURED.capitalize()}.")]
     )
 
 
@@ -224,7 +229,7 @@ def quality_table(root: Path) -> list[Block]:
             )
         )
     return (
-        [Table(columns=columns, rows=tuple(rows))] if rows else [paragraph(NOT_MEASURED.capitalize() + ".")]
+        [Table(columns=columns, rows=tuple(rows))] if rows else [paragraph(f"{NOT_MEASURED.capitalize()}.")]
     )
 
 
@@ -287,7 +292,10 @@ def _spread(spread: Mapping[str, Any] | None) -> str:
     return f"{number(spread['median'], 2)} times {interval((spread['low'], spread['high']), 2)}"
 
 
-def _again(measured: Measured, quantity: str) -> str:
+def _against_ours(measured: Measured, quantity: str, *, side: str) -> str:
+    """The ratio of the pairs; for ours, how far it was from itself when it ran again."""
+    if side != OURS:
+        return _spread(measured.ratio(quantity, of=side))
     floor = measured.row["noise_floor"][quantity]
     return ABSENT if floor is None else f"{number(floor, 2)} times itself"
 
