@@ -19,7 +19,8 @@ from benchmarks.results import BASELINE, BASELINE_TUNED, OURS, Row, Sample
 from benchmarks.suites import SuiteRun, timed_suite
 from lorastudy import lab
 
-#: Largest relative difference of a loss from equal first weights.
+#: Largest relative difference of a loss from equal first weights. Many steps at a high rate make much of rounding:
+#: after the suite's 160 steps 2e-6 was seen at rank 1, and 1e-3 at rank 16, where the loss is small.
 TOLERANCE = 1e-2
 
 

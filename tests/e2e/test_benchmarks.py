@@ -60,6 +60,22 @@ def test_a_budget_that_is_spent_names_what_it_left_out(tmp_path):
     assert all("needed" in skipped["reason"] for skipped in body["skipped"])
 
 
+def test_the_engine_is_there_without_bitsandbytes(tmp_path):
+    """`sys.modules[name] = None` makes a library look as if it were not installed."""
+    code = """
+import sys
+sys.modules["bitsandbytes"] = None
+from benchmarks.bare import import_engine
+import_engine()
+assert "bitsandbytes" not in sys.modules
+from lorastudy.engine import packed, quantised
+import torch
+print(quantised.bitsandbytes.nn.Linear4bit.__module__, quantised.feels_other_rows(torch.nn.Linear(1, 1)))
+"""
+    done = run_timed(["-c", code], folder=tmp_path, extra={"OMP_NUM_THREADS": "1"})
+    assert done.output == "benchmarks.bare False\n"
+
+
 @pytest.mark.slow
 def test_the_lab_row_is_measured_and_both_sides_learn_the_same():
     said: list[str] = []
