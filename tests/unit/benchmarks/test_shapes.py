@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.peak import peak_flops, products
 from benchmarks.random_base import config_of, length_summary, rows_like_alpaca
 
 
@@ -28,3 +29,13 @@ def test_rows_are_as_long_as_instruction_rows():
         num_prompt = row.labels.count(-100)
         assert 0 < num_prompt < len(row.input_ids)
         assert row.labels[num_prompt:] == row.input_ids[num_prompt:]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_product_of_the_peak_is_the_same_product(dtype):
+    left, right = (torch.randn(64, 64).to(getattr(torch, dtype)) for _ in range(2))
+    for product in products("cpu"):
+        torch.testing.assert_close(
+            product(left, right), left @ right.T, rtol=2e-2, atol=1e-1 if dtype == "bfloat16" else 1e-4
+        )
+    assert peak_flops(dtype, device="cpu", size=64) > 1e6
