@@ -26,6 +26,8 @@ from lorastudy.report.numbers import (
 )
 
 FORMAT = 1
+#: `<date>-<device>.json`: what `make bench` and `benchmarks.gpu` write. Other results may lie beside them.
+DATED = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]-*.json"
 NOT_MEASURED = "not measured yet"
 OURS, BASELINE = "lorastudy", "baseline"
 
@@ -75,7 +77,7 @@ def asked_rows(root: Path) -> list[Asked]:
 def results(root: Path) -> list[tuple[str, dict[str, Any]]]:
     """(file name, content) of all results files, the oldest first."""
     found = []
-    for path in sorted((root / "benchmarks" / "results").glob("*.json")):
+    for path in sorted((root / "benchmarks" / "results").glob(DATED)):
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["format"] != FORMAT:
             raise ValueError(f"{path.name} has format {body['format']}, not {FORMAT}")
