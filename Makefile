@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check slow bench lab-base docs clean
+.PHONY: demo test check slow bench torture lab-base docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/lorastudy demo
@@ -15,6 +15,10 @@ test: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -q
+
+# Faults injected into running studies, minutes of them; HOURS=3 goes on with further seeds, ONLY=disk takes one row.
+torture: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture/run.py $(if $(HOURS),--hours $(HOURS)) $(if $(ONLY),--only $(ONLY))
 
 check: $(INSTALLED)
 	$(BIN)/ruff check

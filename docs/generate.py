@@ -26,6 +26,7 @@ from agreement import disagreements
 from growth import drawn_growth, growth_block, growth_figures
 from measurements import analysis_of
 from speed import detail_table, goal_table, machine_table, quality_table, speed_table
+from torture_table import torture_conditions, torture_table
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.summary import EXACT_MATCH, FORGETTING, FORGETTING_BEFORE, LOSS, LOSS_BEFORE, Metric
@@ -239,6 +240,14 @@ def _benchmark_block(make: Callable[[Path], list[Content]]) -> "Block":
     return lambda _, root: render_markdown(make(root), output=ROOT / "README.md", plots=ROOT)
 
 
+def _torture_conditions_block(_: Mapping[str, Analysis], root: Path) -> str:
+    return torture_conditions(root)
+
+
+def _torture_table_block(_: Mapping[str, Analysis], root: Path) -> str:
+    return _markdown(torture_table(root))
+
+
 _RESULT_COLUMNS: tuple[ColumnOf, ...] = (
     _metric(EXACT_MATCH, "Exact match"),
     _metric(LOSS, "Held-out loss", before=LOSS_BEFORE),
@@ -264,6 +273,8 @@ BLOCKS: Mapping[str, Block] = {
     "speed-quality": _benchmark_block(quality_table),
     "speed-machines": _benchmark_block(machine_table),
     "growth": lambda _, root: growth_block(root),
+    "torture-conditions": _torture_conditions_block,
+    "torture-table": _torture_table_block,
 }
 
 

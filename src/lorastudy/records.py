@@ -261,6 +261,10 @@ class RecordReader:
                 self._offset += len(line)
                 yield decode(line.decode("utf-8"))
 
+    def has_torn_end(self) -> bool:
+        """Whether something stands behind the last whole line that was read: of a worker that is writing, or died."""
+        return self._path.exists() and self._path.stat().st_size > self._offset
+
 
 def _checksum(kind: str, body: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json([kind, body]).encode()).hexdigest()[:16]

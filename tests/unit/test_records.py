@@ -177,8 +177,10 @@ def test_a_reader_takes_each_record_once_and_waits_for_the_end_of_a_line(tmp_pat
         file.flush()
         assert list(reader.read_new()) == SAID[1:2]
         assert list(reader.read_new()) == []
+        assert reader.has_torn_end()
         file.write(line[40:])
     assert list(reader.read_new()) == SAID[2:]
+    assert not reader.has_torn_end()
     writer.close()
 
 
