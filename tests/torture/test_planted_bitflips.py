@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from lorastudy import records
+from lorastudy.tracker import rows
+from lorastudy.tracker.store import Store
 from torture.faults import bitflips
 
 
@@ -25,3 +27,21 @@ def test_records_read_without_their_checksum_are_caught(
     result = bitflips.run(amount=200, seed=1, folder=tmp_path)
     assert result.num_violations > 10
     assert "VIOLATED: bit" in result.detail
+
+
+@pytest.mark.torture
+def test_rows_read_without_their_hash_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "is_intact", lambda *_: True)
+    result = bitflips.run(amount=100, seed=1, folder=tmp_path)
+    assert result.num_violations > 2
+    assert "experiments.db" in result.detail
+
+
+@pytest.mark.torture
+def test_a_store_whose_indexes_are_not_checked_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "problems", lambda _: [])
+    result = bitflips.run(amount=300, seed=1, folder=tmp_path)
+    assert result.num_violations > 0
+    assert "experiments.db" in result.detail

@@ -99,6 +99,11 @@ def run_experiments(
         ExperimentTracker(database, writable=True) as tracker,
         Progress(num_packs=len(form_packs(missing))) as progress,
     ):
+        if tracker.left_behind is not None:
+            print(
+                f"note: took over the results store from {tracker.left_behind}, which is gone",
+                file=sys.stderr,
+            )
         try:
             tracker.register(suite.name, experiments, description=suite.description)
             if suite.path is not None:

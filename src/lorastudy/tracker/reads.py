@@ -2,79 +2,77 @@
 
 The current run of an experiment is its highest attempt, except that attempts which failed or were stopped
 never hide an earlier completed one. Everything of many experiments is read table by table, not one by one.
+
+Every row that is read is held against its hash: whole rows are selected, and choosing and joining them is done
+here, since a query that filters on a damaged value leaves the row out without a word. Only the many rows of a
+single run are looked up by their key, whose index the store has checked when it was opened.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
-from sqlalchemy import Connection, Select, Subquery, Table, and_, func, select
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy import Connection, Table, select
 
 from lorastudy.records import ArmProfile, DataSummary, Environment, Generation, PackProfile
 from lorastudy.tracker import rows, schema
-from lorastudy.tracker.rows import HASH_COLUMN
-from lorastudy.tracker.schema import experiments, runs, suite_experiments, suites
+from lorastudy.tracker.rows import HASH_COLUMN, Row
+from lorastudy.tracker.schema import runs
 from lorastudy.tracker.views import ExperimentResult, ScoreValue, StepRow, SuiteSummary
 
 _Value = TypeVar("_Value")
 _RunKey = tuple[str, int]
 
 
-def results(connection: Connection, where: Sequence[ColumnElement[bool]] = ()) -> list[ExperimentResult]:
+def results(
+    connection: Connection, *, chosen: Callable[[Row], bool] = lambda _: True
+) -> list[ExperimentResult]:
     """One result per suite and experiment, in the order of suites (by age) and positions in them.
 
-    `where` holds conditions on `suite_experiments`.
+    `chosen` says which rows of `suite_experiments` are asked for.
     """
-    current = _current_runs()
-    members = (
-        select(suite_experiments, experiments.c.seed, experiments.c.config, *_run_columns())
-        .join(suites, suites.c.suite_name == suite_experiments.c.suite_name)
-        .join(experiments, experiments.c.experiment_id == suite_experiments.c.experiment_id)
-        .outerjoin(current, current.c.experiment_id == suite_experiments.c.experiment_id)
-        .outerjoin(
-            runs,
-            and_(runs.c.experiment_id == current.c.experiment_id, runs.c.attempt == current.c.attempt),
+    ages = {row["suite_name"]: row["created_at"] for row in rows.intact(connection, schema.suites)}
+    members = [row for row in rows.intact(connection, schema.suite_experiments) if chosen(row)]
+    members.sort(key=lambda row: (ages[row["suite_name"]], row["suite_name"], row["position"]))
+    experiments = {row["experiment_id"]: row for row in rows.intact(connection, schema.experiments)}
+    current = _current_runs(rows.intact(connection, runs))
+    measured, packs = _measured(connection), _packs(connection)
+    return [
+        _result(
+            member,
+            experiment=experiments[member["experiment_id"]],
+            run=current.get(member["experiment_id"], _NO_RUN),
+            measured=measured,
+            packs=packs,
         )
-        .where(*where)
-        .order_by(suites.c.created_at, suite_experiments.c.suite_name, suite_experiments.c.position)
-    )
-    chosen = select(suite_experiments.c.experiment_id).where(*where)
-    measured = _measured(connection, chosen)
-    packs = _packs(connection)
-    return [_result(row, measured, packs=packs) for row in rows.read(connection, members)]
+        for member in members
+    ]
 
 
 def completed(connection: Connection, experiment_ids: Sequence[str]) -> dict[str, Environment]:
     """The environment of the latest completed run of each experiment that has one."""
     wanted = set(experiment_ids)
-    statement = (
-        select(runs.c.experiment_id, runs.c.pack_id, runs.c.attempt)
-        .where(runs.c.status == "completed")
-        .order_by(runs.c.attempt)
-    )
     environments = _environments(connection)
     found: dict[str, Environment] = {}
-    for experiment_id, pack_id, attempt in connection.execute(statement):
-        environment = environments.get((pack_id, attempt))
-        if experiment_id in wanted and environment is not None:
-            found[experiment_id] = environment
+    for row in sorted(rows.intact(connection, runs), key=lambda row: row["attempt"]):
+        environment = environments.get((row["pack_id"], row["attempt"]))
+        if row["status"] == "completed" and row["experiment_id"] in wanted and environment is not None:
+            found[row["experiment_id"]] = environment
     return found
 
 
 def known_experiments(connection: Connection) -> frozenset[str]:
     """The ids of all registered experiments."""
-    return frozenset(connection.execute(select(experiments.c.experiment_id)).scalars())
+    return frozenset(row["experiment_id"] for row in rows.intact(connection, schema.experiments))
 
 
 def items(
     connection: Connection, experiment_id: str, *, split: str, metric: str
 ) -> tuple[tuple[float, ...], tuple[int, ...] | None] | None:
     """The values of a score item by item and their weights, None where the current run has no such score."""
-    table = schema.score_items
-    statement = _of_current_run(table, experiment_id).where(table.c.split == split, table.c.metric == metric)
-    row = next(rows.read(connection, statement), None)
+    found = _of_current_run(connection, schema.score_items, experiment_id)
+    row = next((row for row in found if (row["split"], row["metric"]) == (split, metric)), None)
     if row is None:
         return None
     weights = None if row["weights"] is None else tuple(json.loads(row["weights"]))
@@ -83,66 +81,51 @@ def items(
 
 def steps(connection: Connection, experiment_id: str) -> list[StepRow]:
     """The optimizer steps of the current run, in order."""
-    statement = _of_current_run(schema.steps, experiment_id).order_by(schema.steps.c.step)
+    found = sorted(_of_current_run(connection, schema.steps, experiment_id), key=lambda row: row["step"])
     columns = ("step", "loss", "learning_rate", "grad_norm")
-    return [StepRow(**{name: row[name] for name in columns}) for row in rows.read(connection, statement)]
+    return [StepRow(**{name: row[name] for name in columns}) for row in found]
 
 
 def generations(connection: Connection, experiment_id: str) -> list[Generation]:
     """The generated answers of the current run, in the order in which they were made."""
-    statement = _of_current_run(schema.generations, experiment_id).order_by(schema.generations.c.position)
-    found = rows.read(connection, statement)
+    found = _of_current_run(connection, schema.generations, experiment_id)
+    found.sort(key=lambda row: row["position"])
     return [_as_value(Generation, row, without=("attempt", "position")) for row in found]
 
 
 def suite_summaries(connection: Connection) -> list[SuiteSummary]:
     """The suites, the oldest first."""
-    num_experiments = (
-        select(func.count())
-        .where(suite_experiments.c.suite_name == suites.c.suite_name)
-        .scalar_subquery()
-        .label("num_experiments")
+    members = [row["suite_name"] for row in rows.intact(connection, schema.suite_experiments)]
+    found = sorted(
+        rows.intact(connection, schema.suites), key=lambda row: (row["created_at"], row["suite_name"])
     )
-    statement = select(suites, num_experiments).order_by(suites.c.created_at, suites.c.suite_name)
-    return [_as_value(SuiteSummary, row) for row in rows.read(connection, statement)]
+    return [
+        _as_value(SuiteSummary, {**row, "num_experiments": members.count(row["suite_name"])}) for row in found
+    ]
 
 
-def _current_runs(*of_which: ColumnElement[bool]) -> Subquery:
-    """(experiment_id, attempt) of the current runs, under conditions on `runs`."""
-    earlier = runs.alias("earlier")
-    has_completed_before = (
-        select(earlier.c.attempt)
-        .where(
-            earlier.c.experiment_id == runs.c.experiment_id,
-            earlier.c.attempt < runs.c.attempt,
-            earlier.c.status == "completed",
-        )
-        .exists()
-    )
-    has_no_result = runs.c.status != "completed"
-    return (
-        select(runs.c.experiment_id, func.max(runs.c.attempt).label("attempt"))
-        .where(~(has_no_result & has_completed_before), *of_which)
-        .group_by(runs.c.experiment_id)
-        .subquery("current_runs")
-    )
+def _current_runs(found: Iterable[Row]) -> dict[str, Row]:
+    """The current run of each experiment that has one."""
+    current: dict[str, Row] = {}
+    for row in sorted(found, key=lambda row: row["attempt"]):
+        before = current.get(row["experiment_id"])
+        if row["status"] == "completed" or before is None or before["status"] != "completed":
+            current[row["experiment_id"]] = row
+    return current
 
 
-def _run_columns() -> list[ColumnElement[Any]]:
-    shared = {"experiment_id", HASH_COLUMN}
-    return [column for column in runs.c if column.name not in shared]
+def _of_current_run(connection: Connection, table: Table, experiment_id: str) -> list[Row]:
+    """The table's rows of an experiment's current run."""
+    of_experiment = select(runs).where(runs.c.experiment_id == experiment_id)
+    run = _current_runs(rows.intact(connection, runs, of_experiment)).get(experiment_id)
+    if run is None:
+        return []
+    of_run = (table.c.experiment_id == experiment_id) & (table.c.attempt == run["attempt"])
+    return list(rows.intact(connection, table, select(table).where(of_run)))
 
 
-def _of_current_runs(table: Table, *of_which: ColumnElement[bool]) -> Select[Any]:
-    current = _current_runs(*of_which)
-    return select(table).join(
-        current,
-        and_(table.c.experiment_id == current.c.experiment_id, table.c.attempt == current.c.attempt),
-    )
-
-
-def _of_current_run(table: Table, experiment_id: str) -> Select[Any]:
-    return _of_current_runs(table, runs.c.experiment_id == experiment_id)
+#: Of an experiment that has not been started.
+_NO_RUN: Row = {column.name: None for column in runs.c}
 
 
 class _Measured:
@@ -153,15 +136,14 @@ class _Measured:
         self.profiles: dict[_RunKey, ArmProfile] = {}
 
 
-def _measured(connection: Connection, chosen: Select[Any]) -> _Measured:
+def _measured(connection: Connection) -> _Measured:
     measured = _Measured()
-    scores = _of_current_runs(schema.scores, runs.c.experiment_id.in_(chosen))
-    for row in rows.read(connection, scores.order_by(schema.scores.c.split, schema.scores.c.metric)):
+    scores = rows.intact(connection, schema.scores)
+    for row in sorted(scores, key=lambda row: (row["split"], row["metric"])):
         names = ("value", "unit", "version", "num_items")
         score = ScoreValue(**{name: row[name] for name in names})
         measured.scores[row["experiment_id"], row["attempt"]][row["split"], row["metric"]] = score
-    profiles = _of_current_runs(schema.profiles, runs.c.experiment_id.in_(chosen))
-    for row in rows.read(connection, profiles):
+    for row in rows.intact(connection, schema.profiles):
         profile = _as_value(ArmProfile, row, without=("attempt",))
         measured.profiles[row["experiment_id"], row["attempt"]] = profile
     return measured
@@ -180,10 +162,9 @@ def _packs(connection: Connection) -> _Packs:
     packs = _Packs()
     packs.environments = _environments(connection)
     pack_key = ("pack_id", "attempt")
-    for row in rows.read(connection, select(schema.pack_profiles)):
+    for row in rows.intact(connection, schema.pack_profiles):
         packs.profiles[row["pack_id"], row["attempt"]] = _as_value(PackProfile, row, without=pack_key)
-    summaries = select(schema.data_summaries).order_by(schema.data_summaries.c.split)
-    for row in rows.read(connection, summaries):
+    for row in sorted(rows.intact(connection, schema.data_summaries), key=lambda row: row["split"]):
         packs.data[row["pack_id"], row["attempt"]] += (_as_value(DataSummary, row, without=pack_key),)
     return packs
 
@@ -191,30 +172,37 @@ def _packs(connection: Connection) -> _Packs:
 def _environments(connection: Connection) -> dict[_RunKey, Environment]:
     by_id = {
         row["environment_id"]: _as_value(Environment, row, without=("environment_id",))
-        for row in rows.read(connection, select(schema.environments))
+        for row in rows.intact(connection, schema.environments)
     }
-    links = rows.read(connection, select(schema.pack_environments))
+    links = rows.intact(connection, schema.pack_environments)
     return {(row["pack_id"], row["attempt"]): by_id[row["environment_id"]] for row in links}
 
 
-def _result(row: Mapping[str, Any], measured: _Measured, *, packs: _Packs) -> ExperimentResult:
-    values = {key: row[key] for key in row if key not in {"config", "position", HASH_COLUMN}}
-    run, pack = (row["experiment_id"], row["attempt"]), (row["pack_id"], row["attempt"])
-    pack_profile = packs.profiles.get(pack)
+def _result(
+    member: Row, *, experiment: Row, run: Row, measured: _Measured, packs: _Packs
+) -> ExperimentResult:
+    values = {
+        **{key: run[key] for key in run if key != HASH_COLUMN},
+        **{key: member[key] for key in member if key not in {"position", HASH_COLUMN}},
+        "seed": experiment["seed"],
+        "status": run["status"] or "pending",
+    }
+    of_run, of_pack = (member["experiment_id"], run["attempt"]), (run["pack_id"], run["attempt"])
+    pack_profile = packs.profiles.get(of_pack)
     if pack_profile is not None:
         values["engine"] = pack_profile.engine  # the one that trained; the run only says which was asked for
     return ExperimentResult(
-        **json.loads(row["config"]),
-        **{**values, "status": row["status"] or "pending"},
+        **json.loads(experiment["config"]),
+        **values,
         train_seconds=pack_profile.train_seconds / pack_profile.num_arms if pack_profile else None,
-        scores=measured.scores.get(run, {}),
-        profile=measured.profiles.get(run),
+        scores=measured.scores.get(of_run, {}),
+        profile=measured.profiles.get(of_run),
         pack_profile=pack_profile,
-        data=packs.data.get(pack, ()),
-        environment=packs.environments.get(pack),
+        data=packs.data.get(of_pack, ()),
+        environment=packs.environments.get(of_pack),
     )
 
 
-def _as_value(cls: type[_Value], row: Mapping[str, Any], *, without: Sequence[str] = ()) -> _Value:
+def _as_value(cls: type[_Value], row: Row, *, without: Sequence[str] = ()) -> _Value:
     """The frozen value that a row holds: its columns but for the hash and the keys that are not part of it."""
     return cls(**{name: value for name, value in row.items() if name not in {HASH_COLUMN, *without}})

@@ -11,10 +11,34 @@ from lorastudy.spec.experiment import canonical_json
 
 HASH_COLUMN = "row_sha256"
 
+Row = Mapping[str, Any]
+"""By column name."""
+
+
+class DamageError(Exception):
+    """What is read is not what was written. The store makes a `StoreError` of it, with its name and what to do."""
+
 
 def read(connection: Connection, statement: Select[Any]) -> Iterator[dict[str, Any]]:
     """The rows of a query, by column name, as they come."""
     return (row._asdict() for row in connection.execute(statement))
+
+
+def intact(connection: Connection, table: Table, statement: Select[Any] | None = None) -> Iterator[Row]:
+    """The whole rows of a table, or those of a query on it, each held against its hash.
+
+    Raises:
+        DamageError: one of them is not what was written. A wrong number is worse than none.
+    """
+    for row in read(connection, select(table) if statement is None else statement):
+        if not is_intact(table, row):
+            raise DamageError(f"a row of table {table.name} ({key_text(table, row)}) is not what was written")
+        yield row
+
+
+def key_text(table: Table, row: Row) -> str:
+    """The primary key of a row, to be read."""
+    return ", ".join(f"{column.name} {row[column.name]!r}" for column in table.primary_key)
 
 
 def add(connection: Connection, table: Table, *, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -42,7 +66,7 @@ def count(connection: Connection, table: Table, *, key: Mapping[str, Any]) -> in
     return int(connection.execute(statement).scalar_one())
 
 
-def is_intact(table: Table, row: Mapping[str, Any]) -> bool:
+def is_intact(table: Table, row: Row) -> bool:
     """Whether a row as read still has the hash it was written with.
 
     A flipped bit may also change a value's type or break its UTF-8; what cannot be hashed is not intact.
@@ -63,7 +87,7 @@ def _as_stored(column_type: object, value: Any) -> Any:
     return float(value) if isinstance(column_type, Double) and value is not None else value
 
 
-def _row_hash(table: Table, row: Mapping[str, Any]) -> str:
+def _row_hash(table: Table, row: Row) -> str:
     body = {name: value for name, value in row.items() if name != HASH_COLUMN}
     return hashlib.sha256(canonical_json([table.name, body]).encode()).hexdigest()
 

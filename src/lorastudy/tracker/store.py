@@ -4,8 +4,8 @@ SQLite while it is written: write-ahead log, `synchronous=FULL`, foreign keys on
 survives a power cut and readers never wait. At rest: one plain file without companions, that can be copied,
 mailed, and read from a folder one may not write to.
 
-Opening for reading creates nothing and changes nothing. Opening for writing creates the database, or backs it
-up and upgrades it. Alembic is imported only for that.
+Opening for reading creates nothing and changes nothing. Opening for writing takes the writer's lock, and creates
+the database, or backs it up and upgrades it. Alembic is imported only for that.
 """
 
 import contextlib
@@ -28,6 +28,9 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityErr
 from sqlalchemy.pool import NullPool
 
 from lorastudy.errors import StoreError
+from lorastudy.tracker.backup import back_up
+from lorastudy.tracker.lock import FileLock, Holder, lock_server
+from lorastudy.tracker.rows import DamageError
 from lorastudy.tracker.schema import HEAD_REVISION, VERSION_TABLE, version
 
 #: How long a write waits for another process that is writing, before it gives up.
@@ -38,7 +41,7 @@ class Store:
     """Owns the connection. `reading` and `writing` are the only ways to it.
 
     Raises:
-        StoreError: there is no store, it is not one of ours, or a newer version wrote it.
+        StoreError: there is no store, it is not one of ours, a newer version wrote it, or somebody else writes it.
     """
 
     def __init__(self, database: str | Path, *, writable: bool) -> None:
@@ -51,21 +54,27 @@ class Store:
                 f"{self._file}: there is no results store here. `lorastudy suite FILE` or `lorastudy demo` makes one; "
                 "or name the file of another."
             )
-        self._engine = (
-            _server_engine(url) if self._file is None else _file_engine(self._file, writable=writable)
-        )
-        self._connection = self._connect()
+        self._closing = contextlib.ExitStack()
+        #: The process whose lock was found without its holder, None in the ordinary case.
+        self.left_behind: Holder | None = None
+        self._is_checked = False
         try:
-            self._settle()
+            self._open(url)
         except BaseException:
             self.close()
             raise
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the store throughout."""
+    def reading(self, *, checked: bool = True) -> Iterator[Connection]:
+        """A transaction that sees one state of the store throughout.
+
+        The first one looks through the file: whether every row can be reached through every index, without which
+        a query leaves rows out. That takes 2 ms per MB, and finds what the rows' hashes cannot: rows that are gone.
+        """
         with self._own_errors(), self._connection.begin() as transaction:
             try:
+                if checked:
+                    self._check()
                 yield self._connection
             finally:
                 # not a commit, which fails once more where a broken page was met
@@ -82,18 +91,15 @@ class Store:
             raise StoreError(f"{self.name} is open for reading only; open it with writable=True")
         self._set_durability(durable=durable)
         with self._own_errors(), self._connection.begin():
+            self._check()
             if self._file is None and not durable:
                 self._connection.execute(text("SET LOCAL synchronous_commit TO off"))
             yield self._connection
+        self._check_that_it_is_there()
 
     def close(self) -> None:
         """Leave one plain file, unless somebody else still has it open, and let go of it."""
-        if self._file and self._writable:
-            with contextlib.suppress(sqlite3.Error):
-                self._sqlite.execute("PRAGMA busy_timeout = 0")
-                self._sqlite.execute("PRAGMA journal_mode = DELETE")
-        self._connection.close()
-        self._engine.dispose()
+        self._closing.close()
 
     @contextlib.contextmanager
     def undecoded(self) -> Iterator[None]:
@@ -107,11 +113,40 @@ class Store:
         finally:
             self._sqlite.text_factory = str
 
-    def _connect(self) -> Connection:
+    def _open(self, url: URL) -> None:
+        if self._file and self._writable:
+            self._guard(self._file)
+        engine = (
+            _server_engine(url) if self._file is None else _file_engine(self._file, writable=self._writable)
+        )
+        self._closing.callback(engine.dispose)
         try:
-            return self._engine.connect()
+            self._connection = self._closing.enter_context(engine.connect())
         except DatabaseError as error:
             raise StoreError(f"{self.name}: cannot be opened: {error.orig}") from error
+        if self._file is None and self._writable:
+            with self._own_errors(), self._connection.begin():
+                lock_server(self._connection, name=self.name)
+        self._settle()
+        if self._file and self._writable:
+            self._inode = self._file.stat().st_ino
+            self._closing.callback(self._make_plain)
+
+    def _guard(self, file: Path) -> None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"{file.parent}: the results store cannot be made here: {error.strerror}"
+            ) from error
+        lock = FileLock(file)
+        self._closing.callback(lock.release)
+        self.left_behind = lock.left_behind
+
+    def _make_plain(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._sqlite.execute("PRAGMA busy_timeout = 0")
+            self._sqlite.execute("PRAGMA journal_mode = DELETE")
 
     def _settle(self) -> None:
         with self._own_errors(), self._connection.begin():
@@ -140,8 +175,36 @@ class Store:
                 f'ExperimentTracker("{self.name}", writable=True)'
             )
         if self._file and revision is not None:
-            _back_up(self._file, revision=revision)
+            back_up(self._file, kind=revision)
         migrations.upgrade(self._connection)
+
+    def problems(self) -> list[str]:
+        """What SQLite's own look through the file finds wrong; empty for a sound one, and for a server."""
+        if self._file is None:
+            return []
+        found = [str(row[0]) for row in self._connection.exec_driver_sql("PRAGMA integrity_check")]
+        return [] if found == ["ok"] else found
+
+    def _check(self) -> None:
+        if not self._is_checked:
+            found = self.problems()
+            if found:
+                raise DamageError(found[0])
+            self._is_checked = True
+
+    def _check_that_it_is_there(self) -> None:
+        """An SQLite file that is removed or replaced while it is open takes writes as before, and they are lost."""
+        if self._file is None:
+            return
+        try:
+            is_there = self._file.stat().st_ino == self._inode
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise StoreError(
+                f"{self._file} was removed or replaced while it was being written. What the workers wrote is still in the "
+                "run folders, if those are there: `lorastudy db rebuild` makes the store again from them"
+            )
 
     def _set_durability(self, *, durable: bool) -> None:
         if self._file:
@@ -157,13 +220,18 @@ class Store:
 
     @contextlib.contextmanager
     def _own_errors(self) -> Iterator[None]:
-        """Say what the database says, without SQL; but our own mistakes stay as loud as they are."""
+        """Say which store it is and what the database says, without SQL; but our own mistakes stay loud."""
         try:
             yield
         except (IntegrityError, ProgrammingError, DataError):
             raise
         except DatabaseError as error:
             raise StoreError(f"{self.name}: {error.orig}") from error
+        except (DamageError, UnicodeDecodeError) as error:
+            raise StoreError(
+                f"{self.name} is damaged: {error}. `lorastudy doctor` names all that is damaged, `lorastudy db rebuild` "
+                "mends it from the run folders"
+            ) from error
 
 
 def _url_of(database: str | Path) -> URL:
@@ -193,8 +261,6 @@ def _server_engine(url: URL) -> Engine:
 
 
 def _file_engine(file: Path, *, writable: bool) -> Engine:
-    if writable:
-        file.parent.mkdir(parents=True, exist_ok=True)
     uri = f"{file.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
 
     def connect() -> sqlite3.Connection:
@@ -218,18 +284,3 @@ def _revision(connection: Connection, *, name: str) -> str | None:
             f"{name} is a database of something else (it holds {', '.join(tables[:3])}): name another"
         )
     return None
-
-
-def _back_up(file: Path, *, revision: str) -> None:
-    """Copy it beside the file, under a name that was not there before."""
-    copy, number = file.with_name(f"{file.name}.{revision}.backup"), 1
-    while copy.exists():
-        number += 1
-        copy = file.with_name(f"{file.name}.{revision}.{number}.backup")
-    # SQLite's own copy takes what is still in the write-ahead log; copying the file would not
-    uri = f"{file.absolute().as_uri()}?mode=ro"
-    with (
-        contextlib.closing(sqlite3.connect(uri, uri=True)) as source,
-        contextlib.closing(sqlite3.connect(copy)) as target,
-    ):
-        source.backup(target)

@@ -21,7 +21,7 @@ from lorastudy.records import Environment, FailureKind, Generation, Outcome, Pac
 from lorastudy.spec.experiment import Experiment
 from lorastudy.tracker import reads, runs, taking, verifying
 from lorastudy.tracker.exporting import export
-from lorastudy.tracker.schema import suite_experiments
+from lorastudy.tracker.lock import Holder
 from lorastudy.tracker.store import Store
 from lorastudy.tracker.views import DamagedRow, ExperimentResult, StepRow, SuiteSummary
 
@@ -33,11 +33,12 @@ def _now() -> datetime:
 class ExperimentTracker:
     """The store of all suites: `results/experiments.db`, another SQLite file, or a PostgreSQL URL.
 
-    For one thread. Several processes may read while one writes.
+    For one thread. Several processes may read while one writes; a second one that would write is refused.
 
     Raises:
-        StoreError: there is no store, it is not one of ours, or a newer version wrote it. Every method raises
-            it too where the database fails: locked by another writer for 30 s, disk full, damaged.
+        StoreError: there is no store, it is not one of ours, a newer version wrote it, or another process writes
+            it. Every method raises it too where the database fails: disk full, removed, damaged. What is read is
+            what was written, or an error.
     """
 
     def __init__(
@@ -57,6 +58,11 @@ class ExperimentTracker:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def left_behind(self) -> Holder | None:
+        """The process that died while it wrote this store, if this one took over its lock; else None."""
+        return self._store.left_behind
 
     def close(self) -> None:
         """Let go of the database."""
@@ -142,15 +148,14 @@ class ExperimentTracker:
 
         `status` is pending, running, completed, failed or stopped.
         """
-        where = [] if suite_name is None else [suite_experiments.c.suite_name == suite_name]
         with self._store.reading() as connection:
-            found = reads.results(connection, where)
+            found = reads.results(connection, chosen=lambda row: suite_name in {None, row["suite_name"]})
         return [result for result in found if status in {None, result.status}]
 
     def get_experiments_by_type(self, experiment_type: str) -> list[ExperimentResult]:
         """Experiments of suites of this type: `rank_ablation`, `module_ablation`, or one's own."""
         with self._store.reading() as connection:
-            return reads.results(connection, [suite_experiments.c.experiment_type == experiment_type])
+            return reads.results(connection, chosen=lambda row: row["experiment_type"] == experiment_type)
 
     def get_experiment(self, experiment_id: str) -> ExperimentResult:
         """One experiment, as the first of its suites names it.
@@ -159,7 +164,7 @@ class ExperimentTracker:
             StoreError: no suite has it.
         """
         with self._store.reading() as connection:
-            found = reads.results(connection, [suite_experiments.c.experiment_id == experiment_id])
+            found = reads.results(connection, chosen=lambda row: row["experiment_id"] == experiment_id)
         if not found:
             raise StoreError(f"{self._store.name} has no experiment {experiment_id}")
         return found[0]
@@ -216,7 +221,7 @@ class ExperimentTracker:
 
     def verify(self) -> list[DamagedRow]:
         """Rows that are not what was written: each is held against its hash. Empty for a sound store."""
-        with self._store.undecoded(), self._store.reading() as connection:
+        with self._store.undecoded(), self._store.reading(checked=False) as connection:
             return verifying.damaged_rows(connection)
 
     def _time(self) -> str:

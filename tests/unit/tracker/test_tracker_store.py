@@ -237,6 +237,36 @@ def test_the_tables_compile_for_postgresql():
 # --- damage ---------------------------------------------------------------------------------------------
 
 
+def read_everything(tracker: ExperimentTracker) -> None:
+    tracker.get_suites()
+    for result in tracker.get_all_experiments():
+        tracker.get_steps(result.experiment_id)
+        tracker.get_generations(result.experiment_id)
+        for split, metric in result.scores:
+            tracker.get_items(result.experiment_id, split=split, metric=metric)
+
+
+def page_of(database: Path, name: str) -> tuple[int, int]:
+    """Where the first page of a table or an index begins in the file, and its size."""
+    connection = sqlite3.connect(database)
+    number = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", (name,)).fetchone()[0]
+    size = connection.execute("PRAGMA page_size").fetchone()[0]
+    connection.close()
+    return (number - 1) * size, size
+
+
+def test_a_row_that_its_index_does_not_know_is_damage_and_not_one_result_less(filled):
+    """Its hash is in order, and a query by its key would pass over it."""
+    content = bytearray(filled.read_bytes())
+    start, size = page_of(filled, "sqlite_autoindex_scores_1")
+    content[content.index(b"exact_match", start, start + size)] ^= 1
+    filled.write_bytes(content)
+    with ExperimentTracker(filled) as tracker:
+        assert tracker.verify() == []
+        with pytest.raises(StoreError, match=r"is damaged: row 2 missing from index.*lorastudy db rebuild"):
+            read_everything(tracker)
+
+
 @pytest.mark.parametrize(
     ("statement", "table"),
     [
@@ -253,8 +283,10 @@ def test_a_changed_value_is_found(filled, statement, table):
     edit(filled, statement)
     with ExperimentTracker(filled) as tracker:
         (row,) = tracker.verify()
-    assert row.table == table
-    assert row.key
+        assert row.table == table
+        assert row.key
+        with pytest.raises(StoreError, match=rf"damaged: a row of table {table} \(.*lorastudy doctor|not decode"):
+            read_everything(tracker)
 
 
 def test_a_flipped_bit_in_the_file_is_found(filled):
@@ -268,12 +300,9 @@ def test_a_flipped_bit_in_the_file_is_found(filled):
 
 
 def test_a_table_that_cannot_be_read_is_damage_and_not_a_crash(filled):
-    connection = sqlite3.connect(filled)
-    page = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'scores'").fetchone()[0]
-    size = connection.execute("PRAGMA page_size").fetchone()[0]
-    connection.close()
     content = bytearray(filled.read_bytes())
-    content[(page - 1) * size] = 0xFF
+    start, _ = page_of(filled, "scores")
+    content[start] = 0xFF
     filled.write_bytes(content)
     with ExperimentTracker(filled) as tracker:
         assert ("scores", {}) in [(row.table, row.key) for row in tracker.verify()]
