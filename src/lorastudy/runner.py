@@ -9,16 +9,18 @@ fails stands alone: one failing experiment never takes others with it.
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from lorastudy import disk
+from lorastudy.errors import StudyError
 from lorastudy.executors import Executor, WorkerExit
 from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import PlannedPack, form_packs, halves
 from lorastudy.records import Outcome, Pack, Record
 from lorastudy.spec.experiment import Experiment
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.tracker import ExperimentTracker, suite_notes
 
 #: Failures that another composition of the pack may not meet.
 SHARED_FAILURES = frozenset({"out_of_memory", "crashed", "error"})
@@ -45,6 +47,8 @@ class SuiteOutcome:
     completed: tuple[str, ...]
     failed: tuple[Outcome, ...]
     not_run: tuple[str, ...]
+    unpublished: tuple[str, ...] = ()
+    """Done before, and their adapters are neither at their place nor in a run folder any more."""
 
 
 @dataclass(kw_only=True)
@@ -87,8 +91,9 @@ def run_suite(
     Without `plan.continue_on_error` nothing more is started once an experiment has failed for good.
     """
     tracker.register(suite_name, experiments)
+    suite_notes.keep(tracker, suite_name, runs=plan.runs)
     missing = not_done(experiments, tracker=tracker)
-    _publish_done(experiments, missing, tracker=tracker, output=plan.output)
+    unpublished = _publish_done(experiments, missing, tracker=tracker, output=plan.output)
     ends: dict[str, Outcome] = {}
     waiting = form_packs(missing)
     while waiting:
@@ -112,7 +117,7 @@ def run_suite(
                 _stop_open(tries.values(), tracker=tracker)
         # Of all, not only of those that came to their exit: packs may train side by side.
         ends |= {key: end for each in tries.values() for key, end in each.final_ends().items()}
-    return _outcome(experiments, missing, ends=ends)
+    return replace(_outcome(experiments, missing, ends=ends), unpublished=unpublished)
 
 
 def not_done(experiments: Sequence[Experiment], *, tracker: ExperimentTracker) -> list[Experiment]:
@@ -150,6 +155,8 @@ def _take(event: Record | WorkerExit, current: _Try, *, tracker: ExperimentTrack
                 engine=experiment.settings.engine,
                 run_folder=current.folder,
             )
+    if isinstance(event, WorkerExit) and event.returncode == disk.EXIT_CODE:
+        raise StudyError(f"a worker could not write into {current.folder}: {event.message}")
     records = _deaths(event, current) if isinstance(event, WorkerExit) else [event]
     for record in records:
         if isinstance(record, Outcome):
@@ -182,19 +189,25 @@ def _publish_done(
     *,
     tracker: ExperimentTracker,
     output: Path,
-) -> None:
-    """Publish adapters of experiments that were done before, perhaps under another name or for another folder."""
+) -> tuple[str, ...]:
+    """Publish adapters of experiments that were done before, perhaps under another name or for another folder.
+
+    Returns the ids of those whose adapter is nowhere to be found.
+    """
     missing_ids = {experiment.id for experiment in missing}
+    gone = []
     for experiment in experiments:
         target = output / experiment.name / "final_model"
         origin = AdapterOrigin.read(target)
         if experiment.id in missing_ids or (origin is not None and origin.experiment_id == experiment.id):
             continue
         done = tracker.get_experiment(experiment.id)
-        if done.run_folder is not None and done.adapter_path is not None:
-            adapter = Path(done.run_folder) / done.adapter_path
-            if adapter.is_dir():
-                _publish(adapter, target)
+        adapter = Path(done.run_folder or "") / (done.adapter_path or "")
+        if done.adapter_path is not None and adapter.is_dir():
+            _publish(adapter, target)
+        else:
+            gone.append(experiment.id)
+    return tuple(gone)
 
 
 def _publish(adapter: Path, target: Path) -> None:

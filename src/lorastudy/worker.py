@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from lorastudy.data.examples import Example
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.tokenise import TokenSet, chat_template_of, tokenise
+from lorastudy.disk import serve_and_tell
 from lorastudy.engine.arms import Arm, Engine, EngineFactory, StepResult, make_arm
 from lorastudy.engine.choice import engine_factory
 from lorastudy.engine.environment import environment
@@ -395,4 +396,4 @@ def _is_cpu_allocation_failure(error: Exception) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(serve_and_tell(main, sys.argv[1:]))

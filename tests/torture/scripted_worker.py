@@ -7,10 +7,11 @@ What it writes depends on the experiment alone, hence is the same in every attem
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from lorastudy.disk import serve_and_tell
 from lorastudy.jobs import AdapterOrigin
 from lorastudy.lifeline import end_with_parent
 from lorastudy.records import (
@@ -34,11 +35,12 @@ NUM_STEPS = 3
 NUM_ITEMS = 4
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> int:
     """Serve every folder."""
     end_with_parent()
-    for folder in map(Path, sys.argv[1:]):
+    for folder in map(Path, arguments):
         serve(folder)
+    return 0
 
 
 def serve(folder: Path) -> None:
@@ -115,4 +117,4 @@ def number(*of: object) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(serve_and_tell(main, sys.argv[1:]))

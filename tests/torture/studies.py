@@ -19,18 +19,20 @@ SUITE = "torture"
 DATABASE = "results/experiments.db"
 SCRIPTED_WORKER = Path(__file__).with_name("scripted_worker.py")
 SOURCE = Path(__file__).resolve().parents[2] / "src"
-#: What differs from attempt to attempt although it means the same.
-OF_THE_ATTEMPT = ("attempt", "started_at", "finished_at", "run_folder", "pack_id")
+#: What differs from attempt to attempt although it means the same; a pack also costs what its company does.
+OF_THE_ATTEMPT = (
+    "attempt", "started_at", "finished_at", "run_folder", "pack_id", "pack_profile", "train_seconds"
+)  # fmt: skip
 
 
-def experiments(*, num_packs: int = 2, num_arms: int = 2) -> list[Experiment]:
+def experiments(*, num_packs: int = 2, num_arms: int = 2, first_data_seed: int = 0) -> list[Experiment]:
     """Those of one pack have the same data order; the packs have different ones."""
     return [
         Experiment(
             name=f"r{rank}_d{pack}", arm=f"r{rank}", experiment_type="rank_ablation", seed=0,
             settings=Settings(lora_rank=rank, data_seed=pack), sources=Sources(base_model="base", dataset="rows"),
         )
-        for pack in range(num_packs)
+        for pack in range(first_data_seed, first_data_seed + num_packs)
         for rank in range(1, num_arms + 1)
     ]  # fmt: skip
 

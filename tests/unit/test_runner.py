@@ -1,13 +1,19 @@
 """A suite from its experiments to its outcome, with an executor that lives in memory."""
 
+import itertools
+import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from lorastudy import disk
+from lorastudy.errors import StudyError
 from lorastudy.executors import WorkerExit
 from lorastudy.executors.executor import Event
+from lorastudy.jobs import AdapterOrigin
 from lorastudy.records import ArmStep, Environment, FailureKind, Outcome, Pack, PackStep, Record
 from lorastudy.runner import Plan, SuiteOutcome, run_suite
 from lorastudy.spec.experiment import Experiment, Sources
@@ -188,6 +194,62 @@ def test_what_was_done_under_another_name_is_published_under_this_one(
     run(experiments("also"), executor)  # the same rank, so the same experiment
     assert executor.served == []
     assert (tmp_path / "output" / "also" / "final_model" / "weights").read_text() == "a of attempt-1"
+
+
+def test_what_was_done_and_has_no_adapter_any_more_is_named(
+    run: Callable[..., SuiteOutcome], tmp_path: Path
+) -> None:
+    wanted = experiments("a", "b")
+    executor = MemoryExecutor()
+    assert run(wanted, executor).unpublished == ()
+    for each in wanted:
+        AdapterOrigin.of(each).write(tmp_path / "output" / each.name / "final_model")
+    shutil.rmtree(executor.folders[0])
+    assert run(wanted, executor).unpublished == ()  # they were published
+    shutil.rmtree(tmp_path / "output" / "b")
+    assert names(run(wanted, executor).unpublished, wanted) == ["b"]
+    assert not (tmp_path / "output" / "b").exists()
+
+
+def test_a_worker_that_could_not_write_stops_the_suite_and_nothing_counts_as_failed(
+    run: Callable[..., SuiteOutcome], tracker: ExperimentTracker
+) -> None:
+    wanted = [*experiments("a", "b"), *experiments("c", data_seed=1)]
+    executor = FullDisk()
+    with pytest.raises(StudyError, match=r"a worker could not write into .*attempt-1: the disk is full"):
+        run(wanted, executor, continue_on_error=True)
+    assert executor.is_closed
+    assert statuses(tracker) == {"a": "completed", "b": "stopped", "c": "pending"}
+    assert names(run(wanted, MemoryExecutor()).completed, wanted) == ["b", "c"]
+
+
+class FullDisk(MemoryExecutor):
+    """The disk is full when the first experiment of the first pack is done."""
+
+    def _serve(self, pack: Pack, folder: Path) -> Iterator[Record | WorkerExit]:
+        yield environment(self.torch)
+        yield completed(pack.experiments[0], folder)
+        yield WorkerExit(returncode=disk.EXIT_CODE, message="the disk is full")
+
+
+def test_times_that_run_backwards_change_no_result(tmp_path: Path) -> None:
+    """The clock of the machine is set back a day between any two looks at it."""
+    days = itertools.count()
+
+    def clock() -> datetime:
+        return datetime(2026, 6, 30, tzinfo=UTC) - timedelta(days=next(days))
+
+    wanted = experiments("a", "b")
+    plan = Plan(runs=tmp_path / "runs", output=tmp_path / "output")
+    for executor in (MemoryExecutor(), MemoryExecutor()):
+        with ExperimentTracker(tmp_path / "back.db", writable=True, clock=clock) as tracker:
+            outcome = run_suite(
+                wanted, suite_name=SUITE, tracker=tracker, executor=executor, plan=plan, on_event=silent
+            )
+            results = tracker.get_all_experiments()
+    assert len(outcome.done_before) == 2
+    assert [result.status for result in results] == ["completed", "completed"]
+    assert all(result.finished_at < result.started_at for result in results)  # they say what the clock said
 
 
 def test_a_result_of_other_library_versions_does_not_count(

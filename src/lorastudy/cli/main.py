@@ -5,13 +5,16 @@ from collections.abc import Sequence
 
 import typer
 
+from lorastudy.cli.db import db
 from lorastudy.cli.demo import demo
+from lorastudy.cli.doctor import doctor
 from lorastudy.cli.evaluate import evaluate
 from lorastudy.cli.prepare import prepare
 from lorastudy.cli.report import report
 from lorastudy.cli.run import run
 from lorastudy.cli.status import status
 from lorastudy.cli.suite import suite
+from lorastudy.disk import is_disk_fault, told
 from lorastudy.errors import StudyError
 
 app = typer.Typer(
@@ -20,16 +23,22 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, prepare, run, suite, status, report, evaluate):
+for command in (demo, prepare, run, suite, status, report, evaluate, doctor):
     app.command()(command)
+app.add_typer(db)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The program's entry point; a mistake of the user's is one message and exit code 2."""
+    """The program's entry point; what is the user's to mend is one message and exit code 2."""
     try:
         app(args=None if arguments is None else list(arguments))
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if not is_disk_fault(error):
+            raise
+        print(f"error: {told(error)}", file=sys.stderr)
         sys.exit(2)
 
 

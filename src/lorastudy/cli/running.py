@@ -1,5 +1,6 @@
 """Running experiments from a command: expansion, the plan as text, progress, and how it ended."""
 
+import contextlib
 import signal
 import sys
 from collections import Counter
@@ -90,25 +91,21 @@ def run_experiments(
 
     # As Ctrl-C: the workers end, and the store says that their runs were stopped.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    missing = _missing(experiments, database=database)
-    check_data(missing)
-    _say_what_is_replaced(missing, output=plan.output)
-    for base_model in sorted({experiment.settings.base_model for experiment in missing}):
-        check_base_model(base_model)
-    with (
-        ExperimentTracker(database, writable=True) as tracker,
-        Progress(num_packs=len(form_packs(missing))) as progress,
-    ):
-        if tracker.left_behind is not None:
-            print(
-                f"note: took over the results store from {tracker.left_behind}, which is gone",
-                file=sys.stderr,
-            )
+    with contextlib.ExitStack() as open_until_done:
+        # A store that is there comes first, since another writer of it is refused at once.
+        tracker = None if _is_new(database) else open_until_done.enter_context(_writer(database))
+        missing = list(experiments) if tracker is None else not_done(experiments, tracker=tracker)
+        check_data(missing)
+        _say_what_is_replaced(missing, output=plan.output)
+        for base_model in sorted({experiment.settings.base_model for experiment in missing}):
+            check_base_model(base_model)
+        tracker = tracker or open_until_done.enter_context(_writer(database))
+        tracker.register(suite.name, experiments, description=suite.description)
+        if suite.path is not None:
+            # A suite is what its file says now: an attempt with a mistake since mended is not in its report.
+            tracker.keep_only(suite.name, experiments)
+        progress = open_until_done.enter_context(Progress(num_packs=len(form_packs(missing))))
         try:
-            tracker.register(suite.name, experiments, description=suite.description)
-            if suite.path is not None:
-                # A suite is what its file says now: an attempt with a mistake since mended is not in its report.
-                tracker.keep_only(suite.name, experiments)
             outcome = run_suite(
                 experiments,
                 suite_name=suite.name,
@@ -156,10 +153,23 @@ def _say_what_is_replaced(experiments: Sequence[Experiment], *, output: Path) ->
 
 def _missing(experiments: Sequence[Experiment], *, database: str) -> list[Experiment]:
     """What a dry run would find to do; a store that does not exist yet holds nothing."""
-    if "://" not in database and not Path(database).exists():
+    if _is_new(database):
         return list(experiments)
     with ExperimentTracker(database) as tracker:
         return not_done(experiments, tracker=tracker)
+
+
+def _is_new(database: str) -> bool:
+    """Whether the store is still to be made; an empty file is what a crash left of making it."""
+    file = Path(database)
+    return "://" not in database and (not file.exists() or file.stat().st_size == 0)
+
+
+def _writer(database: str) -> ExperimentTracker:
+    tracker = ExperimentTracker(database, writable=True)
+    if tracker.left_behind is not None:
+        print(f"note: took over the results store from {tracker.left_behind}, which is gone", file=sys.stderr)
+    return tracker
 
 
 def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment]) -> None:
@@ -173,6 +183,12 @@ def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment]) -> 
         by_message.setdefault(f"{end.failure_kind}: {end.message}", []).append(names[end.experiment_id])
     for message, failed in by_message.items():
         print(f"failed: {', '.join(failed)}\n  {message}", file=sys.stderr)
+    for experiment_id in outcome.unpublished:
+        print(
+            f"note: {names[experiment_id]} was done before, but its run folder is gone and its adapter with it: "
+            f"output/{names[experiment_id]}/final_model was not written. Its numbers are kept",
+            file=sys.stderr,
+        )
     if outcome.not_run:
         print("not run: the suite stops at a failure; --continue-on-error goes on", file=sys.stderr)
 

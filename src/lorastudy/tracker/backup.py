@@ -14,12 +14,18 @@ def back_up(file: Path, *, kind: str) -> Path:
     Raises:
         StoreError: the copy cannot be written, or the store is damaged so that a copy of it would be, too.
     """
-    target, number = file.with_name(f"{file.name}.{kind}.backup"), 1
-    while target.exists():
-        number += 1
-        target = file.with_name(f"{file.name}.{kind}.{number}.backup")
+    target = free_name(file, kind=kind)
     copy(file, target)
     return target
+
+
+def free_name(file: Path, *, kind: str) -> Path:
+    """`<file>.<kind>.backup` beside the file, or with a number where that is taken."""
+    name, number = file.with_name(f"{file.name}.{kind}.backup"), 1
+    while name.exists():
+        number += 1
+        name = file.with_name(f"{file.name}.{kind}.{number}.backup")
+    return name
 
 
 def copy(file: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lorastudy.errors import StoreError
-from lorastudy.records import Pack, RecordReader
+from lorastudy.records import DONE_NAME, Pack, RecordReader
 from lorastudy.tracker.tracker import ExperimentTracker
 
 #: Where experiments go that no suite knows: run folders do not say which suite they were made for.
@@ -40,17 +40,20 @@ def replay(tracker: ExperimentTracker, folder: Path, *, suite_name: str = RECOVE
     records = folder / "records.jsonl"
     with tracker.at(_modified(folder / "pack.json")):
         _start(tracker, pack, folder=folder, suite_name=suite_name)
+    reader, num_stored, damage = RecordReader(records), 0, None
     with tracker.at(_modified(records if records.exists() else folder / "pack.json")):
         try:
-            num_stored = sum(
-                tracker.take(record, pack_id=pack.id, attempt=pack.attempt)
-                for record in RecordReader(records).read_new()
-            )
+            for record in reader.read_new():
+                num_stored += tracker.take(record, pack_id=pack.id, attempt=pack.attempt)
         except ValueError as error:
-            raise StoreError(f"{records}: damaged: {error}; the records before that are stored") from error
+            damage = str(error)
         for experiment in pack.experiments:
             message = f"{records.name} holds no outcome: the worker was cut off"
             tracker.fail_run(experiment.id, attempt=pack.attempt, kind="crashed", message=message)
+    if damage is None and reader.has_torn_end() and (folder / DONE_NAME).exists():
+        damage = "its last line is cut off, although the worker had finished"
+    if damage is not None:
+        raise StoreError(f"{records}: damaged: {damage}; the records before that are stored")
     return num_stored
 
 

@@ -49,10 +49,19 @@ def add(connection: Connection, table: Table, *, rows: Sequence[Mapping[str, Any
 
 def change(connection: Connection, table: Table, *, key: Mapping[str, Any], to: Mapping[str, Any]) -> None:
     """Change some columns of the row with this key and seal it anew; a row already like that is left alone."""
-    (row,) = read(connection, select(table).where(_matches(table, key)))
+    (row,) = read(connection, select(table).where(matches(table, key)))
     changed = _sealed(table, {**row, **to})
     if changed != row:
-        connection.execute(update(table).where(_matches(table, key)).values(changed))
+        connection.execute(update(table).where(matches(table, key)).values(changed))
+
+
+def seal_all(connection: Connection, table: Table) -> None:
+    """Give every row the hash of what it holds now: after a migration, and after no other thing."""
+    for row in list(read(connection, select(table))):
+        key = {column.name: row[column.name] for column in table.primary_key}
+        sealed = _sealed(table, row)
+        if sealed != row:
+            connection.execute(update(table).where(matches(table, key)).values(sealed))
 
 
 def exists(connection: Connection, table: Table, *, key: Mapping[str, Any]) -> bool:
@@ -62,7 +71,7 @@ def exists(connection: Connection, table: Table, *, key: Mapping[str, Any]) -> b
 
 def count(connection: Connection, table: Table, *, key: Mapping[str, Any]) -> int:
     """How many rows have these values."""
-    statement = select(func.count()).select_from(table).where(_matches(table, key))
+    statement = select(func.count()).select_from(table).where(matches(table, key))
     return int(connection.execute(statement).scalar_one())
 
 
@@ -92,5 +101,6 @@ def _row_hash(table: Table, row: Row) -> str:
     return hashlib.sha256(canonical_json([table.name, body]).encode()).hexdigest()
 
 
-def _matches(table: Table, key: Mapping[str, Any]) -> ColumnElement[bool]:
+def matches(table: Table, key: Mapping[str, Any]) -> ColumnElement[bool]:
+    """The condition that a row has these values."""
     return and_(*(table.c[name] == value for name, value in key.items()))

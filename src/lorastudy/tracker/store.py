@@ -116,6 +116,8 @@ class Store:
     def _open(self, url: URL) -> None:
         if self._file and self._writable:
             self._guard(self._file)
+        elif self._file:
+            _finish_what_a_crash_left(self._file)
         engine = (
             _server_engine(url) if self._file is None else _file_engine(self._file, writable=self._writable)
         )
@@ -171,8 +173,8 @@ class Store:
         if not self._writable:
             state = "is empty" if revision is None else f"has the older revision {revision}"
             raise StoreError(
-                f"{self.name} {state}: open it for writing once to bring it up to date: "
-                f'ExperimentTracker("{self.name}", writable=True)'
+                f"{self.name} {state}: `lorastudy db upgrade` brings it up to date (a backup is made first), and so does "
+                "the next suite that writes it"
             )
         if self._file and revision is not None:
             back_up(self._file, kind=revision)
@@ -272,6 +274,20 @@ def _file_engine(file: Path, *, writable: bool) -> Engine:
     begin = "BEGIN IMMEDIATE" if writable else "BEGIN"
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
+
+
+def _finish_what_a_crash_left(file: Path) -> None:
+    """Undo the transaction that a writer died over: who opens a file for reading alone cannot read it before that.
+
+    Where this process may not write either, the error comes when the file is opened.
+    """
+    if file.with_name(f"{file.name}-journal").exists():
+        uri = f"{file.absolute().as_uri()}?mode=rw"
+        with (
+            contextlib.suppress(sqlite3.Error),
+            contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT_SECONDS)) as connection,
+        ):
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
 
 
 def _revision(connection: Connection, *, name: str) -> str | None:

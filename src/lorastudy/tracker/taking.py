@@ -117,12 +117,11 @@ def _take_score(connection: Connection, record: Score, origin: Origin) -> bool:
         "value": record.value,
         "num_items": len(record.items),
     }
-    if not _add_once(connection, schema.scores, values=values, key=key):
-        return False
     weights = None if record.weights is None else canonical_json(record.weights)
     items = {"items": canonical_json(record.items), "weights": weights}
-    rows.add(connection, schema.score_items, rows=[items | key])
-    return True
+    # both, whatever the other says: one of the two rows may have been lost
+    is_new = _add_once(connection, schema.scores, values=values, key=key)
+    return _add_once(connection, schema.score_items, values=items, key=key) or is_new
 
 
 def _take_generation(connection: Connection, record: Generation, origin: Origin) -> bool:

@@ -16,12 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from sqlalchemy import Table
+
 from lorastudy.errors import StoreError
 from lorastudy.records import Environment, FailureKind, Generation, Outcome, PackStep, Record
 from lorastudy.spec.experiment import Experiment
-from lorastudy.tracker import reads, runs, taking, verifying
+from lorastudy.tracker import reads, rows, runs, salvaging, schema, taking, verifying
 from lorastudy.tracker.exporting import export
 from lorastudy.tracker.lock import Holder
+from lorastudy.tracker.salvaging import Salvage
 from lorastudy.tracker.store import Store
 from lorastudy.tracker.views import DamagedRow, ExperimentResult, StepRow, SuiteSummary
 
@@ -130,6 +133,15 @@ class ExperimentTracker:
         with self._store.writing() as connection:
             return runs.end(connection, outcome, attempt=attempt, at=self._time())
 
+    def distrust(self, experiment_id: str, *, attempt: int) -> None:
+        """Let a completed run, part of whose results are lost, count as failed, so that it is run again."""
+        message = "a part of its results was damaged in the store, and there is no run folder to take it from"
+        changes = {"status": "failed", "failure_kind": "crashed", "failure_message": message}
+        with self._store.writing() as connection:
+            rows.change(
+                connection, schema.runs, key={"experiment_id": experiment_id, "attempt": attempt}, to=changes
+            )
+
     @contextlib.contextmanager
     def at(self, time: datetime) -> Iterator[None]:
         """Within the block, what is written happened at this time."""
@@ -218,6 +230,25 @@ class ExperimentTracker:
         with self._store.reading() as connection:
             suites, experiments = reads.suite_summaries(connection), reads.results(connection)
         export(Path(path), suites=suites, experiments=experiments)
+
+    def salvage(self, old: Self, *, tables: Sequence[Table]) -> Salvage:
+        """Copy from another store whatever is intact there and not here; for making a damaged store again."""
+        with (
+            old._store.undecoded(),
+            old._store.reading(checked=False) as source,
+            self._store.writing() as target,
+        ):
+            return salvaging.salvage(source, target, tables=tables)
+
+    def holds(self, row: DamagedRow) -> bool:
+        """Whether a row with this key is here."""
+        with self._store.reading() as connection:
+            return bool(row.key) and rows.exists(connection, schema.metadata.tables[row.table], key=row.key)
+
+    def problems(self) -> list[str]:
+        """What SQLite finds wrong with the file as such, rows aside; empty for a sound one."""
+        with self._store.reading(checked=False):
+            return self._store.problems()
 
     def verify(self) -> list[DamagedRow]:
         """Rows that are not what was written: each is held against its hash. Empty for a sound store."""

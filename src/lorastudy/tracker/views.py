@@ -86,3 +86,7 @@ class DamagedRow:
     table: str
     key: Mapping[str, Any]
     reason: str
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{name} {value!r}" for name, value in self.key.items())
+        return f"table {self.table}{f' ({where})' if where else ''}: {self.reason}"

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import MetaData, create_engine, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateTable
 
 from lorastudy.errors import StoreError
 from lorastudy.records import Outcome, PackStep
-from lorastudy.tracker import ExperimentTracker, migrations, schema, store
+from lorastudy.tracker import ExperimentTracker, migrations, rows, schema, store
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_store_of_a_newer_version_is_refused(filled, writable):
 def test_an_empty_file_is_filled_by_a_writer_only(tmp_path):
     empty = tmp_path / "empty.db"
     empty.touch()
-    with pytest.raises(StoreError, match="is empty: open it for writing"):
+    with pytest.raises(StoreError, match="is empty: `lorastudy db upgrade`"):
         ExperimentTracker(empty)
     ExperimentTracker(empty, writable=True).close()
     with ExperimentTracker(empty) as tracker:
@@ -199,15 +199,22 @@ def columns(database: Path) -> list[str]:
 
 
 def test_an_older_store_is_backed_up_and_upgraded_by_a_writer(filled, next_version):
-    with pytest.raises(StoreError, match="older revision 0001: open it for writing once"):
+    with pytest.raises(StoreError, match="older revision 0001: `lorastudy db upgrade`"):
         ExperimentTracker(filled)
     assert "colour" not in columns(filled)
     ExperimentTracker(filled, writable=True).close()
     backup = filled.with_name("experiments.db.0001.backup")
     assert "colour" in columns(filled)
     assert "colour" not in columns(backup)
-    with ExperimentTracker(filled) as tracker:
-        assert tracker.get_all_experiments()[0].status == "completed"
+    engine = create_engine(f"sqlite:///{filled}")
+    with engine.connect() as connection:
+        there = MetaData()
+        there.reflect(connection)
+        suites = there.tables["suites"]
+        (row,) = rows.read(connection, select(suites))
+        assert "colour" in row
+        assert rows.is_intact(suites, row)  # sealed anew, the new column included
+    engine.dispose()
 
 
 def test_a_failed_upgrade_changes_nothing_and_overwrites_no_backup(
@@ -285,7 +292,9 @@ def test_a_changed_value_is_found(filled, statement, table):
         (row,) = tracker.verify()
         assert row.table == table
         assert row.key
-        with pytest.raises(StoreError, match=rf"damaged: a row of table {table} \(.*lorastudy doctor|not decode"):
+        with pytest.raises(
+            StoreError, match=rf"damaged: a row of table {table} \(.*lorastudy doctor|not decode"
+        ):
             read_everything(tracker)
 
 

@@ -1,0 +1,85 @@
+"""`lorastudy db`: what one does with the results store as a file."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorastudy.cli.options import DATABASE, RUNS_DIR, Database, RunsDir
+from lorastudy.errors import StoreError
+
+db = typer.Typer(name="db", help="Back up, upgrade or rebuild the results store.", no_args_is_help=True)
+
+
+@db.command()
+def backup(
+    database: Database = DATABASE,
+    into: Annotated[
+        Path | None, typer.Option(help="The copy; without it a free name beside the store.")
+    ] = None,
+) -> None:
+    """Copy the store, also while a suite is running, and check the copy."""
+    from lorastudy.tracker.backup import back_up, copy
+
+    file = _file(database)
+    if into is None:
+        target = back_up(file, kind="copy")
+    elif into.exists():
+        raise StoreError(f"--into: {into} is there already")
+    else:
+        target = into
+        copy(file, target)
+    print(f"wrote {target}")
+
+
+@db.command()
+def upgrade(database: Database = DATABASE) -> None:
+    """Bring the store to this version, with a backup before; a store that is current is left alone."""
+    from lorastudy.tracker import ExperimentTracker
+    from lorastudy.tracker.schema import HEAD_REVISION
+
+    if "://" not in database:
+        _file(database)
+    ExperimentTracker(database, writable=True).close()
+    print(f"{database} has revision {HEAD_REVISION}")
+
+
+@db.command()
+def rebuild(database: Database = DATABASE, runs_dir: RunsDir = RUNS_DIR) -> None:
+    """Make the store again from the run folders and from what is intact in it; the old one is kept beside it."""
+    from lorastudy.tracker.rebuilding import rebuild_store
+
+    if "://" in database:
+        raise StoreError(
+            f"--database: {database} is a server's: restore it from its own backup (pg_dump, pg_restore)"
+        )
+    rebuilt = rebuild_store(Path(database), runs=runs_dir)
+    print(
+        f"{database}: {rebuilt.num_records} records from run folders, {rebuilt.num_salvaged_rows} rows from the old store"
+    )
+    if rebuilt.backup is not None:
+        print(f"the old store: {rebuilt.backup}")
+    for problem in rebuilt.problems:
+        print(f"damage: {problem}", file=sys.stderr)
+    if rebuilt.problems:
+        print(
+            "experiments that lack results are run again by `lorastudy suite` with the same file",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+
+
+def _file(database: str) -> Path:
+    """The SQLite file.
+
+    Raises:
+        StoreError: it is a server's database, or not there.
+    """
+    if "://" in database:
+        raise StoreError(
+            f"--database: {database} is a server's: back it up and restore it with its own tools (pg_dump)"
+        )
+    if not Path(database).is_file():
+        raise StoreError(f"--database: {database}: there is no results store here")
+    return Path(database)

@@ -1,0 +1,19 @@
+"""`lorastudy doctor`: whether the results store and its run folders are what was written."""
+
+import typer
+
+from lorastudy.cli.options import DATABASE, Database
+
+
+def doctor(database: Database = DATABASE) -> None:
+    """Check every row, record and adapter; name what is damaged and what to do. Exit code 1 if anything is."""
+    from lorastudy.tracker.examining import examine
+
+    findings = examine(database)
+    for finding in findings:
+        print(finding)
+    num_damages = sum(finding.kind == "damage" for finding in findings)
+    if num_damages:
+        print(f"{database}: {num_damages} damages")
+        raise typer.Exit(1)
+    print(f"{database}: sound; every row, record and adapter is what was written")

@@ -1,0 +1,57 @@
+"""A suite beside its run folders: what the store knows of it and no run folder does.
+
+Written whenever a suite begins, so that a store can be made again from the folder of the runs alone, with the suite's
+name, its order, and the experiments that have not run yet.
+"""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from lorastudy.spec.experiment import Experiment, tagged_hash
+from lorastudy.tracker.tracker import ExperimentTracker
+from lorastudy.tracker.views import ExperimentResult
+
+FORMAT_VERSION = 1
+_FOLDER = "suites"
+
+
+def keep(tracker: ExperimentTracker, suite_name: str, *, runs: Path) -> Path:
+    """Write what the store says of a suite into `<runs>/suites`; return the file."""
+    summary = next(each for each in tracker.get_suites() if each.suite_name == suite_name)
+    body = {
+        "format": FORMAT_VERSION,
+        "suite_name": suite_name,
+        "description": summary.description,
+        "created_at": summary.created_at,
+        "experiments": [_plain(each) for each in tracker.get_all_experiments(suite_name=suite_name)],
+    }
+    # named by a hash, since a suite's name may hold anything
+    file = runs / _FOLDER / f"{tagged_hash('suite', suite_name)}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)
+    return file
+
+
+def register_all(tracker: ExperimentTracker, *, runs: Path) -> Iterator[str]:
+    """Register every suite that is noted there, the oldest first; yield what is wrong with a note that cannot be read."""
+    notes = []
+    for file in sorted((runs / _FOLDER).glob("*.json")):
+        try:
+            body = json.loads(file.read_text(encoding="utf-8"))
+            members = [Experiment.from_json(each) for each in body["experiments"]]
+            notes.append((body["created_at"], body["suite_name"], body["description"], members))
+        except (ValueError, KeyError, TypeError) as error:
+            yield f"{file}: not a suite's note: {error}"
+    for created_at, suite_name, description, members in sorted(notes, key=lambda note: note[:2]):
+        with tracker.at(datetime.fromisoformat(created_at)):
+            tracker.register(suite_name, members, description=description)
+
+
+def _plain(result: ExperimentResult) -> dict[str, object]:
+    """The experiment as `Experiment.from_json` reads it."""
+    names = ("name", "arm", "experiment_type", "seed", "settings", "sources")
+    return {name: getattr(result, name) for name in names}

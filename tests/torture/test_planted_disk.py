@@ -1,0 +1,51 @@
+"""The row of disk faults sees work that is done twice, and an error that comes with a traceback."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from torture.faults import disk
+
+pytestmark = [
+    pytest.mark.torture,
+    pytest.mark.skipif(not disk.compilers(), reason="needs a C compiler for the shim"),
+]
+
+PLANTED = """
+import sys
+sys.path[:0] = {path!r}
+import disk_driver
+from lorastudy.cli import main as entrance
+from lorastudy.tracker import ExperimentTracker
+{plant}
+disk_driver.drive()
+"""
+NO_MESSAGE = "entrance.is_disk_fault = lambda error: False"
+#: What the store holds as done is not found again, and is done once more.
+FORGOTTEN = """
+from lorastudy import runner
+runner.not_done = lambda experiments, *, tracker: list(experiments)
+"""
+
+
+def last_changes(_: int, *, num_changes: int, seed: int) -> list[dict[str, int]]:
+    """Faults when nearly all is done."""
+    return [{"fail_at": num_changes - back, "error": errno.EIO, "stays": 1} for back in (2, 4, 6, 8)]
+
+
+@pytest.mark.parametrize(
+    ("plant", "complaint"), [(NO_MESSAGE, "a traceback"), (FORGOTTEN, "were stored as completed")]
+)
+def test_a_planted_bug_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: str, complaint: str
+) -> None:
+    script = tmp_path / "planted.py"
+    script.write_text(PLANTED.format(path=[str(disk.HERE), str(disk.HERE.parent)], plant=plant))
+    monkeypatch.setattr(disk, "DRIVER", script)
+    monkeypatch.setattr(disk, "drawn", last_changes)
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    result = disk.run(amount=4, seed=2, folder=folder)
+    assert result.num_violations > 0
+    assert complaint in result.detail
