@@ -93,7 +93,8 @@ def _sealed(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_stored(column_type: object, value: Any) -> Any:
-    return float(value) if isinstance(column_type, Double) and value is not None else value
+    # SQLite keeps whole doubles as integers, which know no minus zero; adding zero makes it plain zero
+    return float(value) + 0.0 if isinstance(column_type, Double) and value is not None else value
 
 
 def _row_hash(table: Table, row: Row) -> str:
