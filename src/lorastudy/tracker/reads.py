@@ -71,7 +71,7 @@ def items(
     connection: Connection, experiment_id: str, *, split: str, metric: str
 ) -> tuple[tuple[float, ...], tuple[int, ...] | None] | None:
     """The values of a score item by item and their weights, None where the current run has no such score."""
-    found = _of_current_run(connection, schema.score_items, experiment_id)
+    found = _of_current_run(connection, schema.score_items, experiment_id=experiment_id)
     row = next((row for row in found if (row["split"], row["metric"]) == (split, metric)), None)
     if row is None:
         return None
@@ -81,14 +81,16 @@ def items(
 
 def steps(connection: Connection, experiment_id: str) -> list[StepRow]:
     """The optimizer steps of the current run, in order."""
-    found = sorted(_of_current_run(connection, schema.steps, experiment_id), key=lambda row: row["step"])
+    found = sorted(
+        _of_current_run(connection, schema.steps, experiment_id=experiment_id), key=lambda row: row["step"]
+    )
     columns = ("step", "loss", "learning_rate", "grad_norm")
     return [StepRow(**{name: row[name] for name in columns}) for row in found]
 
 
 def generations(connection: Connection, experiment_id: str) -> list[Generation]:
     """The generated answers of the current run, in the order in which they were made."""
-    found = _of_current_run(connection, schema.generations, experiment_id)
+    found = _of_current_run(connection, schema.generations, experiment_id=experiment_id)
     found.sort(key=lambda row: row["position"])
     return [_as_value(Generation, row, without=("attempt", "position")) for row in found]
 
@@ -114,14 +116,14 @@ def _current_runs(found: Iterable[Row]) -> dict[str, Row]:
     return current
 
 
-def _of_current_run(connection: Connection, table: Table, experiment_id: str) -> list[Row]:
+def _of_current_run(connection: Connection, table: Table, *, experiment_id: str) -> list[Row]:
     """The table's rows of an experiment's current run."""
     of_experiment = select(runs).where(runs.c.experiment_id == experiment_id)
-    run = _current_runs(rows.intact(connection, runs, of_experiment)).get(experiment_id)
+    run = _current_runs(rows.intact(connection, runs, statement=of_experiment)).get(experiment_id)
     if run is None:
         return []
     of_run = (table.c.experiment_id == experiment_id) & (table.c.attempt == run["attempt"])
-    return list(rows.intact(connection, table, select(table).where(of_run)))
+    return list(rows.intact(connection, table, statement=select(table).where(of_run)))
 
 
 #: Of an experiment that has not been started.

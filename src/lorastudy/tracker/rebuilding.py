@@ -66,7 +66,7 @@ def _fill(
     old = _opened(database, problems)
     try:
         suites = tracker.salvage(old, tables=OF_SUITES) if old else Salvage()
-        num_records = _replay_all(tracker, folders, problems)
+        num_records = _replay_all(tracker, folders, problems=problems)
         of_runs = tracker.salvage(old, tables=OF_RUNS) if old else Salvage()
         is_cut_short = bool(old and old.problems())
     finally:
@@ -95,7 +95,7 @@ def _opened(database: Path, problems: list[str]) -> ExperimentTracker | None:
         return None
 
 
-def _replay_all(tracker: ExperimentTracker, folders: Sequence[Path], problems: list[str]) -> int:
+def _replay_all(tracker: ExperimentTracker, folders: Sequence[Path], *, problems: list[str]) -> int:
     """Older attempts first; the number of records. A folder that is damaged gives what stands before the damage."""
     packs = []
     for folder in folders:

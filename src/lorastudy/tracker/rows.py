@@ -24,7 +24,7 @@ def read(connection: Connection, statement: Select[Any]) -> Iterator[dict[str, A
     return (row._asdict() for row in connection.execute(statement))
 
 
-def intact(connection: Connection, table: Table, statement: Select[Any] | None = None) -> Iterator[Row]:
+def intact(connection: Connection, table: Table, *, statement: Select[Any] | None = None) -> Iterator[Row]:
     """The whole rows of a table, or those of a query on it, each held against its hash.
 
     Raises:

@@ -39,7 +39,7 @@ def salvage(source: Connection, target: Connection, *, tables: Sequence[Table]) 
                     target.execute(
                         update(table).where(rows.matches(table, _key(table, row))).values(dict(row))
                     )
-            elif _has_parents(target, table, row):
+            elif _has_parents(target, table, row=row):
                 target.execute(insert(table), [dict(row)])
                 found.num_rows += 1
             else:
@@ -48,7 +48,7 @@ def salvage(source: Connection, target: Connection, *, tables: Sequence[Table]) 
     return found
 
 
-def _has_parents(target: Connection, table: Table, row: Row) -> bool:
+def _has_parents(target: Connection, table: Table, *, row: Row) -> bool:
     return all(
         rows.exists(
             target,
