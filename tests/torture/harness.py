@@ -5,7 +5,8 @@ A row is a module of `faults` with
     ROW = Row(fault="...", must="...", short=..., default=..., kept=...)
     def run(*, amount: int, seed: int, folder: Path) -> FaultResult: ...
 
-`amount` bounds the faults of one call, `seed` draws them, and `folder` is empty and its own. `run` injects every
+`amount` bounds the faults of one call, `seed` draws them, and `folder` is empty and its own. A row that
+needs what not every machine has says so in a function `unavailable() -> str | None`. `run` injects every
 fault into a fresh copy of something sound, and counts a violation whenever what must hold does not. It never stops
 at the first one, and raises only when the row itself is broken. Equal arguments give equal faults.
 
@@ -73,6 +74,12 @@ def names() -> list[str]:
 def module(name: str) -> FaultModule:
     """The module of a row."""
     return importlib.import_module(f"torture.faults.{name}")  # type: ignore[return-value]  # a module has no type
+
+
+def unavailable(name: str) -> str | None:
+    """Why a row cannot be run on this machine, as its own `unavailable()` says; None where it can."""
+    reason: str | None = getattr(module(name), "unavailable", lambda: None)()
+    return reason
 
 
 def counted(

@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import lorastudy
-from torture.harness import FaultResult, module, names
+from torture.harness import FaultResult, module, names, unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Not kept: the documents show another file, `docs/reliability.json`, which is written with --kept.
@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = chosen.hours * 3600 / len(rows)
     done: dict[str, Any] = {}
     for name in rows:
+        if reason := unavailable(name):
+            print(f"{name}: not run: {reason}", file=sys.stderr)
+            continue
         print(f"{name}: {module(name).ROW.fault}", file=sys.stderr, flush=True)
         amount = module(name).ROW.kept if chosen.kept or chosen.hours else module(name).ROW.default
         done[name] = run_row(name, amount=amount, seed=chosen.seed, seconds=seconds)

@@ -131,6 +131,15 @@ def compile_shim(target: Path) -> None:
     subprocess.run([compiler, *arguments], check=True)
 
 
+def unavailable() -> str | None:
+    """Why this row cannot be run here; None where it can."""
+    return (
+        None
+        if compilers()
+        else "it needs a C compiler (cc, gcc or clang) for the library before the C library"
+    )
+
+
 def compilers() -> list[str]:
     """The C compilers of this machine."""
     return [found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))]
