@@ -12,11 +12,19 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Select, Subquery, Table, and_, func, select
 from sqlalchemy.sql import ColumnElement
 
-from lorastudy.records import ArmProfile, DataSummary, Environment, Generation, PackProfile
+from lorastudy.records import (
+    ArmProfile,
+    CheckpointProfile,
+    DataSummary,
+    Environment,
+    Generation,
+    Incident,
+    PackProfile,
+)
 from lorastudy.tracker import rows, schema
 from lorastudy.tracker.rows import HASH_COLUMN
 from lorastudy.tracker.schema import experiments, runs, suite_experiments, suites
-from lorastudy.tracker.views import ExperimentResult, ScoreValue, StepRow, SuiteSummary
+from lorastudy.tracker.views import ExperimentResult, RunView, ScoreValue, StepRow, SuiteSummary
 
 _Value = TypeVar("_Value")
 _RunKey = tuple[str, int]
@@ -61,6 +69,14 @@ def completed(connection: Connection, experiment_ids: Sequence[str]) -> dict[str
         if experiment_id in wanted and environment is not None:
             found[experiment_id] = environment
     return found
+
+
+def attempts(connection: Connection, experiment_ids: Sequence[str]) -> list[RunView]:
+    """All runs of these experiments, the newest attempts first."""
+    columns = [runs.c[name] for name in ("experiment_id", "attempt", "status", "pack_id", "run_folder")]
+    statement = select(*columns).order_by(runs.c.attempt.desc(), runs.c.started_at.desc())
+    wanted = set(experiment_ids)
+    return [RunView(**row) for row in rows.read(connection, statement) if row["experiment_id"] in wanted]
 
 
 def known_experiments(connection: Connection) -> frozenset[str]:
@@ -174,6 +190,8 @@ class _Packs:
         self.environments: dict[_RunKey, Environment] = {}
         self.profiles: dict[_RunKey, PackProfile] = {}
         self.data: dict[_RunKey, tuple[DataSummary, ...]] = defaultdict(tuple)
+        self.incidents: dict[_RunKey, tuple[Incident, ...]] = defaultdict(tuple)
+        self.checkpoints: dict[_RunKey, CheckpointProfile] = {}
 
 
 def _packs(connection: Connection) -> _Packs:
@@ -185,6 +203,12 @@ def _packs(connection: Connection) -> _Packs:
     summaries = select(schema.data_summaries).order_by(schema.data_summaries.c.split)
     for row in rows.read(connection, summaries):
         packs.data[row["pack_id"], row["attempt"]] += (_as_value(DataSummary, row, without=pack_key),)
+    for row in rows.read(connection, select(schema.incidents).order_by(schema.incidents.c.position)):
+        incident = _as_value(Incident, row, without=(*pack_key, "position"))
+        packs.incidents[row["pack_id"], row["attempt"]] += (incident,)
+    for row in rows.read(connection, select(schema.checkpoint_profiles)):
+        profile = _as_value(CheckpointProfile, row, without=pack_key)
+        packs.checkpoints[row["pack_id"], row["attempt"]] = profile
     return packs
 
 
@@ -212,6 +236,8 @@ def _result(row: Mapping[str, Any], measured: _Measured, *, packs: _Packs) -> Ex
         pack_profile=pack_profile,
         data=packs.data.get(pack, ()),
         environment=packs.environments.get(pack),
+        incidents=packs.incidents.get(pack, ()),
+        checkpoint_profile=packs.checkpoints.get(pack),
     )
 
 
