@@ -7,8 +7,10 @@ nothing of the store or the suite; it speaks through `records.jsonl` alone. What
 `training/life.py`. This is the one place that catches whatever goes wrong, and it keeps the traceback.
 """
 
+import faulthandler
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,38 +19,63 @@ import torch
 
 from lorastudy.errors import StudyError
 from lorastudy.evaluation.checkpoint import run_job
-from lorastudy.lifeline import end_with_parent
-from lorastudy.records import DONE_NAME, RECORDS_NAME, Pack, RecordWriter
+from lorastudy.lifeline import PARENT_VARIABLE, end_with_parent
+from lorastudy.records import DONE_NAME, RECORDS_NAME, Incident, Pack, RecordWriter
 from lorastudy.training.base_cache import BaseCache
 from lorastudy.training.life import run_pack
 from lorastudy.training.outcomes import PackRun
+from lorastudy.training.stopping import Stop, Stopped
+
+#: The exit code of a worker that left because it was asked to (128 + SIGTERM, as the shell has it).
+STOPPED = 143
 
 
 def main(arguments: Sequence[str]) -> int:
     """Serve the folders; exit 0 even when experiments failed, since that is on record."""
     end_with_parent()
+    faulthandler.register(signal.SIGUSR1)  # whoever ends a worker that hangs asks first where it does
+    if PARENT_VARIABLE in os.environ:
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # Ctrl-C goes to both; the one that started this passes it on
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    cache = BaseCache()
-    for folder in map(Path, arguments):
-        if (folder / "job.json").exists():
-            _serve_job(folder)
-        else:
-            _serve_pack(folder, cache)
+    cache, stop = BaseCache(), Stop()
+    stop.listen()
+    try:
+        for folder in map(Path, arguments):
+            if (folder / "job.json").exists():
+                _serve_job(folder)
+            else:
+                serve_pack(folder, cache=cache, stop=stop)
+    except Stopped:
+        return STOPPED
     return 0
 
 
-def _serve_pack(folder: Path, cache: BaseCache) -> None:
+def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:
+    """Do what the folder asks for; whatever comes of it is on record afterwards.
+
+    Raises:
+        Stopped: the worker was asked to leave.
+    """
     writer = RecordWriter(folder / RECORDS_NAME)
-    run = PackRun(pack=Pack.read(folder), folder=folder, emit=writer.write)
+    run = PackRun(pack=Pack.read(folder), folder=folder, emit=writer.write, sync=writer.sync)
     try:
-        run_pack(run, cache=cache)
+        run_pack(run, cache=cache, stop=stop)
+    except Stopped:
+        run.stop_rest("the worker was asked to leave; what was trained is kept")
+        raise
     except StudyError as error:
         run.fail_rest("user", error)
-    except torch.OutOfMemoryError as error:
-        run.fail_rest("out_of_memory", error)
     except Exception as error:  # the worker's edge: whatever it was, it goes on record
-        run.fail_rest("out_of_memory" if _is_cpu_allocation_failure(error) else "error", error)
-        if torch.cuda.is_available():
+        if _is_out_of_memory(error):
+            num_arms = len(run.pack.experiments)
+            message = f"a pack of {num_arms} ran out of memory: {str(error) or type(error).__name__}"
+            run.emit(Incident(kind="out_of_memory", message=message, step=run.step))
+            run.fail_rest("out_of_memory", error)
+        else:
+            run.fail_rest("error", error)
+        if torch.cuda.is_available() and not isinstance(error, torch.OutOfMemoryError):
             raise  # a CUDA fault outlives its exception: the next folder gets a fresh worker
     finally:
         writer.close()
@@ -64,11 +91,16 @@ def _serve_job(folder: Path) -> None:
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
 
 
-def _is_cpu_allocation_failure(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or (
+def _is_out_of_memory(error: Exception) -> bool:
+    """On a device, or in torch's allocator for the CPU, which raises no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if code == STOPPED:
+        # All is on disk. Taking torch apart takes seconds where the cores are busy, and somebody waits.
+        os._exit(code)
+    sys.exit(code)

@@ -1,14 +1,19 @@
 """The life of one pack: loaded, profiled, trained, evaluated, saved. `run_pack` is the story.
 
 What is measured is emitted as a record when it is known. What goes wrong with one arm ends that arm here; what
-goes wrong with the pack is for the worker to catch.
+goes wrong with the pack is for the worker to catch. A pack that was begun before goes on from its checkpoint, and
+is not measured again.
 """
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import torch
+
+from lorastudy.checkpoints import CHECKPOINTS_NAME
 from lorastudy.engine.arms import Arm, Engine, EngineFactory, StepResult, make_arm
-from lorastudy.engine.choice import engine_factory
+from lorastudy.engine.choice import ChosenEngine, engine_factory
 from lorastudy.engine.environment import environment
 from lorastudy.engine.feed import Feed, make_feed, steps_of
 from lorastudy.engine.loading import BaseModel, check_lengths, default_device
@@ -19,47 +24,69 @@ from lorastudy.evaluation.exact_match import ExactMatch
 from lorastudy.evaluation.perplexity import CompletionLoss
 from lorastudy.jobs import AdapterOrigin
 from lorastudy.records import Outcome, PackProfile, PackStep
+from lorastudy.sealed import sync_tree
+from lorastudy.spec.settings import Settings
 from lorastudy.training.base_cache import BaseCache
 from lorastudy.training.data import PackData, load_data
+from lorastudy.training.keeping import Keeper
 from lorastudy.training.outcomes import PackRun, diverged, failed, is_finite
-from lorastudy.training.pace import Pace, Stopwatch
+from lorastudy.training.pace import CheckpointTimes, Pace, Stopwatch
+from lorastudy.training.resuming import find_resumption
+from lorastudy.training.stopping import Stop
 
 #: Steps over which an arm's speed alone is measured.
 NUM_TIMED_STEPS = 3
 
 
-def run_pack(run: PackRun, *, cache: BaseCache) -> None:
-    """Load, profile, train, evaluate, save; emit a record of each as it comes."""
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A pack that is ready to be measured or to go on."""
+
+    base: BaseModel
+    data: PackData
+    arms: list[Arm]
+    feed: Feed
+    make_engine: ChosenEngine
+
+
+def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
+    """Load, profile, train, evaluate, save; emit a record of each as it comes.
+
+    Raises:
+        Stopped: the worker was asked to leave; what was trained is in a checkpoint.
+    """
     settings = run.pack.experiments[0].settings
     device = default_device()
-    run.emit(environment(device))
+    here = environment(device)
+    run.emit(here)
     clock = Stopwatch()
-    base = cache.get(settings, device=device)
-    data = load_data(run, settings, tokenizer=base.tokenizer)
-    for tokens in (data.train, *(tokens for _, tokens in data.scored())):
-        check_lengths(base, tokens.rows)
-    arms = resolve_arms(run, base=base, num_rows=len(data.train.rows))
-    if not arms:
+    loaded = load(run, settings, cache=cache, device=device)
+    if loaded is None:
         return
-    feed = make_feed(data.train, settings, num_steps=max(arm.num_steps for arm in arms), device=device)
-    make_engine = engine_factory(run.pack.engine, base=base, settings=settings, probe=arms[0])
-    emit_scores_before(run, make_engine, arms=arms, base=base, data=data)
-    profiles = profile_arms(
-        make_engine, arms, base=base, largest=feed.largest_step(), typical=feed.first_steps(NUM_TIMED_STEPS)
+    feed, arms, make_engine = loaded.feed, loaded.arms, loaded.make_engine
+    pace, times = Pace(), checkpoint_times(settings)
+    resumption = find_resumption(
+        run, arms=arms, environment=here, engine=make_engine.name, num_steps=len(feed.plan)
     )
-    for profile in profiles:
-        run.emit(profile)
-    load_seconds = clock.lap()
-
+    if resumption is None:
+        measure_before(run, loaded)
+    else:
+        resumption.carry_over(run, pace=pace, times=times)
     engine = make_engine(arms)
     try:
-        with MemoryMeter(device) as memory:
-            pace = train(run, engine, feed=feed)
-        train_seconds = clock.lap()
-        evaluate(run, engine, base=base, data=data)
-        save(run, engine)
+        if resumption is not None:
+            engine.restore(resumption.state)
+        keeper = Keeper(run=run, engine=engine, environment=here, pace=pace, times=times)
+        load_seconds = clock.lap()
+        with keeper.saving_when_stopped():
+            with MemoryMeter(device) as memory, stop.deferred():
+                train(run, keeper, feed=feed, stop=stop)
+            clock.lap()
+            evaluate(run, engine, base=loaded.base, data=loaded.data)
+            save(run, engine)
     finally:
         engine.close()
+    run.emit(times.profile())
     run.emit(
         PackProfile(
             engine=engine.name,
@@ -69,19 +96,31 @@ def run_pack(run: PackRun, *, cache: BaseCache) -> None:
             median_step_seconds=pace.median_step_seconds,
             tokens_per_second=pace.tokens_per_second,
             load_seconds=load_seconds,
-            train_seconds=train_seconds,
+            train_seconds=pace.train_seconds,
             eval_seconds=clock.lap(),
         )
     )
-    for arm in engine.arms:
-        run.end(
-            Outcome(
-                experiment_id=arm.experiment_id,
-                status="completed",
-                step=arm.num_steps,
-                adapter_path=_adapter_path(arm),
-            )
-        )
+    with stop.deferred():
+        run.end_together(_completed(arm) for arm in engine.arms)
+    shutil.rmtree(run.folder / CHECKPOINTS_NAME, ignore_errors=True)
+
+
+def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.device) -> Loaded | None:
+    """The base, the data and the arms that fit it; None where none does."""
+    base = cache.get(settings, device=device)
+    data = load_data(run, settings, tokenizer=base.tokenizer)
+    for tokens in (data.train, *(tokens for _, tokens in data.scored())):
+        check_lengths(base, tokens.rows)
+    arms = resolve_arms(run, base=base, num_rows=len(data.train.rows))
+    if not arms:
+        return None
+    return Loaded(
+        base=base,
+        data=data,
+        arms=arms,
+        feed=make_feed(data.train, settings, num_steps=max(arm.num_steps for arm in arms), device=device),
+        make_engine=engine_factory(run.pack.engine, base=base, settings=settings, probe=arms[0]),
+    )
 
 
 def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Arm]:
@@ -100,6 +139,28 @@ def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Arm]:
             length = steps_of(experiment.settings, num_rows=num_rows)
             arms.append(make_arm(experiment, module_names=module_names, num_steps=length))
     return arms
+
+
+def checkpoint_times(settings: Settings) -> CheckpointTimes:
+    """How often the pack is saved."""
+    minutes = settings.checkpoint_minutes
+    return CheckpointTimes(
+        every_steps=settings.checkpoint_steps, every_seconds=None if minutes is None else 60.0 * minutes
+    )
+
+
+def measure_before(run: PackRun, loaded: Loaded) -> None:
+    """What is known before training: the base model's own scores, and what each arm costs alone."""
+    emit_scores_before(run, loaded.make_engine, arms=loaded.arms, base=loaded.base, data=loaded.data)
+    profiles = profile_arms(
+        loaded.make_engine,
+        loaded.arms,
+        base=loaded.base,
+        largest=loaded.feed.largest_step(),
+        typical=loaded.feed.first_steps(NUM_TIMED_STEPS),
+    )
+    for profile in profiles:
+        run.emit(profile)
 
 
 def emit_scores_before(
@@ -121,9 +182,9 @@ def emit_scores_before(
         engine.close()
 
 
-def train(run: PackRun, engine: Engine, *, feed: Feed) -> Pace:
+def train(run: PackRun, keeper: Keeper, *, feed: Feed, stop: Stop) -> None:
     """Train to the end, recording every step; an arm that diverges ends here and now."""
-    pace = Pace()
+    engine, pace = keeper.engine, keeper.pace
 
     def on_step(result: StepResult) -> None:
         synchronise(feed.device)
@@ -138,12 +199,15 @@ def train(run: PackRun, engine: Engine, *, feed: Feed) -> Pace:
                 arms=result.arms,
             )
         )
+        run.step = result.step
         for experiment_id in result.diverged:
             message = f"loss or gradient was not finite in step {result.step}"
             run.end(diverged(experiment_id, message, step=result.step))
+        stop.check()
+        keeper.after_step()
 
-    engine.train(feed.steps(), on_step=on_step)
-    return pace
+    pace.watch.lap()
+    engine.train(feed.steps(start=engine.num_steps_done), on_step=on_step)
 
 
 def evaluate(run: PackRun, engine: Engine, *, base: BaseModel, data: PackData) -> None:
@@ -168,6 +232,16 @@ def save(run: PackRun, engine: Engine) -> None:
             folder = run.folder / _adapter_path(arm)
             engine.save_adapter(arm, folder)
             AdapterOrigin.of(experiments[arm.experiment_id]).write(folder)
+            sync_tree(folder)
+
+
+def _completed(arm: Arm) -> Outcome:
+    return Outcome(
+        experiment_id=arm.experiment_id,
+        status="completed",
+        step=arm.num_steps,
+        adapter_path=_adapter_path(arm),
+    )
 
 
 def _adapter_path(arm: Arm) -> str:

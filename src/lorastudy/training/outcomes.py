@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorastudy.records import FailureKind, Generation, Outcome, Pack, Record, Score
+from lorastudy.records import FailureKind, Generation, Outcome, Pack, PackEnd, Record, Score
 
-Emit = Callable[[Record], None]
+Emit = Callable[[Record | PackEnd], None]
 
 
 @dataclass(kw_only=True)
@@ -18,7 +18,11 @@ class PackRun:
     pack: Pack
     folder: Path
     emit: Emit
+    sync: Callable[[], int] = lambda: 0
+    """Wait until all that was emitted is on disk; the bytes it takes there."""
     ended: set[str] = field(default_factory=set)
+    step: int | None = None
+    """The last step that was told of."""
 
     def end(self, outcome: Outcome) -> None:
         """Record how an experiment ended; the first word counts."""
@@ -39,10 +43,23 @@ class PackRun:
             else:
                 self.emit(record)
 
+    def end_together(self, outcomes: Iterable[Outcome]) -> None:
+        """Record how those that have not ended do: all of them, or (if this process is killed over it) none."""
+        fresh = tuple(outcome for outcome in outcomes if outcome.experiment_id not in self.ended)
+        if fresh:
+            self.emit(PackEnd(outcomes=fresh))
+            self.ended.update(outcome.experiment_id for outcome in fresh)
+
+    def stop_rest(self, message: str) -> None:
+        """End every experiment that has not ended as stopped: it is to go on."""
+        self.end_together(
+            Outcome(experiment_id=experiment.id, status="stopped", message=message)
+            for experiment in self.pack.experiments
+        )
+
     def fail_rest(self, kind: FailureKind, error: BaseException) -> None:
         """End every experiment that has not ended with the same failure."""
-        for experiment in self.pack.experiments:
-            self.end(failed(experiment.id, kind, error=error))
+        self.end_together(failed(experiment.id, kind, error=error) for experiment in self.pack.experiments)
 
 
 def failed(experiment_id: str, kind: FailureKind, *, error: BaseException) -> Outcome:
