@@ -94,6 +94,7 @@ class ForkedExecutor:
 def _serve_and_exit(folder: Path, *, cache: BaseCache, in_worker: Callable[[Path], None]) -> None:
     code = 1
     try:
+        os.closerange(3, 1024)  # a started process inherits none of the runner's files and locks either
         # What an arm costs alone is no part of what is tested, and takes longer than all the rest.
         life.profile_arms = lambda *_, **__: iter(())
         pace.MAX_CHECKPOINT_SHARE = math.inf
