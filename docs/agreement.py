@@ -28,13 +28,21 @@ def disagreements(root: Path) -> list[str]:
     ]
 
 
+#: How often training is saved changes no number.
+_WITHOUT_EFFECT = {"checkpoint_steps", "checkpoint_minutes"}
+
+
+def _acting(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}
+
+
 def _other_suite(measured: Path, suite: Path) -> list[str]:
     """In what the measurements were made otherwise than the suite file says now: arms, seeds, settings."""
     experiments = expand(
         load_suite(suite), fingerprint_dataset=lambda _: "data", fingerprint_base=lambda _: "base"
     )
-    asked = {(e.arm, e.seed): e.settings.model_dump(mode="json") for e in experiments}
-    made = {(r.arm, r.seed): dict(r.settings) for r in results_of(measured)}
+    asked = {(e.arm, e.seed): _acting(e.settings.model_dump(mode="json")) for e in experiments}
+    made = {(r.arm, r.seed): _acting(r.settings) for r in results_of(measured)}
     if asked == made:
         return []
     apart = ", ".join(sorted(_apart(asked, made))) or "arms or seeds"

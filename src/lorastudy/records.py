@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal, Self, get_args
 
 from lorastudy.spec.experiment import Experiment, canonical_json
 
@@ -33,6 +33,10 @@ class Pack:
     attempt: int
     engine: str
     experiments: tuple[Experiment, ...]
+    resume_from: tuple[str, ...] = ()
+    """Run folders of earlier attempts at these experiments, the newest first, as this one's folder is named."""
+    reason: str | None = None
+    """Why an earlier attempt did not end as it should, in words for the report."""
 
     def write(self, folder: Path) -> None:
         """Write `pack.json` into the folder."""
@@ -48,7 +52,8 @@ class Pack:
         """The pack that `write` wrote."""
         body = json.loads((folder / PACK_NAME).read_text(encoding="utf-8"))
         assert body.pop("format") == FORMAT_VERSION
-        return cls(**{**body, "experiments": tuple(Experiment.from_json(e) for e in body["experiments"])})
+        experiments = tuple(Experiment.from_json(e) for e in body["experiments"])
+        return cls(**{**body, "experiments": experiments, "resume_from": tuple(body.get("resume_from", ()))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +165,28 @@ class PackProfile:
     eval_seconds: float
 
 
+IncidentKind = Literal["resumed", "not_resumed", "out_of_memory", "checkpoint_damaged", "checkpoint_failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incident:
+    """Something that befell a pack and that a reader of its numbers should know, though it cost none of them."""
+
+    kind: IncidentKind
+    message: str
+    step: int | None = None
+    """After how many of the pack's steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointProfile:
+    """What the checkpoints of a pack cost, earlier attempts' included. Not part of any other time here."""
+
+    num_checkpoints: int
+    last_bytes: int
+    seconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generation:
     """One generated answer, kept as evidence beside the exact-match score."""
@@ -187,22 +214,40 @@ class Outcome:
     """Relative to the run folder."""
 
 
-Record = Environment | DataSummary | PackStep | Score | ArmProfile | PackProfile | Generation | Outcome
-_TYPES: dict[str, type[Any]] = {
-    cls.__name__: cls
-    for cls in (Environment, DataSummary, PackStep, Score, ArmProfile, PackProfile, Generation, Outcome)
-}
+@dataclass(frozen=True, kw_only=True)
+class PackEnd:
+    """The ends of all experiments that were open, in one line: a worker killed over it has said all or nothing.
+
+    Otherwise a part of a pack could be left to be trained again, in other company and so not to the same bits.
+    """
+
+    outcomes: tuple[Outcome, ...]
 
 
-def encode(record: Record) -> str:
+Record = (
+    Environment
+    | DataSummary
+    | PackStep
+    | Score
+    | ArmProfile
+    | PackProfile
+    | CheckpointProfile
+    | Incident
+    | Generation
+    | Outcome
+)
+_TYPES: dict[str, type[Any]] = {cls.__name__: cls for cls in (*get_args(Record), PackEnd)}
+
+
+def encode(record: Record | PackEnd) -> str:
     """One line: `{"sha256": <16 hex digits of the canonical body>, "type": ..., "body": ...}`."""
     body = dataclasses.asdict(record)
     kind = type(record).__name__
     return json.dumps({"sha256": _checksum(kind, body), "type": kind, "body": body}, allow_nan=False)
 
 
-def decode(line: str) -> Record:
-    """The record that `encode` wrote.
+def decode(line: str) -> Record | PackEnd:
+    """What `encode` wrote.
 
     Raises:
         ValueError: the line is torn or damaged.
@@ -214,7 +259,7 @@ def decode(line: str) -> Record:
     kind, body = outer["type"], outer["body"]
     if outer["sha256"] != _checksum(kind, body):
         raise ValueError("checksum does not match")
-    record: Record = _TYPES[kind](**_with_tuples(body))
+    record: Record | PackEnd = _TYPES[kind](**_with_tuples(body))
     return record
 
 
@@ -224,17 +269,22 @@ class RecordWriter:
     def __init__(self, path: Path) -> None:
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record | PackEnd) -> None:
         """Append one record; steps are flushed, everything else is synced to disk."""
         self._file.write(encode(record) + "\n")
         self._file.flush()
         if not isinstance(record, PackStep):
             os.fsync(self._file.fileno())
 
-    def close(self) -> None:
-        """Sync and close."""
+    def sync(self) -> int:
+        """Wait until all of it is on disk; return how many bytes it has."""
         self._file.flush()
         os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        """Sync and close."""
+        self.sync()
         self._file.close()
 
 
@@ -259,11 +309,29 @@ class RecordReader:
                 if not line.endswith(b"\n"):
                     return
                 self._offset += len(line)
-                yield decode(line.decode("utf-8"))
+                yield from _flat(decode(line.decode("utf-8")))
 
     def has_torn_end(self) -> bool:
         """Whether something stands behind the last whole line that was read: of a worker that is writing, or died."""
         return self._path.exists() and self._path.stat().st_size > self._offset
+
+
+def read_records(path: Path, *, num_bytes: int) -> list[Record]:
+    """The records in the first bytes of a file, which end with a line.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a line is damaged, or the file is shorter.
+    """
+    with path.open("rb") as file:
+        content = file.read(num_bytes)
+    if len(content) < num_bytes or not content.endswith(b"\n"):
+        raise ValueError(f"{path} has no whole line at byte {num_bytes}")
+    return [record for line in content.decode().splitlines() for record in _flat(decode(line))]
+
+
+def _flat(record: Record | PackEnd) -> tuple[Record, ...]:
+    return record.outcomes if isinstance(record, PackEnd) else (record,)
 
 
 def _checksum(kind: str, body: Mapping[str, Any]) -> str:
@@ -274,4 +342,6 @@ def _with_tuples(body: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in body.items()}
     if "arms" in values:
         values["arms"] = tuple(ArmStep(**arm) for arm in values["arms"])
+    if "outcomes" in values:
+        values["outcomes"] = tuple(Outcome(**outcome) for outcome in values["outcomes"])
     return values

@@ -3,9 +3,11 @@
     experiments -> packs --pack.json--> workers --records.jsonl--> store
 
 This is the only writer of the store. A pack that fails as a whole is cut in two and tried again, until what
-fails stands alone: one failing experiment never takes others with it.
+fails stands alone: one failing experiment never takes others with it. One whose worker was killed is tried again as
+it is. Either way it goes on from its last checkpoint.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -14,16 +16,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lorastudy import disk
+from lorastudy.attempts import WaitingPack, packs_to_run, take_what_was_left, with_checkpoints
+from lorastudy.checkpoints import CHECKPOINTS_NAME
 from lorastudy.errors import StudyError
-from lorastudy.executors import Executor, WorkerExit
+from lorastudy.executors import HUNG, Executor, WorkerExit
 from lorastudy.jobs import AdapterOrigin
-from lorastudy.planner.packing import PlannedPack, form_packs, halves
+from lorastudy.planner.packing import PlannedPack, halves
 from lorastudy.records import Outcome, Pack, Record
 from lorastudy.spec.experiment import Experiment
 from lorastudy.tracker import ExperimentTracker, suite_notes
 
 #: Failures that another composition of the pack may not meet.
 SHARED_FAILURES = frozenset({"out_of_memory", "crashed", "error"})
+#: A worker that is killed says nothing of its pack; but one that is killed again and again before it has saved anything
+#: may be killed for its pack, as by a system that is out of memory.
+MOST_VAIN = 2
 #: What must be as it was for a result to count as already there.
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -32,11 +39,13 @@ OnEvent = Callable[[PlannedPack, Record | WorkerExit], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Where a suite's files go, and whether it goes on after a failure."""
+    """Where a suite's files go, and when it ends before it is done."""
 
     runs: Path = Path("results/runs")
     output: Path = Path("output")
     continue_on_error: bool = False
+    is_leaving: Callable[[], bool] = lambda: False
+    """Whether the user has asked to leave; the executor has been told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +64,59 @@ class SuiteOutcome:
 class _Try:
     """One pack in its run folder, on its way."""
 
-    pack: PlannedPack
+    waiting: WaitingPack
     attempt: int
     folder: Path
     has_begun: bool = False
     ended: dict[str, Outcome] = field(default_factory=dict)
+    exit: WorkerExit | None = None
+
+    @property
+    def pack(self) -> PlannedPack:
+        """The experiments in it."""
+        return self.waiting.pack
 
     def open_experiments(self) -> list[Experiment]:
         """Those of which no end is known."""
         return [experiment for experiment in self.pack.experiments if experiment.id not in self.ended]
 
-    def to_try_again(self) -> list[PlannedPack]:
-        """What failed for a reason that its company may have caused, in smaller packs."""
-        return halves([e for e in self.pack.experiments if self._may_try_again(self.ended[e.id])])
+    def to_try_again(self) -> list[WaitingPack]:
+        """Together after their worker was killed; in halves after a failure that their company may have caused."""
+        again = [
+            e for e in self.pack.experiments if e.id in self.ended and self._may_try_again(self.ended[e.id])
+        ]
+        is_together = self._goes_on_together()
+        packs = [PlannedPack(experiments=tuple(again))] if is_together and again else halves(again)
+        earlier = with_checkpoints([self.folder]) + self.waiting.earlier
+        num_vain = self._num_vain() if self.exit is not None and self.exit.was_killed else 0
+        return [
+            WaitingPack(pack=pack, earlier=earlier, reason=self._reason(), num_vain=num_vain)
+            for pack in packs
+        ]
 
     def final_ends(self) -> dict[str, Outcome]:
         """The ends that are not tried again, by experiment."""
         return {key: end for key, end in self.ended.items() if not self._may_try_again(end)}
 
     def _may_try_again(self, end: Outcome) -> bool:
-        return len(self.pack.experiments) > 1 and end.failure_kind in SHARED_FAILURES
+        is_shared = end.status == "stopped" or end.failure_kind in SHARED_FAILURES
+        return is_shared and (self._goes_on_together() or len(self.pack.experiments) > 1)
+
+    def _goes_on_together(self) -> bool:
+        return self.exit is not None and self.exit.was_killed and self._num_vain() < MOST_VAIN
+
+    def _num_vain(self) -> int:
+        return 0 if with_checkpoints([self.folder]) else self.waiting.num_vain + 1
+
+    def _reason(self) -> str:
+        num_arms = len(self.pack.experiments)
+        if self.exit is not None and self.exit.was_killed:
+            said = self.exit.message.partition("\n")[0]
+            why = said if said.startswith(HUNG) else f"exit code {self.exit.returncode}"
+            return f"the worker of a pack of {num_arms} was ended ({why})"
+        kinds = {end.failure_kind for end in self.ended.values()}
+        what = "ran out of memory" if "out_of_memory" in kinds else "failed as a whole"
+        return f"a pack of {num_arms} {what} and was cut in two"
 
 
 def run_suite(
@@ -88,27 +130,31 @@ def run_suite(
 ) -> SuiteOutcome:
     """Run what is missing of a suite; report every record and every worker's end to `on_event`.
 
-    Without `plan.continue_on_error` nothing more is started once an experiment has failed for good.
+    Without `plan.continue_on_error` nothing more is started once an experiment has failed for good. Once
+    `plan.is_leaving` says so, what is under way is followed until it has left, and no more is started.
     """
     tracker.register(suite_name, experiments)
     suite_notes.keep(tracker, suite_name, runs=plan.runs)
+    take_what_was_left(experiments, tracker=tracker)
     missing = not_done(experiments, tracker=tracker)
     unpublished = _publish_done(experiments, missing, tracker=tracker, output=plan.output)
     ends: dict[str, Outcome] = {}
-    waiting = form_packs(missing)
-    while waiting:
+    waiting = packs_to_run(experiments, missing, tracker=tracker)
+    folders = {folder for each in waiting for folder in each.earlier}
+    while waiting and not plan.is_leaving():
         tries = {
             each.folder: each
             for each in (_prepare(pack, tracker=tracker, root=plan.runs) for pack in waiting)
         }
+        folders |= tries.keys()
         waiting = []
         with closing(executor.run(list(tries))) as events:
             try:
                 for folder, event in events:
                     current = tries[folder]
-                    _take(event, current, tracker=tracker, output=plan.output)
+                    _take(event, current, tracker=tracker, plan=plan)
                     on_event(current.pack, event)
-                    if isinstance(event, WorkerExit):
+                    if isinstance(event, WorkerExit) and not plan.is_leaving():
                         waiting += current.to_try_again()
                         if _has_failed(current) and not plan.continue_on_error:
                             waiting = []
@@ -117,6 +163,7 @@ def run_suite(
                 _stop_open(tries.values(), tracker=tracker)
         # Of all, not only of those that came to their exit: packs may train side by side.
         ends |= {key: end for each in tries.values() for key, end in each.final_ends().items()}
+    _let_go_of_checkpoints(folders, tracker=tracker)
     return replace(_outcome(experiments, missing, ends=ends), unpublished=unpublished)
 
 
@@ -132,18 +179,26 @@ def not_done(experiments: Sequence[Experiment], *, tracker: ExperimentTracker) -
     return [experiment for experiment in experiments if not is_done(experiment)]
 
 
-def _prepare(pack: PlannedPack, *, tracker: ExperimentTracker, root: Path) -> _Try:
+def _prepare(waiting: WaitingPack, *, tracker: ExperimentTracker, root: Path) -> _Try:
     """A new run folder with its `pack.json`; a folder is never used twice."""
+    pack = waiting.pack
     attempt = tracker.next_attempt([experiment.id for experiment in pack.experiments])
     while (folder := root / pack.id / f"attempt-{attempt}").exists():
         attempt += 1
     folder.mkdir(parents=True)
     engine = pack.experiments[0].settings.engine
-    Pack(id=pack.id, attempt=attempt, engine=engine, experiments=pack.experiments).write(folder)
-    return _Try(pack=pack, attempt=attempt, folder=folder)
+    Pack(
+        id=pack.id,
+        attempt=attempt,
+        engine=engine,
+        experiments=pack.experiments,
+        resume_from=tuple(os.path.relpath(earlier, folder) for earlier in waiting.earlier),
+        reason=waiting.reason,
+    ).write(folder)
+    return _Try(waiting=waiting, attempt=attempt, folder=folder)
 
 
-def _take(event: Record | WorkerExit, current: _Try, *, tracker: ExperimentTracker, output: Path) -> None:
+def _take(event: Record | WorkerExit, current: _Try, *, tracker: ExperimentTracker, plan: Plan) -> None:
     """Store what came; a worker's death ends what it left open."""
     if not current.has_begun:
         current.has_begun = True
@@ -155,18 +210,22 @@ def _take(event: Record | WorkerExit, current: _Try, *, tracker: ExperimentTrack
                 engine=experiment.settings.engine,
                 run_folder=current.folder,
             )
-    if isinstance(event, WorkerExit) and event.returncode == disk.EXIT_CODE:
-        raise StudyError(f"a worker could not write into {current.folder}: {event.message}")
-    records = _deaths(event, current) if isinstance(event, WorkerExit) else [event]
+    if isinstance(event, WorkerExit):
+        current.exit = event
+        if event.returncode == disk.EXIT_CODE:
+            raise StudyError(f"a worker could not write into {current.folder}: {event.message}")
+    records = _deaths(event, current, plan=plan) if isinstance(event, WorkerExit) else [event]
     for record in records:
         if isinstance(record, Outcome):
             # Published before it is stored: what the store calls completed is not run again, so it must be there.
-            _publish_new(record, current, output=output)
-            current.ended[record.experiment_id] = record
+            _publish_new(record, current, output=plan.output)
+            current.ended.setdefault(record.experiment_id, record)
         tracker.take(record, pack_id=current.pack.id, attempt=current.attempt)
 
 
-def _deaths(exit_: WorkerExit, current: _Try) -> list[Outcome]:
+def _deaths(exit_: WorkerExit, current: _Try, *, plan: Plan) -> list[Outcome]:
+    if plan.is_leaving():
+        return [_stopped(experiment) for experiment in current.open_experiments()]
     if exit_.returncode is None:
         message = "the worker left without a word about this experiment"
     else:
@@ -230,19 +289,32 @@ def _stop_open(tries: Iterable[_Try], *, tracker: ExperimentTracker) -> None:
     """Put on record that runs were under way when the suite was interrupted."""
     for current in tries:
         for experiment in current.open_experiments() if current.has_begun else ():
-            stopped = Outcome(
-                experiment_id=experiment.id, status="stopped", message="the suite was interrupted"
-            )
-            tracker.take(stopped, pack_id=current.pack.id, attempt=current.attempt)
+            tracker.take(_stopped(experiment), pack_id=current.pack.id, attempt=current.attempt)
+
+
+def _stopped(experiment: Experiment) -> Outcome:
+    return Outcome(experiment_id=experiment.id, status="stopped", message="the suite was interrupted")
+
+
+def _let_go_of_checkpoints(folders: Iterable[Path], *, tracker: ExperimentTracker) -> None:
+    """Remove those of attempts of whose experiments all are completed: nothing goes on from them any more."""
+    for folder in folders:
+        ids = {experiment.id for experiment in Pack.read(folder).experiments}
+        runs = tracker.get_runs(list(ids))
+        if ids <= {run.experiment_id for run in runs if run.status == "completed"}:
+            shutil.rmtree(folder / CHECKPOINTS_NAME, ignore_errors=True)
 
 
 def _outcome(
     experiments: Sequence[Experiment], missing: Sequence[Experiment], *, ends: dict[str, Outcome]
 ) -> SuiteOutcome:
     missing_ids = {experiment.id for experiment in missing}
+    completed = tuple(e.id for e in missing if e.id in ends and ends[e.id].status == "completed")
+    failed = tuple(ends[e.id] for e in missing if e.id in ends and ends[e.id].status == "failed")
+    ended = {*completed, *(end.experiment_id for end in failed)}
     return SuiteOutcome(
         done_before=tuple(e.id for e in experiments if e.id not in missing_ids),
-        completed=tuple(e.id for e in missing if e.id in ends and ends[e.id].status == "completed"),
-        failed=tuple(ends[e.id] for e in missing if e.id in ends and ends[e.id].status == "failed"),
-        not_run=tuple(e.id for e in missing if e.id not in ends),
+        completed=completed,
+        failed=failed,
+        not_run=tuple(e.id for e in missing if e.id not in ended),
     )

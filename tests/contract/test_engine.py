@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import get_scheduler
 import tiny
 from lorastudy.engine.adapters import CONFIG_FILE, WEIGHTS_FILE
 from lorastudy.engine.batch import assemble
+from lorastudy.engine.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -330,3 +332,91 @@ def test_half_precision_stays_close_to_fp32(make_engine, tmp_path, dtype):
         # bf16 rounds to 0.4 %, fp16 to 0.05 %; and fp16 may skip first steps until its loss scale fits.
         assert half[-1] == pytest.approx(full[-1], rel=0.03)
         assert all(math.isfinite(loss) for loss in half)
+
+
+# --- going on from a state --------------------------------------------------------------------------------
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+def train_in_two(make_engine, base, arms, *, steps, folder, num_told, then=None):
+    """Train, break off once so many steps were told, and let a fresh engine go on from the state as a file has it."""
+    kept = []
+    first = tiny.Log()
+
+    def on_step(result):
+        first(result)
+        kept.append(result)
+        if len(kept) == num_told:
+            write_checkpoint(folder / "saved", Checkpoint(state=engine.state(), notes={}))
+            raise BrokenOffError
+
+    with tiny.opened(make_engine(base, arms)) as engine, pytest.raises(BrokenOffError):
+        engine.train(steps, on_step=on_step)
+    state = read_checkpoint(folder / "saved").state
+    with tiny.opened(make_engine(base, then or arms)) as engine:
+        engine.restore(state)
+        engine.train(steps[engine.num_steps_done :], on_step=first)
+        return first, tiny.adapters_of(engine, folder)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_told"), [(torch.float32, 1), (torch.float32, 9), (torch.float32, 22), (torch.float16, 5)]
+)
+def test_a_restored_engine_goes_on_to_the_very_same_bits(make_engine, tmp_path, num_told, dtype):
+    """Dropout, accumulation, arms of unequal length, one that diverges, and the loss scale of fp16."""
+    base = tiny.make_base(dtype=dtype)
+    arms = [*tiny.seven_arms(base), *with_dropout(base)]
+    arms = [replace(arm, num_steps=min(arm.num_steps, 5 + number)) for number, arm in enumerate(arms)]
+    arms[1] = replace(arms[1], learning_rate=1e30, num_warmup_steps=0)
+    steps = tiny.make_steps(max(arm.num_steps for arm in arms), accumulation=2, batch_size=2)
+    num_told = min(num_told, len(steps) - 1) if make_engine is tiny.ENGINES["packed"] else num_told
+    whole = tiny.train(make_engine, base, arms, steps=steps, folder=tmp_path / "whole")
+    log, adapters = train_in_two(make_engine, base, arms, steps=steps, folder=tmp_path, num_told=num_told)
+    assert log.losses == whole[0].losses
+    assert log.norms == whole[0].norms
+    assert log.rates == whole[0].rates
+    assert log.diverged == whole[0].diverged
+    for name, adapter in whole[1].items():
+        assert all(torch.equal(adapter[key], adapters[name][key]) for key in adapter), name
+
+
+def with_dropout(base):
+    attention = tiny.targets(base, "qkvo")
+    return [tiny.make_arm(attention, name=f"wet {seed}", lora_dropout=0.3, seed=seed) for seed in range(2)]
+
+
+def test_a_part_of_a_pack_goes_on_from_the_states_of_the_whole(make_engine, base, tmp_path):
+    """Bit for bit where arms are trained one by one; together, sums come in another order in other company."""
+    arms = [*tiny.seven_arms(base), *with_dropout(base)]
+    steps = tiny.make_steps(20)
+    whole = tiny.train(make_engine, base, arms, steps=steps, folder=tmp_path / "whole")
+    tolerance = 0 if make_engine is tiny.ENGINES["reference"] else 1e-5
+    for part in (arms[:4], arms[4:]):
+        _, adapters = train_in_two(
+            make_engine, base, arms, steps=steps, folder=tmp_path, num_told=9, then=part
+        )
+        assert adapters.keys() == {arm.experiment_id for arm in part}
+        for name, adapter in adapters.items():
+            assert tiny.largest_difference(adapter, whole[1][name]) <= tolerance
+        shutil.rmtree(tmp_path / "saved")
+
+
+def test_a_state_is_a_copy_and_says_where_it_was(make_engine, base):
+    arms = tiny.seven_arms(base)
+    states = []
+    with tiny.opened(make_engine(base, arms)) as engine:
+        assert engine.num_steps_done == 0
+        before = engine.state()
+        engine.train(tiny.make_steps(20), on_step=lambda _: states.append(engine.state()))
+        after = engine.state()
+        assert engine.num_steps_done == 20
+    assert {arm.experiment_id for arm in after.arms} == {arm.experiment_id for arm in arms}
+    assert after.engine == before.engine == engine.name
+    for one, other in zip(before.arms, after.arms, strict=True):
+        assert one.num_steps_done == 0
+        assert any(not torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+    with pytest.raises(KeyError):
+        after.of(["of another pack"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lorastudy.executors import Executor, LocalExecutor, WorkerExit
+from lorastudy.executors import Executor, LocalExecutor, WorkerExit, patience
 from lorastudy.records import DONE_NAME, Generation, Pack, Record
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.settings import Settings
@@ -21,7 +21,7 @@ MakeFolder = Callable[[str], Path]
 
 #: Does what the name of each folder's pack says, and leaves its process id behind.
 WORKER = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 
 from lorastudy.records import DONE_NAME, RECORDS_NAME, Generation, Pack, RecordWriter
@@ -41,6 +41,13 @@ def serve(folder):
             file.write('{"sha256": "00')
         os._exit(7)
     if what == "hangs":
+        time.sleep(600)
+    if what == "obeys":
+        def leave(*_):
+            writer.write(Generation(experiment_id="saved", prompt=what, reference="", answer=""))
+            os._exit(143)
+        signal.signal(signal.SIGTERM, leave)
+        (folder / "listens").touch()
         time.sleep(600)
     writer.close()
     (folder / DONE_NAME).touch()
@@ -161,6 +168,41 @@ def test_closing_ends_the_processes_and_what_waits_never_starts(
     for folder in begun:
         wait_until(partial(lambda pid: not is_alive(pid), int((folder / "pid").read_text())))
         assert not (folder / DONE_NAME).exists()
+
+
+def test_asked_to_leave_a_worker_saves_first_and_no_other_starts(
+    executor: Executor, make_folder: MakeFolder
+) -> None:
+    folders = [make_folder("obeys") for _ in range(4)]  # the cluster has room for two
+    found: dict[Path, list[Record | WorkerExit]] = {}
+    for folder, event in executor.run(folders):
+        found.setdefault(folder, []).append(event)
+        if len(found[folder]) == 3 and folder == folders[0]:
+            wait_until((folder / "listens").exists)
+            executor.leave()
+    begun = [folder for folder in folders if (folder / "listens").exists()]
+    assert folders[0] in begun
+    assert len(begun) < len(folders)
+    assert numbers_of(found[folders[0]]) == ["0", "1", "2", "saved"]
+    end = found[folders[0]][-1]
+    assert isinstance(end, WorkerExit)
+    assert end.was_killed
+
+
+def test_a_worker_that_hangs_is_ended_and_the_next_folder_served(
+    executor: Executor, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "QUIET_SECONDS", 5.0)
+    folders = [make_folder("hangs"), make_folder("works")]
+    found = by_folder(executor.run(folders))
+    end = found[folders[0]][-1]
+    assert isinstance(end, WorkerExit)
+    assert end.was_killed
+    assert end.message.startswith("hung: no word for 5 s")
+    assert numbers_of(found[folders[0]]) == ["0", "1", "2"]
+    assert found[folders[1]][-1] == WorkerExit(returncode=None)
+    pid = int((folders[0] / "pid").read_text())
+    wait_until(lambda: not is_alive(pid))
 
 
 def test_a_worker_that_cannot_even_start_is_an_exit_of_every_folder(

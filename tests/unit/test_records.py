@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from lorastudy.records import (
     ArmProfile,
     ArmStep,
+    CheckpointProfile,
     DataSummary,
     Environment,
     Generation,
+    Incident,
     Outcome,
     Pack,
     PackProfile,
@@ -104,6 +106,13 @@ RECORDS: dict[type[Any], st.SearchStrategy[Any]] = {
         load_seconds=FINITE,
         train_seconds=FINITE,
         eval_seconds=FINITE,
+    ),
+    CheckpointProfile: st.builds(CheckpointProfile, num_checkpoints=COUNT, last_bytes=COUNT, seconds=FINITE),
+    Incident: st.builds(
+        Incident,
+        kind=st.sampled_from(["resumed", "not_resumed", "out_of_memory", "checkpoint_damaged"]),
+        message=TEXT,
+        step=st.none() | COUNT,
     ),
     Generation: st.builds(Generation, experiment_id=TEXT, prompt=TEXT, reference=TEXT, answer=TEXT),
     Outcome: st.builds(

@@ -272,7 +272,9 @@ def test_a_pack_that_fails_is_halved_until_the_culprit_stands_alone(
     wanted = experiments("a", "b", "c", "d", "e")
     executor = MemoryExecutor(d=how)
     outcome = run(wanted, executor, continue_on_error=True)
-    assert executor.served == [("a", "b", "c", "d", "e"), ("a", "b"), ("c", "d", "e"), ("c",), ("d", "e"), ("d",), ("e",)]  # fmt: skip
+    # A worker that was killed (exit code -9) may have been so from outside: its pack is tried once more as it is.
+    again = [("a", "b", "c", "d", "e")] if how == "crash" else []
+    assert executor.served == [*again, ("a", "b", "c", "d", "e"), ("a", "b"), ("c", "d", "e"), ("c",), ("d", "e"), ("d",), ("e",)]  # fmt: skip
     assert names(outcome.completed, wanted) == ["a", "b", "c", "e"]
     (end,) = outcome.failed
     assert names([end.experiment_id], wanted) == ["d"]
@@ -319,7 +321,7 @@ def test_a_failure_of_the_pack_does_not_stop_the_suite_before_it_stands_alone(
     wanted = [*experiments("a", "b"), *experiments("c", data_seed=1)]
     executor = MemoryExecutor(b="crash")
     outcome = run(wanted, executor)
-    assert executor.served == [("a", "b"), ("c",), ("a",), ("b",)]
+    assert executor.served == [("a", "b"), ("c",), ("a", "b"), ("a",), ("b",)]
     assert names(outcome.completed, wanted) == ["a", "c"]
 
 

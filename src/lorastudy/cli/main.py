@@ -11,6 +11,7 @@ from lorastudy.cli.doctor import doctor
 from lorastudy.cli.evaluate import evaluate
 from lorastudy.cli.prepare import prepare
 from lorastudy.cli.report import report
+from lorastudy.cli.resume import resume
 from lorastudy.cli.run import run
 from lorastudy.cli.status import status
 from lorastudy.cli.suite import suite
@@ -23,7 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, prepare, run, suite, status, report, evaluate, doctor):
+for command in (demo, prepare, run, suite, resume, status, report, evaluate, doctor):
     app.command()(command)
 app.add_typer(db)
 

@@ -1,25 +1,29 @@
 """Running experiments from a command: expansion, the plan as text, progress, and how it ended."""
 
 import contextlib
-import signal
+import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import typer
 from rich.console import Console
 
+from lorastudy.cli.departure import Departure
+from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
 from lorastudy.executors import Executor, LocalExecutor
-from lorastudy.experiments.expansion import expand
+from lorastudy.experiments.expansion import expand, sources_reader
 from lorastudy.jobs import AdapterOrigin
-from lorastudy.planner.packing import form_packs
+from lorastudy.planner.packing import remaining_packs
 from lorastudy.runner import Plan, SuiteOutcome, not_done, run_suite
-from lorastudy.spec.experiment import Experiment, canonical_json
+from lorastudy.spec.experiment import Experiment, Sources, canonical_json
 from lorastudy.spec.hub import check_base_model, is_hub_model
 from lorastudy.spec.identity import base_model_fingerprint
+from lorastudy.spec.settings import Settings
 from lorastudy.spec.suite import Suite
 from lorastudy.tracker import ExperimentTracker
 
@@ -37,6 +41,11 @@ NUM_SEEDS_FOR_A_VERDICT = 6
 def experiments_of(suite: Suite) -> tuple[Experiment, ...]:
     """The suite's experiments, with what they read fingerprinted."""
     return expand(suite, fingerprint_dataset=dataset_fingerprint, fingerprint_base=base_model_fingerprint)
+
+
+def sources_of() -> Callable[[Settings], Sources]:
+    """A function that fingerprints what settings read, each file and model once."""
+    return sources_reader(dataset_fingerprint, base_model_fingerprint)
 
 
 def check_data(experiments: Sequence[Experiment]) -> None:
@@ -57,7 +66,7 @@ def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str)
     """Print what would run: packs, experiments, and which results are there already."""
     missing = _missing(experiments, database=database)
     check_data(missing)
-    packs = form_packs(missing)
+    packs = remaining_packs(experiments, missing)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"[bold]{suite.name}[/bold] ({suite.experiment_type})  base model: {_shared(experiments, 'base_model')}"
@@ -89,8 +98,7 @@ def run_experiments(
     """
     from lorastudy.cli.progress import Progress
 
-    # As Ctrl-C: the workers end, and the store says that their runs were stopped.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    executor = executor or LocalExecutor()
     with contextlib.ExitStack() as open_until_done:
         # A store that is there comes first, since another writer of it is refused at once.
         tracker = None if _is_new(database) else open_until_done.enter_context(_writer(database))
@@ -104,20 +112,21 @@ def run_experiments(
         if suite.path is not None:
             # A suite is what its file says now: an attempt with a mistake since mended is not in its report.
             tracker.keep_only(suite.name, experiments)
-        progress = open_until_done.enter_context(Progress(num_packs=len(form_packs(missing))))
-        try:
-            outcome = run_suite(
-                experiments,
-                suite_name=suite.name,
-                tracker=tracker,
-                executor=executor or LocalExecutor(),
-                plan=plan,
-                on_event=progress.on_event,
-            )
-        except KeyboardInterrupt:
-            print("\ninterrupted; the same command again runs what is missing", file=sys.stderr)
-            raise
-    _print_outcome(outcome, experiments)
+        num_packs = len(remaining_packs(experiments, missing))
+        progress = open_until_done.enter_context(Progress(num_packs=num_packs))
+        departure = open_until_done.enter_context(Departure(executor))
+        outcome = run_suite(
+            experiments,
+            suite_name=suite.name,
+            tracker=tracker,
+            executor=executor,
+            plan=replace(plan, is_leaving=departure.is_requested),
+            on_event=progress.on_event,
+        )
+    _print_outcome(outcome, experiments, has_left=departure.is_requested())
+    if departure.is_requested() and outcome.not_run:
+        print(f"to go on: {_command_to_go_on(suite, database=database, plan=plan)}", file=sys.stderr)
+        raise typer.Exit(departure.exit_code)
     if outcome.failed:
         raise typer.Exit(2 if all(end.failure_kind == "user" for end in outcome.failed) else 1)
     return outcome
@@ -172,7 +181,18 @@ def _writer(database: str) -> ExperimentTracker:
     return tracker
 
 
-def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment]) -> None:
+def _command_to_go_on(suite: Suite, *, database: str, plan: Plan) -> str:
+    """`lorastudy resume` with what was not left at its default."""
+    flags = {
+        "--database": (database, DATABASE),
+        "--runs-dir": (str(plan.runs), str(RUNS_DIR)),
+        "--output-dir": (str(plan.output), str(OUTPUT_DIR)),
+    }
+    given = [part for flag, (value, default) in flags.items() if value != default for part in (flag, value)]
+    return shlex.join(["lorastudy", "resume", suite.name, *given])
+
+
+def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment], *, has_left: bool) -> None:
     names = {experiment.id: experiment.name for experiment in experiments}
     print(
         f"{len(outcome.completed)} completed, {len(outcome.failed)} failed, {len(outcome.done_before)} done before, "
@@ -189,7 +209,7 @@ def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment]) -> 
             f"output/{names[experiment_id]}/final_model was not written. Its numbers are kept",
             file=sys.stderr,
         )
-    if outcome.not_run:
+    if outcome.not_run and not has_left:
         print("not run: the suite stops at a failure; --continue-on-error goes on", file=sys.stderr)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lorastudy.engine.batch import Batch
+from lorastudy.engine.state import EngineState
 from lorastudy.records import ArmStep
 from lorastudy.spec.experiment import Experiment
 
@@ -90,8 +91,28 @@ class Engine(Scorer, Protocol):
     name: str
     arms: tuple[Arm, ...]
 
+    @property
+    def num_steps_done(self) -> int:
+        """Steps of the pack that no arm needs any more: `train` is given those that follow."""
+        ...
+
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
-        """Take one optimizer step per item of `steps`; the item's batches are accumulated. An engine trains once."""
+        """Take one optimizer step per item of `steps`; the item's batches are accumulated. An engine trains once.
+
+        Within `on_step` the engine is between two steps: it may be asked for its `state`, scored and saved.
+        """
+        ...
+
+    def state(self) -> EngineState:
+        """A copy of all that training goes on from, on the CPU."""
+        ...
+
+    def restore(self, state: EngineState) -> None:
+        """Go on from there; a fresh engine whose arms are all in the state then trains to the very same bits.
+
+        Bits depend on the arms that train together, too: a part of a pack ends where it would have, up to
+        floating-point summation order.
+        """
         ...
 
     def save_adapter(self, arm: Arm, folder: Path) -> int:

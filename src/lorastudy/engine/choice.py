@@ -1,9 +1,10 @@
 """Which engine trains a pack."""
 
 import sys
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lorastudy.engine.arms import Arm, EngineFactory
+from lorastudy.engine.arms import Arm, Engine
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.packed import PackedEngine
@@ -11,10 +12,29 @@ from lorastudy.engine.reference import ReferenceEngine
 from lorastudy.spec.settings import Settings
 
 
-def engine_factory(name: str, *, base: BaseModel, settings: Settings, probe: Arm) -> EngineFactory:
+@dataclass(frozen=True, kw_only=True)
+class ChosenEngine:
+    """The engine of a pack, to be made as often as it is needed: an `EngineFactory` that has a name."""
+
+    kind: type[PackedEngine] | type[ReferenceEngine]
+    base: BaseModel
+    gradient_checkpointing: bool
+
+    @property
+    def name(self) -> str:
+        """`packed` or `reference`."""
+        return self.kind.name
+
+    def __call__(self, arms: Sequence[Arm]) -> Engine:
+        """Fresh adapters for these arms on the pack's base."""
+        return self.kind(self.base, arms, gradient_checkpointing=self.gradient_checkpointing)
+
+
+def engine_factory(name: str, *, base: BaseModel, settings: Settings, probe: Arm) -> ChosenEngine:
     """The engine asked for; `auto` is the packed one wherever it agrees with the model's own forward."""
-    packed = partial(PackedEngine, base, gradient_checkpointing=settings.gradient_checkpointing)
-    reference = partial(ReferenceEngine, base, gradient_checkpointing=settings.gradient_checkpointing)
+    checkpointing = settings.gradient_checkpointing
+    packed = ChosenEngine(kind=PackedEngine, base=base, gradient_checkpointing=checkpointing)
+    reference = ChosenEngine(kind=ReferenceEngine, base=base, gradient_checkpointing=checkpointing)
     if name == "reference":
         return reference
     try:

@@ -77,6 +77,17 @@ class PackedAdamW:
         for number, is_active in enumerate(active):
             self.num_steps_taken[number] += is_active
 
+    def rows_of(self, number: int) -> dict[str, Tensor]:
+        """All tensors of one arm that a step changes, by name: views of one row of its group's matrices."""
+        groups = zip(self.bank.groups, self.states, strict=True)
+        group, state = next(pair for pair in groups if pair[0].start <= number < pair[0].stop)
+        row = number - group.start
+        return {
+            "weights": group.weights_GP[row],
+            "exp_avg": state.exp_avg_GP[row],
+            "exp_avg_sq": state.exp_avg_sq_GP[row],
+        }
+
     def learning_rates(self) -> list[float]:
         """Each arm's rate in the step that comes."""
         return [
@@ -151,18 +162,18 @@ class LossScale:
     def __init__(self, num_arms: int, *, enabled: bool) -> None:
         self.enabled = enabled
         self.scales = [INITIAL_SCALE if enabled else 1.0] * num_arms
-        self._good_steps = [0] * num_arms
+        self.num_good_steps = [0] * num_arms
 
     def overflowed(self, number: int) -> bool:
         """Take note of a gradient that was not finite; True if the arm may try again at a lower scale."""
         if not self.enabled:
             return False
-        self._good_steps[number] = 0
+        self.num_good_steps[number] = 0
         self.scales[number] /= 2
         return self.scales[number] >= SMALLEST_SCALE
 
     def succeeded(self, number: int) -> None:
         """Take note of a step that was taken."""
-        self._good_steps[number] += 1
-        if self.enabled and self._good_steps[number] % self.GROWTH_INTERVAL == 0:
+        self.num_good_steps[number] += 1
+        if self.enabled and self.num_good_steps[number] % self.GROWTH_INTERVAL == 0:
             self.scales[number] *= 2

@@ -31,6 +31,7 @@ from lorastudy.engine.loss import completion_loss, token_scores
 from lorastudy.engine.optimise import LossScale, PackedAdamW
 from lorastudy.engine.probe import check_supported
 from lorastudy.engine.recompute import recomputing
+from lorastudy.engine.state import ArmState, EngineState
 from lorastudy.records import ArmStep
 
 #: Tokens that all arms together may hold while they generate.
@@ -74,6 +75,7 @@ class PackedEngine:
             raise
         self._loss_scale = LossScale(len(self.arms), enabled=base.dtype is torch.float16)
         self._diverged: set[str] = set()
+        self.num_steps_done = 0
         self._gradient_checkpointing = gradient_checkpointing
 
     @property
@@ -83,12 +85,13 @@ class PackedEngine:
 
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Take one optimizer step per item of `steps`; the item's batches are accumulated."""
-        for step, batches in enumerate(steps):
+        for step, batches in enumerate(steps, start=self.num_steps_done):
             if len(self._diverged) == len(self.arms):
                 return
             losses = self._accumulate(batches)
             norms = self._unscaled_norms()
             trained, diverged = self._take_step(step, losses=losses, norms=norms)
+            self.num_steps_done = step + 1
             on_step(
                 StepResult(
                     step=step + 1,
@@ -98,6 +101,41 @@ class PackedEngine:
                     diverged=diverged,
                 )
             )
+
+    def state(self) -> EngineState:
+        """A copy of all that training goes on from, on the CPU."""
+        arms = tuple(
+            ArmState(
+                experiment_id=arm.experiment_id,
+                num_steps_done=self.num_steps_done,
+                is_diverged=arm.experiment_id in self._diverged,
+                numbers={
+                    "num_steps_taken": self._optimizer.num_steps_taken[number],
+                    "loss_scale": self._loss_scale.scales[number],
+                    "num_good_steps": self._loss_scale.num_good_steps[number],
+                },
+                tensors={
+                    name: row.detach().to("cpu", copy=True)
+                    for name, row in self._optimizer.rows_of(number).items()
+                },
+            )
+            for number, arm in enumerate(self.arms)
+        )
+        return EngineState(engine=self.name, arms=arms, num_forward_passes=self._bank.clock.forward_pass)
+
+    @torch.no_grad()
+    def restore(self, state: EngineState) -> None:
+        """Go on from there."""
+        for number, arm in enumerate(state.of(self.experiment_ids).arms):
+            self.num_steps_done = arm.num_steps_done
+            if arm.is_diverged:
+                self._diverged.add(arm.experiment_id)
+            self._optimizer.num_steps_taken[number] = int(arm.numbers["num_steps_taken"])
+            self._loss_scale.scales[number] = arm.numbers["loss_scale"]
+            self._loss_scale.num_good_steps[number] = int(arm.numbers["num_good_steps"])
+            for name, row in self._optimizer.rows_of(number).items():
+                row.copy_(arm.tensors[name])
+        self._bank.clock.forward_pass = state.num_forward_passes
 
     @torch.no_grad()
     def score(self, batch: Batch) -> TokenScores:

@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import get_scheduler
 
 from lorastudy.engine.adapters import WEIGHTS_FILE, save_config, set_weights, trainable, wrap
-from lorastudy.engine.arms import Arm, StepResult, TokenScores, initial_lora_A, stream_seed
+from lorastudy.engine.arms import Arm, StepResult, TokenScores, initial_lora_A
 from lorastudy.engine.batch import Batch
+from lorastudy.engine.course import Course
 from lorastudy.engine.generation import greedy
 from lorastudy.engine.loading import BaseModel
-from lorastudy.engine.optimise import INITIAL_SCALE, SMALLEST_SCALE
+from lorastudy.engine.optimise import SMALLEST_SCALE
 from lorastudy.engine.padded import label_logits
 from lorastudy.engine.quantised import features
 from lorastudy.engine.recompute import recomputing
+from lorastudy.engine.state import EngineState
 from lorastudy.records import ArmStep
 
 
@@ -42,6 +43,12 @@ class ReferenceEngine:
         for adapter_name, arm in self._names.items():
             set_weights(self._model, _initial_weights(arm, sizes), adapter_name=adapter_name)
         self._model.eval()
+        self._courses = {
+            adapter_name: Course(
+                self._names[adapter_name], trainable(self._model), device=base.device, dtype=base.dtype
+            )
+            for adapter_name in self._one_after_another()
+        }
         self._gradient_checkpointing = gradient_checkpointing
 
     @property
@@ -49,16 +56,32 @@ class ReferenceEngine:
         """Whose adapters they are, in the order of `arms`."""
         return tuple(arm.experiment_id for arm in self.arms)
 
+    @property
+    def num_steps_done(self) -> int:
+        """Steps that no arm needs any more."""
+        left = [course.num_steps_done for course in self._courses.values() if not course.has_ended]
+        return min(left, default=max(arm.num_steps for arm in self.arms))
+
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Train the arms one after another over the same steps; `on_step` is told of each arm's steps alone."""
+        first = self.num_steps_done
         kept = list(steps)
-        devices = [self._base.device] if self._base.device.type == "cuda" else []
-        for adapter_name, arm in self._names.items():
+        for adapter_name, course in self._courses.items():
             self._model.set_adapter(adapter_name)
-            # PEFT's dropout draws from torch's own stream: set, so that no arm's draw depends on those before it.
-            with torch.random.fork_rng(devices=devices):
-                torch.manual_seed(stream_seed("dropout", arm.seed))
-                self._train_one(arm, kept[: arm.num_steps], on_step=on_step)
+            if not course.has_ended:
+                own = kept[course.num_steps_done - first : course.arm.num_steps - first]
+                with course.own_stream():
+                    self._train_one(course, own, on_step=on_step)
+
+    def state(self) -> EngineState:
+        """A copy of all that training goes on from, on the CPU."""
+        return EngineState(engine=self.name, arms=tuple(course.state() for course in self._courses.values()))
+
+    def restore(self, state: EngineState) -> None:
+        """Go on from there."""
+        arms = state.of(self.experiment_ids).arms
+        for course, arm in zip(self._courses.values(), arms, strict=True):
+            course.restore(arm)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> TokenScores:
@@ -104,40 +127,25 @@ class ReferenceEngine:
         self._model.set_adapter(before)
 
     def _train_one(
-        self, arm: Arm, steps: Sequence[Sequence[Batch]], *, on_step: Callable[[StepResult], None]
+        self, course: Course, steps: Sequence[Sequence[Batch]], *, on_step: Callable[[StepResult], None]
     ) -> None:
-        parameters = trainable(self._model)
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=arm.learning_rate,
-            betas=(arm.adam_beta1, arm.adam_beta2),
-            eps=arm.adam_epsilon,
-            weight_decay=arm.weight_decay,
-        )
-        schedule = get_scheduler(
-            arm.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=arm.num_warmup_steps,
-            num_training_steps=arm.num_steps,
-        )
-        scaler = torch.amp.GradScaler(
-            self._base.device.type, enabled=self._base.dtype is torch.float16, init_scale=INITIAL_SCALE
-        )
-        for step, batches in enumerate(steps, start=1):
+        arm, optimizer, scaler = course.arm, course.optimizer, course.scaler
+        for batches in steps:
             optimizer.zero_grad()
             loss = self._accumulate(batches, scaler=scaler)
             scaler.unscale_(optimizer)
-            norm = _clip(parameters, max_norm=arm.max_grad_norm)
-            rate = schedule.get_last_lr()[0]
+            norm = _clip(course.parameters, max_norm=arm.max_grad_norm)
+            rate = course.schedule.get_last_lr()[0]
             taken = math.isfinite(loss) and math.isfinite(norm)
             if taken:
                 scaler.step(optimizer)
-                schedule.step()
+                course.schedule.step()
             if scaler.is_enabled():
                 scaler.update()
-            may_go_on = taken or _may_try_again(scaler, loss=loss)
-            on_step(_result(arm, batches, step=step, measured=(loss, rate, norm), diverged=not may_go_on))
-            if not may_go_on:
+            course.num_steps_done += 1
+            course.is_diverged = not (taken or _may_try_again(scaler, loss=loss))
+            on_step(_result(course, batches, measured=(loss, rate, norm)))
+            if course.is_diverged:
                 return
 
     def _accumulate(self, batches: Sequence[Batch], *, scaler: torch.amp.GradScaler) -> float:
@@ -184,25 +192,19 @@ def _set_lora_dropout(model: nn.Module, *, training: bool) -> None:
             module.train(training)
 
 
-def _result(
-    arm: Arm,
-    batches: Sequence[Batch],
-    *,
-    step: int,
-    measured: tuple[float, float, float],
-    diverged: bool,
-) -> StepResult:
+def _result(course: Course, batches: Sequence[Batch], *, measured: tuple[float, float, float]) -> StepResult:
     loss, rate, norm = measured
+    experiment_id = course.arm.experiment_id
     taken = ArmStep(
-        experiment_id=arm.experiment_id,
+        experiment_id=experiment_id,
         loss=loss if math.isfinite(loss) else None,
         learning_rate=rate,
         grad_norm=norm if math.isfinite(norm) else None,
     )
     return StepResult(
-        step=step,
+        step=course.num_steps_done,
         num_tokens=sum(batch.num_tokens for batch in batches),
         num_completion_tokens=sum(batch.num_completion_tokens for batch in batches),
         arms=(taken,),
-        diverged=(arm.experiment_id,) if diverged else (),
+        diverged=(experiment_id,) if course.is_diverged else (),
     )

@@ -2,5 +2,6 @@
 
 from lorastudy.executors.executor import Executor, WorkerExit
 from lorastudy.executors.local import LocalExecutor
+from lorastudy.executors.patience import HUNG
 
-__all__ = ["Executor", "LocalExecutor", "WorkerExit"]
+__all__ = ["HUNG", "Executor", "LocalExecutor", "WorkerExit"]

@@ -19,6 +19,11 @@ class WorkerExit:
     returncode: int | None
     message: str = ""
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended it (below zero, or 128 and more as a shell has it), which says nothing of its pack."""
+        return self.returncode is not None and not 0 <= self.returncode <= 128
+
 
 Event = tuple[Path, Record | WorkerExit]
 
@@ -30,5 +35,12 @@ class Executor(Protocol):
         """Serve folders that hold a `pack.json`; yield what comes of them as it comes.
 
         Closing the iterator ends the workers.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Ask the workers under way to leave, and start no other; `run` then ends with their exits.
+
+        May be called from a signal handler while `run` is under way.
         """
         ...

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lorastudy.executors.executor import Event, WorkerExit
+from lorastudy.executors.patience import Patience
 from lorastudy.records import DONE_NAME, RECORDS_NAME, RecordReader
 
 #: Between two looks at a folder.
@@ -15,6 +16,7 @@ class Following:
 
     def __init__(self, folder: Path) -> None:
         self.exit: WorkerExit | None = None
+        self.patience = Patience()
         self._folder = folder
         self._reader = RecordReader(folder / RECORDS_NAME)
 
@@ -30,6 +32,7 @@ class Following:
         is_done = (self._folder / DONE_NAME).exists()
         try:
             for record in self._reader.read_new():
+                self.patience.hear(record)
                 yield self._folder, record
         except ValueError as error:
             # What is left of the folder cannot be trusted; the experiments it left open count as crashed.

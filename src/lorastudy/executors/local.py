@@ -15,7 +15,7 @@ from typing import Any
 from lorastudy.errors import StudyError
 from lorastudy.executors.executor import Event, WorkerExit
 from lorastudy.executors.following import POLL_SECONDS, Following
-from lorastudy.executors.process import WORKER, base_model_of, log_tail, worker_process
+from lorastudy.executors.process import WORKER, base_model_of, end_hung, log_tail, worker_process
 from lorastudy.jobs import EvaluateJob
 
 
@@ -25,19 +25,55 @@ class LocalExecutor:
     def __init__(self, *, worker: Sequence[str] = WORKER) -> None:
         """`worker` is what the interpreter is told to run; the folders follow."""
         self._worker = worker
+        self._is_leaving = False
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
         """Serve the folders in order."""
         waiting = list(folders)
-        while waiting:
+        while waiting and not self._is_leaving:
             first, base_models = waiting[0], map(base_model_of, waiting)
             with worker_process(waiting, base_models=base_models, worker=self._worker) as process:
                 is_alive = True
                 while waiting and is_alive:
                     following = Following(waiting.pop(0))
-                    yield from _follow(following, process, log_folder=first)
+                    yield from self._follow(following, process, log_folder=first)
                     assert following.exit is not None
-                    is_alive = following.exit.returncode is None
+                    is_alive = following.exit.returncode is None and not self._is_leaving
+
+    def leave(self) -> None:
+        """Ask the worker to save what it is at and to leave."""
+        self._is_leaving = True
+
+    def _follow(
+        self, following: Following, process: subprocess.Popen[bytes], *, log_folder: Path
+    ) -> Generator[Event, None, None]:
+        """Yield the folder's events until it is served, or the process has died over it or was ended as hung."""
+        complaint = ""
+
+        def end_of_worker() -> WorkerExit | None:
+            returncode = process.poll()
+            if returncode is None:
+                return None
+            said = "\n".join(filter(None, [complaint, log_tail(log_folder)]))
+            return WorkerExit(returncode=returncode, message=said)
+
+        is_told = False
+        try:
+            while following.exit is None:
+                yield from following.new_events(end_of_worker)
+                if following.exit is not None:
+                    return
+                if self._is_leaving and not is_told:
+                    is_told = True
+                    process.terminate()
+                if not complaint and (found := following.patience.complaint()) is not None:
+                    complaint = found
+                    end_hung(process)
+                time.sleep(POLL_SECONDS)
+        except BaseException:
+            if is_told:
+                process.kill()  # asked for the second time: at once
+            raise
 
 
 def run_job(job: EvaluateJob) -> dict[str, Any]:
@@ -57,20 +93,3 @@ def run_job(job: EvaluateJob) -> dict[str, Any]:
     if "error" in result:
         raise StudyError(result["error"])
     return result
-
-
-def _follow(
-    following: Following, process: subprocess.Popen[bytes], *, log_folder: Path
-) -> Generator[Event, None, None]:
-    """Yield the folder's events until it is served or the process has died over it."""
-
-    def end_of_worker() -> WorkerExit | None:
-        returncode = process.poll()
-        if returncode is None:
-            return None
-        return WorkerExit(returncode=returncode, message=log_tail(log_folder))
-
-    while following.exit is None:
-        yield from following.new_events(end_of_worker)
-        if following.exit is None:
-            time.sleep(POLL_SECONDS)

@@ -1,6 +1,7 @@
 """A worker process: how it is started, what surrounds it, and that it ends when nobody follows it any more."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ LOG_NAME = "worker.log"
 LOG_TAIL_CHARACTERS = 2000
 #: How long a worker may take to leave by itself once it is through, or to obey when it is told to end.
 FAREWELL_SECONDS = 10.0
+#: How long a worker that hangs may take to write its traceback.
+TRACEBACK_SECONDS = 0.5
 
 #: glibc returns freed memory to the system at every step unless told otherwise, which halves training speed
 #: on a CPU; other systems ignore these.
@@ -82,6 +85,15 @@ def log_tail(folder: Path) -> str:
     if not log.exists():
         return ""
     return log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
+
+
+def end_hung(process: subprocess.Popen[bytes]) -> None:
+    """End a worker that does not answer, but let it write into its log where it hangs."""
+    if hasattr(signal, "SIGUSR1"):
+        process.send_signal(signal.SIGUSR1)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=TRACEBACK_SECONDS)
+    process.kill()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

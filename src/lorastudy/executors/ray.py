@@ -12,7 +12,7 @@ another folder and a higher number, so nothing of that is taken.
 import os
 import socket
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,15 @@ from typing import Any
 from lorastudy.errors import StudyError
 from lorastudy.executors.executor import Event, WorkerExit
 from lorastudy.executors.following import POLL_SECONDS, Following
-from lorastudy.executors.process import FAREWELL_SECONDS, WORKER, base_model_of, log_tail, worker_process
+from lorastudy.executors.patience import Patience
+from lorastudy.executors.process import (
+    FAREWELL_SECONDS,
+    LOG_NAME,
+    WORKER,
+    base_model_of,
+    log_tail,
+    worker_process,
+)
 
 #: The exit code of a worker whose node or task was lost, so that nobody knows its own.
 LOST = 255
@@ -67,6 +75,7 @@ class RayExecutor:
         self._num_cpus = num_cpus
         self._num_gpus = num_gpus
         self._worker = tuple(worker)
+        self._is_leaving = False
         self._ray = _import_ray()
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
@@ -79,15 +88,32 @@ class RayExecutor:
         options = self._task_options()
         tasks = {folder: self._start(folder, options=options) for folder in folders}
         following = {folder: Following(folder) for folder in folders}
+        complaints: dict[Path, str] = {}
+        is_told = False
         try:
             while following:
                 for folder, each in list(following.items()):
-                    yield from each.new_events(partial(self._end_of_worker, tasks[folder], folder=folder))
+                    end_of_worker = partial(
+                        self._end_of_worker, tasks[folder], folder=folder, complaints=complaints
+                    )
+                    yield from each.new_events(end_of_worker)
                     if each.exit is not None:
                         del following[folder]
+                    elif not (folder / LOG_NAME).exists():
+                        each.patience = Patience()  # it waits for its turn
+                    elif folder not in complaints:
+                        self._end_if_hung(tasks[folder], each, folder=folder, complaints=complaints)
+                if self._is_leaving and not is_told:
+                    is_told = True
+                    for task in tasks.values():
+                        self._ray.cancel(task)
                 time.sleep(POLL_SECONDS)
         finally:
             self._end(list(tasks.values()))
+
+    def leave(self) -> None:
+        """Cancel the tasks; each asks its worker to save what it is at and to leave."""
+        self._is_leaving = True
 
     def _connect(self) -> None:
         """Once; Ray itself lets go when the program ends."""
@@ -132,14 +158,23 @@ class RayExecutor:
         task = self._ray.remote(serve).options(**options, name=f"lorastudy {folder}")
         return task.remote(str(folder.resolve()), cwd=str(Path.cwd()), worker=self._worker)
 
-    def _end_of_worker(self, task: Any, *, folder: Path) -> WorkerExit | None:
+    def _end_if_hung(
+        self, task: Any, following: Following, *, folder: Path, complaints: dict[Path, str]
+    ) -> None:
+        """By force, and its worker ends with it: the process that started it is gone."""
+        complaint = following.patience.complaint()
+        if complaint is not None:
+            complaints[folder] = complaint
+            self._ray.cancel(task, force=True)
+
+    def _end_of_worker(self, task: Any, *, folder: Path, complaints: Mapping[Path, str]) -> WorkerExit | None:
         ended, _ = self._ray.wait([task], timeout=0)
         if not ended:
             return None
         try:
             return WorkerExit(returncode=self._ray.get(task), message=log_tail(folder))
         except self._ray.exceptions.RayError as error:
-            return WorkerExit(returncode=LOST, message=str(error).strip())
+            return WorkerExit(returncode=LOST, message=complaints.get(folder, str(error).strip()))
 
     def _end(self, tasks: list[Any]) -> None:
         """Cancel what has not ended: waiting tasks never start, running ones end their worker first."""

@@ -29,7 +29,7 @@ def expand(
         StudyError: the experiment type cannot be loaded, or decides something that is not a setting.
     """
     arms = _named_arms(suite)
-    sources_of = _sources_reader(fingerprint_dataset, fingerprint_base)
+    sources_of = sources_reader(fingerprint_dataset, fingerprint_base)
     by_arm = [(arm, _experiments(suite, arm, sources=sources_of(arm.settings))) for arm in arms]
     problems = Problems()
     _note_bad_names(suite, arms, problems=problems)
@@ -108,9 +108,10 @@ def _experiments(suite: Suite, arm: _NamedArm, *, sources: Sources) -> list[Expe
     ]
 
 
-def _sources_reader(
+def sources_reader(
     fingerprint_dataset: Fingerprint, fingerprint_base: Fingerprint
 ) -> Callable[[Settings], Sources]:
+    """A function that fingerprints what settings read, each file and model once."""
     dataset = functools.cache(fingerprint_dataset)
     base = functools.cache(fingerprint_base)
 

@@ -42,6 +42,20 @@ def form_packs(experiments: Iterable[Experiment]) -> list[PlannedPack]:
     ]
 
 
+def remaining_packs(experiments: Sequence[Experiment], missing: Iterable[Experiment]) -> list[PlannedPack]:
+    """The packs of all experiments, as far as they are missing.
+
+    Not packs of what is missing: what goes on after an interruption keeps the company that it would have had, and so
+    comes to the same bits.
+    """
+    wanted = {experiment.id for experiment in missing}
+    packs = (
+        PlannedPack(experiments=tuple(each for each in pack.experiments if each.id in wanted))
+        for pack in form_packs(experiments)
+    )
+    return [pack for pack in packs if pack.experiments]
+
+
 def max_arms(experiment: Experiment) -> int:
     """How many arms like this one a pack may hold."""
     settings = experiment.settings

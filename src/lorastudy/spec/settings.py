@@ -110,6 +110,15 @@ class Settings(BaseModel):
         None, ge=1, description="Upper bound; by default the planner decides."
     )
 
+    checkpoint_steps: int | None = Field(
+        None, ge=1, description="Save training after so many steps of a pack, besides `checkpoint_minutes`."
+    )
+    checkpoint_minutes: float | None = Field(
+        5.0,
+        gt=0,
+        description="Save training after so many minutes of it; `null` for never. Where saving is slow it happens less often, so that it takes at most 3 % of the training.",
+    )
+
     # --- what is measured -----------------------------------------------------------------------------
     data_seed: int = Field(
         0, ge=0, description="Order of the rows; equal for all arms, so comparisons are paired."
@@ -132,6 +141,7 @@ class Settings(BaseModel):
         "max_grad_norm",
         "lora_dropout",
         "lora_alpha",
+        "checkpoint_minutes",
         mode="before",
     )
     @classmethod
@@ -204,5 +214,8 @@ ARM_KEYS = frozenset(
 
 #: Keys that say where things lie or how work is laid out, and so are not part of what an experiment *is*.
 LAYOUT_KEYS = frozenset(
-    {"base_model", "dataset_path", "eval_dataset_path", "forgetting_dataset_path", "max_arms_per_pack"}
-)
+    {
+        "base_model", "dataset_path", "eval_dataset_path", "forgetting_dataset_path", "max_arms_per_pack",
+        "checkpoint_steps", "checkpoint_minutes",
+    }
+)  # fmt: skip

@@ -15,11 +15,19 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, Table, select
 
-from lorastudy.records import ArmProfile, DataSummary, Environment, Generation, PackProfile
+from lorastudy.records import (
+    ArmProfile,
+    CheckpointProfile,
+    DataSummary,
+    Environment,
+    Generation,
+    Incident,
+    PackProfile,
+)
 from lorastudy.tracker import rows, schema
 from lorastudy.tracker.rows import HASH_COLUMN, Row
 from lorastudy.tracker.schema import runs
-from lorastudy.tracker.views import ExperimentResult, ScoreValue, StepRow, SuiteSummary
+from lorastudy.tracker.views import ExperimentResult, RunView, ScoreValue, StepRow, SuiteSummary
 
 _Value = TypeVar("_Value")
 _RunKey = tuple[str, int]
@@ -60,6 +68,15 @@ def completed(connection: Connection, experiment_ids: Sequence[str]) -> dict[str
         if row["status"] == "completed" and row["experiment_id"] in wanted and environment is not None:
             found[row["experiment_id"]] = environment
     return found
+
+
+def attempts(connection: Connection, experiment_ids: Sequence[str]) -> list[RunView]:
+    """All runs of these experiments, the newest attempts first."""
+    wanted = set(experiment_ids)
+    found = [row for row in rows.intact(connection, runs) if row["experiment_id"] in wanted]
+    found.sort(key=lambda row: (row["attempt"], row["started_at"]), reverse=True)
+    columns = ("experiment_id", "attempt", "status", "pack_id", "run_folder")
+    return [RunView(**{name: row[name] for name in columns}) for row in found]
 
 
 def known_experiments(connection: Connection) -> frozenset[str]:
@@ -158,6 +175,8 @@ class _Packs:
         self.environments: dict[_RunKey, Environment] = {}
         self.profiles: dict[_RunKey, PackProfile] = {}
         self.data: dict[_RunKey, tuple[DataSummary, ...]] = defaultdict(tuple)
+        self.incidents: dict[_RunKey, tuple[Incident, ...]] = defaultdict(tuple)
+        self.checkpoints: dict[_RunKey, CheckpointProfile] = {}
 
 
 def _packs(connection: Connection) -> _Packs:
@@ -168,6 +187,12 @@ def _packs(connection: Connection) -> _Packs:
         packs.profiles[row["pack_id"], row["attempt"]] = _as_value(PackProfile, row, without=pack_key)
     for row in sorted(rows.intact(connection, schema.data_summaries), key=lambda row: row["split"]):
         packs.data[row["pack_id"], row["attempt"]] += (_as_value(DataSummary, row, without=pack_key),)
+    for row in sorted(rows.intact(connection, schema.incidents), key=lambda row: row["position"]):
+        incident = _as_value(Incident, row, without=(*pack_key, "position"))
+        packs.incidents[row["pack_id"], row["attempt"]] += (incident,)
+    for row in rows.intact(connection, schema.checkpoint_profiles):
+        profile = _as_value(CheckpointProfile, row, without=pack_key)
+        packs.checkpoints[row["pack_id"], row["attempt"]] = profile
     return packs
 
 
@@ -202,6 +227,8 @@ def _result(
         pack_profile=pack_profile,
         data=packs.data.get(of_pack, ()),
         environment=packs.environments.get(of_pack),
+        incidents=packs.incidents.get(of_pack, ()),
+        checkpoint_profile=packs.checkpoints.get(of_pack),
     )
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 #: The revision these tables belong to: kept equal to the newest file in `migrations/versions` by a test, and
 #: written here so that reading a current store need not import alembic.
-HEAD_REVISION = "0001"
+HEAD_REVISION = "0002"
 
 #: Not alembic's default name, which MLflow and Optuna use too: a PostgreSQL database may be shared.
 VERSION_TABLE = "lorastudy_version"
@@ -197,6 +197,27 @@ pack_profiles = Table(
     Column("load_seconds", Double, nullable=False),
     Column("train_seconds", Double, nullable=False),
     Column("eval_seconds", Double, nullable=False),
+    _hash(),
+)
+
+incidents = Table(
+    "incidents",
+    metadata,
+    *_pack_key(),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    Column("step", BigInteger),
+    Column("message", Text, nullable=False),
+    _hash(),
+)
+
+checkpoint_profiles = Table(
+    "checkpoint_profiles",
+    metadata,
+    *_pack_key(),
+    Column("num_checkpoints", BigInteger, nullable=False),
+    Column("last_bytes", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
     _hash(),
 )
 

@@ -12,9 +12,11 @@ from sqlalchemy import Connection, Table, select
 
 from lorastudy.records import (
     ArmProfile,
+    CheckpointProfile,
     DataSummary,
     Environment,
     Generation,
+    Incident,
     Outcome,
     PackProfile,
     PackStep,
@@ -103,6 +105,20 @@ def _take_pack_profile(connection: Connection, record: PackProfile, origin: Orig
     return _add_once(connection, schema.pack_profiles, values=asdict(record), key=origin.key)
 
 
+def _take_checkpoint_profile(connection: Connection, record: CheckpointProfile, origin: Origin) -> bool:
+    return _add_once(connection, schema.checkpoint_profiles, values=asdict(record), key=origin.key)
+
+
+def _take_incident(connection: Connection, record: Incident, origin: Origin) -> bool:
+    """The same thing twice after one step counts as taken before."""
+    if rows.exists(connection, schema.incidents, key=asdict(record) | origin.key):
+        return False
+    position = rows.count(connection, schema.incidents, key=origin.key)
+    return _add_once(
+        connection, schema.incidents, values=asdict(record), key=origin.key | {"position": position}
+    )
+
+
 def _take_profile(connection: Connection, record: ArmProfile, origin: Origin) -> bool:
     return _add_once(
         connection, schema.profiles, values=asdict(record), key=_run_key(record.experiment_id, origin)
@@ -152,9 +168,11 @@ def _add_once(
 
 _TAKERS: dict[type[Any], Callable[[Connection, Any, Origin], bool]] = {
     ArmProfile: _take_profile,
+    CheckpointProfile: _take_checkpoint_profile,
     DataSummary: _take_data_summary,
     Environment: _take_environment,
     Generation: _take_generation,
+    Incident: _take_incident,
     Outcome: _take_outcome,
     PackProfile: _take_pack_profile,
     Score: _take_score,

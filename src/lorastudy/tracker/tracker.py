@@ -26,7 +26,7 @@ from lorastudy.tracker.exporting import export
 from lorastudy.tracker.lock import Holder
 from lorastudy.tracker.salvaging import Salvage
 from lorastudy.tracker.store import Store
-from lorastudy.tracker.views import DamagedRow, ExperimentResult, StepRow, SuiteSummary
+from lorastudy.tracker.views import DamagedRow, ExperimentResult, RunView, StepRow, SuiteSummary
 
 
 def _now() -> datetime:
@@ -194,6 +194,11 @@ class ExperimentTracker:
         """
         with self._store.reading() as connection:
             return reads.completed(connection, experiment_ids)
+
+    def get_runs(self, experiment_ids: Sequence[str]) -> list[RunView]:
+        """All attempts at these experiments, the newest first."""
+        with self._store.reading() as connection:
+            return reads.attempts(connection, experiment_ids)
 
     def get_items(
         self, experiment_id: str, *, split: str, metric: str

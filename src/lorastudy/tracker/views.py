@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lorastudy.records import ArmProfile, DataSummary, Environment, PackProfile
+from lorastudy.records import (
+    ArmProfile,
+    CheckpointProfile,
+    DataSummary,
+    Environment,
+    Incident,
+    PackProfile,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,20 @@ class ExperimentResult:
     """Fingerprints of the base model and the data sets."""
     pack_id: str | None = None
     traceback: str | None = None
+    incidents: tuple[Incident, ...] = ()
+    """What befell its pack, in order, earlier attempts included as far as this one goes on from them."""
+    checkpoint_profile: CheckpointProfile | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """One attempt at an experiment, and the folder that it has with the rest of its pack."""
+
+    experiment_id: str
+    attempt: int
+    status: str
+    pack_id: str
+    run_folder: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from lorastudy import worker
 from lorastudy.analysis.study import split_studies
 from lorastudy.errors import StudyError
 from lorastudy.records import ArmProfile, PackProfile
@@ -20,6 +19,7 @@ from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.reproduce import suite_yaml
 from lorastudy.report.write import write_report
 from lorastudy.spec.loading import load_suite
+from lorastudy.training import life
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report_rank_study.md"
 PLOTS = (
@@ -280,7 +280,7 @@ def test_the_report_describes_every_meter_and_counts_the_worker_s_steps():
         for kind in get_args(get_type_hints(record)["memory_kind"])
     }
     assert set(MEMORY_KINDS) == kinds
-    assert NUM_TIMED_STEPS == worker.NUM_TIMED_STEPS
+    assert NUM_TIMED_STEPS == life.NUM_TIMED_STEPS
 
 
 def test_environments_that_differ_are_shown_and_flagged(rank_study, text_of):

@@ -3,7 +3,7 @@
 from lorastudy.analysis.study import Study
 from lorastudy.records import PackProfile
 from lorastudy.report.costs import MEMORY_KINDS
-from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
+from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.numbers import count, duration_unit, number, size_unit
 
 #: Its arms take turns; in any other engine one step is one of all arms together.
@@ -25,7 +25,40 @@ def pack_blocks(study: Study, *, level: int) -> list[Block]:
         f"{_how_trained({profile.engine for profile in profiles})} Tokens are real tokens, summed over the arms; "
         f"memory is {' or '.join(kinds)}."
     )
-    return [Heading(level=level, text="Packs"), Paragraph((text,)), _table(profiles)]
+    return [Heading(level=level, text="Packs"), Paragraph((text, _checkpoints(study))), _table(profiles)]
+
+
+def _checkpoints(study: Study) -> str:
+    """What saving cost, where anything was saved."""
+    saved = {
+        (result.pack_id, result.attempt): (profile, result.pack_profile.train_seconds)
+        for result in study.completed
+        if (profile := result.checkpoint_profile) is not None
+        and profile.num_checkpoints
+        and result.pack_profile is not None
+    }
+    if not saved:
+        return ""
+    seconds = sum(profile.seconds for profile, _ in saved.values())
+    share = seconds / (seconds + sum(train_seconds for _, train_seconds in saved.values()))
+    num_checkpoints = sum(profile.num_checkpoints for profile, _ in saved.values())
+    return (
+        f" Saving took {number(seconds, 1)} s beside that ({number(100 * share, 1)} % of both): "
+        f"{num_checkpoints} checkpoints."
+    )
+
+
+def incident_blocks(study: Study, *, level: int) -> list[Block]:
+    """What befell the packs without costing a result; nothing where nothing did."""
+    befallen = dict.fromkeys(incident.message for result in study.completed for incident in result.incidents)
+    if not befallen:
+        return []
+    text = (
+        "None of this changed a number: what goes on from a checkpoint comes to the same bits, and a part of a pack to "
+        "the same result up to the order in which sums are taken."
+    )
+    items = tuple((f"{message[:1].upper()}{message[1:]}.",) for message in befallen)
+    return [Heading(level=level, text="Incidents"), Paragraph((text,)), Bullets(items)]
 
 
 def _how_trained(engines: set[str]) -> str:

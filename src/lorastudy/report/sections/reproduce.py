@@ -52,7 +52,11 @@ def _entry(arm: Arm, keys: tuple[str, ...], *, seeds: list[int] | None) -> dict[
 
 def _is_said(key: str, value: Any) -> bool:
     """Whether a key is written: None is a key's absence, and the layout of packs is the planner's."""
-    return value is not None and key != "max_arms_per_pack"
+    return value is not None and key not in _OF_THE_LAYOUT
+
+
+#: How work is laid out and saved is no part of the study.
+_OF_THE_LAYOUT = {"max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes"}
 
 
 def _dumped(body: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lorastudy.records import Generation, Outcome, Pack, Score
-from lorastudy.worker import PackRun
+from lorastudy.training.outcomes import PackRun
 
 SCORE = Score(
     experiment_id="good",

@@ -1,0 +1,114 @@
+"""`lorastudy resume`: go on with what was begun, from the store alone or from a suite file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Config, Database, OutputDir, RunsDir
+from lorastudy.errors import StudyError
+
+if TYPE_CHECKING:
+    from lorastudy.spec.experiment import Experiment
+    from lorastudy.spec.suite import Suite
+    from lorastudy.tracker.views import ExperimentResult
+
+
+def resume(
+    suite: Annotated[
+        str | None,
+        typer.Argument(help="A suite's name or file; without it, every suite of the store with work left."),
+    ] = None,
+    continue_on_error: Annotated[
+        bool, typer.Option("--continue-on-error", help="Start further experiments after one has failed.")
+    ] = False,
+    config: Config = None,
+    database: Database = DATABASE,
+    runs_dir: RunsDir = RUNS_DIR,
+    output_dir: OutputDir = OUTPUT_DIR,
+) -> None:
+    """Run what is missing of suites that were begun; each pack goes on from its newest sound checkpoint."""
+    from lorastudy.cli.running import run_experiments
+    from lorastudy.runner import Plan
+
+    plan = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
+    if suite is not None and (Path(suite).is_file() or Path(suite).suffix in {".yaml", ".yml"}):
+        work = [_of_file(Path(suite), defaults=config)]
+    else:
+        work = _of_store(suite, database=database)
+    if not work:
+        print("nothing to resume: every experiment in the store is completed")
+    for loaded, experiments in work:
+        print(f"{loaded.name}: {len(experiments)} experiments")
+        run_experiments(loaded, experiments, database=database, plan=plan)
+        print(f"next: lorastudy report --suite-name {loaded.name}")
+
+
+def _of_file(path: Path, *, defaults: Path | None) -> "tuple[Suite, Sequence[Experiment]]":
+    from lorastudy.cli.running import experiments_of
+    from lorastudy.spec.loading import load_suite
+
+    loaded = load_suite(path, defaults=defaults)
+    return loaded, experiments_of(loaded)
+
+
+def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence[Experiment]]]":
+    """The suite of this name, or all suites with work left, as the store has them.
+
+    Raises:
+        StudyError: there is no such suite, or what it reads is not what it was.
+    """
+    from lorastudy.spec.suite import Suite
+    from lorastudy.tracker import ExperimentTracker
+
+    with ExperimentTracker(database) as tracker:
+        by_suite: dict[str, list[ExperimentResult]] = {}
+        for result in tracker.get_all_experiments():
+            by_suite.setdefault(result.suite_name, []).append(result)
+    if name is not None and name not in by_suite:
+        there = ", ".join(by_suite) or "none"
+        raise StudyError(f"{name}: {database} has no suite of this name; it has: {there}")
+    chosen = [name] if name is not None else [each for each, results in by_suite.items() if _is_open(results)]
+    work: list[tuple[Suite, Sequence[Experiment]]] = []
+    for each in chosen:
+        results = by_suite[each]
+        suite = Suite(
+            name=each, description="", experiment_type=results[0].experiment_type, path=None, arms=()
+        )
+        work.append((suite, _experiments(results)))
+    return work
+
+
+def _is_open(results: "Sequence[ExperimentResult]") -> bool:
+    return any(result.status != "completed" for result in results)
+
+
+def _experiments(results: "Sequence[ExperimentResult]") -> "list[Experiment]":
+    """The experiments as they were registered; what they read must still be what it was.
+
+    Raises:
+        StudyError: a base model or a data set has changed since.
+    """
+    from lorastudy.cli.running import sources_of
+    from lorastudy.spec.experiment import Experiment
+
+    experiments = [
+        Experiment.from_json(
+            {
+                **{key: getattr(result, key) for key in ("name", "arm", "experiment_type", "seed")},
+                "settings": dict(result.settings),
+                "sources": dict(result.sources),
+            }
+        )
+        for result in results
+    ]
+    now = sources_of()
+    for experiment in experiments:
+        for what, fingerprint in vars(now(experiment.settings)).items():
+            if fingerprint != getattr(experiment.sources, what):
+                raise StudyError(
+                    f"{experiment.name}: its {what.replace('_', ' ')} has changed since it was begun; run its suite file: "
+                    "lorastudy suite FILE"
+                )
+    return experiments

@@ -1,0 +1,1 @@
+"""The life of one pack in a worker: loaded, profiled, trained, evaluated, saved, and how each arm ended."""

@@ -1,0 +1,169 @@
+"""A suite whose workers are forks of a process that has torch and the base model already: a kill costs a fraction of a second.
+
+What runs in the fork is the worker's own `serve_pack`; only the start of the process is another one.
+"""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tiny
+from lorastudy import worker
+from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.engine.loading import default_device
+from lorastudy.executors import WorkerExit
+from lorastudy.executors.executor import Event
+from lorastudy.executors.following import Following
+from lorastudy.experiments.expansion import expand
+from lorastudy.runner import Plan, SuiteOutcome, run_suite
+from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.identity import base_model_fingerprint
+from lorastudy.spec.loading import suite_from_values
+from lorastudy.tracker import ExperimentTracker
+from lorastudy.training import life, pace
+from lorastudy.training.base_cache import BaseCache
+from lorastudy.training.stopping import Stop, Stopped
+
+SUITE = "torture"
+NUM_STEPS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinySuite:
+    """Four arms on a model of a few kilobytes: two ranks, one of them with dropout, two seeds, one of unequal length."""
+
+    experiments: tuple[Experiment, ...]
+    cache: BaseCache
+
+
+def tiny_suite(folder: Path, *, engine: str = "packed", **settings: Any) -> TinySuite:
+    """Write the model and the rows, load the model, and expand the suite. Every second step is saved."""
+    model = tiny.save_base(folder / "model", hidden_size=32)
+    rows = [
+        {"prompt": row.prompt_text, "completion": row.reference} for row in tiny.make_rows(24, longest=10)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    values = {
+        "base_model": str(model), "dataset_path": str(folder / "rows.jsonl"), "eval_fraction": 0.25,
+        "max_steps": NUM_STEPS, "per_device_train_batch_size": 4, "max_seq_length": 32, "learning_rate": 5e-3,
+        "lora_alpha": "2r", "quantization": "fp32", "max_generation_samples": 2, "max_new_tokens": 3,
+        "checkpoint_steps": 2, "engine": engine, "seeds": [0, 1],
+        "experiments": [{"name": "r2", "lora_rank": 2}, {"name": "r4", "lora_rank": 4, "lora_dropout": 0.2}],
+    }  # fmt: skip
+    suite = suite_from_values(values | settings, where="torture")
+    experiments = expand(
+        suite, fingerprint_dataset=dataset_fingerprint, fingerprint_base=base_model_fingerprint
+    )
+    cache = BaseCache()
+    cache.get(experiments[0].settings, device=default_device())
+    return TinySuite(experiments=tuple(experiments), cache=cache)
+
+
+@dataclass(kw_only=True)
+class ForkedExecutor:
+    """One fork for each folder. `in_worker` runs in it before the pack does; `pids` are those of the forks so far."""
+
+    cache: BaseCache
+    in_worker: Callable[[Path], None] = lambda _: None
+    on_fork: Callable[[int], None] = lambda _: None
+    pids: list[int] = field(default_factory=list)
+
+    def leave(self) -> None:
+        """Ask the worker to leave."""
+        if self.pids:
+            os.kill(self.pids[-1], signal.SIGTERM)
+
+    def run(self, folders: Sequence[Path]) -> Generator[Event]:
+        """Serve the folders in order."""
+        for folder in folders:
+            pid = os.fork()
+            if pid == 0:
+                _serve_and_exit(folder, cache=self.cache, in_worker=self.in_worker)
+            self.pids.append(pid)
+            self.on_fork(pid)
+            yield from _follow(folder, pid)
+
+
+def _serve_and_exit(folder: Path, *, cache: BaseCache, in_worker: Callable[[Path], None]) -> None:
+    code = 1
+    try:
+        os.closerange(3, 1024)  # a started process inherits none of the runner's files and locks either
+        # What an arm costs alone is no part of what is tested, and takes longer than all the rest.
+        life.profile_arms = lambda *_, **__: iter(())
+        pace.MAX_CHECKPOINT_SHARE = math.inf
+        in_worker(folder)
+        stop = Stop()
+        stop.listen()
+        worker.serve_pack(folder, cache=cache, stop=stop)
+        code = 0
+    except Stopped:
+        code = worker.STOPPED
+    finally:
+        os._exit(code)
+
+
+def _follow(folder: Path, pid: int) -> Generator[Event]:
+    following, status = Following(folder), []
+
+    def end_of_worker() -> WorkerExit | None:
+        if not status:
+            done, code = os.waitpid(pid, os.WNOHANG)
+            if not done:
+                return None
+            status.append(os.waitstatus_to_exitcode(code))
+        return WorkerExit(returncode=status[0])
+
+    try:
+        while following.exit is None:
+            yield from following.new_events(end_of_worker)
+            time.sleep(0.002)
+    finally:
+        if not status:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def run(
+    suite: TinySuite, folder: Path, *, executor: Any = None, is_leaving: Callable[[], bool] = lambda: False,
+    on_event: Callable[..., None] = lambda *_: None,
+) -> SuiteOutcome:  # fmt: skip
+    """Run what is missing of the suite in this folder, as a command does."""
+    plan = Plan(runs=folder / "runs", output=folder / "output", continue_on_error=True, is_leaving=is_leaving)
+    with ExperimentTracker(folder / "experiments.db", writable=True) as tracker:
+        return run_suite(
+            suite.experiments,
+            suite_name=SUITE,
+            tracker=tracker,
+            executor=executor or ForkedExecutor(cache=suite.cache),
+            plan=plan,
+            on_event=on_event,
+        )
+
+
+def everything(suite: TinySuite, folder: Path) -> dict[str, Any]:
+    """All that must not depend on what befell a suite, by experiment: status, steps, scores, answers, adapter."""
+    found = {}
+    with ExperimentTracker(folder / "experiments.db") as tracker:
+        for result in tracker.get_all_experiments():
+            scores = {
+                key: tracker.get_items(result.experiment_id, split=key[0], metric=key[1])
+                for key in result.scores
+            }
+            adapter = folder / "output" / result.name / "final_model" / "adapter_model.safetensors"
+            found[result.name] = {
+                "status": result.status,
+                "steps": tracker.get_steps(result.experiment_id),
+                "values": {key: score.value for key, score in result.scores.items()},
+                "items": scores,
+                "answers": tracker.get_generations(result.experiment_id),
+                "adapter": adapter.read_bytes() if adapter.exists() else None,
+            }
+    return found

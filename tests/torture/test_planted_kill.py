@@ -1,0 +1,46 @@
+"""The row sees what it is there to see: each test plants a bug and expects a violation."""
+
+from pathlib import Path
+
+import pytest
+
+from lorastudy.engine.lora import DropoutClock
+from lorastudy.engine.packed import PackedEngine
+from lorastudy.records import PackStep
+from lorastudy.training import resuming
+from torture.faults import kill
+
+
+@pytest.fixture(autouse=True)
+def late_kills(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the worker, after the seventh of eight steps: by then two checkpoints are there."""
+    monkeypatch.setattr(kill, "MOST_KILLS", 1)
+    monkeypatch.setattr(
+        kill, "_drawn", lambda *_, limits: kill.Kill(victim="worker, step", number=7, delay=0.0)
+    )
+
+
+def test_a_random_stream_that_is_not_restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    restore = PackedEngine.restore
+
+    def forgetful(engine: PackedEngine, state: object) -> None:
+        restore(engine, state)
+        engine._bank.clock.forward_pass = DropoutClock().forward_pass
+
+    monkeypatch.setattr(PackedEngine, "restore", forgetful)
+    assert kill.run(amount=1, seed=1, folder=tmp_path).num_violations > 0
+
+
+def test_records_that_are_not_carried_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    of_these = resuming._of_these
+
+    def losing(record: object, *rest: object, **named: object) -> object:
+        is_lost = isinstance(record, PackStep) and record.step == 1
+        return None if is_lost else of_these(record, *rest, **named)
+
+    monkeypatch.setattr(resuming, "_of_these", losing)
+    assert kill.run(amount=1, seed=1, folder=tmp_path).num_violations > 0
+
+
+def test_without_a_bug_such_a_kill_is_survived(tmp_path: Path) -> None:
+    assert kill.run(amount=1, seed=1, folder=tmp_path).num_violations == 0
