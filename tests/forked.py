@@ -75,6 +75,8 @@ class ForkedExecutor:
     on_fork: Callable[[int], None] = lambda _: None
     pids: list[int] = field(default_factory=list)
 
+    num_packs_at_once = 1
+
     def leave(self) -> None:
         """Ask the worker to leave."""
         if self.pids:

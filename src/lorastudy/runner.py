@@ -139,7 +139,7 @@ def run_suite(
     missing = not_done(experiments, tracker=tracker)
     unpublished = _publish_done(experiments, missing, tracker=tracker, output=plan.output)
     ends: dict[str, Outcome] = {}
-    waiting = packs_to_run(experiments, missing, tracker=tracker)
+    waiting = packs_to_run(experiments, missing, tracker=tracker, num_at_once=executor.num_packs_at_once)
     folders = {folder for each in waiting for folder in each.earlier}
     while waiting and not plan.is_leaving():
         tries = {

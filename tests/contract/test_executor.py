@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lorastudy.executors import Executor, LocalExecutor, WorkerExit, patience
+from lorastudy.executors import Executor, LocalExecutor, SideBySideExecutor, WorkerExit, patience
 from lorastudy.records import DONE_NAME, Generation, Pack, Record
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.settings import Settings
@@ -71,10 +71,12 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(params=["local", "ray"])
+@pytest.fixture(params=["local", "side by side", "ray"])
 def make_executor(request: pytest.FixtureRequest) -> MakeExecutor:
     if request.param == "local":
         return lambda worker: LocalExecutor(worker=worker)
+    if request.param == "side by side":
+        return lambda worker: SideBySideExecutor(environments=[{"LANE": "0"}, {"LANE": "1"}], worker=worker)
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed (an optional extra)")
     request.getfixturevalue("ray_cluster")

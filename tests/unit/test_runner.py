@@ -30,6 +30,8 @@ class MemoryExecutor:
     one experiment.
     """
 
+    num_packs_at_once = 1
+
     def __init__(self, **fails: str) -> None:
         self.fails = fails
         self.torch = version("torch")

@@ -15,7 +15,7 @@ from lorastudy.cli.departure import Departure
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
-from lorastudy.executors import Executor, LocalExecutor
+from lorastudy.executors import Executor, local_executor
 from lorastudy.experiments.expansion import expand, sources_reader
 from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import remaining_packs
@@ -66,7 +66,8 @@ def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str)
     """Print what would run: packs, experiments, and which results are there already."""
     missing = _missing(experiments, database=database)
     check_data(missing)
-    packs = remaining_packs(experiments, missing)
+    executor = local_executor(experiments)
+    packs = remaining_packs(experiments, missing, num_at_once=executor.num_packs_at_once)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"[bold]{suite.name}[/bold] ({suite.experiment_type})  base model: {_shared(experiments, 'base_model')}"
@@ -98,7 +99,7 @@ def run_experiments(
     """
     from lorastudy.cli.progress import Progress
 
-    executor = executor or LocalExecutor()
+    executor = executor or local_executor(experiments)
     with contextlib.ExitStack() as open_until_done:
         # A store that is there comes first, since another writer of it is refused at once.
         tracker = None if _is_new(database) else open_until_done.enter_context(_writer(database))
@@ -112,7 +113,7 @@ def run_experiments(
         if suite.path is not None:
             # A suite is what its file says now: an attempt with a mistake since mended is not in its report.
             tracker.keep_only(suite.name, experiments)
-        num_packs = len(remaining_packs(experiments, missing))
+        num_packs = len(remaining_packs(experiments, missing, num_at_once=executor.num_packs_at_once))
         progress = open_until_done.enter_context(Progress(num_packs=num_packs))
         departure = open_until_done.enter_context(Departure(executor))
         outcome = run_suite(

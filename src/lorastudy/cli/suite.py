@@ -63,13 +63,12 @@ def suite(
 
 def _executor(
     name: ExecutorName, *, address: str | None, num_cpus: float, num_gpus: float | None
-) -> "Executor":
-    from lorastudy.executors import LocalExecutor
-
+) -> "Executor | None":
+    """The executor asked for; None for this machine's, which depends on the suite."""
     if name is ExecutorName.local:
         if address is not None:
             raise StudyError("--ray-address: is for --executor ray")
-        return LocalExecutor()
+        return None
     from lorastudy.executors.ray import RayExecutor
 
     return RayExecutor(address=address, num_cpus=num_cpus, num_gpus=num_gpus)

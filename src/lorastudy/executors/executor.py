@@ -31,6 +31,11 @@ Event = tuple[Path, Record | WorkerExit]
 class Executor(Protocol):
     """Runs workers. Each folder's events come in order and end with its `WorkerExit`."""
 
+    @property
+    def num_packs_at_once(self) -> int:
+        """How many folders it can serve side by side; a suite is cut into so many packs, that none stands idle."""
+        ...
+
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
         """Serve folders that hold a `pack.json`; yield what comes of them as it comes.
 

@@ -8,7 +8,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,13 @@ from lorastudy.jobs import EvaluateJob
 class LocalExecutor:
     """One worker process at a time; it sees all devices of this machine."""
 
-    def __init__(self, *, worker: Sequence[str] = WORKER) -> None:
-        """`worker` is what the interpreter is told to run; the folders follow."""
+    def __init__(
+        self, *, worker: Sequence[str] = WORKER, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`worker` is what the interpreter is told to run; the folders follow. `environment` is set on top of this process's."""
         self._worker = worker
+        self._environment = environment or {}
+        self._is_stopped = False
         self._is_leaving = False
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
@@ -32,7 +36,9 @@ class LocalExecutor:
         waiting = list(folders)
         while waiting and not self._is_leaving:
             first, base_models = waiting[0], map(base_model_of, waiting)
-            with worker_process(waiting, base_models=base_models, worker=self._worker) as process:
+            with worker_process(
+                waiting, base_models=base_models, worker=self._worker, environment=self._environment
+            ) as process:
                 is_alive = True
                 while waiting and is_alive:
                     following = Following(waiting.pop(0))
@@ -40,9 +46,22 @@ class LocalExecutor:
                     assert following.exit is not None
                     is_alive = following.exit.returncode is None and not self._is_leaving
 
+    @property
+    def num_packs_at_once(self) -> int:
+        """One."""
+        return 1
+
     def leave(self) -> None:
         """Ask the worker to save what it is at and to leave."""
         self._is_leaving = True
+
+    def stop(self) -> None:
+        """End the worker at once, from another thread than the one that runs it: `run` raises InterruptedError."""
+        self._is_stopped = True
+
+    def _check_not_stopped(self) -> None:
+        if self._is_stopped:
+            raise InterruptedError("stopped from outside")
 
     def _follow(
         self, following: Following, process: subprocess.Popen[bytes], *, log_folder: Path
@@ -63,6 +82,7 @@ class LocalExecutor:
                 yield from following.new_events(end_of_worker)
                 if following.exit is not None:
                     return
+                self._check_not_stopped()
                 if self._is_leaving and not is_told:
                     is_told = True
                     process.terminate()

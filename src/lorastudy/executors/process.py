@@ -40,9 +40,10 @@ def worker_process(
     *,
     base_models: Iterable[str],
     worker: Sequence[str] = WORKER,
+    environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that serves these folders and writes its log into the first.
+    """A process that serves these folders and writes its log into the first. `environment` is set on top of this process's.
 
     Who leaves the block in the ordinary way gives it time to leave by itself; an error, or a generator that is
     closed, ends it at once. Either way it is gone afterwards.
@@ -53,7 +54,9 @@ def worker_process(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=tied_to_this_process(worker_environment(os.environ, base_models=base_models)),
+            env=tied_to_this_process(
+                worker_environment({**os.environ, **(environment or {})}, base_models=base_models)
+            ),
             cwd=cwd,
         )
     try:

@@ -111,6 +111,11 @@ class RayExecutor:
         finally:
             self._end(list(tasks.values()))
 
+    @property
+    def num_packs_at_once(self) -> int:
+        """One: how large the cluster is, and will be, is its own business; `max_arms_per_pack` cuts a suite for it."""
+        return 1
+
     def leave(self) -> None:
         """Cancel the tasks; each asks its worker to save what it is at and to leave."""
         self._is_leaving = True

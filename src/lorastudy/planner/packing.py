@@ -27,10 +27,11 @@ class PlannedPack:
         return tagged_hash("pack", sorted(experiment.id for experiment in self.experiments))
 
 
-def form_packs(experiments: Iterable[Experiment]) -> list[PlannedPack]:
+def form_packs(experiments: Iterable[Experiment], *, num_at_once: int = 1) -> list[PlannedPack]:
     """Group by what must be equal, then cut groups to size; packs of one base come one after another.
 
-    All seeds of an arm and all arms of a seed stay as close as the order they come in allows.
+    All seeds of an arm and all arms of a seed stay as close as the order they come in allows. Where packs are served
+    side by side, `num_at_once` of them, no group has fewer.
     """
     by_key: dict[str, list[Experiment]] = {}
     for experiment in experiments:
@@ -38,11 +39,13 @@ def form_packs(experiments: Iterable[Experiment]) -> list[PlannedPack]:
     return [
         PlannedPack(experiments=tuple(part))
         for group in by_key.values()
-        for part in _parts(group, max_arms(group[0]))
+        for part in _parts(group, min(max_arms(group[0]), -(-len(group) // num_at_once)))
     ]
 
 
-def remaining_packs(experiments: Sequence[Experiment], missing: Iterable[Experiment]) -> list[PlannedPack]:
+def remaining_packs(
+    experiments: Sequence[Experiment], missing: Iterable[Experiment], *, num_at_once: int = 1
+) -> list[PlannedPack]:
     """The packs of all experiments, as far as they are missing.
 
     Not packs of what is missing: what goes on after an interruption keeps the company that it would have had, and so
@@ -51,7 +54,7 @@ def remaining_packs(experiments: Sequence[Experiment], missing: Iterable[Experim
     wanted = {experiment.id for experiment in missing}
     packs = (
         PlannedPack(experiments=tuple(each for each in pack.experiments if each.id in wanted))
-        for pack in form_packs(experiments)
+        for pack in form_packs(experiments, num_at_once=num_at_once)
     )
     return [pack for pack in packs if pack.experiments]
 

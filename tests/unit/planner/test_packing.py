@@ -101,3 +101,10 @@ def test_a_pack_is_named_after_what_is_in_it_and_not_after_the_order() -> None:
     one, other = experiment(seed=0), experiment(seed=1)
     assert PlannedPack(experiments=(one, other)).id == PlannedPack(experiments=(other, one)).id
     assert PlannedPack(experiments=(one,)).id != PlannedPack(experiments=(other,)).id
+
+
+def test_packs_served_side_by_side_leave_nobody_idle() -> None:
+    experiments = [experiment(seed=seed) for seed in range(5)]
+    assert [len(pack.experiments) for pack in form_packs(experiments)] == [5]
+    assert [len(pack.experiments) for pack in form_packs(experiments, num_at_once=2)] == [2, 3]
+    assert [len(pack.experiments) for pack in form_packs(experiments, num_at_once=9)] == [1] * 5
