@@ -1,17 +1,46 @@
 """All that is computed about one study, once: tables, figures and findings take their numbers from here."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from lorastudy.analysis.frontier import pareto_frontier
+from lorastudy.analysis.frontier import Standing, pareto_frontier, standings
+from lorastudy.analysis.items import ItemTable
 from lorastudy.analysis.paired import Comparison, compare_with_reference
-from lorastudy.analysis.ranks import RankReturns, rank_returns
+from lorastudy.analysis.ranks import RankReturns, rank_ladder, rank_returns
 from lorastudy.analysis.reference import reference_arm
+from lorastudy.analysis.selection import Choice, choices, compared_arms
 from lorastudy.analysis.study import Arm, Study
-from lorastudy.analysis.summary import EXACT_MATCH, LOSS, TOKEN_ACCURACY, ArmSummary, Metric, summarise_arm
+from lorastudy.analysis.summary import (
+    EXACT_MATCH,
+    FORGETTING,
+    LOSS,
+    TOKEN_ACCURACY,
+    ArmSummary,
+    Metric,
+    reported,
+    scores_by_seed,
+    summarise_arm,
+)
+from lorastudy.analysis.ties import TiedSet, tied_with_the_best
+from lorastudy.analysis.verdicts import Blocker, Rules
 
-#: Verdicts are about the first; the others are shown beside it.
+#: Verdicts are about the primary one; the others are shown beside it.
 COMPARED_METRICS = (LOSS, TOKEN_ACCURACY, EXACT_MATCH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a suite states before any run, and what came from outside against its verdicts.
+
+    `primary_metric` is the name of one of `COMPARED_METRICS`. There is no default margin: without one no arm can be
+    "as good within the margin". `reference` names an arm; by default the design does.
+    """
+
+    primary_metric: str = LOSS.name
+    margin: float | None = None
+    reference: str | None = None
+    blockers: Mapping[str, Sequence[Blocker]] = field(default_factory=dict)
+    """By arm: findings that make its verdicts invalid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,22 +48,64 @@ class Analysis:
     """One study with its summaries, comparisons and frontier. `reference` is None when nothing completed."""
 
     study: Study
+    question: Question
+    primary: Metric
+    """What verdicts are about, on the split that is reported: the test split where it was scored."""
     summaries: tuple[ArmSummary, ...]
     reference: Arm | None
+    choices: tuple[Choice, ...]
+    """The learning rates that were picked for the comparisons."""
     comparisons: Mapping[tuple[str, str], tuple[Comparison, ...]]
-    """By metric key; empty where the metric was not measured."""
+    """By metric key, as reported; empty where the metric was not measured."""
     frontier: tuple[str, ...]
     """Names of the arms on the Pareto frontier of mean held-out loss and mean peak memory."""
+    standings: tuple[Standing, ...]
+    """Every compared arm on the frontier of quality, memory, time and forgetting, with its probability."""
+    tied: TiedSet | None
+    """The arms that cannot be told from the best; None with too few seeds."""
     returns: RankReturns | None
     """For a rank ablation with at least two ranks."""
+    items: ItemTable
+    """The scores item by item from which the intervals were made."""
 
     def summary(self, name: str) -> ArmSummary:
         """The summary of the arm of that name."""
         return next(summary for summary in self.summaries if summary.arm.name == name)
 
-    def comparison(self, name: str, metric: Metric = LOSS) -> Comparison | None:
-        """The arm against the reference; None for the reference itself or what was not measured."""
-        return next((c for c in self.comparisons.get(metric.key, ()) if c.arm == name), None)
+    def comparison(self, name: str, metric: Metric | None = None) -> Comparison | None:
+        """The arm against the reference, on the primary metric by default.
+
+        None for the reference itself, for what was not measured, and for an arm that another learning rate stands for.
+        """
+        key = (self.primary if metric is None else self.reported(metric)).key
+        return next((c for c in self.comparisons.get(key, ()) if c.arm == name), None)
+
+    def pairs(self, arms: Sequence[Arm], *, reference: Arm) -> tuple[Comparison, ...]:
+        """Arms against another one than the reference, on the primary metric: for intervals, not for verdicts."""
+        return compare_with_reference(
+            self.study, arms=arms, reference=reference, metric=self.primary, items=self.items
+        )
+
+    @property
+    def primary_comparisons(self) -> tuple[Comparison, ...]:
+        """The comparisons that verdicts are about."""
+        return self.comparisons.get(self.primary.key, ())
+
+    @property
+    def smallest_sufficient(self) -> Arm | None:
+        """The smallest rank shown to be as good as the reference within the margin, or better than it.
+
+        By the fixed sequence; None where the sequence stopped at its first step or there was none.
+        """
+        if self.returns is None or self.question.margin is None:
+            return None
+        by_arm = {comparison.arm: comparison for comparison in self.primary_comparisons}
+        passed = [arm for arm in self.returns.ladder if (c := by_arm.get(arm.name)) and c.no_worse]
+        return passed[0] if passed else None
+
+    def reported(self, metric: Metric) -> Metric:
+        """The metric on the split that is reported."""
+        return reported(metric, self.study)
 
     @property
     def completed(self) -> tuple[ArmSummary, ...]:
@@ -42,35 +113,106 @@ class Analysis:
         return tuple(summary for summary in self.summaries if summary.arm.completed)
 
 
-def analyse(study: Study) -> Analysis:
-    """The analysis of one study."""
+def analyse(study: Study, *, question: Question | None = None, items: ItemTable | None = None) -> Analysis:
+    """The analysis of one study. Without items, intervals are about the items that were scored."""
+    question = question or Question()
+    primary = reported(_compared_metric(question.primary_metric), study)
     summaries = tuple(summarise_arm(arm, study) for arm in study.arms)
-    reference = reference_arm(study)
-    comparisons = {} if reference is None else _comparisons(study, reference)
+    reference = reference_arm(study, named=question.reference)
+    arms = compared_arms(study)
+    ladder = _ladder(study, reference)
+    comparisons = {
+        metric.key: _compared(study, arms, reference=reference, metric=metric, items=items, rules=rules)
+        for metric, rules in _metrics_with_rules(study, question=question, primary=primary, ladder=ladder)
+    }
     returns = None
-    if reference is not None and study.experiment_type == "rank_ablation":
-        returns = rank_returns(study, reference, comparisons=comparisons[LOSS.key])
+    if reference is not None and ladder:
+        returns = rank_returns(
+            study, reference, ladder=ladder, metric=primary, comparisons=comparisons[primary.key]
+        )
+    compared = [summary for summary in summaries if summary.arm.name in {arm.name for arm in arms}]
     return Analysis(
         study=study,
+        question=question,
+        primary=primary,
         summaries=summaries,
         reference=reference,
+        choices=choices(study, reported=primary),
         comparisons=comparisons,
-        frontier=pareto_frontier(_loss_and_memory(summaries)),
+        frontier=pareto_frontier(_loss_and_memory(summaries, loss=reported(LOSS, study))),
+        standings=_standings(study, compared, primary=primary),
+        tied=tied_with_the_best(_costs_by_seed(study, [s.arm for s in compared], metric=primary)),
         returns=returns,
+        items=items or {},
     )
 
 
-def _comparisons(study: Study, reference: Arm) -> dict[tuple[str, str], tuple[Comparison, ...]]:
-    return {
-        metric.key: compare_with_reference(study, arms=study.arms, reference=reference, metric=metric)
-        for metric in COMPARED_METRICS
-    }
+def _compared_metric(name: str) -> Metric:
+    return next(metric for metric in COMPARED_METRICS if metric.name == name)
 
 
-def _loss_and_memory(summaries: tuple[ArmSummary, ...]) -> dict[str, tuple[float, float]]:
+def _metrics_with_rules(
+    study: Study, *, question: Question, primary: Metric, ladder: Sequence[Arm]
+) -> list[tuple[Metric, Rules]]:
+    """The margin is the primary metric's; what blocks a verdict blocks it on every metric."""
+    below = tuple(arm.name for arm in reversed(ladder[:-1]))
+    plain = Rules(blockers=question.blockers)
+    told = Rules(margin=question.margin, ladder=below, blockers=question.blockers)
+    metrics = [reported(metric, study) for metric in COMPARED_METRICS]
+    return [(metric, told if metric == primary else plain) for metric in metrics]
+
+
+def _compared(
+    study: Study,
+    arms: Sequence[Arm],
+    *,
+    reference: Arm | None,
+    metric: Metric,
+    items: ItemTable | None,
+    rules: Rules,
+) -> tuple[Comparison, ...]:
+    if reference is None:
+        return ()
+    return compare_with_reference(
+        study, arms=arms, reference=reference, metric=metric, items=items, rules=rules
+    )
+
+
+def _ladder(study: Study, reference: Arm | None) -> tuple[Arm, ...]:
+    """The ranks up to the reference's; empty for another experiment type."""
+    if reference is None or study.experiment_type != "rank_ablation":
+        return ()
+    return rank_ladder(study, reference)
+
+
+def _costs_by_seed(study: Study, arms: Sequence[Arm], *, metric: Metric) -> dict[str, list[float]]:
+    """Each scored arm's cost on the seeds that all of them share, in order of seed; low is good."""
+    scores = {arm.name: scores_by_seed(arm, study, metric=metric) for arm in arms}
+    scored = {name: by_seed for name, by_seed in scores.items() if by_seed}
+    shared = sorted(set.intersection(*map(set, scored.values()))) if scored else []
+    sign = 1 if metric.lower_is_better else -1
+    return {name: [sign * by_seed[seed] for seed in shared] for name, by_seed in scored.items()}
+
+
+def _standings(study: Study, compared: Sequence[ArmSummary], *, primary: Metric) -> tuple[Standing, ...]:
+    arms = [summary.arm for summary in compared]
+    memory = {s.arm.name: spread.mean for s in compared if (spread := s.costs.peak_memory_bytes)}
+    steps = {s.arm.name: spread.median for s in compared if (spread := s.costs.step_seconds)}
+    qualities = _costs_by_seed(study, arms, metric=primary)
+    forgetting = _costs_by_seed(study, arms, metric=FORGETTING)
+    same_seeds = {len(values) for values in [*qualities.values(), *forgetting.values()]}
+    return standings(
+        qualities,
+        memory_bytes=memory,
+        step_seconds=steps,
+        forgetting=forgetting if len(same_seeds) == 1 else {},
+    )
+
+
+def _loss_and_memory(summaries: tuple[ArmSummary, ...], *, loss: Metric) -> dict[str, tuple[float, float]]:
     points = {}
     for summary in summaries:
-        loss, memory = summary.score(LOSS), summary.costs.peak_memory_bytes
-        if loss is not None and memory is not None:
-            points[summary.arm.name] = (memory.mean, loss.mean)
+        quality, memory = summary.score(loss), summary.costs.peak_memory_bytes
+        if quality is not None and memory is not None:
+            points[summary.arm.name] = (memory.mean, quality.mean)
     return points

@@ -1,132 +1,149 @@
 """Paired differences between an arm and its reference, and what they allow one to say.
 
 All arms of a suite see the same batches and are scored on the same items, and runs with one seed start from
-the same initialisation; so differences are taken per seed before anything is averaged. Runs of two environments,
-on two base models or scored on other rows are not paired. What is left over is the noise between seeds. The noise
-between held-out items is *not* in these intervals: a verdict is about these items.
+the same initialisation; so differences are taken per seed and item before anything is averaged. Runs of two
+environments, on two base models or scored on other rows are not paired. What is left over is noise between seeds and
+between items, and the interval is about new seeds and new items (`twoway`). Where scores were stored without
+items it is about new seeds on these items, and says so (`covers_new_items`).
 
-A verdict needs two tests. The paired t test, Holm-corrected over the comparisons with one reference: the
-chance that any of them says "better" or "worse" without cause is at most 5 %, if the differences are roughly
-normal. And the exact sign-flip test of that comparison, which needs no such assumption: with few seeds
-normality cannot be checked, and two lucky seeds make a tiny t interval. The latter cannot go below 2 / 2**n,
-so it takes six seeds to say anything; with fewer, intervals are shown and the verdict is "cannot tell".
+How a comparison gets its word is told in `verdicts`.
 """
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import special  # not `stats`, which takes half a second to import
 
 from lorastudy.analysis.environments import obstacle
+from lorastudy.analysis.items import ItemTable, paired_items
+from lorastudy.analysis.power import Noise, seeds_needed
+from lorastudy.analysis.significance import (
+    ALPHA,
+    MIN_SEEDS,
+    MIN_SEEDS_ONE_SIDED,
+    Floats,
+    holm,
+    rejects,
+    sign_flip_p,
+    sign_flip_p_below,
+)
 from lorastudy.analysis.study import Arm, Study
-from lorastudy.analysis.summary import Metric, scores_by_seed
+from lorastudy.analysis.summary import Metric, run_seconds, scores_by_seed
+from lorastudy.analysis.twoway import TwoWay, seeds_only, two_way
+from lorastudy.analysis.verdicts import Rules, Word, differences_shown, no_worse_shown, word
 
-Verdict = Literal["better", "worse", "cannot tell"]
 
-ALPHA = 0.05
-#: More seeds than this make 2**n sign patterns too many to list; the t test serves alone.
-MAX_SIGN_FLIP_SEEDS = 22
-#: The fewest seeds with which the sign-flip test can reach .05: 2 / 2**6 = .031, 2 / 2**5 = .063.
-MIN_SEEDS = 6
-MAX_SEEDS_NEEDED = 1000
-#: Smallest |mean| / sd that both tests find four times in five with so many seeds, where the sign-flip test still
-#: costs power beside the t test. Simulated, 200,000 studies each; with more than ten seeds the two agree within .01.
-_EFFECT_FOUND_BY_BOTH = {6: 1.80, 7: 1.36, 8: 1.21, 9: 1.10, 10: 1.02}
+@dataclass(frozen=True, kw_only=True)
+class MoreSeeds:
+    """What an open comparison lacks."""
+
+    num_seeds: int
+    """Beyond those that were run."""
+    at_least: bool
+    """That many are needed before anything can be shown; with one seed nothing better is known."""
+    seconds: float | None
+    """What they take for the two arms, from the measured time of the runs so far; None where none was measured."""
+    num_items: int | None = None
+    """Items needed in all, where more seeds alone do not decide."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """One arm against the reference on one metric. `differences` is arm minus reference, by seed.
 
-    Whatever a single seed cannot give is None. `reason` says why the verdict is "cannot tell".
+    Whatever a single seed cannot give is None. `reason` says why the verdict is "cannot tell" or "invalid".
     """
 
     arm: str
     reference: str
     metric: Metric
     differences: Mapping[int, float]
-    seeds_apart: Mapping[int, str]
+    seeds_apart: Mapping[int, str] = field(default_factory=dict)
     """Seeds left out because the two runs cannot be compared, and why: environment, base model or rows differ."""
-    mean: float | None
-    sd: float | None
-    interval: tuple[float, float] | None
-    """95 % t interval of the mean difference, over seeds."""
-    t_p: float | None
-    holm_p: float | None
-    sign_flip_p: float | None
-    verdict: Verdict
-    reason: str | None
+    mean: float | None = None
+    sd: float | None = None
+    """Of the differences between seeds."""
+    estimate: TwoWay | None = None
+    """The mean with the parts of its variance."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of the mean difference, over new seeds and, where items were stored, new items."""
+    t_p: float | None = None
+    holm_p: float | None = None
+    sign_flip_p: float | None = None
+    margin: float | None = None
+    no_worse_p: float | None = None
+    """One-sided, against a loss of one margin; None without a margin."""
+    no_worse_sign_flip_p: float | None = None
+    difference_shown: bool = False
+    no_worse: bool = False
+    """Whether the arm is shown to be worse by less than the margin, if worse at all."""
+    verdict: Word = "cannot tell"
+    winner: str | None = None
+    """The arm that is better, where the verdict says so."""
+    reason: str | None = None
+    more: MoreSeeds | None = None
+    """What would decide; None where the verdict is not open or nothing in reach would."""
 
     @property
     def n(self) -> int:
         """Number of seeds that both arms completed."""
         return len(self.differences)
 
+    @property
+    def covers_new_items(self) -> bool:
+        """Whether the interval holds for new items too, and not only for the ones that were scored."""
+        return self.estimate is not None and self.estimate.num_items is not None
+
+    @property
+    def arm_is_better(self) -> bool:
+        """Whether the verdict is for the arm."""
+        return self.winner == self.arm
+
+    @property
+    def reference_is_better(self) -> bool:
+        """Whether the verdict is for the reference."""
+        return self.winner == self.reference
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the two may be compared at all."""
+        return self.verdict != "invalid"
+
+    @property
+    def cost(self) -> float | None:
+        """The mean difference, so that above 0 is worse whatever the metric's direction."""
+        return None if self.mean is None else self.mean * _direction(self.metric)
+
 
 def compare_with_reference(
-    study: Study, *, arms: Sequence[Arm], reference: Arm, metric: Metric
+    study: Study,
+    *,
+    arms: Sequence[Arm],
+    reference: Arm,
+    metric: Metric,
+    items: ItemTable | None = None,
+    rules: Rules | None = None,
 ) -> tuple[Comparison, ...]:
-    """Each arm but the reference, with verdicts that hold for all of them together (Holm)."""
+    """Each arm but the reference, with verdicts that hold for all of them together.
+
+    `items` are the scores item by item; without them intervals are about the items that were scored.
+    """
+    rules = rules or Rules()
     others = [arm for arm in arms if arm.name != reference.name and arm.completed]
-    raw = [_compare(study, arm=arm, reference=reference, metric=metric) for arm in others]
-    tested = [comparison for comparison in raw if comparison.t_p is not None]
-    adjusted = holm([comparison.t_p for comparison in tested if comparison.t_p is not None])
-    holm_ps = {comparison.arm: p for comparison, p in zip(tested, adjusted, strict=True)}
+    raw = [
+        _measure(study, arm=arm, reference=reference, metric=metric, items=items or {}, margin=rules.margin)
+        for arm in others
+    ]
+    tested = _with_what_is_shown([one for one in raw if one.estimate is not None], rules)
+    by_arm = {one.arm: one for one in raw} | {one.arm: one for one in tested}
+    judged = [_judge(by_arm[arm.name], rules=rules, family=len(tested)) for arm in others]
+    num_open = sum(one.verdict == "cannot tell" and one.estimate is not None for one in judged)
     return tuple(
-        _judge(comparison, holm_p=holm_ps.get(comparison.arm), family=len(tested)) for comparison in raw
+        _with_what_would_decide(one, pair=(arm, reference), num_open=max(1, num_open))
+        for arm, one in zip(others, judged, strict=True)
     )
-
-
-def sign_flip_p(differences: Sequence[float]) -> float | None:
-    """Exact two-sided p: the share of all 2**n sign patterns whose |sum| is at least the observed one.
-
-    Equal to `scipy.stats.permutation_test(..., permutation_type="samples")` when that enumerates. None beyond
-    `MAX_SIGN_FLIP_SEEDS` seeds.
-    """
-    if not differences or len(differences) > MAX_SIGN_FLIP_SEEDS:
-        return None
-    # By symmetry the first sign may stay fixed; each further difference doubles the list of sums.
-    sums = np.array([differences[0]])
-    for difference in differences[1:]:
-        sums = np.concatenate([sums + difference, sums - difference])
-    observed = abs(math.fsum(differences))
-    tolerance = 1e-12 * math.fsum(map(abs, differences))
-    return float(np.mean(np.abs(sums) >= observed - tolerance))
-
-
-def smallest_sign_flip_p(num_seeds: int) -> float:
-    """What `num_seeds` seeds can show at best: both all-plus and all-minus count, 2 of 2**n patterns."""
-    return min(1.0, 2.0 ** (1 - num_seeds))
-
-
-def t_interval(differences: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the mean, mean -+ t(.975, n - 1) sd / sqrt(n); needs two differences."""
-    mean, sd = statistics.fmean(differences), statistics.stdev(differences)
-    half = float(special.stdtrit(len(differences) - 1, 1 - ALPHA / 2)) * sd / math.sqrt(len(differences))
-    return (mean - half, mean + half)
-
-
-def t_test_p(differences: Sequence[float]) -> float:
-    """Two-sided p of the paired t test; needs two differences that are not equal.
-
-    Equal to `scipy.stats.ttest_1samp(differences, 0).pvalue`, without its millisecond of overhead.
-    """
-    n = len(differences)
-    t = abs(statistics.fmean(differences)) / statistics.stdev(differences) * math.sqrt(n)
-    return 2 * float(special.stdtr(n - 1, -t))
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values, in the order given; equal to R's `p.adjust(p, "holm")`."""
-    adjusted, running = [0.0] * len(ps), 0.0
-    for position, index in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        running = max(running, min(1.0, (len(ps) - position) * ps[index]))
-        adjusted[index] = running
-    return adjusted
 
 
 def leans(comparison: Comparison) -> bool:
@@ -137,27 +154,9 @@ def leans(comparison: Comparison) -> bool:
     return low > 0 or high < 0
 
 
-def seeds_needed(mean: float, sd: float) -> int | None:
-    """Seeds with which both tests find this difference four times in five, if it is as observed; never below six.
-
-    One comparison, without correction. Up to ten seeds from a simulation of both tests, beyond that the power of
-    the t test from the noncentral t distribution, as `statsmodels.stats.power.TTestPower`. None when it would
-    take more than a thousand.
-    """
-    if mean == 0 or sd == 0:
-        return None
-    effect = abs(mean) / sd
-    for num_seeds, enough in _EFFECT_FOUND_BY_BOTH.items():
-        if effect >= enough:
-            return num_seeds
-    sizes = np.arange(max(_EFFECT_FOUND_BY_BOTH) + 1, MAX_SEEDS_NEEDED + 1)
-    critical = special.stdtrit(sizes - 1, 1 - ALPHA / 2)
-    power = 1 - special.nctdtr(sizes - 1, effect * np.sqrt(sizes), critical)
-    found = np.flatnonzero(power >= 0.8)
-    return int(sizes[found[0]]) if found.size else None
-
-
-def _compare(study: Study, *, arm: Arm, reference: Arm, metric: Metric) -> Comparison:
+def _measure(
+    study: Study, *, arm: Arm, reference: Arm, metric: Metric, items: ItemTable, margin: float | None
+) -> Comparison:
     ours, theirs = (scores_by_seed(one, study, metric=metric) for one in (arm, reference))
     runs = [{result.seed: result for result in one.completed} for one in (arm, reference)]
     obstacles = {
@@ -166,23 +165,165 @@ def _compare(study: Study, *, arm: Arm, reference: Arm, metric: Metric) -> Compa
     apart = {seed: why for seed, why in obstacles.items() if why is not None}
     differences = {seed: ours[seed] - theirs[seed] for seed in obstacles if seed not in apart}
     values = list(differences.values())
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    testable = sd is not None and not _is_rounding(sd, values)
-    return Comparison(
+    comparison = Comparison(
         arm=arm.name,
         reference=reference.name,
         metric=metric,
         differences=differences,
         seeds_apart=apart,
         mean=statistics.fmean(values) if values else None,
-        sd=sd,
-        interval=t_interval(values) if testable else None,
-        t_p=t_test_p(values) if testable else None,
-        holm_p=None,
-        sign_flip_p=sign_flip_p(values) if testable else None,
-        verdict="cannot tell",
-        reason=None if testable else _why_untestable(values, apart=apart),
+        sd=statistics.stdev(values) if len(values) > 1 else None,
+        margin=margin,
     )
+    if comparison.sd is None or _is_rounding(comparison.sd, values):
+        return _untestable(comparison, arms=(arm, reference))
+
+    scored = [[items.get((run[seed].experiment_id, *metric.key)) for seed in differences] for run in runs]
+    pairs = paired_items(*scored)
+    estimate = seeds_only(values) if pairs is None else two_way(pairs.differences, pairs.weights)
+    return _with_tests(comparison, estimate)
+
+
+def _with_tests(comparison: Comparison, estimate: TwoWay) -> Comparison:
+    low, high = estimate.interval()
+    values = np.array(list(comparison.differences.values()))
+    tested = replace(
+        comparison,
+        estimate=estimate,
+        interval=(float(low), float(high)),
+        t_p=float(estimate.p_value()),
+        sign_flip_p=_number(sign_flip_p(values)),
+    )
+    if comparison.margin is None:
+        return tested
+    sign, margin = _direction(comparison.metric), np.array(comparison.margin)
+    return replace(
+        tested,
+        no_worse_p=float(replace(estimate, mean=sign * estimate.mean).p_below(margin)),
+        no_worse_sign_flip_p=_number(sign_flip_p_below(sign * values, margin)),
+    )
+
+
+def _with_what_is_shown(tested: Sequence[Comparison], rules: Rules) -> list[Comparison]:
+    """The comparisons with what their tests show, all of them taken together."""
+    if not tested:
+        return []
+    t_ps, flips = _column(tested, "t_p"), _column(tested, "sign_flip_p")
+    shown, adjusted = differences_shown(t_ps, flips), holm(t_ps)
+    no_worse = _no_worse(tested, rules)
+    return [
+        replace(
+            comparison,
+            holm_p=float(adjusted[index]),
+            difference_shown=bool(shown[index]),
+            no_worse=comparison.arm in no_worse,
+        )
+        for index, comparison in enumerate(tested)
+    ]
+
+
+def _no_worse(tested: Sequence[Comparison], rules: Rules) -> frozenset[str]:
+    """Names of the arms that are shown to be worse by less than the margin."""
+    if rules.margin is None:
+        return frozenset()
+    by_arm = {comparison.arm: comparison for comparison in tested}
+    family = _testable_ladder(by_arm, rules) if rules.ladder else list(tested)
+    if not family:
+        return frozenset()
+    shown = no_worse_shown(
+        _column(family, "no_worse_p"),
+        _column(family, "no_worse_sign_flip_p"),
+        in_sequence=bool(rules.ladder),
+    )
+    return frozenset(one.arm for one, passes in zip(family, shown, strict=True) if passes)
+
+
+def _testable_ladder(by_arm: Mapping[str, Comparison], rules: Rules) -> list[Comparison]:
+    """The ladder down to the first arm that cannot be tested or is blocked: there the sequence ends."""
+    found = []
+    for name in rules.ladder:
+        if name not in by_arm or rules.blockers.get(name):
+            break
+        found.append(by_arm[name])
+    return found
+
+
+def _judge(comparison: Comparison, *, rules: Rules, family: int) -> Comparison:
+    """The comparison with its word, and with the reason where nothing was shown."""
+    blockers = [*rules.blockers.get(comparison.arm, ()), *rules.blockers.get(comparison.reference, ())]
+    if blockers:
+        why = "; ".join(dict.fromkeys(blocker.why for blocker in blockers))
+        return replace(comparison, verdict="invalid", reason=why)
+    if comparison.estimate is None or comparison.mean is None:
+        return comparison
+    arm_ahead = comparison.mean * _direction(comparison.metric) < 0
+    verdict = word(arm_ahead=arm_ahead, shown=comparison.difference_shown, no_worse=comparison.no_worse)
+    if verdict == "better":
+        winner = comparison.arm if arm_ahead else comparison.reference
+        return replace(comparison, verdict=verdict, winner=winner)
+    if verdict == "cannot tell":
+        return replace(comparison, verdict=verdict, reason=_why_open(comparison, family=family))
+    return replace(comparison, verdict=verdict)
+
+
+def _why_open(comparison: Comparison, *, family: int) -> str:
+    assert comparison.interval is not None
+    low, high = comparison.interval
+    if low <= 0 <= high:
+        return "the interval contains 0"
+    if comparison.n < MIN_SEEDS:
+        # Before Holm: with so few seeds a study of fewer arms could not show it either.
+        return f"{comparison.n} seeds are too few, six can show it"
+    if not rejects(np.array(comparison.holm_p)):
+        return f"not after correction for {family} comparisons"
+    return "the exact sign-flip test does not reach .05"
+
+
+def _with_what_would_decide(comparison: Comparison, *, pair: tuple[Arm, Arm], num_open: int) -> Comparison:
+    """An open comparison with the seeds it lacks. The level is what Holm holds the open ones to."""
+    if comparison.verdict != "cannot tell":
+        return comparison
+    per_seed = [run_seconds(arm) for arm in pair]
+    seconds = None if None in per_seed else sum(value for value in per_seed if value is not None)
+
+    def more(num_seeds: int, *, at_least: bool = False, num_items: int | None = None) -> Comparison:
+        took = None if seconds is None else seconds * num_seeds
+        lacks = MoreSeeds(num_seeds=num_seeds, at_least=at_least, seconds=took, num_items=num_items)
+        return replace(comparison, more=lacks)
+
+    if comparison.estimate is None:
+        fewest = MIN_SEEDS if comparison.margin is None else MIN_SEEDS_ONE_SIDED
+        return more(fewest - comparison.n, at_least=True) if comparison.n < 2 else comparison
+    assert comparison.cost is not None
+    needed = seeds_needed(
+        comparison.cost, Noise.of(comparison.estimate), margin=comparison.margin, alpha=ALPHA / num_open
+    )
+    if needed is None:
+        return comparison
+    # What was as likely as not to be found and was not takes at least one seed more.
+    return more(max(1, needed.num_seeds - comparison.n), num_items=needed.num_items)
+
+
+def _untestable(comparison: Comparison, *, arms: tuple[Arm, Arm]) -> Comparison:
+    """Without a spread over seeds: invalid where the runs do not compare, else open."""
+    n = comparison.n
+    if n == 0 and comparison.seeds_apart:
+        return replace(comparison, verdict="invalid", reason=next(iter(comparison.seeds_apart.values())))
+    if n == 0:
+        versions = [
+            {
+                r.scores[comparison.metric.key].version
+                for r in arm.completed
+                if comparison.metric.key in r.scores
+            }
+            for arm in arms
+        ]
+        if all(versions) and versions[0] != versions[1]:
+            return replace(
+                comparison, verdict="invalid", reason="measured by different versions of the metric"
+            )
+        return replace(comparison, reason="no seed in common")
+    return replace(comparison, reason="one seed" if n == 1 else "every seed gave the same difference")
 
 
 def _is_rounding(sd: float, values: Sequence[float]) -> bool:
@@ -190,28 +331,16 @@ def _is_rounding(sd: float, values: Sequence[float]) -> bool:
     return sd <= 1e-9 * max(map(abs, values), default=0.0)
 
 
-def _why_untestable(values: Sequence[float], *, apart: Mapping[int, str]) -> str:
-    if not values:
-        return next(iter(apart.values()), "no seed in common")
-    if len(values) == 1:
-        return "one seed"
-    return "every seed gave the same difference"
+def _direction(metric: Metric) -> int:
+    """What turns a difference into a difference in cost."""
+    return 1 if metric.lower_is_better else -1
 
 
-def _judge(comparison: Comparison, *, holm_p: float | None, family: int) -> Comparison:
-    if comparison.interval is None or comparison.mean is None or holm_p is None:
-        return comparison
-    low, high = comparison.interval
-    good = (comparison.mean < 0) == comparison.metric.lower_is_better
-    if low <= 0 <= high:
-        reason = "the interval contains 0"
-    elif comparison.n < MIN_SEEDS:
-        # Before Holm: with so few seeds a study of fewer arms could not show it either.
-        reason = f"{comparison.n} seeds are too few, six can show it"
-    elif holm_p > ALPHA:
-        reason = f"not after correction for {family} comparisons"
-    elif comparison.sign_flip_p is not None and comparison.sign_flip_p > ALPHA:
-        reason = "the exact sign-flip test does not reach .05"
-    else:
-        return replace(comparison, holm_p=holm_p, verdict="better" if good else "worse", reason=None)
-    return replace(comparison, holm_p=holm_p, reason=reason)
+def _column(comparisons: Sequence[Comparison], name: str) -> Floats:
+    """One p value of each comparison; NaN where the test could not be made."""
+    values = [getattr(comparison, name) for comparison in comparisons]
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _number(value: Floats) -> float | None:
+    return None if math.isnan(value) else float(value)

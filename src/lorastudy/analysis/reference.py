@@ -6,16 +6,18 @@ from lorastudy.analysis.study import STUDIED_KEYS, Arm, Study
 from lorastudy.analysis.tuning import lowest_loss, rates_of
 
 
-def reference_arm(study: Study) -> Arm | None:
+def reference_arm(study: Study, *, named: str | None = None) -> Arm | None:
     """The arm that the others are compared with; None when nothing completed.
 
-    Which configuration it is, the design says and never the outcome, which would favour the best observed
+    The suite may name it; where no run of that arm completed, or none has the name, the design does. Which
+    configuration it is, the design says and never the outcome, which would favour the best observed
     (winner's curse). Rank ablation: the largest rank. Quantization: the highest precision. Else the first arm of
     the suite. Arms without a completed run cannot serve. Where an experiment type of the package was run at
     several learning rates, the reference stands at its best one, as `rank_ladder` has every rank: which rate
     stands first in a list is no design. A type of one's own may study the rate itself and keeps its first arm.
     """
-    designed = _by_design(study, [arm for arm in study.arms if arm.completed])
+    completed = [arm for arm in study.arms if arm.completed]
+    designed = _by_name(completed, named) or _by_design(study, completed)
     if designed is None or study.experiment_type not in STUDIED_KEYS:
         return designed
     return lowest_loss(study, rates_of(study, designed)) or designed
@@ -27,6 +29,11 @@ def missing_reference(study: Study) -> Arm | None:
     if designed is None or any(arm.completed for arm in rates_of(study, designed)):
         return None
     return designed
+
+
+def _by_name(arms: Sequence[Arm], name: str | None) -> Arm | None:
+    """The arm of that name; of several learning rates, which add `_lr<rate>`, the first."""
+    return next((arm for arm in arms if name in {arm.name, arm.name.partition("_lr")[0]}), None)
 
 
 def _by_design(study: Study, arms: Sequence[Arm]) -> Arm | None:

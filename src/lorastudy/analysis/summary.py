@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.tracker.views import ExperimentResult, ScoreValue
@@ -53,6 +53,8 @@ FORGETTING = Metric(
     unit="nats per token",
     lower_is_better=True,
 )
+#: Where a test split was scored, it is what is reported, and `eval` is what picks the learning rate.
+TEST_SPLIT = "test"
 #: What a report shows of every arm. `LOSS_BEFORE` is the base model's and equal for all.
 METRICS = (LOSS, PERPLEXITY, TOKEN_ACCURACY, EXACT_MATCH, FORGETTING_BEFORE, FORGETTING)
 
@@ -115,11 +117,18 @@ class ArmSummary:
         return self.scores.get(metric.key)
 
 
+def reported(metric: Metric, study: Study) -> Metric:
+    """The metric on the test split where any completed run of the study was scored there, else the metric itself."""
+    on_test = replace(metric, split=TEST_SPLIT)
+    is_held_out = metric.split == LOSS.split
+    return on_test if is_held_out and metric_versions(study, on_test) else metric
+
+
 def summarise_arm(arm: Arm, study: Study) -> ArmSummary:
-    """The arm's scores and costs over its completed seeds."""
+    """The arm's scores and costs over its completed seeds; both splits where there are two."""
+    metrics = dict.fromkeys([*METRICS, LOSS_BEFORE, *(reported(metric, study) for metric in METRICS)])
     spreads = {
-        metric.key: Spread.of(scores_by_seed(arm, study, metric=metric).values())
-        for metric in (*METRICS, LOSS_BEFORE)
+        metric.key: Spread.of(scores_by_seed(arm, study, metric=metric).values()) for metric in metrics
     }
     return ArmSummary(
         arm=arm,
@@ -136,6 +145,18 @@ def scores_by_seed(arm: Arm, study: Study, *, metric: Metric) -> dict[int, float
     newest = newest_version(study, metric)
     scores: dict[int, ScoreValue | None] = {r.seed: r.scores.get(metric.key) for r in arm.completed}
     return {seed: s.value for seed, s in scores.items() if s is not None and s.version == newest}
+
+
+def run_seconds(arm: Arm) -> float | None:
+    """What one more seed of the arm takes: the median over its runs of loading, training and scoring.
+
+    A pack's time is shared equally by the arms that trained in it. None where no run was timed.
+    """
+    packs = [result.pack_profile for result in arm.completed if result.pack_profile is not None]
+    spread = Spread.of(
+        (pack.load_seconds + pack.train_seconds + pack.eval_seconds) / pack.num_arms for pack in packs
+    )
+    return None if spread is None else spread.median
 
 
 def newest_version(study: Study, metric: Metric) -> int | None:

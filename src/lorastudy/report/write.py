@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorastudy.analysis.curves import CurvePoint, bin_width, mean_curve
-from lorastudy.analysis.overview import Analysis, analyse
+from lorastudy.analysis.items import ItemScores, ItemTable
+from lorastudy.analysis.overview import COMPARED_METRICS, Analysis, analyse
 from lorastudy.analysis.study import Study, split_studies
+from lorastudy.analysis.summary import reported
 from lorastudy.errors import StudyError
 from lorastudy.report.compose import Part, compose
 from lorastudy.report.figures.data import Figure, study_figures
@@ -40,7 +42,11 @@ def write_report(
     folder = plots if plots is not None else output.parent / output.stem.lower() / "plots"
     descriptions = {suite.suite_name: suite.description for suite in tracker.get_suites()}
     parts = [
-        _part(tracker, analyse(study), description=descriptions.get(study.suite_name, ""))
+        _part(
+            tracker,
+            analyse(study, items=_items(tracker, study)),
+            description=descriptions.get(study.suite_name, ""),
+        )
         for study in studies
     ]
     parts = _with_distinct_file_names(parts)
@@ -86,6 +92,20 @@ def _studies(
 def _part(tracker: ExperimentTracker, analysis: Analysis, *, description: str) -> Part:
     figures = study_figures(analysis, _curves(tracker, analysis.study))
     return Part(analysis=analysis, figures=figures, description=description)
+
+
+def _items(tracker: ExperimentTracker, study: Study) -> ItemTable:
+    """Scores item by item of the metrics that are compared, of the completed runs."""
+    wanted = [reported(metric, study) for metric in COMPARED_METRICS]
+    return {
+        (result.experiment_id, *metric.key): ItemScores(values=values, weights=weights)
+        for metric in wanted
+        for result in study.completed
+        if metric.key in result.scores
+        for values, weights in [
+            tracker.get_items(result.experiment_id, split=metric.split, metric=metric.name)
+        ]
+    }
 
 
 def _curves(tracker: ExperimentTracker, study: Study) -> Mapping[str, Sequence[CurvePoint]]:

@@ -75,7 +75,7 @@ def test_returns_diminish_at_the_smallest_rank_that_kept_the_share(make_rank_stu
     returns = analyse(make_rank_study(losses)).returns
     assert returns.knee.name == "r4"
     assert returns.kept_share == pytest.approx(0.96)
-    assert (returns.whole_gain.verdict, returns.knee_comparison.verdict) == ("worse", "worse")
+    assert (returns.whole_gain.winner, returns.knee_comparison.winner) == ("r8", "r8")
 
 
 def test_no_gain_has_no_share(make_rank_study):
@@ -92,7 +92,7 @@ def test_a_failed_seed_leaves_its_seed_out_of_every_rank(make_result):
         for seed, loss in by_seed.items()
     ]
     (study,) = split_studies(results)
-    assert analyse(study).returns.mean_losses == (2.0, 1.0)
+    assert analyse(study).returns.means == (2.0, 1.0)
 
 
 def grid_study(make_result, losses):
@@ -117,7 +117,7 @@ def test_each_rank_stands_on_the_ladder_at_its_best_rate(make_result):
     analysis = analyse(grid_study(make_result, losses))
     returns = analysis.returns
     assert [arm.name for arm in returns.ladder] == ["r4-0.001", "r8-0.01"]
-    assert (returns.mean_losses, returns.num_rates) == ((1.5, 1.0), (3, 3))
+    assert (returns.means, returns.num_rates) == ((1.5, 1.0), (3, 3))
     assert analysis.reference.name == "r8-0.01"
     assert returns.whole_gain.mean == pytest.approx(0.5)
 

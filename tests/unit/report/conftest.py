@@ -52,6 +52,15 @@ class FakeTracker:
     def get_all_experiments(self, status=None, suite_name=None):
         return [r for r in self.results if suite_name in (None, r.suite_name) and status in (None, r.status)]
 
+    def get_items(self, experiment_id, *, split, metric):
+        """Items around the stored score: the same pattern for every arm and seed, a little noise of their own."""
+        (result,) = [one for one in self.results if one.experiment_id == experiment_id]
+        score = result.scores[split, metric]
+        noise = random.Random(experiment_id)
+        parts = [noise.gauss(0, 0.02) for _ in range(score.num_items)]
+        middle = sum(parts) / len(parts)
+        return tuple(score.value + (i % 7 - 3) / 10 + part - middle for i, part in enumerate(parts)), None
+
     def get_steps(self, experiment_id):
         (result,) = [one for one in self.results if one.experiment_id == experiment_id]
         rank = result.settings["lora_rank"]

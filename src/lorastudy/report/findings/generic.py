@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.paired import Comparison
-from lorastudy.analysis.summary import LOSS, ArmSummary, Spread
+from lorastudy.analysis.summary import ArmSummary, Spread
 from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
 from lorastudy.report.document import Strong, Text
 from lorastudy.report.findings.wording import (
     Finding,
+    cost_bounds,
     difference,
     score,
     seen_but_not_shown,
@@ -29,24 +30,28 @@ def generic_findings(analysis: Analysis) -> tuple[Finding, ...]:
 
 def generic_headline(analysis: Analysis) -> str:
     """The verdicts against the reference, or that there are none."""
-    comparisons = analysis.comparisons.get(LOSS.key, ())
+    comparisons = analysis.primary_comparisons
     if analysis.reference is None or not comparisons:
         return "Fewer than two arms completed, so there is nothing to compare."
     verdicts = f"{verdicts_by_word(comparisons, analysis.reference)}{seen_but_not_shown(comparisons)}"
     return f"{verdicts} {cheapest_not_worse(analysis)}".strip()
 
 
-def lowest_loss_first(analysis: Analysis) -> list[ArmSummary]:
-    """Arms with a held-out loss, ordered by its mean."""
-    scored = [(loss.mean, summary) for summary in analysis.completed if (loss := summary.score(LOSS))]
-    return [summary for _, summary in sorted(scored, key=lambda pair: pair[0])]
+def best_first(analysis: Analysis) -> list[ArmSummary]:
+    """Arms with the primary metric, ordered by its mean."""
+    metric = analysis.primary
+    scored = [(spread.mean, summary) for summary in analysis.completed if (spread := summary.score(metric))]
+    ordered = sorted(scored, key=lambda pair: pair[0], reverse=not metric.lower_is_better)
+    return [summary for _, summary in ordered]
 
 
-def score_list(summaries: Sequence[ArmSummary]) -> str:
-    """`mlp 1.20 ± 0.01; qv 1.31 ± 0.02`."""
-    return "; ".join(
-        f"{summary.arm.name} {score(summary, LOSS, alongside=summaries)}" for summary in summaries
-    )
+def in_order(analysis: Analysis, summaries: Sequence[ArmSummary]) -> str:
+    """`In order of mean held-out loss, lowest first: mlp 1.20 ± 0.01; qv 1.31 ± 0.02 nats per token. `."""
+    metric = analysis.primary
+    first = "lowest" if metric.lower_is_better else "highest"
+    listed = "; ".join(f"{one.arm.name} {score(one, metric, alongside=summaries)}" for one in summaries)
+    unit = f" {metric.unit}" if metric.unit else ""
+    return f"In order of mean {metric.title.lower()}, {first} first: {listed}{unit}. "
 
 
 def cheapest_not_worse(analysis: Analysis) -> str:
@@ -58,11 +63,12 @@ def cheapest_not_worse(analysis: Analysis) -> str:
     reference = analysis.reference
     if reference is None:
         return ""
-    behind = {c.arm for c in analysis.comparisons.get(LOSS.key, ()) if _is_behind(c)}
+    compared = {c.arm for c in analysis.primary_comparisons} | {reference.name}
+    behind = {c.arm for c in analysis.primary_comparisons if _is_behind(c) or not c.is_valid}
     measured = [
         (memory.median, summary)
         for summary in analysis.completed
-        if (memory := summary.costs.peak_memory_bytes)
+        if summary.arm.name in compared and (memory := summary.costs.peak_memory_bytes)
     ]
     candidates = [pair for pair in measured if pair[1].arm.name not in behind]
     if len(measured) < 2 or not candidates:
@@ -71,28 +77,28 @@ def cheapest_not_worse(analysis: Analysis) -> str:
     if cheapest.arm.name == reference.name:
         if least <= min(memory for memory, _ in measured):
             return f"No arm needs less memory than {reference.name}."
-        return f"Every arm that needs less memory than {reference.name} has an interval that puts it behind."
+        return f"Every arm that needs less memory than {reference.name} is behind by its interval, or not validly compared."
     comparison = analysis.comparison(cheapest.arm.name)
     assert comparison is not None
     return (
         f"Of the arms that no interval puts behind {reference.name}, {cheapest.arm.name} needs the least memory "
-        f"({size(least)}); its difference in held-out loss is {difference(comparison)}."
+        f"({size(least)}); its difference in {comparison.metric.title.lower()} is {difference(comparison)}."
     )
 
 
 def _is_behind(comparison: Comparison) -> bool:
-    """Whether the whole interval of the held-out loss lies on the worse side."""
-    return comparison.interval is not None and comparison.interval[0] > 0
+    """Whether the whole interval lies on the worse side."""
+    return cost_bounds(comparison)[0] > 0
 
 
 def _accuracy(analysis: Analysis) -> Text:
-    ordered = lowest_loss_first(analysis)
+    ordered = best_first(analysis)
     if len(ordered) < 2 or analysis.reference is None:
         return ("Fewer than two arms completed; these runs cannot answer this.",)
     return (
-        f"In order of mean held-out loss, lowest first: {score_list(ordered)} nats per token. ",
-        Strong(verdicts_by_word(analysis.comparisons[LOSS.key], analysis.reference)),
-        seen_but_not_shown(analysis.comparisons[LOSS.key]),
+        in_order(analysis, ordered),
+        Strong(verdicts_by_word(analysis.primary_comparisons, analysis.reference)),
+        seen_but_not_shown(analysis.primary_comparisons),
     )
 
 

@@ -4,16 +4,16 @@ import math
 from collections.abc import Sequence
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import Comparison, compare_with_reference
+from lorastudy.analysis.paired import Comparison
 from lorastudy.analysis.study import Arm, differing_settings
-from lorastudy.analysis.summary import LOSS, ArmSummary
+from lorastudy.analysis.summary import ArmSummary, Metric
 from lorastudy.analysis.targets import ATTENTION_ONLY, target_roles
 from lorastudy.report.document import Strong, Text
-from lorastudy.report.findings.generic import cheapest_not_worse, lowest_loss_first, score_list
+from lorastudy.report.findings.generic import best_first, cheapest_not_worse, in_order
 from lorastudy.report.findings.wording import (
     NO_VERDICT,
     Finding,
-    bounds_of,
+    cost_bounds,
     seen_but_not_shown,
     verdicts_by_word,
     without_verdict,
@@ -33,13 +33,13 @@ def module_findings(analysis: Analysis) -> tuple[Finding, ...]:
 
 
 def _modules(analysis: Analysis) -> Text:
-    ordered = lowest_loss_first(analysis)
+    ordered = best_first(analysis)
     if len(ordered) < 2 or analysis.reference is None:
         return ("Fewer than two arms completed; these runs cannot answer this.",)
     return (
-        f"In order of mean held-out loss, lowest first: {score_list(ordered)} nats per token. ",
-        Strong(verdicts_by_word(analysis.comparisons[LOSS.key], analysis.reference)),
-        seen_but_not_shown(analysis.comparisons[LOSS.key]),
+        in_order(analysis, ordered),
+        Strong(verdicts_by_word(analysis.primary_comparisons, analysis.reference)),
+        seen_but_not_shown(analysis.primary_comparisons),
         f" {_parameter_match(ordered)}",
     )
 
@@ -76,12 +76,14 @@ def _layers(analysis: Analysis) -> str:
 
 def _mlp(analysis: Analysis) -> str:
     roles = {s.arm.name: target_roles(s.arm) for s in analysis.completed}
-    attention = [s for s in analysis.completed if roles[s.arm.name] == ATTENTION_ONLY and s.score(LOSS)]
+    attention = [
+        s for s in analysis.completed if roles[s.arm.name] == ATTENTION_ONLY and s.score(analysis.primary)
+    ]
     with_mlp = [s.arm for s in analysis.completed if "mlp" in (roles[s.arm.name] or ())]
     if not attention or not with_mlp:
         return "This needs an arm with and an arm without MLP modules; these runs cannot answer it."
-    broadest = max(attention, key=_size_then_loss).arm
-    comparisons = compare_with_reference(analysis.study, arms=with_mlp, reference=broadest, metric=LOSS)
+    broadest = max(attention, key=lambda summary: _size_then_quality(summary, analysis.primary)).arm
+    comparisons = analysis.pairs(with_mlp, reference=broadest)
     listed = "; ".join(f"{comparison.arm} {without_verdict(comparison)}" for comparison in comparisons)
     return (
         f"Against {broadest.name}, the largest arm without MLP modules: {listed}. {_necessity(comparisons)} "
@@ -91,21 +93,22 @@ def _mlp(analysis: Analysis) -> str:
 
 def _necessity(comparisons: Sequence[Comparison]) -> str:
     """What the intervals speak for. They are not corrected for their number, so they decide nothing."""
-    ahead = [comparison.arm for comparison in comparisons if bounds_of(comparison)[1] < 0]
+    ahead = [comparison.arm for comparison in comparisons if cost_bounds(comparison)[1] < 0]
     if ahead:
-        return f"The whole interval of {names(ahead)} lies on the side of the lower loss, which speaks for the MLP."
-    if all(bounds_of(comparison)[0] > 0 for comparison in comparisons):
+        return f"The whole interval of {names(ahead)} lies on the better side, which speaks for the MLP."
+    if all(cost_bounds(comparison)[0] > 0 for comparison in comparisons):
         return (
-            "Every arm with MLP modules has its whole interval on the side of the higher loss, which speaks against "
+            "Every arm with MLP modules has its whole interval on the worse side, which speaks against "
             "the MLP."
         )
     return "No arm with MLP modules was seen to be ahead; that is not proof that they are unnecessary."
 
 
-def _size_then_loss(summary: ArmSummary) -> tuple[float, float]:
-    """The larger first, and of equals (one configuration at several learning rates) the one of lower loss."""
-    size, loss = summary.costs.trainable_parameters, summary.score(LOSS)
-    return (size.mean if size else 0.0, -loss.mean if loss else -math.inf)
+def _size_then_quality(summary: ArmSummary, metric: Metric) -> tuple[float, float]:
+    """The larger first, and of equals (one configuration at several learning rates) the better one."""
+    size, quality = summary.costs.trainable_parameters, summary.score(metric)
+    sign = -1 if metric.lower_is_better else 1
+    return (size.mean if size else 0.0, sign * quality.mean if quality else -math.inf)
 
 
 def _differ_in_layers_only(one: Arm, other: Arm) -> bool:
@@ -113,5 +116,5 @@ def _differ_in_layers_only(one: Arm, other: Arm) -> bool:
 
 
 def _against(analysis: Analysis, arm: Arm, *, reference: Arm) -> str:
-    (comparison,) = compare_with_reference(analysis.study, arms=[arm], reference=reference, metric=LOSS)
+    (comparison,) = analysis.pairs([arm], reference=reference)
     return without_verdict(comparison)

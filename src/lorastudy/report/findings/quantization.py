@@ -1,15 +1,14 @@
 """A quantization study's questions: what 4-bit costs, whether 8-bit is worth its memory, speed against accuracy."""
 
-from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import compare_with_reference
+from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.analysis.study import Arm
-from lorastudy.analysis.summary import EXACT_MATCH, LOSS, TOKEN_ACCURACY, ArmSummary
+from lorastudy.analysis.summary import ArmSummary
 from lorastudy.analysis.tuning import lowest_loss
 from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
 from lorastudy.report.findings.wording import (
     NO_VERDICT,
     Finding,
-    bounds_of,
+    cost_bounds,
     difference,
     measured_difference,
     without_verdict,
@@ -35,10 +34,10 @@ def _four_bit(analysis: Analysis) -> str:
         return "This needs a completed 4-bit arm and one of higher precision; these runs cannot answer it."
     sentences = []
     for arm in arms:
-        compared = [analysis.comparison(arm.name, metric) for metric in (LOSS, TOKEN_ACCURACY, EXACT_MATCH)]
-        # Verdicts are about held-out loss; three verdicts for each arm would triple the chance of a false one.
+        compared = [analysis.comparison(arm.name, metric) for metric in COMPARED_METRICS]
+        # Verdicts are about the primary metric; three verdicts for each arm would triple the chance of a false one.
         parts = [
-            f"{c.metric.title.lower()} {difference(c) if c.metric == LOSS else measured_difference(c)}"
+            f"{c.metric.title.lower()} {difference(c) if c.metric == analysis.primary else measured_difference(c)}"
             for c in compared
             if c is not None and c.mean is not None
         ]
@@ -53,16 +52,14 @@ def _eight_bit(analysis: Analysis) -> str:
         return "This needs a completed 8-bit and a completed 4-bit arm; these runs cannot answer it."
     eight = lowest_loss(analysis.study, eights) or eights[0]
     four = lowest_loss(analysis.study, fours) or fours[0]
-    (comparison,) = compare_with_reference(analysis.study, arms=[eight], reference=four, metric=LOSS)
-    answer = (
-        f"{_name(eight)} against {_name(four)}, held-out loss: {without_verdict(comparison)}. {NO_VERDICT}"
-    )
+    (comparison,) = analysis.pairs([eight], reference=four)
+    answer = f"{_name(eight)} against {_name(four)}, {comparison.metric.title.lower()}: {without_verdict(comparison)}. {NO_VERDICT}"
     memory = [analysis.summary(arm.name).costs.peak_memory_bytes for arm in (eight, four)]
     if memory[0] and memory[1]:
         ours, theirs = memory[0].median, memory[1].median
         answer += f" Its peak memory is {size(ours)} against {size(theirs)} ({percent_more(ours, theirs)})."
         if ours > theirs:
-            seen = "seen" if bounds_of(comparison)[1] < 0 else "not seen"
+            seen = "seen" if cost_bounds(comparison)[1] < 0 else "not seen"
             answer += f" The extra memory was {seen} to buy accuracy here."
     return answer
 
@@ -76,8 +73,8 @@ def _trade_off(analysis: Analysis) -> str:
     for summary in analysis.completed:
         comparison = analysis.comparison(summary.arm.name)
         if comparison is not None:
-            loss = f"held-out loss {difference(comparison)}"
-            sentences.append(f"{_name(summary.arm)}: {_speed(summary)}, {loss}.")
+            quality = f"{comparison.metric.title.lower()} {difference(comparison)}"
+            sentences.append(f"{_name(summary.arm)}: {_speed(summary)}, {quality}.")
     if any(summary.costs.step_seconds for summary in analysis.completed):
         sentences.append(f"(Steps of an arm alone, {WITHOUT_NOISE_FLOOR}.)")
     return " ".join(sentences)

@@ -6,13 +6,13 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.paired import leans
 from lorastudy.analysis.ranks import SHARE_KEPT, RankReturns
 from lorastudy.analysis.study import Arm
-from lorastudy.analysis.summary import LOSS
 from lorastudy.analysis.tuning import learning_rates, rates_of
 from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
 from lorastudy.report.document import Strong
 from lorastudy.report.findings.wording import (
     Finding,
     change,
+    cost_bounds,
     difference,
     difference_decimals,
     measured_difference,
@@ -63,7 +63,7 @@ def _answer(analysis: Analysis, returns: RankReturns) -> str:
     assert returns.kept_share is not None
     return (
         f"{_capital(_name(knee))} is the smallest rank that kept at least {_SHARE} "
-        f"of the observed gain in held-out loss ({percent(returns.kept_share)} of what {_name(largest)} gained "
+        f"of the observed gain in {_metric(returns)} ({percent(returns.kept_share)} of what {_name(largest)} gained "
         f"over {_name(returns.ladder[0])}){_price(analysis, knee, largest=largest)}. "
         f"{_capital(_name(knee))} against {_name(largest)}: {_comparison(returns)}. {_advice(returns)}"
     )
@@ -101,18 +101,24 @@ def _accuracy(analysis: Analysis) -> tuple[str | Strong, ...]:
     if returns is None or analysis.reference is None:
         return ("Fewer than two ranks completed with a seed in common; these runs cannot answer this.",)
     first, last = (analysis.summary(arm.name) for arm in (returns.ladder[0], returns.ladder[-1]))
-    losses = returns.mean_losses
-    falls = all(later < earlier for earlier, later in itertools.pairwise(losses))
-    shape = "It fell at every step up." if falls else "It did not fall at every step up."
+    losses = returns.means
+    lower_is_better = returns.metric.lower_is_better
+    steadily = all((later < earlier) == lower_is_better for earlier, later in itertools.pairwise(losses))
+    went_well = "fell" if lower_is_better else "rose"
+    shape = (
+        f"It {went_well} at every step up."
+        if steadily
+        else f"It was not so that it {went_well} at every step up."
+    )
     went = (
-        f"From {_name(returns.ladder[0])} to {_name(returns.ladder[-1])} the mean held-out loss went "
-        f"{change(first, last, metric=LOSS)} nats per token. {shape}{other_accuracies(first, last)}"
+        f"From {_name(returns.ladder[0])} to {_name(returns.ladder[-1])} the mean {_metric(returns)} went "
+        f"{change(first, last, metric=returns.metric)}{_unit(returns)}. {shape}{other_accuracies(analysis, first, last)}"
         f"{_chosen_rates(analysis, returns)} "
     )
     return (
         went,
-        Strong(verdicts_by_word(analysis.comparisons[LOSS.key], analysis.reference)),
-        seen_but_not_shown(analysis.comparisons[LOSS.key]),
+        Strong(verdicts_by_word(analysis.primary_comparisons, analysis.reference)),
+        seen_but_not_shown(analysis.primary_comparisons),
     )
 
 
@@ -170,7 +176,7 @@ def _returns(analysis: Analysis) -> str:
 
 def _steps(returns: RankReturns) -> str:
     """What each step up the ladder changed: the returns themselves."""
-    losses = returns.mean_losses
+    losses = returns.means
     changes = [later - earlier for earlier, later in itertools.pairwise(losses)]
     decimals = decimals_for(map(abs, changes))
     ranks = [arm.settings["lora_rank"] for arm in returns.ladder]
@@ -178,17 +184,19 @@ def _steps(returns: RankReturns) -> str:
         f"{signed(change, decimals)} ({low} to {high})"
         for change, (low, high) in zip(changes, itertools.pairwise(ranks), strict=True)
     )
-    return f"Step by step up the ranks the mean held-out loss changed by {listing(parts)} nats per token."
+    return (
+        f"Step by step up the ranks the mean {_metric(returns)} changed by {listing(parts)}{_unit(returns)}."
+    )
 
 
 def _largest_needed(returns: RankReturns) -> str:
     """That no rank below the largest kept enough of the gain; the next below it came nearest or did not."""
     smallest, below, largest = (returns.ladder[i] for i in (0, -2, -1))
-    gain = returns.mean_losses[0] - returns.mean_losses[-1]
-    kept = (returns.mean_losses[0] - returns.mean_losses[-2]) / gain
+    gain = returns.means[0] - returns.means[-1]
+    kept = (returns.means[0] - returns.means[-2]) / gain
     shares = f"; {_name(below)} kept {percent(kept)}" if below.name != smallest.name else ""
     return (
-        f"No smaller rank kept {_SHARE} of the gain in held-out loss from {_name(smallest)} to {_name(largest)}"
+        f"No smaller rank kept {_SHARE} of the gain in {_metric(returns)} from {_name(smallest)} to {_name(largest)}"
         f"{shares}. A larger rank was not tried."
     )
 
@@ -199,31 +207,32 @@ def _next_below(analysis: Analysis, returns: RankReturns) -> str:
     comparison = analysis.comparison(returns.ladder[-2].name)
     assert comparison is not None
     told = f"{_capital(below)} against {largest}: {difference(comparison)}."
-    if comparison.verdict == "worse":
+    if comparison.reference_is_better:
         return f"{told} So of the ranks tried {largest} is the one to use."
     return f"{told} So these runs do not decide between the two."
 
 
 def _is_gain_shown(returns: RankReturns) -> bool:
     """Whether a share of the gain means anything: shown between the ends, and there on the seeds all ranks share."""
-    return returns.whole_gain.verdict == "worse" and returns.kept_share is not None
+    return returns.whole_gain.reference_is_better and returns.kept_share is not None
 
 
 def _no_gain(returns: RankReturns) -> str:
     """That the largest rank was not shown to be better than the smallest, though it may have been seen to be."""
     smallest, largest = _name(returns.ladder[0]), _name(returns.ladder[-1])
     gain = returns.whole_gain
-    if gain.verdict == "better":
+    if gain.arm_is_better:
         return f"A larger rank did not help here: {smallest} against {largest} is {difference(gain)}"
-    if gain.verdict == "worse":
+    if gain.reference_is_better:
         told = f"{smallest} against {largest} is {difference(gain)}"
         return (
             f"Over the seeds that every rank completed a larger rank did not help, though {told} over theirs"
         )
     if leans(gain) and gain.mean is not None:
-        lower = largest if gain.mean > 0 else smallest
+        assert gain.cost is not None
+        ahead = largest if gain.cost > 0 else smallest
         return (
-            f"{_capital(lower)} had the lower held-out loss {on_how_many_seeds(gain)} ({smallest} minus {largest}: "
+            f"{_capital(ahead)} had the better {_metric(returns)} {on_how_many_seeds(gain)} ({smallest} minus {largest}: "
             f"{measured_difference(gain)}), but that is not shown: {gain.reason}"
         )
     return f"It cannot be told whether rank mattered here: {smallest} against {largest} is {difference(gain)}"
@@ -232,7 +241,7 @@ def _no_gain(returns: RankReturns) -> str:
 def _if_as_seen(returns: RankReturns) -> str:
     """Where the returns of a gain diminished that was seen but not shown; empty for any other."""
     gain, knee = returns.whole_gain, returns.knee
-    if not leans(gain) or returns.kept_share is None or gain.mean is None or gain.mean < 0:
+    if not leans(gain) or returns.kept_share is None or gain.cost is None or gain.cost < 0:
         return ""
     if returns.knee_comparison is None:
         return f" If the gain is as seen, no smaller rank kept {_SHARE} of it."
@@ -252,12 +261,15 @@ def _advice(returns: RankReturns) -> str:
     knee, largest = _name(returns.knee), _name(returns.ladder[-1])
     comparison = returns.knee_comparison
     assert comparison is not None
-    if comparison.mean is not None and (comparison.verdict == "worse" or leans(comparison)):
-        cost = number(abs(comparison.mean), difference_decimals(comparison))
-        if comparison.verdict == "worse":
-            return f"So {largest} is the more accurate, and {knee} the cheaper choice where a loss {cost} higher is acceptable."
-        if comparison.mean > 0:
-            return f"So {knee} is the one to start with, and {largest} the one to try if a loss {cost} lower is worth it."
+    if comparison.verdict == "as good within the margin":
+        return f"So {knee} is the one to use."
+    if comparison.cost is not None and (comparison.reference_is_better or leans(comparison)):
+        cost = number(abs(comparison.cost), difference_decimals(comparison))
+        worse = f"{_metric(returns)} {cost} {'higher' if returns.metric.lower_is_better else 'lower'}"
+        if comparison.reference_is_better:
+            return f"So {largest} is the more accurate, and {knee} the cheaper choice where a {worse} is acceptable."
+        if comparison.cost > 0:
+            return f"So {knee} is the one to start with, and {largest} the one to try where a {worse} is not acceptable."
     return f"So {knee} is the one to start with; these runs give no reason to pay for {largest}."
 
 
@@ -266,9 +278,10 @@ def _room(returns: RankReturns) -> str:
     comparison = returns.knee_comparison
     if comparison is None or comparison.interval is None or comparison.verdict != "cannot tell":
         return ""
-    worst = comparison.interval[1]
+    worst = cost_bounds(comparison)[1]
+    side = "higher" if returns.metric.lower_is_better else "lower"
     return (
-        f" The interval leaves room for a loss up to {number(worst, difference_decimals(comparison))} higher."
+        f" The interval leaves room for a {_metric(returns)} up to {number(worst, difference_decimals(comparison))} {side}."
         if worst > 0
         else ""
     )
@@ -280,6 +293,14 @@ def _price(analysis: Analysis, knee: Arm, *, largest: Arm) -> str:
     if not ours or not theirs or theirs.mean == 0:
         return ""
     return f", with an adapter of {percent(ours.mean / theirs.mean, decimals=0)} of its size"
+
+
+def _metric(returns: RankReturns) -> str:
+    return returns.metric.title.lower()
+
+
+def _unit(returns: RankReturns) -> str:
+    return f" {returns.metric.unit}" if returns.metric.unit else ""
 
 
 def _name(arm: Arm) -> str:

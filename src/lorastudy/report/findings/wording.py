@@ -4,14 +4,17 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import MIN_SEEDS, Comparison, leans, seeds_needed, smallest_sign_flip_p
+from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
+from lorastudy.analysis.paired import Comparison, MoreSeeds, leans
+from lorastudy.analysis.significance import MIN_SEEDS, smallest_sign_flip_p
 from lorastudy.analysis.study import Arm
-from lorastudy.analysis.summary import EXACT_MATCH, LOSS, TOKEN_ACCURACY, ArmSummary, Metric
+from lorastudy.analysis.summary import ArmSummary, Metric
 from lorastudy.analysis.tuning import LearningRates
 from lorastudy.report.document import Text
 from lorastudy.report.numbers import (
+    count,
     decimals_for,
+    duration,
     interval,
     listing,
     mean_sd,
@@ -20,7 +23,6 @@ from lorastudy.report.numbers import (
     signed,
 )
 
-VERDICTS = ("better", "worse", "cannot tell")
 #: Said where arms other than the reference are compared: a verdict there would be one test more than was corrected for.
 NO_VERDICT = "(Differences outside the corrected comparisons with the reference, hence without verdicts.)"
 
@@ -34,8 +36,21 @@ class Finding:
 
 
 def verdict(comparison: Comparison) -> str:
-    """The verdict with its reason: `cannot tell (one seed)`."""
+    """The verdict with what belongs to it: `r64 is better`, `cannot tell (needs about 4 more seeds: 12.0 min)`."""
+    if comparison.winner is not None:
+        return f"{comparison.winner} is better"
+    if comparison.verdict == "cannot tell" and comparison.more is not None:
+        return f"cannot tell (needs {more_seeds(comparison.more)})"
     return comparison.verdict if comparison.reason is None else f"{comparison.verdict} ({comparison.reason})"
+
+
+def more_seeds(more: MoreSeeds) -> str:
+    """`about 4 more seeds: 12.0 min`; the time is that of the two arms."""
+    about = "at least" if more.at_least else "about"
+    plural = "" if more.num_seeds == 1 else "s"
+    items = "" if more.num_items is None else f" and {count(more.num_items)} held-out items"
+    seconds = "" if more.seconds is None else f": {duration(more.seconds)}"
+    return f"{about} {count(more.num_seeds)} more seed{plural}{items}{seconds}"
 
 
 def difference_decimals(comparison: Comparison) -> int:
@@ -86,21 +101,34 @@ def change(first: ArmSummary, last: ArmSummary, *, metric: Metric) -> str | None
     return f"from {score(first, metric, alongside=[last])} to {score(last, metric, alongside=[first])}"
 
 
-def other_accuracies(first: ArmSummary, last: ArmSummary) -> str:
-    """A sentence about token accuracy and exact match; empty where neither was measured."""
-    changes = [(metric, change(first, last, metric=metric)) for metric in (TOKEN_ACCURACY, EXACT_MATCH)]
+def other_accuracies(analysis: Analysis, first: ArmSummary, last: ArmSummary) -> str:
+    """A sentence about the metrics beside the primary one; empty where none was measured."""
+    others = [one for one in map(analysis.reported, COMPARED_METRICS) if one != analysis.primary]
+    changes = [(metric, change(first, last, metric=metric)) for metric in others]
     parts = [f"{metric.title.lower()} went {text}" for metric, text in changes if text]
     return f" At the same time {listing(parts)}." if parts else ""
 
 
 def verdicts_by_word(comparisons: Sequence[Comparison], reference: Arm) -> str:
-    """The arms under each verdict, as in `Held-out loss against r64: worse for r4 and r8; cannot tell for r32`."""
-    parts = []
-    for word in VERDICTS:
-        arms = [comparison.arm for comparison in comparisons if comparison.verdict == word]
-        if arms:
-            parts.append(f"{word} for {names(arms)}")
-    return f"Held-out loss against {reference.name}: {'; '.join(parts)}." if parts else ""
+    """What each verdict was given to: `Held-out loss: r64 is better than r4 and r8; cannot tell r32 from r64`."""
+    ahead = [comparison.arm for comparison in comparisons if comparison.arm_is_better]
+    behind = [comparison.arm for comparison in comparisons if comparison.reference_is_better]
+    as_good = [c for c in comparisons if c.verdict == "as good within the margin"]
+    is_open = [comparison.arm for comparison in comparisons if comparison.verdict == "cannot tell"]
+    invalid = [f"{c.arm} ({c.reason})" for c in comparisons if c.verdict == "invalid"]
+    own = names([reference.name])
+    parts = [
+        f"{names(ahead)} {'is' if len(ahead) == 1 else 'are each'} better than {own}" if ahead else "",
+        f"{own} is better than {names(behind)}" if behind else "",
+        f"{names(c.arm for c in as_good)} {'is' if len(as_good) == 1 else 'are each'} as good as {own} within the "
+        f"margin of {as_good[0].margin:g}"
+        if as_good
+        else "",
+        f"cannot tell {names(is_open)} from {own}" if is_open else "",
+        f"invalid for {listing(invalid)}" if invalid else "",
+    ]
+    told = [part for part in parts if part]
+    return f"{comparisons[0].metric.title} against {reference.name}: {'; '.join(told)}." if told else ""
 
 
 def seen_but_not_shown(comparisons: Sequence[Comparison]) -> str:
@@ -112,22 +140,21 @@ def seen_but_not_shown(comparisons: Sequence[Comparison]) -> str:
     for comparison in filter(leans, comparisons):
         assert comparison.mean is not None
         decimals = difference_decimals(comparison)
-        text = f"{signed(comparison.mean, decimals)} {interval(comparison.interval, decimals)}"
+        unit = f" {comparison.metric.unit}" if comparison.metric.unit else ""
+        text = f"{signed(comparison.mean, decimals)} {interval(comparison.interval, decimals)}{unit}"
         by_reason.setdefault(comparison.reason, []).append(f"{comparison.arm} {text}")
-    return "".join(
-        f" Seen but not shown ({reason}): {listing(seen)} nats per token."
-        for reason, seen in by_reason.items()
-    )
+    return "".join(f" Seen but not shown ({reason}): {listing(seen)}." for reason, seen in by_reason.items())
 
 
-def bounds_of(comparison: Comparison) -> tuple[float, float]:
-    """The interval; one that says nothing where there is none."""
-    return comparison.interval or (-math.inf, math.inf)
+def cost_bounds(comparison: Comparison) -> tuple[float, float]:
+    """The interval, so that above 0 is worse; one that says nothing where there is none."""
+    low, high = comparison.interval or (-math.inf, math.inf)
+    return (low, high) if comparison.metric.lower_is_better else (-high, -low)
 
 
 def what_seeds_can_show(analysis: Analysis) -> str:
     """What this number of seeds can show at best, and how many more might decide what is open."""
-    comparisons = analysis.comparisons.get(LOSS.key, ())
+    comparisons = analysis.primary_comparisons
     n = max((comparison.n for comparison in comparisons), default=0)
     if n == 0:
         return ""
@@ -176,15 +203,14 @@ def _limit_of(num_seeds: int) -> str:
 
 def _open_cases(comparisons: Sequence[Comparison]) -> str:
     """How many seeds would decide, if the true differences are as observed."""
-    parts = []
-    for comparison in comparisons:
-        if comparison.verdict == "cannot tell" and comparison.interval and comparison.mean and comparison.sd:
-            needed = seeds_needed(comparison.mean, comparison.sd)
-            if needed is not None and needed > comparison.n:
-                parts.append(f"{comparison.arm} about {needed}")
+    parts = [
+        f"{comparison.arm} {more_seeds(comparison.more)}"
+        for comparison in comparisons
+        if comparison.more is not None and not comparison.more.at_least
+    ]
     if not parts:
         return ""
     return (
-        " Seeds that would decide an open case four times in five, if the difference is as observed "
-        f"(one comparison, no correction): {listing(parts)}."
+        " What would decide an open case four times in five, if the difference is as observed, and what it takes "
+        f"for the two arms: {listing(parts)}."
     )

@@ -35,8 +35,7 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         (f"Engine: {_engines(study)}.",),
         (
             (
-                "Intervals are over seeds only; the noise between held-out items is not in them, so verdicts are about "
-                "these items, this data and this base model."
+                f"Intervals are over {_what_intervals_cover(analysis)}; verdicts are about this data and this base model."
             ),
         ),
         *_data(study),
@@ -64,6 +63,14 @@ def environment_blocks(study: Study, *, level: int) -> list[Block]:
         )
         blocks.append(Paragraph((Strong(warning), rest)))
     return [*blocks, _environment_table(groups)]
+
+
+def _what_intervals_cover(analysis: Analysis) -> str:
+    """Whether the noise between items is in the intervals."""
+    made = [comparison for comparison in analysis.primary_comparisons if comparison.interval]
+    if all(comparison.covers_new_items for comparison in made):
+        return "new seeds and new held-out items (two-way cluster variance, Satterthwaite's t)"
+    return "new seeds only: scores are not stored item by item for all arms, so the noise between items is not in them"
 
 
 def _scores(study: Study) -> Text:

@@ -3,9 +3,15 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
-from lorastudy.analysis.paired import MAX_SIGN_FLIP_SEEDS, Comparison, smallest_sign_flip_p
+from lorastudy.analysis.paired import Comparison
 from lorastudy.analysis.reference import missing_reference
-from lorastudy.analysis.study import STUDIED_KEYS, Arm, Study
+from lorastudy.analysis.significance import (
+    MAX_SIGN_FLIP_SEEDS,
+    MIN_SEEDS,
+    MIN_SEEDS_ONE_SIDED,
+    smallest_sign_flip_p,
+)
+from lorastudy.analysis.study import STUDIED_KEYS, Arm
 from lorastudy.analysis.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -59,27 +65,42 @@ def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
 def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     """Paired differences against the reference, with verdicts for the primary metric; nothing for one arm."""
     reference = analysis.reference
-    comparisons = analysis.comparisons.get(LOSS.key, ())
+    comparisons = analysis.primary_comparisons
     if reference is None or not comparisons:
         return []
     rule = (
-        f"Arm minus reference ({reference.name}, {_how_named(analysis.study, reference)}), per seed, then averaged. "
-        f"Verdicts are about held-out loss: {_rule(comparisons)} Lower is better."
+        f"Arm minus reference ({reference.name}, {_how_named(analysis, reference)}), per seed and held-out item, then "
+        f"averaged; {_about(comparisons)} Verdicts are about {analysis.primary.title.lower()}, of which "
+        f"{'less' if analysis.primary.lower_is_better else 'more'} is better: {_rule(comparisons)}"
     )
     blocks: list[Block] = [
         Heading(level=level, text=f"Paired comparisons with {reference.name}"),
         Paragraph((rule,)),
         _comparison_table(comparisons),
     ]
-    others = [metric for metric in COMPARED_METRICS if metric != LOSS and _measured(analysis, metric)]
+    others = [
+        metric
+        for metric in COMPARED_METRICS
+        if analysis.reported(metric) != analysis.primary and _measured(analysis, metric)
+    ]
     if others:
         note = "Other metrics, same pairs, without verdicts: paired difference with its 95 % interval."
         blocks += [Paragraph((note,)), _secondary_table(analysis, others)]
     return blocks
 
 
-def _how_named(study: Study, reference: Arm) -> str:
-    """How the reference came to be it: by design, at which of its rates, or in the place of one that failed."""
+def _about(comparisons: Sequence[Comparison]) -> str:
+    """For what the intervals hold."""
+    if all(comparison.covers_new_items for comparison in comparisons if comparison.interval):
+        return "intervals are about new seeds and new items."
+    return "intervals are about new seeds on these items, since scores are not stored item by item for all of them."
+
+
+def _how_named(analysis: Analysis, reference: Arm) -> str:
+    """How the reference came to be it: by the suite or the design, at which rate, or in the place of one that failed."""
+    study = analysis.study
+    if analysis.question.reference is not None and reference.name.startswith(analysis.question.reference):
+        return "named by the suite"
     designed, num_rates = missing_reference(study), len(rates_of(study, reference))
     named = (
         "named by the design and not by its result"
@@ -96,12 +117,24 @@ def _rule(comparisons: Sequence[Comparison]) -> str:
     family = sum(comparison.t_p is not None for comparison in comparisons)
     holm = f", Holm-corrected over these {family} comparisons," if family > 1 else ""
     rule = (
-        f"better or worse when the paired t test{holm} and the exact sign-flip test are both below .05, which "
-        "takes at least six seeds."
+        f"one of the two is better when the paired t test{holm} and the exact sign-flip test are both below .05, which "
+        f"takes at least {MIN_SEEDS} seeds.{_margin_rule(comparisons)}"
     )
     if any(comparison.n > MAX_SIGN_FLIP_SEEDS for comparison in comparisons):
         return f"{rule} Beyond {MAX_SIGN_FLIP_SEEDS} seeds the t test alone decides."
     return rule
+
+
+def _margin_rule(comparisons: Sequence[Comparison]) -> str:
+    """What it takes to be as good, or that nothing can be."""
+    margin = comparisons[0].margin
+    if margin is None:
+        return " The suite names no margin, so no arm can be called as good as the reference."
+    return (
+        f" An arm is as good within the margin of {margin:g}, set before the run, when both tests, one-sided, show that "
+        f"it is worse by less than that, which takes at least {MIN_SEEDS_ONE_SIDED} seeds; ranks are tested from the "
+        "largest down and the first that fails ends it."
+    )
 
 
 def _before_training(analysis: Analysis) -> str:
@@ -130,7 +163,8 @@ def _identity(analysis: Analysis) -> Part:
 def _metric_columns(analysis: Analysis) -> list[Part]:
     shown = ((LOSS, " (nats/token)"), (PERPLEXITY, ""), (TOKEN_ACCURACY, ""), (EXACT_MATCH, ""))
     columns: list[Part] = [
-        (Column(f"{metric.title}{unit}"), _mean_sd_cell(analysis, metric)) for metric, unit in shown
+        (Column(f"{metric.title}{unit}"), _mean_sd_cell(analysis, analysis.reported(metric)))
+        for metric, unit in shown
     ]
     return [*columns, (Column("Base-domain loss, before → after"), _forgetting_cell(analysis))]
 
@@ -206,12 +240,12 @@ def _scaled_cell(spread: Spread | None, scale: float) -> Cell:
 
 
 def _measured(analysis: Analysis, metric: Metric) -> bool:
-    return any(comparison.n for comparison in analysis.comparisons.get(metric.key, ()))
+    return any(comparison.n for comparison in analysis.comparisons.get(analysis.reported(metric).key, ()))
 
 
 def _comparison_table(comparisons: tuple[Comparison, ...]) -> Table:
     titles = (
-        "Difference (nats/token)",
+        f"Difference ({unit})" if (unit := comparisons[0].metric.unit) else "Difference",
         "95 % interval",
         "p (t test, Holm)",
         "p (sign flip)",
@@ -247,7 +281,7 @@ def _comparison_row(comparison: Comparison) -> tuple[Cell, ...]:
 
 
 def _secondary_table(analysis: Analysis, metrics: list[Metric]) -> Table:
-    names = [comparison.arm for comparison in analysis.comparisons[LOSS.key]]
+    names = [comparison.arm for comparison in analysis.primary_comparisons]
     columns = (Column("Arm", numeric=False), *(Column(f"{metric.title}, difference") for metric in metrics))
     return Table(
         columns=columns,

@@ -1,0 +1,51 @@
+"""Scores item by item, and the differences of two arms laid out by seed and item."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorastudy.analysis.significance import Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemScores:
+    """A score's value for each held-out item, and the items' weights; None where all count the same."""
+
+    values: tuple[float, ...]
+    weights: tuple[int, ...] | None = None
+
+
+#: By (experiment id, split, metric). What is not in it was stored without items, or not at all.
+ItemTable = Mapping[tuple[str, str, str], ItemScores]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedItems:
+    """Differences by (seed, item), and the weight of each item."""
+
+    differences: Floats
+    weights: Floats
+
+
+def paired_items(
+    ours: Sequence[ItemScores | None], theirs: Sequence[ItemScores | None]
+) -> PairedItems | None:
+    """The differences of two arms over their common seeds, in the seeds' order.
+
+    None where a run has no items, or where not all runs have the same ones (as many, of the same weights): then
+    items cannot be told apart from seeds. With a single item nothing can be said about new ones, so None too.
+    """
+    scores = [*ours, *theirs]
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores) or len({(len(score.values), score.weights) for score in known}) != 1:
+        return None
+    num_items = len(known[0].values)
+    if num_items < 2:
+        return None
+    values = np.array([score.values for score in known])
+    weights = known[0].weights
+    return PairedItems(
+        differences=values[: len(ours)] - values[len(ours) :],
+        weights=np.ones(num_items) if weights is None else np.array(weights, dtype=np.float64),
+    )

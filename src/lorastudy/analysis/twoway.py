@@ -1,0 +1,136 @@
+"""The mean of paired differences over seeds and items, and how far it may be off for new seeds and new items.
+
+With d(s, i) the difference of two arms on item i with seed s, and w(i) the item's weight (its tokens), the estimate
+is the weighted mean over items, averaged over seeds. Its variance has a part that more seeds take away, a part that
+only more items take away, and a part that belongs to single cells:
+
+    d(s, i) = true difference + seed(s) + item(i) + cell(s, i)
+
+As in two-way clustering (Cameron, Gelbach and Miller 2011), the variance between seed means and that between item
+means are added, and what both contain, that of the cells, is taken off once:
+
+    V = V(seeds) + V(items) - V(cells), and never less than V(seeds) or V(items)
+
+    V(seeds) = sum_s (dbar(s) - dbar)**2 / (n (n - 1))
+    V(items) = m / (m - 1) sum_i (w(i) (dbar(i) - dbar) / W)**2                      W = sum_i w(i)
+    V(cells) = m / (m - 1) sum_si (w(i) r(s, i) / W)**2 / (n (n - 1))                r: what both means leave over
+
+With equal weights these are the mean squares of a two-way analysis of variance over n m. Items enter as the ratio
+estimator that a token-weighted mean is. The interval takes t with Satterthwaite's degrees of
+freedom, V**2 / (V(seeds)**2 / (n - 1) + (V(items) - V(cells))**2 / (m - 1)): near n - 1 where seeds are the noise, near
+m - 1 where items are. Why this and not a bootstrap: `docs/science.md` shows the coverage of each.
+
+Arrays end in the axes (seeds, items); whatever stands before them is a batch of studies.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special  # not `stats`, which takes half a second to import
+
+from lorastudy.analysis.significance import ALPHA, Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoWay:
+    """An estimated mean difference with the parts of its variance, for one study or a batch of them.
+
+    Without items (`num_items` is None) only the seeds' part is known, and what follows is about these items.
+    """
+
+    mean: Floats
+    seed_variance: Floats
+    """V(seeds): of the mean, that is divided by the number of seeds already."""
+    item_variance: Floats
+    """V(items)."""
+    cell_variance: Floats
+    """V(cells)."""
+    num_seeds: int
+    num_items: int | None
+
+    @property
+    def variance(self) -> Floats:
+        """Of the mean difference, over new seeds and new items."""
+        sum_less_cells = self.seed_variance + self.item_variance - self.cell_variance
+        largest: Floats = np.maximum(sum_less_cells, np.maximum(self.seed_variance, self.item_variance))
+        return largest
+
+    @property
+    def standard_error(self) -> Floats:
+        """The square root of the variance."""
+        return np.sqrt(self.variance)
+
+    @property
+    def degrees_of_freedom(self) -> Floats:
+        """Satterthwaite's, at least 1."""
+        return satterthwaite(
+            self.variance,
+            seeds=self.seed_variance,
+            items=np.maximum(self.item_variance - self.cell_variance, 0.0),
+            num_seeds=self.num_seeds,
+            num_items=self.num_items,
+        )
+
+    def interval(self, *, alpha: float = ALPHA) -> tuple[Floats, Floats]:
+        """The two-sided interval of confidence 1 - alpha."""
+        half = special.stdtrit(self.degrees_of_freedom, 1 - alpha / 2) * self.standard_error
+        return self.mean - half, self.mean + half
+
+    def p_value(self) -> Floats:
+        """Two-sided, that the true difference is 0."""
+        p: Floats = 2 * special.stdtr(self.degrees_of_freedom, -np.abs(self.mean) / self.standard_error)
+        return p
+
+    def p_below(self, bound: npt.ArrayLike) -> Floats:
+        """One-sided, that the true difference is at least the bound: small where the mean lies well below it."""
+        t = (self.mean - np.asarray(bound)) / self.standard_error
+        p: Floats = special.stdtr(self.degrees_of_freedom, t)
+        return p
+
+
+def two_way(differences: Floats, weights: Floats) -> TwoWay:
+    """The estimate from differences by seed and item, and the weight of each item; at least two of both."""
+    num_seeds, num_items = differences.shape[-2:]
+    shares = weights / weights.sum(axis=-1, keepdims=True)
+    by_seed = (differences * shares[..., None, :]).sum(axis=-1)
+    by_item = differences.mean(axis=-2)
+    mean = by_seed.mean(axis=-1)
+    left_over = differences - by_seed[..., :, None] - by_item[..., None, :] + mean[..., None, None]
+    correction = num_items / (num_items - 1)
+    item_parts = (shares * (by_item - mean[..., None])) ** 2
+    cell_parts = (shares[..., None, :] * left_over) ** 2
+    return TwoWay(
+        mean=mean,
+        seed_variance=by_seed.var(axis=-1, ddof=1) / num_seeds,
+        item_variance=correction * item_parts.sum(axis=-1),
+        cell_variance=correction * cell_parts.sum(axis=(-1, -2)) / (num_seeds * (num_seeds - 1)),
+        num_seeds=num_seeds,
+        num_items=num_items,
+    )
+
+
+def seeds_only(differences: npt.ArrayLike) -> TwoWay:
+    """The estimate from one difference for each seed: the ordinary t interval, about these items only."""
+    values = np.asarray(differences, dtype=np.float64)
+    num_seeds = values.shape[-1]
+    absent = np.zeros(values.shape[:-1])
+    return TwoWay(
+        mean=values.mean(axis=-1),
+        seed_variance=values.var(axis=-1, ddof=1) / num_seeds,
+        item_variance=absent,
+        cell_variance=absent,
+        num_seeds=num_seeds,
+        num_items=None,
+    )
+
+
+def satterthwaite(
+    variance: Floats, *, seeds: Floats, items: Floats, num_seeds: npt.ArrayLike, num_items: int | None
+) -> Floats:
+    """Degrees of freedom of a variance that is the sum of two estimated parts, at least 1."""
+    spread = seeds**2 / (np.asarray(num_seeds) - 1) + (
+        0.0 if num_items is None else items**2 / (num_items - 1)
+    )
+    degrees: Floats = np.maximum(1.0, variance**2 / np.maximum(spread, np.finfo(float).tiny))
+    return degrees

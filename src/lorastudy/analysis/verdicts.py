@@ -1,0 +1,85 @@
+"""The four words that a comparison may end in, and the rules by which it gets one.
+
+`better`: one of the two is shown to have the better score for new seeds and new items (the pair says which). Takes the
+two-sided t test of the two-way estimate, Holm-corrected over the comparisons with one reference, *and* the exact
+sign-flip test of the seeds. The first makes the chance that any comparison says "better" without cause at most 5 %,
+if the noise is roughly normal; the second needs no such assumption, which with few seeds nothing can check. It cannot
+go below 2 / 2**n, so it takes six seeds.
+
+`as good within the margin`: the arm is shown to be worse than the reference by less than a margin that was set before
+the run. One-sided t test and one-sided sign-flip test, both at .05, which takes five seeds. Along a ladder of ranks
+the tests go in fixed sequence from the largest rank down and stop at the first that fails, at no cost for their
+number; elsewhere Holm corrects. **There is no default margin**: what difference matters is the user's to say, and
+without it nothing is as good. An arm that is shown to be better keeps that word; one that is shown to be worse, but
+by less than the margin, is as good within it, and `difference_shown` says that it is not equal.
+
+`cannot tell`: neither was shown; with what would decide it.
+
+`invalid`: the two runs do not compare (other environment, base model, rows or metric version), or something from
+outside, as the linter, blocks the verdict.
+
+The rules work on arrays whose last axis holds the comparisons, so that a simulation judges with them too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lorastudy.analysis.significance import ALPHA, Floats, holm, rejects
+
+Word = Literal["better", "as good within the margin", "cannot tell", "invalid"]
+WORDS: tuple[Word, ...] = ("better", "as good within the margin", "cannot tell", "invalid")
+
+Shown = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocker:
+    """Something that makes a verdict about an arm invalid. `code` is the finding's, `why` one clause."""
+
+    code: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What a verdict is held against besides the data; all of it is fixed before the run.
+
+    `ladder` names arms in the order in which the fixed sequence takes them, the reference left out; with a ladder
+    no other arm can be as good within the margin.
+    """
+
+    margin: float | None = None
+    """In the metric's unit; the largest loss of quality that would not matter."""
+    ladder: tuple[str, ...] = ()
+    blockers: Mapping[str, Sequence[Blocker]] = field(default_factory=dict)
+    """By arm. One of the reference's blocks every comparison with it."""
+
+
+def differences_shown(t_ps: Floats, sign_flip_ps: Floats) -> Shown:
+    """Which comparisons of a family show a difference: Holm over the t tests, and the exact test."""
+    return rejects(holm(t_ps)) & rejects(sign_flip_ps)
+
+
+def no_worse_shown(t_ps: Floats, sign_flip_ps: Floats, *, in_sequence: bool) -> Shown:
+    """Which comparisons show that an arm is worse by less than the margin.
+
+    In sequence, the last axis is the order of the tests: one that fails ends it, so the chance that any arm beyond
+    the margin passes is that of the first such arm, 5 %.
+    """
+    if in_sequence:
+        passes = (t_ps <= ALPHA) & rejects(sign_flip_ps)
+        return np.logical_and.accumulate(passes, axis=-1)
+    return rejects(holm(t_ps)) & rejects(sign_flip_ps)
+
+
+def word(*, arm_ahead: bool, shown: bool, no_worse: bool) -> Word:
+    """The word of a valid comparison, from what its tests show."""
+    if shown and arm_ahead:
+        return "better"
+    if no_worse:
+        return "as good within the margin"
+    return "better" if shown else "cannot tell"
