@@ -17,7 +17,6 @@ from lorastudy.analysis.summary import (
     TOKEN_ACCURACY,
     ArmSummary,
     Metric,
-    reported,
     scores_by_seed,
     summarise_arm,
 )
@@ -50,13 +49,13 @@ class Analysis:
     study: Study
     question: Question
     primary: Metric
-    """What verdicts are about, on the split that is reported: the test split where it was scored."""
+    """What verdicts are about."""
     summaries: tuple[ArmSummary, ...]
     reference: Arm | None
     choices: tuple[Choice, ...]
     """The learning rates that were picked for the comparisons."""
     comparisons: Mapping[tuple[str, str], tuple[Comparison, ...]]
-    """By metric key, as reported; empty where the metric was not measured."""
+    """By metric key; empty where the metric was not measured."""
     frontier: tuple[str, ...]
     """Names of the arms on the Pareto frontier of mean held-out loss and mean peak memory."""
     standings: tuple[Standing, ...]
@@ -77,8 +76,8 @@ class Analysis:
 
         None for the reference itself, for what was not measured, and for an arm that another learning rate stands for.
         """
-        key = (self.primary if metric is None else self.reported(metric)).key
-        return next((c for c in self.comparisons.get(key, ()) if c.arm == name), None)
+        family = self.comparisons.get((metric or self.primary).key, ())
+        return next((comparison for comparison in family if comparison.arm == name), None)
 
     def pairs(self, arms: Sequence[Arm], *, reference: Arm) -> tuple[Comparison, ...]:
         """Arms against another one than the reference, on the primary metric: for intervals, not for verdicts."""
@@ -103,10 +102,6 @@ class Analysis:
         passed = [arm for arm in self.returns.ladder if (c := by_arm.get(arm.name)) and c.no_worse]
         return passed[0] if passed else None
 
-    def reported(self, metric: Metric) -> Metric:
-        """The metric on the split that is reported."""
-        return reported(metric, self.study)
-
     @property
     def completed(self) -> tuple[ArmSummary, ...]:
         """Summaries of the arms that have at least one completed seed."""
@@ -116,14 +111,14 @@ class Analysis:
 def analyse(study: Study, *, question: Question | None = None, items: ItemTable | None = None) -> Analysis:
     """The analysis of one study. Without items, intervals are about the items that were scored."""
     question = question or Question()
-    primary = reported(_compared_metric(question.primary_metric), study)
+    primary = next(metric for metric in COMPARED_METRICS if metric.name == question.primary_metric)
     summaries = tuple(summarise_arm(arm, study) for arm in study.arms)
     reference = reference_arm(study, named=question.reference)
     arms = compared_arms(study)
     ladder = _ladder(study, reference)
     comparisons = {
         metric.key: _compared(study, arms, reference=reference, metric=metric, items=items, rules=rules)
-        for metric, rules in _metrics_with_rules(study, question=question, primary=primary, ladder=ladder)
+        for metric, rules in _metrics_with_rules(question, primary=primary, ladder=ladder)
     }
     returns = None
     if reference is not None and ladder:
@@ -137,9 +132,9 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
         primary=primary,
         summaries=summaries,
         reference=reference,
-        choices=choices(study, reported=primary),
+        choices=choices(study, metric=primary),
         comparisons=comparisons,
-        frontier=pareto_frontier(_loss_and_memory(summaries, loss=reported(LOSS, study))),
+        frontier=pareto_frontier(_loss_and_memory(summaries)),
         standings=_standings(study, compared, primary=primary),
         tied=tied_with_the_best(_costs_by_seed(study, [s.arm for s in compared], metric=primary)),
         returns=returns,
@@ -147,19 +142,14 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
     )
 
 
-def _compared_metric(name: str) -> Metric:
-    return next(metric for metric in COMPARED_METRICS if metric.name == name)
-
-
 def _metrics_with_rules(
-    study: Study, *, question: Question, primary: Metric, ladder: Sequence[Arm]
+    question: Question, *, primary: Metric, ladder: Sequence[Arm]
 ) -> list[tuple[Metric, Rules]]:
     """The margin is the primary metric's; what blocks a verdict blocks it on every metric."""
     below = tuple(arm.name for arm in reversed(ladder[:-1]))
     plain = Rules(blockers=question.blockers)
     told = Rules(margin=question.margin, ladder=below, blockers=question.blockers)
-    metrics = [reported(metric, study) for metric in COMPARED_METRICS]
-    return [(metric, told if metric == primary else plain) for metric in metrics]
+    return [(metric, told if metric == primary else plain) for metric in COMPARED_METRICS]
 
 
 def _compared(
@@ -209,10 +199,10 @@ def _standings(study: Study, compared: Sequence[ArmSummary], *, primary: Metric)
     )
 
 
-def _loss_and_memory(summaries: tuple[ArmSummary, ...], *, loss: Metric) -> dict[str, tuple[float, float]]:
+def _loss_and_memory(summaries: tuple[ArmSummary, ...]) -> dict[str, tuple[float, float]]:
     points = {}
     for summary in summaries:
-        quality, memory = summary.score(loss), summary.costs.peak_memory_bytes
+        quality, memory = summary.score(LOSS), summary.costs.peak_memory_bytes
         if quality is not None and memory is not None:
             points[summary.arm.name] = (memory.mean, quality.mean)
     return points

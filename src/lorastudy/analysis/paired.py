@@ -18,7 +18,7 @@ import numpy as np
 
 from lorastudy.analysis.environments import obstacle
 from lorastudy.analysis.items import ItemTable, paired_items
-from lorastudy.analysis.power import Noise, seeds_needed
+from lorastudy.analysis.power import MAX_SEEDS_NEEDED, Noise, seeds_needed
 from lorastudy.analysis.significance import (
     ALPHA,
     MIN_SEEDS,
@@ -29,8 +29,9 @@ from lorastudy.analysis.significance import (
     sign_flip_p,
     sign_flip_p_below,
 )
+from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Arm, Study
-from lorastudy.analysis.summary import Metric, run_seconds, scores_by_seed
+from lorastudy.analysis.summary import Metric, arm_versions, run_seconds, scores_by_seed
 from lorastudy.analysis.twoway import TwoWay, seeds_only, two_way
 from lorastudy.analysis.verdicts import Rules, Word, differences_shown, no_worse_shown, word
 
@@ -176,9 +177,12 @@ def _measure(
         margin=margin,
     )
     if comparison.sd is None or _is_rounding(comparison.sd, values):
-        return _untestable(comparison, arms=(arm, reference))
+        return _untestable(comparison, study, arms=(arm, reference))
 
-    scored = [[items.get((run[seed].experiment_id, *metric.key)) for seed in differences] for run in runs]
+    split = stored_split(metric.split, study)
+    scored = [
+        [items.get((run[seed].experiment_id, split, metric.name)) for seed in differences] for run in runs
+    ]
     pairs = paired_items(*scored)
     estimate = seeds_only(values) if pairs is None else two_way(pairs.differences, pairs.weights)
     return _with_tests(comparison, estimate)
@@ -299,29 +303,22 @@ def _with_what_would_decide(comparison: Comparison, *, pair: tuple[Arm, Arm], nu
         comparison.cost, Noise.of(comparison.estimate), margin=comparison.margin, alpha=ALPHA / num_open
     )
     if needed is None:
-        return comparison
+        why = f"even {MAX_SEEDS_NEEDED:,} seeds would not decide, if the difference is as observed"
+        return replace(comparison, reason=why)
     # What was as likely as not to be found and was not takes at least one seed more.
     return more(max(1, needed.num_seeds - comparison.n), num_items=needed.num_items)
 
 
-def _untestable(comparison: Comparison, *, arms: tuple[Arm, Arm]) -> Comparison:
+def _untestable(comparison: Comparison, study: Study, *, arms: tuple[Arm, Arm]) -> Comparison:
     """Without a spread over seeds: invalid where the runs do not compare, else open."""
     n = comparison.n
     if n == 0 and comparison.seeds_apart:
         return replace(comparison, verdict="invalid", reason=next(iter(comparison.seeds_apart.values())))
     if n == 0:
-        versions = [
-            {
-                r.scores[comparison.metric.key].version
-                for r in arm.completed
-                if comparison.metric.key in r.scores
-            }
-            for arm in arms
-        ]
+        versions = [arm_versions(arm, study, metric=comparison.metric) for arm in arms]
         if all(versions) and versions[0] != versions[1]:
-            return replace(
-                comparison, verdict="invalid", reason="measured by different versions of the metric"
-            )
+            why = "measured by different versions of the metric"
+            return replace(comparison, verdict="invalid", reason=why)
         return replace(comparison, reason="no seed in common")
     return replace(comparison, reason="one seed" if n == 1 else "every seed gave the same difference")
 

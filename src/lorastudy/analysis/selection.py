@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lorastudy.analysis.splits import CHOOSING_SPLIT, reporting_split
 from lorastudy.analysis.study import STUDIED_KEYS, Arm, Study
 from lorastudy.analysis.summary import LOSS, Metric, scores_by_seed
 from lorastudy.analysis.tuning import lowest_loss, rates_of
@@ -45,7 +46,7 @@ def compared_arms(study: Study) -> tuple[Arm, ...]:
     return tuple(arm for arm in study.arms if arm.name in chosen)
 
 
-def choices(study: Study, *, reported: Metric) -> tuple[Choice, ...]:
+def choices(study: Study, *, metric: Metric) -> tuple[Choice, ...]:
     """The choices of learning rate that were made for the comparisons; empty where each had one rate."""
     if study.experiment_type not in STUDIED_KEYS:
         return ()
@@ -57,24 +58,24 @@ def choices(study: Study, *, reported: Metric) -> tuple[Choice, ...]:
                 Choice(
                     arm=arm,
                     grid=grid,
-                    in_sample=reported.split == LOSS.split,
-                    optimism=_optimism(study, arm, grid=grid, reported=reported),
+                    in_sample=reporting_split(study) == CHOOSING_SPLIT,
+                    optimism=_optimism(study, arm, grid=grid, metric=metric),
                 )
             )
     return tuple(made)
 
 
-def _optimism(study: Study, arm: Arm, *, grid: Sequence[Arm], reported: Metric) -> float | None:
+def _optimism(study: Study, arm: Arm, *, grid: Sequence[Arm], metric: Metric) -> float | None:
     """The chosen arm's mean against the mean over seeds of the arm that the other seeds would have chosen."""
-    picked_by = {one.name: scores_by_seed(one, study, metric=LOSS) for one in grid}
-    told = {one.name: scores_by_seed(one, study, metric=reported) for one in grid}
+    picked_by = {one.name: scores_by_seed(one, study, metric=LOSS, choosing=True) for one in grid}
+    told = {one.name: scores_by_seed(one, study, metric=metric) for one in grid}
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in (*picked_by.values(), *told.values()))))
     if len(seeds) < 3:
         return None
     left_out = [told[_best_without(seed, picked_by, seeds)][seed] for seed in seeds]
     chosen = [told[arm.name][seed] for seed in seeds]
     apart = statistics.fmean(left_out) - statistics.fmean(chosen)
-    return apart if reported.lower_is_better else -apart
+    return apart if metric.lower_is_better else -apart
 
 
 def _best_without(seed: int, losses: Mapping[str, Mapping[int, float]], seeds: Sequence[int]) -> str:

@@ -2,15 +2,19 @@
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.tracker.views import ExperimentResult, ScoreValue
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A stored score: where it was measured, what it is, and which direction is good."""
+    """A score: where it was measured, what it is, and which direction is good.
+
+    `split` says `eval` for the rows that report, which are the test rows where a study has them (`analysis.splits`).
+    """
 
     split: str
     name: str
@@ -20,7 +24,7 @@ class Metric:
 
     @property
     def key(self) -> tuple[str, str]:
-        """As in `ExperimentResult.scores`."""
+        """As in `ExperimentResult.scores`, but for test rows, which `analysis.splits` finds."""
         return (self.split, self.name)
 
 
@@ -53,8 +57,6 @@ FORGETTING = Metric(
     unit="nats per token",
     lower_is_better=True,
 )
-#: Where a test split was scored, it is what is reported, and `eval` is what picks the learning rate.
-TEST_SPLIT = "test"
 #: What a report shows of every arm. `LOSS_BEFORE` is the base model's and equal for all.
 METRICS = (LOSS, PERPLEXITY, TOKEN_ACCURACY, EXACT_MATCH, FORGETTING_BEFORE, FORGETTING)
 
@@ -117,18 +119,11 @@ class ArmSummary:
         return self.scores.get(metric.key)
 
 
-def reported(metric: Metric, study: Study) -> Metric:
-    """The metric on the test split where any completed run of the study was scored there, else the metric itself."""
-    on_test = replace(metric, split=TEST_SPLIT)
-    is_held_out = metric.split == LOSS.split
-    return on_test if is_held_out and metric_versions(study, on_test) else metric
-
-
 def summarise_arm(arm: Arm, study: Study) -> ArmSummary:
-    """The arm's scores and costs over its completed seeds; both splits where there are two."""
-    metrics = dict.fromkeys([*METRICS, LOSS_BEFORE, *(reported(metric, study) for metric in METRICS)])
+    """The arm's scores and costs over its completed seeds."""
     spreads = {
-        metric.key: Spread.of(scores_by_seed(arm, study, metric=metric).values()) for metric in metrics
+        metric.key: Spread.of(scores_by_seed(arm, study, metric=metric).values())
+        for metric in (*METRICS, LOSS_BEFORE)
     }
     return ArmSummary(
         arm=arm,
@@ -137,13 +132,15 @@ def summarise_arm(arm: Arm, study: Study) -> ArmSummary:
     )
 
 
-def scores_by_seed(arm: Arm, study: Study, *, metric: Metric) -> dict[int, float]:
+def scores_by_seed(arm: Arm, study: Study, *, metric: Metric, choosing: bool = False) -> dict[int, float]:
     """The metric of each completed seed, of the newest metric version in the study only.
 
-    Scores of two versions of a metric measure two things; mixing them once reversed a published ranking.
+    On the rows that report; with `choosing` on those that a choice is made on. Scores of two versions of a metric
+    measure two things; mixing them once reversed a published ranking.
     """
     newest = newest_version(study, metric)
-    scores: dict[int, ScoreValue | None] = {r.seed: r.scores.get(metric.key) for r in arm.completed}
+    key = (stored_split(metric.split, study, choosing=choosing), metric.name)
+    scores: dict[int, ScoreValue | None] = {r.seed: r.scores.get(key) for r in arm.completed}
     return {seed: s.value for seed, s in scores.items() if s is not None and s.version == newest}
 
 
@@ -166,7 +163,13 @@ def newest_version(study: Study, metric: Metric) -> int | None:
 
 def metric_versions(study: Study, metric: Metric) -> set[int]:
     """All versions with which the study's completed runs measured the metric."""
-    return {r.scores[metric.key].version for r in study.completed if metric.key in r.scores}
+    return set().union(*(arm_versions(arm, study, metric=metric) for arm in study.arms))
+
+
+def arm_versions(arm: Arm, study: Study, *, metric: Metric) -> set[int]:
+    """All versions with which the arm's completed runs measured the metric."""
+    key = (stored_split(metric.split, study), metric.name)
+    return {r.scores[key].version for r in arm.completed if key in r.scores}
 
 
 def _costs(results: tuple[ExperimentResult, ...]) -> Costs:

@@ -36,17 +36,16 @@ class TiedSet:
 def tied_with_the_best(costs: Mapping[str, Sequence[float]]) -> TiedSet | None:
     """The set from each arm's cost by seed, the same seeds in the same order; None with too few seeds or arms.
 
-    Cost is what should be low: a metric of which more is better comes in negated.
+    None too where two arms differ by the same on every seed, which leaves the bootstrap nothing to draw. Cost is what should be low: a metric of which more is better comes in negated.
     """
     names = list(costs)
     num_seeds = min((len(values) for values in costs.values()), default=0)
     if len(names) < 2 or num_seeds < MIN_SEEDS_FOR_A_SET:
         return None
     table = np.array([costs[name] for name in names], dtype=np.float64).T
-    if np.ptp(table - table[:, :1]) == 0:
-        return TiedSet(
-            arms=tuple(names), left_out=(), p_values=dict.fromkeys(names, 1.0), num_seeds=num_seeds
-        )
+    apart = table[:, :, None] - table[:, None, :]
+    if np.any(np.ptp(apart, axis=0)[~np.eye(len(names), dtype=bool)] <= 1e-9 * np.abs(table).max()):
+        return None
     p_values = _p_values(table)
     inside = [name for name, p in zip(names, p_values, strict=True) if p > ALPHA]
     return TiedSet(

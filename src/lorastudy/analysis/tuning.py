@@ -49,9 +49,10 @@ def learning_rates(study: Study) -> LearningRates:
 def lowest_loss(study: Study, arms: Sequence[Arm]) -> Arm | None:
     """The arm of lowest mean held-out loss, of those with the most seeds scored; None where none was.
 
+    On the rows that choose: where a study has test rows they take no part in this.
     An arm that lost seeds, as one whose rate is too high does, may owe its low mean to the seeds it lost.
     """
-    losses = {arm.name: list(scores_by_seed(arm, study, metric=LOSS).values()) for arm in arms}
+    losses = {arm.name: list(scores_by_seed(arm, study, metric=LOSS, choosing=True).values()) for arm in arms}
     most = max(map(len, losses.values()), default=0)
     whole = [arm for arm in arms if len(losses[arm.name]) == most]
     return min(whole, key=lambda arm: statistics.fmean(losses[arm.name])) if most else None

@@ -11,8 +11,8 @@ from pathlib import Path
 from lorastudy.analysis.curves import CurvePoint, bin_width, mean_curve
 from lorastudy.analysis.items import ItemScores, ItemTable
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis, analyse
+from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Study, split_studies
-from lorastudy.analysis.summary import reported
 from lorastudy.errors import StudyError
 from lorastudy.report.compose import Part, compose
 from lorastudy.report.figures.data import Figure, study_figures
@@ -96,15 +96,13 @@ def _part(tracker: ExperimentTracker, analysis: Analysis, *, description: str) -
 
 def _items(tracker: ExperimentTracker, study: Study) -> ItemTable:
     """Scores item by item of the metrics that are compared, of the completed runs."""
-    wanted = [reported(metric, study) for metric in COMPARED_METRICS]
+    wanted = [(stored_split(metric.split, study), metric.name) for metric in COMPARED_METRICS]
     return {
-        (result.experiment_id, *metric.key): ItemScores(values=values, weights=weights)
-        for metric in wanted
+        (result.experiment_id, split, name): ItemScores(values=values, weights=weights)
+        for split, name in wanted
         for result in study.completed
-        if metric.key in result.scores
-        for values, weights in [
-            tracker.get_items(result.experiment_id, split=metric.split, metric=metric.name)
-        ]
+        if (split, name) in result.scores
+        for values, weights in [tracker.get_items(result.experiment_id, split=split, metric=name)]
     }
 
 

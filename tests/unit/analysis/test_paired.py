@@ -5,12 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lorastudy.analysis.items import ItemScores
 from lorastudy.analysis.paired import compare_with_reference, leans
 from lorastudy.analysis.significance import ALPHA
 from lorastudy.analysis.study import split_studies
 from lorastudy.analysis.summary import EXACT_MATCH, LOSS
-from lorastudy.analysis.verdicts import Blocker, Rules
 from lorastudy.tracker.views import ScoreValue
 
 

@@ -136,8 +136,8 @@ def study_figures(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]
 def comparison_figure(analysis: Analysis) -> Figure | None:
     """Accuracy against memory across arms; along rank where the arms are a ladder of ranks."""
     arms = analysis.completed
-    loss = Panel(label="Held-out loss (nats per token)", rows=_scores(arms, analysis.reported(LOSS)))
-    match = Panel(label="Exact match (share)", rows=_scores(arms, analysis.reported(EXACT_MATCH)))
+    loss = Panel(label="Held-out loss (nats per token)", rows=_scores(arms, LOSS))
+    match = Panel(label="Exact match (share)", rows=_scores(arms, EXACT_MATCH))
     panels = tuple(panel for panel in (loss, match, _memory_panel(arms)) if panel.rows)
     if not loss.rows:
         return None
@@ -170,7 +170,7 @@ def frontier_figure(analysis: Analysis) -> Figure | None:
             on_frontier=summary.arm.name in analysis.frontier,
         )
         for summary in analysis.completed
-        if (loss := summary.score(analysis.reported(LOSS))) and (memory := summary.costs.peak_memory_bytes)
+        if (loss := summary.score(LOSS)) and (memory := summary.costs.peak_memory_bytes)
     )
     if not points:
         return None

@@ -65,7 +65,8 @@ def _answer(analysis: Analysis, returns: RankReturns) -> str:
         f"{_capital(_name(knee))} is the smallest rank that kept at least {_SHARE} "
         f"of the observed gain in {_metric(returns)} ({percent(returns.kept_share)} of what {_name(largest)} gained "
         f"over {_name(returns.ladder[0])}){_price(analysis, knee, largest=largest)}. "
-        f"{_capital(_name(knee))} against {_name(largest)}: {_comparison(returns)}. {_advice(returns)}"
+        f"{_capital(_name(knee))} against {_name(largest)}: {_comparison(returns)}. "
+        f"{_told_sufficient(analysis, returns)}{_advice(returns)}"
     )
 
 
@@ -169,9 +170,38 @@ def _returns(analysis: Analysis) -> str:
     return (
         f"{steps} {_capital(_name(returns.knee))} is the smallest rank that kept at least {_SHARE} of the gain from "
         f"{_name(returns.ladder[0])} to {_name(returns.ladder[-1])}: it kept {percent(returns.kept_share)}. Against "
-        f"the largest: {_comparison(returns)}.{_room(returns)} This is observed, not proven: that a smaller rank is "
-        "sufficient can be shown only against a margin set before the run."
+        f"the largest: {_comparison(returns)}.{_room(returns)}{_where(returns)} {_sufficient(analysis, returns)}"
     )
+
+
+def _told_sufficient(analysis: Analysis, returns: RankReturns) -> str:
+    """The smallest sufficient rank in the headline, where the suite set a margin."""
+    return "" if analysis.question.margin is None else f"{_sufficient(analysis, returns)} "
+
+
+def _where(returns: RankReturns) -> str:
+    """Between which ranks the returns diminish, where the seeds leave that open."""
+    if returns.knee_interval is None:
+        return ""
+    low, high = returns.knee_interval
+    if low.name == high.name:
+        return f" Over resamples of the seeds it is {_name(low)} in at least 95 %."
+    return f" Over resamples of the seeds it lies between {_name(low)} and {_name(high)} in 95 %."
+
+
+def _sufficient(analysis: Analysis, returns: RankReturns) -> str:
+    """The smallest rank shown to be as good as the largest within the margin, or why there is none."""
+    largest, margin = _name(returns.ladder[-1]), analysis.question.margin
+    if margin is None:
+        return (
+            "This is observed, not proven: that a smaller rank is sufficient can be shown only against a margin set "
+            "before the run."
+        )
+    smallest = analysis.smallest_sufficient
+    within = f"as good as {largest} within the margin of {margin:g}{_unit(returns)}"
+    if smallest is None:
+        return f"No smaller rank was shown to be {within}."
+    return f"{_capital(_name(smallest))} is the smallest rank shown to be {within}, stepping down from the largest."
 
 
 def _steps(returns: RankReturns) -> str:
@@ -261,8 +291,8 @@ def _advice(returns: RankReturns) -> str:
     knee, largest = _name(returns.knee), _name(returns.ladder[-1])
     comparison = returns.knee_comparison
     assert comparison is not None
-    if comparison.verdict == "as good within the margin":
-        return f"So {knee} is the one to use."
+    if comparison.no_worse:
+        return f"So these runs give no reason to pay for {largest}."
     if comparison.cost is not None and (comparison.reference_is_better or leans(comparison)):
         cost = number(abs(comparison.cost), difference_decimals(comparison))
         worse = f"{_metric(returns)} {cost} {'higher' if returns.metric.lower_is_better else 'lower'}"

@@ -103,7 +103,7 @@ def change(first: ArmSummary, last: ArmSummary, *, metric: Metric) -> str | None
 
 def other_accuracies(analysis: Analysis, first: ArmSummary, last: ArmSummary) -> str:
     """A sentence about the metrics beside the primary one; empty where none was measured."""
-    others = [one for one in map(analysis.reported, COMPARED_METRICS) if one != analysis.primary]
+    others = [metric for metric in COMPARED_METRICS if metric != analysis.primary]
     changes = [(metric, change(first, last, metric=metric)) for metric in others]
     parts = [f"{metric.title.lower()} went {text}" for metric, text in changes if text]
     return f" At the same time {listing(parts)}." if parts else ""

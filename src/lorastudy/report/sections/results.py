@@ -79,9 +79,7 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         _comparison_table(comparisons),
     ]
     others = [
-        metric
-        for metric in COMPARED_METRICS
-        if analysis.reported(metric) != analysis.primary and _measured(analysis, metric)
+        metric for metric in COMPARED_METRICS if metric != analysis.primary and _measured(analysis, metric)
     ]
     if others:
         note = "Other metrics, same pairs, without verdicts: paired difference with its 95 % interval."
@@ -163,8 +161,7 @@ def _identity(analysis: Analysis) -> Part:
 def _metric_columns(analysis: Analysis) -> list[Part]:
     shown = ((LOSS, " (nats/token)"), (PERPLEXITY, ""), (TOKEN_ACCURACY, ""), (EXACT_MATCH, ""))
     columns: list[Part] = [
-        (Column(f"{metric.title}{unit}"), _mean_sd_cell(analysis, analysis.reported(metric)))
-        for metric, unit in shown
+        (Column(f"{metric.title}{unit}"), _mean_sd_cell(analysis, metric)) for metric, unit in shown
     ]
     return [*columns, (Column("Base-domain loss, before → after"), _forgetting_cell(analysis))]
 
@@ -240,7 +237,7 @@ def _scaled_cell(spread: Spread | None, scale: float) -> Cell:
 
 
 def _measured(analysis: Analysis, metric: Metric) -> bool:
-    return any(comparison.n for comparison in analysis.comparisons.get(analysis.reported(metric).key, ()))
+    return any(comparison.n for comparison in analysis.comparisons.get(metric.key, ()))
 
 
 def _comparison_table(comparisons: tuple[Comparison, ...]) -> Table:
