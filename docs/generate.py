@@ -6,7 +6,8 @@
 
 A block stands in a page between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of `BLOCKS`. What
 was measured comes from `docs/examples/*.json`, which `docs/measurements.py` makes, and from
-`benchmarks/results/*.json`, which `make bench` makes.
+`benchmarks/results/*.json`, which `make bench` makes; what was simulated, from
+`benchmarks/results/verdict_simulation.json` (`docs/simulation.py`).
 """
 
 import argparse
@@ -25,6 +26,9 @@ import typer
 from agreement import disagreements
 from growth import drawn_growth, growth_block, growth_figures
 from measurements import analysis_of
+from simulation import BLOCKS as SIMULATION_BLOCKS
+from simulation import FIGURE as SIMULATION_FIGURE
+from simulation import drawn_simulation, mark
 from speed import detail_table, goal_table, machine_table, quality_table, speed_table
 from torture_table import torture_conditions, torture_table
 
@@ -98,6 +102,9 @@ def wanted_files(root: Path) -> dict[Path, str]:
     for path, data in growth_figures(root).items():
         current = _mark(data) in _content(path)
         wanted[path] = _content(path) if current else f"{drawn_growth(data).rstrip()}\n{_mark(data)}\n"
+    simulated = root / SIMULATION_FIGURE
+    is_current = mark(root) in _content(simulated)
+    wanted[simulated] = _content(simulated) if is_current else drawn_simulation(root)
     return wanted
 
 
@@ -248,6 +255,13 @@ def _torture_table_block(_: Mapping[str, Analysis], root: Path) -> str:
     return _markdown(torture_table(root))
 
 
+def _simulation_block(name: str) -> "Block":
+    """What the simulated studies say of the verdicts."""
+    return lambda _, root: render_markdown(
+        SIMULATION_BLOCKS[name](root), output=ROOT / "README.md", plots=ROOT
+    )
+
+
 _RESULT_COLUMNS: tuple[ColumnOf, ...] = (
     _metric(EXACT_MATCH, "Exact match"),
     _metric(LOSS, "Held-out loss", before=LOSS_BEFORE),
@@ -275,6 +289,7 @@ BLOCKS: Mapping[str, Block] = {
     "growth": lambda _, root: growth_block(root),
     "torture-conditions": _torture_conditions_block,
     "torture-table": _torture_table_block,
+    **{name: _simulation_block(name) for name in SIMULATION_BLOCKS},
 }
 
 

@@ -53,8 +53,7 @@ class Noise:
         """The parts that one study's estimate shows; a part that came out negative is 0."""
         cells = float(estimate.cell_variance)
         seeds = max(0.0, float(estimate.seed_variance) - cells)
-        items = max(0.0, float(estimate.item_variance) - cells)
-        n = estimate.num_seeds
+        n, items = estimate.num_seeds, float(estimate.items_alone)
         return cls(seeds=n * seeds, cells=n * cells, items=items, num_items=estimate.num_items)
 
     def one_seed(self, *, item_factor: int = 1) -> float:
@@ -78,8 +77,10 @@ def power_of_difference(
     """The chance that both tests show a difference of this size, two-sided, for each number of seeds."""
     sizes = np.atleast_1d(np.asarray(num_seeds))
     t_power = _t_power(abs(mean), noise, sizes=sizes, tail=alpha / 2, item_factor=item_factor)
-    effect = _effect(abs(mean), noise, item_factor)
-    return _with_sign_flip(t_power, sizes, lambda n: _two_sided_flip_power(n, effect), at_least=MIN_SEEDS)
+    effect = _effect(abs(mean), noise, item_factor=item_factor)
+    return _with_sign_flip(
+        t_power, sizes, flip_power=lambda n: _two_sided_flip_power(n, effect), at_least=MIN_SEEDS
+    )
 
 
 def power_of_no_worse(
@@ -90,9 +91,12 @@ def power_of_no_worse(
     if room <= 0:
         return np.zeros(sizes.shape)
     t_power = _t_power(room, noise, sizes=sizes, tail=alpha, item_factor=item_factor)
-    effect = _effect(room, noise, item_factor)
+    effect = _effect(room, noise, item_factor=item_factor)
     return _with_sign_flip(
-        t_power, sizes, lambda n: _one_sided_flip_power(n, effect), at_least=MIN_SEEDS_ONE_SIDED
+        t_power,
+        sizes,
+        flip_power=lambda n: _one_sided_flip_power(n, effect),
+        at_least=MIN_SEEDS_ONE_SIDED,
     )
 
 
@@ -144,7 +148,7 @@ def _t_power(
     items = np.full(sizes.shape, noise.items / item_factor)
     variance = seeds + items
     num_items = None if noise.num_items is None else item_factor * noise.num_items
-    degrees = satterthwaite(variance, seeds=seeds, items=items, num_seeds=sizes, num_items=num_items)
+    degrees = satterthwaite(seeds=seeds, items=items, num_seeds=sizes, num_items=num_items)
     if distance == 0:
         return np.full(sizes.shape, tail)
     critical = special.stdtrit(degrees, 1 - tail)
@@ -155,7 +159,7 @@ def _t_power(
 
 
 def _with_sign_flip(
-    t_power: Floats, sizes: npt.NDArray[np.int64], flip_power: Callable[[int], float], *, at_least: int
+    t_power: Floats, sizes: npt.NDArray[np.int64], *, flip_power: Callable[[int], float], at_least: int
 ) -> Floats:
     power = t_power.copy()
     for position, num_seeds in enumerate(sizes.tolist()):
@@ -166,7 +170,7 @@ def _with_sign_flip(
     return power
 
 
-def _effect(distance: float, noise: Noise, item_factor: int) -> float:
+def _effect(distance: float, noise: Noise, *, item_factor: int) -> float:
     """In standard deviations of one seed; rounded, so that like ones are simulated once."""
     variance = max(noise.one_seed(item_factor=item_factor), np.finfo(float).tiny)
     return float(np.round(min(distance / np.sqrt(variance), 35.0), 2))

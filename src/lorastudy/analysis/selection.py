@@ -72,12 +72,12 @@ def _optimism(study: Study, arm: Arm, *, grid: Sequence[Arm], metric: Metric) ->
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in (*picked_by.values(), *told.values()))))
     if len(seeds) < 3:
         return None
-    left_out = [told[_best_without(seed, picked_by, seeds)][seed] for seed in seeds]
+    left_out = [told[_best_without(seed, picked_by, seeds=seeds)][seed] for seed in seeds]
     chosen = [told[arm.name][seed] for seed in seeds]
     apart = statistics.fmean(left_out) - statistics.fmean(chosen)
     return apart if metric.lower_is_better else -apart
 
 
-def _best_without(seed: int, losses: Mapping[str, Mapping[int, float]], seeds: Sequence[int]) -> str:
+def _best_without(seed: int, losses: Mapping[str, Mapping[int, float]], *, seeds: Sequence[int]) -> str:
     others = [one for one in seeds if one != seed]
     return min(losses, key=lambda name: statistics.fmean(losses[name][one] for one in others))

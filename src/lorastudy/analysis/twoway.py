@@ -9,16 +9,22 @@ only more items take away, and a part that belongs to single cells:
 As in two-way clustering (Cameron, Gelbach and Miller 2011), the variance between seed means and that between item
 means are added, and what both contain, that of the cells, is taken off once:
 
-    V = V(seeds) + V(items) - V(cells), and never less than V(seeds) or V(items)
+    V = V(seeds) + I,    I = V(items) - V(cells), or 0 where that is negative
 
     V(seeds) = sum_s (dbar(s) - dbar)**2 / (n (n - 1))
     V(items) = m / (m - 1) sum_i (w(i) (dbar(i) - dbar) / W)**2                      W = sum_i w(i)
     V(cells) = m / (m - 1) sum_si (w(i) r(s, i) / W)**2 / (n (n - 1))                r: what both means leave over
 
 With equal weights these are the mean squares of a two-way analysis of variance over n m. Items enter as the ratio
-estimator that a token-weighted mean is. The interval takes t with Satterthwaite's degrees of
-freedom, V**2 / (V(seeds)**2 / (n - 1) + (V(items) - V(cells))**2 / (m - 1)): near n - 1 where seeds are the noise, near
-m - 1 where items are. Why this and not a bootstrap: `docs/science.md` shows the coverage of each.
+estimator that a token-weighted mean is. The interval takes t with Satterthwaite's degrees of freedom, near n - 1 where
+seeds are the noise and near m - 1 where items are:
+
+    (k V(seeds) + I)**2 / ((k V(seeds))**2 / (n - 1) + I**2 / (m - 1))
+
+with k = (n + 3) / (n - 1), which is Satterthwaite's own 1 for many seeds. A few seeds that happen to agree make both the
+variance and their share of it too small, so that a mean which is off by luck also claims degrees that it does not have; at
+the small levels that Holm asks for, k = 1 then rejects too often. `docs/log.md` tells of the alternatives, a bootstrap
+among them.
 
 Arrays end in the axes (seeds, items); whatever stands before them is a batch of studies.
 """
@@ -52,9 +58,13 @@ class TwoWay:
     @property
     def variance(self) -> Floats:
         """Of the mean difference, over new seeds and new items."""
-        sum_less_cells = self.seed_variance + self.item_variance - self.cell_variance
-        largest: Floats = np.maximum(sum_less_cells, np.maximum(self.seed_variance, self.item_variance))
-        return largest
+        return self.seed_variance + self.items_alone
+
+    @property
+    def items_alone(self) -> Floats:
+        """I: what only more items take away, whatever the seeds."""
+        left: Floats = np.maximum(self.item_variance - self.cell_variance, 0.0)
+        return left
 
     @property
     def standard_error(self) -> Floats:
@@ -63,11 +73,10 @@ class TwoWay:
 
     @property
     def degrees_of_freedom(self) -> Floats:
-        """Satterthwaite's, at least 1."""
+        """Satterthwaite's with the seeds' part raised, at least 1."""
         return satterthwaite(
-            self.variance,
             seeds=self.seed_variance,
-            items=np.maximum(self.item_variance - self.cell_variance, 0.0),
+            items=self.items_alone,
             num_seeds=self.num_seeds,
             num_items=self.num_items,
         )
@@ -125,12 +134,10 @@ def seeds_only(differences: npt.ArrayLike) -> TwoWay:
     )
 
 
-def satterthwaite(
-    variance: Floats, *, seeds: Floats, items: Floats, num_seeds: npt.ArrayLike, num_items: int | None
-) -> Floats:
-    """Degrees of freedom of a variance that is the sum of two estimated parts, at least 1."""
-    spread = seeds**2 / (np.asarray(num_seeds) - 1) + (
-        0.0 if num_items is None else items**2 / (num_items - 1)
-    )
-    degrees: Floats = np.maximum(1.0, variance**2 / np.maximum(spread, np.finfo(float).tiny))
+def satterthwaite(*, seeds: Floats, items: Floats, num_seeds: npt.ArrayLike, num_items: int | None) -> Floats:
+    """Degrees of freedom of the sum of two estimated parts, at least 1; the seeds' part counts k times."""
+    n = np.asarray(num_seeds)
+    raised = seeds * (n + 3) / (n - 1)
+    spread = raised**2 / (n - 1) + (0.0 if num_items is None else items**2 / (num_items - 1))
+    degrees: Floats = np.maximum(1.0, (raised + items) ** 2 / np.maximum(spread, np.finfo(float).tiny))
     return degrees

@@ -34,7 +34,7 @@ _DATA_KEYS = (
 )  # fmt: skip
 
 
-#: The exact sign-flip test reaches .05 with six seeds at the earliest, as `lorastudy.analysis.paired` explains.
+#: The exact sign-flip test reaches .05 with six seeds at the earliest, as `lorastudy.analysis.significance` explains.
 NUM_SEEDS_FOR_A_VERDICT = 6
 
 

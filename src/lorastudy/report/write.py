@@ -96,14 +96,14 @@ def _part(tracker: ExperimentTracker, analysis: Analysis, *, description: str) -
 
 def _items(tracker: ExperimentTracker, study: Study) -> ItemTable:
     """Scores item by item of the metrics that are compared, of the completed runs."""
-    wanted = [(stored_split(metric.split, study), metric.name) for metric in COMPARED_METRICS]
-    return {
-        (result.experiment_id, split, name): ItemScores(values=values, weights=weights)
-        for split, name in wanted
-        for result in study.completed
-        if (split, name) in result.scores
-        for values, weights in [tracker.get_items(result.experiment_id, split=split, metric=name)]
-    }
+    table: dict[tuple[str, str, str], ItemScores] = {}
+    ids = [result.experiment_id for result in study.completed]
+    for metric in COMPARED_METRICS:
+        split = stored_split(metric.split, study)
+        found = tracker.get_all_items(ids, split=split, metric=metric.name)
+        for experiment_id, (values, weights) in found.items():
+            table[experiment_id, split, metric.name] = ItemScores(values=values, weights=weights)
+    return table
 
 
 def _curves(tracker: ExperimentTracker, study: Study) -> Mapping[str, Sequence[CurvePoint]]:

@@ -90,8 +90,26 @@ def items(
     """The values of a score item by item and their weights, None where the current run has no such score."""
     found = _of_current_run(connection, schema.score_items, experiment_id=experiment_id)
     row = next((row for row in found if (row["split"], row["metric"]) == (split, metric)), None)
-    if row is None:
-        return None
+    return None if row is None else _item_values(row)
+
+
+def items_of(
+    connection: Connection, experiment_ids: Sequence[str], *, split: str, metric: str
+) -> dict[str, tuple[tuple[float, ...], tuple[int, ...] | None]]:
+    """As `items`, of those of the experiments whose current run has such a score with items."""
+    current = _current_runs(rows.intact(connection, runs))
+    wanted = {(name, current[name]["attempt"]) for name in experiment_ids if name in current}
+    table = schema.score_items
+    of_score = select(table).where((table.c.split == split) & (table.c.metric == metric))
+    found = rows.intact(connection, table, statement=of_score)
+    return {
+        row["experiment_id"]: _item_values(row)
+        for row in found
+        if (row["experiment_id"], row["attempt"]) in wanted
+    }
+
+
+def _item_values(row: Row) -> tuple[tuple[float, ...], tuple[int, ...] | None]:
     weights = None if row["weights"] is None else tuple(json.loads(row["weights"]))
     return tuple(json.loads(row["items"])), weights
 

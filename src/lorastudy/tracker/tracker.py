@@ -215,6 +215,13 @@ class ExperimentTracker:
             raise StoreError(f"{experiment_id} has no score {split}/{metric}; it has: {there}")
         return found
 
+    def get_all_items(
+        self, experiment_ids: Sequence[str], *, split: str, metric: str
+    ) -> dict[str, tuple[tuple[float, ...], tuple[int, ...] | None]]:
+        """As `get_items`, by experiment; those whose score was stored without items, or not at all, are not in it."""
+        with self._store.reading() as connection:
+            return reads.items_of(connection, experiment_ids, split=split, metric=metric)
+
     def get_steps(self, experiment_id: str) -> list[StepRow]:
         """The optimizer steps of the current run, in order."""
         with self._store.reading() as connection:

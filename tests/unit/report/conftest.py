@@ -52,14 +52,17 @@ class FakeTracker:
     def get_all_experiments(self, status=None, suite_name=None):
         return [r for r in self.results if suite_name in (None, r.suite_name) and status in (None, r.status)]
 
-    def get_items(self, experiment_id, *, split, metric):
-        """Items around the stored score: the same pattern for every arm and seed, a little noise of their own."""
-        (result,) = [one for one in self.results if one.experiment_id == experiment_id]
-        score = result.scores[split, metric]
-        noise = random.Random(experiment_id)
-        parts = [noise.gauss(0, 0.02) for _ in range(score.num_items)]
-        middle = sum(parts) / len(parts)
-        return tuple(score.value + (i % 7 - 3) / 10 + part - middle for i, part in enumerate(parts)), None
+    def get_all_items(self, experiment_ids, *, split, metric):
+        """Items around the stored scores: the same pattern for every arm and seed, a little noise of their own."""
+        found = {}
+        for result in self.results:
+            if result.experiment_id in experiment_ids and (split, metric) in result.scores:
+                score, noise = result.scores[split, metric], random.Random(result.experiment_id)
+                parts = [noise.gauss(0, 0.02) for _ in range(score.num_items)]
+                middle = sum(parts) / len(parts)
+                values = (score.value + (i % 7 - 3) / 10 + part - middle for i, part in enumerate(parts))
+                found[result.experiment_id] = (tuple(values), None)
+        return found
 
     def get_steps(self, experiment_id):
         (result,) = [one for one in self.results if one.experiment_id == experiment_id]

@@ -58,7 +58,7 @@ def test_rank_questions_are_answered_from_the_analysis(rank_study):
         "Where are the diminishing returns?",
     ]
     accuracy, memory, returns = found.values()
-    assert "Held-out loss against r32: r32 is better than r1, r2, r4, r8 and r16." in accuracy
+    assert "Held-out loss: r32 is better than r1, r2, r4, r8 and r16." in accuracy
     assert "It fell at every step up." in accuracy
     # 9,000,000 + 60,000 r + 1,250 bytes at r = 32 and r = 1
     assert "10.4 MiB" in memory
@@ -125,9 +125,7 @@ def test_few_seeds_say_what_was_seen_and_that_they_are_too_few(make_result):
         "If the gain is as seen, rank 8 is the smallest rank that kept at least 95 % of it (98.3 %)."
     )
     accuracy, _, returns = answers(analysis).values()
-    assert (
-        "Held-out loss against r16: cannot tell r1 and r8 from r16. Seen but not shown (3 seeds" in accuracy
-    )
+    assert "Held-out loss: cannot tell r1 and r8 from r16. Seen but not shown (3 seeds" in accuracy
     assert "r1 +1.003 [0.989, 1.018]" in accuracy
     assert "there is no gain" not in returns
 

@@ -64,6 +64,8 @@ def test_every_kind_of_record_comes_back_as_it_was_written(tracker, pair, make_r
     assert first.environment == second.environment == environment
     assert tracker.get_items(pair[0].id, split="eval", metric="loss") == ((1.0, 1.8), (1, 3))
     assert tracker.get_items(pair[0].id, split="eval", metric="exact_match") == ((0.0, 1.0), None)
+    every = tracker.get_all_items([pair[0].id, "unknown"], split="eval", metric="loss")
+    assert every == {pair[0].id: ((1.0, 1.8), (1, 3))}
     assert tracker.get_generations(pair[0].id) == [generation]
     assert tracker.get_steps(pair[1].id) == [
         StepRow(step=1, loss=0.1 + 0.2, learning_rate=1e-3, grad_norm=None),

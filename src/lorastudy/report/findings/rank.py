@@ -113,7 +113,7 @@ def _accuracy(analysis: Analysis) -> tuple[str | Strong, ...]:
     )
     went = (
         f"From {_name(returns.ladder[0])} to {_name(returns.ladder[-1])} the mean {_metric(returns)} went "
-        f"{change(first, last, metric=returns.metric)}{_unit(returns)}. {shape}{other_accuracies(analysis, first, last)}"
+        f"{change(first, last, metric=returns.metric)}{_unit(returns)}. {shape}{other_accuracies(analysis, first=first, last=last)}"
         f"{_chosen_rates(analysis, returns)} "
     )
     return (
@@ -166,7 +166,7 @@ def _returns(analysis: Analysis) -> str:
     assert returns.kept_share is not None
     steps = _steps(returns)
     if returns.knee_comparison is None:
-        return f"{steps} {_largest_needed(returns)}"
+        return f"{steps} {_largest_needed(returns)}{_where(returns)}"
     return (
         f"{steps} {_capital(_name(returns.knee))} is the smallest rank that kept at least {_SHARE} of the gain from "
         f"{_name(returns.ladder[0])} to {_name(returns.ladder[-1])}: it kept {percent(returns.kept_share)}. Against "
@@ -185,8 +185,11 @@ def _where(returns: RankReturns) -> str:
         return ""
     low, high = returns.knee_interval
     if low.name == high.name:
-        return f" Over resamples of the seeds it is {_name(low)} in at least 95 %."
-    return f" Over resamples of the seeds it lies between {_name(low)} and {_name(high)} in 95 %."
+        return f" The smallest rank to keep {_SHARE} of it is {_name(low)} in at least 95 % of resamples of the seeds."
+    return (
+        f" The smallest rank to keep {_SHARE} of it lies between {_name(low)} and {_name(high)} in 95 % of resamples of "
+        "the seeds."
+    )
 
 
 def _sufficient(analysis: Analysis, returns: RankReturns) -> str:

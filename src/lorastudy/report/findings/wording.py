@@ -101,7 +101,7 @@ def change(first: ArmSummary, last: ArmSummary, *, metric: Metric) -> str | None
     return f"from {score(first, metric, alongside=[last])} to {score(last, metric, alongside=[first])}"
 
 
-def other_accuracies(analysis: Analysis, first: ArmSummary, last: ArmSummary) -> str:
+def other_accuracies(analysis: Analysis, *, first: ArmSummary, last: ArmSummary) -> str:
     """A sentence about the metrics beside the primary one; empty where none was measured."""
     others = [metric for metric in COMPARED_METRICS if metric != analysis.primary]
     changes = [(metric, change(first, last, metric=metric)) for metric in others]
@@ -128,7 +128,7 @@ def verdicts_by_word(comparisons: Sequence[Comparison], reference: Arm) -> str:
         f"invalid for {listing(invalid)}" if invalid else "",
     ]
     told = [part for part in parts if part]
-    return f"{comparisons[0].metric.title} against {reference.name}: {'; '.join(told)}." if told else ""
+    return f"{comparisons[0].metric.title}: {'; '.join(told)}." if told else ""
 
 
 def seen_but_not_shown(comparisons: Sequence[Comparison]) -> str:
