@@ -32,18 +32,31 @@ class LearningRates:
 
 def learning_rates(study: Study) -> LearningRates:
     """How the learning rate was varied over the study's arms."""
-    grids: dict[str, list[Arm]] = {}
-    for arm in study.arms:
-        rest = {key: value for key, value in arm.settings.items() if key != "learning_rate"}
-        grids.setdefault(canonical_json(rest), []).append(arm)
-    varied = [arms for arms in grids.values() if len(arms) > 1]
-    best = [_best_if_on_edge(study, arms) for arms in varied]
+    grids = configurations(study)
+    varied = [arms for arms in grids if len(arms) > 1]
+    best = [best_if_on_edge(study, arms) for arms in varied]
     return LearningRates(
         rates=tuple(sorted({float(arm.settings["learning_rate"]) for arm in study.arms})),
         num_configurations=len(grids),
         num_varied=len(varied),
         on_edge=tuple(arm.name for arm in best if arm is not None),
     )
+
+
+def configurations(study: Study) -> tuple[tuple[Arm, ...], ...]:
+    """The arms by configuration: those of one differ in nothing but the learning rate."""
+    grids: dict[str, list[Arm]] = {}
+    for arm in study.arms:
+        rest = {key: value for key, value in arm.settings.items() if key != "learning_rate"}
+        grids.setdefault(canonical_json(rest), []).append(arm)
+    return tuple(tuple(arms) for arms in grids.values())
+
+
+def best_if_on_edge(study: Study, arms: Sequence[Arm]) -> Arm | None:
+    """The arm of lowest loss of one configuration, where its rate is the smallest or the largest tried; else None."""
+    best = lowest_loss(study, arms)
+    rates = [float(arm.settings["learning_rate"]) for arm in arms]
+    return best if best and float(best.settings["learning_rate"]) in (min(rates), max(rates)) else None
 
 
 def lowest_loss(study: Study, arms: Sequence[Arm]) -> Arm | None:
@@ -60,9 +73,3 @@ def lowest_loss(study: Study, arms: Sequence[Arm]) -> Arm | None:
 def rates_of(study: Study, arm: Arm) -> tuple[Arm, ...]:
     """The arms that differ from this one in nothing but the learning rate, itself among them."""
     return tuple(one for one in study.arms if set(differing_settings([arm, one])) <= {"learning_rate"})
-
-
-def _best_if_on_edge(study: Study, arms: Sequence[Arm]) -> Arm | None:
-    best = lowest_loss(study, arms)
-    rates = [float(arm.settings["learning_rate"]) for arm in arms]
-    return best if best and float(best.settings["learning_rate"]) in (min(rates), max(rates)) else None
