@@ -28,6 +28,7 @@ from measurements import analysis_of
 from speed import detail_table, goal_table, machine_table, quality_table, speed_table
 from torture_table import torture_conditions, torture_table
 
+from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.summary import EXACT_MATCH, FORGETTING, FORGETTING_BEFORE, LOSS, LOSS_BEFORE, Metric
 from lorastudy.cli.main import app
@@ -228,6 +229,14 @@ def _contracts(root: Path) -> configparser.ConfigParser:
     return parser
 
 
+def _linter_block(_: Mapping[str, Analysis], __: Path) -> str:
+    return "\n\n".join(
+        f"## {rule.code} {rule.title}\n\n{rule.why[0].upper()}{rule.why[1:]}.\n\n*Source:* {rule.source}.\n\n"
+        f"*To change:* {rule.change}."
+        for rule in RULES
+    )
+
+
 def _pack_bound_block(_: Mapping[str, Analysis], __: Path) -> str:
     return (
         f"A pack holds at most {count(MAX_PACK_TOKENS)} tokens of one forward pass, counted as if every row had "
@@ -275,6 +284,7 @@ BLOCKS: Mapping[str, Block] = {
     "growth": lambda _, root: growth_block(root),
     "torture-conditions": _torture_conditions_block,
     "torture-table": _torture_table_block,
+    "linter": _linter_block,
 }
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lorastudy.analysis.fairness.case import measured_case
+from lorastudy.analysis.fairness.finding import LintFinding
+from lorastudy.analysis.fairness.lint import blockers, lint
 from lorastudy.analysis.frontier import pareto_frontier
 from lorastudy.analysis.paired import Comparison, compare_with_reference
 from lorastudy.analysis.ranks import RankReturns, rank_returns
@@ -27,6 +30,10 @@ class Analysis:
     """Names of the arms on the Pareto frontier of mean held-out loss and mean peak memory."""
     returns: RankReturns | None
     """For a rank ablation with at least two ranks."""
+    lint: tuple[LintFinding, ...]
+    """What makes the arms unfair to compare."""
+    blockers: Mapping[str, str]
+    """By arm, why no verdict about it may stand."""
 
     def summary(self, name: str) -> ArmSummary:
         """The summary of the arm of that name."""
@@ -45,7 +52,8 @@ class Analysis:
 def analyse(study: Study) -> Analysis:
     """The analysis of one study."""
     summaries = tuple(summarise_arm(arm, study) for arm in study.arms)
-    reference = reference_arm(study)
+    reference, case = reference_arm(study), measured_case(study)
+    found = lint(case)
     comparisons = {} if reference is None else _comparisons(study, reference)
     returns = None
     if reference is not None and study.experiment_type == "rank_ablation":
@@ -57,6 +65,8 @@ def analyse(study: Study) -> Analysis:
         comparisons=comparisons,
         frontier=pareto_frontier(_loss_and_memory(summaries)),
         returns=returns,
+        lint=found,
+        blockers=blockers(found, case),
     )
 
 

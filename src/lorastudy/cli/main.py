@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
+from lorastudy.cli.check import check
 from lorastudy.cli.db import db
 from lorastudy.cli.demo import demo
 from lorastudy.cli.doctor import doctor
@@ -24,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, prepare, run, suite, resume, status, report, evaluate, doctor):
+for command in (demo, prepare, check, run, suite, resume, status, report, evaluate, doctor):
     app.command()(command)
 app.add_typer(db)
 

@@ -12,8 +12,8 @@ from functools import cached_property
 
 from lorastudy.analysis.reference import missing_reference, reference_arm
 from lorastudy.analysis.study import Arm, Study, differing_settings, split_studies
-from lorastudy.records import DataSummary
 from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.settings import Settings
 from lorastudy.tracker.views import ExperimentResult
 
 
@@ -108,16 +108,21 @@ def _measured(arm: Arm) -> ArmFacts:
     train, test = data.get("train"), data.get("test", data.get("eval"))
     return ArmFacts(
         num_trainable_parameters=None if profile is None else profile.num_trainable_parameters,
-        num_completion_tokens=None if train is None else tokens_seen(arm, train),
+        num_completion_tokens=None
+        if train is None
+        else tokens_seen(
+            arm.typed_settings,
+            num_rows=train.num_rows,
+            num_completion_tokens=train.num_completion_tokens,
+        ),
         num_test_rows=None if test is None else test.num_rows,
         num_leaked_rows=None if test is None else test.num_leaked_rows,
     )
 
 
-def tokens_seen(arm: Arm, train: DataSummary) -> int:
-    """Completion tokens of the distinct training rows that the arm's steps reach: all, or the share of them."""
-    settings = arm.typed_settings
+def tokens_seen(settings: Settings, *, num_rows: int, num_completion_tokens: int) -> int:
+    """Completion tokens of the distinct training rows that the steps reach: all of them, or the share reached."""
     rows_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     steps = settings.max_steps
-    reached = train.num_rows * (settings.num_train_epochs or 1.0) if steps is None else steps * rows_per_step
-    return round(train.num_completion_tokens * min(1.0, reached / train.num_rows))
+    reached = num_rows * (settings.num_train_epochs or 1.0) if steps is None else steps * rows_per_step
+    return round(num_completion_tokens * min(1.0, reached / num_rows))

@@ -40,7 +40,8 @@ def _micro_batch_of(arm: Arm) -> int | None:
 
 def _length_of(arm: Arm) -> str:
     steps, epochs = arm.settings.get("max_steps"), arm.settings.get("num_train_epochs")
-    return f"{epochs or 1:g} epochs" if steps is None else f"{steps} steps"
+    number, unit = (epochs or 1.0, "epoch") if steps is None else (steps, "step")
+    return f"{number:g} {unit}" if number == 1 else f"{number:g} {unit}s"
 
 
 def _data_of(arm: Arm) -> str:
