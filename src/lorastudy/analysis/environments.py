@@ -34,9 +34,15 @@ def comparable(one: Environment | None, other: Environment | None) -> bool:
     return _key(one) == _key(other)
 
 
+def same_environment(one: ExperimentResult, other: ExperimentResult) -> bool:
+    """As `comparable`, for two results. Of an imported one all is known that its tool wrote down, as one text."""
+    told = (one.sources.get("environment"), other.sources.get("environment"))
+    return comparable(one.environment, other.environment) and told[0] == told[1]
+
+
 def obstacle(one: ExperimentResult, other: ExperimentResult) -> str | None:
     """Why a difference between two runs would not be one between their arms; None when nothing stands against it."""
-    if not comparable(one.environment, other.environment):
+    if not same_environment(one, other):
         return "environments differ"
     if one.sources.get("base_model") != other.sources.get("base_model"):
         return "different base models"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorastudy.analysis.study import Arm, Study, differing_settings
-from lorastudy.analysis.summary import LOSS, scores_by_seed
+from lorastudy.analysis.summary import LOSS, Metric, scores_by_seed
 from lorastudy.spec.experiment import canonical_json
 
 
@@ -52,22 +52,28 @@ def configurations(study: Study) -> tuple[tuple[Arm, ...], ...]:
     return tuple(tuple(arms) for arms in grids.values())
 
 
-def best_if_on_edge(study: Study, arms: Sequence[Arm]) -> Arm | None:
-    """The arm of lowest loss of one configuration, where its rate is the smallest or the largest tried; else None."""
-    best = lowest_loss(study, arms)
+def best_if_on_edge(study: Study, arms: Sequence[Arm], *, metric: Metric = LOSS) -> Arm | None:
+    """The best arm of one configuration, where its rate is the smallest or the largest tried; else None."""
+    best = best_of(study, arms, metric=metric)
     rates = [float(arm.settings["learning_rate"]) for arm in arms]
     return best if best and float(best.settings["learning_rate"]) in (min(rates), max(rates)) else None
 
 
 def lowest_loss(study: Study, arms: Sequence[Arm]) -> Arm | None:
-    """The arm of lowest mean held-out loss, of those with the most seeds scored; None where none was.
+    """The arm of lowest mean held-out loss, as `best_of` has it."""
+    return best_of(study, arms, metric=LOSS)
 
-    An arm that lost seeds, as one whose rate is too high does, may owe its low mean to the seeds it lost.
+
+def best_of(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Arm | None:
+    """The arm of best mean, of those with the most seeds scored; None where none was.
+
+    An arm that lost seeds, as one whose rate is too high does, may owe its good mean to the seeds it lost.
     """
-    losses = {arm.name: list(scores_by_seed(arm, study, metric=LOSS).values()) for arm in arms}
-    most = max(map(len, losses.values()), default=0)
-    whole = [arm for arm in arms if len(losses[arm.name]) == most]
-    return min(whole, key=lambda arm: statistics.fmean(losses[arm.name])) if most else None
+    scores = {arm.name: list(scores_by_seed(arm, study, metric=metric).values()) for arm in arms}
+    most = max(map(len, scores.values()), default=0)
+    whole = [arm for arm in arms if len(scores[arm.name]) == most]
+    sign = 1 if metric.lower_is_better else -1
+    return min(whole, key=lambda arm: sign * statistics.fmean(scores[arm.name])) if most else None
 
 
 def rates_of(study: Study, arm: Arm) -> tuple[Arm, ...]:

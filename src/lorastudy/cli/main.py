@@ -10,6 +10,7 @@ from lorastudy.cli.db import db
 from lorastudy.cli.demo import demo
 from lorastudy.cli.doctor import doctor
 from lorastudy.cli.evaluate import evaluate
+from lorastudy.cli.importing import import_results
 from lorastudy.cli.prepare import prepare
 from lorastudy.cli.report import report
 from lorastudy.cli.resume import resume
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 for command in (demo, prepare, check, run, suite, resume, status, report, evaluate, doctor):
     app.command()(command)
+app.command("import")(import_results)
 app.add_typer(db)
 
 

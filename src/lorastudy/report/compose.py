@@ -61,7 +61,7 @@ def _part(part: Part, *, level: int, output: Path) -> list[Block]:
         *([Paragraph((part.description,))] if part.description else []),
         *summary_blocks(analysis),
         *failure_blocks(study, level=level),
-        *fairness_blocks(analysis, level=level),
+        *fairness_blocks(analysis.lint, num_arms=len(study.arms), level=level),
         *results_blocks(analysis, level=level),
         *first,
         *comparison_blocks(analysis, level=level),

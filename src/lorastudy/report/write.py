@@ -9,14 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorastudy.analysis.curves import CurvePoint, bin_width, mean_curve
+from lorastudy.analysis.imported import analyse_imported
 from lorastudy.analysis.overview import Analysis, analyse
 from lorastudy.analysis.study import Study, split_studies
 from lorastudy.errors import StudyError
 from lorastudy.report.compose import Part, compose
+from lorastudy.report.document import Block
 from lorastudy.report.figures.data import Figure, study_figures
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
+from lorastudy.report.sections.imported import imported_blocks
 from lorastudy.tracker import ExperimentTracker
 
 
@@ -33,9 +36,14 @@ def write_report(
     Plots go to `<output's stem in lower case>/plots` beside the output, unless told otherwise: `RESULTS.md`
     has them in `results/plots`, and two reports in one folder do not overwrite each other's.
 
+    The report of a suite of imported results is another one, and never joined with those of runs of one's own.
+
     Raises:
         StudyError: there is nothing to report; the message says what to run.
     """
+    imported = [] if suite_name is None else tracker.get_imported(suite_name)
+    if imported:
+        return _write_pages(imported_blocks(analyse_imported(imported)), output=output, plots=output.parent)
     studies = _studies(tracker, experiment_type=experiment_type, suite_name=suite_name)
     folder = plots if plots is not None else output.parent / output.stem.lower() / "plots"
     descriptions = {suite.suite_name: suite.description for suite in tracker.get_suites()}
@@ -44,15 +52,19 @@ def write_report(
         for study in studies
     ]
     parts = _with_distinct_file_names(parts)
-    blocks = compose(parts, output=output)
-    markdown, page = render_markdown(blocks, output=output, plots=folder), render_html(blocks)
     folder.mkdir(parents=True, exist_ok=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
     images = [path for part in parts for figure in part.figures for path in save_figure(figure, folder)]
+    return [*_write_pages(compose(parts, output=output), output=output, plots=folder), *images]
+
+
+def _write_pages(blocks: Sequence[Block], *, output: Path, plots: Path) -> list[Path]:
+    """The same blocks as Markdown and as a page beside it."""
+    markdown, page = render_markdown(blocks, output=output, plots=plots), render_html(blocks)
     html_path = output.with_suffix(".html")
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(markdown, encoding="utf-8")
     html_path.write_text(page, encoding="utf-8")
-    return [output, html_path, *images]
+    return [output, html_path]
 
 
 def _studies(

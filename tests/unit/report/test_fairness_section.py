@@ -5,7 +5,7 @@ import pytest
 from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import split_studies
-from lorastudy.report.document import Bullets, Heading, Paragraph
+from lorastudy.report.document import Bullets, Code, Heading, Paragraph
 from lorastudy.report.sections.fairness import fairness_blocks
 
 
@@ -18,7 +18,7 @@ def blocks_of(make_result):
             for seed in seeds
         ]
         (study,) = split_studies(results)
-        return fairness_blocks(analyse(study), level=2)
+        return fairness_blocks(analyse(study).lint, num_arms=len(study.arms), level=2)
 
     return blocks_of
 
@@ -48,5 +48,6 @@ def test_findings_with_their_reason_source_and_remedy(blocks_of):
         "LS203 Unequal length of training (invalidates verdicts; a): 1 epoch, the reference's 9 steps; other settings "
         "differ too. Why: arms learn at different speeds, so which one is ahead depends on when training stops (Biderman "
         "et al., arXiv 2405.09673, where the gap between LoRA and full fine-tuning changes with the tokens seen). To "
-        "change: give all arms the same `max_steps` or `num_train_epochs`, or vary nothing else."
+        "change: give all arms the same max_steps or num_train_epochs, or vary nothing else."
     )
+    assert Code("max_steps") in items.items[0]

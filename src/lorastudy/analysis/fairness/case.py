@@ -12,6 +12,7 @@ from functools import cached_property
 
 from lorastudy.analysis.reference import missing_reference, reference_arm
 from lorastudy.analysis.study import Arm, Study, differing_settings, split_studies
+from lorastudy.analysis.summary import LOSS, Metric
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.settings import Settings
 from lorastudy.tracker.views import ExperimentResult
@@ -37,6 +38,8 @@ class Case:
 
     study: Study
     facts: Mapping[str, ArmFacts] = field(default_factory=dict)
+    metric: Metric = LOSS
+    """By which the best learning rate is told."""
 
     @property
     def arms(self) -> tuple[Arm, ...]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from lorastudy.analysis.environments import comparable
+from lorastudy.analysis.environments import same_environment
 from lorastudy.analysis.fairness.case import Case, names, seeds_of
 from lorastudy.analysis.fairness.finding import Breach, Rule
 from lorastudy.analysis.study import Arm
@@ -116,10 +116,8 @@ def _environments(case: Case) -> Iterator[Breach]:
     reference = case.reference
     if reference is None or not reference.completed:
         return
-    own = reference.completed[0].environment
-    mixed = [
-        arm for arm in case.arms if any(not comparable(result.environment, own) for result in arm.completed)
-    ]
+    own = reference.completed[0]
+    mixed = [arm for arm in case.arms if any(not same_environment(result, own) for result in arm.completed)]
     if mixed:
         yield Breach(
             arms=names(mixed),
@@ -133,7 +131,7 @@ RULES = (
     Rule(
         code="LS401",
         title="Too few seeds for a verdict",
-        why="of n paired seeds the exact sign-flip test gives p = 2 / 2**n at best, so below six no difference can be shown "
+        why="of n paired seeds the exact sign-flip test gives p = 2 / 2^n at best, so below six no difference can be shown "
         "at the 5 % level, however large",
         source="Fisher's exact randomization test; PEFT's method_comparison has one seed for each of its results",
         change=f"give `seeds` at least {NUM_SEEDS_FOR_A_VERDICT} values, the same for all arms",

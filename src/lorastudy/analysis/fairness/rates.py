@@ -42,7 +42,7 @@ def _untuned(case: Case) -> Iterator[Breach]:
 def _on_edge(case: Case) -> Iterator[Breach]:
     for grid in configurations(case.study):
         rates = _rates(grid)
-        best = best_if_on_edge(case.study, grid) if len(rates) > 1 else None
+        best = best_if_on_edge(case.study, grid, metric=case.metric) if len(rates) > 1 else None
         if best is not None:
             end = "largest" if float(best.settings["learning_rate"]) == max(rates) else "smallest"
             yield Breach(
@@ -85,13 +85,14 @@ def _alpha_policy(case: Case) -> Iterator[Breach]:
         by_rank: dict[int, list[Arm]] = {}
         for arm in ladder:
             by_rank.setdefault(int(arm.settings["lora_rank"]), []).append(arm)
-        if not all(_is_on_a_policy(arm, by_rank) for arm in ladder):
+        off = [arm for arm in ladder if not _is_on_a_policy(arm, by_rank)]
+        if off:
             scales = ", ".join(
                 f"r {rank}: {'/'.join(sorted({f'{_alpha(arm):g}' for arm in arms}))}"
                 for rank, arms in sorted(by_rank.items())
             )
             yield Breach(
-                arms=names([arm for arm in ladder if arm is not case.reference]),
+                arms=names([arm for arm in off if arm is not case.reference] or off),
                 found=f"alpha is neither fixed nor a fixed multiple of the rank or its root ({scales})",
                 severity="invalidates",
             )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from lorastudy.analysis.fairness.case import Case, names
 from lorastudy.analysis.fairness.finding import Breach, Rule
+from lorastudy.analysis.fairness.rates import METHOD_KEY
 from lorastudy.analysis.study import STUDIED_KEYS, Arm
 
 _MODULE_KEYS = frozenset(STUDIED_KEYS["module_ablation"])
@@ -12,19 +13,26 @@ MATCH_TOLERANCE = 0.1
 
 
 def _matched_by_nothing(case: Case) -> Iterator[Breach]:
-    for arm in _on_other_modules(case):
-        if not _same_rank(case, arm) and not _same_parameters(case, arm):
-            known = _num_parameters(case, arm) is not None
-            yield Breach(
-                arms=(arm.name,),
-                found="other modules than the reference's at another rank"
-                + (
-                    ", and another number of parameters"
-                    if known
-                    else "; the number of parameters is not known"
-                ),
-                severity="invalidates" if known else "warning",
-            )
+    unmatched = [
+        arm
+        for arm in _on_other_modules(case)
+        if not _same_rank(case, arm) and not _same_parameters(case, arm)
+    ]
+    known = [arm for arm in unmatched if _num_parameters(case, arm) is not None]
+    unknown = [arm for arm in unmatched if arm not in known]
+    at_another_rank = "other modules than the reference's at another rank"
+    if known:
+        yield Breach(
+            arms=names(known),
+            found=f"{at_another_rank}, and another number of parameters",
+            severity="invalidates",
+        )
+    if unknown:
+        yield Breach(
+            arms=names(unknown),
+            found=f"{at_another_rank}; the number of parameters is not known",
+            severity="warning",
+        )
 
 
 def _matched_by_one(case: Case) -> Iterator[Breach]:
@@ -66,7 +74,14 @@ def _capacity(case: Case) -> Iterator[Breach]:
 
 
 def _on_other_modules(case: Case) -> list[Arm]:
-    return [] if case.reference is None else [arm for arm in case.others() if case.apart(arm) & _MODULE_KEYS]
+    """Arms on other modules than the reference; of another method's, whose rank is another thing, nothing is asked."""
+    return [
+        arm
+        for arm in case.others()
+        if case.reference is not None
+        and case.apart(arm) & _MODULE_KEYS
+        and arm.settings.get(METHOD_KEY) == case.reference.settings.get(METHOD_KEY)
+    ]
 
 
 def _modules(arm: Arm) -> str:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.fairness.finding import LintFinding, Severity
 from lorastudy.analysis.fairness.wording import arms_in_words
-from lorastudy.analysis.overview import Analysis
-from lorastudy.report.document import Block, Bullets, Heading, Paragraph, Strong, Text
+from lorastudy.report.document import Block, Bullets, Code, Heading, Paragraph, Strong, Text
 from lorastudy.report.numbers import listing
 
 _COUNTED: Mapping[Severity, str] = {
@@ -17,14 +16,14 @@ _COUNTED: Mapping[Severity, str] = {
 }
 
 
-def fairness_blocks(analysis: Analysis, *, level: int) -> list[Block]:
+def fairness_blocks(findings: Sequence[LintFinding], *, num_arms: int, level: int) -> list[Block]:
     """The findings of the linter, the gravest first; that there are none, where there are none."""
     heading = Heading(level=level, text="Fairness of the comparison")
     checked = f"The linter holds these arms to {len(RULES)} rules of fair comparison"
-    if not analysis.lint:
+    if not findings:
         return [heading, Paragraph((f"{checked} and found no breach of any.",))]
-    text = f"{checked}. It found {_counts(analysis.lint)}."
-    items = tuple(_item(finding, num_arms=len(analysis.study.arms)) for finding in analysis.lint)
+    text = f"{checked}. It found {_counts(findings)}."
+    items = tuple(_item(finding, num_arms=num_arms) for finding in findings)
     return [heading, Paragraph((text,)), Bullets(items)]
 
 
@@ -34,7 +33,12 @@ def _item(finding: LintFinding, *, num_arms: int) -> Text:
         f"{arms_in_words(finding.arms, num_arms=num_arms)}): {finding.found}. "
         f"Why: {finding.why} ({finding.source}). To change: {finding.change}."
     )
-    return (Strong(f"{finding.code} {finding.title}"), told)
+    return (Strong(f"{finding.code} {finding.title}"), *_with_code(told))
+
+
+def _with_code(text: str) -> Text:
+    """What stands between backticks as code."""
+    return tuple(Code(part) if number % 2 else part for number, part in enumerate(text.split("`")))
 
 
 def _counts(findings: Sequence[LintFinding]) -> str:
