@@ -46,7 +46,7 @@ def obstacle(one: ExperimentResult, other: ExperimentResult) -> str | None:
         return "environments differ"
     if one.sources.get("base_model") != other.sources.get("base_model"):
         return "different base models"
-    if _scored_rows(one) != _scored_rows(other):
+    if scored_rows(one) != scored_rows(other):
         return "scored on different rows"
     return None
 
@@ -71,9 +71,9 @@ def _key(environment: Environment | None) -> tuple[str, ...] | None:
     return (*versions, environment.lorastudy, device, environment.device_name)
 
 
-def _scored_rows(result: ExperimentResult) -> tuple[object, ...]:
-    """What the held-out rows follow from, with the fingerprint of the file they come from."""
+def scored_rows(result: ExperimentResult, *, leaving_out: str | None = None) -> tuple[object, ...]:
+    """What the held-out rows follow from, with the fingerprint of the file they come from; but for one setting."""
     own = result.sources.get("eval_dataset")
     keys = _SCORING_KEYS if own is not None else (*_SPLIT_KEYS, *_SCORING_KEYS)
     source = own if own is not None else result.sources.get("dataset")
-    return (own is not None, source, *(result.settings.get(key) for key in keys))
+    return (own is not None, source, *(result.settings.get(key) for key in keys if key != leaving_out))

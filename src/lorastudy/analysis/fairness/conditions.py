@@ -8,6 +8,7 @@ within one value, and the finding is a warning.
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
+from lorastudy.analysis.environments import scored_rows
 from lorastudy.analysis.fairness.case import Case, names
 from lorastudy.analysis.fairness.finding import Breach, Rule, Severity
 from lorastudy.analysis.study import STUDIED_KEYS, Arm, confounds
@@ -141,14 +142,9 @@ def _scored_rows(case: Case) -> Iterator[Breach]:
         )
 
 
-def _scored_on(arm: Arm) -> str:
-    """What the held-out rows follow from, but for their length. A file of their own, or a share of the training file."""
-    sources, settings = arm.results[0].sources, arm.settings
-    own = sources.get("eval_dataset")
-    if own is not None or settings.get("eval_dataset_path") is not None:
-        return canonical_json([own, settings.get("max_eval_samples")])
-    keys = ("eval_fraction", "max_train_samples", "max_eval_samples")
-    return canonical_json([sources.get("dataset"), *(settings.get(key) for key in keys)])
+def _scored_on(arm: Arm) -> Hashable:
+    """The rows but for their length, which has a rule of its own."""
+    return scored_rows(arm.results[0], leaving_out="max_seq_length")
 
 
 def _large_batch(case: Case) -> Iterator[Breach]:
