@@ -21,6 +21,7 @@ from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.sections.imported import imported_blocks
 from lorastudy.tracker import ExperimentTracker
+from lorastudy.tracker.views import ImportedResult
 
 
 def write_report(
@@ -41,11 +42,11 @@ def write_report(
     Raises:
         StudyError: there is nothing to report; the message says what to run.
     """
+    folder = plots if plots is not None else output.parent / output.stem.lower() / "plots"
     imported = [] if suite_name is None else tracker.get_imported(suite_name)
     if imported:
-        return _write_pages(imported_blocks(analyse_imported(imported)), output=output, plots=output.parent)
+        return _write_imported(imported, output=output, folder=folder)
     studies = _studies(tracker, experiment_type=experiment_type, suite_name=suite_name)
-    folder = plots if plots is not None else output.parent / output.stem.lower() / "plots"
     descriptions = {suite.suite_name: suite.description for suite in tracker.get_suites()}
     parts = [
         _part(tracker, analyse(study), description=descriptions.get(study.suite_name, ""))
@@ -55,6 +56,15 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     images = [path for part in parts for figure in part.figures for path in save_figure(figure, folder)]
     return [*_write_pages(compose(parts, output=output), output=output, plots=folder), *images]
+
+
+def _write_imported(results: Sequence[ImportedResult], *, output: Path, folder: Path) -> list[Path]:
+    blocks = imported_blocks(analyse_imported(results))
+    figures = [block for block in blocks if isinstance(block, Figure)]
+    if figures:
+        folder.mkdir(parents=True, exist_ok=True)
+    images = [path for figure in figures for path in save_figure(figure, folder)]
+    return [*_write_pages(blocks, output=output, plots=folder), *images]
 
 
 def _write_pages(blocks: Sequence[Block], *, output: Path, plots: Path) -> list[Path]:

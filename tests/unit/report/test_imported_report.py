@@ -38,7 +38,8 @@ def result(arm, right, seed=0, *, items=1319, **changes):
 @pytest.fixture
 def text_of(tmp_path):
     def text_of(results):
-        path, page = write_report(Imported(results), suite_name="public", output=tmp_path / "R.md")
+        path, page, *images = write_report(Imported(results), suite_name="public", output=tmp_path / "R.md")
+        assert all(image.stat().st_size > 0 for image in images)
         assert "<table" in page.read_text(encoding="utf-8")
         return path.read_text(encoding="utf-8")
 
@@ -72,8 +73,8 @@ def test_the_numbers_of_the_table(text):
     )
     # 648 / 1319 = .4913; Wilson [.464, .518]; .4913 - .5262 = -.0349; two-sided p of z = 1.79 is .073
     assert cells["Test accuracy"] == "0.491"
-    assert "[0.464, 0.518]" in row
-    assert cells["to the highest"] == "\N{MINUS SIGN}0.035"
+    assert cells["95 % interval"] == "[0.464, 0.518]"
+    assert cells["To the highest"] == "\N{MINUS SIGN}0.035"
     assert cells["p"] == "0.073"
     assert cells["Peak memory"] == "1.00 GiB"
 
@@ -131,3 +132,12 @@ def test_without_items_or_seeds_there_is_no_verdict(text_of):
 def test_a_suite_that_nobody_has_is_an_error(tmp_path):
     with pytest.raises(StudyError, match="no experiment in suite 'else'"):
         write_report(Imported([]), suite_name="else", output=tmp_path / "R.md")
+
+
+def test_intervals_are_drawn(tmp_path):
+    results = [result("a/x", 694), result("b/x", 600)]
+    _, _, *images = write_report(Imported(results), suite_name="public", output=tmp_path / "R.md")
+    assert [image.relative_to(tmp_path).as_posix() for image in images] == [
+        "r/plots/imported_shares.png", "r/plots/imported_shares.svg",
+    ]  # fmt: skip
+    assert "](r/plots/imported_shares.png)" in (tmp_path / "R.md").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from lorastudy.analysis.imported import ImportedAnalysis, ImportedArm
 from lorastudy.analysis.study import differing_settings
 from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
+from lorastudy.report.figures.data import Estimate, Figure, Panel
 from lorastudy.report.findings.wording import difference_decimals, verdict
 from lorastudy.report.numbers import (
     ABSENT,
@@ -35,7 +36,10 @@ _SHOWN_KEYS = (
     "learning_rate",
     "quantization",
 )
+_TEXT = {"Arm", "method", "base_model", "target_modules", "quantization"}
 _SHORT_HASH = 12
+#: Arms in one figure; more would not fit on a screen.
+MAX_DRAWN = 24
 
 
 def imported_blocks(analysis: ImportedAnalysis) -> list[Block]:
@@ -51,6 +55,7 @@ def imported_blocks(analysis: ImportedAnalysis) -> list[Block]:
         *fairness_blocks(analysis.lint, num_arms=len(analysis.arms), level=2),
         *_comparison_blocks(analysis),
         Heading(level=2, text="Results"),
+        *_figure(analysis),
         Paragraph((_how_to_read(analysis),)),
         _table(analysis),
         *_environment_blocks(analysis.results),
@@ -162,25 +167,62 @@ def _how_to_read(analysis: ImportedAnalysis) -> str:
     )
 
 
+def _figure(analysis: ImportedAnalysis) -> list[Figure]:
+    """The shares with their intervals, of the highest arms where there are more than a page can show."""
+    shown = analysis.shares[:MAX_DRAWN]
+    if len(analysis.shares) < 2:
+        return []
+    which = (
+        "All arms"
+        if len(shown) == len(analysis.shares)
+        else f"The first {len(shown)} of {len(analysis.shares)} arms"
+    )
+    rows = tuple(
+        Estimate(arm=arm.name, rank=None, mean=share.value, low=low, high=high, values=())
+        for arm in shown
+        if (share := arm.share) is not None
+        for low, high in [share.interval]
+    )
+    return [
+        Figure(
+            name="imported_shares",
+            kind="dots",
+            title=f"{analysis.metric.title}, with 95 % intervals",
+            caption=f"{which}, in the order of the observed score. Dot: observed share; bar: 95 % interval over items (Wilson), "
+            "for the adapter as it was trained. The noise between seeds is not in it.",
+            alt=f"Observed {analysis.metric.name} of each arm, with its interval",
+            arms=tuple(arm.name for arm in shown),
+            panels=(Panel(label=f"{analysis.metric.title} (share)", rows=rows),),
+        )
+    ]
+
+
 def _table(analysis: ImportedAnalysis) -> Table:
     keys = [key for key in _SHOWN_KEYS if key in differing_settings(analysis.study.arms)]
-    scores = ("95 % interval", "to the highest", "95 % interval ", "p", "p, Holm") if analysis.shares else ()
-    titles = ("Arm", *keys, "Results", analysis.metric.title, *scores, "Trainable parameters", "Peak memory")
-    text = {"Arm", "method", "base_model", "target_modules", "quantization"}
+    has_shares, has_several = bool(analysis.shares), any(len(arm.results) > 1 for arm in analysis.arms)
+    titles = (
+        "Arm",
+        *keys,
+        *(["Results"] if has_several else []),
+        analysis.metric.title,
+        *(["95 % interval", "To the highest", "Its 95 % interval", "p", "p, Holm"] if has_shares else []),
+        "Trainable parameters",
+        "Peak memory",
+    )
     decimals = decimals_for([arm.share.standard_error for arm in analysis.arms if arm.share] or [None])
     rows = tuple(
         (
             Cell(arm.name),
             *(_setting(arm, key) for key in keys),
-            Cell(str(len(arm.results)), len(arm.results)),
+            *([Cell(str(len(arm.results)), len(arm.results))] if has_several else []),
             Cell(mean_sd(arm.scores, decimals), arm.scores.mean if arm.scores else None),
-            *(_share_cells(arm, decimals) if analysis.shares else ()),
+            *(_share_cells(arm, decimals) if has_shares else ()),
             _cost(arm, "num_trainable_parameters"),
             _cost(arm, "peak_memory_bytes"),
         )
         for arm in analysis.arms
     )
-    return Table(columns=tuple(Column(title, numeric=title not in text) for title in titles), rows=rows)
+    return Table(columns=tuple(Column(title, numeric=title not in _TEXT) for title in titles), rows=rows)
 
 
 def _share_cells(arm: ImportedArm, decimals: int) -> tuple[Cell, ...]:
