@@ -141,7 +141,12 @@ def _study(suite_name: str, experiment_type: str, *, results: Sequence[Experimen
 def _on_latest_sources(group: Sequence[ExperimentResult]) -> list[ExperimentResult]:
     """The results on the data and the base model of the latest one: seeds on two versions make no one mean."""
     latest = max(group, key=_completed_then_latest)
-    return [result for result in group if result.sources == latest.sources]
+    return [result for result in group if _data_and_base(result) == _data_and_base(latest)]
+
+
+def _data_and_base(result: ExperimentResult) -> dict[str, Any]:
+    """Of an imported result the sources also name the environment, of which one's own have a record."""
+    return {key: value for key, value in result.sources.items() if key != "environment"}
 
 
 def _latest_per_seed(group: Sequence[ExperimentResult]) -> tuple[ExperimentResult, ...]:

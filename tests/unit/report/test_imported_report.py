@@ -134,6 +134,15 @@ def test_a_suite_that_nobody_has_is_an_error(tmp_path):
         write_report(Imported([]), suite_name="else", output=tmp_path / "R.md")
 
 
+def test_a_result_that_another_run_replaced_is_told_and_not_pooled(text_of):
+    rerun = result("a/x", 700, sources={"environment": "torch 2.10"}, imported_at="2026-02-02T00:00:00+00:00")
+    text = text_of([result("a/x", 694), rerun, result("b/x", 677)])
+    assert "a/x: 1 earlier result(s) of the same settings and seed are not counted" in text
+    row = next(line for line in text.splitlines() if line.startswith("| a/x"))
+    assert "0.531" in row  # 700 / 1319
+    assert "LS601" in text
+
+
 def test_intervals_are_drawn(tmp_path):
     results = [result("a/x", 694), result("b/x", 600)]
     _, _, *images = write_report(Imported(results), suite_name="public", output=tmp_path / "R.md")

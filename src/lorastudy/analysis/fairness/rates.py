@@ -40,7 +40,8 @@ def _untuned(case: Case) -> Iterator[Breach]:
 
 
 def _on_edge(case: Case) -> Iterator[Breach]:
-    for grid in configurations(case.study):
+    for arms in configurations(case.study):
+        grid = [arm for arm in arms if _rates([arm])]
         rates = _rates(grid)
         best = best_if_on_edge(case.study, grid, metric=case.metric) if len(rates) > 1 else None
         if best is not None:

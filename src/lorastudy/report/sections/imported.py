@@ -58,6 +58,7 @@ def imported_blocks(analysis: ImportedAnalysis) -> list[Block]:
         *_figure(analysis),
         Paragraph((_how_to_read(analysis),)),
         _table(analysis),
+        *([Bullets(tuple((note,) for note in analysis.study.notes))] if analysis.study.notes else []),
         *_environment_blocks(analysis.results),
         Heading(level=2, text="Sources"),
         _sources(analysis.results),
