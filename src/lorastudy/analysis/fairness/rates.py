@@ -28,13 +28,13 @@ def _untuned(case: Case) -> Iterator[Breach]:
         return
     rates = sorted({rate for arm in single for rate in _rates([arm])})
     found = (
-        f"one learning rate ({rates[0]:g}) for all"
+        f"one learning rate ({rates[0]:g}) for all: verdicts hold at this rate only"
         if len(rates) == 1
-        else "one learning rate each, and not the same for all"
+        else "one learning rate each, and not the same for all: verdicts hold at these rates only"
     )
     yield Breach(
         arms=names(single),
-        found=f"{found}: verdicts hold at these rates only, and no arm can be called best",
+        found=f"{found}, and no arm can be called best",
         severity="warning",
     )
 
