@@ -9,6 +9,7 @@ import pytest
 
 from lorastudy.errors import StoreError
 from lorastudy.tracker import ExperimentTracker
+from lorastudy.tracker.rebuilding import rebuild_store
 from lorastudy.tracker.views import ImportedResult, ImportedScore
 
 RESULT = ImportedResult(
@@ -107,3 +108,12 @@ def test_their_rows_are_held_against_their_hashes(tracker, database):
         connection.execute("UPDATE imported_results SET scores = replace(scores, '0.5', '0.6')")
     connection.close()
     assert [row.table for row in tracker.verify()] == ["imported_results"]
+
+
+def test_a_store_that_is_made_again_keeps_them(tracker, database, tmp_path):
+    tracker.add_imported([RESULT])
+    before = tracker.get_imported()
+    tracker.close()
+    rebuild_store(database, runs=tmp_path / "runs")
+    with ExperimentTracker(database) as rebuilt:
+        assert rebuilt.get_imported() == before
