@@ -32,6 +32,7 @@ from simulation import drawn_simulation, mark
 from speed import detail_table, goal_table, machine_table, quality_table, speed_table
 from torture_table import torture_conditions, torture_table
 
+from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.summary import EXACT_MATCH, FORGETTING, FORGETTING_BEFORE, LOSS, LOSS_BEFORE, Metric
 from lorastudy.cli.main import app
@@ -235,6 +236,14 @@ def _contracts(root: Path) -> configparser.ConfigParser:
     return parser
 
 
+def _linter_block(_: Mapping[str, Analysis], __: Path) -> str:
+    return "\n\n".join(
+        f"## {rule.code} {rule.title}\n\n{rule.why[0].upper()}{rule.why[1:]}.\n\n*Source:* {rule.source}.\n\n"
+        f"*To change:* {rule.change}."
+        for rule in RULES
+    )
+
+
 def _pack_bound_block(_: Mapping[str, Analysis], __: Path) -> str:
     return (
         f"A pack holds at most {count(MAX_PACK_TOKENS)} tokens of one forward pass, counted as if every row had "
@@ -290,6 +299,7 @@ BLOCKS: Mapping[str, Block] = {
     "torture-conditions": _torture_conditions_block,
     "torture-table": _torture_table_block,
     **{name: _simulation_block(name) for name in SIMULATION_BLOCKS},
+    "linter": _linter_block,
 }
 
 

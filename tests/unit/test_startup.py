@@ -89,7 +89,8 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([verb, "--help"] for verb in ("prepare", "suite", "evaluate"))]
+    "arguments",
+    [["--help"], *([verb, "--help"] for verb in ("prepare", "check", "suite", "import", "evaluate"))],
 )
 def test_help_imports_nothing_heavy(imported: Imported, arguments: list[str]) -> None:
     assert not imported(arguments) & HEAVY

@@ -17,8 +17,10 @@ MAX_POSITIONAL = 2
 
 #: Functions that take more than two positional parameters, and why they cannot do otherwise.
 POSITIONAL_ALLOWED = {
+    "cli/check.py check": "a command: Typer makes options of its parameters",
     "cli/demo.py demo": "a command: Typer makes options of its parameters",
     "cli/evaluate.py evaluate": "a command: Typer makes options of its parameters",
+    "cli/importing.py import_results": "a command: Typer makes options of its parameters",
     "cli/prepare.py prepare": "a command: Typer makes options of its parameters",
     "cli/report.py report": "a command: Typer makes options of its parameters",
     "cli/resume.py resume": "a command: Typer makes options of its parameters",

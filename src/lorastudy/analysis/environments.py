@@ -34,13 +34,19 @@ def comparable(one: Environment | None, other: Environment | None) -> bool:
     return _key(one) == _key(other)
 
 
+def same_environment(one: ExperimentResult, other: ExperimentResult) -> bool:
+    """As `comparable`, for two results. Of an imported one all is known that its tool wrote down, as one text."""
+    told = (one.sources.get("environment"), other.sources.get("environment"))
+    return comparable(one.environment, other.environment) and told[0] == told[1]
+
+
 def obstacle(one: ExperimentResult, other: ExperimentResult) -> str | None:
     """Why a difference between two runs would not be one between their arms; None when nothing stands against it."""
-    if not comparable(one.environment, other.environment):
+    if not same_environment(one, other):
         return "environments differ"
     if one.sources.get("base_model") != other.sources.get("base_model"):
         return "different base models"
-    if _scored_rows(one) != _scored_rows(other):
+    if scored_rows(one) != scored_rows(other):
         return "scored on different rows"
     return None
 
@@ -65,9 +71,9 @@ def _key(environment: Environment | None) -> tuple[str, ...] | None:
     return (*versions, environment.lorastudy, device, environment.device_name)
 
 
-def _scored_rows(result: ExperimentResult) -> tuple[object, ...]:
-    """What the held-out rows follow from, with the fingerprint of the file they come from."""
+def scored_rows(result: ExperimentResult, *, leaving_out: str | None = None) -> tuple[object, ...]:
+    """What the held-out rows follow from, with the fingerprint of the file they come from; but for one setting."""
     own = result.sources.get("eval_dataset")
     keys = _SCORING_KEYS if own is not None else (*_SPLIT_KEYS, *_SCORING_KEYS)
     source = own if own is not None else result.sources.get("dataset")
-    return (own is not None, source, *(result.settings.get(key) for key in keys))
+    return (own is not None, source, *(result.settings.get(key) for key in keys if key != leaving_out))

@@ -3,6 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lorastudy.analysis.blocker import Blocker
+from lorastudy.analysis.fairness.case import measured_case
+from lorastudy.analysis.fairness.finding import LintFinding
+from lorastudy.analysis.fairness.lint import blockers, lint
 from lorastudy.analysis.frontier import Standing, pareto_frontier, standings
 from lorastudy.analysis.items import ItemTable
 from lorastudy.analysis.paired import Comparison, compare_with_reference
@@ -21,7 +25,7 @@ from lorastudy.analysis.summary import (
     summarise_arm,
 )
 from lorastudy.analysis.ties import TiedSet, tied_with_the_best
-from lorastudy.analysis.verdicts import Blocker, Rules
+from lorastudy.analysis.verdicts import Rules
 
 #: Verdicts are about the primary one; the others are shown beside it.
 COMPARED_METRICS = (LOSS, TOKEN_ACCURACY, EXACT_MATCH)
@@ -66,6 +70,8 @@ class Analysis:
     """For a rank ablation with at least two ranks."""
     items: ItemTable
     """The scores item by item from which the intervals were made."""
+    lint: tuple[LintFinding, ...]
+    """What makes the arms unfair to compare; what invalidates is part of the verdicts."""
 
     def summary(self, name: str) -> ArmSummary:
         """The summary of the arm of that name."""
@@ -114,11 +120,15 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
     primary = next(metric for metric in COMPARED_METRICS if metric.name == question.primary_metric)
     summaries = tuple(summarise_arm(arm, study) for arm in study.arms)
     reference = reference_arm(study, named=question.reference)
+    found = lint(measured_case(study, metric=primary, reference=question.reference))
+    blocked = {**blockers(found), **question.blockers}
     arms = compared_arms(study)
     ladder = _ladder(study, reference)
     comparisons = {
         metric.key: _compared(study, arms, reference=reference, metric=metric, items=items, rules=rules)
-        for metric, rules in _metrics_with_rules(question, primary=primary, ladder=ladder)
+        for metric, rules in _metrics_with_rules(
+            margin=question.margin, blocked=blocked, primary=primary, ladder=ladder
+        )
     }
     returns = None
     if reference is not None and ladder:
@@ -139,16 +149,21 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
         tied=tied_with_the_best(_costs_by_seed(study, [s.arm for s in compared], metric=primary)),
         returns=returns,
         items=items or {},
+        lint=found,
     )
 
 
 def _metrics_with_rules(
-    question: Question, *, primary: Metric, ladder: Sequence[Arm]
+    *,
+    margin: float | None,
+    blocked: Mapping[str, Sequence[Blocker]],
+    primary: Metric,
+    ladder: Sequence[Arm],
 ) -> list[tuple[Metric, Rules]]:
     """The margin is the primary metric's; what blocks a verdict blocks it on every metric."""
     below = tuple(arm.name for arm in reversed(ladder[:-1]))
-    plain = Rules(blockers=question.blockers)
-    told = Rules(margin=question.margin, ladder=below, blockers=question.blockers)
+    plain = Rules(blockers=blocked)
+    told = Rules(margin=margin, ladder=below, blockers=blocked)
     return [(metric, told if metric == primary else plain) for metric in COMPARED_METRICS]
 
 

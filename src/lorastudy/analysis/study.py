@@ -22,6 +22,9 @@ PRECISIONS = ("fp32", "bf16", "fp16", "8bit", "4bit")
 STUDIED_KEYS: Mapping[str, frozenset[str]] = {
     "rank_ablation": frozenset({"lora_rank", "lora_alpha"}),
     "module_ablation": frozenset({"target_modules", "layers_to_transform"}),
+    "method_comparison": frozenset(
+        {"method", "peft_config", "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules"}
+    ),
     "quantization_study": frozenset({"quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"}),
 }
 
@@ -81,7 +84,7 @@ def split_studies(results: Iterable[ExperimentResult]) -> tuple[Study, ...]:
 
 def differing_settings(arms: Sequence[Arm]) -> tuple[str, ...]:
     """Keys in which at least two arms differ, in the order of the settings. Layout of the work is left out."""
-    keys = [key for arm in arms[:1] for key in arm.settings if key != "max_arms_per_pack"]
+    keys = dict.fromkeys(key for arm in arms for key in arm.settings if key != "max_arms_per_pack")
     return tuple(key for key in keys if len({canonical_json(arm.settings.get(key)) for arm in arms}) > 1)
 
 
@@ -138,7 +141,12 @@ def _study(suite_name: str, experiment_type: str, *, results: Sequence[Experimen
 def _on_latest_sources(group: Sequence[ExperimentResult]) -> list[ExperimentResult]:
     """The results on the data and the base model of the latest one: seeds on two versions make no one mean."""
     latest = max(group, key=_completed_then_latest)
-    return [result for result in group if result.sources == latest.sources]
+    return [result for result in group if _data_and_base(result) == _data_and_base(latest)]
+
+
+def _data_and_base(result: ExperimentResult) -> dict[str, Any]:
+    """Of an imported result the sources also name the environment, of which one's own have a record."""
+    return {key: value for key, value in result.sources.items() if key != "environment"}
 
 
 def _latest_per_seed(group: Sequence[ExperimentResult]) -> tuple[ExperimentResult, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorastudy.analysis.study import Arm, Study, differing_settings
-from lorastudy.analysis.summary import LOSS, scores_by_seed
+from lorastudy.analysis.summary import LOSS, Metric, scores_by_seed
 from lorastudy.spec.experiment import canonical_json
 
 
@@ -32,12 +32,9 @@ class LearningRates:
 
 def learning_rates(study: Study) -> LearningRates:
     """How the learning rate was varied over the study's arms."""
-    grids: dict[str, list[Arm]] = {}
-    for arm in study.arms:
-        rest = {key: value for key, value in arm.settings.items() if key != "learning_rate"}
-        grids.setdefault(canonical_json(rest), []).append(arm)
-    varied = [arms for arms in grids.values() if len(arms) > 1]
-    best = [_best_if_on_edge(study, arms) for arms in varied]
+    grids = configurations(study)
+    varied = [arms for arms in grids if len(arms) > 1]
+    best = [best_if_on_edge(study, arms) for arms in varied]
     return LearningRates(
         rates=tuple(sorted({float(arm.settings["learning_rate"]) for arm in study.arms})),
         num_configurations=len(grids),
@@ -46,24 +43,42 @@ def learning_rates(study: Study) -> LearningRates:
     )
 
 
-def lowest_loss(study: Study, arms: Sequence[Arm]) -> Arm | None:
-    """The arm of lowest mean held-out loss, of those with the most seeds scored; None where none was.
+def configurations(study: Study) -> tuple[tuple[Arm, ...], ...]:
+    """The arms by configuration: those of one differ in nothing but the learning rate."""
+    grids: dict[str, list[Arm]] = {}
+    for arm in study.arms:
+        rest = {key: value for key, value in arm.settings.items() if key != "learning_rate"}
+        grids.setdefault(canonical_json(rest), []).append(arm)
+    return tuple(tuple(arms) for arms in grids.values())
 
-    On the rows that choose: where a study has test rows they take no part in this.
-    An arm that lost seeds, as one whose rate is too high does, may owe its low mean to the seeds it lost.
+
+def best_if_on_edge(study: Study, arms: Sequence[Arm], *, metric: Metric = LOSS) -> Arm | None:
+    """The best arm of one configuration, where its rate is the smallest or the largest tried; else None."""
+    best = best_of(study, arms, metric=metric)
+    rates = [float(arm.settings["learning_rate"]) for arm in arms]
+    return best if best and float(best.settings["learning_rate"]) in (min(rates), max(rates)) else None
+
+
+def lowest_loss(study: Study, arms: Sequence[Arm]) -> Arm | None:
+    """The arm of lowest mean held-out loss, as `best_of` has it."""
+    return best_of(study, arms, metric=LOSS)
+
+
+def best_of(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Arm | None:
+    """The arm of best mean, of those with the most seeds scored; None where none was.
+
+    On the rows that choose: where a study has test rows they take no part in this. An arm that lost seeds, as one
+    whose rate is too high does, may owe its good mean to the seeds it lost.
     """
-    losses = {arm.name: list(scores_by_seed(arm, study, metric=LOSS, choosing=True).values()) for arm in arms}
-    most = max(map(len, losses.values()), default=0)
-    whole = [arm for arm in arms if len(losses[arm.name]) == most]
-    return min(whole, key=lambda arm: statistics.fmean(losses[arm.name])) if most else None
+    scores = {
+        arm.name: list(scores_by_seed(arm, study, metric=metric, choosing=True).values()) for arm in arms
+    }
+    most = max(map(len, scores.values()), default=0)
+    whole = [arm for arm in arms if len(scores[arm.name]) == most]
+    sign = 1 if metric.lower_is_better else -1
+    return min(whole, key=lambda arm: sign * statistics.fmean(scores[arm.name])) if most else None
 
 
 def rates_of(study: Study, arm: Arm) -> tuple[Arm, ...]:
     """The arms that differ from this one in nothing but the learning rate, itself among them."""
     return tuple(one for one in study.arms if set(differing_settings([arm, one])) <= {"learning_rate"})
-
-
-def _best_if_on_edge(study: Study, arms: Sequence[Arm]) -> Arm | None:
-    best = lowest_loss(study, arms)
-    rates = [float(arm.settings["learning_rate"]) for arm in arms]
-    return best if best and float(best.settings["learning_rate"]) in (min(rates), max(rates)) else None

@@ -28,20 +28,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from lorastudy.analysis.blocker import Blocker
 from lorastudy.analysis.significance import ALPHA, Floats, holm, rejects
 
 Word = Literal["better", "as good within the margin", "cannot tell", "invalid"]
 WORDS: tuple[Word, ...] = ("better", "as good within the margin", "cannot tell", "invalid")
 
 Shown = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Blocker:
-    """Something that makes a verdict about an arm invalid. `code` is the finding's, `why` one clause."""
-
-    code: str
-    why: str
 
 
 @dataclass(frozen=True, kw_only=True)

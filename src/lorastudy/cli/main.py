@@ -5,10 +5,12 @@ from collections.abc import Sequence
 
 import typer
 
+from lorastudy.cli.check import check
 from lorastudy.cli.db import db
 from lorastudy.cli.demo import demo
 from lorastudy.cli.doctor import doctor
 from lorastudy.cli.evaluate import evaluate
+from lorastudy.cli.importing import import_results
 from lorastudy.cli.prepare import prepare
 from lorastudy.cli.report import report
 from lorastudy.cli.resume import resume
@@ -24,8 +26,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, prepare, run, suite, resume, status, report, evaluate, doctor):
+for command in (demo, prepare, check, run, suite, resume, status, report, evaluate, doctor):
     app.command()(command)
+app.command("import")(import_results)
 app.add_typer(db)
 
 

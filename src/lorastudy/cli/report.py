@@ -24,7 +24,8 @@ def report(
     with ExperimentTracker(database) as tracker:
         written = write_report(tracker, experiment_type=experiment_type, suite_name=suite_name, output=output)
     say_pages(written)
-    print(f"wrote {sum(path.suffix == '.png' for path in written)} plots (PNG and SVG)")
+    if num_plots := sum(path.suffix == ".png" for path in written):
+        print(f"wrote {num_plots} plots (PNG and SVG)")
 
 
 def say_pages(written: Sequence[Path]) -> None:

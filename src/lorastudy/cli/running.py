@@ -3,7 +3,6 @@
 import contextlib
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,31 +10,24 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from lorastudy.analysis.fairness.case import Case
+from lorastudy.analysis.fairness.lint import lint
+from lorastudy.analysis.fairness.wording import arms_in_words
+from lorastudy.cli.checking import read_data, suite_case
 from lorastudy.cli.departure import Departure
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.data.fingerprint import dataset_fingerprint
-from lorastudy.data.load import train_and_eval
 from lorastudy.executors import Executor, local_executor
 from lorastudy.experiments.expansion import expand, sources_reader
 from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import remaining_packs
 from lorastudy.runner import Plan, SuiteOutcome, not_done, run_suite
-from lorastudy.spec.experiment import Experiment, Sources, canonical_json
+from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.hub import check_base_model, is_hub_model
 from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.settings import Settings
 from lorastudy.spec.suite import Suite
 from lorastudy.tracker import ExperimentTracker
-
-#: The settings that decide which rows are read.
-_DATA_KEYS = (
-    "dataset_path", "eval_dataset_path", "forgetting_dataset_path", "eval_fraction", "max_train_samples",
-    "max_eval_samples",
-)  # fmt: skip
-
-
-#: The exact sign-flip test reaches .05 with six seeds at the earliest, as `lorastudy.analysis.significance` explains.
-NUM_SEEDS_FOR_A_VERDICT = 6
 
 
 def experiments_of(suite: Suite) -> tuple[Experiment, ...]:
@@ -48,24 +40,10 @@ def sources_of() -> Callable[[Settings], Sources]:
     return sources_reader(dataset_fingerprint, base_model_fingerprint)
 
 
-def check_data(experiments: Sequence[Experiment]) -> None:
-    """Nothing, if their data can be read and held out; a worker would find out only once it has loaded the base.
-
-    Raises:
-        DataError: a file is empty, damaged or of an unknown format, or holding out leaves one side empty.
-    """
-    readings = {
-        canonical_json([getattr(experiment.settings, key) for key in _DATA_KEYS]): experiment.settings
-        for experiment in experiments
-    }
-    for settings in readings.values():
-        train_and_eval(settings)
-
-
 def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str) -> None:
     """Print what would run: packs, experiments, and which results are there already."""
     missing = _missing(experiments, database=database)
-    check_data(missing)
+    case = suite_case(experiments, suite_name=suite.name, data=read_data(experiments))
     executor = local_executor(experiments)
     packs = remaining_packs(experiments, missing, num_at_once=executor.num_packs_at_once)
     console = Console(highlight=False, soft_wrap=True)
@@ -76,8 +54,8 @@ def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str)
         f"{len(experiments)} experiments, {len(experiments) - len(missing)} of them done; "
         f"{len(missing)} to run in {len(packs)} pack(s). An experiment is an arm with one seed."
     )
-    for note in _notes(experiments):
-        console.print(f"note: {note}")
+    for note in [*_notes(experiments), *_fairness(case)]:
+        console.print(note, markup=False)
     for number, pack in enumerate(packs, start=1):
         console.print(f"\npack {number}: {len(pack.experiments)} experiments on one base")
         for experiment in pack.experiments:
@@ -104,7 +82,7 @@ def run_experiments(
         # A store that is there comes first, since another writer of it is refused at once.
         tracker = None if _is_new(database) else open_until_done.enter_context(_writer(database))
         missing = list(experiments) if tracker is None else not_done(experiments, tracker=tracker)
-        check_data(missing)
+        read_data(missing)
         _say_what_is_replaced(missing, output=plan.output)
         for base_model in sorted({experiment.settings.base_model for experiment in missing}):
             check_base_model(base_model)
@@ -135,18 +113,21 @@ def run_experiments(
 
 def _notes(experiments: Sequence[Experiment]) -> list[str]:
     """What a reader of the plan should know before it runs."""
-    notes = [
-        f"base model {name}: taken for an id on the hub; whether it can be had is found out when the suite runs"
+    return [
+        f"note: base model {name}: taken for an id on the hub; whether it can be had is found out when the suite runs"
         for name in sorted({experiment.settings.base_model for experiment in experiments})
         if is_hub_model(name)
     ]
-    most_seeds = max(Counter(experiment.arm for experiment in experiments).values(), default=0)
-    if most_seeds < NUM_SEEDS_FOR_A_VERDICT:
-        notes.append(
-            f"{most_seeds} seed(s) an arm: differences will be shown with their intervals, but no verdict is possible "
-            f"below {NUM_SEEDS_FOR_A_VERDICT} seeds"
-        )
-    return notes
+
+
+def _fairness(case: Case) -> list[str]:
+    """The linter's findings, a line each; `lorastudy check` has the reasons."""
+    found = lint(case)
+    lines = [
+        f"{finding.code} {finding.severity}: {finding.found} ({arms_in_words(finding.arms, num_arms=len(case.arms))})"
+        for finding in found
+    ]
+    return [*lines, "`lorastudy check FILE` says why that is unfair and what to change"] if found else []
 
 
 def _say_what_is_replaced(experiments: Sequence[Experiment], *, output: Path) -> None:

@@ -11,6 +11,7 @@ def status(database: Database = DATABASE) -> None:
 
     with ExperimentTracker(database) as tracker:
         results = tracker.get_all_experiments()
+        imported = Counter((result.suite_name, result.tool) for result in tracker.get_imported())
     by_suite: dict[str, Counter[str]] = {}
     for result in results:
         by_suite.setdefault(result.suite_name, Counter())[result.status] += 1
@@ -21,5 +22,7 @@ def status(database: Database = DATABASE) -> None:
             print(
                 f"  failed: {result.suite_name}/{result.name}: {result.failure_kind}: {result.failure_message}"
             )
-    if not results:
+    for (suite_name, tool), number in imported.items():
+        print(f"{suite_name}: {number} imported from {tool}")
+    if not results and not imported:
         print(f"{database} holds no experiments")

@@ -9,6 +9,7 @@ from lorastudy.report.document import Block, Heading, Paragraph, Strong
 from lorastudy.report.figures.data import Figure
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.numbers import names
+from lorastudy.report.sections.fairness import fairness_blocks
 from lorastudy.report.sections.method import environment_blocks, method_blocks
 from lorastudy.report.sections.overview import arm_blocks, failure_blocks, summary_blocks
 from lorastudy.report.sections.packs import incident_blocks, pack_blocks
@@ -60,6 +61,7 @@ def _part(part: Part, *, level: int, output: Path) -> list[Block]:
         *([Paragraph((part.description,))] if part.description else []),
         *summary_blocks(analysis),
         *failure_blocks(study, level=level),
+        *fairness_blocks(analysis.lint, num_arms=len(study.arms), level=level),
         *results_blocks(analysis, level=level),
         *first,
         *comparison_blocks(analysis, level=level),

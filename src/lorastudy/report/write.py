@@ -9,17 +9,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from lorastudy.analysis.curves import CurvePoint, bin_width, mean_curve
+from lorastudy.analysis.imported import analyse_imported
 from lorastudy.analysis.items import ItemScores, ItemTable
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis, analyse
 from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Study, split_studies
 from lorastudy.errors import StudyError
 from lorastudy.report.compose import Part, compose
+from lorastudy.report.document import Block
 from lorastudy.report.figures.data import Figure, study_figures
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
+from lorastudy.report.sections.imported import imported_blocks
 from lorastudy.tracker import ExperimentTracker
+from lorastudy.tracker.views import ImportedResult
 
 
 def write_report(
@@ -35,11 +39,16 @@ def write_report(
     Plots go to `<output's stem in lower case>/plots` beside the output, unless told otherwise: `RESULTS.md`
     has them in `results/plots`, and two reports in one folder do not overwrite each other's.
 
+    The report of a suite of imported results is another one, and never joined with those of runs of one's own.
+
     Raises:
         StudyError: there is nothing to report; the message says what to run.
     """
-    studies = _studies(tracker, experiment_type=experiment_type, suite_name=suite_name)
     folder = plots if plots is not None else output.parent / output.stem.lower() / "plots"
+    imported = [] if suite_name is None else tracker.get_imported(suite_name)
+    if imported:
+        return _write_imported(imported, output=output, folder=folder)
+    studies = _studies(tracker, experiment_type=experiment_type, suite_name=suite_name)
     descriptions = {suite.suite_name: suite.description for suite in tracker.get_suites()}
     parts = [
         _part(
@@ -50,15 +59,28 @@ def write_report(
         for study in studies
     ]
     parts = _with_distinct_file_names(parts)
-    blocks = compose(parts, output=output)
-    markdown, page = render_markdown(blocks, output=output, plots=folder), render_html(blocks)
     folder.mkdir(parents=True, exist_ok=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
     images = [path for part in parts for figure in part.figures for path in save_figure(figure, folder)]
+    return [*_write_pages(compose(parts, output=output), output=output, plots=folder), *images]
+
+
+def _write_imported(results: Sequence[ImportedResult], *, output: Path, folder: Path) -> list[Path]:
+    blocks = imported_blocks(analyse_imported(results))
+    figures = [block for block in blocks if isinstance(block, Figure)]
+    if figures:
+        folder.mkdir(parents=True, exist_ok=True)
+    images = [path for figure in figures for path in save_figure(figure, folder)]
+    return [*_write_pages(blocks, output=output, plots=folder), *images]
+
+
+def _write_pages(blocks: Sequence[Block], *, output: Path, plots: Path) -> list[Path]:
+    """The same blocks as Markdown and as a page beside it."""
+    markdown, page = render_markdown(blocks, output=output, plots=plots), render_html(blocks)
     html_path = output.with_suffix(".html")
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(markdown, encoding="utf-8")
     html_path.write_text(page, encoding="utf-8")
-    return [output, html_path, *images]
+    return [output, html_path]
 
 
 def _studies(

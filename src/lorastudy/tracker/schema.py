@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 #: The revision these tables belong to: kept equal to the newest file in `migrations/versions` by a test, and
 #: written here so that reading a current store need not import alembic.
-HEAD_REVISION = "0002"
+HEAD_REVISION = "0003"
 
 #: Not alembic's default name, which MLflow and Optuna use too: a PostgreSQL database may be shared.
 VERSION_TABLE = "lorastudy_version"
@@ -218,6 +218,34 @@ checkpoint_profiles = Table(
     Column("num_checkpoints", BigInteger, nullable=False),
     Column("last_bytes", BigInteger, nullable=False),
     Column("seconds", Double, nullable=False),
+    _hash(),
+)
+
+imports = Table(
+    "imports",
+    metadata,
+    Column("import_id", Text, primary_key=True),
+    Column("suite_name", Text, nullable=False),
+    Column("tool", Text, nullable=False, comment="what made the file"),
+    Column("file", Text, nullable=False),
+    Column("file_sha256", Text, nullable=False),
+    Column("imported_at", Text, nullable=False),
+    _hash(),
+)
+
+#: Results from elsewhere lie in tables of their own, so that no read of one's own runs can return one of them.
+imported_results = Table(
+    "imported_results",
+    metadata,
+    Column("result_id", Text, primary_key=True),
+    Column("import_id", Text, ForeignKey("imports.import_id"), nullable=False),
+    Column("position", BigInteger, nullable=False, comment="in the order of import"),
+    Column("location", Text, nullable=False, comment="the file, with the line where it has several results"),
+    Column("arm", Text, nullable=False),
+    Column("seed", BigInteger, comment="NULL where it was not recorded"),
+    Column("config", Text, nullable=False, comment="JSON: settings and sources"),
+    Column("scores", Text, nullable=False, comment="JSON: a list, the primary metric first"),
+    Column("costs", Text, nullable=False, comment="JSON: a mapping"),
     _hash(),
 )
 

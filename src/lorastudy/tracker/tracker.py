@@ -21,12 +21,19 @@ from sqlalchemy import Table
 from lorastudy.errors import StoreError
 from lorastudy.records import Environment, FailureKind, Generation, Outcome, PackStep, Record
 from lorastudy.spec.experiment import Experiment
-from lorastudy.tracker import reads, rows, runs, salvaging, schema, taking, verifying
+from lorastudy.tracker import imports, reads, rows, runs, salvaging, schema, taking, verifying
 from lorastudy.tracker.exporting import export
 from lorastudy.tracker.lock import Holder
 from lorastudy.tracker.salvaging import Salvage
 from lorastudy.tracker.store import Store
-from lorastudy.tracker.views import DamagedRow, ExperimentResult, RunView, StepRow, SuiteSummary
+from lorastudy.tracker.views import (
+    DamagedRow,
+    ExperimentResult,
+    ImportedResult,
+    RunView,
+    StepRow,
+    SuiteSummary,
+)
 
 
 def _now() -> datetime:
@@ -77,9 +84,13 @@ class ExperimentTracker:
         """Write a suite and its experiments; calling it again changes names, paths and order at most.
 
         Experiments that the suite has already and that are not given now stay in it.
+
+        Raises:
+            StoreError: imported results have the name.
         """
         if experiments:
             with self._store.writing() as connection:
+                imports.refuse_name(connection, suite_name)
                 runs.register(
                     connection, suite_name, members=experiments, description=description, at=self._time()
                 )
@@ -141,6 +152,15 @@ class ExperimentTracker:
             rows.change(
                 connection, schema.runs, key={"experiment_id": experiment_id, "attempt": attempt}, to=changes
             )
+
+    def add_imported(self, results: Sequence[ImportedResult]) -> int:
+        """Write results of other tools; what is there already is not written again. The number of new ones.
+
+        Raises:
+            StoreError: a suite of one's own runs has the name.
+        """
+        with self._store.writing() as connection:
+            return imports.add(connection, results, at=self._time())
 
     @contextlib.contextmanager
     def at(self, time: datetime) -> Iterator[None]:
@@ -237,11 +257,17 @@ class ExperimentTracker:
         with self._store.reading() as connection:
             return reads.suite_summaries(connection)
 
+    def get_imported(self, suite_name: str | None = None) -> list[ImportedResult]:
+        """Results of other tools, in the order in which they were imported. They are in no other read."""
+        with self._store.reading() as connection:
+            return imports.results(connection, suite_name)
+
     def export_to_json(self, path: str | Path) -> None:
-        """Write all suites and experiments with what their current runs measured as one JSON file."""
+        """Write all suites and experiments with what their current runs measured as one JSON file, and what was imported."""
         with self._store.reading() as connection:
             suites, experiments = reads.suite_summaries(connection), reads.results(connection)
-        export(Path(path), suites=suites, experiments=experiments)
+            imported = imports.results(connection)
+        export(Path(path), suites=suites, experiments=experiments, imported=imported)
 
     def salvage(self, old: Self, *, tables: Sequence[Table]) -> Salvage:
         """Copy from another store whatever is intact there and not here; for making a damaged store again."""

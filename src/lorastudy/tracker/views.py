@@ -12,6 +12,7 @@ from lorastudy.records import (
     Incident,
     PackProfile,
 )
+from lorastudy.spec.experiment import tagged_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class ScoreValue:
     value: float
     unit: str
     version: int
-    num_items: int
+    num_items: int | None
+    """None for a score from elsewhere of which nobody said over how many items it is a mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,58 @@ class RunView:
     status: str
     pack_id: str
     run_folder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedScore:
+    """A metric as another tool reported it. `num_items` is None where nobody said over how many items it is a mean."""
+
+    metric: str
+    value: float
+    unit: str
+    lower_is_better: bool
+    num_items: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedResult:
+    """One result of another tool: what it says it trained, what it measured, and where that was read.
+
+    `settings` go by our names where there is one. `seed` is None where none was recorded; two such results are never
+    paired. The first of `scores` is the primary metric.
+    """
+
+    suite_name: str
+    arm: str
+    seed: int | None
+    settings: Mapping[str, Any]
+    sources: Mapping[str, str]
+    """What names the base model, the data and the environment, as far as it was recorded."""
+    scores: tuple[ImportedScore, ...]
+    costs: Mapping[str, float]
+    tool: str
+    file: str
+    file_sha256: str
+    location: str
+    """The file, with its line where it holds several results."""
+    imported_at: str | None = None
+    """None until it is stored."""
+
+    @property
+    def id(self) -> str:
+        """`imp-` and a hash of what it is: the same result read again, from whatever file, is not another one."""
+        scores = [vars(score) for score in self.scores]
+        body = [
+            self.suite_name,
+            self.tool,
+            self.arm,
+            self.seed,
+            self.settings,
+            self.sources,
+            scores,
+            self.costs,
+        ]
+        return tagged_hash("imp", body)
 
 
 @dataclass(frozen=True, kw_only=True)

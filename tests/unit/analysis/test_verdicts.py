@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lorastudy.analysis.blocker import Blocker
 from lorastudy.analysis.items import ItemScores
 from lorastudy.analysis.overview import Question, analyse
 from lorastudy.analysis.paired import compare_with_reference
 from lorastudy.analysis.significance import ALPHA
 from lorastudy.analysis.study import split_studies
 from lorastudy.analysis.summary import EXACT_MATCH, LOSS
-from lorastudy.analysis.verdicts import WORDS, Blocker, Rules, no_worse_shown, word
+from lorastudy.analysis.verdicts import WORDS, Rules, no_worse_shown, word
 from lorastudy.records import PackProfile
 from lorastudy.tracker.views import ScoreValue
 

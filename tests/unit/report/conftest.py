@@ -43,6 +43,9 @@ class FakeTracker:
     results: list[ExperimentResult] = field(default_factory=list)
     description: str = ""
 
+    def get_imported(self, suite_name=None):
+        return []
+
     def get_suites(self):
         return [
             SuiteSummary(suite_name=name, description=self.description, created_at="", num_experiments=1)

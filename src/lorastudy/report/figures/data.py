@@ -27,10 +27,10 @@ Kind = Literal["ranks", "dots", "bars", "frontier", "parameters", "curves", "for
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """One arm's value in one panel. `values` are the single seeds; `rank` is the arm's."""
+    """One arm's value in one panel. `values` are the single seeds; `rank` is the arm's, if it has one."""
 
     arm: str
-    rank: int
+    rank: int | None
     mean: float
     low: float | None
     high: float | None
@@ -40,6 +40,12 @@ class Estimate:
     def n(self) -> int:
         """Number of seeds."""
         return len(self.values)
+
+    @property
+    def rung(self) -> int:
+        """The rank, in a figure along rank, where every arm has one."""
+        assert self.rank is not None
+        return self.rank
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from lorastudy.analysis.environments import EnvironmentGroup, environment_groups
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.study import Study, confounds
+from lorastudy.analysis.study import Study
 from lorastudy.analysis.summary import METRICS, metric_versions
 from lorastudy.records import DataSummary, Environment
 from lorastudy.report.costs import MEMORY_KINDS, WITHOUT_NOISE_FLOOR
@@ -39,7 +39,7 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
             ),
         ),
         *_data(study),
-        *_warnings(analysis),
+        *_pairs_left_out(analysis),
     ]
     return [
         Heading(level=level, text="How it was measured"),
@@ -152,22 +152,6 @@ def _data(study: Study) -> list[Text]:
         )
         for data in distinct
     ]
-
-
-def _warnings(analysis: Analysis) -> list[Text]:
-    study = analysis.study
-    warnings: list[Text] = []
-    others = confounds(study)
-    if others:
-        keys = listing(others)
-        text = f" Besides what this experiment type studies, the arms differ in {keys}; effects are joint."
-        warnings.append((Strong("Not a single factor."), text))
-    for metric in METRICS:
-        versions = sorted(metric_versions(study, metric))
-        if len(versions) > 1:
-            text = f" {metric.title} was measured by versions {listing(map(str, versions))}; only the newest counts."
-            warnings.append((Strong("Metric versions differ."), text))
-    return [*warnings, *_pairs_left_out(analysis)]
 
 
 def _pairs_left_out(analysis: Analysis) -> list[Text]:

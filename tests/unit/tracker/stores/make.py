@@ -13,9 +13,23 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from lorastudy.tracker import ExperimentTracker
 from lorastudy.tracker.schema import HEAD_REVISION
+from lorastudy.tracker.views import ImportedResult, ImportedScore
 from torture import studies
 
 HERE = Path(__file__).resolve().parent
+IMPORTED = ImportedResult(
+    suite_name="elsewhere",
+    arm="r8",
+    seed=0,
+    settings={"lora_rank": 8},
+    sources={"base_model": "org/model"},
+    scores=(ImportedScore(metric="accuracy", value=0.5, unit="share", lower_is_better=False, num_items=100),),
+    costs={"num_trainable_parameters": 1000.0},
+    tool="another tool",
+    file="results.csv",
+    file_sha256="00ff",
+    location="results.csv:2",
+)
 
 
 def main() -> None:
@@ -27,6 +41,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         folder = Path()
         studies.run_study(folder, studies.experiments(num_packs=1))
+        with ExperimentTracker(folder / studies.DATABASE, writable=True) as tracker:
+            tracker.add_imported([IMPORTED])
         connection = sqlite3.connect(folder / studies.DATABASE)
         dump = "\n".join(connection.iterdump())
         connection.close()

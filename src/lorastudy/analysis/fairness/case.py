@@ -1,0 +1,138 @@
+"""What the linter judges: a study, planned or measured, with what is known of each arm.
+
+A suite that was not run yet is a study too: its experiments are results that are pending, as the store itself
+gives them out. So every rule is written once, on the values that the report has. What a rule needs beyond the
+settings (sizes, token counts, leaks) is a fact that is computed before a run and measured by it; a fact that
+nobody knows is None, and a rule that would need it says nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from lorastudy.analysis.reference import missing_reference, reference_arm
+from lorastudy.analysis.study import Arm, Study, differing_settings, split_studies
+from lorastudy.analysis.summary import LOSS, Metric
+from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.settings import Settings
+from lorastudy.tracker.views import ExperimentResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmFacts:
+    """What is known of one arm besides its settings."""
+
+    num_trainable_parameters: int | None = None
+    num_completion_tokens: int | None = None
+    """Tokens that the loss covers in the distinct training rows that the arm gets to see."""
+    num_test_rows: int | None = None
+    num_leaked_rows: int | None = None
+    """Held-out rows whose content is also trained on."""
+    tokenizer: str | None = None
+    """What names the base model's tokenizer by content; unknown where only the base model's name is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A study with the facts about its arms, by name."""
+
+    study: Study
+    facts: Mapping[str, ArmFacts] = field(default_factory=dict)
+    metric: Metric = LOSS
+    """By which the best learning rate is told."""
+    named_reference: str | None = None
+    """The reference that the suite states; by default the design names it."""
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The study's arms."""
+        return self.study.arms
+
+    @cached_property
+    def reference(self) -> Arm | None:
+        """The arm that the others will be, or are, compared with."""
+        return reference_arm(self.study, named=self.named_reference) or missing_reference(self.study)
+
+    def facts_of(self, arm: Arm) -> ArmFacts:
+        """What is known of the arm; nothing, where nothing was told."""
+        return self.facts.get(arm.name, ArmFacts())
+
+    def others(self) -> tuple[Arm, ...]:
+        """All arms but the reference."""
+        return tuple(arm for arm in self.arms if arm is not self.reference)
+
+    def apart(self, arm: Arm) -> frozenset[str]:
+        """Settings in which the arm differs from the reference."""
+        assert self.reference is not None
+        return frozenset(differing_settings([self.reference, arm]))
+
+
+def planned_case(
+    experiments: Sequence[Experiment], *, suite_name: str, facts: Mapping[str, ArmFacts] | None = None
+) -> Case:
+    """The case of a suite before its run: its experiments as the store would list them, all pending."""
+    results = [
+        ExperimentResult(
+            experiment_id=experiment.id,
+            suite_name=suite_name,
+            name=experiment.name,
+            arm=experiment.arm,
+            experiment_type=experiment.experiment_type,
+            seed=experiment.seed,
+            settings=experiment.settings.model_dump(mode="json"),
+            status="pending",
+            scores={},
+            sources=vars(experiment.sources),
+        )
+        for experiment in experiments
+    ]
+    (study,) = split_studies(results)
+    return Case(study=study, facts=facts or {})
+
+
+def measured_case(study: Study, *, metric: Metric = LOSS, reference: str | None = None) -> Case:
+    """The case of a study as the store has it: facts are what its completed runs recorded."""
+    return Case(
+        study=study,
+        facts={arm.name: _measured(arm) for arm in study.arms},
+        metric=metric,
+        named_reference=reference,
+    )
+
+
+def names(arms: Sequence[Arm]) -> tuple[str, ...]:
+    """What the arms are called."""
+    return tuple(arm.name for arm in arms)
+
+
+def seeds_of(arm: Arm, study: Study) -> frozenset[int]:
+    """The seeds that count: the completed ones once anything of the study has completed, before that the planned."""
+    results = arm.completed if study.completed else arm.results
+    return frozenset(result.seed for result in results)
+
+
+def _measured(arm: Arm) -> ArmFacts:
+    results = arm.completed
+    profile = next((result.profile for result in results if result.profile is not None), None)
+    data = {summary.split: summary for result in results for summary in result.data}
+    train, test = data.get("train"), data.get("test", data.get("eval"))
+    return ArmFacts(
+        num_trainable_parameters=None if profile is None else profile.num_trainable_parameters,
+        num_completion_tokens=None
+        if train is None
+        else tokens_seen(
+            arm.typed_settings,
+            num_rows=train.num_rows,
+            num_completion_tokens=train.num_completion_tokens,
+        ),
+        num_test_rows=None if test is None else test.num_rows,
+        num_leaked_rows=None if test is None else test.num_leaked_rows,
+    )
+
+
+def tokens_seen(settings: Settings, *, num_rows: int, num_completion_tokens: int) -> int:
+    """Completion tokens of the distinct training rows that the steps reach: all of them, or the share reached."""
+    rows_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    steps = settings.max_steps
+    reached = num_rows * (settings.num_train_epochs or 1.0) if steps is None else steps * rows_per_step
+    return round(num_completion_tokens * min(1.0, reached / num_rows))

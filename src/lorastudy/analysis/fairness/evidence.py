@@ -1,0 +1,183 @@
+"""Evidence: whether there are seeds, held-out items, metrics and environments enough alike to say anything."""
+
+import math
+from collections.abc import Iterator
+
+from lorastudy.analysis.environments import same_environment
+from lorastudy.analysis.fairness.case import Case, names, seeds_of
+from lorastudy.analysis.fairness.finding import Breach, Rule
+from lorastudy.analysis.study import Arm
+from lorastudy.analysis.summary import METRICS, metric_versions
+
+#: The fewest seeds with which the exact sign-flip test can reach .05: of 2**n patterns the two extremes count.
+NUM_SEEDS_FOR_A_VERDICT = math.ceil(1 + math.log2(1 / 0.05))
+#: A larger share of held-out rows that are also trained on can carry a difference by itself.
+MAX_LEAKED_SHARE = 0.01
+
+
+def _too_few_seeds(case: Case) -> Iterator[Breach]:
+    reference = case.reference
+    if reference is None:
+        return
+    needed, own = NUM_SEEDS_FOR_A_VERDICT, seeds_of(reference, case.study)
+    # an arm of which nothing came is a failure, and told as one
+    others = [arm for arm in case.others() if seeds_of(arm, case.study)]
+    few = [arm for arm in others if len(seeds_of(arm, case.study) & own) < needed]
+    if few:
+        most = max(len(seeds_of(arm, case.study) & own) for arm in few)
+        least = min(1.0, 2.0 ** (1 - most))
+        yield Breach(
+            arms=names(few),
+            found=f"at most {most} seed{'s' * (most != 1)} shared with the reference: the exact test cannot go below "
+            f"p = {least:.2g}; {needed} are needed, {needed - most} more",
+            severity="warning",
+        )
+
+
+def _unequal_seeds(case: Case) -> Iterator[Breach]:
+    reference = case.reference
+    if reference is None:
+        return
+    own = seeds_of(reference, case.study)
+    apart = [arm for arm in case.others() if seeds_of(arm, case.study) ^ own and seeds_of(arm, case.study)]
+    if apart:
+        yield Breach(
+            arms=names(apart),
+            found="other seeds than the reference's; only shared ones are compared",
+            severity="warning",
+        )
+
+
+def _leaked_items(case: Case) -> Iterator[Breach]:
+    for leaked, rows in dict.fromkeys(_leaks(case)):
+        arms = [arm for arm in case.arms if _leak_of(case, arm) == (leaked, rows)]
+        yield Breach(
+            arms=names(arms),
+            found=f"{leaked:,} of {rows:,} held-out rows are also in the training rows",
+            severity="invalidates" if leaked > MAX_LEAKED_SHARE * rows else "warning",
+        )
+
+
+def _leaks(case: Case) -> list[tuple[int, int]]:
+    found = [_leak_of(case, arm) for arm in case.arms]
+    return [leak for leak in found if leak is not None and leak[0] > 0]
+
+
+def _leak_of(case: Case, arm: Arm) -> tuple[int, int] | None:
+    facts = case.facts_of(arm)
+    if facts.num_leaked_rows is None or facts.num_test_rows is None:
+        return None
+    return (facts.num_leaked_rows, facts.num_test_rows)
+
+
+def _tokenizers(case: Case) -> Iterator[Breach]:
+    reference = case.reference
+    if reference is None:
+        return
+    apart = [arm for arm in case.others() if _tokenizer_of(case, arm) != _tokenizer_of(case, reference)]
+    if apart:
+        yield Breach(
+            arms=names(apart),
+            found="another base model than the reference's, whose tokenizer is not known to be the same",
+            severity="invalidates",
+        )
+
+
+def _tokenizer_of(case: Case, arm: Arm) -> str:
+    """The tokenizer by content where known; else the base model stands for it."""
+    known = case.facts_of(arm).tokenizer
+    if known is not None:
+        return known
+    fingerprint = arm.results[0].sources.get("base_model")
+    return str(fingerprint if fingerprint is not None else arm.settings.get("base_model"))
+
+
+def _metric_versions(case: Case) -> Iterator[Breach]:
+    for metric in METRICS:
+        versions = sorted(metric_versions(case.study, metric))
+        if len(versions) > 1:
+            old = [
+                arm
+                for arm in case.arms
+                if any(
+                    (score := result.scores.get(metric.key)) and score.version < versions[-1]
+                    for result in arm.completed
+                )
+            ]
+            yield Breach(
+                arms=names(old),
+                found=f"{metric.title.lower()} was measured by version {', '.join(map(str, versions[:-1]))} of its definition "
+                f"beside {versions[-1]}; only the newest counts",
+                severity="warning",
+            )
+
+
+def _environments(case: Case) -> Iterator[Breach]:
+    reference = case.reference
+    if reference is None or not reference.completed:
+        return
+    own = reference.completed[0]
+    mixed = [arm for arm in case.arms if any(not same_environment(result, own) for result in arm.completed)]
+    if mixed:
+        yield Breach(
+            arms=names(mixed),
+            found="some or all seeds with other library versions or on another kind of device than the reference's first run; "
+            "such pairs are left out",
+            severity="warning",
+        )
+
+
+RULES = (
+    Rule(
+        code="LS401",
+        title="Too few seeds for a verdict",
+        why="of n paired seeds the exact sign-flip test gives p = 2 / 2^n at best, so below six no difference can be shown "
+        "at the 5 % level, however large",
+        source="Fisher's exact randomization test; PEFT's method_comparison has one seed for each of its results",
+        change=f"give `seeds` at least {NUM_SEEDS_FOR_A_VERDICT} values, the same for all arms",
+        find=_too_few_seeds,
+    ),
+    Rule(
+        code="LS402",
+        title="Unequal seeds",
+        why="a seed that one arm lacks has no pair, so its noise stays in the means and its run adds nothing to a verdict",
+        source="Bouthillier et al., arXiv 2103.03098",
+        change="give all arms the same `seeds`; run what failed again",
+        find=_unequal_seeds,
+    ),
+    Rule(
+        code="LS501",
+        title="Test items in the training data",
+        why="what was trained on is remembered and not solved, the more the larger the adapter; in standard data sets over "
+        "4 % of the validation rows were also in the training set",
+        source="Lee et al., arXiv 2107.06499",
+        change="take the rows out of the training file; `eval_fraction` splits by content, so that it cannot happen",
+        find=_leaked_items,
+    ),
+    Rule(
+        code="LS503",
+        title="Perplexity across tokenizers",
+        why="loss and perplexity are per token, and another tokenizer cuts the same text into other tokens",
+        source="Gao et al., The Pile, arXiv 2101.00027, which compares in bits per byte for this reason",
+        change="compare within one base model, or by exact match, or in bits per byte",
+        find=_tokenizers,
+    ),
+    Rule(
+        code="LS504",
+        title="Metric versions side by side",
+        why="a metric whose definition was mended measures something else: the corrected values of a published forgetting "
+        "metric ranked the methods quite differently",
+        source="PEFT pull requests 2986 and 3419",
+        change="run the arms with the older version again",
+        find=_metric_versions,
+    ),
+    Rule(
+        code="LS601",
+        title="Software environments side by side",
+        why="the same configuration, seed and GPU gave another answer after a library upgrade: 38 re-runs moved by -1.65 "
+        "points on average, and 21 of 105 pairs among the best 15 swapped order",
+        source="PEFT's method_comparison, results of two dates",
+        change="run the older arms again in the present environment",
+        find=_environments,
+    ),
+)

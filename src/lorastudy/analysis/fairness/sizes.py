@@ -1,0 +1,141 @@
+"""Size: whether arms on different modules are matched, and whether an adapter is large enough for its data."""
+
+from collections.abc import Iterator
+
+from lorastudy.analysis.fairness.case import Case, names
+from lorastudy.analysis.fairness.finding import Breach, Rule
+from lorastudy.analysis.fairness.rates import METHOD_KEY
+from lorastudy.analysis.study import STUDIED_KEYS, Arm
+
+_MODULE_KEYS = frozenset(STUDIED_KEYS["module_ablation"])
+#: Numbers of parameters this close count as matched.
+MATCH_TOLERANCE = 0.1
+
+
+def _matched_by_nothing(case: Case) -> Iterator[Breach]:
+    unmatched = [
+        arm
+        for arm in _on_other_modules(case)
+        if not _same_rank(case, arm) and not _same_parameters(case, arm)
+    ]
+    known = [arm for arm in unmatched if _num_parameters(case, arm) is not None]
+    unknown = [arm for arm in unmatched if arm not in known]
+    at_another_rank = "other modules than the reference's at another rank"
+    if known:
+        yield Breach(
+            arms=names(known),
+            found=f"{at_another_rank}, and another number of parameters",
+            severity="invalidates",
+        )
+    if unknown:
+        yield Breach(
+            arms=names(unknown),
+            found=f"{at_another_rank}; the number of parameters is not known",
+            severity="warning",
+        )
+
+
+def _matched_by_one(case: Case) -> Iterator[Breach]:
+    """For each set of modules: arms matched by rank and arms matched by parameters are both there, or one lacks."""
+    by_rank, by_parameters = set(), set()
+    arms = _on_other_modules(case)
+    for arm in arms:
+        if _same_rank(case, arm):
+            by_rank.add(_modules(arm))
+        if _same_parameters(case, arm):
+            by_parameters.add(_modules(arm))
+    known = [arm for arm in arms if _num_parameters(case, arm) is not None]
+    for wanted, lacking, what in ((by_rank, by_parameters, "rank"), (by_parameters, by_rank, "parameters")):
+        apart = [arm for arm in known if _modules(arm) in wanted - lacking]
+        if apart:
+            other = "parameters" if what == "rank" else "rank"
+            yield Breach(
+                arms=names(apart),
+                found=f"matched with the reference by {what} and not by {other}",
+                severity="note",
+            )
+
+
+def _capacity(case: Case) -> Iterator[Breach]:
+    small = []
+    for arm in case.arms:
+        facts = case.facts_of(arm)
+        parameters, tokens = facts.num_trainable_parameters, facts.num_completion_tokens
+        if parameters is not None and tokens is not None and parameters < tokens:
+            small.append((arm, parameters, tokens))
+    if small:
+        tokens = max(tokens for _, _, tokens in small)
+        yield Breach(
+            arms=names([arm for arm, _, _ in small]),
+            found=f"fewer trainable parameters ({', '.join(f'{parameters:,}' for _, parameters, _ in small)}) than "
+            f"the training rows have completion tokens ({tokens:,})",
+            severity="note",
+        )
+
+
+def _on_other_modules(case: Case) -> list[Arm]:
+    """Arms on other modules than the reference; of another method's, whose rank is another thing, nothing is asked."""
+    return [
+        arm
+        for arm in case.others()
+        if case.reference is not None
+        and case.apart(arm) & _MODULE_KEYS
+        and arm.settings.get(METHOD_KEY) == case.reference.settings.get(METHOD_KEY)
+    ]
+
+
+def _modules(arm: Arm) -> str:
+    return str([arm.settings.get(key) for key in sorted(_MODULE_KEYS)])
+
+
+def _same_rank(case: Case, arm: Arm) -> bool:
+    assert case.reference is not None
+    return bool(arm.settings.get("lora_rank") == case.reference.settings.get("lora_rank"))
+
+
+def _same_parameters(case: Case, arm: Arm) -> bool:
+    assert case.reference is not None
+    ours, theirs = _num_parameters(case, arm), _num_parameters(case, case.reference)
+    return (
+        ours is not None
+        and theirs is not None
+        and max(ours, theirs) <= (1 + MATCH_TOLERANCE) * min(ours, theirs)
+    )
+
+
+def _num_parameters(case: Case, arm: Arm) -> int | None:
+    """Known only where the reference's is too: one number alone matches nothing."""
+    reference = case.reference
+    if reference is None or case.facts_of(reference).num_trainable_parameters is None:
+        return None
+    return case.facts_of(arm).num_trainable_parameters
+
+
+RULES = (
+    Rule(
+        code="LS301",
+        title="Modules matched neither by rank nor by parameters",
+        why="attention alone with 0.25 billion adapter parameters lost to the MLP alone with 0.24 billion, so what carries "
+        "the adapter can be read only where its size is held equal",
+        source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025)",
+        change="give each set of modules the reference's `lora_rank`, or the rank that gives equally many parameters",
+        find=_matched_by_nothing,
+    ),
+    Rule(
+        code="LS302",
+        title="Modules matched in one way only",
+        why="at equal rank an arm may be ahead because it has more parameters, at equal parameters because it has more rank",
+        source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025)",
+        change="add the arm that is matched the other way, so that the comparison reads both ways",
+        find=_matched_by_one,
+    ),
+    Rule(
+        code="LS303",
+        title="Capacity exceeded",
+        why="LoRA keeps up with full fine-tuning while it has about as many trainable parameters as there are completion "
+        "tokens to learn, and falls behind smoothly below that",
+        source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025)",
+        change="add an arm with a higher rank or more modules before concluding what LoRA cannot do",
+        find=_capacity,
+    ),
+)

@@ -1,0 +1,61 @@
+"""`lorastudy check`: what would make the comparison unfair, before anything runs."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorastudy.cli.options import Config
+
+if TYPE_CHECKING:
+    from lorastudy.analysis.fairness.finding import LintFinding
+
+
+def check(
+    file: Annotated[Path, typer.Argument(help="Suite file (YAML).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    config: Config = None,
+) -> None:
+    """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away."""
+    from lorastudy.analysis.fairness.lint import invalidates, lint
+    from lorastudy.cli.checking import read_data, suite_case
+    from lorastudy.cli.running import experiments_of
+    from lorastudy.spec.loading import load_suite
+
+    suite = load_suite(file, defaults=config)
+    experiments = experiments_of(suite)
+    case = suite_case(experiments, suite_name=suite.name, data=read_data(experiments))
+    findings = lint(case)
+    if as_json:
+        body = {"suite_name": suite.name, "findings": [dataclasses.asdict(finding) for finding in findings]}
+        print(json.dumps(body, indent=1))
+    else:
+        _show(findings, num_arms=len(case.arms), suite_name=suite.name)
+    if invalidates(findings):
+        raise typer.Exit(1)
+
+
+def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) -> None:
+    from lorastudy.analysis.fairness.catalogue import RULES
+    from lorastudy.analysis.fairness.wording import arms_in_words
+
+    for finding in findings:
+        print(
+            f"{finding.code} {finding.severity}: {finding.title} ({arms_in_words(finding.arms, num_arms=num_arms)})"
+        )
+        for label, text in (
+            ("found", finding.found),
+            ("why", f"{finding.why} ({finding.source})"),
+            ("change", finding.change),
+        ):
+            print(f"  {label + ':':<8}{text}")
+        print()
+    counts = Counter(finding.severity for finding in findings)
+    print(
+        f"{suite_name}: {num_arms} arms held to {len(RULES)} rules; {counts['invalidates']} findings take verdicts away, "
+        f"{counts['warning']} warn, {counts['note']} note"
+    )

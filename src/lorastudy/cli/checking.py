@@ -1,0 +1,93 @@
+"""What can be known of a suite before it runs: its data as read, and from it the facts that the linter judges."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lorastudy.analysis.fairness.case import ArmFacts, Case, planned_case, tokens_seen
+from lorastudy.data.examples import Example
+from lorastudy.data.load import StudyData, train_and_eval
+from lorastudy.lab import base_folder
+from lorastudy.spec.experiment import Experiment, canonical_json
+from lorastudy.spec.settings import Settings
+from lorastudy.spec.sources import LAB_MODEL
+
+#: The settings that decide which rows are read.
+_DATA_KEYS = (
+    "dataset_path", "eval_dataset_path", "forgetting_dataset_path", "eval_fraction", "max_train_samples",
+    "max_eval_samples",
+)  # fmt: skip
+#: Completion tokens are counted in this many training rows and scaled to all: enough for a comparison of orders.
+NUM_COUNTED_ROWS = 2_000
+
+
+def read_data(experiments: Sequence[Experiment]) -> Mapping[str, StudyData]:
+    """The rows of the experiments by `data_key`; each data set is read once.
+
+    A worker would find out only once it has loaded the base that a file cannot be used.
+
+    Raises:
+        DataError: a file is empty, damaged or of an unknown format, or holding out leaves one side empty.
+    """
+    readings = {data_key(experiment.settings): experiment.settings for experiment in experiments}
+    return {key: train_and_eval(settings) for key, settings in readings.items()}
+
+
+def data_key(settings: Settings) -> str:
+    """Equal for settings that read the same rows."""
+    return canonical_json([getattr(settings, key) for key in _DATA_KEYS])
+
+
+def suite_case(experiments: Sequence[Experiment], *, suite_name: str, data: Mapping[str, StudyData]) -> Case:
+    """The suite as the linter judges it, with what its data and its base models' folders tell."""
+    settings_of = {experiment.arm: experiment.settings for experiment in experiments}
+    num_tokens: dict[tuple[str, str], int | None] = {}
+    facts = {}
+    for arm, settings in settings_of.items():
+        key = data_key(settings)
+        if (key, settings.base_model) not in num_tokens:
+            num_tokens[key, settings.base_model] = _num_completion_tokens(
+                data[key].train, settings.base_model
+            )
+        facts[arm] = _facts(settings, data[key], num_tokens=num_tokens[key, settings.base_model])
+    return planned_case(experiments, suite_name=suite_name, facts=facts)
+
+
+def _facts(settings: Settings, data: StudyData, *, num_tokens: int | None) -> ArmFacts:
+    seen = None
+    if num_tokens is not None:
+        seen = tokens_seen(settings, num_rows=len(data.train), num_completion_tokens=num_tokens)
+    return ArmFacts(
+        num_completion_tokens=seen,
+        num_test_rows=len(data.held_out),
+        num_leaked_rows=data.num_leaked,
+        tokenizer=_tokenizer_fingerprint(settings.base_model),
+    )
+
+
+def _num_completion_tokens(examples: Sequence[Example], base_model: str) -> int | None:
+    """Tokens that the loss would cover, with the end token of each row; None without a tokenizer file at hand.
+
+    Rows are rendered without the model's chat template and not cut at `max_seq_length`, so it is an estimate.
+    """
+    file = _tokenizer_file(base_model)
+    if file is None:
+        return None
+    from tokenizers import Tokenizer
+
+    counted = examples[:NUM_COUNTED_ROWS]
+    texts = [segment.text for example in counted for segment in example.segments if segment.trained]
+    encodings = Tokenizer.from_file(str(file)).encode_batch(texts, add_special_tokens=False)
+    return round((sum(map(len, encodings)) + len(counted)) * len(examples) / len(counted))
+
+
+def _tokenizer_fingerprint(base_model: str) -> str | None:
+    file = _tokenizer_file(base_model)
+    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _tokenizer_file(base_model: str) -> Path | None:
+    """`tokenizer.json` of a base model in a folder; a model of the hub is not looked for."""
+    folder = base_folder() if base_model == LAB_MODEL else Path(base_model)
+    file = folder / "tokenizer.json"
+    return file if file.is_file() else None

@@ -1,0 +1,85 @@
+"""`lorastudy import`: results of other tools into the store, labelled as such."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorastudy.cli.options import DATABASE, Database
+from lorastudy.errors import StudyError
+
+
+def import_results(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="JSON files of PEFT's method_comparison or their folder; or a CSV, Parquet or JSONL table."
+        ),
+    ],
+    suite_name: Annotated[
+        str | None,
+        typer.Option(
+            "--suite-name", help="Under which the results lie; by default the file's or folder's name."
+        ),
+    ] = None,
+    mapping: Annotated[
+        Path | None,
+        typer.Option(help="YAML that says what a table's columns mean: columns, constants, metrics."),
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="KEY=COLUMN, such as lora_rank=rank; may be repeated.")
+    ] = None,
+    constant: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE for every row, such as base_model=org/model.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="COLUMN:higher or COLUMN:lower, with :ITEMS for a share of items; the first is the primary."
+        ),
+    ] = None,
+    num_items: Annotated[
+        int | None, typer.Option(help="Test items of PEFT files; by default GSM8K's.", min=1)
+    ] = None,
+    database: Database = DATABASE,
+) -> None:
+    """Read results from elsewhere into the store, apart from one's own runs; a second time adds nothing."""
+    from lorastudy.imports.mapping import read_mapping
+    from lorastudy.imports.peft import NUM_GSM8K_TEST_ROWS, read_peft
+    from lorastudy.imports.table import read_table
+    from lorastudy.spec.suite import name_problem
+    from lorastudy.tracker import ExperimentTracker
+
+    files = _files(paths)
+    name = suite_name or paths[0].stem
+    if (cause := name_problem(name)) is not None:
+        raise StudyError(f"--suite-name: {cause}")
+    is_table = [file.suffix.lower() != ".json" for file in files]
+    if any(is_table) and not all(is_table):
+        raise StudyError("give JSON files of PEFT's method_comparison, or one table; not both at once")
+    if all(is_table):
+        meaning = read_mapping(mapping, columns=column or (), constants=constant or (), metrics=metric or ())
+        results = [result for file in files for result in read_table(file, suite_name=name, mapping=meaning)]
+    else:
+        results = read_peft(files, suite_name=name, num_items=num_items or NUM_GSM8K_TEST_ROWS)
+    with ExperimentTracker(database, writable=True) as tracker:
+        added = tracker.add_imported(results)
+    print(f"{name}: {len(results)} results read, {added} new, {len(results) - added} were there already")
+    print(f"next: lorastudy report --suite-name {name}")
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """The files named, and the JSON files of each folder named, in order of their names."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.glob("*.json"))
+            if not inside:
+                raise StudyError(f"{path}: holds no JSON files")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise StudyError(f"{path}: there is no such file or folder")
+    return files

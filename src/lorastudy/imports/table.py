@@ -1,0 +1,176 @@
+"""Rows of a CSV or Parquet table (or JSON lines) as results, by a mapping of its columns."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lorastudy.analysis.fairness.rates import METHOD_KEY
+from lorastudy.data.sources import Row, read_rows
+from lorastudy.errors import DataError
+from lorastudy.experiments.naming import label
+from lorastudy.imports.mapping import COSTS, KNOWN, MetricColumn, TableMapping
+from lorastudy.imports.problems import refuse
+from lorastudy.spec.settings import TARGET_PRESETS, Settings
+from lorastudy.spec.wording import checked, did_you_mean, shown
+from lorastudy.spec.yaml_nodes import resolve_scalar
+from lorastudy.tracker.views import ImportedResult, ImportedScore
+
+_SOURCES = ("base_model", "dataset", "environment")
+
+
+def read_table(file: Path, *, suite_name: str, mapping: TableMapping) -> list[ImportedResult]:
+    """One result for each row, in their order.
+
+    An empty cell is an absent value. Without a column for `arm` an arm is called by the settings in which the rows
+    differ.
+
+    Raises:
+        DataError: a column that is not there; else every bad row, with its line.
+    """
+    rows = read_rows(str(file))
+    _check_columns(file, rows[0], mapping=mapping)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    results: list[ImportedResult] = []
+    problems: list[str] = []
+    for row in rows:
+        try:
+            results.append(_result(row, file, suite_name=suite_name, mapping=mapping, digest=digest))
+        except ValueError as error:
+            problems.append(f"{row.where}: {error}")
+    refuse(problems)
+    named = _named(results)
+    refuse(_twice(named))
+    return named
+
+
+def _check_columns(file: Path, row: Row, *, mapping: TableMapping) -> None:
+    asked = [*mapping.columns.values()]
+    for metric in mapping.metrics.values():
+        asked += [metric.column, *([metric.num_items] if isinstance(metric.num_items, str) else [])]
+    for column in asked:
+        if column not in row.values:
+            near = did_you_mean(column, map(str, row.values)) or f"; it has {', '.join(map(str, row.values))}"
+            raise DataError(f"{file}: has no column {column!r}{near}")
+
+
+def _result(row: Row, file: Path, *, suite_name: str, mapping: TableMapping, digest: str) -> ImportedResult:
+    given = {
+        **mapping.constants,
+        **{key: row.values[column] for key, column in mapping.columns.items()},
+    }
+    values = {key: _value(key, given[key]) for key in KNOWN if given.get(key) not in (None, "")}
+    settings = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in values.items()
+        if key in Settings.model_fields or key == METHOD_KEY
+    }
+    scores = [_score(name, metric, row=row) for name, metric in mapping.metrics.items()]
+    measured = tuple(score for score in scores if score is not None)
+    if not measured:
+        raise ValueError("has none of the metrics")
+    return ImportedResult(
+        suite_name=suite_name,
+        arm=str(values.get("arm", "")),
+        seed=values.get("seed"),
+        settings=settings,
+        sources={key: str(values[key]) for key in _SOURCES if key in values},
+        scores=measured,
+        costs={key: values[key] for key in COSTS if key in values},
+        tool=mapping.tool,
+        file=file.name,
+        file_sha256=digest,
+        location=row.where.replace(str(file), file.name, 1),
+    )
+
+
+def _value(key: str, given: Any) -> Any:
+    """A cell as the key has it.
+
+    Raises:
+        ValueError: says which key, and what it takes.
+    """
+    value = resolve_scalar(given.strip()) if isinstance(given, str) else given
+    if key in Settings.model_fields:
+        try:
+            return checked(Settings, key, value=_modules(value) if key == "target_modules" else value)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+    if key == "seed":
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"seed: must be a whole number of at least 0, not {shown(given)}")
+        return value
+    return _number(value, what=key) if key in COSTS else str(given).strip()
+
+
+def _modules(value: Any) -> Any:
+    """`q_proj,v_proj` as a list of names; a preset as it stands."""
+    if not isinstance(value, str) or value in TARGET_PRESETS:
+        return value
+    return [name.strip() for name in value.replace(";", ",").split(",") if name.strip()]
+
+
+def _score(name: str, metric: MetricColumn, *, row: Row) -> ImportedScore | None:
+    """The metric's value; None where its cell is empty."""
+    given = row.values[metric.column]
+    if given is None or given == "":
+        return None
+    value = _number(resolve_scalar(given.strip()) if isinstance(given, str) else given, what=metric.column)
+    num_items = metric.num_items
+    if isinstance(num_items, str):
+        cell = row.values[num_items]
+        number = _number(resolve_scalar(cell) if isinstance(cell, str) else cell, what=num_items)
+        num_items = round(number)
+    if num_items is not None and num_items < 1:
+        raise ValueError(f"{name}: a mean over {num_items} items is none")
+    if metric.unit == "share" and not 0 <= value <= 1:
+        raise ValueError(f"{metric.column}: must be a share from 0 to 1, not {shown(given)}")
+    return ImportedScore(
+        metric=name,
+        value=value,
+        unit=metric.unit,
+        lower_is_better=metric.direction == "lower",
+        num_items=num_items,
+    )
+
+
+def _number(value: Any, *, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{what}: must be a number, not {shown(value)}")
+    return float(value)
+
+
+def _named(results: Sequence[ImportedResult]) -> list[ImportedResult]:
+    """Every result with a name for its arm: the given one, or what differs between the rows."""
+    keys = list(dict.fromkeys(key for result in results for key in result.settings))
+    varied = [key for key in keys if len({repr(result.settings.get(key)) for result in results}) > 1]
+
+    def name(settings: Mapping[str, Any]) -> str:
+        parts = [label(key, _hashable(settings[key])) for key in varied if key in settings]
+        return "_".join(parts) or "arm"
+
+    return [replace(result, arm=result.arm or name(result.settings)) for result in results]
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _twice(results: Sequence[ImportedResult]) -> list[str]:
+    """Rows that say the same arm and seed again: one of them is a mistake, and nobody can tell which."""
+    first: dict[tuple[str, str, int], ImportedResult] = {}
+    problems = []
+    for result in results:
+        if result.seed is None:
+            continue
+        key = (result.arm, repr(sorted(result.settings.items(), key=lambda item: item[0])), result.seed)
+        other = first.setdefault(key, result)
+        if other is not result:
+            problems.append(
+                f"{result.location}: arm {result.arm} with seed {result.seed} stands at {other.location} already"
+            )
+    return problems

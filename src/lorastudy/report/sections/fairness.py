@@ -1,0 +1,51 @@
+"""What the linter found: how fair the comparison is, why that matters, and what to change."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from lorastudy.analysis.fairness.catalogue import RULES
+from lorastudy.analysis.fairness.finding import LintFinding, Severity
+from lorastudy.analysis.fairness.wording import arms_in_words
+from lorastudy.report.document import Block, Bullets, Code, Heading, Paragraph, Strong, Text
+from lorastudy.report.numbers import listing
+
+_COUNTED: Mapping[Severity, str] = {
+    "invalidates": "{n} that takes verdicts away|{n} that take verdicts away",
+    "warning": "{n} warning|{n} warnings",
+    "note": "{n} note|{n} notes",
+}
+
+
+def fairness_blocks(findings: Sequence[LintFinding], *, num_arms: int, level: int) -> list[Block]:
+    """The findings of the linter, the gravest first; that there are none, where there are none."""
+    heading = Heading(level=level, text="Fairness of the comparison")
+    checked = f"The linter holds these arms to {len(RULES)} rules of fair comparison"
+    if not findings:
+        return [heading, Paragraph((f"{checked} and found no breach of any.",))]
+    text = f"{checked}. It found {_counts(findings)}."
+    items = tuple(_item(finding, num_arms=num_arms) for finding in findings)
+    return [heading, Paragraph((text,)), Bullets(items)]
+
+
+def _item(finding: LintFinding, *, num_arms: int) -> Text:
+    told = (
+        f" ({'invalidates verdicts' if finding.severity == 'invalidates' else finding.severity}; "
+        f"{arms_in_words(finding.arms, num_arms=num_arms)}): {finding.found}. "
+        f"Why: {finding.why} ({finding.source}). To change: {finding.change}."
+    )
+    return (Strong(f"{finding.code} {finding.title}"), *_with_code(told))
+
+
+def _with_code(text: str) -> Text:
+    """What stands between backticks as code."""
+    return tuple(Code(part) if number % 2 else part for number, part in enumerate(text.split("`")))
+
+
+def _counts(findings: Sequence[LintFinding]) -> str:
+    """`1 that takes verdicts away, 2 warnings and 1 note`."""
+    counts = Counter(finding.severity for finding in findings)
+    return listing(
+        words.split("|")[counts[severity] != 1].format(n=counts[severity])
+        for severity, words in _COUNTED.items()
+        if counts[severity]
+    )

@@ -1,0 +1,332 @@
+"""What imported results can show and what they cannot, with every number's own uncertainty."""
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+
+from lorastudy.analysis.imported import ImportedAnalysis, ImportedArm
+from lorastudy.analysis.study import differing_settings
+from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
+from lorastudy.report.figures.data import Estimate, Figure, Panel
+from lorastudy.report.findings.wording import difference_decimals, verdict
+from lorastudy.report.numbers import (
+    ABSENT,
+    count,
+    decimals_for,
+    interval,
+    listing,
+    mean_sd,
+    names,
+    number,
+    p_value,
+    signed,
+    size,
+)
+from lorastudy.report.sections.fairness import fairness_blocks
+from lorastudy.report.sections.overview import setting_text
+from lorastudy.tracker.views import ImportedResult
+
+#: Settings that a reader looks for first, where they were recorded and are not the same in every arm.
+_SHOWN_KEYS = (
+    "method",
+    "base_model",
+    "lora_rank",
+    "lora_alpha",
+    "target_modules",
+    "learning_rate",
+    "quantization",
+)
+_TEXT = {"Arm", "method", "base_model", "target_modules", "quantization"}
+_SHORT_HASH = 12
+#: Arms in one figure; more would not fit on a screen.
+MAX_DRAWN = 24
+
+
+def imported_blocks(analysis: ImportedAnalysis) -> list[Block]:
+    """The whole report of one suite of imported results."""
+    return [
+        Heading(level=1, text=f"Imported results: {analysis.suite_name}"),
+        Paragraph((Strong("What was imported."), f" {_what(analysis)}")),
+        Paragraph((Strong("Answer."), f" {_answer(analysis)}")),
+        Heading(level=2, text="What can be told"),
+        Bullets(_can(analysis)),
+        Heading(level=2, text="What cannot be told"),
+        Bullets(_cannot(analysis)),
+        *fairness_blocks(analysis.lint, num_arms=len(analysis.arms), level=2),
+        *_comparison_blocks(analysis),
+        Heading(level=2, text="Results"),
+        *_figure(analysis),
+        Paragraph((_how_to_read(analysis),)),
+        _table(analysis),
+        *([Bullets(tuple((note,) for note in analysis.study.notes))] if analysis.study.notes else []),
+        *_environment_blocks(analysis.results),
+        Heading(level=2, text="Sources"),
+        _sources(analysis.results),
+    ]
+
+
+def _what(analysis: ImportedAnalysis) -> str:
+    results = analysis.results
+    tools = listing(dict.fromkeys(result.tool for result in results))
+    times = sorted({result.imported_at[:10] for result in results if result.imported_at})
+    when = f", imported on {listing(times)}" if times else ""
+    return (
+        f"{_counted(len(results), 'result')} of {_counted(len(analysis.arms), 'arm')} from {tools}{when}. They were not "
+        f"measured here: what follows takes their numbers as they are. Primary metric: {analysis.metric.name}, "
+        f"{'lower' if analysis.metric.lower_is_better else 'higher'} is better{_items(analysis)}. {_seeds(results)}"
+    )
+
+
+def _answer(analysis: ImportedAnalysis) -> str:
+    """What follows for the choice of an arm: never one single name."""
+    shares = analysis.shares
+    if analysis.comparisons:
+        words = Counter(comparison.verdict for comparison in analysis.comparisons)
+        told = listing(f"{word} for {_counted(n, 'arm')}" for word, n in words.items())
+        return f"Against {analysis.comparisons[0].reference}, the first arm of the file, paired over seeds: {told}."
+    if len(shares) < 2:
+        return "No verdict is possible: no two arms share two seeds, and the metric is not a share of a known number of items."
+    tied, tied_of_all = (len(analysis.not_told_from_best(of_all=of_all)) for of_all in (False, True))
+    if tied_of_all == 1:
+        return (
+            "One adapter scored higher than all others by more than the noise of the items. Whether its configuration would "
+            "with another seed, these results cannot say."
+        )
+    return (
+        f"No single configuration comes out best. {tied} of {len(shares)} arms cannot be told from the highest observed "
+        f"{analysis.metric.name} by the noise of the items alone, each taken by itself; {tied_of_all} of {len(shares)} when "
+        f"all {len(shares) - 1} comparisons must hold together (Holm). And the noise between seeds, which comes on top, is not known."
+    )
+
+
+def _can(analysis: ImportedAnalysis) -> tuple[Text, ...]:
+    shares = analysis.shares
+    if len(shares) < 2:
+        return ((f"The observed {analysis.metric.name} of each arm, as it was reported.",),)
+    tied = sorted(arm.name for arm in analysis.not_told_from_best(of_all=False))
+    apart = len(shares) - len(analysis.not_told_from_best(of_all=True))
+    half_width = 100 * statistics.median(_half_width(arm) for arm in shares)
+    how_far = (
+        "How far each result may be from what the same adapter would score on new items of the kind: "
+        f"{number(half_width, 1)} points to either side for the middle arm (95 %, Wilson)."
+    )
+    lower = (
+        f"{apart} of {len(shares)} adapters scored lower than the highest by more than the noise of the items, all "
+        "comparisons taken together."
+    )
+    listed = f" (in the order of their names, each comparison by itself): {names(tied)}."
+    return ((how_far,), (lower,), (Strong("Not to be told from the highest"), listed))
+
+
+def _cannot(analysis: ImportedAnalysis) -> tuple[Text, ...]:
+    items = []
+    if not analysis.comparisons:
+        items.append(
+            "Whether another seed would give the same order: no arm has the seeds from which the noise between seeds could be "
+            "estimated, so every verdict between configurations is open (cannot tell: too few seeds)."
+        )
+    items += _limits_of_shares(analysis)
+    untuned = next((finding for finding in analysis.lint if finding.code == "LS101"), None)
+    if untuned:
+        items.append(
+            f"What {len(untuned.arms)} of {_counted(len(analysis.arms), 'arm')} can do at a better learning rate: it was not "
+            "varied."
+        )
+    scores = [score for result in analysis.results for score in result.scores[1:]]
+    others = sorted({score.metric for score in scores if score.num_items is None})
+    if others:
+        items.append(f"How sure {listing(others)} is: neither items nor their number were recorded.")
+    return tuple((item,) for item in items)
+
+
+def _limits_of_shares(analysis: ImportedAnalysis) -> list[str]:
+    """What two shares of items leave open, though their intervals are known."""
+    if len(analysis.shares) < 2:
+        return []
+    order = (
+        f"The order of the arms: of {len(analysis.shares) - 1} neighbours in it, {analysis.neighbours_told_apart} can be "
+        "told apart, each pair by itself."
+    )
+    highest = (
+        "How good the highest is: it was picked for being highest, so its score is partly luck and its next one will "
+        "probably be lower."
+    )
+    items = (
+        "How the arms differ item by item: the files hold no items, so shares are compared as if of independent items. "
+        "Paired over the same items, some differences would be known better."
+    )
+    return [order, highest, items]
+
+
+def _how_to_read(analysis: ImportedAnalysis) -> str:
+    return (
+        "In the order of the observed score, which is not a ranking. Where a result is a share of items: its 95 % interval "
+        "(Wilson), the difference to the highest with its 95 % interval (Newcombe), and p (z test with the pooled share) "
+        "alone and after Holm's correction. A dash means not recorded."
+        if analysis.shares
+        else "In the order of the observed score, which is not a ranking. A dash means not recorded."
+    )
+
+
+def _figure(analysis: ImportedAnalysis) -> list[Figure]:
+    """The shares with their intervals, of the highest arms where there are more than a page can show."""
+    shown = analysis.shares[:MAX_DRAWN]
+    if len(analysis.shares) < 2:
+        return []
+    which = (
+        "All arms"
+        if len(shown) == len(analysis.shares)
+        else f"The first {len(shown)} of {len(analysis.shares)} arms"
+    )
+    rows = tuple(
+        Estimate(arm=arm.name, rank=None, mean=share.value, low=low, high=high, values=())
+        for arm in shown
+        if (share := arm.share) is not None
+        for low, high in [share.interval]
+    )
+    return [
+        Figure(
+            name="imported_shares",
+            kind="dots",
+            title=f"{analysis.metric.title}, with 95 % intervals",
+            caption=f"{which}, in the order of the observed score. Dot: observed share; bar: 95 % interval over items (Wilson), "
+            "for the adapter as it was trained. The noise between seeds is not in it.",
+            alt=f"Observed {analysis.metric.name} of each arm, with its interval",
+            arms=tuple(arm.name for arm in shown),
+            panels=(Panel(label=f"{analysis.metric.title} (share)", rows=rows),),
+        )
+    ]
+
+
+def _table(analysis: ImportedAnalysis) -> Table:
+    keys = [key for key in _SHOWN_KEYS if key in differing_settings(analysis.study.arms)]
+    has_shares, has_several = bool(analysis.shares), any(len(arm.results) > 1 for arm in analysis.arms)
+    titles = (
+        "Arm",
+        *keys,
+        *(["Results"] if has_several else []),
+        analysis.metric.title,
+        *(["95 % interval", "To the highest", "Its 95 % interval", "p", "p, Holm"] if has_shares else []),
+        "Trainable parameters",
+        "Peak memory",
+    )
+    decimals = decimals_for([arm.share.standard_error for arm in analysis.arms if arm.share] or [None])
+    rows = tuple(
+        (
+            Cell(arm.name),
+            *(_setting(arm, key) for key in keys),
+            *([Cell(str(len(arm.results)), len(arm.results))] if has_several else []),
+            Cell(mean_sd(arm.scores, decimals), arm.scores.mean if arm.scores else None),
+            *(_share_cells(arm, decimals) if has_shares else ()),
+            _cost(arm, "num_trainable_parameters"),
+            _cost(arm, "peak_memory_bytes"),
+        )
+        for arm in analysis.arms
+    )
+    return Table(columns=tuple(Column(title, numeric=title not in _TEXT) for title in titles), rows=rows)
+
+
+def _share_cells(arm: ImportedArm, decimals: int) -> tuple[Cell, ...]:
+    if arm.share is None:
+        return (Cell(ABSENT),) * 5
+    own, apart = Cell(interval(arm.share.interval, decimals)), arm.from_best
+    if apart is None:
+        return (own, *(Cell(ABSENT),) * 4)
+    return (
+        own,
+        Cell(signed(apart.difference, decimals), apart.difference),
+        Cell(interval(apart.interval, decimals)),
+        Cell(p_value(apart.p), apart.p),
+        Cell(p_value(apart.holm_p), apart.holm_p),
+    )
+
+
+def _comparison_blocks(analysis: ImportedAnalysis) -> list[Block]:
+    """The paired comparisons over seeds, by the same rules as for runs of one's own; nothing without pairs."""
+    if not analysis.comparisons:
+        return []
+    reference = analysis.comparisons[0].reference
+    rows = []
+    for comparison in analysis.comparisons:
+        decimals = difference_decimals(comparison)
+        mean = ABSENT if comparison.mean is None else signed(comparison.mean, decimals)
+        rows.append(
+            (
+                Cell(comparison.arm),
+                Cell(str(comparison.n), comparison.n),
+                Cell(mean, comparison.mean),
+                Cell(interval(comparison.interval, decimals)),
+                Cell(verdict(comparison)),
+            )
+        )
+    columns = ("Arm", "Shared seeds", "Mean difference", "95 % interval", "Verdict")
+    rule = (
+        f"Arm minus {reference}, the first arm of the file, per seed, then averaged; verdicts by the rules that hold for "
+        "runs of one's own."
+    )
+    return [
+        Heading(level=2, text=f"Paired comparisons with {reference}"),
+        Paragraph((rule,)),
+        Table(
+            columns=tuple(Column(title, numeric=title not in {"Arm", "Verdict"}) for title in columns),
+            rows=tuple(rows),
+        ),
+    ]
+
+
+def _environment_blocks(results: Sequence[ImportedResult]) -> list[Block]:
+    told = Counter(result.sources.get("environment", "not recorded") for result in results)
+    items: tuple[Text, ...] = tuple((f"{text}: {_counted(n, 'result')}",) for text, n in told.most_common())
+    return [Heading(level=2, text="Environment"), Bullets(items)]
+
+
+def _sources(results: Sequence[ImportedResult]) -> Table:
+    """Each file once, with its hash, its tool and how many results it gave."""
+    files = Counter(
+        (result.file, result.file_sha256, result.tool, result.imported_at or "") for result in results
+    )
+    rows = tuple(
+        (Cell(file), Cell(digest[:_SHORT_HASH]), Cell(tool), Cell(at[:19]), Cell(str(n), n))
+        for (file, digest, tool, at), n in files.items()
+    )
+    titles = ("File", f"SHA-256, first {_SHORT_HASH} digits", "Tool", "Imported at (UTC)", "Results")
+    return Table(columns=tuple(Column(title, numeric=title == "Results") for title in titles), rows=rows)
+
+
+def _items(analysis: ImportedAnalysis) -> str:
+    numbers = sorted({arm.share.num_items for arm in analysis.arms if arm.share is not None})
+    return f", over {listing(count(n) for n in numbers)} items each" if numbers else ""
+
+
+def _seeds(results: Sequence[ImportedResult]) -> str:
+    per_arm = Counter(result.arm for result in results)
+    most = max(per_arm.values())
+    unknown = sum(result.seed is None for result in results)
+    if unknown:
+        return f"Of {_counted(unknown, 'result')} the seed was not recorded, so nothing is paired with them."
+    return "One seed for each arm." if most == 1 else f"Up to {most} seeds for each arm."
+
+
+def _half_width(arm: ImportedArm) -> float:
+    assert arm.share is not None
+    low, high = arm.share.interval
+    return (high - low) / 2
+
+
+def _setting(arm: ImportedArm, key: str) -> Cell:
+    value = arm.results[0].settings.get(key)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Cell(setting_text(value), float(value))
+    return Cell(setting_text(value))
+
+
+def _cost(arm: ImportedArm, key: str) -> Cell:
+    values = [result.costs[key] for result in arm.results if key in result.costs]
+    if not values:
+        return Cell(ABSENT)
+    middle = statistics.median(values)
+    return Cell(size(middle) if key.endswith("_bytes") else count(middle), middle)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,70 @@
+"""Suites that break one rule each, and near misses: YAML as a user writes it, and beside it what its run would record.
+
+`LS102.trigger.yaml` is the suite. `LS102.trigger.measured.yaml`, where a rule needs it, says by arm what became known:
+losses by seed (then the study has run), sizes, leaks, the environment.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from lorastudy.analysis.fairness.case import ArmFacts, Case, planned_case
+from lorastudy.analysis.study import split_studies
+from lorastudy.experiments.expansion import expand
+from lorastudy.records import Environment
+from lorastudy.spec.loading import load_suite
+from lorastudy.tracker.views import ExperimentResult, ScoreValue
+
+SUITES = Path(__file__).parent / "suites"
+_FACTS = {
+    "trainable_parameters": "num_trainable_parameters",
+    "completion_tokens": "num_completion_tokens",
+    "test_rows": "num_test_rows",
+    "leaked_rows": "num_leaked_rows",
+    "tokenizer": "tokenizer",
+}
+
+
+def case_of(name: str) -> Case:
+    """The case of one of the suites, run if the file beside it has losses."""
+    path = SUITES / f"{name}.yaml"
+    suite = load_suite(path)
+    experiments = expand(suite, fingerprint_dataset=str, fingerprint_base=str)
+    beside = path.with_suffix(".measured.yaml")
+    arms: Mapping[str, Any] = YAML(typ="safe").load(beside)["arms"] if beside.exists() else {}
+    assert set(arms) <= {experiment.arm for experiment in experiments}
+    facts = {
+        arm: ArmFacts(**{_FACTS[key]: value for key, value in known.items() if key in _FACTS})
+        for arm, known in arms.items()
+    }
+    planned = planned_case(experiments, suite_name=suite.name, facts=facts)
+    results = [_run(result, arms.get(result.arm, {})) for result in planned.study.results]
+    (study,) = split_studies(results)
+    return Case(study=study, facts=facts)
+
+
+def _run(result: ExperimentResult, known: Mapping[str, Any]) -> ExperimentResult:
+    if "losses" not in known:
+        return result
+    values = dict.fromkeys(("python", "torch", "transformers", "peft", "bitsandbytes", "lorastudy"), "1")
+    machine = {"device": "cpu", "device_name": "a CPU", "num_threads": 2}
+    loss = ScoreValue(
+        value=known["losses"][result.seed], unit="nats", version=known.get("metric_version", 1), num_items=10
+    )
+    return replace(
+        result,
+        status="completed",
+        scores={("eval", "loss"): loss},
+        settings={**result.settings, **known.get("settings", {})},
+        environment=Environment(**{**values, **machine, **known.get("environment", {})}),
+    )
+
+
+@pytest.fixture
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Case]:
+    monkeypatch.chdir(tmp_path)  # a folder without defaults of its own
+    return case_of

@@ -1,0 +1,257 @@
+"""Every rule finds its own suite and leaves the near miss alone."""
+
+from pathlib import Path
+
+import pytest
+
+from lorastudy.analysis import paired
+from lorastudy.analysis.blocker import Blocker
+from lorastudy.analysis.fairness.case import ArmFacts, measured_case, planned_case
+from lorastudy.analysis.fairness.catalogue import RULES
+from lorastudy.analysis.fairness.evidence import NUM_SEEDS_FOR_A_VERDICT
+from lorastudy.analysis.fairness.lint import blockers, invalidates, lint
+from lorastudy.analysis.overview import analyse
+from lorastudy.analysis.study import split_studies
+from lorastudy.experiments.expansion import expand
+from lorastudy.records import ArmProfile, DataSummary
+from lorastudy.spec.loading import load_suite
+
+SUITES = Path(__file__).parent / "suites"
+CODES = [rule.code for rule in RULES]
+
+RATES = ("lr0.001", "lr0.003", "lr0.01")
+SMALL = {f"small_{rate}" for rate in RATES}
+SMALLER = {f"rank_ablation_r4_{rate}" for rate in RATES}
+LARGER = {f"rank_ablation_r8_{rate}" for rate in RATES}
+
+#: What the suite of each code makes of it: severity, and the arms concerned.
+EXPECTED = {
+    "LS101": ("warning", {"rank_ablation_r4", "rank_ablation_r8"}),
+    "LS102": ("invalidates", {f"large_{rate}" for rate in RATES}),
+    "LS103": ("invalidates", {"whole"}),
+    "LS104": ("invalidates", {"r4", "r8"}),
+    "LS201": ("invalidates", SMALL),
+    "LS202": ("warning", SMALL),
+    "LS203": ("invalidates", SMALL),
+    "LS204": ("invalidates", SMALL),
+    "LS205": ("invalidates", SMALL),
+    "LS206": ("invalidates", {f"coarse_{rate}" for rate in RATES}),
+    "LS207": ("note", SMALLER | LARGER),
+    "LS208": ("warning", SMALL),
+    "LS301": ("invalidates", {"mlp"}),
+    "LS302": ("note", {"mlp"}),
+    "LS303": ("note", {"small"}),
+    "LS401": ("warning", SMALLER | LARGER - {"rank_ablation_r8_lr0.001"}),
+    "LS402": ("warning", SMALL),
+    "LS501": ("invalidates", {"small", "large"}),
+    "LS502": ("invalidates", SMALL),
+    "LS503": ("invalidates", {"there"}),
+    "LS504": ("warning", {"small"}),
+    "LS601": ("warning", {"small"}),
+}
+
+
+@pytest.mark.parametrize("kind", ["trigger", "near_miss"])
+def test_no_code_lacks_a_suite_and_no_suite_a_code(kind):
+    assert sorted(path.name for path in SUITES.glob(f"*.{kind}.yaml")) == [
+        f"{code}.{kind}.yaml" for code in CODES
+    ]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_the_rule_finds_its_suite(case, code):
+    found = [finding for finding in lint(case(f"{code}.trigger")) if finding.code == code]
+    assert [(finding.severity, set(finding.arms)) for finding in found] == [EXPECTED[code]]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_the_rule_leaves_the_near_miss_alone(case, code):
+    assert code not in {finding.code for finding in lint(case(f"{code}.near_miss"))}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_rule_says_why_whence_and_what_to_do(code):
+    (rule,) = [rule for rule in RULES if rule.code == code]
+    assert all(len(text) > 20 for text in (rule.title + rule.why, rule.why, rule.change))
+    assert any(word in rule.source for word in ("arXiv", "PEFT", "Thinking Machines"))
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """The case of a suite given as text, on the lab's facts."""
+    monkeypatch.chdir(tmp_path)
+
+    def planned(text, **facts):
+        path = tmp_path / "suite.yaml"
+        head = "dataset_path: lab:facts\neval_dataset_path: lab:facts_eval\nseeds: [0, 1, 2, 3, 4, 5]\n"
+        path.write_text(head + text)
+        experiments = expand(load_suite(path), fingerprint_dataset=str, fingerprint_base=str)
+        return planned_case(
+            experiments, suite_name="suite", facts={arm: ArmFacts(**f) for arm, f in facts.items()}
+        )
+
+    return planned
+
+
+def found(case, code):
+    return [(finding.severity, set(finding.arms)) for finding in lint(case) if finding.code == code]
+
+
+def test_where_some_arms_were_tuned_an_untuned_one_is_invalid(planned):
+    text = """
+experiments:
+  - {name: tuned, lora_rank: 8, learning_rate: [0.001, 0.003, 0.01]}
+  - {name: untuned, lora_rank: 4, learning_rate: 0.003}
+"""
+    assert found(planned(text), "LS101") == [("invalidates", {"untuned"})]
+
+
+def test_two_rates_have_no_inside(planned):
+    assert found(planned("factors: {learning_rate: [0.001, 0.01]}"), "LS102") == [
+        ("warning", {"custom_lr0.001", "custom_lr0.01"})
+    ]
+    assert found(planned("factors: {learning_rate: [0.001, 0.003, 0.01]}"), "LS102") == []
+
+
+def test_crossed_factors_are_warned_of_and_not_refused(planned):
+    crossed = "factors: {lora_rank: [4, 8], per_device_train_batch_size: [2, 4]}\n"
+    # r4 with batch 2 comes first and is the reference: r8 with batch 4 differs from it in both
+    assert found(planned(crossed), "LS201") == [("warning", {"custom_per_device_train_batch_size4_r8"})]
+    lacking = """
+experiments:
+  - {name: a, lora_rank: 4, per_device_train_batch_size: 2}
+  - {name: b, lora_rank: 8, per_device_train_batch_size: 4}
+"""
+    assert found(planned(lacking), "LS201") == [("invalidates", {"b"})]
+
+
+@pytest.mark.parametrize(
+    ("alphas", "fair"),
+    [
+        ((32, 32, 32), True),
+        ((4, 8, 16), True),
+        ((8, 16, 32), True),
+        ((8, 8 * 2**0.5, 16), True),  # a fixed multiple of the root of the rank: 4, 8, 16
+        ((8, 16, 16), False),
+        ((8, 8, 16), False),
+    ],
+)
+def test_policies_of_alpha(planned, alphas, fair):
+    rows = "".join(
+        f"  - {{name: r{r}, lora_rank: {r}, lora_alpha: {a}}}\n"
+        for r, a in zip((4, 8, 16), alphas, strict=True)
+    )
+    assert (found(planned("experiments:\n" + rows), "LS104") == []) is fair
+
+
+def test_two_policies_crossed_with_every_rank_are_a_study_of_policies(planned):
+    assert found(planned("factors: {lora_rank: [4, 8], lora_alpha: [32, 2r]}"), "LS104") == []
+    meeting = """
+experiments:
+  - {name: a, lora_rank: 4, lora_alpha: 32}
+  - {name: b, lora_rank: 4, lora_alpha: 2r}
+  - {name: both, lora_rank: 16, lora_alpha: 32}
+"""
+    assert found(planned(meeting), "LS104") == []
+    one_missing = """
+experiments:
+  - {name: a, lora_rank: 4, lora_alpha: 32}
+  - {name: b, lora_rank: 8, lora_alpha: 2r}
+  - {name: c, lora_rank: 8, lora_alpha: 32}
+"""
+    assert found(planned(one_missing), "LS104") == [("invalidates", {"b"})]
+
+
+def test_a_scaling_rule_that_changes_with_rank_is_another_policy(planned):
+    text = """
+experiments:
+  - {name: a, lora_rank: 4, lora_alpha: 2r}
+  - {name: b, lora_rank: 8, lora_alpha: 2r, use_rslora: true}
+"""
+    assert found(planned(text), "LS104") == [("invalidates", {"b"})]
+
+
+@pytest.mark.parametrize(("leaked", "severity"), [(1, "warning"), (2, "invalidates")])
+def test_one_leaked_row_of_a_hundred_is_warned_of_and_two_are_too_many(planned, leaked, severity):
+    facts = {"num_leaked_rows": leaked, "num_test_rows": 100}
+    assert found(planned("factors: {lora_rank: [4, 8]}", custom_r4=facts), "LS501") == [
+        (severity, {"custom_r4"})
+    ]
+
+
+def test_parameters_within_a_tenth_are_matched(planned):
+    text = """
+experiment_type: module_ablation
+experiments:
+  - {name: attention, target_modules: qkvo, lora_rank: 8}
+  - {name: mlp, target_modules: mlp, lora_rank: 4}
+"""
+
+    def sizes(attention, mlp):
+        return {
+            "attention": {"num_trainable_parameters": attention},
+            "mlp": {"num_trainable_parameters": mlp},
+        }
+
+    assert found(planned(text, **sizes(1000, 1100)), "LS301") == []
+    assert found(planned(text, **sizes(1100, 1000)), "LS301") == []
+    assert found(planned(text, **sizes(1000, 1101)), "LS301") == [("invalidates", {"mlp"})]
+    assert found(planned(text), "LS301") == [("warning", {"mlp"})]
+
+
+def test_six_seeds_as_the_verdicts_have_it():
+    assert NUM_SEEDS_FOR_A_VERDICT == paired.MIN_SEEDS
+
+
+def test_what_blocks_a_verdict(case, planned):
+    unequal = case("LS201.trigger")
+    findings = lint(unequal)
+    assert invalidates(findings)
+    assert blockers(findings) == {
+        f"small_{rate}": [Blocker(code="LS201", why="unequal effective batch, LS201")]
+        for rate in ("lr0.001", "lr0.003", "lr0.01")
+    }
+    warned = case("LS401.trigger")
+    assert not invalidates(lint(warned))
+    assert blockers(lint(warned)) == {}
+
+
+def test_what_is_wrong_with_the_reference_is_wrong_with_every_comparison(case):
+    edge = case("LS102.trigger")
+    assert edge.reference is not None
+    assert edge.reference.name == "large_lr0.01"
+    (analysis_,) = [analyse(edge.study)]
+    verdicts = {each.verdict for each in analysis_.primary_comparisons}
+    assert verdicts == {"invalid"}
+    assert any(
+        "on the edge of its grid, LS102" in (each.reason or "") for each in analysis_.primary_comparisons
+    )
+
+
+def test_a_study_of_one_arm_compares_nothing(planned):
+    assert lint(planned("experiments: [{lora_rank: 4}]")) == ()
+
+
+def test_the_gravest_come_first(case):
+    order = ["invalidates", "warning", "note"]
+    severities = [finding.severity for finding in lint(case("LS104.trigger"))]
+    assert severities == sorted(severities, key=order.index)
+    assert len(set(severities)) > 1
+
+
+def test_facts_are_what_the_runs_recorded(make_result):
+    data = {"format": "alpaca", "num_refused_rows": 0, "num_truncated_rows": 0, "num_tokens": 900}
+    train = DataSummary(split="train", num_rows=100, num_completion_tokens=500, **data)
+    test = DataSummary(split="eval", num_rows=10, num_completion_tokens=50, num_leaked_rows=3, **data)
+    profile = ArmProfile(
+        experiment_id="x", num_trainable_parameters=77, num_total_parameters=1000, adapter_bytes=1,
+        memory_kind="cpu_tensors", peak_memory_bytes=None, step_seconds=None, tokens_per_second=None,
+    )  # fmt: skip
+    # 5 steps of 4 rows see a fifth of 100 rows, so 100 of 500 completion tokens
+    (study,) = split_studies(
+        [make_result("a", 0, data=(train, test), profile=profile, settings={"max_steps": 5})]
+    )
+    facts = measured_case(study).facts["a"]
+    assert facts == ArmFacts(
+        num_trainable_parameters=77, num_completion_tokens=100, num_test_rows=10, num_leaked_rows=3
+    )

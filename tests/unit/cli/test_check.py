@@ -1,0 +1,143 @@
+"""`lorastudy check` and the dry run's findings, as a user meets them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lorastudy import lab
+from lorastudy.analysis.fairness.case import tokens_seen
+from lorastudy.analysis.fairness.catalogue import RULES
+from lorastudy.analysis.fairness.wording import arms_in_words
+from lorastudy.cli.checking import read_data, suite_case
+from lorastudy.cli.main import main
+from lorastudy.cli.running import experiments_of
+from lorastudy.spec.loading import load_suite
+from lorastudy.spec.settings import Settings
+
+FAIR = """
+experiment_type: rank_ablation
+dataset_path: lab:facts
+eval_dataset_path: lab:facts_eval
+max_steps: 16
+per_device_train_batch_size: 32
+lora_alpha: 2r
+learning_rate: [0.003, 0.006, 0.012]
+seeds: [0, 1, 2, 3, 4, 5]
+experiments:
+  - {name: small, lora_rank: 4}
+  - {name: large, lora_rank: 8}
+"""
+UNFAIR = FAIR.replace("lora_rank: 4}", "lora_rank: 4, max_steps: 32}")
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def suite(text):
+        Path("suite.yaml").write_text(text, encoding="utf-8")
+        return "suite.yaml"
+
+    return suite
+
+
+def test_a_fair_suite_has_no_finding(suite, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", suite(FAIR)])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == (
+        f"suite: 6 arms held to {len(RULES)} rules; 0 findings take verdicts away, 0 warn, 0 note\n"
+    )
+
+
+def test_what_takes_a_verdict_away_ends_with_1_and_says_why_and_what_to_do(suite, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", suite(UNFAIR)])
+    assert ended.value.code == 1
+    out = capsys.readouterr().out
+    first, found, why, change, *_ = out.splitlines()
+    assert first == (
+        "LS203 invalidates: Unequal length of training (small_lr0.003, small_lr0.006, small_lr0.012)"
+    )
+    assert found == "  found:  32 steps, the reference's 16 steps; other settings differ too"
+    assert "arXiv" in why
+    assert "max_steps" in change
+
+
+def test_a_warning_alone_ends_with_0(suite, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", suite(FAIR.replace("[0, 1, 2, 3, 4, 5]", "[0]"))])
+    assert ended.value.code == 0
+    assert "LS401 warning" in capsys.readouterr().out
+
+
+def test_findings_as_json(suite, capsys):
+    with pytest.raises(SystemExit):
+        main(["check", suite(UNFAIR), "--json"])
+    body = json.loads(capsys.readouterr().out)
+    assert body["suite_name"] == "suite"
+    assert [(finding["code"], finding["severity"]) for finding in body["findings"]] == [
+        ("LS203", "invalidates")
+    ]
+    assert body["findings"][0].keys() == {
+        "code", "title", "severity", "arms", "found", "why", "source", "change",
+    }  # fmt: skip
+
+
+def test_a_mistake_in_the_file_ends_with_2(suite, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", suite(FAIR.replace("lora_alpha", "lora_alhpa"))])
+    assert ended.value.code == 2
+    assert "did you mean lora_alpha?" in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_findings_in_a_line_each(suite, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["suite", suite(UNFAIR), "--dry-run"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "LS203 invalidates: 32 steps, the reference's 16 steps" in out
+    assert "lorastudy check" in out
+    with pytest.raises(SystemExit):
+        main(["suite", suite(FAIR), "--dry-run"])
+    assert "LS" not in capsys.readouterr().out
+
+
+def test_facts_before_a_run(suite):
+    experiments = experiments_of(load_suite(Path(suite(FAIR))))
+    facts = suite_case(experiments, suite_name="s", data=read_data(experiments)).facts["small_lr0.006"]
+    rows = lab.rows("facts")
+    # 16 steps of 32 rows are all 512 rows; the lab's words are tokens, and each answer ends with one more
+    assert len(rows) == 16 * 32
+    assert facts.num_completion_tokens == sum(len(row["completion"].split()) + 1 for row in rows)
+    assert (facts.num_test_rows, facts.num_leaked_rows) == (len(lab.rows("facts_eval")), 0)
+
+
+def test_rows_that_are_trained_on_are_found_before_the_run(suite, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", suite(FAIR.replace("lab:facts_eval", "lab:facts"))])
+    assert ended.value.code == 1
+    assert "LS501 invalidates" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [
+        ({}, 1000),  # one epoch sees every row
+        ({"num_train_epochs": 3.0}, 1000),  # three see the same rows again
+        ({"num_train_epochs": 0.5}, 500),
+        ({"max_steps": 10}, 400),  # 10 steps of 2 x 2 rows are 40 of 100
+    ],
+)
+def test_tokens_that_the_steps_reach(length, expected):
+    settings = Settings(per_device_train_batch_size=2, gradient_accumulation_steps=2, **length)
+    assert tokens_seen(settings, num_rows=100, num_completion_tokens=1000) == expected
+
+
+def test_arms_in_words():
+    assert arms_in_words(["a", "b"], num_arms=3) == "a, b"
+    assert arms_in_words(["a", "b"], num_arms=2) == "all 2 arms"
+    assert arms_in_words(["a b"], num_arms=3) == "“a b”"
+    many = [f"arm{number}" for number in range(9)]
+    assert arms_in_words(many, num_arms=10) == "9 of 10 arms: arm0, arm1, arm2, ..."
