@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from lorastudy.spec.levels import Given, Level, num_combinations
 from lorastudy.spec.problems import Place, Problems
 from lorastudy.spec.sources import SOURCE_KEYS, expand_home, source_problem
-from lorastudy.spec.suite import EXPERIMENT_TYPES, class_in_file
+from lorastudy.spec.suite import EXPERIMENT_TYPES, MAX_EXPERIMENTS, class_in_file
 from lorastudy.spec.wording import did_you_mean, shown
-
-#: A factor too many multiplies; this many experiments are a mistake long before they are a plan.
-MAX_EXPERIMENTS = 10_000
 
 
 def check_experiment_type(given: Given | None, problems: Problems) -> None:

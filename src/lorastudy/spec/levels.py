@@ -14,9 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lorastudy.spec.printable import odd_letter
 from lorastudy.spec.problems import Place, Problems
 from lorastudy.spec.settings import Settings
-from lorastudy.spec.suite import EntryKeys, SuiteKeys
+from lorastudy.spec.suite import MAX_EXPERIMENTS, EntryKeys, SuiteKeys
 from lorastudy.spec.wording import checked, did_you_mean, in_words, properties, shown
 from lorastudy.spec.yaml_nodes import Node, plain
 
@@ -85,6 +86,8 @@ def read_level(values: Mapping[str, Node], *, scope: Scope, problems: Problems) 
     """What a level says. Keys that are wrong are noted and left out."""
     level: Level = {}
     for key, node in values.items():
+        if problems.are_enough:
+            break
         model = next((model for model in scope.models if key in model.model_fields), None)
         if model is None or key in scope.misplaced:
             problems.add(node.key_place, path=scope.path(key), cause=_why_not_known(key, scope))
@@ -157,7 +160,8 @@ def _why_not_known(key: str, scope: Scope) -> str:
     translated = FOREIGN_NAMES.get(key.casefold())
     if translated in known:
         return f"unknown key (did you mean {translated}?)"
-    return "unknown key" + (did_you_mean(key, known) or "; docs/suite-file.md lists all keys")
+    near = did_you_mean(key, known) or "; docs/suite-file.md lists all keys"
+    return f"unknown key{near}{odd_letter(key)}"
 
 
 def _values(
@@ -173,6 +177,10 @@ def _values(
             problems.add(node.place, path=scope.path(key), cause=cause)
             return None
         items = node.value
+    if len(items) > MAX_EXPERIMENTS:
+        cause = f"has {len(items)} values; a suite has at most {MAX_EXPERIMENTS} experiments"
+        problems.add(node.place, path=scope.path(key), cause=cause)
+        return None
     values: list[Any] = []
     for number, item in enumerate(items):
         path = f"{scope.path(key)}[{number}]" if several else scope.path(key)

@@ -5,12 +5,14 @@ and which class makes its adapter is decided later, in `lorastudy.experiments.ex
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorastudy.spec.checks import check_experiment_type, check_names, check_number, check_sources
+from lorastudy.spec.effects import check_effects, overridden
 from lorastudy.spec.levels import (
+    Given,
     Level,
     Scope,
     combinations,
@@ -94,6 +96,8 @@ class _Entry:
 
     level: Level
     line: int | None
+    own: tuple[Given, ...] = ()
+    """What stands in the entry itself."""
 
 
 def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems: Problems) -> Suite:
@@ -101,11 +105,15 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
     top = read_level(settings, scope=source.scope, problems=problems)
     header = {key: top.pop(key) for key in SuiteKeys.model_fields if key in top}
     entries = [
-        _Entry(level=merge(base, top, entry.level), line=entry.line)
+        replace(entry, level=merge(base, top, entry.level))
         for entry in _entries(values, top=top, source=source, problems=problems)
     ]
     check_experiment_type(header.get("experiment_type"), problems)
-    _check_levels([entry.level for entry in entries], start=source.start, problems=problems)
+    levels = [entry.level for entry in entries]
+    _check_levels(levels, start=source.start, problems=problems)
+    own = [*top.values(), *(given for entry in entries for given in entry.own)]
+    if problems.are_none:
+        check_effects(own, levels=levels, problems=problems)
     given = {key: value.values[0] for key, value in header.items()}
     name = given.get("suite_name") or _name_from(source, given=given, problems=problems)
     problems.raise_if_any()
@@ -115,6 +123,7 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
         experiment_type=given.get("experiment_type", SuiteKeys.model_fields["experiment_type"].default),
         path=source.path,
         arms=tuple(arm for entry in entries for arm in _arms(entry)),
+        notes=overridden(own, levels=levels),
     )
 
 
@@ -165,7 +174,7 @@ def _listed(node: Node, problems: Problems) -> list[_Entry]:
         path = f"experiments[{number}]"
         if isinstance(item.value, Mapping):
             level = read_level(item.value, scope=entry_scope(path + "."), problems=problems)
-            entries.append(_Entry(level=level, line=item.place.line))
+            entries.append(_Entry(level=level, line=item.place.line, own=tuple(level.values())))
         else:
             cause = f"must be keys with values, such as `lora_rank: 8`, not {shown(plain(item))}"
             problems.add(item.place, path=path, cause=cause)
@@ -181,7 +190,7 @@ def _crossed(node: Node, *, top: Level, problems: Problems) -> list[_Entry]:
     for key in level.keys() & top.keys():
         place = node.value[key].key_place
         problems.add(place, path=f"factors.{key}", cause="is given at the top of the file too; keep one")
-    return [_Entry(level=level, line=node.key_place.line)]
+    return [_Entry(level=level, line=node.key_place.line, own=tuple(level.values()))]
 
 
 def _check_levels(levels: list[Level], *, start: Place, problems: Problems) -> None:

@@ -7,6 +7,12 @@ place and go on; `Problems.raise_if_any` ends it with one error that tells all.
 from dataclasses import dataclass, field
 
 from lorastudy.errors import SuiteFileError
+from lorastudy.spec.printable import printable
+
+#: Who has more mistakes than this in one file has one mistake, many times.
+MAX_TOLD = 100
+#: Longest line of a message; a key or a value can be as long as the file.
+MAX_CHARACTERS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,16 @@ class Problems:
         """Note one problem; `path` names the key or the flag, as `experiments[0].lora_rank`."""
         self._found.append((place, f"{path}: {cause}" if path else cause))
 
+    @property
+    def are_none(self) -> bool:
+        """Whether nothing is wrong so far."""
+        return not self._found
+
+    @property
+    def are_enough(self) -> bool:
+        """Whether there are more than will be told, so that looking on is time wasted."""
+        return len(self._found) > MAX_TOLD
+
     def raise_if_any(self) -> None:
         """Raise what was found.
 
@@ -44,10 +60,13 @@ class Problems:
             self._found,
             key=lambda found: (sources.index(found[0].source), found[0].line or 0, found[0].column or 0),
         )
-        raise SuiteFileError(list(dict.fromkeys(_printable(f"{place}: {text}") for place, text in in_order)))
+        if len(in_order) > MAX_TOLD:
+            place, _ = in_order[MAX_TOLD]
+            in_order[MAX_TOLD:] = [(place, "and more from here on; mend the above first")]
+        told = (printable(f"{place}: {_shortened(text)}") for place, text in in_order)
+        raise SuiteFileError(list(dict.fromkeys(told)))
 
 
-def _printable(text: str) -> str:
-    """The text on one line that any terminal can show: a file may hold half of a surrogate pair, or bells."""
-    encodable = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in encodable)
+def _shortened(text: str) -> str:
+    half = MAX_CHARACTERS // 2
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:half]} ... {text[-half:]}"

@@ -5,6 +5,7 @@ that is not about one arm's training (that part is `Settings`), and the referenc
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,9 +17,13 @@ from lorastudy.spec.settings import Settings
 #: The designs that come with the package; `lorastudy.experiments` holds the class of each.
 EXPERIMENT_TYPES = ("rank_ablation", "module_ablation", "quantization_study", "custom")
 MAX_NAME_LENGTH = 100
+#: A factor too many multiplies; this many experiments are a mistake long before they are a plan.
+MAX_EXPERIMENTS = 10_000
 
 _CLASS_IN_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+#: Names of devices on Windows, with any ending.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
@@ -45,6 +50,8 @@ class Suite:
     experiment_type: str
     path: Path | None
     arms: tuple[Arm, ...]
+    notes: tuple[str, ...] = ()
+    """Lines of the file that are legal and change nothing, as `file:line:col: path: why`."""
 
 
 class EntryKeys(BaseModel):
@@ -80,7 +87,7 @@ class EntryKeys(BaseModel):
     @classmethod
     def _seeds_differ(cls, value: tuple[int, ...] | int) -> tuple[int, ...] | int:
         if isinstance(value, tuple) and len(set(value)) < len(value):
-            twice = next(seed for seed in value if value.count(seed) > 1)
+            twice = next(seed for seed, times in Counter(value).items() if times > 1)
             raise ValueError(f"the seed {twice} stands twice; equal seeds give equal runs")
         return value
 
@@ -120,9 +127,11 @@ class SuiteKeys(BaseModel):
 def name_problem(name: str) -> str | None:
     """Why a name cannot name a folder on every system; None when it can."""
     shown = repr(name if len(name) <= MAX_NAME_LENGTH else name[:30] + "...")
-    if not _NAME.fullmatch(name):
-        rule = "letters, digits, `.`, `_` and `-`, not beginning with a dot"
+    if not _NAME.fullmatch(name) or name.endswith("."):
+        rule = "letters, digits, `.`, `_` and `-`, not beginning or ending with a dot"
         return f"{shown} cannot be a folder's name; use {rule}"
+    if _RESERVED.fullmatch(name):
+        return f"{shown} is the name of a device on Windows; use another"
     if len(name) > MAX_NAME_LENGTH:
         return f"{shown} has {len(name)} characters; a name has at most {MAX_NAME_LENGTH}"
     return None

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from lorastudy.spec.printable import odd_letter
 from lorastudy.spec.yaml_nodes import resolve_scalar
 
 _MAX_SHOWN = 60
@@ -109,7 +110,7 @@ def _hint_for_text(choices: Iterable[Mapping[str, Any]], kinds: set[Any], *, val
         return " (remove the quotes)"
     words = [str(word) for choice in choices for word in choice.get("enum", ())]
     if near := did_you_mean(value, words):
-        return near
+        return near + odd_letter(value)
     return f" (for module names write a list: [{value}])" if words and "array" in kinds else ""
 
 

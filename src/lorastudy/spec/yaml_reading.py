@@ -47,20 +47,15 @@ class _UnreadableError(Exception):
 
 
 def _text(path: Path, problems: Problems) -> str | None:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        problems.add(Place(source=str(path)), cause="there is no such file" + _suites_in(path.parent))
+    content = _content(path, problems)
+    if content is None:
         return None
-    except IsADirectoryError:
-        problems.add(Place(source=str(path)), cause="is a folder, not a file" + _suites_in(path))
-        return None
-    except (OSError, ValueError) as error:
-        problems.add(Place(source=str(path)), cause=f"cannot be read: {error}")
-        return None
+    start = Place(source=str(path), line=1, column=1)
     if len(content) > MAX_BYTES:
-        cause = f"has {len(content)} bytes; a suite file has at most {MAX_BYTES}"
-        problems.add(Place(source=str(path)), cause=cause)
+        problems.add(start, cause=f"has more than {MAX_BYTES} bytes; a suite file has at most that many")
+        return None
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        problems.add(start, cause="is UTF-16 text; save the file as UTF-8")
         return None
     try:
         return content.decode("utf-8-sig")
@@ -69,6 +64,20 @@ def _text(path: Path, problems: Problems) -> str | None:
         place = Place(source=str(path), line=line, column=column)
         problems.add(place, cause="is not UTF-8 text; save the file as UTF-8")
         return None
+
+
+def _content(path: Path, problems: Problems) -> bytes | None:
+    """The file's bytes, at most one more than it may have: what a device gives has no end."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        problems.add(Place(source=str(path)), cause="there is no such file" + _suites_in(path.parent))
+    except IsADirectoryError:
+        problems.add(Place(source=str(path)), cause="is a folder, not a file" + _suites_in(path))
+    except (OSError, ValueError) as error:
+        problems.add(Place(source=str(path)), cause=f"cannot be read: {error}")
+    return None
 
 
 def _suites_in(folder: Path) -> str:

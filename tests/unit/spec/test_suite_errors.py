@@ -17,6 +17,36 @@ ENTRY = "experiments:\n  - lora_rank: 8\n"
 
 BAD = {
     "misspelt key": (f"lora_rnk: 4\n{ENTRY}", "s.yaml:1:1: lora_rnk: unknown key (did you mean lora_rank?)"),
+    "a letter of another alphabet": (
+        f"l\u043era_rank: 4\n{ENTRY}",
+        "(did you mean lora_rank?); '\u043e' in it is CYRILLIC SMALL LETTER O (U+043E)",
+    ),
+    "a letter that nobody sees": (
+        f'"lora_rank\u200b": 4\n{ENTRY}',
+        "s.yaml:1:1: lora_rank\\u200b: unknown key (did you mean lora_rank?); '\\u200b' in it is ZERO WIDTH SPACE (U+200B)",
+    ),
+    "a value of another alphabet": (f"quantization: \uff14bit\n{ENTRY}", "is FULLWIDTH DIGIT FOUR (U+FF14)"),
+    "4-bit options without 4 bit": (
+        f"quantization: 8bit\nbnb_4bit_quant_type: fp4\n{ENTRY}",
+        "s.yaml:2:22: bnb_4bit_quant_type: has no effect without quantization: 4bit; remove it",
+    ),
+    "4-bit options in an entry without 4 bit": (
+        "experiments:\n  - {quantization: 4bit}\n  - {bnb_4bit_use_double_quant: false}\n",
+        "s.yaml:3:33: experiments[1].bnb_4bit_use_double_quant: has no effect without quantization: 4bit",
+    ),
+    "warmup of a constant rate": (
+        f"lr_scheduler_type: constant\nwarmup_ratio: 0.1\n{ENTRY}",
+        "s.yaml:2:15: warmup_ratio: has no effect with lr_scheduler_type: constant; write constant_with_warmup",
+    ),
+    "a share of no rows": (
+        f"eval_dataset_path: rows.jsonl\neval_fraction: 0.2\n{ENTRY}",
+        "s.yaml:2:16: eval_fraction: has no effect, as eval_dataset_path names the held-out rows",
+    ),
+    "the length of no answers": (
+        f"max_generation_samples: 0\nmax_new_tokens: 8\n{ENTRY}",
+        "s.yaml:2:17: max_new_tokens: has no effect, as max_generation_samples is 0",
+    ),
+    "a factor without end": (f"factors: {{lora_rank: {list(range(1, 10_010))}}}", "factors.lora_rank: has 10009 values; a suite has at most 10000"),
     "misspelt in an entry": (
         f"{ENTRY}    lerning_rate: 1\n",
         "s.yaml:3:5: experiments[0].lerning_rate: unknown key (did you mean learning_rate?)",
@@ -73,6 +103,8 @@ BAD = {
     "names that collide": ("experiments: [{name: a}, {name: A}]", "s.yaml:1:33: experiments[1].name: the name 'A' is taken by the entry in line 1"),
     "a hidden name": ("experiments: [{name: .a}]", "'.a' cannot be a folder's name"),
     "a name that climbs": ("experiments: [{name: ../a}]", "'../a' cannot be a folder's name"),
+    "a name that ends with a dot": ("experiments: [{name: a.}]", "'a.' cannot be a folder's name"),
+    "a device of Windows": ("experiments: [{name: nul.txt}]", "s.yaml:1:22: experiments[0].name: 'nul.txt' is the name of a device on Windows"),
     "a long name": (f"experiments: [{{name: {'a' * 101}}}]", "has 101 characters; a name has at most 100"),
     "seed twice": (f"seeds: [1, 2, 1]\n{ENTRY}", "s.yaml:1:8: seeds: the seed 1 stands twice"),
     "no seeds": (f"seeds: []\n{ENTRY}", "must be a list of one or more whole numbers from 0 to 4294967295"),
@@ -178,8 +210,51 @@ def test_a_file_that_is_not_text_or_too_large_is_refused(folder: Path) -> None:
     with pytest.raises(SuiteFileError, match=r"latin.yaml:2:7: is not UTF-8 text"):
         load_suite(Path("latin.yaml"))
     (folder / "large.yaml").write_bytes(b"#" * 1_000_001)
-    with pytest.raises(SuiteFileError, match="has 1000001 bytes; a suite file has at most 1000000"):
+    with pytest.raises(SuiteFileError, match=r"large.yaml:1:1: has more than 1000000 bytes"):
         load_suite(Path("large.yaml"))
+
+
+def test_utf_16_is_told_by_its_name(folder: Path) -> None:
+    (folder / "w.yaml").write_text(ENTRY, encoding="utf-16")
+    with pytest.raises(SuiteFileError, match=r"w\.yaml:1:1: is UTF-16 text; save the file as UTF-8"):
+        load_suite(Path("w.yaml"))
+
+
+def test_a_device_without_end_is_not_read_to_its_end() -> None:
+    with pytest.raises(SuiteFileError, match="/dev/zero:1:1: has more than 1000000 bytes"):
+        load_suite(Path("/dev/zero"))
+
+
+def test_a_hundred_problems_are_told_and_then_it_is_enough(write: Write) -> None:
+    with pytest.raises(SuiteFileError) as error:
+        load_suite(write("".join(f"key_{n}: 1\n" for n in range(300)) + ENTRY))
+    assert len(error.value.problems) == 101
+    assert error.value.problems[-1] == "s.yaml:101:1: and more from here on; mend the above first"
+
+
+def test_a_line_of_a_message_is_short_whatever_the_file_holds(write: Write) -> None:
+    with pytest.raises(SuiteFileError) as error:
+        load_suite(write(f"? {'a' * 9000}\n: 1\n{ENTRY}"))
+    assert all(len(problem) < 600 for problem in error.value.problems)
+    assert "unknown key" in str(error.value)
+
+
+def test_keys_at_their_defaults_change_nothing_and_may_stand_anywhere(write: Write) -> None:
+    assert load_suite(write(f"quantization: bf16\nbnb_4bit_quant_type: nf4\nwarmup_ratio: 0.0\n{ENTRY}")).arms
+
+
+def test_a_key_with_an_effect_in_one_arm_may_stand_above_all(write: Write) -> None:
+    suite = load_suite(write("bnb_4bit_quant_type: fp4\nfactors: {quantization: [4bit, bf16]}\n"))
+    assert len(suite.arms) == 2
+
+
+def test_keys_that_every_entry_overrides_are_noted(write: Write) -> None:
+    text = "lora_rank: 4\nmax_steps: 5\nlora_alpha: 8\nexperiments:\n  - {lora_rank: 8, num_train_epochs: 1}\n  - {lora_rank: 16, max_steps: 9}\n"
+    why = "no arm takes this; every entry gives its own"
+    assert load_suite(write(text)).notes == (
+        f"s.yaml:1:12: lora_rank: {why}",
+        f"s.yaml:2:12: max_steps: {why}",
+    )
 
 
 def test_a_file_name_that_cannot_name_a_suite_asks_for_a_name(folder: Path) -> None:
