@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lorastudy.data.json_reading import parsed_or_none
+from lorastudy.spec.wording import shown
+
 Role = Literal["system", "user", "assistant", "tool"]
 
 #: What is said of a row whose answer is blank; `prepare` leaves such rows out.
@@ -121,7 +124,7 @@ def _sharegpt_turn(turn: Mapping[str, Any]) -> Turn:
 
 def _parsed_calls(text: str) -> tuple[Mapping[str, Any], ...]:
     """The calls in the text; none when it is not JSON with a function name, and then it stays text."""
-    value = _json_or_none(text)
+    value = parsed_or_none(text)
     calls: list[Any] = value if isinstance(value, list) else [value]
     if any(not isinstance(call, dict) or "name" not in call for call in calls):
         return ()
@@ -137,12 +140,12 @@ def _call(call: object) -> Mapping[str, Any]:
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         raise ConversationError("has a function call without a name")
     arguments = call.get("arguments", {})
-    parsed = _json_or_none(arguments) if isinstance(arguments, str) else arguments
+    parsed = parsed_or_none(arguments) if isinstance(arguments, str) else arguments
     return {"name": call["name"], "arguments": arguments if parsed is None else parsed}
 
 
 def _tools(value: object) -> tuple[Mapping[str, Any], ...]:
-    parsed = _json_or_none(value) if isinstance(value, str) else value
+    parsed = parsed_or_none(value) if isinstance(value, str) else value
     if not value or parsed == []:
         return ()
     tools = parsed if isinstance(parsed, list) else [parsed]
@@ -157,7 +160,7 @@ def _tool(tool: object) -> Mapping[str, Any]:
 
 def _role(name: object) -> Role:
     if not isinstance(name, str) or name not in _ROLES:
-        raise ConversationError(f"has a turn by {name!r}; known: {', '.join(_ROLES)}")
+        raise ConversationError(f"has a turn by {shown(name)}; known: {', '.join(_ROLES)}")
     return _ROLES[name]
 
 
@@ -165,10 +168,3 @@ def _string(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise ConversationError(f"has a turn whose {name!r} is {type(value).__name__}, not text")
     return value
-
-
-def _json_or_none(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return None

@@ -14,7 +14,7 @@ from lorastudy.spec.hub import OFFLINE_VARIABLE, is_hub_reachable
 ALPACA = "alpaca"
 _ALPACA_ID = "tatsu-lab/alpaca"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
-_FILE_ENDING = re.compile(r"\.(jsonl?|csv|parquet|txt)$", re.IGNORECASE)
+_FILE_ENDING = re.compile(r"\.(jsonl?|csv|tsv|parquet|txt)$", re.IGNORECASE)
 
 
 def fetch_rows(dataset: str) -> list[Row]:

@@ -7,6 +7,7 @@ prompt_completion  prompt, completion, or a usual pair of names such as question
 text               text; all of it is trained (for perplexity and forgetting)
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from lorastudy.data.conversations import (
 )
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
+from lorastudy.spec.wording import shown
 
 FormatName = Literal["alpaca", "messages", "sharegpt", "prompt_completion", "text"]
 
@@ -42,6 +44,7 @@ _PAIRS = (
     ("problem", "solution"),
 )
 _NUM_SHOWN = 5
+_MAX_COLUMNS, _MAX_NAME = 20, 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +93,38 @@ def detect(
     columns = list(dict.fromkeys(column for row in rows for column in row.values))
     if prompt_column or completion_column:
         return _named_pair(columns, prompt_column, completion=completion_column)
-    names = {column.strip().lower(): column for column in columns}
+    names = _by_name(columns)
     found = _conversation_format(names) or _alpaca(names) or _pair(names, columns)
     if found is None and "text" in names:
         found = Format(name="text", columns={"text": names["text"]})
     if found is None:
         raise DataError(_unknown(columns))
+    _refuse_near_misses(found, columns)
     return found
+
+
+def _by_name(columns: Sequence[str]) -> dict[str, str]:
+    """The columns by the name that counts; two that differ in case or white space would hide one another."""
+    names: dict[str, str] = {}
+    for column in columns:
+        other = names.setdefault(column.strip().lower(), column)
+        if other != column:
+            raise DataError(
+                f"columns {shown(other)} and {shown(column)} differ in case or white space alone; rename or remove one"
+            )
+    return names
+
+
+def _refuse_near_misses(fmt: Format, columns: Sequence[str]) -> None:
+    """An optional part under a misspelt name would be left out of every prompt in silence."""
+    unused = [column for column in columns if column not in fmt.columns.values()]
+    for part in _OPTIONAL.get(fmt.name, ()):
+        near = difflib.get_close_matches(part, unused, n=1, cutoff=0.8) if part not in fmt.columns else []
+        if near:
+            raise DataError(
+                f"column {shown(near[0])} is not used by the format {fmt.name}; is it meant as {part!r}? "
+                "Rename it so, or remove it"
+            )
 
 
 def check(rows: Sequence[Row], fmt: Format) -> None:
@@ -145,7 +173,7 @@ def _pair(names: Mapping[str, str], columns: Sequence[str]) -> Format | None:
         return None
     if len(pairs) > 1:
         raise DataError(
-            f"columns {', '.join(columns)}: more than one pair could be prompt and answer "
+            f"columns {_listed(columns)}: more than one pair could be prompt and answer "
             f"({'; '.join(' -> '.join(pair) for pair in pairs)}). {_HOW_TO_NAME}"
         )
     return Format(name="prompt_completion", columns={"prompt": pairs[0][0], "completion": pairs[0][1]})
@@ -156,21 +184,34 @@ def _named_pair(columns: Sequence[str], prompt: str | None, *, completion: str |
         raise DataError("--prompt-column and --completion-column go together; give both")
     for column in (prompt, completion):
         if column not in columns:
-            raise DataError(f"no column {column!r}; the columns are {', '.join(columns)}")
+            raise DataError(f"no column {column!r}; the columns are {_listed(columns)}")
     return Format(name="prompt_completion", columns={"prompt": prompt, "completion": completion})
 
 
 _HOW_TO_NAME = "Say which columns to use: `lorastudy prepare --dataset FILE --prompt-column NAME --completion-column NAME`"
 
 
+def _listed(columns: Sequence[str]) -> str:
+    """The first column names, none of them longer than a message can bear."""
+    names = [name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..." for name in columns[:_MAX_COLUMNS]]
+    more = f" and {len(columns) - _MAX_COLUMNS} more" if len(columns) > _MAX_COLUMNS else ""
+    return ", ".join(names) + more or "(none)"
+
+
 def _unknown(columns: Sequence[str]) -> str:
     return (
-        f"columns {', '.join(columns) or '(none)'}: not a known format. Known: alpaca (instruction, input, output), "
+        f"columns {_listed(columns)}: not a known format. Known: alpaca (instruction, input, output), "
         "messages (messages), sharegpt (conversations), prompt_completion "
         f"({'; '.join(' and '.join(pair) for pair in _PAIRS[:5])}; ...), text (text). {_HOW_TO_NAME}"
     )
 
 
+#: Columns that a format may do without.
+_OPTIONAL: dict[FormatName, tuple[str, ...]] = {
+    "alpaca": ("input",),
+    "messages": ("tools",),
+    "sharegpt": ("system", "tools"),
+}
 _NEEDED: dict[FormatName, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion"),
@@ -210,4 +251,4 @@ def _broken_text(texts: Sequence[str]) -> str | None:
         "".join(texts).encode("utf-8")
     except UnicodeEncodeError:
         return "holds half of a surrogate pair, which is not text"
-    return None
+    return "holds a NUL character, which is not text" if any("\0" in text for text in texts) else None

@@ -1,7 +1,7 @@
 """Rows from a file or from the lab, each with the place it came from.
 
-JSON (a list of objects, or one object with the list under `data`), JSONL, CSV, Parquet, and plain text by
-paragraphs; `lab:<name>` gives a data set that the package generates. What the columns mean is not decided here.
+JSON (a list of objects, or one object with the list under `data`), JSONL, CSV and TSV, Parquet, and plain text
+by paragraphs; `lab:<name>` gives a data set that the package generates. What the columns mean is not decided here.
 """
 
 import csv
@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorastudy.data.json_reading import MAX_LEVELS, is_too_deep, parsed_file, parsed_line
+from lorastudy.data.parquet_reading import parquet_values
 from lorastudy.errors import DataError
+from lorastudy.spec.wording import shown
 
 LAB_PREFIX = "lab:"
 
@@ -54,9 +57,13 @@ def existing_file(path: str) -> Path:
         DataError: there is none; says how to make it, or which one was probably meant.
     """
     file = Path(path)
-    if file.is_file():
+    try:
+        is_file, is_folder = file.is_file(), file.is_dir()
+    except OSError as error:  # a name too long for the system
+        raise DataError(f"{shown(path)}: cannot be read: {error.strerror}") from error
+    if is_file:
         return file
-    if file.is_dir():
+    if is_folder:
         raise DataError(f"{path}: is a folder; name a file in it")
     siblings = [other.name for other in file.parent.glob("*")] if file.parent.is_dir() else []
     nearest = difflib.get_close_matches(file.name, siblings, n=1)
@@ -81,11 +88,9 @@ def _json_rows(file: Path) -> list[Row]:
     if not text.strip():
         return []
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # several values one after another: JSONL under the wrong name
-            return _jsonl_rows(file)
-        raise DataError(f"{file}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from error
+        content = parsed_file(text, str(file))
+    except json.JSONDecodeError:  # several values one after another: JSONL under the wrong name
+        return _jsonl_rows(file)
     values = content.get("data", content) if isinstance(content, dict) else content
     if not isinstance(values, list):
         raise DataError(f'{file}: expected a list of objects, or {{"data": [...]}}')
@@ -96,15 +101,8 @@ def _jsonl_rows(file: Path) -> list[Row]:
     # Not str.splitlines: it also breaks at U+2028 and others, which JSON allows inside a string.
     lines = enumerate(_text(file).split("\n"), start=1)
     return _objects(
-        (_parsed(line, f"{file}:{number}"), f"{file}:{number}") for number, line in lines if line.strip()
+        (parsed_line(line, f"{file}:{number}"), f"{file}:{number}") for number, line in lines if line.strip()
     )
-
-
-def _parsed(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}:{error.colno}: not valid JSON: {error.msg}") from error
 
 
 def _objects(values: Iterable[tuple[Any, str]]) -> list[Row]:
@@ -112,14 +110,24 @@ def _objects(values: Iterable[tuple[Any, str]]) -> list[Row]:
     for value, where in values:
         if not isinstance(value, dict):
             raise DataError(f"{where}: expected an object with named columns, found {type(value).__name__}")
+        if is_too_deep(value):
+            raise DataError(f"{where}: is nested more than {MAX_LEVELS} levels deep")
         rows.append(Row(values=value, where=where))
     return rows
 
 
 def _csv_rows(file: Path) -> list[Row]:
     text = _text(file)
-    header_line = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header_line.count)  # spreadsheets in many countries write ";"
+    header_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    # spreadsheets in many countries write ";"
+    return _separated_rows(file, text, delimiter=max(",;\t", key=header_line.count))
+
+
+def _tsv_rows(file: Path) -> list[Row]:
+    return _separated_rows(file, _text(file), delimiter="\t")
+
+
+def _separated_rows(file: Path, text: str, *, delimiter: str) -> list[Row]:
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     # `strict`, else a quote that is never closed swallows the rest of the file in silence.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -134,7 +142,7 @@ def _csv_rows(file: Path) -> list[Row]:
             elif fields:
                 rows.append(Row(values=_named(fields, header, where=where), where=where))
     except csv.Error as error:
-        raise DataError(f"{file}:{first_line}: not valid CSV: {error}") from error
+        raise DataError(f"{file}:{first_line}: not valid {file.suffix[1:].upper()}: {error}") from error
     return rows
 
 
@@ -142,7 +150,7 @@ def _header(fields: list[str], where: str) -> list[str]:
     header = [field.strip() for field in fields]
     if len(set(header)) < len(header) or not all(header):
         raise DataError(
-            f"{where}: the first line must name every column, each once; found {', '.join(fields)!r}"
+            f"{where}: the first line must name every column, each once; found {shown(', '.join(fields))}"
         )
     return header
 
@@ -157,14 +165,7 @@ def _named(fields: list[str], header: list[str], *, where: str) -> dict[str, str
 
 
 def _parquet_rows(file: Path) -> list[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        values = pq.read_table(file).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file}: not a readable Parquet file: {error}") from error
-    return [Row(values=value, where=f"{file}[{index}]") for index, value in enumerate(values)]
+    return _objects((value, f"{file}[{index}]") for index, value in enumerate(parquet_values(file)))
 
 
 def _text_rows(file: Path) -> list[Row]:
@@ -181,20 +182,30 @@ def _text_rows(file: Path) -> list[Row]:
 
 
 def _text(file: Path) -> str:
-    content = file.read_bytes()
     try:
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{file}:1: is UTF-16 text; save the file as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{file}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
         ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise DataError(f"{file}:{line}: holds a NUL, so it is not a text file, or not in UTF-8")
+    return text.replace("\r\n", "\n")
 
 
 _READERS: dict[str, Callable[[Path], list[Row]]] = {
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,
     ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
     ".parquet": _parquet_rows,
     ".txt": _text_rows,
 }

@@ -68,6 +68,7 @@ def test_one_flag_alone_and_a_column_that_is_not_there():
         ({"prompt": 1, "completion": "c"}, "'prompt' is int, not text"),
         ({"prompt": "p", "completion": " \n"}, "has an empty answer"),
         ({"prompt": "p", "completion": "\ud83d"}, "half of a surrogate pair"),
+        ({"prompt": "p", "completion": "a\x00"}, "holds a NUL character"),
         ({"instruction": "i", "input": 2, "output": "o"}, "'input' is int, not text"),
         ({"text": ""}, "has an empty answer"),
         ({"messages": "hello"}, "'messages' is not a list of turns"),
@@ -102,3 +103,27 @@ def test_the_first_five_bad_rows_are_shown_and_all_are_counted():
 def test_only_empty_answers_are_left_out():
     given = rows({"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": ""}, {"prompt": "p"})
     assert [row.where for row in without_empty_answers(given, detect(given))] == ["f:1", "f:3"]
+
+
+@pytest.mark.parametrize("other", ["Prompt", " prompt"])
+def test_columns_that_hide_one_another_are_refused(other):
+    with pytest.raises(DataError, match="differ in case or white space alone; rename or remove one"):
+        detect(rows({"prompt": "a", other: "b", "completion": "c"}))
+
+
+def test_a_misspelt_optional_column_is_not_left_out_in_silence():
+    with pytest.raises(
+        DataError, match="column 'inputs' is not used by the format alpaca; is it meant as 'input'"
+    ):
+        detect(rows({"instruction": "i", "inputs": "x", "output": "o"}))
+    assert detect(rows({"instruction": "i", "input": "", "inputs": "x", "output": "o"})).name == "alpaca"
+
+
+def test_a_message_is_short_however_long_names_are():
+    with pytest.raises(DataError) as caught:
+        detect(rows({f"{number}{'x' * 9000}": 1 for number in range(50)}))
+    assert len(str(caught.value)) < 2000
+    assert "and 30 more" in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        recognise(rows({"messages": [{"role": "x" * 9000, "content": "y"}]}))
+    assert len(str(caught.value)) < 500

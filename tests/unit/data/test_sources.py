@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +51,16 @@ def test_csv_of_spreadsheets_with_another_delimiter(write, delimiter):
     assert read_rows(path)[0].values == {"question": "x, y", "answer": "z"}
 
 
+def test_tsv_is_separated_by_tabs_whatever_else_its_header_holds(write):
+    rows = read_rows(write("a.tsv", "question, or task\tanswer\nx, y\tz\n"))
+    assert rows[0].values == {"question, or task": "x, y", "answer": "z"}
+
+
+def test_a_csv_of_old_macintoshes_is_read(write):
+    path = write("a.csv", b"question;answer\rx, y, z;1\r")
+    assert read_rows(path)[0].values == {"question": "x, y, z", "answer": "1"}
+
+
 def test_csv_takes_fields_longer_than_the_modules_default_limit(write):
     long = "x" * 200_000
     assert read_rows(write("a.csv", f"prompt,completion\n{long},y\n"))[0].values["prompt"] == long
@@ -59,6 +72,42 @@ def test_parquet(tmp_path):
     assert read_rows(str(path)) == [
         Row(values={"messages": [{"role": "user", "content": "x"}]}, where=f"{path}[0]")
     ]
+
+
+def test_parquet_with_a_column_twice(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(DataError, match="the column 'text' stands twice; keep one"):
+        read_rows(str(path))
+
+
+def test_parquet_with_text_that_is_not_utf_8_names_the_row(tmp_path):
+    path = tmp_path / "rows.parquet"
+    text = pa.Array.from_buffers(pa.utf8(), 2, pa.array([b"fine", b"caf\xe9"], pa.binary()).buffers())
+    pq.write_table(pa.Table.from_arrays([text], names=["text"]), path)
+    with pytest.raises(DataError, match=r"rows\.parquet\[1\]: cannot be read: 'utf-8' codec"):
+        read_rows(str(path))
+
+
+def test_parquet_that_was_cut_short(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(TWO), path)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"rows\.parquet: not a readable Parquet file"):
+        read_rows(str(path))
+
+
+def test_a_name_too_long_for_the_system(tmp_path):
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        read_rows(str(tmp_path / ("a" * 300 + ".csv")))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read(write):
+    path = write("a.csv", "prompt,completion\nx,y\n")
+    Path(path).chmod(0)
+    with pytest.raises(DataError, match=r"a\.csv: cannot be read: Permission denied"):
+        read_rows(path)
 
 
 def test_text_gives_paragraphs(write):
@@ -87,6 +136,27 @@ def test_text_gives_paragraphs(write):
         ("a.csv", "prompt,completion\nx,y,z\n", r"a\.csv:2: 3 fields where the first line names 2"),
         ("a.csv", 'prompt,completion\nx,y\n"open,z\n', r"a\.csv:3: not valid CSV"),
         ("a.parquet", "no", "not a readable Parquet file"),
+        ("a.tsv", 'prompt\tcompletion\n"open\tz\n', r"a\.tsv:2: not valid TSV"),
+        ("a.csv", "a,b\n".encode("utf-16"), r"a\.csv:1: is UTF-16 text; save the file as UTF-8"),
+        ("a.csv", b"prompt,completion\nx,y\nx,\0\n", r"a\.csv:3: holds a NUL"),
+        ("a.jsonl", "a\n".encode("utf-16-le"), r"a\.jsonl:1: holds a NUL"),
+        (
+            "a.json",
+            '[{"a": 1},\n {"a": 1, "b": 2, "a": 3}]',
+            r"a\.json\[1\]: the key 'a' stands twice in one object",
+        ),
+        ("a.json", '{"data": [{"a": {"b": 1, "b": 2}}]}', r"a\.json\[0\]: the key 'b' stands twice"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "a": 1}', r"a\.jsonl:2: the key 'a' stands twice"),
+        ("a.json", f'[{{"a": 1}}, {{"a": {"[" * 9999}{"]" * 9999}}}]', r"a\.json\[1\]: is nested too deep"),
+        ("a.jsonl", f'{{"a": {"[" * 9999}{"]" * 9999}}}', r"a\.jsonl:1: is nested too deep"),
+        ("a.jsonl", f'{{"a": {"[" * 60}{"]" * 60}}}', r"a\.jsonl:1: is nested more than 50 levels deep"),
+        ("a.jsonl", f'{{"a": {"9" * 5000}}}', r"a\.jsonl:1: holds a number with thousands of digits"),
+        (
+            "a.json",
+            f'[{{"a": 1}}, {{"a": {"9" * 5000}}}]',
+            r"a\.json\[1\]: holds a number with thousands of digits",
+        ),
+        ("a.csv", "x" * 9000 + ",\n", r"a\.csv:1: .{,200}$"),
     ],
 )
 def test_what_cannot_be_read_is_named(write, name, content, message):
