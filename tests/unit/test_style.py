@@ -20,6 +20,7 @@ POSITIONAL_ALLOWED = {
     "cli/check.py check": "a command: Typer makes options of its parameters",
     "cli/demo.py demo": "a command: Typer makes options of its parameters",
     "cli/evaluate.py evaluate": "a command: Typer makes options of its parameters",
+    "cli/export.py export": "a command: Typer makes options of its parameters",
     "cli/importing.py import_results": "a command: Typer makes options of its parameters",
     "cli/prepare.py prepare": "a command: Typer makes options of its parameters",
     "cli/report.py report": "a command: Typer makes options of its parameters",

@@ -10,6 +10,7 @@ from lorastudy.cli.db import db
 from lorastudy.cli.demo import demo
 from lorastudy.cli.doctor import doctor
 from lorastudy.cli.evaluate import evaluate
+from lorastudy.cli.export import export
 from lorastudy.cli.importing import import_results
 from lorastudy.cli.prepare import prepare
 from lorastudy.cli.report import report
@@ -26,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, prepare, check, run, suite, resume, status, report, evaluate, doctor):
+for command in (demo, prepare, check, run, suite, resume, status, report, export, evaluate, doctor):
     app.command()(command)
 app.command("import")(import_results)
 app.add_typer(db)
@@ -37,7 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=None if arguments is None else list(arguments))
     except StudyError as error:
-        print(f"error: {error}", file=sys.stderr)
+        from lorastudy.spec.printable import printable_lines
+        from lorastudy.spec.privacy import Privacy
+
+        # Messages are pasted into chats and issues, and quote what stands in files of strangers.
+        print(f"error: {printable_lines(Privacy.of_this_machine().hidden(str(error)))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if not is_disk_fault(error):

@@ -1,9 +1,11 @@
 """A document as one HTML file that needs no network: styles, script, chart data and the chart library inside.
 
-Everything that came from a user is escaped; a content security policy forbids every request, so that the
-file cannot call home even if a browser extension or a mistake here would have it.
+Everything that came from a user is escaped. Should that ever be forgotten, the page's content security policy
+runs no script but those whose hash it names, and forbids every request, so that the file cannot call home.
 """
 
+import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -29,7 +31,9 @@ from lorastudy.report.figures.data import Figure
 from lorastudy.report.figures.interactive import Spec, vega_lite_specs, vega_lite_version
 
 #: Vega evaluates its expressions as functions, hence 'unsafe-eval'; blob: and data: serve "save as PNG".
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; img-src data: blob:"
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src {hashes} 'unsafe-eval'; img-src data: blob:"
+)
 
 
 def render_html(blocks: Sequence[Block]) -> str:
@@ -40,28 +44,33 @@ def render_html(blocks: Sequence[Block]) -> str:
     num_panels = {name: len(panels) for name, panels in charts.items()}
     body = "\n".join(_block(block, num_panels) for block in blocks)
     title = next((block.text for block in blocks if isinstance(block, Heading)), "LoRA study")
-    scripts = [f'<script type="application/json" id="charts">{_json(specs)}</script>']
-    if specs:
-        scripts.append(f"<script>{chart_library()}</script>")
-    scripts.append(f"<script>{_asset('page.js')}</script>")
+    scripts = [*([chart_library()] if specs else []), _asset("page.js")]
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en">',
             "<head>",
             '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{escape(_policy(scripts))}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>",
             f"<style>{_asset('page.css')}</style>",
             "</head>",
             "<body>",
             f"<main>\n{body}\n</main>",
-            *scripts,
+            f'<script type="application/json" id="charts">{_json(specs)}</script>',
+            *(f"<script>{script}</script>" for script in scripts),
             "</body>",
             "</html>\n",
         ]
     )
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """The policy that lets just these scripts run."""
+    digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
+    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return _POLICY.format(hashes=hashes)
 
 
 @cache

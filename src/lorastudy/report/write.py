@@ -21,7 +21,9 @@ from lorastudy.report.figures.data import Figure, study_figures
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
+from lorastudy.report.presentable import presentable, without_traces
 from lorastudy.report.sections.imported import imported_blocks
+from lorastudy.spec.privacy import Privacy
 from lorastudy.tracker import ExperimentTracker
 from lorastudy.tracker.views import ImportedResult
 
@@ -74,7 +76,8 @@ def _write_imported(results: Sequence[ImportedResult], *, output: Path, folder: 
 
 
 def _write_pages(blocks: Sequence[Block], *, output: Path, plots: Path) -> list[Path]:
-    """The same blocks as Markdown and as a page beside it."""
+    """The same blocks as Markdown and as a page beside it, fit to be passed on."""
+    blocks = presentable(blocks, Privacy.of_this_machine())
     markdown, page = render_markdown(blocks, output=output, plots=plots), render_html(blocks)
     html_path = output.with_suffix(".html")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +90,10 @@ def _studies(
     tracker: ExperimentTracker, *, experiment_type: str | None, suite_name: str | None
 ) -> tuple[Study, ...]:
     """The studies asked for. One without a completed experiment stays in, for its failures, if another has one."""
-    results = tracker.get_all_experiments(suite_name=suite_name)
+    privacy = Privacy.of_this_machine()
+    results = [
+        without_traces(result, privacy) for result in tracker.get_all_experiments(suite_name=suite_name)
+    ]
     if experiment_type is not None:
         results = [result for result in results if result.experiment_type == experiment_type]
     asked = "".join(

@@ -16,13 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import Table
+from sqlalchemy import Connection, Table
 
 from lorastudy.errors import StoreError
 from lorastudy.records import Environment, FailureKind, Generation, Outcome, PackStep, Record
 from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.privacy import Privacy
 from lorastudy.tracker import imports, reads, rows, runs, salvaging, schema, taking, verifying
-from lorastudy.tracker.exporting import export
+from lorastudy.tracker.exporting import export_csv, export_json
 from lorastudy.tracker.lock import Holder
 from lorastudy.tracker.salvaging import Salvage
 from lorastudy.tracker.store import Store
@@ -181,7 +182,7 @@ class ExperimentTracker:
         `status` is pending, running, completed, failed or stopped.
         """
         with self._store.reading() as connection:
-            found = reads.results(connection, chosen=lambda row: suite_name in {None, row["suite_name"]})
+            found = _members(connection, suite_name)
         return [result for result in found if status in {None, result.status}]
 
     def get_experiments_by_type(self, experiment_type: str) -> list[ExperimentResult]:
@@ -262,12 +263,25 @@ class ExperimentTracker:
         with self._store.reading() as connection:
             return imports.results(connection, suite_name)
 
-    def export_to_json(self, path: str | Path) -> None:
-        """Write all suites and experiments with what their current runs measured as one JSON file, and what was imported."""
+    def export_to_json(self, path: str | Path, *, suite_name: str | None = None) -> None:
+        """Write all suites, or one, with what the current runs measured as one JSON file, and what was imported."""
         with self._store.reading() as connection:
-            suites, experiments = reads.suite_summaries(connection), reads.results(connection)
-            imported = imports.results(connection)
-        export(Path(path), suites=suites, experiments=experiments, imported=imported)
+            suites, experiments = reads.suite_summaries(connection), _members(connection, suite_name)
+            imported = imports.results(connection, suite_name)
+        named = [suite for suite in suites if suite_name in {None, suite.suite_name}]
+        export_json(
+            Path(path),
+            suites=named,
+            experiments=experiments,
+            imported=imported,
+            privacy=Privacy.of_this_machine(),
+        )
+
+    def export_to_csv(self, path: str | Path, *, suite_name: str | None = None) -> None:
+        """Write the experiments as one CSV file, a line for each, for a spreadsheet or a data frame."""
+        with self._store.reading() as connection:
+            experiments = _members(connection, suite_name)
+        export_csv(Path(path), experiments=experiments, privacy=Privacy.of_this_machine())
 
     def salvage(self, old: Self, *, tables: Sequence[Table]) -> Salvage:
         """Copy from another store whatever is intact there and not here; for making a damaged store again."""
@@ -295,3 +309,8 @@ class ExperimentTracker:
 
     def _time(self) -> str:
         return self._clock().isoformat()
+
+
+def _members(connection: Connection, suite_name: str | None) -> list[ExperimentResult]:
+    """The experiments of one suite, or of all."""
+    return reads.results(connection, chosen=lambda row: suite_name in {None, row["suite_name"]})
