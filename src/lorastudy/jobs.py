@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.settings import Quantization
+from lorastudy.spec.settings import Quantization, Settings
 
 ORIGIN_NAME = "lorastudy.json"
 
@@ -27,6 +27,8 @@ class EvaluateJob:
     max_generation_samples: int
     max_new_tokens: int
     exact_match_pattern: str | None = None
+    trust_remote_code: bool = False
+    """Never taken over from the adapter: whoever evaluates decides anew."""
 
     def write(self, folder: Path) -> None:
         """Write `job.json` into the folder."""
@@ -66,6 +68,12 @@ class AdapterOrigin:
         if not path.is_file():
             return None
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
+            origin = cls(**json.loads(path.read_text(encoding="utf-8")))
+            Settings(
+                quantization=origin.quantization,
+                max_seq_length=origin.max_seq_length,
+                exact_match_pattern=origin.exact_match_pattern,
+            )
+        except (OSError, ValueError, TypeError, RecursionError):
             return None
+        return origin if isinstance(origin.base_model_fingerprint, str) else None

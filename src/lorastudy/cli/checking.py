@@ -7,6 +7,7 @@ from pathlib import Path
 from lorastudy.analysis.fairness.case import ArmFacts, Case, planned_case, tokens_seen
 from lorastudy.data.examples import Example
 from lorastudy.data.load import StudyData, train_and_eval
+from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
 from lorastudy.spec.experiment import Experiment, canonical_json
 from lorastudy.spec.settings import Settings
@@ -31,6 +32,17 @@ def read_data(experiments: Sequence[Experiment]) -> Mapping[str, StudyData]:
     """
     readings = {data_key(experiment.settings): experiment.settings for experiment in experiments}
     return {key: train_and_eval(settings) for key, settings in readings.items()}
+
+
+def data_notes(experiments: Sequence[Experiment], data: Mapping[str, StudyData]) -> list[str]:
+    """What a reader should know of rows that can be read and are odd all the same."""
+    notes = []
+    for settings in (experiment.settings for experiment in experiments):
+        read = data[data_key(settings)]
+        if read.num_empty_prompts:
+            share = f"{read.num_empty_prompts} of {len(read.train)} training rows"
+            notes.append(f"{settings.dataset_path}: {share} have an empty prompt")
+    return list(dict.fromkeys(notes))
 
 
 def data_key(settings: Settings) -> str:
@@ -77,7 +89,10 @@ def _num_completion_tokens(examples: Sequence[Example], base_model: str) -> int 
 
     counted = examples[:NUM_COUNTED_ROWS]
     texts = [segment.text for example in counted for segment in example.segments if segment.trained]
-    encodings = Tokenizer.from_file(str(file)).encode_batch(texts, add_special_tokens=False)
+    try:
+        encodings = Tokenizer.from_file(str(file)).encode_batch(texts, add_special_tokens=False)
+    except Exception as error:  # of a file that it cannot read, tokenizers raises a plain Exception
+        raise ModelError(f"base_model: {base_model}: its tokenizer.json cannot be read: {error}") from error
     return round((sum(map(len, encodings)) + len(counted)) * len(examples) / len(counted))
 
 

@@ -1,11 +1,13 @@
 """`lorastudy evaluate`: score, ask and time a trained adapter."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorastudy.cli.terminal import runs_own_code, shown
 from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
@@ -37,6 +39,10 @@ def evaluate(
         int, typer.Option(help="Rows answered for exact match; 0 for none.", min=0)
     ] = 16,
     max_new_tokens: Annotated[int, typer.Option(help="Length limit of an answer.", min=1)] = 64,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option("--trust-remote-code", help="Let the base model's folder run its own Python code."),
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
 ) -> None:
     """Evaluate an adapter, loaded onto its base as any user of PEFT would."""
@@ -63,7 +69,10 @@ def evaluate(
         max_generation_samples=max_generation_samples,
         max_new_tokens=max_new_tokens,
         exact_match_pattern=origin.exact_match_pattern if origin else None,
+        trust_remote_code=trust_remote_code,
     )
+    if trust_remote_code:
+        print(f"note: {runs_own_code(job.base_model)}", file=sys.stderr)
     check_base_model(job.base_model)
     _check_same_base(job.base_model, checkpoint, origin=origin)
     result = run_job(job)
@@ -92,9 +101,10 @@ def _named_base(checkpoint: Path) -> str:
             f"--checkpoint: {checkpoint}: has no adapter_config.json; expected a folder such as output/<name>/final_model"
         )
     try:
-        named = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except ValueError as error:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise StudyError(f"--checkpoint: {config}: is not JSON: {error}") from error
+    named = values.get("base_model_name_or_path") if isinstance(values, dict) else None
     if not isinstance(named, str):
         raise StudyError(f"--checkpoint: {checkpoint}: does not name its base model; give --base-model")
     return named
@@ -121,10 +131,10 @@ def _show(console: "Console", result: dict[str, Any]) -> None:
             f"{result['num_refused_rows']} rows left out: their answer lies beyond --max-seq-length"
         )
     for generation in result["generations"]:
-        console.print(f"\n> {generation['prompt'].strip()}", markup=False)
+        console.print(f"\n> {shown(generation['prompt'].strip())}", markup=False)
         if "reference" in generation:
-            console.print(f"  expected: {generation['reference']}", markup=False)
-        console.print(f"  answer:   {generation['answer'].strip()}", markup=False)
+            console.print(f"  expected: {shown(generation['reference'])}", markup=False)
+        console.print(f"  answer:   {shown(generation['answer'].strip())}", markup=False)
     if result["inference"] is not None:
         console.print("\ninference, one prompt at a time, greedy, medians:")
         for key, value in result["inference"].items():

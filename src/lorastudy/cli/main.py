@@ -38,11 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=None if arguments is None else list(arguments))
     except StudyError as error:
-        from lorastudy.spec.printable import printable_lines
-        from lorastudy.spec.privacy import Privacy
+        from lorastudy.cli.terminal import error_shown
 
-        # Messages are pasted into chats and issues, and quote what stands in files of strangers.
-        print(f"error: {printable_lines(Privacy.of_this_machine().hidden(str(error)))}", file=sys.stderr)
+        print(f"error: {error_shown(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if not is_disk_fault(error):

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorastudy.cli.terminal import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -68,17 +70,19 @@ def _print_counts(console: "Console", prepared: "Prepared", *, fmt: "Format", wa
     columns = ", ".join(
         part if part == column else f"{part} = {column}" for part, column in fmt.columns.items()
     )
-    console.print(f"Format: {fmt.name} ({columns})", markup=False)
+    console.print(f"Format: {fmt.name} ({shown(columns)})", markup=False)
     console.print(f"Rows: {prepared.num_rows} read, {len(prepared.examples)} taken")
     if prepared.num_empty_answers:
         console.print(f"Left out: {prepared.num_empty_answers} with an empty answer")
     if len(prepared.examples) < wanted.num_samples:
         console.print(f"Note: {wanted.num_samples} were asked for; there are no more")
+    if prepared.num_empty_prompts:
+        console.print(f"Empty prompts: {prepared.num_empty_prompts} (kept; their answers answer nothing)")
     console.print(
         f"Duplicates: {prepared.num_duplicates} (kept; a row and its duplicates are on one side of a split)"
     )
     for written in prepared.files:
-        console.print(f"Wrote {written.path}: {written.num_rows} rows", markup=False)
+        console.print(f"Wrote {shown(str(written.path))}: {written.num_rows} rows", markup=False)
 
 
 def _print_example(console: "Console", example: "Example") -> None:
@@ -86,7 +90,7 @@ def _print_example(console: "Console", example: "Example") -> None:
     from rich.text import Text
 
     console.print(
-        f"\nOne example ({example.row.where}); trained on what stands between {_BEGIN} and {_END}:\n",
+        f"\nOne example ({shown(example.row.where)}); trained on what stands between {_BEGIN} and {_END}:\n",
         markup=False,
     )
     text = Text()
@@ -107,5 +111,5 @@ def _print_example(console: "Console", example: "Example") -> None:
 
 def _shortened(text: str) -> str:
     if len(text) <= _NUM_CHARACTERS_SHOWN:
-        return text
-    return f"{text[:_NUM_CHARACTERS_SHOWN]} [... {len(text) - _NUM_CHARACTERS_SHOWN} more characters]"
+        return shown(text)
+    return f"{shown(text[:_NUM_CHARACTERS_SHOWN])} [... {len(text) - _NUM_CHARACTERS_SHOWN} more characters]"

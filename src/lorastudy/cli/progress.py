@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from lorastudy.cli.terminal import failure_shown
 from lorastudy.executors import WorkerExit
 from lorastudy.planner.packing import PlannedPack
 from lorastudy.records import (
@@ -65,7 +66,8 @@ class Progress:
             self._end(pack.id)
         elif isinstance(event, Outcome) and event.status == "failed":
             names = {experiment.id: experiment.name for experiment in pack.experiments}
-            self._say(f"{title}: {names[event.experiment_id]} failed ({event.failure_kind}): {event.message}")
+            message = failure_shown(event.message or "")
+            self._say(f"{title}: {names[event.experiment_id]} failed ({event.failure_kind}): {message}")
         else:
             self._phase(title, event)
 

@@ -13,9 +13,10 @@ from rich.console import Console
 from lorastudy.analysis.fairness.case import Case
 from lorastudy.analysis.fairness.lint import lint
 from lorastudy.analysis.fairness.wording import arms_in_words
-from lorastudy.cli.checking import read_data, suite_case
+from lorastudy.cli.checking import data_notes, read_data, suite_case
 from lorastudy.cli.departure import Departure
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
+from lorastudy.cli.terminal import failure_shown, runs_own_code, shown
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.executors import Executor, local_executor
 from lorastudy.experiments.expansion import expand, sources_reader
@@ -26,7 +27,7 @@ from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.hub import check_base_model, is_hub_model
 from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.settings import Settings
-from lorastudy.spec.suite import Suite
+from lorastudy.spec.suite import EXPERIMENT_TYPES, Suite
 from lorastudy.tracker import ExperimentTracker
 
 
@@ -43,19 +44,21 @@ def sources_of() -> Callable[[Settings], Sources]:
 def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str) -> None:
     """Print what would run: packs, experiments, and which results are there already."""
     missing = _missing(experiments, database=database)
-    case = suite_case(experiments, suite_name=suite.name, data=read_data(experiments))
+    data = read_data(experiments)
+    case = suite_case(experiments, suite_name=suite.name, data=data)
+    notes = [*suite.notes, *_notes(experiments), *data_notes(experiments, data)]
     executor = local_executor(experiments)
     packs = remaining_packs(experiments, missing, num_at_once=executor.num_packs_at_once)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        f"[bold]{suite.name}[/bold] ({suite.experiment_type})  base model: {_shared(experiments, 'base_model')}"
-    )
+    # No markup: names of models, modules and files may hold brackets.
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console.print(suite.name, style="bold", end="")
+    console.print(f" ({shown(suite.experiment_type)})  base model: {_shared(experiments, 'base_model')}")
     console.print(
         f"{len(experiments)} experiments, {len(experiments) - len(missing)} of them done; "
         f"{len(missing)} to run in {len(packs)} pack(s). An experiment is an arm with one seed."
     )
-    for note in [*_notes(experiments), *_fairness(case)]:
-        console.print(note, markup=False)
+    for note in [*(f"note: {note}" for note in notes), *_fairness(case)]:
+        console.print(shown(note))
     for number, pack in enumerate(packs, start=1):
         console.print(f"\npack {number}: {len(pack.experiments)} experiments on one base")
         for experiment in pack.experiments:
@@ -82,7 +85,9 @@ def run_experiments(
         # A store that is there comes first, since another writer of it is refused at once.
         tracker = None if _is_new(database) else open_until_done.enter_context(_writer(database))
         missing = list(experiments) if tracker is None else not_done(experiments, tracker=tracker)
-        read_data(missing)
+        notes = [*suite.notes, *data_notes(missing, read_data(missing)), *_own_code(experiments)]
+        for note in notes:
+            print(f"note: {shown(note)}", file=sys.stderr)
         _say_what_is_replaced(missing, output=plan.output)
         for base_model in sorted({experiment.settings.base_model for experiment in missing}):
             check_base_model(base_model)
@@ -113,11 +118,12 @@ def run_experiments(
 
 def _notes(experiments: Sequence[Experiment]) -> list[str]:
     """What a reader of the plan should know before it runs."""
-    return [
-        f"note: base model {name}: taken for an id on the hub; whether it can be had is found out when the suite runs"
+    on_the_hub = [
+        f"base model {name}: taken for an id on the hub; whether it can be had is found out when the suite runs"
         for name in sorted({experiment.settings.base_model for experiment in experiments})
         if is_hub_model(name)
     ]
+    return [*on_the_hub, *_own_code(experiments)]
 
 
 def _fairness(case: Case) -> list[str]:
@@ -128,6 +134,16 @@ def _fairness(case: Case) -> list[str]:
         for finding in found
     ]
     return [*lines, "`lorastudy check FILE` says why that is unfair and what to change"] if found else []
+
+
+def _own_code(experiments: Sequence[Experiment]) -> list[str]:
+    """Whose Python code a suite runs besides this program's, with the rights of who runs it."""
+    models = {e.settings.base_model for e in experiments if e.settings.trust_remote_code}
+    types = {e.experiment_type for e in experiments} - set(EXPERIMENT_TYPES)
+    return [
+        *map(runs_own_code, sorted(models)),
+        *(f"experiment_type: {name} is run, with your rights" for name in sorted(types)),
+    ]
 
 
 def _say_what_is_replaced(experiments: Sequence[Experiment], *, output: Path) -> None:
@@ -182,7 +198,9 @@ def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment], *, 
     )
     by_message: dict[str, list[str]] = {}
     for end in outcome.failed:
-        by_message.setdefault(f"{end.failure_kind}: {end.message}", []).append(names[end.experiment_id])
+        by_message.setdefault(f"{end.failure_kind}: {failure_shown(end.message or '')}", []).append(
+            names[end.experiment_id]
+        )
     for message, failed in by_message.items():
         print(f"failed: {', '.join(failed)}\n  {message}", file=sys.stderr)
     for experiment_id in outcome.unpublished:
@@ -196,13 +214,13 @@ def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment], *, 
 
 
 def _shared(experiments: Sequence[Experiment], key: str) -> str:
-    return ", ".join(sorted({str(getattr(experiment.settings, key)) for experiment in experiments}))
+    return shown(", ".join(sorted({str(getattr(experiment.settings, key)) for experiment in experiments})))
 
 
 def _summary(experiment: Experiment) -> str:
     settings = experiment.settings
     targets = settings.target_modules
-    names = targets if isinstance(targets, str) else ",".join(targets)
+    names = targets if isinstance(targets, str) else shown(",".join(targets))
     length = (
         f"{settings.max_steps} steps" if settings.max_steps else f"{settings.num_train_epochs or 1:g} epochs"
     )

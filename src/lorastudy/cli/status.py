@@ -3,6 +3,7 @@
 from collections import Counter
 
 from lorastudy.cli.options import DATABASE, Database
+from lorastudy.cli.terminal import failure_shown
 
 
 def status(database: Database = DATABASE) -> None:
@@ -19,9 +20,8 @@ def status(database: Database = DATABASE) -> None:
         print(f"{suite_name}: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}")
     for result in results:
         if result.status == "failed":
-            print(
-                f"  failed: {result.suite_name}/{result.name}: {result.failure_kind}: {result.failure_message}"
-            )
+            message = failure_shown(result.failure_message or "no message was recorded")
+            print(f"  failed: {result.suite_name}/{result.name}: {result.failure_kind}: {message}")
     for (suite_name, tool), number in imported.items():
         print(f"{suite_name}: {number} imported from {tool}")
     if not results and not imported:

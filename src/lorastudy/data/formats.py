@@ -140,6 +140,21 @@ def check(rows: Sequence[Row], fmt: Format) -> None:
         raise DataError(f"{len(bad)} of {len(rows)} rows are not usable as {fmt.name}:\n{listing}{more}")
 
 
+def asks_nothing(row: Row, fmt: Format) -> bool:
+    """Whether a checked row's prompt is blank; of a conversation, whatever stands before its first answer."""
+    values = fmt.values(row)
+    if fmt.name == "text":
+        return False
+    if fmt.name in ("messages", "sharegpt"):
+        conversation = fmt.conversation(row)
+        asked = [
+            turn.plain for turn in conversation.turns[: conversation.answers[0]] if turn.role != "system"
+        ]
+    else:
+        asked = [values.get(part) or "" for part in ("instruction", "input", "prompt")]
+    return not any(text.strip() for text in asked)
+
+
 def without_empty_answers(rows: Sequence[Row], fmt: Format) -> list[Row]:
     """The rows whose answer is not blank. Published sets have a few such rows (the original Alpaca has)."""
     return [row for row in rows if _problem(row, fmt) != EMPTY_ANSWER]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lorastudy.data.chat import ChatTemplate
 from lorastudy.data.examples import Example
-from lorastudy.data.formats import Format, recognise
+from lorastudy.data.formats import Format, asks_nothing, recognise
 from lorastudy.data.prompts import render
 from lorastudy.data.sources import Row, read_rows
 from lorastudy.data.splits import content_hash, num_duplicates, overlap, split_by_content
@@ -18,6 +18,7 @@ class StudyData:
     """All rows of one pack. `forgetting` is None when no such set is named.
 
     `num_leaked` counts held-out rows whose content is also trained on: their scores say nothing about new rows.
+    `num_empty_prompts` counts training rows that ask nothing.
     """
 
     train: tuple[Example, ...]
@@ -25,6 +26,12 @@ class StudyData:
     forgetting: tuple[Example, ...] | None
     num_duplicates: int
     num_leaked: int
+    num_empty_prompts: int
+
+
+def num_empty_prompts(examples: Sequence[Example]) -> int:
+    """Rows that ask nothing: their answer is trained, and there is nothing that it answers. Plain text has no prompt."""
+    return sum(asks_nothing(example.row, example.format) for example in examples)
 
 
 def load_examples(
@@ -87,6 +94,7 @@ def train_and_eval(settings: Settings, *, chat_template: ChatTemplate | None = N
         else tuple(_scored(forgetting, settings, chat_template=chat_template)),
         num_duplicates=duplicates,
         num_leaked=overlap(train, held_out),
+        num_empty_prompts=num_empty_prompts(train),
     )
 
 

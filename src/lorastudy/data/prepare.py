@@ -9,7 +9,7 @@ from pathlib import Path
 from lorastudy.data.examples import Example
 from lorastudy.data.fetch import dataset_name
 from lorastudy.data.formats import Format, check, without_empty_answers
-from lorastudy.data.load import to_examples
+from lorastudy.data.load import num_empty_prompts, to_examples
 from lorastudy.data.sources import Row
 from lorastudy.data.splits import num_duplicates, position, split_by_content
 from lorastudy.errors import DataError
@@ -50,10 +50,11 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What became of the rows. Duplicates are counted among those taken, and kept."""
+    """What became of the rows. Duplicates and empty prompts are counted among those taken, and kept."""
 
     num_rows: int
     num_empty_answers: int
+    num_empty_prompts: int
     num_duplicates: int
     examples: tuple[Example, ...]
     files: tuple[Written, ...]
@@ -80,6 +81,7 @@ def prepare(rows: Sequence[Row], fmt: Format, *, wanted: Wanted) -> Prepared:
     return Prepared(
         num_rows=len(rows),
         num_empty_answers=len(rows) - len(answered),
+        num_empty_prompts=num_empty_prompts(examples),
         num_duplicates=num_duplicates(examples),
         examples=tuple(examples),
         files=tuple(Written(path=path, num_rows=len(part)) for path, part in parts),
@@ -124,6 +126,7 @@ def _write(path: Path, examples: Sequence[Example]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # it may be a link to a file that is not ours
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{_line(example)}\n" for example in examples)
             file.flush()

@@ -88,7 +88,10 @@ def load_adapter(base: BaseModel, folder: Path) -> PeftModel:
         ModelError: not an adapter folder, or an adapter of another base.
     """
     check_fits(base, folder)
-    model = PeftModel.from_pretrained(base.model, str(folder))
+    try:
+        model = PeftModel.from_pretrained(base.model, str(folder))
+    except (ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
+        raise ModelError(f"checkpoint: {folder}: PEFT cannot load it: {error}") from error
     model.eval()
     return model
 
@@ -119,6 +122,12 @@ def check_fits(base: BaseModel, folder: Path) -> None:
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """An adapter's configuration and weights."""
+    pickle = folder / "adapter_model.bin"
+    if pickle.exists() and not (folder / WEIGHTS_FILE).is_file():
+        raise ModelError(
+            f"checkpoint: {folder}: has {pickle.name} and no {WEIGHTS_FILE}; reading a pickle runs the code in it, so it is "
+            "not read. Save the adapter again with PEFT where you trust it"
+        )
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ModelError(
@@ -126,9 +135,16 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             )
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        return config, load_file(folder / WEIGHTS_FILE)
-    except (ValueError, SafetensorError) as error:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise ModelError(f"checkpoint: {folder}: damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"checkpoint: {folder}: damaged: {CONFIG_FILE} is not a JSON object")
+    if config.get("megatron_config"):  # PEFT imports the module that `megatron_core` names
+        raise ModelError(
+            f"checkpoint: {folder}: its megatron_config would load code; only plain LoRA is supported"
+        )
+    return config, tensors
 
 
 def _selected(config: Mapping[str, Any], *, modules: Sequence[str]) -> set[str]:
@@ -141,7 +157,7 @@ def _selected(config: Mapping[str, Any], *, modules: Sequence[str]) -> set[str]:
 
 def _same_width(module: nn.Module, tensor: Tensor, *, part: str) -> bool:
     inputs, outputs = features(module)
-    if part not in {"lora_A", "lora_B"}:
+    if part not in {"lora_A", "lora_B"} or tensor.ndim != 2:
         return False
     return tensor.shape[1] == inputs if part == "lora_A" else tensor.shape[0] == outputs
 

@@ -1,4 +1,8 @@
-"""Loading a frozen base model: folder, hub id or `lab`, in the asked precision, safetensors only."""
+"""Loading a frozen base model: folder, hub id or `lab`, in the asked precision, safetensors only.
+
+A model of the hub is fetched first, at the commit that the plan was made for, and then is a folder like any
+other: transformers never looks anything up by itself. Files that are not read are not fetched.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -21,8 +27,17 @@ from lorastudy.engine.quantised import keep_trainable_on_cpu, quantization_confi
 from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
-from lorastudy.spec.hub import unreachable_message
+from lorastudy.spec.hub import cached_commit, unreachable_message
+from lorastudy.spec.model_folder import model_folder_problem
 from lorastudy.spec.settings import Settings
+
+#: What is fetched of a model on the hub: never a pickle.
+_FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+#: What transformers raises over files that are damaged, of another version, or meant to do harm.
+_UNREADABLE = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RecursionError,
+    SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -59,7 +74,7 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
     Raises:
         ModelError: it cannot be found, reached or read; says what to do.
     """
-    path = str(base_folder()) if settings.base_model == "lab" else settings.base_model
+    path = _local_folder(settings.base_model, with_code=settings.trust_remote_code)
     dtype = _DTYPES.get(settings.quantization, torch.bfloat16)
     quantization = quantization_config(
         settings.quantization,
@@ -78,7 +93,7 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise _unloadable(settings.base_model, error) from error
     unfilled = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if unfilled:
@@ -133,10 +148,10 @@ def load_tokenizer(base_model: str, *, trust_remote_code: bool = False) -> PreTr
     Raises:
         ModelError: it cannot be found or has no end-of-text token.
     """
-    path = str(base_folder()) if base_model == "lab" else base_model
+    path = _local_folder(base_model, with_code=trust_remote_code)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise _unloadable(base_model, error) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -146,11 +161,40 @@ def load_tokenizer(base_model: str, *, trust_remote_code: bool = False) -> PreTr
     return tokenizer
 
 
+def _local_folder(base_model: str, *, with_code: bool) -> str:
+    """The folder of a base model; one of the hub is fetched, at the commit that its experiments are named after.
+
+    Raises:
+        ModelError: it cannot be had, or must not be read.
+    """
+    if base_model == "lab":
+        return str(base_folder())
+    folder = Path(base_model)
+    if not folder.is_dir():
+        patterns = [*_FETCHED, *(["*.py"] if with_code else [])]
+        commit = cached_commit(base_model)
+        try:
+            folder = Path(snapshot_download(base_model, revision=commit, allow_patterns=patterns))
+        except (OSError, ValueError) as error:
+            raise _unloadable(base_model, error) from error
+    problem = model_folder_problem(folder)
+    if problem is not None:
+        raise ModelError(f"base_model: {base_model}: {problem}")
+    return str(folder)
+
+
 def _unloadable(base_model: str, error: Exception) -> ModelError:
     cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(base_model).is_dir():
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"base_model: {base_model}: wants to run Python code of its own. Read that code; if you trust it, set "
+            "trust_remote_code: true in the suite, or give --trust-remote-code"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return ModelError(f"base_model: {base_model}: the Hugging Face hub has no such model, or not for you")
+    if Path(base_model).is_dir() or cached_commit(base_model) is not None:
         return ModelError(
             f"base_model: {base_model}: cannot be loaded: {cause}. A model folder holds config.json, the tokenizer's "
-            "files and *.safetensors (pickled .bin weights are not read)."
+            "files and *.safetensors."
         )
     return ModelError(f"{unreachable_message(base_model)}. Cause: {cause}")

@@ -26,10 +26,17 @@ def run_job(values: dict[str, Any]) -> dict[str, Any]:
         StudyError: the base, the adapter or the data set cannot be used.
     """
     job = EvaluateJob(**values)
-    settings = Settings(base_model=job.base_model, quantization=job.quantization)
+    settings = Settings(
+        base_model=job.base_model, quantization=job.quantization, trust_remote_code=job.trust_remote_code
+    )
     base = load_base(settings, device=default_device())
     scorer = LoadedAdapter(base, Path(job.checkpoint))
-    result: dict[str, Any] = {"scores": [], "generations": [], "inference": None}
+    result: dict[str, Any] = {
+        "scores": [],
+        "generations": [],
+        "inference": None,
+        "trust_remote_code": job.trust_remote_code,
+    }
     if job.dataset is not None:
         result |= _scored(scorer, job, base=base, tokens=_tokens(job, base=base))
     if job.benchmark:

@@ -34,7 +34,7 @@ _WHOLE_FILES = (
     "vocab.txt",
     "spiece.model",
 )
-_WEIGHT_FILES = ("*.safetensors", "*.bin")
+_WEIGHT_FILES = ("*.safetensors",)
 
 
 def base_model_fingerprint(base_model: str) -> str:

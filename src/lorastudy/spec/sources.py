@@ -7,6 +7,8 @@ import difflib
 import re
 from pathlib import Path
 
+from lorastudy.spec.model_folder import model_folder_problem
+
 #: Settings that say where something lies.
 SOURCE_KEYS = ("base_model", "dataset_path", "eval_dataset_path", "forgetting_dataset_path")
 #: What lies inside the package instead: its model, and its data sets as `lab:<name>`.
@@ -43,10 +45,11 @@ def dataset_problem(path: str) -> str | None:
 
 def base_model_problem(base_model: str) -> str | None:
     """Why this cannot be a base model; None when it can, as far as one can tell without network."""
-    if base_model == LAB_MODEL or _is_file(base_model + "/config.json"):
+    if base_model == LAB_MODEL:
         return None
     if _is_folder(base_model):
-        return f"the folder {base_model!r} holds no config.json, so it is not a transformers model"
+        problem = model_folder_problem(Path(base_model))
+        return None if problem is None else f"the folder {base_model!r} {problem}"
     if _is_file(base_model):
         return f"{base_model!r} is a file; name the folder that holds config.json and the weights"
     if base_model.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(base_model):

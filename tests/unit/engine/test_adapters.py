@@ -61,7 +61,7 @@ def test_a_folder_that_is_no_adapter(base, tmp_path):
 def test_an_adapter_with_pickled_weights_only(base, adapter):
     torch.save(load_file(adapter / WEIGHTS_FILE), adapter / "adapter_model.bin")
     (adapter / WEIGHTS_FILE).unlink()
-    with pytest.raises(ModelError, match=f"has no {WEIGHTS_FILE}"):
+    with pytest.raises(ModelError, match=f"has adapter_model.bin and no {WEIGHTS_FILE}; reading a pickle"):
         check_fits(base, adapter)
 
 

@@ -96,6 +96,7 @@ def test_a_model_here_or_in_the_cache_needs_no_hub(
     check_base_model("lab")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").touch()
     check_base_model(str(tmp_path / "model"))
     commit = tmp_path / "cache/hub/models--org--name/refs/main"
     commit.parent.mkdir(parents=True)

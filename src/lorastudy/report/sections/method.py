@@ -39,6 +39,7 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
             ),
         ),
         *_data(study),
+        *_trusted(study),
         *_pairs_left_out(analysis),
     ]
     return [
@@ -152,6 +153,14 @@ def _data(study: Study) -> list[Text]:
         )
         for data in distinct
     ]
+
+
+def _trusted(study: Study) -> list[Text]:
+    models = {str(r.settings["base_model"]) for r in study.results if r.settings.get("trust_remote_code")}
+    if not models:
+        return []
+    text = f" trust_remote_code was on for {listing(sorted(models))}: what that code did is part of these numbers."
+    return [(Strong("Code of the model's own was run."), text)]
 
 
 def _pairs_left_out(analysis: Analysis) -> list[Text]:
