@@ -23,6 +23,7 @@ from lorastudy.executors import HUNG, Executor, WorkerExit
 from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import PlannedPack, halves
 from lorastudy.records import Outcome, Pack, Record
+from lorastudy.spec.containment import files_alone, inside
 from lorastudy.spec.experiment import Experiment
 from lorastudy.tracker import ExperimentTracker, suite_notes
 
@@ -133,6 +134,8 @@ def run_suite(
     Without `plan.continue_on_error` nothing more is started once an experiment has failed for good. Once
     `plan.is_leaving` says so, what is under way is followed until it has left, and no more is started.
     """
+    for experiment in experiments:
+        inside(plan.output, plan.output / experiment.name / "final_model")
     tracker.register(suite_name, experiments)
     suite_notes.keep(tracker, suite_name, runs=plan.runs)
     take_what_was_left(experiments, tracker=tracker)
@@ -185,7 +188,7 @@ def _prepare(waiting: WaitingPack, *, tracker: ExperimentTracker, root: Path) ->
     attempt = tracker.next_attempt([experiment.id for experiment in pack.experiments])
     while (folder := root / pack.id / f"attempt-{attempt}").exists():
         attempt += 1
-    folder.mkdir(parents=True)
+    inside(root, folder).mkdir(parents=True)
     engine = pack.experiments[0].settings.engine
     Pack(
         id=pack.id,
@@ -239,7 +242,8 @@ def _deaths(exit_: WorkerExit, current: _Try, *, plan: Plan) -> list[Outcome]:
 def _publish_new(record: Outcome, current: _Try, *, output: Path) -> None:
     if record.adapter_path is not None:
         name = next(e.name for e in current.pack.experiments if e.id == record.experiment_id)
-        _publish(current.folder / record.adapter_path, output / name / "final_model")
+        adapter = inside(current.folder, current.folder / record.adapter_path)
+        _publish(adapter, inside(output, output / name / "final_model"))
 
 
 def _publish_done(
@@ -263,7 +267,7 @@ def _publish_done(
         done = tracker.get_experiment(experiment.id)
         adapter = Path(done.run_folder or "") / (done.adapter_path or "")
         if done.adapter_path is not None and adapter.is_dir():
-            _publish(adapter, target)
+            _publish(inside(Path(done.run_folder or ""), adapter), target)
         else:
             gone.append(experiment.id)
     return tuple(gone)
@@ -274,7 +278,7 @@ def _publish(adapter: Path, target: Path) -> None:
     fresh, old = target.with_name("final_model.new"), target.with_name("final_model.old")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(adapter, fresh)
+    shutil.copytree(files_alone(adapter), fresh)
     if target.exists():
         target.rename(old)
     fresh.rename(target)

@@ -16,6 +16,9 @@ from lorastudy.data.examples import Segment
 
 Message = dict[str, Any]
 
+#: A template is a program of somebody else's, and fails as programs do.
+_OF_A_PROGRAM = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+
 
 class ChatTemplate(Protocol):
     """`tokenizer.apply_chat_template` with `tokenize=False`."""
@@ -65,7 +68,7 @@ def _segments(conversation: Conversation, chat_template: ChatTemplate) -> tuple[
                 tools=conversation.tools or None,
                 add_generation_prompt=add_generation_prompt,
             )
-        except TemplateError as error:
+        except (TemplateError, *_OF_A_PROGRAM) as error:
             raise ConversationError(f"the model's chat template refuses it: {error}") from error
 
     whole = render(answers[-1] + 1, add_generation_prompt=False)

@@ -162,6 +162,8 @@ class _Builder:
 
     def _scalar(self, event: Any) -> Node:
         value = event.value
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            self.problems.add(self._place(event), cause="holds half of a surrogate pair, which is not text")
         if event.implicit[0] or (event.tag is not None and not event.style):
             try:
                 value = resolve_scalar(value)

@@ -87,7 +87,9 @@ def test_a_base_that_is_nowhere(name, monkeypatch):
 def test_pickled_weights_are_not_read(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"holds pickled weights \(pytorch_model.bin\) and no \*.safetensors;"):
+    with pytest.raises(
+        ModelError, match=r"holds pickled weights \('pytorch_model.bin'\) and no \*.safetensors;"
+    ):
         load(folder)
 
 
@@ -102,7 +104,8 @@ def test_a_damaged_folder_is_the_users_to_mend(folder, file, text):
     else:
         (folder / file).write_text(text)
     with pytest.raises(
-        ModelError, match=r"base_model: .*/model: (cannot be loaded: |holds no config.json|has a config.json that)"
+        ModelError,
+        match=r"base_model: .*/model: (cannot be loaded: |holds no config.json|has a config.json that)",
     ):
         load(folder)
 

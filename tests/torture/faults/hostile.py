@@ -1,0 +1,419 @@
+"""Names, texts and files of somebody who means harm: nothing leaves its folder and nothing is run.
+
+Every case has a canary, a file that only running it would make. Names must be refused; texts must be shown as
+texts; folders must be refused, or used without what they smuggle.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jinja2
+from rich.console import Console
+
+import tiny
+from lorastudy.cli import evaluate, status
+from lorastudy.cli import main as command
+from lorastudy.cli.running import show_plan
+from lorastudy.data.chat import chat_segments
+from lorastudy.data.conversations import Conversation, ConversationError, Turn
+from lorastudy.data.load import load_examples
+from lorastudy.data.tokenise import chat_template_of
+from lorastudy.errors import StudyError, SuiteFileError
+from lorastudy.executors import WorkerExit
+from lorastudy.experiments.expansion import expand
+from lorastudy.planner.packing import form_packs
+from lorastudy.records import Environment, Outcome, Pack
+from lorastudy.runner import Plan, run_suite
+from lorastudy.spec.experiment import Experiment, Sources
+from lorastudy.spec.loading import load_suite, suite_from_values
+from lorastudy.spec.privacy import Privacy
+from lorastudy.spec.settings import Settings
+from lorastudy.tracker import ExperimentTracker
+from lorastudy.tracker.exporting import export_csv
+from torture import hostile_folders, hostile_pages
+from torture import hostile_strings as strings
+from torture.harness import FaultResult, Row, counted, listed, tried
+
+ROW = Row(
+    fault="hostile names, files and strings",
+    must="0 escapes, 0 executions",
+    short=1000,
+    default=1000,
+    kept=1000,
+)
+
+Check = Callable[[Path, Path], str | None]
+_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One attempt. `check` gets a folder of its own and the canary, and says what went wrong."""
+
+    kind: str
+    what: str
+    check: Check
+
+
+def run(*, amount: int, seed: int, folder: Path) -> FaultResult:
+    """Make every attempt, at most `amount` in an order by the seed."""
+    cases = list(all_cases())
+    random.Random(seed).shuffle(cases)
+    cases = cases[:amount]
+    violations = []
+    for number, case in enumerate(counted(cases, total=len(cases))):
+        found = attempted(case, folder / str(number))
+        if found is not None:
+            violations.append(f"{case.kind}: {case.what[:80]!r}: {found}")
+    kinds = sorted({case.kind for case in cases})
+    unseen = "" if hostile_pages.browser() else "no browser is installed here, so no page was opened in one"
+    return FaultResult(
+        fault=ROW.fault,
+        num_faults=len(cases),
+        num_violations=len(violations),
+        detail="; ".join(
+            filter(None, [f"{len(kinds)} kinds: {', '.join(kinds)}", unseen, listed(violations)])
+        ),
+    )
+
+
+def attempted(case: Case, folder: Path) -> str | None:
+    """What went wrong, an execution or an exception of no kind of ours included; None where nothing did."""
+    inside, canary = folder / "inside", folder / "canary"
+    inside.mkdir(parents=True)
+    before = _files(folder)
+    with contextlib.chdir(inside):
+        found = tried(lambda: case.check(inside, canary))
+    if canary.exists():
+        return "was executed"
+    if isinstance(found, Exception):
+        return f"raised {found!r}"
+    outside = {path for path in _files(folder) - before if not path.is_relative_to(inside)}
+    shutil.rmtree(folder, ignore_errors=True)
+    return found or (f"made {min(outside)} outside its folder" if outside else None)
+
+
+def all_cases() -> Iterator[Case]:
+    """The whole list."""
+    for kind, texts, check in (
+        ("name of an arm", strings.NAMES, _name_of_an_arm),
+        ("name of a suite", strings.NAMES[:20], _name_of_a_suite),
+        ("text in a report", strings.MARKUP, lambda text, folder, canary: hostile_pages.violation(text)),
+        ("text on a terminal", strings.TERMINAL, _on_a_terminal),
+        ("text in a plan", strings.TERMINAL, _in_a_plan),
+        ("formula in CSV", strings.FORMULAS, _in_a_spreadsheet),
+        ("text in a query", strings.SQL, _in_a_query),
+        ("YAML", strings.YAML, _in_yaml),
+        ("chat template", strings.TEMPLATES, _as_template),
+        ("row of data", strings.ROWS, _as_row),
+    ):
+        for text in texts:
+            yield Case(kind=kind, what=text, check=partial(check, text))
+    for what in hostile_folders.MODELS:
+        yield Case(kind="model folder", what=what, check=partial(_model_folder, what))
+    for what in hostile_folders.ADAPTERS:
+        yield Case(kind="adapter folder", what=what, check=partial(_adapter_folder, what))
+    for what, check in LINKS.items():
+        yield Case(kind="link", what=what, check=check)
+    if (program := hostile_pages.browser()) is not None:
+        yield Case(kind="page in a browser", what="all texts at once", check=partial(_in_browser, program))
+
+
+def _with_canary(text: str, canary: Path) -> str:
+    return text.replace("CANARY", str(canary))
+
+
+def _name_of_an_arm(text: str, folder: Path, canary: Path) -> str | None:
+    return _accepted({"name": _with_canary(text, canary)})
+
+
+def _name_of_a_suite(text: str, folder: Path, canary: Path) -> str | None:
+    return _accepted({"suite_name": _with_canary(text, canary)})
+
+
+def _accepted(values: dict[str, str]) -> str | None:
+    try:
+        suite = suite_from_values({"lora_rank": 4, **values}, where="run")
+        expand(suite, fingerprint_dataset=lambda _: "d", fingerprint_base=lambda _: "b")
+    except SuiteFileError as error:
+        return None if str(error).isprintable() else f"an error that steers the terminal: {str(error)!r}"
+    return "was accepted"
+
+
+def _in_yaml(text: str, folder: Path, canary: Path) -> str | None:
+    places = (
+        "suite_name: X\nexperiments: [{lora_rank: 4}]\n",
+        "experiments:\n  - name: X\n",
+        "X: 1\nexperiments: [{lora_rank: 4}]\n",
+        "X\n",
+    )
+    for place in places:
+        (folder / "s.yaml").write_text(place.replace("X", _with_canary(text, canary)), encoding="utf-8")
+        with contextlib.suppress(SuiteFileError):
+            load_suite(Path("s.yaml"))
+            return "was accepted"
+    return None
+
+
+def _on_a_terminal(text: str, folder: Path, canary: Path) -> str | None:
+    """Where commands print what others wrote: a failure, an answer, a row, an error."""
+    (experiment,) = _experiments("one")
+    with ExperimentTracker("store.db", writable=True) as tracker:
+        tracker.register("study", [experiment])
+        tracker.start_run(experiment.id, attempt=1, pack_id="p", engine="packed", run_folder="runs/p")
+        tracker.fail_run(experiment.id, attempt=1, kind="error", message=text)
+    Path("rows.jsonl").write_text(_json_rows(text), encoding="utf-8")
+    answer = {"prompt": text, "reference": text, "answer": text}
+    result = {"scores": [], "generations": [answer], "inference": None}
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        status.status(database="store.db")
+        evaluate._show(Console(highlight=False, soft_wrap=True), result)
+        for arguments in (
+            ["prepare", "--dataset", "rows.jsonl"],
+            ["suite", f"{text}.yaml"],
+            ["report", "--suite-name", text, "--database", "store.db"],
+        ):
+            with contextlib.suppress(SystemExit):
+                command.main(arguments)
+    return _steered(output.getvalue(), text)
+
+
+def _in_a_plan(text: str, folder: Path, canary: Path) -> str | None:
+    """A dry run of a suite whose files and modules are called so."""
+    name = re.sub(r"[/\x00]", "_", text)
+    rows = "".join(_json_rows(str(number)) for number in range(40))
+    Path(f"{name}.jsonl").write_text(rows, encoding="utf-8")
+    tiny.save_base(folder / name)
+    values = {
+        "base_model": f"./{name}",
+        "dataset_path": f"{name}.jsonl",
+        "target_modules": [text],
+        "eval_fraction": 0.5,
+    }
+    suite = suite_from_values(values, where="run")
+    experiments = expand(suite, fingerprint_dataset=lambda _: "d", fingerprint_base=lambda _: "b")
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        error = tried(lambda: show_plan(suite, experiments, database="none.db"))
+    if isinstance(error, Exception) and not isinstance(error, StudyError):
+        return f"raised {error!r}"
+    return _steered(output.getvalue(), text)
+
+
+def _steered(output: str, text: str) -> str | None:
+    found = _UNPRINTABLE.search(output)
+    if found is not None:
+        return f"{found[0]!r} reached the terminal: {output[max(0, found.start() - 30) : found.end() + 10]!r}"
+    return None if not text.startswith("[") or text in output else "Rich took it for markup"
+
+
+def _in_a_spreadsheet(text: str, folder: Path, canary: Path) -> str | None:
+    (result, *_) = hostile_pages.results(text)
+    export_csv(Path("results.csv"), experiments=[result], privacy=Privacy())
+    content = Path("results.csv").read_text(encoding="utf-8")
+    for delimiter in ",;\t":
+        for line in csv.reader(io.StringIO(content, newline=""), delimiter=delimiter):
+            for cell in line:
+                if re.match(r"[\s\"]*[=+@\uff1d|]|\s*-[^0-9]", cell):
+                    return f"with {delimiter!r} between cells, one begins like a formula: {cell[:60]!r}"
+    return None
+
+
+def _in_a_query(text: str, folder: Path, canary: Path) -> str | None:
+    text = _with_canary(text, canary)
+    with ExperimentTracker("store.db", writable=True) as tracker:
+        tracker.register("study", _experiments("one", "two"), description=text)
+        found = [tracker.get_all_experiments(suite_name=text), tracker.get_experiments_by_type(text)]
+        missing = tried(lambda: tracker.get_experiment(text))
+        if any(found) or not isinstance(missing, StudyError):
+            return "found something"
+        if [suite.description for suite in tracker.get_suites()] != [text] or len(
+            tracker.get_all_experiments()
+        ) != 2:
+            return "changed the store"
+        return "damaged the store" if tracker.verify() else None
+
+
+def _as_template(text: str, folder: Path, canary: Path) -> str | None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = _with_canary(text, canary)
+    template = chat_template_of(tokenizer)
+    assert template is not None
+    conversation = Conversation(turns=(Turn(role="user", text="w2"), Turn(role="assistant", text="w3")))
+    with contextlib.suppress(ConversationError, jinja2.TemplateError):
+        segments = chat_segments(conversation, chat_template=template)
+        rendered = "".join(segment.text for segment in segments)
+        return f"rendered {rendered[:80]!r}" if "class" in rendered or "root:" in rendered else None
+    return None
+
+
+def _as_row(text: str, folder: Path, canary: Path) -> str | None:
+    text = _with_canary(text, canary)
+    for row in ({"instruction": text, "input": text, "output": text}, {"prompt": text, "completion": text}):
+        Path("rows.jsonl").write_text(_json_rows(**row), encoding="utf-8")
+        _, (example,) = load_examples("rows.jsonl")
+        if "".join(segment.text for segment in example.segments).count(text) != len(row):
+            return "was not trained on as it stands"
+    return None
+
+
+def _json_rows(text: str = "", **values: str) -> str:
+    return json.dumps(values or {"prompt": f"{text} ?", "completion": f"{text} !"}) + "\n"
+
+
+def _model_folder(what: str, folder: Path, canary: Path) -> str | None:
+    spoil, must_be_refused = hostile_folders.MODELS[what]
+    model = tiny.save_base(folder / "model")
+    spoil(model, canary)
+    return _refusal(lambda: hostile_folders.load_model(model), must_be_refused)
+
+
+def _adapter_folder(what: str, folder: Path, canary: Path) -> str | None:
+    spoil, must_be_refused = hostile_folders.ADAPTERS[what]
+    adapter = hostile_folders.make_adapter(folder / "adapter")
+    spoil(adapter, canary)
+    return _refusal(lambda: hostile_folders.use_adapter(adapter), must_be_refused)
+
+
+def _refusal(use: Callable[[], None], must_be_refused: bool) -> str | None:
+    error = tried(use)
+    if error is None:
+        return "was accepted" if must_be_refused else None
+    return None if isinstance(error, StudyError) else f"raised {error!r}"
+
+
+def _in_browser(program: str, folder: Path, canary: Path) -> str | None:
+    return hostile_pages.in_browser(strings.MARKUP, folder, program=program)
+
+
+# --- links --------------------------------------------------------------------------------------------
+
+
+def _output_leads_out(folder: Path, canary: Path) -> str | None:
+    Path("output").mkdir()
+    _outside(folder).mkdir()
+    Path("output/one").symlink_to(_outside(folder))
+    return _refused_run(folder)
+
+
+def _final_model_leads_out(folder: Path, canary: Path) -> str | None:
+    Path("output/one").mkdir(parents=True)
+    _outside(folder).mkdir()
+    Path("output/one/final_model").symlink_to(_outside(folder))
+    return _refused_run(folder)
+
+
+def _runs_lead_out(folder: Path, canary: Path) -> str | None:
+    (pack,) = form_packs(_experiments("one"))
+    Path("runs").mkdir()
+    _outside(folder).mkdir()
+    Path("runs", pack.id).symlink_to(_outside(folder))
+    return _refused_run(folder)
+
+
+def _adapter_path_leads_out(folder: Path, canary: Path) -> str | None:
+    Path("elsewhere").mkdir()
+    Path("elsewhere/secret").write_text("secret")
+    return _refused_run(folder, adapter_path="../../../elsewhere")
+
+
+def _adapter_holds_a_link(folder: Path, canary: Path) -> str | None:
+    return _refused_run(folder, link_to=Path("/etc/hostname"))
+
+
+def _unfinished_file_is_a_link(folder: Path, canary: Path) -> str | None:
+    Path("mine").write_text("mine")
+    Path("rows.csv").write_text("prompt,completion\n" + "".join(f"{n},x\n" for n in range(9)))
+    Path("data").mkdir()
+    Path("data/rows.jsonl.partial").symlink_to(folder / "mine")
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        command.main(["prepare", "--dataset", "rows.csv"])
+    return (
+        None
+        if Path("mine").read_text() == "mine" and Path("data/rows.jsonl").is_file()
+        else "was written through"
+    )
+
+
+LINKS: dict[str, Check] = {
+    "an output folder that leads out": _output_leads_out,
+    "an adapter's folder that leads out": _final_model_leads_out,
+    "a run folder that leads out": _runs_lead_out,
+    "an adapter's path that leads out": _adapter_path_leads_out,
+    "an adapter that holds a link": _adapter_holds_a_link,
+    "a link in the place of an unfinished file": _unfinished_file_is_a_link,
+}
+
+
+class _Executor:
+    """Says that every experiment completed, with an adapter where it is told."""
+
+    def __init__(self, *, adapter_path: str | None, link_to: Path | None) -> None:
+        self.adapter_path, self.link_to = adapter_path, link_to
+
+    def run(self, folders: list[Path]) -> Iterator[tuple[Path, object]]:
+        for folder in folders:
+            yield folder, _ENVIRONMENT
+            for experiment in Pack.read(folder).experiments:
+                path = self.adapter_path or "adapters/one"
+                if self.adapter_path is None:
+                    (folder / path).mkdir(parents=True)
+                    (folder / path / "adapter_config.json").write_text("{}")
+                if self.link_to is not None:
+                    (folder / path / "weights").symlink_to(self.link_to)
+                yield (
+                    folder,
+                    Outcome(experiment_id=experiment.id, status="completed", step=1, adapter_path=path),
+                )
+            yield folder, WorkerExit(returncode=None)
+
+
+def _refused_run(folder: Path, *, adapter_path: str | None = None, link_to: Path | None = None) -> str | None:
+    """A whole suite that meets a link: it must end with a message, and leave the outside as it was."""
+    before = _files(folder.parent) - _files(folder)
+    with ExperimentTracker("store.db", writable=True) as tracker:
+        error = tried(
+            lambda: run_suite(
+                _experiments("one"), suite_name="study", tracker=tracker,
+                executor=_Executor(adapter_path=adapter_path, link_to=link_to),
+                plan=Plan(runs=Path("runs"), output=Path("output")), on_event=lambda *_: None,
+            )
+        )  # fmt: skip
+    if not isinstance(error, StudyError):
+        return "was followed" if not isinstance(error, Exception) else f"raised {error!r}"
+    return "something was written outside" if _files(folder.parent) - _files(folder) != before else None
+
+
+_ENVIRONMENT = Environment(
+    python="3", torch="2", transformers="5", peft="0", bitsandbytes="0", lorastudy="0", device="cpu", device_name="cpu", num_threads=1,
+)  # fmt: skip
+
+
+def _experiments(*names: str) -> list[Experiment]:
+    return [
+        Experiment(
+            name=name, arm=name, experiment_type="custom", seed=0, settings=Settings(lora_rank=rank),
+            sources=Sources(base_model="b", dataset="d"),
+        )
+        for rank, name in enumerate(names, start=1)
+    ]  # fmt: skip
+
+
+def _outside(folder: Path) -> Path:
+    return folder.parent / "outside"
+
+
+def _files(folder: Path) -> set[Path]:
+    """Every file under it, links not followed."""
+    return {Path(root, name) for root, _, names in os.walk(folder) for name in names}

@@ -1,0 +1,76 @@
+"""Bugs planted where hostile input is met, to show that the row sees them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lorastudy import runner
+from lorastudy.cli import evaluate, status
+from lorastudy.report import html, markdown
+from lorastudy.spec import suite
+from lorastudy.tracker import exporting
+from torture import hostile_pages
+from torture.faults import hostile
+
+
+def violations(folder: Path, *kinds: str) -> list[str]:
+    """What goes wrong in the cases of these kinds."""
+    cases = [case for case in hostile.all_cases() if case.kind in kinds]
+    assert cases
+    found = (hostile.attempted(case, folder / str(number)) for number, case in enumerate(cases))
+    return [violation for violation in found if violation is not None]
+
+
+def test_the_list_is_long() -> None:
+    assert len(list(hostile.all_cases())) >= 200
+
+
+def test_text_that_is_not_escaped_in_html(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "escape", lambda text, quote=True: text)
+    assert len(violations(tmp_path, "text in a report")) > 10
+
+
+def test_text_that_is_not_escaped_in_markdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(markdown, "escape", lambda text: text.replace("\n", " "))
+    assert len(violations(tmp_path, "text in a report")) > 5
+
+
+@pytest.mark.skipif(hostile_pages.browser() is None, reason="needs a browser")
+def test_a_script_that_is_not_escaped_still_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(html, "escape", lambda text, quote=True: text)
+    assert violations(tmp_path / "safe", "page in a browser") == []
+    monkeypatch.setattr(html, "_policy", lambda scripts: "default-src * 'unsafe-inline' 'unsafe-eval'")
+    assert "a script ran" in violations(tmp_path / "unsafe", "page in a browser")[0]
+
+
+def test_names_that_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "name_problem", lambda name: None)
+    assert "was accepted" in violations(tmp_path, "name of a suite")
+
+
+def test_escape_sequences_that_reach_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "shown", lambda text: text)
+    monkeypatch.setattr(status, "failure_shown", lambda text: text)
+    assert any("reached the terminal" in each for each in violations(tmp_path, "text on a terminal"))
+
+
+def test_formulas_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "defused", lambda value: value)
+    assert len(violations(tmp_path, "formula in CSV")) > 10
+
+
+def test_links_that_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "inside", lambda folder, path: path)
+    monkeypatch.setattr(runner, "files_alone", lambda folder: folder)
+    assert len(violations(tmp_path, "link")) >= 5
+
+
+def test_something_that_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(text, folder, canary):
+        os.system(f"touch {canary}")
+
+    case = hostile.Case(kind="YAML", what="x", check=lambda folder, canary: careless("x", folder, canary))
+    assert hostile.attempted(case, tmp_path) == "was executed"
