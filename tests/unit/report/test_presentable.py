@@ -60,3 +60,13 @@ def test_a_report_names_no_home_directory_and_no_secret(
         assert "~/models/phi" in text
         for private in ("/home/alice", "s3cr3t-value", ":pw@", "\u202e"):
             assert private not in text
+
+
+def test_code_of_a_models_own_is_named_in_the_report(make_rank_results, make_tracker, tmp_path) -> None:
+    results = make_rank_results(
+        ranks=(1, 2), num_seeds=2, settings={"trust_remote_code": True, "base_model": "some/model"}
+    )
+    path, *_ = write_report(make_tracker(results), output=tmp_path / "RESULTS.md")
+    assert "**Code of the model's own was run.** trust_remote_code was on for some/model" in path.read_text(
+        encoding="utf-8"
+    )

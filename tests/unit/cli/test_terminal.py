@@ -1,0 +1,91 @@
+"""What commands say aloud, and that what others wrote does not steer the terminal."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from lorastudy.cli import evaluate, terminal
+from lorastudy.cli.main import main
+from lorastudy.cli.running import check_data, experiments_of, show_plan
+from lorastudy.spec.loading import suite_from_values
+from lorastudy.spec.privacy import Privacy
+
+
+def rows(path, values):
+    path.write_text("".join(json.dumps(row) + "\n" for row in values), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows(
+        tmp_path / "rows.jsonl",
+        [{"prompt": f"p{n}" if n > 4 else " ", "completion": f"c{n}"} for n in range(40)],
+    )
+    return tmp_path
+
+
+def plan(capsys, **values):
+    suite = suite_from_values(
+        {"dataset_path": "rows.jsonl", "eval_fraction": 0.3, "seeds": [0], **values}, where="run"
+    )
+    experiments = experiments_of(suite)
+    show_plan(suite, experiments, database="none.db")
+    return experiments, capsys.readouterr().out
+
+
+def test_rows_that_ask_nothing_are_counted_before_the_run(folder, capsys):
+    experiments, out = plan(capsys)
+    (note,) = check_data(experiments)
+    assert note.endswith("training rows have an empty prompt")
+    assert note.startswith("rows.jsonl: ")
+    assert f"note: {note}" in out
+
+
+def test_rows_that_ask_nothing_are_counted_when_data_are_prepared(folder, capsys):
+    with pytest.raises(SystemExit):
+        main(["prepare", "--dataset", "rows.jsonl"])
+    assert "Empty prompts: 5 (kept; their answers answer nothing)" in capsys.readouterr().out
+
+
+def test_code_of_a_models_own_is_said_aloud_and_off_by_default(folder, capsys):
+    _, out = plan(capsys)
+    assert "trust_remote_code" not in out
+    _, out = plan(capsys, trust_remote_code=True)
+    assert "note: trust_remote_code: lab runs its own Python code, with your rights" in out
+
+
+def test_a_type_in_a_file_is_said_aloud(folder, capsys):
+    (folder / "mine.py").write_text(
+        "from lorastudy.experiments.custom import Custom\nclass Mine(Custom):\n    pass\n", encoding="utf-8"
+    )
+    _, out = plan(capsys, experiment_type="mine.py:Mine")
+    assert "note: experiment_type: mine.py:Mine is run, with your rights" in out
+
+
+def test_brackets_in_names_are_no_markup(folder, capsys):
+    _, out = plan(capsys, target_modules=["[red]q[/red]", "[/bold]"])
+    assert "[/bold],[red]q[/red]" in out
+
+
+def test_an_answer_cannot_steer_the_terminal():
+    output = io.StringIO()
+    answer = {"prompt": "a\x1b[2J", "answer": "b\x1b]52;c;x\x07"}
+    evaluate._show(Console(file=output), {"scores": [], "generations": [answer], "inference": None})
+    assert "\x1b" not in output.getvalue()
+    assert "a\\x1b[2J" in output.getvalue()
+
+
+def test_an_error_has_no_secret_and_no_escape_sequence(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    terminal._privacy.cache_clear()
+    monkeypatch.setattr(
+        Privacy, "of_this_machine", lambda: Privacy(home=str(tmp_path), secrets=("s3cr3t-value",))
+    )
+    with pytest.raises(SystemExit) as exit_:
+        main(["status", "--database", f"{tmp_path}/s3cr3t-value\x1b[31m.db"])
+    terminal._privacy.cache_clear()
+    assert exit_.value.code == 2
+    assert "error: ~/***\\x1b[31m.db: there is no results store here" in capsys.readouterr().err
