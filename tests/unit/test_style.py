@@ -54,7 +54,6 @@ EXCEPTIONS_ALLOWED = Counter(
         ("src/lorastudy/data/fetch.py", "S603"): 1,
         ("src/lorastudy/engine/attention.py", "ARG001"): 1,
         ("src/lorastudy/engine/block_attention.py", "no-untyped-call"): 1,
-        ("src/lorastudy/engine/loading.py", "BLE001"): 1,
         ("src/lorastudy/engine/lora.py", "no-untyped-call"): 2,
         ("src/lorastudy/engine/loss.py", "no-untyped-call"): 1,
         ("src/lorastudy/engine/packed.py", "no-untyped-call"): 1,

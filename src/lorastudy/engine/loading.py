@@ -151,7 +151,7 @@ def load_tokenizer(base_model: str, *, trust_remote_code: bool = False) -> PreTr
     path = _local_folder(base_model, with_code=trust_remote_code)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except Exception as error:
+    except Exception as error:  # of a file that it cannot read, tokenizers raises a plain Exception
         raise _unloadable(base_model, error) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(

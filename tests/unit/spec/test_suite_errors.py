@@ -266,7 +266,7 @@ def test_a_file_name_that_cannot_name_a_suite_asks_for_a_name(folder: Path) -> N
 def test_messages_are_printable_whatever_the_file_holds(write: Write) -> None:
     with pytest.raises(SuiteFileError) as error:
         load_suite(write(f'"k\\uD800\\ey": "\\a"\n{ENTRY}'))
-    assert str(error.value).isprintable()
+    assert all(problem.isprintable() for problem in error.value.problems)
 
 
 MUTABLE = """\
