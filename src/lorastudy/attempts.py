@@ -33,14 +33,18 @@ class WaitingPack:
 
 
 def packs_to_run(
-    experiments: Sequence[Experiment], missing: Sequence[Experiment], *, tracker: ExperimentTracker
+    experiments: Sequence[Experiment],
+    missing: Sequence[Experiment],
+    *,
+    tracker: ExperimentTracker,
+    arms_per_pack: Mapping[str, int] | None = None,
 ) -> list[WaitingPack]:
     """The packs of a suite as far as they are missing, each with what it can go on from."""
     runs: dict[str, list[RunView]] = defaultdict(list)
     for run in tracker.get_runs([experiment.id for experiment in missing]):
         runs[run.experiment_id].append(run)
     waiting = []
-    for planned in remaining_packs(experiments, missing):
+    for planned in remaining_packs(experiments, missing, arms_per_pack=arms_per_pack):
         groups: dict[tuple[Path, ...], list[Experiment]] = {}
         for experiment in planned.experiments:
             earlier = with_checkpoints(Path(run.run_folder) for run in runs[experiment.id])

@@ -18,6 +18,7 @@ MAX_POSITIONAL = 2
 #: Functions that take more than two positional parameters, and why they cannot do otherwise.
 POSITIONAL_ALLOWED = {
     "cli/demo.py demo": "a command: Typer makes options of its parameters",
+    "cli/estimate.py estimate": "a command: Typer makes options of its parameters",
     "cli/evaluate.py evaluate": "a command: Typer makes options of its parameters",
     "cli/prepare.py prepare": "a command: Typer makes options of its parameters",
     "cli/report.py report": "a command: Typer makes options of its parameters",
@@ -29,6 +30,7 @@ POSITIONAL_ALLOWED = {
     "engine/attention.py row_attention": "transformers' attention interface calls it by position",
     "engine/block_attention.py _BlockAttention.forward": "torch calls `autograd.Function.forward` by position",
     "engine/block_attention.py block_attention": "query, key and value, in the order that attention has them everywhere",
+    "engine/counting.py Ledger.__torch_dispatch__": "torch calls it by position",
     "engine/loss.py _CompletionLoss.forward": "torch calls `autograd.Function.forward` by position",
     "engine/meter.py MemoryMeter.__exit__": "the signature of `with`",
     "tracker/taking.py _take_checkpoint_profile": "one of a table of functions with one signature",
@@ -37,6 +39,7 @@ POSITIONAL_ALLOWED = {
     "tracker/taking.py _take_data_summary": "one of a table of functions with one signature",
     "tracker/taking.py _take_pack_profile": "one of a table of functions with one signature",
     "tracker/taking.py _take_profile": "one of a table of functions with one signature",
+    "tracker/taking.py _take_prediction": "one of a table of functions with one signature",
     "tracker/taking.py _take_score": "one of a table of functions with one signature",
     "tracker/taking.py _take_generation": "one of a table of functions with one signature",
     "tracker/taking.py _take_outcome": "one of a table of functions with one signature",
@@ -52,6 +55,7 @@ EXCEPTIONS_ALLOWED = Counter(
         ("src/lorastudy/engine/attention.py", "ARG001"): 1,
         ("src/lorastudy/engine/block_attention.py", "no-untyped-call"): 1,
         ("src/lorastudy/engine/lora.py", "no-untyped-call"): 2,
+        ("src/lorastudy/engine/counting.py", "no-untyped-call"): 2,
         ("src/lorastudy/engine/loss.py", "no-untyped-call"): 1,
         ("src/lorastudy/engine/packed.py", "no-untyped-call"): 1,
         ("src/lorastudy/engine/reference.py", "no-untyped-call"): 1,

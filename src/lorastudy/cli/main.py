@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from lorastudy.cli.demo import demo
+from lorastudy.cli.estimate import estimate
 from lorastudy.cli.evaluate import evaluate
 from lorastudy.cli.prepare import prepare
 from lorastudy.cli.report import report
@@ -21,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, prepare, run, suite, resume, status, report, evaluate):
+for command in (demo, prepare, estimate, run, suite, resume, status, report, evaluate):
     app.command()(command)
 
 

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from lorastudy.cli.departure import Departure
+from lorastudy.cli.estimating import pack_line, plan_of, say_problem
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
@@ -65,7 +66,8 @@ def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str)
     """Print what would run: packs, experiments, and which results are there already."""
     missing = _missing(experiments, database=database)
     check_data(missing)
-    packs = remaining_packs(experiments, missing)
+    predicted = plan_of(experiments)
+    packs = remaining_packs(experiments, missing, arms_per_pack=predicted.arms_per_pack)
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f"[bold]{suite.name}[/bold] ({suite.experiment_type})  base model: {_shared(experiments, 'base_model')}"
@@ -74,10 +76,13 @@ def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str)
         f"{len(experiments)} experiments, {len(experiments) - len(missing)} of them done; "
         f"{len(missing)} to run in {len(packs)} pack(s). An experiment is an arm with one seed."
     )
-    for note in _notes(experiments):
+    for note in [*_notes(experiments), *([predicted.problem] if predicted.problem else [])]:
         console.print(f"note: {note}")
     for number, pack in enumerate(packs, start=1):
         console.print(f"\npack {number}: {len(pack.experiments)} experiments on one base")
+        estimate = predicted.estimate(pack)
+        if estimate is not None:
+            console.print(f"  {pack_line(estimate)}")
         for experiment in pack.experiments:
             console.print(f"  {experiment.name:<40} {_summary(experiment)}  {experiment.id}")
 
@@ -103,9 +108,13 @@ def run_experiments(
     for base_model in sorted({experiment.settings.base_model for experiment in missing}):
         check_base_model(base_model)
     executor = executor or LocalExecutor()
+    predicted = plan_of(experiments)
+    say_problem(predicted)
+    plan = replace(plan, arms_per_pack=predicted.arms_per_pack, predict=predicted.predictions)
+    packs = remaining_packs(experiments, missing, arms_per_pack=predicted.arms_per_pack)
     with (
         ExperimentTracker(database, writable=True) as tracker,
-        Progress(num_packs=len(remaining_packs(experiments, missing))) as progress,
+        Progress(num_packs=len(packs)) as progress,
         Departure(executor) as departure,
     ):
         tracker.register(suite.name, experiments, description=suite.description)

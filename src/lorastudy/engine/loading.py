@@ -45,6 +45,11 @@ class BaseModel:
     linear_layers: Mapping[str, nn.Module]
 
 
+def dtype_of(quantization: str) -> torch.dtype:
+    """The precision of everything in the base that is not quantised."""
+    return _DTYPES.get(quantization, torch.bfloat16)
+
+
 def default_device() -> torch.device:
     """The first CUDA device, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,7 +65,7 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
         ModelError: it cannot be found, reached or read; says what to do.
     """
     path = str(base_folder()) if settings.base_model == "lab" else settings.base_model
-    dtype = _DTYPES.get(settings.quantization, torch.bfloat16)
+    dtype = dtype_of(settings.quantization)
     quantization = quantization_config(
         settings.quantization,
         quant_type=settings.bnb_4bit_quant_type,

@@ -19,6 +19,7 @@ from lorastudy.records import (
     Environment,
     Generation,
     Incident,
+    MemoryPrediction,
     PackProfile,
 )
 from lorastudy.tracker import rows, schema
@@ -167,6 +168,7 @@ class _Measured:
     def __init__(self) -> None:
         self.scores: dict[_RunKey, dict[tuple[str, str], ScoreValue]] = defaultdict(dict)
         self.profiles: dict[_RunKey, ArmProfile] = {}
+        self.predictions: dict[_RunKey, MemoryPrediction] = {}
 
 
 def _measured(connection: Connection, chosen: Select[Any]) -> _Measured:
@@ -180,6 +182,10 @@ def _measured(connection: Connection, chosen: Select[Any]) -> _Measured:
     for row in rows.read(connection, profiles):
         profile = _as_value(ArmProfile, row, without=("attempt",))
         measured.profiles[row["experiment_id"], row["attempt"]] = profile
+    predictions = _of_current_runs(schema.predictions, runs.c.experiment_id.in_(chosen))
+    for row in rows.read(connection, predictions):
+        prediction = _as_value(MemoryPrediction, row, without=("attempt",))
+        measured.predictions[row["experiment_id"], row["attempt"]] = prediction
     return measured
 
 
@@ -233,6 +239,7 @@ def _result(row: Mapping[str, Any], measured: _Measured, *, packs: _Packs) -> Ex
         train_seconds=pack_profile.train_seconds / pack_profile.num_arms if pack_profile else None,
         scores=measured.scores.get(run, {}),
         profile=measured.profiles.get(run),
+        prediction=measured.predictions.get(run),
         pack_profile=pack_profile,
         data=packs.data.get(pack, ()),
         environment=packs.environments.get(pack),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lorastudy.errors import StoreError
-from lorastudy.records import Pack, RecordReader
+from lorastudy.records import PREDICTIONS_NAME, Pack, RecordReader
 from lorastudy.tracker.tracker import ExperimentTracker
 
 #: Where experiments go that no suite knows: run folders do not say which suite they were made for.
@@ -44,7 +44,8 @@ def replay(tracker: ExperimentTracker, folder: Path, *, suite_name: str = RECOVE
         try:
             num_stored = sum(
                 tracker.take(record, pack_id=pack.id, attempt=pack.attempt)
-                for record in RecordReader(records).read_new()
+                for path in (folder / PREDICTIONS_NAME, records)
+                for record in RecordReader(path).read_new()
             )
         except ValueError as error:
             raise StoreError(f"{records}: damaged: {error}; the records before that are stored") from error

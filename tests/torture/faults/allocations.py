@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torture.harness import FaultResult, Row, counted, listed
 
 import forked
 import tiny
@@ -27,6 +26,7 @@ from lorastudy.engine.arms import Arm
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.state import EngineState
 from lorastudy.tracker import ExperimentTracker
+from torture.harness import FaultResult, Row, counted, listed
 
 ROW = Row(
     fault="memory error at the k-th allocation of a step, NaN in one of K arms",

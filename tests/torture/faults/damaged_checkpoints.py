@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torture.harness import FaultResult, Row, counted, listed
 
 import forked
 from lorastudy.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
@@ -23,6 +22,7 @@ from lorastudy.engine.arms import make_arm
 from lorastudy.records import RECORDS_NAME, Environment, Incident, Outcome, Pack, Record, RecordReader
 from lorastudy.training.outcomes import PackRun
 from lorastudy.training.resuming import Resumption, find_resumption
+from torture.harness import FaultResult, Row, counted, listed
 
 ROW = Row(
     fault="checkpoint files cut at 16 points or missing, and single bits flipped in them and in the records beside them",

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torture.harness import FaultResult, Row, counted, listed
 
 import forked
 from lorastudy import lifeline, sealed
 from lorastudy.tracker import ExperimentTracker
 from lorastudy.training.pace import Pace
+from torture.harness import FaultResult, Row, counted, listed
 
 ROW = Row(
     fault="SIGKILL of runner or worker at random moments, inside checkpoint writing too",
