@@ -154,7 +154,7 @@ def with_bases(
             gradient_checkpointing=case.gradient_checkpointing,
             has_dropout=False,
             has_one_arm=len(case.ranks) == 1,
-            has_equal_rows=case.batch.has_equal_rows,
+            row_lengths=case.batch.row_lengths,
         )
         key = json.dumps(as_json(question))
         if key not in footprints:

@@ -78,7 +78,7 @@ class ModelQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class FootprintQuestion:
-    """What one training step of the packed engine holds in memory, for any number of arms, tokens and ranks."""
+    """What one training step of the packed engine holds in memory, for any number of arms, labels and ranks."""
 
     kind: ClassVar[str] = "footprint"
     folder: str
@@ -88,7 +88,8 @@ class FootprintQuestion:
     gradient_checkpointing: bool
     has_dropout: bool
     has_one_arm: bool
-    has_equal_rows: bool
+    row_lengths: tuple[int, ...]
+    """Of a micro-batch: what attention does depends on them. Counted too is a batch with each row twice."""
     trust_remote_code: bool = False
 
 

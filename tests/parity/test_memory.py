@@ -39,7 +39,7 @@ def predicted(
         FootprintQuestion(
             folder=str(folder), precision=Precision(quantization=quantization), targets=((targets, None),),
             gradient_checkpointing=checkpointing, has_dropout=False, has_one_arm=len(ranks) == 1,
-            has_equal_rows=batch.has_equal_rows,
+            row_lengths=batch.row_lengths,
         ),
     ]  # fmt: skip
     model, footprint = answer([as_json(question) for question in asked])["answers"]

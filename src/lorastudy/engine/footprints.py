@@ -5,7 +5,7 @@ more, whose residual says whether the polynomial is the right one.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -31,20 +31,20 @@ from lorastudy.footprint import Footprint, Load, MicroBatch, Moment, Phase
 from lorastudy.jobs import FootprintQuestion
 from lorastudy.spec.targets import adapted_modules, without_layer_number
 
-#: (arms, rows, tokens of a row, labels, rank). Small, so that counting is quick; all vary, and not together.
-_Point = tuple[int, int, int, int, int]
+#: (arms, how often each row is there, eighths of the tokens with a label, rank). All vary, and not together.
+_Point = tuple[int, int, int, int]
 _POINTS: tuple[_Point, ...] = (
-    (2, 2, 24, 8, 4),
-    (2, 2, 40, 8, 4),
-    (2, 2, 24, 12, 4),
-    (2, 2, 24, 8, 12),
-    (2, 3, 20, 9, 4),
-    (2, 3, 32, 15, 8),
-    (2, 3, 44, 9, 12),
-    (3, 2, 24, 8, 4),
-    (3, 2, 40, 8, 8),
-    (3, 2, 24, 16, 4),
-    (3, 3, 36, 6, 12),
+    (2, 1, 1, 4),
+    (2, 2, 1, 4),
+    (2, 1, 2, 4),
+    (2, 1, 1, 12),
+    (2, 2, 2, 8),
+    (2, 2, 1, 12),
+    (2, 2, 3, 4),
+    (3, 1, 1, 4),
+    (3, 2, 1, 8),
+    (3, 1, 3, 4),
+    (3, 2, 2, 12),
 )
 #: Loss rows (arms x labels) that are counted; beyond the last the chunks are full, and what grows is linear.
 _LOSS_ROWS = (1, 16, 64, 256, 1024, 4096, 8192, 16384, 32768)
@@ -109,12 +109,10 @@ def footprint(question: FootprintQuestion, *, device: torch.device) -> Footprint
 
 def _count(base: BaseModel, question: FootprintQuestion, *, module_names: Sequence[str]) -> _Counted:
     names = tuple(name for name in module_names if name in base.linear_layers)
-    num_arms = {1} if question.has_one_arm else {2, 3}
     points = [
-        (arms if arms in num_arms else 1, _micro_batch(point, question), r)
-        for point in _POINTS
-        for arms, *_, r in [point]
-        if arms in num_arms or (question.has_one_arm and arms == 2)
+        (1 if question.has_one_arm else arms, _micro_batch(question, copies=copies, eighths=eighths), r)
+        for arms, copies, eighths, r in _POINTS
+        if not question.has_one_arm or arms == _POINTS[0][0]
     ]
     steps = tuple(
         count_step(
@@ -133,42 +131,42 @@ def _count(base: BaseModel, question: FootprintQuestion, *, module_names: Sequen
     return _Counted(steps=steps, moments=tuple(aligned[0]), coefficients=coefficients, residual=residual)
 
 
-def _micro_batch(point: _Point, question: FootprintQuestion) -> MicroBatch:
-    """Rows of one length, or of two with the same sum."""
-    _, num_rows, length, num_labels, _ = point
-    apart = 0 if question.has_equal_rows else 4
-    lengths = (*[length - apart] * (num_rows - 1), length + apart * (num_rows - 1))
-    return MicroBatch(row_lengths=lengths, num_labels=num_labels)
+def _micro_batch(question: FootprintQuestion, *, copies: int, eighths: int) -> MicroBatch:
+    """The rows in question, as they are or each twice; a single row stays single, for it may be treated as such."""
+    lengths = question.row_lengths * (1 if len(question.row_lengths) == 1 else copies)
+    num_labels = max(1, sum(lengths) * eighths // 8)
+    return MicroBatch(row_lengths=tuple(sorted(lengths)), num_labels=num_labels)
 
 
 def _aligned(steps: Sequence[CountedStep]) -> list[list[Event]]:
-    """The steps' events side by side.
+    """The steps' events side by side, as the first step has them.
 
     What is done arm by arm is done more often with more arms. There the most that is held in between stands for
     all of it.
     """
     keys = [tuple((event.phase, event.operation) for event in step.events) for step in steps]
-    kinds = sorted(set(keys), key=keys.index)
-    if len(kinds) == 1:
-        return [list(step.events) for step in steps]
-    assert len(kinds) == 2, "what a step does depends on more than the number of arms"
-    matches = SequenceMatcher(a=kinds[0], b=kinds[1], autojunk=False).get_opcodes()
-    sides = (
-        [(tag, start, stop) for tag, start, stop, _, _ in matches],
-        [(tag, start, stop) for tag, _, _, start, stop in matches],
-    )
+    places = {key: list(_places(keys[0], key)) for key in set(keys)}
     return [
-        list(_merged(step.events, sides[kinds.index(key)])) for step, key in zip(steps, keys, strict=True)
+        [max(step.events[start:stop], key=lambda event: event.num_bytes) for start, stop in places[key]]
+        for step, key in zip(steps, keys, strict=True)
     ]
 
 
-def _merged(events: Sequence[Event], parts: Iterable[tuple[str, int, int]]) -> Iterator[Event]:
-    for tag, start, stop in parts:
-        if tag == "equal":
-            yield from events[start:stop]
-        else:
-            part = events[start:stop] or events[max(0, start - 1) : start]
-            yield replace(max(part, key=lambda event: event.num_bytes), operation="arm by arm")
+def _places(reference: Sequence[object], other: Sequence[object]) -> Iterator[tuple[int, int]]:
+    """For each event of the reference the events of the other step that stand for it; every one stands somewhere."""
+    if reference == other:
+        yield from ((index, index + 1) for index in range(len(other)))
+        return
+    matches = SequenceMatcher(a=reference, b=other, autojunk=False).get_opcodes()
+    for number, (tag, i, j, start, stop) in enumerate(matches):
+        following = matches[number + 1] if number + 1 < len(matches) else None
+        inserted = following[4] - following[3] if following and following[0] == "insert" else 0
+        for index in range(j - i):
+            if tag == "equal":
+                is_last = index == j - i - 1
+                yield start + index, start + index + 1 + (inserted if is_last else 0)
+            else:  # the other step does it otherwise, or not at all
+                yield (start, stop) if stop > start else (max(0, start - 1), max(1, start))
 
 
 def _load(num_arms: int, batch: MicroBatch, *, r: int) -> Load:

@@ -94,12 +94,14 @@ class Estimator:
         self._folder = str(config_folder(self.settings.base_model).resolve())
         self._about = config_digest(self.settings.base_model)
 
+    def first_questions(self) -> list[tuple[Question, str]]:
+        """What must be known before it is clear which step to count: the rows, where there are any."""
+        return [(self._rows_question, self._about_rows)] if self._with_data else []
+
     def questions(self) -> list[tuple[Question, str]]:
-        """All that must be known before `estimate` can answer."""
+        """All else that must be known before `estimate` can answer."""
         model = ModelQuestion(folder=self._folder, trust_remote_code=self.settings.trust_remote_code)
         asked: list[tuple[Question, str]] = [(MachineQuestion(), ""), (model, self._about)]
-        if self._with_data:
-            asked.append((self._rows_question, self._about_rows))
         targets = {_targets(each.settings): None for each in self.experiments}
         asked += [(self._footprint_question([each], has_one_arm=True), self._about) for each in targets]
         if len(self.experiments) > 1:
@@ -213,7 +215,7 @@ class Estimator:
             gradient_checkpointing=settings.gradient_checkpointing,
             has_dropout=any(each.settings.lora_dropout > 0 for each in self.experiments),
             has_one_arm=has_one_arm,
-            has_equal_rows=not self._with_data or settings.per_device_train_batch_size == 1,
+            row_lengths=_counted_rows(self.rows.batch),
             trust_remote_code=settings.trust_remote_code,
         )
 
@@ -248,14 +250,15 @@ class Estimator:
 
 
 def prepare(estimators: Sequence[Estimator], answers: Answers) -> None:
-    """Ask one worker all that these estimators will need.
+    """Ask a worker for the rows, and one for everything else that these estimators will need.
 
     Raises:
         StudyError: what the worker said of a model or a data set.
     """
-    questions = [question for estimator in estimators for question in estimator.questions()]
-    if questions:
-        answers.get(questions, base_model=estimators[0].settings.base_model)
+    for asked in (Estimator.first_questions, Estimator.questions):
+        questions = [question for estimator in estimators for question in asked(estimator)]
+        if questions:
+            answers.get(questions, base_model=estimators[0].settings.base_model)
 
 
 def longest_rows(settings: Settings) -> Rows:
@@ -294,6 +297,11 @@ def available_memory() -> int | None:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def _counted_rows(batch: MicroBatch) -> tuple[int, ...]:
+    """Rows to count a step with; rows of one length scale, so two of them stand for any number."""
+    return batch.row_lengths[:2] if batch.has_equal_rows else tuple(sorted(batch.row_lengths))
 
 
 def _targets(settings: Settings) -> Targets:
