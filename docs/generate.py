@@ -25,6 +25,7 @@ import typer
 from agreement import disagreements
 from growth import drawn_growth, growth_block, growth_figures
 from measurements import analysis_of
+from memory_error import error_summary, error_table
 from speed import detail_table, goal_table, machine_table, quality_table, speed_table
 
 from lorastudy.analysis.overview import Analysis
@@ -229,7 +230,7 @@ def _contracts(root: Path) -> configparser.ConfigParser:
 
 def _pack_bound_block(_: Mapping[str, Analysis], __: Path) -> str:
     return (
-        f"A pack holds at most {count(MAX_PACK_TOKENS)} tokens of one forward pass, counted as if every row had "
+        f"Where memory was not predicted, a pack holds at most {count(MAX_PACK_TOKENS)} tokens of one forward pass, counted as if every row had "
         "`max_seq_length` tokens, unless `max_arms_per_pack` says otherwise."
     )
 
@@ -237,6 +238,11 @@ def _pack_bound_block(_: Mapping[str, Analysis], __: Path) -> str:
 def _benchmark_block(make: Callable[[Path], list[Content]]) -> "Block":
     """A table of the benchmarks' results."""
     return lambda _, root: render_markdown(make(root), output=ROOT / "README.md", plots=ROOT)
+
+
+def _memory_error_block(_: Mapping[str, Analysis], root: Path) -> str:
+    table = error_table(root)
+    return error_summary(root) if table is None else f"{error_summary(root)}\n\n{_markdown(table)}"
 
 
 _RESULT_COLUMNS: tuple[ColumnOf, ...] = (
@@ -264,6 +270,7 @@ BLOCKS: Mapping[str, Block] = {
     "speed-quality": _benchmark_block(quality_table),
     "speed-machines": _benchmark_block(machine_table),
     "growth": lambda _, root: growth_block(root),
+    "memory-error": _memory_error_block,
 }
 
 
