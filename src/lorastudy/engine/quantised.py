@@ -104,7 +104,7 @@ def hollow_quantised(
             if quantization == "4bit"
             else bitsandbytes.nn.Linear8bitLt(1, 1, bias=False, has_fp16_weights=False, threshold=0.0)
         )
-    layer.in_features, layer.out_features = inputs, outputs  # type: ignore[assignment]  # they are plain numbers
+    layer.__dict__.update(in_features=inputs, out_features=outputs)
     if quantization == "4bit":
         weight: Any = nn.Parameter(
             torch.empty(-(-inputs * outputs // 2), 1, dtype=torch.uint8), requires_grad=False
