@@ -276,8 +276,7 @@ def _cuda_growth(engine: PackedEngine, steps: Sequence[Sequence[Batch]], *, devi
 
 
 def _labels(lengths: Sequence[int], share: float) -> int:
-    num_rows = len(lengths)
-    return min(round(sum(lengths) * share), num_rows * (min(lengths) - 1))
+    return min(round(sum(lengths) * share), sum(lengths) - len(lengths))
 
 
 def _arm(number: int, r: int, module_names: tuple[str, ...]) -> Arm:

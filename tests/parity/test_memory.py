@@ -75,6 +75,15 @@ def bytes_of(base: BaseModel) -> int:
     return sum(storages.values())
 
 
+@pytest.mark.parametrize("num_labels", [1, 5, 20, 30])
+@pytest.mark.parametrize("lengths", [(8, 8, 17), (1, 32), (3, 4, 26)])
+def test_rows_have_the_labels_asked_for(lengths: tuple[int, ...], num_labels: int) -> None:
+    rows = rows_of(MicroBatch(row_lengths=lengths, num_labels=num_labels), num_ids=tiny.VOCAB)
+    assert [len(row.input_ids) for row in rows] == list(lengths)
+    assert all(row.labels[0] == -100 for row in rows)
+    assert sum(row.num_completion_tokens for row in rows) == num_labels
+
+
 CASES = [
     *((name, "fp32", "qv", [4, 4, 8], ROWS, False) for name in tiny.ARCHITECTURES),
     ("llama", "fp32", "all", [16], EQUAL, False),

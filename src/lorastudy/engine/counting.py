@@ -204,12 +204,13 @@ def _assume_supported(*_: Any, **__: Any) -> None:
 
 
 def rows_of(batch: MicroBatch, *, num_ids: int) -> list[TokenRow]:
-    """Rows of these lengths; the first rows carry one label more where they do not divide evenly."""
-    num_rows = len(batch.row_lengths)
-    rows = []
-    for number, length in enumerate(batch.row_lengths):
-        num_labels = batch.num_labels // num_rows + (number < batch.num_labels % num_rows)
-        assert num_labels < length, "a row's first token predicts nothing before it"
+    """Rows of these lengths that have so many labels together; a row's first token has none."""
+    rows, open_labels = [], batch.num_labels
+    open_places = batch.num_tokens - len(batch.row_lengths)
+    assert open_labels <= open_places, "more labels than tokens that have one before them"
+    for length in batch.row_lengths:
+        num_labels = -(-open_labels * (length - 1) // max(1, open_places))
+        open_labels, open_places = open_labels - num_labels, open_places - (length - 1)
         ids = tuple(place % num_ids for place in range(length))
         labels = (*(IGNORED for _ in range(length - num_labels)), *ids[length - num_labels :])
         rows.append(TokenRow(input_ids=ids, labels=labels, prompt_ids=(), prompt_text="", reference=""))
