@@ -34,14 +34,14 @@ from lorastudy.footprint import Footprint, MicroBatch
 from lorastudy.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
 from lorastudy.planner.memory import ArmSize, Device, Prediction, predict
 from lorastudy.planner.shapes import ModelShape, config_folder
-from lorastudy.spec.settings import Settings
+from lorastudy.spec.settings import Quantization, Settings
 from lorastudy.spec.targets import resolve_targets
 
 HERE = Path(__file__).resolve().parent
 SHAPES = HERE / "shapes"
 
 #: (precision, target modules, gradient checkpointing, arms). What one engine step is counted for.
-PATTERNS = (
+PATTERNS: tuple[tuple[Quantization, str, bool, int], ...] = (
     ("fp32", "qv", False, 4),
     ("fp32", "all", False, 8),
     ("fp32", "all", True, 4),
@@ -72,7 +72,7 @@ class Case:
 
     model: str
     is_shape: bool
-    quantization: str
+    quantization: Quantization
     targets: str
     gradient_checkpointing: bool
     ranks: tuple[int, ...]
