@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from lorastudy.errors import ModelError
@@ -55,8 +54,8 @@ class Machine:
 
     @property
     def budget_bytes(self) -> int | None:
-        """What a pack may take at its peak: the device's memory, on a CPU the available one, less the margin."""
-        memory = self.memory_bytes if self.device == "cuda" else available_memory()
+        """What a pack may take at its peak: the device's memory, on a CPU the machine's, less the margin."""
+        memory = self.memory_bytes if self.device == "cuda" else physical_memory()
         return None if memory is None else within_margin(memory)
 
 
@@ -287,16 +286,15 @@ def within_margin(memory_bytes: int) -> int:
     return int(memory_bytes * (1 - MARGIN))
 
 
-def available_memory() -> int | None:
-    """Memory of this machine that is free or can be freed; None where the system does not say."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+def physical_memory() -> int | None:
+    """Memory of this machine; None where the system does not say.
+
+    Not what is free at the moment: packs would then differ from one start of a suite to the next, and what goes on
+    from a checkpoint must have the company that it began in.
+    """
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _counted_rows(batch: MicroBatch) -> tuple[int, ...]:
