@@ -9,7 +9,7 @@ the planner evaluates them.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -99,7 +99,8 @@ class Footprint:
     """What one further layer adds."""
     num_further_layers: int
     loss_growth: tuple[tuple[int, int], ...]
-    """(arms x labels, bytes that the loss takes at most beyond what was there), growing; chunks make it bend."""
+    """(arms x labels, bytes that the loss takes at most beyond what was there): two points while one chunk holds
+    all labels, and two where chunks are full."""
     resident_bytes_per_parameter: float
     """Weights, gradients and moments of the adapters, for each trainable parameter."""
     largest_residual: float
@@ -123,13 +124,13 @@ class Footprint:
         )
 
     def loss_bytes(self, load: Load) -> float:
-        """What the loss takes at most beyond what was there when it began; straight lines between counted points."""
+        """What the loss takes at most beyond what was there when it began.
+
+        It grows with the labels until a chunk is full, and then less: the lower of two straight lines.
+        """
         rows = load.num_arms * load.num_labels
-        points = self.loss_growth
-        below = max((index for index, (x, _) in enumerate(points) if x <= rows), default=0)
-        left, right = points[min(below, len(points) - 2)], points[min(below, len(points) - 2) + 1]
-        slope = (right[1] - left[1]) / (right[0] - left[0])
-        return max(0.0, left[1] + slope * (rows - left[0]))
+        one_chunk, full_chunks = self.loss_growth[:2], self.loss_growth[2:]
+        return max(0.0, min(_on_line(one_chunk, rows), _on_line(full_chunks, rows)))
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; `from_json` is its inverse."""
@@ -151,6 +152,11 @@ class Footprint:
     def _bytes(self, moment: Moment, load: Load) -> float:
         own = moment.num_bytes(load)
         return own + self.num_further_layers * self.layer.num_bytes(load) if moment.is_deep else own
+
+
+def _on_line(points: Sequence[tuple[int, int]], x: float) -> float:
+    (left, low), (right, high) = points
+    return low + (high - low) / (right - left) * (x - left)
 
 
 def _moment(values: Mapping[str, Any]) -> Moment:

@@ -40,14 +40,13 @@ _POINTS: tuple[_Point, ...] = (
     (2, 1, 1, 12),
     (2, 2, 2, 8),
     (2, 2, 1, 12),
-    (2, 2, 3, 4),
     (3, 1, 1, 4),
     (3, 2, 1, 8),
     (3, 1, 3, 4),
     (3, 2, 2, 12),
 )
-#: Loss rows (arms x labels) that are counted; beyond the last the chunks are full, and what grows is linear.
-_LOSS_ROWS = (1, 16, 64, 256, 1024, 4096, 8192, 16384, 32768)
+#: Loss rows (arms x labels) from which, and up to which, the place is sought where a chunk of the loss is full.
+_FEWEST_ROWS, _MOST_ROWS = 16, 1 << 17
 _NUM_SAMPLED_LOADS = 2000
 
 
@@ -99,7 +98,7 @@ def footprint(question: FootprintQuestion, *, device: torch.device) -> Footprint
 
     with base_of(FEW_LAYERS if is_regular else None) as base:
         few = _count(base, question, module_names=names)
-        growth = tuple((rows, count_loss(base, num_rows=rows)) for rows in _LOSS_ROWS)
+        growth = _loss_growth(base)
     if not is_regular:
         return _fitted(few, None, num_layers=num_layers, loss_growth=growth)
     with base_of(ONE_MORE) as base:
@@ -129,6 +128,22 @@ def _count(base: BaseModel, question: FootprintQuestion, *, module_names: Sequen
         loads, np.array([[e.num_bytes for e in events] for events in aligned], dtype=float)
     )
     return _Counted(steps=steps, moments=tuple(aligned[0]), coefficients=coefficients, residual=residual)
+
+
+def _loss_growth(base: BaseModel) -> tuple[tuple[int, int], ...]:
+    """Two points before the first chunk of the loss is full, and two after; the same ones where it never is."""
+    rows = _FEWEST_ROWS
+    first = (rows // 2, count_loss(base, num_rows=rows // 2)), (rows, count_loss(base, num_rows=rows))
+    slope = (first[1][1] - first[0][1]) / (rows // 2)
+    last = first[1]
+    while rows < _MOST_ROWS:
+        rows *= 2
+        now = (rows, count_loss(base, num_rows=rows))
+        if now[1] - last[1] < slope * (now[0] - last[0]) / 2:
+            after = (2 * rows, count_loss(base, num_rows=2 * rows))
+            return *first, after, (4 * rows, count_loss(base, num_rows=4 * rows))
+        last = now
+    return *first, *first
 
 
 def _micro_batch(question: FootprintQuestion, *, copies: int, eighths: int) -> MicroBatch:

@@ -47,7 +47,7 @@ def footprint(**values):
             "at_loss": moment("loss", (0, 0, 0, 7)),
             "layer": moment("loss", ()),
             "num_further_layers": 0,
-            "loss_growth": ((1, 3), (10, 30), (20, 30)),
+            "loss_growth": ((1, 3), (2, 6), (20, 30), (40, 30)),
             "resident_bytes_per_parameter": 16.0,
             "largest_residual": 0.0,
             **values,
@@ -115,7 +115,7 @@ def test_terms_of_a_pack_add_up_to_the_peak():
 
 
 def test_where_the_loss_is_the_peak_it_has_a_term_of_its_own():
-    steep = footprint(loss_growth=((1, 30), (10, 300)))
+    steep = footprint(loss_growth=((1, 30), (10, 300), (1, 30), (10, 300)))
     predicted = predict(
         SHAPE, [ArmSize(r=4, module_names=("layers.0.q",))] * 2, precision=Precision(quantization="fp32"),
         batch=BATCH, footprint=steep, device=CPU,
