@@ -18,8 +18,13 @@ NONE_MEASURED = (
 
 def error_summary(root: Path) -> str:
     """A sentence for each device that was measured, or that none was."""
-    files = [json.loads(path.read_text(encoding="utf-8")) for path in _files(root)]
-    return "\n".join(_sentence(file) for file in files) or NONE_MEASURED
+    by_device: dict[str, list[dict[str, Any]]] = {}
+    for path in _files(root):
+        file = json.loads(path.read_text(encoding="utf-8"))
+        environment = file["environment"]
+        name = f"a {environment['device']} ({environment['device_name']})"
+        by_device.setdefault(name, []).extend(file["results"])
+    return "\n".join(_sentence(name, results) for name, results in by_device.items()) or NONE_MEASURED
 
 
 def error_table(root: Path) -> Table | None:
@@ -60,13 +65,12 @@ def _files(root: Path) -> list[Path]:
     return sorted((root / "benchmarks" / "results").glob(PATTERN))
 
 
-def _sentence(file: dict[str, Any]) -> str:
-    errors = _errors(file["results"], "peak")
-    environment = file["environment"]
+def _sentence(device: str, results: Sequence[dict[str, Any]]) -> str:
+    errors = _errors(results, "peak")
     return (
-        f"Over {len(errors)} configurations on a {environment['device']} ({environment['device_name']}) the predicted peak is off "
-        f"by {percent(statistics.median(errors), decimals=2)} in the median and by {percent(max(errors), decimals=2)} at worst, "
-        "in absolute value."
+        f"Over {len(errors)} configurations on {device} the predicted peak is off by "
+        f"{percent(statistics.median(errors), decimals=2)} in the median and by {percent(max(errors), decimals=2)} at "
+        "worst, in absolute value. The table shows median and worst for each part."
     )
 
 
