@@ -26,6 +26,7 @@ import typer
 from agreement import disagreements
 from growth import drawn_growth, growth_block, growth_figures
 from measurements import analysis_of
+from memory_error import error_summary, error_table
 from simulation import BLOCKS as SIMULATION_BLOCKS
 from simulation import FIGURE as SIMULATION_FIGURE
 from simulation import drawn_simulation, mark
@@ -246,7 +247,7 @@ def _linter_block(_: Mapping[str, Analysis], __: Path) -> str:
 
 def _pack_bound_block(_: Mapping[str, Analysis], __: Path) -> str:
     return (
-        f"A pack holds at most {count(MAX_PACK_TOKENS)} tokens of one forward pass, counted as if every row had "
+        f"Where memory was not predicted, a pack holds at most {count(MAX_PACK_TOKENS)} tokens of one forward pass, counted as if every row had "
         "`max_seq_length` tokens, unless `max_arms_per_pack` says otherwise."
     )
 
@@ -269,6 +270,11 @@ def _simulation_block(name: str) -> "Block":
     return lambda _, root: render_markdown(
         SIMULATION_BLOCKS[name](root), output=ROOT / "README.md", plots=ROOT
     )
+
+
+def _memory_error_block(_: Mapping[str, Analysis], root: Path) -> str:
+    table = error_table(root)
+    return error_summary(root) if table is None else f"{error_summary(root)}\n\n{_markdown(table)}"
 
 
 _RESULT_COLUMNS: tuple[ColumnOf, ...] = (
@@ -300,6 +306,7 @@ BLOCKS: Mapping[str, Block] = {
     "torture-table": _torture_table_block,
     **{name: _simulation_block(name) for name in SIMULATION_BLOCKS},
     "linter": _linter_block,
+    "memory-error": _memory_error_block,
 }
 
 

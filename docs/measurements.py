@@ -16,7 +16,7 @@ from typing import Any
 
 from lorastudy.analysis.overview import Analysis, analyse
 from lorastudy.analysis.study import split_studies
-from lorastudy.records import ArmProfile, DataSummary, Environment, PackProfile
+from lorastudy.records import ArmProfile, DataSummary, Environment, MemoryPrediction, PackProfile
 from lorastudy.tracker import ExperimentTracker
 from lorastudy.tracker.views import ExperimentResult, ScoreValue
 
@@ -114,8 +114,13 @@ def _result(values: Mapping[str, Any]) -> ExperimentResult:
         for split, metrics in values["scores"].items()
         for metric, score in metrics.items()
     }
-    kinds = {"profile": ArmProfile, "pack_profile": PackProfile, "environment": Environment}
-    parts = {key: kind(**values[key]) if values[key] else None for key, kind in kinds.items()}
+    kinds = {
+        "profile": ArmProfile,
+        "pack_profile": PackProfile,
+        "prediction": MemoryPrediction,
+        "environment": Environment,
+    }
+    parts = {key: kind(**values[key]) if values.get(key) else None for key, kind in kinds.items()}
     data = tuple(DataSummary(**each) for each in values["data"])
     return ExperimentResult(**{**values, **parts, "scores": scores, "data": data})
 

@@ -37,6 +37,7 @@ def packs_to_run(
     missing: Sequence[Experiment],
     *,
     tracker: ExperimentTracker,
+    arms_per_pack: Mapping[str, int] | None = None,
     num_at_once: int = 1,
 ) -> list[WaitingPack]:
     """The packs of a suite as far as they are missing, each with what it can go on from."""
@@ -44,7 +45,9 @@ def packs_to_run(
     for run in tracker.get_runs([experiment.id for experiment in missing]):
         runs[run.experiment_id].append(run)
     waiting = []
-    for planned in remaining_packs(experiments, missing, num_at_once=num_at_once):
+    for planned in remaining_packs(
+        experiments, missing, arms_per_pack=arms_per_pack, num_at_once=num_at_once
+    ):
         groups: dict[tuple[Path, ...], list[Experiment]] = {}
         for experiment in planned.experiments:
             earlier = with_checkpoints(Path(run.run_folder) for run in runs[experiment.id])

@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Protocol, Self
 
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.settings import Quantization, Settings
@@ -33,6 +34,128 @@ class EvaluateJob:
     def write(self, folder: Path) -> None:
         """Write `job.json` into the folder."""
         (folder / "job.json").write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+
+class Job(Protocol):
+    """What a worker can be asked: it writes itself into a folder as `job.json`."""
+
+    @property
+    def base_model(self) -> str:
+        """Whether the worker may need the hub is seen from here."""
+        ...
+
+    def write(self, folder: Path) -> None:
+        """Write `job.json` into the folder."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How the frozen base is held."""
+
+    quantization: Quantization
+    quant_type: str = "nf4"
+    double_quant: bool = True
+
+
+Targets = tuple[str | tuple[str, ...], tuple[int, ...] | None]
+"""`target_modules` and `layers_to_transform` of an arm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineQuestion:
+    """The device that would train, its memory and its threads."""
+
+    kind: ClassVar[str] = "machine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelQuestion:
+    """The shape of the model that a folder's `config.json` describes. No weights are read."""
+
+    kind: ClassVar[str] = "model"
+    folder: str
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FootprintQuestion:
+    """What one training step of the packed engine holds in memory, for any number of arms, labels and ranks."""
+
+    kind: ClassVar[str] = "footprint"
+    folder: str
+    precision: Precision
+    targets: tuple[Targets, ...]
+    """Of all arms: counted is a step whose arms adapt whatever any of them adapts."""
+    gradient_checkpointing: bool
+    has_dropout: bool
+    has_one_arm: bool
+    row_lengths: tuple[int, ...]
+    """Of a micro-batch: what attention does depends on them. Counted too is a batch with each row twice."""
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsQuestion:
+    """The largest micro-batch that experiments of these settings will see; `num_steps` of each, or its epochs."""
+
+    kind: ClassVar[str] = "rows"
+    settings: dict[str, Any]
+    lengths: tuple[tuple[int | None, float | None], ...]
+    """(max_steps, num_train_epochs) of the experiments that share the rest of the settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaceQuestion:
+    """How long a step takes with these numbers of arms, over rows of these lengths. The model is loaded."""
+
+    kind: ClassVar[str] = "pace"
+    settings: dict[str, Any]
+    row_lengths: tuple[int, ...]
+    num_labels: int
+    nums_arms: tuple[int, ...]
+
+
+Question = MachineQuestion | ModelQuestion | FootprintQuestion | RowsQuestion | PaceQuestion
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningJob:
+    """Questions that a plan needs answered and that need torch; the answers come in their order."""
+
+    questions: tuple[Question, ...]
+    base_model: str
+
+    def write(self, folder: Path) -> None:
+        """Write `job.json` into the folder."""
+        questions = [as_json(question) for question in self.questions]
+        (folder / "job.json").write_text(json.dumps({"questions": questions}), encoding="utf-8")
+
+
+def as_json(question: Question) -> dict[str, Any]:
+    """A question as plain JSON values, with its kind."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(question)))
+    return {"kind": question.kind, **values}
+
+
+def read_questions(values: Sequence[dict[str, Any]]) -> list[Question]:
+    """The questions that `as_json` wrote."""
+    kinds: dict[str, Any] = {
+        each.kind: each
+        for each in (MachineQuestion, ModelQuestion, FootprintQuestion, RowsQuestion, PaceQuestion)
+    }
+    return [kinds[value["kind"]](**_arguments(value)) for value in values]
+
+
+def _arguments(value: dict[str, Any]) -> dict[str, Any]:
+    arguments = {key: _with_tuples(content) for key, content in value.items() if key != "kind"}
+    if "precision" in arguments:
+        arguments["precision"] = Precision(**arguments["precision"])
+    return arguments
+
+
+def _with_tuples(value: Any) -> Any:
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, kw_only=True)

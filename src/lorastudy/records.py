@@ -21,6 +21,8 @@ from lorastudy.spec.experiment import Experiment, canonical_json
 FORMAT_VERSION = 1
 PACK_NAME = "pack.json"
 RECORDS_NAME = "records.jsonl"
+PREDICTIONS_NAME = "predictions.jsonl"
+"""What the runner predicted of the pack before it handed the folder to a worker."""
 DONE_NAME = "done"
 """Written last: the worker is through with the folder, whatever came of it."""
 
@@ -188,6 +190,33 @@ class CheckpointProfile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryPrediction:
+    """What was predicted of an experiment before its pack ran; the runner's own record, beside the worker's.
+
+    `alone_bytes` stands against the experiment's profile, `pack_bytes` against the pack's; the terms are those of
+    `alone_bytes`. The micro-batch is the largest one that the pack will see.
+    """
+
+    experiment_id: str
+    memory_kind: Literal["cuda_allocated", "cpu_tensors"]
+    num_tokens: int
+    num_labels: int
+    alone_bytes: int
+    pack_bytes: int
+    step_seconds: float | None
+    """Of the whole pack; None where no calibration was made."""
+    base_weights: int
+    quantisation_constants: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+    workspace: int
+    allocator_slack: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """One generated answer, kept as evidence beside the exact-match score."""
 
@@ -231,6 +260,7 @@ Record = (
     | Score
     | ArmProfile
     | PackProfile
+    | MemoryPrediction
     | CheckpointProfile
     | Incident
     | Generation

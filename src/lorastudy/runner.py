@@ -9,7 +9,7 @@ it is. Either way it goes on from its last checkpoint.
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from lorastudy.errors import StudyError
 from lorastudy.executors import HUNG, Executor, WorkerExit
 from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import PlannedPack, halves
-from lorastudy.records import Outcome, Pack, Record
+from lorastudy.records import PREDICTIONS_NAME, MemoryPrediction, Outcome, Pack, Record, RecordWriter
 from lorastudy.spec.containment import files_alone, inside
 from lorastudy.spec.experiment import Experiment
 from lorastudy.tracker import ExperimentTracker, suite_notes
@@ -40,13 +40,16 @@ OnEvent = Callable[[PlannedPack, Record | WorkerExit], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Where a suite's files go, and when it ends before it is done."""
+    """Where a suite's files go, when it ends before it is done, and what was predicted of its packs."""
 
     runs: Path = Path("results/runs")
     output: Path = Path("output")
     continue_on_error: bool = False
     is_leaving: Callable[[], bool] = lambda: False
     """Whether the user has asked to leave; the executor has been told."""
+    arms_per_pack: Mapping[str, int] = field(default_factory=dict)
+    """By `pack_key`; without an entry, tokens are bounded."""
+    predict: Callable[[PlannedPack], Sequence[MemoryPrediction]] = lambda _: ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,7 @@ class _Try:
     waiting: WaitingPack
     attempt: int
     folder: Path
+    predictions: tuple[MemoryPrediction, ...] = ()
     has_begun: bool = False
     ended: dict[str, Outcome] = field(default_factory=dict)
     exit: WorkerExit | None = None
@@ -142,12 +146,17 @@ def run_suite(
     missing = not_done(experiments, tracker=tracker)
     unpublished = _publish_done(experiments, missing, tracker=tracker, output=plan.output)
     ends: dict[str, Outcome] = {}
-    waiting = packs_to_run(experiments, missing, tracker=tracker, num_at_once=executor.num_packs_at_once)
+    waiting = packs_to_run(
+        experiments,
+        missing,
+        tracker=tracker,
+        arms_per_pack=plan.arms_per_pack,
+        num_at_once=executor.num_packs_at_once,
+    )
     folders = {folder for each in waiting for folder in each.earlier}
     while waiting and not plan.is_leaving():
         tries = {
-            each.folder: each
-            for each in (_prepare(pack, tracker=tracker, root=plan.runs) for pack in waiting)
+            each.folder: each for each in (_prepare(pack, tracker=tracker, plan=plan) for pack in waiting)
         }
         folders |= tries.keys()
         waiting = []
@@ -182,13 +191,13 @@ def not_done(experiments: Sequence[Experiment], *, tracker: ExperimentTracker) -
     return [experiment for experiment in experiments if not is_done(experiment)]
 
 
-def _prepare(waiting: WaitingPack, *, tracker: ExperimentTracker, root: Path) -> _Try:
-    """A new run folder with its `pack.json`; a folder is never used twice."""
+def _prepare(waiting: WaitingPack, *, tracker: ExperimentTracker, plan: Plan) -> _Try:
+    """A new run folder with its `pack.json` and what is predicted of it; a folder is never used twice."""
     pack = waiting.pack
     attempt = tracker.next_attempt([experiment.id for experiment in pack.experiments])
-    while (folder := root / pack.id / f"attempt-{attempt}").exists():
+    while (folder := plan.runs / pack.id / f"attempt-{attempt}").exists():
         attempt += 1
-    inside(root, folder).mkdir(parents=True)
+    inside(plan.runs, folder).mkdir(parents=True)
     engine = pack.experiments[0].settings.engine
     Pack(
         id=pack.id,
@@ -198,7 +207,12 @@ def _prepare(waiting: WaitingPack, *, tracker: ExperimentTracker, root: Path) ->
         resume_from=tuple(os.path.relpath(earlier, folder) for earlier in waiting.earlier),
         reason=waiting.reason,
     ).write(folder)
-    return _Try(waiting=waiting, attempt=attempt, folder=folder)
+    predictions = tuple(plan.predict(pack))
+    if predictions:
+        with closing(RecordWriter(folder / PREDICTIONS_NAME)) as writer:
+            for prediction in predictions:
+                writer.write(prediction)
+    return _Try(waiting=waiting, attempt=attempt, folder=folder, predictions=predictions)
 
 
 def _take(event: Record | WorkerExit, current: _Try, *, tracker: ExperimentTracker, plan: Plan) -> None:
@@ -213,6 +227,8 @@ def _take(event: Record | WorkerExit, current: _Try, *, tracker: ExperimentTrack
                 engine=experiment.settings.engine,
                 run_folder=current.folder,
             )
+        for prediction in current.predictions:
+            tracker.take(prediction, pack_id=current.pack.id, attempt=current.attempt)
     if isinstance(event, WorkerExit):
         current.exit = event
         if event.returncode == disk.EXIT_CODE:

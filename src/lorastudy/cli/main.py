@@ -9,6 +9,7 @@ from lorastudy.cli.check import check
 from lorastudy.cli.db import db
 from lorastudy.cli.demo import demo
 from lorastudy.cli.doctor import doctor
+from lorastudy.cli.estimate import estimate
 from lorastudy.cli.evaluate import evaluate
 from lorastudy.cli.export import export
 from lorastudy.cli.importing import import_results
@@ -27,7 +28,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (demo, prepare, check, run, suite, resume, status, report, export, evaluate, doctor):
+for command in (
+    demo, prepare, check, estimate, run, suite, resume, status, report, export, evaluate, doctor,
+):  # fmt: skip
     app.command()(command)
 app.command("import")(import_results)
 app.add_typer(db)

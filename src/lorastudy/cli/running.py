@@ -15,6 +15,7 @@ from lorastudy.analysis.fairness.lint import lint
 from lorastudy.analysis.fairness.wording import arms_in_words
 from lorastudy.cli.checking import data_notes, read_data, suite_case
 from lorastudy.cli.departure import Departure
+from lorastudy.cli.estimating import pack_line, plan_of, say_problem
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.cli.terminal import failure_shown, runs_own_code, shown
 from lorastudy.data.fingerprint import dataset_fingerprint
@@ -46,9 +47,20 @@ def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str)
     missing = _missing(experiments, database=database)
     data = read_data(experiments)
     case = suite_case(experiments, suite_name=suite.name, data=data)
-    notes = [*suite.notes, *_notes(experiments), *data_notes(experiments, data)]
+    predicted = plan_of(experiments)
+    notes = [
+        *suite.notes,
+        *_notes(experiments),
+        *data_notes(experiments, data),
+        *([predicted.problem] if predicted.problem else []),
+    ]
     executor = local_executor(experiments)
-    packs = remaining_packs(experiments, missing, num_at_once=executor.num_packs_at_once)
+    packs = remaining_packs(
+        experiments,
+        missing,
+        arms_per_pack=predicted.arms_per_pack,
+        num_at_once=executor.num_packs_at_once,
+    )
     # No markup: names of models, modules and files may hold brackets.
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(suite.name, style="bold", end="")
@@ -61,6 +73,9 @@ def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str)
         console.print(shown(note))
     for number, pack in enumerate(packs, start=1):
         console.print(f"\npack {number}: {len(pack.experiments)} experiments on one base")
+        estimate = predicted.estimate(pack)
+        if estimate is not None:
+            console.print(f"  {pack_line(estimate)}")
         for experiment in pack.experiments:
             console.print(f"  {experiment.name:<40} {_summary(experiment)}  {experiment.id}")
 
@@ -91,12 +106,22 @@ def run_experiments(
         _say_what_is_replaced(missing, output=plan.output)
         for base_model in sorted({experiment.settings.base_model for experiment in missing}):
             check_base_model(base_model)
+        predicted = plan_of(experiments)
+        say_problem(predicted)
+        plan = replace(plan, arms_per_pack=predicted.arms_per_pack, predict=predicted.predictions)
         tracker = tracker or open_until_done.enter_context(_writer(database))
         tracker.register(suite.name, experiments, description=suite.description)
         if suite.path is not None:
             # A suite is what its file says now: an attempt with a mistake since mended is not in its report.
             tracker.keep_only(suite.name, experiments)
-        num_packs = len(remaining_packs(experiments, missing, num_at_once=executor.num_packs_at_once))
+        num_packs = len(
+            remaining_packs(
+                experiments,
+                missing,
+                arms_per_pack=plan.arms_per_pack,
+                num_at_once=executor.num_packs_at_once,
+            )
+        )
         progress = open_until_done.enter_context(Progress(num_packs=num_packs))
         departure = open_until_done.enter_context(Departure(executor))
         outcome = run_suite(

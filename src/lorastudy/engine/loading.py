@@ -60,6 +60,11 @@ class BaseModel:
     linear_layers: Mapping[str, nn.Module]
 
 
+def dtype_of(quantization: str) -> torch.dtype:
+    """The precision of everything in the base that is not quantised."""
+    return _DTYPES.get(quantization, torch.bfloat16)
+
+
 def default_device() -> torch.device:
     """The first CUDA device, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -75,7 +80,7 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
         ModelError: it cannot be found, reached or read; says what to do.
     """
     path = _local_folder(settings.base_model, with_code=settings.trust_remote_code)
-    dtype = _DTYPES.get(settings.quantization, torch.bfloat16)
+    dtype = dtype_of(settings.quantization)
     quantization = quantization_config(
         settings.quantization,
         quant_type=settings.bnb_4bit_quant_type,

@@ -149,7 +149,7 @@ def _peak_bytes(
             assert meter.peak_bytes is not None
             peak = meter.peak_bytes
         else:
-            peak = _live_bytes() + _peak_growth(train)
+            peak = live_bytes() + peak_growth(train)
         with tempfile.TemporaryDirectory() as folder:
             return peak, engine.save_adapter(engine.arms[0], Path(folder))
     finally:
@@ -179,7 +179,7 @@ def _for_two_steps(arm: Arm) -> Arm:
     return replace(arm, num_steps=max(2, arm.num_steps), learning_rate=0.0)
 
 
-def _live_bytes() -> int:
+def live_bytes() -> int:
     """Bytes of all tensors alive in this process, each storage once."""
     storages = {}
     for item in gc.get_objects():
@@ -189,7 +189,7 @@ def _live_bytes() -> int:
     return sum(storages.values())
 
 
-def _peak_growth(action: Callable[[], None]) -> int:
+def peak_growth(action: Callable[[], None]) -> int:
     """The most by which tensor memory on the CPU rose above its start while the action ran.
 
     The profiler does not see it when memory is freed that was there before, so the action must not count on that.

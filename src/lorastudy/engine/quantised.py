@@ -10,6 +10,7 @@ from typing import Any
 import bitsandbytes
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -84,3 +85,78 @@ def features(layer: nn.Module) -> tuple[int, int]:
         return int(num_inputs), int(num_outputs)
     assert isinstance(layer, nn.Linear)
     return layer.in_features, layer.out_features
+
+
+def hollow_quantised(
+    linear: nn.Module, quantization: str, *, quant_type: str, double_quant: bool
+) -> nn.Module:  # fmt: skip
+    """A bitsandbytes layer of the same shape whose tensors have the right bytes and no content.
+
+    Made where tensors are fake, to count memory. 4-bit: two weights a byte; a block of 64 weights has one constant,
+    fp32, or with double quantization one byte, and a block of 256 such bytes one fp32. 8-bit: a byte a weight and
+    an fp32 per output; the threshold is 0, since which columns are outliers depends on content.
+    """
+    inputs, outputs = features(linear)
+    double = {"compress_statistics": double_quant, "quant_type": quant_type}
+    with unset_fake_temporarily():  # its own parameter is a subclass, which no fake tensor can become
+        layer: nn.Module = (
+            bitsandbytes.nn.Linear4bit(1, 1, bias=False, compute_dtype=torch.bfloat16, **double)
+            if quantization == "4bit"
+            else bitsandbytes.nn.Linear8bitLt(1, 1, bias=False, has_fp16_weights=False, threshold=0.0)
+        )
+    layer.__dict__.update(in_features=inputs, out_features=outputs)
+    if quantization == "4bit":
+        weight: Any = nn.Parameter(
+            torch.empty(-(-inputs * outputs // 2), 1, dtype=torch.uint8), requires_grad=False
+        )
+        weight.quant_state = _hollow_state(
+            (outputs, inputs), quant_type=quant_type, double_quant=double_quant
+        )
+    else:
+        weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.int8), requires_grad=False)
+        weight.CB, weight.SCB = weight.data, torch.empty(outputs)
+    layer.weight = weight
+    bias: Any = getattr(linear, "bias", None)
+    layer.bias = bias
+    return layer
+
+
+def tensors_of(layer: nn.Module) -> list[Tensor]:
+    """Every tensor of a layer, quantisation constants included, which are neither parameters nor buffers."""
+    own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+    weight = getattr(layer, "weight", None)
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        inner = [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
+        own += [state.absmax, state.code, *inner]
+    if isinstance(layer, bitsandbytes.nn.Linear8bitLt):
+        own += [
+            tensor
+            for tensor in (getattr(weight, "SCB", None), layer.state.SCB, layer.state.CB)
+            if tensor is not None
+        ]
+    return own
+
+
+def _hollow_state(shape: tuple[int, int], *, quant_type: str, double_quant: bool) -> Any:
+    num_blocks = -(-shape[0] * shape[1] // 64)
+    inner = (
+        bitsandbytes.functional.QuantState(
+            absmax=torch.empty(-(-num_blocks // 256)),
+            code=torch.empty(256),
+            blocksize=256,
+            dtype=torch.float32,
+        )
+        if double_quant
+        else None
+    )
+    return bitsandbytes.functional.QuantState(
+        absmax=torch.empty(num_blocks, dtype=torch.uint8 if double_quant else torch.float32),
+        shape=torch.Size(shape),
+        code=torch.empty(16),
+        blocksize=64,
+        quant_type=quant_type,
+        dtype=torch.bfloat16,
+        offset=torch.empty(()) if double_quant else None,
+        state2=inner,
+    )

@@ -9,6 +9,7 @@ from lorastudy.data.tokenise import TokenSet, chat_template_of, tokenise
 from lorastudy.engine.generation import greedy
 from lorastudy.engine.loaded import LoadedAdapter
 from lorastudy.engine.loading import BaseModel, default_device, load_base
+from lorastudy.engine.planning import answer
 from lorastudy.errors import StudyError
 from lorastudy.evaluation.benchmark import PROMPTS, prompt_text
 from lorastudy.evaluation.exact_match import ExactMatch
@@ -20,11 +21,13 @@ from lorastudy.spec.settings import Settings
 
 
 def run_job(values: dict[str, Any]) -> dict[str, Any]:
-    """What `lorastudy evaluate` shows, as plain JSON values.
+    """What `lorastudy evaluate` shows, or the answers to what a plan asks, as plain JSON values.
 
     Raises:
         StudyError: the base, the adapter or the data set cannot be used.
     """
+    if "questions" in values:
+        return answer(values["questions"])
     job = EvaluateJob(**values)
     settings = Settings(
         base_model=job.base_model, quantization=job.quantization, trust_remote_code=job.trust_remote_code

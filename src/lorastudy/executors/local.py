@@ -16,7 +16,7 @@ from lorastudy.errors import StudyError
 from lorastudy.executors.executor import Event, WorkerExit
 from lorastudy.executors.following import POLL_SECONDS, Following
 from lorastudy.executors.process import WORKER, base_model_of, end_hung, log_tail, worker_process
-from lorastudy.jobs import EvaluateJob
+from lorastudy.jobs import Job
 
 
 class LocalExecutor:
@@ -96,7 +96,7 @@ class LocalExecutor:
             raise
 
 
-def run_job(job: EvaluateJob) -> dict[str, Any]:
+def run_job(job: Job) -> dict[str, Any]:
     """Do a job in a worker of its own; return its result.
 
     Raises:

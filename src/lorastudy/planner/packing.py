@@ -1,11 +1,11 @@
 """Packs: experiments that share base, precision, data order and batch train together.
 
-How many arms fit into one pack is bounded by the tokens that all of them hold in one forward pass. Work that
-fails as a pack is cut in two until what fails stands alone.
+How many arms a pack holds is predicted (`planner/fitting.py`). Where there is no prediction, the tokens that all of
+them hold in one forward pass are bounded. Work that fails as a pack is cut in two until what fails stands alone.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorastudy.spec.experiment import Experiment, tagged_hash
@@ -27,24 +27,37 @@ class PlannedPack:
         return tagged_hash("pack", sorted(experiment.id for experiment in self.experiments))
 
 
-def form_packs(experiments: Iterable[Experiment], *, num_at_once: int = 1) -> list[PlannedPack]:
+def form_packs(
+    experiments: Iterable[Experiment],
+    *,
+    arms_per_pack: Mapping[str, int] | None = None,
+    num_at_once: int = 1,
+) -> list[PlannedPack]:
     """Group by what must be equal, then cut groups to size; packs of one base come one after another.
 
-    All seeds of an arm and all arms of a seed stay as close as the order they come in allows. Where packs are served
+    All seeds of an arm and all arms of a seed stay as close as the order they come in allows. `arms_per_pack` is
+    by `pack_key` what was predicted to fit; `max_arms_per_pack` of the settings bounds it. Where packs are served
     side by side, `num_at_once` of them, no group has fewer.
     """
-    by_key: dict[str, list[Experiment]] = {}
-    for experiment in experiments:
-        by_key.setdefault(experiment.pack_key, []).append(experiment)
+    predicted = arms_per_pack or {}
     return [
         PlannedPack(experiments=tuple(part))
-        for group in by_key.values()
-        for part in _parts(group, min(max_arms(group[0]), -(-len(group) // num_at_once)))
+        for group in groups(experiments)
+        for part in parts(
+            group,
+            size=min(
+                max_arms(group[0], predicted=predicted.get(group[0].pack_key)), -(-len(group) // num_at_once)
+            ),
+        )
     ]
 
 
 def remaining_packs(
-    experiments: Sequence[Experiment], missing: Iterable[Experiment], *, num_at_once: int = 1
+    experiments: Sequence[Experiment],
+    missing: Iterable[Experiment],
+    *,
+    arms_per_pack: Mapping[str, int] | None = None,
+    num_at_once: int = 1,
 ) -> list[PlannedPack]:
     """The packs of all experiments, as far as they are missing.
 
@@ -54,14 +67,24 @@ def remaining_packs(
     wanted = {experiment.id for experiment in missing}
     packs = (
         PlannedPack(experiments=tuple(each for each in pack.experiments if each.id in wanted))
-        for pack in form_packs(experiments, num_at_once=num_at_once)
+        for pack in form_packs(experiments, arms_per_pack=arms_per_pack, num_at_once=num_at_once)
     )
     return [pack for pack in packs if pack.experiments]
 
 
-def max_arms(experiment: Experiment) -> int:
+def groups(experiments: Iterable[Experiment]) -> list[list[Experiment]]:
+    """The experiments by what those of one pack must share, in the order they come in."""
+    by_key: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        by_key.setdefault(experiment.pack_key, []).append(experiment)
+    return list(by_key.values())
+
+
+def max_arms(experiment: Experiment, *, predicted: int | None = None) -> int:
     """How many arms like this one a pack may hold."""
     settings = experiment.settings
+    if predicted is not None:
+        return min(predicted, settings.max_arms_per_pack or predicted)
     if settings.max_arms_per_pack is not None:
         return settings.max_arms_per_pack
     tokens = settings.per_device_train_batch_size * settings.max_seq_length
@@ -71,11 +94,11 @@ def max_arms(experiment: Experiment) -> int:
 def halves(experiments: Sequence[Experiment]) -> list[PlannedPack]:
     """The experiments in two packs; in one or none where there are no more."""
     middle = len(experiments) // 2
-    parts = (experiments[:middle], experiments[middle:])
-    return [PlannedPack(experiments=tuple(part)) for part in parts if part]
+    both = (experiments[:middle], experiments[middle:])
+    return [PlannedPack(experiments=tuple(part)) for part in both if part]
 
 
-def _parts(group: Sequence[Experiment], size: int) -> list[Sequence[Experiment]]:
+def parts(group: Sequence[Experiment], *, size: int) -> list[Sequence[Experiment]]:
     """Parts of at most `size`, as even as can be."""
     num_parts = -(-len(group) // size)
     bounds = [len(group) * number // num_parts for number in range(num_parts + 1)]

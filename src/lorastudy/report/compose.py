@@ -13,6 +13,7 @@ from lorastudy.report.sections.fairness import fairness_blocks
 from lorastudy.report.sections.method import environment_blocks, method_blocks
 from lorastudy.report.sections.overview import arm_blocks, failure_blocks, summary_blocks
 from lorastudy.report.sections.packs import incident_blocks, pack_blocks
+from lorastudy.report.sections.predictions import prediction_blocks
 from lorastudy.report.sections.reproduce import reproduce_blocks
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
 
@@ -74,6 +75,7 @@ def _part(part: Part, *, level: int, output: Path) -> list[Block]:
         *arm_blocks(study, level=level),
         *pack_blocks(study, level=level),
         *incident_blocks(study, level=level),
+        *prediction_blocks(study, level=level),
         *method_blocks(analysis, level=level),
         *environment_blocks(study, level=level),
         *reproduce_blocks(study, level=level, output=output),

@@ -22,6 +22,7 @@ from lorastudy.records import (
     Environment,
     Generation,
     Incident,
+    MemoryPrediction,
     PackProfile,
 )
 from lorastudy.tracker import rows, schema
@@ -171,6 +172,7 @@ class _Measured:
     def __init__(self) -> None:
         self.scores: dict[_RunKey, dict[tuple[str, str], ScoreValue]] = defaultdict(dict)
         self.profiles: dict[_RunKey, ArmProfile] = {}
+        self.predictions: dict[_RunKey, MemoryPrediction] = {}
 
 
 def _measured(connection: Connection) -> _Measured:
@@ -183,6 +185,9 @@ def _measured(connection: Connection) -> _Measured:
     for row in rows.intact(connection, schema.profiles):
         profile = _as_value(ArmProfile, row, without=("attempt",))
         measured.profiles[row["experiment_id"], row["attempt"]] = profile
+    for row in rows.intact(connection, schema.predictions):
+        prediction = _as_value(MemoryPrediction, row, without=("attempt",))
+        measured.predictions[row["experiment_id"], row["attempt"]] = prediction
     return measured
 
 
@@ -242,6 +247,7 @@ def _result(
         train_seconds=pack_profile.train_seconds / pack_profile.num_arms if pack_profile else None,
         scores=measured.scores.get(of_run, {}),
         profile=measured.profiles.get(of_run),
+        prediction=measured.predictions.get(of_run),
         pack_profile=pack_profile,
         data=packs.data.get(of_pack, ()),
         environment=packs.environments.get(of_pack),

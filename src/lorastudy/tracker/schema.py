@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 #: The revision these tables belong to: kept equal to the newest file in `migrations/versions` by a test, and
 #: written here so that reading a current store need not import alembic.
-HEAD_REVISION = "0003"
+HEAD_REVISION = "0004"
 
 #: Not alembic's default name, which MLflow and Optuna use too: a PostgreSQL database may be shared.
 VERSION_TABLE = "lorastudy_version"
@@ -247,6 +247,29 @@ imported_results = Table(
     Column("scores", Text, nullable=False, comment="JSON: a list, the primary metric first"),
     Column("costs", Text, nullable=False, comment="JSON: a mapping"),
     _hash(),
+)
+
+predictions = Table(
+    "predictions",
+    metadata,
+    *_run_key(),
+    Column("memory_kind", Text, nullable=False),
+    Column("num_tokens", BigInteger, nullable=False, comment="of the largest micro-batch"),
+    Column("num_labels", BigInteger, nullable=False),
+    Column("alone_bytes", BigInteger, nullable=False, comment="the sum of the terms below"),
+    Column("pack_bytes", BigInteger, nullable=False),
+    Column("step_seconds", Double, comment="of the whole pack; NULL without a calibration"),
+    Column("base_weights", BigInteger, nullable=False),
+    Column("quantisation_constants", BigInteger, nullable=False),
+    Column("adapters", BigInteger, nullable=False),
+    Column("gradients", BigInteger, nullable=False),
+    Column("optimizer", BigInteger, nullable=False),
+    Column("activations", BigInteger, nullable=False),
+    Column("loss", BigInteger, nullable=False),
+    Column("workspace", BigInteger, nullable=False),
+    Column("allocator_slack", BigInteger, nullable=False),
+    _hash(),
+    _of_a_run(),
 )
 
 data_summaries = Table(

@@ -17,6 +17,7 @@ from lorastudy.records import (
     Environment,
     Generation,
     Incident,
+    MemoryPrediction,
     Outcome,
     PackProfile,
     PackStep,
@@ -125,6 +126,12 @@ def _take_profile(connection: Connection, record: ArmProfile, origin: Origin) ->
     )
 
 
+def _take_prediction(connection: Connection, record: MemoryPrediction, origin: Origin) -> bool:
+    return _add_once(
+        connection, schema.predictions, values=asdict(record), key=_run_key(record.experiment_id, origin)
+    )
+
+
 def _take_score(connection: Connection, record: Score, origin: Origin) -> bool:
     key = _run_key(record.experiment_id, origin) | {"split": record.split, "metric": record.metric}
     values = {
@@ -173,6 +180,7 @@ _TAKERS: dict[type[Any], Callable[[Connection, Any, Origin], bool]] = {
     Environment: _take_environment,
     Generation: _take_generation,
     Incident: _take_incident,
+    MemoryPrediction: _take_prediction,
     Outcome: _take_outcome,
     PackProfile: _take_pack_profile,
     Score: _take_score,

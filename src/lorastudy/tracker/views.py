@@ -10,6 +10,7 @@ from lorastudy.records import (
     DataSummary,
     Environment,
     Incident,
+    MemoryPrediction,
     PackProfile,
 )
 from lorastudy.spec.experiment import tagged_hash
@@ -57,6 +58,8 @@ class ExperimentResult:
     scores: Mapping[tuple[str, str], ScoreValue]
     profile: ArmProfile | None = None
     pack_profile: PackProfile | None = None
+    prediction: MemoryPrediction | None = None
+    """What was predicted before the run."""
     data: tuple[DataSummary, ...] = ()
     environment: Environment | None = None
     sources: Mapping[str, Any] = field(default_factory=dict)

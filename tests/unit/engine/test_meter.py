@@ -25,7 +25,7 @@ def hold_and_release():
 
 
 def test_peak_growth_is_the_most_that_was_held_at_once():
-    assert meter._peak_growth(hold_and_release) == pytest.approx(5 * MIB, rel=1e-3)
+    assert meter.peak_growth(hold_and_release) == pytest.approx(5 * MIB, rel=1e-3)
 
 
 def test_memory_freed_and_taken_again_is_not_counted_twice():
@@ -33,16 +33,16 @@ def test_memory_freed_and_taken_again_is_not_counted_twice():
         for _ in range(3):
             hold_and_release()
 
-    assert meter._peak_growth(action) == pytest.approx(5 * MIB, rel=1e-3)
+    assert meter.peak_growth(action) == pytest.approx(5 * MIB, rel=1e-3)
 
 
 def test_live_bytes_count_a_shared_storage_once():
-    before = meter._live_bytes()
+    before = meter.live_bytes()
     tensor = torch.zeros(MIB, dtype=torch.float32)
     views = [tensor[:10], tensor.view(-1, 2), tensor.detach()]
-    assert meter._live_bytes() - before == 4 * MIB
+    assert meter.live_bytes() - before == 4 * MIB
     del tensor, views
-    assert meter._live_bytes() == before
+    assert meter.live_bytes() == before
 
 
 def test_a_training_step_peaks_at_base_adapters_optimizer_and_activations():

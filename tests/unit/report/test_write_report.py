@@ -11,7 +11,7 @@ import pytest
 
 from lorastudy.analysis.study import split_studies
 from lorastudy.errors import StudyError
-from lorastudy.records import ArmProfile, PackProfile
+from lorastudy.records import ArmProfile, MemoryPrediction, PackProfile
 from lorastudy.report import write
 from lorastudy.report.costs import MEMORY_KINDS, NUM_TIMED_STEPS
 from lorastudy.report.html import chart_library
@@ -257,6 +257,44 @@ def test_packs_say_whose_step_and_whose_memory_it_is(make_result, text_of, engin
         "memory is the greatest resident size of the worker process: earlier packs, profiling and libraries included."
         in text
     )
+
+
+def a_prediction(result, *, alone, pack, kind="cpu_tensors"):
+    terms = (
+        "quantisation_constants",
+        "adapters",
+        "gradients",
+        "optimizer",
+        "activations",
+        "loss",
+        "workspace",
+    )
+    return MemoryPrediction(
+        experiment_id=result.experiment_id, memory_kind=kind, num_tokens=100, num_labels=50, alone_bytes=alone,
+        pack_bytes=pack, step_seconds=None, base_weights=alone, allocator_slack=0, **dict.fromkeys(terms, 0),
+    )  # fmt: skip
+
+
+def test_predictions_stand_beside_what_was_measured_with_signed_errors(make_result, add_profile, text_of):
+    results = [
+        add_profile(make_result(f"r{rank}", 0), parameters=10, memory=memory, step=0.1)
+        for rank, memory in ((4, 1000 * 2**20), (8, 2000 * 2**20))
+    ]
+    first, second = (
+        replace(result, prediction=a_prediction(result, alone=alone, pack=alone))
+        for result, alone in zip(results, (1010 * 2**20, 1960 * 2**20), strict=True)
+    )
+    text = text_of([first, second])
+    assert "## Predicted against measured memory" in text
+    # 1010 / 1000 - 1 = 1 %, 1960 / 2000 - 1 = -2 %; the median of 1 and 2 is 1.5
+    assert "| r4, alone | 0.99 | 0.98 | +1.0 |" in text
+    assert "| r8, alone | 1.91 | 1.95 | \N{MINUS SIGN}2.0 |" in text
+    assert "the median absolute error is 1.5 %, the largest 2.0 %" in text
+    assert "only those of each arm alone" in text
+
+
+def test_a_report_without_predictions_says_nothing_of_them(make_result, text_of):
+    assert "Predicted against" not in text_of([make_result("r4", 0)])
 
 
 def a_pack(engine):

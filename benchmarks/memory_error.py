@@ -1,0 +1,292 @@
+"""How far predicted peak memory is from what is measured, over many configurations on this machine's device.
+
+    python benchmarks/memory_error.py --model lab --model path/to/model          (CPU: tensor bytes, as profiled)
+    python benchmarks/memory_error.py --shape phi-2 --shape llama-7b --shape llama-13b     (GPU: random weights)
+
+Every configuration trains two real steps of the packed engine. Measured is the peak of live tensor bytes on a CPU,
+and the most that the allocator handed out on CUDA; the prediction sees the `config.json` and the lengths of the rows.
+Writes `benchmarks/results/memory-error-<device>.json`, from which the documents' table is made.
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorastudy.engine.arms import Arm
+from lorastudy.engine.batch import Batch, assemble
+from lorastudy.engine.counting import rows_of
+from lorastudy.engine.environment import environment
+from lorastudy.engine.loading import BaseModel, default_device, dtype_of, load_base
+from lorastudy.engine.meter import MemoryMeter, live_bytes, peak_growth
+from lorastudy.engine.packed import PackedEngine
+from lorastudy.engine.planning import answer
+from lorastudy.footprint import Footprint, MicroBatch
+from lorastudy.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
+from lorastudy.planner.memory import ArmSize, Device, Prediction, predict
+from lorastudy.planner.shapes import ModelShape, config_folder
+from lorastudy.spec.settings import Quantization, Settings
+from lorastudy.spec.targets import resolve_targets
+
+HERE = Path(__file__).resolve().parent
+SHAPES = HERE / "shapes"
+
+#: (precision, target modules, gradient checkpointing, arms). What one engine step is counted for.
+PATTERNS: tuple[tuple[Quantization, str, bool, int], ...] = (
+    ("fp32", "qv", False, 4),
+    ("fp32", "all", False, 8),
+    ("fp32", "all", True, 4),
+    ("fp32", "qkvo", False, 1),
+    ("bf16", "mlp", False, 3),
+    ("bf16", "all", True, 2),
+    ("bf16", "all", False, 1),
+    ("4bit", "all", False, 2),
+    ("4bit", "qv", True, 4),
+    ("8bit", "qkvo", False, 2),
+)
+
+#: (rank, lengths of the rows, share of tokens with a label), small enough for two CPU cores.
+SIZES = ((4, (48, 48), 0.5), (64, (40, 96), 0.3), (16, (128, 64, 24), 0.7))
+
+#: The same for a GPU.
+SIZES_CUDA = (
+    (4, (512,) * 4, 0.5),
+    (64, (512, 300), 0.3),
+    (16, (128,) * 16, 0.7),
+    (16, (2048,), 0.5),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One configuration."""
+
+    model: str
+    is_shape: bool
+    quantization: Quantization
+    targets: str
+    gradient_checkpointing: bool
+    ranks: tuple[int, ...]
+    batch: MicroBatch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is there before the engine, what the engine adds, and by how much a step goes beyond that."""
+
+    base: int
+    resident: int
+    step: int
+
+    @property
+    def peak(self) -> int:
+        """The whole."""
+        return self.base + self.resident + self.step
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/memory_error.py")
+    parser.add_argument("--model", action="append", default=[], help="`lab`, or a folder with weights")
+    parser.add_argument("--shape", action="append", default=[], help="a folder of benchmarks/shapes")
+    parser.add_argument("--into", type=Path, help="the file to write")
+    chosen = parser.parse_args(arguments)
+    device = default_device()
+    cases = [
+        *(case for model in chosen.model for case in cases_of(model, is_shape=False, device=device)),
+        *(case for shape in chosen.shape for case in cases_of(shape, is_shape=True, device=device)),
+    ]
+    into = chosen.into or HERE / "results" / f"memory-error-{device.type}.json"
+    results: list[dict[str, Any]] = []
+    for base, prediction, case in with_bases(cases, device=device):
+        results.append(as_result(case, prediction, measure(base, case)))
+        print(
+            json.dumps({key: results[-1][key] for key in ("model", "quantization", "num_arms", "error")}),
+            flush=True,
+        )
+        into.write_text(json.dumps(report(results, device=device), indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def cases_of(model: str, *, is_shape: bool, device: torch.device) -> Iterator[Case]:
+    """All sizes of all patterns for a model; arms of a pack differ in rank where there are several."""
+    sizes = SIZES_CUDA if device.type == "cuda" else SIZES
+    for quantization, targets, checkpointing, num_arms in PATTERNS:
+        for r, lengths, share in sizes:
+            yield Case(
+                model=model,
+                is_shape=is_shape,
+                quantization=quantization,
+                targets=targets,
+                gradient_checkpointing=checkpointing,
+                ranks=tuple(r if number % 2 == 0 else max(1, r // 2) for number in range(num_arms)),
+                batch=MicroBatch(row_lengths=tuple(sorted(lengths)), num_labels=_labels(lengths, share)),
+            )
+
+
+def with_bases(
+    cases: Sequence[Case], *, device: torch.device
+) -> Iterator[tuple[BaseModel, Prediction, Case]]:
+    """Each case with its base, loaded once for cases in a row that share it, and with its prediction."""
+    last: tuple[str, str] | None = None
+    base: BaseModel | None = None
+    footprints: dict[str, Footprint] = {}
+    for case in sorted(cases, key=lambda case: (case.model, case.quantization)):
+        folder = str(SHAPES / case.model) if case.is_shape else str(config_folder(case.model))
+        if (case.model, case.quantization) != last:
+            base, last = None, (case.model, case.quantization)
+            gc.collect()
+            base = _base(case, device=device)
+        assert base is not None
+        question = FootprintQuestion(
+            folder=folder,
+            precision=Precision(quantization=case.quantization),
+            targets=((case.targets, None),),
+            gradient_checkpointing=case.gradient_checkpointing,
+            has_dropout=False,
+            has_one_arm=len(case.ranks) == 1,
+            row_lengths=case.batch.row_lengths,
+        )
+        key = json.dumps(as_json(question))
+        if key not in footprints:
+            (counted,) = answer([as_json(question)])["answers"]
+            footprints[key] = Footprint.from_json(counted)
+        yield base, predicted(case, folder, footprint=footprints[key], device=device), case
+
+
+def predicted(case: Case, folder: str, *, footprint: Footprint, device: torch.device) -> Prediction:
+    """From the configuration and the lengths of the rows alone."""
+    (values,) = answer([as_json(ModelQuestion(folder=folder))])["answers"]
+    shape = ModelShape.from_json(values)
+    names = resolve_targets(
+        list(shape.layers_by_name()), target_modules=case.targets, layers_to_transform=None
+    )
+    is_cuda = device.type == "cuda"
+    return predict(
+        shape,
+        [ArmSize(r=r, module_names=names) for r in case.ranks],
+        precision=Precision(quantization=case.quantization),
+        batch=case.batch,
+        footprint=footprint,
+        device=Device(
+            kind=device.type,
+            compute_capability=torch.cuda.get_device_capability(device)[0] if is_cuda else None,
+        ),
+    )
+
+
+def measure(base: BaseModel, case: Case) -> Measured:
+    """Train two steps of the pack."""
+    names = resolve_targets(list(base.linear_layers), target_modules=case.targets, layers_to_transform=None)
+    config: Any = base.model.config
+    rows = rows_of(case.batch, num_ids=int(config.get_text_config().vocab_size))
+    is_cuda = base.device.type == "cuda"
+    gc.collect()
+    before = torch.cuda.memory_allocated() if is_cuda else live_bytes()
+    engine = PackedEngine(base, [_arm(n, r, names) for n, r in enumerate(case.ranks)],
+                          gradient_checkpointing=case.gradient_checkpointing)  # fmt: skip
+    try:
+        ready = torch.cuda.memory_allocated() if is_cuda else live_bytes()
+        batches = [assemble(rows, device=base.device)]
+        steps = [batches, batches]
+        growth = _cuda_growth(engine, steps, device=base.device) if is_cuda else _cpu_growth(engine, steps)
+        on_batch = sum(
+            tensor.nbytes for tensor in vars(batches[0]).values() if isinstance(tensor, torch.Tensor)
+        )
+        return Measured(base=before, resident=ready - before, step=growth + (0 if is_cuda else on_batch))
+    finally:
+        engine.close()
+
+
+def as_result(case: Case, prediction: Prediction, measured: Measured) -> dict[str, Any]:
+    """One line of the result file."""
+    terms = dict(prediction.terms.named())
+    base = terms["base_weights"] + terms["quantisation_constants"]
+    resident = terms["adapters"] + terms["gradients"] + terms["optimizer"]
+    total = prediction.terms.total
+    return {
+        "model": Path(case.model).name,
+        "quantization": case.quantization,
+        "targets": case.targets,
+        "gradient_checkpointing": case.gradient_checkpointing,
+        "num_arms": len(case.ranks),
+        "ranks": list(case.ranks),
+        "row_lengths": list(case.batch.row_lengths),
+        "num_labels": case.batch.num_labels,
+        "phase": prediction.phase,
+        "predicted": {
+            "base": base,
+            "resident": resident,
+            "step": total - base - resident,
+            "peak": total,
+            "terms": terms,
+        },
+        "measured": {**vars(measured), "peak": measured.peak},
+        "error": total / measured.peak - 1,
+    }
+
+
+def report(results: Sequence[dict[str, Any]], *, device: torch.device) -> dict[str, Any]:
+    """The result file."""
+    return {
+        "made_at": datetime.now(tz=UTC).isoformat(timespec="seconds"),
+        "environment": vars(environment(device)) | {"system": platform.system(), "numpy": version("numpy")},
+        "results": list(results),
+    }
+
+
+def _base(case: Case, *, device: torch.device) -> BaseModel:
+    if case.is_shape:
+        return _random_base(case, device=device)
+    settings = Settings.model_validate({"base_model": case.model, "quantization": case.quantization})
+    return load_base(settings, device=device)
+
+
+def _random_base(case: Case, *, device: torch.device) -> BaseModel:
+    """A base of that shape with random weights: what memory takes does not depend on them."""
+    sys.path.insert(0, str(HERE.parent))
+    from benchmarks.random_base import as_base, config_of, quantise, random_model
+
+    dtype = dtype_of(case.quantization)
+    model = random_model(config_of(case.model), dtype=dtype, device=device)
+    if case.quantization in {"4bit", "8bit"}:
+        quantise(model, quantization=case.quantization, dtype=dtype)
+    return as_base(model, name=case.model, device=device, dtype=dtype)
+
+
+def _cpu_growth(engine: PackedEngine, steps: Sequence[Sequence[Batch]]) -> int:
+    return peak_growth(lambda: engine.train(steps, on_step=lambda _: None))
+
+
+def _cuda_growth(engine: PackedEngine, steps: Sequence[Sequence[Batch]], *, device: torch.device) -> int:
+    ready = torch.cuda.memory_allocated(device)
+    with MemoryMeter(device) as meter:
+        engine.train(steps, on_step=lambda _: None)
+    assert meter.peak_bytes is not None
+    return meter.peak_bytes - ready
+
+
+def _labels(lengths: Sequence[int], share: float) -> int:
+    return min(round(sum(lengths) * share), sum(lengths) - len(lengths))
+
+
+def _arm(number: int, r: int, module_names: tuple[str, ...]) -> Arm:
+    return Arm(
+        experiment_id=str(number), seed=number, r=r, lora_alpha=float(r), use_rslora=False, scaling=1.0,
+        lora_dropout=0.0, module_names=module_names, learning_rate=0.0, lr_scheduler_type="constant",
+        num_warmup_steps=0, num_steps=2, weight_decay=0.0, max_grad_norm=1.0, adam_beta1=0.9, adam_beta2=0.999,
+        adam_epsilon=1e-8,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

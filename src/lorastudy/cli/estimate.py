@@ -1,0 +1,233 @@
+"""`lorastudy estimate`: memory, time and disk of a configuration or a suite, before anything runs."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorastudy.errors import StudyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lorastudy.planner.answers import Answers
+    from lorastudy.planner.estimate import Estimator
+    from lorastudy.planner.fitting import Suggestion
+    from lorastudy.spec.experiment import Experiment
+    from lorastudy.spec.settings import Settings
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
+
+
+def estimate(
+    base_model: Annotated[
+        str, typer.Option(help="Folder with a config.json, a model fetched from the hub before, or `lab`.")
+    ] = "lab",
+    suite: Annotated[Path | None, typer.Option(help="Estimate the packs of a suite file instead.")] = None,
+    rank: Annotated[list[int] | None, typer.Option(help="Rank of the arms; give it several times.")] = None,
+    target_modules: Annotated[str, typer.Option(help="A preset, or module names with commas.")] = "qkvo",
+    max_seq_length: Annotated[
+        int, typer.Option(help="Tokens per row; every row is taken to have as many.")
+    ] = 512,
+    batch_size: Annotated[int, typer.Option(help="Rows per forward pass, for each arm.")] = 4,
+    accumulation: Annotated[int, typer.Option(help="Forward passes per optimizer step.")] = 1,
+    quantization: Annotated[str, typer.Option(help="4bit, 8bit, fp16, bf16 or fp32.")] = "bf16",
+    arms: Annotated[int, typer.Option(help="Arms of each rank, trained together.", min=1)] = 1,
+    lora_dropout: Annotated[float, typer.Option(help="Before lora_A.")] = 0.0,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Recompute activations.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the model folder run its own code.")
+    ] = False,
+    vram: Annotated[str | None, typer.Option(help="Memory it has to fit, such as 8GB or 80GiB.")] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Time a few real steps first; loads the model.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Predict peak memory term by term, time and disk; say what fits, and what would make it fit."""
+    from rich.console import Console
+
+    from lorastudy.cli.running import experiments_of
+    from lorastudy.executors.local import run_job
+    from lorastudy.planner.answers import Answers
+    from lorastudy.planner.estimate import Estimator, prepare, within_margin
+    from lorastudy.planner.packing import groups
+    from lorastudy.spec.loading import load_suite
+
+    answers = Answers(run_job)
+    if suite is not None:
+        experiments: Sequence[Experiment] = experiments_of(load_suite(suite))
+    else:
+        settings = _settings(
+            base_model=base_model, max_seq_length=max_seq_length, quantization=quantization,
+            per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
+            lora_dropout=lora_dropout, gradient_checkpointing=gradient_checkpointing,
+            trust_remote_code=trust_remote_code, target_modules=_targets(target_modules),
+        )  # fmt: skip
+        experiments = _arms(settings, ranks=rank or [16], copies=arms)
+    estimators = [Estimator(group, answers, with_data=suite is not None) for group in groups(experiments)]
+    prepare(estimators, answers)
+    shown = [
+        _Shown.of(
+            estimator,
+            answers,
+            budget_bytes=None if vram is None else within_margin(memory_size(vram)),
+            calibrate=calibrate,
+        )
+        for estimator in estimators
+    ]
+    if as_json:
+        print(json.dumps({"packs": [each.as_json() for each in shown]}, indent=1))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for each in shown:
+        each.show(console, vram=vram)
+
+
+def memory_size(text: str) -> int:
+    """Bytes of `8GB`, `80 GiB` or `512MB`. GB is read as GiB, as the makers of graphics cards write it.
+
+    Raises:
+        StudyError: it is none of these.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or float(match["number"]) <= 0:
+        raise StudyError(f"--vram: {text}: give a size such as 8GB, 24GiB or 512MB")
+    return int(float(match["number"]) * 1024 ** " KMGT".index(match["unit"].upper() or " "))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """One group of arms: what they take together, whether that fits, and what would help."""
+
+    estimator: "Estimator"
+    budget_bytes: int | None
+    fewer: "Suggestion | None"
+    suggestions: "Sequence[Suggestion]"
+
+    @classmethod
+    def of(
+        cls, estimator: "Estimator", answers: "Answers", *, budget_bytes: int | None, calibrate: bool
+    ) -> "_Shown":
+        from lorastudy.planner.fitting import fewer_arms, suggestions
+
+        if calibrate:
+            estimator.calibrate()
+        total = estimator.estimate().prediction.terms.total
+        fits = budget_bytes is None or total <= budget_bytes
+        return cls(
+            estimator=estimator,
+            budget_bytes=budget_bytes,
+            fewer=None if fits else fewer_arms(estimator, budget_bytes=budget_bytes or 0),
+            suggestions=()
+            if fits
+            else suggestions(estimator.experiments, answers, budget_bytes=budget_bytes or 0),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        from lorastudy.cli.estimating import terms_as_json
+
+        estimate = self.estimator.estimate()
+        changes = [*([self.fewer] if self.fewer else []), *self.suggestions]
+        return {
+            **terms_as_json(estimate),
+            "base_model": self.estimator.settings.base_model,
+            "device": self.estimator.machine.device,
+            "budget_bytes": self.budget_bytes,
+            "fits": None
+            if self.budget_bytes is None
+            else estimate.prediction.terms.total <= self.budget_bytes,
+            "changes": [vars(change) for change in changes],
+        }
+
+    def show(self, console: "Console", *, vram: str | None) -> None:
+        """As text for people."""
+        from lorastudy.cli.estimating import disk_bytes, margin_words, show_terms
+        from lorastudy.report.numbers import count, duration, size
+
+        estimate, shape, settings = self.estimator.estimate(), self.estimator.shape, self.estimator.settings
+        batch = estimate.rows.batch
+        console.print(
+            f"[bold]{settings.base_model}[/bold] ({shape.model_type}, {count(shape.num_parameters)} parameters), "
+            f"{settings.quantization}; {len(estimate.num_trainable)} arm(s) on one base, {batch.num_tokens} tokens an arm "
+            f"and forward pass, on a {self.estimator.machine.device}\n"
+        )
+        show_terms(console, estimate)
+        if estimate.step_seconds is not None:
+            console.print(f"\ntime: {duration(estimate.step_seconds)} a step of all arms, from timed steps")
+        else:
+            console.print("\ntime: not calibrated on this machine; --calibrate times a few steps")
+        console.print(f"disk: {size(disk_bytes(estimate))}")
+        if self.budget_bytes is None:
+            return
+        total = estimate.prediction.terms.total
+        verdict = "[green]fits[/green]" if total <= self.budget_bytes else "[red]does not fit[/red]"
+        console.print(
+            f"\n{verdict} {vram}: {size(total)} of {size(self.budget_bytes)} ({margin_words()}: context of the device, "
+            "memory lost between tensors, error of the prediction)"
+        )
+        if total > self.budget_bytes:
+            self._show_changes(console)
+
+    def _show_changes(self, console: "Console") -> None:
+        from rich.table import Table
+
+        from lorastudy.report.numbers import size
+
+        table = Table(
+            box=None,
+            header_style="bold",
+            pad_edge=False,
+            title="what would change that",
+            title_justify="left",
+        )
+        table.add_column("change")
+        table.add_column("predicted peak", justify="right")
+        table.add_column("fits")
+        for change in [*([self.fewer] if self.fewer else []), *self.suggestions]:
+            table.add_row(change.change, size(change.total_bytes), "yes" if change.fits else "no")
+        console.print()
+        console.print(table)
+        console.print("The effective batch is the same with each of these.")
+
+
+def _settings(**values: object) -> "Settings":
+    from pydantic import ValidationError
+
+    from lorastudy.spec.settings import Settings
+
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise StudyError("\n".join(problems)) from error
+
+
+def _targets(text: str) -> "str | tuple[str, ...]":
+    from lorastudy.spec.settings import TARGET_PRESETS
+
+    return text if text in TARGET_PRESETS else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _arms(settings: "Settings", *, ranks: Sequence[int], copies: int) -> "list[Experiment]":
+    """Arms of these ranks, each `copies` times."""
+    from lorastudy.spec.experiment import Experiment, Sources
+
+    if min(ranks) < 1:
+        raise StudyError(f"--rank: {min(ranks)}: at least 1")
+    return [
+        Experiment(
+            name=f"r{rank}_{copy}", arm=f"r{rank}", experiment_type="custom", seed=copy,
+            settings=settings.model_copy(update={"lora_rank": rank}),
+            sources=Sources(base_model=settings.base_model, dataset=""),
+        )
+        for rank in ranks
+        for copy in range(copies)
+    ]  # fmt: skip

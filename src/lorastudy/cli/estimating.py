@@ -1,0 +1,142 @@
+"""Predictions for the commands: what is asked of a worker, and how an estimate is shown."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lorastudy.errors import StudyError
+from lorastudy.executors.local import run_job
+from lorastudy.planner.answers import Answers
+from lorastudy.planner.disk import adapters_bytes, checkpoint_bytes, records_bytes
+from lorastudy.planner.estimate import MARGIN, Estimator, PackEstimate, prepare
+from lorastudy.planner.fitting import arms_per_pack, predictions_of
+from lorastudy.planner.packing import PlannedPack, groups
+from lorastudy.records import MemoryPrediction
+from lorastudy.report.numbers import duration, percent, size
+from lorastudy.spec.experiment import Experiment
+
+#: How a term is called where a user reads it.
+TERMS = {
+    "base_weights": "base weights",
+    "quantisation_constants": "quantisation constants",
+    "adapters": "adapters",
+    "gradients": "gradients",
+    "optimizer": "optimizer (AdamW)",
+    "activations": "activations",
+    "loss": "loss",
+    "workspace": "workspace",
+    "allocator_slack": "allocator slack",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuitePlan:
+    """Predictions for the packs of a suite; empty where there are none, and `problem` says why."""
+
+    estimators: Mapping[str, Estimator] = field(default_factory=dict)
+    arms_per_pack: Mapping[str, int] = field(default_factory=dict)
+    problem: str | None = None
+
+    def predictions(self, pack: PlannedPack) -> Sequence[MemoryPrediction]:
+        """What is predicted of a pack's experiments."""
+        estimator = self._of(pack)
+        return [] if estimator is None else predictions_of(pack, estimator)
+
+    def estimate(self, pack: PlannedPack) -> PackEstimate | None:
+        """What a pack will take."""
+        estimator = self._of(pack)
+        return None if estimator is None else estimator.estimate(pack.experiments)
+
+    def _of(self, pack: PlannedPack) -> Estimator | None:
+        return self.estimators.get(pack.experiments[0].pack_key)
+
+
+def plan_of(experiments: Sequence[Experiment]) -> SuitePlan:
+    """Predictions for a suite's packs. What cannot be predicted is no reason not to run."""
+    packable = [group for group in groups(experiments) if group[0].settings.engine != "reference"]
+    answers = Answers(run_job)
+    try:
+        estimators = {group[0].pack_key: Estimator(group, answers, with_data=True) for group in packable}
+        prepare(list(estimators.values()), answers)
+        sizes = {
+            key: arms_per_pack(each, budget_bytes=each.machine.budget_bytes)
+            for key, each in estimators.items()
+        }
+    except StudyError as error:
+        return SuitePlan(problem=f"memory was not predicted, so packs are bounded by their tokens: {error}")
+    return SuitePlan(estimators=estimators, arms_per_pack=sizes)
+
+
+def say_problem(plan: SuitePlan) -> None:
+    """Tell on stderr that there is no prediction, and why."""
+    if plan.problem is not None:
+        print(f"note: {plan.problem}", file=sys.stderr)
+
+
+def pack_line(estimate: PackEstimate) -> str:
+    """One line on what a pack will take."""
+    batch = estimate.rows.batch
+    parts = [
+        (
+            f"predicted peak {size(estimate.prediction.terms.total)}, in the {estimate.prediction.phase} of its largest "
+            f"micro-batch ({batch.num_tokens} tokens an arm)"
+        )
+    ]
+    if estimate.step_seconds is not None:
+        parts.append(f"{duration(estimate.step_seconds)} a step")
+        if estimate.rows.num_steps is not None:
+            parts.append(f"{duration(estimate.step_seconds * estimate.rows.num_steps)} of training")
+    parts.append(f"{size(disk_bytes(estimate))} of disk")
+    return "; ".join(parts)
+
+
+def disk_bytes(estimate: PackEstimate) -> int:
+    """Adapters, checkpoints and records of a pack."""
+    adapters = sum(
+        adapters_bytes(p, num_modules=estimate.num_modules[key]) for key, p in estimate.num_trainable.items()
+    )
+    checkpoints = sum(checkpoint_bytes(p) for p in estimate.num_trainable.values())
+    steps = estimate.rows.num_steps or 0
+    return adapters + checkpoints + records_bytes(num_steps=steps, num_arms=len(estimate.num_trainable))
+
+
+def show_terms(console: Console, estimate: PackEstimate) -> None:
+    """A table of the terms and their sum."""
+    table = Table(box=None, show_header=True, header_style="bold", pad_edge=False)
+    table.add_column("held by")
+    table.add_column("bytes", justify="right")
+    table.add_column("share", justify="right")
+    terms = estimate.prediction.terms
+    for name, num_bytes in terms.named():
+        if num_bytes:
+            table.add_row(TERMS[name], size(num_bytes), percent(num_bytes / terms.total))
+    table.add_row(
+        "[bold]predicted peak[/bold]",
+        f"[bold]{size(terms.total)}[/bold]",
+        f"in the {estimate.prediction.phase}",
+    )
+    console.print(table)
+
+
+def terms_as_json(estimate: PackEstimate) -> dict[str, Any]:
+    """The estimate as plain JSON values."""
+    terms = estimate.prediction.terms
+    return {
+        "num_arms": len(estimate.num_trainable),
+        "num_tokens": estimate.rows.batch.num_tokens,
+        "peak_bytes": terms.total,
+        "peak_phase": estimate.prediction.phase,
+        "terms_bytes": dict(terms.named()),
+        "num_trainable_parameters": sum(estimate.num_trainable.values()),
+        "step_seconds": estimate.step_seconds,
+        "disk_bytes": disk_bytes(estimate),
+    }
+
+
+def margin_words() -> str:
+    """The margin as text."""
+    return f"{percent(MARGIN, decimals=0)} of the memory is left free"

@@ -1,0 +1,303 @@
+"""From counted steps of a few sizes to the polynomials that give the bytes of a step of any size.
+
+Every moment of a step is one linear system: as many counted steps as there are unknown coefficients, and two
+more, whose residual says whether the polynomial is the right one.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from typing import Any
+
+import numpy as np
+import torch
+
+from lorastudy.engine.arms import Arm
+from lorastudy.engine.counting import CountedStep, Event, count_loss, count_step
+from lorastudy.engine.hollow import (
+    FEW_LAYERS,
+    ONE_MORE,
+    decoder_layers,
+    hollow_base,
+    layers_are_alike,
+    linear_sizes,
+    meta_model,
+    read_config,
+)
+from lorastudy.engine.loading import BaseModel
+from lorastudy.footprint import Footprint, Load, MicroBatch, Moment, Phase
+from lorastudy.jobs import FootprintQuestion
+from lorastudy.spec.targets import adapted_modules, without_layer_number
+
+#: (arms, how often each row is there, eighths of the tokens with a label, rank). All vary, and not together.
+_Point = tuple[int, int, int, int]
+_POINTS: tuple[_Point, ...] = (
+    (2, 1, 1, 4),
+    (2, 2, 1, 4),
+    (2, 1, 2, 4),
+    (2, 1, 1, 12),
+    (2, 2, 2, 8),
+    (2, 2, 1, 12),
+    (3, 1, 1, 4),
+    (3, 2, 1, 8),
+    (3, 1, 3, 4),
+    (3, 2, 2, 12),
+)
+#: Loss rows (arms x labels) from which, and up to which, the place is sought where a chunk of the loss is full.
+_FEWEST_ROWS, _MOST_ROWS = 16, 1 << 17
+_NUM_SAMPLED_LOADS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counted:
+    """One choice of layers, counted at all points, with the coefficients of its moments by monomial and moment."""
+
+    steps: tuple[CountedStep, ...]
+    moments: tuple[Event, ...]
+    coefficients: Any
+    residual: float
+
+    @property
+    def keys(self) -> list[tuple[Phase, str]]:
+        """What is done at each moment."""
+        return [(event.phase, event.operation) for event in self.moments]
+
+    def moment(self, index: int, *, is_deep: bool) -> Moment:
+        """A moment as a polynomial."""
+        event = self.moments[index]
+        return Moment(
+            phase=event.phase,
+            is_deep=is_deep,
+            coefficients=tuple(float(value) for value in self.coefficients[:, index]),
+            num_tensors=event.num_tensors,
+        )
+
+
+def footprint(question: FootprintQuestion, *, device: torch.device) -> Footprint:
+    """Count a step of the folder's model at several sizes, and fit its moments.
+
+    Raises:
+        ModelError: the model cannot be built, or the packed engine cannot train it.
+    """
+    trust_remote_code = question.trust_remote_code
+    config = read_config(question.folder, trust_remote_code=trust_remote_code)
+    meta = meta_model(config, trust_remote_code=trust_remote_code)
+    names = adapted_modules(list(linear_sizes(meta)), question.targets)
+    found = decoder_layers(meta)
+    num_layers = len(found[1]) if found else 0
+    is_regular = num_layers > ONE_MORE and layers_are_alike(meta) and _in_all_layers(names, num_layers)
+
+    @contextmanager
+    def base_of(num_kept: int | None) -> Iterator[BaseModel]:
+        with hollow_base(
+            config, question.precision, num_layers=num_kept, trust_remote_code=trust_remote_code, device=device
+        ) as base:  # fmt: skip
+            yield base
+
+    with base_of(FEW_LAYERS if is_regular else None) as base:
+        few = _count(base, question, module_names=names)
+        growth = _loss_growth(base)
+    if not is_regular:
+        return _fitted(few, None, num_layers=num_layers, loss_growth=growth)
+    with base_of(ONE_MORE) as base:
+        more = _count(base, question, module_names=names)
+    return _fitted(few, more, num_layers=num_layers, loss_growth=growth)
+
+
+def _count(base: BaseModel, question: FootprintQuestion, *, module_names: Sequence[str]) -> _Counted:
+    names = tuple(name for name in module_names if name in base.linear_layers)
+    points = [
+        (1 if question.has_one_arm else arms, _micro_batch(question, copies=copies, eighths=eighths), r)
+        for arms, copies, eighths, r in _POINTS
+        if not question.has_one_arm or arms == _POINTS[0][0]
+    ]
+    steps = tuple(
+        count_step(
+            base,
+            [_arm(number, names, r=r, dropout=question.has_dropout) for number in range(arms)],
+            batch=batch,
+            gradient_checkpointing=question.gradient_checkpointing,
+        )
+        for arms, batch, r in points
+    )
+    aligned = _aligned(steps)
+    loads = [_load(arms, batch, r=r) for arms, batch, r in points]
+    coefficients, residual = _fit(
+        loads, np.array([[e.num_bytes for e in events] for events in aligned], dtype=float)
+    )
+    return _Counted(steps=steps, moments=tuple(aligned[0]), coefficients=coefficients, residual=residual)
+
+
+def _loss_growth(base: BaseModel) -> tuple[tuple[int, int], ...]:
+    """Two points before the first chunk of the loss is full, and two after; the same ones where it never is."""
+    rows = _FEWEST_ROWS
+    first = (rows // 2, count_loss(base, num_rows=rows // 2)), (rows, count_loss(base, num_rows=rows))
+    slope = (first[1][1] - first[0][1]) / (rows // 2)
+    last = first[1]
+    while rows < _MOST_ROWS:
+        rows *= 2
+        now = (rows, count_loss(base, num_rows=rows))
+        if now[1] - last[1] < slope * (now[0] - last[0]) / 2:
+            after = (2 * rows, count_loss(base, num_rows=2 * rows))
+            return *first, after, (4 * rows, count_loss(base, num_rows=4 * rows))
+        last = now
+    return *first, *first
+
+
+def _micro_batch(question: FootprintQuestion, *, copies: int, eighths: int) -> MicroBatch:
+    """The rows in question, as they are or each twice; a single row stays single, for it may be treated as such."""
+    lengths = question.row_lengths * (1 if len(question.row_lengths) == 1 else copies)
+    num_labels = max(1, sum(lengths) * eighths // 8)
+    return MicroBatch(row_lengths=tuple(sorted(lengths)), num_labels=num_labels)
+
+
+def _aligned(steps: Sequence[CountedStep]) -> list[list[Event]]:
+    """The steps' events side by side, as the first step has them.
+
+    What is done arm by arm is done more often with more arms. There the most that is held in between stands for
+    all of it.
+    """
+    keys = [tuple((event.phase, event.operation) for event in step.events) for step in steps]
+    places = {key: list(_places(keys[0], key)) for key in set(keys)}
+    return [
+        [max(step.events[start:stop], key=lambda event: event.num_bytes) for start, stop in places[key]]
+        for step, key in zip(steps, keys, strict=True)
+    ]
+
+
+def _places(reference: Sequence[object], other: Sequence[object]) -> Iterator[tuple[int, int]]:
+    """For each event of the reference the events of the other step that stand for it; every one stands somewhere."""
+    if reference == other:
+        yield from ((index, index + 1) for index in range(len(other)))
+        return
+    matches = SequenceMatcher(a=reference, b=other, autojunk=False).get_opcodes()
+    for number, (tag, i, j, start, stop) in enumerate(matches):
+        following = matches[number + 1] if number + 1 < len(matches) else None
+        inserted = following[4] - following[3] if following and following[0] == "insert" else 0
+        for index in range(j - i):
+            if tag == "equal":
+                is_last = index == j - i - 1
+                yield start + index, start + index + 1 + (inserted if is_last else 0)
+            else:  # the other step does it otherwise, or not at all
+                yield (start, stop) if stop > start else (max(0, start - 1), max(1, start))
+
+
+def _load(num_arms: int, batch: MicroBatch, *, r: int) -> Load:
+    return Load(
+        num_arms=num_arms,
+        num_tokens=batch.num_tokens,
+        num_labels=batch.num_labels,
+        num_squares=sum(length**2 for length in batch.row_lengths),
+        rank=num_arms * r,
+        rank_all=num_arms * r,
+    )
+
+
+def _fit(loads: Sequence[Load], counted: Any) -> tuple[Any, float]:
+    """Coefficients by monomial and moment, and the largest residual relative to the peak of all steps.
+
+    Monomials that cannot be told apart (with one arm, N and KN) share what they explain: least squares of least norm.
+    """
+    design = np.array([load.monomials() for load in loads])
+    scale = np.abs(design).max(axis=0)
+    solved, *_ = np.linalg.lstsq(design / scale, counted, rcond=1e-9)
+    residual = np.abs(design / scale @ solved - counted).max() / counted.max()
+    return solved / scale[:, None], float(residual)
+
+
+def _fitted(
+    few: _Counted, more: _Counted | None, *, num_layers: int, loss_growth: tuple[tuple[int, int], ...]
+) -> Footprint:
+    """The footprint of the whole model from one or two counts of its layers."""
+    counted = more or few
+    if more is None:
+        deep: range = range(0)
+        layer = replace(few.moment(0, is_deep=False), coefficients=(0.0,) * 9, num_tensors=0)
+    else:
+        deep, layer = _deep(few, more)
+    moments = [counted.moment(index, is_deep=index in deep) for index in range(len(counted.moments))]
+    (at_loss,) = (moment for moment in moments if moment.phase == "loss")
+    first = counted.steps[0]
+    whole = Footprint(
+        moments=tuple(moment for moment in moments if moment.phase != "loss"),
+        at_loss=at_loss,
+        layer=layer,
+        num_further_layers=0 if more is None else num_layers - ONE_MORE,
+        loss_growth=loss_growth,
+        resident_bytes_per_parameter=first.resident_bytes / first.num_parameters,
+        largest_residual=max(few.residual, counted.residual),
+    )
+    return replace(whole, moments=_that_can_be_greatest(whole))
+
+
+def _deep(few: _Counted, more: _Counted) -> tuple[range, Moment]:
+    """Which moments of the larger count hold what all layers keep, and what one layer more adds to them.
+
+    The two steps do the same up to the last layer's forward pass and from its backward pass on; between, the
+    larger one has one layer more on either side of the loss.
+    """
+    short, long = few.keys, more.keys
+    head = _num_equal(short, long)
+    tail = _num_equal(short[head:][::-1], long[head:][::-1])
+    loss_few = next(index for index, (phase, _) in enumerate(short) if phase == "loss")
+    loss_more = next(index for index, (phase, _) in enumerate(long) if phase == "loss")
+    assert head <= loss_few < len(short) - tail, "the loss is part of what the two steps do alike"
+    one, other = few.moment(loss_few, is_deep=True), more.moment(loss_more, is_deep=True)
+    layer = replace(
+        other,
+        coefficients=tuple(b - a for a, b in zip(one.coefficients, other.coefficients, strict=True)),
+        num_tensors=other.num_tensors - one.num_tensors,
+    )
+    return range(head, len(long) - tail), layer
+
+
+def _that_can_be_greatest(whole: Footprint) -> tuple[Moment, ...]:
+    """The moments that are the greatest of all under some load, out of many drawn from wide ranges."""
+    draw = np.random.default_rng(0)
+
+    def sizes(low: float, high: float) -> Any:
+        return np.exp(draw.uniform(np.log(low), np.log(high), _NUM_SAMPLED_LOADS))
+
+    tokens = sizes(8, 65536).astype(int)
+    arms, ranks = sizes(1, 64).astype(int), sizes(1, 512)
+    labels, lengths = (tokens * draw.uniform(0.02, 1, _NUM_SAMPLED_LOADS)).astype(int), sizes(8, 8192)
+    found: dict[int, Moment] = {}
+    design = np.stack(
+        [
+            np.array(
+                Load(
+                    num_arms=int(k), num_tokens=int(n), num_labels=int(m), num_squares=int(n * min(n, s)),
+                    rank=k * r, rank_all=k * r,
+                ).monomials()
+            )
+            for k, n, m, s, r in zip(arms, tokens, labels, lengths, ranks, strict=True)
+        ]
+    )  # fmt: skip
+    layer = np.array(whole.layer.coefficients) * whole.num_further_layers
+    own = np.array([np.array(m.coefficients) + layer * m.is_deep for m in whole.moments])
+    for index in sorted(set((design @ own.T).argmax(axis=1).tolist())):
+        found[index] = whole.moments[index]
+    return tuple(found.values())
+
+
+def _num_equal(one: Sequence[object], other: Sequence[object]) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )
+
+
+def _in_all_layers(module_names: Sequence[str], num_layers: int) -> bool:
+    """Whether each layer has the same modules adapted."""
+    counts = Counter(without_layer_number(name) for name in module_names)
+    return all(count == num_layers for name, count in counts.items() if "*" in name)
+
+
+def _arm(number: int, module_names: tuple[str, ...], *, r: int, dropout: bool) -> Arm:
+    return Arm(
+        experiment_id=str(number), seed=number, r=r, lora_alpha=float(r), use_rslora=False, scaling=1.0,
+        lora_dropout=0.1 if dropout else 0.0, module_names=module_names, learning_rate=1e-4,
+        lr_scheduler_type="constant", num_warmup_steps=0, num_steps=1, weight_decay=0.0, max_grad_norm=1.0,
+        adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8,
+    )  # fmt: skip

@@ -1,0 +1,128 @@
+"""Answers to what a plan asks of a worker: shapes, footprints, rows, pace. Plain JSON values out."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lorastudy.data.load import train_and_eval
+from lorastudy.data.tokenise import chat_template_of, tokenise
+from lorastudy.engine.environment import environment
+from lorastudy.engine.feed import make_feed, steps_of
+from lorastudy.engine.footprints import footprint
+from lorastudy.engine.hollow import decoder_layers, linear_sizes, meta_model, quantised_names, read_config
+from lorastudy.engine.loading import default_device, load_tokenizer
+from lorastudy.engine.pace import step_seconds
+from lorastudy.jobs import (
+    FootprintQuestion,
+    MachineQuestion,
+    ModelQuestion,
+    PaceQuestion,
+    Question,
+    RowsQuestion,
+    read_questions,
+)
+from lorastudy.spec.settings import Settings
+
+
+def answer(questions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The answers, in the order of the questions.
+
+    Raises:
+        StudyError: a model or a data set cannot be used.
+    """
+    device = default_device()
+    return {"answers": [_answer(question, device=device) for question in read_questions(questions)]}
+
+
+def _answer(question: Question, *, device: torch.device) -> dict[str, Any]:
+    if isinstance(question, MachineQuestion):
+        return _machine(device)
+    if isinstance(question, ModelQuestion):
+        return _shape(question)
+    if isinstance(question, FootprintQuestion):
+        return footprint(question, device=device).to_json()
+    if isinstance(question, RowsQuestion):
+        return _rows(question)
+    assert isinstance(question, PaceQuestion)
+    return step_seconds(question, device=device)
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    now = environment(device)
+    is_cuda = device.type == "cuda"
+    properties: Any = torch.cuda.get_device_properties(device) if is_cuda else None
+    return {
+        "device": device.type,
+        "device_name": now.device_name,
+        "num_threads": now.num_threads,
+        "memory_bytes": properties.total_memory if is_cuda else None,
+        "compute_capability": properties.major if is_cuda else None,
+    }
+
+
+def _shape(question: ModelQuestion) -> dict[str, Any]:
+    config = read_config(question.folder, trust_remote_code=question.trust_remote_code)
+    model = meta_model(config, trust_remote_code=question.trust_remote_code)
+    text: Any = config.get_text_config()
+    layers, quantised = decoder_layers(model), quantised_names(model)
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    return {
+        "model_type": config.model_type,
+        "linear_layers": [
+            {
+                "name": name,
+                "in_features": sizes[0],
+                "out_features": sizes[1],
+                "is_quantisable": name in quantised,
+            }
+            for name, sizes in linear_sizes(model).items()
+        ],
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_tensors": len(list(model.parameters())),
+        "buffer_bytes": sum(buffer.nbytes for buffer in model.buffers()),
+        "hidden_size": getattr(text, "hidden_size", None),
+        "num_layers": len(layers[1]) if layers else getattr(text, "num_hidden_layers", None),
+        "num_attention_heads": getattr(text, "num_attention_heads", None),
+        "num_key_value_heads": getattr(text, "num_key_value_heads", None),
+        "vocab_size": getattr(text, "vocab_size", None),
+        "max_position_embeddings": getattr(text, "max_position_embeddings", None),
+        "has_tied_head": head is not None and embedding is not None and head.weight is embedding.weight,
+        **_layer_parameters(model),
+    }
+
+
+def _layer_parameters(model: PreTrainedModel) -> dict[str, Any]:
+    found = decoder_layers(model)
+    return {"num_layer_parameters": sum(p.numel() for p in found[1].parameters()) if found else None}
+
+
+def _rows(question: RowsQuestion) -> dict[str, Any]:
+    """The largest micro-batch, and how many tokens a step has on average."""
+    settings = Settings.model_validate_json(json.dumps(question.settings))
+    tokenizer = load_tokenizer(settings.base_model, trust_remote_code=settings.trust_remote_code)
+    study = train_and_eval(settings, chat_template=chat_template_of(tokenizer))
+    train = tokenise(study.train, tokenizer=tokenizer, max_seq_length=settings.max_seq_length, split="train")
+    num_rows = len(train.rows)
+    num_steps = max(
+        steps_of(
+            settings.model_copy(update={"max_steps": steps, "num_train_epochs": epochs}), num_rows=num_rows
+        )
+        for steps, epochs in question.lengths
+    )
+    feed = make_feed(train, settings, num_steps=num_steps, device=torch.device("cpu"))
+    lengths = [len(row.input_ids) for row in train.rows]
+    largest = max(
+        (batch for step in feed.plan for batch in step), key=lambda rows: sum(lengths[row] for row in rows)
+    )
+    num_tokens = sum(lengths[row] for step in feed.plan for batch in step for row in batch)
+    return {
+        "row_lengths": sorted(lengths[row] for row in largest),
+        "num_labels": sum(train.rows[row].num_completion_tokens for row in largest),
+        "num_steps": num_steps,
+        "mean_tokens_per_step": num_tokens / num_steps,
+        "num_rows": num_rows,
+    }

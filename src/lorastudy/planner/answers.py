@@ -1,0 +1,131 @@
+"""What a worker answered for plans, kept in the user's cache folder, so that each question is asked once.
+
+An answer is kept under the hash of its question, of the configuration it is about, of the library versions, and of
+the engine's own source: a faster engine that holds other tensors is counted anew without anybody thinking of it.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lorastudy
+from lorastudy.jobs import (
+    FootprintQuestion,
+    MachineQuestion,
+    ModelQuestion,
+    PlanningJob,
+    Question,
+    RowsQuestion,
+    as_json,
+)
+from lorastudy.planner.shapes import CONFIG_NAME, config_folder
+from lorastudy.spec.experiment import canonical_json
+
+#: What an answer depends on besides the question.
+_LIBRARIES = ("torch", "transformers", "bitsandbytes", "lorastudy")
+
+Ask = Callable[[PlanningJob], dict[str, Any]]
+"""Runs a job in a worker; `executors.local.run_job`."""
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/lorastudy/plans`, by default under `~/.cache`."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "lorastudy" / "plans"
+
+
+class Answers:
+    """Answers from the cache, and from a worker where there is none yet."""
+
+    def __init__(self, ask: Ask | None, *, folder: Path | None = None) -> None:
+        """Without `ask` only what is kept is answered."""
+        self._ask = ask
+        self._folder = folder or cache_folder()
+        self._read: dict[str, dict[str, Any]] = {}
+
+    def get(self, questions: Sequence[tuple[Question, str]], *, base_model: str) -> list[dict[str, Any]]:
+        """An answer for each (question, what it depends on besides itself); one worker for all that are new.
+
+        Raises:
+            StudyError: what the worker said of the model or the data.
+        """
+        keys = [_key(question, about) for question, about in questions]
+        missing = {
+            key: question
+            for key, (question, _) in zip(keys, questions, strict=True)
+            if self._kept(key) is None
+        }
+        if missing:
+            assert self._ask is not None, "asked for more than is kept"
+            job = PlanningJob(questions=tuple(missing.values()), base_model=base_model)
+            for key, answer in zip(missing, self._ask(job)["answers"], strict=True):
+                self._keep(key, answer)
+        return [self._read[key] for key in keys]
+
+    def kept(self, question: Question, about: str) -> dict[str, Any] | None:
+        """The answer if it is kept."""
+        return self._kept(_key(question, about))
+
+    def _kept(self, key: str) -> dict[str, Any] | None:
+        if key not in self._read:
+            path = self._folder / f"{key}.json"
+            try:
+                self._read[key] = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):  # not there, or torn: asked again
+                return None
+        return self._read[key]
+
+    def _keep(self, key: str, answer: dict[str, Any]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        fresh = self._folder / f"{key}.{os.getpid()}.new"
+        fresh.write_text(json.dumps(answer), encoding="utf-8")
+        fresh.replace(self._folder / f"{key}.json")
+        self._read[key] = answer
+
+
+def config_digest(base_model: str) -> str:
+    """The hash of a base model's `config.json`, and of the code beside it.
+
+    Raises:
+        ModelError: it is not on this machine.
+    """
+    folder = config_folder(base_model)
+    digest = hashlib.sha256((folder / CONFIG_NAME).read_bytes())
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _key(question: Question, about: str) -> str:
+    values = as_json(question)
+    if not isinstance(question, MachineQuestion | RowsQuestion):
+        values.pop("folder", None)
+    body = [
+        values,
+        about,
+        [version(name) for name in _LIBRARIES],
+        _engine_digest(),
+        [] if isinstance(question, ModelQuestion | RowsQuestion) else _machine(),
+    ]
+    kind = "footprint" if isinstance(question, FootprintQuestion) else question.kind
+    return f"{kind}-{hashlib.sha256(canonical_json(body).encode()).hexdigest()[:24]}"
+
+
+def _machine() -> list[str | None]:
+    variables = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    return [platform.node(), *(os.environ.get(name) for name in variables)]
+
+
+@cache
+def _engine_digest() -> str:
+    digest = hashlib.sha256()
+    source = Path(lorastudy.__file__).parent
+    for path in sorted([*(source / "engine").glob("*.py"), source / "footprint.py"]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,312 @@
+"""What packs of experiments will take, before they run: memory by term, time where it was calibrated, and what fits.
+
+The questions of a whole plan go to one worker, once; afterwards everything here is arithmetic on kept answers.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lorastudy.errors import ModelError
+from lorastudy.footprint import Footprint, MicroBatch
+from lorastudy.jobs import (
+    FootprintQuestion,
+    MachineQuestion,
+    ModelQuestion,
+    PaceQuestion,
+    Precision,
+    Question,
+    RowsQuestion,
+    Targets,
+)
+from lorastudy.planner.answers import Answers, config_digest
+from lorastudy.planner.memory import ArmSize, Device, Prediction, num_trainable, predict
+from lorastudy.planner.shapes import ModelShape, config_folder
+from lorastudy.planner.time import Calibration
+from lorastudy.spec.experiment import Experiment, canonical_json
+from lorastudy.spec.settings import ARM_KEYS, Settings
+from lorastudy.spec.targets import resolve_targets
+
+#: Share of the device's memory that a plan leaves free: for the CUDA context and libraries, for memory lost between
+#: tensors, and for the error of the prediction.
+MARGIN = 0.10
+
+#: Numbers of arms that a calibration times.
+CALIBRATED_ARMS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The device that would train."""
+
+    device: str
+    device_name: str
+    num_threads: int
+    memory_bytes: int | None
+    compute_capability: int | None
+
+    @property
+    def as_device(self) -> Device:
+        """As far as memory goes."""
+        return Device(kind=self.device, compute_capability=self.compute_capability)
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """What a pack may take at its peak: the device's memory, on a CPU the machine's, less the margin."""
+        memory = self.memory_bytes if self.device == "cuda" else physical_memory()
+        return None if memory is None else within_margin(memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What the training rows of a pack are like; without a data set, all rows have the greatest length."""
+
+    batch: MicroBatch
+    num_steps: int | None
+    mean_tokens_per_step: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackEstimate:
+    """What one pack will take; an experiment that does not fit the model has no part in it."""
+
+    prediction: Prediction
+    alone: Mapping[str, Prediction]
+    """By experiment: trained alone, as every arm is profiled."""
+    rows: Rows
+    num_trainable: Mapping[str, int]
+    num_modules: Mapping[str, int]
+    step_seconds: float | None
+
+
+class Estimator:
+    """Predictions for experiments that share everything but their arms: one base, precision, data and batch."""
+
+    def __init__(self, experiments: Sequence[Experiment], answers: Answers, *, with_data: bool) -> None:
+        """`with_data` reads the training rows; without, all rows are taken to have the greatest length."""
+        self.experiments = tuple(experiments)
+        self.settings = experiments[0].settings
+        self._answers = answers
+        self._with_data = with_data
+        self._folder = str(config_folder(self.settings.base_model).resolve())
+        self._about = config_digest(self.settings.base_model)
+
+    def first_questions(self) -> list[tuple[Question, str]]:
+        """What must be known before it is clear which step to count: the rows, where there are any."""
+        return [(self._rows_question, self._about_rows)] if self._with_data else []
+
+    def questions(self) -> list[tuple[Question, str]]:
+        """All else that must be known before `estimate` can answer."""
+        model = ModelQuestion(folder=self._folder, trust_remote_code=self.settings.trust_remote_code)
+        asked: list[tuple[Question, str]] = [(MachineQuestion(), ""), (model, self._about)]
+        targets = {_targets(each.settings): None for each in self.experiments}
+        asked += [(self._footprint_question([each], has_one_arm=True), self._about) for each in targets]
+        if len(self.experiments) > 1:
+            asked.append((self._footprint_question(targets, has_one_arm=False), self._about))
+        return asked
+
+    @cached_property
+    def machine(self) -> Machine:
+        """Where a worker of this machine would train."""
+        return Machine(**self._one(MachineQuestion(), ""))
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """The base model's."""
+        question = ModelQuestion(folder=self._folder, trust_remote_code=self.settings.trust_remote_code)
+        return ModelShape.from_json(self._one(question, self._about))
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The largest micro-batch that the experiments will see."""
+        if not self._with_data:
+            return longest_rows(self.settings)
+        answer = self._one(self._rows_question, self._about_rows)
+        return Rows(
+            batch=MicroBatch(row_lengths=tuple(answer["row_lengths"]), num_labels=answer["num_labels"]),
+            num_steps=answer["num_steps"],
+            mean_tokens_per_step=answer["mean_tokens_per_step"],
+        )
+
+    def calibration(self) -> Calibration | None:
+        """The timed steps of this machine, if it was calibrated."""
+        kept = self._answers.kept(self._pace_question, self._about)
+        return None if kept is None else Calibration.from_json(kept)
+
+    def calibrate(self) -> Calibration:
+        """Time steps now. The base model is loaded.
+
+        Raises:
+            StudyError: it cannot be.
+        """
+        return Calibration.from_json(self._one(self._pace_question, self._about))
+
+    def estimate(self, experiments: Sequence[Experiment] | None = None) -> PackEstimate:
+        """What these of the experiments take as one pack.
+
+        Raises:
+            ModelError: none of them fits the model.
+        """
+        chosen = self.experiments if experiments is None else experiments
+        sizes = self._sizes(chosen)
+        alone = {
+            each.id: self._predict([sizes[each.id]], targets=[_targets(each.settings)])
+            for each in chosen
+            if each.id in sizes
+        }
+        if len(sizes) == 1:
+            (prediction,) = alone.values()
+        else:
+            targets = list({_targets(each.settings): None for each in self.experiments})
+            prediction = self._predict(list(sizes.values()), targets=targets)
+        calibration = self.calibration()
+        tokens = self.rows.mean_tokens_per_step * len(sizes)
+        return PackEstimate(
+            prediction=prediction,
+            alone=alone,
+            rows=self.rows,
+            num_trainable={key: num_trainable(self.shape, size) for key, size in sizes.items()},
+            num_modules={key: len(size.module_names) for key, size in sizes.items()},
+            step_seconds=None if calibration is None else calibration.step_seconds(tokens),
+        )
+
+    def fits(self, experiments: Sequence[Experiment], *, budget_bytes: int) -> bool:
+        """Whether these train together within the budget."""
+        return self.estimate(experiments).prediction.terms.total <= budget_bytes
+
+    def _sizes(self, experiments: Iterable[Experiment]) -> dict[str, ArmSize]:
+        modules = list(self.shape.layers_by_name())
+        sizes: dict[str, ArmSize] = {}
+        problem: ModelError | None = None
+        for each in experiments:
+            target_modules, layers = _targets(each.settings)
+            try:
+                names = resolve_targets(modules, target_modules=target_modules, layers_to_transform=layers)
+            except ModelError as error:
+                problem = error
+                continue
+            sizes[each.id] = ArmSize(
+                r=each.settings.lora_rank, module_names=names, has_dropout=each.settings.lora_dropout > 0
+            )
+        if not sizes and problem is not None:
+            raise problem
+        return sizes
+
+    def _predict(self, arms: Sequence[ArmSize], *, targets: Sequence[Targets]) -> Prediction:
+        question = self._footprint_question(targets, has_one_arm=len(arms) == 1)
+        return predict(
+            self.shape,
+            arms,
+            precision=precision_of(self.settings),
+            batch=self.rows.batch,
+            footprint=Footprint.from_json(self._one(question, self._about)),
+            device=self.machine.as_device,
+        )
+
+    def _footprint_question(self, targets: Iterable[Targets], *, has_one_arm: bool) -> FootprintQuestion:
+        settings = self.settings
+        return FootprintQuestion(
+            folder=self._folder,
+            precision=precision_of(settings),
+            targets=tuple(sorted(targets, key=canonical_json)),
+            gradient_checkpointing=settings.gradient_checkpointing,
+            has_dropout=any(each.settings.lora_dropout > 0 for each in self.experiments),
+            has_one_arm=has_one_arm,
+            row_lengths=_counted_rows(self.rows.batch),
+            trust_remote_code=settings.trust_remote_code,
+        )
+
+    @cached_property
+    def _rows_question(self) -> RowsQuestion:
+        lengths = {(e.settings.max_steps, e.settings.num_train_epochs) for e in self.experiments}
+        return RowsQuestion(
+            settings=_shared(self.settings), lengths=tuple(sorted(lengths, key=canonical_json))
+        )
+
+    @property
+    def _about_rows(self) -> str:
+        return canonical_json(vars(self.experiments[0].sources))
+
+    @property
+    def _pace_question(self) -> PaceQuestion:
+        settings = self.settings
+        per_row = self.rows.mean_tokens_per_step / (
+            settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+        )
+        lengths = (max(8, round(per_row)),) * settings.per_device_train_batch_size
+        return PaceQuestion(
+            settings=_shared(settings)
+            | {"target_modules": settings.model_dump(mode="json")["target_modules"]},
+            row_lengths=lengths,
+            num_labels=sum(lengths) // 2,
+            nums_arms=CALIBRATED_ARMS,
+        )
+
+    def _one(self, question: Question, about: str) -> dict[str, Any]:
+        return self._answers.get([(question, about)], base_model=self.settings.base_model)[0]
+
+
+def prepare(estimators: Sequence[Estimator], answers: Answers) -> None:
+    """Ask a worker for the rows, and one for everything else that these estimators will need.
+
+    Raises:
+        StudyError: what the worker said of a model or a data set.
+    """
+    for asked in (Estimator.first_questions, Estimator.questions):
+        questions = [question for estimator in estimators for question in asked(estimator)]
+        if questions:
+            answers.get(questions, base_model=estimators[0].settings.base_model)
+
+
+def longest_rows(settings: Settings) -> Rows:
+    """A micro-batch of rows of the greatest length, of which all but the first token of each row are trained."""
+    num_rows, length = settings.per_device_train_batch_size, settings.max_seq_length
+    return Rows(
+        batch=MicroBatch(row_lengths=(length,) * num_rows, num_labels=num_rows * (length - 1)),
+        num_steps=settings.max_steps,
+        mean_tokens_per_step=float(num_rows * length * settings.gradient_accumulation_steps),
+    )
+
+
+def precision_of(settings: Settings) -> Precision:
+    """How the settings hold the base."""
+    if settings.quantization != "4bit":
+        return Precision(quantization=settings.quantization)
+    return Precision(
+        quantization="4bit",
+        quant_type=settings.bnb_4bit_quant_type,
+        double_quant=settings.bnb_4bit_use_double_quant,
+    )
+
+
+def within_margin(memory_bytes: int) -> int:
+    """What a plan may use of a device's memory."""
+    return int(memory_bytes * (1 - MARGIN))
+
+
+def physical_memory() -> int | None:
+    """Memory of this machine; None where the system does not say.
+
+    Not what is free at the moment: packs would then differ from one start of a suite to the next, and what goes on
+    from a checkpoint must have the company that it began in.
+    """
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _counted_rows(batch: MicroBatch) -> tuple[int, ...]:
+    """Rows to count a step with; rows of one length scale, so two of them stand for any number."""
+    return batch.row_lengths[:2] if batch.has_equal_rows else tuple(sorted(batch.row_lengths))
+
+
+def _targets(settings: Settings) -> Targets:
+    return settings.target_modules, settings.layers_to_transform
+
+
+def _shared(settings: Settings) -> dict[str, Any]:
+    """What the experiments of a pack have in common, as plain JSON values."""
+    values = settings.model_dump(mode="json")
+    return {key: value for key, value in values.items() if key not in ARM_KEYS}

@@ -1,0 +1,135 @@
+"""Predicted peak memory equals what the profiler sees of real steps, in every family and precision.
+
+The prediction is made from `config.json` and the lengths of the rows. What is measured is a pack that trains two steps.
+"""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from lorastudy.engine import meter
+from lorastudy.engine.batch import assemble
+from lorastudy.engine.counting import rows_of
+from lorastudy.engine.loading import BaseModel, load_base
+from lorastudy.engine.packed import PackedEngine
+from lorastudy.engine.planning import answer
+from lorastudy.footprint import Footprint, MicroBatch
+from lorastudy.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
+from lorastudy.planner.memory import ArmSize, Device, Prediction, predict
+from lorastudy.planner.shapes import ModelShape
+from lorastudy.spec.settings import Settings
+from lorastudy.spec.targets import resolve_targets
+
+ROWS = MicroBatch(row_lengths=(16, 24, 40), num_labels=21)
+EQUAL = MicroBatch(row_lengths=(32, 32), num_labels=20)
+
+#: Relative difference between a predicted and a measured peak. What kernels allocate inside themselves is not counted.
+TOLERANCE = 0.02
+
+
+def predicted(
+    folder: Path, ranks: list[int], *, quantization: str, targets: str, batch: MicroBatch, checkpointing: bool
+) -> Prediction:
+    asked = [
+        ModelQuestion(folder=str(folder)),
+        FootprintQuestion(
+            folder=str(folder), precision=Precision(quantization=quantization), targets=((targets, None),),
+            gradient_checkpointing=checkpointing, has_dropout=False, has_one_arm=len(ranks) == 1,
+            row_lengths=batch.row_lengths,
+        ),
+    ]  # fmt: skip
+    model, footprint = answer([as_json(question) for question in asked])["answers"]
+    shape = ModelShape.from_json(model)
+    names = resolve_targets(list(shape.layers_by_name()), target_modules=targets, layers_to_transform=None)
+    return predict(
+        shape, [ArmSize(r=r, module_names=names) for r in ranks], precision=Precision(quantization=quantization),
+        batch=batch, footprint=Footprint.from_json(footprint), device=Device(kind="cpu"),
+    )  # fmt: skip
+
+
+def measured(
+    base: BaseModel, ranks: list[int], *, targets: str, batch: MicroBatch, checkpointing: bool
+) -> int:
+    """Live bytes of this base and engine, and the growth in two steps. Other tests' tensors are not counted."""
+    gc.collect()
+    names = tiny.targets(base, targets)
+    before = meter.live_bytes() - bytes_of(base)
+    arms = [tiny.make_arm(names, name=str(number), r=r) for number, r in enumerate(ranks)]
+    with tiny.opened(PackedEngine(base, arms, gradient_checkpointing=checkpointing)) as engine:
+        tensors = assemble(rows_of(batch, num_ids=tiny.VOCAB), device=tiny.CPU)
+        ready = meter.live_bytes() - before
+        return ready + meter.peak_growth(lambda: engine.train([[tensors]] * 2, on_step=lambda _: None))
+
+
+def bytes_of(base: BaseModel) -> int:
+    from lorastudy.engine.quantised import tensors_of
+
+    storages: dict[int, Any] = {}
+    for module in base.model.modules():
+        for tensor in tensors_of(module):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("num_labels", [1, 5, 20, 30])
+@pytest.mark.parametrize("lengths", [(8, 8, 17), (1, 32), (3, 4, 26)])
+def test_rows_have_the_labels_asked_for(lengths: tuple[int, ...], num_labels: int) -> None:
+    rows = rows_of(MicroBatch(row_lengths=lengths, num_labels=num_labels), num_ids=tiny.VOCAB)
+    assert [len(row.input_ids) for row in rows] == list(lengths)
+    assert all(row.labels[0] == -100 for row in rows)
+    assert sum(row.num_completion_tokens for row in rows) == num_labels
+
+
+CASES = [
+    *((name, "fp32", "qv", [4, 4, 8], ROWS, False) for name in tiny.ARCHITECTURES),
+    ("llama", "fp32", "all", [16], EQUAL, False),
+    ("llama", "bf16", "all", [4, 4], ROWS, True),
+    ("qwen2", "bf16", "mlp", [8], ROWS, False),
+    ("llama", "4bit", "all", [4, 8], ROWS, False),
+    ("llama", "8bit", "qkvo", [4, 4], ROWS, False),
+]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "quantization", "targets", "ranks", "batch", "checkpointing"), CASES
+)
+def test_predicted_is_measured(
+    tmp_path: Path, architecture: str, quantization: str, targets: str, ranks: list[int], batch: MicroBatch,
+    checkpointing: bool,
+) -> None:  # fmt: skip
+    folder = tiny.save_base(tmp_path / "base", architecture=architecture, hidden_size=128)
+    base = load_base(Settings.model_validate({"base_model": str(folder), "quantization": quantization}), device=torch.device("cpu"))  # fmt: skip
+    peak = measured(base, ranks, targets=targets, batch=batch, checkpointing=checkpointing)
+    prediction = predicted(
+        folder, ranks, quantization=quantization, targets=targets, batch=batch, checkpointing=checkpointing
+    )
+    assert prediction.terms.total == pytest.approx(peak, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("quantization", ["fp32", "bf16", "4bit", "8bit"])
+def test_what_the_base_holds_is_known_to_the_byte(tmp_path: Path, quantization: str) -> None:
+    folder = tiny.save_base(tmp_path / "base", hidden_size=128)
+    base = load_base(Settings.model_validate({"base_model": str(folder), "quantization": quantization}), device=torch.device("cpu"))  # fmt: skip
+    terms = predicted(
+        folder, [4], quantization=quantization, targets="qv", batch=ROWS, checkpointing=False
+    ).terms
+    assert terms.base_weights + terms.quantisation_constants == bytes_of(base)
+
+
+def test_more_layers_are_extrapolated_and_not_counted(tmp_path: Path) -> None:
+    """A model of five layers, of which three are counted, against its own measurement."""
+    shape = tiny.config("llama", hidden_size=64)
+    shape.num_hidden_layers = 5
+    model = tiny.AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    base = load_base(Settings.model_validate({"base_model": str(tmp_path), "quantization": "fp32"}), device=torch.device("cpu"))  # fmt: skip
+    peak = measured(base, [4, 4], targets="all", batch=ROWS, checkpointing=False)
+    prediction = predicted(
+        tmp_path, [4, 4], quantization="fp32", targets="all", batch=ROWS, checkpointing=False
+    )
+    assert prediction.terms.total == pytest.approx(peak, rel=TOLERANCE)
