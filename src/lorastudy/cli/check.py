@@ -42,6 +42,7 @@ def check(
 def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) -> None:
     from lorastudy.analysis.fairness.catalogue import RULES
     from lorastudy.analysis.fairness.wording import arms_in_words
+    from lorastudy.cli.terminal import shown
 
     for finding in findings:
         print(
@@ -52,7 +53,7 @@ def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) 
             ("why", f"{finding.why} ({finding.source})"),
             ("change", finding.change),
         ):
-            print(f"  {label + ':':<8}{text}")
+            print(f"  {label + ':':<8}{shown(text)}")
         print()
     counts = Counter(finding.severity for finding in findings)
     print(

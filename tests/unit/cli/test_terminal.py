@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from lorastudy.cli import evaluate, terminal
+from lorastudy.cli.checking import data_notes, read_data
 from lorastudy.cli.main import main
-from lorastudy.cli.running import check_data, experiments_of, show_plan
+from lorastudy.cli.running import experiments_of, show_plan
 from lorastudy.spec.loading import suite_from_values
 from lorastudy.spec.privacy import Privacy
 
@@ -38,7 +39,7 @@ def plan(capsys, **values):
 
 def test_rows_that_ask_nothing_are_counted_before_the_run(folder, capsys):
     experiments, out = plan(capsys)
-    (note,) = check_data(experiments)
+    (note,) = data_notes(experiments, read_data(experiments))
     assert note.endswith("training rows have an empty prompt")
     assert note.startswith("rows.jsonl: ")
     assert f"note: {note}" in out
