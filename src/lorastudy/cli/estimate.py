@@ -53,15 +53,16 @@ def estimate(
     """Predict peak memory term by term, time and disk; say what fits, and what would make it fit."""
     from rich.console import Console
 
-    from lorastudy.cli.running import experiments_of
     from lorastudy.executors.local import run_job
     from lorastudy.planner.answers import Answers
     from lorastudy.planner.estimate import Estimator, prepare, within_margin
     from lorastudy.planner.packing import groups
-    from lorastudy.spec.loading import load_suite
 
     answers = Answers(run_job)
     if suite is not None:
+        from lorastudy.cli.running import experiments_of
+        from lorastudy.spec.loading import load_suite
+
         experiments: Sequence[Experiment] = experiments_of(load_suite(suite))
     else:
         settings = _settings(

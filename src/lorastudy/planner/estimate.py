@@ -3,7 +3,9 @@
 The questions of a whole plan go to one worker, once; afterwards everything here is arithmetic on kept answers.
 """
 
+import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,6 +92,7 @@ class Estimator:
         self.settings = experiments[0].settings
         self._answers = answers
         self._with_data = with_data
+        self._footprints: dict[FootprintQuestion, Footprint] = {}
         self._folder = str(config_folder(self.settings.base_model).resolve())
         self._about = config_digest(self.settings.base_model)
 
@@ -201,9 +204,14 @@ class Estimator:
             arms,
             precision=precision_of(self.settings),
             batch=self.rows.batch,
-            footprint=Footprint.from_json(self._one(question, self._about)),
+            footprint=self._footprint(question),
             device=self.machine.as_device,
         )
+
+    def _footprint(self, question: FootprintQuestion) -> Footprint:
+        if question not in self._footprints:
+            self._footprints[question] = Footprint.from_json(self._one(question, self._about))
+        return self._footprints[question]
 
     def _footprint_question(self, targets: Iterable[Targets], *, has_one_arm: bool) -> FootprintQuestion:
         settings = self.settings
@@ -214,7 +222,7 @@ class Estimator:
             gradient_checkpointing=settings.gradient_checkpointing,
             has_dropout=any(each.settings.lora_dropout > 0 for each in self.experiments),
             has_one_arm=has_one_arm,
-            row_lengths=_counted_rows(self.rows.batch),
+            row_lengths=counted_rows(self.rows.batch),
             trust_remote_code=settings.trust_remote_code,
         )
 
@@ -297,9 +305,16 @@ def physical_memory() -> int | None:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _counted_rows(batch: MicroBatch) -> tuple[int, ...]:
-    """Rows to count a step with; rows of one length scale, so two of them stand for any number."""
-    return batch.row_lengths[:2] if batch.has_equal_rows else tuple(sorted(batch.row_lengths))
+def counted_rows(batch: MicroBatch) -> tuple[int, ...]:
+    """Rows to count a step with: as they are, but for whole repetitions, which scale.
+
+    Two rows of one length stand for any number of them; a single row is treated as such.
+    """
+    counts = Counter(batch.row_lengths)
+    if len(counts) == 1:
+        return batch.row_lengths[:2]
+    repeated = math.gcd(*counts.values())
+    return tuple(sorted(length for length, count in counts.items() for _ in range(count // repeated)))
 
 
 def _targets(settings: Settings) -> Targets:
