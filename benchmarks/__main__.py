@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of each side")
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 32, 64])
-    parser.add_argument("--steps", type=int, default=50, help="optimizer steps of the rows on Alpaca data")
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of the rows on Alpaca data")
     parser.add_argument("--lab-steps", type=int, help="instead of the suite's own number, for a trial")
     parser.add_argument("--growth-sizes", type=int, help="only that many of the smallest sizes, for a trial")
     parser.add_argument("--into", type=Path, default=machine.ROOT / "benchmarks" / "results")

@@ -45,7 +45,7 @@ def alpaca_row(
         # Before the timed rounds, also because it brings libraries and weights into the file cache.
         say(f"{row_id}: both sides from equal first weights, not timed")
         parity = run_timed(["-m", "benchmarks.parity", str(folder / "job.json")], folder=folder)
-        samples, repeats = interleaved(sides, num_rounds=num_rounds, say=say)
+        samples, repeats = interleaved(sides, num_rounds=num_rounds, say=say, once=(BASELINE_TUNED,))
     theirs = next(sample for sample in samples if sample.side == BASELINE)
     return Row(
         id=row_id,

@@ -42,7 +42,7 @@ def lab_row(*, num_rounds: int, say: Say, **changes: Any) -> Row:
         }
         say("lab: both sides from equal first weights, not timed")
         parity = run_timed(["-m", "benchmarks.parity", str(job)], folder=folder)
-        samples, repeats = interleaved(sides, num_rounds=num_rounds, say=say)
+        samples, repeats = interleaved(sides, num_rounds=num_rounds, say=say, once=(BASELINE_TUNED,))
     theirs = next(sample for sample in samples if sample.side == BASELINE)
     return Row(
         id="lab",

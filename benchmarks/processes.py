@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,12 +65,17 @@ Side = Callable[[int], Sample]
 
 
 def interleaved(
-    sides: Mapping[str, Side], *, num_rounds: int, say: Say
+    sides: Mapping[str, Side], *, num_rounds: int, say: Say, once: Collection[str] = ()
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """(samples, repeats): every side once a round, in turn; then ours once more in the last round, for A/A."""
+    """(samples, repeats): every side once a round, in turn; then ours once more in the last round, for A/A.
+
+    Sides named in `once` run in the first round alone: what they cost is worth one look, not three.
+    """
     samples = []
     for number in range(num_rounds):
         for name, side in sides.items():
+            if number and name in once:
+                continue
             samples.append(_told(side(number), say=say))
             assert samples[-1].side == name
     repeats = (_told(sides[OURS](num_rounds - 1), say=say),) if num_rounds else ()

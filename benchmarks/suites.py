@@ -1,12 +1,14 @@
 """Our side: a suite through the product's own command, in a folder of its own, and what its records say."""
 
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import load_average
 from benchmarks.processes import run_timed
 from benchmarks.results import OURS, Sample
+from lorastudy.executors.process import LOG_NAME
 from lorastudy.records import (
     ArmProfile,
     Environment,
@@ -92,17 +94,33 @@ def read_runs(runs: Path) -> SuiteRun:
                     raise RuntimeError(f"{names[record.experiment_id]}: {record.status}: {record.message}")
                 case _:
                     pass
+    together = _together(num_workers=len(list(runs.glob(f"*/*/{LOG_NAME}"))), num_packs=len(profiles))
     return SuiteRun(
-        train_seconds=sum(profile.train_seconds for profile in profiles),
-        load_seconds=sum(profile.load_seconds for profile in profiles),
-        eval_seconds=sum(profile.eval_seconds for profile in profiles),
-        step_seconds=sum(profile.median_step_seconds or 0.0 for profile in profiles),
+        train_seconds=together(profile.train_seconds for profile in profiles),
+        load_seconds=together(profile.load_seconds for profile in profiles),
+        eval_seconds=together(profile.eval_seconds for profile in profiles),
+        step_seconds=together(profile.median_step_seconds or 0.0 for profile in profiles),
         num_tokens=num_tokens,
         num_parameters=arms[0].num_total_parameters - arms[0].num_trainable_parameters,
         num_packs=len(profiles),
         num_threads=num_threads,
         engines=tuple(sorted({profile.engine for profile in profiles})),
         losses=losses,
+    )
+
+
+def _together(*, num_workers: int, num_packs: int) -> Callable[[Iterable[float]], float]:
+    """How long packs take together: one after another in one worker, or as long as the slowest, each in its own.
+
+    Raises:
+        RuntimeError: neither is so, and the records do not say which worker served which pack.
+    """
+    if num_workers == 1:
+        return sum
+    if num_workers == num_packs:
+        return max
+    raise RuntimeError(
+        f"{num_packs} packs in {num_workers} workers: how long they took together is not on record"
     )
 
 

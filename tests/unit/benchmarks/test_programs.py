@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from benchmarks import machine
+from benchmarks import machine, suites
 from benchmarks.alpaca import baseline_arguments, suite_of
 from benchmarks.alpaca_rows import laid_out, trainer_order
 from benchmarks.bare import stand_in
@@ -204,3 +204,10 @@ def test_a_pack_that_does_not_fit_is_cut_and_loses_no_arm():
     job = replace(a_job(), runs=runs)
     assert [len(pack.runs) for pack in packs_of(job, arms_per_pack=5)] == [5, 5, 5, 1]
     assert sum((pack.runs for pack in packs_of(job, arms_per_pack=5)), ()) == runs
+
+
+def test_packs_together_take_their_sum_in_one_worker_and_the_slowest_in_several():
+    assert suites._together(num_workers=1, num_packs=2)([2.0, 3.0]) == 5.0
+    assert suites._together(num_workers=2, num_packs=2)([2.0, 3.0]) == 3.0
+    with pytest.raises(RuntimeError, match="3 packs in 2 workers"):
+        suites._together(num_workers=2, num_packs=3)
