@@ -10,6 +10,7 @@ from rich.table import Table
 
 from lorastudy.errors import StudyError
 from lorastudy.executors.local import run_job
+from lorastudy.jobs import PlanningJob
 from lorastudy.planner.answers import Answers
 from lorastudy.planner.disk import adapters_bytes, checkpoint_bytes, records_bytes
 from lorastudy.planner.estimate import MARGIN, Estimator, PackEstimate, prepare
@@ -58,7 +59,7 @@ class SuitePlan:
 def plan_of(experiments: Sequence[Experiment]) -> SuitePlan:
     """Predictions for a suite's packs. What cannot be predicted is no reason not to run."""
     packable = [group for group in groups(experiments) if group[0].settings.engine != "reference"]
-    answers = Answers(run_job)
+    answers = Answers(_asked)
     try:
         estimators = {group[0].pack_key: Estimator(group, answers, with_data=True) for group in packable}
         prepare(list(estimators.values()), answers)
@@ -69,6 +70,15 @@ def plan_of(experiments: Sequence[Experiment]) -> SuitePlan:
     except StudyError as error:
         return SuitePlan(problem=f"memory was not predicted, so packs are bounded by their tokens: {error}")
     return SuitePlan(estimators=estimators, arms_per_pack=sizes)
+
+
+def _asked(job: PlanningJob) -> dict[str, Any]:
+    """A worker's answers; it takes seconds to start, and who waits is told."""
+    print(
+        "planning: counting what this model holds in memory while it trains (kept for next time)",
+        file=sys.stderr,
+    )
+    return run_job(job)
 
 
 def say_problem(plan: SuitePlan) -> None:
