@@ -15,8 +15,8 @@ from lorastudy.spec.sources import LAB_MODEL
 
 #: The settings that decide which rows are read.
 _DATA_KEYS = (
-    "dataset_path", "eval_dataset_path", "forgetting_dataset_path", "eval_fraction", "max_train_samples",
-    "max_eval_samples",
+    "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path", "eval_fraction",
+    "test_fraction", "max_train_samples", "max_eval_samples",
 )  # fmt: skip
 #: Completion tokens are counted in this many training rows and scaled to all: enough for a comparison of orders.
 NUM_COUNTED_ROWS = 2_000
@@ -69,10 +69,11 @@ def _facts(settings: Settings, data: StudyData, *, num_tokens: int | None) -> Ar
     seen = None
     if num_tokens is not None:
         seen = tokens_seen(settings, num_rows=len(data.train), num_completion_tokens=num_tokens)
+    split, reporting = ("eval", data.held_out) if data.test is None else ("test", data.test)
     return ArmFacts(
         num_completion_tokens=seen,
-        num_test_rows=len(data.held_out),
-        num_leaked_rows=data.num_leaked,
+        num_test_rows=len(reporting),
+        num_leaked_rows=data.num_leaked[split],
         tokenizer=_tokenizer_fingerprint(settings.base_model),
     )
 

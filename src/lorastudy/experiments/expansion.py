@@ -116,13 +116,16 @@ def sources_reader(
     base = functools.cache(fingerprint_base)
 
     def sources_of(settings: Settings) -> Sources:
-        eval_path, forgetting_path = settings.eval_dataset_path, settings.forgetting_dataset_path
         return Sources(
             base_model=base(settings.base_model),
             dataset=dataset(settings.dataset_path),
-            eval_dataset=None if eval_path is None else dataset(eval_path),
-            forgetting_dataset=None if forgetting_path is None else dataset(forgetting_path),
+            eval_dataset=of_optional(settings.eval_dataset_path),
+            test_dataset=of_optional(settings.test_dataset_path),
+            forgetting_dataset=of_optional(settings.forgetting_dataset_path),
         )
+
+    def of_optional(path: str | None) -> str | None:
+        return None if path is None else dataset(path)
 
     return sources_of
 

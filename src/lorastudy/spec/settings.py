@@ -38,10 +38,23 @@ class Settings(BaseModel):
     )
     eval_dataset_path: str | None = Field(
         None,
-        description="Held-out rows. Without it, `eval_fraction` of the training file is held out by content hash.",
+        description="Held-out rows. Without it, `eval_fraction` of the training file is held out by content hash. "
+        "Where there are test rows too, these are the validation rows: they choose, and the test rows report.",
     )
     eval_fraction: float = Field(
         0.1, gt=0, lt=1, description="Held out when there is no `eval_dataset_path`."
+    )
+    test_dataset_path: str | None = Field(
+        None,
+        description="Test rows, on which results are reported; they take no part in any choice, such as that of "
+        "the learning rate. Without this key and `test_fraction` there are none, and the held-out rows report.",
+    )
+    test_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Instead of `test_dataset_path`: the share of test rows, taken by content hash from the "
+        "training file, or from the file of held-out rows where there is one.",
     )
     forgetting_dataset_path: str | None = Field(
         None,
@@ -51,7 +64,9 @@ class Settings(BaseModel):
         None, ge=1, description="Use only the first rows of the training file."
     )
     max_eval_samples: int | None = Field(
-        None, ge=1, description="Use only the first rows of the held-out file."
+        None,
+        ge=1,
+        description="Use only the first held-out rows, test rows and forgetting rows; of each so many.",
     )
     max_seq_length: int = Field(512, ge=8, description="Tokens per row; longer rows are cut at the end.")
 
@@ -135,6 +150,7 @@ class Settings(BaseModel):
     @field_validator(
         "learning_rate",
         "eval_fraction",
+        "test_fraction",
         "num_train_epochs",
         "warmup_ratio",
         "weight_decay",
@@ -188,6 +204,21 @@ class Settings(BaseModel):
             raise ValueError("num_train_epochs and max_steps are both given; keep one")
         return self
 
+    @model_validator(mode="after")
+    def _one_test_split(self) -> "Settings":
+        if self.test_fraction is None:
+            return self
+        if self.test_dataset_path is not None:
+            raise ValueError("test_dataset_path and test_fraction are both given; keep one")
+        if self.eval_dataset_path is None and self.eval_fraction + self.test_fraction >= 1:
+            raise ValueError("eval_fraction and test_fraction leave no row to train on; lower one")
+        return self
+
+    @property
+    def has_test_split(self) -> bool:
+        """Whether test rows report and the held-out rows only choose."""
+        return self.test_dataset_path is not None or self.test_fraction is not None
+
     @property
     def lora_alpha_value(self) -> float:
         """Alpha as a number: the policy applied to the rank."""
@@ -215,7 +246,7 @@ ARM_KEYS = frozenset(
 #: Keys that say where things lie or how work is laid out, and so are not part of what an experiment *is*.
 LAYOUT_KEYS = frozenset(
     {
-        "base_model", "dataset_path", "eval_dataset_path", "forgetting_dataset_path", "max_arms_per_pack",
-        "checkpoint_steps", "checkpoint_minutes",
+        "base_model", "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path",
+        "max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes",
     }
 )  # fmt: skip
