@@ -93,6 +93,7 @@ def run_experiments(
             check_base_model(base_model)
         tracker = tracker or open_until_done.enter_context(_writer(database))
         tracker.register(suite.name, experiments, description=suite.description)
+        tracker.state_question(suite.name, suite.question)
         if suite.path is not None:
             # A suite is what its file says now: an attempt with a mistake since mended is not in its report.
             tracker.keep_only(suite.name, experiments)

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from lorastudy.errors import StudyError
 from lorastudy.experiments.base_experiment import BaseExperiment, ExperimentConfig, settings_of
-from lorastudy.experiments.naming import label, varied_keys
 from lorastudy.experiments.resolution import resolve_type
 from lorastudy.spec.experiment import Experiment, Sources
+from lorastudy.spec.naming import label, varied_keys
 from lorastudy.spec.problems import Place, Problems
+from lorastudy.spec.question import configuration_name, is_reference
 from lorastudy.spec.settings import Settings
 from lorastudy.spec.suite import Arm, Suite, name_problem
+from lorastudy.spec.wording import did_you_mean
 
 Fingerprint = Callable[[str], str]
 
@@ -25,7 +27,8 @@ def expand(
     fingerprinted once.
 
     Raises:
-        SuiteFileError: two arms have one name, two experiments are the same, or a name cannot be a folder's.
+        SuiteFileError: two arms have one name, two experiments are the same, a name cannot be a folder's, or no
+            arm has the name of the reference.
         StudyError: the experiment type cannot be loaded, or decides something that is not a setting.
     """
     arms = _named_arms(suite)
@@ -34,6 +37,7 @@ def expand(
     problems = Problems()
     _note_bad_names(suite, arms, problems=problems)
     _note_twins(suite, by_arm, problems=problems)
+    _note_unknown_reference(suite, arms, problems=problems)
     problems.raise_if_any()
     return tuple(experiment for _, experiments in by_arm for experiment in experiments)
 
@@ -157,6 +161,17 @@ def _note_twins(
                 cause = f"{experiment.name!r} is the same experiment as {other.name!r}"
                 cause = f"{cause}: same settings, seed and data; remove one"
                 problems.add(_place(suite, arm.line), cause=cause)
+
+
+def _note_unknown_reference(suite: Suite, arms: Sequence[_NamedArm], *, problems: Problems) -> None:
+    rates = {arm.name: arm.settings.learning_rate for arm in arms}
+    if suite.reference is None or any(
+        is_reference(suite.reference, arm=name, learning_rate=rate) for name, rate in rates.items()
+    ):
+        return
+    known = dict.fromkeys(configuration_name(name, rate) for name, rate in rates.items())
+    near = did_you_mean(suite.reference, known) or f"; there are {', '.join(known)}"
+    problems.add(_place(suite, None), path="reference", cause=f"no arm is called {suite.reference!r}{near}")
 
 
 def _place(suite: Suite, line: int | None) -> Place:

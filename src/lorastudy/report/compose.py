@@ -13,8 +13,10 @@ from lorastudy.report.sections.fairness import fairness_blocks
 from lorastudy.report.sections.method import environment_blocks, method_blocks
 from lorastudy.report.sections.overview import arm_blocks, failure_blocks, summary_blocks
 from lorastudy.report.sections.packs import incident_blocks, pack_blocks
+from lorastudy.report.sections.question import question_blocks
 from lorastudy.report.sections.reproduce import reproduce_blocks
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
+from lorastudy.tracker.views import StatedQuestion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,8 @@ class Part:
     figures: tuple[Figure, ...]
     description: str = ""
     """What the suite file says of itself."""
+    questions: tuple[StatedQuestion, ...] = ()
+    """What it asked, the oldest statement first."""
 
     @property
     def title(self) -> str:
@@ -60,6 +64,7 @@ def _part(part: Part, *, level: int, output: Path) -> list[Block]:
     blocks: list[Block] = [
         *([Paragraph((part.description,))] if part.description else []),
         *summary_blocks(analysis),
+        *question_blocks(part.questions),
         *failure_blocks(study, level=level),
         *fairness_blocks(analysis.lint, num_arms=len(study.arms), level=level),
         *results_blocks(analysis, level=level),

@@ -25,7 +25,7 @@ from lorastudy.report.presentable import presentable, without_traces
 from lorastudy.report.sections.imported import imported_blocks
 from lorastudy.spec.privacy import Privacy
 from lorastudy.tracker import ExperimentTracker
-from lorastudy.tracker.views import ImportedResult
+from lorastudy.tracker.views import ImportedResult, SuiteSummary
 
 
 def write_report(
@@ -51,13 +51,9 @@ def write_report(
     if imported:
         return _write_imported(imported, output=output, folder=folder)
     studies = _studies(tracker, experiment_type=experiment_type, suite_name=suite_name)
-    descriptions = {suite.suite_name: suite.description for suite in tracker.get_suites()}
+    suites = {suite.suite_name: suite for suite in tracker.get_suites()}
     parts = [
-        _part(
-            tracker,
-            analyse(study, items=_items(tracker, study)),
-            description=descriptions.get(study.suite_name, ""),
-        )
+        _part(tracker, analyse(study, items=_items(tracker, study)), suite=suites[study.suite_name])
         for study in studies
     ]
     parts = _with_distinct_file_names(parts)
@@ -117,9 +113,9 @@ def _studies(
     return studies
 
 
-def _part(tracker: ExperimentTracker, analysis: Analysis, *, description: str) -> Part:
+def _part(tracker: ExperimentTracker, analysis: Analysis, *, suite: SuiteSummary) -> Part:
     figures = study_figures(analysis, _curves(tracker, analysis.study))
-    return Part(analysis=analysis, figures=figures, description=description)
+    return Part(analysis=analysis, figures=figures, description=suite.description, questions=suite.questions)
 
 
 def _items(tracker: ExperimentTracker, study: Study) -> ItemTable:

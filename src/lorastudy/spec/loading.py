@@ -24,6 +24,7 @@ from lorastudy.spec.levels import (
     top_scope,
 )
 from lorastudy.spec.problems import Place, Problems
+from lorastudy.spec.question import Margin
 from lorastudy.spec.settings import Settings
 from lorastudy.spec.sources import SOURCE_KEYS, expand_home
 from lorastudy.spec.suite import Arm, EntryKeys, Suite, SuiteKeys, name_problem
@@ -124,6 +125,9 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
         path=source.path,
         arms=tuple(arm for entry in entries for arm in _arms(entry)),
         notes=overridden(own, levels=levels),
+        primary_metric=given.get("primary_metric", SuiteKeys.model_fields["primary_metric"].default),
+        margin=None if given.get("margin") is None else Margin.parse(given["margin"]),
+        reference=given.get("reference"),
     )
 
 

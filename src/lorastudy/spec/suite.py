@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from lorastudy.spec.question import Margin, PrimaryMetric, Question, all_seeds
 from lorastudy.spec.settings import Settings
 
 #: The designs that come with the package; `lorastudy.experiments` holds the class of each.
@@ -52,6 +53,22 @@ class Suite:
     arms: tuple[Arm, ...]
     notes: tuple[str, ...] = ()
     """Lines of the file that are legal and change nothing, as `file:line:col: path: why`."""
+    primary_metric: PrimaryMetric = "loss"
+    margin: Margin | None = None
+    reference: str | None = None
+
+    @property
+    def question(self) -> Question:
+        """What the suite asks, as it is stored before anything runs."""
+        rates = {arm.settings.learning_rate for arm in self.arms}
+        return Question(
+            primary_metric=self.primary_metric,
+            margin=self.margin,
+            reference=self.reference,
+            seeds=all_seeds(arm.seeds for arm in self.arms),
+            choosing_split="eval" if len(rates) > 1 else None,
+            reporting_split="test" if all(arm.settings.has_test_split for arm in self.arms) else "eval",
+        )
 
 
 class EntryKeys(BaseModel):
@@ -106,6 +123,21 @@ class SuiteKeys(BaseModel):
         description="The design: names the arms and says which questions the report answers. "
         f"{', '.join(f'`{name}`' for name in EXPERIMENT_TYPES)}, or `path/to/file.py:Class`.",
     )
+    primary_metric: PrimaryMetric = Field(
+        "loss",
+        description="What verdicts are about, on the test rows where there are such: held-out loss, token accuracy "
+        "or exact match. Stored before the first run, as are the next two; a later change shows in the report.",
+    )
+    margin: Annotated[float, Field(gt=0)] | Annotated[str, Field(examples=["2%"])] | None = Field(
+        None,
+        description="How much worse than the reference still counts as good: a number in the metric's unit, or a "
+        "share of what the reference gained over the base model. Without it nothing is called good enough.",
+    )
+    reference: str | None = Field(
+        None,
+        description="The arm that the others are compared with, by its name, with or without its learning rate. "
+        "By default the design names it: the largest rank, the highest precision, else the first arm.",
+    )
     experiments: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = Field(
         None,
         description="The arms, one entry each. An entry says only what differs from the top of the file.",
@@ -114,6 +146,18 @@ class SuiteKeys(BaseModel):
         None,
         description="Instead of `experiments`: settings with a list of values each; every combination is an arm.",
     )
+
+    @field_validator("margin", mode="before")
+    @classmethod
+    def _whole_numbers_are_numbers(cls, value: object) -> object:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("margin")
+    @classmethod
+    def _margin_is_known(cls, value: float | str | None) -> float | str | None:
+        if value is not None:
+            Margin.parse(value)
+        return value
 
     @field_validator("suite_name")
     @classmethod

@@ -22,7 +22,18 @@ from lorastudy.errors import StoreError
 from lorastudy.records import Environment, FailureKind, Generation, Outcome, PackStep, Record
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.privacy import Privacy
-from lorastudy.tracker import imports, reads, rows, runs, salvaging, schema, taking, verifying
+from lorastudy.spec.question import Question
+from lorastudy.tracker import (
+    imports,
+    questions,
+    reads,
+    rows,
+    runs,
+    salvaging,
+    schema,
+    taking,
+    verifying,
+)
 from lorastudy.tracker.exporting import export_csv, export_json
 from lorastudy.tracker.lock import Holder
 from lorastudy.tracker.salvaging import Salvage
@@ -103,6 +114,11 @@ class ExperimentTracker:
         """
         with self._store.writing() as connection:
             return runs.keep_only(connection, suite_name, members=experiments)
+
+    def state_question(self, suite_name: str, question: Question) -> bool:
+        """Write what a registered suite asks, beside what it asked before; False where it asks the same again."""
+        with self._store.writing() as connection:
+            return questions.state(connection, suite_name, question=question, at=self._time())
 
     def start_run(
         self, experiment_id: str, *, attempt: int, pack_id: str, engine: str, run_folder: str | Path
