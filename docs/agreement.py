@@ -17,6 +17,7 @@ from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
 from lorastudy.spec.loading import load_suite
+from lorastudy.spec.settings import Settings
 
 
 def disagreements(root: Path) -> list[str]:
@@ -42,7 +43,8 @@ def _other_suite(measured: Path, suite: Path) -> list[str]:
         load_suite(suite), fingerprint_dataset=lambda _: "data", fingerprint_base=lambda _: "base"
     )
     asked = {(e.arm, e.seed): _acting(e.settings.model_dump(mode="json")) for e in experiments}
-    made = {(r.arm, r.seed): _acting(r.settings) for r in results_of(measured)}
+    defaults = Settings().model_dump(mode="json")  # of keys that came after the measurement
+    made = {(r.arm, r.seed): _acting({**defaults, **r.settings}) for r in results_of(measured)}
     if asked == made:
         return []
     apart = ", ".join(sorted(_apart(asked, made))) or "arms or seeds"
