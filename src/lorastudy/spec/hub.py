@@ -31,10 +31,21 @@ def is_hub_model(base_model: str) -> bool:
 
 def cached_commit(hub_id: str) -> str | None:
     """The commit that `main` stood at when the model was last fetched to this machine."""
+    reference = _cache_folder(hub_id) / "refs" / "main"
+    return (reference.read_text(encoding="ascii").strip() or None) if reference.is_file() else None
+
+
+def cached_folder(hub_id: str) -> Path | None:
+    """The folder with the files of that commit; None when the model was never fetched to this machine."""
+    commit = cached_commit(hub_id)
+    folder = None if commit is None else _cache_folder(hub_id) / "snapshots" / commit
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _cache_folder(hub_id: str) -> Path:
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    reference = cache / f"models--{hub_id.replace('/', '--')}" / "refs" / "main"
-    return (reference.read_text(encoding="ascii").strip() or None) if reference.is_file() else None
+    return cache / f"models--{hub_id.replace('/', '--')}"
 
 
 def check_base_model(base_model: str) -> None:
