@@ -50,7 +50,13 @@ def data_key(settings: Settings) -> str:
     return canonical_json([getattr(settings, key) for key in _DATA_KEYS])
 
 
-def suite_case(experiments: Sequence[Experiment], *, suite_name: str, data: Mapping[str, StudyData]) -> Case:
+def suite_case(
+    experiments: Sequence[Experiment],
+    *,
+    suite_name: str,
+    data: Mapping[str, StudyData],
+    tuning_seeds: Sequence[int] = (),
+) -> Case:
     """The suite as the linter judges it, with what its data and its base models' folders tell."""
     settings_of = {experiment.arm: experiment.settings for experiment in experiments}
     num_tokens: dict[tuple[str, str], int | None] = {}
@@ -62,7 +68,7 @@ def suite_case(experiments: Sequence[Experiment], *, suite_name: str, data: Mapp
                 data[key].train, settings.base_model
             )
         facts[arm] = _facts(settings, data[key], num_tokens=num_tokens[key, settings.base_model])
-    return planned_case(experiments, suite_name=suite_name, facts=facts)
+    return planned_case(experiments, suite_name=suite_name, facts=facts, tuning_seeds=tuning_seeds)
 
 
 def _facts(settings: Settings, data: StudyData, *, num_tokens: int | None) -> ArmFacts:

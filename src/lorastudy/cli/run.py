@@ -34,7 +34,7 @@ def run(
     output_dir: OutputDir = OUTPUT_DIR,
 ) -> None:
     """Train and evaluate one configuration; the adapter goes to output/<name>/final_model."""
-    from lorastudy.cli.running import experiments_of, run_experiments
+    from lorastudy.cli.running import run_experiments
     from lorastudy.runner import Plan
     from lorastudy.spec.loading import suite_from_values
 
@@ -61,10 +61,10 @@ def run(
         "seeds": "--seed",
     }
     suite = suite_from_values(values, where="run", flags=flags, defaults=config)
-    experiments = experiments_of(suite)
     plan = Plan(runs=runs_dir, output=output_dir)
-    run_experiments(suite, experiments, database=database, plan=plan)
-    print(f"adapter: {output_dir / experiments[0].name / 'final_model'}")
+    ran = run_experiments(suite, database=database, plan=plan)
+    for experiment in ran.reporting:
+        print(f"adapter: {output_dir / experiment.name / 'final_model'}")
 
 
 def _number_or_text(value: str | None) -> float | str | None:

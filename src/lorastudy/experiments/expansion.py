@@ -21,7 +21,7 @@ Fingerprint = Callable[[str], str]
 def expand(
     suite: Suite, *, fingerprint_dataset: Fingerprint, fingerprint_base: Fingerprint
 ) -> tuple[Experiment, ...]:
-    """The suite's experiments, in the order of its arms and their seeds.
+    """The suite's experiments, in the order of its arms and their seeds; every arm has its rate (see `rate_search`).
 
     An experiment is called as its arm, followed by `_seed<seed>` when the arm has several. Each path is
     fingerprinted once.
@@ -31,6 +31,7 @@ def expand(
             arm has the name of the reference.
         StudyError: the experiment type cannot be loaded, or decides something that is not a setting.
     """
+    assert not any(arm.seeks_rate for arm in suite.arms)
     arms = _named_arms(suite)
     sources_of = sources_reader(fingerprint_dataset, fingerprint_base)
     by_arm = [(arm, _experiments(suite, arm, sources=sources_of(arm.settings))) for arm in arms]

@@ -14,6 +14,7 @@ from lorastudy.report.sections.method import environment_blocks, method_blocks
 from lorastudy.report.sections.overview import arm_blocks, failure_blocks, summary_blocks
 from lorastudy.report.sections.packs import incident_blocks, pack_blocks
 from lorastudy.report.sections.question import question_blocks
+from lorastudy.report.sections.rates import rate_blocks
 from lorastudy.report.sections.reproduce import reproduce_blocks
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
 from lorastudy.tracker.views import StatedQuestion
@@ -77,6 +78,7 @@ def _part(part: Part, *, level: int, output: Path) -> list[Block]:
     return [
         *blocks,
         *arm_blocks(study, level=level),
+        *rate_blocks(study, level=level),
         *pack_blocks(study, level=level),
         *incident_blocks(study, level=level),
         *method_blocks(analysis, level=level),

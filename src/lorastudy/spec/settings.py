@@ -6,7 +6,7 @@ they have one. The types are the reference: defaults, bounds and descriptions be
 """
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -16,11 +16,15 @@ EngineName = Literal["auto", "packed", "reference"]
 TargetPreset = Literal["q", "v", "qv", "qkvo", "mlp", "all"]
 TARGET_PRESETS: tuple[str, ...] = get_args(TargetPreset)
 
+#: What stands for a learning rate that is looked for.
+AUTO: Literal["auto"] = "auto"
+Rate = Annotated[float, Field(gt=0, lt=10)]
+
 _ALPHA_POLICY = re.compile(r"(?P<factor>\d+(?:\.\d+)?)?r")
 
 
-class Settings(BaseModel):
-    """One arm, resolved but for its seed. Any of these keys may stand at the top of a suite or in an entry."""
+class AskedSettings(BaseModel):
+    """One arm as a file asks for it. Any of these keys may stand at the top of a suite or in an entry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -79,8 +83,12 @@ class Settings(BaseModel):
     gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes per optimizer step.")
 
     # --- the optimizer: AdamW -------------------------------------------------------------------------
-    learning_rate: float = Field(
-        2e-4, gt=0, lt=10, description="Peak learning rate. A list makes one arm of each."
+    learning_rate: Rate | Literal["auto"] = Field(
+        2e-4,
+        description="Peak learning rate. A list makes one arm of each. `auto` looks for the best rate of each arm, "
+        "beginning with the published rule for the model's family and size: on the held-out rows, with "
+        "`tuning_seeds`. It keeps test rows apart: where the file asks for none, a tenth of the training file, or "
+        "half of `eval_dataset_path`.",
     )
     lr_scheduler_type: Scheduler = Field("linear", description="As in transformers.")
     warmup_ratio: float = Field(
@@ -199,13 +207,13 @@ class Settings(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _one_length(self) -> "Settings":
+    def _one_length(self) -> Self:
         if self.num_train_epochs is not None and self.max_steps is not None:
             raise ValueError("num_train_epochs and max_steps are both given; keep one")
         return self
 
     @model_validator(mode="after")
-    def _one_test_split(self) -> "Settings":
+    def _one_test_split(self) -> Self:
         if self.test_fraction is None:
             return self
         if self.test_dataset_path is not None:
@@ -232,6 +240,12 @@ class Settings(BaseModel):
     def lora_scaling(self) -> float:
         """The factor on B A x: alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732)."""
         return self.lora_alpha_value / (self.lora_rank**0.5 if self.use_rslora else self.lora_rank)
+
+
+class Settings(AskedSettings):
+    """One arm, resolved but for its seed: what an experiment is made of, and all that a worker knows."""
+
+    learning_rate: Rate = Field(2e-4, description="Peak learning rate.")
 
 
 #: Keys in which the arms of one pack may differ; in all others they are equal.

@@ -218,6 +218,13 @@ class ExperimentTracker:
             raise StoreError(f"{self._store.name} has no experiment {experiment_id}")
         return found[0]
 
+    def get_results(self, experiment_ids: Sequence[str]) -> dict[str, ExperimentResult]:
+        """Those of the experiments that any suite has, each as the first of its suites names it."""
+        wanted = set(experiment_ids)
+        with self._store.reading() as connection:
+            found = reads.results(connection, chosen=lambda row: row["experiment_id"] in wanted)
+        return {result.experiment_id: result for result in reversed(found)}
+
     def known_experiments(self) -> frozenset[str]:
         """The ids of all experiments that are registered."""
         with self._store.reading() as connection:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from tests.unit.tracker.conftest import NOON
 
 from lorastudy.spec.question import Margin, Question
+from tests.unit.tracker.conftest import NOON
 
 ASKED = Question(
     margin=Margin(amount=0.02, is_share=True), reference="r16", seeds=(0, 1), reporting_split="test"
