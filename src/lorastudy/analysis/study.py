@@ -22,6 +22,9 @@ PRECISIONS = ("fp32", "bf16", "fp16", "8bit", "4bit")
 STUDIED_KEYS: Mapping[str, frozenset[str]] = {
     "rank_ablation": frozenset({"lora_rank", "lora_alpha"}),
     "module_ablation": frozenset({"target_modules", "layers_to_transform"}),
+    "parameter_matched_modules": frozenset(
+        {"target_modules", "layers_to_transform", "lora_rank", "lora_alpha"}
+    ),
     "method_comparison": frozenset(
         {"method", "peft_config", "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules"}
     ),

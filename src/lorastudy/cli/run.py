@@ -12,7 +12,9 @@ def run(
     base_model: Annotated[str | None, typer.Option(help="Folder, hub id, or `lab`.")] = None,
     experiment_type: Annotated[
         str,
-        typer.Option(help="rank_ablation, module_ablation, quantization_study, custom, or file.py:Class."),
+        typer.Option(
+            help="rank_ablation, module_ablation, parameter_matched_modules, quantization_study, custom, or file.py:Class."
+        ),
     ] = "rank_ablation",
     lora_rank: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
     lora_alpha: Annotated[str | None, typer.Option(help="A number, or a policy: r, 2r.")] = None,

@@ -17,7 +17,9 @@ from lorastudy.spec.question import Margin, PrimaryMetric, Question, all_seeds
 from lorastudy.spec.settings import Settings
 
 #: The designs that come with the package; `lorastudy.experiments` holds the class of each.
-EXPERIMENT_TYPES = ("rank_ablation", "module_ablation", "quantization_study", "custom")
+EXPERIMENT_TYPES = (
+    "rank_ablation", "module_ablation", "parameter_matched_modules", "quantization_study", "custom",
+)  # fmt: skip
 MAX_NAME_LENGTH = 100
 #: A factor too many multiplies; this many experiments are a mistake long before they are a plan.
 MAX_EXPERIMENTS = 10_000
