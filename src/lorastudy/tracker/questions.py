@@ -12,8 +12,13 @@ from lorastudy.tracker.schema import runs, suite_experiments, suite_questions
 from lorastudy.tracker.views import StatedQuestion
 
 
-def state(connection: Connection, suite_name: str, *, question: Question, at: str) -> bool:
-    """Write what a registered suite asks; False where it asked just that already."""
+def state(
+    connection: Connection, suite_name: str, *, question: Question, at: str, num_completed: int | None = None
+) -> bool:
+    """Write what a registered suite asks; False where it asked just that already.
+
+    `num_completed` is for a statement that is made again; by default it is counted.
+    """
     earlier = stated(connection).get(suite_name, ())
     if earlier and earlier[-1].question == question:
         return False
@@ -23,7 +28,7 @@ def state(connection: Connection, suite_name: str, *, question: Question, at: st
         "question_id": question.id,
         "question": canonical_json(question.to_json()),
         "stated_at": at,
-        "num_completed": _num_completed(connection, suite_name),
+        "num_completed": _num_completed(connection, suite_name) if num_completed is None else num_completed,
     }
     rows.add(connection, suite_questions, rows=[values])
     return True

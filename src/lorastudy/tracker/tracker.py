@@ -115,10 +115,17 @@ class ExperimentTracker:
         with self._store.writing() as connection:
             return runs.keep_only(connection, suite_name, members=experiments)
 
-    def state_question(self, suite_name: str, question: Question) -> bool:
-        """Write what a registered suite asks, beside what it asked before; False where it asks the same again."""
+    def state_question(
+        self, suite_name: str, question: Question, *, num_completed: int | None = None
+    ) -> bool:
+        """Write what a registered suite asks, beside what it asked before; False where it asks the same again.
+
+        `num_completed` experiments had been completed by then; by default those that are.
+        """
         with self._store.writing() as connection:
-            return questions.state(connection, suite_name, question=question, at=self._time())
+            return questions.state(
+                connection, suite_name, question=question, at=self._time(), num_completed=num_completed
+            )
 
     def start_run(
         self, experiment_id: str, *, attempt: int, pack_id: str, engine: str, run_folder: str | Path

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from lorastudy.spec.question import Margin, Question
+from lorastudy.tracker import ExperimentTracker, suite_notes
 from tests.unit.tracker.conftest import NOON
 
 ASKED = Question(
@@ -59,3 +60,15 @@ def test_the_export_carries_the_questions(tracker, suite, tmp_path):
     tracker.export_to_json(tmp_path / "all.json")
     (exported,) = json.loads((tmp_path / "all.json").read_text())["suites"][0]["questions"]
     assert Question.from_json(exported["question"]) == ASKED
+
+
+def test_a_store_made_again_from_the_run_folders_has_the_questions(tracker, suite, tmp_path):
+    tracker.state_question("ranks", ASKED)
+    changed = replace(ASKED, reference="r8")
+    with tracker.at(NOON + timedelta(hours=1)):
+        tracker.state_question("ranks", changed, num_completed=7)
+    suite_notes.keep(tracker, "ranks", runs=tmp_path / "runs")
+    with ExperimentTracker(tmp_path / "again.db", writable=True) as again:
+        assert list(suite_notes.register_all(again, runs=tmp_path / "runs")) == []
+        assert again.get_suites()[0].questions == statements(tracker)
+        assert statements(tracker)[1].num_completed == 7
