@@ -21,7 +21,6 @@ from lorastudy.spec.question import Question
 from lorastudy.tracker import ExperimentTracker, migrations, rows, schema, store
 
 
-
 @pytest.fixture
 def filled(database, make_experiment, make_records):
     """A store at rest with one completed run, and the id of its experiment."""
