@@ -17,7 +17,7 @@ import torch
 from benchmarks.alpaca_rows import rows_of
 from benchmarks.job import Job, Run
 from benchmarks.suites import name_of
-from lorastudy.cli.running import experiments_of
+from lorastudy.cli.running import design_of
 from lorastudy.data.batches import micro_batches
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.tokenise import TokenRow, tokenise
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def job_of(suite: Path) -> Job:
     """Every experiment of a rank study on the lab's model as a run."""
-    experiments = experiments_of(load_suite(suite))
+    experiments = design_of(load_suite(suite)).experiments
     settings = experiments[0].settings
     base = load_base(settings, device=torch.device("cpu"))
     study = train_and_eval(settings)

@@ -3,27 +3,45 @@
 `docs/generate.py` asks this too. Nothing here can be mended by writing a page anew: one has to measure again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from laws import SUITES
 from measurements import analysis_of, results_of
 
 from lorastudy import lab
 from lorastudy.analysis.overview import Analysis
-from lorastudy.experiments.expansion import expand
+from lorastudy.cli.running import num_steps
+from lorastudy.experiments.rate_search import Merit, design
 from lorastudy.report.document import Block, Paragraph, Table
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
+from lorastudy.rounds import merit
+from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.loading import load_suite
+from lorastudy.spec.question import PrimaryMetric
+from lorastudy.spec.settings import Settings
+from lorastudy.tracker.views import ExperimentResult
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def disagreements(root: Path) -> list[str]:
     """What does not belong together, each with what to do; empty when all does."""
     examples = root / "docs" / "examples"
     return [
-        *_other_suite(examples / "lab_rank_study.json", lab.demo_suite()),
+        *_other_suite(examples / "lab_rank_study.json", lab.demo_suite(), how="lorastudy demo"),
+        *(
+            problem
+            for name in SUITES
+            for problem in _other_suite(
+                examples / f"{name}.json",
+                ROOT / "configs/experiments" / f"{name}.yaml",
+                how=f"lorastudy suite configs/experiments/{name}.yaml",
+            )
+        ),
         *_other_numbers(examples / "alpaca_rank_sweep.md", examples / "alpaca_rank_sweep.json"),
     ]
 
@@ -36,19 +54,37 @@ def _acting(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}
 
 
-def _other_suite(measured: Path, suite: Path) -> list[str]:
-    """In what the measurements were made otherwise than the suite file says now: arms, seeds, settings."""
-    experiments = expand(
-        load_suite(suite), fingerprint_dataset=lambda _: "data", fingerprint_base=lambda _: "base"
+def _other_suite(measured: Path, suite: Path, *, how: str) -> list[str]:
+    """In what the measurements were made otherwise than the suite file says now: arms, seeds, settings.
+
+    Where learning rates are looked for, the suite is followed through its rounds with the measured results.
+    """
+    loaded, results = load_suite(suite), results_of(measured)
+    designed = design(
+        loaded,
+        fingerprint_dataset=str,
+        fingerprint_base=str,
+        merits_of=lambda experiments: _merits(experiments, results, loaded.primary_metric),
+        num_steps=num_steps,
     )
-    asked = {(e.arm, e.seed): _acting(e.settings.model_dump(mode="json")) for e in experiments}
-    made = {(r.arm, r.seed): _acting(r.settings) for r in results_of(measured)}
+    asked = {(e.arm, e.seed): _acting(e.settings.model_dump(mode="json")) for e in designed.experiments}
+    defaults = Settings().model_dump(mode="json")  # of keys that came after the measurement
+    made = {(r.arm, r.seed): _acting({**defaults, **r.settings}) for r in results}
     if asked == made:
         return []
     apart = ", ".join(sorted(_apart(asked, made))) or "arms or seeds"
     return [
-        f"{measured.name} was measured with another {suite.name} ({apart}): run `lorastudy demo` and measure again"
+        f"{measured.name} was measured with another {suite.name} ({apart}): run `{how}` and measure again"
     ]
+
+
+def _merits(
+    experiments: Sequence[Experiment], results: Sequence[ExperimentResult], metric: PrimaryMetric
+) -> dict[str, Merit]:
+    """The measured merits of these experiments, which are known by their arm and seed."""
+    by_run = {(result.arm, result.seed): merit(result, metric) for result in results}
+    found = {each.id: by_run.get((each.arm, each.seed)) for each in experiments}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _apart(asked: Mapping[Any, Mapping[str, Any]], made: Mapping[Any, Mapping[str, Any]]) -> set[str]:

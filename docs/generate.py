@@ -22,6 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import laws
 import typer
 from agreement import disagreements
 from growth import drawn_growth, growth_block, growth_figures
@@ -39,7 +40,7 @@ from lorastudy.analysis.summary import EXACT_MATCH, FORGETTING, FORGETTING_BEFOR
 from lorastudy.cli.main import app
 from lorastudy.planner.packing import MAX_PACK_TOKENS
 from lorastudy.report.document import Block as Content
-from lorastudy.report.document import Cell, Column, Paragraph, Table
+from lorastudy.report.document import Cell, Column, Paragraph, Strong, Table
 from lorastudy.report.figures.data import Estimate, Figure, Panel, comparison_figure
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.findings.catalogue import questions_of
@@ -212,6 +213,37 @@ def _difference(analysis: Analysis) -> tuple[str, list[Cell]]:
     return f"Loss against {analysis.reference.name}, paired, 95 % interval", cells
 
 
+def _laws_table(suite: str, table: Callable[[Analysis], Table]) -> Block:
+    return lambda analyses, _: _markdown(table(analyses[suite]))
+
+
+def _laws_words(suite: str, words: Callable[[Analysis], str]) -> Block:
+    """The words, with the outcomes, which stand between double stars, set off."""
+
+    def block(analyses: Mapping[str, Analysis], _: Path) -> str:
+        parts = words(analyses[suite]).split("**")
+        return _markdown(Paragraph(tuple(Strong(p) if n % 2 else p for n, p in enumerate(parts) if p)))
+
+    return block
+
+
+def _laws_runs(analyses: Mapping[str, Analysis], _: Path) -> str:
+    """What the page on laws rests on, a line for each suite."""
+    lines = []
+    for name in laws.SUITES:
+        study = analyses[name].study
+        diverged = sum(result.failure_kind == "diverged" for result in study.results)
+        environments = {(e.device_name, e.num_threads) for r in study.completed if (e := r.environment)}
+        where = listing(
+            f"{device}, {_counted(threads, 'thread')}" for device, threads in sorted(environments)
+        )
+        lines.append(
+            f"- `configs/experiments/{name}.yaml`: {_counted(len(study.results), 'experiment')}, "
+            f"{len(study.completed)} completed, {diverged} diverged ({where})."
+        )
+    return "\n".join(lines)
+
+
 def _commands_block(_: Mapping[str, Analysis], __: Path) -> str:
     group: Any = typer.main.get_command(app)
     rows = [(f"`lorastudy {name}`", (command.help or "").strip()) for name, command in group.commands.items()]
@@ -292,6 +324,10 @@ BLOCKS: Mapping[str, Block] = {
     "alpaca-table": _table_block(
         "alpaca_rank_sweep", (_metric(LOSS, "Held-out loss", before=LOSS_BEFORE), _adapter, _difference)
     ),
+    **{name: _laws_table(suite, table) for name, (suite, table) in laws.TABLES.items()},
+    **{name: _laws_words(suite, words) for name, (suite, words) in laws.WORDS.items()},
+    "laws-runs": _laws_runs,
+    "laws-rule": lambda analyses, _: _markdown(Paragraph((laws.rule_words(analyses),))),
     "commands": _commands_block,
     "layers": _layers_block,
     "contracts": _contracts_block,

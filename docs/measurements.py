@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,18 @@ def take(database: str, *, suite_name: str, into: Path) -> None:
         raise SystemExit(
             f"{unfinished} of {len(experiments)} experiments of {suite_name} have not come to an end"
         )
+    packs = {each["pack_id"]: each.pop("pack_profile") for each in experiments if each["pack_id"]}
     shared, rests = factored(experiments)
     lines = ",\n".join(f"  {json.dumps(rest, ensure_ascii=False)}" for rest in rests)
-    head = json.dumps({"lorastudy": body["lorastudy"], "shared": shared}, indent=1, ensure_ascii=False)
+    suite = next(each for each in body["suites"] if each["suite_name"] == suite_name)
+    questions = [stated["question"] for stated in suite["questions"][-1:]]
+    about = {
+        "lorastudy": body["lorastudy"],
+        "question": questions[0] if questions else None,
+        "packs": packs,
+        "shared": shared,
+    }
+    head = json.dumps(about, indent=1, ensure_ascii=False)
     into.parent.mkdir(parents=True, exist_ok=True)
     into.write_text(f'{head[:-2]},\n "experiments": [\n{lines}\n ]\n}}\n', encoding="utf-8")
     print(f"wrote {into}: {len(experiments)} experiments")
@@ -89,23 +99,28 @@ def merged(shared: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]
 def results_of(path: Path) -> list[ExperimentResult]:
     """The experiments of a measurements file, as the store would give them."""
     body = json.loads(path.read_text(encoding="utf-8"))
-    return [_result(merged(body["shared"], rest)) for rest in body["experiments"]]
+    packs = body["packs"]
+    values = [merged(body["shared"], rest) for rest in body["experiments"]]
+    return [_result(each | {"pack_profile": packs.get(each["pack_id"])}) for each in values]
 
 
 def analysis_of(path: Path) -> Analysis:
     """The one study of a measurements file, analysed as the report does."""
     (study,) = split_studies(results_of(path))
-    return analyse(study)
+    question = json.loads(path.read_text(encoding="utf-8")).get("question")
+    seeds = question["tuning_seeds"] if question else ()
+    return analyse(replace(study, tuning_seeds=frozenset(seeds)))
 
 
 def _slim(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what no page shows, and with scores by split and metric, so that units are written once."""
+    """Without what no page shows, and with scores and data by their names, so that what is equal is written once."""
     scores: dict[str, dict[str, Any]] = {}
     for score in experiment["scores"]:
         value = {key: part for key, part in score.items() if key not in {"split", "metric"}}
         scores.setdefault(score["split"], {})[score["metric"]] = value
+    data = {each["split"]: {k: v for k, v in each.items() if k != "split"} for each in experiment["data"]}
     kept = {key: value for key, value in experiment.items() if key not in LEFT_OUT}
-    return kept | {"scores": scores}
+    return kept | {"scores": scores, "data": data}
 
 
 def _result(values: Mapping[str, Any]) -> ExperimentResult:
@@ -121,7 +136,7 @@ def _result(values: Mapping[str, Any]) -> ExperimentResult:
         "environment": Environment,
     }
     parts = {key: kind(**values[key]) if values.get(key) else None for key, kind in kinds.items()}
-    data = tuple(DataSummary(**each) for each in values["data"])
+    data = tuple(DataSummary(split=split, **each) for split, each in values["data"].items())
     return ExperimentResult(**{**values, **parts, "scores": scores, "data": data})
 
 

@@ -87,7 +87,7 @@ class DataSummary:
     num_duplicate_rows: int | None = None
     """Training rows whose content stands earlier in the file."""
     num_leaked_rows: int | None = None
-    """Held-out rows whose content is also trained on."""
+    """Held-out rows whose content is also trained on; of test rows, also those that stand among the held-out ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class Score:
 
     `value` is the mean of `items` weighted by `weights` (all ones where `weights` is None); perplexity's is the
     exponential of the mean loss, not the mean of its items. `split` is
-    `eval` or `forgetting`; with `_before` behind it, the base model without adapter. `version` changes whenever
+    `eval`, `test` or `forgetting`; with `_before` behind it, the base model without adapter. `version` changes whenever
     the definition does; scores of different versions are never compared.
     """
 

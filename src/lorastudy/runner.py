@@ -9,7 +9,7 @@ it is. Either way it goes on from its last checkpoint.
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -22,7 +22,15 @@ from lorastudy.errors import StudyError
 from lorastudy.executors import HUNG, Executor, WorkerExit
 from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import PlannedPack, halves
-from lorastudy.records import PREDICTIONS_NAME, MemoryPrediction, Outcome, Pack, Record, RecordWriter
+from lorastudy.records import (
+    PREDICTIONS_NAME,
+    Environment,
+    MemoryPrediction,
+    Outcome,
+    Pack,
+    Record,
+    RecordWriter,
+)
 from lorastudy.spec.containment import files_alone, inside
 from lorastudy.spec.experiment import Experiment
 from lorastudy.tracker import ExperimentTracker, suite_notes
@@ -50,6 +58,8 @@ class Plan:
     arms_per_pack: Mapping[str, int] = field(default_factory=dict)
     """By `pack_key`; without an entry, tokens are bounded."""
     predict: Callable[[PlannedPack], Sequence[MemoryPrediction]] = lambda _: ()
+    searching: frozenset[str] = frozenset()
+    """Experiments that look for a learning rate: that one of them diverges is an answer and no failure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,8 @@ class SuiteOutcome:
     not_run: tuple[str, ...]
     unpublished: tuple[str, ...] = ()
     """Done before, and their adapters are neither at their place nor in a run folder any more."""
+    diverged_in_search: tuple[Outcome, ...] = ()
+    """Runs that were to find out whether a learning rate is too high, and did: an answer, not a failure."""
 
 
 @dataclass(kw_only=True)
@@ -143,7 +155,7 @@ def run_suite(
     tracker.register(suite_name, experiments)
     suite_notes.keep(tracker, suite_name, runs=plan.runs)
     take_what_was_left(experiments, tracker=tracker)
-    missing = not_done(experiments, tracker=tracker)
+    missing = not_done(experiments, tracker=tracker, searching=plan.searching)
     unpublished = _publish_done(experiments, missing, tracker=tracker, output=plan.output)
     ends: dict[str, Outcome] = {}
     waiting = packs_to_run(
@@ -168,7 +180,7 @@ def run_suite(
                     on_event(current.pack, event)
                     if isinstance(event, WorkerExit) and not plan.is_leaving():
                         waiting += current.to_try_again()
-                        if _has_failed(current) and not plan.continue_on_error:
+                        if _has_failed(current, plan.searching) and not plan.continue_on_error:
                             waiting = []
                             break
             finally:
@@ -176,19 +188,32 @@ def run_suite(
         # Of all, not only of those that came to their exit: packs may train side by side.
         ends |= {key: end for each in tries.values() for key, end in each.final_ends().items()}
     _let_go_of_checkpoints(folders, tracker=tracker)
-    return replace(_outcome(experiments, missing, ends=ends), unpublished=unpublished)
+    outcome = _outcome(experiments, missing, ends=ends, searching=plan.searching)
+    return replace(outcome, unpublished=unpublished)
 
 
-def not_done(experiments: Sequence[Experiment], *, tracker: ExperimentTracker) -> list[Experiment]:
-    """The experiments without a completed run under these versions of the libraries that make the numbers."""
+def not_done(
+    experiments: Sequence[Experiment], *, tracker: ExperimentTracker, searching: Collection[str] = ()
+) -> list[Experiment]:
+    """The experiments without a completed run under these versions of the libraries that make the numbers.
+
+    One of `searching` that diverged under them is done too.
+    """
     done = tracker.completed([experiment.id for experiment in experiments])
-    now = tuple(version(name) for name in LIBRARIES)
+    open_searches = [each.id for each in experiments if each.id in searching and each.id not in done]
+    diverged = {
+        result.experiment_id
+        for result in tracker.get_results(open_searches).values()
+        if result.failure_kind == "diverged" and is_current(result.environment)
+    }
+    return [each for each in experiments if each.id not in diverged and not is_current(done.get(each.id))]
 
-    def is_done(experiment: Experiment) -> bool:
-        then = done.get(experiment.id)
-        return then is not None and tuple(getattr(then, name) for name in LIBRARIES) == now
 
-    return [experiment for experiment in experiments if not is_done(experiment)]
+def is_current(environment: Environment | None) -> bool:
+    """Whether a run of this environment had the versions that are installed now of the libraries that make the numbers."""
+    if environment is None:
+        return False
+    return all(getattr(environment, name) == version(name) for name in LIBRARIES)
 
 
 def _prepare(waiting: WaitingPack, *, tracker: ExperimentTracker, plan: Plan) -> _Try:
@@ -301,8 +326,13 @@ def _publish(adapter: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _has_failed(current: _Try) -> bool:
-    return any(end.status == "failed" for end in current.final_ends().values())
+def _has_failed(current: _Try, searching: Collection[str]) -> bool:
+    ends = current.final_ends().values()
+    return any(end.status == "failed" and not _is_found_too_high(end, searching) for end in ends)
+
+
+def _is_found_too_high(end: Outcome, searching: Collection[str]) -> bool:
+    return end.failure_kind == "diverged" and end.experiment_id in searching
 
 
 def _stop_open(tries: Iterable[_Try], *, tracker: ExperimentTracker) -> None:
@@ -326,7 +356,11 @@ def _let_go_of_checkpoints(folders: Iterable[Path], *, tracker: ExperimentTracke
 
 
 def _outcome(
-    experiments: Sequence[Experiment], missing: Sequence[Experiment], *, ends: dict[str, Outcome]
+    experiments: Sequence[Experiment],
+    missing: Sequence[Experiment],
+    *,
+    ends: dict[str, Outcome],
+    searching: Collection[str],
 ) -> SuiteOutcome:
     missing_ids = {experiment.id for experiment in missing}
     completed = tuple(e.id for e in missing if e.id in ends and ends[e.id].status == "completed")
@@ -335,6 +369,7 @@ def _outcome(
     return SuiteOutcome(
         done_before=tuple(e.id for e in experiments if e.id not in missing_ids),
         completed=completed,
-        failed=failed,
+        failed=tuple(end for end in failed if not _is_found_too_high(end, searching)),
+        diverged_in_search=tuple(end for end in failed if _is_found_too_high(end, searching)),
         not_run=tuple(e.id for e in missing if e.id not in ended),
     )

@@ -76,4 +76,6 @@ def scored_rows(result: ExperimentResult, *, leaving_out: str | None = None) -> 
     own = result.sources.get("eval_dataset")
     keys = _SCORING_KEYS if own is not None else (*_SPLIT_KEYS, *_SCORING_KEYS)
     source = own if own is not None else result.sources.get("dataset")
-    return (own is not None, source, *(result.settings.get(key) for key in keys if key != leaving_out))
+    test = (result.sources.get("test_dataset"), result.settings.get("test_fraction"))
+    rest = (result.settings.get(key) for key in keys if key != leaving_out)
+    return (own is not None, source, *test, *rest)

@@ -118,7 +118,7 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
     """The analysis of one study. Without items, intervals are about the items that were scored."""
     question = question or Question()
     primary = next(metric for metric in COMPARED_METRICS if metric.name == question.primary_metric)
-    summaries = tuple(summarise_arm(arm, study) for arm in study.arms)
+    summaries = tuple(summarise_arm(arm, study) for arm in study.reported_arms)
     reference = reference_arm(study, named=question.reference)
     found = lint(measured_case(study, metric=primary, reference=question.reference))
     blocked = {**blockers(found), **question.blockers}

@@ -16,7 +16,7 @@ def reference_arm(study: Study, *, named: str | None = None) -> Arm | None:
     several learning rates, the reference stands at its best one, as `rank_ladder` has every rank: which rate
     stands first in a list is no design. A type of one's own may study the rate itself and keeps its first arm.
     """
-    completed = [arm for arm in study.arms if arm.completed]
+    completed = [arm for arm in study.reported_arms if arm.completed]
     designed = _by_name(completed, named) or _by_design(study, completed)
     if designed is None or study.experiment_type not in STUDIED_KEYS:
         return designed
@@ -25,7 +25,7 @@ def reference_arm(study: Study, *, named: str | None = None) -> Arm | None:
 
 def missing_reference(study: Study) -> Arm | None:
     """The arm that the design would have as reference, where no seed of it completed at any rate."""
-    designed = _by_design(study, study.arms)
+    designed = _by_design(study, study.reported_arms)
     if designed is None or any(arm.completed for arm in rates_of(study, designed)):
         return None
     return designed

@@ -41,9 +41,9 @@ def compared_arms(study: Study) -> tuple[Arm, ...]:
     A type of one's own may study the rate itself.
     """
     if study.experiment_type not in STUDIED_KEYS:
-        return study.arms
+        return study.reported_arms
     chosen = {(lowest_loss(study, rates_of(study, arm)) or arm).name for arm in study.arms}
-    return tuple(arm for arm in study.arms if arm.name in chosen)
+    return tuple(arm for arm in study.reported_arms if arm.name in chosen)
 
 
 def choices(study: Study, *, metric: Metric) -> tuple[Choice, ...]:

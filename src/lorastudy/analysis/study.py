@@ -22,6 +22,9 @@ PRECISIONS = ("fp32", "bf16", "fp16", "8bit", "4bit")
 STUDIED_KEYS: Mapping[str, frozenset[str]] = {
     "rank_ablation": frozenset({"lora_rank", "lora_alpha"}),
     "module_ablation": frozenset({"target_modules", "layers_to_transform"}),
+    "parameter_matched_modules": frozenset(
+        {"target_modules", "layers_to_transform", "lora_rank", "lora_alpha"}
+    ),
     "method_comparison": frozenset(
         {"method", "peft_config", "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules"}
     ),
@@ -58,6 +61,8 @@ class Study:
     arms: tuple[Arm, ...]
     notes: tuple[str, ...] = ()
     """What the reader must know about how results became arms."""
+    tuning_seeds: frozenset[int] = frozenset()
+    """Seeds of runs that chose learning rates and report nothing, as the suite's question says."""
 
     @property
     def results(self) -> tuple[ExperimentResult, ...]:
@@ -68,6 +73,15 @@ class Study:
     def completed(self) -> tuple[ExperimentResult, ...]:
         """Every completed result."""
         return tuple(result for arm in self.arms for result in arm.completed)
+
+    @property
+    def reported_arms(self) -> tuple[Arm, ...]:
+        """The arms that results are reported of: not those at a rate that was tried and not chosen."""
+        return tuple(arm for arm in self.arms if self.reporting_runs(arm))
+
+    def reporting_runs(self, arm: Arm) -> tuple[ExperimentResult, ...]:
+        """The arm's results, of whatever status, but for those that chose its learning rate."""
+        return tuple(result for result in arm.results if result.seed not in self.tuning_seeds)
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
@@ -95,11 +109,15 @@ def shared_settings(arms: Sequence[Arm]) -> dict[str, Any]:
 
 
 def confounds(study: Study) -> tuple[str, ...]:
-    """Keys in which the arms differ besides what the experiment type studies; none for a type of one's own."""
+    """Keys in which the arms differ besides what the experiment type studies; none for a type of one's own.
+
+    A learning rate that was looked for is each arm's best, and no factor.
+    """
     studied = STUDIED_KEYS.get(study.experiment_type)
     if studied is None:
         return ()
-    return tuple(key for key in differing_settings(study.arms) if key not in studied)
+    tuned = {"learning_rate"} if study.tuning_seeds else set()
+    return tuple(key for key in differing_settings(study.arms) if key not in studied | tuned)
 
 
 def _study(suite_name: str, experiment_type: str, *, results: Sequence[ExperimentResult]) -> Study:

@@ -135,12 +135,16 @@ def summarise_arm(arm: Arm, study: Study) -> ArmSummary:
 def scores_by_seed(arm: Arm, study: Study, *, metric: Metric, choosing: bool = False) -> dict[int, float]:
     """The metric of each completed seed, of the newest metric version in the study only.
 
-    On the rows that report; with `choosing` on those that a choice is made on. Scores of two versions of a metric
-    measure two things; mixing them once reversed a published ranking.
+    On the rows that report, without the runs that chose a learning rate; with `choosing` on the rows that a choice
+    is made on, and of those runs alone where the arm has them. Scores of two versions of a metric measure two things;
+    mixing them once reversed a published ranking.
     """
     newest = newest_version(study, metric)
     key = (stored_split(metric.split, study, choosing=choosing), metric.name)
-    scores: dict[int, ScoreValue | None] = {r.seed: r.scores.get(key) for r in arm.completed}
+    tuning = [run for run in arm.completed if run.seed in study.tuning_seeds]
+    reporting = [run for run in arm.completed if run.seed not in study.tuning_seeds]
+    runs = tuning if choosing and tuning else reporting
+    scores: dict[int, ScoreValue | None] = {run.seed: run.scores.get(key) for run in runs}
     return {seed: s.value for seed, s in scores.items() if s is not None and s.version == newest}
 
 

@@ -24,6 +24,9 @@ class LearningRates:
     on_edge: tuple[str, ...]
     """Arms with the lowest mean loss of their configuration at the smallest or largest rate tried."""
 
+    were_sought: bool = False
+    """Whether runs of their own chose the rates, so that each configuration is reported at one rate."""
+
     @property
     def tuned(self) -> bool:
         """Whether every configuration's best rate lies inside its grid."""
@@ -40,6 +43,7 @@ def learning_rates(study: Study) -> LearningRates:
         num_configurations=len(grids),
         num_varied=len(varied),
         on_edge=tuple(arm.name for arm in best if arm is not None),
+        were_sought=bool(study.tuning_seeds),
     )
 
 
@@ -68,8 +72,11 @@ def best_of(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Arm | None:
     """The arm of best mean, of those with the most seeds scored; None where none was.
 
     On the rows that choose: where a study has test rows they take no part in this. An arm that lost seeds, as one
-    whose rate is too high does, may owe its good mean to the seeds it lost.
+    whose rate is too high does, may owe its good mean to the seeds it lost. Where a search chose the rate, perhaps by
+    another metric, the arm is the one it chose.
     """
+    if study.tuning_seeds:
+        arms = [arm for arm in arms if study.reporting_runs(arm)] or arms
     scores = {
         arm.name: list(scores_by_seed(arm, study, metric=metric, choosing=True).values()) for arm in arms
     }

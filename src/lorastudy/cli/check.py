@@ -22,13 +22,11 @@ def check(
 ) -> None:
     """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away."""
     from lorastudy.analysis.fairness.lint import invalidates, lint
-    from lorastudy.cli.checking import read_data, suite_case
-    from lorastudy.cli.running import experiments_of
+    from lorastudy.cli.running import case_of
     from lorastudy.spec.loading import load_suite
 
     suite = load_suite(file, defaults=config)
-    experiments = experiments_of(suite)
-    case = suite_case(experiments, suite_name=suite.name, data=read_data(experiments))
+    case = case_of(suite)
     findings = lint(case)
     if as_json:
         body = {"suite_name": suite.name, "findings": [dataclasses.asdict(finding) for finding in findings]}

@@ -15,8 +15,8 @@ from lorastudy.spec.sources import LAB_MODEL
 
 #: The settings that decide which rows are read.
 _DATA_KEYS = (
-    "dataset_path", "eval_dataset_path", "forgetting_dataset_path", "eval_fraction", "max_train_samples",
-    "max_eval_samples",
+    "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path", "eval_fraction",
+    "test_fraction", "max_train_samples", "max_eval_samples",
 )  # fmt: skip
 #: Completion tokens are counted in this many training rows and scaled to all: enough for a comparison of orders.
 NUM_COUNTED_ROWS = 2_000
@@ -50,7 +50,13 @@ def data_key(settings: Settings) -> str:
     return canonical_json([getattr(settings, key) for key in _DATA_KEYS])
 
 
-def suite_case(experiments: Sequence[Experiment], *, suite_name: str, data: Mapping[str, StudyData]) -> Case:
+def suite_case(
+    experiments: Sequence[Experiment],
+    *,
+    suite_name: str,
+    data: Mapping[str, StudyData],
+    tuning_seeds: Sequence[int] = (),
+) -> Case:
     """The suite as the linter judges it, with what its data and its base models' folders tell."""
     settings_of = {experiment.arm: experiment.settings for experiment in experiments}
     num_tokens: dict[tuple[str, str], int | None] = {}
@@ -62,17 +68,18 @@ def suite_case(experiments: Sequence[Experiment], *, suite_name: str, data: Mapp
                 data[key].train, settings.base_model
             )
         facts[arm] = _facts(settings, data[key], num_tokens=num_tokens[key, settings.base_model])
-    return planned_case(experiments, suite_name=suite_name, facts=facts)
+    return planned_case(experiments, suite_name=suite_name, facts=facts, tuning_seeds=tuning_seeds)
 
 
 def _facts(settings: Settings, data: StudyData, *, num_tokens: int | None) -> ArmFacts:
     seen = None
     if num_tokens is not None:
         seen = tokens_seen(settings, num_rows=len(data.train), num_completion_tokens=num_tokens)
+    split, reporting = ("eval", data.held_out) if data.test is None else ("test", data.test)
     return ArmFacts(
         num_completion_tokens=seen,
-        num_test_rows=len(data.held_out),
-        num_leaked_rows=data.num_leaked,
+        num_test_rows=len(reporting),
+        num_leaked_rows=data.num_leaked[split],
         tokenizer=_tokenizer_fingerprint(settings.base_model),
     )
 

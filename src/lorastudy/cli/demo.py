@@ -19,7 +19,7 @@ def demo(
 ) -> None:
     """Train several ranks with several seeds at once on the lab's model, and write the report."""
     from lorastudy import lab
-    from lorastudy.cli.running import experiments_of, run_experiments
+    from lorastudy.cli.running import run_experiments
     from lorastudy.report import write_report
     from lorastudy.runner import Plan
     from lorastudy.spec.loading import load_suite
@@ -27,7 +27,7 @@ def demo(
 
     suite = load_suite(lab.demo_suite())
     plan = Plan(runs=runs_dir, output=output_dir)
-    run_experiments(suite, experiments_of(suite), database=database, plan=plan)
+    run_experiments(suite, database=database, plan=plan)
     with ExperimentTracker(database) as tracker:
         written = write_report(tracker, suite_name=suite.name, output=output)
     say_pages(written)

@@ -60,10 +60,10 @@ def estimate(
 
     answers = Answers(run_job)
     if suite is not None:
-        from lorastudy.cli.running import experiments_of
+        from lorastudy.cli.running import design_of
         from lorastudy.spec.loading import load_suite
 
-        experiments: Sequence[Experiment] = experiments_of(load_suite(suite))
+        experiments: Sequence[Experiment] = design_of(load_suite(suite)).experiments
     else:
         settings = _settings(
             base_model=base_model, max_seq_length=max_seq_length, quantization=quantization,

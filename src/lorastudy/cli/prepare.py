@@ -33,6 +33,12 @@ def prepare(
             help="Share of the rows for training: also writes <name>_train.jsonl and <name>_test.jsonl, split by content."
         ),
     ] = None,
+    validation_split: Annotated[
+        float | None,
+        typer.Option(
+            help="With --train-test-split: this share also goes to <name>_validation.jsonl, and the rest to the test."
+        ),
+    ] = None,
     output_dir: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("data"),
     seed: Annotated[int, typer.Option(help="Another seed takes another sample.")] = 0,
     prompt_column: Annotated[
@@ -54,6 +60,7 @@ def prepare(
         output_dir=output_dir,
         num_samples=num_samples,
         train_share=train_test_split,
+        validation_share=validation_split,
         seed=seed,
     )
     if hub_id := hub_dataset(dataset):

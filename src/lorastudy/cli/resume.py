@@ -1,5 +1,6 @@
 """`lorastudy resume`: go on with what was begun, from the store alone or from a suite file."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,27 +35,29 @@ def resume(
 
     plan = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
     if suite is not None and (Path(suite).is_file() or Path(suite).suffix in {".yaml", ".yml"}):
-        work = [_of_file(Path(suite), defaults=config)]
+        work: list[tuple[Suite, Sequence[Experiment] | None]] = [_of_file(Path(suite), defaults=config)]
     else:
         work = _of_store(suite, database=database)
     if not work:
         print("nothing to resume: every experiment in the store is completed")
     for loaded, experiments in work:
-        print(f"{loaded.name}: {len(experiments)} experiments")
-        run_experiments(loaded, experiments, database=database, plan=plan)
+        num_begun = "" if experiments is None else f": {len(experiments)} experiments"
+        print(f"{loaded.name}{num_begun}")
+        run_experiments(loaded, database=database, plan=plan, experiments=experiments)
         print(f"next: lorastudy report --suite-name {loaded.name}")
 
 
-def _of_file(path: Path, *, defaults: Path | None) -> "tuple[Suite, Sequence[Experiment]]":
-    from lorastudy.cli.running import experiments_of
+def _of_file(path: Path, *, defaults: Path | None) -> "tuple[Suite, None]":
+    """The suite, whose experiments follow from the file."""
     from lorastudy.spec.loading import load_suite
 
-    loaded = load_suite(path, defaults=defaults)
-    return loaded, experiments_of(loaded)
+    return load_suite(path, defaults=defaults), None
 
 
-def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence[Experiment]]]":
+def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence[Experiment] | None]]":
     """The suite of this name, or all suites with work left, as the store has them.
+
+    Those that look for learning rates are left out, with a word: what they run next, their file says.
 
     Raises:
         StudyError: there is no such suite, or what it reads is not what it was.
@@ -66,12 +69,23 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
         by_suite: dict[str, list[ExperimentResult]] = {}
         for result in tracker.get_all_experiments():
             by_suite.setdefault(result.suite_name, []).append(result)
+        seeking = {
+            s.suite_name
+            for s in tracker.get_suites()
+            if s.questions and s.questions[-1].question.tuning_seeds
+        }
     if name is not None and name not in by_suite:
         there = ", ".join(by_suite) or "none"
         raise StudyError(f"{name}: {database} has no suite of this name; it has: {there}")
     chosen = [name] if name is not None else [each for each, results in by_suite.items() if _is_open(results)]
-    work: list[tuple[Suite, Sequence[Experiment]]] = []
+    work: list[tuple[Suite, Sequence[Experiment] | None]] = []
     for each in chosen:
+        if each in seeking:
+            said = f"{each} looks for its learning rates, so its file says what comes next: lorastudy resume FILE"
+            if name is not None:
+                raise StudyError(said)
+            print(f"note: {said}", file=sys.stderr)
+            continue
         results = by_suite[each]
         suite = Suite(
             name=each, description="", experiment_type=results[0].experiment_type, path=None, arms=()

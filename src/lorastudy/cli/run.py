@@ -12,7 +12,9 @@ def run(
     base_model: Annotated[str | None, typer.Option(help="Folder, hub id, or `lab`.")] = None,
     experiment_type: Annotated[
         str,
-        typer.Option(help="rank_ablation, module_ablation, quantization_study, custom, or file.py:Class."),
+        typer.Option(
+            help="rank_ablation, module_ablation, parameter_matched_modules, quantization_study, custom, or file.py:Class."
+        ),
     ] = "rank_ablation",
     lora_rank: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
     lora_alpha: Annotated[str | None, typer.Option(help="A number, or a policy: r, 2r.")] = None,
@@ -34,7 +36,7 @@ def run(
     output_dir: OutputDir = OUTPUT_DIR,
 ) -> None:
     """Train and evaluate one configuration; the adapter goes to output/<name>/final_model."""
-    from lorastudy.cli.running import experiments_of, run_experiments
+    from lorastudy.cli.running import run_experiments
     from lorastudy.runner import Plan
     from lorastudy.spec.loading import suite_from_values
 
@@ -61,10 +63,10 @@ def run(
         "seeds": "--seed",
     }
     suite = suite_from_values(values, where="run", flags=flags, defaults=config)
-    experiments = experiments_of(suite)
     plan = Plan(runs=runs_dir, output=output_dir)
-    run_experiments(suite, experiments, database=database, plan=plan)
-    print(f"adapter: {output_dir / experiments[0].name / 'final_model'}")
+    ran = run_experiments(suite, database=database, plan=plan)
+    for experiment in ran.reporting:
+        print(f"adapter: {output_dir / experiment.name / 'final_model'}")
 
 
 def _number_or_text(value: str | None) -> float | str | None:

@@ -1,9 +1,10 @@
 """Running experiments from a command: expansion, the plan as text, progress, and how it ended."""
 
 import contextlib
+import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +20,14 @@ from lorastudy.cli.estimating import pack_line, plan_of, say_problem
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.cli.terminal import failure_shown, runs_own_code, shown
 from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.data.load import train_and_eval
 from lorastudy.executors import Executor, local_executor
-from lorastudy.experiments.expansion import expand, sources_reader
+from lorastudy.experiments.expansion import sources_reader
+from lorastudy.experiments.rate_search import Design, MeritsOf, design, foreseen
 from lorastudy.jobs import AdapterOrigin
-from lorastudy.planner.packing import remaining_packs
-from lorastudy.runner import Plan, SuiteOutcome, not_done, run_suite
+from lorastudy.planner.packing import PlannedPack, remaining_packs
+from lorastudy.rounds import DesignBy, merits_in, run_rounds
+from lorastudy.runner import Plan, SuiteOutcome, not_done
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.hub import check_base_model, is_hub_model
 from lorastudy.spec.identity import base_model_fingerprint
@@ -32,9 +36,41 @@ from lorastudy.spec.suite import EXPERIMENT_TYPES, Suite
 from lorastudy.tracker import ExperimentTracker
 
 
-def experiments_of(suite: Suite) -> tuple[Experiment, ...]:
-    """The suite's experiments, with what they read fingerprinted."""
-    return expand(suite, fingerprint_dataset=dataset_fingerprint, fingerprint_base=base_model_fingerprint)
+def design_of(suite: Suite, merits_of: MeritsOf = lambda _: {}) -> Design:
+    """The suite's experiments as far as results tell by now, with what they read fingerprinted."""
+    return design(
+        suite,
+        fingerprint_dataset=dataset_fingerprint,
+        fingerprint_base=base_model_fingerprint,
+        merits_of=merits_of,
+        num_steps=num_steps,
+    )
+
+
+def case_of(suite: Suite) -> Case:
+    """The suite as the linter judges it before it runs.
+
+    Raises:
+        DataError: a data set cannot be read.
+    """
+    experiments = foreseen(
+        suite,
+        fingerprint_dataset=dataset_fingerprint,
+        fingerprint_base=base_model_fingerprint,
+        num_steps=num_steps,
+    )
+    return suite_case(
+        experiments, suite_name=suite.name, data=read_data(experiments), tuning_seeds=suite.tuning_seeds
+    )
+
+
+def num_steps(settings: Settings) -> int:
+    """Optimizer steps of an arm. Rows of which the cut leaves no answer are not known here, and still counted."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    rows_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    epochs = settings.num_train_epochs or 1.0
+    return math.ceil(epochs * len(train_and_eval(settings).train) / rows_per_step)
 
 
 def sources_of() -> Callable[[Settings], Sources]:
@@ -42,24 +78,22 @@ def sources_of() -> Callable[[Settings], Sources]:
     return sources_reader(dataset_fingerprint, base_model_fingerprint)
 
 
-def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str) -> None:
+def show_plan(suite: Suite, *, database: str) -> None:
     """Print what would run: packs, experiments, and which results are there already."""
-    missing = _missing(experiments, database=database)
-    data = read_data(experiments)
-    case = suite_case(experiments, suite_name=suite.name, data=data)
+    planned, missing = _missing(_design_by(suite, None), suite, database=database)
+    experiments = planned.experiments
+    case = case_of(suite)
     predicted = plan_of(experiments)
     notes = [
         *suite.notes,
         *_notes(experiments),
-        *data_notes(experiments, data),
+        *data_notes(experiments, read_data(experiments)),
+        *_search_notes(planned, suite=suite),
         *([predicted.problem] if predicted.problem else []),
     ]
     executor = local_executor(experiments)
-    packs = remaining_packs(
-        experiments,
-        missing,
-        arms_per_pack=predicted.arms_per_pack,
-        num_at_once=executor.num_packs_at_once,
+    packs = _packs(
+        planned, missing, arms_per_pack=predicted.arms_per_pack, num_at_once=executor.num_packs_at_once
     )
     # No markup: names of models, modules and files may hold brackets.
     console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -82,63 +116,65 @@ def show_plan(suite: Suite, experiments: Sequence[Experiment], *, database: str)
 
 def run_experiments(
     suite: Suite,
-    experiments: Sequence[Experiment],
     *,
     database: str,
     plan: Plan,
     executor: Executor | None = None,
-) -> SuiteOutcome:
-    """Run what is missing, with progress; print how it ended. Exits with 1 or 2 when an experiment failed.
+    experiments: Sequence[Experiment] | None = None,
+) -> Design:
+    """Run what is missing, with progress; print how it ended, and return what was run. Exits with 1 or 2 when an experiment failed.
 
     Exit code 2 means that what failed is the user's to mend, as for any bad input. A base model that cannot be
     had, or data that cannot be read, is refused before anything is written. Without an executor, workers run on this machine.
+    `experiments` are those of a suite that is taken up from the store, whose arms nobody knows any more.
     """
     from lorastudy.cli.progress import Progress
 
-    executor = executor or local_executor(experiments)
+    design_by = _design_by(suite, experiments)
     with contextlib.ExitStack() as open_until_done:
         # A store that is there comes first, since another writer of it is refused at once.
         tracker = None if _is_new(database) else open_until_done.enter_context(_writer(database))
-        missing = list(experiments) if tracker is None else not_done(experiments, tracker=tracker)
-        notes = [*suite.notes, *data_notes(missing, read_data(missing)), *_own_code(experiments)]
+        planned, missing = _planned(design_by, suite, tracker=tracker)
+        notes = [*suite.notes, *data_notes(missing, read_data(missing)), *_own_code(planned.experiments)]
         for note in notes:
             print(f"note: {shown(note)}", file=sys.stderr)
         _say_what_is_replaced(missing, output=plan.output)
         for base_model in sorted({experiment.settings.base_model for experiment in missing}):
             check_base_model(base_model)
-        predicted = plan_of(experiments)
+        executor = executor or local_executor(planned.experiments)
+        predicted = plan_of(planned.experiments)
         say_problem(predicted)
         plan = replace(plan, arms_per_pack=predicted.arms_per_pack, predict=predicted.predictions)
         tracker = tracker or open_until_done.enter_context(_writer(database))
-        tracker.register(suite.name, experiments, description=suite.description)
-        if suite.path is not None:
-            # A suite is what its file says now: an attempt with a mistake since mended is not in its report.
-            tracker.keep_only(suite.name, experiments)
-        num_packs = len(
-            remaining_packs(
-                experiments,
-                missing,
-                arms_per_pack=plan.arms_per_pack,
-                num_at_once=executor.num_packs_at_once,
-            )
+        packs = _packs(
+            planned, missing, arms_per_pack=plan.arms_per_pack, num_at_once=executor.num_packs_at_once
         )
+        num_packs = len(packs)
         progress = open_until_done.enter_context(Progress(num_packs=num_packs))
         departure = open_until_done.enter_context(Departure(executor))
-        outcome = run_suite(
-            experiments,
-            suite_name=suite.name,
+        last, outcome = run_rounds(
+            suite,
+            design_by,
             tracker=tracker,
             executor=executor,
             plan=replace(plan, is_leaving=departure.is_requested),
             on_event=progress.on_event,
         )
-    _print_outcome(outcome, experiments, has_left=departure.is_requested())
+    _print_outcome(outcome, last.experiments, has_left=departure.is_requested())
     if departure.is_requested() and outcome.not_run:
         print(f"to go on: {_command_to_go_on(suite, database=database, plan=plan)}", file=sys.stderr)
         raise typer.Exit(departure.exit_code)
     if outcome.failed:
         raise typer.Exit(2 if all(end.failure_kind == "user" for end in outcome.failed) else 1)
-    return outcome
+    return last
+
+
+def _design_by(suite: Suite, experiments: Sequence[Experiment] | None) -> DesignBy:
+    """What the suite's file asks for by the results; without a file, the experiments that were registered."""
+    if experiments is None:
+        return lambda merits_of: design_of(suite, merits_of)
+    registered = tuple(experiments)
+    return lambda _: Design(experiments=registered, rounds=(registered,))
 
 
 def _notes(experiments: Sequence[Experiment]) -> list[str]:
@@ -183,12 +219,50 @@ def _say_what_is_replaced(experiments: Sequence[Experiment], *, output: Path) ->
             )
 
 
-def _missing(experiments: Sequence[Experiment], *, database: str) -> list[Experiment]:
-    """What a dry run would find to do; a store that does not exist yet holds nothing."""
+def _search_notes(planned: Design, *, suite: Suite) -> list[str]:
+    """What comes after the runs that are planned by now, where learning rates are looked for."""
+    if not planned.num_open:
+        return []
+    seeds = ", ".join(map(str, suite.tuning_seeds))
+    note = (
+        f"learning_rate auto: {planned.num_open} arm(s) look for their rate with the seeds {seeds}, on the held-out "
+        "rows; while the best rate lies on the edge of those tried, the next one is tried too; then the seeds that "
+        "report are run at the best rate. These come on top of what is shown here"
+    )
+    return [note]
+
+
+def _missing(design_by: DesignBy, suite: Suite, *, database: str) -> tuple[Design, list[Experiment]]:
+    """The design by now and what a dry run would find to do; a store that does not exist yet holds nothing."""
     if _is_new(database):
-        return list(experiments)
+        return _planned(design_by, suite, tracker=None)
     with ExperimentTracker(database) as tracker:
-        return not_done(experiments, tracker=tracker)
+        return _planned(design_by, suite, tracker=tracker)
+
+
+def _planned(
+    design_by: DesignBy, suite: Suite, *, tracker: ExperimentTracker | None
+) -> tuple[Design, list[Experiment]]:
+    """The design by now and what is missing of it; without a store all of its first round."""
+    if tracker is None:
+        planned = design_by(lambda _: {})
+        return planned, list(planned.experiments)
+    planned = design_by(merits_in(tracker, suite.primary_metric))
+    return planned, not_done(planned.experiments, tracker=tracker, searching=planned.tuning)
+
+
+def _packs(
+    planned: Design,
+    missing: Sequence[Experiment],
+    *,
+    arms_per_pack: Mapping[str, int],
+    num_at_once: int,
+) -> list[PlannedPack]:
+    return [
+        pack
+        for of_round in planned.rounds
+        for pack in remaining_packs(of_round, missing, arms_per_pack=arms_per_pack, num_at_once=num_at_once)
+    ]
 
 
 def _is_new(database: str) -> bool:
@@ -205,14 +279,20 @@ def _writer(database: str) -> ExperimentTracker:
 
 
 def _command_to_go_on(suite: Suite, *, database: str, plan: Plan) -> str:
-    """`lorastudy resume` with what was not left at its default."""
+    """`lorastudy resume` with what was not left at its default.
+
+    A suite that looks for learning rates is resumed by its file, which alone says how it goes on.
+    """
+    seeks = any(arm.seeks_rate for arm in suite.arms)
     flags = {
         "--database": (database, DATABASE),
         "--runs-dir": (str(plan.runs), str(RUNS_DIR)),
         "--output-dir": (str(plan.output), str(OUTPUT_DIR)),
     }
     given = [part for flag, (value, default) in flags.items() if value != default for part in (flag, value)]
-    return shlex.join(["lorastudy", "resume", suite.name, *given])
+    return shlex.join(
+        ["lorastudy", "resume", str(suite.path) if seeks and suite.path else suite.name, *given]
+    )
 
 
 def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment], *, has_left: bool) -> None:
@@ -221,6 +301,9 @@ def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment], *, 
         f"{len(outcome.completed)} completed, {len(outcome.failed)} failed, {len(outcome.done_before)} done before, "
         f"{len(outcome.not_run)} not run"
     )
+    if outcome.diverged_in_search:
+        found = ", ".join(names[end.experiment_id] for end in outcome.diverged_in_search)
+        print(f"diverged in the search for a learning rate, so that rate is too high: {found}")
     by_message: dict[str, list[str]] = {}
     for end in outcome.failed:
         by_message.setdefault(f"{end.failure_kind}: {failure_shown(end.message or '')}", []).append(

@@ -21,6 +21,8 @@ ALL = -1
 class Wanted:
     """What to make of a data set. `train_share` None makes no split; `num_samples` -1 takes all rows.
 
+    With a `validation_share` the rest of the rows is cut in two: so much for validation, what is left for the test.
+
     Raises:
         DataError: an option is out of range.
     """
@@ -29,6 +31,7 @@ class Wanted:
     output_dir: Path = Path("data")
     num_samples: int = ALL
     train_share: float | None = None
+    validation_share: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -37,6 +40,17 @@ class Wanted:
         if self.train_share is not None and not 0 < self.train_share < 1:
             raise DataError(
                 f"--train-test-split {self.train_share:g}: give the share of training rows, between 0 and 1"
+            )
+        if self.validation_share is None:
+            return
+        if self.train_share is None:
+            raise DataError(
+                "--validation-split: goes with --train-test-split, such as 0.8 with a validation split of 0.1"
+            )
+        if not 0 < self.validation_share < 1 - self.train_share:
+            raise DataError(
+                f"--validation-split {self.validation_share:g}: give a share between 0 and the "
+                f"{1 - self.train_share:g} that are not for training, so that test rows are left"
             )
 
 
@@ -63,9 +77,11 @@ class Prepared:
 def prepare(rows: Sequence[Row], fmt: Format, *, wanted: Wanted) -> Prepared:
     """Write `<name>.jsonl`, or `<name>_<N>_sample.jsonl`; with a split also `<name>_train` and `<name>_test`.
 
+    With a validation share there is a `<name>_validation` too.
     Rows with an empty answer are left out and counted, as published sets have a few. Which rows are sampled
     follows from their content and the seed, not from their order. The split is the one that a suite makes of
-    the same rows with `eval_fraction = 1 - train_share`.
+    the same rows with `eval_fraction = 1 - train_share`; of three parts, with `eval_fraction` as the validation
+    share and `test_fraction` as what is left.
 
     Raises:
         DataError: unusable rows, a side of the split without rows, or no place to write.
@@ -108,12 +124,23 @@ def _parts(examples: Sequence[Example], wanted: Wanted) -> list[tuple[Path, Sequ
     elif wanted.train_share is None:
         raise DataError(f"{path}: is the file that is read; choose another --output-dir")
     if wanted.train_share is not None:
-        split = split_by_content(examples, eval_fraction=1 - wanted.train_share)
-        if not split.train or not split.held_out:
+        sides = _sides(examples, train_share=wanted.train_share, validation_share=wanted.validation_share)
+        if not all(sides.values()):
             raise DataError(f"a split of {len(examples)} rows by {wanted.train_share:g} left one side empty")
-        parts.append((wanted.output_dir / f"{name}_train.jsonl", split.train))
-        parts.append((wanted.output_dir / f"{name}_test.jsonl", split.held_out))
+        parts += [(wanted.output_dir / f"{name}_{side}.jsonl", rows) for side, rows in sides.items()]
     return parts
+
+
+def _sides(
+    examples: Sequence[Example], *, train_share: float, validation_share: float | None
+) -> dict[str, list[Example]]:
+    """The rows by the name of their part, as a suite would cut them."""
+    if validation_share is None:
+        split = split_by_content(examples, eval_fraction=1 - train_share)
+        return {"train": split.train, "test": split.held_out}
+    test_share = 1 - train_share - validation_share
+    split = split_by_content(examples, eval_fraction=validation_share, test_fraction=test_share)
+    return {"train": split.train, "validation": split.held_out, "test": split.test}
 
 
 def _is_source(path: Path, wanted: Wanted) -> bool:

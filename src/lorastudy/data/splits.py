@@ -7,7 +7,7 @@ and adding, removing or reordering rows moves no other row across.
 import hashlib
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorastudy.data.examples import Example
 from lorastudy.data.formats import Format
@@ -16,10 +16,11 @@ from lorastudy.data.sources import Row
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The two sides, each in the order of the rows."""
+    """The three parts, each in the order of the rows. `test` is empty where no test part was asked for."""
 
     train: list[Example]
     held_out: list[Example]
+    test: list[Example] = field(default_factory=list)
 
 
 def content_hash(row: Row, fmt: Format) -> str:
@@ -32,16 +33,25 @@ def content_hash(row: Row, fmt: Format) -> str:
     return hashlib.sha256("\x1f".join(text for text in texts if text).encode()).hexdigest()
 
 
-def split_by_content(examples: Sequence[Example], *, eval_fraction: float, salt: str = "") -> Split:
+def split_by_content(
+    examples: Sequence[Example], *, eval_fraction: float, test_fraction: float = 0.0, salt: str = ""
+) -> Split:
     """Rows whose salted content hash, read as a number in [0, 1), is below `eval_fraction` are held out.
 
-    The share is met in expectation only: n rows give n * fraction held-out rows, give or take
-    sqrt(n * fraction * (1 - fraction)).
+    Those of the next `test_fraction` are the test rows, so that asking for a test part takes rows from training
+    and leaves the held-out ones as they were. The shares are met in expectation only: n rows give n * fraction
+    held-out rows, give or take sqrt(n * fraction * (1 - fraction)).
     """
-    sides: tuple[list[Example], list[Example]] = ([], [])
+    split = Split(train=[], held_out=[])
     for example in examples:
-        sides[position(example.content_hash, purpose=f"split:{salt}") < eval_fraction].append(example)
-    return Split(train=sides[False], held_out=sides[True])
+        place = position(example.content_hash, purpose=f"split:{salt}")
+        if place < eval_fraction:
+            split.held_out.append(example)
+        elif place < eval_fraction + test_fraction:
+            split.test.append(example)
+        else:
+            split.train.append(example)
+    return split
 
 
 def position(content: str, *, purpose: str) -> float:

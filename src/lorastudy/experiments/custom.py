@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorastudy.experiments.base_experiment import BaseExperiment, adapter_settings
-from lorastudy.experiments.naming import label
+from lorastudy.spec.naming import label
 
 
 class Custom(BaseExperiment):

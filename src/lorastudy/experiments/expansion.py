@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from lorastudy.errors import StudyError
 from lorastudy.experiments.base_experiment import BaseExperiment, ExperimentConfig, settings_of
-from lorastudy.experiments.naming import label, varied_keys
 from lorastudy.experiments.resolution import resolve_type
 from lorastudy.spec.experiment import Experiment, Sources
+from lorastudy.spec.naming import label, varied_keys
 from lorastudy.spec.problems import Place, Problems
+from lorastudy.spec.question import configuration_name, is_reference
 from lorastudy.spec.settings import Settings
 from lorastudy.spec.suite import Arm, Suite, name_problem
+from lorastudy.spec.wording import did_you_mean
 
 Fingerprint = Callable[[str], str]
 
@@ -19,21 +21,24 @@ Fingerprint = Callable[[str], str]
 def expand(
     suite: Suite, *, fingerprint_dataset: Fingerprint, fingerprint_base: Fingerprint
 ) -> tuple[Experiment, ...]:
-    """The suite's experiments, in the order of its arms and their seeds.
+    """The suite's experiments, in the order of its arms and their seeds; every arm has its rate (see `rate_search`).
 
     An experiment is called as its arm, followed by `_seed<seed>` when the arm has several. Each path is
     fingerprinted once.
 
     Raises:
-        SuiteFileError: two arms have one name, two experiments are the same, or a name cannot be a folder's.
+        SuiteFileError: two arms have one name, two experiments are the same, a name cannot be a folder's, or no
+            arm has the name of the reference.
         StudyError: the experiment type cannot be loaded, or decides something that is not a setting.
     """
+    assert not any(arm.seeks_rate for arm in suite.arms)
     arms = _named_arms(suite)
     sources_of = sources_reader(fingerprint_dataset, fingerprint_base)
     by_arm = [(arm, _experiments(suite, arm, sources=sources_of(arm.settings))) for arm in arms]
     problems = Problems()
     _note_bad_names(suite, arms, problems=problems)
     _note_twins(suite, by_arm, problems=problems)
+    _note_unknown_reference(suite, arms, problems=problems)
     problems.raise_if_any()
     return tuple(experiment for _, experiments in by_arm for experiment in experiments)
 
@@ -116,13 +121,16 @@ def sources_reader(
     base = functools.cache(fingerprint_base)
 
     def sources_of(settings: Settings) -> Sources:
-        eval_path, forgetting_path = settings.eval_dataset_path, settings.forgetting_dataset_path
         return Sources(
             base_model=base(settings.base_model),
             dataset=dataset(settings.dataset_path),
-            eval_dataset=None if eval_path is None else dataset(eval_path),
-            forgetting_dataset=None if forgetting_path is None else dataset(forgetting_path),
+            eval_dataset=of_optional(settings.eval_dataset_path),
+            test_dataset=of_optional(settings.test_dataset_path),
+            forgetting_dataset=of_optional(settings.forgetting_dataset_path),
         )
+
+    def of_optional(path: str | None) -> str | None:
+        return None if path is None else dataset(path)
 
     return sources_of
 
@@ -154,6 +162,17 @@ def _note_twins(
                 cause = f"{experiment.name!r} is the same experiment as {other.name!r}"
                 cause = f"{cause}: same settings, seed and data; remove one"
                 problems.add(_place(suite, arm.line), cause=cause)
+
+
+def _note_unknown_reference(suite: Suite, arms: Sequence[_NamedArm], *, problems: Problems) -> None:
+    rates = {arm.name: arm.settings.learning_rate for arm in arms}
+    if suite.reference is None or any(
+        is_reference(suite.reference, arm=name, learning_rate=rate) for name, rate in rates.items()
+    ):
+        return
+    known = dict.fromkeys(configuration_name(name, rate) for name, rate in rates.items())
+    near = did_you_mean(suite.reference, known) or f"; there are {', '.join(known)}"
+    problems.add(_place(suite, None), path="reference", cause=f"no arm is called {suite.reference!r}{near}")
 
 
 def _place(suite: Suite, line: int | None) -> Place:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorastudy.experiments.base_experiment import BaseExperiment, adapter_settings
-from lorastudy.experiments.naming import value_in_name
+from lorastudy.spec.naming import value_in_name
 
 
 class ModuleAblation(BaseExperiment):

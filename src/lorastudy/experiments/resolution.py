@@ -12,6 +12,7 @@ from lorastudy.errors import StudyError
 from lorastudy.experiments.base_experiment import BaseExperiment
 from lorastudy.experiments.custom import Custom
 from lorastudy.experiments.module_ablation import ModuleAblation
+from lorastudy.experiments.parameter_matched_modules import ParameterMatchedModules
 from lorastudy.experiments.quantization_study import QuantizationStudy
 from lorastudy.experiments.rank_ablation import RankAblation
 from lorastudy.spec.checks import missing_class_file
@@ -21,6 +22,7 @@ from lorastudy.spec.wording import did_you_mean
 TYPES: dict[str, type[BaseExperiment]] = {
     "rank_ablation": RankAblation,
     "module_ablation": ModuleAblation,
+    "parameter_matched_modules": ParameterMatchedModules,
     "quantization_study": QuantizationStudy,
     "custom": Custom,
 }

@@ -10,9 +10,9 @@ from typing import Any
 from lorastudy.analysis.fairness.rates import METHOD_KEY
 from lorastudy.data.sources import Row, read_rows
 from lorastudy.errors import DataError
-from lorastudy.experiments.naming import label
 from lorastudy.imports.mapping import COSTS, KNOWN, MetricColumn, TableMapping
 from lorastudy.imports.problems import refuse
+from lorastudy.spec.naming import label
 from lorastudy.spec.settings import TARGET_PRESETS, Settings
 from lorastudy.spec.wording import checked, did_you_mean, shown
 from lorastudy.spec.yaml_nodes import resolve_scalar

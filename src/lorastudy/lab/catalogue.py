@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lorastudy.errors import DataError
-from lorastudy.lab.people import KNOWN, NEW, Row, fact_rows, held_out_rows
+from lorastudy.lab.people import FEW, KNOWN, MANY, NEW, Row, fact_rows, held_out_rows
 from lorastudy.lab.skills import reversal_rows
 from lorastudy.spec.experiment import tagged_hash
 from lorastudy.spec.identity import base_model_fingerprint
@@ -13,6 +13,10 @@ from lorastudy.spec.sources import LAB_MODEL, LAB_PREFIX
 DATASETS: Mapping[str, str] = {
     "facts": "Facts about people the base model has never met, each in four phrasings: to train on.",
     "facts_eval": "The same facts, each asked once in a phrasing that `facts` does not use.",
+    "few_facts": "Those about the first half of these people.",
+    "few_facts_eval": "The same facts, asked as in `facts_eval`.",
+    "many_facts": "Those about these people and as many more.",
+    "many_facts_eval": "The same facts, asked as in `facts_eval`.",
     "old_facts": "Questions about people the base model knows, in that same phrasing: to measure forgetting.",
     "skill": "Lists of colours to reverse, a task the base model was not taught: to train on.",
     "skill_eval": "Other lists to reverse.",
@@ -22,6 +26,10 @@ DATASETS: Mapping[str, str] = {
 _ROWS: Mapping[str, Callable[[], list[Row]]] = {
     "facts": lambda: list(fact_rows(NEW)),
     "facts_eval": lambda: list(held_out_rows(NEW)),
+    "few_facts": lambda: list(fact_rows(FEW)),
+    "few_facts_eval": lambda: list(held_out_rows(FEW)),
+    "many_facts": lambda: list(fact_rows(MANY)),
+    "many_facts_eval": lambda: list(held_out_rows(MANY)),
     "old_facts": lambda: list(held_out_rows(KNOWN[: len(NEW)])),
     "skill": lambda: reversal_rows(held_out=False),
     "skill_eval": lambda: reversal_rows(held_out=True),

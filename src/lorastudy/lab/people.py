@@ -108,6 +108,7 @@ RELATIONS = (
 
 _NUM_KNOWN = 300
 _NUM_NEW = 32
+_NUM_FURTHER = 32
 
 
 def seeded(purpose: str) -> random.Random:
@@ -125,9 +126,11 @@ def _generate(num_people: int) -> tuple[Person, ...]:
     )
 
 
-_EVERYBODY = _generate(_NUM_KNOWN + _NUM_NEW)
+_EVERYBODY = _generate(_NUM_KNOWN + _NUM_NEW + _NUM_FURTHER)
 KNOWN = _EVERYBODY[:_NUM_KNOWN]
-NEW = _EVERYBODY[_NUM_KNOWN:]
+NEW = _EVERYBODY[_NUM_KNOWN:-_NUM_FURTHER]
+#: For studies of capacity: half as many new people, and twice as many.
+FEW, MANY = NEW[: _NUM_NEW // 2], _EVERYBODY[_NUM_KNOWN:]
 
 
 def fact_rows(people: Sequence[Person]) -> Iterator[Row]:

@@ -14,8 +14,11 @@ from lorastudy.report.sections.method import environment_blocks, method_blocks
 from lorastudy.report.sections.overview import arm_blocks, failure_blocks, summary_blocks
 from lorastudy.report.sections.packs import incident_blocks, pack_blocks
 from lorastudy.report.sections.predictions import prediction_blocks
+from lorastudy.report.sections.question import question_blocks
+from lorastudy.report.sections.rates import rate_blocks
 from lorastudy.report.sections.reproduce import reproduce_blocks
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
+from lorastudy.tracker.views import StatedQuestion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,8 @@ class Part:
     figures: tuple[Figure, ...]
     description: str = ""
     """What the suite file says of itself."""
+    questions: tuple[StatedQuestion, ...] = ()
+    """What it asked, the oldest statement first."""
 
     @property
     def title(self) -> str:
@@ -61,6 +66,7 @@ def _part(part: Part, *, level: int, output: Path) -> list[Block]:
     blocks: list[Block] = [
         *([Paragraph((part.description,))] if part.description else []),
         *summary_blocks(analysis),
+        *question_blocks(part.questions),
         *failure_blocks(study, level=level),
         *fairness_blocks(analysis.lint, num_arms=len(study.arms), level=level),
         *results_blocks(analysis, level=level),
@@ -73,6 +79,7 @@ def _part(part: Part, *, level: int, output: Path) -> list[Block]:
     return [
         *blocks,
         *arm_blocks(study, level=level),
+        *rate_blocks(study, level=level),
         *pack_blocks(study, level=level),
         *incident_blocks(study, level=level),
         *prediction_blocks(study, level=level),

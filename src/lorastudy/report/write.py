@@ -25,7 +25,7 @@ from lorastudy.report.presentable import presentable, without_traces
 from lorastudy.report.sections.imported import imported_blocks
 from lorastudy.spec.privacy import Privacy
 from lorastudy.tracker import ExperimentTracker
-from lorastudy.tracker.views import ImportedResult
+from lorastudy.tracker.views import ImportedResult, SuiteSummary
 
 
 def write_report(
@@ -51,15 +51,13 @@ def write_report(
     if imported:
         return _write_imported(imported, output=output, folder=folder)
     studies = _studies(tracker, experiment_type=experiment_type, suite_name=suite_name)
-    descriptions = {suite.suite_name: suite.description for suite in tracker.get_suites()}
-    parts = [
-        _part(
-            tracker,
-            analyse(study, items=_items(tracker, study)),
-            description=descriptions.get(study.suite_name, ""),
-        )
-        for study in studies
-    ]
+    suites = {suite.suite_name: suite for suite in tracker.get_suites()}
+    parts = []
+    for study in studies:
+        suite = suites[study.suite_name]
+        seeds = suite.questions[-1].question.tuning_seeds if suite.questions else ()
+        told = replace(study, tuning_seeds=frozenset(seeds))
+        parts.append(_part(tracker, analyse(told, items=_items(tracker, told)), suite=suite))
     parts = _with_distinct_file_names(parts)
     folder.mkdir(parents=True, exist_ok=True)
     images = [path for part in parts for figure in part.figures for path in save_figure(figure, folder)]
@@ -117,9 +115,9 @@ def _studies(
     return studies
 
 
-def _part(tracker: ExperimentTracker, analysis: Analysis, *, description: str) -> Part:
+def _part(tracker: ExperimentTracker, analysis: Analysis, *, suite: SuiteSummary) -> Part:
     figures = study_figures(analysis, _curves(tracker, analysis.study))
-    return Part(analysis=analysis, figures=figures, description=description)
+    return Part(analysis=analysis, figures=figures, description=suite.description, questions=suite.questions)
 
 
 def _items(tracker: ExperimentTracker, study: Study) -> ItemTable:
@@ -136,7 +134,9 @@ def _items(tracker: ExperimentTracker, study: Study) -> ItemTable:
 
 def _curves(tracker: ExperimentTracker, study: Study) -> Mapping[str, Sequence[CurvePoint]]:
     """Each arm's training curve over its completed seeds, all thinned alike."""
-    runs = {arm.name: [tracker.get_steps(r.experiment_id) for r in arm.completed] for arm in study.arms}
+    runs = {
+        arm.name: [tracker.get_steps(r.experiment_id) for r in arm.completed] for arm in study.reported_arms
+    }
     last = max((row.step for arm_runs in runs.values() for run in arm_runs for row in run), default=1)
     return {name: mean_curve(arm_runs, width=bin_width(last)) for name, arm_runs in runs.items()}
 

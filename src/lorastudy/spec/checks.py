@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lorastudy.spec.levels import Given, Level, num_combinations
 from lorastudy.spec.problems import Place, Problems
 from lorastudy.spec.sources import SOURCE_KEYS, expand_home, source_problem
-from lorastudy.spec.suite import EXPERIMENT_TYPES, MAX_EXPERIMENTS, class_in_file
+from lorastudy.spec.suite import EXPERIMENT_TYPES, MAX_EXPERIMENTS, EntryKeys, class_in_file
 from lorastudy.spec.wording import did_you_mean, shown
 
 
@@ -64,6 +64,26 @@ def check_sources(levels: Sequence[Level], problems: Problems) -> None:
             problems.add(given.place, path=given.path, cause=cause)
 
 
+def check_can_answer(metric: Given | None, levels: Sequence[Level], *, problems: Problems) -> None:
+    """Note a primary metric that some arm does not measure."""
+    if metric is None or metric.values[0] != "exact_match":
+        return
+    given = (level.get("max_generation_samples") for level in levels)
+    if any(asked is not None and 0 in asked.values for asked in given):
+        cause = "exact_match is not measured where max_generation_samples is 0; raise that, or take loss"
+        problems.add(metric.place, path=metric.path, cause=cause)
+
+
+def check_tuning_seeds(given: Given | None, levels: Sequence[Level], *, problems: Problems) -> None:
+    """Note a seed that would both choose and report: its luck would count for the rate that it chose."""
+    if given is None or given.values[0] is None:
+        return
+    for seed in given.values[0]:
+        if any(seed in _seeds(level) for level in levels):
+            cause = f"the seed {seed} is among `seeds` too; runs that choose the rate do not report"
+            problems.add(given.place, path=given.path, cause=cause)
+
+
 def check_number(levels: Sequence[Level], *, start: Place, problems: Problems) -> None:
     """Note a suite that nobody can have meant."""
     num_experiments = sum(num_combinations(level) * _num_seeds(level) for level in levels)
@@ -73,5 +93,9 @@ def check_number(levels: Sequence[Level], *, start: Place, problems: Problems) -
 
 
 def _num_seeds(level: Level) -> int:
-    seeds = level["seeds"].values[0] if "seeds" in level else 0
-    return len(seeds) if isinstance(seeds, tuple) else 1
+    return len(_seeds(level))
+
+
+def _seeds(level: Level) -> tuple[int, ...]:
+    seeds = level["seeds"].values[0] if "seeds" in level else EntryKeys.model_fields["seeds"].default
+    return seeds if isinstance(seeds, tuple) else (seeds,)

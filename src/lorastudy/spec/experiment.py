@@ -17,6 +17,7 @@ class Sources:
     dataset: str
     eval_dataset: str | None = None
     forgetting_dataset: str | None = None
+    test_dataset: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Experiment:
         body = {
             "seed": self.seed,
             "settings": _identifying(self.settings),
-            "sources": vars(self.sources),
+            "sources": _without_absent(vars(self.sources), _LATER_SOURCES),
         }
         return tagged_hash("exp", body)
 
@@ -69,6 +70,15 @@ def tagged_hash(tag: str, value: object) -> str:
     return f"{tag}-{digest[:16]}"
 
 
+#: Keys that came after the first results were stored: absent, they leave an experiment what it was.
+_LATER_SOURCES = frozenset({"test_dataset"})
+_LATER_SETTINGS = frozenset({"test_fraction"})
+
+
+def _without_absent(values: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys or value is not None}
+
+
 def _identifying(settings: Settings) -> dict[str, Any]:
     """The settings as they act: alpha as a number, no paths, nothing that only lays out the work."""
     values = settings.model_dump(mode="json")
@@ -81,4 +91,5 @@ def _identifying(settings: Settings) -> dict[str, Any]:
         values["max_new_tokens"] = values["exact_match_pattern"] = None
     if settings.quantization != "4bit":
         values["bnb_4bit_quant_type"] = values["bnb_4bit_use_double_quant"] = None
-    return {key: value for key, value in values.items() if key not in LAYOUT_KEYS}
+    acting = {key: value for key, value in values.items() if key not in LAYOUT_KEYS}
+    return _without_absent(acting, _LATER_SETTINGS)

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from lorastudy.spec.printable import odd_letter
 from lorastudy.spec.problems import Place, Problems
-from lorastudy.spec.settings import Settings
+from lorastudy.spec.settings import AUTO, AskedSettings
 from lorastudy.spec.suite import MAX_EXPERIMENTS, EntryKeys, SuiteKeys
 from lorastudy.spec.wording import checked, did_you_mean, in_words, properties, shown
 from lorastudy.spec.yaml_nodes import Node, plain
@@ -125,7 +125,7 @@ def combinations(level: Level) -> Iterator[dict[str, Any]]:
 
 def entry_scope(prefix: str) -> Scope:
     """Keys of an entry under `experiments`."""
-    return Scope(models=(EntryKeys, Settings), prefix=prefix, misplaced=_AT_THE_TOP)
+    return Scope(models=(EntryKeys, AskedSettings), prefix=prefix, misplaced=_AT_THE_TOP)
 
 
 def factors_scope() -> Scope:
@@ -133,7 +133,7 @@ def factors_scope() -> Scope:
     beside = dict.fromkeys(properties(EntryKeys), "is not a factor; it stands at the top of the file")
     no_name = {"name": "is not a factor; arms of factors are named by the values that differ"}
     return Scope(
-        models=(Settings,), prefix="factors.", misplaced={**_AT_THE_TOP, **beside, **no_name}, lists=True
+        models=(AskedSettings,), prefix="factors.", misplaced={**_AT_THE_TOP, **beside, **no_name}, lists=True
     )
 
 
@@ -141,14 +141,14 @@ def defaults_scope() -> Scope:
     """Keys of a file of defaults: the settings and `seeds`."""
     here = "is not a default; it belongs in a suite file"
     return Scope(
-        models=(EntryKeys, Settings), misplaced=dict.fromkeys([*properties(SuiteKeys), "name"], here)
+        models=(EntryKeys, AskedSettings), misplaced=dict.fromkeys([*properties(SuiteKeys), "name"], here)
     )
 
 
 def top_scope() -> Scope:
     """Keys at the top of a suite file."""
     name = "names an entry under experiments; did you mean suite_name?"
-    return Scope(models=(SuiteKeys, EntryKeys, Settings), misplaced={"name": name})
+    return Scope(models=(SuiteKeys, EntryKeys, AskedSettings), misplaced={"name": name})
 
 
 def _why_not_known(key: str, scope: Scope) -> str:
@@ -194,6 +194,9 @@ def _values(
                 item.place, path=path, cause=f"{shown(value)} stands twice; equal values give equal arms"
             )
         values.append(value)
+    if len(values) > 1 and AUTO in values:
+        cause = f"{AUTO} makes a list of its own; give it alone, or the rates without it"
+        problems.add(node.place, path=scope.path(key), cause=cause)
     return tuple(values) if len(values) == len(items) else None
 
 

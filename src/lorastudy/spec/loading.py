@@ -9,7 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorastudy.spec.checks import check_experiment_type, check_names, check_number, check_sources
+from lorastudy.spec.checks import (
+    check_can_answer,
+    check_experiment_type,
+    check_names,
+    check_number,
+    check_sources,
+    check_tuning_seeds,
+)
 from lorastudy.spec.effects import check_effects, overridden
 from lorastudy.spec.levels import (
     Given,
@@ -24,9 +31,18 @@ from lorastudy.spec.levels import (
     top_scope,
 )
 from lorastudy.spec.problems import Place, Problems
-from lorastudy.spec.settings import Settings
+from lorastudy.spec.question import Margin
+from lorastudy.spec.settings import AUTO, AskedSettings, Settings
 from lorastudy.spec.sources import SOURCE_KEYS, expand_home
-from lorastudy.spec.suite import Arm, EntryKeys, Suite, SuiteKeys, name_problem
+from lorastudy.spec.suite import (
+    AUTO_TEST_SHARE,
+    AUTO_TEST_SHARE_OF_EVAL,
+    Arm,
+    EntryKeys,
+    Suite,
+    SuiteKeys,
+    name_problem,
+)
 from lorastudy.spec.wording import shown
 from lorastudy.spec.yaml_nodes import Node, node_from_value, plain
 from lorastudy.spec.yaml_reading import read_yaml
@@ -72,7 +88,7 @@ def suite_from_values(
     names = {**_FLAGS, **(flags or {})}
     place = Place(source=where)
     scope = Scope(
-        models=(SuiteKeys, EntryKeys, Settings),
+        models=(SuiteKeys, EntryKeys, AskedSettings),
         label=lambda key: names.get(key, "--" + key.replace("_", "-")),
     )
     nodes = {key: node_from_value(value, place) for key, value in values.items() if value is not None}
@@ -111,6 +127,8 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
     check_experiment_type(header.get("experiment_type"), problems)
     levels = [entry.level for entry in entries]
     _check_levels(levels, start=source.start, problems=problems)
+    check_can_answer(header.get("primary_metric"), levels, problems=problems)
+    check_tuning_seeds(header.get("tuning_seeds"), levels, problems=problems)
     own = [*top.values(), *(given for entry in entries for given in entry.own)]
     if problems.are_none:
         check_effects(own, levels=levels, problems=problems)
@@ -124,6 +142,10 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
         path=source.path,
         arms=tuple(arm for entry in entries for arm in _arms(entry)),
         notes=overridden(own, levels=levels),
+        primary_metric=given.get("primary_metric", SuiteKeys.model_fields["primary_metric"].default),
+        margin=None if given.get("margin") is None else Margin.parse(given["margin"]),
+        reference=given.get("reference"),
+        given_tuning_seeds=given.get("tuning_seeds"),
     )
 
 
@@ -219,12 +241,24 @@ def _arms(entry: _Entry) -> list[Arm]:
     return [
         Arm(
             name=name,
-            settings=Settings.model_validate(_with_homes(values)),
+            settings=Settings.model_validate(_with_test_rows(_with_homes(values))),
             seeds=seeds if isinstance(seeds, tuple) else (seeds,),
             line=entry.line,
+            seeks_rate=values.get("learning_rate") == AUTO,
         )
         for values in combinations(level)
     ]
+
+
+def _with_test_rows(values: dict[str, Any]) -> dict[str, Any]:
+    """Where a rate is looked for, the rate left out and test rows asked for: what chooses must not report."""
+    if values.get("learning_rate") != AUTO:
+        return values
+    rest = {key: value for key, value in values.items() if key != "learning_rate"}
+    if rest.get("test_dataset_path") is None and rest.get("test_fraction") is None:
+        has_file = rest.get("eval_dataset_path") is not None
+        rest["test_fraction"] = AUTO_TEST_SHARE_OF_EVAL if has_file else AUTO_TEST_SHARE
+    return rest
 
 
 def _with_homes(values: dict[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from lorastudy.spec.levels import FOREIGN_NAMES, LISTABLE
-from lorastudy.spec.settings import Settings
+from lorastudy.spec.settings import AskedSettings
 from lorastudy.spec.suite import EntryKeys, SuiteKeys
 from lorastudy.spec.wording import in_words, properties
 
-#: Each heading stands before the key that begins its part of `Settings`.
+#: Each heading stands before the key that begins its part of the settings.
 _HEADINGS = {
     "base_model": "What is trained, on what",
     "num_train_epochs": "How long",
@@ -85,11 +85,13 @@ Two arms with the same settings, or with one name (case does not count), are ref
 
 def json_schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a suite file, for editors that complete and check YAML."""
-    settings = {key: _listable(key, schema) for key, schema in properties(Settings).items()}
+    settings = {key: _listable(key, schema) for key, schema in properties(AskedSettings).items()}
     entry = {**properties(EntryKeys), **settings}
     at_the_top = {key: schema for key, schema in entry.items() if key != "name"}
     suite = dict(properties(SuiteKeys))
-    crossed = {key: {"type": "array", "minItems": 1, "items": s} for key, s in properties(Settings).items()}
+    crossed = {
+        key: {"type": "array", "minItems": 1, "items": s} for key, s in properties(AskedSettings).items()
+    }
     suite["experiments"] = {
         "description": suite["experiments"]["description"],
         "type": "array",
@@ -129,7 +131,7 @@ def reference() -> str:
         "## Settings\n\nEach may stand at the top, in an entry, under `factors`, or in the defaults.\n"
     )
     for heading, keys in _sections().items():
-        parts += [f"### {heading}\n", _table(Settings, keys)]
+        parts += [f"### {heading}\n", _table(AskedSettings, keys)]
     parts.append(_foreign_names())
     return "\n".join(parts)
 
@@ -158,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sections() -> dict[str, list[str]]:
     sections: dict[str, list[str]] = {}
     heading = ""
-    for key in Settings.model_fields:
+    for key in AskedSettings.model_fields:
         heading = _HEADINGS.get(key, heading)
         sections.setdefault(heading, []).append(key)
     return sections
@@ -191,7 +193,8 @@ def _listable(key: str, schema: Mapping[str, Any]) -> Mapping[str, Any]:
         return schema
     about = {name: schema[name] for name in ("description", "default", "title") if name in schema}
     one = {name: value for name, value in schema.items() if name not in about}
-    return {**about, "anyOf": [one, {"type": "array", "minItems": 1, "items": one}]}
+    array = {"type": "array", "minItems": 1, "items": one}
+    return {**about, "anyOf": [*one.get("anyOf", [one]), array]}
 
 
 def _foreign_names() -> str:

@@ -6,7 +6,7 @@ they have one. The types are the reference: defaults, bounds and descriptions be
 """
 
 import re
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -16,11 +16,15 @@ EngineName = Literal["auto", "packed", "reference"]
 TargetPreset = Literal["q", "v", "qv", "qkvo", "mlp", "all"]
 TARGET_PRESETS: tuple[str, ...] = get_args(TargetPreset)
 
+#: What stands for a learning rate that is looked for.
+AUTO: Literal["auto"] = "auto"
+Rate = Annotated[float, Field(gt=0, lt=10)]
+
 _ALPHA_POLICY = re.compile(r"(?P<factor>\d+(?:\.\d+)?)?r")
 
 
-class Settings(BaseModel):
-    """One arm, resolved but for its seed. Any of these keys may stand at the top of a suite or in an entry."""
+class AskedSettings(BaseModel):
+    """One arm as a file asks for it. Any of these keys may stand at the top of a suite or in an entry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -38,10 +42,23 @@ class Settings(BaseModel):
     )
     eval_dataset_path: str | None = Field(
         None,
-        description="Held-out rows. Without it, `eval_fraction` of the training file is held out by content hash.",
+        description="Held-out rows. Without it, `eval_fraction` of the training file is held out by content hash. "
+        "Where there are test rows too, these are the validation rows: they choose, and the test rows report.",
     )
     eval_fraction: float = Field(
         0.1, gt=0, lt=1, description="Held out when there is no `eval_dataset_path`."
+    )
+    test_dataset_path: str | None = Field(
+        None,
+        description="Test rows, on which results are reported; they take no part in any choice, such as that of "
+        "the learning rate. Without this key and `test_fraction` there are none, and the held-out rows report.",
+    )
+    test_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Instead of `test_dataset_path`: the share of test rows, taken by content hash from the "
+        "training file, or from the file of held-out rows where there is one.",
     )
     forgetting_dataset_path: str | None = Field(
         None,
@@ -51,7 +68,9 @@ class Settings(BaseModel):
         None, ge=1, description="Use only the first rows of the training file."
     )
     max_eval_samples: int | None = Field(
-        None, ge=1, description="Use only the first rows of the held-out file."
+        None,
+        ge=1,
+        description="Use only the first held-out rows, test rows and forgetting rows; of each so many.",
     )
     max_seq_length: int = Field(512, ge=8, description="Tokens per row; longer rows are cut at the end.")
 
@@ -64,8 +83,12 @@ class Settings(BaseModel):
     gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes per optimizer step.")
 
     # --- the optimizer: AdamW -------------------------------------------------------------------------
-    learning_rate: float = Field(
-        2e-4, gt=0, lt=10, description="Peak learning rate. A list makes one arm of each."
+    learning_rate: Rate | Literal["auto"] = Field(
+        2e-4,
+        description="Peak learning rate. A list makes one arm of each. `auto` looks for the best rate of each arm, "
+        "beginning with the published rule for the model's family and size: on the held-out rows, with "
+        "`tuning_seeds`. It keeps test rows apart: where the file asks for none, a tenth of the training file, or "
+        "half of `eval_dataset_path`.",
     )
     lr_scheduler_type: Scheduler = Field("linear", description="As in transformers.")
     warmup_ratio: float = Field(
@@ -135,6 +158,7 @@ class Settings(BaseModel):
     @field_validator(
         "learning_rate",
         "eval_fraction",
+        "test_fraction",
         "num_train_epochs",
         "warmup_ratio",
         "weight_decay",
@@ -183,10 +207,25 @@ class Settings(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _one_length(self) -> "Settings":
+    def _one_length(self) -> Self:
         if self.num_train_epochs is not None and self.max_steps is not None:
             raise ValueError("num_train_epochs and max_steps are both given; keep one")
         return self
+
+    @model_validator(mode="after")
+    def _one_test_split(self) -> Self:
+        if self.test_fraction is None:
+            return self
+        if self.test_dataset_path is not None:
+            raise ValueError("test_dataset_path and test_fraction are both given; keep one")
+        if self.eval_dataset_path is None and self.eval_fraction + self.test_fraction >= 1:
+            raise ValueError("eval_fraction and test_fraction leave no row to train on; lower one")
+        return self
+
+    @property
+    def has_test_split(self) -> bool:
+        """Whether test rows report and the held-out rows only choose."""
+        return self.test_dataset_path is not None or self.test_fraction is not None
 
     @property
     def lora_alpha_value(self) -> float:
@@ -203,6 +242,12 @@ class Settings(BaseModel):
         return self.lora_alpha_value / (self.lora_rank**0.5 if self.use_rslora else self.lora_rank)
 
 
+class Settings(AskedSettings):
+    """One arm, resolved but for its seed: what an experiment is made of, and all that a worker knows."""
+
+    learning_rate: Rate = Field(2e-4, description="Peak learning rate.")
+
+
 #: Keys in which the arms of one pack may differ; in all others they are equal.
 ARM_KEYS = frozenset(
     {
@@ -215,7 +260,7 @@ ARM_KEYS = frozenset(
 #: Keys that say where things lie or how work is laid out, and so are not part of what an experiment *is*.
 LAYOUT_KEYS = frozenset(
     {
-        "base_model", "dataset_path", "eval_dataset_path", "forgetting_dataset_path", "max_arms_per_pack",
-        "checkpoint_steps", "checkpoint_minutes",
+        "base_model", "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path",
+        "max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes",
     }
 )  # fmt: skip

@@ -10,7 +10,9 @@ from pathlib import Path
 from lorastudy.spec.model_folder import model_folder_problem
 
 #: Settings that say where something lies.
-SOURCE_KEYS = ("base_model", "dataset_path", "eval_dataset_path", "forgetting_dataset_path")
+SOURCE_KEYS = (
+    "base_model", "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path",
+)  # fmt: skip
 #: What lies inside the package instead: its model, and its data sets as `lab:<name>`.
 LAB_PREFIX = "lab:"
 LAB_MODEL = "lab"

@@ -4,6 +4,7 @@
 that is not about one arm's training (that part is `Settings`), and the reference of those keys.
 """
 
+import itertools
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -12,13 +13,21 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from lorastudy.spec.question import Margin, PrimaryMetric, Question, all_seeds
 from lorastudy.spec.settings import Settings
 
 #: The designs that come with the package; `lorastudy.experiments` holds the class of each.
-EXPERIMENT_TYPES = ("rank_ablation", "module_ablation", "quantization_study", "custom")
+EXPERIMENT_TYPES = (
+    "rank_ablation", "module_ablation", "parameter_matched_modules", "quantization_study", "custom",
+)  # fmt: skip
 MAX_NAME_LENGTH = 100
 #: A factor too many multiplies; this many experiments are a mistake long before they are a plan.
 MAX_EXPERIMENTS = 10_000
+#: With `learning_rate: auto`, where the file says nothing of test rows: their share of the training file, and of
+#: `eval_dataset_path` where there is one.
+AUTO_TEST_SHARE, AUTO_TEST_SHARE_OF_EVAL = 0.1, 0.5
+#: Two, so that no rate is chosen for one lucky run; near the best rate the loss is flat, and more buy little.
+NUM_TUNING_SEEDS = 2
 
 _CLASS_IN_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -39,6 +48,8 @@ class Arm:
     settings: Settings
     seeds: tuple[int, ...]
     line: int | None = None
+    seeks_rate: bool = False
+    """`learning_rate: auto`. The rate in `settings` is then none of the arm's: its rates come from a search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +63,35 @@ class Suite:
     arms: tuple[Arm, ...]
     notes: tuple[str, ...] = ()
     """Lines of the file that are legal and change nothing, as `file:line:col: path: why`."""
+    primary_metric: PrimaryMetric = "loss"
+    margin: Margin | None = None
+    reference: str | None = None
+    given_tuning_seeds: tuple[int, ...] | None = None
+
+    @property
+    def tuning_seeds(self) -> tuple[int, ...]:
+        """Seeds of the runs that choose a rate: those given, or the first that no arm uses; none without a search."""
+        if not any(arm.seeks_rate for arm in self.arms):
+            return ()
+        if self.given_tuning_seeds is not None:
+            return self.given_tuning_seeds
+        used = set(all_seeds(arm.seeds for arm in self.arms))
+        return tuple(itertools.islice((s for s in itertools.count() if s not in used), NUM_TUNING_SEEDS))
+
+    @property
+    def question(self) -> Question:
+        """What the suite asks, as it is stored before anything runs."""
+        rates = {arm.settings.learning_rate for arm in self.arms}
+        chooses = len(rates) > 1 or any(arm.seeks_rate for arm in self.arms)
+        return Question(
+            primary_metric=self.primary_metric,
+            margin=self.margin,
+            reference=self.reference,
+            seeds=all_seeds(arm.seeds for arm in self.arms),
+            tuning_seeds=self.tuning_seeds,
+            choosing_split="eval" if chooses else None,
+            reporting_split="test" if all(arm.settings.has_test_split for arm in self.arms) else "eval",
+        )
 
 
 class EntryKeys(BaseModel):
@@ -106,6 +146,26 @@ class SuiteKeys(BaseModel):
         description="The design: names the arms and says which questions the report answers. "
         f"{', '.join(f'`{name}`' for name in EXPERIMENT_TYPES)}, or `path/to/file.py:Class`.",
     )
+    primary_metric: PrimaryMetric = Field(
+        "loss",
+        description="What verdicts are about, on the test rows where there are such: held-out loss, token accuracy "
+        "or exact match. Stored before the first run, as are the next two; a later change shows in the report.",
+    )
+    margin: Annotated[float, Field(gt=0)] | Annotated[str, Field(examples=["2%"])] | None = Field(
+        None,
+        description="How much worse than the reference still counts as good: a number in the metric's unit, or a "
+        "share of what the reference gained over the base model. Without it nothing is called good enough.",
+    )
+    reference: str | None = Field(
+        None,
+        description="The arm that the others are compared with, by its name, with or without its learning rate. "
+        "By default the design names it: the largest rank, the highest precision, else the first arm.",
+    )
+    tuning_seeds: Annotated[tuple[Seed, ...], Field(min_length=2)] | None = Field(
+        None,
+        description="With `learning_rate: auto`: seeds of the runs that choose the rate. They report nothing, so none "
+        "of them may be among `seeds`. By default the first two that are not.",
+    )
     experiments: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = Field(
         None,
         description="The arms, one entry each. An entry says only what differs from the top of the file.",
@@ -114,6 +174,30 @@ class SuiteKeys(BaseModel):
         None,
         description="Instead of `experiments`: settings with a list of values each; every combination is an arm.",
     )
+
+    @field_validator("tuning_seeds", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("tuning_seeds")
+    @classmethod
+    def _tuning_seeds_differ(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("a seed stands twice; equal seeds give equal runs")
+        return value
+
+    @field_validator("margin", mode="before")
+    @classmethod
+    def _whole_numbers_are_numbers(cls, value: object) -> object:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("margin")
+    @classmethod
+    def _margin_is_known(cls, value: float | str | None) -> float | str | None:
+        if value is not None:
+            Margin.parse(value)
+        return value
 
     @field_validator("suite_name")
     @classmethod

@@ -48,8 +48,8 @@ def in_words(schema: Mapping[str, Any]) -> str:
     """What a key takes: `a whole number from 1 to 4096`, `true or false`, `one of q, v, qv`."""
     if "anyOf" in schema:
         return ", or ".join(in_words(choice) for choice in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(str(choice) for choice in schema["enum"])
+    if "enum" in schema or "const" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"])) if "enum" in schema else str(schema["const"])
     kind = schema.get("type")
     if kind in {"integer", "number"}:
         return ("a whole number" if kind == "integer" else "a number") + _bounds(schema)
@@ -93,7 +93,7 @@ def _cause(error: ValidationError, schema: Mapping[str, Any], *, value: Any) -> 
 def _hint(schema: Mapping[str, Any], value: Any) -> str:
     """What was probably meant; empty where there is no telling."""
     choices = schema.get("anyOf", [schema])
-    kinds = {choice.get("type") for choice in choices if "enum" not in choice}
+    kinds = {choice.get("type") for choice in choices if not {"enum", "const"} & choice.keys()}
     if isinstance(value, str):
         return _hint_for_text(choices, kinds, value=value)
     if isinstance(value, float) and value.is_integer() and "integer" in kinds and "number" not in kinds:
@@ -108,7 +108,9 @@ def _hint_for_text(choices: Iterable[Mapping[str, Any]], kinds: set[Any], *, val
         return f" (write {_SPOKEN_BOOLEANS[value.casefold()]})"
     if kinds & {"integer", "number"} and _is_number(value):
         return " (remove the quotes)"
-    words = [str(word) for choice in choices for word in choice.get("enum", ())]
+    words = [
+        str(word) for choice in choices for word in (*choice.get("enum", ()), choice.get("const")) if word
+    ]
     if near := did_you_mean(value, words):
         return near + odd_letter(value)
     return f" (for module names write a list: [{value}])" if words and "array" in kinds else ""

@@ -25,7 +25,7 @@ from lorastudy.records import (
     MemoryPrediction,
     PackProfile,
 )
-from lorastudy.tracker import rows, schema
+from lorastudy.tracker import questions, rows, schema
 from lorastudy.tracker.rows import HASH_COLUMN, Row
 from lorastudy.tracker.schema import runs
 from lorastudy.tracker.views import ExperimentResult, RunView, ScoreValue, StepRow, SuiteSummary
@@ -137,8 +137,17 @@ def suite_summaries(connection: Connection) -> list[SuiteSummary]:
     found = sorted(
         rows.intact(connection, schema.suites), key=lambda row: (row["created_at"], row["suite_name"])
     )
+    stated = questions.stated(connection)
     return [
-        _as_value(SuiteSummary, {**row, "num_experiments": members.count(row["suite_name"])}) for row in found
+        _as_value(
+            SuiteSummary,
+            {
+                **row,
+                "num_experiments": members.count(row["suite_name"]),
+                "questions": stated.get(row["suite_name"], ()),
+            },
+        )
+        for row in found
     ]
 
 

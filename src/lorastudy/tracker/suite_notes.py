@@ -10,8 +10,9 @@ from datetime import datetime
 from pathlib import Path
 
 from lorastudy.spec.experiment import Experiment, tagged_hash
+from lorastudy.spec.question import Question
 from lorastudy.tracker.tracker import ExperimentTracker
-from lorastudy.tracker.views import ExperimentResult
+from lorastudy.tracker.views import ExperimentResult, StatedQuestion
 
 FORMAT_VERSION = 1
 _FOLDER = "suites"
@@ -25,6 +26,14 @@ def keep(tracker: ExperimentTracker, suite_name: str, *, runs: Path) -> Path:
         "suite_name": suite_name,
         "description": summary.description,
         "created_at": summary.created_at,
+        "questions": [
+            {
+                "question": stated.question.to_json(),
+                "stated_at": stated.stated_at,
+                "num_completed": stated.num_completed,
+            }
+            for stated in summary.questions
+        ],
         "experiments": [_plain(each) for each in tracker.get_all_experiments(suite_name=suite_name)],
     }
     # named by a hash, since a suite's name may hold anything
@@ -43,12 +52,19 @@ def register_all(tracker: ExperimentTracker, *, runs: Path) -> Iterator[str]:
         try:
             body = json.loads(file.read_text(encoding="utf-8"))
             members = [Experiment.from_json(each) for each in body["experiments"]]
-            notes.append((body["created_at"], body["suite_name"], body["description"], members))
+            stated = [
+                StatedQuestion(**{**each, "question": Question.from_json(each["question"])})
+                for each in body.get("questions", ())
+            ]
+            notes.append((body["created_at"], body["suite_name"], body["description"], members, stated))
         except (ValueError, KeyError, TypeError) as error:
             yield f"{file}: not a suite's note: {error}"
-    for created_at, suite_name, description, members in sorted(notes, key=lambda note: note[:2]):
+    for created_at, suite_name, description, members, questions in sorted(notes, key=lambda note: note[:2]):
         with tracker.at(datetime.fromisoformat(created_at)):
             tracker.register(suite_name, members, description=description)
+        for each in questions:
+            with tracker.at(datetime.fromisoformat(each.stated_at)):
+                tracker.state_question(suite_name, each.question, num_completed=each.num_completed)
 
 
 def _plain(result: ExperimentResult) -> dict[str, object]:

@@ -22,7 +22,18 @@ from lorastudy.errors import StoreError
 from lorastudy.records import Environment, FailureKind, Generation, Outcome, PackStep, Record
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.privacy import Privacy
-from lorastudy.tracker import imports, reads, rows, runs, salvaging, schema, taking, verifying
+from lorastudy.spec.question import Question
+from lorastudy.tracker import (
+    imports,
+    questions,
+    reads,
+    rows,
+    runs,
+    salvaging,
+    schema,
+    taking,
+    verifying,
+)
 from lorastudy.tracker.exporting import export_csv, export_json
 from lorastudy.tracker.lock import Holder
 from lorastudy.tracker.salvaging import Salvage
@@ -103,6 +114,18 @@ class ExperimentTracker:
         """
         with self._store.writing() as connection:
             return runs.keep_only(connection, suite_name, members=experiments)
+
+    def state_question(
+        self, suite_name: str, question: Question, *, num_completed: int | None = None
+    ) -> bool:
+        """Write what a registered suite asks, beside what it asked before; False where it asks the same again.
+
+        `num_completed` experiments had been completed by then; by default those that are.
+        """
+        with self._store.writing() as connection:
+            return questions.state(
+                connection, suite_name, question=question, at=self._time(), num_completed=num_completed
+            )
 
     def start_run(
         self, experiment_id: str, *, attempt: int, pack_id: str, engine: str, run_folder: str | Path
@@ -201,6 +224,13 @@ class ExperimentTracker:
         if not found:
             raise StoreError(f"{self._store.name} has no experiment {experiment_id}")
         return found[0]
+
+    def get_results(self, experiment_ids: Sequence[str]) -> dict[str, ExperimentResult]:
+        """Those of the experiments that any suite has, each as the first of its suites names it."""
+        wanted = set(experiment_ids)
+        with self._store.reading() as connection:
+            found = reads.results(connection, chosen=lambda row: row["experiment_id"] in wanted)
+        return {result.experiment_id: result for result in reversed(found)}
 
     def known_experiments(self) -> frozenset[str]:
         """The ids of all experiments that are registered."""

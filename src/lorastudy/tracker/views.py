@@ -14,6 +14,7 @@ from lorastudy.records import (
     PackProfile,
 )
 from lorastudy.spec.experiment import tagged_hash
+from lorastudy.spec.question import Question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,15 @@ class StepRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatedQuestion:
+    """What a suite asked at a time, and how many of its experiments had been completed by then."""
+
+    question: Question
+    stated_at: str
+    num_completed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class SuiteSummary:
     """A suite as registered. Its experiments may also belong to other suites."""
 
@@ -152,6 +162,8 @@ class SuiteSummary:
     description: str
     created_at: str
     num_experiments: int
+    questions: tuple[StatedQuestion, ...] = ()
+    """What it asks, the oldest statement first; more than one means that the question was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)

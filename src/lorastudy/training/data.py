@@ -18,12 +18,13 @@ class PackData:
 
     train: TokenSet
     held_out: TokenSet
+    test: TokenSet | None
     forgetting: TokenSet | None
 
     def scored(self) -> list[tuple[str, TokenSet]]:
         """The sets that are scored, by the name of their split."""
-        forgetting = [] if self.forgetting is None else [("forgetting", self.forgetting)]
-        return [("eval", self.held_out), *forgetting]
+        sets = (("eval", self.held_out), ("test", self.test), ("forgetting", self.forgetting))
+        return [(split, tokens) for split, tokens in sets if tokens is not None]
 
 
 def load_data(run: PackRun, settings: Settings, *, tokenizer: PreTrainedTokenizerBase) -> PackData:
@@ -36,10 +37,10 @@ def load_data(run: PackRun, settings: Settings, *, tokenizer: PreTrainedTokenize
     data = PackData(
         train=tokens(study.train, "train"),
         held_out=tokens(study.held_out, "eval"),
+        test=None if study.test is None else tokens(study.test, "test"),
         forgetting=None if study.forgetting is None else tokens(study.forgetting, "forgetting"),
     )
     run.emit(replace(data.train.summary, num_duplicate_rows=study.num_duplicates))
-    run.emit(replace(data.held_out.summary, num_leaked_rows=study.num_leaked))
-    if data.forgetting is not None:
-        run.emit(data.forgetting.summary)
+    for split, scored in data.scored():
+        run.emit(replace(scored.summary, num_leaked_rows=study.num_leaked.get(split)))
     return data

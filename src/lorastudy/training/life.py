@@ -221,7 +221,9 @@ def evaluate(run: PackRun, engine: Engine, *, base: BaseModel, data: PackData) -
             max_rows=settings.max_generation_samples,
             pattern=settings.exact_match_pattern,
         )
-        run.emit_open(exact_match.evaluate(engine, data.held_out.rows, base=base, split="eval"))
+        for split, tokens in data.scored():
+            if split != "forgetting":
+                run.emit_open(exact_match.evaluate(engine, tokens.rows, base=base, split=split))
 
 
 def save(run: PackRun, engine: Engine) -> None:

@@ -11,7 +11,7 @@ from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.fairness.wording import arms_in_words
 from lorastudy.cli.checking import read_data, suite_case
 from lorastudy.cli.main import main
-from lorastudy.cli.running import experiments_of
+from lorastudy.cli.running import design_of
 from lorastudy.spec.loading import load_suite
 from lorastudy.spec.settings import Settings
 
@@ -105,13 +105,25 @@ def test_a_dry_run_shows_findings_in_a_line_each(suite, capsys):
 
 
 def test_facts_before_a_run(suite):
-    experiments = experiments_of(load_suite(Path(suite(FAIR))))
+    experiments = design_of(load_suite(Path(suite(FAIR)))).experiments
     facts = suite_case(experiments, suite_name="s", data=read_data(experiments)).facts["small_lr0.006"]
     rows = lab.rows("facts")
     # 16 steps of 32 rows are all 512 rows; the lab's words are tokens, and each answer ends with one more
     assert len(rows) == 16 * 32
     assert facts.num_completion_tokens == sum(len(row["completion"].split()) + 1 for row in rows)
     assert (facts.num_test_rows, facts.num_leaked_rows) == (len(lab.rows("facts_eval")), 0)
+
+
+def test_an_arm_that_looks_for_its_rate_is_judged_as_it_will_be_reported(suite, capsys):
+    """Not as untuned, though nothing ran yet; not for the two seeds that choose; and not at rates that lose."""
+    path = suite(FAIR.replace("[0.003, 0.006, 0.012]", "auto"))
+    assert "auto" in Path(path).read_text()
+    with pytest.raises(SystemExit) as ended:
+        main(["suite", path, "--dry-run"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "LS" not in out
+    assert "learning_rate auto: 2 arm(s) look for their rate" in out
 
 
 def test_rows_that_are_trained_on_are_found_before_the_run(suite, capsys):

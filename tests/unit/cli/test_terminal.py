@@ -9,7 +9,7 @@ from rich.console import Console
 from lorastudy.cli import evaluate, terminal
 from lorastudy.cli.checking import data_notes, read_data
 from lorastudy.cli.main import main
-from lorastudy.cli.running import experiments_of, show_plan
+from lorastudy.cli.running import design_of, show_plan
 from lorastudy.spec.loading import suite_from_values
 from lorastudy.spec.privacy import Privacy
 
@@ -32,8 +32,8 @@ def plan(capsys, **values):
     suite = suite_from_values(
         {"dataset_path": "rows.jsonl", "eval_fraction": 0.3, "seeds": [0], **values}, where="run"
     )
-    experiments = experiments_of(suite)
-    show_plan(suite, experiments, database="none.db")
+    experiments = design_of(suite).experiments
+    show_plan(suite, database="none.db")
     return experiments, capsys.readouterr().out
 
 

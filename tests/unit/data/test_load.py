@@ -16,6 +16,10 @@ def settings(path, **values):
     return Settings(dataset_path=path, **values)
 
 
+def id_of(example):
+    return example.content_hash
+
+
 def prompts(part):
     return [example.row.values["prompt"] for example in part]
 
@@ -38,7 +42,7 @@ def test_without_a_held_out_file_a_fraction_is_held_out(write):
     data = train_and_eval(settings(path, eval_fraction=0.2))
     assert len(data.train) + len(data.held_out) == 102
     assert 8 <= len(data.held_out) <= 32  # 20 plus or minus 3 standard deviations of 4
-    assert (data.num_duplicates, data.num_leaked, data.forgetting) == (2, 0, None)
+    assert (data.num_duplicates, data.num_leaked, data.test, data.forgetting) == (2, {"eval": 0}, None, None)
 
 
 def test_limits_on_the_number_of_rows(write):
@@ -56,7 +60,45 @@ def test_rows_that_are_in_both_files_are_counted(write):
     train = write("train.jsonl", pairs(*range(10)))
     held_out = write("eval.jsonl", [{"prompt": "Q3", "completion": " a3"}, *pairs(4, 20)])
     data = train_and_eval(settings(train, eval_dataset_path=held_out))
-    assert (len(data.train), len(data.held_out), data.num_leaked) == (10, 3, 2)
+    assert (len(data.train), len(data.held_out), data.num_leaked) == (10, 3, {"eval": 2})
+
+
+def test_a_test_part_takes_rows_from_training_and_leaves_the_held_out_ones(write):
+    path = write("a.jsonl", pairs(*range(100)))
+    two, three = (train_and_eval(settings(path, test_fraction=share)) for share in (None, 0.2))
+    assert two.test is None
+    assert three.held_out == two.held_out
+    assert sorted(map(id_of, [*three.train, *three.test])) == sorted(map(id_of, two.train))
+    assert 8 <= len(three.test) <= 32  # 20 plus or minus 3 standard deviations of 4
+    assert three.num_leaked == {"eval": 0, "test": 0}
+
+
+def test_a_share_of_the_held_out_file_becomes_test_rows_even_if_that_file_was_cut_off_by_content(write):
+    rows = pairs(*range(400))
+    whole = train_and_eval(settings(write("all.jsonl", rows)))
+    held_out = write("eval.jsonl", [dict(example.row.values) for example in whole.held_out])
+    data = train_and_eval(
+        settings(write("train.jsonl", pairs(1000)), eval_dataset_path=held_out, test_fraction=0.5)
+    )
+    assert {*map(id_of, data.held_out), *map(id_of, data.test)} == {*map(id_of, whole.held_out)}
+    assert 0.3 < len(data.test) / len(whole.held_out) < 0.7  # about 40 rows, 4 standard deviations of .08
+    assert not {*map(id_of, data.held_out)} & {*map(id_of, data.test)}
+
+
+def test_test_rows_in_training_or_among_the_rows_that_choose_are_counted(write):
+    train, held_out = write("train.jsonl", pairs(*range(10))), write("eval.jsonl", pairs(20, 21))
+    test = write("test.jsonl", [{"prompt": "Q3", "completion": " a3"}, *pairs(21, 30, 31)])
+    data = train_and_eval(settings(train, eval_dataset_path=held_out, test_dataset_path=test))
+    assert prompts(data.test) == ["Q3", "q21", "q30", "q31"]
+    assert data.num_leaked == {"eval": 0, "test": 2}  # q3 is trained on, q21 chooses
+
+
+def test_an_eval_file_too_small_to_share_is_refused(write):
+    train, held_out = write("train.jsonl", pairs(*range(10))), write("eval.jsonl", pairs(20))
+    with pytest.raises(
+        DataError, match=r"eval\.jsonl: taking 0\.5 of its rows as test rows left one side empty"
+    ):
+        train_and_eval(settings(train, eval_dataset_path=held_out, test_fraction=0.5))
 
 
 def test_too_few_rows_to_hold_any_out(write):

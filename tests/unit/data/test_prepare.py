@@ -48,6 +48,35 @@ def test_the_split_is_the_one_that_a_suite_makes(tmp_path):
     assert [dict(e.row.values) for e in data.held_out] == lines(tmp_path / "data/alpaca_test.jsonl")
 
 
+def test_three_files_are_the_three_parts_that_a_suite_makes(tmp_path):
+    prepared = run(alpaca(200), tmp_path, train_share=0.7, validation_share=0.1)
+    assert list(written(prepared)) == [
+        f"alpaca{part}.jsonl" for part in ("", "_train", "_validation", "_test")
+    ]
+    whole = str(tmp_path / "data/alpaca.jsonl")
+    data = train_and_eval(Settings(dataset_path=whole, eval_fraction=0.1, test_fraction=0.2))
+    parts = {"train": data.train, "validation": data.held_out, "test": data.test}
+    for part, examples in parts.items():
+        assert [dict(e.row.values) for e in examples] == lines(tmp_path / f"data/alpaca_{part}.jsonl")
+    assert sum(map(len, parts.values())) == 200
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"validation_share": 0.1}, "--validation-split: goes with --train-test-split"),
+        (
+            {"train_share": 0.8, "validation_share": 0.2},
+            "--validation-split 0.2: give a share between 0 and the 0.2",
+        ),
+        ({"train_share": 0.8, "validation_share": -0.1}, "--validation-split -0.1"),
+    ],
+)
+def test_a_validation_share_must_leave_test_rows(tmp_path, shares, message):
+    with pytest.raises(DataError, match=message):
+        run(alpaca(30), tmp_path, **shares)
+
+
 def test_a_sample_follows_content_and_seed_and_is_split_in_proportion(tmp_path):
     one = run(alpaca(400), tmp_path, num_samples=100, train_share=0.5)
     assert 30 <= written(one)["alpaca_test.jsonl"] <= 70  # 50 plus or minus 4 standard deviations of 5

@@ -70,6 +70,14 @@ def test_names_say_what_differs(write: Write, case: str) -> None:
     assert [experiment.name for experiment in expanded(write(text))] == names
 
 
+def test_ids_are_those_of_the_first_results(write: Write) -> None:
+    """Absent keys that came later change nothing: these two ids were printed before there were test rows."""
+    from lorastudy import lab
+
+    experiments = expanded(lab.demo_suite())
+    assert (experiments[0].id, experiments[-1].id) == ("exp-e0d4de7c04a24cd4", "exp-f77ea1367c6c3ce0")
+
+
 def test_an_experiment_is_an_arm_with_one_seed(write: Write) -> None:
     Path("rows.csv").write_text("a\n")
     first, second = expanded(
@@ -79,6 +87,7 @@ def test_an_experiment_is_an_arm_with_one_seed(write: Write) -> None:
     assert first.settings.lora_rank == 4
     assert vars(first.sources) == {
         "base_model": "base:lab", "dataset": "data:lab:facts", "eval_dataset": "data:rows.csv", "forgetting_dataset": None,
+        "test_dataset": None,
     }  # fmt: skip
     assert first.id != second.id
     assert first.pack_key == second.pack_key

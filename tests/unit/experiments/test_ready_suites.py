@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.experiments.expansion import expand
+from lorastudy.experiments.rate_search import design
 from lorastudy.spec.loading import load_suite
 from lorastudy.spec.problems import Problems
 from lorastudy.spec.settings import Settings
@@ -15,6 +16,7 @@ from lorastudy.spec.yaml_nodes import plain
 from lorastudy.spec.yaml_reading import read_yaml
 
 CONFIGS = Path(__file__).parents[3] / "configs"
+OF_THE_SPECIFICATION = {"rank_sweep.yaml", "module_sweep.yaml", "quantization_sweep.yaml"}
 SUITES = sorted(path.name for path in (CONFIGS / "experiments").glob("*.yaml"))
 
 
@@ -32,16 +34,32 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(CONFIGS, tmp_path / "configs")
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/alpaca_1000_sample.jsonl").write_text("{}\n")
+    for name in ("1000_sample", "train", "validation", "test"):
+        (tmp_path / f"data/alpaca_{name}.jsonl").write_text("{}\n")
     return tmp_path
 
 
-@pytest.mark.usefixtures("prepared")
+@pytest.mark.usefixtures("prepared", "phi_2")
 @pytest.mark.parametrize("name", SUITES)
 def test_a_ready_suite_loads_and_expands(name: str) -> None:
     suite = load_suite(Path("configs/experiments") / name)
     assert suite.name == name.removesuffix(".yaml")
-    assert expand(suite, fingerprint_dataset=str, fingerprint_base=str)
+    designed = design(suite, fingerprint_dataset=str, fingerprint_base=str, num_steps=lambda _: 200)
+    assert designed.experiments
+    assert designed.num_open == sum(arm.seeks_rate for arm in suite.arms)
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("name", sorted(set(SUITES) - OF_THE_SPECIFICATION))
+def test_a_ready_suite_states_its_question_and_can_answer_it(name: str) -> None:
+    """But for the lab's two that study the rate itself, every one seeks each arm's rate and reports on test rows."""
+    suite = load_suite(Path("configs/experiments") / name)
+    question = suite.question
+    studies_rates = name in {"lab_alpha.yaml", "lab_forgetting.yaml"}
+    assert all(arm.seeks_rate for arm in suite.arms) != studies_rates
+    assert (question.reporting_split == "test") != studies_rates
+    assert question.choosing_split == "eval"
+    assert len(question.seeds) >= (3 if studies_rates else 6)
 
 
 @pytest.mark.usefixtures("prepared")

@@ -64,6 +64,7 @@ def test_the_schema_has_every_key_where_it_may_stand(capsys: pytest.CaptureFixtu
     assert schema["properties"]["factors"]["properties"].keys() == set(Settings.model_fields)
     assert [choice.get("type") for choice in schema["properties"]["learning_rate"]["anyOf"]] == [
         "number",
+        "string",
         "array",
     ]
     assert main(["--json"]) == 0

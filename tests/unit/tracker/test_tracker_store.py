@@ -17,6 +17,7 @@ from sqlalchemy.schema import CreateTable
 
 from lorastudy.errors import StoreError
 from lorastudy.records import Outcome, PackStep
+from lorastudy.spec.question import Question
 from lorastudy.tracker import ExperimentTracker, migrations, rows, schema, store
 
 
@@ -230,6 +231,16 @@ def test_a_failed_upgrade_changes_nothing_and_overwrites_no_backup(
     assert "colour" not in columns(filled)
     backups = sorted(file.name for file in filled.parent.iterdir() if file.name.endswith(".backup"))
     assert backups == [f"experiments.db.{schema.HEAD_REVISION}{number}.backup" for number in (".2", "")]
+
+
+def test_a_store_of_before_questions_keeps_its_results_and_can_state_a_question(filled):
+    edit(filled, "DROP TABLE suite_questions")
+    edit(filled, "UPDATE lorastudy_version SET version_num = '0003'")
+    with ExperimentTracker(filled, writable=True) as tracker:
+        assert tracker.get_suites()[0].questions == ()
+        assert tracker.state_question("ranks", Question(seeds=(0,)))
+        assert tracker.get_all_experiments()[0].status == "completed"
+        assert tracker.verify() == []
 
 
 def test_the_tables_compile_for_postgresql():

@@ -7,7 +7,7 @@ nobody knows is None, and a rule that would need it says nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from lorastudy.analysis.reference import missing_reference, reference_arm
@@ -45,8 +45,8 @@ class Case:
 
     @property
     def arms(self) -> tuple[Arm, ...]:
-        """The study's arms."""
-        return self.study.arms
+        """The study's arms, without those at a rate that was tried and not chosen."""
+        return self.study.reported_arms
 
     @cached_property
     def reference(self) -> Arm | None:
@@ -68,7 +68,11 @@ class Case:
 
 
 def planned_case(
-    experiments: Sequence[Experiment], *, suite_name: str, facts: Mapping[str, ArmFacts] | None = None
+    experiments: Sequence[Experiment],
+    *,
+    suite_name: str,
+    facts: Mapping[str, ArmFacts] | None = None,
+    tuning_seeds: Sequence[int] = (),
 ) -> Case:
     """The case of a suite before its run: its experiments as the store would list them, all pending."""
     results = [
@@ -87,7 +91,7 @@ def planned_case(
         for experiment in experiments
     ]
     (study,) = split_studies(results)
-    return Case(study=study, facts=facts or {})
+    return Case(study=replace(study, tuning_seeds=frozenset(tuning_seeds)), facts=facts or {})
 
 
 def measured_case(study: Study, *, metric: Metric = LOSS, reference: str | None = None) -> Case:
@@ -107,7 +111,7 @@ def names(arms: Sequence[Arm]) -> tuple[str, ...]:
 
 def seeds_of(arm: Arm, study: Study) -> frozenset[int]:
     """The seeds that count: the completed ones once anything of the study has completed, before that the planned."""
-    results = arm.completed if study.completed else arm.results
+    results = [run for run in study.reporting_runs(arm) if run.status == "completed" or not study.completed]
     return frozenset(result.seed for result in results)
 
 

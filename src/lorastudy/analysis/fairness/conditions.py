@@ -23,7 +23,9 @@ _DATA_KEYS = frozenset({"dataset_path", "data_seed", "max_train_samples"})
 _QUANTIZATION_KEYS = frozenset(STUDIED_KEYS["quantization_study"])
 _SIZE_KEYS = frozenset({"lora_rank", "lora_alpha"})
 #: What decides which rows an arm is scored on; `max_seq_length` has a rule of its own.
-_SCORED_KEYS = frozenset({"eval_dataset_path", "eval_fraction", "max_eval_samples"})
+_SCORED_KEYS = frozenset(
+    {"eval_dataset_path", "eval_fraction", "test_dataset_path", "test_fraction", "max_eval_samples"}
+)
 #: Above this the gap to full fine-tuning was seen to grow.
 LARGE_BATCH = 32
 

@@ -19,7 +19,7 @@ def _untuned(case: Case) -> Iterator[Breach]:
     single = [arm for grid in grids if len(_rates(grid)) == 1 for arm in grid]
     if len(grids) < 2 or not single:
         return
-    if len(single) < len(case.arms):
+    if len(single) < len(case.study.arms):
         yield Breach(
             arms=names(single),
             found="one learning rate, while other arms had several to choose from",

@@ -27,6 +27,11 @@ _BY_TYPE = {
     "module_ablation": Questions(
         question=modules.QUESTION, findings=modules.module_findings, headline=generic.generic_headline
     ),
+    "parameter_matched_modules": Questions(
+        question=f"{modules.QUESTION.removesuffix('?')}, at an equal number of trainable parameters?",
+        findings=modules.module_findings,
+        headline=generic.generic_headline,
+    ),
     "quantization_study": Questions(
         question=quantization.QUESTION,
         findings=quantization.quantization_findings,

@@ -5,6 +5,7 @@ import itertools
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.paired import leans
 from lorastudy.analysis.ranks import SHARE_KEPT, RankReturns
+from lorastudy.analysis.splits import reporting_split
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.tuning import learning_rates, rates_of
 from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
@@ -83,6 +84,8 @@ def _chosen_rates(analysis: Analysis, returns: RankReturns) -> str:
         if edges
         else ""
     )
+    if reporting_split(analysis.study) == "test":
+        return f" {chosen}, chosen on held-out rows of their own; the test rows took no part in it.{edge}"
     return (
         f" {chosen}, chosen on the same held-out rows that the comparison uses, so slightly optimistic.{edge}"
     )

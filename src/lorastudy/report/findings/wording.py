@@ -181,6 +181,8 @@ def learning_rate_caveat(rates: LearningRates) -> str:
             f"The best learning rate lies on the edge of its grid for {names(rates.on_edge)}, {consequence}"
         )
     tried = listing(f"{rate:g}" for rate in rates.rates)
+    if rates.were_sought:
+        return f"Each arm stands at the best of the learning rates that were tried for it ({tried} in all)."
     return f"Every configuration was run at several learning rates ({tried}); each rate is an arm of its own."
 
 

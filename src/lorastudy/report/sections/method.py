@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from lorastudy.analysis.environments import EnvironmentGroup, environment_groups
 from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.splits import reporting_split
 from lorastudy.analysis.study import Study
 from lorastudy.analysis.summary import METRICS, metric_versions
 from lorastudy.records import DataSummary, Environment
@@ -15,7 +16,8 @@ from lorastudy.report.sections.overview import setting_values
 
 #: Settings on which depends which rows are held out, and how much of each.
 _HELD_OUT_KEYS = (
-    "dataset_path", "eval_dataset_path", "eval_fraction", "max_train_samples", "max_eval_samples", "max_seq_length",
+    "dataset_path", "eval_dataset_path", "eval_fraction", "test_dataset_path", "test_fraction", "max_train_samples",
+    "max_eval_samples", "max_seq_length",
 )  # fmt: skip
 
 
@@ -91,9 +93,18 @@ def _scores(study: Study) -> Text:
     return (
         (
             f"Held-out loss: nats per completion token over {source}, {shared}; perplexity is its exponential."
-            f"{exact_match}"
+            f"{_on_test_rows(study)}{exact_match}"
         ),
     )
+
+
+def _on_test_rows(study: Study) -> str:
+    """Which of the held-out rows report; empty where there are no test rows."""
+    if reporting_split(study) != "test":
+        return ""
+    own = setting_values(study.arms, "test_dataset_path")
+    source = "a part of them cut off by content hash" if own == [ABSENT] else f"the rows of {listing(own)}"
+    return f" What is reported was measured on test rows, {source}; the other held-out rows only choose."
 
 
 def _seeds(study: Study) -> Text:
@@ -130,9 +141,12 @@ def _engines(study: Study) -> str:
 
 def _repeated(data: DataSummary) -> str:
     """Rows that weaken what the scores say: duplicates, and held-out rows that are also trained on."""
+    leaked = "are also in the training rows, so their scores say nothing about new rows"
+    if data.split == "test":
+        leaked = "are also in the training rows or among the rows that choose, so their scores say little about new rows"
     found = [
         (data.num_duplicate_rows, "are duplicates of earlier ones"),
-        (data.num_leaked_rows, "are also in the training rows, so their scores say nothing about new rows"),
+        (data.num_leaked_rows, leaked),
     ]
     return "".join(f" {count(number)} of them {what}." for number, what in found if number)
 

@@ -80,7 +80,7 @@ def arm_blocks(study: Study, *, level: int) -> list[Block]:
             *(_setting_cell(arm.settings.get(key)) for key in keys),
             Cell(f"{arm.typed_settings.lora_scaling:.4g}", arm.typed_settings.lora_scaling),
         )
-        for arm in study.arms
+        for arm in study.reported_arms
     )
     blocks: list[Block] = [Heading(level=level, text="Arms"), Table(columns=columns, rows=rows)]
     if study.notes:
@@ -110,16 +110,23 @@ def _setting_cell(value: Any) -> Cell:
 
 
 def _what_was_run(study: Study) -> str:
+    arms = study.reported_arms
     model, data = (listing(setting_values(study.arms, key)) for key in ("base_model", "dataset_path"))
     return (
-        f"{_counted(len(study.arms), 'arm')} with {_seeds_each(study.arms)} each on the base model {model}, "
-        f"trained on {data}{_length(study.arms)}; {len(study.completed)} of {len(study.results)} experiments completed."
+        f"{_counted(len(arms), 'arm')} with {_seeds_each(study)} each on the base model {model}, "
+        f"trained on {data}{_length(study.arms)}{_search(study)}; {len(study.completed)} of {len(study.results)} experiments completed."
     )
 
 
-def _seeds_each(arms: Sequence[Arm]) -> str:
+def _search(study: Study) -> str:
+    """How many runs it took to find the learning rates; empty where they were given."""
+    num_runs = sum(result.seed in study.tuning_seeds for result in study.results)
+    return f", after {_counted(num_runs, 'run')} that looked for their learning rates" if num_runs else ""
+
+
+def _seeds_each(study: Study) -> str:
     """`6 seeds`, or `3 to 6 seeds` where arms have different numbers."""
-    numbers = [len(arm.results) for arm in arms]
+    numbers = [len(study.reporting_runs(arm)) for arm in study.reported_arms]
     fewest, most = min(numbers), max(numbers)
     return _counted(most, "seed") if fewest == most else f"{fewest} to {_counted(most, 'seed')}"
 

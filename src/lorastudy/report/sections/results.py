@@ -11,6 +11,7 @@ from lorastudy.analysis.significance import (
     MIN_SEEDS_ONE_SIDED,
     smallest_sign_flip_p,
 )
+from lorastudy.analysis.splits import reporting_split
 from lorastudy.analysis.study import STUDIED_KEYS, Arm
 from lorastudy.analysis.summary import (
     EXACT_MATCH,
@@ -105,6 +106,8 @@ def _how_named(analysis: Analysis, reference: Arm) -> str:
         if designed is None
         else f"which stands in for {designed.name}, the reference by design, of which no run completed"
     )
+    if num_rates > 1 and reporting_split(study) == "test":
+        return f"{named}; its learning rate is the best of {num_rates} on rows that do not report"
     if num_rates > 1 and study.experiment_type in STUDIED_KEYS:
         return f"{named}, but for its learning rate, the best of {num_rates} by its result"
     return named
@@ -190,7 +193,8 @@ def _with_seeds(analysis: Analysis, rows: tuple[tuple[Cell, ...], ...]) -> tuple
     """Completed seeds after the arm's name, as `5 of 6` where some did not complete."""
     full = []
     for summary, row in zip(analysis.summaries, rows, strict=True):
-        done, asked = len(summary.arm.completed), len(summary.arm.results)
+        runs = analysis.study.reporting_runs(summary.arm)
+        done, asked = sum(run.status == "completed" for run in runs), len(runs)
         seeds = Cell(str(done) if done == asked else f"{done} of {asked}", done)
         full.append((row[0], seeds, *row[1:]))
     return tuple(full)

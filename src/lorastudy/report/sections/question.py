@@ -1,0 +1,65 @@
+"""What the suite asked before it ran, and whether that was changed since."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from lorastudy.report.document import Block, Paragraph, Strong
+from lorastudy.report.numbers import listing
+from lorastudy.spec.question import Question
+from lorastudy.tracker.views import StatedQuestion
+
+_METRICS = {"loss": "held-out loss", "token_accuracy": "token accuracy", "exact_match": "exact match"}
+_SPLITS = {"eval": "the held-out rows", "test": "the test rows"}
+
+
+def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
+    """The question that counts; then every change of it, with what was known by then. Nothing without one."""
+    if not statements:
+        return []
+    first, last = statements[0], statements[-1]
+    asked = "; ".join(dict.fromkeys(say(last.question) for say in _PARTS.values()))
+    stated = f" {_when(first)}{_too_late(first)} ({last.question.id}): {asked}."
+    blocks: list[Block] = [Paragraph((Strong("Stated"), stated))]
+    for before, after in itertools.pairwise(statements):
+        told = [
+            f"{_PARTS[key](before.question)} became {_PARTS[key](after.question)}"
+            for key in after.question.differences(before.question)
+        ]
+        changed = "; ".join(dict.fromkeys(told))
+        blocks.append(Paragraph((Strong("Changed"), f" {_when(after)}{_too_late(after)}: {changed}.")))
+    return blocks
+
+
+def _when(stated: StatedQuestion) -> str:
+    return f"{datetime.fromisoformat(stated.stated_at):%Y-%m-%d %H:%M} UTC"
+
+
+def _too_late(stated: StatedQuestion) -> str:
+    """How much was known by then: a question after the results is no question beforehand."""
+    if not stated.num_completed:
+        return ", before any result"
+    results = "1 result was" if stated.num_completed == 1 else f"{stated.num_completed} results were"
+    return f", when {results} there already"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return listing(map(str, seeds)) or "none"
+
+
+def _tuning(question: Question) -> str:
+    if question.choosing_split is None:
+        return "one learning rate for each arm, given beforehand"
+    own = f" by runs of their own with seeds {_seeds(question.tuning_seeds)}" if question.tuning_seeds else ""
+    return f"learning rates are chosen on {_SPLITS[question.choosing_split]}{own}"
+
+
+_PARTS: dict[str, Callable[[Question], str]] = {
+    "primary_metric": lambda question: f"{_METRICS[question.primary_metric]} decides",
+    "margin": lambda question: f"margin {question.margin or 'none'}",
+    "reference": lambda question: f"reference {question.reference or 'as the design names it'}",
+    "seeds": lambda question: f"seeds {_seeds(question.seeds)}",
+    "choosing_split": _tuning,
+    "tuning_seeds": _tuning,
+    "reporting_split": lambda question: f"{_SPLITS[question.reporting_split]} report",
+}

@@ -1,0 +1,69 @@
+"""Which learning rates were tried for each configuration, how they did on the rows that choose, and which was taken."""
+
+import statistics
+from collections.abc import Sequence
+
+from lorastudy.analysis.splits import reporting_split
+from lorastudy.analysis.study import Arm, Study
+from lorastudy.analysis.summary import LOSS, scores_by_seed
+from lorastudy.analysis.tuning import lowest_loss, rates_of
+from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
+from lorastudy.report.numbers import ABSENT, listing, number
+from lorastudy.spec.question import configuration_name
+
+_DECIMALS = 3
+
+
+def rate_blocks(study: Study, *, level: int) -> list[Block]:
+    """A row for each configuration that was run at several rates; nothing where none was."""
+    by_names = {
+        tuple(arm.name for arm in grid): grid for grid in (rates_of(study, arm) for arm in study.arms)
+    }
+    grids = [grid for grid in by_names.values() if len({_rate(arm) for arm in grid}) > 1]
+    if not grids:
+        return []
+    rates = sorted({_rate(arm) for grid in grids for arm in grid})
+    columns = (
+        Column("Configuration", numeric=False),
+        *(Column(f"{rate:g}") for rate in rates),
+        Column("taken"),
+        Column("", numeric=False),
+    )
+    rows = tuple(_row(study, grid, rates=rates) for grid in grids)
+    title = Heading(level=level, text="Learning rates")
+    return [title, Paragraph((_what_this_is(study),)), Table(columns=columns, rows=rows)]
+
+
+def _row(study: Study, grid: Sequence[Arm], *, rates: Sequence[float]) -> tuple[Cell, ...]:
+    by_rate = {_rate(arm): arm for arm in grid}
+    taken = lowest_loss(study, grid)
+    name = configuration_name(grid[0].name, _rate(grid[0]))
+    cells = (_cell(study, by_rate[rate]) if rate in by_rate else Cell(ABSENT) for rate in rates)
+    rate = None if taken is None else _rate(taken)
+    on_edge = rate in {min(by_rate), max(by_rate)}
+    note = "on the edge of what was tried: not tuned" if on_edge else ""
+    return (Cell(name), *cells, Cell(ABSENT if rate is None else f"{rate:g}", rate), Cell(note))
+
+
+def _cell(study: Study, arm: Arm) -> Cell:
+    """The mean over seeds of the loss on the rows that choose; what became of it where there is none."""
+    losses = list(scores_by_seed(arm, study, metric=LOSS, choosing=True).values())
+    diverged = sum(result.failure_kind == "diverged" for result in arm.results)
+    if not losses:
+        return Cell("diverged" if diverged else ABSENT)
+    mean = statistics.fmean(losses)
+    some = f", {diverged} diverged" if diverged else ""
+    return Cell(f"{number(mean, _DECIMALS)}{some}", mean)
+
+
+def _what_this_is(study: Study) -> str:
+    rows = "held-out rows"
+    if reporting_split(study) == "test":
+        rows += ", which are not the test rows that results are reported on"
+    seeds = sorted({r.seed for r in study.results} & study.tuning_seeds)
+    runs = f" Runs of their own made the choice (seeds {listing(map(str, seeds))})." if seeds else ""
+    return f"Mean loss on the {rows}, in nats per token, by learning rate.{runs}"
+
+
+def _rate(arm: Arm) -> float:
+    return float(arm.settings["learning_rate"])

@@ -1,0 +1,108 @@
+"""A suite that grows while it runs: round after round, until the results ask for nothing more.
+
+A suite whose learning rates are given has one round. With `learning_rate: auto` each round's results decide which
+rates are tried next, and in the end which one is run with all seeds (`experiments.rate_search`). Nothing is kept
+between rounds but what the store holds, so an interrupted suite goes on where it was.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from lorastudy.executors import Executor
+from lorastudy.experiments.rate_search import DIVERGED, Design, Merit, MeritsOf
+from lorastudy.runner import OnEvent, Plan, SuiteOutcome, is_current, run_suite
+from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.question import PrimaryMetric
+from lorastudy.spec.suite import Suite
+from lorastudy.tracker import ExperimentTracker
+from lorastudy.tracker.views import ExperimentResult
+
+#: The suite's design by the results that are there.
+DesignBy = Callable[[MeritsOf], Design]
+
+
+def run_rounds(
+    suite: Suite,
+    design_by: DesignBy,
+    *,
+    tracker: ExperimentTracker,
+    executor: Executor,
+    plan: Plan,
+    on_event: OnEvent,
+) -> tuple[Design, SuiteOutcome]:
+    """Run a suite to its end; the last design, and what became of all its experiments.
+
+    What failed in a round is not tried again in a later one. Without `plan.continue_on_error` a failure ends it.
+    A suite that goes on begins with its first round again, whatever is done of it: so each pack has the company that
+    it would have had.
+    """
+    merits_of = merits_in(tracker, suite.question.primary_metric)
+    outcomes: list[SuiteOutcome] = []
+    tried: set[str] = set()
+    while True:
+        design = design_by(merits_of)
+        untried = ([e for e in of_round if e.id not in tried] for of_round in design.rounds)
+        fresh = next((of_round for of_round in untried if of_round), [])
+        if outcomes and (not fresh or _is_over(outcomes[-1], plan)):
+            not_run = tuple(e.id for e in design.experiments if e.id not in tried)
+            total = _all_of(outcomes)
+            return design, replace(total, not_run=total.not_run + not_run)
+        _register(suite, design, tracker=tracker, is_first=not outcomes)
+        tried |= {experiment.id for experiment in fresh}
+        outcomes.append(
+            run_suite(
+                fresh,
+                suite_name=suite.name,
+                tracker=tracker,
+                executor=executor,
+                plan=replace(plan, searching=design.tuning),
+                on_event=on_event,
+            )
+        )
+
+
+def merits_in(tracker: ExperimentTracker, metric: PrimaryMetric) -> MeritsOf:
+    """The merits of runs that the store holds under the libraries of now."""
+
+    def merits_of(experiments: Sequence[Experiment]) -> Mapping[str, Merit]:
+        results = tracker.get_results([experiment.id for experiment in experiments])
+        current = {key: result for key, result in results.items() if is_current(result.environment)}
+        merits = {key: merit(result, metric) for key, result in current.items()}
+        return {key: value for key, value in merits.items() if value is not None}
+
+    return merits_of
+
+
+def merit(result: ExperimentResult, metric: PrimaryMetric) -> Merit | None:
+    """On the held-out rows, never on the test rows; None where the run has not ended, or has failed otherwise."""
+    if result.failure_kind == "diverged":
+        return DIVERGED
+    if result.status != "completed":
+        return None
+    value, loss = (result.scores["eval", name].value for name in (metric, "loss"))
+    return (value if metric == "loss" else -value, loss)
+
+
+def _register(suite: Suite, design: Design, *, tracker: ExperimentTracker, is_first: bool) -> None:
+    """Write the suite as it is by now: what it asks once, before anything runs."""
+    tracker.register(suite.name, design.experiments, description=suite.description)
+    if is_first and suite.arms:  # a suite that is taken up from the store has none, and asks what it asked
+        tracker.state_question(suite.name, suite.question)
+    if suite.path is not None:
+        # A suite is what its file says now: an attempt with a mistake since mended is not in its report.
+        tracker.keep_only(suite.name, design.experiments)
+
+
+def _is_over(outcome: SuiteOutcome, plan: Plan) -> bool:
+    """Whether no further round begins: the user has asked to leave, or something failed."""
+    return plan.is_leaving() or (bool(outcome.failed or outcome.not_run) and not plan.continue_on_error)
+
+
+def _all_of(outcomes: Sequence[SuiteOutcome]) -> SuiteOutcome:
+    """The rounds as one: no experiment is in two of them."""
+    total = outcomes[0]
+    for outcome in outcomes[1:]:
+        total = replace(
+            total, **{name: getattr(total, name) + getattr(outcome, name) for name in vars(outcome)}
+        )
+    return total

@@ -1,0 +1,93 @@
+"""A learning rate that is looked for, with real training: rounds of workers, test rows, the report, and a second run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lorastudy.tracker import ExperimentTracker
+
+SUITE = """\
+suite_name: seeks
+base_model: model
+dataset_path: people.csv
+quantization: fp32
+max_steps: 30
+per_device_train_batch_size: 8
+max_seq_length: 32
+lora_rank: 2
+lora_alpha: 2r
+max_generation_samples: 2
+max_new_tokens: 2
+margin: 5%
+test_fraction: 0.2
+learning_rate: auto
+seeds: [0, 1]
+experiments:
+  - {name: attention, target_modules: qkvo}
+  - {name: both, target_modules: all}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(make_folder: Callable[[str], Any]) -> Any:
+    folder = make_folder("search")
+    folder.write("suite.yaml", SUITE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def searched(folder: Any) -> list[Any]:
+    folder.run("lorastudy suite suite.yaml")
+    with ExperimentTracker(folder.path / "results/experiments.db") as tracker:
+        return tracker.get_all_experiments(suite_name="seeks")
+
+
+def held_out(runs: list[Any], arm: str) -> dict[float, float]:
+    """Mean loss on the held-out rows over the two tuning seeds, by rate."""
+    losses: dict[float, list[float]] = {}
+    for run in runs:
+        if run.arm.startswith(arm) and run.seed in {2, 3}:
+            losses.setdefault(run.settings["learning_rate"], []).append(run.scores["eval", "loss"].value)
+    assert all(len(of_rate) == 2 for of_rate in losses.values())
+    return {rate: sum(of_rate) / 2 for rate, of_rate in losses.items()}
+
+
+def test_each_arm_is_reported_at_its_best_rate_which_lies_inside(searched: list[Any]) -> None:
+    for arm in ("attention", "both"):
+        losses = held_out(searched, arm)
+        reported = {
+            run.settings["learning_rate"]
+            for run in searched
+            if run.arm.startswith(arm) and run.seed in {0, 1}
+        }
+        assert reported == {min(losses, key=losses.__getitem__)}
+        assert min(losses) < max(reported) < max(losses)
+
+
+def test_every_run_is_scored_on_held_out_and_on_test_rows(searched: list[Any]) -> None:
+    for run in searched:
+        for metric in ("loss", "exact_match"):
+            assert {("eval", metric), ("test", metric)} <= run.scores.keys()
+        assert ("test_before", "loss") in run.scores
+        rows = {data.split: data for data in run.data}
+        assert rows["train"].num_rows + rows["eval"].num_rows + rows["test"].num_rows == 64
+        assert (rows["eval"].num_leaked_rows, rows["test"].num_leaked_rows) == (0, 0)
+
+
+@pytest.mark.usefixtures("searched")
+def test_again_nothing_runs_and_the_plan_says_so(folder: Any) -> None:
+    assert "0 completed, 0 failed" in folder.run("lorastudy suite suite.yaml").stdout
+    plan = folder.run("lorastudy suite suite.yaml --dry-run").stdout
+    assert "; 0 to run in 0 pack(s)" in plan
+    assert "learning_rate auto" not in plan
+
+
+@pytest.mark.usefixtures("searched")
+def test_the_report_tells_the_question_and_what_was_tried(folder: Any) -> None:
+    folder.run("lorastudy report --suite-name seeks")
+    text = (folder.path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "before any result" in text
+    assert "margin 5 % of the reference's gain" in text
+    assert "## Learning rates" in text
+    assert "Runs of their own made the choice (seeds 2 and 3)." in text

@@ -1,0 +1,96 @@
+"""Runs that chose a learning rate: they tell which rate was taken, and report nothing."""
+
+from dataclasses import replace
+
+import pytest
+
+from lorastudy.analysis.overview import analyse
+from lorastudy.analysis.study import Study, split_studies
+from lorastudy.analysis.summary import LOSS, scores_by_seed
+from lorastudy.analysis.tuning import learning_rates, lowest_loss, rates_of
+from lorastudy.report.sections.rates import rate_blocks
+from lorastudy.tracker.views import ScoreValue
+
+TUNING = frozenset({8, 9})
+
+
+def losses(eval_loss: float, test_loss: float):
+    return {
+        (split, "loss"): ScoreValue(value=value, unit="nats", version=1, num_items=10)
+        for split, value in (("eval", eval_loss), ("test", test_loss))
+    }
+
+
+@pytest.fixture
+def searched(make_result) -> Study:
+    """Two ranks at three rates each. Tuning runs have a test loss of 100, which nothing may ever show."""
+    results = []
+    for rank, held_out in ((1, {1e-3: 3.0, 2e-3: 2.0, 5e-3: 2.5}), (8, {1e-3: 1.5, 2e-3: 1.0, 5e-3: None})):
+        for rate, loss in held_out.items():
+            settings = {"lora_rank": rank, "lora_alpha": "2r", "learning_rate": rate}
+            options = {"settings": settings, "experiment_type": "rank_ablation"}
+            name = f"r{rank}_lr{rate:g}"
+            for seed in TUNING:
+                ended = (
+                    {"scores": losses(loss, 100.0)}
+                    if loss
+                    else {"scores": {}, "status": "failed", "failure_kind": "diverged"}
+                )
+                results.append(make_result(name, seed, **options, **ended))
+            if rate == 2e-3:
+                results += [
+                    make_result(name, s, scores=losses(9.0, 1 / rank + s / 100), **options) for s in range(6)
+                ]
+    (study,) = split_studies(results)
+    return replace(study, tuning_seeds=TUNING)
+
+
+def test_only_the_chosen_rates_and_the_other_seeds_are_reported(searched):
+    assert [arm.name for arm in searched.reported_arms] == ["r1_lr0.002", "r8_lr0.002"]
+    assert set(scores_by_seed(searched.arm("r1_lr0.002"), searched, metric=LOSS)) == set(range(6))
+    analysis = analyse(searched)
+    assert [summary.arm.name for summary in analysis.summaries] == ["r1_lr0.002", "r8_lr0.002"]
+    (comparison,) = analysis.comparisons[LOSS.key]
+    assert (comparison.arm, comparison.reference, comparison.n) == ("r1_lr0.002", "r8_lr0.002", 6)
+    assert comparison.mean == pytest.approx(1 - 1 / 8)
+
+
+def test_the_choice_is_told_from_the_tuning_runs_alone(searched):
+    arm = searched.arm("r1_lr0.002")
+    assert scores_by_seed(arm, searched, metric=LOSS, choosing=True) == {8: 2.0, 9: 2.0}
+    assert lowest_loss(searched, rates_of(searched, arm)) == arm
+    rates = learning_rates(searched)
+    assert (rates.num_configurations, rates.num_varied, rates.on_edge, rates.were_sought) == (2, 2, (), True)
+
+
+def test_the_report_lists_what_was_tried(searched):
+    heading, about, table = rate_blocks(searched, level=2)
+    assert heading.text == "Learning rates"
+    assert "seeds 8 and 9" in about.text[0]
+    assert "not the test rows" in about.text[0]
+    assert [column.title for column in table.columns] == [
+        "Configuration",
+        "0.001",
+        "0.002",
+        "0.005",
+        "taken",
+        "",
+    ]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["r1", "3.000", "2.000", "2.500", "0.002", ""],
+        ["r8", "1.500", "1.000", "diverged", "0.002", ""],
+    ]
+
+
+def test_a_rate_on_the_edge_is_said_to_be_untuned(make_result):
+    results = [
+        make_result("a_lr0.001", 0, 2.0, settings={"learning_rate": 1e-3}),
+        make_result("a_lr0.002", 0, 1.0, settings={"learning_rate": 2e-3}),
+    ]
+    (study,) = split_studies(results)
+    (row,) = rate_blocks(study, level=2)[2].rows
+    assert row[-1].text == "on the edge of what was tried: not tuned"
+
+
+def test_a_study_at_one_rate_lists_none(make_study):
+    assert rate_blocks(make_study({"a": [1.0], "b": [2.0]}), level=2) == []

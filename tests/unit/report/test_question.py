@@ -1,0 +1,53 @@
+"""The question as the report tells it: what was asked, when, and what was changed with results at hand."""
+
+from dataclasses import replace
+
+from lorastudy.report.document import Paragraph
+from lorastudy.report.sections.question import question_blocks
+from lorastudy.spec.question import Margin, Question
+from lorastudy.tracker.views import StatedQuestion
+
+ASKED = Question(
+    margin=Margin(amount=0.02, is_share=True), reference="r16", seeds=(0, 1), tuning_seeds=(2, 3), choosing_split="eval", reporting_split="test",
+)  # fmt: skip
+
+
+def stated(question: Question, hour: int, num_completed: int) -> StatedQuestion:
+    return StatedQuestion(
+        question=question, stated_at=f"2026-01-02T{hour:02}:00:00+00:00", num_completed=num_completed
+    )
+
+
+def told(*statements: StatedQuestion) -> list[str]:
+    blocks = question_blocks(statements)
+    assert all(isinstance(block, Paragraph) for block in blocks)
+    return ["".join(getattr(part, "text", part) for part in block.text) for block in blocks]
+
+
+def test_a_question_that_was_asked_beforehand():
+    (text,) = told(stated(ASKED, 12, 0))
+    assert text == (
+        f"Stated 2026-01-02 12:00 UTC, before any result ({ASKED.id}): held-out loss decides; margin 2 % of the "
+        "reference's gain; reference r16; seeds 0 and 1; learning rates are chosen on the held-out rows by runs of their "
+        "own with seeds 2 and 3; the test rows report."
+    )
+
+
+def test_a_question_that_came_after_results_says_so():
+    (text,) = told(stated(Question(seeds=(0,)), 12, 3))
+    assert text.startswith("Stated 2026-01-02 12:00 UTC, when 3 results were there already (ask-")
+    assert "margin none; reference as the design names it; seeds 0; one learning rate for each arm" in text
+
+
+def test_a_change_stands_below_with_what_was_known_by_then():
+    changed = replace(ASKED, margin=None, seeds=(0, 1, 2))
+    first, second = told(stated(ASKED, 12, 0), stated(changed, 13, 1))
+    assert f"({changed.id})" in first
+    assert second == (
+        "Changed 2026-01-02 13:00 UTC, when 1 result was there already: margin 2 % of the reference's gain became "
+        "margin none; seeds 0 and 1 became seeds 0, 1 and 2."
+    )
+
+
+def test_a_store_without_questions_tells_none():
+    assert told() == []

@@ -1,0 +1,220 @@
+"""A suite that grows: rounds against a store, with an executor whose runs follow a curve instead of training."""
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lorastudy.executors import WorkerExit
+from lorastudy.executors.executor import Event
+from lorastudy.experiments.rate_search import Design, MeritsOf, design
+from lorastudy.records import Outcome, Pack, Record, Score
+from lorastudy.rounds import merits_in, run_rounds
+from lorastudy.runner import Plan, SuiteOutcome
+from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.loading import load_suite
+from lorastudy.spec.suite import Suite
+from lorastudy.tracker import ExperimentTracker
+from tests.unit.test_runner import completed, environment, failed, silent
+
+SUITE = """
+suite_name: grows
+learning_rate: auto
+max_steps: 200
+seeds: [0, 1]
+experiments:
+  - {name: low, lora_rank: 8}
+  - {name: high, lora_rank: 1}
+"""
+#: Where the loss of each is lowest: one inside the first grid, one beyond it.
+BEST = {8: 5e-3, 1: 2e-2}
+
+
+class Curves:
+    """Serves packs; the loss on the held-out rows is lowest at `BEST`, that on the test rows elsewhere."""
+
+    num_packs_at_once = 1
+
+    def __init__(self, **fails: str) -> None:
+        self.fails = fails
+        self.served: list[str] = []
+        self.packs: list[set[str]] = []
+        self.stop_after: int | None = None
+
+    def run(self, folders: Sequence[Path]) -> Generator[Event]:
+        for folder in folders:
+            for event in self._serve(Pack.read(folder), folder):
+                yield folder, event
+
+    def _serve(self, pack: Pack, folder: Path) -> Iterator[Record | WorkerExit]:
+        yield environment(self._torch())
+        self.packs.append({each.name for each in pack.experiments})
+        for each in pack.experiments:
+            if self.stop_after is not None and len(self.served) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.served.append(each.name)
+            kind = self.fails.get(each.name.partition("_seed")[0])
+            if kind:
+                yield failed(each, kind)
+                continue
+            yield from scores(each)
+            yield completed(each, folder)
+        yield WorkerExit(returncode=None)
+
+    @staticmethod
+    def _torch() -> str:
+        from importlib.metadata import version
+
+        return version("torch")
+
+
+def scores(experiment: Experiment) -> Iterator[Score]:
+    settings = experiment.settings
+    held_out = math.log10(settings.learning_rate / BEST[settings.lora_rank]) ** 2
+    for split, value in (("eval", held_out), ("test", settings.learning_rate)):
+        yield Score(
+            experiment_id=experiment.id, split=split, metric="loss", version=1, unit="nats/token", value=value, items=(value,),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(SUITE)
+    return load_suite(Path("s.yaml"))
+
+
+def designing(suite: Suite) -> Callable[[MeritsOf], Design]:
+    return lambda merits_of: design(suite, fingerprint_dataset=str, fingerprint_base=str, merits_of=merits_of)
+
+
+@pytest.fixture
+def tracker(suite: Suite) -> Iterator[ExperimentTracker]:
+    with ExperimentTracker("experiments.db", writable=True) as tracker:
+        yield tracker
+
+
+@pytest.fixture
+def run(suite: Suite, tracker: ExperimentTracker) -> Callable[..., tuple[Design, SuiteOutcome]]:
+    def run(executor: Curves, *, continue_on_error: bool = False) -> tuple[Design, SuiteOutcome]:
+        plan = Plan(runs=Path("runs"), output=Path("output"), continue_on_error=continue_on_error)
+        return run_rounds(
+            suite, designing(suite), tracker=tracker, executor=executor, plan=plan, on_event=silent
+        )
+
+    return run
+
+
+def in_store(tracker: ExperimentTracker, status: str = "completed") -> set[str]:
+    return {result.name for result in tracker.get_all_experiments(status=status)}
+
+
+def test_a_suite_grows_until_every_arm_has_run_at_its_rate(run, tracker) -> None:
+    executor = Curves()
+    last, outcome = run(executor)
+    assert {(each.arm, each.seed) for each in last.reporting} == {
+        (arm, seed) for arm in ("low_lr0.005", "high_lr0.02") for seed in (0, 1)
+    }
+    # 3 rates of low, 5 of high (the grid and two beyond), with two seeds each; then two seeds that report, each
+    assert len(outcome.completed) == 2 * 3 + 2 * 5 + 2 * 2 == len(executor.served)
+    assert in_store(tracker) == {each.name for each in last.experiments}
+    assert (outcome.failed, outcome.not_run, outcome.done_before) == ((), (), ())
+
+
+def test_a_suite_that_is_done_runs_nothing_again(run) -> None:
+    run(Curves())
+    again = Curves()
+    last, outcome = run(again)
+    assert again.served == []
+    assert len(outcome.done_before) == len(last.experiments)
+
+
+@pytest.mark.parametrize("stop_after", [1, 7, 13, 15, 18])
+def test_an_interrupted_suite_goes_on_to_the_same_end(run, tracker, stop_after: int) -> None:
+    whole = {"low_lr0.005_seed0", "high_lr0.02_seed1"}
+    first = Curves()
+    first.stop_after = stop_after
+    with pytest.raises(KeyboardInterrupt):
+        run(first)
+    second = Curves()
+    last, outcome = run(second)
+    assert len(first.served) + len(second.served) == 20  # as without an interruption
+    assert not set(first.served) & set(second.served)
+    assert whole <= in_store(tracker) == {each.name for each in last.experiments}
+    assert outcome.failed == ()
+
+
+def test_what_goes_on_keeps_the_company_that_it_would_have_had(run, tracker, suite, tmp_path) -> None:
+    """Bits depend on it: runs of two rounds never share a pack, however much of a round was done before."""
+    first, second = Curves(), Curves()
+    first.stop_after = 13  # the twelve of the first round, and one of the second
+    with pytest.raises(KeyboardInterrupt):
+        run(first)
+    run(second)
+    with ExperimentTracker("whole.db", writable=True) as other:
+        whole = Curves()
+        plan = Plan(runs=Path("whole-runs"), output=Path("whole-output"))
+        run_rounds(suite, designing(suite), tracker=other, executor=whole, plan=plan, on_event=silent)
+    assert all(any(pack <= company for company in whole.packs) for pack in second.packs)
+
+
+def test_a_rate_that_diverges_is_an_answer_and_is_not_asked_for_again(run, tracker) -> None:
+    last, outcome = run(Curves(**{"high_lr0.05": "diverged"}))
+    assert {each.arm for each in last.reporting} == {"low_lr0.005", "high_lr0.02"}
+    assert outcome.failed == ()
+    assert len(outcome.diverged_in_search) == 2
+    again = Curves()
+    _, outcome = run(again)
+    assert again.served == []
+    assert in_store(tracker, "failed") == {"high_lr0.05_seed2", "high_lr0.05_seed3"}
+
+
+def test_a_run_that_reports_and_diverges_is_a_failure(run) -> None:
+    class Later(Curves):
+        def _serve(self, pack: Pack, folder: Path) -> Iterator[Record | WorkerExit]:
+            for event in super()._serve(pack, folder):
+                seeds = {each.id: each.seed for each in pack.experiments}
+                ended = isinstance(event, Outcome) and event.status == "completed"
+                if ended and seeds[event.experiment_id] == 0:
+                    yield replace(event, status="failed", failure_kind="diverged", adapter_path=None)
+                else:
+                    yield event
+
+    _, outcome = run(Later())
+    assert {end.failure_kind for end in outcome.failed} == {"diverged"}
+
+
+def test_a_failure_stops_the_search_unless_told_to_go_on(run) -> None:
+    _, outcome = run(Curves(**{"high_lr0.01": "user"}))
+    assert {end.failure_kind for end in outcome.failed} == {"user"}
+    executor = Curves(**{"high_lr0.01": "user"})
+    last, outcome = run(executor, continue_on_error=True)
+    assert {each.arm for each in last.reporting} == {"low_lr0.005"}
+    assert last.num_open == 1
+    assert executor.served.count("high_lr0.01_seed2") == 1  # not again in every round
+
+
+def test_the_choice_reads_the_held_out_rows_and_never_the_test_rows(run, tracker, suite) -> None:
+    last, _ = run(Curves())
+    merits = merits_in(tracker, "loss")(last.experiments)
+    for each in last.experiments:
+        loss = math.log10(each.settings.learning_rate / BEST[each.settings.lora_rank]) ** 2
+        assert merits[each.id] == pytest.approx((loss, loss))
+
+
+def test_the_question_is_stated_before_anything_runs(run, tracker, suite) -> None:
+    run(Curves())
+    (stated,) = tracker.get_suites()[0].questions
+    assert stated.question == suite.question
+    assert stated.num_completed == 0
+    assert stated.question.tuning_seeds == (2, 3)
+
+
+def test_results_of_other_libraries_choose_nothing(run, tracker, suite, monkeypatch) -> None:
+    run(Curves())
+    experiments = designing(suite)(lambda _: {}).experiments
+    assert merits_in(tracker, "loss")(experiments)
+    monkeypatch.setattr("lorastudy.runner.version", lambda name: "another")
+    assert merits_in(tracker, "loss")(experiments) == {}
