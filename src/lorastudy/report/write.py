@@ -17,7 +17,8 @@ from lorastudy.analysis.study import Study, split_studies
 from lorastudy.errors import StudyError
 from lorastudy.report.compose import Part, compose
 from lorastudy.report.document import Block
-from lorastudy.report.figures.data import Figure, study_figures
+from lorastudy.report.figures.data import study_figures
+from lorastudy.report.figures.figure import Figure
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
