@@ -233,7 +233,7 @@ def _pairs(figure: Figure) -> list[Any]:
     shade = alt.condition("datum.decided", alt.value(BLUE), alt.value(GREY))
     x = alt.X("mean:Q", title=label, scale=alt.Scale(zero=True, padding=12))
     bars = base.mark_rule(strokeWidth=2.4).encode(x=alt.X("low:Q", title=label), x2="high:Q", color=shade)
-    dots = base.mark_point(size=90, opacity=1).encode(
+    dots = base.mark_point(size=45, opacity=1).encode(
         x=x,
         color=shade,
         fill=alt.condition("datum.decided", alt.value(BLUE), alt.value("white")),

@@ -157,8 +157,9 @@ def _returns(analysis: Analysis) -> str:
 
 
 def _told_sufficient(analysis: Analysis, returns: RankReturns) -> str:
-    """The smallest sufficient rank in the headline, where the suite set a margin."""
-    return "" if analysis.question.margin is None else f"{_sufficient(analysis, returns)} "
+    """That no smaller rank is sufficient, where the suite set a margin; one that is, is the recommendation."""
+    asked = analysis.question.margin is not None and analysis.smallest_sufficient is None
+    return _sufficient(analysis, returns) if asked else ""
 
 
 def _where(returns: RankReturns) -> str:
