@@ -41,9 +41,11 @@ from lorastudy.cli.main import app
 from lorastudy.planner.packing import MAX_PACK_TOKENS
 from lorastudy.report.document import Block as Content
 from lorastudy.report.document import Cell, Column, Paragraph, Strong, Table
-from lorastudy.report.figures.data import Estimate, Figure, Panel, comparison_figure
+from lorastudy.report.figures.data import comparison_figure
+from lorastudy.report.figures.figure import Estimate, Figure, Panel
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.findings.catalogue import questions_of
+from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.findings.wording import difference_decimals, verdict
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.numbers import (
@@ -137,7 +139,8 @@ def _summary_block(name: str) -> "Block":
     def block(analyses: Mapping[str, Analysis], _: Path) -> str:
         analysis = analyses[name]
         headline = questions_of(analysis.study.experiment_type).headline(analysis)
-        return _markdown(Paragraph((f"{_what_was_run(analysis)} {headline}",)))
+        told = f"{_what_was_run(analysis)} {headline} "
+        return _markdown(Paragraph((told, Strong("Recommendation."), f" {recommendation(analysis).why}")))
 
     return block
 

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.report.document import Block, Heading, Paragraph, Strong
-from lorastudy.report.figures.data import Figure
+from lorastudy.report.figures.figure import Figure, Kind
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.numbers import names
+from lorastudy.report.sections.choices import choice_blocks
 from lorastudy.report.sections.fairness import fairness_blocks
+from lorastudy.report.sections.front import front_blocks
+from lorastudy.report.sections.frontier import frontier_blocks
 from lorastudy.report.sections.method import environment_blocks, method_blocks
-from lorastudy.report.sections.overview import arm_blocks, failure_blocks, summary_blocks
+from lorastudy.report.sections.overview import arm_blocks, failure_blocks
 from lorastudy.report.sections.packs import incident_blocks, pack_blocks
 from lorastudy.report.sections.predictions import prediction_blocks
 from lorastudy.report.sections.question import question_blocks
@@ -62,31 +65,39 @@ def compose(parts: Sequence[Part], *, output: Path) -> list[Block]:
 
 def _part(part: Part, *, level: int, output: Path) -> list[Block]:
     analysis, study = part.analysis, part.analysis.study
-    first, rest = part.figures[:1], part.figures[1:]
-    blocks: list[Block] = [
+    return [
         *([Paragraph((part.description,))] if part.description else []),
-        *summary_blocks(analysis),
+        *front_blocks(analysis, is_stated=bool(part.questions)),
         *question_blocks(part.questions),
-        *failure_blocks(study, level=level),
+        *_drawn(part, "pairs"),
         *fairness_blocks(analysis.lint, num_arms=len(study.arms), level=level),
         *results_blocks(analysis, level=level),
-        *first,
+        *_drawn(part, "ranks", "dots"),
+        *_headed("Training curves", _drawn(part, "curves"), level=level),
+        *frontier_blocks(analysis, figures=_drawn(part, "frontier"), level=level),
         *comparison_blocks(analysis, level=level),
         *_finding_blocks(analysis, level=level),
-    ]
-    if rest:
-        blocks += [Heading(level=level, text="Plots"), *rest]
-    return [
-        *blocks,
+        *choice_blocks(analysis, level=level),
+        *_headed("Costs and forgetting", _drawn(part, "forgetting", "bars", "parameters"), level=level),
         *arm_blocks(study, level=level),
         *rate_blocks(study, level=level),
         *pack_blocks(study, level=level),
         *incident_blocks(study, level=level),
         *prediction_blocks(study, level=level),
+        *failure_blocks(study, level=level),
         *method_blocks(analysis, level=level),
         *environment_blocks(study, level=level),
         *reproduce_blocks(study, level=level, output=output),
     ]
+
+
+def _drawn(part: Part, *kinds: Kind) -> tuple[Figure, ...]:
+    """The study's figures of these kinds."""
+    return tuple(figure for figure in part.figures if figure.kind in kinds)
+
+
+def _headed(title: str, figures: Sequence[Figure], *, level: int) -> list[Block]:
+    return [Heading(level=level, text=title), *figures] if figures else []
 
 
 def _finding_blocks(analysis: Analysis, *, level: int) -> list[Block]:

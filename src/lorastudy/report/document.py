@@ -6,7 +6,7 @@ wherever it turns up.
 
 from dataclasses import dataclass
 
-from lorastudy.report.figures.data import Figure
+from lorastudy.report.figures.figure import Figure
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from lorastudy.report.document import (
     Table,
     Text,
 )
-from lorastudy.report.figures.data import Figure
+from lorastudy.report.figures.figure import Figure
 from lorastudy.report.figures.interactive import Spec, vega_lite_specs, vega_lite_version
 
 #: Vega evaluates its expressions as functions, hence 'unsafe-eval'; blob: and data: serve "save as PNG".

@@ -19,7 +19,7 @@ from lorastudy.report.document import (
     Table,
     Text,
 )
-from lorastudy.report.figures.data import Figure
+from lorastudy.report.figures.figure import Figure
 
 #: Only what GitHub would take for markup, so that the file stays pleasant to read as it is: `<` before a tag,
 #: `&` before an entity, `]` before the target of a link, `_` at the edge of a word.

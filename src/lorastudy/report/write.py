@@ -13,11 +13,13 @@ from lorastudy.analysis.imported import analyse_imported
 from lorastudy.analysis.items import ItemScores, ItemTable
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis, analyse
 from lorastudy.analysis.splits import stored_split
+from lorastudy.analysis.stated import asked_of
 from lorastudy.analysis.study import Study, split_studies
 from lorastudy.errors import StudyError
 from lorastudy.report.compose import Part, compose
 from lorastudy.report.document import Block
-from lorastudy.report.figures.data import Figure, study_figures
+from lorastudy.report.figures.data import study_figures
+from lorastudy.report.figures.figure import Figure
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
@@ -55,9 +57,10 @@ def write_report(
     parts = []
     for study in studies:
         suite = suites[study.suite_name]
-        seeds = suite.questions[-1].question.tuning_seeds if suite.questions else ()
-        told = replace(study, tuning_seeds=frozenset(seeds))
-        parts.append(_part(tracker, analyse(told, items=_items(tracker, told)), suite=suite))
+        stated = suite.questions[-1].question if suite.questions else None
+        told = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
+        analysis = analyse(told, question=asked_of(told, stated), items=_items(tracker, told))
+        parts.append(_part(tracker, analysis, suite=suite))
     parts = _with_distinct_file_names(parts)
     folder.mkdir(parents=True, exist_ok=True)
     images = [path for part in parts for figure in part.figures for path in save_figure(figure, folder)]

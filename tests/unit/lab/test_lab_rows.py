@@ -14,6 +14,10 @@ from lorastudy.lab.people import KNOWN, NEW, RELATIONS, biography_row, seeded
 FINGERPRINTS = {
     "facts": "lab-0378b014b9b0fdd3",
     "facts_eval": "lab-b5002b82ae7f4c70",
+    "few_facts": "lab-29640d52accf845c",
+    "few_facts_eval": "lab-7afc350463986230",
+    "many_facts": "lab-6c544194a9de0fcc",
+    "many_facts_eval": "lab-07b37fd81a20f564",
     "old_facts": "lab-d0aa4d2efcf08f18",
     "skill": "lab-fb6edf57d42c49c2",
     "skill_eval": "lab-dfc7fc38a43c20d9",
@@ -40,7 +44,7 @@ def test_a_caller_cannot_change_the_rows_of_another() -> None:
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
     with pytest.raises(
-        DataError, match="no data set 'fact'; it has lab:facts, lab:facts_eval, lab:old_facts"
+        DataError, match="no data set 'fact'; it has lab:facts, lab:facts_eval, lab:few_facts"
     ):
         lab.rows("fact")
     with pytest.raises(DataError, match="lab:skill"):
@@ -48,10 +52,14 @@ def test_an_unknown_name_is_told_the_known_ones() -> None:
 
 
 def test_sizes() -> None:
-    # 32 new people x 4 facts x 4 phrasings, and once more in the held-out phrasing
+    # 32 new people x 4 facts x 4 phrasings, and once more in the held-out phrasing; half and twice as many people
     assert {name: len(lab.rows(name)) for name in lab.DATASETS} == {
         "facts": 512,
         "facts_eval": 128,
+        "few_facts": 256,
+        "few_facts_eval": 64,
+        "many_facts": 1024,
+        "many_facts_eval": 256,
         "old_facts": 128,
         "skill": 800,
         "skill_eval": 200,

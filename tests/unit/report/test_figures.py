@@ -35,8 +35,9 @@ def bare(make_result):
     return analyse(study)
 
 
-def test_the_plots_of_the_specification_and_two_more(figures):
+def test_the_plots_of_the_specification_and_three_more(figures):
     assert list(figures) == [
+        "pairs",
         "rank_comparison",
         "efficiency_frontier",
         "training_time",
@@ -127,7 +128,7 @@ def test_every_chart_fits_its_width_and_is_labelled(charts):
                 channel.get("title")
                 for layer in spec["layer"]
                 for name, channel in layer["encoding"].items()
-                if name in {"x", "y"} and isinstance(channel, dict) and channel["type"] == "quantitative"
+                if name in {"x", "y"} and isinstance(channel, dict) and channel.get("type") == "quantitative"
             ]
             assert titles
             assert all(titles)

@@ -7,10 +7,10 @@ import pytest
 
 from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import split_studies
-from lorastudy.analysis.tuning import learning_rates
 from lorastudy.report.document import Strong
 from lorastudy.report.findings.catalogue import questions_of
-from lorastudy.report.findings.wording import difference, learning_rate_caveat, what_seeds_can_show
+from lorastudy.report.findings.recommendation import recommendation
+from lorastudy.report.findings.wording import difference, what_seeds_can_show
 
 
 def analysis_of(results):
@@ -28,6 +28,10 @@ def answers(analysis):
 
 def headline(analysis):
     return questions_of(analysis.study.experiment_type).headline(analysis)
+
+
+def recommended(analysis):
+    return recommendation(analysis).why
 
 
 def arms(make_result, kind, table):
@@ -79,16 +83,21 @@ def test_the_headline_names_a_rank_and_its_price(rank_study):
     text = headline(analysis_of(rank_study))
     assert text.startswith("Rank 16 is the smallest rank")
     assert "with an adapter of 50 % of its size" in text
-    assert "n = 6: r32 is better" in text
-    assert "rank 32 is the more accurate" in text
+    assert text.endswith("n = 6: r32 is better.")
 
 
-def test_a_rank_that_cannot_be_told_from_the_largest_is_where_to_start(make_result):
+def test_a_rank_that_cannot_be_told_from_the_largest_leaves_the_choice_open(make_result):
     near = [1.01, 1.08, 1.23, 1.29, 1.42, 1.48]
     table = {1: [2.0, 2.1, 2.21, 2.3, 2.4, 2.5], 8: near, 16: [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]}
-    text = headline(ranks(make_result, table))
-    assert "cannot tell (even 1,000 seeds would not decide, if the difference is as observed)" in text
-    assert text.endswith("So rank 8 is the one to start with; these runs give no reason to pay for rank 16.")
+    analysis = ranks(make_result, table)
+    assert "cannot tell (even 1,000 seeds would not decide, if the difference is as observed)" in headline(
+        analysis
+    )
+    assert recommendation(analysis).arm is None
+    assert recommended(analysis) == (
+        "None: it is still between r8 and r16. More seeds would not decide it (even 1,000 seeds would not decide, if the "
+        "difference is as observed)."
+    )
 
 
 def test_a_knee_that_was_seen_to_be_behind_is_not_said_to_cost_nothing(make_result):
@@ -97,8 +106,7 @@ def test_a_knee_that_was_seen_to_be_behind_is_not_said_to_cost_nothing(make_resu
     table = {1: [3.0, 3.1, 3.21, 3.3, 3.4, 3.5], 8: behind, 16: [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]}
     text = headline(ranks(make_result, table))
     assert "cannot tell (needs about 1 more seed)" in text
-    assert "no reason to pay" not in text
-    assert "rank 16 the one to try where a held-out loss 0.0165 higher is not acceptable" in text
+    assert recommended(ranks(make_result, table)).endswith("What would decide: for r8 about 1 more seed.")
 
 
 def test_one_seed_concludes_nothing(make_result):
@@ -173,8 +181,9 @@ def test_the_largest_rank_may_be_the_knee(make_result):
     analysis = ranks(make_result, {1: six(3.0, spread=0.03), 8: six(2.0, spread=0.02), 16: six(1.0)})
     text = headline(analysis)
     assert "No smaller rank kept 95 % of the gain" in text
-    assert "rank 8 kept 50.0 %. A larger rank was not tried." in text
-    assert text.endswith("n = 6: r16 is better. So of the ranks tried rank 16 is the one to use.")
+    assert "rank 8 kept 50.0 %." in text
+    assert "A larger rank was not tried." in recommended(analysis)
+    assert text.endswith("n = 6: r16 is better.")
 
 
 def test_the_largest_rank_is_not_the_one_to_use_where_the_next_is_not_shown_to_be_worse(make_result):
@@ -182,7 +191,7 @@ def test_the_largest_rank_is_not_the_one_to_use_where_the_next_is_not_shown_to_b
     table = {1: six(1.1), 8: six(1.05, spread=0.09), 16: six(1.0, spread=0.02)}
     text = headline(ranks(make_result, table))
     assert "No smaller rank kept 95 %" in text
-    assert text.endswith("). So these runs do not decide between the two.")
+    assert text.endswith(").")
     assert "cannot tell (needs about" in text
 
 
@@ -199,16 +208,7 @@ def test_ranks_at_several_rates_are_compared_at_the_best_of_each(make_result):
     assert text.startswith(
         "No smaller rank kept 95 % of the gain in held-out loss from rank 1 (r1_lr0.001) to rank 16"
     )
-    assert text.endswith(
-        "Each rank stands at the best of its 3 learning rates, chosen on the same held-out rows that the comparison "
-        "uses, so slightly optimistic."
-    )
-    assert "the best of its 3 learning rates" in answers(analysis)["How does rank affect model accuracy?"]
-    without_the_slow_one = {name: entry for name, entry in table.items() if "0.0001" not in name}
-    assert headline(analysis_of(arms(make_result, "rank_ablation", without_the_slow_one))).endswith(
-        "The best rate lies on the edge of its grid for rank 1 (r1_lr0.001) and rank 16 (r16_lr0.001), so a better "
-        "one may lie beyond."
-    )
+    assert text.endswith("n = 6: r16_lr0.001 is better.")
 
 
 def test_an_answer_about_some_of_the_arms_says_so(make_result):
@@ -243,23 +243,24 @@ def test_a_name_that_is_the_rank_is_not_repeated(make_result, name):
 
 
 def test_three_seeds_and_what_they_can_show(make_result):
-    text = what_seeds_can_show(ranks(make_result, {1: [1.0, 1.3, 1.2], 16: [1.0, 1.1, 1.2]}))
+    analysis = ranks(make_result, {1: [1.0, 1.3, 1.2], 16: [1.0, 1.1, 1.2]})
+    text = what_seeds_can_show(analysis)
     assert (
         "With 3 seeds the exact sign-flip p cannot fall below 0.25, so no difference can be shown, however large: "
         "six seeds could." in text
     )
     # Differences 0, .2, 0: mean .0667, sd .1155, effect .577: 26 by the power of the t test, three of which there are.
-    assert "r1 about 23 more seeds" in text
+    assert "for r1 about 23 more seeds" in recommended(analysis)
 
 
 def test_seeds_that_would_decide_are_never_fewer_than_six(make_result):
-    text = what_seeds_can_show(ranks(make_result, {1: [9.0, 9.001], 16: [1.0, 1.0]}))
-    assert "With 2 seeds the exact sign-flip p cannot fall below 0.5" in text
-    assert text.endswith("r1 about 4 more seeds.")
+    analysis = ranks(make_result, {1: [9.0, 9.001], 16: [1.0, 1.0]})
+    assert "With 2 seeds the exact sign-flip p cannot fall below 0.5" in what_seeds_can_show(analysis)
+    assert recommended(analysis).endswith("for r1 about 4 more seeds.")
 
 
 def test_differences_that_are_equal_on_every_seed_promise_nothing(make_result):
-    text = what_seeds_can_show(ranks(make_result, {1: [1.5, 1.6, 1.7], 16: [1.0, 1.1, 1.2]}))
+    text = recommended(ranks(make_result, {1: [1.5, 1.6, 1.7], 16: [1.0, 1.1, 1.2]}))
     assert "would decide" not in text
 
 
@@ -269,7 +270,7 @@ def test_six_seeds_must_agree_and_seven_need_not(make_result):
         "With 6 seeds a difference can be shown only if every seed points the same way (exact sign-flip p 0.031)."
     )
     seven = what_seeds_can_show(ranks(make_result, {1: [*six(2.0), 2.1], 16: [*six(1.0), 1.0]}))
-    assert seven == "With 7 seeds the exact sign-flip p cannot fall below 0.016."
+    assert seven == ""
 
 
 MODULES = {
@@ -334,14 +335,15 @@ def test_the_cheapest_arm_is_not_recommended_where_it_was_seen_to_do_worse(make_
         add_profile(r, parameters=1, memory=memory[r.arm] * 2**20, step=0.1)
         for r in arms(make_result, "module_ablation", table)
     ]
-    text = headline(analysis_of(results))
+    text = recommended(analysis_of(results))
     assert "Of the arms that no interval puts behind qv, qkvo needs the least memory (20.0 MiB)" in text
     without = [r for r in results if r.arm in {"qv", "mlp-low"}]
-    assert headline(analysis_of(without)).endswith(
+    assert (
         "Every arm that needs less memory than qv is behind by its interval, or not validly compared."
+        in recommended(analysis_of(without))
     )
     cheapest = [r for r in results if r.arm in {"qv", "mlp"}]
-    assert headline(analysis_of(cheapest)).endswith("No arm needs less memory than qv.")
+    assert "No arm needs less memory than qv." in recommended(analysis_of(cheapest))
 
 
 def test_module_questions_without_the_arms_they_need(make_result):
@@ -432,31 +434,6 @@ def test_general_costs_give_two_step_times_and_no_percentage(make_result, add_pr
     costs = answers(analysis_of(results))["What do they cost?"]
     assert costs.endswith(
         "A step alone takes from 100 ms (a) to 200 ms (b), measured over 3 steps each; no noise floor was measured."
-    )
-
-
-@pytest.mark.parametrize(
-    ("rates", "losses", "said"),
-    [
-        ([1e-4], [1.0], "not tuned per arm (one value: 0.0001), so no arm can be called best"),
-        ([1e-4, 1e-3], [1.0, 2.0], "on the edge of its grid for a0"),
-        ([1e-4, 1e-3, 1e-2], [2.0, 1.0, 2.0], "each rate is an arm of its own"),
-    ],
-)
-def test_learning_rate_caveat(make_result, rates, losses, said):
-    table = {
-        f"a{i}": ({"learning_rate": rate}, [loss])
-        for i, (rate, loss) in enumerate(zip(rates, losses, strict=True))
-    }
-    (study,) = split_studies(arms(make_result, "own", table))
-    assert said in learning_rate_caveat(learning_rates(study))
-
-
-def test_rates_that_differ_between_configurations_are_not_tuning(make_result):
-    table = {"a": ({"learning_rate": 1e-4}, [1.0]), "b": ({"learning_rate": 1e-3, "lora_rank": 4}, [1.0])}
-    (study,) = split_studies(arms(make_result, "own", table))
-    assert "0 of 2 configurations were run at more than one rate" in learning_rate_caveat(
-        learning_rates(study)
     )
 
 

@@ -28,7 +28,7 @@ console.error = console.warn = (...parts) => seenErrors.push(parts.join(" "));
 #: Written after the page's own scripts: once the charts are drawn, does what a reader does and notes what is shown.
 USE = """<script>
 const tables = [...document.querySelectorAll("table")];
-const results = tables[0], accuracies = tables[2];
+const results = tables[0], accuracies = tables[3];
 const arms = (table = results) =>
   [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
 const heading = (text, table = results) =>
@@ -63,14 +63,32 @@ function use() {
   }));
   seen.pageIsWider = document.documentElement.scrollWidth > document.documentElement.clientWidth;
   seen.errors = seenErrors;
-  const note = document.createElement("pre");
-  note.id = "seen";
-  note.textContent = JSON.stringify(seen);
-  document.body.append(note);
+  seen.innerWidth = innerWidth;
+  seen.wideTables = [...document.querySelectorAll(".table")].map((box) => box.scrollWidth > box.clientWidth);
+  seen.verdicts = document.querySelectorAll(".chart")[0].textContent;
+  const bar = document.querySelector(".chart svg.marks .mark-symbol path");
+  const at = bar.getBoundingClientRect();
+  const point = { bubbles: true, clientX: at.x + at.width / 2, clientY: at.y + at.height / 2 };
+  for (const kind of ["pointerover", "pointermove", "mouseover", "mousemove"]) {
+    bar.dispatchEvent(new (kind.startsWith("p") ? PointerEvent : MouseEvent)(kind, point));
+  }
+  seen.hover = document.getElementById("vg-tooltip-element")?.textContent ?? "";
+  parent.postMessage(JSON.stringify(seen), "*");
 }
 const drawn = () => [...document.querySelectorAll(".chart")].every((box) => box.childElementCount || box.textContent);
 const timer = setInterval(() => { if (drawn()) { clearInterval(timer); use(); } }, 50);
 </script>"""
+
+
+#: Holds the page at a phone's width: a browser without a head makes no window narrower than 500 pixels.
+PHONE = """<!doctype html><body><iframe src="page.html" width="390" height="844"></iframe><script>
+addEventListener("message", (event) => {
+  const note = document.createElement("pre");
+  note.id = "seen";
+  note.textContent = event.data;
+  document.body.append(note);
+});
+</script></body>"""
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +102,9 @@ def seen(written, tmp_path_factory):
     body, end = rest.rsplit("</body>", maxsplit=1)
     copy = folder / "page.html"
     copy.write_text(f"{head}{LISTEN}<style>{body}{USE}</body>{end}", encoding="utf-8")
-    dom = dump_dom(copy, profile=folder / "profile")
+    phone = folder / "phone.html"
+    phone.write_text(PHONE, encoding="utf-8")
+    dom = dump_dom(phone, profile=folder / "profile")
     noted = re.search(r'<pre id="seen">(.*?)</pre>', dom, flags=re.DOTALL)
     assert noted, "the charts were never drawn"
     return json.loads(unescape(noted[1]))
@@ -115,10 +135,10 @@ def dump_dom(page, *, profile):
 
 
 def test_every_chart_is_drawn(seen):
-    assert len(seen["charts"]) == 10
+    assert len(seen["charts"]) == 11
     for chart in seen["charts"]:
         assert chart["marks"] > 5
-        assert 0 < chart["width"] <= 500
+        assert 0 < chart["width"] <= 390
         assert "could not be drawn" not in chart["text"]
 
 
@@ -127,7 +147,15 @@ def test_no_script_failed_and_nothing_was_refused(seen):
 
 
 def test_a_narrow_window_scrolls_tables_and_not_the_page(seen):
+    assert seen["innerWidth"] < 400
     assert not seen["pageIsWider"]
+    assert any(seen["wideTables"])
+
+
+def test_the_verdict_stands_beside_each_interval_and_the_numbers_answer_to_hover(seen):
+    assert seen["verdicts"].count("r32 is better") == 5
+    for said in ("Arm", "r1", "Difference", "+1.254", "Pairs", "6"):
+        assert said in seen["hover"]
 
 
 def test_headings_sort_by_value_with_mouse_and_keyboard(seen):

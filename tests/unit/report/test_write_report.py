@@ -23,6 +23,7 @@ from lorastudy.training import life
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report_rank_study.md"
 PLOTS = (
+    "pairs",
     "rank_comparison",
     "efficiency_frontier",
     "training_time",
@@ -98,8 +99,8 @@ def test_the_page_needs_no_network_and_carries_its_library_once(written):
     assert not re.search(r"<link|<script[^>]+src=|@import|url\(", own)
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", own)
     assert "default-src 'none'" in own.replace("&#x27;", "'")
-    # 3 + 1 + 2 + 1 + 1 + 1 + 1 panels
-    assert own.count('<div class="chart"></div>') == 10
+    # 1 + 3 + 1 + 2 + 1 + 1 + 1 + 1 panels
+    assert own.count('<div class="chart"></div>') == 11
 
 
 def test_page_and_markdown_say_the_same(written):
@@ -110,7 +111,7 @@ def test_page_and_markdown_say_the_same(written):
             assert cell.replace("<", "&lt;") in page
 
 
-def test_failures_come_before_results_with_their_message(rank_study, text_of):
+def test_failures_are_counted_on_the_first_page_and_told_with_their_message(rank_study, text_of):
     failed = replace(
         rank_study[0],
         status="failed",
@@ -121,7 +122,9 @@ def test_failures_come_before_results_with_their_message(rank_study, text_of):
     )
     waiting = replace(rank_study[1], status="pending", scores={}, profile=None)
     text = text_of([failed, waiting, *rank_study[2:]])
-    assert text.index("## Failures and divergences") < text.index("## Results")
+    assert "- 2 of 36 experiments did not complete: 1 diverged and 1 pending.\n" in text
+    assert text.index("2 of 36 experiments did not complete") < text.index("![")
+    assert text.index("## Failures and divergences") < text.index("## Environment")
     assert "diverged at step 250 | loss \\| is &lt;b>nan&lt;/b> |" in text
     assert "Not finished: r1_s1." in text
     assert re.search(r"\| r1 \| 4 of 6 \|", text)

@@ -235,7 +235,7 @@ def test_a_failed_upgrade_changes_nothing_and_overwrites_no_backup(
 
 def test_a_store_of_before_questions_keeps_its_results_and_can_state_a_question(filled):
     edit(filled, "DROP TABLE suite_questions")
-    edit(filled, "UPDATE lorastudy_version SET version_num = '0003'")
+    edit(filled, "UPDATE lorastudy_version SET version_num = '0004'")
     with ExperimentTracker(filled, writable=True) as tracker:
         assert tracker.get_suites()[0].questions == ()
         assert tracker.state_question("ranks", Question(seeds=(0,)))

@@ -5,8 +5,6 @@ says so; a single seed has none.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from lorastudy.analysis.curves import CurvePoint
 from lorastudy.analysis.overview import Analysis
@@ -19,115 +17,27 @@ from lorastudy.analysis.summary import (
     Metric,
     Spread,
 )
-from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
+from lorastudy.report.figures.figure import (
+    CurveRow,
+    Estimate,
+    Figure,
+    ForgettingRow,
+    FrontierPoint,
+    Panel,
+    ParameterRow,
+)
+from lorastudy.report.figures.pairs import pairs_figure
+from lorastudy.report.figures.style import DASHES, PALETTE
 from lorastudy.report.numbers import duration_unit, size_unit
 
-Kind = Literal["ranks", "dots", "bars", "frontier", "parameters", "curves", "forgetting"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """One arm's value in one panel. `values` are the single seeds; `rank` is the arm's, if it has one."""
-
-    arm: str
-    rank: int | None
-    mean: float
-    low: float | None
-    high: float | None
-    values: tuple[float, ...]
-
-    @property
-    def n(self) -> int:
-        """Number of seeds."""
-        return len(self.values)
-
-    @property
-    def rung(self) -> int:
-        """The rank, in a figure along rank, where every arm has one."""
-        assert self.rank is not None
-        return self.rank
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One axis of values, labelled with its unit."""
-
-    label: str
-    rows: tuple[Estimate, ...]
-    from_zero: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrontierPoint:
-    """One arm in the plane of peak memory and held-out loss."""
-
-    arm: str
-    memory: float
-    loss: float
-    loss_low: float | None
-    loss_high: float | None
-    n: int
-    on_frontier: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParameterRow:
-    """One arm's trainable parameters beside all of the model's."""
-
-    arm: str
-    trainable: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        """Trainable share of the total."""
-        return self.trainable / self.total
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurveRow:
-    """One arm's training loss at one step."""
-
-    arm: str
-    point: CurvePoint
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForgettingRow:
-    """One arm's base-domain loss, before and after training."""
-
-    arm: str
-    before: float
-    after: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure, ready to be drawn. Which of the row fields is filled follows from `kind`.
-
-    `name` is the file name's stem; `alt` says in words what is to be seen.
-    """
-
-    name: str
-    kind: Kind
-    title: str
-    caption: str
-    alt: str
-    arms: tuple[str, ...]
-    panels: tuple[Panel, ...] = ()
-    x_label: str = ""
-    points: tuple[FrontierPoint, ...] = ()
-    parameters: tuple[ParameterRow, ...] = ()
-    curves: tuple[CurveRow, ...] = ()
-    forgetting: tuple[ForgettingRow, ...] = ()
+#: The combinations of colour and dash that the style has.
+MAX_CURVES = len(PALETTE) * len(DASHES)
 
 
 def study_figures(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]) -> tuple[Figure, ...]:
     """Every figure for which the study has data, in the order of the report."""
     built = (
+        pairs_figure(analysis),
         comparison_figure(analysis),
         frontier_figure(analysis),
         training_time_figure(analysis),
@@ -183,8 +93,8 @@ def frontier_figure(analysis: Analysis) -> Figure | None:
     return Figure(
         name="efficiency_frontier",
         kind="frontier",
-        title="Efficiency frontier",
-        caption="Filled: no other arm has both a lower mean loss and a lower peak memory. Bar: one standard "
+        title="Efficiency frontier: loss against memory",
+        caption="Filled: on these two counts alone no other arm is better on both. Bar: one standard "
         "deviation over seeds; arms whose bars overlap may change places. Memory was measured once per arm.",
         alt="Scatter plot of held-out loss against peak memory; the frontier is "
         + ", ".join(analysis.frontier),
@@ -208,8 +118,7 @@ def training_time_figure(analysis: Analysis) -> Figure | None:
         name="training_time",
         title="Training time",
         caption="Bar: median; line: smallest to largest over seeds. Arms that train in one pack share its time "
-        "equally, so only the step of the arm alone compares arms: "
-        f"{WITHOUT_NOISE_FLOOR}.",
+        "equally, so only the step of the arm alone compares arms.",
     )
 
 
@@ -251,7 +160,9 @@ def parameters_figure(analysis: Analysis) -> Figure | None:
 
 def curves_figure(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]) -> Figure | None:
     """Training loss over steps."""
-    names = _names(analysis.completed)
+    every = _names(analysis.completed)
+    names = every if len(every) <= MAX_CURVES else _worth_a_curve(analysis)
+    left_out = "" if names == every else f" Of {len(every)} arms, the reference and those on the frontier."
     rows = tuple(CurveRow(arm=name, point=point) for name in names for point in curves.get(name, ()))
     if not rows:
         return None
@@ -260,12 +171,19 @@ def curves_figure(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]
         kind="curves",
         title="Training loss",
         caption="Mean over seeds; band: one standard deviation to either side. Neighbouring steps are averaged "
-        "into one point.",
+        f"into one point.{left_out}",
         alt="Training loss over steps for each arm",
         arms=names,
         curves=rows,
         x_label="Optimizer step",
     )
+
+
+def _worth_a_curve(analysis: Analysis) -> tuple[str, ...]:
+    """The reference and the arms on the frontier, as many as can be told apart."""
+    reference = analysis.reference.name if analysis.reference else None
+    kept = [name for name in _names(analysis.completed) if name in analysis.frontier or name == reference]
+    return tuple(kept[:MAX_CURVES])
 
 
 def forgetting_figure(analysis: Analysis) -> Figure | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import altair as alt
 
-from lorastudy.report.figures.data import Estimate, Figure, Kind, Panel
-from lorastudy.report.figures.style import BLUE, GREY, VERMILLION, colour, dash
+from lorastudy.report.figures.figure import Estimate, Figure, Kind, Panel
+from lorastudy.report.figures.style import BLUE, GREY, SKY, VERMILLION, colour, dash
 
 Spec = dict[str, Any]
 Rows = Sequence[Mapping[str, object]]
@@ -226,6 +226,49 @@ def _forgetting(figure: Figure) -> list[Any]:
     return [alt.layer(lines, bars, before, after).properties(height=_height(figure.arms))]
 
 
+def _pairs(figure: Figure) -> list[Any]:
+    rows = [{**vars(row), "state": "decided" if row.decided else "open"} for row in figure.pairs]
+    label = _folded(figure.x_label)
+    base = alt.Chart(_inline(rows)).encode(y=_arm_axis(figure.arms))
+    shade = alt.condition("datum.decided", alt.value(BLUE), alt.value(GREY))
+    x = alt.X("mean:Q", title=label, scale=alt.Scale(zero=True, padding=12))
+    bars = base.mark_rule(strokeWidth=2.4).encode(x=alt.X("low:Q", title=label), x2="high:Q", color=shade)
+    dots = base.mark_point(size=45, opacity=1).encode(
+        x=x,
+        color=shade,
+        fill=alt.condition("datum.decided", alt.value(BLUE), alt.value("white")),
+        tooltip=[
+            alt.Tooltip("arm:N", title="Arm"),
+            alt.Tooltip("mean:Q", title="Difference", format="+.4g"),
+            alt.Tooltip("low:Q", title="From", format="+.4g"),
+            alt.Tooltip("high:Q", title="To", format="+.4g"),
+            alt.Tooltip("n:Q", title="Pairs"),
+            alt.Tooltip("verdict:N", title="Verdict"),
+        ],
+    )
+    verdicts = base.mark_text(align="right", dy=-14, fontSize=12, color="black").encode(
+        x=alt.value("width"), text="verdict:N"
+    )
+    zero = alt.Chart(_inline([{"at": 0}])).mark_rule(color="black").encode(x=alt.X("at:Q", title=label))
+    layers = [*_margin_band(figure), zero, bars, dots, verdicts]
+    return [alt.layer(*layers).properties(height=42 * len(figure.arms) + 10)]
+
+
+def _margin_band(figure: Figure) -> list[Any]:
+    if figure.margin is None:
+        return []
+    band = alt.Chart(_inline([{"low": -figure.margin, "high": figure.margin}])).mark_rect(
+        color=SKY, opacity=0.25
+    )
+    return [band.encode(x=alt.X("low:Q", title=_folded(figure.x_label)), x2="high:Q")]
+
+
+def _folded(label: str) -> list[str]:
+    """The unit on a line of its own, so that a phone shows it."""
+    name, bracket, unit = label.partition(" (")
+    return [name, f"({unit}"] if bracket else [name]
+
+
 def _arm_axis(arms: Sequence[str]) -> Any:
     return alt.Y("arm:N", title=None, sort=list(arms), axis=alt.Axis(labelLimit=220))
 
@@ -273,4 +316,5 @@ _CHARTS: dict[Kind, Callable[[Figure], list[Any]]] = {
     "parameters": _parameters,
     "curves": _curves,
     "forgetting": _forgetting,
+    "pairs": _pairs,
 }

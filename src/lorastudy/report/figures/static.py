@@ -3,6 +3,7 @@
 Seven inches wide with 11 pt type, which stays readable when a phone shows it at half a page.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from lorastudy.report.figures.data import Estimate, Figure, Kind, Panel
+from lorastudy.report.figures.figure import Estimate, Figure, Kind, Panel
 from lorastudy.report.figures.labels import place_labels
-from lorastudy.report.figures.style import BLUE, GREY, VERMILLION, colour, dash
+from lorastudy.report.figures.style import BLUE, GREY, SKY, VERMILLION, colour, dash
 
 WIDTH_INCHES = 7.0
+#: More arms than these get smaller type and less room each, and only some of their names stand in a scatter plot.
+MANY_ARMS = 16
+LONGEST_NAME = 28
+_LEGEND_COLUMNS = 3
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -142,7 +147,9 @@ def _frontier(figure: Figure) -> Canvas:
     axes.set_xlabel(figure.x_label)
     axes.set_ylabel("Held-out loss (nats per token)")
     axes.set_title(figure.title, loc="left")
-    place_labels(axes, [(point.memory, point.loss, point.arm) for point in figure.points])
+    # Beyond the names that fit, only those of the frontier: the table has the others.
+    named = figure.points if len(figure.points) <= MANY_ARMS else best
+    place_labels(axes, [(point.memory, point.loss, _shortened(point.arm)) for point in named])
     return canvas
 
 
@@ -182,14 +189,18 @@ def _parameters(figure: Figure) -> Canvas:
 
 def _curves(figure: Figure) -> Canvas:
     """Training loss over steps, one line with its band for each arm."""
-    canvas = Canvas(figsize=(WIDTH_INCHES, 4.6), layout="constrained")
+    canvas = Canvas(figsize=(WIDTH_INCHES, 4.6 + _legend_inches(figure.arms)), layout="constrained")
     axes = canvas.subplots()
     for index, arm in enumerate(figure.arms):
         points = [row.point for row in figure.curves if row.arm == arm]
         if points:
             steps = [point.step for point in points]
             (line,) = axes.plot(
-                steps, [point.mean for point in points], color=colour(index), linewidth=1.8, label=arm
+                steps,
+                [point.mean for point in points],
+                color=colour(index),
+                linewidth=1.8,
+                label=_shortened(arm),
             )
             if dash(index):
                 line.set_dashes(dash(index))
@@ -234,10 +245,32 @@ def _forgetting(figure: Figure) -> Canvas:
     return canvas
 
 
+def _pairs(figure: Figure) -> Canvas:
+    """A forest plot: the verdict stands at the right of each interval's line."""
+    canvas, (axes,) = _stacked(figure, num_panels=1)
+    axes.axvline(0, color="black", linewidth=1, zorder=1)
+    if figure.margin is not None:
+        axes.axvspan(-figure.margin, figure.margin, color=SKY, alpha=0.25, linewidth=0, zorder=0)
+    for y, row in enumerate(figure.pairs):
+        shade = BLUE if row.decided else GREY
+        if row.low is not None and row.high is not None:
+            axes.plot([row.low, row.high], [y, y], color=shade, linewidth=2.4, zorder=2)
+        fill = shade if row.decided else "white"
+        axes.plot([row.mean], [y], "o", color=shade, markerfacecolor=fill, markersize=5.5, zorder=3)
+    _arm_axis(axes, figure.arms)
+    axes.set_xlabel(figure.x_label)
+    verdicts = axes.twinx()
+    verdicts.set_yticks(range(len(figure.pairs)), [_shortened(row.verdict) for row in figure.pairs])
+    verdicts.set_ylim(axes.get_ylim())
+    verdicts.grid(visible=False)
+    verdicts.tick_params(axis="y", length=0, labelsize=axes.yaxis.get_ticklabels()[0].get_fontsize())
+    return canvas
+
+
 def _stacked(figure: Figure, *, num_panels: int | None = None) -> tuple[Canvas, list[Axes]]:
     """A canvas with one panel above another, each tall enough for its arms; the title on top."""
     panels = len(figure.panels) if num_panels is None else num_panels
-    height = 0.7 + panels * (0.85 + 0.34 * len(figure.arms))
+    height = 0.7 + panels * (0.85 + _row_inches(figure.arms) * len(figure.arms))
     canvas = Canvas(figsize=(WIDTH_INCHES, height), layout="constrained")
     every = list(canvas.subplots(panels, 1, squeeze=False)[:, 0])
     every[0].set_title(figure.title, loc="left")
@@ -246,10 +279,20 @@ def _stacked(figure: Figure, *, num_panels: int | None = None) -> tuple[Canvas, 
 
 def _arm_axis(axes: Axes, arms: Sequence[str]) -> None:
     """Arms from top to bottom; horizontal, so that long names stay readable."""
-    axes.set_yticks(range(len(arms)), [arm if len(arm) <= 28 else f"{arm[:27]}…" for arm in arms])
+    axes.set_yticks(range(len(arms)), [_shortened(arm) for arm in arms])
+    axes.tick_params(axis="y", labelsize=11 if len(arms) <= MANY_ARMS else 8)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
+
+
+def _row_inches(arms: Sequence[str]) -> float:
+    """The height that one arm takes: less for many, so that sixty of them still fit on two pages."""
+    return 0.34 if len(arms) <= MANY_ARMS else 0.2
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _seeds(axes: Axes, x: Sequence[float], *, y: Sequence[float]) -> None:
@@ -272,11 +315,15 @@ def _folded(label: str) -> str:
 
 
 def _legend(canvas: Canvas, axes: Axes, *, arms: Sequence[str]) -> None:
-    """Inside the axes for few arms; below them for many."""
+    """Inside the axes for few arms; below them for many, on a canvas that grew by as much."""
     if len(arms) <= 7:
         axes.legend(loc="best")
     else:
-        canvas.legend(loc="outside lower center", ncols=3)
+        canvas.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize=9)
+
+
+def _legend_inches(arms: Sequence[str]) -> float:
+    return 0 if len(arms) <= 7 else 0.19 * math.ceil(len(arms) / _LEGEND_COLUMNS)
 
 
 _DRAWINGS: dict[Kind, Callable[[Figure], Canvas]] = {
@@ -287,4 +334,5 @@ _DRAWINGS: dict[Kind, Callable[[Figure], Canvas]] = {
     "parameters": _parameters,
     "curves": _curves,
     "forgetting": _forgetting,
+    "pairs": _pairs,
 }

@@ -33,8 +33,7 @@ def generic_headline(analysis: Analysis) -> str:
     comparisons = analysis.primary_comparisons
     if analysis.reference is None or not comparisons:
         return "Fewer than two arms completed, so there is nothing to compare."
-    verdicts = f"{verdicts_by_word(comparisons, analysis.reference)}{seen_but_not_shown(comparisons)}"
-    return f"{verdicts} {cheapest_not_worse(analysis)}".strip()
+    return f"{verdicts_by_word(comparisons, analysis.reference)}{seen_but_not_shown(comparisons)}"
 
 
 def best_first(analysis: Analysis) -> list[ArmSummary]:

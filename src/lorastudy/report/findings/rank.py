@@ -5,9 +5,8 @@ import itertools
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.paired import leans
 from lorastudy.analysis.ranks import SHARE_KEPT, RankReturns
-from lorastudy.analysis.splits import reporting_split
 from lorastudy.analysis.study import Arm
-from lorastudy.analysis.tuning import learning_rates, rates_of
+from lorastudy.analysis.tuning import rates_of
 from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
 from lorastudy.report.document import Strong
 from lorastudy.report.findings.wording import (
@@ -52,7 +51,7 @@ def rank_headline(analysis: Analysis) -> str:
     returns = analysis.returns
     if returns is None:
         return "Fewer than two ranks completed with a seed in common, so ranks cannot be compared."
-    return f"{_answer(analysis, returns)}{_chosen_rates(analysis, returns)}{_scope(analysis, returns)}"
+    return f"{_answer(analysis, returns)}{_scope(analysis, returns)}"
 
 
 def _answer(analysis: Analysis, returns: RankReturns) -> str:
@@ -67,27 +66,7 @@ def _answer(analysis: Analysis, returns: RankReturns) -> str:
         f"of the observed gain in {_metric(returns)} ({percent(returns.kept_share)} of what {_name(largest)} gained "
         f"over {_name(returns.ladder[0])}){_price(analysis, knee, largest=largest)}. "
         f"{_capital(_name(knee))} against {_name(largest)}: {_comparison(returns)}. "
-        f"{_told_sufficient(analysis, returns)}{_advice(returns)}"
-    )
-
-
-def _chosen_rates(analysis: Analysis, returns: RankReturns) -> str:
-    """That each rank stands at its best learning rate, and what that does to its loss; empty for one rate each."""
-    if max(returns.num_rates) == 1:
-        return ""
-    tried = listing(sorted({str(number) for number in returns.num_rates}, key=int))
-    chosen = f"Each rank stands at the best of its {tried} learning rates"
-    on_edge = set(learning_rates(analysis.study).on_edge)
-    edges = [_name(arm) for arm in returns.ladder if arm.name in on_edge]
-    edge = (
-        f" The best rate lies on the edge of its grid for {listing(edges)}, so a better one may lie beyond."
-        if edges
-        else ""
-    )
-    if reporting_split(analysis.study) == "test":
-        return f" {chosen}, chosen on held-out rows of their own; the test rows took no part in it.{edge}"
-    return (
-        f" {chosen}, chosen on the same held-out rows that the comparison uses, so slightly optimistic.{edge}"
+        f"{_told_sufficient(analysis, returns)}".rstrip()
     )
 
 
@@ -117,7 +96,7 @@ def _accuracy(analysis: Analysis) -> tuple[str | Strong, ...]:
     went = (
         f"From {_name(returns.ladder[0])} to {_name(returns.ladder[-1])} the mean {_metric(returns)} went "
         f"{change(first, last, metric=returns.metric)}{_unit(returns)}. {shape}{other_accuracies(analysis, first=first, last=last)}"
-        f"{_chosen_rates(analysis, returns)} "
+        f" "
     )
     return (
         went,
@@ -178,8 +157,9 @@ def _returns(analysis: Analysis) -> str:
 
 
 def _told_sufficient(analysis: Analysis, returns: RankReturns) -> str:
-    """The smallest sufficient rank in the headline, where the suite set a margin."""
-    return "" if analysis.question.margin is None else f"{_sufficient(analysis, returns)} "
+    """That no smaller rank is sufficient, where the suite set a margin; one that is, is the recommendation."""
+    asked = analysis.question.margin is not None and analysis.smallest_sufficient is None
+    return _sufficient(analysis, returns) if asked else ""
 
 
 def _where(returns: RankReturns) -> str:
@@ -233,19 +213,16 @@ def _largest_needed(returns: RankReturns) -> str:
     shares = f"; {_name(below)} kept {percent(kept)}" if below.name != smallest.name else ""
     return (
         f"No smaller rank kept {_SHARE} of the gain in {_metric(returns)} from {_name(smallest)} to {_name(largest)}"
-        f"{shares}. A larger rank was not tried."
+        f"{shares}."
     )
 
 
 def _next_below(analysis: Analysis, returns: RankReturns) -> str:
-    """The largest rank against the one below it, and which of them to use."""
+    """The largest rank against the one below it."""
     below, largest = _name(returns.ladder[-2]), _name(returns.ladder[-1])
     comparison = analysis.comparison(returns.ladder[-2].name)
     assert comparison is not None
-    told = f"{_capital(below)} against {largest}: {difference(comparison)}."
-    if comparison.reference_is_better:
-        return f"{told} So of the ranks tried {largest} is the one to use."
-    return f"{told} So these runs do not decide between the two."
+    return f"{_capital(below)} against {largest}: {difference(comparison)}."
 
 
 def _is_gain_shown(returns: RankReturns) -> bool:
@@ -290,23 +267,6 @@ def _if_as_seen(returns: RankReturns) -> str:
 def _comparison(returns: RankReturns) -> str:
     assert returns.knee_comparison is not None
     return difference(returns.knee_comparison)
-
-
-def _advice(returns: RankReturns) -> str:
-    """What to do with it. "Cannot tell" is no proof of equality, so the advice says where to start."""
-    knee, largest = _name(returns.knee), _name(returns.ladder[-1])
-    comparison = returns.knee_comparison
-    assert comparison is not None
-    if comparison.no_worse:
-        return f"So these runs give no reason to pay for {largest}."
-    if comparison.cost is not None and (comparison.reference_is_better or leans(comparison)):
-        cost = number(abs(comparison.cost), difference_decimals(comparison))
-        worse = f"{_metric(returns)} {cost} {'higher' if returns.metric.lower_is_better else 'lower'}"
-        if comparison.reference_is_better:
-            return f"So {largest} is the more accurate, and {knee} the cheaper choice where a {worse} is acceptable."
-        if comparison.cost > 0:
-            return f"So {knee} is the one to start with, and {largest} the one to try where a {worse} is not acceptable."
-    return f"So {knee} is the one to start with; these runs give no reason to pay for {largest}."
 
 
 def _room(returns: RankReturns) -> str:

@@ -9,7 +9,6 @@ from lorastudy.analysis.paired import Comparison, MoreSeeds, leans
 from lorastudy.analysis.significance import MIN_SEEDS, smallest_sign_flip_p
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.summary import ArmSummary, Metric
-from lorastudy.analysis.tuning import LearningRates
 from lorastudy.report.document import Text
 from lorastudy.report.numbers import (
     count,
@@ -153,7 +152,7 @@ def cost_bounds(comparison: Comparison) -> tuple[float, float]:
 
 
 def what_seeds_can_show(analysis: Analysis) -> str:
-    """What this number of seeds can show at best, and how many more might decide what is open."""
+    """What so few seeds can show at best; empty for more, and where no two arms share one."""
     comparisons = analysis.primary_comparisons
     n = max((comparison.n for comparison in comparisons), default=0)
     if n == 0:
@@ -163,27 +162,7 @@ def what_seeds_can_show(analysis: Analysis) -> str:
             "With one seed no difference can be told from the noise between seeds; every verdict is open. "
             "Two seeds give an interval, six are the fewest that can show a difference."
         )
-    return f"{_limit_of(n)}{_open_cases(comparisons)}"
-
-
-def learning_rate_caveat(rates: LearningRates) -> str:
-    """Whether the learning rate was tuned, and what follows from it."""
-    consequence = "so no arm can be called best: part of a difference may be one of learning rate."
-    if rates.num_varied == 0 and len(rates.rates) == 1:
-        return f"The learning rate was not tuned per arm (one value: {rates.rates[0]:g}), {consequence}"
-    if rates.num_varied < rates.num_configurations:
-        return (
-            f"The learning rate was not tuned per arm ({rates.num_varied} of {rates.num_configurations} "
-            f"configurations were run at more than one rate), {consequence}"
-        )
-    if rates.on_edge:
-        return (
-            f"The best learning rate lies on the edge of its grid for {names(rates.on_edge)}, {consequence}"
-        )
-    tried = listing(f"{rate:g}" for rate in rates.rates)
-    if rates.were_sought:
-        return f"Each arm stands at the best of the learning rates that were tried for it ({tried} in all)."
-    return f"Every configuration was run at several learning rates ({tried}); each rate is an arm of its own."
+    return _limit_of(n)
 
 
 def _limit_of(num_seeds: int) -> str:
@@ -195,24 +174,8 @@ def _limit_of(num_seeds: int) -> str:
             "shown, however large: six seeds could. The intervals, which take the differences between seeds "
             "to be roughly normal, say how large it may be."
         )
-    if num_seeds == MIN_SEEDS:
-        return (
-            f"With {num_seeds} seeds a difference can be shown only if every seed points the same way (exact "
-            f"sign-flip p {least})."
-        )
-    return f"With {num_seeds} seeds the exact sign-flip p cannot fall below {least}."
-
-
-def _open_cases(comparisons: Sequence[Comparison]) -> str:
-    """How many seeds would decide, if the true differences are as observed."""
-    parts = [
-        f"{comparison.arm} {more_seeds(comparison.more)}"
-        for comparison in comparisons
-        if comparison.more is not None and not comparison.more.at_least
-    ]
-    if not parts:
-        return ""
     return (
-        " What would decide an open case four times in five, if the difference is as observed, and what it takes "
-        f"for the two arms: {listing(parts)}."
+        f"With {num_seeds} seeds a difference can be shown only if every seed points the same way (exact sign-flip p {least})."
+        if num_seeds == MIN_SEEDS
+        else ""
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lorastudy.analysis.imported import ImportedAnalysis, ImportedArm
 from lorastudy.analysis.study import differing_settings
 from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
-from lorastudy.report.figures.data import Estimate, Figure, Panel
+from lorastudy.report.figures.figure import Estimate, Figure, Panel
 from lorastudy.report.findings.wording import difference_decimals, verdict
 from lorastudy.report.numbers import (
     ABSENT,

@@ -44,12 +44,13 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         *_trusted(study),
         *_pairs_left_out(analysis),
     ]
-    return [
-        Heading(level=level, text="How it was measured"),
-        Bullets(tuple(items)),
-        Heading(level=level, text="Not in this report"),
-        Bullets(tuple((item,) for item in _absent(analysis))),
-    ]
+    blocks: list[Block] = [Heading(level=level, text="How it was measured"), Bullets(tuple(items))]
+    if absent := _absent(analysis):
+        blocks += [
+            Heading(level=level, text="Not in this report"),
+            Bullets(tuple((item,) for item in absent)),
+        ]
+    return blocks
 
 
 def environment_blocks(study: Study, *, level: int) -> list[Block]:
@@ -208,7 +209,9 @@ def _absent(analysis: Analysis) -> list[str]:
         items.append("Peak memory: not measured.")
     if not any(summary.costs.step_seconds for summary in analysis.summaries):
         items.append("Step time: not measured.")
-    return [*items, "Memory and time predicted before the run: none are stored, so none are scored here."]
+    if not any(result.prediction for result in analysis.study.completed):
+        items.append("Memory predicted before the run: none was stored, so none is scored here.")
+    return items
 
 
 def _environment_table(groups: tuple[EnvironmentGroup, ...]) -> Table:

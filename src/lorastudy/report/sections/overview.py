@@ -1,11 +1,9 @@
-"""What a reader meets first: the question, what was run, the answer; what failed; what the arms are."""
+"""What was run, what the arms are, and which experiments did not complete."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.study import Arm, Study, differing_settings
-from lorastudy.analysis.tuning import learning_rates
 from lorastudy.report.document import (
     Block,
     Bullets,
@@ -14,36 +12,14 @@ from lorastudy.report.document import (
     Column,
     Heading,
     Paragraph,
-    Strong,
     Table,
     Text,
 )
-from lorastudy.report.findings.catalogue import questions_of
-from lorastudy.report.findings.wording import learning_rate_caveat, what_seeds_can_show
 from lorastudy.report.numbers import ABSENT, listing, names
 from lorastudy.tracker.views import ExperimentResult
 
 #: Longest failure message that is shown whole; the store has the rest.
 MAX_MESSAGE = 600
-
-
-def summary_blocks(analysis: Analysis) -> list[Block]:
-    """Question, what was run and the answer, in one paragraph; then what limits the answer."""
-    questions = questions_of(analysis.study.experiment_type)
-    limits = [learning_rate_caveat(learning_rates(analysis.study)), what_seeds_can_show(analysis)]
-    return [
-        Paragraph(
-            (
-                Strong("Question."),
-                f" {questions.question} ",
-                Strong("What was run."),
-                f" {_what_was_run(analysis.study)} ",
-                Strong("Answer."),
-                f" {questions.headline(analysis)}",
-            )
-        ),
-        Paragraph((Strong("Limits."), f" {' '.join(limit for limit in limits if limit)}")),
-    ]
 
 
 def failure_blocks(study: Study, *, level: int) -> list[Block]:
@@ -109,7 +85,8 @@ def _setting_cell(value: Any) -> Cell:
     return Cell(setting_text(value), float(value) if is_number else None)
 
 
-def _what_was_run(study: Study) -> str:
+def what_was_run(study: Study) -> str:
+    """How many arms and seeds, on what, for how long, and how many completed."""
     arms = study.reported_arms
     model, data = (listing(setting_values(study.arms, key)) for key in ("base_model", "dataset_path"))
     return (

@@ -44,7 +44,7 @@ def _checkpoints(study: Study) -> str:
     num_checkpoints = sum(profile.num_checkpoints for profile, _ in saved.values())
     return (
         f" Saving took {number(seconds, 1)} s beside that ({number(100 * share, 1)} % of both): "
-        f"{num_checkpoints} checkpoints."
+        f"{num_checkpoints} checkpoint{'' if num_checkpoints == 1 else 's'}."
     )
 
 

@@ -1,0 +1,125 @@
+"""The page that a reader meets first: the question, the verdict, the recommendation, what limits it.
+
+Its sentences repeat no computation: verdicts, differences and findings are those of the tables below.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from lorastudy.analysis.environments import environment_groups
+from lorastudy.analysis.fairness.wording import arms_in_words
+from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.reference import missing_reference
+from lorastudy.analysis.study import Study
+from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text
+from lorastudy.report.findings.catalogue import questions_of
+from lorastudy.report.findings.recommendation import recommendation
+from lorastudy.report.findings.wording import verdicts_by_word, what_seeds_can_show
+from lorastudy.report.numbers import count, listing, number
+from lorastudy.report.sections.overview import setting_values, what_was_run
+
+#: Findings named on the first page; the others are counted.
+_MOST_FINDINGS = 4
+
+
+def front_blocks(analysis: Analysis, *, is_stated: bool) -> list[Block]:
+    """Five short paragraphs, the last of them a list. `is_stated`: the suite's question was stored beforehand."""
+    limits = tuple(_limits(analysis))
+    return [
+        Paragraph((Strong("Question."), f" {_question(analysis, is_stated=is_stated)}")),
+        Paragraph((Strong("What was run."), f" {what_was_run(analysis.study)}")),
+        Paragraph((Strong("Verdict."), f" {_verdict(analysis)}")),
+        Paragraph((Strong("Recommendation."), f" {recommendation(analysis).why}")),
+        Paragraph((Strong("What limits this."),)),
+        Bullets(limits),
+    ]
+
+
+def _question(analysis: Analysis, *, is_stated: bool) -> str:
+    """What the design asks, and what was fixed before the run."""
+    asked, question = questions_of(analysis.study.experiment_type).question, analysis.question
+    if not is_stated:
+        return (
+            f"{asked} No question was stated beforehand: {analysis.primary.title.lower()} decides, the design names "
+            "the reference, and without a margin no arm can be as good within it."
+        )
+    margin = "no margin" if question.margin is None else f"a margin of {question.margin:g}"
+    unit = f" {analysis.primary.unit}" if question.margin is not None and analysis.primary.unit else ""
+    reference = question.reference or "the reference that the design names"
+    return f"{asked} Stated beforehand: {analysis.primary.title.lower()} decides, against {reference}, with {margin}{unit}."
+
+
+def _verdict(analysis: Analysis) -> str:
+    """The words of the comparisons, then what the experiment type makes of them."""
+    headline = questions_of(analysis.study.experiment_type).headline(analysis)
+    if analysis.reference is None or not analysis.primary_comparisons:
+        return headline
+    words = verdicts_by_word(analysis.primary_comparisons, analysis.reference)
+    return headline if words in headline else f"{words} {headline}"
+
+
+def _limits(analysis: Analysis) -> Iterator[Text]:
+    """Each in one line; what there is more to say of is below."""
+    yield from _findings(analysis)
+    if seeds := what_seeds_can_show(analysis):
+        yield (seeds,)
+    yield from _choice_in_sample(analysis)
+    yield from _stand_in(analysis)
+    yield from _not_completed(analysis.study)
+    yield (_scope(analysis.study),)
+
+
+def _findings(analysis: Analysis) -> Iterator[Text]:
+    """What the linter found of weight; few seeds have a line of their own."""
+    grave = [one for one in analysis.lint if one.severity != "note" and one.code != "LS401"]
+    for finding in grave[:_MOST_FINDINGS]:
+        concerned = arms_in_words(finding.arms, num_arms=len(analysis.study.arms))
+        yield (f"{finding.title} ({finding.code}, {concerned}): {finding.found}.",)
+    if len(grave) > _MOST_FINDINGS:
+        yield (f"{len(grave) - _MOST_FINDINGS} more findings of the linter, below.",)
+
+
+def _choice_in_sample(analysis: Analysis) -> Iterator[Text]:
+    """That the rows that report also picked the learning rates, and by how much that may flatter."""
+    chosen = [choice for choice in analysis.choices if choice.in_sample]
+    if not chosen:
+        return
+    measured = [choice.optimism for choice in chosen if choice.optimism is not None]
+    worth = (
+        f", by at most {number(max(measured), 4)} {analysis.primary.unit} as measured".rstrip()
+        if measured and max(measured) > 0
+        else ""
+    )
+    told = (
+        "Learning rates were chosen on the same held-out rows that report, so the chosen scores look slightly better "
+        f"than they are{worth}."
+    )
+    yield (told,)
+
+
+def _stand_in(analysis: Analysis) -> Iterator[Text]:
+    """That the reference is another arm than the design's."""
+    missing = missing_reference(analysis.study)
+    if missing is not None and analysis.reference is not None and analysis.question.reference is None:
+        told = f"{analysis.reference.name} stands in for {missing.name}, the reference by design, of which no run completed."
+        yield (told,)
+
+
+def _not_completed(study: Study) -> Iterator[Text]:
+    """How many runs are missing, by what became of them."""
+    missing = [result for result in study.results if result.status != "completed"]
+    if missing:
+        kinds = Counter((result.failure_kind or result.status).replace("_", " ") for result in missing)
+        told = listing(f"{times} {kind}" for kind, times in kinds.items())
+        yield (f"{len(missing)} of {count(len(study.results))} experiments did not complete: {told}.",)
+
+
+def _scope(study: Study) -> str:
+    """One data set, one base model, one machine: what the conclusions are about."""
+    data, models = setting_values(study.arms, "dataset_path"), setting_values(study.arms, "base_model")
+    told = f"One data set ({data[0]})" if len(data) == 1 else f"{len(data)} data sets"
+    told += f" and one base model ({models[0]})" if len(models) == 1 else f" and {len(models)} base models"
+    groups = environment_groups(study.completed)
+    cpu = bool(groups) and all(group.environment.device == "cpu" for group in groups)
+    costs = " Memory and time were measured on a CPU and say little about a GPU." if cpu else ""
+    return f"{told}: on others the answer may differ.{costs}"

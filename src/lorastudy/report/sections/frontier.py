@@ -1,0 +1,114 @@
+"""Which arms are worth their cost, how sure that is, and which cannot be told from the best."""
+
+from lorastudy.analysis.frontier import Standing
+from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.ties import MIN_SEEDS_FOR_A_SET
+from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Strong, Table
+from lorastudy.report.figures.figure import Figure
+from lorastudy.report.numbers import (
+    ABSENT,
+    decimals_of_size,
+    duration_unit,
+    names,
+    number,
+    percent,
+    size_unit,
+)
+
+
+def frontier_blocks(analysis: Analysis, *, figures: tuple[Figure, ...], level: int) -> list[Block]:
+    """The standings with their probabilities, the plot, and the tied set; nothing for fewer than two arms."""
+    if len(analysis.standings) < 2:
+        return list(figures)
+    return [
+        Heading(level=level, text="Efficiency frontier"),
+        Paragraph((_explained(analysis.standings),)),
+        _table(analysis),
+        *figures,
+        Heading(level=level, text="Tied with the best"),
+        *_tied(analysis),
+    ]
+
+
+def _explained(standings: tuple[Standing, ...]) -> str:
+    """What it is to be on it, on which counts, and what its probability is."""
+    first = standings[0]
+    counts = [
+        "score",
+        *(["peak memory"] if _all(standings, "memory_bytes") else []),
+        *(["step time"] if _all(standings, "step_seconds") else []),
+        *(["forgetting"] if _all(standings, "forgetting") else []),
+    ]
+    chance = (
+        "With one seed there is no probability."
+        if first.probability is None
+        else "The probability is the share of resamples of the seeds in which the arm is on the frontier; memory and "
+        "time were measured once and do not vary in them."
+    )
+    return (
+        f"An arm is on the frontier when no other arm is at least as good on every count and better on one. Counted: "
+        f"{', '.join(counts)}. {chance}"
+    )
+
+
+def _all(standings: tuple[Standing, ...], name: str) -> bool:
+    return all(getattr(standing, name) is not None for standing in standings)
+
+
+def _table(analysis: Analysis) -> Table:
+    standings = analysis.standings
+    memory_unit, memory_scale = size_unit(s.memory_bytes for s in standings if s.memory_bytes)
+    step_unit, step_scale = duration_unit(s.step_seconds for s in standings if s.step_seconds)
+    sign = 1 if analysis.primary.lower_is_better else -1
+    columns = (
+        Column("Arm", numeric=False),
+        Column(f"{analysis.primary.title}, mean"),
+        Column(f"Peak memory ({memory_unit})"),
+        Column(f"Step ({step_unit})"),
+        Column("Base-domain loss after"),
+        Column("On the frontier", numeric=False),
+        Column("Probability"),
+    )
+    rows = tuple(
+        (
+            Cell(standing.arm),
+            Cell(number(sign * standing.quality_cost, 4), sign * standing.quality_cost),
+            _scaled(standing.memory_bytes, memory_scale),
+            _scaled(standing.step_seconds, step_scale),
+            _scaled(standing.forgetting, 1),
+            Cell("yes" if standing.on_frontier else "no"),
+            Cell(ABSENT)
+            if standing.probability is None
+            else Cell(percent(standing.probability, decimals=0), standing.probability),
+        )
+        for standing in standings
+    )
+    return Table(columns=columns, rows=rows)
+
+
+def _scaled(value: float | None, scale: float) -> Cell:
+    if value is None:
+        return Cell(ABSENT)
+    return Cell(number(value / scale, decimals_of_size(value / scale)), value)
+
+
+def _tied(analysis: Analysis) -> list[Block]:
+    """The set with 95 % confidence, or why there is none."""
+    tied = analysis.tied
+    if tied is None:
+        text = (
+            f"No set: it takes at least {MIN_SEEDS_FOR_A_SET} seeds that all arms share, and differences that vary "
+            "from seed to seed."
+        )
+        return [Paragraph((text,))]
+    left_out = f" Left out: {names(tied.left_out)}." if tied.left_out else " None could be left out."
+    about = f" (Model confidence set over {tied.num_seeds} seeds on these items. Verdicts do not rest on it.)"
+    return [
+        Paragraph(
+            (
+                "With 95 % confidence the best arm is among ",
+                Strong(names(tied.arms)),
+                f".{left_out}{about}",
+            )
+        )
+    ]

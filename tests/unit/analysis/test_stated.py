@@ -1,0 +1,45 @@
+"""The stated question as the analysis takes it."""
+
+import pytest
+
+from lorastudy.analysis.overview import Question
+from lorastudy.analysis.stated import asked_of
+from lorastudy.analysis.study import split_studies
+from lorastudy.spec.question import Margin
+from lorastudy.spec.question import Question as Stated
+from lorastudy.tracker.views import ScoreValue
+
+
+def score(value):
+    return ScoreValue(value=value, unit="nats per token", version=1, num_items=10)
+
+
+@pytest.fixture
+def study(make_result):
+    results = [
+        make_result(name, seed=0, scores={("eval", "loss"): score(loss), ("eval_before", "loss"): score(3.0)})
+        for name, loss in (("a", 1.5), ("b", 1.0))
+    ]
+    (found,) = split_studies(results)
+    return found
+
+
+def test_nothing_stated_is_what_the_design_asks(study):
+    assert asked_of(study, None) == Question()
+    assert asked_of(study, Stated()) == Question()
+
+
+def test_a_number_is_the_margin(study):
+    stated = Stated(margin=Margin(amount=0.1), reference="b")
+    assert asked_of(study, stated) == Question(margin=0.1, reference="b")
+
+
+def test_a_share_is_of_the_references_gain(study):
+    stated = Stated(margin=Margin(amount=0.02, is_share=True), reference="b")
+    assert asked_of(study, stated).margin == pytest.approx(0.02 * (3.0 - 1.0))
+    assert (
+        asked_of(
+            study, Stated(margin=Margin(amount=0.02, is_share=True), primary_metric="exact_match")
+        ).margin
+        is None
+    )

@@ -1,0 +1,160 @@
+"""The page that a reader meets first: what it recommends, and that it says what limits it."""
+
+from dataclasses import replace
+
+import pytest
+
+from lorastudy.analysis.overview import Question, analyse
+from lorastudy.analysis.study import split_studies
+from lorastudy.report.document import Bullets, Paragraph
+from lorastudy.report.findings.recommendation import recommendation
+from lorastudy.report.sections.front import front_blocks
+
+#: Losses of six seeds about 0, so that a mean can be read off.
+NOISE = (0.0, 0.01, -0.01, 0.005, -0.005, 0.002)
+
+
+@pytest.fixture
+def study_of(make_result, add_profile):
+    """An own study from {arm: (mean loss, wobble of its noise, MiB)}; the first arm is the reference."""
+
+    def study_of(table, *, kind="own", seeds=6):
+        results = [
+            add_profile(
+                make_result(
+                    arm,
+                    seed,
+                    experiment_type=kind,
+                    settings={"lora_rank": 2 ** (1 + index)},
+                    scores={("eval", "loss"): mean + wobble * NOISE[seed]},
+                ),
+                parameters=1000,
+                memory=memory * 2**20,
+                step=0.1,
+            )
+            for index, (arm, (mean, wobble, memory)) in enumerate(table.items())
+            for seed in range(seeds)
+        ]
+        (study,) = split_studies(results)
+        return study
+
+    return study_of
+
+
+def lines(analysis, *, is_stated=False):
+    """The page as plain lines."""
+    found = []
+    for block in front_blocks(analysis, is_stated=is_stated):
+        assert isinstance(block, Paragraph | Bullets)
+        texts = [block.text] if isinstance(block, Paragraph) else block.items
+        found += ["".join(s if isinstance(s, str) else s.text for s in text) for text in texts]
+    return found
+
+
+def test_an_arm_that_is_shown_to_be_better_is_taken(study_of):
+    found = recommendation(analyse(study_of({"a": (2.0, 1, 9), "b": (1.0, 2, 9)})))
+    assert found.arm == "b"
+    assert found.why == (
+        "Take b, at the one learning rate that was tried (0.0002): it is shown to be better than a. It needs 9.00 MiB "
+        "at its peak, alone."
+    )
+
+
+def test_of_several_that_are_better_one_tied_with_the_best_is_taken_not_merely_the_cheapest(study_of):
+    # c needs the least memory, but b and d are ahead of it by half; between those two nothing can be told.
+    table = {"a": (2.0, 1, 9), "b": (1.0, 2, 9), "c": (1.5, 3, 1), "d": (1.001, 4, 5)}
+    analysis = analyse(study_of(table))
+    assert analysis.tied is not None
+    assert set(analysis.tied.arms) == {"b", "d"}
+    found = recommendation(analysis)
+    assert found.arm == "d"
+    assert "better than a, as b is; of these it needs the least memory" in found.why
+
+
+def test_a_reference_that_beats_every_arm_is_taken_with_the_price_of_the_next(study_of):
+    found = recommendation(analyse(study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1), "c": (1.3, 3, 1)})))
+    assert found.arm == "a"
+    assert "better than every other arm; c comes nearest, worse by 0.30" in found.why
+
+
+def test_within_the_margin_the_cheapest_is_taken(study_of):
+    study = study_of({"a": (1.0, 1, 9), "b": (1.001, 1.5, 3), "c": (1.002, 2, 5)})
+    found = recommendation(analyse(study, question=Question(margin=0.2)))
+    assert found.arm == "b"
+    assert "b, c and a are as good within the margin, and of these it needs the least memory" in found.why
+
+
+def test_the_smallest_sufficient_rank_answers_a_rank_ablation_with_a_margin(study_of):
+    study = study_of({"r2": (2.0, 1, 1), "r4": (1.01, 1.5, 2), "r8": (1.0, 2, 3)}, kind="rank_ablation")
+    analysis = analyse(study, question=Question(margin=0.1))
+    assert analysis.smallest_sufficient is not None
+    found = recommendation(analysis)
+    assert found.arm == analysis.smallest_sufficient.name == "r4"
+    assert "the smallest rank shown to be as good as r8 within the margin of 0.1 nats per token" in found.why
+    question = next(line for line in lines(analysis, is_stated=True) if line.startswith("Question."))
+    assert "Stated beforehand: held-out loss decides" in question
+    assert question.endswith("with a margin of 0.1 nats per token.")
+
+
+def test_what_the_runs_leave_open_is_not_recommended(study_of):
+    table = {"a": (1.0, 1, 9), "b": (1.004, 6, 3), "c": (2.0, 2, 1)}
+    found = recommendation(analyse(study_of(table)))
+    assert found.arm is None
+    assert found.why.startswith(
+        "None: it is still between b and a. Of the arms that no interval puts behind a, b"
+    )
+    assert "What would decide" in found.why
+
+
+def test_with_one_seed_no_arm_is_named_for_being_cheap(study_of):
+    found = recommendation(analyse(study_of({"a": (1.0, 1, 9), "b": (3.0, 1, 1)}, seeds=1)))
+    assert found.why == "None: no arm was told from a. What would decide: for b at least 5 more seeds."
+
+
+def test_nothing_completed_or_one_arm_is_said(study_of):
+    alone = study_of({"a": (1.0, 1, 9)})
+    assert recommendation(analyse(alone)).why == (
+        "None: only one arm completed, so there is nothing to choose between."
+    )
+    failed = [replace(r, status="failed", failure_kind="out_of_memory", scores={}) for r in alone.results]
+    (study,) = split_studies(failed)
+    page = lines(analyse(study))
+    assert "Recommendation. None: no experiment completed." in page
+    assert "6 of 6 experiments did not complete: 6 out of memory." in page
+
+
+def test_invalid_comparisons_recommend_nothing(study_of, make_result):
+    study = study_of({"a": (1.0, 1, 9), "b": (3.0, 1, 1)})
+    longer = [
+        replace(r, settings={**r.settings, "max_steps": 9}) if r.arm == "b" else r for r in study.results
+    ]
+    (unequal,) = split_studies(longer)
+    analysis = analyse(unequal)
+    assert not analysis.primary_comparisons[0].is_valid
+    assert recommendation(analysis).arm is None
+    assert "no comparison is valid" in recommendation(analysis).why
+
+
+def test_the_page_is_short_and_its_limits_are_named(rank_study):
+    page = lines(analyse(split_studies(rank_study)[0]))
+    assert len(page) <= 15
+    assert "No question was stated beforehand" in page[0]
+    assert [line.partition(" ")[0] for line in page[1:5]] == ["What", "Verdict.", "Recommendation.", "What"]
+    assert any("(LS101, all 6 arms)" in line for line in page)
+    assert any("say little about a GPU" in line for line in page)
+
+
+def test_a_choice_in_sample_is_a_limit(make_result):
+    results = [
+        make_result(
+            f"r{rank}_{rate:g}",
+            seed,
+            settings={"lora_rank": rank, "lora_alpha": "2r", "learning_rate": rate},
+            scores={("eval", "loss"): 1 + 1 / rank + extra + NOISE[seed] * rank},
+        )
+        for rank in (2, 4)
+        for rate, extra in ((1e-4, 0.2), (1e-3, 0.0), (1e-2, 0.3))
+        for seed in range(6)
+    ]
+    page = lines(analyse(split_studies(results)[0]))
+    assert any(line.startswith("Learning rates were chosen on the same held-out rows") for line in page)
