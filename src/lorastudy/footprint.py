@@ -8,8 +8,9 @@ the planner evaluates them.
     K arms, N tokens and M labels of a micro-batch, S tokens of one of its rows, r rank
 """
 
+import bisect
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -59,16 +60,23 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """One moment of a step. `is_deep` where all layers hold what they keep for the backward pass."""
+    """One moment of a step: what is held then beyond what is there before the step.
+
+    `coefficients` are those of the layers that were counted; each further layer adds `per_layer`.
+    """
 
     phase: Phase
-    is_deep: bool
     coefficients: tuple[float, ...]
+    per_layer: tuple[float, ...]
     num_tensors: int
+    num_tensors_per_layer: int
 
-    def num_bytes(self, load: Load) -> float:
-        """Bytes held at that moment beyond what is there before the step, in a model of as many layers as counted."""
-        return sum(c * x for c, x in zip(self.coefficients, load.monomials(), strict=True))
+    def num_bytes(self, load: Load, *, num_further_layers: int) -> float:
+        """Bytes held at that moment."""
+        return sum(
+            (own + num_further_layers * further) * size
+            for own, further, size in zip(self.coefficients, self.per_layer, load.monomials(), strict=True)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,18 +97,15 @@ class StepPeak:
 class Footprint:
     """A step's moments, as counted for one model, choice of modules and precision.
 
-    Models of equal layers are counted at a few layers; each further layer adds `layer` to every deep moment.
+    Models of equal layers are counted at a few layers, and what a layer adds is carried on to the others.
     """
 
     moments: tuple[Moment, ...]
     at_loss: Moment
     """When the loss begins: the forward pass is through, and holds all it keeps."""
-    layer: Moment
-    """What one further layer adds."""
     num_further_layers: int
     loss_growth: tuple[tuple[int, int], ...]
-    """(arms x labels, bytes that the loss takes at most beyond what was there): two points while one chunk holds
-    all labels, and two where chunks are full."""
+    """(arms x labels, bytes that the loss takes at most beyond what was there), at the places where it bends."""
     resident_bytes_per_parameter: float
     """Weights, gradients and moments of the adapters, for each trainable parameter."""
     largest_residual: float
@@ -114,23 +119,21 @@ class Footprint:
         total = self._bytes(at_peak, load)
         if held + growth >= total:
             at_peak, total = self.at_loss, held + growth
-        deep_tensors = self.layer.num_tensors * self.num_further_layers
         return StepPeak(
             phase=at_peak.phase,
             total_bytes=total,
             held_bytes=min(held, total),
             loss_bytes=growth if at_peak is self.at_loss else 0.0,
-            num_tensors=at_peak.num_tensors + (deep_tensors if at_peak.is_deep else 0),
+            num_tensors=at_peak.num_tensors + at_peak.num_tensors_per_layer * self.num_further_layers,
         )
 
     def loss_bytes(self, load: Load) -> float:
-        """What the loss takes at most beyond what was there when it began.
-
-        It grows with the labels until a chunk is full, and then less: the lower of two straight lines.
-        """
+        """What the loss takes at most beyond what was there when it began: straight lines between its bends."""
         rows = load.num_arms * load.num_labels
-        one_chunk, full_chunks = self.loss_growth[:2], self.loss_growth[2:]
-        return max(0.0, min(_on_line(one_chunk, rows), _on_line(full_chunks, rows)))
+        points = self.loss_growth
+        left = min(max(0, bisect.bisect_right(points, (rows, 0)) - 1), len(points) - 2)
+        (low, at_low), (high, at_high) = points[left : left + 2]
+        return max(0.0, at_low + (at_high - at_low) / (high - low) * (rows - low))
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; `from_json` is its inverse."""
@@ -144,20 +147,14 @@ class Footprint:
                 **values,
                 "moments": tuple(_moment(moment) for moment in values["moments"]),
                 "at_loss": _moment(values["at_loss"]),
-                "layer": _moment(values["layer"]),
                 "loss_growth": tuple((rows, growth) for rows, growth in values["loss_growth"]),
             }
         )
 
     def _bytes(self, moment: Moment, load: Load) -> float:
-        own = moment.num_bytes(load)
-        return own + self.num_further_layers * self.layer.num_bytes(load) if moment.is_deep else own
-
-
-def _on_line(points: Sequence[tuple[int, int]], x: float) -> float:
-    (left, low), (right, high) = points
-    return low + (high - low) / (right - left) * (x - left)
+        return moment.num_bytes(load, num_further_layers=self.num_further_layers)
 
 
 def _moment(values: Mapping[str, Any]) -> Moment:
-    return Moment(**{**values, "coefficients": tuple(values["coefficients"])})
+    tuples = {key: tuple(values[key]) for key in ("coefficients", "per_layer")}
+    return Moment(**{**values, **tuples})

@@ -120,16 +120,17 @@ def test_what_the_base_holds_is_known_to_the_byte(tmp_path: Path, quantization: 
     assert terms.base_weights + terms.quantisation_constants == bytes_of(base)
 
 
-def test_more_layers_are_extrapolated_and_not_counted(tmp_path: Path) -> None:
-    """A model of five layers, of which three are counted, against its own measurement."""
+@pytest.mark.parametrize("ranks", [[4, 4], [128, 128]])
+def test_more_layers_are_extrapolated_and_not_counted(tmp_path: Path, ranks: list[int]) -> None:
+    """A model of five layers, of which three are counted; at high rank the optimizer is the peak, and grows with them."""
     shape = tiny.config("llama", hidden_size=64)
     shape.num_hidden_layers = 5
     model = tiny.AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     model.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
     base = load_base(Settings.model_validate({"base_model": str(tmp_path), "quantization": "fp32"}), device=torch.device("cpu"))  # fmt: skip
-    peak = measured(base, [4, 4], targets="all", batch=ROWS, checkpointing=False)
+    peak = measured(base, ranks, targets="all", batch=ROWS, checkpointing=False)
     prediction = predicted(
-        tmp_path, [4, 4], quantization="fp32", targets="all", batch=ROWS, checkpointing=False
+        tmp_path, ranks, quantization="fp32", targets="all", batch=ROWS, checkpointing=False
     )
     assert prediction.terms.total == pytest.approx(peak, rel=TOLERANCE)

@@ -64,14 +64,20 @@ class _Counted:
         """What is done at each moment."""
         return [(event.phase, event.operation) for event in self.moments]
 
-    def moment(self, index: int, *, is_deep: bool) -> Moment:
-        """A moment as a polynomial."""
+    def moment(self, index: int, *, one_layer_less: "tuple[_Counted, int] | None") -> Moment:
+        """A moment as a polynomial; the same moment of the count with a layer less tells what a layer adds."""
         event = self.moments[index]
+        own = self.coefficients[:, index]
+        less, num_tensors_less = own, event.num_tensors
+        if one_layer_less is not None:
+            other, at = one_layer_less
+            less, num_tensors_less = other.coefficients[:, at], other.moments[at].num_tensors
         return Moment(
             phase=event.phase,
-            is_deep=is_deep,
-            coefficients=tuple(float(value) for value in self.coefficients[:, index]),
+            coefficients=tuple(map(float, own)),
+            per_layer=tuple(map(float, own - less)),
             num_tensors=event.num_tensors,
+            num_tensors_per_layer=event.num_tensors - num_tensors_less,
         )
 
 
@@ -131,19 +137,33 @@ def _count(base: BaseModel, question: FootprintQuestion, *, module_names: Sequen
 
 
 def _loss_growth(base: BaseModel) -> tuple[tuple[int, int], ...]:
-    """Two points before the first chunk of the loss is full, and two after; the same ones where it never is."""
-    rows = _FEWEST_ROWS
-    first = (rows // 2, count_loss(base, num_rows=rows // 2)), (rows, count_loss(base, num_rows=rows))
-    slope = (first[1][1] - first[0][1]) / (rows // 2)
-    last = first[1]
-    while rows < _MOST_ROWS:
+    """What the loss takes, at the places where it bends: when the first chunk is full, and when the second is.
+
+    With a second chunk what the first one made is still there for a moment; from the third on nothing changes.
+    """
+    counted: dict[int, int] = {}
+
+    def growth(rows: int) -> int:
+        if rows not in counted:
+            counted[rows] = count_loss(base, num_rows=rows)
+        return counted[rows]
+
+    first, second = _FEWEST_ROWS // 2, _FEWEST_ROWS
+    slope = (growth(second) - growth(first)) / (second - first)
+
+    def is_one_chunk(rows: int) -> bool:
+        return abs(growth(rows) - growth(first) - slope * (rows - first)) < slope
+
+    rows = second
+    while rows < _MOST_ROWS and is_one_chunk(2 * rows):
         rows *= 2
-        now = (rows, count_loss(base, num_rows=rows))
-        if now[1] - last[1] < slope * (now[0] - last[0]) / 2:
-            after = (2 * rows, count_loss(base, num_rows=2 * rows))
-            return *first, after, (4 * rows, count_loss(base, num_rows=4 * rows))
-        last = now
-    return *first, *first
+    if rows >= _MOST_ROWS:
+        return tuple((at, growth(at)) for at in (first, second))
+    full, over = rows, 2 * rows
+    while over - full > 1:
+        middle = (full + over) // 2
+        full, over = (middle, over) if is_one_chunk(middle) else (full, middle)
+    return tuple((at, growth(at)) for at in (first, full, over, 2 * full, 2 * full + 1, 3 * full, 4 * full))
 
 
 def _micro_batch(question: FootprintQuestion, *, copies: int, eighths: int) -> MicroBatch:
@@ -213,17 +233,16 @@ def _fitted(
     """The footprint of the whole model from one or two counts of its layers."""
     counted = more or few
     if more is None:
-        deep: range = range(0)
-        layer = replace(few.moment(0, is_deep=False), coefficients=(0.0,) * 9, num_tensors=0)
+        moments = [few.moment(index, one_layer_less=None) for index in range(len(few.moments))]
     else:
-        deep, layer = _deep(few, more)
-    moments = [counted.moment(index, is_deep=index in deep) for index in range(len(counted.moments))]
+        moments = [
+            more.moment(index, one_layer_less=(few, at)) for index, at in enumerate(_same_moments(few, more))
+        ]
     (at_loss,) = (moment for moment in moments if moment.phase == "loss")
     first = counted.steps[0]
     whole = Footprint(
         moments=tuple(moment for moment in moments if moment.phase != "loss"),
         at_loss=at_loss,
-        layer=layer,
         num_further_layers=0 if more is None else num_layers - ONE_MORE,
         loss_growth=loss_growth,
         resident_bytes_per_parameter=first.resident_bytes / first.num_parameters,
@@ -232,25 +251,32 @@ def _fitted(
     return replace(whole, moments=_that_can_be_greatest(whole))
 
 
-def _deep(few: _Counted, more: _Counted) -> tuple[range, Moment]:
-    """Which moments of the larger count hold what all layers keep, and what one layer more adds to them.
+def _same_moments(few: _Counted, more: _Counted) -> list[int]:
+    """For each moment of the larger count the moment of the smaller one that differs from it by a layer.
 
-    The two steps do the same up to the last layer's forward pass and from its backward pass on; between, the
-    larger one has one layer more on either side of the loss.
+    The two steps do the same up to the last layer's forward pass, and again from its backward pass on; between, the
+    larger one has a layer more on either side of the loss. The moments of that layer, in which all layers hold what
+    they keep, differ by as much as the beginning of the loss does: they stand beside those of the layer before, on
+    the side of the loss.
     """
     short, long = few.keys, more.keys
     head = _num_equal(short, long)
     tail = _num_equal(short[head:][::-1], long[head:][::-1])
     loss_few = next(index for index, (phase, _) in enumerate(short) if phase == "loss")
     loss_more = next(index for index, (phase, _) in enumerate(long) if phase == "loss")
+    before, after = loss_more - loss_few, (len(long) - loss_more) - (len(short) - loss_few)
     assert head <= loss_few < len(short) - tail, "the loss is part of what the two steps do alike"
-    one, other = few.moment(loss_few, is_deep=True), more.moment(loss_more, is_deep=True)
-    layer = replace(
-        other,
-        coefficients=tuple(b - a for a, b in zip(one.coefficients, other.coefficients, strict=True)),
-        num_tensors=other.num_tensors - one.num_tensors,
-    )
-    return range(head, len(long) - tail), layer
+    places = []
+    for index in range(len(long)):
+        if index < head:
+            places.append(index)
+        elif index >= len(long) - tail:
+            places.append(index - before - after)
+        elif index <= loss_more:
+            places.append(max(0, index - before))
+        else:
+            places.append(min(len(short) - 1, loss_few + index - loss_more))
+    return places
 
 
 def _that_can_be_greatest(whole: Footprint) -> tuple[Moment, ...]:
@@ -275,8 +301,9 @@ def _that_can_be_greatest(whole: Footprint) -> tuple[Moment, ...]:
             for k, n, m, s, r in zip(arms, tokens, labels, lengths, ranks, strict=True)
         ]
     )  # fmt: skip
-    layer = np.array(whole.layer.coefficients) * whole.num_further_layers
-    own = np.array([np.array(m.coefficients) + layer * m.is_deep for m in whole.moments])
+    own = np.array(
+        [np.array(m.coefficients) + whole.num_further_layers * np.array(m.per_layer) for m in whole.moments]
+    )
     for index in sorted(set((design @ own.T).argmax(axis=1).tolist())):
         found[index] = whole.moments[index]
     return tuple(found.values())

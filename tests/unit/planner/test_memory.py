@@ -34,20 +34,25 @@ SHAPE = ModelShape(
 BATCH = MicroBatch(row_lengths=(6, 4), num_labels=5)
 
 
-def moment(phase, coefficients, *, is_deep=False, num_tensors=0):
-    padded = tuple(float(value) for value in (*coefficients, *[0] * (9 - len(coefficients))))
-    return Moment(phase=phase, is_deep=is_deep, coefficients=padded, num_tensors=num_tensors)
+def padded(coefficients):
+    return tuple(float(value) for value in (*coefficients, *[0] * (9 - len(coefficients))))
+
+
+def moment(phase, coefficients, *, per_layer=()):
+    return Moment(
+        phase=phase, coefficients=padded(coefficients), per_layer=padded(per_layer), num_tensors=3,
+        num_tensors_per_layer=1,
+    )  # fmt: skip
 
 
 def footprint(**values):
     """Holds 7 bytes per arm and token when the loss begins, 9 in the backward pass; the loss adds 3 per row."""
     return Footprint(
         **{
-            "moments": (moment("backward", (0, 0, 0, 9), num_tensors=3), moment("optimizer", (50,))),
+            "moments": (moment("backward", (0, 0, 0, 9)), moment("optimizer", (50,))),
             "at_loss": moment("loss", (0, 0, 0, 7)),
-            "layer": moment("loss", ()),
             "num_further_layers": 0,
-            "loss_growth": ((1, 3), (2, 6), (20, 30), (40, 30)),
+            "loss_growth": ((1, 3), (10, 30), (20, 30)),
             "resident_bytes_per_parameter": 16.0,
             "largest_residual": 0.0,
             **values,
@@ -115,7 +120,7 @@ def test_terms_of_a_pack_add_up_to_the_peak():
 
 
 def test_where_the_loss_is_the_peak_it_has_a_term_of_its_own():
-    steep = footprint(loss_growth=((1, 30), (10, 300), (1, 30), (10, 300)))
+    steep = footprint(loss_growth=((1, 30), (10, 300)))
     predicted = predict(
         SHAPE, [ArmSize(r=4, module_names=("layers.0.q",))] * 2, precision=Precision(quantization="fp32"),
         batch=BATCH, footprint=steep, device=CPU,
@@ -134,16 +139,16 @@ def test_cuda_adds_the_workspace_of_cublas_for_both_threads():
     assert hopper.terms.workspace - here.terms.workspace == 2 * 32 * 2**20
 
 
-def test_further_layers_add_to_what_is_deep_alone():
+def test_further_layers_add_to_each_moment_what_one_layer_added():
     deep = footprint(
-        moments=(moment("backward", (0, 0, 0, 9), is_deep=True), moment("backward", (1000,))),
-        at_loss=moment("loss", (0, 0, 0, 7), is_deep=True),
-        layer=moment("loss", (0, 0, 0, 2)),
+        moments=(moment("backward", (0, 0, 0, 9), per_layer=(0, 0, 0, 2)), moment("backward", (1000,))),
+        at_loss=moment("loss", (0, 0, 0, 7), per_layer=(0, 0, 0, 2)),
         num_further_layers=30,
     )
     load = load_of(SHAPE, [ArmSize(r=4, module_names=("layers.0.q",))] * 2, batch=BATCH)
     peak = deep.peak(load)
     assert (peak.total_bytes, peak.held_bytes) == (20 * (9 + 30 * 2), 20 * (7 + 30 * 2))
+    assert peak.num_tensors == 3 + 30
 
 
 def test_arms_of_unlike_shape_count_with_their_share():

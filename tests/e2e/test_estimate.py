@@ -1,0 +1,74 @@
+"""`lorastudy estimate` as a user has it: asked once of a worker, then answered from what is kept, without torch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_PROGRAM = """
+import sys
+from lorastudy.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(*sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "transformers", "numpy"}), file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def estimate(cache: Path, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, "estimate", *arguments],
+        env={**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def kept(cache: Path) -> dict[str, float]:
+    return {path.name: path.stat().st_mtime for path in (cache / "lorastudy" / "plans").iterdir()}
+
+
+def test_the_second_time_no_worker_is_asked_and_no_ml_library_loaded(cache: Path) -> None:
+    asked = ("--base-model", "lab", "--quantization", "fp32", "--max-seq-length", "32", "--json")
+    first = estimate(cache, *asked)
+    answers = kept(cache)
+    second = estimate(cache, *asked)
+    assert second.stdout == first.stdout
+    assert kept(cache) == answers
+    assert second.stderr.strip() == ""
+    (pack,) = json.loads(second.stdout)["packs"]
+    assert pack["peak_bytes"] == sum(pack["terms_bytes"].values())
+    # another rank and another number of rows are arithmetic on the same answers
+    estimate(cache, *asked, "--rank", "64", "--batch-size", "8")
+    assert kept(cache) == answers
+
+
+def test_what_does_not_fit_is_told_what_would_make_it_fit(cache: Path) -> None:
+    done = estimate(
+        cache, "--base-model", "lab", "--quantization", "fp32", "--max-seq-length", "32", "--arms", "2",
+        "--vram", "1MB",
+    )  # fmt: skip
+    assert "does not fit 1MB" in done.stdout
+    assert "gradient_checkpointing: true" in done.stdout
+    assert "The effective batch is the same with each of these." in done.stdout
+
+
+def test_mistakes_are_told_with_what_to_do(cache: Path, tmp_path: Path) -> None:
+    wrong = {
+        ("--base-model", str(tmp_path)): "holds no config.json",
+        ("--base-model", "nobody/nothing"): "hf download nobody/nothing config.json",
+        ("--vram", "plenty"): "give a size such as 8GB",
+        ("--quantization", "3bit"): "quantization",
+        ("--rank", "0"): "--rank: 0: at least 1",
+    }
+    for arguments, said in wrong.items():
+        assert said in estimate(cache, *arguments, expect=2).stderr
