@@ -10,9 +10,8 @@ from pathlib import Path
 
 from lorastudy.analysis.curves import CurvePoint, bin_width, mean_curve
 from lorastudy.analysis.imported import analyse_imported
-from lorastudy.analysis.items import ItemScores, ItemTable
+from lorastudy.analysis.items import stored_items
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis, analyse
-from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Study, split_studies
 from lorastudy.errors import StudyError
 from lorastudy.report.compose import Part, compose
@@ -55,7 +54,7 @@ def write_report(
     parts = [
         _part(
             tracker,
-            analyse(study, items=_items(tracker, study)),
+            analyse(study, items=stored_items(tracker, study, metrics=COMPARED_METRICS)),
             description=descriptions.get(study.suite_name, ""),
         )
         for study in studies
@@ -120,18 +119,6 @@ def _studies(
 def _part(tracker: ExperimentTracker, analysis: Analysis, *, description: str) -> Part:
     figures = study_figures(analysis, _curves(tracker, analysis.study))
     return Part(analysis=analysis, figures=figures, description=description)
-
-
-def _items(tracker: ExperimentTracker, study: Study) -> ItemTable:
-    """Scores item by item of the metrics that are compared, of the completed runs."""
-    table: dict[tuple[str, str, str], ItemScores] = {}
-    ids = [result.experiment_id for result in study.completed]
-    for metric in COMPARED_METRICS:
-        split = stored_split(metric.split, study)
-        found = tracker.get_all_items(ids, split=split, metric=metric.name)
-        for experiment_id, (values, weights) in found.items():
-            table[experiment_id, split, metric.name] = ItemScores(values=values, weights=weights)
-    return table
 
 
 def _curves(tracker: ExperimentTracker, study: Study) -> Mapping[str, Sequence[CurvePoint]]:
