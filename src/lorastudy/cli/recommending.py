@@ -26,7 +26,7 @@ from lorastudy.planner.literature import (
 from lorastudy.planner.memory import base_weight_bytes, quantisation_bytes
 from lorastudy.planner.shapes import ModelShape, config_folder
 from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.hub import base_model_fingerprint
+from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.settings import Settings
 from lorastudy.tracker import ExperimentTracker
 
@@ -117,6 +117,8 @@ def literature_candidates(plans: Plans, asked: Asked, *, enough: int = 2) -> lis
     for settings in literature_settings(
         plans.shape, base=asked.base, num_completion_tokens=num_tokens, num_steps=num_steps
     ):
+        if found and settings.quantization != found[0].settings.quantization:
+            continue  # 4 bits only where bf16 does not fit
         candidate = plans.fitting(settings)
         if candidate is None:
             continue
