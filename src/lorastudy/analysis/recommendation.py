@@ -145,7 +145,7 @@ def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> Recommendati
     departures = (*one.departures, *fitting[chosen.name].departures)
     return Recommendation(
         grade="interpolated from here" if departures else "measured here",
-        name=chosen.name,
+        name=_called(chosen.name, fitting[chosen.name]),
         candidate=fitting[chosen.name],
         because=(because, *(f"not measured as such: {each}" for each in departures)),
         expectation=_expectation(analysis, chosen, data=one.data),
@@ -224,7 +224,11 @@ def _runner_up(
     if comparison.interval is not None:
         low, high = comparison.interval
         standing += f", 95 % interval [{low:.4g}, {high:.4g}]"
-    return RunnerUp(name=name, candidate=fitting[name], standing=f"{standing}; {comparison.verdict}")
+    return RunnerUp(
+        name=_called(name, fitting[name]),
+        candidate=fitting[name],
+        standing=f"{standing}; {comparison.verdict}",
+    )
 
 
 def _expectation(analysis: Analysis, arm: Arm, *, data: str) -> Expectation | None:
@@ -245,6 +249,11 @@ def _expectation(analysis: Analysis, arm: Arm, *, data: str) -> Expectation | No
         num_seeds=n,
         data=data,
     )
+
+
+def _called(arm: str, candidate: Candidate) -> str:
+    """The arm's name, which only what was measured may bear."""
+    return f"{_configuration(candidate)} (after {arm})" if candidate.departures else arm
 
 
 def _configuration(candidate: Candidate) -> str:

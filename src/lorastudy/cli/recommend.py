@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 SHOWN_SETTINGS = (
     "lora_rank", "lora_alpha", "use_rslora", "target_modules", "learning_rate", "quantization",
     "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "gradient_checkpointing", "max_seq_length",
+    "gradient_accumulation_steps", "gradient_checkpointing", "max_seq_length", "lr_scheduler_type", "max_steps",
+    "num_train_epochs",
 )  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def _settings_shown(candidate: "Candidate") -> dict[str, Any]:
     skipped = (
         set() if values["quantization"] == "4bit" else {k for k in SHOWN_SETTINGS if k.startswith("bnb")}
     )
-    return {key: values[key] for key in SHOWN_SETTINGS if key not in skipped}
+    return {key: values[key] for key in SHOWN_SETTINGS if key not in skipped and values[key] is not None}
 
 
 def _show(console: "Console", answer: "Recommendation", plans: "Plans", *, vram: str) -> None:

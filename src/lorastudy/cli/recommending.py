@@ -179,7 +179,7 @@ def _config_of(base_model: str) -> Mapping[str, object]:
 
 
 def _candidates(study: Study, plans: Plans, asked: Asked, *, as_measured: bool) -> dict[str, Candidate]:
-    """A candidate for each arm that fits; where none does, the nearest to what was measured that do.
+    """A candidate for each arm that fits; where fewer than two do, the nearest to what was measured that do.
 
     Nearest is first the base in 4 bits, then half the rank.
     """
@@ -192,7 +192,7 @@ def _candidates(study: Study, plans: Plans, asked: Asked, *, as_measured: bool) 
             candidate = plans.fitting(settings, departures=departures)
             if candidate is not None:
                 found[arm.name] = _with_time(candidate, arm, study, as_measured=as_measured and not change)
-        if found:
+        if len(found) > 1:  # one arm alone has no verdict
             return found
     return {}
 
