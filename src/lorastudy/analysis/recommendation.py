@@ -104,7 +104,7 @@ def recommend(
 
     Studies of the same model and data come first, then those that differ, in the order given; published rules last.
     """
-    left_out = []
+    left_out: list[str] = []
     for one in sorted(evidence, key=lambda each: len(_all_departures(each)) > 0):
         fitting = {
             name: candidate
@@ -119,14 +119,15 @@ def recommend(
     if not fitting_ones:
         return None
     first, *others = fitting_ones
-    second = others[0] if others else None
     standing = "next by the same rules; the two were not compared here"
     return Recommendation(
         grade="literature only",
         name=_configuration(first),
         candidate=first,
         because=("no study in the store answers for this model, so published rules do",),
-        runner_up=second and RunnerUp(name=_configuration(second), candidate=second, standing=standing),
+        runner_up=RunnerUp(name=_configuration(others[0]), candidate=others[0], standing=standing)
+        if others
+        else None,
         left_out=tuple(left_out),
     )
 
@@ -141,7 +142,7 @@ def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> Recommendati
     if analysis.reference is None or not valid:
         reasons = dict.fromkeys(c.reason for c in analysis.primary_comparisons if c.reason)
         return f"no verdict stands ({'; '.join(reasons) or 'nothing was compared'})"
-    chosen, because = _chosen(analysis, valid, fitting)
+    chosen, because = _chosen(analysis, valid, fitting=fitting)
     departures = (*one.departures, *fitting[chosen.name].departures)
     return Recommendation(
         grade="interpolated from here" if departures else "measured here",
@@ -160,7 +161,7 @@ def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> Recommendati
 
 
 def _chosen(
-    analysis: Analysis, valid: Sequence[Comparison], fitting: Mapping[str, Candidate]
+    analysis: Analysis, valid: Sequence[Comparison], *, fitting: Mapping[str, Candidate]
 ) -> tuple[Arm, str]:
     """The arm that the verdicts allow, and why: never the best looking one without a verdict."""
     reference = analysis.reference

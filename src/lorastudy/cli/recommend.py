@@ -78,7 +78,7 @@ def recommend(
     answer = None
     if "://" in database or Path(database).is_file() or database != DATABASE:
         with ExperimentTracker(database) as tracker:
-            evidence = list(stored_evidence(tracker, plans, asked))
+            evidence = list(stored_evidence(tracker, plans, asked=asked))
         answer = recommended(evidence, (), **limits)
         if answer is None:
             answer = recommended(evidence, literature_candidates(plans, asked), **limits)
@@ -87,9 +87,9 @@ def recommend(
     if answer is None:
         raise StudyError(_nothing_fits(plans, asked, vram=vram, hours=hours))
     if as_json:
-        print(json.dumps(_as_json(answer, plans, asked), indent=1))
+        print(json.dumps(_as_json(answer, plans, asked=asked), indent=1))
     else:
-        _show(Console(highlight=False, soft_wrap=True, markup=False), answer, plans, vram=vram)
+        _show(Console(highlight=False, soft_wrap=True, markup=False), answer, plans=plans, vram=vram)
 
 
 def _refuse(*, hours: float | None, margin: float | None) -> None:
@@ -123,7 +123,7 @@ def _nothing_fits(plans: "Plans", asked: "Asked", *, vram: str, hours: float | N
     )
 
 
-def _as_json(answer: "Recommendation", plans: "Plans", asked: "Asked") -> dict[str, Any]:
+def _as_json(answer: "Recommendation", plans: "Plans", *, asked: "Asked") -> dict[str, Any]:
     """All of it as plain JSON values."""
     import dataclasses
 
@@ -171,7 +171,7 @@ def _settings_shown(candidate: "Candidate") -> dict[str, Any]:
     return {key: values[key] for key in SHOWN_SETTINGS if key not in skipped and values[key] is not None}
 
 
-def _show(console: "Console", answer: "Recommendation", plans: "Plans", *, vram: str) -> None:
+def _show(console: "Console", answer: "Recommendation", *, plans: "Plans", vram: str) -> None:
     """As text for people."""
     from lorastudy.cli.terminal import shown
     from lorastudy.planner.literature import RULES
@@ -180,20 +180,20 @@ def _show(console: "Console", answer: "Recommendation", plans: "Plans", *, vram:
     console.print(f"recommended: {shown(answer.name)}   [{answer.grade}]\n")
     for key, value in _settings_shown(answer.candidate).items():
         console.print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
-    _show_list(console, "because", answer.because)
-    _show_list(console, "expected", (_expected(answer),))
+    _show_list(console, "because", lines=answer.because)
+    _show_list(console, "expected", lines=(_expected(answer),))
     _show_needs(console, answer.candidate, vram=vram, device=plans.device)
     up = answer.runner_up
     if up is not None:
-        _show_list(console, "runner-up", (f"{up.name}, {size(up.candidate.peak_bytes)}", up.standing))
-    _show_list(console, "cannot be told", answer.open)
-    _show_list(console, "mind", answer.caveats)
-    _show_list(console, "studies left out", answer.left_out)
+        _show_list(console, "runner-up", lines=(f"{up.name}, {size(up.candidate.peak_bytes)}", up.standing))
+    _show_list(console, "cannot be told", lines=answer.open)
+    _show_list(console, "mind", lines=answer.caveats)
+    _show_list(console, "studies left out", lines=answer.left_out)
     if answer.grade == "literature only":
-        _show_list(console, "rules", [f"{rule.says} ({rule.source})" for rule in RULES.values()])
+        _show_list(console, "rules", lines=[f"{rule.says} ({rule.source})" for rule in RULES.values()])
 
 
-def _show_list(console: "Console", title: str, lines: Sequence[str]) -> None:
+def _show_list(console: "Console", title: str, *, lines: Sequence[str]) -> None:
     from lorastudy.cli.terminal import shown
 
     if lines:

@@ -130,7 +130,7 @@ def literature_candidates(plans: Plans, asked: Asked, *, enough: int = 2) -> lis
     return found
 
 
-def stored_evidence(tracker: ExperimentTracker, plans: Plans, asked: Asked) -> Iterator[Evidence]:
+def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -> Iterator[Evidence]:
     """Studies of this model or its family with at least two completed arms, the nearest to the question first."""
     found = [
         (departures, study)
@@ -141,7 +141,7 @@ def stored_evidence(tracker: ExperimentTracker, plans: Plans, asked: Asked) -> I
         yield Evidence(
             study=study,
             data=str(study.completed[-1].settings["dataset_path"]),
-            candidates=_candidates(study, plans, asked, as_measured=not departures),
+            candidates=_candidates(study, plans, asked=asked, as_measured=not departures),
             question=Question(margin=asked.margin),
             items=stored_items(tracker, study, metrics=COMPARED_METRICS),
             departures=departures,
@@ -178,7 +178,7 @@ def _config_of(base_model: str) -> Mapping[str, object]:
     return values
 
 
-def _candidates(study: Study, plans: Plans, asked: Asked, *, as_measured: bool) -> dict[str, Candidate]:
+def _candidates(study: Study, plans: Plans, *, asked: Asked, as_measured: bool) -> dict[str, Candidate]:
     """A candidate for each arm that fits; where fewer than two do, the nearest to what was measured that do.
 
     Nearest is first the base in 4 bits, then half the rank.
@@ -186,12 +186,14 @@ def _candidates(study: Study, plans: Plans, asked: Asked, *, as_measured: bool) 
     for change, departures in _CHANGES:
         found = {}
         for arm in study.arms:
-            settings = _asked_settings(arm, asked, change)
+            settings = _asked_settings(arm, asked, change=change)
             if not arm.completed or settings is None:
                 continue
             candidate = plans.fitting(settings, departures=departures)
             if candidate is not None:
-                found[arm.name] = _with_time(candidate, arm, study, as_measured=as_measured and not change)
+                found[arm.name] = _with_time(
+                    candidate, arm, study=study, as_measured=as_measured and not change
+                )
         if len(found) > 1:  # one arm alone has no verdict
             return found
     return {}
@@ -208,7 +210,7 @@ _CHANGES: Sequence[tuple[frozenset[str], tuple[str, ...]]] = (
 )
 
 
-def _asked_settings(arm: Arm, asked: Asked, change: frozenset[str]) -> Settings | None:
+def _asked_settings(arm: Arm, asked: Asked, *, change: frozenset[str]) -> Settings | None:
     """The arm's settings on the model that was asked about, changed; None where the change is none."""
     settings = arm.typed_settings
     updates: dict[str, object] = {"base_model": asked.base.base_model}
@@ -239,7 +241,7 @@ def _rate_ratio(measured: str, wanted: str) -> float:
     return float((small / large) ** power)
 
 
-def _with_time(candidate: Candidate, arm: Arm, study: Study, *, as_measured: bool) -> Candidate:
+def _with_time(candidate: Candidate, arm: Arm, *, study: Study, as_measured: bool) -> Candidate:
     """With the measured time where the layout is the measured one."""
     num_steps = arm.completed[-1].num_steps
     same_layout = all(

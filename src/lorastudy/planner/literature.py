@@ -71,7 +71,7 @@ def published_learning_rate(model_type: str, *, hidden_size: int, num_steps: int
     times = 15 if num_steps is not None and num_steps < _SHORT_STEPS else 10
     power = family_power(model_type)
     powers = list(_POWERS.values()) if power is None else [power]
-    return _FULL_RATE * times * (_HIDDEN_SIZE / hidden_size) ** (sum(powers) / len(powers))
+    return float(_FULL_RATE * times * (_HIDDEN_SIZE / hidden_size) ** (sum(powers) / len(powers)))
 
 
 def sufficient_rank(parameters_per_rank: int, *, num_completion_tokens: int | None, at_most: int) -> int:
@@ -79,7 +79,7 @@ def sufficient_rank(parameters_per_rank: int, *, num_completion_tokens: int | No
     if num_completion_tokens is None:
         return min(USUAL_RANK, at_most)
     wanted = max(LOWEST_RANK, math.ceil(num_completion_tokens / parameters_per_rank))
-    return min(2 ** math.ceil(math.log2(wanted)), at_most)
+    return int(min(2 ** math.ceil(math.log2(wanted)), at_most))
 
 
 def literature_settings(

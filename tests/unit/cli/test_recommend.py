@@ -115,7 +115,7 @@ def answer(stored, *, budget_bytes=10_000, **asked):
     asked = Asked(
         base=Settings(**asked), has_data="dataset_path" in asked, budget_bytes=budget_bytes, margin=None
     )
-    evidence = stored_evidence(tracker, Plans(budget_bytes), asked)
+    evidence = stored_evidence(tracker, Plans(budget_bytes), asked=asked)
     return recommend(list(evidence), [], budget_bytes=budget_bytes)
 
 
