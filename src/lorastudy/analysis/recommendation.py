@@ -225,10 +225,11 @@ def _runner_up(
     if comparison.interval is not None:
         low, high = comparison.interval
         standing += f", 95 % interval [{low:.4g}, {high:.4g}]"
+    verdict = f"{comparison.winner} is better" if comparison.winner else comparison.verdict
     return RunnerUp(
         name=_called(name, fitting[name]),
         candidate=fitting[name],
-        standing=f"{standing}; {comparison.verdict}",
+        standing=f"{standing}; {verdict}",
     )
 
 

@@ -80,6 +80,7 @@ def test_an_arm_that_does_not_fit_is_no_reference_either(ranks):
     answer = recommend([ranks()], [candidate()], budget_bytes=400)
     assert (answer.grade, answer.name) == ("measured here", "r4")
     assert answer.runner_up.name == "r1"
+    assert answer.runner_up.standing.endswith("; r4 is better")
 
 
 def test_blocked_verdicts_count_for_nothing(ranks):
