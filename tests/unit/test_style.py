@@ -24,6 +24,7 @@ POSITIONAL_ALLOWED = {
     "cli/export.py export": "a command: Typer makes options of its parameters",
     "cli/importing.py import_results": "a command: Typer makes options of its parameters",
     "cli/prepare.py prepare": "a command: Typer makes options of its parameters",
+    "cli/recommend.py recommend": "a command: Typer makes options of its parameters",
     "cli/report.py report": "a command: Typer makes options of its parameters",
     "cli/resume.py resume": "a command: Typer makes options of its parameters",
     "cli/run.py run": "a command: Typer makes options of its parameters",

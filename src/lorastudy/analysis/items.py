@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorastudy.analysis.significance import Floats
+from lorastudy.analysis.splits import stored_split
+from lorastudy.analysis.study import Study
+from lorastudy.analysis.summary import Metric
+from lorastudy.tracker import ExperimentTracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,18 @@ class PairedItems:
 
     differences: Floats
     weights: Floats
+
+
+def stored_items(tracker: ExperimentTracker, study: Study, *, metrics: Sequence[Metric]) -> ItemTable:
+    """Scores item by item of these metrics, of the completed runs."""
+    table: dict[tuple[str, str, str], ItemScores] = {}
+    ids = [result.experiment_id for result in study.completed]
+    for metric in metrics:
+        split = stored_split(metric.split, study)
+        found = tracker.get_all_items(ids, split=split, metric=metric.name)
+        for experiment_id, (values, weights) in found.items():
+            table[experiment_id, split, metric.name] = ItemScores(values=values, weights=weights)
+    return table
 
 
 def paired_items(

@@ -64,9 +64,7 @@ def suite_case(
     for arm, settings in settings_of.items():
         key = data_key(settings)
         if (key, settings.base_model) not in num_tokens:
-            num_tokens[key, settings.base_model] = _num_completion_tokens(
-                data[key].train, settings.base_model
-            )
+            num_tokens[key, settings.base_model] = num_completion_tokens(data[key].train, settings.base_model)
         facts[arm] = _facts(settings, data[key], num_tokens=num_tokens[key, settings.base_model])
     return planned_case(experiments, suite_name=suite_name, facts=facts, tuning_seeds=tuning_seeds)
 
@@ -84,7 +82,7 @@ def _facts(settings: Settings, data: StudyData, *, num_tokens: int | None) -> Ar
     )
 
 
-def _num_completion_tokens(examples: Sequence[Example], base_model: str) -> int | None:
+def num_completion_tokens(examples: Sequence[Example], base_model: str) -> int | None:
     """Tokens that the loss would cover, with the end token of each row; None without a tokenizer file at hand.
 
     Rows are rendered without the model's chat template and not cut at `max_seq_length`, so it is an estimate.

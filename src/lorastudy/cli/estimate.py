@@ -65,7 +65,7 @@ def estimate(
 
         experiments: Sequence[Experiment] = design_of(load_suite(suite)).experiments
     else:
-        settings = _settings(
+        settings = settings_of(
             base_model=base_model, max_seq_length=max_seq_length, quantization=quantization,
             per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
             lora_dropout=lora_dropout, gradient_checkpointing=gradient_checkpointing,
@@ -199,7 +199,12 @@ class _Shown:
         console.print("The effective batch is the same with each of these.")
 
 
-def _settings(**values: object) -> "Settings":
+def settings_of(**values: object) -> "Settings":
+    """Settings from a command's options.
+
+    Raises:
+        StudyError: values that no suite file may have either.
+    """
     from pydantic import ValidationError
 
     from lorastudy.spec.settings import Settings

@@ -14,6 +14,7 @@ from lorastudy.cli.evaluate import evaluate
 from lorastudy.cli.export import export
 from lorastudy.cli.importing import import_results
 from lorastudy.cli.prepare import prepare
+from lorastudy.cli.recommend import recommend
 from lorastudy.cli.report import report
 from lorastudy.cli.resume import resume
 from lorastudy.cli.run import run
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    demo, prepare, check, estimate, run, suite, resume, status, report, export, evaluate, doctor,
+    demo, prepare, check, estimate, recommend, run, suite, resume, status, report, export, evaluate, doctor,
 ):  # fmt: skip
     app.command()(command)
 app.command("import")(import_results)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from lorastudy.analysis.curves import CurvePoint, bin_width, mean_curve
 from lorastudy.analysis.imported import analyse_imported
-from lorastudy.analysis.items import ItemScores, ItemTable
+from lorastudy.analysis.items import stored_items
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis, analyse
-from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.stated import asked_of
 from lorastudy.analysis.study import Study, split_studies
 from lorastudy.errors import StudyError
@@ -59,7 +58,8 @@ def write_report(
         suite = suites[study.suite_name]
         stated = suite.questions[-1].question if suite.questions else None
         told = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
-        analysis = analyse(told, question=asked_of(told, stated), items=_items(tracker, told))
+        items = stored_items(tracker, told, metrics=COMPARED_METRICS)
+        analysis = analyse(told, question=asked_of(told, stated), items=items)
         parts.append(_part(tracker, analysis, suite=suite))
     parts = _with_distinct_file_names(parts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,18 +121,6 @@ def _studies(
 def _part(tracker: ExperimentTracker, analysis: Analysis, *, suite: SuiteSummary) -> Part:
     figures = study_figures(analysis, _curves(tracker, analysis.study))
     return Part(analysis=analysis, figures=figures, description=suite.description, questions=suite.questions)
-
-
-def _items(tracker: ExperimentTracker, study: Study) -> ItemTable:
-    """Scores item by item of the metrics that are compared, of the completed runs."""
-    table: dict[tuple[str, str, str], ItemScores] = {}
-    ids = [result.experiment_id for result in study.completed]
-    for metric in COMPARED_METRICS:
-        split = stored_split(metric.split, study)
-        found = tracker.get_all_items(ids, split=split, metric=metric.name)
-        for experiment_id, (values, weights) in found.items():
-            table[experiment_id, split, metric.name] = ItemScores(values=values, weights=weights)
-    return table
 
 
 def _curves(tracker: ExperimentTracker, study: Study) -> Mapping[str, Sequence[CurvePoint]]:

@@ -1,0 +1,280 @@
+"""What a recommendation is made of: the studies of the store, and for every configuration what it would take."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from lorastudy.analysis.items import stored_items
+from lorastudy.analysis.overview import COMPARED_METRICS, Question
+from lorastudy.analysis.recommendation import Candidate, Evidence
+from lorastudy.analysis.study import Arm, Study, split_studies
+from lorastudy.analysis.summary import summarise_arm
+from lorastudy.cli.checking import num_completion_tokens
+from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.data.load import train_and_eval
+from lorastudy.errors import ModelError
+from lorastudy.planner.answers import Answers
+from lorastudy.planner.estimate import Estimator, PackEstimate, precision_of, prepare
+from lorastudy.planner.literature import (
+    EFFECTIVE_BATCH,
+    family_power,
+    layouts,
+    literature_settings,
+)
+from lorastudy.planner.memory import base_weight_bytes, quantisation_bytes
+from lorastudy.planner.shapes import ModelShape, config_folder
+from lorastudy.spec.experiment import Experiment, Sources
+from lorastudy.spec.identity import base_model_fingerprint
+from lorastudy.spec.settings import Settings
+from lorastudy.tracker import ExperimentTracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the user asks about, and against which memory. `budget_bytes` is less the margin."""
+
+    base: Settings
+    """Base model and length of rows; its data only where `has_data`."""
+    has_data: bool
+    budget_bytes: int
+    margin: float | None = None
+
+    @cached_property
+    def base_fingerprint(self) -> str:
+        """Of the base model."""
+        return base_model_fingerprint(self.base.base_model)
+
+    @cached_property
+    def data_fingerprint(self) -> str | None:
+        """Of the data, where the user names one."""
+        return dataset_fingerprint(self.base.dataset_path) if self.has_data else None
+
+
+class Plans:
+    """Answers what a configuration would take, counting only what could fit."""
+
+    def __init__(self, answers: Answers, asked: Asked) -> None:
+        """`answers` ask a worker for what is not kept yet."""
+        self._answers, self._asked = answers, asked
+        self.smallest: Candidate | None = None
+        """The least that any configuration tried would take."""
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """The base model's."""
+        return self._estimator(self._asked.base).shape
+
+    @property
+    def device(self) -> str:
+        """Where a step was counted."""
+        return self._estimator(self._asked.base).machine.device
+
+    @property
+    def least_weights_bytes(self) -> int:
+        """What the base takes in 4 bits, before anything is trained."""
+        return self._weights_bytes(self._asked.base.model_copy(update={"quantization": "4bit"}))
+
+    def fitting(self, settings: Settings, *, departures: tuple[str, ...] = ()) -> Candidate | None:
+        """The first layout of the settings that is predicted to fit; None where none is.
+
+        Where the base alone takes more than there is, no step is counted.
+        """
+        if self._weights_bytes(settings) > self._asked.budget_bytes:
+            return None
+        for layout in layouts(settings):
+            estimator = self._estimator(layout)
+            try:
+                prepare([estimator], self._answers)
+                candidate = _candidate(layout, estimator.estimate(), departures=departures)
+            except ModelError as error:
+                if "target_modules" in str(error):  # the model has no such role
+                    return None
+                raise
+            if self.smallest is None or candidate.peak_bytes < self.smallest.peak_bytes:
+                self.smallest = candidate
+            if candidate.peak_bytes <= self._asked.budget_bytes:
+                return candidate
+        return None
+
+    def _weights_bytes(self, settings: Settings) -> int:
+        precision = precision_of(settings)
+        return base_weight_bytes(self.shape, precision) + quantisation_bytes(self.shape, precision)
+
+    def _estimator(self, settings: Settings) -> Estimator:
+        experiment = Experiment(
+            name="recommended", arm="recommended", experiment_type="custom", seed=0, settings=settings,
+            sources=Sources(base_model=settings.base_model, dataset=""),
+        )  # fmt: skip
+        return Estimator([experiment], self._answers, with_data=False)
+
+
+def literature_candidates(plans: Plans, asked: Asked, *, enough: int = 2) -> list[Candidate]:
+    """The first configurations of the published rules that fit: one to recommend and one to come after it."""
+    num_tokens, num_steps = _size_of_data(asked)
+    found: list[Candidate] = []
+    for settings in literature_settings(
+        plans.shape, base=asked.base, num_completion_tokens=num_tokens, num_steps=num_steps
+    ):
+        if found and settings.quantization != found[0].settings.quantization:
+            continue  # 4 bits only where bf16 does not fit
+        candidate = plans.fitting(settings)
+        if candidate is None:
+            continue
+        seconds = candidate.train_seconds
+        timed = None if seconds is None or num_steps is None else seconds * num_steps
+        found.append(replace(candidate, train_seconds=timed))
+        if len(found) == enough:
+            break
+    return found
+
+
+def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -> Iterator[Evidence]:
+    """Studies of this model or its family with at least two completed arms, the nearest to the question first."""
+    found = [
+        (departures, study)
+        for study in split_studies(tracker.get_all_experiments())
+        if study.completed and (departures := _departures(study, asked)) is not None
+    ]
+    for departures, study in sorted(found, key=lambda pair: len(pair[0])):
+        yield Evidence(
+            study=study,
+            data=str(study.completed[-1].settings["dataset_path"]),
+            candidates=_candidates(study, plans, asked=asked, as_measured=not departures),
+            question=Question(margin=asked.margin),
+            items=stored_items(tracker, study, metrics=COMPARED_METRICS),
+            departures=departures,
+        )
+
+
+def _departures(study: Study, asked: Asked) -> tuple[str, ...] | None:
+    """In what the study is about something else; None where it says nothing about what is asked."""
+    latest = study.completed[-1]
+    base, data = latest.sources.get("base_model"), latest.sources.get("dataset")
+    apart = []
+    if base != asked.base_fingerprint:
+        theirs = str(latest.settings["base_model"])
+        if not _same_family(theirs, asked.base.base_model):
+            return None
+        apart.append(f"the model was {theirs}, of the same family and another size or version")
+    if asked.data_fingerprint not in {None, data}:
+        apart.append(f"the data were {latest.settings['dataset_path']}")
+    return tuple(apart)
+
+
+def _same_family(one: str, other: str) -> bool:
+    types = [_config_of(model).get("model_type") for model in (one, other)]
+    return types[0] is not None and types[0] == types[1]
+
+
+def _config_of(base_model: str) -> Mapping[str, object]:
+    """The model's `config.json`; nothing where it is not on this machine."""
+    try:
+        path = config_folder(base_model) / "config.json"
+    except ModelError:
+        return {}
+    values: Mapping[str, object] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return values
+
+
+def _candidates(study: Study, plans: Plans, *, asked: Asked, as_measured: bool) -> dict[str, Candidate]:
+    """A candidate for each arm that fits; where fewer than two do, the nearest to what was measured that do.
+
+    Nearest is first the base in 4 bits, then half the rank.
+    """
+    for change, departures in _CHANGES:
+        found = {}
+        for arm in study.arms:
+            settings = _asked_settings(arm, asked, change=change)
+            if not arm.completed or settings is None:
+                continue
+            candidate = plans.fitting(settings, departures=departures)
+            if candidate is not None:
+                found[arm.name] = _with_time(
+                    candidate, arm, study=study, as_measured=as_measured and not change
+                )
+        if len(found) > 1:  # one arm alone has no verdict
+            return found
+    return {}
+
+
+_CHANGES: Sequence[tuple[frozenset[str], tuple[str, ...]]] = (
+    (frozenset(), ()),
+    (frozenset({"4bit"}), ("the base is held in 4 bits, and was not in the study",)),
+    (frozenset({"rank"}), ("half the rank that was measured",)),
+    (
+        frozenset({"4bit", "rank"}),
+        ("the base is held in 4 bits, and was not in the study", "half the rank that was measured"),
+    ),
+)
+
+
+def _asked_settings(arm: Arm, asked: Asked, *, change: frozenset[str]) -> Settings | None:
+    """The arm's settings on the model that was asked about, changed; None where the change is none."""
+    settings = arm.typed_settings
+    updates: dict[str, object] = {"base_model": asked.base.base_model}
+    if asked.has_data:
+        updates["dataset_path"] = asked.base.dataset_path
+    if "4bit" in change:
+        if settings.quantization == "4bit":
+            return None
+        updates["quantization"] = "4bit"
+    if "rank" in change:
+        if settings.lora_rank == 1:
+            return None
+        updates["lora_rank"] = settings.lora_rank // 2
+    updates["learning_rate"] = settings.learning_rate * _rate_ratio(
+        settings.base_model, asked.base.base_model
+    )
+    return settings.model_copy(update=updates)
+
+
+def _rate_ratio(measured: str, wanted: str) -> float:
+    """By how much the published rule changes the learning rate between two sizes of a family; 1 where it says nothing."""
+    ours, theirs = _config_of(wanted), _config_of(measured)
+    sizes = [config.get("hidden_size") for config in (theirs, ours)]
+    power = family_power(str(ours.get("model_type", "")))
+    if power is None or not all(isinstance(size, int) for size in sizes):
+        return 1.0
+    small, large = (float(str(size)) for size in sizes)
+    return float((small / large) ** power)
+
+
+def _with_time(candidate: Candidate, arm: Arm, *, study: Study, as_measured: bool) -> Candidate:
+    """With the measured time where the layout is the measured one."""
+    num_steps = arm.completed[-1].num_steps
+    same_layout = all(
+        getattr(candidate.settings, key) == arm.settings.get(key)
+        for key in ("per_device_train_batch_size", "gradient_checkpointing", "quantization")
+    )
+    step = summarise_arm(arm, study).costs.step_seconds
+    if as_measured and same_layout and step is not None and num_steps is not None:
+        return replace(
+            candidate, train_seconds=step.median * num_steps, time_from="measured steps of this arm alone"
+        )
+    if candidate.train_seconds is None or num_steps is None:
+        return replace(candidate, train_seconds=None, time_from=None)
+    return replace(candidate, train_seconds=candidate.train_seconds * num_steps)
+
+
+def _candidate(settings: Settings, estimate: PackEstimate, *, departures: tuple[str, ...]) -> Candidate:
+    """With the seconds of one step for a time, until the number of steps is known."""
+    terms = estimate.prediction.terms
+    return Candidate(
+        settings=settings,
+        peak_bytes=terms.total,
+        terms_bytes=dict(terms.named()),
+        num_trainable_parameters=sum(estimate.num_trainable.values()),
+        train_seconds=estimate.step_seconds,
+        time_from=None if estimate.step_seconds is None else "timed steps of this machine",
+        departures=departures,
+    )
+
+
+def _size_of_data(asked: Asked) -> tuple[int | None, int | None]:
+    """(completion tokens, steps of one epoch) of the training rows; None for what nobody can count."""
+    if not asked.has_data:
+        return None, None
+    rows = train_and_eval(asked.base).train
+    return num_completion_tokens(rows, asked.base.base_model), -(-len(rows) // EFFECTIVE_BATCH)

@@ -1,0 +1,153 @@
+"""What is recommended: the grade, the arm that verdicts allow, what is open, and never what does not fit."""
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from lorastudy.analysis.blocker import Blocker
+from lorastudy.analysis.overview import Question
+from lorastudy.analysis.recommendation import Candidate, Evidence, recommend
+from lorastudy.spec.settings import Settings
+
+NOISE = [0.001, -0.002, 0.003, -0.001, 0.002, -0.003]
+MARGIN = 0.05
+
+
+def candidate(peak=100, **options):
+    settings = Settings(**options.pop("settings", {}))
+    values = {"terms_bytes": {"base_weights": peak}, "num_trainable_parameters": 10}
+    return Candidate(settings=settings, peak_bytes=peak, **(values | options))
+
+
+def losses(mean):
+    """The same noise for all, and a little of each arm's own that depends on its mean."""
+    return [mean + noise * (1 + mean) for noise in NOISE]
+
+
+@pytest.fixture
+def ranks(make_rank_study):
+    """Rank 4 is as good as 16 within the margin, rank 1 is worse; peaks are 100 bytes a rank."""
+    study = make_rank_study({1: losses(2.0), 4: losses(1.01), 16: losses(1.0)})
+
+    def evidence(**options):
+        candidates = {f"r{rank}": candidate(100 * rank) for rank in (1, 4, 16)}
+        values = {"data": "rows.jsonl", "candidates": candidates, "question": Question(margin=MARGIN)}
+        return Evidence(study=study, **(values | options))
+
+    return evidence
+
+
+def test_the_smallest_rank_that_is_as_good_is_taken_as_measured_here(ranks):
+    answer = recommend([ranks()], [candidate()], budget_bytes=10_000)
+    assert (answer.grade, answer.name) == ("measured here", "r4")
+    assert answer.runner_up.name == "r16"
+    assert "smallest rank" in answer.because[0]
+
+
+def test_the_expectation_is_the_prediction_interval_of_one_more_seed(ranks):
+    """mean ± t(.975, 5) * sd * sqrt(7/6); scipy.stats.t.ppf(.975, 5) is 2.570582, sd of NOISE 0.00236643."""
+    expected = recommend([ranks()], [], budget_bytes=10_000).expectation
+    assert expected.mean == pytest.approx(1.01)
+    half = 2.570582 * 0.00236643 * 2.01 * (7 / 6) ** 0.5
+    assert expected.interval == pytest.approx((1.01 - half, 1.01 + half), rel=1e-5)
+    assert (expected.num_seeds, expected.data) == (6, "rows.jsonl")
+
+
+def test_without_a_margin_the_reference_stays_and_the_answer_says_why(ranks):
+    answer = recommend([ranks(question=Question())], [], budget_bytes=10_000)
+    assert answer.name == "r16"
+    assert "no margin was set, so no smaller rank can be shown to be as good" in answer.open
+
+
+def test_what_cannot_be_told_names_the_seeds_that_would_decide(make_rank_study):
+    apart = [1.1, 0.9, 1.05, 1.02]
+    study = make_rank_study({4: apart, 16: [1.0, 1.0, 1.01, 0.97]})
+    evidence = Evidence(
+        study=study,
+        data="rows.jsonl",
+        candidates={"r4": candidate(), "r16": candidate()},
+        question=Question(margin=MARGIN),
+    )
+    answer = recommend([evidence], [], budget_bytes=1000)
+    assert answer.name == "r16"
+    (told,) = answer.open
+    assert told.startswith("r4 against r16: cannot tell (needs about ")
+    assert told.endswith(" more seeds)")
+
+
+def test_an_arm_that_does_not_fit_is_no_reference_either(ranks):
+    answer = recommend([ranks()], [candidate()], budget_bytes=400)
+    assert (answer.grade, answer.name) == ("measured here", "r4")
+    assert answer.runner_up.name == "r1"
+    assert answer.runner_up.standing.endswith("; r4 is better")
+
+
+def test_blocked_verdicts_count_for_nothing(ranks):
+    blocked = {"r16": [Blocker(code="LS000", why="the rows differ")]}
+    answer = recommend(
+        [ranks(question=Question(margin=MARGIN, blockers=blocked))], [candidate()], budget_bytes=10_000
+    )
+    assert answer.grade == "literature only"
+    assert "the rows differ" in answer.left_out[0]
+
+
+def test_other_data_make_it_interpolated_and_say_so(ranks):
+    answer = recommend([ranks(departures=("the data were other.jsonl",))], [], budget_bytes=10_000)
+    assert answer.grade == "interpolated from here"
+    assert answer.because[1] == "not measured as such: the data were other.jsonl"
+
+
+def test_a_changed_configuration_makes_it_interpolated(ranks):
+    changed = {name: candidate(departures=("in 4 bits",)) for name in ("r1", "r4", "r16")}
+    answer = recommend([ranks(candidates=changed)], [], budget_bytes=10_000)
+    assert answer.grade == "interpolated from here"
+
+
+def test_what_was_measured_comes_before_what_is_near(ranks):
+    near, measured = ranks(departures=("other data",), data="other"), ranks()
+    assert recommend([near, measured], [], budget_bytes=10_000).expectation.data == "rows.jsonl"
+
+
+def test_without_evidence_published_rules_answer_in_their_order():
+    first, second = candidate(200, settings={"lora_rank": 16}), candidate(100, settings={"lora_rank": 8})
+    answer = recommend([], [first, second], budget_bytes=1000)
+    assert (answer.grade, answer.candidate, answer.runner_up.candidate) == ("literature only", first, second)
+    assert answer.expectation is None
+
+
+def test_one_seed_gives_no_verdict_and_so_no_evidence(make_rank_study):
+    study = make_rank_study({4: [1.0], 16: [1.0]})
+    one = Evidence(study=study, data="rows", candidates={"r4": candidate(), "r16": candidate()})
+    answer = recommend([one], [candidate()], budget_bytes=1000)
+    assert answer.grade == "literature only"
+    assert answer.left_out == ("suite: no verdict stands (one seed)",)
+
+
+def test_time_that_is_known_has_to_suffice_and_unknown_time_excludes_nothing():
+    slow, unknown = candidate(train_seconds=7200.0), candidate(50)
+    assert recommend([], [slow], budget_bytes=1000, max_seconds=3600) is None
+    assert recommend([], [slow, unknown], budget_bytes=1000, max_seconds=3600).candidate is unknown
+
+
+def test_nothing_that_fits_is_no_recommendation(ranks):
+    assert recommend([ranks()], [candidate(200)], budget_bytes=50) is None
+
+
+def test_nothing_is_ever_named_that_does_not_fit(make_rank_study):
+    study = make_rank_study({1: losses(2.0), 4: losses(1.01), 16: losses(1.0)})
+    candidates = {f"r{rank}": candidate(100 * rank) for rank in (1, 4, 16)}
+    one = Evidence(study=study, data="rows", candidates=candidates, question=Question(margin=MARGIN))
+
+    @given(budget=st.integers(0, 3000), published=st.lists(st.integers(1, 3000), max_size=4))
+    @hypothesis_settings(deadline=None)
+    def never_unfit(budget, published):
+        answer = recommend([one], [candidate(peak) for peak in published], budget_bytes=budget)
+        if answer is None:
+            assert budget < 400
+            assert not any(peak <= budget for peak in published)
+            return
+        assert answer.candidate.peak_bytes <= budget
+        assert answer.runner_up is None or answer.runner_up.candidate.peak_bytes <= budget
+
+    never_unfit()
