@@ -9,6 +9,7 @@ from pathlib import Path
 from lorastudy.analysis.items import stored_items
 from lorastudy.analysis.overview import COMPARED_METRICS, Question
 from lorastudy.analysis.recommendation import Candidate, Evidence
+from lorastudy.analysis.stated import asked_of
 from lorastudy.analysis.study import Arm, Study, split_studies
 from lorastudy.analysis.summary import summarise_arm
 from lorastudy.cli.checking import num_completion_tokens
@@ -132,18 +133,23 @@ def literature_candidates(plans: Plans, asked: Asked, *, enough: int = 2) -> lis
 
 def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -> Iterator[Evidence]:
     """Studies of this model or its family with at least two completed arms, the nearest to the question first."""
+    suites = tracker.get_suites()
+    questions = {suite.suite_name: suite.questions[-1].question for suite in suites if suite.questions}
     found = [
         (departures, study)
         for study in split_studies(tracker.get_all_experiments())
         if study.completed and (departures := _departures(study, asked)) is not None
     ]
     for departures, study in sorted(found, key=lambda pair: len(pair[0])):
+        stated = questions.get(study.suite_name)
+        told = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
+        question = asked_of(told, stated) or Question()
         yield Evidence(
-            study=study,
+            study=told,
             data=str(study.completed[-1].settings["dataset_path"]),
-            candidates=_candidates(study, plans, asked=asked, as_measured=not departures),
-            question=Question(margin=asked.margin),
-            items=stored_items(tracker, study, metrics=COMPARED_METRICS),
+            candidates=_candidates(told, plans, asked=asked, as_measured=not departures),
+            question=question if asked.margin is None else replace(question, margin=asked.margin),
+            items=stored_items(tracker, told, metrics=COMPARED_METRICS),
             departures=departures,
         )
 

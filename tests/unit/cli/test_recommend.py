@@ -110,7 +110,7 @@ class Plans:
 
 def answer(stored, *, budget_bytes=10_000, **asked):
     tracker = SimpleNamespace(
-        get_all_experiments=lambda: stored, get_all_items=lambda ids, *, split, metric: {}
+        get_all_experiments=lambda: stored, get_suites=list, get_all_items=lambda ids, *, split, metric: {}
     )
     asked = Asked(
         base=Settings(**asked), has_data="dataset_path" in asked, budget_bytes=budget_bytes, margin=None
