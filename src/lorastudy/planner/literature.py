@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lorastudy.planner.memory import ArmSize, num_trainable
 from lorastudy.planner.shapes import ModelShape
+from lorastudy.spec.rates import HIDDEN_SIZE, POWERS, published_rate
 from lorastudy.spec.settings import Settings
 
 
@@ -56,22 +57,18 @@ RULES: Mapping[str, LiteratureRule] = {
 EFFECTIVE_BATCH = 16
 LOWEST_RANK, USUAL_RANK, HIGHEST_RANK = 8, 16, 512
 ALPHA = 32.0
-#: The rule for the learning rate: rate of full fine-tuning at the hidden size, and powers by `model_type`.
-_FULL_RATE, _HIDDEN_SIZE, _SHORT_STEPS = 5e-5, 2000, 100
-_POWERS: Mapping[str, float] = {"llama": 0.781, "qwen": 0.0775}
 
 
 def family_power(model_type: str) -> float | None:
     """The power by which the best rate falls with the hidden size; None for a family without a rule."""
-    return next((power for name, power in _POWERS.items() if model_type.startswith(name)), None)
+    return next((power for name, power in POWERS.items() if model_type.startswith(name)), None)
 
 
 def published_learning_rate(model_type: str, *, hidden_size: int, num_steps: int | None) -> float:
-    """5e-5 * 10 * (2000 / hidden size) ** power (`RULES`); between the families' rates for an unknown family."""
-    times = 15 if num_steps is not None and num_steps < _SHORT_STEPS else 10
+    """What `spec.rates` has of the published rule; between the families' rates for an unknown family."""
     power = family_power(model_type)
-    powers = list(_POWERS.values()) if power is None else [power]
-    return float(_FULL_RATE * times * (_HIDDEN_SIZE / hidden_size) ** (sum(powers) / len(powers)))
+    powers = list(POWERS.values()) if power is None else [power]
+    return published_rate(hidden_size=hidden_size, power=sum(powers) / len(powers), num_steps=num_steps)
 
 
 def sufficient_rank(parameters_per_rank: int, *, num_completion_tokens: int | None, at_most: int) -> int:
@@ -94,7 +91,7 @@ def literature_settings(
     `base` has what is not for the rules to say: base model, data, length of rows. All in one micro-batch: laying it
     out so that it fits comes after.
     """
-    hidden_size = shape.hidden_size or _HIDDEN_SIZE
+    hidden_size = shape.hidden_size or HIDDEN_SIZE
     names = tuple(shape.layers_by_name())
     per_rank = num_trainable(shape, ArmSize(r=1, module_names=names))
     at_most = min(HIGHEST_RANK, hidden_size)
