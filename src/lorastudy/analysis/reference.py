@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lorastudy.analysis.study import STUDIED_KEYS, Arm, Study
 from lorastudy.analysis.tuning import lowest_loss, rates_of
+from lorastudy.spec.question import is_reference
 
 
 def reference_arm(study: Study, *, named: str | None = None) -> Arm | None:
@@ -32,8 +33,11 @@ def missing_reference(study: Study) -> Arm | None:
 
 
 def _by_name(arms: Sequence[Arm], name: str | None) -> Arm | None:
-    """The arm of that name; of several learning rates, which add `_lr<rate>`, the first."""
-    return next((arm for arm in arms if name in {arm.name, arm.name.partition("_lr")[0]}), None)
+    """The arm of that name, with or without its learning rate; of several rates the first."""
+    if name is None:
+        return None
+    rates = {arm.name: float(arm.settings.get("learning_rate") or 0.0) for arm in arms}
+    return next((a for a in arms if is_reference(name, arm=a.name, learning_rate=rates[a.name])), None)
 
 
 def _by_design(study: Study, arms: Sequence[Arm]) -> Arm | None:

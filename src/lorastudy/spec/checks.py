@@ -64,9 +64,18 @@ def check_sources(levels: Sequence[Level], problems: Problems) -> None:
             problems.add(given.place, path=given.path, cause=cause)
 
 
-def check_can_answer(metric: Given | None, levels: Sequence[Level], *, problems: Problems) -> None:
-    """Note a primary metric that some arm does not measure."""
-    if metric is None or metric.values[0] != "exact_match":
+def check_can_answer(
+    metric: Given | None, levels: Sequence[Level], *, margin: Given | None, problems: Problems
+) -> None:
+    """Note a primary metric that some arm does not measure, and a margin that is a share of what is not measured."""
+    if metric is None or metric.values[0] == "loss":
+        return
+    if margin is not None and isinstance(margin.values[0], str):
+        cause = (
+            f"is a share of the gain, which only loss has; give a number in the unit of {metric.values[0]}"
+        )
+        problems.add(margin.place, path=margin.path, cause=cause)
+    if metric.values[0] != "exact_match":
         return
     given = (level.get("max_generation_samples") for level in levels)
     if any(asked is not None and 0 in asked.values for asked in given):

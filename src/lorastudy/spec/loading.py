@@ -127,7 +127,7 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
     check_experiment_type(header.get("experiment_type"), problems)
     levels = [entry.level for entry in entries]
     _check_levels(levels, start=source.start, problems=problems)
-    check_can_answer(header.get("primary_metric"), levels, problems=problems)
+    check_can_answer(header.get("primary_metric"), levels, margin=header.get("margin"), problems=problems)
     check_tuning_seeds(header.get("tuning_seeds"), levels, problems=problems)
     own = [*top.values(), *(given for entry in entries for given in entry.own)]
     if problems.are_none:

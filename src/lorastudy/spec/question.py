@@ -30,8 +30,9 @@ class Margin:
 
         A - R < p (B - R)     or     A - (1 - p) R - p B < 0,
 
-    one paired difference per seed and item, whose interval carries the noise of the gain too (the retention
-    tests of active-control trials: Rothmann et al., Statistics in Medicine 22, 2003).
+    one paired difference per seed and item (the retention tests of active-control trials: Rothmann et al.,
+    Statistics in Medicine 22, 2003). Against a margin fixed at the measured gain it carries p times the noise of
+    that gain besides, which is little where p is.
     """
 
     amount: float

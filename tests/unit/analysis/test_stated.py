@@ -3,6 +3,7 @@
 import pytest
 
 from lorastudy.analysis.overview import Question
+from lorastudy.analysis.reference import reference_arm
 from lorastudy.analysis.stated import asked_of
 from lorastudy.analysis.study import split_studies
 from lorastudy.spec.question import Margin
@@ -43,3 +44,16 @@ def test_a_share_is_of_the_references_gain(study):
         ).margin
         is None
     )
+
+
+def test_a_reference_is_named_without_its_rate_wherever_the_rate_stands(make_result):
+    """Types of the package put the rate last; `custom` names what differs in the order of the settings."""
+    results = [
+        make_result(f"custom_lr{rate:g}_r{rank}", 0, settings={"learning_rate": rate, "lora_rank": rank})
+        for rate, rank in ((1e-4, 4), (2e-4, 8))
+    ]
+    (found,) = split_studies(results)
+    assert [reference_arm(found, named=name).name for name in ("custom_r8", "custom_lr0.0001_r4")] == [
+        "custom_lr0.0002_r8",
+        "custom_lr0.0001_r4",
+    ]

@@ -65,12 +65,12 @@ def test_questions_have_one_id_while_they_ask_the_same() -> None:
 def test_a_file_states_its_question(write: Write) -> None:
     suite = load_suite(
         write(
-            "primary_metric: exact_match\nmargin: 2%\nreference: small\ntest_fraction: 0.1\n"
+            "primary_metric: exact_match\nmargin: 0.02\nreference: small\ntest_fraction: 0.1\n"
             "experiments: [{name: small, lora_rank: 1, seeds: [1, 0]}, {name: large, seeds: [0, 2]}]"
         )
     )
     assert suite.question == Question(
-        primary_metric="exact_match", margin=Margin(amount=0.02, is_share=True), reference="small", seeds=(0, 1, 2), reporting_split="test",
+        primary_metric="exact_match", margin=Margin(amount=0.02), reference="small", seeds=(0, 1, 2), reporting_split="test",
     )  # fmt: skip
 
 
@@ -87,6 +87,12 @@ def test_mistakes_in_the_question_are_told_with_the_rest(write: Write) -> None:
     assert "s.yaml:1:9: margin:" in told
     assert "neither a number in the metric's unit nor a share of the gain such as 2%" in told
     assert "s.yaml:2:17: primary_metric: must be one of loss, token_accuracy, exact_match" in told
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "token_accuracy"])
+def test_a_share_of_the_gain_needs_a_metric_that_has_one(write: Write, metric: str) -> None:
+    with pytest.raises(SuiteFileError, match=rf"s.yaml:2:9: margin: is a share .* in the unit of {metric}"):
+        load_suite(write(f"primary_metric: {metric}\nmargin: 2%\nexperiments: [{{}}]"))
 
 
 def test_the_reference_must_be_an_arm_with_or_without_its_rate(write: Write) -> None:
