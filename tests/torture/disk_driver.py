@@ -18,7 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lorastudy.cli import running
 from lorastudy.cli import suite as suite_command
+from lorastudy.cli.estimating import SuitePlan
 from lorastudy.cli.main import main
 from lorastudy.errors import StoreError
 from lorastudy.executors import LocalExecutor
@@ -125,7 +127,8 @@ def forked(folder: Path) -> dict[str, Any]:
 
 
 def commanded() -> int:
-    """The exit code of the command, with workers that train nothing."""
+    """The exit code of the command, with workers that train nothing, and no other worker to predict their memory."""
+    running.plan_of = lambda _: SuitePlan()
     suite_command._executor = lambda *_, **__: LocalExecutor(worker=(str(studies.SCRIPTED_WORKER),))
     try:
         main(["suite", "suite.yaml"])

@@ -25,7 +25,7 @@ NO_MESSAGE = "entrance.is_disk_fault = lambda error: False"
 #: What the store holds as done is not found again, and is done once more.
 FORGOTTEN = """
 from lorastudy import runner
-runner.not_done = lambda experiments, *, tracker: list(experiments)
+runner.not_done = lambda experiments, **_: list(experiments)
 """
 
 
@@ -47,6 +47,6 @@ def test_a_planted_bug_is_seen(
         monkeypatch.setattr(disk, "drawn", last_changes)
     folder = tmp_path / "faults"
     folder.mkdir()
-    result = disk.run(amount=6, seed=2, folder=folder)
+    result = disk.run(amount=40, seed=2, folder=folder)
     assert result.num_violations > 0
     assert complaint in result.detail
