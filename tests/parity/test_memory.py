@@ -39,12 +39,13 @@ def predicted(
         FootprintQuestion(
             folder=str(folder), precision=Precision(quantization=quantization), targets=((targets, None),),
             gradient_checkpointing=checkpointing, has_dropout=False, has_one_arm=len(ranks) == 1,
-            row_lengths=batch.row_lengths,
+            has_one_group=len(set(ranks)) == 1, row_lengths=batch.row_lengths,
         ),
     ]  # fmt: skip
     model, footprint = answer([as_json(question) for question in asked])["answers"]
     shape = ModelShape.from_json(model)
     names = resolve_targets(list(shape.layers_by_name()), target_modules=targets, layers_to_transform=None)
+    assert footprint["largest_residual"] < 0.005, "the counted bytes are not polynomials in the sizes"
     return predict(
         shape, [ArmSize(r=r, module_names=names) for r in ranks], precision=Precision(quantization=quantization),
         batch=batch, footprint=Footprint.from_json(footprint), device=Device(kind="cpu"),
@@ -91,6 +92,7 @@ CASES = [
     ("qwen2", "bf16", "mlp", [8], ROWS, False),
     ("llama", "4bit", "all", [4, 8], ROWS, False),
     ("llama", "8bit", "qkvo", [4, 4], ROWS, False),
+    ("llama", "4bit", "qv", [64], MicroBatch(row_lengths=(40, 96), num_labels=27), True),
 ]
 
 
