@@ -158,7 +158,9 @@ def _loss_growth(base: BaseModel) -> tuple[tuple[int, int], ...]:
     while over - full > 1:
         middle = (full + over) // 2
         full, over = (middle, over) if is_one_chunk(middle) else (full, middle)
-    return tuple((at, growth(at)) for at in (first, full, over, 2 * full, 2 * full + 1, 3 * full, 4 * full))
+    second_fills = {full + full * eighth // 8 for eighth in range(1, 9)}
+    bends = sorted({first, full, over, *second_fills, 2 * full + 1, 3 * full, 4 * full})
+    return tuple((at, growth(at)) for at in bends)
 
 
 def _point(point: _Point, question: FootprintQuestion) -> tuple[tuple[int, ...], MicroBatch]:
