@@ -33,7 +33,6 @@ from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.planning import answer
 from lorastudy.footprint import Footprint, MicroBatch
 from lorastudy.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
-from lorastudy.planner.estimate import counted_rows
 from lorastudy.planner.memory import ArmSize, Device, Prediction, predict
 from lorastudy.planner.shapes import ModelShape, config_folder
 from lorastudy.spec.settings import Quantization, Settings
@@ -150,7 +149,8 @@ def with_bases(
             gradient_checkpointing=case.gradient_checkpointing,
             has_dropout=False,
             has_one_arm=len(case.ranks) == 1,
-            row_lengths=counted_rows(case.batch),
+            has_one_group=len(set(case.ranks)) == 1,
+            row_lengths=case.batch.row_lengths,
         )
         key = json.dumps(as_json(question))
         if key not in footprints:

@@ -80,7 +80,7 @@ class ModelQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class FootprintQuestion:
-    """What one training step of the packed engine holds in memory, for any number of arms, labels and ranks."""
+    """What one training step of the packed engine holds in memory, for any number of arms, labels and any ranks."""
 
     kind: ClassVar[str] = "footprint"
     folder: str
@@ -90,8 +90,10 @@ class FootprintQuestion:
     gradient_checkpointing: bool
     has_dropout: bool
     has_one_arm: bool
+    has_one_group: bool
+    """Whether all arms have one shape: the engine goes group by group."""
     row_lengths: tuple[int, ...]
-    """Of a micro-batch: what attention does depends on them. Counted too is a batch with each row twice."""
+    """Of a micro-batch: what attention does depends on them."""
     trust_remote_code: bool = False
 
 

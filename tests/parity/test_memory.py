@@ -30,6 +30,10 @@ EQUAL = MicroBatch(row_lengths=(32, 32), num_labels=20)
 #: Relative difference between a predicted and a measured peak. What kernels allocate inside themselves is not counted.
 TOLERANCE = 0.02
 
+#: The same where bitsandbytes' own forward runs again in the backward pass, in layers that no arm adapts: on this small
+#: model the one activation that it holds beyond what is counted is 3 % of the peak.
+TOLERANCE_RECOMPUTED_4BIT = 0.04
+
 
 def predicted(
     folder: Path, ranks: list[int], *, quantization: str, targets: str, batch: MicroBatch, checkpointing: bool
@@ -39,12 +43,13 @@ def predicted(
         FootprintQuestion(
             folder=str(folder), precision=Precision(quantization=quantization), targets=((targets, None),),
             gradient_checkpointing=checkpointing, has_dropout=False, has_one_arm=len(ranks) == 1,
-            row_lengths=batch.row_lengths,
+            has_one_group=len(set(ranks)) == 1, row_lengths=batch.row_lengths,
         ),
     ]  # fmt: skip
     model, footprint = answer([as_json(question) for question in asked])["answers"]
     shape = ModelShape.from_json(model)
     names = resolve_targets(list(shape.layers_by_name()), target_modules=targets, layers_to_transform=None)
+    assert footprint["largest_residual"] < 0.005, "the counted bytes are not polynomials in the sizes"
     return predict(
         shape, [ArmSize(r=r, module_names=names) for r in ranks], precision=Precision(quantization=quantization),
         batch=batch, footprint=Footprint.from_json(footprint), device=Device(kind="cpu"),
@@ -91,6 +96,7 @@ CASES = [
     ("qwen2", "bf16", "mlp", [8], ROWS, False),
     ("llama", "4bit", "all", [4, 8], ROWS, False),
     ("llama", "8bit", "qkvo", [4, 4], ROWS, False),
+    ("llama", "4bit", "qv", [64], MicroBatch(row_lengths=(40, 96), num_labels=27), True),
 ]
 
 
@@ -107,7 +113,8 @@ def test_predicted_is_measured(
     prediction = predicted(
         folder, ranks, quantization=quantization, targets=targets, batch=batch, checkpointing=checkpointing
     )
-    assert prediction.terms.total == pytest.approx(peak, rel=TOLERANCE)
+    within = TOLERANCE_RECOMPUTED_4BIT if quantization == "4bit" and checkpointing else TOLERANCE
+    assert prediction.terms.total == pytest.approx(peak, rel=within)
 
 
 @pytest.mark.parametrize("quantization", ["fp32", "bf16", "4bit", "8bit"])

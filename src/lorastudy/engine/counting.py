@@ -2,9 +2,11 @@
 
 The engine's own code runs, so whatever it saves, frees or fuses is what is counted. Only three things stand
 between: the probe that compares logits is left out, a number read from a tensor is 1, and the loss and the
-backward pass say when they begin and end. What kernels allocate inside themselves is not seen here.
+backward pass say when they begin and end. What kernels allocate inside themselves is not seen here, but for the one
+where that is a whole weight: bitsandbytes' product with a 4-bit weight.
 """
 
+import math
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -74,13 +76,14 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             return 1.0
         out = func(*args, **(kwargs or {}))
         num_new = sum(self._enter(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        num_bytes = self.live_bytes + _bytes_inside(func, args)
+        self.peak_bytes = max(self.peak_bytes, num_bytes)
         if self.log is not None and num_new:
             self.log.events.append(
                 Event(
                     phase=self.log.phase,
                     operation=str(func),
-                    num_bytes=self.live_bytes,
+                    num_bytes=num_bytes,
                     num_tensors=self.num_live,
                 )
             )
@@ -102,6 +105,15 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         self._known.discard(key)
         self.live_bytes -= num_bytes
         self.num_live -= 1
+
+
+def _bytes_inside(func: Any, args: Any) -> int:
+    """The dequantised weight that bitsandbytes holds while it multiplies with a 4-bit one."""
+    if str(func) != "bitsandbytes.gemm_4bit.default":
+        return 0
+    x, _, shape = args[:3]
+    num_bytes: int = math.prod(shape) * x.element_size()
+    return num_bytes
 
 
 def count_step(

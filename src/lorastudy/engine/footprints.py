@@ -31,19 +31,18 @@ from lorastudy.footprint import Footprint, Load, MicroBatch, Moment, Phase
 from lorastudy.jobs import FootprintQuestion
 from lorastudy.spec.targets import adapted_modules, without_layer_number
 
-#: (arms, how often each row is there, eighths of the tokens with a label, rank). All vary, and not together.
+#: (arms, eighths of the tokens with a label, rank of the first group, rank of the second). Where arms are to be of one
+#: shape, all have the second rank. All vary, and not together.
 _Point = tuple[int, int, int, int]
 _POINTS: tuple[_Point, ...] = (
-    (2, 1, 1, 4),
-    (2, 2, 1, 4),
     (2, 1, 2, 4),
-    (2, 1, 1, 12),
-    (2, 2, 2, 8),
-    (2, 2, 1, 12),
-    (3, 1, 1, 4),
-    (3, 2, 1, 8),
-    (3, 1, 3, 4),
-    (3, 2, 2, 12),
+    (2, 2, 2, 4),
+    (2, 1, 2, 12),
+    (2, 3, 4, 8),
+    (3, 1, 2, 4),
+    (3, 2, 4, 12),
+    (3, 3, 2, 8),
+    (3, 1, 6, 8),
 )
 #: Loss rows (arms x labels) from which, and up to which, the place is sought where a chunk of the loss is full.
 _FEWEST_ROWS, _MOST_ROWS = 16, 1 << 17
@@ -114,22 +113,18 @@ def footprint(question: FootprintQuestion, *, device: torch.device) -> Footprint
 
 def _count(base: BaseModel, question: FootprintQuestion, *, module_names: Sequence[str]) -> _Counted:
     names = tuple(name for name in module_names if name in base.linear_layers)
-    points = [
-        (1 if question.has_one_arm else arms, _micro_batch(question, copies=copies, eighths=eighths), r)
-        for arms, copies, eighths, r in _POINTS
-        if not question.has_one_arm or arms == _POINTS[0][0]
-    ]
+    points = [_point(point, question) for point in _POINTS if not question.has_one_arm or point[0] == 2]
     steps = tuple(
         count_step(
             base,
-            [_arm(number, names, r=r, dropout=question.has_dropout) for number in range(arms)],
+            [_arm(number, names, r=r, dropout=question.has_dropout) for number, r in enumerate(ranks)],
             batch=batch,
             gradient_checkpointing=question.gradient_checkpointing,
         )
-        for arms, batch, r in points
+        for ranks, batch in points
     )
     aligned = _aligned(steps)
-    loads = [_load(arms, batch, r=r) for arms, batch, r in points]
+    loads = [_load(ranks, batch) for ranks, batch in points]
     coefficients, residual = _fit(
         loads, np.array([[e.num_bytes for e in events] for events in aligned], dtype=float)
     )
@@ -163,14 +158,21 @@ def _loss_growth(base: BaseModel) -> tuple[tuple[int, int], ...]:
     while over - full > 1:
         middle = (full + over) // 2
         full, over = (middle, over) if is_one_chunk(middle) else (full, middle)
-    return tuple((at, growth(at)) for at in (first, full, over, 2 * full, 2 * full + 1, 3 * full, 4 * full))
+    second_fills = {full + full * eighth // 8 for eighth in range(1, 9)}
+    bends = sorted({first, full, over, *second_fills, 2 * full + 1, 3 * full, 4 * full})
+    return tuple((at, growth(at)) for at in bends)
 
 
-def _micro_batch(question: FootprintQuestion, *, copies: int, eighths: int) -> MicroBatch:
-    """The rows in question, as they are or each twice; a single row stays single, for it may be treated as such."""
-    lengths = question.row_lengths * (1 if len(question.row_lengths) == 1 else copies)
-    num_labels = max(1, sum(lengths) * eighths // 8)
-    return MicroBatch(row_lengths=tuple(sorted(lengths)), num_labels=num_labels)
+def _point(point: _Point, question: FootprintQuestion) -> tuple[tuple[int, ...], MicroBatch]:
+    """The ranks of the arms, and the rows in question with some labels."""
+    num_arms, eighths, first, second = point
+    lengths = tuple(sorted(question.row_lengths))
+    num_labels = max(1, min(sum(lengths) * eighths // 8, sum(lengths) - len(lengths)))
+    batch = MicroBatch(row_lengths=lengths, num_labels=num_labels)
+    if question.has_one_arm:
+        return (second,), batch
+    rest = (second,) * (num_arms - 1)
+    return ((second, *rest) if question.has_one_group else (first, *rest)), batch
 
 
 def _aligned(steps: Sequence[CountedStep]) -> list[list[Event]]:
@@ -204,21 +206,22 @@ def _places(reference: Sequence[object], other: Sequence[object]) -> Iterator[tu
                 yield (start, stop) if stop > start else (max(0, start - 1), max(1, start))
 
 
-def _load(num_arms: int, batch: MicroBatch, *, r: int) -> Load:
+def _load(ranks: Sequence[int], batch: MicroBatch) -> Load:
     return Load(
-        num_arms=num_arms,
+        num_arms=len(ranks),
         num_tokens=batch.num_tokens,
         num_labels=batch.num_labels,
         num_squares=sum(length**2 for length in batch.row_lengths),
-        rank=num_arms * r,
-        rank_all=num_arms * r,
+        rank=max(r * count for r, count in Counter(ranks).items()),
+        rank_all=sum(ranks),
     )
 
 
 def _fit(loads: Sequence[Load], counted: Any) -> tuple[Any, float]:
     """Coefficients by monomial and moment, and the largest residual relative to the peak of all steps.
 
-    Monomials that cannot be told apart (with one arm, N and KN) share what they explain: least squares of least norm.
+    The rows are always those in question, so some monomials cannot be told apart (1 and N); they share what they
+    explain, by least squares of least norm, and at these rows it is the same which of them it is.
     """
     design = np.array([load.monomials() for load in loads])
     scale = np.abs(design).max(axis=0)

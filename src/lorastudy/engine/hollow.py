@@ -13,7 +13,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lorastudy.engine.loading import BaseModel, dtype_of
-from lorastudy.engine.quantised import features, hollow_quantised
+from lorastudy.engine.quantised import features, hollow_quantised, keep_trainable_on_cpu
 from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import ModelError
 from lorastudy.jobs import Precision
@@ -65,6 +65,7 @@ def hollow_base(
         if precision.quantization in {"4bit", "8bit"}:
             _quantise(model, precision)
         model.requires_grad_(requires_grad=False).eval()
+        keep_trainable_on_cpu(model)
         nothing: Any = None
         yield BaseModel(
             name="hollow",

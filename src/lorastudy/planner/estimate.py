@@ -3,9 +3,7 @@
 The questions of a whole plan go to one worker, once; afterwards everything here is arithmetic on kept answers.
 """
 
-import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -222,7 +220,8 @@ class Estimator:
             gradient_checkpointing=settings.gradient_checkpointing,
             has_dropout=any(each.settings.lora_dropout > 0 for each in self.experiments),
             has_one_arm=has_one_arm,
-            row_lengths=counted_rows(self.rows.batch),
+            has_one_group=len({_shape(each.settings) for each in self.experiments}) == 1,
+            row_lengths=tuple(sorted(self.rows.batch.row_lengths)),
             trust_remote_code=settings.trust_remote_code,
         )
 
@@ -305,16 +304,9 @@ def physical_memory() -> int | None:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def counted_rows(batch: MicroBatch) -> tuple[int, ...]:
-    """Rows to count a step with: as they are, but for whole repetitions, which scale.
-
-    Two rows of one length stand for any number of them; a single row is treated as such.
-    """
-    counts = Counter(batch.row_lengths)
-    if len(counts) == 1:
-        return batch.row_lengths[:2]
-    repeated = math.gcd(*counts.values())
-    return tuple(sorted(length for length, count in counts.items() for _ in range(count // repeated)))
+def _shape(settings: Settings) -> tuple[object, ...]:
+    """Arms that are equal in it are one group of the engine."""
+    return settings.lora_rank, _targets(settings), settings.lora_dropout
 
 
 def _targets(settings: Settings) -> Targets:

@@ -105,7 +105,7 @@ def test_questions_survive_json():
         ModelQuestion(folder="a", trust_remote_code=True),
         FootprintQuestion(
             folder="a", precision=Precision(quantization="4bit"), targets=(("qv", None), (("q_proj",), (0, 1))),
-            gradient_checkpointing=True, has_dropout=False, has_one_arm=False, row_lengths=(8, 9),
+            gradient_checkpointing=True, has_dropout=False, has_one_arm=False, has_one_group=True, row_lengths=(8, 9),
         ),
         RowsQuestion(settings={"lora_rank": 4}, lengths=((10, None), (None, 1.5))),
     ]  # fmt: skip

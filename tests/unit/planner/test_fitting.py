@@ -6,8 +6,7 @@ import pytest
 
 from lorastudy.cli.estimate import memory_size
 from lorastudy.errors import StudyError
-from lorastudy.footprint import MicroBatch
-from lorastudy.planner.estimate import MARGIN, counted_rows, within_margin
+from lorastudy.planner.estimate import MARGIN, within_margin
 from lorastudy.planner.fitting import arms_per_pack
 from lorastudy.planner.time import Calibration, PacePoint
 
@@ -74,18 +73,3 @@ def test_sizes_as_people_write_them(text, expected):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(StudyError, match="--vram"):
         memory_size(text)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "counted"),
-    [
-        ((5,), (5,)),
-        ((5, 5, 5, 5), (5, 5)),
-        ((5, 7), (5, 7)),
-        ((7, 5, 5, 7), (5, 7)),
-        ((5, 5, 5, 5, 7, 7), (5, 5, 7)),
-        ((5, 5, 7), (5, 5, 7)),
-    ],
-)
-def test_rows_are_counted_without_their_whole_repetitions(lengths, counted):
-    assert counted_rows(MicroBatch(row_lengths=lengths, num_labels=1)) == counted
