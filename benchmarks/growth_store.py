@@ -92,10 +92,11 @@ def store(experiments: Sequence[Experiment], *, tracker: ExperimentTracker) -> N
     for start in range(0, len(experiments), ARMS_PER_PACK):
         pack = experiments[start : start + ARMS_PER_PACK]
         pack_id = f"pack-{start}"
-        for experiment in pack:
-            tracker.start_run(
-                experiment.id, attempt=1, pack_id=pack_id, engine="packed", run_folder=f"runs/{pack_id}"
-            )
+        with tracker.together():
+            for experiment in pack:
+                tracker.start_run(
+                    experiment.id, attempt=1, pack_id=pack_id, engine="packed", run_folder=f"runs/{pack_id}"
+                )
         for record in records(pack):
             tracker.take(record, pack_id=pack_id, attempt=1)
 

@@ -244,16 +244,17 @@ def _take(event: Record | WorkerExit, current: _Try, *, tracker: ExperimentTrack
     """Store what came; a worker's death ends what it left open."""
     if not current.has_begun:
         current.has_begun = True
-        for experiment in current.pack.experiments:
-            tracker.start_run(
-                experiment.id,
-                attempt=current.attempt,
-                pack_id=current.pack.id,
-                engine=experiment.settings.engine,
-                run_folder=current.folder,
-            )
-        for prediction in current.predictions:
-            tracker.take(prediction, pack_id=current.pack.id, attempt=current.attempt)
+        with tracker.together():
+            for experiment in current.pack.experiments:
+                tracker.start_run(
+                    experiment.id,
+                    attempt=current.attempt,
+                    pack_id=current.pack.id,
+                    engine=experiment.settings.engine,
+                    run_folder=current.folder,
+                )
+            for prediction in current.predictions:
+                tracker.take(prediction, pack_id=current.pack.id, attempt=current.attempt)
     if isinstance(event, WorkerExit):
         current.exit = event
         if event.returncode == disk.EXIT_CODE:
@@ -299,18 +300,21 @@ def _publish_done(
     Returns the ids of those whose adapter is nowhere to be found.
     """
     missing_ids = {experiment.id for experiment in missing}
-    gone = []
+    targets: dict[str, Path] = {}
     for experiment in experiments:
         target = output / experiment.name / "final_model"
         origin = AdapterOrigin.read(target)
-        if experiment.id in missing_ids or (origin is not None and origin.experiment_id == experiment.id):
-            continue
-        done = tracker.get_experiment(experiment.id)
+        if experiment.id not in missing_ids and (origin is None or origin.experiment_id != experiment.id):
+            targets[experiment.id] = target
+    results = tracker.get_results(list(targets)) if targets else {}
+    gone = []
+    for experiment_id, target in targets.items():
+        done = results[experiment_id]
         adapter = Path(done.run_folder or "") / (done.adapter_path or "")
         if done.adapter_path is not None and adapter.is_dir():
             _publish(inside(Path(done.run_folder or ""), adapter), target)
         else:
-            gone.append(experiment.id)
+            gone.append(experiment_id)
     return tuple(gone)
 
 
@@ -348,10 +352,11 @@ def _stopped(experiment: Experiment) -> Outcome:
 
 def _let_go_of_checkpoints(folders: Iterable[Path], *, tracker: ExperimentTracker) -> None:
     """Remove those of attempts of whose experiments all are completed: nothing goes on from them any more."""
-    for folder in folders:
-        ids = {experiment.id for experiment in Pack.read(folder).experiments}
-        runs = tracker.get_runs(list(ids))
-        if ids <= {run.experiment_id for run in runs if run.status == "completed"}:
+    members = {folder: {experiment.id for experiment in Pack.read(folder).experiments} for folder in folders}
+    runs = tracker.get_runs(list(set().union(*members.values())))
+    completed = {run.experiment_id for run in runs if run.status == "completed"}
+    for folder, ids in members.items():
+        if ids <= completed:
             shutil.rmtree(folder / CHECKPOINTS_NAME, ignore_errors=True)
 
 

@@ -44,11 +44,20 @@ def pareto_frontier(points: Mapping[str, tuple[float, float]]) -> tuple[str, ...
 
 
 def undominated(costs: Floats) -> npt.NDArray[np.bool_]:
-    """Whether each row (an arm) is beaten by none, for a table (arms, counts) or a batch of them."""
-    ours, theirs = costs[..., :, None, :], costs[..., None, :, :]
-    beaten = np.all(theirs <= ours, axis=-1) & np.any(theirs < ours, axis=-1)
-    kept: npt.NDArray[np.bool_] = ~np.any(beaten, axis=-1)
-    return kept
+    """Whether each row (an arm) is beaten by none, for a table (arms, counts) or a batch of them.
+
+    Rival by rival, so that a batch of many arms takes no more memory than the table.
+    """
+    columns = [np.ascontiguousarray(costs[..., count]) for count in range(costs.shape[-1])]
+    beaten = np.zeros(costs.shape[:-1], dtype=np.bool_)
+    for rival in range(costs.shape[-2]):
+        no_worse, better = ~beaten, np.zeros_like(beaten)
+        for ours in columns:
+            theirs = ours[..., rival : rival + 1]
+            no_worse &= theirs <= ours
+            better |= theirs < ours
+        beaten |= no_worse & better
+    return ~beaten
 
 
 def standings(

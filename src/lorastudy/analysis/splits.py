@@ -18,8 +18,7 @@ _ALWAYS_MEASURED = "loss"
 
 def reporting_split(study: Study) -> Literal["test", "eval"]:
     """`test` where every completed run was scored on test rows, else `eval`: one study reports on one split."""
-    runs = study.completed
-    return "test" if runs and all(("test", _ALWAYS_MEASURED) in run.scores for run in runs) else "eval"
+    return "test" if ("test", _ALWAYS_MEASURED) in study.scored_throughout else "eval"
 
 
 def stored_split(split: str, study: Study, *, choosing: bool = False) -> str:

@@ -31,6 +31,9 @@ STUDIED_KEYS: Mapping[str, frozenset[str]] = {
     "quantization_study": frozenset({"quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"}),
 }
 
+#: What two arms of one configuration may differ in.
+_BESIDE_A_CONFIGURATION = frozenset({"learning_rate", "max_arms_per_pack"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -40,7 +43,7 @@ class Arm:
     settings: Mapping[str, Any]
     results: tuple[ExperimentResult, ...]
 
-    @property
+    @cached_property
     def completed(self) -> tuple[ExperimentResult, ...]:
         """The results that count."""
         return tuple(result for result in self.results if result.status == "completed")
@@ -50,6 +53,12 @@ class Arm:
         """The settings as a value with its properties; keys that this version does not know are left out."""
         known = {key: value for key, value in self.settings.items() if key in Settings.model_fields}
         return Settings.model_validate_json(canonical_json(known))
+
+    @cached_property
+    def configuration(self) -> str:
+        """The settings but for the learning rate and the layout of packs: equal for arms that differ in nothing else."""
+        rest = {k: v for k, v in self.settings.items() if v is not None and k not in _BESIDE_A_CONFIGURATION}
+        return canonical_json(rest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +73,35 @@ class Study:
     tuning_seeds: frozenset[int] = frozenset()
     """Seeds of runs that chose learning rates and report nothing, as the suite's question says."""
 
-    @property
+    @cached_property
     def results(self) -> tuple[ExperimentResult, ...]:
         """Every result, of whatever status."""
         return tuple(result for arm in self.arms for result in arm.results)
 
-    @property
+    @cached_property
     def completed(self) -> tuple[ExperimentResult, ...]:
         """Every completed result."""
         return tuple(result for arm in self.arms for result in arm.completed)
 
-    @property
+    @cached_property
     def reported_arms(self) -> tuple[Arm, ...]:
         """The arms that results are reported of: not those at a rate that was tried and not chosen."""
         return tuple(arm for arm in self.arms if self.reporting_runs(arm))
+
+    @cached_property
+    def versions(self) -> Mapping[tuple[str, str], frozenset[int]]:
+        """All versions with which completed runs measured a metric, by (split, metric) as in `ExperimentResult.scores`."""
+        found: dict[tuple[str, str], set[int]] = {}
+        for result in self.completed:
+            for key, score in result.scores.items():
+                found.setdefault(key, set()).add(score.version)
+        return {key: frozenset(versions) for key, versions in found.items()}
+
+    @cached_property
+    def scored_throughout(self) -> frozenset[tuple[str, str]]:
+        """The (split, metric) that every completed run was scored on; none where nothing completed."""
+        scored = [frozenset(result.scores) for result in self.completed]
+        return frozenset.intersection(*scored) if scored else frozenset()
 
     def reporting_runs(self, arm: Arm) -> tuple[ExperimentResult, ...]:
         """The arm's results, of whatever status, but for those that chose its learning rate."""

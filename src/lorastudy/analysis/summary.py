@@ -167,7 +167,7 @@ def newest_version(study: Study, metric: Metric) -> int | None:
 
 def metric_versions(study: Study, metric: Metric) -> set[int]:
     """All versions with which the study's completed runs measured the metric."""
-    return set().union(*(arm_versions(arm, study, metric=metric) for arm in study.arms))
+    return set(study.versions.get((stored_split(metric.split, study), metric.name), ()))
 
 
 def arm_versions(arm: Arm, study: Study, *, metric: Metric) -> set[int]:

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorastudy.analysis.study import Arm, Study, differing_settings
+from lorastudy.analysis.study import Arm, Study
 from lorastudy.analysis.summary import LOSS, Metric, scores_by_seed
 from lorastudy.spec.experiment import canonical_json
 
@@ -88,4 +88,4 @@ def best_of(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Arm | None:
 
 def rates_of(study: Study, arm: Arm) -> tuple[Arm, ...]:
     """The arms that differ from this one in nothing but the learning rate, itself among them."""
-    return tuple(one for one in study.arms if set(differing_settings([arm, one])) <= {"learning_rate"})
+    return tuple(one for one in study.arms if one.configuration == arm.configuration)

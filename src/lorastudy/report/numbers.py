@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from lorastudy.analysis.summary import Spread
 
 ABSENT = "\N{EN DASH}"
+#: A sentence lists so many things at most; of more, the first few and how many there are besides. Tables have all.
+MOST_LISTED = 24
+NUM_LISTED_OF_MANY = 8
 _SIZES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("bytes", 1))
 _DURATIONS = (("h", 3600.0), ("min", 60.0), ("s", 1.0), ("ms", 1e-3))
 
@@ -105,14 +108,17 @@ def duration(value: float | None) -> str:
     return f"{number(value / scale, decimals_of_size(value / scale))} {unit}"
 
 
-def listing(items: Iterable[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    *head, last = items
+def listing(items: Iterable[str], *, every: bool = False) -> str:
+    """`a`, `a and b`, `a, b and c`; of too many to read the first few, unless `every` one is asked for."""
+    listed = list(items)
+    if len(listed) > MOST_LISTED and not every:
+        listed[NUM_LISTED_OF_MANY:] = [f"{len(listed) - NUM_LISTED_OF_MANY} more"]
+    *head, last = listed
     return f"{', '.join(head)} and {last}" if head else last
 
 
-def names(items: Iterable[str]) -> str:
+def names(items: Iterable[str], *, every: bool = False) -> str:
     """As `listing`, in quotation marks where a name holds a space or a comma itself."""
     named = list(items)
     loose = any(" " in name or "," in name for name in named)
-    return listing(f"“{name}”" if loose else name for name in named)
+    return listing((f"“{name}”" if loose else name for name in named), every=every)

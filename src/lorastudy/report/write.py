@@ -17,7 +17,7 @@ from lorastudy.analysis.study import Study, split_studies
 from lorastudy.errors import StudyError
 from lorastudy.report.compose import Part, compose
 from lorastudy.report.document import Block
-from lorastudy.report.figures.data import study_figures
+from lorastudy.report.figures.data import curve_arms, study_figures
 from lorastudy.report.figures.figure import Figure
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.html import render_html
@@ -119,15 +119,16 @@ def _studies(
 
 
 def _part(tracker: ExperimentTracker, analysis: Analysis, *, suite: SuiteSummary) -> Part:
-    figures = study_figures(analysis, _curves(tracker, analysis.study))
+    figures = study_figures(analysis, _curves(tracker, analysis))
     return Part(analysis=analysis, figures=figures, description=suite.description, questions=suite.questions)
 
 
-def _curves(tracker: ExperimentTracker, study: Study) -> Mapping[str, Sequence[CurvePoint]]:
-    """Each arm's training curve over its completed seeds, all thinned alike."""
-    runs = {
-        arm.name: [tracker.get_steps(r.experiment_id) for r in arm.completed] for arm in study.reported_arms
-    }
+def _curves(tracker: ExperimentTracker, analysis: Analysis) -> Mapping[str, Sequence[CurvePoint]]:
+    """The training curve of each arm that is drawn, over its completed seeds, all thinned alike."""
+    drawn = frozenset(curve_arms(analysis))
+    arms = [arm for arm in analysis.study.reported_arms if arm.name in drawn]
+    steps = tracker.get_all_steps([result.experiment_id for arm in arms for result in arm.completed])
+    runs = {arm.name: [steps[result.experiment_id] for result in arm.completed] for arm in arms}
     last = max((row.step for arm_runs in runs.values() for run in arm_runs for row in run), default=1)
     return {name: mean_curve(arm_runs, width=bin_width(last)) for name, arm_runs in runs.items()}
 

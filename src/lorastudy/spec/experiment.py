@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Self
 
 from lorastudy.spec.settings import ARM_KEYS, LAYOUT_KEYS, Settings
@@ -31,7 +32,7 @@ class Experiment:
     settings: Settings
     sources: Sources
 
-    @property
+    @cached_property
     def id(self) -> str:
         """`exp-` and the first 16 hex digits of the SHA-256 of the canonical JSON of what it is."""
         body = {
@@ -41,7 +42,7 @@ class Experiment:
         }
         return tagged_hash("exp", body)
 
-    @property
+    @cached_property
     def pack_key(self) -> str:
         """Equal for experiments that may train together: same base, precision, data order and batch."""
         settings = self.settings.model_dump(mode="json")
@@ -50,7 +51,8 @@ class Experiment:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; `from_json` is its inverse."""
-        return vars(self) | {"settings": self.settings.model_dump(mode="json"), "sources": vars(self.sources)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"settings": self.settings.model_dump(mode="json"), "sources": vars(self.sources)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

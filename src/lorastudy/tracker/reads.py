@@ -32,6 +32,8 @@ from lorastudy.tracker.views import ExperimentResult, RunView, ScoreValue, StepR
 
 _Value = TypeVar("_Value")
 _RunKey = tuple[str, int]
+#: Experiments whose rows are looked up by one query: databases bound the number of its parameters.
+_NUM_AT_ONCE = 200
 
 
 def results(
@@ -117,11 +119,21 @@ def _item_values(row: Row) -> tuple[tuple[float, ...], tuple[int, ...] | None]:
 
 def steps(connection: Connection, experiment_id: str) -> list[StepRow]:
     """The optimizer steps of the current run, in order."""
-    found = sorted(
-        _of_current_run(connection, schema.steps, experiment_id=experiment_id), key=lambda row: row["step"]
-    )
-    columns = ("step", "loss", "learning_rate", "grad_norm")
-    return [StepRow(**{name: row[name] for name in columns}) for row in found]
+    return steps_of(connection, [experiment_id])[experiment_id]
+
+
+def steps_of(connection: Connection, experiment_ids: Sequence[str]) -> dict[str, list[StepRow]]:
+    """As `steps`, by experiment; none of one that was not started."""
+    current = _current_runs(rows.intact(connection, runs))
+    found: dict[str, list[StepRow]] = {name: [] for name in experiment_ids}
+    table, columns = schema.steps, ("step", "loss", "learning_rate", "grad_norm")
+    for start in range(0, len(experiment_ids), _NUM_AT_ONCE):
+        some = [name for name in experiment_ids[start : start + _NUM_AT_ONCE] if name in current]
+        of_these = select(table).where(table.c.experiment_id.in_(some))
+        for row in rows.intact(connection, table, statement=of_these):
+            if row["attempt"] == current[row["experiment_id"]]["attempt"]:
+                found[row["experiment_id"]].append(StepRow(**{name: row[name] for name in columns}))
+    return {name: sorted(of_run, key=lambda row: row.step) for name, of_run in found.items()}
 
 
 def generations(connection: Connection, experiment_id: str) -> list[Generation]:

@@ -57,7 +57,7 @@ class Store:
         self._closing = contextlib.ExitStack()
         #: The process whose lock was found without its holder, None in the ordinary case.
         self.left_behind: Holder | None = None
-        self._is_checked = False
+        self._is_checked = self._is_together = False
         try:
             self._open(url)
         except BaseException:
@@ -89,6 +89,9 @@ class Store:
         """
         if not self._writable:
             raise StoreError(f"{self.name} is open for reading only; open it with writable=True")
+        if self._is_together:
+            yield self._connection
+            return
         self._set_durability(durable=durable)
         with self._own_errors(), self._connection.begin():
             self._check()
@@ -96,6 +99,16 @@ class Store:
                 self._connection.execute(text("SET LOCAL synchronous_commit TO off"))
             yield self._connection
         self._check_that_it_is_there()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Within the block all writes are one transaction: on disk when it ends, and none of them if it fails."""
+        with self.writing():
+            self._is_together = True
+            try:
+                yield
+            finally:
+                self._is_together = False
 
     def close(self) -> None:
         """Leave one plain file, unless somebody else still has it open, and let go of it."""

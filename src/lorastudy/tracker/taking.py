@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Connection, Select, Table, bindparam, select
 
 from lorastudy.records import (
     ArmProfile,
@@ -28,6 +28,22 @@ from lorastudy.spec.experiment import canonical_json, tagged_hash
 from lorastudy.tracker import rows, schema
 from lorastudy.tracker.runs import end
 from lorastudy.tracker.schema import runs
+
+
+def _current() -> Select[str]:
+    newer = runs.alias("newer")
+    is_superseded = (
+        select(newer.c.attempt)
+        .where(newer.c.experiment_id == runs.c.experiment_id, newer.c.attempt > runs.c.attempt)
+        .exists()
+    )
+    return select(runs.c.experiment_id).where(
+        runs.c.pack_id == bindparam("pack_id"), runs.c.attempt == bindparam("attempt"), ~is_superseded
+    )
+
+
+#: Asked with every record, and built once: that takes longer than running it.
+_CURRENT = _current()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +73,7 @@ def take(connection: Connection, record: Record, *, origin: Origin) -> bool:
 
 def _current_experiments(connection: Connection, origin: Origin) -> frozenset[str]:
     """The experiments of the pack for which this attempt is the highest."""
-    newer = runs.alias("newer")
-    is_superseded = (
-        select(newer.c.attempt)
-        .where(newer.c.experiment_id == runs.c.experiment_id, newer.c.attempt > runs.c.attempt)
-        .exists()
-    )
-    statement = select(runs.c.experiment_id).where(
-        runs.c.pack_id == origin.pack_id, runs.c.attempt == origin.attempt, ~is_superseded
-    )
-    return frozenset(connection.execute(statement).scalars())
+    return frozenset(connection.execute(_CURRENT, origin.key).scalars())
 
 
 def _take_step(connection: Connection, record: PackStep, *, origin: Origin, current: frozenset[str]) -> bool:

@@ -127,6 +127,10 @@ class ExperimentTracker:
                 connection, suite_name, question=question, at=self._time(), num_completed=num_completed
             )
 
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block what is written is one transaction, on disk when the block ends. Nothing is read in it."""
+        return self._store.together()
+
     def start_run(
         self, experiment_id: str, *, attempt: int, pack_id: str, engine: str, run_folder: str | Path
     ) -> None:
@@ -277,6 +281,11 @@ class ExperimentTracker:
         """The optimizer steps of the current run, in order."""
         with self._store.reading() as connection:
             return reads.steps(connection, experiment_id)
+
+    def get_all_steps(self, experiment_ids: Sequence[str]) -> dict[str, list[StepRow]]:
+        """As `get_steps`, by experiment, in a few queries for all of them."""
+        with self._store.reading() as connection:
+            return reads.steps_of(connection, experiment_ids)
 
     def get_generations(self, experiment_id: str) -> list[Generation]:
         """The generated answers of the current run, in order."""

@@ -110,6 +110,15 @@ def test_undominated_by_hand():
     assert undominated(points).tolist() == [True, True, False, True, True]
 
 
+def test_undominated_rival_by_rival_is_as_all_pairs_at_once():
+    draw = np.random.default_rng(0)
+    for num_counts in (1, 2, 4):
+        costs = draw.integers(0, 4, (50, 12, num_counts)).astype(float)  # few values, so that there are ties
+        ours, theirs = costs[..., :, None, :], costs[..., None, :, :]
+        beaten = np.all(theirs <= ours, axis=-1) & np.any(theirs < ours, axis=-1)
+        assert np.array_equal(undominated(costs), ~np.any(beaten, axis=-1))
+
+
 def test_a_standing_is_as_sure_as_the_seeds_are():
     found = standings(
         {"small": [1.2, 1.2, 1.2, 1.2], "close": [1.0, 1.3, 1.0, 1.3], "large": [0.5, 0.5, 0.5, 0.5]},

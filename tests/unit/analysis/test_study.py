@@ -4,7 +4,7 @@ import pytest
 
 from lorastudy.analysis.reference import missing_reference, reference_arm
 from lorastudy.analysis.study import confounds, differing_settings, shared_settings, split_studies
-from lorastudy.analysis.tuning import learning_rates, lowest_loss
+from lorastudy.analysis.tuning import learning_rates, lowest_loss, rates_of
 
 
 def test_suites_are_never_pooled(make_result):
@@ -146,3 +146,18 @@ def test_a_best_rate_on_the_edge_of_its_grid_is_untuned(make_result, losses, on_
 def test_one_rate_for_all_is_untuned(make_study):
     found = learning_rates(make_study({"a": [1.0]}))
     assert (found.num_varied, found.tuned) == (0, False)
+
+
+def test_the_rates_of_an_arm_are_those_that_differ_from_it_in_nothing_else(make_result):
+    settings = [
+        {"learning_rate": rate, "lora_rank": rank, "max_steps": steps, "max_arms_per_pack": arms}
+        for rate in (1e-4, 2e-4)
+        for rank in (4, 8)
+        for steps, arms in ((10, None), (None, 2))
+    ]
+    results = [make_result(f"a{number}", 0, settings=each) for number, each in enumerate(settings)]
+    (study,) = split_studies(results)
+    for arm in study.arms:
+        by_pairs = [one for one in study.arms if set(differing_settings([arm, one])) <= {"learning_rate"}]
+        assert list(rates_of(study, arm)) == by_pairs
+        assert len(by_pairs) == 2

@@ -67,6 +67,9 @@ class FakeTracker:
                 found[result.experiment_id] = (tuple(values), None)
         return found
 
+    def get_all_steps(self, experiment_ids):
+        return {experiment_id: self.get_steps(experiment_id) for experiment_id in experiment_ids}
+
     def get_steps(self, experiment_id):
         (result,) = [one for one in self.results if one.experiment_id == experiment_id]
         rank = result.settings["lora_rank"]

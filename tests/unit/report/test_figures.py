@@ -5,7 +5,8 @@ import pytest
 from lorastudy.analysis.curves import CurvePoint
 from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import split_studies
-from lorastudy.report.figures.data import study_figures
+from lorastudy.analysis.summary import LOSS
+from lorastudy.report.figures.data import MAX_DRAWN, study_figures
 from lorastudy.report.figures.interactive import vega_lite_specs
 from lorastudy.report.figures.static import save_figure
 
@@ -147,3 +148,22 @@ def test_names_on_the_frontier_stand_beside_their_points_within_the_chart(figure
 
 def test_charts_are_the_same_twice(figures, charts):
     assert {name: vega_lite_specs(figure) for name, figure in figures.items()} == charts
+
+
+def test_of_very_many_arms_the_foremost_are_drawn_and_the_caption_says_so(make_rank_results):
+    (study,) = split_studies(make_rank_results(ranks=range(1, MAX_DRAWN + 6), num_seeds=2))
+    analysis = analyse(study)
+    drawn = {figure.name: figure for figure in study_figures(analysis, {})}
+    bars = drawn["adapter_size"]
+    assert len(bars.arms) == MAX_DRAWN
+    assert analysis.reference.name in bars.arms
+    assert set(analysis.frontier) <= set(bars.arms)
+    assert f"Of {MAX_DRAWN + 5} arms, the reference" in bars.caption
+    # Left out are the worst of those that are neither.
+    scores = {summary.arm.name: summary.score(LOSS).mean for summary in analysis.completed}
+    chosen = set(bars.arms) - set(analysis.frontier) - {analysis.reference.name}
+    assert max(scores[name] for name in chosen) <= min(
+        scores[name] for name in scores.keys() - set(bars.arms)
+    )
+    assert len(drawn["efficiency_frontier"].points) == MAX_DRAWN + 5
+    assert [row.arm for row in drawn["pairs"].pairs] == [a for a in bars.arms if a != analysis.reference.name]

@@ -59,6 +59,9 @@ def test_signs():
         (numbers.count(1234567), "1,234,567"),
         (numbers.percent_more(110, 100), "+10.0 %"),
         (numbers.listing(["a", "b", "c"]), "a, b and c"),
+        (numbers.listing(map(str, range(24))), f"{', '.join(map(str, range(23)))} and 23"),
+        (numbers.listing(map(str, range(25))), "0, 1, 2, 3, 4, 5, 6, 7 and 17 more"),
+        (numbers.names(map(str, range(25)), every=True), f"{', '.join(map(str, range(24)))} and 24"),
         (numbers.names(["a", "b, c"]), "“a” and “b, c”"),
     ],
 )

@@ -363,3 +363,38 @@ def test_a_step_of_many_arms_is_whole_or_absent(filled, make_experiment, make_re
         assert tracker.take(make_records(experiment.id)[2], pack_id="p", attempt=2)
         tracker.take(Outcome(experiment_id=experiment.id, status="completed"), pack_id="p", attempt=2)
         assert len(tracker.get_steps(experiment.id)) == 1
+
+
+def test_what_is_written_together_is_there_as_a_whole_or_not_at_all(database, make_experiment):
+    experiments = [make_experiment(4), make_experiment(8)]
+    with ExperimentTracker(database, writable=True) as tracker, ExperimentTracker(database) as reader:
+        tracker.register("ranks", experiments)
+
+        def start(each) -> None:
+            tracker.start_run(each.id, attempt=1, pack_id="p", engine="packed", run_folder="runs/p")
+
+        def running() -> int:
+            return len(reader.get_all_experiments(status="running"))
+
+        def start_both(first, second) -> None:
+            with tracker.together():
+                start(first)
+                start(second)
+
+        with pytest.raises(StoreError, match="is not registered"):
+            start_both(experiments[0], make_experiment(16))
+        assert running() == 0
+        with tracker.together():
+            for each in experiments:
+                start(each)
+            assert running() == 0, "nobody sees a part of it"
+        assert running() == 2
+
+
+def test_a_count_asks_for_null_as_null(filled):
+    opened = store.Store(filled, writable=False)
+    with opened.reading() as connection:
+        assert rows.count(connection, schema.runs, key={"pack_id": "p", "failure_kind": None}) == 1
+        assert rows.count(connection, schema.runs, key={"pack_id": "p", "failure_kind": "crashed"}) == 0
+        assert rows.count(connection, schema.runs, key={"pack_id": None}) == 0
+    opened.close()

@@ -1,10 +1,11 @@
 """Size: whether arms on different modules are matched, and whether an adapter is large enough for its data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lorastudy.analysis.fairness.case import Case, names
 from lorastudy.analysis.fairness.finding import Breach, Rule
 from lorastudy.analysis.fairness.rates import METHOD_KEY
+from lorastudy.analysis.fairness.wording import MAX_NAMES
 from lorastudy.analysis.study import STUDIED_KEYS, Arm
 
 _MODULE_KEYS = frozenset(STUDIED_KEYS["module_ablation"])
@@ -67,10 +68,17 @@ def _capacity(case: Case) -> Iterator[Breach]:
         tokens = max(tokens for _, _, tokens in small)
         yield Breach(
             arms=names([arm for arm, _, _ in small]),
-            found=f"fewer trainable parameters ({', '.join(f'{parameters:,}' for _, parameters, _ in small)}) than "
+            found=f"fewer trainable parameters ({_counts([parameters for _, parameters, _ in small])}) than "
             f"the training rows have completion tokens ({tokens:,})",
             severity="note",
         )
+
+
+def _counts(numbers: Sequence[int]) -> str:
+    """Each of them, or of many from which to which."""
+    if len(numbers) > MAX_NAMES:
+        return f"{min(numbers):,} to {max(numbers):,}"
+    return ", ".join(f"{number:,}" for number in numbers)
 
 
 def _on_other_modules(case: Case) -> list[Arm]:

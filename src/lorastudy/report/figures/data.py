@@ -5,6 +5,7 @@ says so; a single seed has none.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lorastudy.analysis.curves import CurvePoint
 from lorastudy.analysis.overview import Analysis
@@ -32,21 +33,31 @@ from lorastudy.report.numbers import duration_unit, size_unit
 
 #: The combinations of colour and dash that the style has.
 MAX_CURVES = len(PALETTE) * len(DASHES)
+#: Of more arms than these a figure would be taller than two pages: the tables have all, a figure has the foremost.
+MAX_DRAWN = 60
 
 
 def study_figures(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]) -> tuple[Figure, ...]:
     """Every figure for which the study has data, in the order of the report."""
+    drawn = _foremost(analysis)
     built = (
-        pairs_figure(analysis),
-        comparison_figure(analysis),
+        pairs_figure(drawn),
+        comparison_figure(drawn),
         frontier_figure(analysis),
-        training_time_figure(analysis),
-        adapter_size_figure(analysis),
-        parameters_figure(analysis),
+        training_time_figure(drawn),
+        adapter_size_figure(drawn),
+        parameters_figure(drawn),
         curves_figure(analysis, curves),
-        forgetting_figure(analysis),
+        forgetting_figure(drawn),
     )
-    return tuple(figure for figure in built if figure is not None)
+    figures = tuple(figure for figure in built if figure is not None)
+    return figures if drawn is analysis else tuple(_with_what_is_left_out(each, analysis) for each in figures)
+
+
+def curve_arms(analysis: Analysis) -> tuple[str, ...]:
+    """The arms whose training is drawn: all, or of more than can be told apart the reference and the frontier."""
+    every = _names(analysis.completed)
+    return every if len(every) <= MAX_CURVES else _worth_a_curve(analysis)
 
 
 def comparison_figure(analysis: Analysis) -> Figure | None:
@@ -161,7 +172,7 @@ def parameters_figure(analysis: Analysis) -> Figure | None:
 def curves_figure(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]) -> Figure | None:
     """Training loss over steps."""
     every = _names(analysis.completed)
-    names = every if len(every) <= MAX_CURVES else _worth_a_curve(analysis)
+    names = curve_arms(analysis)
     left_out = "" if names == every else f" Of {len(every)} arms, the reference and those on the frontier."
     rows = tuple(CurveRow(arm=name, point=point) for name in names for point in curves.get(name, ()))
     if not rows:
@@ -184,6 +195,38 @@ def _worth_a_curve(analysis: Analysis) -> tuple[str, ...]:
     reference = analysis.reference.name if analysis.reference else None
     kept = [name for name in _names(analysis.completed) if name in analysis.frontier or name == reference]
     return tuple(kept[:MAX_CURVES])
+
+
+def _foremost(analysis: Analysis) -> Analysis:
+    """The analysis as far as it is drawn: the reference, the frontier, and then the arms with the best scores."""
+    if len(analysis.completed) <= MAX_DRAWN:
+        return analysis
+    sign = 1 if analysis.primary.lower_is_better else -1
+    scored = [
+        (sign * spread.mean, s.arm.name) for s in analysis.completed if (spread := s.score(analysis.primary))
+    ]
+    reference = [analysis.reference.name] if analysis.reference else []
+    ordered = dict.fromkeys([*reference, *analysis.frontier, *(name for _, name in sorted(scored))])
+    kept = frozenset(list(ordered)[:MAX_DRAWN])
+    return replace(
+        analysis,
+        summaries=tuple(summary for summary in analysis.summaries if summary.arm.name in kept),
+        comparisons={
+            key: tuple(comparison for comparison in family if comparison.arm in kept)
+            for key, family in analysis.comparisons.items()
+        },
+    )
+
+
+def _with_what_is_left_out(figure: Figure, analysis: Analysis) -> Figure:
+    """A figure with a row for each arm says which arms it has; the others have their own words for it."""
+    if figure.kind in {"frontier", "curves"}:
+        return figure
+    note = (
+        f" Of {len(analysis.completed)} arms, the reference, the frontier and those with the best scores; the tables "
+        "have all."
+    )
+    return replace(figure, caption=figure.caption + note)
 
 
 def forgetting_figure(analysis: Analysis) -> Figure | None:

@@ -15,7 +15,7 @@ from lorastudy.report.findings.wording import (
     seen_but_not_shown,
     verdicts_by_word,
 )
-from lorastudy.report.numbers import duration, percent_more, size
+from lorastudy.report.numbers import MOST_LISTED, NUM_LISTED_OF_MANY, duration, percent_more, size
 
 QUESTION = "How do the arms differ in accuracy, memory and time?"
 
@@ -48,7 +48,10 @@ def in_order(analysis: Analysis, summaries: Sequence[ArmSummary]) -> str:
     """`In order of mean held-out loss, lowest first: mlp 1.20 ± 0.01; qv 1.31 ± 0.02 nats per token. `."""
     metric = analysis.primary
     first = "lowest" if metric.lower_is_better else "highest"
-    listed = "; ".join(f"{one.arm.name} {score(one, metric, alongside=summaries)}" for one in summaries)
+    shown = summaries if len(summaries) <= MOST_LISTED else summaries[:NUM_LISTED_OF_MANY]
+    listed = "; ".join(f"{one.arm.name} {score(one, metric, alongside=summaries)}" for one in shown)
+    if len(shown) < len(summaries):
+        listed += f"; then {len(summaries) - len(shown)} more, in the table of results;"
     unit = f" {metric.unit}" if metric.unit else ""
     return f"In order of mean {metric.title.lower()}, {first} first: {listed}{unit}. "
 

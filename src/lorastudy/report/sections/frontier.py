@@ -107,7 +107,7 @@ def _tied(analysis: Analysis) -> list[Block]:
         Paragraph(
             (
                 "With 95 % confidence the best arm is among ",
-                Strong(names(tied.arms)),
+                Strong(names(tied.arms, every=True)),
                 f".{left_out}{about}",
             )
         )
