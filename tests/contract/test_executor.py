@@ -145,6 +145,14 @@ def test_records_come_in_order_and_end_with_the_exit(executor: Executor, make_fo
         assert events[3:] == [WorkerExit(returncode=None)]
 
 
+def test_one_run_after_another(executor: Executor, make_folder: MakeFolder) -> None:
+    # A search for learning rates and a race send folders round after round.
+    for _ in range(3):
+        folders = [make_folder("works"), make_folder("works")]
+        found = by_folder(executor.run(folders))
+        assert [numbers_of(found[folder]) for folder in folders] == [["0", "1", "2"]] * 2
+
+
 def test_a_worker_that_dies_over_one_folder_does_not_lose_the_others(
     executor: Executor, make_folder: MakeFolder
 ) -> None:

@@ -23,16 +23,22 @@ class SideBySideExecutor:
 
     def __init__(self, *, environments: Sequence[Mapping[str, str]], worker: Sequence[str] = WORKER) -> None:
         """`environments` and `worker` as in `LocalExecutor`."""
-        self._lanes = [LocalExecutor(worker=worker, environment=each) for each in environments]
+        self._environments, self._worker = environments, worker
+        self._lanes: list[LocalExecutor] = []
+        self._is_leaving = False
 
     @property
     def num_packs_at_once(self) -> int:
         """One for each lane."""
-        return len(self._lanes)
+        return len(self._environments)
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
         """Serve the folders; each lane keeps its own order."""
         events: queue.Queue[object] = queue.Queue()
+        # Fresh ones for each run: a suite that goes round after round would meet those that an earlier one stopped.
+        self._lanes = [LocalExecutor(worker=self._worker, environment=each) for each in self._environments]
+        if self._is_leaving:
+            self.leave()
         threads = [
             threading.Thread(target=_serve, args=(lane, share), kwargs={"events": events}, daemon=True)
             for lane, share in zip(self._lanes, shares(folders, num_lanes=len(self._lanes)), strict=True)
@@ -58,6 +64,7 @@ class SideBySideExecutor:
 
     def leave(self) -> None:
         """Ask all workers to save what they are at and to leave."""
+        self._is_leaving = True
         for lane in self._lanes:
             lane.leave()
 
