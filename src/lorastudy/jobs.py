@@ -11,6 +11,10 @@ from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.settings import Quantization, Settings
 
 ORIGIN_NAME = "lorastudy.json"
+RESULT_NAME = "result.json"
+"""What a worker writes into a job's folder when it is through."""
+FROM_INPUT = "-"
+"""Given to a worker in the place of folders: it reads them from its standard input, a JSON string a line."""
 
 
 @dataclass(frozen=True, kw_only=True)

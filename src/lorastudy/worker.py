@@ -1,6 +1,7 @@
 """A worker: folders with a `pack.json` or a `job.json` in, records and adapters out.
 
     python -m lorastudy.worker FOLDER [FOLDER ...]
+    python -m lorastudy.worker -      folders from standard input, a JSON string a line, as they come
 
 It serves the folders one after another and keeps the base model between them while it is the same. It knows
 nothing of the store or the suite; it speaks through `records.jsonl` alone. What becomes of a pack is told in
@@ -12,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ import torch
 from lorastudy.disk import is_disk_fault, serve_and_tell
 from lorastudy.errors import StudyError
 from lorastudy.evaluation.checkpoint import run_job
+from lorastudy.jobs import FROM_INPUT, RESULT_NAME
 from lorastudy.lifeline import PARENT_VARIABLE, end_with_parent
 from lorastudy.records import DONE_NAME, RECORDS_NAME, Incident, Pack, RecordWriter
 from lorastudy.training.base_cache import BaseCache
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     cache, stop = BaseCache(), Stop()
     stop.listen()
     try:
-        for folder in map(Path, arguments):
+        for folder in _folders(arguments):
             if (folder / "job.json").exists():
                 _serve_job(folder)
             else:
@@ -51,6 +53,12 @@ def main(arguments: Sequence[str]) -> int:
     except Stopped:
         return STOPPED
     return 0
+
+
+def _folders(arguments: Sequence[str]) -> Iterator[Path]:
+    if list(arguments) == [FROM_INPUT]:
+        return (Path(json.loads(line)) for line in sys.stdin)
+    return map(Path, arguments)
 
 
 def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:
@@ -91,7 +99,9 @@ def _serve_job(folder: Path) -> None:
         result = run_job(json.loads((folder / "job.json").read_text(encoding="utf-8")))
     except StudyError as error:
         result = {"error": str(error)}
-    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    fresh = folder / f"{RESULT_NAME}.new"
+    fresh.write_text(json.dumps(result), encoding="utf-8")
+    fresh.rename(folder / RESULT_NAME)  # whoever waits for it finds it whole
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -103,7 +113,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 if __name__ == "__main__":
     code = serve_and_tell(main, sys.argv[1:])
-    if code == STOPPED:
-        # All is on disk. Taking torch apart takes seconds where the cores are busy, and somebody waits.
-        os._exit(code)
-    sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # All is on disk. Taking torch apart takes seconds where the cores are busy, and somebody waits.
+    os._exit(code)

@@ -53,12 +53,9 @@ def estimate(
     """Predict peak memory term by term, time and disk; say what fits, and what would make it fit."""
     from rich.console import Console
 
-    from lorastudy.executors.local import run_job
+    from lorastudy.executors.job_worker import JobWorker
     from lorastudy.planner.answers import Answers
-    from lorastudy.planner.estimate import Estimator, prepare, within_margin
-    from lorastudy.planner.packing import groups
 
-    answers = Answers(run_job)
     if suite is not None:
         from lorastudy.cli.running import design_of
         from lorastudy.spec.loading import load_suite
@@ -72,23 +69,33 @@ def estimate(
             trust_remote_code=trust_remote_code, target_modules=_targets(target_modules),
         )  # fmt: skip
         experiments = _arms(settings, ranks=rank or [16], copies=arms)
-    estimators = [Estimator(group, answers, with_data=suite is not None) for group in groups(experiments)]
-    prepare(estimators, answers)
-    shown = [
-        _Shown.of(
-            estimator,
-            answers,
-            budget_bytes=None if vram is None else within_margin(memory_size(vram)),
-            calibrate=calibrate,
+    with JobWorker() as worker:
+        shown = _shown(
+            experiments, Answers(worker.do), with_data=suite is not None, vram=vram, calibrate=calibrate
         )
-        for estimator in estimators
-    ]
     if as_json:
         print(json.dumps({"packs": [each.as_json() for each in shown]}, indent=1))
         return
     console = Console(highlight=False, soft_wrap=True)
     for each in shown:
         each.show(console, vram=vram)
+
+
+def _shown(
+    experiments: "Sequence[Experiment]",
+    answers: "Answers",
+    *,
+    with_data: bool,
+    vram: str | None,
+    calibrate: bool,
+) -> "list[_Shown]":
+    from lorastudy.planner.estimate import Estimator, prepare, within_margin
+    from lorastudy.planner.packing import groups
+
+    budget_bytes = None if vram is None else within_margin(memory_size(vram))
+    estimators = [Estimator(group, answers, with_data=with_data) for group in groups(experiments)]
+    prepare(estimators, answers)
+    return [_Shown.of(each, answers, budget_bytes=budget_bytes, calibrate=calibrate) for each in estimators]
 
 
 def memory_size(text: str) -> int:

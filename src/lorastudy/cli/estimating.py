@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lorastudy.errors import StudyError
-from lorastudy.executors.local import run_job
+from lorastudy.executors.job_worker import JobWorker
 from lorastudy.jobs import PlanningJob
 from lorastudy.planner.answers import Answers
 from lorastudy.planner.disk import adapters_bytes, checkpoint_bytes, records_bytes
@@ -59,26 +60,28 @@ class SuitePlan:
 def plan_of(experiments: Sequence[Experiment]) -> SuitePlan:
     """Predictions for a suite's packs. What cannot be predicted is no reason not to run."""
     packable = [group for group in groups(experiments) if group[0].settings.engine != "reference"]
-    answers = Answers(_asked)
     try:
-        estimators = {group[0].pack_key: Estimator(group, answers, with_data=True) for group in packable}
-        prepare(list(estimators.values()), answers)
-        sizes = {
-            key: arms_per_pack(each, budget_bytes=each.machine.budget_bytes)
-            for key, each in estimators.items()
-        }
+        with JobWorker() as worker:
+            answers = Answers(partial(_asked, worker))
+            estimators = {group[0].pack_key: Estimator(group, answers, with_data=True) for group in packable}
+            prepare(list(estimators.values()), answers)
+            sizes = {
+                key: arms_per_pack(each, budget_bytes=each.machine.budget_bytes)
+                for key, each in estimators.items()
+            }
     except StudyError as error:
         return SuitePlan(problem=f"memory was not predicted, so packs are bounded by their tokens: {error}")
     return SuitePlan(estimators=estimators, arms_per_pack=sizes)
 
 
-def _asked(job: PlanningJob) -> dict[str, Any]:
+def _asked(worker: JobWorker, job: PlanningJob) -> dict[str, Any]:
     """A worker's answers; it takes seconds to start, and who waits is told."""
-    print(
-        "planning: counting what this model holds in memory while it trains (kept for next time)",
-        file=sys.stderr,
-    )
-    return run_job(job)
+    if worker.num_jobs == 0:
+        print(
+            "planning: counting what this model holds in memory while it trains (kept for next time)",
+            file=sys.stderr,
+        )
+    return worker.do(job)
 
 
 def say_problem(plan: SuitePlan) -> None:

@@ -48,7 +48,7 @@ def evaluate(
     """Evaluate an adapter, loaded onto its base as any user of PEFT would."""
     from rich.console import Console
 
-    from lorastudy.executors.local import run_job
+    from lorastudy.executors.job_worker import run_job
     from lorastudy.jobs import AdapterOrigin, EvaluateJob
     from lorastudy.spec.hub import check_base_model
 

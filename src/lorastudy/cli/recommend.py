@@ -51,13 +51,11 @@ def recommend(
     """Recommend a configuration that fits, with what it should reach and need, and how that is known."""
     from rich.console import Console
 
-    from lorastudy.analysis.recommendation import recommend as recommended
     from lorastudy.cli.estimate import settings_of
-    from lorastudy.cli.recommending import Asked, Plans, literature_candidates, stored_evidence
-    from lorastudy.executors.local import run_job
+    from lorastudy.cli.recommending import Asked, Plans
+    from lorastudy.executors.job_worker import JobWorker
     from lorastudy.planner.answers import Answers
     from lorastudy.planner.estimate import within_margin
-    from lorastudy.tracker import ExperimentTracker
 
     _refuse(hours=hours, margin=margin)
     settings = settings_of(
@@ -70,26 +68,34 @@ def recommend(
         budget_bytes=within_margin(memory_size(vram)),
         margin=margin,
     )
-    plans = Plans(Answers(run_job), asked)
+    with JobWorker() as worker:
+        plans = Plans(Answers(worker.do), asked)
+        answer = _answer(plans, asked, database=database, hours=hours)
+        if answer is None:
+            raise StudyError(_nothing_fits(plans, asked, vram=vram, hours=hours))
+        if as_json:
+            print(json.dumps(_as_json(answer, plans, asked=asked), indent=1))
+        else:
+            _show(Console(highlight=False, soft_wrap=True, markup=False), answer, plans=plans, vram=vram)
+
+
+def _answer(plans: "Plans", asked: "Asked", *, database: str, hours: float | None) -> "Recommendation | None":
+    """From the store where it has evidence, else from the literature; None where nothing fits."""
+    from lorastudy.analysis.recommendation import recommend as recommended
+    from lorastudy.cli.recommending import literature_candidates, stored_evidence
+    from lorastudy.tracker import ExperimentTracker
+
     limits: dict[str, Any] = {
         "budget_bytes": asked.budget_bytes,
         "max_seconds": None if hours is None else 3600 * hours,
     }
-    answer = None
-    if "://" in database or Path(database).is_file() or database != DATABASE:
-        with ExperimentTracker(database) as tracker:
-            evidence = list(stored_evidence(tracker, plans, asked=asked))
-        answer = recommended(evidence, (), **limits)
-        if answer is None:
-            answer = recommended(evidence, literature_candidates(plans, asked), **limits)
-    else:
-        answer = recommended((), literature_candidates(plans, asked), **limits)
-    if answer is None:
-        raise StudyError(_nothing_fits(plans, asked, vram=vram, hours=hours))
-    if as_json:
-        print(json.dumps(_as_json(answer, plans, asked=asked), indent=1))
-    else:
-        _show(Console(highlight=False, soft_wrap=True, markup=False), answer, plans=plans, vram=vram)
+    if "://" not in database and not Path(database).is_file() and database == DATABASE:
+        return recommended((), literature_candidates(plans, asked), **limits)
+    with ExperimentTracker(database) as tracker:
+        evidence = list(stored_evidence(tracker, plans, asked=asked))
+    return recommended(evidence, (), **limits) or recommended(
+        evidence, literature_candidates(plans, asked), **limits
+    )
 
 
 def _refuse(*, hours: float | None, margin: float | None) -> None:

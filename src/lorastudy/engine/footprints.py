@@ -28,7 +28,7 @@ from lorastudy.engine.hollow import (
 )
 from lorastudy.engine.loading import BaseModel
 from lorastudy.footprint import Footprint, Load, MicroBatch, Moment, Phase
-from lorastudy.jobs import FootprintQuestion
+from lorastudy.jobs import FootprintQuestion, Precision
 from lorastudy.spec.targets import adapted_modules, without_layer_number
 
 #: (arms, eighths of the tokens with a label, rank of the first group, rank of the second). Where arms are to be of one
@@ -47,6 +47,11 @@ _POINTS: tuple[_Point, ...] = (
 #: Loss rows (arms x labels) from which, and up to which, the place is sought where a chunk of the loss is full.
 _FEWEST_ROWS, _MOST_ROWS = 16, 1 << 17
 _NUM_SAMPLED_LOADS = 2000
+
+LossGrowth = tuple[tuple[int, int], ...]
+"""As `Footprint.loss_growth`."""
+LossGrowths = dict[tuple[str, Precision], LossGrowth]
+"""By model folder and precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +85,12 @@ class _Counted:
         )
 
 
-def footprint(question: FootprintQuestion, *, device: torch.device) -> Footprint:
+def footprint(
+    question: FootprintQuestion, *, device: torch.device, growths: LossGrowths | None = None
+) -> Footprint:
     """Count a step of the folder's model at several sizes, and fit its moments.
+
+    What the loss takes is the same for all questions about one base; `growths` keeps it from one to the next.
 
     Raises:
         ModelError: the model cannot be built, or the packed engine cannot train it.
@@ -103,7 +112,7 @@ def footprint(question: FootprintQuestion, *, device: torch.device) -> Footprint
 
     with base_of(FEW_LAYERS if is_regular else None) as base:
         few = _count(base, question, module_names=names)
-        growth = _loss_growth(base)
+        growth = _known_loss_growth(base, question, growths={} if growths is None else growths)
     if not is_regular:
         return _fitted(few, None, num_layers=num_layers, loss_growth=growth)
     with base_of(ONE_MORE) as base:
@@ -131,7 +140,14 @@ def _count(base: BaseModel, question: FootprintQuestion, *, module_names: Sequen
     return _Counted(steps=steps, moments=tuple(aligned[0]), coefficients=coefficients, residual=residual)
 
 
-def _loss_growth(base: BaseModel) -> tuple[tuple[int, int], ...]:
+def _known_loss_growth(base: BaseModel, question: FootprintQuestion, *, growths: LossGrowths) -> LossGrowth:
+    key = (question.folder, question.precision)
+    if key not in growths:
+        growths[key] = _loss_growth(base)
+    return growths[key]
+
+
+def _loss_growth(base: BaseModel) -> LossGrowth:
     """What the loss takes, at the places where it bends: when the first chunk is full, and when the second is.
 
     With a second chunk what the first one made is still there for a moment; from the third on nothing changes.
@@ -230,9 +246,7 @@ def _fit(loads: Sequence[Load], counted: Any) -> tuple[Any, float]:
     return solved / scale[:, None], float(residual)
 
 
-def _fitted(
-    few: _Counted, more: _Counted | None, *, num_layers: int, loss_growth: tuple[tuple[int, int], ...]
-) -> Footprint:
+def _fitted(few: _Counted, more: _Counted | None, *, num_layers: int, loss_growth: LossGrowth) -> Footprint:
     """The footprint of the whole model from one or two counts of its layers."""
     counted = more or few
     if more is None:

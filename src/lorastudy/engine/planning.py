@@ -11,7 +11,7 @@ from lorastudy.data.load import train_and_eval
 from lorastudy.data.tokenise import chat_template_of, tokenise
 from lorastudy.engine.environment import environment
 from lorastudy.engine.feed import make_feed, steps_of
-from lorastudy.engine.footprints import footprint
+from lorastudy.engine.footprints import LossGrowths, footprint
 from lorastudy.engine.hollow import decoder_layers, linear_sizes, meta_model, quantised_names, read_config
 from lorastudy.engine.loading import default_device, load_tokenizer
 from lorastudy.engine.pace import step_seconds
@@ -33,17 +33,18 @@ def answer(questions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         StudyError: a model or a data set cannot be used.
     """
-    device = default_device()
-    return {"answers": [_answer(question, device=device) for question in read_questions(questions)]}
+    device, growths = default_device(), LossGrowths()
+    answers = [_answer(each, device=device, growths=growths) for each in read_questions(questions)]
+    return {"answers": answers}
 
 
-def _answer(question: Question, *, device: torch.device) -> dict[str, Any]:
+def _answer(question: Question, *, device: torch.device, growths: LossGrowths) -> dict[str, Any]:
     if isinstance(question, MachineQuestion):
         return _machine(device)
     if isinstance(question, ModelQuestion):
         return _shape(question)
     if isinstance(question, FootprintQuestion):
-        return footprint(question, device=device).to_json()
+        return footprint(question, device=device, growths=growths).to_json()
     if isinstance(question, RowsQuestion):
         return _rows(question)
     assert isinstance(question, PaceQuestion)

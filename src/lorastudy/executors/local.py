@@ -4,19 +4,14 @@ A worker is given all folders at once and keeps its base model between them. Whe
 worker goes on with the folders after that one: an out-of-memory or a CUDA fault ends a worker, not the suite.
 """
 
-import json
 import subprocess
-import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from lorastudy.errors import StudyError
 from lorastudy.executors.executor import Event, WorkerExit
 from lorastudy.executors.following import POLL_SECONDS, Following
 from lorastudy.executors.process import WORKER, base_model_of, end_hung, log_tail, worker_process
-from lorastudy.jobs import Job
 
 
 class LocalExecutor:
@@ -94,22 +89,3 @@ class LocalExecutor:
             if is_told:
                 process.kill()  # asked for the second time: at once
             raise
-
-
-def run_job(job: Job) -> dict[str, Any]:
-    """Do a job in a worker of its own; return its result.
-
-    Raises:
-        StudyError: what the job said of the user's input.
-    """
-    with tempfile.TemporaryDirectory(prefix="lorastudy-job-") as name:
-        folder = Path(name)
-        job.write(folder)
-        with worker_process([folder], base_models=[job.base_model]) as process:
-            returncode = process.wait()
-        if returncode != 0:
-            raise StudyError(f"the worker ended with {returncode}:\n{log_tail(folder)}")
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    if "error" in result:
-        raise StudyError(result["error"])
-    return result

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lorastudy.jobs import FROM_INPUT
 from lorastudy.lifeline import tied_to_this_process
 from lorastudy.records import Pack
 from lorastudy.spec.hub import OFFLINE_VARIABLE, is_hub_model, is_hub_reachable
@@ -42,16 +43,20 @@ def worker_process(
     worker: Sequence[str] = WORKER,
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    takes_more: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that serves these folders and writes its log into the first. `environment` is set on top of this process's.
+
+    With `takes_more` none is served yet: the process is told of each by a line of JSON at its standard input, until
+    that is closed.
 
     Who leaves the block in the ordinary way gives it time to leave by itself; an error, or a generator that is
     closed, ends it at once. Either way it is gone afterwards.
     """
     with (folders[0] / LOG_NAME).open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, paths as arguments
-            [sys.executable, *worker, *map(str, folders)],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, *worker, *([FROM_INPUT] if takes_more else map(str, folders))],
+            stdin=subprocess.PIPE if takes_more else subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=tied_to_this_process(

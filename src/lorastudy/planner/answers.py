@@ -31,7 +31,7 @@ from lorastudy.spec.experiment import canonical_json
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "lorastudy")
 
 Ask = Callable[[PlanningJob], dict[str, Any]]
-"""Runs a job in a worker; `executors.local.run_job`."""
+"""Runs a job in a worker; `executors.job_worker`."""
 
 
 def cache_folder() -> Path:
