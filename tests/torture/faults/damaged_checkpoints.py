@@ -30,6 +30,7 @@ ROW = Row(
     short=150,
     default=1200,
     kept=1200,
+    in_memory=True,
 )
 NUM_CUTS = 16
 
