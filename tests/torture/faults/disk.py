@@ -24,7 +24,7 @@ ROW = Row(
     fault="ENOSPC and EIO at the k-th write, fsync, rename, creation of a file or folder",
     must="nothing lost, one message, the same command goes on",
     short=4,
-    default=60,
+    default=40,
     kept=100_000,  # every k, with both
     in_memory=True,
 )
