@@ -1,22 +1,26 @@
 """A suite whose workers are forks of a process that has torch and the base model already: a kill costs a fraction of a second.
 
-What runs in the fork is the worker's own `serve_pack`; only the start of the process is another one.
+What runs in the fork is the worker's own `serve_pack`; only the start of the process is another one. The suite is run
+once in this process before, so that no fork imports or sets up anything anew.
 """
 
 import json
 import math
 import os
+import shutil
 import signal
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import tiny
 from lorastudy import worker
 from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.engine import packed
 from lorastudy.engine.loading import default_device
 from lorastudy.executors import WorkerExit
 from lorastudy.executors.executor import Event
@@ -39,12 +43,13 @@ NUM_STEPS = 8
 class TinySuite:
     """Four arms on a model of a few kilobytes: two ranks, one of them with dropout, two seeds, one of unequal length."""
 
+    values: dict[str, Any]
     experiments: tuple[Experiment, ...]
     cache: BaseCache
 
 
-def tiny_suite(folder: Path, *, engine: str = "packed", **settings: Any) -> TinySuite:
-    """Write the model and the rows, load the model, and expand the suite. Every second step is saved."""
+def tiny_values(folder: Path, **settings: Any) -> dict[str, Any]:
+    """Write the model and the rows; what a suite file about them says. Every second step is saved."""
     model = tiny.save_base(folder / "model", hidden_size=32)
     rows = [
         {"prompt": row.prompt_text, "completion": row.reference} for row in tiny.make_rows(24, longest=10)
@@ -54,16 +59,65 @@ def tiny_suite(folder: Path, *, engine: str = "packed", **settings: Any) -> Tiny
         "base_model": str(model), "dataset_path": str(folder / "rows.jsonl"), "eval_fraction": 0.25,
         "max_steps": NUM_STEPS, "per_device_train_batch_size": 4, "max_seq_length": 32, "learning_rate": 5e-3,
         "lora_alpha": "2r", "quantization": "fp32", "max_generation_samples": 2, "max_new_tokens": 3,
-        "checkpoint_steps": 2, "engine": engine, "seeds": [0, 1],
+        "checkpoint_steps": 2, "seeds": [0, 1],
         "experiments": [{"name": "r2", "lora_rank": 2}, {"name": "r4", "lora_rank": 4, "lora_dropout": 0.2}],
     }  # fmt: skip
-    suite = suite_from_values(values | settings, where="torture")
+    return values | settings
+
+
+def tiny_suite(folder: Path, *, engine: str = "packed", **settings: Any) -> TinySuite:
+    """The suite of `tiny_values`, expanded, with its model loaded."""
+    values = tiny_values(folder, engine=engine, **settings)
+    suite = suite_from_values(values, where="torture")
     experiments = expand(
         suite, fingerprint_dataset=dataset_fingerprint, fingerprint_base=base_model_fingerprint
     )
     cache = BaseCache()
     cache.get(experiments[0].settings, device=default_device())
-    return TinySuite(experiments=tuple(experiments), cache=cache)
+    tiny_suite = TinySuite(values=values, experiments=tuple(experiments), cache=cache)
+    warm_up(tiny_suite, folder / "warm")
+    return tiny_suite
+
+
+def warm_up(suite: TinySuite, folder: Path) -> None:
+    """Run the suite in this process; what comes of it is nobody's business."""
+    folder.mkdir()
+    with patched():
+        outcome = run(suite, folder, executor=InThisProcess(cache=suite.cache))
+    assert len(outcome.completed) == len(suite.experiments), outcome
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def patched() -> Iterator[None]:
+    """Within, no arm is measured alone and no engine is tried out first: neither is part of what is tested.
+
+    Checkpoints come as often as the suite says, whatever they cost.
+    """
+    with (
+        patch.object(life, "profile_arms", lambda *_, **__: iter(())),
+        patch.object(packed, "check_supported", lambda *_, **__: None),
+        patch.object(pace, "MAX_CHECKPOINT_SHARE", math.inf),
+    ):
+        yield
+
+
+@dataclass(kw_only=True)
+class InThisProcess:
+    """Serves the folders without another process."""
+
+    cache: BaseCache
+
+    num_packs_at_once = 1
+
+    def leave(self) -> None:
+        """Nothing: nobody asks."""
+
+    def run(self, folders: Sequence[Path]) -> Generator[Event]:
+        """Serve the folders in order."""
+        for folder in folders:
+            worker.serve_pack(folder, cache=self.cache, stop=Stop())
+            yield from Following(folder).new_events(lambda: WorkerExit(returncode=0))
 
 
 @dataclass(kw_only=True)
@@ -97,13 +151,11 @@ def _serve_and_exit(folder: Path, *, cache: BaseCache, in_worker: Callable[[Path
     code = 1
     try:
         os.closerange(3, 1024)  # a started process inherits none of the runner's files and locks either
-        # What an arm costs alone is no part of what is tested, and takes longer than all the rest.
-        life.profile_arms = lambda *_, **__: iter(())
-        pace.MAX_CHECKPOINT_SHARE = math.inf
-        in_worker(folder)
-        stop = Stop()
-        stop.listen()
-        worker.serve_pack(folder, cache=cache, stop=stop)
+        with patched():
+            in_worker(folder)
+            stop = Stop()
+            stop.listen()
+            worker.serve_pack(folder, cache=cache, stop=stop)
         code = 0
     except Stopped:
         code = worker.STOPPED
@@ -150,10 +202,10 @@ def run(
         )
 
 
-def everything(suite: TinySuite, folder: Path) -> dict[str, Any]:
+def everything(folder: Path, *, database: str = "experiments.db") -> dict[str, Any]:
     """All that must not depend on what befell a suite, by experiment: status, steps, scores, answers, adapter."""
     found = {}
-    with ExperimentTracker(folder / "experiments.db") as tracker:
+    with ExperimentTracker(folder / database) as tracker:
         for result in tracker.get_all_experiments():
             scores = {
                 key: tracker.get_items(result.experiment_id, split=key[0], metric=key[1])

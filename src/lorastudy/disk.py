@@ -8,6 +8,7 @@ runner stops the suite instead of counting it as a failure of an experiment.
 import errno
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 #: What a worker ends with that could not write; `EX_IOERR` of BSD's sysexits.h.
 EXIT_CODE = 74
@@ -45,5 +46,7 @@ def serve_and_tell(serve: Callable[[Sequence[str]], int], arguments: Sequence[st
     except OSError as error:
         if not is_disk_fault(error):
             raise
-        print(told(error), file=sys.stderr)
+        # The log may lie on the same disk; then the exit code alone tells.
+        with suppress(OSError):
+            print(told(error), file=sys.stderr, flush=True)
         return EXIT_CODE

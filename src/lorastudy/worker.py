@@ -15,10 +15,11 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
-from lorastudy.disk import is_disk_fault, serve_and_tell
+from lorastudy.disk import EXIT_CODE, is_disk_fault, serve_and_tell
 from lorastudy.errors import StudyError
 from lorastudy.evaluation.checkpoint import run_job
 from lorastudy.jobs import FROM_INPUT, RESULT_NAME
@@ -111,9 +112,16 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-if __name__ == "__main__":
-    code = serve_and_tell(main, sys.argv[1:])
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    # All is on disk. Taking torch apart takes seconds where the cores are busy, and somebody waits.
+def as_program(arguments: Sequence[str]) -> NoReturn:
+    """Serve the folders and end this process; the exit code says how that went even where the log cannot."""
+    code = serve_and_tell(main, arguments)
+    if code not in {STOPPED, EXIT_CODE}:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    # All is on disk, or nothing more gets there: what Python would still flush could but change the exit code. And
+    # taking torch apart takes seconds where the cores are busy, and somebody waits.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    as_program(sys.argv[1:])

@@ -24,6 +24,7 @@ struct control {
     int64_t error;       /* errno */
     int64_t stays;       /* 1: every later change fails too */
     int64_t num_failed;  /* so far */
+    int64_t of_process;  /* whose changes count; 0: everybody's */
     char below[4096];    /* the folder */
 };
 
@@ -44,6 +45,7 @@ static int is_below(const char *path) {
 }
 
 static int fails(void) {
+    if (control->of_process && control->of_process != getpid()) return 0;
     int64_t number = __sync_add_and_fetch(&control->num_changes, 1);
     if (!control->fail_at || number < control->fail_at || (number > control->fail_at && !control->stays)) return 0;
     __sync_add_and_fetch(&control->num_failed, 1);

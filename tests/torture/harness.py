@@ -15,7 +15,9 @@ Whether a row can see a fault is shown by its own test, `test_planted_<row>.py`,
 
 import importlib
 import pkgutil
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from typing import Protocol, TypeVar
 _Item = TypeVar("_Item")
 
 SECONDS_BETWEEN_LINES = 5.0
+#: Linux's file system in memory, and how much of it must be free.
+MEMORY, MEMORY_BYTES = Path("/dev/shm"), 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,8 @@ class Row:
     """One line of the table: which fault, what must hold, and how many of them are injected when.
 
     `short` takes seconds and is part of `make test`; `default` takes a minute or so; `kept` is what
-    docs/reliability.md shows.
+    docs/reliability.md shows. A row that is `in_memory` asks nothing of the disk itself, as one about power cuts would:
+    what a killed process gave to the system is there whether or not a disk has it.
     """
 
     fault: str
@@ -54,6 +59,7 @@ class Row:
     short: int
     default: int
     kept: int
+    in_memory: bool = False
 
 
 class FaultModule(Protocol):
@@ -80,6 +86,13 @@ def unavailable(name: str) -> str | None:
     """Why a row cannot be run on this machine, as its own `unavailable()` says; None where it can."""
     reason: str | None = getattr(module(name), "unavailable", lambda: None)()
     return reason
+
+
+def temporary_folder(name: str) -> tempfile.TemporaryDirectory[str]:
+    """An empty folder for a row; without a disk under it where the row asks for none and the system has such a place."""
+    has_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
+    place = MEMORY if module(name).ROW.in_memory and has_memory else None
+    return tempfile.TemporaryDirectory(prefix=f"torture-{name}-", dir=place)
 
 
 def counted(

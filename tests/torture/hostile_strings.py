@@ -26,7 +26,7 @@ MARKUP = (
 #: What a terminal would obey, or Rich would take for its markup.
 TERMINAL = (
     "\x1b[31mred", "\x1b[2J\x1b[H", "\x1b]0;title\x07", "\x1b]52;c;ZXZpbA==\x07", "\x1b]8;;http://evil.example\x1b\\x\x1b]8;;\x1b\\", "\x9b31m", "a\rb", "a\x08b", "\x07", "[red]x[/red]",
-    "[/]", "[/bold]", "[link=http://evil.example]x[/link]", "\u202egnp", "[bold", "\x1bc",
+    "[/]", "[/bold]", "[link=http://evil.example]x[/link]", "\u202egnp", "[bold", "\x1bc", ":warning:", "\u2066x\u2069",
 )  # fmt: skip
 
 #: What a spreadsheet would calculate, fetch or start.

@@ -15,7 +15,6 @@ import json
 import platform
 import sqlite3
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import lorastudy
-from torture.harness import FaultResult, module, names, unavailable
+from torture.harness import FaultResult, module, names, temporary_folder, unavailable
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Not kept: the documents show another file, `docs/reliability.json`, which is written with --kept.
@@ -45,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: not run: {reason}", file=sys.stderr)
             continue
         print(f"{name}: {module(name).ROW.fault}", file=sys.stderr, flush=True)
-        amount = module(name).ROW.kept if chosen.kept or chosen.hours else module(name).ROW.default
+        row = module(name).ROW
+        amount = chosen.amount or (row.kept if chosen.kept or chosen.hours else row.default)
         done[name] = run_row(name, amount=amount, seed=chosen.seed, seconds=seconds)
         keep(into, {name: done[name]})
         print(_verdict(done[name]), file=sys.stderr, flush=True)
@@ -59,7 +59,7 @@ def run_row(name: str, *, amount: int, seed: int, seconds: float) -> dict[str, A
     start = time.monotonic()
     results = []
     while not results or time.monotonic() - start < seconds:
-        with tempfile.TemporaryDirectory(prefix=f"torture-{name}-") as folder:
+        with temporary_folder(name) as folder:
             results.append(module(name).run(amount=amount, seed=seed + len(results), folder=Path(folder)))
     return {
         **dataclasses.asdict(_summed(results)),
@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hours", type=float, default=0.0, help="go on with further seeds, shared among the rows"
     )
+    parser.add_argument("--amount", type=int, help="at most so many faults a row")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--into", type=Path, help="the results file")
     return parser

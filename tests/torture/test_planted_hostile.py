@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from lorastudy import runner
-from lorastudy.cli import evaluate, status
+from lorastudy.cli import console, progress, running, terminal
 from lorastudy.report import html, markdown
 from lorastudy.spec import suite
 from lorastudy.tracker import exporting
-from torture import hostile_pages
+from torture import hostile_pages, hostile_terminal
 from torture.faults import hostile
 
 
@@ -51,10 +52,29 @@ def test_names_that_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "was accepted" in violations(tmp_path, "name of a suite")
 
 
-def test_escape_sequences_that_reach_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "shown", lambda text: text)
-    monkeypatch.setattr(status, "failure_shown", lambda text: text)
-    assert any("reached the terminal" in each for each in violations(tmp_path, "text on a terminal"))
+ON_A_TERMINAL = (
+    "text on a terminal",
+    "text in a plan",
+    "text in a store",
+    "text in an imported table",
+    "text of a worker",
+)
+
+
+@pytest.mark.parametrize("kind", ON_A_TERMINAL)
+def test_escape_sequences_that_reach_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(terminal, "printable_lines", lambda text: text)
+    assert any("reached the terminal" in each for each in violations(tmp_path, kind))
+
+
+@pytest.mark.parametrize("kind", ["text on a terminal", "text in a plan", "text of a worker"])
+def test_text_that_rich_reads_as_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(console, "PlainConsole", Console)
+    for module in (running, progress, hostile_terminal):
+        monkeypatch.setattr(module, "PlainConsole", Console)
+    assert any("its own language" in each for each in violations(tmp_path, kind))
 
 
 def test_formulas_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

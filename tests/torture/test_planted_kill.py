@@ -13,10 +13,12 @@ from torture.faults import kill
 
 @pytest.fixture(autouse=True)
 def late_kills(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the worker, after the seventh of eight steps: by then two checkpoints are there."""
+    """Of the worker, in the last but one step: by then two checkpoints are there."""
     monkeypatch.setattr(kill, "MOST_KILLS", 1)
     monkeypatch.setattr(
-        kill, "_drawn", lambda *_, limits: kill.Kill(victim="worker, step", number=7, delay=0.0)
+        kill,
+        "_drawn",
+        lambda *_, limits: kill.Kill(victim="worker, step", number=kill.NUM_STEPS - 1, delay=0.0),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorastudy.cli.options import Config
+from lorastudy.cli.terminal import say
 
 if TYPE_CHECKING:
     from lorastudy.analysis.fairness.finding import LintFinding
@@ -30,7 +31,7 @@ def check(
     findings = lint(case)
     if as_json:
         body = {"suite_name": suite.name, "findings": [dataclasses.asdict(finding) for finding in findings]}
-        print(json.dumps(body, indent=1))
+        say(json.dumps(body, indent=1))
     else:
         _show(findings, num_arms=len(case.arms), suite_name=suite.name)
     if invalidates(findings):
@@ -40,10 +41,9 @@ def check(
 def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) -> None:
     from lorastudy.analysis.fairness.catalogue import RULES
     from lorastudy.analysis.fairness.wording import arms_in_words
-    from lorastudy.cli.terminal import shown
 
     for finding in findings:
-        print(
+        say(
             f"{finding.code} {finding.severity}: {finding.title} ({arms_in_words(finding.arms, num_arms=num_arms)})"
         )
         for label, text in (
@@ -51,10 +51,10 @@ def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) 
             ("why", f"{finding.why} ({finding.source})"),
             ("change", finding.change),
         ):
-            print(f"  {label + ':':<8}{shown(text)}")
-        print()
+            say(f"  {label + ':':<8}{text}")
+        say()
     counts = Counter(finding.severity for finding in findings)
-    print(
+    say(
         f"{suite_name}: {num_arms} arms held to {len(RULES)} rules; {counts['invalidates']} findings take verdicts away, "
         f"{counts['warning']} warn, {counts['note']} note"
     )

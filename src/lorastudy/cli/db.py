@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lorastudy.cli.options import DATABASE, RUNS_DIR, Database, RunsDir
+from lorastudy.cli.terminal import say
 from lorastudy.errors import StoreError
 
 db = typer.Typer(name="db", help="Back up, upgrade or rebuild the results store.", no_args_is_help=True)
@@ -30,7 +31,7 @@ def backup(
     else:
         target = into
         copy(file, target)
-    print(f"wrote {target}")
+    say(f"wrote {target}")
 
 
 @db.command()
@@ -42,7 +43,7 @@ def upgrade(database: Database = DATABASE) -> None:
     if "://" not in database:
         _file(database)
     ExperimentTracker(database, writable=True).close()
-    print(f"{database} has revision {HEAD_REVISION}")
+    say(f"{database} has revision {HEAD_REVISION}")
 
 
 @db.command()
@@ -55,15 +56,15 @@ def rebuild(database: Database = DATABASE, runs_dir: RunsDir = RUNS_DIR) -> None
             f"--database: {database} is a server's: restore it from its own backup (pg_dump, pg_restore)"
         )
     rebuilt = rebuild_store(Path(database), runs=runs_dir)
-    print(
+    say(
         f"{database}: {rebuilt.num_records} records from run folders, {rebuilt.num_salvaged_rows} rows from the old store"
     )
     if rebuilt.backup is not None:
-        print(f"the old store: {rebuilt.backup}")
+        say(f"the old store: {rebuilt.backup}")
     for problem in rebuilt.problems:
-        print(f"damage: {problem}", file=sys.stderr)
+        say(f"damage: {problem}", file=sys.stderr)
     if rebuilt.problems:
-        print(
+        say(
             "experiments that lack results are run again by `lorastudy suite` with the same file",
             file=sys.stderr,
         )

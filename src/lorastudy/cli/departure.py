@@ -5,6 +5,7 @@ import sys
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from lorastudy.cli.terminal import say
 from lorastudy.executors import Executor
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -42,7 +43,7 @@ class Departure:
             raise KeyboardInterrupt
         self._signal = number
         self._executor.leave()
-        print(
+        say(
             "\nleaving: after the step under way the pack is saved; once more, and it ends at once",
             file=sys.stderr,
         )

@@ -3,6 +3,7 @@
 import typer
 
 from lorastudy.cli.options import DATABASE, Database
+from lorastudy.cli.terminal import say
 
 
 def doctor(database: Database = DATABASE) -> None:
@@ -11,9 +12,9 @@ def doctor(database: Database = DATABASE) -> None:
 
     findings = examine(database)
     for finding in findings:
-        print(finding)
+        say(finding)
     num_damages = sum(finding.kind == "damage" for finding in findings)
     if num_damages:
-        print(f"{database}: {num_damages} damages")
+        say(f"{database}: {num_damages} damages")
         raise typer.Exit(1)
-    print(f"{database}: sound; every row, record and adapter is what was written")
+    say(f"{database}: sound; every row, record and adapter is what was written")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from lorastudy.cli.console import PlainConsole
     from lorastudy.planner.answers import Answers
     from lorastudy.planner.estimate import Estimator
     from lorastudy.planner.fitting import Suggestion
@@ -51,8 +51,7 @@ def estimate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Predict peak memory term by term, time and disk; say what fits, and what would make it fit."""
-    from rich.console import Console
-
+    from lorastudy.cli.console import PlainConsole
     from lorastudy.executors.job_worker import JobWorker
     from lorastudy.planner.answers import Answers
 
@@ -74,9 +73,9 @@ def estimate(
             experiments, Answers(worker.do), with_data=suite is not None, vram=vram, calibrate=calibrate
         )
     if as_json:
-        print(json.dumps({"packs": [each.as_json() for each in shown]}, indent=1))
+        say(json.dumps({"packs": [each.as_json() for each in shown]}, indent=1))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole()
     for each in shown:
         each.show(console, vram=vram)
 
@@ -155,15 +154,16 @@ class _Shown:
             "changes": [vars(change) for change in changes],
         }
 
-    def show(self, console: "Console", *, vram: str | None) -> None:
+    def show(self, console: "PlainConsole", *, vram: str | None) -> None:
         """As text for people."""
         from lorastudy.cli.estimating import disk_bytes, margin_words, show_terms
         from lorastudy.report.numbers import count, duration, size
 
         estimate, shape, settings = self.estimator.estimate(), self.estimator.shape, self.estimator.settings
         batch = estimate.rows.batch
+        console.print(settings.base_model, style="bold", end="")
         console.print(
-            f"[bold]{settings.base_model}[/bold] ({shape.model_type}, {count(shape.num_parameters)} parameters), "
+            f" ({shape.model_type}, {count(shape.num_parameters)} parameters), "
             f"{settings.quantization}; {len(estimate.num_trainable)} arm(s) on one base, {batch.num_tokens} tokens an arm "
             f"and forward pass, on a {self.estimator.machine.device}\n"
         )
@@ -176,15 +176,16 @@ class _Shown:
         if self.budget_bytes is None:
             return
         total = estimate.prediction.terms.total
-        verdict = "[green]fits[/green]" if total <= self.budget_bytes else "[red]does not fit[/red]"
+        fits = total <= self.budget_bytes
+        console.print("\nfits" if fits else "\ndoes not fit", style="green" if fits else "red", end="")
         console.print(
-            f"\n{verdict} {vram}: {size(total)} of {size(self.budget_bytes)} ({margin_words()}: context of the device, "
+            f" {vram}: {size(total)} of {size(self.budget_bytes)} ({margin_words()}: context of the device, "
             "memory lost between tensors, error of the prediction)"
         )
-        if total > self.budget_bytes:
+        if not fits:
             self._show_changes(console)
 
-    def _show_changes(self, console: "Console") -> None:
+    def _show_changes(self, console: "PlainConsole") -> None:
         from rich.table import Table
 
         from lorastudy.report.numbers import size

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from lorastudy.cli.console import PlainConsole
+from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 from lorastudy.executors.job_worker import JobWorker
 from lorastudy.jobs import PlanningJob
@@ -77,7 +79,7 @@ def plan_of(experiments: Sequence[Experiment]) -> SuitePlan:
 def _asked(worker: JobWorker, job: PlanningJob) -> dict[str, Any]:
     """A worker's answers; it takes seconds to start, and who waits is told."""
     if worker.num_jobs == 0:
-        print(
+        say(
             "planning: counting what this model holds in memory while it trains (kept for next time)",
             file=sys.stderr,
         )
@@ -87,7 +89,7 @@ def _asked(worker: JobWorker, job: PlanningJob) -> dict[str, Any]:
 def say_problem(plan: SuitePlan) -> None:
     """Tell on stderr that there is no prediction, and why."""
     if plan.problem is not None:
-        print(f"note: {plan.problem}", file=sys.stderr)
+        say(f"note: {plan.problem}", file=sys.stderr)
 
 
 def pack_line(estimate: PackEstimate) -> str:
@@ -117,7 +119,7 @@ def disk_bytes(estimate: PackEstimate) -> int:
     return adapters + checkpoints + records_bytes(num_steps=steps, num_arms=len(estimate.num_trainable))
 
 
-def show_terms(console: Console, estimate: PackEstimate) -> None:
+def show_terms(console: PlainConsole, estimate: PackEstimate) -> None:
     """A table of the terms and their sum."""
     table = Table(box=None, show_header=True, header_style="bold", pad_edge=False)
     table.add_column("held by")
@@ -128,8 +130,8 @@ def show_terms(console: Console, estimate: PackEstimate) -> None:
         if num_bytes:
             table.add_row(TERMS[name], size(num_bytes), percent(num_bytes / terms.total))
     table.add_row(
-        "[bold]predicted peak[/bold]",
-        f"[bold]{size(terms.total)}[/bold]",
+        Text("predicted peak", style="bold"),
+        Text(size(terms.total), style="bold"),
         f"in the {estimate.prediction.phase}",
     )
     console.print(table)

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorastudy.cli.terminal import runs_own_code, shown
+from lorastudy.cli.terminal import runs_own_code, say
 from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from lorastudy.cli.console import PlainConsole
     from lorastudy.jobs import AdapterOrigin
 
 
@@ -46,8 +45,7 @@ def evaluate(
     output: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
 ) -> None:
     """Evaluate an adapter, loaded onto its base as any user of PEFT would."""
-    from rich.console import Console
-
+    from lorastudy.cli.console import PlainConsole
     from lorastudy.executors.job_worker import run_job
     from lorastudy.jobs import AdapterOrigin, EvaluateJob
     from lorastudy.spec.hub import check_base_model
@@ -72,11 +70,11 @@ def evaluate(
         trust_remote_code=trust_remote_code,
     )
     if trust_remote_code:
-        print(f"note: {runs_own_code(job.base_model)}", file=sys.stderr)
+        say(f"note: {runs_own_code(job.base_model)}", file=sys.stderr)
     check_base_model(job.base_model)
     _check_same_base(job.base_model, checkpoint, origin=origin)
     result = run_job(job)
-    _show(Console(highlight=False, soft_wrap=True), result)
+    _show(PlainConsole(), result)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result, indent=1), encoding="utf-8")
@@ -120,25 +118,20 @@ def _quantization(value: str) -> Any:
     return value
 
 
-def _show(console: "Console", result: dict[str, Any]) -> None:
+def _show(console: "PlainConsole", result: dict[str, Any]) -> None:
     for score in result["scores"]:
         unit = f" {score['unit']}" if score["unit"] else ""
-        console.print(
-            f"{score['metric']:<16} {score['value']:.4f}{unit}  ({score['num_items']} rows)", markup=False
-        )
+        console.print(f"{score['metric']:<16} {score['value']:.4f}{unit}  ({score['num_items']} rows)")
     if result.get("num_refused_rows"):
         console.print(
             f"{result['num_refused_rows']} rows left out: their answer lies beyond --max-seq-length"
         )
     for generation in result["generations"]:
-        console.print(f"\n> {shown(generation['prompt'].strip())}", markup=False)
+        console.print(f"\n> {generation['prompt'].strip()}")
         if "reference" in generation:
-            console.print(f"  expected: {shown(generation['reference'])}", markup=False)
-        console.print(f"  answer:   {shown(generation['answer'].strip())}", markup=False)
+            console.print(f"  expected: {generation['reference']}")
+        console.print(f"  answer:   {generation['answer'].strip()}")
     if result["inference"] is not None:
         console.print("\ninference, one prompt at a time, greedy, medians:")
         for key, value in result["inference"].items():
-            console.print(
-                f"  {key:<22} {value:.4g}" if isinstance(value, float) else f"  {key:<22} {value}",
-                markup=False,
-            )
+            console.print(f"  {key:<22} {value:.4g}" if isinstance(value, float) else f"  {key:<22} {value}")

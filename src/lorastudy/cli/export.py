@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lorastudy.cli.options import DATABASE, Database
+from lorastudy.cli.terminal import say
 
 
 class ExportFormat(StrEnum):
@@ -39,4 +40,4 @@ def export(
             raise StudyError(f"{database} holds no experiment{asked}; `lorastudy status` lists what it holds")
         write = tracker.export_to_json if file_format is ExportFormat.json else tracker.export_to_csv
         write(path, suite_name=suite_name)
-    print(f"wrote {path}: {number} experiments")
+    say(f"wrote {path}: {number} experiments")

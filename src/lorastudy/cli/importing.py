@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lorastudy.cli.options import DATABASE, Database
+from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 
 
@@ -65,8 +66,8 @@ def import_results(
         results = read_peft(files, suite_name=name, num_items=num_items or NUM_GSM8K_TEST_ROWS)
     with ExperimentTracker(database, writable=True) as tracker:
         added = tracker.add_imported(results)
-    print(f"{name}: {len(results)} results read, {added} new, {len(results) - added} were there already")
-    print(f"next: lorastudy report --suite-name {name}")
+    say(f"{name}: {len(results)} results read, {added} new, {len(results) - added} were there already")
+    say(f"next: lorastudy report --suite-name {name}")
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

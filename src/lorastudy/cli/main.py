@@ -20,6 +20,7 @@ from lorastudy.cli.resume import resume
 from lorastudy.cli.run import run
 from lorastudy.cli.status import status
 from lorastudy.cli.suite import suite
+from lorastudy.cli.terminal import error_shown, say
 from lorastudy.disk import is_disk_fault, told
 from lorastudy.errors import StudyError
 
@@ -42,14 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=None if arguments is None else list(arguments))
     except StudyError as error:
-        from lorastudy.cli.terminal import error_shown
-
-        print(f"error: {error_shown(str(error))}", file=sys.stderr)
+        say(f"error: {error_shown(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if not is_disk_fault(error):
             raise
-        print(f"error: {told(error)}", file=sys.stderr)
+        say(f"error: {error_shown(told(error))}", file=sys.stderr)
         sys.exit(2)
 
 

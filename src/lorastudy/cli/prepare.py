@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorastudy.cli.terminal import shown
+from lorastudy.cli.terminal import say, shown
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from lorastudy.cli.console import PlainConsole
     from lorastudy.data.examples import Example
     from lorastudy.data.formats import Format
     from lorastudy.data.prepare import Prepared, Wanted
@@ -49,8 +48,7 @@ def prepare(
     ] = None,
 ) -> None:
     """Download or read a data set, and write it as JSON lines in a form that every study reads."""
-    from rich.console import Console
-
+    from lorastudy.cli.console import PlainConsole
     from lorastudy.data import prepare as preparing
     from lorastudy.data.fetch import fetch_rows, hub_dataset
     from lorastudy.data.formats import detect
@@ -64,20 +62,20 @@ def prepare(
         seed=seed,
     )
     if hub_id := hub_dataset(dataset):
-        print(f"asking the Hugging Face hub for {hub_id} ...", file=sys.stderr)
+        say(f"asking the Hugging Face hub for {hub_id} ...", file=sys.stderr)
     rows = fetch_rows(dataset)
     fmt = detect(rows, prompt_column=prompt_column, completion_column=completion_column)
     prepared = preparing.prepare(rows, fmt, wanted=wanted)
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole()
     _print_counts(console, prepared, fmt=fmt, wanted=wanted)
     _print_example(console, prepared.examples[0])
 
 
-def _print_counts(console: "Console", prepared: "Prepared", *, fmt: "Format", wanted: "Wanted") -> None:
+def _print_counts(console: "PlainConsole", prepared: "Prepared", *, fmt: "Format", wanted: "Wanted") -> None:
     columns = ", ".join(
         part if part == column else f"{part} = {column}" for part, column in fmt.columns.items()
     )
-    console.print(f"Format: {fmt.name} ({shown(columns)})", markup=False)
+    console.print(f"Format: {fmt.name} ({columns})")
     console.print(f"Rows: {prepared.num_rows} read, {len(prepared.examples)} taken")
     if prepared.num_empty_answers:
         console.print(f"Left out: {prepared.num_empty_answers} with an empty answer")
@@ -89,16 +87,15 @@ def _print_counts(console: "Console", prepared: "Prepared", *, fmt: "Format", wa
         f"Duplicates: {prepared.num_duplicates} (kept; a row and its duplicates are on one side of a split)"
     )
     for written in prepared.files:
-        console.print(f"Wrote {shown(str(written.path))}: {written.num_rows} rows", markup=False)
+        console.print(f"Wrote {written.path}: {written.num_rows} rows")
 
 
-def _print_example(console: "Console", example: "Example") -> None:
+def _print_example(console: "PlainConsole", example: "Example") -> None:
     """One rendered row. The trained part has markers besides its colour, for pipes and for eyes that need them."""
     from rich.text import Text
 
     console.print(
-        f"\nOne example ({shown(example.row.where)}); trained on what stands between {_BEGIN} and {_END}:\n",
-        markup=False,
+        f"\nOne example ({example.row.where}); trained on what stands between {_BEGIN} and {_END}:\n"
     )
     text = Text()
     for segment in example.segments:

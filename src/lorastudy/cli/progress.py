@@ -5,10 +5,10 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.terminal import failure_shown
 from lorastudy.executors import WorkerExit
 from lorastudy.planner.packing import PlannedPack
@@ -30,7 +30,7 @@ class Progress:
     """Follows the packs of a suite, one after another or several side by side."""
 
     def __init__(self, *, num_packs: int) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = PlainConsole(stderr=True)
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -93,7 +93,7 @@ class Progress:
 
     def _say(self, line: str) -> None:
         self._last_line = time.monotonic()
-        self._console.print(line, markup=False)
+        self._console.print(line)
 
 
 def _phase_of(event: Record) -> str | None:

@@ -9,12 +9,12 @@ import typer
 
 from lorastudy.cli.estimate import memory_size
 from lorastudy.cli.options import DATABASE, Database
+from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from lorastudy.analysis.recommendation import Candidate, Recommendation
+    from lorastudy.cli.console import PlainConsole
     from lorastudy.cli.recommending import Asked, Plans
 
 #: The settings of a configuration that a user copies into a suite file.
@@ -49,8 +49,7 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend a configuration that fits, with what it should reach and need, and how that is known."""
-    from rich.console import Console
-
+    from lorastudy.cli.console import PlainConsole
     from lorastudy.cli.estimate import settings_of
     from lorastudy.cli.recommending import Asked, Plans
     from lorastudy.executors.job_worker import JobWorker
@@ -74,9 +73,9 @@ def recommend(
         if answer is None:
             raise StudyError(_nothing_fits(plans, asked, vram=vram, hours=hours))
         if as_json:
-            print(json.dumps(_as_json(answer, plans, asked=asked), indent=1))
+            say(json.dumps(_as_json(answer, plans, asked=asked), indent=1))
         else:
-            _show(Console(highlight=False, soft_wrap=True, markup=False), answer, plans=plans, vram=vram)
+            _show(PlainConsole(), answer, plans=plans, vram=vram)
 
 
 def _answer(plans: "Plans", asked: "Asked", *, database: str, hours: float | None) -> "Recommendation | None":
@@ -177,13 +176,12 @@ def _settings_shown(candidate: "Candidate") -> dict[str, Any]:
     return {key: values[key] for key in SHOWN_SETTINGS if key not in skipped and values[key] is not None}
 
 
-def _show(console: "Console", answer: "Recommendation", *, plans: "Plans", vram: str) -> None:
+def _show(console: "PlainConsole", answer: "Recommendation", *, plans: "Plans", vram: str) -> None:
     """As text for people."""
-    from lorastudy.cli.terminal import shown
     from lorastudy.planner.literature import RULES
     from lorastudy.report.numbers import size
 
-    console.print(f"recommended: {shown(answer.name)}   [{answer.grade}]\n")
+    console.print(f"recommended: {answer.name}   [{answer.grade}]\n")
     for key, value in _settings_shown(answer.candidate).items():
         console.print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
     _show_list(console, "because", lines=answer.because)
@@ -199,16 +197,14 @@ def _show(console: "Console", answer: "Recommendation", *, plans: "Plans", vram:
         _show_list(console, "rules", lines=[f"{rule.says} ({rule.source})" for rule in RULES.values()])
 
 
-def _show_list(console: "Console", title: str, *, lines: Sequence[str]) -> None:
-    from lorastudy.cli.terminal import shown
-
+def _show_list(console: "PlainConsole", title: str, *, lines: Sequence[str]) -> None:
     if lines:
         console.print(f"\n{title}:")
     for line in lines:
-        console.print(f"  {shown(line)}")
+        console.print(f"  {line}")
 
 
-def _show_needs(console: "Console", candidate: "Candidate", *, vram: str, device: str) -> None:
+def _show_needs(console: "PlainConsole", candidate: "Candidate", *, vram: str, device: str) -> None:
     from lorastudy.cli.estimating import TERMS, margin_words
     from lorastudy.report.numbers import count, duration, size
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lorastudy.cli.options import DATABASE, Database
+from lorastudy.cli.terminal import say
 
 
 def report(
@@ -25,11 +26,11 @@ def report(
         written = write_report(tracker, experiment_type=experiment_type, suite_name=suite_name, output=output)
     say_pages(written)
     if num_plots := sum(path.suffix == ".png" for path in written):
-        print(f"wrote {num_plots} plots (PNG and SVG)")
+        say(f"wrote {num_plots} plots (PNG and SVG)")
 
 
 def say_pages(written: Sequence[Path]) -> None:
     """Name the pages among the files that a report wrote."""
     for path in written:
         if path.suffix in {".md", ".html"}:
-            print(f"wrote {path}")
+            say(f"wrote {path}")

@@ -1,5 +1,6 @@
 """`lorastudy resume`: go on with what was begun, from the store alone or from a suite file."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Config, Database, OutputDir, RunsDir
+from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
@@ -39,12 +41,13 @@ def resume(
     else:
         work = _of_store(suite, database=database)
     if not work:
-        print("nothing to resume: every experiment in the store is completed")
+        say("nothing to resume: every experiment in the store is completed")
     for loaded, experiments in work:
         num_begun = "" if experiments is None else f": {len(experiments)} experiments"
-        print(f"{loaded.name}{num_begun}")
+        say(f"{loaded.name}{num_begun}")
         run_experiments(loaded, database=database, plan=plan, experiments=experiments)
-        print(f"next: lorastudy report --suite-name {loaded.name}")
+        # quoted: the name may come from a store that somebody else made
+        say(f"next: {shlex.join(['lorastudy', 'report', '--suite-name', loaded.name])}")
 
 
 def _of_file(path: Path, *, defaults: Path | None) -> "tuple[Suite, None]":
@@ -84,7 +87,7 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
             said = f"{each} looks for its learning rates, so its file says what comes next: lorastudy resume FILE"
             if name is not None:
                 raise StudyError(said)
-            print(f"note: {said}", file=sys.stderr)
+            say(f"note: {said}", file=sys.stderr)
             continue
         results = by_suite[each]
         suite = Suite(

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Config, Database, OutputDir, RunsDir
+from lorastudy.cli.terminal import say
 
 
 def run(
@@ -66,7 +67,7 @@ def run(
     plan = Plan(runs=runs_dir, output=output_dir)
     ran = run_experiments(suite, database=database, plan=plan)
     for experiment in ran.reporting:
-        print(f"adapter: {output_dir / experiment.name / 'final_model'}")
+        say(f"adapter: {output_dir / experiment.name / 'final_model'}")
 
 
 def _number_or_text(value: str | None) -> float | str | None:

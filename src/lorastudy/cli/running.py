@@ -9,16 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import typer
-from rich.console import Console
 
 from lorastudy.analysis.fairness.case import Case
 from lorastudy.analysis.fairness.lint import lint
 from lorastudy.analysis.fairness.wording import arms_in_words
 from lorastudy.cli.checking import data_notes, read_data, suite_case
+from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.departure import Departure
 from lorastudy.cli.estimating import pack_line, plan_of, say_problem
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
-from lorastudy.cli.terminal import failure_shown, runs_own_code, shown
+from lorastudy.cli.terminal import failure_shown, runs_own_code, say
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
 from lorastudy.executors import Executor, local_executor
@@ -95,16 +95,15 @@ def show_plan(suite: Suite, *, database: str) -> None:
     packs = _packs(
         planned, missing, arms_per_pack=predicted.arms_per_pack, num_at_once=executor.num_packs_at_once
     )
-    # No markup: names of models, modules and files may hold brackets.
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole()
     console.print(suite.name, style="bold", end="")
-    console.print(f" ({shown(suite.experiment_type)})  base model: {_shared(experiments, 'base_model')}")
+    console.print(f" ({suite.experiment_type})  base model: {_shared(experiments, 'base_model')}")
     console.print(
         f"{len(experiments)} experiments, {len(experiments) - len(missing)} of them done; "
         f"{len(missing)} to run in {len(packs)} pack(s). An experiment is an arm with one seed."
     )
     for note in [*(f"note: {note}" for note in notes), *_fairness(case)]:
-        console.print(shown(note))
+        console.print(note)
     for number, pack in enumerate(packs, start=1):
         console.print(f"\npack {number}: {len(pack.experiments)} experiments on one base")
         estimate = predicted.estimate(pack)
@@ -137,7 +136,7 @@ def run_experiments(
         planned, missing = _planned(design_by, suite, tracker=tracker)
         notes = [*suite.notes, *data_notes(missing, read_data(missing)), *_own_code(planned.experiments)]
         for note in notes:
-            print(f"note: {shown(note)}", file=sys.stderr)
+            say(f"note: {note}", file=sys.stderr)
         _say_what_is_replaced(missing, output=plan.output)
         for base_model in sorted({experiment.settings.base_model for experiment in missing}):
             check_base_model(base_model)
@@ -162,7 +161,7 @@ def run_experiments(
         )
     _print_outcome(outcome, last.experiments, has_left=departure.is_requested())
     if departure.is_requested() and outcome.not_run:
-        print(f"to go on: {_command_to_go_on(suite, database=database, plan=plan)}", file=sys.stderr)
+        say(f"to go on: {_command_to_go_on(suite, database=database, plan=plan)}", file=sys.stderr)
         raise typer.Exit(departure.exit_code)
     if outcome.failed:
         raise typer.Exit(2 if all(end.failure_kind == "user" for end in outcome.failed) else 1)
@@ -212,7 +211,7 @@ def _say_what_is_replaced(experiments: Sequence[Experiment], *, output: Path) ->
         target = output / experiment.name / "final_model"
         origin = AdapterOrigin.read(target)
         if origin is not None and origin.experiment_id != experiment.id:
-            print(
+            say(
                 f"note: {target} holds the adapter of another experiment ({origin.experiment_id}), which will be replaced; "
                 "its run folder keeps it",
                 file=sys.stderr,
@@ -274,7 +273,7 @@ def _is_new(database: str) -> bool:
 def _writer(database: str) -> ExperimentTracker:
     tracker = ExperimentTracker(database, writable=True)
     if tracker.left_behind is not None:
-        print(f"note: took over the results store from {tracker.left_behind}, which is gone", file=sys.stderr)
+        say(f"note: took over the results store from {tracker.left_behind}, which is gone", file=sys.stderr)
     return tracker
 
 
@@ -297,38 +296,38 @@ def _command_to_go_on(suite: Suite, *, database: str, plan: Plan) -> str:
 
 def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment], *, has_left: bool) -> None:
     names = {experiment.id: experiment.name for experiment in experiments}
-    print(
+    say(
         f"{len(outcome.completed)} completed, {len(outcome.failed)} failed, {len(outcome.done_before)} done before, "
         f"{len(outcome.not_run)} not run"
     )
     if outcome.diverged_in_search:
         found = ", ".join(names[end.experiment_id] for end in outcome.diverged_in_search)
-        print(f"diverged in the search for a learning rate, so that rate is too high: {found}")
+        say(f"diverged in the search for a learning rate, so that rate is too high: {found}")
     by_message: dict[str, list[str]] = {}
     for end in outcome.failed:
         by_message.setdefault(f"{end.failure_kind}: {failure_shown(end.message or '')}", []).append(
             names[end.experiment_id]
         )
     for message, failed in by_message.items():
-        print(f"failed: {', '.join(failed)}\n  {message}", file=sys.stderr)
+        say(f"failed: {', '.join(failed)}\n  {message}", file=sys.stderr)
     for experiment_id in outcome.unpublished:
-        print(
+        say(
             f"note: {names[experiment_id]} was done before, but its run folder is gone and its adapter with it: "
             f"output/{names[experiment_id]}/final_model was not written. Its numbers are kept",
             file=sys.stderr,
         )
     if outcome.not_run and not has_left:
-        print("not run: the suite stops at a failure; --continue-on-error goes on", file=sys.stderr)
+        say("not run: the suite stops at a failure; --continue-on-error goes on", file=sys.stderr)
 
 
 def _shared(experiments: Sequence[Experiment], key: str) -> str:
-    return shown(", ".join(sorted({str(getattr(experiment.settings, key)) for experiment in experiments})))
+    return ", ".join(sorted({str(getattr(experiment.settings, key)) for experiment in experiments}))
 
 
 def _summary(experiment: Experiment) -> str:
     settings = experiment.settings
     targets = settings.target_modules
-    names = targets if isinstance(targets, str) else shown(",".join(targets))
+    names = targets if isinstance(targets, str) else ",".join(targets)
     length = (
         f"{settings.max_steps} steps" if settings.max_steps else f"{settings.num_train_epochs or 1:g} epochs"
     )

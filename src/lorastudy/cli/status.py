@@ -3,7 +3,7 @@
 from collections import Counter
 
 from lorastudy.cli.options import DATABASE, Database
-from lorastudy.cli.terminal import failure_shown
+from lorastudy.cli.terminal import failure_shown, say
 
 
 def status(database: Database = DATABASE) -> None:
@@ -17,12 +17,12 @@ def status(database: Database = DATABASE) -> None:
     for result in results:
         by_suite.setdefault(result.suite_name, Counter())[result.status] += 1
     for suite_name, counts in by_suite.items():
-        print(f"{suite_name}: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}")
+        say(f"{suite_name}: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}")
     for result in results:
         if result.status == "failed":
             message = failure_shown(result.failure_message or "no message was recorded")
-            print(f"  failed: {result.suite_name}/{result.name}: {result.failure_kind}: {message}")
+            say(f"  failed: {result.suite_name}/{result.name}: {result.failure_kind}: {message}")
     for (suite_name, tool), number in imported.items():
-        print(f"{suite_name}: {number} imported from {tool}")
+        say(f"{suite_name}: {number} imported from {tool}")
     if not results and not imported:
-        print(f"{database} holds no experiments")
+        say(f"{database} holds no experiments")

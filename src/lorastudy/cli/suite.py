@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Config, Database, OutputDir, RunsDir
+from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def suite(
     plan = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
     workers = _executor(executor, address=ray_address, num_cpus=ray_num_cpus, num_gpus=ray_num_gpus)
     run_experiments(loaded, database=database, plan=plan, executor=workers)
-    print(f"next: lorastudy report --suite-name {loaded.name}")
+    say(f"next: lorastudy report --suite-name {loaded.name}")
 
 
 def _executor(

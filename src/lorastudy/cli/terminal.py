@@ -1,17 +1,23 @@
-"""What other people wrote, as it may stand on a terminal: without escape sequences, secrets or personal paths.
+"""What a command prints: never an escape sequence, whoever wrote it, and in failures no secrets or personal paths.
 
-Everything that a command prints and that did not come from its own command line goes through here: answers,
-rows, failures, names in files.
+Everything goes through `say`, or through a `PlainConsole` where it is laid out: answers, rows and failures, but also
+the names in a store or in a table, which anybody may have made.
 """
 
 from functools import cache
+from typing import TextIO
 
 from lorastudy.spec.printable import printable_lines
 from lorastudy.spec.privacy import Privacy
 
 
+def say(text: object = "", *, file: TextIO | None = None) -> None:
+    """Print a text as `print` does, with whatever would steer the terminal escaped."""
+    print(shown(str(text)), file=file)
+
+
 def shown(text: str) -> str:
-    """The text with whatever would steer the terminal escaped."""
+    """The text with whatever would steer the terminal escaped; escaping it twice changes nothing."""
     return printable_lines(text)
 
 

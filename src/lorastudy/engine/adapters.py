@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -48,7 +48,8 @@ def save_adapter(
         for name, pair in weights.items()
         for part, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
     }
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # Not `save_file`: of a full disk it raises an error of its own, which looks like the pack's own failure.
+    (folder / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
     save_config(arm, base=base, folder=folder)
     return (folder / WEIGHTS_FILE).stat().st_size
 

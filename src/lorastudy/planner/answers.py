@@ -9,6 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -82,11 +83,13 @@ class Answers:
         return self._read[key]
 
     def _keep(self, key: str, answer: dict[str, Any]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = self._folder / f"{key}.{os.getpid()}.new"
-        fresh.write_text(json.dumps(answer), encoding="utf-8")
-        fresh.replace(self._folder / f"{key}.json")
         self._read[key] = answer
+        # A home that is full or may not be written costs the next plan its question, and this one nothing.
+        with suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            fresh = self._folder / f"{key}.{os.getpid()}.new"
+            fresh.write_text(json.dumps(answer), encoding="utf-8")
+            fresh.replace(self._folder / f"{key}.json")
 
 
 def config_digest(base_model: str) -> str:

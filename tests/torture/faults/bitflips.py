@@ -20,6 +20,7 @@ ROW = Row(
     short=200,
     default=1000,
     kept=10_000,
+    in_memory=True,
 )
 
 

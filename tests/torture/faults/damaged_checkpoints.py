@@ -28,8 +28,9 @@ ROW = Row(
     fault="checkpoint files cut at 16 points or missing, and single bits flipped in them and in the records beside them",
     must="detected or harmless, never a wrong number, recovery named",
     short=150,
-    default=1200,
+    default=400,
     kept=1200,
+    in_memory=True,
 )
 NUM_CUTS = 16
 

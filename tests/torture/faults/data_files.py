@@ -28,7 +28,7 @@ ROW = TableRow(
     fault="mutated data files (encodings, nulls, types, nesting, 10 MB rows, duplicates, BOM, CRLF)",
     must="0 tracebacks, 0 values lost in silence, every error with file and row",
     short=150,
-    default=2000,
+    default=1000,
     kept=2000,
 )
 

@@ -24,8 +24,9 @@ ROW = Row(
     fault="ENOSPC and EIO at the k-th write, fsync, rename, creation of a file or folder",
     must="nothing lost, one message, the same command goes on",
     short=4,
-    default=60,
+    default=40,
     kept=100_000,  # every k, with both
+    in_memory=True,
 )
 
 HERE = Path(__file__).resolve().parents[1]
@@ -34,8 +35,13 @@ NAMES = {errno.ENOSPC: "disk full from", errno.EIO: "EIO at"}
 
 
 def run(*, amount: int, seed: int, folder: Path) -> FaultResult:
+    """Every change of the runner and of a worker that trains nothing."""
+    return inject(ROW, worker="scripted", amount=amount, seed=seed, folder=folder)
+
+
+def inject(row: Row, *, worker: str, amount: int, seed: int, folder: Path) -> FaultResult:
     """Run a suite once without a fault to count its changes, and then with one at each of them."""
-    with driver(folder) as ask:
+    with driver(folder, worker=worker) as ask:
         undisturbed = ask({"fail_at": 0, "error": 0, "stays": 0})
         assert undisturbed["first"]["exit_code"] == 0, undisturbed["first"]["said"]
         faults = drawn(amount, num_changes=undisturbed["num_changes"], seed=seed)
@@ -49,7 +55,7 @@ def run(*, amount: int, seed: int, folder: Path) -> FaultResult:
                 violations.append(f"{NAMES[fault['error']]} change {fault['fail_at']}: {wrong}")
     counts = ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
     return FaultResult(
-        fault=ROW.fault,
+        fault=row.fault,
         num_faults=len(faults),
         num_violations=len(violations),
         detail="; ".join(
@@ -94,11 +100,11 @@ def done_before(said: str) -> int:
 
 
 @contextmanager
-def driver(folder: Path) -> Iterator[Any]:
+def driver(folder: Path, *, worker: str) -> Iterator[Any]:
     """A function that has a fault injected and returns the driver's answer."""
     shim, control = folder / "shim.so", folder / "control"
     compile_shim(shim)
-    control.write_bytes(bytes(5 * 8 + 4096))
+    control.write_bytes(bytes(6 * 8 + 4096))
     environment = studies.environment(
         TORTURE_DISK=str(control),
         LD_PRELOAD=str(shim),
@@ -106,7 +112,7 @@ def driver(folder: Path) -> Iterator[Any]:
         PYTHONDONTWRITEBYTECODE="1",
     )
     process = subprocess.Popen(
-        [sys.executable, str(DRIVER), str(folder / "study")],
+        [sys.executable, str(DRIVER), str(folder / "study"), worker],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
     )  # fmt: skip
 

@@ -7,7 +7,6 @@ texts; folders must be refused, or used without what they smuggle.
 import contextlib
 import csv
 import io
-import json
 import os
 import random
 import re
@@ -16,15 +15,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import jinja2
-from rich.console import Console
 
 import tiny
-from lorastudy.cli import evaluate, running, status
 from lorastudy.cli import main as command
-from lorastudy.cli.estimating import SuitePlan
 from lorastudy.data.chat import chat_segments
 from lorastudy.data.conversations import Conversation, ConversationError, Turn
 from lorastudy.data.load import load_examples
@@ -41,7 +36,7 @@ from lorastudy.spec.privacy import Privacy
 from lorastudy.spec.settings import Settings
 from lorastudy.tracker import ExperimentTracker
 from lorastudy.tracker.exporting import export_csv
-from torture import hostile_folders, hostile_pages
+from torture import hostile_folders, hostile_pages, hostile_terminal
 from torture import hostile_strings as strings
 from torture.harness import FaultResult, Row, counted, listed, tried
 
@@ -54,7 +49,6 @@ ROW = Row(
 )
 
 Check = Callable[[Path, Path], str | None]
-_UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +104,11 @@ def all_cases() -> Iterator[Case]:
         ("name of an arm", strings.NAMES, _name_of_an_arm),
         ("name of a suite", strings.NAMES[:20], _name_of_a_suite),
         ("text in a report", strings.MARKUP, lambda text, folder, canary: hostile_pages.violation(text)),
-        ("text on a terminal", strings.TERMINAL, _on_a_terminal),
-        ("text in a plan", strings.TERMINAL, _in_a_plan),
+        ("text on a terminal", strings.TERMINAL, hostile_terminal.on_a_terminal),
+        ("text in a plan", strings.TERMINAL, hostile_terminal.in_a_plan),
+        ("text in a store", strings.TERMINAL, hostile_terminal.in_a_store),
+        ("text in an imported table", strings.TERMINAL, hostile_terminal.in_a_table),
+        ("text of a worker", strings.TERMINAL, hostile_terminal.of_a_worker),
         ("formula in CSV", strings.FORMULAS, _in_a_spreadsheet),
         ("text in a query", strings.SQL, _in_a_query),
         ("YAML", strings.YAML, _in_yaml),
@@ -166,59 +163,6 @@ def _in_yaml(text: str, folder: Path, canary: Path) -> str | None:
     return None
 
 
-def _on_a_terminal(text: str, folder: Path, canary: Path) -> str | None:
-    """Where commands print what others wrote: a failure, an answer, a row, an error."""
-    (experiment,) = _experiments("one")
-    with ExperimentTracker("store.db", writable=True) as tracker:
-        tracker.register("study", [experiment])
-        tracker.start_run(experiment.id, attempt=1, pack_id="p", engine="packed", run_folder="runs/p")
-        tracker.fail_run(experiment.id, attempt=1, kind="error", message=text)
-    Path("rows.jsonl").write_text(_json_rows(text), encoding="utf-8")
-    answer = {"prompt": text, "reference": text, "answer": text}
-    result = {"scores": [], "generations": [answer], "inference": None}
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        status.status(database="store.db")
-        evaluate._show(Console(highlight=False, soft_wrap=True), result)
-        for arguments in (
-            ["prepare", "--dataset", "rows.jsonl"],
-            ["suite", f"{text}.yaml"],
-            ["report", "--suite-name", text, "--database", "store.db"],
-        ):
-            with contextlib.suppress(SystemExit):
-                command.main(arguments)
-    return _steered(output.getvalue(), text)
-
-
-def _in_a_plan(text: str, folder: Path, canary: Path) -> str | None:
-    """A dry run of a suite whose files and modules are called so."""
-    name = re.sub(r"[/\x00]", "_", text)
-    rows = "".join(_json_rows(str(number)) for number in range(40))
-    Path(f"{name}.jsonl").write_text(rows, encoding="utf-8")
-    tiny.save_base(folder / name)
-    values = {
-        "base_model": f"./{name}",
-        "dataset_path": f"{name}.jsonl",
-        "target_modules": [text],
-        "eval_fraction": 0.5,
-    }
-    suite = suite_from_values(values, where="run")
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        with patch.object(running, "plan_of", lambda _: SuitePlan()):  # no worker for a page of text
-            error = tried(lambda: running.show_plan(suite, database="none.db"))
-    if isinstance(error, Exception) and not isinstance(error, StudyError):
-        return f"raised {error!r}"
-    return _steered(output.getvalue(), text)
-
-
-def _steered(output: str, text: str) -> str | None:
-    found = _UNPRINTABLE.search(output)
-    if found is not None:
-        return f"{found[0]!r} reached the terminal: {output[max(0, found.start() - 30) : found.end() + 10]!r}"
-    return None if not text.startswith("[") or text in output else "Rich took it for markup"
-
-
 def _in_a_spreadsheet(text: str, folder: Path, canary: Path) -> str | None:
     (result, *_) = hostile_pages.results(text)
     export_csv(Path("results.csv"), experiments=[result], privacy=Privacy())
@@ -262,15 +206,11 @@ def _as_template(text: str, folder: Path, canary: Path) -> str | None:
 def _as_row(text: str, folder: Path, canary: Path) -> str | None:
     text = _with_canary(text, canary)
     for row in ({"instruction": text, "input": text, "output": text}, {"prompt": text, "completion": text}):
-        Path("rows.jsonl").write_text(_json_rows(**row), encoding="utf-8")
+        Path("rows.jsonl").write_text(hostile_terminal.json_rows(**row), encoding="utf-8")
         _, (example,) = load_examples("rows.jsonl")
         if "".join(segment.text for segment in example.segments).count(text) != len(row):
             return "was not trained on as it stands"
     return None
-
-
-def _json_rows(text: str = "", **values: str) -> str:
-    return json.dumps(values or {"prompt": f"{text} ?", "completion": f"{text} !"}) + "\n"
 
 
 def _model_folder(what: str, folder: Path, canary: Path) -> str | None:

@@ -31,7 +31,7 @@ ROW = Row(
     fault="mutated suite files (Hypothesis and a grammar of plausible mistakes)",
     must="0 tracebacks, 0 silently ignored keys, every error with file:line:col",
     short=300,
-    default=10_000,
+    default=2000,
     kept=10_000,
 )
 NAME = "s.yaml"

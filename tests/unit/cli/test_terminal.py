@@ -1,13 +1,17 @@
 """What commands say aloud, and that what others wrote does not steer the terminal."""
 
+import ast
+import contextlib
 import io
 import json
+from pathlib import Path
 
 import pytest
-from rich.console import Console
+from rich.table import Table
 
 from lorastudy.cli import evaluate, terminal
 from lorastudy.cli.checking import data_notes, read_data
+from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.main import main
 from lorastudy.cli.running import design_of, show_plan
 from lorastudy.spec.loading import suite_from_values
@@ -74,7 +78,7 @@ def test_brackets_in_names_are_no_markup(folder, capsys):
 def test_an_answer_cannot_steer_the_terminal():
     output = io.StringIO()
     answer = {"prompt": "a\x1b[2J", "answer": "b\x1b]52;c;x\x07"}
-    evaluate._show(Console(file=output), {"scores": [], "generations": [answer], "inference": None})
+    evaluate._show(PlainConsole(file=output), {"scores": [], "generations": [answer], "inference": None})
     assert "\x1b" not in output.getvalue()
     assert "a\\x1b[2J" in output.getvalue()
 
@@ -90,3 +94,67 @@ def test_an_error_has_no_secret_and_no_escape_sequence(monkeypatch, capsys, tmp_
     terminal._privacy.cache_clear()
     assert exit_.value.code == 2
     assert "error: ~/***\\x1b[31m.db: there is no results store here" in capsys.readouterr().err
+
+
+def test_an_error_of_the_disk_has_no_escape_sequence(monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "plots/\x1b[31m.png")
+
+    monkeypatch.setattr("lorastudy.report.write_report", full)
+    monkeypatch.setattr("lorastudy.tracker.ExperimentTracker", lambda _: contextlib.nullcontext())
+    with pytest.raises(SystemExit):
+        main(["report"])
+    assert "error: plots/\\x1b[31m.png: the disk is full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[red]x[/red]", "[/]", "[bold", ":warning:", "a\\[b]"])
+def test_a_console_shows_a_text_as_it_stands_in_a_table_too(text):
+    output = io.StringIO()
+    console = PlainConsole(file=output)
+    table = Table(title=text)
+    table.add_column(text)
+    table.add_row(text)
+    console.print(text)
+    console.print(table)
+    assert output.getvalue().count(text) == 4
+
+
+def test_a_console_lets_nothing_in_a_table_steer_the_terminal():
+    output = io.StringIO()
+    table = Table(title="\x1b[1m")
+    table.add_column("\x1b[2m")
+    table.add_row("\x1b[3m", "\u202e")
+    PlainConsole(file=output).print(table)
+    assert not set("\x1b\u202e") & set(output.getvalue())
+    assert "\\x1b[3m" in output.getvalue()
+
+
+def ways_past_the_escaping(source):
+    """Calls of `print`, `echo` and the like, and imports of Rich's own console."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            way = getattr(node.func, "id", f".{getattr(node.func, 'attr', '')}")
+            if way in {"print", "echo", "secho", ".echo", ".secho", ".write"}:
+                yield f"line {node.lineno}: {way}"
+        if isinstance(node, ast.ImportFrom) and node.module == "rich.console":
+            yield f"line {node.lineno}: rich.console"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for path in sorted(Path(terminal.__file__).parent.glob("*.py"))
+        if path.stem not in {"terminal", "console"}
+    ],
+    ids=lambda path: path.stem,
+)
+def test_commands_print_through_the_escaping_alone(path):
+    assert list(ways_past_the_escaping(path.read_text(encoding="utf-8"))) == []
+
+
+def test_ways_past_the_escaping_are_found():
+    for source in ("print(1)", "typer.echo(1)", "sys.stdout.write(1)", "from rich.console import Console"):
+        assert len(list(ways_past_the_escaping(source))) == 1
+    for source in ("say(1)", "console.print(1)", "self._console.print(1)"):
+        assert list(ways_past_the_escaping(source)) == []

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import tiny
+from lorastudy.disk import is_disk_fault
 from lorastudy.engine.adapters import CONFIG_FILE, WEIGHTS_FILE, check_fits, save_adapter
 from lorastudy.engine.arms import initial_lora_A
 from lorastudy.engine.batch import assemble
@@ -116,3 +118,13 @@ def test_single_layers_are_saved_under_names_that_select_them_alone(base, tmp_pa
     assert config["target_modules"] == list(names)
     check_fits(base, folder)
     shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_no_failure_of_the_adapter(base, tmp_path):
+    (tmp_path / WEIGHTS_FILE).symlink_to("/dev/full")
+    arm = tiny.make_arm(tiny.targets(base, "qv"))
+    weights = {name: (torch.zeros(4, 48), torch.zeros(48, 4)) for name in arm.module_names}
+    with pytest.raises(OSError, match="No space left") as raised:
+        save_adapter(arm, weights, base=base, folder=tmp_path)
+    assert is_disk_fault(raised.value)

@@ -64,6 +64,15 @@ def test_a_torn_answer_is_asked_again(tmp_path: Path):
     assert len(worker.jobs) == 2
 
 
+def test_a_cache_that_cannot_be_written_costs_the_next_plan_its_question(tmp_path: Path):
+    worker = Worker()
+    (tmp_path / "file").touch()
+    answers = Answers(worker, folder=tmp_path / "file" / "plans")
+    for _ in range(2):
+        assert answers.get([(MachineQuestion(), "")], base_model="a") == [{"number": 0}]
+    assert len(worker.jobs) == 1
+
+
 def test_the_cache_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "lorastudy" / "plans"

@@ -29,7 +29,7 @@ def calm(suite: forked.TinySuite, tmp_path_factory: pytest.TempPathFactory) -> d
     outcome = forked.run(suite, folder)
     assert len(outcome.completed) == len(suite.experiments)
     assert not list(folder.rglob("checkpoint-*")), "those of a pack that is done are removed"
-    return forked.everything(suite, folder)
+    return forked.everything(folder)
 
 
 def leave_after(number: int) -> tuple[Callable[[], bool], Callable[..., None], forked.ForkedExecutor]:
@@ -72,7 +72,7 @@ def test_an_interrupted_suite_goes_on_to_the_very_bits(
     assert checkpoint_folders(first / CHECKPOINTS_NAME)
     outcome = forked.run(suite, tmp_path)
     assert len(outcome.completed) == len(suite.experiments)
-    assert forked.everything(suite, tmp_path) == calm
+    assert forked.everything(tmp_path) == calm
     (resumed,) = incidents(tmp_path)
     assert resumed.kind == "resumed"
     assert "an earlier attempt was cut off; it goes on from the checkpoint after step" in resumed.message
@@ -99,7 +99,7 @@ def test_a_worker_that_is_killed_is_followed_by_one_that_goes_on_in_the_same_com
     outcome = forked.run(suite, tmp_path, executor=executor, on_event=kill_once)
     assert len(outcome.completed) == len(suite.experiments)
     assert len(executor.pids) == 2
-    assert forked.everything(suite, tmp_path) == calm
+    assert forked.everything(tmp_path) == calm
     (resumed,) = incidents(tmp_path)
     assert resumed.message.startswith("the worker of a pack of 4 was ended (exit code -9); it goes on from")
 
@@ -112,7 +112,7 @@ def test_a_rotten_checkpoint_is_named_and_the_one_before_it_is_used(
     file = newest / "tensors.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     forked.run(suite, tmp_path)
-    assert forked.everything(suite, tmp_path) == calm
+    assert forked.everything(tmp_path) == calm
     found = {incident.kind: incident for incident in incidents(tmp_path)}
     assert "tensors.safetensors: has" in found["checkpoint_damaged"].message
     assert newest.name in found["checkpoint_damaged"].message
@@ -136,7 +136,7 @@ def test_in_another_environment_it_starts_anew_and_says_so(
 
     executor = forked.ForkedExecutor(cache=suite.cache, in_worker=as_if_elsewhere)
     forked.run(suite, tmp_path, executor=executor)
-    assert forked.everything(suite, tmp_path) == calm
+    assert forked.everything(tmp_path) == calm
     (anew,) = incidents(tmp_path)
     assert anew.kind == "not_resumed"
     assert f"it starts anew, since the environment of its checkpoint differs: {key} was" in anew.message
@@ -156,7 +156,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_training(
     executor = forked.ForkedExecutor(cache=suite.cache, in_worker=full_disk)
     outcome = forked.run(suite, tmp_path, executor=executor)
     assert len(outcome.completed) == len(suite.experiments)
-    assert forked.everything(suite, tmp_path) == calm
+    assert forked.everything(tmp_path) == calm
     said = incidents(tmp_path)
     assert {each.kind for each in said} == {"checkpoint_failed"}
     assert "No space left on device; training goes on" in next(iter(said)).message
@@ -197,7 +197,7 @@ def test_a_request_to_leave_during_evaluation_keeps_all_of_training(
     ]
     assert {arm["num_steps_done"] for arm in state["arms"]} == {forked.NUM_STEPS}
     forked.run(suite, tmp_path)
-    assert forked.everything(suite, tmp_path) == calm
+    assert forked.everything(tmp_path) == calm
 
 
 def test_a_pack_that_runs_out_of_memory_goes_on_in_halves_from_its_checkpoint(
@@ -221,7 +221,7 @@ def test_a_pack_that_runs_out_of_memory_goes_on_in_halves_from_its_checkpoint(
     executor = forked.ForkedExecutor(cache=suite.cache, in_worker=little_memory)
     outcome = forked.run(suite, tmp_path, executor=executor)
     assert len(outcome.completed) == len(suite.experiments)
-    found = forked.everything(suite, tmp_path)
+    found = forked.everything(tmp_path)
     engine = suite.experiments[0].settings.engine
     for name, wanted in calm.items():
         if engine == "reference":
