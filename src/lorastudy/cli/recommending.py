@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lorastudy.analysis.items import stored_items
-from lorastudy.analysis.overview import COMPARED_METRICS, Question
+from lorastudy.analysis.overview import METRICS_BY_ITEM, Question
 from lorastudy.analysis.recommendation import Candidate, Evidence
 from lorastudy.analysis.stated import asked_of
 from lorastudy.analysis.study import Arm, Study, split_studies
@@ -148,8 +148,10 @@ def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -
             study=told,
             data=str(study.completed[-1].settings["dataset_path"]),
             candidates=_candidates(told, plans, asked=asked, as_measured=not departures),
-            question=question if asked.margin is None else replace(question, margin=asked.margin),
-            items=stored_items(tracker, told, metrics=COMPARED_METRICS),
+            question=question
+            if asked.margin is None
+            else replace(question, margin=asked.margin, margin_share=None),
+            items=stored_items(tracker, told, metrics=METRICS_BY_ITEM),
             departures=departures,
         )
 
