@@ -53,12 +53,12 @@ def estimate(
     """Predict peak memory term by term, time and disk; say what fits, and what would make it fit."""
     from rich.console import Console
 
-    from lorastudy.executors.local import run_job
+    from lorastudy.cli.estimating import asked_aloud
     from lorastudy.planner.answers import Answers
     from lorastudy.planner.estimate import Estimator, prepare, within_margin
     from lorastudy.planner.packing import groups
 
-    answers = Answers(run_job)
+    answers = Answers(asked_aloud)
     if suite is not None:
         from lorastudy.cli.running import design_of
         from lorastudy.spec.loading import load_suite
@@ -135,12 +135,13 @@ class _Shown:
         """All of it as plain JSON values."""
         from lorastudy.cli.estimating import terms_as_json
 
-        estimate = self.estimator.estimate()
+        estimate, calibration = self.estimator.estimate(), self.estimator.calibration()
         changes = [*([self.fewer] if self.fewer else []), *self.suggestions]
         return {
             **terms_as_json(estimate),
             "base_model": self.estimator.settings.base_model,
             "device": self.estimator.machine.device,
+            "timed_steps": [] if calibration is None else [vars(point) for point in calibration.points],
             "budget_bytes": self.budget_bytes,
             "fits": None
             if self.budget_bytes is None
@@ -150,8 +151,8 @@ class _Shown:
 
     def show(self, console: "Console", *, vram: str | None) -> None:
         """As text for people."""
-        from lorastudy.cli.estimating import disk_bytes, margin_words, show_terms
-        from lorastudy.report.numbers import count, duration, size
+        from lorastudy.cli.estimating import disk_bytes, margin_words, show_terms, show_time
+        from lorastudy.report.numbers import count, size
 
         estimate, shape, settings = self.estimator.estimate(), self.estimator.shape, self.estimator.settings
         batch = estimate.rows.batch
@@ -161,10 +162,11 @@ class _Shown:
             f"and forward pass, on a {self.estimator.machine.device}\n"
         )
         show_terms(console, estimate)
-        if estimate.step_seconds is not None:
-            console.print(f"\ntime: {duration(estimate.step_seconds)} a step of all arms, from timed steps")
-        else:
+        calibration = self.estimator.calibration()
+        if calibration is None or estimate.step_seconds is None:
             console.print("\ntime: not calibrated on this machine; --calibrate times a few steps")
+        else:
+            show_time(console, estimate, calibration)
         console.print(f"disk: {size(disk_bytes(estimate))}")
         if self.budget_bytes is None:
             return
