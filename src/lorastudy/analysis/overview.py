@@ -30,8 +30,6 @@ from lorastudy.analysis.verdicts import Rules
 
 #: Verdicts are about the primary one; the others are shown beside it.
 COMPARED_METRICS = (LOSS, TOKEN_ACCURACY, EXACT_MATCH)
-#: Of these the analysis wants the scores item by item; the last where the margin is a share of the gain.
-METRICS_BY_ITEM = (*COMPARED_METRICS, LOSS_BEFORE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +47,11 @@ class Question:
     reference: str | None = None
     blockers: Mapping[str, Sequence[Blocker]] = field(default_factory=dict)
     """By arm: findings that make its verdicts invalid."""
+
+    @property
+    def metrics_by_item(self) -> tuple[Metric, ...]:
+        """Whose scores an answer wants item by item: of the base model only where a share of the gain is the margin."""
+        return COMPARED_METRICS if self.margin_share is None else (*COMPARED_METRICS, LOSS_BEFORE)
 
 
 @dataclass(frozen=True, kw_only=True)
