@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         head["commit"] = {"name": chosen.commit, "is_changed": None}
     report = Report(path=chosen.into, head=head)
     report.save()
-    wanted = [asked for asked in ROWS if not chosen.rows or asked.id in chosen.rows]
+    wanted = [asked for asked in ROWS if chosen.rows is None or asked.id in chosen.rows]
     _measure_rows(wanted, chosen=chosen, budget=budget, report=report)
     if chosen.memory:
         _measure_memory(chosen, budget=budget, report=report)
@@ -181,7 +181,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--shape", default="phi-2", help="a folder of benchmarks/shapes, or one with a config.json"
     )
-    parser.add_argument("--rows", nargs="+", choices=[row.id for row in ROWS], help="only these")
+    parser.add_argument(
+        "--rows", nargs="*", choices=[row.id for row in ROWS], help="only these; none where none is named"
+    )
     parser.add_argument("--memory", action="store_true", help="measure memory after the rows")
     parser.add_argument("--wheels", type=Path, help="folder of wheels for what the machine lacks (pydantic)")
     parser.add_argument("--commit", help="what is measured, where the machine has no repository")

@@ -3,27 +3,36 @@
 Rows are all of full length, which is the peak of a run. Training is two steps of the packed engine, so the optimizer's
 state is there; inference is one scoring pass. Measured is what the allocator handed out at most, the base included.
 A case holds all that a prediction needs (shape, precision, ranks, batch, length), so predictions are made from the
-results file, where no GPU is needed, and never in the process that is measured.
+results file (`python -m benchmarks.memory_error --gpu FILE`), where no GPU is needed, and never in the process that is
+measured.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from benchmarks.job import Job, Run
+from benchmarks.job import Job, Row, Run
 from benchmarks.parity import arms_of, token_row
 from benchmarks.random_base import as_base, config_of, quantise, random_model, rows_of_lengths, tiny
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.meter import MemoryMeter, num_parameters
 from lorastudy.engine.packed import PackedEngine
+from lorastudy.spec.settings import Quantization
 
 #: Seconds to draw a base of that shape and to quantise it, generously; a case on a base that is there takes few.
 SECONDS_PER_BASE = {"phi-2": 10.0, "llama-7b": 25.0, "llama-13b": 45.0}
 SECONDS_PER_CASE = 4.0
-ATTENTION = ("q_proj", "k_proj", "v_proj", "dense", "o_proj")
+#: The projections of attention, as the shapes call them.
+ATTENTION = {
+    "phi-2": ("q_proj", "k_proj", "v_proj", "dense"),
+    "llama-7b": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "llama-13b": ("q_proj", "k_proj", "v_proj", "o_proj"),
+}
+RANKS = (4, 8, 16, 32, 64)
+PRECISIONS: tuple[Quantization, ...] = ("4bit", "bf16", "8bit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +40,16 @@ class Case:
     """One configuration whose peak is measured."""
 
     shape: str
-    quantization: str
+    quantization: Quantization
     ranks: tuple[int, ...]
     batch_size: int = 1
     length: int = 512
     gradient_checkpointing: bool = False
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The modules that are adapted."""
+        return ATTENTION[self.shape]
 
     @property
     def id(self) -> str:
@@ -45,12 +59,25 @@ class Case:
         return f"memory-{self.shape}-{self.quantization}-ranks-{ranks}-batch-{self.batch_size}-length-{self.length}{again}"
 
 
+def table_cases() -> list[Case]:
+    """What the README's tables show: Phi-2 in 4 bits along rank, and two larger models by precision."""
+    return [
+        *(Case(shape="phi-2", quantization="4bit", ranks=(rank,)) for rank in RANKS),
+        *(
+            Case(shape=shape, quantization=quantization, ranks=(16,))
+            for shape in ("llama-7b", "llama-13b")
+            for quantization in PRECISIONS
+        ),
+    ]
+
+
 def memory_cases() -> list[Case]:
-    """Grouped by base, the most wanted first: Phi-2 in 4 bits along rank, then what else changes a peak."""
-    cases = [Case(shape="phi-2", quantization="4bit", ranks=(rank,)) for rank in (4, 8, 16, 32, 64)]
-    for quantization in ("4bit", "bf16", "8bit"):
+    """Grouped by base, the most wanted first: those of the tables, then what else changes a peak."""
+    wanted = table_cases()
+    cases = [case for case in wanted if case.shape == "phi-2"]
+    for quantization in PRECISIONS:
         cases += [
-            Case(shape="phi-2", quantization=quantization, ranks=(4, 8, 16, 32, 64)),
+            Case(shape="phi-2", quantization=quantization, ranks=RANKS),
             Case(shape="phi-2", quantization=quantization, ranks=(16,), batch_size=4),
             Case(shape="phi-2", quantization=quantization, ranks=(16,), length=1024),
             Case(shape="phi-2", quantization=quantization, ranks=(16,), length=2048),
@@ -62,15 +89,20 @@ def memory_cases() -> list[Case]:
                 gradient_checkpointing=True,
             ),
         ]
-    for shape in ("llama-7b", "llama-13b"):
-        for quantization in ("4bit", "bf16", "8bit"):
+    for case in wanted:
+        if case.shape != "phi-2":
             cases += [
-                Case(shape=shape, quantization=quantization, ranks=(16,)),
-                Case(shape=shape, quantization=quantization, ranks=(64,)),
-                Case(shape=shape, quantization=quantization, ranks=(16,), length=1024),
-                Case(shape=shape, quantization=quantization, ranks=(16,) * 4),
+                case,
+                replace(case, ranks=(64,)),
+                replace(case, length=1024),
+                replace(case, ranks=(16,) * 4),
             ]
     return cases
+
+
+def rows_of(case: Case, *, vocabulary: int) -> tuple[Row, ...]:
+    """The rows of one step, all of full length, with an untrained prompt in front of each."""
+    return rows_of_lengths([case.length] * case.batch_size, vocabulary=vocabulary, seed=0)
 
 
 class MemoryBench:
@@ -88,29 +120,33 @@ class MemoryBench:
         return base + SECONDS_PER_CASE
 
     def measure(self, case: Case) -> dict[str, Any]:
-        """Peak bytes of training, of inference, and of the base alone.
+        """Peak bytes of training and of inference; what the base takes, and what it takes with the engine about it.
 
         Raises:
             RuntimeError: it does not fit, or a kernel is missing.
         """
         base = self._base_of(case)
         job = _job(case, base=base)
-        batch = assemble([token_row(row) for row in job.batches()[0]], device=self._device)
         resting = _allocated(self._device)
         engine = PackedEngine(
             base, arms_of(job, base=base), gradient_checkpointing=case.gradient_checkpointing
         )
         try:
+            ready = _allocated(self._device)
+            batch = assemble([token_row(row) for row in job.batches()[0]], device=self._device)
             training = self._peak(lambda: engine.train([[batch], [batch]], on_step=lambda _: None))
             inference = self._peak(lambda: engine.score(batch))
         finally:
             engine.close()
         return {
             "id": case.id,
-            "case": asdict(case) | {"targets": list(job.targets)},
+            "case": asdict(case) | {"targets": list(case.targets)},
+            "num_labels": batch.num_completion_tokens,
+            "compute_capability": compute_capability(self._device),
             "num_parameters": num_parameters(base),
             "memory_kind": "cuda_allocated" if self._device.type == "cuda" else "cpu_resident",
             "base_bytes": resting,
+            "ready_bytes": ready,
             "training_peak_bytes": training,
             "inference_peak_bytes": inference,
         }
@@ -137,15 +173,13 @@ class MemoryBench:
 
 def _job(case: Case, *, base: BaseModel) -> Job:
     """Two steps of rows of full length; seeds tell arms of equal rank apart."""
-    leaves = {name.rpartition(".")[2] for name in base.linear_layers}
-    vocabulary = int(base.model.config.vocab_size)
-    rows = rows_of_lengths([case.length] * case.batch_size, vocabulary=vocabulary, seed=0)
+    rows = rows_of(case, vocabulary=int(base.model.config.vocab_size))
     return Job(
         model=case.shape,
         random_weights=True,
         device=base.device.type,
         quantization="bf16",  # of the settings only; the base is what it is
-        targets=tuple(name for name in ATTENTION if name in leaves),
+        targets=case.targets,
         batch_size=case.batch_size,
         learning_rate=1e-4,
         lr_scheduler_type="constant",
@@ -154,6 +188,11 @@ def _job(case: Case, *, base: BaseModel) -> Job:
         train=(*rows, *rows),
         scored={},
     )
+
+
+def compute_capability(device: torch.device) -> int | None:
+    """The first number of it: the workspace of cuBLAS depends on it."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else None
 
 
 def _allocated(device: torch.device) -> int | None:

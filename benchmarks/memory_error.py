@@ -1,7 +1,7 @@
 """How far predicted peak memory is from what is measured, over many configurations on this machine's device.
 
-    python benchmarks/memory_error.py --model lab --model path/to/model          (CPU: tensor bytes, as profiled)
-    python benchmarks/memory_error.py --shape phi-2 --shape llama-7b --shape llama-13b     (GPU: random weights)
+    python -m benchmarks.memory_error --model lab --model path/to/model     measures on this machine's device
+    python -m benchmarks.memory_error --gpu benchmarks/results/FILE.json    what `benchmarks.gpu --memory` measured
 
 Every configuration trains two real steps of the packed engine. Measured is the peak of live tensor bytes on a CPU,
 and the most that the allocator handed out on CUDA; the prediction sees the `config.json` and the lengths of the rows.
@@ -23,23 +23,21 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_memory import compute_capability
+from benchmarks.memory_predictions import Case, Predictor
 from lorastudy.engine.arms import Arm
 from lorastudy.engine.batch import Batch, assemble
 from lorastudy.engine.counting import rows_of
 from lorastudy.engine.environment import environment
-from lorastudy.engine.loading import BaseModel, default_device, dtype_of, load_base
+from lorastudy.engine.loading import BaseModel, default_device, load_base
 from lorastudy.engine.meter import MemoryMeter, live_bytes, peak_growth
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.engine.planning import answer
-from lorastudy.footprint import Footprint, MicroBatch
-from lorastudy.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
-from lorastudy.planner.memory import ArmSize, Device, Prediction, predict
-from lorastudy.planner.shapes import ModelShape, config_folder
+from lorastudy.footprint import MicroBatch
+from lorastudy.planner.memory import Device, Prediction
 from lorastudy.spec.settings import Quantization, Settings
 from lorastudy.spec.targets import resolve_targets
 
 HERE = Path(__file__).resolve().parent
-SHAPES = HERE / "shapes"
 
 #: (precision, target modules, gradient checkpointing, numbers of arms). One engine step is counted for each, and one
 #: more where an arm trains alone.
@@ -62,19 +60,6 @@ SIZES_CUDA = ((4, (512,) * 4, 0.5), (64, (512, 300), 0.3), (16, (128,) * 16, 0.7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-    """One configuration."""
-
-    model: str
-    is_shape: bool
-    quantization: Quantization
-    targets: str
-    gradient_checkpointing: bool
-    ranks: tuple[int, ...]
-    batch: MicroBatch
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
     """What is there before the engine, what the engine adds, and by how much a step goes beyond that."""
 
@@ -90,20 +75,23 @@ class Measured:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/memory_error.py")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_error")
     parser.add_argument("--model", action="append", default=[], help="`lab`, or a folder with weights")
-    parser.add_argument("--shape", action="append", default=[], help="a folder of benchmarks/shapes")
+    parser.add_argument("--gpu", type=Path, help="a results file of `benchmarks.gpu --memory`, to be scored")
     parser.add_argument("--into", type=Path, help="the file to write")
     chosen = parser.parse_args(arguments)
+    if chosen.gpu is not None:
+        scored = scored_on_gpu(json.loads(chosen.gpu.read_text(encoding="utf-8")))
+        into = chosen.into or HERE / "results" / f"memory-error-{chosen.gpu.stem}.json"
+        into.write_text(json.dumps(scored, indent=1) + "\n", encoding="utf-8")
+        return 0
     device = default_device()
-    cases = [
-        *(case for model in chosen.model for case in cases_of(model, is_shape=False, device=device)),
-        *(case for shape in chosen.shape for case in cases_of(shape, is_shape=True, device=device)),
-    ]
+    cases = [case for model in chosen.model for case in cases_of(model, device=device)]
     into = chosen.into or HERE / "results" / f"memory-error-{device.type}.json"
+    predictor = Predictor(_as_device(device))
     results: list[dict[str, Any]] = []
-    for base, prediction, case in with_bases(cases, device=device):
-        results.append(as_result(case, prediction, measure(base, case)))
+    for base, case in with_bases(cases, device=device):
+        results.append(as_result(case, predictor.predict(case), measure(base, case)))
         print(
             json.dumps({key: results[-1][key] for key in ("model", "quantization", "num_arms", "error")}),
             flush=True,
@@ -112,14 +100,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def cases_of(model: str, *, is_shape: bool, device: torch.device) -> Iterator[Case]:
+def scored_on_gpu(measured: dict[str, Any]) -> dict[str, Any]:
+    """The result file for what a GPU measured; rows are of full length, and their labels were counted there."""
+    results = []
+    predictors: dict[int | None, Predictor] = {}
+    for entry in measured["memory"]:
+        capability = entry["compute_capability"]
+        predictor = predictors.setdefault(
+            capability, Predictor(Device(kind="cuda", compute_capability=capability))
+        )
+        asked = entry["case"]
+        lengths = (asked["length"],) * asked["batch_size"]
+        case = Case(
+            model=asked["shape"],
+            quantization=asked["quantization"],
+            targets=tuple(asked["targets"]),
+            gradient_checkpointing=asked["gradient_checkpointing"],
+            ranks=tuple(asked["ranks"]),
+            batch=MicroBatch(row_lengths=lengths, num_labels=entry["num_labels"]),
+        )
+        base, ready, peak = (entry[key] for key in ("base_bytes", "ready_bytes", "training_peak_bytes"))
+        parts = Measured(base=base, resident=ready - base, step=peak - ready)
+        results.append(as_result(case, predictor.predict(case), parts))
+    environment = {"device": "cuda", "device_name": measured["device"], **measured["versions"]}
+    return {"made_at": measured["made_at"], "environment": environment, "results": results}
+
+
+def cases_of(model: str, *, device: torch.device) -> Iterator[Case]:
     """All sizes of all patterns for a model; arms of a pack differ in rank where there are several."""
     sizes = SIZES_CUDA if device.type == "cuda" else SIZES
     for quantization, targets, checkpointing, nums_arms in PATTERNS:
         for num_arms, (r, lengths, share) in itertools.product(nums_arms, sizes):
             yield Case(
                 model=model,
-                is_shape=is_shape,
                 quantization=quantization,
                 targets=targets,
                 gradient_checkpointing=checkpointing,
@@ -128,56 +141,22 @@ def cases_of(model: str, *, is_shape: bool, device: torch.device) -> Iterator[Ca
             )
 
 
-def with_bases(
-    cases: Sequence[Case], *, device: torch.device
-) -> Iterator[tuple[BaseModel, Prediction, Case]]:
-    """Each case with its base, loaded once for cases in a row that share it, and with its prediction."""
+def with_bases(cases: Sequence[Case], *, device: torch.device) -> Iterator[tuple[BaseModel, Case]]:
+    """Each case with its base, loaded once for cases in a row that share it."""
     last: tuple[str, str] | None = None
     base: BaseModel | None = None
-    footprints: dict[str, Footprint] = {}
     for case in sorted(cases, key=lambda case: (case.model, case.quantization)):
-        folder = str(SHAPES / case.model) if case.is_shape else str(config_folder(case.model))
         if (case.model, case.quantization) != last:
             base, last = None, (case.model, case.quantization)
             gc.collect()
-            base = _base(case, device=device)
+            settings = Settings.model_validate({"base_model": case.model, "quantization": case.quantization})
+            base = load_base(settings, device=device)
         assert base is not None
-        question = FootprintQuestion(
-            folder=folder,
-            precision=Precision(quantization=case.quantization),
-            targets=((case.targets, None),),
-            gradient_checkpointing=case.gradient_checkpointing,
-            has_dropout=False,
-            has_one_arm=len(case.ranks) == 1,
-            has_one_group=len(set(case.ranks)) == 1,
-            row_lengths=case.batch.row_lengths,
-        )
-        key = json.dumps(as_json(question))
-        if key not in footprints:
-            (counted,) = answer([as_json(question)])["answers"]
-            footprints[key] = Footprint.from_json(counted)
-        yield base, predicted(case, folder, footprint=footprints[key], device=device), case
+        yield base, case
 
 
-def predicted(case: Case, folder: str, *, footprint: Footprint, device: torch.device) -> Prediction:
-    """From the configuration and the lengths of the rows alone."""
-    (values,) = answer([as_json(ModelQuestion(folder=folder))])["answers"]
-    shape = ModelShape.from_json(values)
-    names = resolve_targets(
-        list(shape.layers_by_name()), target_modules=case.targets, layers_to_transform=None
-    )
-    is_cuda = device.type == "cuda"
-    return predict(
-        shape,
-        [ArmSize(r=r, module_names=names) for r in case.ranks],
-        precision=Precision(quantization=case.quantization),
-        batch=case.batch,
-        footprint=footprint,
-        device=Device(
-            kind=device.type,
-            compute_capability=torch.cuda.get_device_capability(device)[0] if is_cuda else None,
-        ),
-    )
+def _as_device(device: torch.device) -> Device:
+    return Device(kind=device.type, compute_capability=compute_capability(device))
 
 
 def measure(base: BaseModel, case: Case) -> Measured:
@@ -238,25 +217,6 @@ def report(results: Sequence[dict[str, Any]], *, device: torch.device) -> dict[s
         "environment": vars(environment(device)) | {"system": platform.system(), "numpy": version("numpy")},
         "results": list(results),
     }
-
-
-def _base(case: Case, *, device: torch.device) -> BaseModel:
-    if case.is_shape:
-        return _random_base(case, device=device)
-    settings = Settings.model_validate({"base_model": case.model, "quantization": case.quantization})
-    return load_base(settings, device=device)
-
-
-def _random_base(case: Case, *, device: torch.device) -> BaseModel:
-    """A base of that shape with random weights: what memory takes does not depend on them."""
-    sys.path.insert(0, str(HERE.parent))
-    from benchmarks.random_base import as_base, config_of, quantise, random_model
-
-    dtype = dtype_of(case.quantization)
-    model = random_model(config_of(case.model), dtype=dtype, device=device)
-    if case.quantization in {"4bit", "8bit"}:
-        quantise(model, quantization=case.quantization, dtype=dtype)
-    return as_base(model, name=case.model, device=device, dtype=dtype)
 
 
 def _cpu_growth(engine: PackedEngine, steps: Sequence[Sequence[Batch]]) -> int:

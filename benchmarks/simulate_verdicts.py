@@ -63,6 +63,7 @@ def simulated(num_studies: int) -> dict[str, Any]:
         "alternatives": alternatives,
         "false_better": false_better,
         "false_as_good": false_as_good,
+        "false_share": false_share,
         "power": power,
         "chosen_rate": chosen_rate,
         "tied_set": tied_set,
@@ -145,6 +146,45 @@ def _falsely_no_worse(studies: Studies, *, design: Design, num_equal: int, in_se
     passes = _no_worse(studies, truth=truth, margin=margin, in_sequence=in_sequence)
     called: Floats = np.any(passes[:, num_equal:], axis=-1).astype(np.float64)
     return called
+
+
+def false_share(num_studies: int) -> list[Row]:
+    """The same where the margin is a share of the gain and all five ranks give up just that share.
+
+    By the test that takes the noise of the gain into account, and by one against the measured gain as if it were known.
+    The true gain is such that the share of it is three standard errors of one comparison.
+    """
+    rows = []
+    for profile, num_seeds in itertools.product(PROFILES, (5, 6, 8, 12)):
+        design = Design(profile=profile, num_seeds=num_seeds, num_items=200, num_arms=5)
+        for share, is_known in itertools.product((0.05, 0.2, 0.5), (False, True)):
+            judge = partial(_falsely_kept, design=design, share=share, is_known=is_known)
+            called = _mean_over(design, num_studies, judge)
+            rows.append(design.row | {"of_gain": share, "gain_taken_as_known": is_known, "share": called})
+    return rows
+
+
+def _falsely_kept(studies: Studies, *, design: Design, share: float, is_known: bool) -> Floats:
+    assert studies.gains is not None
+    given_up = 3 * true_error(studies, design)
+    gains = studies.gains + (given_up / share)[:, None, None, None]
+    differences = studies.differences + given_up[:, None, None, None]
+    if is_known:
+        margin = share * _mean_gain(gains, studies.weights)
+        against = Studies(differences=differences - margin[:, None, None, None], weights=studies.weights)
+    else:
+        against = Studies(differences=differences - share * gains, weights=studies.weights)
+    bound = np.zeros(against.differences.shape[:2])
+    flips = sign_flip_p_below(by_seed(against), bound)
+    passes = no_worse_shown(_estimate(against).p_below(bound), flips, in_sequence=True)
+    called: Floats = np.any(passes, axis=-1).astype(np.float64)
+    return called
+
+
+def _mean_gain(gains: Floats, weights: Floats) -> Floats:
+    """Over items by their weight, and over seeds: one for each study."""
+    mean: Floats = by_seed(Studies(differences=gains, weights=weights))[:, 0].mean(axis=-1)
+    return mean
 
 
 def power(num_studies: int) -> list[Row]:

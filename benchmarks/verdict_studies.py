@@ -23,6 +23,8 @@ from lorastudy.analysis.power import Noise
 SEED = 20250
 _CHUNK = 100
 _TOKENS = 12.0
+#: The spread of the base model's loss over items, in those of a difference.
+_BASE_SPREAD = 2.0
 
 Floats = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -65,10 +67,16 @@ class Design:
 
 @dataclass(frozen=True, kw_only=True)
 class Studies:
-    """Differences (studies, arms, seeds, items), noise alone, and weights (studies, 1, items)."""
+    """Differences (studies, arms, seeds, items), noise alone, and weights (studies, 1, items).
+
+    `gains` (studies, 1, seeds, items) is the noise of what the reference gained over the base model: the base model's
+    loss varies from item to item by twice what a difference does, and the reference brings its own noise, which it shares
+    with every difference.
+    """
 
     differences: Floats
     weights: Floats
+    gains: Floats | None = None
 
 
 def drawn(design: Design, num_studies: int, *, draw: np.random.Generator) -> Studies:
@@ -83,7 +91,21 @@ def drawn(design: Design, num_studies: int, *, draw: np.random.Generator) -> Stu
     noise *= np.sqrt(_TOKENS / weights)[:, :, None]
     noise += profile.seeds * draw.standard_normal((num_studies, arms, n, 1))
     noise /= np.sqrt(2)
-    return Studies(differences=noise[:, 1:] - noise[:, :1], weights=weights)
+    return Studies(
+        differences=noise[:, 1:] - noise[:, :1],
+        weights=weights,
+        gains=_base(design, weights, draw=draw.spawn(1)[0]) - noise[:, :1],
+    )
+
+
+def _base(design: Design, weights: Floats, *, draw: np.random.Generator) -> Floats:
+    """The base model's loss on each item, the same for every seed."""
+    spread = _BASE_SPREAD * max(design.profile.items, design.profile.cells)
+    shape = (len(weights), 1, 1, design.num_items)
+    values: Floats = (
+        spread * draw.standard_t(5, shape) / np.sqrt(5 / 3) * np.sqrt(_TOKENS / weights)[:, :, None]
+    )
+    return values
 
 
 def chunks(design: Design, num_studies: int) -> Iterator[Studies]:

@@ -28,6 +28,7 @@ from agreement import disagreements
 from growth import drawn_growth, growth_block, growth_figures
 from measurements import analysis_of
 from memory_error import error_summary, error_table
+from memory_tables import memory_blocks
 from simulation import BLOCKS as SIMULATION_BLOCKS
 from simulation import FIGURE as SIMULATION_FIGURE
 from simulation import drawn_simulation, mark
@@ -346,6 +347,7 @@ BLOCKS: Mapping[str, Block] = {
     **{name: _simulation_block(name) for name in SIMULATION_BLOCKS},
     "linter": _linter_block,
     "memory-error": _memory_error_block,
+    "memory-tables": _benchmark_block(memory_blocks),
 }
 
 

@@ -59,6 +59,12 @@ def claims_table(root: Path) -> list[Block]:
             results["false_as_good"],
         ),
         (
+            "any arm that gives up the whole share of the gain is called as good within it",
+            "at most 5 %",
+            _most(_shares(results, is_known=False)),
+            _shares(results, is_known=False),
+        ),
+        (
             "power against the planned one",
             "within 5 points",
             f"at most {number(100 * max(power), 1)} points apart",
@@ -110,6 +116,40 @@ def intervals_table(root: Path) -> list[Block]:
             ),
         ),
     ]
+
+
+def shares_table(root: Path) -> list[Block]:
+    """False "as good" where the margin is a share of the gain, with the gain's noise in the test and without."""
+    results = simulation(root)
+    of_gain = sorted({row["of_gain"] for row in results["false_share"]})
+    tests = (
+        (False, "with the noise of the gain (kept)"),
+        (True, "against the measured gain, as if it were known"),
+    )
+    return [
+        Table(
+            columns=(
+                Column("Tested", numeric=False),
+                *(Column(f"{percent(share, decimals=0)} of the gain") for share in of_gain),
+            ),
+            rows=tuple(
+                (
+                    Cell(name),
+                    *(
+                        Cell(
+                            _range([r for r in _shares(results, is_known=is_known) if r["of_gain"] == share])
+                        )
+                        for share in of_gain
+                    ),
+                )
+                for is_known, name in tests
+            ),
+        )
+    ]
+
+
+def _shares(results: Results, *, is_known: bool) -> list[Row]:
+    return [row for row in results["false_share"] if row["gain_taken_as_known"] is is_known]
 
 
 def profiles_table(root: Path) -> list[Block]:
@@ -278,6 +318,7 @@ BLOCKS: dict[str, Callable[[Path], list[Block]]] = {
     "verdict-claims": claims_table,
     "verdict-profiles": profiles_table,
     "verdict-intervals": intervals_table,
+    "verdict-shares": shares_table,
     "verdict-choice": choice_table,
     "verdict-ties": ties_sentence,
 }

@@ -190,7 +190,31 @@ class CheckpointProfile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryPrediction:
+class MemoryTerms:
+    """Bytes at the peak of a step, by what holds them. Their sum is the predicted peak."""
+
+    base_weights: int
+    quantisation_constants: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+    workspace: int
+    allocator_slack: int
+
+    @property
+    def total(self) -> int:
+        """Predicted peak bytes."""
+        return sum(value for _, value in self.named())
+
+    def named(self) -> list[tuple[str, int]]:
+        """(term, bytes), in the order in which they stand above."""
+        return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(MemoryTerms)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPrediction(MemoryTerms):
     """What was predicted of an experiment before its pack ran; the runner's own record, beside the worker's.
 
     `alone_bytes` stands against the experiment's profile, `pack_bytes` against the pack's; the terms are those of
@@ -205,15 +229,6 @@ class MemoryPrediction:
     pack_bytes: int
     step_seconds: float | None
     """Of the whole pack; None where no calibration was made."""
-    base_weights: int
-    quantisation_constants: int
-    adapters: int
-    gradients: int
-    optimizer: int
-    activations: int
-    loss: int
-    workspace: int
-    allocator_slack: int
 
 
 @dataclass(frozen=True, kw_only=True)

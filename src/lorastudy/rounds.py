@@ -86,8 +86,11 @@ def merit(result: ExperimentResult, metric: PrimaryMetric) -> Merit | None:
 def _register(suite: Suite, design: Design, *, tracker: ExperimentTracker, is_first: bool) -> None:
     """Write the suite as it is by now: what it asks once, before anything runs."""
     tracker.register(suite.name, design.experiments, description=suite.description)
-    if is_first and suite.arms:  # a suite that is taken up from the store has none, and asks what it asked
+    if (
+        is_first and suite.arms
+    ):  # one that is taken up by its experiments alone has none, and asks what it asked
         tracker.state_question(suite.name, suite.question)
+        tracker.keep_design(suite.name, suite.to_json())
     if suite.path is not None:
         # A suite is what its file says now: an attempt with a mistake since mended is not in its report.
         tracker.keep_only(suite.name, design.experiments)

@@ -72,3 +72,29 @@ def test_mistakes_are_told_with_what_to_do(cache: Path, tmp_path: Path) -> None:
     }
     for arguments, said in wrong.items():
         assert said in estimate(cache, *arguments, expect=2).stderr
+
+
+def test_timed_steps_are_shown_and_kept_for_the_next_time(cache: Path) -> None:
+    asked = ("--base-model", "lab", "--quantization", "fp32", "--max-seq-length", "16", "--batch-size", "2")
+    before = estimate(cache, *asked)
+    assert "not calibrated on this machine; --calibrate times a few steps" in before.stdout
+    timed = estimate(cache, *asked, "--calibrate")
+    assert "planning: loading the model and timing a few steps of it" in timed.stderr
+    table = timed.stdout.partition("by the steps timed here:")[2]
+    assert [line.split()[0] for line in table.splitlines()[2:6]] == ["1", "2", "4", "8"]
+    answers = kept(cache)
+    # what was timed counts for every later question, and nothing is asked again
+    later = estimate(cache, *asked, "--arms", "4", "--json")
+    (pack,) = json.loads(later.stdout)["packs"]
+    points = {point["num_arms"]: point for point in pack["timed_steps"]}
+    assert list(points) == [1, 2, 4, 8]
+    assert [point["num_tokens"] for point in points.values()] == [
+        32,
+        64,
+        128,
+        256,
+    ]  # 2 rows of 16 tokens an arm
+    assert 0 < pack["step_seconds"] < 10 * points[8]["seconds"]
+    paces = {name for name in kept(cache) if name.startswith("pace")}
+    assert len(paces) == 1
+    assert paces <= answers.keys()

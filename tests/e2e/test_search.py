@@ -1,6 +1,8 @@
 """A learning rate that is looked for, with real training: rounds of workers, test rows, the report, and a second run."""
 
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,3 +93,32 @@ def test_the_report_tells_the_question_and_what_was_tried(folder: Any) -> None:
     assert "margin 5 % of the reference's gain" in text
     assert "## Learning rates" in text
     assert "Runs of their own made the choice (seeds 2 and 3)." in text
+
+
+@pytest.mark.usefixtures("searched")
+def test_it_is_resumed_by_its_name_without_its_file(folder: Any) -> None:
+    (folder.path / "suite.yaml").rename(folder.path / "elsewhere.yaml")
+    try:
+        assert "0 completed, 0 failed" in folder.run("lorastudy resume seeks").stdout
+        assert "nothing to resume" in folder.run("lorastudy resume").stdout
+        forget_the_reports(folder.path / "results/experiments.db")
+        # the two arms at the rates that were chosen, with both seeds: nothing of the search is run again
+        assert "4 completed, 0 failed" in folder.run("lorastudy resume").stdout
+    finally:
+        (folder.path / "elsewhere.yaml").rename(folder.path / "suite.yaml")
+
+
+def forget_the_reports(database: Path) -> None:
+    """Take out all that is known of the runs that report: as if the suite had been left when the search was over."""
+    connection = sqlite3.connect(database)
+    with connection:
+        reporting = [
+            row[0] for row in connection.execute("SELECT experiment_id FROM experiments WHERE seed < 2")
+        ]
+        for (table,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+            columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            if "experiment_id" in columns:
+                connection.executemany(
+                    f"DELETE FROM {table} WHERE experiment_id = ?", [(i,) for i in reporting]
+                )
+    connection.close()

@@ -1,5 +1,6 @@
 """A suite that grows: rounds against a store, with an executor whose runs follow a curve instead of training."""
 
+import json
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
@@ -218,3 +219,37 @@ def test_results_of_other_libraries_choose_nothing(run, tracker, suite, monkeypa
     assert merits_in(tracker, "loss")(experiments)
     monkeypatch.setattr("lorastudy.runner.version", lambda name: "another")
     assert merits_in(tracker, "loss")(experiments) == {}
+
+
+def test_a_suite_goes_on_from_the_store_without_its_file(run, tracker, suite) -> None:
+    first, second = Curves(), Curves()
+    first.stop_after = 13
+    with pytest.raises(KeyboardInterrupt):
+        run(first)
+    Path("s.yaml").unlink()
+    kept = Suite.from_json(tracker.get_designs()["grows"])
+    plan = Plan(runs=Path("runs"), output=Path("output"))
+    last, outcome = run_rounds(
+        kept, designing(kept), tracker=tracker, executor=second, plan=plan, on_event=silent
+    )
+    assert len(first.served) + len(second.served) == 20  # as with the file
+    assert not set(first.served) & set(second.served)
+    assert outcome.failed == ()
+    assert {each.id for each in last.experiments} == {
+        each.id for each in designing(suite)(merits_in(tracker, "loss")).experiments
+    }
+    (stated,) = tracker.get_suites()[0].questions  # asked once, and the same
+    assert stated.question == suite.question
+
+
+def test_a_suite_is_the_same_from_its_own_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = SUITE.replace(
+        "learning_rate: auto", "learning_rate: auto\nmargin: 2%\nreference: low\ntuning_seeds: [7, 8]"
+    )
+    Path("s.yaml").write_text(text.replace("{name: high, ", "{target_modules: [q_proj], lora_alpha: 2r, "))
+    suite = load_suite(Path("s.yaml"))
+    again = Suite.from_json(json.loads(json.dumps(suite.to_json())))
+    lines = tuple(replace(arm, line=None) for arm in suite.arms)
+    assert again == replace(suite, path=None, notes=(), arms=lines)
+    assert again.question == suite.question

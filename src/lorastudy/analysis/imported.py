@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 from lorastudy.analysis.fairness.case import ArmFacts, Case
 from lorastudy.analysis.fairness.finding import LintFinding
-from lorastudy.analysis.fairness.lint import lint
+from lorastudy.analysis.fairness.lint import lint, untuned
 from lorastudy.analysis.fairness.rates import METHOD_KEY
 from lorastudy.analysis.paired import Comparison, compare_with_reference
 from lorastudy.analysis.proportions import Share, ShareDifference, corrected, difference, share_of
 from lorastudy.analysis.reference import reference_arm
 from lorastudy.analysis.study import Study, split_studies
 from lorastudy.analysis.summary import Metric, Spread, scores_by_seed
+from lorastudy.analysis.verdicts import Rules
 from lorastudy.tracker.views import ExperimentResult, ImportedResult, ScoreValue
 
 SPLIT = "imported"
@@ -83,15 +84,15 @@ def analyse_imported(results: Sequence[ImportedResult]) -> ImportedAnalysis:
         lower_is_better=primary.lower_is_better,
     )
     study = imported_study(results)
-    case = Case(study=study, facts=_facts(results, study), metric=metric)
+    found = lint(Case(study=study, facts=_facts(results, study), metric=metric))
     return ImportedAnalysis(
         suite_name=results[0].suite_name,
         results=tuple(results),
         metric=metric,
         study=study,
         arms=_arms(results, study, metric=metric),
-        lint=lint(case),
-        comparisons=_comparisons(study, metric=metric),
+        lint=found,
+        comparisons=_comparisons(study, metric=metric, rules=Rules(untuned=untuned(found))),
     )
 
 
@@ -170,9 +171,9 @@ def _share(group: Sequence[ImportedResult], metric: Metric) -> Share | None:
     return None if score is None or score.num_items is None else share_of(score.value, score.num_items)
 
 
-def _comparisons(study: Study, *, metric: Metric) -> tuple[Comparison, ...]:
+def _comparisons(study: Study, *, metric: Metric, rules: Rules) -> tuple[Comparison, ...]:
     reference = reference_arm(study)
     if reference is None:
         return ()
-    found = compare_with_reference(study, arms=study.arms, reference=reference, metric=metric)
+    found = compare_with_reference(study, arms=study.arms, reference=reference, metric=metric, rules=rules)
     return found if any(comparison.n > 1 for comparison in found) else ()

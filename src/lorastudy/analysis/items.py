@@ -47,21 +47,28 @@ def stored_items(tracker: ExperimentTracker, study: Study, *, metrics: Sequence[
 def paired_items(
     ours: Sequence[ItemScores | None], theirs: Sequence[ItemScores | None]
 ) -> PairedItems | None:
-    """The differences of two arms over their common seeds, in the seeds' order.
+    """The differences of two arms over their common seeds, in the seeds' order."""
+    return combined_items([ours, theirs], factors=(1.0, -1.0))
+
+
+def combined_items(
+    sides: Sequence[Sequence[ItemScores | None]], *, factors: Sequence[float]
+) -> PairedItems | None:
+    """The sum of factor times score over the sides, by seed and item; each side in the order of the same seeds.
 
     None where a run has no items, or where not all runs have the same ones (as many, of the same weights): then
     items cannot be told apart from seeds. With a single item nothing can be said about new ones, so None too.
     """
-    scores = [*ours, *theirs]
+    scores = [score for side in sides for score in side]
     known = [score for score in scores if score is not None]
     if len(known) < len(scores) or len({(len(score.values), score.weights) for score in known}) != 1:
         return None
     num_items = len(known[0].values)
     if num_items < 2:
         return None
-    values = np.array([score.values for score in known])
+    values = np.array([score.values for score in known]).reshape(len(sides), -1, num_items)
     weights = known[0].weights
     return PairedItems(
-        differences=values[: len(ours)] - values[len(ours) :],
+        differences=np.tensordot(np.array(factors), values, axes=1),
         weights=np.ones(num_items) if weights is None else np.array(weights, dtype=np.float64),
     )

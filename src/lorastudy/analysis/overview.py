@@ -1,12 +1,12 @@
 """All that is computed about one study, once: tables, figures and findings take their numbers from here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lorastudy.analysis.blocker import Blocker
 from lorastudy.analysis.fairness.case import measured_case
 from lorastudy.analysis.fairness.finding import LintFinding
-from lorastudy.analysis.fairness.lint import blockers, lint
+from lorastudy.analysis.fairness.lint import blockers, lint, untuned
 from lorastudy.analysis.frontier import Standing, pareto_frontier, standings
 from lorastudy.analysis.items import ItemTable
 from lorastudy.analysis.paired import Comparison, compare_with_reference
@@ -18,6 +18,7 @@ from lorastudy.analysis.summary import (
     EXACT_MATCH,
     FORGETTING,
     LOSS,
+    LOSS_BEFORE,
     TOKEN_ACCURACY,
     ArmSummary,
     Metric,
@@ -41,9 +42,16 @@ class Question:
 
     primary_metric: str = LOSS.name
     margin: float | None = None
+    margin_share: float | None = None
+    """Where the margin is a share of the reference's gain: that share; `margin` is then its amount at the measured gain."""
     reference: str | None = None
     blockers: Mapping[str, Sequence[Blocker]] = field(default_factory=dict)
     """By arm: findings that make its verdicts invalid."""
+
+    @property
+    def metrics_by_item(self) -> tuple[Metric, ...]:
+        """Whose scores an answer wants item by item: of the base model only where a share of the gain is the margin."""
+        return COMPARED_METRICS if self.margin_share is None else (*COMPARED_METRICS, LOSS_BEFORE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +80,8 @@ class Analysis:
     """The scores item by item from which the intervals were made."""
     lint: tuple[LintFinding, ...]
     """What makes the arms unfair to compare; what invalidates is part of the verdicts."""
+    untuned: frozenset[str]
+    """Arms that had no learning rate of their own, by the linter: none of them can win."""
 
     def summary(self, name: str) -> ArmSummary:
         """The summary of the arm of that name."""
@@ -100,6 +110,16 @@ class Analysis:
     def smallest_sufficient(self) -> Arm | None:
         """The smallest rank shown to be as good as the reference within the margin, or better than it.
 
+        None where that is shown of no rank, and where it is shown at untuned rates only.
+        """
+        smallest = self.smallest_no_worse
+        comparison = None if smallest is None else self.comparison(smallest.name)
+        return None if comparison is None or comparison.verdict == "untuned" else smallest
+
+    @property
+    def smallest_no_worse(self) -> Arm | None:
+        """The same at the rates that were tried, whatever these were.
+
         By the fixed sequence; None where the sequence stopped at its first step or there was none.
         """
         if self.returns is None or self.question.margin is None:
@@ -121,13 +141,20 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
     summaries = tuple(summarise_arm(arm, study) for arm in study.reported_arms)
     reference = reference_arm(study, named=question.reference)
     found = lint(measured_case(study, metric=primary, reference=question.reference))
-    blocked = {**blockers(found), **question.blockers}
+    blocked, loose = {**blockers(found), **question.blockers}, untuned(found)
     arms = compared_arms(study)
     ladder = _ladder(study, reference)
     comparisons = {
         metric.key: _compared(study, arms, reference=reference, metric=metric, items=items, rules=rules)
         for metric, rules in _metrics_with_rules(
-            margin=question.margin, blocked=blocked, primary=primary, ladder=ladder
+            Rules(
+                margin=question.margin,
+                margin_share=question.margin_share,
+                blockers=blocked,
+                untuned=loose,
+            ),
+            primary=primary,
+            ladder=ladder,
         )
     }
     returns = None
@@ -150,20 +177,16 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
         returns=returns,
         items=items or {},
         lint=found,
+        untuned=loose,
     )
 
 
 def _metrics_with_rules(
-    *,
-    margin: float | None,
-    blocked: Mapping[str, Sequence[Blocker]],
-    primary: Metric,
-    ladder: Sequence[Arm],
+    rules: Rules, *, primary: Metric, ladder: Sequence[Arm]
 ) -> list[tuple[Metric, Rules]]:
-    """The margin is the primary metric's; what blocks a verdict blocks it on every metric."""
+    """The margin is the primary metric's; what takes a verdict away takes it on every metric."""
     below = tuple(arm.name for arm in reversed(ladder[:-1]))
-    plain = Rules(blockers=blocked)
-    told = Rules(margin=margin, ladder=below, blockers=blocked)
+    plain, told = replace(rules, margin=None, margin_share=None), replace(rules, ladder=below)
     return [(metric, told if metric == primary else plain) for metric in COMPARED_METRICS]
 
 

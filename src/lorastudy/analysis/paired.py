@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lorastudy.analysis.environments import obstacle
-from lorastudy.analysis.items import ItemTable, paired_items
+from lorastudy.analysis.items import ItemScores, ItemTable, paired_items
 from lorastudy.analysis.power import MAX_SEEDS_NEEDED, Noise, seeds_needed
+from lorastudy.analysis.retention import Losses, Retention, retention
 from lorastudy.analysis.significance import (
     ALPHA,
     MIN_SEEDS,
@@ -31,7 +32,7 @@ from lorastudy.analysis.significance import (
 )
 from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Arm, Study
-from lorastudy.analysis.summary import Metric, arm_versions, run_seconds, scores_by_seed
+from lorastudy.analysis.summary import LOSS_BEFORE, Metric, arm_versions, run_seconds, scores_by_seed
 from lorastudy.analysis.twoway import TwoWay, seeds_only, two_way
 from lorastudy.analysis.verdicts import Rules, Word, differences_shown, no_worse_shown, word
 
@@ -74,6 +75,9 @@ class Comparison:
     holm_p: float | None = None
     sign_flip_p: float | None = None
     margin: float | None = None
+    """Where it is a share of the gain: what the share amounts to at the measured gain."""
+    kept: TwoWay | None = None
+    """What a margin that is a share is tested by (`analysis.retention`): below 0 is as good."""
     no_worse_p: float | None = None
     """One-sided, against a loss of one margin; None without a margin."""
     no_worse_sign_flip_p: float | None = None
@@ -81,8 +85,8 @@ class Comparison:
     no_worse: bool = False
     """Whether the arm is shown to be worse by less than the margin, if worse at all."""
     verdict: Word = "cannot tell"
-    winner: str | None = None
-    """The arm that is better, where the verdict says so."""
+    ahead: str | None = None
+    """The arm that is shown to be ahead; where the verdict is "untuned", at the rates that were tried only."""
     reason: str | None = None
     more: MoreSeeds | None = None
     """What would decide; None where the verdict is not open or nothing in reach would."""
@@ -98,14 +102,31 @@ class Comparison:
         return self.estimate is not None and self.estimate.num_items is not None
 
     @property
-    def arm_is_better(self) -> bool:
-        """Whether the verdict is for the arm."""
-        return self.winner == self.arm
+    def winner(self) -> str | None:
+        """The arm that is better, where the verdict says so; an untuned one never is."""
+        return self.ahead if self.verdict == "better" else None
 
     @property
-    def reference_is_better(self) -> bool:
-        """Whether the verdict is for the reference."""
-        return self.winner == self.reference
+    def arm_is_ahead(self) -> bool:
+        """Whether the arm is shown to be ahead, be it at the rates that were tried only."""
+        return self.ahead == self.arm
+
+    @property
+    def reference_is_ahead(self) -> bool:
+        """Whether the reference is, in the same sense."""
+        return self.ahead == self.reference
+
+    @property
+    def is_as_good(self) -> bool:
+        """Whether the arm is shown to be worse by less than the margin and not ahead, in the same sense."""
+        return self.verdict in {"as good within the margin", "untuned"} and self.ahead is None
+
+    @property
+    def told(self) -> str:
+        """The verdict in a few words: `r64 is better`, `r64 ahead, untuned`, `cannot tell`."""
+        if self.verdict == "untuned":
+            return f"{f'{self.ahead} ahead' if self.ahead else 'as good within the margin'}, untuned"
+        return self.verdict if self.winner is None else f"{self.winner} is better"
 
     @property
     def is_valid(self) -> bool:
@@ -134,7 +155,7 @@ def compare_with_reference(
     rules = rules or Rules()
     others = [arm for arm in arms if arm.name != reference.name and arm.completed]
     raw = [
-        _measure(study, arm=arm, reference=reference, metric=metric, items=items or {}, margin=rules.margin)
+        _measure(study, pair=(arm, reference), metric=metric, items=items or {}, rules=rules)
         for arm in others
     ]
     tested = _with_what_is_shown([one for one in raw if one.estimate is not None], rules)
@@ -156,10 +177,11 @@ def leans(comparison: Comparison) -> bool:
 
 
 def _measure(
-    study: Study, *, arm: Arm, reference: Arm, metric: Metric, items: ItemTable, margin: float | None
+    study: Study, *, pair: tuple[Arm, Arm], metric: Metric, items: ItemTable, rules: Rules
 ) -> Comparison:
-    ours, theirs = (scores_by_seed(one, study, metric=metric) for one in (arm, reference))
-    runs = [{result.seed: result for result in one.completed} for one in (arm, reference)]
+    arm, reference = pair
+    ours, theirs = (scores_by_seed(one, study, metric=metric) for one in pair)
+    runs = [{result.seed: result for result in one.completed} for one in pair]
     obstacles = {
         seed: obstacle(*(by_seed[seed] for by_seed in runs)) for seed in sorted(ours.keys() & theirs.keys())
     }
@@ -174,37 +196,64 @@ def _measure(
         seeds_apart=apart,
         mean=statistics.fmean(values) if values else None,
         sd=statistics.stdev(values) if len(values) > 1 else None,
-        margin=margin,
+        margin=rules.margin,
     )
     if comparison.sd is None or _is_rounding(comparison.sd, values):
-        return _untestable(comparison, study, arms=(arm, reference))
+        return _untestable(comparison, study, arms=pair)
 
-    split = stored_split(metric.split, study)
-    scored = [
-        [items.get((run[seed].experiment_id, split, metric.name)) for seed in differences] for run in runs
-    ]
-    pairs = paired_items(*scored)
+    def items_of(side: int, scored: Metric) -> list[ItemScores | None]:
+        split = stored_split(scored.split, study)
+        return [items.get((runs[side][seed].experiment_id, split, scored.name)) for seed in differences]
+
+    pairs = paired_items(items_of(0, metric), items_of(1, metric))
     estimate = seeds_only(values) if pairs is None else two_way(pairs.differences, pairs.weights)
-    return _with_tests(comparison, estimate)
+    tested = _with_tests(comparison, estimate)
+    if rules.margin_share is None:
+        return tested if rules.margin is None else _with_margin(tested, estimate, margin=rules.margin)
+    before = scores_by_seed(reference, study, metric=LOSS_BEFORE)
+    retained = retention(
+        Losses(by_seed=ours, items=items_of(0, metric)),
+        Losses(by_seed=theirs, items=items_of(1, metric)),
+        Losses(by_seed=before, items=items_of(1, LOSS_BEFORE)),
+        seeds=list(differences),
+        share=rules.margin_share,
+    )
+    return _with_share(tested, retained)
 
 
 def _with_tests(comparison: Comparison, estimate: TwoWay) -> Comparison:
     low, high = estimate.interval()
     values = np.array(list(comparison.differences.values()))
-    tested = replace(
+    return replace(
         comparison,
         estimate=estimate,
         interval=(float(low), float(high)),
         t_p=float(estimate.p_value()),
         sign_flip_p=_number(sign_flip_p(values)),
     )
-    if comparison.margin is None:
-        return tested
-    sign, margin = _direction(comparison.metric), np.array(comparison.margin)
+
+
+def _with_margin(tested: Comparison, estimate: TwoWay, *, margin: float) -> Comparison:
+    """With the tests against a loss of a fixed margin."""
+    sign, values = _direction(tested.metric), np.array(list(tested.differences.values()))
+    cost = replace(estimate, mean=sign * estimate.mean)
     return replace(
         tested,
-        no_worse_p=float(replace(estimate, mean=sign * estimate.mean).p_below(margin)),
+        no_worse_p=float(cost.p_below(margin)),
         no_worse_sign_flip_p=_number(sign_flip_p_below(sign * values, margin)),
+    )
+
+
+def _with_share(tested: Comparison, retained: Retention | None) -> Comparison:
+    """With the tests against a loss of a share of the gain, whose noise is in them; without a gain there are none."""
+    if retained is None:
+        return replace(tested, margin=None)
+    return replace(
+        tested,
+        margin=retained.amount,
+        kept=retained.estimate,
+        no_worse_p=float(retained.estimate.p_below(0.0)),
+        no_worse_sign_flip_p=_number(sign_flip_p_below(retained.by_seed, 0.0)),
     )
 
 
@@ -230,8 +279,8 @@ def _no_worse(tested: Sequence[Comparison], rules: Rules) -> frozenset[str]:
     """Names of the arms that are shown to be worse by less than the margin."""
     if rules.margin is None:
         return frozenset()
-    by_arm = {comparison.arm: comparison for comparison in tested}
-    family = _testable_ladder(by_arm, rules) if rules.ladder else list(tested)
+    by_arm = {comparison.arm: comparison for comparison in tested if comparison.no_worse_p is not None}
+    family = _testable_ladder(by_arm, rules) if rules.ladder else list(by_arm.values())
     if not family:
         return frozenset()
     shown = no_worse_shown(
@@ -261,13 +310,14 @@ def _judge(comparison: Comparison, *, rules: Rules, family: int) -> Comparison:
     if comparison.estimate is None or comparison.mean is None:
         return comparison
     arm_ahead = comparison.mean * _direction(comparison.metric) < 0
-    verdict = word(arm_ahead=arm_ahead, shown=comparison.difference_shown, no_worse=comparison.no_worse)
-    if verdict == "better":
-        winner = comparison.arm if arm_ahead else comparison.reference
-        return replace(comparison, verdict=verdict, winner=winner)
+    shown, no_worse = comparison.difference_shown, comparison.no_worse
+    untuned = not rules.untuned.isdisjoint({comparison.arm, comparison.reference})
+    verdict = word(arm_ahead=arm_ahead, shown=shown, no_worse=no_worse, untuned=untuned)
     if verdict == "cannot tell":
         return replace(comparison, verdict=verdict, reason=_why_open(comparison, family=family))
-    return replace(comparison, verdict=verdict)
+    is_one_ahead = word(arm_ahead=arm_ahead, shown=shown, no_worse=no_worse) == "better"
+    ahead = comparison.arm if arm_ahead else comparison.reference
+    return replace(comparison, verdict=verdict, ahead=ahead if is_one_ahead else None)
 
 
 def _why_open(comparison: Comparison, *, family: int) -> str:
@@ -300,7 +350,11 @@ def _with_what_would_decide(comparison: Comparison, *, pair: tuple[Arm, Arm], nu
         return more(fewest - comparison.n, at_least=True) if comparison.n < 2 else comparison
     assert comparison.cost is not None
     needed = seeds_needed(
-        comparison.cost, Noise.of(comparison.estimate), margin=comparison.margin, alpha=ALPHA / num_open
+        comparison.cost,
+        Noise.of(comparison.estimate),
+        margin=comparison.margin,
+        margin_noise=None if comparison.kept is None else Noise.of(comparison.kept),
+        alpha=ALPHA / num_open,
     )
     if needed is None:
         why = f"even {MAX_SEEDS_NEEDED:,} seeds would not decide, if the difference is as observed"

@@ -101,12 +101,17 @@ def power_of_no_worse(
 
 
 def seeds_needed(
-    mean: float, noise: Noise, *, margin: float | None = None, alpha: float = ALPHA
+    mean: float,
+    noise: Noise,
+    *,
+    margin: float | None = None,
+    margin_noise: Noise | None = None,
+    alpha: float = ALPHA,
 ) -> Needed | None:
     """The fewest seeds that show the difference, or that it stays within the margin, with a power of .8.
 
-    `mean` is a difference in cost: above 0 is worse. None where neither a thousand seeds nor 64 times as many
-    items would do.
+    `mean` is a difference in cost: above 0 is worse. `margin_noise` is that of the difference less the margin, where
+    the margin is measured itself. None where neither a thousand seeds nor 64 times as many items would do.
     """
     for factor in _ITEM_FACTORS if noise.num_items else (1,):
 
@@ -115,7 +120,7 @@ def seeds_needed(
 
         def no_worse(sizes: npt.NDArray[np.int64], factor: int = factor) -> Floats:
             room = (margin or 0.0) - mean
-            return power_of_no_worse(room, noise, num_seeds=sizes, item_factor=factor)
+            return power_of_no_worse(room, margin_noise or noise, num_seeds=sizes, item_factor=factor)
 
         found = [_first_enough(shows, at_least=MIN_SEEDS)]
         if margin is not None:

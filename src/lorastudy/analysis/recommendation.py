@@ -2,7 +2,8 @@
 
 A study is read without the arms that do not fit: what fits is no outcome, so leaving the others out favours nobody,
 and the reference is then the design's among those left. Verdicts keep their words. A blocked one never counts, and
-an open one is reported with what would decide it.
+an open one is reported with what would decide it. A study whose arms had no learning rate of their own answers too, for a
+configuration is named with its rate; but by a lower grade, and nothing of it is called better.
 """
 
 import statistics
@@ -17,9 +18,10 @@ from lorastudy.analysis.overview import Analysis, Question, analyse
 from lorastudy.analysis.paired import Comparison
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.analysis.summary import scores_by_seed
+from lorastudy.analysis.tuning import tried_rates
 from lorastudy.spec.settings import Settings
 
-Grade = Literal["measured here", "interpolated from here", "literature only"]
+Grade = Literal["measured here", "measured here, untuned", "interpolated from here", "literature only"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ class Recommendation:
     caveats: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     """Studies that could not answer, and why."""
+    untuned: bool = False
+    """Whether no arm of the study had its learning rate tuned, so that this one is not called best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,19 +106,28 @@ def recommend(
 ) -> Recommendation | None:
     """The best supported configuration that fits; None where none does.
 
-    Studies of the same model and data come first, then those that differ, in the order given; published rules last.
+    Studies of the same model and data come first, those with tuned arms before the others; then those that differ, in
+    the order given; published rules last.
     """
     left_out: list[str] = []
+    untuned: Recommendation | None = None
     for one in sorted(evidence, key=lambda each: len(_all_departures(each)) > 0):
+        if untuned is not None and _all_departures(one):
+            break
         fitting = {
             name: candidate
             for name, candidate in one.candidates.items()
             if candidate.fits(budget_bytes=budget_bytes, max_seconds=max_seconds)
         }
         answer = _from_study(one, fitting)
-        if isinstance(answer, Recommendation):
+        if isinstance(answer, str):
+            left_out.append(f"{one.study.suite_name}: {answer}")
+        elif answer.untuned and not _all_departures(one):
+            untuned = untuned or answer
+        else:
             return replace(answer, left_out=tuple(left_out))
-        left_out.append(f"{one.study.suite_name}: {answer}")
+    if untuned is not None:
+        return replace(untuned, left_out=tuple(left_out))
     fitting_ones = [c for c in literature if c.fits(budget_bytes=budget_bytes, max_seconds=max_seconds)]
     if not fitting_ones:
         return None
@@ -132,6 +145,12 @@ def recommend(
     )
 
 
+_UNTUNED = (
+    "not called best: no arm of the study had its learning rate tuned, and at rates of their own the arms may stand in "
+    "another order; a suite with learning_rate: auto would tell"
+)
+
+
 def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> Recommendation | str:
     """What the study recommends of the arms that fit, or why it recommends none."""
     arms = tuple(arm for arm in one.study.arms if arm.name in fitting and arm.completed)
@@ -144,11 +163,17 @@ def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> Recommendati
         return f"no verdict stands ({'; '.join(reasons) or 'nothing was compared'})"
     chosen, because = _chosen(analysis, valid, fitting=fitting)
     departures = (*one.departures, *fitting[chosen.name].departures)
+    untuned = chosen.name in analysis.untuned
+    as_measured: Grade = "measured here, untuned" if untuned else "measured here"
     return Recommendation(
-        grade="interpolated from here" if departures else "measured here",
+        grade="interpolated from here" if departures else as_measured,
         name=_called(chosen.name, fitting[chosen.name]),
         candidate=fitting[chosen.name],
-        because=(because, *(f"not measured as such: {each}" for each in departures)),
+        because=(
+            because,
+            *([_UNTUNED] if untuned else []),
+            *(f"not measured as such: {each}" for each in departures),
+        ),
         expectation=_expectation(analysis, chosen, data=one.data),
         runner_up=_runner_up(analysis, chosen, valid=valid, fitting=fitting),
         open=_open(analysis, valid, chosen=chosen),
@@ -157,33 +182,40 @@ def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> Recommendati
             for finding in analysis.lint
             if finding.severity != "note" and chosen.name in finding.arms
         ),
+        untuned=untuned,
     )
 
 
 def _chosen(
     analysis: Analysis, valid: Sequence[Comparison], *, fitting: Mapping[str, Candidate]
 ) -> tuple[Arm, str]:
-    """The arm that the verdicts allow, and why: never the best looking one without a verdict."""
+    """The arm that the verdicts allow, and why: never the best looking one without a verdict.
+
+    Of untuned arms it is the same one, at the rates that were tried, and the words say so.
+    """
     reference = analysis.reference
     assert reference is not None
-    smallest = analysis.smallest_sufficient
+    is_untuned = reference.name in analysis.untuned
+    rates = f"{tried_rates(analysis.study)} " if is_untuned else ""
+    ahead_of = f"{rates}shown to be {'ahead of' if is_untuned else 'better than'}"
+    smallest = analysis.smallest_no_worse
     by_arm = {comparison.arm: comparison for comparison in valid}
     if smallest is not None and smallest.name in by_arm:
-        why = f"the smallest rank shown to be as good as {reference.name} within the margin, or better"
+        why = f"{rates}the smallest rank shown to be as good as {reference.name} within the margin, or {'ahead' if is_untuned else 'better'}"
         return smallest, why
-    better = [c for c in valid if c.arm_is_better]
-    if better:
-        best = min(better, key=lambda c: c.cost or 0.0)
-        return analysis.study.arm(best.arm), f"shown to be better than {reference.name}"
-    as_good = [c for c in valid if c.verdict == "as good within the margin"]
+    ahead = [c for c in valid if c.arm_is_ahead]
+    if ahead:
+        best = min(ahead, key=lambda c: c.cost or 0.0)
+        return analysis.study.arm(best.arm), f"{ahead_of} {reference.name}"
+    as_good = [c for c in valid if c.is_as_good]
     if as_good:
         cheapest = min(as_good, key=lambda c: fitting[c.arm].peak_bytes)
-        why = f"shown to be as good as {reference.name} within the margin, at the least memory"
+        why = f"{rates}shown to be as good as {reference.name} within the margin, at the least memory"
         return analysis.study.arm(cheapest.arm), why
-    worse = [c.arm for c in valid if c.reference_is_better]
-    if len(worse) == len(valid):
-        return reference, f"shown to be better than {', '.join(worse)}"
-    shown = f"; shown to be better than {', '.join(worse)}" if worse else ""
+    behind = [c.arm for c in valid if c.reference_is_ahead]
+    if len(behind) == len(valid):
+        return reference, f"{ahead_of} {', '.join(behind)}"
+    shown = f"; {ahead_of} {', '.join(behind)}" if behind else ""
     return reference, f"the design's reference, and no arm that fits was shown to be as good{shown}"
 
 
@@ -225,11 +257,10 @@ def _runner_up(
     if comparison.interval is not None:
         low, high = comparison.interval
         standing += f", 95 % interval [{low:.4g}, {high:.4g}]"
-    verdict = f"{comparison.winner} is better" if comparison.winner else comparison.verdict
     return RunnerUp(
         name=_called(name, fitting[name]),
         candidate=fitting[name],
-        standing=f"{standing}; {verdict}",
+        standing=f"{standing}; {comparison.told}",
     )
 
 

@@ -86,6 +86,14 @@ def best_of(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Arm | None:
     return min(whole, key=lambda arm: sign * statistics.fmean(scores[arm.name])) if most else None
 
 
+def tried_rates(study: Study) -> str:
+    """`at the one learning rate that was tried (0.0002)`, or `at the learning rates that were tried`."""
+    rates = {float(arm.settings["learning_rate"]) for arm in study.arms}
+    if len(rates) == 1:
+        return f"at the one learning rate that was tried ({min(rates):g})"
+    return "at the learning rates that were tried"
+
+
 def rates_of(study: Study, arm: Arm) -> tuple[Arm, ...]:
     """The arms that differ from this one in nothing but the learning rate, itself among them."""
     return tuple(one for one in study.arms if one.configuration == arm.configuration)

@@ -1,4 +1,4 @@
-"""The four words that a comparison may end in, and the rules by which it gets one.
+"""The words that a comparison may end in, and the rules by which it gets one.
 
 `better`: one of the two is shown to have the better score for new seeds and new items (the pair says which). Takes the
 two-sided t test of the two-way estimate, Holm-corrected over the comparisons with one reference, *and* the exact
@@ -10,8 +10,13 @@ go below 2 / 2**n, so it takes six seeds.
 the run. One-sided t test and one-sided sign-flip test, both at .05, which takes five seeds. Along a ladder of ranks
 the tests go in fixed sequence from the largest rank down and stop at the first that fails, at no cost for their
 number; elsewhere Holm corrects. **There is no default margin**: what difference matters is the user's to say, and
-without it nothing is as good. An arm that is shown to be better keeps that word; one that is shown to be worse, but
+without it nothing is as good. A margin that is a share of the gain is tested with the gain's noise (`retention`). An arm that is shown to be better keeps that word; one that is shown to be worse, but
 by less than the margin, is as good within it, and `difference_shown` says that it is not equal.
+
+`untuned`: one of the first two would be said, but one of the two arms had no learning rate of its own: it was never
+varied, or the best lies on the edge of what was tried. What was shown holds at the rates that were tried, so the
+arm that was ahead there is named (`ahead`), and nobody wins: at one fixed rate the effect of rank looked eight times too
+small, and the truly best rank won in 3 of 13 models. That makes "as good" no safer than "better".
 
 `cannot tell`: neither was shown; with what would decide it.
 
@@ -31,8 +36,8 @@ import numpy.typing as npt
 from lorastudy.analysis.blocker import Blocker
 from lorastudy.analysis.significance import ALPHA, Floats, holm, rejects
 
-Word = Literal["better", "as good within the margin", "cannot tell", "invalid"]
-WORDS: tuple[Word, ...] = ("better", "as good within the margin", "cannot tell", "invalid")
+Word = Literal["better", "as good within the margin", "untuned", "cannot tell", "invalid"]
+WORDS: tuple[Word, ...] = ("better", "as good within the margin", "untuned", "cannot tell", "invalid")
 
 Shown = npt.NDArray[np.bool_]
 
@@ -47,9 +52,13 @@ class Rules:
 
     margin: float | None = None
     """In the metric's unit; the largest loss of quality that would not matter."""
+    margin_share: float | None = None
+    """Where the margin is a share of the reference's gain: that share. `margin` is then what it came to, for people."""
     ladder: tuple[str, ...] = ()
     blockers: Mapping[str, Sequence[Blocker]] = field(default_factory=dict)
     """By arm. One of the reference's blocks every comparison with it."""
+    untuned: frozenset[str] = frozenset()
+    """Arms without a learning rate of their own; against an untuned reference no arm can win either."""
 
 
 def differences_shown(t_ps: Floats, sign_flip_ps: Floats) -> Shown:
@@ -69,8 +78,10 @@ def no_worse_shown(t_ps: Floats, sign_flip_ps: Floats, *, in_sequence: bool) -> 
     return rejects(holm(t_ps)) & rejects(sign_flip_ps)
 
 
-def word(*, arm_ahead: bool, shown: bool, no_worse: bool) -> Word:
+def word(*, arm_ahead: bool, shown: bool, no_worse: bool, untuned: bool = False) -> Word:
     """The word of a valid comparison, from what its tests show."""
+    if untuned and (shown or no_worse):
+        return "untuned"
     if shown and arm_ahead:
         return "better"
     if no_worse:

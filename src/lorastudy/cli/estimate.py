@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,7 @@ def estimate(
 ) -> None:
     """Predict peak memory term by term, time and disk; say what fits, and what would make it fit."""
     from lorastudy.cli.console import PlainConsole
+    from lorastudy.cli.estimating import asked_aloud
     from lorastudy.executors.job_worker import JobWorker
     from lorastudy.planner.answers import Answers
 
@@ -70,7 +72,11 @@ def estimate(
         experiments = _arms(settings, ranks=rank or [16], copies=arms)
     with JobWorker() as worker:
         shown = _shown(
-            experiments, Answers(worker.do), with_data=suite is not None, vram=vram, calibrate=calibrate
+            experiments,
+            Answers(partial(asked_aloud, worker)),
+            with_data=suite is not None,
+            vram=vram,
+            calibrate=calibrate,
         )
     if as_json:
         say(json.dumps({"packs": [each.as_json() for each in shown]}, indent=1))
@@ -141,12 +147,13 @@ class _Shown:
         """All of it as plain JSON values."""
         from lorastudy.cli.estimating import terms_as_json
 
-        estimate = self.estimator.estimate()
+        estimate, calibration = self.estimator.estimate(), self.estimator.calibration()
         changes = [*([self.fewer] if self.fewer else []), *self.suggestions]
         return {
             **terms_as_json(estimate),
             "base_model": self.estimator.settings.base_model,
             "device": self.estimator.machine.device,
+            "timed_steps": [] if calibration is None else [vars(point) for point in calibration.points],
             "budget_bytes": self.budget_bytes,
             "fits": None
             if self.budget_bytes is None
@@ -156,8 +163,8 @@ class _Shown:
 
     def show(self, console: "PlainConsole", *, vram: str | None) -> None:
         """As text for people."""
-        from lorastudy.cli.estimating import disk_bytes, margin_words, show_terms
-        from lorastudy.report.numbers import count, duration, size
+        from lorastudy.cli.estimating import disk_bytes, margin_words, show_terms, show_time
+        from lorastudy.report.numbers import count, size
 
         estimate, shape, settings = self.estimator.estimate(), self.estimator.shape, self.estimator.settings
         batch = estimate.rows.batch
@@ -168,10 +175,11 @@ class _Shown:
             f"and forward pass, on a {self.estimator.machine.device}\n"
         )
         show_terms(console, estimate)
-        if estimate.step_seconds is not None:
-            console.print(f"\ntime: {duration(estimate.step_seconds)} a step of all arms, from timed steps")
-        else:
+        calibration = self.estimator.calibration()
+        if calibration is None or estimate.step_seconds is None:
             console.print("\ntime: not calibrated on this machine; --calibrate times a few steps")
+        else:
+            show_time(console, estimate, calibration)
         console.print(f"disk: {size(disk_bytes(estimate))}")
         if self.budget_bytes is None:
             return

@@ -13,14 +13,15 @@ from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 from lorastudy.executors.job_worker import JobWorker
-from lorastudy.jobs import PlanningJob
+from lorastudy.jobs import PaceQuestion, PlanningJob
 from lorastudy.planner.answers import Answers
 from lorastudy.planner.disk import adapters_bytes, checkpoint_bytes, records_bytes
 from lorastudy.planner.estimate import MARGIN, Estimator, PackEstimate, prepare
 from lorastudy.planner.fitting import arms_per_pack, predictions_of
 from lorastudy.planner.packing import PlannedPack, groups
+from lorastudy.planner.time import Calibration
 from lorastudy.records import MemoryPrediction
-from lorastudy.report.numbers import duration, percent, size
+from lorastudy.report.numbers import count, duration, percent, size
 from lorastudy.spec.experiment import Experiment
 
 #: How a term is called where a user reads it.
@@ -64,7 +65,7 @@ def plan_of(experiments: Sequence[Experiment]) -> SuitePlan:
     packable = [group for group in groups(experiments) if group[0].settings.engine != "reference"]
     try:
         with JobWorker() as worker:
-            answers = Answers(partial(_asked, worker))
+            answers = Answers(partial(asked_aloud, worker))
             estimators = {group[0].pack_key: Estimator(group, answers, with_data=True) for group in packable}
             prepare(list(estimators.values()), answers)
             sizes = {
@@ -76,14 +77,17 @@ def plan_of(experiments: Sequence[Experiment]) -> SuitePlan:
     return SuitePlan(estimators=estimators, arms_per_pack=sizes)
 
 
-def _asked(worker: JobWorker, job: PlanningJob) -> dict[str, Any]:
+def asked_aloud(worker: JobWorker, job: PlanningJob) -> dict[str, Any]:
     """A worker's answers; it takes seconds to start, and who waits is told."""
-    if worker.num_jobs == 0:
-        say(
-            "planning: counting what this model holds in memory while it trains (kept for next time)",
-            file=sys.stderr,
-        )
+    if any(isinstance(question, PaceQuestion) for question in job.questions):
+        _say_planning("loading the model and timing a few steps of it")
+    elif worker.num_jobs == 0:
+        _say_planning("counting what this model holds in memory while it trains")
     return worker.do(job)
+
+
+def _say_planning(doing: str) -> None:
+    say(f"planning: {doing} (kept for next time)", file=sys.stderr)
 
 
 def say_problem(plan: SuitePlan) -> None:
@@ -134,6 +138,29 @@ def show_terms(console: PlainConsole, estimate: PackEstimate) -> None:
         Text(size(terms.total), style="bold"),
         f"in the {estimate.prediction.phase}",
     )
+    console.print(table)
+
+
+def show_time(console: PlainConsole, estimate: PackEstimate, calibration: Calibration) -> None:
+    """What a step and the whole training take, then what was timed, by the number of arms."""
+    assert estimate.step_seconds is not None
+    whole = ""
+    if estimate.rows.num_steps is not None:
+        seconds = estimate.step_seconds * estimate.rows.num_steps
+        whole = f"; {duration(seconds)} for {count(estimate.rows.num_steps)} steps"
+    console.print(
+        f"\ntime: {duration(estimate.step_seconds)} a step of all arms{whole}, by the steps timed here:"
+    )
+    table = Table(box=None, show_header=True, header_style="bold", pad_edge=False)
+    for title in ("arms together", "a step", "an arm's share", "tokens a second"):
+        table.add_column(title, justify="right")
+    for point in calibration.points:
+        table.add_row(
+            count(point.num_arms),
+            duration(point.seconds),
+            duration(point.seconds / point.num_arms),
+            count(point.tokens_per_second),
+        )
     console.print(table)
 
 

@@ -138,6 +138,7 @@ def _as_json(answer: "Recommendation", plans: "Plans", *, asked: "Asked") -> dic
     is_literature = answer.grade == "literature only"
     return {
         "grade": answer.grade,
+        "untuned": answer.untuned,
         "name": answer.name,
         **_candidate_json(answer.candidate),
         "budget_bytes": asked.budget_bytes,
@@ -181,7 +182,8 @@ def _show(console: "PlainConsole", answer: "Recommendation", *, plans: "Plans", 
     from lorastudy.planner.literature import RULES
     from lorastudy.report.numbers import size
 
-    console.print(f"recommended: {answer.name}   [{answer.grade}]\n")
+    title = "to start with" if answer.untuned else "recommended"
+    console.print(f"{title}: {answer.name}   [{answer.grade}]\n")
     for key, value in _settings_shown(answer.candidate).items():
         console.print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
     _show_list(console, "because", lines=answer.because)
@@ -234,7 +236,9 @@ def _expected(answer: "Recommendation") -> str:
         return "not known for this model and data; a study would tell: see `lorastudy suite`"
     spread = None if known.interval is None else (known.interval[1] - known.interval[0]) / 4
     decimals = decimals_for([spread])
-    where = "" if answer.grade == "measured here" else ", where it was measured and not as recommended"
+    where = (
+        "" if answer.grade.startswith("measured here") else ", where it was measured and not as recommended"
+    )
     return (
         f"{known.metric} {number(known.mean, decimals)} {known.unit} on the held-out rows of {known.data}{where}; one "
         f"more seed within {interval(known.interval, decimals)} (95 %, from {known.num_seeds} seeds)"

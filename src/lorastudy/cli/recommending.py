@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 
 from lorastudy.analysis.items import stored_items
-from lorastudy.analysis.overview import COMPARED_METRICS, Question
 from lorastudy.analysis.recommendation import Candidate, Evidence
 from lorastudy.analysis.stated import asked_of
 from lorastudy.analysis.study import Arm, Study, split_studies
@@ -143,13 +142,15 @@ def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -
     for departures, study in sorted(found, key=lambda pair: len(pair[0])):
         stated = questions.get(study.suite_name)
         told = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
-        question = asked_of(told, stated) or Question()
+        question = asked_of(told, stated)
+        if asked.margin is not None:
+            question = replace(question, margin=asked.margin, margin_share=None)
         yield Evidence(
             study=told,
             data=str(study.completed[-1].settings["dataset_path"]),
             candidates=_candidates(told, plans, asked=asked, as_measured=not departures),
-            question=question if asked.margin is None else replace(question, margin=asked.margin),
-            items=stored_items(tracker, told, metrics=COMPARED_METRICS),
+            question=question,
+            items=stored_items(tracker, told, metrics=question.metrics_by_item),
             departures=departures,
         )
 

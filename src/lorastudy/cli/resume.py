@@ -15,6 +15,7 @@ from lorastudy.errors import StudyError
 if TYPE_CHECKING:
     from lorastudy.spec.experiment import Experiment
     from lorastudy.spec.suite import Suite
+    from lorastudy.tracker import ExperimentTracker
     from lorastudy.tracker.views import ExperimentResult
 
 
@@ -60,7 +61,8 @@ def _of_file(path: Path, *, defaults: Path | None) -> "tuple[Suite, None]":
 def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence[Experiment] | None]]":
     """The suite of this name, or all suites with work left, as the store has them.
 
-    Those that look for learning rates are left out, with a word: what they run next, their file says.
+    What one that looks for learning rates runs next follows from its design. A store of an older version has none: such
+    a suite is left out, with a word, since only its file says what comes next.
 
     Raises:
         StudyError: there is no such suite, or what it reads is not what it was.
@@ -77,28 +79,54 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
             for s in tracker.get_suites()
             if s.questions and s.questions[-1].question.tuning_seeds
         }
-    if name is not None and name not in by_suite:
-        there = ", ".join(by_suite) or "none"
-        raise StudyError(f"{name}: {database} has no suite of this name; it has: {there}")
-    chosen = [name] if name is not None else [each for each, results in by_suite.items() if _is_open(results)]
-    work: list[tuple[Suite, Sequence[Experiment] | None]] = []
-    for each in chosen:
-        if each in seeking:
-            said = f"{each} looks for its learning rates, so its file says what comes next: lorastudy resume FILE"
-            if name is not None:
-                raise StudyError(said)
-            say(f"note: {said}", file=sys.stderr)
-            continue
-        results = by_suite[each]
-        suite = Suite(
-            name=each, description="", experiment_type=results[0].experiment_type, path=None, arms=()
-        )
-        work.append((suite, _experiments(results)))
+        designs = {each: Suite.from_json(asked) for each, asked in tracker.get_designs().items()}
+        if name is not None and name not in by_suite:
+            there = ", ".join(by_suite) or "none"
+            raise StudyError(f"{name}: {database} has no suite of this name; it has: {there}")
+        work: list[tuple[Suite, Sequence[Experiment] | None]] = []
+        for each, results in by_suite.items():
+            if name not in {None, each}:
+                continue
+            if each not in seeking:
+                if name is not None or _is_open(results):
+                    plain = Suite(
+                        name=each,
+                        description="",
+                        experiment_type=results[0].experiment_type,
+                        path=None,
+                        arms=(),
+                    )
+                    work.append((plain, _experiments(results)))
+            elif each in designs:
+                _experiments(results)  # refuses what has changed since
+                if name is not None or _has_rounds_left(designs[each], tracker):
+                    work.append((designs[each], None))
+            else:
+                _say_that_the_file_is_needed(each, is_asked_for=name is not None)
     return work
+
+
+def _say_that_the_file_is_needed(suite_name: str, *, is_asked_for: bool) -> None:
+    said = (
+        f"{suite_name} looks for its learning rates, so its file says what comes next: lorastudy resume FILE"
+    )
+    if is_asked_for:
+        raise StudyError(said)
+    say(f"note: {said}", file=sys.stderr)
 
 
 def _is_open(results: "Sequence[ExperimentResult]") -> bool:
     return any(result.status != "completed" for result in results)
+
+
+def _has_rounds_left(suite: "Suite", tracker: "ExperimentTracker") -> bool:
+    """Whether the results ask for a run that is not done: a round may be over and the next one not begun."""
+    from lorastudy.cli.running import design_of
+    from lorastudy.rounds import merits_in
+    from lorastudy.runner import not_done
+
+    designed = design_of(suite, merits_in(tracker, suite.primary_metric))
+    return bool(not_done(designed.experiments, tracker=tracker, searching=designed.tuning))
 
 
 def _experiments(results: "Sequence[ExperimentResult]") -> "list[Experiment]":

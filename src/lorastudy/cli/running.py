@@ -278,20 +278,14 @@ def _writer(database: str) -> ExperimentTracker:
 
 
 def _command_to_go_on(suite: Suite, *, database: str, plan: Plan) -> str:
-    """`lorastudy resume` with what was not left at its default.
-
-    A suite that looks for learning rates is resumed by its file, which alone says how it goes on.
-    """
-    seeks = any(arm.seeks_rate for arm in suite.arms)
+    """`lorastudy resume` with what was not left at its default."""
     flags = {
         "--database": (database, DATABASE),
         "--runs-dir": (str(plan.runs), str(RUNS_DIR)),
         "--output-dir": (str(plan.output), str(OUTPUT_DIR)),
     }
     given = [part for flag, (value, default) in flags.items() if value != default for part in (flag, value)]
-    return shlex.join(
-        ["lorastudy", "resume", str(suite.path) if seeks and suite.path else suite.name, *given]
-    )
+    return shlex.join(["lorastudy", "resume", suite.name, *given])
 
 
 def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment], *, has_left: bool) -> None:

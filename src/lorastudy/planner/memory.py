@@ -7,11 +7,12 @@ itself (`lorastudy.footprint`), and no number of it stands here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from lorastudy.footprint import Footprint, Load, MicroBatch, Phase, StepPeak
 from lorastudy.jobs import Precision
 from lorastudy.planner.shapes import ModelShape
+from lorastudy.records import MemoryTerms
 
 #: Bytes of a weight that is not quantised: bitsandbytes' layers keep the rest of the model in bf16.
 PLAIN_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "8bit": 2, "4bit": 2}
@@ -49,30 +50,6 @@ class ArmSize:
     r: int
     module_names: tuple[str, ...]
     has_dropout: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryTerms:
-    """Bytes at the peak of a step, by what holds them. Their sum is the predicted peak."""
-
-    base_weights: int
-    quantisation_constants: int
-    adapters: int
-    gradients: int
-    optimizer: int
-    activations: int
-    loss: int
-    workspace: int
-    allocator_slack: int
-
-    @property
-    def total(self) -> int:
-        """Predicted peak bytes."""
-        return sum(value for _, value in self.named())
-
-    def named(self) -> list[tuple[str, int]]:
-        """(term, bytes), in the order in which they stand above."""
-        return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from lorastudy.report.document import Block, Heading, Paragraph, Strong
 from lorastudy.report.figures.figure import Figure, Kind
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.numbers import names
-from lorastudy.report.sections.choices import choice_blocks
 from lorastudy.report.sections.fairness import fairness_blocks
 from lorastudy.report.sections.front import front_blocks
 from lorastudy.report.sections.frontier import frontier_blocks
@@ -77,10 +76,9 @@ def _part(part: Part, *, level: int, output: Path) -> list[Block]:
         *frontier_blocks(analysis, figures=_drawn(part, "frontier"), level=level),
         *comparison_blocks(analysis, level=level),
         *_finding_blocks(analysis, level=level),
-        *choice_blocks(analysis, level=level),
         *_headed("Costs and forgetting", _drawn(part, "forgetting", "bars", "parameters"), level=level),
         *arm_blocks(study, level=level),
-        *rate_blocks(study, level=level),
+        *rate_blocks(analysis, level=level),
         *pack_blocks(study, level=level),
         *incident_blocks(study, level=level),
         *prediction_blocks(study, level=level),

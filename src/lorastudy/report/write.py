@@ -11,7 +11,7 @@ from pathlib import Path
 from lorastudy.analysis.curves import CurvePoint, bin_width, mean_curve
 from lorastudy.analysis.imported import analyse_imported
 from lorastudy.analysis.items import stored_items
-from lorastudy.analysis.overview import COMPARED_METRICS, Analysis, analyse
+from lorastudy.analysis.overview import Analysis, analyse
 from lorastudy.analysis.stated import asked_of
 from lorastudy.analysis.study import Study, split_studies
 from lorastudy.errors import StudyError
@@ -58,8 +58,9 @@ def write_report(
         suite = suites[study.suite_name]
         stated = suite.questions[-1].question if suite.questions else None
         told = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
-        items = stored_items(tracker, told, metrics=COMPARED_METRICS)
-        analysis = analyse(told, question=asked_of(told, stated), items=items)
+        question = asked_of(told, stated)
+        items = stored_items(tracker, told, metrics=question.metrics_by_item)
+        analysis = analyse(told, question=question, items=items)
         parts.append(_part(tracker, analysis, suite=suite))
     parts = _with_distinct_file_names(parts)
     folder.mkdir(parents=True, exist_ok=True)

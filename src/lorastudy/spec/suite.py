@@ -5,11 +5,13 @@ that is not about one arm's training (that part is `Settings`), and the referenc
 """
 
 import itertools
+import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -91,6 +93,45 @@ class Suite:
             tuning_seeds=self.tuning_seeds,
             choosing_split="eval" if chooses else None,
             reporting_split="test" if all(arm.settings.has_test_split for arm in self.arms) else "eval",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What the file asked for as plain JSON values; `from_json` is its inverse, but for lines and notes."""
+        plain = ("name", "description", "experiment_type", "primary_metric", "reference")
+        return {
+            **{key: getattr(self, key) for key in plain},
+            "margin": None if self.margin is None else vars(self.margin),
+            "tuning_seeds": None if self.given_tuning_seeds is None else list(self.given_tuning_seeds),
+            "arms": [
+                {
+                    "name": arm.name,
+                    "settings": arm.settings.model_dump(mode="json"),
+                    "seeds": list(arm.seeds),
+                    "seeks_rate": arm.seeks_rate,
+                }
+                for arm in self.arms
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The suite of which `to_json` wrote what its file asked for."""
+        rest = {key: value for key, value in values.items() if key not in {"margin", "tuning_seeds", "arms"}}
+        given = values["tuning_seeds"]
+        return cls(
+            **rest,
+            path=None,
+            margin=None if values["margin"] is None else Margin(**values["margin"]),
+            given_tuning_seeds=None if given is None else tuple(given),
+            arms=tuple(
+                Arm(
+                    name=arm["name"],
+                    settings=Settings.model_validate_json(json.dumps(arm["settings"])),
+                    seeds=tuple(arm["seeds"]),
+                    seeks_rate=arm["seeks_rate"],
+                )
+                for arm in values["arms"]
+            ),
         )
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 #: The revision these tables belong to: kept equal to the newest file in `migrations/versions` by a test, and
 #: written here so that reading a current store need not import alembic.
-HEAD_REVISION = "0005"
+HEAD_REVISION = "0006"
 
 #: Not alembic's default name, which MLflow and Optuna use too: a PostgreSQL database may be shared.
 VERSION_TABLE = "lorastudy_version"
@@ -60,6 +60,14 @@ suites = Table(
     Column("suite_name", Text, primary_key=True),
     Column("description", Text, nullable=False),
     Column("created_at", Text, nullable=False),
+    _hash(),
+)
+
+suite_designs = Table(
+    "suite_designs",
+    metadata,
+    Column("suite_name", Text, ForeignKey("suites.suite_name"), primary_key=True),
+    Column("design", Text, nullable=False, comment="JSON: the arms with their settings and seeds"),
     _hash(),
 )
 

@@ -34,6 +34,7 @@ def keep(tracker: ExperimentTracker, suite_name: str, *, runs: Path) -> Path:
             }
             for stated in summary.questions
         ],
+        "design": tracker.get_designs().get(suite_name),
         "experiments": [_plain(each) for each in tracker.get_all_experiments(suite_name=suite_name)],
     }
     # named by a hash, since a suite's name may hold anything
@@ -56,12 +57,16 @@ def register_all(tracker: ExperimentTracker, *, runs: Path) -> Iterator[str]:
                 StatedQuestion(**{**each, "question": Question.from_json(each["question"])})
                 for each in body.get("questions", ())
             ]
-            notes.append((body["created_at"], body["suite_name"], body["description"], members, stated))
+            about = (body["suite_name"], body["description"], body.get("design"))
+            notes.append((body["created_at"], about, members, stated))
         except (ValueError, KeyError, TypeError) as error:
             yield f"{file}: not a suite's note: {error}"
-    for created_at, suite_name, description, members, questions in sorted(notes, key=lambda note: note[:2]):
+    for created_at, about, members, questions in sorted(notes, key=lambda note: (note[0], note[1][0])):
+        suite_name, description, asked = about
         with tracker.at(datetime.fromisoformat(created_at)):
             tracker.register(suite_name, members, description=description)
+        if asked is not None:
+            tracker.keep_design(suite_name, asked)
         for each in questions:
             with tracker.at(datetime.fromisoformat(each.stated_at)):
                 tracker.state_question(suite_name, each.question, num_completed=each.num_completed)

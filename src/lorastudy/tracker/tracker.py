@@ -10,11 +10,11 @@ records of workers.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from sqlalchemy import Connection, Table
 
@@ -24,6 +24,7 @@ from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.privacy import Privacy
 from lorastudy.spec.question import Question
 from lorastudy.tracker import (
+    designs,
     imports,
     questions,
     reads,
@@ -130,6 +131,11 @@ class ExperimentTracker:
     def together(self) -> contextlib.AbstractContextManager[None]:
         """Within the block what is written is one transaction, on disk when the block ends. Nothing is read in it."""
         return self._store.together()
+
+    def keep_design(self, suite_name: str, design: Mapping[str, Any]) -> None:
+        """Write what a registered suite's file asked for, as plain JSON values; the newest counts."""
+        with self._store.writing() as connection:
+            designs.keep(connection, suite_name, design=design)
 
     def start_run(
         self, experiment_id: str, *, attempt: int, pack_id: str, engine: str, run_folder: str | Path
@@ -296,6 +302,11 @@ class ExperimentTracker:
         """All suites, the oldest first."""
         with self._store.reading() as connection:
             return reads.suite_summaries(connection)
+
+    def get_designs(self) -> dict[str, Any]:
+        """By suite what its file asked for, as `keep_design` wrote it; of a suite of an older version there is none."""
+        with self._store.reading() as connection:
+            return designs.kept(connection)
 
     def get_imported(self, suite_name: str | None = None) -> list[ImportedResult]:
         """Results of other tools, in the order in which they were imported. They are in no other read."""

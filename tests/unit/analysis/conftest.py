@@ -10,6 +10,7 @@ from lorastudy.analysis.study import Study, split_studies
 from lorastudy.records import Environment
 from lorastudy.spec.settings import Settings
 from lorastudy.tracker.views import ExperimentResult, ScoreValue
+from tuned import tuned_study
 
 
 def environment(**changes: Any) -> Environment:
@@ -53,8 +54,8 @@ def study(losses: dict[str, list[float]], **options: Any) -> Study:
     return made
 
 
-def rank_study(losses: dict[int, list[float]]) -> Study:
-    """A rank ablation with these losses by rank; arms are named r1, r2 and so on."""
+def rank_study(losses: dict[int, list[float]], *, tuned: bool = True) -> Study:
+    """A rank ablation with these losses by rank; arms are named r1, r2 and so on, each at a rate that was looked for."""
     results = [
         result(
             f"r{rank}",
@@ -66,8 +67,7 @@ def rank_study(losses: dict[int, list[float]]) -> Study:
         for rank, values in losses.items()
         for seed, loss in enumerate(values)
     ]
-    (made,) = split_studies(results)
-    return made
+    return tuned_study(results) if tuned else split_studies(results)[0]
 
 
 @pytest.fixture

@@ -25,13 +25,18 @@ def losses(mean):
     return [mean + noise * (1 + mean) for noise in NOISE]
 
 
+def candidates_of(study, **options):
+    """One for each arm, at whatever rate, of 100 bytes a rank."""
+    return {arm.name: candidate(100 * arm.settings["lora_rank"], **options) for arm in study.arms}
+
+
 @pytest.fixture
 def ranks(make_rank_study):
     """Rank 4 is as good as 16 within the margin, rank 1 is worse; peaks are 100 bytes a rank."""
-    study = make_rank_study({1: losses(2.0), 4: losses(1.01), 16: losses(1.0)})
 
-    def evidence(**options):
-        candidates = {f"r{rank}": candidate(100 * rank) for rank in (1, 4, 16)}
+    def evidence(tuned=True, changes=None, **options):
+        study = make_rank_study({1: losses(2.0), 4: losses(1.01), 16: losses(1.0)}, tuned=tuned)
+        candidates = candidates_of(study, **(changes or {}))
         values = {"data": "rows.jsonl", "candidates": candidates, "question": Question(margin=MARGIN)}
         return Evidence(study=study, **(values | options))
 
@@ -66,10 +71,10 @@ def test_what_cannot_be_told_names_the_seeds_that_would_decide(make_rank_study):
     evidence = Evidence(
         study=study,
         data="rows.jsonl",
-        candidates={"r4": candidate(), "r16": candidate()},
+        candidates=candidates_of(study),
         question=Question(margin=MARGIN),
     )
-    answer = recommend([evidence], [], budget_bytes=1000)
+    answer = recommend([evidence], [], budget_bytes=10_000)
     assert answer.name == "r16"
     (told,) = answer.open
     assert told.startswith("r4 against r16: cannot tell (needs about ")
@@ -99,9 +104,39 @@ def test_other_data_make_it_interpolated_and_say_so(ranks):
 
 
 def test_a_changed_configuration_makes_it_interpolated(ranks):
-    changed = {name: candidate(departures=("in 4 bits",)) for name in ("r1", "r4", "r16")}
-    answer = recommend([ranks(candidates=changed)], [], budget_bytes=10_000)
+    answer = recommend([ranks(changes={"departures": ("in 4 bits",)})], [], budget_bytes=10_000)
     assert answer.grade == "interpolated from here"
+
+
+def test_an_untuned_study_names_what_was_ahead_by_a_lower_grade_and_calls_nothing_best(ranks):
+    answer = recommend([ranks(tuned=False)], [candidate()], budget_bytes=10_000)
+    assert (answer.grade, answer.name, answer.untuned) == ("measured here, untuned", "r4", True)
+    assert answer.because[0] == (
+        "at the one learning rate that was tried (0.0002) the smallest rank shown to be as good as r16 within the margin, or "
+        "ahead"
+    )
+    assert answer.because[1].startswith("not called best: no arm of the study had its learning rate tuned")
+    said = " ".join([*answer.because, answer.runner_up.standing])
+    assert "better" not in said
+    assert "best" not in said.replace("not called best", "")
+    assert answer.expectation.mean == pytest.approx(1.01)
+
+
+def test_without_a_margin_the_untuned_reference_was_ahead_and_is_not_better(ranks):
+    answer = recommend([ranks(tuned=False, question=Question())], [], budget_bytes=10_000)
+    assert answer.name == "r16"
+    assert "at the one learning rate that was tried (0.0002) shown to be ahead of r1" in answer.because[0]
+    assert (
+        answer.runner_up.standing.endswith("; cannot tell") or "ahead, untuned" in answer.runner_up.standing
+    )
+
+
+def test_a_tuned_study_of_the_same_is_asked_before_an_untuned_one_and_another_of_other_data_is_not(ranks):
+    untuned, tuned = ranks(tuned=False, data="untuned"), ranks(data="tuned")
+    assert recommend([untuned, tuned], [], budget_bytes=10_000).expectation.data == "tuned"
+    elsewhere = ranks(data="elsewhere", departures=("the data were others",))
+    answer = recommend([elsewhere, untuned], [], budget_bytes=10_000)
+    assert (answer.grade, answer.expectation.data) == ("measured here, untuned", "untuned")
 
 
 def test_what_was_measured_comes_before_what_is_near(ranks):
@@ -118,8 +153,8 @@ def test_without_evidence_published_rules_answer_in_their_order():
 
 def test_one_seed_gives_no_verdict_and_so_no_evidence(make_rank_study):
     study = make_rank_study({4: [1.0], 16: [1.0]})
-    one = Evidence(study=study, data="rows", candidates={"r4": candidate(), "r16": candidate()})
-    answer = recommend([one], [candidate()], budget_bytes=1000)
+    one = Evidence(study=study, data="rows", candidates=candidates_of(study))
+    answer = recommend([one], [candidate()], budget_bytes=10_000)
     assert answer.grade == "literature only"
     assert answer.left_out == ("suite: no verdict stands (one seed)",)
 
@@ -136,8 +171,9 @@ def test_nothing_that_fits_is_no_recommendation(ranks):
 
 def test_nothing_is_ever_named_that_does_not_fit(make_rank_study):
     study = make_rank_study({1: losses(2.0), 4: losses(1.01), 16: losses(1.0)})
-    candidates = {f"r{rank}": candidate(100 * rank) for rank in (1, 4, 16)}
-    one = Evidence(study=study, data="rows", candidates=candidates, question=Question(margin=MARGIN))
+    one = Evidence(
+        study=study, data="rows", candidates=candidates_of(study), question=Question(margin=MARGIN)
+    )
 
     @given(budget=st.integers(0, 3000), published=st.lists(st.integers(1, 3000), max_size=4))
     @hypothesis_settings(deadline=None)

@@ -64,7 +64,7 @@ def test_the_choice_is_told_from_the_tuning_runs_alone(searched):
 
 
 def test_the_report_lists_what_was_tried(searched):
-    heading, about, table = rate_blocks(searched, level=2)
+    heading, about, table = rate_blocks(analyse(searched), level=2)
     assert heading.text == "Learning rates"
     assert "seeds 8 and 9" in about.text[0]
     assert "not the test rows" in about.text[0]
@@ -88,9 +88,9 @@ def test_a_rate_on_the_edge_is_said_to_be_untuned(make_result):
         make_result("a_lr0.002", 0, 1.0, settings={"learning_rate": 2e-3}),
     ]
     (study,) = split_studies(results)
-    (row,) = rate_blocks(study, level=2)[2].rows
+    (row,) = rate_blocks(analyse(study), level=2)[2].rows
     assert row[-1].text == "on the edge of what was tried: not tuned"
 
 
 def test_a_study_at_one_rate_lists_none(make_study):
-    assert rate_blocks(make_study({"a": [1.0], "b": [2.0]}), level=2) == []
+    assert rate_blocks(analyse(make_study({"a": [1.0], "b": [2.0]})), level=2) == []

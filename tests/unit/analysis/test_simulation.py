@@ -94,8 +94,13 @@ def worst(results):
         "coverage": [row["share"] for row in results["coverage"]],
         "false_better": max(row["share"] for row in results["false_better"]),
         "false_as_good": max(row["share"] for row in results["false_as_good"]),
+        "false_share": max(row["share"] for row in tested_with_the_gains_noise(results)),
         "power": max(abs(row["share"] - row["planned"]) for row in results["power"]),
     }
+
+
+def tested_with_the_gains_noise(results):
+    return [row for row in results["false_share"] if not row["gain_taken_as_known"]]
 
 
 def keeps_the_promises(results, *, errors):
@@ -112,7 +117,15 @@ def keeps_the_promises(results, *, errors):
     assert max(found["coverage"]) <= 0.97 + room(0.97)
     assert found["false_better"] <= 0.05 + room(0.05)
     assert found["false_as_good"] <= 0.05 + room(0.05)
+    assert found["false_share"] <= 0.05 + room(0.05)
     assert found["power"] <= 0.05 + room(0.8)
+
+
+def test_a_margin_at_the_measured_gain_does_not_keep_the_promise():
+    """Why the noise of the gain is in the test: without it, false "as good" comes to many times what is promised."""
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    known = [row["share"] for row in results["false_share"] if row["gain_taken_as_known"]]
+    assert max(known) > 2 * worst(results)["false_share"]
 
 
 def test_the_kept_results_keep_the_promises():

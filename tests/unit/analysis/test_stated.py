@@ -37,7 +37,8 @@ def test_a_number_is_the_margin(study):
 
 def test_a_share_is_of_the_references_gain(study):
     stated = Stated(margin=Margin(amount=0.02, is_share=True), reference="b")
-    assert asked_of(study, stated).margin == pytest.approx(0.02 * (3.0 - 1.0))
+    asked = asked_of(study, stated)
+    assert (asked.margin, asked.margin_share) == (pytest.approx(0.02 * (3.0 - 1.0)), 0.02)
     assert (
         asked_of(
             study, Stated(margin=Margin(amount=0.02, is_share=True), primary_metric="exact_match")
@@ -57,3 +58,13 @@ def test_a_reference_is_named_without_its_rate_wherever_the_rate_stands(make_res
         "custom_lr0.0002_r8",
         "custom_lr0.0001_r4",
     ]
+
+
+def test_a_share_of_no_gain_is_no_margin(make_result):
+    results = [
+        make_result(name, seed=0, scores={("eval", "loss"): score(loss), ("eval_before", "loss"): score(0.9)})
+        for name, loss in (("a", 1.5), ("b", 1.0))
+    ]
+    (study,) = split_studies(results)
+    asked = asked_of(study, Stated(margin=Margin(amount=0.02, is_share=True), reference="b"))
+    assert (asked.margin, asked.margin_share) == (None, None)

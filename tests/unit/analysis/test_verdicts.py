@@ -47,6 +47,33 @@ def test_words_by_what_the_tests_show(arm_ahead, shown, no_worse, expected):
     assert expected in WORDS
 
 
+@pytest.mark.parametrize("who", ["a", "ref"])
+def test_an_untuned_arm_never_wins_but_the_difference_stands(make_study, who):
+    study = make_study({"ref": REFERENCE, "a": behind_by(-0.05)})
+    rules = Rules(untuned=frozenset({who}))
+    tuned, loose = compare(study), compare(study, rules=rules)
+    assert (tuned.verdict, tuned.winner, tuned.told) == ("better", "a", "a is better")
+    assert (loose.verdict, loose.winner, loose.ahead, loose.told) == (
+        "untuned",
+        None,
+        "a",
+        "a ahead, untuned",
+    )
+    assert (loose.mean, loose.interval, loose.holm_p) == (tuned.mean, tuned.interval, tuned.holm_p)
+    near_miss = compare(study, rules=Rules(untuned=frozenset({"another"})))
+    assert near_miss.verdict == "better"
+
+
+def test_untuned_as_good_is_untuned_too_and_what_is_open_stays_open(make_study):
+    study = make_study({"ref": REFERENCE, "a": behind_by(0.01)})
+    rules = Rules(untuned=frozenset({"a"}))
+    loose = compare(study, rules=replace(rules, margin=0.05))
+    assert (loose.verdict, loose.told) == ("untuned", "as good within the margin, untuned")
+    assert loose.is_as_good
+    unsure = make_study({"ref": REFERENCE, "a": behind_by(0.001)})
+    assert compare(unsure, rules=rules).verdict == "cannot tell"
+
+
 def test_without_a_margin_nothing_is_as_good(make_study):
     study = make_study({"ref": REFERENCE, "a": behind_by(0.0)})
     assert compare(study).verdict == "cannot tell"
@@ -67,7 +94,7 @@ def test_the_margin_is_tested_one_sided(make_study):
 
 def test_a_loss_that_is_shown_but_smaller_than_the_margin_is_as_good_within_it(make_study):
     study = make_study({"ref": REFERENCE, "a": behind_by(0.02)})
-    assert compare(study).reference_is_better
+    assert compare(study).reference_is_ahead
     comparison = compare(study, rules=Rules(margin=0.05))
     assert (comparison.verdict, comparison.winner) == ("as good within the margin", None)
     assert comparison.difference_shown
@@ -104,8 +131,8 @@ def test_the_margin_of_an_accuracy_lies_on_the_other_side(make_result, make_stud
         return found
 
     assert verdict(-0.02).verdict == "as good within the margin"
-    assert verdict(-0.10).reference_is_better
-    assert verdict(0.10).arm_is_better
+    assert verdict(-0.10).reference_is_ahead
+    assert verdict(0.10).arm_is_ahead
 
 
 def test_five_seeds_can_show_that_a_loss_is_small_and_four_cannot(make_study):
@@ -211,7 +238,7 @@ def test_a_difference_that_a_few_items_make_is_not_one_for_new_items(make_study)
     study = make_study(losses)
     on_these = compare(study)
     on_new = compare(study, items=item_table(study, values))
-    assert on_these.reference_is_better
+    assert on_these.reference_is_ahead
     assert not on_these.covers_new_items
     assert on_new.covers_new_items
     assert on_new.mean == pytest.approx(float(on_new.estimate.mean))

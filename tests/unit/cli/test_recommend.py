@@ -1,6 +1,7 @@
 """`lorastudy recommend`, as a user meets it; and what it reads out of a store."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -119,19 +120,47 @@ def answer(stored, *, budget_bytes=10_000, **asked):
     return recommend(list(evidence), [], budget_bytes=budget_bytes)
 
 
+def at_three_rates(stored):
+    """The same runs at a third and at three times of the rate too, where all are worse by 1."""
+    found = []
+    for result in stored:
+        for factor, worse in ((1 / 3, 1.0), (1.0, 0.0), (3.0, 1.0)):
+            rate = result.settings["learning_rate"] * factor
+            scores = {key: replace(score, value=score.value + worse) for key, score in result.scores.items()}
+            found.append(
+                replace(
+                    result,
+                    experiment_id=f"{result.experiment_id}/{rate:g}",
+                    arm=f"{result.arm}_lr{rate:g}",
+                    name=f"{result.name}_lr{rate:g}",
+                    settings={**result.settings, "learning_rate": rate},
+                    scores=scores,
+                )
+            )
+    return found
+
+
 def test_a_study_of_this_model_and_data_is_measured_here():
-    told = answer(results(), dataset_path="lab:facts")
-    assert (told.grade, told.name, told.expectation.data) == ("measured here", "r8", "lab:facts")
+    told = answer(at_three_rates(results()), dataset_path="lab:facts")
+    assert (told.grade, told.name, told.expectation.data) == ("measured here", "r8_lr0.0002", "lab:facts")
+    assert told.because == ("shown to be better than r4_lr0.0002",)
 
 
 def test_without_a_data_set_a_study_answers_for_its_own():
-    assert answer(results()).grade == "measured here"
+    assert answer(at_three_rates(results())).grade == "measured here"
+
+
+def test_a_study_at_one_rate_is_measured_and_untuned():
+    told = answer(results(), dataset_path="lab:facts")
+    assert (told.grade, told.name, told.untuned) == ("measured here, untuned", "r8", True)
+    assert told.because[0] == "at the one learning rate that was tried (0.0002) shown to be ahead of r4"
+    assert any(caveat.startswith("LS101") for caveat in told.caveats)
 
 
 def test_other_data_are_named():
     told = answer(results(), dataset_path="lab:skill")
     assert told.grade == "interpolated from here"
-    assert told.because[1] == "not measured as such: the data were lab:facts"
+    assert told.because[2] == "not measured as such: the data were lab:facts"
 
 
 def test_another_version_of_the_model_is_near_and_another_family_says_nothing(tmp_path):
@@ -141,7 +170,7 @@ def test_another_version_of_the_model_is_near_and_another_family_says_nothing(tm
     sources = {"base_model": "sha256:other", "dataset": dataset_fingerprint("lab:facts")}
     told = answer(results(str(other), sources))
     assert told.grade == "interpolated from here"
-    assert "same family" in told.because[1]
+    assert "same family" in told.because[2]
     assert told.candidate.settings.base_model == "lab"
     assert told.candidate.settings.learning_rate == pytest.approx(2e-4 * 2**0.781)
     (other / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")

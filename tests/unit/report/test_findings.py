@@ -11,11 +11,11 @@ from lorastudy.report.document import Strong
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.findings.wording import difference, what_seeds_can_show
+from tuned import tuned_study
 
 
-def analysis_of(results):
-    (study,) = split_studies(results)
-    return analyse(study)
+def analysis_of(results, *, tuned=True):
+    return analyse(tuned_study(results) if tuned else split_studies(results)[0])
 
 
 def answers(analysis):
@@ -218,7 +218,9 @@ def test_an_answer_about_some_of_the_arms_says_so(make_result):
         "r4-other": ({"lora_rank": 4, "lora_dropout": 0.1}, six(1.0)),
     }
     text = headline(analysis_of(arms(make_result, "rank_ablation", table)))
-    assert text.endswith("(This is about the arms that differ from r16 in nothing but rank.)")
+    assert text.endswith(
+        "(This is about the arms that differ from r16 in nothing but rank and learning rate.)"
+    )
 
 
 def test_a_single_rank_cannot_be_compared(make_result):

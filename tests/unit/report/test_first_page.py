@@ -6,9 +6,11 @@ import pytest
 
 from lorastudy.analysis.overview import Question, analyse
 from lorastudy.analysis.study import split_studies
+from lorastudy.records import PackProfile
 from lorastudy.report.document import Bullets, Paragraph
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.sections.front import front_blocks
+from tuned import tuned_study
 
 #: Losses of six seeds about 0, so that a mean can be read off.
 NOISE = (0.0, 0.01, -0.01, 0.005, -0.005, 0.002)
@@ -18,7 +20,7 @@ NOISE = (0.0, 0.01, -0.01, 0.005, -0.005, 0.002)
 def study_of(make_result, add_profile):
     """An own study from {arm: (mean loss, wobble of its noise, MiB)}; the first arm is the reference."""
 
-    def study_of(table, *, kind="own", seeds=6):
+    def study_of(table, *, kind="own", seeds=6, tuned=True):
         results = [
             add_profile(
                 make_result(
@@ -35,8 +37,7 @@ def study_of(make_result, add_profile):
             for index, (arm, (mean, wobble, memory)) in enumerate(table.items())
             for seed in range(seeds)
         ]
-        (study,) = split_studies(results)
-        return study
+        return tuned_study(results) if tuned else split_studies(results)[0]
 
     return study_of
 
@@ -54,10 +55,58 @@ def lines(analysis, *, is_stated=False):
 def test_an_arm_that_is_shown_to_be_better_is_taken(study_of):
     found = recommendation(analyse(study_of({"a": (2.0, 1, 9), "b": (1.0, 2, 9)})))
     assert found.arm == "b"
+    assert found.why == "Take b: it is shown to be better than a. It needs 9.00 MiB at its peak, alone."
+
+
+def test_of_untuned_arms_none_is_called_best_but_which_was_ahead_is_told(study_of):
+    study = study_of({"a": (2.0, 1, 9), "b": (1.0, 2, 9)}, tuned=False)
+    found = recommendation(analyse(study))
+    assert found.arm is None
     assert found.why == (
-        "Take b, at the one learning rate that was tried (0.0002): it is shown to be better than a. It needs 9.00 MiB "
-        "at its peak, alone."
+        "None is called best, for no arm had its learning rate tuned. At the one learning rate that was tried (0.0002) it "
+        "would be b: it is shown to be ahead of a. It needs 9.00 MiB at its peak, alone. To have one recommended, write "
+        "learning_rate: auto, or give all arms alike at least 3 rates."
     )
+    page = lines(analyse(study))
+    (verdict,) = (line for line in page if line.startswith("Verdict."))
+    assert verdict == (
+        "Verdict. Held-out loss, at the one learning rate that was tried (0.0002): b was ahead of a. No arm is called "
+        "better: none had its learning rate tuned."
+    )
+
+
+def test_untuned_and_open_says_both_what_would_decide_and_that_rates_are_missing(study_of):
+    table = {"a": (1.0, 1, 9), "b": (1.004, 6, 3)}
+    found = recommendation(analyse(study_of(table, tuned=False)))
+    assert found.arm is None
+    assert "At the one learning rate that was tried (0.0002) no arm was told from a." in found.why
+    assert "What would decide" in found.why
+    assert found.why.endswith("give all arms alike at least 3 rates.")
+
+
+def test_an_untuned_rank_is_not_called_sufficient(study_of):
+    table = {"r2": (2.0, 1, 1), "r4": (1.01, 1.5, 2), "r8": (1.0, 2, 3)}
+    analysis = analyse(study_of(table, kind="rank_ablation", tuned=False), question=Question(margin=0.1))
+    assert analysis.smallest_sufficient is None
+    assert analysis.smallest_no_worse.name == "r4"
+    assert "it would be r4: it is the smallest rank shown to be as good as r8" in recommendation(analysis).why
+    page = " ".join(lines(analysis))
+    assert "shows of no tuned rank that it is sufficient" in page
+
+
+def test_three_rates_for_each_arm_cost_twice_what_the_runs_took(study_of):
+    study = study_of({"a": (2.0, 1, 9), "b": (1.0, 2, 9)}, tuned=False)
+    timed = [replace(result, pack_profile=_pack(seconds=30.0)) for result in study.results]
+    found = recommendation(analyse(split_studies(timed)[0]))
+    # Two arms of six seeds at 30 s, and that twice again: 720 s.
+    assert "3 rates each take about 12.0 min more" in found.why
+
+
+def _pack(*, seconds):
+    return PackProfile(
+        engine="packed", num_arms=1, memory_kind="cpu_resident", peak_memory_bytes=1, median_step_seconds=0.1,
+        tokens_per_second=1.0, load_seconds=0.0, train_seconds=seconds, eval_seconds=0.0,
+    )  # fmt: skip
 
 
 def test_of_several_that_are_better_one_tied_with_the_best_is_taken_not_merely_the_cheapest(study_of):
@@ -112,7 +161,7 @@ def test_with_one_seed_no_arm_is_named_for_being_cheap(study_of):
 
 
 def test_nothing_completed_or_one_arm_is_said(study_of):
-    alone = study_of({"a": (1.0, 1, 9)})
+    alone = study_of({"a": (1.0, 1, 9)}, tuned=False)
     assert recommendation(analyse(alone)).why == (
         "None: only one arm completed, so there is nothing to choose between."
     )
@@ -124,7 +173,7 @@ def test_nothing_completed_or_one_arm_is_said(study_of):
 
 
 def test_invalid_comparisons_recommend_nothing(study_of, make_result):
-    study = study_of({"a": (1.0, 1, 9), "b": (3.0, 1, 1)})
+    study = study_of({"a": (1.0, 1, 9), "b": (3.0, 1, 1)}, tuned=False)
     longer = [
         replace(r, settings={**r.settings, "max_steps": 9}) if r.arm == "b" else r for r in study.results
     ]

@@ -11,8 +11,9 @@ from lorastudy.report.figures.interactive import vega_lite_specs
 from lorastudy.report.figures.pairs import pairs_figure
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.numbers import ABSENT
-from lorastudy.report.sections.choices import choice_blocks
 from lorastudy.report.sections.frontier import frontier_blocks
+from lorastudy.report.sections.rates import rate_blocks
+from tuned import tuned_study
 
 
 def plain(block):
@@ -25,7 +26,7 @@ def analysis_of(results, **options):
 
 
 def test_standings_are_those_of_the_analysis(rank_study):
-    analysis = analysis_of(rank_study)
+    analysis = analyse(tuned_study(rank_study))
     heading, explained, table, tied_heading, tied = frontier_blocks(analysis, figures=(), level=2)
     assert heading == Heading(level=2, text="Efficiency frontier")
     assert isinstance(explained, Paragraph)
@@ -42,8 +43,23 @@ def test_standings_are_those_of_the_analysis(rank_study):
     )
 
 
+def test_untuned_arms_are_on_the_frontier_of_their_rate_and_none_is_best(rank_study):
+    analysis = analysis_of(rank_study)
+    _, explained, table, _, tied = frontier_blocks(analysis, figures=(), level=2)
+    assert "this is the frontier at the one learning rate that was tried (0.0002)" in plain(explained)
+    assert [row[0].text for row in table.rows] == [f"{one.arm} (untuned)" for one in analysis.standings]
+    assert plain(tied).startswith(
+        "With 95 % confidence at the one learning rate that was tried (0.0002) the arm of the best score is among r32."
+    )
+    figure = pairs_figure(analysis)
+    assert figure is not None
+    assert {row.verdict for row in figure.pairs} == {"r32 ahead, untuned"}
+    assert not any(row.decided for row in figure.pairs)
+    assert "or it holds at untuned rates only" in figure.caption
+
+
 def test_what_one_seed_cannot_give_is_said(make_rank_results):
-    analysis = analysis_of(make_rank_results(num_seeds=1))
+    analysis = analyse(tuned_study(make_rank_results(num_seeds=1)))
     _, explained, table, _, tied = frontier_blocks(analysis, figures=(), level=2)
     assert plain(explained).endswith("With one seed there is no probability.")
     assert {row[-1].text for row in table.rows} == {ABSENT}
@@ -66,20 +82,23 @@ def test_chosen_rates_are_listed_with_their_optimism(make_result):
         for rate, extra in ((1e-4, 0.2), (1e-3, 0.0), (1e-2, 0.3))
         for seed in range(3)
     ]
-    heading, _, table = choice_blocks(analysis_of(results), level=2)
-    assert heading == Heading(level=2, text="Chosen learning rates")
+    heading, about, table = rate_blocks(analysis_of(results), level=2)
+    assert heading == Heading(level=2, text="Learning rates")
+    assert "Mean loss on the held-out rows, which also report" in plain(about)
+    assert "Optimism: how much better" in plain(about)
+    assert [column.title for column in table.columns][-3:] == ["taken", "optimism (nats per token)", ""]
     assert [[cell.text for cell in row] for row in table.rows] == [
-        ["r2_lr0.001", "0.001", "0.0001, 0.001, 0.01", "the rows that report", "0.0000"],
-        ["r4_lr0.001", "0.001", "0.0001, 0.001, 0.01", "the rows that report", "0.0000"],
+        ["r2", "0.710", "0.510", "0.810", "0.001", "0.0000", ""],
+        ["r4", "0.460", "0.260", "0.560", "0.001", "0.0000", ""],
     ]
 
 
 def test_one_rate_each_is_no_choice(rank_study):
-    assert choice_blocks(analysis_of(rank_study), level=2) == []
+    assert rate_blocks(analysis_of(rank_study), level=2) == []
 
 
 def test_the_forest_plot_has_the_comparisons_the_margin_and_the_words(rank_study):
-    analysis = analysis_of(rank_study, question=Question(margin=0.05))
+    analysis = analyse(tuned_study(rank_study), question=Question(margin=0.05))
     figure = pairs_figure(analysis)
     assert figure is not None
     assert figure.margin == 0.05

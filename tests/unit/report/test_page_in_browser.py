@@ -153,23 +153,24 @@ def test_a_narrow_window_scrolls_tables_and_not_the_page(seen):
 
 
 def test_the_verdict_stands_beside_each_interval_and_the_numbers_answer_to_hover(seen):
-    assert seen["verdicts"].count("r32 is better") == 5
+    assert seen["verdicts"].count("r32 ahead, untuned") == 5
     for said in ("Arm", "r1", "Difference", "+1.254", "Pairs", "6"):
         assert said in seen["hover"]
 
 
 def test_headings_sort_by_value_with_mouse_and_keyboard(seen):
-    by_rank = ["r1", "r2", "r4", "r8", "r16", "r32 (reference)"]
+    ranks = ["r1", "r2", "r4", "r8", "r16"]
+    by_rank = [*(f"{rank} (untuned)" for rank in ranks), "r32 (reference, untuned)"]
     assert seen["asWritten"] == by_rank
     assert seen["lowestLossFirst"] == by_rank[::-1]
     assert seen["highestLossFirst"] == by_rank
     assert seen["byKeyboard"] == by_rank
     # Negative differences come the other way round by their text.
-    assert seen["mostNegativeFirst"] == by_rank[:-1]
-    assert seen["mostNegativeLast"] == by_rank[-2::-1]
+    assert seen["mostNegativeFirst"] == ranks
+    assert seen["mostNegativeLast"] == ranks[::-1]
 
 
 def test_the_filter_hides_what_does_not_match_in_any_case(seen):
-    assert seen["filtered"] == ["r16"]
+    assert seen["filtered"] == ["r16 (untuned)"]
     assert seen["none"] == []
     assert len(seen["again"]) == 6

@@ -127,7 +127,7 @@ def test_failures_are_counted_on_the_first_page_and_told_with_their_message(rank
     assert text.index("## Failures and divergences") < text.index("## Environment")
     assert "diverged at step 250 | loss \\| is &lt;b>nan&lt;/b> |" in text
     assert "Not finished: r1_s1." in text
-    assert re.search(r"\| r1 \| 4 of 6 \|", text)
+    assert re.search(r"\| r1 \(untuned\) \| 4 of 6 \|", text)
 
 
 def test_no_failures_no_section(written):
@@ -139,7 +139,7 @@ def test_an_arm_that_never_completed_has_a_row_of_dashes(make_result, text_of):
         make_result("r16", 0),
         make_result("r32", 0, settings={"lora_rank": 32}, status="failed", scores={}),
     ]
-    assert f"| r32 | 0 of 1 | {' | '.join([ABSENT] * 10)} |" in text_of(results)
+    assert f"| r32 (untuned) | 0 of 1 | {' | '.join([ABSENT] * 10)} |" in text_of(results)
 
 
 def test_suites_are_parts_of_their_own_with_plots_of_their_own(undrawn, make_result, make_tracker, tmp_path):

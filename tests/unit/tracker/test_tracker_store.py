@@ -233,7 +233,17 @@ def test_a_failed_upgrade_changes_nothing_and_overwrites_no_backup(
     assert backups == [f"experiments.db.{schema.HEAD_REVISION}{number}.backup" for number in (".2", "")]
 
 
+def test_the_design_of_a_suite_is_kept_and_the_newest_counts(filled):
+    with ExperimentTracker(filled, writable=True) as tracker:
+        assert tracker.get_designs() == {}
+        for rank in (4, 8):
+            tracker.keep_design("ranks", {"arms": [{"settings": {"lora_rank": rank}}]})
+        assert tracker.get_designs() == {"ranks": {"arms": [{"settings": {"lora_rank": 8}}]}}
+        assert tracker.verify() == []
+
+
 def test_a_store_of_before_questions_keeps_its_results_and_can_state_a_question(filled):
+    edit(filled, "DROP TABLE suite_designs")
     edit(filled, "DROP TABLE suite_questions")
     edit(filled, "UPDATE lorastudy_version SET version_num = '0004'")
     with ExperimentTracker(filled, writable=True) as tracker:

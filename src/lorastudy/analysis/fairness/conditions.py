@@ -58,42 +58,23 @@ def _effective_batch(case: Case) -> Iterator[Breach]:
 
 
 def _micro_batch(case: Case) -> Iterator[Breach]:
-    reference = case.reference
-    if reference is None:
-        return
+    other_effective = names(_other_than_reference(case, _effective_batch_of))
     apart = [
         arm
-        for arm in case.others()
-        if _micro_batch_of(arm) != _micro_batch_of(reference)
-        and _effective_batch_of(arm) == _effective_batch_of(reference)
+        for arm in _other_than_reference(case, _micro_batch_of)
+        if arm.name not in other_effective
         and not case.apart(arm) <= _BATCH_KEYS | {"learning_rate"}
         and not case.apart(arm) & _QUANTIZATION_KEYS
     ]
-    if apart:
-        yield Breach(
-            arms=names(apart),
-            found=f"micro-batch {_listed(apart, _micro_batch_of)}, the reference's {_micro_batch_of(reference)}; memory "
-            "and time are not comparable, held-out loss is",
-            severity="warning",
-        )
+    found = "micro-batch {}, the reference's {}; memory and time are not comparable, held-out loss is"
+    yield from _told(case, apart, value_of=_micro_batch_of, found=found, severity="warning")
 
 
 def _micro_batch_across_precisions(case: Case) -> Iterator[Breach]:
-    reference = case.reference
-    if reference is None:
-        return
-    apart = [
-        arm
-        for arm in case.others()
-        if _micro_batch_of(arm) != _micro_batch_of(reference) and case.apart(arm) & _QUANTIZATION_KEYS
-    ]
-    if apart:
-        yield Breach(
-            arms=names(apart),
-            found=f"the base in another precision, and micro-batch {_listed(apart, _micro_batch_of)} against the reference's "
-            f"{_micro_batch_of(reference)}",
-            severity="invalidates",
-        )
+    others = _other_than_reference(case, _micro_batch_of)
+    apart = [arm for arm in others if case.apart(arm) & _QUANTIZATION_KEYS]
+    found = "the base in another precision, and micro-batch {} against the reference's {}"
+    yield from _told(case, apart, value_of=_micro_batch_of, found=found, severity="invalidates")
 
 
 def _training_length(case: Case) -> Iterator[Breach]:
@@ -101,47 +82,28 @@ def _training_length(case: Case) -> Iterator[Breach]:
 
 
 def _row_length(case: Case) -> Iterator[Breach]:
-    reference = case.reference
-    if reference is None:
-        return
-    apart = [
-        arm
-        for arm in case.others()
-        if arm.settings.get("max_seq_length") != reference.settings.get("max_seq_length")
-    ]
-    if apart:
-        yield Breach(
-            arms=names(apart),
-            found=f"rows cut at {_listed(apart, lambda arm: arm.settings.get('max_seq_length'))} tokens, the reference's at "
-            f"{reference.settings.get('max_seq_length')}: other tokens are learnt and scored",
-            severity="invalidates",
-        )
+    apart = _other_than_reference(case, _row_length_of)
+    found = "rows cut at {} tokens, the reference's at {}: other tokens are learnt and scored"
+    yield from _told(case, apart, value_of=_row_length_of, found=found, severity="invalidates")
+
+
+def _row_length_of(arm: Arm) -> int | None:
+    return arm.settings.get("max_seq_length")
 
 
 def _data_order(case: Case) -> Iterator[Breach]:
-    reference = case.reference
-    if reference is None:
-        return
     apart = _confounded_arms(case, value_of=_data_of, keys=_DATA_KEYS)
-    if apart:
-        yield Breach(
-            arms=names(apart),
-            found="other training rows than the reference's, or the same in another order; other settings differ too",
-            severity=_gravity(case, keys=_DATA_KEYS),
-        )
+    found = (
+        "other training rows than the reference's, or the same in another order; other settings differ too"
+    )
+    gravity = _gravity(case, keys=_DATA_KEYS)
+    yield from _told(case, apart, value_of=_data_of, found=found, severity=gravity)
 
 
 def _scored_rows(case: Case) -> Iterator[Breach]:
-    reference = case.reference
-    if reference is None:
-        return
-    apart = [arm for arm in case.others() if _scored_on(arm) != _scored_on(reference)]
-    if apart:
-        yield Breach(
-            arms=names(apart),
-            found="other held-out rows than the reference's",
-            severity="invalidates",
-        )
+    apart = _other_than_reference(case, _scored_on)
+    found = "other held-out rows than the reference's"
+    yield from _told(case, apart, value_of=_scored_on, found=found, severity="invalidates")
 
 
 def _scored_on(arm: Arm) -> Hashable:
@@ -178,25 +140,29 @@ def _several_factors(case: Case) -> Iterator[Breach]:
 
 def _confounded(case: Case, *, value_of: ValueOf, keys: frozenset[str], what: str) -> Iterator[Breach]:
     apart = _confounded_arms(case, value_of=value_of, keys=keys)
+    found = f"{what}{{}}, the reference's {{}}; other settings differ too"
+    yield from _told(case, apart, value_of=value_of, found=found, severity=_gravity(case, keys=keys))
+
+
+def _told(
+    case: Case, apart: Sequence[Arm], *, value_of: ValueOf, found: str, severity: Severity
+) -> Iterator[Breach]:
+    """The breach of these arms, if there are any; `{}` in its words is their value, then the reference's."""
     if apart and case.reference is not None:
-        yield Breach(
-            arms=names(apart),
-            found=f"{what}{_listed(apart, value_of)}, the reference's {_written(value_of(case.reference))}; other settings "
-            "differ too",
-            severity=_gravity(case, keys=keys),
-        )
+        told = found.format(_listed(apart, value_of), _written(value_of(case.reference)))
+        yield Breach(arms=names(apart), found=told, severity=severity)
+
+
+def _other_than_reference(case: Case, value_of: ValueOf) -> list[Arm]:
+    """Arms whose value is not the reference's."""
+    reference = case.reference
+    return [arm for arm in case.others() if reference and value_of(arm) != value_of(reference)]
 
 
 def _confounded_arms(case: Case, *, value_of: ValueOf, keys: frozenset[str]) -> list[Arm]:
-    """Arms whose value is not the reference's and that differ in more than these keys and the learning rate."""
-    reference = case.reference
-    if reference is None:
-        return []
-    return [
-        arm
-        for arm in case.others()
-        if value_of(arm) != value_of(reference) and not case.apart(arm) <= keys | {"learning_rate"}
-    ]
+    """Those of them that differ in more than these keys and the learning rate."""
+    others = _other_than_reference(case, value_of)
+    return [arm for arm in others if not case.apart(arm) <= keys | {"learning_rate"}]
 
 
 def _gravity(case: Case, *, keys: frozenset[str]) -> Severity:

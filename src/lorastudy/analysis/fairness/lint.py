@@ -6,6 +6,7 @@ from lorastudy.analysis.blocker import Blocker
 from lorastudy.analysis.fairness.case import Case
 from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.fairness.finding import SEVERITIES, Breach, LintFinding, Rule
+from lorastudy.analysis.fairness.rates import UNTUNED_CODES
 
 
 def lint(case: Case) -> tuple[LintFinding, ...]:
@@ -27,6 +28,14 @@ def blockers(findings: Iterable[LintFinding]) -> Mapping[str, Sequence[Blocker]]
             for arm in finding.arms:
                 found.setdefault(arm, []).append(Blocker(code=finding.code, why=why))
     return found
+
+
+def untuned(findings: Iterable[LintFinding]) -> frozenset[str]:
+    """The arms that had no learning rate of their own: never varied, or best on the edge of what was tried.
+
+    Where such a finding does not invalidate, because all arms are equal in it, it still lets no arm win.
+    """
+    return frozenset(arm for finding in findings if finding.code in UNTUNED_CODES for arm in finding.arms)
 
 
 def invalidates(findings: Sequence[LintFinding]) -> bool:

@@ -11,6 +11,9 @@ from lorastudy.spec.experiment import canonical_json
 #: What imported results may say of themselves; every arm of one's own runs is LoRA.
 METHOD_KEY, FULL_FINE_TUNING = "method", "full"
 
+#: Findings of these name arms that had no learning rate of their own.
+UNTUNED_CODES = frozenset({"LS101", "LS102"})
+
 _LADDER_KEYS = frozenset({"lora_rank", "lora_alpha", "use_rslora", "learning_rate"})
 
 
@@ -34,7 +37,7 @@ def _untuned(case: Case) -> Iterator[Breach]:
     )
     yield Breach(
         arms=names(single),
-        found=f"{found}, and no arm can be called best",
+        found=f"{found}, and no arm is called better or best",
         severity="warning",
     )
 

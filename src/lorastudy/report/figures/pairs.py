@@ -1,7 +1,6 @@
 """The forest plot: each arm's difference from the reference with its interval, the margin and the verdict."""
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import Comparison
 from lorastudy.report.figures.figure import Figure, PairRow
 
 
@@ -14,7 +13,7 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
             low=comparison.interval[0] if comparison.interval else None,
             high=comparison.interval[1] if comparison.interval else None,
             n=comparison.n,
-            verdict=_word(comparison),
+            verdict=comparison.told,
             decided=comparison.verdict in {"better", "as good within the margin"},
         )
         for comparison in analysis.primary_comparisons
@@ -26,7 +25,11 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
     title, unit = metric.title.lower(), f" ({metric.unit})" if metric.unit else ""
     worse_side = "right" if metric.lower_is_better else "left"
     margin = analysis.question.margin
-    band = "" if margin is None else " Band: the margin that was set before the run."
+    set_as = (
+        "" if analysis.question.margin_share is None else " as a share of the gain, here of the measured one"
+    )
+    band = "" if margin is None else f" Band: the margin that was set before the run{set_as}."
+    untuned = ", or it holds at untuned rates only" if analysis.untuned else ""
     spread = (
         "bar: 95 % interval" if any(row.low is not None for row in rows) else "one seed gives no interval"
     )
@@ -35,15 +38,10 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
         kind="pairs",
         title=f"Difference in {title} from {reference}",
         caption=f"Dot: mean paired difference, arm minus {reference}; {spread}. Worse than {reference} lies to the "
-        f"{worse_side}. Filled: a verdict was reached; hollow: none could be.{band}",
+        f"{worse_side}. Filled: a verdict was reached; hollow: none could be{untuned}.{band}",
         alt=f"Paired difference in {title} of each arm from {reference}, with the verdict beside it",
         arms=tuple(row.arm for row in rows),
         pairs=rows,
         margin=margin,
         x_label=f"{metric.title}, arm minus {reference}{unit}",
     )
-
-
-def _word(comparison: Comparison) -> str:
-    """The verdict without its reason; of "better" also who is."""
-    return f"{comparison.winner} is better" if comparison.winner else comparison.verdict

@@ -33,7 +33,7 @@ def generic_headline(analysis: Analysis) -> str:
     comparisons = analysis.primary_comparisons
     if analysis.reference is None or not comparisons:
         return "Fewer than two arms completed, so there is nothing to compare."
-    return f"{verdicts_by_word(comparisons, analysis.reference)}{seen_but_not_shown(comparisons)}"
+    return f"{verdicts_by_word(analysis)}{seen_but_not_shown(comparisons)}"
 
 
 def best_first(analysis: Analysis) -> list[ArmSummary]:
@@ -99,7 +99,7 @@ def _accuracy(analysis: Analysis) -> Text:
         return ("Fewer than two arms completed; these runs cannot answer this.",)
     return (
         in_order(analysis, ordered),
-        Strong(verdicts_by_word(analysis.primary_comparisons, analysis.reference)),
+        Strong(verdicts_by_word(analysis)),
         seen_but_not_shown(analysis.primary_comparisons),
     )
 

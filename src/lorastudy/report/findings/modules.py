@@ -38,7 +38,7 @@ def _modules(analysis: Analysis) -> Text:
         return ("Fewer than two arms completed; these runs cannot answer this.",)
     return (
         in_order(analysis, ordered),
-        Strong(verdicts_by_word(analysis.primary_comparisons, analysis.reference)),
+        Strong(verdicts_by_word(analysis)),
         seen_but_not_shown(analysis.primary_comparisons),
         f" {_parameter_match(ordered)}",
     )

@@ -6,7 +6,7 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.paired import leans
 from lorastudy.analysis.ranks import SHARE_KEPT, RankReturns
 from lorastudy.analysis.study import Arm
-from lorastudy.analysis.tuning import rates_of
+from lorastudy.analysis.tuning import rates_of, tried_rates
 from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
 from lorastudy.report.document import Strong
 from lorastudy.report.findings.wording import (
@@ -15,6 +15,7 @@ from lorastudy.report.findings.wording import (
     cost_bounds,
     difference,
     difference_decimals,
+    margin_words,
     measured_difference,
     on_how_many_seeds,
     other_accuracies,
@@ -100,7 +101,7 @@ def _accuracy(analysis: Analysis) -> tuple[str | Strong, ...]:
     )
     return (
         went,
-        Strong(verdicts_by_word(analysis.primary_comparisons, analysis.reference)),
+        Strong(verdicts_by_word(analysis)),
         seen_but_not_shown(analysis.primary_comparisons),
     )
 
@@ -157,7 +158,7 @@ def _returns(analysis: Analysis) -> str:
 
 
 def _told_sufficient(analysis: Analysis, returns: RankReturns) -> str:
-    """That no smaller rank is sufficient, where the suite set a margin; one that is, is the recommendation."""
+    """That no smaller rank is shown to be sufficient, where the suite set a margin; one that is, is recommended."""
     asked = analysis.question.margin is not None and analysis.smallest_sufficient is None
     return _sufficient(analysis, returns) if asked else ""
 
@@ -177,17 +178,20 @@ def _where(returns: RankReturns) -> str:
 
 def _sufficient(analysis: Analysis, returns: RankReturns) -> str:
     """The smallest rank shown to be as good as the largest within the margin, or why there is none."""
-    largest, margin = _name(returns.ladder[-1]), analysis.question.margin
-    if margin is None:
+    largest = _name(returns.ladder[-1])
+    if analysis.question.margin is None:
         return (
             "This is observed, not proven: that a smaller rank is sufficient can be shown only against a margin set "
             "before the run."
         )
-    smallest = analysis.smallest_sufficient
-    within = f"as good as {largest} within the margin of {margin:g}{_unit(returns)}"
+    smallest = analysis.smallest_no_worse
+    within = f"as good as {largest} within the margin of {margin_words(analysis)}"
     if smallest is None:
         return f"No smaller rank was shown to be {within}."
-    return f"{_capital(_name(smallest))} is the smallest rank shown to be {within}, stepping down from the largest."
+    told = f"{_capital(_name(smallest))} is the smallest rank shown to be {within}, stepping down from the largest"
+    if analysis.smallest_sufficient is None:
+        return f"{told}; that is {tried_rates(analysis.study)}, and shows of no tuned rank that it is sufficient."
+    return f"{told}."
 
 
 def _steps(returns: RankReturns) -> str:
@@ -227,16 +231,16 @@ def _next_below(analysis: Analysis, returns: RankReturns) -> str:
 
 def _is_gain_shown(returns: RankReturns) -> bool:
     """Whether a share of the gain means anything: shown between the ends, and there on the seeds all ranks share."""
-    return returns.whole_gain.reference_is_better and returns.kept_share is not None
+    return returns.whole_gain.reference_is_ahead and returns.kept_share is not None
 
 
 def _no_gain(returns: RankReturns) -> str:
     """That the largest rank was not shown to be better than the smallest, though it may have been seen to be."""
     smallest, largest = _name(returns.ladder[0]), _name(returns.ladder[-1])
     gain = returns.whole_gain
-    if gain.arm_is_better:
+    if gain.arm_is_ahead:
         return f"A larger rank did not help here: {smallest} against {largest} is {difference(gain)}"
-    if gain.reference_is_better:
+    if gain.reference_is_ahead:
         told = f"{smallest} against {largest} is {difference(gain)}"
         return (
             f"Over the seeds that every rank completed a larger rank did not help, though {told} over theirs"

@@ -1,7 +1,9 @@
 """Which arm to take, and why; or none, and what would decide.
 
 Only what a verdict shows is a reason: the best mean is not, and "cannot tell" is no proof of equality. Where verdicts
-leave several arms, the one that needs the least memory is named, and so is that it is one of several.
+leave several arms, the one that needs the least memory is named, and so is that it is one of several. Where no arm had its
+learning rate tuned, none is recommended; which one it would be at the rates that were tried is told, and what it takes
+to know.
 """
 
 from collections.abc import Sequence
@@ -9,13 +11,16 @@ from dataclasses import dataclass
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.paired import Comparison
+from lorastudy.analysis.summary import run_seconds
+from lorastudy.analysis.tuning import tried_rates
 from lorastudy.report.findings.generic import cheapest_not_worse
-from lorastudy.report.findings.wording import difference_decimals, more_seeds
-from lorastudy.report.numbers import names, number, size
+from lorastudy.report.findings.wording import difference_decimals, margin_words, more_seeds
+from lorastudy.report.numbers import duration, names, number, size
 
-#: Findings by which no arm had its learning rate tuned, so that none can be called best at any rate.
-_UNTUNED = {"LS101", "LS102"}
 _MOST_NAMED = 3
+
+#: The fewest rates of which the best can have a worse one to each side.
+_FEWEST_RATES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,25 +43,31 @@ def recommendation(analysis: Analysis) -> Recommendation:
         return _none(
             "no comparison is valid. The linter's findings below say what to change; then run again."
         )
-    shown = _shown(analysis, valid)
-    return shown or _none(f"{_what_is_left(analysis, valid)}{_what_would_decide(valid)}")
+    choice = _shown(analysis, valid)
+    left = "" if choice else f"{_what_is_left(analysis, valid)}{_what_would_decide(valid)}"
+    if not analysis.untuned.isdisjoint({reference.name, *(comparison.arm for comparison in valid)}):
+        return _none_is_best(analysis, choice, left=left)
+    if choice is None:
+        return _none(left)
+    arm, why = choice
+    return Recommendation(arm=arm, why=f"Take {arm}: {why}.{_cost(analysis, arm)}")
 
 
-def _shown(analysis: Analysis, valid: Sequence[Comparison]) -> Recommendation | None:
-    """The arm that the verdicts leave; None where they leave the choice open."""
+def _shown(analysis: Analysis, valid: Sequence[Comparison]) -> tuple[str, str] | None:
+    """The arm that the verdicts leave, and why; None where they leave the choice open."""
     assert analysis.reference is not None
     reference = analysis.reference.name
-    if sufficient := analysis.smallest_sufficient:
-        return _take(analysis, sufficient.name, why=f"it is the smallest rank {_no_worse(analysis)}")
-    if ahead := [comparison.arm for comparison in valid if comparison.arm_is_better]:
+    if smallest := analysis.smallest_no_worse:
+        return smallest.name, f"it is the smallest rank {_no_worse(analysis)}"
+    if ahead := [comparison.arm for comparison in valid if comparison.arm_is_ahead]:
         return _best_of(analysis, ahead)
     if as_good := [comparison.arm for comparison in valid if comparison.no_worse]:
         chosen = _cheapest(analysis, [*as_good, reference])
         others = [name for name in [*as_good, reference] if name != chosen]
         why = f"{names([chosen, *others])} are as good within the margin, and of these it needs the least memory"
-        return _take(analysis, chosen, why=why)
-    if all(comparison.reference_is_better for comparison in valid):
-        return _take(analysis, reference, why=_why_the_reference(analysis, valid))
+        return chosen, why
+    if all(comparison.reference_is_ahead for comparison in valid):
+        return reference, _why_the_reference(analysis, valid)
     return None
 
 
@@ -64,29 +75,41 @@ def _none(why: str) -> Recommendation:
     return Recommendation(arm=None, why=f"None: {why}")
 
 
-def _take(analysis: Analysis, arm: str, *, why: str) -> Recommendation:
-    memory = analysis.summary(arm).costs.peak_memory_bytes
-    cost = f" It needs {size(memory.median)} at its peak, alone." if memory else ""
-    return Recommendation(arm=arm, why=f"Take {arm}{_at_which_rates(analysis)}: {why}.{cost}")
-
-
-def _at_which_rates(analysis: Analysis) -> str:
-    """That it holds for what was tried only; empty where every arm had its rate tuned."""
-    if not any(finding.code in _UNTUNED for finding in analysis.lint):
-        return ""
-    rates = {float(arm.settings["learning_rate"]) for arm in analysis.study.arms}
-    return (
-        f", at the one learning rate that was tried ({min(rates):g})"
-        if len(rates) == 1
-        else ", at the learning rates that were tried"
+def _none_is_best(analysis: Analysis, choice: tuple[str, str] | None, *, left: str) -> Recommendation:
+    """What the verdicts leave at the rates that were tried, and what it takes to have an arm recommended."""
+    seen = left if choice is None else f"it would be {choice[0]}: {choice[1]}.{_cost(analysis, choice[0])}"
+    rates = tried_rates(analysis.study)
+    return Recommendation(
+        arm=None,
+        why=f"None is called best, for no arm had its learning rate tuned. {rates[0].upper()}{rates[1:]} {seen} "
+        f"{_what_would_tune(analysis)}",
     )
+
+
+def _what_would_tune(analysis: Analysis) -> str:
+    """How to give each arm a rate of its own, and what that takes by the time of the runs so far."""
+    runs = [(run_seconds(summary.arm), len(summary.arm.completed)) for summary in analysis.completed]
+    spent = sum(seconds * number for seconds, number in runs if seconds is not None)
+    is_known = all(seconds is not None for seconds, _ in runs)
+    more = f"about {duration((_FEWEST_RATES - 1) * spent)} more"
+    takes = f"; {_FEWEST_RATES} rates each take {more}" if is_known else ""
+    return f"To have one recommended, write learning_rate: auto, or give all arms alike at least {_FEWEST_RATES} rates{takes}."
+
+
+def _cost(analysis: Analysis, arm: str) -> str:
+    memory = analysis.summary(arm).costs.peak_memory_bytes
+    return f" It needs {size(memory.median)} at its peak, alone." if memory else ""
+
+
+def _than(analysis: Analysis) -> str:
+    """At rates that nobody tuned an arm is ahead of another and never better."""
+    is_untuned = any(comparison.verdict == "untuned" for comparison in analysis.primary_comparisons)
+    return "ahead of" if is_untuned else "better than"
 
 
 def _no_worse(analysis: Analysis) -> str:
     assert analysis.reference is not None
-    assert analysis.question.margin is not None
-    unit = f" {analysis.primary.unit}" if analysis.primary.unit else ""
-    return f"shown to be as good as {analysis.reference.name} within the margin of {analysis.question.margin:g}{unit}"
+    return f"shown to be as good as {analysis.reference.name} within the margin of {margin_words(analysis)}"
 
 
 def _why_the_reference(analysis: Analysis, valid: Sequence[Comparison]) -> str:
@@ -100,21 +123,21 @@ def _why_the_reference(analysis: Analysis, valid: Sequence[Comparison]) -> str:
     worse = f"; {nearest.arm} comes nearest, worse by {gap}" if len(valid) > 1 else f" by {gap}"
     ladder = analysis.returns.ladder if analysis.returns else ()
     larger = ". A larger rank was not tried" if ladder and ladder[-1] is analysis.reference else ""
-    return f"it is shown to be better than {every}{worse}{larger}"
+    return f"it is shown to be {_than(analysis)} {every}{worse}{larger}"
 
 
-def _best_of(analysis: Analysis, ahead: Sequence[str]) -> Recommendation:
+def _best_of(analysis: Analysis, ahead: Sequence[str]) -> tuple[str, str]:
     assert analysis.reference is not None
     tied = analysis.tied.arms if analysis.tied else ()
     among = [arm for arm in ahead if arm in tied] or list(ahead)
     chosen = _cheapest(analysis, among)
-    why = f"it is shown to be better than {analysis.reference.name}"
+    why = f"it is shown to be {_than(analysis)} {analysis.reference.name}"
     if len(among) > 1:
         others = names(arm for arm in among if arm != chosen)
         why += f", as {others} {'are' if len(among) > 2 else 'is'}; of these it needs the least memory"
     elif len(ahead) > 1:
         why += ", and no other arm is tied with the best"
-    return _take(analysis, chosen, why=why)
+    return chosen, why
 
 
 def _cheapest(analysis: Analysis, arms: Sequence[str]) -> str:
@@ -129,7 +152,7 @@ def _what_is_left(analysis: Analysis, valid: Sequence[Comparison]) -> str:
     assert analysis.reference is not None
     reference = analysis.reference.name
     open_arms = [comparison.arm for comparison in valid if comparison.verdict == "cannot tell"]
-    if any(comparison.reference_is_better for comparison in valid):
+    if any(comparison.reference_is_ahead for comparison in valid):
         left = f"it is still between {names([*open_arms, reference])}."
     else:
         left = f"no arm was told from {reference}."

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.analysis.paired import Comparison, MoreSeeds, leans
 from lorastudy.analysis.significance import MIN_SEEDS, smallest_sign_flip_p
-from lorastudy.analysis.study import Arm
 from lorastudy.analysis.summary import ArmSummary, Metric
+from lorastudy.analysis.tuning import tried_rates
 from lorastudy.report.document import Text
 from lorastudy.report.numbers import (
     count,
@@ -21,6 +21,7 @@ from lorastudy.report.numbers import (
     p_value,
     signed,
 )
+from lorastudy.spec.question import Margin
 
 #: Said where arms other than the reference are compared: a verdict there would be one test more than was corrected for.
 NO_VERDICT = "(Differences outside the corrected comparisons with the reference, hence without verdicts.)"
@@ -36,11 +37,9 @@ class Finding:
 
 def verdict(comparison: Comparison) -> str:
     """The verdict with what belongs to it: `r64 is better`, `cannot tell (needs about 4 more seeds: 12.0 min)`."""
-    if comparison.winner is not None:
-        return f"{comparison.winner} is better"
     if comparison.verdict == "cannot tell" and comparison.more is not None:
         return f"cannot tell (needs {more_seeds(comparison.more)})"
-    return comparison.verdict if comparison.reason is None else f"{comparison.verdict} ({comparison.reason})"
+    return comparison.told if comparison.reason is None else f"{comparison.told} ({comparison.reason})"
 
 
 def more_seeds(more: MoreSeeds) -> str:
@@ -108,26 +107,47 @@ def other_accuracies(analysis: Analysis, *, first: ArmSummary, last: ArmSummary)
     return f" At the same time {listing(parts)}." if parts else ""
 
 
-def verdicts_by_word(comparisons: Sequence[Comparison], reference: Arm) -> str:
-    """What each verdict was given to: `Held-out loss: r64 is better than r4 and r8; cannot tell r32 from r64`."""
-    ahead = [comparison.arm for comparison in comparisons if comparison.arm_is_better]
-    behind = [comparison.arm for comparison in comparisons if comparison.reference_is_better]
-    as_good = [c for c in comparisons if c.verdict == "as good within the margin"]
+def margin_words(analysis: Analysis) -> str:
+    """`0.1 nats per token`, or `2 % of the reference's gain, 0.04 nats per token as measured`; `none` without a margin."""
+    margin, share = analysis.question.margin, analysis.question.margin_share
+    if margin is None:
+        return "none"
+    unit = f" {analysis.primary.unit}" if analysis.primary.unit else ""
+    if share is None:
+        return f"{margin:g}{unit}"
+    return f"{Margin(amount=share, is_share=True)}, {margin:.2g}{unit} as measured"
+
+
+def verdicts_by_word(analysis: Analysis) -> str:
+    """What each verdict was given to: `Held-out loss: r64 is better than r4 and r8; cannot tell r32 from r64`.
+
+    Of untuned arms: `Held-out loss, at the one learning rate that was tried (0.0002): r64 was ahead of r4 and r8. [...]`
+    """
+    comparisons, reference = analysis.primary_comparisons, analysis.reference
+    assert reference is not None
+    ahead = [comparison.arm for comparison in comparisons if comparison.arm_is_ahead]
+    behind = [comparison.arm for comparison in comparisons if comparison.reference_is_ahead]
+    as_good = [c for c in comparisons if c.is_as_good]
     is_open = [comparison.arm for comparison in comparisons if comparison.verdict == "cannot tell"]
     invalid = [f"{c.arm} ({c.reason})" for c in comparisons if c.verdict == "invalid"]
     own = names([reference.name])
+    is_untuned = any(comparison.verdict == "untuned" for comparison in comparisons)
+    one, many, than = ("was", "were each", "ahead of") if is_untuned else ("is", "are each", "better than")
     parts = [
-        f"{names(ahead)} {'is' if len(ahead) == 1 else 'are each'} better than {own}" if ahead else "",
-        f"{own} is better than {names(behind)}" if behind else "",
-        f"{names(c.arm for c in as_good)} {'is' if len(as_good) == 1 else 'are each'} as good as {own} within the "
-        f"margin of {as_good[0].margin:g}"
+        f"{names(ahead)} {one if len(ahead) == 1 else many} {than} {own}" if ahead else "",
+        f"{own} {one} {than} {names(behind)}" if behind else "",
+        f"{names(c.arm for c in as_good)} {one if len(as_good) == 1 else many} as good as {own} within the "
+        f"margin of {margin_words(analysis)}"
         if as_good
         else "",
         f"cannot tell {names(is_open)} from {own}" if is_open else "",
         f"invalid for {listing(invalid)}" if invalid else "",
     ]
-    told = [part for part in parts if part]
-    return f"{comparisons[0].metric.title}: {'; '.join(told)}." if told else ""
+    told = "; ".join(part for part in parts if part)
+    if not is_untuned:
+        return f"{comparisons[0].metric.title}: {told}." if told else ""
+    rates = tried_rates(analysis.study)
+    return f"{comparisons[0].metric.title}, {rates}: {told}. No arm is called better: none had its learning rate tuned."
 
 
 def seen_but_not_shown(comparisons: Sequence[Comparison]) -> str:

@@ -14,7 +14,7 @@ from lorastudy.analysis.study import Study
 from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.findings.recommendation import recommendation
-from lorastudy.report.findings.wording import verdicts_by_word, what_seeds_can_show
+from lorastudy.report.findings.wording import margin_words, verdicts_by_word, what_seeds_can_show
 from lorastudy.report.numbers import count, listing, number
 from lorastudy.report.sections.overview import setting_values, what_was_run
 
@@ -43,10 +43,9 @@ def _question(analysis: Analysis, *, is_stated: bool) -> str:
             f"{asked} No question was stated beforehand: {analysis.primary.title.lower()} decides, the design names "
             "the reference, and without a margin no arm can be as good within it."
         )
-    margin = "no margin" if question.margin is None else f"a margin of {question.margin:g}"
-    unit = f" {analysis.primary.unit}" if question.margin is not None and analysis.primary.unit else ""
+    margin = "no margin" if question.margin is None else f"a margin of {margin_words(analysis)}"
     reference = question.reference or "the reference that the design names"
-    return f"{asked} Stated beforehand: {analysis.primary.title.lower()} decides, against {reference}, with {margin}{unit}."
+    return f"{asked} Stated beforehand: {analysis.primary.title.lower()} decides, against {reference}, with {margin}."
 
 
 def _verdict(analysis: Analysis) -> str:
@@ -54,7 +53,7 @@ def _verdict(analysis: Analysis) -> str:
     headline = questions_of(analysis.study.experiment_type).headline(analysis)
     if analysis.reference is None or not analysis.primary_comparisons:
         return headline
-    words = verdicts_by_word(analysis.primary_comparisons, analysis.reference)
+    words = verdicts_by_word(analysis)
     return headline if words in headline else f"{words} {headline}"
 
 

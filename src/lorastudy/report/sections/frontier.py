@@ -3,6 +3,7 @@
 from lorastudy.analysis.frontier import Standing
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.ties import MIN_SEEDS_FOR_A_SET
+from lorastudy.analysis.tuning import tried_rates
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Strong, Table
 from lorastudy.report.figures.figure import Figure
 from lorastudy.report.numbers import (
@@ -22,7 +23,7 @@ def frontier_blocks(analysis: Analysis, *, figures: tuple[Figure, ...], level: i
         return list(figures)
     return [
         Heading(level=level, text="Efficiency frontier"),
-        Paragraph((_explained(analysis.standings),)),
+        Paragraph((f"{_explained(analysis.standings)}{_untuned(analysis)}",)),
         _table(analysis),
         *figures,
         Heading(level=level, text="Tied with the best"),
@@ -51,6 +52,18 @@ def _explained(standings: tuple[Standing, ...]) -> str:
     )
 
 
+def _untuned(analysis: Analysis) -> str:
+    """That the frontier is one of the rates that were tried; empty where every arm had its own."""
+    arms = [standing.arm for standing in analysis.standings if standing.arm in analysis.untuned]
+    if not arms:
+        return ""
+    whose = "of all arms" if len(arms) == len(analysis.standings) else f"of {names(arms)}"
+    return (
+        f" The learning rate {whose} was not tuned: this is the frontier {tried_rates(analysis.study)}, and at its own best "
+        "rate an arm may stand elsewhere."
+    )
+
+
 def _all(standings: tuple[Standing, ...], name: str) -> bool:
     return all(getattr(standing, name) is not None for standing in standings)
 
@@ -71,7 +84,7 @@ def _table(analysis: Analysis) -> Table:
     )
     rows = tuple(
         (
-            Cell(standing.arm),
+            Cell(f"{standing.arm} (untuned)" if standing.arm in analysis.untuned else standing.arm),
             Cell(number(sign * standing.quality_cost, 4), sign * standing.quality_cost),
             _scaled(standing.memory_bytes, memory_scale),
             _scaled(standing.step_seconds, step_scale),
@@ -103,10 +116,13 @@ def _tied(analysis: Analysis) -> list[Block]:
         return [Paragraph((text,))]
     left_out = f" Left out: {names(tied.left_out)}." if tied.left_out else " None could be left out."
     about = f" (Model confidence set over {tied.num_seeds} seeds on these items. Verdicts do not rest on it.)"
+    best = "the best arm is"
+    if not analysis.untuned.isdisjoint({*tied.arms, *tied.left_out}):
+        best = f"{tried_rates(analysis.study)} the arm of the best score is"
     return [
         Paragraph(
             (
-                "With 95 % confidence the best arm is among ",
+                f"With 95 % confidence {best} among ",
                 Strong(names(tied.arms, every=True)),
                 f".{left_out}{about}",
             )

@@ -1,21 +1,23 @@
-"""Which learning rates were tried for each configuration, how they did on the rows that choose, and which was taken."""
+"""Which learning rates were tried for each configuration, which was taken, and what that choice does to its score."""
 
 import statistics
 from collections.abc import Sequence
 
+from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.splits import reporting_split
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.analysis.summary import LOSS, scores_by_seed
 from lorastudy.analysis.tuning import lowest_loss, rates_of
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
-from lorastudy.report.numbers import ABSENT, listing, number
+from lorastudy.report.numbers import ABSENT, listing, number, signed
 from lorastudy.spec.question import configuration_name
 
 _DECIMALS = 3
 
 
-def rate_blocks(study: Study, *, level: int) -> list[Block]:
+def rate_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     """A row for each configuration that was run at several rates; nothing where none was."""
+    study = analysis.study
     by_names = {
         tuple(arm.name for arm in grid): grid for grid in (rates_of(study, arm) for arm in study.arms)
     }
@@ -27,22 +29,36 @@ def rate_blocks(study: Study, *, level: int) -> list[Block]:
         Column("Configuration", numeric=False),
         *(Column(f"{rate:g}") for rate in rates),
         Column("taken"),
+        *([Column(f"optimism{_unit(analysis)}")] if _is_optimism_known(analysis) else []),
         Column("", numeric=False),
     )
-    rows = tuple(_row(study, grid, rates=rates) for grid in grids)
+    rows = tuple(_row(analysis, grid, rates=rates) for grid in grids)
     title = Heading(level=level, text="Learning rates")
-    return [title, Paragraph((_what_this_is(study),)), Table(columns=columns, rows=rows)]
+    return [title, Paragraph((_what_this_is(analysis),)), Table(columns=columns, rows=rows)]
 
 
-def _row(study: Study, grid: Sequence[Arm], *, rates: Sequence[float]) -> tuple[Cell, ...]:
-    by_rate = {_rate(arm): arm for arm in grid}
+def _row(analysis: Analysis, grid: Sequence[Arm], *, rates: Sequence[float]) -> tuple[Cell, ...]:
+    study, by_rate = analysis.study, {_rate(arm): arm for arm in grid}
     taken = lowest_loss(study, grid)
     name = configuration_name(grid[0].name, _rate(grid[0]))
     cells = (_cell(study, by_rate[rate]) if rate in by_rate else Cell(ABSENT) for rate in rates)
     rate = None if taken is None else _rate(taken)
     on_edge = rate in {min(by_rate), max(by_rate)}
     note = "on the edge of what was tried: not tuned" if on_edge else ""
-    return (Cell(name), *cells, Cell(ABSENT if rate is None else f"{rate:g}", rate), Cell(note))
+    optimism = [_optimism(analysis, taken)] if _is_optimism_known(analysis) else []
+    return (Cell(name), *cells, Cell(ABSENT if rate is None else f"{rate:g}", rate), *optimism, Cell(note))
+
+
+def _is_optimism_known(analysis: Analysis) -> bool:
+    """It is not where runs of their own chose, nor with fewer than three seeds."""
+    return any(choice.optimism is not None for choice in analysis.choices)
+
+
+def _optimism(analysis: Analysis, taken: Arm | None) -> Cell:
+    """How much better the taken rate's score looks than one that its seed had no part in picking."""
+    known = {choice.arm.name: choice.optimism for choice in analysis.choices}
+    value = None if taken is None else known.get(taken.name)
+    return Cell(ABSENT) if value is None else Cell(signed(value, 4), value)
 
 
 def _cell(study: Study, arm: Arm) -> Cell:
@@ -56,13 +72,26 @@ def _cell(study: Study, arm: Arm) -> Cell:
     return Cell(f"{number(mean, _DECIMALS)}{some}", mean)
 
 
-def _what_this_is(study: Study) -> str:
+def _what_this_is(analysis: Analysis) -> str:
+    study = analysis.study
     rows = "held-out rows"
     if reporting_split(study) == "test":
         rows += ", which are not the test rows that results are reported on"
+    elif analysis.choices and not study.tuning_seeds:
+        rows += ", which also report"
     seeds = sorted({r.seed for r in study.results} & study.tuning_seeds)
     runs = f" Runs of their own made the choice (seeds {listing(map(str, seeds))})." if seeds else ""
-    return f"Mean loss on the {rows}, in nats per token, by learning rate.{runs}"
+    taken = " Each configuration is compared at the rate taken." if analysis.choices else ""
+    optimism = (
+        " Optimism: how much better its score looks than one that its seed had no part in picking."
+        if _is_optimism_known(analysis)
+        else ""
+    )
+    return f"Mean loss on the {rows}, in nats per token, by learning rate.{runs}{taken}{optimism}"
+
+
+def _unit(analysis: Analysis) -> str:
+    return f" ({analysis.primary.unit})" if analysis.primary.unit else ""
 
 
 def _rate(arm: Arm) -> float:

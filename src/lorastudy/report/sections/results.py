@@ -28,7 +28,7 @@ from lorastudy.analysis.summary import (
 from lorastudy.analysis.tuning import rates_of
 from lorastudy.report.costs import MEASURED_ONCE
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
-from lorastudy.report.findings.wording import difference_decimals, verdict
+from lorastudy.report.findings.wording import difference_decimals, margin_words, verdict
 from lorastudy.report.numbers import (
     ABSENT,
     count,
@@ -72,7 +72,7 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     rule = (
         f"Arm minus reference ({reference.name}, {_how_named(analysis, reference)}), per seed and held-out item, then "
         f"averaged; {_about(comparisons)} Verdicts are about {analysis.primary.title.lower()}, of which "
-        f"{'less' if analysis.primary.lower_is_better else 'more'} is better: {_rule(comparisons)}"
+        f"{'less' if analysis.primary.lower_is_better else 'more'} is better: {_rule(analysis)}"
     )
     blocks: list[Block] = [
         Heading(level=level, text=f"Paired comparisons with {reference.name}"),
@@ -113,28 +113,43 @@ def _how_named(analysis: Analysis, reference: Arm) -> str:
     return named
 
 
-def _rule(comparisons: Sequence[Comparison]) -> str:
+def _rule(analysis: Analysis) -> str:
     """What a verdict takes."""
+    comparisons = analysis.primary_comparisons
     family = sum(comparison.t_p is not None for comparison in comparisons)
     holm = f", Holm-corrected over these {family} comparisons," if family > 1 else ""
     rule = (
         f"one of the two is better when the paired t test{holm} and the exact sign-flip test are both below .05, which "
-        f"takes at least {MIN_SEEDS} seeds.{_margin_rule(comparisons)}"
+        f"takes at least {MIN_SEEDS} seeds.{_margin_rule(analysis)}{_untuned_rule(comparisons)}"
     )
     if any(comparison.n > MAX_SIGN_FLIP_SEEDS for comparison in comparisons):
         return f"{rule} Beyond {MAX_SIGN_FLIP_SEEDS} seeds the t test alone decides."
     return rule
 
 
-def _margin_rule(comparisons: Sequence[Comparison]) -> str:
+def _margin_rule(analysis: Analysis) -> str:
     """What it takes to be as good, or that nothing can be."""
-    margin = comparisons[0].margin
-    if margin is None:
+    if analysis.question.margin is None:
         return " The suite names no margin, so no arm can be called as good as the reference."
+    noise = (
+        ""
+        if analysis.question.margin_share is None
+        else " What is tested is the difference less that share of the gain, so the noise of the gain counts."
+    )
     return (
-        f" An arm is as good within the margin of {margin:g}, set before the run, when both tests, one-sided, show that "
-        f"it is worse by less than that, which takes at least {MIN_SEEDS_ONE_SIDED} seeds; ranks are tested from the "
-        "largest down and the first that fails ends it."
+        f" An arm is as good within the margin of {margin_words(analysis)}, set before the run, when both tests, one-sided, "
+        f"show that it is worse by less than that, which takes at least {MIN_SEEDS_ONE_SIDED} seeds; ranks are tested from "
+        f"the largest down and the first that fails ends it.{noise}"
+    )
+
+
+def _untuned_rule(comparisons: Sequence[Comparison]) -> str:
+    """What a verdict of untuned arms says; empty where no arm is concerned."""
+    if not any(comparison.verdict == "untuned" for comparison in comparisons):
+        return ""
+    return (
+        " Untuned: the tests say so at the learning rates that were tried; since no arm had its rate tuned, none is called "
+        "better or as good."
     )
 
 
@@ -156,7 +171,11 @@ def _identity(analysis: Analysis) -> Part:
 
     def cell(summary: ArmSummary) -> Cell:
         name = summary.arm.name
-        return Cell(f"{name} (reference)" if name == reference else name)
+        marks = [
+            *(["reference"] if name == reference else []),
+            *(["untuned"] if name in analysis.untuned else []),
+        ]
+        return Cell(f"{name} ({', '.join(marks)})" if marks else name)
 
     return Column("Arm", numeric=False), cell
 

@@ -9,7 +9,7 @@ from lorastudy.analysis.blocker import Blocker
 from lorastudy.analysis.fairness.case import ArmFacts, measured_case, planned_case
 from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.fairness.evidence import NUM_SEEDS_FOR_A_VERDICT
-from lorastudy.analysis.fairness.lint import blockers, invalidates, lint
+from lorastudy.analysis.fairness.lint import blockers, invalidates, lint, untuned
 from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import split_studies
 from lorastudy.experiments.expansion import expand
@@ -104,6 +104,12 @@ experiments:
   - {name: untuned, lora_rank: 4, learning_rate: 0.003}
 """
     assert found(planned(text), "LS101") == [("invalidates", {"untuned"})]
+
+
+@pytest.mark.parametrize("code", ["LS101", "LS102"])
+def test_an_arm_without_a_rate_of_its_own_is_untuned_and_the_near_miss_is_not(case, code):
+    assert untuned(lint(case(f"{code}.trigger"))) == EXPECTED[code][1]
+    assert untuned(lint(case(f"{code}.near_miss"))) == frozenset()
 
 
 def test_two_rates_have_no_inside(planned):

@@ -43,6 +43,7 @@ def main() -> None:
         studies.run_study(folder, studies.experiments(num_packs=1))
         with ExperimentTracker(folder / studies.DATABASE, writable=True) as tracker:
             tracker.add_imported([IMPORTED])
+            tracker.keep_design(tracker.get_suites()[0].suite_name, {"arms": []})
         connection = sqlite3.connect(folder / studies.DATABASE)
         dump = "\n".join(connection.iterdump())
         connection.close()
