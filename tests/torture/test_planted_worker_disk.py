@@ -30,7 +30,7 @@ PackedEngine.save_adapter = careless
 
 
 @pytest.mark.parametrize(
-    ("plant", "complaint"), [(NO_MESSAGE, "a traceback"), (HALF_AN_ADAPTER, "other adapters")]
+    ("plant", "complaint"), [(NO_MESSAGE, "a traceback"), (HALF_AN_ADAPTER, "another store")]
 )
 def test_a_planted_bug_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: str, complaint: str
