@@ -7,7 +7,6 @@ would count the libraries too, and never shrinks.
 
 import contextlib
 import gc
-import json
 import resource
 import statistics
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -196,13 +195,13 @@ def peak_growth(action: Callable[[], None]) -> int:
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    assert profiler.profiler is not None
+    recorded: Any = (
+        profiler.profiler.kineto_results
+    )  # exported as a trace and read again, it takes as long as the steps
     changes = sorted(
-        (event["ts"], int(event["args"]["Bytes"])) for event in events if event.get("name") == "[memory]"
-    )  # fmt: skip
+        (event.start_ns(), event.nbytes()) for event in recorded.events() if event.name() == "[memory]"
+    )
     level = peak = 0
     for _, change in changes:
         level += change
