@@ -212,9 +212,9 @@ def _measure(
         return tested if rules.margin is None else _with_margin(tested, estimate, margin=rules.margin)
     before = scores_by_seed(reference, study, metric=LOSS_BEFORE)
     retained = retention(
-        Losses(by_seed=ours, items=items_of(0, metric)),
-        Losses(by_seed=theirs, items=items_of(1, metric)),
-        Losses(by_seed=before, items=items_of(1, LOSS_BEFORE)),
+        arm=Losses(by_seed=ours, items=items_of(0, metric)),
+        reference=Losses(by_seed=theirs, items=items_of(1, metric)),
+        base=Losses(by_seed=before, items=items_of(1, LOSS_BEFORE)),
         seeds=list(differences),
         share=rules.margin_share,
     )

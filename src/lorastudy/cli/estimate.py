@@ -179,7 +179,7 @@ class _Shown:
         if calibration is None or estimate.step_seconds is None:
             console.print("\ntime: not calibrated on this machine; --calibrate times a few steps")
         else:
-            show_time(console, estimate, calibration)
+            show_time(console, estimate, calibration=calibration)
         console.print(f"disk: {size(disk_bytes(estimate))}")
         if self.budget_bytes is None:
             return

@@ -141,7 +141,7 @@ def show_terms(console: PlainConsole, estimate: PackEstimate) -> None:
     console.print(table)
 
 
-def show_time(console: PlainConsole, estimate: PackEstimate, calibration: Calibration) -> None:
+def show_time(console: PlainConsole, estimate: PackEstimate, *, calibration: Calibration) -> None:
     """What a step and the whole training take, then what was timed, by the number of arms."""
     assert estimate.step_seconds is not None
     whole = ""

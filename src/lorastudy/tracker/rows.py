@@ -73,12 +73,12 @@ def exists(connection: Connection, table: Table, *, key: Mapping[str, Any]) -> b
 def count(connection: Connection, table: Table, *, key: Mapping[str, Any]) -> int:
     """How many rows have these values."""
     absent = frozenset(name for name, value in key.items() if value is None)
-    statement = _counting(table, frozenset(key), absent)
+    statement = _counting(table, names=frozenset(key), absent=absent)
     return int(connection.execute(statement, dict(key)).scalar_one())
 
 
 @cache
-def _counting(table: Table, names: frozenset[str], absent: frozenset[str]) -> Select[int]:
+def _counting(table: Table, *, names: frozenset[str], absent: frozenset[str]) -> Select[int]:
     """Built once for each kind of key, which takes longer than to run it. NULL equals nothing and is asked for apart."""
     conditions = (
         table.c[name].is_(None) if name in absent else table.c[name] == bindparam(name)
