@@ -36,6 +36,7 @@ POSITIONAL_ALLOWED = {
     "engine/block_attention.py block_attention": "query, key and value, in the order that attention has them everywhere",
     "engine/counting.py Ledger.__torch_dispatch__": "torch calls it by position",
     "engine/loss.py _CompletionLoss.forward": "torch calls `autograd.Function.forward` by position",
+    "executors/job_worker.py JobWorker.__exit__": "the signature of `with`",
     "engine/meter.py MemoryMeter.__exit__": "the signature of `with`",
     "tracker/taking.py _take_checkpoint_profile": "one of a table of functions with one signature",
     "tracker/taking.py _take_incident": "one of a table of functions with one signature",
