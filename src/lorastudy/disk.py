@@ -32,7 +32,8 @@ def is_disk_fault(error: BaseException) -> bool:
 def told(error: OSError) -> str:
     """What happened, where, and what to do."""
     assert error.errno is not None
-    where = f"{error.filename}: " if error.filename else ""
+    file = error.filename2 or error.filename  # of two, the second one is written
+    where = f"{file}: " if file else ""
     return (
         f"{where}{_CAUSES[error.errno]} ({error.strerror}). What was stored before is kept; once that is mended, the same "
         "command goes on with what is missing"

@@ -323,11 +323,22 @@ def _publish(adapter: Path, target: Path) -> None:
     fresh, old = target.with_name("final_model.new"), target.with_name("final_model.old")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    shutil.copytree(files_alone(adapter), fresh)
+    _copy(files_alone(adapter), fresh)
     if target.exists():
         target.rename(old)
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """Copy files and folders. `shutil.copytree` gathers errors into one that does not say any more that the disk is full."""
+    target.mkdir(parents=True)
+    for path in sorted(folder.rglob("*")):
+        fresh = target / path.relative_to(folder)
+        if path.is_dir():
+            fresh.mkdir()
+        else:
+            shutil.copyfile(path, fresh)
 
 
 def _has_failed(current: _Try, searching: Collection[str]) -> bool:

@@ -225,6 +225,23 @@ def test_a_worker_that_could_not_write_stops_the_suite_and_nothing_counts_as_fai
     assert names(run(wanted, MemoryExecutor()).completed, wanted) == ["b", "c"]
 
 
+def test_a_disk_that_is_full_when_an_adapter_is_published_is_told_from_any_other_error(
+    run: Callable[..., SuiteOutcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path, **_: object) -> None:
+        raise OSError(28, "No space left on device", str(source), None, str(target))
+
+    wanted = experiments("a")
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        run(wanted, MemoryExecutor())
+    assert disk.is_disk_fault(raised.value)
+    assert disk.told(raised.value).endswith("goes on with what is missing")
+    assert "final_model.new" in disk.told(raised.value)
+    monkeypatch.undo()
+    assert names(run(wanted, MemoryExecutor()).completed, wanted) == ["a"]
+
+
 class FullDisk(MemoryExecutor):
     """The disk is full when the first experiment of the first pack is done."""
 
