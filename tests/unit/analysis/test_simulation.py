@@ -94,12 +94,12 @@ def worst(results):
         "coverage": [row["share"] for row in results["coverage"]],
         "false_better": max(row["share"] for row in results["false_better"]),
         "false_as_good": max(row["share"] for row in results["false_as_good"]),
-        "false_share": max(row["share"] for row in tested_with_the_gains_noise(results)),
+        "false_share": max(row["share"] for row in with_the_gains_noise(results)),
         "power": max(abs(row["share"] - row["planned"]) for row in results["power"]),
     }
 
 
-def tested_with_the_gains_noise(results):
+def with_the_gains_noise(results):
     return [row for row in results["false_share"] if not row["gain_taken_as_known"]]
 
 
