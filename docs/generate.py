@@ -7,7 +7,8 @@
 A block stands in a page between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of `BLOCKS`. What
 was measured comes from `docs/examples/*.json`, which `docs/measurements.py` makes, and from
 `benchmarks/results/*.json`, which `make bench` makes; what was simulated, from
-`benchmarks/results/verdict_simulation.json` (`docs/simulation.py`).
+`benchmarks/results/verdict_simulation.json` (`docs/simulation.py`); what was replayed, from
+`benchmarks/results/racing.json` (`docs/racing.py`).
 """
 
 import argparse
@@ -29,6 +30,7 @@ from growth import drawn_growth, growth_block, growth_figures
 from measurements import analysis_of
 from memory_error import error_summary, error_table
 from memory_tables import memory_blocks
+from racing import BLOCKS as RACING_BLOCKS
 from simulation import BLOCKS as SIMULATION_BLOCKS
 from simulation import FIGURE as SIMULATION_FIGURE
 from simulation import drawn_simulation, mark
@@ -301,11 +303,9 @@ def _torture_table_block(_: Mapping[str, Analysis], root: Path) -> str:
     return _markdown(torture_table(root))
 
 
-def _simulation_block(name: str) -> "Block":
-    """What the simulated studies say of the verdicts."""
-    return lambda _, root: render_markdown(
-        SIMULATION_BLOCKS[name](root), output=ROOT / "README.md", plots=ROOT
-    )
+def _simulation_block(make: Callable[[Path], list[Content]]) -> "Block":
+    """What simulated studies and replayed races say of the verdicts."""
+    return lambda _, root: render_markdown(make(root), output=ROOT / "README.md", plots=ROOT)
 
 
 def _memory_error_block(_: Mapping[str, Analysis], root: Path) -> str:
@@ -344,7 +344,7 @@ BLOCKS: Mapping[str, Block] = {
     "growth": lambda _, root: growth_block(root),
     "torture-conditions": _torture_conditions_block,
     "torture-table": _torture_table_block,
-    **{name: _simulation_block(name) for name in SIMULATION_BLOCKS},
+    **{name: _simulation_block(make) for name, make in {**SIMULATION_BLOCKS, **RACING_BLOCKS}.items()},
     "linter": _linter_block,
     "memory-error": _memory_error_block,
     "memory-tables": _benchmark_block(memory_blocks),

@@ -23,6 +23,7 @@ PACK_NAME = "pack.json"
 RECORDS_NAME = "records.jsonl"
 PREDICTIONS_NAME = "predictions.jsonl"
 """What the runner predicted of the pack before it handed the folder to a worker."""
+RACE_NAME = "race.jsonl"  # the runner's word on which of a paused pack's experiments racing stopped
 DONE_NAME = "done"
 """Written last: the worker is through with the folder, whatever came of it."""
 
@@ -39,6 +40,10 @@ class Pack:
     """Run folders of earlier attempts at these experiments, the newest first, as this one's folder is named."""
     reason: str | None = None
     """Why an earlier attempt did not end as it should, in words for the report."""
+    rungs: tuple[float, ...] = ()
+    """Shares of the training after which the held-out rows are scored."""
+    pause_at: float | None = None
+    """The rung to pause at, for what goes on to be decided; None for training to the end."""
 
     def write(self, folder: Path) -> None:
         """Write `pack.json` into the folder."""
@@ -55,7 +60,8 @@ class Pack:
         body = json.loads((folder / PACK_NAME).read_text(encoding="utf-8"))
         assert body.pop("format") == FORMAT_VERSION
         experiments = tuple(Experiment.from_json(e) for e in body["experiments"])
-        return cls(**{**body, "experiments": experiments, "resume_from": tuple(body.get("resume_from", ()))})
+        listed = {key: tuple(body.get(key, ())) for key in ("resume_from", "rungs")}
+        return cls(**{**body, **listed, "experiments": experiments})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +126,8 @@ class Score:
 
     `value` is the mean of `items` weighted by `weights` (all ones where `weights` is None); perplexity's is the
     exponential of the mean loss, not the mean of its items. `split` is
-    `eval`, `test` or `forgetting`; with `_before` behind it, the base model without adapter. `version` changes whenever
-    the definition does; scores of different versions are never compared.
+    `eval`, `test` or `forgetting`; with `_before` behind it, the base model without adapter; `spec.racing` names `eval`
+    on the way. `version` changes whenever the definition does; scores of different versions are never compared.
     """
 
     experiment_id: str
@@ -241,15 +247,16 @@ class Generation:
     answer: str
 
 
-FailureKind = Literal["user", "diverged", "out_of_memory", "crashed", "error"]
+#: What ended a run before it completed. `outraced` is no failure: racing stopped it.
+FailureKind = Literal["user", "diverged", "out_of_memory", "crashed", "error", "outraced"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How one experiment ended. `message` and `traceback` belong to a failure."""
+    """How one experiment ended, or that it pauses. `message` and `traceback` belong to a failure."""
 
     experiment_id: str
-    status: Literal["completed", "failed", "stopped"]
+    status: Literal["completed", "failed", "stopped", "paused"]
     failure_kind: FailureKind | None = None
     message: str | None = None
     traceback: str | None = None

@@ -7,9 +7,11 @@ between rounds but what the store holds, so an interrupted suite goes on where i
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from lorastudy.executors import Executor
 from lorastudy.experiments.rate_search import DIVERGED, Design, Merit, MeritsOf
+from lorastudy.race import Race, run_race
 from lorastudy.runner import OnEvent, Plan, SuiteOutcome, is_current, run_suite
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.question import PrimaryMetric
@@ -49,16 +51,22 @@ def run_rounds(
             return design, replace(total, not_run=total.not_run + not_run)
         _register(suite, design, tracker=tracker, is_first=not outcomes)
         tried |= {experiment.id for experiment in fresh}
+        run = (
+            partial(run_race, race=_race(suite)) if suite.rungs else partial(run_suite, suite_name=suite.name)
+        )
         outcomes.append(
-            run_suite(
+            run(
                 fresh,
-                suite_name=suite.name,
                 tracker=tracker,
                 executor=executor,
                 plan=replace(plan, searching=design.tuning),
                 on_event=on_event,
             )
         )
+
+
+def _race(suite: Suite) -> Race:
+    return Race(suite_name=suite.name, rungs=suite.rungs, margin=suite.margin, reference=suite.reference)
 
 
 def merits_in(tracker: ExperimentTracker, metric: PrimaryMetric) -> MeritsOf:

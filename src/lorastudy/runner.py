@@ -33,6 +33,7 @@ from lorastudy.records import (
 )
 from lorastudy.spec.containment import files_alone, inside
 from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.racing import Leg
 from lorastudy.tracker import ExperimentTracker, suite_notes
 
 #: Failures that another composition of the pack may not meet.
@@ -60,6 +61,7 @@ class Plan:
     predict: Callable[[PlannedPack], Sequence[MemoryPrediction]] = lambda _: ()
     searching: frozenset[str] = frozenset()
     """Experiments that look for a learning rate: that one of them diverges is an answer and no failure."""
+    leg: Leg = field(default_factory=Leg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,9 @@ class SuiteOutcome:
     """Done before, and their adapters are neither at their place nor in a run folder any more."""
     diverged_in_search: tuple[Outcome, ...] = ()
     """Runs that were to find out whether a learning rate is too high, and did: an answer, not a failure."""
+    paused: tuple[str, ...] = ()
+    outraced: tuple[str, ...] = ()
+    """Stopped by racing, by now or before: nothing is left to run of them."""
 
 
 @dataclass(kw_only=True)
@@ -155,8 +160,9 @@ def run_suite(
     tracker.register(suite_name, experiments)
     suite_notes.keep(tracker, suite_name, runs=plan.runs)
     take_what_was_left(experiments, tracker=tracker)
-    missing = not_done(experiments, tracker=tracker, searching=plan.searching)
-    unpublished = _publish_done(experiments, missing, tracker=tracker, output=plan.output)
+    concerned = [each for each in experiments if each.id not in plan.leg.settled]
+    missing = not_done(concerned, tracker=tracker, searching=plan.searching)
+    unpublished = _publish_done(concerned, missing, tracker=tracker, output=plan.output)
     ends: dict[str, Outcome] = {}
     waiting = packs_to_run(
         experiments,
@@ -187,8 +193,8 @@ def run_suite(
                 _stop_open(tries.values(), tracker=tracker)
         # Of all, not only of those that came to their exit: packs may train side by side.
         ends |= {key: end for each in tries.values() for key, end in each.final_ends().items()}
-    _let_go_of_checkpoints(folders, tracker=tracker)
-    outcome = _outcome(experiments, missing, ends=ends, searching=plan.searching)
+    let_go_of_checkpoints(folders, tracker=tracker)
+    outcome = _outcome(concerned, missing, ends=ends, searching=plan.searching)
     return replace(outcome, unpublished=unpublished)
 
 
@@ -231,6 +237,8 @@ def _prepare(waiting: WaitingPack, *, tracker: ExperimentTracker, plan: Plan) ->
         experiments=pack.experiments,
         resume_from=tuple(os.path.relpath(earlier, folder) for earlier in waiting.earlier),
         reason=waiting.reason,
+        rungs=plan.leg.rungs,
+        pause_at=plan.leg.pause_at,
     ).write(folder)
     predictions = tuple(plan.predict(pack))
     if predictions:
@@ -361,13 +369,15 @@ def _stopped(experiment: Experiment) -> Outcome:
     return Outcome(experiment_id=experiment.id, status="stopped", message="the suite was interrupted")
 
 
-def _let_go_of_checkpoints(folders: Iterable[Path], *, tracker: ExperimentTracker) -> None:
-    """Remove those of attempts of whose experiments all are completed: nothing goes on from them any more."""
+def let_go_of_checkpoints(
+    folders: Iterable[Path], *, tracker: ExperimentTracker, given_up: Collection[str] = ()
+) -> None:
+    """Remove those of attempts of whose experiments all are completed or given up: nothing goes on from them any more."""
     members = {folder: {experiment.id for experiment in Pack.read(folder).experiments} for folder in folders}
     runs = tracker.get_runs(list(set().union(*members.values())))
-    completed = {run.experiment_id for run in runs if run.status == "completed"}
+    over = {run.experiment_id for run in runs if run.status == "completed"}.union(given_up)
     for folder, ids in members.items():
-        if ids <= completed:
+        if ids <= over:
             shutil.rmtree(folder / CHECKPOINTS_NAME, ignore_errors=True)
 
 
@@ -381,11 +391,13 @@ def _outcome(
     missing_ids = {experiment.id for experiment in missing}
     completed = tuple(e.id for e in missing if e.id in ends and ends[e.id].status == "completed")
     failed = tuple(ends[e.id] for e in missing if e.id in ends and ends[e.id].status == "failed")
-    ended = {*completed, *(end.experiment_id for end in failed)}
+    paused = tuple(e.id for e in missing if e.id in ends and ends[e.id].status == "paused")
+    ended = {*completed, *paused, *(end.experiment_id for end in failed)}
     return SuiteOutcome(
         done_before=tuple(e.id for e in experiments if e.id not in missing_ids),
         completed=completed,
         failed=tuple(end for end in failed if not _is_found_too_high(end, searching)),
         diverged_in_search=tuple(end for end in failed if _is_found_too_high(end, searching)),
         not_run=tuple(e.id for e in missing if e.id not in ended),
+        paused=paused,
     )

@@ -13,7 +13,7 @@ from lorastudy.analysis.paired import Comparison, compare_with_reference
 from lorastudy.analysis.ranks import RankReturns, rank_ladder, rank_returns
 from lorastudy.analysis.reference import reference_arm
 from lorastudy.analysis.selection import Choice, choices, compared_arms
-from lorastudy.analysis.study import Arm, Study
+from lorastudy.analysis.study import Arm, Study, differing_settings
 from lorastudy.analysis.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -154,7 +154,7 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
                 untuned=loose,
             ),
             primary=primary,
-            ladder=ladder,
+            ladder=_steps_down(study, ladder),
         )
     }
     returns = None
@@ -182,11 +182,10 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
 
 
 def _metrics_with_rules(
-    rules: Rules, *, primary: Metric, ladder: Sequence[Arm]
+    rules: Rules, *, primary: Metric, ladder: tuple[str, ...]
 ) -> list[tuple[Metric, Rules]]:
     """The margin is the primary metric's; what takes a verdict away takes it on every metric."""
-    below = tuple(arm.name for arm in reversed(ladder[:-1]))
-    plain, told = replace(rules, margin=None, margin_share=None), replace(rules, ladder=below)
+    plain, told = replace(rules, margin=None, margin_share=None), replace(rules, ladder=ladder)
     return [(metric, told if metric == primary else plain) for metric in COMPARED_METRICS]
 
 
@@ -211,6 +210,23 @@ def _ladder(study: Study, reference: Arm | None) -> tuple[Arm, ...]:
     if reference is None or study.experiment_type != "rank_ablation":
         return ()
     return rank_ladder(study, reference)
+
+
+def _steps_down(study: Study, ladder: Sequence[Arm]) -> tuple[str, ...]:
+    """The ranks below the reference, the largest first. One that racing stopped stands among them: the sequence ends there."""
+    if not ladder:
+        return ()
+    reference, has_rank = ladder[-1], {arm.settings["lora_rank"] for arm in ladder}
+    stopped = {
+        arm.settings["lora_rank"]: arm
+        for arm in study.arms
+        if arm.was_outraced
+        and arm.settings["lora_rank"] not in has_rank
+        and arm.settings["lora_rank"] < reference.settings["lora_rank"]
+        and set(differing_settings([reference, arm])) <= {"lora_rank", "lora_alpha", "learning_rate"}
+    }
+    below = {arm.settings["lora_rank"]: arm for arm in ladder[:-1]} | stopped
+    return tuple(below[rank].name for rank in sorted(below, reverse=True))
 
 
 def _costs_by_seed(study: Study, arms: Sequence[Arm], *, metric: Metric) -> dict[str, list[float]]:

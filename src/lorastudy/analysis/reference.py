@@ -24,6 +24,11 @@ def reference_arm(study: Study, *, named: str | None = None) -> Arm | None:
     return lowest_loss(study, rates_of(study, designed)) or designed
 
 
+def asked_reference(study: Study, *, named: str | None = None) -> Arm | None:
+    """The arm that is to be the reference, whatever has completed by now; of several rates the first."""
+    return _by_name(study.reported_arms, named) or _by_design(study, study.reported_arms)
+
+
 def missing_reference(study: Study) -> Arm | None:
     """The arm that the design would have as reference, where no seed of it completed at any rate."""
     designed = _by_design(study, study.reported_arms)

@@ -48,6 +48,11 @@ class Arm:
         """The results that count."""
         return tuple(result for result in self.results if result.status == "completed")
 
+    @property
+    def was_outraced(self) -> bool:
+        """Whether racing stopped it, so that it has no final score and is no failure either."""
+        return any(result.was_outraced for result in self.results)
+
     @cached_property
     def typed_settings(self) -> Settings:
         """The settings as a value with its properties; keys that this version does not know are left out."""
@@ -82,6 +87,11 @@ class Study:
     def completed(self) -> tuple[ExperimentResult, ...]:
         """Every completed result."""
         return tuple(result for arm in self.arms for result in arm.completed)
+
+    @property
+    def outraced(self) -> tuple[ExperimentResult, ...]:
+        """Every result that racing stopped."""
+        return tuple(result for arm in self.arms for result in arm.results if result.was_outraced)
 
     @cached_property
     def reported_arms(self) -> tuple[Arm, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.analysis.summary import LOSS, Metric, scores_by_seed
 from lorastudy.spec.experiment import canonical_json
+from lorastudy.spec.racing import rung_of, rung_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,11 @@ def configurations(study: Study) -> tuple[tuple[Arm, ...], ...]:
 
 
 def best_if_on_edge(study: Study, arms: Sequence[Arm], *, metric: Metric = LOSS) -> Arm | None:
-    """The best arm of one configuration, where its rate is the smallest or the largest tried; else None."""
-    best = best_of(study, arms, metric=metric)
+    """The best arm of one configuration, where its rate is the smallest or the largest tried; else None.
+
+    A rate that racing stopped was tried. Where it stopped all of them, the best is the one that was last ahead.
+    """
+    best = best_of(study, arms, metric=metric) or last_ahead(arms)
     rates = [float(arm.settings["learning_rate"]) for arm in arms]
     return best if best and float(best.settings["learning_rate"]) in (min(rates), max(rates)) else None
 
@@ -92,6 +96,26 @@ def tried_rates(study: Study) -> str:
     if len(rates) == 1:
         return f"at the one learning rate that was tried ({min(rates):g})"
     return "at the learning rates that were tried"
+
+
+def last_ahead(arms: Sequence[Arm]) -> Arm | None:
+    """Of arms that racing stopped, the one of lowest mean loss at the last rung that any of them came to."""
+    last = {arm.name: (_last_rung(arm), arm) for arm in arms if arm.was_outraced}
+    furthest = max((rung for rung, _ in last.values()), default=0.0)
+    there = [arm for rung, arm in last.values() if rung == furthest > 0]
+    return min(there, key=lambda arm: _loss_at(arm, furthest), default=None)
+
+
+def _last_rung(arm: Arm) -> float:
+    """The last one at which the arm was scored; 0 where it was at none."""
+    rungs = {rung_of(split) for result in arm.results for split, _ in result.scores}
+    return max((rung for rung in rungs if rung is not None), default=0.0)
+
+
+def _loss_at(arm: Arm, rung: float) -> float:
+    """The mean over seeds of the held-out loss at a rung."""
+    key = (rung_split(rung), LOSS.name)
+    return statistics.fmean(result.scores[key].value for result in arm.results if key in result.scores)
 
 
 def rates_of(study: Study, arm: Arm) -> tuple[Arm, ...]:

@@ -22,6 +22,7 @@ from lorastudy.records import (
     Record,
     Score,
 )
+from lorastudy.spec.racing import rung_of
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -104,8 +105,9 @@ def _phase_of(event: Record) -> str | None:
         return None
     if isinstance(event, ArmProfile):
         return "measured what each arm costs alone; training"
-    if isinstance(event, Score) and not event.split.endswith("_before"):
+    if isinstance(event, Score) and rung_of(event.split) is None and not event.split.endswith("_before"):
         return "trained; evaluating"
     if isinstance(event, PackProfile):
         return f"done: {event.train_seconds:.0f} s of training, {event.eval_seconds:.0f} s of evaluation"
-    return None
+    is_paused = isinstance(event, Outcome) and event.status == "paused"
+    return "paused at a rung of the race" if is_paused else None

@@ -67,6 +67,7 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
     Raises:
         StudyError: there is no such suite, or what it reads is not what it was.
     """
+    from lorastudy.spec.question import Question
     from lorastudy.spec.suite import Suite
     from lorastudy.tracker import ExperimentTracker
 
@@ -74,11 +75,8 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
         by_suite: dict[str, list[ExperimentResult]] = {}
         for result in tracker.get_all_experiments():
             by_suite.setdefault(result.suite_name, []).append(result)
-        seeking = {
-            s.suite_name
-            for s in tracker.get_suites()
-            if s.questions and s.questions[-1].question.tuning_seeds
-        }
+        questions = {s.suite_name: s.questions[-1].question for s in tracker.get_suites() if s.questions}
+        seeking = {suite_name for suite_name, question in questions.items() if question.tuning_seeds}
         designs = {each: Suite.from_json(asked) for each, asked in tracker.get_designs().items()}
         if name is not None and name not in by_suite:
             there = ", ".join(by_suite) or "none"
@@ -89,12 +87,16 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
                 continue
             if each not in seeking:
                 if name is not None or _is_open(results):
+                    asked = questions.get(each, Question())
                     plain = Suite(
                         name=each,
                         description="",
                         experiment_type=results[0].experiment_type,
                         path=None,
                         arms=(),
+                        margin=asked.margin,
+                        reference=asked.reference,
+                        rungs=asked.rungs,
                     )
                     work.append((plain, _experiments(results)))
             elif each in designs:
@@ -116,7 +118,7 @@ def _say_that_the_file_is_needed(suite_name: str, *, is_asked_for: bool) -> None
 
 
 def _is_open(results: "Sequence[ExperimentResult]") -> bool:
-    return any(result.status != "completed" for result in results)
+    return any(result.status != "completed" and not result.was_outraced for result in results)
 
 
 def _has_rounds_left(suite: "Suite", tracker: "ExperimentTracker") -> bool:

@@ -26,11 +26,13 @@ from lorastudy.experiments.expansion import sources_reader
 from lorastudy.experiments.rate_search import Design, MeritsOf, design, foreseen
 from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import PlannedPack, remaining_packs
+from lorastudy.race import outraced
 from lorastudy.rounds import DesignBy, merits_in, run_rounds
 from lorastudy.runner import Plan, SuiteOutcome, not_done
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.hub import check_base_model, is_hub_model
 from lorastudy.spec.identity import base_model_fingerprint
+from lorastudy.spec.racing import rung_name
 from lorastudy.spec.settings import Settings
 from lorastudy.spec.suite import EXPERIMENT_TYPES, Suite
 from lorastudy.tracker import ExperimentTracker
@@ -89,6 +91,7 @@ def show_plan(suite: Suite, *, database: str) -> None:
         *_notes(experiments),
         *data_notes(experiments, read_data(experiments)),
         *_search_notes(planned, suite=suite),
+        *_race_notes(suite),
         *([predicted.problem] if predicted.problem else []),
     ]
     executor = local_executor(experiments)
@@ -231,6 +234,18 @@ def _search_notes(planned: Design, *, suite: Suite) -> list[str]:
     return [note]
 
 
+def _race_notes(suite: Suite) -> list[str]:
+    """What racing will do, and that it is no certainty."""
+    if not suite.rungs:
+        return []
+    at = " and ".join(map(rung_name, suite.rungs))
+    note = (
+        f"racing: after {at} of the steps all packs pause and are scored on the held-out rows; arms that are clearly "
+        "behind are stopped there. docs/science.md says how often that was wrong"
+    )
+    return [note]
+
+
 def _missing(design_by: DesignBy, suite: Suite, *, database: str) -> tuple[Design, list[Experiment]]:
     """The design by now and what a dry run would find to do; a store that does not exist yet holds nothing."""
     if _is_new(database):
@@ -247,7 +262,9 @@ def _planned(
         planned = design_by(lambda _: {})
         return planned, list(planned.experiments)
     planned = design_by(merits_in(tracker, suite.primary_metric))
-    return planned, not_done(planned.experiments, tracker=tracker, searching=planned.tuning)
+    missing = not_done(planned.experiments, tracker=tracker, searching=planned.tuning)
+    stopped = outraced(missing, suite_name=suite.name, tracker=tracker) if suite.rungs else frozenset()
+    return planned, [each for each in missing if each.id not in stopped]
 
 
 def _packs(
@@ -294,6 +311,9 @@ def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment], *, 
         f"{len(outcome.completed)} completed, {len(outcome.failed)} failed, {len(outcome.done_before)} done before, "
         f"{len(outcome.not_run)} not run"
     )
+    if outcome.outraced:
+        arms = dict.fromkeys(e.arm for e in experiments if e.id in set(outcome.outraced))
+        print(f"stopped by racing, since clearly behind: {', '.join(arms)} ({len(outcome.outraced)} runs)")
     if outcome.diverged_in_search:
         found = ", ".join(names[end.experiment_id] for end in outcome.diverged_in_search)
         say(f"diverged in the search for a learning rate, so that rate is too high: {found}")

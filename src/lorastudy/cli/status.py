@@ -1,9 +1,13 @@
 """`lorastudy status`: what the results store holds."""
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from lorastudy.cli.options import DATABASE, Database
 from lorastudy.cli.terminal import failure_shown, say
+
+if TYPE_CHECKING:
+    from lorastudy.tracker.views import ExperimentResult
 
 
 def status(database: Database = DATABASE) -> None:
@@ -15,7 +19,7 @@ def status(database: Database = DATABASE) -> None:
         imported = Counter((result.suite_name, result.tool) for result in tracker.get_imported())
     by_suite: dict[str, Counter[str]] = {}
     for result in results:
-        by_suite.setdefault(result.suite_name, Counter())[result.status] += 1
+        by_suite.setdefault(result.suite_name, Counter())[_standing(result)] += 1
     for suite_name, counts in by_suite.items():
         say(f"{suite_name}: {', '.join(f'{count} {name}' for name, count in sorted(counts.items()))}")
     for result in results:
@@ -26,3 +30,7 @@ def status(database: Database = DATABASE) -> None:
         say(f"{suite_name}: {number} imported from {tool}")
     if not results and not imported:
         say(f"{database} holds no experiments")
+
+
+def _standing(result: "ExperimentResult") -> str:
+    return "stopped by racing" if result.was_outraced else result.status

@@ -61,6 +61,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         tensors = load(files[TENSORS_NAME])
         arms = tuple(_arm(number, values, tensors=tensors) for number, values in enumerate(body.pop("arms")))
         notes = body.pop("notes")
+        body.pop("racing", None)  # always empty, in checkpoints of a version that had a place for it
         return Checkpoint(state=EngineState(arms=arms, **body), notes=notes)
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         # Sealed by another program, or by a version with other fields.

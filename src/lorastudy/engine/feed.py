@@ -27,9 +27,9 @@ class Feed:
             assemble([self.train.rows[row] for row in rows], device=self.device) for rows in self.plan[number]
         ]
 
-    def steps(self, *, start: int = 0) -> Iterator[list[Batch]]:
-        """The steps from `start` on, assembled as they are needed."""
-        return (self.step(number) for number in range(start, len(self.plan)))
+    def steps(self, *, start: int = 0, stop: int | None = None) -> Iterator[list[Batch]]:
+        """The steps from `start` on, up to `stop` or to the end, assembled as they are needed."""
+        return (self.step(number) for number in range(start, len(self.plan) if stop is None else stop))
 
     def first_steps(self, num_steps: int) -> list[list[Batch]]:
         """The first steps, as many as there are."""

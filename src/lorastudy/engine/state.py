@@ -5,7 +5,7 @@ packed engine) every dropout mask, which is a function of seed, layer and forwar
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 from torch import Tensor
@@ -30,8 +30,6 @@ class EngineState:
     engine: str
     arms: tuple[ArmState, ...]
     num_forward_passes: int = 0
-    racing: Mapping[str, object] = field(default_factory=dict)
-    """What decides about stopping arms early would keep here; nothing does yet."""
 
     def of(self, experiment_ids: Iterable[str]) -> Self:
         """The part of some arms, in the order given.

@@ -17,6 +17,7 @@ from lorastudy.report.sections.overview import arm_blocks, failure_blocks
 from lorastudy.report.sections.packs import incident_blocks, pack_blocks
 from lorastudy.report.sections.predictions import prediction_blocks
 from lorastudy.report.sections.question import question_blocks
+from lorastudy.report.sections.racing import racing_blocks
 from lorastudy.report.sections.rates import rate_blocks
 from lorastudy.report.sections.reproduce import reproduce_blocks
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
@@ -79,14 +80,19 @@ def _part(part: Part, *, level: int, output: Path) -> list[Block]:
         *_headed("Costs and forgetting", _drawn(part, "forgetting", "bars", "parameters"), level=level),
         *arm_blocks(study, level=level),
         *rate_blocks(analysis, level=level),
+        *racing_blocks(study, rungs=_rungs(part), level=level),
         *pack_blocks(study, level=level),
         *incident_blocks(study, level=level),
         *prediction_blocks(study, level=level),
         *failure_blocks(study, level=level),
         *method_blocks(analysis, level=level),
         *environment_blocks(study, level=level),
-        *reproduce_blocks(study, level=level, output=output),
+        *reproduce_blocks(study, level=level, output=output, rungs=_rungs(part)),
     ]
+
+
+def _rungs(part: Part) -> tuple[float, ...]:
+    return part.questions[-1].question.rungs if part.questions else ()
 
 
 def _drawn(part: Part, *kinds: Kind) -> tuple[Figure, ...]:

@@ -1,12 +1,22 @@
 """Checks that need more than one key's value: of the whole suite, and against the disk."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from lorastudy.spec.levels import Given, Level, num_combinations
 from lorastudy.spec.problems import Place, Problems
+from lorastudy.spec.racing import MIN_SEEDS_TO_RACE
+from lorastudy.spec.settings import AUTO
 from lorastudy.spec.sources import SOURCE_KEYS, expand_home, source_problem
 from lorastudy.spec.suite import EXPERIMENT_TYPES, MAX_EXPERIMENTS, EntryKeys, class_in_file
 from lorastudy.spec.wording import did_you_mean, shown
+
+#: What decides which rows are scored, and how many steps there are.
+_ALIKE_IN_A_RACE = (
+    "base_model", "dataset_path", "eval_dataset_path", "eval_fraction", "test_dataset_path", "test_fraction",
+    "max_train_samples", "max_eval_samples", "max_seq_length", "data_seed", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps",
+)  # fmt: skip
 
 
 def check_experiment_type(given: Given | None, problems: Problems) -> None:
@@ -91,6 +101,42 @@ def check_tuning_seeds(given: Given | None, levels: Sequence[Level], *, problems
         if any(seed in _seeds(level) for level in levels):
             cause = f"the seed {seed} is among `seeds` too; runs that choose the rate do not report"
             problems.add(given.place, path=given.path, cause=cause)
+
+
+def check_racing(
+    given: Given | None, levels: Sequence[Level], *, metric: Given | None, problems: Problems
+) -> None:
+    """Note whatever makes a race senseless: nothing to race, too few seeds, or arms that are not held alike."""
+    if given is None or given.values[0] is False:
+        return
+    for cause in _why_no_race(levels, metric=metric):
+        problems.add(given.place, path=given.path, cause=cause)
+
+
+def _why_no_race(levels: Sequence[Level], *, metric: Given | None) -> Iterator[str]:
+    if metric is not None and metric.values[0] != "loss":
+        yield (
+            f"goes by held-out loss, and could stop the arm of the best {metric.values[0]}; remove it, or take "
+            "primary_metric: loss"
+        )
+    if any(AUTO in level["learning_rate"].values for level in levels if "learning_rate" in level):
+        yield "does not go with learning_rate: auto, which ends its rates by itself; give a list of rates, or remove racing"
+    if sum(map(num_combinations, levels)) < 2:
+        yield "needs two arms at least; remove it"
+    seeds = {frozenset(_seeds(level)) for level in levels}
+    if len(seeds) > 1:
+        yield "needs the same seeds for all arms, since they are compared seed by seed"
+    elif len(min(seeds, default=frozenset())) < MIN_SEEDS_TO_RACE:
+        num_seeds = len(min(seeds, default=frozenset()))
+        yield f"needs {MIN_SEEDS_TO_RACE} seeds at least to tell an arm from noise, not {num_seeds}"
+    for key in _ALIKE_IN_A_RACE:
+        if len({value for level in levels for value in _given(level, key)}) > 1:
+            yield f"needs arms of the same {key}: else they are not scored on the same rows after the same steps"
+
+
+def _given(level: Level, key: str) -> tuple[Any, ...]:
+    """The key's values in a level; one that stands for the default where it is not given."""
+    return level[key].values if key in level else (None,)
 
 
 def check_number(levels: Sequence[Level], *, start: Place, problems: Problems) -> None:

@@ -14,6 +14,7 @@ from lorastudy.spec.checks import (
     check_experiment_type,
     check_names,
     check_number,
+    check_racing,
     check_sources,
     check_tuning_seeds,
 )
@@ -32,6 +33,7 @@ from lorastudy.spec.levels import (
 )
 from lorastudy.spec.problems import Place, Problems
 from lorastudy.spec.question import Margin
+from lorastudy.spec.racing import RUNGS
 from lorastudy.spec.settings import AUTO, AskedSettings, Settings
 from lorastudy.spec.sources import SOURCE_KEYS, expand_home
 from lorastudy.spec.suite import (
@@ -129,6 +131,7 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
     _check_levels(levels, start=source.start, problems=problems)
     check_can_answer(header.get("primary_metric"), levels, margin=header.get("margin"), problems=problems)
     check_tuning_seeds(header.get("tuning_seeds"), levels, problems=problems)
+    check_racing(header.get("racing"), levels, metric=header.get("primary_metric"), problems=problems)
     own = [*top.values(), *(given for entry in entries for given in entry.own)]
     if problems.are_none:
         check_effects(own, levels=levels, problems=problems)
@@ -146,7 +149,15 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
         margin=None if given.get("margin") is None else Margin.parse(given["margin"]),
         reference=given.get("reference"),
         given_tuning_seeds=given.get("tuning_seeds"),
+        rungs=_rungs(given.get("racing", False)),
     )
+
+
+def _rungs(asked: Any) -> tuple[float, ...]:
+    """The shares of the training that `racing` stands for."""
+    if isinstance(asked, bool):
+        return RUNGS if asked else ()
+    return tuple(asked)
 
 
 def _document(path: Path, problems: Problems) -> Mapping[str, Node]:

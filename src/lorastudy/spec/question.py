@@ -79,6 +79,8 @@ class Question:
     tuning_seeds: tuple[int, ...] = ()
     choosing_split: SplitName | None = None
     reporting_split: SplitName = "eval"
+    rungs: tuple[float, ...] = ()
+    """Shares of the training at which arms that are clearly behind are stopped."""
 
     @property
     def id(self) -> str:
@@ -88,18 +90,20 @@ class Question:
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; `from_json` is its inverse."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if not self.rungs:
+            del plain["rungs"]  # so that a question from before there was racing keeps its id
         return plain
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The question that `to_json` wrote."""
         margin = None if values["margin"] is None else Margin(**values["margin"])
-        seeds = {key: tuple(values[key]) for key in ("seeds", "tuning_seeds")}
-        return cls(**{**values, **seeds, "margin": margin})
+        listed = {key: tuple(values.get(key, ())) for key in ("seeds", "tuning_seeds", "rungs")}
+        return cls(**{**values, **listed, "margin": margin})
 
     def differences(self, other: "Question") -> tuple[str, ...]:
         """The keys in which two questions differ."""
-        mine, theirs = self.to_json(), other.to_json()
+        mine, theirs = asdict(self), asdict(other)
         return tuple(key for key in mine if mine[key] != theirs[key])
 
 

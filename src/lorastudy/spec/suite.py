@@ -16,6 +16,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from lorastudy.spec.question import Margin, PrimaryMetric, Question, all_seeds
+from lorastudy.spec.racing import RUNGS, check_rungs
 from lorastudy.spec.settings import Settings
 
 #: The designs that come with the package; `lorastudy.experiments` holds the class of each.
@@ -37,6 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,8 @@ class Suite:
     margin: Margin | None = None
     reference: str | None = None
     given_tuning_seeds: tuple[int, ...] | None = None
+    rungs: tuple[float, ...] = ()
+    """Shares of the training at which arms that are clearly behind are stopped; none without racing."""
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
@@ -93,6 +97,7 @@ class Suite:
             tuning_seeds=self.tuning_seeds,
             choosing_split="eval" if chooses else None,
             reporting_split="test" if all(arm.settings.has_test_split for arm in self.arms) else "eval",
+            rungs=self.rungs,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -102,6 +107,7 @@ class Suite:
             **{key: getattr(self, key) for key in plain},
             "margin": None if self.margin is None else vars(self.margin),
             "tuning_seeds": None if self.given_tuning_seeds is None else list(self.given_tuning_seeds),
+            **({"rungs": list(self.rungs)} if self.rungs else {}),
             "arms": [
                 {
                     "name": arm.name,
@@ -116,13 +122,18 @@ class Suite:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """The suite of which `to_json` wrote what its file asked for."""
-        rest = {key: value for key, value in values.items() if key not in {"margin", "tuning_seeds", "arms"}}
+        rest = {
+            key: value
+            for key, value in values.items()
+            if key not in {"margin", "tuning_seeds", "arms", "rungs"}
+        }
         given = values["tuning_seeds"]
         return cls(
             **rest,
             path=None,
             margin=None if values["margin"] is None else Margin(**values["margin"]),
             given_tuning_seeds=None if given is None else tuple(given),
+            rungs=tuple(values.get("rungs", ())),
             arms=tuple(
                 Arm(
                     name=arm["name"],
@@ -207,6 +218,12 @@ class SuiteKeys(BaseModel):
         description="With `learning_rate: auto`: seeds of the runs that choose the rate. They report nothing, so none "
         "of them may be among `seeds`. By default the first two that are not.",
     )
+    racing: bool | Annotated[tuple[Share, ...], Field(min_length=1)] = Field(
+        default=False,
+        description="Stop arms that are clearly behind on the held-out rows, for the rest of their training. `true` looks "
+        f"at {' and '.join(f'{rung:g}' for rung in RUNGS)} of the steps, a list at the shares in it. An arm is one "
+        "configuration at one learning rate. What is stopped is reported as that and wins nothing.",
+    )
     experiments: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = Field(
         None,
         description="The arms, one entry each. An entry says only what differs from the top of the file.",
@@ -216,7 +233,7 @@ class SuiteKeys(BaseModel):
         description="Instead of `experiments`: settings with a list of values each; every combination is an arm.",
     )
 
-    @field_validator("tuning_seeds", mode="before")
+    @field_validator("tuning_seeds", "racing", mode="before")
     @classmethod
     def _lists_are_tuples(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
@@ -226,6 +243,13 @@ class SuiteKeys(BaseModel):
     def _tuning_seeds_differ(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value is not None and len(set(value)) < len(value):
             raise ValueError("a seed stands twice; equal seeds give equal runs")
+        return value
+
+    @field_validator("racing")
+    @classmethod
+    def _rungs_rise(cls, value: object) -> object:
+        if isinstance(value, tuple):
+            check_rungs(value)
         return value
 
     @field_validator("margin", mode="before")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lorastudy.errors import StoreError
-from lorastudy.records import DONE_NAME, PREDICTIONS_NAME, Pack, RecordReader
+from lorastudy.records import DONE_NAME, PREDICTIONS_NAME, RACE_NAME, Pack, RecordReader
 from lorastudy.tracker.tracker import ExperimentTracker
 
 #: Where experiments go that no suite knows: run folders do not say which suite they were made for.
@@ -40,12 +40,11 @@ def replay(tracker: ExperimentTracker, folder: Path, *, suite_name: str = RECOVE
     records = folder / "records.jsonl"
     with tracker.at(_modified(folder / "pack.json")):
         _start(tracker, pack, folder=folder, suite_name=suite_name)
-    num_stored, damage = 0, None
+    num_stored, damage, reader = 0, None, RecordReader(records)
     with tracker.at(_modified(records if records.exists() else folder / "pack.json")):
         try:
-            for path in (folder / PREDICTIONS_NAME, records):
-                reader = RecordReader(path)
-                for record in reader.read_new():
+            for each in (RecordReader(folder / PREDICTIONS_NAME), reader, RecordReader(folder / RACE_NAME)):
+                for record in each.read_new():
                     num_stored += tracker.take(record, pack_id=pack.id, attempt=pack.attempt)
         except ValueError as error:
             damage = str(error)

@@ -70,9 +70,16 @@ def start(connection: Connection, values: dict[str, Any]) -> None:
 
 
 def end(connection: Connection, outcome: Outcome, *, attempt: int, at: str) -> bool:
-    """End a run that is running; False where it is not, so the first end of a run is its only one."""
+    """End a run that is running; False where it is not, so the first end of a run is its only one.
+
+    But one that pauses or was interrupted waits to go on, and may be stopped by racing instead.
+    """
     key = {"experiment_id": outcome.experiment_id, "attempt": attempt}
-    if not rows.exists(connection, runs, key=key | {"status": "running"}):
+    is_outraced = outcome.failure_kind == "outraced"
+    if is_outraced and rows.exists(connection, runs, key=key | {"failure_kind": "outraced"}):
+        return False
+    may_end = ("running", "paused", "stopped") if is_outraced else ("running",)
+    if not any(rows.exists(connection, runs, key=key | {"status": status}) for status in may_end):
         return False
     changes = {
         "status": outcome.status,

@@ -212,7 +212,7 @@ class ExperimentTracker:
     ) -> list[ExperimentResult]:
         """Experiments in the order of suites and positions; one in two suites appears once for each.
 
-        `status` is pending, running, completed, failed or stopped.
+        `status` is pending, running, paused, completed, failed or stopped.
         """
         with self._store.reading() as connection:
             found = _members(connection, suite_name)

@@ -32,7 +32,7 @@ class ScoreValue:
 class ExperimentResult:
     """One experiment as it stands in the store: what it is, and what its current run measured.
 
-    `scores` is keyed by (split, metric). `status` is that of the current run: pending, running, completed,
+    `scores` is keyed by (split, metric). `status` is that of the current run: pending, running, paused, completed,
     failed or stopped.
     """
 
@@ -70,6 +70,11 @@ class ExperimentResult:
     incidents: tuple[Incident, ...] = ()
     """What befell its pack, in order, earlier attempts included as far as this one goes on from them."""
     checkpoint_profile: CheckpointProfile | None = None
+
+    @property
+    def was_outraced(self) -> bool:
+        """Whether it was stopped because its arm was clearly behind: no failure, and nothing is left to run."""
+        return self.status == "stopped" and self.failure_kind == "outraced"
 
 
 @dataclass(frozen=True, kw_only=True)

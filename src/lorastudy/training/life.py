@@ -32,6 +32,7 @@ from lorastudy.training.keeping import Keeper
 from lorastudy.training.outcomes import PackRun, diverged, failed, is_finite
 from lorastudy.training.pace import CheckpointTimes, Pace, Stopwatch
 from lorastudy.training.resuming import find_resumption
+from lorastudy.training.rungs import legs, pause, score_at
 from lorastudy.training.stopping import Stop
 
 #: Steps over which an arm's speed alone is measured.
@@ -50,7 +51,7 @@ class Loaded:
 
 
 def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
-    """Load, profile, train, evaluate, save; emit a record of each as it comes.
+    """Load, profile, train, evaluate, save; emit a record of each as it comes. A pack that is to pause ends there.
 
     Raises:
         Stopped: the worker was asked to leave; what was trained is in a checkpoint.
@@ -79,9 +80,19 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
         keeper = Keeper(run=run, engine=engine, environment=here, pace=pace, times=times)
         load_seconds = clock.lap()
         with keeper.saving_when_stopped():
-            with MemoryMeter(device) as memory, stop.deferred():
-                train(run, keeper, feed=feed, stop=stop)
+            said = () if resumption is None else resumption.records
+            with MemoryMeter(device) as memory:
+                for leg in legs(run, start=engine.num_steps_done, num_steps=len(feed.plan), said=said):
+                    with stop.deferred():
+                        train(run, keeper, feed=feed, stop=stop, to=leg.stop)
+                    if leg.rung is not None:
+                        score_at(run, engine, rung=leg.rung, base=loaded.base, data=loaded.data)
             clock.lap()
+            if run.pack.pause_at is not None:
+                keeper.save()
+                with stop.deferred():
+                    pause(run, engine)
+                return
             evaluate(run, engine, base=loaded.base, data=loaded.data)
             save(run, engine)
     finally:
@@ -182,8 +193,8 @@ def emit_scores_before(
         engine.close()
 
 
-def train(run: PackRun, keeper: Keeper, *, feed: Feed, stop: Stop) -> None:
-    """Train to the end, recording every step; an arm that diverges ends here and now."""
+def train(run: PackRun, keeper: Keeper, *, feed: Feed, stop: Stop, to: int) -> None:
+    """Train up to a step, recording every one; an arm that diverges ends here and now."""
     engine, pace = keeper.engine, keeper.pace
 
     def on_step(result: StepResult) -> None:
@@ -207,7 +218,7 @@ def train(run: PackRun, keeper: Keeper, *, feed: Feed, stop: Stop) -> None:
         keeper.after_step()
 
     pace.watch.lap()
-    engine.train(feed.steps(start=engine.num_steps_done), on_step=on_step)
+    engine.train(feed.steps(start=engine.num_steps_done, stop=to), on_step=on_step)
 
 
 def evaluate(run: PackRun, engine: Engine, *, base: BaseModel, data: PackData) -> None:

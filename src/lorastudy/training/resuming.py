@@ -26,6 +26,7 @@ from lorastudy.records import (
     read_records,
 )
 from lorastudy.sealed import DamagedError
+from lorastudy.spec.racing import rung_of
 from lorastudy.training.outcomes import PackRun
 from lorastudy.training.pace import CheckpointTimes, Pace
 
@@ -70,8 +71,9 @@ def find_resumption(
             continue
         resumption = _resumption(checkpoint, records, arms=arms, num_steps=num_steps)
         step = max((arm.num_steps_done for arm in resumption.state.arms), default=0)
-        message = f"{_because(run)}it goes on from the checkpoint after step {step} of {_name(folder)}"
-        run.emit(Incident(kind="resumed", message=message, step=step))
+        if run.pack.reason is not None or not run.pack.rungs:  # between the legs of a race it is no incident
+            message = f"{_because(run)}it goes on from the checkpoint after step {step} of {_name(folder)}"
+            run.emit(Incident(kind="resumed", message=message, step=step))
         return resumption
     if run.pack.reason is not None or obstacles:
         why = obstacles[0] if obstacles else "there is no checkpoint to go on from"
@@ -126,13 +128,20 @@ def _of_these(record: Record, ids: frozenset[str], *, num_steps: int) -> Record 
     """The record as far as it is about these experiments and is not made again on the way on; None if nothing is."""
     if isinstance(record, PackStep):
         arms = tuple(arm for arm in record.arms if arm.experiment_id in ids)
+        if not arms:
+            return None
+        share = len(arms) / len(record.arms)  # of what the step took: an arm's time is the pack's by its arms
         num_tokens = record.num_tokens * len(arms) // len(record.arms)
-        return replace(record, arms=arms, num_tokens=num_tokens, num_steps=num_steps) if arms else None
+        return replace(
+            record, arms=arms, num_tokens=num_tokens, num_steps=num_steps, seconds=record.seconds * share
+        )
     if isinstance(record, Incident):
         return record
-    if isinstance(record, ArmProfile | Outcome) or (
-        isinstance(record, Score) and record.split.endswith("_before")
+    if isinstance(record, Score) and not (
+        record.split.endswith("_before") or rung_of(record.split) is not None
     ):
+        return None
+    if isinstance(record, ArmProfile | Outcome | Score):
         return record if record.experiment_id in ids else None
     return None
 

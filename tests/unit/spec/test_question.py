@@ -10,6 +10,7 @@ from lorastudy.errors import SuiteFileError
 from lorastudy.experiments.expansion import expand
 from lorastudy.spec.loading import load_suite
 from lorastudy.spec.question import Margin, Question, configuration_name, is_reference
+from lorastudy.spec.racing import RUNGS
 
 Write = Callable[[str], Path]
 
@@ -110,3 +111,22 @@ def test_the_reference_must_be_an_arm_with_or_without_its_rate(write: Write) -> 
         expanded("lage")
     with pytest.raises(SuiteFileError, match="reference: no arm is called 'x'; there are small, large"):
         expanded("x")
+
+
+def test_a_race_is_part_of_the_question(write: Callable[[str], Path]) -> None:
+    text = "seeds: [0, 1, 2]\nlearning_rate: [1e-4, 2e-4]\nexperiments: [{lora_rank: 8}]\n"
+    assert load_suite(write(f"racing: true\n{text}")).question.rungs == RUNGS
+    assert load_suite(write(f"racing: [0.3]\n{text}")).question.rungs == (0.3,)
+    for without in (text, f"racing: false\n{text}"):
+        assert load_suite(write(without)).question.rungs == ()
+
+
+def test_a_question_without_a_race_is_the_one_that_it_was() -> None:
+    """Its id is a hash of its JSON, and stores hold it from before there was racing."""
+    plain = Question(seeds=(0, 1))
+    assert "rungs" not in plain.to_json()
+    raced = Question(seeds=(0, 1), rungs=(0.25, 0.5))
+    assert Question.from_json(raced.to_json()) == raced
+    assert Question.from_json(plain.to_json()) == plain
+    assert raced.id != plain.id
+    assert raced.differences(plain) == ("rungs",)

@@ -113,6 +113,34 @@ BAD = {
     "unknown type": (f"experiment_type: rank_ablatoin\n{ENTRY}", "(did you mean rank_ablation?)"),
     "unlike any type": (f"experiment_type: x\n{ENTRY}", "must be one of rank_ablation, module_ablation, parameter_matched_modules, quantization_study, custom, or path/to/file.py:Class, not 'x'"),
     "type in a missing file": (f"experiment_type: my.py:Mine\n{ENTRY}", "experiment_type: there is no file 'my.py'"),
+    "a race of one": ("racing: true\nseeds: [0, 1, 2]\nexperiments: [{lora_rank: 8}]", "s.yaml:1:9: racing: needs two arms at least"),
+    "a race of one seed": ("racing: true\nexperiments: [{lora_rank: 8}, {lora_rank: 4}]", "racing: needs 3 seeds at least to tell an arm from noise, not 1"),
+    "a race of unlike seeds": (
+        "racing: true\nexperiments: [{lora_rank: 8, seeds: [0, 1, 2]}, {lora_rank: 4, seeds: [0, 1, 3]}]",
+        "racing: needs the same seeds for all arms",
+    ),
+    "a race over unlike distances": (
+        "racing: true\nseeds: [0, 1, 2]\nexperiments: [{max_steps: 8}, {max_steps: 4}]",
+        "racing: needs arms of the same max_steps: else they are not scored on the same rows after the same steps",
+    ),
+    "a race in epochs and in steps": (
+        "racing: true\nseeds: [0, 1, 2]\nexperiments: [{max_steps: 8}, {num_train_epochs: 4}]",
+        "racing: needs arms of the same num_train_epochs",
+    ),
+    "a race on unlike rows": (
+        "racing: true\nseeds: [0, 1, 2]\nfactors: {max_train_samples: [8, 16]}", "racing: needs arms of the same max_train_samples",
+    ),
+    "a race by another metric": (
+        f"racing: true\nseeds: [0, 1, 2]\nprimary_metric: exact_match\nlearning_rate: [1e-4, 2e-4]\n{ENTRY}",
+        "racing: goes by held-out loss, and could stop the arm of the best exact_match; remove it, or take primary_metric: loss",
+    ),
+    "a race with a search": (
+        f"racing: true\nseeds: [0, 1, 2]\nlearning_rate: auto\n{ENTRY}", "racing: does not go with learning_rate: auto",
+    ),
+    "rungs that fall": (f"racing: [0.5, 0.25]\n{ENTRY}", "s.yaml:1:9: racing: the shares of the steps must rise, as in [0.25, 0.5]"),
+    "a rung at the end": (f"racing: [0.5, 1.0]\n{ENTRY}", "racing: must be true or false, or a list of one or more numbers greater than 0 and less than 1"),
+    "too many rungs": (f"racing: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]\n{ENTRY}", "racing: has 6 shares; more than 5 looks cost more than they save"),
+    "racing in an entry": ("experiments: [{racing: true}]", "experiments[0].racing: stands at the top of the file, not here"),
     "missing data": (f"dataset_path: data/alpaca_250_sample.jsonl\n{ENTRY}", "make it: lorastudy prepare --dataset alpaca --num-samples 250"),
     "missing data like the specification's": (f"dataset_path: data/alpaca_x.jsonl\n{ENTRY}", "lorastudy prepare --dataset alpaca --num-samples 1000"),
     "misspelt data": (f"dataset_path: row.jsonl\n{ENTRY}", "there is no file 'row.jsonl' (paths begin at the current folder) (did you mean rows.jsonl?)"),

@@ -51,7 +51,8 @@ def rank_headline(analysis: Analysis) -> str:
     """The answer in two sentences, or that there is none."""
     returns = analysis.returns
     if returns is None:
-        return "Fewer than two ranks completed with a seed in common, so ranks cannot be compared."
+        others = " The others were stopped by racing." if analysis.study.outraced else ""
+        return f"Fewer than two ranks completed with a seed in common, so ranks cannot be compared.{others}"
     return f"{_answer(analysis, returns)}{_scope(analysis, returns)}"
 
 

@@ -37,7 +37,7 @@ def recommendation(analysis: Analysis) -> Recommendation:
     if reference is None:
         return _none("no experiment completed.")
     if not comparisons:
-        return _none("only one arm completed, so there is nothing to choose between.")
+        return _alone(analysis, reference.name)
     valid = [comparison for comparison in comparisons if comparison.is_valid]
     if not valid:
         return _none(
@@ -50,6 +50,16 @@ def recommendation(analysis: Analysis) -> Recommendation:
     if choice is None:
         return _none(left)
     arm, why = choice
+    return Recommendation(arm=arm, why=f"Take {arm}: {why}.{_cost(analysis, arm)}")
+
+
+def _alone(analysis: Analysis, arm: str) -> Recommendation:
+    """Of one arm that completed: it is taken where racing stopped all others, for that is why there are none."""
+    if not analysis.study.outraced:
+        return _none("only one arm completed, so there is nothing to choose between.")
+    why = "every other arm was stopped by racing, clearly behind on the held-out rows before the end"
+    if arm in analysis.untuned:
+        return _none_is_best(analysis, (arm, why), left="")
     return Recommendation(arm=arm, why=f"Take {arm}: {why}.{_cost(analysis, arm)}")
 
 

@@ -15,8 +15,9 @@ from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.findings.wording import margin_words, verdicts_by_word, what_seeds_can_show
-from lorastudy.report.numbers import count, listing, number
+from lorastudy.report.numbers import count, listing, names, number
 from lorastudy.report.sections.overview import setting_values, what_was_run
+from lorastudy.report.sections.racing import wrong_stops_measured
 
 #: Findings named on the first page; the others are counted.
 _MOST_FINDINGS = 4
@@ -65,6 +66,7 @@ def _limits(analysis: Analysis) -> Iterator[Text]:
     yield from _choice_in_sample(analysis)
     yield from _stand_in(analysis)
     yield from _not_completed(analysis.study)
+    yield from _outraced(analysis.study)
     yield (_scope(analysis.study),)
 
 
@@ -106,11 +108,19 @@ def _stand_in(analysis: Analysis) -> Iterator[Text]:
 
 def _not_completed(study: Study) -> Iterator[Text]:
     """How many runs are missing, by what became of them."""
-    missing = [result for result in study.results if result.status != "completed"]
+    missing = [r for r in study.results if r.status != "completed" and not r.was_outraced]
     if missing:
         kinds = Counter((result.failure_kind or result.status).replace("_", " ") for result in missing)
         told = listing(f"{times} {kind}" for kind, times in kinds.items())
         yield (f"{len(missing)} of {count(len(study.results))} experiments did not complete: {told}.",)
+
+
+def _outraced(study: Study) -> Iterator[Text]:
+    """Which arms were not trained to the end, and how sure it is that they would not have come up."""
+    stopped = [arm.name for arm in study.arms if arm.was_outraced]
+    if stopped:
+        told = f"{names(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped by racing, without a final score."
+        yield (f"{told} {wrong_stops_measured()}".rstrip(),)
 
 
 def _scope(study: Study) -> str:

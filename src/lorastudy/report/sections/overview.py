@@ -23,9 +23,10 @@ MAX_MESSAGE = 600
 
 
 def failure_blocks(study: Study, *, level: int) -> list[Block]:
-    """What failed, diverged, was stopped or has not finished; nothing when all completed."""
-    ended = [result for result in study.results if result.status in {"failed", "stopped"}]
-    open_runs = [result for result in study.results if result.status in {"pending", "running"}]
+    """What failed, diverged, was interrupted or has not finished; nothing when all completed or were stopped by racing."""
+    of_note = [result for result in study.results if not result.was_outraced]
+    ended = [result for result in of_note if result.status in {"failed", "stopped"}]
+    open_runs = [result for result in of_note if result.status in {"pending", "running", "paused"}]
     blocks: list[Block] = []
     if ended or open_runs:
         blocks.append(Heading(level=level, text="Failures and divergences"))
@@ -91,7 +92,8 @@ def what_was_run(study: Study) -> str:
     model, data = (listing(setting_values(study.arms, key)) for key in ("base_model", "dataset_path"))
     return (
         f"{_counted(len(arms), 'arm')} with {_seeds_each(study)} each on the base model {model}, "
-        f"trained on {data}{_length(study.arms)}{_search(study)}; {len(study.completed)} of {len(study.results)} experiments completed."
+        f"trained on {data}{_length(study.arms)}{_search(study)}; {len(study.completed)} of {len(study.results)} experiments completed"
+        f"{f', {len(study.outraced)} were stopped by racing' if study.outraced else ''}."
     )
 
 

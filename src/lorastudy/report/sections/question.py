@@ -7,6 +7,7 @@ from datetime import datetime
 from lorastudy.report.document import Block, Paragraph, Strong
 from lorastudy.report.numbers import listing
 from lorastudy.spec.question import Question
+from lorastudy.spec.racing import rung_name
 from lorastudy.tracker.views import StatedQuestion
 
 _METRICS = {"loss": "held-out loss", "token_accuracy": "token accuracy", "exact_match": "exact match"}
@@ -18,7 +19,8 @@ def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
     if not statements:
         return []
     first, last = statements[0], statements[-1]
-    asked = "; ".join(dict.fromkeys(say(last.question) for say in _PARTS.values()))
+    parts = (say(last.question) for key, say in _PARTS.items() if key != "rungs" or last.question.rungs)
+    asked = "; ".join(dict.fromkeys(parts))
     stated = f" {_when(first)}{_too_late(first)} ({last.question.id}): {asked}."
     blocks: list[Block] = [Paragraph((Strong("Stated"), stated))]
     for before, after in itertools.pairwise(statements):
@@ -54,6 +56,12 @@ def _tuning(question: Question) -> str:
     return f"learning rates are chosen on {_SPLITS[question.choosing_split]}{own}"
 
 
+def _racing(question: Question) -> str:
+    if not question.rungs:
+        return "every arm trains to its end"
+    return f"arms that are clearly behind after {listing(map(rung_name, question.rungs))} of the steps are stopped"
+
+
 _PARTS: dict[str, Callable[[Question], str]] = {
     "primary_metric": lambda question: f"{_METRICS[question.primary_metric]} decides",
     "margin": lambda question: f"margin {question.margin or 'none'}",
@@ -61,5 +69,6 @@ _PARTS: dict[str, Callable[[Question], str]] = {
     "seeds": lambda question: f"seeds {_seeds(question.seeds)}",
     "choosing_split": _tuning,
     "tuning_seeds": _tuning,
+    "rungs": _racing,
     "reporting_split": lambda question: f"{_SPLITS[question.reporting_split]} report",
 }

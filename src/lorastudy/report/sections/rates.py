@@ -66,7 +66,7 @@ def _cell(study: Study, arm: Arm) -> Cell:
     losses = list(scores_by_seed(arm, study, metric=LOSS, choosing=True).values())
     diverged = sum(result.failure_kind == "diverged" for result in arm.results)
     if not losses:
-        return Cell("diverged" if diverged else ABSENT)
+        return Cell("stopped" if arm.was_outraced else "diverged" if diverged else ABSENT)
     mean = statistics.fmean(losses)
     some = f", {diverged} diverged" if diverged else ""
     return Cell(f"{number(mean, _DECIMALS)}{some}", mean)

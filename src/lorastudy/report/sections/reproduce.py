@@ -1,6 +1,7 @@
 """How to run the study again: the commands, and the suite as a file, rebuilt from what the store holds."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from lorastudy.analysis.study import Arm, Study, differing_settings, shared_sett
 from lorastudy.report.document import Block, Code, CodeBlock, Heading, Paragraph
 
 
-def reproduce_blocks(study: Study, *, level: int, output: Path) -> list[Block]:
-    """Commands and the suite file. Paths in it are those of the machine that ran it."""
+def reproduce_blocks(study: Study, *, level: int, output: Path, rungs: Sequence[float] = ()) -> list[Block]:
+    """Commands and the suite file. Paths in it are those of the machine that ran it; `rungs` are those of its race."""
     commands = f"lorastudy suite suite.yaml\nlorastudy report --output {_quoted(output.name)}"
     return [
         Heading(level=level, text="Reproduce"),
@@ -26,15 +27,16 @@ def reproduce_blocks(study: Study, *, level: int, output: Path) -> list[Block]:
             )
         ),
         CodeBlock(commands, "bash"),
-        CodeBlock(suite_yaml(study).rstrip("\n"), "yaml"),
+        CodeBlock(suite_yaml(study, rungs=rungs).rstrip("\n"), "yaml"),
     ]
 
 
-def suite_yaml(study: Study) -> str:
+def suite_yaml(study: Study, *, rungs: Sequence[float] = ()) -> str:
     """The study as a suite file: what all arms share on top, what differs in each entry."""
     seeds = {arm.name: [result.seed for result in arm.results] for arm in study.arms}
     common = seeds[study.arms[0].name] if len({tuple(value) for value in seeds.values()}) == 1 else None
     body: dict[str, Any] = {"suite_name": study.suite_name, "experiment_type": study.experiment_type}
+    body |= {"racing": list(rungs)} if rungs else {}
     body |= {key: value for key, value in shared_settings(study.arms).items() if _is_said(key, value)}
     if common is not None:
         body["seeds"] = common

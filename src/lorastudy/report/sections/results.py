@@ -174,6 +174,7 @@ def _identity(analysis: Analysis) -> Part:
         marks = [
             *(["reference"] if name == reference else []),
             *(["untuned"] if name in analysis.untuned else []),
+            *(["stopped by racing"] if summary.arm.was_outraced else []),
         ]
         return Cell(f"{name} ({', '.join(marks)})" if marks else name)
 

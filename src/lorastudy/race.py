@@ -1,0 +1,214 @@
+"""A race: experiments that train in legs, up to one rung after another, with fewer arms each time.
+
+    all -> rung -> those that are not clearly behind -> rung -> ... -> the rest, to the end
+
+Seeds of one arm may be in different packs, so no worker can say which arm is behind. At a rung every pack scores the
+held-out rows, saves itself and pauses; who goes on is decided here over all arms and seeds (`analysis.racing`), and
+the packs go on from their checkpoints with the rest. A pack that lost nobody comes to the very bits that it would have
+had without a race; one that lost some, up to the order in which sums are taken.
+
+Nothing is remembered between the legs but what the store holds. A race that is taken up again asks every rung anew and
+comes to the same answers, since scores that were taken are carried along. A decision that was put on record stays.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorastudy.analysis.reference import asked_reference
+from lorastudy.analysis.study import Study, split_studies
+from lorastudy.analysis.summary import LOSS
+from lorastudy.analysis.tuning import rates_of
+from lorastudy.executors import Executor
+from lorastudy.records import RACE_NAME, Outcome, RecordWriter
+from lorastudy.runner import (
+    OnEvent,
+    Plan,
+    SuiteOutcome,
+    is_current,
+    let_go_of_checkpoints,
+    not_done,
+    run_suite,
+)
+from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.question import Margin
+from lorastudy.spec.racing import Leg, rung_name, rung_split
+from lorastudy.tracker import ExperimentTracker
+from lorastudy.tracker.views import ExperimentResult
+
+if TYPE_CHECKING:
+    from lorastudy.analysis.items import ItemScores
+    from lorastudy.analysis.racing import Behind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race:
+    """What is fixed before a race begins: where to look, and what the suite asks."""
+
+    suite_name: str
+    rungs: tuple[float, ...]
+    margin: Margin | None = None
+    reference: str | None = None
+
+
+def run_race(
+    experiments: Sequence[Experiment],
+    *,
+    race: Race,
+    tracker: ExperimentTracker,
+    executor: Executor,
+    plan: Plan,
+    on_event: OnEvent,
+) -> SuiteOutcome:
+    """Run what is missing of a suite, as `run_suite`, in legs; what is clearly behind at a rung is not run on."""
+    missing = {each.id for each in not_done(experiments, tracker=tracker)}
+    legs: list[SuiteOutcome] = []
+    for rung in (*race.rungs, None):
+        settled = {end.experiment_id for leg in legs for end in leg.failed}
+        settled |= outraced(experiments, suite_name=race.suite_name, tracker=tracker)
+        if rung is not None:
+            settled |= _scored(experiments, tracker=tracker, rung=rung).keys()
+        leg = Leg(rungs=race.rungs, pause_at=rung, settled=frozenset(settled))
+        legs.append(
+            run_suite(
+                experiments,
+                suite_name=race.suite_name,
+                tracker=tracker,
+                executor=executor,
+                plan=replace(plan, leg=leg),
+                on_event=on_event,
+            )
+        )
+        if plan.is_leaving() or (legs[-1].failed and not plan.continue_on_error):
+            break
+        if rung is not None:
+            _stop_those_behind(experiments, rung=rung, race=race, tracker=tracker)
+    given_up = outraced(experiments, suite_name=race.suite_name, tracker=tracker)
+    folders = {Path(run.run_folder) for run in tracker.get_runs([each.id for each in experiments])}
+    let_go_of_checkpoints(
+        (folder for folder in folders if folder.is_dir()), tracker=tracker, given_up=given_up
+    )
+    return _outcome(experiments, legs, missing=missing, given_up=given_up)
+
+
+def outraced(
+    experiments: Sequence[Experiment], *, suite_name: str, tracker: ExperimentTracker
+) -> frozenset[str]:
+    """The experiments that a race stopped under the libraries of now."""
+    found = _results(experiments, suite_name=suite_name, tracker=tracker)
+    return frozenset(result.experiment_id for result in found if result.was_outraced)
+
+
+def _results(
+    experiments: Sequence[Experiment], *, suite_name: str, tracker: ExperimentTracker
+) -> list[ExperimentResult]:
+    """How the experiments stand, as this suite names them; without what other versions of the libraries made."""
+    ids = {experiment.id for experiment in experiments}
+    found = tracker.get_all_experiments(suite_name=suite_name)
+    return [each for each in found if each.experiment_id in ids and is_current(each.environment)]
+
+
+def _scored(
+    experiments: Sequence[Experiment], *, tracker: ExperimentTracker, rung: float
+) -> "Mapping[str, ItemScores]":
+    """The held-out losses item by item that were taken at a rung, by experiment."""
+    from lorastudy.analysis.items import ItemScores  # numpy, which a plan goes without
+
+    ids = [experiment.id for experiment in experiments]
+    found = tracker.get_all_items(ids, split=rung_split(rung), metric="loss")
+    current = {key for key, each in tracker.get_results(list(found)).items() if is_current(each.environment)}
+    return {
+        key: ItemScores(values=values, weights=weights)
+        for key, (values, weights) in found.items()
+        if key in current
+    }
+
+
+def _stop_those_behind(
+    experiments: Sequence[Experiment],
+    *,
+    rung: float,
+    race: Race,
+    tracker: ExperimentTracker,
+) -> None:
+    """Decide at a rung, and put on record what was decided, in the run folders first."""
+    scored = _scored(experiments, tracker=tracker, rung=rung)
+    for study in split_studies(_results(experiments, suite_name=race.suite_name, tracker=tracker)):
+        for one in _behind(study, scored, race=race):
+            for result in study.arm(one.arm).results:
+                if result.experiment_id in scored and _is_open(result):
+                    _put_on_record(result, one, rung=rung, tracker=tracker)
+
+
+def _is_open(result: ExperimentResult) -> bool:
+    """Whether it waits to go on: paused, or interrupted after it had been scored."""
+    return result.status in {"paused", "stopped"} and not result.was_outraced
+
+
+def _behind(study: Study, scored: "Mapping[str, ItemScores]", *, race: Race) -> "Iterator[Behind]":
+    from lorastudy.analysis.racing import Rules, clearly_behind  # scipy, likewise
+
+    by_arm = {
+        arm.name: {r.seed: scored[r.experiment_id] for r in arm.results if r.experiment_id in scored}
+        for arm in study.arms
+    }
+    losses = {arm: by_seed for arm, by_seed in by_arm.items() if by_seed}
+    before = [r.scores["eval_before", "loss"].value for r in study.results if r.experiment_id in scored]
+    named = asked_reference(study, named=race.reference)
+    reference = [] if named is None else [arm.name for arm in rates_of(study, named)]
+    if not before:
+        return
+    base_loss = before[0]  # one base model, one set of rows: equal for all
+    rules = Rules(num_arms=len(study.arms), num_rungs=len(race.rungs), margin=race.margin)
+    yield from clearly_behind(losses, base_loss=base_loss, rules=rules, reference=reference)
+
+
+def _put_on_record(
+    result: ExperimentResult, behind: "Behind", *, rung: float, tracker: ExperimentTracker
+) -> None:
+    """The run is stopped: in its folder, from which a store can be made again, and in the store."""
+    assert result.run_folder is not None
+    assert result.pack_id is not None
+    assert result.attempt is not None
+    outcome = Outcome(
+        experiment_id=result.experiment_id,
+        status="stopped",
+        failure_kind="outraced",
+        message=said_of(behind, rung=rung),
+        step=result.num_steps,
+    )
+    with closing(RecordWriter(Path(result.run_folder) / RACE_NAME)) as writer:
+        writer.write(outcome)
+    tracker.take(outcome, pack_id=result.pack_id, attempt=result.attempt)
+
+
+def said_of(behind: "Behind", *, rung: float) -> str:
+    """Why an arm was stopped, in words for the report."""
+    return (
+        f"stopped by racing after {rung_name(rung)} of the steps: its held-out loss is {behind.difference:.3g} "
+        f"{LOSS.unit} above that of {behind.ahead}, and more than {behind.bound:.3g} above it on each of "
+        f"{behind.num_seeds} seeds (p = {behind.p:.1g}, corrected for all arms and rungs)"
+    )
+
+
+def _outcome(
+    experiments: Sequence[Experiment],
+    legs: Sequence[SuiteOutcome],
+    *,
+    missing: Collection[str],
+    given_up: Collection[str],
+) -> SuiteOutcome:
+    """The legs as one. What was stopped before this call was missing to `not_done`, and has no end of its own here."""
+    completed = tuple(key for leg in legs for key in leg.completed)
+    failed = tuple(end for leg in legs for end in leg.failed)
+    ended = {*completed, *(end.experiment_id for end in failed), *given_up}
+    return SuiteOutcome(
+        done_before=tuple(each.id for each in experiments if each.id not in missing),
+        completed=completed,
+        failed=failed,
+        not_run=tuple(each.id for each in experiments if each.id in missing and each.id not in ended),
+        unpublished=legs[-1].unpublished,
+        outraced=tuple(each.id for each in experiments if each.id in given_up),
+    )

@@ -1,0 +1,75 @@
+"""What racing stopped and why, what that saved, and how often stopping was wrong where it was measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lorastudy.analysis.racing import ALLOWANCE, LEVEL, measured_races
+from lorastudy.analysis.study import Arm, Study
+from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
+from lorastudy.report.numbers import ABSENT, count, listing, percent
+from lorastudy.spec.racing import rung_name
+
+
+def racing_blocks(study: Study, *, rungs: Sequence[float], level: int) -> list[Block]:
+    """A row for each arm that was stopped; nothing where no race was run."""
+    if not rungs and not study.outraced:
+        return []
+    at = listing(map(rung_name, rungs)) if rungs else "some"
+    rule = (
+        f"Arms were held against each other after {at} of the steps, on the held-out rows, per seed and item, and stopped "
+        f"where they were shown to be behind the one ahead by more than {percent(ALLOWANCE, decimals=0)} of what training "
+        f"had brought it by then (and by the margin besides, where there is one), on every seed and with p at most "
+        f"{LEVEL:g} over all arms and looks. What is stopped has no final score and wins nothing. {_saved(study)}"
+        f"{wrong_stops_measured()}"
+    ).rstrip()
+    heading = Heading(level=level, text="Stopped by racing")
+    stopped = [arm for arm in study.arms if arm.was_outraced]
+    if not stopped:
+        return [heading, Paragraph((f"{rule} Here no arm was stopped.",))]
+    columns = (Column("Arm", numeric=False), Column("Steps"), Column("Runs"), Column("Why", numeric=False))
+    return [heading, Paragraph((rule,)), Table(columns=columns, rows=tuple(map(_row, stopped)))]
+
+
+def steps_spent(study: Study) -> tuple[int, int] | None:
+    """Steps that all runs took, and those that they would have taken to the end; None where that is not known."""
+    full = {result.num_steps for result in study.completed}
+    if len(full) != 1 or None in full:
+        return None
+    spent = sum(r.num_steps or 0 for r in study.results if r.status == "completed" or r.was_outraced)
+    num_runs = sum(r.status == "completed" or r.was_outraced for r in study.results)
+    return spent, num_runs * (full.pop() or 0)
+
+
+def wrong_stops_measured() -> str:
+    """How often such stops were wrong, and where that was measured."""
+    told = [
+        f"{count(one['num_wrong_stops'])} of {count(one['num_stops'])} stops were wrong ({percent(one['wrong_stops'])}), and "
+        f"{percent(one['same_verdicts'], decimals=0)} of the races ended in the verdicts of the full grid, {where(one)}"
+        for one in measured_races()
+    ]
+    return f"In races replayed over full runs, {listing(told)}." if told else ""
+
+
+def where(measured: Mapping[str, Any]) -> str:
+    """On what it was measured."""
+    return f"on {measured['base_model']} with {measured['dataset_path']} and {measured['num_seeds']} seeds"
+
+
+def _saved(study: Study) -> str:
+    steps = steps_spent(study)
+    if steps is None:
+        return ""
+    spent, full = steps
+    return f"The runs took {count(spent)} of the {count(full)} steps of the full grid ({percent(spent / full, decimals=0)}). "
+
+
+def _row(arm: Arm) -> tuple[Cell, ...]:
+    stopped = [result for result in arm.results if result.was_outraced]
+    steps = sorted({result.num_steps for result in stopped if result.num_steps is not None})
+    said = dict.fromkeys(result.failure_message or ABSENT for result in stopped)
+    return (
+        Cell(arm.name),
+        Cell(listing(map(str, steps)), steps[0] if steps else None),
+        Cell(str(len(stopped)), len(stopped)),
+        Cell("; ".join(said)),
+    )

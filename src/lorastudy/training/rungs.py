@@ -1,0 +1,61 @@
+"""The rungs of a race, as a pack meets them: where it stops to score the held-out rows, and where it pauses.
+
+A rung is a share of the training, so it is the same for packs that are told apart by nothing but their seeds. Scoring
+leaves no trace in the training: what comes after it has the bits that it would have had.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lorastudy.engine.arms import Engine
+from lorastudy.engine.loading import BaseModel
+from lorastudy.evaluation.perplexity import CompletionLoss
+from lorastudy.records import Outcome, Record, Score
+from lorastudy.spec.racing import rung_of, rung_split
+from lorastudy.training.data import PackData
+from lorastudy.training.outcomes import PackRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leg:
+    """A stretch of training up to a step, with the rung that it ends at; None where it ends with the training."""
+
+    stop: int
+    rung: float | None
+
+
+def rung_step(rung: float, *, num_steps: int) -> int:
+    """The step after which a rung lies: the share of the steps, rounded up."""
+    return math.ceil(rung * num_steps)
+
+
+def legs(run: PackRun, *, start: int, num_steps: int, said: Sequence[Record]) -> Iterator[Leg]:
+    """The stretches from a step on, up to where the pack is to pause; `said` is what was carried over.
+
+    A rung that lies behind and was not scored stays so: the adapters of then are gone.
+    """
+    scored = {
+        record.split for record in said if isinstance(record, Score) and rung_of(record.split) is not None
+    }
+    for rung in run.pack.rungs:
+        stop = rung_step(rung, num_steps=num_steps)
+        if stop >= start and rung_split(rung) not in scored:
+            yield Leg(stop=stop, rung=rung)
+        if rung == run.pack.pause_at:
+            return
+    yield Leg(stop=num_steps, rung=None)
+
+
+def score_at(run: PackRun, engine: Engine, *, rung: float, base: BaseModel, data: PackData) -> None:
+    """Score the held-out rows, never the test rows: the loss of every arm that has not ended."""
+    scores = CompletionLoss().evaluate(engine, data.held_out.rows, base=base, split=rung_split(rung))
+    run.emit_open(score for score in scores if score.metric == "loss")
+
+
+def pause(run: PackRun, engine: Engine) -> None:
+    """Say of all experiments that have not ended that they wait for what is decided."""
+    run.end_together(
+        Outcome(experiment_id=arm.experiment_id, status="paused", step=engine.num_steps_done)
+        for arm in engine.arms
+    )

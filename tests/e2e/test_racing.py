@@ -1,0 +1,77 @@
+"""A race as a user runs it: the plan, the run, the report, and nothing left to resume."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+SUITE = """\
+suite_name: races
+experiment_type: rank_ablation
+base_model: lab
+dataset_path: lab:skill
+eval_dataset_path: lab:skill_eval
+test_fraction: 0.5
+max_eval_samples: 60
+quantization: fp32
+max_steps: 24
+per_device_train_batch_size: 16
+max_seq_length: 32
+lora_alpha: 2r
+max_generation_samples: 0
+learning_rate: [1e-6, 0.01]
+seeds: [0, 1, 2, 3]
+racing: true
+experiments:
+  - {lora_rank: 2}
+  - {lora_rank: 8}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(make_folder: Callable[[str], Any]) -> Any:
+    folder = make_folder("race")
+    folder.write("suite.yaml", SUITE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def said(folder: Any) -> str:
+    plan = folder.run("lorastudy suite suite.yaml --dry-run").stdout
+    assert "16 experiments, 0 of them done; 16 to run" in plan
+    assert "racing: after 25 % and 50 % of the steps" in plan
+    return str(folder.run("lorastudy suite suite.yaml").stdout)
+
+
+def test_rates_that_learn_nothing_are_stopped_and_that_is_no_failure(folder: Any, said: str) -> None:
+    assert "8 completed, 0 failed, 0 done before, 0 not run" in said
+    assert (
+        "stopped by racing, since clearly behind: rank_ablation_r2_lr1e-06, rank_ablation_r8_lr1e-06 (8 runs)"
+        in said
+    )
+    assert folder.run("lorastudy status").stdout == "races: 8 completed, 8 stopped by racing\n"
+
+
+@pytest.mark.usefixtures("said")
+def test_nothing_is_left_to_run(folder: Any) -> None:
+    assert "nothing to resume" in folder.run("lorastudy resume").stdout
+    for again in ("suite suite.yaml", "resume races"):
+        assert "0 completed, 0 failed, 8 done before, 0 not run" in folder.run(f"lorastudy {again}").stdout
+    assert "; 0 to run in 0 pack(s)" in folder.run("lorastudy suite suite.yaml --dry-run").stdout
+    assert folder.run("lorastudy doctor").returncode == 0
+
+
+@pytest.mark.usefixtures("said")
+def test_the_report_tells_who_was_stopped_and_what_that_is_worth(folder: Any) -> None:
+    folder.run("lorastudy report --suite-name races")
+    text = (folder.path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "8 of 16 experiments completed, 8 were stopped by racing." in text
+    assert "arms that are clearly behind after 25 % and 50 % of the steps are stopped" in text
+    assert "## Stopped by racing" in text
+    # 8 runs of 24 steps and 8 of 6: 240 of 384
+    assert "The runs took 240 of the 384 steps of the full grid (62 %)." in text
+    assert "stopped by racing after 25 % of the steps: its held-out loss is" in text
+    assert re.search(r"rank_ablation_r2_lr1e-06 \((untuned, )?stopped by racing\)", text)
+    assert "Failures and divergences" not in text
+    assert "did not complete" not in text
