@@ -42,7 +42,7 @@ def disagreements(root: Path) -> list[str]:
                 how=f"lorastudy suite configs/experiments/{name}.yaml",
             )
         ),
-        *_other_numbers(examples / "alpaca_rank_sweep.md", examples / "alpaca_rank_sweep.json"),
+        *_other_numbers(examples / "alpaca_rank_and_rate.md", examples / "alpaca_rank_and_rate.json"),
     ]
 
 

@@ -150,17 +150,20 @@ def _summary_block(name: str) -> "Block":
 
 def _what_was_run(analysis: Analysis) -> str:
     study = analysis.study
-    settings, seeds = study.arms[0].settings, {result.seed for result in study.results}
+    settings = study.arms[0].settings
+    seeds = {run.seed for run in study.results} - study.tuning_seeds
+    num_tuning = sum(run.seed in study.tuning_seeds for run in study.results)
+    tuned = f", and {num_tuning} runs that looked for their learning rates" if num_tuning else ""
     training = next(d for result in study.completed for d in result.data if d.split == "train")
     packs = {result.pack_id: result.pack_profile for result in study.completed if result.pack_profile}
     seconds = sum(p.load_seconds + p.train_seconds + p.eval_seconds for p in packs.values())
     environments = {(e.device_name, e.num_threads) for r in study.completed if (e := r.environment)}
     where = listing(f"{name}, {_counted(threads, 'thread')}" for name, threads in sorted(environments))
     return (
-        f"{len(study.arms)} ranks with {len(seeds)} seeds each, {count(training.num_rows)} training rows, "
+        f"{len(study.reported_arms)} ranks with {len(seeds)} seeds each{tuned}; {count(training.num_rows)} training rows, "
         f"{study.completed[0].num_steps} steps of {settings['per_device_train_batch_size']} rows; "
         f"{len(study.completed)} of {len(study.results)} experiments completed, in {_counted(len(packs), 'pack')} "
-        f"and {duration(seconds)} in all, on one machine ({where})."
+        f"and {duration(seconds)} of worker time, on one machine ({where})."
     )
 
 
@@ -324,9 +327,9 @@ BLOCKS: Mapping[str, Block] = {
     "lab-figure": _lab_figure_block,
     "lab-summary": _summary_block("lab_rank_study"),
     "lab-table": _table_block("lab_rank_study", _RESULT_COLUMNS),
-    "alpaca-summary": _summary_block("alpaca_rank_sweep"),
+    "alpaca-summary": _summary_block("alpaca_rank_and_rate"),
     "alpaca-table": _table_block(
-        "alpaca_rank_sweep", (_metric(LOSS, "Held-out loss", before=LOSS_BEFORE), _adapter, _difference)
+        "alpaca_rank_and_rate", (_metric(LOSS, "Held-out loss", before=LOSS_BEFORE), _adapter, _difference)
     ),
     **{name: _laws_table(suite, table) for name, (suite, table) in laws.TABLES.items()},
     **{name: _laws_words(suite, words) for name, (suite, words) in laws.WORDS.items()},

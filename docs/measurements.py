@@ -3,7 +3,8 @@
     python docs/measurements.py results/experiments.db --suite lab_rank_study --into docs/examples/lab_rank_study.json
 
 A file is `ExperimentTracker.export_to_json` of one suite, with what all experiments have in common written once
-and without what no page shows, which keeps it small.
+and without what no page shows, which keeps it small. With `--items` it also has the compared scores item by item, and
+is analysed as the suite's report is: by what was asked beforehand, for new seeds and new items.
 """
 
 import argparse
@@ -15,9 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lorastudy.analysis.items import ItemScores, ItemTable, stored_items
 from lorastudy.analysis.overview import Analysis, analyse
-from lorastudy.analysis.study import split_studies
+from lorastudy.analysis.stated import asked_of
+from lorastudy.analysis.study import Study, split_studies
 from lorastudy.records import ArmProfile, DataSummary, Environment, MemoryPrediction, PackProfile
+from lorastudy.spec.question import Question
 from lorastudy.tracker import ExperimentTracker
 from lorastudy.tracker.views import ExperimentResult, ScoreValue
 
@@ -31,12 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("database", help="a results store")
     parser.add_argument("--suite", required=True, help="which of its suites")
     parser.add_argument("--into", type=Path, required=True, help="the file to write")
+    parser.add_argument("--items", action="store_true", help="with the compared scores item by item")
     chosen = parser.parse_args(arguments)
-    take(chosen.database, suite_name=chosen.suite, into=chosen.into)
+    take(chosen.database, suite_name=chosen.suite, into=chosen.into, with_items=chosen.items)
     return 0
 
 
-def take(database: str, *, suite_name: str, into: Path) -> None:
+def take(database: str, *, suite_name: str, into: Path, with_items: bool = False) -> None:
     """Write one suite's results as a measurements file."""
     with tempfile.TemporaryDirectory() as folder, ExperimentTracker(database) as tracker:
         exported = Path(folder) / "export.json"
@@ -61,6 +66,8 @@ def take(database: str, *, suite_name: str, into: Path) -> None:
         "packs": packs,
         "shared": shared,
     }
+    if with_items:
+        about["items"] = _items(database, suite_name=suite_name, question=questions[0] if questions else None)
     head = json.dumps(about, indent=1, ensure_ascii=False)
     into.parent.mkdir(parents=True, exist_ok=True)
     into.write_text(f'{head[:-2]},\n "experiments": [\n{lines}\n ]\n}}\n', encoding="utf-8")
@@ -106,10 +113,49 @@ def results_of(path: Path) -> list[ExperimentResult]:
 
 def analysis_of(path: Path) -> Analysis:
     """The one study of a measurements file, analysed as the report does."""
-    (study,) = split_studies(results_of(path))
-    question = json.loads(path.read_text(encoding="utf-8")).get("question")
-    seeds = question["tuning_seeds"] if question else ()
-    return analyse(replace(study, tuning_seeds=frozenset(seeds)))
+    body = json.loads(path.read_text(encoding="utf-8"))
+    study, stated = _asked(results_of(path), body.get("question"))
+    if "items" not in body:
+        return analyse(study)
+    return analyse(study, question=asked_of(study, stated), items=_item_table(body["items"]))
+
+
+def _asked(
+    results: Sequence[ExperimentResult], question: dict[str, Any] | None
+) -> tuple[Study, Question | None]:
+    """The one study of these results as its suite asks for it, and what it asks."""
+    (study,) = split_studies(results)
+    if question is None:
+        return study, None
+    stated = Question.from_json(question)
+    return replace(study, tuning_seeds=frozenset(stated.tuning_seeds)), stated
+
+
+def _items(database: str, *, suite_name: str, question: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """By metric: the items' weights, and the values of each run that is compared."""
+    with ExperimentTracker(database) as tracker:
+        study, stated = _asked(tracker.get_all_experiments(suite_name=suite_name), question)
+        compared = {run.experiment_id for run in study.completed if run.seed not in study.tuning_seeds}
+        table = stored_items(tracker, study, metrics=asked_of(study, stated).metrics_by_item)
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for (experiment_id, split, metric), scores in table.items():
+        if experiment_id in compared:
+            entry = found.setdefault(
+                (split, metric), {"split": split, "metric": metric, "weights": scores.weights, "values": {}}
+            )
+            assert entry["weights"] == scores.weights, "runs that are compared were scored on the same rows"
+            entry["values"][experiment_id] = scores.values
+    return list(found.values())
+
+
+def _item_table(items: Sequence[Mapping[str, Any]]) -> ItemTable:
+    return {
+        (experiment_id, each["split"], each["metric"]): ItemScores(
+            values=tuple(values), weights=None if each["weights"] is None else tuple(each["weights"])
+        )
+        for each in items
+        for experiment_id, values in each["values"].items()
+    }
 
 
 def _slim(experiment: Mapping[str, Any]) -> dict[str, Any]:

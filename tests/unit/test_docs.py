@@ -110,7 +110,7 @@ def test_measurements_of_another_suite_than_the_shipped_one_are_noticed(
 def test_a_report_that_does_not_carry_its_measurements_is_noticed(
     agreement: ModuleType, copy_of_documents: Path, number: str, part: str
 ) -> None:
-    path = copy_of_documents / "docs/examples/alpaca_rank_sweep.md"
+    path = copy_of_documents / "docs/examples/alpaca_rank_and_rate.md"
     text = path.read_text(encoding="utf-8")
     path.write_text(re.sub(number, "9", text), encoding="utf-8")
     (problem,) = (found for found in agreement.disagreements(copy_of_documents) if "alpaca" in found)

@@ -110,7 +110,7 @@ def test_the_forest_plot_has_the_comparisons_the_margin_and_the_words(rank_study
             comparison.interval,
         )
         assert row.decided
-    assert figure.pairs[0].verdict == "r32 is better"
+    assert figure.pairs[0].verdict == "reference is better"
     assert figure.pairs[-1].verdict == "as good within the margin"
     (spec,) = vega_lite_specs(figure)
     band = spec["layer"][0]

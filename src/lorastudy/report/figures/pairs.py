@@ -6,6 +6,8 @@ from lorastudy.report.figures.figure import Figure, PairRow
 
 def pairs_figure(analysis: Analysis) -> Figure | None:
     """The comparisons that verdicts are about; None where no two arms share a seed."""
+    if analysis.reference is None:
+        return None
     rows = tuple(
         PairRow(
             arm=comparison.arm,
@@ -13,13 +15,13 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
             low=comparison.interval[0] if comparison.interval else None,
             high=comparison.interval[1] if comparison.interval else None,
             n=comparison.n,
-            verdict=comparison.told,
+            verdict=_short(comparison.told, arm=comparison.arm, reference=analysis.reference.name),
             decided=comparison.verdict in {"better", "as good within the margin"},
         )
         for comparison in analysis.primary_comparisons
         if comparison.mean is not None
     )
-    if not rows or analysis.reference is None:
+    if not rows:
         return None
     metric, reference = analysis.primary, analysis.reference.name
     title, unit = metric.title.lower(), f" ({metric.unit})" if metric.unit else ""
@@ -36,7 +38,7 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
     return Figure(
         name="pairs",
         kind="pairs",
-        title=f"Difference in {title} from {reference}",
+        title=f"Difference in {title} from the reference",
         caption=f"Dot: mean paired difference, arm minus {reference}; {spread}. Worse than {reference} lies to the "
         f"{worse_side}. Filled: a verdict was reached; hollow: none could be{untuned}.{band}",
         alt=f"Paired difference in {title} of each arm from {reference}, with the verdict beside it",
@@ -45,3 +47,11 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
         margin=margin,
         x_label=f"{metric.title}, arm minus {reference}{unit}",
     )
+
+
+def _short(told: str, *, arm: str, reference: str) -> str:
+    """The verdict beside a row of the plot: both names stand in it already, and may be long."""
+    for name, short in ((reference, "reference"), (arm, "this arm")):
+        if told.startswith(f"{name} "):
+            return f"{short} {told.removeprefix(f'{name} ')}"
+    return told
