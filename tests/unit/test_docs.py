@@ -105,7 +105,7 @@ def test_measurements_of_another_suite_than_the_shipped_one_are_noticed(
 
 @pytest.mark.parametrize(
     ("number", "part"),
-    [("is better|had the better|smallest rank", "answer"), (" ± ", "results"), (r" \| \[", "comparisons")],
+    [("No smaller rank kept", "answer"), (" ± ", "results"), (r" \| \[", "comparisons")],
 )
 def test_a_report_that_does_not_carry_its_measurements_is_noticed(
     agreement: ModuleType, copy_of_documents: Path, number: str, part: str
@@ -158,7 +158,8 @@ def test_common_values_are_written_once_and_come_back(measurements: ModuleType) 
 
 def test_measurements_are_small_and_whole(measurements: ModuleType) -> None:
     for path in sorted((documents.ROOT / "docs/examples").glob("*.json")):
-        assert path.stat().st_size < 128 * 1024, path.name
+        has_items = "items" in json.loads(path.read_text(encoding="utf-8"))
+        assert path.stat().st_size < (256 if has_items else 128) * 1024, path.name
         results = measurements.results_of(path)
         assert {result.status for result in results} == {"completed"}, path.name
         assert all(result.run_folder is None for result in results)

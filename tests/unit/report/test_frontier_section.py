@@ -53,7 +53,7 @@ def test_untuned_arms_are_on_the_frontier_of_their_rate_and_none_is_best(rank_st
     )
     figure = pairs_figure(analysis)
     assert figure is not None
-    assert {row.verdict for row in figure.pairs} == {"r32 ahead, untuned"}
+    assert {row.verdict for row in figure.pairs} == {"reference ahead, untuned"}
     assert not any(row.decided for row in figure.pairs)
     assert "or it holds at untuned rates only" in figure.caption
 
