@@ -20,8 +20,8 @@ from lorastudy.attempts import WaitingPack, packs_to_run, take_what_was_left, wi
 from lorastudy.checkpoints import CHECKPOINTS_NAME
 from lorastudy.errors import StudyError
 from lorastudy.executors import HUNG, Executor, WorkerExit
-from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import PlannedPack, halves
+from lorastudy.publishing import publish, publish_done
 from lorastudy.records import (
     PREDICTIONS_NAME,
     Environment,
@@ -31,7 +31,7 @@ from lorastudy.records import (
     Record,
     RecordWriter,
 )
-from lorastudy.spec.containment import files_alone, inside
+from lorastudy.spec.containment import inside
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.racing import Leg
 from lorastudy.tracker import ExperimentTracker, suite_notes
@@ -162,7 +162,7 @@ def run_suite(
     take_what_was_left(experiments, tracker=tracker)
     concerned = [each for each in experiments if each.id not in plan.leg.settled]
     missing = not_done(concerned, tracker=tracker, searching=plan.searching)
-    unpublished = _publish_done(concerned, missing, tracker=tracker, output=plan.output)
+    unpublished = publish_done(concerned, missing, tracker=tracker, output=plan.output)
     ends: dict[str, Outcome] = {}
     waiting = packs_to_run(
         experiments,
@@ -293,60 +293,7 @@ def _publish_new(record: Outcome, current: _Try, *, output: Path) -> None:
     if record.adapter_path is not None:
         name = next(e.name for e in current.pack.experiments if e.id == record.experiment_id)
         adapter = inside(current.folder, current.folder / record.adapter_path)
-        _publish(adapter, inside(output, output / name / "final_model"))
-
-
-def _publish_done(
-    experiments: Sequence[Experiment],
-    missing: Sequence[Experiment],
-    *,
-    tracker: ExperimentTracker,
-    output: Path,
-) -> tuple[str, ...]:
-    """Publish adapters of experiments that were done before, perhaps under another name or for another folder.
-
-    Returns the ids of those whose adapter is nowhere to be found.
-    """
-    missing_ids = {experiment.id for experiment in missing}
-    targets: dict[str, Path] = {}
-    for experiment in experiments:
-        target = output / experiment.name / "final_model"
-        origin = AdapterOrigin.read(target)
-        if experiment.id not in missing_ids and (origin is None or origin.experiment_id != experiment.id):
-            targets[experiment.id] = target
-    results = tracker.get_results(list(targets)) if targets else {}
-    gone = []
-    for experiment_id, target in targets.items():
-        done = results[experiment_id]
-        adapter = Path(done.run_folder or "") / (done.adapter_path or "")
-        if done.adapter_path is not None and adapter.is_dir():
-            _publish(inside(Path(done.run_folder or ""), adapter), target)
-        else:
-            gone.append(experiment_id)
-    return tuple(gone)
-
-
-def _publish(adapter: Path, target: Path) -> None:
-    """Copy an adapter to `output/<name>/final_model`, whole or not at all. The run folder keeps its own."""
-    fresh, old = target.with_name("final_model.new"), target.with_name("final_model.old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    _copy(files_alone(adapter), fresh)
-    if target.exists():
-        target.rename(old)
-    fresh.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _copy(folder: Path, target: Path) -> None:
-    """Copy files and folders. `shutil.copytree` gathers errors into one that does not say any more that the disk is full."""
-    target.mkdir(parents=True)
-    for path in sorted(folder.rglob("*")):
-        fresh = target / path.relative_to(folder)
-        if path.is_dir():
-            fresh.mkdir()
-        else:
-            shutil.copyfile(path, fresh)
+        publish(adapter, inside(output, output / name / "final_model"))
 
 
 def _has_failed(current: _Try, searching: Collection[str]) -> bool:

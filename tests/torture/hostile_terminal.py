@@ -36,15 +36,15 @@ def on_a_terminal(text: str, folder: Path, canary: Path) -> str | None:
     answer = {"prompt": text, "reference": text, "answer": text}
     result = {"scores": [], "generations": [answer], "inference": None}
 
-    def show() -> None:
-        evaluate._show(PlainConsole(), result)
-        _commands(
+    answered = said(lambda: evaluate._show(PlainConsole(), result))
+    refused = said(
+        lambda: _commands(
             ["prepare", "--dataset", "rows.jsonl"],
             ["suite", f"{text}.yaml"],
             ["report", "--suite-name", text, *_STORE],
         )
-
-    return steered(said(show), text)
+    )
+    return steered(answered, text) or steered(refused, text)
 
 
 def in_a_plan(text: str, folder: Path, canary: Path) -> str | None:
@@ -134,7 +134,10 @@ def of_a_worker(text: str, folder: Path, canary: Path) -> str | None:
         patch.object(running, "local_executor", lambda _: executor),
     ):
         output = said(lambda: _commands(["resume", *_STORE]))
-    return steered(output, text) if executor.has_run else f"the worker was not asked: {output[-200:]!r}"
+    if not executor.has_run:
+        return f"the worker was not asked: {output[-200:]!r}"
+    on_its_device = "\n".join(line for line in output.splitlines() if "worker started on" in line)
+    return steered(output, text) or steered(on_its_device, text)
 
 
 class _Speaking:

@@ -29,22 +29,25 @@ runner.not_done = lambda experiments, **_: list(experiments)
 """
 
 
-def last_changes(_: int, *, num_changes: int, seed: int) -> list[dict[str, int]]:
-    """Faults when nearly all is done."""
-    return [{"fail_at": num_changes - back, "error": errno.EIO, "stays": 1} for back in (2, 4, 6, 8)]
+#: So many changes before the last one, adapters are published, and at the end nearly all is done.
+PUBLISHING, THE_END = range(50, 66, 2), range(2, 10, 2)
 
 
 @pytest.mark.parametrize(
-    ("plant", "complaint"), [(NO_MESSAGE, "a traceback"), (FORGOTTEN, "were stored as completed")]
+    ("plant", "changes", "complaint"),
+    [(NO_MESSAGE, PUBLISHING, "a traceback"), (FORGOTTEN, THE_END, "were stored as completed")],
+    ids=["no message", "forgotten"],
 )
 def test_a_planted_bug_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: str, complaint: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: str, changes: range, complaint: str
 ) -> None:
+    def drawn(_: int, *, num_changes: int, seed: int) -> list[dict[str, int]]:
+        return [{"fail_at": num_changes - back, "error": errno.EIO, "stays": 0} for back in changes]
+
     script = tmp_path / "planted.py"
     script.write_text(PLANTED.format(path=[str(disk.HERE), str(disk.HERE.parent)], plant=plant))
     monkeypatch.setattr(disk, "DRIVER", script)
-    if plant == FORGOTTEN:
-        monkeypatch.setattr(disk, "drawn", last_changes)
+    monkeypatch.setattr(disk, "drawn", drawn)
     folder = tmp_path / "faults"
     folder.mkdir()
     result = disk.run(amount=12, seed=2, folder=folder)

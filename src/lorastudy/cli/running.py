@@ -313,7 +313,7 @@ def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment], *, 
     )
     if outcome.outraced:
         arms = dict.fromkeys(e.arm for e in experiments if e.id in set(outcome.outraced))
-        print(f"stopped by racing, since clearly behind: {', '.join(arms)} ({len(outcome.outraced)} runs)")
+        say(f"stopped by racing, since clearly behind: {', '.join(arms)} ({len(outcome.outraced)} runs)")
     if outcome.diverged_in_search:
         found = ", ".join(names[end.experiment_id] for end in outcome.diverged_in_search)
         say(f"diverged in the search for a learning rate, so that rate is too high: {found}")

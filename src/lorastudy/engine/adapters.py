@@ -48,10 +48,12 @@ def save_adapter(
         for name, pair in weights.items()
         for part, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
     }
+    weights_file = folder / WEIGHTS_FILE
+    weights_file.unlink(missing_ok=True)  # who reads an earlier one has its bytes mapped, and keeps them
     # Not `save_file`: of a full disk it raises an error of its own, which looks like the pack's own failure.
-    (folder / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
+    weights_file.write_bytes(save(tensors, metadata={"format": "pt"}))
     save_config(arm, base=base, folder=folder)
-    return (folder / WEIGHTS_FILE).stat().st_size
+    return weights_file.stat().st_size
 
 
 def save_config(arm: Arm, *, base: BaseModel, folder: Path) -> None:
