@@ -21,6 +21,7 @@ from lorastudy.analysis.reference import asked_reference
 from lorastudy.analysis.study import Study, split_studies
 from lorastudy.analysis.summary import LOSS
 from lorastudy.analysis.tuning import rates_of
+from lorastudy.attempts import with_checkpoints
 from lorastudy.executors import Executor
 from lorastudy.records import RACE_NAME, Outcome, RecordWriter
 from lorastudy.runner import (
@@ -86,10 +87,9 @@ def run_race(
         if rung is not None:
             _stop_those_behind(experiments, rung=rung, race=race, tracker=tracker)
     given_up = outraced(experiments, suite_name=race.suite_name, tracker=tracker)
-    folders = {Path(run.run_folder) for run in tracker.get_runs([each.id for each in experiments])}
-    let_go_of_checkpoints(
-        (folder for folder in folders if folder.is_dir()), tracker=tracker, given_up=given_up
-    )
+    runs = tracker.get_runs([each.id for each in experiments])
+    folders = with_checkpoints({Path(run.run_folder) for run in runs})
+    let_go_of_checkpoints(folders, tracker=tracker, given_up=given_up)
     return _outcome(experiments, legs, missing=missing, given_up=given_up)
 
 
@@ -179,8 +179,9 @@ def _put_on_record(
         message=said_of(behind, rung=rung),
         step=result.num_steps,
     )
-    with closing(RecordWriter(Path(result.run_folder) / RACE_NAME)) as writer:
-        writer.write(outcome)
+    if Path(result.run_folder).is_dir():  # else it was removed, and the store alone has it
+        with closing(RecordWriter(Path(result.run_folder) / RACE_NAME)) as writer:
+            writer.write(outcome)
     tracker.take(outcome, pack_id=result.pack_id, attempt=result.attempt)
 
 

@@ -253,7 +253,7 @@ FailureKind = Literal["user", "diverged", "out_of_memory", "crashed", "error", "
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How one experiment ended, or that it pauses. `message` and `traceback` belong to a failure."""
+    """How one experiment ended, or that it pauses. `message` says why it is not complete, `traceback` belongs to a failure."""
 
     experiment_id: str
     status: Literal["completed", "failed", "stopped", "paused"]

@@ -42,10 +42,10 @@ def resume(
     else:
         work = _of_store(suite, database=database)
     if not work:
-        say("nothing to resume: every experiment in the store is completed")
+        say("nothing to resume: no suite of the store has work left")
     for loaded, experiments in work:
-        num_begun = "" if experiments is None else f": {len(experiments)} experiments"
-        say(f"{loaded.name}{num_begun}")
+        how_many = "" if experiments is None else f": {len(experiments)} experiments"
+        say(f"{loaded.name}{how_many}")
         run_experiments(loaded, database=database, plan=plan, experiments=experiments)
         # quoted: the name may come from a store that somebody else made
         say(f"next: {shlex.join(['lorastudy', 'report', '--suite-name', loaded.name])}")

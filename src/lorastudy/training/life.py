@@ -32,7 +32,7 @@ from lorastudy.training.keeping import Keeper
 from lorastudy.training.outcomes import PackRun, diverged, failed, is_finite
 from lorastudy.training.pace import CheckpointTimes, Pace, Stopwatch
 from lorastudy.training.resuming import find_resumption
-from lorastudy.training.rungs import legs, pause, score_at
+from lorastudy.training.rungs import legs, pause, scores_at
 from lorastudy.training.stopping import Stop
 
 #: Steps over which an arm's speed alone is measured.
@@ -86,7 +86,9 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
                     with stop.deferred():
                         train(run, keeper, feed=feed, stop=stop, to=leg.stop)
                     if leg.rung is not None:
-                        score_at(run, engine, rung=leg.rung, base=loaded.base, data=loaded.data)
+                        scores = scores_at(engine, rung=leg.rung, base=loaded.base, data=loaded.data)
+                        with stop.deferred():
+                            run.emit_open(scores)
             clock.lap()
             if run.pack.pause_at is not None:
                 keeper.save()

@@ -27,7 +27,7 @@ class Leg:
 
 def rung_step(rung: float, *, num_steps: int) -> int:
     """The step after which a rung lies: the share of the steps, rounded up."""
-    return math.ceil(rung * num_steps)
+    return math.ceil(round(rung * num_steps, 9))  # 0.28 * 100 is a little more than 28
 
 
 def legs(run: PackRun, *, start: int, num_steps: int, said: Sequence[Record]) -> Iterator[Leg]:
@@ -47,10 +47,10 @@ def legs(run: PackRun, *, start: int, num_steps: int, said: Sequence[Record]) ->
     yield Leg(stop=num_steps, rung=None)
 
 
-def score_at(run: PackRun, engine: Engine, *, rung: float, base: BaseModel, data: PackData) -> None:
-    """Score the held-out rows, never the test rows: the loss of every arm that has not ended."""
+def scores_at(engine: Engine, *, rung: float, base: BaseModel, data: PackData) -> list[Score]:
+    """The loss of every arm on the held-out rows, never on the test rows. They are to be recorded together."""
     scores = CompletionLoss().evaluate(engine, data.held_out.rows, base=base, split=rung_split(rung))
-    run.emit_open(score for score in scores if score.metric == "loss")
+    return [score for score in scores if score.metric == "loss"]
 
 
 def pause(run: PackRun, engine: Engine) -> None:

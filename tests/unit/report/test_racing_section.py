@@ -51,7 +51,7 @@ def test_the_report_of_a_race(raced, make_tracker, tmp_path):
     assert "Failures and divergences" not in text
     assert "did not complete" not in text
     for one in measured_races():
-        assert f"of {one['num_stops']:,} stops were wrong" in text
+        assert f"of {one['num_stops']:,} stops in {one['num_studies']:,} races were wrong" in text
 
 
 def test_a_suite_without_a_race_has_no_such_part(rank_study):

@@ -43,11 +43,12 @@ def steps_spent(study: Study) -> tuple[int, int] | None:
 def wrong_stops_measured() -> str:
     """How often such stops were wrong, and where that was measured."""
     told = [
-        f"{count(one['num_wrong_stops'])} of {count(one['num_stops'])} stops were wrong ({percent(one['wrong_stops'])}), and "
-        f"{percent(one['same_verdicts'], decimals=0)} of the races ended in the verdicts of the full grid, {where(one)}"
+        f"{count(one['num_wrong_stops'])} of {count(one['num_stops'])} stops in {count(one['num_studies'])} races were wrong, and "
+        f"{percent(one['same_verdicts'], decimals=0)} of these ended in the verdicts of the full grid, {where(one)}"
         for one in measured_races()
     ]
-    return f"In races replayed over full runs, {listing(told)}." if told else ""
+    chosen = "The rule was chosen on the lab's runs, so theirs is no independent figure; with fewer seeds it stops less."
+    return f"In races replayed over full runs, {listing(told)}. {chosen}" if told else ""
 
 
 def where(measured: Mapping[str, Any]) -> str:
