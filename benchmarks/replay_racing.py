@@ -115,7 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def told_in_reports(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the package brings along to be told where racing was used: six seeds, no margin."""
     settings = {runs["name"]: runs["settings"] for runs in results["runs"]}
-    keys = ("num_seeds", "num_studies", "num_stops", "num_wrong_stops", "wrong_stops", "same_verdicts", "share_of_steps")
+    keys = (
+        "num_seeds",
+        "num_studies",
+        "num_stops",
+        "num_wrong_stops",
+        "wrong_stops",
+        "same_verdicts",
+        "share_of_steps",
+    )
     return [
         {key: settings[line["runs"]][key] for key in ("base_model", "dataset_path")}
         | {k: line[k] for k in keys}
