@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lorastudy import runner
+from lorastudy import publishing, runner
 from lorastudy.cli import console, progress, running, terminal
 from lorastudy.report import html, markdown
 from lorastudy.spec import suite
@@ -83,8 +83,9 @@ def test_formulas_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_links_that_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "inside", lambda folder, path: path)
-    monkeypatch.setattr(runner, "files_alone", lambda folder: folder)
+    for module in (runner, publishing):
+        monkeypatch.setattr(module, "inside", lambda folder, path: path)
+    monkeypatch.setattr(publishing, "files_alone", lambda folder: folder)
     assert len(violations(tmp_path, "link")) >= 5
 
 
