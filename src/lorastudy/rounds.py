@@ -94,9 +94,8 @@ def merit(result: ExperimentResult, metric: PrimaryMetric) -> Merit | None:
 def _register(suite: Suite, design: Design, *, tracker: ExperimentTracker, is_first: bool) -> None:
     """Write the suite as it is by now: what it asks once, before anything runs."""
     tracker.register(suite.name, design.experiments, description=suite.description)
-    if (
-        is_first and suite.arms
-    ):  # one that is taken up by its experiments alone has none, and asks what it asked
+    # A suite that is taken up by its experiments alone has no arms, and asks what it asked.
+    if is_first and suite.arms:
         tracker.state_question(suite.name, suite.question)
         tracker.keep_design(suite.name, suite.to_json())
     if suite.path is not None:

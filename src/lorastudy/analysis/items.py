@@ -56,19 +56,26 @@ def combined_items(
 ) -> PairedItems | None:
     """The sum of factor times score over the sides, by seed and item; each side in the order of the same seeds.
 
-    None where a run has no items, or where not all runs have the same ones (as many, of the same weights): then
-    items cannot be told apart from seeds. With a single item nothing can be said about new ones, so None too.
+    None where a run has no items, or where `common_weights` finds none.
     """
     scores = [score for side in sides for score in side]
     known = [score for score in scores if score is not None]
-    if len(known) < len(scores) or len({(len(score.values), score.weights) for score in known}) != 1:
+    weights = common_weights(known) if len(known) == len(scores) else None
+    if weights is None:
         return None
-    num_items = len(known[0].values)
+    values = np.array([score.values for score in known]).reshape(len(sides), -1, len(weights))
+    return PairedItems(differences=np.tensordot(np.array(factors), values, axes=1), weights=weights)
+
+
+def common_weights(scores: Sequence[ItemScores]) -> Floats | None:
+    """The weights of the items that all these runs were scored on.
+
+    None where not all have the same ones (as many, of the same weights): then items cannot be told apart from seeds. With
+    a single item nothing can be said about new ones, so None too.
+    """
+    if len({(len(score.values), score.weights) for score in scores}) != 1:
+        return None
+    num_items, weights = len(scores[0].values), scores[0].weights
     if num_items < 2:
         return None
-    values = np.array([score.values for score in known]).reshape(len(sides), -1, num_items)
-    weights = known[0].weights
-    return PairedItems(
-        differences=np.tensordot(np.array(factors), values, axes=1),
-        weights=np.ones(num_items) if weights is None else np.array(weights, dtype=np.float64),
-    )
+    return np.ones(num_items) if weights is None else np.array(weights, dtype=np.float64)

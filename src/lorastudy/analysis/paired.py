@@ -310,14 +310,16 @@ def _judge(comparison: Comparison, *, rules: Rules, family: int) -> Comparison:
     if comparison.estimate is None or comparison.mean is None:
         return comparison
     arm_ahead = comparison.mean * _direction(comparison.metric) < 0
-    shown, no_worse = comparison.difference_shown, comparison.no_worse
-    untuned = not rules.untuned.isdisjoint({comparison.arm, comparison.reference})
-    verdict = word(arm_ahead=arm_ahead, shown=shown, no_worse=no_worse, untuned=untuned)
+    verdict = word(arm_ahead=arm_ahead, shown=comparison.difference_shown, no_worse=comparison.no_worse)
     if verdict == "cannot tell":
         return replace(comparison, verdict=verdict, reason=_why_open(comparison, family=family))
-    is_one_ahead = word(arm_ahead=arm_ahead, shown=shown, no_worse=no_worse) == "better"
     ahead = comparison.arm if arm_ahead else comparison.reference
-    return replace(comparison, verdict=verdict, ahead=ahead if is_one_ahead else None)
+    is_untuned = not rules.untuned.isdisjoint({comparison.arm, comparison.reference})
+    return replace(
+        comparison,
+        verdict="untuned" if is_untuned else verdict,
+        ahead=ahead if verdict == "better" else None,
+    )
 
 
 def _why_open(comparison: Comparison, *, family: int) -> str:

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from scipy import special  # not `stats`, which takes half a second to import
 
-from lorastudy.analysis.items import ItemScores
+from lorastudy.analysis.items import ItemScores, common_weights
 from lorastudy.analysis.significance import Floats
 from lorastudy.analysis.twoway import two_way
 from lorastudy.spec.question import Margin
@@ -144,17 +144,13 @@ def _num_looks(rules: Rules) -> int:
 def _table(losses: Losses) -> tuple[dict[str, Floats], Floats | None]:
     """Losses by (seed, item) of the arms that have every seed, and the items' shares of the weight; None without any.
 
-    None too with fewer than two seeds or items, or where runs were not scored on the same items.
+    None too with fewer than two seeds, or where `common_weights` finds none.
     """
     seeds = sorted({seed for by_seed in losses.values() for seed in by_seed})
     whole = {arm: by_seed for arm, by_seed in losses.items() if len(by_seed) == len(seeds)}
     scored = [by_seed[seed] for by_seed in whole.values() for seed in seeds]
-    if len(seeds) < 2 or len({(len(score.values), score.weights) for score in scored}) != 1:
+    weights = common_weights(scored) if len(seeds) > 1 else None
+    if weights is None:
         return {}, None
-    weights = scored[0].weights
-    num_items = len(scored[0].values)
-    if num_items < 2:
-        return {}, None
-    raw = np.ones(num_items) if weights is None else np.array(weights, dtype=np.float64)
     table = {arm: np.array([by_seed[seed].values for seed in seeds]) for arm, by_seed in whole.items()}
-    return table, raw / raw.sum()
+    return table, weights / weights.sum()

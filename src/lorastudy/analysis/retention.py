@@ -43,7 +43,7 @@ class Losses:
 def retention(
     *, arm: Losses, reference: Losses, base: Losses, seeds: Sequence[int], share: float
 ) -> Retention | None:
-    """C over these seeds; None where the base model's loss lacks for one of them, or nothing was gained."""
+    """`c` over these seeds; None where the base model's loss lacks for one of them, or nothing was gained."""
     if any(seed not in base.by_seed for seed in seeds):
         return None
     gains = [base.by_seed[seed] - reference.by_seed[seed] for seed in seeds]

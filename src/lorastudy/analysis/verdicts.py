@@ -78,10 +78,8 @@ def no_worse_shown(t_ps: Floats, sign_flip_ps: Floats, *, in_sequence: bool) -> 
     return rejects(holm(t_ps)) & rejects(sign_flip_ps)
 
 
-def word(*, arm_ahead: bool, shown: bool, no_worse: bool, untuned: bool = False) -> Word:
-    """The word of a valid comparison, from what its tests show."""
-    if untuned and (shown or no_worse):
-        return "untuned"
+def word(*, arm_ahead: bool, shown: bool, no_worse: bool) -> Word:
+    """The word of a valid comparison, from what its tests show, as if both arms were tuned."""
     if shown and arm_ahead:
         return "better"
     if no_worse:

@@ -14,6 +14,7 @@ from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
     from lorastudy.spec.experiment import Experiment
+    from lorastudy.spec.question import Question
     from lorastudy.spec.suite import Suite
     from lorastudy.tracker import ExperimentTracker
     from lorastudy.tracker.views import ExperimentResult
@@ -87,18 +88,7 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
                 continue
             if each not in seeking:
                 if name is not None or _is_open(results):
-                    asked = questions.get(each, Question())
-                    plain = Suite(
-                        name=each,
-                        description="",
-                        experiment_type=results[0].experiment_type,
-                        path=None,
-                        arms=(),
-                        margin=asked.margin,
-                        reference=asked.reference,
-                        rungs=asked.rungs,
-                    )
-                    work.append((plain, _experiments(results)))
+                    work.append((_plain(results, questions.get(each, Question())), _experiments(results)))
             elif each in designs:
                 _experiments(results)  # refuses what has changed since
                 if name is not None or _has_rounds_left(designs[each], tracker):
@@ -106,6 +96,22 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
             else:
                 _say_that_the_file_is_needed(each, is_asked_for=name is not None)
     return work
+
+
+def _plain(results: "Sequence[ExperimentResult]", asked: "Question") -> "Suite":
+    """A suite whose experiments are all known: what it is called and what it asks, without arms."""
+    from lorastudy.spec.suite import Suite
+
+    return Suite(
+        name=results[0].suite_name,
+        description="",
+        experiment_type=results[0].experiment_type,
+        path=None,
+        arms=(),
+        margin=asked.margin,
+        reference=asked.reference,
+        rungs=asked.rungs,
+    )
 
 
 def _say_that_the_file_is_needed(suite_name: str, *, is_asked_for: bool) -> None:

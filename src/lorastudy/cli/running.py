@@ -27,6 +27,7 @@ from lorastudy.experiments.rate_search import Design, MeritsOf, design, foreseen
 from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import PlannedPack, remaining_packs
 from lorastudy.race import outraced
+from lorastudy.report.numbers import listing
 from lorastudy.rounds import DesignBy, merits_in, run_rounds
 from lorastudy.runner import Plan, SuiteOutcome, not_done
 from lorastudy.spec.experiment import Experiment, Sources
@@ -238,7 +239,7 @@ def _race_notes(suite: Suite) -> list[str]:
     """What racing will do, and that it is no certainty."""
     if not suite.rungs:
         return []
-    at = " and ".join(map(rung_name, suite.rungs))
+    at = listing(map(rung_name, suite.rungs))
     note = (
         f"racing: after {at} of the steps all packs pause and are scored on the held-out rows; arms that are clearly "
         "behind are stopped there. docs/science.md says how often that was wrong"

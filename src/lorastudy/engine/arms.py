@@ -99,7 +99,8 @@ class Engine(Scorer, Protocol):
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Take one optimizer step per item of `steps`; the item's batches are accumulated.
 
-        Called again, it goes on with the steps that follow, to the same bits as in one call. Within `on_step` the engine is between two steps: it may be asked for its `state`, scored and saved.
+        Called again, it goes on with the steps that follow, to the same bits as in one call. Within `on_step` the engine
+        is between two steps: it may be asked for its `state`, scored and saved.
         """
         ...
 

@@ -196,9 +196,8 @@ def peak_growth(action: Callable[[], None]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     assert profiler.profiler is not None
-    recorded: Any = (
-        profiler.profiler.kineto_results
-    )  # exported as a trace and read again, it takes as long as the steps
+    # Exported as a trace and read again, it takes as long as the steps.
+    recorded: Any = profiler.profiler.kineto_results
     changes = sorted(
         (event.start_ns(), event.nbytes()) for event in recorded.events() if event.name() == "[memory]"
     )

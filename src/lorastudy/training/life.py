@@ -32,7 +32,7 @@ from lorastudy.training.keeping import Keeper
 from lorastudy.training.outcomes import PackRun, diverged, failed, is_finite
 from lorastudy.training.pace import CheckpointTimes, Pace, Stopwatch
 from lorastudy.training.resuming import find_resumption
-from lorastudy.training.rungs import legs, pause, scores_at
+from lorastudy.training.rungs import pause, scores_at, stretches
 from lorastudy.training.stopping import Stop
 
 #: Steps over which an arm's speed alone is measured.
@@ -82,11 +82,13 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
         with keeper.saving_when_stopped():
             said = () if resumption is None else resumption.records
             with MemoryMeter(device) as memory:
-                for leg in legs(run, start=engine.num_steps_done, num_steps=len(feed.plan), said=said):
+                for stretch in stretches(
+                    run, start=engine.num_steps_done, num_steps=len(feed.plan), said=said
+                ):
                     with stop.deferred():
-                        train(run, keeper, feed=feed, stop=stop, to=leg.stop)
-                    if leg.rung is not None:
-                        scores = scores_at(engine, rung=leg.rung, base=loaded.base, data=loaded.data)
+                        train(run, keeper, feed=feed, stop=stop, to=stretch.stop)
+                    if stretch.rung is not None:
+                        scores = scores_at(engine, rung=stretch.rung, base=loaded.base, data=loaded.data)
                         with stop.deferred():
                             run.emit_open(scores)
             clock.lap()

@@ -18,8 +18,8 @@ from lorastudy.training.outcomes import PackRun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leg:
-    """A stretch of training up to a step, with the rung that it ends at; None where it ends with the training."""
+class Stretch:
+    """Training up to a step, with the rung that it ends at; None where it ends with the training."""
 
     stop: int
     rung: float | None
@@ -30,7 +30,7 @@ def rung_step(rung: float, *, num_steps: int) -> int:
     return math.ceil(round(rung * num_steps, 9))  # 0.28 * 100 is a little more than 28
 
 
-def legs(run: PackRun, *, start: int, num_steps: int, said: Sequence[Record]) -> Iterator[Leg]:
+def stretches(run: PackRun, *, start: int, num_steps: int, said: Sequence[Record]) -> Iterator[Stretch]:
     """The stretches from a step on, up to where the pack is to pause; `said` is what was carried over.
 
     A rung that lies behind and was not scored stays so: the adapters of then are gone.
@@ -41,10 +41,10 @@ def legs(run: PackRun, *, start: int, num_steps: int, said: Sequence[Record]) ->
     for rung in run.pack.rungs:
         stop = rung_step(rung, num_steps=num_steps)
         if stop >= start and rung_split(rung) not in scored:
-            yield Leg(stop=stop, rung=rung)
+            yield Stretch(stop=stop, rung=rung)
         if rung == run.pack.pause_at:
             return
-    yield Leg(stop=num_steps, rung=None)
+    yield Stretch(stop=num_steps, rung=None)
 
 
 def scores_at(engine: Engine, *, rung: float, base: BaseModel, data: PackData) -> list[Score]:
