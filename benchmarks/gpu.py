@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.bare import import_engine, install_wheels
+from benchmarks.bare import install_wheels, make_engine_importable
 from benchmarks.results import Row, write_results
 
 #: Of the budget, kept back for writing and leaving.
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     budget = Budget(seconds=chosen.budget)
     if chosen.wheels is not None:
         install_wheels(chosen.wheels)
-    import_engine()
+    make_engine_importable()
     from benchmarks.gpu_rows import device_name
 
     now = datetime.now(UTC)

@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lorastudy.data.tokenise import IGNORED, TokenRow
-from lorastudy.engine import packed
+from lorastudy.engine import fewer_passes, packed
 from lorastudy.engine.arms import Arm
 from lorastudy.engine.batch import assemble
+from lorastudy.engine.last_layer import last_mlp
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.loss import completion_loss
 from lorastudy.engine.packed import PackedEngine
@@ -124,6 +125,8 @@ def count_step(
     with ExitStack() as stack:
         ledger = Ledger(known=known)
         stack.enter_context(_replaced(packed, "check_supported", by=_assume_supported))
+        stack.enter_context(_replaced(packed, "sparing_mlp", by=_assume_sparing))
+        stack.enter_context(_replaced(fewer_passes, "gives_the_same", by=_assume_same))
         stack.enter_context(ledger)
         engine = PackedEngine(base, arms, gradient_checkpointing=gradient_checkpointing)
         stack.callback(engine.close)
@@ -213,6 +216,14 @@ def _replaced(owner: Any, name: str, *, by: Any) -> Iterator[None]:
 
 def _assume_supported(*_: Any, **__: Any) -> None:
     """Whether the packed forward is right is asked before training; fake tensors have no numbers to compare."""
+
+
+def _assume_same(*_: Any, **__: Any) -> bool:
+    return True
+
+
+def _assume_sparing(model: nn.Module, **_: Any) -> nn.Module | None:
+    return last_mlp(model)
 
 
 def rows_of(batch: MicroBatch, *, num_ids: int) -> list[TokenRow]:

@@ -155,8 +155,10 @@ class _PackedLora(torch.autograd.Function):
             dy_GNO = slot.of(dy_KNO)
             v_GNR = arm_linear(dy_GNO, b_GOR.to(dy.dtype).mT).mul_(slot.scaling_G11)
             x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
-            slot.grad_A_GRD.add_(arm_linear(v_GNR.mT, x_GND.mT))
-            slot.grad_B_GOR.add_(arm_linear(dy_GNO.mT, u_GNR.mT))
+            slot.grad_A_GRD.add_(torch.bmm(v_GNR.mT, x_GND))
+            slot.grad_B_GOR.add_(
+                torch.bmm(u_GNR.mT, dy_GNO).mT
+            )  # the thin factor first: half the time of the other way
             if dx is not None:
                 _add_lora_dx(
                     slot.of(dx.view(x_KND.shape)), (v_GNR, a_GRD), slot=slot, forward_pass=forward_pass

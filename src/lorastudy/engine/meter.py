@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from lorastudy.engine.arms import Arm, EngineFactory
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.probe import probe_batch
 from lorastudy.engine.quantised import features
 from lorastudy.records import ArmProfile
 
@@ -91,8 +92,8 @@ def profile_arms(
     """Yield what each arm costs alone. Arms of equal shape (seeds, learning rates) are measured once.
 
     Memory is taken at `largest`, the step with the biggest micro-batch, since that is the peak of a whole
-    run; time is the median over the `typical` steps, each after a warm-up. Arms are interleaved, so a machine
-    that slows down slows them all. Nothing trained here is kept.
+    run; time is the median over the `typical` steps. Each is the second step of a fresh engine. Arms are
+    interleaved, so a machine that slows down slows them all. Nothing trained here is kept.
     """
     shapes = {_shape(arm): arm for arm in reversed(arms)}
     memory = {
@@ -138,7 +139,7 @@ def _peak_bytes(
     engine = make_engine([_for_two_steps(arm)])
 
     def train() -> None:
-        engine.train([batches, batches], on_step=lambda _: None)
+        engine.train([_first_step(batches, base=base), batches], on_step=lambda _: None)
 
     try:
         if base.device.type == "cuda":
@@ -158,7 +159,7 @@ def _peak_bytes(
 def _step_time(
     make_engine: EngineFactory, arm: Arm, *, base: BaseModel, batches: Sequence[Batch]
 ) -> tuple[float, int]:  # fmt: skip
-    """(seconds, tokens) of one optimizer step after a warm-up step on the same rows."""
+    """(seconds, tokens) of one optimizer step after another one."""
     engine = make_engine([_for_two_steps(arm)])
     ends: list[float] = []
 
@@ -167,10 +168,18 @@ def _step_time(
         ends.append(time.perf_counter())
 
     try:
-        engine.train([batches, batches], on_step=on_step)
+        engine.train([_first_step(batches, base=base), batches], on_step=on_step)
         return ends[1] - ends[0], sum(batch.num_tokens for batch in batches)
     finally:
         engine.close()
+
+
+def _first_step(batches: Sequence[Batch], *, base: BaseModel) -> Sequence[Batch]:
+    """What comes before the step that is measured: the same on CUDA, whose libraries choose kernels by shape.
+
+    On a CPU what an engine does once takes milliseconds whatever the rows are, and a few tokens show it.
+    """
+    return batches if base.device.type == "cuda" else [probe_batch(base.model, device=base.device)]
 
 
 def _for_two_steps(arm: Arm) -> Arm:

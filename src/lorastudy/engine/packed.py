@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorastudy.engine import attention
@@ -24,12 +24,14 @@ from lorastudy.engine.adapters import save_adapter
 from lorastudy.engine.arms import Arm, StepResult, TokenScores
 from lorastudy.engine.bank import in_groups, make_bank
 from lorastudy.engine.batch import Batch
+from lorastudy.engine.fewer_passes import fewer_passes
 from lorastudy.engine.generation import greedy
 from lorastudy.engine.inject import eject, inject
+from lorastudy.engine.last_layer import labelled_only, sparing_mlp
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.loss import completion_loss, token_scores
 from lorastudy.engine.optimise import LossScale, PackedAdamW
-from lorastudy.engine.probe import check_supported
+from lorastudy.engine.probe import check_supported, probe_batch
 from lorastudy.engine.recompute import recomputing
 from lorastudy.engine.state import ArmState, EngineState
 from lorastudy.records import ArmStep
@@ -57,14 +59,23 @@ class PackedEngine:
         names = {name for arm in arms for name in arm.module_names}
         self._own_attention = base.model.config._attn_implementation
         self._layers = inject(base, names=names)
+        self._sparing_mlp: nn.Module | None = None
+        self._fewer_passes = fewer_passes(base.model, device=base.device)
+        probe = probe_batch(base.model, device=base.device)
         try:
             self._model.set_attn_implementation(attention.NAME)
             check_supported(
                 self._model,
                 body_forward=partial(self._hidden, num_arms=1),
+                running=self._running,
                 head=self._head,
                 own_attention=self._own_attention,
-                device=base.device,
+                batch=probe,
+            )
+            self._sparing_mlp = sparing_mlp(
+                self._model,
+                index_M=probe.label_index_M[::2],
+                hidden_states=partial(self._hidden, probe, num_arms=1),
             )
             self._bank = make_bank(self.arms, layers=self._layers, device=base.device)
             self._bank.attach(self._layers)
@@ -169,7 +180,7 @@ class PackedEngine:
     def _hidden(self, batch: Batch, *, num_arms: int) -> Tensor:
         """The last hidden states of every arm, (K, N, D)."""
         ids_KN = batch.input_ids_N.expand(num_arms, -1)
-        with attention.rows(batch.buckets):
+        with self._running(batch):
             out = self._body(
                 input_ids=ids_KN, position_ids=batch.position_ids_N.unsqueeze(0), use_cache=False
             )
@@ -190,7 +201,7 @@ class PackedEngine:
                 loss_K = completion_loss(
                     hidden_KMD, self._head, targets_M=batch.targets_M, grad_scale_K=scale_K
                 )
-                with attention.rows(batch.buckets):
+                with self._running(batch):
                     loss_K.sum().backward()  # type: ignore[no-untyped-call]  # torch
                 losses_K += loss_K.detach()
         return losses_K / num_tokens
@@ -235,6 +246,13 @@ class PackedEngine:
         for lora_A, lora_B in self._bank.weights_of(arm).values():
             lora_A.zero_()
             lora_B.zero_()
+
+    @contextmanager
+    def _running(self, batch: Batch) -> Iterator[None]:
+        """Within, the model runs on this batch, forward or backward."""
+        labels = labelled_only(self._sparing_mlp, batch.label_index_M)
+        with attention.rows(batch.buckets), self._fewer_passes.running(), labels:
+            yield
 
     @contextmanager
     def _dropout(self) -> Iterator[None]:

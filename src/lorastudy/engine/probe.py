@@ -6,6 +6,7 @@ results must agree.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -24,17 +25,31 @@ TOLERANCE = {4: 1e-4, 2: 5e-2}
 #: precision: the same operations on the same numbers, so next to nothing. A soft cap of 30 on logits of 3 is 3e-3.
 HEAD_TOLERANCE = 1e-3
 
+#: Shortest first, as a batch lays its rows.
+ROW_LENGTHS = [3, 5, 7]
+
+
+def probe_batch(model: PreTrainedModel, *, device: torch.device) -> Batch:
+    """Three short rows in which every token but the first has a label."""
+    num_ids = model.config.get_text_config().vocab_size
+    rows = [
+        _row(tuple((7 * number + 3 * place + 1) % num_ids for place in range(length)))
+        for number, length in enumerate(ROW_LENGTHS)
+    ]
+    return assemble(rows, device=device)
+
 
 @torch.no_grad()
 def check_supported(
     model: PreTrainedModel,
     *,
     body_forward: Callable[[Batch], Tensor],
+    running: Callable[[Batch], AbstractContextManager[None]],
     head: Callable[..., Any] | None,
     own_attention: str,
-    device: torch.device,
+    batch: Batch,
 ) -> None:
-    """Compare logits of three short rows, laid end to end against one by one, and the head with what it stands for.
+    """Compare logits of the probe's rows, laid end to end against one by one, and the head with what it stands for.
 
     Raises:
         UnsupportedModelError: they differ by more than rounding, or the packed way does not run at all.
@@ -42,13 +57,9 @@ def check_supported(
     kind = type(model).__name__
     if head is None:
         raise UnsupportedModelError(f"{kind} has no output head that the packed engine can use")
-    num_ids = model.config.get_text_config().vocab_size
-    ids = [[(7 * row + 3 * place + 1) % num_ids for place in range(3 + 2 * row)] for row in range(3)]
-    rows = [_row(tuple(row)) for row in ids]
-    batch = assemble(rows, device=device)
     try:
         packed = head(body_forward(batch)[0]).float()
-        with attention.rows(batch.buckets):
+        with running(batch):
             whole = model(
                 input_ids=batch.input_ids_N[None], position_ids=batch.position_ids_N[None], use_cache=False
             )
@@ -66,7 +77,7 @@ def check_supported(
     model.set_attn_implementation(own_attention)
     try:
         alone = torch.cat(
-            [model(input_ids=torch.tensor([row], device=device)).logits[0] for row in ids]
+            [model(input_ids=ids_S[None]).logits[0] for ids_S in torch.split(batch.input_ids_N, ROW_LENGTHS)]
         ).float()
     finally:
         model.set_attn_implementation(attention.NAME)

@@ -1,13 +1,15 @@
-"""Frozen linear layers of every precision; the only file that imports bitsandbytes.
+"""Frozen linear layers of every precision; the only file that knows bitsandbytes.
 
 The packed layer needs two things of whatever holds the frozen weight: its output for all arms, and the weight
 itself for the derivative. For bitsandbytes layers both are made so that no arm can feel another and no
-evaluation can disturb later training.
+evaluation can disturb later training. It is imported where a layer is made of it and not before: that takes a second,
+which a study in plain precision would spend for nothing.
 """
 
+import sys
+from importlib import import_module
 from typing import Any
 
-import bitsandbytes
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -43,19 +45,20 @@ def keep_trainable_on_cpu(model: nn.Module) -> None:
     a later training forward then reads the packed bytes as if they were not, and gradients are wrong or zero
     without a word. This switch, on every layer, turns the repacking off.
     """
+    module: Any
     for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if _is_4bit(module):
             module.support_avx512bf16_for_cpu = False
 
 
 def feels_other_rows(layer: nn.Module) -> bool:
     """Whether a row's output depends on the other rows: LLM.int8() picks outlier columns over all of them."""
-    return isinstance(layer, bitsandbytes.nn.Linear8bitLt)
+    return _is_of(layer, "Linear8bitLt")
 
 
-def frozen_output(layer: nn.Module, x: Tensor, *, num_arms: int) -> Tensor:
+def frozen_output(layer: Any, x: Tensor, *, num_arms: int) -> Tensor:
     """W x + b for all arms. 4-bit weights are dequantised once for all; 8-bit layers run arm by arm."""
-    if isinstance(layer, bitsandbytes.nn.Linear4bit):
+    if _is_4bit(layer):
         bias = layer.bias.to(x.dtype) if layer.bias is not None else None
         return linear(x, frozen_weight_OD(layer, dtype=x.dtype), bias_O=bias)
     if feels_other_rows(layer):
@@ -64,13 +67,13 @@ def frozen_output(layer: nn.Module, x: Tensor, *, num_arms: int) -> Tensor:
     return linear(x, frozen_weight_OD(layer, dtype=x.dtype), bias_O=bias_O)
 
 
-def frozen_weight_OD(layer: nn.Module, *, dtype: torch.dtype) -> Tensor:
+def frozen_weight_OD(layer: Any, *, dtype: torch.dtype) -> Tensor:
     """The layer's weight as (outputs, inputs), dequantised where it is quantised."""
     weight: Any = layer.weight
-    if isinstance(layer, bitsandbytes.nn.Linear4bit):
-        weight_OD: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+    if _is_4bit(layer):
+        weight_OD: Tensor = _bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
         return weight_OD.to(dtype)
-    if isinstance(layer, bitsandbytes.nn.Linear8bitLt):
+    if feels_other_rows(layer):
         state: Any = layer.state if layer.state.CB is not None else weight
         codes_OD: Tensor = state.CB.to(dtype)
         return codes_OD.mul_((state.SCB / 127.0).unsqueeze(1))  # the scale in fp32, as bitsandbytes has it
@@ -100,9 +103,9 @@ def hollow_quantised(
     double = {"compress_statistics": double_quant, "quant_type": quant_type}
     with unset_fake_temporarily():  # its own parameter is a subclass, which no fake tensor can become
         layer: nn.Module = (
-            bitsandbytes.nn.Linear4bit(1, 1, bias=False, compute_dtype=torch.bfloat16, **double)
+            _bitsandbytes().nn.Linear4bit(1, 1, bias=False, compute_dtype=torch.bfloat16, **double)
             if quantization == "4bit"
-            else bitsandbytes.nn.Linear8bitLt(1, 1, bias=False, has_fp16_weights=False, threshold=0.0)
+            else _bitsandbytes().nn.Linear8bitLt(1, 1, bias=False, has_fp16_weights=False, threshold=0.0)
         )
     layer.__dict__.update(in_features=inputs, out_features=outputs)
     if quantization == "4bit":
@@ -121,7 +124,7 @@ def hollow_quantised(
     return layer
 
 
-def tensors_of(layer: nn.Module) -> list[Tensor]:
+def tensors_of(layer: Any) -> list[Tensor]:
     """Every tensor of a layer, quantisation constants included, which are neither parameters nor buffers."""
     own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
     weight = getattr(layer, "weight", None)
@@ -129,7 +132,7 @@ def tensors_of(layer: nn.Module) -> list[Tensor]:
     if state is not None:
         inner = [state.state2.absmax, state.state2.code, state.offset] if state.nested else []
         own += [state.absmax, state.code, *inner]
-    if isinstance(layer, bitsandbytes.nn.Linear8bitLt):
+    if feels_other_rows(layer):
         own += [
             tensor
             for tensor in (getattr(weight, "SCB", None), layer.state.SCB, layer.state.CB)
@@ -138,10 +141,24 @@ def tensors_of(layer: nn.Module) -> list[Tensor]:
     return own
 
 
+def _is_4bit(layer: nn.Module) -> bool:
+    return _is_of(layer, "Linear4bit")
+
+
+def _is_of(layer: nn.Module, kind: str) -> bool:
+    """Whether a layer is of that kind of bitsandbytes'. Where it was never imported, there is none."""
+    library: Any = sys.modules.get("bitsandbytes")
+    return library is not None and isinstance(layer, getattr(library.nn, kind))
+
+
+def _bitsandbytes() -> Any:
+    return import_module("bitsandbytes")
+
+
 def _hollow_state(shape: tuple[int, int], *, quant_type: str, double_quant: bool) -> Any:
     num_blocks = -(-shape[0] * shape[1] // 64)
     inner = (
-        bitsandbytes.functional.QuantState(
+        _bitsandbytes().functional.QuantState(
             absmax=torch.empty(-(-num_blocks // 256)),
             code=torch.empty(256),
             blocksize=256,
@@ -150,7 +167,7 @@ def _hollow_state(shape: tuple[int, int], *, quant_type: str, double_quant: bool
         if double_quant
         else None
     )
-    return bitsandbytes.functional.QuantState(
+    return _bitsandbytes().functional.QuantState(
         absmax=torch.empty(num_blocks, dtype=torch.uint8 if double_quant else torch.float32),
         shape=torch.Size(shape),
         code=torch.empty(16),
