@@ -40,7 +40,7 @@ def folder(make_folder: Callable[[str], Any]) -> Any:
 def said(folder: Any) -> str:
     plan = folder.run("lorastudy suite suite.yaml --dry-run").stdout
     assert "16 experiments, 0 of them done; 16 to run" in plan
-    assert "racing: after 25 % and 50 % of the steps" in plan
+    assert "racing: after 12.5 %, 25 % and 50 % of the steps" in plan
     return str(folder.run("lorastudy suite suite.yaml").stdout)
 
 
@@ -67,11 +67,11 @@ def test_the_report_tells_who_was_stopped_and_what_that_is_worth(folder: Any) ->
     folder.run("lorastudy report --suite-name races")
     text = (folder.path / "RESULTS.md").read_text(encoding="utf-8")
     assert "8 of 16 experiments completed, 8 were stopped by racing." in text
-    assert "arms that are clearly behind after 25 % and 50 % of the steps are stopped" in text
+    assert "arms that are clearly behind after 12.5 %, 25 % and 50 % of the steps are stopped" in text
     assert "## Stopped by racing" in text
-    # 8 runs of 24 steps and 8 of 6: 240 of 384
-    assert "The runs took 240 of the 384 steps of the full grid (62 %)." in text
-    assert "stopped by racing after 25 % of the steps: its held-out loss is" in text
+    # 8 runs of 24 steps and 8 of 3: 216 of 384
+    assert "The runs took 216 of the 384 steps of the full grid (56 %)." in text
+    assert "stopped by racing after 12.5 % of the steps: its held-out loss is" in text
     assert re.search(r"rank_ablation_r2_lr1e-06 \((untuned, )?stopped by racing\)", text)
     assert "Failures and divergences" not in text
     assert "did not complete" not in text

@@ -42,7 +42,7 @@ from lorastudy.analysis.twoway import two_way
 from lorastudy.spec.question import Margin
 
 #: Of the gain over the base model so far.
-ALLOWANCE = 0.1
+ALLOWANCE = 0.05
 LEVEL = 0.02
 
 

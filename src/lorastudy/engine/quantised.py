@@ -7,7 +7,6 @@ which a study in plain precision would spend for nothing.
 """
 
 import sys
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -152,7 +151,9 @@ def _is_of(layer: nn.Module, kind: str) -> bool:
 
 
 def _bitsandbytes() -> Any:
-    return import_module("bitsandbytes")
+    import bitsandbytes
+
+    return bitsandbytes
 
 
 def _hollow_state(shape: tuple[int, int], *, quant_type: str, double_quant: bool) -> Any:

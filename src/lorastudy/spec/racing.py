@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: Where `racing: true` looks; docs/science.md has the measurement behind them.
-RUNGS = (0.25, 0.5)
+RUNGS = (0.125, 0.25, 0.5)
 #: Each look takes room in the correction for many looks, and some seconds.
 MAX_RUNGS = 5
 #: With two seeds a difference would have to be hundreds of its standard errors, so nothing would ever be stopped.

@@ -24,8 +24,8 @@ ROW = Row(
     fault="ENOSPC and EIO at the k-th write, fsync, rename, creation of a file or folder",
     must="nothing lost, one message, the same command goes on",
     short=4,
-    default=40,
-    kept=100_000,  # every k, with both
+    default=100_000,  # every k, with both
+    kept=100_000,
     in_memory=True,
 )
 

@@ -29,7 +29,7 @@ ROW = Row(
     fault="SIGKILL of runner or worker at random moments, inside checkpoint writing too",
     must="0 acknowledged records lost, 0 duplicated, resumed adapters and metrics bit-identical",
     short=3,
-    default=60,
+    default=200,
     kept=1000,
     in_memory=True,
 )

@@ -13,8 +13,8 @@ ROW = Row(
     fault="ENOSPC and EIO at the k-th change that a worker makes to its files while it trains",
     must="nothing lost, one message, the same command goes on",
     short=3,
-    default=20,
-    kept=100_000,  # every k, with both
+    default=100_000,  # every k, with both
+    kept=100_000,
     in_memory=True,
 )
 

@@ -1,5 +1,7 @@
 """Frozen layers of bitsandbytes: outputs arm by arm, and the weight that the derivative uses."""
 
+import sys
+
 import bitsandbytes
 import pytest
 import torch
@@ -88,3 +90,10 @@ def test_conv1d_keeps_its_weight_transposed():
     layer = Conv1D(3, 5)
     assert features(layer) == (5, 3)
     assert torch.equal(frozen_weight_OD(layer, dtype=torch.float32), layer.weight.T)
+
+
+def test_where_bitsandbytes_was_never_imported_no_layer_is_of_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
+    layer = nn.Linear(2, 3)
+    assert not feels_other_rows(layer)
+    assert torch.equal(frozen_weight_OD(layer, dtype=torch.float32), layer.weight)
