@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from lorastudy.analysis import racing
 from lorastudy.analysis.items import ItemScores
-from lorastudy.analysis.racing import ALLOWANCE, LEVEL, Behind, Rules, clearly_behind
+from lorastudy.analysis.racing import ALLOWANCE, LEVEL, Behind, RaceRules, clearly_behind
 from lorastudy.analysis.significance import ALPHA, Floats, sign_flip_p, sign_flip_p_below
 from lorastudy.analysis.twoway import two_way
 from lorastudy.analysis.verdicts import Word, differences_shown, no_worse_shown, word
@@ -180,7 +180,7 @@ def replayed(
     num_stops = num_wrong = races_wrong = same_best = same_verdicts = num_good = good_stopped = 0
     shares = []
     for study in studies:
-        rules = Rules(num_arms=len(study.arms), num_rungs=len(rungs), margin=margin, allowance=allowance)
+        rules = RaceRules(num_arms=len(study.arms), num_rungs=len(rungs), margin=margin, allowance=allowance)
         stops = raced(runs, study, rungs=rungs, rules=rules)
         good = as_good_as_the_best(runs, study)
         wrong = good & stops.keys()
@@ -209,7 +209,7 @@ def replayed(
     }  # fmt: skip
 
 
-def raced(runs: Runs, study: Drawn, *, rungs: Sequence[float], rules: Rules) -> dict[int, float]:
+def raced(runs: Runs, study: Drawn, *, rungs: Sequence[float], rules: RaceRules) -> dict[int, float]:
     """The arms that are stopped, each with the share of the steps that it had."""
     going = list(study.arms)
     largest = max(_rank(runs, arm) for arm in study.arms)
@@ -222,7 +222,7 @@ def raced(runs: Runs, study: Drawn, *, rungs: Sequence[float], rules: Rules) -> 
 
 
 def _stopped_at(
-    runs: Runs, study: Drawn, going: Sequence[int], *, rung: float, rules: Rules, largest: int
+    runs: Runs, study: Drawn, going: Sequence[int], *, rung: float, rules: RaceRules, largest: int
 ) -> tuple[Behind, ...]:  # fmt: skip
     table = losses_at(runs, rung)
     weights = tuple(int(weight) for weight in runs.weights)

@@ -68,9 +68,8 @@ def take_what_was_left(experiments: Sequence[Experiment], *, tracker: Experiment
         if run.status == "running":
             open_runs[run.pack_id, run.attempt, run.run_folder].append(run.experiment_id)
     for (pack_id, attempt, folder), ids in open_runs.items():
-        with suppress(
-            ValueError
-        ):  # what stands behind a damaged line was not acknowledged, and is made again
+        # What stands behind a damaged line was not acknowledged, and is made again.
+        with suppress(ValueError):
             for record in RecordReader(Path(folder) / RECORDS_NAME).read_new():
                 tracker.take(record, pack_id=pack_id, attempt=attempt)
         for experiment_id in ids:

@@ -148,7 +148,7 @@ def _is_open(result: ExperimentResult) -> bool:
 
 
 def _behind(study: Study, scored: "Mapping[str, ItemScores]", *, race: Race) -> "Iterator[Behind]":
-    from lorastudy.analysis.racing import Rules, clearly_behind  # scipy, likewise
+    from lorastudy.analysis.racing import RaceRules, clearly_behind  # scipy, likewise
 
     by_arm = {
         arm.name: {r.seed: scored[r.experiment_id] for r in arm.results if r.experiment_id in scored}
@@ -161,7 +161,7 @@ def _behind(study: Study, scored: "Mapping[str, ItemScores]", *, race: Race) -> 
     if not before:
         return
     base_loss = before[0]  # one base model, one set of rows: equal for all
-    rules = Rules(num_arms=len(study.arms), num_rungs=len(race.rungs), margin=race.margin)
+    rules = RaceRules(num_arms=len(study.arms), num_rungs=len(race.rungs), margin=race.margin)
     yield from clearly_behind(losses, base_loss=base_loss, rules=rules, reference=reference)
 
 

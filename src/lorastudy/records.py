@@ -344,7 +344,7 @@ class RecordReader:
     """Reads the whole lines that have been appended since the last call; a torn last line waits for its end."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._offset = 0
 
     def read_new(self) -> Iterator[Record]:
@@ -353,9 +353,9 @@ class RecordReader:
         Raises:
             ValueError: a whole line is damaged.
         """
-        if not self._path.exists():
+        if not self.path.exists():
             return
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             file.seek(self._offset)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -365,7 +365,7 @@ class RecordReader:
 
     def has_torn_end(self) -> bool:
         """Whether something stands behind the last whole line that was read: of a worker that is writing, or died."""
-        return self._path.exists() and self._path.stat().st_size > self._offset
+        return self.path.exists() and self.path.stat().st_size > self._offset
 
 
 def read_records(path: Path, *, num_bytes: int) -> list[Record]:

@@ -39,9 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     end_with_parent()
     faulthandler.register(signal.SIGUSR1)  # whoever ends a worker that hangs asks first where it does
     if PARENT_VARIABLE in os.environ:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # Ctrl-C goes to both; the one that started this passes it on
+        # Ctrl-C goes to both; the one that started this passes it on.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     cache, stop = BaseCache(), Stop()
     stop.listen()

@@ -63,7 +63,7 @@ class Behind:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class RaceRules:
     """What a race is held to, all of it fixed before it begins. `num_arms` is how many began."""
 
     num_arms: int
@@ -74,12 +74,12 @@ class Rules:
     level: float = LEVEL
 
 
-Losses = Mapping[str, Mapping[int, ItemScores]]
+RungLosses = Mapping[str, Mapping[int, ItemScores]]
 """By arm and seed, the loss on every held-out row."""
 
 
 def clearly_behind(
-    losses: Losses, *, base_loss: float, rules: Rules, reference: Collection[str] = ()
+    losses: RungLosses, *, base_loss: float, rules: RaceRules, reference: Collection[str] = ()
 ) -> tuple[Behind, ...]:
     """The arms that are to be stopped, in the order given.
 
@@ -137,11 +137,11 @@ def p_behind(differences: Floats, weights: Floats, *, bound: float) -> float:
     return float(special.stdtr(estimate.num_seeds - 1, -t))
 
 
-def _num_looks(rules: Rules) -> int:
+def _num_looks(rules: RaceRules) -> int:
     return (rules.num_arms - 1) * rules.num_rungs
 
 
-def _table(losses: Losses) -> tuple[dict[str, Floats], Floats | None]:
+def _table(losses: RungLosses) -> tuple[dict[str, Floats], Floats | None]:
     """Losses by (seed, item) of the arms that have every seed, and the items' shares of the weight; None without any.
 
     None too with fewer than two seeds, or where `common_weights` finds none.

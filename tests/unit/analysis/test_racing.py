@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.verdict_studies import PROFILES
 from lorastudy.analysis.items import ItemScores
-from lorastudy.analysis.racing import LEVEL, Rules, clearly_behind, measured_races, p_behind
+from lorastudy.analysis.racing import LEVEL, RaceRules, clearly_behind, measured_races, p_behind
 from lorastudy.analysis.tuning import best_if_on_edge
 from lorastudy.spec.question import Margin
 from lorastudy.spec.racing import rung_split
@@ -25,7 +25,7 @@ def losses(**by_arm):
 
 
 def stopped(table, *, num_arms=2, num_rungs=1, base_loss=2.0, reference=(), **rules):
-    rules = Rules(num_arms=num_arms, num_rungs=num_rungs, **{"allowance": 0.1, **rules})
+    rules = RaceRules(num_arms=num_arms, num_rungs=num_rungs, **{"allowance": 0.1, **rules})
     return {
         one.arm: one for one in clearly_behind(table, base_loss=base_loss, rules=rules, reference=reference)
     }
@@ -130,7 +130,7 @@ def test_equal_arms_are_stopped_no_more_often_than_the_level_says(profile, num_s
     """300 races of six equal arms over three looks, each look new noise, without any allowance: the hardest case."""
     draw = np.random.default_rng(7)
     num_races, num_arms, num_looks, num_items = 300, 6, 3, 40
-    rules = Rules(num_arms=num_arms, num_rungs=num_looks, allowance=0.0)
+    rules = RaceRules(num_arms=num_arms, num_rungs=num_looks, allowance=0.0)
     num_stopped = 0
     for _ in range(num_races):
         going = list(range(num_arms))

@@ -17,7 +17,7 @@ from benchmarks.replay_racing import (
     told_in_reports,
     verdicts,
 )
-from lorastudy.analysis.racing import ALLOWANCE, LEVEL, Rules
+from lorastudy.analysis.racing import ALLOWANCE, LEVEL, RaceRules
 from lorastudy.spec.racing import RUNGS
 
 SHARES = tuple(number / 10 for number in range(1, 11))
@@ -52,7 +52,7 @@ STEADY = [line(2.8, 2.6), line(2.6, 1.0), line(2.5, 1.6), line(2.9, 2.7), line(2
 #: The second arm comes from far behind and is the best in the end.
 LATE = [line(2.8, 2.6), [*[2.95] * 7, 1.5, 1.1, 0.9], line(2.5, 1.6), *STEADY[3:]]
 ALL = Drawn(arms=tuple(range(6)), seeds=tuple(range(NUM_SEEDS)))
-ASKED = {"rungs": (0.3, 0.6), "rules": Rules(num_arms=6, num_rungs=2)}
+ASKED = {"rungs": (0.3, 0.6), "rules": RaceRules(num_arms=6, num_rungs=2)}
 
 
 def test_what_is_behind_and_stays_so_is_stopped_rightly():

@@ -118,6 +118,14 @@ def test_a_damaged_line_is_named_and_what_is_before_it_is_kept(tracker, folder):
     assert len(tracker.get_all_experiments()[0].scores) == 2
 
 
+@pytest.mark.parametrize("name", ["predictions.jsonl", "race.jsonl"])
+def test_damage_beside_the_records_is_named_as_what_it_is_and_costs_no_record(tracker, folder, name):
+    (folder / name).write_text("{not a record}\n")
+    with pytest.raises(StoreError, match=rf"{name}: damaged: .*the records before that are stored"):
+        replay(tracker, folder)
+    assert {result.status for result in tracker.get_all_experiments()} == {"completed"}
+
+
 def test_a_folder_without_a_pack_is_refused(tracker, tmp_path):
     with pytest.raises(StoreError, match="not a run folder"):
         replay(tracker, tmp_path)
