@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 import tiny
-from lorastudy.engine.adapters import load_adapter, save_adapter
+from lorastudy.engine.adapters import save_adapter
 from lorastudy.engine.arms import initial_lora_A
 from lorastudy.engine.loading import load_base
+from lorastudy.engine.peft_model import load_adapter
 from lorastudy.spec.settings import Settings
 
 Spoil = Callable[[Path, Path], None]

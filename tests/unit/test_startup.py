@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.records import Environment, Outcome, Score
+from lorastudy.records import Environment, Outcome, Pack, Score
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.settings import Settings
 from lorastudy.tracker import ExperimentTracker
@@ -121,3 +121,22 @@ def test_what_an_executor_needs_imports_no_ml_library() -> None:
     program = "import sys, lorastudy.executors, lorastudy.cli.running; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not {name.partition(".")[0] for name in done.stdout.split()} & DEVICE_SIDE
+
+
+def test_a_worker_that_trains_imports_neither_peft_nor_bitsandbytes(tmp_path: Path) -> None:
+    """They take more than a second; only quantised bases, the reference engine and `evaluate` need them."""
+    settings = Settings(
+        base_model="lab", dataset_path="lab:facts", max_steps=1, quantization="fp32",
+        max_generation_samples=0,
+    )  # fmt: skip
+    experiment = Experiment(
+        name="one", arm="one", experiment_type="rank_ablation", seed=0, settings=settings,
+        sources=Sources(base_model="lab", dataset="rows"),
+    )  # fmt: skip
+    Pack(id="pack-1", attempt=1, engine="auto", experiments=(experiment,)).write(tmp_path)
+    program = "import sys; from lorastudy.worker import main; main(sys.argv[1:]); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert '"status":"completed"' in (tmp_path / "records.jsonl").read_text().replace(" ", "")
+    assert not {name.partition(".")[0] for name in done.stdout.split()} & {"peft", "bitsandbytes"}

@@ -1,12 +1,10 @@
-"""Adapters in PEFT's format; the only file that imports peft."""
+"""Adapter folders in PEFT's format, written and checked without PEFT."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -20,22 +18,7 @@ from lorastudy.errors import ModelError
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-_PREFIX = "base_model.model."
-
-
-def lora_config(arm: Arm, *, base: BaseModel) -> LoraConfig:
-    """The arm as PEFT's own configuration; it does not name the base, which PEFT fills in itself."""
-    modules = base.linear_layers
-    transposed = any(isinstance(modules[name], Conv1D) for name in arm.module_names)
-    return LoraConfig(
-        r=arm.r,
-        lora_alpha=_whole(arm.lora_alpha),
-        use_rslora=arm.use_rslora,
-        lora_dropout=arm.lora_dropout,
-        target_modules=shortest_names(arm.module_names, modules=list(modules)),
-        fan_in_fan_out=transposed,
-        task_type="CAUSAL_LM",
-    )
+PREFIX = "base_model.model."
 
 
 def save_adapter(
@@ -44,7 +27,7 @@ def save_adapter(
     """Write `adapter_model.safetensors` and `adapter_config.json`; return the bytes of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        f"{_PREFIX}{name}.{part}.weight": tensor.detach().cpu().contiguous()
+        f"{PREFIX}{name}.{part}.weight": tensor.detach().cpu().contiguous()
         for name, pair in weights.items()
         for part, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
     }
@@ -57,46 +40,28 @@ def save_adapter(
 
 
 def save_config(arm: Arm, *, base: BaseModel, folder: Path) -> None:
-    """Write `adapter_config.json`."""
-    config = lora_config(arm, base=base)
-    config.base_model_name_or_path = base.name
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
+    """Write `adapter_config.json`, which PEFT reads as `peft_model.lora_config`; a key that is left out has its default.
 
-
-def wrap(base: BaseModel, arms: Mapping[str, Arm]) -> PeftModel:
-    """PEFT's model around the base with one named adapter per arm, weights as PEFT draws them."""
-    names = iter(arms)
-    first = next(names)
-    model = get_peft_model(base.model, lora_config(arms[first], base=base), adapter_name=first)
-    for name in names:
-        model.add_adapter(name, lora_config(arms[name], base=base))
-    return model
-
-
-def set_weights(model: nn.Module, weights: Mapping[str, tuple[Tensor, Tensor]], *, adapter_name: str) -> None:
-    """Give a named adapter of PEFT's model these weights."""
-    state = {
-        f"{_PREFIX}{name}.{part}.weight": tensor
-        for name, pair in weights.items()
-        for part, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
-    }
-    set_peft_model_state_dict(model, state, adapter_name=adapter_name)
-
-
-def load_adapter(base: BaseModel, folder: Path) -> PeftModel:
-    """PEFT's own loading of an adapter onto the base, for evaluation.
-
-    Raises:
-        ModelError: not an adapter folder, or an adapter of another base.
+    Not by PEFT: importing it takes a second of every worker's start, and it writes the modules in a random order.
     """
-    check_fits(base, folder)
-    try:
-        model = PeftModel.from_pretrained(base.model, str(folder))
-    except (ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
-        raise ModelError(f"checkpoint: {folder}: PEFT cannot load it: {error}") from error
-    model.eval()
-    return model
+    modules = base.linear_layers
+    config = {
+        "base_model_name_or_path": base.name,
+        "bias": "none",
+        "fan_in_fan_out": is_transposed(arm, base=base),
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": whole(arm.lora_alpha),
+        "lora_dropout": arm.lora_dropout,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": arm.r,
+        "target_modules": sorted(shortest_names(arm.module_names, modules=list(modules))),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": arm.use_rslora,
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def check_fits(base: BaseModel, folder: Path) -> None:
@@ -112,7 +77,7 @@ def check_fits(base: BaseModel, folder: Path) -> None:
     modules = base.linear_layers
     present = set()
     for key, tensor in tensors.items():
-        name, _, part = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
+        name, _, part = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         if name not in modules or not _same_width(modules[name], tensor, part=part):
             shape = tuple(tensor.shape)
             raise ModelError(f"{another}: its {name} of shape {shape} does not fit {base.name}")
@@ -165,11 +130,11 @@ def _same_width(module: nn.Module, tensor: Tensor, *, part: str) -> bool:
     return tensor.shape[1] == inputs if part == "lora_A" else tensor.shape[0] == outputs
 
 
-def _whole(value: float) -> Any:
+def is_transposed(arm: Arm, *, base: BaseModel) -> bool:
+    """Whether the weights of the arm's layers stand as GPT-2's do, inputs first."""
+    return any(isinstance(base.linear_layers[name], Conv1D) for name in arm.module_names)
+
+
+def whole(value: float) -> Any:
     """PEFT's type for alpha is int; keep fractions only where there are any."""
     return int(value) if value == int(value) else value
-
-
-def trainable(model: nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters that train."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]

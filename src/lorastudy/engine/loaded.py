@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from lorastudy.engine.adapters import load_adapter
 from lorastudy.engine.arms import TokenScores
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.generation import greedy
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.padded import label_logits
+from lorastudy.engine.peft_model import load_adapter
 
 
 class LoadedAdapter:

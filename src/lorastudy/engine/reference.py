@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorastudy.engine.adapters import WEIGHTS_FILE, save_config, set_weights, trainable, wrap
+from lorastudy.engine.adapters import WEIGHTS_FILE, save_config
 from lorastudy.engine.arms import Arm, StepResult, TokenScores, initial_lora_A
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.course import Course
@@ -22,6 +22,7 @@ from lorastudy.engine.generation import greedy
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.optimise import SMALLEST_SCALE
 from lorastudy.engine.padded import label_logits
+from lorastudy.engine.peft_model import set_weights, trainable, wrap
 from lorastudy.engine.quantised import features
 from lorastudy.engine.recompute import recomputing
 from lorastudy.engine.state import EngineState

@@ -2,12 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorastudy.data.load import load_examples
 from lorastudy.data.tokenise import TokenSet, chat_template_of, tokenise
 from lorastudy.engine.generation import greedy
-from lorastudy.engine.loaded import LoadedAdapter
 from lorastudy.engine.loading import BaseModel, default_device, load_base
 from lorastudy.engine.planning import answer
 from lorastudy.errors import StudyError
@@ -19,6 +18,9 @@ from lorastudy.jobs import EvaluateJob
 from lorastudy.records import Generation, Score
 from lorastudy.spec.settings import Settings
 
+if TYPE_CHECKING:
+    from lorastudy.engine.loaded import LoadedAdapter
+
 
 def run_job(values: dict[str, Any]) -> dict[str, Any]:
     """What `lorastudy evaluate` shows, or the answers to what a plan asks, as plain JSON values.
@@ -28,6 +30,8 @@ def run_job(values: dict[str, Any]) -> dict[str, Any]:
     """
     if "questions" in values:
         return answer(values["questions"])
+    from lorastudy.engine.loaded import LoadedAdapter  # and PEFT with it, which plans and training do without
+
     job = EvaluateJob(**values)
     settings = Settings(
         base_model=job.base_model, quantization=job.quantization, trust_remote_code=job.trust_remote_code
@@ -58,7 +62,9 @@ def _tokens(job: EvaluateJob, *, base: BaseModel) -> TokenSet:
     return tokenise(examples, tokenizer=base.tokenizer, max_seq_length=job.max_seq_length, split="eval")
 
 
-def _scored(scorer: LoadedAdapter, job: EvaluateJob, *, base: BaseModel, tokens: TokenSet) -> dict[str, Any]:
+def _scored(
+    scorer: "LoadedAdapter", job: EvaluateJob, *, base: BaseModel, tokens: TokenSet
+) -> dict[str, Any]:
     records: list[Score | Generation] = list(
         CompletionLoss().evaluate(scorer, tokens.rows, base=base, split="eval")
     )  # fmt: skip

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from lorastudy.disk import is_disk_fault
-from lorastudy.engine.adapters import CONFIG_FILE, WEIGHTS_FILE, check_fits, save_adapter
+from lorastudy.engine.adapters import CONFIG_FILE, WEIGHTS_FILE, check_fits, save_adapter, save_config
 from lorastudy.engine.arms import initial_lora_A
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loaded import LoadedAdapter
+from lorastudy.engine.peft_model import lora_config
 from lorastudy.errors import ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,3 +130,24 @@ def test_a_full_disk_is_no_failure_of_the_adapter(base, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left") as raised:
         save_adapter(arm, weights, base=base, folder=tmp_path)
     assert is_disk_fault(raised.value)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("target_modules", ["qkvo", "all"])
+def test_peft_reads_the_configuration_as_its_own(tmp_path, architecture, target_modules):
+    base = tiny.make_base(architecture)
+    arm = tiny.make_arm(
+        tiny.targets(base, target_modules), r=3, lora_alpha=4.5, use_rslora=True, lora_dropout=0.25
+    )
+    save_config(arm, base=base, folder=tmp_path)
+    own = lora_config(arm, base=base)
+    own.base_model_name_or_path, own.inference_mode = architecture, True
+    assert LoraConfig.from_pretrained(str(tmp_path)).to_dict() == own.to_dict()
+
+
+def test_the_configuration_is_written_alike_each_time(base, tmp_path):
+    arm = tiny.make_arm(tiny.targets(base, "all")[::-1])
+    save_config(arm, base=base, folder=tmp_path)
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["target_modules"] == sorted(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )

@@ -5,7 +5,7 @@ from peft import get_peft_model
 from torch import nn
 
 import tiny
-from lorastudy.engine.adapters import lora_config
+from lorastudy.engine.peft_model import lora_config
 from lorastudy.engine.targets import linear_modules, resolve_targets, shortest_names
 from lorastudy.errors import ModelError
 
