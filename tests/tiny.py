@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    Olmo2Config,
+    Phi3Config,
     PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -32,6 +36,12 @@ from lorastudy.engine.targets import linear_modules, resolve_targets
 CPU = torch.device("cpu")
 VOCAB = 128
 ARCHITECTURES = ("llama", "gpt2", "phi", "qwen2")
+#: Only a part of a head's channels turns (gpt_neox, phi3); angles in fp32, and norms that multiply before they round (olmo2).
+OTHER_ARCHITECTURES = {
+    "gpt_neox": GPTNeoXConfig,
+    "phi3": partial(Phi3Config, partial_rotary_factor=0.5),
+    "olmo2": Olmo2Config,
+}
 ENGINES = {"packed": PackedEngine, "reference": ReferenceEngine}
 PAD, EOS = 0, 1
 EMPTY_RESULT = StepResult(step=0, num_tokens=0, num_completion_tokens=0, arms=())
@@ -58,6 +68,8 @@ def config(architecture: str, *, hidden_size: int = 48) -> Any:
         return Qwen2Config(num_key_value_heads=2, **shape)
     if architecture == "phi":
         return PhiConfig(**shape)
+    if architecture in OTHER_ARCHITECTURES:
+        return OTHER_ARCHITECTURES[architecture](**shape)
     assert architecture == "gpt2"
     return GPT2Config(
         vocab_size=VOCAB, n_embd=hidden_size, n_layer=2, n_head=4, n_positions=128, bos_token_id=None,

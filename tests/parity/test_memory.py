@@ -91,6 +91,7 @@ def test_rows_have_the_labels_asked_for(lengths: tuple[int, ...], num_labels: in
 
 CASES = [
     *((name, "fp32", "qv", [4, 4, 8], ROWS, False) for name in tiny.ARCHITECTURES),
+    *((name, "bf16", "all", [4, 8], ROWS, False) for name in tiny.OTHER_ARCHITECTURES),
     ("llama", "fp32", "all", [16], EQUAL, False),
     ("llama", "bf16", "all", [4, 4], ROWS, True),
     ("qwen2", "bf16", "mlp", [8], ROWS, False),

@@ -1,8 +1,8 @@
 """One training step of the packed engine on fake tensors: how many bytes of tensors live at each moment.
 
-The engine's own code runs, so whatever it saves, frees or fuses is what is counted. Only three things stand
-between: the probe that compares logits is left out, a number read from a tensor is 1, and the loss and the
-backward pass say when they begin and end. What kernels allocate inside themselves is not seen here, but for the one
+The engine's own code runs, so whatever it saves, frees or fuses is what is counted. Only four things stand
+between: the probe that compares logits is left out, a last MLP that runs on labelled tokens alone is taken to say the
+same of them, a number read from a tensor is 1, and the loss and the backward pass say when they begin and end. What kernels allocate inside themselves is not seen here, but for the one
 where that is a whole weight: bitsandbytes' product with a 4-bit weight.
 """
 
@@ -14,15 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lorastudy.data.tokenise import IGNORED, TokenRow
-from lorastudy.engine import fewer_passes, packed
+from lorastudy.engine import last_layer, packed
 from lorastudy.engine.arms import Arm
 from lorastudy.engine.batch import assemble
-from lorastudy.engine.last_layer import last_mlp
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.loss import completion_loss
 from lorastudy.engine.packed import PackedEngine
@@ -125,8 +124,7 @@ def count_step(
     with ExitStack() as stack:
         ledger = Ledger(known=known)
         stack.enter_context(_replaced(packed, "check_supported", by=_assume_supported))
-        stack.enter_context(_replaced(packed, "sparing_mlp", by=_assume_sparing))
-        stack.enter_context(_replaced(fewer_passes, "gives_the_same", by=_assume_same))
+        stack.enter_context(_replaced(last_layer, "are_the_same", by=_assume_same))
         stack.enter_context(ledger)
         engine = PackedEngine(base, arms, gradient_checkpointing=gradient_checkpointing)
         stack.callback(engine.close)
@@ -218,12 +216,9 @@ def _assume_supported(*_: Any, **__: Any) -> None:
     """Whether the packed forward is right is asked before training; fake tensors have no numbers to compare."""
 
 
-def _assume_same(*_: Any, **__: Any) -> bool:
+def _assume_same(*_: Any) -> bool:
+    """That the last MLP may be spared: whether it runs on fewer tokens is seen here, what it then says is not."""
     return True
-
-
-def _assume_sparing(model: nn.Module, **_: Any) -> nn.Module | None:
-    return last_mlp(model)
 
 
 def rows_of(batch: MicroBatch, *, num_ids: int) -> list[TokenRow]:

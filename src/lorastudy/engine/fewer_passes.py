@@ -1,12 +1,14 @@
 """RMS norms and rotary positions with their derivatives written out: the model's numbers in half the time on a CPU.
 
-    C channels of a head, D hidden size, ... whatever stands before
+    N whatever stands before the last dimension, D hidden size
+    K arms, H heads, S tokens, C channels of a head; J channels of one half of them
 
 transformers writes both as chains of small operations, and autograd makes as many of each derivative; on a CPU every one
 of them is a pass over memory. Only what is the model's own is replaced, and only where it gives the same numbers when
 asked; an engine that is not running leaves no trace in the model.
 """
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,11 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 ROTATION = "apply_rotary_pos_emb"
-#: Relative difference of outputs that the order of rounding explains, by bytes of the precision. In half precision a norm
-#: that multiplies before it rounds (OLMo's) lies above it.
-TOLERANCE = {4: 1e-6, 2: 5e-4}
+#: Relative difference of outputs that the order of rounding explains. A norm that multiplies before it rounds (OLMo's) lies
+#: above it in half precision.
+TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 5e-4, torch.float16: 6e-5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,31 +41,26 @@ class FewerPasses:
                 norm.forward = _ours(norm)
                 stack.callback(delattr, norm, "forward")  # the class's own is there again
             for code in self.rotations:
-                stack.callback(setattr, code, ROTATION, getattr(code, ROTATION))
-                setattr(code, ROTATION, rotated)
+                own = getattr(code, ROTATION)
+                stack.callback(setattr, code, ROTATION, own)
+                setattr(code, ROTATION, partial(_rotated_where_it_can_be, own))
             yield
 
 
 @torch.no_grad()
 def fewer_passes(model: nn.Module, *, device: torch.device) -> FewerPasses:
-    """What can be computed here of a model on that device: nothing but on a CPU, where it was measured."""
+    """What can be computed here of a model on that device: nothing but on a CPU, where it was measured.
+
+    Each is asked with numbers of its own, never the model's, so a model without content gets the same answer.
+    """
     if device.type != "cpu":
         return FewerPasses()
-    norms = [module for module in model.modules() if _looks_like_rms_norm(module)]
-    kinds = {type(norm): norm for norm in norms}
-    same = {
-        kind for kind, norm in kinds.items() if gives_the_same(norm.forward, _ours(norm), *_norm_inputs(norm))
-    }
     codes = {sys.modules[type(module).__module__] for module in model.modules()}
-    return FewerPasses(
-        norms=tuple(norm for norm in norms if type(norm) in same),
-        rotations=tuple(
-            code
-            for code in codes
-            if hasattr(code, ROTATION)
-            and gives_the_same(getattr(code, ROTATION), rotated, *_rotation_inputs())
-        ),
-    )
+    with unset_fake_temporarily():
+        return FewerPasses(
+            norms=tuple(module for module in model.modules() if _is_rms_norm(module)),
+            rotations=tuple(code for code in codes if _is_rotation(getattr(code, ROTATION, None))),
+        )
 
 
 def gives_the_same(own: Callable[..., Any], ours: Callable[..., Any], *inputs: Tensor) -> bool:
@@ -72,92 +70,119 @@ def gives_the_same(own: Callable[..., Any], ours: Callable[..., Any], *inputs: T
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return False
     return all(
-        float((x - own_x).float().norm() / own_x.float().norm()) <= TOLERANCE[own_x.element_size()]
+        own_x.dtype == x.dtype and _relative(x.float(), own_x.float()) <= TOLERANCES[x.dtype]
         for own_x, x in pairs
     )
 
 
-def rms_norm(x: Tensor, *, weight_D: Tensor, eps: float) -> Tensor:
+def rms_norm(x_ND: Tensor, *, weight_D: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x^2) + eps)`, times the weight; computed in fp32, rounded before the product, as Llama does."""
-    y: Tensor = _RmsNorm.apply(x, weight_D, eps)  # type: ignore[no-untyped-call]  # torch
-    return y
+    y_ND: Tensor = _RmsNorm.apply(x_ND, weight_D, eps)  # type: ignore[no-untyped-call]  # torch
+    return y_ND
 
 
 def rotated(
-    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Queries and keys with their positions: channel c and channel c + C/2 are the two sides of one angle."""
-    cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
-    return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)  # type: ignore[no-untyped-call]  # torch
+    q_KHSC: Tensor, k_KHSC: Tensor, cos_1SC: Tensor, sin_1SC: Tensor, unsqueeze_dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys with their positions: channel j and channel j + C/2 are the two sides of one angle."""
+    cos_11SC, sin_11SC = cos_1SC.unsqueeze(unsqueeze_dim), sin_1SC.unsqueeze(unsqueeze_dim)
+    return (
+        _Rotation.apply(q_KHSC, cos_11SC, sin_11SC),  # type: ignore[no-untyped-call]  # torch
+        _Rotation.apply(k_KHSC, cos_11SC, sin_11SC),  # type: ignore[no-untyped-call]  # torch
+    )
 
 
 class _RmsNorm(torch.autograd.Function):
     """With r = 1 / rms and g = dy w:  dx = r g - x r^3 mean(g x). The weight is frozen."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        x_fp32 = x.float()
-        mean_square = torch.linalg.vector_norm(x_fp32, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        reciprocal = mean_square.add_(eps).rsqrt_()
-        ctx.save_for_backward(x, reciprocal, weight_D)
-        y: Tensor = (x_fp32 * reciprocal).to(x.dtype).mul_(weight_D)
-        return y
+    def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        fp32_ND = x_ND.float()
+        mean_square_N1 = (
+            torch.linalg.vector_norm(fp32_ND, dim=-1, keepdim=True).square_().div_(x_ND.shape[-1])
+        )
+        r_N1 = mean_square_N1.add_(eps).rsqrt_()
+        ctx.save_for_backward(x_ND, r_N1, weight_D)
+        y_ND: Tensor = (fp32_ND * r_N1).to(x_ND.dtype).mul_(weight_D)
+        return y_ND
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy,) = grads
-        x, reciprocal, weight_D = ctx.saved_tensors
-        x_fp32, g = x.float(), (dy * weight_D).float()
-        along_x = torch.linalg.vecdot(g, x_fp32).unsqueeze(-1)
-        dx = g.mul_(reciprocal).addcmul_(x_fp32, along_x.mul_(reciprocal.pow(3)), value=-1.0 / x.shape[-1])
-        return dx.to(x.dtype), None, None
+        (dy_ND,) = grads
+        x_ND, r_N1, weight_D = ctx.saved_tensors
+        fp32_ND, g_ND = x_ND.float(), (dy_ND * weight_D).float()
+        along_x_N1 = torch.linalg.vecdot(g_ND, fp32_ND).unsqueeze(-1).mul_(r_N1.pow(3))
+        dx_ND = g_ND.mul_(r_N1).addcmul_(fp32_ND, along_x_N1, value=-1.0 / x_ND.shape[-1])
+        return dx_ND.to(x_ND.dtype), None, None
 
 
 class _Rotation(torch.autograd.Function):
     """y = x cos + (-x2, x1) sin, with x1 and x2 the halves of the channels; its transpose turns back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        half = x.shape[-1] // 2
-        y = x * cos
-        y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1.0)
-        y[..., half:].addcmul_(x[..., :half], sin[..., half:])
-        return y
+    def forward(ctx: Any, x_KHSC: Tensor, cos_11SC: Tensor, sin_11SC: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_11SC, sin_11SC)
+        return _turned(x_KHSC, cos_11SC, sin_11SC, sign=1.0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (dy,) = grads
-        cos, sin = ctx.saved_tensors
-        half = dy.shape[-1] // 2
-        dx = dy * cos
-        dx[..., :half].addcmul_(dy[..., half:], sin[..., half:])
-        dx[..., half:].addcmul_(dy[..., :half], sin[..., :half], value=-1.0)
-        return dx, None, None
+        (dy_KHSC,) = grads
+        return _turned(dy_KHSC, *ctx.saved_tensors, sign=-1.0), None, None
 
 
-def _looks_like_rms_norm(module: nn.Module) -> bool:
-    return (
+def _turned(x_KHSC: Tensor, cos_11SC: Tensor, sin_11SC: Tensor, *, sign: float) -> Tensor:
+    """Turned forward by the angles, or back; sines of both halves of the channels are each half's own."""
+    y_KHSC = x_KHSC * cos_11SC
+    (x1_KHSJ, x2_KHSJ), (s1_11SJ, s2_11SJ) = x_KHSC.chunk(2, dim=-1), sin_11SC.chunk(2, dim=-1)
+    y1_KHSJ, y2_KHSJ = y_KHSC.chunk(2, dim=-1)
+    forth, back = (s1_11SJ, s2_11SJ) if sign > 0 else (s2_11SJ, s1_11SJ)
+    y1_KHSJ.addcmul_(x2_KHSJ, forth, value=-sign)
+    y2_KHSJ.addcmul_(x1_KHSJ, back, value=sign)
+    return y_KHSC
+
+
+def _rotated_where_it_can_be(own: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """Ours for all channels of a head in one precision; some models turn a part of them, or in fp32."""
+    q, _, cos, *_ = inputs if len(inputs) >= 4 else (None, None, None)
+    is_whole = cos is not None and cos.shape[-1] == q.shape[-1] and cos.dtype == q.dtype
+    return (rotated if is_whole else own)(*inputs, **options)
+
+
+def _is_rotation(own: Callable[..., Any] | None) -> bool:
+    """Asked with two tokens, two heads, four channels."""
+    if own is None:
+        return False
+    q_KHSC = torch.linspace(-1.0, 2.0, 16).view(1, 2, 2, 4)
+    angle_1SC = torch.tensor([[[0.1, 0.7, 0.1, 0.7], [0.2, 1.4, 0.2, 1.4]]])
+    return gives_the_same(own, rotated, q_KHSC, q_KHSC.flip(-1), angle_1SC.cos(), angle_1SC.sin())
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    """Asked through a twin with a weight that differs from channel to channel; its own may have no content, or be 1."""
+    weight_D: Any = getattr(module, "weight", None)
+    if not (
         type(module).__name__.endswith("RMSNorm")
-        and hasattr(module, "weight")
+        and isinstance(weight_D, Tensor)
+        and weight_D.dtype in TOLERANCES
         and hasattr(module, "variance_epsilon")
-    )
+    ):
+        return False
+    twin = copy.copy(module)
+    values_D = torch.linspace(0.5, 2.0, weight_D.numel(), dtype=weight_D.dtype)
+    twin.__dict__["_parameters"] = {"weight": nn.Parameter(values_D, requires_grad=False)}
+    x_D = torch.linspace(-2.0, 3.0, weight_D.numel(), dtype=weight_D.dtype)
+    return gives_the_same(twin.forward, _ours(twin), x_D)
 
 
 def _ours(norm: Any) -> Callable[[Tensor], Tensor]:
     return partial(rms_norm, weight_D=norm.weight, eps=norm.variance_epsilon)
 
 
-def _norm_inputs(norm: Any) -> list[Tensor]:
-    return [torch.linspace(-2.0, 3.0, norm.weight.numel(), dtype=norm.weight.dtype)]
-
-
-def _rotation_inputs() -> list[Tensor]:
-    """Queries, keys, cosines and sines of two tokens, two heads, four channels."""
-    q = torch.linspace(-1.0, 2.0, 16).view(1, 2, 2, 4)
-    angle = torch.tensor([[[0.1, 0.7, 0.1, 0.7], [0.2, 1.4, 0.2, 1.4]]])
-    return [q, q.flip(-1), angle.cos(), angle.sin()]
-
-
 def _tensors(out: Any) -> tuple[Tensor, ...]:
     return (out,) if isinstance(out, Tensor) else tuple(out)
+
+
+def _relative(one: Tensor, other: Tensor) -> float:
+    """Read by `tolist`, which no mode that counts operations stands between."""
+    difference, size = torch.stack([(one - other).norm(), other.norm()]).tolist()
+    return float(difference / size)

@@ -92,8 +92,8 @@ def profile_arms(
     """Yield what each arm costs alone. Arms of equal shape (seeds, learning rates) are measured once.
 
     Memory is taken at `largest`, the step with the biggest micro-batch, since that is the peak of a whole
-    run; time is the median over the `typical` steps. Each is the second step of a fresh engine. Arms are
-    interleaved, so a machine that slows down slows them all. Nothing trained here is kept.
+    run; time is the median over the `typical` steps. Each is the second step of a fresh engine, after a few tokens on
+    a CPU. Arms are interleaved, so a machine that slows down slows them all. Nothing trained here is kept.
     """
     shapes = {_shape(arm): arm for arm in reversed(arms)}
     memory = {
@@ -101,6 +101,8 @@ def profile_arms(
     }
     times: dict[object, list[tuple[float, int]]] = {shape: [] for shape in shapes}
     for batches in typical:
+        # Not timed: what libraries prepare for sizes that they meet for the first time, the first arm would pay for all.
+        _step_time(make_engine, arms[0], base=base, batches=batches)
         for shape, arm in shapes.items():
             times[shape].append(_step_time(make_engine, arm, base=base, batches=batches))
     num_base = num_parameters(base)

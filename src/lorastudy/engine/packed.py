@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 from lorastudy.engine import attention
 from lorastudy.engine.adapters import save_adapter
 from lorastudy.engine.arms import Arm, StepResult, TokenScores
+from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.bank import in_groups, make_bank
 from lorastudy.engine.batch import Batch
-from lorastudy.engine.fewer_passes import fewer_passes
+from lorastudy.engine.fewer_passes import FewerPasses, fewer_passes
 from lorastudy.engine.generation import greedy
 from lorastudy.engine.inject import eject, inject
 from lorastudy.engine.last_layer import labelled_only, sparing_mlp
@@ -60,18 +61,11 @@ class PackedEngine:
         self._own_attention = base.model.config._attn_implementation
         self._layers = inject(base, names=names)
         self._sparing_mlp: nn.Module | None = None
-        self._fewer_passes = fewer_passes(base.model, device=base.device)
-        probe = probe_batch(base.model, device=base.device)
+        self._fewer_passes = FewerPasses()
         try:
             self._model.set_attn_implementation(attention.NAME)
-            check_supported(
-                self._model,
-                body_forward=partial(self._hidden, num_arms=1),
-                running=self._running,
-                head=self._head,
-                own_attention=self._own_attention,
-                batch=probe,
-            )
+            probe = probe_batch(base.model, device=base.device)
+            self._choose_passes(probe)
             self._sparing_mlp = sparing_mlp(
                 self._model,
                 index_M=probe.label_index_M[::2],
@@ -88,6 +82,26 @@ class PackedEngine:
         self._diverged: set[str] = set()
         self.num_steps_done = 0
         self._gradient_checkpointing = gradient_checkpointing
+
+    def _choose_passes(self, probe: Batch) -> None:
+        """Run with fewer passes where the model then agrees with itself, else without; where neither agrees, refuse it."""
+        check = partial(
+            check_supported,
+            self._model,
+            body_forward=partial(self._hidden, num_arms=1),
+            running=self._running,
+            head=self._head,
+            own_attention=self._own_attention,
+            batch=probe,
+        )
+        self._fewer_passes = fewer_passes(self._model, device=self._base.device)
+        try:
+            check()
+        except UnsupportedModelError:
+            if self._fewer_passes == FewerPasses():
+                raise
+            self._fewer_passes = FewerPasses()
+            check()
 
     @property
     def experiment_ids(self) -> tuple[str, ...]:

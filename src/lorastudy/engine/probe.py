@@ -26,7 +26,7 @@ TOLERANCE = {4: 1e-4, 2: 5e-2}
 HEAD_TOLERANCE = 1e-3
 
 #: Shortest first, as a batch lays its rows.
-ROW_LENGTHS = [3, 5, 7]
+ROW_LENGTHS = (3, 5, 7)
 
 
 def probe_batch(model: PreTrainedModel, *, device: torch.device) -> Batch:
@@ -77,7 +77,10 @@ def check_supported(
     model.set_attn_implementation(own_attention)
     try:
         alone = torch.cat(
-            [model(input_ids=ids_S[None]).logits[0] for ids_S in torch.split(batch.input_ids_N, ROW_LENGTHS)]
+            [
+                model(input_ids=ids_S[None]).logits[0]
+                for ids_S in torch.split(batch.input_ids_N, list(ROW_LENGTHS))
+            ]
         ).float()
     finally:
         model.set_attn_implementation(attention.NAME)

@@ -221,7 +221,7 @@ class SuiteKeys(BaseModel):
     racing: bool | Annotated[tuple[Share, ...], Field(min_length=1)] = Field(
         default=False,
         description="Stop arms that are clearly behind on the held-out rows, for the rest of their training. `true` looks "
-        f"at {', '.join(f'{rung:g}' for rung in RUNGS)} of the steps, a list at the shares in it. An arm is one "
+        f"at {', '.join(f'{rung:g}' for rung in RUNGS[:-1])} and {RUNGS[-1]:g} of the steps, a list at the shares in it. An arm is one "
         "configuration at one learning rate. What is stopped is reported as that and wins nothing.",
     )
     experiments: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = Field(

@@ -40,21 +40,22 @@ def replay(tracker: ExperimentTracker, folder: Path, *, suite_name: str = RECOVE
     records = folder / "records.jsonl"
     with tracker.at(_modified(folder / "pack.json")):
         _start(tracker, pack, folder=folder, suite_name=suite_name)
-    num_stored, damage, reader = 0, None, RecordReader(records)
+    num_stored, damage, reader = 0, dict[Path, str](), RecordReader(records)
     with tracker.at(_modified(records if records.exists() else folder / "pack.json")):
         for each in (RecordReader(folder / PREDICTIONS_NAME), reader, RecordReader(folder / RACE_NAME)):
             try:
                 for record in each.read_new():
                     num_stored += tracker.take(record, pack_id=pack.id, attempt=pack.attempt)
             except ValueError as error:
-                damage = damage or f"{each.path}: damaged: {error}"
+                damage[each.path] = str(error)
         for experiment in pack.experiments:
             message = f"{records.name} holds no outcome: the worker was cut off"
             tracker.fail_run(experiment.id, attempt=pack.attempt, kind="crashed", message=message)
-    if damage is None and reader.has_torn_end() and (folder / DONE_NAME).exists():
-        damage = f"{records}: damaged: its last line is cut off, although the worker had finished"
-    if damage is not None:
-        raise StoreError(f"{damage}; the records before that are stored")
+    if records not in damage and reader.has_torn_end() and (folder / DONE_NAME).exists():
+        damage[records] = "its last line is cut off, although the worker had finished"
+    if damage:
+        said = "; ".join(f"{path}: damaged: {what}" for path, what in damage.items())
+        raise StoreError(f"{said}; the records before that are stored")
     return num_stored
 
 

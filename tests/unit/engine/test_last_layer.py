@@ -84,16 +84,40 @@ def test_a_model_whose_tokens_meet_after_attention_is_run_whole():
 
 def test_a_model_whose_mlp_wants_more_than_its_tokens_is_run_whole():
     base = tiny.make_base()
-    mlp, (layer, *_) = last_mlp(base.model), base.model.base_model.layers[-1:]
-    own = mlp.forward
-    mlp.forward = lambda x, residual: own(x) + 0 * residual
-    layer.register_module("mlp", mlp)
+    layer = base.model.base_model.layers[-1]
+
+    class Resident(nn.Module):
+        """Adds the residual stream itself, as Bloom's does."""
+
+        def __init__(self, mlp):
+            super().__init__()
+            self.inner = mlp
+
+        def forward(self, x, residual):
+            return self.inner(x) + residual
+
+    layer.mlp = Resident(layer.mlp)
+    layer.forward = lambda x, **_: layer.mlp(layer.post_attention_layernorm(x), x)
 
     def hidden_states():
-        x = base.model.base_model.embed_tokens(torch.arange(2, 10)[None])
-        return mlp(x, x)
+        return base.model.base_model(input_ids=torch.arange(2, 10)[None], use_cache=False)[0]
 
+    assert hidden_states().shape == (1, 8, 48)
     assert sparing_mlp(base.model, index_M=INDEX, hidden_states=hidden_states) is None
+
+
+def test_no_memory_for_the_question_is_no_answer():
+    base = tiny.make_base()
+    calls = []
+
+    def hidden_states():
+        calls.append(1)
+        if len(calls) > 1:
+            raise torch.OutOfMemoryError
+        return torch.zeros(1, 8, 4)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        sparing_mlp(base.model, index_M=INDEX, hidden_states=hidden_states)
 
 
 def test_a_layer_without_an_mlp_of_that_name_has_none():

@@ -8,6 +8,7 @@ import tiny
 from lorastudy.engine import meter
 from lorastudy.engine.loading import load_base
 from lorastudy.engine.meter import MemoryMeter, num_parameters, profile_arms
+from lorastudy.engine.probe import ROW_LENGTHS
 from lorastudy.spec.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,12 +99,36 @@ def test_arms_of_one_shape_are_measured_once():
     arms = [first, *twins, *other]
     profiles = list(profile_arms(factory, arms, base=base, largest=steps[0], typical=steps))
     assert [profile.experiment_id for profile in profiles] == [arm.experiment_id for arm in arms]
-    # Memory once and time twice for each of the three shapes, interleaved.
+    # Memory once and time twice for each of the three shapes, interleaved, and one untimed step for each of two batches.
     assert sorted(factory.opened[:3]) == ["dropout", "first", "mlp"]
-    assert len(factory.opened) == 3 * (1 + 2)
+    assert len(factory.opened) == 3 * (1 + 2) + 2
+    assert factory.opened[3] == factory.opened[7] == "first"
     assert replace(profiles[1], experiment_id="first") == profiles[0]
     assert profiles[3].peak_memory_bytes != profiles[0].peak_memory_bytes
     assert all(profile.step_seconds > 0 for profile in profiles)
+
+
+def test_the_peak_is_that_of_the_largest_step_and_what_is_timed_is_the_typical_one():
+    base, trained = tiny.make_base(), []
+
+    class Watched(tiny.PackedEngine):
+        def train(self, steps, *, on_step):
+            trained.append([sum(batch.num_tokens for batch in batches) for batches in steps])
+            super().train(steps, on_step=on_step)
+
+    arm = tiny.make_arm(tiny.targets(base, "q"))
+    (largest,), (typical,) = tiny.make_steps(1, batch_size=8), tiny.make_steps(1, seed=1)
+    (profile,) = profile_arms(
+        lambda arms: Watched(base, arms), [arm], base=base, largest=largest, typical=[typical]
+    )
+    num_largest, num_typical = largest[0].num_tokens, typical[0].num_tokens
+    few = sum(ROW_LENGTHS)
+    assert trained == [[few, num_largest], [few, num_typical], [few, num_typical]]
+    engine = tiny.PackedEngine(base, [replace(arm, num_steps=2)])
+    with tiny.opened(engine):
+        before = meter.live_bytes()
+        growth = meter.peak_growth(lambda: engine.train([largest, largest], on_step=lambda _: None))
+    assert profile.peak_memory_bytes == pytest.approx(before + growth, rel=0.01)
 
 
 def test_speed_counts_real_tokens_and_the_adapter_its_file(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.errors import StoreError
-from lorastudy.records import Outcome, Pack, RecordWriter
+from lorastudy.records import DONE_NAME, Outcome, Pack, RecordWriter
 from lorastudy.tracker import ExperimentTracker, rebuild, replay
 
 STARTED, ENDED = 1_767_000_000, 1_767_000_600
@@ -124,6 +124,18 @@ def test_damage_beside_the_records_is_named_as_what_it_is_and_costs_no_record(tr
     with pytest.raises(StoreError, match=rf"{name}: damaged: .*the records before that are stored"):
         replay(tracker, folder)
     assert {result.status for result in tracker.get_all_experiments()} == {"completed"}
+
+
+def test_all_that_is_damaged_is_named(tracker, folder):
+    (folder / "predictions.jsonl").write_text("{not a record}\n")
+    (folder / DONE_NAME).touch()
+    with (folder / "records.jsonl").open("a") as file:
+        file.write("{torn")
+    with pytest.raises(
+        StoreError,
+        match=r"predictions\.jsonl: damaged: .*; .*records\.jsonl: damaged: its last line is cut off",
+    ):
+        replay(tracker, folder)
 
 
 def test_a_folder_without_a_pack_is_refused(tracker, tmp_path):
