@@ -153,7 +153,7 @@ def test_a_narrow_window_scrolls_tables_and_not_the_page(seen):
 
 
 def test_the_verdict_stands_beside_each_interval_and_the_numbers_answer_to_hover(seen):
-    assert seen["verdicts"].count("r32 ahead, untuned") == 5
+    assert seen["verdicts"].count("reference ahead, untuned") == 5
     for said in ("Arm", "r1", "Difference", "+1.254", "Pairs", "6"):
         assert said in seen["hover"]
 
