@@ -102,7 +102,7 @@ def agreement(printed: str, *, ours: Sample, theirs: Sample, tolerance: float) -
         for split, loss in run["losses"].items()
     }
     return Quality(
-        compared="losses of all scored sets, from the baseline's first weights",
+        compared="held-out losses after all steps, from the baseline's first weights",
         tolerance=tolerance,
         largest_difference=largest_relative(replayed, theirs.losses),
         own_start=largest_relative(ours.losses, theirs.losses),

@@ -51,13 +51,15 @@ class Spread:
 class Quality:
     """Whether both sides learnt the same: largest relative difference between losses that should be equal.
 
-    `compared` says which losses these are; `own_start` is the same difference for the timed runs, which start
-    from adapters of their own and so differ by more than arithmetic.
+    `compared` says which losses these are. `at_the_end` is the same difference of the held-out losses after all steps,
+    where that is not what is compared; `own_start` that of the timed runs, which start from adapters of their own and
+    so differ by more than arithmetic.
     """
 
     compared: str
     tolerance: float
     largest_difference: float
+    at_the_end: float | None = None
     own_start: float | None = None
 
     @property

@@ -213,6 +213,7 @@ def quality_table(root: Path) -> list[Block]:
         Column("Compared", numeric=False),
         Column("Largest relative difference"),
         Column("Tolerance"),
+        Column("Held-out, after all steps"),
         Column("From starts of their own"),
     )
     rows = []
@@ -220,19 +221,22 @@ def quality_table(root: Path) -> list[Block]:
         quality = measured.row["quality"] if measured else None
         if measured is None or quality is None:
             continue
-        own = quality["own_start"]
         rows.append(
             (
                 Cell(f"{asked.id}, {measured.head['device']}"),
                 Cell(quality["compared"]),
                 Cell(f"{quality['largest_difference']:.1e}"),
                 Cell(f"{quality['tolerance']:.0e}"),
-                Cell(ABSENT if own is None else f"{own:.1e}"),
+                *(_difference(quality.get(key)) for key in ("at_the_end", "own_start")),
             )
         )
     return (
         [Table(columns=columns, rows=tuple(rows))] if rows else [paragraph(f"{NOT_MEASURED.capitalize()}.")]
     )
+
+
+def _difference(value: float | None) -> Cell:
+    return Cell(ABSENT if value is None else f"{value:.1e}")
 
 
 def machine_table(root: Path) -> list[Block]:
