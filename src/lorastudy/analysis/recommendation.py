@@ -86,6 +86,8 @@ class Recommendation:
     """Studies that could not answer, and why."""
     untuned: bool = False
     """Whether no arm of the study had its learning rate tuned, so that this one is not called best."""
+    undecided: bool = False
+    """Whether the study told no two arms apart, so that its reference is named for want of a reason for another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,7 @@ def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> Recommendati
             if finding.severity != "note" and chosen.name in finding.arms
         ),
         untuned=untuned,
+        undecided=not any(c.reference_is_ahead or c.arm_is_ahead or c.is_as_good for c in valid),
     )
 
 

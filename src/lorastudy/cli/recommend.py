@@ -139,6 +139,7 @@ def _as_json(answer: "Recommendation", plans: "Plans", *, asked: "Asked") -> dic
     return {
         "grade": answer.grade,
         "untuned": answer.untuned,
+        "undecided": answer.undecided,
         "name": answer.name,
         **_candidate_json(answer.candidate),
         "budget_bytes": asked.budget_bytes,
@@ -182,7 +183,7 @@ def _show(console: "PlainConsole", answer: "Recommendation", *, plans: "Plans", 
     from lorastudy.planner.literature import RULES
     from lorastudy.report.numbers import size
 
-    title = "to start with" if answer.untuned else "recommended"
+    title = "to start with" if answer.untuned or answer.undecided else "recommended"
     console.print(f"{title}: {answer.name}   [{answer.grade}]\n")
     for key, value in _settings_shown(answer.candidate).items():
         console.print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")

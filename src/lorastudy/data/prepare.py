@@ -15,6 +15,8 @@ from lorastudy.data.splits import num_duplicates, position, split_by_content
 from lorastudy.errors import DataError
 
 ALL = -1
+#: Another draw than a suite's own, which would find nothing left to hold out in a file that the same draw has cut.
+SALT = "prepare"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +136,12 @@ def _parts(examples: Sequence[Example], wanted: Wanted) -> list[tuple[Path, Sequ
 def _sides(
     examples: Sequence[Example], *, train_share: float, validation_share: float | None
 ) -> dict[str, list[Example]]:
-    """The rows by the name of their part, as a suite would cut them."""
+    """The rows by the name of their part."""
     if validation_share is None:
-        split = split_by_content(examples, eval_fraction=1 - train_share)
+        split = split_by_content(examples, eval_fraction=1 - train_share, salt=SALT)
         return {"train": split.train, "test": split.held_out}
     test_share = 1 - train_share - validation_share
-    split = split_by_content(examples, eval_fraction=validation_share, test_fraction=test_share)
+    split = split_by_content(examples, eval_fraction=validation_share, test_fraction=test_share, salt=SALT)
     return {"train": split.train, "validation": split.held_out, "test": split.test}
 
 

@@ -122,15 +122,16 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_KHSC: Tensor, cos_11SC: Tensor, sin_11SC: Tensor) -> Tensor:
         ctx.save_for_backward(cos_11SC, sin_11SC)
-        return _turned(x_KHSC, cos_11SC, sin_11SC, sign=1.0)
+        return _turned(x_KHSC, cos_11SC=cos_11SC, sin_11SC=sin_11SC, sign=1.0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy_KHSC,) = grads
-        return _turned(dy_KHSC, *ctx.saved_tensors, sign=-1.0), None, None
+        cos_11SC, sin_11SC = ctx.saved_tensors
+        return _turned(dy_KHSC, cos_11SC=cos_11SC, sin_11SC=sin_11SC, sign=-1.0), None, None
 
 
-def _turned(x_KHSC: Tensor, cos_11SC: Tensor, sin_11SC: Tensor, *, sign: float) -> Tensor:
+def _turned(x_KHSC: Tensor, *, cos_11SC: Tensor, sin_11SC: Tensor, sign: float) -> Tensor:
     """Turned forward by the angles, or back; sines of both halves of the channels are each half's own."""
     y_KHSC = x_KHSC * cos_11SC
     (x1_KHSJ, x2_KHSJ), (s1_11SJ, s2_11SJ) = x_KHSC.chunk(2, dim=-1), sin_11SC.chunk(2, dim=-1)

@@ -67,14 +67,14 @@ def labelled_only(mlp: nn.Module | None, index_M: Tensor) -> Iterator[None]:
     if mlp is None:
         yield
         return
-    mlp.forward = partial(_labelled, mlp.forward, index_M)
+    mlp.forward = partial(_labelled, forward=mlp.forward, index_M=index_M)
     try:
         yield
     finally:
         del mlp.forward  # the class's own is there again
 
 
-def _labelled(forward: Callable[..., Any], index_M: Tensor, x_KND: Tensor) -> Tensor:
+def _labelled(x_KND: Tensor, *, forward: Callable[..., Any], index_M: Tensor) -> Tensor:
     """An MLP that is given more than its tokens, or gives more than their states, ends in an error here."""
     y_KMD = forward(x_KND.index_select(1, index_M))
     return torch.zeros_like(x_KND).index_copy(1, index_M, y_KMD)

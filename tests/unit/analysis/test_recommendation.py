@@ -48,6 +48,7 @@ def test_the_smallest_rank_that_is_as_good_is_taken_as_measured_here(ranks):
     assert (answer.grade, answer.name) == ("measured here", "r4")
     assert answer.runner_up.name == "r16"
     assert "smallest rank" in answer.because[0]
+    assert not answer.undecided
 
 
 def test_the_expectation_is_the_prediction_interval_of_one_more_seed(ranks):
@@ -63,6 +64,7 @@ def test_without_a_margin_the_reference_stays_and_the_answer_says_why(ranks):
     answer = recommend([ranks(question=Question())], [], budget_bytes=10_000)
     assert answer.name == "r16"
     assert "no margin was set, so no smaller rank can be shown to be as good" in answer.open
+    assert not answer.undecided  # it was shown to be better than rank 1
 
 
 def test_what_cannot_be_told_names_the_seeds_that_would_decide(make_rank_study):
@@ -79,6 +81,7 @@ def test_what_cannot_be_told_names_the_seeds_that_would_decide(make_rank_study):
     (told,) = answer.open
     assert told.startswith("r4 against r16: cannot tell (needs about ")
     assert told.endswith(" more seeds)")
+    assert answer.undecided  # named for want of a reason for another, and so to start with
 
 
 def test_an_arm_that_does_not_fit_is_no_reference_either(ranks):

@@ -102,7 +102,7 @@ def test_a_ratio_does_not_count_when_the_losses_differ(speed, root, make_row, ma
     (goals,) = cells(speed.goal_table(root), row=LAB)
     assert goals[-1] == "does not count: the losses differ"
     (quality,) = cells(speed.quality_table(root), row="lab")
-    assert quality[2:] == ["2.0e-02", "1e-04", ABSENT]
+    assert quality[2:] == ["2.0e-02", "1e-04", ABSENT, ABSENT]
 
 
 def test_the_details_show_every_side_and_ours_against_itself(speed, root, make_row, make_file):

@@ -41,24 +41,29 @@ def test_names_of_the_specification(tmp_path):
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted({"alpaca.jsonl", "alpaca_10_sample.jsonl", *split})  # fmt: skip
 
 
-def test_the_split_is_the_one_that_a_suite_makes(tmp_path):
-    run(alpaca(100), tmp_path, train_share=0.8)
-    data = train_and_eval(Settings(dataset_path=str(tmp_path / "data/alpaca.jsonl"), eval_fraction=0.2))
-    assert [dict(e.row.values) for e in data.train] == lines(tmp_path / "data/alpaca_train.jsonl")
-    assert [dict(e.row.values) for e in data.held_out] == lines(tmp_path / "data/alpaca_test.jsonl")
+def test_a_part_can_be_cut_again_by_a_suite(tmp_path):
+    """With a suite's own draw nothing of this file would be below the share that was cut off before."""
+    run(alpaca(400), tmp_path, train_share=0.8)
+    train = tmp_path / "data/alpaca_train.jsonl"
+    for share in (0.1, 0.2, 0.4):
+        data = train_and_eval(Settings(dataset_path=str(train), eval_fraction=share))
+        num_rows = len(lines(train))
+        # Four standard errors of so many draws.
+        assert len(data.held_out) == pytest.approx(
+            share * num_rows, abs=4 * (num_rows * share * (1 - share)) ** 0.5
+        )
+        assert len(data.train) + len(data.held_out) == num_rows
 
 
-def test_three_files_are_the_three_parts_that_a_suite_makes(tmp_path):
+def test_three_files_are_parts_of_the_whole(tmp_path):
     prepared = run(alpaca(200), tmp_path, train_share=0.7, validation_share=0.1)
     assert list(written(prepared)) == [
         f"alpaca{part}.jsonl" for part in ("", "_train", "_validation", "_test")
     ]
-    whole = str(tmp_path / "data/alpaca.jsonl")
-    data = train_and_eval(Settings(dataset_path=whole, eval_fraction=0.1, test_fraction=0.2))
-    parts = {"train": data.train, "validation": data.held_out, "test": data.test}
-    for part, examples in parts.items():
-        assert [dict(e.row.values) for e in examples] == lines(tmp_path / f"data/alpaca_{part}.jsonl")
-    assert sum(map(len, parts.values())) == 200
+    parts = [lines(tmp_path / f"data/alpaca_{part}.jsonl") for part in ("train", "validation", "test")]
+    together = [row["output"] for part in parts for row in part]
+    assert sorted(together) == sorted(row["output"] for row in lines(tmp_path / "data/alpaca.jsonl"))
+    assert [len(part) for part in parts] == pytest.approx([140, 20, 40], abs=20)
 
 
 @pytest.mark.parametrize(
