@@ -173,7 +173,10 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
         comparisons=comparisons,
         frontier=pareto_frontier(_loss_and_memory(summaries)),
         standings=_standings(study, compared, primary=primary),
-        tied=tied_with_the_best(_costs_by_seed(study, [s.arm for s in compared], metric=primary)),
+        tied=tied_with_the_best(
+            _costs_by_seed(study, [s.arm for s in compared], metric=primary),
+            undecided=[(c.arm, c.reference) for c in comparisons[primary.key] if c.verdict == "cannot tell"],
+        ),
         returns=returns,
         items=items or {},
         lint=found,

@@ -6,7 +6,8 @@ bootstrap tells from none. The best arm stays in the set in about the share of s
 
 **What few seeds do to it.** A bootstrap of n seeds underestimates their spread, so with few seeds the set is too small
 and the true best falls out of it too often; `docs/science.md` shows how often. Below `MIN_SEEDS_FOR_A_SET` there is
-no set. It is about these items: the noise between items is not in it. Verdicts do not rest on it.
+no set. It is about these items: the noise between items is not in it. Verdicts do not rest on it; but an arm that a
+verdict, which knows of both, does not tell from one in the set stays in it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,10 +34,12 @@ class TiedSet:
     num_seeds: int
 
 
-def tied_with_the_best(costs: Mapping[str, Sequence[float]]) -> TiedSet | None:
+def tied_with_the_best(
+    costs: Mapping[str, Sequence[float]], *, undecided: Sequence[tuple[str, str]] = ()
+) -> TiedSet | None:
     """The set from each arm's cost by seed, the same seeds in the same order; None with too few seeds or arms.
 
-    None too where two arms differ by the same on every seed, which leaves the bootstrap nothing to draw. Cost is what should be low: a metric of which more is better comes in negated.
+    `undecided` are pairs of arms of which the verdict is that it cannot tell. None too where two arms differ by the same on every seed, which leaves the bootstrap nothing to draw. Cost is what should be low: a metric of which more is better comes in negated.
     """
     names = list(costs)
     num_seeds = min((len(values) for values in costs.values()), default=0)
@@ -47,7 +50,9 @@ def tied_with_the_best(costs: Mapping[str, Sequence[float]]) -> TiedSet | None:
     if np.any(np.ptp(apart, axis=0)[~np.eye(len(names), dtype=bool)] <= 1e-9 * np.abs(table).max()):
         return None
     p_values = _p_values(table)
-    inside = [name for name, p in zip(names, p_values, strict=True) if p > ALPHA]
+    told = {name for name, p in zip(names, p_values, strict=True) if p > ALPHA}
+    open_too = {name for pair in undecided if not told.isdisjoint(pair) for name in pair}
+    inside = [name for name in names if name in told | open_too]
     return TiedSet(
         arms=tuple(inside),
         left_out=tuple(name for name in names if name not in inside),

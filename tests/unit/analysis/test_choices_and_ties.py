@@ -98,6 +98,14 @@ def test_the_tied_set_is_archs():
     assert found.num_seeds == 8
 
 
+def test_an_arm_that_no_verdict_tells_from_one_in_the_set_stays_in_it():
+    costs = np.random.default_rng(1).normal([1.0, 1.0, 1.5, 2.0], 0.05, (8, 4))
+    by_arm = dict(zip("abcd", costs.T.tolist(), strict=True))
+    assert tied_with_the_best(by_arm, undecided=[("c", "a")]).arms == ("a", "b", "c")
+    assert tied_with_the_best(by_arm, undecided=[("b", "c")]).left_out == ("d",)
+    assert tied_with_the_best(by_arm, undecided=[("d", "c")]).arms == ("a", "b")
+
+
 def test_no_set_from_too_few_seeds_or_from_differences_without_noise():
     assert tied_with_the_best({"a": [1.0] * 5, "b": [2.0, 2.1, 2.2, 2.0, 2.1]}) is None
     assert tied_with_the_best({"a": [1.0, 1.1, 1.2, 1.0, 1.1, 1.3]}) is None
