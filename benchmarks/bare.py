@@ -35,7 +35,7 @@ def install_wheels(folder: Path) -> None:
 
 
 def make_engine_importable() -> None:
-    """Import the engines from this repository; bitsandbytes is needed for rows in 4-bit and 8-bit alone.
+    """Have the engines imported from this repository; bitsandbytes is needed for rows in 4-bit and 8-bit alone.
 
     Raises:
         SystemExit: a library is missing; says which, and how to bring it.

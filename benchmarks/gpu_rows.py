@@ -23,7 +23,7 @@ from benchmarks.random_base import (
     rows_like_alpaca,
     tiny,
 )
-from benchmarks.results import BASELINE, OURS, Quality, Row, Sample, largest_relative
+from benchmarks.results import BASELINE, OURS, Quality, Row, Sample, by_step, largest_relative
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.meter import num_parameters
@@ -258,20 +258,14 @@ def _quality(job: Job, *, base: BaseModel, theirs: Sample, arms_per_pack: int) -
         model.unload()
     base.model.eval().requires_grad_(requires_grad=False)
     ours = {
-        f"{run['name']}/step_{step}": loss
+        run["name"]: run["step_losses"]
         for pack in packs_of(job, arms_per_pack=arms_per_pack)
         for run in train_from(starts, base=base, job=pack)
-        for step, loss in enumerate(run["step_losses"])
-    }
-    expected = {
-        f"{name}/step_{step}": loss
-        for name, losses in theirs.detail["step_losses"].items()
-        for step, loss in enumerate(losses)
     }
     return Quality(
         compared="the training loss of every step, from the baseline's first weights",
         tolerance=TOLERANCE,
-        largest_difference=largest_relative(ours, expected),
+        largest_difference=largest_relative(by_step(ours), by_step(theirs.detail["step_losses"])),
     )
 
 

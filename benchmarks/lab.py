@@ -7,7 +7,6 @@ do it in the time that is compared.
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from benchmarks.results import (
     Quality,
     Row,
     Sample,
+    by_step,
     largest_relative,
 )
 from benchmarks.suites import SuiteRun, timed_suite
@@ -68,6 +68,7 @@ def lab_row(*, num_rounds: int, say: Say, **changes: Any) -> Row:
 
 def _quality(printed: str, *, ours: Sample, theirs: Sample) -> Quality:
     replayed = {run["name"]: run["step_losses"] for run in json.loads(printed)["runs"]}
+    at_the_end = agreement(printed, ours=ours, theirs=theirs, tolerance=TOLERANCE)
     return Quality(
         compared=f"training losses of the first {NUM_COMPARED_STEPS} steps, from the baseline's first weights",
         tolerance=TOLERANCE,
@@ -75,18 +76,9 @@ def _quality(printed: str, *, ours: Sample, theirs: Sample) -> Quality:
             by_step(replayed, num_steps=NUM_COMPARED_STEPS),
             by_step(theirs.detail["step_losses"], num_steps=NUM_COMPARED_STEPS),
         ),
-        at_the_end=agreement(printed, ours=ours, theirs=theirs, tolerance=1.0).largest_difference,
-        own_start=largest_relative(ours.losses, theirs.losses),
+        at_the_end=at_the_end.largest_difference,
+        own_start=at_the_end.own_start,
     )
-
-
-def by_step(losses: Mapping[str, Sequence[float]], *, num_steps: int) -> dict[str, float]:
-    """The losses of the first steps, by run and step."""
-    return {
-        f"{name}/step_{step}": loss
-        for name, of_run in losses.items()
-        for step, loss in enumerate(of_run[:num_steps])
-    }
 
 
 def _ours(number: int, *, suite: Path, runs: list[SuiteRun]) -> Sample:

@@ -176,6 +176,15 @@ def noise_floor(samples: Sequence[Sample], repeats: Sequence[Sample]) -> dict[st
     return floor
 
 
+def by_step(losses: Mapping[str, Sequence[float]], *, num_steps: int | None = None) -> dict[str, float]:
+    """Training losses by run and step: of the first steps, or of all."""
+    return {
+        f"{name}/step_{step}": loss
+        for name, of_run in losses.items()
+        for step, loss in enumerate(of_run[:num_steps])
+    }
+
+
 def largest_relative(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float:
     """The largest relative difference between two sets of losses that have the same keys."""
     assert ours.keys() == theirs.keys(), (ours.keys(), theirs.keys())

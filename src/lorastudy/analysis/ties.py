@@ -39,7 +39,9 @@ def tied_with_the_best(
 ) -> TiedSet | None:
     """The set from each arm's cost by seed, the same seeds in the same order; None with too few seeds or arms.
 
-    `undecided` are pairs of arms of which the verdict is that it cannot tell. None too where two arms differ by the same on every seed, which leaves the bootstrap nothing to draw. Cost is what should be low: a metric of which more is better comes in negated.
+    None too where two arms differ by the same on every seed, which leaves the bootstrap nothing to draw. Cost is what
+    should be low: a metric of which more is better comes in negated. `undecided` are pairs of arms of which the
+    verdict is that it cannot tell.
     """
     names = list(costs)
     num_seeds = min((len(values) for values in costs.values()), default=0)
@@ -50,9 +52,9 @@ def tied_with_the_best(
     if np.any(np.ptp(apart, axis=0)[~np.eye(len(names), dtype=bool)] <= 1e-9 * np.abs(table).max()):
         return None
     p_values = _p_values(table)
-    told = {name for name, p in zip(names, p_values, strict=True) if p > ALPHA}
-    open_too = {name for pair in undecided if not told.isdisjoint(pair) for name in pair}
-    inside = [name for name in names if name in told | open_too]
+    untold = {name for name, p in zip(names, p_values, strict=True) if p > ALPHA}
+    undecided_too = {name for pair in undecided if not untold.isdisjoint(pair) for name in pair}
+    inside = [name for name in names if name in untold | undecided_too]
     return TiedSet(
         arms=tuple(inside),
         left_out=tuple(name for name in names if name not in inside),
