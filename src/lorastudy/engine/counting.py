@@ -2,8 +2,9 @@
 
 The engine's own code runs, so whatever it saves, frees or fuses is what is counted. Only four things stand
 between: the probe that compares logits is left out, a last MLP that runs on labelled tokens alone is taken to say the
-same of them, a number read from a tensor is 1, and the loss and the backward pass say when they begin and end. What kernels allocate inside themselves is not seen here, but for the one
-where that is a whole weight: bitsandbytes' product with a 4-bit weight.
+same of them, a number read from a tensor is 1, and the loss and the backward pass say when they begin and end. What
+kernels allocate inside themselves is not seen here, but for the one where that is a whole weight: bitsandbytes' product
+with a 4-bit weight.
 """
 
 import math
