@@ -30,10 +30,10 @@ from lorastudy.records import Pack
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.loading import suite_from_values
+from lorastudy.spec.racing import rung_step
 from lorastudy.training.base_cache import BaseCache
 from lorastudy.training.life import Loaded, load
 from lorastudy.training.outcomes import PackRun
-from lorastudy.training.rungs import rung_step
 
 #: Where the held-out rows are scored.
 SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 1.0)

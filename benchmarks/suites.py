@@ -1,14 +1,18 @@
 """Our side: a suite through the product's own command, in a folder of its own, and what its records say."""
 
+import statistics
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from benchmarks.machine import load_average
 from benchmarks.processes import run_timed
 from benchmarks.results import OURS, Sample
 from lorastudy.executors.process import LOG_NAME
+from lorastudy.jobs import SERVING, attempt_name
 from lorastudy.records import (
     ArmProfile,
     Environment,
@@ -19,6 +23,7 @@ from lorastudy.records import (
     RecordReader,
     Score,
 )
+from lorastudy.spec.racing import rung_step
 
 _FILES = ("--database", "results/experiments.db", "--runs-dir", "results/runs", "--output-dir", "output")
 
@@ -71,57 +76,82 @@ def read_runs(runs: Path) -> SuiteRun:
     Raises:
         RuntimeError: an experiment did not complete, so there is nothing to compare.
     """
-    profiles: list[PackProfile] = []
-    arms: list[ArmProfile] = []
-    num_tokens = num_threads = 0
-    losses: dict[str, float] = {}
-    for pack_file in sorted(runs.glob("*/*/pack.json")):
-        pack = Pack.read(pack_file.parent)
-        names = {each.id: name_of(each.settings.lora_rank, each.seed) for each in pack.experiments}
-        for record in RecordReader(pack_file.parent / "records.jsonl").read_new():
-            match record:
-                case Environment():
-                    num_threads = record.num_threads
-                case PackProfile():
-                    profiles.append(record)
-                case ArmProfile():
-                    arms.append(record)
-                case PackStep():
-                    num_tokens += record.num_tokens
-                case Score(metric="loss") if not record.split.endswith("_before"):
-                    losses[f"{names[record.experiment_id]}/{record.split}"] = record.value
-                case Outcome() if record.status != "completed":
-                    raise RuntimeError(f"{names[record.experiment_id]}: {record.status}: {record.message}")
-                case _:
-                    pass
-    together = _together(num_workers=len(list(runs.glob(f"*/*/{LOG_NAME}"))), num_packs=len(profiles))
+    read = [_read(pack_file.parent) for pack_file in sorted(runs.glob("*/*/pack.json"))]
+    together = partial(_together, read, workers=_workers(runs))
+    arms = [arm for each in read for arm in each.arms]
+    num_steps = len({step.step for each in read for step in each.steps})
     return SuiteRun(
-        train_seconds=together(profile.train_seconds for profile in profiles),
-        load_seconds=together(profile.load_seconds for profile in profiles),
-        eval_seconds=together(profile.eval_seconds for profile in profiles),
-        step_seconds=together(profile.median_step_seconds or 0.0 for profile in profiles),
-        num_tokens=num_tokens,
+        train_seconds=together(lambda each: sum(step.seconds for step in each.steps)),
+        load_seconds=together(lambda each: each.profile.load_seconds if each.profile else 0.0),
+        eval_seconds=together(lambda each: each.profile.eval_seconds if each.profile else 0.0),
+        step_seconds=together(_if_all_took_the_median) / num_steps,
+        num_tokens=sum(step.num_tokens for each in read for step in each.steps),
         num_parameters=arms[0].num_total_parameters - arms[0].num_trainable_parameters,
-        num_packs=len(profiles),
-        num_threads=num_threads,
-        engines=tuple(sorted({profile.engine for profile in profiles})),
-        losses=losses,
+        num_packs=len(read),
+        num_threads=read[0].num_threads,
+        engines=tuple(sorted({each.profile.engine for each in read if each.profile})),
+        losses={name: loss for each in read for name, loss in each.losses.items()},
     )
 
 
-def _together(*, num_workers: int, num_packs: int) -> Callable[[Iterable[float]], float]:
-    """How long packs take together: one after another in one worker, or as long as the slowest, each in its own.
+@dataclass(kw_only=True)
+class _Served:
+    """What the records of one folder say; `steps` are those that were taken for it, none that was carried over."""
 
-    Raises:
-        RuntimeError: neither is so, and the records do not say which worker served which pack.
-    """
-    if num_workers == 1:
-        return sum
-    if num_workers == num_packs:
-        return max
-    raise RuntimeError(
-        f"{num_packs} packs in {num_workers} workers: how long they took together is not on record"
-    )
+    folder: Path
+    begun: float
+    steps: list[PackStep] = field(default_factory=list)
+    arms: list[ArmProfile] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
+    profile: PackProfile | None = None
+    num_threads: int = 0
+
+
+def _read(folder: Path) -> _Served:
+    pack = Pack.read(folder)
+    names = {each.id: name_of(each.settings.lora_rank, each.seed) for each in pack.experiments}
+    served = _Served(folder=folder, begun=pack.begun)
+    for record in RecordReader(folder / "records.jsonl").read_new():
+        match record:
+            case Environment():
+                served.num_threads = record.num_threads
+            case PackProfile():
+                served.profile = record
+            case ArmProfile():
+                served.arms.append(record)
+            case PackStep() if record.step > rung_step(pack.begun, num_steps=record.num_steps):
+                served.steps.append(record)
+            case Score(metric="loss") if not record.split.endswith("_before"):
+                served.losses[f"{names[record.experiment_id]}/{record.split}"] = record.value
+            case Outcome() if record.status not in {"completed", "paused"}:
+                raise RuntimeError(f"{names[record.experiment_id]}: {record.status}: {record.message}")
+            case _:
+                pass
+    return served
+
+
+def _workers(runs: Path) -> dict[str, Path]:
+    """By the name of an attempt the log of the worker that served it."""
+    return {
+        line.removeprefix(SERVING): log
+        for log in runs.glob(f"*/*/{LOG_NAME}")
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if line.startswith(SERVING)
+    }
+
+
+def _together(
+    served: Sequence[_Served], seconds_of: Callable[[_Served], float], *, workers: Mapping[str, Path]
+) -> float:
+    """How long packs took: one after another in a worker, as long as the slowest of several, leg after leg."""
+    legs: dict[bool, dict[Path, float]] = defaultdict(lambda: defaultdict(float))
+    for each in served:
+        legs[each.begun > 0][workers[attempt_name(each.folder)]] += seconds_of(each)
+    return sum(max(by_worker.values()) for by_worker in legs.values())
+
+
+def _if_all_took_the_median(served: _Served) -> float:
+    return len(served.steps) * statistics.median(step.seconds for step in served.steps)
 
 
 def name_of(rank: int, seed: int) -> str:

@@ -109,9 +109,13 @@ class InThisProcess:
     cache: BaseCache
 
     num_packs_at_once = 1
+    hands_over = False
 
     def leave(self) -> None:
         """Nothing: nobody asks."""
+
+    def close(self) -> None:
+        """Nothing: there is no other process."""
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
         """Serve the folders in order."""
@@ -130,11 +134,15 @@ class ForkedExecutor:
     pids: list[int] = field(default_factory=list)
 
     num_packs_at_once = 1
+    hands_over = False
 
     def leave(self) -> None:
         """Ask the worker to leave."""
         if self.pids:
             os.kill(self.pids[-1], signal.SIGTERM)
+
+    def close(self) -> None:
+        """Nothing: each fork ends with its folder."""
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
         """Serve the folders in order."""

@@ -5,7 +5,7 @@ whatever is done of it, and experiments whose newest checkpoints lie in one fold
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,12 @@ def packs_to_run(
     tracker: ExperimentTracker,
     arms_per_pack: Mapping[str, int] | None = None,
     num_at_once: int = 1,
+    alone: Collection[str] = (),
 ) -> list[WaitingPack]:
-    """The packs of a suite as far as they are missing, each with what it can go on from."""
+    """The packs of a suite as far as they are missing, each with what it can go on from.
+
+    Those who are to be `alone` leave their packs; the others keep their company.
+    """
     runs: dict[str, list[RunView]] = defaultdict(list)
     for run in tracker.get_runs([experiment.id for experiment in missing]):
         runs[run.experiment_id].append(run)
@@ -52,7 +56,11 @@ def packs_to_run(
         for experiment in planned.experiments:
             earlier = with_checkpoints(Path(run.run_folder) for run in runs[experiment.id])
             groups.setdefault(earlier, []).append(experiment)
-        waiting += [_waiting(group, earlier=earlier, runs=runs) for earlier, group in groups.items()]
+        waiting += [
+            _waiting(part, earlier=earlier, runs=runs)
+            for earlier, group in groups.items()
+            for part in _apart(group, alone=alone)
+        ]
     return waiting
 
 
@@ -75,6 +83,11 @@ def take_what_was_left(experiments: Sequence[Experiment], *, tracker: Experiment
         for experiment_id in ids:
             cut_off = Outcome(experiment_id=experiment_id, status="stopped", message="the suite was cut off")
             tracker.take(cut_off, pack_id=pack_id, attempt=attempt)
+
+
+def _apart(group: Sequence[Experiment], *, alone: Collection[str]) -> list[list[Experiment]]:
+    together = [each for each in group if each.id not in alone]
+    return [part for part in (together, *([each] for each in group if each.id in alone)) if part]
 
 
 def _waiting(

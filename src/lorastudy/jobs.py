@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -15,6 +16,21 @@ RESULT_NAME = "result.json"
 """What a worker writes into a job's folder when it is through."""
 FROM_INPUT = "-"
 """Given to a worker in the place of folders: it reads them from its standard input, a JSON string a line."""
+
+SERVING = "serving "
+"""Begins the line of a worker's log that names the attempt which it turns to."""
+
+
+def folders_told(arguments: Sequence[str]) -> Iterator[Path]:
+    """The folders that a worker is to serve, as they come."""
+    if list(arguments) == [FROM_INPUT]:
+        return (Path(json.loads(line)) for line in sys.stdin)
+    return map(Path, arguments)
+
+
+def attempt_name(folder: Path) -> str:
+    """A run folder without those around it, which are the user's own: `pack-0123/attempt-1`."""
+    return "/".join(folder.parts[-2:])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ Nothing is remembered between the legs but what the store holds. A race that is 
 comes to the same answers, since scores that were taken are carried along. A decision that was put on record stays.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +23,10 @@ from lorastudy.analysis.summary import LOSS
 from lorastudy.analysis.tuning import rates_of
 from lorastudy.attempts import with_checkpoints
 from lorastudy.executors import Executor
+from lorastudy.legs import as_one
 from lorastudy.records import RACE_NAME, Outcome, RecordWriter
 from lorastudy.runner import (
+    Leg,
     OnEvent,
     Plan,
     SuiteOutcome,
@@ -35,7 +37,7 @@ from lorastudy.runner import (
 )
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.question import Margin
-from lorastudy.spec.racing import Leg, rung_name, rung_split
+from lorastudy.spec.racing import rung_name, rung_split
 from lorastudy.tracker import ExperimentTracker
 from lorastudy.tracker.views import ExperimentResult
 
@@ -71,7 +73,8 @@ def run_race(
         settled |= outraced(experiments, suite_name=race.suite_name, tracker=tracker)
         if rung is not None:
             settled |= _scored(experiments, tracker=tracker, rung=rung).keys()
-        leg = Leg(rungs=race.rungs, pause_at=rung, settled=frozenset(settled))
+        pause_at = {} if rung is None else {each.id: rung for each in experiments}
+        leg = Leg(rungs=race.rungs, pause_at=pause_at, settled=frozenset(settled))
         legs.append(
             run_suite(
                 experiments,
@@ -90,7 +93,7 @@ def run_race(
     runs = tracker.get_runs([each.id for each in experiments])
     folders = with_checkpoints({Path(run.run_folder) for run in runs})
     let_go_of_checkpoints(folders, tracker=tracker, given_up=given_up)
-    return _outcome(experiments, legs, missing=missing, given_up=given_up)
+    return as_one(experiments, legs, missing=missing, outraced=given_up)
 
 
 def outraced(
@@ -191,25 +194,4 @@ def said_of(behind: "Behind", *, rung: float) -> str:
         f"stopped by racing after {rung_name(rung)} of the steps: its held-out loss is {behind.difference:.3g} "
         f"{LOSS.unit} above that of {behind.ahead}, and more than {behind.bound:.3g} above it on each of "
         f"{behind.num_seeds} seeds (p = {behind.p:.1g}, corrected for all arms and rungs)"
-    )
-
-
-def _outcome(
-    experiments: Sequence[Experiment],
-    legs: Sequence[SuiteOutcome],
-    *,
-    missing: Collection[str],
-    given_up: Collection[str],
-) -> SuiteOutcome:
-    """The legs as one. What was stopped before this call was missing to `not_done`, and has no end of its own here."""
-    completed = tuple(key for leg in legs for key in leg.completed)
-    failed = tuple(end for leg in legs for end in leg.failed)
-    ended = {*completed, *(end.experiment_id for end in failed), *given_up}
-    return SuiteOutcome(
-        done_before=tuple(each.id for each in experiments if each.id not in missing),
-        completed=completed,
-        failed=failed,
-        not_run=tuple(each.id for each in experiments if each.id in missing and each.id not in ended),
-        unpublished=legs[-1].unpublished,
-        outraced=tuple(each.id for each in experiments if each.id in given_up),
     )

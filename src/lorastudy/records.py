@@ -43,7 +43,9 @@ class Pack:
     rungs: tuple[float, ...] = ()
     """Shares of the training after which the held-out rows are scored."""
     pause_at: float | None = None
-    """The rung to pause at, for what goes on to be decided; None for training to the end."""
+    """The share of the training to pause at; None for training to the end."""
+    begun: float = 0.0
+    """The share that its arms were brought to in another pack."""
 
     def write(self, folder: Path) -> None:
         """Write `pack.json` into the folder."""

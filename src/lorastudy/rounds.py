@@ -12,7 +12,8 @@ from functools import partial
 from lorastudy.executors import Executor
 from lorastudy.experiments.rate_search import DIVERGED, Design, Merit, MeritsOf
 from lorastudy.race import Race, run_race
-from lorastudy.runner import OnEvent, Plan, SuiteOutcome, is_current, run_suite
+from lorastudy.relay import run_relay
+from lorastudy.runner import OnEvent, Plan, SuiteOutcome, is_current
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.question import PrimaryMetric
 from lorastudy.spec.suite import Suite
@@ -52,7 +53,7 @@ def run_rounds(
         _register(suite, design, tracker=tracker, is_first=not outcomes)
         tried |= {experiment.id for experiment in fresh}
         run = (
-            partial(run_race, race=_race(suite)) if suite.rungs else partial(run_suite, suite_name=suite.name)
+            partial(run_race, race=_race(suite)) if suite.rungs else partial(run_relay, suite_name=suite.name)
         )
         outcomes.append(
             run(

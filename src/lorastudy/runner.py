@@ -33,7 +33,6 @@ from lorastudy.records import (
 )
 from lorastudy.spec.containment import inside
 from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.racing import Leg
 from lorastudy.tracker import ExperimentTracker, suite_notes
 
 #: Failures that another composition of the pack may not meet.
@@ -45,6 +44,22 @@ MOST_VAIN = 2
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 OnEvent = Callable[[PlannedPack, Record | WorkerExit], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leg:
+    """A part of a suite whose packs pause on the way: how far they train, and who has a part in it."""
+
+    rungs: tuple[float, ...] = ()
+    """Shares of the training after which the held-out rows are scored, in a race."""
+    pause_at: Mapping[str, float] = field(default_factory=dict)
+    """The share at which an experiment's pack pauses; without an entry it trains to its end."""
+    begun: Mapping[str, float] = field(default_factory=dict)
+    """The share that an earlier leg was to bring an experiment to."""
+    settled: frozenset[str] = frozenset()
+    """Experiments that are not run in this leg: there already, stopped, or failed on the way."""
+    alone: frozenset[str] = frozenset()
+    """Experiments that leave the company of the leg before, each into a pack of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +185,7 @@ def run_suite(
         tracker=tracker,
         arms_per_pack=plan.arms_per_pack,
         num_at_once=executor.num_packs_at_once,
+        alone=plan.leg.alone,
     )
     folders = {folder for each in waiting for folder in each.earlier}
     while waiting and not plan.is_leaving():
@@ -238,7 +254,8 @@ def _prepare(waiting: WaitingPack, *, tracker: ExperimentTracker, plan: Plan) ->
         resume_from=tuple(os.path.relpath(earlier, folder) for earlier in waiting.earlier),
         reason=waiting.reason,
         rungs=plan.leg.rungs,
-        pause_at=plan.leg.pause_at,
+        pause_at=plan.leg.pause_at.get(pack.experiments[0].id),
+        begun=plan.leg.begun.get(pack.experiments[0].id, 0.0),
     ).write(folder)
     predictions = tuple(plan.predict(pack))
     if predictions:

@@ -13,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,7 +22,7 @@ import torch
 from lorastudy.disk import EXIT_CODE, is_disk_fault, serve_and_tell
 from lorastudy.errors import StudyError
 from lorastudy.evaluation.checkpoint import run_job
-from lorastudy.jobs import FROM_INPUT, RESULT_NAME
+from lorastudy.jobs import RESULT_NAME, SERVING, attempt_name, folders_told
 from lorastudy.lifeline import PARENT_VARIABLE, end_with_parent
 from lorastudy.records import DONE_NAME, RECORDS_NAME, Incident, Pack, RecordWriter
 from lorastudy.training.base_cache import BaseCache
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     cache, stop = BaseCache(), Stop()
     stop.listen()
     try:
-        for folder in _folders(arguments):
+        for folder in folders_told(arguments):
+            print(f"{SERVING}{attempt_name(folder)}", flush=True)
             if (folder / "job.json").exists():
                 _serve_job(folder)
             else:
@@ -53,12 +54,6 @@ def main(arguments: Sequence[str]) -> int:
     except Stopped:
         return STOPPED
     return 0
-
-
-def _folders(arguments: Sequence[str]) -> Iterator[Path]:
-    if list(arguments) == [FROM_INPUT]:
-        return (Path(json.loads(line)) for line in sys.stdin)
-    return map(Path, arguments)
 
 
 def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:

@@ -24,6 +24,7 @@ WORKER = """
 import os, signal, sys, time
 from pathlib import Path
 
+from lorastudy.jobs import folders_told
 from lorastudy.records import DONE_NAME, RECORDS_NAME, Generation, Pack, RecordWriter
 
 
@@ -53,8 +54,8 @@ def serve(folder):
     (folder / DONE_NAME).touch()
 
 
-for name in sys.argv[1:]:
-    serve(Path(name))
+for folder in folders_told(sys.argv[1:]):
+    serve(folder)
 """
 
 
@@ -86,10 +87,11 @@ def make_executor(request: pytest.FixtureRequest) -> MakeExecutor:
 
 
 @pytest.fixture
-def executor(make_executor: MakeExecutor, tmp_path: Path) -> Executor:
+def executor(make_executor: MakeExecutor, tmp_path: Path) -> Iterator[Executor]:
     program = tmp_path / "worker.py"
     program.write_text(WORKER)
-    return make_executor([str(program)])
+    with closing(make_executor([str(program)])) as made:
+        yield made
 
 
 @pytest.fixture
@@ -147,10 +149,25 @@ def test_records_come_in_order_and_end_with_the_exit(executor: Executor, make_fo
 
 def test_one_run_after_another(executor: Executor, make_folder: MakeFolder) -> None:
     # A search for learning rates and a race send folders round after round.
+    pids = set()
     for _ in range(3):
         folders = [make_folder("works"), make_folder("works")]
         found = by_folder(executor.run(folders))
         assert [numbers_of(found[folder]) for folder in folders] == [["0", "1", "2"]] * 2
+        pids |= {int((folder / "pid").read_text()) for folder in folders}
+    executor.close()
+    for pid in pids:
+        wait_until(partial(lambda pid: not is_alive(pid), pid))
+    last = make_folder("works")
+    assert numbers_of(by_folder(executor.run([last]))[last]) == ["0", "1", "2"]
+
+
+def test_after_a_run_that_was_broken_off_comes_another(executor: Executor, make_folder: MakeFolder) -> None:
+    with closing(executor.run([make_folder("hangs"), make_folder("hangs")])) as events:
+        next(events)
+    folders = [make_folder("works"), make_folder("works")]
+    found = by_folder(executor.run(folders))
+    assert [numbers_of(found[folder]) for folder in folders] == [["0", "1", "2"]] * 2
 
 
 def test_a_worker_that_dies_over_one_folder_does_not_lose_the_others(
@@ -219,7 +236,8 @@ def test_a_worker_that_cannot_even_start_is_an_exit_of_every_folder(
     make_executor: MakeExecutor, make_folder: MakeFolder, tmp_path: Path
 ) -> None:
     folders = [make_folder("works"), make_folder("works")]
-    found = by_folder(make_executor([str(tmp_path / "missing.py")]).run(folders))
+    with closing(make_executor([str(tmp_path / "missing.py")])) as executor:
+        found = by_folder(executor.run(folders))
     for folder in folders:
         (end,) = found[folder]
         assert isinstance(end, WorkerExit)

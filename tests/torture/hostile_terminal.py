@@ -144,6 +144,7 @@ class _Speaking:
     """An executor whose worker calls its device so, and fails with such a message."""
 
     num_packs_at_once = 1
+    hands_over = False
 
     def __init__(self, text: str) -> None:
         self._text = text

@@ -1,6 +1,6 @@
 """A worker that trains nothing: it says what a real one would say, so that thousands of runs take minutes.
 
-    python scripted_worker.py FOLDER [FOLDER ...]
+    python scripted_worker.py FOLDER [FOLDER ...]      or - for folders from standard input, as they come
 
 What it writes depends on the experiment alone, hence is the same in every attempt and company.
 """
@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lorastudy.disk import serve_and_tell
-from lorastudy.jobs import AdapterOrigin
+from lorastudy.jobs import AdapterOrigin, folders_told
 from lorastudy.lifeline import end_with_parent
 from lorastudy.records import (
     DONE_NAME,
@@ -38,7 +38,7 @@ NUM_ITEMS = 4
 def main(arguments: Sequence[str]) -> int:
     """Serve every folder."""
     end_with_parent()
-    for folder in map(Path, arguments):
+    for folder in folders_told(arguments):
         serve(folder)
     return 0
 

@@ -31,6 +31,7 @@ class MemoryExecutor:
     """
 
     num_packs_at_once = 1
+    hands_over = False
 
     def __init__(self, **fails: str) -> None:
         self.fails = fails

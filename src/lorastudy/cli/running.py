@@ -145,6 +145,7 @@ def run_experiments(
         for base_model in sorted({experiment.settings.base_model for experiment in missing}):
             check_base_model(base_model)
         executor = executor or local_executor(planned.experiments)
+        open_until_done.enter_context(contextlib.closing(executor))
         predicted = plan_of(planned.experiments)
         say_problem(predicted)
         plan = replace(plan, arms_per_pack=predicted.arms_per_pack, predict=predicted.predictions)

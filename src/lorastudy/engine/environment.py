@@ -19,12 +19,13 @@ def environment(device: torch.device) -> Environment:
         bitsandbytes=version("bitsandbytes"),
         lorastudy=version("lorastudy"),
         device=device.type,
-        device_name=_device_name(device),
+        device_name=device_name(device),
         num_threads=torch.get_num_threads(),
     )
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What the device calls itself; of a CPU its model, with the maker's name in it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

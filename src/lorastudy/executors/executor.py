@@ -36,10 +36,15 @@ class Executor(Protocol):
         """How many folders it can serve side by side; a suite is cut into so many packs, that none stands idle."""
         ...
 
+    @property
+    def hands_over(self) -> bool:
+        """Whether arms are worth moving between packs on the way: where a step takes as long as its arms together."""
+        ...
+
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
         """Serve folders that hold a `pack.json`; yield what comes of them as it comes.
 
-        Closing the iterator ends the workers.
+        Workers may stay for the next run. Closing the iterator ends them.
         """
         ...
 
@@ -48,4 +53,8 @@ class Executor(Protocol):
 
         May be called from a signal handler while `run` is under way.
         """
+        ...
+
+    def close(self) -> None:
+        """End the workers that stayed; where none is left it does nothing."""
         ...

@@ -9,14 +9,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from lorastudy.errors import StudyError
 from lorastudy.executors.following import POLL_SECONDS
-from lorastudy.executors.process import WORKER, log_tail, worker_process
+from lorastudy.executors.process import WORKER, log_tail, tell, worker_process
 from lorastudy.jobs import RESULT_NAME, Job
 
 
@@ -39,9 +39,6 @@ class JobWorker:
     ) -> None:
         if self._process is not None:
             self._process.kill()  # it holds nothing that is wanted, and taking torch apart takes a while
-            assert self._process.stdin is not None
-            with suppress(BrokenPipeError):
-                self._process.stdin.close()
         self._open.__exit__(kind, error, traceback)
 
     def do(self, job: Job) -> dict[str, Any]:
@@ -55,10 +52,7 @@ class JobWorker:
         folder.mkdir()
         job.write(folder)
         process = self._started(job)
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):  # it has died, which is seen below
-            process.stdin.write(f"{json.dumps(str(folder))}\n".encode())
-            process.stdin.flush()
+        tell(process, [folder])
         while not (folder / RESULT_NAME).exists():
             returncode = process.poll()
             if returncode is not None:

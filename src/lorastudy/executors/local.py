@@ -1,17 +1,20 @@
 """Workers as subprocesses of this machine, one after another.
 
-A worker is given all folders at once and keeps its base model between them. When it dies over one, the next
-worker goes on with the folders after that one: an out-of-memory or a CUDA fault ends a worker, not the suite.
+A worker stays from run to run and keeps its base model: a search or a race that sends folders round after round does not
+wait each time until libraries are loaded. When it dies over a folder, the next worker goes on with the folders after that
+one: an out-of-memory or a CUDA fault ends a worker, not the suite.
 """
 
 import subprocess
+import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from lorastudy.executors.executor import Event, WorkerExit
 from lorastudy.executors.following import POLL_SECONDS, Following
-from lorastudy.executors.process import WORKER, base_model_of, end_hung, log_tail, worker_process
+from lorastudy.executors.process import WORKER, base_model_of, end_hung, log_tail, tell, worker_process
 
 
 class LocalExecutor:
@@ -20,47 +23,86 @@ class LocalExecutor:
     def __init__(
         self, *, worker: Sequence[str] = WORKER, environment: Mapping[str, str] | None = None
     ) -> None:
-        """`worker` is what the interpreter is told to run; the folders follow. `environment` is set on top of this process's."""
+        """`worker` is what the interpreter is told to run; it is told of the folders at its standard input.
+
+        `environment` is set on top of this process's.
+        """
         self._worker = worker
         self._environment = environment or {}
         self._is_stopped = False
         self._is_leaving = False
+        self._open = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._base_models: frozenset[str] = frozenset()
+        self._log_folder = Path()
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
         """Serve the folders in order."""
         waiting = list(folders)
-        while waiting and not self._is_leaving:
-            first, base_models = waiting[0], map(base_model_of, waiting)
-            with worker_process(
-                waiting, base_models=base_models, worker=self._worker, environment=self._environment
-            ) as process:
+        try:
+            while waiting and not self._is_leaving:
+                process = self._process_for(waiting)
+                tell(process, waiting)
                 is_alive = True
                 while waiting and is_alive:
                     following = Following(waiting.pop(0))
-                    yield from self._follow(following, process, log_folder=first)
+                    yield from self._follow(following, process)
                     assert following.exit is not None
                     is_alive = following.exit.returncode is None and not self._is_leaving
+                if not is_alive:
+                    self.close()
+        except BaseException:
+            self._process = None
+            self._open.__exit__(*sys.exc_info())  # at once, whatever it is at
+            raise
 
     @property
     def num_packs_at_once(self) -> int:
         """One."""
         return 1
 
+    @property
+    def hands_over(self) -> bool:
+        """There is nobody to hand over to."""
+        return False
+
     def leave(self) -> None:
         """Ask the worker to save what it is at and to leave."""
         self._is_leaving = True
+
+    def close(self) -> None:
+        """End the worker, which is given time to leave by itself."""
+        self._process = None
+        self._open.close()
 
     def stop(self) -> None:
         """End the worker at once, from another thread than the one that runs it: `run` raises InterruptedError."""
         self._is_stopped = True
 
+    def _process_for(self, folders: Sequence[Path]) -> subprocess.Popen[bytes]:
+        """The worker that is there, or another where it has died, or where others need another environment."""
+        base_models = frozenset(map(base_model_of, folders))
+        is_alive = self._process is not None and self._process.poll() is None
+        if not (is_alive and base_models <= self._base_models):
+            self.close()
+            self._base_models, self._log_folder = base_models, folders[0]
+            self._process = self._open.enter_context(
+                worker_process(
+                    folders,
+                    base_models=base_models,
+                    worker=self._worker,
+                    environment=self._environment,
+                    takes_more=True,
+                )
+            )
+        assert self._process is not None
+        return self._process
+
     def _check_not_stopped(self) -> None:
         if self._is_stopped:
             raise InterruptedError("stopped from outside")
 
-    def _follow(
-        self, following: Following, process: subprocess.Popen[bytes], *, log_folder: Path
-    ) -> Generator[Event, None, None]:
+    def _follow(self, following: Following, process: subprocess.Popen[bytes]) -> Generator[Event, None, None]:
         """Yield the folder's events until it is served, or the process has died over it or was ended as hung."""
         complaint = ""
 
@@ -68,7 +110,7 @@ class LocalExecutor:
             returncode = process.poll()
             if returncode is None:
                 return None
-            said = "\n".join(filter(None, [complaint, log_tail(log_folder)]))
+            said = "\n".join(filter(None, [complaint, log_tail(self._log_folder)]))
             return WorkerExit(returncode=returncode, message=said)
 
         is_told = False

@@ -34,7 +34,9 @@ def local_executor(experiments: Sequence[Experiment]) -> Executor:
     )
     if len(environments) == 1:
         return LocalExecutor()
-    return SideBySideExecutor(environments=environments)
+    return SideBySideExecutor(
+        environments=environments, hands_over=all(THREADS_VARIABLE in each for each in environments)
+    )
 
 
 def worker_environments(

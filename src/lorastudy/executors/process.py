@@ -1,5 +1,6 @@
 """A worker process: how it is started, what surrounds it, and that it ends when nobody follows it any more."""
 
+import json
 import os
 import signal
 import subprocess
@@ -66,10 +67,21 @@ def worker_process(
         )
     try:
         yield process
+        _close_input(process)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=FAREWELL_SECONDS)
     finally:
         _end(process)
+        _close_input(process)
+
+
+def tell(process: subprocess.Popen[bytes], folders: Iterable[Path]) -> None:
+    """Have a process that takes more serve these folders next; of one that has died its exit code tells."""
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):
+        for folder in folders:
+            process.stdin.write(f"{json.dumps(str(folder))}\n".encode())
+        process.stdin.flush()
 
 
 def worker_environment(environment: Mapping[str, str], *, base_models: Iterable[str]) -> dict[str, str]:
@@ -102,6 +114,12 @@ def end_hung(process: subprocess.Popen[bytes]) -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=TRACEBACK_SECONDS)
     process.kill()
+
+
+def _close_input(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):  # what it was still to be told is no matter any more
+            process.stdin.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

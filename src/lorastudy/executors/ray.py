@@ -116,9 +116,17 @@ class RayExecutor:
         """One: how large the cluster is, and will be, is its own business; `max_arms_per_pack` cuts a suite for it."""
         return 1
 
+    @property
+    def hands_over(self) -> bool:
+        """Whether two packs run side by side is the cluster's business."""
+        return False
+
     def leave(self) -> None:
         """Cancel the tasks; each asks its worker to save what it is at and to leave."""
         self._is_leaving = True
+
+    def close(self) -> None:
+        """Nothing: a task's worker ends with its task."""
 
     def _connect(self) -> None:
         """Once; Ray itself lets go when the program ends."""

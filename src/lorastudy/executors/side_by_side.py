@@ -19,26 +19,32 @@ _END = object()
 
 
 class SideBySideExecutor:
-    """A local executor for each of the given environments; a folder goes to the one with the fewest experiments."""
+    """A local executor for each of the given environments; a folder goes to the one with the least to train."""
 
-    def __init__(self, *, environments: Sequence[Mapping[str, str]], worker: Sequence[str] = WORKER) -> None:
-        """`environments` and `worker` as in `LocalExecutor`."""
-        self._environments, self._worker = environments, worker
-        self._lanes: list[LocalExecutor] = []
-        self._is_leaving = False
+    def __init__(
+        self,
+        *,
+        environments: Sequence[Mapping[str, str]],
+        worker: Sequence[str] = WORKER,
+        hands_over: bool = False,
+    ) -> None:
+        """`environments` and `worker` as in `LocalExecutor`, `hands_over` as in `Executor`."""
+        self._environments, self._worker, self._hands_over = environments, worker, hands_over
+        self._lanes = self._fresh_lanes()
 
     @property
     def num_packs_at_once(self) -> int:
         """One for each lane."""
-        return len(self._environments)
+        return len(self._lanes)
+
+    @property
+    def hands_over(self) -> bool:
+        """As it was made."""
+        return self._hands_over
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
         """Serve the folders; each lane keeps its own order."""
         events: queue.Queue[object] = queue.Queue()
-        # Fresh ones for each run: a suite that goes round after round would meet those that an earlier one stopped.
-        self._lanes = [LocalExecutor(worker=self._worker, environment=each) for each in self._environments]
-        if self._is_leaving:
-            self.leave()
         threads = [
             threading.Thread(target=_serve, args=(lane, share), kwargs={"events": events}, daemon=True)
             for lane, share in zip(self._lanes, shares(folders, num_lanes=len(self._lanes)), strict=True)
@@ -47,35 +53,60 @@ class SideBySideExecutor:
         for thread in threads:
             thread.start()
         try:
-            num_open = len(threads)
-            while num_open:
-                event = events.get()
-                if event is _END:
-                    num_open -= 1
-                elif isinstance(event, BaseException):
-                    raise event
-                else:
-                    yield event  # type: ignore[misc]  # a queue of events, errors and ends
-        finally:
-            for lane in self._lanes:
-                lane.stop()
-            for thread in threads:
-                thread.join()
+            yield from _until_all_end(events, num_lanes=len(threads))
+        except BaseException:
+            self._end(threads)
+            raise
+        for thread in threads:
+            thread.join()
 
     def leave(self) -> None:
         """Ask all workers to save what they are at and to leave."""
-        self._is_leaving = True
         for lane in self._lanes:
             lane.leave()
 
+    def close(self) -> None:
+        """End the workers of all lanes."""
+        for lane in self._lanes:
+            lane.close()
+
+    def _fresh_lanes(self) -> list[LocalExecutor]:
+        return [LocalExecutor(worker=self._worker, environment=each) for each in self._environments]
+
+    def _end(self, threads: Sequence[threading.Thread]) -> None:
+        """End all workers at once; who runs again afterwards meets fresh lanes."""
+        for lane in self._lanes:
+            lane.stop()
+        for thread in threads:
+            thread.join()
+        self.close()
+        self._lanes = self._fresh_lanes()
+
 
 def shares(folders: Sequence[Path], *, num_lanes: int) -> list[list[Path]]:
-    """The folders of each lane: the largest packs first, each to the lane with the fewest experiments so far."""
-    sizes = {folder: len(Pack.read(folder).experiments) for folder in folders}
+    """The folders of each lane: what takes longest first, each to the lane that has the least to train so far."""
+    sizes = {folder: _to_train(Pack.read(folder)) for folder in folders}
     lanes: list[list[Path]] = [[] for _ in range(num_lanes)]
     for folder in sorted(folders, key=lambda folder: -sizes[folder]):
         min(lanes, key=lambda lane: sum(sizes[one] for one in lane)).append(folder)
     return [[folder for folder in folders if folder in lane] for lane in lanes]
+
+
+def _to_train(pack: Pack) -> float:
+    """In trainings of one arm."""
+    return len(pack.experiments) * ((1.0 if pack.pause_at is None else pack.pause_at) - pack.begun)
+
+
+def _until_all_end(events: "queue.Queue[object]", *, num_lanes: int) -> Generator[Event]:
+    num_open = num_lanes
+    while num_open:
+        event = events.get()
+        if event is _END:
+            num_open -= 1
+        elif isinstance(event, BaseException):
+            raise event
+        else:
+            yield event  # type: ignore[misc]  # a queue of events, errors and ends
 
 
 def _serve(lane: LocalExecutor, folders: Sequence[Path], *, events: "queue.Queue[object]") -> None:

@@ -45,9 +45,8 @@ def form_packs(
         for group in groups(experiments)
         for part in parts(
             group,
-            size=min(
-                max_arms(group[0], predicted=predicted.get(group[0].pack_key)), -(-len(group) // num_at_once)
-            ),
+            size=max_arms(group[0], predicted=predicted.get(group[0].pack_key)),
+            at_least=min(num_at_once, len(group)),
         )
     ]
 
@@ -98,8 +97,8 @@ def halves(experiments: Sequence[Experiment]) -> list[PlannedPack]:
     return [PlannedPack(experiments=tuple(part)) for part in both if part]
 
 
-def parts(group: Sequence[Experiment], *, size: int) -> list[Sequence[Experiment]]:
-    """Parts of at most `size`, as even as can be."""
-    num_parts = -(-len(group) // size)
+def parts(group: Sequence[Experiment], *, size: int, at_least: int = 1) -> list[Sequence[Experiment]]:
+    """Parts of at most `size`, as even as can be, and `at_least` so many."""
+    num_parts = max(at_least, -(-len(group) // size))
     bounds = [len(group) * number // num_parts for number in range(num_parts + 1)]
     return [group[start:stop] for start, stop in itertools.pairwise(bounds)]

@@ -4,8 +4,8 @@ Which suites can be raced is in `checks`, who is stopped in `analysis.racing`.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 #: Where `racing: true` looks; docs/science.md has the measurement behind them.
 RUNGS = (0.125, 0.25, 0.5)
@@ -14,18 +14,6 @@ MAX_RUNGS = 5
 #: With two seeds a difference would have to be hundreds of its standard errors, so nothing would ever be stopped.
 MIN_SEEDS_TO_RACE = 3
 _RUNG_SPLIT = "eval_at_"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Leg:
-    """A part of a race: how far its packs train, and what has no part in it."""
-
-    rungs: tuple[float, ...] = ()
-    """Shares of the training after which the held-out rows are scored."""
-    pause_at: float | None = None
-    """The rung at which packs pause; None for the last leg."""
-    settled: frozenset[str] = frozenset()
-    """Experiments that are not run in this leg: stopped by racing, there already, or failed on the way."""
 
 
 def check_rungs(shares: Sequence[float]) -> None:
@@ -38,6 +26,11 @@ def check_rungs(shares: Sequence[float]) -> None:
         raise ValueError(f"has {len(shares)} shares; more than {MAX_RUNGS} looks cost more than they save")
     if any(later <= earlier for earlier, later in itertools.pairwise(shares)):
         raise ValueError("the shares of the steps must rise, as in [0.25, 0.5]")
+
+
+def rung_step(rung: float, *, num_steps: int) -> int:
+    """The step after which a rung lies: the share of the steps, rounded up."""
+    return math.ceil(round(rung * num_steps, 9))  # 0.28 * 100 is a little more than 28
 
 
 def rung_name(rung: float) -> str:

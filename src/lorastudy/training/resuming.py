@@ -14,6 +14,7 @@ from lorastudy.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
 from lorastudy.engine.arms import Arm
 from lorastudy.engine.checkpoint import Checkpoint, read_checkpoint
 from lorastudy.engine.state import EngineState
+from lorastudy.jobs import attempt_name
 from lorastudy.records import (
     RECORDS_NAME,
     ArmProfile,
@@ -71,8 +72,8 @@ def find_resumption(
             continue
         resumption = _resumption(checkpoint, records, arms=arms, num_steps=num_steps)
         step = max((arm.num_steps_done for arm in resumption.state.arms), default=0)
-        if run.pack.reason is not None or not run.pack.rungs:  # between the legs of a race it is no incident
-            message = f"{_because(run)}it goes on from the checkpoint after step {step} of {_name(folder)}"
+        if run.pack.reason is not None or not (run.pack.rungs or run.pack.begun):  # as planned is no incident
+            message = f"{_because(run)}it goes on from the checkpoint after step {step} of {attempt_name(folder.parents[1])}"
             run.emit(Incident(kind="resumed", message=message, step=step))
         return resumption
     if run.pack.reason is not None or obstacles:
@@ -148,8 +149,3 @@ def _of_these(record: Record, ids: frozenset[str], *, num_steps: int) -> Record 
 
 def _because(run: PackRun) -> str:
     return "" if run.pack.reason is None else f"{run.pack.reason}; "
-
-
-def _name(checkpoint: Path) -> str:
-    """The attempt it belongs to, without the folders around it, which are the user's own."""
-    return "/".join(checkpoint.parts[-4:-2])

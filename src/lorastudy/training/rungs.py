@@ -4,7 +4,6 @@ A rung is a share of the training, so it is the same for packs that are told apa
 leaves no trace in the training: what comes after it has the bits that it would have had.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from lorastudy.engine.arms import Engine
 from lorastudy.engine.loading import BaseModel
 from lorastudy.evaluation.perplexity import CompletionLoss
 from lorastudy.records import Outcome, Record, Score
-from lorastudy.spec.racing import rung_of, rung_split
+from lorastudy.spec.racing import rung_of, rung_split, rung_step
 from lorastudy.training.data import PackData
 from lorastudy.training.outcomes import PackRun
 
@@ -25,11 +24,6 @@ class Stretch:
     rung: float | None
 
 
-def rung_step(rung: float, *, num_steps: int) -> int:
-    """The step after which a rung lies: the share of the steps, rounded up."""
-    return math.ceil(round(rung * num_steps, 9))  # 0.28 * 100 is a little more than 28
-
-
 def stretches(run: PackRun, *, start: int, num_steps: int, said: Sequence[Record]) -> Iterator[Stretch]:
     """The stretches from a step on, up to where the pack is to pause; `said` is what was carried over.
 
@@ -38,13 +32,14 @@ def stretches(run: PackRun, *, start: int, num_steps: int, said: Sequence[Record
     scored = {
         record.split for record in said if isinstance(record, Score) and rung_of(record.split) is not None
     }
+    pause_at = run.pack.pause_at
     for rung in run.pack.rungs:
         stop = rung_step(rung, num_steps=num_steps)
         if stop >= start and rung_split(rung) not in scored:
             yield Stretch(stop=stop, rung=rung)
-        if rung == run.pack.pause_at:
+        if rung == pause_at:
             return
-    yield Stretch(stop=num_steps, rung=None)
+    yield Stretch(stop=num_steps if pause_at is None else rung_step(pause_at, num_steps=num_steps), rung=None)
 
 
 def scores_at(engine: Engine, *, rung: float, base: BaseModel, data: PackData) -> list[Score]:

@@ -301,6 +301,7 @@ class _Executor:
     """Says that every experiment completed, with an adapter where it is told."""
 
     num_packs_at_once = 1
+    hands_over = False
 
     def __init__(self, *, adapter_path: str | None, link_to: Path | None) -> None:
         self.adapter_path, self.link_to = adapter_path, link_to

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -201,8 +202,16 @@ def test_a_pack_that_does_not_fit_is_cut_and_loses_no_arm():
     assert sum((pack.runs for pack in packs_of(job, arms_per_pack=5)), ()) == runs
 
 
-def test_packs_together_take_their_sum_in_one_worker_and_the_slowest_in_several():
-    assert suites._together(num_workers=1, num_packs=2)([2.0, 3.0]) == 5.0
-    assert suites._together(num_workers=2, num_packs=2)([2.0, 3.0]) == 3.0
-    with pytest.raises(RuntimeError, match="3 packs in 2 workers"):
-        suites._together(num_workers=2, num_packs=3)
+def test_packs_together_take_their_sum_in_a_worker_the_slowest_of_several_and_one_leg_after_another():
+    seconds = {"a": 2.0, "b": 3.0, "c": 1.0, "d": 4.0, "e": 0.5}
+    served = [
+        suites._Served(folder=Path("runs", name), begun=0.5 if name in "cde" else 0.0) for name in seconds
+    ]
+
+    def together(**workers):
+        logs = {f"runs/{name}": Path(log) for name, log in workers.items()}
+        return suites._together(served, lambda each: seconds[each.folder.name], workers=logs)
+
+    assert together(a="1", b="1", c="1", d="1", e="1") == sum(seconds.values())
+    assert together(a="1", b="2", c="1", d="2", e="1") == 3.0 + 4.0
+    assert together(a="1", b="2", c="1", d="1", e="2") == 3.0 + 5.0
