@@ -60,8 +60,11 @@ class SuitePlan:
         return self.estimators.get(pack.experiments[0].pack_key)
 
 
-def plan_of(experiments: Sequence[Experiment]) -> SuitePlan:
-    """Predictions for a suite's packs. What cannot be predicted is no reason not to run."""
+def plan_of(experiments: Sequence[Experiment], *, num_workers: int) -> SuitePlan:
+    """Predictions for a suite's packs, which so many workers of this machine serve side by side.
+
+    What cannot be predicted is no reason not to run.
+    """
     packable = [group for group in groups(experiments) if group[0].settings.engine != "reference"]
     try:
         with JobWorker() as worker:
@@ -69,7 +72,7 @@ def plan_of(experiments: Sequence[Experiment]) -> SuitePlan:
             estimators = {group[0].pack_key: Estimator(group, answers, with_data=True) for group in packable}
             prepare(list(estimators.values()), answers)
             sizes = {
-                key: arms_per_pack(each, budget_bytes=each.machine.budget_bytes)
+                key: arms_per_pack(each, budget_bytes=each.machine.budget_bytes(num_workers=num_workers))
                 for key, each in estimators.items()
             }
     except StudyError as error:

@@ -86,7 +86,8 @@ def show_plan(suite: Suite, *, database: str) -> None:
     planned, missing = _missing(_design_by(suite, None), suite, database=database)
     experiments = planned.experiments
     case = case_of(suite)
-    predicted = plan_of(experiments)
+    executor = local_executor(experiments)
+    predicted = plan_of(experiments, num_workers=executor.num_packs_at_once)
     notes = [
         *suite.notes,
         *_notes(experiments),
@@ -95,7 +96,6 @@ def show_plan(suite: Suite, *, database: str) -> None:
         *_race_notes(suite),
         *([predicted.problem] if predicted.problem else []),
     ]
-    executor = local_executor(experiments)
     packs = _packs(
         planned, missing, arms_per_pack=predicted.arms_per_pack, num_at_once=executor.num_packs_at_once
     )
@@ -146,7 +146,7 @@ def run_experiments(
             check_base_model(base_model)
         executor = executor or local_executor(planned.experiments)
         open_until_done.enter_context(contextlib.closing(executor))
-        predicted = plan_of(planned.experiments)
+        predicted = plan_of(planned.experiments, num_workers=executor.num_packs_at_once)
         say_problem(predicted)
         plan = replace(plan, arms_per_pack=predicted.arms_per_pack, predict=predicted.predictions)
         tracker = tracker or open_until_done.enter_context(_writer(database))

@@ -33,6 +33,12 @@ from lorastudy.spec.targets import resolve_targets
 #: tensors, and for the error of the prediction.
 MARGIN = 0.10
 
+#: What a worker on a CPU takes before it holds a tensor: libraries, and the tokenised rows.
+PROCESS_BYTES = 600 << 20
+#: How large its heap becomes for each byte of tensors at their peak. The worker gives nothing back to the system, which would
+#: cost half of its speed (docs/log.md), and between tensors of steps of other lengths there are gaps: 1.5 were seen.
+HEAP_SHARE = 2.0
+
 #: Numbers of arms that a calibration times.
 CALIBRATED_ARMS = (1, 2, 4, 8)
 
@@ -52,11 +58,18 @@ class Machine:
         """As far as memory goes."""
         return Device(kind=self.device, compute_capability=self.compute_capability)
 
-    @property
-    def budget_bytes(self) -> int | None:
-        """What a pack may take at its peak: the device's memory, on a CPU the machine's, less the margin."""
-        memory = self.memory_bytes if self.device == "cuda" else physical_memory()
-        return None if memory is None else within_margin(memory)
+    def budget_bytes(self, *, num_workers: int) -> int | None:
+        """What tensors of a pack may take at their peak, less the margin; None where no memory is known.
+
+        On a GPU that of the worker's own device. On a CPU the workers share the machine's, and each takes more of it than
+        its tensors do.
+        """
+        if self.device == "cuda":
+            return None if self.memory_bytes is None else within_margin(self.memory_bytes)
+        memory = physical_memory()
+        if memory is None:
+            return None
+        return int((within_margin(memory) / num_workers - PROCESS_BYTES) / HEAP_SHARE)
 
 
 @dataclass(frozen=True, kw_only=True)
