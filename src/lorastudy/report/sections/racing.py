@@ -16,8 +16,8 @@ def racing_blocks(study: Study, *, rungs: Sequence[float], level: int) -> list[B
     if not rungs and not study.outraced:
         return []
     at = listing(map(rung_name, rungs)) if rungs else "some"
-    shares = listing(percent(allowance_at(rung)) for rung in rungs)
-    allowed = f"{shares} of what training" if rungs else "a share of what training"
+    shares = [percent(allowance_at(rung)) for rung in rungs]
+    allowed = f"{listing(shares) if shares else 'a share'} of what training"
     rule = (
         f"Arms were held against each other after {at} of the steps, on the held-out rows, per seed and item, and stopped "
         f"where they were shown to be behind the one ahead by more than {allowed} "
