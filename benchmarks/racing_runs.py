@@ -1,6 +1,9 @@
-"""Full runs, scored on the way: what a race is replayed over.
+r"""Full runs, scored on the way: what a race is replayed over.
 
     python -m benchmarks.racing_runs lab FOLDER
+    python -m benchmarks.racing_runs lab FOLDER --name labnew --seeds 8 9 10 11 12 13 14
+    python -m benchmarks.racing_runs lab FOLDER --name skill --seeds 0 1 2 3 4 5 \
+        --set '{"dataset_path": "lab:skill", "eval_dataset_path": "lab:skill_eval", "max_seq_length": 32}'
     python -m benchmarks.racing_runs rows FOLDER --model <folder of a causal LM> --data <Alpaca rows>
 
 Every rank at every learning rate with every seed, trained to the end by the packed engine and scored on the held-out
@@ -13,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ from lorastudy.training.life import Loaded, load
 from lorastudy.training.outcomes import PackRun
 
 #: Where the held-out rows are scored.
-SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 1.0)
+SHARES = (0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.4375, 0.5, 0.625, 0.75, 1.0)
 
 LAB: dict[str, Any] = {
     "base_model": "lab", "dataset_path": "lab:facts", "eval_dataset_path": "lab:facts_eval", "test_fraction": 0.5,
@@ -83,9 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="for `rows`")
     parser.add_argument("--data", help="for `rows`")
     parser.add_argument("--set", type=json.loads, default={}, help="settings to be changed, as JSON")
-    parser.add_argument("--name", help="of the files, where settings are changed")
+    parser.add_argument("--name", help="of the files, where settings or seeds are changed")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the grid's own")
     chosen = parser.parse_args(arguments)
     grid = LAB_GRID if chosen.what == "lab" else ROWS_GRID
+    grid = replace(grid, seeds=tuple(chosen.seeds or grid.seeds))
     sources = {} if chosen.what == "lab" else {"base_model": chosen.model, "dataset_path": chosen.data}
     record(grid, settings=sources | chosen.set, name=chosen.name or grid.name, into=chosen.into)
     return 0

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from benchmarks.recorded_runs import Runs, described, files_by_name, losses_at, read_runs, with_more_rows
 from lorastudy.analysis import racing
 from lorastudy.analysis.items import ItemScores
 from lorastudy.analysis.racing import ALLOWANCE, LEVEL, Behind, RaceRules, clearly_behind
-from lorastudy.analysis.significance import ALPHA, Floats, sign_flip_p, sign_flip_p_below
+from lorastudy.analysis.significance import ALPHA, sign_flip_p, sign_flip_p_below
 from lorastudy.analysis.twoway import two_way
 from lorastudy.analysis.verdicts import Word, differences_shown, no_worse_shown, word
 from lorastudy.spec.question import Margin
@@ -38,36 +38,30 @@ NUM_SEEDS_TOLD = 6
 AS_GOOD = 0.02
 SEED = 20260
 #: What was tried besides what the product does.
-ALLOWANCES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)
-RUNG_SETS = (
-    (0.125, 0.25),
-    (0.125, 0.375),
-    (0.25,),
-    (0.25, 0.5),
-    (0.375,),
-    (0.375, 0.625),
-    (0.5,),
-    (0.125, 0.25, 0.5),
+ALLOWANCES = (0.02, 0.03, 0.04, 0.05, 0.06)
+ALTERNATIVES = (
+    (RUNGS, 0.02),
+    (RUNGS, LEVEL),
+    (RUNGS, 0.2),
+    ((0.125, 0.25, 0.375, 0.5, 0.625), LEVEL),
 )
+#: The held-out rows counted so many times: as if there were more of them, of the same mean and spread.
+MORE_ROWS = 4
+#: Two is what a search for a learning rate has; a race with so few is refused.
+SEEDS = (2, 3, 4, 6)
 MARGINS = (None, Margin(amount=0.02, is_share=True))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Runs:
-    """All full runs of a grid. Arms are ranks by rates, in that order."""
+class Rule:
+    """Where a race looks, and what it takes to be stopped there; as the product has it where nothing else is said."""
 
-    name: str
-    ranks: tuple[int, ...]
-    rates: tuple[float, ...]
-    shares: tuple[float, ...]
-    losses: Floats
-    """By (share, arm, seed, item) on the held-out rows; NaN from where a run diverged."""
-    weights: Floats
-    base_loss: float
-    test: Floats
-    """By (arm, seed, item) on the test rows, at the end."""
-    test_weights: Floats
-    about: Mapping[str, Any]
+    rungs: tuple[float, ...] = RUNGS
+    allowance: float = ALLOWANCE
+    level: float = LEVEL
+
+
+KEPT = Rule()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +90,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, default=RESULTS, help="the file to write")
     parser.add_argument("--measured", type=Path, default=MEASURED, help="what the package brings along of it")
     chosen = parser.parse_args(arguments)
-    every = [read_runs(paths) for paths in _files_by_name(chosen.folder).values()]
+    every = [read_runs(paths) for paths in files_by_name(chosen.folder).values()]
     results = {
         "as_good": AS_GOOD,
         "rungs": RUNGS,
         "allowance": ALLOWANCE,
         "level": LEVEL,
-        "runs": [_described(runs) for runs in every],
+        "runs": [described(runs) for runs in every],
         "kept": [line for runs in every for line in kept_lines(runs, num_studies=chosen.studies)],
-        "tried": [line for runs in every for line in tried_lines(runs, num_studies=chosen.studies // 4)],
+        "tried": [
+            line
+            for runs in every
+            for times in (1, MORE_ROWS)
+            for line in tried_lines(runs, times=times, num_studies=chosen.studies // 10)
+        ],
     }
     chosen.into.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     chosen.measured.write_text(json.dumps(told_in_reports(results), indent=1) + "\n", encoding="utf-8")
@@ -115,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def told_in_reports(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the package brings along to be told where racing was used: six seeds, no margin."""
     settings = {runs["name"]: runs["settings"] for runs in results["runs"]}
+    seeds = {runs["name"]: runs["seeds"] for runs in results["runs"]}
     keys = (
         "num_seeds",
         "num_studies",
@@ -126,62 +126,54 @@ def told_in_reports(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     )
     return [
         {key: settings[line["runs"]][key] for key in ("base_model", "dataset_path")}
+        | {"seeds": seeds[line["runs"]]}
         | {k: line[k] for k in keys}
         for line in results["kept"]
         if line["num_seeds"] == NUM_SEEDS_TOLD and line["margin"] is None
     ]
 
 
-def read_runs(paths: Sequence[Path]) -> Runs:
-    """The runs that `racing_runs` recorded, one file for each seed."""
-    files = [dict(np.load(path)) for path in paths]
-    about = [json.loads(str(file["about"])) for file in files]
-    first = files[0]
-    weights, test_weights = (first[key].astype(np.float64) for key in ("weights", "test_weights"))
-    return Runs(
-        name=about[0]["name"],
-        ranks=tuple(about[0]["ranks"]),
-        rates=tuple(about[0]["rates"]),
-        shares=tuple(about[0]["shares"]),
-        losses=np.stack([file["losses"] for file in files], axis=2).astype(np.float64),
-        weights=weights,
-        base_loss=float(first["before"].astype(np.float64) @ weights / weights.sum()),
-        test=np.stack([file["test"] for file in files], axis=1).astype(np.float64),
-        test_weights=test_weights,
-        about=about[0] | {"seconds": sum(one["seconds"] for one in about), "num_seeds": len(files)},
-    )
-
-
 def kept_lines(runs: Runs, *, num_studies: int) -> Iterator[dict[str, Any]]:
     """What the product does, by number of seeds and margin."""
-    for num_seeds, margin in itertools.product((3, 4, 6), MARGINS):
+    for num_seeds, margin in itertools.product(SEEDS, MARGINS):
         if num_seeds <= runs.test.shape[1]:
-            line = replayed(
-                runs, rungs=RUNGS, allowance=ALLOWANCE, margin=margin, num_seeds=num_seeds, num_studies=num_studies
-            )  # fmt: skip
+            line = replayed(runs, margin=margin, num_seeds=num_seeds, num_studies=num_studies)
             yield {"runs": runs.name, "num_seeds": num_seeds, "margin": _said(margin), **line}
 
 
-def tried_lines(runs: Runs, *, num_studies: int) -> Iterator[dict[str, Any]]:
-    """Other rungs and allowances, with six seeds and no margin."""
-    for rungs, allowance in itertools.product(RUNG_SETS, ALLOWANCES):
-        line = replayed(
-            runs, rungs=rungs, allowance=allowance, margin=None, num_seeds=6, num_studies=num_studies
-        )
-        yield {"runs": runs.name, "rungs": rungs, "allowance": allowance, **line}
+def tried_lines(runs: Runs, *, times: int, num_studies: int) -> Iterator[dict[str, Any]]:
+    """Other rungs, levels and allowances, with six seeds and no margin, the held-out rows counted so many times."""
+    more = with_more_rows(runs, times=times)
+    for (rungs, level), allowance in itertools.product(ALTERNATIVES, ALLOWANCES):
+        rule = Rule(rungs=rungs, level=level, allowance=allowance)
+        line = replayed(more, rule=rule, margin=None, num_seeds=6, num_studies=num_studies)
+        yield {
+            "runs": runs.name,
+            "rungs": rungs,
+            "level": level,
+            "times": times,
+            "allowance": allowance,
+            **line,
+        }
 
 
 def replayed(
-    runs: Runs, *, rungs: Sequence[float], allowance: float, margin: Margin | None, num_seeds: int, num_studies: int
+    runs: Runs, *, rule: Rule = KEPT, margin: Margin | None, num_seeds: int, num_studies: int
 ) -> dict[str, Any]:  # fmt: skip
     """Counts over the distinct ones of so many studies that are drawn: stops, wrong ones, equal verdicts, share of the steps."""
     draw = np.random.default_rng(SEED)
     studies = {_drawn(runs, draw, num_seeds=num_seeds): None for _ in range(num_studies)}
     num_stops = num_wrong = races_wrong = same_best = same_verdicts = num_good = good_stopped = 0
-    shares = []
+    shares, least = [], []
     for study in studies:
-        rules = RaceRules(num_arms=len(study.arms), num_rungs=len(rungs), margin=margin, allowance=allowance)
-        stops = raced(runs, study, rungs=rungs, rules=rules)
+        rules = RaceRules(
+            num_arms=len(study.arms),
+            num_rungs=len(rule.rungs),
+            margin=margin,
+            allowance=rule.allowance,
+            level=rule.level,
+        )
+        stops = raced(runs, study, rungs=rule.rungs, rules=rules)
         good = as_good_as_the_best(runs, study)
         wrong = good & stops.keys()
         num_stops += len(stops)
@@ -196,6 +188,8 @@ def replayed(
         same_best += full.best == after.best
         same_verdicts += full.best == after.best and _agree(full, after)
         shares.append(sum(stops.get(arm, 1.0) for arm in study.arms) / len(study.arms))
+        needed = len(good | _told_of(runs, study, full)) / len(study.arms)
+        least.append(needed + (1 - needed) * rule.rungs[0])
     return {
         "num_studies": len(studies),
         "num_stops": num_stops,
@@ -206,6 +200,7 @@ def replayed(
         "same_best": same_best / len(studies),
         "same_verdicts": same_verdicts / len(studies),
         "share_of_steps": float(np.mean(shares)),
+        "least_share_of_steps": float(np.mean(least)),
     }  # fmt: skip
 
 
@@ -234,15 +229,18 @@ def _stopped_at(
         }
         for arm in going
     }
-    reference = [str(arm) for arm in going if _rank(runs, arm) == largest]
-    return clearly_behind(losses, base_loss=runs.base_loss, rules=rules, reference=reference)
-
-
-def losses_at(runs: Runs, rung: float) -> Floats:
-    """The held-out losses by (arm, seed, item) after a share of the steps; between two scores, the later one."""
-    index = next(i for i, share in enumerate(runs.shares) if share >= rung - 1e-9)
-    found: Floats = runs.losses[index]
-    return found
+    ranks = {
+        rank: [str(arm) for arm in going if _rank(runs, arm) == rank]
+        for rank in {_rank(runs, arm) for arm in going}
+    }
+    return clearly_behind(
+        losses,
+        rung=rung,
+        base_loss=runs.base_loss,
+        rules=rules,
+        reference=ranks[largest],
+        configurations=tuple(ranks.values()),
+    )
 
 
 def as_good_as_the_best(runs: Runs, study: Drawn) -> set[int]:
@@ -294,6 +292,14 @@ def verdicts(runs: Runs, study: Drawn, *, margin: Margin | None) -> Verdicts:
     return Verdicts(best=_best(runs, study), words=words)
 
 
+def _told_of(runs: Runs, study: Drawn, full: Verdicts) -> set[int]:
+    """The arms without which a race cannot say what the full grid says: the best, the reference, ranks that are not worse."""
+    chosen = _chosen(runs, study)
+    return {full.best, chosen[max(chosen)]} | {
+        chosen[rank] for rank, said in full.words.items() if said != _WORSE
+    }
+
+
 _WORSE = "worse than the reference"
 
 
@@ -343,26 +349,6 @@ def _rank(runs: Runs, arm: int) -> int:
 
 def _said(margin: Margin | None) -> str | None:
     return None if margin is None else str(margin)
-
-
-def _files_by_name(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*.npz"), key=lambda path: (len(path.name), path.name)):
-        found.setdefault(path.stem.rpartition("-")[0], []).append(path)
-    return found
-
-
-def _described(runs: Runs) -> dict[str, Any]:
-    """What was recorded, with the mean loss of every arm on the way and the seconds it took."""
-    shares = runs.weights / runs.weights.sum()
-    curves: npt.NDArray[np.float64] = (runs.losses @ shares).mean(axis=-1)
-    return {
-        **{key: value for key, value in runs.about.items() if key != "seed"},
-        "base_loss": runs.base_loss,
-        "num_items": len(runs.weights),
-        "num_test_items": len(runs.test_weights),
-        "curves": [[round(float(v), 4) if np.isfinite(v) else None for v in arm] for arm in curves.T],
-    }
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def _stop_those_behind(
     """Decide at a rung, and put on record what was decided, in the run folders first."""
     scored = _scored(experiments, tracker=tracker, rung=rung)
     for study in split_studies(_results(experiments, suite_name=race.suite_name, tracker=tracker)):
-        for one in _behind(study, scored, race=race):
+        for one in _behind(study, scored, rung=rung, race=race):
             for result in study.arm(one.arm).results:
                 if result.experiment_id in scored and _is_open(result):
                     _put_on_record(result, one, rung=rung, tracker=tracker)
@@ -150,7 +150,9 @@ def _is_open(result: ExperimentResult) -> bool:
     return result.status in {"paused", "stopped"} and not result.was_outraced
 
 
-def _behind(study: Study, scored: "Mapping[str, ItemScores]", *, race: Race) -> "Iterator[Behind]":
+def _behind(
+    study: Study, scored: "Mapping[str, ItemScores]", *, rung: float, race: Race
+) -> "Iterator[Behind]":
     from lorastudy.analysis.racing import RaceRules, clearly_behind  # scipy, likewise
 
     by_arm = {
@@ -165,7 +167,14 @@ def _behind(study: Study, scored: "Mapping[str, ItemScores]", *, race: Race) -> 
         return
     base_loss = before[0]  # one base model, one set of rows: equal for all
     rules = RaceRules(num_arms=len(study.arms), num_rungs=len(race.rungs), margin=race.margin)
-    yield from clearly_behind(losses, base_loss=base_loss, rules=rules, reference=reference)
+    yield from clearly_behind(
+        losses,
+        rung=rung,
+        base_loss=base_loss,
+        rules=rules,
+        reference=reference,
+        configurations=[[arm.name for arm in rates_of(study, one)] for one in study.arms],
+    )
 
 
 def _put_on_record(

@@ -11,24 +11,28 @@ what is behind the reference is behind the leader too.
 **The allowance.** That an arm is behind now does not say that it will be in the end: a low learning rate catches up, a
 high one recovers when the schedule takes it down. So the difference must be greater than
 
-    margin + ALLOWANCE x (loss of the base model - loss of the arm ahead)
+    margin + ALLOWANCE x (1 - r) / r x (loss of the base model - loss of the arm ahead)
 
-which is a share of what training has brought so far. No test can say how large it must be; it was measured, by
-replaying races over full runs (`benchmarks/replay_racing.py`; docs/science.md has what came out).
+after a share r of the steps: a share of what training has brought so far, in proportion to what is left of it over what
+is done. No test can say how large it must be; it was measured, by replaying races over full runs
+(`benchmarks/replay_racing.py`; docs/science.md has what came out).
 
-**Many looks at many arms.** One-sided t test of the mean difference, with the variance between seeds and between items
-(`twoway`); its p, times the number of arms that could be ahead, times the number of rungs, must be at most `LEVEL`
-(Bonferroni). The arm ahead is picked by its result; since every arm it could have been is counted, that costs nothing
-more. So among arms that are equal, any one is stopped with a probability of at most `LEVEL` over all rungs together;
-with the allowance, of much less. The t distribution has as many degrees of freedom as there are seeds, less one, and not
-Satterthwaite's: at the small levels that the correction asks for, three seeds that agree by luck would claim the degrees
-of the items, and in simulated races of equal arms twice as many were stopped as the level allows.
+**Many looks at many arms.** One-sided test of the mean difference, over new seeds and new items (`p_behind`); its p,
+times the number of arms that could be ahead, times the number of rungs, must be at most `LEVEL` (Bonferroni). The arm
+ahead is picked by its result; since every arm it could have been is counted, that costs nothing more. So an arm that is
+behind by just what is allowed for is stopped with a probability of at most `LEVEL` over all rungs together, and one
+that is equal with one of much less. A smaller level makes few rows the guard against wrong stops, which is gone when
+there are more of them; a larger allowance with a larger level stops as much, and holds then too.
+
+**Who is kept.** The best arm of the reference, and with too few seeds for a verdict to call anything worse the best arm
+of each configuration: a race must not say what the full grid could not.
 
 Everything follows from the scores, so a race that is taken up again comes to the same decisions.
 """
 
 import json
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +41,14 @@ import numpy as np
 from scipy import special  # not `stats`, which takes half a second to import
 
 from lorastudy.analysis.items import ItemScores, common_weights
-from lorastudy.analysis.significance import Floats
-from lorastudy.analysis.twoway import two_way
+from lorastudy.analysis.significance import MIN_SEEDS, Floats
+from lorastudy.analysis.twoway import TwoWay, two_way
 from lorastudy.spec.question import Margin
 
-#: Of the gain over the base model so far.
+#: Of the gain over the base model so far, after half of the training.
 ALLOWANCE = 0.05
-LEVEL = 0.02
+LEVEL = 0.1
+_SMALLEST_P = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,34 +78,51 @@ class RaceRules:
     allowance: float = ALLOWANCE
     level: float = LEVEL
 
+    def allowance_at(self, rung: float) -> float:
+        """The share of the gain so far that is allowed for after this share of the steps."""
+        return allowance_at(rung, allowance=self.allowance)
+
 
 RungLosses = Mapping[str, Mapping[int, ItemScores]]
 """By arm and seed, the loss on every held-out row."""
 
 
+def allowance_at(rung: float, *, allowance: float = ALLOWANCE) -> float:
+    """The share of the gain so far by which an arm may be behind after a share of the steps."""
+    return allowance * (1 - rung) / rung
+
+
 def clearly_behind(
-    losses: RungLosses, *, base_loss: float, rules: RaceRules, reference: Collection[str] = ()
+    losses: RungLosses,
+    *,
+    rung: float,
+    base_loss: float,
+    rules: RaceRules,
+    reference: Collection[str] = (),
+    configurations: Sequence[Collection[str]] = (),
 ) -> tuple[Behind, ...]:
     """The arms that are to be stopped, in the order given.
 
-    `reference` are the arms of the configuration that verdicts compare with: the best of them is never stopped. An arm
-    that lacks a seed which another has is left alone, as are all where seeds do not share their items.
+    `configurations` are the arms that differ in nothing but their rate, `reference` those of the configuration that
+    verdicts compare with: the best of the reference is never stopped, and with fewer than `MIN_SEEDS` seeds the best
+    of none is. An arm that lacks a seed which another has is left alone, as are all where seeds do not share their items.
     """
     table, weights = _table(losses)
     if len(table) < 2 or weights is None:
         return ()
     means = {arm: float((values * weights).sum(axis=-1).mean()) for arm, values in table.items()}
-    of_reference = [arm for arm in reference if arm in table]
-    kept = min(of_reference, key=means.__getitem__, default=None)
-    ahead = kept if rules.margin is not None and kept is not None else min(means, key=means.__getitem__)
+    best = _best_of(reference, means)
+    num_seeds = len(next(iter(table.values())))
+    kept = {best} | {_best_of(arms, means) for arms in configurations if num_seeds < MIN_SEEDS}
+    ahead = best if rules.margin is not None and best is not None else min(means, key=means.__getitem__)
     gain = base_loss - means[ahead]
     if gain <= 0:
         return ()  # nothing was learnt yet, so nothing is known of who will learn
     margin = 0.0 if rules.margin is None else rules.margin.allowed(reference=means[ahead], base=base_loss)
-    bound = margin + rules.allowance * gain
+    bound = margin + rules.allowance_at(rung) * gain
     found = []
     for arm, values in table.items():
-        if arm in {ahead, kept}:
+        if arm == ahead or arm in kept:
             continue
         p = min(1.0, p_behind(values - table[ahead], weights, bound=bound) * _num_looks(rules))
         on_every_seed = ((values - table[ahead]) * weights).sum(axis=-1) > bound
@@ -112,7 +134,7 @@ def clearly_behind(
                     difference=means[arm] - means[ahead],
                     bound=bound,
                     p=p,
-                    num_seeds=len(values),
+                    num_seeds=num_seeds,
                 )
             )
     return tuple(found)
@@ -129,12 +151,41 @@ def measured_races() -> list[dict[str, Any]]:
 
 
 def p_behind(differences: Floats, weights: Floats, *, bound: float) -> float:
-    """One-sided p, uncorrected, of the differences by (seed, item) being at most the bound; 1 where nothing varies."""
+    """One-sided p, uncorrected, of the differences by (seed, item) being at most the bound; 1 where nothing varies.
+
+    Both parts of the variance (`twoway`) are met with the t quantile of their own degrees of freedom, one less than
+    there are seeds and items; p is the level at which the mean is just above the bound by
+
+        sqrt(t(n - 1)**2 V(seeds) + t(m - 1)**2 I)
+
+    as in Howe (1974, Journal of the American Statistical Association 69) for a sum of two means. Satterthwaite's
+    degrees for the whole do not hold at the small levels that the correction asks for: three seeds that agree by luck
+    would claim the degrees of the items. The seeds' degrees for the whole hold, but meet the noise of the items with
+    quantiles that were made for few seeds, so that hardly anything is ever shown (docs/log.md).
+    """
     estimate = two_way(differences, weights)
-    if estimate.standard_error <= 1e-9 * abs(estimate.mean):
+    ahead_by = float(estimate.mean) - bound
+    if ahead_by <= 0 or estimate.standard_error <= 1e-9 * abs(estimate.mean):
         return 1.0
-    t = (estimate.mean - bound) / estimate.standard_error
-    return float(special.stdtr(estimate.num_seeds - 1, -t))
+    lowest, highest = math.log(_SMALLEST_P), math.log(0.5)
+    while highest - lowest > 1e-9:
+        middle = (lowest + highest) / 2
+        lowest, highest = (
+            (lowest, middle) if ahead_by > _half_width(estimate, p=math.exp(middle)) else (middle, highest)
+        )
+    return math.exp(highest)
+
+
+def _half_width(estimate: TwoWay, *, p: float) -> float:
+    assert estimate.num_items is not None
+    of_seeds, of_items = (
+        special.stdtrit(number - 1, p) for number in (estimate.num_seeds, estimate.num_items)
+    )
+    return math.sqrt(of_seeds**2 * estimate.seed_variance + of_items**2 * estimate.items_alone)
+
+
+def _best_of(arms: Collection[str], means: Mapping[str, float]) -> str | None:
+    return min((arm for arm in arms if arm in means), key=means.__getitem__, default=None)
 
 
 def _num_looks(rules: RaceRules) -> int:

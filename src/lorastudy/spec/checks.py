@@ -5,7 +5,7 @@ from typing import Any
 
 from lorastudy.spec.levels import Given, Level, num_combinations
 from lorastudy.spec.problems import Place, Problems
-from lorastudy.spec.racing import MIN_SEEDS_TO_RACE
+from lorastudy.spec.racing import MIN_SEEDS_TO_RACE, MIN_SEEDS_TO_STOP_A_CONFIGURATION
 from lorastudy.spec.settings import AUTO
 from lorastudy.spec.sources import SOURCE_KEYS, expand_home, source_problem
 from lorastudy.spec.suite import EXPERIMENT_TYPES, MAX_EXPERIMENTS, EntryKeys, class_in_file
@@ -124,14 +124,23 @@ def _why_no_race(levels: Sequence[Level], *, metric: Given | None) -> Iterator[s
     if sum(map(num_combinations, levels)) < 2:
         yield "needs two arms at least; remove it"
     seeds = {frozenset(_seeds(level)) for level in levels}
+    num_seeds = len(min(seeds, default=frozenset()))
     if len(seeds) > 1:
         yield "needs the same seeds for all arms, since they are compared seed by seed"
-    elif len(min(seeds, default=frozenset())) < MIN_SEEDS_TO_RACE:
-        num_seeds = len(min(seeds, default=frozenset()))
+    elif num_seeds < MIN_SEEDS_TO_RACE:
         yield f"needs {MIN_SEEDS_TO_RACE} seeds at least to tell an arm from noise, not {num_seeds}"
+    elif num_seeds < MIN_SEEDS_TO_STOP_A_CONFIGURATION and _has_one_rate(levels):
+        yield (
+            f"with {num_seeds} seeds could stop learning rates only, and there is one; give several, or "
+            f"{MIN_SEEDS_TO_STOP_A_CONFIGURATION} seeds, since with fewer no verdict can call a configuration worse"
+        )
     for key in _ALIKE_IN_A_RACE:
         if len({value for level in levels for value in _given(level, key)}) > 1:
             yield f"needs arms of the same {key}: else they are not scored on the same rows after the same steps"
+
+
+def _has_one_rate(levels: Sequence[Level]) -> bool:
+    return len({value for level in levels for value in _given(level, "learning_rate")}) < 2
 
 
 def _given(level: Level, key: str) -> tuple[Any, ...]:

@@ -7,10 +7,18 @@ import pytest
 
 from benchmarks.verdict_studies import PROFILES
 from lorastudy.analysis.items import ItemScores
-from lorastudy.analysis.racing import LEVEL, RaceRules, clearly_behind, measured_races, p_behind
+from lorastudy.analysis.racing import (
+    LEVEL,
+    RaceRules,
+    allowance_at,
+    clearly_behind,
+    measured_races,
+    p_behind,
+)
+from lorastudy.analysis.significance import MIN_SEEDS
 from lorastudy.analysis.tuning import best_if_on_edge
 from lorastudy.spec.question import Margin
-from lorastudy.spec.racing import rung_split
+from lorastudy.spec.racing import MIN_SEEDS_TO_STOP_A_CONFIGURATION, rung_split
 from lorastudy.tracker.views import ScoreValue
 
 ITEMS = (0.5, -0.5)  # about an arm's loss, equal for all, so that they cancel
@@ -24,11 +32,10 @@ def losses(**by_arm):
     }  # fmt: skip
 
 
-def stopped(table, *, num_arms=2, num_rungs=1, base_loss=2.0, reference=(), **rules):
+def stopped(table, *, num_arms=2, num_rungs=1, rung=0.5, base_loss=2.0, asked=None, **rules):
     rules = RaceRules(num_arms=num_arms, num_rungs=num_rungs, **{"allowance": 0.1, **rules})
-    return {
-        one.arm: one for one in clearly_behind(table, base_loss=base_loss, rules=rules, reference=reference)
-    }
+    found = clearly_behind(table, rung=rung, base_loss=base_loss, rules=rules, **(asked or {}))
+    return {one.arm: one for one in found}
 
 
 #: The leader gained 1 over the base, so the allowance is 0.1. The difference is 0.5, 0.6 and 0.7, its mean 0.6 with a
@@ -53,14 +60,50 @@ def test_by_hand():
 )
 def test_every_arm_and_every_look_counts(num_arms, num_rungs, is_stopped):
     """3 x 0.00654 = 0.0196 is within .02, 4 x 0.00654 = 0.0262 is not."""
-    assert bool(stopped(THREE, num_arms=num_arms, num_rungs=num_rungs)) == is_stopped
+    assert bool(stopped(THREE, num_arms=num_arms, num_rungs=num_rungs, level=0.02)) == is_stopped
 
 
 def test_the_allowance_is_a_share_of_what_was_gained_by_then():
     # With 0.45 no p helps: seed 0 is behind by 0.5, and t = (0.6 - 0.45) / 0.0577 = 2.6 gives p = .06
-    assert not stopped(THREE, allowance=0.45)
+    assert not stopped(THREE, allowance=0.45, level=0.05)
     # the base at 1.0 + 1e-9: nothing was gained, so nothing is known
     assert not stopped(THREE, base_loss=1.0)
+
+
+def test_the_allowance_falls_with_what_is_left_to_train_over_what_is_done():
+    # (1 - r) / r is 7, 3, 1 and 1/3
+    shares = [allowance_at(rung, allowance=0.04) for rung in (0.125, 0.25, 0.5, 0.75)]
+    assert shares == pytest.approx([0.28, 0.12, 0.04, 0.04 / 3])
+    for rung, bound in ((0.25, 0.3), (0.5, 0.1)):
+        (found,) = stopped(THREE, rung=rung, level=1.0).values()
+        assert found.bound == pytest.approx(bound)
+    assert not stopped(THREE, rung=0.125, level=1.0)  # 0.7 of the gain of 1, and the arm is behind by 0.6
+
+
+def test_the_noise_of_items_is_met_with_their_own_degrees():
+    """Seeds as in `THREE`: V(seeds) = 0.01 / 3. Two items, 0.01 to either side of the mean: I = 2 x 2 x (0.01 / 2)**2.
+
+    The t quantiles at p have closed forms: (1 - 2p) / sqrt(2p (1 - p)) with two degrees, cot(pi p) with one.
+    """
+    differences = np.array([[mean + 0.01, mean - 0.01] for mean in (0.5, 0.6, 0.7)])
+    for p in (0.1, 0.01, 1e-4):
+        of_seeds = (1 - 2 * p) / math.sqrt(2 * p * (1 - p))
+        of_items = 1 / math.tan(math.pi * p)
+        half_width = math.sqrt(of_seeds**2 * 0.01 / 3 + of_items**2 * 0.0001)
+        assert p_behind(differences, np.ones(2), bound=0.6 - half_width) == pytest.approx(p, rel=1e-6)
+    assert p_behind(differences, np.ones(2), bound=0.6) == 1.0
+
+
+def test_the_best_rate_of_a_configuration_goes_on_while_no_verdict_could_call_it_worse():
+    rates = [("ahead",), ("slow", "slower")]
+    few = losses(ahead=[1.0] * 5, slow=[1.5, 1.6, 1.7, 1.6, 1.5], slower=[1.9, 1.8, 1.9, 1.8, 1.9])
+    assert stopped(few, num_arms=3).keys() == {"slow", "slower"}
+    assert stopped(few, num_arms=3, asked={"configurations": rates}).keys() == {"slower"}
+    enough = losses(
+        ahead=[1.0] * 6, slow=[1.5, 1.6, 1.7, 1.6, 1.5, 1.6], slower=[1.9, 1.8, 1.9, 1.8, 1.9, 1.8]
+    )
+    assert len(enough["ahead"]) == MIN_SEEDS == MIN_SEEDS_TO_STOP_A_CONFIGURATION
+    assert stopped(enough, num_arms=3, asked={"configurations": rates}).keys() == {"slow", "slower"}
 
 
 def test_one_seed_on_which_it_is_not_behind_keeps_an_arm():
@@ -73,7 +116,7 @@ def test_one_seed_on_which_it_is_not_behind_keeps_an_arm():
 def test_the_best_of_the_reference_is_never_stopped():
     table = losses(ahead=[1.0] * 3, slow=[1.5, 1.6, 1.7], slower=[1.7, 1.8, 1.9])
     assert stopped(table, num_arms=3).keys() == {"slow", "slower"}
-    assert stopped(table, num_arms=3, reference=("slow", "slower")).keys() == {"slower"}
+    assert stopped(table, num_arms=3, asked={"reference": ("slow", "slower")}).keys() == {"slower"}
 
 
 def test_with_a_margin_an_arm_must_be_behind_the_reference_by_more_than_it():
@@ -81,12 +124,12 @@ def test_with_a_margin_an_arm_must_be_behind_the_reference_by_more_than_it():
     assert stopped(table, num_arms=3).keys() == {"reference", "behind"}
     # behind the reference by 0.22; the margin of 0.1 and a tenth of its gain of 0.7 make 0.17
     margin = Margin(amount=0.1)
-    assert stopped(table, num_arms=3, reference=("reference",), margin=margin).keys() == {"behind"}
+    assert stopped(table, num_arms=3, asked={"reference": ("reference",)}, margin=margin).keys() == {"behind"}
     margin = Margin(amount=0.2)
-    assert not stopped(table, num_arms=3, reference=("reference",), margin=margin)
+    assert not stopped(table, num_arms=3, asked={"reference": ("reference",)}, margin=margin)
     # a tenth of the gain of 0.7, and another tenth of it as the allowance: 0.14
     (found,) = stopped(
-        table, num_arms=3, reference=("reference",), margin=Margin(amount=0.1, is_share=True)
+        table, num_arms=3, asked={"reference": ("reference",)}, margin=Margin(amount=0.1, is_share=True)
     ).values()
     assert found.bound == pytest.approx(0.14)
 
@@ -125,7 +168,7 @@ def test_weights_are_those_of_the_items():
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
-@pytest.mark.parametrize("num_seeds", [3, 6])
+@pytest.mark.parametrize("num_seeds", [3, 4, 6])
 def test_equal_arms_are_stopped_no_more_often_than_the_level_says(profile, num_seeds):
     """300 races of six equal arms over three looks, each look new noise, without any allowance: the hardest case."""
     draw = np.random.default_rng(7)
@@ -143,7 +186,7 @@ def test_equal_arms_are_stopped_no_more_often_than_the_level_says(profile, num_s
                 str(arm): {seed: ItemScores(values=tuple(1 + noise[arm, seed])) for seed in range(num_seeds)}
                 for arm in going
             }
-            gone = {int(one.arm) for one in clearly_behind(table, base_loss=9.0, rules=rules)}
+            gone = {int(one.arm) for one in clearly_behind(table, rung=0.5, base_loss=9.0, rules=rules)}
             num_stopped += len(gone)
             going = [arm for arm in going if arm not in gone]
     assert num_stopped / (num_races * num_arms) <= LEVEL

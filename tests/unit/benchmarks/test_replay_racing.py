@@ -6,18 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.recorded_runs import Runs, with_more_rows
 from benchmarks.replay_racing import (
     MEASURED,
     RESULTS,
     Drawn,
-    Runs,
+    Rule,
     as_good_as_the_best,
     raced,
     replayed,
     told_in_reports,
     verdicts,
 )
-from lorastudy.analysis.racing import ALLOWANCE, LEVEL, RaceRules
+from lorastudy.analysis.racing import ALLOWANCE, LEVEL, RaceRules, p_behind
 from lorastudy.spec.racing import RUNGS
 
 SHARES = tuple(number / 10 for number in range(1, 11))
@@ -68,7 +69,7 @@ def test_a_late_riser_is_stopped_wrongly_and_counted():
     runs = runs_of(LATE)
     assert raced(runs, ALL, **ASKED)[1] == 0.3
     assert as_good_as_the_best(runs, ALL) == {1}
-    found = replayed(runs, rungs=(0.3,), allowance=0.1, margin=None, num_seeds=6, num_studies=40)
+    found = replayed(runs, rule=Rule(rungs=(0.3,), allowance=0.1), margin=None, num_seeds=6, num_studies=40)
     assert found["num_wrong_stops"] > 0
     assert found["wrong_stops"] == found["num_wrong_stops"] / found["num_stops"]
     assert found["same_best"] < 1
@@ -76,8 +77,32 @@ def test_a_late_riser_is_stopped_wrongly_and_counted():
 
 
 def test_with_an_allowance_that_nothing_exceeds_a_race_is_the_full_grid():
-    found = replayed(runs_of(LATE), rungs=(0.3,), allowance=9.0, margin=None, num_seeds=6, num_studies=20)
+    found = replayed(
+        runs_of(LATE), rule=Rule(rungs=(0.3,), allowance=9.0), margin=None, num_seeds=6, num_studies=20
+    )
     assert (found["num_stops"], found["same_verdicts"], found["share_of_steps"]) == (0, 1.0, 1.0)
+
+
+def test_the_least_that_a_race_could_take_is_what_one_would_that_knew_the_end():
+    """The best arm (1) and the reference's best (5) go on, the other four stop at the first look."""
+    found = replayed(runs_of(STEADY), rule=Rule(rungs=(0.3, 0.6)), margin=None, num_seeds=6, num_studies=9)
+    assert found["num_studies"] == 1
+    assert found["least_share_of_steps"] == pytest.approx((2 + 4 * 0.3) / 6)
+    assert found["share_of_steps"] >= found["least_share_of_steps"]
+
+
+def test_more_rows_make_a_race_surer_and_leave_every_mean_as_it_was():
+    runs = runs_of(STEADY)
+    more = with_more_rows(runs, times=4)
+    assert more.losses.mean(axis=-1) == pytest.approx(runs.losses.mean(axis=-1))
+    assert (len(more.weights), len(more.test_weights)) == (4 * NUM_ITEMS, NUM_ITEMS)
+    of_items = np.linspace(-1, 1, NUM_ITEMS)  # else all of the variance is between seeds
+    differences = runs.losses[4, 2] - runs.losses[4, 1] + of_items
+    p, p_of_more = (
+        p_behind(np.tile(differences, (1, times)), np.ones(times * NUM_ITEMS), bound=0.2) for times in (1, 4)
+    )
+    assert p_of_more < p < 0.5
+    assert as_good_as_the_best(more, ALL) == as_good_as_the_best(runs, ALL)
 
 
 def test_the_words_are_those_against_the_largest_rank_at_its_best_rate():

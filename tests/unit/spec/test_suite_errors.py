@@ -114,6 +114,10 @@ BAD = {
     "unlike any type": (f"experiment_type: x\n{ENTRY}", "must be one of rank_ablation, module_ablation, parameter_matched_modules, quantization_study, custom, or path/to/file.py:Class, not 'x'"),
     "type in a missing file": (f"experiment_type: my.py:Mine\n{ENTRY}", "experiment_type: there is no file 'my.py'"),
     "a race of one": ("racing: true\nseeds: [0, 1, 2]\nexperiments: [{lora_rank: 8}]", "s.yaml:1:9: racing: needs two arms at least"),
+    "a race of few seeds at one rate": (
+        "racing: true\nseeds: [0, 1, 2, 3, 4]\nexperiments: [{lora_rank: 8}, {lora_rank: 4}]",
+        "racing: with 5 seeds could stop learning rates only, and there is one; give several, or 6 seeds",
+    ),
     "a race of one seed": ("racing: true\nexperiments: [{lora_rank: 8}, {lora_rank: 4}]", "racing: needs 3 seeds at least to tell an arm from noise, not 1"),
     "a race of unlike seeds": (
         "racing: true\nexperiments: [{lora_rank: 8, seeds: [0, 1, 2]}, {lora_rank: 4, seeds: [0, 1, 3]}]",

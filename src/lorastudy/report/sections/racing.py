@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorastudy.analysis.racing import ALLOWANCE, LEVEL, measured_races
+from lorastudy.analysis.racing import LEVEL, allowance_at, measured_races
+from lorastudy.analysis.significance import MIN_SEEDS
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.numbers import ABSENT, count, listing, percent
@@ -15,11 +16,14 @@ def racing_blocks(study: Study, *, rungs: Sequence[float], level: int) -> list[B
     if not rungs and not study.outraced:
         return []
     at = listing(map(rung_name, rungs)) if rungs else "some"
+    shares = [percent(allowance_at(rung)) for rung in rungs]
+    allowed = f"{listing(shares) if shares else 'a share'} of what training"
     rule = (
         f"Arms were held against each other after {at} of the steps, on the held-out rows, per seed and item, and stopped "
-        f"where they were shown to be behind the one ahead by more than {percent(ALLOWANCE, decimals=0)} of what training "
+        f"where they were shown to be behind the one ahead by more than {allowed} "
         f"had brought it by then (and by the margin besides, where there is one), on every seed and with p at most "
-        f"{LEVEL:g} over all arms and looks. What is stopped has no final score and wins nothing. {_saved(study)}"
+        f"{LEVEL:g} over all arms and looks. With fewer than {MIN_SEEDS} seeds the best rate of each configuration goes on whatever it "
+        f"does, since no verdict could call it worse. What is stopped has no final score and wins nothing. {_saved(study)}"
         f"{wrong_stops_measured()}"
     ).rstrip()
     heading = Heading(level=level, text="Stopped by racing")
@@ -47,13 +51,17 @@ def wrong_stops_measured() -> str:
         f"{percent(one['same_verdicts'], decimals=0)} of these ended in the verdicts of the full grid, {where(one)}"
         for one in measured_races()
     ]
-    chosen = "The rule was chosen on the lab's runs, so theirs is no independent figure; with fewer seeds it stops less."
+    chosen = "These runs chose the rule, so they are no independent figures; with fewer seeds it stops less."
     return f"In races replayed over full runs, {listing(told)}. {chosen}" if told else ""
 
 
 def where(measured: Mapping[str, Any]) -> str:
     """On what it was measured."""
-    return f"on {measured['base_model']} with {measured['dataset_path']} and {measured['num_seeds']} seeds"
+    first, last = min(measured["seeds"]), max(measured["seeds"])
+    return (
+        f"on {measured['base_model']} with {measured['dataset_path']} and {measured['num_seeds']} of the seeds "
+        f"{first} to {last}"
+    )
 
 
 def _saved(study: Study) -> str:
