@@ -50,18 +50,22 @@ def design_of(suite: Suite, merits_of: MeritsOf = lambda _: {}) -> Design:
     )
 
 
-def case_of(suite: Suite) -> Case:
-    """The suite as the linter judges it before it runs.
-
-    Raises:
-        DataError: a data set cannot be read.
-    """
-    experiments = foreseen(
+def foreseen_of(suite: Suite) -> tuple[Experiment, ...]:
+    """The suite's experiments if each search for a learning rate finds the middle of its first grid best."""
+    return foreseen(
         suite,
         fingerprint_dataset=dataset_fingerprint,
         fingerprint_base=base_model_fingerprint,
         num_steps=num_steps,
     )
+
+
+def case_of(suite: Suite, experiments: Sequence[Experiment]) -> Case:
+    """The suite as the linter judges it before it runs, by the experiments foreseen.
+
+    Raises:
+        DataError: a data set cannot be read.
+    """
     return suite_case(
         experiments, suite_name=suite.name, data=read_data(experiments), tuning_seeds=suite.tuning_seeds
     )
@@ -85,8 +89,8 @@ def show_plan(suite: Suite, *, database: str) -> None:
     """Print what would run: packs, experiments, and which results are there already."""
     planned, missing = _missing(_design_by(suite, None), suite, database=database)
     experiments = planned.experiments
-    case = case_of(suite)
-    predicted = plan_of(experiments)
+    case = case_of(suite, foreseen_of(suite))
+    predicted = plan_of(experiments, missing)
     notes = [
         *suite.notes,
         *_notes(experiments),
@@ -145,7 +149,7 @@ def run_experiments(
         for base_model in sorted({experiment.settings.base_model for experiment in missing}):
             check_base_model(base_model)
         executor = executor or local_executor(planned.experiments)
-        predicted = plan_of(planned.experiments)
+        predicted = plan_of(planned.experiments, missing)
         say_problem(predicted)
         plan = replace(plan, arms_per_pack=predicted.arms_per_pack, predict=predicted.predictions)
         tracker = tracker or open_until_done.enter_context(_writer(database))
