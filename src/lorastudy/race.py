@@ -24,6 +24,7 @@ from lorastudy.analysis.tuning import rates_of
 from lorastudy.attempts import with_checkpoints
 from lorastudy.executors import Executor
 from lorastudy.records import RACE_NAME, Outcome, RecordWriter
+from lorastudy.report.numbers import listing
 from lorastudy.runner import (
     OnEvent,
     Plan,
@@ -68,17 +69,21 @@ def run_race(
     legs: list[SuiteOutcome] = []
     for rung in (*race.rungs, None):
         settled = {end.experiment_id for leg in legs for end in leg.failed}
-        settled |= outraced(experiments, suite_name=race.suite_name, tracker=tracker)
+        behind = outraced(experiments, suite_name=race.suite_name, tracker=tracker)
+        settled |= behind
         if rung is not None:
             settled |= _scored(experiments, tracker=tracker, rung=rung).keys()
         leg = Leg(rungs=race.rungs, pause_at=rung, settled=frozenset(settled))
+        stage = ", ".join(
+            filter(None, [plan.stage, _stage_of(rung, behind=[e for e in experiments if e.id in behind])])
+        )
         legs.append(
             run_suite(
                 experiments,
                 suite_name=race.suite_name,
                 tracker=tracker,
                 executor=executor,
-                plan=replace(plan, leg=leg),
+                plan=replace(plan, leg=leg, stage=stage),
                 on_event=on_event,
             )
         )
@@ -91,6 +96,12 @@ def run_race(
     folders = with_checkpoints({Path(run.run_folder) for run in runs})
     let_go_of_checkpoints(folders, tracker=tracker, given_up=given_up)
     return _outcome(experiments, legs, missing=missing, given_up=given_up)
+
+
+def _stage_of(rung: float | None, *, behind: Sequence[Experiment]) -> str:
+    to = "the end" if rung is None else f"{rung_name(rung)} of the steps"
+    arms = listing(dict.fromkeys(each.arm for each in behind)) if behind else ""
+    return f"racing to {to}" + (f", without {arms}, stopped as clearly behind" if arms else "")
 
 
 def outraced(

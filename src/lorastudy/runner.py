@@ -48,6 +48,16 @@ OnEvent = Callable[[PlannedPack, Record | WorkerExit], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Packs that are about to run: all of a suite, or those of a round or of a leg. `going_on` were begun before."""
+
+    name: str
+    num_packs: int
+    num_experiments: int
+    going_on: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Where a suite's files go, when it ends before it is done, and what was predicted of its packs."""
 
@@ -62,6 +72,10 @@ class Plan:
     searching: frozenset[str] = frozenset()
     """Experiments that look for a learning rate: that one of them diverges is an answer and no failure."""
     leg: Leg = field(default_factory=Leg)
+    stage: str = ""
+    """What is run now of a suite that runs in several stages, in words for the user."""
+    on_stage: Callable[[Stage], None] = lambda _: None
+    """Told before the packs of a stage are run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +186,8 @@ def run_suite(
         num_at_once=executor.num_packs_at_once,
     )
     folders = {folder for each in waiting for folder in each.earlier}
+    if waiting:
+        plan.on_stage(_stage(plan.stage, waiting))
     while waiting and not plan.is_leaving():
         tries = {
             each.folder: each for each in (_prepare(pack, tracker=tracker, plan=plan) for pack in waiting)
@@ -196,6 +212,15 @@ def run_suite(
     let_go_of_checkpoints(folders, tracker=tracker)
     outcome = _outcome(concerned, missing, ends=ends, searching=plan.searching)
     return replace(outcome, unpublished=unpublished)
+
+
+def _stage(name: str, waiting: Sequence[WaitingPack]) -> Stage:
+    return Stage(
+        name=name,
+        num_packs=len(waiting),
+        num_experiments=sum(len(each.pack.experiments) for each in waiting),
+        going_on=frozenset(each.pack.id for each in waiting if each.earlier),
+    )
 
 
 def not_done(

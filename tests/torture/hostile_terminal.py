@@ -136,7 +136,9 @@ def of_a_worker(text: str, folder: Path, canary: Path) -> str | None:
         output = said(lambda: _commands(["resume", *_STORE]))
     if not executor.has_run:
         return f"the worker was not asked: {output[-200:]!r}"
-    on_its_device = "\n".join(line for line in output.splitlines() if "worker started on" in line)
+    on_its_device = "\n".join(
+        line for line in output.splitlines() if "loading the base model and the data on" in line
+    )
     return steered(output, text) or steered(on_its_device, text)
 
 

@@ -22,10 +22,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     config: Config = None,
 ) -> None:
-    """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away.
-
-    Data that a run would refuse, since the base model's tokenizer does not know their words, end it with 2.
-    """
+    """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away, 2 if it cannot run."""
     from lorastudy.analysis.fairness.lint import invalidates, lint
     from lorastudy.cli.estimating import rows_checked
     from lorastudy.cli.running import case_of, foreseen_of

@@ -133,8 +133,8 @@ def pack_line(estimate: PackEstimate) -> str:
     ]
     if estimate.step_seconds is not None:
         parts.append(f"{duration(estimate.step_seconds)} a step")
-        if estimate.rows.num_steps is not None:
-            parts.append(f"{duration(estimate.step_seconds * estimate.rows.num_steps)} of training")
+    if estimate.train_seconds is not None:
+        parts.append(f"{duration(estimate.train_seconds)} of training")
     parts.append(f"{size(disk_bytes(estimate))} of disk")
     return "; ".join(parts)
 
@@ -171,9 +171,8 @@ def show_time(console: PlainConsole, estimate: PackEstimate, *, calibration: Cal
     """What a step and the whole training take, then what was timed, by the number of arms."""
     assert estimate.step_seconds is not None
     whole = ""
-    if estimate.rows.num_steps is not None:
-        seconds = estimate.step_seconds * estimate.rows.num_steps
-        whole = f"; {duration(seconds)} for {count(estimate.rows.num_steps)} steps"
+    if estimate.train_seconds is not None:
+        whole = f"; {duration(estimate.train_seconds)} for {count(estimate.rows.num_steps or 0)} steps"
     console.print(
         f"\ntime: {duration(estimate.step_seconds)} a step of all arms{whole}, by the steps timed here:"
     )

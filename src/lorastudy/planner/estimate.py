@@ -81,6 +81,13 @@ class PackEstimate:
     num_modules: Mapping[str, int]
     step_seconds: float | None
 
+    @property
+    def train_seconds(self) -> float | None:
+        """Of all steps; None where none was timed, or where nobody knows how many there are."""
+        if self.step_seconds is None or self.rows.num_steps is None:
+            return None
+        return self.step_seconds * self.rows.num_steps
+
 
 class Estimator:
     """Predictions for experiments that share everything but their arms: one base, precision, data and batch."""
