@@ -67,15 +67,18 @@ def run_race(
     """Run what is missing of a suite, as `run_suite`, in legs; what is clearly behind at a rung is not run on."""
     missing = {each.id for each in not_done(experiments, tracker=tracker)}
     legs: list[SuiteOutcome] = []
+    behind: frozenset[str] = frozenset()
     for rung in (*race.rungs, None):
         settled = {end.experiment_id for leg in legs for end in leg.failed}
-        behind = outraced(experiments, suite_name=race.suite_name, tracker=tracker)
+        told, behind = behind, outraced(experiments, suite_name=race.suite_name, tracker=tracker)
         settled |= behind
         if rung is not None:
             settled |= _scored(experiments, tracker=tracker, rung=rung).keys()
         leg = Leg(rungs=race.rungs, pause_at=rung, settled=frozenset(settled))
         stage = ", ".join(
-            filter(None, [plan.stage, _stage_of(rung, behind=[e for e in experiments if e.id in behind])])
+            filter(
+                None, [plan.stage, _stage_of(rung, behind=[e for e in experiments if e.id in behind - told])]
+            )
         )
         legs.append(
             run_suite(

@@ -52,8 +52,7 @@ class Stage:
     """Packs that are about to run: all of a suite, or those of a round or of a leg. `going_on` were begun before."""
 
     name: str
-    num_packs: int
-    num_experiments: int
+    packs: tuple[PlannedPack, ...]
     going_on: frozenset[str]
 
 
@@ -217,8 +216,7 @@ def run_suite(
 def _stage(name: str, waiting: Sequence[WaitingPack]) -> Stage:
     return Stage(
         name=name,
-        num_packs=len(waiting),
-        num_experiments=sum(len(each.pack.experiments) for each in waiting),
+        packs=tuple(each.pack for each in waiting),
         going_on=frozenset(each.pack.id for each in waiting if each.earlier),
     )
 

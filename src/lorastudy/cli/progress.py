@@ -31,7 +31,7 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Follows the packs of a suite, one after another or several side by side, stage by stage.
 
-    Packs are numbered within their stage. `gives_reasons`: failures are told with their reasons at once, for a suite
+    Packs are numbered in the order of their stage. `gives_reasons`: failures are told with their reasons at once, for a suite
     that goes on after them; else how the suite ended says them, a moment later.
     """
 
@@ -47,7 +47,7 @@ class Progress:
             transient=True,
         )
         self._gives_reasons = gives_reasons
-        self._stage = Stage(name="", num_packs=0, num_experiments=0, going_on=frozenset())
+        self._stage = Stage(name="", packs=(), going_on=frozenset())
         self._packs: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
         self._seconds: dict[str, list[float]] = {}
@@ -68,17 +68,17 @@ class Progress:
     def on_stage(self, stage: Stage) -> None:
         """Packs are counted anew; a stage that is not the only one is announced."""
         self._stage = stage
-        self._packs.clear()
+        self._packs = {pack.id: number for number, pack in enumerate(stage.packs, start=1)}
         self._said.clear()
         if stage.name:
-            experiments = plural(stage.num_experiments, "experiment")
-            self._say(f"{stage.name}: {experiments} in {plural(stage.num_packs, 'pack')}")
+            experiments = plural(sum(len(pack.experiments) for pack in stage.packs), "experiment")
+            self._say(f"{stage.name}: {experiments} in {plural(len(stage.packs), 'pack')}")
 
     def on_event(self, pack: PlannedPack, event: Record | WorkerExit) -> None:
         """Take note of what a worker said."""
         number = self._packs.setdefault(pack.id, len(self._packs) + 1)
         size = plural(len(pack.experiments), "experiment")
-        title = f"pack {number}/{max(number, self._stage.num_packs)} ({size})"
+        title = f"pack {number}/{max(number, len(self._stage.packs))} ({size})"
         if isinstance(event, Outcome) and event.status == "failed":
             names = {experiment.id: experiment.name for experiment in pack.experiments}
             why = (event.failure_kind or "", failure_shown(event.message or ""))

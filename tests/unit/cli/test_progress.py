@@ -47,8 +47,8 @@ def refused(of: PlannedPack, *, kind: FailureKind = "user") -> list[Outcome]:
     ]
 
 
-def stage(name: str = "", *, num_packs: int = 2, going_on: frozenset[str] = frozenset()) -> Stage:
-    return Stage(name=name, num_packs=num_packs, num_experiments=num_packs, going_on=going_on)
+def stage(*packs: PlannedPack, name: str = "", going_on: frozenset[str] = frozenset()) -> Stage:
+    return Stage(name=name, packs=packs, going_on=going_on)
 
 
 def step(number: int) -> PackStep:
@@ -59,7 +59,7 @@ def step(number: int) -> PackStep:
 def test_packs_in_any_order(capsys: pytest.CaptureFixture[str], order: str) -> None:
     packs, steps = {"a": pack(1), "b": pack(2)}, {"a": 0, "b": 0}
     with Progress() as progress:
-        progress.on_stage(stage())
+        progress.on_stage(stage(*packs.values()))
         for name in order:
             if not steps[name]:
                 progress.on_event(packs[name], ENVIRONMENT)
@@ -75,7 +75,7 @@ def test_packs_in_any_order(capsys: pytest.CaptureFixture[str], order: str) -> N
 def test_packs_side_by_side_say_each_phase_once(capsys: pytest.CaptureFixture[str]) -> None:
     packs = pack(1), pack(2)
     with Progress() as progress:
-        progress.on_stage(stage())
+        progress.on_stage(stage(*packs))
         for _ in range(3):
             for each in packs:
                 progress.on_event(each, profile(each))
@@ -92,17 +92,17 @@ def test_packs_side_by_side_say_each_phase_once(capsys: pytest.CaptureFixture[st
 def test_each_stage_is_named_and_counts_its_own_packs(capsys: pytest.CaptureFixture[str]) -> None:
     first, second, third = pack(1), pack(2), pack(3)
     with Progress() as progress:
-        progress.on_stage(stage("round 1, looking for learning rates"))
+        progress.on_stage(stage(first, second, name="round 1, looking for learning rates"))
+        progress.on_event(second, profile(second))  # side by side, the second may be the first to speak
         progress.on_event(first, profile(first))
-        progress.on_event(second, profile(second))
         progress.on_stage(
-            stage("round 2, at the learning rates found", num_packs=1, going_on=frozenset({third.id}))
+            stage(third, name="round 2, at the learning rates found", going_on=frozenset({third.id}))
         )
         progress.on_event(third, profile(third))
     assert capsys.readouterr().err.splitlines() == [
         "round 1, looking for learning rates: 2 experiments in 2 packs",
-        "pack 1/2 (1 experiment): measured what each arm costs alone; training",
         "pack 2/2 (1 experiment): measured what each arm costs alone; training",
+        "pack 1/2 (1 experiment): measured what each arm costs alone; training",
         "round 2, at the learning rates found: 1 experiment in 1 pack",
         "pack 1/1 (1 experiment): going on from its checkpoint",
     ]
@@ -122,7 +122,7 @@ def test_what_failed_alike_is_told_in_one_line(
 ) -> None:
     two = pack(1, 2)
     with Progress(gives_reasons=gives_reasons) as progress:
-        progress.on_stage(stage(num_packs=1))
+        progress.on_stage(stage(two))
         for event in (*refused(two, kind=kind), WorkerExit(returncode=None)):
             progress.on_event(two, event)
     assert capsys.readouterr().err == f"pack 1/1 (2 experiments): {said}\n"
@@ -131,7 +131,7 @@ def test_what_failed_alike_is_told_in_one_line(
 def test_a_failure_of_one_among_several_is_told_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     two = pack(1, 2)
     with Progress(gives_reasons=True) as progress:
-        progress.on_stage(stage(num_packs=1))
+        progress.on_stage(stage(two))
         progress.on_event(two, refused(two)[0])
         progress.on_event(two, step(1))
     assert "r1 failed (user): [no] such" in capsys.readouterr().err
