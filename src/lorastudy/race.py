@@ -25,6 +25,7 @@ from lorastudy.attempts import with_checkpoints
 from lorastudy.executors import Executor
 from lorastudy.legs import as_one
 from lorastudy.records import RACE_NAME, Outcome, RecordWriter
+from lorastudy.report.numbers import listing
 from lorastudy.runner import (
     Leg,
     OnEvent,
@@ -68,20 +69,24 @@ def run_race(
     """Run what is missing of a suite, as `run_suite`, in legs; what is clearly behind at a rung is not run on."""
     missing = {each.id for each in not_done(experiments, tracker=tracker)}
     legs: list[SuiteOutcome] = []
+    behind: frozenset[str] = frozenset()
     for rung in (*race.rungs, None):
         settled = {end.experiment_id for leg in legs for end in leg.failed}
-        settled |= outraced(experiments, suite_name=race.suite_name, tracker=tracker)
+        told, behind = behind, outraced(experiments, suite_name=race.suite_name, tracker=tracker)
+        settled |= behind
         if rung is not None:
             settled |= _scored(experiments, tracker=tracker, rung=rung).keys()
         pause_at = {} if rung is None else {each.id: rung for each in experiments}
         leg = Leg(rungs=race.rungs, pause_at=pause_at, settled=frozenset(settled))
+        rest = _stage_of(rung, behind=[each for each in experiments if each.id in behind - told])
+        stage = ", ".join(filter(None, [plan.stage, rest]))
         legs.append(
             run_suite(
                 experiments,
                 suite_name=race.suite_name,
                 tracker=tracker,
                 executor=executor,
-                plan=replace(plan, leg=leg),
+                plan=replace(plan, leg=leg, stage=stage),
                 on_event=on_event,
             )
         )
@@ -94,6 +99,12 @@ def run_race(
     folders = with_checkpoints({Path(run.run_folder) for run in runs})
     let_go_of_checkpoints(folders, tracker=tracker, given_up=given_up)
     return as_one(experiments, legs, missing=missing, outraced=given_up)
+
+
+def _stage_of(rung: float | None, *, behind: Sequence[Experiment]) -> str:
+    to = "the end" if rung is None else f"{rung_name(rung)} of the steps"
+    arms = listing(dict.fromkeys(each.arm for each in behind)) if behind else ""
+    return f"racing to {to}" + (f", without {arms}, stopped as clearly behind" if arms else "")
 
 
 def outraced(

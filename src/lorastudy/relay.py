@@ -34,9 +34,14 @@ def run_relay(
         change = handover(packs, num_at_once=num_at_once)
     missing = {each.id for each in not_done(experiments, tracker=tracker, searching=plan.searching)}
     paused = {run.experiment_id for run in tracker.get_runs(sorted(missing)) if run.status == "paused"}
-    first = [] if change is None else [Leg(pause_at=change.pause_at, settled=frozenset(paused))]
+    planned = [(Leg(), "")]
+    if change is not None:
+        planned = [
+            (Leg(pause_at=change.pause_at, settled=frozenset(paused)), "until packs are dealt out evenly"),
+            (Leg(begun=change.pause_at, alone=change.alone), "to the end"),
+        ]
     legs: list[SuiteOutcome] = []
-    for leg in [*first, Leg() if change is None else Leg(begun=change.pause_at, alone=change.alone)]:
+    for leg, name in planned:
         failed = frozenset(
             end.experiment_id for done in legs for end in (*done.failed, *done.diverged_in_search)
         )
@@ -46,7 +51,11 @@ def run_relay(
                 suite_name=suite_name,
                 tracker=tracker,
                 executor=executor,
-                plan=replace(plan, leg=replace(leg, settled=leg.settled | failed)),
+                plan=replace(
+                    plan,
+                    leg=replace(leg, settled=leg.settled | failed),
+                    stage=", ".join(filter(None, [plan.stage, name])),
+                ),
                 on_event=on_event,
             )
         )

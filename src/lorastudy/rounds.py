@@ -60,10 +60,27 @@ def run_rounds(
                 fresh,
                 tracker=tracker,
                 executor=executor,
-                plan=replace(plan, searching=design.tuning),
+                plan=replace(
+                    plan, searching=design.tuning, stage=_stage_of(fresh, design, number=len(outcomes) + 1)
+                ),
                 on_event=on_event,
             )
         )
+
+
+def _stage_of(experiments: Sequence[Experiment], design: Design, *, number: int) -> str:
+    """What a round is for; nothing where there is but one."""
+    if not design.tuning:
+        return ""
+    num_tuning = sum(each.id in design.tuning for each in experiments)
+    num_reporting = len(experiments) - num_tuning
+    if not num_reporting:
+        does = "looking for learning rates"
+    elif not num_tuning:
+        does = "at the learning rates found"
+    else:
+        does = f"looking on for learning rates ({num_tuning}) and at those found ({num_reporting})"
+    return f"round {number}, {does}"
 
 
 def _race(suite: Suite) -> Race:

@@ -63,6 +63,15 @@ class Leg:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Packs that are about to run: all of a suite, or those of a round or of a leg. `going_on` were begun before."""
+
+    name: str
+    packs: tuple[PlannedPack, ...]
+    going_on: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Where a suite's files go, when it ends before it is done, and what was predicted of its packs."""
 
@@ -77,6 +86,10 @@ class Plan:
     searching: frozenset[str] = frozenset()
     """Experiments that look for a learning rate: that one of them diverges is an answer and no failure."""
     leg: Leg = field(default_factory=Leg)
+    stage: str = ""
+    """What is run now of a suite that runs in several stages, in words for the user."""
+    on_stage: Callable[[Stage], None] = lambda _: None
+    """Told before the packs of a stage are run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +201,8 @@ def run_suite(
         alone=plan.leg.alone,
     )
     folders = {folder for each in waiting for folder in each.earlier}
+    if waiting:
+        plan.on_stage(_stage(plan.stage, waiting))
     while waiting and not plan.is_leaving():
         tries = {
             each.folder: each for each in (_prepare(pack, tracker=tracker, plan=plan) for pack in waiting)
@@ -212,6 +227,14 @@ def run_suite(
     let_go_of_checkpoints(folders, tracker=tracker)
     outcome = _outcome(concerned, missing, ends=ends, searching=plan.searching)
     return replace(outcome, unpublished=unpublished)
+
+
+def _stage(name: str, waiting: Sequence[WaitingPack]) -> Stage:
+    return Stage(
+        name=name,
+        packs=tuple(each.pack for each in waiting),
+        going_on=frozenset(each.pack.id for each in waiting if each.earlier),
+    )
 
 
 def not_done(

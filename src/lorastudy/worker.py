@@ -20,7 +20,7 @@ from typing import NoReturn
 import torch
 
 from lorastudy.disk import EXIT_CODE, is_disk_fault, serve_and_tell
-from lorastudy.errors import StudyError
+from lorastudy.errors import DataError, StudyError
 from lorastudy.evaluation.checkpoint import run_job
 from lorastudy.jobs import RESULT_NAME, SERVING, attempt_name, folders_told
 from lorastudy.lifeline import PARENT_VARIABLE, end_with_parent
@@ -93,7 +93,7 @@ def _serve_job(folder: Path) -> None:
     try:
         result = run_job(json.loads((folder / "job.json").read_text(encoding="utf-8")))
     except StudyError as error:
-        result = {"error": str(error)}
+        result = {"error": str(error), "is_of_data": isinstance(error, DataError)}
     fresh = folder / f"{RESULT_NAME}.new"
     fresh.write_text(json.dumps(result), encoding="utf-8")
     fresh.rename(folder / RESULT_NAME)  # whoever waits for it finds it whole

@@ -58,7 +58,7 @@ def test_nothing_is_left_to_run(folder: Any) -> None:
     assert "nothing to resume" in folder.run("lorastudy resume").stdout
     for again in ("suite suite.yaml", "resume races"):
         assert "0 completed, 0 failed, 8 done before, 0 not run" in folder.run(f"lorastudy {again}").stdout
-    assert "; 0 to run in 0 pack(s)" in folder.run("lorastudy suite suite.yaml --dry-run").stdout
+    assert "; 0 to run in 0 packs" in folder.run("lorastudy suite suite.yaml --dry-run").stdout
     assert folder.run("lorastudy doctor").returncode == 0
 
 

@@ -81,7 +81,7 @@ def test_every_run_is_scored_on_held_out_and_on_test_rows(searched: list[Any]) -
 def test_again_nothing_runs_and_the_plan_says_so(folder: Any) -> None:
     assert "0 completed, 0 failed" in folder.run("lorastudy suite suite.yaml").stdout
     plan = folder.run("lorastudy suite suite.yaml --dry-run").stdout
-    assert "; 0 to run in 0 pack(s)" in plan
+    assert "; 0 to run in 0 packs" in plan
     assert "learning_rate auto" not in plan
 
 

@@ -87,7 +87,7 @@ def test_a_single_experiment_leaves_an_adapter_under_its_name(study: Any) -> Non
 
 def test_a_dry_run_shows_what_would_run(study: Any) -> None:
     printed = study[1]["dry_run"]
-    assert "2 to run in 1 pack(s)" in printed
+    assert "2 to run in 1 pack." in printed
     assert "exp1" in printed
     assert "exp2" in printed
 

@@ -13,7 +13,7 @@ from lorastudy.executors.executor import Event
 from lorastudy.experiments.rate_search import Design, MeritsOf, design
 from lorastudy.records import Outcome, Pack, Record, Score
 from lorastudy.rounds import merits_in, run_rounds
-from lorastudy.runner import Plan, SuiteOutcome
+from lorastudy.runner import Plan, Stage, SuiteOutcome
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.loading import load_suite
 from lorastudy.spec.suite import Suite
@@ -123,6 +123,19 @@ def test_a_suite_grows_until_every_arm_has_run_at_its_rate(run, tracker) -> None
     assert len(outcome.completed) == 2 * 3 + 2 * 5 + 2 * 2 == len(executor.served)
     assert in_store(tracker) == {each.name for each in last.experiments}
     assert (outcome.failed, outcome.not_run, outcome.done_before) == ((), (), ())
+
+
+def test_each_round_is_announced_with_its_packs(suite, tracker) -> None:
+    stages: list[Stage] = []
+    plan = Plan(runs=Path("runs"), output=Path("output"), on_stage=stages.append)
+    run_rounds(suite, designing(suite), tracker=tracker, executor=Curves(), plan=plan, on_event=silent)
+    # 3 rates of both arms; low is found and reports while high looks on twice, and then reports itself; 2 seeds each
+    assert [(each.name, sum(len(pack.experiments) for pack in each.packs)) for each in stages] == [
+        ("round 1, looking for learning rates", 12),
+        ("round 2, looking on for learning rates (2) and at those found (2)", 4),
+        ("round 3, looking for learning rates", 2),
+        ("round 4, at the learning rates found", 2),
+    ]
 
 
 def test_a_suite_that_is_done_runs_nothing_again(run) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +22,17 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     config: Config = None,
 ) -> None:
-    """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away."""
+    """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away, 2 if it cannot run."""
     from lorastudy.analysis.fairness.lint import invalidates, lint
-    from lorastudy.cli.running import case_of
+    from lorastudy.cli.estimating import rows_checked
+    from lorastudy.cli.running import case_of, foreseen_of
     from lorastudy.spec.loading import load_suite
 
     suite = load_suite(file, defaults=config)
-    case = case_of(suite)
+    experiments = foreseen_of(suite)
+    case = case_of(suite, experiments)
+    for unknown in rows_checked(experiments):
+        say(f"note: {unknown}", file=sys.stderr)
     findings = lint(case)
     if as_json:
         body = {"suite_name": suite.name, "findings": [dataclasses.asdict(finding) for finding in findings]}

@@ -1,6 +1,7 @@
 """What can be known of a suite before it runs: its data as read, and from it the facts that the linter judges."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,10 @@ from lorastudy.data.examples import Example
 from lorastudy.data.load import StudyData, train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
+from lorastudy.spec.base_folder import read_config
 from lorastudy.spec.experiment import Experiment, canonical_json
+from lorastudy.spec.question import Question
+from lorastudy.spec.rates import published_rates
 from lorastudy.spec.settings import Settings
 from lorastudy.spec.sources import LAB_MODEL
 
@@ -55,7 +59,7 @@ def suite_case(
     *,
     suite_name: str,
     data: Mapping[str, StudyData],
-    tuning_seeds: Sequence[int] = (),
+    question: Question | None = None,
 ) -> Case:
     """The suite as the linter judges it, with what its data and its base models' folders tell."""
     settings_of = {experiment.arm: experiment.settings for experiment in experiments}
@@ -66,7 +70,7 @@ def suite_case(
         if (key, settings.base_model) not in num_tokens:
             num_tokens[key, settings.base_model] = num_completion_tokens(data[key].train, settings.base_model)
         facts[arm] = _facts(settings, data[key], num_tokens=num_tokens[key, settings.base_model])
-    return planned_case(experiments, suite_name=suite_name, facts=facts, tuning_seeds=tuning_seeds)
+    return planned_case(experiments, suite_name=suite_name, facts=facts, question=question)
 
 
 def _facts(settings: Settings, data: StudyData, *, num_tokens: int | None) -> ArmFacts:
@@ -76,10 +80,28 @@ def _facts(settings: Settings, data: StudyData, *, num_tokens: int | None) -> Ar
     split, reporting = ("eval", data.held_out) if data.test is None else ("test", data.test)
     return ArmFacts(
         num_completion_tokens=seen,
+        num_train_rows=len(data.train),
         num_test_rows=len(reporting),
         num_leaked_rows=data.num_leaked[split],
         tokenizer=_tokenizer_fingerprint(settings.base_model),
+        published_rates=_published_rates(settings, num_rows=len(data.train)),
     )
+
+
+def _published_rates(settings: Settings, *, num_rows: int) -> tuple[float, float] | None:
+    config = read_config(settings.base_model)
+    if config is None:
+        return None
+    rates = published_rates(config, num_steps=steps_over(settings, num_rows=num_rows))
+    return min(rates), max(rates)
+
+
+def steps_over(settings: Settings, *, num_rows: int) -> int:
+    """Optimizer steps of an arm over so many training rows."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    rows_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    return math.ceil((settings.num_train_epochs or 1.0) * num_rows / rows_per_step)
 
 
 def num_completion_tokens(examples: Sequence[Example], base_model: str) -> int | None:

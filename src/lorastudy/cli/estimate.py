@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,7 +72,7 @@ def estimate(
     with JobWorker() as worker:
         shown = _shown(
             experiments,
-            Answers(partial(asked_aloud, worker)),
+            Answers(asked_aloud(worker)),
             with_data=suite is not None,
             vram=vram,
             calibrate=calibrate,

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -13,10 +12,10 @@ from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 from lorastudy.executors.job_worker import JobWorker
-from lorastudy.jobs import PaceQuestion, PlanningJob
-from lorastudy.planner.answers import Answers
+from lorastudy.jobs import PaceQuestion, PlanningJob, RowsQuestion
+from lorastudy.planner.answers import Answers, Ask
 from lorastudy.planner.disk import adapters_bytes, checkpoint_bytes, records_bytes
-from lorastudy.planner.estimate import MARGIN, Estimator, PackEstimate, prepare
+from lorastudy.planner.estimate import MARGIN, Estimator, PackEstimate, check_rows, prepare
 from lorastudy.planner.fitting import arms_per_pack, predictions_of
 from lorastudy.planner.packing import PlannedPack, groups
 from lorastudy.planner.time import Calibration
@@ -60,37 +59,65 @@ class SuitePlan:
         return self.estimators.get(pack.experiments[0].pack_key)
 
 
-def plan_of(experiments: Sequence[Experiment], *, num_workers: int) -> SuitePlan:
+def rows_checked(experiments: Sequence[Experiment]) -> list[str]:
+    """Whether the experiments' rows can be used with their base models; what could not be found out.
+
+    Raises:
+        DataError: they cannot; the very message that a run would end with.
+    """
+    with JobWorker() as worker:
+        return check_rows(experiments, Answers(asked_aloud(worker)))
+
+
+def plan_of(
+    experiments: Sequence[Experiment], missing: Sequence[Experiment], *, num_workers: int
+) -> SuitePlan:
     """Predictions for a suite's packs, which so many workers of this machine serve side by side.
 
     What cannot be predicted is no reason not to run.
+
+    Raises:
+        DataError: the rows of what is missing cannot be used with their base model.
     """
     packable = [group for group in groups(experiments) if group[0].settings.engine != "reference"]
-    try:
-        with JobWorker() as worker:
-            answers = Answers(partial(asked_aloud, worker))
+    with JobWorker() as worker:
+        answers = Answers(asked_aloud(worker))
+        check_rows(missing, answers)
+        try:
             estimators = {group[0].pack_key: Estimator(group, answers, with_data=True) for group in packable}
             prepare(list(estimators.values()), answers)
             sizes = {
                 key: arms_per_pack(each, budget_bytes=each.machine.budget_bytes(num_workers=num_workers))
                 for key, each in estimators.items()
             }
-    except StudyError as error:
-        return SuitePlan(problem=f"memory was not predicted, so packs are bounded by their tokens: {error}")
+        except StudyError as error:
+            return SuitePlan(
+                problem=f"memory was not predicted, so packs are bounded by their tokens: {error}"
+            )
     return SuitePlan(estimators=estimators, arms_per_pack=sizes)
 
 
-def asked_aloud(worker: JobWorker, job: PlanningJob) -> dict[str, Any]:
-    """A worker's answers; it takes seconds to start, and who waits is told."""
-    if any(isinstance(question, PaceQuestion) for question in job.questions):
-        _say_planning("loading the model and timing a few steps of it")
-    elif worker.num_jobs == 0:
-        _say_planning("counting what this model holds in memory while it trains")
-    return worker.do(job)
+def asked_aloud(worker: JobWorker) -> Ask:
+    """The worker's answers; it takes seconds to start, and who waits is told what for, once."""
+    said: set[str] = set()
+
+    def ask(job: PlanningJob) -> dict[str, Any]:
+        doing = _doing(job)
+        if doing not in said:
+            said.add(doing)
+            say(f"planning: {doing} (kept for next time)", file=sys.stderr)
+        return worker.do(job)
+
+    return ask
 
 
-def _say_planning(doing: str) -> None:
-    say(f"planning: {doing} (kept for next time)", file=sys.stderr)
+def _doing(job: PlanningJob) -> str:
+    kinds = {type(question) for question in job.questions}
+    if PaceQuestion in kinds:
+        return "loading the model and timing a few steps of it"
+    if kinds == {RowsQuestion}:
+        return "reading the rows with the base model's tokenizer"
+    return "counting what this model holds in memory while it trains"
 
 
 def say_problem(plan: SuitePlan) -> None:
@@ -110,8 +137,8 @@ def pack_line(estimate: PackEstimate) -> str:
     ]
     if estimate.step_seconds is not None:
         parts.append(f"{duration(estimate.step_seconds)} a step")
-        if estimate.rows.num_steps is not None:
-            parts.append(f"{duration(estimate.step_seconds * estimate.rows.num_steps)} of training")
+    if estimate.train_seconds is not None:
+        parts.append(f"{duration(estimate.train_seconds)} of training")
     parts.append(f"{size(disk_bytes(estimate))} of disk")
     return "; ".join(parts)
 
@@ -148,9 +175,8 @@ def show_time(console: PlainConsole, estimate: PackEstimate, *, calibration: Cal
     """What a step and the whole training take, then what was timed, by the number of arms."""
     assert estimate.step_seconds is not None
     whole = ""
-    if estimate.rows.num_steps is not None:
-        seconds = estimate.step_seconds * estimate.rows.num_steps
-        whole = f"; {duration(seconds)} for {count(estimate.rows.num_steps)} steps"
+    if estimate.train_seconds is not None:
+        whole = f"; {duration(estimate.train_seconds)} for {count(estimate.rows.num_steps or 0)} steps"
     console.print(
         f"\ntime: {duration(estimate.step_seconds)} a step of all arms{whole}, by the steps timed here:"
     )

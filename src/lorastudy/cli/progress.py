@@ -14,7 +14,6 @@ from lorastudy.executors import WorkerExit
 from lorastudy.planner.packing import PlannedPack
 from lorastudy.records import (
     ArmProfile,
-    DataSummary,
     Environment,
     Outcome,
     PackProfile,
@@ -22,15 +21,21 @@ from lorastudy.records import (
     Record,
     Score,
 )
+from lorastudy.report.numbers import listing, plural
+from lorastudy.runner import SHARED_FAILURES, Stage
 from lorastudy.spec.racing import rung_of
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Follows the packs of a suite, one after another or several side by side."""
+    """Follows the packs of a suite, one after another or several side by side, stage by stage.
 
-    def __init__(self, *, num_packs: int) -> None:
+    Packs are numbered in the order of their stage. `gives_reasons`: failures are told with their reasons at once, for a suite
+    that goes on after them; else how the suite ended says them, a moment later.
+    """
+
+    def __init__(self, *, gives_reasons: bool = False) -> None:
         self._console = PlainConsole(stderr=True)
         self._bar = RichProgress(
             TextColumn("{task.description}"),
@@ -41,12 +46,15 @@ class Progress:
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._num_packs = num_packs
+        self._gives_reasons = gives_reasons
+        self._stage = Stage(name="", packs=(), going_on=frozenset())
         self._packs: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
         self._seconds: dict[str, list[float]] = {}
+        self._failed: dict[str, dict[tuple[str, str], list[str]]] = {}
+        self._said: set[tuple[str, str]] = set()
+        self._devices: set[str] = set()
         self._last_line = time.monotonic()
-        self._last_phase = ""
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -57,20 +65,44 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
+    def on_stage(self, stage: Stage) -> None:
+        """Packs are counted anew; a stage that is not the only one is announced."""
+        self._stage = stage
+        self._packs = {pack.id: number for number, pack in enumerate(stage.packs, start=1)}
+        self._said.clear()
+        if stage.name:
+            experiments = plural(sum(len(pack.experiments) for pack in stage.packs), "experiment")
+            self._say(f"{stage.name}: {experiments} in {plural(len(stage.packs), 'pack')}")
+
     def on_event(self, pack: PlannedPack, event: Record | WorkerExit) -> None:
         """Take note of what a worker said."""
         number = self._packs.setdefault(pack.id, len(self._packs) + 1)
-        title = f"pack {number}/{max(number, self._num_packs)} ({len(pack.experiments)} experiments)"
+        size = plural(len(pack.experiments), "experiment")
+        title = f"pack {number}/{max(number, len(self._stage.packs))} ({size})"
+        if isinstance(event, Outcome) and event.status == "failed":
+            names = {experiment.id: experiment.name for experiment in pack.experiments}
+            why = (event.failure_kind or "", failure_shown(event.message or ""))
+            self._failed.setdefault(pack.id, {}).setdefault(why, []).append(names[event.experiment_id])
+            return
+        self._tell_failures(pack, title=title)
         if isinstance(event, PackStep):
             self._step(pack.id, event, title=title)
         elif isinstance(event, WorkerExit):
             self._end(pack.id)
-        elif isinstance(event, Outcome) and event.status == "failed":
-            names = {experiment.id: experiment.name for experiment in pack.experiments}
-            message = failure_shown(event.message or "")
-            self._say(f"{title}: {names[event.experiment_id]} failed ({event.failure_kind}): {message}")
         else:
-            self._phase(title, event)
+            self._phase(pack, event, title=title)
+
+    def _tell_failures(self, pack: PlannedPack, *, title: str) -> None:
+        """What failed alike, in one line, once all of it is known."""
+        for (kind, message), names in self._failed.pop(pack.id, {}).items():
+            who = "all" if len(names) == len(pack.experiments) > 1 else listing(names)
+            is_tried_again = kind in SHARED_FAILURES and len(pack.experiments) > 1
+            if kind == "diverged":
+                self._say(f"{title}: {who} diverged: {message}")
+            elif self._gives_reasons or is_tried_again:
+                self._say(f"{title}: {who} failed ({kind}): {message}")
+            else:
+                self._say(f"{title}: {who} failed ({kind})")
 
     def _step(self, pack_id: str, step: PackStep, *, title: str) -> None:
         if pack_id not in self._tasks:
@@ -85,29 +117,34 @@ class Progress:
     def _end(self, pack_id: str) -> None:
         if pack_id in self._tasks:
             self._bar.remove_task(self._tasks.pop(pack_id))
+        # A pack whose worker died is served again, and says its phases again.
+        self._said = {(of_pack, phase) for of_pack, phase in self._said if of_pack != pack_id}
 
-    def _phase(self, title: str, event: Record) -> None:
-        phase = _phase_of(event)
-        if phase is not None and f"{title}: {phase}" != self._last_phase:
-            self._last_phase = f"{title}: {phase}"
-            self._say(self._last_phase)
+    def _phase(self, pack: PlannedPack, event: Record, *, title: str) -> None:
+        phase = self._phase_of(event, is_going_on=pack.id in self._stage.going_on)
+        if phase is not None and (pack.id, phase) not in self._said:
+            self._said.add((pack.id, phase))
+            self._say(f"{title}: {phase}")
+
+    def _phase_of(self, event: Record, *, is_going_on: bool) -> str | None:
+        """What a record tells of the worker's progress."""
+        if isinstance(event, Environment):
+            where = "" if event.device_name in self._devices else f" on {event.device_name}"
+            self._devices.add(event.device_name)
+            return f"loading the base model and the data{where}"
+        if isinstance(event, ArmProfile):
+            return (
+                "going on from its checkpoint"
+                if is_going_on
+                else "measured what each arm costs alone; training"
+            )
+        if isinstance(event, Score) and rung_of(event.split) is None and not event.split.endswith("_before"):
+            return "trained; evaluating"
+        if isinstance(event, PackProfile):
+            return f"done: {event.train_seconds:.0f} s of training, {event.eval_seconds:.0f} s of evaluation"
+        is_paused = isinstance(event, Outcome) and event.status == "paused"
+        return "paused" if is_paused else None
 
     def _say(self, line: str) -> None:
         self._last_line = time.monotonic()
         self._console.print(line)
-
-
-def _phase_of(event: Record) -> str | None:
-    """What a record tells of the worker's progress."""
-    if isinstance(event, Environment):
-        return f"worker started on {event.device_name}; loading the base model and the data"
-    if isinstance(event, DataSummary):
-        return None
-    if isinstance(event, ArmProfile):
-        return "measured what each arm costs alone; training"
-    if isinstance(event, Score) and rung_of(event.split) is None and not event.split.endswith("_before"):
-        return "trained; evaluating"
-    if isinstance(event, PackProfile):
-        return f"done: {event.train_seconds:.0f} s of training, {event.eval_seconds:.0f} s of evaluation"
-    is_paused = isinstance(event, Outcome) and event.status == "paused"
-    return "paused at a rung of the race" if is_paused else None

@@ -69,6 +69,7 @@ def recommend(
     )
     with JobWorker() as worker:
         plans = Plans(Answers(worker.do), asked)
+        plans.check_data()
         answer = _answer(plans, asked, database=database, hours=hours)
         if answer is None:
             raise StudyError(_nothing_fits(plans, asked, vram=vram, hours=hours))

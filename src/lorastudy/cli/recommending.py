@@ -16,7 +16,7 @@ from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.planner.answers import Answers
-from lorastudy.planner.estimate import Estimator, PackEstimate, precision_of, prepare
+from lorastudy.planner.estimate import Estimator, PackEstimate, check_rows, precision_of, prepare
 from lorastudy.planner.literature import (
     EFFECTIVE_BATCH,
     family_power,
@@ -98,16 +98,34 @@ class Plans:
                 return candidate
         return None
 
+    def check_data(self) -> None:
+        """Have the rows read as a run would, where the user names any.
+
+        Raises:
+            DataError: they cannot be used with the base model's tokenizer.
+        """
+        if self._asked.data_fingerprint is not None:
+            sources = Sources(base_model=self._asked.base_fingerprint, dataset=self._asked.data_fingerprint)
+            check_rows([_as_experiment(self._asked.base, sources=sources)], self._answers)
+
     def _weights_bytes(self, settings: Settings) -> int:
         precision = precision_of(settings)
         return base_weight_bytes(self.shape, precision) + quantisation_bytes(self.shape, precision)
 
     def _estimator(self, settings: Settings) -> Estimator:
-        experiment = Experiment(
-            name="recommended", arm="recommended", experiment_type="custom", seed=0, settings=settings,
-            sources=Sources(base_model=settings.base_model, dataset=""),
-        )  # fmt: skip
+        experiment = _as_experiment(settings, sources=Sources(base_model=settings.base_model, dataset=""))
         return Estimator([experiment], self._answers, with_data=False)
+
+
+def _as_experiment(settings: Settings, *, sources: Sources) -> Experiment:
+    return Experiment(
+        name="recommended",
+        arm="recommended",
+        experiment_type="custom",
+        seed=0,
+        settings=settings,
+        sources=sources,
+    )
 
 
 def literature_candidates(plans: Plans, asked: Asked, *, enough: int = 2) -> list[Candidate]:

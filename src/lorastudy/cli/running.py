@@ -1,7 +1,6 @@
 """Running experiments from a command: expansion, the plan as text, progress, and how it ended."""
 
 import contextlib
-import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +12,12 @@ import typer
 from lorastudy.analysis.fairness.case import Case
 from lorastudy.analysis.fairness.lint import lint
 from lorastudy.analysis.fairness.wording import arms_in_words
-from lorastudy.cli.checking import data_notes, read_data, suite_case
+from lorastudy.cli.checking import data_notes, read_data, steps_over, suite_case
 from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.departure import Departure
 from lorastudy.cli.estimating import pack_line, plan_of, say_problem
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
+from lorastudy.cli.outlook import outlook, size_line
 from lorastudy.cli.terminal import failure_shown, runs_own_code, say
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
@@ -27,13 +27,12 @@ from lorastudy.experiments.rate_search import Design, MeritsOf, design, foreseen
 from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import PlannedPack, remaining_packs
 from lorastudy.race import outraced
-from lorastudy.report.numbers import listing
+from lorastudy.report.numbers import plural
 from lorastudy.rounds import DesignBy, merits_in, run_rounds
 from lorastudy.runner import Plan, SuiteOutcome, not_done
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.hub import check_base_model, is_hub_model
 from lorastudy.spec.identity import base_model_fingerprint
-from lorastudy.spec.racing import rung_name
 from lorastudy.spec.settings import Settings
 from lorastudy.spec.suite import EXPERIMENT_TYPES, Suite
 from lorastudy.tracker import ExperimentTracker
@@ -50,20 +49,24 @@ def design_of(suite: Suite, merits_of: MeritsOf = lambda _: {}) -> Design:
     )
 
 
-def case_of(suite: Suite) -> Case:
-    """The suite as the linter judges it before it runs.
-
-    Raises:
-        DataError: a data set cannot be read.
-    """
-    experiments = foreseen(
+def foreseen_of(suite: Suite) -> tuple[Experiment, ...]:
+    """The suite's experiments if each search for a learning rate finds the middle of its first grid best."""
+    return foreseen(
         suite,
         fingerprint_dataset=dataset_fingerprint,
         fingerprint_base=base_model_fingerprint,
         num_steps=num_steps,
     )
+
+
+def case_of(suite: Suite, experiments: Sequence[Experiment]) -> Case:
+    """The suite as the linter judges it before it runs, by the experiments foreseen.
+
+    Raises:
+        DataError: a data set cannot be read.
+    """
     return suite_case(
-        experiments, suite_name=suite.name, data=read_data(experiments), tuning_seeds=suite.tuning_seeds
+        experiments, suite_name=suite.name, data=read_data(experiments), question=suite.question
     )
 
 
@@ -71,9 +74,7 @@ def num_steps(settings: Settings) -> int:
     """Optimizer steps of an arm. Rows of which the cut leaves no answer are not known here, and still counted."""
     if settings.max_steps is not None:
         return settings.max_steps
-    rows_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-    epochs = settings.num_train_epochs or 1.0
-    return math.ceil(epochs * len(train_and_eval(settings).train) / rows_per_step)
+    return steps_over(settings, num_rows=len(train_and_eval(settings).train))
 
 
 def sources_of() -> Callable[[Settings], Sources]:
@@ -85,31 +86,27 @@ def show_plan(suite: Suite, *, database: str) -> None:
     """Print what would run: packs, experiments, and which results are there already."""
     planned, missing = _missing(_design_by(suite, None), suite, database=database)
     experiments = planned.experiments
-    case = case_of(suite)
+    case = case_of(suite, foreseen_of(suite))
     executor = local_executor(experiments)
-    predicted = plan_of(experiments, num_workers=executor.num_packs_at_once)
+    predicted = plan_of(experiments, missing, num_workers=executor.num_packs_at_once)
     notes = [
         *suite.notes,
         *_notes(experiments),
         *data_notes(experiments, read_data(experiments)),
-        *_search_notes(planned, suite=suite),
-        *_race_notes(suite),
         *([predicted.problem] if predicted.problem else []),
     ]
     packs = _packs(
         planned, missing, arms_per_pack=predicted.arms_per_pack, num_at_once=executor.num_packs_at_once
     )
+    notes += outlook(suite, planned, packs=packs, predicted=predicted, num_at_once=executor.num_packs_at_once)
     console = PlainConsole()
     console.print(suite.name, style="bold", end="")
     console.print(f" ({suite.experiment_type})  base model: {_shared(experiments, 'base_model')}")
-    console.print(
-        f"{len(experiments)} experiments, {len(experiments) - len(missing)} of them done; "
-        f"{len(missing)} to run in {len(packs)} pack(s). An experiment is an arm with one seed."
-    )
+    console.print(size_line(planned, missing, num_packs=len(packs)))
     for note in [*(f"note: {note}" for note in notes), *_fairness(case)]:
         console.print(note)
     for number, pack in enumerate(packs, start=1):
-        console.print(f"\npack {number}: {len(pack.experiments)} experiments on one base")
+        console.print(f"\npack {number}: {plural(len(pack.experiments), 'experiment')} on one base")
         estimate = predicted.estimate(pack)
         if estimate is not None:
             console.print(f"  {pack_line(estimate)}")
@@ -146,22 +143,28 @@ def run_experiments(
             check_base_model(base_model)
         executor = executor or local_executor(planned.experiments)
         open_until_done.enter_context(contextlib.closing(executor))
-        predicted = plan_of(planned.experiments, num_workers=executor.num_packs_at_once)
+        predicted = plan_of(planned.experiments, missing, num_workers=executor.num_packs_at_once)
         say_problem(predicted)
         plan = replace(plan, arms_per_pack=predicted.arms_per_pack, predict=predicted.predictions)
         tracker = tracker or open_until_done.enter_context(_writer(database))
         packs = _packs(
             planned, missing, arms_per_pack=plan.arms_per_pack, num_at_once=executor.num_packs_at_once
         )
-        num_packs = len(packs)
-        progress = open_until_done.enter_context(Progress(num_packs=num_packs))
+        for line in (
+            f"{suite.name}: {size_line(planned, missing, num_packs=len(packs))}",
+            *outlook(
+                suite, planned, packs=packs, predicted=predicted, num_at_once=executor.num_packs_at_once
+            ),
+        ):
+            say(line, file=sys.stderr)
+        progress = open_until_done.enter_context(Progress(gives_reasons=plan.continue_on_error))
         departure = open_until_done.enter_context(Departure(executor))
         last, outcome = run_rounds(
             suite,
             design_by,
             tracker=tracker,
             executor=executor,
-            plan=replace(plan, is_leaving=departure.is_requested),
+            plan=replace(plan, is_leaving=departure.is_requested, on_stage=progress.on_stage),
             on_event=progress.on_event,
         )
     _print_outcome(outcome, last.experiments, has_left=departure.is_requested())
@@ -221,31 +224,6 @@ def _say_what_is_replaced(experiments: Sequence[Experiment], *, output: Path) ->
                 "its run folder keeps it",
                 file=sys.stderr,
             )
-
-
-def _search_notes(planned: Design, *, suite: Suite) -> list[str]:
-    """What comes after the runs that are planned by now, where learning rates are looked for."""
-    if not planned.num_open:
-        return []
-    seeds = ", ".join(map(str, suite.tuning_seeds))
-    note = (
-        f"learning_rate auto: {planned.num_open} arm(s) look for their rate with the seeds {seeds}, on the held-out "
-        "rows; while the best rate lies on the edge of those tried, the next one is tried too; then the seeds that "
-        "report are run at the best rate. These come on top of what is shown here"
-    )
-    return [note]
-
-
-def _race_notes(suite: Suite) -> list[str]:
-    """What racing will do, and that it is no certainty."""
-    if not suite.rungs:
-        return []
-    at = listing(map(rung_name, suite.rungs))
-    note = (
-        f"racing: after {at} of the steps all packs pause and are scored on the held-out rows; arms that are clearly "
-        "behind are stopped there. docs/science.md says how often that was wrong"
-    )
-    return [note]
 
 
 def _missing(design_by: DesignBy, suite: Suite, *, database: str) -> tuple[Design, list[Experiment]]:

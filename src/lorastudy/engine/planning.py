@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from lorastudy.data.load import train_and_eval
-from lorastudy.data.tokenise import chat_template_of, tokenise
+from lorastudy.data.token_sets import token_sets
+from lorastudy.data.tokenise import chat_template_of
 from lorastudy.engine.environment import environment
 from lorastudy.engine.feed import make_feed, steps_of
 from lorastudy.engine.footprints import LossGrowths, footprint
@@ -106,7 +107,8 @@ def _rows(question: RowsQuestion) -> dict[str, Any]:
     settings = Settings.model_validate_json(json.dumps(question.settings))
     tokenizer = load_tokenizer(settings.base_model, trust_remote_code=settings.trust_remote_code)
     study = train_and_eval(settings, chat_template=chat_template_of(tokenizer))
-    train = tokenise(study.train, tokenizer=tokenizer, max_seq_length=settings.max_seq_length, split="train")
+    # All of them, though only training is asked about: what a run would refuse is refused here.
+    train = token_sets(study, settings, tokenizer=tokenizer)["train"]
     num_rows = len(train.rows)
     num_steps = max(
         steps_of(

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lorastudy.errors import StudyError
+from lorastudy.errors import DataError, StudyError
 from lorastudy.executors.following import POLL_SECONDS
 from lorastudy.executors.process import WORKER, log_tail, tell, worker_process
 from lorastudy.jobs import RESULT_NAME, Job
@@ -45,7 +45,8 @@ class JobWorker:
         """Do a job; return its result.
 
         Raises:
-            StudyError: what the job said of the user's input.
+            DataError: what the job said of the user's data.
+            StudyError: what it said of other input.
         """
         folder = self._folder / str(self.num_jobs)
         self.num_jobs += 1
@@ -60,7 +61,7 @@ class JobWorker:
             time.sleep(POLL_SECONDS)
         result: dict[str, Any] = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))
         if "error" in result:
-            raise StudyError(result["error"])
+            raise (DataError if result.get("is_of_data") else StudyError)(result["error"])
         return result
 
     def _started(self, job: Job) -> subprocess.Popen[bytes]:

@@ -57,6 +57,8 @@ class Design:
     """The same by the round that asks for them. A round's runs train together, whatever was done of it before."""
     tuning: frozenset[str] = frozenset()
     num_open: int = 0
+    to_come: tuple[int, int] = (0, 0)
+    """Runs beyond `experiments` that the open searches will ask for: at least, and if each grid is widened all the way."""
 
     @property
     def reporting(self) -> tuple[Experiment, ...]:
@@ -102,8 +104,26 @@ def design(
                 rounds=tuple(rounds),
                 tuning=frozenset(run.id for runs in tuning.values() for run in runs),
                 num_open=sum(not search.is_over for search in searches.values()),
+                to_come=_to_come(suite, searches, starts=starts),
             )
         searches = further
+
+
+def _to_come(suite: Suite, searches: Mapping[int, Search], *, starts: Mapping[int, Rungs]) -> tuple[int, int]:
+    """Each open search ends in the runs that report; before that each further rate is run with the tuning seeds."""
+    still_open = [number for number, search in searches.items() if not search.is_over]
+    reporting = sum(len(suite.arms[number].seeds) for number in still_open)
+    further = sum(_most_further_rungs(searches[number].tried, starts[number]) for number in still_open)
+    return reporting, reporting + further * len(suite.tuning_seeds)
+
+
+def _most_further_rungs(tried: Rungs, start: Rungs) -> int:
+    """A search that has left its first grid goes on to that side alone."""
+    lowest, highest = _ends(start)
+    down, up = tried[0] - lowest, max(0, highest - tried[-1])
+    if tried == start:
+        return max(down, up)
+    return down if tried[0] < start[0] else up
 
 
 def foreseen(
@@ -194,9 +214,14 @@ def _next(search: Search, *, start: Rungs, merits: Mapping[int, Merit]) -> Searc
     if search.is_over or not all(rung in merits for rung in tried):
         return search
     best = min(tried, key=lambda rung: (merits[rung], rung))
-    lowest, highest = start[0] - MAX_RUNGS_BEYOND, min(start[-1] + MAX_RUNGS_BEYOND, _HIGHEST_RUNG)
+    lowest, highest = _ends(start)
     if best == tried[0] and best > lowest:
         return replace(search, tried=Rungs(best - 1, tried.stop))
     if best == tried[-1] and best < highest:
         return replace(search, tried=Rungs(tried.start, best + 2))
     return replace(search, chosen=None if math.isinf(merits[best][0]) else best, is_over=True)
+
+
+def _ends(start: Rungs) -> tuple[int, int]:
+    """The lowest and the highest rung that a search beginning with these may try."""
+    return start[0] - MAX_RUNGS_BEYOND, min(start[-1] + MAX_RUNGS_BEYOND, _HIGHEST_RUNG)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lorastudy.errors import ModelError
+from lorastudy.errors import DataError, ModelError, StudyError
 from lorastudy.footprint import Footprint, MicroBatch
 from lorastudy.jobs import (
     FootprintQuestion,
@@ -23,6 +23,7 @@ from lorastudy.jobs import (
 )
 from lorastudy.planner.answers import Answers, config_digest
 from lorastudy.planner.memory import ArmSize, Device, Prediction, num_trainable, predict
+from lorastudy.planner.packing import groups
 from lorastudy.planner.shapes import ModelShape, config_folder
 from lorastudy.planner.time import Calibration
 from lorastudy.spec.experiment import Experiment, canonical_json
@@ -92,6 +93,13 @@ class PackEstimate:
     num_trainable: Mapping[str, int]
     num_modules: Mapping[str, int]
     step_seconds: float | None
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Of all steps; None where none was timed, or where nobody knows how many there are."""
+        if self.step_seconds is None or self.rows.num_steps is None:
+            return None
+        return self.step_seconds * self.rows.num_steps
 
 
 class Estimator:
@@ -278,6 +286,29 @@ def prepare(estimators: Sequence[Estimator], answers: Answers) -> None:
         questions = [question for estimator in estimators for question in asked(estimator)]
         if questions:
             answers.get(questions, base_model=estimators[0].settings.base_model)
+
+
+def check_rows(experiments: Sequence[Experiment], answers: Answers) -> list[str]:
+    """Have a worker read the experiments' rows as a run would; what could not be found out, a line for each base model.
+
+    The answers are those that `prepare` asks for, so both together read the rows once.
+
+    Raises:
+        DataError: what a run would say of rows that cannot be used with the base model's tokenizer.
+    """
+    unknown = {}
+    for group in groups(experiments):
+        base_model = group[0].settings.base_model
+        try:
+            questions = Estimator(group, answers, with_data=True).first_questions()
+            answers.get(questions, base_model=base_model)
+        except DataError:
+            raise
+        except StudyError as error:
+            unknown[base_model] = (
+                f"whether {base_model} can read the data is not known before it runs: {error}"
+            )
+    return list(unknown.values())
 
 
 def longest_rows(settings: Settings) -> Rows:

@@ -108,6 +108,11 @@ def duration(value: float | None) -> str:
     return f"{number(value / scale, decimals_of_size(value / scale))} {unit}"
 
 
+def plural(number: int, noun: str) -> str:
+    """`1 pack`, `2 packs`."""
+    return f"{count(number)} {noun}{'s' * (number != 1)}"
+
+
 def listing(items: Iterable[str], *, every: bool = False) -> str:
     """`a`, `a and b`, `a, b and c`; of too many to read the first few, unless `every` one is asked for."""
     listed = list(items)

@@ -51,18 +51,30 @@ def published_rate(*, hidden_size: int, power: float, num_steps: int | None) -> 
     return float(FULL_RATE * times * (HIDDEN_SIZE / hidden_size) ** power)
 
 
+def published_rates(config: Mapping[str, Any] | None, *, num_steps: int | None) -> tuple[float, ...]:
+    """What the rule says for a base model with this `config.json`; None: nothing is known of it.
+
+    One rate for a family that the rule knows; for another those that each family would have at this size.
+    """
+    hidden_size = HIDDEN_SIZE if config is None else int(config.get("hidden_size") or HIDDEN_SIZE)
+    return tuple(
+        published_rate(hidden_size=hidden_size, power=power, num_steps=num_steps)
+        for power in _powers(config) or POWERS.values()
+    )
+
+
+def _powers(config: Mapping[str, Any] | None) -> list[float]:
+    """Of the model's family, if the rule knows it."""
+    family = "" if config is None else str(config.get("model_type", ""))
+    return [power for name, power in POWERS.items() if family.startswith(name)]
+
+
 def first_rungs(config: Mapping[str, Any] | None, *, num_steps: int | None) -> Rungs:
     """The rungs to try first for a base model with this `config.json`; None: nothing is known of it.
 
     A family that the rule knows: its rate and a rung to each side. Another: from the lowest to the highest rate
     that any family would have at this size, and two rungs to each side.
     """
-    hidden_size = HIDDEN_SIZE if config is None else int(config.get("hidden_size") or HIDDEN_SIZE)
-    family = "" if config is None else str(config.get("model_type", ""))
-    known = [power for name, power in POWERS.items() if family.startswith(name)]
-    rungs = [
-        nearest_rung(published_rate(hidden_size=hidden_size, power=power, num_steps=num_steps))
-        for power in known or POWERS.values()
-    ]
-    around = AROUND_KNOWN if known else AROUND_UNKNOWN
+    rungs = [nearest_rung(rate) for rate in published_rates(config, num_steps=num_steps)]
+    around = AROUND_KNOWN if _powers(config) else AROUND_UNKNOWN
     return Rungs(min(rungs) - around, max(rungs) + around + 1)

@@ -1,6 +1,7 @@
 """`lorastudy check` and the dry run's findings, as a user meets them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,41 @@ def test_a_mistake_in_the_file_ends_with_2(suite, capsys):
     assert "did you mean lora_alpha?" in capsys.readouterr().err
 
 
+UNKNOWN = FAIR.replace("seeds: [0, 1, 2, 3, 4, 5]", "seeds: [0]\nmax_arms_per_pack: 1")
+FOREIGN = [{"prompt": f"Question {n}?", "completion": f"Antwort {n}"} for n in range(20)]
+
+
+@pytest.mark.parametrize("key", ["dataset_path", "eval_dataset_path"])
+def test_words_that_the_tokenizer_does_not_know_are_refused_alike_by_check_dry_run_and_run(
+    suite, capsys, monkeypatch, key
+):
+    """Once each, though six packs would be refused, and before anything is written."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Path("foreign.jsonl").write_text("".join(json.dumps(row) + "\n" for row in FOREIGN))
+    file = suite(re.sub(rf"^{key}: .*$", f"{key}: foreign.jsonl", UNKNOWN, flags=re.MULTILINE))
+    for arguments in (["check", file], ["suite", file, "--dry-run"], ["suite", file]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2, arguments
+        out, err = capsys.readouterr()
+        planning, error = err.splitlines()
+        assert planning.startswith("planning: reading the rows")
+        split = key.removesuffix("_path").removesuffix("dataset").rstrip("_") or "train"
+        assert re.match(
+            rf"error: foreign.jsonl, with base_model lab: {split}: \d+% of the answers' tokens are unknown",
+            error,
+        )
+        assert out == ""
+    assert not Path("results").exists()
+
+
+def test_a_base_model_that_is_not_here_leaves_the_words_unknown(suite, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", suite("base_model: some/model\n" + FAIR)])
+    assert ended.value.code == 0
+    assert "whether some/model can read the data is not known before it runs: " in capsys.readouterr().err
+
+
 def test_a_dry_run_shows_findings_in_a_line_each(suite, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["suite", suite(UNFAIR), "--dry-run"])
@@ -122,8 +158,8 @@ def test_an_arm_that_looks_for_its_rate_is_judged_as_it_will_be_reported(suite, 
         main(["suite", path, "--dry-run"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    assert "LS" not in out
-    assert "learning_rate auto: 2 arm(s) look for their rate" in out
+    assert re.findall(r"LS\d+", out) == ["LS505"]  # half of 128 held-out rows are kept for the report
+    assert "learning_rate auto: 2 arms look for their rate" in out
 
 
 def test_rows_that_are_trained_on_are_found_before_the_run(suite, capsys):

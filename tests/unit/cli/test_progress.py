@@ -5,7 +5,8 @@ import pytest
 from lorastudy.cli.progress import Progress
 from lorastudy.executors import WorkerExit
 from lorastudy.planner.packing import PlannedPack
-from lorastudy.records import Environment, Outcome, PackStep
+from lorastudy.records import ArmProfile, Environment, FailureKind, Outcome, PackStep, Score
+from lorastudy.runner import Stage
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.settings import Settings
 
@@ -15,12 +16,39 @@ ENVIRONMENT = Environment(
 )  # fmt: skip
 
 
-def pack(rank: int) -> PlannedPack:
-    experiment = Experiment(
-        name=f"r{rank}", arm=f"r{rank}", experiment_type="custom", seed=0, settings=Settings(lora_rank=rank),
-        sources=Sources(base_model="lab", dataset="lab"),
+def pack(*ranks: int) -> PlannedPack:
+    experiments = tuple(
+        Experiment(
+            name=f"r{rank}", arm=f"r{rank}", experiment_type="custom", seed=0, settings=Settings(lora_rank=rank),
+            sources=Sources(base_model="lab", dataset="lab"),
+        )
+        for rank in ranks
     )  # fmt: skip
-    return PlannedPack(experiments=(experiment,))
+    return PlannedPack(experiments=experiments)
+
+
+def score(of: PlannedPack) -> Score:
+    return Score(
+        experiment_id=of.experiments[0].id, split="eval", metric="loss", version=1, unit="", value=1.0, items=(1.0,)
+    )  # fmt: skip
+
+
+def profile(of: PlannedPack) -> ArmProfile:
+    return ArmProfile(
+        experiment_id=of.experiments[0].id, num_trainable_parameters=1, num_total_parameters=1, adapter_bytes=1,
+        memory_kind="cpu_tensors", peak_memory_bytes=None, step_seconds=None, tokens_per_second=None,
+    )  # fmt: skip
+
+
+def refused(of: PlannedPack, *, kind: FailureKind = "user") -> list[Outcome]:
+    return [
+        Outcome(experiment_id=each.id, status="failed", failure_kind=kind, message="[no] such")
+        for each in of.experiments
+    ]
+
+
+def stage(*packs: PlannedPack, name: str = "", going_on: frozenset[str] = frozenset()) -> Stage:
+    return Stage(name=name, packs=packs, going_on=going_on)
 
 
 def step(number: int) -> PackStep:
@@ -30,7 +58,8 @@ def step(number: int) -> PackStep:
 @pytest.mark.parametrize("order", ["aaabbb", "ababab", "aabbab"])
 def test_packs_in_any_order(capsys: pytest.CaptureFixture[str], order: str) -> None:
     packs, steps = {"a": pack(1), "b": pack(2)}, {"a": 0, "b": 0}
-    with Progress(num_packs=2) as progress:
+    with Progress() as progress:
+        progress.on_stage(stage(*packs.values()))
         for name in order:
             if not steps[name]:
                 progress.on_event(packs[name], ENVIRONMENT)
@@ -39,15 +68,70 @@ def test_packs_in_any_order(capsys: pytest.CaptureFixture[str], order: str) -> N
             if steps[name] == 3:
                 progress.on_event(packs[name], WorkerExit(returncode=None))
     said = capsys.readouterr().err
-    assert "pack 1/2 (1 experiments): worker started on a processor" in said
-    assert "pack 2/2 (1 experiments): worker started on a processor" in said
+    assert "pack 1/2 (1 experiment): loading the base model and the data on a processor\n" in said
+    assert "pack 2/2 (1 experiment): loading the base model and the data\n" in said
 
 
-def test_a_failure_is_told_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
-    (experiment,) = pack(1).experiments
-    with Progress(num_packs=1) as progress:
-        outcome = Outcome(
-            experiment_id=experiment.id, status="failed", failure_kind="user", message="[no] such"
+def test_packs_side_by_side_say_each_phase_once(capsys: pytest.CaptureFixture[str]) -> None:
+    packs = pack(1), pack(2)
+    with Progress() as progress:
+        progress.on_stage(stage(*packs))
+        for _ in range(3):
+            for each in packs:
+                progress.on_event(each, profile(each))
+        for _ in range(3):
+            for each in packs:
+                progress.on_event(each, score(each))
+    assert capsys.readouterr().err.splitlines() == [
+        f"pack {number}/2 (1 experiment): {phase}"
+        for phase in ("measured what each arm costs alone; training", "trained; evaluating")
+        for number in (1, 2)
+    ]
+
+
+def test_each_stage_is_named_and_counts_its_own_packs(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, third = pack(1), pack(2), pack(3)
+    with Progress() as progress:
+        progress.on_stage(stage(first, second, name="round 1, looking for learning rates"))
+        progress.on_event(second, profile(second))  # side by side, the second may be the first to speak
+        progress.on_event(first, profile(first))
+        progress.on_stage(
+            stage(third, name="round 2, at the learning rates found", going_on=frozenset({third.id}))
         )
-        progress.on_event(pack(1), outcome)
+        progress.on_event(third, profile(third))
+    assert capsys.readouterr().err.splitlines() == [
+        "round 1, looking for learning rates: 2 experiments in 2 packs",
+        "pack 2/2 (1 experiment): measured what each arm costs alone; training",
+        "pack 1/2 (1 experiment): measured what each arm costs alone; training",
+        "round 2, at the learning rates found: 1 experiment in 1 pack",
+        "pack 1/1 (1 experiment): going on from its checkpoint",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gives_reasons", "kind", "said"),
+    [
+        (False, "user", "all failed (user)"),  # the end of the suite follows, and has the reason
+        (True, "user", "all failed (user): [no] such"),
+        (False, "error", "all failed (error): [no] such"),  # tried again in halves: nobody else says why
+        (False, "diverged", "all diverged: [no] such"),
+    ],
+)
+def test_what_failed_alike_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], gives_reasons: bool, kind: FailureKind, said: str
+) -> None:
+    two = pack(1, 2)
+    with Progress(gives_reasons=gives_reasons) as progress:
+        progress.on_stage(stage(two))
+        for event in (*refused(two, kind=kind), WorkerExit(returncode=None)):
+            progress.on_event(two, event)
+    assert capsys.readouterr().err == f"pack 1/1 (2 experiments): {said}\n"
+
+
+def test_a_failure_of_one_among_several_is_told_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    two = pack(1, 2)
+    with Progress(gives_reasons=True) as progress:
+        progress.on_stage(stage(two))
+        progress.on_event(two, refused(two)[0])
+        progress.on_event(two, step(1))
     assert "r1 failed (user): [no] such" in capsys.readouterr().err

@@ -44,6 +44,19 @@ def test_without_a_store_published_rules_answer_in_json(capsys):
     assert body["rules"]["precision"]["source"] == "Dettmers et al., QLoRA (arXiv 2305.14314)"
 
 
+def test_data_that_the_model_cannot_read_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"Frage {n}", "completion": f"Antwort {n}"} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(SystemExit) as ended:
+        main(["recommend", "--base-model", "lab", "--vram", "8GB", "--dataset", "rows.jsonl"])
+    assert ended.value.code == 2
+    assert (
+        "error: rows.jsonl, with base_model lab: train: 100% of the answers' tokens"
+        in capsys.readouterr().err
+    )
+
+
 def test_where_nothing_fits_one_message_says_what_would(capsys):
     code, told = ended_with(["--base-model", "lab", "--vram", "100KB"], capsys)
     assert code == 2

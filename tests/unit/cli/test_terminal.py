@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+from lorastudy import lab
 from lorastudy.cli import evaluate, terminal
 from lorastudy.cli.checking import data_notes, read_data
 from lorastudy.cli.console import PlainConsole
@@ -25,9 +26,11 @@ def rows(path, values):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Distinct, and of the few words that the lab's model knows.
+    answers = list(dict.fromkeys(row["completion"] for row in lab.rows("facts")))[:40]
     rows(
         tmp_path / "rows.jsonl",
-        [{"prompt": f"p{n}" if n > 4 else " ", "completion": f"c{n}"} for n in range(40)],
+        [{"prompt": f"p{n}" if n > 4 else " ", "completion": answer} for n, answer in enumerate(answers)],
     )
     return tmp_path
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.errors import StudyError
+from lorastudy.errors import DataError, StudyError
 from lorastudy.executors.job_worker import JobWorker
 
 #: Does what each job says, and tells its process id.
@@ -21,7 +21,9 @@ for line in sys.stdin:
     if what == "dies":
         print("out of luck", flush=True)
         os._exit(7)
-    result = {"error": "no such model"} if what == "refuses" else {"pid": os.getpid(), "did": what}
+    result = {
+        "refuses": {"error": "no such model"}, "refuses data": {"error": "no such rows", "is_of_data": True},
+    }.get(what, {"pid": os.getpid(), "did": what})
     (folder / "result.new").write_text(json.dumps(result))
     (folder / "result.new").rename(folder / "result.json")
 """
@@ -59,8 +61,11 @@ def test_without_a_job_no_process_is_started(tmp_path: Path) -> None:
 
 def test_what_a_job_says_of_the_users_input_is_the_users_error_and_the_next_job_is_done(program: str) -> None:
     with JobWorker(worker=[program]) as worker:
-        with pytest.raises(StudyError, match=r"^no such model$"):
+        with pytest.raises(StudyError, match=r"^no such model$") as refused:
             worker.do(Job("refuses"))
+        assert not isinstance(refused.value, DataError)
+        with pytest.raises(DataError, match=r"^no such rows$"):
+            worker.do(Job("refuses data"))
         assert worker.do(Job("one"))["did"] == "one"
 
 

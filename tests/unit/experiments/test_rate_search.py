@@ -1,6 +1,7 @@
 """The search for a learning rate, with results that follow a curve instead of training."""
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -152,6 +153,30 @@ def test_a_loss_that_falls_for_ever_ends_at_the_bound(write) -> None:
     last = rounds(write(RANKS), lambda each: (-each.settings.learning_rate, 0.0))[-1]
     assert {each.settings.learning_rate for each in last.reporting} == {1.0}  # six rungs above 1e-2
     assert len(rates_by_seed(last)[3]) == 3 + MAX_RUNGS_BEYOND
+
+
+@given(st.floats(-6, 1), st.floats(-6, 1))
+@settings(deadline=None, max_examples=30)
+def test_how_many_runs_are_to_come_is_known_within_bounds_at_every_round(low: float, high: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "s.yaml").write_text(RANKS, encoding="utf-8")
+        suite = load_suite(Path(folder) / "s.yaml")
+    curves = {1: best_at(10.0**low), 8: best_at(10.0**high)}
+    way = rounds(suite, lambda each: curves[each.settings.lora_rank](each))
+    for made in way:
+        least, most = (len(made.experiments) + more for more in made.to_come)
+        assert least <= len(way[-1].experiments) <= most
+    assert way[-1].to_come == (0, 0)
+
+
+def test_the_bounds_are_met(write) -> None:
+    """Two arms at three rates with two tuning seeds, then three seeds each; at most six further rates each."""
+    first = designed(write(RANKS))
+    assert (len(first.experiments), first.to_come) == (12, (6, 6 + 2 * MAX_RUNGS_BEYOND * 2))
+    inside = rounds(write(RANKS), best_at(5e-3))[-1]
+    assert len(inside.experiments) == 12 + 6
+    for_ever = rounds(write(RANKS), lambda each: (-each.settings.learning_rate, 0.0))[-1]
+    assert len(for_ever.experiments) == 12 + 6 + 2 * MAX_RUNGS_BEYOND * 2
 
 
 def test_equal_metrics_are_told_apart_by_the_loss(write) -> None:

@@ -41,9 +41,9 @@ def test_findings_with_their_reason_source_and_remedy(blocks_of):
     _, counts, items = blocks_of(arms, seeds=[0])
     assert isinstance(counts, Paragraph)
     assert isinstance(items, Bullets)
-    assert plain(counts.text).endswith("It found 1 that takes verdicts away and 2 warnings.")
+    assert plain(counts.text).endswith("It found 1 that takes verdicts away, 2 warnings and 1 note.")
     texts = [plain(item) for item in items.items]
-    assert [text[:5] for text in texts] == ["LS203", "LS101", "LS401"]
+    assert [text[:5] for text in texts] == ["LS203", "LS101", "LS401", "LS304"]
     assert texts[0] == (
         "LS203 Unequal length of training (invalidates verdicts; a): 1 epoch, the reference's 9 steps; other settings "
         "differ too. Why: arms learn at different speeds, so which one is ahead depends on when training stops (Biderman "

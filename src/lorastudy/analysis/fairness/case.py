@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from lorastudy.analysis.reference import missing_reference, reference_arm
+from lorastudy.analysis.reference import asked_reference, missing_reference, reference_arm
 from lorastudy.analysis.study import Arm, Study, differing_settings, split_studies
-from lorastudy.analysis.summary import LOSS, Metric
+from lorastudy.analysis.summary import LOSS, METRICS, Metric
 from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.question import Question
 from lorastudy.spec.settings import Settings
 from lorastudy.tracker.views import ExperimentResult
 
@@ -25,11 +26,15 @@ class ArmFacts:
     num_trainable_parameters: int | None = None
     num_completion_tokens: int | None = None
     """Tokens that the loss covers in the distinct training rows that the arm gets to see."""
+    num_train_rows: int | None = None
+    """Of the training set, whether the steps reach them or not."""
     num_test_rows: int | None = None
     num_leaked_rows: int | None = None
     """Held-out rows whose content is also trained on."""
     tokenizer: str | None = None
     """What names the base model's tokenizer by content; unknown where only the base model's name is."""
+    published_rates: tuple[float, float] | None = None
+    """The least and the greatest learning rate that the published rule gives for the model; known before a run alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,7 @@ class Case:
     metric: Metric = LOSS
     """By which the best learning rate is told."""
     named_reference: str | None = None
-    """The reference that the suite states; by default the design names it."""
+    """The reference that the suite states; by default, and where no run of it completed, the design names it."""
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -51,6 +56,8 @@ class Case:
     @cached_property
     def reference(self) -> Arm | None:
         """The arm that the others will be, or are, compared with."""
+        if not self.study.completed:
+            return asked_reference(self.study, named=self.named_reference)
         return reference_arm(self.study, named=self.named_reference) or missing_reference(self.study)
 
     def facts_of(self, arm: Arm) -> ArmFacts:
@@ -72,9 +79,10 @@ def planned_case(
     *,
     suite_name: str,
     facts: Mapping[str, ArmFacts] | None = None,
-    tuning_seeds: Sequence[int] = (),
+    question: Question | None = None,
 ) -> Case:
     """The case of a suite before its run: its experiments as the store would list them, all pending."""
+    question = question or Question()
     results = [
         ExperimentResult(
             experiment_id=experiment.id,
@@ -91,7 +99,12 @@ def planned_case(
         for experiment in experiments
     ]
     (study,) = split_studies(results)
-    return Case(study=replace(study, tuning_seeds=frozenset(tuning_seeds)), facts=facts or {})
+    return Case(
+        study=replace(study, tuning_seeds=frozenset(question.tuning_seeds)),
+        facts=facts or {},
+        metric=next(metric for metric in METRICS if metric.name == question.primary_metric),
+        named_reference=question.reference,
+    )
 
 
 def measured_case(study: Study, *, metric: Metric = LOSS, reference: str | None = None) -> Case:
@@ -129,14 +142,20 @@ def _measured(arm: Arm) -> ArmFacts:
             num_rows=train.num_rows,
             num_completion_tokens=train.num_completion_tokens,
         ),
+        num_train_rows=None if train is None else train.num_rows,
         num_test_rows=None if test is None else test.num_rows,
         num_leaked_rows=None if test is None else test.num_leaked_rows,
     )
 
 
-def tokens_seen(settings: Settings, *, num_rows: int, num_completion_tokens: int) -> int:
-    """Completion tokens of the distinct training rows that the steps reach: all of them, or the share reached."""
+def share_seen(settings: Settings, *, num_rows: int) -> float:
+    """The share of the training rows that the steps reach, at most 1."""
     rows_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
     steps = settings.max_steps
     reached = num_rows * (settings.num_train_epochs or 1.0) if steps is None else steps * rows_per_step
-    return round(num_completion_tokens * min(1.0, reached / num_rows))
+    return min(1.0, reached / num_rows)
+
+
+def tokens_seen(settings: Settings, *, num_rows: int, num_completion_tokens: int) -> int:
+    """Completion tokens of the distinct training rows that the steps reach."""
+    return round(num_completion_tokens * share_seen(settings, num_rows=num_rows))

@@ -2,17 +2,24 @@
 
 import math
 from collections.abc import Iterator
+from statistics import NormalDist
 
 from lorastudy.analysis.environments import same_environment
 from lorastudy.analysis.fairness.case import Case, names, seeds_of
 from lorastudy.analysis.fairness.finding import Breach, Rule
 from lorastudy.analysis.study import Arm
-from lorastudy.analysis.summary import METRICS, metric_versions
+from lorastudy.analysis.summary import EXACT_MATCH, METRICS, metric_versions
 
 #: The fewest seeds with which the exact sign-flip test can reach .05: of 2**n patterns the two extremes count.
 NUM_SEEDS_FOR_A_VERDICT = math.ceil(1 + math.log2(1 / 0.05))
 #: A larger share of held-out rows that are also trained on can carry a difference by itself.
 MAX_LEAKED_SHARE = 0.01
+#: n rows show a mean difference of d standard deviations with power .8 at the 5 % level from
+#: n = ((z(.975) + z(.8)) / d)**2 on. Cohen calls d = 0.5 medium and 0.2 small; of the way between them, 0.25 still says
+#: something about usual held-out sets, where 0.2 (197 rows) would be said of nearly every one.
+_SDS = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
+NUM_ROWS_FOR_A_HALF = math.ceil((_SDS / 0.5) ** 2)
+NUM_ROWS_FOR_A_QUARTER = math.ceil((_SDS / 0.25) ** 2)
 
 
 def _too_few_seeds(case: Case) -> Iterator[Breach]:
@@ -68,6 +75,34 @@ def _leak_of(case: Case, arm: Arm) -> tuple[int, int] | None:
     if facts.num_leaked_rows is None or facts.num_test_rows is None:
         return None
     return (facts.num_leaked_rows, facts.num_test_rows)
+
+
+def _few_rows(case: Case) -> Iterator[Breach]:
+    by_number: dict[int, list[Arm]] = {}
+    for arm in case.arms:
+        num_rows = _num_scored_rows(case, arm)
+        if num_rows is not None and num_rows < NUM_ROWS_FOR_A_QUARTER:
+            by_number.setdefault(num_rows, []).append(arm)
+    for num_rows, arms in by_number.items():
+        told = (
+            f"{num_rows:,} row{'s' * (num_rows != 1)} to score: a difference of less than {_SDS / math.sqrt(num_rows):.2g} "
+            "standard deviations of its values by row is missed in more than one study of five"
+        )
+        if case.metric == EXACT_MATCH:
+            told += f"; one row is {100 / num_rows:.2g} points of exact match"
+        yield Breach(
+            arms=names(arms),
+            found=told,
+            severity="warning" if num_rows < NUM_ROWS_FOR_A_HALF else "note",
+        )
+
+
+def _num_scored_rows(case: Case, arm: Arm) -> int | None:
+    """Rows that the primary metric is measured on; exact match answers only so many of them."""
+    num_rows = case.facts_of(arm).num_test_rows
+    if num_rows is None or case.metric != EXACT_MATCH:
+        return num_rows
+    return min(num_rows, arm.typed_settings.max_generation_samples)
 
 
 def _tokenizers(case: Case) -> Iterator[Breach]:
@@ -170,6 +205,16 @@ RULES = (
         source="PEFT pull requests 2986 and 3419",
         change="run the arms with the older version again",
         find=_metric_versions,
+    ),
+    Rule(
+        code="LS505",
+        title="Few rows to score",
+        why="items differ in difficulty and every seed is scored on the same ones, so more seeds do not make up for few rows: "
+        f"a mean difference of half a standard deviation of its values by row takes {NUM_ROWS_FOR_A_HALF} rows to be "
+        f"found four times in five, one of a quarter {NUM_ROWS_FOR_A_QUARTER}",
+        source="Card et al., arXiv 2010.06595; Miller, arXiv 2411.00640; the sizes of effects are Cohen's (1988)",
+        change="hold out more rows (`eval_fraction`, `test_fraction`, or a file of their own), or claim large differences only",
+        find=_few_rows,
     ),
     Rule(
         code="LS601",

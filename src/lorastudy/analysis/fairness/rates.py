@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from lorastudy.analysis.fairness.case import Case, names
-from lorastudy.analysis.fairness.finding import Breach, Rule
+from lorastudy.analysis.fairness.finding import Breach, Rule, Severity
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.tuning import best_if_on_edge, configurations
 from lorastudy.spec.experiment import canonical_json
@@ -13,6 +13,10 @@ METHOD_KEY, FULL_FINE_TUNING = "method", "full"
 
 #: Findings of these name arms that had no learning rate of their own.
 UNTUNED_CODES = frozenset({"LS101", "LS102"})
+
+#: Known causes move the best rate by far less than a hundredfold: 7.5 times by rank, 5.6 by the policy of alpha, 1.5
+#: by short training, which is 63 times where all of them come together. The search for a rate goes no farther either.
+FAR_FROM_RULE = 100
 
 _LADDER_KEYS = frozenset({"lora_rank", "lora_alpha", "use_rslora", "learning_rate"})
 
@@ -78,6 +82,33 @@ def _same_rate_as_full(case: Case) -> Iterator[Breach]:
             found=f"full fine-tuning and adapters both ran at {rate:g} and at no other rate",
             severity="invalidates",
         )
+
+
+def _far_from_rule(case: Case) -> Iterator[Breach]:
+    alike: dict[tuple[str, Severity], list[Arm]] = {}
+    for grid in configurations(case.study):
+        far = {arm.name: told for arm in grid if (told := _departure(case, arm)) is not None}
+        # Where another rate of the arm is near the rule, its search is the wider for this one and no worse.
+        severity: Severity = "warning" if len(far) == len(grid) else "note"
+        for arm in grid:
+            if arm.name in far:
+                alike.setdefault((far[arm.name], severity), []).append(arm)
+    for (told, severity), arms in alike.items():
+        yield Breach(arms=names(arms), found=told, severity=severity)
+
+
+def _departure(case: Case, arm: Arm) -> str | None:
+    """How far from the rule the arm's rate is, where that is far."""
+    published, rates = case.facts_of(arm).published_rates, _rates([arm])
+    if published is None or not rates or _is_full(arm):
+        return None
+    (rate,), (low, high) = rates, published
+    times = max(rate / high, low / rate)
+    if times <= FAR_FROM_RULE:
+        return None
+    said = f"{high if rate > high else low:.2g}"
+    side = "above" if rate > high else "below"
+    return f"learning rate {rate:g}, {times:,.0f} times {side} what the published rule says for this model ({said})"
 
 
 def _is_full(arm: Arm) -> bool:
@@ -175,5 +206,14 @@ RULES = (
         source="arXiv 2602.04998; arXiv 2405.09673 (alpha); arXiv 2312.03732 (scaling by the root of the rank)",
         change="keep one policy for all ranks (`lora_alpha: 32`, or `2r`), or cross every policy with every rank",
         find=_alpha_policy,
+    ),
+    Rule(
+        code="LS105",
+        title="Learning rate far from the published rule",
+        why="the rule was fitted to 14 models, and rank, alpha and short training together move it by about "
+        f"sixty times at most, so more than {FAR_FROM_RULE} times is likelier a slipped exponent than a better rate",
+        source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025); tinker-cookbook's sweep; arXiv 2602.04998",
+        change="look at the exponent, or write `learning_rate: auto`, which begins at the rule",
+        find=_far_from_rule,
     ),
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from lorastudy.analysis.fairness.case import Case, names
+from lorastudy.analysis.fairness.case import Case, names, share_seen
 from lorastudy.analysis.fairness.finding import Breach, Rule
 from lorastudy.analysis.fairness.rates import METHOD_KEY
 from lorastudy.analysis.fairness.wording import MAX_NAMES
@@ -72,6 +72,18 @@ def _capacity(case: Case) -> Iterator[Breach]:
             f"the training rows have completion tokens ({tokens:,})",
             severity="note",
         )
+
+
+def _rows_never_seen(case: Case) -> Iterator[Breach]:
+    by_share: dict[str, list[Arm]] = {}
+    for arm in case.arms:
+        num_rows = case.facts_of(arm).num_train_rows
+        share = 1.0 if num_rows is None else share_seen(arm.typed_settings, num_rows=num_rows)
+        if num_rows is not None and share < 1:
+            told = f"the steps reach {share * num_rows:,.0f} of {num_rows:,} training rows"
+            by_share.setdefault(told, []).append(arm)
+    for told, arms in by_share.items():
+        yield Breach(arms=names(arms), found=told, severity="note")
 
 
 def _counts(numbers: Sequence[int]) -> str:
@@ -145,5 +157,14 @@ RULES = (
         source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025)",
         change="add an arm with a higher rank or more modules before concluding what LoRA cannot do",
         find=_capacity,
+    ),
+    Rule(
+        code="LS304",
+        title="Less than one pass over the training rows",
+        why="adapters of all ranks learn alike at first, and a small one falls behind only once it has seen more than it can "
+        "hold, so what is found holds for the rows that were seen and not for all that there are",
+        source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025)",
+        change="raise `max_steps` or `num_train_epochs`, or take the study as one of that many rows (`max_train_samples`)",
+        find=_rows_never_seen,
     ),
 )

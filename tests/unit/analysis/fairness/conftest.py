@@ -23,7 +23,9 @@ SUITES = Path(__file__).parent / "suites"
 _FACTS = {
     "trainable_parameters": "num_trainable_parameters",
     "completion_tokens": "num_completion_tokens",
+    "train_rows": "num_train_rows",
     "test_rows": "num_test_rows",
+    "published_rates": "published_rates",
     "leaked_rows": "num_leaked_rows",
     "tokenizer": "tokenizer",
 }

@@ -30,6 +30,7 @@ EXPECTED = {
     "LS102": ("invalidates", {f"large_{rate}" for rate in RATES}),
     "LS103": ("invalidates", {"whole"}),
     "LS104": ("invalidates", {"r4", "r8"}),
+    "LS105": ("warning", {"rank_ablation_r4", "rank_ablation_r8"}),
     "LS201": ("invalidates", SMALL),
     "LS202": ("warning", SMALL),
     "LS203": ("invalidates", SMALL),
@@ -41,12 +42,14 @@ EXPECTED = {
     "LS301": ("invalidates", {"mlp"}),
     "LS302": ("note", {"mlp"}),
     "LS303": ("note", {"small"}),
+    "LS304": ("note", {"small"}),
     "LS401": ("warning", SMALLER | LARGER - {"rank_ablation_r8_lr0.001"}),
     "LS402": ("warning", SMALL),
     "LS501": ("invalidates", {"small", "large"}),
     "LS502": ("invalidates", SMALL),
     "LS503": ("invalidates", {"there"}),
     "LS504": ("warning", {"small"}),
+    "LS505": ("warning", {"small", "large"}),
     "LS601": ("warning", {"small"}),
 }
 
@@ -85,9 +88,13 @@ def planned(tmp_path, monkeypatch):
         path = tmp_path / "suite.yaml"
         head = "dataset_path: lab:facts\neval_dataset_path: lab:facts_eval\nseeds: [0, 1, 2, 3, 4, 5]\n"
         path.write_text(head + text)
-        experiments = expand(load_suite(path), fingerprint_dataset=str, fingerprint_base=str)
+        suite = load_suite(path)
+        experiments = expand(suite, fingerprint_dataset=str, fingerprint_base=str)
         return planned_case(
-            experiments, suite_name="suite", facts={arm: ArmFacts(**f) for arm, f in facts.items()}
+            experiments,
+            suite_name="suite",
+            facts={arm: ArmFacts(**f) for arm, f in facts.items()},
+            question=suite.question,
         )
 
     return planned
@@ -205,6 +212,51 @@ experiments:
     assert found(planned(text), "LS301") == [("warning", {"mlp"})]
 
 
+def test_a_slipped_exponent_among_good_rates_is_noted_and_alone_is_warned_of(planned):
+    facts = {"published_rates": (0.005, 0.01)}
+    arms = ("custom_lr0.003", "custom_lr0.01", "custom_lr3")
+    text = "factors: {learning_rate: [0.003, 0.01, 3]}"
+    (finding,) = [f for f in lint(planned(text, **dict.fromkeys(arms, facts))) if f.code == "LS105"]
+    assert (finding.severity, finding.arms) == ("note", ("custom_lr3",))
+    assert finding.found.startswith("learning rate 3, 300 times above what the published rule says")
+    below = planned("experiments: [{name: a, learning_rate: 4.0e-5}]", a=facts)
+    assert found(below, "LS105") == [("warning", {"a"})]  # 0.005 / 0.00004 = 125
+    assert found(planned("experiments: [{name: a, learning_rate: 3}]"), "LS105") == []  # no rule is known
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "severity"), [(31, "warning"), (32, "note"), (125, "note"), (126, None), (None, None)]
+)
+def test_few_rows_to_score(planned, num_rows, severity):
+    """statsmodels 0.15: NormalIndPower(ddof=0).solve_power(0.5, power=.8, alpha=.05, ratio=0) is 31.4, of 0.25 it is 125.6."""
+    case = planned("experiments: [{name: a}]", a={"num_test_rows": num_rows})
+    assert found(case, "LS505") == ([] if severity is None else [(severity, {"a"})])
+
+
+def test_exact_match_is_measured_on_the_rows_that_are_answered(planned):
+    text = "primary_metric: exact_match\nmax_generation_samples: 25\nexperiments: [{name: a}]"
+    (finding,) = [f for f in lint(planned(text, a={"num_test_rows": 500})) if f.code == "LS505"]
+    assert finding.severity == "warning"
+    assert finding.found.startswith("25 rows to score")
+    assert finding.found.endswith("one row is 4 points of exact match")
+
+
+def test_rows_that_the_steps_never_reach_are_counted_and_block_nothing(planned):
+    text = "experiments: [{name: a, max_steps: 10, per_device_train_batch_size: 4}, {name: b, max_steps: 25, per_device_train_batch_size: 4}]"
+    findings = lint(planned(text, a={"num_train_rows": 100}, b={"num_train_rows": 100}))
+    (finding,) = [f for f in findings if f.code == "LS304"]
+    assert (finding.severity, finding.arms) == ("note", ("a",))
+    assert finding.found == "the steps reach 40 of 100 training rows"
+    assert blockers([finding]) == {}
+
+
+def test_before_a_run_the_reference_is_the_one_that_the_suite_states(planned):
+    text = "reference: a\nexperiment_type: rank_ablation\nexperiments: [{name: a, lora_rank: 4}, {name: b, lora_rank: 8}]"
+    reference = planned(text).reference
+    assert reference is not None
+    assert reference.name == "a"
+
+
 def test_six_seeds_as_the_verdicts_have_it():
     assert NUM_SEEDS_FOR_A_VERDICT == paired.MIN_SEEDS
 
@@ -259,5 +311,9 @@ def test_facts_are_what_the_runs_recorded(make_result):
     )
     facts = measured_case(study).facts["a"]
     assert facts == ArmFacts(
-        num_trainable_parameters=77, num_completion_tokens=100, num_test_rows=10, num_leaked_rows=3
+        num_trainable_parameters=77,
+        num_completion_tokens=100,
+        num_train_rows=100,
+        num_test_rows=10,
+        num_leaked_rows=3,
     )

@@ -1,0 +1,44 @@
+"""All data sets of a study as tokens, by the name of their split: what a worker trains on, and what a plan asks about."""
+
+from collections.abc import Mapping
+
+from lorastudy.data.load import StudyData
+from lorastudy.data.tokenise import Tokenizer, TokenSet, tokenise
+from lorastudy.errors import DataError
+from lorastudy.spec.settings import Settings
+
+
+def token_sets(study: StudyData, settings: Settings, *, tokenizer: Tokenizer) -> Mapping[str, TokenSet]:
+    """The tokens of `train` and `eval`, and of `test` and `forgetting` where the study has such rows.
+
+    Raises:
+        DataError: a set cannot be used with this tokenizer; says which file it came from, and which base model it is.
+    """
+    examples = {
+        "train": study.train,
+        "eval": study.held_out,
+        "test": study.test,
+        "forgetting": study.forgetting,
+    }
+    sets = {}
+    for split, rows in examples.items():
+        if rows is not None:
+            try:
+                sets[split] = tokenise(
+                    rows, tokenizer=tokenizer, max_seq_length=settings.max_seq_length, split=split
+                )
+            except DataError as error:
+                where = f"{_path_of(split, settings)}, with base_model {settings.base_model}"
+                raise DataError(f"{where}: {error}") from error
+    return sets
+
+
+def _path_of(split: str, settings: Settings) -> str | None:
+    """Held-out and test rows without a file of their own are parts of another one."""
+    held_out = settings.eval_dataset_path or settings.dataset_path
+    return {
+        "train": settings.dataset_path,
+        "eval": held_out,
+        "test": settings.test_dataset_path or held_out,
+        "forgetting": settings.forgetting_dataset_path,
+    }[split]

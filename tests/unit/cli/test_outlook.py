@@ -1,0 +1,71 @@
+"""What a suite will be in all: runs, and times that are the sum of their parts."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lorastudy.cli.outlook import outlook, size_line
+from lorastudy.cli.running import design_of
+from lorastudy.planner.packing import PlannedPack, form_packs
+from lorastudy.spec.loading import load_suite
+from lorastudy.spec.suite import Suite
+
+AUTO = """
+experiment_type: rank_ablation
+dataset_path: lab:facts
+max_steps: 200
+learning_rate: auto
+seeds: [0, 1, 2]
+max_arms_per_pack: 5
+factors: {lora_rank: [1, 8]}
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(AUTO, encoding="utf-8")
+    return load_suite(Path("s.yaml"))
+
+
+def predicting(seconds_by_run: float | None, problem: str | None = None) -> SimpleNamespace:
+    """A plan by which a pack trains as long as so many runs."""
+
+    def estimate(pack: PlannedPack) -> SimpleNamespace:
+        of_pack = None if seconds_by_run is None else seconds_by_run * len(pack.experiments)
+        return SimpleNamespace(train_seconds=of_pack)
+
+    return SimpleNamespace(estimate=estimate, problem=problem)
+
+
+def said(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -> list[str]:
+    planned = design_of(suite)
+    packs = form_packs(planned.experiments)
+    return outlook(suite, planned, packs=packs, predicted=predicted, num_at_once=num_at_once)
+
+
+def test_a_search_says_how_many_runs_it_comes_to_and_times_that_add_up(suite: Suite) -> None:
+    """12 runs look for rates (2 arms, 3 rates, 2 seeds), 6 report, and 2 x 6 further rates with 2 seeds may come."""
+    search, time = said(suite, predicting(10.0))
+    assert "then 6 experiments report at the rates found: 18 in all" in search
+    assert search.endswith("so it may be up to 42")
+    assert time.startswith("training time: about 2.00 min for these packs, one after another")  # 12 x 10 s
+    assert "with those to come 3.00 min, or up to 7.00 min where the search goes on" in time
+    assert "side by side" not in time
+    assert "2 packs train side by side" in said(suite, predicting(10.0), num_at_once=2)[1]
+
+
+def test_without_timed_steps_the_way_to_time_them_is_named(suite: Suite) -> None:
+    (_, time) = said(suite, predicting(None))
+    assert time.endswith("lorastudy estimate --suite s.yaml --calibrate")
+
+
+def test_where_nothing_was_predicted_nothing_is_said_of_time(suite: Suite) -> None:
+    assert len(said(suite, predicting(None, problem="no model"))) == 1
+
+
+def test_what_is_known_by_now_is_counted(suite: Suite) -> None:
+    planned = design_of(suite)
+    line = size_line(planned, planned.experiments[1:2], num_packs=1)
+    assert line.startswith("12 experiments, 11 of them done; 1 to run in 1 pack.")
