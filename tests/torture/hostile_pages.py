@@ -19,9 +19,10 @@ from lorastudy.report.compose import Part, compose
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.presentable import presentable, without_traces
+from lorastudy.report.read import Studied
 from lorastudy.spec.privacy import Privacy
 from lorastudy.spec.settings import Settings
-from lorastudy.tracker.views import ExperimentResult, ScoreValue
+from lorastudy.tracker.views import ExperimentResult, ScoreValue, SuiteSummary
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HARMLESS = "harmless"
@@ -55,7 +56,11 @@ def results(text: str, *, rank: int = 8) -> list[ExperimentResult]:
 def pages(text: str) -> tuple[str, str]:
     """The report in Markdown and in HTML, without figures."""
     found = [without_traces(result, _PRIVACY) for result in results(text)]
-    parts = [Part(analysis=analyse(study), figures=(), description=text) for study in split_studies(found)]
+    suite = SuiteSummary(suite_name="study", description=text, created_at="", num_experiments=len(found))
+    parts = [
+        Part(studied=Studied(analysis=analyse(study), suite=suite), figures=())
+        for study in split_studies(found)
+    ]
     blocks = presentable(compose(parts, output=Path("RESULTS.md")), _PRIVACY)
     markdown = render_markdown(blocks, output=Path("RESULTS.md"), plots=Path("results/plots"))
     return markdown, render_html(blocks)

@@ -73,7 +73,7 @@ class Analysis:
     standings: tuple[Standing, ...]
     """Every compared arm on the frontier of quality, memory, time and forgetting, with its probability."""
     tied: TiedSet | None
-    """The arms that cannot be told from the best; None with too few seeds."""
+    """The arms that may be the best; None with too few seeds."""
     returns: RankReturns | None
     """For a rank ablation with at least two ranks."""
     items: ItemTable
@@ -176,12 +176,18 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
         tied=tied_with_the_best(
             _costs_by_seed(study, [s.arm for s in compared], metric=primary),
             undecided=[(c.arm, c.reference) for c in comparisons[primary.key] if c.verdict == "cannot tell"],
+            behind=[_loser_and_winner(c) for c in comparisons[primary.key] if c.ahead is not None],
         ),
         returns=returns,
         items=items or {},
         lint=found,
         untuned=loose,
     )
+
+
+def _loser_and_winner(comparison: Comparison) -> tuple[str, str]:
+    pair = (comparison.arm, comparison.reference)
+    return pair if comparison.reference_is_ahead else pair[::-1]
 
 
 def _metrics_with_rules(

@@ -6,8 +6,9 @@ bootstrap tells from none. The best arm stays in the set in about the share of s
 
 **What few seeds do to it.** A bootstrap of n seeds underestimates their spread, so with few seeds the set is too small
 and the true best falls out of it too often; `docs/science.md` shows how often. Below `MIN_SEEDS_FOR_A_SET` there is
-no set. It is about these items: the noise between items is not in it. Verdicts do not rest on it; but an arm that a
-verdict, which knows of both, does not tell from one in the set stays in it.
+no set. It is about these items: the noise between items is not in it. Verdicts, which know of both, do not rest on it;
+it gives way to them. An arm that a verdict puts behind another in the set is not the best and is left out, and one that a
+verdict does not tell from one in the set stays in it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,13 +36,16 @@ class TiedSet:
 
 
 def tied_with_the_best(
-    costs: Mapping[str, Sequence[float]], *, undecided: Sequence[tuple[str, str]] = ()
+    costs: Mapping[str, Sequence[float]],
+    *,
+    undecided: Sequence[tuple[str, str]] = (),
+    behind: Sequence[tuple[str, str]] = (),
 ) -> TiedSet | None:
     """The set from each arm's cost by seed, the same seeds in the same order; None with too few seeds or arms.
 
     None too where two arms differ by the same on every seed, which leaves the bootstrap nothing to draw. Cost is what
     should be low: a metric of which more is better comes in negated. `undecided` are pairs of arms of which the
-    verdict is that it cannot tell.
+    verdict is that it cannot tell, `behind` those of which it puts the first behind the second.
     """
     names = list(costs)
     num_seeds = min((len(values) for values in costs.values()), default=0)
@@ -53,8 +57,10 @@ def tied_with_the_best(
         return None
     p_values = _p_values(table)
     untold = {name for name, p in zip(names, p_values, strict=True) if p > ALPHA}
-    undecided_too = {name for pair in undecided if not untold.isdisjoint(pair) for name in pair}
-    inside = [name for name in names if name in untold | undecided_too]
+    beaten = {loser for loser, winner in behind if winner in untold}
+    foremost = untold - beaten
+    undecided_too = {name for pair in undecided if not foremost.isdisjoint(pair) for name in pair} - beaten
+    inside = [name for name in names if name in foremost | undecided_too]
     return TiedSet(
         arms=tuple(inside),
         left_out=tuple(name for name in names if name not in inside),

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lorastudy.cli.ending import say_report
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Database, OutputDir, RunsDir
-from lorastudy.cli.report import say_pages
 
 
 def demo(
@@ -20,7 +20,7 @@ def demo(
     """Train several ranks with several seeds at once on the lab's model, and write the report."""
     from lorastudy import lab
     from lorastudy.cli.running import run_experiments
-    from lorastudy.report import write_report
+    from lorastudy.report import read_report, save_report
     from lorastudy.runner import Plan
     from lorastudy.spec.loading import load_suite
     from lorastudy.tracker import ExperimentTracker
@@ -29,5 +29,6 @@ def demo(
     plan = Plan(runs=runs_dir, output=output_dir)
     run_experiments(suite, database=database, plan=plan)
     with ExperimentTracker(database) as tracker:
-        written = write_report(tracker, suite_name=suite.name, output=output)
-    say_pages(written)
+        found = read_report(tracker, suite_name=suite.name)
+        written = save_report(found, tracker, output=output)
+    say_report(found, written)

@@ -1,6 +1,5 @@
 """`lorastudy resume`: go on with what was begun, from the store alone or from a suite file."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorastudy.cli.ending import say_what_it_came_to
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Config, Database, OutputDir, RunsDir
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
@@ -48,8 +48,7 @@ def resume(
         how_many = "" if experiments is None else f": {len(experiments)} experiments"
         say(f"{loaded.name}{how_many}")
         run_experiments(loaded, database=database, plan=plan, experiments=experiments)
-        # quoted: the name may come from a store that somebody else made
-        say(f"next: {shlex.join(['lorastudy', 'report', '--suite-name', loaded.name])}")
+        say_what_it_came_to(loaded.name, database=database, output_dir=output_dir)
 
 
 def _of_file(path: Path, *, defaults: Path | None) -> "tuple[Suite, None]":

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorastudy.cli.ending import say_what_it_came_to
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Config, Database, OutputDir, RunsDir
-from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def suite(
     plan = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
     workers = _executor(executor, address=ray_address, num_cpus=ray_num_cpus, num_gpus=ray_num_gpus)
     run_experiments(loaded, database=database, plan=plan, executor=workers)
-    say(f"next: lorastudy report --suite-name {loaded.name}")
+    say_what_it_came_to(loaded.name, database=database, output_dir=output_dir)
 
 
 def _executor(

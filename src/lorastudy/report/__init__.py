@@ -1,19 +1,24 @@
 """From analysis to a report a reader can act on: Markdown, plots and one offline HTML file.
 
-`write_report` is loaded when it is first asked for: matplotlib, altair and scipy take two seconds to import.
+What it offers is loaded when it is first asked for: matplotlib, altair and scipy take two seconds to import.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorastudy.report.write import write_report
+    from lorastudy.report.read import read_report
+    from lorastudy.report.write import save_report, write_report
 
-__all__ = ["write_report"]
+__all__ = ["read_report", "save_report", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "write_report":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lorastudy.report.write import write_report
+    if name == "read_report":
+        from lorastudy.report import read
 
-    return write_report
+        return read.read_report
+    if name in {"save_report", "write_report"}:
+        from lorastudy.report import write
+
+        return getattr(write, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

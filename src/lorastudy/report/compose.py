@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.report.document import Block, Heading, Paragraph, Strong
+from lorastudy.report.document import Block, Bullets, Code, Heading, Paragraph, Strong, Text
 from lorastudy.report.figures.figure import Figure, Kind
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.numbers import names
+from lorastudy.report.read import Studied
 from lorastudy.report.sections.fairness import fairness_blocks
 from lorastudy.report.sections.front import front_blocks
 from lorastudy.report.sections.frontier import frontier_blocks
@@ -26,48 +27,74 @@ from lorastudy.tracker.views import StatedQuestion
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One study's analysis with its figures."""
+    """One study with its figures."""
 
-    analysis: Analysis
+    studied: Studied
     figures: tuple[Figure, ...]
-    description: str = ""
-    """What the suite file says of itself."""
-    questions: tuple[StatedQuestion, ...] = ()
-    """What it asked, the oldest statement first."""
 
     @property
-    def title(self) -> str:
-        """The suite's name with the experiment type."""
-        study = self.analysis.study
-        return f"{study.suite_name} ({study.experiment_type.replace('_', ' ')})"
+    def analysis(self) -> Analysis:
+        """Of the study."""
+        return self.studied.analysis
+
+    @property
+    def questions(self) -> tuple[StatedQuestion, ...]:
+        """What its suite asked, the oldest statement first."""
+        return self.studied.questions
 
 
-def compose(parts: Sequence[Part], *, output: Path) -> list[Block]:
-    """The report's blocks. With several studies each is a part of its own: nothing is pooled across them."""
+def compose(parts: Sequence[Part], *, output: Path, imported_apart: Sequence[str] = ()) -> list[Block]:
+    """The report's blocks. With several studies each is a part of its own: nothing is pooled across them.
+
+    `imported_apart` are suites of imported results, which this report leaves out and names.
+    """
     if len(parts) == 1:
-        title = Heading(level=1, text=f"LoRA study: {parts[0].title}")
-        return [title, *_part(parts[0], level=2, output=output)]
+        title = Heading(level=1, text=f"LoRA study: {parts[0].studied.title}")
+        return [title, *_imported_apart(imported_apart), *_part(parts[0], level=2, output=output)]
     blocks: list[Block] = [
         Heading(level=1, text="LoRA studies"),
         Paragraph(
             (
                 (
-                    f"This report covers {len(parts)} studies: {names(part.title for part in parts)}. Each is "
-                    "analysed on its own; nothing is pooled or compared across them."
+                    f"This report covers {len(parts)} studies, the one that ran last first. Each is analysed on its own; "
+                    "nothing is pooled or compared across them. One alone: "
                 ),
+                Code("lorastudy report --suite-name NAME"),
+                ".",
             )
         ),
+        Bullets(tuple(_in_short(part) for part in parts)),
+        *_imported_apart(imported_apart),
     ]
     for part in parts:
-        blocks += [Heading(level=2, text=part.title), *_part(part, level=3, output=output)]
+        blocks += [Heading(level=2, text=part.studied.title), *_part(part, level=3, output=output)]
     return blocks
+
+
+def _in_short(part: Part) -> Text:
+    """What a study came to, of the sentences on its own first page."""
+    essence = part.studied.front.essence(part.studied.title)
+    return (
+        Strong(f"{essence.title}."),
+        f" {essence.verdict} ",
+        Strong("Recommendation."),
+        f" {essence.recommendation}",
+    )
+
+
+def _imported_apart(suites: Sequence[str]) -> list[Block]:
+    if not suites:
+        return []
+    told = f"Imported results are told apart and are not in this report: {names(suites)}. To report one: "
+    return [Paragraph((told, Code("lorastudy report --suite-name NAME"), "."))]
 
 
 def _part(part: Part, *, level: int, output: Path) -> list[Block]:
     analysis, study = part.analysis, part.analysis.study
+    description = part.studied.suite.description
     return [
-        *([Paragraph((part.description,))] if part.description else []),
-        *front_blocks(analysis, is_stated=bool(part.questions)),
+        *([Paragraph((description,))] if description else []),
+        *front_blocks(part.studied.front),
         *question_blocks(part.questions),
         *_drawn(part, "pairs"),
         *fairness_blocks(analysis.lint, num_arms=len(study.arms), level=level),

@@ -27,6 +27,11 @@ Span = str | Code | Strong
 Text = tuple[Span, ...]
 
 
+def plain(text: Text) -> str:
+    """The text without emphasis."""
+    return "".join(span if isinstance(span, str) else span.text for span in text)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Heading:
     """`level` 1 is the report's title."""

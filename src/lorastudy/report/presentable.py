@@ -5,17 +5,25 @@ Done once, on the finished blocks, so that no section needs to think of it; mark
 
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from lorastudy.report.document import Block
 from lorastudy.spec.printable import printable_lines
 from lorastudy.spec.privacy import Privacy
 from lorastudy.tracker.views import ExperimentResult
 
+Value = TypeVar("Value")
+
 
 def presentable(blocks: Sequence[Block], privacy: Privacy) -> list[Block]:
     """The same blocks with every text in them made fit to be passed on."""
     return [_presentable(block, privacy) for block in blocks]
+
+
+def fit_to_be_shown(value: Value, privacy: Privacy) -> Value:
+    """The same value with every text in it made fit to be passed on."""
+    changed: Value = _presentable(value, privacy)
+    return changed
 
 
 def without_traces(result: ExperimentResult, privacy: Privacy) -> ExperimentResult:

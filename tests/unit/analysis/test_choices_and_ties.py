@@ -106,6 +106,17 @@ def test_an_arm_that_no_verdict_tells_from_one_in_the_set_stays_in_it():
     assert tied_with_the_best(by_arm, undecided=[("d", "c")]).arms == ("a", "b")
 
 
+def test_an_arm_that_a_verdict_puts_behind_one_in_the_set_is_left_out_of_it():
+    costs = np.random.default_rng(1).normal([1.0, 1.0, 1.5, 2.0], 0.05, (8, 4))
+    by_arm = dict(zip("abcd", costs.T.tolist(), strict=True))
+    found = tied_with_the_best(by_arm, behind=[("b", "a"), ("d", "a")])
+    assert (found.arms, found.left_out) == (("a",), ("b", "c", "d"))
+    # what is told of two arms that are both out of it changes nothing
+    assert tied_with_the_best(by_arm, behind=[("d", "c")]).arms == ("a", "b")
+    # an arm that is not told from one that is behind is not in it for that
+    assert tied_with_the_best(by_arm, behind=[("b", "a")], undecided=[("c", "b")]).arms == ("a",)
+
+
 def test_no_set_from_too_few_seeds_or_from_differences_without_noise():
     assert tied_with_the_best({"a": [1.0] * 5, "b": [2.0, 2.1, 2.2, 2.0, 2.1]}) is None
     assert tied_with_the_best({"a": [1.0, 1.1, 1.2, 1.0, 1.1, 1.3]}) is None

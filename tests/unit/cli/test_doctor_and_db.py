@@ -114,7 +114,7 @@ def test_a_full_disk_is_one_message_and_no_traceback(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "plots/a.png")
 
-    monkeypatch.setattr("lorastudy.report.write_report", full)
+    monkeypatch.setattr("lorastudy.report.read_report", full)
     assert main_exit("report") == 2
     assert capsys.readouterr().err == (
         "error: plots/a.png: the disk is full (No space left on device). What was stored before is kept; once that is "
@@ -128,6 +128,6 @@ def test_an_error_that_is_not_the_disk_s_keeps_its_traceback(
     def missing(*_: object, **__: object) -> None:
         raise FileNotFoundError(2, "No such file or directory", "template")
 
-    monkeypatch.setattr("lorastudy.report.write_report", missing)
+    monkeypatch.setattr("lorastudy.report.read_report", missing)
     with pytest.raises(FileNotFoundError):
         main(["report"])

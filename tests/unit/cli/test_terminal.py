@@ -103,7 +103,7 @@ def test_an_error_of_the_disk_has_no_escape_sequence(monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "plots/\x1b[31m.png")
 
-    monkeypatch.setattr("lorastudy.report.write_report", full)
+    monkeypatch.setattr("lorastudy.report.read_report", full)
     monkeypatch.setattr("lorastudy.tracker.ExperimentTracker", lambda _: contextlib.nullcontext())
     with pytest.raises(SystemExit):
         main(["report"])

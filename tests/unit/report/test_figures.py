@@ -1,11 +1,14 @@
 """What the figures show, before and after drawing."""
 
+from dataclasses import replace
+
 import pytest
 
 from lorastudy.analysis.curves import CurvePoint
 from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import split_studies
 from lorastudy.analysis.summary import LOSS
+from lorastudy.report.figures import static
 from lorastudy.report.figures.data import MAX_DRAWN, study_figures
 from lorastudy.report.figures.interactive import vega_lite_specs
 from lorastudy.report.figures.static import save_figure
@@ -94,6 +97,35 @@ def test_forgetting_goes_from_before_to_after(figures):
 
 def test_curves_keep_the_order_of_arms_and_their_points(figures):
     assert [(row.arm, row.point.step) for row in figures["training_curves"].curves] == [("r1", 5), ("r1", 9)]
+
+
+def test_of_several_rates_the_curve_of_the_rate_taken_is_drawn(make_result):
+    losses = {(4, 1e-4): 2.0, (4, 1e-3): 1.5, (8, 1e-4): 1.2, (8, 1e-3): 1.4}
+    results = [
+        make_result(
+            f"r{rank}_{rate:g}",
+            seed,
+            settings={"lora_rank": rank, "learning_rate": rate},
+            scores={("eval", "loss"): loss + 0.01 * seed},
+        )
+        for (rank, rate), loss in losses.items()
+        for seed in range(2)
+    ]
+    (study,) = split_studies(results)
+    points = [CurvePoint(step=1, mean=1.0, low=None, high=None, n=1)]
+    drawn = study_figures(analyse(study), {result.arm: points for result in results})
+    (curves,) = (figure for figure in drawn if figure.kind == "curves")
+    assert curves.arms == ("r4_0.001", "r8_0.0001")
+    assert "Of 4 arms, those at the learning rate at which they are compared." in curves.caption
+
+
+def test_values_at_the_end_of_bars_have_the_digits_of_the_tables(figures):
+    figure = figures["adapter_size"]
+    panel = figure.panels[0]
+    rows = [replace(row, mean=mean) for row, mean in zip(panel.rows, (11.9, 39.0, 147.0), strict=False)]
+    with static.house_style():
+        canvas = static._bars(replace(figure, panels=(replace(panel, rows=tuple(rows)),)))
+    assert [text.get_text() for text in canvas.axes[0].texts] == ["11.9", "39.0", "147"]
 
 
 def test_what_was_not_measured_is_not_drawn(bare):

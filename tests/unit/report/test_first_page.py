@@ -9,7 +9,7 @@ from lorastudy.analysis.study import split_studies
 from lorastudy.records import PackProfile
 from lorastudy.report.document import Bullets, Paragraph
 from lorastudy.report.findings.recommendation import recommendation
-from lorastudy.report.sections.front import front_blocks
+from lorastudy.report.sections.front import front_blocks, front_page
 from tuned import tuned_study
 
 #: Losses of six seeds about 0, so that a mean can be read off.
@@ -45,7 +45,7 @@ def study_of(make_result, add_profile):
 def lines(analysis, *, is_stated=False):
     """The page as plain lines."""
     found = []
-    for block in front_blocks(analysis, is_stated=is_stated):
+    for block in front_blocks(front_page(analysis, is_stated=is_stated)):
         assert isinstance(block, Paragraph | Bullets)
         texts = [block.text] if isinstance(block, Paragraph) else block.items
         found += ["".join(s if isinstance(s, str) else s.text for s in text) for text in texts]
@@ -55,7 +55,9 @@ def lines(analysis, *, is_stated=False):
 def test_an_arm_that_is_shown_to_be_better_is_taken(study_of):
     found = recommendation(analyse(study_of({"a": (2.0, 1, 9), "b": (1.0, 2, 9)})))
     assert found.arm == "b"
-    assert found.why == "Take b: it is shown to be better than a. It needs 9.00 MiB at its peak, alone."
+    assert found.why == (
+        "Take b: it is shown to be better than a. It needs 9.00 MiB at its peak, alone, on the rows of this data."
+    )
 
 
 def test_of_untuned_arms_none_is_called_best_but_which_was_ahead_is_told(study_of):
@@ -63,9 +65,9 @@ def test_of_untuned_arms_none_is_called_best_but_which_was_ahead_is_told(study_o
     found = recommendation(analyse(study))
     assert found.arm is None
     assert found.why == (
-        "None is called best, for no arm had its learning rate tuned. At the one learning rate that was tried (0.0002) it "
-        "would be b: it is shown to be ahead of a. It needs 9.00 MiB at its peak, alone. To have one recommended, write "
-        "learning_rate: auto, or give all arms alike at least 3 rates."
+        "None: no arm had its learning rate tuned. At the one learning rate that was tried (0.0002) it would be b: it is "
+        "shown to be ahead of a. It needs 9.00 MiB at its peak, alone, on the rows of this data. To have one recommended, "
+        "write learning_rate: auto, or give all arms alike at least 3 rates."
     )
     page = lines(analyse(study))
     (verdict,) = (line for line in page if line.startswith("Verdict."))
@@ -120,17 +122,48 @@ def test_of_several_that_are_better_one_tied_with_the_best_is_taken_not_merely_t
     assert "better than a, as b is; of these it needs the least memory" in found.why
 
 
+def test_the_smallest_rank_that_is_better_is_said_to_be_both(study_of):
+    study = study_of({"r2": (0.5, 1, 1), "r4": (1.0, 1.5, 2), "r8": (1.0, 2, 3)}, kind="rank_ablation")
+    analysis = analyse(study, question=Question(margin=0.1))
+    assert analysis.comparison("r2").told == "r2 is better"
+    why = "it is the smallest rank shown to be as good as r8 within the margin of 0.1 nats per token, and to be better than it"
+    assert why in recommendation(analysis).why
+
+
+def test_only_what_was_validly_compared_counts_as_every_other_arm(study_of):
+    analysis = analyse(study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1), "c": (1.3, 3, 1)}))
+    blocked = [
+        replace(c, verdict="invalid", ahead=None) if c.arm == "b" else c for c in analysis.primary_comparisons
+    ]
+    with_one_more = [*blocked, replace(blocked[1], arm="d")]
+    found = replace(
+        analysis, comparisons={**analysis.comparisons, analysis.primary.key: tuple(with_one_more)}
+    )
+    assert "better than every arm that it is validly compared with; " in recommendation(found).why
+
+
+def test_of_an_untuned_arm_no_other_is_called_worse(study_of):
+    table = {"a": (1.0, 1, 9), "b": (2.0, 2, 1), "c": (1.3, 3, 1)}
+    page = " ".join(lines(analyse(study_of(table, tuned=False))))
+    assert "a was ahead of b and c" in page
+    assert "worse" not in page
+    assert "better than" not in page
+
+
 def test_a_reference_that_beats_every_arm_is_taken_with_the_price_of_the_next(study_of):
     found = recommendation(analyse(study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1), "c": (1.3, 3, 1)})))
     assert found.arm == "a"
-    assert "better than every other arm; c comes nearest, worse by 0.30" in found.why
+    assert "better than every other arm; c comes nearest, 0.30" in found.why
 
 
 def test_within_the_margin_the_cheapest_is_taken(study_of):
     study = study_of({"a": (1.0, 1, 9), "b": (1.001, 1.5, 3), "c": (1.002, 2, 5)})
     found = recommendation(analyse(study, question=Question(margin=0.2)))
     assert found.arm == "b"
-    assert "b, c and a are as good within the margin, and of these it needs the least memory" in found.why
+    assert (
+        "b and c are each as good as a within the margin of 0.2 nats per token, and of these and a it needs the least memory"
+        in found.why
+    )
 
 
 def test_the_smallest_sufficient_rank_answers_a_rank_ablation_with_a_margin(study_of):

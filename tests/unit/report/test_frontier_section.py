@@ -37,7 +37,7 @@ def test_standings_are_those_of_the_analysis(rank_study):
     assert [row[1].value for row in table.rows] == pytest.approx(
         [analysis.summary(s.arm).score(analysis.primary).mean for s in analysis.standings]
     )
-    assert tied_heading == Heading(level=2, text="Tied with the best")
+    assert tied_heading == Heading(level=2, text="Which arms may be the best")
     assert plain(tied).startswith(
         "With 95 % confidence the best arm is among r32. Left out: r1, r2, r4, r8 and r16."
     )

@@ -116,7 +116,12 @@ def test_several_seeds_have_paired_comparisons(text_of):
     results += [loss("b/x", s, 1.0 + 0.02 * s) for s in range(6)]
     text = text_of(results)
     assert "## Paired comparisons with a/x" in text
-    assert "paired over seeds: untuned for 1 arm" in text
+    # who is ahead is said, and not only that some verdict was reached
+    assert (
+        "**Answer.** Loss, paired over seeds with a/x, the first arm of the file, at the learning rates that were tried: b/x "
+        "was ahead of a/x." in text
+    )
+
     assert "Up to 6 seeds for each arm." in text
 
 

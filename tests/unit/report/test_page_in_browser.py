@@ -62,6 +62,11 @@ function use() {
     text: box.textContent,
   }));
   seen.pageIsWider = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+  const inFirst = (marks) =>
+    [...document.querySelector(".chart").querySelectorAll(marks)].map((mark) => mark.getBoundingClientRect());
+  const bars = inFirst(".mark-rule.role-mark line").filter((bar) => bar.width > bar.height);
+  seen.verdictAboveBar = inFirst(".mark-text.role-mark text").map((text) =>
+    Math.min(...bars.map((bar) => bar.top - text.bottom).filter((gap) => gap > -20)));
   seen.errors = seenErrors;
   seen.innerWidth = innerWidth;
   seen.wideTables = [...document.querySelectorAll(".table")].map((box) => box.scrollWidth > box.clientWidth);
@@ -81,7 +86,7 @@ const timer = setInterval(() => { if (drawn()) { clearInterval(timer); use(); } 
 
 
 #: Holds the page at a phone's width: a browser without a head makes no window narrower than 500 pixels.
-PHONE = """<!doctype html><body><iframe src="page.html" width="390" height="844"></iframe><script>
+HOLD = """<!doctype html><body><iframe src="page.html" width="{width}" height="844"></iframe><script>
 addEventListener("message", (event) => {
   const note = document.createElement("pre");
   note.id = "seen";
@@ -94,7 +99,11 @@ addEventListener("message", (event) => {
 @pytest.fixture(scope="module")
 def seen(written, tmp_path_factory):
     """What the page showed while it was used, in a window as narrow as a phone's."""
-    folder = tmp_path_factory.mktemp("browser")
+    return used(written, tmp_path_factory.mktemp("browser"), width=390)
+
+
+def used(written, folder, *, width):
+    """What the page showed while it was used in a window of that width."""
     page = (written[0] / "RESULTS.html").read_text(encoding="utf-8")
     # The page runs no scripts but its own; these two are ours.
     page = page.replace("script-src ", f"script-src {' '.join(map(allowed, (LISTEN, USE)))} ", 1)
@@ -102,9 +111,9 @@ def seen(written, tmp_path_factory):
     body, end = rest.rsplit("</body>", maxsplit=1)
     copy = folder / "page.html"
     copy.write_text(f"{head}{LISTEN}<style>{body}{USE}</body>{end}", encoding="utf-8")
-    phone = folder / "phone.html"
-    phone.write_text(PHONE, encoding="utf-8")
-    dom = dump_dom(phone, profile=folder / "profile")
+    holder = folder / "holder.html"
+    holder.write_text(HOLD.replace("{width}", str(width)), encoding="utf-8")
+    dom = dump_dom(holder, profile=folder / "profile")
     noted = re.search(r'<pre id="seen">(.*?)</pre>', dom, flags=re.DOTALL)
     assert noted, "the charts were never drawn"
     return json.loads(unescape(noted[1]))
@@ -150,6 +159,18 @@ def test_a_narrow_window_scrolls_tables_and_not_the_page(seen):
     assert seen["innerWidth"] < 400
     assert not seen["pageIsWider"]
     assert any(seen["wideTables"])
+
+
+def test_a_laptop_s_window_shows_every_table_whole(written, tmp_path):
+    seen = used(written, tmp_path, width=1200)
+    assert seen["innerWidth"] == 1200
+    assert seen["wideTables"]
+    assert not any(seen["wideTables"])
+
+
+def test_each_verdict_stands_clear_of_its_bar(seen):
+    assert len(seen["verdictAboveBar"]) == 5
+    assert all(8 < gap < 30 for gap in seen["verdictAboveBar"])
 
 
 def test_the_verdict_stands_beside_each_interval_and_the_numbers_answer_to_hover(seen):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from lorastudy.analysis.curves import CurvePoint
 from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.selection import compared_arms
 from lorastudy.analysis.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -55,9 +56,10 @@ def study_figures(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]
 
 
 def curve_arms(analysis: Analysis) -> tuple[str, ...]:
-    """The arms whose training is drawn: all, or of more than can be told apart the reference and the frontier."""
-    every = _names(analysis.completed)
-    return every if len(every) <= MAX_CURVES else _worth_a_curve(analysis)
+    """The arms whose training is drawn: each at the rate taken; of more than can be told apart those of `_worth_a_curve`."""
+    taken = {arm.name for arm in compared_arms(analysis.study)}
+    names = tuple(name for name in _names(analysis.completed) if name in taken)
+    return names if len(names) <= MAX_CURVES else _worth_a_curve(analysis, names)
 
 
 def comparison_figure(analysis: Analysis) -> Figure | None:
@@ -173,7 +175,7 @@ def curves_figure(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]
     """Training loss over steps."""
     every = _names(analysis.completed)
     names = curve_arms(analysis)
-    left_out = "" if names == every else f" Of {len(every)} arms, the reference and those on the frontier."
+    left_out = "" if names == every else f" Of {len(every)} arms, {_which_curves(analysis)}."
     rows = tuple(CurveRow(arm=name, point=point) for name in names for point in curves.get(name, ()))
     if not rows:
         return None
@@ -190,10 +192,16 @@ def curves_figure(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]
     )
 
 
-def _worth_a_curve(analysis: Analysis) -> tuple[str, ...]:
+def _which_curves(analysis: Analysis) -> str:
+    if len(compared_arms(analysis.study)) <= MAX_CURVES:
+        return "those at the learning rate at which they are compared"
+    return "the reference and those on the frontier"
+
+
+def _worth_a_curve(analysis: Analysis, names: Sequence[str]) -> tuple[str, ...]:
     """The reference and the arms on the frontier, as many as can be told apart."""
     reference = analysis.reference.name if analysis.reference else None
-    kept = [name for name in _names(analysis.completed) if name in analysis.frontier or name == reference]
+    kept = [name for name in names if name in analysis.frontier or name == reference]
     return tuple(kept[:MAX_CURVES])
 
 

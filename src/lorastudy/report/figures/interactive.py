@@ -14,6 +14,9 @@ from lorastudy.report.figures.style import BLUE, GREY, SKY, VERMILLION, colour, 
 Spec = dict[str, Any]
 Rows = Sequence[Mapping[str, object]]
 
+#: Pixels that a row of the forest plot takes, and by how many its verdict stands above its bar.
+_PAIR_HEIGHT, _VERDICT_ABOVE = 54, 20
+
 _CONFIG: Mapping[str, Any] = {
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},
@@ -246,12 +249,13 @@ def _pairs(figure: Figure) -> list[Any]:
             alt.Tooltip("verdict:N", title="Verdict"),
         ],
     )
-    verdicts = base.mark_text(align="right", dy=-14, fontSize=12, color="black").encode(
+    # Above its bar and clear of it, wherever the bar lies: beside it there is no room on a phone.
+    verdicts = base.mark_text(align="right", dy=-_VERDICT_ABOVE, fontSize=12, color="black").encode(
         x=alt.value("width"), text="verdict:N"
     )
     zero = alt.Chart(_inline([{"at": 0}])).mark_rule(color="black").encode(x=alt.X("at:Q", title=label))
     layers = [*_margin_band(figure), zero, bars, dots, verdicts]
-    return [alt.layer(*layers).properties(height=42 * len(figure.arms) + 10)]
+    return [alt.layer(*layers).properties(height=_PAIR_HEIGHT * len(figure.arms) + 10)]
 
 
 def _margin_band(figure: Figure) -> list[Any]:

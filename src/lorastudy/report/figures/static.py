@@ -18,6 +18,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from lorastudy.report.figures.figure import Estimate, Figure, Kind, Panel
 from lorastudy.report.figures.labels import place_labels
 from lorastudy.report.figures.style import BLUE, GREY, SKY, VERMILLION, colour, dash
+from lorastudy.report.numbers import decimals_of_size, number
 
 WIDTH_INCHES = 7.0
 #: More arms than these get smaller type and less room each, and only some of their names stand in a scatter plot.
@@ -38,6 +39,7 @@ _RC: dict[Any, Any] = {
     "grid.linewidth": 0.8,
     "legend.frameon": False,
     "figure.dpi": 100,
+    "figure.constrained_layout.h_pad": 0.1,
     "savefig.dpi": 200,
     "svg.fonttype": "path",
     "svg.hashsalt": "lorastudy",
@@ -112,7 +114,8 @@ def _bars(figure: Figure) -> Canvas:
             if row.low is not None and row.high is not None and row.low < row.high:
                 axes.plot([row.low, row.high], [y, y], color="black", linewidth=1.6)
             end = max(row.mean, row.high or 0.0)
-            axes.annotate(f"{row.mean:.3g}", (end, y), xytext=(5, 0), textcoords="offset points", va="center")
+            value = number(row.mean, decimals_of_size(row.mean))
+            axes.annotate(value, (end, y), xytext=(5, 0), textcoords="offset points", va="center")
         _arm_axis(axes, figure.arms)
         axes.set_xlim(0, 1.15 * _largest(panel))
         axes.set_xlabel(panel.label)

@@ -11,6 +11,7 @@ from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
 from lorastudy.report.document import Strong
 from lorastudy.report.findings.wording import (
     Finding,
+    as_good_within_the_margin,
     change,
     cost_bounds,
     difference,
@@ -186,9 +187,9 @@ def _sufficient(analysis: Analysis, returns: RankReturns) -> str:
             "before the run."
         )
     smallest = analysis.smallest_no_worse
-    within = f"as good as {largest} within the margin of {margin_words(analysis)}"
     if smallest is None:
-        return f"No smaller rank was shown to be {within}."
+        return f"No smaller rank was shown to be as good as {largest} within the margin of {margin_words(analysis)}."
+    within = as_good_within_the_margin(analysis, smallest.name)
     told = f"{_capital(_name(smallest))} is the smallest rank shown to be {within}, stepping down from the largest"
     if analysis.smallest_sufficient is None:
         return f"{told}; that is {tried_rates(analysis.study)}, and shows of no tuned rank that it is sufficient."

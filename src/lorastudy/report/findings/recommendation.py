@@ -14,8 +14,9 @@ from lorastudy.analysis.paired import Comparison
 from lorastudy.analysis.summary import run_seconds
 from lorastudy.analysis.tuning import tried_rates
 from lorastudy.report.findings.generic import cheapest_not_worse
-from lorastudy.report.findings.wording import difference_decimals, margin_words, more_seeds
+from lorastudy.report.findings.wording import as_good_within_the_margin, difference_decimals, more_seeds
 from lorastudy.report.numbers import duration, names, number, size
+from lorastudy.report.row_lengths import on_which_rows
 
 _MOST_NAMED = 3
 
@@ -28,7 +29,17 @@ class Recommendation:
     """`arm` is None where the results do not recommend one."""
 
     arm: str | None
-    why: str
+    answer: str
+    """Which arm and the reason, or what is in question; whole without the other two."""
+    cost: str = ""
+    """What the arm needs."""
+    to_know_more: str = ""
+    """What it takes to have an arm recommended, where rates are missing."""
+
+    @property
+    def why(self) -> str:
+        """All of it, in sentences."""
+        return " ".join(part for part in (self.answer, self.cost, self.to_know_more) if part)
 
 
 def recommendation(analysis: Analysis) -> Recommendation:
@@ -50,7 +61,7 @@ def recommendation(analysis: Analysis) -> Recommendation:
     if choice is None:
         return _none(left)
     arm, why = choice
-    return Recommendation(arm=arm, why=f"Take {arm}: {why}.{_cost(analysis, arm)}")
+    return Recommendation(arm=arm, answer=f"Take {arm}: {why}.", cost=_cost(analysis, arm))
 
 
 def _alone(analysis: Analysis, arm: str) -> Recommendation:
@@ -60,7 +71,7 @@ def _alone(analysis: Analysis, arm: str) -> Recommendation:
     why = "every other arm was stopped by racing, clearly behind on the held-out rows before the end"
     if arm in analysis.untuned:
         return _none_is_best(analysis, (arm, why), left="")
-    return Recommendation(arm=arm, why=f"Take {arm}: {why}.{_cost(analysis, arm)}")
+    return Recommendation(arm=arm, answer=f"Take {arm}: {why}.", cost=_cost(analysis, arm))
 
 
 def _shown(analysis: Analysis, valid: Sequence[Comparison]) -> tuple[str, str] | None:
@@ -68,13 +79,17 @@ def _shown(analysis: Analysis, valid: Sequence[Comparison]) -> tuple[str, str] |
     assert analysis.reference is not None
     reference = analysis.reference.name
     if smallest := analysis.smallest_no_worse:
-        return smallest.name, f"it is the smallest rank {_no_worse(analysis)}"
+        why = as_good_within_the_margin(analysis, smallest.name)
+        return smallest.name, f"it is the smallest rank shown to be {why}"
     if ahead := [comparison.arm for comparison in valid if comparison.arm_is_ahead]:
         return _best_of(analysis, ahead)
     if as_good := [comparison.arm for comparison in valid if comparison.no_worse]:
         chosen = _cheapest(analysis, [*as_good, reference])
-        others = [name for name in [*as_good, reference] if name != chosen]
-        why = f"{names([chosen, *others])} are as good within the margin, and of these it needs the least memory"
+        are = "is" if len(as_good) == 1 else "are each"
+        why = (
+            f"{names(as_good)} {are} {as_good_within_the_margin(analysis, as_good[0])}, and of these and {reference} it needs "
+            "the least memory"
+        )
         return chosen, why
     if all(comparison.reference_is_ahead for comparison in valid):
         return reference, _why_the_reference(analysis, valid)
@@ -82,17 +97,18 @@ def _shown(analysis: Analysis, valid: Sequence[Comparison]) -> tuple[str, str] |
 
 
 def _none(why: str) -> Recommendation:
-    return Recommendation(arm=None, why=f"None: {why}")
+    return Recommendation(arm=None, answer=f"None: {why}")
 
 
 def _none_is_best(analysis: Analysis, choice: tuple[str, str] | None, *, left: str) -> Recommendation:
     """What the verdicts leave at the rates that were tried, and what it takes to have an arm recommended."""
-    seen = left if choice is None else f"it would be {choice[0]}: {choice[1]}.{_cost(analysis, choice[0])}"
+    seen = left if choice is None else f"it would be {choice[0]}: {choice[1]}."
     rates = tried_rates(analysis.study)
     return Recommendation(
         arm=None,
-        why=f"None is called best, for no arm had its learning rate tuned. {rates[0].upper()}{rates[1:]} {seen} "
-        f"{_what_would_tune(analysis)}",
+        answer=f"None: no arm had its learning rate tuned. {rates[0].upper()}{rates[1:]} {seen}",
+        cost="" if choice is None else _cost(analysis, choice[0]),
+        to_know_more=_what_would_tune(analysis),
     )
 
 
@@ -107,19 +123,17 @@ def _what_would_tune(analysis: Analysis) -> str:
 
 
 def _cost(analysis: Analysis, arm: str) -> str:
-    memory = analysis.summary(arm).costs.peak_memory_bytes
-    return f" It needs {size(memory.median)} at its peak, alone." if memory else ""
+    summary = analysis.summary(arm)
+    memory = summary.costs.peak_memory_bytes
+    return (
+        f"It needs {size(memory.median)} at its peak, alone, {on_which_rows(summary.arm)}." if memory else ""
+    )
 
 
 def _than(analysis: Analysis) -> str:
     """At rates that nobody tuned an arm is ahead of another and never better."""
     is_untuned = any(comparison.verdict == "untuned" for comparison in analysis.primary_comparisons)
     return "ahead of" if is_untuned else "better than"
-
-
-def _no_worse(analysis: Analysis) -> str:
-    assert analysis.reference is not None
-    return f"shown to be as good as {analysis.reference.name} within the margin of {margin_words(analysis)}"
 
 
 def _why_the_reference(analysis: Analysis, valid: Sequence[Comparison]) -> str:
@@ -129,11 +143,16 @@ def _why_the_reference(analysis: Analysis, valid: Sequence[Comparison]) -> str:
     assert nearest.mean is not None
     unit = f" {nearest.metric.unit}" if nearest.metric.unit else ""
     gap = f"{number(abs(nearest.mean), difference_decimals(nearest))}{unit}"
-    every = "every other arm" if len(valid) > 1 else nearest.arm
-    worse = f"; {nearest.arm} comes nearest, worse by {gap}" if len(valid) > 1 else f" by {gap}"
+    told_of = "every other arm" if _all_are_valid(analysis) else "every arm that it is validly compared with"
+    every = told_of if len(valid) > 1 else nearest.arm
+    worse = f"; {nearest.arm} comes nearest, {gap} behind" if len(valid) > 1 else f" by {gap}"
     ladder = analysis.returns.ladder if analysis.returns else ()
     larger = ". A larger rank was not tried" if ladder and ladder[-1] is analysis.reference else ""
     return f"it is shown to be {_than(analysis)} {every}{worse}{larger}"
+
+
+def _all_are_valid(analysis: Analysis) -> bool:
+    return all(comparison.is_valid for comparison in analysis.primary_comparisons)
 
 
 def _best_of(analysis: Analysis, ahead: Sequence[str]) -> tuple[str, str]:
@@ -146,7 +165,8 @@ def _best_of(analysis: Analysis, ahead: Sequence[str]) -> tuple[str, str]:
         others = names(arm for arm in among if arm != chosen)
         why += f", as {others} {'are' if len(among) > 2 else 'is'}; of these it needs the least memory"
     elif len(ahead) > 1:
-        why += ", and no other arm is tied with the best"
+        beside = [arm for arm in ahead if arm != chosen]
+        why += f", as {names(beside)} {'are' if len(beside) > 1 else 'is'}; of these it alone may be the best"
     return chosen, why
 
 

@@ -107,47 +107,70 @@ def other_accuracies(analysis: Analysis, *, first: ArmSummary, last: ArmSummary)
     return f" At the same time {listing(parts)}." if parts else ""
 
 
+def as_good_within_the_margin(analysis: Analysis, arm: str) -> str:
+    """`as good as r64 within the margin of 0.1 nats per token`, and what the arm is shown to be besides."""
+    assert analysis.reference is not None
+    comparison = analysis.comparison(arm)
+    more = ""
+    if comparison is not None and comparison.arm_is_ahead:
+        is_untuned = comparison.verdict == "untuned"
+        more = f", and to be {'ahead of' if is_untuned else 'better than'} it"
+    return f"as good as {analysis.reference.name} within the margin of {margin_words(analysis)}{more}"
+
+
 def margin_words(analysis: Analysis) -> str:
-    """`0.1 nats per token`, or `2 % of the reference's gain, 0.04 nats per token as measured`; `none` without a margin."""
+    """`0.1 nats per token`, or `2 % of the reference's gain over the base model, 0.04 nats [...]`; `none` without one."""
     margin, share = analysis.question.margin, analysis.question.margin_share
     if margin is None:
         return "none"
     unit = f" {analysis.primary.unit}" if analysis.primary.unit else ""
     if share is None:
         return f"{margin:g}{unit}"
-    return f"{Margin(amount=share, is_share=True)}, {margin:.2g}{unit} as measured"
+    # Not the gain along a ladder of ranks, of which the findings speak.
+    return f"{Margin(amount=share, is_share=True)} over the base model, {margin:.2g}{unit} as measured"
 
 
 def verdicts_by_word(analysis: Analysis) -> str:
+    """What each verdict was given to, and of untuned arms that none is called better."""
+    told = told_verdicts(analysis)
+    if told and any(comparison.verdict == "untuned" for comparison in analysis.primary_comparisons):
+        return f"{told} No arm is called better: none had its learning rate tuned."
+    return told
+
+
+def told_verdicts(analysis: Analysis) -> str:
     """What each verdict was given to: `Held-out loss: r64 is better than r4 and r8; cannot tell r32 from r64`.
 
-    Of untuned arms: `Held-out loss, at the one learning rate that was tried (0.0002): r64 was ahead of r4 and r8. [...]`
+    Of untuned arms: `Held-out loss, at the one learning rate that was tried (0.0002): r64 was ahead of r4 and r8.`
     """
     comparisons, reference = analysis.primary_comparisons, analysis.reference
     assert reference is not None
+    told = told_of_each(comparisons, reference=reference.name, margin=margin_words(analysis))
+    is_untuned = any(comparison.verdict == "untuned" for comparison in comparisons)
+    rates = f", {tried_rates(analysis.study)}" if is_untuned else ""
+    return f"{comparisons[0].metric.title}{rates}: {told}." if told else ""
+
+
+def told_of_each(comparisons: Sequence[Comparison], *, reference: str, margin: str) -> str:
+    """Which arms each verdict was given to, in one sentence without its end."""
     ahead = [comparison.arm for comparison in comparisons if comparison.arm_is_ahead]
     behind = [comparison.arm for comparison in comparisons if comparison.reference_is_ahead]
-    as_good = [c for c in comparisons if c.is_as_good]
+    as_good = [comparison.arm for comparison in comparisons if comparison.is_as_good]
     is_open = [comparison.arm for comparison in comparisons if comparison.verdict == "cannot tell"]
     invalid = [f"{c.arm} ({c.reason})" for c in comparisons if c.verdict == "invalid"]
-    own = names([reference.name])
+    own = names([reference])
     is_untuned = any(comparison.verdict == "untuned" for comparison in comparisons)
     one, many, than = ("was", "were each", "ahead of") if is_untuned else ("is", "are each", "better than")
     parts = [
         f"{names(ahead)} {one if len(ahead) == 1 else many} {than} {own}" if ahead else "",
         f"{own} {one} {than} {names(behind)}" if behind else "",
-        f"{names(c.arm for c in as_good)} {one if len(as_good) == 1 else many} as good as {own} within the "
-        f"margin of {margin_words(analysis)}"
+        f"{names(as_good)} {one if len(as_good) == 1 else many} as good as {own} within the margin of {margin}"
         if as_good
         else "",
         f"cannot tell {names(is_open)} from {own}" if is_open else "",
         f"invalid for {listing(invalid)}" if invalid else "",
     ]
-    told = "; ".join(part for part in parts if part)
-    if not is_untuned:
-        return f"{comparisons[0].metric.title}: {told}." if told else ""
-    rates = tried_rates(analysis.study)
-    return f"{comparisons[0].metric.title}, {rates}: {told}. No arm is called better: none had its learning rate tuned."
+    return "; ".join(part for part in parts if part)
 
 
 def seen_but_not_shown(comparisons: Sequence[Comparison]) -> str:

@@ -5,16 +5,25 @@ Its sentences repeat no computation: verdicts, differences and findings are thos
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from lorastudy.analysis.environments import environment_groups
+from lorastudy.analysis.fairness.finding import LintFinding
+from lorastudy.analysis.fairness.rates import UNTUNED_CODES
 from lorastudy.analysis.fairness.wording import arms_in_words
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.reference import missing_reference
 from lorastudy.analysis.study import Study
 from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text
+from lorastudy.report.essence import Essence
 from lorastudy.report.findings.catalogue import questions_of
-from lorastudy.report.findings.recommendation import recommendation
-from lorastudy.report.findings.wording import margin_words, verdicts_by_word, what_seeds_can_show
+from lorastudy.report.findings.recommendation import Recommendation, recommendation
+from lorastudy.report.findings.wording import (
+    margin_words,
+    told_verdicts,
+    verdicts_by_word,
+    what_seeds_can_show,
+)
 from lorastudy.report.numbers import count, listing, names, number
 from lorastudy.report.sections.overview import setting_values, what_was_run
 from lorastudy.report.sections.racing import wrong_stops_measured
@@ -23,16 +32,59 @@ from lorastudy.report.sections.racing import wrong_stops_measured
 _MOST_FINDINGS = 4
 
 
-def front_blocks(analysis: Analysis, *, is_stated: bool) -> list[Block]:
-    """Five short paragraphs, the last of them a list. `is_stated`: the suite's question was stored beforehand."""
-    limits = tuple(_limits(analysis))
+@dataclass(frozen=True, kw_only=True)
+class FrontPage:
+    """What stands on the page, as values: a terminal shows some of them and the report all."""
+
+    question: str
+    what_was_run: str
+    verdict: str
+    """The words of the comparisons, then what the experiment type makes of them."""
+    verdict_in_short: str
+    """The words alone, where anything was compared."""
+    recommendation: Recommendation
+    limits: tuple[Text, ...]
+    """The gravest first."""
+    limits_told_before: frozenset[Text]
+    """Those of them that the recommendation says already."""
+
+    def essence(self, title: str) -> Essence:
+        """The page in a few lines, of its own sentences."""
+        return Essence(
+            title=title,
+            verdict=self.verdict_in_short,
+            recommendation=self.recommendation.answer,
+            limits=tuple(limit for limit in self.limits if limit not in self.limits_told_before),
+        )
+
+
+def front_page(analysis: Analysis, *, is_stated: bool) -> FrontPage:
+    """The page. `is_stated`: the suite's question was stored beforehand."""
+    verdict, recommended = _verdict(analysis), recommendation(analysis)
+    return FrontPage(
+        question=_question(analysis, is_stated=is_stated),
+        what_was_run=what_was_run(analysis.study),
+        verdict=verdict,
+        verdict_in_short=(told_verdicts(analysis) if _has_pairs(analysis) else "") or verdict,
+        recommendation=recommended,
+        limits=tuple(_limits(analysis)),
+        limits_told_before=frozenset(
+            _limit_of(analysis, finding)
+            for finding in analysis.lint
+            if recommended.to_know_more and finding.code in UNTUNED_CODES
+        ),
+    )
+
+
+def front_blocks(page: FrontPage) -> list[Block]:
+    """Five short paragraphs, the last of them a list."""
     return [
-        Paragraph((Strong("Question."), f" {_question(analysis, is_stated=is_stated)}")),
-        Paragraph((Strong("What was run."), f" {what_was_run(analysis.study)}")),
-        Paragraph((Strong("Verdict."), f" {_verdict(analysis)}")),
-        Paragraph((Strong("Recommendation."), f" {recommendation(analysis).why}")),
+        Paragraph((Strong("Question."), f" {page.question}")),
+        Paragraph((Strong("What was run."), f" {page.what_was_run}")),
+        Paragraph((Strong("Verdict."), f" {page.verdict}")),
+        Paragraph((Strong("Recommendation."), f" {page.recommendation.why}")),
         Paragraph((Strong("What limits this."),)),
-        Bullets(limits),
+        Bullets(page.limits),
     ]
 
 
@@ -50,12 +102,13 @@ def _question(analysis: Analysis, *, is_stated: bool) -> str:
 
 
 def _verdict(analysis: Analysis) -> str:
-    """The words of the comparisons, then what the experiment type makes of them."""
     headline = questions_of(analysis.study.experiment_type).headline(analysis)
-    if analysis.reference is None or not analysis.primary_comparisons:
-        return headline
-    words = verdicts_by_word(analysis)
+    words = verdicts_by_word(analysis) if _has_pairs(analysis) else ""
     return headline if words in headline else f"{words} {headline}"
+
+
+def _has_pairs(analysis: Analysis) -> bool:
+    return analysis.reference is not None and bool(analysis.primary_comparisons)
 
 
 def _limits(analysis: Analysis) -> Iterator[Text]:
@@ -74,10 +127,14 @@ def _findings(analysis: Analysis) -> Iterator[Text]:
     """What the linter found of weight; few seeds have a line of their own."""
     grave = [one for one in analysis.lint if one.severity != "note" and one.code != "LS401"]
     for finding in grave[:_MOST_FINDINGS]:
-        concerned = arms_in_words(finding.arms, num_arms=len(analysis.study.arms))
-        yield (f"{finding.title} ({finding.code}, {concerned}): {finding.found}.",)
+        yield _limit_of(analysis, finding)
     if len(grave) > _MOST_FINDINGS:
         yield (f"{len(grave) - _MOST_FINDINGS} more findings of the linter, below.",)
+
+
+def _limit_of(analysis: Analysis, finding: LintFinding) -> Text:
+    concerned = arms_in_words(finding.arms, num_arms=len(analysis.study.arms))
+    return (f"{finding.title} ({finding.code}, {concerned}): {finding.found}.",)
 
 
 def _choice_in_sample(analysis: Analysis) -> Iterator[Text]:

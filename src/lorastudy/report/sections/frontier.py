@@ -1,8 +1,8 @@
-"""Which arms are worth their cost, how sure that is, and which cannot be told from the best."""
+"""Which arms are worth their cost, how sure that is, and which may be the best."""
 
 from lorastudy.analysis.frontier import Standing
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.ties import MIN_SEEDS_FOR_A_SET
+from lorastudy.analysis.ties import MIN_SEEDS_FOR_A_SET, TiedSet
 from lorastudy.analysis.tuning import tried_rates
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Strong, Table
 from lorastudy.report.figures.figure import Figure
@@ -26,8 +26,8 @@ def frontier_blocks(analysis: Analysis, *, figures: tuple[Figure, ...], level: i
         Paragraph((f"{_explained(analysis.standings)}{_untuned(analysis)}",)),
         _table(analysis),
         *figures,
-        Heading(level=level, text="Tied with the best"),
-        *_tied(analysis),
+        Heading(level=level, text="Which arms may be the best"),
+        _may_be_best(analysis),
     ]
 
 
@@ -105,7 +105,7 @@ def _scaled(value: float | None, scale: float) -> Cell:
     return Cell(number(value / scale, decimals_of_size(value / scale)), value)
 
 
-def _tied(analysis: Analysis) -> list[Block]:
+def _may_be_best(analysis: Analysis) -> Block:
     """The set with 95 % confidence, or why there is none."""
     tied = analysis.tied
     if tied is None:
@@ -113,18 +113,24 @@ def _tied(analysis: Analysis) -> list[Block]:
             f"No set: it takes at least {MIN_SEEDS_FOR_A_SET} seeds that all arms share, and differences that vary "
             "from seed to seed."
         )
-        return [Paragraph((text,))]
+        return Paragraph((text,))
     left_out = f" Left out: {names(tied.left_out)}." if tied.left_out else " None could be left out."
-    about = f" (Model confidence set over {tied.num_seeds} seeds on these items. Verdicts do not rest on it.)"
+    about = (
+        f" (Model confidence set over {tied.num_seeds} seeds on these items; verdicts do not rest on it, and it gives way to "
+        "them: an arm that is shown to be behind one in it is left out, one that cannot be told from one in it stays.)"
+    )
     best = "the best arm is"
     if not analysis.untuned.isdisjoint({*tied.arms, *tied.left_out}):
         best = f"{tried_rates(analysis.study)} the arm of the best score is"
-    return [
-        Paragraph(
-            (
-                f"With 95 % confidence {best} among ",
-                Strong(names(tied.arms, every=True)),
-                f".{left_out}{about}",
-            )
-        )
-    ]
+    told = f".{left_out}{_left_out_within_the_margin(analysis, tied)}{about}"
+    return Paragraph((f"With 95 % confidence {best} among ", Strong(names(tied.arms, every=True)), told))
+
+
+def _left_out_within_the_margin(analysis: Analysis, tied: TiedSet) -> str:
+    """That an arm may be as good as the reference and yet not the best: what it lacks is less than the margin."""
+    within = {comparison.arm for comparison in analysis.primary_comparisons if comparison.is_as_good}
+    arms = [arm for arm in tied.left_out if arm in within]
+    if not arms:
+        return ""
+    has, lacks = ("has", "it lacks") if len(arms) == 1 else ("have", "they lack")
+    return f" Of these {names(arms)} {has} not the best score, but what {lacks} is less than the margin."

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from lorastudy.analysis.imported import ImportedAnalysis, ImportedArm
 from lorastudy.analysis.study import differing_settings
 from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
+from lorastudy.report.essence import Essence
 from lorastudy.report.figures.figure import Estimate, Figure, Panel
-from lorastudy.report.findings.wording import difference_decimals, verdict
+from lorastudy.report.findings.wording import difference_decimals, told_of_each, verdict
 from lorastudy.report.numbers import (
     ABSENT,
     count,
@@ -50,8 +51,7 @@ def imported_blocks(analysis: ImportedAnalysis) -> list[Block]:
         Paragraph((Strong("Answer."), f" {_answer(analysis)}")),
         Heading(level=2, text="What can be told"),
         Bullets(_can(analysis)),
-        Heading(level=2, text="What cannot be told"),
-        Bullets(_cannot(analysis)),
+        *_cannot_blocks(analysis),
         *fairness_blocks(analysis.lint, num_arms=len(analysis.arms), level=2),
         *_comparison_blocks(analysis),
         Heading(level=2, text="Results"),
@@ -63,6 +63,12 @@ def imported_blocks(analysis: ImportedAnalysis) -> list[Block]:
         Heading(level=2, text="Sources"),
         _sources(analysis.results),
     ]
+
+
+def imported_essence(analysis: ImportedAnalysis) -> Essence:
+    """The report in a few lines, of its own sentences."""
+    title = f"Imported results: {analysis.suite_name}"
+    return Essence(title=title, verdict=_answer(analysis), recommendation=None, limits=_cannot(analysis))
 
 
 def _what(analysis: ImportedAnalysis) -> str:
@@ -81,9 +87,11 @@ def _answer(analysis: ImportedAnalysis) -> str:
     """What follows for the choice of an arm: never one single name."""
     shares = analysis.shares
     if analysis.comparisons:
-        words = Counter(comparison.verdict for comparison in analysis.comparisons)
-        told = listing(f"{word} for {_counted(n, 'arm')}" for word, n in words.items())
-        return f"Against {analysis.comparisons[0].reference}, the first arm of the file, paired over seeds: {told}."
+        reference = analysis.comparisons[0].reference
+        told = told_of_each(analysis.comparisons, reference=reference, margin="none")
+        is_untuned = any(comparison.verdict == "untuned" for comparison in analysis.comparisons)
+        rates = ", at the learning rates that were tried" if is_untuned else ""
+        return f"{analysis.metric.title}, paired over seeds with {reference}, the first arm of the file{rates}: {told}."
     if len(shares) < 2:
         return "No verdict is possible: no two arms share two seeds, and the metric is not a share of a known number of items."
     tied, tied_of_all = (len(analysis.not_told_from_best(of_all=of_all)) for of_all in (False, True))
@@ -118,6 +126,11 @@ def _can(analysis: ImportedAnalysis) -> tuple[Text, ...]:
     return ((how_far,), (lower,), (Strong("Not to be told from the highest"), listed))
 
 
+def _cannot_blocks(analysis: ImportedAnalysis) -> list[Block]:
+    items = _cannot(analysis)
+    return [Heading(level=2, text="What cannot be told"), Bullets(items)] if items else []
+
+
 def _cannot(analysis: ImportedAnalysis) -> tuple[Text, ...]:
     items = []
     if not analysis.comparisons:
@@ -125,6 +138,10 @@ def _cannot(analysis: ImportedAnalysis) -> tuple[Text, ...]:
             "Whether another seed would give the same order: no arm has the seeds from which the noise between seeds could be "
             "estimated, so every verdict between configurations is open (cannot tell: too few seeds)."
         )
+    undecided = [comparison.arm for comparison in analysis.comparisons if comparison.verdict == "cannot tell"]
+    if undecided:
+        reference = analysis.comparisons[0].reference
+        items.append(f"Which is better, {reference} or {names(undecided)}: neither was shown.")
     items += _limits_of_shares(analysis)
     untuned = next((finding for finding in analysis.lint if finding.code == "LS101"), None)
     if untuned:

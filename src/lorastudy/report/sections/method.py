@@ -12,6 +12,7 @@ from lorastudy.records import DataSummary, Environment
 from lorastudy.report.costs import MEMORY_KINDS, WITHOUT_NOISE_FLOOR
 from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
 from lorastudy.report.numbers import ABSENT, count, listing, names
+from lorastudy.report.row_lengths import about_full_length
 from lorastudy.report.sections.overview import setting_values
 
 #: Settings on which depends which rows are held out, and how much of each.
@@ -27,7 +28,7 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     items: list[Text] = [
         _scores(study),
         _seeds(study),
-        (f"Memory: {_memory(study)}.",),
+        (f"Memory: {_memory(study)}.", *_full_length(analysis)),
         (
             (
                 f"Time: the median step of the arm alone, {WITHOUT_NOISE_FLOOR}; real tokens only. Training time is "
@@ -132,6 +133,13 @@ def _memory(study: Study) -> str:
     listed = "; ".join(MEMORY_KINDS[kind] for kind in kinds)
     alone = f"{listed}, while the arm trains alone on the same base, at the step with the most tokens, once per arm"
     return alone if len(kinds) == 1 else f"of different kinds, which must not be compared ({alone})"
+
+
+def _full_length(analysis: Analysis) -> Text:
+    """On which rows it was measured, told of the reference; empty where it was not measured."""
+    arm = analysis.reference
+    is_measured = arm is not None and analysis.summary(arm.name).costs.peak_memory_bytes is not None
+    return about_full_length(arm) if arm is not None and is_measured else ()
 
 
 def _engines(study: Study) -> str:

@@ -1,6 +1,7 @@
 """How to run the study again: the commands, and the suite as a file, rebuilt from what the store holds."""
 
 import io
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from lorastudy.report.document import Block, Code, CodeBlock, Heading, Paragraph
 
 def reproduce_blocks(study: Study, *, level: int, output: Path, rungs: Sequence[float] = ()) -> list[Block]:
     """Commands and the suite file. Paths in it are those of the machine that ran it; `rungs` are those of its race."""
-    commands = f"lorastudy suite suite.yaml\nlorastudy report --output {_quoted(output.name)}"
+    report = ["lorastudy", "report", "--suite-name", study.suite_name, "--output", output.name]
+    commands = f"lorastudy suite suite.yaml\n{shlex.join(report)}"
     return [
         Heading(level=level, text="Reproduce"),
         Paragraph(
@@ -70,7 +72,3 @@ def _dumped(body: dict[str, Any]) -> str:
     stream = io.StringIO()
     yaml.dump(body, stream)
     return stream.getvalue()
-
-
-def _quoted(name: str) -> str:
-    return f"'{name}'" if " " in name else name

@@ -120,7 +120,7 @@ def _rule(analysis: Analysis) -> str:
     holm = f", Holm-corrected over these {family} comparisons," if family > 1 else ""
     rule = (
         f"one of the two is better when the paired t test{holm} and the exact sign-flip test are both below .05, which "
-        f"takes at least {MIN_SEEDS} seeds.{_margin_rule(analysis)}{_untuned_rule(comparisons)}"
+        f"takes at least {MIN_SEEDS} seeds.{_margin_rule(analysis)}{_open_rule(comparisons)}{_untuned_rule(comparisons)}"
     )
     if any(comparison.n > MAX_SIGN_FLIP_SEEDS for comparison in comparisons):
         return f"{rule} Beyond {MAX_SIGN_FLIP_SEEDS} seeds the t test alone decides."
@@ -148,9 +148,16 @@ def _untuned_rule(comparisons: Sequence[Comparison]) -> str:
     if not any(comparison.verdict == "untuned" for comparison in comparisons):
         return ""
     return (
-        " Untuned: the tests say so at the learning rates that were tried; since no arm had its rate tuned, none is called "
-        "better or as good."
+        " Untuned: the tests say so at the learning rates that were tried, and there alone; since no arm had its rate tuned, "
+        "one that they show to be better is called ahead."
     )
+
+
+def _open_rule(comparisons: Sequence[Comparison]) -> str:
+    """What an open verdict does not say; empty where none is open."""
+    if not any(comparison.verdict == "cannot tell" for comparison in comparisons):
+        return ""
+    return " Cannot tell: neither is shown, which does not make the two equal."
 
 
 def _before_training(analysis: Analysis) -> str:

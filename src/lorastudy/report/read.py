@@ -1,0 +1,137 @@
+"""What the store holds for a report, analysed but not yet drawn: every study by itself, the one that ran last first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from lorastudy.analysis.imported import ImportedAnalysis, analyse_imported
+from lorastudy.analysis.items import stored_items
+from lorastudy.analysis.overview import Analysis, analyse
+from lorastudy.analysis.stated import asked_of
+from lorastudy.analysis.study import Study, split_studies
+from lorastudy.errors import StudyError
+from lorastudy.report.essence import Essence
+from lorastudy.report.numbers import names
+from lorastudy.report.presentable import fit_to_be_shown, without_traces
+from lorastudy.report.sections.front import FrontPage, front_page
+from lorastudy.report.sections.imported import imported_essence
+from lorastudy.spec.privacy import Privacy
+from lorastudy.tracker import ExperimentTracker
+from lorastudy.tracker.views import StatedQuestion, SuiteSummary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studied:
+    """One study's analysis, and what its suite says of itself."""
+
+    analysis: Analysis
+    suite: SuiteSummary
+
+    @property
+    def questions(self) -> tuple[StatedQuestion, ...]:
+        """What the suite asked, the oldest statement first."""
+        return self.suite.questions
+
+    @property
+    def title(self) -> str:
+        """The suite's name with the experiment type."""
+        study = self.analysis.study
+        return f"{study.suite_name} ({study.experiment_type.replace('_', ' ')})"
+
+    @cached_property
+    def front(self) -> FrontPage:
+        """What stands first in the report, and in the terminal."""
+        return front_page(self.analysis, is_stated=bool(self.questions))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that a report tells: studies of one's own, the one that ran last first, or a suite of imported results."""
+
+    studies: tuple[Studied, ...] = ()
+    imported: ImportedAnalysis | None = None
+    imported_apart: tuple[str, ...] = ()
+    """Suites of imported results that a report of everything leaves out."""
+
+    @property
+    def essences(self) -> tuple[Essence, ...]:
+        """Each study in a few lines, fit to be passed on as the report itself."""
+        own = [studied.front.essence(studied.title) for studied in self.studies]
+        found = own if self.imported is None else [*own, imported_essence(self.imported)]
+        privacy = Privacy.of_this_machine()
+        return tuple(fit_to_be_shown(essence, privacy) for essence in found)
+
+
+def read_report(
+    tracker: ExperimentTracker, *, experiment_type: str | None = None, suite_name: str | None = None
+) -> Report:
+    """What the store holds of one type or suite, or of all suites.
+
+    A suite of imported results is asked for by its name, and never joined with runs of one's own.
+
+    Raises:
+        StudyError: there is nothing to report; the message says what to run.
+    """
+    imported = tracker.get_imported(suite_name)
+    if suite_name is not None and imported:
+        return Report(imported=analyse_imported(imported))
+    apart = tuple(dict.fromkeys(result.suite_name for result in imported))
+    studies = _studies(tracker, experiment_type=experiment_type, suite_name=suite_name, apart=apart)
+    suites = {suite.suite_name: suite for suite in tracker.get_suites()}
+    return Report(
+        studies=tuple(_studied(tracker, study, suite=suites[study.suite_name]) for study in studies),
+        imported_apart=apart if experiment_type is None else (),
+    )
+
+
+def _studied(tracker: ExperimentTracker, study: Study, *, suite: SuiteSummary) -> Studied:
+    stated = suite.questions[-1].question if suite.questions else None
+    told = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
+    question = asked_of(told, stated)
+    items = stored_items(tracker, told, metrics=question.metrics_by_item)
+    return Studied(analysis=analyse(told, question=question, items=items), suite=suite)
+
+
+def _studies(
+    tracker: ExperimentTracker,
+    *,
+    experiment_type: str | None,
+    suite_name: str | None,
+    apart: Sequence[str],
+) -> list[Study]:
+    """The studies asked for. One without a completed experiment stays in, for its failures, if another has one."""
+    privacy = Privacy.of_this_machine()
+    results = [
+        without_traces(result, privacy) for result in tracker.get_all_experiments(suite_name=suite_name)
+    ]
+    if experiment_type is not None:
+        results = [result for result in results if result.experiment_type == experiment_type]
+    asked = "".join(
+        f" {what} {value!r}"
+        for what, value in (("of type", experiment_type), ("in suite", suite_name))
+        if value is not None
+    )
+    if not results and apart and not asked:
+        raise StudyError(
+            f"The store holds no experiment, only imported results: {names(apart)}. Name the suite to report: "
+            "`lorastudy report --suite-name NAME`."
+        )
+    if not results:
+        raise StudyError(
+            f"The store holds no experiment{asked}. Run `lorastudy suite <file.yaml>` first, or `lorastudy demo` "
+            "for a study that needs no data of your own."
+        )
+    studies = split_studies(results)
+    if not any(study.completed for study in studies):
+        messages = "; ".join(dict.fromkeys(r.failure_message for r in results if r.failure_message))
+        because = f" What went wrong: {messages}." if messages else ""
+        raise StudyError(
+            f"None of the {len(results)} experiments{asked} in the store has completed.{because} Run "
+            "`lorastudy suite <file.yaml>` again, then `lorastudy report`."
+        )
+    return sorted(studies, key=_last_start, reverse=True)
+
+
+def _last_start(study: Study) -> str:
+    """When its latest run began; stored times sort as text."""
+    return max((result.started_at or "" for result in study.results), default="")

@@ -1,0 +1,93 @@
+"""How commands end that made or told results: what these came to, then where everything lies."""
+
+from pathlib import Path
+
+import pytest
+
+import lorastudy.report
+from lorastudy.cli.ending import say_essence, say_report, say_what_it_came_to
+from lorastudy.errors import StudyError
+from lorastudy.report.essence import Essence
+from lorastudy.tracker import ExperimentTracker
+
+
+class Told:
+    """A report as far as its end goes."""
+
+    def __init__(self, *titles, imported_apart=()):
+        self.essences = tuple(essence(title) for title in titles)
+        self.imported_apart = imported_apart
+
+
+def essence(title="study"):
+    return Essence(
+        title=title,
+        verdict=f"Held-out loss: {', '.join(f'an-arm-with-a-name-{n}' for n in range(12))} are each better than r1.",
+        recommendation="Take r2: it is shown to be better than r1.",
+        limits=(("One data set.",), ("One base model.",)),
+    )
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+
+
+def test_lines_are_as_wide_as_the_terminal_and_break_no_name(capsys):
+    say_essence(essence())
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 60 for line in lines)
+    assert (
+        sum(line.count("an-arm-with-a-name-11 are each") for line in [" ".join(map(str.strip, lines))]) == 1
+    )
+    assert [
+        line for line in lines if line.startswith(("study", "Verdict.", "Recommendation.", "What limits"))
+    ] == [
+        "study",
+        next(line for line in lines if line.startswith("Verdict.")),
+        "Recommendation. Take r2: it is shown to be better than r1.",
+        "What limits this. One data set. (1 more in the report.)",
+    ]
+
+
+def test_a_report_ends_with_its_files_and_names_the_other_studies(capsys):
+    plots = [Path("results/plots") / f"pairs.{ending}" for ending in ("png", "svg")]
+    say_report(Told("new", "old", imported_apart=("public",)), [Path("R.md"), Path("R.html"), *plots])
+    out = capsys.readouterr().out
+    assert "\nnew\nVerdict." in out
+    assert "\nold\n" not in out
+    flat = " ".join(out.split())
+    assert "R.md covers 1 more, which ran before: old. One alone: lorastudy report --suite-name NAME" in flat
+    assert "imported results are told apart: public." in flat
+    assert out.splitlines()[-3:] == [
+        "wrote R.md",
+        "wrote R.html",
+        "wrote 1 plots (PNG and SVG) into results/plots",
+    ]
+
+
+def test_a_suite_ends_with_what_it_came_to_and_the_next_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ExperimentTracker("mine.db", writable=True).close()
+    asked = {}
+
+    def read_report(tracker, **options):
+        asked.update(options)
+        return Told("my suite (custom)")
+
+    monkeypatch.setattr(lorastudy.report, "read_report", read_report, raising=False)
+    say_what_it_came_to("my suite", database="mine.db", output_dir=Path("output"))
+    out = capsys.readouterr().out
+    assert asked == {"suite_name": "my suite"}
+    assert "Recommendation. Take r2" in out
+    assert "results: mine.db; adapters: output/NAME_seedN/final_model" in out
+    assert out.splitlines()[-1] == "next: lorastudy report --suite-name 'my suite' --database mine.db"
+
+
+def test_a_suite_of_which_nothing_completed_says_no_more(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ExperimentTracker("mine.db", writable=True).close()
+    with pytest.raises(StudyError), ExperimentTracker("mine.db") as tracker:
+        lorastudy.report.read_report(tracker, suite_name="none")
+    say_what_it_came_to("none", database="mine.db", output_dir=Path("output"))
+    assert capsys.readouterr().out == ""
