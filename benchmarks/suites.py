@@ -9,16 +9,8 @@ from benchmarks.machine import load_average
 from benchmarks.processes import run_timed
 from benchmarks.results import OURS, Sample
 from lorastudy.executors.process import LOG_NAME
-from lorastudy.records import (
-    ArmProfile,
-    Environment,
-    Outcome,
-    Pack,
-    PackProfile,
-    PackStep,
-    RecordReader,
-    Score,
-)
+from lorastudy.record_lines import RecordReader
+from lorastudy.records import ArmProfile, Environment, Outcome, Pack, PackProfile, PackStep, Score
 
 _FILES = ("--database", "results/experiments.db", "--runs-dir", "results/runs", "--output-dir", "output")
 

@@ -23,7 +23,8 @@ from lorastudy.analysis.summary import LOSS
 from lorastudy.analysis.tuning import rates_of
 from lorastudy.attempts import with_checkpoints
 from lorastudy.executors import Executor
-from lorastudy.records import RACE_NAME, Outcome, RecordWriter
+from lorastudy.record_lines import RecordWriter
+from lorastudy.records import RACE_NAME, Outcome
 from lorastudy.runner import (
     OnEvent,
     Plan,

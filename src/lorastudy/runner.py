@@ -22,15 +22,8 @@ from lorastudy.errors import StudyError
 from lorastudy.executors import HUNG, Executor, WorkerExit
 from lorastudy.planner.packing import PlannedPack, halves
 from lorastudy.publishing import publish, publish_done
-from lorastudy.records import (
-    PREDICTIONS_NAME,
-    Environment,
-    MemoryPrediction,
-    Outcome,
-    Pack,
-    Record,
-    RecordWriter,
-)
+from lorastudy.record_lines import RecordWriter
+from lorastudy.records import PREDICTIONS_NAME, Environment, MemoryPrediction, Outcome, Pack, Record
 from lorastudy.spec.containment import inside
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.racing import Leg

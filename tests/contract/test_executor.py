@@ -24,7 +24,8 @@ WORKER = """
 import os, signal, sys, time
 from pathlib import Path
 
-from lorastudy.records import DONE_NAME, RECORDS_NAME, Generation, Pack, RecordWriter
+from lorastudy.records import DONE_NAME, RECORDS_NAME, Generation, Pack
+from lorastudy.record_lines import RecordWriter
 
 
 def serve(folder):

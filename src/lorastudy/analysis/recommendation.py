@@ -13,9 +13,9 @@ from typing import Literal
 
 from scipy import special
 
+from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.items import ItemTable
 from lorastudy.analysis.overview import Analysis, Question, analyse
-from lorastudy.analysis.paired import Comparison
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.analysis.summary import scores_by_seed
 from lorastudy.analysis.tuning import tried_rates

@@ -14,6 +14,7 @@ from lorastudy.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
 from lorastudy.engine.arms import Arm
 from lorastudy.engine.checkpoint import Checkpoint, read_checkpoint
 from lorastudy.engine.state import EngineState
+from lorastudy.record_lines import read_records
 from lorastudy.records import (
     RECORDS_NAME,
     ArmProfile,
@@ -23,7 +24,6 @@ from lorastudy.records import (
     PackStep,
     Record,
     Score,
-    read_records,
 )
 from lorastudy.sealed import DamagedError
 from lorastudy.spec.racing import rung_of

@@ -12,7 +12,8 @@ import pytest
 
 import forked
 from lorastudy.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
-from lorastudy.records import RECORDS_NAME, Incident, Outcome, PackStep, RecordReader
+from lorastudy.record_lines import RecordReader
+from lorastudy.records import RECORDS_NAME, Incident, Outcome, PackStep
 from lorastudy.tracker import ExperimentTracker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
