@@ -51,6 +51,11 @@ def published_rate(*, hidden_size: int, power: float, num_steps: int | None) -> 
     return float(FULL_RATE * times * (HIDDEN_SIZE / hidden_size) ** power)
 
 
+def as_shown(rate: float) -> float:
+    """A rate that a rule came to, with two digits: more of them would claim more than the rule knows."""
+    return float(f"{rate:.2g}")
+
+
 def first_rungs(config: Mapping[str, Any] | None, *, num_steps: int | None) -> Rungs:
     """The rungs to try first for a base model with this `config.json`; None: nothing is known of it.
 
