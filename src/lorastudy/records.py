@@ -157,7 +157,10 @@ class ArmProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class PackProfile:
-    """What the pack as a whole cost: all its experiments together. Tokens are summed over the arms."""
+    """What the pack as a whole cost: all its experiments together. Tokens are summed over the arms.
+
+    Seconds are those of all attempts that it went on from, as are the legs of a race, and of scoring on the way too.
+    """
 
     engine: str
     num_arms: int
