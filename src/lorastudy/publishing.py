@@ -2,9 +2,10 @@
 
 Two suites may call two experiments alike. What lies there stays, if it is another experiment's that a suite still has, or
 nobody knows whose it is; the new one then goes to `output/<suite>/<name>/final_model`, and where that is taken too, to a
-folder that also bears its id. Only what no suite asks for any more, as after a suite file was edited, is replaced.
+folder that also bears its id. Only what no suite asks for any more, as after a suite file was edited, is replaced, if its
+run folder is still there.
 
-The run folder keeps its own copy, so what was published can be published again: under another name, for another folder.
+The run folder keeps a copy of its own, so what was published can be published again: under another name, for another folder.
 """
 
 import shutil
@@ -112,12 +113,13 @@ def _places(experiment: Experiment, *, suite_name: str, output: Path) -> tuple[P
 
 
 def _replaceable(places: Collection[tuple[Path, ...]], *, tracker: ExperimentTracker) -> frozenset[str]:
-    """Of the experiments whose adapters lie there, those that the store knows and no suite has any more."""
+    """Of the experiments whose adapters lie there, those that no suite has any more and whose run folder keeps its own."""
     origins = (AdapterOrigin.read(place) for candidates in places for place in candidates)
     found = {origin.experiment_id for origin in origins if origin is not None}
     if not found:
         return frozenset()
-    return frozenset(found & tracker.known_experiments() - tracker.get_results(sorted(found)).keys())
+    orphans = sorted(found - tracker.get_results(sorted(found)).keys())
+    return frozenset(run.experiment_id for run in tracker.get_runs(orphans) if Path(run.run_folder).is_dir())
 
 
 def _is_of(place: Path, experiment_id: str) -> bool:

@@ -177,10 +177,16 @@ def test_an_adapter_replaces_whole_and_with_a_word_one_that_no_suite_has_any_mor
     (target.parent / "final_model.new" / "half").write_text("")
     tracker.register(SUITE, edited)
     tracker.keep_only(SUITE, edited)
+    once_more = experiments("a", max_steps=4)
     outcome = run(edited, MemoryExecutor())
     assert sorted(path.name for path in target.iterdir()) == ["lorastudy.json", "weights"]
     assert [path.name for path in target.parent.iterdir()] == ["final_model"]
     assert outcome.replaced == ((target, earlier[0].id),)
+    assert published(edited[0], suite_name=SUITE, output=tmp_path / "output") == target
+    shutil.rmtree(tmp_path / "runs")  # now the published one is the only one
+    tracker.register(SUITE, once_more)
+    tracker.keep_only(SUITE, once_more)
+    assert run(once_more, MemoryExecutor()).replaced == ()
     assert published(edited[0], suite_name=SUITE, output=tmp_path / "output") == target
 
 

@@ -223,8 +223,8 @@ def _say_where_adapters_lie(
     ]
     if elsewhere:
         say(
-            f"note: {len(elsewhere)} adapters are in {of_suite}/<name>/final_model, since another experiment's adapter, or a "
-            f"folder of somebody else's, is kept in {output}/<name>/final_model: {listing(elsewhere)}",
+            f"note: another experiment's adapter, or a folder of somebody else's, is kept in {output}/<name>/final_model; "
+            f"in {of_suite}/<name>/final_model instead: {listing(elsewhere)}",
             file=sys.stderr,
         )
     if outcome.replaced:
