@@ -117,9 +117,12 @@ class Question:
 
 
 def subject(sources: Iterable[Sources]) -> tuple[tuple[str, str], ...]:
-    """What experiments that read this are about. The rows that measure forgetting decide nothing and are no part of it."""
+    """What experiments that read this are about. The rows that measure forgetting decide nothing and are no part of it.
+
+    A model on the hub goes without its commit, which is known only once it was fetched.
+    """
     parts = (
-        (what, fingerprint)
+        (what, fingerprint.partition("@")[0] if fingerprint.startswith("hub:") else fingerprint)
         for each in sources
         for what, fingerprint in vars(each).items()
         if fingerprint is not None and what != "forgetting_dataset"

@@ -70,6 +70,13 @@ def test_another_base_model_or_other_data_are_another_question(tracker, suite):
     assert elsewhere.differences(first) == ("subject",)
 
 
+def test_a_model_that_has_been_fetched_since_is_no_other_one():
+    before, after = (
+        subject([Sources(base_model=f"hub:org/model@{at}", dataset="rows")]) for at in ("unresolved", "1f")
+    )
+    assert before == after == (("base_model", "hub:org/model"), ("dataset", "rows"))
+
+
 def test_a_question_that_was_stated_without_a_subject_is_not_asked_anew_for_want_of_one(tracker, suite):
     assert "subject" not in ASKED.to_json()
     tracker.state_question("ranks", ASKED)
