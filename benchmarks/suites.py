@@ -13,16 +13,8 @@ from benchmarks.processes import run_timed
 from benchmarks.results import OURS, Sample
 from lorastudy.executors.process import LOG_NAME
 from lorastudy.jobs import SERVING, attempt_name
-from lorastudy.records import (
-    ArmProfile,
-    Environment,
-    Outcome,
-    Pack,
-    PackProfile,
-    PackStep,
-    RecordReader,
-    Score,
-)
+from lorastudy.record_lines import RecordReader
+from lorastudy.records import ArmProfile, Environment, Outcome, Pack, PackProfile, PackStep, Score
 from lorastudy.spec.racing import rung_step
 
 _FILES = ("--database", "results/experiments.db", "--runs-dir", "results/runs", "--output-dir", "output")

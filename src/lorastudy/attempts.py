@@ -12,7 +12,8 @@ from pathlib import Path
 
 from lorastudy.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
 from lorastudy.planner.packing import PlannedPack, remaining_packs
-from lorastudy.records import RECORDS_NAME, Outcome, RecordReader
+from lorastudy.record_lines import RecordReader
+from lorastudy.records import RECORDS_NAME, Outcome
 from lorastudy.spec.experiment import Experiment
 from lorastudy.tracker import ExperimentTracker
 from lorastudy.tracker.views import RunView

@@ -28,5 +28,6 @@ def as_one(
         diverged_in_search=diverged_in_search,
         not_run=tuple(each.id for each in experiments if each.id in missing and each.id not in ended),
         unpublished=legs[-1].unpublished,
+        replaced=tuple(each for leg in legs for each in leg.replaced),
         outraced=tuple(each.id for each in experiments if each.id in outraced),
     )

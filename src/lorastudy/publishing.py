@@ -1,10 +1,15 @@
 """Trained adapters at the place where users look for them: `output/<name>/final_model`.
 
-The run folder keeps its own copy, so what was published can be published again: under another name, for another folder.
+Two suites may call two experiments alike. What lies there stays, if it is another experiment's that a suite still has, or
+nobody knows whose it is; the new one then goes to `output/<suite>/<name>/final_model`, and where that is taken too, to a
+folder that also bears its id. Only what no suite asks for any more, as after a suite file was edited, is replaced, if its
+run folder is still there.
+
+The run folder keeps a copy of its own, so what was published can be published again: under another name, for another folder.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lorastudy.jobs import AdapterOrigin
@@ -13,38 +18,79 @@ from lorastudy.spec.experiment import Experiment
 from lorastudy.tracker import ExperimentTracker
 
 
-def publish_done(
-    experiments: Sequence[Experiment],
-    missing: Sequence[Experiment],
-    *,
-    tracker: ExperimentTracker,
-    output: Path,
-) -> tuple[str, ...]:
-    """Publish adapters of experiments that were done before, perhaps under another name or for another folder.
+class Shelf:
+    """The places of a suite's adapters, chosen when it begins: nothing that is kept there is written over."""
 
-    Returns the ids of those whose adapter is nowhere to be found.
-    """
-    missing_ids = {experiment.id for experiment in missing}
-    targets: dict[str, Path] = {}
-    for experiment in experiments:
-        target = output / experiment.name / "final_model"
-        origin = AdapterOrigin.read(target)
-        if experiment.id not in missing_ids and (origin is None or origin.experiment_id != experiment.id):
-            targets[experiment.id] = target
-    results = tracker.get_results(list(targets)) if targets else {}
-    gone = []
-    for experiment_id, target in targets.items():
-        done = results[experiment_id]
-        adapter = Path(done.run_folder or "") / (done.adapter_path or "")
-        if done.adapter_path is not None and adapter.is_dir():
-            publish(inside(Path(done.run_folder or ""), adapter), target)
-        else:
-            gone.append(experiment_id)
-    return tuple(gone)
+    def __init__(
+        self, experiments: Sequence[Experiment], *, suite_name: str, tracker: ExperimentTracker, output: Path
+    ) -> None:
+        """Choose the places.
+
+        Raises:
+            StudyError: one of them leads out of `output`.
+        """
+        places = {each.id: _places(each, suite_name=suite_name, output=output) for each in experiments}
+        replaceable = _replaceable(places.values(), tracker=tracker)
+        self._chosen: dict[str, Path] = {}
+        taken: set[Path] = set()
+        for experiment_id, candidates in places.items():
+            own = (place for place in candidates if _is_of(place, experiment_id))
+            free = (
+                place
+                for place in candidates
+                if place not in taken and _is_free(place, replaceable=replaceable)
+            )
+            self._chosen[experiment_id] = next(own, None) or next(free, candidates[-1])
+            taken.add(self._chosen[experiment_id])
+        self.replaced: dict[Path, str] = {}
+        """Places of which an adapter was taken away, with the id of its experiment."""
+
+    def publish_done(
+        self, experiments: Sequence[Experiment], missing: Sequence[Experiment], *, tracker: ExperimentTracker
+    ) -> tuple[str, ...]:
+        """Publish adapters of experiments that were done before, perhaps under another name or for another folder.
+
+        Returns the ids of those whose adapter is nowhere to be found.
+        """
+        missing_ids = {experiment.id for experiment in missing}
+        wanted = [
+            experiment.id
+            for experiment in experiments
+            if experiment.id not in missing_ids and not _is_of(self._chosen[experiment.id], experiment.id)
+        ]
+        results = tracker.get_results(wanted) if wanted else {}
+        gone = []
+        for experiment_id in wanted:
+            done = results[experiment_id]
+            adapter = Path(done.run_folder or "") / (done.adapter_path or "")
+            if done.adapter_path is not None and adapter.is_dir():
+                self.publish(inside(Path(done.run_folder or ""), adapter), experiment_id)
+            else:
+                gone.append(experiment_id)
+        return tuple(gone)
+
+    def publish(self, adapter: Path, experiment_id: str) -> None:
+        """Copy an adapter to its place, whole or not at all. The run folder keeps its own."""
+        place = self._chosen[experiment_id]
+        before = AdapterOrigin.read(place)
+        publish(adapter, place)
+        if before is not None and before.experiment_id != experiment_id:
+            self.replaced[place] = before.experiment_id
+
+
+def published(experiment: Experiment, *, suite_name: str, output: Path) -> Path | None:
+    """Where a suite's adapter lies; None where it does not."""
+    places = _places(experiment, suite_name=suite_name, output=output)
+    return next((place for place in places if _is_of(place, experiment.id)), None)
+
+
+def usual_place(experiment: Experiment, *, output: Path) -> Path:
+    """Where an adapter lies unless another one has that place."""
+    return output / experiment.name / "final_model"
 
 
 def publish(adapter: Path, target: Path) -> None:
-    """Copy an adapter to `output/<name>/final_model`, whole or not at all. The run folder keeps its own."""
+    """Copy an adapter to `target`, whole or not at all. The run folder keeps its own."""
     fresh, old = target.with_name("final_model.new"), target.with_name("final_model.old")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
@@ -53,6 +99,40 @@ def publish(adapter: Path, target: Path) -> None:
         target.rename(old)
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _places(experiment: Experiment, *, suite_name: str, output: Path) -> tuple[Path, ...]:
+    """Where its adapter may lie, the usual place first. The last one nobody else can have."""
+    of_suite = output / suite_name
+    places = (
+        usual_place(experiment, output=output),
+        of_suite / experiment.name / "final_model",
+        of_suite / f"{experiment.name}-{experiment.id}" / "final_model",
+    )
+    return tuple(inside(output, place) for place in places)
+
+
+def _replaceable(places: Collection[tuple[Path, ...]], *, tracker: ExperimentTracker) -> frozenset[str]:
+    """Of the experiments whose adapters lie there, those that no suite has any more and whose run folder keeps its own."""
+    origins = (AdapterOrigin.read(place) for candidates in places for place in candidates)
+    found = {origin.experiment_id for origin in origins if origin is not None}
+    if not found:
+        return frozenset()
+    orphans = sorted(found - tracker.get_results(sorted(found)).keys())
+    return frozenset(run.experiment_id for run in tracker.get_runs(orphans) if Path(run.run_folder).is_dir())
+
+
+def _is_of(place: Path, experiment_id: str) -> bool:
+    origin = AdapterOrigin.read(place)
+    return origin is not None and origin.experiment_id == experiment_id
+
+
+def _is_free(place: Path, *, replaceable: Collection[str]) -> bool:
+    """Whether nothing lies there that is to stay. What cannot be told whose it is does."""
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return True
+    origin = AdapterOrigin.read(place)
+    return origin is not None and origin.experiment_id in replaceable
 
 
 def _copy(folder: Path, target: Path) -> None:

@@ -24,7 +24,8 @@ from lorastudy.analysis.tuning import rates_of
 from lorastudy.attempts import with_checkpoints
 from lorastudy.executors import Executor
 from lorastudy.legs import as_one
-from lorastudy.records import RACE_NAME, Outcome, RecordWriter
+from lorastudy.record_lines import RecordWriter
+from lorastudy.records import RACE_NAME, Outcome
 from lorastudy.report.numbers import listing
 from lorastudy.runner import (
     Leg,

@@ -15,7 +15,7 @@ from lorastudy.race import Race, run_race
 from lorastudy.relay import run_relay
 from lorastudy.runner import OnEvent, Plan, SuiteOutcome, is_current
 from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.question import PrimaryMetric
+from lorastudy.spec.question import PrimaryMetric, subject
 from lorastudy.spec.suite import Suite
 from lorastudy.tracker import ExperimentTracker
 from lorastudy.tracker.views import ExperimentResult
@@ -114,7 +114,8 @@ def _register(suite: Suite, design: Design, *, tracker: ExperimentTracker, is_fi
     tracker.register(suite.name, design.experiments, description=suite.description)
     # A suite that is taken up by its experiments alone has no arms, and asks what it asked.
     if is_first and suite.arms:
-        tracker.state_question(suite.name, suite.question)
+        about = subject(experiment.sources for experiment in design.experiments)
+        tracker.state_question(suite.name, replace(suite.question, subject=about))
         tracker.keep_design(suite.name, suite.to_json())
     if suite.path is not None:
         # A suite is what its file says now: an attempt with a mistake since mended is not in its report.

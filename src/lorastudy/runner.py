@@ -21,16 +21,9 @@ from lorastudy.checkpoints import CHECKPOINTS_NAME
 from lorastudy.errors import StudyError
 from lorastudy.executors import HUNG, Executor, WorkerExit
 from lorastudy.planner.packing import PlannedPack, halves
-from lorastudy.publishing import publish, publish_done
-from lorastudy.records import (
-    PREDICTIONS_NAME,
-    Environment,
-    MemoryPrediction,
-    Outcome,
-    Pack,
-    Record,
-    RecordWriter,
-)
+from lorastudy.publishing import Shelf, usual_place
+from lorastudy.record_lines import RecordWriter
+from lorastudy.records import PREDICTIONS_NAME, Environment, MemoryPrediction, Outcome, Pack, Record
 from lorastudy.spec.containment import inside
 from lorastudy.spec.experiment import Experiment
 from lorastudy.tracker import ExperimentTracker, suite_notes
@@ -102,6 +95,8 @@ class SuiteOutcome:
     not_run: tuple[str, ...]
     unpublished: tuple[str, ...] = ()
     """Done before, and their adapters are neither at their place nor in a run folder any more."""
+    replaced: tuple[tuple[Path, str], ...] = ()
+    """Where an adapter lay that no suite asks for any more, and whose: the suite's own has that place now."""
     diverged_in_search: tuple[Outcome, ...] = ()
     """Runs that were to find out whether a learning rate is too high, and did: an answer, not a failure."""
     paused: tuple[str, ...] = ()
@@ -184,13 +179,14 @@ def run_suite(
     `plan.is_leaving` says so, what is under way is followed until it has left, and no more is started.
     """
     for experiment in experiments:
-        inside(plan.output, plan.output / experiment.name / "final_model")
+        inside(plan.output, usual_place(experiment, output=plan.output))
     tracker.register(suite_name, experiments)
+    shelf = Shelf(experiments, suite_name=suite_name, tracker=tracker, output=plan.output)
     suite_notes.keep(tracker, suite_name, runs=plan.runs)
     take_what_was_left(experiments, tracker=tracker)
     concerned = [each for each in experiments if each.id not in plan.leg.settled]
     missing = not_done(concerned, tracker=tracker, searching=plan.searching)
-    unpublished = publish_done(concerned, missing, tracker=tracker, output=plan.output)
+    unpublished = shelf.publish_done(concerned, missing, tracker=tracker)
     ends: dict[str, Outcome] = {}
     waiting = packs_to_run(
         experiments,
@@ -213,7 +209,7 @@ def run_suite(
             try:
                 for folder, event in events:
                     current = tries[folder]
-                    _take(event, current, tracker=tracker, plan=plan)
+                    _take(event, current, tracker=tracker, plan=plan, shelf=shelf)
                     on_event(current.pack, event)
                     if isinstance(event, WorkerExit) and not plan.is_leaving():
                         waiting += current.to_try_again()
@@ -226,7 +222,7 @@ def run_suite(
         ends |= {key: end for each in tries.values() for key, end in each.final_ends().items()}
     let_go_of_checkpoints(folders, tracker=tracker)
     outcome = _outcome(concerned, missing, ends=ends, searching=plan.searching)
-    return replace(outcome, unpublished=unpublished)
+    return replace(outcome, unpublished=unpublished, replaced=tuple(shelf.replaced.items()))
 
 
 def _stage(name: str, waiting: Sequence[WaitingPack]) -> Stage:
@@ -288,7 +284,9 @@ def _prepare(waiting: WaitingPack, *, tracker: ExperimentTracker, plan: Plan) ->
     return _Try(waiting=waiting, attempt=attempt, folder=folder, predictions=predictions)
 
 
-def _take(event: Record | WorkerExit, current: _Try, *, tracker: ExperimentTracker, plan: Plan) -> None:
+def _take(
+    event: Record | WorkerExit, current: _Try, *, tracker: ExperimentTracker, plan: Plan, shelf: Shelf
+) -> None:
     """Store what came; a worker's death ends what it left open."""
     if not current.has_begun:
         current.has_begun = True
@@ -311,7 +309,10 @@ def _take(event: Record | WorkerExit, current: _Try, *, tracker: ExperimentTrack
     for record in records:
         if isinstance(record, Outcome):
             # Published before it is stored: what the store calls completed is not run again, so it must be there.
-            _publish_new(record, current, output=plan.output)
+            if record.adapter_path is not None:
+                shelf.publish(
+                    inside(current.folder, current.folder / record.adapter_path), record.experiment_id
+                )
             current.ended.setdefault(record.experiment_id, record)
         tracker.take(record, pack_id=current.pack.id, attempt=current.attempt)
 
@@ -327,13 +328,6 @@ def _deaths(exit_: WorkerExit, current: _Try, *, plan: Plan) -> list[Outcome]:
         Outcome(experiment_id=experiment.id, status="failed", failure_kind="crashed", message=message)
         for experiment in current.open_experiments()
     ]
-
-
-def _publish_new(record: Outcome, current: _Try, *, output: Path) -> None:
-    if record.adapter_path is not None:
-        name = next(e.name for e in current.pack.experiments if e.id == record.experiment_id)
-        adapter = inside(current.folder, current.folder / record.adapter_path)
-        publish(adapter, inside(output, output / name / "final_model"))
 
 
 def _has_failed(current: _Try, searching: Collection[str]) -> bool:

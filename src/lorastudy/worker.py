@@ -24,7 +24,8 @@ from lorastudy.errors import DataError, StudyError
 from lorastudy.evaluation.checkpoint import run_job
 from lorastudy.jobs import RESULT_NAME, SERVING, attempt_name, folders_told
 from lorastudy.lifeline import PARENT_VARIABLE, end_with_parent
-from lorastudy.records import DONE_NAME, RECORDS_NAME, Incident, Pack, RecordWriter
+from lorastudy.record_lines import RecordWriter
+from lorastudy.records import DONE_NAME, RECORDS_NAME, Incident, Pack
 from lorastudy.training.base_cache import BaseCache
 from lorastudy.training.life import run_pack
 from lorastudy.training.outcomes import PackRun

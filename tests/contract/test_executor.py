@@ -25,7 +25,8 @@ import os, signal, sys, time
 from pathlib import Path
 
 from lorastudy.jobs import folders_told
-from lorastudy.records import DONE_NAME, RECORDS_NAME, Generation, Pack, RecordWriter
+from lorastudy.records import DONE_NAME, RECORDS_NAME, Generation, Pack
+from lorastudy.record_lines import RecordWriter
 
 
 def serve(folder):

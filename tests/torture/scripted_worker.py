@@ -14,6 +14,7 @@ from pathlib import Path
 from lorastudy.disk import serve_and_tell
 from lorastudy.jobs import AdapterOrigin, folders_told
 from lorastudy.lifeline import end_with_parent
+from lorastudy.record_lines import RecordWriter
 from lorastudy.records import (
     DONE_NAME,
     RECORDS_NAME,
@@ -27,7 +28,6 @@ from lorastudy.records import (
     PackProfile,
     PackStep,
     Record,
-    RecordWriter,
     Score,
 )
 

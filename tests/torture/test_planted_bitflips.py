@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lorastudy import records
+from lorastudy import record_lines
 from lorastudy.tracker import rows
 from lorastudy.tracker.store import Store
 from torture.faults import bitflips
@@ -18,12 +18,12 @@ def test_records_read_without_their_checksum_are_caught(
 ) -> None:
     def decode(line: str) -> Any:
         outer = json.loads(line)
-        monkeypatch.setattr(records, "_checksum", lambda *_: outer["sha256"])
+        monkeypatch.setattr(record_lines, "_checksum", lambda *_: outer["sha256"])
         return sound(line)
 
-    sound = records.decode
+    sound = record_lines.decode
 
-    monkeypatch.setattr(records, "decode", decode)
+    monkeypatch.setattr(record_lines, "decode", decode)
     result = bitflips.run(amount=200, seed=1, folder=tmp_path)
     assert result.num_violations > 10
     assert "VIOLATED: bit" in result.detail

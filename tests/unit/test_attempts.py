@@ -8,16 +8,8 @@ import pytest
 
 from lorastudy.attempts import CUT_OFF, packs_to_run, take_what_was_left
 from lorastudy.checkpoints import checkpoint_folder
-from lorastudy.records import (
-    RECORDS_NAME,
-    ArmStep,
-    Outcome,
-    Pack,
-    PackEnd,
-    PackStep,
-    RecordReader,
-    RecordWriter,
-)
+from lorastudy.record_lines import RecordReader, RecordWriter
+from lorastudy.records import RECORDS_NAME, ArmStep, Outcome, Pack, PackEnd, PackStep
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.settings import Settings
 from lorastudy.tracker import ExperimentTracker

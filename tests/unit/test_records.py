@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorastudy.record_lines import RecordReader, RecordWriter, decode, encode
 from lorastudy.records import (
     ArmProfile,
     ArmStep,
@@ -24,11 +25,7 @@ from lorastudy.records import (
     PackProfile,
     PackStep,
     Record,
-    RecordReader,
-    RecordWriter,
     Score,
-    decode,
-    encode,
 )
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.settings import Settings

@@ -29,6 +29,8 @@ experiments:
   - {name: low, lora_rank: 8}
   - {name: high, lora_rank: 1}
 """
+#: What its question is asked of, by names for fingerprints.
+SUBJECT = (("base_model", "lab"), ("dataset", "lab:facts"))
 #: Where the loss of each is lowest: one inside the first grid, one beyond it.
 BEST = {8: 5e-3, 1: 2e-2}
 
@@ -222,9 +224,25 @@ def test_the_choice_reads_the_held_out_rows_and_never_the_test_rows(run, tracker
 def test_the_question_is_stated_before_anything_runs(run, tracker, suite) -> None:
     run(Curves())
     (stated,) = tracker.get_suites()[0].questions
-    assert stated.question == suite.question
+    assert stated.question == replace(suite.question, subject=SUBJECT)
     assert stated.num_completed == 0
     assert stated.question.tuning_seeds == (2, 3)
+
+
+def test_on_another_base_model_the_question_is_stated_anew_with_what_was_known(run, tracker, suite) -> None:
+    run(Curves())
+
+    def on_another(merits_of: MeritsOf) -> Design:
+        return design(
+            suite, fingerprint_dataset=str, fingerprint_base=lambda _: "another", merits_of=merits_of
+        )
+
+    plan = Plan(runs=Path("runs"), output=Path("output"))
+    run_rounds(suite, on_another, tracker=tracker, executor=Curves(), plan=plan, on_event=silent)
+    first, second = tracker.get_suites()[0].questions
+    assert first.question.id != second.question.id
+    assert second.question.subject_of("base_model") == ("another",)
+    assert (first.num_completed, second.num_completed) == (0, 20)
 
 
 def test_results_of_other_libraries_choose_nothing(run, tracker, suite, monkeypatch) -> None:
@@ -253,7 +271,7 @@ def test_a_suite_goes_on_from_the_store_without_its_file(run, tracker, suite) ->
         each.id for each in designing(suite)(merits_in(tracker, "loss")).experiments
     }
     (stated,) = tracker.get_suites()[0].questions  # asked once, and the same
-    assert stated.question == suite.question
+    assert stated.question == replace(suite.question, subject=SUBJECT)
 
 
 def test_a_suite_is_the_same_from_its_own_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from lorastudy.errors import StudyError
 from lorastudy.executors import WorkerExit
 from lorastudy.executors.executor import Event
 from lorastudy.jobs import AdapterOrigin
+from lorastudy.publishing import published
 from lorastudy.records import ArmStep, Environment, FailureKind, Outcome, Pack, PackStep, Record
 from lorastudy.runner import Plan, SuiteOutcome, run_suite
 from lorastudy.spec.experiment import Experiment, Sources
@@ -96,6 +97,7 @@ def completed(experiment: Experiment, folder: Path) -> Outcome:
     adapter = folder / "adapters" / experiment.id
     adapter.mkdir(parents=True)
     (adapter / "weights").write_text(f"{experiment.name} of {folder.name}")
+    AdapterOrigin.of(experiment).write(adapter)
     path = adapter.relative_to(folder).as_posix()
     return Outcome(experiment_id=experiment.id, status="completed", step=2, adapter_path=path)
 
@@ -130,10 +132,11 @@ def run(tmp_path: Path, tracker: ExperimentTracker) -> Callable[..., SuiteOutcom
         *,
         continue_on_error: bool = False,
         on_event: Callable[..., None] = silent,
+        suite_name: str = SUITE,
     ) -> SuiteOutcome:
         plan = Plan(runs=tmp_path / "runs", output=tmp_path / "output", continue_on_error=continue_on_error)
         return run_suite(
-            wanted, suite_name=SUITE, tracker=tracker, executor=executor, plan=plan, on_event=on_event
+            wanted, suite_name=suite_name, tracker=tracker, executor=executor, plan=plan, on_event=on_event
         )
 
     return run
@@ -164,17 +167,85 @@ def test_adapters_are_published_under_their_names(run: Callable[..., SuiteOutcom
         assert (tmp_path / "output" / name / "final_model" / "weights").read_text().startswith(f"{name} of")
 
 
-def test_an_adapter_replaces_the_one_of_an_earlier_suite_whole(
-    run: Callable[..., SuiteOutcome], tmp_path: Path
+def test_an_adapter_replaces_whole_and_with_a_word_one_that_no_suite_has_any_more(
+    run: Callable[..., SuiteOutcome], tracker: ExperimentTracker, tmp_path: Path
 ) -> None:
     target = tmp_path / "output" / "a" / "final_model"
-    target.mkdir(parents=True)
+    earlier, edited = experiments("a"), experiments("a", max_steps=3)
+    run(earlier, MemoryExecutor())
     (target / "left_over").write_text("of another model")
     (target.parent / "final_model.new").mkdir()  # the copy of a runner that was killed over it
     (target.parent / "final_model.new" / "half").write_text("")
-    run(experiments("a"), MemoryExecutor())
-    assert [path.name for path in target.iterdir()] == ["weights"]
+    tracker.register(SUITE, edited)
+    tracker.keep_only(SUITE, edited)
+    once_more = experiments("a", max_steps=4)
+    outcome = run(edited, MemoryExecutor())
+    assert sorted(path.name for path in target.iterdir()) == ["lorastudy.json", "weights"]
     assert [path.name for path in target.parent.iterdir()] == ["final_model"]
+    assert outcome.replaced == ((target, earlier[0].id),)
+    assert published(edited[0], suite_name=SUITE, output=tmp_path / "output") == target
+    shutil.rmtree(tmp_path / "runs")  # now the published one is the only one
+    tracker.register(SUITE, once_more)
+    tracker.keep_only(SUITE, once_more)
+    assert run(once_more, MemoryExecutor()).replaced == ()
+    assert published(edited[0], suite_name=SUITE, output=tmp_path / "output") == target
+
+
+def test_an_adapter_that_another_suite_has_is_kept_and_the_new_one_lies_under_its_suites_name(
+    run: Callable[..., SuiteOutcome], tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    first, second = experiments("a", "b"), experiments("a", "c", data_seed=1)
+    run(first, MemoryExecutor(), suite_name="first")
+    outcome = run(second, MemoryExecutor(), suite_name="second")
+    places = [published(each, suite_name="second", output=output) for each in second]
+    assert places == [output / "second" / "a" / "final_model", output / "c" / "final_model"]
+    assert outcome.replaced == ()
+    weights = [path / "weights" for path in output.rglob("final_model")]
+    before = {path: path.stat().st_mtime_ns for path in weights}
+    for suite_name, wanted in (("first", first), ("second", second), ("first", first)):
+        again = run(wanted, MemoryExecutor(), suite_name=suite_name)
+        assert (again.completed, again.unpublished, again.replaced) == ((), (), ())
+    assert {path: path.stat().st_mtime_ns for path in weights} == before  # each was there already
+    assert (output / "a" / "final_model" / "weights").read_text() == "a of attempt-1"
+    assert published(first[0], suite_name="first", output=output) == output / "a" / "final_model"
+
+
+def test_two_experiments_of_one_name_in_one_suite_both_stay(
+    run: Callable[..., SuiteOutcome], tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    wanted = [*experiments("a"), *experiments("a", data_seed=1), *experiments("a", data_seed=2)]
+    for each in wanted:  # as by `lorastudy run`, whose experiments are all in one suite
+        run([each], MemoryExecutor(), suite_name="run")
+    run(wanted, MemoryExecutor(), suite_name="run")
+    places = [published(each, suite_name="run", output=output) for each in wanted]
+    assert places == [
+        output / "a" / "final_model",
+        output / "run" / "a" / "final_model",
+        output / "run" / f"a-{wanted[2].id}" / "final_model",
+    ]
+
+
+def test_a_folder_of_which_nobody_knows_whose_it_is_is_kept(
+    run: Callable[..., SuiteOutcome], tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    for name in "ab":
+        (output / name / "final_model").mkdir(parents=True)
+    (output / "a" / "final_model" / "weights").write_text("of a program of mine")
+    stranger = experiments("b", data_seed=1)[0]  # of another store
+    AdapterOrigin.of(stranger).write(output / "b" / "final_model")
+    wanted = experiments("a", "b")
+    run(wanted, MemoryExecutor(), suite_name="mine")
+    for each in wanted:
+        place = published(each, suite_name="mine", output=output)
+        assert place == output / "mine" / each.name / "final_model"
+    assert (output / "a" / "final_model" / "weights").read_text() == "of a program of mine"
+    assert published(stranger, suite_name="theirs", output=output) == output / "b" / "final_model"
+    shutil.rmtree(output / "mine" / "a")
+    assert run(wanted, MemoryExecutor(), suite_name="mine").unpublished == ()
+    assert (output / "mine" / "a" / "final_model" / "weights").is_file()  # again, from the run folder
 
 
 def test_what_is_done_is_not_run_again(run: Callable[..., SuiteOutcome]) -> None:

@@ -11,11 +11,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.fairness.case import ArmFacts, Case
 from lorastudy.analysis.fairness.finding import LintFinding
 from lorastudy.analysis.fairness.lint import lint, untuned
 from lorastudy.analysis.fairness.rates import METHOD_KEY
-from lorastudy.analysis.paired import Comparison, compare_with_reference
+from lorastudy.analysis.paired import compare_with_reference
 from lorastudy.analysis.proportions import Share, ShareDifference, corrected, difference, share_of
 from lorastudy.analysis.reference import reference_arm
 from lorastudy.analysis.study import Study, split_studies

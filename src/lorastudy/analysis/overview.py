@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lorastudy.analysis.blocker import Blocker
+from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.fairness.case import measured_case
 from lorastudy.analysis.fairness.finding import LintFinding
 from lorastudy.analysis.fairness.lint import blockers, lint, untuned
 from lorastudy.analysis.frontier import Standing, pareto_frontier, standings
 from lorastudy.analysis.items import ItemTable
-from lorastudy.analysis.paired import Comparison, compare_with_reference
+from lorastudy.analysis.paired import compare_with_reference
 from lorastudy.analysis.ranks import RankReturns, rank_ladder, rank_returns
 from lorastudy.analysis.reference import reference_arm
 from lorastudy.analysis.selection import Choice, choices, compared_arms

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorastudy.analysis.paired import Comparison
+from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.significance import ALPHA, Floats
 from lorastudy.analysis.study import Arm, Study, differing_settings
 from lorastudy.analysis.summary import Metric, scores_by_seed

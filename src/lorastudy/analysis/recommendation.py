@@ -13,9 +13,9 @@ from typing import Literal
 
 from scipy import special
 
+from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.items import ItemTable
 from lorastudy.analysis.overview import Analysis, Question, analyse
-from lorastudy.analysis.paired import Comparison
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.analysis.summary import scores_by_seed
 from lorastudy.analysis.tuning import tried_rates
@@ -51,7 +51,8 @@ class Evidence:
     """
 
     study: Study
-    data: str
+    held_out: str
+    """The rows that its scores are of, in words."""
     candidates: Mapping[str, Candidate]
     question: Question = field(default_factory=Question)
     items: ItemTable = field(default_factory=dict)
@@ -67,7 +68,8 @@ class Expectation:
     mean: float
     interval: tuple[float, float] | None
     num_seeds: int
-    data: str
+    held_out: str
+    """The rows that would be scored, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +178,7 @@ def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> Recommendati
             *([_UNTUNED] if untuned else []),
             *(f"not measured as such: {each}" for each in departures),
         ),
-        expectation=_expectation(analysis, chosen, data=one.data),
+        expectation=_expectation(analysis, chosen, held_out=one.held_out),
         runner_up=_runner_up(analysis, chosen, valid=valid, fitting=fitting),
         open=_open(analysis, valid, chosen=chosen),
         caveats=tuple(
@@ -267,7 +269,7 @@ def _runner_up(
     )
 
 
-def _expectation(analysis: Analysis, arm: Arm, *, data: str) -> Expectation | None:
+def _expectation(analysis: Analysis, arm: Arm, *, held_out: str) -> Expectation | None:
     """Mean ± t(.975, n - 1) * sd * sqrt(1 + 1/n): the prediction interval of one further seed on the same rows."""
     metric = analysis.primary
     values = list(scores_by_seed(arm, analysis.study, metric=metric).values())
@@ -283,7 +285,7 @@ def _expectation(analysis: Analysis, arm: Arm, *, data: str) -> Expectation | No
         mean=mean,
         interval=None if half is None else (mean - half, mean + half),
         num_seeds=n,
-        data=data,
+        held_out=held_out,
     )
 
 

@@ -11,7 +11,12 @@ DATABASE = "results/experiments.db"
 RunsDir = Annotated[Path, typer.Option(help="Folder of the run folders: records, adapters, logs.")]
 RUNS_DIR = Path("results/runs")
 
-OutputDir = Annotated[Path, typer.Option(help="Trained adapters go to <output-dir>/<name>/final_model.")]
+OutputDir = Annotated[
+    Path,
+    typer.Option(
+        help="Trained adapters go to <output-dir>/<name>/final_model, or <output-dir>/<suite>/<name>/final_model where that is taken."
+    ),
+]
 OUTPUT_DIR = Path("output")
 
 Config = Annotated[

@@ -1,7 +1,8 @@
 """`lorastudy recommend`: the configuration for a model and a memory, and what that is known from."""
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,10 @@ from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
     from lorastudy.analysis.recommendation import Candidate, Recommendation
+    from lorastudy.cli.asked import Asked
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.cli.recommending import Asked, Plans
+    from lorastudy.cli.recommending import Plans
+    from lorastudy.planner.literature import LiteratureRule
 
 #: The settings of a configuration that a user copies into a suite file.
 SHOWN_SETTINGS = (
@@ -27,10 +30,23 @@ SHOWN_SETTINGS = (
 
 
 def recommend(
+    suite: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Suite file to recommend for: fills in base model, data, precision and length where no option does."
+        ),
+    ] = None,
+    suite_name: Annotated[
+        str | None, typer.Option(help="Suite of the store to recommend from, instead of a file.")
+    ] = None,
     base_model: Annotated[
-        str, typer.Option(help="Folder with a config.json, a model fetched from the hub before, or `lab`.")
-    ],
-    vram: Annotated[str, typer.Option(help="Memory it has to fit, such as 8GB or 80GiB.")],
+        str | None,
+        typer.Option(help="Folder with a config.json, a model fetched from the hub before, or `lab`."),
+    ] = None,
+    vram: Annotated[
+        str | None,
+        typer.Option(help="Memory it has to fit, such as 8GB or 80GiB; by default this machine's."),
+    ] = None,
     hours: Annotated[float | None, typer.Option(help="Time it has to fit, where that is known.")] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Training rows; without it, a study answers for its own data.")
@@ -41,7 +57,12 @@ def recommend(
             help="Loss of quality that would not matter, in the metric's unit; not set by the results."
         ),
     ] = None,
-    max_seq_length: Annotated[int, typer.Option(help="Tokens per row, where no study says.")] = 512,
+    quantization: Annotated[
+        str | None, typer.Option(help="4bit, 8bit, fp16, bf16 or fp32; without it, whatever fits.")
+    ] = None,
+    max_seq_length: Annotated[
+        int | None, typer.Option(help="Tokens per row; without it those of the study, else 512.")
+    ] = None,
     database: Database = DATABASE,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the model folder run its own code.")
@@ -49,26 +70,37 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend a configuration that fits, with what it should reach and need, and how that is known."""
+    from lorastudy.cli.asked import named
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.cli.estimate import settings_of
-    from lorastudy.cli.recommending import Asked, Plans
+    from lorastudy.cli.recommending import Plans, memory_here
     from lorastudy.executors.job_worker import JobWorker
     from lorastudy.planner.answers import Answers
     from lorastudy.planner.estimate import within_margin
 
     _refuse(hours=hours, margin=margin)
-    settings = settings_of(
-        base_model=base_model, max_seq_length=max_seq_length, trust_remote_code=trust_remote_code,
-        **({} if dataset is None else {"dataset_path": dataset}),
-    )  # fmt: skip
-    asked = Asked(
-        base=settings,
-        has_data=dataset is not None,
-        budget_bytes=within_margin(memory_size(vram)),
-        margin=margin,
+    budget_bytes = None if vram is None else within_margin(memory_size(vram))
+    given = {
+        "base_model": base_model,
+        "dataset_path": dataset,
+        "quantization": quantization,
+        "max_seq_length": max_seq_length,
+        "trust_remote_code": trust_remote_code or None,
+    }
+    about = named(
+        {key: value for key, value in given.items() if value is not None},
+        file=suite,
+        suite_name=suite_name,
+        database=database,
     )
     with JobWorker() as worker:
-        plans = Plans(Answers(worker.do), asked)
+        answers = Answers(worker.do)
+        budget_bytes = memory_here(about.base, answers) if budget_bytes is None else budget_bytes
+        if budget_bytes is None:
+            raise StudyError(
+                "--vram: this system does not say how much memory it has; give a size such as 8GB"
+            )
+        asked = about.asked(budget_bytes=budget_bytes, margin=margin)
+        plans = Plans(answers, asked)
         plans.check_data()
         answer = _answer(plans, asked, database=database, hours=hours)
         if answer is None:
@@ -76,13 +108,13 @@ def recommend(
         if as_json:
             say(json.dumps(_as_json(answer, plans, asked=asked), indent=1))
         else:
-            _show(PlainConsole(), answer, plans=plans, vram=vram)
+            _show(PlainConsole(), answer, plans=plans, asked=asked, vram=vram)
 
 
 def _answer(plans: "Plans", asked: "Asked", *, database: str, hours: float | None) -> "Recommendation | None":
     """From the store where it has evidence, else from the literature; None where nothing fits."""
     from lorastudy.analysis.recommendation import recommend as recommended
-    from lorastudy.cli.recommending import literature_candidates, stored_evidence
+    from lorastudy.cli.recommending import literature_candidates, silent_suites, stored_evidence
     from lorastudy.tracker import ExperimentTracker
 
     limits: dict[str, Any] = {
@@ -93,9 +125,12 @@ def _answer(plans: "Plans", asked: "Asked", *, database: str, hours: float | Non
         return recommended((), literature_candidates(plans, asked), **limits)
     with ExperimentTracker(database) as tracker:
         evidence = list(stored_evidence(tracker, plans, asked=asked))
-    return recommended(evidence, (), **limits) or recommended(
-        evidence, literature_candidates(plans, asked), **limits
-    )
+        silent = silent_suites(tracker, asked)
+    measured = recommended(evidence, (), **limits)
+    if measured is not None:
+        return measured
+    published = recommended(evidence, literature_candidates(plans, asked), **limits)
+    return published and dataclasses.replace(published, left_out=(*published.left_out, *silent))
 
 
 def _refuse(*, hours: float | None, margin: float | None) -> None:
@@ -104,25 +139,34 @@ def _refuse(*, hours: float | None, margin: float | None) -> None:
             raise StudyError(f"{option}: {value:g}: give a number greater than 0")
 
 
-def _nothing_fits(plans: "Plans", asked: "Asked", *, vram: str, hours: float | None) -> str:
+def _memory(vram: str | None, budget_bytes: int) -> str:
+    """What it has to fit, in words."""
     from lorastudy.planner.estimate import MARGIN
     from lorastudy.report.numbers import size
 
-    least = plans.smallest
+    return vram or f"this machine's {size(budget_bytes / (1 - MARGIN))}"
+
+
+def _nothing_fits(plans: "Plans", asked: "Asked", *, vram: str | None, hours: float | None) -> str:
+    from lorastudy.planner.estimate import MARGIN
+    from lorastudy.report.numbers import size
+
+    least, memory = plans.smallest, _memory(vram, asked.budget_bytes)
     if least is None:
         held = plans.least_weights_bytes
         return (
-            f"--vram: {vram}: nothing fits. The weights of {asked.base.base_model} alone take {size(held)} in 4 bits. "
+            f"--vram: {memory}: nothing fits. The weights of {asked.base.base_model} alone take {size(held)} in "
+            f"{plans.least_precision}. "
             f"What would fit: more than {size(held / (1 - MARGIN))} of memory, or a smaller model"
         )
     if least.peak_bytes <= asked.budget_bytes:
         return (
-            f"--hours: {hours:g}: everything that fits {vram} is known to take longer. "
+            f"--hours: {hours:g}: everything that fits {memory} is known to take longer. "
             "Give more hours, or fewer rows or steps"
         )
     settings = least.settings
     return (
-        f"--vram: {vram}: nothing fits. The least that was tried (rank {settings.lora_rank} on {settings.target_modules}, "
+        f"--vram: {memory}: nothing fits. The least that was tried (rank {settings.lora_rank} on {settings.target_modules}, "
         f"{settings.quantization}, {settings.per_device_train_batch_size} row(s) of {settings.max_seq_length} tokens, "
         f"with recomputation) is predicted to take {size(least.peak_bytes)}. What would fit: "
         f"{size(least.peak_bytes / (1 - MARGIN))} or more of memory, a smaller model, or a smaller --max-seq-length"
@@ -131,12 +175,7 @@ def _nothing_fits(plans: "Plans", asked: "Asked", *, vram: str, hours: float | N
 
 def _as_json(answer: "Recommendation", plans: "Plans", *, asked: "Asked") -> dict[str, Any]:
     """All of it as plain JSON values."""
-    import dataclasses
-
-    from lorastudy.planner.literature import RULES
-
     runner_up = answer.runner_up
-    is_literature = answer.grade == "literature only"
     return {
         "grade": answer.grade,
         "untuned": answer.untuned,
@@ -156,7 +195,18 @@ def _as_json(answer: "Recommendation", plans: "Plans", *, asked: "Asked") -> dic
         "open": list(answer.open),
         "caveats": list(answer.caveats),
         "left_out": list(answer.left_out),
-        "rules": {key: dataclasses.asdict(rule) for key, rule in RULES.items()} if is_literature else {},
+        "rules": {key: dataclasses.asdict(rule) for key, rule in _rules(answer, asked).items()},
+    }
+
+
+def _rules(answer: "Recommendation", asked: "Asked") -> "Mapping[str, LiteratureRule]":
+    """The published rules that were followed; a precision that was asked for followed none."""
+    from lorastudy.planner.literature import RULES
+
+    if answer.grade != "literature only":
+        return {}
+    return {
+        key: rule for key, rule in RULES.items() if key != "precision" or "quantization" not in asked.fixed
     }
 
 
@@ -179,26 +229,38 @@ def _settings_shown(candidate: "Candidate") -> dict[str, Any]:
     return {key: values[key] for key in SHOWN_SETTINGS if key not in skipped and values[key] is not None}
 
 
-def _show(console: "PlainConsole", answer: "Recommendation", *, plans: "Plans", vram: str) -> None:
+def _show(
+    console: "PlainConsole", answer: "Recommendation", *, plans: "Plans", asked: "Asked", vram: str | None
+) -> None:
     """As text for people."""
-    from lorastudy.planner.literature import RULES
     from lorastudy.report.numbers import size
 
     title = "to start with" if answer.untuned or answer.undecided else "recommended"
-    console.print(f"{title}: {answer.name}   [{answer.grade}]\n")
+    console.print(f"{title}: {answer.name}   [{answer.grade}]")
+    console.print(f"for: {_subject(asked)}\n")
     for key, value in _settings_shown(answer.candidate).items():
         console.print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
     _show_list(console, "because", lines=answer.because)
     _show_list(console, "expected", lines=(_expected(answer),))
-    _show_needs(console, answer.candidate, vram=vram, device=plans.device)
+    memory = _memory(vram, asked.budget_bytes)
+    _show_needs(console, answer.candidate, memory=memory, device=plans.device)
     up = answer.runner_up
     if up is not None:
         _show_list(console, "runner-up", lines=(f"{up.name}, {size(up.candidate.peak_bytes)}", up.standing))
     _show_list(console, "cannot be told", lines=answer.open)
     _show_list(console, "mind", lines=answer.caveats)
     _show_list(console, "studies left out", lines=answer.left_out)
-    if answer.grade == "literature only":
-        _show_list(console, "rules", lines=[f"{rule.says} ({rule.source})" for rule in RULES.values()])
+    followed = _rules(answer, asked).values()
+    _show_list(console, "rules", lines=[f"{rule.says} ({rule.source})" for rule in followed])
+
+
+def _subject(asked: "Asked") -> str:
+    """What was asked about, in words."""
+    units = {"quantization": "the base in {}", "max_seq_length": "rows of {} tokens"}
+    fixed = (units[key].format(value) for key, value in asked.fixed.items())
+    data = [asked.base.dataset_path] if asked.has_data else []
+    from_suite = [f"from the suite {asked.suite_name} alone"] if asked.is_only else []
+    return ", ".join([asked.base.base_model, *data, *fixed, *from_suite])
 
 
 def _show_list(console: "PlainConsole", title: str, *, lines: Sequence[str]) -> None:
@@ -208,12 +270,12 @@ def _show_list(console: "PlainConsole", title: str, *, lines: Sequence[str]) -> 
         console.print(f"  {line}")
 
 
-def _show_needs(console: "PlainConsole", candidate: "Candidate", *, vram: str, device: str) -> None:
+def _show_needs(console: "PlainConsole", candidate: "Candidate", *, memory: str, device: str) -> None:
     from lorastudy.cli.estimating import TERMS, margin_words
     from lorastudy.report.numbers import count, duration, size
 
     console.print(
-        f"\nneeds: {size(candidate.peak_bytes)} of {vram} at the peak, predicted for rows of the full length"
+        f"\nneeds: {size(candidate.peak_bytes)} of {memory} at the peak, predicted for rows of the full length"
     )
     for name, num_bytes in candidate.terms_bytes.items():
         if num_bytes:
@@ -242,6 +304,6 @@ def _expected(answer: "Recommendation") -> str:
         "" if answer.grade.startswith("measured here") else ", where it was measured and not as recommended"
     )
     return (
-        f"{known.metric} {number(known.mean, decimals)} {known.unit} on the held-out rows of {known.data}{where}; one "
+        f"{known.metric} {number(known.mean, decimals)} {known.unit} on {known.held_out}{where}; one "
         f"more seed within {interval(known.interval, decimals)} (95 %, from {known.num_seeds} seeds)"
     )

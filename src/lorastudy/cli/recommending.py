@@ -1,18 +1,20 @@
 """What a recommendation is made of: the studies of the store, and for every configuration what it would take."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from lorastudy.analysis.items import stored_items
 from lorastudy.analysis.recommendation import Candidate, Evidence
+from lorastudy.analysis.splits import reporting_split
 from lorastudy.analysis.stated import asked_of
-from lorastudy.analysis.study import Arm, Study, split_studies
+from lorastudy.analysis.study import Arm, Study, differing_settings, split_studies
 from lorastudy.analysis.summary import summarise_arm
+from lorastudy.cli.asked import Asked
 from lorastudy.cli.checking import num_completion_tokens
-from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.planner.answers import Answers
@@ -26,30 +28,9 @@ from lorastudy.planner.literature import (
 from lorastudy.planner.memory import base_weight_bytes, quantisation_bytes
 from lorastudy.planner.shapes import ModelShape, config_folder
 from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.identity import base_model_fingerprint
+from lorastudy.spec.rates import as_shown
 from lorastudy.spec.settings import Settings
 from lorastudy.tracker import ExperimentTracker
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What the user asks about, and against which memory. `budget_bytes` is less the margin."""
-
-    base: Settings
-    """Base model and length of rows; its data only where `has_data`."""
-    has_data: bool
-    budget_bytes: int
-    margin: float | None = None
-
-    @cached_property
-    def base_fingerprint(self) -> str:
-        """Of the base model."""
-        return base_model_fingerprint(self.base.base_model)
-
-    @cached_property
-    def data_fingerprint(self) -> str | None:
-        """Of the data, where the user names one."""
-        return dataset_fingerprint(self.base.dataset_path) if self.has_data else None
 
 
 class Plans:
@@ -72,9 +53,14 @@ class Plans:
         return self._estimator(self._asked.base).machine.device
 
     @property
+    def least_precision(self) -> str:
+        """In which the base takes the least: the one asked for, else 4 bits."""
+        return str(self._asked.fixed.get("quantization", "4bit"))
+
+    @property
     def least_weights_bytes(self) -> int:
-        """What the base takes in 4 bits, before anything is trained."""
-        return self._weights_bytes(self._asked.base.model_copy(update={"quantization": "4bit"}))
+        """What the base takes in it, before anything is trained."""
+        return self._weights_bytes(self._asked.base.model_copy(update={"quantization": self.least_precision}))
 
     def fitting(self, settings: Settings, *, departures: tuple[str, ...] = ()) -> Candidate | None:
         """The first layout of the settings that is predicted to fit; None where none is.
@@ -113,8 +99,17 @@ class Plans:
         return base_weight_bytes(self.shape, precision) + quantisation_bytes(self.shape, precision)
 
     def _estimator(self, settings: Settings) -> Estimator:
-        experiment = _as_experiment(settings, sources=Sources(base_model=settings.base_model, dataset=""))
-        return Estimator([experiment], self._answers, with_data=False)
+        return _estimator(settings, self._answers)
+
+
+def memory_here(base: Settings, answers: Answers) -> int | None:
+    """What a training on this machine may take at its peak, less the margin; None where the system does not say."""
+    return _estimator(base, answers).machine.budget_bytes(num_workers=1)
+
+
+def _estimator(settings: Settings, answers: Answers) -> Estimator:
+    experiment = _as_experiment(settings, sources=Sources(base_model=settings.base_model, dataset=""))
+    return Estimator([experiment], answers, with_data=False)
 
 
 def _as_experiment(settings: Settings, *, sources: Sources) -> Experiment:
@@ -133,7 +128,11 @@ def literature_candidates(plans: Plans, asked: Asked, *, enough: int = 2) -> lis
     num_tokens, num_steps = _size_of_data(asked)
     found: list[Candidate] = []
     for settings in literature_settings(
-        plans.shape, base=asked.base, num_completion_tokens=num_tokens, num_steps=num_steps
+        plans.shape,
+        base=asked.base,
+        num_completion_tokens=num_tokens,
+        num_steps=num_steps,
+        precision=asked.fixed.get("quantization"),
     ):
         if found and settings.quantization != found[0].settings.quantization:
             continue  # 4 bits only where bf16 does not fit
@@ -149,15 +148,22 @@ def literature_candidates(plans: Plans, asked: Asked, *, enough: int = 2) -> lis
 
 
 def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -> Iterator[Evidence]:
-    """Studies of this model or its family with at least two completed arms, the nearest to the question first."""
+    """Studies of this model or its family with at least two completed arms, the nearest to the question first.
+
+    Of those that are as near, the suite that was asked about.
+    """
     suites = tracker.get_suites()
     questions = {suite.suite_name: suite.questions[-1].question for suite in suites if suite.questions}
+    results = tracker.get_all_experiments(suite_name=asked.suite_name if asked.is_only else None)
     found = [
         (departures, study)
-        for study in split_studies(tracker.get_all_experiments())
-        if study.completed and (departures := _departures(study, asked)) is not None
+        for whole in split_studies(results)
+        for study in _by_subject(whole)
+        if (departures := _departures(study, asked)) is not None
     ]
-    for departures, study in sorted(found, key=lambda pair: len(pair[0])):
+    for departures, study in sorted(
+        found, key=lambda pair: (len(pair[0]), pair[1].suite_name != asked.suite_name)
+    ):
         stated = questions.get(study.suite_name)
         told = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
         question = asked_of(told, stated)
@@ -165,12 +171,46 @@ def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -
             question = replace(question, margin=asked.margin, margin_share=None)
         yield Evidence(
             study=told,
-            data=str(study.completed[-1].settings["dataset_path"]),
+            held_out=_held_out(told),
             candidates=_candidates(told, plans, asked=asked, as_measured=not departures),
             question=question,
             items=stored_items(tracker, told, metrics=question.metrics_by_item),
             departures=departures,
         )
+
+
+def silent_suites(tracker: ExperimentTracker, asked: Asked) -> tuple[str, ...]:
+    """The suites that one may expect an answer of and that can give none, and why."""
+    imported = dict.fromkeys(result.suite_name for result in tracker.get_imported())
+    told = [f"{name}: imported, and only runs of one's own are recommended from" for name in imported]
+    if asked.suite_name is None:
+        return tuple(told)
+    results = tracker.get_all_experiments(suite_name=asked.suite_name)
+    if results and not any(result.status == "completed" for result in results):
+        told.append(f"{asked.suite_name}: none of its {len(results)} experiments has completed")
+    return tuple(told)
+
+
+def _by_subject(study: Study) -> Iterator[Study]:
+    """The study's arms that were completed, cut into those on one base model and one data set each."""
+    by_subject: dict[tuple[object, object], list[Arm]] = {}
+    for arm in study.arms:
+        if arm.completed:
+            sources = arm.completed[-1].sources
+            by_subject.setdefault((sources.get("base_model"), sources.get("dataset")), []).append(arm)
+    for arms in by_subject.values():
+        yield replace(study, arms=tuple(arms))
+
+
+def _held_out(study: Study) -> str:
+    """The rows that a study reports on, in words: cut from its training file, or from a file of their own."""
+    settings = study.completed[-1].settings
+    is_test = reporting_split(study) == "test"
+    rows = "the test rows" if is_test else "the held-out rows"
+    own = settings.get("test_dataset_path") if is_test else settings.get("eval_dataset_path")
+    if own is not None:
+        return f"{rows} in {own}"
+    return f"{rows} of {settings.get('eval_dataset_path') or settings['dataset_path']}"
 
 
 def _departures(study: Study, asked: Asked) -> tuple[str, ...] | None:
@@ -184,7 +224,12 @@ def _departures(study: Study, asked: Asked) -> tuple[str, ...] | None:
             return None
         apart.append(f"the model was {theirs}, of the same family and another size or version")
     if asked.data_fingerprint not in {None, data}:
-        apart.append(f"the data were {latest.settings['dataset_path']}")
+        trained = f"the data were {latest.settings['dataset_path']}"
+        held_out = asked.data_fingerprint in {
+            latest.sources.get("eval_dataset"),
+            latest.sources.get("test_dataset"),
+        }
+        apart.append(f"{trained}; {asked.base.dataset_path} was held out" if held_out else trained)
     return tuple(apart)
 
 
@@ -206,18 +251,24 @@ def _config_of(base_model: str) -> Mapping[str, object]:
 def _candidates(study: Study, plans: Plans, *, asked: Asked, as_measured: bool) -> dict[str, Candidate]:
     """A candidate for each arm that fits; where fewer than two do, the nearest to what was measured that do.
 
-    Nearest is first the base in 4 bits, then half the rank.
+    Nearest is first the base in 4 bits, then half the rank. Where arms differ in what was asked for, as precisions do
+    in a study of them, those that have it are the ones that answer.
     """
+    differing = differing_settings(study.arms)
     for change, departures in _CHANGES:
         found = {}
         for arm in study.arms:
             settings = _asked_settings(arm, asked, change=change)
-            if not arm.completed or settings is None:
+            apart = {
+                key: arm.settings[key] for key, value in asked.fixed.items() if arm.settings[key] != value
+            }
+            if settings is None or any(key in differing for key in apart):
                 continue
-            candidate = plans.fitting(settings, departures=departures)
+            told = tuple(_APART[key].format(value) for key, value in apart.items())
+            candidate = plans.fitting(settings, departures=(*told, *departures))
             if candidate is not None:
                 found[arm.name] = _with_time(
-                    candidate, arm, study=study, as_measured=as_measured and not change
+                    candidate, arm, study=study, as_measured=as_measured and not (change or apart)
                 )
         if len(found) > 1:  # one arm alone has no verdict
             return found
@@ -235,23 +286,30 @@ _CHANGES: Sequence[tuple[frozenset[str], tuple[str, ...]]] = (
 )
 
 
+#: What a study had instead of what was asked for.
+_APART: Mapping[str, str] = {
+    "quantization": "the base was held in {}",
+    "max_seq_length": "rows were cut at {} tokens",
+}
+
+
 def _asked_settings(arm: Arm, asked: Asked, *, change: frozenset[str]) -> Settings | None:
     """The arm's settings on the model that was asked about, changed; None where the change is none."""
     settings = arm.typed_settings
-    updates: dict[str, object] = {"base_model": asked.base.base_model}
+    updates: dict[str, object] = {"base_model": asked.base.base_model, **asked.fixed}
     if asked.has_data:
         updates["dataset_path"] = asked.base.dataset_path
     if "4bit" in change:
-        if settings.quantization == "4bit":
+        if settings.quantization == "4bit" or "quantization" in asked.fixed:
             return None
         updates["quantization"] = "4bit"
     if "rank" in change:
         if settings.lora_rank == 1:
             return None
         updates["lora_rank"] = settings.lora_rank // 2
-    updates["learning_rate"] = settings.learning_rate * _rate_ratio(
-        settings.base_model, asked.base.base_model
-    )
+    ratio = _rate_ratio(settings.base_model, asked.base.base_model)
+    if ratio != 1:  # else the rate is the one that was run at, to its last digit
+        updates["learning_rate"] = as_shown(settings.learning_rate * ratio)
     return settings.model_copy(update=updates)
 
 
@@ -298,8 +356,11 @@ def _candidate(settings: Settings, estimate: PackEstimate, *, departures: tuple[
 
 
 def _size_of_data(asked: Asked) -> tuple[int | None, int | None]:
-    """(completion tokens, steps of one epoch) of the training rows; None for what nobody can count."""
+    """(completion tokens, steps) of the training rows; None for what nobody can count. One epoch, unless said otherwise."""
+    num_steps = asked.base.max_steps
     if not asked.has_data:
-        return None, None
+        return None, num_steps
     rows = train_and_eval(asked.base).train
-    return num_completion_tokens(rows, asked.base.base_model), -(-len(rows) // EFFECTIVE_BATCH)
+    if num_steps is None:
+        num_steps = math.ceil((asked.base.num_train_epochs or 1) * len(rows) / EFFECTIVE_BATCH)
+    return num_completion_tokens(rows, asked.base.base_model), num_steps

@@ -86,8 +86,9 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
             if name not in {None, each}:
                 continue
             if each not in seeking:
-                if name is not None or _is_open(results):
-                    work.append((_plain(results, questions.get(each, Question())), _experiments(results)))
+                asked = questions.get(each, Question())
+                if name is not None or _is_open(results, asked):
+                    work.append((_plain(results, asked), _experiments(results)))
             elif each in designs:
                 _experiments(results)  # refuses what has changed since
                 if name is not None or _has_rounds_left(designs[each], tracker):
@@ -122,8 +123,11 @@ def _say_that_the_file_is_needed(suite_name: str, *, is_asked_for: bool) -> None
     say(f"note: {said}", file=sys.stderr)
 
 
-def _is_open(results: "Sequence[ExperimentResult]") -> bool:
-    return any(result.status != "completed" and not result.was_outraced for result in results)
+def _is_open(results: "Sequence[ExperimentResult]", asked: "Question") -> bool:
+    """Whether something is left to run: what racing stopped is, once the suite does not race any more."""
+    return any(
+        result.status != "completed" and not (result.was_outraced and asked.rungs) for result in results
+    )
 
 
 def _has_rounds_left(suite: "Suite", tracker: "ExperimentTracker") -> bool:

@@ -38,6 +38,7 @@ def run(
 ) -> None:
     """Train and evaluate one configuration; the adapter goes to output/<name>/final_model."""
     from lorastudy.cli.running import run_experiments
+    from lorastudy.publishing import published
     from lorastudy.runner import Plan
     from lorastudy.spec.loading import suite_from_values
 
@@ -67,7 +68,9 @@ def run(
     plan = Plan(runs=runs_dir, output=output_dir)
     ran = run_experiments(suite, database=database, plan=plan)
     for experiment in ran.reporting:
-        say(f"adapter: {output_dir / experiment.name / 'final_model'}")
+        place = published(experiment, suite_name=suite.name, output=output_dir)
+        if place is not None:
+            say(f"adapter: {place}")
 
 
 def _number_or_text(value: str | None) -> float | str | None:

@@ -24,10 +24,10 @@ from lorastudy.data.load import train_and_eval
 from lorastudy.executors import Executor, local_executor
 from lorastudy.experiments.expansion import sources_reader
 from lorastudy.experiments.rate_search import Design, MeritsOf, design, foreseen
-from lorastudy.jobs import AdapterOrigin
 from lorastudy.planner.packing import PlannedPack, remaining_packs
+from lorastudy.publishing import published, usual_place
 from lorastudy.race import outraced
-from lorastudy.report.numbers import plural
+from lorastudy.report.numbers import listing, plural
 from lorastudy.rounds import DesignBy, merits_in, run_rounds
 from lorastudy.runner import Plan, SuiteOutcome, not_done
 from lorastudy.spec.experiment import Experiment, Sources
@@ -138,7 +138,6 @@ def run_experiments(
         notes = [*suite.notes, *data_notes(missing, read_data(missing)), *_own_code(planned.experiments)]
         for note in notes:
             say(f"note: {note}", file=sys.stderr)
-        _say_what_is_replaced(missing, output=plan.output)
         for base_model in sorted({experiment.settings.base_model for experiment in missing}):
             check_base_model(base_model)
         executor = executor or local_executor(planned.experiments)
@@ -168,6 +167,7 @@ def run_experiments(
             on_event=progress.on_event,
         )
     _print_outcome(outcome, last.experiments, has_left=departure.is_requested())
+    _say_where_adapters_lie(outcome, last.experiments, suite_name=suite.name, output=plan.output)
     if departure.is_requested() and outcome.not_run:
         say(f"to go on: {_command_to_go_on(suite, database=database, plan=plan)}", file=sys.stderr)
         raise typer.Exit(departure.exit_code)
@@ -214,16 +214,29 @@ def _own_code(experiments: Sequence[Experiment]) -> list[str]:
     ]
 
 
-def _say_what_is_replaced(experiments: Sequence[Experiment], *, output: Path) -> None:
-    for experiment in experiments:
-        target = output / experiment.name / "final_model"
-        origin = AdapterOrigin.read(target)
-        if origin is not None and origin.experiment_id != experiment.id:
-            say(
-                f"note: {target} holds the adapter of another experiment ({origin.experiment_id}), which will be replaced; "
-                "its run folder keeps it",
-                file=sys.stderr,
-            )
+def _say_where_adapters_lie(
+    outcome: SuiteOutcome, experiments: Sequence[Experiment], *, suite_name: str, output: Path
+) -> None:
+    """Where that is not where a user looks, since other adapters are kept there; and which made room."""
+    of_suite = output / suite_name
+    elsewhere = [
+        str(place.parent.relative_to(of_suite))
+        for experiment in experiments
+        if (place := published(experiment, suite_name=suite_name, output=output)) is not None
+        and place != usual_place(experiment, output=output)
+    ]
+    if elsewhere:
+        say(
+            f"note: another experiment's adapter, or a folder of somebody else's, is kept in {output}/<name>/final_model; "
+            f"in {of_suite}/<name>/final_model instead: {listing(elsewhere)}",
+            file=sys.stderr,
+        )
+    if outcome.replaced:
+        places = listing(f"{place} ({experiment_id})" for place, experiment_id in outcome.replaced)
+        say(
+            f"note: adapters that no suite asks for any more were replaced; their run folders keep them: {places}",
+            file=sys.stderr,
+        )
 
 
 def _missing(design_by: DesignBy, suite: Suite, *, database: str) -> tuple[Design, list[Experiment]]:

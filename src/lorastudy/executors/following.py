@@ -5,7 +5,8 @@ from pathlib import Path
 
 from lorastudy.executors.executor import Event, WorkerExit
 from lorastudy.executors.patience import Patience
-from lorastudy.records import DONE_NAME, RECORDS_NAME, RecordReader
+from lorastudy.record_lines import RecordReader
+from lorastudy.records import DONE_NAME, RECORDS_NAME
 
 #: Between two looks at a folder.
 POLL_SECONDS = 0.05

@@ -1,6 +1,7 @@
 """Disk space of a suite before it runs: adapters, checkpoints, records. Bytes."""
 
-from lorastudy.records import ArmStep, PackStep, encode
+from lorastudy.record_lines import encode
+from lorastudy.records import ArmStep, PackStep
 
 FP32_BYTES = 4
 

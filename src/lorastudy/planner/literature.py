@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from lorastudy.planner.memory import ArmSize, num_trainable
 from lorastudy.planner.shapes import ModelShape
-from lorastudy.spec.rates import HIDDEN_SIZE, POWERS, published_rate
-from lorastudy.spec.settings import Settings
+from lorastudy.spec.rates import HIDDEN_SIZE, POWERS, as_shown, published_rate
+from lorastudy.spec.settings import Quantization, Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +85,12 @@ def literature_settings(
     base: Settings,
     num_completion_tokens: int | None,
     num_steps: int | None,
+    precision: Quantization | None = None,
 ) -> Iterator[Settings]:
     """Configurations to try, the one that the rules favour first; each later one needs less memory.
 
-    `base` has what is not for the rules to say: base model, data, length of rows. All in one micro-batch: laying it
-    out so that it fits comes after.
+    `base` has what is not for the rules to say: base model, data, length of rows; a `precision` that is given is not for
+    them either. All in one micro-batch: laying it out so that it fits comes after.
     """
     hidden_size = shape.hidden_size or HIDDEN_SIZE
     names = tuple(shape.layers_by_name())
@@ -98,10 +99,11 @@ def literature_settings(
     rank = sufficient_rank(per_rank, num_completion_tokens=num_completion_tokens, at_most=at_most)
     lowest = min(LOWEST_RANK, rank)
     rate = published_learning_rate(shape.model_type, hidden_size=hidden_size, num_steps=num_steps)
-    for targets, r, precision in dict.fromkeys(
+    rather, least = precision or "bf16", precision or "4bit"
+    for targets, r, held_in in dict.fromkeys(
         (
-            ("all", rank, "bf16"), ("all", rank, "4bit"), ("all", lowest, "4bit"), ("mlp", rank, "bf16"),
-            ("mlp", lowest, "4bit"),
+            ("all", rank, rather), ("all", rank, least), ("all", lowest, least), ("mlp", rank, rather),
+            ("mlp", lowest, least),
         )
     ):  # fmt: skip
         yield base.model_copy(
@@ -109,8 +111,8 @@ def literature_settings(
                 "target_modules": targets,
                 "lora_rank": r,
                 "lora_alpha": ALPHA,
-                "learning_rate": float(f"{rate:.2g}"),
-                "quantization": precision,
+                "learning_rate": as_shown(rate),
+                "quantization": held_in,
                 "bnb_4bit_quant_type": "nf4",
                 "bnb_4bit_use_double_quant": True,
                 "per_device_train_batch_size": EFFECTIVE_BATCH,

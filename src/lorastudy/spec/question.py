@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
-from lorastudy.spec.experiment import tagged_hash
+from lorastudy.spec.experiment import Sources, tagged_hash
 from lorastudy.spec.naming import label
 
 PrimaryMetric = Literal["loss", "token_accuracy", "exact_match"]
@@ -81,6 +81,8 @@ class Question:
     reporting_split: SplitName = "eval"
     rungs: tuple[float, ...] = ()
     """Shares of the training at which arms that are clearly behind are stopped."""
+    subject: tuple[tuple[str, str], ...] = ()
+    """What it is asked of: base model and data, each with its fingerprint. Empty where an older version stated it."""
 
     @property
     def id(self) -> str:
@@ -90,8 +92,9 @@ class Question:
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; `from_json` is its inverse."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        if not self.rungs:
-            del plain["rungs"]  # so that a question from before there was racing keeps its id
+        for later in ("rungs", "subject"):
+            if not plain[later]:
+                del plain[later]  # so that a question from before there was such a thing keeps its id
         return plain
 
     @classmethod
@@ -99,12 +102,32 @@ class Question:
         """The question that `to_json` wrote."""
         margin = None if values["margin"] is None else Margin(**values["margin"])
         listed = {key: tuple(values.get(key, ())) for key in ("seeds", "tuning_seeds", "rungs")}
-        return cls(**{**values, **listed, "margin": margin})
+        subject = tuple((what, fingerprint) for what, fingerprint in values.get("subject", ()))
+        return cls(**{**values, **listed, "margin": margin, "subject": subject})
 
     def differences(self, other: "Question") -> tuple[str, ...]:
-        """The keys in which two questions differ."""
+        """The keys in which two questions differ. A subject that nobody stated differs from none."""
         mine, theirs = asdict(self), asdict(other)
-        return tuple(key for key in mine if mine[key] != theirs[key])
+        unknown = set() if self.subject and other.subject else {"subject"}
+        return tuple(key for key in mine if key not in unknown and mine[key] != theirs[key])
+
+    def subject_of(self, what: str) -> tuple[str, ...]:
+        """The fingerprints of one part of the subject: `base_model`, `dataset`, `eval_dataset` or `test_dataset`."""
+        return tuple(fingerprint for part, fingerprint in self.subject if part == what)
+
+
+def subject(sources: Iterable[Sources]) -> tuple[tuple[str, str], ...]:
+    """What experiments that read this are about. The rows that measure forgetting decide nothing and are no part of it.
+
+    A model on the hub goes without its commit, which is known only once it was fetched.
+    """
+    parts = (
+        (what, fingerprint.partition("@")[0] if fingerprint.startswith("hub:") else fingerprint)
+        for each in sources
+        for what, fingerprint in vars(each).items()
+        if fingerprint is not None and what != "forgetting_dataset"
+    )
+    return tuple(sorted(set(parts)))
 
 
 def configuration_name(arm: str, learning_rate: float) -> str:

@@ -69,6 +69,11 @@ def _powers(config: Mapping[str, Any] | None) -> list[float]:
     return [power for name, power in POWERS.items() if family.startswith(name)]
 
 
+def as_shown(rate: float) -> float:
+    """A rate that a rule came to, with two digits: more of them would claim more than the rule knows."""
+    return float(f"{rate:.2g}")
+
+
 def first_rungs(config: Mapping[str, Any] | None, *, num_steps: int | None) -> Rungs:
     """The rungs to try first for a base model with this `config.json`; None: nothing is known of it.
 

@@ -20,7 +20,7 @@ def state(
     `num_completed` is for a statement that is made again; by default it is counted.
     """
     earlier = stated(connection).get(suite_name, ())
-    if earlier and earlier[-1].question == question:
+    if earlier and not question.differences(earlier[-1].question):
         return False
     values = {
         "suite_name": suite_name,

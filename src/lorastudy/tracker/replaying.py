@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lorastudy.errors import StoreError
-from lorastudy.records import DONE_NAME, PREDICTIONS_NAME, RACE_NAME, Pack, RecordReader
+from lorastudy.record_lines import RecordReader
+from lorastudy.records import DONE_NAME, PREDICTIONS_NAME, RACE_NAME, Pack
 from lorastudy.tracker.tracker import ExperimentTracker
 
 #: Where experiments go that no suite knows: run folders do not say which suite they were made for.

@@ -70,4 +70,6 @@ class Keeper:
             "records_bytes": self.run.sync(),
             "environment": dataclasses.asdict(self.environment),
             "checkpoints": dataclasses.asdict(self.times.profile()),
+            "load_seconds": self.pace.load_seconds,
+            "rung_seconds": self.pace.rung_seconds,
         }

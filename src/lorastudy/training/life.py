@@ -78,7 +78,7 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
         if resumption is not None:
             engine.restore(resumption.state)
         keeper = Keeper(run=run, engine=engine, environment=here, pace=pace, times=times)
-        load_seconds = clock.lap()
+        pace.load_seconds += clock.lap()
         with keeper.saving_when_stopped():
             said = () if resumption is None else resumption.records
             with MemoryMeter(device) as memory:
@@ -88,7 +88,9 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
                     with stop.deferred():
                         train(run, keeper, feed=feed, stop=stop, to=stretch.stop)
                     if stretch.rung is not None:
+                        watch = Stopwatch()
                         scores = scores_at(engine, rung=stretch.rung, base=loaded.base, data=loaded.data)
+                        pace.rung_seconds += watch.lap()
                         with stop.deferred():
                             run.emit_open(scores)
             clock.lap()
@@ -110,9 +112,9 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
             peak_memory_bytes=memory.peak_bytes,
             median_step_seconds=pace.median_step_seconds,
             tokens_per_second=pace.tokens_per_second,
-            load_seconds=load_seconds,
+            load_seconds=pace.load_seconds,
             train_seconds=pace.train_seconds,
-            eval_seconds=clock.lap(),
+            eval_seconds=pace.rung_seconds + clock.lap(),
         )
     )
     with stop.deferred():

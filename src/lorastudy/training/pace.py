@@ -33,9 +33,15 @@ class Stopwatch:
 
 @dataclass(kw_only=True)
 class Pace:
-    """How fast training goes; what else is done between two steps does not count."""
+    """How fast training goes; what else is done between two steps does not count.
+
+    Beside the steps, what it took to begin and to score the held-out rows on the way, in all attempts that this one goes
+    on from.
+    """
 
     seconds: list[float] = field(default_factory=list)
+    load_seconds: float = 0.0
+    rung_seconds: float = 0.0
     num_tokens: int = 0
     watch: Stopwatch = field(default_factory=Stopwatch)
 

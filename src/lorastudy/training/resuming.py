@@ -15,6 +15,7 @@ from lorastudy.engine.arms import Arm
 from lorastudy.engine.checkpoint import Checkpoint, read_checkpoint
 from lorastudy.engine.state import EngineState
 from lorastudy.jobs import attempt_name
+from lorastudy.record_lines import read_records
 from lorastudy.records import (
     RECORDS_NAME,
     ArmProfile,
@@ -24,7 +25,6 @@ from lorastudy.records import (
     PackStep,
     Record,
     Score,
-    read_records,
 )
 from lorastudy.sealed import DamagedError
 from lorastudy.spec.racing import rung_of
@@ -41,6 +41,10 @@ class Resumption:
     """What it said up to there of the arms of this pack."""
     num_checkpoints: int
     checkpoint_seconds: float
+    load_seconds: float
+    """These arms' share of what it took to begin, in all attempts up to there."""
+    rung_seconds: float
+    """Likewise of scoring on the way."""
 
     def carry_over(self, run: PackRun, *, pace: Pace, times: CheckpointTimes) -> None:
         """Say again what was said, so that this attempt's folder tells the whole story."""
@@ -51,6 +55,7 @@ class Resumption:
                 run.emit(record)
             if isinstance(record, PackStep):
                 pace.carry(record)
+        pace.load_seconds, pace.rung_seconds = self.load_seconds, self.rung_seconds
         times.num_checkpoints, times.seconds = self.num_checkpoints, self.checkpoint_seconds
 
 
@@ -116,12 +121,15 @@ def _resumption(
 ) -> Resumption:
     ids = [arm.experiment_id for arm in arms]
     cost: Any = checkpoint.notes["checkpoints"]
+    share = len(ids) / len(checkpoint.state.arms)  # as of what steps took
     kept = (_of_these(record, frozenset(ids), num_steps=num_steps) for record in records)
     return Resumption(
         state=checkpoint.state.of(ids),
         records=tuple(record for record in kept if record is not None),
         num_checkpoints=cost["num_checkpoints"],
         checkpoint_seconds=cost["seconds"],
+        load_seconds=share * checkpoint.notes.get("load_seconds", 0.0),
+        rung_seconds=share * checkpoint.notes.get("rung_seconds", 0.0),
     )
 
 

@@ -19,7 +19,8 @@ import torch
 import forked
 from lorastudy.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
 from lorastudy.engine.arms import make_arm
-from lorastudy.records import RECORDS_NAME, Environment, Incident, Outcome, Pack, Record, RecordReader
+from lorastudy.record_lines import RecordReader
+from lorastudy.records import RECORDS_NAME, Environment, Incident, Outcome, Pack, Record
 from lorastudy.training.outcomes import PackRun
 from lorastudy.training.resuming import Resumption, find_resumption
 from torture.harness import FaultResult, Row, counted, listed

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lorastudy.analysis.paired import compare_with_reference, leans
+from lorastudy.analysis.comparison import leans
+from lorastudy.analysis.paired import compare_with_reference
 from lorastudy.analysis.significance import ALPHA
 from lorastudy.analysis.study import split_studies
 from lorastudy.analysis.summary import EXACT_MATCH, LOSS

@@ -37,7 +37,7 @@ def ranks(make_rank_study):
     def evidence(tuned=True, changes=None, **options):
         study = make_rank_study({1: losses(2.0), 4: losses(1.01), 16: losses(1.0)}, tuned=tuned)
         candidates = candidates_of(study, **(changes or {}))
-        values = {"data": "rows.jsonl", "candidates": candidates, "question": Question(margin=MARGIN)}
+        values = {"held_out": "rows.jsonl", "candidates": candidates, "question": Question(margin=MARGIN)}
         return Evidence(study=study, **(values | options))
 
     return evidence
@@ -57,7 +57,7 @@ def test_the_expectation_is_the_prediction_interval_of_one_more_seed(ranks):
     assert expected.mean == pytest.approx(1.01)
     half = 2.570582 * 0.00236643 * 2.01 * (7 / 6) ** 0.5
     assert expected.interval == pytest.approx((1.01 - half, 1.01 + half), rel=1e-5)
-    assert (expected.num_seeds, expected.data) == (6, "rows.jsonl")
+    assert (expected.num_seeds, expected.held_out) == (6, "rows.jsonl")
 
 
 def test_without_a_margin_the_reference_stays_and_the_answer_says_why(ranks):
@@ -72,7 +72,7 @@ def test_what_cannot_be_told_names_the_seeds_that_would_decide(make_rank_study):
     study = make_rank_study({4: apart, 16: [1.0, 1.0, 1.01, 0.97]})
     evidence = Evidence(
         study=study,
-        data="rows.jsonl",
+        held_out="rows.jsonl",
         candidates=candidates_of(study),
         question=Question(margin=MARGIN),
     )
@@ -135,16 +135,16 @@ def test_without_a_margin_the_untuned_reference_was_ahead_and_is_not_better(rank
 
 
 def test_a_tuned_study_of_the_same_is_asked_before_an_untuned_one_and_another_of_other_data_is_not(ranks):
-    untuned, tuned = ranks(tuned=False, data="untuned"), ranks(data="tuned")
-    assert recommend([untuned, tuned], [], budget_bytes=10_000).expectation.data == "tuned"
-    elsewhere = ranks(data="elsewhere", departures=("the data were others",))
+    untuned, tuned = ranks(tuned=False, held_out="untuned"), ranks(held_out="tuned")
+    assert recommend([untuned, tuned], [], budget_bytes=10_000).expectation.held_out == "tuned"
+    elsewhere = ranks(held_out="elsewhere", departures=("the data were others",))
     answer = recommend([elsewhere, untuned], [], budget_bytes=10_000)
-    assert (answer.grade, answer.expectation.data) == ("measured here, untuned", "untuned")
+    assert (answer.grade, answer.expectation.held_out) == ("measured here, untuned", "untuned")
 
 
 def test_what_was_measured_comes_before_what_is_near(ranks):
-    near, measured = ranks(departures=("other data",), data="other"), ranks()
-    assert recommend([near, measured], [], budget_bytes=10_000).expectation.data == "rows.jsonl"
+    near, measured = ranks(departures=("other data",), held_out="other"), ranks()
+    assert recommend([near, measured], [], budget_bytes=10_000).expectation.held_out == "rows.jsonl"
 
 
 def test_without_evidence_published_rules_answer_in_their_order():
@@ -156,7 +156,7 @@ def test_without_evidence_published_rules_answer_in_their_order():
 
 def test_one_seed_gives_no_verdict_and_so_no_evidence(make_rank_study):
     study = make_rank_study({4: [1.0], 16: [1.0]})
-    one = Evidence(study=study, data="rows", candidates=candidates_of(study))
+    one = Evidence(study=study, held_out="rows", candidates=candidates_of(study))
     answer = recommend([one], [candidate()], budget_bytes=10_000)
     assert answer.grade == "literature only"
     assert answer.left_out == ("suite: no verdict stands (one seed)",)
@@ -175,7 +175,7 @@ def test_nothing_that_fits_is_no_recommendation(ranks):
 def test_nothing_is_ever_named_that_does_not_fit(make_rank_study):
     study = make_rank_study({1: losses(2.0), 4: losses(1.01), 16: losses(1.0)})
     one = Evidence(
-        study=study, data="rows", candidates=candidates_of(study), question=Question(margin=MARGIN)
+        study=study, held_out="rows", candidates=candidates_of(study), question=Question(margin=MARGIN)
     )
 
     @given(budget=st.integers(0, 3000), published=st.lists(st.integers(1, 3000), max_size=4))

@@ -7,12 +7,16 @@ from types import SimpleNamespace
 import pytest
 
 from lorastudy.analysis.recommendation import Candidate, recommend
+from lorastudy.cli.asked import Asked, named
 from lorastudy.cli.main import main
-from lorastudy.cli.recommending import Asked, _rate_ratio, stored_evidence
+from lorastudy.cli.recommending import _rate_ratio, stored_evidence
+from lorastudy.cli.running import design_of
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.settings import Settings
-from lorastudy.tracker.views import ExperimentResult, ScoreValue
+from lorastudy.spec.suite import Arm, Suite
+from lorastudy.tracker import ExperimentTracker
+from lorastudy.tracker.views import ExperimentResult, ImportedResult, ImportedScore, ScoreValue
 
 LOSSES = {4: (1.1, 1.2, 1.15, 1.18, 1.12, 1.16), 8: (1.0, 1.01, 1.0, 0.99, 1.02, 1.0)}
 
@@ -122,13 +126,16 @@ class Plans:
         )
 
 
-def answer(stored, *, budget_bytes=10_000, **asked):
+def answer(stored, *, budget_bytes=10_000, fixed=None, suite_name=None, **asked):
     tracker = SimpleNamespace(
-        get_all_experiments=lambda: stored, get_suites=list, get_all_items=lambda ids, *, split, metric: {}
+        get_all_experiments=lambda suite_name: stored,
+        get_suites=list,
+        get_all_items=lambda ids, *, split, metric: {},
     )
     asked = Asked(
-        base=Settings(**asked), has_data="dataset_path" in asked, budget_bytes=budget_bytes, margin=None
-    )
+        base=Settings(**asked, **(fixed or {})), has_data="dataset_path" in asked, budget_bytes=budget_bytes,
+        fixed=fixed or {}, suite_name=suite_name,
+    )  # fmt: skip
     evidence = stored_evidence(tracker, Plans(budget_bytes), asked=asked)
     return recommend(list(evidence), [], budget_bytes=budget_bytes)
 
@@ -155,7 +162,9 @@ def at_three_rates(stored):
 
 def test_a_study_of_this_model_and_data_is_measured_here():
     told = answer(at_three_rates(results()), dataset_path="lab:facts")
-    assert (told.grade, told.name, told.expectation.data) == ("measured here", "r8_lr0.0002", "lab:facts")
+    assert (told.grade, told.name, told.expectation.held_out) == (
+        "measured here", "r8_lr0.0002", "the held-out rows of lab:facts",
+    )  # fmt: skip
     assert told.because == ("shown to be better than r4_lr0.0002",)
 
 
@@ -185,7 +194,7 @@ def test_another_version_of_the_model_is_near_and_another_family_says_nothing(tm
     assert told.grade == "interpolated from here"
     assert "same family" in told.because[2]
     assert told.candidate.settings.base_model == "lab"
-    assert told.candidate.settings.learning_rate == pytest.approx(2e-4 * 2**0.781)
+    assert told.candidate.settings.learning_rate == 3.4e-4  # 2e-4 * 2 ** 0.781 = 3.437e-4
     (other / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     assert answer(results(str(other), sources)) is None
 
@@ -213,3 +222,181 @@ def test_one_arm_alone_has_no_verdict_to_go_by():
 def test_between_models_without_a_rule_the_rate_stays(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "hidden_size": 8}', encoding="utf-8")
     assert _rate_ratio("lab", str(tmp_path)) == 1.0
+
+
+def test_a_rate_that_a_rule_carries_over_has_two_digits_and_one_that_was_run_keeps_all(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 192}', encoding="utf-8")
+    sources = {"base_model": "sha256:other", "dataset": dataset_fingerprint("lab:facts")}
+    carried = answer(results(str(tmp_path), sources, learning_rate=0.001237))
+    assert carried.candidate.settings.learning_rate == 0.0021  # 0.001237 * 2 ** 0.781 = 0.0021257
+    assert answer(results(learning_rate=0.001237)).candidate.settings.learning_rate == 0.001237
+
+
+def scored_on_test(stored):
+    return [
+        replace(each, scores=each.scores | {("test", "loss"): each.scores["eval", "loss"]}) for each in stored
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_test", "held_out"),
+    [
+        ({}, False, "the held-out rows of lab:facts"),
+        ({"eval_dataset_path": "own.jsonl"}, False, "the held-out rows in own.jsonl"),
+        ({"test_fraction": 0.1}, True, "the test rows of lab:facts"),
+        ({"eval_dataset_path": "own.jsonl", "test_fraction": 0.5}, True, "the test rows of own.jsonl"),
+        ({"test_dataset_path": "last.jsonl"}, True, "the test rows in last.jsonl"),
+    ],
+)  # fmt: skip
+def test_the_rows_that_the_expected_score_is_of_are_the_held_out_ones(settings, is_test, held_out):
+    stored = results(**settings)
+    told = answer(scored_on_test(stored) if is_test else stored)
+    assert told.expectation.held_out == held_out
+
+
+def test_asked_about_the_held_out_file_it_says_that_this_is_what_it_is():
+    sources = {
+        "base_model": base_model_fingerprint("lab"),
+        "dataset": dataset_fingerprint("lab:facts"),
+        "eval_dataset": dataset_fingerprint("lab:skill"),
+    }
+    told = answer(results(sources=sources), dataset_path="lab:skill")
+    assert told.because[2] == "not measured as such: the data were lab:facts; lab:skill was held out"
+
+
+def test_a_suite_of_two_base_models_answers_for_the_one_that_is_asked_about(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    sources = {"base_model": "sha256:other", "dataset": dataset_fingerprint("lab:facts")}
+    others = [
+        replace(each, arm=f"other_{each.arm}", experiment_id=f"other/{each.experiment_id}")
+        for each in results(str(tmp_path), sources)
+    ]
+    told = answer([*results(), *others], dataset_path="lab:facts")
+    assert (told.grade, told.name) == ("measured here, untuned", "r8")
+
+
+def test_a_precision_and_a_length_that_were_asked_for_stay_and_departures_are_told():
+    told = answer(results(), fixed={"quantization": "fp32", "max_seq_length": 64})
+    assert told.grade == "interpolated from here"
+    assert told.because[2:] == (
+        "not measured as such: the base was held in bf16",
+        "not measured as such: rows were cut at 512 tokens",
+    )
+    settings = told.candidate.settings
+    assert (settings.quantization, settings.max_seq_length) == ("fp32", 64)
+    assert answer(results(), fixed={"quantization": "bf16"}).grade == "measured here, untuned"
+
+
+def test_where_a_study_compares_precisions_the_one_asked_for_answers():
+    in_8bit = [
+        replace(each, arm=f"{each.arm}_8bit", experiment_id=f"{each.experiment_id}/8bit")
+        for each in results(quantization="8bit")
+    ]
+    told = answer([*results(), *in_8bit], fixed={"quantization": "8bit"})
+    assert (told.name, told.candidate.settings.quantization) == ("r8_8bit", "8bit")
+
+
+def test_of_studies_that_are_as_near_the_suite_asked_about_answers():
+    others = [
+        replace(each, suite_name="mine", arm=f"my_{each.arm}", experiment_id=f"mine/{each.experiment_id}")
+        for each in results()
+    ]
+    assert answer([*results(), *others]).name == "r8"
+    assert answer([*results(), *others], suite_name="mine").name == "my_r8"
+
+
+SUITE = """\
+quantization: bf16
+dataset_path: lab:skill
+max_seq_length: 32
+max_steps: 20
+factors: {lora_rank: [1, 4]}
+"""
+
+
+def test_a_suite_file_says_what_to_recommend_for_and_options_come_first(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(SUITE, encoding="utf-8")
+    code, told = ended_with(["mine.yaml", "--vram", "1GB", "--json"], capsys)
+    body = json.loads(told.out)
+    assert code == 0
+    settings = body["settings"]
+    assert (settings["quantization"], settings["max_seq_length"], settings["max_steps"]) == ("bf16", 32, 20)
+    assert settings["learning_rate"] == 0.008  # fifteen times the rate of full fine-tuning: 20 steps are few
+    assert "precision" not in body["rules"]
+    given = {"quantization": "fp32", "max_seq_length": 16}
+    about = named(given, file=tmp_path / "mine.yaml", suite_name=None, database="")
+    assert (about.base.dataset_path, about.base.max_steps) == ("lab:skill", 20)
+    assert about.asked(budget_bytes=1, margin=None).fixed == given
+
+
+def test_other_rows_than_the_suite_files_are_cut_by_the_usual_rule(tmp_path):
+    (tmp_path / "mine.yaml").write_text(SUITE + "eval_dataset_path: lab:skill_eval\n", encoding="utf-8")
+    about = named({"dataset_path": "lab:facts"}, file=tmp_path / "mine.yaml", suite_name=None, database="")
+    assert (about.base.dataset_path, about.base.eval_dataset_path) == ("lab:facts", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say what the recommendation is for"),
+        (["mine.yaml", "--suite-name", "mine"], "give one of them"),
+        (["mine.yaml"], "mine.yaml: has arms on lab:facts and lab:skill; say which is meant with --dataset"),
+        (["--suite-name", "mine"], "there is no results store here"),
+    ],
+)
+def test_what_is_not_said_or_not_clear_is_asked_for(arguments, message, tmp_path, capsys):
+    text = SUITE.replace("dataset_path: lab:skill\n", "").replace(
+        "[1, 4]", "[1], dataset_path: [lab:facts, lab:skill]"
+    )
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    code, told = ended_with(arguments, capsys)
+    assert code == 2
+    assert message in told.err
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A suite that was begun, and one that was imported."""
+    suite = Suite(
+        name="ranks", description="", experiment_type="rank_ablation", path=None,
+        arms=tuple(
+            Arm(name=None, settings=Settings(lora_rank=rank, quantization="bf16", max_seq_length=32), seeds=(0,))
+            for rank in (1, 4)
+        ),
+    )  # fmt: skip
+    imported = ImportedResult(
+        suite_name="elsewhere", arm="r4", seed=0, settings={}, sources={}, costs={}, tool="table", file="f",
+        file_sha256="0", location="f:2",
+        scores=(ImportedScore(metric="accuracy", value=0.5, unit="share", lower_is_better=False),),
+    )  # fmt: skip
+    with ExperimentTracker(tmp_path / "all.db", writable=True) as tracker:
+        tracker.register("ranks", design_of(suite).experiments)
+        tracker.add_imported([imported])
+    return ["--database", "all.db"]
+
+
+def test_a_suite_of_the_store_says_what_to_recommend_for(store, capsys):
+    code, told = ended_with(["--suite-name", "ranks", *store], capsys)
+    assert code == 0
+    assert (
+        told.out.splitlines()[1]
+        == "for: lab, the base in bf16, rows of 32 tokens, from the suite ranks alone"
+    )
+    assert "ranks: none of its 2 experiments has completed" in told.out
+    assert "elsewhere: imported, and only runs of one's own are recommended from" in told.out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "elsewhere",
+            "elsewhere: its results were imported, and only runs of one's own are recommended from",
+        ),
+        ("none", "all.db has no suite of this name; it has: ranks"),
+    ],
+)
+def test_a_suite_that_cannot_answer_is_named_with_the_reason(name, message, store, capsys):
+    code, told = ended_with(["--suite-name", name, *store], capsys)
+    assert code == 2
+    assert message in told.err

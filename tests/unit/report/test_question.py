@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from lorastudy.report.document import Paragraph
 from lorastudy.report.sections.question import question_blocks
-from lorastudy.spec.question import Margin, Question
+from lorastudy.spec.experiment import Sources
+from lorastudy.spec.question import Margin, Question, subject
 from lorastudy.tracker.views import StatedQuestion
 
 ASKED = Question(
@@ -46,6 +47,20 @@ def test_a_change_stands_below_with_what_was_known_by_then():
     assert second == (
         "Changed 2026-01-02 13:00 UTC, when 1 result was there already: margin 2 % of the reference's gain became "
         "margin none; seeds 0 and 1 became seeds 0, 1 and 2."
+    )
+
+
+def test_a_question_that_is_asked_of_another_model_says_so():
+    of = {"base_model": "sha256:a", "dataset": "rows", "eval_dataset": "held out"}
+    before = replace(ASKED, subject=subject([Sources(**of)]))
+    after = replace(
+        before, subject=subject([Sources(**of | {"base_model": "sha256:b", "eval_dataset": "x"})])
+    )
+    first, second = told(stated(before, 12, 0), stated(after, 13, 6))
+    assert first.endswith("the test rows report.")
+    assert second == (
+        "Changed 2026-01-02 13:00 UTC, when 6 results were there already: another base model than before is asked "
+        "about; other held-out rows than before are scored."
     )
 
 

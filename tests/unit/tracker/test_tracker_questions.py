@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from lorastudy.spec.question import Margin, Question
+from lorastudy.spec.experiment import Sources
+from lorastudy.spec.question import Margin, Question, subject
 from lorastudy.tracker import ExperimentTracker, suite_notes
 from tests.unit.tracker.conftest import NOON
 
@@ -53,6 +54,37 @@ def test_going_back_to_an_earlier_question_is_a_change_too(tracker, suite):
     for question in (ASKED, replace(ASKED, reference="r8"), ASKED):
         assert tracker.state_question("ranks", question)
     assert [stated.question.reference for stated in statements(tracker)] == ["r16", "r8", "r16"]
+
+
+def test_another_base_model_or_other_data_are_another_question(tracker, suite):
+    of = {"base_model": "sha256:a", "dataset": "rows", "forgetting_dataset": "old"}
+    first = replace(ASKED, subject=subject([Sources(**of)]))
+    elsewhere = replace(ASKED, subject=subject([Sources(**of | {"base_model": "sha256:b"})]))
+    beside = replace(ASKED, subject=subject([Sources(**of | {"forgetting_dataset": "other"})]))
+    assert len({ASKED.id, first.id, elsewhere.id}) == 3
+    assert beside == first  # what measures forgetting decides nothing
+    assert tracker.state_question("ranks", first)
+    assert not tracker.state_question("ranks", first)
+    assert tracker.state_question("ranks", elsewhere)
+    assert [stated.question for stated in statements(tracker)] == [first, elsewhere]
+    assert elsewhere.differences(first) == ("subject",)
+
+
+def test_a_model_that_has_been_fetched_since_is_no_other_one():
+    before, after = (
+        subject([Sources(base_model=f"hub:org/model@{at}", dataset="rows")]) for at in ("unresolved", "1f")
+    )
+    assert before == after == (("base_model", "hub:org/model"), ("dataset", "rows"))
+
+
+def test_a_question_that_was_stated_without_a_subject_is_not_asked_anew_for_want_of_one(tracker, suite):
+    assert "subject" not in ASKED.to_json()
+    tracker.state_question("ranks", ASKED)
+    of = subject([Sources(base_model="sha256:a", dataset="rows")])
+    assert not tracker.state_question("ranks", replace(ASKED, subject=of))
+    assert tracker.state_question("ranks", replace(ASKED, subject=of, reference="r8"))
+    first, second = (stated.question for stated in statements(tracker))
+    assert second.differences(first) == ("reference",)
 
 
 def test_the_export_carries_the_questions(tracker, suite, tmp_path):

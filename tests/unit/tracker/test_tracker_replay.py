@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lorastudy.errors import StoreError
-from lorastudy.records import DONE_NAME, Outcome, Pack, RecordWriter
+from lorastudy.record_lines import RecordWriter
+from lorastudy.records import DONE_NAME, Outcome, Pack
 from lorastudy.tracker import ExperimentTracker, rebuild, replay
 
 STARTED, ENDED = 1_767_000_000, 1_767_000_600

@@ -1,5 +1,6 @@
 """A pack that was broken off goes on to the very bits, or starts anew and says why. The worker is a fork."""
 
+import itertools
 import json
 import os
 import signal
@@ -12,7 +13,10 @@ import pytest
 
 import forked
 from lorastudy.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
-from lorastudy.records import RECORDS_NAME, Incident, Outcome, PackStep, RecordReader
+from lorastudy.race import Race, run_race
+from lorastudy.record_lines import RecordReader
+from lorastudy.records import RECORDS_NAME, Incident, Outcome, PackStep
+from lorastudy.runner import Plan
 from lorastudy.tracker import ExperimentTracker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,3 +242,27 @@ def test_a_pack_that_runs_out_of_memory_goes_on_in_halves_from_its_checkpoint(
     assert out_of_memory.kind == "out_of_memory"
     assert "a pack of 4 ran out of memory: no room for 4 arms" in out_of_memory.message
     assert {each.failure_kind for each in first if isinstance(each, Outcome)} == {"out_of_memory"}
+
+
+def test_the_time_of_every_leg_is_in_what_the_pack_cost(suite: forked.TinySuite, tmp_path: Path) -> None:
+    """By a clock on which everything between two looks takes 1,000 s."""
+
+    def with_that_clock(_: Path) -> None:
+        from lorastudy.training import life
+        from lorastudy.training.pace import Stopwatch
+
+        life.Stopwatch = lambda: Stopwatch(clock=itertools.count(step=1000).__next__)
+
+    plan = Plan(runs=tmp_path / "runs", output=tmp_path / "output")
+    executor = forked.ForkedExecutor(cache=suite.cache, in_worker=with_that_clock)
+    with ExperimentTracker(tmp_path / "experiments.db", writable=True) as tracker:
+        run_race(
+            suite.experiments, race=Race(suite_name="race", rungs=(0.5,)), tracker=tracker, executor=executor, plan=plan,
+            on_event=lambda *_: None,
+        )  # fmt: skip
+        profiles = {result.pack_profile for result in tracker.get_all_experiments()}
+    (profile,) = profiles
+    assert len(executor.pids) == 2
+    assert profile is not None
+    assert profile.load_seconds == 2000  # one for each leg
+    assert profile.eval_seconds == 2000  # at the rung, and at the end

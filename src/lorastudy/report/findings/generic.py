@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import Comparison
 from lorastudy.analysis.summary import ArmSummary, Spread
 from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
 from lorastudy.report.document import Strong, Text

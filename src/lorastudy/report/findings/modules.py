@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import Comparison
 from lorastudy.analysis.study import Arm, differing_settings
 from lorastudy.analysis.summary import ArmSummary, Metric
 from lorastudy.analysis.targets import ATTENTION_ONLY, target_roles

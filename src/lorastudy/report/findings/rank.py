@@ -2,8 +2,8 @@
 
 import itertools
 
+from lorastudy.analysis.comparison import leans
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import leans
 from lorastudy.analysis.ranks import SHARE_KEPT, RankReturns
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.tuning import rates_of, tried_rates

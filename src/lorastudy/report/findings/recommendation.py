@@ -9,8 +9,8 @@ to know.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.paired import Comparison
 from lorastudy.analysis.summary import run_seconds
 from lorastudy.analysis.tuning import tried_rates
 from lorastudy.report.findings.generic import cheapest_not_worse

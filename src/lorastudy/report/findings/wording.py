@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lorastudy.analysis.comparison import Comparison, MoreSeeds, leans
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
-from lorastudy.analysis.paired import Comparison, MoreSeeds, leans
 from lorastudy.analysis.significance import MIN_SEEDS, smallest_sign_flip_p
 from lorastudy.analysis.summary import ArmSummary, Metric
 from lorastudy.analysis.tuning import tried_rates

@@ -27,10 +27,19 @@ def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
         told = [
             f"{_PARTS[key](before.question)} became {_PARTS[key](after.question)}"
             for key in after.question.differences(before.question)
+            if key != "subject"
         ]
+        told += _other_subject(before.question, after.question)
         changed = "; ".join(dict.fromkeys(told))
         blocks.append(Paragraph((Strong("Changed"), f" {_when(after)}{_too_late(after)}: {changed}.")))
     return blocks
+
+
+def _other_subject(before: Question, after: Question) -> list[str]:
+    """What else the question is asked of by now."""
+    if "subject" not in after.differences(before):
+        return []
+    return [said for what, said in _SUBJECTS.items() if before.subject_of(what) != after.subject_of(what)]
 
 
 def _when(stated: StatedQuestion) -> str:
@@ -62,6 +71,12 @@ def _racing(question: Question) -> str:
     return f"arms that are clearly behind after {listing(map(rung_name, question.rungs))} of the steps are stopped"
 
 
+_SUBJECTS = {
+    "base_model": "another base model than before is asked about",
+    "dataset": "other training rows than before are trained on",
+    "eval_dataset": "other held-out rows than before are scored",
+    "test_dataset": "other test rows than before are scored",
+}
 _PARTS: dict[str, Callable[[Question], str]] = {
     "primary_metric": lambda question: f"{_METRICS[question.primary_metric]} decides",
     "margin": lambda question: f"margin {question.margin or 'none'}",

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
-from lorastudy.analysis.paired import Comparison
 from lorastudy.analysis.reference import missing_reference
 from lorastudy.analysis.significance import (
     MAX_SIGN_FLIP_SEEDS,

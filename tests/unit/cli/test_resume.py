@@ -1,0 +1,44 @@
+"""What `lorastudy resume` finds to go on with in a store."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lorastudy.cli.resume import _of_store
+from lorastudy.cli.running import design_of
+from lorastudy.records import Outcome
+from lorastudy.spec.question import Question
+from lorastudy.spec.settings import Settings
+from lorastudy.spec.suite import Arm, Suite
+from lorastudy.tracker import ExperimentTracker
+
+RACING = Question(seeds=(0,), rungs=(0.5,))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A suite that races; its only experiment was stopped by that."""
+    arm = Arm(name="r1", settings=Settings(lora_rank=1), seeds=(0,))
+    suite = Suite(name="ranks", description="", experiment_type="custom", path=None, arms=(arm,))
+    (experiment,) = design_of(suite).experiments
+    with ExperimentTracker(tmp_path / "all.db", writable=True) as tracker:
+        tracker.register("ranks", [experiment])
+        tracker.state_question("ranks", RACING)
+        tracker.start_run(experiment.id, attempt=1, pack_id="p", engine="packed", run_folder="runs/p")
+        stopped = Outcome(experiment_id=experiment.id, status="stopped", failure_kind="outraced")
+        tracker.take(stopped, pack_id="p", attempt=1)
+    return tmp_path / "all.db"
+
+
+def test_what_racing_stopped_is_over_while_the_suite_races(store: Path) -> None:
+    assert _of_store(None, database=str(store)) == []
+
+
+def test_what_racing_stopped_is_open_once_the_suite_does_not_race_any_more(store: Path) -> None:
+    with ExperimentTracker(store, writable=True) as tracker:
+        tracker.state_question("ranks", replace(RACING, rungs=()))
+    ((suite, experiments),) = _of_store(None, database=str(store))
+    assert suite.rungs == ()
+    assert experiments is not None
+    assert [each.arm for each in experiments] == ["r1"]
