@@ -28,6 +28,11 @@ def folders_told(arguments: Sequence[str]) -> Iterator[Path]:
     return map(Path, arguments)
 
 
+def adapter_path(experiment_id: str) -> str:
+    """Where in its run folder a worker puts an adapter."""
+    return f"adapters/{experiment_id}"
+
+
 def attempt_name(folder: Path) -> str:
     """A run folder without those around it, which are the user's own: `pack-0123/attempt-1`."""
     return "/".join(folder.parts[-2:])

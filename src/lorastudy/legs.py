@@ -1,14 +1,40 @@
-"""Legs of one suite taken together: packs that pause and go on are run leg by leg, and end as one."""
+"""Legs of one suite: packs that pause and go on are run leg by leg, and end as one."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
-from lorastudy.runner import SuiteOutcome
+from lorastudy.runner import Leg, Plan, SuiteOutcome
 from lorastudy.spec.experiment import Experiment
+
+
+def run_legs(
+    legs: Iterable[tuple[Leg, str]], *, plan: Plan, run: Callable[[Plan], SuiteOutcome]
+) -> list[SuiteOutcome]:
+    """Run legs, each with what it is called, until they end, the user leaves, or something fails that ends a suite.
+
+    A leg is asked for when the one before it is over, so it may follow from its results. What failed in one has no part in
+    those after it.
+    """
+    outcomes: list[SuiteOutcome] = []
+    for leg, name in legs:
+        ended = {end.experiment_id for each in outcomes for end in (*each.failed, *each.diverged_in_search)}
+        outcomes.append(
+            run(
+                replace(
+                    plan,
+                    leg=replace(leg, settled=leg.settled.union(ended)),
+                    stage=", ".join(filter(None, [plan.stage, name])),
+                )
+            )
+        )
+        if plan.is_leaving() or (outcomes[-1].failed and not plan.continue_on_error):
+            break
+    return outcomes
 
 
 def as_one(
     experiments: Sequence[Experiment],
-    legs: Sequence[SuiteOutcome],
+    outcomes: Sequence[SuiteOutcome],
     *,
     missing: Collection[str],
     outraced: Collection[str] = (),
@@ -17,9 +43,9 @@ def as_one(
 
     What racing stopped before that was missing, and has no end of its own in any leg.
     """
-    completed = tuple(key for leg in legs for key in leg.completed)
-    failed = tuple(end for leg in legs for end in leg.failed)
-    diverged_in_search = tuple(end for leg in legs for end in leg.diverged_in_search)
+    completed = tuple(key for each in outcomes for key in each.completed)
+    failed = tuple(end for each in outcomes for end in each.failed)
+    diverged_in_search = tuple(end for each in outcomes for end in each.diverged_in_search)
     ended = {*completed, *outraced, *(end.experiment_id for end in (*failed, *diverged_in_search))}
     return SuiteOutcome(
         done_before=tuple(each.id for each in experiments if each.id not in missing),
@@ -27,7 +53,7 @@ def as_one(
         failed=failed,
         diverged_in_search=diverged_in_search,
         not_run=tuple(each.id for each in experiments if each.id in missing and each.id not in ended),
-        unpublished=legs[-1].unpublished,
-        replaced=tuple(each for leg in legs for each in leg.replaced),
+        unpublished=outcomes[-1].unpublished,
+        replaced=tuple(place for each in outcomes for place in each.replaced),
         outraced=tuple(each.id for each in experiments if each.id in outraced),
     )

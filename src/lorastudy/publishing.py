@@ -12,7 +12,8 @@ import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from lorastudy.jobs import AdapterOrigin
+from lorastudy.errors import StudyError
+from lorastudy.jobs import AdapterOrigin, adapter_path
 from lorastudy.spec.containment import files_alone, inside
 from lorastudy.spec.experiment import Experiment
 from lorastudy.tracker import ExperimentTracker
@@ -27,7 +28,7 @@ class Shelf:
         """Choose the places.
 
         Raises:
-            StudyError: one of them leads out of `output`.
+            StudyError: one of them leads out of `output`, or all that an adapter may have are taken.
         """
         places = {each.id: _places(each, suite_name=suite_name, output=output) for each in experiments}
         replaceable = _replaceable(places.values(), tracker=tracker)
@@ -40,8 +41,13 @@ class Shelf:
                 for place in candidates
                 if place not in taken and _is_free(place, replaceable=replaceable)
             )
-            self._chosen[experiment_id] = next(own, None) or next(free, candidates[-1])
-            taken.add(self._chosen[experiment_id])
+            chosen = next(own, None) or next(free, None)
+            if chosen is None:
+                raise StudyError(
+                    f"{candidates[-1]}: is not this suite's, and has the last place left for an adapter; move it away"
+                )
+            self._chosen[experiment_id] = chosen
+            taken.add(chosen)
         self.replaced: dict[Path, str] = {}
         """Places of which an adapter was taken away, with the id of its experiment."""
 
@@ -119,7 +125,11 @@ def _replaceable(places: Collection[tuple[Path, ...]], *, tracker: ExperimentTra
     if not found:
         return frozenset()
     orphans = sorted(found - tracker.get_results(sorted(found)).keys())
-    return frozenset(run.experiment_id for run in tracker.get_runs(orphans) if Path(run.run_folder).is_dir())
+    return frozenset(
+        run.experiment_id
+        for run in tracker.get_runs(orphans)
+        if (Path(run.run_folder) / adapter_path(run.experiment_id)).is_dir()
+    )
 
 
 def _is_of(place: Path, experiment_id: str) -> bool:

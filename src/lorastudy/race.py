@@ -13,7 +13,8 @@ comes to the same answers, since scores that were taken are carried along. A dec
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from lorastudy.analysis.summary import LOSS
 from lorastudy.analysis.tuning import rates_of
 from lorastudy.attempts import with_checkpoints
 from lorastudy.executors import Executor
-from lorastudy.legs import as_one
+from lorastudy.legs import as_one, run_legs
 from lorastudy.record_lines import RecordWriter
 from lorastudy.records import RACE_NAME, Outcome
 from lorastudy.report.numbers import listing
@@ -69,37 +70,37 @@ def run_race(
 ) -> SuiteOutcome:
     """Run what is missing of a suite, as `run_suite`, in legs; what is clearly behind at a rung is not run on."""
     missing = {each.id for each in not_done(experiments, tracker=tracker)}
-    legs: list[SuiteOutcome] = []
-    behind: frozenset[str] = frozenset()
-    for rung in (*race.rungs, None):
-        settled = {end.experiment_id for leg in legs for end in leg.failed}
-        told, behind = behind, outraced(experiments, suite_name=race.suite_name, tracker=tracker)
-        settled |= behind
-        if rung is not None:
-            settled |= _scored(experiments, tracker=tracker, rung=rung).keys()
-        pause_at = {} if rung is None else {each.id: rung for each in experiments}
-        leg = Leg(rungs=race.rungs, pause_at=pause_at, settled=frozenset(settled))
-        rest = _stage_of(rung, behind=[each for each in experiments if each.id in behind - told])
-        stage = ", ".join(filter(None, [plan.stage, rest]))
-        legs.append(
-            run_suite(
-                experiments,
-                suite_name=race.suite_name,
-                tracker=tracker,
-                executor=executor,
-                plan=replace(plan, leg=leg, stage=stage),
-                on_event=on_event,
-            )
-        )
-        if plan.is_leaving() or (legs[-1].failed and not plan.continue_on_error):
-            break
-        if rung is not None:
-            _stop_those_behind(experiments, rung=rung, race=race, tracker=tracker)
+    run = partial(
+        run_suite,
+        experiments,
+        suite_name=race.suite_name,
+        tracker=tracker,
+        executor=executor,
+        on_event=on_event,
+    )
+    outcomes = run_legs(
+        _legs(experiments, race=race, tracker=tracker), plan=plan, run=lambda of_leg: run(plan=of_leg)
+    )
     given_up = outraced(experiments, suite_name=race.suite_name, tracker=tracker)
     runs = tracker.get_runs([each.id for each in experiments])
     folders = with_checkpoints({Path(run.run_folder) for run in runs})
     let_go_of_checkpoints(folders, tracker=tracker, given_up=given_up)
-    return as_one(experiments, legs, missing=missing, outraced=given_up)
+    return as_one(experiments, outcomes, missing=missing, outraced=given_up)
+
+
+def _legs(
+    experiments: Sequence[Experiment], *, race: Race, tracker: ExperimentTracker
+) -> Iterator[tuple[Leg, str]]:
+    """A leg to each rung and one to the end; between two of them it is decided who goes on."""
+    behind: frozenset[str] = frozenset()
+    for rung in (*race.rungs, None):
+        told, behind = behind, outraced(experiments, suite_name=race.suite_name, tracker=tracker)
+        scored = () if rung is None else _scored(experiments, tracker=tracker, rung=rung)
+        pause_at = {} if rung is None else {each.id: rung for each in experiments}
+        name = _stage_of(rung, behind=[each for each in experiments if each.id in behind - told])
+        yield Leg(rungs=race.rungs, pause_at=pause_at, settled=behind.union(scored)), name
+        if rung is not None:
+            _stop_those_behind(experiments, rung=rung, race=race, tracker=tracker)
 
 
 def _stage_of(rung: float | None, *, behind: Sequence[Experiment]) -> str:

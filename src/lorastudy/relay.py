@@ -6,13 +6,16 @@ two legs but what the store holds: what has paused once is not trained in the fi
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
+from lorastudy.attempts import with_checkpoints
 from lorastudy.executors import Executor
-from lorastudy.legs import as_one
-from lorastudy.planner.handover import handover
+from lorastudy.legs import as_one, run_legs
+from lorastudy.planner.handover import Handover, handover
 from lorastudy.planner.packing import form_packs
-from lorastudy.runner import Leg, OnEvent, Plan, SuiteOutcome, not_done, run_suite
+from lorastudy.records import Pack
+from lorastudy.runner import Leg, OnEvent, Plan, SuiteOutcome, is_current, not_done, run_suite
 from lorastudy.spec.experiment import Experiment
 from lorastudy.tracker import ExperimentTracker
 
@@ -27,38 +30,43 @@ def run_relay(
     on_event: OnEvent,
 ) -> SuiteOutcome:
     """Run what is missing of a suite, as `run_suite`, in two legs where its packs become even by that, else in one."""
-    change = None
-    if executor.hands_over:
-        num_at_once = executor.num_packs_at_once
-        packs = form_packs(experiments, arms_per_pack=plan.arms_per_pack, num_at_once=num_at_once)
-        change = handover(packs, num_at_once=num_at_once)
-    missing = {each.id for each in not_done(experiments, tracker=tracker, searching=plan.searching)}
-    paused = {run.experiment_id for run in tracker.get_runs(sorted(missing)) if run.status == "paused"}
-    planned = [(Leg(), "")]
+    missing = not_done(experiments, tracker=tracker, searching=plan.searching)
+    change = _change(experiments, executor=executor, plan=plan)
+    legs = [(Leg(), "")]
     if change is not None:
-        planned = [
-            (Leg(pause_at=change.pause_at, settled=frozenset(paused)), "until packs are dealt out evenly"),
+        paused = _paused(missing, change, tracker=tracker)
+        legs = [
+            (Leg(pause_at=change.pause_at, settled=paused), "until packs are dealt out evenly"),
             (Leg(begun=change.pause_at, alone=change.alone), "to the end"),
         ]
-    legs: list[SuiteOutcome] = []
-    for leg, name in planned:
-        failed = frozenset(
-            end.experiment_id for done in legs for end in (*done.failed, *done.diverged_in_search)
-        )
-        legs.append(
-            run_suite(
-                experiments,
-                suite_name=suite_name,
-                tracker=tracker,
-                executor=executor,
-                plan=replace(
-                    plan,
-                    leg=replace(leg, settled=leg.settled | failed),
-                    stage=", ".join(filter(None, [plan.stage, name])),
-                ),
-                on_event=on_event,
-            )
-        )
-        if plan.is_leaving() or (legs[-1].failed and not plan.continue_on_error):
-            break
-    return as_one(experiments, legs, missing=missing)
+    run = partial(
+        run_suite,
+        experiments,
+        suite_name=suite_name,
+        tracker=tracker,
+        executor=executor,
+        on_event=on_event,
+    )
+    outcomes = run_legs(legs, plan=plan, run=lambda of_leg: run(plan=of_leg))
+    return as_one(experiments, outcomes, missing={each.id for each in missing})
+
+
+def _change(experiments: Sequence[Experiment], *, executor: Executor, plan: Plan) -> Handover | None:
+    if not executor.hands_over:
+        return None
+    num_at_once = executor.num_packs_at_once
+    packs = form_packs(experiments, arms_per_pack=plan.arms_per_pack, num_at_once=num_at_once)
+    return handover(packs, num_at_once=num_at_once)
+
+
+def _paused(missing: Sequence[Experiment], change: Handover, *, tracker: ExperimentTracker) -> frozenset[str]:
+    """Those that have got to their pause under the libraries of now, and can go on from there."""
+    results = tracker.get_results([each.id for each in missing])
+    current = [key for key, result in results.items() if is_current(result.environment)]
+    return frozenset(
+        run.experiment_id
+        for run in tracker.get_runs(current)
+        if run.status == "paused"
+        and with_checkpoints([folder := Path(run.run_folder)])
+        and (Pack.read(folder).pause_at or 0.0) >= change.pause_at.get(run.experiment_id, 1.0)
+    )

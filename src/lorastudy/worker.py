@@ -9,6 +9,7 @@ nothing of the store or the suite; it speaks through `records.jsonl` alone. What
 """
 
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -86,6 +87,9 @@ def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:
             raise  # a CUDA fault outlives its exception: the next folder gets a fresh worker
     finally:
         writer.close()
+    gc.collect()  # what an error held on to, and the arms of a pack that is over
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     (folder / DONE_NAME).touch()
 
 

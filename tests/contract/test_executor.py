@@ -163,6 +163,15 @@ def test_one_run_after_another(executor: Executor, make_folder: MakeFolder) -> N
     assert numbers_of(by_folder(executor.run([last]))[last]) == ["0", "1", "2"]
 
 
+def test_after_a_run_that_was_broken_off_on_request_comes_no_other(
+    executor: Executor, make_folder: MakeFolder
+) -> None:
+    with closing(executor.run([make_folder("hangs"), make_folder("hangs")])) as events:
+        next(events)
+        executor.leave()
+    assert not [event for _, event in executor.run([make_folder("works")]) if isinstance(event, Generation)]
+
+
 def test_after_a_run_that_was_broken_off_comes_another(executor: Executor, make_folder: MakeFolder) -> None:
     with closing(executor.run([make_folder("hangs"), make_folder("hangs")])) as events:
         next(events)

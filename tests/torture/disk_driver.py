@@ -189,7 +189,7 @@ def forked_command(folder: Path, study: Study) -> dict[str, Any]:
 
 def commanded(study: Study) -> int:
     """The exit code of the command, with the study's worker, and no other worker to predict memory."""
-    running.plan_of = lambda *_: SuitePlan()
+    running.plan_of = lambda *_, **__: SuitePlan()
     suite_command._executor = lambda *_, **__: LocalExecutor()
     with forks.workers(study.program):
         return forks.exit_code(lambda arguments: main(arguments) or 0, ["suite", "suite.yaml"])

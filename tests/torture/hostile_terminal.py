@@ -62,7 +62,7 @@ def in_a_plan(text: str, folder: Path, canary: Path) -> str | None:
     suite = suite_from_values(values, where="run")
 
     def show() -> None:
-        with patch.object(running, "plan_of", lambda *_: SuitePlan()):  # no worker for a page of text
+        with patch.object(running, "plan_of", lambda *_, **__: SuitePlan()):  # no worker for a page of text
             running.show_plan(suite, database="none.db")
 
     return steered(said(show), text)
@@ -130,7 +130,7 @@ def of_a_worker(text: str, folder: Path, canary: Path) -> str | None:
         tracker.register(text, [experiment])
     executor = _Speaking(text)
     with (
-        patch.object(running, "plan_of", lambda *_: SuitePlan(problem=text)),
+        patch.object(running, "plan_of", lambda *_, **__: SuitePlan(problem=text)),
         patch.object(running, "local_executor", lambda _: executor),
     ):
         output = said(lambda: _commands(["resume", *_STORE]))

@@ -1,14 +1,17 @@
 """A relay with real training in forks: what arms come to that change hands, and that a kill changes nothing."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import forked
+from lorastudy.executors import SideBySideExecutor
 from lorastudy.records import Pack, PackStep
 from lorastudy.relay import run_relay
 from lorastudy.runner import Plan, SuiteOutcome
@@ -17,6 +20,19 @@ from lorastudy.tracker import ExperimentTracker
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ARMS = [{"name": f"r{rank}", "lora_rank": rank, "lora_dropout": 0.2} for rank in (1, 2, 3, 4, 8)]
+
+
+class Leaving:
+    """The user asks to leave after so many steps of packs; the pack under way is followed to where it pauses or ends."""
+
+    def __init__(self, *, after: int) -> None:
+        self._left = after
+
+    def on_event(self, _: object, event: object) -> None:
+        self._left -= isinstance(event, PackStep)
+
+    def __call__(self) -> bool:
+        return self._left <= 0
 
 
 class TwoLanes(forked.ForkedExecutor):
@@ -128,6 +144,27 @@ def test_a_worker_that_is_killed_changes_nothing(
             os.kill(executor.pids[-1], signal.SIGKILL)
 
     assert len(relay(suite, tmp_path, executor=executor, on_event=on_event).completed) == 5
+    assert forked.everything(tmp_path) == forked.everything(relayed[0])
+
+
+def test_real_workers_side_by_side_come_to_the_same_and_stay_for_the_second_leg(
+    suite: forked.TinySuite, relayed: tuple[Path, SuiteOutcome], tmp_path: Path
+) -> None:
+    lanes = [{"OMP_NUM_THREADS": "1"}] * 2
+    with closing(SideBySideExecutor(environments=lanes, hands_over=True)) as executor:
+        assert len(relay(suite, tmp_path, executor=executor).completed) == 5
+    assert len(packs_of(tmp_path)) == 5
+    assert len(list((tmp_path / "runs").rglob("worker.log"))) == 2
+    assert forked.everything(tmp_path) == forked.everything(relayed[0])
+
+
+def test_where_the_checkpoints_of_the_pause_are_gone_the_first_leg_is_run_again(
+    suite: forked.TinySuite, relayed: tuple[Path, SuiteOutcome], tmp_path: Path
+) -> None:
+    relay(suite, tmp_path, is_leaving=(leaving := Leaving(after=10)), on_event=leaving.on_event)
+    for checkpoints in (tmp_path / "runs").rglob("checkpoints"):
+        shutil.rmtree(checkpoints)
+    assert len(relay(suite, tmp_path).completed) == 5
     assert forked.everything(tmp_path) == forked.everything(relayed[0])
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from lorastudy.cli.options import DATABASE
 from lorastudy.cli.terminal import say, shown
-from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
     from lorastudy.report.essence import Essence
@@ -25,10 +24,9 @@ def say_what_it_came_to(suite_name: str, *, database: str, output_dir: Path) -> 
     from lorastudy.tracker import ExperimentTracker
 
     with ExperimentTracker(database) as tracker:
-        try:
-            report = read_report(tracker, suite_name=suite_name)
-        except StudyError:  # nothing completed: what failed was told
-            return
+        if not any(each.status == "completed" for each in tracker.get_all_experiments(suite_name=suite_name)):
+            return  # what failed was told
+        report = read_report(tracker, suite_name=suite_name)
     for essence in report.essences:
         say_essence(essence)
     say(f"\nresults: {database}; adapters: {output_dir / 'NAME_seedN' / 'final_model'}")

@@ -1,9 +1,12 @@
 """How much a suite will be before it runs: its experiments in all, and the training time where steps were timed."""
 
+import shlex
 from collections.abc import Sequence
 
 from lorastudy.cli.estimating import SuitePlan
+from lorastudy.executors import Executor
 from lorastudy.experiments.rate_search import Design
+from lorastudy.planner.handover import handover
 from lorastudy.planner.packing import PlannedPack
 from lorastudy.report.numbers import duration, listing, plural
 from lorastudy.spec.experiment import Experiment
@@ -21,13 +24,14 @@ def size_line(planned: Design, missing: Sequence[Experiment], *, num_packs: int)
 
 
 def outlook(
-    suite: Suite, planned: Design, *, packs: Sequence[PlannedPack], predicted: SuitePlan, num_at_once: int
+    suite: Suite, planned: Design, *, packs: Sequence[PlannedPack], predicted: SuitePlan, executor: Executor
 ) -> list[str]:
     """What comes of the suite besides the packs that are known by now, and how long all of it may train."""
     return [
         *_search(planned, suite=suite),
         *_race(suite),
-        *_time(suite, planned, packs=packs, predicted=predicted, num_at_once=num_at_once),
+        *_handover(suite, packs=packs, executor=executor),
+        *_time(suite, planned, packs=packs, predicted=predicted, num_at_once=executor.num_packs_at_once),
     ]
 
 
@@ -38,7 +42,7 @@ def _search(planned: Design, *, suite: Suite) -> list[str]:
     least, most = (len(planned.experiments) + more for more in planned.to_come)
     seeds = ", ".join(map(str, suite.tuning_seeds))
     note = (
-        f"learning_rate auto: {plural(planned.num_open, 'arm')} look for their rate with the seeds {seeds}, on the held-out "
+        f"learning_rate auto: {plural(planned.num_open, 'arm')} {'looks' if planned.num_open == 1 else 'look'} for a rate with the seeds {seeds}, on the held-out "
         f"rows, then {planned.to_come[0]} experiments report at the rates found: {least} in all. While the best rate lies on "
         f"the edge of those tried the next one is tried too, so it may be up to {most}"
     )
@@ -57,6 +61,19 @@ def _race(suite: Suite) -> list[str]:
     return [note]
 
 
+def _handover(suite: Suite, *, packs: Sequence[PlannedPack], executor: Executor) -> list[str]:
+    """That packs pause once to become even."""
+    if suite.rungs or not executor.hands_over:
+        return []
+    change = handover(packs, num_at_once=executor.num_packs_at_once)
+    names = [e.name for pack in packs for e in pack.experiments if change and e.id in change.alone]
+    return (
+        [f"the packs pause once, and {listing(names)} changes workers, so that none stands idle"]
+        if names
+        else []
+    )
+
+
 def _time(
     suite: Suite, planned: Design, *, packs: Sequence[PlannedPack], predicted: SuitePlan, num_at_once: int
 ) -> list[str]:
@@ -66,7 +83,9 @@ def _time(
     if not packs or predicted.problem is not None:
         return []
     if len(known) < len(seconds):
-        command = f"lorastudy estimate --suite {suite.path or 'FILE'} --calibrate"
+        if any(pack.experiments[0].settings.engine == "reference" for pack in packs):
+            return ["training time: not predicted for the reference engine"]
+        command = shlex.join(["lorastudy", "estimate", "--suite", str(suite.path or "FILE"), "--calibrate"])
         return [f"training time: not known before steps are timed here: {command}"]
     shown = sum(known)
     words = f"about {duration(shown)} for these packs, one after another"

@@ -15,6 +15,7 @@ from lorastudy.planner.packing import PlannedPack
 from lorastudy.records import (
     ArmProfile,
     Environment,
+    Incident,
     Outcome,
     PackProfile,
     PackStep,
@@ -52,6 +53,7 @@ class Progress:
         self._tasks: dict[str, TaskID] = {}
         self._seconds: dict[str, list[float]] = {}
         self._failed: dict[str, dict[tuple[str, str], list[str]]] = {}
+        self._going_on: set[str] = set()
         self._said: set[tuple[str, str]] = set()
         self._devices: set[str] = set()
         self._last_line = time.monotonic()
@@ -69,6 +71,7 @@ class Progress:
         """Packs are counted anew; a stage that is not the only one is announced."""
         self._stage = stage
         self._packs = {pack.id: number for number, pack in enumerate(stage.packs, start=1)}
+        self._going_on = set(stage.going_on)
         self._said.clear()
         if stage.name:
             experiments = plural(sum(len(pack.experiments) for pack in stage.packs), "experiment")
@@ -96,7 +99,8 @@ class Progress:
         """What failed alike, in one line, once all of it is known."""
         for (kind, message), names in self._failed.pop(pack.id, {}).items():
             who = "all" if len(names) == len(pack.experiments) > 1 else listing(names)
-            is_tried_again = kind in SHARED_FAILURES and len(pack.experiments) > 1
+            # A worker's death may be tried again with one, too.
+            is_tried_again = kind in SHARED_FAILURES and (len(pack.experiments) > 1 or kind == "crashed")
             if kind == "diverged":
                 self._say(f"{title}: {who} diverged: {message}")
             elif self._gives_reasons or is_tried_again:
@@ -121,7 +125,10 @@ class Progress:
         self._said = {(of_pack, phase) for of_pack, phase in self._said if of_pack != pack_id}
 
     def _phase(self, pack: PlannedPack, event: Record, *, title: str) -> None:
-        phase = self._phase_of(event, is_going_on=pack.id in self._stage.going_on)
+        if isinstance(event, Incident):
+            self._going_on -= {pack.id} if event.kind == "not_resumed" else set()
+            self._going_on |= {pack.id} if event.kind == "resumed" else set()
+        phase = self._phase_of(event, is_going_on=pack.id in self._going_on)
         if phase is not None and (pack.id, phase) not in self._said:
             self._said.add((pack.id, phase))
             self._say(f"{title}: {phase}")

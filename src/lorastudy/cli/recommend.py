@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorastudy.cli.estimate import memory_size
 from lorastudy.cli.options import DATABASE, Database
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from lorastudy.cli.asked import Asked
     from lorastudy.cli.console import PlainConsole
     from lorastudy.cli.recommending import Plans
+    from lorastudy.cli.room import Room
     from lorastudy.planner.literature import LiteratureRule
 
 #: The settings of a configuration that a user copies into a suite file.
@@ -72,13 +72,13 @@ def recommend(
     """Recommend a configuration that fits, with what it should reach and need, and how that is known."""
     from lorastudy.cli.asked import named
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.cli.recommending import Plans, memory_here
+    from lorastudy.cli.recommending import Plans, machine_of
+    from lorastudy.cli.room import room_here, room_of
     from lorastudy.executors.job_worker import JobWorker
     from lorastudy.planner.answers import Answers
-    from lorastudy.planner.estimate import within_margin
 
     _refuse(hours=hours, margin=margin)
-    budget_bytes = None if vram is None else within_margin(memory_size(vram))
+    room = None if vram is None else room_of(vram)
     given = {
         "base_model": base_model,
         "dataset_path": dataset,
@@ -94,21 +94,17 @@ def recommend(
     )
     with JobWorker() as worker:
         answers = Answers(worker.do)
-        budget_bytes = memory_here(about.base, answers) if budget_bytes is None else budget_bytes
-        if budget_bytes is None:
-            raise StudyError(
-                "--vram: this system does not say how much memory it has; give a size such as 8GB"
-            )
-        asked = about.asked(budget_bytes=budget_bytes, margin=margin)
+        room = room or room_here(machine_of(about.base, answers))
+        asked = about.asked(budget_bytes=room.budget_bytes, margin=margin)
         plans = Plans(answers, asked)
         plans.check_data()
         answer = _answer(plans, asked, database=database, hours=hours)
         if answer is None:
-            raise StudyError(_nothing_fits(plans, asked, vram=vram, hours=hours))
+            raise StudyError(_nothing_fits(plans, asked, room=room, hours=hours))
         if as_json:
             say(json.dumps(_as_json(answer, plans, asked=asked), indent=1))
         else:
-            _show(PlainConsole(), answer, plans=plans, asked=asked, vram=vram)
+            _show(PlainConsole(), answer, plans=plans, asked=asked, room=room)
 
 
 def _answer(plans: "Plans", asked: "Asked", *, database: str, hours: float | None) -> "Recommendation | None":
@@ -139,25 +135,16 @@ def _refuse(*, hours: float | None, margin: float | None) -> None:
             raise StudyError(f"{option}: {value:g}: give a number greater than 0")
 
 
-def _memory(vram: str | None, budget_bytes: int) -> str:
-    """What it has to fit, in words."""
-    from lorastudy.planner.estimate import MARGIN
+def _nothing_fits(plans: "Plans", asked: "Asked", *, room: "Room", hours: float | None) -> str:
     from lorastudy.report.numbers import size
 
-    return vram or f"this machine's {size(budget_bytes / (1 - MARGIN))}"
-
-
-def _nothing_fits(plans: "Plans", asked: "Asked", *, vram: str | None, hours: float | None) -> str:
-    from lorastudy.planner.estimate import MARGIN
-    from lorastudy.report.numbers import size
-
-    least, memory = plans.smallest, _memory(vram, asked.budget_bytes)
+    least, memory = plans.smallest, room.words
     if least is None:
         held = plans.least_weights_bytes
         return (
             f"--vram: {memory}: nothing fits. The weights of {asked.base.base_model} alone take {size(held)} in "
             f"{plans.least_precision}. "
-            f"What would fit: more than {size(held / (1 - MARGIN))} of memory, or a smaller model"
+            f"What would fit: more than {room.needed(held)} of memory, or a smaller model"
         )
     if least.peak_bytes <= asked.budget_bytes:
         return (
@@ -169,7 +156,7 @@ def _nothing_fits(plans: "Plans", asked: "Asked", *, vram: str | None, hours: fl
         f"--vram: {memory}: nothing fits. The least that was tried (rank {settings.lora_rank} on {settings.target_modules}, "
         f"{settings.quantization}, {settings.per_device_train_batch_size} row(s) of {settings.max_seq_length} tokens, "
         f"with recomputation) is predicted to take {size(least.peak_bytes)}. What would fit: "
-        f"{size(least.peak_bytes / (1 - MARGIN))} or more of memory, a smaller model, or a smaller --max-seq-length"
+        f"{room.needed(least.peak_bytes)} or more of memory, a smaller model, or a smaller --max-seq-length"
     )
 
 
@@ -230,7 +217,7 @@ def _settings_shown(candidate: "Candidate") -> dict[str, Any]:
 
 
 def _show(
-    console: "PlainConsole", answer: "Recommendation", *, plans: "Plans", asked: "Asked", vram: str | None
+    console: "PlainConsole", answer: "Recommendation", *, plans: "Plans", asked: "Asked", room: "Room"
 ) -> None:
     """As text for people."""
     from lorastudy.report.numbers import size
@@ -242,8 +229,7 @@ def _show(
         console.print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
     _show_list(console, "because", lines=answer.because)
     _show_list(console, "expected", lines=(_expected(answer),))
-    memory = _memory(vram, asked.budget_bytes)
-    _show_needs(console, answer.candidate, memory=memory, device=plans.device)
+    _show_needs(console, answer.candidate, room=room, device=plans.device)
     up = answer.runner_up
     if up is not None:
         _show_list(console, "runner-up", lines=(f"{up.name}, {size(up.candidate.peak_bytes)}", up.standing))
@@ -270,19 +256,17 @@ def _show_list(console: "PlainConsole", title: str, *, lines: Sequence[str]) -> 
         console.print(f"  {line}")
 
 
-def _show_needs(console: "PlainConsole", candidate: "Candidate", *, memory: str, device: str) -> None:
-    from lorastudy.cli.estimating import TERMS, margin_words
+def _show_needs(console: "PlainConsole", candidate: "Candidate", *, room: "Room", device: str) -> None:
+    from lorastudy.cli.estimating import TERMS
     from lorastudy.report.numbers import count, duration, size
 
     console.print(
-        f"\nneeds: {size(candidate.peak_bytes)} of {memory} at the peak, predicted for rows of the full length"
+        f"\nneeds: {size(candidate.peak_bytes)} of {room.words} at the peak, predicted for rows of the full length"
     )
     for name, num_bytes in candidate.terms_bytes.items():
         if num_bytes:
             console.print(f"  {TERMS[name]}: {size(num_bytes)}")
-    console.print(
-        f"  ({margin_words()} for the device's context and the prediction's error; counted on a {device})"
-    )
+    console.print(f"  ({room.left_free()}; counted on a {device})")
     console.print(f"  trainable parameters: {count(candidate.num_trainable_parameters)}")
     if candidate.train_seconds is None:
         console.print(

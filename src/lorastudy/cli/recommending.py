@@ -18,7 +18,7 @@ from lorastudy.cli.checking import num_completion_tokens
 from lorastudy.data.load import train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.planner.answers import Answers
-from lorastudy.planner.estimate import Estimator, PackEstimate, check_rows, precision_of, prepare
+from lorastudy.planner.estimate import Estimator, Machine, PackEstimate, check_rows, precision_of, prepare
 from lorastudy.planner.literature import (
     EFFECTIVE_BATCH,
     family_power,
@@ -102,9 +102,9 @@ class Plans:
         return _estimator(settings, self._answers)
 
 
-def memory_here(base: Settings, answers: Answers) -> int | None:
-    """What a training on this machine may take at its peak, less the margin; None where the system does not say."""
-    return _estimator(base, answers).machine.budget_bytes(num_workers=1)
+def machine_of(base: Settings, answers: Answers) -> Machine:
+    """Where a worker of this machine would train."""
+    return _estimator(base, answers).machine
 
 
 def _estimator(settings: Settings, answers: Answers) -> Estimator:

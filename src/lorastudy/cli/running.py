@@ -98,7 +98,7 @@ def show_plan(suite: Suite, *, database: str) -> None:
     packs = _packs(
         planned, missing, arms_per_pack=predicted.arms_per_pack, num_at_once=executor.num_packs_at_once
     )
-    notes += outlook(suite, planned, packs=packs, predicted=predicted, num_at_once=executor.num_packs_at_once)
+    notes += outlook(suite, planned, packs=packs, predicted=predicted, executor=executor)
     console = PlainConsole()
     console.print(suite.name, style="bold", end="")
     console.print(f" ({suite.experiment_type})  base model: {_shared(experiments, 'base_model')}")
@@ -151,9 +151,7 @@ def run_experiments(
         )
         for line in (
             f"{suite.name}: {size_line(planned, missing, num_packs=len(packs))}",
-            *outlook(
-                suite, planned, packs=packs, predicted=predicted, num_at_once=executor.num_packs_at_once
-            ),
+            *outlook(suite, planned, packs=packs, predicted=predicted, executor=executor),
         ):
             say(line, file=sys.stderr)
         progress = open_until_done.enter_context(Progress(gives_reasons=plan.continue_on_error))
@@ -320,7 +318,7 @@ def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment], *, 
     for experiment_id in outcome.unpublished:
         say(
             f"note: {names[experiment_id]} was done before, but its run folder is gone and its adapter with it: "
-            f"output/{names[experiment_id]}/final_model was not written. Its numbers are kept",
+            "it was not written. Its numbers are kept",
             file=sys.stderr,
         )
     if outcome.not_run and not has_left:

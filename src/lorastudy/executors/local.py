@@ -2,7 +2,7 @@
 
 A worker stays from run to run and keeps its base model: a search or a race that sends folders round after round does not
 wait each time until libraries are loaded. When it dies over a folder, the next worker goes on with the folders after that
-one: an out-of-memory or a CUDA fault ends a worker, not the suite.
+one: what the system kills for its memory, and a CUDA fault, end a worker and not the suite.
 """
 
 import subprocess
@@ -42,14 +42,13 @@ class LocalExecutor:
         try:
             while waiting and not self._is_leaving:
                 process = self._process_for(waiting)
-                tell(process, waiting)
-                is_alive = True
-                while waiting and is_alive:
-                    following = Following(waiting.pop(0))
-                    yield from self._follow(following, process)
-                    assert following.exit is not None
-                    is_alive = following.exit.returncode is None and not self._is_leaving
-                if not is_alive:
+                following = Following(waiting[0])
+                # One at a time: a worker that is not to go on, or whose records are damaged, begins no other.
+                tell(process, [waiting.pop(0)])
+                yield from self._follow(following, process)
+                assert following.exit is not None
+                if following.exit.returncode is not None:
+                    process.kill()
                     self.close()
         except BaseException:
             self._process = None

@@ -31,6 +31,7 @@ class SideBySideExecutor:
         """`environments` and `worker` as in `LocalExecutor`, `hands_over` as in `Executor`."""
         self._environments, self._worker, self._hands_over = environments, worker, hands_over
         self._lanes = self._fresh_lanes()
+        self._is_leaving = False
 
     @property
     def num_packs_at_once(self) -> int:
@@ -62,6 +63,7 @@ class SideBySideExecutor:
 
     def leave(self) -> None:
         """Ask all workers to save what they are at and to leave."""
+        self._is_leaving = True
         for lane in self._lanes:
             lane.leave()
 
@@ -81,6 +83,8 @@ class SideBySideExecutor:
             thread.join()
         self.close()
         self._lanes = self._fresh_lanes()
+        if self._is_leaving:
+            self.leave()
 
 
 def shares(folders: Sequence[Path], *, num_lanes: int) -> list[list[Path]]:

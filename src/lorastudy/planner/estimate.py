@@ -68,9 +68,7 @@ class Machine:
         if self.device == "cuda":
             return None if self.memory_bytes is None else within_margin(self.memory_bytes)
         memory = physical_memory()
-        if memory is None:
-            return None
-        return int((within_margin(memory) / num_workers - PROCESS_BYTES) / HEAP_SHARE)
+        return None if memory is None else within_cpu_margin(memory / num_workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,6 +333,16 @@ def precision_of(settings: Settings) -> Precision:
 def within_margin(memory_bytes: int) -> int:
     """What a plan may use of a device's memory."""
     return int(memory_bytes * (1 - MARGIN))
+
+
+def within_cpu_margin(memory_bytes: float) -> int:
+    """What tensors of a worker on a CPU may take of the memory that is its own."""
+    return int((memory_bytes * (1 - MARGIN) - PROCESS_BYTES) / HEAP_SHARE)
+
+
+def cpu_memory_for(tensor_bytes: float) -> float:
+    """The memory of which `within_cpu_margin` leaves so much."""
+    return (tensor_bytes * HEAP_SHARE + PROCESS_BYTES) / (1 - MARGIN)
 
 
 def physical_memory() -> int | None:

@@ -22,7 +22,7 @@ from lorastudy.engine.targets import resolve_targets
 from lorastudy.errors import StudyError
 from lorastudy.evaluation.exact_match import ExactMatch
 from lorastudy.evaluation.perplexity import CompletionLoss
-from lorastudy.jobs import AdapterOrigin
+from lorastudy.jobs import AdapterOrigin, adapter_path
 from lorastudy.records import Outcome, PackProfile, PackStep
 from lorastudy.sealed import sync_tree
 from lorastudy.spec.settings import Settings
@@ -248,7 +248,7 @@ def save(run: PackRun, engine: Engine) -> None:
     experiments = {experiment.id: experiment for experiment in run.pack.experiments}
     for arm in engine.arms:
         if arm.experiment_id not in run.ended:
-            folder = run.folder / _adapter_path(arm)
+            folder = run.folder / adapter_path(arm.experiment_id)
             engine.save_adapter(arm, folder)
             AdapterOrigin.of(experiments[arm.experiment_id]).write(folder)
             sync_tree(folder)
@@ -259,9 +259,5 @@ def _completed(arm: Arm) -> Outcome:
         experiment_id=arm.experiment_id,
         status="completed",
         step=arm.num_steps,
-        adapter_path=_adapter_path(arm),
+        adapter_path=adapter_path(arm.experiment_id),
     )
-
-
-def _adapter_path(arm: Arm) -> str:
-    return f"adapters/{arm.experiment_id}"

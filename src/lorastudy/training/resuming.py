@@ -81,7 +81,7 @@ def find_resumption(
             message = f"{_because(run)}it goes on from the checkpoint after step {step} of {attempt_name(folder.parents[1])}"
             run.emit(Incident(kind="resumed", message=message, step=step))
         return resumption
-    if run.pack.reason is not None or obstacles:
+    if run.pack.reason is not None or run.pack.begun or obstacles:
         why = obstacles[0] if obstacles else "there is no checkpoint to go on from"
         run.emit(Incident(kind="not_resumed", message=f"{_because(run)}it starts anew, since {why}"))
     return None

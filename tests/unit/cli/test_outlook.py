@@ -42,7 +42,13 @@ def predicting(seconds_by_run: float | None, problem: str | None = None) -> Simp
 def said(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -> list[str]:
     planned = design_of(suite)
     packs = form_packs(planned.experiments)
-    return outlook(suite, planned, packs=packs, predicted=predicted, num_at_once=num_at_once)
+    return outlook(
+        suite,
+        planned,
+        packs=packs,
+        predicted=predicted,
+        executor=SimpleNamespace(num_packs_at_once=num_at_once, hands_over=False),
+    )
 
 
 def test_a_search_says_how_many_runs_it_comes_to_and_times_that_add_up(suite: Suite) -> None:

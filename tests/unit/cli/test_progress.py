@@ -5,7 +5,16 @@ import pytest
 from lorastudy.cli.progress import Progress
 from lorastudy.executors import WorkerExit
 from lorastudy.planner.packing import PlannedPack
-from lorastudy.records import ArmProfile, Environment, FailureKind, Outcome, PackStep, Score
+from lorastudy.records import (
+    ArmProfile,
+    Environment,
+    FailureKind,
+    Incident,
+    IncidentKind,
+    Outcome,
+    PackStep,
+    Score,
+)
 from lorastudy.runner import Stage
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.settings import Settings
@@ -135,3 +144,26 @@ def test_a_failure_of_one_among_several_is_told_with_its_name(capsys: pytest.Cap
         progress.on_event(two, refused(two)[0])
         progress.on_event(two, step(1))
     assert "r1 failed (user): [no] such" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("resumed", "going on from its checkpoint"), ("not_resumed", "measured")]
+)
+def test_what_a_pack_did_on_its_way_is_told_by_what_its_worker_found(
+    capsys: pytest.CaptureFixture[str], kind: IncidentKind, said: str
+) -> None:
+    progress, one = Progress(), pack(1)
+    # The stage expects the opposite: a worker that dies is replaced by one that goes on, a checkpoint may not fit.
+    going_on = frozenset() if kind == "resumed" else frozenset({one.id})
+    progress.on_stage(stage(one, going_on=going_on))
+    for event in (ENVIRONMENT, Incident(kind=kind, message="because"), profile(one)):
+        progress.on_event(one, event)
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_pack_of_one_whose_worker_died_tells_why_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    progress, one = Progress(), pack(1)
+    progress.on_stage(stage(one))
+    for event in (*refused(one, kind="crashed"), WorkerExit(returncode=-9)):
+        progress.on_event(one, event)
+    assert "r1 failed (crashed): [no] such" in capsys.readouterr().err
