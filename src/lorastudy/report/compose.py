@@ -20,8 +20,9 @@ from lorastudy.report.sections.predictions import prediction_blocks
 from lorastudy.report.sections.question import question_blocks
 from lorastudy.report.sections.racing import racing_blocks
 from lorastudy.report.sections.rates import rate_blocks
-from lorastudy.report.sections.reproduce import reproduce_blocks
+from lorastudy.report.sections.reproduce import reproduce_blocks, suite_of
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
+from lorastudy.spec.suite import Suite
 from lorastudy.tracker.views import StatedQuestion
 
 
@@ -114,8 +115,13 @@ def _part(part: Part, *, level: int, output: Path) -> list[Block]:
         *failure_blocks(study, level=level),
         *method_blocks(analysis, level=level),
         *environment_blocks(study, level=level),
-        *reproduce_blocks(study, level=level, output=output, rungs=_rungs(part)),
+        *reproduce_blocks(_suite_of(part), level=level, output=output),
     ]
+
+
+def _suite_of(part: Part) -> Suite:
+    asked = part.questions[-1].question if part.questions else None
+    return suite_of(part.analysis.study, design=part.studied.design, question=asked)
 
 
 def _rungs(part: Part) -> tuple[float, ...]:

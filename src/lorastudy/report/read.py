@@ -1,8 +1,9 @@
 """What the store holds for a report, analysed but not yet drawn: every study by itself, the one that ran last first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from lorastudy.analysis.imported import ImportedAnalysis, analyse_imported
 from lorastudy.analysis.items import stored_items
@@ -16,6 +17,7 @@ from lorastudy.report.presentable import fit_to_be_shown, without_traces
 from lorastudy.report.sections.front import FrontPage, front_page
 from lorastudy.report.sections.imported import imported_essence
 from lorastudy.spec.privacy import Privacy
+from lorastudy.spec.suite import Suite
 from lorastudy.tracker import ExperimentTracker
 from lorastudy.tracker.views import StatedQuestion, SuiteSummary
 
@@ -26,6 +28,8 @@ class Studied:
 
     analysis: Analysis
     suite: SuiteSummary
+    design: Suite | None = None
+    """What the suite's file asked for; None of a store of an older version."""
 
     @property
     def questions(self) -> tuple[StatedQuestion, ...]:
@@ -78,18 +82,28 @@ def read_report(
     apart = tuple(dict.fromkeys(result.suite_name for result in imported))
     studies = _studies(tracker, experiment_type=experiment_type, suite_name=suite_name, apart=apart)
     suites = {suite.suite_name: suite for suite in tracker.get_suites()}
+    designs = tracker.get_designs()
     return Report(
-        studies=tuple(_studied(tracker, study, suite=suites[study.suite_name]) for study in studies),
+        studies=tuple(
+            _studied(tracker, study, suite=suites[study.suite_name], design=designs.get(study.suite_name))
+            for study in studies
+        ),
         imported_apart=apart if experiment_type is None else (),
     )
 
 
-def _studied(tracker: ExperimentTracker, study: Study, *, suite: SuiteSummary) -> Studied:
+def _studied(
+    tracker: ExperimentTracker, study: Study, *, suite: SuiteSummary, design: Mapping[str, Any] | None
+) -> Studied:
     stated = suite.questions[-1].question if suite.questions else None
     told = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
     question = asked_of(told, stated)
     items = stored_items(tracker, told, metrics=question.metrics_by_item)
-    return Studied(analysis=analyse(told, question=question, items=items), suite=suite)
+    return Studied(
+        analysis=analyse(told, question=question, items=items),
+        suite=suite,
+        design=None if design is None else Suite.from_json(design),
+    )
 
 
 def _studies(

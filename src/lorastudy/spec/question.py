@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import Any, Literal, Self
 
 from lorastudy.spec.experiment import Sources, tagged_hash
@@ -59,6 +60,14 @@ class Margin:
     def allowed(self, *, reference: float, base: float) -> float:
         """The margin in the metric's unit: the number, or the share of |base - reference|."""
         return self.amount * abs(base - reference) if self.is_share else self.amount
+
+    def as_written(self) -> float | str:
+        """As a suite file has it: the inverse of `parse`."""
+        if not self.is_share:
+            return self.amount
+        # The fewest digits that come to the same number; a share has no exponent in a file.
+        texts = (format(Decimal(f"{100 * self.amount:.{digits}g}"), "f") for digits in range(1, 18))
+        return f"{next(text for text in texts if float(text) / 100 == self.amount)}%"
 
     def __str__(self) -> str:
         return f"{100 * self.amount:g} % of the reference's gain" if self.is_share else f"{self.amount:g}"

@@ -1,7 +1,7 @@
 """The designs of suites, as rows: what a suite's file asked for, so that a suite goes on without its file.
 
-Only a suite that grows while it runs needs it: which experiments come next follows from its arms and from results. The
-experiments that were registered do not say it.
+A suite that grows while it runs needs it: which experiments come next follows from its arms and from results, and the
+experiments that were registered do not say it. And it is the file that a report prints to run the suite again.
 """
 
 import json

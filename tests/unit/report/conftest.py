@@ -46,6 +46,9 @@ class FakeTracker:
     def get_imported(self, suite_name=None):
         return []
 
+    def get_designs(self):
+        return {}
+
     def get_suites(self):
         return [
             SuiteSummary(suite_name=name, description=self.description, created_at="", num_experiments=1)

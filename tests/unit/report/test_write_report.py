@@ -16,7 +16,7 @@ from lorastudy.report import write
 from lorastudy.report.costs import MEMORY_KINDS, NUM_TIMED_STEPS
 from lorastudy.report.html import chart_library
 from lorastudy.report.numbers import ABSENT
-from lorastudy.report.sections.reproduce import suite_yaml
+from lorastudy.report.sections.reproduce import suite_of
 from lorastudy.report.write import write_report
 from lorastudy.spec.loading import load_suite
 from lorastudy.training import life
@@ -379,7 +379,7 @@ def test_the_printed_suite_is_the_study(rank_study, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (study,) = split_studies(rank_study)
     path = tmp_path / "suite.yaml"
-    path.write_text(suite_yaml(study), encoding="utf-8")
+    path.write_text(suite_yaml(suite_of(study)), encoding="utf-8")
     suite = load_suite(path)
     assert (suite.name, suite.experiment_type) == (study.suite_name, study.experiment_type)
     assert [(arm.name, arm.settings) for arm in suite.arms] == [

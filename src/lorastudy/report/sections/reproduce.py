@@ -1,20 +1,23 @@
-"""How to run the study again: the commands, and the suite as a file, rebuilt from what the store holds."""
+"""How to run the study again: the commands, and the suite as a file.
 
-import io
+The file is the suite's own, as the store keeps it. Of a store of an older version, and of runs that no one suite asked
+for, it is put together from the runs and from what was stated of them.
+"""
+
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ruamel.yaml import YAML
-
-from lorastudy.analysis.study import Arm, Study, differing_settings, shared_settings
+from lorastudy.analysis.study import Arm as StudyArm
+from lorastudy.analysis.study import Study
 from lorastudy.report.document import Block, Code, CodeBlock, Heading, Paragraph
+from lorastudy.spec.question import Question, all_seeds, configuration_name
+from lorastudy.spec.suite import Arm, Suite
+from lorastudy.spec.suite_writing import suite_yaml
 
 
-def reproduce_blocks(study: Study, *, level: int, output: Path, rungs: Sequence[float] = ()) -> list[Block]:
-    """Commands and the suite file. Paths in it are those of the machine that ran it; `rungs` are those of its race."""
-    report = ["lorastudy", "report", "--suite-name", study.suite_name, "--output", output.name]
+def reproduce_blocks(suite: Suite, *, level: int, output: Path) -> list[Block]:
+    """Commands and the suite file. Paths in it are those of the machine that ran it."""
+    report = ["lorastudy", "report", "--suite-name", suite.name, "--output", output.name]
     commands = f"lorastudy suite suite.yaml\n{shlex.join(report)}"
     return [
         Heading(level=level, text="Reproduce"),
@@ -29,46 +32,65 @@ def reproduce_blocks(study: Study, *, level: int, output: Path, rungs: Sequence[
             )
         ),
         CodeBlock(commands, "bash"),
-        CodeBlock(suite_yaml(study, rungs=rungs).rstrip("\n"), "yaml"),
+        CodeBlock(suite_yaml(suite).rstrip("\n"), "yaml"),
     ]
 
 
-def suite_yaml(study: Study, *, rungs: Sequence[float] = ()) -> str:
-    """The study as a suite file: what all arms share on top, what differs in each entry."""
-    seeds = {arm.name: [result.seed for result in arm.results] for arm in study.arms}
-    common = seeds[study.arms[0].name] if len({tuple(value) for value in seeds.values()}) == 1 else None
-    body: dict[str, Any] = {"suite_name": study.suite_name, "experiment_type": study.experiment_type}
-    body |= {"racing": list(rungs)} if rungs else {}
-    body |= {key: value for key, value in shared_settings(study.arms).items() if _is_said(key, value)}
-    if common is not None:
-        body["seeds"] = common
-    keys = differing_settings(study.arms)
-    body["experiments"] = [_entry(arm, keys, seeds=None if common else seeds[arm.name]) for arm in study.arms]
-    return _dumped(body)
+def suite_of(study: Study, *, design: Suite | None = None, question: Question | None = None) -> Suite:
+    """The suite that asks for the study: its design where it asks for all the runs, else one that is made of them."""
+    if design is not None and _asks_for(design, study):
+        return design
+    asked = question or Question()
+    return Suite(
+        name=study.suite_name,
+        description="",
+        experiment_type=study.experiment_type,
+        path=None,
+        arms=_made_of(study, asked),
+        primary_metric=asked.primary_metric,
+        margin=asked.margin,
+        reference=asked.reference,
+        given_tuning_seeds=asked.tuning_seeds or None,
+        rungs=asked.rungs,
+    )
 
 
-def _entry(arm: Arm, keys: tuple[str, ...], *, seeds: list[int] | None) -> dict[str, Any]:
+def _asks_for(design: Suite, study: Study) -> bool:
+    """Whether the study is the design's: runs that were asked for one by one share a name, and the last has its design kept.
+
+    Held by number and seeds: settings are not those of the file where an experiment type decides some of them.
+    """
+    if any(arm.seeks_rate for arm in design.arms):
+        # Rates that are looked for are not in the design.
+        asked = {arm.settings.model_copy(update={"learning_rate": 1.0}) for arm in design.arms}
+        found = {arm.configuration for arm in study.arms}
+        is_all = len(asked) == len(found)
+    else:
+        is_all = len(design.arms) == len(study.arms)
+    seeds = {*all_seeds(arm.seeds for arm in design.arms), *design.tuning_seeds}
+    ran = {result.seed for result in study.results}
+    return design.experiment_type == study.experiment_type and is_all and ran <= seeds
+
+
+def _made_of(study: Study, question: Question) -> tuple[Arm, ...]:
+    """An arm for each of the study's; where rates were looked for, one for each configuration, which looks again."""
+    if not question.tuning_seeds:
+        return tuple(
+            Arm(name=_name(arm), settings=arm.typed_settings, seeds=tuple(r.seed for r in arm.results))
+            for arm in study.arms
+        )
+    by_configuration = {arm.configuration: arm for arm in study.arms}
+    return tuple(
+        Arm(
+            name=configuration_name(_name(arm), arm.typed_settings.learning_rate),
+            settings=arm.typed_settings,
+            seeds=question.seeds,
+            seeks_rate=True,
+        )
+        for arm in by_configuration.values()
+    )
+
+
+def _name(arm: StudyArm) -> str:
     # "name #2" is this report's own, for a second configuration of that name; a suite file allows no "#".
-    entry: dict[str, Any] = {"name": arm.name.replace(" #", ".")}
-    entry |= {key: arm.settings[key] for key in keys if _is_said(key, arm.settings.get(key))}
-    return entry if seeds is None else {**entry, "seeds": seeds}
-
-
-def _is_said(key: str, value: Any) -> bool:
-    """Whether a key is written: None is a key's absence, and the layout of packs is the planner's."""
-    return value is not None and key not in _OF_THE_LAYOUT
-
-
-#: How work is laid out and saved is no part of the study.
-_OF_THE_LAYOUT = {"max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes"}
-
-
-def _dumped(body: dict[str, Any]) -> str:
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.width = 100
-    # Equal lists would otherwise become anchors and aliases, which nobody wants to read.
-    yaml.representer.ignore_aliases = lambda *_: True
-    stream = io.StringIO()
-    yaml.dump(body, stream)
-    return stream.getvalue()
+    return arm.name.replace(" #", ".")
