@@ -10,6 +10,7 @@ from lorastudy.analysis.fairness.finding import LintFinding
 from lorastudy.analysis.fairness.lint import blockers, lint, untuned
 from lorastudy.analysis.frontier import Standing, pareto_frontier, standings
 from lorastudy.analysis.items import ItemTable
+from lorastudy.analysis.lateness import SetLate
 from lorastudy.analysis.paired import compare_with_reference
 from lorastudy.analysis.ranks import RankReturns, rank_ladder, rank_returns
 from lorastudy.analysis.reference import reference_arm
@@ -46,8 +47,15 @@ class Question:
     margin_share: float | None = None
     """Where the margin is a share of the reference's gain: that share; `margin` is then its amount at the measured gain."""
     reference: str | None = None
+    late: tuple[SetLate, ...] = ()
+    """What of it was set when results were there already."""
     blockers: Mapping[str, Sequence[Blocker]] = field(default_factory=dict)
     """By arm: findings that make its verdicts invalid."""
+
+    @property
+    def late_by_key(self) -> Mapping[str, SetLate]:
+        """What verdicts go by and was set late. A margin that came to nothing counts for nothing."""
+        return {one.key: one for one in self.late if one.key != "margin" or self.margin is not None}
 
     @property
     def metrics_by_item(self) -> tuple[Metric, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lorastudy.analysis.imported import ImportedAnalysis, analyse_imported
 from lorastudy.analysis.items import stored_items
+from lorastudy.analysis.lateness import set_late
 from lorastudy.analysis.overview import Analysis, analyse
 from lorastudy.analysis.stated import asked_of
 from lorastudy.analysis.study import Study, split_studies
@@ -45,7 +46,7 @@ class Studied:
     @cached_property
     def front(self) -> FrontPage:
         """What stands first in the report, and in the terminal."""
-        return front_page(self.analysis, is_stated=bool(self.questions))
+        return front_page(self.analysis, statements=self.questions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def _studied(
 ) -> Studied:
     stated = suite.questions[-1].question if suite.questions else None
     told = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
-    question = asked_of(told, stated)
+    question = replace(asked_of(told, stated), late=set_late(suite.questions))
     items = stored_items(tracker, told, metrics=question.metrics_by_item)
     return Studied(
         analysis=analyse(told, question=question, items=items),

@@ -4,13 +4,24 @@ from dataclasses import replace
 
 import pytest
 
+from lorastudy.analysis.lateness import set_late
 from lorastudy.analysis.overview import Question, analyse
+from lorastudy.analysis.stated import asked_of
 from lorastudy.analysis.study import split_studies
 from lorastudy.records import PackProfile
 from lorastudy.report.document import Bullets, Paragraph
+from lorastudy.report.figures.pairs import pairs_figure
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.sections.front import front_blocks, front_page
+from lorastudy.report.sections.results import comparison_blocks
+from lorastudy.spec.question import Margin
+from lorastudy.spec.question import Question as StatedAsked
+from lorastudy.tracker.views import StatedQuestion
 from tuned import tuned_study
+
+BEFOREHAND = StatedQuestion(
+    question=StatedAsked(margin=Margin(amount=0.1)), stated_at="2026-01-02T12:00:00+00:00", num_completed=0
+)
 
 #: Losses of six seeds about 0, so that a mean can be read off.
 NOISE = (0.0, 0.01, -0.01, 0.005, -0.005, 0.002)
@@ -42,10 +53,10 @@ def study_of(make_result, add_profile):
     return study_of
 
 
-def lines(analysis, *, is_stated=False):
+def lines(analysis, *statements):
     """The page as plain lines."""
     found = []
-    for block in front_blocks(front_page(analysis, is_stated=is_stated)):
+    for block in front_blocks(front_page(analysis, statements=statements)):
         assert isinstance(block, Paragraph | Bullets)
         texts = [block.text] if isinstance(block, Paragraph) else block.items
         found += ["".join(s if isinstance(s, str) else s.text for s in text) for text in texts]
@@ -173,9 +184,66 @@ def test_the_smallest_sufficient_rank_answers_a_rank_ablation_with_a_margin(stud
     found = recommendation(analysis)
     assert found.arm == analysis.smallest_sufficient.name == "r4"
     assert "the smallest rank shown to be as good as r8 within the margin of 0.1 nats per token" in found.why
-    question = next(line for line in lines(analysis, is_stated=True) if line.startswith("Question."))
+    question = next(line for line in lines(analysis, BEFOREHAND) if line.startswith("Question."))
     assert "Stated beforehand: held-out loss decides" in question
     assert question.endswith("with a margin of 0.1 nats per token.")
+
+
+def changed_late(study, now, *, num_completed=6, at_first=BEFOREHAND):
+    """The page of a study whose question became `now` when so many results were there."""
+    later = StatedQuestion(question=now, stated_at="2026-01-03T13:00:00+00:00", num_completed=num_completed)
+    asked = replace(asked_of(study, now), late=set_late([at_first, later]))
+    analysis = analyse(study, question=asked)
+    return analysis, lines(analysis, at_first, later)
+
+
+def test_a_margin_that_was_changed_with_results_at_hand_is_never_called_beforehand(study_of):
+    study = study_of({"r2": (2.0, 1, 1), "r4": (1.01, 1.5, 2), "r8": (1.0, 2, 3)}, kind="rank_ablation")
+    analysis, page = changed_late(study, replace(BEFOREHAND.question, margin=Margin(amount=0.6)))
+    when = "2026-01-03 13:00 UTC, when 6 results were there already"
+    assert page[0].endswith(
+        "Stated beforehand: held-out loss decides, against the reference that the design names, with a margin of 0.1. "
+        f"What holds now, as changed on {when}: held-out loss decides, against the reference that the design names, "
+        "with a margin of 0.6 nats per token."
+    )
+    gravest = page[page.index("What limits this.") + 1]
+    assert gravest.startswith(f"The margin was changed on {when}: margin 0.1 became margin 0.6. It could be chosen")
+    ending = front_page(analysis).essence("study").lines()[-1]
+    assert ending.startswith(f"What limits this. {gravest}")
+    caption = pairs_figure(analysis).caption
+    assert caption.endswith(f"Band: the margin as changed on {when}.")
+    rule = str(comparison_blocks(analysis, level=2))
+    assert f"as changed on {when}, when both tests" in rule
+    assert "before the run" not in caption + rule
+
+
+def test_a_reference_that_was_changed_late_is_a_limit_too(study_of):
+    study = study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1)})
+    _, page = changed_late(study, replace(BEFOREHAND.question, reference="b"), num_completed=1)
+    assert any(line.startswith("The reference was changed on 2026-01-03 13:00 UTC, when 1 result was") for line in page)
+
+
+def test_what_was_changed_before_any_result_or_back_again_limits_nothing(study_of):
+    study = study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1)})
+    wider = replace(BEFOREHAND.question, margin=Margin(amount=0.6))
+    _, page = changed_late(study, wider, num_completed=0)
+    assert "as changed on 2026-01-03 13:00 UTC, before any result: " in page[0]
+    assert not any(line.startswith("The margin was") for line in page)
+    back = StatedQuestion(
+        question=BEFOREHAND.question, stated_at="2026-01-04T13:00:00+00:00", num_completed=9
+    )
+    assert set_late([BEFOREHAND, replace(back, question=wider), back]) == ()
+
+
+def test_a_question_that_was_first_stated_with_results_at_hand_says_when(study_of):
+    study = study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1)})
+    late = replace(BEFOREHAND, num_completed=3)
+    asked = replace(asked_of(study, late.question), late=set_late([late]))
+    analysis = analyse(study, question=asked)
+    page = lines(analysis, late)
+    assert "Stated 2026-01-02 12:00 UTC, when 3 results were there already: held-out loss decides" in page[0]
+    assert any(line.startswith("The margin was set on 2026-01-02 12:00 UTC, when 3 results") for line in page)
+    assert "Band: the margin that was set on 2026-01-02 12:00 UTC, when 3" in pairs_figure(analysis).caption
 
 
 def test_what_the_runs_leave_open_is_not_recommended(study_of):

@@ -42,8 +42,13 @@ def test_a_question_that_came_after_results_says_so():
 
 def test_a_change_stands_below_with_what_was_known_by_then():
     changed = replace(ASKED, margin=None, seeds=(0, 1, 2))
-    first, second = told(stated(ASKED, 12, 0), stated(changed, 13, 1))
-    assert f"({changed.id})" in first
+    first, second, third = told(stated(ASKED, 12, 0), stated(changed, 13, 1))
+    # what was stated then, and not what holds now under the date of then
+    assert [first] == told(stated(ASKED, 12, 0))
+    assert third.startswith(
+        f"What holds now, as changed on 2026-01-02 13:00 UTC, when 1 result was there already ({changed.id}): "
+        "held-out loss decides; margin none; reference r16; seeds 0, 1 and 2; "
+    )
     assert second == (
         "Changed 2026-01-02 13:00 UTC, when 1 result was there already: margin 2 % of the reference's gain became "
         "margin none; seeds 0 and 1 became seeds 0, 1 and 2."
@@ -56,7 +61,7 @@ def test_a_question_that_is_asked_of_another_model_says_so():
     after = replace(
         before, subject=subject([Sources(**of | {"base_model": "sha256:b", "eval_dataset": "x"})])
     )
-    first, second = told(stated(before, 12, 0), stated(after, 13, 6))
+    first, second, _ = told(stated(before, 12, 0), stated(after, 13, 6))
     assert first.endswith("the test rows report.")
     assert second == (
         "Changed 2026-01-02 13:00 UTC, when 6 results were there already: another base model than before is asked "

@@ -2,6 +2,7 @@
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.report.figures.figure import Figure, PairRow
+from lorastudy.report.findings.wording import margin_was_set
 
 
 def pairs_figure(analysis: Analysis) -> Figure | None:
@@ -27,10 +28,7 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
     title, unit = metric.title.lower(), f" ({metric.unit})" if metric.unit else ""
     worse_side = "right" if metric.lower_is_better else "left"
     margin = analysis.question.margin
-    set_as = (
-        "" if analysis.question.margin_share is None else " as a share of the gain, here of the measured one"
-    )
-    band = "" if margin is None else f" Band: the margin that was set before the run{set_as}."
+    band = "" if margin is None else f" Band: {_margin(analysis)}."
     untuned = ", or it holds at untuned rates only" if analysis.untuned else ""
     spread = (
         "bar: 95 % interval" if any(row.low is not None for row in rows) else "one seed gives no interval"
@@ -47,6 +45,16 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
         margin=margin,
         x_label=f"{metric.title}, arm minus {reference}{unit}",
     )
+
+
+def _margin(analysis: Analysis) -> str:
+    """When the margin was set, and that a share is of what was measured."""
+    was_set = margin_was_set(analysis)
+    told = f"the margin {'that was ' if was_set.startswith('set') else ''}{was_set}"
+    if analysis.question.margin_share is None:
+        return told
+    comma = "," if "margin" in analysis.question.late_by_key else ""
+    return f"{told}{comma} as a share of the gain, here of the measured one"
 
 
 def _short(told: str, *, arm: str, reference: str) -> str:

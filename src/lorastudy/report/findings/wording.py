@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from lorastudy.analysis.comparison import Comparison, MoreSeeds, leans
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
@@ -116,6 +117,23 @@ def as_good_within_the_margin(analysis: Analysis, arm: str) -> str:
         is_untuned = comparison.verdict == "untuned"
         more = f", and to be {'ahead of' if is_untuned else 'better than'} it"
     return f"as good as {analysis.reference.name} within the margin of {margin_words(analysis)}{more}"
+
+
+def when_stated(stated_at: str, num_completed: int) -> str:
+    """`2026-01-02 12:00 UTC, before any result`, or `..., when 6 results were there already`: what was known by then."""
+    at = f"{datetime.fromisoformat(stated_at):%Y-%m-%d %H:%M} UTC"
+    if not num_completed:
+        return f"{at}, before any result"
+    return f"{at}, when {'1 result was' if num_completed == 1 else f'{num_completed} results were'} there already"
+
+
+def margin_was_set(analysis: Analysis) -> str:
+    """`set before the run`, or that it was not: `as changed on 2026-01-02 12:00 UTC, when 6 results were there already`."""
+    late = analysis.question.late_by_key.get("margin")
+    if late is None:
+        return "set before the run"
+    how = "set" if late.first is None else "as changed"
+    return f"{how} on {when_stated(late.stated_at, late.num_completed)}"
 
 
 def margin_words(analysis: Analysis) -> str:

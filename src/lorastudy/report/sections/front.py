@@ -3,14 +3,15 @@
 Its sentences repeat no computation: verdicts, differences and findings are those of the tables below.
 """
 
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lorastudy.analysis.environments import environment_groups
 from lorastudy.analysis.fairness.finding import LintFinding
-from lorastudy.analysis.fairness.rates import UNTUNED_CODES
 from lorastudy.analysis.fairness.wording import arms_in_words
+from lorastudy.analysis.lateness import DECIDING
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.reference import missing_reference
 from lorastudy.analysis.study import Study
@@ -23,10 +24,14 @@ from lorastudy.report.findings.wording import (
     told_verdicts,
     verdicts_by_word,
     what_seeds_can_show,
+    when_stated,
 )
 from lorastudy.report.numbers import count, listing, names, number
 from lorastudy.report.sections.overview import setting_values, what_was_run
+from lorastudy.report.sections.question import METRIC_NAMES, change
 from lorastudy.report.sections.racing import wrong_stops_measured
+from lorastudy.spec.question import Question
+from lorastudy.tracker.views import StatedQuestion
 
 #: Findings named on the first page; the others are counted.
 _MOST_FINDINGS = 4
@@ -45,8 +50,6 @@ class FrontPage:
     recommendation: Recommendation
     limits: tuple[Text, ...]
     """The gravest first."""
-    limits_told_before: frozenset[Text]
-    """Those of them that the recommendation says already."""
 
     def essence(self, title: str) -> Essence:
         """The page in a few lines, of its own sentences."""
@@ -54,25 +57,20 @@ class FrontPage:
             title=title,
             verdict=self.verdict_in_short,
             recommendation=self.recommendation.answer,
-            limits=tuple(limit for limit in self.limits if limit not in self.limits_told_before),
+            limits=self.limits,
         )
 
 
-def front_page(analysis: Analysis, *, is_stated: bool) -> FrontPage:
-    """The page. `is_stated`: the suite's question was stored beforehand."""
+def front_page(analysis: Analysis, *, statements: Sequence[StatedQuestion] = ()) -> FrontPage:
+    """The page. `statements`: what the suite asked, the oldest first."""
     verdict, recommended = _verdict(analysis), recommendation(analysis)
     return FrontPage(
-        question=_question(analysis, is_stated=is_stated),
+        question=_question(analysis, statements),
         what_was_run=what_was_run(analysis.study),
         verdict=verdict,
         verdict_in_short=(told_verdicts(analysis) if _has_pairs(analysis) else "") or verdict,
         recommendation=recommended,
         limits=tuple(_limits(analysis)),
-        limits_told_before=frozenset(
-            _limit_of(analysis, finding)
-            for finding in analysis.lint
-            if recommended.to_know_more and finding.code in UNTUNED_CODES
-        ),
     )
 
 
@@ -88,17 +86,35 @@ def front_blocks(page: FrontPage) -> list[Block]:
     ]
 
 
-def _question(analysis: Analysis, *, is_stated: bool) -> str:
-    """What the design asks, and what was fixed before the run."""
-    asked, question = questions_of(analysis.study.experiment_type).question, analysis.question
-    if not is_stated:
+def _question(analysis: Analysis, statements: Sequence[StatedQuestion]) -> str:
+    """What the design asks, what was stated first, and what holds now where that is something else."""
+    asked = questions_of(analysis.study.experiment_type).question
+    if not statements:
         return (
             f"{asked} No question was stated beforehand: {analysis.primary.title.lower()} decides, the design names "
             "the reference, and without a margin no arm can be as good within it."
         )
-    margin = "no margin" if question.margin is None else f"a margin of {margin_words(analysis)}"
+    first, last = statements[0], statements[-1]
+    now = _decides(last.question, margin=margin_words(analysis))
+    beforehand = (
+        "beforehand" if not first.num_completed else when_stated(first.stated_at, first.num_completed)
+    )
+    changes = [
+        after
+        for before, after in itertools.pairwise(statements)
+        if set(DECIDING) & set(after.question.differences(before.question))
+    ]
+    if not changes:
+        return f"{asked} Stated {beforehand}: {now}."
+    stated = _decides(first.question, margin=str(first.question.margin or "none"))
+    changed = when_stated(changes[-1].stated_at, changes[-1].num_completed)
+    return f"{asked} Stated {beforehand}: {stated}. What holds now, as changed on {changed}: {now}."
+
+
+def _decides(question: Question, *, margin: str) -> str:
+    metric = METRIC_NAMES[question.primary_metric]
     reference = question.reference or "the reference that the design names"
-    return f"{asked} Stated beforehand: {analysis.primary.title.lower()} decides, against {reference}, with {margin}."
+    return f"{metric} decides, against {reference}, with {'no margin' if margin == 'none' else f'a margin of {margin}'}"
 
 
 def _verdict(analysis: Analysis) -> str:
@@ -113,6 +129,7 @@ def _has_pairs(analysis: Analysis) -> bool:
 
 def _limits(analysis: Analysis) -> Iterator[Text]:
     """Each in one line; what there is more to say of is below."""
+    yield from _set_late(analysis)
     yield from _findings(analysis)
     if seeds := what_seeds_can_show(analysis):
         yield (seeds,)
@@ -121,6 +138,19 @@ def _limits(analysis: Analysis) -> Iterator[Text]:
     yield from _not_completed(analysis.study)
     yield from _outraced(analysis.study)
     yield (_scope(analysis.study),)
+
+
+def _set_late(analysis: Analysis) -> Iterator[Text]:
+    """What the verdicts go by and was set with results at hand. It comes first, for it is not seen in any number."""
+    for key, late in analysis.question.late_by_key.items():
+        when = when_stated(late.stated_at, late.num_completed)
+        what = f"The {key.replace('_', ' ')}"
+        how = (
+            f"was set on {when}"
+            if late.first is None
+            else f"was changed on {when}: {change(key, late.first, late.now)}"
+        )
+        yield (f"{what} {how}. It could be chosen to suit them, so what is judged by it was not asked beforehand.",)
 
 
 def _findings(analysis: Analysis) -> Iterator[Text]:

@@ -2,37 +2,51 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from datetime import datetime
 
 from lorastudy.report.document import Block, Paragraph, Strong
+from lorastudy.report.findings.wording import when_stated
 from lorastudy.report.numbers import listing
 from lorastudy.spec.question import Question
 from lorastudy.spec.racing import rung_name
 from lorastudy.tracker.views import StatedQuestion
 
-_METRICS = {"loss": "held-out loss", "token_accuracy": "token accuracy", "exact_match": "exact match"}
+METRIC_NAMES = {"loss": "held-out loss", "token_accuracy": "token accuracy", "exact_match": "exact match"}
 _SPLITS = {"eval": "the held-out rows", "test": "the test rows"}
 
 
 def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
-    """The question that counts; then every change of it, with what was known by then. Nothing without one."""
+    """What was asked first; then every change of it, with what was known by then, and what holds now.
+
+    Nothing without a question.
+    """
     if not statements:
         return []
     first, last = statements[0], statements[-1]
-    parts = (say(last.question) for key, say in _PARTS.items() if key != "rungs" or last.question.rungs)
-    asked = "; ".join(dict.fromkeys(parts))
-    stated = f" {_when(first)}{_too_late(first)} ({last.question.id}): {asked}."
-    blocks: list[Block] = [Paragraph((Strong("Stated"), stated))]
+    blocks: list[Block] = [Paragraph((Strong("Stated"), f" {_when(first)} {_asked(first.question)}"))]
     for before, after in itertools.pairwise(statements):
         told = [
-            f"{_PARTS[key](before.question)} became {_PARTS[key](after.question)}"
+            change(key, before.question, after.question)
             for key in after.question.differences(before.question)
             if key != "subject"
         ]
         told += _other_subject(before.question, after.question)
         changed = "; ".join(dict.fromkeys(told))
-        blocks.append(Paragraph((Strong("Changed"), f" {_when(after)}{_too_late(after)}: {changed}.")))
+        blocks.append(Paragraph((Strong("Changed"), f" {_when(after)}: {changed}.")))
+    if len(statements) > 1:
+        holds = f", as changed on {_when(last)} {_asked(last.question)}"
+        blocks.append(Paragraph((Strong("What holds now"), holds)))
     return blocks
+
+
+def change(key: str, before: Question, after: Question) -> str:
+    """What became of one part of the question: `margin 2 % of the reference's gain became margin none`."""
+    return f"{_PARTS[key](before)} became {_PARTS[key](after)}"
+
+
+def _asked(question: Question) -> str:
+    """Its id and all its parts."""
+    parts = (say(question) for key, say in _PARTS.items() if key != "rungs" or question.rungs)
+    return f"({question.id}): {'; '.join(dict.fromkeys(parts))}."
 
 
 def _other_subject(before: Question, after: Question) -> list[str]:
@@ -43,15 +57,8 @@ def _other_subject(before: Question, after: Question) -> list[str]:
 
 
 def _when(stated: StatedQuestion) -> str:
-    return f"{datetime.fromisoformat(stated.stated_at):%Y-%m-%d %H:%M} UTC"
-
-
-def _too_late(stated: StatedQuestion) -> str:
-    """How much was known by then: a question after the results is no question beforehand."""
-    if not stated.num_completed:
-        return ", before any result"
-    results = "1 result was" if stated.num_completed == 1 else f"{stated.num_completed} results were"
-    return f", when {results} there already"
+    """With how much was known by then: a question after the results is no question beforehand."""
+    return when_stated(stated.stated_at, stated.num_completed)
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -78,7 +85,7 @@ _SUBJECTS = {
     "test_dataset": "other test rows than before are scored",
 }
 _PARTS: dict[str, Callable[[Question], str]] = {
-    "primary_metric": lambda question: f"{_METRICS[question.primary_metric]} decides",
+    "primary_metric": lambda question: f"{METRIC_NAMES[question.primary_metric]} decides",
     "margin": lambda question: f"margin {question.margin or 'none'}",
     "reference": lambda question: f"reference {question.reference or 'as the design names it'}",
     "seeds": lambda question: f"seeds {_seeds(question.seeds)}",

@@ -28,7 +28,12 @@ from lorastudy.analysis.summary import (
 from lorastudy.analysis.tuning import rates_of
 from lorastudy.report.costs import MEASURED_ONCE
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
-from lorastudy.report.findings.wording import difference_decimals, margin_words, verdict
+from lorastudy.report.findings.wording import (
+    difference_decimals,
+    margin_was_set,
+    margin_words,
+    verdict,
+)
 from lorastudy.report.numbers import (
     ABSENT,
     count,
@@ -137,8 +142,8 @@ def _margin_rule(analysis: Analysis) -> str:
         else " What is tested is the difference less that share of the gain, so the noise of the gain counts."
     )
     return (
-        f" An arm is as good within the margin of {margin_words(analysis)}, set before the run, when both tests, one-sided, "
-        f"show that it is worse by less than that, which takes at least {MIN_SEEDS_ONE_SIDED} seeds; ranks are tested from "
+        f" An arm is as good within the margin of {margin_words(analysis)}, {margin_was_set(analysis)}, when both tests, "
+        f"one-sided, show that it is worse by less than that, which takes at least {MIN_SEEDS_ONE_SIDED} seeds; ranks are tested from "
         f"the largest down and the first that fails ends it.{noise}"
     )
 
