@@ -24,6 +24,13 @@ class MoreSeeds:
     num_items: int | None = None
     """Items needed in all, where more seeds alone do not decide."""
 
+    def __str__(self) -> str:
+        """`about 4 more seeds`, `about 790 more seeds, and 78 held-out items in all`."""
+        about = "at least" if self.at_least else "about"
+        plural = "" if self.num_seeds == 1 else "s"
+        items = "" if self.num_items is None else f", and {self.num_items:,} held-out items in all"
+        return f"{about} {self.num_seeds:,} more seed{plural}{items}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:

@@ -231,12 +231,7 @@ def _open(analysis: Analysis, valid: Sequence[Comparison], *, chosen: Arm) -> tu
         if comparison.verdict != "cannot tell" or comparison.arm == chosen.name:
             continue
         more = comparison.more
-        needs = (
-            comparison.reason
-            if more is None
-            else f"needs {'at least' if more.at_least else 'about'} {more.num_seeds} more seeds"
-            + (f" and {more.num_items:,} items in all" if more.num_items else "")
-        )
+        needs = comparison.reason if more is None else f"needs {more}"
         told.append(f"{comparison.arm} against {comparison.reference}: cannot tell ({needs})")
     if analysis.question.margin is None and analysis.returns is not None:
         told.append("no margin was set, so no smaller rank can be shown to be as good")

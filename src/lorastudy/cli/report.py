@@ -27,6 +27,11 @@ def report(
     from lorastudy.tracker import ExperimentTracker
 
     with ExperimentTracker(database) as tracker:
-        found = read_report(tracker, experiment_type=experiment_type, suite_name=suite_name)
+        found = read_report(
+            tracker,
+            experiment_type=experiment_type,
+            suite_name=suite_name,
+            store_flags=() if database == DATABASE else ("--database", database),
+        )
         written = save_report(found, tracker, output=output)
     say_report(found, written)

@@ -1,5 +1,6 @@
 """What the store holds for a report, analysed but not yet drawn: every study by itself, the one that ran last first."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from lorastudy.report.sections.imported import imported_essence
 from lorastudy.spec.privacy import Privacy
 from lorastudy.spec.suite import Suite
 from lorastudy.tracker import ExperimentTracker
-from lorastudy.tracker.views import StatedQuestion, SuiteSummary
+from lorastudy.tracker.views import ExperimentResult, StatedQuestion, SuiteSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +69,15 @@ class Report:
 
 
 def read_report(
-    tracker: ExperimentTracker, *, experiment_type: str | None = None, suite_name: str | None = None
+    tracker: ExperimentTracker,
+    *,
+    experiment_type: str | None = None,
+    suite_name: str | None = None,
+    store_flags: Sequence[str] = (),
 ) -> Report:
     """What the store holds of one type or suite, or of all suites.
+
+    `store_flags` name the store in a command, where it is not the usual one.
 
     A suite of imported results is asked for by its name, and never joined with runs of one's own.
 
@@ -81,7 +88,9 @@ def read_report(
     if suite_name is not None and imported:
         return Report(imported=analyse_imported(imported))
     apart = tuple(dict.fromkeys(result.suite_name for result in imported))
-    studies = _studies(tracker, experiment_type=experiment_type, suite_name=suite_name, apart=apart)
+    studies = _studies(
+        tracker, experiment_type=experiment_type, suite_name=suite_name, apart=apart, store_flags=store_flags
+    )
     suites = {suite.suite_name: suite for suite in tracker.get_suites()}
     designs = tracker.get_designs()
     return Report(
@@ -113,6 +122,7 @@ def _studies(
     experiment_type: str | None,
     suite_name: str | None,
     apart: Sequence[str],
+    store_flags: Sequence[str],
 ) -> list[Study]:
     """The studies asked for. One without a completed experiment stays in, for its failures, if another has one."""
     privacy = Privacy.of_this_machine()
@@ -138,13 +148,25 @@ def _studies(
         )
     studies = split_studies(results)
     if not any(study.completed for study in studies):
-        messages = "; ".join(dict.fromkeys(r.failure_message for r in results if r.failure_message))
-        because = f" What went wrong: {messages}." if messages else ""
         raise StudyError(
-            f"None of the {len(results)} experiments{asked} in the store has completed.{because} Run "
-            "`lorastudy suite <file.yaml>` again, then `lorastudy report`."
+            f"None of the {len(results)} experiments{asked} in the store has completed. "
+            f"{_how_to_go_on(results, store_flags=store_flags)}"
         )
     return sorted(studies, key=_last_start, reverse=True)
+
+
+def _how_to_go_on(results: Sequence[ExperimentResult], *, store_flags: Sequence[str]) -> str:
+    """What went wrong, and the command that the suite itself named when it was left."""
+    suites = dict.fromkeys(result.suite_name for result in results)
+    named = suites if len(suites) == 1 else ()  # without a name every suite with work left goes on
+    resume = shlex.join(["lorastudy", "resume", *named, *store_flags])
+    messages = "; ".join(dict.fromkeys(r.failure_message for r in results if r.failure_message))
+    if not messages:
+        return f"To go on: `{resume}`, then `lorastudy report`."
+    return (
+        f"What went wrong: {messages}. Once that is mended: `{resume}`, or `lorastudy suite FILE` where the suite file was "
+        "changed; then `lorastudy report`."
+    )
 
 
 def _last_start(study: Study) -> str:

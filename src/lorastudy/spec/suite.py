@@ -159,7 +159,7 @@ class EntryKeys(BaseModel):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | Seed = Field(
         (0,),
         description="One run of the arm with each: the adapter's initial weights and dropout. Fewer than six "
-        "can never show a difference at the 5 % level.",
+        "can never show a difference at the 5 % level, and fewer than five not that an arm is as good within the margin.",
     )
 
     @field_validator("name")

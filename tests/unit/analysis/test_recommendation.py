@@ -6,8 +6,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from lorastudy.analysis.blocker import Blocker
+from lorastudy.analysis.comparison import MoreSeeds
 from lorastudy.analysis.overview import Question
 from lorastudy.analysis.recommendation import Candidate, Evidence, recommend
+from lorastudy.report.findings.wording import more_seeds
 from lorastudy.spec.settings import Settings
 
 NOISE = [0.001, -0.002, 0.003, -0.001, 0.002, -0.003]
@@ -82,6 +84,13 @@ def test_what_cannot_be_told_names_the_seeds_that_would_decide(make_rank_study):
     assert told.startswith("r4 against r16: cannot tell (needs about ")
     assert told.endswith(" more seeds)")
     assert answer.undecided  # named for want of a reason for another, and so to start with
+
+
+def test_what_is_lacking_is_said_alike_everywhere_and_items_are_those_of_all():
+    more = MoreSeeds(num_seeds=790, at_least=False, seconds=720.0, num_items=78)
+    assert str(more) == "about 790 more seeds, and 78 held-out items in all"
+    assert more_seeds(more) == f"{more}: 12.0 min"
+    assert str(MoreSeeds(num_seeds=1, at_least=True, seconds=None)) == "at least 1 more seed"
 
 
 def test_an_arm_that_does_not_fit_is_no_reference_either(ranks):

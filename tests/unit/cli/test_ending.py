@@ -1,6 +1,7 @@
 """How commands end that made or told results: what these came to, then where everything lies."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,9 +77,17 @@ def test_a_suite_ends_with_what_it_came_to_and_the_next_command(tmp_path, capsys
         return Told("my suite (custom)")
 
     monkeypatch.setattr(lorastudy.report, "read_report", read_report, raising=False)
+    asked_for = []
+
+    def get_all_experiments(self, status=None, suite_name=None):
+        asked_for.append(suite_name)
+        return [SimpleNamespace(status="failed"), SimpleNamespace(status="completed")]
+
+    monkeypatch.setattr(ExperimentTracker, "get_all_experiments", get_all_experiments)
     say_what_it_came_to("my suite", database="mine.db", output_dir=Path("output"))
     out = capsys.readouterr().out
     assert asked == {"suite_name": "my suite"}
+    assert asked_for == ["my suite"]
     assert "Recommendation. Take r2" in out
     assert "results: mine.db; adapters: output/NAME_seedN/final_model" in out
     assert out.splitlines()[-1] == "next: lorastudy report --suite-name 'my suite' --database mine.db"

@@ -60,10 +60,25 @@ def test_it_is_a_few_lines_that_say_nothing_twice(rank_study, make_tracker):
     lines = essence.lines()
     assert [line.split(".")[0] for line in lines] == ["Verdict", "Recommendation", "What limits this"]
     assert sum(len(textwrap.wrap(line, 100)) for line in lines) <= 7
-    # that rates are untuned is the recommendation's reason here, and not told again as a limit
     assert " ".join(lines).count("tuned") == 1
-    assert "Learning rate never varied" not in " ".join(lines)
-    assert lines[2].endswith("(1 more in the report.)")
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_the_gravest_limit_is_told_and_the_others_are_counted_as_the_report_lists_them(
+    rank_study, make_tracker, text_of, tuned
+):
+    results = [*rank_study, *at_worse_rates(rank_study)] if tuned else rank_study
+    report, text = text_of(make_tracker(results))
+    _, _, rest = text.partition("**What limits this.**\n\n")
+    listed = rest.partition("\n\n")[0].splitlines()
+    assert all(line.startswith("- ") for line in listed)
+    assert ("(LS101, " in listed[0]) != tuned
+    (essence,) = report.essences
+    gravest = plain(essence.limits[0])
+    assert escape(gravest) in listed[0]
+    more = len(listed) - 1
+    assert more > 0
+    assert essence.lines()[-1] == f"What limits this. {gravest} ({more} more in the report.)"
 
 
 def test_it_hides_what_the_report_hides(rank_study, make_tracker, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from lorastudy.analysis.study import split_studies
 from lorastudy.errors import StudyError
 from lorastudy.records import ArmProfile, MemoryPrediction, PackProfile
-from lorastudy.report import write
+from lorastudy.report import read_report, write
 from lorastudy.report.costs import MEMORY_KINDS, NUM_TIMED_STEPS
 from lorastudy.report.html import chart_library
 from lorastudy.report.numbers import ABSENT
@@ -371,8 +371,23 @@ def test_a_filter_that_matches_nothing_is_named(rank_study, make_tracker):
 
 def test_nothing_completed_says_why(make_result, make_tracker):
     failed = make_result("a", 0, status="failed", failure_message="out of memory", scores={})
-    with pytest.raises(StudyError, match="What went wrong: out of memory"):
+    with pytest.raises(StudyError, match=r"What went wrong: out of memory\. .* `lorastudy resume rank_sweep`, or"):
         write_report(make_tracker([failed]))
+
+
+def test_after_an_interrupt_the_report_names_the_command_that_the_suite_named(make_result, make_tracker):
+    left = [
+        make_result("a", 0, status="stopped", scores={}),
+        make_result("a", 1, status="pending", scores={}),
+    ]
+    with pytest.raises(StudyError) as told:
+        read_report(make_tracker(left), store_flags=("--database", "my store.db"))
+    assert str(told.value).endswith(
+        "has completed. To go on: `lorastudy resume rank_sweep --database 'my store.db'`, then `lorastudy report`."
+    )
+    two = [*left, make_result("a", 0, suite_name="other", status="stopped", scores={})]
+    with pytest.raises(StudyError, match="To go on: `lorastudy resume`, then"):
+        read_report(make_tracker(two))
 
 
 def test_the_printed_suite_is_the_study(rank_study, tmp_path, monkeypatch):

@@ -12,7 +12,6 @@ from lorastudy.analysis.summary import ArmSummary, Metric
 from lorastudy.analysis.tuning import tried_rates
 from lorastudy.report.document import Text
 from lorastudy.report.numbers import (
-    count,
     decimals_for,
     duration,
     interval,
@@ -45,11 +44,7 @@ def verdict(comparison: Comparison) -> str:
 
 def more_seeds(more: MoreSeeds) -> str:
     """`about 4 more seeds: 12.0 min`; the time is that of the two arms."""
-    about = "at least" if more.at_least else "about"
-    plural = "" if more.num_seeds == 1 else "s"
-    items = "" if more.num_items is None else f" and {count(more.num_items)} held-out items"
-    seconds = "" if more.seconds is None else f": {duration(more.seconds)}"
-    return f"{about} {count(more.num_seeds)} more seed{plural}{items}{seconds}"
+    return str(more) if more.seconds is None else f"{more}: {duration(more.seconds)}"
 
 
 def difference_decimals(comparison: Comparison) -> int:
