@@ -29,6 +29,7 @@ from lorastudy.analysis.summary import (
 )
 from lorastudy.analysis.ties import TiedSet, tied_with_the_best
 from lorastudy.analysis.verdicts import Rules
+from lorastudy.spec.question import Margin
 
 #: Verdicts are about the primary one; the others are shown beside it.
 COMPARED_METRICS = (LOSS, TOKEN_ACCURACY, EXACT_MATCH)
@@ -56,6 +57,17 @@ class Question:
     def late_by_key(self) -> Mapping[str, SetLate]:
         """What verdicts go by and was set late. A margin that came to nothing counts for nothing."""
         return {one.key: one for one in self.late if one.key != "margin" or self.margin is not None}
+
+    def margin_words(self, unit: str) -> str:
+        """`0.1 nats per token`, or the share with what it comes to; `none` without a margin."""
+        if self.margin is None:
+            return "none"
+        in_unit = f" {unit}" if unit else ""
+        if self.margin_share is None:
+            return f"{self.margin:g}{in_unit}"
+        # Not the gain along a ladder of ranks, of which the findings speak.
+        share = Margin(amount=self.margin_share, is_share=True)
+        return f"{share} over the base model, {self.margin:.2g}{in_unit} as measured"
 
     @property
     def metrics_by_item(self) -> tuple[Metric, ...]:

@@ -57,6 +57,8 @@ class Evidence:
     question: Question = field(default_factory=Question)
     items: ItemTable = field(default_factory=dict)
     departures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What is to be known of the question that it is judged by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +183,13 @@ def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> Recommendati
         expectation=_expectation(analysis, chosen, held_out=one.held_out),
         runner_up=_runner_up(analysis, chosen, valid=valid, fitting=fitting),
         open=_open(analysis, valid, chosen=chosen),
-        caveats=tuple(
-            f"{finding.code} {finding.title}: {finding.found}"
-            for finding in analysis.lint
-            if finding.severity != "note" and chosen.name in finding.arms
+        caveats=(
+            *one.notes,
+            *(
+                f"{finding.code} {finding.title}: {finding.found}"
+                for finding in analysis.lint
+                if finding.severity != "note" and chosen.name in finding.arms
+            ),
         ),
         untuned=untuned,
         undecided=not any(c.reference_is_ahead or c.arm_is_ahead or c.is_as_good for c in valid),
@@ -205,8 +210,10 @@ def _chosen(
     ahead_of = f"{rates}shown to be {'ahead of' if is_untuned else 'better than'}"
     smallest = analysis.smallest_no_worse
     by_arm = {comparison.arm: comparison for comparison in valid}
+    has_margin = analysis.question.margin is not None
+    within = f"within the margin of {analysis.question.margin_words(analysis.primary.unit)}"
     if smallest is not None and smallest.name in by_arm:
-        why = f"{rates}the smallest rank shown to be as good as {reference.name} within the margin, or {'ahead' if is_untuned else 'better'}"
+        why = f"{rates}the smallest rank shown to be as good as {reference.name} {within}, or {'ahead' if is_untuned else 'better'}"
         return smallest, why
     ahead = [c for c in valid if c.arm_is_ahead]
     if ahead:
@@ -215,13 +222,19 @@ def _chosen(
     as_good = [c for c in valid if c.is_as_good]
     if as_good:
         cheapest = min(as_good, key=lambda c: fitting[c.arm].peak_bytes)
-        why = f"{rates}shown to be as good as {reference.name} within the margin, at the least memory"
+        why = f"{rates}shown to be as good as {reference.name} {within}, at the least memory"
         return analysis.study.arm(cheapest.arm), why
     behind = [c.arm for c in valid if c.reference_is_ahead]
     if len(behind) == len(valid):
         return reference, f"{ahead_of} {', '.join(behind)}"
     shown = f"; {ahead_of} {', '.join(behind)}" if behind else ""
-    return reference, f"the design's reference, and no arm that fits was shown to be as good{shown}"
+    as_good_within = f" {within}" if has_margin else ""
+    named = analysis.question.reference
+    whose = "suite" if named is not None and reference.name.startswith(named) else "design"
+    return (
+        reference,
+        f"the {whose}'s reference, and no arm that fits was shown to be as good{as_good_within}{shown}",
+    )
 
 
 def _open(analysis: Analysis, valid: Sequence[Comparison], *, chosen: Arm) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from lorastudy.errors import StudyError
 from lorastudy.report.numbers import listing
 from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.loading import load_suite
+from lorastudy.spec.question import Question
 from lorastudy.spec.settings import Settings
 from lorastudy.tracker import ExperimentTracker
 
@@ -41,6 +42,8 @@ class Asked:
     """Of the studies that are as near as others, this suite's answers."""
     is_only: bool = False
     """Whether no other suite may answer."""
+    question: Question | None = None
+    """What the suite file asks, where there is one: it comes before what the store says."""
 
     @cached_property
     def base_fingerprint(self) -> str:
@@ -60,6 +63,7 @@ class Named:
     values: Mapping[str, Any]
     suite_name: str | None = None
     is_only: bool = False
+    question: Question | None = None
 
     def asked(self, *, budget_bytes: int, margin: float | None) -> Asked:
         """The question against a memory."""
@@ -71,6 +75,7 @@ class Named:
             fixed={key: getattr(self.base, key) for key in _FIXED if key in self.values},
             suite_name=self.suite_name,
             is_only=self.is_only,
+            question=self.question,
         )
 
     @cached_property
@@ -97,7 +102,7 @@ def named(given: Mapping[str, Any], *, file: Path | None, suite_name: str | None
         suite = load_suite(file)
         arms = [arm.settings for arm in suite.arms]
         filled = _filled(arms, given, where=str(file))
-        return Named(values=filled | dict(given), suite_name=suite.name)
+        return Named(values=filled | dict(given), suite_name=suite.name, question=suite.question)
     if suite_name is not None:
         arms = _settings_in_store(suite_name, database=database)
         # A study answers for its own data. And that a store trusts a model's code is no reason to.

@@ -10,11 +10,11 @@ from pathlib import Path
 from lorastudy.analysis.items import stored_items
 from lorastudy.analysis.recommendation import Candidate, Evidence
 from lorastudy.analysis.splits import reporting_split
-from lorastudy.analysis.stated import asked_of
 from lorastudy.analysis.study import Arm, Study, differing_settings, split_studies
 from lorastudy.analysis.summary import summarise_arm
 from lorastudy.cli.asked import Asked
 from lorastudy.cli.checking import num_completion_tokens
+from lorastudy.cli.judging import judged_by
 from lorastudy.data.load import train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.planner.answers import Answers
@@ -153,7 +153,7 @@ def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -
     Of those that are as near, the suite that was asked about.
     """
     suites = tracker.get_suites()
-    questions = {suite.suite_name: suite.questions[-1].question for suite in suites if suite.questions}
+    statements = {suite.suite_name: suite.questions for suite in suites}
     results = tracker.get_all_experiments(suite_name=asked.suite_name if asked.is_only else None)
     found = [
         (departures, study)
@@ -164,11 +164,10 @@ def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -
     for departures, study in sorted(
         found, key=lambda pair: (len(pair[0]), pair[1].suite_name != asked.suite_name)
     ):
-        stated = questions.get(study.suite_name)
-        told = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
-        question = asked_of(told, stated)
-        if asked.margin is not None:
-            question = replace(question, margin=asked.margin, margin_share=None)
+        of_suite = statements.get(study.suite_name, ())
+        seeds = frozenset(of_suite[-1].question.tuning_seeds) if of_suite else frozenset()
+        told = replace(study, tuning_seeds=seeds)
+        question, notes = judged_by(told, of_suite, asked=asked)
         yield Evidence(
             study=told,
             held_out=_held_out(told),
@@ -176,6 +175,7 @@ def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -
             question=question,
             items=stored_items(tracker, told, metrics=question.metrics_by_item),
             departures=departures,
+            notes=notes,
         )
 
 

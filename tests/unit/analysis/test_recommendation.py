@@ -124,8 +124,8 @@ def test_an_untuned_study_names_what_was_ahead_by_a_lower_grade_and_calls_nothin
     answer = recommend([ranks(tuned=False)], [candidate()], budget_bytes=10_000)
     assert (answer.grade, answer.name, answer.untuned) == ("measured here, untuned", "r4", True)
     assert answer.because[0] == (
-        "at the one learning rate that was tried (0.0002) the smallest rank shown to be as good as r16 within the margin, or "
-        "ahead"
+        "at the one learning rate that was tried (0.0002) the smallest rank shown to be as good as r16 within the margin of 0.05 "
+        "nats per token, or ahead"
     )
     assert answer.because[1].startswith("not called best: no arm of the study had its learning rate tuned")
     said = " ".join([*answer.because, answer.runner_up.standing])

@@ -13,10 +13,18 @@ from lorastudy.cli.recommending import _rate_ratio, stored_evidence
 from lorastudy.cli.running import design_of
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.spec.identity import base_model_fingerprint
+from lorastudy.spec.question import Margin, Question
 from lorastudy.spec.settings import Settings
 from lorastudy.spec.suite import Arm, Suite
 from lorastudy.tracker import ExperimentTracker
-from lorastudy.tracker.views import ExperimentResult, ImportedResult, ImportedScore, ScoreValue
+from lorastudy.tracker.views import (
+    ExperimentResult,
+    ImportedResult,
+    ImportedScore,
+    ScoreValue,
+    StatedQuestion,
+    SuiteSummary,
+)
 
 LOSSES = {4: (1.1, 1.2, 1.15, 1.18, 1.12, 1.16), 8: (1.0, 1.01, 1.0, 0.99, 1.02, 1.0)}
 
@@ -138,6 +146,71 @@ def answer(stored, *, budget_bytes=10_000, fixed=None, suite_name=None, **asked)
     )  # fmt: skip
     evidence = stored_evidence(tracker, Plans(budget_bytes), asked=asked)
     return recommend(list(evidence), [], budget_bytes=budget_bytes)
+
+
+MINE = StatedQuestion(
+    question=Question(margin=Margin(amount=0.05)), stated_at="2026-01-02T12:00:00+00:00", num_completed=0
+)
+
+
+def judged(*statements, **about):
+    """What is recommended of a suite that stated this in the store, asked about by this file's question and margin."""
+    suite = SuiteSummary(suite_name="ranks", description="", created_at="", num_experiments=12, questions=statements)
+    tracker = SimpleNamespace(
+        get_all_experiments=lambda suite_name: at_three_rates(results()),
+        get_suites=lambda: [suite],
+        get_all_items=lambda ids, *, split, metric: {},
+    )
+    asked = Asked(base=Settings(), has_data=False, budget_bytes=10_000, **({"suite_name": "ranks"} | about))
+    return recommend(list(stored_evidence(tracker, Plans(10_000), asked=asked)), [], budget_bytes=10_000)
+
+
+def test_the_files_own_margin_is_gone_by_and_told_with_a_word_on_the_stores():
+    stored = judged(MINE)
+    assert (stored.name, stored.caveats) == ("r8_lr0.0002", ())
+    own = Question(margin=Margin(amount=0.3))
+    told = judged(MINE, question=own)
+    assert told.name == "r4_lr0.0002"
+    assert told.because == (
+        "the smallest rank shown to be as good as r8_lr0.0002 within the margin of 0.3 nats per token, or better",
+    )
+    assert told.caveats == (
+        "margin 0.3, as the suite file says; the store's question of ranks says margin 0.05, and what is changed once "
+        "results are there can be chosen to suit them",
+    )
+    # an option comes first, and what the file shares with the store needs no word
+    assert judged(MINE, question=own, margin=0.05).name == "r8_lr0.0002"
+    assert judged(MINE, question=MINE.question).caveats == ()
+
+
+def test_the_files_own_reference_is_gone_by():
+    told = judged(MINE, question=Question(margin=Margin(amount=0.05), reference="r4"))
+    assert told.because == ("shown to be better than r4_lr0.0002",)
+    assert any(caveat.startswith("reference r4, as the suite file says; ") for caveat in told.caveats)
+
+
+def test_another_suites_study_is_judged_by_the_files_margin_where_it_has_one():
+    elsewhere = {"suite_name": "mine"}
+    assert judged(MINE, question=Question(margin=Margin(amount=0.3)), **elsewhere).name == "r4_lr0.0002"
+    silent = judged(MINE, question=Question(reference="no such arm"), **elsewhere)
+    assert (silent.name, silent.caveats) == ("r8_lr0.0002", ())
+
+
+def test_a_margin_of_the_store_that_was_set_with_results_at_hand_is_told():
+    later = StatedQuestion(
+        question=Question(margin=Margin(amount=0.3)), stated_at="2026-01-03T12:00:00+00:00", num_completed=12
+    )
+    told = judged(MINE, later)
+    assert told.name == "r4_lr0.0002"
+    assert told.caveats[0].startswith("The margin was changed on 2026-01-03 12:00 UTC, when 12 results were there")
+
+
+def test_a_suite_file_brings_its_question(tmp_path):
+    (tmp_path / "mine.yaml").write_text(SUITE + "margin: 7%\nreference: r4\n", encoding="utf-8")
+    about = named({}, file=tmp_path / "mine.yaml", suite_name=None, database="")
+    asked = about.asked(budget_bytes=1, margin=None)
+    assert asked.question.margin == Margin(amount=0.07, is_share=True)
+    assert asked.question.reference == "r4"
 
 
 def at_three_rates(stored):

@@ -21,7 +21,6 @@ from lorastudy.report.numbers import (
     p_value,
     signed,
 )
-from lorastudy.spec.question import Margin
 
 #: Said where arms other than the reference are compared: a verdict there would be one test more than was corrected for.
 NO_VERDICT = "(Differences outside the corrected comparisons with the reference, hence without verdicts.)"
@@ -133,14 +132,7 @@ def margin_was_set(analysis: Analysis) -> str:
 
 def margin_words(analysis: Analysis) -> str:
     """`0.1 nats per token`, or `2 % of the reference's gain over the base model, 0.04 nats [...]`; `none` without one."""
-    margin, share = analysis.question.margin, analysis.question.margin_share
-    if margin is None:
-        return "none"
-    unit = f" {analysis.primary.unit}" if analysis.primary.unit else ""
-    if share is None:
-        return f"{margin:g}{unit}"
-    # Not the gain along a ladder of ranks, of which the findings speak.
-    return f"{Margin(amount=share, is_share=True)} over the base model, {margin:.2g}{unit} as measured"
+    return analysis.question.margin_words(analysis.primary.unit)
 
 
 def verdicts_by_word(analysis: Analysis) -> str:

@@ -28,7 +28,7 @@ from lorastudy.report.findings.wording import (
 )
 from lorastudy.report.numbers import count, listing, names, number
 from lorastudy.report.sections.overview import setting_values, what_was_run
-from lorastudy.report.sections.question import METRIC_NAMES, change
+from lorastudy.report.sections.question import METRIC_NAMES, told_late
 from lorastudy.report.sections.racing import wrong_stops_measured
 from lorastudy.spec.question import Question
 from lorastudy.tracker.views import StatedQuestion
@@ -142,15 +142,8 @@ def _limits(analysis: Analysis) -> Iterator[Text]:
 
 def _set_late(analysis: Analysis) -> Iterator[Text]:
     """What the verdicts go by and was set with results at hand. It comes first, for it is not seen in any number."""
-    for key, late in analysis.question.late_by_key.items():
-        when = when_stated(late.stated_at, late.num_completed)
-        what = f"The {key.replace('_', ' ')}"
-        how = (
-            f"was set on {when}"
-            if late.first is None
-            else f"was changed on {when}: {change(key, late.first, late.now)}"
-        )
-        yield (f"{what} {how}. It could be chosen to suit them, so what is judged by it was not asked beforehand.",)
+    for late in analysis.question.late_by_key.values():
+        yield (told_late(late),)
 
 
 def _findings(analysis: Analysis) -> Iterator[Text]:

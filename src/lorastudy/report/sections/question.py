@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 
+from lorastudy.analysis.lateness import SetLate
 from lorastudy.report.document import Block, Paragraph, Strong
 from lorastudy.report.findings.wording import when_stated
 from lorastudy.report.numbers import listing
@@ -25,7 +26,7 @@ def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
     blocks: list[Block] = [Paragraph((Strong("Stated"), f" {_when(first)} {_asked(first.question)}"))]
     for before, after in itertools.pairwise(statements):
         told = [
-            change(key, before.question, after.question)
+            _change(key, before.question, after.question)
             for key in after.question.differences(before.question)
             if key != "subject"
         ]
@@ -38,9 +39,25 @@ def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
     return blocks
 
 
-def change(key: str, before: Question, after: Question) -> str:
-    """What became of one part of the question: `margin 2 % of the reference's gain became margin none`."""
-    return f"{_PARTS[key](before)} became {_PARTS[key](after)}"
+def part(key: str, question: Question) -> str:
+    """One part of the question: `margin 2 % of the reference's gain`."""
+    return _PARTS[key](question)
+
+
+def told_late(late: SetLate) -> str:
+    """That a part which decides verdicts was set with results at hand, and what it was before."""
+    when = when_stated(late.stated_at, late.num_completed)
+    what = f"The {late.key.replace('_', ' ')}"
+    how = (
+        f"was set on {when}"
+        if late.first is None
+        else f"was changed on {when}: {_change(late.key, late.first, late.now)}"
+    )
+    return f"{what} {how}. It could be chosen to suit them, so what is judged by it was not asked beforehand."
+
+
+def _change(key: str, before: Question, after: Question) -> str:
+    return f"{part(key, before)} became {part(key, after)}"
 
 
 def _asked(question: Question) -> str:
