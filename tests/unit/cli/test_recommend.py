@@ -155,7 +155,9 @@ MINE = StatedQuestion(
 
 def judged(*statements, **about):
     """What is recommended of a suite that stated this in the store, asked about by this file's question and margin."""
-    suite = SuiteSummary(suite_name="ranks", description="", created_at="", num_experiments=12, questions=statements)
+    suite = SuiteSummary(
+        suite_name="ranks", description="", created_at="", num_experiments=12, questions=statements
+    )
     tracker = SimpleNamespace(
         get_all_experiments=lambda suite_name: at_three_rates(results()),
         get_suites=lambda: [suite],
@@ -174,9 +176,10 @@ def test_the_files_own_margin_is_gone_by_and_told_with_a_word_on_the_stores():
     assert told.because == (
         "the smallest rank shown to be as good as r8_lr0.0002 within the margin of 0.3 nats per token, or better",
     )
-    assert told.caveats == (
+    (caveat,) = told.caveats
+    assert caveat == (
         "margin 0.3, as the suite file says; the store's question of ranks says margin 0.05, and what is changed once "
-        "results are there can be chosen to suit them",
+        "results are there can be chosen to suit them"
     )
     # an option comes first, and what the file shares with the store needs no word
     assert judged(MINE, question=own, margin=0.05).name == "r8_lr0.0002"
@@ -202,7 +205,9 @@ def test_a_margin_of_the_store_that_was_set_with_results_at_hand_is_told():
     )
     told = judged(MINE, later)
     assert told.name == "r4_lr0.0002"
-    assert told.caveats[0].startswith("The margin was changed on 2026-01-03 12:00 UTC, when 12 results were there")
+    assert told.caveats[0].startswith(
+        "The margin was changed on 2026-01-03 12:00 UTC, when 12 results were there"
+    )
 
 
 def test_a_suite_file_brings_its_question(tmp_path):

@@ -207,7 +207,9 @@ def test_a_margin_that_was_changed_with_results_at_hand_is_never_called_beforeha
         "with a margin of 0.6 nats per token."
     )
     gravest = page[page.index("What limits this.") + 1]
-    assert gravest.startswith(f"The margin was changed on {when}: margin 0.1 became margin 0.6. It could be chosen")
+    assert gravest.startswith(
+        f"The margin was changed on {when}: margin 0.1 became margin 0.6. It could be chosen"
+    )
     ending = front_page(analysis).essence("study").lines()[-1]
     assert ending.startswith(f"What limits this. {gravest}")
     caption = pairs_figure(analysis).caption
@@ -220,7 +222,10 @@ def test_a_margin_that_was_changed_with_results_at_hand_is_never_called_beforeha
 def test_a_reference_that_was_changed_late_is_a_limit_too(study_of):
     study = study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1)})
     _, page = changed_late(study, replace(BEFOREHAND.question, reference="b"), num_completed=1)
-    assert any(line.startswith("The reference was changed on 2026-01-03 13:00 UTC, when 1 result was") for line in page)
+    assert any(
+        line.startswith("The reference was changed on 2026-01-03 13:00 UTC, when 1 result was")
+        for line in page
+    )
 
 
 def test_what_was_changed_before_any_result_or_back_again_limits_nothing(study_of):

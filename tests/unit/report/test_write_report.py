@@ -19,6 +19,7 @@ from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.reproduce import suite_of
 from lorastudy.report.write import write_report
 from lorastudy.spec.loading import load_suite
+from lorastudy.spec.suite_writing import suite_yaml
 from lorastudy.training import life
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report_rank_study.md"
@@ -371,7 +372,9 @@ def test_a_filter_that_matches_nothing_is_named(rank_study, make_tracker):
 
 def test_nothing_completed_says_why(make_result, make_tracker):
     failed = make_result("a", 0, status="failed", failure_message="out of memory", scores={})
-    with pytest.raises(StudyError, match=r"What went wrong: out of memory\. .* `lorastudy resume rank_sweep`, or"):
+    with pytest.raises(
+        StudyError, match=r"What went wrong: out of memory\. .* `lorastudy resume rank_sweep`, or"
+    ):
         write_report(make_tracker([failed]))
 
 
