@@ -24,7 +24,7 @@ _OF_THE_LAYOUT = {"max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes"}
 def suite_yaml(suite: Suite) -> str:
     """The text of a suite file: what is asked and what all arms share on top, what differs in each entry."""
     entries = _entries(suite.arms)
-    shared = {key: value for key, value in entries[0].items() if _is_in_all(entries, key, value)}
+    shared = {key: value for key, value in entries[0].items() if _is_in_all(entries, key, value=value)}
     shared.pop("name", None)
     body = {**_asked(suite), **shared}
     # An entry without a key would be one that nobody understands.
@@ -93,7 +93,7 @@ def _but_for_the_rate(entry: Mapping[str, Any]) -> str:
     return canonical_json({key: value for key, value in entry.items() if key != "learning_rate"})
 
 
-def _is_in_all(entries: Sequence[Mapping[str, Any]], key: str, value: Any) -> bool:
+def _is_in_all(entries: Sequence[Mapping[str, Any]], key: str, *, value: Any) -> bool:
     return all(key in entry and canonical_json(entry[key]) == canonical_json(value) for entry in entries)
 
 

@@ -26,7 +26,7 @@ def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
     blocks: list[Block] = [Paragraph((Strong("Stated"), f" {_when(first)} {_asked(first.question)}"))]
     for before, after in itertools.pairwise(statements):
         told = [
-            _change(key, before.question, after.question)
+            _change(key, before=before.question, after=after.question)
             for key in after.question.differences(before.question)
             if key != "subject"
         ]
@@ -51,12 +51,12 @@ def told_late(late: SetLate) -> str:
     how = (
         f"was set on {when}"
         if late.first is None
-        else f"was changed on {when}: {_change(late.key, late.first, late.now)}"
+        else f"was changed on {when}: {_change(late.key, before=late.first, after=late.now)}"
     )
     return f"{what} {how}. It could be chosen to suit them, so what is judged by it was not asked beforehand."
 
 
-def _change(key: str, before: Question, after: Question) -> str:
+def _change(key: str, *, before: Question, after: Question) -> str:
     return f"{part(key, before)} became {part(key, after)}"
 
 
