@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from lorastudy.analysis.blocker import Blocker
 from lorastudy.analysis.comparison import Comparison
@@ -93,8 +94,6 @@ class Analysis:
     """Names of the arms on the Pareto frontier of mean held-out loss and mean peak memory."""
     standings: tuple[Standing, ...]
     """Every compared arm on the frontier of quality, memory, time and forgetting, with its probability."""
-    tied: TiedSet | None
-    """The arms that may be the best; None with too few seeds."""
     returns: RankReturns | None
     """For a rank ablation with at least two ranks."""
     items: ItemTable
@@ -103,6 +102,16 @@ class Analysis:
     """What makes the arms unfair to compare; what invalidates is part of the verdicts."""
     untuned: frozenset[str]
     """Arms that had no learning rate of their own, by the linter: none of them can win."""
+
+    @cached_property
+    def tied(self) -> TiedSet | None:
+        """The arms that may be the best; None with too few seeds. Computed when asked for: its library takes a second."""
+        found = self.primary_comparisons
+        return tied_with_the_best(
+            _costs_by_seed(self.study, compared_arms(self.study), metric=self.primary),
+            undecided=[(one.arm, one.reference) for one in found if one.verdict == "cannot tell"],
+            behind=[_loser_and_winner(one) for one in found if one.ahead is not None],
+        )
 
     def summary(self, name: str) -> ArmSummary:
         """The summary of the arm of that name."""
@@ -194,11 +203,6 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
         comparisons=comparisons,
         frontier=pareto_frontier(_loss_and_memory(summaries)),
         standings=_standings(study, compared, primary=primary),
-        tied=tied_with_the_best(
-            _costs_by_seed(study, [s.arm for s in compared], metric=primary),
-            undecided=[(c.arm, c.reference) for c in comparisons[primary.key] if c.verdict == "cannot tell"],
-            behind=[_loser_and_winner(c) for c in comparisons[primary.key] if c.ahead is not None],
-        ),
         returns=returns,
         items=items or {},
         lint=found,
