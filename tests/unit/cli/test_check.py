@@ -159,7 +159,7 @@ def test_an_arm_that_looks_for_its_rate_is_judged_as_it_will_be_reported(suite, 
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert re.findall(r"LS\d+", out) == ["LS505"]  # half of 128 held-out rows are kept for the report
-    assert "learning_rate auto: 2 arms look for their rate" in out
+    assert "learning_rate auto: 2 arms look for a rate" in out
 
 
 def test_rows_that_are_trained_on_are_found_before_the_run(suite, capsys):
