@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lorastudy.analysis.comparison import Comparison, MoreSeeds, leans
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.analysis.significance import MIN_SEEDS, smallest_sign_flip_p
+from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.summary import ArmSummary, Metric
 from lorastudy.analysis.tuning import tried_rates
 from lorastudy.report.document import Text
@@ -128,6 +129,21 @@ def margin_words(analysis: Analysis) -> str:
         return f"{margin:g}{unit}"
     # Not the gain along a ladder of ranks, of which the findings speak.
     return f"{Margin(amount=share, is_share=True)} over the base model, {margin:.2g}{unit} as measured"
+
+
+def why_these_items_alone(analysis: Analysis) -> str:
+    """Why the noise between items is not in the intervals, where it is not."""
+    compared = {comparison.arm for comparison in analysis.primary_comparisons}
+    scored = {
+        score.num_items
+        for arm in analysis.study.reported_arms
+        if arm is analysis.reference or arm.name in compared
+        for run in arm.completed
+        if (score := run.scores.get((stored_split("eval", analysis.study), analysis.primary.name)))
+    }
+    if scored == {1}:
+        return "only one row is scored"
+    return "scores are not stored item by item for all arms"
 
 
 def verdicts_by_word(analysis: Analysis) -> str:
