@@ -9,9 +9,10 @@ An absent measurement is `None`, never a default.
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from lorastudy.spec.experiment import Experiment
 
@@ -93,6 +94,22 @@ class DataSummary:
     """Training rows whose content stands earlier in the file."""
     num_leaked_rows: int | None = None
     """Held-out rows whose content is also trained on; of test rows, also those that stand among the held-out ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsRead:
+    """What becomes of the rows of one split, and the lengths that would have kept them; these a run does not record."""
+
+    summary: DataSummary
+    length_of_all: int | None = None
+    """Tokens of the longest row, whole."""
+    length_of_most: int | None = None
+    """Tokens that keep 95 % of the rows whole."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """What `dataclasses.asdict` made plain."""
+        return cls(**{**values, "summary": DataSummary(**values["summary"])})
 
 
 @dataclass(frozen=True, kw_only=True)

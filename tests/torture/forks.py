@@ -44,16 +44,19 @@ class ForkedProcess:
     """What an executor uses of `subprocess.Popen`."""
 
     def __init__(
-        self, program: Program, arguments: Sequence[str], *, stdout: IO[bytes], env: Mapping[str, str],
+        self, program: Program, arguments: Sequence[str], *, stdin: int, stdout: IO[bytes], env: Mapping[str, str],
         cwd: Path | None, **_: object,
     ) -> None:  # fmt: skip
         sys.stdout.flush()
         sys.stderr.flush()
         self.returncode: int | None = None
+        told, tells = os.pipe() if stdin == subprocess.PIPE else (os.open(os.devnull, os.O_RDONLY), None)
+        self.stdin: IO[bytes] | None = None if tells is None else os.fdopen(tells, "wb")
         self.pid = os.fork()
         if not self.pid:
-            _become(stdout.fileno(), env=env, cwd=cwd)
+            _become(told, stdout.fileno(), env=env, cwd=cwd)
             os._exit(exit_code(program, arguments))
+        os.close(told)
 
     def poll(self) -> int | None:
         """How it ended; None while it lives."""
@@ -108,11 +111,13 @@ def exit_code(program: Program, arguments: Sequence[str]) -> int:
     return code
 
 
-def _become(output: int, *, env: Mapping[str, str], cwd: Path | None) -> None:
-    """Be what a started process would be: no open files but its output, and signals as they are by default."""
+def _become(told: int, output: int, *, env: Mapping[str, str], cwd: Path | None) -> None:
+    """Be what a started process would be: no open files but its input and output, and signals as they are by default."""
+    os.dup2(told, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.closerange(3, 1024)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1, closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)

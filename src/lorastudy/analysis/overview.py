@@ -170,7 +170,8 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
     primary = next(metric for metric in COMPARED_METRICS if metric.name == question.primary_metric)
     summaries = tuple(summarise_arm(arm, study) for arm in study.reported_arms)
     reference = reference_arm(study, named=question.reference)
-    found = lint(measured_case(study, metric=primary, reference=question.reference))
+    margin = None if question.margin_share is not None else question.margin
+    found = lint(measured_case(study, metric=primary, margin=margin, reference=question.reference))
     blocked, loose = {**blockers(found), **question.blockers}, untuned(found)
     arms = compared_arms(study)
     ladder = _ladder(study, reference)

@@ -24,15 +24,17 @@ def check(
 ) -> None:
     """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away, 2 if it cannot run."""
     from lorastudy.analysis.fairness.lint import invalidates, lint
+    from lorastudy.cli.checking import margin_notes
     from lorastudy.cli.estimating import rows_checked
     from lorastudy.cli.running import case_of, foreseen_of
     from lorastudy.spec.loading import load_suite
 
     suite = load_suite(file, defaults=config)
     experiments = foreseen_of(suite)
-    case = case_of(suite, experiments)
-    for unknown in rows_checked(experiments):
-        say(f"note: {unknown}", file=sys.stderr)
+    rows = rows_checked(experiments)
+    for note in [*rows.unknown, *margin_notes(suite.question)]:
+        say(f"note: {note}", file=sys.stderr)
+    case = case_of(suite, experiments, rows=rows)
     findings = lint(case)
     if as_json:
         body = {"suite_name": suite.name, "findings": [dataclasses.asdict(finding) for finding in findings]}
@@ -46,6 +48,7 @@ def check(
 def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) -> None:
     from lorastudy.analysis.fairness.catalogue import RULES
     from lorastudy.analysis.fairness.wording import arms_in_words
+    from lorastudy.report.numbers import plural
 
     for finding in findings:
         say(
@@ -59,7 +62,8 @@ def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) 
             say(f"  {label + ':':<8}{text}")
         say()
     counts = Counter(finding.severity for finding in findings)
+    grave, warned, noted = (counts[severity] for severity in ("invalidates", "warning", "note"))
     say(
-        f"{suite_name}: {num_arms} arms held to {len(RULES)} rules; {counts['invalidates']} findings take verdicts away, "
-        f"{counts['warning']} warn, {counts['note']} note"
+        f"{suite_name}: {plural(num_arms, 'arm')} held to {len(RULES)} rules; {plural(grave, 'finding')} "
+        f"{'takes' if grave == 1 else 'take'} verdicts away, {plural(warned, 'warning')}, {plural(noted, 'note')}"
     )

@@ -5,11 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lorastudy.analysis.fairness.case import ArmFacts, Case, planned_case, tokens_seen
+from lorastudy.analysis.fairness.case import ArmFacts, Case, after_reading, planned_case, tokens_seen
 from lorastudy.data.examples import Example
 from lorastudy.data.load import StudyData, train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
+from lorastudy.planner.rows import rows_key
+from lorastudy.records import RowsRead
 from lorastudy.spec.base_folder import read_config
 from lorastudy.spec.experiment import Experiment, canonical_json
 from lorastudy.spec.question import Question
@@ -22,6 +24,8 @@ _DATA_KEYS = (
     "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path", "eval_fraction",
     "test_fraction", "max_train_samples", "max_eval_samples",
 )  # fmt: skip
+#: Of e, that is still written out.
+_LARGEST_EXPONENT = 20.0
 #: Completion tokens are counted in this many training rows and scaled to all: enough for a comparison of orders.
 NUM_COUNTED_ROWS = 2_000
 
@@ -49,6 +53,18 @@ def data_notes(experiments: Sequence[Experiment], data: Mapping[str, StudyData])
     return list(dict.fromkeys(notes))
 
 
+def margin_notes(question: Question) -> list[str]:
+    """What a margin in nats means, which a percent sign that was forgotten makes absurd."""
+    margin = question.margin
+    if margin is None or margin.is_share or question.primary_metric != "loss":
+        return []
+    times = f"{math.exp(margin.amount):.4g}" if margin.amount < _LARGEST_EXPONENT else "more than a billion"
+    told = f"margin: {margin} nats per token: an arm of {times} times the reference's perplexity still counts as good"
+    if margin.amount >= 1:
+        told += f"; a share of the reference's gain has a percent sign: '{margin}%'"
+    return [told]
+
+
 def data_key(settings: Settings) -> str:
     """Equal for settings that read the same rows."""
     return canonical_json([getattr(settings, key) for key in _DATA_KEYS])
@@ -59,9 +75,13 @@ def suite_case(
     *,
     suite_name: str,
     data: Mapping[str, StudyData],
+    rows: Mapping[str, Sequence[RowsRead]] | None = None,
     question: Question | None = None,
 ) -> Case:
-    """The suite as the linter judges it, with what its data and its base models' folders tell."""
+    """The suite as the linter judges it, with what its data and its base models' folders tell.
+
+    `rows` are the splits as a worker read them, by `rows_key`: where they are known, counts are of what is left of them.
+    """
     settings_of = {experiment.arm: experiment.settings for experiment in experiments}
     num_tokens: dict[tuple[str, str], int | None] = {}
     facts = {}
@@ -69,7 +89,8 @@ def suite_case(
         key = data_key(settings)
         if (key, settings.base_model) not in num_tokens:
             num_tokens[key, settings.base_model] = num_completion_tokens(data[key].train, settings.base_model)
-        facts[arm] = _facts(settings, data[key], num_tokens=num_tokens[key, settings.base_model])
+        known = _facts(settings, data[key], num_tokens=num_tokens[key, settings.base_model])
+        facts[arm] = after_reading(known, settings, rows=(rows or {}).get(rows_key(settings), ()))
     return planned_case(experiments, suite_name=suite_name, facts=facts, question=question)
 
 
@@ -85,7 +106,13 @@ def _facts(settings: Settings, data: StudyData, *, num_tokens: int | None) -> Ar
         num_leaked_rows=data.num_leaked[split],
         tokenizer=_tokenizer_fingerprint(settings.base_model),
         published_rates=_published_rates(settings, num_rows=len(data.train)),
+        vocab_size=_vocab_size(settings.base_model),
     )
+
+
+def _vocab_size(base_model: str) -> int | None:
+    size = (read_config(base_model) or {}).get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 def _published_rates(settings: Settings, *, num_rows: int) -> tuple[float, float] | None:

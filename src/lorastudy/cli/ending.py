@@ -37,6 +37,8 @@ def say_what_it_came_to(suite_name: str, *, database: str, output_dir: Path) -> 
 
 def say_report(report: "Report", written: Sequence[Path]) -> None:
     """After a report: what the study that ran last came to, which others there are, and the files."""
+    from lorastudy.report.numbers import plural
+
     first, *others = report.essences
     say_essence(first)
     say()
@@ -51,7 +53,7 @@ def say_report(report: "Report", written: Sequence[Path]) -> None:
         say(f"wrote {path}")
     if num_plots := sum(path.suffix == ".png" for path in written):
         folder = next(path.parent for path in written if path.suffix == ".png")
-        say(f"wrote {num_plots} plots (PNG and SVG) into {folder}")
+        say(f"wrote {plural(num_plots, 'plot')} (PNG and SVG) into {folder}")
 
 
 def say_essence(essence: "Essence") -> None:

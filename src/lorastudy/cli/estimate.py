@@ -99,7 +99,10 @@ def _shown(
     budget_bytes = None if vram is None else within_margin(memory_size(vram))
     estimators = [Estimator(group, answers, with_data=with_data) for group in groups(experiments)]
     prepare(estimators, answers)
-    return [_Shown.of(each, answers, budget_bytes=budget_bytes, calibrate=calibrate) for each in estimators]
+    return [
+        _Shown.of(each, answers, is_of_suite=with_data, budget_bytes=budget_bytes, calibrate=calibrate)
+        for each in estimators
+    ]
 
 
 def memory_size(text: str) -> int:
@@ -120,12 +123,19 @@ class _Shown:
 
     estimator: "Estimator"
     budget_bytes: int | None
+    is_of_suite: bool
     fewer: "Suggestion | None"
     suggestions: "Sequence[Suggestion]"
 
     @classmethod
     def of(
-        cls, estimator: "Estimator", answers: "Answers", *, budget_bytes: int | None, calibrate: bool
+        cls,
+        estimator: "Estimator",
+        answers: "Answers",
+        *,
+        is_of_suite: bool,
+        budget_bytes: int | None,
+        calibrate: bool,
     ) -> "_Shown":
         from lorastudy.planner.fitting import fewer_arms, suggestions
 
@@ -136,6 +146,7 @@ class _Shown:
         return cls(
             estimator=estimator,
             budget_bytes=budget_bytes,
+            is_of_suite=is_of_suite,
             fewer=None if fits else fewer_arms(estimator, budget_bytes=budget_bytes or 0),
             suggestions=()
             if fits
@@ -163,14 +174,16 @@ class _Shown:
     def show(self, console: "PlainConsole", *, vram: str | None) -> None:
         """As text for people."""
         from lorastudy.cli.estimating import disk_bytes, margin_words, show_terms, show_time
-        from lorastudy.report.numbers import count, size
+        from lorastudy.report.numbers import count, plural, size
 
         estimate, shape, settings = self.estimator.estimate(), self.estimator.shape, self.estimator.settings
         batch = estimate.rows.batch
+        # Of a suite's, an arm with each seed trains for itself.
+        held = plural(len(estimate.num_trainable), "experiment" if self.is_of_suite else "arm")
         console.print(settings.base_model, style="bold", end="")
         console.print(
             f" ({shape.model_type}, {count(shape.num_parameters)} parameters), "
-            f"{settings.quantization}; {len(estimate.num_trainable)} arm(s) on one base, {batch.num_tokens} tokens an arm "
+            f"{settings.quantization}; {held} on one base, {batch.num_tokens} tokens an arm "
             f"and forward pass, on a {self.estimator.machine.device}\n"
         )
         show_terms(console, estimate)

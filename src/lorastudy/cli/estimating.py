@@ -15,9 +15,10 @@ from lorastudy.executors.job_worker import JobWorker
 from lorastudy.jobs import PaceQuestion, PlanningJob, RowsQuestion
 from lorastudy.planner.answers import Answers, Ask
 from lorastudy.planner.disk import adapters_bytes, checkpoint_bytes, records_bytes
-from lorastudy.planner.estimate import MARGIN, Estimator, PackEstimate, check_rows, prepare
+from lorastudy.planner.estimate import MARGIN, Estimator, PackEstimate, prepare
 from lorastudy.planner.fitting import arms_per_pack, predictions_of
 from lorastudy.planner.packing import PlannedPack, groups
+from lorastudy.planner.rows import RowsChecked, check_rows
 from lorastudy.planner.time import Calibration
 from lorastudy.records import MemoryPrediction
 from lorastudy.report.numbers import count, duration, percent, size
@@ -43,6 +44,7 @@ class SuitePlan:
 
     estimators: Mapping[str, Estimator] = field(default_factory=dict)
     arms_per_pack: Mapping[str, int] = field(default_factory=dict)
+    rows: RowsChecked = field(default_factory=RowsChecked)
     problem: str | None = None
 
     def predictions(self, pack: PlannedPack) -> Sequence[MemoryPrediction]:
@@ -59,8 +61,8 @@ class SuitePlan:
         return self.estimators.get(pack.experiments[0].pack_key)
 
 
-def rows_checked(experiments: Sequence[Experiment]) -> list[str]:
-    """Whether the experiments' rows can be used with their base models; what could not be found out.
+def rows_checked(experiments: Sequence[Experiment]) -> RowsChecked:
+    """Whether the experiments' rows can be used with their base models, and how many of them.
 
     Raises:
         DataError: they cannot; the very message that a run would end with.
@@ -82,7 +84,7 @@ def plan_of(
     packable = [group for group in groups(experiments) if group[0].settings.engine != "reference"]
     with JobWorker() as worker:
         answers = Answers(asked_aloud(worker))
-        check_rows(missing, answers)
+        rows = check_rows(missing or experiments, answers)
         try:
             estimators = {group[0].pack_key: Estimator(group, answers, with_data=True) for group in packable}
             prepare(list(estimators.values()), answers)
@@ -91,10 +93,9 @@ def plan_of(
                 for key, each in estimators.items()
             }
         except StudyError as error:
-            return SuitePlan(
-                problem=f"memory was not predicted, so packs are bounded by their tokens: {error}"
-            )
-    return SuitePlan(estimators=estimators, arms_per_pack=sizes)
+            problem = f"memory was not predicted, so packs are bounded by their tokens: {error}"
+            return SuitePlan(rows=rows, problem=problem)
+    return SuitePlan(estimators=estimators, arms_per_pack=sizes, rows=rows)
 
 
 def asked_aloud(worker: JobWorker) -> Ask:

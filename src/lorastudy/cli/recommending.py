@@ -18,7 +18,7 @@ from lorastudy.cli.judging import judged_by
 from lorastudy.data.load import train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.planner.answers import Answers
-from lorastudy.planner.estimate import Estimator, Machine, PackEstimate, check_rows, precision_of, prepare
+from lorastudy.planner.estimate import Estimator, Machine, PackEstimate, precision_of, prepare
 from lorastudy.planner.literature import (
     EFFECTIVE_BATCH,
     family_power,
@@ -26,6 +26,7 @@ from lorastudy.planner.literature import (
     literature_settings,
 )
 from lorastudy.planner.memory import base_weight_bytes, quantisation_bytes
+from lorastudy.planner.rows import check_rows
 from lorastudy.planner.shapes import ModelShape, config_folder
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.rates import as_shown

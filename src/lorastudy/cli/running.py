@@ -12,7 +12,7 @@ import typer
 from lorastudy.analysis.fairness.case import Case
 from lorastudy.analysis.fairness.lint import lint
 from lorastudy.analysis.fairness.wording import arms_in_words
-from lorastudy.cli.checking import data_notes, read_data, steps_over, suite_case
+from lorastudy.cli.checking import data_notes, margin_notes, read_data, steps_over, suite_case
 from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.departure import Departure
 from lorastudy.cli.estimating import pack_line, plan_of, say_problem
@@ -25,6 +25,7 @@ from lorastudy.executors import Executor, local_executor
 from lorastudy.experiments.expansion import sources_reader
 from lorastudy.experiments.rate_search import Design, MeritsOf, design, foreseen
 from lorastudy.planner.packing import PlannedPack, remaining_packs
+from lorastudy.planner.rows import RowsChecked
 from lorastudy.publishing import published, usual_place
 from lorastudy.race import outraced
 from lorastudy.report.numbers import listing, plural
@@ -59,14 +60,18 @@ def foreseen_of(suite: Suite) -> tuple[Experiment, ...]:
     )
 
 
-def case_of(suite: Suite, experiments: Sequence[Experiment]) -> Case:
-    """The suite as the linter judges it before it runs, by the experiments foreseen.
+def case_of(suite: Suite, experiments: Sequence[Experiment], *, rows: RowsChecked) -> Case:
+    """The suite as the linter judges it before it runs, by the experiments foreseen and what a worker read of their rows.
 
     Raises:
         DataError: a data set cannot be read.
     """
     return suite_case(
-        experiments, suite_name=suite.name, data=read_data(experiments), question=suite.question
+        experiments,
+        suite_name=suite.name,
+        data=read_data(experiments),
+        rows=rows.read,
+        question=suite.question,
     )
 
 
@@ -86,11 +91,12 @@ def show_plan(suite: Suite, *, database: str) -> None:
     """Print what would run: packs, experiments, and which results are there already."""
     planned, missing = _missing(_design_by(suite, None), suite, database=database)
     experiments = planned.experiments
-    case = case_of(suite, foreseen_of(suite))
     executor = local_executor(experiments)
     predicted = plan_of(experiments, missing, num_workers=executor.num_packs_at_once)
+    case = case_of(suite, foreseen_of(suite), rows=predicted.rows)
     notes = [
         *suite.notes,
+        *margin_notes(suite.question),
         *_notes(experiments),
         *data_notes(experiments, read_data(experiments)),
         *([predicted.problem] if predicted.problem else []),

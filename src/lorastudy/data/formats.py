@@ -197,6 +197,11 @@ def _pair(names: Mapping[str, str], columns: Sequence[str]) -> Format | None:
 def _named_pair(columns: Sequence[str], prompt: str | None, *, completion: str | None) -> Format:
     if prompt is None or completion is None:
         raise DataError("--prompt-column and --completion-column go together; give both")
+    if prompt == completion:
+        raise DataError(
+            f"--prompt-column and --completion-column both name {prompt!r}: every answer would stand in its own prompt; "
+            "name two columns"
+        )
     for column in (prompt, completion):
         if column not in columns:
             raise DataError(f"no column {column!r}; the columns are {_listed(columns)}")

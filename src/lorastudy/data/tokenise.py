@@ -69,6 +69,8 @@ class TokenSet:
 
     rows: tuple[TokenRow, ...]
     summary: DataSummary
+    whole_lengths: tuple[int, ...]
+    """Tokens of every row before the cut, of refused ones too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +97,10 @@ def tokenise(
     assert examples
     special = tokenizer.all_special_tokens
     rows: list[TokenRow] = []
+    whole_lengths: list[int] = []
     num_truncated = 0
     for example, encoded in zip(examples, _encode(examples, tokenizer), strict=True):
+        whole_lengths.append(len(encoded.ids))
         row = _cut(example, encoded, max_seq_length=max_seq_length, special=special)
         if row is not None:
             rows.append(row)
@@ -116,7 +120,7 @@ def tokenise(
         num_tokens=sum(len(row.input_ids) for row in rows),
         num_completion_tokens=sum(row.num_completion_tokens for row in rows),
     )
-    return TokenSet(rows=tuple(rows), summary=summary)
+    return TokenSet(rows=tuple(rows), summary=summary, whole_lengths=tuple(whole_lengths))
 
 
 def _refuse_unknown_words(rows: Sequence[TokenRow], tokenizer: Tokenizer, *, split: str) -> None:
@@ -129,7 +133,7 @@ def _refuse_unknown_words(rows: Sequence[TokenRow], tokenizer: Tokenizer, *, spl
     if share > MAX_UNKNOWN_SHARE:
         raise DataError(
             f"{split}: {share:.0%} of the answers' tokens are unknown to the base model's tokenizer, so nothing "
-            "can be learnt from them; take a base model that knows this text (`lab` knows only its own few words)"
+            f"can be {'learnt from' if split == 'train' else 'told by'} them; take a base model that knows this text (`lab` knows only its own few words)"
         )
 
 

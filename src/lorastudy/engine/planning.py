@@ -1,7 +1,9 @@
 """Answers to what a plan asks of a worker: shapes, footprints, rows, pace. Plain JSON values out."""
 
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import token_sets
-from lorastudy.data.tokenise import chat_template_of
+from lorastudy.data.tokenise import TokenSet, chat_template_of
 from lorastudy.engine.environment import environment
 from lorastudy.engine.feed import make_feed, steps_of
 from lorastudy.engine.footprints import LossGrowths, footprint
@@ -25,7 +27,11 @@ from lorastudy.jobs import (
     RowsQuestion,
     read_questions,
 )
+from lorastudy.records import RowsRead
 from lorastudy.spec.settings import Settings
+
+#: Of the rows, that a length is named for which keeps them whole: the longest may be an outlier that memory is not worth.
+MOST_ROWS = 0.95
 
 
 def answer(questions: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -103,12 +109,13 @@ def _layer_parameters(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _rows(question: RowsQuestion) -> dict[str, Any]:
-    """The largest micro-batch, and how many tokens a step has on average."""
+    """The largest micro-batch, how many tokens a step has on average, and what becomes of the rows of each split."""
     settings = Settings.model_validate_json(json.dumps(question.settings))
     tokenizer = load_tokenizer(settings.base_model, trust_remote_code=settings.trust_remote_code)
     study = train_and_eval(settings, chat_template=chat_template_of(tokenizer))
     # All of them, though only training is asked about: what a run would refuse is refused here.
-    train = token_sets(study, settings, tokenizer=tokenizer)["train"]
+    sets = token_sets(study, settings, tokenizer=tokenizer)
+    train = sets["train"]
     num_rows = len(train.rows)
     num_steps = max(
         steps_of(
@@ -128,4 +135,11 @@ def _rows(question: RowsQuestion) -> dict[str, Any]:
         "num_steps": num_steps,
         "mean_tokens_per_step": num_tokens / num_steps,
         "num_rows": num_rows,
+        "splits": [asdict(_read(tokens)) for tokens in sets.values()],
     }
+
+
+def _read(tokens: TokenSet) -> RowsRead:
+    lengths = sorted(tokens.whole_lengths)
+    most = lengths[math.ceil(MOST_ROWS * len(lengths)) - 1]
+    return RowsRead(summary=tokens.summary, length_of_all=lengths[-1], length_of_most=most)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lorastudy.errors import DataError, ModelError, StudyError
+from lorastudy.errors import ModelError
 from lorastudy.footprint import Footprint, MicroBatch
 from lorastudy.jobs import (
     FootprintQuestion,
@@ -23,9 +23,9 @@ from lorastudy.jobs import (
 )
 from lorastudy.planner.answers import Answers, config_digest
 from lorastudy.planner.memory import ArmSize, Device, Prediction, num_trainable, predict
-from lorastudy.planner.packing import groups
 from lorastudy.planner.shapes import ModelShape, config_folder
 from lorastudy.planner.time import Calibration
+from lorastudy.records import RowsRead
 from lorastudy.spec.experiment import Experiment, canonical_json
 from lorastudy.spec.settings import ARM_KEYS, Settings
 from lorastudy.spec.targets import resolve_targets
@@ -149,6 +149,14 @@ class Estimator:
             num_steps=answer["num_steps"],
             mean_tokens_per_step=answer["mean_tokens_per_step"],
         )
+
+    @property
+    def rows_read(self) -> tuple[RowsRead, ...]:
+        """What becomes of the rows of each split, as the worker reads them; nothing without a data set."""
+        if not self._with_data:
+            return ()
+        answer = self._one(self._rows_question, self._about_rows)
+        return tuple(map(RowsRead.from_json, answer["splits"]))
 
     def calibration(self) -> Calibration | None:
         """The timed steps of this machine, if it was calibrated."""
@@ -284,29 +292,6 @@ def prepare(estimators: Sequence[Estimator], answers: Answers) -> None:
         questions = [question for estimator in estimators for question in asked(estimator)]
         if questions:
             answers.get(questions, base_model=estimators[0].settings.base_model)
-
-
-def check_rows(experiments: Sequence[Experiment], answers: Answers) -> list[str]:
-    """Have a worker read the experiments' rows as a run would; what could not be found out, a line for each base model.
-
-    The answers are those that `prepare` asks for, so both together read the rows once.
-
-    Raises:
-        DataError: what a run would say of rows that cannot be used with the base model's tokenizer.
-    """
-    unknown = {}
-    for group in groups(experiments):
-        base_model = group[0].settings.base_model
-        try:
-            questions = Estimator(group, answers, with_data=True).first_questions()
-            answers.get(questions, base_model=base_model)
-        except DataError:
-            raise
-        except StudyError as error:
-            unknown[base_model] = (
-                f"whether {base_model} can read the data is not known before it runs: {error}"
-            )
-    return list(unknown.values())
 
 
 def longest_rows(settings: Settings) -> Rows:

@@ -48,7 +48,7 @@ def test_a_fair_suite_has_no_finding(suite, capsys):
         main(["check", suite(FAIR)])
     assert ended.value.code == 0
     assert capsys.readouterr().out == (
-        f"suite: 6 arms held to {len(RULES)} rules; 0 findings take verdicts away, 0 warn, 0 note\n"
+        f"suite: 6 arms held to {len(RULES)} rules; 0 findings take verdicts away, 0 warnings, 0 notes\n"
     )
 
 
@@ -140,6 +140,39 @@ def test_a_dry_run_shows_findings_in_a_line_each(suite, capsys):
     assert "LS" not in capsys.readouterr().out
 
 
+def test_rows_that_the_cut_takes_are_told_and_left_out_of_every_count(suite, capsys):
+    """Of the skill's training rows that are read, some keep no answer within 8 tokens: those are neither learnt nor scored."""
+    text = FAIR.replace("lab:facts\neval_dataset_path: lab:facts_eval", "lab:skill\nmax_seq_length: 8")
+    with pytest.raises(SystemExit):
+        main(["check", suite(text.replace("batch_size: 32", "batch_size: 2")), "--json"])
+    found = {each["code"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
+    told = re.fullmatch(
+        r"at max_seq_length 8, of ([\d,]+) training rows ([\d,]+) are cut short and ([\d,]+) left out, with no answer left; "
+        r"of ([\d,]+) held-out rows ([\d,]+) are cut short and ([\d,]+) left out, with no answer left; "
+        r"max_seq_length (\d+) keeps all of them whole",
+        found["LS506"]["found"],
+    )
+    assert told is not None
+    train, short, out, held_out, _, held_out_out, longest = (int(n.replace(",", "")) for n in told.groups())
+    assert train + held_out == len(lab.rows("skill"))
+    assert (found["LS506"]["severity"], short) == ("warning", train - out)
+    texts = [f"{row['prompt']} {row['completion']}".replace(".", " .") for row in lab.rows("skill")]
+    assert longest == max(len(text.split()) for text in texts) + 1  # and the end token
+    assert found["LS304"]["found"] == f"the steps reach 32 of {train - out} training rows"
+    assert found["LS505"]["found"].startswith(f"{held_out - held_out_out} rows to score")
+
+
+def test_a_margin_without_its_percent_sign_is_told_what_it_means(suite, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", suite("margin: 10\n" + FAIR)])
+    assert ended.value.code == 0
+    out, err = capsys.readouterr()
+    assert "LS403 warning: Margin that cannot be missed" in out
+    # e ** 10 = 22026.47
+    assert "an arm of 2.203e+04 times the reference's perplexity still counts as good" in err
+    assert "a percent sign: '10%'" in err
+
+
 def test_facts_before_a_run(suite):
     experiments = design_of(load_suite(Path(suite(FAIR)))).experiments
     facts = suite_case(experiments, suite_name="s", data=read_data(experiments)).facts["small_lr0.006"]
@@ -159,7 +192,7 @@ def test_an_arm_that_looks_for_its_rate_is_judged_as_it_will_be_reported(suite, 
     assert ended.value.code == 0
     out = capsys.readouterr().out
     assert re.findall(r"LS\d+", out) == ["LS505"]  # half of 128 held-out rows are kept for the report
-    assert "learning_rate auto: 2 arms look for their rate" in out
+    assert "learning_rate auto: 2 arms look for a rate" in out
 
 
 def test_rows_that_are_trained_on_are_found_before_the_run(suite, capsys):

@@ -63,7 +63,7 @@ def test_a_report_ends_with_its_files_and_names_the_other_studies(capsys):
     assert out.splitlines()[-3:] == [
         "wrote R.md",
         "wrote R.html",
-        "wrote 1 plots (PNG and SVG) into results/plots",
+        "wrote 1 plot (PNG and SVG) into results/plots",
     ]
 
 
@@ -76,6 +76,8 @@ def test_a_suite_ends_with_what_it_came_to_and_the_next_command(tmp_path, capsys
         asked.update(options)
         return Told("my suite (custom)")
 
+    done = [SimpleNamespace(status="completed")]
+    monkeypatch.setattr(ExperimentTracker, "get_all_experiments", lambda *_, **__: done)
     monkeypatch.setattr(lorastudy.report, "read_report", read_report, raising=False)
     asked_for = []
 

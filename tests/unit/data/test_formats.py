@@ -58,6 +58,8 @@ def test_one_flag_alone_and_a_column_that_is_not_there():
         detect(rows({"a": "x"}), prompt_column="a")
     with pytest.raises(DataError, match="no column 'b'; the columns are a"):
         detect(rows({"a": "x"}), prompt_column="a", completion_column="b")
+    with pytest.raises(DataError, match="both name 'a': every answer would stand in its own prompt"):
+        detect(rows({"a": "x", "b": "y"}), prompt_column="a", completion_column="a")
 
 
 @pytest.mark.parametrize(

@@ -137,8 +137,12 @@ def test_with_a_tokenizer_of_transformers():
 def test_answers_in_words_that_the_tokenizer_does_not_know_are_refused(letters):
     tokenizer = letters()
     tokenizer.unk_token_id = ord("?")
-    with pytest.raises(DataError, match=r"100% of the answers' tokens are unknown"):
+    with pytest.raises(
+        DataError, match=r"100% of the answers' tokens are unknown .* nothing can be learnt from them;"
+    ):
         run(example("ab", "??"), tokenizer=tokenizer)
+    with pytest.raises(DataError, match="nothing can be told by them;"):  # of rows that are scored
+        tokenise([example("ab", "??")], tokenizer=tokenizer, max_seq_length=9, split="eval")
     assert len(run(example("??", "cd"), tokenizer=tokenizer).rows) == 1
     tokenizer.unk_token_id = tokenizer.eos_token_id  # as GPT-2's
     assert len(run(example("ab", "??"), tokenizer=tokenizer).rows) == 1

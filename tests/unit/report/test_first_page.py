@@ -8,10 +8,11 @@ from lorastudy.analysis.lateness import set_late
 from lorastudy.analysis.overview import Question, analyse
 from lorastudy.analysis.stated import asked_of
 from lorastudy.analysis.study import split_studies
-from lorastudy.records import PackProfile
+from lorastudy.records import DataSummary, PackProfile
 from lorastudy.report.document import Bullets, Paragraph
 from lorastudy.report.figures.pairs import pairs_figure
 from lorastudy.report.findings.recommendation import recommendation
+from lorastudy.report.findings.wording import why_these_items_alone
 from lorastudy.report.sections.front import front_blocks, front_page
 from lorastudy.report.sections.results import comparison_blocks
 from lorastudy.spec.question import Margin
@@ -313,3 +314,55 @@ def test_a_choice_in_sample_is_a_limit(make_result):
     ]
     page = lines(analyse(split_studies(results)[0]))
     assert any(line.startswith("Learning rates were chosen on the same held-out rows") for line in page)
+
+
+def test_of_one_scored_row_nothing_is_told_and_more_seeds_are_not_asked_for(make_result):
+    """No number of seeds replaces rows; and it is not that scores were not stored item by item."""
+    data = {"format": "text", "num_refused_rows": 0, "num_truncated_rows": 0, "num_tokens": 9}
+    one_row = DataSummary(split="eval", num_rows=1, num_completion_tokens=9, **data)
+
+    def analysis_of(num_items, summaries):
+        results = [
+            make_result(
+                arm, seed, settings={"lora_rank": rank}, data=summaries,
+                scores={("eval", "loss"): rank * (1 + NOISE[seed])},
+            )
+            for arm, rank in (("a", 1), ("b", 2))
+            for seed in range(3)
+        ]  # fmt: skip
+        scored = [
+            replace(
+                run, scores={key: replace(score, num_items=num_items) for key, score in run.scores.items()}
+            )
+            for run in results
+        ]
+        return analyse(tuned_study(scored))
+
+    told = analysis_of(1, (one_row,))
+    (comparison,) = told.primary_comparisons
+    assert (comparison.verdict, comparison.reason, comparison.more) == (
+        "invalid",
+        "few rows to score, LS505",
+        None,
+    )
+    assert any("one row to score: nothing can be told of any other row" in line for line in lines(told))
+    assert why_these_items_alone(told) == "only one row is scored"
+    assert why_these_items_alone(analysis_of(9, ())) == "scores are not stored item by item for all arms"
+
+
+def test_arms_that_hardly_learnt_are_told_on_the_page(make_result):
+    def page(before):
+        results = [
+            make_result(
+                arm, seed, settings={"lora_rank": rank},
+                scores={("eval", "loss"): 1.99 + NOISE[seed] / 10, ("eval_before", "loss"): before},
+            )
+            for arm, rank in (("a", 1), ("b", 2))
+            for seed in range(6)
+        ]  # fmt: skip
+        return [line for line in lines(analyse(tuned_study(results))) if "LS305" in line]
+
+    (line,) = page(2.0)
+    assert line.startswith("Hardly anything learnt (LS305, ")
+    assert line.endswith("took 0.01 nats per token off the base model's held-out loss of 2, 0.5 % of it.")
+    assert page(2.2) == []

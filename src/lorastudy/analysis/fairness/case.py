@@ -13,6 +13,7 @@ from functools import cached_property
 from lorastudy.analysis.reference import asked_reference, missing_reference, reference_arm
 from lorastudy.analysis.study import Arm, Study, differing_settings, split_studies
 from lorastudy.analysis.summary import LOSS, METRICS, Metric
+from lorastudy.records import RowsRead
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.question import Question
 from lorastudy.spec.settings import Settings
@@ -33,6 +34,10 @@ class ArmFacts:
     """Held-out rows whose content is also trained on."""
     tokenizer: str | None = None
     """What names the base model's tokenizer by content; unknown where only the base model's name is."""
+    rows: tuple[RowsRead, ...] = ()
+    """What became of the rows of each split; before a run only where a worker could read them."""
+    vocab_size: int | None = None
+    """Of the base model; known before a run alone."""
     published_rates: tuple[float, float] | None = None
     """The least and the greatest learning rate that the published rule gives for the model; known before a run alone."""
 
@@ -45,6 +50,8 @@ class Case:
     facts: Mapping[str, ArmFacts] = field(default_factory=dict)
     metric: Metric = LOSS
     """By which the best learning rate is told."""
+    margin: float | None = None
+    """In the metric's unit; None where it is a share of the gain, which cannot be too large."""
     named_reference: str | None = None
     """The reference that the suite states; by default, and where no run of it completed, the design names it."""
 
@@ -103,16 +110,20 @@ def planned_case(
         study=replace(study, tuning_seeds=frozenset(question.tuning_seeds)),
         facts=facts or {},
         metric=next(metric for metric in METRICS if metric.name == question.primary_metric),
+        margin=None if question.margin is None or question.margin.is_share else question.margin.amount,
         named_reference=question.reference,
     )
 
 
-def measured_case(study: Study, *, metric: Metric = LOSS, reference: str | None = None) -> Case:
+def measured_case(
+    study: Study, *, metric: Metric = LOSS, margin: float | None = None, reference: str | None = None
+) -> Case:
     """The case of a study as the store has it: facts are what its completed runs recorded."""
     return Case(
         study=study,
         facts={arm.name: _measured(arm) for arm in study.arms},
         metric=metric,
+        margin=margin,
         named_reference=reference,
     )
 
@@ -132,20 +143,29 @@ def _measured(arm: Arm) -> ArmFacts:
     results = arm.completed
     profile = next((result.profile for result in results if result.profile is not None), None)
     data = {summary.split: summary for result in results for summary in result.data}
-    train, test = data.get("train"), data.get("test", data.get("eval"))
-    return ArmFacts(
-        num_trainable_parameters=None if profile is None else profile.num_trainable_parameters,
-        num_completion_tokens=None
-        if train is None
-        else tokens_seen(
-            arm.typed_settings,
-            num_rows=train.num_rows,
-            num_completion_tokens=train.num_completion_tokens,
+    test = data.get("test", data.get("eval"))
+    return after_reading(
+        ArmFacts(
+            num_trainable_parameters=None if profile is None else profile.num_trainable_parameters,
+            num_leaked_rows=None if test is None else test.num_leaked_rows,
         ),
-        num_train_rows=None if train is None else train.num_rows,
-        num_test_rows=None if test is None else test.num_rows,
-        num_leaked_rows=None if test is None else test.num_leaked_rows,
+        arm.typed_settings,
+        rows=[RowsRead(summary=summary) for summary in data.values()],
     )
+
+
+def after_reading(facts: ArmFacts, settings: Settings, *, rows: Sequence[RowsRead]) -> ArmFacts:
+    """The facts with the counts of the rows that are left once they are tokens; what was not read stays as it was."""
+    by_split = {read.summary.split: read.summary for read in rows}
+    train, test = by_split.get("train"), by_split.get("test", by_split.get("eval"))
+    if train is not None:
+        seen = tokens_seen(
+            settings, num_rows=train.num_rows, num_completion_tokens=train.num_completion_tokens
+        )
+        facts = replace(facts, num_train_rows=train.num_rows, num_completion_tokens=seen)
+    if test is not None:
+        facts = replace(facts, num_test_rows=test.num_rows)
+    return replace(facts, rows=tuple(rows))
 
 
 def share_seen(settings: Settings, *, num_rows: int) -> float:

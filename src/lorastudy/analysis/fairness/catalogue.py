@@ -1,8 +1,11 @@
 """All rules of the linter, by code. `docs/linter.md` is generated from them."""
 
-from lorastudy.analysis.fairness import conditions, evidence, rates, sizes
+from lorastudy.analysis.fairness import conditions, evidence, gain, rates, sizes
 from lorastudy.analysis.fairness.finding import Rule
 
 RULES: tuple[Rule, ...] = tuple(
-    sorted((*rates.RULES, *conditions.RULES, *sizes.RULES, *evidence.RULES), key=lambda rule: rule.code)
+    sorted(
+        (*rates.RULES, *conditions.RULES, *sizes.RULES, *evidence.RULES, *gain.RULES),
+        key=lambda rule: rule.code,
+    )
 )

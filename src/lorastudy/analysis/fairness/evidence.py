@@ -1,7 +1,7 @@
 """Evidence: whether there are seeds, held-out items, metrics and environments enough alike to say anything."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
 from lorastudy.analysis.environments import same_environment
@@ -9,6 +9,7 @@ from lorastudy.analysis.fairness.case import Case, names, seeds_of
 from lorastudy.analysis.fairness.finding import Breach, Rule
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.summary import EXACT_MATCH, METRICS, metric_versions
+from lorastudy.records import DataSummary, RowsRead
 
 #: The fewest seeds with which the exact sign-flip test can reach .05: of 2**n patterns the two extremes count.
 NUM_SEEDS_FOR_A_VERDICT = math.ceil(1 + math.log2(1 / 0.05))
@@ -20,6 +21,18 @@ MAX_LEAKED_SHARE = 0.01
 _SDS = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
 NUM_ROWS_FOR_A_HALF = math.ceil((_SDS / 0.5) ** 2)
 NUM_ROWS_FOR_A_QUARTER = math.ceil((_SDS / 0.25) ** 2)
+
+
+#: As they are told.
+SPLITS = ("train", "eval", "test", "forgetting")
+#: What a reader calls a split; `test` and `forgetting` are called so.
+_SPLIT_NAMES = {"train": "training", "eval": "held-out"}
+_ONE_ROW = "one row to score: nothing can be told of any other row, and no number of seeds makes up for it"
+#: Rows that are left out move the mean of all by up to sqrt(p / (1 - p)) standard deviations, with p their share: at 5 %
+#: that is 0.23, about the quarter for which `NUM_ROWS_FOR_A_QUARTER` asks. What is cut away is the longest, not a sample.
+MAX_REFUSED_SHARE = 0.05
+#: Of more than half the rows the end is cut: then most of what is learnt and scored are answers without their end.
+MAX_CUT_SHARE = 0.5
 
 
 def _too_few_seeds(case: Case) -> Iterator[Breach]:
@@ -84,8 +97,11 @@ def _few_rows(case: Case) -> Iterator[Breach]:
         if num_rows is not None and num_rows < NUM_ROWS_FOR_A_QUARTER:
             by_number.setdefault(num_rows, []).append(arm)
     for num_rows, arms in by_number.items():
+        if num_rows < 2:
+            yield Breach(arms=names(arms), found=_ONE_ROW, severity="invalidates")
+            continue
         told = (
-            f"{num_rows:,} row{'s' * (num_rows != 1)} to score: a difference of less than {_SDS / math.sqrt(num_rows):.2g} "
+            f"{num_rows:,} rows to score: a difference of less than {_SDS / math.sqrt(num_rows):.2g} "
             "standard deviations of its values by row is missed in more than one study of five"
         )
         if case.metric == EXACT_MATCH:
@@ -103,6 +119,59 @@ def _num_scored_rows(case: Case, arm: Arm) -> int | None:
     if num_rows is None or case.metric != EXACT_MATCH:
         return num_rows
     return min(num_rows, arm.typed_settings.max_generation_samples)
+
+
+def _rows_cut(case: Case) -> Iterator[Breach]:
+    """By how the rows of any split fare; the gravest split gives the severity."""
+    by_rows: dict[tuple[RowsRead, ...], list[Arm]] = {}
+    for arm in case.arms:
+        by_rows.setdefault(case.facts_of(arm).rows, []).append(arm)
+    for rows, arms in by_rows.items():
+        in_order = sorted(rows, key=lambda read: SPLITS.index(read.summary.split))
+        cut = [read for read in in_order if _share_cut(read.summary) > MAX_REFUSED_SHARE]
+        if not cut:
+            continue
+        length = arms[0].typed_settings.max_seq_length
+        is_grave = any(
+            _share_refused(read.summary) > MAX_REFUSED_SHARE or _share_cut(read.summary) > MAX_CUT_SHARE
+            for read in cut
+        )
+        found = f"at max_seq_length {length}, {'; '.join(_fate(read.summary) for read in cut)}"
+        yield Breach(
+            arms=names(arms),
+            found=found + _lengths_wanted(rows),
+            severity="warning" if is_grave else "note",
+        )
+
+
+def _share_refused(summary: DataSummary) -> float:
+    return summary.num_refused_rows / (summary.num_rows + summary.num_refused_rows)
+
+
+def _share_cut(summary: DataSummary) -> float:
+    """Of all rows, those that lost something: their end, or all of their answer."""
+    lost = summary.num_truncated_rows + summary.num_refused_rows
+    return lost / (summary.num_rows + summary.num_refused_rows)
+
+
+def _fate(summary: DataSummary) -> str:
+    """`of 800 training rows 511 are cut short and 289 left out`."""
+    of = f"of {summary.num_rows + summary.num_refused_rows:,} {_SPLIT_NAMES.get(summary.split, summary.split)} rows"
+    short, out = summary.num_truncated_rows, summary.num_refused_rows
+    told = [f"{short:,} {'is' if short == 1 else 'are'} cut short"] * (short > 0)
+    told += [f"{out:,} left out, with no answer left"] * (out > 0)
+    return f"{of} {' and '.join(told)}"
+
+
+def _lengths_wanted(rows: Sequence[RowsRead]) -> str:
+    """What would keep the rows of all splits; nothing where only their counts were kept."""
+    longest = [read.length_of_all for read in rows if read.length_of_all is not None]
+    most = [read.length_of_most for read in rows if read.length_of_most is not None]
+    if not longest or not most:
+        return ""
+    if max(most) == max(longest):
+        return f"; max_seq_length {max(longest):,} keeps all of them whole"
+    return f"; max_seq_length {max(longest):,} keeps all of them whole, {max(most):,} at least 95 % of each split"
 
 
 def _tokenizers(case: Case) -> Iterator[Breach]:
@@ -215,6 +284,17 @@ RULES = (
         source="Card et al., arXiv 2010.06595; Miller, arXiv 2411.00640; the sizes of effects are Cohen's (1988)",
         change="hold out more rows (`eval_fraction`, `test_fraction`, or a file of their own), or claim large differences only",
         find=_few_rows,
+    ),
+    Rule(
+        code="LS506",
+        title="Rows cut short or left out",
+        why="what is cut away is never learnt nor scored, the end of an answer first, and it is the long rows that lose it: "
+        f"a share of {100 * MAX_REFUSED_SHARE:.0f} % left out can move a mean by 0.23 standard deviations of its values by row, and "
+        "once most rows lack their end no arm learns where an answer stops",
+        source="Ding et al., arXiv 2404.10830, where models made up less once fewer training texts were cut; Card et al., arXiv "
+        "2010.06595, for sizes of effects",
+        change="raise `max_seq_length` (`lorastudy check` says how far), or take the study as one of the short rows",
+        find=_rows_cut,
     ),
     Rule(
         code="LS601",

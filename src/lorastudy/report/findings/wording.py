@@ -8,6 +8,7 @@ from datetime import datetime
 from lorastudy.analysis.comparison import Comparison, MoreSeeds, leans
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.analysis.significance import MIN_SEEDS, smallest_sign_flip_p
+from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.summary import ArmSummary, Metric
 from lorastudy.analysis.tuning import tried_rates
 from lorastudy.report.document import Text
@@ -133,6 +134,21 @@ def margin_was_set(analysis: Analysis) -> str:
 def margin_words(analysis: Analysis) -> str:
     """`0.1 nats per token`, or `2 % of the reference's gain over the base model, 0.04 nats [...]`; `none` without one."""
     return analysis.question.margin_words(analysis.primary.unit)
+
+
+def why_these_items_alone(analysis: Analysis) -> str:
+    """Why the noise between items is not in the intervals, where it is not."""
+    compared = {comparison.arm for comparison in analysis.primary_comparisons}
+    scored = {
+        score.num_items
+        for arm in analysis.study.reported_arms
+        if arm is analysis.reference or arm.name in compared
+        for run in arm.completed
+        if (score := run.scores.get((stored_split("eval", analysis.study), analysis.primary.name)))
+    }
+    if scored == {1}:
+        return "only one row is scored"
+    return "scores are not stored item by item for all arms"
 
 
 def verdicts_by_word(analysis: Analysis) -> str:

@@ -33,6 +33,7 @@ from lorastudy.report.findings.wording import (
     margin_was_set,
     margin_words,
     verdict,
+    why_these_items_alone,
 )
 from lorastudy.report.numbers import (
     ABSENT,
@@ -76,7 +77,7 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         return []
     rule = (
         f"Arm minus reference ({reference.name}, {_how_named(analysis, reference)}), per seed and held-out item, then "
-        f"averaged; {_about(comparisons)} Verdicts are about {analysis.primary.title.lower()}, of which "
+        f"averaged; {_about(analysis)} Verdicts are about {analysis.primary.title.lower()}, of which "
         f"{'less' if analysis.primary.lower_is_better else 'more'} is better: {_rule(analysis)}"
     )
     blocks: list[Block] = [
@@ -93,11 +94,12 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     return blocks
 
 
-def _about(comparisons: Sequence[Comparison]) -> str:
+def _about(analysis: Analysis) -> str:
     """For what the intervals hold."""
-    if all(comparison.covers_new_items for comparison in comparisons if comparison.interval):
+    made = [comparison for comparison in analysis.primary_comparisons if comparison.interval]
+    if all(comparison.covers_new_items for comparison in made):
         return "intervals are about new seeds and new items."
-    return "intervals are about new seeds on these items, since scores are not stored item by item for all of them."
+    return f"intervals are about new seeds on these items, since {why_these_items_alone(analysis)}."
 
 
 def _how_named(analysis: Analysis, reference: Arm) -> str:

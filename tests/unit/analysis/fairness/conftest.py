@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from lorastudy.analysis.fairness.case import ArmFacts, Case, planned_case
 from lorastudy.analysis.study import split_studies
 from lorastudy.experiments.expansion import expand
-from lorastudy.records import Environment
+from lorastudy.records import DataSummary, Environment, RowsRead
 from lorastudy.spec.loading import load_suite
 from lorastudy.tracker.views import ExperimentResult, ScoreValue
 
@@ -40,13 +40,27 @@ def case_of(name: str) -> Case:
     arms: Mapping[str, Any] = YAML(typ="safe").load(beside)["arms"] if beside.exists() else {}
     assert set(arms) <= {experiment.arm for experiment in experiments}
     facts = {
-        arm: ArmFacts(**{_FACTS[key]: value for key, value in known.items() if key in _FACTS})
+        arm: ArmFacts(
+            **{_FACTS[key]: value for key, value in known.items() if key in _FACTS},
+            rows=tuple(_rows(split, fate) for split, fate in known.get("rows", {}).items()),
+        )
         for arm, known in arms.items()
     }
-    planned = planned_case(experiments, suite_name=suite.name, facts=facts)
+    planned = planned_case(experiments, suite_name=suite.name, facts=facts, question=suite.question)
     results = [_run(result, arms.get(result.arm, {})) for result in planned.study.results]
     (study,) = split_studies(results)
-    return Case(study=study, facts=facts)
+    return Case(study=study, facts=facts, margin=planned.margin)
+
+
+def _rows(split: str, fate: Mapping[str, int]) -> RowsRead:
+    counts = {
+        "num_rows": fate["usable"],
+        "num_refused_rows": fate["refused"],
+        "num_truncated_rows": fate["cut"],
+    }
+    return RowsRead(
+        summary=DataSummary(split=split, format="text", num_tokens=1, num_completion_tokens=1, **counts)
+    )
 
 
 def _run(result: ExperimentResult, known: Mapping[str, Any]) -> ExperimentResult:
@@ -57,10 +71,13 @@ def _run(result: ExperimentResult, known: Mapping[str, Any]) -> ExperimentResult
     loss = ScoreValue(
         value=known["losses"][result.seed], unit="nats", version=known.get("metric_version", 1), num_items=10
     )
+    before = (
+        {("eval_before", "loss"): replace(loss, value=known["loss_before"])} if "loss_before" in known else {}
+    )
     return replace(
         result,
         status="completed",
-        scores={("eval", "loss"): loss},
+        scores={("eval", "loss"): loss} | before,
         settings={**result.settings, **known.get("settings", {})},
         environment=Environment(**{**values, **machine, **known.get("environment", {})}),
     )

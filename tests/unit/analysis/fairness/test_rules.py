@@ -1,5 +1,6 @@
 """Every rule finds its own suite and leaves the near miss alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lorastudy.analysis.fairness.lint import blockers, invalidates, lint, untune
 from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import split_studies
 from lorastudy.experiments.expansion import expand
-from lorastudy.records import ArmProfile, DataSummary
+from lorastudy.records import ArmProfile, DataSummary, RowsRead
 from lorastudy.spec.loading import load_suite
 
 SUITES = Path(__file__).parent / "suites"
@@ -43,13 +44,16 @@ EXPECTED = {
     "LS302": ("note", {"mlp"}),
     "LS303": ("note", {"small"}),
     "LS304": ("note", {"small"}),
+    "LS305": ("warning", {"small", "large"}),
     "LS401": ("warning", SMALLER | LARGER - {"rank_ablation_r8_lr0.001"}),
     "LS402": ("warning", SMALL),
+    "LS403": ("invalidates", {"small"}),
     "LS501": ("invalidates", {"small", "large"}),
     "LS502": ("invalidates", SMALL),
     "LS503": ("invalidates", {"there"}),
     "LS504": ("warning", {"small"}),
     "LS505": ("warning", {"small", "large"}),
+    "LS506": ("warning", {"small", "large"}),
     "LS601": ("warning", {"small"}),
 }
 
@@ -76,7 +80,9 @@ def test_the_rule_leaves_the_near_miss_alone(case, code):
 def test_a_rule_says_why_whence_and_what_to_do(code):
     (rule,) = [rule for rule in RULES if rule.code == code]
     assert all(len(text) > 20 for text in (rule.title + rule.why, rule.why, rule.change))
-    assert any(word in rule.source for word in ("arXiv", "PEFT", "Thinking Machines"))
+    assert any(
+        word in rule.source for word in ("arXiv", "PEFT", "Thinking Machines", "Statistics in Medicine")
+    )
 
 
 @pytest.fixture
@@ -225,12 +231,96 @@ def test_a_slipped_exponent_among_good_rates_is_noted_and_alone_is_warned_of(pla
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "severity"), [(31, "warning"), (32, "note"), (125, "note"), (126, None), (None, None)]
+    ("num_rows", "severity"),
+    [
+        (1, "invalidates"),
+        (2, "warning"),
+        (31, "warning"),
+        (32, "note"),
+        (125, "note"),
+        (126, None),
+        (None, None),
+    ],
 )
 def test_few_rows_to_score(planned, num_rows, severity):
     """statsmodels 0.15: NormalIndPower(ddof=0).solve_power(0.5, power=.8, alpha=.05, ratio=0) is 31.4, of 0.25 it is 125.6."""
     case = planned("experiments: [{name: a}]", a={"num_test_rows": num_rows})
     assert found(case, "LS505") == ([] if severity is None else [(severity, {"a"})])
+
+
+def rows(split, usable, refused, truncated, **lengths):
+    summary = DataSummary(
+        split=split, format="text", num_rows=usable, num_refused_rows=refused, num_truncated_rows=truncated,
+        num_tokens=9, num_completion_tokens=9,
+    )  # fmt: skip
+    return RowsRead(summary=summary, **lengths)
+
+
+@pytest.mark.parametrize(
+    ("usable", "refused", "truncated", "severity"),
+    [
+        (1000, 0, 50, None),  # 5 % cut
+        (1000, 0, 51, "note"),
+        (1000, 0, 500, "note"),  # half of them
+        (1000, 0, 501, "warning"),
+        (950, 50, 0, None),  # 5 % left out
+        (949, 51, 0, "warning"),
+        (960, 40, 20, "note"),
+    ],
+)
+def test_rows_that_are_cut(planned, usable, refused, truncated, severity):
+    read = (rows("train", usable, refused, truncated), rows("eval", 200, 0, 0))
+    case = planned("experiments: [{name: a}]", a={"rows": read})
+    assert found(case, "LS506") == ([] if severity is None else [(severity, {"a"})])
+
+
+def test_rows_that_are_cut_are_counted_by_split_with_the_lengths_that_keep_them(planned):
+    read = (
+        rows("train", 511, 289, 511, length_of_all=19, length_of_most=17),
+        rows("eval", 99, 0, 1, length_of_all=9, length_of_most=8),
+        rows("test", 80, 20, 0, length_of_all=18, length_of_most=12),
+    )
+    (finding,) = [f for f in lint(planned("experiments: [{name: a}]", a={"rows": read})) if f.code == "LS506"]
+    assert finding.found == (
+        "at max_seq_length 512, of 800 training rows 511 are cut short and 289 left out, with no answer left; of 100 test "
+        "rows 20 left out, with no answer left; max_seq_length 19 keeps all of them whole, 17 at least 95 % of each split"
+    )
+
+
+@pytest.mark.parametrize(("margin", "severity"), [(5.7, None), (5.8, "warning")])
+def test_before_a_run_no_model_can_miss_a_margin_above_the_loss_of_a_guess(planned, margin, severity):
+    text = f"margin: {margin}\nexperiments: [{{name: a}}, {{name: b, lora_rank: 4}}]"
+    case = planned(text, a={"vocab_size": 310}, b={"vocab_size": 310})  # ln 310 = 5.74
+    assert [each for each, _ in found(case, "LS403")] == ([severity] if severity else [])
+
+
+def test_a_share_of_the_gain_is_never_too_large_and_a_share_of_right_answers_may_be(planned):
+    both = "experiments: [{name: a}, {name: b, lora_rank: 4}]"
+    facts = {"a": {"vocab_size": 310}}
+    assert found(planned(f"margin: 10%\n{both}", **facts), "LS403") == []
+    assert found(planned(f"primary_metric: exact_match\nmargin: 0.9\n{both}"), "LS403") == []
+    too_large = planned(f"primary_metric: exact_match\nmargin: 1\n{both}")
+    assert [severity for severity, _ in found(too_large, "LS403")] == ["invalidates"]
+
+
+def test_a_gain_within_the_noise_is_hardly_learnt(make_result):
+    """Gains 0.5, -0.3, 0.4 of 3: mean 0.2, standard error 0.25, t(.975, 2) = 4.3. Of 0.5, 0.5, 0.51 the mean is sure."""
+
+    def severities(after):
+        runs = [
+            replace(
+                run,
+                scores=run.scores | {("eval_before", "loss"): replace(run.scores["eval", "loss"], value=3.0)},
+            )
+            for arm, rank in (("a", 4), ("b", 8))
+            for seed, loss in enumerate(after)
+            for run in [make_result(arm, seed, loss, settings={"lora_rank": rank})]
+        ]
+        (study,) = split_studies(runs)
+        return [severity for severity, _ in found(measured_case(study), "LS305")]
+
+    assert severities([2.5, 3.3, 2.6]) == ["warning"]
+    assert severities([2.5, 2.5, 2.49]) == []
 
 
 def test_exact_match_is_measured_on_the_rows_that_are_answered(planned):
@@ -316,4 +406,5 @@ def test_facts_are_what_the_runs_recorded(make_result):
         num_train_rows=100,
         num_test_rows=10,
         num_leaked_rows=3,
+        rows=(RowsRead(summary=train), RowsRead(summary=test)),
     )

@@ -1,0 +1,55 @@
+"""What becomes of a suite's rows, before it runs: whether the base model's tokenizer knows them, and how many are cut."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lorastudy.errors import DataError, StudyError
+from lorastudy.planner.answers import Answers
+from lorastudy.planner.estimate import Estimator
+from lorastudy.planner.packing import groups
+from lorastudy.records import RowsRead
+from lorastudy.spec.experiment import Experiment, canonical_json
+from lorastudy.spec.settings import Settings
+
+#: The settings that decide which rows are read, and as which tokens.
+_ROWS_KEYS = (
+    "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path", "eval_fraction",
+    "test_fraction", "max_train_samples", "max_eval_samples", "max_seq_length", "base_model", "trust_remote_code",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsChecked:
+    """What a worker found when it read rows as a run would."""
+
+    read: Mapping[str, tuple[RowsRead, ...]] = field(default_factory=dict)
+    """By `rows_key`, the splits of those that could be read."""
+    unknown: tuple[str, ...] = ()
+    """What could not be found out, a line for each base model."""
+
+
+def rows_key(settings: Settings) -> str:
+    """Equal for settings whose rows become the same tokens."""
+    return canonical_json([getattr(settings, key) for key in _ROWS_KEYS])
+
+
+def check_rows(experiments: Sequence[Experiment], answers: Answers) -> RowsChecked:
+    """Have a worker read the experiments' rows as a run would.
+
+    The answers are those that `prepare` asks for, so both together read the rows once.
+
+    Raises:
+        DataError: what a run would say of rows that cannot be used with the base model's tokenizer.
+    """
+    unknown, read = {}, {}
+    for group in groups(experiments):
+        base_model = group[0].settings.base_model
+        try:
+            read[rows_key(group[0].settings)] = Estimator(group, answers, with_data=True).rows_read
+        except DataError:
+            raise
+        except StudyError as error:
+            unknown[base_model] = (
+                f"whether {base_model} can read the data is not known before it runs: {error}"
+            )
+    return RowsChecked(read=read, unknown=tuple(unknown.values()))
