@@ -155,6 +155,9 @@ class _Speaking:
     def leave(self) -> None:
         """Nothing: nobody asks."""
 
+    def close(self) -> None:
+        """Nothing: there is no process."""
+
     def run(self, folders: Sequence[Path]) -> Iterator[tuple[Path, object]]:
         """One failure for each experiment."""
         for folder in folders:

@@ -4,8 +4,6 @@ import math
 import statistics
 from collections.abc import Iterator
 
-from scipy import special  # not `stats`, which takes half a second to import
-
 from lorastudy.analysis.fairness.case import Case, names
 from lorastudy.analysis.fairness.finding import Breach, Rule
 from lorastudy.analysis.study import Arm
@@ -34,6 +32,8 @@ def _little(case: Case, arm: Arm) -> str:
     if gain < LITTLE_SHARE * base:
         return f"{told}, {100 * gain / base:.1f} % of it"
     if len(gains) > 1:
+        from scipy import special  # a dry run, which asks before there are gains, goes without
+
         error = statistics.stdev(gains) / math.sqrt(len(gains))
         if gain - float(special.stdtrit(len(gains) - 1, 0.975)) * error <= 0:
             return f"{told}, within the noise between {len(gains)} seeds"
