@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -195,14 +196,14 @@ def _follow(folder: Path, pid: int) -> Generator[Event]:
 
 def run(
     suite: TinySuite, folder: Path, *, executor: Any = None, is_leaving: Callable[[], bool] = lambda: False,
-    on_event: Callable[..., None] = lambda *_: None,
+    on_event: Callable[..., None] = lambda *_: None, how: Callable[..., SuiteOutcome] | None = None,
 ) -> SuiteOutcome:  # fmt: skip
-    """Run what is missing of the suite in this folder, as a command does."""
+    """Run what is missing of the suite in this folder, as a command does; `how` is `run_suite` or what stands for it."""
+    how = how or partial(run_suite, suite_name=SUITE)
     plan = Plan(runs=folder / "runs", output=folder / "output", continue_on_error=True, is_leaving=is_leaving)
     with ExperimentTracker(folder / "experiments.db", writable=True) as tracker:
-        return run_suite(
+        return how(
             suite.experiments,
-            suite_name=SUITE,
             tracker=tracker,
             executor=executor or ForkedExecutor(cache=suite.cache),
             plan=plan,

@@ -30,15 +30,6 @@ def run_relay(
     on_event: OnEvent,
 ) -> SuiteOutcome:
     """Run what is missing of a suite, as `run_suite`, in two legs where its packs become even by that, else in one."""
-    missing = not_done(experiments, tracker=tracker, searching=plan.searching)
-    change = _change(experiments, executor=executor, plan=plan)
-    legs = [(Leg(), "")]
-    if change is not None:
-        paused = _paused(missing, change, tracker=tracker)
-        legs = [
-            (Leg(pause_at=change.pause_at, settled=paused), "until packs are dealt out evenly"),
-            (Leg(begun=change.pause_at, alone=change.alone), "to the end"),
-        ]
     run = partial(
         run_suite,
         experiments,
@@ -47,6 +38,15 @@ def run_relay(
         executor=executor,
         on_event=on_event,
     )
+    change = _change(experiments, executor=executor, plan=plan)
+    if change is None:
+        return run(plan=plan)
+    missing = not_done(experiments, tracker=tracker, searching=plan.searching)
+    paused = _paused(missing, change, tracker=tracker)
+    legs = [
+        (Leg(pause_at=change.pause_at, settled=paused), "until packs are dealt out evenly"),
+        (Leg(begun=change.pause_at, alone=change.alone), "to the end"),
+    ]
     outcomes = run_legs(legs, plan=plan, run=lambda of_leg: run(plan=of_leg))
     return as_one(experiments, outcomes, missing={each.id for each in missing})
 

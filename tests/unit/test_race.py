@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lorastudy import race as racing
 from lorastudy.checkpoints import CHECKPOINTS_NAME
 from lorastudy.race import Race, outraced, run_race
 from lorastudy.records import Outcome, PackStep
-from lorastudy.runner import Plan, SuiteOutcome
+from lorastudy.runner import SuiteOutcome
 from lorastudy.tracker import ExperimentTracker, rebuild, replay
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,20 +48,9 @@ def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )  # fmt: skip
 
 
-def race(
-    suite: forked.TinySuite, folder: Path, *, executor: Any = None, on_event: Callable[..., None] = lambda *_: None,
-    is_leaving: Callable[[], bool] = lambda: False,
-) -> SuiteOutcome:  # fmt: skip
-    plan = Plan(runs=folder / "runs", output=folder / "output", is_leaving=is_leaving)
-    with ExperimentTracker(folder / "experiments.db", writable=True) as tracker:
-        return run_race(
-            suite.experiments,
-            race=Race(suite_name=forked.SUITE, rungs=RUNGS),
-            tracker=tracker,
-            executor=executor or forked.ForkedExecutor(cache=suite.cache),
-            plan=plan,
-            on_event=on_event,
-        )
+def race(suite: forked.TinySuite, folder: Path, **named: Any) -> SuiteOutcome:
+    of_suite = Race(suite_name=forked.SUITE, rungs=RUNGS)
+    return forked.run(suite, folder, how=partial(run_race, race=of_suite), **named)
 
 
 @pytest.fixture(scope="module")

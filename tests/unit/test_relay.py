@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import forked
 from lorastudy.executors import SideBySideExecutor
 from lorastudy.records import Pack, PackStep
 from lorastudy.relay import run_relay
-from lorastudy.runner import Plan, SuiteOutcome
+from lorastudy.runner import SuiteOutcome
 from lorastudy.tracker import ExperimentTracker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,19 +52,12 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> forked.TinySuite:
 
 
 def relay(
-    suite: forked.TinySuite, folder: Path, *, executor: Any = None, on_event: Callable[..., None] = lambda *_: None,
-    is_leaving: Callable[[], bool] = lambda: False,
-) -> SuiteOutcome:  # fmt: skip
-    plan = Plan(runs=folder / "runs", output=folder / "output", is_leaving=is_leaving)
-    with ExperimentTracker(folder / "experiments.db", writable=True) as tracker:
-        return run_relay(
-            suite.experiments,
-            suite_name=forked.SUITE,
-            tracker=tracker,
-            executor=executor or TwoLanes(cache=suite.cache),
-            plan=plan,
-            on_event=on_event,
-        )
+    suite: forked.TinySuite, folder: Path, *, executor: Any = None, **named: Callable[..., Any]
+) -> SuiteOutcome:
+    executor = executor or TwoLanes(cache=suite.cache)
+    return forked.run(
+        suite, folder, executor=executor, how=partial(run_relay, suite_name=forked.SUITE), **named
+    )
 
 
 @pytest.fixture(scope="module")

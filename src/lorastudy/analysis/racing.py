@@ -78,10 +78,6 @@ class RaceRules:
     allowance: float = ALLOWANCE
     level: float = LEVEL
 
-    def allowance_at(self, rung: float) -> float:
-        """The share of the gain so far that is allowed for after this share of the steps."""
-        return allowance_at(rung, allowance=self.allowance)
-
 
 RungLosses = Mapping[str, Mapping[int, ItemScores]]
 """By arm and seed, the loss on every held-out row."""
@@ -119,7 +115,7 @@ def clearly_behind(
     if gain <= 0:
         return ()  # nothing was learnt yet, so nothing is known of who will learn
     margin = 0.0 if rules.margin is None else rules.margin.allowed(reference=means[ahead], base=base_loss)
-    bound = margin + rules.allowance_at(rung) * gain
+    bound = margin + allowance_at(rung, allowance=rules.allowance) * gain
     found = []
     for arm, values in table.items():
         if arm == ahead or arm in kept:

@@ -10,20 +10,15 @@ from lorastudy.data.examples import Example
 from lorastudy.data.load import StudyData, train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
-from lorastudy.planner.rows import rows_key
+from lorastudy.planner.rows import data_key, rows_key
 from lorastudy.records import RowsRead
 from lorastudy.spec.base_folder import read_config
-from lorastudy.spec.experiment import Experiment, canonical_json
+from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.question import Question
 from lorastudy.spec.rates import published_rates
 from lorastudy.spec.settings import Settings
 from lorastudy.spec.sources import LAB_MODEL
 
-#: The settings that decide which rows are read.
-_DATA_KEYS = (
-    "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path", "eval_fraction",
-    "test_fraction", "max_train_samples", "max_eval_samples",
-)  # fmt: skip
 #: Of e, that is still written out.
 _LARGEST_EXPONENT = 20.0
 #: Completion tokens are counted in this many training rows and scaled to all: enough for a comparison of orders.
@@ -63,11 +58,6 @@ def margin_notes(question: Question) -> list[str]:
     if margin.amount >= 1:
         told += f"; a share of the reference's gain has a percent sign: '{margin}%'"
     return [told]
-
-
-def data_key(settings: Settings) -> str:
-    """Equal for settings that read the same rows."""
-    return canonical_json([getattr(settings, key) for key in _DATA_KEYS])
 
 
 def suite_case(

@@ -11,11 +11,13 @@ from lorastudy.records import RowsRead
 from lorastudy.spec.experiment import Experiment, canonical_json
 from lorastudy.spec.settings import Settings
 
-#: The settings that decide which rows are read, and as which tokens.
-_ROWS_KEYS = (
+#: The settings that decide which rows are read.
+_DATA_KEYS = (
     "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path", "eval_fraction",
-    "test_fraction", "max_train_samples", "max_eval_samples", "max_seq_length", "base_model", "trust_remote_code",
+    "test_fraction", "max_train_samples", "max_eval_samples",
 )  # fmt: skip
+#: Those that decide as which tokens.
+_TOKEN_KEYS = ("max_seq_length", "base_model", "trust_remote_code")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +30,14 @@ class RowsChecked:
     """What could not be found out, a line for each base model."""
 
 
+def data_key(settings: Settings) -> str:
+    """Equal for settings that read the same rows."""
+    return canonical_json([getattr(settings, key) for key in _DATA_KEYS])
+
+
 def rows_key(settings: Settings) -> str:
     """Equal for settings whose rows become the same tokens."""
-    return canonical_json([getattr(settings, key) for key in _ROWS_KEYS])
+    return canonical_json([getattr(settings, key) for key in (*_DATA_KEYS, *_TOKEN_KEYS)])
 
 
 def check_rows(experiments: Sequence[Experiment], answers: Answers) -> RowsChecked:
