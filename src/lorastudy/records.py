@@ -81,7 +81,11 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """What became of the rows. A refused row is one whose answer was cut away entirely by `max_seq_length`."""
+    """What became of the rows that a run reads. A refused row is one whose answer `max_seq_length` cut away entirely.
+
+    A row's prompt is what stands before its first answer, without regard to case, white space and Unicode form. A row
+    of plain text, and one that asks nothing, has its own content in place of a prompt.
+    """
 
     split: str
     format: str
@@ -94,6 +98,18 @@ class DataSummary:
     """Training rows whose content stands earlier in the file."""
     num_leaked_rows: int | None = None
     """Held-out rows whose content is also trained on; of test rows, also those that stand among the held-out ones."""
+    num_unread_rows: int | None = None
+    """Training rows that the steps do not reach; no other count covers them. None where all rows are read."""
+    num_known_prompts: int | None = None
+    """As `num_leaked_rows`, of rows whose prompt is there, whatever the answer."""
+    num_near_copies: int | None = None
+    """As `num_leaked_rows`, of rows that nearly repeat such a row, and whose prompt is not there."""
+    num_compared_rows: int | None = None
+    """On how many of this split's rows near copies were counted; a sample where a side has more than 10,000."""
+    split_by: Literal["prompt", "row"] | None = None
+    """What decided which rows are held out; None where these rows have a file of their own."""
+    groups: tuple[int, ...] | None = None
+    """For each scored row, in order, a number that rows of one prompt share; None where no two rows share a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +125,10 @@ class RowsRead:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """What `dataclasses.asdict` made plain."""
-        return cls(**{**values, "summary": DataSummary(**values["summary"])})
+        summary = dict(values["summary"])
+        if summary.get("groups") is not None:
+            summary["groups"] = tuple(summary["groups"])
+        return cls(**{**values, "summary": DataSummary(**summary)})
 
 
 @dataclass(frozen=True, kw_only=True)

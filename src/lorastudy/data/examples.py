@@ -16,9 +16,10 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A row with its rendering. `content_hash` follows what the row says, not how a model renders it."""
+    """A row with its rendering. Both hashes follow what the row says, not how a model renders it."""
 
     row: Row
     format: Format
     segments: tuple[Segment, ...]
     content_hash: str
+    prompt_hash: str

@@ -8,7 +8,7 @@ from lorastudy.data.examples import Example
 from lorastudy.data.formats import Format, asks_nothing, recognise
 from lorastudy.data.prompts import render
 from lorastudy.data.sources import Row, read_rows
-from lorastudy.data.splits import Split, content_hash, num_duplicates, overlap, split_by_content
+from lorastudy.data.splits import Split, content_hash, num_duplicates, overlap, prompt_hash, split_by_content
 from lorastudy.errors import DataError
 from lorastudy.spec.settings import Settings
 
@@ -62,6 +62,7 @@ def to_examples(
             format=fmt,
             segments=render(row, fmt, chat_template=chat_template),
             content_hash=content_hash(row, fmt),
+            prompt_hash=prompt_hash(row, fmt),
         )
         for row in rows
     ]

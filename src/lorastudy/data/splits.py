@@ -29,8 +29,20 @@ def content_hash(row: Row, fmt: Format) -> str:
     Column names and empty texts play no part: the same question and answer as Alpaca row, as a pair and as a
     conversation of two turns are the same content.
     """
-    texts = [_normalised(text) for text in _texts(row, fmt)]
-    return hashlib.sha256("\x1f".join(text for text in texts if text).encode()).hexdigest()
+    return _digest([_normalised(text) for text in _texts(row, fmt)])
+
+
+def prompt_hash(row: Row, fmt: Format) -> str:
+    """As `content_hash`, of what stands before the first answer. Plain text, and a row that asks nothing, has its content."""
+    texts = [_normalised(text) for text in _prompt_texts(row, fmt)]
+    return _digest(texts) if any(texts) else content_hash(row, fmt)
+
+
+def prompt_groups(examples: Sequence[Example]) -> tuple[int, ...] | None:
+    """For each row a number that rows of one prompt share, by first appearance; None where no two rows do."""
+    numbers: dict[str, int] = {}
+    groups = tuple(numbers.setdefault(example.prompt_hash, len(numbers)) for example in examples)
+    return None if len(numbers) == len(groups) else groups
 
 
 def split_by_content(
@@ -78,6 +90,20 @@ def _texts(row: Row, fmt: Format) -> list[str]:
     if fmt.name in ("messages", "sharegpt"):
         return [turn.plain for turn in fmt.conversation(row).turns]
     return [value or "" for value in fmt.values(row).values()]
+
+
+def _prompt_texts(row: Row, fmt: Format) -> list[str]:
+    if fmt.name == "text":
+        return []
+    if fmt.name in ("messages", "sharegpt"):
+        conversation = fmt.conversation(row)
+        return [turn.plain for turn in conversation.turns[: conversation.answers[0]]]
+    answer = "output" if fmt.name == "alpaca" else "completion"
+    return [value or "" for part, value in fmt.values(row).items() if part != answer]
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\x1f".join(text for text in texts if text).encode()).hexdigest()
 
 
 def _normalised(text: str) -> str:

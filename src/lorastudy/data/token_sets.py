@@ -1,8 +1,10 @@
 """All data sets of a study as tokens, by the name of their split: what a worker trains on, and what a plan asks about."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from lorastudy.data.load import StudyData
+from lorastudy.data.splits import prompt_groups
 from lorastudy.data.tokenise import Tokenizer, TokenSet, tokenise
 from lorastudy.errors import DataError
 from lorastudy.spec.settings import Settings
@@ -24,12 +26,16 @@ def token_sets(study: StudyData, settings: Settings, *, tokenizer: Tokenizer) ->
     for split, rows in examples.items():
         if rows is not None:
             try:
-                sets[split] = tokenise(
+                tokens = tokenise(
                     rows, tokenizer=tokenizer, max_seq_length=settings.max_seq_length, split=split
                 )
             except DataError as error:
                 where = f"{_path_of(split, settings)}, with base_model {settings.base_model}"
                 raise DataError(f"{where}: {error}") from error
+            if split != "train":  # groups are of rows that are scored
+                groups = prompt_groups([rows[place] for place in tokens.places])
+                tokens = replace(tokens, summary=replace(tokens.summary, groups=groups))
+            sets[split] = tokens
     return sets
 
 

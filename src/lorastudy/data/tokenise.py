@@ -71,6 +71,8 @@ class TokenSet:
     summary: DataSummary
     whole_lengths: tuple[int, ...]
     """Tokens of every row before the cut, of refused ones too."""
+    places: tuple[int, ...]
+    """Where each usable row stands among all that were given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +99,15 @@ def tokenise(
     assert examples
     special = tokenizer.all_special_tokens
     rows: list[TokenRow] = []
+    places: list[int] = []
     whole_lengths: list[int] = []
     num_truncated = 0
-    for example, encoded in zip(examples, _encode(examples, tokenizer), strict=True):
+    for place, (example, encoded) in enumerate(zip(examples, _encode(examples, tokenizer), strict=True)):
         whole_lengths.append(len(encoded.ids))
         row = _cut(example, encoded, max_seq_length=max_seq_length, special=special)
         if row is not None:
             rows.append(row)
+            places.append(place)
             num_truncated += len(encoded.ids) > max_seq_length
     if not rows:
         raise DataError(
@@ -120,7 +124,9 @@ def tokenise(
         num_tokens=sum(len(row.input_ids) for row in rows),
         num_completion_tokens=sum(row.num_completion_tokens for row in rows),
     )
-    return TokenSet(rows=tuple(rows), summary=summary, whole_lengths=tuple(whole_lengths))
+    return TokenSet(
+        rows=tuple(rows), summary=summary, whole_lengths=tuple(whole_lengths), places=tuple(places)
+    )
 
 
 def _refuse_unknown_words(rows: Sequence[TokenRow], tokenizer: Tokenizer, *, split: str) -> None:

@@ -230,7 +230,7 @@ def _packs(connection: Connection) -> _Packs:
     for row in rows.intact(connection, schema.pack_profiles):
         packs.profiles[row["pack_id"], row["attempt"]] = _as_value(PackProfile, row, without=pack_key)
     for row in sorted(rows.intact(connection, schema.data_summaries), key=lambda row: row["split"]):
-        packs.data[row["pack_id"], row["attempt"]] += (_as_value(DataSummary, row, without=pack_key),)
+        packs.data[row["pack_id"], row["attempt"]] += (_data_summary(row),)
     for row in sorted(rows.intact(connection, schema.incidents), key=lambda row: row["position"]):
         incident = _as_value(Incident, row, without=(*pack_key, "position"))
         packs.incidents[row["pack_id"], row["attempt"]] += (incident,)
@@ -238,6 +238,11 @@ def _packs(connection: Connection) -> _Packs:
         profile = _as_value(CheckpointProfile, row, without=pack_key)
         packs.checkpoints[row["pack_id"], row["attempt"]] = profile
     return packs
+
+
+def _data_summary(row: Row) -> DataSummary:
+    groups = None if row["groups"] is None else tuple(json.loads(row["groups"]))
+    return _as_value(DataSummary, {**row, "groups": groups}, without=("pack_id", "attempt"))
 
 
 def _environments(connection: Connection) -> dict[_RunKey, Environment]:

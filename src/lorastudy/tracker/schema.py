@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 #: The revision these tables belong to: kept equal to the newest file in `migrations/versions` by a test, and
 #: written here so that reading a current store need not import alembic.
-HEAD_REVISION = "0006"
+HEAD_REVISION = "0007"
 
 #: Not alembic's default name, which MLflow and Optuna use too: a PostgreSQL database may be shared.
 VERSION_TABLE = "lorastudy_version"
@@ -305,6 +305,16 @@ data_summaries = Table(
     Column("num_completion_tokens", BigInteger, nullable=False),
     Column("num_duplicate_rows", BigInteger),
     Column("num_leaked_rows", BigInteger),
+    Column("num_unread_rows", BigInteger),
+    Column("num_known_prompts", BigInteger),
+    Column("num_near_copies", BigInteger),
+    Column("num_compared_rows", BigInteger),
+    Column("split_by", Text, comment="prompt or row; NULL where the rows have a file of their own"),
+    Column(
+        "groups",
+        Text,
+        comment="JSON: for each row a number that rows of one prompt share; NULL where none do",
+    ),
     _hash(),
 )
 

@@ -104,8 +104,10 @@ def _take_environment(connection: Connection, record: Environment, origin: Origi
 
 
 def _take_data_summary(connection: Connection, record: DataSummary, origin: Origin) -> bool:
+    groups = None if record.groups is None else canonical_json(record.groups)
+    values = asdict(record) | {"groups": groups}
     return _add_once(
-        connection, schema.data_summaries, values=asdict(record), key=origin.key | {"split": record.split}
+        connection, schema.data_summaries, values=values, key=origin.key | {"split": record.split}
     )
 
 

@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from lorastudy.data.formats import detect
 from lorastudy.data.load import to_examples
 from lorastudy.data.sources import Row
-from lorastudy.data.splits import content_hash, num_duplicates, overlap, position, split_by_content
+from lorastudy.data.splits import (
+    content_hash,
+    num_duplicates,
+    overlap,
+    position,
+    prompt_groups,
+    prompt_hash,
+    split_by_content,
+)
 
 
 def examples(pairs):
@@ -91,3 +99,36 @@ def test_position_is_the_first_48_bits_of_the_hash():
 
 def test_overlap_counts_held_out_rows():
     assert overlap(examples([("a", "x"), ("b", "x")]), examples([("A", "X"), ("a", "x"), ("c", "x")])) == 2
+
+
+def prompt_of(values):
+    row = Row(values=values, where="f")
+    return prompt_hash(row, detect([row]))
+
+
+def test_a_prompt_is_what_stands_before_the_first_answer_in_every_format():
+    # SHA-256 of "be brief\x1fsay hi" and of "say hi", as `content_hash` but without the answers
+    system, user = {"role": "system", "content": "Be brief"}, {"role": "user", "content": "Say  HI "}
+    answers = [{"role": "assistant", "content": text} for text in ("hi", "bye")]
+    assert (
+        prompt_of({"messages": [system, user, answers[0]]})
+        == hashlib.sha256(b"be brief\x1fsay hi").hexdigest()
+    )
+    expected = hashlib.sha256(b"say hi").hexdigest()
+    for values in (
+        {"instruction": "Say hi", "input": "", "output": "bye"},
+        {"question": "say hi", "answer": "hello"},
+        {"messages": [user, answers[0], {"role": "user", "content": "Leave"}, answers[1]]},
+    ):
+        assert prompt_of(values) == expected
+
+
+def test_plain_text_and_rows_that_ask_nothing_have_their_content_for_a_prompt():
+    for values in ({"text": "Say hi"}, {"prompt": " ", "completion": "hi"}):
+        assert prompt_of(values) == hash_of(values)
+
+
+def test_groups_number_the_prompts_by_first_appearance():
+    rows = examples([("a", "x"), ("b", "x"), ("A ", "y"), ("c", "x")])
+    assert prompt_groups(rows) == (0, 1, 0, 2)
+    assert prompt_groups(rows[:2]) is None

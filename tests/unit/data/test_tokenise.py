@@ -17,7 +17,9 @@ def example(*parts):
     segments = tuple(
         Segment(text=text, trained=bool(i % 2) or len(parts) == 1) for i, text in enumerate(parts)
     )
-    return Example(row=Row(values={}, where="f"), format=FORMAT, segments=segments, content_hash="")
+    return Example(
+        row=Row(values={}, where="f"), format=FORMAT, segments=segments, content_hash="", prompt_hash=""
+    )
 
 
 def run(*examples, tokenizer, max_seq_length=100):

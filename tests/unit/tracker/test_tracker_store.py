@@ -17,7 +17,6 @@ from sqlalchemy.schema import CreateTable
 
 from lorastudy.errors import StoreError
 from lorastudy.records import Outcome, PackStep
-from lorastudy.spec.question import Question
 from lorastudy.tracker import ExperimentTracker, migrations, rows, schema, store
 
 
@@ -242,17 +241,6 @@ def test_the_design_of_a_suite_is_kept_and_the_newest_counts(filled):
         assert tracker.verify() == []
 
 
-def test_a_store_of_before_questions_keeps_its_results_and_can_state_a_question(filled):
-    edit(filled, "DROP TABLE suite_designs")
-    edit(filled, "DROP TABLE suite_questions")
-    edit(filled, "UPDATE lorastudy_version SET version_num = '0004'")
-    with ExperimentTracker(filled, writable=True) as tracker:
-        assert tracker.get_suites()[0].questions == ()
-        assert tracker.state_question("ranks", Question(seeds=(0,)))
-        assert tracker.get_all_experiments()[0].status == "completed"
-        assert tracker.verify() == []
-
-
 def test_the_tables_compile_for_postgresql():
     statements = [
         str(CreateTable(table).compile(dialect=postgresql.dialect()))
@@ -370,7 +358,7 @@ def test_a_step_of_many_arms_is_whole_or_absent(filled, make_experiment, make_re
         tracker.start_run(experiment.id, attempt=2, pack_id="p", engine="packed", run_folder="runs/p2")
         with pytest.raises(IntegrityError):
             tracker.take(step, pack_id="p", attempt=2)
-        assert tracker.take(make_records(experiment.id)[2], pack_id="p", attempt=2)
+        assert tracker.take(make_records(experiment.id)[3], pack_id="p", attempt=2)
         tracker.take(Outcome(experiment_id=experiment.id, status="completed"), pack_id="p", attempt=2)
         assert len(tracker.get_steps(experiment.id)) == 1
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lorastudy.errors import StoreError
+from lorastudy.spec.question import Question
 from lorastudy.tracker import ExperimentTracker, backup, migrations
 from lorastudy.tracker.schema import HEAD_REVISION
 
@@ -71,6 +72,17 @@ def assert_still_said(then: Any, now: Any) -> None:
             assert_still_said(one, other)
     else:
         assert then == now
+
+
+def test_a_store_of_before_questions_keeps_its_results_and_can_state_a_question(
+    restored: Callable[[Path], Path],
+) -> None:
+    with ExperimentTracker(restored(STORES / "0004.sql"), writable=True) as tracker:
+        (suite,) = [suite for suite in tracker.get_suites() if suite.num_experiments]
+        assert suite.questions == ()
+        assert tracker.state_question(suite.suite_name, Question(seeds=(0,)))
+        assert tracker.get_all_experiments()[0].status == "completed"
+        assert tracker.verify() == []
 
 
 # --- backups --------------------------------------------------------------------------------------------
