@@ -1,41 +1,48 @@
 """A conversation rendered by a model's own chat template, with the answers told apart from the rest.
 
-A template is a program that turns messages into one text; it does not say which part is the answer. So the
-conversation is rendered again and again, each time a little longer: what the template writes before an answer
-(with `add_generation_prompt`, as at inference) and what it has written after it are both prefixes of the
-whole, and the answer with its end marker is the difference.
+A template is a program that turns messages into one text. Templates with `{% generation %}` say which part of it the
+model answers, and then that part is trained. Most do not, so the conversation is rendered again and again, each time a
+little longer: what the template writes before an answer (with `add_generation_prompt`, as at inference) and what it has
+written after it are both prefixes of the whole, and the answer with its end mark is the difference.
 """
 
+import functools
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from lorastudy.data.conversations import Conversation, ConversationError, Turn
-from lorastudy.data.examples import Segment
+from lorastudy.data.examples import Rendering, Segment
 
 Message = dict[str, Any]
 
 #: A template is a program of somebody else's, and fails as programs do.
 _OF_A_PROGRAM = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+_REWRITES = "the model's chat template rewrites earlier turns, so its answers cannot be told apart"
+#: An answer that no template has a reason to change.
+_SAMPLE = "A1b2C3"
 
 
-class ChatTemplate(Protocol):
-    """`tokenizer.apply_chat_template` with `tokenize=False`."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChatTemplate:
+    """A model's chat template as functions; `engine.chat_template` makes one of a tokenizer's.
 
-    def __call__(
-        self,
-        messages: Sequence[Message],
-        /,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None,
-        add_generation_prompt: bool,
-    ) -> str:
-        """The text of the messages, and of what precedes an answer where that is asked for."""
-        ...
+    `render` takes messages, and by keyword `tools` and `add_generation_prompt` (whether to write what precedes an
+    answer), as `tokenizer.apply_chat_template` does, and returns the text. `generated`, where the template has
+    `{% generation %}` marks, takes messages and `tools` and returns where in the text the marked parts begin and end.
+    `date` is what stands for today's date, where the template writes one.
+    """
+
+    render: Callable[..., str]
+    generated: Callable[..., Sequence[tuple[int, int]]] | None = None
+    date: str | None = None
 
 
-def chat_segments(conversation: Conversation, *, chat_template: ChatTemplate) -> tuple[Segment, ...]:
+def render_chat(conversation: Conversation, *, chat_template: ChatTemplate) -> Rendering:
     """The conversation up to its last answer, every answer trained, function calls too.
 
     Function calls and tool turns are rendered as the template has it; where it has no notion of them, as text:
@@ -45,47 +52,125 @@ def chat_segments(conversation: Conversation, *, chat_template: ChatTemplate) ->
         ConversationError: the template refuses the conversation, or rewrites what it rendered before.
     """
     if not _uses_functions(conversation):
-        return _segments(conversation, chat_template)
+        return Rendering(segments=_segments(conversation, chat_template), layout="chat")
     try:
         segments = _segments(conversation, chat_template)
     except ConversationError:
         segments = ()
     if segments and _shows_functions(conversation, segments):
-        return segments
-    return _segments(_functions_as_text(conversation), chat_template)
+        return Rendering(segments=segments, layout="chat")
+    segments = _segments(_functions_as_text(conversation), chat_template)
+    return Rendering(segments=segments, layout="chat", fell_back=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Renderer:
+    """One conversation in the hands of a template."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template: ChatTemplate
+
+    def text(self, num_messages: int, *, add_generation_prompt: bool = False) -> str:
+        """The first messages rendered."""
+        with _its_refusals():
+            return self.chat_template.render(
+                self.messages[:num_messages], tools=self.tools, add_generation_prompt=add_generation_prompt
+            )
+
+    def generated(self, num_messages: int) -> Sequence[tuple[int, int]]:
+        """The parts of that text that `{% generation %}` marks; none where the template has no such marks."""
+        if self.chat_template.generated is None:
+            return ()
+        with _its_refusals():
+            return self.chat_template.generated(self.messages[:num_messages], tools=self.tools)
+
+
+@contextmanager
+def _its_refusals() -> Iterator[None]:
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except (TemplateError, *_OF_A_PROGRAM) as error:
+        raise ConversationError(f"the model's chat template refuses it: {error}") from error
 
 
 def _segments(conversation: Conversation, chat_template: ChatTemplate) -> tuple[Segment, ...]:
-    from jinja2 import TemplateError
-
     answers = conversation.answers
     messages = [_message(turn) for turn in conversation.turns]
-
-    def render(num_messages: int, *, add_generation_prompt: bool) -> str:
-        try:
-            return chat_template(
-                messages[:num_messages],
-                tools=conversation.tools or None,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except (TemplateError, *_OF_A_PROGRAM) as error:
-            raise ConversationError(f"the model's chat template refuses it: {error}") from error
-
-    whole = render(answers[-1] + 1, add_generation_prompt=False)
+    renderer = _Renderer(messages=messages, tools=conversation.tools or None, chat_template=chat_template)
+    whole = renderer.text(answers[-1] + 1)
+    marked = renderer.generated(answers[-1] + 1)
+    own_end = _own_end(chat_template)
+    if marked:
+        if own_end and whole.rstrip().endswith(own_end):
+            whole = whole.rstrip()
+        return _marked_segments(whole, marked, conversation=conversation)
     segments: list[Segment] = []
     position = 0
     for i in answers:
-        before = render(i, add_generation_prompt=True)
-        after = render(i + 1, add_generation_prompt=False)
-        if not (whole.startswith(before) and after.startswith(before)) or len(before) < position:
-            raise ConversationError(
-                "the model's chat template rewrites earlier turns, so its answers cannot be told apart"
-            )
-        answer = _answer(whole[len(before) :], after[len(before) :], turn=conversation.turns[i])
-        segments.append(Segment(text=whole[position : len(before)], trained=False))
-        segments.append(Segment(text=answer, trained=True))
-        position = len(before) + len(answer)
+        start = _start(whole, i, renderer=renderer)
+        if start < position:
+            raise ConversationError(_REWRITES)
+        as_last = renderer.text(i + 1)
+        if not as_last.startswith(whole[:start]):
+            raise ConversationError(_REWRITES)
+        answer = _answer(whole[start:], as_last[start:], turn=conversation.turns[i])
+        has_own_end = bool(own_end) and answer.rstrip().endswith(own_end)
+        text = answer.rstrip() if has_own_end else answer
+        segments.append(Segment(text=whole[position:start], trained=False))
+        segments.append(Segment(text=text, trained=True, end="" if has_own_end else "next"))
+        position = start + len(text)
     return tuple(segments)
+
+
+def _start(whole: str, i: int, *, renderer: _Renderer) -> int:
+    """Where the answer of message `i` begins.
+
+    It begins after what the template writes to ask for it. Where that opens a thought (`<think>`) which the answer
+    as it is rendered does not have, it begins in place of the mark that opens the thought.
+    """
+    before = renderer.text(i, add_generation_prompt=True)
+    if whole.startswith(before):
+        return len(before)
+    asked = renderer.text(i)
+    shared = sum(1 for _ in itertools.takewhile(bool, map(str.__eq__, whole, before)))
+    marks = [match.start() for match in re.finditer(r"[<\[]", before)]
+    opened = [mark for mark in marks if len(asked) < mark <= shared]
+    if not opened or not before.startswith(asked):
+        raise ConversationError(_REWRITES)
+    return opened[-1]
+
+
+@functools.cache
+def _own_end(chat_template: ChatTemplate) -> str:
+    """What the template writes after an answer, without white space; empty where the next role's mark ends it."""
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": _SAMPLE}]
+    renderer = _Renderer(messages=messages, tools=None, chat_template=chat_template)
+    try:
+        _, found, after = renderer.text(2).rpartition(_SAMPLE)
+    except ConversationError:
+        return ""
+    return after.strip() if found else ""
+
+
+def _marked_segments(
+    whole: str, marked: Sequence[tuple[int, int]], *, conversation: Conversation
+) -> tuple[Segment, ...]:
+    """What the template marks is trained, but for turns that are no answers: a greeting that opens the conversation."""
+    answers = conversation.answers
+    speaking = [i for i, turn in enumerate(conversation.turns[: answers[-1] + 1]) if turn.role == "assistant"]
+    if len(speaking) == len(marked):
+        marked = [span for i, span in zip(speaking, marked, strict=True) if i in answers]
+    segments: list[Segment] = []
+    position = 0
+    for start, end in marked:
+        segments.append(Segment(text=whole[position:start], trained=False))
+        segments.append(Segment(text=whole[start:end], trained=True))
+        position = end
+    segments.append(Segment(text=whole[position:], trained=False))
+    return tuple(segment for segment in segments if segment.text)
 
 
 def _answer(rest: str, as_last: str, *, turn: Turn) -> str:

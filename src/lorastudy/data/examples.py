@@ -1,17 +1,38 @@
-"""The two values that the rest of `data` passes on: a piece of text that is trained or not, and a rendered row."""
+"""The values that the rest of `data` passes on: a piece of text that is trained or not, and a rendered row."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lorastudy.data.formats import Format
 from lorastudy.data.sources import Row
 
+Layout = Literal["chat", "alpaca", "plain", "text"]
+"""What laid a row out: the model's chat template, Alpaca's prompt, plain headings or nothing, or no prompt at all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A stretch of text; the loss covers its tokens only if it is `trained`."""
+    """A stretch of text; the loss covers its tokens only if it is `trained`.
+
+    `end` says what ends an answer besides its own text: nothing, the EOS token, or the special token that stands next,
+    where a template marks the end of a turn by the mark of the next role. Either is trained with the answer.
+    """
 
     text: str
     trained: bool
+    end: Literal["", "eos", "next"] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """A row's text as segments that follow each other with nothing between them, and what laid it out.
+
+    `fell_back` is true where the chat template has no notion of functions, so that they were given to it as text.
+    """
+
+    segments: tuple[Segment, ...]
+    layout: Layout
+    fell_back: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +41,11 @@ class Example:
 
     row: Row
     format: Format
-    segments: tuple[Segment, ...]
+    rendering: Rendering
     content_hash: str
     prompt_hash: str
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The rendered text."""
+        return self.rendering.segments

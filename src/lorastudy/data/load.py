@@ -60,7 +60,7 @@ def to_examples(
         Example(
             row=row,
             format=fmt,
-            segments=render(row, fmt, chat_template=chat_template),
+            rendering=render(row, fmt, chat_template=chat_template),
             content_hash=content_hash(row, fmt),
             prompt_hash=prompt_hash(row, fmt),
         )

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from lorastudy.data.chat import ChatTemplate, chat_segments
+from lorastudy.data.chat import ChatTemplate, render_chat
 from lorastudy.data.conversations import Conversation, ConversationError
-from lorastudy.data.examples import Segment
+from lorastudy.data.examples import Rendering, Segment
 from lorastudy.data.formats import Format
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
@@ -25,7 +25,7 @@ _PAIRED = ", paired with an input that provides further context"
 _HEADINGS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
-def render(row: Row, fmt: Format, *, chat_template: ChatTemplate | None = None) -> tuple[Segment, ...]:
+def render(row: Row, fmt: Format, *, chat_template: ChatTemplate | None = None) -> Rendering:
     """The row's text. Segments follow each other with nothing between them.
 
     Alpaca rows always get Alpaca's prompt. A prompt and its completion are joined as they are, as `trl` does:
@@ -38,22 +38,24 @@ def render(row: Row, fmt: Format, *, chat_template: ChatTemplate | None = None) 
     """
     values = fmt.values(row)
     if fmt.name == "text":
-        return (Segment(text=values["text"], trained=True),)
+        return Rendering(segments=(Segment(text=values["text"], trained=True, end="eos"),), layout="text")
     if fmt.name == "prompt_completion":
-        return _prompt_and_answer(values["prompt"], values["completion"])
+        return Rendering(segments=_prompt_and_answer(values["prompt"], values["completion"]), layout="plain")
     if fmt.name == "alpaca":
-        return _prompt_and_answer(alpaca_prompt(values), values["output"])
+        return Rendering(
+            segments=_prompt_and_answer(alpaca_prompt(values), values["output"]), layout="alpaca"
+        )
     conversation = fmt.conversation(row)
     if chat_template is None:
-        return _plain_layout(conversation)
+        return Rendering(segments=_plain_layout(conversation), layout="plain")
     try:
-        return chat_segments(conversation, chat_template=chat_template)
+        return render_chat(conversation, chat_template=chat_template)
     except ConversationError as error:
         raise DataError(f"{row.where}: {error}") from error
 
 
 def _prompt_and_answer(prompt: str, answer: str) -> tuple[Segment, ...]:
-    return Segment(text=prompt, trained=False), Segment(text=answer, trained=True)
+    return Segment(text=prompt, trained=False), Segment(text=answer, trained=True, end="eos")
 
 
 def alpaca_prompt(values: Mapping[str, Any]) -> str:
@@ -67,7 +69,7 @@ def alpaca_prompt(values: Mapping[str, Any]) -> str:
 
 
 def _plain_layout(conversation: Conversation) -> tuple[Segment, ...]:
-    """Headings in the manner of Alpaca: `### User:`, `### Assistant:`; functions and calls as JSON."""
+    """Headings in the manner of Alpaca: `### User:`, `### Assistant:`; functions and calls as JSON. EOS ends each answer."""
     pending = ""
     if conversation.tools:
         pending = f"### Functions:\n{json.dumps(conversation.tools, ensure_ascii=False)}\n\n"

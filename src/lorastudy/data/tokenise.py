@@ -1,15 +1,15 @@
 """Token ids and labels from rendered rows.
 
-Segments are tokenised one by one, so no token straddles the border between prompt and answer, and the prompt
-has the same tokens in training as at inference. Labels are aligned with the ids (the shift happens in the
-loss) and are -100 wherever nothing is trained.
+A row's text is tokenised whole, as the model meets it everywhere else: a text cut into prompt and answer first would
+have other tokens, since many tokenizers put a word mark before whatever they are given. Which tokens belong to an answer
+follows from the characters that each token stands for; one that reaches over the border belongs to the answer. Labels
+are aligned with the ids (the shift happens in the loss) and are -100 wherever nothing is trained.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lorastudy.data.chat import ChatTemplate, Message
 from lorastudy.data.examples import Example
 from lorastudy.errors import DataError
 from lorastudy.records import DataSummary
@@ -17,10 +17,20 @@ from lorastudy.records import DataSummary
 IGNORED = -100
 #: Subword tokenizers know every text; more than this means a vocabulary of words that are not these.
 MAX_UNKNOWN_SHARE = 0.02
+#: Rows that go through the tokenizer in one call: it runs in parallel, in Rust, and holds much for each token.
+_ROWS_AT_ONCE = 256
+
+Span = tuple[int, int]
+"""Characters of a text, from and up to."""
 
 
 class Tokenizer(Protocol):
     """What is used of a transformers tokenizer."""
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether it tells which characters a token stands for."""
+        ...
 
     @property
     def eos_token(self) -> Any:
@@ -33,12 +43,16 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def all_special_tokens(self) -> list[str]:
-        """The texts of all tokens that only mark structure."""
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """The tokens that only mark structure, by id."""
         ...
 
-    def __call__(self, text: Any, /, *, add_special_tokens: bool, verbose: bool) -> Any:
+    def __call__(self, text: Any, /, *, add_special_tokens: bool, verbose: bool, **options: Any) -> Any:
         """`{"input_ids": ...}` of a text, or of each of a list of texts."""
+        ...
+
+    def decode(self, token_ids: Any, /, *, skip_special_tokens: bool) -> Any:
+        """The text of the ids."""
         ...
 
 
@@ -46,9 +60,9 @@ class Tokenizer(Protocol):
 class TokenRow:
     """One row as the model sees it.
 
-    `prompt_ids` is what a generated answer starts from: everything before the last answer that begins within
-    `max_seq_length`; empty for plain text. `reference` is that answer, whole even where `input_ids` is cut,
-    without end markers and the white space around them.
+    `prompt_ids` is what a generated answer starts from: everything before the first token of the last answer that
+    begins within `max_seq_length`; empty for plain text. `reference` is what the tokens of that answer say, whole even
+    where `input_ids` is cut, read as a generated answer is read (`answer_text`).
     """
 
     input_ids: tuple[int, ...]
@@ -76,12 +90,21 @@ class TokenSet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """One answer of a row: its tokens from and up to, and the text of all that stands before it."""
+
+    start: int
+    stop: int
+    prompt_text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Encoded:
-    """A whole example before the cut. `answers` says where each trained segment begins: (token, segment)."""
+    """A whole example before the cut."""
 
     ids: list[int]
     labels: list[int]
-    answers: list[tuple[int, int]]
+    answers: list[_Answer]
 
 
 def tokenise(
@@ -89,22 +112,23 @@ def tokenise(
 ) -> TokenSet:
     """The examples as tokens, each at most `max_seq_length` long, cut at the end.
 
-    In front comes what the tokenizer itself puts there (a BOS token, or nothing), once. After the last answer
-    comes its EOS token, which is trained. The very first token has no label: there is nothing to predict it
-    from. A row of which no answer token is left is refused, and counted.
+    The tokens of a conversation are those that the model's chat template gives it. In front of other rows comes what
+    the tokenizer itself puts there (a BOS token, or nothing), once. After the last answer comes its EOS token, which is
+    trained. The very first token has no label: there is nothing to predict it from. A row of which no answer token is
+    left is refused, and counted.
 
     Raises:
-        DataError: every row was refused, or the tokenizer does not know the answers' words.
+        DataError: every row was refused, the tokenizer does not know the answers' words, or it does not tell where
+            they begin.
     """
     assert examples
-    special = tokenizer.all_special_tokens
     rows: list[TokenRow] = []
     places: list[int] = []
     whole_lengths: list[int] = []
     num_truncated = 0
-    for place, (example, encoded) in enumerate(zip(examples, _encode(examples, tokenizer), strict=True)):
+    for place, encoded in enumerate(_encode(examples, tokenizer)):
         whole_lengths.append(len(encoded.ids))
-        row = _cut(example, encoded, max_seq_length=max_seq_length, special=special)
+        row = _cut(encoded, max_seq_length=max_seq_length, tokenizer=tokenizer)
         if row is not None:
             rows.append(row)
             places.append(place)
@@ -129,6 +153,17 @@ def tokenise(
     )
 
 
+def answer_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """What an answer's tokens say: up to the EOS token, without special tokens, as a user reads it.
+
+    A generated answer and the reference that it is compared with are both read so, and an answer of exactly the
+    trained tokens therefore is the reference, whatever marks the chat template writes.
+    """
+    end = tokenizer.eos_token_id
+    said = list(ids[: ids.index(end)] if end in ids else ids)
+    return str(tokenizer.decode(said, skip_special_tokens=True))
+
+
 def _refuse_unknown_words(rows: Sequence[TokenRow], tokenizer: Tokenizer, *, split: str) -> None:
     """Refuse answers that the tokenizer cannot write: trained on them, a model learns to say "unknown"."""
     unknown_id = getattr(tokenizer, "unk_token_id", None)
@@ -143,34 +178,74 @@ def _refuse_unknown_words(rows: Sequence[TokenRow], tokenizer: Tokenizer, *, spl
         )
 
 
-def chat_template_of(tokenizer: Any) -> ChatTemplate | None:
-    """The tokenizer's chat template as a function to text; None when it has none."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-
-    def apply(messages: Sequence[Message], /, *, tools: Any, add_generation_prompt: bool) -> str:
-        text: str = tokenizer.apply_chat_template(
-            list(messages),
-            tools=list(tools) if tools else None,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-        )
-        return text
-
-    return apply
-
-
 def _encode(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[_Encoded]:
-    """Each example whole. All texts go through the tokenizer in one call: it runs in parallel, in Rust."""
-    prefix, eos_id = _prefix(tokenizer), tokenizer.eos_token_id
-    texts = [text for example in examples for text in _texts(example, tokenizer.eos_token)]
+    """Each example whole."""
+    prefix = _prefix(tokenizer)
+    for first in range(0, len(examples), _ROWS_AT_ONCE):
+        part = examples[first : first + _ROWS_AT_ONCE]
+        texts = [_Text.of(example, eos=tokenizer.eos_token) for example in part]
+        for example, text, (ids, spans) in zip(part, texts, _ids_and_spans(texts, tokenizer), strict=True):
+            is_chat = example.rendering.layout == "chat"
+            yield _labelled(text, ids=ids, spans=spans, tokenizer=tokenizer, prefix=[] if is_chat else prefix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """A row as one text; `answers` are its trained parts, `ends_at_next` says of which the next token is the end."""
+
+    text: str
+    answers: list[Span]
+    ends_at_next: list[bool]
+
+    @property
+    def ends_with_answer(self) -> bool:
+        """False only where a template's own marks leave out what it writes at the end."""
+        return self.answers[-1][1] == len(self.text)
+
+    @classmethod
+    def of(cls, example: Example, *, eos: str | None) -> "_Text":
+        """The segments joined, with EOS after each answer that it ends, written once. The last EOS is added as a token."""
+        pieces: list[str] = []
+        position = 0
+        answers: list[Span] = []
+        ends_at_next: list[bool] = []
+        for number, segment in enumerate(example.segments, start=1):
+            text = segment.text
+            is_last = number == len(example.segments)
+            if eos and segment.end == "eos":
+                has_end = text.rstrip().endswith(eos)
+                text = text.rstrip() if has_end else text if is_last else text + eos
+            if segment.trained:
+                answers.append((position, position + len(text)))
+                ends_at_next.append(segment.end == "next")
+            pieces.append(text)
+            position += len(text)
+        return cls(text="".join(pieces), answers=answers, ends_at_next=ends_at_next)
+
+
+def _ids_and_spans(
+    texts: Sequence[_Text], tokenizer: Tokenizer
+) -> Iterator[tuple[list[int], list[Span] | None]]:
+    """Of each text its ids, and which characters each stands for; None from a tokenizer that does not tell."""
     # Not verbose: it would warn of rows longer than the model's context, and rows are cut after this.
-    all_ids = iter(tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-    for example in examples:
-        segment_ids = [list(next(all_ids)) for _ in example.segments]
-        if eos_id is not None and segment_ids[-1][-1:] != [eos_id]:
-            segment_ids[-1].append(eos_id)
-        yield _joined(example, segment_ids, prefix=prefix)
+    options = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
+    found = tokenizer([text.text for text in texts], add_special_tokens=False, verbose=False, **options)
+    for number, ids in enumerate(found["input_ids"]):
+        yield list(ids), _spans(found["offset_mapping"][number]) if tokenizer.is_fast else None
+
+
+def _spans(offsets: Sequence[Span]) -> list[Span]:
+    """The characters that each token stands for.
+
+    Some tokenizers leave white space out of what they tell, and tell nothing of a token that is white space alone: that
+    stands for whatever lies between its neighbours.
+    """
+    spans: list[Span] = []
+    position = 0
+    for start, end in offsets:
+        spans.append((start, end) if start < end else (min(position, start), end))
+        position = max(position, end)
+    return spans
 
 
 def _prefix(tokenizer: Tokenizer) -> list[int]:
@@ -183,48 +258,82 @@ def _prefix(tokenizer: Tokenizer) -> list[int]:
     return []
 
 
-def _texts(example: Example, eos: str | None) -> list[str]:
-    """The segments' texts. Chat templates write EOS and a line break; nothing after EOS is wanted."""
-    assert example.segments[-1].trained
-    texts = [segment.text for segment in example.segments]
-    if eos and texts[-1].rstrip().endswith(eos):
-        texts[-1] = texts[-1].rstrip()
-    return texts
-
-
-def _joined(example: Example, segment_ids: Sequence[list[int]], *, prefix: list[int]) -> _Encoded:
-    has_prefix = segment_ids[0][: len(prefix)] == prefix  # a chat template may have written the BOS token
-    ids = [] if has_prefix else list(prefix)
+def _labelled(
+    text: _Text, *, ids: list[int], spans: list[Span] | None, tokenizer: Tokenizer, prefix: list[int]
+) -> _Encoded:
+    """The ids between what comes in front and the EOS token, and the labels of the answers among them."""
+    if spans is None:
+        borders = [_borders_by_prefix(text, span, ids=ids, tokenizer=tokenizer) for span in text.answers]
+    else:
+        borders = [_overlapping(span, spans) for span in text.answers]
+    shift = 0 if ids[: len(prefix)] == prefix else len(prefix)  # the row may bring its BOS token
+    ids = [*prefix[:shift], *ids]
     labels = [IGNORED] * len(ids)
     answers = []
-    for number, (segment, piece) in enumerate(zip(example.segments, segment_ids, strict=True)):
-        if segment.trained:
-            answers.append((len(ids), number))
-        ids += piece
-        labels += piece if segment.trained else [IGNORED] * len(piece)
+    marks = tokenizer.added_tokens_decoder
+    for (start, stop), (first, _), ends_at_next in zip(borders, text.answers, text.ends_at_next, strict=True):
+        begin, end = start + shift, stop + shift
+        if ends_at_next and end < len(ids) and ids[end] in marks:
+            end += 1
+        labels[begin:end] = ids[begin:end]
+        answers.append(_Answer(start=begin, stop=end, prompt_text=text.text[:first]))
+    eos_id = tokenizer.eos_token_id
+    if eos_id is not None and ids[-1:] != [eos_id] and text.ends_with_answer:
+        ids.append(eos_id)
+        labels.append(eos_id)
     labels[:1] = [IGNORED]
     return _Encoded(ids=ids, labels=labels, answers=answers)
 
 
-def _cut(
-    example: Example, encoded: _Encoded, *, max_seq_length: int, special: Sequence[str]
-) -> TokenRow | None:
+def _overlapping(answer: Span, spans: Sequence[Span]) -> Span:
+    """The tokens that stand for characters of the answer, from and up to.
+
+    A token that stands for no character, such as a word mark, belongs to what follows it.
+    """
+    start, end = answer
+    inside = [
+        number
+        for number, (first, last) in enumerate(spans)
+        if (first < end and last > start) or (first == last and start <= first < end)
+    ]
+    if inside:
+        return inside[0], inside[-1] + 1
+    place = sum(last <= start for _, last in spans)
+    return place, place
+
+
+def _borders_by_prefix(text: _Text, answer: Span, *, ids: list[int], tokenizer: Tokenizer) -> Span:
+    """The answer's tokens, from and up to, where the tokens before a border do not depend on what follows it.
+
+    Raises:
+        DataError: they do, so that nobody can tell which tokens are the answer's.
+    """
+    borders = []
+    for place in answer:
+        before = list(tokenizer(text.text[:place], add_special_tokens=False, verbose=False)["input_ids"])
+        if ids[: len(before)] != before:
+            raise DataError(
+                "the base model's tokenizer does not say which characters its tokens stand for, and at "
+                f"{text.text[max(0, place - 20) : place + 20]!r} a token reaches over the border between prompt and "
+                "answer, so the trained tokens cannot be told; take a model folder with a tokenizer.json (a fast "
+                "tokenizer), or let white space stand at that border"
+            )
+        borders.append(len(before))
+    return borders[0], borders[1]
+
+
+def _cut(encoded: _Encoded, *, max_seq_length: int, tokenizer: Tokenizer) -> TokenRow | None:
     """The row at its length limit; None when no answer token is left."""
     labels = tuple(encoded.labels[:max_seq_length])
     if labels.count(IGNORED) == len(labels):
         return None
-    start, number = [answer for answer in encoded.answers if answer[0] < max_seq_length][-1]
+    answer = [answer for answer in encoded.answers if answer.start < max_seq_length][-1]
     return TokenRow(
         input_ids=tuple(encoded.ids[:max_seq_length]),
         labels=labels,
-        prompt_ids=tuple(encoded.ids[:start]),
-        prompt_text="".join(segment.text for segment in example.segments[:number]),
-        reference=_without_end_marker(example.segments[number].text, special),
+        prompt_ids=tuple(encoded.ids[: answer.start]),
+        prompt_text=answer.prompt_text,
+        reference=answer_text(encoded.ids[answer.start : answer.stop], tokenizer)
+        if answer.prompt_text
+        else "",
     )
-
-
-def _without_end_marker(text: str, special: Sequence[str]) -> str:
-    text = text.rstrip()
-    while marker := next((token for token in special if text.endswith(token)), None):
-        text = text.removesuffix(marker).rstrip()
-    return text

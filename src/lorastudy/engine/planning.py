@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import token_sets
-from lorastudy.data.tokenise import TokenSet, chat_template_of
+from lorastudy.data.tokenise import TokenSet
+from lorastudy.engine.chat_template import chat_template_of
 from lorastudy.engine.environment import environment
 from lorastudy.engine.feed import make_feed, steps_of
 from lorastudy.engine.footprints import LossGrowths, footprint

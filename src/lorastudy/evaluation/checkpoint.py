@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorastudy.data.load import load_examples
-from lorastudy.data.tokenise import TokenSet, chat_template_of, tokenise
+from lorastudy.data.tokenise import TokenSet, tokenise
+from lorastudy.engine.chat_template import chat_template_of
 from lorastudy.engine.generation import greedy
 from lorastudy.engine.loading import BaseModel, default_device, load_base
 from lorastudy.engine.planning import answer

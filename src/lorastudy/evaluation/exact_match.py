@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lorastudy.data.tokenise import TokenRow
+from lorastudy.data.tokenise import TokenRow, answer_text
 from lorastudy.engine.arms import Scorer
 from lorastudy.engine.loading import BaseModel, num_positions
 from lorastudy.records import Generation, Score
 
-VERSION = 1
+VERSION = 2
 
 #: Answers kept as evidence, per experiment.
 NUM_KEPT = 5
@@ -20,7 +20,8 @@ NUM_KEPT = 5
 class ExactMatch:
     """Share of rows whose greedy answer is the reference.
 
-    Both are compared with surrounding white space removed and inner white space as one space; case counts.
+    The reference is what the trained tokens of the row's answer say, so a model that says exactly these matches. Both are
+    compared with surrounding white space removed and inner white space as one space; case counts.
     With a `pattern`, its first group is searched in both and the last find of each is compared; an answer
     without a find is wrong. For a conversation the last turn is asked, given all turns before it. A row that has
     no prompt (plain text) asks nothing and is left out, and so is one whose answer might not fit the model's
@@ -40,7 +41,7 @@ class ExactMatch:
             return
         answers = scorer.generate([row.prompt_ids for row in asked], max_new_tokens=self.max_new_tokens)
         for experiment_id, arm_answers in zip(scorer.experiment_ids, answers, strict=True):
-            texts = [str(base.tokenizer.decode(ids, skip_special_tokens=True)) for ids in arm_answers]
+            texts = [answer_text(ids, base.tokenizer) for ids in arm_answers]
             hits = tuple(
                 float(is_match(text, row.reference, pattern=self.pattern))
                 for text, row in zip(texts, asked, strict=True)

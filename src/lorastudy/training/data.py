@@ -6,7 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import token_sets
-from lorastudy.data.tokenise import TokenSet, chat_template_of
+from lorastudy.data.tokenise import TokenSet
+from lorastudy.engine.chat_template import chat_template_of
 from lorastudy.spec.settings import Settings
 from lorastudy.training.outcomes import PackRun
 

@@ -20,10 +20,10 @@ import jinja2
 
 import tiny
 from lorastudy.cli import main as command
-from lorastudy.data.chat import chat_segments
+from lorastudy.data.chat import render_chat
 from lorastudy.data.conversations import Conversation, ConversationError, Turn
 from lorastudy.data.load import load_examples
-from lorastudy.data.tokenise import chat_template_of
+from lorastudy.engine.chat_template import chat_template_of
 from lorastudy.errors import StudyError, SuiteFileError
 from lorastudy.executors import WorkerExit
 from lorastudy.experiments.expansion import expand
@@ -197,7 +197,7 @@ def _as_template(text: str, folder: Path, canary: Path) -> str | None:
     assert template is not None
     conversation = Conversation(turns=(Turn(role="user", text="w2"), Turn(role="assistant", text="w3")))
     with contextlib.suppress(ConversationError, jinja2.TemplateError):
-        segments = chat_segments(conversation, chat_template=template)
+        segments = render_chat(conversation, chat_template=template).segments
         rendered = "".join(segment.text for segment in segments)
         return f"rendered {rendered[:80]!r}" if "class" in rendered or "root:" in rendered else None
     return None

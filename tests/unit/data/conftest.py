@@ -15,21 +15,34 @@ _SPECIAL = {"<s>": BOS, "</s>": EOS}
 class LetterTokenizer:
     """One token per character, its code point; `<s>` is 1, `</s>` is 2."""
 
+    is_fast = True
+
     def __init__(self, *, adds_bos: bool = False, eos: str | None = "</s>") -> None:
-        self.all_special_tokens = ["<s>", "</s>"]
+        self.added_tokens_decoder = {number: text for text, number in _SPECIAL.items()}
         self.chat_template = None
         self._adds_bos = adds_bos
         self.eos_token = eos
         self.eos_token_id = None if eos is None else EOS
 
-    def __call__(self, text: Any, /, *, add_special_tokens: bool, verbose: bool) -> dict[str, Any]:
-        if isinstance(text, list):
-            return {"input_ids": [self._ids(one, add_special_tokens) for one in text]}
-        return {"input_ids": self._ids(text, add_special_tokens)}
+    def __call__(
+        self, text: Any, /, *, add_special_tokens: bool, verbose: bool, return_offsets_mapping: bool = False
+    ) -> dict[str, Any]:
+        if not isinstance(text, list):
+            return {"input_ids": self._ids(text, add_special_tokens)}
+        pieces = [self._pieces(one) for one in text]
+        return {
+            "input_ids": [self._ids(one, add_special_tokens) for one in text],
+            "offset_mapping": [[(at, at + len(piece)) for at, piece in one] for one in pieces],
+        }
+
+    def decode(self, token_ids: Any, /, *, skip_special_tokens: bool) -> str:
+        return "".join(chr(i) for i in token_ids if not (skip_special_tokens and i in {BOS, EOS}))
+
+    def _pieces(self, text: str) -> list[tuple[int, str]]:
+        return [(match.start(), match[0]) for match in re.finditer(r"</?s>|.", text, re.DOTALL)]
 
     def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
-        pieces = [piece for piece in re.split(r"(</?s>)", text) if piece]
-        ids = [i for piece in pieces for i in ([_SPECIAL[piece]] if piece in _SPECIAL else map(ord, piece))]
+        ids = [_SPECIAL[piece] if piece in _SPECIAL else ord(piece) for _, piece in self._pieces(text)]
         return [BOS, *ids] if add_special_tokens and self._adds_bos else ids
 
 

@@ -3,6 +3,7 @@
 import pytest
 from jinja2 import Environment, TemplateError
 
+from lorastudy.data.chat import ChatTemplate
 from lorastudy.data.formats import recognise
 from lorastudy.data.prompts import render
 from lorastudy.data.sources import Row
@@ -45,16 +46,22 @@ def refuse(message):
     raise TemplateError(message)
 
 
-def rendered(template, values):
+def rendering_of(template, values):
     environment = Environment()
     environment.globals["refuse"] = refuse
     compiled = environment.from_string(template)
 
-    def chat_template(messages, /, *, tools, add_generation_prompt):
+    def render_messages(messages, *, tools, add_generation_prompt):
         return compiled.render(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
     row = Row(values=values, where="f:1")
-    return [(s.text, s.trained) for s in render(row, recognise([row]), chat_template=chat_template)]
+    return render(row, recognise([row]), chat_template=ChatTemplate(render=render_messages))
+
+
+def rendered(template, values):
+    rendering = rendering_of(template, values)
+    assert rendering.layout == "chat"
+    return [(s.text, s.trained) for s in rendering.segments]
 
 
 def two_turns(first="a1", second="a2"):
@@ -76,9 +83,9 @@ WITH_CALL = {
 def test_every_answer_is_trained_with_its_end_marker():
     assert rendered(CHATML, two_turns()) == [
         ("<|user|>q1<|end|>\n<|assistant|>", False),
-        ("a1<|end|>\n", True),
-        ("<|user|>q2<|end|>\n<|assistant|>", False),
-        ("a2<|end|>\n", True),
+        ("a1<|end|>", True),
+        ("\n<|user|>q2<|end|>\n<|assistant|>", False),
+        ("a2<|end|>", True),
     ]
 
 
@@ -88,9 +95,9 @@ def test_function_calls_are_the_templates_own_and_trained():
             '<|tools|>[{"function": {"name": "add"}, "type": "function"}]<|end|>\n<|user|>q<|end|>\n<|assistant|>',
             False,
         ),
-        ('<call>{"arguments": {}, "name": "add"}</call><|end|>\n', True),
-        ("<|tool|>7<|end|>\n<|assistant|>", False),
-        ("a<|end|>\n", True),
+        ('<call>{"arguments": {}, "name": "add"}</call><|end|>', True),
+        ("\n<|tool|>7<|end|>\n<|assistant|>", False),
+        ("a<|end|>", True),
     ]
 
 
@@ -99,34 +106,38 @@ def test_functions_become_text_where_the_template_refuses_or_drops_them(template
     segments = rendered(template, WITH_CALL)
     assert segments[0][0].startswith("<|system|>Functions you can call:\n[{")
     assert segments[1:] == [
-        ('{"name": "add", "arguments": {}}<|end|>\n', True),
-        ("<|user|>7<|end|>\n<|assistant|>", False),
-        ("a<|end|>\n", True),
+        ('{"name": "add", "arguments": {}}<|end|>', True),
+        ("\n<|user|>7<|end|>\n<|assistant|>", False),
+        ("a<|end|>", True),
     ]
 
 
 def test_a_template_may_change_the_text_of_an_answer():
     collapsed = CHATML.replace("{{ m.content }}", "{{ m.content.replace('\\n\\n', '\\n') }}")
-    assert rendered(collapsed, two_turns("a\n\n1"))[1] == ("a\n1<|end|>\n", True)
+    assert rendered(collapsed, two_turns("a\n\n1"))[1] == ("a\n1<|end|>", True)
 
 
 def test_a_thought_that_only_the_last_answer_has():
     assert [text for text, trained in rendered(THINKS_LAST, two_turns()) if trained] == [
-        "a1<|end|>\n",
-        "<think></think>a2<|end|>\n",
+        "a1<|end|>",
+        "<think></think>a2<|end|>",
     ]
 
 
 def test_a_thought_that_the_template_drops_later():
     values = two_turns("why</think>a1", "so</think>a2")
     segments = rendered(FORGETS_THOUGHTS, values)
-    assert [text for text, trained in segments if trained] == ["a1<|end|>\n", "so</think>a2<|end|>\n"]
+    assert [text for text, trained in segments if trained] == ["a1<|end|>", "so</think>a2<|end|>"]
     assert "".join(text for text, _ in segments) == (
-        "<|user|>q1<|end|>\n<|assistant|>a1<|end|>\n<|user|>q2<|end|>\n<|assistant|>so</think>a2<|end|>\n"
+        "<|user|>q1<|end|>\n<|assistant|>a1<|end|>\n<|user|>q2<|end|>\n<|assistant|>so</think>a2<|end|>"
     )
 
 
-@pytest.mark.parametrize("template", [REWRITES, SHOUTS_EARLIER])
+#: A user's turn has an end only once it is answered: nobody can tell what was asked for.
+ENDS_LATER = CHATML.replace("<|end|>\n", "{% if not loop.last %}<|end|>{% endif %}")
+
+
+@pytest.mark.parametrize("template", [REWRITES, SHOUTS_EARLIER, ENDS_LATER])
 def test_a_template_that_rewrites_what_it_wrote_is_refused(template):
     with pytest.raises(DataError, match="f:1: the model's chat template rewrites earlier"):
         rendered(template, two_turns())
@@ -135,3 +146,53 @@ def test_a_template_that_rewrites_what_it_wrote_is_refused(template):
 def test_the_templates_own_refusal_is_passed_on():
     with pytest.raises(DataError, match="f:1: the model's chat template refuses it: no, never"):
         rendered("{{ refuse('no, never') }}", two_turns())
+
+
+#: As DeepSeek-R1-Distill and QwQ do: asked for an answer, it opens a thought, which rendered answers do not have.
+OPENS_THOUGHT = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("answers", [("a1", "a2"), ("<b>1</b>", "<thin>"), ("<", "[x]")])
+def test_a_thought_that_the_generation_prompt_opens_and_the_answer_lacks(answers):
+    assert rendered(OPENS_THOUGHT, two_turns(*answers)) == [
+        ("<|user|>q1<|assistant|>", False),
+        (f"{answers[0]}<|end|>", True),
+        ("<|user|>q2<|assistant|>", False),
+        (f"{answers[1]}<|end|>", True),
+    ]
+
+
+def test_a_thought_that_the_generation_prompt_opens_and_the_answer_closes():
+    first, second = "<think>\nso</think>a1", "<think>\nas</think>a2"
+    assert [text for text, trained in rendered(OPENS_THOUGHT, two_turns(first, second)) if trained] == [
+        "so</think>a1<|end|>",
+        "as</think>a2<|end|>",
+    ]
+
+
+def test_an_answer_that_only_the_next_role_ends():
+    template = CHATML.replace("<|end|>\n", "")
+    assert [segment.end for segment in rendering_of(template, two_turns()).segments] == [
+        "",
+        "next",
+        "",
+        "next",
+    ]
+    assert [segment.end for segment in rendering_of(CHATML, two_turns()).segments] == [""] * 4
+
+
+def test_an_end_that_stands_between_turns_only():
+    """The last answer then ends with EOS, which every row has."""
+    end = "{% if m.role == 'user' or not loop.last %}<|end|>{% endif %}"
+    template = CHATML.replace("<|end|>\n", end)
+    assert rendered(template, two_turns())[1::2] == [("a1", True), ("a2", True)]
+    assert [segment.end for segment in rendering_of(template, two_turns()).segments][1::2] == ["next", "next"]
+
+
+def test_functions_as_text_are_told_apart():
+    assert rendering_of(NO_FUNCTIONS, WITH_CALL).fell_back
+    assert not rendering_of(NO_FUNCTIONS, two_turns()).fell_back
+    assert not rendering_of(CHATML, WITH_CALL).fell_back

@@ -9,7 +9,7 @@ CALL = '{"name": "f", "arguments": {"x": 1}}'
 
 def rendered(values, **options):
     row = Row(values=values, where="f:1")
-    return [(s.text, s.trained) for s in render(row, recognise([row]), **options)]
+    return [(s.text, s.trained) for s in render(row, recognise([row]), **options).segments]
 
 
 @pytest.mark.parametrize("empty", [{}, {"input": ""}, {"input": None}])

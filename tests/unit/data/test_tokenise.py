@@ -2,23 +2,27 @@
 
 import pytest
 
-from lorastudy.data.examples import Example, Segment
+from lorastudy.data.examples import Example, Rendering, Segment
 from lorastudy.data.formats import Format
 from lorastudy.data.sources import Row
-from lorastudy.data.tokenise import IGNORED, chat_template_of, tokenise
+from lorastudy.data.tokenise import IGNORED, tokenise
 from lorastudy.errors import DataError
 from lorastudy.records import DataSummary
 
 FORMAT = Format(name="prompt_completion", columns={})
 
 
-def example(*parts):
+def example(*parts, layout="plain", end="eos"):
     """Texts by turns: prompt, answer, prompt, answer; a lone text is trained."""
     segments = tuple(
-        Segment(text=text, trained=bool(i % 2) or len(parts) == 1) for i, text in enumerate(parts)
+        Segment(text=text, trained=True, end=end)
+        if i % 2 or len(parts) == 1
+        else Segment(text=text, trained=False)
+        for i, text in enumerate(parts)
     )
+    rendering = Rendering(segments=segments, layout=layout)
     return Example(
-        row=Row(values={}, where="f"), format=FORMAT, segments=segments, content_hash="", prompt_hash=""
+        row=Row(values={}, where="f"), format=FORMAT, rendering=rendering, content_hash="", prompt_hash=""
     )
 
 
@@ -48,16 +52,32 @@ def test_what_the_tokenizer_puts_in_front_comes_once(letters):
     assert row.input_ids == (1, *ids("abc"), 2)
     assert row.labels == (*none(3), ord("c"), 2)
     assert row.prompt_ids == (1, *ids("ab"))
-    (chat,) = run(example("<s>ab", "c"), tokenizer=tokenizer).rows
-    assert chat.input_ids == row.input_ids
+    (own,) = run(example("<s>ab", "c"), tokenizer=tokenizer).rows
+    assert own.input_ids == row.input_ids
+    (chat,) = run(example("ab", "c", layout="chat"), tokenizer=tokenizer).rows
+    assert chat.input_ids == row.input_ids[1:]  # a template writes itself what it wants in front
 
 
 def test_an_end_that_the_chat_template_wrote_is_not_doubled(letters):
-    (row,) = run(example("a", "b</s>\n", "c", "d</s>\n"), tokenizer=letters()).rows
+    chat = example("a", "b</s>", "\nc", "d</s>", layout="chat", end="")
+    (row,) = run(chat, tokenizer=letters(adds_bos=True)).rows
     assert row.input_ids == (ord("a"), ord("b"), 2, ord("\n"), ord("c"), ord("d"), 2)
-    assert row.labels == (IGNORED, ord("b"), 2, ord("\n"), IGNORED, ord("d"), 2)
+    assert row.labels == (IGNORED, ord("b"), 2, IGNORED, IGNORED, ord("d"), 2)
     assert row.prompt_ids == row.input_ids[:5]
     assert (row.prompt_text, row.reference) == ("ab</s>\nc", "d")
+
+
+def test_without_a_template_the_end_token_ends_every_answer_once(letters):
+    (row,) = run(example("a", "b", "c", "d</s>\n", "e", "f"), tokenizer=letters()).rows
+    assert row.input_ids == (*ids("ab"), 2, *ids("cd"), 2, *ids("ef"), 2)
+    assert row.labels == (IGNORED, ord("b"), 2, IGNORED, ord("d"), 2, IGNORED, ord("f"), 2)
+
+
+def test_the_mark_of_the_next_role_ends_an_answer_that_has_no_end_of_its_own(letters):
+    (row,) = run(example("a", "b", "<s>c", "d", layout="chat", end="next"), tokenizer=letters()).rows
+    assert row.labels == (IGNORED, ord("b"), 1, IGNORED, ord("d"), 2)
+    (text,) = run(example("a", "b", "\nc", "d", layout="chat", end="next"), tokenizer=letters()).rows
+    assert text.labels == (IGNORED, ord("b"), *none(2), ord("d"), 2)  # ordinary text marks nothing
 
 
 def test_without_an_end_token_nothing_is_appended(letters):
@@ -91,7 +111,7 @@ def test_cut_refused_and_counted(letters):
 
 
 def test_a_conversation_cut_in_its_second_answer_or_before_it(letters):
-    conversation = example("a", "b", "cd", "ef")
+    conversation = example("a", "b", "cd", "ef", layout="chat", end="")
     (second,) = run(conversation, tokenizer=letters(), max_seq_length=5).rows
     assert second.labels == (IGNORED, ord("b"), *none(2), ord("e"))
     assert (second.prompt_text, second.reference) == ("abcd", "ef")
@@ -103,37 +123,6 @@ def test_a_conversation_cut_in_its_second_answer_or_before_it(letters):
 def test_all_refused_says_what_to_raise(letters):
     with pytest.raises(DataError, match=r"all 2 rows .* at 3 tokens; raise max_seq_length"):
         run(example("abc", "d"), example("abcd", "e"), tokenizer=letters(), max_seq_length=3)
-
-
-def test_no_chat_template_gives_none(letters):
-    assert chat_template_of(letters()) is None
-
-
-def test_with_a_tokenizer_of_transformers():
-    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
-    words = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "q": 3, "a": 4, "a1": 5}, "<unk>")
-    )
-    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    words.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %} {{ m.content }} {{ eos_token if m.role == 'assistant' }}"
-        "{% endfor %}"
-    )
-    (row,) = run(example("q ", "a"), tokenizer=tokenizer).rows
-    assert (row.input_ids, row.labels) == ((1, 3, 4, 2), (*none(2), 4, 2))
-
-    template = chat_template_of(tokenizer)
-    assert template is not None
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a1"}]
-    text = template(turns, tools=None, add_generation_prompt=False)
-    prompt = template(turns[:1], tools=None, add_generation_prompt=True)
-    (chat,) = run(example(prompt, text.removeprefix(prompt)), tokenizer=tokenizer).rows
-    assert (chat.input_ids, chat.labels) == ((1, 3, 5, 2), (*none(2), 5, 2))
-    assert chat.reference == " a1"
 
 
 def test_answers_in_words_that_the_tokenizer_does_not_know_are_refused(letters):

@@ -1,0 +1,83 @@
+"""The chat template of a tokenizer, as `data` takes it: it writes the same text every day, and says what it marks."""
+
+import datetime as dt
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from lorastudy.data.chat import ChatTemplate, Message
+from lorastudy.errors import ModelError
+
+#: Stands for today in every template, else equal rows would give other tokens tomorrow. Llama 3's own choice.
+DATE = dt.date(2024, 7, 26)
+
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_TODAY = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
+_ANY_DAY = re.compile(r"strftime_now\s*\(")
+
+
+def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
+    """The tokenizer's chat template; None when it has none.
+
+    Raises:
+        ModelError: it writes today's date in a form that cannot be seen from its text.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    sources = _sources(tokenizer)
+    if any(_ANY_DAY.search(_at_date(source)) for source in sources):
+        raise ModelError(
+            f"base_model: {tokenizer.name_or_path}: its chat template writes today's date in a form that it computes, so "
+            "its tokens would change from day to day; write a fixed date into the template"
+        )
+
+    def source_for(tools: object) -> str:
+        return _at_date(tokenizer.get_chat_template(tools=tools))
+
+    def render(
+        messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None, add_generation_prompt: bool
+    ) -> str:
+        text = tokenizer.apply_chat_template(
+            list(messages),
+            tools=list(tools) if tools else None,
+            chat_template=source_for(tools),
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
+        assert isinstance(text, str)
+        return text
+
+    def generated(
+        messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None
+    ) -> Sequence[tuple[int, int]]:
+        source = source_for(tools)
+        if not _GENERATION.search(source):
+            return ()
+        given = [{key: value for key, value in each.items() if value is not None} for each in messages]
+        _, spans = render_jinja_template(
+            conversations=[given],
+            tools=list(tools) if tools else None,
+            chat_template=source,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+        return [tuple(span) for span in spans[0]]
+
+    return ChatTemplate(
+        render=render,
+        generated=generated if any(map(_GENERATION.search, sources)) else None,
+        date=DATE.isoformat() if any(map(_TODAY.search, sources)) else None,
+    )
+
+
+def _sources(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    template = tokenizer.chat_template
+    return list(template.values()) if isinstance(template, dict) else [template]
+
+
+def _at_date(source: str) -> str:
+    """The template with `strftime_now("%d %b %Y")` written out as "26 Jul 2024"."""
+    return _TODAY.sub(lambda call: f"{call['quote']}{DATE.strftime(call['format'])}{call['quote']}", source)
