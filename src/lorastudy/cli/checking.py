@@ -45,7 +45,24 @@ def data_notes(experiments: Sequence[Experiment], data: Mapping[str, StudyData])
         if read.num_empty_prompts:
             share = f"{read.num_empty_prompts} of {len(read.train)} training rows"
             notes.append(f"{settings.dataset_path}: {share} have an empty prompt")
+        notes += _column_notes(settings, read)
     return list(dict.fromkeys(notes))
+
+
+def _column_notes(settings: Settings, data: StudyData) -> list[str]:
+    """What of the files' columns is not trained on."""
+    files = (
+        (settings.dataset_path, data.train),
+        (settings.eval_dataset_path, data.held_out),
+        (settings.test_dataset_path, data.test),
+        (settings.forgetting_dataset_path, data.forgetting),
+    )
+    return [
+        f"{path}: {note}"
+        for path, examples in files
+        if path and examples
+        for note in examples[0].format.notes
+    ]
 
 
 def margin_notes(question: Question) -> list[str]:

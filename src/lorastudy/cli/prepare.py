@@ -1,5 +1,6 @@
 """`lorastudy prepare`: a data set from the hub or a file, made ready for a study, and shown."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,6 +47,15 @@ def prepare(
     completion_column: Annotated[
         str | None, typer.Option(help="Column of the answers, where it is not recognised.")
     ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column to train whole, as plain text; the others are left out.")
+    ] = None,
+    separator: Annotated[
+        str,
+        typer.Option(
+            help=r"What stands between each prompt and its answer, such as '\n' or ' '; \n is a line break, \t a tab."
+        ),
+    ] = "",
 ) -> None:
     """Download or read a data set, and write it as JSON lines in a form that every study reads."""
     from lorastudy.cli.console import PlainConsole
@@ -64,11 +74,23 @@ def prepare(
     if hub_id := hub_dataset(dataset):
         say(f"asking the Hugging Face hub for {hub_id} ...", file=sys.stderr)
     rows = fetch_rows(dataset)
-    fmt = detect(rows, prompt_column=prompt_column, completion_column=completion_column)
+    fmt = detect(
+        rows,
+        prompt_column=prompt_column,
+        completion_column=completion_column,
+        text_column=text_column,
+        separator=_unescaped(separator),
+    )
     prepared = preparing.prepare(rows, fmt, wanted=wanted)
     console = PlainConsole()
     _print_counts(console, prepared, fmt=fmt, wanted=wanted)
     _print_example(console, prepared.examples[0])
+
+
+def _unescaped(text: str) -> str:
+    r"""The text with `\n`, `\t` and `\\` as what they stand for: a shell passes them on as they are typed."""
+    meant = {"n": "\n", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nt\\])", lambda found: meant[found[1]], text)
 
 
 def _print_counts(console: "PlainConsole", prepared: "Prepared", *, fmt: "Format", wanted: "Wanted") -> None:
@@ -76,6 +98,8 @@ def _print_counts(console: "PlainConsole", prepared: "Prepared", *, fmt: "Format
         part if part == column else f"{part} = {column}" for part, column in fmt.columns.items()
     )
     console.print(f"Format: {fmt.name} ({columns})")
+    for note in fmt.notes:
+        console.print(f"Note: {note}")
     console.print(f"Rows: {prepared.num_rows} read, {len(prepared.examples)} taken")
     if prepared.num_empty_answers:
         console.print(f"Left out: {prepared.num_empty_answers} with an empty answer")
@@ -107,7 +131,7 @@ def _print_example(console: "PlainConsole", example: "Example") -> None:
     before, answer = example.segments[0].text, example.segments[-1].text
     if example.format.name == "prompt_completion" and not (before[-1:].isspace() or answer[:1].isspace()):
         console.print(
-            "\nNote: nothing is put between prompt and answer; add a space or a line break if you want one."
+            "\nNote: nothing stands between prompt and answer; --separator ' ' or --separator '\\n' puts something there."
         )
     if example.format.name in ("messages", "sharegpt"):
         console.print("\nA model that brings a chat template renders conversations with that instead.")

@@ -98,7 +98,7 @@ def _its_refusals() -> Iterator[None]:
 
 def _segments(conversation: Conversation, chat_template: ChatTemplate) -> tuple[Segment, ...]:
     answers = conversation.answers
-    messages = [_message(turn) for turn in conversation.turns]
+    messages = [turn.message for turn in conversation.turns]
     renderer = _Renderer(messages=messages, tools=conversation.tools or None, chat_template=chat_template)
     whole = renderer.text(answers[-1] + 1)
     marked = renderer.generated(answers[-1] + 1)
@@ -188,13 +188,6 @@ def _answer(rest: str, as_last: str, *, turn: Turn) -> str:
     raise ConversationError(
         "the model's chat template rewrites earlier answers, so they cannot be told apart"
     )
-
-
-def _message(turn: Turn) -> Message:
-    message: Message = {"role": turn.role, "content": turn.text}
-    if turn.calls:
-        message["tool_calls"] = [{"type": "function", "function": dict(call)} for call in turn.calls]
-    return message
 
 
 def _uses_functions(conversation: Conversation) -> bool:

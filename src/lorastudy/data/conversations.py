@@ -6,16 +6,22 @@ says, so it is an assistant turn; what the function gave back (`observation`) is
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lorastudy.data.json_reading import parsed_or_none
+from lorastudy.data.values import switch
 from lorastudy.spec.wording import shown
 
 Role = Literal["system", "user", "assistant", "tool"]
 
 #: What is said of a row whose answer is blank; `prepare` leaves such rows out.
 EMPTY_ANSWER = "has an empty answer"
+
+#: Fields of a message that say whether it is trained: those of OpenAI, of Axolotl, of ms-swift.
+SWITCHES = ("weight", "train", "training", "trained", "loss", "loss_mask")
+#: Fields of a message that hold what was thought before the answer.
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -38,17 +44,39 @@ class ConversationError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What one side says. `calls` are function calls: `{"name": ..., "arguments": ...}`."""
+    """What one side says.
+
+    `calls` are function calls: `{"name": ..., "arguments": ...}`. `further` are the message's other fields, which a
+    chat template gets as they are: `name`, `tool_call_id`, `reasoning_content`, and `tool_calls` with their ids.
+    An answer that is not `is_trained` is context.
+    """
 
     role: Role
     text: str
     calls: tuple[Mapping[str, Any], ...] = ()
+    further: Mapping[str, Any] = field(default_factory=dict)
+    is_trained: bool = True
+
+    @property
+    def thought(self) -> str:
+        """What the assistant thought before it answered."""
+        thoughts = (self.further.get(name) for name in THOUGHTS)
+        return next((text for text in thoughts if isinstance(text, str) and text.strip()), "")
 
     @property
     def plain(self) -> str:
-        """The text, and each call as a line of JSON after it."""
+        """The thought between the usual marks, the text, and each call as a line of JSON after it."""
+        thought = f"<think>\n{self.thought}\n</think>\n\n" if self.thought else ""
         lines = [self.text] if self.text else []
-        return "\n".join(lines + [json.dumps(call, ensure_ascii=False) for call in self.calls])
+        return thought + "\n".join(lines + [json.dumps(call, ensure_ascii=False) for call in self.calls])
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The turn as a chat template takes it."""
+        message: dict[str, Any] = {"role": self.role, "content": self.text}
+        if self.calls:
+            message["tool_calls"] = [{"type": "function", "function": dict(call)} for call in self.calls]
+        return {**message, **self.further}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +88,12 @@ class Conversation:
 
     @property
     def answers(self) -> tuple[int, ...]:
-        """Positions of the assistant turns that answer something; a greeting that opens the conversation does not."""
+        """Positions of the trained assistant turns; a greeting that opens the conversation answers nothing."""
+        return tuple(i for i in self.replies if self.turns[i].is_trained)
+
+    @property
+    def replies(self) -> tuple[int, ...]:
+        """Positions of the assistant turns that answer something, trained or not."""
         first = next(
             (i for i, turn in enumerate(self.turns) if turn.role in ("user", "tool")), len(self.turns)
         )
@@ -68,36 +101,46 @@ class Conversation:
 
 
 def from_messages(values: Mapping[str, Any]) -> Conversation:
-    """The conversation in `{"messages": [{"role", "content", "tool_calls"?}], "tools"?}`.
+    """The conversation in `{"messages": [{"role", "content", "tool_calls"?, ...}], "system"?, "tools"?}`.
 
     Raises:
         ConversationError: it is not of that shape; says what is wrong.
     """
-    turns = [_message_turn(message) for message in _turn_list(values.get("messages"), "messages")]
-    return _checked(turns, values.get("tools"))
+    turns = [message_turn(message) for message in _turn_list(values.get("messages"), "messages")]
+    return _checked(turns, values)
 
 
 def from_sharegpt(values: Mapping[str, Any]) -> Conversation:
-    """The conversation in `{"conversations": [{"from", "value"}], "system"?, "tools"?}`.
+    """The conversation in `{"conversations": [{"from", "value", ...}], "system"?, "tools"?}`.
 
     Raises:
         ConversationError: it is not of that shape; says what is wrong.
     """
     turns = [_sharegpt_turn(turn) for turn in _turn_list(values.get("conversations"), "conversations")]
-    system = values.get("system")
-    if system:
-        turns.insert(0, Turn(role="system", text=_string(system, "system")))
-    return _checked(turns, values.get("tools"))
+    return _checked(turns, values)
 
 
-def _checked(turns: Sequence[Turn], tools: object) -> Conversation:
-    conversation = Conversation(turns=tuple(turns), tools=_tools(tools))
-    if not conversation.answers:
+def _checked(turns: list[Turn], values: Mapping[str, Any]) -> Conversation:
+    _put_system_first(turns, values.get("system") or "")
+    conversation = Conversation(turns=tuple(turns), tools=_tools(values.get("tools")))
+    if not conversation.replies:
         raise ConversationError("has no assistant turn that follows a user turn")
+    if not conversation.answers:
+        raise ConversationError("has no answer that is trained: every one is turned off")
     for i in conversation.answers:
         if not turns[i].plain.strip():
             raise ConversationError(EMPTY_ANSWER)
     return conversation
+
+
+def _put_system_first(turns: list[Turn], system: str) -> None:
+    """Put the row's system prompt before the turns; most chat templates refuse a second one."""
+    if not system.strip():
+        return
+    if turns[0].role != "system":
+        turns.insert(0, Turn(role="system", text=system))
+    elif turns[0].text.strip() != system.strip():
+        raise ConversationError("has a system turn and another system prompt beside it; keep one")
 
 
 def _turn_list(value: object, column: str) -> list[Mapping[str, Any]]:
@@ -106,20 +149,73 @@ def _turn_list(value: object, column: str) -> list[Mapping[str, Any]]:
     return value
 
 
-def _message_turn(message: Mapping[str, Any]) -> Turn:
-    calls = tuple(_call(_function(call)) for call in message.get("tool_calls") or ())
+def message_turn(message: Mapping[str, Any]) -> Turn:
+    """The turn in `{"role", "content", "tool_calls"?, ...}`.
+
+    Raises:
+        ConversationError: it is not of that shape.
+    """
+    calls = _wrapped_calls(message.get("tool_calls") or message.get("function_call"))
     content = message.get("content")
-    text = "" if content is None and calls else _string(content, "content")
-    return Turn(role=_role(message.get("role")), text=text, calls=calls)
+    role = _role(message.get("role"))
+    return Turn(
+        role=role,
+        text="" if content is None and calls else _string(content, "content"),
+        calls=tuple(_call(call["function"]) for call in calls),
+        further=_further(
+            message, known=("role", "content", "tool_calls", "function_call", *SWITCHES), calls=calls
+        ),
+        is_trained=_is_trained(message, role),
+    )
+
+
+def _wrapped_calls(value: object) -> list[dict[str, Any]]:
+    """The calls as the chat format has them, `{"id"?, "type": "function", "function": {...}}`; nothing else is changed."""
+    calls = value if isinstance(value, list) else [value] if value else []
+    return [
+        call if isinstance(call, dict) and "function" in call else {"type": "function", "function": call}
+        for call in calls
+    ]
 
 
 def _sharegpt_turn(turn: Mapping[str, Any]) -> Turn:
     text = _string(turn.get("value"), "value")
-    if turn.get("from") == "function_call":
-        calls = _parsed_calls(text)
-        if calls:
-            return Turn(role="assistant", text="", calls=calls)
-    return Turn(role=_role(turn.get("from")), text=text)
+    role = _role(turn.get("from"))
+    calls = _parsed_calls(text) if turn.get("from") == "function_call" else ()
+    return Turn(
+        role=role,
+        text="" if calls else text,
+        calls=calls,
+        further=_further(turn, known=("from", "value", *SWITCHES)),
+        is_trained=_is_trained(turn, role),
+    )
+
+
+def _further(
+    message: Mapping[str, Any], *, known: Sequence[str], calls: Sequence[Mapping[str, Any]] = ()
+) -> Mapping[str, Any]:
+    further = {key: value for key, value in message.items() if key not in known}
+    return further | {"tool_calls": list(calls)} if calls else further
+
+
+def _is_trained(message: Mapping[str, Any], role: Role) -> bool:
+    """Whether no field of the message says otherwise.
+
+    Raises:
+        ConversationError: a field is neither on nor off, or asks for what is never trained.
+    """
+    settings = {name: message[name] for name in SWITCHES if name in message}
+    for name, value in settings.items():
+        if switch(value) is None:
+            raise ConversationError(
+                f"has a turn whose {name!r} is {shown(value)}; 0 (or false) makes an answer context, 1 (or true) trains it, "
+                "and nothing between is known"
+            )
+        if switch(value) and role != "assistant":
+            raise ConversationError(
+                f"has a turn by the {role} with {name!r}: {shown(value)}; only answers are trained, so remove it there"
+            )
+    return all(switch(value) for value in settings.values())
 
 
 def _parsed_calls(text: str) -> tuple[Mapping[str, Any], ...]:
@@ -129,11 +225,6 @@ def _parsed_calls(text: str) -> tuple[Mapping[str, Any], ...]:
     if any(not isinstance(call, dict) or "name" not in call for call in calls):
         return ()
     return tuple(_call(call) for call in calls)
-
-
-def _function(call: object) -> object:
-    """The call itself: the chat format wraps it as `{"type": "function", "function": {...}}`."""
-    return call.get("function", call) if isinstance(call, dict) else call
 
 
 def _call(call: object) -> Mapping[str, Any]:

@@ -1,25 +1,35 @@
 """What the columns of a data set mean: five formats, recognised by column names and never guessed.
 
 alpaca             instruction, input (optional), output
-messages           messages: [{role, content}], tools (optional)
-sharegpt           conversations: [{from, value}], system and tools (optional)
+messages           messages: [{role, content, ...}], system and tools (optional)
+sharegpt           conversations: [{from, value, ...}], system and tools (optional)
 prompt_completion  prompt, completion, or a usual pair of names such as question, answer
 text               text; all of it is trained (for perplexity and forgetting)
+
+Beside the two columns of alpaca and prompt_completion may stand a system prompt, a history, a context, an input,
+choices and a separator. A column that plays no part is counted, and said; one that would change what the answers
+mean (KTO's `label`, DPO's `rejected`, labels beside a plain text) is refused.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from lorastudy.data.columns import Column, Columns, counted, listed, shortened
 from lorastudy.data.conversations import (
     EMPTY_ANSWER,
+    SWITCHES,
+    THOUGHTS,
     Conversation,
     ConversationError,
     from_messages,
     from_sharegpt,
 )
+from lorastudy.data.instructions import Instruction, instruction_from
 from lorastudy.data.sources import Row
+from lorastudy.data.values import is_filled, records_of, structure_of, switch, text_of
 from lorastudy.errors import DataError
 from lorastudy.spec.wording import shown
 
@@ -43,88 +53,423 @@ _PAIRS = (
     ("source", "target"),
     ("problem", "solution"),
 )
+#: Parts that may stand beside a prompt and its answer, by the names that columns have for them.
+_BESIDE: Mapping[str, tuple[str, ...]] = {
+    "system": ("system", "system_prompt", "system_message"),
+    "history": ("history",),
+    "context": ("context", "passage", "document", "article", "background"),
+    "input": ("input",),
+    "choices": ("choices", "options"),
+    "separator": ("separator",),
+    "tools": ("tools", "functions"),
+}
+_ALPACA_ANSWERS = ("output", "response", "completion", "answer")
+#: What each format may have besides what it needs.
+_OPTIONAL: Mapping[FormatName, tuple[str, ...]] = {
+    "alpaca": ("input", "context", "choices", "system", "history"),
+    "messages": ("system", "tools"),
+    "sharegpt": ("system", "tools"),
+    "prompt_completion": ("context", "input", "choices", "system", "history", "separator"),
+    "text": (),
+}
+_NEEDED: Mapping[FormatName, tuple[str, ...]] = {
+    "alpaca": ("instruction", "output"),
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+}
+#: Columns that turn a whole row off.
+_ROW_SWITCHES = ("weight", "train", "training", "trained")
+#: Columns that call a row's answer good or bad, as KTO takes them.
+_VERDICTS = ("label", "kto_tag")
+#: Columns beside a plain text that are its answer, for all that one can tell.
+_ANSWERS_TO_TEXT = (
+    "label", "labels", "target", "class", "category", "sentiment", "intent", "emotion", "answer", "output", "response",
+    "completion", "summary",
+)  # fmt: skip
+#: Fields of a turn that are used whether or not the model brings a chat template.
+_KNOWN_FIELDS = frozenset(
+    ("role", "content", "from", "value", "name", "tool_calls", "function_call", *THOUGHTS, *SWITCHES)
+)
+_STRUCTURES = ("tools", "history", "choices")
 _NUM_SHOWN = 5
-_MAX_COLUMNS, _MAX_NAME = 20, 40
+_PREPARE = "`lorastudy prepare --dataset FILE"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A format, and which of the data set's columns plays which part (canonical name -> the column's name)."""
+    """A format, and what became of the data set's columns.
+
+    `columns` says which plays which part (canonical name -> the column's name). `row_switches` are columns that turn
+    rows off, each with how many. `unused` are the columns that play no part, and
+    `for_template` the fields of turns that only a chat template can use, each with the number of rows that hold
+    something there; `repeating` are the unused ones whose values come again and again, as labels do.
+    """
 
     name: FormatName
     columns: Mapping[str, str]
+    row_switches: Mapping[str, int] = field(default_factory=dict)
+    unused: Mapping[str, int] = field(default_factory=dict)
+    for_template: Mapping[str, int] = field(default_factory=dict)
+    repeating: tuple[str, ...] = ()
+    separator: str = ""
+    """Stands between prompt and completion in every row."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of columns, rows and fields that are not trained on, a sentence each."""
+        notes = []
+        for column, times in self.row_switches.items():
+            if times:
+                notes.append(f"{shown(column)} turns {counted(times)} off; they are left out")
+        if self.unused:
+            notes.append(f"columns that are not used: {_with_rows(self.unused)}")
+        if self.name == "text" and self.repeating:
+            notes.append(
+                f"the values of {listed(self.repeating)} repeat, so they may be what should be learnt: "
+                f"{_pair_command(self.columns['text'], self.repeating[0])} makes them the answer"
+            )
+        if self.for_template:
+            fields = _with_rows(self.for_template)
+            notes.append(f"fields that only a chat template can use, if it knows them: {fields}")
+        return tuple(notes)
 
     def values(self, row: Row) -> dict[str, Any]:
-        """The row's values under the canonical names; columns that the format has no use for are left out."""
-        return {part: row.values[column] for part, column in self.columns.items() if column in row.values}
-
-    def conversation(self, row: Row) -> Conversation:
-        """The row of a `messages` or `sharegpt` data set as a conversation.
+        """The row's values under the canonical names, without what its file added; optional parts only if they are filled.
 
         Raises:
-            ConversationError: the row is not of that shape.
+            ConversationError: a value is of another kind than its part.
         """
-        assert self.name in ("messages", "sharegpt")
-        read = from_messages if self.name == "messages" else from_sharegpt
-        return read(self.values(row))
+        values = {}
+        for part, column in self.columns.items():
+            value = _part(part, row.values.get(column), column=column)
+            if part in _NEEDED[self.name] or is_filled(value) or (part == "separator" and value):
+                values[part] = value
+        return values | ({"separator": self.separator} if self.separator else {})
+
+    def conversation(self, row: Row) -> Conversation:
+        """The row as a conversation, whatever the format; only a plain text has none.
+
+        Raises:
+            ConversationError: the row is not of the format's shape.
+        """
+        return self.conversation_of(self.values(row))
+
+    def conversation_of(self, values: Mapping[str, Any]) -> Conversation:
+        """The conversation in a row's `values`; errors as those of `conversation`."""
+        if self.name == "messages":
+            return from_messages(values)
+        if self.name == "sharegpt":
+            return from_sharegpt(values)
+        return self._instruction(values).conversation
+
+    def instruction(self, row: Row) -> Instruction:
+        """The row of an `alpaca` or `prompt_completion` data set.
+
+        Raises:
+            ConversationError: the row is not of the format's shape.
+        """
+        return self._instruction(self.values(row))
+
+    def _instruction(self, values: Mapping[str, Any]) -> Instruction:
+        assert self.name in ("alpaca", "prompt_completion")
+        prompt, answer = _NEEDED[self.name]
+        return instruction_from(values, prompt=prompt, answer=answer)
+
+    def texts(self, row: Row) -> tuple[str, ...]:
+        """All that a checked row says, turn by turn."""
+        if self.name == "text":
+            return (self.values(row)["text"],)
+        return tuple(turn.plain for turn in self.conversation(row).turns)
+
+    def prompt(self, row: Row) -> tuple[str, ...]:
+        """What a checked row says before its first trained answer, turn by turn; nothing for plain text."""
+        if self.name == "text":
+            return ()
+        conversation = self.conversation(row)
+        return tuple(turn.plain for turn in conversation.turns[: conversation.answers[0]])
+
+    def is_trained(self, row: Row) -> bool:
+        """Whether no column turns the row off."""
+        values = (row.values.get(column) for column in self.row_switches)
+        return not any(is_filled(value) and switch(value) is False for value in values)
+
+
+def _pair_command(prompt: str, completion: str) -> str:
+    return f"{_PREPARE} --prompt-column {shlex.quote(prompt)} --completion-column {shlex.quote(completion)}`"
+
+
+def _with_rows(numbers: Mapping[str, int]) -> str:
+    """Names with the rows that hold something there: `url (12 rows), id (12 rows)`."""
+    return listed([f"{shortened(name)} ({counted(times)})" for name, times in numbers.items()])
+
+
+def _part(part: str, value: Any, *, column: str) -> Any:
+    if part in ("messages", "conversations"):
+        return records_of(value)
+    if part in _STRUCTURES:
+        return records_of(value) if part == "history" else structure_of(value)
+    text = text_of(value)
+    if text is None:
+        raise ConversationError(f"{column!r} is {type(value).__name__}, not text")
+    return text
 
 
 def recognise(
     rows: Sequence[Row], *, prompt_column: str | None = None, completion_column: str | None = None
 ) -> Format:
-    """The format of the rows; every row is checked against it.
+    """The format of the rows; every row that is trained is checked against it.
 
     Raises:
         DataError: unknown or ambiguous columns, or rows that lack what the format needs.
     """
     found = detect(rows, prompt_column=prompt_column, completion_column=completion_column)
-    check(rows, found)
+    check(trained_rows(rows, found), found)
     return found
 
 
 def detect(
-    rows: Sequence[Row], *, prompt_column: str | None = None, completion_column: str | None = None
+    rows: Iterable[Row],
+    *,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
+    text_column: str | None = None,
+    separator: str = "",
 ) -> Format:
-    """The format that the column names tell (their case does not matter); the rows are not checked.
+    """The format that the column names tell; the rows are not checked.
 
     Raises:
-        DataError: the columns fit no format, or more than one pair of names.
+        DataError: as `format_of`.
     """
-    columns = list(dict.fromkeys(column for row in rows for column in row.values))
-    if prompt_column or completion_column:
-        return _named_pair(columns, prompt_column, completion=completion_column)
-    names = _by_name(columns)
-    found = _conversation_format(names) or _alpaca(names) or _pair(names, columns)
+    return format_of(
+        Columns(rows),
+        prompt_column=prompt_column,
+        completion_column=completion_column,
+        text_column=text_column,
+        separator=separator,
+    )
+
+
+def format_of(
+    columns: Columns,
+    *,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
+    text_column: str | None = None,
+    separator: str = "",
+) -> Format:
+    """The format that the columns tell (the case of their names does not matter), unless flags name the columns.
+
+    Raises:
+        DataError: the columns fit no format, or more than one pair of names; a column is misspelt; or one says that
+            some answers should not be learnt.
+    """
+    names = columns.by_plain_name()
+    is_named = bool(prompt_column or completion_column or text_column)
+    if is_named:
+        needed = _named(columns, prompt_column, completion=completion_column, text=text_column)
+    else:
+        _refuse_preferences(names)
+        needed = _recognised(names, columns)
+    fmt = _with_optional(needed, names)
+    if not is_named:
+        _refuse_near_misses(fmt, list(columns.by_name))
+        _refuse_labelled_text(fmt, names, columns=columns)
+    _refuse_verdicts(fmt, names, columns=columns)
+    fmt = _with_separator(fmt, separator)
+    fmt = _with_unused(_with_switches(fmt, names, columns=columns), columns)
+    return replace(fmt, repeating=()) if is_named else fmt
+
+
+def _recognised(names: Mapping[str, str], columns: Columns) -> Format:
+    if "messages" in names:
+        return Format(name="messages", columns={"messages": names["messages"]})
+    if "conversations" in names:
+        return Format(name="sharegpt", columns={"conversations": names["conversations"]})
+    found = _alpaca(names) or _pair(names, columns)
     if found is None and "text" in names:
         found = Format(name="text", columns={"text": names["text"]})
     if found is None:
         raise DataError(_unknown(columns))
-    _refuse_near_misses(found, columns)
     return found
 
 
-def _by_name(columns: Sequence[str]) -> dict[str, str]:
-    """The columns by the name that counts; two that differ in case or white space would hide one another."""
-    names: dict[str, str] = {}
-    for column in columns:
-        other = names.setdefault(column.strip().lower(), column)
-        if other != column:
+def _alpaca(names: Mapping[str, str]) -> Format | None:
+    """Alpaca's own names; or a pair of usual names beside `instruction` with an input or, as Dolly's, a context."""
+    answers = [name for name in _ALPACA_ANSWERS if name in names]
+    further = "input" if "input" in names else "context" if "context" in names else None
+    if "instruction" not in names or not answers:
+        return None
+    if "output" not in answers and (further is None or len(answers) > 1):
+        return None
+    columns = {"instruction": "instruction", **({"input": further} if further else {}), "output": answers[0]}
+    return Format(name="alpaca", columns={part: names[name] for part, name in columns.items()})
+
+
+def _pair(names: Mapping[str, str], columns: Columns) -> Format | None:
+    pairs = [(names[p], names[c]) for p, c in _PAIRS if p in names and c in names]
+    if not pairs:
+        return None
+    if len(pairs) > 1:
+        raise DataError(
+            f"columns {columns.names}: more than one pair could be prompt and answer "
+            f"({'; '.join(' -> '.join(pair) for pair in pairs)}). {_HOW_TO_NAME}"
+        )
+    return Format(name="prompt_completion", columns={"prompt": pairs[0][0], "completion": pairs[0][1]})
+
+
+def _named(columns: Columns, prompt: str | None, *, completion: str | None, text: str | None) -> Format:
+    if text and (prompt or completion):
+        raise DataError(
+            "--text-column makes plain text of one column; leave out --prompt-column and --completion-column"
+        )
+    if not text and (prompt is None or completion is None):
+        raise DataError("--prompt-column and --completion-column go together; give both")
+    if prompt and prompt == completion:
+        raise DataError(
+            f"--prompt-column and --completion-column both name {prompt!r}: every answer would stand in its own prompt; "
+            "name two columns"
+        )
+    parts = {"text": text} if text else {"prompt": prompt, "completion": completion}
+    named = {part: column for part, column in parts.items() if column is not None}
+    for column in named.values():
+        if column not in columns.by_name:
+            raise DataError(f"no column {column!r}; the columns are {columns.names}")
+    return Format(name="text" if text else "prompt_completion", columns=named)
+
+
+def _with_optional(fmt: Format, names: Mapping[str, str]) -> Format:
+    """The format with the columns that may stand beside what it needs; of two names for one part, the first."""
+    found = dict(fmt.columns)
+    for part in _OPTIONAL[fmt.name]:
+        free = [names[name] for name in _BESIDE[part] if name in names and names[name] not in found.values()]
+        if free and part not in found:
+            found[part] = free[0]
+    return replace(fmt, columns=found)
+
+
+def _with_separator(fmt: Format, separator: str) -> Format:
+    if separator and fmt.name != "prompt_completion":
+        raise DataError(
+            f"--separator stands between a prompt and its completion, and these rows are {fmt.name}; leave it out"
+        )
+    if separator and "separator" in fmt.columns:
+        raise DataError(
+            f"--separator: the column {shown(fmt.columns['separator'])} gives one for each row; keep one of the two"
+        )
+    return replace(fmt, separator=separator)
+
+
+def _with_switches(fmt: Format, names: Mapping[str, str], *, columns: Columns) -> Format:
+    switches = {}
+    for name in _ROW_SWITCHES:
+        column = columns.by_name.get(names.get(name, ""))
+        if column is None or names[name] in fmt.columns.values():
+            continue
+        if column.num_off and not column.is_switch:
             raise DataError(
-                f"columns {shown(other)} and {shown(column)} differ in case or white space alone; rename or remove one"
+                f"column {shown(names[name])} turns {counted(column.num_off)} off and weighs others; rows are trained "
+                "whole or not at all, so keep 0 and 1 in it, or remove it"
             )
-    return names
+        if column.is_switch:
+            switches[names[name]] = column.num_off
+    return replace(fmt, row_switches=switches)
+
+
+def _with_unused(fmt: Format, columns: Columns) -> Format:
+    used = {*fmt.columns.values(), *fmt.row_switches}
+    unused = {
+        name: column.num_filled
+        for name, column in columns.by_name.items()
+        if name not in used and column.num_filled
+    }
+    fields = {
+        name: times
+        for name, times in sorted(columns.turn_fields.items())
+        if name.partition("[].")[0] in used and name.partition("[].")[2] not in _KNOWN_FIELDS
+    }
+    repeating = tuple(name for name in unused if columns.by_name[name].repeats)
+    return replace(fmt, unused=unused, for_template=fields, repeating=repeating)
+
+
+def _refuse_preferences(names: Mapping[str, str]) -> None:
+    """Refuse sets that hold answers to be avoided, as DPO takes them: here every answer is learnt."""
+    rejected = next((column for name, column in names.items() if name.startswith("rejected")), None)
+    if rejected is None:
+        return
+    prompt = next((names[name] for name, _ in _PAIRS if name in names), None)
+    way_out = "keep the chosen answers in a file of their own, as `completion` or `messages`"
+    if "chosen" in names and prompt:
+        way_out = f"{_pair_command(prompt, names['chosen'])} trains the chosen ones"
+    raise DataError(
+        f"column {shown(rejected)} holds answers to be avoided, as preference training (DPO) takes them. This is "
+        f"supervised training, which learns every answer: {way_out}"
+    )
+
+
+def _refuse_verdicts(fmt: Format, names: Mapping[str, str], *, columns: Columns) -> None:
+    """Refuse sets that call some of their answers bad, as KTO takes them."""
+    if fmt.name == "text":
+        return
+    for name in _VERDICTS:
+        column = columns.by_name.get(names.get(name, ""))
+        if column is None or names[name] in fmt.columns.values() or not (column.is_switch and column.num_off):
+            continue
+        raise DataError(
+            f"column {shown(names[name])} calls {column.num_off} of {column.num_filled} answers bad, as KTO takes them. "
+            "This is supervised training, which learns every answer: keep the rows with good answers, and remove the column"
+        )
+
+
+def _refuse_labelled_text(fmt: Format, names: Mapping[str, str], *, columns: Columns) -> None:
+    """Refuse a plain text whose labels would vanish."""
+    label = next(
+        (
+            names[name]
+            for name in _ANSWERS_TO_TEXT
+            if name in names and columns.by_name[names[name]].num_filled
+        ),
+        None,
+    )
+    if fmt.name == "text" and label is not None:
+        text = fmt.columns["text"]
+        raise DataError(
+            f"columns {columns.names}: as plain text the rows would be trained without their "
+            f"{shown(label)}{_repetition(columns.by_name[label])}. {_pair_command(text, label)} makes it the answer; "
+            f"{_PREPARE} --text-column {shlex.quote(text)}` trains the text alone"
+        )
 
 
 def _refuse_near_misses(fmt: Format, columns: Sequence[str]) -> None:
-    """An optional part under a misspelt name would be left out of every prompt in silence."""
+    """An optional part under a misspelt name would be left out of every prompt."""
     unused = [column for column in columns if column not in fmt.columns.values()]
-    for part in _OPTIONAL.get(fmt.name, ()):
+    for part in _OPTIONAL[fmt.name]:
         near = difflib.get_close_matches(part, unused, n=1, cutoff=0.8) if part not in fmt.columns else []
-        if near:
+        if near and part not in ("context", "separator"):  # `content` and `operator` are no misspellings
             raise DataError(
                 f"column {shown(near[0])} is not used by the format {fmt.name}; is it meant as {part!r}? "
                 "Rename it so, or remove it"
             )
+
+
+def _repetition(column: Column) -> str:
+    if not column.repeats or column.values is None:
+        return ""
+    return f", whose values repeat ({len(column.values)} of them in {column.num_filled} rows)"
+
+
+def trained_rows(rows: Sequence[Row], fmt: Format) -> list[Row]:
+    """The rows that no column turns off.
+
+    Raises:
+        DataError: none is left.
+    """
+    trained = [row for row in rows if fmt.is_trained(row)]
+    if rows and not trained:
+        columns = ", ".join(map(shown, fmt.row_switches))
+        raise DataError(f"{columns} turned every row off; nothing is left to train")
+    return trained
 
 
 def check(rows: Sequence[Row], fmt: Format) -> None:
@@ -141,17 +486,11 @@ def check(rows: Sequence[Row], fmt: Format) -> None:
 
 
 def asks_nothing(row: Row, fmt: Format) -> bool:
-    """Whether a checked row's prompt is blank; of a conversation, whatever stands before its first answer."""
-    values = fmt.values(row)
+    """Whether a checked row's prompt is blank, whatever its system prompt; plain text has no prompt."""
     if fmt.name == "text":
         return False
-    if fmt.name in ("messages", "sharegpt"):
-        conversation = fmt.conversation(row)
-        asked = [
-            turn.plain for turn in conversation.turns[: conversation.answers[0]] if turn.role != "system"
-        ]
-    else:
-        asked = [values.get(part) or "" for part in ("instruction", "input", "prompt")]
+    conversation = fmt.conversation(row)
+    asked = [turn.plain for turn in conversation.turns[: conversation.answers[0]] if turn.role != "system"]
     return not any(text.strip() for text in asked)
 
 
@@ -160,109 +499,41 @@ def without_empty_answers(rows: Sequence[Row], fmt: Format) -> list[Row]:
     return [row for row in rows if _problem(row, fmt) != EMPTY_ANSWER]
 
 
-def _conversation_format(names: Mapping[str, str]) -> Format | None:
-    if "messages" in names:
-        return Format(name="messages", columns=_present(names, ("messages", "tools")))
-    if "conversations" in names:
-        return Format(name="sharegpt", columns=_present(names, ("conversations", "system", "tools")))
-    return None
+_HOW_TO_NAME = f"Say which columns to use: {_PREPARE} --prompt-column NAME --completion-column NAME`"
 
 
-def _alpaca(names: Mapping[str, str]) -> Format | None:
-    if {"instruction", "output"} <= names.keys():
-        return Format(name="alpaca", columns=_present(names, ("instruction", "input", "output")))
-    # Dolly's names for the same thing. Without the third column it is an ordinary pair.
-    if {"instruction", "context", "response"} <= names.keys():
-        dolly = {"instruction": "instruction", "input": "context", "output": "response"}
-        return Format(name="alpaca", columns={part: names[column] for part, column in dolly.items()})
-    return None
-
-
-def _present(names: Mapping[str, str], parts: Sequence[str]) -> dict[str, str]:
-    return {part: names[part] for part in parts if part in names}
-
-
-def _pair(names: Mapping[str, str], columns: Sequence[str]) -> Format | None:
-    pairs = [(names[p], names[c]) for p, c in _PAIRS if p in names and c in names]
-    if not pairs:
-        return None
-    if len(pairs) > 1:
-        raise DataError(
-            f"columns {_listed(columns)}: more than one pair could be prompt and answer "
-            f"({'; '.join(' -> '.join(pair) for pair in pairs)}). {_HOW_TO_NAME}"
-        )
-    return Format(name="prompt_completion", columns={"prompt": pairs[0][0], "completion": pairs[0][1]})
-
-
-def _named_pair(columns: Sequence[str], prompt: str | None, *, completion: str | None) -> Format:
-    if prompt is None or completion is None:
-        raise DataError("--prompt-column and --completion-column go together; give both")
-    if prompt == completion:
-        raise DataError(
-            f"--prompt-column and --completion-column both name {prompt!r}: every answer would stand in its own prompt; "
-            "name two columns"
-        )
-    for column in (prompt, completion):
-        if column not in columns:
-            raise DataError(f"no column {column!r}; the columns are {_listed(columns)}")
-    return Format(name="prompt_completion", columns={"prompt": prompt, "completion": completion})
-
-
-_HOW_TO_NAME = "Say which columns to use: `lorastudy prepare --dataset FILE --prompt-column NAME --completion-column NAME`"
-
-
-def _listed(columns: Sequence[str]) -> str:
-    """The first column names, none of them longer than a message can bear."""
-    names = [name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..." for name in columns[:_MAX_COLUMNS]]
-    more = f" and {len(columns) - _MAX_COLUMNS} more" if len(columns) > _MAX_COLUMNS else ""
-    return ", ".join(names) + more or "(none)"
-
-
-def _unknown(columns: Sequence[str]) -> str:
+def _unknown(columns: Columns) -> str:
+    labels = [name for name, column in columns.by_name.items() if column.repeats]
+    label = f" The values of {shown(labels[0])} repeat, so it may be the answer." if labels else ""
     return (
-        f"columns {_listed(columns)}: not a known format. Known: alpaca (instruction, input, output), "
+        f"columns {columns.names}: not a known format. Known: alpaca (instruction, input, output), "
         "messages (messages), sharegpt (conversations), prompt_completion "
-        f"({'; '.join(' and '.join(pair) for pair in _PAIRS[:5])}; ...), text (text). {_HOW_TO_NAME}"
+        f"({'; '.join(' and '.join(pair) for pair in _PAIRS[:5])}; ...), text (text).{label} {_HOW_TO_NAME}"
     )
-
-
-#: Columns that a format may do without.
-_OPTIONAL: dict[FormatName, tuple[str, ...]] = {
-    "alpaca": ("input",),
-    "messages": ("tools",),
-    "sharegpt": ("system", "tools"),
-}
-_NEEDED: dict[FormatName, tuple[str, ...]] = {
-    "alpaca": ("instruction", "output"),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
 
 
 def _problem(row: Row, fmt: Format) -> str | None:
     """What makes the row unusable, or None."""
-    if fmt.name in ("messages", "sharegpt"):
-        try:
-            conversation = fmt.conversation(row)
-        except ConversationError as error:
-            return str(error)
-        return _broken_text([turn.plain for turn in conversation.turns])
-    needed = _NEEDED[fmt.name]
-    values = fmt.values(row)
-    for part in needed:
-        if not isinstance(values.get(part), str):
-            return f"{fmt.columns[part]!r} {_found(values, part)}"
-    if not isinstance(values.get("input"), str | None):
-        return f"{fmt.columns['input']!r} {_found(values, 'input')}"
-    if not values[needed[-1]].strip():
-        return EMPTY_ANSWER
-    return _broken_text([value for value in values.values() if value])
+    try:
+        values = fmt.values(row)
+        answer = values[_NEEDED[fmt.name][-1]]
+        if isinstance(answer, str) and fmt.name not in ("messages", "sharegpt") and not answer.strip():
+            return EMPTY_ANSWER
+        if fmt.name == "text":
+            return _broken_text([answer])
+        turns = fmt.conversation_of(values).turns
+    except ConversationError as error:
+        return str(error)
+    # A call's arguments may be JSON within JSON, so what it spells shows only in the turn.
+    return _broken_text([*_strings(values), *(turn.plain for turn in turns if turn.calls)])
 
 
-def _found(values: Mapping[str, Any], part: str) -> str:
-    if values.get(part) is None:
-        return "is missing"
-    return f"is {type(values[part]).__name__}, not text"
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(item)
 
 
 def _broken_text(texts: Sequence[str]) -> str | None:

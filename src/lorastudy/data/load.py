@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lorastudy.data.chat import ChatTemplate
 from lorastudy.data.examples import Example
-from lorastudy.data.formats import Format, asks_nothing, recognise
+from lorastudy.data.formats import Format, asks_nothing, recognise, trained_rows
 from lorastudy.data.prompts import render
 from lorastudy.data.sources import Row, read_rows
 from lorastudy.data.splits import Split, content_hash, num_duplicates, overlap, prompt_hash, split_by_content
@@ -47,9 +47,10 @@ def load_examples(
     rows = read_rows(path)[:max_samples]
     try:
         fmt = recognise(rows)
+        trained = trained_rows(rows, fmt)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    return fmt, to_examples(rows, fmt, chat_template=chat_template)
+    return fmt, to_examples(trained, fmt, chat_template=chat_template)
 
 
 def to_examples(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lorastudy.data.examples import Example
 from lorastudy.data.fetch import dataset_name
-from lorastudy.data.formats import Format, check, without_empty_answers
+from lorastudy.data.formats import Format, check, trained_rows, without_empty_answers
 from lorastudy.data.load import num_empty_prompts, to_examples
 from lorastudy.data.sources import Row
 from lorastudy.data.splits import num_duplicates, position, split_by_content
@@ -88,7 +88,8 @@ def prepare(rows: Sequence[Row], fmt: Format, *, wanted: Wanted) -> Prepared:
     Raises:
         DataError: unusable rows, a side of the split without rows, or no place to write.
     """
-    answered = without_empty_answers(rows, fmt)
+    trained = trained_rows(rows, fmt)
+    answered = without_empty_answers(trained, fmt)
     if not answered:
         raise DataError(f"{wanted.dataset}: every row has an empty answer")
     check(answered, fmt)
@@ -98,7 +99,7 @@ def prepare(rows: Sequence[Row], fmt: Format, *, wanted: Wanted) -> Prepared:
         _write(path, part)
     return Prepared(
         num_rows=len(rows),
-        num_empty_answers=len(rows) - len(answered),
+        num_empty_answers=len(trained) - len(answered),
         num_empty_prompts=num_empty_prompts(examples),
         num_duplicates=num_duplicates(examples),
         examples=tuple(examples),

@@ -4,13 +4,12 @@ Loss only on answers. Where the prompt ends and the answer begins is decided her
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from lorastudy.data.chat import ChatTemplate, render_chat
 from lorastudy.data.conversations import Conversation, ConversationError
 from lorastudy.data.examples import Rendering, Segment
 from lorastudy.data.formats import Format
+from lorastudy.data.instructions import Instruction
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
 
@@ -18,7 +17,7 @@ from lorastudy.errors import DataError
 _ALPACA = (
     "Below is an instruction that describes a task{paired}. "
     "Write a response that appropriately completes the request."
-    "\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
+    "\n\n{history}### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )
 _PAIRED = ", paired with an input that provides further context"
 
@@ -28,9 +27,9 @@ _HEADINGS = {"system": "System", "user": "User", "assistant": "Assistant", "tool
 def render(row: Row, fmt: Format, *, chat_template: ChatTemplate | None = None) -> Rendering:
     """The row's text. Segments follow each other with nothing between them.
 
-    Alpaca rows always get Alpaca's prompt. A prompt and its completion are joined as they are, as `trl` does:
-    white space between them is the data's business, because a space added here would change the tokens of
-    sets that bring their own. Conversations are rendered by the model's chat template where it has one, else
+    Alpaca rows always get Alpaca's prompt. A prompt and its completion are joined as they are, as `trl` does, or with
+    the row's separator: white space between them is the data's business, because a space added here would change
+    the tokens of sets that bring their own. Conversations are rendered by the model's chat template where it has one, else
     in a plain layout; what follows the last answer is left out, as no token of it is trained or looked at.
 
     Raises:
@@ -40,11 +39,13 @@ def render(row: Row, fmt: Format, *, chat_template: ChatTemplate | None = None) 
     if fmt.name == "text":
         return Rendering(segments=(Segment(text=values["text"], trained=True, end="eos"),), layout="text")
     if fmt.name == "prompt_completion":
-        return Rendering(segments=_prompt_and_answer(values["prompt"], values["completion"]), layout="plain")
+        instruction = fmt.instruction(row)
+        segments = _prompt_and_answer(plain_prompt(instruction), instruction.answer)
+        return Rendering(segments=segments, layout="plain")
     if fmt.name == "alpaca":
-        return Rendering(
-            segments=_prompt_and_answer(alpaca_prompt(values), values["output"]), layout="alpaca"
-        )
+        instruction = fmt.instruction(row)
+        segments = _prompt_and_answer(alpaca_prompt(instruction), instruction.answer)
+        return Rendering(segments=segments, layout="alpaca")
     conversation = fmt.conversation(row)
     if chat_template is None:
         return Rendering(segments=_plain_layout(conversation), layout="plain")
@@ -58,12 +59,36 @@ def _prompt_and_answer(prompt: str, answer: str) -> tuple[Segment, ...]:
     return Segment(text=prompt, trained=False), Segment(text=answer, trained=True, end="eos")
 
 
-def alpaca_prompt(values: Mapping[str, Any]) -> str:
-    """What stands before an Alpaca row's answer, with and without an input."""
-    further = values.get("input")
-    return _ALPACA.format(
+def plain_prompt(instruction: Instruction) -> str:
+    """What stands before a completion: system prompt, history and question, with blank lines between them, and the separator.
+
+    Choices, which come last, end with a line break where nothing else parts them from the answer.
+    """
+    earlier = [turn.plain.strip() + ("\n" if turn.role == "user" else "\n\n") for turn in instruction.history]
+    top = f"{instruction.system.strip()}\n\n" if instruction.system else ""
+    text = f"{top}{''.join(earlier)}{instruction.question}"
+    glued = instruction.choices and not instruction.separator and not text[-1:].isspace()
+    return text + instruction.separator + ("\n" if glued else "")
+
+
+def alpaca_prompt(instruction: Instruction) -> str:
+    """What stands before an Alpaca row's answer: the system prompt at the top, earlier turns under Alpaca's own headings.
+
+    Context and choices stand with the input.
+    """
+    further = "\n\n".join(
+        part for part in (instruction.context, instruction.input, instruction.listed_choices) if part
+    )
+    headings = {"user": "Instruction", "assistant": "Response"}
+    earlier = [
+        f"### {headings.get(turn.role, _HEADINGS[turn.role])}:\n{turn.plain.strip()}\n\n"
+        for turn in instruction.history
+    ]
+    top = f"{instruction.system.strip()}\n\n" if instruction.system else ""
+    return top + _ALPACA.format(
         paired=_PAIRED if further else "",
-        instruction=values["instruction"],
+        history="".join(earlier),
+        instruction=instruction.prompt,
         input=f"### Input:\n{further}\n\n" if further else "",
     )
 
@@ -76,7 +101,8 @@ def _plain_layout(conversation: Conversation) -> tuple[Segment, ...]:
     answers = conversation.answers
     segments: list[Segment] = []
     for i, turn in enumerate(conversation.turns[: answers[-1] + 1]):
-        heading = f"### {_HEADINGS[turn.role]}:\n"
+        name = turn.further.get("name")
+        heading = f"### {_HEADINGS[turn.role]}{f' ({name})' if name else ''}:\n"
         if i in answers:
             segments += _prompt_and_answer(pending + heading, turn.plain)
             pending = "\n\n"

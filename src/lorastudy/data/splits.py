@@ -29,12 +29,12 @@ def content_hash(row: Row, fmt: Format) -> str:
     Column names and empty texts play no part: the same question and answer as Alpaca row, as a pair and as a
     conversation of two turns are the same content.
     """
-    return _digest([_normalised(text) for text in _texts(row, fmt)])
+    return _digest([_normalised(text) for text in fmt.texts(row)])
 
 
 def prompt_hash(row: Row, fmt: Format) -> str:
     """As `content_hash`, of what stands before the first answer. Plain text, and a row that asks nothing, has its content."""
-    texts = [_normalised(text) for text in _prompt_texts(row, fmt)]
+    texts = [_normalised(text) for text in fmt.prompt(row)]
     return _digest(texts) if any(texts) else content_hash(row, fmt)
 
 
@@ -84,22 +84,6 @@ def overlap(train: Sequence[Example], held_out: Sequence[Example]) -> int:
     """Held-out rows whose content is also among the training rows."""
     seen = {example.content_hash for example in train}
     return sum(example.content_hash in seen for example in held_out)
-
-
-def _texts(row: Row, fmt: Format) -> list[str]:
-    if fmt.name in ("messages", "sharegpt"):
-        return [turn.plain for turn in fmt.conversation(row).turns]
-    return [value or "" for value in fmt.values(row).values()]
-
-
-def _prompt_texts(row: Row, fmt: Format) -> list[str]:
-    if fmt.name == "text":
-        return []
-    if fmt.name in ("messages", "sharegpt"):
-        conversation = fmt.conversation(row)
-        return [turn.plain for turn in conversation.turns[: conversation.answers[0]]]
-    answer = "output" if fmt.name == "alpaca" else "completion"
-    return [value or "" for part, value in fmt.values(row).items() if part != answer]
 
 
 def _digest(texts: Sequence[str]) -> str:

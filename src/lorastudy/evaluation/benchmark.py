@@ -1,5 +1,6 @@
 """What `lorastudy evaluate --benchmark-only` asks: one prompt for each of several kinds of task."""
 
+from lorastudy.data.instructions import Instruction
 from lorastudy.data.prompts import alpaca_prompt
 
 PROMPTS = (
@@ -14,4 +15,4 @@ PROMPTS = (
 
 def prompt_text(instruction: str) -> str:
     """The instruction in the Alpaca layout, as in training on Alpaca rows."""
-    return alpaca_prompt({"instruction": instruction})
+    return alpaca_prompt(Instruction(prompt=instruction, answer=""))

@@ -177,4 +177,12 @@ def _texts(example: Example) -> Iterator[str]:
         conversation = fmt.conversation(row)
         yield from (turn.plain for turn in conversation.turns[: conversation.answers[-1] + 1])
     else:
-        yield from (value for value in fmt.values(row).values() if value)
+        yield from _strings(list(fmt.values(row).values()))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)

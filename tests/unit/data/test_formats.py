@@ -65,13 +65,15 @@ def test_one_flag_alone_and_a_column_that_is_not_there():
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"prompt": "p"}, "'completion' is missing"),
-        ({"prompt": "p", "completion": None}, "'completion' is missing"),
-        ({"prompt": 1, "completion": "c"}, "'prompt' is int, not text"),
+        ({"prompt": "p"}, "has an empty answer"),
+        ({"prompt": "p", "completion": None}, "has an empty answer"),
+        ({"prompt": "p", "completion": float("nan")}, "has an empty answer"),
+        ({"prompt": True, "completion": "c"}, "'prompt' is bool, not text"),
+        ({"prompt": float("inf"), "completion": "c"}, "'prompt' is float, not text"),
         ({"prompt": "p", "completion": " \n"}, "has an empty answer"),
         ({"prompt": "p", "completion": "\ud83d"}, "half of a surrogate pair"),
         ({"prompt": "p", "completion": "a\x00"}, "holds a NUL character"),
-        ({"instruction": "i", "input": 2, "output": "o"}, "'input' is int, not text"),
+        ({"instruction": "i", "input": ["a"], "output": "o"}, "'input' is list, not text"),
         ({"text": ""}, "has an empty answer"),
         ({"messages": "hello"}, "'messages' is not a list of turns"),
         ({"messages": []}, "'messages' is not a list of turns"),
@@ -103,8 +105,13 @@ def test_the_first_five_bad_rows_are_shown_and_all_are_counted():
 
 
 def test_only_empty_answers_are_left_out():
-    given = rows({"prompt": "p", "completion": "c"}, {"prompt": "p", "completion": ""}, {"prompt": "p"})
-    assert [row.where for row in without_empty_answers(given, detect(given))] == ["f:1", "f:3"]
+    given = rows(
+        {"prompt": "p", "completion": "c"},
+        {"prompt": "p", "completion": ""},
+        {"prompt": "p"},
+        {"prompt": [], "completion": "c"},
+    )
+    assert [row.where for row in without_empty_answers(given, detect(given))] == ["f:1", "f:4"]
 
 
 @pytest.mark.parametrize("other", ["Prompt", " prompt"])

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from lorastudy.cli import prepare as command
 from lorastudy.data.formats import detect
-from lorastudy.data.load import train_and_eval
+from lorastudy.data.load import load_examples, train_and_eval
 from lorastudy.data.prepare import Wanted, prepare
 from lorastudy.data.sources import Row, read_rows
 from lorastudy.errors import DataError
@@ -129,8 +129,8 @@ def test_options_out_of_range(tmp_path, options, message):
 
 
 def test_unusable_rows_are_named(tmp_path):
-    with pytest.raises(DataError, match="f:2: 'output' is missing"):
-        run([*alpaca(1), {"instruction": "x"}], tmp_path)
+    with pytest.raises(DataError, match="f:2: 'output' is list, not text"):
+        run([*alpaca(1), {"instruction": "x", "output": ["y"]}], tmp_path)
     with pytest.raises(DataError, match="every row has an empty answer"):
         run([{"text": " "}], tmp_path)
 
@@ -171,7 +171,7 @@ def test_the_command_shows_counts_files_and_one_marked_example(tmp_path, write):
         f"Wrote {tmp_path / 'out' / 'mine_5_sample.jsonl'}: 3 rows",
         f"One example ({path}:2)",
         "Two?[trained]2[/trained]",
-        "nothing is put between prompt and answer",
+        r"nothing stands between prompt and answer; --separator ' ' or --separator '\n' puts something there",
     ):
         assert text in result.output
     assert "\x1b" not in result.output
@@ -183,8 +183,34 @@ def test_the_command_takes_column_names(tmp_path, write):
     assert isinstance(invoke(*options).exception, DataError)
     result = invoke(*options, "--prompt-column", "foo", "--completion-column", "bar")
     assert "a [b] [trained]c[/trained]" in result.output
-    assert "nothing is put between" not in result.output
+    assert "nothing stands between" not in result.output
     assert lines(tmp_path / "out/mine.jsonl") == [{"prompt": "a [b] ", "completion": "c"}]
+
+
+def test_the_command_puts_a_separator_between_and_a_suite_reads_it_again(tmp_path, write):
+    path = write("mine.csv", "question,answer\nTwo?,2\n")
+    result = invoke("--dataset", path, "--output-dir", tmp_path / "out", "--separator", r"\n=\\n ")
+    assert "Two?\n=\\n [trained]2[/trained]" in result.output
+    assert "nothing stands between" not in result.output
+    _, (example,) = load_examples(str(tmp_path / "out/mine.jsonl"))
+    assert [segment.text for segment in example.segments] == ["Two?\n=\\n ", "2"]
+
+
+def test_a_separator_needs_a_prompt_and_a_completion(tmp_path, write):
+    path = write("mine.jsonl", alpaca(2))
+    result = invoke("--dataset", path, "--output-dir", tmp_path / "out", "--separator", " ")
+    assert "between a prompt and its completion, and these rows are alpaca" in str(result.exception)
+    path = write("other.jsonl", [{"prompt": "a", "completion": "b", "separator": " "}])
+    result = invoke("--dataset", path, "--output-dir", tmp_path / "out", "--separator", " ")
+    assert "the column 'separator' gives one for each row" in str(result.exception)
+
+
+def test_the_command_names_what_it_does_not_use(tmp_path, write):
+    rows = [{"question": f"q{i} ", "answer": "a", "id": i, "note": None, "weight": i % 2} for i in range(4)]
+    result = invoke("--dataset", write("mine.jsonl", rows), "--output-dir", tmp_path / "out")
+    assert "Note: 'weight' turns 2 rows off; they are left out" in result.output
+    assert "Note: columns that are not used: id (4 rows)\n" in result.output
+    assert [row["prompt"] for row in lines(tmp_path / "out/mine.jsonl")] == ["q1 ", "q3 "]
 
 
 def test_the_commands_example_of_a_conversation_and_of_a_long_row(tmp_path, write):

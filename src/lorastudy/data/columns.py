@@ -1,0 +1,134 @@
+"""What stands in the columns of a data set, gathered row by row, so that no column vanishes without a word."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorastudy.data.sources import Row
+from lorastudy.data.values import is_filled, records_of, switch
+from lorastudy.errors import DataError
+from lorastudy.spec.wording import shown
+
+#: Columns whose entries are turns of a conversation, so that their fields count too.
+_OF_TURNS = ("messages", "conversations")
+#: Different values of a column that are told apart, and the length of a value that may be a label.
+_MAX_VALUES, _MAX_VALUE = 200, 64
+_MAX_COLUMNS, _MAX_NAME = 20, 40
+
+
+@dataclass(kw_only=True)
+class Column:
+    """A column's cells: how many hold something, and how often each value, until they are too many for a label."""
+
+    num_filled: int = 0
+    values: Counter[str] | None = field(default_factory=Counter)
+
+    def add(self, value: Any) -> None:
+        """Count a cell that holds something."""
+        self.num_filled += 1
+        if self.values is None:
+            return
+        text = str(value) if isinstance(value, str | int | float) else ""
+        if not text or len(text) > _MAX_VALUE:
+            self.values = None
+            return
+        self.values[text] += 1
+        if len(self.values) > _MAX_VALUES:
+            self.values = None
+
+    @property
+    def repeats(self) -> bool:
+        """Whether its values are few and come again and again, as labels do."""
+        return self.values is not None and 1 < len(self.values) <= self.num_filled / 2
+
+    @property
+    def num_off(self) -> int:
+        """Cells that turn something off."""
+        return sum(times for value, times in (self.values or {}).items() if switch(value) is False)
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether every cell turns something on or off, or is empty."""
+        return bool(self.values) and all(switch(value) is not None for value in self.values or ())
+
+
+class Columns:
+    """The columns of the rows that were added, in the order in which they first appeared."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.by_name: dict[str, Column] = {}
+        self.turn_fields: Counter[str] = Counter()
+        for row in rows:
+            self.add(row.values)
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Count the cells of one row."""
+        for name, value in values.items():
+            column = self.by_name.get(name)
+            if column is None:
+                column = self.by_name[name] = Column()
+            if is_filled(value):
+                column.add(value)
+                if plain_name(name) in _OF_TURNS:
+                    self._add_turns(name, value)
+
+    def _add_turns(self, name: str, value: Any) -> None:
+        turns = value if isinstance(value, list) else records_of(value)
+        fields = {field for turn in _objects(turns) for field in _fields(turn)}
+        self.turn_fields.update(f"{name}[].{field}" for field in fields)
+
+    @property
+    def names(self) -> str:
+        """The columns' names for a message."""
+        return listed([shortened(name) for name in self.by_name])
+
+    def by_plain_name(self) -> dict[str, str]:
+        """The columns by the name that counts.
+
+        Raises:
+            DataError: two differ in case or white space alone, so that one would hide the other.
+        """
+        names: dict[str, str] = {}
+        for column in self.by_name:
+            other = names.setdefault(plain_name(column), column)
+            if other != column:
+                raise DataError(
+                    f"columns {shown(other)} and {shown(column)} differ in case or white space alone; rename or remove one"
+                )
+        return names
+
+
+def _fields(turn: Mapping[str, Any]) -> Iterator[str]:
+    """A turn's filled fields, and those of its function calls besides what every call has."""
+    yield from (key for key, value in turn.items() if value is not None)
+    for call in _objects(turn.get("tool_calls")):
+        for part in (call, *_objects([call.get("function")])):
+            further = part.keys() - {"type", "function", "name", "arguments"}
+            yield from (f"tool_calls[].{key}" for key in further if part[key] is not None)
+
+
+def _objects(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def plain_name(column: str) -> str:
+    """The name without what spreadsheets and people vary: case, and white space around and inside."""
+    return re.sub(r"[\s-]+", "_", column.strip().lower())
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names."""
+    more = f" and {len(names) - _MAX_COLUMNS} more" if len(names) > _MAX_COLUMNS else ""
+    return ", ".join(names[:_MAX_COLUMNS]) + more or "(none)"
+
+
+def shortened(name: str) -> str:
+    """A column's name, no longer than a message can bear."""
+    return name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..."
+
+
+def counted(num_rows: int) -> str:
+    """`1 row`, `12 rows`."""
+    return f"{num_rows} row" if num_rows == 1 else f"{num_rows} rows"
