@@ -1,20 +1,22 @@
 """All that is computed about one study, once: tables, figures and findings take their numbers from here."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from lorastudy.analysis.best import AgainstBest, against_the_best
 from lorastudy.analysis.blocker import Blocker
-from lorastudy.analysis.comparison import Comparison
+from lorastudy.analysis.comparison import Comparison, direction
 from lorastudy.analysis.fairness.case import measured_case
 from lorastudy.analysis.fairness.finding import LintFinding
 from lorastudy.analysis.fairness.lint import blockers, lint, untuned
 from lorastudy.analysis.frontier import Standing, pareto_frontier, standings
 from lorastudy.analysis.items import ItemTable
 from lorastudy.analysis.lateness import SetLate
-from lorastudy.analysis.paired import compare_with_reference
+from lorastudy.analysis.paired import compare_with_reference, paired_estimate
 from lorastudy.analysis.ranks import RankReturns, rank_ladder, rank_returns
-from lorastudy.analysis.reference import reference_arm
+from lorastudy.analysis.reference import is_reference_named, reference_arm
 from lorastudy.analysis.selection import Choice, choices, compared_arms
 from lorastudy.analysis.study import Arm, Study, differing_settings
 from lorastudy.analysis.summary import (
@@ -112,6 +114,26 @@ class Analysis:
             undecided=[(one.arm, one.reference) for one in found if one.verdict == "cannot tell"],
             behind=[_loser_and_winner(one) for one in found if one.ahead is not None],
         )
+
+    @property
+    def is_reference_named(self) -> bool:
+        """Whether the suite or the design named the reference before the run."""
+        return is_reference_named(self.study, named=self.question.reference)
+
+    def against_the_best(self, arms: Sequence[str]) -> Mapping[str, AgainstBest]:
+        """Each of these arms against the best of the others; empty where no two can be compared."""
+        sign = direction(self.primary)
+        pairs = {}
+        for one, other in itertools.combinations(arms, 2):
+            found = paired_estimate(
+                self.study,
+                pair=(self.study.arm(one), self.study.arm(other)),
+                metric=self.primary,
+                items=self.items,
+            )
+            if found is not None:
+                pairs[one, other] = replace(found, mean=sign * found.mean)
+        return against_the_best(pairs, arms=arms)
 
     def summary(self, name: str) -> ArmSummary:
         """The summary of the arm of that name."""

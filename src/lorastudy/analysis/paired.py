@@ -67,6 +67,13 @@ def compare_with_reference(
     )
 
 
+def paired_estimate(
+    study: Study, *, pair: tuple[Arm, Arm], metric: Metric, items: ItemTable
+) -> TwoWay | None:
+    """The first arm minus the second with the parts of its variance; None where nothing can be tested."""
+    return _measure(study, pair=pair, metric=metric, items=items, rules=Rules()).estimate
+
+
 def _measure(
     study: Study, *, pair: tuple[Arm, Arm], metric: Metric, items: ItemTable, rules: Rules
 ) -> Comparison:

@@ -6,6 +6,9 @@ from lorastudy.analysis.study import STUDIED_KEYS, Arm, Study
 from lorastudy.analysis.tuning import lowest_loss, rates_of
 from lorastudy.spec.question import is_reference
 
+#: The largest rank, and the highest precision.
+_TYPES_WITH_A_REFERENCE = frozenset({"rank_ablation", "quantization_study"})
+
 
 def reference_arm(study: Study, *, named: str | None = None) -> Arm | None:
     """The arm that the others are compared with; None when nothing completed.
@@ -22,6 +25,15 @@ def reference_arm(study: Study, *, named: str | None = None) -> Arm | None:
     if designed is None or study.experiment_type not in STUDIED_KEYS:
         return designed
     return lowest_loss(study, rates_of(study, designed)) or designed
+
+
+def is_reference_named(study: Study, *, named: str | None = None) -> bool:
+    """Whether the reference was named before the run: by the suite, or by the design of a type that has one.
+
+    That an arm stands first in a suite names nothing.
+    """
+    completed = [arm for arm in study.reported_arms if arm.completed]
+    return study.experiment_type in _TYPES_WITH_A_REFERENCE or _by_name(completed, named) is not None
 
 
 def asked_reference(study: Study, *, named: str | None = None) -> Arm | None:

@@ -13,12 +13,12 @@ from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
-    from lorastudy.analysis.recommendation import Candidate, Recommendation
     from lorastudy.cli.asked import Asked
     from lorastudy.cli.console import PlainConsole
     from lorastudy.cli.recommending import Plans
     from lorastudy.cli.room import Room
     from lorastudy.planner.literature import LiteratureRule
+    from lorastudy.recommend.answer import Candidate, Recommendation
 
 #: The settings of a configuration that a user copies into a suite file.
 SHOWN_SETTINGS = (
@@ -109,8 +109,8 @@ def recommend(
 
 def _answer(plans: "Plans", asked: "Asked", *, database: str, hours: float | None) -> "Recommendation | None":
     """From the store where it has evidence, else from the literature; None where nothing fits."""
-    from lorastudy.analysis.recommendation import recommend as recommended
     from lorastudy.cli.recommending import literature_candidates, silent_suites, stored_evidence
+    from lorastudy.recommend.answer import recommend as recommended
     from lorastudy.tracker import ExperimentTracker
 
     limits: dict[str, Any] = {
@@ -162,16 +162,18 @@ def _nothing_fits(plans: "Plans", asked: "Asked", *, room: "Room", hours: float 
 
 def _as_json(answer: "Recommendation", plans: "Plans", *, asked: "Asked") -> dict[str, Any]:
     """All of it as plain JSON values."""
+    from lorastudy.report.findings.recommendation import because
+
     runner_up = answer.runner_up
     return {
         "grade": answer.grade,
-        "untuned": answer.untuned,
-        "undecided": answer.undecided,
+        "recommended": answer.is_recommended,
+        "decision": None if answer.decision is None else dataclasses.asdict(answer.decision),
         "name": answer.name,
         **_candidate_json(answer.candidate),
         "budget_bytes": asked.budget_bytes,
         "device": plans.device,
-        "because": list(answer.because),
+        "because": list(because(answer)),
         "expected": None if answer.expectation is None else dataclasses.asdict(answer.expectation),
         "runner_up": runner_up
         and {
@@ -181,6 +183,7 @@ def _as_json(answer: "Recommendation", plans: "Plans", *, asked: "Asked") -> dic
         },
         "open": list(answer.open),
         "caveats": list(answer.caveats),
+        "other_studies": list(answer.other_studies),
         "left_out": list(answer.left_out),
         "rules": {key: dataclasses.asdict(rule) for key, rule in _rules(answer, asked).items()},
     }
@@ -220,14 +223,15 @@ def _show(
     console: "PlainConsole", answer: "Recommendation", *, plans: "Plans", asked: "Asked", room: "Room"
 ) -> None:
     """As text for people."""
+    from lorastudy.report.findings.recommendation import because
     from lorastudy.report.numbers import size
 
-    title = "to start with" if answer.untuned or answer.undecided else "recommended"
+    title = "recommended" if answer.is_recommended else "to start with"
     console.print(f"{title}: {answer.name}   [{answer.grade}]")
     console.print(f"for: {_subject(asked)}\n")
     for key, value in _settings_shown(answer.candidate).items():
         console.print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
-    _show_list(console, "because", lines=answer.because)
+    _show_list(console, "because", lines=because(answer))
     _show_list(console, "expected", lines=(_expected(answer),))
     _show_needs(console, answer.candidate, room=room, device=plans.device)
     up = answer.runner_up
@@ -235,6 +239,7 @@ def _show(
         _show_list(console, "runner-up", lines=(f"{up.name}, {size(up.candidate.peak_bytes)}", up.standing))
     _show_list(console, "cannot be told", lines=answer.open)
     _show_list(console, "mind", lines=answer.caveats)
+    _show_list(console, "other studies", lines=answer.other_studies)
     _show_list(console, "studies left out", lines=answer.left_out)
     followed = _rules(answer, asked).values()
     _show_list(console, "rules", lines=[f"{rule.says} ({rule.source})" for rule in followed])

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 from lorastudy.analysis.items import stored_items
-from lorastudy.analysis.recommendation import Candidate, Evidence
 from lorastudy.analysis.splits import reporting_split
 from lorastudy.analysis.study import Arm, Study, differing_settings, split_studies
 from lorastudy.analysis.summary import summarise_arm
@@ -28,6 +27,7 @@ from lorastudy.planner.literature import (
 from lorastudy.planner.memory import base_weight_bytes, quantisation_bytes
 from lorastudy.planner.rows import check_rows
 from lorastudy.planner.shapes import ModelShape, config_folder
+from lorastudy.recommend.answer import Candidate, Evidence
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.rates import as_shown
 from lorastudy.spec.settings import Settings
@@ -149,10 +149,7 @@ def literature_candidates(plans: Plans, asked: Asked, *, enough: int = 2) -> lis
 
 
 def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -> Iterator[Evidence]:
-    """Studies of this model or its family with at least two completed arms, the nearest to the question first.
-
-    Of those that are as near, the suite that was asked about.
-    """
+    """Studies of this model or its family with completed arms, the nearest to the question first."""
     suites = tracker.get_suites()
     statements = {suite.suite_name: suite.questions for suite in suites}
     results = tracker.get_all_experiments(suite_name=asked.suite_name if asked.is_only else None)
@@ -162,9 +159,7 @@ def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -
         for study in _by_subject(whole)
         if (departures := _departures(study, asked)) is not None
     ]
-    for departures, study in sorted(
-        found, key=lambda pair: (len(pair[0]), pair[1].suite_name != asked.suite_name)
-    ):
+    for departures, study in sorted(found, key=lambda pair: len(pair[0])):
         of_suite = statements.get(study.suite_name, ())
         seeds = frozenset(of_suite[-1].question.tuning_seeds) if of_suite else frozenset()
         told = replace(study, tuning_seeds=seeds)
@@ -176,6 +171,7 @@ def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -
             question=question,
             items=stored_items(tracker, told, metrics=question.metrics_by_item),
             departures=departures,
+            is_asked_about=told.suite_name == asked.suite_name,
             notes=notes,
         )
 
@@ -193,14 +189,14 @@ def silent_suites(tracker: ExperimentTracker, asked: Asked) -> tuple[str, ...]:
 
 
 def _by_subject(study: Study) -> Iterator[Study]:
-    """The study's arms that were completed, cut into those on one base model and one data set each."""
+    """The study's arms, cut into those on one base model and one data set each; of subjects with a completed arm."""
     by_subject: dict[tuple[object, object], list[Arm]] = {}
     for arm in study.arms:
-        if arm.completed:
-            sources = arm.completed[-1].sources
-            by_subject.setdefault((sources.get("base_model"), sources.get("dataset")), []).append(arm)
+        sources = (arm.completed or arm.results)[-1].sources
+        by_subject.setdefault((sources.get("base_model"), sources.get("dataset")), []).append(arm)
     for arms in by_subject.values():
-        yield replace(study, arms=tuple(arms))
+        if any(arm.completed for arm in arms):
+            yield replace(study, arms=tuple(arms))
 
 
 def _held_out(study: Study) -> str:
@@ -255,10 +251,11 @@ def _candidates(study: Study, plans: Plans, *, asked: Asked, as_measured: bool) 
     Nearest is first the base in 4 bits, then half the rank. Where arms differ in what was asked for, as precisions do
     in a study of them, those that have it are the ones that answer.
     """
+    completed = [arm for arm in study.arms if arm.completed]
     differing = differing_settings(study.arms)
     for change, departures in _CHANGES:
         found = {}
-        for arm in study.arms:
+        for arm in completed:
             settings = _asked_settings(arm, asked, change=change)
             apart = {
                 key: arm.settings[key] for key, value in asked.fixed.items() if arm.settings[key] != value
@@ -271,7 +268,8 @@ def _candidates(study: Study, plans: Plans, *, asked: Asked, as_measured: bool) 
                 found[arm.name] = _with_time(
                     candidate, arm, study=study, as_measured=as_measured and not (change or apart)
                 )
-        if len(found) > 1:  # one arm alone has no verdict
+        # One arm of several has no verdict; one that racing left alone has one.
+        if len(found) >= min(2, len(completed)):
             return found
     return {}
 

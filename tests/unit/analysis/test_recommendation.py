@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from lorastudy.analysis.blocker import Blocker
 from lorastudy.analysis.comparison import MoreSeeds
 from lorastudy.analysis.overview import Question
-from lorastudy.analysis.recommendation import Candidate, Evidence, recommend
+from lorastudy.recommend.answer import Candidate, Evidence, recommend
+from lorastudy.report.findings.recommendation import because
 from lorastudy.report.findings.wording import more_seeds
 from lorastudy.spec.settings import Settings
 
@@ -49,8 +50,8 @@ def test_the_smallest_rank_that_is_as_good_is_taken_as_measured_here(ranks):
     answer = recommend([ranks()], [candidate()], budget_bytes=10_000)
     assert (answer.grade, answer.name) == ("measured here", "r4")
     assert answer.runner_up.name == "r16"
-    assert "smallest rank" in answer.because[0]
-    assert not answer.undecided
+    assert "smallest rank" in because(answer)[0]
+    assert answer.is_recommended
 
 
 def test_the_expectation_is_the_prediction_interval_of_one_more_seed(ranks):
@@ -66,7 +67,7 @@ def test_without_a_margin_the_reference_stays_and_the_answer_says_why(ranks):
     answer = recommend([ranks(question=Question())], [], budget_bytes=10_000)
     assert answer.name == "r16"
     assert "no margin was set, so no smaller rank can be shown to be as good" in answer.open
-    assert not answer.undecided  # it was shown to be better than rank 1
+    assert answer.is_recommended  # rank 16 is better than both
 
 
 def test_what_cannot_be_told_names_the_seeds_that_would_decide(make_rank_study):
@@ -83,7 +84,8 @@ def test_what_cannot_be_told_names_the_seeds_that_would_decide(make_rank_study):
     (told,) = answer.open
     assert told.startswith("r4 against r16: cannot tell (needs about ")
     assert told.endswith(" more seeds)")
-    assert answer.undecided  # named for want of a reason for another, and so to start with
+    assert answer.decision.status == "not decided"
+    assert not answer.is_recommended  # named for want of a reason for another, and so to start with
 
 
 def test_what_is_lacking_is_said_alike_everywhere_and_items_are_those_of_all():
@@ -112,7 +114,7 @@ def test_blocked_verdicts_count_for_nothing(ranks):
 def test_other_data_make_it_interpolated_and_say_so(ranks):
     answer = recommend([ranks(departures=("the data were other.jsonl",))], [], budget_bytes=10_000)
     assert answer.grade == "interpolated from here"
-    assert answer.because[1] == "not measured as such: the data were other.jsonl"
+    assert because(answer)[1] == "not measured as such: the data were other.jsonl"
 
 
 def test_a_changed_configuration_makes_it_interpolated(ranks):
@@ -122,13 +124,13 @@ def test_a_changed_configuration_makes_it_interpolated(ranks):
 
 def test_an_untuned_study_names_what_was_ahead_by_a_lower_grade_and_calls_nothing_best(ranks):
     answer = recommend([ranks(tuned=False)], [candidate()], budget_bytes=10_000)
-    assert (answer.grade, answer.name, answer.untuned) == ("measured here, untuned", "r4", True)
-    assert answer.because[0] == (
-        "at the one learning rate that was tried (0.0002) the smallest rank shown to be as good as r16 within the margin of 0.05 "
-        "nats per token, or ahead"
+    assert (answer.grade, answer.name, answer.is_recommended) == ("measured here, untuned", "r4", False)
+    assert because(answer)[0] == (
+        "at the one learning rate that was tried (0.0002) it is the smallest rank shown to be as good as r16 within the margin of "
+        "0.05 nats per token"
     )
-    assert answer.because[1].startswith("not called best: no arm of the study had its learning rate tuned")
-    said = " ".join([*answer.because, answer.runner_up.standing])
+    assert because(answer)[1].startswith("not called best: no arm had its learning rate tuned")
+    said = " ".join([*because(answer), answer.runner_up.standing])
     assert "better" not in said
     assert "best" not in said.replace("not called best", "")
     assert answer.expectation.mean == pytest.approx(1.01)
@@ -137,7 +139,9 @@ def test_an_untuned_study_names_what_was_ahead_by_a_lower_grade_and_calls_nothin
 def test_without_a_margin_the_untuned_reference_was_ahead_and_is_not_better(ranks):
     answer = recommend([ranks(tuned=False, question=Question())], [], budget_bytes=10_000)
     assert answer.name == "r16"
-    assert "at the one learning rate that was tried (0.0002) shown to be ahead of r1" in answer.because[0]
+    assert because(answer)[0].startswith(
+        "at the one learning rate that was tried (0.0002) it is shown to be ahead of every other arm; r4 comes nearest"
+    )
     assert (
         answer.runner_up.standing.endswith("; cannot tell") or "ahead, untuned" in answer.runner_up.standing
     )

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from lorastudy.analysis.recommendation import Candidate, recommend
 from lorastudy.cli.asked import Asked, named
 from lorastudy.cli.main import main
 from lorastudy.cli.recommending import _rate_ratio, stored_evidence
 from lorastudy.cli.running import design_of
 from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.recommend.answer import Candidate, recommend
+from lorastudy.report.findings.recommendation import because
 from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.question import Margin, Question
 from lorastudy.spec.settings import Settings
@@ -173,8 +174,8 @@ def test_the_files_own_margin_is_gone_by_and_told_with_a_word_on_the_stores():
     own = Question(margin=Margin(amount=0.3))
     told = judged(MINE, question=own)
     assert told.name == "r4_lr0.0002"
-    assert told.because == (
-        "the smallest rank shown to be as good as r8_lr0.0002 within the margin of 0.3 nats per token, or better",
+    assert because(told) == (
+        "it is the smallest rank shown to be as good as r8_lr0.0002 within the margin of 0.3 nats per token",
     )
     (caveat,) = told.caveats
     assert caveat == (
@@ -188,7 +189,9 @@ def test_the_files_own_margin_is_gone_by_and_told_with_a_word_on_the_stores():
 
 def test_the_files_own_reference_is_gone_by():
     told = judged(MINE, question=Question(margin=Margin(amount=0.05), reference="r4"))
-    assert told.because == ("shown to be better than r4_lr0.0002",)
+    (reason,) = because(told)
+    assert reason.startswith("it is shown to be better than r4_lr0.0002")
+    assert told.is_recommended
     assert any(caveat.startswith("reference r4, as the suite file says; ") for caveat in told.caveats)
 
 
@@ -243,7 +246,9 @@ def test_a_study_of_this_model_and_data_is_measured_here():
     assert (told.grade, told.name, told.expectation.held_out) == (
         "measured here", "r8_lr0.0002", "the held-out rows of lab:facts",
     )  # fmt: skip
-    assert told.because == ("shown to be better than r4_lr0.0002",)
+    (reason,) = because(told)
+    assert reason.startswith("it is shown to be better than r4_lr0.0002")
+    assert told.is_recommended
 
 
 def test_without_a_data_set_a_study_answers_for_its_own():
@@ -252,15 +257,17 @@ def test_without_a_data_set_a_study_answers_for_its_own():
 
 def test_a_study_at_one_rate_is_measured_and_untuned():
     told = answer(results(), dataset_path="lab:facts")
-    assert (told.grade, told.name, told.untuned) == ("measured here, untuned", "r8", True)
-    assert told.because[0] == "at the one learning rate that was tried (0.0002) shown to be ahead of r4"
+    assert (told.grade, told.name, told.is_recommended) == ("measured here, untuned", "r8", False)
+    assert because(told)[0].startswith(
+        "at the one learning rate that was tried (0.0002) it is shown to be ahead of r4 by 0."
+    )
     assert any(caveat.startswith("LS101") for caveat in told.caveats)
 
 
 def test_other_data_are_named():
     told = answer(results(), dataset_path="lab:skill")
     assert told.grade == "interpolated from here"
-    assert told.because[2] == "not measured as such: the data were lab:facts"
+    assert because(told)[2] == "not measured as such: the data were lab:facts"
 
 
 def test_another_version_of_the_model_is_near_and_another_family_says_nothing(tmp_path):
@@ -270,7 +277,7 @@ def test_another_version_of_the_model_is_near_and_another_family_says_nothing(tm
     sources = {"base_model": "sha256:other", "dataset": dataset_fingerprint("lab:facts")}
     told = answer(results(str(other), sources))
     assert told.grade == "interpolated from here"
-    assert "same family" in told.because[2]
+    assert "same family" in because(told)[2]
     assert told.candidate.settings.base_model == "lab"
     assert told.candidate.settings.learning_rate == 3.4e-4  # 2e-4 * 2 ** 0.781 = 3.437e-4
     (other / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
@@ -290,7 +297,7 @@ def test_what_fits_only_otherwise_is_interpolated_and_says_how(budget_bytes, set
     assert told.grade == "interpolated from here"
     assert told.name == f"rank {rank} on qkvo, {precision} (after r8)"
     assert (told.candidate.settings.lora_rank, told.candidate.settings.quantization) == settings
-    assert f"not measured as such: {departure}" in told.because
+    assert f"not measured as such: {departure}" in because(told)
 
 
 def test_one_arm_alone_has_no_verdict_to_go_by():
@@ -339,7 +346,7 @@ def test_asked_about_the_held_out_file_it_says_that_this_is_what_it_is():
         "eval_dataset": dataset_fingerprint("lab:skill"),
     }
     told = answer(results(sources=sources), dataset_path="lab:skill")
-    assert told.because[2] == "not measured as such: the data were lab:facts; lab:skill was held out"
+    assert because(told)[2] == "not measured as such: the data were lab:facts; lab:skill was held out"
 
 
 def test_a_suite_of_two_base_models_answers_for_the_one_that_is_asked_about(tmp_path):
@@ -356,7 +363,7 @@ def test_a_suite_of_two_base_models_answers_for_the_one_that_is_asked_about(tmp_
 def test_a_precision_and_a_length_that_were_asked_for_stay_and_departures_are_told():
     told = answer(results(), fixed={"quantization": "fp32", "max_seq_length": 64})
     assert told.grade == "interpolated from here"
-    assert told.because[2:] == (
+    assert because(told)[2:] == (
         "not measured as such: the base was held in bf16",
         "not measured as such: rows were cut at 512 tokens",
     )

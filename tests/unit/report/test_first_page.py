@@ -68,7 +68,7 @@ def test_an_arm_that_is_shown_to_be_better_is_taken(study_of):
     found = recommendation(analyse(study_of({"a": (2.0, 1, 9), "b": (1.0, 2, 9)})))
     assert found.arm == "b"
     assert found.why == (
-        "Take b: it is shown to be better than a. It needs 9.00 MiB at its peak, alone, on the rows of this data."
+        "Take b: it is shown to be better than a by 0.9997 nats per token. It needs 9.00 MiB at its peak, alone, on the rows of this data."
     )
 
 
@@ -78,7 +78,7 @@ def test_of_untuned_arms_none_is_called_best_but_which_was_ahead_is_told(study_o
     assert found.arm is None
     assert found.why == (
         "None: no arm had its learning rate tuned. At the one learning rate that was tried (0.0002) it would be b: it is "
-        "shown to be ahead of a. It needs 9.00 MiB at its peak, alone, on the rows of this data. To have one recommended, "
+        "shown to be ahead of a by 0.9997 nats per token. It needs 9.00 MiB at its peak, alone, on the rows of this data. To have one recommended, "
         "write learning_rate: auto, or give all arms alike at least 3 rates."
     )
     page = lines(analyse(study))
@@ -123,27 +123,41 @@ def _pack(*, seconds):
     )  # fmt: skip
 
 
-def test_of_several_that_are_better_one_tied_with_the_best_is_taken_not_merely_the_cheapest(study_of):
+def test_of_several_that_are_better_the_cheapest_is_taken_that_is_not_behind_another(study_of):
     # c needs the least memory, but b and d are ahead of it by half; between those two nothing can be told.
     table = {"a": (2.0, 1, 9), "b": (1.0, 2, 9), "c": (1.5, 3, 1), "d": (1.001, 4, 5)}
-    analysis = analyse(study_of(table))
-    assert analysis.tied is not None
-    assert set(analysis.tied.arms) == {"b", "d"}
-    found = recommendation(analysis)
+    found = recommendation(analyse(study_of(table), question=Question(reference="a")))
     assert found.arm == "d"
-    assert "better than a, as b is; of these it needs the least memory" in found.why
+    assert "better than a, as b and c are; c is behind; of the others it needs the least memory" in found.why
+    # Where nobody named a reference it is the best that is sought, and being told from nothing makes no arm the best.
+    unnamed = recommendation(analyse(study_of(table)))
+    assert unnamed.arm is None
+    assert unnamed.why.startswith(
+        "Not decided: it is still between d and b. Meanwhile use d: it is shown to be better than a"
+    )
+    assert "What would decide: for b about " in unnamed.why
 
 
-def test_the_smallest_rank_that_is_better_is_said_to_be_both(study_of):
+def test_a_rank_that_is_better_than_the_largest_is_taken_for_that(study_of):
     study = study_of({"r2": (0.5, 1, 1), "r4": (1.0, 1.5, 2), "r8": (1.0, 2, 3)}, kind="rank_ablation")
     analysis = analyse(study, question=Question(margin=0.1))
     assert analysis.comparison("r2").told == "r2 is better"
-    why = "it is the smallest rank shown to be as good as r8 within the margin of 0.1 nats per token, and to be better than it"
-    assert why in recommendation(analysis).why
+    assert recommendation(analysis).answer == "Take r2: it is shown to be better than r8."
+
+
+def test_better_than_the_reference_comes_before_as_good_as_it(study_of):
+    """The largest rank is ahead of the suite's own reference by ten margins: a smaller one that is as good is no answer."""
+    study = study_of({"r2": (1.0, 1, 1), "r4": (1.0, 1.5, 2), "r8": (0.5, 2, 3)}, kind="rank_ablation")
+    asked = Question(margin=0.05, reference="r4")
+    assert analyse(study, question=asked).comparison("r2").is_as_good
+    assert (
+        recommendation(analyse(study, question=asked)).answer == "Take r8: it is shown to be better than r4."
+    )
 
 
 def test_only_what_was_validly_compared_counts_as_every_other_arm(study_of):
-    analysis = analyse(study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1), "c": (1.3, 3, 1)}))
+    study = study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1), "c": (1.3, 3, 1)})
+    analysis = analyse(study, question=Question(reference="a"))
     blocked = [
         replace(c, verdict="invalid", ahead=None) if c.arm == "b" else c for c in analysis.primary_comparisons
     ]
@@ -170,8 +184,13 @@ def test_a_reference_that_beats_every_arm_is_taken_with_the_price_of_the_next(st
 
 def test_within_the_margin_the_cheapest_is_taken(study_of):
     study = study_of({"a": (1.0, 1, 9), "b": (1.001, 1.5, 3), "c": (1.002, 2, 5)})
-    found = recommendation(analyse(study, question=Question(margin=0.2)))
+    found = recommendation(analyse(study, question=Question(margin=0.2, reference="a")))
     assert found.arm == "b"
+    of_the_best = recommendation(analyse(study, question=Question(margin=0.2)))
+    assert of_the_best.answer == (
+        "Take b: b, c and a are shown to be within the margin of 0.2 nats per token of the best arm, and of these it needs the "
+        "least memory."
+    )
     assert (
         "b and c are each as good as a within the margin of 0.2 nats per token, and of these and a it needs the least memory"
         in found.why
@@ -257,14 +276,18 @@ def test_what_the_runs_leave_open_is_not_recommended(study_of):
     found = recommendation(analyse(study_of(table)))
     assert found.arm is None
     assert found.why.startswith(
-        "None: it is still between b and a. Of the arms that no interval puts behind a, b"
+        "Not decided: it is still between b and a. Meanwhile use a: it is the suite's first arm, and no other arm is shown to be "
+        "better. "
     )
     assert "What would decide" in found.why
 
 
 def test_with_one_seed_no_arm_is_named_for_being_cheap(study_of):
     found = recommendation(analyse(study_of({"a": (1.0, 1, 9), "b": (3.0, 1, 1)}, seeds=1)))
-    assert found.why == "None: no arm was told from a. What would decide: for b at least 5 more seeds."
+    assert found.why == (
+        "Not decided: no arm was told from a. Meanwhile use a: it is the suite's first arm, and no other arm is shown to be better. "
+        "What would decide: for b at least 5 more seeds."
+    )
 
 
 def test_nothing_completed_or_one_arm_is_said(study_of):

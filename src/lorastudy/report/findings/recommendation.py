@@ -1,20 +1,23 @@
-"""Which arm to take, and why; or none, and what would decide.
+"""The decision (`recommend.decision`) in words: which arm to take, and why; or which to use meanwhile, and what would decide.
 
-Only what a verdict shows is a reason: the best mean is not, and "cannot tell" is no proof of equality. Where verdicts
-leave several arms, the one that needs the least memory is named, and so is that it is one of several. Where no arm had its
-learning rate tuned, none is recommended; which one it would be at the rates that were tried is told, and what it takes
-to know.
+The report, the terminal and `lorastudy recommend` take their sentences from here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.summary import run_seconds
 from lorastudy.analysis.tuning import tried_rates
-from lorastudy.report.findings.generic import cheapest_not_worse
-from lorastudy.report.findings.wording import as_good_within_the_margin, difference_decimals, more_seeds
+from lorastudy.recommend.answer import Recommendation
+from lorastudy.recommend.decision import Cost, Decision, Reason, decide
+from lorastudy.report.findings.wording import (
+    as_good_within_the_margin,
+    difference_decimals,
+    margin_words,
+    more_seeds,
+)
 from lorastudy.report.numbers import duration, names, number, size
 from lorastudy.report.row_lengths import on_which_rows
 
@@ -23,10 +26,17 @@ _MOST_NAMED = 3
 #: The fewest rates of which the best can have a worse one to each side.
 _FEWEST_RATES = 3
 
+_CHEAPEST: Mapping[Cost, str] = {
+    "rank": "it has the smallest rank",
+    "memory": "it needs the least memory",
+    "parameters": "it has the fewest trainable parameters",
+    "order": "it stands first in the suite",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
-class Recommendation:
-    """`arm` is None where the results do not recommend one."""
+class Advice:
+    """What the first page says of the decision. `arm` is None where none is recommended."""
 
     arm: str | None
     answer: str
@@ -42,74 +52,57 @@ class Recommendation:
         return " ".join(part for part in (self.answer, self.cost, self.to_know_more) if part)
 
 
-def recommendation(analysis: Analysis) -> Recommendation:
-    """The arm to take, or what would decide; one sentence of it is the reason."""
-    comparisons, reference = analysis.primary_comparisons, analysis.reference
-    if reference is None:
-        return _none("no experiment completed.")
-    if not comparisons:
-        return _alone(analysis, reference.name)
-    valid = [comparison for comparison in comparisons if comparison.is_valid]
-    if not valid:
-        return _none(
-            "no comparison is valid. The linter's findings below say what to change; then run again."
-        )
-    choice = _shown(analysis, valid)
-    left = "" if choice else f"{_what_is_left(analysis, valid)}{_what_would_decide(valid)}"
-    if not analysis.untuned.isdisjoint({reference.name, *(comparison.arm for comparison in valid)}):
-        return _none_is_best(analysis, choice, left=left)
-    if choice is None:
-        return _none(left)
-    arm, why = choice
-    return Recommendation(arm=arm, answer=f"Take {arm}: {why}.", cost=_cost(analysis, arm))
+def recommendation(analysis: Analysis) -> Advice:
+    """The arm to take, or the one to use meanwhile and what would decide."""
+    decision = decide(analysis)
+    if decision.arm is None:
+        return Advice(arm=None, answer=f"None: {why(analysis, decision)}.")
+    cost = _cost(analysis, decision.arm)
+    if decision.untuned:
+        return _untuned(analysis, decision, cost=cost)
+    if decision.status == "decided":
+        return Advice(arm=decision.arm, answer=f"Take {decision.arm}: {why(analysis, decision)}.", cost=cost)
+    told = f"Not decided: {what_is_open(analysis, decision)}. {meanwhile(analysis, decision)} {what_would_decide(analysis, decision)}"
+    return Advice(arm=None, answer=told)
 
 
-def _alone(analysis: Analysis, arm: str) -> Recommendation:
-    """Of one arm that completed: it is taken where racing stopped all others, for that is why there are none."""
-    if not analysis.study.outraced:
-        return _none("only one arm completed, so there is nothing to choose between.")
-    why = "every other arm was stopped by racing, clearly behind on the held-out rows before the end"
-    if arm in analysis.untuned:
-        return _none_is_best(analysis, (arm, why), left="")
-    return Recommendation(arm=arm, answer=f"Take {arm}: {why}.", cost=_cost(analysis, arm))
+def why(analysis: Analysis, decision: Decision) -> str:
+    """The reason in one clause, without a stop at its end."""
+    if decision.reason == "harm":
+        every = "every arm" if len(decision.harmed) > 1 else decision.harmed[0]
+        return f"training made {every} worse than the base model, which is harm. Use the base model as it is"
+    plain = _PLAIN_REASONS.get(decision.reason)
+    return plain or _REASONS[decision.reason](analysis, decision)
 
 
-def _shown(analysis: Analysis, valid: Sequence[Comparison]) -> tuple[str, str] | None:
-    """The arm that the verdicts leave, and why; None where they leave the choice open."""
-    assert analysis.reference is not None
-    reference = analysis.reference.name
-    if smallest := analysis.smallest_no_worse:
-        why = as_good_within_the_margin(analysis, smallest.name)
-        return smallest.name, f"it is the smallest rank shown to be {why}"
-    if ahead := [comparison.arm for comparison in valid if comparison.arm_is_ahead]:
-        return _best_of(analysis, ahead)
-    if as_good := [comparison.arm for comparison in valid if comparison.no_worse]:
-        chosen = _cheapest(analysis, [*as_good, reference])
-        are = "is" if len(as_good) == 1 else "are each"
-        why = (
-            f"{names(as_good)} {are} {as_good_within_the_margin(analysis, as_good[0])}, and of these and {reference} it needs "
-            "the least memory"
-        )
-        return chosen, why
-    if all(comparison.reference_is_ahead for comparison in valid):
-        return reference, _why_the_reference(analysis, valid)
-    return None
+def meanwhile(analysis: Analysis, decision: Decision) -> str:
+    """Which arm to use until it is decided, in a sentence."""
+    return f"Meanwhile use {decision.arm}: {why(analysis, decision)}."
 
 
-def _none(why: str) -> Recommendation:
-    return Recommendation(arm=None, answer=f"None: {why}")
-
-
-def _none_is_best(analysis: Analysis, choice: tuple[str, str] | None, *, left: str) -> Recommendation:
-    """What the verdicts leave at the rates that were tried, and what it takes to have an arm recommended."""
-    seen = left if choice is None else f"it would be {choice[0]}: {choice[1]}."
+def _untuned(analysis: Analysis, decision: Decision, *, cost: str) -> Advice:
+    """What was shown at the rates that were tried, and what it takes to have an arm recommended."""
     rates = tried_rates(analysis.study)
-    return Recommendation(
+    if decision.status == "decided":
+        seen = f"it would be {decision.arm}: {why(analysis, decision)}."
+    else:
+        seen = f"{what_is_open(analysis, decision)}. {meanwhile(analysis, decision)} {what_would_decide(analysis, decision)}"
+    return Advice(
         arm=None,
-        answer=f"None: no arm had its learning rate tuned. {rates[0].upper()}{rates[1:]} {seen}",
-        cost="" if choice is None else _cost(analysis, choice[0]),
+        answer=f"None: {who_is_untuned(analysis)}. {rates[0].upper()}{rates[1:]} {seen}",
+        cost=cost if decision.status == "decided" else "",
         to_know_more=_what_would_tune(analysis),
     )
+
+
+def who_is_untuned(analysis: Analysis) -> str:
+    """`no arm had its learning rate tuned`, or which had not."""
+    assert analysis.reference is not None
+    compared = [analysis.reference.name, *(one.arm for one in analysis.primary_comparisons)]
+    untuned = [arm for arm in compared if arm in analysis.untuned]
+    if len(untuned) == len(compared):
+        return "no arm had its learning rate tuned"
+    return f"{names(untuned)} had no learning rate of {'its' if len(untuned) == 1 else 'their'} own"
 
 
 def _what_would_tune(analysis: Analysis) -> str:
@@ -136,9 +129,47 @@ def _than(analysis: Analysis) -> str:
     return "ahead of" if is_untuned else "better than"
 
 
-def _why_the_reference(analysis: Analysis, valid: Sequence[Comparison]) -> str:
+def _why_the_reference_meanwhile(analysis: Analysis, decision: Decision) -> str:
+    """Who named it."""
+    named = analysis.question.reference
+    if named is not None and str(decision.arm).startswith(named):
+        whose = "the suite's reference"
+    else:
+        whose = "the design's reference" if analysis.is_reference_named else "the suite's first arm"
+    return f"it is {whose}, and no other arm is shown to be better"
+
+
+def _why_better(analysis: Analysis, decision: Decision) -> str:
+    assert analysis.reference is not None
+    told = f"it is shown to be {_than(analysis)} {analysis.reference.name}"
+    beside = [*decision.peers, *decision.left_out]
+    if not beside:
+        return told
+    told += f", as {names(beside)} {'are' if len(beside) > 1 else 'is'}"
+    if decision.left_out:
+        told += f"; {names(decision.left_out)} {'are' if len(decision.left_out) > 1 else 'is'} behind"
+    rest = "the others" if decision.left_out else "these"
+    return f"{told}; of {rest} {_CHEAPEST[decision.cheapest_by]}" if decision.cheapest_by else told
+
+
+def _why_as_good(analysis: Analysis, decision: Decision) -> str:
+    assert analysis.reference is not None
+    assert decision.arm is not None
+    reference = analysis.reference.name
+    smallest = analysis.smallest_no_worse
+    if smallest is not None and smallest.name == decision.arm:
+        return f"it is the smallest rank shown to be {as_good_within_the_margin(analysis, decision.arm)}"
+    as_good = [arm for arm in (decision.arm, *decision.peers) if arm != reference]
+    are = "is" if len(as_good) == 1 else "are each"
+    within = as_good_within_the_margin(analysis, as_good[0])
+    return f"{names(as_good)} {are} {within}, and of these and {reference} {_CHEAPEST[decision.cheapest_by or 'order']}"
+
+
+def _why_best(analysis: Analysis, decision: Decision) -> str:
     """That it beat all others, and by how much it beat the nearest: what the next one down would give up."""
     assert analysis.reference is not None
+    assert decision.arm is not None
+    valid = _against(analysis, decision.arm)
     nearest = min(valid, key=lambda comparison: abs(comparison.mean or 0.0))
     assert nearest.mean is not None
     unit = f" {nearest.metric.unit}" if nearest.metric.unit else ""
@@ -147,61 +178,103 @@ def _why_the_reference(analysis: Analysis, valid: Sequence[Comparison]) -> str:
     every = told_of if len(valid) > 1 else nearest.arm
     worse = f"; {nearest.arm} comes nearest, {gap} behind" if len(valid) > 1 else f" by {gap}"
     ladder = analysis.returns.ladder if analysis.returns else ()
-    larger = ". A larger rank was not tried" if ladder and ladder[-1] is analysis.reference else ""
+    is_largest = bool(ladder) and ladder[-1].name == decision.arm
+    larger = ". A larger rank was not tried" if is_largest else ""
     return f"it is shown to be {_than(analysis)} {every}{worse}{larger}"
+
+
+def _against(analysis: Analysis, arm: str) -> list[Comparison]:
+    """Every other arm that is validly compared, minus this one."""
+    assert analysis.reference is not None
+    valid = [comparison for comparison in analysis.primary_comparisons if comparison.is_valid]
+    if arm == analysis.reference.name:
+        return valid
+    others = [analysis.reference, *(analysis.study.arm(one.arm) for one in valid if one.arm != arm)]
+    return list(analysis.pairs(others, reference=analysis.study.arm(arm)))
+
+
+def _why_as_good_as_the_best(analysis: Analysis, decision: Decision) -> str:
+    within = f"within the margin of {margin_words(analysis)} of the best arm"
+    if not decision.peers:
+        return f"it is shown to be {within}, whichever that is"
+    return f"{names([decision.arm or '', *decision.peers])} are shown to be {within}, and of these {_CHEAPEST[decision.cheapest_by or 'order']}"
 
 
 def _all_are_valid(analysis: Analysis) -> bool:
     return all(comparison.is_valid for comparison in analysis.primary_comparisons)
 
 
-def _best_of(analysis: Analysis, ahead: Sequence[str]) -> tuple[str, str]:
-    assert analysis.reference is not None
-    tied = analysis.tied.arms if analysis.tied else ()
-    among = [arm for arm in ahead if arm in tied] or list(ahead)
-    chosen = _cheapest(analysis, among)
-    why = f"it is shown to be {_than(analysis)} {analysis.reference.name}"
-    if len(among) > 1:
-        others = names(arm for arm in among if arm != chosen)
-        why += f", as {others} {'are' if len(among) > 2 else 'is'}; of these it needs the least memory"
-    elif len(ahead) > 1:
-        beside = [arm for arm in ahead if arm != chosen]
-        why += f", as {names(beside)} {'are' if len(beside) > 1 else 'is'}; of these it alone may be the best"
-    return chosen, why
+_REASONS: Mapping[Reason, Callable[[Analysis, Decision], str]] = {
+    "better than the reference": _why_better,
+    "better than the reference meanwhile": _why_better,
+    "as good as the reference": _why_as_good,
+    "reference better than every other": _why_best,
+    "best": _why_best,
+    "as good as the best": _why_as_good_as_the_best,
+    "reference meanwhile": _why_the_reference_meanwhile,
+}
+_PLAIN_REASONS: Mapping[Reason, str] = {
+    "racing stopped every other": (
+        "every other arm was stopped by racing, clearly behind on the held-out rows before the end"
+    ),
+    "nothing completed": "no experiment completed",
+    "one arm": "only one arm completed, so there is nothing to choose between",
+    "no valid comparison": (
+        "no comparison is valid. The linter's findings below say what to change; then run again"
+    ),
+}
 
 
-def _cheapest(analysis: Analysis, arms: Sequence[str]) -> str:
-    """Of least peak memory; the first where that was not measured for all of them."""
-    memory = {arm: analysis.summary(arm).costs.peak_memory_bytes for arm in arms}
-    measured = {arm: spread.median for arm, spread in memory.items() if spread}
-    return min(measured, key=measured.__getitem__) if len(measured) == len(arms) else arms[0]
-
-
-def _what_is_left(analysis: Analysis, valid: Sequence[Comparison]) -> str:
-    """Which arms are still in question, and the cheapest of them, where intervals say which are behind."""
+def what_is_open(analysis: Analysis, decision: Decision) -> str:
+    """Which arms are still in question."""
     assert analysis.reference is not None
     reference = analysis.reference.name
+    valid = [comparison for comparison in analysis.primary_comparisons if comparison.is_valid]
     open_arms = [comparison.arm for comparison in valid if comparison.verdict == "cannot tell"]
+    if decision.reason == "better than the reference meanwhile":
+        return f"it is still between {names([str(decision.arm), *decision.peers, *open_arms])}"
     if any(comparison.reference_is_ahead for comparison in valid):
-        left = f"it is still between {names([*open_arms, reference])}."
-    else:
-        left = f"no arm was told from {reference}."
-    has_intervals = all(comparison.interval for comparison in valid)
-    cheaper = cheapest_not_worse(analysis) if has_intervals else ""
-    return f"{left} {cheaper} " if cheaper else f"{left} "
+        return f"it is still between {names([*open_arms, reference])}"
+    return f"no arm was told from {reference}"
 
 
-def _what_would_decide(valid: Sequence[Comparison]) -> str:
+def what_would_decide(analysis: Analysis, decision: Decision) -> str:
     """The open pairs with the fewest seeds to go, and the time that they take."""
-    open_pairs = [comparison for comparison in valid if comparison.verdict == "cannot tell"]
+    open_pairs = [one for one in analysis.primary_comparisons if one.verdict == "cannot tell"]
+    if not open_pairs and decision.arm is not None:
+        arm, peers = analysis.study.arm(decision.arm), map(analysis.study.arm, decision.peers)
+        open_pairs = [
+            one for one in analysis.pairs(list(peers), reference=arm) if one.verdict == "cannot tell"
+        ]
+    if not open_pairs:
+        return "What would decide: a margin or a reference, stated before more seeds are run."
     lacking = [(one.more, one.arm) for one in open_pairs if one.more is not None]
     if not lacking:
         return f"More seeds would not decide it ({open_pairs[0].reason})."
     lacking.sort(key=lambda pair: pair[0].num_seeds)
     arms_by_need: dict[str, list[str]] = {}
-    for more, arm in lacking:
-        arms_by_need.setdefault(more_seeds(more), []).append(arm)
+    for more, name in lacking:
+        arms_by_need.setdefault(more_seeds(more), []).append(name)
     told = [f"for {names(arms)} {need}" for need, arms in arms_by_need.items()]
     rest = "; the others need more, as the table of pairs says" if len(told) > _MOST_NAMED else ""
     timed = " (time: that of the two arms)" if any(more.seconds for more, _ in lacking) else ""
     return f"What would decide{timed}: {'; '.join(told[:_MOST_NAMED])}{rest}."
+
+
+def because(recommended: Recommendation) -> tuple[str, ...]:
+    """Why this configuration, for `lorastudy recommend`: the report's own reason, and how far it was measured."""
+    analysis, decision = recommended.analysis, recommended.decision
+    if analysis is None or decision is None:
+        return ("no study in the store answers for this model, so published rules do",)
+    reason = why(analysis, decision)
+    if decision.status != "decided":
+        told = [f"not decided: {what_is_open(analysis, decision)}; meanwhile {decision.arm}: {reason}"]
+        told.append(what_would_decide(analysis, decision))
+    else:
+        told = [f"{tried_rates(analysis.study)} {reason}" if decision.untuned else reason]
+    if decision.untuned:
+        told.append(
+            f"not called best: {who_is_untuned(analysis)}, and at rates of their own the arms may stand in another order; a "
+            "suite with learning_rate: auto would tell"
+        )
+    return (*told, *(f"not measured as such: {departure}" for departure in recommended.departures))

@@ -18,7 +18,7 @@ from lorastudy.analysis.study import Study
 from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text
 from lorastudy.report.essence import Essence
 from lorastudy.report.findings.catalogue import questions_of
-from lorastudy.report.findings.recommendation import Recommendation, recommendation
+from lorastudy.report.findings.recommendation import Advice, recommendation
 from lorastudy.report.findings.wording import (
     margin_words,
     told_verdicts,
@@ -47,7 +47,7 @@ class FrontPage:
     """The words of the comparisons, then what the experiment type makes of them."""
     verdict_in_short: str
     """The words alone, where anything was compared."""
-    recommendation: Recommendation
+    recommendation: Advice
     limits: tuple[Text, ...]
     """The gravest first."""
 

@@ -1,0 +1,305 @@
+"""Which configuration to use for a question: what a study in the store decides, else what one suggests, else what was published.
+
+Each study answers by its own decision (`recommend.decision`), made among the arms that fit. Of several the nearest to the
+question answers; of those as near, a decided one before an open one and the longer training before the shorter. The others are
+named beside it. Only a decision that was measured as asked is called recommended; everything else is to start with.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scipy import special
+
+from lorastudy.analysis.items import ItemTable
+from lorastudy.analysis.overview import Analysis, Question
+from lorastudy.analysis.study import Arm, Study
+from lorastudy.analysis.summary import scores_by_seed
+from lorastudy.recommend.decision import Decision, decide_within
+from lorastudy.spec.settings import Settings
+
+Grade = Literal["measured here", "measured here, untuned", "interpolated from here", "literature only"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A configuration with what it was predicted to take. `departures` are its differences from what was measured."""
+
+    settings: Settings
+    peak_bytes: int
+    terms_bytes: Mapping[str, int]
+    num_trainable_parameters: int
+    train_seconds: float | None = None
+    """Of the whole training; None where nobody timed it."""
+    time_from: str | None = None
+    departures: tuple[str, ...] = ()
+
+    def fits(self, *, budget_bytes: int, max_seconds: float | None) -> bool:
+        """Whether memory suffices, and time where it is known."""
+        in_time = max_seconds is None or self.train_seconds is None or self.train_seconds <= max_seconds
+        return self.peak_bytes <= budget_bytes and in_time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """A study that may answer, with a candidate for each of its arms that could be planned.
+
+    `departures` say in what it is about something else than was asked: other data, or a model of another size.
+    """
+
+    study: Study
+    held_out: str
+    """The rows that its scores are of, in words."""
+    candidates: Mapping[str, Candidate]
+    question: Question = field(default_factory=Question)
+    items: ItemTable = field(default_factory=dict)
+    departures: tuple[str, ...] = ()
+    is_asked_about: bool = False
+    """Whether the user asked about this very suite."""
+    notes: tuple[str, ...] = ()
+    """What is to be known of the question that it is judged by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """What one more run would score: the mean over seeds, with the 95 % prediction interval of a new seed."""
+
+    metric: str
+    unit: str
+    mean: float
+    interval: tuple[float, float] | None
+    num_seeds: int
+    held_out: str
+    """The rows that would be scored, in words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """The answer: a configuration, and what it is known from."""
+
+    grade: Grade
+    name: str
+    candidate: Candidate
+    analysis: Analysis | None = None
+    """Of the study that answers, among the arms that fit; None of published rules."""
+    decision: Decision | None = None
+    departures: tuple[str, ...] = ()
+    """In what the study, or the configuration, is not what was asked."""
+    expectation: Expectation | None = None
+    runner_up: "RunnerUp | None" = None
+    open: tuple[str, ...] = ()
+    """What could not be told, with what would decide it."""
+    caveats: tuple[str, ...] = ()
+    other_studies: tuple[str, ...] = ()
+    """Studies that answer too and come after this one, with what they say."""
+    left_out: tuple[str, ...] = ()
+    """Studies that could not answer, and why."""
+
+    @property
+    def is_recommended(self) -> bool:
+        """Whether it was decided as asked. Anything else is to start with."""
+        return self.grade == "measured here" and self.decision is not None and self.decision.is_recommended
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerUp:
+    """The next best, and how it stands to the recommended one or to the reference."""
+
+    name: str
+    candidate: Candidate
+    standing: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """What one study says."""
+
+    evidence: Evidence
+    fitting: Mapping[str, Candidate]
+    analysis: Analysis
+    decision: Decision
+    arm: Arm
+
+    @property
+    def departures(self) -> tuple[str, ...]:
+        return (*self.evidence.departures, *self.fitting[self.arm.name].departures)
+
+    @property
+    def order(self) -> tuple[int, int, bool, int]:
+        """The nearest first; then a tuned study, a decided one before an open one; then the suite that was asked about."""
+        state = 2 if self.decision.untuned else 0 if self.decision.status == "decided" else 1
+        return (len(self.departures), state, not self.evidence.is_asked_about, -self.num_rows_trained)
+
+    @property
+    def num_rows_trained(self) -> int:
+        """How many training rows the steps took: the length of the training."""
+        settings = self.arm.typed_settings
+        rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+        return rows * max((result.num_steps or 0 for result in self.arm.completed), default=0)
+
+    @property
+    def in_short(self) -> str:
+        """`long: r8, decided, after 4,000 training rows`."""
+        state = "not decided" if self.decision.status != "decided" else "decided"
+        untuned = ", untuned" if self.decision.untuned else ""
+        length = f", after {self.num_rows_trained:,} training rows" if self.num_rows_trained else ""
+        apart = f" ({'; '.join(self.departures)})" if self.departures else ""
+        return f"{self.evidence.study.suite_name}: {self.arm.name}, {state}{untuned}{length}{apart}"
+
+
+def recommend(
+    evidence: Sequence[Evidence],
+    literature: Sequence[Candidate],
+    *,
+    budget_bytes: int,
+    max_seconds: float | None = None,
+) -> Recommendation | None:
+    """The best supported configuration that fits; None where none does. Published rules come last."""
+    left_out, answers = [], []
+    for one in evidence:
+        fitting = {
+            name: candidate
+            for name, candidate in one.candidates.items()
+            if candidate.fits(budget_bytes=budget_bytes, max_seconds=max_seconds)
+        }
+        answer = _from_study(one, fitting)
+        if isinstance(answer, str):
+            left_out.append(f"{one.study.suite_name}: {answer}")
+        else:
+            answers.append(answer)
+    if answers:
+        first, *others = sorted(answers, key=lambda answer: answer.order)
+        return _recommendation(first, others=others, left_out=tuple(left_out))
+    fitting_ones = [c for c in literature if c.fits(budget_bytes=budget_bytes, max_seconds=max_seconds)]
+    return _published(fitting_ones, left_out=tuple(left_out)) if fitting_ones else None
+
+
+def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> _Answer | str:
+    """What the study decides among the arms that fit, or why it answers nothing."""
+    if not any(arm.completed for arm in one.study.arms if arm.name in fitting):
+        return "none of its completed arms fits"
+    analysis, decision = decide_within(one.study, question=one.question, items=one.items, fitting=fitting)
+    if decision.reason == "harm":
+        return "training made every arm worse than the base model, which is harm"
+    if decision.reason == "one arm":
+        return "fewer than two of its completed arms fit, so there is no verdict"
+    is_compared = any(c.is_valid and c.estimate is not None for c in analysis.primary_comparisons)
+    if decision.arm is None or not (is_compared or decision.status == "decided"):
+        reasons = dict.fromkeys(c.reason for c in analysis.primary_comparisons if c.reason)
+        return f"no verdict stands ({'; '.join(reasons) or 'nothing was compared'})"
+    arm = analysis.study.arm(decision.arm)
+    return _Answer(evidence=one, fitting=fitting, analysis=analysis, decision=decision, arm=arm)
+
+
+def _recommendation(
+    answer: _Answer, *, others: Sequence[_Answer], left_out: tuple[str, ...]
+) -> Recommendation:
+    analysis, arm = answer.analysis, answer.arm
+    measured: Grade = "measured here, untuned" if answer.decision.untuned else "measured here"
+    candidate = answer.fitting[arm.name]
+    return Recommendation(
+        grade="interpolated from here" if answer.departures else measured,
+        name=_called(arm.name, candidate),
+        candidate=candidate,
+        analysis=analysis,
+        decision=answer.decision,
+        departures=answer.departures,
+        expectation=_expectation(analysis, arm, held_out=answer.evidence.held_out),
+        runner_up=_runner_up(answer),
+        open=_open(analysis),
+        caveats=(
+            *answer.evidence.notes,
+            *(
+                f"{finding.code} {finding.title}: {finding.found}"
+                for finding in analysis.lint
+                if finding.severity != "note" and arm.name in finding.arms
+            ),
+        ),
+        other_studies=tuple(other.in_short for other in others),
+        left_out=left_out,
+    )
+
+
+def _published(candidates: Sequence[Candidate], *, left_out: tuple[str, ...]) -> Recommendation:
+    first, *others = candidates
+    standing = "next by the same rules; the two were not compared here"
+    return Recommendation(
+        grade="literature only",
+        name=_configuration(first),
+        candidate=first,
+        runner_up=RunnerUp(name=_configuration(others[0]), candidate=others[0], standing=standing)
+        if others
+        else None,
+        left_out=left_out,
+    )
+
+
+def _open(analysis: Analysis) -> tuple[str, ...]:
+    """What cannot be told, with the seeds that would decide; and that no margin was set, where none was."""
+    told = []
+    for comparison in analysis.primary_comparisons:
+        if comparison.verdict != "cannot tell":
+            continue
+        more = comparison.more
+        needs = comparison.reason if more is None else f"needs {more}"
+        told.append(f"{comparison.arm} against {comparison.reference}: cannot tell ({needs})")
+    if analysis.question.margin is None and analysis.returns is not None:
+        told.append("no margin was set, so no smaller rank can be shown to be as good")
+    return tuple(told)
+
+
+def _runner_up(answer: _Answer) -> RunnerUp | None:
+    """The best mean among the other arms whose comparison stands, with how the two differ."""
+    analysis, reference = answer.analysis, answer.analysis.reference
+    assert reference is not None
+    valid = [c for c in analysis.primary_comparisons if c.is_valid and c.cost is not None]
+    costs = {c.arm: c.cost for c in valid} | {reference.name: 0.0}
+    costs.pop(answer.arm.name, None)
+    names = [name for name in costs if name in answer.fitting]
+    if not names:
+        return None
+    name = min(names, key=lambda arm: costs[arm] or 0.0)
+    comparison = analysis.comparison(answer.arm.name if name == reference.name else name)
+    assert comparison is not None
+    standing = f"{comparison.arm} minus {comparison.reference}: {comparison.mean:+.4g} {comparison.metric.unit}".rstrip()
+    if comparison.interval is not None:
+        low, high = comparison.interval
+        standing += f", 95 % interval [{low:.4g}, {high:.4g}]"
+    return RunnerUp(
+        name=_called(name, answer.fitting[name]),
+        candidate=answer.fitting[name],
+        standing=f"{standing}; {comparison.told}",
+    )
+
+
+def _expectation(analysis: Analysis, arm: Arm, *, held_out: str) -> Expectation | None:
+    """Mean ± t(.975, n - 1) * sd * sqrt(1 + 1/n): the prediction interval of one further seed on the same rows."""
+    metric = analysis.primary
+    values = list(scores_by_seed(arm, analysis.study, metric=metric).values())
+    if not values:
+        return None
+    mean, n = statistics.fmean(values), len(values)
+    half = None
+    if n > 1:
+        half = float(special.stdtrit(n - 1, 0.975)) * statistics.stdev(values) * (1 + 1 / n) ** 0.5
+    return Expectation(
+        metric=metric.title,
+        unit=metric.unit,
+        mean=mean,
+        interval=None if half is None else (mean - half, mean + half),
+        num_seeds=n,
+        held_out=held_out,
+    )
+
+
+def _called(arm: str, candidate: Candidate) -> str:
+    """The arm's name, which only what was measured may bear."""
+    return f"{_configuration(candidate)} (after {arm})" if candidate.departures else arm
+
+
+def _configuration(candidate: Candidate) -> str:
+    settings = candidate.settings
+    targets = settings.target_modules
+    where = targets if isinstance(targets, str) else ", ".join(targets)
+    return f"rank {settings.lora_rank} on {where}, {settings.quantization}"

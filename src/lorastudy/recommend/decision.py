@@ -1,0 +1,248 @@
+"""Which arm a study says to take: the one decision that the report, the terminal and `recommend` share.
+
+**The rule.** Where the suite or the design names a reference (the largest rank, the highest precision), the cheapest
+arm that a verdict calls better than it is taken; where none is, the cheapest that a verdict calls as good within the
+margin, the reference among them; or the reference, where it is better than every other arm. Where no reference is
+named, the arm is taken that is shown to be the best, or the cheapest that is shown to be within the margin of the best
+(`analysis.best`). An arm that is shown to be behind another one of these is left out, and the best looking mean is no
+reason.
+
+Cheapest is the least peak memory as measured; along a ladder of ranks, the smallest rank.
+
+**Not decided.** Where nothing of that is shown, the arm to use meanwhile is the reference: it was named before the
+run. Only where arms are shown to be better than it, it is the cheapest of those. An open verdict never counts for an arm.
+
+**Never recommended** are arms whose training made them worse than the base model (harm). Arms without a learning
+rate of their own decide at the rates that were tried only (`untuned`): one is named, and nothing is called best.
+"""
+
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lorastudy.analysis.comparison import Comparison
+from lorastudy.analysis.items import ItemTable
+from lorastudy.analysis.overview import Analysis, Question, analyse
+from lorastudy.analysis.study import Arm, Study, differing_settings
+from lorastudy.analysis.summary import LOSS, LOSS_BEFORE, Spread, scores_by_seed
+
+Status = Literal["decided", "not decided", "none"]
+Cost = Literal["rank", "memory", "parameters", "order"]
+Reason = Literal[
+    "better than the reference",
+    "as good as the reference",
+    "reference better than every other",
+    "best",
+    "as good as the best",
+    "racing stopped every other",
+    "reference meanwhile",
+    "better than the reference meanwhile",
+    "nothing completed",
+    "one arm",
+    "no valid comparison",
+    "harm",
+]
+
+#: Along a ladder arms differ in these only, and the smaller rank is the cheaper arm.
+_LADDER_KEYS = frozenset({"lora_rank", "lora_alpha", "learning_rate"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The arm to take, and what says so.
+
+    Where it is not decided, `arm` is the one to use meanwhile. With status "none" there is no arm at all.
+    """
+
+    status: Status
+    reason: Reason
+    arm: str | None = None
+    peers: tuple[str, ...] = ()
+    """Other arms of which the same was shown. The arm is the cheapest of all of them."""
+    cheapest_by: Cost | None = None
+    """Where there are peers: what was compared to find the cheapest."""
+    left_out: tuple[str, ...] = ()
+    """Arms of which the same was shown too, and which are shown to be behind one of the peers."""
+    untuned: bool = False
+    """Whether this holds at the learning rates that were tried only: then nothing is called best or recommended."""
+    harmed: tuple[str, ...] = ()
+    """Arms that training made worse than the base model."""
+
+    @property
+    def is_recommended(self) -> bool:
+        """Whether the arm may be called recommended."""
+        return self.status == "decided" and not self.untuned
+
+
+def decide(analysis: Analysis) -> Decision:
+    """What the study says. A pure function: equal results give an equal decision."""
+    reference, comparisons = analysis.reference, analysis.primary_comparisons
+    harmed = harmed_arms(analysis)
+    if reference is None:
+        return Decision(status="none", reason="nothing completed")
+    if not comparisons:
+        return _alone(analysis, reference, harmed=harmed)
+    valid = [comparison for comparison in comparisons if comparison.is_valid]
+    if not valid:
+        return Decision(status="none", reason="no valid comparison", harmed=harmed)
+    arms = [reference.name, *(comparison.arm for comparison in valid)]
+    if set(arms) <= set(harmed):
+        return Decision(status="none", reason="harm", harmed=harmed)
+    by_rule = _by_reference if analysis.is_reference_named else _by_best
+    shown = _Shown(analysis=analysis, valid=tuple(valid), harmed=frozenset(harmed), tuned_only=True)
+    decision = by_rule(shown)
+    if decision is None:
+        at_tried_rates = replace(shown, tuned_only=False)
+        decision = by_rule(at_tried_rates) or _meanwhile(at_tried_rates)
+        decision = replace(decision, untuned=not analysis.untuned.isdisjoint(arms))
+    return replace(decision, harmed=harmed)
+
+
+def decide_within(
+    study: Study, *, question: Question, items: ItemTable, fitting: Collection[str]
+) -> tuple[Analysis, Decision]:
+    """The decision among the arms that fit, with the analysis that it is from.
+
+    What fits is no outcome, so leaving the others out favours nobody; the reference is then the design's among those left.
+    Arms that never completed stay: what racing or divergence did to them is part of what the study says.
+    """
+    arms = tuple(arm for arm in study.arms if arm.name in fitting or not arm.completed)
+    analysis = analyse(replace(study, arms=arms), question=question, items=items)
+    return analysis, decide(analysis)
+
+
+def harmed_arms(analysis: Analysis) -> tuple[str, ...]:
+    """Arms whose mean held-out loss is above the base model's on the same seeds: training did harm."""
+    study = analysis.study
+    found = []
+    for summary in analysis.completed:
+        before, after = (scores_by_seed(summary.arm, study, metric=metric) for metric in (LOSS_BEFORE, LOSS))
+        shared = before.keys() & after.keys()
+        if shared and statistics.fmean(after[seed] - before[seed] for seed in shared) > 0:
+            found.append(summary.arm.name)
+    return tuple(found)
+
+
+def _alone(analysis: Analysis, arm: Arm, *, harmed: tuple[str, ...]) -> Decision:
+    """Of one arm that completed: it is taken where racing stopped all others, for that is why there are none."""
+    if arm.name in harmed:
+        return Decision(status="none", reason="harm", harmed=harmed)
+    if not analysis.study.outraced:
+        return Decision(status="none", reason="one arm")
+    untuned = arm.name in analysis.untuned
+    return Decision(status="decided", reason="racing stopped every other", arm=arm.name, untuned=untuned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """What the verdicts show of the arms that may be taken, all of them or the tuned ones only."""
+
+    analysis: Analysis
+    valid: tuple[Comparison, ...]
+    harmed: frozenset[str]
+    tuned_only: bool
+
+    @property
+    def reference(self) -> str:
+        assert self.analysis.reference is not None
+        return self.analysis.reference.name
+
+    @property
+    def better(self) -> list[str]:
+        """Arms that are ahead of the reference."""
+        return [one.arm for one in self._counted if one.arm_is_ahead and one.arm not in self.harmed]
+
+    @property
+    def as_good(self) -> list[str]:
+        """Arms that are worse than the reference by less than the margin, if at all."""
+        return [one.arm for one in self._counted if one.no_worse and one.arm not in self.harmed]
+
+    @property
+    def is_reference_ahead_of_all(self) -> bool:
+        return len(self._counted) == len(self.valid) and all(one.reference_is_ahead for one in self.valid)
+
+    @property
+    def _counted(self) -> list[Comparison]:
+        return [one for one in self.valid if one.verdict != "untuned" or not self.tuned_only]
+
+
+def _by_reference(shown: _Shown) -> Decision | None:
+    """By the verdicts against a reference that was named before the run: better ones first, then as good ones."""
+    if shown.better:
+        return _cheapest_not_behind(shown, reason="better than the reference")
+    reference = [] if shown.reference in shown.harmed else [shown.reference]
+    if shown.as_good:
+        return _cheapest(shown, [*shown.as_good, *reference], reason="as good as the reference")
+    if reference and shown.is_reference_ahead_of_all:
+        return Decision(status="decided", reason="reference better than every other", arm=shown.reference)
+    return None
+
+
+def _by_best(shown: _Shown) -> Decision | None:
+    """By comparison with the best, where nobody named a reference. What is open against the first arm stays open."""
+    analysis = shown.analysis
+    arms = [arm for arm in (shown.reference, *(one.arm for one in shown.valid)) if arm not in shown.harmed]
+    if shown.tuned_only and not analysis.untuned.isdisjoint(arms):
+        return None
+    bounds = analysis.against_the_best(arms)
+    best = [arm for arm in arms if arm in bounds and bounds[arm].is_best]
+    verdicts_agree = {*shown.better, *([shown.reference] if shown.is_reference_ahead_of_all else [])}
+    margin = analysis.question.margin
+    if margin is not None:
+        open_to_margin = {*shown.better, *shown.as_good, shown.reference}
+        within = [arm for arm in arms if arm in bounds and bounds[arm].is_within(margin)]
+        within = [arm for arm in within if arm in open_to_margin]
+        if len(within) > 1 or (within and within != best):
+            return _cheapest(shown, within, reason="as good as the best")
+    if best and best[0] in verdicts_agree:
+        return Decision(status="decided", reason="best", arm=best[0])
+    return None
+
+
+def _cheapest_not_behind(shown: _Shown, *, reason: Reason) -> Decision:
+    """Of the arms that are better than the reference, the cheapest that is not shown to be behind another of them."""
+    bounds, margin = shown.analysis.against_the_best(shown.better), shown.analysis.question.margin
+    behind = [
+        arm
+        for arm in shown.better
+        if arm in bounds and bounds[arm].is_behind and not bounds[arm].is_within(margin)
+    ]
+    found = _cheapest(shown, [arm for arm in shown.better if arm not in behind], reason=reason)
+    status: Status = "decided" if reason == "better than the reference" else "not decided"
+    return replace(found, status=status, left_out=tuple(behind))
+
+
+def _meanwhile(shown: _Shown) -> Decision:
+    """Which arm to use until it is decided: never one for being open, and never one that is shown to be behind."""
+    if shown.better:
+        return _cheapest_not_behind(shown, reason="better than the reference meanwhile")
+    if shown.reference in shown.harmed:
+        return Decision(status="none", reason="harm")
+    return Decision(status="not decided", reason="reference meanwhile", arm=shown.reference)
+
+
+def _by_cost(analysis: Analysis, arms: Sequence[str]) -> tuple[list[str], Cost]:
+    """The cheapest first, and by what: the rank of a rank ablation, else measured peak memory, else parameters."""
+    if analysis.study.experiment_type == "rank_ablation" and _is_ladder(analysis.study, arms):
+        return sorted(arms, key=lambda arm: int(analysis.study.arm(arm).settings["lora_rank"])), "rank"
+    costs = [analysis.summary(name).costs for name in arms]
+    memory = [one.peak_memory_bytes for one in costs]
+    parameters = [one.trainable_parameters for one in costs]
+    by_cost: Mapping[Cost, Sequence[Spread | None]] = {"memory": memory, "parameters": parameters}
+    for cost, spreads in by_cost.items():
+        known = {name: spread.median for name, spread in zip(arms, spreads, strict=True) if spread}
+        if len(known) == len(arms):
+            return sorted(arms, key=known.__getitem__), cost
+    return list(arms), "order"
+
+
+def _is_ladder(study: Study, arms: Sequence[str]) -> bool:
+    return set(differing_settings([study.arm(name) for name in arms])) <= _LADDER_KEYS
+
+
+def _cheapest(shown: _Shown, arms: Sequence[str], *, reason: Reason) -> Decision:
+    (taken, *peers), cost = _by_cost(shown.analysis, arms)
+    return Decision(
+        status="decided", reason=reason, arm=taken, peers=tuple(peers), cheapest_by=cost if peers else None
+    )
