@@ -147,3 +147,20 @@ def test_a_row_that_stays_though_it_is_turned_off_is_seen(monkeypatch):
     monkeypatch.setattr(Format, "is_trained", lambda fmt, row: True)
     monkeypatch.setattr(Format, "notes", ())
     assert "pair: train" in ignored_columns()
+
+
+def test_a_message_reaches_the_template_as_it_is() -> None:
+    as_text = {
+        "id": "abcdefghi",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": null}'},
+    }
+    messages = [
+        USER,
+        {"role": "assistant", "content": "", "reasoning_content": "why", "tool_calls": [CALL, as_text]},
+        {"role": "tool", "content": "mild", "tool_call_id": "abcdefghi", "name": "weather"},
+        {**BOT, "name": "Bo", "weight": 1},
+    ]
+    row = Row(values={"messages": messages}, where="f")
+    turns = recognise([row]).conversation(row).turns
+    assert [turn.message for turn in turns] == [*messages[:3], {**BOT, "name": "Bo"}]

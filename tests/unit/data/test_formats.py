@@ -1,6 +1,6 @@
 import pytest
 
-from lorastudy.data.formats import detect, recognise, without_empty_answers
+from lorastudy.data.formats import detect, recognise, trained_rows, without_empty_answers
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
 
@@ -136,3 +136,148 @@ def test_a_message_is_short_however_long_names_are():
     with pytest.raises(DataError) as caught:
         recognise(rows({"messages": [{"role": "x" * 9000, "content": "y"}]}))
     assert len(str(caught.value)) < 500
+
+
+PAIR = {"question": "q ", "answer": "a"}
+
+
+def told(*values, **flags):
+    with pytest.raises(DataError) as caught:
+        detect(rows(*values), **flags)
+    return str(caught.value)
+
+
+def test_preference_data_are_refused_with_the_way_out():
+    message = told({"prompt": "p", "chosen": "c", "rejected": "r"})
+    assert "column 'rejected' holds answers to be avoided" in message
+    assert "--prompt-column prompt --completion-column chosen` trains the chosen ones" in message
+    assert "in a file of their own" in told({"messages": [USER, BOT], "rejected_response": "r"})
+    named = detect(
+        rows({"prompt": "p", "chosen": "c", "rejected": "r"}),
+        prompt_column="prompt",
+        completion_column="chosen",
+    )
+    assert named.unused == {"rejected": 1}
+
+
+@pytest.mark.parametrize("off", [False, 0, "False", "false", "0"])
+def test_labels_that_call_answers_bad_are_refused(off):
+    assert "'label' calls 1 of 2 answers bad" in told({**PAIR, "label": True}, {**PAIR, "label": off})
+
+
+@pytest.mark.parametrize("labels", [(True, 1), ("pos", "neg"), (0, 2), (None, None)])
+def test_labels_that_call_no_answer_bad_are_named_where_they_hold_something(labels):
+    found = detect(rows(*[{**PAIR, "label": label} for label in labels]))
+    assert found.unused == ({} if labels[0] is None else {"label": 2})
+
+
+def test_a_text_beside_its_labels_is_refused_with_both_ways_out():
+    given = [{"text": "t", "label": label} for label in ("pos", "neg", "pos", "neg")]
+    message = told(*given)
+    assert "without their 'label', whose values repeat (2 of them in 4 rows)" in message
+    assert "--prompt-column text --completion-column label` makes it the answer" in message
+    assert detect(rows(*given), text_column="text").unused == {"label": 4}
+    assert "'label', whose values repeat" not in told(*[{"text": "t", "summary": f"s{i}"} for i in range(4)])
+
+
+def test_columns_whose_values_repeat_are_proposed_as_the_answer():
+    given = [{"text": f"t{i}", "lang of it": "de" if i % 2 else "en", "url": f"u{i}"} for i in range(6)]
+    found = detect(rows(*given))
+    assert found.unused == {"lang of it": 6, "url": 6}
+    assert any(
+        "--prompt-column text --completion-column 'lang of it'` makes them the answer" in note
+        for note in found.notes
+    )
+    message = told(*[{"body": f"t{i}", "kind": i % 2} for i in range(6)])
+    assert "The values of 'kind' repeat, so it may be the answer" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "columns"),
+    [
+        ({"context": "c", **PAIR}, {"prompt": "question", "completion": "answer", "context": "context"}),
+        ({"System Prompt": "s", "question": "q", "response": "r"}, {"prompt": "question", "completion": "response", "system": "System Prompt"}),
+        ({"instruction": "i", "input": "n", "response": "o"}, {"instruction": "instruction", "input": "input", "output": "response"}),
+        ({"instruction": "i", "context": "c", "output": "o"}, {"instruction": "instruction", "input": "context", "output": "output"}),
+        ({"instruction": "i", "input": "n", "context": "c", "output": "o"}, {"instruction": "instruction", "input": "input", "output": "output", "context": "context"}),
+        ({"messages": [USER, BOT], "system": "s", "functions": []}, {"messages": "messages", "system": "system", "tools": "functions"}),
+        ({"passage": "c", "document": "d", **PAIR}, {"prompt": "question", "completion": "answer", "context": "passage"}),
+    ],
+)  # fmt: skip
+def test_what_may_stand_beside_the_two(values, columns):
+    assert detect(rows(values)).columns == columns
+
+
+def test_flags_take_two_columns_and_leave_the_rest_as_it_is():
+    found = detect(
+        rows({"body": "b", "short": "s", "context": "c", "x": 1}),
+        prompt_column="body",
+        completion_column="short",
+    )
+    assert found.columns == {"prompt": "body", "completion": "short", "context": "context"}
+    assert found.unused == {"x": 1}
+    assert "leave out --prompt-column" in told({"a": "b"}, text_column="a", prompt_column="a")
+
+
+def test_rows_are_turned_off_by_a_column_of_switches():
+    given = rows(
+        *[
+            {**PAIR, "weight": weight, "train": train}
+            for weight, train in [(1, None), (0, True), (None, False), ("", "")]
+        ]
+    )
+    found = recognise(given)
+    assert [row.where for row in trained_rows(given, found)] == ["f:1", "f:4"]
+    assert found.row_switches == {"weight": 1, "train": 1}
+    with pytest.raises(DataError, match="'weight' turned every row off; nothing is left to train"):
+        recognise(rows({**PAIR, "weight": 0}))
+
+
+def test_a_column_that_weighs_rows_is_refused_only_if_it_turns_some_off():
+    assert detect(rows({**PAIR, "weight": 0.5}, {**PAIR, "weight": 2})).unused == {"weight": 2}
+    assert "'weight' turns 1 row off and weighs others" in told(
+        {**PAIR, "weight": 0}, {**PAIR, "weight": 0.5}
+    )
+    assert detect(rows({**PAIR, "train": "test"})).unused == {"train": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({**PAIR, "choices": ["x", "y"], "answer": "1"}, "answers its choices by the number 1"),
+        ({**PAIR, "choices": "x or y"}, "'choices' that are not a list of texts"),
+        ({**PAIR, "choices": {"label": ["A"], "text": ["x", "y"]}}, "'choices' that are not a list of texts"),
+        ({**PAIR, "history": ["q", "a"]}, "'history' that is neither pairs"),
+        ({**PAIR, "history": [{"role": "narrator", "content": "x"}]}, "a turn by 'narrator'"),
+        ({"messages": [USER, {**BOT, "weight": 0.5}]}, "whose 'weight' is 0.5; 0 (or false) makes an answer context"),
+        ({"messages": [{**USER, "train": True}, BOT]}, "a turn by the user with 'train': true; only answers are trained"),
+        ({"messages": [USER, {**BOT, "weight": 0}]}, "no answer that is trained: every one is turned off"),
+        ({"messages": [{"role": "system", "content": "s"}, USER, BOT], "system": "t"}, "another system prompt beside it"),
+    ],
+)  # fmt: skip
+def test_what_beside_the_two_cannot_be_used_is_named(values, problem):
+    with pytest.raises(DataError) as caught:
+        recognise(rows(values))
+    assert problem in str(caught.value)
+
+
+def test_an_untrained_answer_is_context():
+    found = recognise(given := rows({"messages": [USER, {**BOT, "weight": 0, "content": ""}, USER, BOT]}))
+    assert found.conversation(given[0]).answers == (3,)
+    assert found.prompt(given[0]) == ("q", "", "q")
+
+
+def test_fields_that_only_a_template_can_use_are_counted_once_a_row():
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}", "strict": True}}
+    tool = {"role": "tool", "content": "7", "tool_call_id": "c"}
+    found = detect(
+        rows(
+            {"messages": [USER, {"role": "assistant", "tool_calls": [call]}, tool, tool, BOT]},
+            {"messages": [USER, BOT]},
+        )
+    )
+    assert found.for_template == {
+        "messages[].tool_call_id": 1,
+        "messages[].tool_calls[].id": 1,
+        "messages[].tool_calls[].strict": 1,
+    }
