@@ -15,7 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lorastudy.data.conversations import Conversation, ConversationError, Turn
+from lorastudy.data.conversations import (
+    KNOWN_FIELDS,
+    Conversation,
+    ConversationError,
+    Turn,
+    fields_of,
+    without_field,
+)
 from lorastudy.data.examples import Rendering, Segment
 
 Message = dict[str, Any]
@@ -23,6 +30,8 @@ Message = dict[str, Any]
 #: A template is a program of somebody else's, and fails as programs do.
 _OF_A_PROGRAM = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 _REWRITES = "the model's chat template rewrites earlier turns, so its answers cannot be told apart"
+#: Fields of a message without which there is no conversation.
+_ALWAYS_SHOWN = ("role", "content", "tool_calls")
 #: An answer that no template has a reason to change.
 _SAMPLE = "A1b2C3"
 
@@ -188,6 +197,33 @@ def _answer(rest: str, as_last: str, *, turn: Turn) -> str:
     raise ConversationError(
         "the model's chat template rewrites earlier answers, so they cannot be told apart"
     )
+
+
+def unseen_fields(
+    conversation: Conversation, *, chat_template: ChatTemplate | None, fell_back: bool = False
+) -> tuple[str, ...]:
+    """The messages' fields that nothing of the rendered text shows, however they are filled.
+
+    A template shows a field if the text without it is another, or none. Without a template, and where functions are
+    given to it as text, it is known which fields are written.
+    """
+    messages = [turn.message for turn in conversation.turns[: conversation.answers[-1] + 1]]
+    fields = dict.fromkeys(field for message in messages for field in fields_of(message))
+    if chat_template is None or fell_back:
+        written = KNOWN_FIELDS if chat_template is None else KNOWN_FIELDS - {"name"}
+        return tuple(field for field in fields if field not in written)
+    tools = conversation.tools or None
+    whole = _Renderer(messages=messages, tools=tools, chat_template=chat_template).text(len(messages))
+
+    def shows(field: str) -> bool:
+        without = [without_field(message, field) for message in messages]
+        renderer = _Renderer(messages=without, tools=tools, chat_template=chat_template)
+        try:
+            return renderer.text(len(messages)) != whole
+        except ConversationError:
+            return True
+
+    return tuple(field for field in fields if field not in _ALWAYS_SHOWN and not shows(field))
 
 
 def _uses_functions(conversation: Conversation) -> bool:

@@ -2,10 +2,11 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lorastudy.data.conversations import fields_of
 from lorastudy.data.sources import Row
 from lorastudy.data.values import is_filled, records_of, switch
 from lorastudy.errors import DataError
@@ -76,8 +77,9 @@ class Columns:
 
     def _add_turns(self, name: str, value: Any) -> None:
         turns = value if isinstance(value, list) else records_of(value)
-        fields = {field for turn in _objects(turns) for field in _fields(turn)}
-        self.turn_fields.update(f"{name}[].{field}" for field in fields)
+        if isinstance(turns, list):
+            fields = {key for turn in turns if isinstance(turn, dict) for key in fields_of(turn)}
+            self.turn_fields.update(f"{name}[].{field}" for field in fields)
 
     @property
     def names(self) -> str:
@@ -98,19 +100,6 @@ class Columns:
                     f"columns {shown(other)} and {shown(column)} differ in case or white space alone; rename or remove one"
                 )
         return names
-
-
-def _fields(turn: Mapping[str, Any]) -> Iterator[str]:
-    """A turn's filled fields, and those of its function calls besides what every call has."""
-    yield from (key for key, value in turn.items() if value is not None)
-    for call in _objects(turn.get("tool_calls")):
-        for part in (call, *_objects([call.get("function")])):
-            further = part.keys() - {"type", "function", "name", "arguments"}
-            yield from (f"tool_calls[].{key}" for key in further if part[key] is not None)
-
-
-def _objects(value: Any) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def plain_name(column: str) -> str:

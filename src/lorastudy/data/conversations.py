@@ -5,7 +5,7 @@ says, so it is an assistant turn; what the function gave back (`observation`) is
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +22,13 @@ EMPTY_ANSWER = "has an empty answer"
 SWITCHES = ("weight", "train", "training", "trained", "loss", "loss_mask")
 #: Fields of a message that hold what was thought before the answer.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+
+#: Fields of a message that are used whether or not the model brings a chat template.
+KNOWN_FIELDS = frozenset(
+    ("role", "content", "from", "value", "name", "tool_calls", "function_call", *THOUGHTS, *SWITCHES)
+)
+#: Begins the name of a field of a message's function calls.
+OF_CALLS = "tool_calls[]."
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -66,6 +73,8 @@ class Turn:
     @property
     def plain(self) -> str:
         """The thought between the usual marks, the text, and each call as a line of JSON after it."""
+        if not self.further and not self.calls:
+            return self.text
         thought = f"<think>\n{self.thought}\n</think>\n\n" if self.thought else ""
         lines = [self.text] if self.text else []
         return thought + "\n".join(lines + [json.dumps(call, ensure_ascii=False) for call in self.calls])
@@ -98,6 +107,35 @@ class Conversation:
             (i for i, turn in enumerate(self.turns) if turn.role in ("user", "tool")), len(self.turns)
         )
         return tuple(i for i, turn in enumerate(self.turns) if turn.role == "assistant" and i > first)
+
+
+def fields_of(message: Mapping[str, Any]) -> Iterator[str]:
+    """A message's filled fields, and those of its function calls besides what every call has."""
+    yield from (key for key, value in message.items() if value is not None)
+    for call in objects_in(message.get("tool_calls")):
+        for part in (call, *objects_in([call.get("function")])):
+            further = part.keys() - {"type", "function", "name", "arguments"}
+            yield from (f"{OF_CALLS}{key}" for key in further if part[key] is not None)
+
+
+def without_field(message: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The message without a field, named as `fields_of` does."""
+    if not name.startswith(OF_CALLS):
+        return {key: value for key, value in message.items() if key != name}
+    key = name.removeprefix(OF_CALLS)
+    calls = [_without_key(call, key) for call in objects_in(message.get("tool_calls"))]
+    return {**message, **({"tool_calls": calls} if calls else {})}
+
+
+def _without_key(call: Mapping[str, Any], name: str) -> dict[str, Any]:
+    kept = {key: value for key, value in call.items() if key != name}
+    function = kept.get("function")
+    return {**kept, "function": _without_key(function, name)} if isinstance(function, dict) else kept
+
+
+def objects_in(value: Any) -> list[Mapping[str, Any]]:
+    """The objects in a list; none where it is no list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def from_messages(values: Mapping[str, Any]) -> Conversation:
@@ -204,6 +242,8 @@ def _is_trained(message: Mapping[str, Any], role: Role) -> bool:
     Raises:
         ConversationError: a field is neither on nor off, or asks for what is never trained.
     """
+    if message.keys().isdisjoint(SWITCHES):
+        return True
     settings = {name: message[name] for name in SWITCHES if name in message}
     for name, value in settings.items():
         if switch(value) is None:

@@ -33,6 +33,8 @@ class Rendering:
     segments: tuple[Segment, ...]
     layout: Layout
     fell_back: bool = False
+    unseen: tuple[str, ...] = ()
+    """Fields of the row's messages of which the text shows nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

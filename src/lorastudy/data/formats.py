@@ -20,8 +20,7 @@ from typing import Any, Literal
 from lorastudy.data.columns import Column, Columns, counted, listed, shortened
 from lorastudy.data.conversations import (
     EMPTY_ANSWER,
-    SWITCHES,
-    THOUGHTS,
+    KNOWN_FIELDS,
     Conversation,
     ConversationError,
     from_messages,
@@ -88,10 +87,6 @@ _ANSWERS_TO_TEXT = (
     "label", "labels", "target", "class", "category", "sentiment", "intent", "emotion", "answer", "output", "response",
     "completion", "summary",
 )  # fmt: skip
-#: Fields of a turn that are used whether or not the model brings a chat template.
-_KNOWN_FIELDS = frozenset(
-    ("role", "content", "from", "value", "name", "tool_calls", "function_call", *THOUGHTS, *SWITCHES)
-)
 _STRUCTURES = ("tools", "history", "choices")
 _NUM_SHOWN = 5
 _PREPARE = "`lorastudy prepare --dataset FILE"
@@ -387,7 +382,7 @@ def _with_unused(fmt: Format, columns: Columns) -> Format:
     fields = {
         name: times
         for name, times in sorted(columns.turn_fields.items())
-        if name.partition("[].")[0] in used and name.partition("[].")[2] not in _KNOWN_FIELDS
+        if name.partition("[].")[0] in used and name.partition("[].")[2] not in KNOWN_FIELDS
     }
     repeating = tuple(name for name in unused if columns.by_name[name].repeats)
     return replace(fmt, unused=unused, for_template=fields, repeating=repeating)
@@ -531,8 +526,8 @@ def _problem(row: Row, fmt: Format) -> str | None:
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)
 
 

@@ -4,8 +4,9 @@ Loss only on answers. Where the prompt ends and the answer begins is decided her
 """
 
 import json
+from dataclasses import replace
 
-from lorastudy.data.chat import ChatTemplate, render_chat
+from lorastudy.data.chat import ChatTemplate, render_chat, unseen_fields
 from lorastudy.data.conversations import Conversation, ConversationError
 from lorastudy.data.examples import Rendering, Segment
 from lorastudy.data.formats import Format
@@ -48,9 +49,12 @@ def render(row: Row, fmt: Format, *, chat_template: ChatTemplate | None = None) 
         return Rendering(segments=segments, layout="alpaca")
     conversation = fmt.conversation(row)
     if chat_template is None:
-        return Rendering(segments=_plain_layout(conversation), layout="plain")
+        unseen = unseen_fields(conversation, chat_template=None)
+        return Rendering(segments=_plain_layout(conversation), layout="plain", unseen=unseen)
     try:
-        return render_chat(conversation, chat_template=chat_template)
+        rendering = render_chat(conversation, chat_template=chat_template)
+        unseen = unseen_fields(conversation, chat_template=chat_template, fell_back=rendering.fell_back)
+        return replace(rendering, unseen=unseen)
     except ConversationError as error:
         raise DataError(f"{row.where}: {error}") from error
 

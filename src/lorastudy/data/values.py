@@ -7,7 +7,6 @@ are taken away, so that the same rows are the same values in every container.
 
 import ast
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from lorastudy.data.json_reading import is_too_deep, parsed_or_none
@@ -79,8 +78,10 @@ def without_nulls(value: Any) -> Any:
     Arrow gives every struct of a column the fields of all of them, so a null field and a missing one cannot be
     told apart.
     """
+    if isinstance(value, str):
+        return value
     value = _of_python(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         items = ((key, without_nulls(item)) for key, item in value.items())
         return {key: item for key, item in items if item is not None}
     if isinstance(value, list | tuple):

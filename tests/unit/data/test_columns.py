@@ -164,3 +164,29 @@ def test_a_message_reaches_the_template_as_it_is() -> None:
     row = Row(values={"messages": messages}, where="f")
     turns = recognise([row]).conversation(row).turns
     assert [turn.message for turn in turns] == [*messages[:3], {**BOT, "name": "Bo"}]
+
+
+SAYS_CONTENT = ChatTemplate(render=lambda messages, *, tools, add_generation_prompt: "".join(f"<{m['role']}>{m['content']}{m.get('name', '')}" for m in messages) + "<assistant>" * add_generation_prompt)  # fmt: skip
+NEEDS_IDS = ChatTemplate(render=lambda messages, *, tools, add_generation_prompt: "".join(f"<{m['role']}>{m['content']}{[c['id'] for c in m['tool_calls']] if 'tool_calls' in m else ''}" + "f 7" for m in messages) + "<assistant>" * add_generation_prompt)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "unseen"),
+    [
+        (EVERYTHING, ()),
+        (None, ("tool_calls[].id", "tool_call_id", "timestamp")),
+        # It has no notion of calls, so that they are given to it as text.
+        (SAYS_CONTENT, ("name", "tool_calls[].id", "tool_call_id", "timestamp")),
+        (NEEDS_IDS, ("name", "reasoning_content", "tool_call_id", "timestamp")),
+    ],
+)
+def test_fields_that_a_layout_does_not_show_are_known(template, unseen):
+    messages = [
+        {**USER, "name": "Ann"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL], "reasoning_content": "why"},
+        {**TOOL, "tool_call_id": "c1"},
+        {**BOT, "timestamp": "12:00"},
+    ]
+    row = Row(values={"messages": messages}, where="f")
+    (example,) = to_examples([row], recognise([row]), chat_template=template)
+    assert set(example.rendering.unseen) == set(unseen)
