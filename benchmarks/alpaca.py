@@ -79,6 +79,7 @@ def suite_of(request: AlpacaRequest, *, folder: Path) -> dict[str, object]:
         "target_modules": list(request.targets),
         "max_generation_samples": 0,
         "seeds": [request.seed],
+        "data_seed": 0,  # of which `alpaca_rows` knows the order
         "factors": {"lora_rank": list(request.ranks)},
     }
 

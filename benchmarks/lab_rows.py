@@ -54,7 +54,7 @@ def job_of(suite: Path) -> Job:
     assert settings.max_steps is not None
     plan = micro_batches(
         len(rows["train"]),
-        data_seed=settings.data_seed,
+        data_seed=experiments[0].data_seed,
         steps=settings.max_steps,
         batch_size=settings.per_device_train_batch_size,
         accumulation=1,

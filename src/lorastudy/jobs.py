@@ -124,12 +124,14 @@ class FootprintQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class RowsQuestion:
-    """The largest micro-batch that experiments of these settings will see; `num_steps` of each, or its epochs."""
+    """The largest micro-batch that experiments of these settings see in each order of the rows."""
 
     kind: ClassVar[str] = "rows"
     settings: dict[str, Any]
     lengths: tuple[tuple[int | None, float | None], ...]
     """(max_steps, num_train_epochs) of the experiments that share the rest of the settings."""
+    data_seeds: tuple[int, ...]
+    """What the orders are drawn from."""
 
 
 @dataclass(frozen=True, kw_only=True)

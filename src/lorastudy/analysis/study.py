@@ -156,12 +156,19 @@ def confounds(study: Study) -> tuple[str, ...]:
 
 def _study(suite_name: str, experiment_type: str, *, results: Sequence[ExperimentResult]) -> Study:
     groups: dict[tuple[str, str], list[ExperimentResult]] = {}
-    for result in results:
+    arms, notes = [], []
+    newest = max((_data_version(result) for result in results), default=0)
+    current_data = [result for result in results if _data_version(result) == newest]
+    if len(current_data) < len(results):
+        notes.append(
+            f"{len(results) - len(current_data)} result(s) of an earlier version of lorastudy, which made other tokens of "
+            "the same rows, are not counted; run the suite again to have them replaced"
+        )
+    for result in current_data:
         acting = {key: value for key, value in result.settings.items() if key not in LAYOUT_KEYS}
         groups.setdefault((result.arm, canonical_json(acting)), []).append(result)
     uses = Counter(name for name, _ in groups)
     seen: Counter[str] = Counter()
-    arms, notes = [], []
     for (name, _), group in groups.items():
         seen[name] += 1
         unique = name if uses[name] == 1 else f"{name} #{seen[name]}"
@@ -194,6 +201,10 @@ def _on_latest_sources(group: Sequence[ExperimentResult]) -> list[ExperimentResu
     """The results on the data and the base model of the latest one: seeds on two versions make no one mean."""
     latest = max(group, key=_completed_then_latest)
     return [result for result in group if _data_and_base(result) == _data_and_base(latest)]
+
+
+def _data_version(result: ExperimentResult) -> int:
+    return int(result.sources.get("data_version") or 1)
 
 
 def _data_and_base(result: ExperimentResult) -> dict[str, Any]:

@@ -93,11 +93,10 @@ def _shown(
     vram: str | None,
     calibrate: bool,
 ) -> "list[_Shown]":
-    from lorastudy.planner.estimate import Estimator, prepare, within_margin
-    from lorastudy.planner.packing import groups
+    from lorastudy.planner.estimate import by_pack, prepare, within_margin
 
     budget_bytes = None if vram is None else within_margin(memory_size(vram))
-    estimators = [Estimator(group, answers, with_data=with_data) for group in groups(experiments)]
+    estimators = by_pack(experiments, answers, with_data=with_data)
     prepare(estimators, answers)
     return [
         _Shown.of(each, answers, is_of_suite=with_data, budget_bytes=budget_bytes, calibrate=calibrate)

@@ -15,9 +15,9 @@ from lorastudy.executors.job_worker import JobWorker
 from lorastudy.jobs import PaceQuestion, PlanningJob, RowsQuestion
 from lorastudy.planner.answers import Answers, Ask
 from lorastudy.planner.disk import adapters_bytes, checkpoint_bytes, records_bytes
-from lorastudy.planner.estimate import MARGIN, Estimator, PackEstimate, prepare
+from lorastudy.planner.estimate import MARGIN, Estimator, PackEstimate, by_pack, prepare
 from lorastudy.planner.fitting import arms_per_pack, predictions_of
-from lorastudy.planner.packing import PlannedPack, groups
+from lorastudy.planner.packing import PlannedPack
 from lorastudy.planner.rows import RowsChecked, check_rows
 from lorastudy.planner.time import Calibration
 from lorastudy.records import MemoryPrediction
@@ -81,12 +81,14 @@ def plan_of(
     Raises:
         DataError: the rows of what is missing cannot be used with their base model.
     """
-    packable = [group for group in groups(experiments) if group[0].settings.engine != "reference"]
+    packable = [each for each in experiments if each.settings.engine != "reference"]
     with JobWorker() as worker:
         answers = Answers(asked_aloud(worker))
         rows = check_rows(missing or experiments, answers)
         try:
-            estimators = {group[0].pack_key: Estimator(group, answers, with_data=True) for group in packable}
+            estimators = {
+                each.experiments[0].pack_key: each for each in by_pack(packable, answers, with_data=True)
+            }
             prepare(list(estimators.values()), answers)
             sizes = {
                 key: arms_per_pack(each, budget_bytes=each.machine.budget_bytes(num_workers=num_workers))

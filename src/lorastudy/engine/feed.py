@@ -56,11 +56,13 @@ def steps_of(settings: Settings, *, num_rows: int) -> int:
     )
 
 
-def make_feed(train: TokenSet, settings: Settings, *, num_steps: int, device: torch.device) -> Feed:
-    """Every step's rows, equal for all arms: a function of the data seed."""
+def make_feed(
+    train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int, device: torch.device
+) -> Feed:
+    """Every step's rows, equal for all arms: a function of `data_seed`, which is the pack's (`Experiment.data_seed`)."""
     plan = micro_batches(
         len(train.rows),
-        data_seed=settings.data_seed,
+        data_seed=data_seed,
         steps=num_steps,
         batch_size=settings.per_device_train_batch_size,
         accumulation=settings.gradient_accumulation_steps,

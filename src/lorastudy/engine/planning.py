@@ -110,7 +110,7 @@ def _layer_parameters(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _rows(question: RowsQuestion) -> dict[str, Any]:
-    """The largest micro-batch, how many tokens a step has on average, and what becomes of the rows of each split."""
+    """By order of the rows the largest micro-batch and a step's mean tokens; and what becomes of the rows of each split."""
     settings = Settings.model_validate_json(json.dumps(question.settings))
     tokenizer = load_tokenizer(settings.base_model, trust_remote_code=settings.trust_remote_code)
     study = train_and_eval(settings, chat_template=chat_template_of(tokenizer))
@@ -124,7 +124,19 @@ def _rows(question: RowsQuestion) -> dict[str, Any]:
         )
         for steps, epochs in question.lengths
     )
-    feed = make_feed(train, settings, num_steps=num_steps, device=torch.device("cpu"))
+    return {
+        "orders": [
+            _order(train, settings, data_seed=seed, num_steps=num_steps) for seed in question.data_seeds
+        ],
+        "num_steps": num_steps,
+        "num_rows": num_rows,
+        "splits": [asdict(_read(tokens)) for tokens in sets.values()],
+    }
+
+
+def _order(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int) -> dict[str, Any]:
+    """The micro-batch of the most tokens in one order of the rows, and the mean tokens of a step."""
+    feed = make_feed(train, settings, data_seed=data_seed, num_steps=num_steps, device=torch.device("cpu"))
     lengths = [len(row.input_ids) for row in train.rows]
     largest = max(
         (batch for step in feed.plan for batch in step), key=lambda rows: sum(lengths[row] for row in rows)
@@ -133,10 +145,7 @@ def _rows(question: RowsQuestion) -> dict[str, Any]:
     return {
         "row_lengths": sorted(lengths[row] for row in largest),
         "num_labels": sum(train.rows[row].num_completion_tokens for row in largest),
-        "num_steps": num_steps,
         "mean_tokens_per_step": num_tokens / num_steps,
-        "num_rows": num_rows,
-        "splits": [asdict(_read(tokens)) for tokens in sets.values()],
     }
 
 

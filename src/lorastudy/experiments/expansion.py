@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lorastudy.errors import StudyError
 from lorastudy.experiments.base_experiment import BaseExperiment, ExperimentConfig, settings_of
 from lorastudy.experiments.resolution import resolve_type
-from lorastudy.spec.experiment import Experiment, Sources
+from lorastudy.spec.experiment import DATA_VERSION, Experiment, Sources
 from lorastudy.spec.naming import label, varied_keys
 from lorastudy.spec.problems import Place, Problems
 from lorastudy.spec.question import configuration_name, is_reference
@@ -127,6 +127,7 @@ def sources_reader(
             eval_dataset=of_optional(settings.eval_dataset_path),
             test_dataset=of_optional(settings.test_dataset_path),
             forgetting_dataset=of_optional(settings.forgetting_dataset_path),
+            data_version=DATA_VERSION,
         )
 
     def of_optional(path: str | None) -> str | None:

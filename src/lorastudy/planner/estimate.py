@@ -4,7 +4,7 @@ The questions of a whole plan go to one worker, once; afterwards everything here
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,7 @@ from lorastudy.jobs import (
 )
 from lorastudy.planner.answers import Answers, config_digest
 from lorastudy.planner.memory import ArmSize, Device, Prediction, num_trainable, predict
+from lorastudy.planner.packing import groups
 from lorastudy.planner.shapes import ModelShape, config_folder
 from lorastudy.planner.time import Calibration
 from lorastudy.records import RowsRead
@@ -103,9 +104,21 @@ class PackEstimate:
 class Estimator:
     """Predictions for experiments that share everything but their arms: one base, precision, data and batch."""
 
-    def __init__(self, experiments: Sequence[Experiment], answers: Answers, *, with_data: bool) -> None:
-        """`with_data` reads the training rows; without, all rows are taken to have the greatest length."""
+    def __init__(
+        self,
+        experiments: Sequence[Experiment],
+        answers: Answers,
+        *,
+        with_data: bool,
+        data_seeds: Collection[int] = (),
+    ) -> None:
+        """`with_data` reads the training rows; without, all rows are taken to have the greatest length.
+
+        `data_seeds` are those of the other packs that read the same rows (`by_pack` finds them): one question then
+        answers for all orders, and one count of a step serves all of them.
+        """
         self.experiments = tuple(experiments)
+        self._data_seeds = tuple(sorted({experiments[0].data_seed, *data_seeds}))
         self.settings = experiments[0].settings
         self._answers = answers
         self._with_data = with_data
@@ -143,12 +156,27 @@ class Estimator:
         """The largest micro-batch that the experiments will see."""
         if not self._with_data:
             return longest_rows(self.settings)
+        return self._orders[self.experiments[0].data_seed]
+
+    @cached_property
+    def _orders(self) -> Mapping[int, Rows]:
+        """The rows of every order, by data seed."""
         answer = self._one(self._rows_question, self._about_rows)
-        return Rows(
-            batch=MicroBatch(row_lengths=tuple(answer["row_lengths"]), num_labels=answer["num_labels"]),
-            num_steps=answer["num_steps"],
-            mean_tokens_per_step=answer["mean_tokens_per_step"],
-        )
+        return {
+            seed: Rows(
+                batch=MicroBatch(row_lengths=tuple(order["row_lengths"]), num_labels=order["num_labels"]),
+                num_steps=answer["num_steps"],
+                mean_tokens_per_step=order["mean_tokens_per_step"],
+            )
+            for seed, order in zip(self._data_seeds, answer["orders"], strict=True)
+        }
+
+    @cached_property
+    def _counted_batch(self) -> MicroBatch:
+        """The largest micro-batch of all orders: a step of it is counted, and the count holds for smaller ones."""
+        if not self._with_data:
+            return self.rows.batch
+        return max((rows.batch for rows in self._orders.values()), key=lambda batch: batch.num_tokens)
 
     @property
     def rows_read(self) -> tuple[RowsRead, ...]:
@@ -248,7 +276,7 @@ class Estimator:
             has_dropout=any(each.settings.lora_dropout > 0 for each in self.experiments),
             has_one_arm=has_one_arm,
             has_one_group=len({_shape(each.settings) for each in self.experiments}) == 1,
-            row_lengths=tuple(sorted(self.rows.batch.row_lengths)),
+            row_lengths=tuple(sorted(self._counted_batch.row_lengths)),
             trust_remote_code=settings.trust_remote_code,
         )
 
@@ -256,7 +284,9 @@ class Estimator:
     def _rows_question(self) -> RowsQuestion:
         lengths = {(e.settings.max_steps, e.settings.num_train_epochs) for e in self.experiments}
         return RowsQuestion(
-            settings=_shared(self.settings), lengths=tuple(sorted(lengths, key=canonical_json))
+            settings=_shared(self.settings),
+            lengths=tuple(sorted(lengths, key=canonical_json)),
+            data_seeds=self._data_seeds,
         )
 
     @property
@@ -280,6 +310,18 @@ class Estimator:
 
     def _one(self, question: Question, about: str) -> dict[str, Any]:
         return self._answers.get([(question, about)], base_model=self.settings.base_model)[0]
+
+
+def by_pack(experiments: Iterable[Experiment], answers: Answers, *, with_data: bool) -> list[Estimator]:
+    """An estimator for each group that may train together; those that read the same rows share their questions."""
+    found = groups(experiments)
+    data_seeds: dict[str, set[int]] = {}
+    for group in found:
+        data_seeds.setdefault(group[0].data_key, set()).add(group[0].data_seed)
+    return [
+        Estimator(group, answers, with_data=with_data, data_seeds=data_seeds[group[0].data_key])
+        for group in found
+    ]
 
 
 def prepare(estimators: Sequence[Estimator], answers: Answers) -> None:

@@ -5,6 +5,7 @@ them hold in one forward pass are bounded. Work that fails as a pack is cut in t
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,18 +36,21 @@ def form_packs(
 ) -> list[PlannedPack]:
     """Group by what must be equal, then cut groups to size; packs of one base come one after another.
 
-    All seeds of an arm and all arms of a seed stay as close as the order they come in allows. `arms_per_pack` is
-    by `pack_key` what was predicted to fit; `max_arms_per_pack` of the settings bounds it. Where packs are served
-    side by side, `num_at_once` of them, no group has fewer.
+    A seed draws the order of the rows, so arms of one seed share a pack and two seeds do not, unless `data_seed` fixes
+    one order for all. `arms_per_pack` is by `pack_key` what was predicted to fit; `max_arms_per_pack` of the settings
+    bounds it. Where `num_at_once` packs are served side by side, groups are cut into so many parts that every worker
+    gets equally many packs.
     """
     predicted = arms_per_pack or {}
+    found = groups(experiments)
+    parts_of_group = num_at_once // math.gcd(num_at_once, len(found)) if found else 1
     return [
         PlannedPack(experiments=tuple(part))
-        for group in groups(experiments)
+        for group in found
         for part in parts(
             group,
             size=max_arms(group[0], predicted=predicted.get(group[0].pack_key)),
-            at_least=min(num_at_once, len(group)),
+            at_least=min(parts_of_group, len(group)),
         )
     ]
 

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 
 from lorastudy.errors import DataError, StudyError
 from lorastudy.planner.answers import Answers
-from lorastudy.planner.estimate import Estimator
-from lorastudy.planner.packing import groups
+from lorastudy.planner.estimate import by_pack
 from lorastudy.records import RowsRead
 from lorastudy.spec.experiment import Experiment, canonical_json
 from lorastudy.spec.settings import Settings
@@ -49,10 +48,10 @@ def check_rows(experiments: Sequence[Experiment], answers: Answers) -> RowsCheck
         DataError: what a run would say of rows that cannot be used with the base model's tokenizer.
     """
     unknown, read = {}, {}
-    for group in groups(experiments):
-        base_model = group[0].settings.base_model
+    for estimator in by_pack(experiments, answers, with_data=True):
+        base_model = estimator.settings.base_model
         try:
-            read[rows_key(group[0].settings)] = Estimator(group, answers, with_data=True).rows_read
+            read[rows_key(estimator.settings)] = estimator.rows_read
         except DataError:
             raise
         except StudyError as error:

@@ -9,16 +9,22 @@ from typing import Any, Self
 
 from lorastudy.spec.settings import ARM_KEYS, LAYOUT_KEYS, Settings
 
+#: Raised whenever equal rows give other tokens, masks or splits; `tests/unit/data/test_data_version.py` holds it.
+#: Version 1 had no number in the store.
+DATA_VERSION = 2
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """Fingerprints of what an experiment reads, so that its id follows content and not paths."""
+    """What an experiment reads: fingerprints, so that its id follows content and not paths, and how rows become tokens."""
 
     base_model: str
     dataset: str
     eval_dataset: str | None = None
     forgetting_dataset: str | None = None
     test_dataset: str | None = None
+    data_version: int | None = None
+    """`DATA_VERSION` of the code that reads the rows; None in runs of before it was recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +48,22 @@ class Experiment:
         }
         return tagged_hash("exp", body)
 
+    @property
+    def data_seed(self) -> int:
+        """What the order of the training rows is drawn from: the seed, where the settings do not fix another."""
+        return self.seed if self.settings.data_seed is None else self.settings.data_seed
+
+    @cached_property
+    def data_key(self) -> str:
+        """Equal for experiments that differ at most in their arm and in the order of their rows."""
+        settings = self.settings.model_dump(mode="json")
+        shared = {key: value for key, value in settings.items() if key not in ARM_KEYS}
+        return tagged_hash("data", {"settings": shared, "sources": vars(self.sources)})
+
     @cached_property
     def pack_key(self) -> str:
         """Equal for experiments that may train together: same base, precision, data order and batch."""
-        settings = self.settings.model_dump(mode="json")
-        shared = {key: value for key, value in settings.items() if key not in ARM_KEYS}
-        return tagged_hash("pack", {"settings": shared, "sources": vars(self.sources)})
+        return tagged_hash("pack", [self.data_key, self.data_seed])
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; `from_json` is its inverse."""
@@ -73,7 +89,7 @@ def tagged_hash(tag: str, value: object) -> str:
 
 
 #: Keys that came after the first results were stored: absent, they leave an experiment what it was.
-_LATER_SOURCES = frozenset({"test_dataset"})
+_LATER_SOURCES = frozenset({"test_dataset", "data_version"})
 _LATER_SETTINGS = frozenset({"test_fraction"})
 
 

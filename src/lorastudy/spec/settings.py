@@ -143,8 +143,11 @@ class AskedSettings(BaseModel):
     )
 
     # --- what is measured -----------------------------------------------------------------------------
-    data_seed: int = Field(
-        0, ge=0, description="Order of the rows; equal for all arms, so comparisons are paired."
+    data_seed: int | None = Field(
+        None,
+        ge=0,
+        description="Fixes the order of the training rows. By default the seed draws it, so that seeds are replicates "
+        "of the whole training. All arms of a seed see the same rows in the same order either way.",
     )
     max_generation_samples: int = Field(
         16, ge=0, description="Held-out rows answered by greedy generation for exact match; 0 for none."

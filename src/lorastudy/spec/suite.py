@@ -31,6 +31,8 @@ MAX_EXPERIMENTS = 10_000
 AUTO_TEST_SHARE, AUTO_TEST_SHARE_OF_EVAL = 0.1, 0.5
 #: Two, so that no rate is chosen for one lucky run; near the best rate the loss is flat, and more buy little.
 NUM_TUNING_SEEDS = 2
+#: Far from the seeds that people write, so that seeds which are added later leave the tuning seeds as they were.
+FIRST_TUNING_SEED = 1_000_000
 
 _CLASS_IN_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -76,13 +78,20 @@ class Suite:
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
-        """Seeds of the runs that choose a rate: those given, or the first that no arm uses; none without a search."""
+        """Seeds of the runs that choose a rate: those given, or the first from `FIRST_TUNING_SEED` on that no arm uses.
+
+        None without a search.
+        """
         if not any(arm.seeks_rate for arm in self.arms):
             return ()
         if self.given_tuning_seeds is not None:
             return self.given_tuning_seeds
         used = set(all_seeds(arm.seeds for arm in self.arms))
-        return tuple(itertools.islice((s for s in itertools.count() if s not in used), NUM_TUNING_SEEDS))
+        return tuple(
+            itertools.islice(
+                (s for s in itertools.count(FIRST_TUNING_SEED) if s not in used), NUM_TUNING_SEEDS
+            )
+        )
 
     @property
     def question(self) -> Question:
@@ -158,7 +167,7 @@ class EntryKeys(BaseModel):
     )
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | Seed = Field(
         (0,),
-        description="One run of the arm with each: the adapter's initial weights and dropout. Fewer than six "
+        description="One run of the arm with each: initial weights, dropout and order of the training rows. Fewer than six "
         "can never show a difference at the 5 % level, and fewer than five not that an arm is as good within the margin.",
     )
 
@@ -216,7 +225,7 @@ class SuiteKeys(BaseModel):
     tuning_seeds: Annotated[tuple[Seed, ...], Field(min_length=2)] | None = Field(
         None,
         description="With `learning_rate: auto`: seeds of the runs that choose the rate. They report nothing, so none "
-        "of them may be among `seeds`. By default the first two that are not.",
+        f"of them may be among `seeds`. By default {FIRST_TUNING_SEED} and the next.",
     )
     racing: bool | Annotated[tuple[Share, ...], Field(min_length=1)] = Field(
         default=False,

@@ -135,7 +135,13 @@ def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.de
         base=base,
         data=data,
         arms=arms,
-        feed=make_feed(data.train, settings, num_steps=max(arm.num_steps for arm in arms), device=device),
+        feed=make_feed(
+            data.train,
+            settings,
+            data_seed=run.pack.experiments[0].data_seed,
+            num_steps=max(arm.num_steps for arm in arms),
+            device=device,
+        ),
         make_engine=engine_factory(run.pack.engine, base=base, settings=settings, probe=arms[0]),
     )
 

@@ -5,13 +5,14 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lorastudy.errors import StudyError, SuiteFileError
 from lorastudy.experiments.expansion import expand
-from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.experiment import DATA_VERSION, Experiment
 from lorastudy.spec.loading import load_suite, suite_from_values
 
 
@@ -70,12 +71,18 @@ def test_names_say_what_differs(write: Write, case: str) -> None:
     assert [experiment.name for experiment in expanded(write(text))] == names
 
 
-def test_ids_are_those_of_the_first_results(write: Write) -> None:
-    """Absent keys that came later change nothing: these two ids were printed before there were test rows."""
+def test_what_was_trained_on_other_tokens_has_another_id_and_is_never_taken_for_done(write: Write) -> None:
+    """The two ids were printed before data had a version and seeds drew the order of the rows."""
     from lorastudy import lab
 
-    experiments = expanded(lab.demo_suite())
-    assert (experiments[0].id, experiments[-1].id) == ("exp-e0d4de7c04a24cd4", "exp-f77ea1367c6c3ce0")
+    experiments = [
+        replace(each, settings=each.settings.model_copy(update={"data_seed": 0}))
+        for each in expanded(lab.demo_suite())
+    ]
+    before = [replace(each, sources=replace(each.sources, data_version=None)) for each in experiments]
+    assert (before[0].id, before[-1].id) == ("exp-e0d4de7c04a24cd4", "exp-f77ea1367c6c3ce0")
+    assert experiments[0].sources.data_version == DATA_VERSION
+    assert not {each.id for each in experiments} & {each.id for each in before}
 
 
 def test_an_experiment_is_an_arm_with_one_seed(write: Write) -> None:
@@ -87,10 +94,11 @@ def test_an_experiment_is_an_arm_with_one_seed(write: Write) -> None:
     assert first.settings.lora_rank == 4
     assert vars(first.sources) == {
         "base_model": "base:lab", "dataset": "data:lab:facts", "eval_dataset": "data:rows.csv", "forgetting_dataset": None,
-        "test_dataset": None,
+        "test_dataset": None, "data_version": DATA_VERSION,
     }  # fmt: skip
     assert first.id != second.id
-    assert first.pack_key == second.pack_key
+    assert first.data_key == second.data_key
+    assert first.pack_key != second.pack_key, "a seed draws the order of the rows"
 
 
 def test_each_path_is_fingerprinted_once(write: Write) -> None:

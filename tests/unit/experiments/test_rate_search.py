@@ -19,7 +19,7 @@ from lorastudy.spec.suite import Suite
 
 Curve = Callable[[Experiment], Merit]
 
-RANKS = "experiment_type: rank_ablation\nlearning_rate: auto\nmax_steps: 200\nseeds: [0, 1, 2]\nfactors: {lora_rank: [1, 8]}"
+RANKS = "experiment_type: rank_ablation\nlearning_rate: auto\nmax_steps: 200\nseeds: [0, 1, 2]\ntuning_seeds: [3, 4]\nfactors: {lora_rank: [1, 8]}"
 
 
 @pytest.fixture
@@ -200,7 +200,10 @@ def test_the_runs_are_those_of_a_list_of_rates(write) -> None:
     """So results are shared with a suite that lists the rates, and with one that is run again."""
     auto = designed(write(RANKS + "\ntest_fraction: 0.1"))
     listed = write(
-        RANKS.replace("auto", "[2e-3, 5e-3, 1e-2]").replace("[0, 1, 2]", "[3, 4]") + "\ntest_fraction: 0.1"
+        RANKS.replace("auto", "[2e-3, 5e-3, 1e-2]")
+        .replace("tuning_seeds: [3, 4]\n", "")
+        .replace("[0, 1, 2]", "[3, 4]")
+        + "\ntest_fraction: 0.1"
     )
     assert {each.id for each in auto.experiments} == {
         each.id for each in expand(listed, fingerprint_dataset=str, fingerprint_base=str)
@@ -212,8 +215,16 @@ def test_arms_with_a_rate_of_their_own_stand_beside_those_that_seek_one(write) -
         "max_steps: 200\nexperiments: [{name: seeks, learning_rate: auto}, {name: fixed, learning_rate: 1e-3, seeds: [2]}]"
     )
     made = designed(suite)
-    assert suite.tuning_seeds == (1, 3)
+    assert suite.tuning_seeds == (1_000_000, 1_000_001)
     assert [each.name for each in made.reporting] == ["fixed"]
+
+
+def test_seeds_that_are_added_later_leave_the_tuning_seeds_as_they_were(write) -> None:
+    before, after = (
+        write(f"learning_rate: auto\nmax_steps: 9\nseeds: {seeds}")
+        for seeds in ("[0, 1, 2]", "[0, 1, 2, 3, 4, 5]")
+    )
+    assert before.tuning_seeds == after.tuning_seeds
 
 
 # --- what a file may say ----------------------------------------------------------------------------------

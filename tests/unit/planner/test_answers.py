@@ -116,6 +116,6 @@ def test_questions_survive_json():
             folder="a", precision=Precision(quantization="4bit"), targets=(("qv", None), (("q_proj",), (0, 1))),
             gradient_checkpointing=True, has_dropout=False, has_one_arm=False, has_one_group=True, row_lengths=(8, 9),
         ),
-        RowsQuestion(settings={"lora_rank": 4}, lengths=((10, None), (None, 1.5))),
+        RowsQuestion(settings={"lora_rank": 4}, lengths=((10, None), (None, 1.5)), data_seeds=(0, 3)),
     ]  # fmt: skip
     assert read_questions([as_json(question) for question in questions]) == questions

@@ -15,8 +15,8 @@ from lorastudy.spec.settings import Settings
 def experiments(count: int, **settings: object) -> list[Experiment]:
     return [
         Experiment(
-            name=f"e{number}", arm=f"e{number}", experiment_type="custom", seed=number,
-            settings=Settings(max_steps=20, **settings), sources=Sources(base_model="b", dataset="d"),
+            name=f"e{number}", arm=f"e{number}", experiment_type="custom", seed=0,
+            settings=Settings(max_steps=20, lora_rank=1 + number, **settings), sources=Sources(base_model="b", dataset="d"),
         )
         for number in range(count)
     ]  # fmt: skip

@@ -68,11 +68,18 @@ def test_order_is_kept_within_a_group(experiments: list[Experiment]) -> None:
 def test_what_an_arm_may_differ_in_does_not_part_it_from_others() -> None:
     arms = [
         experiment(lora_rank=1, learning_rate=1e-3),
-        experiment(lora_rank=64, learning_rate=1e-4, seed=3),
+        experiment(lora_rank=64, learning_rate=1e-4),
         experiment(target_modules="mlp", lora_dropout=0.1),
     ]
     assert len(form_packs(arms)) == 1
     assert len(form_packs([*arms, experiment(data_seed=1)])) == 2
+
+
+def test_a_seed_draws_the_order_of_the_rows_and_so_parts_packs_unless_one_order_is_fixed() -> None:
+    assert len(form_packs([experiment(seed=seed) for seed in range(3)])) == 3
+    assert len(form_packs([experiment(seed=seed, data_seed=7) for seed in range(3)])) == 1
+    assert experiment(seed=5).data_seed == 5
+    assert experiment(seed=5, data_seed=7).data_seed == 7
 
 
 @pytest.mark.parametrize(
@@ -104,7 +111,18 @@ def test_a_pack_is_named_after_what_is_in_it_and_not_after_the_order() -> None:
 
 
 def test_packs_served_side_by_side_leave_nobody_idle() -> None:
-    experiments = [experiment(seed=seed) for seed in range(5)]
+    experiments = [experiment(lora_rank=rank) for rank in range(1, 6)]
     assert [len(pack.experiments) for pack in form_packs(experiments)] == [5]
     assert [len(pack.experiments) for pack in form_packs(experiments, num_at_once=2)] == [2, 3]
     assert [len(pack.experiments) for pack in form_packs(experiments, num_at_once=9)] == [1] * 5
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "num_at_once", "expected"),
+    [(6, 2, [5] * 6), (3, 2, [2, 3] * 3), (1, 2, [2, 3]), (6, 4, [2, 3] * 6), (4, 2, [5] * 4)],
+)
+def test_every_worker_gets_as_many_packs_as_the_others(num_seeds, num_at_once, expected) -> None:
+    experiments = [experiment(seed=seed, lora_rank=rank) for seed in range(num_seeds) for rank in range(1, 6)]
+    packs = form_packs(experiments, num_at_once=num_at_once)
+    assert [len(pack.experiments) for pack in packs] == expected
+    assert len(packs) % num_at_once == 0

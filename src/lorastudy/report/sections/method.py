@@ -114,18 +114,17 @@ def _on_test_rows(study: Study) -> str:
 def _seeds(study: Study) -> Text:
     seeds = sorted({result.seed for result in study.results})
     orders = setting_values(study.arms, "data_seed")
-    fixed = (
-        f"the order of the data is fixed by data_seed {orders[0]}, equal for all arms and seeds"
-        if len(orders) == 1
-        else f"the order of the data is fixed by data_seed, which differs between arms ({listing(orders)}), so their "
-        "pairs did not train on the same batches"
-    )
-    return (
-        (
-            f"Seeds: {listing(map(str, seeds))}. Between seeds vary the adapter's initial weights and the dropout; "
-            f"{fixed}."
-        ),
-    )
+    varies = "the adapter's initial weights and the dropout"
+    if orders == [ABSENT]:
+        varies = "the adapter's initial weights, the dropout and the order of the training rows, which all arms of a seed share"
+    elif len(orders) == 1:
+        varies += f"; the order of the training rows is fixed by data_seed {orders[0]}, equal for all arms and seeds"
+    else:
+        varies += (
+            f"; the order of the training rows follows data_seed, which differs between arms ({listing(orders)}), so their "
+            "pairs did not train on the same batches"
+        )
+    return (f"Seeds: {listing(map(str, seeds))}. Between seeds vary {varies}.",)
 
 
 def _memory(study: Study) -> str:
