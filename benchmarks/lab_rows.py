@@ -47,9 +47,9 @@ def job_of(suite: Path) -> Job:
     splits = {"train": study.train, "eval": study.held_out, "forgetting": study.forgetting}
     rows: dict[str, tuple[TokenRow, ...]] = {
         name: tokenise(
-            examples, tokenizer=base.tokenizer, max_seq_length=settings.max_seq_length, split=name
+            part.read(), tokenizer=base.tokenizer, max_seq_length=settings.max_seq_length, split=name
         ).rows
-        for name, examples in splits.items()
+        for name, part in splits.items()
     }
     assert settings.max_steps is not None
     plan = micro_batches(

@@ -26,7 +26,7 @@ def test_the_last_of_two_equal_keys_taken_in_silence(tmp_path: Path, monkeypatch
 
 
 def test_rows_lost_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sources._READERS, ".jsonl", lambda file: sources._jsonl_rows(file)[:-1])
+    monkeypatch.setitem(sources._READERS, ".jsonl", lambda *file: list(sources._jsonl_rows(*file))[:-1])
     assert "rows in the file" in detail(tmp_path)
 
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lorastudy.analysis.fairness.case import ArmFacts, Case, after_reading, planned_case, tokens_seen
-from lorastudy.data.examples import Example
-from lorastudy.data.load import StudyData, train_and_eval
+from lorastudy.data.load import Rows, StudyData, near_copies, train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
 from lorastudy.planner.rows import data_key, rows_key
@@ -59,9 +58,9 @@ def _column_notes(settings: Settings, data: StudyData) -> list[str]:
     )
     return [
         f"{path}: {note}"
-        for path, examples in files
-        if path and examples
-        for note in examples[0].format.notes
+        for path, rows in files
+        if path and rows is not None
+        for note in rows.dataset.format.notes
     ]
 
 
@@ -106,11 +105,16 @@ def _facts(settings: Settings, data: StudyData, *, num_tokens: int | None) -> Ar
     if num_tokens is not None:
         seen = tokens_seen(settings, num_rows=len(data.train), num_completion_tokens=num_tokens)
     split, reporting = ("eval", data.held_out) if data.test is None else ("test", data.test)
+    near = near_copies(data)[split]
     return ArmFacts(
         num_completion_tokens=seen,
         num_train_rows=len(data.train),
         num_test_rows=len(reporting),
         num_leaked_rows=data.num_leaked[split],
+        num_known_prompts=data.num_known_prompts[split],
+        num_near_copies=near.num_near,
+        num_compared_rows=near.num_compared,
+        split_by=data.split_by[split],
         tokenizer=_tokenizer_fingerprint(settings.base_model),
         published_rates=_published_rates(settings, num_rows=len(data.train)),
         vocab_size=_vocab_size(settings.base_model),
@@ -138,7 +142,7 @@ def steps_over(settings: Settings, *, num_rows: int) -> int:
     return math.ceil((settings.num_train_epochs or 1.0) * num_rows / rows_per_step)
 
 
-def num_completion_tokens(examples: Sequence[Example], base_model: str) -> int | None:
+def num_completion_tokens(rows: Rows, base_model: str) -> int | None:
     """Tokens that the loss would cover, with the end token of each row; None without a tokenizer file at hand.
 
     Rows are rendered without the model's chat template and not cut at `max_seq_length`, so it is an estimate.
@@ -148,13 +152,13 @@ def num_completion_tokens(examples: Sequence[Example], base_model: str) -> int |
         return None
     from tokenizers import Tokenizer
 
-    counted = examples[:NUM_COUNTED_ROWS]
+    counted = rows.read(range(min(NUM_COUNTED_ROWS, len(rows))))
     texts = [segment.text for example in counted for segment in example.segments if segment.trained]
     try:
         encodings = Tokenizer.from_file(str(file)).encode_batch(texts, add_special_tokens=False)
     except Exception as error:  # of a file that it cannot read, tokenizers raises a plain Exception
         raise ModelError(f"base_model: {base_model}: its tokenizer.json cannot be read: {error}") from error
-    return round((sum(map(len, encodings)) + len(counted)) * len(examples) / len(counted))
+    return round((sum(map(len, encodings)) + len(counted)) * len(rows) / len(counted))
 
 
 def _tokenizer_fingerprint(base_model: str) -> str | None:

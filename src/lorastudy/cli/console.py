@@ -1,11 +1,45 @@
 """The console for what is laid out or styled: text on it is text, whoever wrote it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 from rich.console import Console
+from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from lorastudy.cli.terminal import shown
+from lorastudy.data.sources import Progress, watched
+
+
+@contextmanager
+def reading_shown() -> Iterator[None]:
+    """On a terminal, how far each pass over a data set is: rows, share of the file, time left."""
+    console = PlainConsole(stderr=True)
+    bar = RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    tasks: list[TaskID] = []
+
+    def show(progress: Progress | None) -> None:
+        if progress is None:
+            while tasks:
+                bar.remove_task(tasks.pop())
+            return
+        told = f"reading {shown(progress.name)}: {progress.num_rows:,} rows"
+        if not tasks:
+            tasks.append(bar.add_task(told, total=progress.bytes_total))
+        bar.update(tasks[0], completed=progress.bytes_read, description=told)
+
+    with bar, watched(show):
+        yield
 
 
 class PlainConsole(Console):

@@ -23,14 +23,21 @@ def prepare(
     dataset: Annotated[
         str,
         typer.Option(
-            help="`alpaca`, a data set of the Hugging Face hub (org/name), or a JSON, JSONL, CSV, Parquet or text file."
+            help="`alpaca`, a data set of the Hugging Face hub (org/name), or a JSON, JSONL, CSV, Parquet or text file "
+            "(also .gz, and a pattern such as 'data/*.jsonl')."
         ),
     ] = "alpaca",
+    further: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATASET]...", help="Further data sets of the same columns, read after the first."
+        ),
+    ] = None,
     num_samples: Annotated[int, typer.Option(help="Rows to take; -1 takes all.")] = -1,
     train_test_split: Annotated[
         float | None,
         typer.Option(
-            help="Share of the rows for training: also writes <name>_train.jsonl and <name>_test.jsonl, split by content."
+            help="Share of the rows for training: also writes <name>_train.jsonl and <name>_test.jsonl, split by prompt."
         ),
     ] = None,
     validation_split: Annotated[
@@ -58,33 +65,34 @@ def prepare(
     ] = "",
 ) -> None:
     """Download or read a data set, and write it as JSON lines in a form that every study reads."""
-    from lorastudy.cli.console import PlainConsole
+    from lorastudy.cli.console import PlainConsole, reading_shown
     from lorastudy.data import prepare as preparing
-    from lorastudy.data.fetch import fetch_rows, hub_dataset
+    from lorastudy.data.fetch import fetched, hub_dataset
     from lorastudy.data.formats import detect
 
+    datasets = (dataset, *(further or ()))
     wanted = preparing.Wanted(
-        dataset=dataset,
+        datasets=datasets,
         output_dir=output_dir,
         num_samples=num_samples,
         train_share=train_test_split,
         validation_share=validation_split,
         seed=seed,
     )
-    if hub_id := hub_dataset(dataset):
+    for hub_id in filter(None, map(hub_dataset, datasets)):
         say(f"asking the Hugging Face hub for {hub_id} ...", file=sys.stderr)
-    rows = fetch_rows(dataset)
-    fmt = detect(
-        rows,
-        prompt_column=prompt_column,
-        completion_column=completion_column,
-        text_column=text_column,
-        separator=_unescaped(separator),
-    )
-    prepared = preparing.prepare(rows, fmt, wanted=wanted)
+    with reading_shown(), fetched(*datasets) as rows:
+        fmt = detect(
+            rows,
+            prompt_column=prompt_column,
+            completion_column=completion_column,
+            text_column=text_column,
+            separator=_unescaped(separator),
+        )
+        prepared = preparing.prepare(rows, fmt, wanted=wanted)
     console = PlainConsole()
     _print_counts(console, prepared, fmt=fmt, wanted=wanted)
-    _print_example(console, prepared.examples[0])
+    _print_example(console, prepared.example)
 
 
 def _unescaped(text: str) -> str:
@@ -100,16 +108,20 @@ def _print_counts(console: "PlainConsole", prepared: "Prepared", *, fmt: "Format
     console.print(f"Format: {fmt.name} ({columns})")
     for note in fmt.notes:
         console.print(f"Note: {note}")
-    console.print(f"Rows: {prepared.num_rows} read, {len(prepared.examples)} taken")
+    console.print(f"Rows: {prepared.num_rows} read, {prepared.num_taken} taken")
     if prepared.num_empty_answers:
         console.print(f"Left out: {prepared.num_empty_answers} with an empty answer")
-    if len(prepared.examples) < wanted.num_samples:
+    if prepared.num_taken < wanted.num_samples:
         console.print(f"Note: {wanted.num_samples} were asked for; there are no more")
     if prepared.num_empty_prompts:
         console.print(f"Empty prompts: {prepared.num_empty_prompts} (kept; their answers answer nothing)")
     console.print(
         f"Duplicates: {prepared.num_duplicates} (kept; a row and its duplicates are on one side of a split)"
     )
+    if prepared.split_by == "row":
+        console.print(
+            "Note: there are fewer than ten prompts, so rows of one prompt stand on both sides of the split"
+        )
     for written in prepared.files:
         console.print(f"Wrote {written.path}: {written.num_rows} rows")
 

@@ -5,34 +5,38 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from lorastudy.data.sources import LAB_PREFIX, Row, read_rows
+from lorastudy.data.sources import LAB_PREFIX, Row, RowSource, is_pattern
 from lorastudy.errors import DataError
 from lorastudy.spec.hub import OFFLINE_VARIABLE, is_hub_reachable
 
 ALPACA = "alpaca"
 _ALPACA_ID = "tatsu-lab/alpaca"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
-_FILE_ENDING = re.compile(r"\.(jsonl?|csv|tsv|parquet|txt)$", re.IGNORECASE)
+_FILE_ENDING = re.compile(r"\.(jsonl?|csv|tsv|parquet|txt)(\.gz)?$", re.IGNORECASE)
 
 
-def fetch_rows(dataset: str) -> list[Row]:
-    """The rows, from the hub only if it is not a file's name.
+@contextmanager
+def fetched(*datasets: str) -> Iterator[Iterable[Row]]:
+    """The rows, which can be gone through again and again until the end of the block; from the hub only if a name is no file's.
 
     Raises:
         DataError: no such file, the hub cannot be reached, or it has no such data set.
     """
-    hub_id = hub_dataset(dataset)
-    if hub_id is None:
-        return read_rows(dataset)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
-        _download(hub_id, path)
-        return [
-            Row(values=row.values, where=f"{hub_id}[{index}]")
-            for index, row in enumerate(read_rows(str(path)))
-        ]
+        names = []
+        for number, dataset in enumerate(datasets):
+            hub_id = hub_dataset(dataset)
+            if hub_id is not None:
+                path = Path(folder) / f"{number}.jsonl"
+                _download(hub_id, path)
+            names.append(dataset if hub_id is None else str(path))
+        yield RowSource(
+            *names, titles={name: hub_dataset(dataset) for name, dataset in zip(names, datasets, strict=True)}
+        )
 
 
 def hub_dataset(dataset: str) -> str | None:
@@ -44,13 +48,17 @@ def hub_dataset(dataset: str) -> str | None:
 
 def is_file_name(dataset: str) -> bool:
     """Whether it names a file (there or not) or a set of the lab, rather than a data set of the hub."""
-    return dataset.startswith(LAB_PREFIX) or bool(_FILE_ENDING.search(dataset)) or Path(dataset).exists()
+    is_named_so = dataset.startswith(LAB_PREFIX) or is_pattern(dataset) or _FILE_ENDING.search(dataset)
+    return bool(is_named_so) or Path(dataset).exists()
 
 
 def dataset_name(dataset: str) -> str:
-    """What the prepared files are called: a file's name without ending, a hub id's last part."""
+    """What the prepared files are called: a file's name without ending, a pattern's without its signs, a hub id's last part."""
     if is_file_name(dataset) and not dataset.startswith(LAB_PREFIX):
-        return Path(dataset).stem
+        name = _FILE_ENDING.sub("", Path(dataset).name)
+        if not is_pattern(dataset):
+            return name
+        return re.sub(r"\W*[*?\[].*", "", name) or re.sub(r"\W+", "_", Path(dataset).parent.name) or "rows"
     return re.sub(r"[^\w.-]", "_", dataset.rpartition("/")[2])
 
 

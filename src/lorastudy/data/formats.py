@@ -454,30 +454,50 @@ def _repetition(column: Column) -> str:
     return f", whose values repeat ({len(column.values)} of them in {column.num_filled} rows)"
 
 
-def trained_rows(rows: Sequence[Row], fmt: Format) -> list[Row]:
-    """The rows that no column turns off.
+def trained_rows(rows: Iterable[Row], fmt: Format) -> Iterator[Row]:
+    """The rows that no column turns off, as they come.
 
     Raises:
-        DataError: none is left.
+        DataError: at the end, when there was none.
     """
-    trained = [row for row in rows if fmt.is_trained(row)]
-    if rows and not trained:
+    has_rows = has_trained = False
+    for row in rows:
+        has_rows = True
+        if fmt.is_trained(row):
+            has_trained = True
+            yield row
+    if has_rows and not has_trained:
         columns = ", ".join(map(shown, fmt.row_switches))
         raise DataError(f"{columns} turned every row off; nothing is left to train")
-    return trained
 
 
-def check(rows: Sequence[Row], fmt: Format) -> None:
+def check(rows: Iterable[Row], fmt: Format) -> None:
     """Nothing, when every row has what the format needs.
 
     Raises:
         DataError: names the first rows that do not, and says how many there are.
     """
-    bad = [f"{row.where}: {problem}" for row in rows if (problem := _problem(row, fmt))]
+    for _ in checked(rows, fmt):
+        pass
+
+
+def checked(rows: Iterable[Row], fmt: Format) -> Iterator[Row]:
+    """The rows as they come; at the end as `check`."""
+    num_rows = num_bad = 0
+    bad: list[str] = []
+    for row in rows:
+        num_rows += 1
+        problem = _problem(row, fmt)
+        if problem is None:
+            yield row
+            continue
+        num_bad += 1
+        if len(bad) < _NUM_SHOWN:
+            bad.append(f"{row.where}: {problem}")
     if bad:
-        more = f"\n... and {len(bad) - _NUM_SHOWN} more" if len(bad) > _NUM_SHOWN else ""
-        listing = "\n".join(bad[:_NUM_SHOWN])
-        raise DataError(f"{len(bad)} of {len(rows)} rows are not usable as {fmt.name}:\n{listing}{more}")
+        more = f"\n... and {num_bad - _NUM_SHOWN} more" if num_bad > _NUM_SHOWN else ""
+        listing = "\n".join(bad)
+        raise DataError(f"{num_bad} of {num_rows} rows are not usable as {fmt.name}:\n{listing}{more}")
 
 
 def asks_nothing(row: Row, fmt: Format) -> bool:
@@ -489,9 +509,9 @@ def asks_nothing(row: Row, fmt: Format) -> bool:
     return not any(text.strip() for text in asked)
 
 
-def without_empty_answers(rows: Sequence[Row], fmt: Format) -> list[Row]:
-    """The rows whose answer is not blank. Published sets have a few such rows (the original Alpaca has)."""
-    return [row for row in rows if _problem(row, fmt) != EMPTY_ANSWER]
+def has_empty_answer(row: Row, fmt: Format) -> bool:
+    """Whether its answer is blank. Published sets have a few such rows (the original Alpaca has)."""
+    return _problem(row, fmt) == EMPTY_ANSWER
 
 
 _HOW_TO_NAME = f"Say which columns to use: {_PREPARE} --prompt-column NAME --completion-column NAME`"

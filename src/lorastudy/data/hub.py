@@ -5,7 +5,7 @@ It runs in a process of its own: `python -m lorastudy.data.hub tatsu-lab/alpaca 
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from lorastudy.errors import DataError
 Loader = Callable[..., Iterable[Mapping[str, Any]]]
 
 
-def fetch(dataset_id: str, *, load_dataset: Loader | None = None) -> list[dict[str, Any]]:
-    """The `train` split of a data set, `org/name` or `org/name:configuration`.
+def fetch(dataset_id: str, *, load_dataset: Loader | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of the `train` split of a data set, `org/name` or `org/name:configuration`.
 
     `load_dataset` is that of `datasets`, unless another is given.
 
@@ -29,7 +29,7 @@ def fetch(dataset_id: str, *, load_dataset: Loader | None = None) -> list[dict[s
         load_dataset = datasets.load_dataset
     name, _, configuration = dataset_id.partition(":")
     try:
-        return [dict(row) for row in load_dataset(name, configuration or None, split="train")]
+        yield from map(dict, load_dataset(name, configuration or None, split="train"))
     except ConnectionError as error:
         raise DataError(
             f"{dataset_id}: the hub cannot be reached. Without network: download the data set on another "
@@ -43,17 +43,20 @@ def fetch(dataset_id: str, *, load_dataset: Loader | None = None) -> list[dict[s
 def main(arguments: Sequence[str], *, load_dataset: Loader | None = None) -> int:
     """Write the rows of the data set as JSONL; on failure, one line on standard error and 2."""
     dataset_id, path = arguments
+    file = Path(path)
     try:
-        rows = fetch(dataset_id, load_dataset=load_dataset)
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        with file.open("w", encoding="utf-8") as lines:
+            for row in fetch(dataset_id, load_dataset=load_dataset):
+                lines.write(f"{json.dumps(row, ensure_ascii=False)}\n")
     except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
+        problem = str(error)
     except TypeError as error:  # json: images, audio, dates
-        print(f"{dataset_id}: has columns that are not text: {error}", file=sys.stderr)
-        return 2
-    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return 0
+        problem = f"{dataset_id}: has columns that are not text: {error}"
+    else:
+        return 0
+    file.unlink()
+    print(problem, file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

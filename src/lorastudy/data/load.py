@@ -1,39 +1,149 @@
-"""From the paths in the settings to rendered rows: training, held-out, forgetting."""
+"""From the paths in the settings to rendered rows: training, held-out, test, forgetting.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+One pass over a file finds its format, checks its rows and remembers two hashes of each; that decides which row is on
+which side. Rows themselves are read again, and rendered, when somebody asks for them, so that memory follows what is
+used and not what the file holds.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from typing import Literal
 
 from lorastudy.data.chat import ChatTemplate
 from lorastudy.data.examples import Example
-from lorastudy.data.formats import Format, asks_nothing, recognise, trained_rows
+from lorastudy.data.formats import Format, asks_nothing, checked, detect, trained_rows
+from lorastudy.data.near_copies import MAX_ROWS, num_near_copies
 from lorastudy.data.prompts import render
-from lorastudy.data.sources import Row, read_rows
-from lorastudy.data.splits import Split, content_hash, num_duplicates, overlap, prompt_hash, split_by_content
+from lorastudy.data.sources import Row, RowSource, files_of, is_lab_set
+from lorastudy.data.splits import (
+    RowKeys,
+    Split,
+    SplitBy,
+    asked_text,
+    content_hash,
+    num_duplicates,
+    position,
+    prompt_hash,
+    split_rows,
+)
 from lorastudy.errors import DataError
 from lorastudy.spec.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What one pass over rows remembers of those that can be used, in their order."""
+
+    keys: RowKeys = field(default_factory=RowKeys)
+    places: "array[int]" = field(default_factory=lambda: array("I"))
+    """Where each row stands among all that were read."""
+    asks_nothing: bytearray = field(default_factory=bytearray)
+    """1 for a row that asks nothing: its answer is trained, and there is nothing that it answers."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def index_rows(rows: Iterable[Row], fmt: Format) -> Index:
+    """The index of the rows that are trained, which are checked against the format as they come.
+
+    Raises:
+        DataError: a row lacks what the format needs, or cannot be read.
+    """
+    index = Index()
+    numbered = _Numbered(rows)
+    for row in checked(trained_rows(numbered, fmt), fmt):
+        index.keys.add(content=content_hash(row, fmt), prompt=prompt_hash(row, fmt))
+        index.places.append(numbered.place)
+        index.asks_nothing.append(asks_nothing(row, fmt))
+    return index
+
+
+class _Numbered:
+    """Rows as they come, and the place of the last one."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = rows
+        self.place = -1
+
+    def __iter__(self) -> Iterator[Row]:
+        for place, row in enumerate(self._rows):
+            self.place = place
+            yield row
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """A data set after one pass over it."""
+
+    source: RowSource
+    format: Format
+    index: Index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Some rows of a data set, read and rendered whenever they are asked for."""
+
+    dataset: DataSet
+    numbers: Sequence[int]
+    """In the data set's index, rising."""
+    chat_template: ChatTemplate | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[Example]:
+        return self._read(self.numbers)
+
+    def read(self, chosen: Sequence[int] | None = None) -> list[Example]:
+        """All of these rows, or those that are chosen by their number (from 0, rising) among them."""
+        return list(
+            self._read(self.numbers if chosen is None else [self.numbers[number] for number in chosen])
+        )
+
+    def hashes(self, of: Literal["contents", "prompts"]) -> Iterator[bytes]:
+        """The hash of each row's content, or of its prompt."""
+        keys = self.dataset.index.keys
+        return keys.contents(self.numbers) if of == "contents" else keys.prompts(self.numbers)
+
+    def asked(self, numbers: Sequence[int]) -> Iterator[str]:
+        """What the rows of these numbers of the data set ask, as text."""
+        fmt = self.dataset.format
+        return (asked_text(row, fmt) for row in self._rows(numbers))
+
+    def _read(self, numbers: Sequence[int]) -> Iterator[Example]:
+        fmt = self.dataset.format
+        return (to_example(row, fmt, chat_template=self.chat_template) for row in self._rows(numbers))
+
+    def _rows(self, numbers: Sequence[int]) -> Iterator[Row]:
+        places = self.dataset.index.places
+        return self.dataset.source.picked([places[number] for number in numbers])
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyData:
     """All rows of one pack. `test` and `forgetting` are None when no such set is asked for.
 
-    `num_leaked` counts, for `eval`, held-out rows whose content is also trained on: their scores say nothing
-    about new rows. For `test`, rows whose content is trained on or stands among the held-out rows, which choose.
+    Counts by split are of `eval`, and of `test` where there is one. `num_leaked` counts held-out rows whose content is
+    also trained on: their scores say nothing about new rows; of test rows, those whose content is trained on or stands
+    among the held-out rows, which choose. `num_known_prompts` counts in the same way rows that ask what is asked there,
+    whatever they answer. `split_by` says what decided which rows these are; None where they have a file of their own.
     `num_empty_prompts` counts training rows that ask nothing.
     """
 
-    train: tuple[Example, ...]
-    held_out: tuple[Example, ...]
-    test: tuple[Example, ...] | None
-    forgetting: tuple[Example, ...] | None
+    train: Rows
+    held_out: Rows
+    test: Rows | None
+    forgetting: Rows | None
     num_duplicates: int
     num_leaked: Mapping[str, int]
+    num_known_prompts: Mapping[str, int]
+    split_by: Mapping[str, SplitBy | None]
     num_empty_prompts: int
-
-
-def num_empty_prompts(examples: Sequence[Example]) -> int:
-    """Rows that ask nothing: their answer is trained, and there is nothing that it answers. Plain text has no prompt."""
-    return sum(asks_nothing(example.row, example.format) for example in examples)
 
 
 def load_examples(
@@ -44,29 +154,75 @@ def load_examples(
     Raises:
         DataError: the file cannot be read, its format is unknown, or a row lacks what the format needs.
     """
-    rows = read_rows(path)[:max_samples]
+    rows = all_rows(path, max_samples=max_samples, chat_template=chat_template)
+    return rows.dataset.format, rows.read()
+
+
+def all_rows(path: str, *, max_samples: int | None = None, chat_template: ChatTemplate | None = None) -> Rows:
+    """The first `max_samples` rows of a data set.
+
+    Raises:
+        DataError: the file cannot be read, its format is unknown, or a row lacks what the format needs.
+    """
+    dataset = data_set(path, max_samples=max_samples)
+    return Rows(dataset=dataset, numbers=range(len(dataset.index)), chat_template=chat_template)
+
+
+def data_set(path: str, *, max_samples: int | None = None) -> DataSet:
+    """The data set of the first `max_samples` rows; passes over files that did not change since are not made again.
+
+    Raises:
+        DataError: the file cannot be read, its format is unknown, or a row lacks what the format needs.
+    """
+    return _data_set(path, max_samples, state=_state_of(path))
+
+
+def _state_of(path: str) -> tuple[tuple[str, int, int, int], ...]:
+    """What changes whenever a file is written: its place on disk, its size and its time."""
+    if is_lab_set(path):
+        return ()
+    states = [(str(file), file.stat()) for file in files_of(path)]
+    return tuple((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+@lru_cache(maxsize=16)
+def _data_set(path: str, max_samples: int | None, *, state: object) -> DataSet:
+    del state  # a part of the cache's key
+    source = RowSource(path)
     try:
-        fmt = recognise(rows)
-        trained = trained_rows(rows, fmt)
+        fmt = detect(_guarded(islice(source, max_samples)))
+        index = index_rows(_guarded(islice(source, max_samples)), fmt)
+    except _SourceError as failed:
+        raise failed.error from failed.error.__cause__
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    return fmt, to_examples(trained, fmt, chat_template=chat_template)
+    return DataSet(source=source, format=fmt, index=index)
 
 
-def to_examples(
-    rows: Sequence[Row], fmt: Format, *, chat_template: ChatTemplate | None = None
-) -> list[Example]:
-    """The rows, rendered and hashed; they must have been checked against the format."""
-    return [
-        Example(
-            row=row,
-            format=fmt,
-            rendering=render(row, fmt, chat_template=chat_template),
-            content_hash=content_hash(row, fmt),
-            prompt_hash=prompt_hash(row, fmt),
-        )
-        for row in rows
-    ]
+class _SourceError(Exception):
+    """A row cannot be read; the error names the file by itself."""
+
+    def __init__(self, error: DataError) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _guarded(rows: Iterable[Row]) -> Iterator[Row]:
+    try:
+        yield from rows
+    except DataError as error:
+        raise _SourceError(error) from error
+
+
+def to_example(row: Row, fmt: Format, *, chat_template: ChatTemplate | None = None) -> Example:
+    """The row, rendered and hashed; it must have been checked against the format."""
+    return Example(
+        row=row,
+        format=fmt,
+        rendering=render(row, fmt, chat_template=chat_template),
+        content_hash=content_hash(row, fmt),
+        prompt_hash=prompt_hash(row, fmt),
+    )
 
 
 def train_and_eval(settings: Settings, *, chat_template: ChatTemplate | None = None) -> StudyData:
@@ -78,48 +234,99 @@ def train_and_eval(settings: Settings, *, chat_template: ChatTemplate | None = N
     Raises:
         DataError: a file cannot be used, or holding out left one part without rows.
     """
-    _, train = load_examples(
-        settings.dataset_path, max_samples=settings.max_train_samples, chat_template=chat_template
-    )
-    duplicates = num_duplicates(train)
-    split = _held_out(train, settings, chat_template=chat_template)
-    test = split.test[: settings.max_eval_samples] or None
+    whole = data_set(settings.dataset_path, max_samples=settings.max_train_samples)
+    held_out_set, split = _held_out(whole, settings)
+    limit = settings.max_eval_samples
+
+    def rows(dataset: DataSet, numbers: Sequence[int]) -> Rows:
+        return Rows(dataset=dataset, numbers=numbers, chat_template=chat_template)
+
+    train, held_out = rows(whole, split.train), rows(held_out_set, split.held_out[:limit])
+    test = rows(held_out_set, split.test[:limit]) if split.test else None
     if settings.test_dataset_path is not None:
-        test = _scored(settings.test_dataset_path, settings, chat_template=chat_template)
-    held_out = split.held_out[: settings.max_eval_samples]
-    forgetting = settings.forgetting_dataset_path
+        test = all_rows(settings.test_dataset_path, max_samples=limit, chat_template=chat_template)
+    forgetting = None
+    if settings.forgetting_dataset_path is not None:
+        forgetting = all_rows(
+            settings.forgetting_dataset_path, max_samples=limit, chat_template=chat_template
+        )
+    scored = {"eval": (held_out, [train])} | ({} if test is None else {"test": (test, [train, held_out])})
     return StudyData(
-        train=tuple(split.train),
-        held_out=tuple(held_out),
-        test=None if test is None else tuple(test),
-        forgetting=None
-        if forgetting is None
-        else tuple(_scored(forgetting, settings, chat_template=chat_template)),
-        num_duplicates=duplicates,
-        num_leaked={"eval": overlap(split.train, held_out)}
-        | ({} if test is None else {"test": overlap([*split.train, *held_out], test)}),
-        num_empty_prompts=num_empty_prompts(split.train),
+        train=train,
+        held_out=held_out,
+        test=test,
+        forgetting=forgetting,
+        num_duplicates=num_duplicates(whole.index.keys),
+        num_leaked={name: _num_known(part, among, of="contents") for name, (part, among) in scored.items()},
+        num_known_prompts={
+            name: _num_known(part, among, of="prompts") for name, (part, among) in scored.items()
+        },
+        split_by={
+            "eval": None if settings.eval_dataset_path else split.by,
+            "test": None if settings.test_dataset_path or test is None else split.by,
+        },
+        num_empty_prompts=sum(whole.index.asks_nothing[number] for number in split.train),
     )
 
 
-def _held_out(train: Sequence[Example], settings: Settings, *, chat_template: ChatTemplate | None) -> Split:
-    """The training rows without those held out of them, the held-out rows, and the test rows that come from either."""
+def _num_known(part: Rows, among: Sequence[Rows], *, of: Literal["contents", "prompts"]) -> int:
+    """Rows of a part whose content, or whose prompt, stands among others."""
+    known = {key for rows in among for key in rows.hashes(of)}
+    return sum(key in known for key in part.hashes(of))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearCopies:
+    """Held-out rows whose prompt differs by a few words from one that is there, of those that were compared."""
+
+    num_near: int
+    num_compared: int
+
+
+def near_copies(study: StudyData) -> Mapping[str, NearCopies]:
+    """For `eval` near copies of training rows; for `test`, where there is one, of training and of held-out rows.
+
+    Rows whose prompt is there to the letter are no near copies. Where a side has more rows than `MAX_ROWS`, a sample
+    of it is compared, which follows from the rows' prompts.
+    """
+    found = {"eval": _near(study.held_out, [study.train])}
+    if study.test is not None:
+        found["test"] = _near(study.test, [study.train, study.held_out])
+    return found
+
+
+def _near(part: Rows, among: Sequence[Rows]) -> NearCopies:
+    known = {key for rows in among for key in rows.hashes("prompts")}
+    chosen = _sample(part)
+    keys = part.dataset.index.keys
+    new = [number for number in chosen if keys.prompt(number) not in known]
+    others = [text for rows in among for text in rows.asked(_sample(rows))]
+    return NearCopies(num_near=num_near_copies(list(part.asked(new)), others), num_compared=len(chosen))
+
+
+def _sample(rows: Rows) -> Sequence[int]:
+    if len(rows) <= MAX_ROWS:
+        return rows.numbers
+    keys = rows.dataset.index.keys
+    places = {number: position(keys.prompt(number).hex(), purpose="near copies") for number in rows.numbers}
+    return sorted(sorted(rows.numbers, key=places.__getitem__)[:MAX_ROWS])
+
+
+def _held_out(whole: DataSet, settings: Settings) -> tuple[DataSet, Split]:
+    """The data set of held-out and test rows, and which they are; the numbers of training rows are those of `whole`."""
     own, share = settings.eval_dataset_path, settings.test_fraction or 0.0
     if own is None:
-        split = split_by_content(train, eval_fraction=settings.eval_fraction, test_fraction=share)
+        dataset = whole
+        split = split_rows(whole.index.keys, eval_fraction=settings.eval_fraction, test_fraction=share)
     else:
-        limit = settings.max_eval_samples if not share else None
-        _, rows = load_examples(own, max_samples=limit, chat_template=chat_template)
+        dataset = data_set(own, max_samples=settings.max_eval_samples if not share else None)
         # Salted: a file that was itself cut off by the unsalted hash would fall on one side whole.
-        parts = split_by_content(rows, eval_fraction=share, salt="test")
-        split = Split(train=list(train), held_out=parts.train, test=parts.held_out)
+        parts = split_rows(dataset.index.keys, eval_fraction=share, salt="test")
+        everything = array("I", range(len(whole.index)))
+        split = Split(by=parts.by, train=everything, held_out=parts.train, test=parts.held_out)
     if not split.train or not split.held_out or (share and not split.test):
-        raise DataError(_one_sided(settings, len(train)))
-    return split
-
-
-def _scored(path: str, settings: Settings, *, chat_template: ChatTemplate | None) -> list[Example]:
-    return load_examples(path, max_samples=settings.max_eval_samples, chat_template=chat_template)[1]
+        raise DataError(_one_sided(settings, len(whole.index)))
+    return dataset, split
 
 
 def _one_sided(settings: Settings, num_rows: int) -> str:

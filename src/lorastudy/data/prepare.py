@@ -1,17 +1,19 @@
-"""Data files ready for a study: sampled, split by content, in canonical columns, one JSON object per line."""
+"""Data files ready for a study: sampled, split by prompt, in canonical columns, one JSON object per line."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from lorastudy.data.examples import Example
-from lorastudy.data.fetch import dataset_name
-from lorastudy.data.formats import Format, check, trained_rows, without_empty_answers
-from lorastudy.data.load import num_empty_prompts, to_examples
-from lorastudy.data.sources import Row
-from lorastudy.data.splits import num_duplicates, position, split_by_content
+from lorastudy.data.fetch import dataset_name, is_file_name
+from lorastudy.data.formats import Format, has_empty_answer, trained_rows
+from lorastudy.data.load import index_rows, to_example
+from lorastudy.data.sources import Row, files_of, is_lab_set
+from lorastudy.data.splits import RowKeys, SplitBy, num_duplicates, position, split_rows
 from lorastudy.errors import DataError
 
 ALL = -1
@@ -29,7 +31,7 @@ class Wanted:
         DataError: an option is out of range.
     """
 
-    dataset: str
+    datasets: tuple[str, ...]
     output_dir: Path = Path("data")
     num_samples: int = ALL
     train_share: float | None = None
@@ -69,109 +71,173 @@ class Prepared:
     """What became of the rows. Duplicates and empty prompts are counted among those taken, and kept."""
 
     num_rows: int
+    num_taken: int
     num_empty_answers: int
     num_empty_prompts: int
     num_duplicates: int
-    examples: tuple[Example, ...]
+    split_by: SplitBy | None
+    """What decided on which side of the split a row is; None without a split."""
+    example: Example
+    """The first row that was taken."""
     files: tuple[Written, ...]
 
 
-def prepare(rows: Sequence[Row], fmt: Format, *, wanted: Wanted) -> Prepared:
+def prepare(rows: Iterable[Row], fmt: Format, *, wanted: Wanted) -> Prepared:
     """Write `<name>.jsonl`, or `<name>_<N>_sample.jsonl`; with a split also `<name>_train` and `<name>_test`.
 
     With a validation share there is a `<name>_validation` too.
     Rows with an empty answer are left out and counted, as published sets have a few. Which rows are sampled
     follows from their content and the seed, not from their order. The split is the one that a suite makes of
     the same rows with `eval_fraction = 1 - train_share`; of three parts, with `eval_fraction` as the validation
-    share and `test_fraction` as what is left.
+    share and `test_fraction` as what is left. `rows` are gone through twice, and never held.
 
     Raises:
         DataError: unusable rows, a side of the split without rows, or no place to write.
     """
-    trained = trained_rows(rows, fmt)
-    answered = without_empty_answers(trained, fmt)
-    if not answered:
-        raise DataError(f"{wanted.dataset}: every row has an empty answer")
-    check(answered, fmt)
-    examples = _sample(to_examples(answered, fmt), num_samples=wanted.num_samples, seed=wanted.seed)
-    parts = _parts(examples, wanted)
-    for path, part in parts:
-        _write(path, part)
+    answered = _Answered(rows, fmt)
+    index = index_rows(answered, fmt)
+    if not len(index):
+        raise DataError(f"{wanted.datasets[0]}: every row has an empty answer")
+    taken = _sample(index.keys, num_samples=wanted.num_samples, seed=wanted.seed)
+    parts, split_by = _parts(index.keys, taken, wanted=wanted)
+    example = _write(parts, answered, fmt=fmt, num_rows=len(index), first=taken[0])
     return Prepared(
-        num_rows=len(rows),
-        num_empty_answers=len(trained) - len(answered),
-        num_empty_prompts=num_empty_prompts(examples),
-        num_duplicates=num_duplicates(examples),
-        examples=tuple(examples),
+        num_rows=answered.num_rows,
+        num_taken=len(taken),
+        num_empty_answers=answered.num_empty,
+        num_empty_prompts=sum(index.asks_nothing[number] for number in taken),
+        num_duplicates=num_duplicates(index.keys, taken),
+        split_by=split_by,
+        example=example,
         files=tuple(Written(path=path, num_rows=len(part)) for path, part in parts),
     )
 
 
-def _sample(examples: Sequence[Example], *, num_samples: int, seed: int) -> list[Example]:
-    """The rows with the lowest seeded hashes, in their old order."""
+class _Answered:
+    """The rows that are trained and have an answer. The counts are those of the last pass, of all rows and of those without one."""
+
+    def __init__(self, rows: Iterable[Row], fmt: Format) -> None:
+        self._rows, self._format = rows, fmt
+        self.num_rows = self.num_empty = 0
+
+    def __iter__(self) -> Iterator[Row]:
+        self.num_rows = self.num_empty = 0
+        for row in trained_rows(self._counted(), self._format):
+            if has_empty_answer(row, self._format):
+                self.num_empty += 1
+            else:
+                yield row
+
+    def _counted(self) -> Iterator[Row]:
+        for row in self._rows:
+            self.num_rows += 1
+            yield row
+
+
+def _sample(keys: RowKeys, *, num_samples: int, seed: int) -> Sequence[int]:
+    """The numbers of the rows with the lowest seeded hashes, rising."""
     if num_samples == ALL:
-        return list(examples)
-    places = [position(example.content_hash, purpose=f"sample:{seed}") for example in examples]
-    lowest = sorted(range(len(examples)), key=places.__getitem__)[:num_samples]
-    return [examples[index] for index in sorted(lowest)]
+        return range(len(keys))
+    places = [position(content.hex(), purpose=f"sample:{seed}") for content in keys.contents()]
+    return sorted(sorted(range(len(keys)), key=places.__getitem__)[:num_samples])
 
 
-def _parts(examples: Sequence[Example], wanted: Wanted) -> list[tuple[Path, Sequence[Example]]]:
-    """Each file with its rows. Nothing has been written when one of them turns out to be impossible."""
-    name = dataset_name(wanted.dataset)
+_Parts = list[tuple[Path, Sequence[int]]]
+
+
+def _parts(keys: RowKeys, taken: Sequence[int], *, wanted: Wanted) -> tuple[_Parts, SplitBy | None]:
+    """Each file with the numbers of its rows. Nothing has been written when one of them turns out to be impossible."""
+    name = dataset_name(wanted.datasets[0])
     whole = name if wanted.num_samples == ALL else f"{name}_{wanted.num_samples}_sample"
     path = wanted.output_dir / f"{whole}.jsonl"
-    parts: list[tuple[Path, Sequence[Example]]] = []
+    parts: _Parts = []
     if not _is_source(path, wanted):
-        parts.append((path, examples))
+        parts.append((path, taken))
     elif wanted.train_share is None:
         raise DataError(f"{path}: is the file that is read; choose another --output-dir")
-    if wanted.train_share is not None:
-        sides = _sides(examples, train_share=wanted.train_share, validation_share=wanted.validation_share)
-        if not all(sides.values()):
-            raise DataError(f"a split of {len(examples)} rows by {wanted.train_share:g} left one side empty")
-        parts += [(wanted.output_dir / f"{name}_{side}.jsonl", rows) for side, rows in sides.items()]
-    return parts
-
-
-def _sides(
-    examples: Sequence[Example], *, train_share: float, validation_share: float | None
-) -> dict[str, list[Example]]:
-    """The rows by the name of their part."""
-    if validation_share is None:
-        split = split_by_content(examples, eval_fraction=1 - train_share, salt=SALT)
-        return {"train": split.train, "test": split.held_out}
-    test_share = 1 - train_share - validation_share
-    split = split_by_content(examples, eval_fraction=validation_share, test_fraction=test_share, salt=SALT)
-    return {"train": split.train, "validation": split.held_out, "test": split.test}
+    if wanted.train_share is None:
+        return parts, None
+    if wanted.validation_share is None:
+        split = split_rows(keys, taken, eval_fraction=1 - wanted.train_share, salt=SALT)
+        sides = {"train": split.train, "test": split.held_out}
+    else:
+        test_share = 1 - wanted.train_share - wanted.validation_share
+        split = split_rows(
+            keys, taken, eval_fraction=wanted.validation_share, test_fraction=test_share, salt=SALT
+        )
+        sides = {"train": split.train, "validation": split.held_out, "test": split.test}
+    if not all(sides.values()):
+        raise DataError(f"a split of {len(taken)} rows by {wanted.train_share:g} left one side empty")
+    parts += [(wanted.output_dir / f"{name}_{side}.jsonl", numbers) for side, numbers in sides.items()]
+    return parts, split.by
 
 
 def _is_source(path: Path, wanted: Wanted) -> bool:
-    source = Path(wanted.dataset)
-    return path.exists() and source.exists() and path.samefile(source)
+    sources = [
+        file
+        for name in wanted.datasets
+        if is_file_name(name) and not is_lab_set(name)
+        for file in files_of(name)
+    ]
+    return path.exists() and any(path.samefile(source) for source in sources)
 
 
-def _write(path: Path, examples: Sequence[Example]) -> None:
-    """All of the file or nothing of it."""
-    partial = path.with_name(f"{path.name}.partial")
+def _write(parts: _Parts, rows: Iterable[Row], *, fmt: Format, num_rows: int, first: int) -> Example:
+    """All files whole or none of them; returns the row of number `first`."""
+    path = parts[0][0]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # it may be a link to a file that is not ours
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{_line(example)}\n" for example in examples)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with ExitStack() as open_files:
+            files = []
+            for path, _ in parts:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _partial(path).unlink(missing_ok=True)  # it may be a link to a file that is not ours
+                file = _partial(path).open("w", encoding="utf-8", newline="\n")
+                files.append(open_files.enter_context(file))
+            example = _write_rows(rows, files, belongs=_belongs(parts, num_rows), fmt=fmt, first=first)
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for path, _ in parts:
+            _partial(path).replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+    return example
 
 
-def _line(example: Example) -> str:
-    values = example.format.values(example.row)
-    if example.format.name == "alpaca":
-        values = {
-            "instruction": values["instruction"],
-            "input": values.get("input") or "",
-            "output": values["output"],
+def _belongs(parts: _Parts, num_rows: int) -> bytearray:
+    """For each row a bit for each file that it goes into."""
+    belongs = bytearray(num_rows)
+    for bit, (_, numbers) in enumerate(parts):
+        for number in numbers:
+            belongs[number] |= 1 << bit
+    return belongs
+
+
+def _write_rows(
+    rows: Iterable[Row], files: Sequence[IO[str]], *, belongs: bytearray, fmt: Format, first: int
+) -> Example:
+    example: Example | None = None
+    for number, (row, bits) in enumerate(zip(rows, belongs, strict=True)):
+        if number == first:
+            example = to_example(row, fmt)
+        if bits:
+            line = f"{_line(row, fmt)}\n"
+            for bit, file in enumerate(files):
+                if bits >> bit & 1:
+                    file.write(line)
+    assert example is not None
+    return example
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _line(row: Row, fmt: Format) -> str:
+    values = fmt.values(row)
+    if fmt.name == "alpaca":
+        parts = ("instruction", "input", "output")
+        values = {part: values.get(part) or "" for part in parts} | {
+            part: value for part, value in values.items() if part not in parts
         }
     return json.dumps(values, ensure_ascii=False)

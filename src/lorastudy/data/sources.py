@@ -1,25 +1,37 @@
-"""Rows from a file or from the lab, each with the place it came from.
+"""Rows of files or of the lab, one after another, each with the place it came from.
 
 JSON (a list of objects, or one object with the list under `data`), JSONL, CSV and TSV, Parquet, and plain text
-by paragraphs; `lab:<name>` gives a data set that the package generates. What the columns mean is not decided here.
+by paragraphs, each also as `.gz`; a pattern such as `data/*.jsonl` names several files, and `lab:<name>` a data set
+that the package generates. Files are read from the front in pieces, so that memory follows a row and not the file.
+What the columns mean is not decided here.
 """
 
+import codecs
 import csv
 import difflib
+import glob
+import gzip
 import io
-import json
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from lorastudy.data.json_reading import MAX_LEVELS, is_too_deep, parsed_file, parsed_line
+from lorastudy.data.json_reading import MAX_LEVELS, is_too_deep, list_values, parsed_line
 from lorastudy.data.parquet_reading import parquet_values
 from lorastudy.errors import DataError
 from lorastudy.spec.wording import shown
 
 LAB_PREFIX = "lab:"
+_GZIP = ".gz"
+_SECONDS_BETWEEN_REPORTS = 0.2
+_PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,24 +42,110 @@ class Row:
     where: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a pass over a data set has come. Bytes are those on disk, of compressed files too."""
+
+    name: str
+    num_rows: int
+    bytes_read: int
+    bytes_total: int
+    seconds: float
+
+
+Watcher = Callable[[Progress | None], None]
+"""Called a few times a second while rows are read, and with None once a pass has ended."""
+
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Have all passes over data sets within tell how far they are."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+class RowSource:
+    """The rows of a data set, read anew by each pass over them.
+
+    Raises, when made or while it is read:
+        DataError: missing, of an unknown kind, not UTF-8, not what its ending says, or without rows.
+    """
+
+    def __init__(self, *names: str, titles: Mapping[str, str | None] | None = None) -> None:
+        """`names` are files, patterns or sets of the lab, read one after another; a title stands for a file in messages."""
+        titles = titles or {}
+        first = titles.get(names[0]) or names[0]
+        self.name = first if len(names) == 1 else f"{first} and {len(names) - 1} more"
+        self._parts = [part for name in names for part in _parts(name, title=titles.get(name))]
+
+    def __iter__(self) -> Iterator[Row]:
+        """All rows, in the order of the files and in file order."""
+        return self._read(None)
+
+    def picked(self, numbers: Sequence[int]) -> Iterator[Row]:
+        """The rows of these numbers (from 0, rising). Of JSONL no other row is parsed; what follows the last is not read."""
+        return self._read(numbers)
+
+    def _read(self, numbers: Sequence[int] | None) -> Iterator[Row]:
+        wanted = None if numbers is None else iter(numbers)
+        next_wanted = None if wanted is None else next(wanted, -1)
+        number = 0
+        with _reporting(self.name, self._parts) as report:
+            for part in self._parts:
+                if next_wanted == -1:
+                    return
+                for raw, where in part.raw_rows(report):
+                    if next_wanted is None:
+                        yield part.finished(raw, where)
+                    elif number == next_wanted:
+                        assert wanted is not None
+                        yield part.finished(raw, where)
+                        next_wanted = next(wanted, -1)
+                        if next_wanted == -1:
+                            return
+                    number += 1
+                    report.rows(number)
+        if number == 0:
+            raise DataError(f"{self.name}: holds no rows")
+
+
 def read_rows(path: str) -> list[Row]:
-    """All rows, in file order. A byte order mark and CRLF line ends are accepted.
+    """All rows of a small data set, in file order. A byte order mark and CRLF line ends are accepted.
 
     Raises:
-        DataError: missing, empty, of an unknown kind, not UTF-8, or not what its ending says.
+        DataError: as `RowSource` does.
     """
-    if path.startswith(LAB_PREFIX):
-        return _lab_rows(path)
-    file = existing_file(path)
-    reader = _READERS.get(file.suffix.lower())
-    if reader is None:
-        raise DataError(
-            f"{path}: cannot read {file.suffix or 'a file without an ending'!r}; known endings: {', '.join(_READERS)}"
-        )
-    rows = reader(file)
-    if not rows:
-        raise DataError(f"{path}: holds no rows")
-    return rows
+    return list(RowSource(path))
+
+
+def is_lab_set(name: str) -> bool:
+    """Whether it is a data set that the package generates."""
+    return name.startswith(LAB_PREFIX)
+
+
+def is_pattern(name: str) -> bool:
+    """Whether it is a pattern for names of files, such as `data/*.jsonl`, and not itself the name of one."""
+    return glob.has_magic(name) and not Path(name).exists()
+
+
+def files_of(name: str) -> list[Path]:
+    """The files that a name or a pattern stands for; a pattern's in the order of their names.
+
+    Raises:
+        DataError: there are none; says how to make one, or which one was probably meant.
+    """
+    if not is_pattern(name):
+        return [existing_file(name)]
+    root = Path(Path(name).anchor)
+    found = sorted(file for file in root.glob(str(Path(name).relative_to(root))) if file.is_file())
+    if not found:
+        raise DataError(f"{name}: no file fits this pattern")
+    return found
 
 
 def existing_file(path: str) -> Path:
@@ -64,7 +162,9 @@ def existing_file(path: str) -> Path:
     if is_file:
         return file
     if is_folder:
-        raise DataError(f"{path}: is a folder; name a file in it")
+        raise DataError(
+            f"{path}: is a folder; name a file in it, or several by a pattern such as {path}/*.jsonl"
+        )
     siblings = [other.name for other in file.parent.glob("*")] if file.parent.is_dir() else []
     nearest = difflib.get_close_matches(file.name, siblings, n=1)
     meant = f"Did you mean {file.parent / nearest[0]}? " if nearest else ""
@@ -76,74 +176,175 @@ def existing_file(path: str) -> Path:
     )
 
 
-def _lab_rows(path: str) -> list[Row]:
-    from lorastudy import lab
+# --- parts of a source ------------------------------------------------------------------------------------
 
-    rows = lab.rows(path.removeprefix(LAB_PREFIX))
-    return [Row(values=values, where=f"{path}[{index}]") for index, values in enumerate(rows)]
-
-
-def _json_rows(file: Path) -> list[Row]:
-    text = _text(file)
-    if not text.strip():
-        return []
-    try:
-        content = parsed_file(text, str(file))
-    except json.JSONDecodeError:  # several values one after another: JSONL under the wrong name
-        return _jsonl_rows(file)
-    values = content.get("data", content) if isinstance(content, dict) else content
-    if not isinstance(values, list):
-        raise DataError(f'{file}: expected a list of objects, or {{"data": [...]}}')
-    return _objects((value, f"{file}[{index}]") for index, value in enumerate(values))
+_Raw = tuple[Any, str]
+"""A row that is not parsed yet, or its values, and where it stands."""
 
 
-def _jsonl_rows(file: Path) -> list[Row]:
-    # Not str.splitlines: it also breaks at U+2028 and others, which JSON allows inside a string.
-    lines = enumerate(_text(file).split("\n"), start=1)
-    return _objects(
-        (parsed_line(line, f"{file}:{number}"), f"{file}:{number}") for number, line in lines if line.strip()
-    )
+@dataclass(frozen=True, kw_only=True)
+class _LabSet:
+    """A data set that the package generates."""
+
+    name: str
+    size: int = 0
+
+    def raw_rows(self, _report: "_Report") -> Iterator[_Raw]:
+        from lorastudy import lab
+
+        rows = lab.rows(self.name.removeprefix(LAB_PREFIX))
+        return ((values, f"{self.name}[{index}]") for index, values in enumerate(rows))
+
+    def finished(self, raw: Any, where: str) -> Row:
+        return Row(values=raw, where=where)
 
 
-def _objects(values: Iterable[tuple[Any, str]]) -> list[Row]:
-    rows = []
-    for value, where in values:
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """A file of rows. `kind` is its ending, without that of a compressed file; a title stands for its name in messages."""
+
+    path: Path
+    kind: str
+    size: int
+    title: str | None
+
+    def raw_rows(self, report: "_Report") -> Iterator[_Raw]:
+        try:
+            with self.path.open("rb") as file:
+                report.file(file)
+                is_packed = self.path.suffix.lower() == _GZIP
+                content: Any = gzip.GzipFile(fileobj=file) if is_packed else file
+                rows = _READERS[self.kind](content, self.path)
+                if self.title is not None:
+                    rows = ((raw, f"{self.title}[{index}]") for index, (raw, _) in enumerate(rows))
+                yield from rows
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise DataError(f"{self.path}: is damaged or no gzip file: {error}") from error
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+
+    def finished(self, raw: Any, where: str) -> Row:
+        value = parsed_line(raw, where) if self.kind == ".jsonl" else raw
         if not isinstance(value, dict):
             raise DataError(f"{where}: expected an object with named columns, found {type(value).__name__}")
-        if is_too_deep(value):
+        if self.kind in _NESTED and is_too_deep(value):
             raise DataError(f"{where}: is nested more than {MAX_LEVELS} levels deep")
-        rows.append(Row(values=value, where=where))
-    return rows
+        return Row(values=value, where=where)
 
 
-def _csv_rows(file: Path) -> list[Row]:
-    text = _text(file)
-    header_line = re.split(r"[\r\n]", text, maxsplit=1)[0]
-    # spreadsheets in many countries write ";"
-    return _separated_rows(file, text, delimiter=max(",;\t", key=header_line.count))
+def _parts(name: str, *, title: str | None) -> list["_LabSet | _File"]:
+    if is_lab_set(name):
+        return [_LabSet(name=name)]
+    return [_file(path, title) for path in files_of(name)]
 
 
-def _tsv_rows(file: Path) -> list[Row]:
-    return _separated_rows(file, _text(file), delimiter="\t")
+def _file(path: Path, title: str | None) -> _File:
+    kinds = [suffix.lower() for suffix in path.suffixes[-2:]]
+    kind = kinds[-2] if kinds[-1:] == [_GZIP] and len(kinds) > 1 else (kinds or [""])[-1]
+    if kind not in _READERS:
+        raise DataError(
+            f"{path}: cannot read {path.suffix or 'a file without an ending'!r}; known endings: {', '.join(_READERS)}, "
+            f"and each of them with {_GZIP}"
+        )
+    return _File(path=path, kind=kind, size=path.stat().st_size, title=title)
 
 
-def _separated_rows(file: Path, text: str, *, delimiter: str) -> list[Row]:
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    # `strict`, else a quote that is never closed swallows the rest of the file in silence.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+class _Report:
+    """Tells the watcher how far a pass is."""
+
+    def __init__(self, name: str, parts: Sequence[_LabSet | _File], *, watcher: Watcher | None) -> None:
+        self._name, self._watcher = name, watcher
+        self._total = sum(part.size for part in parts)
+        self._before, self._size = 0, 0
+        self._file: IO[bytes] | None = None
+        self._began = self._told = time.monotonic()
+
+    def file(self, file: IO[bytes]) -> None:
+        """Another file is read."""
+        self._before += self._size
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+
+    def rows(self, number: int) -> None:
+        """So many rows were read."""
+        if self._watcher is None or number % 256 or self._file is None:
+            return
+        now = time.monotonic()
+        if now - self._told < _SECONDS_BETWEEN_REPORTS:
+            return
+        self._told = now
+        self._watcher(
+            Progress(
+                name=self._name,
+                num_rows=number,
+                bytes_read=self._before + self._file.tell(),
+                bytes_total=self._total,
+                seconds=now - self._began,
+            )
+        )
+
+
+@contextmanager
+def _reporting(name: str, parts: Sequence[_LabSet | _File]) -> Iterator[_Report]:
+    watcher = _watcher.get()
+    try:
+        yield _Report(name, parts, watcher=watcher)
+    finally:
+        if watcher is not None:
+            watcher(None)
+
+
+# --- readers ----------------------------------------------------------------------------------------------
+
+
+def _json_rows(content: IO[bytes], file: Path) -> Iterator[_Raw]:
+    """The elements of one list, or JSONL under the wrong name."""
+    return list_values(_text_pieces(content, file), str(file))
+
+
+def _jsonl_rows(content: IO[bytes], file: Path) -> Iterator[_Raw]:
+    # Not str.splitlines: it also breaks at U+2028 and others, which JSON allows inside a string.
+    return ((line, f"{file}:{number}") for number, line in _lines(content, file) if line.strip())
+
+
+def _csv_rows(content: IO[bytes], file: Path) -> Iterator[_Raw]:
+    return _separated_rows(content, file, delimiter=None)
+
+
+def _tsv_rows(content: IO[bytes], file: Path) -> Iterator[_Raw]:
+    return _separated_rows(content, file, delimiter="\t")
+
+
+def _separated_rows(content: IO[bytes], file: Path, *, delimiter: str | None) -> Iterator[_Raw]:
+    csv.field_size_limit(sys.maxsize)
+    lines = _with_line_ends(content, file)
+    first = next(lines, "")
+    if delimiter is None:  # spreadsheets in many countries write ";"
+        delimiter = max(",;\t", key=first.count)
     header: list[str] = []
-    rows: list[Row] = []
     first_line = 1
+    # `strict`, else a quote that is never closed swallows the rest of the file in silence.
+    reader = csv.reader(_chained(first, lines), delimiter=delimiter, strict=True)
     try:
         for fields in reader:
             where, first_line = f"{file}:{first_line}", reader.line_num + 1
             if not header:
                 header = _header(fields, where)
             elif fields:
-                rows.append(Row(values=_named(fields, header, where=where), where=where))
+                yield _named(fields, header, where=where), where
     except csv.Error as error:
-        raise DataError(f"{file}:{first_line}: not valid {file.suffix[1:].upper()}: {error}") from error
-    return rows
+        kind = next(suffix for suffix in reversed(file.suffixes) if suffix.lower() != _GZIP)
+        raise DataError(f"{file}:{first_line}: not valid {kind[1:].upper()}: {error}") from error
+
+
+def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _with_line_ends(content: IO[bytes], file: Path) -> Iterator[str]:
+    """Lines with their ends, as `csv` wants them; old files end them with a carriage return alone."""
+    for _, line in _lines(content, file):
+        yield from io.StringIO(f"{line}\n", newline="") if "\r" in line else (f"{line}\n",)
 
 
 def _header(fields: list[str], where: str) -> list[str]:
@@ -164,44 +365,75 @@ def _named(fields: list[str], header: list[str], *, where: str) -> dict[str, str
     return dict(zip(header, fields, strict=True))
 
 
-def _parquet_rows(file: Path) -> list[Row]:
-    return _objects((value, f"{file}[{index}]") for index, value in enumerate(parquet_values(file)))
+def _parquet_rows(_: IO[bytes], file: Path) -> Iterator[_Raw]:
+    if file.suffix.lower() == _GZIP:
+        raise DataError(f"{file}: Parquet is compressed within; unpack it with gunzip")
+    return ((value, f"{file}[{index}]") for index, value in enumerate(parquet_values(file)))
 
 
-def _text_rows(file: Path) -> list[Row]:
+def _text_rows(content: IO[bytes], file: Path) -> Iterator[_Raw]:
     """Paragraphs: stretches of lines between blank ones, as `{"text": ...}`."""
-    rows: list[Row] = []
     paragraph: list[str] = []
-    for number, line in enumerate([*_text(file).split("\n"), ""], start=1):
+    number = 0
+    for number, line in _lines(content, file):
         if line.strip():
             paragraph.append(line.strip())
         elif paragraph:
-            rows.append(Row(values={"text": "\n".join(paragraph)}, where=f"{file}:{number - len(paragraph)}"))
+            yield {"text": "\n".join(paragraph)}, f"{file}:{number - len(paragraph)}"
             paragraph = []
-    return rows
+    if paragraph:
+        yield {"text": "\n".join(paragraph)}, f"{file}:{number + 1 - len(paragraph)}"
 
 
-def _text(file: Path) -> str:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+def _lines(content: IO[bytes], file: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines without their ends, from 1."""
+    for number, line in enumerate(content, start=1):
+        if number == 1:
+            _refuse_utf16(line, file)
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{file}:{number}: byte 0x{line[error.start]:02x} is not UTF-8; save the file as UTF-8"
+            ) from error
+        if "\0" in text:
+            raise DataError(f"{file}:{number}: holds a NUL, so it is not a text file, or not in UTF-8")
+        yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def _text_pieces(content: IO[bytes], file: Path) -> Iterator[str]:
+    """The text in pieces of equal size: a whole file may be one line."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    start, line = True, 1
+    while True:
+        piece = content.read(_PIECE_BYTES)
+        if start:
+            _refuse_utf16(piece, file)
+            piece, start = piece.removeprefix(codecs.BOM_UTF8), False
+        try:
+            text = decoder.decode(piece, final=not piece)
+        except UnicodeDecodeError as error:
+            bad = error.object
+            raise DataError(
+                f"{file}:{line + bad.count(10, 0, error.start)}: byte 0x{bad[error.start]:02x} is not UTF-8; "
+                "save the file as UTF-8"
+            ) from error
+        if "\0" in text:
+            line += text.count("\n", 0, text.index("\0"))
+            raise DataError(f"{file}:{line}: holds a NUL, so it is not a text file, or not in UTF-8")
+        line += text.count("\n")
+        if text:
+            yield text
+        if not piece:
+            return
+
+
+def _refuse_utf16(start: bytes, file: Path) -> None:
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{file}:1: is UTF-16 text; save the file as UTF-8")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{file}:{line}: byte 0x{content[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        ) from error
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(f"{file}:{line}: holds a NUL, so it is not a text file, or not in UTF-8")
-    return text.replace("\r\n", "\n")
 
 
-_READERS: dict[str, Callable[[Path], list[Row]]] = {
+_READERS: dict[str, Callable[[IO[bytes], Path], Iterator[_Raw]]] = {
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,
     ".csv": _csv_rows,
@@ -209,3 +441,4 @@ _READERS: dict[str, Callable[[Path], list[Row]]] = {
     ".parquet": _parquet_rows,
     ".txt": _text_rows,
 }
+_NESTED = (".json", ".jsonl", ".parquet")

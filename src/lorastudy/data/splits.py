@@ -1,30 +1,75 @@
-"""Which rows are held out, decided by what a row says and by nothing else.
+"""Which rows are held out, decided by what a row asks and by nothing else.
 
-A row's side follows from a hash of its own content. So a duplicate is always on the same side as its twin,
-and adding, removing or reordering rows moves no other row across.
+A row's side follows from a hash of its prompt, so rows that ask the same are always on one side, whatever they
+answer, and adding, removing or reordering rows moves no other row across.
 """
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lorastudy.data.examples import Example
 from lorastudy.data.formats import Format
 from lorastudy.data.sources import Row
 
+#: With fewer prompts than this a split by prompt would leave a share far from the one asked for, or one side empty.
+MIN_PROMPTS = 10
+_HASH_BYTES = 16
+
+SplitBy = Literal["prompt", "row"]
+
+
+class RowKeys:
+    """What is remembered of each row for splits and for counts of copies: two hashes, 32 bytes a row."""
+
+    def __init__(self) -> None:
+        self._contents = bytearray()
+        self._prompts = bytearray()
+
+    def add(self, *, content: str, prompt: str) -> None:
+        """Append a row's `content_hash` and `prompt_hash`."""
+        self._contents += bytes.fromhex(content)
+        self._prompts += bytes.fromhex(prompt)
+
+    def __len__(self) -> int:
+        return len(self._contents) // _HASH_BYTES
+
+    def content(self, number: int) -> bytes:
+        """The hash of a row's content."""
+        return bytes(self._contents[number * _HASH_BYTES : (number + 1) * _HASH_BYTES])
+
+    def prompt(self, number: int) -> bytes:
+        """The hash of a row's prompt."""
+        return bytes(self._prompts[number * _HASH_BYTES : (number + 1) * _HASH_BYTES])
+
+    def contents(self, numbers: Sequence[int] | None = None) -> Iterator[bytes]:
+        """The hashes of the content of all rows or of some."""
+        return map(self.content, range(len(self)) if numbers is None else numbers)
+
+    def prompts(self, numbers: Sequence[int] | None = None) -> Iterator[bytes]:
+        """The hashes of the prompt of all rows or of some."""
+        return map(self.prompt, range(len(self)) if numbers is None else numbers)
+
+
+def _numbers() -> "array[int]":
+    return array("I")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The three parts, each in the order of the rows. `test` is empty where no test part was asked for."""
+    """The numbers of the rows of three parts, rising. `test` is empty where no test part was asked for."""
 
-    train: list[Example]
-    held_out: list[Example]
-    test: list[Example] = field(default_factory=list)
+    by: SplitBy
+    train: "array[int]" = field(default_factory=_numbers)
+    held_out: "array[int]" = field(default_factory=_numbers)
+    test: "array[int]" = field(default_factory=_numbers)
 
 
 def content_hash(row: Row, fmt: Format) -> str:
-    """SHA-256 (hex) of the row's texts in order, without regard to case, white space and Unicode form.
+    """32 hex digits of SHA-256 over the row's texts in order, without regard to case, white space and Unicode form.
 
     Column names and empty texts play no part: the same question and answer as Alpaca row, as a pair and as a
     conversation of two turns are the same content.
@@ -38,6 +83,12 @@ def prompt_hash(row: Row, fmt: Format) -> str:
     return _digest(texts) if any(texts) else content_hash(row, fmt)
 
 
+def asked_text(row: Row, fmt: Format) -> str:
+    """What `prompt_hash` is of, as it stands in the row."""
+    texts = fmt.prompt(row)
+    return "\n".join(texts if any(map(_normalised, texts)) else fmt.texts(row))
+
+
 def prompt_groups(examples: Sequence[Example]) -> tuple[int, ...] | None:
     """For each row a number that rows of one prompt share, by first appearance; None where no two rows do."""
     numbers: dict[str, int] = {}
@@ -45,49 +96,54 @@ def prompt_groups(examples: Sequence[Example]) -> tuple[int, ...] | None:
     return None if len(numbers) == len(groups) else groups
 
 
-def split_by_content(
-    examples: Sequence[Example], *, eval_fraction: float, test_fraction: float = 0.0, salt: str = ""
+def split_rows(
+    keys: RowKeys,
+    numbers: Sequence[int] | None = None,
+    *,
+    eval_fraction: float,
+    test_fraction: float = 0.0,
+    salt: str = "",
 ) -> Split:
-    """Rows whose salted content hash, read as a number in [0, 1), is below `eval_fraction` are held out.
+    """Rows (all or those of some numbers) whose salted prompt hash, a number in [0, 1), is below `eval_fraction` are held out.
 
     Those of the next `test_fraction` are the test rows, so that asking for a test part takes rows from training
-    and leaves the held-out ones as they were. The shares are met in expectation only: n rows give n * fraction
-    held-out rows, give or take sqrt(n * fraction * (1 - fraction)).
+    and leaves the held-out ones as they were. The shares are met in expectation only: n prompts give n * fraction
+    held-out ones, give or take sqrt(n * fraction * (1 - fraction)), and prompts differ in their number of rows.
+    With fewer than `MIN_PROMPTS` prompts a row's whole content takes the place of its prompt.
     """
-    split = Split(train=[], held_out=[])
-    for example in examples:
-        place = position(example.content_hash, purpose=f"split:{salt}")
+    numbers = range(len(keys)) if numbers is None else numbers
+    is_by_row = len(set(keys.prompts(numbers))) < min(MIN_PROMPTS, len(numbers))
+    split = Split(by="row" if is_by_row else "prompt")
+    key_of = keys.content if is_by_row else keys.prompt
+    for number in numbers:
+        place = position(key_of(number).hex(), purpose=f"split:{salt}")
         if place < eval_fraction:
-            split.held_out.append(example)
+            split.held_out.append(number)
         elif place < eval_fraction + test_fraction:
-            split.test.append(example)
+            split.test.append(number)
         else:
-            split.train.append(example)
+            split.train.append(number)
     return split
 
 
-def position(content: str, *, purpose: str) -> float:
-    """A number in [0, 1) drawn from the content hash; draws for two purposes are independent.
+def position(key: str, *, purpose: str) -> float:
+    """A number in [0, 1) drawn from the hash of a row; draws for two purposes are independent.
 
     They must be: a sample of the lowest hashes, split by the same hashes, would be held out whole.
     """
-    digest = hashlib.sha256(f"{purpose}\n{content}".encode()).digest()
+    digest = hashlib.sha256(f"{purpose}\n{key}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def num_duplicates(examples: Sequence[Example]) -> int:
-    """Rows that repeat the content of an earlier row."""
-    return len(examples) - len({example.content_hash for example in examples})
-
-
-def overlap(train: Sequence[Example], held_out: Sequence[Example]) -> int:
-    """Held-out rows whose content is also among the training rows."""
-    seen = {example.content_hash for example in train}
-    return sum(example.content_hash in seen for example in held_out)
+def num_duplicates(keys: RowKeys, numbers: Sequence[int] | None = None) -> int:
+    """Rows, of all or of some, that repeat the content of an earlier one."""
+    num_rows = len(keys if numbers is None else numbers)
+    return num_rows - len(set(keys.contents(numbers)))
 
 
 def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256("\x1f".join(text for text in texts if text).encode()).hexdigest()
+    joined = "\x1f".join(text for text in texts if text)
+    return hashlib.sha256(joined.encode()).hexdigest()[: 2 * _HASH_BYTES]
 
 
 def _normalised(text: str) -> str:

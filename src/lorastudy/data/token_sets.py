@@ -16,24 +16,25 @@ def token_sets(study: StudyData, settings: Settings, *, tokenizer: Tokenizer) ->
     Raises:
         DataError: a set cannot be used with this tokenizer; says which file it came from, and which base model it is.
     """
-    examples = {
+    parts = {
         "train": study.train,
         "eval": study.held_out,
         "test": study.test,
         "forgetting": study.forgetting,
     }
     sets = {}
-    for split, rows in examples.items():
+    for split, rows in parts.items():
         if rows is not None:
+            examples = rows.read()
             try:
                 tokens = tokenise(
-                    rows, tokenizer=tokenizer, max_seq_length=settings.max_seq_length, split=split
+                    examples, tokenizer=tokenizer, max_seq_length=settings.max_seq_length, split=split
                 )
             except DataError as error:
                 where = f"{_path_of(split, settings)}, with base_model {settings.base_model}"
                 raise DataError(f"{where}: {error}") from error
             if split != "train":  # groups are of rows that are scored
-                groups = prompt_groups([rows[place] for place in tokens.places])
+                groups = prompt_groups([examples[place] for place in tokens.places])
                 tokens = replace(tokens, summary=replace(tokens.summary, groups=groups))
             sets[split] = tokens
     return sets

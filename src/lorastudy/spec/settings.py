@@ -42,7 +42,7 @@ class AskedSettings(BaseModel):
     )
     eval_dataset_path: str | None = Field(
         None,
-        description="Held-out rows. Without it, `eval_fraction` of the training file is held out by content hash. "
+        description="Held-out rows. Without it, `eval_fraction` of the training file is held out by a hash of the prompt. "
         "Where there are test rows too, these are the validation rows: they choose, and the test rows report.",
     )
     eval_fraction: float = Field(
@@ -57,7 +57,7 @@ class AskedSettings(BaseModel):
         None,
         gt=0,
         lt=1,
-        description="Instead of `test_dataset_path`: the share of test rows, taken by content hash from the "
+        description="Instead of `test_dataset_path`: the share of test rows, taken by a hash of the prompt from the "
         "training file, or from the file of held-out rows where there is one.",
     )
     forgetting_dataset_path: str | None = Field(

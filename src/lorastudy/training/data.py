@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from lorastudy.data.load import train_and_eval
+from lorastudy.data.load import near_copies, train_and_eval
 from lorastudy.data.token_sets import token_sets
 from lorastudy.data.tokenise import TokenSet
 from lorastudy.engine.chat_template import chat_template_of
@@ -35,6 +35,17 @@ def load_data(run: PackRun, settings: Settings, *, tokenizer: PreTrainedTokenize
         train=sets["train"], held_out=sets["eval"], test=sets.get("test"), forgetting=sets.get("forgetting")
     )
     run.emit(replace(data.train.summary, num_duplicate_rows=study.num_duplicates))
+    near = near_copies(study)
     for split, scored in data.scored():
-        run.emit(replace(scored.summary, num_leaked_rows=study.num_leaked.get(split)))
+        compared = near.get(split)
+        run.emit(
+            replace(
+                scored.summary,
+                num_leaked_rows=study.num_leaked.get(split),
+                num_known_prompts=study.num_known_prompts.get(split),
+                num_near_copies=None if compared is None else compared.num_near,
+                num_compared_rows=None if compared is None else compared.num_compared,
+                split_by=study.split_by.get(split),
+            )
+        )
     return data

@@ -9,7 +9,7 @@ import pytest
 from lorastudy.data import conversations, formats, prompts
 from lorastudy.data.chat import ChatTemplate
 from lorastudy.data.formats import Format, recognise
-from lorastudy.data.load import to_examples
+from lorastudy.data.load import to_example
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
 
@@ -64,7 +64,9 @@ def seen(values: Mapping[str, Any], chat_template: Any = None) -> tuple[Any, str
     given = [Row(values=dict(row), where="f") for row in (values, {**values, "weight": 1})]
     try:
         fmt = recognise(given)
-        examples = to_examples(formats.trained_rows(given, fmt), fmt, chat_template=chat_template)
+        examples = [
+            to_example(row, fmt, chat_template=chat_template) for row in formats.trained_rows(given, fmt)
+        ]
     except DataError as error:
         return None, str(error)
     return [example.segments for example in examples], " ".join(fmt.notes)
@@ -188,5 +190,5 @@ def test_fields_that_a_layout_does_not_show_are_known(template, unseen):
         {**BOT, "timestamp": "12:00"},
     ]
     row = Row(values={"messages": messages}, where="f")
-    (example,) = to_examples([row], recognise([row]), chat_template=template)
+    example = to_example(row, recognise([row]), chat_template=template)
     assert set(example.rendering.unseen) == set(unseen)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.data import fetch, hub
-from lorastudy.data.fetch import dataset_name, fetch_rows
+from lorastudy.data.fetch import dataset_name, fetched
 from lorastudy.errors import DataError
 
 ROWS = [{"instruction": "i", "input": "", "output": "é"}]
@@ -25,8 +25,8 @@ def loader(rows=ROWS, error=None):
 
 def test_fetch_passes_name_configuration_and_split():
     load_dataset = loader()
-    assert hub.fetch("tatsu-lab/alpaca", load_dataset=load_dataset) == ROWS
-    hub.fetch("openai/gsm8k:main", load_dataset=load_dataset)
+    assert list(hub.fetch("tatsu-lab/alpaca", load_dataset=load_dataset)) == ROWS
+    list(hub.fetch("openai/gsm8k:main", load_dataset=load_dataset))
     assert load_dataset.calls == [("tatsu-lab/alpaca", None, "train"), ("openai/gsm8k", "main", "train")]
 
 
@@ -64,14 +64,14 @@ def test_the_real_library_reads_a_folder_of_json(tmp_path, monkeypatch):
         return real(str(tmp_path / "set"), configuration, split=split, cache_dir=cache)
 
     monkeypatch.setattr(datasets, "load_dataset", local)
-    assert hub.fetch("tatsu-lab/alpaca") == ROWS
+    assert list(hub.fetch("tatsu-lab/alpaca")) == ROWS
 
 
 def test_without_network_the_other_process_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(DataError) as caught:
-        fetch_rows("alpaca")
+    with pytest.raises(DataError) as caught, fetched("alpaca"):
+        pass
     message = str(caught.value)
     assert message.startswith("tatsu-lab/alpaca: the hub cannot be reached")
     assert "lorastudy prepare --dataset FILE" in message
@@ -83,14 +83,16 @@ def test_what_the_other_process_wrote_becomes_rows(monkeypatch):
         path.write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-8")
 
     monkeypatch.setattr(fetch, "_download", download)
-    (row,) = fetch_rows("org/name:config")
+    with fetched("org/name:config") as rows:
+        for _ in range(2):
+            (row,) = rows
     assert (row.values, row.where) == (ROWS[0], "org/name:config[0]")
 
 
 @pytest.mark.parametrize("name", ["missing/rows.csv", "rows.jsonl", "not a hub id"])
 def test_a_file_that_is_missing_is_not_looked_for_on_the_hub(name):
-    with pytest.raises(DataError, match="no such file"):
-        fetch_rows(name)
+    with pytest.raises(DataError, match="no such file"), fetched(name):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,10 @@ def test_a_file_that_is_missing_is_not_looked_for_on_the_hub(name):
         ("openai/gsm8k:main", "gsm8k_main"),
         ("some/folder/my.rows.csv", "my.rows"),
         ("lab:facts", "lab_facts"),
+        ("rows.jsonl.gz", "rows"),
+        ("some/folder/part-*.jsonl", "part"),
+        ("some/folder/*.jsonl", "folder"),
+        ("*.jsonl", "rows"),
     ],
 )
 def test_name(dataset, name):

@@ -67,7 +67,7 @@ def test_a_test_part_takes_rows_from_training_and_leaves_the_held_out_ones(write
     path = write("a.jsonl", pairs(*range(100)))
     two, three = (train_and_eval(settings(path, test_fraction=share)) for share in (None, 0.2))
     assert two.test is None
-    assert three.held_out == two.held_out
+    assert three.held_out.read() == two.held_out.read()
     assert sorted(map(id_of, [*three.train, *three.test])) == sorted(map(id_of, two.train))
     assert 8 <= len(three.test) <= 32  # 20 plus or minus 3 standard deviations of 4
     assert three.num_leaked == {"eval": 0, "test": 0}

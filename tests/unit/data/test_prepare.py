@@ -20,7 +20,7 @@ def alpaca(count):
 
 def run(rows, tmp_path, **options):
     rows = [Row(values=row, where=f"f:{i}") for i, row in enumerate(rows, start=1)]
-    options = {"dataset": "alpaca", "output_dir": tmp_path / "data"} | options
+    options = {"datasets": ("alpaca",), "output_dir": tmp_path / "data"} | options
     return prepare(rows, detect(rows), wanted=Wanted(**options))
 
 
@@ -30,6 +30,11 @@ def written(prepared):
 
 def lines(path):
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def answers(prepared):
+    """Of the rows that were taken."""
+    return {row["output"] for row in lines(prepared.files[0].path)}
 
 
 def test_names_of_the_specification(tmp_path):
@@ -53,6 +58,41 @@ def test_a_part_can_be_cut_again_by_a_suite(tmp_path):
             share * num_rows, abs=4 * (num_rows * share * (1 - share)) ** 0.5
         )
         assert len(data.train) + len(data.held_out) == num_rows
+
+
+def asking(num_prompts, num_answers):
+    return [
+        {"prompt": f"Town {town} lies where?", "completion": f"Land {town}, I say {number} times."}
+        for town in range(num_prompts)
+        for number in range(num_answers)
+    ]
+
+
+def test_no_prompt_stands_in_two_files(tmp_path):
+    prepared = run(asking(40, 4), tmp_path, train_share=0.6, validation_share=0.2)
+    prompts = [{row["prompt"] for row in lines(file.path)} for file in prepared.files[1:]]
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == 40
+    assert prepared.split_by == "prompt"
+
+
+def test_few_prompts_are_split_by_row_and_the_command_says_so(tmp_path, write):
+    path = write("mine.jsonl", asking(3, 20))
+    result = invoke("--dataset", path, "--train-test-split", 0.5, "--output-dir", tmp_path / "out")
+    assert "Note: there are fewer than ten prompts" in result.output
+    assert len(lines(tmp_path / "out/mine_train.jsonl")) in range(
+        15, 46
+    )  # 30, give or take 4 standard deviations
+
+
+def test_several_files_are_one_data_set(tmp_path, write):
+    first, second = write("a.jsonl", asking(2, 1)), write("b.csv", "prompt,completion\nx?,y\n")
+    result = invoke("--dataset", first, second, "--output-dir", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert [row["prompt"] for row in lines(tmp_path / "out/a.jsonl")] == [
+        "Town 0 lies where?",
+        "Town 1 lies where?",
+        "x?",
+    ]
 
 
 def test_three_files_are_parts_of_the_whole(tmp_path):
@@ -85,16 +125,15 @@ def test_a_validation_share_must_leave_test_rows(tmp_path, shares, message):
 def test_a_sample_follows_content_and_seed_and_is_split_in_proportion(tmp_path):
     one = run(alpaca(400), tmp_path, num_samples=100, train_share=0.5)
     assert 30 <= written(one)["alpaca_test.jsonl"] <= 70  # 50 plus or minus 4 standard deviations of 5
-    taken = {e.content_hash for e in one.examples}
-    again = run(list(reversed(alpaca(400))), tmp_path, num_samples=100)
-    assert {e.content_hash for e in again.examples} == taken
-    assert {e.content_hash for e in run(alpaca(400), tmp_path, num_samples=100, seed=1).examples} != taken
+    taken = answers(one)
+    assert answers(run(list(reversed(alpaca(400))), tmp_path, num_samples=100)) == taken
+    assert answers(run(alpaca(400), tmp_path, num_samples=100, seed=1)) != taken
 
 
 def test_duplicates_and_empty_answers_are_counted(tmp_path):
     empty = {"instruction": "x", "input": "", "output": " "}
     prepared = run([*alpaca(3), {**alpaca(1)[0], "output": "DONE 0"}, empty], tmp_path)
-    counts = (prepared.num_rows, prepared.num_empty_answers, prepared.num_duplicates, len(prepared.examples))
+    counts = (prepared.num_rows, prepared.num_empty_answers, prepared.num_duplicates, prepared.num_taken)
     assert counts == (5, 1, 1, 4)
 
 
@@ -111,7 +150,7 @@ def test_canonical_columns_that_are_recognised_again(tmp_path, row, columns):
     prepared = run([row], tmp_path)
     assert lines(prepared.files[0].path) == [columns]
     again = read_rows(str(prepared.files[0].path))
-    assert detect(again).name == prepared.examples[0].format.name
+    assert detect(again).name == prepared.example.format.name
 
 
 @pytest.mark.parametrize(
@@ -138,7 +177,7 @@ def test_unusable_rows_are_named(tmp_path):
 def test_the_file_that_is_read_is_never_written(tmp_path):
     source = tmp_path / "rows.jsonl"
     source.write_text("kept")
-    options = {"dataset": str(source), "output_dir": tmp_path}
+    options = {"datasets": (str(source),), "output_dir": tmp_path}
     with pytest.raises(DataError, match="is the file that is read; choose another --output-dir"):
         run(alpaca(20), tmp_path, **options)
     split = run(alpaca(20), tmp_path, train_share=0.5, **options)

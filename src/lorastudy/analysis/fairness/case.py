@@ -32,6 +32,13 @@ class ArmFacts:
     num_test_rows: int | None = None
     num_leaked_rows: int | None = None
     """Held-out rows whose content is also trained on."""
+    num_known_prompts: int | None = None
+    """Held-out rows whose prompt is also trained on, whatever the answer."""
+    num_near_copies: int | None = None
+    """Held-out rows whose prompt nearly repeats one that is trained on, of `num_compared_rows`."""
+    num_compared_rows: int | None = None
+    split_by: str | None = None
+    """`prompt` or `row`, by which the rows are held out; None where they have a file of their own."""
     tokenizer: str | None = None
     """What names the base model's tokenizer by content; unknown where only the base model's name is."""
     rows: tuple[RowsRead, ...] = ()
@@ -139,6 +146,10 @@ def seeds_of(arm: Arm, study: Study) -> frozenset[int]:
     return frozenset(result.seed for result in results)
 
 
+#: What a run records of its scored rows under the names that facts have.
+_COPIES = ("num_leaked_rows", "num_known_prompts", "num_near_copies", "num_compared_rows", "split_by")
+
+
 def _measured(arm: Arm) -> ArmFacts:
     results = arm.completed
     profile = next((result.profile for result in results if result.profile is not None), None)
@@ -147,7 +158,7 @@ def _measured(arm: Arm) -> ArmFacts:
     return after_reading(
         ArmFacts(
             num_trainable_parameters=None if profile is None else profile.num_trainable_parameters,
-            num_leaked_rows=None if test is None else test.num_leaked_rows,
+            **({} if test is None else {name: getattr(test, name) for name in _COPIES}),
         ),
         arm.typed_settings,
         rows=[RowsRead(summary=summary) for summary in data.values()],

@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 from lorastudy.analysis.environments import same_environment
 from lorastudy.analysis.fairness.case import Case, names, seeds_of
-from lorastudy.analysis.fairness.finding import Breach, Rule
+from lorastudy.analysis.fairness.finding import Breach, Rule, Severity
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.summary import EXACT_MATCH, METRICS, metric_versions
 from lorastudy.records import DataSummary, RowsRead
@@ -23,6 +23,8 @@ NUM_ROWS_FOR_A_HALF = math.ceil((_SDS / 0.5) ** 2)
 NUM_ROWS_FOR_A_QUARTER = math.ceil((_SDS / 0.25) ** 2)
 
 
+#: With fewer prompts rows are held out one by one (`data.splits` decides so).
+MIN_PROMPTS = 10
 #: As they are told.
 SPLITS = ("train", "eval", "test", "forgetting")
 #: What a reader calls a split; `test` and `forgetting` are called so.
@@ -88,6 +90,27 @@ def _leak_of(case: Case, arm: Arm) -> tuple[int, int] | None:
     if facts.num_leaked_rows is None or facts.num_test_rows is None:
         return None
     return (facts.num_leaked_rows, facts.num_test_rows)
+
+
+def _known_prompts(case: Case) -> Iterator[Breach]:
+    """Rows whose content is trained on as well are told by `_leaked_items`."""
+    by_found: dict[tuple[str, Severity], list[Arm]] = {}
+    for arm in case.arms:
+        facts = case.facts_of(arm)
+        rows, known = facts.num_test_rows, facts.num_known_prompts or 0
+        near, compared = facts.num_near_copies or 0, facts.num_compared_rows or 0
+        told = []
+        if rows and known > (facts.num_leaked_rows or 0):
+            told.append(f"{known:,} of {rows:,} held-out rows have a prompt that is also trained on")
+            if facts.split_by == "row":
+                told.append(f"there are fewer than {MIN_PROMPTS} prompts, so rows are held out one by one")
+        if near:
+            told.append(f"{near:,} of {compared:,} that were compared have one that differs by a few words")
+        if told:
+            is_grave = known > MAX_LEAKED_SHARE * (rows or 0) or near > MAX_LEAKED_SHARE * compared
+            by_found.setdefault(("; ".join(told), "warning" if is_grave else "note"), []).append(arm)
+    for (found, severity), arms in by_found.items():
+        yield Breach(arms=names(arms), found=found, severity=severity)
 
 
 def _few_rows(case: Case) -> Iterator[Breach]:
@@ -255,7 +278,7 @@ RULES = (
         why="what was trained on is remembered and not solved, the more the larger the adapter; in standard data sets over "
         "4 % of the validation rows were also in the training set",
         source="Lee et al., arXiv 2107.06499",
-        change="take the rows out of the training file; `eval_fraction` splits by content, so that it cannot happen",
+        change="take the rows out of the training file; `eval_fraction` splits by prompt, so that it cannot happen",
         find=_leaked_items,
     ),
     Rule(
@@ -295,6 +318,16 @@ RULES = (
         "2010.06595, for sizes of effects",
         change="raise `max_seq_length` (`lorastudy check` says how far), or take the study as one of the short rows",
         find=_rows_cut,
+    ),
+    Rule(
+        code="LS508",
+        title="Held-out prompts that are trained on",
+        why="an answer that was learnt for a prompt is said again, so scores on such rows show what is remembered and not "
+        "what the adapter does with a new prompt, and the larger the adapter the more it remembers",
+        source="Lewis et al., arXiv 2008.02637, where 30 % of the test questions of three sets were paraphrases of training "
+        "questions and models did 63 points worse on the others; Lee et al., arXiv 2107.06499, for near copies",
+        change="hold out by `eval_fraction`, which keeps all rows of a prompt on one side; take near copies out of one side",
+        find=_known_prompts,
     ),
     Rule(
         code="LS601",

@@ -157,8 +157,24 @@ def _repeated(data: DataSummary) -> str:
     found = [
         (data.num_duplicate_rows, "are duplicates of earlier ones"),
         (data.num_leaked_rows, leaked),
+        (
+            (data.num_known_prompts or 0) - (data.num_leaked_rows or 0),
+            "have a prompt that is there too, with another answer",
+        ),
     ]
-    return "".join(f" {count(number)} of them {what}." for number, what in found if number)
+    told = "".join(f" {count(number)} of them {what}." for number, what in found if number)
+    if data.num_compared_rows:
+        told += (
+            f" {count(data.num_near_copies or 0)} of {count(data.num_compared_rows)} that were compared have a prompt that "
+            "differs by a few words from one that is there."
+        )
+    if data.split_by == "row":
+        told += " They were held out row by row, since there are too few prompts to hold out prompts."
+    if data.groups is not None:
+        told += f" They have {count(max(data.groups) + 1)} distinct prompts."
+    if data.num_unread_rows:
+        told += f" The steps do not reach {count(data.num_unread_rows)} further rows."
+    return told
 
 
 def _data(study: Study) -> list[Text]:

@@ -27,6 +27,7 @@ _FACTS = {
     "test_rows": "num_test_rows",
     "published_rates": "published_rates",
     "leaked_rows": "num_leaked_rows",
+    "known_prompts": "num_known_prompts",
     "tokenizer": "tokenizer",
 }
 

@@ -7,12 +7,14 @@ import pytest
 
 from lorastudy.analysis import paired
 from lorastudy.analysis.blocker import Blocker
+from lorastudy.analysis.fairness import evidence
 from lorastudy.analysis.fairness.case import ArmFacts, measured_case, planned_case
 from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.fairness.evidence import NUM_SEEDS_FOR_A_VERDICT
 from lorastudy.analysis.fairness.lint import blockers, invalidates, lint, untuned
 from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import split_studies
+from lorastudy.data import splits
 from lorastudy.experiments.expansion import expand
 from lorastudy.records import ArmProfile, DataSummary, RowsRead
 from lorastudy.spec.loading import load_suite
@@ -54,6 +56,7 @@ EXPECTED = {
     "LS504": ("warning", {"small"}),
     "LS505": ("warning", {"small", "large"}),
     "LS506": ("warning", {"small", "large"}),
+    "LS508": ("warning", {"small", "large"}),
     "LS601": ("warning", {"small"}),
 }
 
@@ -246,6 +249,26 @@ def test_few_rows_to_score(planned, num_rows, severity):
     """statsmodels 0.15: NormalIndPower(ddof=0).solve_power(0.5, power=.8, alpha=.05, ratio=0) is 31.4, of 0.25 it is 125.6."""
     case = planned("experiments: [{name: a}]", a={"num_test_rows": num_rows})
     assert found(case, "LS505") == ([] if severity is None else [(severity, {"a"})])
+
+
+def test_what_is_known_of_held_out_prompts_is_told(planned):
+    facts = {
+        "num_test_rows": 200, "num_leaked_rows": 1, "num_known_prompts": 200, "num_near_copies": 1, "num_compared_rows": 100,
+        "split_by": "row",
+    }  # fmt: skip
+    (finding,) = [f for f in lint(planned("experiments: [{name: a}]", a=facts)) if f.code == "LS508"]
+    assert finding.found == (
+        "200 of 200 held-out rows have a prompt that is also trained on; there are fewer than 10 prompts, so rows are held "
+        "out one by one; 1 of 100 that were compared have one that differs by a few words"
+    )
+    few = facts | {"num_known_prompts": 3, "split_by": None}  # 1.5 %
+    assert found(planned("experiments: [{name: a}]", a=few), "LS508") == [("warning", {"a"})]
+    fewer = few | {"num_known_prompts": 2}  # both shares are 1 %
+    assert found(planned("experiments: [{name: a}]", a=fewer), "LS508") == [("note", {"a"})]
+
+
+def test_few_prompts_mean_the_same_where_rows_are_split_and_where_it_is_judged():
+    assert evidence.MIN_PROMPTS == splits.MIN_PROMPTS
 
 
 def rows(split, usable, refused, truncated, **lengths):
