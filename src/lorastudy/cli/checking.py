@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lorastudy.analysis.fairness.case import ArmFacts, Case, after_reading, planned_case, tokens_seen
+from lorastudy.cli.console import reading_shown
 from lorastudy.data.load import Rows, StudyData, near_copies, train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
@@ -33,7 +34,8 @@ def read_data(experiments: Sequence[Experiment]) -> Mapping[str, StudyData]:
         DataError: a file is empty, damaged or of an unknown format, or holding out leaves one side empty.
     """
     readings = {data_key(experiment.settings): experiment.settings for experiment in experiments}
-    return {key: train_and_eval(settings) for key, settings in readings.items()}
+    with reading_shown():
+        return {key: train_and_eval(settings) for key, settings in readings.items()}
 
 
 def data_notes(experiments: Sequence[Experiment], data: Mapping[str, StudyData]) -> list[str]:

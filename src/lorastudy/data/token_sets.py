@@ -1,43 +1,93 @@
 """All data sets of a study as tokens, by the name of their split: what a worker trains on, and what a plan asks about."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-from lorastudy.data.load import StudyData
+from lorastudy.data.batches import row_order
+from lorastudy.data.examples import Example
+from lorastudy.data.load import Rows, StudyData
 from lorastudy.data.splits import prompt_groups
 from lorastudy.data.tokenise import Tokenizer, TokenSet, tokenise
 from lorastudy.errors import DataError
 from lorastudy.spec.settings import Settings
 
+#: Of training rows, that are looked at however short the training: fewer might all be refused for their length.
+MIN_ROWS = 256
 
-def token_sets(study: StudyData, settings: Settings, *, tokenizer: Tokenizer) -> Mapping[str, TokenSet]:
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """How many training rows are trained on, at most, in each of some orders."""
+
+    data_seeds: Sequence[int]
+    num_rows: int
+
+    @classmethod
+    def of(
+        cls, settings: Settings, *, max_steps: Iterable[int | None], data_seeds: Sequence[int]
+    ) -> "Reach | None":
+        """Of trainings of so many steps each; None where one of them goes by epochs, which take all rows."""
+        steps = list(max_steps)
+        if None in steps:
+            return None
+        rows_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+        return cls(data_seeds=data_seeds, num_rows=max(number or 0 for number in steps) * rows_per_step)
+
+
+def token_sets(
+    study: StudyData, settings: Settings, *, tokenizer: Tokenizer, reach: Reach | None
+) -> Mapping[str, TokenSet]:
     """The tokens of `train` and `eval`, and of `test` and `forgetting` where the study has such rows.
+
+    Of the training rows only those are read that training reaches; without `reach` it reaches all.
 
     Raises:
         DataError: a set cannot be used with this tokenizer; says which file it came from, and which base model it is.
     """
-    parts = {
-        "train": study.train,
-        "eval": study.held_out,
-        "test": study.test,
-        "forgetting": study.forgetting,
-    }
-    sets = {}
+    parts = {"eval": study.held_out, "test": study.test, "forgetting": study.forgetting}
+    named = partial(_tokens, settings=settings, tokenizer=tokenizer)
+    sets = {"train": _reached(study.train, reach, tokens_of=partial(named, split="train"))}
     for split, rows in parts.items():
         if rows is not None:
             examples = rows.read()
-            try:
-                tokens = tokenise(
-                    examples, tokenizer=tokenizer, max_seq_length=settings.max_seq_length, split=split
-                )
-            except DataError as error:
-                where = f"{_path_of(split, settings)}, with base_model {settings.base_model}"
-                raise DataError(f"{where}: {error}") from error
-            if split != "train":  # groups are of rows that are scored
-                groups = prompt_groups([examples[place] for place in tokens.places])
-                tokens = replace(tokens, summary=replace(tokens.summary, groups=groups))
-            sets[split] = tokens
+            tokens = named(examples, split=split)
+            groups = prompt_groups([examples[place] for place in tokens.places])
+            sets[split] = replace(tokens, summary=replace(tokens.summary, groups=groups))
     return sets
+
+
+def _tokens(examples: Sequence[Example], *, settings: Settings, tokenizer: Tokenizer, split: str) -> TokenSet:
+    try:
+        return tokenise(examples, tokenizer=tokenizer, max_seq_length=settings.max_seq_length, split=split)
+    except DataError as error:
+        where = f"{_path_of(split, settings)}, with base_model {settings.base_model}"
+        raise DataError(f"{where}: {error}") from error
+
+
+def _reached(
+    train: Rows, reach: Reach | None, *, tokens_of: Callable[[Sequence[Example]], TokenSet]
+) -> TokenSet:
+    """The rows that training reaches. Rows that turn out to be refused have others take their place."""
+    num_rows = len(train)
+    num_looked_at = num_rows if reach is None else min(max(reach.num_rows, MIN_ROWS), num_rows)
+    while reach is not None and num_looked_at < num_rows:
+        orders = [
+            row_order(num_rows, data_seed=seed, num_rows_needed=num_looked_at) for seed in reach.data_seeds
+        ]
+        chosen = sorted({row for order in orders for row in order})
+        found = tokens_of(train.read(chosen))
+        tokens = replace(
+            found,
+            places=tuple(chosen[place] for place in found.places),
+            refused=frozenset(chosen[place] for place in found.refused),
+            num_given=num_rows,
+            summary=replace(found.summary, num_unread_rows=num_rows - len(chosen) or None),
+        )
+        if all(num_looked_at - len(tokens.refused & set(order)) >= reach.num_rows for order in orders):
+            return tokens
+        num_looked_at = min(num_rows, 2 * num_looked_at)
+    return tokens_of(train.read())
 
 
 def _path_of(split: str, settings: Settings) -> str | None:

@@ -86,7 +86,10 @@ class TokenSet:
     whole_lengths: tuple[int, ...]
     """Tokens of every row before the cut, of refused ones too."""
     places: tuple[int, ...]
-    """Where each usable row stands among all that were given."""
+    """Where each usable row stands among all that were given, `num_given` of them."""
+    refused: frozenset[int]
+    """Where the rows stand of which nothing can be trained."""
+    num_given: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +152,12 @@ def tokenise(
         num_completion_tokens=sum(row.num_completion_tokens for row in rows),
     )
     return TokenSet(
-        rows=tuple(rows), summary=summary, whole_lengths=tuple(whole_lengths), places=tuple(places)
+        rows=tuple(rows),
+        summary=summary,
+        whole_lengths=tuple(whole_lengths),
+        places=tuple(places),
+        refused=frozenset(range(len(examples))) - frozenset(places),
+        num_given=len(examples),
     )
 
 

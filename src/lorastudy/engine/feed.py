@@ -60,11 +60,14 @@ def make_feed(
     train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int, device: torch.device
 ) -> Feed:
     """Every step's rows, equal for all arms: a function of `data_seed`, which is the pack's (`Experiment.data_seed`)."""
-    plan = micro_batches(
-        len(train.rows),
+    numbers = micro_batches(
+        train.num_given,
+        refused=train.refused,
         data_seed=data_seed,
         steps=num_steps,
         batch_size=settings.per_device_train_batch_size,
         accumulation=settings.gradient_accumulation_steps,
     )
+    at = {place: row for row, place in enumerate(train.places)}
+    plan = [[[at[number] for number in batch] for batch in step] for step in numbers]
     return Feed(train=train, plan=plan, device=device)

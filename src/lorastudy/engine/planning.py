@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lorastudy.data.load import train_and_eval
-from lorastudy.data.token_sets import token_sets
+from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.data.tokenise import TokenSet
 from lorastudy.engine.chat_template import chat_template_of
 from lorastudy.engine.environment import environment
@@ -114,8 +114,11 @@ def _rows(question: RowsQuestion) -> dict[str, Any]:
     settings = Settings.model_validate_json(json.dumps(question.settings))
     tokenizer = load_tokenizer(settings.base_model, trust_remote_code=settings.trust_remote_code)
     study = train_and_eval(settings, chat_template=chat_template_of(tokenizer))
+    reach = Reach.of(
+        settings, max_steps=[steps for steps, _ in question.lengths], data_seeds=question.data_seeds
+    )
     # All of them, though only training is asked about: what a run would refuse is refused here.
-    sets = token_sets(study, settings, tokenizer=tokenizer)
+    sets = token_sets(study, settings, tokenizer=tokenizer, reach=reach)
     train = sets["train"]
     num_rows = len(train.rows)
     num_steps = max(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 
 from lorastudy.data.load import near_copies, train_and_eval
-from lorastudy.data.token_sets import token_sets
+from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.data.tokenise import TokenSet
 from lorastudy.engine.chat_template import chat_template_of
 from lorastudy.spec.settings import Settings
@@ -30,7 +30,13 @@ class PackData:
 def load_data(run: PackRun, settings: Settings, *, tokenizer: PreTrainedTokenizerBase) -> PackData:
     """Read, render and tokenise the pack's data sets; record what became of their rows."""
     study = train_and_eval(settings, chat_template=chat_template_of(tokenizer))
-    sets = token_sets(study, settings, tokenizer=tokenizer)
+    experiments = run.pack.experiments
+    reach = Reach.of(
+        settings,
+        max_steps=[experiment.settings.max_steps for experiment in experiments],
+        data_seeds=[experiments[0].data_seed],
+    )
+    sets = token_sets(study, settings, tokenizer=tokenizer, reach=reach)
     data = PackData(
         train=sets["train"], held_out=sets["eval"], test=sets.get("test"), forgetting=sets.get("forgetting")
     )

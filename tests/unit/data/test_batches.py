@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorastudy.data.batches import micro_batches, num_steps, row_order
+from lorastudy.data.batches import micro_batches, num_steps, row_order, usable_order
 
 
 @given(st.integers(1, 30), st.integers(0, 9), st.integers(0, 100))
@@ -46,3 +46,11 @@ def test_micro_batches_follow_the_order_across_the_end_of_an_epoch():
 )
 def test_num_steps(num_rows, epochs, batch_size, accumulation, steps):
     assert num_steps(num_rows, epochs=epochs, batch_size=batch_size, accumulation=accumulation) == steps
+
+
+def test_refused_rows_are_passed_over_and_the_others_keep_their_order():
+    whole = row_order(20, data_seed=1, num_rows_needed=200)
+    refused = {3, 7, *range(10, 18)}
+    order = usable_order(20, data_seed=1, num_rows_needed=45, refused=refused)
+    assert order == [row for row in whole if row not in refused][:45]
+    assert order[:9] == usable_order(20, data_seed=1, num_rows_needed=9, refused=refused)

@@ -5,7 +5,7 @@ from transformers.utils import chat_template_utils
 
 import tiny
 from lorastudy.data.formats import recognise
-from lorastudy.data.load import to_examples
+from lorastudy.data.load import to_example
 from lorastudy.data.sources import Row
 from lorastudy.engine.chat_template import DATE, chat_template_of
 from lorastudy.errors import ModelError
@@ -76,7 +76,7 @@ def test_a_day_in_a_form_that_is_computed_is_refused():
 
 def test_what_the_template_marks_is_trained():
     row = Row(values={"messages": [TURNS[1], *TURNS, *TURNS]}, where="f:1")
-    (example,) = to_examples([row], recognise([row]), chat_template=template_of(GENERATION))
+    example = to_example(row, recognise([row]), chat_template=template_of(GENERATION))
     assert [(segment.text, segment.trained) for segment in example.segments] == [
         ("w9 w4 w5 <eos> w8 w9 w3 w8 w9 ", False),  # a greeting answers nothing
         ("w4 w5 <eos>", True),

@@ -173,7 +173,8 @@ def after_reading(facts: ArmFacts, settings: Settings, *, rows: Sequence[RowsRea
         seen = tokens_seen(
             settings, num_rows=train.num_rows, num_completion_tokens=train.num_completion_tokens
         )
-        facts = replace(facts, num_train_rows=train.num_rows, num_completion_tokens=seen)
+        all_rows = train.num_rows + (train.num_unread_rows or 0)
+        facts = replace(facts, num_train_rows=all_rows, num_completion_tokens=seen)
     if test is not None:
         facts = replace(facts, num_test_rows=test.num_rows)
     return replace(facts, rows=tuple(rows))

@@ -1,0 +1,108 @@
+"""Rows are read only where training reaches them, and become what they become when all are read."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from lorastudy.data import token_sets as module
+from lorastudy.data.batches import micro_batches
+from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.data.load import train_and_eval
+from lorastudy.data.sources import RowSource, read_rows, watched
+from lorastudy.data.token_sets import Reach, token_sets
+from lorastudy.spec.settings import Settings
+
+
+@pytest.fixture
+def many(write):
+    """Four hundred rows, of which about a third have prompts too long for 40 tokens."""
+    draw = random.Random(0)
+    return write(
+        "rows.jsonl",
+        [{"prompt": f"{i}" * draw.randint(1, 18), "completion": f"answer {i}"} for i in range(400)],
+    )
+
+
+def trained(study, settings, *, letters, reach, data_seed, steps):
+    """The token rows of each step, as `make_feed` lays them out."""
+    tokens = token_sets(study, settings, tokenizer=letters(), reach=reach)["train"]
+    numbers = micro_batches(
+        tokens.num_given,
+        data_seed=data_seed,
+        steps=steps,
+        batch_size=4,
+        accumulation=1,
+        refused=tokens.refused,
+    )
+    at = dict(zip(tokens.places, tokens.rows, strict=True))
+    return tokens, [[at[number] for number in batch] for (batch,) in numbers]
+
+
+@pytest.mark.parametrize("data_seed", range(4))
+def test_the_rows_that_are_reached_are_trained_as_if_all_were_read(many, letters, monkeypatch, data_seed):
+    monkeypatch.setattr(module, "MIN_ROWS", 1)
+    settings = Settings(dataset_path=many, max_steps=6, max_seq_length=40, per_device_train_batch_size=4)
+    study = train_and_eval(settings)
+    reach = Reach.of(settings, max_steps=[2, 6], data_seeds=[data_seed])
+    whole, expected = trained(study, settings, letters=letters, reach=None, data_seed=data_seed, steps=6)
+    part, found = trained(study, settings, letters=letters, reach=reach, data_seed=data_seed, steps=6)
+    assert found == expected
+    assert whole.summary.num_unread_rows is None
+    assert len(whole.refused) > 50
+    num_read = len(part.rows) + len(part.refused)
+    assert 24 <= num_read < 120
+    assert part.summary.num_unread_rows == len(study.train) - num_read
+
+
+def test_trainings_by_epochs_reach_all_rows(many):
+    assert Reach.of(Settings(dataset_path=many), max_steps=[3, None], data_seeds=[0]) is None
+
+
+def test_a_pass_picks_rows_without_reading_on(many):
+    source, seen = RowSource(many), []
+    everything = read_rows(many)
+    assert list(source) == list(source) == everything
+    assert list(source.picked([0, 3, 399])) == [everything[number] for number in (0, 3, 399)]
+    with watched(seen.append):
+        list(source)
+    assert seen[-1] is None
+
+
+def test_files_that_fit_a_pattern_and_packed_files_are_read_alike(tmp_path, write):
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(9)]
+    whole = write("whole.jsonl", rows)
+    for part in range(3):
+        write(f"part-{part}.jsonl", rows[3 * part : 3 * part + 3])
+    packed = tmp_path / "whole.csv.gz"
+    with gzip.open(packed, "wt", encoding="utf-8") as file:
+        file.write("prompt,completion\n" + "".join(f"{row['prompt']},{row['completion']}\n" for row in rows))
+    pattern = str(tmp_path / "part-*.jsonl")
+    for name in (whole, pattern, str(packed)):
+        assert [row.values for row in read_rows(name)] == rows
+    with gzip.open(tmp_path / "whole.jsonl.gz", "wb") as file:
+        file.write(Path(whole).read_bytes())
+    assert dataset_fingerprint(whole) == dataset_fingerprint(f"{whole}.gz")
+    before = dataset_fingerprint(pattern)
+    write("part-2.jsonl", rows[:1])
+    assert dataset_fingerprint(pattern) != before
+
+
+def test_a_list_of_any_layout_is_read_in_pieces_as_if_it_were_whole(tmp_path, monkeypatch):
+    from lorastudy.data import sources
+
+    draw = random.Random(1)
+    rows = [
+        {"text": '\u00e9\\\n"' * draw.randint(0, 5), "more": [{"a": [1, None, 1.5e-3]}] * draw.randint(0, 2)}
+        for _ in range(40)
+    ]
+    for indent in (None, 1):
+        for value in (rows, {"data": rows}):
+            path = tmp_path / "rows.json"
+            path.write_text(json.dumps(value, indent=indent, ensure_ascii=indent is None), encoding="utf-8")
+            for size in (1, 7, 64):
+                monkeypatch.setattr(sources, "_PIECE_BYTES", size)
+                monkeypatch.setattr("lorastudy.data.json_reading._START_LENGTH", 16)
+                assert [row.values for row in read_rows(str(path))] == rows
