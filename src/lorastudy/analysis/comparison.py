@@ -6,6 +6,8 @@ How the numbers are come by is told in `paired`, how the word in `verdicts`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from scipy import special
+
 from lorastudy.analysis.summary import Metric
 from lorastudy.analysis.twoway import TwoWay
 from lorastudy.analysis.verdicts import Word
@@ -33,6 +35,35 @@ class MoreSeeds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """On how many of an arm's reporting seeds training diverged."""
+
+    arm: str
+    num_diverged: int
+    num_seeds: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Clopper and Pearson's exact 95 % interval of the share; equal to `binomtest(k, n).proportion_ci()` of scipy."""
+        k, n = self.num_diverged, self.num_seeds
+        low = 0.0 if k == 0 else float(special.betaincinv(k, n - k + 1, 0.025))
+        high = 1.0 if k == n else float(special.betaincinv(k + 1, n - k, 0.975))
+        return low, high
+
+    @property
+    def rate(self) -> str:
+        """`diverged on 1 of 9 seeds (95 % interval 0.3 to 48 %)`."""
+        low, high = (100 * bound for bound in self.interval)
+        share = f"95 % interval {low:.2g} to {high:.0f} %"
+        return f"diverged on {self.num_diverged} of {self.num_seeds} seed{'s' if self.num_seeds > 1 else ''} ({share})"
+
+    @property
+    def words(self) -> str:
+        """The same with the arm's name."""
+        return f"{self.arm} {self.rate}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """One arm against the reference on one metric. `differences` is arm minus reference, by seed.
 
@@ -45,6 +76,8 @@ class Comparison:
     differences: Mapping[int, float]
     seeds_apart: Mapping[int, str] = field(default_factory=dict)
     """Seeds left out because the two runs cannot be compared, and why: environment, base model or rows differ."""
+    diverged: tuple[Divergence, ...] = ()
+    """Of the two arms, those that diverged on a reporting seed: to be told beside any verdict."""
     mean: float | None = None
     sd: float | None = None
     """Of the differences between seeds."""

@@ -7,13 +7,14 @@ from functools import cached_property
 
 from lorastudy.analysis.best import AgainstBest, against_the_best
 from lorastudy.analysis.blocker import Blocker
-from lorastudy.analysis.comparison import Comparison, direction
+from lorastudy.analysis.comparison import Comparison, Divergence, direction
 from lorastudy.analysis.fairness.case import measured_case
 from lorastudy.analysis.fairness.finding import LintFinding
 from lorastudy.analysis.fairness.lint import blockers, lint, untuned
 from lorastudy.analysis.frontier import Standing, pareto_frontier, standings
 from lorastudy.analysis.items import ItemTable
 from lorastudy.analysis.lateness import SetLate
+from lorastudy.analysis.outcomes import divergence_of, is_borne_out, judged_by_outcomes
 from lorastudy.analysis.paired import compare_with_reference, paired_estimate
 from lorastudy.analysis.ranks import RankReturns, rank_ladder, rank_returns
 from lorastudy.analysis.reference import is_reference_named, reference_arm
@@ -110,7 +111,7 @@ class Analysis:
         """The arms that may be the best; None with too few seeds. Computed when asked for: its library takes a second."""
         found = self.primary_comparisons
         return tied_with_the_best(
-            _costs_by_seed(self.study, compared_arms(self.study), metric=self.primary),
+            _costs_by_seed(self.study, compared_arms(self.study, metric=self.primary), metric=self.primary),
             undecided=[(one.arm, one.reference) for one in found if one.verdict == "cannot tell"],
             behind=[_loser_and_winner(one) for one in found if one.ahead is not None],
         )
@@ -125,15 +126,15 @@ class Analysis:
         sign = direction(self.primary)
         pairs = {}
         for one, other in itertools.combinations(arms, 2):
-            found = paired_estimate(
-                self.study,
-                pair=(self.study.arm(one), self.study.arm(other)),
-                metric=self.primary,
-                items=self.items,
-            )
-            if found is not None:
+            pair = (self.study.arm(one), self.study.arm(other))
+            found = paired_estimate(self.study, pair=pair, metric=self.primary, items=self.items)
+            if found is not None and is_borne_out(self.study, pair, metric=self.primary):
                 pairs[one, other] = replace(found, mean=sign * found.mean)
         return against_the_best(pairs, arms=arms)
+
+    def divergence(self, name: str) -> Divergence | None:
+        """On how many reporting seeds the arm diverged; None where on none."""
+        return divergence_of(self.study, self.study.arm(name))
 
     def summary(self, name: str) -> ArmSummary:
         """The summary of the arm of that name."""
@@ -191,12 +192,12 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
     question = question or Question()
     primary = next(metric for metric in COMPARED_METRICS if metric.name == question.primary_metric)
     summaries = tuple(summarise_arm(arm, study) for arm in study.reported_arms)
-    reference = reference_arm(study, named=question.reference)
+    reference = reference_arm(study, named=question.reference, metric=primary)
     margin = None if question.margin_share is not None else question.margin
     found = lint(measured_case(study, metric=primary, margin=margin, reference=question.reference))
     blocked, loose = {**blockers(found), **question.blockers}, untuned(found)
-    arms = compared_arms(study)
-    ladder = _ladder(study, reference)
+    arms = compared_arms(study, metric=primary)
+    ladder = _ladder(study, reference, metric=primary)
     comparisons = {
         metric.key: _compared(study, arms, reference=reference, metric=metric, items=items, rules=rules)
         for metric, rules in _metrics_with_rules(
@@ -257,16 +258,17 @@ def _compared(
 ) -> tuple[Comparison, ...]:
     if reference is None:
         return ()
-    return compare_with_reference(
+    found = compare_with_reference(
         study, arms=arms, reference=reference, metric=metric, items=items, rules=rules
     )
+    return judged_by_outcomes(study, found, rules=rules)
 
 
-def _ladder(study: Study, reference: Arm | None) -> tuple[Arm, ...]:
+def _ladder(study: Study, reference: Arm | None, *, metric: Metric) -> tuple[Arm, ...]:
     """The ranks up to the reference's; empty for another experiment type."""
     if reference is None or study.experiment_type != "rank_ablation":
         return ()
-    return rank_ladder(study, reference)
+    return rank_ladder(study, reference, metric=metric)
 
 
 def _steps_down(study: Study, ladder: Sequence[Arm]) -> tuple[str, ...]:

@@ -3,28 +3,29 @@
 from collections.abc import Sequence
 
 from lorastudy.analysis.study import STUDIED_KEYS, Arm, Study
-from lorastudy.analysis.tuning import lowest_loss, rates_of
+from lorastudy.analysis.summary import LOSS, Metric
+from lorastudy.analysis.tuning import best_of, rates_of
 from lorastudy.spec.question import is_reference
 
 #: The largest rank, and the highest precision.
 _TYPES_WITH_A_REFERENCE = frozenset({"rank_ablation", "quantization_study"})
 
 
-def reference_arm(study: Study, *, named: str | None = None) -> Arm | None:
+def reference_arm(study: Study, *, named: str | None = None, metric: Metric = LOSS) -> Arm | None:
     """The arm that the others are compared with; None when nothing completed.
 
     The suite may name it; where no run of that arm completed, or none has the name, the design does. Which
     configuration it is, the design says and never the outcome, which would favour the best observed
     (winner's curse). Rank ablation: the largest rank. Quantization: the highest precision. Else the first arm of
     the suite. Arms without a completed run cannot serve. Where an experiment type of the package was run at
-    several learning rates, the reference stands at its best one, as `rank_ladder` has every rank: which rate
+    several learning rates, the reference stands at its best one by the metric, as `rank_ladder` has every rank: which rate
     stands first in a list is no design. A type of one's own may study the rate itself and keeps its first arm.
     """
     completed = [arm for arm in study.reported_arms if arm.completed]
     designed = _by_name(completed, named) or _by_design(study, completed)
     if designed is None or study.experiment_type not in STUDIED_KEYS:
         return designed
-    return lowest_loss(study, rates_of(study, designed)) or designed
+    return best_of(study, rates_of(study, designed), metric=metric) or designed
 
 
 def is_reference_named(study: Study, *, named: str | None = None) -> bool:

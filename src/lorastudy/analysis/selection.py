@@ -1,7 +1,7 @@
 """Which learning rate stands for an arm, and what that choice does to its score.
 
 Where an experiment type of the package was run at several learning rates, each configuration is compared at its best
-one, picked by the mean loss on the validation split. If there is a test split, the report is about that, and the rows
+one, picked by the primary metric on the validation split. If there is a test split, the report is about that, and the rows
 that picked the rate take no part. If there is none, the same rows pick and report: a choice in sample, which makes
 the chosen score look better than it is (winner's curse), and the report says so.
 
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from lorastudy.analysis.splits import CHOOSING_SPLIT, reporting_split
 from lorastudy.analysis.study import STUDIED_KEYS, Arm, Study
-from lorastudy.analysis.summary import LOSS, Metric, scores_by_seed
-from lorastudy.analysis.tuning import lowest_loss, rates_of
+from lorastudy.analysis.summary import Metric, scores_by_seed
+from lorastudy.analysis.tuning import best_of, rates_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +35,14 @@ class Choice:
     """
 
 
-def compared_arms(study: Study) -> tuple[Arm, ...]:
+def compared_arms(study: Study, *, metric: Metric) -> tuple[Arm, ...]:
     """The arms that comparisons are about: one for each configuration. In a type of one's own, every arm.
 
     A type of one's own may study the rate itself.
     """
     if study.experiment_type not in STUDIED_KEYS:
         return study.reported_arms
-    chosen = {(lowest_loss(study, rates_of(study, arm)) or arm).name for arm in study.arms}
+    chosen = {(best_of(study, rates_of(study, arm), metric=metric) or arm).name for arm in study.arms}
     return tuple(arm for arm in study.reported_arms if arm.name in chosen)
 
 
@@ -51,7 +51,7 @@ def choices(study: Study, *, metric: Metric) -> tuple[Choice, ...]:
     if study.experiment_type not in STUDIED_KEYS:
         return ()
     made = []
-    for arm in compared_arms(study):
+    for arm in compared_arms(study, metric=metric):
         grid = rates_of(study, arm)
         if len(grid) > 1 and arm.completed:
             made.append(
@@ -67,17 +67,19 @@ def choices(study: Study, *, metric: Metric) -> tuple[Choice, ...]:
 
 def _optimism(study: Study, arm: Arm, *, grid: Sequence[Arm], metric: Metric) -> float | None:
     """The chosen arm's mean against the mean over seeds of the arm that the other seeds would have chosen."""
-    picked_by = {one.name: scores_by_seed(one, study, metric=LOSS, choosing=True) for one in grid}
+    picked_by = {one.name: scores_by_seed(one, study, metric=metric, choosing=True) for one in grid}
     told = {one.name: scores_by_seed(one, study, metric=metric) for one in grid}
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in (*picked_by.values(), *told.values()))))
     if len(seeds) < 3:
         return None
-    left_out = [told[_best_without(seed, picked_by, seeds=seeds)][seed] for seed in seeds]
+    sign = 1 if metric.lower_is_better else -1
+    left_out = [told[_best_without(seed, picked_by, seeds=seeds, sign=sign)][seed] for seed in seeds]
     chosen = [told[arm.name][seed] for seed in seeds]
-    apart = statistics.fmean(left_out) - statistics.fmean(chosen)
-    return apart if metric.lower_is_better else -apart
+    return sign * (statistics.fmean(left_out) - statistics.fmean(chosen))
 
 
-def _best_without(seed: int, losses: Mapping[str, Mapping[int, float]], *, seeds: Sequence[int]) -> str:
+def _best_without(
+    seed: int, scores: Mapping[str, Mapping[int, float]], *, seeds: Sequence[int], sign: int
+) -> str:
     others = [one for one in seeds if one != seed]
-    return min(losses, key=lambda name: statistics.fmean(losses[name][one] for one in others))
+    return min(scores, key=lambda name: sign * statistics.fmean(scores[name][one] for one in others))

@@ -33,7 +33,7 @@ def asked_of(study: Study, stated: StatedQuestion | None) -> Question:
 def _allowed(study: Study, share: Margin, *, question: Question) -> float | None:
     """What the share comes to at the measured gain."""
     metric = next(one for one in COMPARED_METRICS if one.name == question.primary_metric)
-    reference = reference_arm(study, named=question.reference)
+    reference = reference_arm(study, named=question.reference, metric=metric)
     if metric != LOSS or reference is None:
         return None
     before, after = (scores_by_seed(reference, study, metric=one).values() for one in (LOSS_BEFORE, LOSS))

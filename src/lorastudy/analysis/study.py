@@ -117,6 +117,11 @@ class Study:
         """The arm's results, of whatever status, but for those that chose its learning rate."""
         return tuple(result for result in arm.results if result.seed not in self.tuning_seeds)
 
+    def choosing_runs(self, arm: Arm) -> tuple[ExperimentResult, ...]:
+        """The arm's results, of whatever status, that choose its learning rate: runs of their own, else all of them."""
+        tuning = tuple(result for result in arm.results if result.seed in self.tuning_seeds)
+        return tuning or arm.results
+
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)

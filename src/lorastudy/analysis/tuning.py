@@ -1,13 +1,18 @@
 """Whether each arm got a learning rate of its own, and which did best: else a difference may be one of rate.
 
-At one fixed rate the effect of rank looked eight times too small over 13 models; so an arm whose rate was
-never varied, or whose best rate lies on the edge of its grid, is untuned and cannot be called best.
+At one fixed rate, 4e-5, the effect of rank looked eight times too small over 13 models and the best rank won in 3 of them;
+at another, 3e-4, it won in 26 of 28. Which of the two a rate is like nobody knows beforehand; so an arm whose rate was never
+varied, or whose best rate lies on the edge of its grid, is untuned and cannot be called best.
 """
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.analysis.summary import LOSS, Metric, scores_by_seed
 from lorastudy.spec.experiment import canonical_json
@@ -67,27 +72,107 @@ def best_if_on_edge(study: Study, arms: Sequence[Arm], *, metric: Metric = LOSS)
     return best if best and float(best.settings["learning_rate"]) in (min(rates), max(rates)) else None
 
 
-def lowest_loss(study: Study, arms: Sequence[Arm]) -> Arm | None:
-    """The arm of lowest mean held-out loss, as `best_of` has it."""
-    return best_of(study, arms, metric=LOSS)
-
-
 def best_of(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Arm | None:
-    """The arm of best mean, of those with the most seeds scored; None where none was.
+    """The arm, of one configuration's rates, that stands for it; None where none was scored.
 
-    On the rows that choose: where a study has test rows they take no part in this. An arm that lost seeds, as one
-    whose rate is too high does, may owe its good mean to the seeds it lost. Where a search chose the rate, perhaps by
-    another metric, the arm is the one it chose.
+    On the rows that choose: where a study has test rows they take no part in this. In this order:
+
+    1. The fewest diverged runs, as a share. A rate at which training diverged is no good rate, however low the losses of
+       the seeds that it spared.
+    2. The best mean, on common seeds: a two-way fit of rates and seeds (`adjusted_means`), so that neither a lost run nor
+       seeds that one rate has more than another count for or against it.
+    3. Where the metric is another than the loss, rates within one standard error of the best mean are told apart by the
+       loss: 40 right of 50 and 42 are no two rates.
+
+    Where a search chose the rate, the arm is the one it chose.
     """
     if study.tuning_seeds:
         arms = [arm for arm in arms if study.reporting_runs(arm)] or arms
-    scores = {
-        arm.name: list(scores_by_seed(arm, study, metric=metric, choosing=True).values()) for arm in arms
-    }
-    most = max(map(len, scores.values()), default=0)
-    whole = [arm for arm in arms if len(scores[arm.name]) == most]
+    scores = {arm.name: scores_by_seed(arm, study, metric=metric, choosing=True) for arm in arms}
+    scored = [arm for arm in arms if scores[arm.name]]
+    if not scored:
+        return None
+    fewest = min(_diverged_share(study, arm) for arm in scored)
+    left = [arm for arm in scored if _diverged_share(study, arm) == fewest]
+    costs = _costs(study, left, metric=metric)
+    best = min(left, key=lambda arm: costs[arm.name])
+    if metric.name == LOSS.name:
+        return best
+    room = _standard_error(study, best, metric=metric)
+    near = [arm for arm in left if costs[arm.name] <= costs[best.name] + room]
+    losses = _costs(study, near, metric=LOSS)
+    return min(near, key=lambda arm: losses.get(arm.name, math.inf))
+
+
+def adjusted_means(scores: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    """The mean of each row over columns that not all rows have: score = row + column, by least squares.
+
+    Where all rows have the same columns these are their means. Rows that share no column with others, not even through a third,
+    keep their own mean.
+    """
+    rows = [name for name, by_seed in scores.items() if by_seed]
+    if len({frozenset(scores[name]) for name in rows}) == 1:
+        return {name: statistics.fmean(scores[name].values()) for name in rows}
+    found: dict[str, float] = {}
+    for group in _linked(scores, rows):
+        seeds = sorted({seed for name in group for seed in scores[name]})
+        cells = [
+            (row, seeds.index(seed), value)
+            for row, name in enumerate(group)
+            for seed, value in scores[name].items()
+        ]
+        design = np.zeros((len(cells), len(group) + len(seeds)))
+        for position, (row, column, _) in enumerate(cells):
+            design[position, [row, len(group) + column]] = 1
+        fitted = np.linalg.lstsq(design, np.array([value for *_, value in cells]), rcond=None)[0]
+        of_seeds = float(fitted[len(group) :].mean())
+        found |= {name: float(fitted[row]) + of_seeds for row, name in enumerate(group)}
+    return found
+
+
+def _linked(scores: Mapping[str, Mapping[int, float]], rows: Sequence[str]) -> list[list[str]]:
+    """The rows in groups that share columns, directly or through others."""
+    groups: list[list[str]] = []
+    for name in rows:
+        touching = [
+            group for group in groups if any(scores[name].keys() & scores[one].keys() for one in group)
+        ]
+        groups = [group for group in groups if group not in touching]
+        groups.append([*(one for group in touching for one in group), name])
+    return groups
+
+
+def _costs(study: Study, arms: Sequence[Arm], *, metric: Metric) -> dict[str, float]:
+    """Adjusted means of the rows that choose; low is good."""
     sign = 1 if metric.lower_is_better else -1
-    return min(whole, key=lambda arm: sign * statistics.fmean(scores[arm.name])) if most else None
+    means = adjusted_means(
+        {arm.name: scores_by_seed(arm, study, metric=metric, choosing=True) for arm in arms}
+    )
+    return {name: sign * mean for name, mean in means.items()}
+
+
+def _diverged_share(study: Study, arm: Arm) -> float:
+    """Of the runs that choose, those that diverged."""
+    runs = study.choosing_runs(arm)
+    diverged = sum(run.failure_kind == "diverged" for run in runs)
+    completed = sum(run.status == "completed" for run in runs)
+    return diverged / (diverged + completed) if diverged else 0.0
+
+
+def _standard_error(study: Study, arm: Arm, *, metric: Metric) -> float:
+    """Of the arm's mean: from the spread of its seeds, or of a share from its items, whichever is larger."""
+    values = list(scores_by_seed(arm, study, metric=metric, choosing=True).values())
+    of_seeds = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    mean, num_items = statistics.fmean(values), _num_items(study, arm, metric=metric)
+    of_items = (
+        math.sqrt(max(0.0, mean * (1 - mean)) / num_items) if metric.unit == "share" and num_items else 0.0
+    )
+    return max(of_seeds, of_items)
+
+
+def _num_items(study: Study, arm: Arm, *, metric: Metric) -> int | None:
+    key = (stored_split(metric.split, study, choosing=True), metric.name)
+    return next((run.scores[key].num_items for run in study.choosing_runs(arm) if key in run.scores), None)
 
 
 def tried_rates(study: Study) -> str:

@@ -7,7 +7,7 @@ import pytest
 from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import Study, split_studies
 from lorastudy.analysis.summary import LOSS, scores_by_seed
-from lorastudy.analysis.tuning import learning_rates, lowest_loss, rates_of
+from lorastudy.analysis.tuning import best_of, learning_rates, rates_of
 from lorastudy.report.sections.rates import rate_blocks
 from lorastudy.tracker.views import ScoreValue
 
@@ -58,7 +58,7 @@ def test_only_the_chosen_rates_and_the_other_seeds_are_reported(searched):
 def test_the_choice_is_told_from_the_tuning_runs_alone(searched):
     arm = searched.arm("r1_lr0.002")
     assert scores_by_seed(arm, searched, metric=LOSS, choosing=True) == {8: 2.0, 9: 2.0}
-    assert lowest_loss(searched, rates_of(searched, arm)) == arm
+    assert best_of(searched, rates_of(searched, arm), metric=LOSS) == arm
     rates = learning_rates(searched)
     assert (rates.num_configurations, rates.num_varied, rates.on_edge, rates.were_sought) == (2, 2, (), True)
 

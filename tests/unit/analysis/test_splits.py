@@ -7,7 +7,7 @@ from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.splits import reporting_split, stored_split
 from lorastudy.analysis.study import split_studies
 from lorastudy.analysis.summary import EXACT_MATCH, LOSS, LOSS_BEFORE, scores_by_seed
-from lorastudy.analysis.tuning import lowest_loss
+from lorastudy.analysis.tuning import best_of
 from lorastudy.tracker.views import ScoreValue
 
 
@@ -36,7 +36,7 @@ def rates(make_result):
 def test_the_choice_is_made_on_held_out_rows_and_reported_on_test_rows(rates):
     (study,) = split_studies(rates())
     assert reporting_split(study) == "test"
-    chosen = lowest_loss(study, study.arms)
+    chosen = best_of(study, study.arms, metric=LOSS)
     assert chosen is not None
     assert chosen.name == "r8_lr0.0002"
     assert scores_by_seed(chosen, study, metric=LOSS) == {0: 1.25, 1: 1.25}

@@ -4,7 +4,8 @@ import pytest
 
 from lorastudy.analysis.reference import missing_reference, reference_arm
 from lorastudy.analysis.study import confounds, differing_settings, shared_settings, split_studies
-from lorastudy.analysis.tuning import learning_rates, lowest_loss, rates_of
+from lorastudy.analysis.summary import LOSS
+from lorastudy.analysis.tuning import adjusted_means, best_of, learning_rates, rates_of
 
 
 def test_suites_are_never_pooled(make_result):
@@ -93,9 +94,38 @@ def test_the_reference_stands_at_its_best_rate_but_for_a_type_of_ones_own(make_r
     assert reference_arm(at_three_rates("own")).name == "slow"
 
 
-def test_a_low_mean_of_the_seeds_that_were_left_is_not_the_lowest_loss(make_study):
-    study = make_study({"whole": [1.0, 1.2], "lost": [0.5]})
-    assert lowest_loss(study, study.arms).name == "whole"
+def test_a_rate_is_told_on_common_seeds_and_a_lost_run_costs_nothing(make_study):
+    # Seed 1 is the hard one. On seed 0, which both have, the second rate is the better; its own mean would be the worse.
+    study = make_study({"whole": [1.0, 3.0], "lost": [0.9]})
+    assert best_of(study, study.arms, metric=LOSS).name == "lost"
+    easy = make_study({"two seeds": [2.0, 1.0], "an easy seed more": [2.1, 1.1, 0.1]})
+    assert best_of(easy, easy.arms, metric=LOSS).name == "two seeds"
+
+
+def test_means_on_common_seeds_by_hand():
+    # Seeds 0 and 1 are 1 apart in both rows, seed 2 is one more: b lacks what would be 4 + 2 there.
+    found = adjusted_means({"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {0: 4.0, 1: 5.0}})
+    assert found == pytest.approx({"a": 2.0, "b": 5.0})
+    # A row without a seed in common keeps its own mean; a third one links two rows.
+    assert adjusted_means({"a": {0: 1.0}, "b": {1: 5.0}}) == pytest.approx({"a": 1.0, "b": 5.0})
+    linked = adjusted_means({"a": {0: 1.0}, "b": {1: 5.0}, "c": {0: 2.0, 1: 3.0}})
+    assert linked["b"] - linked["a"] == pytest.approx(3.0)  # b is 2 above c, and c is 1 above a
+
+
+def test_a_rate_at_which_training_diverged_is_not_chosen_for_the_seeds_it_spared(make_result):
+    def best(kind):
+        (study,) = split_studies(
+            [
+                make_result("steady", 0, 1.0),
+                make_result("steady", 1, 1.0),
+                make_result("hot", 0, 0.5),
+                make_result("hot", 1, None, status="failed", failure_kind=kind),
+            ]
+        )
+        return best_of(study, study.arms, metric=LOSS).name
+
+    assert best("diverged") == "steady"
+    assert best("out_of_memory") == "hot"
 
 
 def test_nothing_completed_has_no_reference(make_result):

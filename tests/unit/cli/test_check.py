@@ -68,9 +68,22 @@ def test_what_takes_a_verdict_away_ends_with_1_and_says_why_and_what_to_do(suite
 
 def test_a_warning_alone_ends_with_0(suite, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["check", suite(FAIR.replace("[0, 1, 2, 3, 4, 5]", "[0]"))])
+        main(["check", suite(FAIR.replace("[0, 1, 2, 3, 4, 5]", "[0, 1]"))])
     assert ended.value.code == 0
     assert "LS401 warning" in capsys.readouterr().out
+
+
+def test_one_seed_takes_the_verdicts_away(suite, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["check", suite(FAIR.replace("[0, 1, 2, 3, 4, 5]", "[0]"))])
+    assert ended.value.code == 1
+    out = capsys.readouterr().out
+    assert "LS401 invalidates" in out
+    assert (
+        "one seed shared with the reference: nothing is known of the noise between seeds, so no verdict is possible"
+        in out
+    )
+    assert "cannot go below p = 1" not in out
 
 
 def test_findings_as_json(suite, capsys):

@@ -126,6 +126,8 @@ def check(results, question, monkeypatch, *, with_less_memory=True):
         assert decision.arm in advice.answer
         assert decision.arm not in shown_behind(analysis)
         assert decision.arm not in harmed_arms(analysis)
+        divergence = analysis.divergence(decision.arm)
+        assert divergence is None or divergence.rate in advice.answer
     if not with_less_memory:
         return decision.reason
     budget = 100 * random.Random(len(results)).choice([1, 4, 16])

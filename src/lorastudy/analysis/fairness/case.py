@@ -72,7 +72,8 @@ class Case:
         """The arm that the others will be, or are, compared with."""
         if not self.study.completed:
             return asked_reference(self.study, named=self.named_reference)
-        return reference_arm(self.study, named=self.named_reference) or missing_reference(self.study)
+        found = reference_arm(self.study, named=self.named_reference, metric=self.metric)
+        return found or missing_reference(self.study)
 
     def facts_of(self, arm: Arm) -> ArmFacts:
         """What is known of the arm; nothing, where nothing was told."""

@@ -20,6 +20,8 @@ MAX_LEAKED_SHARE = 0.01
 #: something about usual held-out sets, where 0.2 (197 rows) would be said of nearly every one.
 _SDS = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
 NUM_ROWS_FOR_A_HALF = math.ceil((_SDS / 0.5) ** 2)
+#: The standard error of a share is at most half a point over the root of the number of rows: 5 points with a hundred.
+NUM_ROWS_FOR_A_SHARE = 100
 NUM_ROWS_FOR_A_QUARTER = math.ceil((_SDS / 0.25) ** 2)
 
 
@@ -47,13 +49,24 @@ def _too_few_seeds(case: Case) -> Iterator[Breach]:
     few = [arm for arm in others if len(seeds_of(arm, case.study) & own) < needed]
     if few:
         most = max(len(seeds_of(arm, case.study) & own) for arm in few)
-        least = min(1.0, 2.0 ** (1 - most))
+        # Once there are results, each pair's own verdict says so; before the run nothing else does.
+        no_verdict = most < 2 and not case.study.completed
         yield Breach(
             arms=names(few),
-            found=f"at most {most} seed{'s' * (most != 1)} shared with the reference: the exact test cannot go below "
-            f"p = {least:.2g}; {needed} are needed, {needed - most} more",
-            severity="warning",
+            found=f"{_what_they_show(most)}; {needed} are needed, {needed - most} more",
+            severity="invalidates" if no_verdict else "warning",
         )
+
+
+def _what_they_show(num_seeds: int) -> str:
+    """What so many shared seeds can show at best."""
+    if num_seeds < 2:
+        shared = "one seed" if num_seeds else "no seed"
+        return f"{shared} shared with the reference: nothing is known of the noise between seeds, so no verdict is possible"
+    least = 2.0 ** (1 - num_seeds)
+    return (
+        f"at most {num_seeds} seeds shared with the reference: the exact test cannot go below p = {least:.2g}"
+    )
 
 
 def _unequal_seeds(case: Case) -> Iterator[Breach]:
@@ -127,13 +140,11 @@ def _few_rows(case: Case) -> Iterator[Breach]:
             f"{num_rows:,} rows to score: a difference of less than {_SDS / math.sqrt(num_rows):.2g} "
             "standard deviations of its values by row is missed in more than one study of five"
         )
+        enough = NUM_ROWS_FOR_A_HALF
         if case.metric == EXACT_MATCH:
-            told += f"; one row is {100 / num_rows:.2g} points of exact match"
-        yield Breach(
-            arms=names(arms),
-            found=told,
-            severity="warning" if num_rows < NUM_ROWS_FOR_A_HALF else "note",
-        )
+            enough, error = NUM_ROWS_FOR_A_SHARE, 50 / math.sqrt(num_rows)
+            told += f"; one row is {100 / num_rows:.2g} points of exact match, whose standard error is up to {error:.2g} points"
+        yield Breach(arms=names(arms), found=told, severity="warning" if num_rows < enough else "note")
 
 
 def _num_scored_rows(case: Case, arm: Arm) -> int | None:

@@ -57,7 +57,7 @@ def study_figures(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]
 
 def curve_arms(analysis: Analysis) -> tuple[str, ...]:
     """The arms whose training is drawn: each at the rate taken; of more than can be told apart those of `_worth_a_curve`."""
-    taken = {arm.name for arm in compared_arms(analysis.study)}
+    taken = {arm.name for arm in compared_arms(analysis.study, metric=analysis.primary)}
     names = tuple(name for name in _names(analysis.completed) if name in taken)
     return names if len(names) <= MAX_CURVES else _worth_a_curve(analysis, names)
 
@@ -193,7 +193,7 @@ def curves_figure(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]
 
 
 def _which_curves(analysis: Analysis) -> str:
-    if len(compared_arms(analysis.study)) <= MAX_CURVES:
+    if len(compared_arms(analysis.study, metric=analysis.primary)) <= MAX_CURVES:
         return "those at the learning rate at which they are compared"
     return "the reference and those on the frontier"
 

@@ -3,7 +3,7 @@
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.summary import ArmSummary
-from lorastudy.analysis.tuning import lowest_loss
+from lorastudy.analysis.tuning import best_of
 from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
 from lorastudy.report.findings.wording import (
     NO_VERDICT,
@@ -50,8 +50,8 @@ def _eight_bit(analysis: Analysis) -> str:
     fours, eights = _arms_of(analysis, "4bit"), _arms_of(analysis, "8bit")
     if not fours or not eights:
         return "This needs a completed 8-bit and a completed 4-bit arm; these runs cannot answer it."
-    eight = lowest_loss(analysis.study, eights) or eights[0]
-    four = lowest_loss(analysis.study, fours) or fours[0]
+    eight = best_of(analysis.study, eights, metric=analysis.primary) or eights[0]
+    four = best_of(analysis.study, fours, metric=analysis.primary) or fours[0]
     (comparison,) = analysis.pairs([eight], reference=four)
     answer = f"{_name(eight)} against {_name(four)}, {comparison.metric.title.lower()}: {without_verdict(comparison)}. {NO_VERDICT}"
     memory = [analysis.summary(arm.name).costs.peak_memory_bytes for arm in (eight, four)]

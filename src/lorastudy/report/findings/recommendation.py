@@ -61,7 +61,8 @@ def recommendation(analysis: Analysis) -> Advice:
     if decision.untuned:
         return _untuned(analysis, decision, cost=cost)
     if decision.status == "decided":
-        return Advice(arm=decision.arm, answer=f"Take {decision.arm}: {why(analysis, decision)}.", cost=cost)
+        told = f"Take {decision.arm}: {why(analysis, decision)}.{_its_divergence(analysis, decision)}"
+        return Advice(arm=decision.arm, answer=told, cost=cost)
     told = f"Not decided: {what_is_open(analysis, decision)}. {meanwhile(analysis, decision)} {what_would_decide(analysis, decision)}"
     return Advice(arm=None, answer=told)
 
@@ -77,14 +78,20 @@ def why(analysis: Analysis, decision: Decision) -> str:
 
 def meanwhile(analysis: Analysis, decision: Decision) -> str:
     """Which arm to use until it is decided, in a sentence."""
-    return f"Meanwhile use {decision.arm}: {why(analysis, decision)}."
+    return f"Meanwhile use {decision.arm}: {why(analysis, decision)}.{_its_divergence(analysis, decision)}"
+
+
+def _its_divergence(analysis: Analysis, decision: Decision) -> str:
+    """That the arm diverged on some seeds, how often, and how often it may: never left out where it is named to be taken."""
+    found = analysis.divergence(str(decision.arm))
+    return "" if found is None else f" It {found.rate}."
 
 
 def _untuned(analysis: Analysis, decision: Decision, *, cost: str) -> Advice:
     """What was shown at the rates that were tried, and what it takes to have an arm recommended."""
     rates = tried_rates(analysis.study)
     if decision.status == "decided":
-        seen = f"it would be {decision.arm}: {why(analysis, decision)}."
+        seen = f"it would be {decision.arm}: {why(analysis, decision)}.{_its_divergence(analysis, decision)}"
     else:
         seen = f"{what_is_open(analysis, decision)}. {meanwhile(analysis, decision)} {what_would_decide(analysis, decision)}"
     return Advice(
@@ -277,4 +284,6 @@ def because(recommended: Recommendation) -> tuple[str, ...]:
             f"not called best: {who_is_untuned(analysis)}, and at rates of their own the arms may stand in another order; a "
             "suite with learning_rate: auto would tell"
         )
+    divergence = analysis.divergence(str(decision.arm))
+    told += [] if divergence is None else [f"it {divergence.rate}"]
     return (*told, *(f"not measured as such: {departure}" for departure in recommended.departures))

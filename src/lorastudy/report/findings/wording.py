@@ -38,8 +38,11 @@ class Finding:
 def verdict(comparison: Comparison) -> str:
     """The verdict with what belongs to it: `r64 is better`, `cannot tell (needs about 4 more seeds: 12.0 min)`."""
     if comparison.verdict == "cannot tell" and comparison.more is not None:
-        return f"cannot tell (needs {more_seeds(comparison.more)})"
-    return comparison.told if comparison.reason is None else f"{comparison.told} ({comparison.reason})"
+        told = f"cannot tell (needs {more_seeds(comparison.more)})"
+    else:
+        told = comparison.told if comparison.reason is None else f"{comparison.told} ({comparison.reason})"
+    missing = [one.words for one in comparison.diverged if one.words not in told]
+    return "; ".join([told, *missing])
 
 
 def more_seeds(more: MoreSeeds) -> str:
@@ -179,16 +182,23 @@ def told_of_each(comparisons: Sequence[Comparison], *, reference: str, margin: s
     as_good = [comparison.arm for comparison in comparisons if comparison.is_as_good]
     is_open = [comparison.arm for comparison in comparisons if comparison.verdict == "cannot tell"]
     invalid = [f"{c.arm} ({c.reason})" for c in comparisons if c.verdict == "invalid"]
-    own = names([reference])
+    rates = {one.arm: one.rate for comparison in comparisons for one in comparison.diverged}
+
+    def told(arms: Sequence[str]) -> str:
+        if rates.keys().isdisjoint(arms):
+            return names(arms)
+        return listing(f"{names([arm])} ({rates[arm]})" if arm in rates else names([arm]) for arm in arms)
+
+    own = told([reference])
     is_untuned = any(comparison.verdict == "untuned" for comparison in comparisons)
     one, many, than = ("was", "were each", "ahead of") if is_untuned else ("is", "are each", "better than")
     parts = [
-        f"{names(ahead)} {one if len(ahead) == 1 else many} {than} {own}" if ahead else "",
-        f"{own} {one} {than} {names(behind)}" if behind else "",
-        f"{names(as_good)} {one if len(as_good) == 1 else many} as good as {own} within the margin of {margin}"
+        f"{told(ahead)} {one if len(ahead) == 1 else many} {than} {own}" if ahead else "",
+        f"{own} {one} {than} {told(behind)}" if behind else "",
+        f"{told(as_good)} {one if len(as_good) == 1 else many} as good as {own} within the margin of {margin}"
         if as_good
         else "",
-        f"cannot tell {names(is_open)} from {own}" if is_open else "",
+        f"cannot tell {told(is_open)} from {own}" if is_open else "",
         f"invalid for {listing(invalid)}" if invalid else "",
     ]
     return "; ".join(part for part in parts if part)

@@ -130,6 +130,7 @@ def _has_pairs(analysis: Analysis) -> bool:
 def _limits(analysis: Analysis) -> Iterator[Text]:
     """Each in one line; what there is more to say of is below."""
     yield from _set_late(analysis)
+    yield from _diverged(analysis)
     yield from _findings(analysis)
     if seeds := what_seeds_can_show(analysis):
         yield (seeds,)
@@ -144,6 +145,14 @@ def _set_late(analysis: Analysis) -> Iterator[Text]:
     """What the verdicts go by and was set with results at hand. It comes first, for it is not seen in any number."""
     for late in analysis.question.late_by_key.values():
         yield (told_late(late),)
+
+
+def _diverged(analysis: Analysis) -> Iterator[Text]:
+    """Which arms diverged on a seed that reports, each with its rate: it is an outcome of theirs, and in no mean."""
+    arms = [summary.arm.name for summary in analysis.summaries]
+    found = [one.words for one in map(analysis.divergence, arms) if one is not None]
+    if found:
+        yield (f"{listing(found)}. Verdicts count a diverged seed as beaten; means leave it out.",)
 
 
 def _findings(analysis: Analysis) -> Iterator[Text]:

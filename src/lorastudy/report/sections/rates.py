@@ -1,13 +1,12 @@
 """Which learning rates were tried for each configuration, which was taken, and what that choice does to its score."""
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.splits import reporting_split
 from lorastudy.analysis.study import Arm, Study
-from lorastudy.analysis.summary import LOSS, scores_by_seed
-from lorastudy.analysis.tuning import lowest_loss, rates_of
+from lorastudy.analysis.summary import Metric, scores_by_seed
+from lorastudy.analysis.tuning import adjusted_means, best_of, rates_of
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.numbers import ABSENT, listing, number, signed
 from lorastudy.spec.question import configuration_name
@@ -39,9 +38,10 @@ def rate_blocks(analysis: Analysis, *, level: int) -> list[Block]:
 
 def _row(analysis: Analysis, grid: Sequence[Arm], *, rates: Sequence[float]) -> tuple[Cell, ...]:
     study, by_rate = analysis.study, {_rate(arm): arm for arm in grid}
-    taken = lowest_loss(study, grid)
+    taken = best_of(study, grid, metric=analysis.primary)
     name = configuration_name(grid[0].name, _rate(grid[0]))
-    cells = (_cell(study, by_rate[rate]) if rate in by_rate else Cell(ABSENT) for rate in rates)
+    means = _means(study, grid, metric=analysis.primary)
+    cells = (_cell(by_rate[rate], means) if rate in by_rate else Cell(ABSENT) for rate in rates)
     rate = None if taken is None else _rate(taken)
     on_edge = rate in {min(by_rate), max(by_rate)}
     note = "on the edge of what was tried: not tuned" if on_edge else ""
@@ -61,15 +61,20 @@ def _optimism(analysis: Analysis, taken: Arm | None) -> Cell:
     return Cell(ABSENT) if value is None else Cell(signed(value, 4), value)
 
 
-def _cell(study: Study, arm: Arm) -> Cell:
-    """The mean over seeds of the loss on the rows that choose; what became of it where there is none."""
-    losses = list(scores_by_seed(arm, study, metric=LOSS, choosing=True).values())
+def _means(study: Study, grid: Sequence[Arm], *, metric: Metric) -> dict[str, float]:
+    """What the rate was chosen by: means over seeds on the rows that choose, on common seeds."""
+    return adjusted_means(
+        {arm.name: scores_by_seed(arm, study, metric=metric, choosing=True) for arm in grid}
+    )
+
+
+def _cell(arm: Arm, means: Mapping[str, float]) -> Cell:
+    """The arm's mean; what became of it where there is none."""
     diverged = sum(result.failure_kind == "diverged" for result in arm.results)
-    if not losses:
+    if arm.name not in means:
         return Cell("stopped" if arm.was_outraced else "diverged" if diverged else ABSENT)
-    mean = statistics.fmean(losses)
     some = f", {diverged} diverged" if diverged else ""
-    return Cell(f"{number(mean, _DECIMALS)}{some}", mean)
+    return Cell(f"{number(means[arm.name], _DECIMALS)}{some}", means[arm.name])
 
 
 def _what_this_is(analysis: Analysis) -> str:
@@ -87,7 +92,16 @@ def _what_this_is(analysis: Analysis) -> str:
         if _is_optimism_known(analysis)
         else ""
     )
-    return f"Mean loss on the {rows}, in nats per token, by learning rate.{runs}{taken}{optimism}"
+    metric, in_unit = (
+        analysis.primary.title.lower().removeprefix("held-out "),
+        f", in {analysis.primary.unit}" if analysis.primary.unit else "",
+    )
+    num_scored = {
+        frozenset(run.seed for run in study.choosing_runs(arm) if run.status == "completed")
+        for arm in study.arms
+    }
+    seeds_in_common = "" if len(num_scored) == 1 else ", over common seeds"
+    return f"Mean {metric} on the {rows}{in_unit}, by learning rate{seeds_in_common}.{runs}{taken}{optimism}"
 
 
 def _unit(analysis: Analysis) -> str:

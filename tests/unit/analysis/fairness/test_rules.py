@@ -351,7 +351,17 @@ def test_exact_match_is_measured_on_the_rows_that_are_answered(planned):
     (finding,) = [f for f in lint(planned(text, a={"num_test_rows": 500})) if f.code == "LS505"]
     assert finding.severity == "warning"
     assert finding.found.startswith("25 rows to score")
-    assert finding.found.endswith("one row is 4 points of exact match")
+    # 50 / sqrt(25): a share is at most half a point of variance away from 1/2
+    assert finding.found.endswith(
+        "one row is 4 points of exact match, whose standard error is up to 10 points"
+    )
+
+
+@pytest.mark.parametrize(("num_rows", "severity"), [(99, "warning"), (100, "note"), (126, None)])
+def test_below_a_hundred_scored_items_exact_match_is_warned_of(planned, num_rows, severity):
+    text = "primary_metric: exact_match\nmax_generation_samples: 500\nexperiments: [{name: a}]"
+    case = planned(text, a={"num_test_rows": num_rows})
+    assert found(case, "LS505") == ([] if severity is None else [(severity, {"a"})])
 
 
 def test_rows_that_the_steps_never_reach_are_counted_and_block_nothing(planned):
