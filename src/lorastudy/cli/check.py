@@ -24,7 +24,7 @@ def check(
 ) -> None:
     """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away, 2 if it cannot run."""
     from lorastudy.analysis.fairness.lint import invalidates, lint
-    from lorastudy.cli.checking import margin_notes
+    from lorastudy.cli.checking import data_notes, margin_notes, read_data
     from lorastudy.cli.estimating import rows_checked
     from lorastudy.cli.running import case_of, foreseen_of
     from lorastudy.spec.loading import load_suite
@@ -32,9 +32,10 @@ def check(
     suite = load_suite(file, defaults=config)
     experiments = foreseen_of(suite)
     rows = rows_checked(experiments)
-    for note in [*rows.unknown, *margin_notes(suite.question)]:
+    data = read_data(experiments)
+    for note in [*rows.unknown, *margin_notes(suite.question), *data_notes(experiments, data)]:
         say(f"note: {note}", file=sys.stderr)
-    case = case_of(suite, experiments, rows=rows)
+    case = case_of(suite, experiments, rows=rows, data=data)
     findings = lint(case)
     if as_json:
         body = {"suite_name": suite.name, "findings": [dataclasses.asdict(finding) for finding in findings]}

@@ -20,7 +20,7 @@ from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.cli.outlook import outlook, size_line
 from lorastudy.cli.terminal import failure_shown, runs_own_code, say
 from lorastudy.data.fingerprint import dataset_fingerprint
-from lorastudy.data.load import train_and_eval
+from lorastudy.data.load import StudyData, train_and_eval
 from lorastudy.executors import Executor, local_executor
 from lorastudy.experiments.expansion import sources_reader
 from lorastudy.experiments.rate_search import Design, MeritsOf, design, foreseen
@@ -60,16 +60,14 @@ def foreseen_of(suite: Suite) -> tuple[Experiment, ...]:
     )
 
 
-def case_of(suite: Suite, experiments: Sequence[Experiment], *, rows: RowsChecked) -> Case:
-    """The suite as the linter judges it before it runs, by the experiments foreseen and what a worker read of their rows.
-
-    Raises:
-        DataError: a data set cannot be read.
-    """
+def case_of(
+    suite: Suite, experiments: Sequence[Experiment], *, rows: RowsChecked, data: Mapping[str, StudyData]
+) -> Case:
+    """The suite as the linter judges it before it runs, by the experiments foreseen, their data, and what a worker read of them."""
     return suite_case(
         experiments,
         suite_name=suite.name,
-        data=read_data(experiments),
+        data=data,
         rows=rows.read,
         question=suite.question,
     )
@@ -93,7 +91,8 @@ def show_plan(suite: Suite, *, database: str) -> None:
     experiments = planned.experiments
     executor = local_executor(experiments)
     predicted = plan_of(experiments, missing, num_workers=executor.num_packs_at_once)
-    case = case_of(suite, foreseen_of(suite), rows=predicted.rows)
+    foreseen = foreseen_of(suite)
+    case = case_of(suite, foreseen, rows=predicted.rows, data=read_data(foreseen))
     notes = [
         *suite.notes,
         *margin_notes(suite.question),

@@ -175,6 +175,18 @@ def test_rows_that_the_cut_takes_are_told_and_left_out_of_every_count(suite, cap
     assert found["LS505"]["found"].startswith(f"{held_out - held_out_out} rows to score")
 
 
+@pytest.mark.parametrize("command", [["check"], ["suite", "--dry-run"]])
+def test_columns_that_play_no_part_are_named(suite, capsys, command):
+    rows = [{**row, "url": "u", "weight": min(1, number)} for number, row in enumerate(lab.rows("facts"))]
+    Path("rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main([*command, suite(FAIR.replace("dataset_path: lab:facts\n", "dataset_path: rows.jsonl\n", 1))])
+    assert ended.value.code == 0
+    said = "".join(capsys.readouterr()).replace("\n", " ")
+    assert f"note: rows.jsonl: columns that are not used: url ({len(rows)} rows)" in said
+    assert "note: rows.jsonl: 'weight' turns 1 row off; they are left out" in said
+
+
 def test_a_margin_without_its_percent_sign_is_told_what_it_means(suite, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["check", suite("margin: 10\n" + FAIR)])
