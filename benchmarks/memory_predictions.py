@@ -75,6 +75,7 @@ class Predictor:
         """From the configuration and the lengths of the rows alone."""
         shape = ModelShape.from_json(self._ask(ModelQuestion(folder=case.folder)))
         question = FootprintQuestion(
+            engine="packed",
             folder=case.folder,
             precision=Precision(quantization=case.quantization),
             targets=((case.targets, None),),

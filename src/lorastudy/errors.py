@@ -6,6 +6,18 @@ line prints it without a traceback and exits with 2. Mistakes of our own are `as
 
 from collections.abc import Sequence
 
+#: What code of others raises where it cannot do what it is asked: that of any model, on a configuration or on tensors that it
+#: was not written for.
+FOREIGN_ERRORS = (
+    RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, ImportError, OSError,
+)  # fmt: skip
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says in its first line, for a message of ours; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
 
 class StudyError(Exception):
     """Something the user can mend; the message says what, where and how."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.settings import Quantization, Settings
@@ -40,9 +40,9 @@ def attempt_name(folder: Path) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """Score, ask and time one trained adapter."""
+    """Score, ask and time trained adapters, one after another over one base."""
 
-    checkpoint: str
+    checkpoints: tuple[str, ...]
     base_model: str
     quantization: Quantization
     dataset: str | None
@@ -103,11 +103,18 @@ class ModelQuestion:
     trust_remote_code: bool = False
 
 
+EngineName = Literal["packed", "reference"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FootprintQuestion:
-    """What one training step of the packed engine holds in memory, for any number of arms, labels and any ranks."""
+    """What one training step of an engine holds in memory, for any number of arms, labels and any ranks.
+
+    The reference engine trains one arm at a time, so of it one arm is asked about.
+    """
 
     kind: ClassVar[str] = "footprint"
+    engine: EngineName
     folder: str
     precision: Precision
     targets: tuple[Targets, ...]

@@ -211,7 +211,12 @@ class PackProfile:
     eval_seconds: float
 
 
-IncidentKind = Literal["resumed", "not_resumed", "out_of_memory", "checkpoint_damaged", "checkpoint_failed"]
+IncidentKind = Literal[
+    "resumed", "not_resumed", "out_of_memory", "checkpoint_damaged", "checkpoint_failed", "fell_back"
+]
+
+#: Begins what an incident says of an engine that was not the one asked for first.
+FELL_BACK = "engine: reference, since "
 
 
 @dataclass(frozen=True, kw_only=True)

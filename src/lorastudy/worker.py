@@ -21,6 +21,7 @@ from typing import NoReturn
 import torch
 
 from lorastudy.disk import EXIT_CODE, is_disk_fault, serve_and_tell
+from lorastudy.engine.environment import is_out_of_memory
 from lorastudy.errors import DataError, StudyError
 from lorastudy.evaluation.checkpoint import run_job
 from lorastudy.jobs import RESULT_NAME, SERVING, attempt_name, folders_told
@@ -76,7 +77,7 @@ def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:
     except Exception as error:  # the worker's edge: whatever it was, it goes on record
         if is_disk_fault(error):
             raise  # the surroundings' failure, and no experiment's
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             num_arms = len(run.pack.experiments)
             message = f"a pack of {num_arms} ran out of memory: {str(error) or type(error).__name__}"
             run.emit(Incident(kind="out_of_memory", message=message, step=run.step))
@@ -102,13 +103,6 @@ def _serve_job(folder: Path) -> None:
     fresh = folder / f"{RESULT_NAME}.new"
     fresh.write_text(json.dumps(result), encoding="utf-8")
     fresh.rename(folder / RESULT_NAME)  # whoever waits for it finds it whole
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """On a device, or in torch's allocator for the CPU, which raises no type of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
 
 
 def as_program(arguments: Sequence[str]) -> NoReturn:

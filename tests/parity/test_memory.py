@@ -41,7 +41,7 @@ def predicted(
     asked = [
         ModelQuestion(folder=str(folder)),
         FootprintQuestion(
-            folder=str(folder), precision=Precision(quantization=quantization), targets=((targets, None),),
+            engine="packed", folder=str(folder), precision=Precision(quantization=quantization), targets=((targets, None),),
             gradient_checkpointing=checkpointing, has_dropout=False, has_one_arm=len(ranks) == 1,
             has_one_group=len(set(ranks)) == 1, row_lengths=batch.row_lengths,
         ),

@@ -130,7 +130,7 @@ def of_a_worker(text: str, folder: Path, canary: Path) -> str | None:
         tracker.register(text, [experiment])
     executor = _Speaking(text)
     with (
-        patch.object(running, "plan_of", lambda *_, **__: SuitePlan(problem=text)),
+        patch.object(running, "plan_of", lambda *_, **__: SuitePlan(problems=(text,))),
         patch.object(running, "local_executor", lambda _: executor),
     ):
         output = said(lambda: _commands(["resume", *_STORE]))

@@ -183,7 +183,7 @@ class _Shown:
         console.print(
             f" ({shape.model_type}, {count(shape.num_parameters)} parameters), "
             f"{settings.quantization}; {held} on one base, {batch.num_tokens} tokens an arm "
-            f"and forward pass, on a {self.estimator.machine.device}\n"
+            f"and forward pass, on a {self.estimator.machine.device}; {estimate.engine}\n"
         )
         show_terms(console, estimate)
         calibration = self.estimator.calibration()

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.terminal import say
-from lorastudy.errors import StudyError
+from lorastudy.errors import ModelError, StudyError
 from lorastudy.executors.job_worker import JobWorker
 from lorastudy.jobs import PaceQuestion, PlanningJob, RowsQuestion
 from lorastudy.planner.answers import Answers, Ask
@@ -21,7 +21,7 @@ from lorastudy.planner.packing import PlannedPack
 from lorastudy.planner.rows import RowsChecked, check_rows
 from lorastudy.planner.time import Calibration
 from lorastudy.records import MemoryPrediction
-from lorastudy.report.numbers import count, duration, percent, size
+from lorastudy.report.numbers import count, duration, listing, percent, size
 from lorastudy.spec.experiment import Experiment
 
 #: How a term is called where a user reads it.
@@ -40,22 +40,28 @@ TERMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class SuitePlan:
-    """Predictions for the packs of a suite; empty where there are none, and `problem` says why."""
+    """Predictions for the packs of a suite, as far as there are any; `problems` say what is not predicted, and why."""
 
     estimators: Mapping[str, Estimator] = field(default_factory=dict)
     arms_per_pack: Mapping[str, int] = field(default_factory=dict)
     rows: RowsChecked = field(default_factory=RowsChecked)
-    problem: str | None = None
+    problems: tuple[str, ...] = ()
 
     def predictions(self, pack: PlannedPack) -> Sequence[MemoryPrediction]:
         """What is predicted of a pack's experiments."""
         estimator = self._of(pack)
-        return [] if estimator is None else predictions_of(pack, estimator)
+        try:
+            return [] if estimator is None else predictions_of(pack, estimator)
+        except ModelError:  # of none of its experiments; `problems` say why
+            return []
 
     def estimate(self, pack: PlannedPack) -> PackEstimate | None:
         """What a pack will take."""
         estimator = self._of(pack)
-        return None if estimator is None else estimator.estimate(pack.experiments)
+        try:
+            return None if estimator is None else estimator.estimate(pack.experiments)
+        except ModelError:  # of none of its experiments; `problems` say why
+            return None
 
     def _of(self, pack: PlannedPack) -> Estimator | None:
         return self.estimators.get(pack.experiments[0].pack_key)
@@ -81,23 +87,48 @@ def plan_of(
     Raises:
         DataError: the rows of what is missing cannot be used with their base model.
     """
-    packable = [each for each in experiments if each.settings.engine != "reference"]
+    sizes: dict[str, int] = {}
+    problems: list[str] = []
     with JobWorker() as worker:
         answers = Answers(asked_aloud(worker))
         rows = check_rows(missing or experiments, answers)
+        estimators = {
+            each.experiments[0].pack_key: each for each in by_pack(experiments, answers, with_data=True)
+        }
         try:
-            estimators = {
-                each.experiments[0].pack_key: each for each in by_pack(packable, answers, with_data=True)
-            }
             prepare(list(estimators.values()), answers)
-            sizes = {
-                key: arms_per_pack(each, budget_bytes=each.machine.budget_bytes(num_workers=num_workers))
-                for key, each in estimators.items()
-            }
-        except StudyError as error:
-            problem = f"memory was not predicted, so packs are bounded by their tokens: {error}"
-            return SuitePlan(rows=rows, problem=problem)
-    return SuitePlan(estimators=estimators, arms_per_pack=sizes, rows=rows)
+        except StudyError as error:  # the worker itself ended
+            return SuitePlan(rows=rows, problems=(_not_predicted(experiments, error),))
+        for key, each in list(estimators.items()):
+            try:
+                estimate = each.estimate()
+                budget = each.machine.budget_bytes(num_workers=num_workers)
+                sizes[key] = arms_per_pack(each, budget_bytes=budget)
+            except StudyError as error:
+                del estimators[key]
+                problems.append(_not_predicted(each.experiments, error))
+            else:
+                problems += _left_out(each, estimate)
+    return SuitePlan(
+        estimators=estimators, arms_per_pack=sizes, rows=rows, problems=tuple(dict.fromkeys(problems))
+    )
+
+
+def _not_predicted(group: Sequence[Experiment], error: StudyError) -> str:
+    settings = group[0].settings
+    return (
+        f"memory was not predicted for {settings.base_model} in {settings.quantization}, so its packs are bounded by their "
+        f"tokens: {error}"
+    )
+
+
+def _left_out(estimator: Estimator, estimate: PackEstimate) -> list[str]:
+    """The arms of which nothing is predicted while the others are, by the reason."""
+    arms: dict[str, dict[str, None]] = {}
+    for experiment in estimator.experiments:
+        if (problem := estimate.problems.get(experiment.id)) is not None:
+            arms.setdefault(problem, {})[experiment.arm] = None
+    return [f"memory was not predicted for {listing(names)}: {problem}" for problem, names in arms.items()]
 
 
 def asked_aloud(worker: JobWorker) -> Ask:
@@ -124,19 +155,20 @@ def _doing(job: PlanningJob) -> str:
 
 
 def say_problem(plan: SuitePlan) -> None:
-    """Tell on stderr that there is no prediction, and why."""
-    if plan.problem is not None:
-        say(f"note: {plan.problem}", file=sys.stderr)
+    """Tell on stderr what is not predicted, and why."""
+    for problem in plan.problems:
+        say(f"note: {problem}", file=sys.stderr)
 
 
 def pack_line(estimate: PackEstimate) -> str:
     """One line on what a pack will take."""
     batch = estimate.rows.batch
     parts = [
+        str(estimate.engine),
         (
             f"predicted peak {size(estimate.prediction.terms.total)}, in the {estimate.prediction.phase} of its largest "
             f"micro-batch ({batch.num_tokens} tokens an arm)"
-        )
+        ),
     ]
     if estimate.step_seconds is not None:
         parts.append(f"{duration(estimate.step_seconds)} a step")
@@ -202,6 +234,8 @@ def terms_as_json(estimate: PackEstimate) -> dict[str, Any]:
     return {
         "num_arms": len(estimate.num_trainable),
         "num_tokens": estimate.rows.batch.num_tokens,
+        "engine": estimate.engine.name,
+        "engine_reason": estimate.engine.reason,
         "peak_bytes": terms.total,
         "peak_phase": estimate.prediction.phase,
         "terms_bytes": dict(terms.named()),

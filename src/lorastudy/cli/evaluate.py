@@ -1,7 +1,8 @@
-"""`lorastudy evaluate`: score, ask and time a trained adapter."""
+"""`lorastudy evaluate`: score, ask and time trained adapters, several over one base."""
 
 import json
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Option(help="Adapter folder, such as output/<name>/final_model.")],
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option(
+            help="Adapter folder, such as output/<name>/final_model; give it several times for a table."
+        ),
+    ],
     base_model: Annotated[
         str | None, typer.Option(help="The base it was trained on; by default the one it names.")
     ] = None,
@@ -44,7 +50,7 @@ def evaluate(
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
 ) -> None:
-    """Evaluate an adapter, loaded onto its base as any user of PEFT would."""
+    """Evaluate adapters, loaded onto their base as any user of PEFT would. The base is loaded once for all of them."""
     from lorastudy.cli.console import PlainConsole
     from lorastudy.executors.job_worker import run_job
     from lorastudy.jobs import AdapterOrigin, EvaluateJob
@@ -54,30 +60,82 @@ def evaluate(
         raise StudyError(
             "--benchmark-only asks the benchmark prompts alone; leave out --dataset, or the flag"
         )
-    origin = AdapterOrigin.read(checkpoint)
+    checkpoints = list(dict.fromkeys(checkpoint))
+    origins = {each: AdapterOrigin.read(each) for each in checkpoints}
+
+    def of_origin(name: str, option: str, *, without: object) -> Any:
+        return _shared(origins, lambda origin: getattr(origin, name) if origin else without, option=option)
+
     job = EvaluateJob(
-        checkpoint=str(checkpoint),
-        base_model=base_model or _named_base(checkpoint),
-        quantization=_quantization(quantization or (origin.quantization if origin else "bf16")),
+        checkpoints=tuple(map(str, checkpoints)),
+        base_model=base_model
+        or str(_shared({each: _named_base(each) for each in checkpoints}, str, option="--base-model")),
+        quantization=_quantization(
+            quantization or of_origin("quantization", "--quantization", without="bf16")
+        ),
         dataset=dataset,
         benchmark=benchmark_only or (dataset is None and not profile_inference),
         profile_inference=profile_inference,
-        max_seq_length=max_seq_length or (origin.max_seq_length if origin else 512),
+        max_seq_length=max_seq_length or of_origin("max_seq_length", "--max-seq-length", without=512),
         max_samples=max_samples,
         max_generation_samples=max_generation_samples,
         max_new_tokens=max_new_tokens,
-        exact_match_pattern=origin.exact_match_pattern if origin else None,
+        exact_match_pattern=of_origin("exact_match_pattern", "", without=None),
         trust_remote_code=trust_remote_code,
     )
     if trust_remote_code:
         say(f"note: {runs_own_code(job.base_model)}", file=sys.stderr)
     check_base_model(job.base_model)
-    _check_same_base(job.base_model, checkpoint, origin=origin)
-    result = run_job(job)
-    _show(PlainConsole(), result)
+    for each, origin in origins.items():
+        _check_same_base(job.base_model, each, origin=origin)
+    results = run_job(job)["checkpoints"]
+    console = PlainConsole()
+    if len(results) > 1:
+        _show_table(console, results)
+    for result in results:
+        if len(results) > 1:
+            console.print(f"\n{result['checkpoint']}", style="bold")
+        _show(console, result)
     if output is not None:
+        # One adapter has the form that it always had.
+        body = {"checkpoints": results} if len(results) > 1 else _without_name(results[0])
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        output.write_text(json.dumps(body, indent=1), encoding="utf-8")
+
+
+def _without_name(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in result.items() if key != "checkpoint"}
+
+
+def _shared(values: Mapping[Path, Any], value_of: Callable[[Any], Any], *, option: str) -> Any:
+    """What all adapters have alike, since they are scored alike.
+
+    Raises:
+        StudyError: they differ, and the user has not said which it is to be.
+    """
+    found = {value_of(value): checkpoint for checkpoint, value in values.items()}
+    if len(found) > 1:
+        (one, first), (other, second), *_ = found.items()
+        told = f"give {option} for both" if option else "evaluate them one after another"
+        raise StudyError(f"--checkpoint: {first} was trained with {one}, {second} with {other}; {told}")
+    return next(iter(found))
+
+
+def _show_table(console: "PlainConsole", results: Sequence[Mapping[str, Any]]) -> None:
+    """A line for each adapter, a column for each metric."""
+    from rich.table import Table
+
+    metrics = list(dict.fromkeys(score["metric"] for result in results for score in result["scores"]))
+    if not metrics:
+        return
+    table = Table(box=None, show_header=True, header_style="bold", pad_edge=False)
+    table.add_column("checkpoint", overflow="fold")
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    for result in results:
+        values = {score["metric"]: f"{score['value']:.4f}" for score in result["scores"]}
+        table.add_row(result["checkpoint"], *(values.get(metric, "") for metric in metrics))
+    console.print(table)
 
 
 def _check_same_base(base_model: str, checkpoint: Path, *, origin: "AdapterOrigin | None") -> None:

@@ -80,10 +80,11 @@ def _time(
     """The packs' own times added up, and as much again for each experiment that is still to come."""
     seconds = [pack_seconds(predicted, pack) for pack in packs]
     known = [each for each in seconds if each is not None]
-    if not packs or predicted.problem is not None:
+    if not packs or not predicted.estimators:
         return []
     if len(known) < len(seconds):
-        if any(pack.experiments[0].settings.engine == "reference" for pack in packs):
+        engines = {each.engine.name for pack in packs if (each := predicted.estimate(pack)) is not None}
+        if "reference" in engines:
             return ["training time: not predicted for the reference engine"]
         command = shlex.join(["lorastudy", "estimate", "--suite", str(suite.path or "FILE"), "--calibrate"])
         return [f"training time: not known before steps are timed here: {command}"]

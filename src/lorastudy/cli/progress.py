@@ -139,6 +139,8 @@ class Progress:
             where = "" if event.device_name in self._devices else f" on {event.device_name}"
             self._devices.add(event.device_name)
             return f"loading the base model and the data{where}"
+        if isinstance(event, Incident) and event.kind == "fell_back":
+            return event.message
         if isinstance(event, ArmProfile):
             return (
                 "going on from its checkpoint"

@@ -98,7 +98,7 @@ def show_plan(suite: Suite, *, database: str) -> None:
         *margin_notes(suite.question),
         *_notes(experiments),
         *data_notes(experiments, read_data(experiments)),
-        *([predicted.problem] if predicted.problem else []),
+        *predicted.problems,
     ]
     packs = _packs(
         planned, missing, arms_per_pack=predicted.arms_per_pack, num_at_once=executor.num_packs_at_once

@@ -38,9 +38,24 @@ class _Current:
     """
 
     buckets: tuple[Bucket, ...] = ()
+    num_calls = 0
 
 
 _current = _Current()
+
+
+class Calls:
+    """How often a model's layers attended."""
+
+    number = 0
+
+
+@contextmanager
+def counted() -> Iterator[Calls]:
+    """Within, calls of the packed attention are counted; their number is there afterwards."""
+    calls, before = Calls(), _current.num_calls
+    yield calls
+    calls.number = _current.num_calls - before
 
 
 @contextmanager
@@ -74,6 +89,7 @@ def row_attention(
         UnsupportedModelError: the model needs more than causality (soft caps, sinks, biases), or a row is longer
             than its sliding window.
     """
+    _current.num_calls += 1
     more = [name for name in _MORE_THAN_CAUSAL if rest.get(name) is not None]
     if more or attention_mask is not None:
         raise UnsupportedModelError(f"its attention needs {', '.join(more) or 'a bias of its own'}")
@@ -82,7 +98,7 @@ def row_attention(
     if sliding_window is not None and longest > sliding_window:
         raise UnsupportedModelError(
             f"rows of {longest} tokens exceed this model's sliding window of {sliding_window}, which the packed "
-            "engine does not have: lower max_seq_length, or set `engine: reference`"
+            "engine does not have"
         )
     groups = query_KHNC.shape[1] // key_KHNC.shape[1]
     if groups > 1:

@@ -1,14 +1,23 @@
-"""Which engine trains a pack."""
+"""Which engine trains a pack: found out with the model at hand, and foreseen from its configuration alone."""
 
-import sys
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
 
 from lorastudy.engine.arms import Arm, Engine
 from lorastudy.engine.attention import UnsupportedModelError
+from lorastudy.engine.counting import counted_arm
+from lorastudy.engine.hollow import built_model, meta_model
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.packed import PackedEngine
+from lorastudy.engine.probe import ROW_LENGTHS
+from lorastudy.engine.targets import linear_modules
+from lorastudy.errors import FOREIGN_ERRORS, ModelError
 from lorastudy.spec.settings import Settings
 
 if TYPE_CHECKING:
@@ -33,19 +42,117 @@ class ChosenEngine:
         return self.kind(self.base, arms, gradient_checkpointing=self.gradient_checkpointing)
 
 
-def engine_factory(name: str, *, base: BaseModel, settings: Settings, probe: Arm) -> ChosenEngine:
-    """The engine asked for; `auto` is the packed one wherever it agrees with the model's own forward."""
+def engine_factory(
+    name: str,
+    *,
+    base: BaseModel,
+    settings: Settings,
+    probe: Arm,
+    longest_row: int,
+    on_fallback: Callable[[str], None],
+) -> ChosenEngine:
+    """The engine asked for; `auto` is the packed one wherever it agrees with the model's own forward on rows of such a length.
+
+    Where it does not, `on_fallback` is told why.
+
+    Raises:
+        UnsupportedModelError: the packed engine was asked for by name, and cannot train this model on these rows.
+    """
     checkpointing = settings.gradient_checkpointing
     if name != "reference":
-        packed = ChosenEngine(kind=PackedEngine, base=base, gradient_checkpointing=checkpointing)
         try:
-            packed([probe]).close()
+            PackedEngine(base, [probe], gradient_checkpointing=checkpointing, longest_row=longest_row).close()
         except UnsupportedModelError as error:
             if name == "packed":
-                raise
-            print(f"engine: reference, since {error}", file=sys.stderr)
+                raise UnsupportedModelError(f"{error}; set `engine: auto` or `engine: reference`") from error
+            on_fallback(str(error))
         else:
-            return packed
+            return ChosenEngine(kind=PackedEngine, base=base, gradient_checkpointing=checkpointing)
     from lorastudy.engine.reference import ReferenceEngine  # and PEFT with it, which takes a second
 
     return ChosenEngine(kind=ReferenceEngine, base=base, gradient_checkpointing=checkpointing)
+
+
+#: Of a model that is tried before its weights are there. Neither decides whether the packed engine serves it.
+_FEW_IDS, _NARROW_MLP = 128, 64
+_MLP_WIDTHS = (
+    "intermediate_size",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "n_inner",
+    "ffn_dim",
+)
+#: By how much weights are drawn wider than usual: attention, caps and scales then matter to the logits, as in a trained model.
+_WIDER = 3.0
+#: Weights up to which a model is made and tried. What has more is found out when it runs.
+_MOST_PARAMETERS = 1 << 30
+_MOST_LAYERS = 8
+
+
+def foreseen_problem(config: Any, *, trust_remote_code: bool) -> str | None:
+    """Why the packed engine will not serve a model of this configuration; None where it will, as far as can be foreseen.
+
+    Its first layers are made with random numbers, few words and a narrow MLP, and asked what the model itself is asked
+    before it trains. Each kind of layer is among them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _small_twin(config, trust_remote_code=trust_remote_code)
+    if model is None:
+        return None
+    layers = linear_modules(model)
+    if not layers:
+        return f"{type(model).__name__} has no linear layers that the packed engine can adapt"
+    nothing: Any = None
+    base = BaseModel(
+        name="twin", model=model, tokenizer=nothing, device=torch.device("cpu"), dtype=torch.float32, eos_token_id=0,
+        pad_token_id=0, linear_layers=layers,
+    )  # fmt: skip
+    probe = counted_arm(0, tuple(layers), r=1, dropout=False)
+    try:
+        PackedEngine(base, [probe], longest_row=max(ROW_LENGTHS)).close()
+    except UnsupportedModelError as error:
+        return str(error)
+    return None
+
+
+def _small_twin(config: Any, *, trust_remote_code: bool) -> PreTrainedModel | None:
+    """A random model of the first layers; None where it would be large, or its configuration cannot be cut down."""
+    for widths in (_MLP_WIDTHS, ()):  # in some families the same name is a width of other layers, too
+        try:
+            cut = _cut_down(config, widths=widths)
+            size = sum(p.numel() for p in meta_model(cut, trust_remote_code=trust_remote_code).parameters())
+            if size > _MOST_PARAMETERS:
+                return None
+            model = built_model(cut, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        except (ModelError, *FOREIGN_ERRORS):
+            continue
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(_WIDER)
+        return model.requires_grad_(requires_grad=False).eval()
+    return None
+
+
+def _cut_down(config: Any, *, widths: Sequence[str]) -> Any:
+    cut = copy.deepcopy(config)
+    text = cut.get_text_config()
+    for name in widths:
+        if isinstance(getattr(text, name, None), int):
+            setattr(text, name, min(getattr(text, name), _NARROW_MLP))
+    _keep_first_layers(text)
+    text.vocab_size = min(text.vocab_size, _FEW_IDS)
+    text.pad_token_id = None if getattr(text, "pad_token_id", None) is None else 0
+    return cut
+
+
+def _keep_first_layers(text: Any) -> None:
+    """As many as hold each kind of layer that the configuration names, and one more than are dense before experts."""
+    kinds = list(getattr(text, "layer_types", None) or [])
+    num_layers = 1 + max((kinds.index(kind) for kind in kinds), default=0)
+    num_layers = max(2, num_layers, 1 + (getattr(text, "first_k_dense_replace", None) or 0))
+    text.num_hidden_layers = min(num_layers, _MOST_LAYERS, text.num_hidden_layers)
+    if kinds:
+        with suppress(AttributeError):  # some families tell it from the number of layers
+            text.layer_types = kinds[: text.num_hidden_layers]

@@ -1,8 +1,9 @@
-"""One training step of the packed engine on fake tensors: how many bytes of tensors live at each moment.
+"""One training step of an engine on fake tensors: how many bytes of tensors live at each moment.
 
-The engine's own code runs, so whatever it saves, frees or fuses is what is counted. Only four things stand
+The engine's own code runs, so whatever it saves, frees or fuses is what is counted. Only five things stand
 between: the probe that compares logits is left out, a last MLP that runs on labelled tokens alone is taken to say the
-same of them, a number read from a tensor is 1, and the loss and the backward pass say when they begin and end. What
+same of them, a number read from a tensor is 1 and a truth false, the loss and the backward pass say when they begin and
+end, and experts in fp32 are multiplied, which torch does on real tensors alone. What
 kernels allocate inside themselves is not seen here, but for the one where that is a whole weight: bitsandbytes' product
 with a 4-bit weight.
 """
@@ -11,11 +12,11 @@ import math
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,8 +27,10 @@ from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.loss import completion_loss
 from lorastudy.engine.packed import PackedEngine
+from lorastudy.engine.padded import label_logits
 from lorastudy.engine.quantised import tensors_of
 from lorastudy.footprint import MicroBatch, Phase
+from lorastudy.jobs import EngineName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0
+            return False if args[0].dtype is torch.bool else 1.0
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype is not torch.bfloat16:
+            func = _grouped_mm
         out = func(*args, **(kwargs or {}))
         num_new = sum(self._enter(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
         num_bytes = self.live_bytes + _bytes_inside(func, args)
@@ -108,6 +113,17 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         self.num_live -= 1
 
 
+def _grouped_mm(x: Tensor, weight: Tensor, *ends: Tensor | None, **_: Any) -> Tensor:
+    """What torch's product of rows with the matrix of their expert makes: its rule for fake tensors knows bf16 alone.
+
+    (rows, D) x (experts, D, O) -> (rows, O); in the backward pass (D, rows) x (rows, O) -> (experts, D, O).
+    """
+    if x.dim() == weight.dim() == 2:
+        assert ends[0] is not None
+        return x.new_empty(ends[0].shape[0], x.shape[0], weight.shape[1])
+    return x.new_empty(*x.shape[:-1], weight.shape[-1])
+
+
 def _bytes_inside(func: Any, args: Any) -> int:
     """The dequantised weight that bitsandbytes holds while it multiplies with a 4-bit one."""
     if str(func) != "bitsandbytes.gemm_4bit.default":
@@ -118,9 +134,21 @@ def _bytes_inside(func: Any, args: Any) -> int:
 
 
 def count_step(
-    base: BaseModel, arms: Sequence[Arm], *, batch: MicroBatch, gradient_checkpointing: bool
+    base: BaseModel,
+    arms: Sequence[Arm],
+    *,
+    engine: EngineName,
+    batch: MicroBatch,
+    gradient_checkpointing: bool,
 ) -> CountedStep:
     """Count one optimizer step of these arms on a base of fake tensors."""
+    count = _count_reference if engine == "reference" else _count_packed
+    return count(base, arms, batch=batch, gradient_checkpointing=gradient_checkpointing)
+
+
+def _count_packed(
+    base: BaseModel, arms: Sequence[Arm], *, batch: MicroBatch, gradient_checkpointing: bool
+) -> CountedStep:
     known = [tensor for module in base.model.modules() for tensor in tensors_of(module)]
     with ExitStack() as stack:
         ledger = Ledger(known=known)
@@ -140,16 +168,83 @@ def count_step(
     return CountedStep(
         resident_bytes=resident,
         num_parameters=sum(group.weights_GP.numel() for group in engine._bank.groups),
-        events=tuple(
-            Event(
-                phase=event.phase,
-                operation=event.operation,
-                num_bytes=event.num_bytes - resident,
-                num_tensors=event.num_tensors - num_resident,
-            )
-            for event in log.events
-        ),
+        events=_beyond(log.events, resident_bytes=resident, num_resident=num_resident),
         loss_peak_bytes=loss_peak[0] - resident,
+    )
+
+
+def _count_reference(
+    base: BaseModel, arms: Sequence[Arm], *, batch: MicroBatch, gradient_checkpointing: bool
+) -> CountedStep:
+    """The second step of PEFT in a plain loop: the optimizer makes its moments in the first one.
+
+    One arm trains at a time. The loss begins where the labels' logits are there; what it takes is counted as all else is.
+    """
+    from lorastudy.engine import reference
+
+    (arm,) = arms
+    known = [tensor for module in base.model.modules() for tensor in tensors_of(module)]
+    with ExitStack() as stack:
+        ledger = Ledger(known=known)
+        stack.enter_context(ledger)
+        # PEFT moves adapters to where the base is, in its precision, and then back to fp32. They are there already, and
+        # fake tensors cannot be moved in place.
+        with _replaced(nn.Module, "to", by=lambda module, *_, **__: module):
+            engine = reference.ReferenceEngine(
+                base, [replace(arm, num_steps=2)], gradient_checkpointing=gradient_checkpointing
+            )
+        stack.callback(engine.close)
+        log = _Log()
+        stack.enter_context(_replaced(reference, "label_logits", by=_marking_loss(log, ledger=ledger)))
+        stack.enter_context(_marked_backward(log))
+        tensors = assemble(rows_of(batch, num_ids=_num_ids(base)), device=base.device)
+        resident = num_resident = 0
+
+        def after_step(_: object) -> None:
+            nonlocal resident, num_resident
+            if ledger.log is None:
+                resident, num_resident = ledger.live_bytes, ledger.num_live
+                log.events.clear()
+                ledger.log, log.phase = log, "forward"
+
+        engine.train([[tensors]] * 2, on_step=after_step)
+        ledger.log = None
+        num_parameters = sum(p.numel() for course in engine.courses for p in course.parameters)
+    return CountedStep(
+        resident_bytes=resident,
+        num_parameters=num_parameters,
+        events=_beyond(log.events, resident_bytes=resident, num_resident=num_resident),
+        loss_peak_bytes=0,
+    )
+
+
+def _beyond(events: Sequence[Event], *, resident_bytes: int, num_resident: int) -> tuple[Event, ...]:
+    """The events, by what they hold more than was there before."""
+    return tuple(
+        replace(
+            event,
+            num_bytes=event.num_bytes - resident_bytes,
+            num_tensors=event.num_tensors - num_resident,
+        )
+        for event in events
+    )
+
+
+def _marking_loss(log: _Log, *, ledger: Ledger) -> Any:
+    """`label_logits`, after which the loss begins, and with it what the backward pass does."""
+
+    def marked(*args: Any, **kwargs: Any) -> Tensor:
+        logits_MV = label_logits(*args, **kwargs)
+        log.events.append(_loss_begins(ledger))
+        log.phase = "backward"
+        return logits_MV
+
+    return marked
+
+
+def _loss_begins(ledger: Ledger) -> Event:
+    return Event(
+        phase="loss", operation="loss begins", num_bytes=ledger.live_bytes, num_tensors=ledger.num_live
     )
 
 
@@ -171,14 +266,7 @@ def _marked_loss(ledger: Ledger, log: _Log, *, peak: list[int]) -> Iterator[None
     """Within, the loss is one event, however many chunks it takes."""
 
     def marked(*args: Any, **kwargs: Any) -> Tensor:
-        log.events.append(
-            Event(
-                phase="loss",
-                operation="loss begins",
-                num_bytes=ledger.live_bytes,
-                num_tensors=ledger.num_live,
-            )
-        )
+        log.events.append(_loss_begins(ledger))
         ledger.log, ledger.peak_bytes = None, ledger.live_bytes
         try:
             return completion_loss(*args, **kwargs)
@@ -239,3 +327,13 @@ def rows_of(batch: MicroBatch, *, num_ids: int) -> list[TokenRow]:
 def _num_ids(base: BaseModel) -> int:
     config: Any = base.model.config
     return int(config.get_text_config().vocab_size)
+
+
+def counted_arm(number: int, module_names: tuple[str, ...], *, r: int, dropout: bool) -> Arm:
+    """An arm of which nothing matters but its size and its place."""
+    return Arm(
+        experiment_id=str(number), seed=number, r=r, lora_alpha=float(r), use_rslora=False, scaling=1.0,
+        lora_dropout=0.1 if dropout else 0.0, module_names=module_names, learning_rate=1e-4,
+        lr_scheduler_type="constant", num_warmup_steps=0, num_steps=1, weight_decay=0.0, max_grad_norm=1.0,
+        adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8,
+    )  # fmt: skip

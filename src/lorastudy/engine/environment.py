@@ -24,6 +24,21 @@ def environment(device: torch.device) -> Environment:
     )
 
 
+#: What libraries write into a plain RuntimeError where they find no memory: torch's allocator for the CPU, CUDA, and cuBLAS
+#: and cuDNN, which allocate for themselves.
+_NO_MEMORY = (
+    "DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or this process, had too little memory: the one failure that a smaller pack may cure."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    )
+
+
 def device_name(device: torch.device) -> str:
     """What the device calls itself; of a CPU its model, with the maker's name in it."""
     if device.type == "cuda":

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lorastudy.engine.arms import Arm
-from lorastudy.engine.counting import CountedStep, Event, count_loss, count_step
+from lorastudy.engine.counting import CountedStep, Event, count_loss, count_step, counted_arm
 from lorastudy.engine.hollow import (
     FEW_LAYERS,
     ONE_MORE,
@@ -93,7 +92,7 @@ def footprint(
     What the loss takes is the same for all questions about one base; `growths` keeps it from one to the next.
 
     Raises:
-        ModelError: the model cannot be built, or the packed engine cannot train it.
+        ModelError: the model cannot be built, or the engine cannot train it.
     """
     trust_remote_code = question.trust_remote_code
     config = read_config(question.folder, trust_remote_code=trust_remote_code)
@@ -126,7 +125,8 @@ def _count(base: BaseModel, question: FootprintQuestion, *, module_names: Sequen
     steps = tuple(
         count_step(
             base,
-            [_arm(number, names, r=r, dropout=question.has_dropout) for number, r in enumerate(ranks)],
+            [counted_arm(number, names, r=r, dropout=question.has_dropout) for number, r in enumerate(ranks)],
+            engine=question.engine,
             batch=batch,
             gradient_checkpointing=question.gradient_checkpointing,
         )
@@ -141,6 +141,8 @@ def _count(base: BaseModel, question: FootprintQuestion, *, module_names: Sequen
 
 
 def _known_loss_growth(base: BaseModel, question: FootprintQuestion, *, growths: LossGrowths) -> LossGrowth:
+    if question.engine == "reference":  # of which the loss is counted like all else
+        return ((1, 0), (2, 0))
     key = (question.folder, question.precision)
     if key not in growths:
         growths[key] = _loss_growth(base)
@@ -336,12 +338,3 @@ def _in_all_layers(module_names: Sequence[str], num_layers: int) -> bool:
     """Whether each layer has the same modules adapted."""
     counts = Counter(without_layer_number(name) for name in module_names)
     return all(count == num_layers for name, count in counts.items() if "*" in name)
-
-
-def _arm(number: int, module_names: tuple[str, ...], *, r: int, dropout: bool) -> Arm:
-    return Arm(
-        experiment_id=str(number), seed=number, r=r, lora_alpha=float(r), use_rslora=False, scaling=1.0,
-        lora_dropout=0.1 if dropout else 0.0, module_names=module_names, learning_rate=1e-4,
-        lr_scheduler_type="constant", num_warmup_steps=0, num_steps=1, weight_decay=0.0, max_grad_norm=1.0,
-        adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8,
-    )  # fmt: skip

@@ -15,7 +15,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from lorastudy.engine.loading import BaseModel, dtype_of
 from lorastudy.engine.quantised import features, hollow_quantised, keep_trainable_on_cpu
 from lorastudy.engine.targets import linear_modules
-from lorastudy.errors import ModelError
+from lorastudy.errors import FOREIGN_ERRORS, ModelError, first_line
 from lorastudy.jobs import Precision
 
 #: Layers that are counted where all are alike: one further layer than the other count, to see what a layer adds.
@@ -31,7 +31,7 @@ def read_config(folder: str, *, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: config.json: {str(error).strip().splitlines()[0]}") from error
+        raise ModelError(f"{folder}: config.json: {first_line(error)}") from error
 
 
 def meta_model(config: Any, *, trust_remote_code: bool) -> PreTrainedModel:
@@ -41,7 +41,7 @@ def meta_model(config: Any, *, trust_remote_code: bool) -> PreTrainedModel:
         ModelError: it is no causal language model, or cannot be built.
     """
     with torch.device("meta"):
-        return _model(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        return built_model(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def hollow_base(
     """
     with FakeTensorMode(allow_non_fake_inputs=True), device:
         dtype = dtype_of(precision.quantization)
-        model = _model(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = built_model(config, dtype=dtype, trust_remote_code=trust_remote_code)
         if num_layers is not None:
             _keep_first(model, num_layers)
         if precision.quantization in {"4bit", "8bit"}:
@@ -113,15 +113,19 @@ def linear_sizes(model: PreTrainedModel) -> Mapping[str, tuple[int, int]]:
     return {name: features(module) for name, module in linear_modules(model).items()}
 
 
-def _model(config: Any, *, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def built_model(config: Any, *, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    """The model of a configuration, with the attention that transformers chooses for it.
+
+    Raises:
+        ModelError: it is no causal language model, or cannot be built.
+    """
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+            config, dtype=dtype, trust_remote_code=trust_remote_code
         )
-    except (ValueError, KeyError, ImportError) as error:
-        cause = str(error).strip().splitlines()[0]
+    except FOREIGN_ERRORS as error:
         raise ModelError(
-            f"config.json: {config.model_type}: cannot be built as a causal language model: {cause}"
+            f"config.json: {config.model_type}: cannot be built as a causal language model: {first_line(error)}"
         ) from error
     return model
 

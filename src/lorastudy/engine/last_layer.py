@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lorastudy.engine.environment import is_out_of_memory
 from lorastudy.engine.quantised import feels_other_rows
 
 #: Relative difference of hidden states that products of fewer rows at a time explain.
@@ -48,9 +49,9 @@ def sparing_mlp(
     try:
         with labelled_only(mlp, index_M):
             spared_KMD = hidden_states().index_select(1, index_M)
-    except torch.OutOfMemoryError:
-        raise
-    except (TypeError, ValueError, RuntimeError, AttributeError):
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         return None
     return mlp if are_the_same(spared_KMD, whole_KMD) else None
 

@@ -27,6 +27,11 @@ class LoadedAdapter:
         self._model = load_adapter(base, folder)
         self.experiment_ids = (folder.name,)
 
+    def close(self) -> None:
+        """Take the adapter off the base, which then is as it was."""
+        self._model.unload()
+        self._base.model.requires_grad_(requires_grad=False)
+
     @torch.no_grad()
     def score(self, batch: Batch) -> TokenScores:
         """Score a batch."""

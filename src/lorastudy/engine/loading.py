@@ -25,7 +25,7 @@ from transformers import (
 from lorastudy.data.tokenise import TokenRow
 from lorastudy.engine.quantised import keep_trainable_on_cpu, quantization_config
 from lorastudy.engine.targets import linear_modules
-from lorastudy.errors import ModelError
+from lorastudy.errors import DataError, ModelError, first_line
 from lorastudy.lab import base_folder
 from lorastudy.spec.hub import cached_commit, unreachable_message
 from lorastudy.spec.model_folder import model_folder_problem
@@ -38,6 +38,9 @@ _UNREADABLE = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RecursionError,
     SafetensorError, StrictDataclassError,
 )  # fmt: skip
+
+#: What configurations call the number of positions that a row may have.
+_POSITION_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -79,7 +82,7 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
     Raises:
         ModelError: it cannot be found, reached or read; says what to do.
     """
-    path = _local_folder(settings.base_model, with_code=settings.trust_remote_code)
+    path = local_folder(settings.base_model, with_code=settings.trust_remote_code)
     dtype = dtype_of(settings.quantization)
     quantization = quantization_config(
         settings.quantization,
@@ -127,23 +130,44 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
     )
 
 
-def num_positions(base: BaseModel) -> int | None:
+def num_positions(config: Any) -> int | None:
     """How many tokens a row may have; None where the model does not say."""
-    limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
+    text = config.get_text_config()
+    limits = (getattr(text, name, None) for name in _POSITION_LIMITS)
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
-def check_lengths(base: BaseModel, rows: Iterable[TokenRow]) -> None:
-    """Refuse rows that the model has no positions for; a learned table of them would be read past its end.
+def num_embeddings(config: Any) -> int:
+    """How many tokens the model has embeddings for; their ids count from 0."""
+    return int(config.get_text_config().vocab_size)
+
+
+def check_rows(
+    rows: Iterable[TokenRow], *, config: Any, base_model: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuse rows that the model has no position or no embedding for: its tables would be read past their end.
+
+    A plan and a run ask the same, so a run meets nothing that its plan did not.
 
     Raises:
-        ModelError: a row is too long.
+        DataError: a row is too long, or has a token that only the tokenizer knows.
     """
-    longest, limit = max(len(row.input_ids) for row in rows), num_positions(base)
+    kept = tuple(rows)
+    longest, limit = max(len(row.input_ids) for row in kept), num_positions(config)
     if limit is not None and longest > limit:
-        raise ModelError(
-            f"max_seq_length: {base.name} has {limit} positions, and the longest row has {longest} tokens; "
+        raise DataError(
+            f"max_seq_length: {base_model} has {limit} positions, and the longest row has {longest} tokens; "
             f"lower it to {limit}"
+        )
+    largest, size = max(max(row.input_ids) for row in kept), num_embeddings(config)
+    if largest >= size:
+        num_rows = sum(max(row.input_ids) >= size for row in kept)
+        raise DataError(
+            f"base_model: {base_model}: {num_rows} of {len(kept)} rows have tokens that its tokenizer knows and the model has "
+            f"no embedding for: {tokenizer.convert_ids_to_tokens(largest)!r} is token {largest}, and the embeddings are those "
+            f"of 0 to {size - 1}. Tokens were added to the tokenizer alone, or it belongs to another model: put the model's own "
+            "tokenizer into its folder, or resize and save the model: model.resize_token_embeddings(len(tokenizer)); "
+            "model.save_pretrained(FOLDER)"
         )
 
 
@@ -153,7 +177,7 @@ def load_tokenizer(base_model: str, *, trust_remote_code: bool = False) -> PreTr
     Raises:
         ModelError: it cannot be found or has no end-of-text token.
     """
-    path = _local_folder(base_model, with_code=trust_remote_code)
+    path = local_folder(base_model, with_code=trust_remote_code)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # of a file that it cannot read, tokenizers raises a plain Exception
@@ -166,7 +190,7 @@ def load_tokenizer(base_model: str, *, trust_remote_code: bool = False) -> PreTr
     return tokenizer
 
 
-def _local_folder(base_model: str, *, with_code: bool) -> str:
+def local_folder(base_model: str, *, with_code: bool) -> str:
     """The folder of a base model; one of the hub is fetched, at the commit that its experiments are named after.
 
     Raises:
@@ -189,7 +213,7 @@ def _local_folder(base_model: str, *, with_code: bool) -> str:
 
 
 def _unloadable(base_model: str, error: Exception) -> ModelError:
-    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    cause = first_line(error)
     if "trust_remote_code" in str(error):
         return ModelError(
             f"base_model: {base_model}: wants to run Python code of its own. Read that code; if you trust it, set "

@@ -41,6 +41,12 @@ class LoraSlot:
         """The group's part of a tensor over all arms; a view."""
         return x_KND[self.start : self.stop]
 
+    def factor(self, *, forward_pass: int | None) -> Tensor:
+        """`s`, and where inputs were dropped `s / (1 - p)`: dropout keeps the mean. In fp32, as PEFT's dropout is."""
+        if forward_pass is None or self.dropout is None:
+            return self.scaling_G11
+        return self.scaling_G11 / (1.0 - self.dropout.probability)
+
 
 @dataclass(kw_only=True)
 class DropoutClock:
@@ -64,7 +70,7 @@ class GroupDropout:
     clock: DropoutClock
 
     def mask_like(self, x_GND: Tensor, *, forward_pass: int) -> Tensor:
-        """Zeros and 1 / (1 - p), shaped as x.
+        """Zeros and ones, shaped as x. `LoraSlot.factor` divides by 1 - p, in fp32 whatever the precision of x.
 
         Laid out in order whatever the layout of x: the draw follows the memory, and backward asks with another x.
         """
@@ -73,7 +79,7 @@ class GroupDropout:
         for mask_ND, seed in zip(mask_GND, self.seeds_G, strict=True):
             generator = torch.Generator(x_GND.device).manual_seed(seed ^ forward_pass)
             mask_ND.bernoulli_(keep, generator=generator)
-        return mask_GND.div_(keep)
+        return mask_GND
 
 
 class PackedLinear(nn.Module):
@@ -130,7 +136,7 @@ class _PackedLora(torch.autograd.Function):
             layer.slots, parameters[::2], parameters[1::2], passes, strict=True
         ):
             x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
-            u_GNR = arm_linear(x_GND, a_GRD.to(x.dtype)).mul_(slot.scaling_G11)
+            u_GNR = arm_linear(x_GND, a_GRD.to(x.dtype)).mul_(slot.factor(forward_pass=forward_pass))
             slot.of(y_KNO).baddbmm_(u_GNR, b_GOR.to(x.dtype).mT)
             thin.append(u_GNR)
         ctx.layer, ctx.passes = layer, passes
@@ -153,7 +159,7 @@ class _PackedLora(torch.autograd.Function):
             ctx.slots, thin, parameters[::2], parameters[1::2], ctx.passes, strict=True
         ):
             dy_GNO = slot.of(dy_KNO)
-            v_GNR = arm_linear(dy_GNO, b_GOR.to(dy.dtype).mT).mul_(slot.scaling_G11)
+            v_GNR = arm_linear(dy_GNO, b_GOR.to(dy.dtype).mT).mul_(slot.factor(forward_pass=forward_pass))
             x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
             slot.grad_A_GRD.add_(torch.bmm(v_GNR.mT, x_GND))
             # The thin factor first, and by torch: oneDNN would turn both factors, which takes longer than the product.

@@ -32,7 +32,13 @@ from lorastudy.engine.last_layer import labelled_only, sparing_mlp
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.loss import completion_loss, token_scores
 from lorastudy.engine.optimise import LossScale, PackedAdamW
-from lorastudy.engine.probe import check_supported, probe_batch
+from lorastudy.engine.probe import (
+    Forwards,
+    check_longest_row,
+    check_rows_are_apart,
+    check_supported,
+    probe_batch,
+)
 from lorastudy.engine.recompute import recomputing
 from lorastudy.engine.state import ArmState, EngineState
 from lorastudy.records import ArmStep
@@ -46,8 +52,15 @@ class PackedEngine:
 
     name = "packed"
 
-    def __init__(self, base: BaseModel, arms: Sequence[Arm], *, gradient_checkpointing: bool = False) -> None:
-        """Replace the adapted layers and make fresh adapters.
+    def __init__(
+        self,
+        base: BaseModel,
+        arms: Sequence[Arm],
+        *,
+        gradient_checkpointing: bool = False,
+        longest_row: int | None = None,
+    ) -> None:
+        """Replace the adapted layers and make fresh adapters. `longest_row`: also see that rows of so many tokens are served.
 
         Raises:
             UnsupportedModelError: the model's own forward and the packed one disagree on a probe.
@@ -65,7 +78,7 @@ class PackedEngine:
         try:
             self._model.set_attn_implementation(attention.NAME)
             probe = probe_batch(base.model, device=base.device)
-            self._choose_passes(probe)
+            self._choose_passes(probe, longest_row=longest_row)
             self._sparing_mlp = sparing_mlp(
                 self._model,
                 index_M=probe.label_index_M[::2],
@@ -83,17 +96,21 @@ class PackedEngine:
         self.num_steps_done = 0
         self._gradient_checkpointing = gradient_checkpointing
 
-    def _choose_passes(self, probe: Batch) -> None:
+    def _choose_passes(self, probe: Batch, *, longest_row: int | None) -> None:
         """Run with fewer passes where the model then agrees with itself, else without; where neither agrees, refuse it."""
-        check = partial(
-            check_supported,
-            self._model,
+        forwards = Forwards(
+            model=self._model,
             body_forward=partial(self._hidden, num_arms=1),
             running=self._running,
-            head=self._head,
             own_attention=self._own_attention,
-            batch=probe,
         )
+
+        def check() -> None:
+            check_supported(forwards, head=self._head, batch=probe)
+            if longest_row is not None:
+                check_rows_are_apart(forwards, batch=probe)
+                check_longest_row(forwards, num_tokens=longest_row, device=self._base.device)
+
         self._fewer_passes = fewer_passes(self._model, device=self._base.device)
         try:
             check()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,12 +14,15 @@ from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.data.tokenise import TokenSet
 from lorastudy.engine.chat_template import chat_template_of
+from lorastudy.engine.choice import foreseen_problem
 from lorastudy.engine.environment import environment
 from lorastudy.engine.feed import make_feed, steps_of
 from lorastudy.engine.footprints import LossGrowths, footprint
 from lorastudy.engine.hollow import decoder_layers, linear_sizes, meta_model, quantised_names, read_config
-from lorastudy.engine.loading import default_device, load_tokenizer
+from lorastudy.engine.loading import check_rows, default_device, load_tokenizer, local_folder, num_positions
 from lorastudy.engine.pace import step_seconds
+from lorastudy.engine.probe import attention_span
+from lorastudy.errors import FOREIGN_ERRORS, DataError, StudyError, first_line
 from lorastudy.jobs import (
     FootprintQuestion,
     MachineQuestion,
@@ -36,14 +40,23 @@ MOST_ROWS = 0.95
 
 
 def answer(questions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The answers, in the order of the questions.
-
-    Raises:
-        StudyError: a model or a data set cannot be used.
-    """
+    """The answers, in the order of the questions."""
     device, growths = default_device(), LossGrowths()
-    answers = [_answer(each, device=device, growths=growths) for each in read_questions(questions)]
-    return {"answers": answers}
+    return {
+        "answers": [_answered(each, device=device, growths=growths) for each in read_questions(questions)]
+    }
+
+
+def _answered(question: Question, *, device: torch.device, growths: LossGrowths) -> dict[str, Any]:
+    """The answer, or a `problem` in one sentence: what cannot be answered keeps nobody from the other answers."""
+    try:
+        return _answer(question, device=device, growths=growths)
+    except StudyError as error:
+        return {"problem": str(error), "is_of_data": isinstance(error, DataError)}
+    except FOREIGN_ERRORS as error:  # the job's edge: code of any model runs here on tensors of no content
+        traceback.print_exc()
+        told = f"{type(error).__name__}: {first_line(error)}"
+        return {"problem": f"a step of it cannot be counted on tensors without content ({told})"}
 
 
 def _answer(question: Question, *, device: torch.device, growths: LossGrowths) -> dict[str, Any]:
@@ -98,7 +111,9 @@ def _shape(question: ModelQuestion) -> dict[str, Any]:
         "num_attention_heads": getattr(text, "num_attention_heads", None),
         "num_key_value_heads": getattr(text, "num_key_value_heads", None),
         "vocab_size": getattr(text, "vocab_size", None),
-        "max_position_embeddings": getattr(text, "max_position_embeddings", None),
+        "max_position_embeddings": num_positions(config),
+        "attention_span": attention_span(config),
+        "packed_problem": foreseen_problem(config, trust_remote_code=question.trust_remote_code),
         "has_tied_head": head is not None and embedding is not None and head.weight is embedding.weight,
         **_layer_parameters(model),
     }
@@ -119,6 +134,12 @@ def _rows(question: RowsQuestion) -> dict[str, Any]:
     )
     # All of them, though only training is asked about: what a run would refuse is refused here.
     sets = token_sets(study, settings, tokenizer=tokenizer, reach=reach)
+    config = read_config(
+        local_folder(settings.base_model, with_code=settings.trust_remote_code),
+        trust_remote_code=settings.trust_remote_code,
+    )
+    for tokens in sets.values():
+        check_rows(tokens.rows, config=config, base_model=settings.base_model, tokenizer=tokenizer)
     train = sets["train"]
     num_rows = len(train.rows)
     num_steps = max(
@@ -133,6 +154,7 @@ def _rows(question: RowsQuestion) -> dict[str, Any]:
         ],
         "num_steps": num_steps,
         "num_rows": num_rows,
+        "longest_row": max(len(row.input_ids) for tokens in sets.values() for row in tokens.rows),
         "splits": [asdict(_read(tokens)) for tokens in sets.values()],
     }
 

@@ -2,12 +2,15 @@
 
 Some models do more between embedding and logits than the packed engine does: logit soft caps or scales,
 attention biases, sliding windows. Rather than keep a list of architectures, a few tokens go both ways and the
-results must agree.
+results must agree; so does one row as long as the longest that will be trained. Two things are asked of the structure,
+since numbers of an untrained or a half-precision model may hide them: whether every layer's attention goes through
+the packed engine's, and how far back a token sees.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,82 +20,210 @@ from lorastudy.data.tokenise import TokenRow
 from lorastudy.engine import attention
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.batch import Batch, assemble
+from lorastudy.engine.environment import is_out_of_memory
+from lorastudy.errors import FOREIGN_ERRORS, first_line
 
-#: Relative difference of logits that rounding explains, by bytes of the model's precision.
+_Result = TypeVar("_Result")
+
+#: Relative difference of results that rounding explains, by bytes of the model's precision.
 TOLERANCE = {4: 1e-4, 2: 5e-2}
 
 #: Relative difference between the model's logits and its head applied to its last hidden states, in any
 #: precision: the same operations on the same numbers, so next to nothing. A soft cap of 30 on logits of 3 is 3e-3.
 HEAD_TOLERANCE = 1e-3
 
+#: Relative difference that other tokens in one row may make to the other rows, by bytes of the model's precision. They are
+#: the same products of the same numbers; with experts a product may have more or fewer rows.
+ROWS_TOLERANCE = {4: 1e-6, 2: 5e-3}
+
 #: Shortest first, as a batch lays its rows.
 ROW_LENGTHS = (3, 5, 7)
+
+#: What kinds of layers see only a part of what came before, by transformers' `layer_types` and GPT-Neo's `attention_layers`.
+_SHORT_SIGHTED = ("sliding", "chunked", "local")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forwards:
+    """How a model can be run: the packed way up to its last hidden states, and what is needed to run it whole."""
+
+    model: PreTrainedModel
+    body_forward: Callable[[Batch], Tensor]
+    """The packed way, (1, N, D)."""
+    running: Callable[[Batch], AbstractContextManager[None]]
+    own_attention: str
+
+    @property
+    def kind(self) -> str:
+        """What the model is called in messages."""
+        return type(self.model).__name__
+
+    @property
+    def tolerance(self) -> float:
+        """Of results that two ways give."""
+        return TOLERANCE.get(self.model.dtype.itemsize, TOLERANCE[2])
 
 
 def probe_batch(model: PreTrainedModel, *, device: torch.device) -> Batch:
     """Three short rows in which every token but the first has a label."""
-    num_ids = model.config.get_text_config().vocab_size
-    rows = [
-        _row(tuple((7 * number + 3 * place + 1) % num_ids for place in range(length)))
-        for number, length in enumerate(ROW_LENGTHS)
-    ]
-    return assemble(rows, device=device)
+    return _batch(model, ROW_LENGTHS, device=device)
 
 
 @torch.no_grad()
-def check_supported(
-    model: PreTrainedModel,
-    *,
-    body_forward: Callable[[Batch], Tensor],
-    running: Callable[[Batch], AbstractContextManager[None]],
-    head: Callable[..., Any] | None,
-    own_attention: str,
-    batch: Batch,
-) -> None:
+def check_supported(forwards: Forwards, *, head: Callable[..., Any] | None, batch: Batch) -> None:
     """Compare logits of the probe's rows, laid end to end against one by one, and the head with what it stands for.
 
     Raises:
         UnsupportedModelError: they differ by more than rounding, or the packed way does not run at all.
     """
-    kind = type(model).__name__
+    model, kind = forwards.model, forwards.kind
     if head is None:
         raise UnsupportedModelError(f"{kind} has no output head that the packed engine can use")
-    try:
-        packed = head(body_forward(batch)[0]).float()
-        with running(batch):
+
+    def packed_and_whole() -> tuple[Tensor, Tensor]:
+        packed = head(forwards.body_forward(batch)[0]).float()
+        with forwards.running(batch):
             whole = model(
                 input_ids=batch.input_ids_N[None], position_ids=batch.position_ids_N[None], use_cache=False
             )
-    except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{kind}: {error}") from error
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-        raise UnsupportedModelError(
-            f"{kind}: its forward does not run on rows laid end to end: {error}"
-        ) from error
-    difference = _relative(packed, whole.logits[0].float())
+        return packed, whole.logits[0].float()
+
+    packed, whole = _tried(kind, packed_and_whole)
+    difference = _relative(packed, whole)
     if not difference <= HEAD_TOLERANCE:
         raise UnsupportedModelError(
             f"{kind}: its logits are not its output head's: they differ by {difference:.1e} (relative)"
         )
-    model.set_attn_implementation(own_attention)
-    try:
+    with _own_attention(forwards):
         alone = torch.cat(
             [
-                model(input_ids=ids_S[None]).logits[0]
+                model(input_ids=ids_S[None], use_cache=False).logits[0]
                 for ids_S in torch.split(batch.input_ids_N, list(ROW_LENGTHS))
             ]
         ).float()
-    finally:
-        model.set_attn_implementation(attention.NAME)
-    difference = _relative(packed, alone)
-    if not difference <= TOLERANCE.get(model.dtype.itemsize, TOLERANCE[2]):
+    _agree(forwards, packed=packed, alone=alone)
+
+
+@torch.no_grad()
+def check_rows_are_apart(forwards: Forwards, *, batch: Batch) -> None:
+    """See that every layer's attention is the packed engine's, and that no row feels another.
+
+    Raises:
+        UnsupportedModelError: tokens are mixed elsewhere too (state spaces, convolutions, a model's own attention).
+    """
+    kind = forwards.kind
+    config: Any = forwards.model.config.get_text_config()
+    num_layers = getattr(config, "num_hidden_layers", None) or 1
+    with attention.counted() as calls:
+        before = _tried(kind, forwards.body_forward(batch)[0].float)
+    if calls.number < num_layers:
         raise UnsupportedModelError(
-            f"{kind}: the packed forward differs from the model's own by {difference:.1e} (relative)"
+            f"{kind}: {calls.number} of its {num_layers} layers use the attention that keeps packed rows apart"
         )
+    first = ROW_LENGTHS[0]
+    other = torch.cat([batch.input_ids_N[:first].flip(0) + 1, batch.input_ids_N[first:]])
+    changed = replace(batch, input_ids_N=other % _num_ids(forwards.model))
+    after = forwards.body_forward(changed)[0].float()
+    difference = _relative(after[first:], before[first:])
+    if not difference <= ROWS_TOLERANCE.get(forwards.model.dtype.itemsize, ROWS_TOLERANCE[2]):
+        raise UnsupportedModelError(
+            f"{kind}: rows laid end to end feel each other ({difference:.1e}, relative)"
+        )
+
+
+@torch.no_grad()
+def check_longest_row(forwards: Forwards, *, num_tokens: int, device: torch.device) -> None:
+    """See that a row of this length comes to the same last hidden states both ways.
+
+    Hidden states, since logits of all of its tokens may not fit where training does.
+
+    Raises:
+        UnsupportedModelError: they differ, the packed way does not run, or some layer sees less than the row.
+    """
+    kind, config = forwards.kind, forwards.model.config
+    check_span(config, num_tokens=num_tokens, kind=kind)
+    batch = _batch(forwards.model, (num_tokens,), device=device)
+    packed = _tried(kind, forwards.body_forward(batch)[0].float)
+    body: Any = forwards.model.base_model
+    with _own_attention(forwards):
+        alone = body(input_ids=batch.input_ids_N[None], use_cache=False)[0][0].float()
+    _agree(forwards, packed=packed, alone=alone)
+
+
+def check_span(config: Any, *, num_tokens: int, kind: str) -> None:
+    """Refuse rows of which some layer sees only a part.
+
+    Raises:
+        UnsupportedModelError: the longest row is longer than the model's sliding window or chunk.
+    """
+    span = attention_span(config)
+    if span is not None and num_tokens > span:
+        raise UnsupportedModelError(
+            f"{kind}: some of its layers see {span} tokens at once (a sliding window), which the packed engine does not do, "
+            f"and the longest row has {num_tokens}"
+        )
+
+
+def attention_span(config: Any) -> int | None:
+    """The fewest tokens that some layer's attention spans; None where every layer sees all that came before."""
+    text = config.get_text_config()
+    if getattr(text, "use_sliding_window", True) is False:
+        return None
+    kinds = getattr(text, "layer_types", None) or getattr(text, "attention_layers", None)
+    if kinds is not None and not any(word in str(kind) for kind in kinds for word in _SHORT_SIGHTED):
+        return None
+    names = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
+    spans = [span for name in names if isinstance(span := getattr(text, name, None), int)]
+    return min(spans, default=None)
+
+
+@contextmanager
+def _own_attention(forwards: Forwards) -> Iterator[None]:
+    forwards.model.set_attn_implementation(forwards.own_attention)
+    try:
+        yield
+    finally:
+        forwards.model.set_attn_implementation(attention.NAME)
+
+
+def _agree(forwards: Forwards, *, packed: Tensor, alone: Tensor) -> None:
+    difference = _relative(packed, alone)
+    if not difference <= forwards.tolerance:
+        raise UnsupportedModelError(
+            f"{forwards.kind}: the packed forward differs from the model's own by {difference:.1e} (relative)"
+        )
+
+
+def _tried(kind: str, run: Callable[[], _Result]) -> _Result:
+    """What a run of the packed way gives. Too little memory is no answer to whether it can be run."""
+    try:
+        return run()
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{kind}: {error}") from error
+    except FOREIGN_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedModelError(
+            f"{kind}: its forward does not run on rows laid end to end: {first_line(error)}"
+        ) from error
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / other.norm())
+
+
+def _num_ids(model: PreTrainedModel) -> int:
+    config: Any = model.config
+    return int(config.get_text_config().vocab_size)
+
+
+def _batch(model: PreTrainedModel, lengths: tuple[int, ...], *, device: torch.device) -> Batch:
+    num_ids = _num_ids(model)
+    rows = [
+        _row(tuple((7 * number + 3 * place + 1) % num_ids for place in range(length)))
+        for number, length in enumerate(lengths)
+    ]
+    return assemble(rows, device=device)
 
 
 def _row(ids: tuple[int, ...]) -> TokenRow:

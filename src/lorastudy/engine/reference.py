@@ -58,6 +58,11 @@ class ReferenceEngine:
         return tuple(arm.experiment_id for arm in self.arms)
 
     @property
+    def courses(self) -> tuple[Course, ...]:
+        """Where each arm stands, in the order of `arms`."""
+        return tuple(self._courses.values())
+
+    @property
     def num_steps_done(self) -> int:
         """Steps that no arm needs any more."""
         left = [course.num_steps_done for course in self._courses.values() if not course.has_ended]

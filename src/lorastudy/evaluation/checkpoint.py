@@ -1,4 +1,4 @@
-"""`lorastudy evaluate`: one trained adapter, loaded by PEFT onto its base, as a job of its own process."""
+"""`lorastudy evaluate`: trained adapters, loaded by PEFT onto one base in turn, as a job of its own process."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -24,34 +24,50 @@ if TYPE_CHECKING:
 
 
 def run_job(values: dict[str, Any]) -> dict[str, Any]:
-    """What `lorastudy evaluate` shows, or the answers to what a plan asks, as plain JSON values.
+    """What `lorastudy evaluate` shows of each checkpoint, or the answers to what a plan asks, as plain JSON values.
 
     Raises:
         StudyError: the base, the adapter or the data set cannot be used.
     """
     if "questions" in values:
         return answer(values["questions"])
-    from lorastudy.engine.loaded import LoadedAdapter  # and PEFT with it, which plans and training do without
-
-    job = EvaluateJob(**values)
+    job = EvaluateJob(**{**values, "checkpoints": tuple(values["checkpoints"])})
     settings = Settings(
         base_model=job.base_model, quantization=job.quantization, trust_remote_code=job.trust_remote_code
     )
     base = load_base(settings, device=default_device())
-    scorer = LoadedAdapter(base, Path(job.checkpoint))
+    tokens = None if job.dataset is None else _tokens(job, base=base)
+    return {
+        "checkpoints": [
+            {"checkpoint": checkpoint, **_evaluated(checkpoint, job, base=base, tokens=tokens)}
+            for checkpoint in job.checkpoints
+        ]
+    }
+
+
+def _evaluated(
+    checkpoint: str, job: EvaluateJob, *, base: BaseModel, tokens: TokenSet | None
+) -> dict[str, Any]:
+    """All that is asked about one adapter; the base has none on it before and after."""
+    from lorastudy.engine.loaded import LoadedAdapter  # and PEFT with it, which plans and training do without
+
     result: dict[str, Any] = {
         "scores": [],
         "generations": [],
         "inference": None,
         "trust_remote_code": job.trust_remote_code,
     }
-    if job.dataset is not None:
-        result |= _scored(scorer, job, base=base, tokens=_tokens(job, base=base))
-    if job.benchmark:
-        result["generations"] += _answers(base, max_new_tokens=job.max_new_tokens)
-    if job.profile_inference:
-        prompts = [_ids(base, prompt_text(prompt)) for prompt in PROMPTS]
-        result["inference"] = asdict(profile_inference(base, prompts, max_new_tokens=job.max_new_tokens))
+    scorer = LoadedAdapter(base, Path(checkpoint))
+    try:
+        if tokens is not None:
+            result |= _scored(scorer, job, base=base, tokens=tokens)
+        if job.benchmark:
+            result["generations"] += _answers(base, max_new_tokens=job.max_new_tokens)
+        if job.profile_inference:
+            prompts = [_ids(base, prompt_text(prompt)) for prompt in PROMPTS]
+            result["inference"] = asdict(profile_inference(base, prompts, max_new_tokens=job.max_new_tokens))
+    finally:
+        scorer.close()
     return result
 
 

@@ -36,7 +36,7 @@ class ExactMatch:
         self, scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel, split: str
     ) -> Iterator[Score | Generation]:
         """Yield a score per arm over the first `max_rows` rows that ask something, and a few answers."""
-        asked = self._questions(rows, num_positions=num_positions(base))[: self.max_rows]
+        asked = self._questions(rows, num_positions=num_positions(base.model.config))[: self.max_rows]
         if not asked:
             return
         answers = scorer.generate([row.prompt_ids for row in asked], max_new_tokens=self.max_new_tokens)

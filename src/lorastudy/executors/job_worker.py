@@ -57,7 +57,7 @@ class JobWorker:
         while not (folder / RESULT_NAME).exists():
             returncode = process.poll()
             if returncode is not None:
-                raise StudyError(f"the worker ended with {returncode}:\n{log_tail(self._folder)}")
+                raise StudyError(f"the worker ended with {returncode}: {_last_words(self._folder)}")
             time.sleep(POLL_SECONDS)
         result: dict[str, Any] = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))
         if "error" in result:
@@ -72,6 +72,16 @@ class JobWorker:
                 )
             )
         return self._process
+
+
+def _last_words(folder: Path) -> str:
+    """The last line that the worker wrote, which is an error's, and where its whole log is kept for who looks into it."""
+    tail = log_tail(folder)
+    if not tail:
+        return "it wrote nothing"
+    with tempfile.NamedTemporaryFile(prefix="lorastudy-worker-", suffix=".log", delete=False) as kept:
+        kept.write(tail.encode("utf-8", errors="replace"))
+    return f"{tail.splitlines()[-1].strip()} (its log: {kept.name})"
 
 
 def run_job(job: Job) -> dict[str, Any]:

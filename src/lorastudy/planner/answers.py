@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lorastudy
+from lorastudy.errors import DataError, ModelError, StudyError
 from lorastudy.jobs import (
     FootprintQuestion,
     MachineQuestion,
@@ -49,25 +50,44 @@ class Answers:
         self._ask = ask
         self._folder = folder or cache_folder()
         self._read: dict[str, dict[str, Any]] = {}
+        self._problems: dict[str, StudyError] = {}
 
-    def get(self, questions: Sequence[tuple[Question, str]], *, base_model: str) -> list[dict[str, Any]]:
-        """An answer for each (question, what it depends on besides itself); one worker for all that are new.
+    def fetch(self, questions: Sequence[tuple[Question, str]], *, base_model: str) -> None:
+        """Have all that is new of (question, what it depends on besides itself) answered, by one worker.
 
-        Raises:
-            StudyError: what the worker said of the model or the data.
+        What cannot be answered is told when it is asked for by `get`: it keeps nobody from the other answers.
         """
-        keys = [_key(question, about) for question, about in questions]
         missing = {
             key: question
-            for key, (question, _) in zip(keys, questions, strict=True)
-            if self._kept(key) is None
+            for question, about in questions
+            if (key := _key(question, about)) not in self._problems and self._kept(key) is None
         }
-        if missing:
-            assert self._ask is not None, "asked for more than is kept"
-            job = PlanningJob(questions=tuple(missing.values()), base_model=base_model)
-            for key, answer in zip(missing, self._ask(job)["answers"], strict=True):
+        if not missing:
+            return
+        assert self._ask is not None, "asked for more than is kept"
+        job = PlanningJob(questions=tuple(missing.values()), base_model=base_model)
+        for key, answer in zip(missing, self._ask(job)["answers"], strict=True):
+            if (
+                "problem" in answer
+            ):  # a better library, or a file that is mended, may answer tomorrow: it is not kept
+                self._problems[key] = (DataError if answer.get("is_of_data") else ModelError)(
+                    answer["problem"]
+                )
+            else:
                 self._keep(key, answer)
-        return [self._read[key] for key in keys]
+
+    def get(self, question: Question, about: str, *, base_model: str) -> dict[str, Any]:
+        """The answer to a question.
+
+        Raises:
+            DataError: what the worker said of the data.
+            ModelError: what it said of the model.
+        """
+        self.fetch([(question, about)], base_model=base_model)
+        key = _key(question, about)
+        if key in self._problems:
+            raise self._problems[key]
+        return self._read[key]
 
     def kept(self, question: Question, about: str) -> dict[str, Any] | None:
         """The answer if it is kept."""

@@ -5,13 +5,15 @@ The questions of a whole plan go to one worker, once; afterwards everything here
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lorastudy.errors import ModelError
+from lorastudy.errors import ModelError, StudyError
 from lorastudy.footprint import Footprint, MicroBatch
 from lorastudy.jobs import (
+    EngineName,
     FootprintQuestion,
     MachineQuestion,
     ModelQuestion,
@@ -22,7 +24,7 @@ from lorastudy.jobs import (
     Targets,
 )
 from lorastudy.planner.answers import Answers, config_digest
-from lorastudy.planner.memory import ArmSize, Device, Prediction, num_trainable, predict
+from lorastudy.planner.memory import ArmSize, Device, Prediction, in_turn, num_trainable, predict
 from lorastudy.planner.packing import groups
 from lorastudy.planner.shapes import ModelShape, config_folder
 from lorastudy.planner.time import Calibration
@@ -82,6 +84,18 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForeseenEngine:
+    """The engine that will train a pack, as far as its model's configuration and its rows tell."""
+
+    name: EngineName
+    reason: str | None = None
+    """Why it is not the packed one, where `engine: auto` left the choice."""
+
+    def __str__(self) -> str:
+        return f"engine: {self.name}{f', since {self.reason}' if self.reason else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PackEstimate:
     """What one pack will take; an experiment that does not fit the model has no part in it."""
 
@@ -92,6 +106,9 @@ class PackEstimate:
     num_trainable: Mapping[str, int]
     num_modules: Mapping[str, int]
     step_seconds: float | None
+    engine: "ForeseenEngine"
+    problems: Mapping[str, str]
+    """By experiment: why nothing is predicted of it. The others are predicted without it."""
 
     @property
     def train_seconds(self) -> float | None:
@@ -123,20 +140,21 @@ class Estimator:
         self._answers = answers
         self._with_data = with_data
         self._footprints: dict[FootprintQuestion, Footprint] = {}
-        self._folder = str(config_folder(self.settings.base_model).resolve())
-        self._about = config_digest(self.settings.base_model)
 
     def first_questions(self) -> list[tuple[Question, str]]:
-        """What must be known before it is clear which step to count: the rows, where there are any."""
-        return [(self._rows_question, self._about_rows)] if self._with_data else []
+        """What must be known before it is clear which step to count, and of which engine: the model, and the rows, if any."""
+        asked: list[tuple[Question, str]] = [(MachineQuestion(), ""), (self._model_question, self._about)]
+        if self._with_data:
+            asked.append((self._rows_question, self._about_rows))
+        return asked
 
     def questions(self) -> list[tuple[Question, str]]:
         """All else that must be known before `estimate` can answer."""
-        model = ModelQuestion(folder=self._folder, trust_remote_code=self.settings.trust_remote_code)
-        asked: list[tuple[Question, str]] = [(MachineQuestion(), ""), (model, self._about)]
         targets = {_targets(each.settings): None for each in self.experiments}
-        asked += [(self._footprint_question([each], has_one_arm=True), self._about) for each in targets]
-        if len(self.experiments) > 1:
+        asked: list[tuple[Question, str]] = [
+            (self._footprint_question([each], has_one_arm=True), self._about) for each in targets
+        ]
+        if len(self.experiments) > 1 and self.engine.name == "packed":
             asked.append((self._footprint_question(targets, has_one_arm=False), self._about))
         return asked
 
@@ -148,8 +166,27 @@ class Estimator:
     @cached_property
     def shape(self) -> ModelShape:
         """The base model's."""
-        question = ModelQuestion(folder=self._folder, trust_remote_code=self.settings.trust_remote_code)
-        return ModelShape.from_json(self._one(question, self._about))
+        return ModelShape.from_json(self._one(self._model_question, self._about))
+
+    @cached_property
+    def engine(self) -> ForeseenEngine:
+        """Which engine will train: the one asked for, and with `auto` the packed one wherever it can serve model and rows.
+
+        Raises:
+            ModelError: the packed engine was asked for by name, and cannot.
+        """
+        asked = self.settings.engine
+        if asked == "reference":
+            return ForeseenEngine(name="reference")
+        problem = self.shape.packed_problem
+        span, longest = self.shape.attention_span, self._longest_row
+        if problem is None and span is not None and longest > span:
+            problem = f"some of its layers see {span} tokens at once (a sliding window), and the longest row has {longest}"
+        if problem is None:
+            return ForeseenEngine(name="packed")
+        if asked == "packed":
+            raise ModelError(f"engine: packed: {problem}; set `engine: auto` or `engine: reference`")
+        return ForeseenEngine(name="reference", reason=problem)
 
     @cached_property
     def rows(self) -> Rows:
@@ -206,18 +243,25 @@ class Estimator:
             ModelError: none of them fits the model.
         """
         chosen = self.experiments if experiments is None else experiments
-        sizes = self._sizes(chosen)
-        alone = {
-            each.id: self._predict([sizes[each.id]], targets=[_targets(each.settings)])
-            for each in chosen
-            if each.id in sizes
-        }
+        sizes, problems = self._sizes(chosen)
+        alone: dict[str, Prediction] = {}
+        for each in chosen:
+            if each.id in sizes:
+                try:
+                    alone[each.id] = self._predict([sizes[each.id]], targets=[_targets(each.settings)])
+                except ModelError as error:
+                    problems[each.id] = error
+                    del sizes[each.id]
+        if not alone:
+            raise next(iter(problems.values()))
         if len(sizes) == 1:
             (prediction,) = alone.values()
+        elif self.engine.name == "reference":
+            prediction = in_turn(list(alone.values()))
         else:
             targets = list({_targets(each.settings): None for each in self.experiments})
             prediction = self._predict(list(sizes.values()), targets=targets)
-        calibration = self.calibration()
+        calibration = self.calibration() if self.engine.name == "packed" else None
         tokens = self.rows.mean_tokens_per_step * len(sizes)
         return PackEstimate(
             prediction=prediction,
@@ -226,29 +270,40 @@ class Estimator:
             num_trainable={key: num_trainable(self.shape, size) for key, size in sizes.items()},
             num_modules={key: len(size.module_names) for key, size in sizes.items()},
             step_seconds=None if calibration is None else calibration.step_seconds(tokens),
+            engine=self.engine,
+            problems={key: str(error) for key, error in problems.items()},
         )
 
     def fits(self, experiments: Sequence[Experiment], *, budget_bytes: int) -> bool:
-        """Whether these train together within the budget."""
-        return self.estimate(experiments).prediction.terms.total <= budget_bytes
+        """Whether these train together within the budget. Of what cannot be predicted, that is found out when it runs."""
+        try:
+            return self.estimate(experiments).prediction.terms.total <= budget_bytes
+        except ModelError:
+            return True
 
-    def _sizes(self, experiments: Iterable[Experiment]) -> dict[str, ArmSize]:
+    @property
+    def _longest_row(self) -> int:
+        """Tokens of the longest row that is trained or scored; without a data set, the greatest length."""
+        if not self._with_data:
+            return self.settings.max_seq_length
+        return int(self._one(self._rows_question, self._about_rows)["longest_row"])
+
+    def _sizes(self, experiments: Iterable[Experiment]) -> tuple[dict[str, ArmSize], dict[str, ModelError]]:
+        """By experiment: what of it takes memory, or why it does not fit the model."""
         modules = list(self.shape.layers_by_name())
         sizes: dict[str, ArmSize] = {}
-        problem: ModelError | None = None
+        problems: dict[str, ModelError] = {}
         for each in experiments:
             target_modules, layers = _targets(each.settings)
             try:
                 names = resolve_targets(modules, target_modules=target_modules, layers_to_transform=layers)
             except ModelError as error:
-                problem = error
+                problems[each.id] = error
                 continue
             sizes[each.id] = ArmSize(
                 r=each.settings.lora_rank, module_names=names, has_dropout=each.settings.lora_dropout > 0
             )
-        if not sizes and problem is not None:
-            raise problem
-        return sizes
+        return sizes, problems
 
     def _predict(self, arms: Sequence[ArmSize], *, targets: Sequence[Targets]) -> Prediction:
         question = self._footprint_question(targets, has_one_arm=len(arms) == 1)
@@ -269,6 +324,7 @@ class Estimator:
     def _footprint_question(self, targets: Iterable[Targets], *, has_one_arm: bool) -> FootprintQuestion:
         settings = self.settings
         return FootprintQuestion(
+            engine=self.engine.name,
             folder=self._folder,
             precision=precision_of(settings),
             targets=tuple(sorted(targets, key=canonical_json)),
@@ -279,6 +335,19 @@ class Estimator:
             row_lengths=tuple(sorted(self._counted_batch.row_lengths)),
             trust_remote_code=settings.trust_remote_code,
         )
+
+    @cached_property
+    def _folder(self) -> str:
+        """Where the base model's configuration lies. Asked late: a model that is not here keeps nobody from the others."""
+        return str(config_folder(self.settings.base_model).resolve())
+
+    @cached_property
+    def _about(self) -> str:
+        return config_digest(self.settings.base_model)
+
+    @property
+    def _model_question(self) -> ModelQuestion:
+        return ModelQuestion(folder=self._folder, trust_remote_code=self.settings.trust_remote_code)
 
     @cached_property
     def _rows_question(self) -> RowsQuestion:
@@ -309,7 +378,7 @@ class Estimator:
         )
 
     def _one(self, question: Question, about: str) -> dict[str, Any]:
-        return self._answers.get([(question, about)], base_model=self.settings.base_model)[0]
+        return self._answers.get(question, about, base_model=self.settings.base_model)
 
 
 def by_pack(experiments: Iterable[Experiment], answers: Answers, *, with_data: bool) -> list[Estimator]:
@@ -325,15 +394,23 @@ def by_pack(experiments: Iterable[Experiment], answers: Answers, *, with_data: b
 
 
 def prepare(estimators: Sequence[Estimator], answers: Answers) -> None:
-    """Ask a worker for the rows, and one for everything else that these estimators will need.
+    """Ask a worker for models and rows, and then for everything else that these estimators will need.
 
-    Raises:
-        StudyError: what the worker said of a model or a data set.
+    What cannot be answered is told by the estimator that needs it.
     """
-    for asked in (Estimator.first_questions, Estimator.questions):
-        questions = [question for estimator in estimators for question in asked(estimator)]
-        if questions:
-            answers.get(questions, base_model=estimators[0].settings.base_model)
+    first: list[tuple[Question, str]] = []
+    for estimator in estimators:
+        with suppress(StudyError):  # its `estimate` tells, too
+            first += estimator.first_questions()
+    if not first:
+        return
+    base_model = estimators[0].settings.base_model
+    answers.fetch(first, base_model=base_model)
+    rest: list[tuple[Question, str]] = []
+    for estimator in estimators:
+        with suppress(StudyError):  # its `estimate` tells, too
+            rest += estimator.questions()
+    answers.fetch(rest, base_model=base_model)
 
 
 def longest_rows(settings: Settings) -> Rows:

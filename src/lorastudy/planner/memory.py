@@ -7,7 +7,7 @@ itself (`lorastudy.footprint`), and no number of it stands here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lorastudy.footprint import Footprint, Load, MicroBatch, Phase, StepPeak
 from lorastudy.jobs import Precision
@@ -86,6 +86,16 @@ def predict(
         allocator_slack=slack_bytes(shape.num_tensors + num_constants + peak.num_tensors, device=device),
     )
     return Prediction(terms=terms, phase=peak.phase)
+
+
+def in_turn(alone: Sequence[Prediction]) -> Prediction:
+    """Peak bytes of training one arm after another: the step of the largest, beside adapters, gradients and moments of all."""
+    largest = max(alone, key=lambda each: each.terms.activations + each.terms.loss + each.terms.workspace)
+    adapters, gradients, optimizer = (
+        sum(getattr(each.terms, name) for each in alone) for name in ("adapters", "gradients", "optimizer")
+    )
+    terms = replace(largest.terms, adapters=adapters, gradients=gradients, optimizer=optimizer)
+    return Prediction(terms=terms, phase=largest.phase)
 
 
 def base_weight_bytes(shape: ModelShape, precision: Precision) -> int:

@@ -47,6 +47,10 @@ class ModelShape:
     num_key_value_heads: int | None
     vocab_size: int | None
     max_position_embeddings: int | None
+    attention_span: int | None
+    """The fewest tokens that some layer sees at once; None where each sees all that came before."""
+    packed_problem: str | None
+    """Why the packed engine will not serve the model whatever its rows are; None where it will, as far as can be foreseen."""
     has_tied_head: bool
 
     @classmethod

@@ -16,14 +16,14 @@ from lorastudy.engine.arms import Arm, Engine, EngineFactory, StepResult, make_a
 from lorastudy.engine.choice import ChosenEngine, engine_factory
 from lorastudy.engine.environment import environment
 from lorastudy.engine.feed import Feed, make_feed, steps_of
-from lorastudy.engine.loading import BaseModel, check_lengths, default_device
+from lorastudy.engine.loading import BaseModel, check_rows, default_device
 from lorastudy.engine.meter import MemoryMeter, profile_arms, synchronise
 from lorastudy.engine.targets import resolve_targets
 from lorastudy.errors import StudyError
 from lorastudy.evaluation.exact_match import ExactMatch
 from lorastudy.evaluation.perplexity import CompletionLoss
 from lorastudy.jobs import AdapterOrigin, adapter_path
-from lorastudy.records import Outcome, PackProfile, PackStep
+from lorastudy.records import FELL_BACK, Incident, Outcome, PackProfile, PackStep
 from lorastudy.sealed import sync_tree
 from lorastudy.spec.settings import Settings
 from lorastudy.training.base_cache import BaseCache
@@ -126,8 +126,9 @@ def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.de
     """The base, the data and the arms that fit it; None where none does."""
     base = cache.get(settings, device=device)
     data = load_data(run, settings, tokenizer=base.tokenizer)
-    for tokens in (data.train, *(tokens for _, tokens in data.scored())):
-        check_lengths(base, tokens.rows)
+    sets = (data.train, *(tokens for _, tokens in data.scored()))
+    for tokens in sets:
+        check_rows(tokens.rows, config=base.model.config, base_model=base.name, tokenizer=base.tokenizer)
     arms = resolve_arms(run, base=base, num_rows=len(data.train.rows))
     if not arms:
         return None
@@ -142,7 +143,17 @@ def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.de
             num_steps=max(arm.num_steps for arm in arms),
             device=device,
         ),
-        make_engine=engine_factory(run.pack.engine, base=base, settings=settings, probe=arms[0]),
+        make_engine=engine_factory(
+            run.pack.engine,
+            base=base,
+            settings=settings,
+            probe=replace(
+                arms[0],
+                module_names=tuple(dict.fromkeys(name for arm in arms for name in arm.module_names)),
+            ),
+            longest_row=max(len(row.input_ids) for tokens in sets for row in tokens.rows),
+            on_fallback=lambda reason: run.emit(Incident(kind="fell_back", message=f"{FELL_BACK}{reason}")),
+        ),
     )
 
 

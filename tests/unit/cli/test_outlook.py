@@ -29,14 +29,16 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     return load_suite(Path("s.yaml"))
 
 
-def predicting(seconds_by_run: float | None, problem: str | None = None) -> SimpleNamespace:
+def predicting(
+    seconds_by_run: float | None, *, is_predicted: bool = True, engine: str = "packed"
+) -> SimpleNamespace:
     """A plan by which a pack trains as long as so many runs."""
 
     def estimate(pack: PlannedPack) -> SimpleNamespace:
         of_pack = None if seconds_by_run is None else seconds_by_run * len(pack.experiments)
-        return SimpleNamespace(train_seconds=of_pack)
+        return SimpleNamespace(train_seconds=of_pack, engine=SimpleNamespace(name=engine))
 
-    return SimpleNamespace(estimate=estimate, problem=problem)
+    return SimpleNamespace(estimate=estimate, estimators={"pack": None} if is_predicted else {})
 
 
 def said(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -> list[str]:
@@ -67,8 +69,13 @@ def test_without_timed_steps_the_way_to_time_them_is_named(suite: Suite) -> None
     assert time.endswith("lorastudy estimate --suite s.yaml --calibrate")
 
 
+def test_no_time_is_timed_for_the_reference_engine(suite: Suite) -> None:
+    (_, time) = said(suite, predicting(None, engine="reference"))
+    assert time == "training time: not predicted for the reference engine"
+
+
 def test_where_nothing_was_predicted_nothing_is_said_of_time(suite: Suite) -> None:
-    assert len(said(suite, predicting(None, problem="no model"))) == 1
+    assert len(said(suite, predicting(None, is_predicted=False))) == 1
 
 
 def test_what_is_known_by_now_is_counted(suite: Suite) -> None:

@@ -15,7 +15,7 @@ def test_what_the_loss_takes_is_counted_once_for_a_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     question = FootprintQuestion(
-        folder=str(tiny.save_base(tmp_path / "model")), precision=Precision(quantization="fp32"),
+        engine="packed", folder=str(tiny.save_base(tmp_path / "model")), precision=Precision(quantization="fp32"),
         targets=(("q", None),), gradient_checkpointing=False, has_dropout=False, has_one_arm=True,
         has_one_group=True, row_lengths=(5, 6),
     )  # fmt: skip

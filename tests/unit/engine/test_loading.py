@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 import tiny
-from lorastudy.engine.loading import check_lengths, load_base, load_tokenizer, num_positions
-from lorastudy.errors import ModelError
+from lorastudy.engine.loading import check_rows, load_base, load_tokenizer, num_positions
+from lorastudy.errors import DataError, ModelError
 from lorastudy.spec.settings import Settings
 
 
@@ -42,7 +43,7 @@ def test_a_folder_is_loaded_frozen_with_its_tokenizer(good):
     assert not base.model.training
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     assert next(iter(base.linear_layers)) == "model.layers.0.self_attn.q_proj"
-    assert num_positions(base) == 128
+    assert num_positions(base.model.config) == 128
     saved = load_file(good / "model.safetensors")
     assert torch.equal(
         base.linear_layers["model.layers.1.mlp.up_proj"].weight, saved["model.layers.1.mlp.up_proj.weight"]
@@ -69,11 +70,25 @@ def test_greedy_means_greedy_whatever_the_folder_recommends(folder):
 def test_rows_must_fit_the_models_positions():
     base = tiny.make_base("gpt2")
     fitting, too_long = (tiny.make_row([2] * length, prompt_tokens=1) for length in (128, 129))
-    check_lengths(base, [fitting])
+    check = partial(check_rows, config=base.model.config, base_model="gpt2", tokenizer=base.tokenizer)
+    check([fitting])
     with pytest.raises(
-        ModelError, match="max_seq_length: gpt2 has 128 positions, and the longest row has 129 tokens"
+        DataError, match="max_seq_length: gpt2 has 128 positions, and the longest row has 129 tokens"
     ):
-        check_lengths(base, [fitting, too_long])
+        check([fitting, too_long])
+
+
+def test_a_token_that_only_the_tokenizer_knows_is_named():
+    base = tiny.make_base("gpt2")
+    base.tokenizer.add_tokens(["<extra>"])
+    known, unknown = (tiny.make_row([2, number], prompt_tokens=1) for number in (127, 128))
+    check = partial(check_rows, config=base.model.config, base_model="gpt2", tokenizer=base.tokenizer)
+    check([known])
+    with pytest.raises(
+        DataError,
+        match=r"1 of 2 rows .* '<extra>' is token 128, and the embeddings are those of 0 to 127\..*resize",
+    ):
+        check([known, unknown])
 
 
 @pytest.mark.parametrize("name", ["nowhere/at-all", "./missing", "no such folder"])

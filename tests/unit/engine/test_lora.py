@@ -1,5 +1,6 @@
 """The packed linear layer against the obvious loop of `oracle`."""
 
+import peft
 import pytest
 import torch
 from hypothesis import given, settings
@@ -159,9 +160,41 @@ def test_dropout_uses_one_mask_in_forward_and_backward(contiguous):
         x = x.transpose(1, 2).contiguous().transpose(1, 2)
         assert not x.is_contiguous()
     masks = [None, *dropout.mask_like(x[1:], forward_pass=7)]
-    assert set(masks[1].unique().tolist()) == {0.0, 2.0}
-    arms = oracle_arms([slot], 3, masks=masks)
+    assert set(masks[1].unique().tolist()) == {0.0, 1.0}
+    arms = oracle_arms([slot], 3, masks=[None, *(mask / 0.5 for mask in masks[1:])])
     compare(layer, [slot], x, dy_KNO=dy, arms=arms, tolerance=1e-10)
+
+
+def test_dropout_divides_by_what_it_keeps_as_peft_does_in_bf16():
+    """1 / .75 in bf16 is 0.2 % too large. An input of 1 and a gradient of 3 make 3 / .75 = 4 for each token kept, exactly."""
+    num_tokens, dy = 32, torch.full((1, 32, 1), 3.0).bfloat16()
+    x = torch.ones(1, num_tokens, 1, dtype=torch.bfloat16)
+    one = torch.ones(1, 1, 1)
+    slot = LoraSlot(
+        start=0, stop=1, lora_A_GRD=nn.Parameter(one.clone()), lora_B_GOR=nn.Parameter(one.clone()),
+        grad_A_GRD=torch.zeros_like(one), grad_B_GOR=torch.zeros_like(one), scaling_G11=one.clone(),
+        dropout=GroupDropout(seeds_G=(1,), probability=0.25, clock=DropoutClock(forward_pass=1, active=True)),
+    )  # fmt: skip
+    base_layer = make_base_layer("without bias", sizes=(1, 1), dtype=torch.bfloat16)
+    nn.init.zeros_(base_layer.weight)
+    ours = PackedLinear(base_layer)
+    attach([ours], num_arms=1, slots=[(slot,)])
+    y = ours(x)
+    y.backward(dy)
+    theirs = peft.inject_adapter_in_model(
+        peft.LoraConfig(r=1, lora_alpha=1, lora_dropout=0.25, target_modules=["layer"]),
+        nn.ModuleDict({"layer": base_layer}),
+    )
+    weights = {name.rpartition(".")[0]: p for name, p in theirs.named_parameters() if p.requires_grad}
+    assert len(weights) == 2
+    for weight in weights.values():
+        weight.data = torch.ones(1, 1)  # fp32, as PEFT makes them on a model
+    peft_y = theirs["layer"](x)
+    peft_y.backward(dy)
+    (peft_gradient,) = (p.grad for name, p in weights.items() if "lora_A" in name)
+    kept, peft_kept = (int((out != 0).sum()) for out in (y, peft_y))
+    assert 0 < kept < num_tokens
+    assert slot.grad_A_GRD.item() / kept == peft_gradient.item() / peft_kept == 4.0
 
 
 def test_dropout_gradients_are_those_of_finite_differences():
@@ -180,7 +213,7 @@ def test_a_mask_is_a_function_of_the_arms_seed_and_the_forward_pass_alone():
     assert torch.equal(pair[1], alone[0])
     assert not torch.equal(pair[0], pair[1])
     assert not torch.equal(later, alone)
-    assert pair.unique().tolist() == [0.0, pytest.approx(1 / 0.75)]
+    assert pair.unique().tolist() == [0.0, 1.0]
     # 480 draws: a share of .25 has a standard error of .02
     assert 0.17 < (pair == 0).double().mean() < 0.33
 

@@ -72,5 +72,10 @@ def test_what_a_job_says_of_the_users_input_is_the_users_error_and_the_next_job_
 def test_a_worker_that_dies_says_with_what_and_so_does_every_later_job(program: str) -> None:
     with JobWorker(worker=[program]) as worker:
         for _ in range(2):
-            with pytest.raises(StudyError, match="ended with 7:\nout of luck"):
+            with pytest.raises(
+                StudyError, match=r"^the worker ended with 7: out of luck \(its log: .*\)$"
+            ) as died:
                 worker.do(Job("dies"))
+            log = Path(str(died.value).rpartition("its log: ")[2].removesuffix(")"))
+            assert "out of luck" in log.read_text()
+            log.unlink()

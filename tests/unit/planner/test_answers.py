@@ -29,20 +29,45 @@ class Worker:
         return {"answers": [{"number": number} for number, _ in enumerate(job.questions)]}
 
 
+def test_what_cannot_be_answered_keeps_nobody_from_the_other_answers(tmp_path):
+    asked = []
+
+    def ask(job):
+        asked.append(len(job.questions))
+        return {
+            "answers": [
+                {"problem": "it has no such layer"} if isinstance(question, ModelQuestion) else {"number": 1}
+                for question in job.questions
+            ]
+        }
+
+    answers = Answers(ask, folder=tmp_path)
+    model = ModelQuestion(folder="a")
+    answers.fetch([(model, "hash"), (MachineQuestion(), "")], base_model="a")
+    assert answers.get(MachineQuestion(), "", base_model="a") == {"number": 1}
+    for _ in range(2):
+        with pytest.raises(ModelError, match="it has no such layer"):
+            answers.get(model, "hash", base_model="a")
+    assert asked == [2]  # asked once in this process, and by the next one again
+    assert Answers(ask, folder=tmp_path).kept(model, "hash") is None
+
+
 def test_a_question_is_asked_once_and_kept_on_disk(tmp_path: Path):
     worker = Worker()
     questions = [(MachineQuestion(), ""), (ModelQuestion(folder="a"), "hash")]
-    first = Answers(worker, folder=tmp_path).get(questions, base_model="a")
-    assert first == [{"number": 0}, {"number": 1}]
-    assert Answers(worker, folder=tmp_path).get(questions, base_model="a") == first
+    for _ in range(2):
+        answers = Answers(worker, folder=tmp_path)
+        answers.fetch(questions, base_model="a")
+        told = [answers.get(question, about, base_model="a") for question, about in questions]
+        assert told == [{"number": 0}, {"number": 1}]
     assert len(worker.jobs) == 1
 
 
 def test_only_what_is_missing_is_asked(tmp_path: Path):
     worker = Worker()
     answers = Answers(worker, folder=tmp_path)
-    answers.get([(MachineQuestion(), "")], base_model="a")
-    answers.get([(MachineQuestion(), ""), (ModelQuestion(folder="a"), "hash")], base_model="a")
+    answers.fetch([(MachineQuestion(), "")], base_model="a")
+    answers.fetch([(MachineQuestion(), ""), (ModelQuestion(folder="a"), "hash")], base_model="a")
     assert [len(job.questions) for job in worker.jobs] == [1, 1]
     assert isinstance(worker.jobs[1].questions[0], ModelQuestion)
 
@@ -51,16 +76,16 @@ def test_another_configuration_is_another_question_and_another_folder_is_not(tmp
     worker = Worker()
     answers = Answers(worker, folder=tmp_path)
     for folder, about in (("a", "hash"), ("b", "hash"), ("a", "other hash")):
-        answers.get([(ModelQuestion(folder=folder), about)], base_model="a")
+        answers.get(ModelQuestion(folder=folder), about, base_model="a")
     assert len(worker.jobs) == 2
 
 
 def test_a_torn_answer_is_asked_again(tmp_path: Path):
     worker = Worker()
-    Answers(worker, folder=tmp_path).get([(MachineQuestion(), "")], base_model="a")
+    Answers(worker, folder=tmp_path).get(MachineQuestion(), "", base_model="a")
     (kept,) = tmp_path.iterdir()
     kept.write_text('{"numb')
-    assert Answers(worker, folder=tmp_path).get([(MachineQuestion(), "")], base_model="a") == [{"number": 0}]
+    assert Answers(worker, folder=tmp_path).get(MachineQuestion(), "", base_model="a") == {"number": 0}
     assert len(worker.jobs) == 2
 
 
@@ -69,7 +94,7 @@ def test_a_cache_that_cannot_be_written_costs_the_next_plan_its_question(tmp_pat
     (tmp_path / "file").touch()
     answers = Answers(worker, folder=tmp_path / "file" / "plans")
     for _ in range(2):
-        assert answers.get([(MachineQuestion(), "")], base_model="a") == [{"number": 0}]
+        assert answers.get(MachineQuestion(), "", base_model="a") == {"number": 0}
     assert len(worker.jobs) == 1
 
 
@@ -113,7 +138,7 @@ def test_questions_survive_json():
         MachineQuestion(),
         ModelQuestion(folder="a", trust_remote_code=True),
         FootprintQuestion(
-            folder="a", precision=Precision(quantization="4bit"), targets=(("qv", None), (("q_proj",), (0, 1))),
+            engine="packed", folder="a", precision=Precision(quantization="4bit"), targets=(("qv", None), (("q_proj",), (0, 1))),
             gradient_checkpointing=True, has_dropout=False, has_one_arm=False, has_one_group=True, row_lengths=(8, 9),
         ),
         RowsQuestion(settings={"lora_rank": 4}, lengths=((10, None), (None, 1.5)), data_seeds=(0, 3)),

@@ -29,7 +29,8 @@ SHAPE = ModelShape(
         LinearLayer(name="layers.0.up", in_features=32, out_features=96, is_quantisable=True),
     ),
     num_parameters=5768, num_layer_parameters=5128, num_tensors=4, buffer_bytes=100, hidden_size=64, num_layers=1,
-    num_attention_heads=2, num_key_value_heads=2, vocab_size=10, max_position_embeddings=64, has_tied_head=True,
+    num_attention_heads=2, num_key_value_heads=2, vocab_size=10, max_position_embeddings=64, attention_span=None,
+    packed_problem=None, has_tied_head=True,
 )  # fmt: skip
 BATCH = MicroBatch(row_lengths=(6, 4), num_labels=5)
 

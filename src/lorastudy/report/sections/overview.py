@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorastudy.analysis.study import Arm, Study, differing_settings
+from lorastudy.records import FELL_BACK
 from lorastudy.report.document import (
     Block,
     Bullets,
@@ -93,8 +94,23 @@ def what_was_run(study: Study) -> str:
     return (
         f"{_counted(len(arms), 'arm')} with {_seeds_each(study)} each on the base model {model}, "
         f"trained on {data}{_length(study.arms)}{_search(study)}; {len(study.completed)} of {len(study.results)} experiments completed"
-        f"{f', {len(study.outraced)} were stopped by racing' if study.outraced else ''}."
+        f"{f', {len(study.outraced)} were stopped by racing' if study.outraced else ''}.{_engines(study)}"
     )
+
+
+def _engines(study: Study) -> str:
+    """Which engine trained, and why where it is not the one that was asked for first."""
+    engines = sorted({result.engine for result in study.completed if result.engine is not None})
+    if not engines:
+        return ""
+    reasons = {
+        incident.message.removeprefix(FELL_BACK)
+        for result in study.completed
+        for incident in result.incidents
+        if incident.kind == "fell_back"
+    }
+    why = f", since {'; '.join(sorted(reasons))}" if reasons else ""
+    return f" Engine: {' and '.join(engines)}{why}."
 
 
 def _search(study: Study) -> str:

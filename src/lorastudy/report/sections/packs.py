@@ -50,7 +50,13 @@ def _checkpoints(study: Study) -> str:
 
 def incident_blocks(study: Study, *, level: int) -> list[Block]:
     """What befell the packs without costing a result; nothing where nothing did."""
-    befallen = dict.fromkeys(incident.message for result in study.completed for incident in result.incidents)
+    befallen = dict.fromkeys(
+        incident.message
+        for result in study.completed
+        for incident in result.incidents
+        if incident.kind
+        != "fell_back"  # which is no mishap: the first page says which engine trained, and why
+    )
     if not befallen:
         return []
     text = (
