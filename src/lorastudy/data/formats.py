@@ -13,7 +13,7 @@ mean (KTO's `label`, DPO's `rejected`, labels beside a plain text) is refused.
 
 import difflib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -171,19 +171,6 @@ class Format:
         assert self.name in ("alpaca", "prompt_completion")
         prompt, answer = _NEEDED[self.name]
         return instruction_from(values, prompt=prompt, answer=answer)
-
-    def texts(self, row: Row) -> tuple[str, ...]:
-        """All that a checked row says, turn by turn."""
-        if self.name == "text":
-            return (self.values(row)["text"],)
-        return tuple(turn.plain for turn in self.conversation(row).turns)
-
-    def prompt(self, row: Row) -> tuple[str, ...]:
-        """What a checked row says before its first trained answer, turn by turn; nothing for plain text."""
-        if self.name == "text":
-            return ()
-        conversation = self.conversation(row)
-        return tuple(turn.plain for turn in conversation.turns[: conversation.answers[0]])
 
     def is_trained(self, row: Row) -> bool:
         """Whether no column turns the row off."""
@@ -481,37 +468,65 @@ def check(rows: Iterable[Row], fmt: Format) -> None:
         pass
 
 
-def checked(rows: Iterable[Row], fmt: Format) -> Iterator[Row]:
-    """The rows as they come; at the end as `check`."""
+def checked(rows: Iterable[Row], fmt: Format, *, tolerated: Collection[str] = ()) -> Iterator["ReadRow"]:
+    """The rows as they come, with problems that are tolerated or with none; at the end as `check`."""
     num_rows = num_bad = 0
     bad: list[str] = []
     for row in rows:
         num_rows += 1
-        problem = _problem(row, fmt)
-        if problem is None:
-            yield row
+        read = read_row(row, fmt)
+        if read.problem is None or read.problem in tolerated:
+            yield read
             continue
         num_bad += 1
         if len(bad) < _NUM_SHOWN:
-            bad.append(f"{row.where}: {problem}")
+            bad.append(f"{row.where}: {read.problem}")
     if bad:
         more = f"\n... and {num_bad - _NUM_SHOWN} more" if num_bad > _NUM_SHOWN else ""
         listing = "\n".join(bad)
         raise DataError(f"{num_bad} of {num_rows} rows are not usable as {fmt.name}:\n{listing}{more}")
 
 
-def asks_nothing(row: Row, fmt: Format) -> bool:
-    """Whether a checked row's prompt is blank, whatever its system prompt; plain text has no prompt."""
-    if fmt.name == "text":
-        return False
-    conversation = fmt.conversation(row)
-    asked = [turn.plain for turn in conversation.turns[: conversation.answers[0]] if turn.role != "system"]
-    return not any(text.strip() for text in asked)
+@dataclass(frozen=True, kw_only=True)
+class ReadRow:
+    """What a row says, taken apart once. A row with a problem says nothing."""
+
+    problem: str | None = None
+    """What makes it unusable."""
+    texts: tuple[str, ...] = ()
+    """All that it says, turn by turn."""
+    num_prompt_texts: int = 0
+    """How many of them stand before the first trained answer; none of a plain text."""
+    asks_nothing: bool = False
+    """Whether these are blank, whatever the system prompt; a plain text asks nothing and answers nothing."""
+
+    @property
+    def prompt(self) -> tuple[str, ...]:
+        """What it says before its first trained answer."""
+        return self.texts[: self.num_prompt_texts]
 
 
-def has_empty_answer(row: Row, fmt: Format) -> bool:
-    """Whether its answer is blank. Published sets have a few such rows (the original Alpaca has)."""
-    return _problem(row, fmt) == EMPTY_ANSWER
+def read_row(row: Row, fmt: Format) -> ReadRow:
+    """The row taken apart, or what makes it unusable."""
+    try:
+        values = fmt.values(row)
+        answer = values[_NEEDED[fmt.name][-1]]
+        if isinstance(answer, str) and fmt.name not in ("messages", "sharegpt") and not answer.strip():
+            return ReadRow(problem=EMPTY_ANSWER)
+        if fmt.name == "text":
+            return ReadRow(problem=_broken_text([answer]), texts=(answer,))
+        conversation = fmt.conversation_of(values)
+    except ConversationError as error:
+        return ReadRow(problem=str(error))
+    turns, first = conversation.turns, conversation.answers[0]
+    # A call's arguments may be JSON within JSON, so what it spells shows only in the turn.
+    problem = _broken_text([*_strings(values), *(turn.plain for turn in turns if turn.calls)])
+    return ReadRow(
+        problem=problem,
+        texts=tuple(turn.plain for turn in turns),
+        num_prompt_texts=first,
+        asks_nothing=not any(turn.plain.strip() for turn in turns[:first] if turn.role != "system"),
+    )
 
 
 _HOW_TO_NAME = f"Say which columns to use: {_PREPARE} --prompt-column NAME --completion-column NAME`"
@@ -525,22 +540,6 @@ def _unknown(columns: Columns) -> str:
         "messages (messages), sharegpt (conversations), prompt_completion "
         f"({'; '.join(' and '.join(pair) for pair in _PAIRS[:5])}; ...), text (text).{label} {_HOW_TO_NAME}"
     )
-
-
-def _problem(row: Row, fmt: Format) -> str | None:
-    """What makes the row unusable, or None."""
-    try:
-        values = fmt.values(row)
-        answer = values[_NEEDED[fmt.name][-1]]
-        if isinstance(answer, str) and fmt.name not in ("messages", "sharegpt") and not answer.strip():
-            return EMPTY_ANSWER
-        if fmt.name == "text":
-            return _broken_text([answer])
-        turns = fmt.conversation_of(values).turns
-    except ConversationError as error:
-        return str(error)
-    # A call's arguments may be JSON within JSON, so what it spells shows only in the turn.
-    return _broken_text([*_strings(values), *(turn.plain for turn in turns if turn.calls)])
 
 
 def _strings(value: Any) -> Iterator[str]:

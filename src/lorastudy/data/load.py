@@ -13,8 +13,9 @@ from itertools import islice
 from typing import Literal
 
 from lorastudy.data.chat import ChatTemplate
+from lorastudy.data.conversations import EMPTY_ANSWER
 from lorastudy.data.examples import Example
-from lorastudy.data.formats import Format, asks_nothing, checked, detect, trained_rows
+from lorastudy.data.formats import Format, checked, detect, read_row, trained_rows
 from lorastudy.data.near_copies import MAX_ROWS, num_near_copies
 from lorastudy.data.prompts import render
 from lorastudy.data.sources import Row, RowSource, files_of, is_lab_set
@@ -47,7 +48,7 @@ class Index:
         return len(self.places)
 
 
-def index_rows(rows: Iterable[Row], fmt: Format) -> Index:
+def index_rows(rows: Iterable[Row], fmt: Format, *, leaves_out_empty_answers: bool = False) -> Index:
     """The index of the rows that are trained, which are checked against the format as they come.
 
     Raises:
@@ -55,10 +56,13 @@ def index_rows(rows: Iterable[Row], fmt: Format) -> Index:
     """
     index = Index()
     numbered = _Numbered(rows)
-    for row in checked(trained_rows(numbered, fmt), fmt):
-        index.keys.add(content=content_hash(row, fmt), prompt=prompt_hash(row, fmt))
+    tolerated = (EMPTY_ANSWER,) if leaves_out_empty_answers else ()
+    for read in checked(trained_rows(numbered, fmt), fmt, tolerated=tolerated):
+        if read.problem is not None:
+            continue
+        index.keys.add(content=content_hash(read), prompt=prompt_hash(read))
         index.places.append(numbered.place)
-        index.asks_nothing.append(asks_nothing(row, fmt))
+        index.asks_nothing.append(read.asks_nothing)
     return index
 
 
@@ -113,7 +117,7 @@ class Rows:
     def asked(self, numbers: Sequence[int]) -> Iterator[str]:
         """What the rows of these numbers of the data set ask, as text."""
         fmt = self.dataset.format
-        return (asked_text(row, fmt) for row in self._rows(numbers))
+        return (asked_text(read_row(row, fmt)) for row in self._rows(numbers))
 
     def _read(self, numbers: Sequence[int]) -> Iterator[Example]:
         fmt = self.dataset.format
@@ -216,12 +220,13 @@ def _guarded(rows: Iterable[Row]) -> Iterator[Row]:
 
 def to_example(row: Row, fmt: Format, *, chat_template: ChatTemplate | None = None) -> Example:
     """The row, rendered and hashed; it must have been checked against the format."""
+    read = read_row(row, fmt)
     return Example(
         row=row,
         format=fmt,
         rendering=render(row, fmt, chat_template=chat_template),
-        content_hash=content_hash(row, fmt),
-        prompt_hash=prompt_hash(row, fmt),
+        content_hash=content_hash(read),
+        prompt_hash=prompt_hash(read),
     )
 
 

@@ -10,7 +10,7 @@ from typing import IO
 
 from lorastudy.data.examples import Example
 from lorastudy.data.fetch import dataset_name, is_file_name
-from lorastudy.data.formats import Format, has_empty_answer, trained_rows
+from lorastudy.data.formats import Format
 from lorastudy.data.load import index_rows, to_example
 from lorastudy.data.sources import Row, files_of, is_lab_set
 from lorastudy.data.splits import RowKeys, SplitBy, num_duplicates, position, split_rows
@@ -94,17 +94,22 @@ def prepare(rows: Iterable[Row], fmt: Format, *, wanted: Wanted) -> Prepared:
     Raises:
         DataError: unusable rows, a side of the split without rows, or no place to write.
     """
-    answered = _Answered(rows, fmt)
-    index = index_rows(answered, fmt)
+    counted = _Counted(rows, fmt)
+    index = index_rows(counted, fmt, leaves_out_empty_answers=True)
     if not len(index):
         raise DataError(f"{wanted.datasets[0]}: every row has an empty answer")
     taken = _sample(index.keys, num_samples=wanted.num_samples, seed=wanted.seed)
     parts, split_by = _parts(index.keys, taken, wanted=wanted)
-    example = _write(parts, answered, fmt=fmt, num_rows=len(index), first=taken[0])
+    belongs = bytearray(counted.num_rows)
+    for bit, (_, numbers) in enumerate(parts):
+        for number in numbers:
+            belongs[index.places[number]] |= 1 << bit
+    paths = [path for path, _ in parts]
+    example = _write(paths, rows, belongs=belongs, fmt=fmt, first=index.places[taken[0]])
     return Prepared(
-        num_rows=answered.num_rows,
+        num_rows=counted.num_rows,
         num_taken=len(taken),
-        num_empty_answers=answered.num_empty,
+        num_empty_answers=counted.num_trained - len(index),
         num_empty_prompts=sum(index.asks_nothing[number] for number in taken),
         num_duplicates=num_duplicates(index.keys, taken),
         split_by=split_by,
@@ -113,24 +118,17 @@ def prepare(rows: Iterable[Row], fmt: Format, *, wanted: Wanted) -> Prepared:
     )
 
 
-class _Answered:
-    """The rows that are trained and have an answer. The counts are those of the last pass, of all rows and of those without one."""
+class _Counted:
+    """The rows as they come, counted: all, and those that no column turns off."""
 
     def __init__(self, rows: Iterable[Row], fmt: Format) -> None:
         self._rows, self._format = rows, fmt
-        self.num_rows = self.num_empty = 0
+        self.num_rows = self.num_trained = 0
 
     def __iter__(self) -> Iterator[Row]:
-        self.num_rows = self.num_empty = 0
-        for row in trained_rows(self._counted(), self._format):
-            if has_empty_answer(row, self._format):
-                self.num_empty += 1
-            else:
-                yield row
-
-    def _counted(self) -> Iterator[Row]:
         for row in self._rows:
             self.num_rows += 1
+            self.num_trained += self._format.is_trained(row)
             yield row
 
 
@@ -182,35 +180,28 @@ def _is_source(path: Path, wanted: Wanted) -> bool:
     return path.exists() and any(path.samefile(source) for source in sources)
 
 
-def _write(parts: _Parts, rows: Iterable[Row], *, fmt: Format, num_rows: int, first: int) -> Example:
-    """All files whole or none of them; returns the row of number `first`."""
-    path = parts[0][0]
+def _write(
+    paths: Sequence[Path], rows: Iterable[Row], *, belongs: bytearray, fmt: Format, first: int
+) -> Example:
+    """All files whole or none of them. `belongs` has a bit for each file that a row goes into; returns row `first`."""
+    path = paths[0]
     try:
         with ExitStack() as open_files:
             files = []
-            for path, _ in parts:
+            for path in paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _partial(path).unlink(missing_ok=True)  # it may be a link to a file that is not ours
                 file = _partial(path).open("w", encoding="utf-8", newline="\n")
                 files.append(open_files.enter_context(file))
-            example = _write_rows(rows, files, belongs=_belongs(parts, num_rows), fmt=fmt, first=first)
+            example = _write_rows(rows, files, belongs=belongs, fmt=fmt, first=first)
             for file in files:
                 file.flush()
                 os.fsync(file.fileno())
-        for path, _ in parts:
+        for path in paths:
             _partial(path).replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}") from error
     return example
-
-
-def _belongs(parts: _Parts, num_rows: int) -> bytearray:
-    """For each row a bit for each file that it goes into."""
-    belongs = bytearray(num_rows)
-    for bit, (_, numbers) in enumerate(parts):
-        for number in numbers:
-            belongs[number] |= 1 << bit
-    return belongs
 
 
 def _write_rows(

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lorastudy.data.examples import Example
-from lorastudy.data.formats import Format
-from lorastudy.data.sources import Row
+from lorastudy.data.formats import ReadRow
 
 #: With fewer prompts than this a split by prompt would leave a share far from the one asked for, or one side empty.
 MIN_PROMPTS = 10
@@ -68,25 +67,24 @@ class Split:
     test: "array[int]" = field(default_factory=_numbers)
 
 
-def content_hash(row: Row, fmt: Format) -> str:
+def content_hash(read: ReadRow) -> str:
     """32 hex digits of SHA-256 over the row's texts in order, without regard to case, white space and Unicode form.
 
     Column names and empty texts play no part: the same question and answer as Alpaca row, as a pair and as a
     conversation of two turns are the same content.
     """
-    return _digest([_normalised(text) for text in fmt.texts(row)])
+    return _digest([_normalised(text) for text in read.texts])
 
 
-def prompt_hash(row: Row, fmt: Format) -> str:
+def prompt_hash(read: ReadRow) -> str:
     """As `content_hash`, of what stands before the first answer. Plain text, and a row that asks nothing, has its content."""
-    texts = [_normalised(text) for text in fmt.prompt(row)]
-    return _digest(texts) if any(texts) else content_hash(row, fmt)
+    texts = [_normalised(text) for text in read.prompt]
+    return _digest(texts) if any(texts) else content_hash(read)
 
 
-def asked_text(row: Row, fmt: Format) -> str:
+def asked_text(read: ReadRow) -> str:
     """What `prompt_hash` is of, as it stands in the row."""
-    texts = fmt.prompt(row)
-    return "\n".join(texts if any(map(_normalised, texts)) else fmt.texts(row))
+    return "\n".join(read.prompt if any(map(_normalised, read.prompt)) else read.texts)
 
 
 def prompt_groups(examples: Sequence[Example]) -> tuple[int, ...] | None:

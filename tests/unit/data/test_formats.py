@@ -1,6 +1,6 @@
 import pytest
 
-from lorastudy.data.formats import detect, has_empty_answer, recognise, trained_rows
+from lorastudy.data.formats import detect, read_row, recognise, trained_rows
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
 
@@ -111,7 +111,12 @@ def test_only_empty_answers_are_left_out():
         {"prompt": "p"},
         {"prompt": [], "completion": "c"},
     )
-    assert [has_empty_answer(row, detect(given)) for row in given] == [False, True, True, False]
+    assert [read_row(row, detect(given)).problem == "has an empty answer" for row in given] == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("other", ["Prompt", " prompt"])
@@ -264,7 +269,7 @@ def test_what_beside_the_two_cannot_be_used_is_named(values, problem):
 def test_an_untrained_answer_is_context():
     found = recognise(given := rows({"messages": [USER, {**BOT, "weight": 0, "content": ""}, USER, BOT]}))
     assert found.conversation(given[0]).answers == (3,)
-    assert found.prompt(given[0]) == ("q", "", "q")
+    assert read_row(given[0], found).prompt == ("q", "", "q")
 
 
 def test_fields_that_only_a_template_can_use_are_counted_once_a_row():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorastudy.data.formats import detect
+from lorastudy.data.formats import detect, read_row
 from lorastudy.data.load import index_rows, to_example
 from lorastudy.data.sources import Row
 from lorastudy.data.splits import (
@@ -30,7 +30,7 @@ def keys_of(pairs):
 
 def hash_of(values):
     row = Row(values=values, where="f")
-    return content_hash(row, detect([row]))
+    return content_hash(read_row(row, detect([row])))
 
 
 def pairs_of(numbers, pairs):
@@ -118,7 +118,7 @@ def test_position_is_the_first_48_bits_of_the_hash():
 
 def prompt_of(values):
     row = Row(values=values, where="f")
-    return prompt_hash(row, detect([row]))
+    return prompt_hash(read_row(row, detect([row])))
 
 
 def test_a_prompt_is_what_stands_before_the_first_answer_in_every_format():
