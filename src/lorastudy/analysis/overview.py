@@ -148,10 +148,12 @@ class Analysis:
         family = self.comparisons.get((metric or self.primary).key, ())
         return next((comparison for comparison in family if comparison.arm == name), None)
 
-    def pairs(self, arms: Sequence[Arm], *, reference: Arm) -> tuple[Comparison, ...]:
-        """Arms against another one than the reference, on the primary metric: for intervals, not for verdicts."""
+    def pairs(
+        self, arms: Sequence[Arm], *, reference: Arm, metric: Metric | None = None
+    ) -> tuple[Comparison, ...]:
+        """Arms against another one than the reference, on the primary metric by default: for intervals, not for verdicts."""
         return compare_with_reference(
-            self.study, arms=arms, reference=reference, metric=self.primary, items=self.items
+            self.study, arms=arms, reference=reference, metric=metric or self.primary, items=self.items
         )
 
     @property

@@ -252,11 +252,12 @@ def _candidates(study: Study, plans: Plans, *, asked: Asked, as_measured: bool) 
     in a study of them, those that have it are the ones that answer.
     """
     completed = [arm for arm in study.arms if arm.completed]
+    other_data = asked.data_fingerprint not in {None, completed[-1].completed[-1].sources.get("dataset")}
     differing = differing_settings(study.arms)
     for change, departures in _CHANGES:
         found = {}
         for arm in completed:
-            settings = _asked_settings(arm, asked, change=change)
+            settings = _asked_settings(arm, asked, change=change, other_data=other_data)
             apart = {
                 key: arm.settings[key] for key, value in asked.fixed.items() if arm.settings[key] != value
             }
@@ -265,8 +266,13 @@ def _candidates(study: Study, plans: Plans, *, asked: Asked, as_measured: bool) 
             told = tuple(_APART[key].format(value) for key, value in apart.items())
             candidate = plans.fitting(settings, departures=(*told, *departures))
             if candidate is not None:
-                found[arm.name] = _with_time(
-                    candidate, arm, study=study, as_measured=as_measured and not (change or apart)
+                found[arm.name] = (
+                    # As many steps as the other data took are no measure of these.
+                    replace(candidate, train_seconds=None, time_from=None)
+                    if other_data
+                    else _with_time(
+                        candidate, arm, study=study, as_measured=as_measured and not (change or apart)
+                    )
                 )
         # One arm of several has no verdict; one that racing left alone has one.
         if len(found) >= min(2, len(completed)):
@@ -285,6 +291,9 @@ _CHANGES: Sequence[tuple[frozenset[str], tuple[str, ...]]] = (
 )
 
 
+#: What belongs to the data: how long rows and training are.
+_LENGTHS = ("max_seq_length", "max_steps", "num_train_epochs")
+
 #: What a study had instead of what was asked for.
 _APART: Mapping[str, str] = {
     "quantization": "the base was held in {}",
@@ -292,12 +301,19 @@ _APART: Mapping[str, str] = {
 }
 
 
-def _asked_settings(arm: Arm, asked: Asked, *, change: frozenset[str]) -> Settings | None:
-    """The arm's settings on the model that was asked about, changed; None where the change is none."""
+def _asked_settings(
+    arm: Arm, asked: Asked, *, change: frozenset[str], other_data: bool = False
+) -> Settings | None:
+    """The arm's settings on the model that was asked about, changed; None where the change is none.
+
+    On other data than the study's, rows and training have the lengths that were asked for, else the usual ones.
+    """
     settings = arm.typed_settings
     updates: dict[str, object] = {"base_model": asked.base.base_model, **asked.fixed}
     if asked.has_data:
         updates["dataset_path"] = asked.base.dataset_path
+    if other_data:
+        updates |= {key: getattr(asked.base, key) for key in _LENGTHS}
     if "4bit" in change:
         if settings.quantization == "4bit" or "quantization" in asked.fixed:
             return None

@@ -209,6 +209,7 @@ def _recommendation(
         runner_up=_runner_up(answer),
         open=_open(analysis),
         caveats=(
+            *_still_running(analysis.study),
             *answer.evidence.notes,
             *(
                 f"{finding.code} {finding.title}: {finding.found}"
@@ -218,6 +219,16 @@ def _recommendation(
         ),
         other_studies=tuple(other.in_short for other in others),
         left_out=left_out,
+    )
+
+
+def _still_running(study: Study) -> tuple[str, ...]:
+    """That the study has not ended, so that its answer may change."""
+    to_come = sum(result.status in {"pending", "running", "paused"} for result in study.results)
+    if not to_come:
+        return ()
+    return (
+        f"the study still runs: {to_come} of {len(study.results)} experiments have not ended, and the answer may change",
     )
 
 

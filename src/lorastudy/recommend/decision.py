@@ -182,10 +182,11 @@ def _by_reference(shown: _Shown) -> Decision | None:
 def _by_best(shown: _Shown) -> Decision | None:
     """By comparison with the best, where nobody named a reference. What is open against the first arm stays open."""
     analysis = shown.analysis
-    arms = [arm for arm in (shown.reference, *(one.arm for one in shown.valid)) if arm not in shown.harmed]
-    if shown.tuned_only and not analysis.untuned.isdisjoint(arms):
+    compared = [shown.reference, *(one.arm for one in shown.valid)]
+    if shown.tuned_only and not analysis.untuned.isdisjoint(compared):
         return None
-    bounds = analysis.against_the_best(arms)
+    bounds = analysis.against_the_best(compared)
+    arms = [arm for arm in compared if arm not in shown.harmed]
     best = [arm for arm in arms if arm in bounds and bounds[arm].is_best]
     verdicts_agree = {*shown.better, *([shown.reference] if shown.is_reference_ahead_of_all else [])}
     margin = analysis.question.margin

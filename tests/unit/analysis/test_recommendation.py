@@ -1,5 +1,7 @@
 """What is recommended: the grade, the arm that verdicts allow, what is open, and never what does not fit."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -203,3 +205,39 @@ def test_nothing_is_ever_named_that_does_not_fit(make_rank_study):
         assert answer.runner_up is None or answer.runner_up.candidate.peak_bytes <= budget
 
     never_unfit()
+
+
+def test_a_decided_study_comes_before_an_open_one_the_longer_training_first_and_the_others_are_named(
+    ranks, make_rank_study
+):
+    def named(evidence, name, num_steps):
+        arms = tuple(
+            replace(arm, results=tuple(replace(run, num_steps=num_steps) for run in arm.results))
+            for arm in evidence.study.arms
+        )
+        return replace(evidence, study=replace(evidence.study, suite_name=name, arms=arms), held_out=name)
+
+    noisy = make_rank_study({4: [1.1, 0.9, 1.05, 1.02], 16: [1.0, 1.0, 1.01, 0.97]})
+    open_one = named(
+        Evidence(study=noisy, held_out="open", candidates=candidates_of(noisy), question=Question(margin=MARGIN)),
+        "open", 900,
+    )  # fmt: skip
+    short, long = named(ranks(), "short", 10), named(ranks(), "long", 100)
+    answer = recommend([open_one, short, long], [], budget_bytes=10_000)
+    assert answer.expectation.held_out == "long"
+    assert [told.split(",")[0] for told in answer.other_studies] == ["short: r4", "open: r16"]
+    assert "not decided" in answer.other_studies[1]
+    about = recommend([replace(short, is_asked_about=True), long], [], budget_bytes=10_000)
+    assert about.expectation.held_out == "short"
+
+
+def test_a_study_that_still_runs_is_said_to(ranks):
+    evidence = ranks()
+    arm, *others = evidence.study.arms
+    waiting = replace(
+        arm, results=(*arm.results, replace(arm.results[0], seed=77, status="pending", scores={}))
+    )
+    study = replace(evidence.study, arms=(waiting, *others))
+    (caveat, *_) = recommend([replace(evidence, study=study)], [], budget_bytes=10_000).caveats
+    assert caveat.startswith("the study still runs: 1 of ")
+    assert not any("still runs" in told for told in recommend([evidence], [], budget_bytes=10_000).caveats)

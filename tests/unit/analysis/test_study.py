@@ -4,8 +4,9 @@ import pytest
 
 from lorastudy.analysis.reference import missing_reference, reference_arm
 from lorastudy.analysis.study import confounds, differing_settings, shared_settings, split_studies
-from lorastudy.analysis.summary import LOSS
+from lorastudy.analysis.summary import EXACT_MATCH, LOSS
 from lorastudy.analysis.tuning import adjusted_means, best_of, learning_rates, rates_of
+from lorastudy.tracker.views import ScoreValue
 
 
 def test_suites_are_never_pooled(make_result):
@@ -191,3 +192,26 @@ def test_the_rates_of_an_arm_are_those_that_differ_from_it_in_nothing_else(make_
         by_pairs = [one for one in study.arms if set(differing_settings([arm, one])) <= {"learning_rate"}]
         assert list(rates_of(study, arm)) == by_pairs
         assert len(by_pairs) == 2
+
+
+def test_rates_are_chosen_by_the_metric_that_decides_and_by_the_loss_where_it_does_not_tell(make_result):
+    def best(table, num_items):
+        results = [
+            make_result(
+                rate, seed,
+                scores={
+                    ("eval", "exact_match"): ScoreValue(value=right, unit="share", version=1, num_items=num_items),
+                    ("eval", "loss"): ScoreValue(value=loss, unit="nats", version=1, num_items=num_items),
+                },
+            )
+            for rate, (right, loss) in table.items()
+            for seed in (0, 1)
+        ]  # fmt: skip
+        (study,) = split_studies(results)
+        return best_of(study, study.arms, metric=EXACT_MATCH).name
+
+    assert best({"low loss": (0.3, 1.0), "right": (0.9, 1.2)}, 50) == "right"
+    # sqrt(.84 * .16 / 50) is 5.2 points: .80 is within that of .84, and with 1,000 items (1.2 points) it is not.
+    close = {"low loss": (0.80, 1.0), "right": (0.84, 1.2)}
+    assert best(close, 50) == "low loss"
+    assert best(close, 1000) == "right"

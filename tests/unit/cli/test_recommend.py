@@ -485,3 +485,18 @@ def test_a_suite_that_cannot_answer_is_named_with_the_reason(name, message, stor
     code, told = ended_with(["--suite-name", name, *store], capsys)
     assert code == 2
     assert message in told.err
+
+
+def test_data_that_were_never_studied_get_a_start_with_lengths_of_their_own():
+    stored = at_three_rates(results(max_steps=7, max_seq_length=64))
+    here, elsewhere = (answer(stored, dataset_path=data) for data in ("lab:facts", "lab:skill"))
+    assert here.is_recommended
+    assert (here.candidate.settings.max_steps, here.candidate.settings.max_seq_length) == (7, 64)
+    assert not elsewhere.is_recommended
+    assert (elsewhere.candidate.settings.max_steps, elsewhere.candidate.settings.max_seq_length) == (
+        None,
+        512,
+    )
+    assert elsewhere.candidate.train_seconds is None
+    asked = answer(stored, dataset_path="lab:skill", max_steps=30)
+    assert asked.candidate.settings.max_steps == 30

@@ -389,3 +389,46 @@ def test_arms_that_hardly_learnt_are_told_on_the_page(make_result):
     assert line.startswith("Hardly anything learnt (LS305, ")
     assert line.endswith("took 0.01 nats per token off the base model's held-out loss of 2, 0.5 % of it.")
     assert page(2.2) == []
+
+
+def test_a_metric_that_contradicts_the_primary_one_is_on_the_page(make_result):
+    """The loss says b, exact match says a: .9 against .3."""
+    means = {"a": (1.2, 0.9), "b": (1.0, 0.3)}
+    results = [
+        make_result(
+            arm, seed, experiment_type="own", settings={"lora_rank": rank},
+            scores={("eval", "loss"): loss + NOISE[seed] * rank, ("eval", "exact_match"): right + NOISE[seed] / rank},
+        )
+        for rank, (arm, (loss, right)) in enumerate(means.items(), start=1)
+        for seed in range(6)
+    ]  # fmt: skip
+    page = lines(analyse(tuned_study(results)))
+    (told,) = (
+        line for line in page if line.startswith("Exact match says otherwise: a 0.9, b 0.3 (a minus b: +0.6")
+    )
+    assert told.endswith("Held-out loss decides, as stated.")
+    by_match = lines(analyse(tuned_study(results), question=Question(primary_metric="exact_match")))
+    assert any(line.startswith("Held-out loss says otherwise: b 1, a 1.2") for line in by_match)
+
+
+def test_training_that_did_harm_is_called_so_and_never_recommended(make_result):
+    def page(losses):
+        results = [
+            make_result(
+                arm, seed, experiment_type="own", settings={"lora_rank": rank},
+                scores={("eval", "loss"): loss + NOISE[seed] * rank, ("eval_before", "loss"): 2.0},
+            )
+            for rank, (arm, loss) in enumerate(losses.items(), start=1)
+            for seed in range(6)
+        ]  # fmt: skip
+        analysis = analyse(tuned_study(results))
+        return recommendation(analysis), lines(analysis)
+
+    none, told = page({"a": 3.0, "b": 2.5})
+    assert none.answer == (
+        "None: training made every arm worse than the base model, which is harm. Use the base model as it is."
+    )
+    assert "Harm: training made a and b worse than the base model, by mean held-out loss." in told
+    some, told = page({"a": 3.0, "b": 1.0})
+    assert some.arm == "b"
+    assert "Harm: training made a worse than the base model, by mean held-out loss." in told

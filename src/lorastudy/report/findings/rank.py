@@ -61,6 +61,9 @@ def _answer(analysis: Analysis, returns: RankReturns) -> str:
     if not _is_gain_shown(returns):
         return f"{_no_gain(returns)}.{_if_as_seen(returns)}"
     knee, largest = returns.knee, returns.ladder[-1]
+    if knee.name == largest.name and analysis.smallest_no_worse is not None:
+        # Of the gain from rank to rank it says more than the margin, which is about another gain, asks for.
+        return f"{_sufficient(analysis, returns)} {_next_below(analysis, returns)}"
     if knee.name == largest.name:
         return f"{_largest_needed(returns)} {_next_below(analysis, returns)}"
     assert returns.kept_share is not None
@@ -151,7 +154,9 @@ def _returns(analysis: Analysis) -> str:
     assert returns.kept_share is not None
     steps = _steps(returns)
     if returns.knee_comparison is None:
-        return f"{steps} {_largest_needed(returns)}{_where(returns)}"
+        gains = " This gain is between ranks; the margin is a share of the gain over the base model."
+        two_gains = gains if analysis.question.margin_share is not None else ""
+        return f"{steps} {_largest_needed(returns)}{two_gains}{_where(returns)}"
     return (
         f"{steps} {_capital(_name(returns.knee))} is the smallest rank that kept at least {_SHARE} of the gain from "
         f"{_name(returns.ladder[0])} to {_name(returns.ladder[-1])}: it kept {percent(returns.kept_share)}. Against "
@@ -254,6 +259,10 @@ def _no_gain(returns: RankReturns) -> str:
             f"{_capital(ahead)} had the better {_metric(returns)} {on_how_many_seeds(gain)} ({smallest} minus {largest}: "
             f"{measured_difference(gain)}), but that is not shown: {gain.reason}"
         )
+    if gain.is_as_good:
+        return f"Rank is not shown to matter by more than the margin: {smallest} against {largest} is {difference(gain)}"
+    if not gain.is_valid:
+        return f"Whether rank mattered here is not judged: {smallest} against {largest} is {difference(gain)}"
     return f"It cannot be told whether rank mattered here: {smallest} against {largest} is {difference(gain)}"
 
 

@@ -12,15 +12,18 @@ from lorastudy.analysis.environments import environment_groups
 from lorastudy.analysis.fairness.finding import LintFinding
 from lorastudy.analysis.fairness.wording import arms_in_words
 from lorastudy.analysis.lateness import DECIDING
-from lorastudy.analysis.overview import Analysis
+from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.analysis.reference import missing_reference
 from lorastudy.analysis.study import Study
+from lorastudy.recommend.decision import decide, harmed_arms
 from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text
 from lorastudy.report.essence import Essence
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.findings.recommendation import Advice, recommendation
 from lorastudy.report.findings.wording import (
+    cost_bounds,
     margin_words,
+    measured_difference,
     told_verdicts,
     verdicts_by_word,
     what_seeds_can_show,
@@ -130,6 +133,8 @@ def _has_pairs(analysis: Analysis) -> bool:
 def _limits(analysis: Analysis) -> Iterator[Text]:
     """Each in one line; what there is more to say of is below."""
     yield from _set_late(analysis)
+    yield from _harmed(analysis)
+    yield from _contradictions(analysis)
     yield from _diverged(analysis)
     yield from _findings(analysis)
     if seeds := what_seeds_can_show(analysis):
@@ -145,6 +150,40 @@ def _set_late(analysis: Analysis) -> Iterator[Text]:
     """What the verdicts go by and was set with results at hand. It comes first, for it is not seen in any number."""
     for late in analysis.question.late_by_key.values():
         yield (told_late(late),)
+
+
+def _harmed(analysis: Analysis) -> Iterator[Text]:
+    """Which arms training made worse than the base model."""
+    if found := harmed_arms(analysis):
+        yield (f"Harm: training made {names(found)} worse than the base model, by mean held-out loss.",)
+
+
+def _contradictions(analysis: Analysis) -> Iterator[Text]:
+    """Metrics by which another arm is ahead of the one that is named, by its whole interval; the farthest of each."""
+    named = decide(analysis).arm
+    if named is None:
+        return
+    taken, primary = analysis.study.arm(named), analysis.primary
+    compared = {
+        analysis.reference.name if analysis.reference else "",
+        *(c.arm for c in analysis.primary_comparisons),
+    }
+    others = [arm for arm in analysis.study.arms if arm.name in compared - {named}]
+    for metric in COMPARED_METRICS:
+        if metric == primary:
+            continue
+        pairs = [
+            one for one in analysis.pairs(others, reference=taken, metric=metric) if cost_bounds(one)[1] < 0
+        ]
+        if pairs:
+            farthest = min(pairs, key=lambda one: one.cost or 0.0)
+            scores = [analysis.summary(arm).score(metric) for arm in (farthest.arm, named)]
+            ours, theirs = (f"{score.mean:.3g}" if score else "unknown" for score in scores)
+            told = (
+                f"{metric.title} says otherwise: {farthest.arm} {ours}, {named} {theirs} ({farthest.arm} minus {named}: "
+                f"{measured_difference(farthest)}). {primary.title} decides, as stated."
+            )
+            yield (told,)
 
 
 def _diverged(analysis: Analysis) -> Iterator[Text]:
@@ -181,7 +220,7 @@ def _choice_in_sample(analysis: Analysis) -> Iterator[Text]:
         else ""
     )
     told = (
-        "Learning rates were chosen on the same held-out rows that report, so the chosen scores look slightly better "
+        "Learning rates were chosen on the same held-out rows that report, so the chosen scores look better "
         f"than they are{worth}."
     )
     yield (told,)
