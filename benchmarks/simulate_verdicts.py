@@ -2,6 +2,7 @@
 
     python -m benchmarks.simulate_verdicts                       some minutes on one core
     python -m benchmarks.simulate_verdicts --studies 200 --into /tmp/quick.json
+    python -m benchmarks.simulate_verdicts --parts noise power   these alone; the rest of the file stays
 
 Writes `benchmarks/results/verdict_simulation.json`, from which `docs/generate.py` makes the tables and the figure of
 `docs/science.md`. The studies are drawn and judged as whole arrays; that this is what the product does to one study
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from benchmarks.noise_kinds import noise_kinds, other_rules
 from benchmarks.verdict_studies import (
     PROFILES,
     SEED,
@@ -48,26 +50,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate_verdicts")
     parser.add_argument("--studies", type=int, default=4000, help="of each design")
     parser.add_argument("--into", type=Path, default=RESULTS, help="the file to write")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to simulate")
     chosen = parser.parse_args(arguments)
-    results = simulated(chosen.studies)
+    results = simulated(chosen.studies, parts=chosen.parts)
+    if len(chosen.parts) < len(PARTS):
+        results = _with_the_rest(results, chosen.into)
     chosen.into.parent.mkdir(parents=True, exist_ok=True)
     chosen.into.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {chosen.into}")
     return 0
 
 
-def simulated(num_studies: int) -> dict[str, Any]:
-    """Everything, from `num_studies` studies of each design."""
-    parts: Mapping[str, Callable[[int], list[Row]]] = {
-        "coverage": coverage,
-        "alternatives": alternatives,
-        "false_better": false_better,
-        "false_as_good": false_as_good,
-        "false_share": false_share,
-        "power": power,
-        "chosen_rate": chosen_rate,
-        "tied_set": tied_set,
-    }
+def simulated(num_studies: int, *, parts: Sequence[str] | None = None) -> dict[str, Any]:
+    """Everything, or some parts of it, from `num_studies` studies of each design."""
     results: dict[str, Any] = {
         "num_studies": num_studies,
         "seed": SEED,
@@ -75,10 +70,19 @@ def simulated(num_studies: int) -> dict[str, Any]:
         "numpy": np.__version__,
         "profiles": [vars(profile) for profile in PROFILES],
     }
-    for name, part in parts.items():
-        results[name] = part(num_studies)
-        print(f"{name}: {len(results[name])} designs")
+    for name in PARTS if parts is None else parts:
+        results[name] = PARTS[name](num_studies)
+        print(f"{name}: {len(results[name])} designs", flush=True)
     return results
+
+
+def _with_the_rest(results: dict[str, Any], file: Path) -> dict[str, Any]:
+    """New parts in the place of a file's own, which must be of as many studies, drawn by the same version of numpy."""
+    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    for key in ("num_studies", "seed", "numpy"):
+        if kept[key] != results[key]:
+            raise SystemExit(f"{file} has {key} {kept[key]}, not {results[key]}: simulate all parts")
+    return {name: (kept | results)[name] for name in [*kept, *(key for key in results if key not in kept)]}
 
 
 # --- the questions ----------------------------------------------------------------------------------------
@@ -134,9 +138,12 @@ def false_as_good(num_studies: int) -> list[Row]:
     rows = []
     for profile, num_seeds in itertools.product(PROFILES, (5, 6, 8, 12)):
         design = Design(profile=profile, num_seeds=num_seeds, num_items=200, num_arms=5)
-        for name, num_equal, in_sequence in orders:
-            judge = partial(_falsely_no_worse, design=design, num_equal=num_equal, in_sequence=in_sequence)
-            rows.append(design.row | {"order": name, "share": _mean_over(design, num_studies, judge)})
+        judges = [
+            partial(_falsely_no_worse, design=design, num_equal=num_equal, in_sequence=in_sequence)
+            for _, num_equal, in_sequence in orders
+        ]
+        for (name, _, _), share in zip(orders, _means_over(design, num_studies, judges), strict=True):
+            rows.append(design.row | {"order": name, "share": share})
     return rows
 
 
@@ -157,10 +164,10 @@ def false_share(num_studies: int) -> list[Row]:
     rows = []
     for profile, num_seeds in itertools.product(PROFILES, (5, 6, 8, 12)):
         design = Design(profile=profile, num_seeds=num_seeds, num_items=200, num_arms=5)
-        for share, is_known in itertools.product((0.05, 0.2, 0.5), (False, True)):
-            judge = partial(_falsely_kept, design=design, share=share, is_known=is_known)
-            called = _mean_over(design, num_studies, judge)
-            rows.append(design.row | {"of_gain": share, "gain_taken_as_known": is_known, "share": called})
+        ways = list(itertools.product((0.05, 0.2, 0.5), (False, True)))
+        judges = [partial(_falsely_kept, design=design, share=of, is_known=known) for of, known in ways]
+        for (of, known), share in zip(ways, _means_over(design, num_studies, judges), strict=True):
+            rows.append(design.row | {"of_gain": of, "gain_taken_as_known": known, "share": share})
     return rows
 
 
@@ -382,7 +389,13 @@ def _with_chosen_rates(studies: Studies, *, design: Design, in_sample: bool) -> 
 
 
 def _mean_over(design: Design, num_studies: int, judge: Callable[[Studies], Any]) -> float:
-    return float(np.mean(np.concatenate([judge(studies) for studies in chunks(design, num_studies)])))
+    return _means_over(design, num_studies, [judge])[0]
+
+
+def _means_over(design: Design, num_studies: int, judges: Sequence[Callable[[Studies], Any]]) -> list[float]:
+    """What each judge says on average of the same studies."""
+    found = [[judge(studies) for judge in judges] for studies in chunks(design, num_studies)]
+    return [float(np.mean(np.concatenate(by_judge))) for by_judge in zip(*found, strict=True)]
 
 
 def _distance_found(planned_power: Callable[[float], float]) -> float:
@@ -392,6 +405,20 @@ def _distance_found(planned_power: Callable[[float], float]) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if planned_power(middle) >= POWER else (middle, high)
     return high
+
+
+PARTS: Mapping[str, Callable[[int], list[Row]]] = {
+    "coverage": coverage,
+    "alternatives": alternatives,
+    "false_better": false_better,
+    "false_as_good": false_as_good,
+    "false_share": false_share,
+    "power": power,
+    "chosen_rate": chosen_rate,
+    "tied_set": tied_set,
+    "noise": noise_kinds,
+    "other_rules": other_rules,
+}
 
 
 if __name__ == "__main__":

@@ -130,16 +130,11 @@ def _scored(
     experiments: Sequence[Experiment], *, tracker: ExperimentTracker, rung: float
 ) -> "Mapping[str, ItemScores]":
     """The held-out losses item by item that were taken at a rung, by experiment."""
-    from lorastudy.analysis.items import ItemScores  # numpy, which a plan goes without
+    from lorastudy.analysis.items import scores_by_item  # numpy, which a plan goes without
 
-    ids = [experiment.id for experiment in experiments]
-    found = tracker.get_all_items(ids, split=rung_split(rung), metric="loss")
-    current = {key for key, each in tracker.get_results(list(found)).items() if is_current(each.environment)}
-    return {
-        key: ItemScores(values=values, weights=weights)
-        for key, (values, weights) in found.items()
-        if key in current
-    }
+    results = tracker.get_results([experiment.id for experiment in experiments]).values()
+    current = [result for result in results if is_current(result.environment)]
+    return scores_by_item(tracker, current, split=rung_split(rung), metric="loss")
 
 
 def _stop_those_behind(

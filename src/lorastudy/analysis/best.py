@@ -103,12 +103,12 @@ def _half_widths(estimates: Sequence[TwoWay], *, num_arms: int, alpha: float) ->
     own_items = np.array([float(one.items_alone) for one in estimates])
     common = (own_seeds * num_seeds).mean() / num_seeds + own_items.mean()
     fewest = int(num_seeds.min())
-    items = [one.num_items for one in estimates if one.num_items is not None]
+    groups = [one.num_groups for one in estimates if one.num_groups is not None]
     degrees = satterthwaite(
         seeds=np.array((own_seeds * num_seeds).mean() / fewest),
         items=np.array(own_items.mean()),
         num_seeds=(num_arms - 1) * (fewest - 1) + 1,
-        num_items=min(items) if items else None,
+        num_groups=min(groups) if groups else None,
     )
     quantile = dunnett_quantile(num_arms - 1, degrees=float(degrees), alpha=alpha)
     widths: Floats = quantile * np.sqrt(np.maximum(common, own_seeds + own_items))

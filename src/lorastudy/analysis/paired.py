@@ -104,7 +104,11 @@ def _measure(
         return [items.get((runs[side][seed].experiment_id, split, scored.name)) for seed in differences]
 
     pairs = paired_items(items_of(0, metric), items_of(1, metric))
-    estimate = seeds_only(values) if pairs is None else two_way(pairs.differences, pairs.weights)
+    estimate = (
+        seeds_only(values)
+        if pairs is None
+        else two_way(pairs.differences, pairs.weights, groups=pairs.groups)
+    )
     tested = _with_tests(comparison, estimate)
     if rules.margin_share is None:
         return tested if rules.margin is None else _with_margin(tested, estimate, margin=rules.margin)

@@ -4,7 +4,7 @@ The noise is what the study at hand showed, cut into its parts: more seeds divid
 not the items'. So there are differences that no number of seeds decides; then more items are named as well.
 
 The power of the t test is that of the noncentral t distribution, as `statsmodels.stats.power.TTestPower` computes it,
-with Satterthwaite's degrees of freedom. A verdict also needs the exact sign-flip test, whose power has no formula:
+with Satterthwaite's degrees of freedom. A verdict also needs the sign-flip test, whose power has no formula:
 it is simulated for few seeds, where it costs something, and left out where it does not (`MAX_SIMULATED_SEEDS`).
 Both tests ask nearly the same, so the power of both is taken as that of the weaker.
 """
@@ -21,6 +21,7 @@ from lorastudy.analysis.significance import (
     ALPHA,
     MIN_SEEDS,
     MIN_SEEDS_ONE_SIDED,
+    NO_WORSE_ALPHA,
     Floats,
     sign_flip_p,
     sign_flip_p_below,
@@ -47,6 +48,8 @@ class Noise:
     items: float
     """Of these items, whatever the seeds."""
     num_items: int | None
+    num_groups: int | None = None
+    """Of items that are independent of each other; None where each stands alone."""
 
     @classmethod
     def of(cls, estimate: TwoWay) -> "Noise":
@@ -54,7 +57,13 @@ class Noise:
         cells = float(estimate.cell_variance)
         seeds = max(0.0, float(estimate.seed_variance) - cells)
         n, items = estimate.num_seeds, float(estimate.items_alone)
-        return cls(seeds=n * seeds, cells=n * cells, items=items, num_items=estimate.num_items)
+        return cls(
+            seeds=n * seeds,
+            cells=n * cells,
+            items=items,
+            num_items=estimate.num_items,
+            num_groups=estimate.num_groups,
+        )
 
     def one_seed(self, *, item_factor: int = 1) -> float:
         """Variance that more seeds take away, on `item_factor` times as many items."""
@@ -84,7 +93,12 @@ def power_of_difference(
 
 
 def power_of_no_worse(
-    room: float, noise: Noise, *, num_seeds: npt.ArrayLike, alpha: float = ALPHA, item_factor: int = 1
+    room: float,
+    noise: Noise,
+    *,
+    num_seeds: npt.ArrayLike,
+    alpha: float = NO_WORSE_ALPHA,
+    item_factor: int = 1,
 ) -> Floats:
     """The chance that both tests show a difference to lie below a bound that is `room` above the true one."""
     sizes = np.atleast_1d(np.asarray(num_seeds))
@@ -152,8 +166,13 @@ def _t_power(
     seeds = noise.one_seed(item_factor=item_factor) / sizes
     items = np.full(sizes.shape, noise.items / item_factor)
     variance = seeds + items
-    num_items = None if noise.num_items is None else item_factor * noise.num_items
-    degrees = satterthwaite(seeds=seeds, items=items, num_seeds=sizes, num_items=num_items)
+    independent = noise.num_groups or noise.num_items
+    degrees = satterthwaite(
+        seeds=seeds,
+        items=items,
+        num_seeds=sizes,
+        num_groups=None if independent is None else item_factor * independent,
+    )
     if distance == 0:
         return np.full(sizes.shape, tail)
     critical = special.stdtrit(degrees, 1 - tail)

@@ -103,7 +103,7 @@ def clearly_behind(
     verdicts compare with: the best of the reference is never stopped, and with fewer than `MIN_SEEDS` seeds the best
     of none is. An arm that lacks a seed which another has is left alone, as are all where seeds do not share their items.
     """
-    table, weights = _table(losses)
+    table, weights, groups = _table(losses)
     if len(table) < 2 or weights is None:
         return ()
     means = {arm: float((values * weights).sum(axis=-1).mean()) for arm, values in table.items()}
@@ -120,7 +120,8 @@ def clearly_behind(
     for arm, values in table.items():
         if arm == ahead or arm in kept:
             continue
-        p = min(1.0, p_behind(values - table[ahead], weights, bound=bound) * _num_looks(rules))
+        alone = p_behind(values - table[ahead], weights, bound=bound, groups=groups)
+        p = min(1.0, alone * _num_looks(rules))
         on_every_seed = ((values - table[ahead]) * weights).sum(axis=-1) > bound
         if p <= rules.level and on_every_seed.all():
             found.append(
@@ -146,11 +147,13 @@ def measured_races() -> list[dict[str, Any]]:
     return found
 
 
-def p_behind(differences: Floats, weights: Floats, *, bound: float) -> float:
+def p_behind(
+    differences: Floats, weights: Floats, *, bound: float, groups: Sequence[int] | None = None
+) -> float:
     """One-sided p, uncorrected, of the differences by (seed, item) being at most the bound; 1 where nothing varies.
 
     Both parts of the variance (`twoway`) are met with the t quantile of their own degrees of freedom, one less than
-    there are seeds and items; p is the level at which the mean is just above the bound by
+    there are seeds and items, or groups of items; p is the level at which the mean is just above the bound by
 
         sqrt(t(n - 1)**2 V(seeds) + t(m - 1)**2 I)
 
@@ -159,7 +162,7 @@ def p_behind(differences: Floats, weights: Floats, *, bound: float) -> float:
     would claim the degrees of the items. The seeds' degrees for the whole hold, but meet the noise of the items with
     quantiles that were made for few seeds, so that hardly anything is ever shown (docs/log.md).
     """
-    estimate = two_way(differences, weights)
+    estimate = two_way(differences, weights, groups=groups)
     ahead_by = float(estimate.mean) - bound
     if ahead_by <= 0 or estimate.standard_error <= 1e-9 * abs(estimate.mean):
         return 1.0
@@ -173,9 +176,9 @@ def p_behind(differences: Floats, weights: Floats, *, bound: float) -> float:
 
 
 def _half_width(estimate: TwoWay, *, p: float) -> float:
-    assert estimate.num_items is not None
+    assert estimate.num_groups is not None
     of_seeds, of_items = (
-        special.stdtrit(number - 1, p) for number in (estimate.num_seeds, estimate.num_items)
+        special.stdtrit(number - 1, p) for number in (estimate.num_seeds, estimate.num_groups)
     )
     return math.sqrt(of_seeds**2 * estimate.seed_variance + of_items**2 * estimate.items_alone)
 
@@ -188,16 +191,16 @@ def _num_looks(rules: RaceRules) -> int:
     return (rules.num_arms - 1) * rules.num_rungs
 
 
-def _table(losses: RungLosses) -> tuple[dict[str, Floats], Floats | None]:
-    """Losses by (seed, item) of the arms that have every seed, and the items' shares of the weight; None without any.
+def _table(losses: RungLosses) -> tuple[dict[str, Floats], Floats | None, tuple[int, ...] | None]:
+    """Losses by (seed, item) of the arms that have every seed, the items' shares of the weight, and their groups.
 
-    None too with fewer than two seeds, or where `common_weights` finds none.
+    No shares without any such arm, with fewer than two seeds, or where `common_weights` finds none.
     """
     seeds = sorted({seed for by_seed in losses.values() for seed in by_seed})
     whole = {arm: by_seed for arm, by_seed in losses.items() if len(by_seed) == len(seeds)}
     scored = [by_seed[seed] for by_seed in whole.values() for seed in seeds]
     weights = common_weights(scored) if len(seeds) > 1 else None
     if weights is None:
-        return {}, None
+        return {}, None, None
     table = {arm: np.array([by_seed[seed].values for seed in seeds]) for arm, by_seed in whole.items()}
-    return table, weights / weights.sum()
+    return table, weights / weights.sum(), scored[0].groups

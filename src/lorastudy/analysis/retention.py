@@ -59,5 +59,7 @@ def retention(
     return Retention(
         amount=share * gain,
         by_seed=by_seed,
-        estimate=seeds_only(by_seed) if cells is None else two_way(cells.differences, cells.weights),
+        estimate=seeds_only(by_seed)
+        if cells is None
+        else two_way(cells.differences, cells.weights, groups=cells.groups),
     )

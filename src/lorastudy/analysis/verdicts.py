@@ -1,13 +1,14 @@
 """The words that a comparison may end in, and the rules by which it gets one.
 
 `better`: one of the two is shown to have the better score for new seeds and new items (the pair says which). Takes the
-two-sided t test of the two-way estimate, Holm-corrected over the comparisons with one reference, *and* the exact
-sign-flip test of the seeds. The first makes the chance that any comparison says "better" without cause at most 5 %,
-if the noise is roughly normal; the second needs no such assumption, which with few seeds nothing can check. It cannot
-go below 2 / 2**n, so it takes six seeds.
+two-sided t test of the two-way estimate, Holm-corrected over the comparisons with one reference, *and* the sign-flip
+test of the seeds. The first makes the chance that any comparison says "better" without cause at most 5 %, if the noise
+between seeds is roughly normal; the second needs it to be symmetric only. It cannot go below 2 / 2**n, so it takes six seeds.
 
 `as good within the margin`: the arm is shown to be worse than the reference by less than a margin that was set before
-the run. One-sided t test and one-sided sign-flip test, both at .05, which takes five seeds. Along a ladder of ranks
+the run: the 95 % interval of the difference ends below the margin, that is the one-sided t test at .025, *and* the
+one-sided sign-flip test at .05, which takes five seeds. The t test is held to half the level since this verdict is the one
+that skewed noise makes too easily (`significance.NO_WORSE_ALPHA`). Along a ladder of ranks
 the tests go in fixed sequence from the largest rank down and stop at the first that fails, at no cost for their
 number; elsewhere Holm corrects. **There is no default margin**: what difference matters is the user's to say, and
 without it nothing is as good. A margin that is a share of the gain is tested with the gain's noise (`retention`). An arm that is shown to be better keeps that word; one that is shown to be worse, but
@@ -34,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorastudy.analysis.blocker import Blocker
-from lorastudy.analysis.significance import ALPHA, Floats, holm, rejects
+from lorastudy.analysis.significance import NO_WORSE_ALPHA, Floats, holm, rejects
 
 Word = Literal["better", "as good within the margin", "untuned", "cannot tell", "invalid"]
 WORDS: tuple[Word, ...] = ("better", "as good within the margin", "untuned", "cannot tell", "invalid")
@@ -62,7 +63,7 @@ class Rules:
 
 
 def differences_shown(t_ps: Floats, sign_flip_ps: Floats) -> Shown:
-    """Which comparisons of a family show a difference: Holm over the t tests, and the exact test."""
+    """Which comparisons of a family show a difference: Holm over the t tests, and the sign-flip test."""
     return rejects(holm(t_ps)) & rejects(sign_flip_ps)
 
 
@@ -70,12 +71,12 @@ def no_worse_shown(t_ps: Floats, sign_flip_ps: Floats, *, in_sequence: bool) -> 
     """Which comparisons show that an arm is worse by less than the margin.
 
     In sequence, the last axis is the order of the tests: one that fails ends it, so the chance that any arm beyond
-    the margin passes is that of the first such arm, 5 %.
+    the margin passes is that of the first such arm.
     """
     if in_sequence:
-        passes = (t_ps <= ALPHA) & rejects(sign_flip_ps)
+        passes = (t_ps <= NO_WORSE_ALPHA) & rejects(sign_flip_ps)
         return np.logical_and.accumulate(passes, axis=-1)
-    return rejects(holm(t_ps)) & rejects(sign_flip_ps)
+    return rejects(holm(t_ps), alpha=NO_WORSE_ALPHA) & rejects(sign_flip_ps)
 
 
 def word(*, arm_ahead: bool, shown: bool, no_worse: bool) -> Word:

@@ -12,7 +12,7 @@ from lorastudy.analysis.power import (
     power_of_no_worse,
     seeds_needed,
 )
-from lorastudy.analysis.significance import ALPHA, sign_flip_p, sign_flip_p_below
+from lorastudy.analysis.significance import ALPHA, NO_WORSE_ALPHA, sign_flip_p, sign_flip_p_below
 from lorastudy.analysis.twoway import seeds_only, two_way
 
 SEEDS_ONLY = Noise(seeds=1.0, cells=0.0, items=0.0, num_items=None)
@@ -30,7 +30,7 @@ def test_seeds_needed_equals_the_power_tables_where_the_t_test_is_the_harder(eff
 @pytest.mark.parametrize("effect", [0.6, 0.9, 1.1])
 def test_power_of_more_than_a_few_seeds_equals_statsmodels(effect, num_seeds):
     two_sided = TTestPower().power(effect, num_seeds, ALPHA)
-    one_sided = TTestPower().power(effect, num_seeds, ALPHA, alternative="larger")
+    one_sided = TTestPower().power(effect, num_seeds, NO_WORSE_ALPHA, alternative="larger")
     assert power_of_difference(effect, SEEDS_ONLY, num_seeds=num_seeds)[0] == pytest.approx(
         two_sided, abs=1e-3
     )
@@ -43,11 +43,13 @@ def test_seeds_needed_is_more_than_the_t_test_alone_would_take_and_never_below_s
     assert seeds_needed(effect, SEEDS_ONLY) == Needed(num_seeds=n)
 
 
-@pytest.mark.parametrize(("sd_over_margin", "n"), [(0.5, 5), (0.75, 6), (1.0, 8), (1.5, 16)])
+@pytest.mark.parametrize(("sd_over_margin", "n"), [(0.5, 5), (0.75, 7), (1.0, 10), (1.5, 20)])
 def test_seeds_for_a_margin_if_the_arms_are_equal(sd_over_margin, n):
-    # statsmodels: ceil(TTestPower().solve_power(1 / s, alpha=.05, power=.8, alternative="larger")) gives 4, 6, 8, 16;
+    # statsmodels: ceil(TTestPower().solve_power(1 / s, alpha=.025, power=.8, alternative="larger")) gives 5, 7, 10, 20;
     # the one-sided sign-flip test takes five.
-    exact = TTestPower().solve_power(1 / sd_over_margin, alpha=ALPHA, power=0.8, alternative="larger")
+    exact = TTestPower().solve_power(
+        1 / sd_over_margin, alpha=NO_WORSE_ALPHA, power=0.8, alternative="larger"
+    )
     assert max(5, int(np.ceil(exact))) == n
     assert seeds_needed(0.0, SEEDS_ONLY, margin=1 / sd_over_margin) == Needed(num_seeds=n)
 
@@ -68,7 +70,7 @@ def shares_shown(effect, num_seeds, *, num_studies=20_000):
     estimate = seeds_only(draws)
     two_sided = (estimate.p_value() <= ALPHA) & (sign_flip_p(draws) <= ALPHA)
     below = seeds_only(-draws)
-    one_sided = (below.p_below(0.0) <= ALPHA) & (sign_flip_p_below(-draws, 0.0) <= ALPHA)
+    one_sided = (below.p_below(0.0) <= NO_WORSE_ALPHA) & (sign_flip_p_below(-draws, 0.0) <= ALPHA)
     return two_sided.mean(), one_sided.mean()
 
 
@@ -92,6 +94,15 @@ def test_more_seeds_take_away_the_seeds_noise_and_not_the_items():
     needed = seeds_needed(1.0, noise)
     assert needed.num_items in (200, 400)
     assert needed.num_seeds < 100
+
+
+def test_fewer_independent_items_have_less_power():
+    alone = Noise(seeds=0.1, cells=0.0, items=1.0, num_items=40)
+    in_groups = Noise(seeds=0.1, cells=0.0, items=1.0, num_items=40, num_groups=4)
+    assert (
+        power_of_difference(3.0, in_groups, num_seeds=20)
+        < power_of_difference(3.0, alone, num_seeds=20) - 0.05
+    )
 
 
 def test_the_noise_of_a_study_is_cut_into_its_parts():

@@ -94,6 +94,15 @@ def test_the_noise_of_items_is_met_with_their_own_degrees():
     assert p_behind(differences, np.ones(2), bound=0.6) == 1.0
 
 
+def test_rows_of_one_prompt_count_once():
+    # Of twelve rows nine share a prompt, and there alone the arm is behind.
+    differences = np.array([[1.0 + 0.01 * seed] * 9 + [0.02 * seed, 0.01, -0.01] for seed in range(3)])
+    alone = p_behind(differences, np.ones(12), bound=0.1)
+    together = p_behind(differences, np.ones(12), bound=0.1, groups=[0] * 9 + [1, 2, 3])
+    assert alone < 1e-3
+    assert together > 20 * alone
+
+
 def test_the_best_rate_of_a_configuration_goes_on_while_no_verdict_could_call_it_worse():
     rates = [("ahead",), ("slow", "slower")]
     few = losses(ahead=[1.0] * 5, slow=[1.5, 1.6, 1.7, 1.6, 1.5], slower=[1.9, 1.8, 1.9, 1.8, 1.9])

@@ -59,6 +59,26 @@ def test_sign_flip_is_absent_where_patterns_are_too_many_to_list_and_stands_in_n
     assert rejects(p)
 
 
+def share_of_false_alarms(draw_noise, *, num_seeds=6, num_studies=20_000):
+    noise = draw_noise(np.random.default_rng(4), (num_studies, num_seeds))
+    return float(np.mean(sign_flip_p_below(noise, np.zeros(num_studies)) <= ALPHA))
+
+
+def test_sign_flip_holds_for_symmetric_noise_of_any_shape():
+    # Of 64 patterns three may be as extreme: .047. Three standard errors of a share of 20,000 are .0045.
+    for draw_noise in (
+        lambda draw, size: draw.standard_normal(size),
+        lambda draw, size: draw.standard_cauchy(size),
+        lambda draw, size: draw.laplace(size=size) * np.array([1, 1, 1, 5, 5, 25.0]),
+    ):
+        assert share_of_false_alarms(draw_noise) == pytest.approx(3 / 64, abs=0.0045)
+
+
+def test_sign_flip_does_not_hold_for_skewed_noise():
+    """What it assumes: with rare bad seeds, six seeds look good without them far more often than p says."""
+    assert share_of_false_alarms(lambda draw, size: draw.exponential(size=size) - 1) > 0.10
+
+
 def test_a_batch_gives_what_each_study_gives():
     studies = np.random.default_rng(0).normal(0.5, 1, (7, 2, 6))
     batch, below = sign_flip_p(studies), sign_flip_p_below(studies, 1.0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.api as sm
 import statsmodels.formula.api as smf
 from scipy import stats
 from statsmodels.stats.anova import anova_lm
@@ -71,6 +72,65 @@ def test_items_that_differ_by_nothing_but_chance_take_nothing_off():
     estimates = [two_way(drawn(items=0.0, cells=1.0, rng=rng), np.ones(12)) for rng in range(50)]
     assert all(estimate.variance >= estimate.seed_variance for estimate in estimates)
     assert any(estimate.items_alone == 0.0 for estimate in estimates)
+
+
+GROUPS = (4, 1, 1, 4, 2, 2, 2, 9, 9, 4, 1, 9)
+
+
+def parts_of_clusters_by_loops(differences, weights, *, groups):
+    """The obvious twin: sums over the items of each group, one after another."""
+    num_seeds = len(differences)
+    total = sum(weights)
+    seed_means = [sum(w * d for w, d in zip(weights, row, strict=True)) / total for row in differences]
+    mean = sum(seed_means) / num_seeds
+    items = dict.fromkeys(groups, 0.0)
+    cells = {(seed, group): 0.0 for seed in range(num_seeds) for group in groups}
+    for i, (weight, group) in enumerate(zip(weights, groups, strict=True)):
+        item_mean = sum(row[i] for row in differences) / num_seeds
+        items[group] += weight / total * (item_mean - mean)
+        for seed, row in enumerate(differences):
+            cells[seed, group] += weight / total * (row[i] - seed_means[seed] - item_mean + mean)
+    correction = len(items) / (len(items) - 1)
+    return (
+        correction * sum(part**2 for part in items.values()),
+        correction * sum(part**2 for part in cells.values()) / (num_seeds * (num_seeds - 1)),
+    )
+
+
+def test_groups_of_items_are_added_up_before_they_are_squared():
+    differences, weights = drawn(), np.arange(1.0, 13.0)
+    estimate = two_way(differences, weights, groups=GROUPS)
+    items, cells = parts_of_clusters_by_loops(differences, weights, groups=GROUPS)
+    assert estimate.item_variance == pytest.approx(items)
+    assert estimate.cell_variance == pytest.approx(cells)
+    assert (estimate.num_items, estimate.num_groups) == (12, 4)
+    assert estimate.mean == two_way(differences, weights).mean
+    assert estimate.seed_variance == two_way(differences, weights).seed_variance
+
+
+def test_item_part_of_groups_is_statsmodels_cluster_robust_variance():
+    # Of the item means on a constant, weighted: WLS with clusters, and its own factor (m - 1) / (m - k) for k = 1 undone.
+    differences, weights = drawn(), np.arange(1.0, 13.0)
+    fit = sm.WLS(differences.mean(axis=0), np.ones(12), weights=weights).fit(
+        cov_type="cluster", cov_kwds={"groups": np.array(GROUPS), "use_correction": True}
+    )
+    assert two_way(differences, weights, groups=GROUPS).item_variance == pytest.approx(fit.cov_params()[0, 0])
+
+
+def test_items_each_in_a_group_of_its_own_change_nothing():
+    differences, weights = drawn(), np.arange(1.0, 13.0)
+    alone, numbered = two_way(differences, weights), two_way(differences, weights, groups=np.arange(12)[::-1])
+    for name in ("mean", "seed_variance", "item_variance", "cell_variance", "num_groups"):
+        assert getattr(numbered, name) == pytest.approx(getattr(alone, name))
+
+
+def test_copies_of_rows_in_their_groups_are_no_new_evidence():
+    differences = drawn()
+    copied = two_way(np.tile(differences, 3), np.ones(36), groups=np.tile(np.arange(12), 3))
+    alone = two_way(differences, np.ones(12))
+    assert copied.interval() == pytest.approx(alone.interval())
+    taken_as_new = two_way(np.tile(differences, 3), np.ones(36))
+    assert taken_as_new.items_alone < 0.5 * alone.items_alone
 
 
 @pytest.mark.parametrize(

@@ -142,10 +142,35 @@ def test_five_seeds_can_show_that_a_loss_is_small_and_four_cannot(make_study):
 
 
 def test_the_sequence_stops_at_the_first_failure():
-    t_ps, flips = np.array([0.01, 0.2, 0.01]), np.array([0.01, 0.01, 0.01])
+    t_ps, flips = np.array([0.008, 0.2, 0.008]), np.array([0.01, 0.01, 0.01])
     assert no_worse_shown(t_ps, flips, in_sequence=True).tolist() == [True, False, False]
-    # Without an order Holm corrects: 3 x .01 = .03 for the two, and .2.
+    # Without an order Holm corrects: 3 x .008 = .024 for the two, and .2.
     assert no_worse_shown(t_ps, flips, in_sequence=False).tolist() == [True, False, True]
+
+
+def test_the_t_test_of_as_good_is_held_to_half_the_level():
+    flips = np.array([0.03])
+    for in_sequence in (True, False):
+        assert no_worse_shown(np.array([0.025]), flips, in_sequence=in_sequence).all()
+        assert not no_worse_shown(np.array([0.026]), flips, in_sequence=in_sequence).any()
+
+
+@pytest.mark.parametrize("items", [None, "by item"])
+def test_an_arm_is_as_good_where_the_interval_ends_below_the_margin(make_study, items):
+    # The reader can check the verdict against the interval in the table.
+    draw = np.random.default_rng(8)
+    noise = draw.normal(0, 0.05, (6, 12))
+
+    def values(arm, seed):
+        return 1.0 + (noise[seed] if arm == "a" else np.zeros(12))
+
+    study = make_study(
+        {arm: [float(np.mean(values(arm, seed))) for seed in range(6)] for arm in ("ref", "a")}
+    )
+    options = {} if items is None else {"items": item_table(study, values)}
+    upper = compare(study, **options).interval[1]
+    for margin, expected in ((upper + 1e-9, True), (upper - 1e-9, False)):
+        assert compare(study, rules=Rules(margin=margin), **options).no_worse is expected
 
 
 RANKS = {1: 0.5, 2: 0.01, 4: 0.2, 8: 0.01, 16: 0.0}
@@ -245,6 +270,40 @@ def test_a_difference_that_a_few_items_make_is_not_one_for_new_items(make_study)
     assert on_new.verdict == "cannot tell"
     assert on_new.sign_flip_p <= ALPHA < on_new.holm_p
     assert on_new.more.num_items > 10
+
+
+def in_groups(table, groups):
+    return {key: replace(scores, groups=groups) for key, scores in table.items()}
+
+
+def test_rows_of_one_prompt_are_one_piece_of_evidence(make_study):
+    # Twelve rows, on four prompts: the arm is worse by about .5 on one prompt and by nothing on three.
+    def values(arm, seed):
+        gap = 0.5 + 0.01 * seed if arm == "a" else 0.0
+        return [1.0 + gap + 0.05 * (row % 3) * (arm == "a") for row in range(3)] + [1.0 + 0.001 * seed] * 9
+
+    study = make_study(
+        {arm: [float(np.mean(values(arm, seed))) for seed in range(6)] for arm in ("ref", "a")}
+    )
+    table = item_table(study, values)
+    alone = compare(study, items=table)
+    together = compare(study, items=in_groups(table, (0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3)))
+    assert together.mean == alone.mean
+    assert together.estimate.num_groups == 4
+    assert together.interval[0] < alone.interval[0] < alone.interval[1] < together.interval[1]
+    assert alone.estimate.num_groups == 12
+
+
+def test_rows_that_all_have_one_prompt_say_nothing_of_new_ones(make_study):
+    def values(arm, seed):
+        return [1.0 + (0.1 + 0.01 * seed * row) * (arm == "a") for row in range(4)]
+
+    study = make_study(
+        {arm: [float(np.mean(values(arm, seed))) for seed in range(6)] for arm in ("ref", "a")}
+    )
+    table = item_table(study, values)
+    assert compare(study, items=table).covers_new_items
+    assert not compare(study, items=in_groups(table, (7, 7, 7, 7))).covers_new_items
 
 
 def timed(result, seconds):

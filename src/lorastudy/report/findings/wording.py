@@ -139,6 +139,21 @@ def margin_words(analysis: Analysis) -> str:
     return analysis.question.margin_words(analysis.primary.unit)
 
 
+def rows_that_belong_together(comparisons: Sequence[Comparison]) -> str:
+    """`, of which 120 rows count as 24, since rows of one prompt are no new evidence`; empty where each stands alone."""
+    counted = {
+        (one.estimate.num_items, one.estimate.num_groups) for one in comparisons if one.estimate is not None
+    }
+    if len(counted) != 1:
+        return ""
+    ((num_items, num_groups),) = counted
+    if num_items is None or num_groups is None or num_groups == num_items:
+        return ""
+    return (
+        f", of which {num_items:,} rows count as {num_groups:,}, since rows of one prompt are no new evidence"
+    )
+
+
 def why_these_items_alone(analysis: Analysis) -> str:
     """Why the noise between items is not in the intervals, where it is not."""
     compared = {comparison.arm for comparison in analysis.primary_comparisons}

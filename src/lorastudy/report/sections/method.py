@@ -11,7 +11,7 @@ from lorastudy.analysis.summary import METRICS, metric_versions
 from lorastudy.records import DataSummary, Environment
 from lorastudy.report.costs import MEMORY_KINDS, WITHOUT_NOISE_FLOOR
 from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
-from lorastudy.report.findings.wording import why_these_items_alone
+from lorastudy.report.findings.wording import rows_that_belong_together, why_these_items_alone
 from lorastudy.report.numbers import ABSENT, count, listing, names
 from lorastudy.report.row_lengths import about_full_length
 from lorastudy.report.sections.overview import setting_values
@@ -75,7 +75,8 @@ def _what_intervals_cover(analysis: Analysis) -> str:
     """Whether the noise between items is in the intervals."""
     made = [comparison for comparison in analysis.primary_comparisons if comparison.interval]
     if all(comparison.covers_new_items for comparison in made):
-        return "new seeds and new held-out items (two-way cluster variance, Satterthwaite's t)"
+        grouped = rows_that_belong_together(made)
+        return f"new seeds and new held-out items{grouped} (two-way cluster variance, Satterthwaite's t)"
     why = why_these_items_alone(analysis)
     return f"new seeds only: {why}, so the noise between items is not in them"
 

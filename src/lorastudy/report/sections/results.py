@@ -32,6 +32,7 @@ from lorastudy.report.findings.wording import (
     difference_decimals,
     margin_was_set,
     margin_words,
+    rows_that_belong_together,
     verdict,
     why_these_items_alone,
 )
@@ -98,7 +99,7 @@ def _about(analysis: Analysis) -> str:
     """For what the intervals hold."""
     made = [comparison for comparison in analysis.primary_comparisons if comparison.interval]
     if all(comparison.covers_new_items for comparison in made):
-        return "intervals are about new seeds and new items."
+        return f"intervals are about new seeds and new items{rows_that_belong_together(made)}."
     return f"intervals are about new seeds on these items, since {why_these_items_alone(analysis)}."
 
 
@@ -138,15 +139,15 @@ def _margin_rule(analysis: Analysis) -> str:
     """What it takes to be as good, or that nothing can be."""
     if analysis.question.margin is None:
         return " The suite names no margin, so no arm can be called as good as the reference."
-    noise = (
-        ""
+    tested = (
+        "the difference"
         if analysis.question.margin_share is None
-        else " What is tested is the difference less that share of the gain, so the noise of the gain counts."
+        else "the difference less that share of the gain, whose noise counts too,"
     )
     return (
-        f" An arm is as good within the margin of {margin_words(analysis)}, {margin_was_set(analysis)}, when both tests, "
-        f"one-sided, show that it is worse by less than that, which takes at least {MIN_SEEDS_ONE_SIDED} seeds; ranks are tested from "
-        f"the largest down and the first that fails ends it.{noise}"
+        f" An arm is as good within the margin of {margin_words(analysis)}, {margin_was_set(analysis)}, when the 95 % "
+        f"interval of {tested} leaves no room for a loss as large and the one-sided sign-flip test is below .05, which takes "
+        f"at least {MIN_SEEDS_ONE_SIDED} seeds; ranks are tested from the largest down and the first that fails ends it."
     )
 
 
