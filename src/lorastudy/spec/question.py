@@ -128,13 +128,14 @@ class Question:
 def subject(sources: Iterable[Sources]) -> tuple[tuple[str, str], ...]:
     """What experiments that read this are about. The rows that measure forgetting decide nothing and are no part of it.
 
-    A model on the hub goes without its commit, which is known only once it was fetched.
+    A model on the hub goes without its commit, which is known only once it was fetched; how rows become tokens is no
+    part of it either.
     """
     parts = (
         (what, fingerprint.partition("@")[0] if fingerprint.startswith("hub:") else fingerprint)
         for each in sources
         for what, fingerprint in vars(each).items()
-        if fingerprint is not None and what != "forgetting_dataset"
+        if fingerprint is not None and what not in {"forgetting_dataset", "data_version"}
     )
     return tuple(sorted(set(parts)))
 

@@ -8,8 +8,9 @@ import pytest
 
 from lorastudy.errors import SuiteFileError
 from lorastudy.experiments.expansion import expand
+from lorastudy.spec.experiment import Sources
 from lorastudy.spec.loading import load_suite
-from lorastudy.spec.question import Margin, Question, configuration_name, is_reference
+from lorastudy.spec.question import Margin, Question, configuration_name, is_reference, subject
 from lorastudy.spec.racing import RUNGS
 
 Write = Callable[[str], Path]
@@ -130,3 +131,15 @@ def test_a_question_without_a_race_is_the_one_that_it_was() -> None:
     assert Question.from_json(plain.to_json()) == plain
     assert raced.id != plain.id
     assert raced.differences(plain) == ("rungs",)
+
+
+def test_how_rows_become_tokens_is_no_part_of_what_a_question_is_about():
+    sources = Sources(base_model="sha256:b", dataset="d", data_version=2)
+    assert (
+        subject([sources])
+        == subject([replace(sources, data_version=None)])
+        == (
+            ("base_model", "sha256:b"),
+            ("dataset", "d"),
+        )
+    )
