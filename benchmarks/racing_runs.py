@@ -105,8 +105,8 @@ def record(grid: Grid, *, settings: dict[str, Any], name: str, into: Path) -> No
         if path.exists():
             continue
         began = time.monotonic()
-        experiments = _experiments(grid, settings=settings, seed=seed)
-        found = _trained(experiments, cache=cache, folder=into)
+        experiments = experiments_of(grid, settings=settings, seed=seed)
+        found = trained(experiments, cache=cache, folder=into, shares=SHARES)
         about = {
             "name": name,
             "settings": grid.settings | {key: Path(str(v)).name if key in _PATHS else v for key, v in settings.items()},
@@ -125,7 +125,7 @@ def record(grid: Grid, *, settings: dict[str, Any], name: str, into: Path) -> No
 _PATHS = frozenset({"base_model", "dataset_path"})
 
 
-def _experiments(grid: Grid, *, settings: dict[str, Any], seed: int) -> tuple[Experiment, ...]:
+def experiments_of(grid: Grid, *, settings: dict[str, Any], seed: int) -> tuple[Experiment, ...]:
     """Ranks by rates, in that order, with one seed."""
     values = grid.settings | settings
     values |= {
@@ -136,8 +136,8 @@ def _experiments(grid: Grid, *, settings: dict[str, Any], seed: int) -> tuple[Ex
     return expand(suite, fingerprint_dataset=dataset_fingerprint, fingerprint_base=base_model_fingerprint)
 
 
-def _trained(
-    experiments: Sequence[Experiment], *, cache: BaseCache, folder: Path
+def trained(
+    experiments: Sequence[Experiment], *, cache: BaseCache, folder: Path, shares: Sequence[float]
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Losses by (share, arm, item) on the held-out rows and by (arm, item) on the test rows; NaN where it diverged."""
     pack = Pack(id="racing", attempt=1, engine="packed", experiments=tuple(experiments))
@@ -149,7 +149,7 @@ def _trained(
     try:
         weights, before = _scores(engine, loaded, split="eval", ids=ids)
         losses = []
-        for share in SHARES:
+        for share in shares:
             stop = rung_step(share, num_steps=len(loaded.feed.plan))
             engine.train(loaded.feed.steps(start=engine.num_steps_done, stop=stop), on_step=run_diverged(run))
             losses.append(_without(run.ended, _scores(engine, loaded, split="eval", ids=ids)[1], ids=ids))

@@ -3,7 +3,7 @@
 `docs/generate.py` asks this too. Nothing here can be mended by writing a page anew: one has to measure again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,14 @@ from measurements import analysis_of, results_of
 from lorastudy import lab
 from lorastudy.analysis.overview import Analysis
 from lorastudy.cli.running import num_steps
-from lorastudy.experiments.rate_search import Merit, design
+from lorastudy.experiments.rate_search import foreseen
 from lorastudy.report.document import Block, Paragraph, Table
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
-from lorastudy.rounds import merit
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.loading import load_suite
-from lorastudy.spec.question import PrimaryMetric
+from lorastudy.spec.question import configuration_name
 from lorastudy.spec.settings import Settings
 from lorastudy.tracker.views import ExperimentResult
 
@@ -50,26 +49,32 @@ def disagreements(root: Path) -> list[str]:
 _WITHOUT_EFFECT = {"checkpoint_steps", "checkpoint_minutes"}
 
 
-def _acting(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in _WITHOUT_EFFECT}
+def _acting(settings: Mapping[str, Any], *, is_sought: bool) -> dict[str, Any]:
+    left_out = _WITHOUT_EFFECT | ({"learning_rate"} if is_sought else set())
+    return {key: value for key, value in settings.items() if key not in left_out}
 
 
 def _other_suite(measured: Path, suite: Path, *, how: str) -> list[str]:
     """In what the measurements were made otherwise than the suite file says now: arms, seeds, settings.
 
-    Where learning rates are looked for, the suite is followed through its rounds with the measured results.
+    Where learning rates are looked for, they are left out, and so are the runs that looked for them: which rates are
+    tried and found follows from the search of the version that measured.
     """
     loaded, results = load_suite(suite), results_of(measured)
-    designed = design(
-        loaded,
-        fingerprint_dataset=str,
-        fingerprint_base=str,
-        merits_of=lambda experiments: _merits(experiments, results, loaded.primary_metric),
-        num_steps=num_steps,
-    )
-    asked = {(e.arm, e.seed): _acting(e.settings.model_dump(mode="json")) for e in designed.experiments}
+    is_sought = any(arm.seeks_rate for arm in loaded.arms)
+    experiments = foreseen(loaded, fingerprint_dataset=str, fingerprint_base=str, num_steps=num_steps)
     defaults = Settings().model_dump(mode="json")  # of keys that came after the measurement
-    made = {(r.arm, r.seed): _acting({**defaults, **r.settings}) for r in results}
+    asked, made = (
+        {
+            _arm_and_seed(run, is_sought=is_sought): _acting(settings, is_sought=is_sought)
+            for run, settings in runs
+            if run.seed in loaded.question.seeds
+        }
+        for runs in (
+            [(e, e.settings.model_dump(mode="json")) for e in experiments],
+            [(r, {**defaults, **r.settings}) for r in results],
+        )
+    )
     if asked == made:
         return []
     apart = ", ".join(sorted(_apart(asked, made))) or "arms or seeds"
@@ -78,13 +83,10 @@ def _other_suite(measured: Path, suite: Path, *, how: str) -> list[str]:
     ]
 
 
-def _merits(
-    experiments: Sequence[Experiment], results: Sequence[ExperimentResult], metric: PrimaryMetric
-) -> dict[str, Merit]:
-    """The measured merits of these experiments, which are known by their arm and seed."""
-    by_run = {(result.arm, result.seed): merit(result, metric) for result in results}
-    found = {each.id: by_run.get((each.arm, each.seed)) for each in experiments}
-    return {key: value for key, value in found.items() if value is not None}
+def _arm_and_seed(run: Experiment | ExperimentResult, *, is_sought: bool) -> tuple[str, int]:
+    """The arm's name, without its rate where that was looked for."""
+    rate = dict(run.settings)["learning_rate"]
+    return (configuration_name(run.arm, rate) if is_sought else run.arm), run.seed
 
 
 def _apart(asked: Mapping[Any, Mapping[str, Any]], made: Mapping[Any, Mapping[str, Any]]) -> set[str]:

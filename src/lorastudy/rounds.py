@@ -90,17 +90,24 @@ def _race(suite: Suite) -> Race:
 def merits_in(tracker: ExperimentTracker, metric: PrimaryMetric) -> MeritsOf:
     """The merits of runs that the store holds under the libraries of now."""
 
-    def merits_of(experiments: Sequence[Experiment]) -> Mapping[str, Merit]:
+    def merits_of(experiments: Sequence[Experiment]) -> Mapping[str, Merit | None]:
         results = tracker.get_results([experiment.id for experiment in experiments])
-        current = {key: result for key, result in results.items() if is_current(result.environment)}
-        merits = {key: merit(result, metric) for key, result in current.items()}
-        return {key: value for key, value in merits.items() if value is not None}
+        return {
+            key: merit(result, metric)
+            for key, result in results.items()
+            if has_ended(result) and is_current(result.environment)
+        }
 
     return merits_of
 
 
+def has_ended(result: ExperimentResult) -> bool:
+    """Whether the run came to an end of its own, a good one or a bad one."""
+    return result.status in {"completed", "failed"}
+
+
 def merit(result: ExperimentResult, metric: PrimaryMetric) -> Merit | None:
-    """On the held-out rows, never on the test rows; None where the run has not ended, or has failed otherwise."""
+    """On the held-out rows, never on the test rows; None where the run failed without diverging."""
     if result.failure_kind == "diverged":
         return DIVERGED
     if result.status != "completed":
@@ -111,7 +118,8 @@ def merit(result: ExperimentResult, metric: PrimaryMetric) -> Merit | None:
 
 def _register(suite: Suite, design: Design, *, tracker: ExperimentTracker, is_first: bool) -> None:
     """Write the suite as it is by now: what it asks once, before anything runs."""
-    tracker.register(suite.name, design.experiments, description=suite.description)
+    members = (*design.experiments, *design.passed)
+    tracker.register(suite.name, members, description=suite.description)
     # A suite that is taken up by its experiments alone has no arms, and asks what it asked.
     if is_first and suite.arms:
         about = subject(experiment.sources for experiment in design.experiments)
@@ -119,7 +127,7 @@ def _register(suite: Suite, design: Design, *, tracker: ExperimentTracker, is_fi
         tracker.keep_design(suite.name, suite.to_json())
     if suite.path is not None:
         # A suite is what its file says now: an attempt with a mistake since mended is not in its report.
-        tracker.keep_only(suite.name, design.experiments)
+        tracker.keep_only(suite.name, members)
 
 
 def _is_over(outcome: SuiteOutcome, plan: Plan) -> bool:

@@ -32,7 +32,7 @@ experiments:
 #: What its question is asked of, by names for fingerprints.
 SUBJECT = (("base_model", "lab"), ("dataset", "lab:facts"))
 #: Where the loss of each is lowest: one inside the first grid, one beyond it.
-BEST = {8: 5e-3, 1: 2e-2}
+BEST = {8: 6e-3, 1: 3e-2}
 
 
 class Curves:
@@ -59,7 +59,7 @@ class Curves:
             if self.stop_after is not None and len(self.served) >= self.stop_after:
                 raise KeyboardInterrupt
             self.served.append(each.name)
-            kind = self.fails.get(each.name.partition("_seed")[0])
+            kind = next((kind for name, kind in self.fails.items() if each.name.startswith(name)), None)
             if kind:
                 yield failed(each, kind)
                 continue
@@ -119,10 +119,10 @@ def test_a_suite_grows_until_every_arm_has_run_at_its_rate(run, tracker) -> None
     executor = Curves()
     last, outcome = run(executor)
     assert {(each.arm, each.seed) for each in last.reporting} == {
-        (arm, seed) for arm in ("low_lr0.005", "high_lr0.02") for seed in (0, 1)
+        (arm, seed) for arm in ("low_lr0.006", "high_lr0.03") for seed in (0, 1)
     }
-    # 3 rates of low, 5 of high (the grid and two beyond), with two seeds each; then two seeds that report, each
-    assert len(outcome.completed) == 2 * 3 + 2 * 5 + 2 * 2 == len(executor.served)
+    # 3 rates of low, 5 of high (those around low's and two beyond); then two seeds that report, each
+    assert len(outcome.completed) == 3 + 5 + 2 * 2 == len(executor.served)
     assert in_store(tracker) == {each.name for each in last.experiments}
     assert (outcome.failed, outcome.not_run, outcome.done_before) == ((), (), ())
 
@@ -131,12 +131,13 @@ def test_each_round_is_announced_with_its_packs(suite, tracker) -> None:
     stages: list[Stage] = []
     plan = Plan(runs=Path("runs"), output=Path("output"), on_stage=stages.append)
     run_rounds(suite, designing(suite), tracker=tracker, executor=Curves(), plan=plan, on_event=silent)
-    # 3 rates of both arms; low is found and reports while high looks on twice, and then reports itself; 2 seeds each
+    # low tries 3 rates; it reports with 2 seeds while high tries 3 around its rate; high looks on twice, and reports
     assert [(each.name, sum(len(pack.experiments) for pack in each.packs)) for each in stages] == [
-        ("round 1, looking for learning rates", 12),
-        ("round 2, looking on for learning rates (2) and at those found (2)", 4),
-        ("round 3, looking for learning rates", 2),
-        ("round 4, at the learning rates found", 2),
+        ("round 1, looking for learning rates", 3),
+        ("round 2, looking on for learning rates (3) and at those found (2)", 5),
+        ("round 3, looking for learning rates", 1),
+        ("round 4, looking for learning rates", 1),
+        ("round 5, at the learning rates found", 2),
     ]
 
 
@@ -148,16 +149,16 @@ def test_a_suite_that_is_done_runs_nothing_again(run) -> None:
     assert len(outcome.done_before) == len(last.experiments)
 
 
-@pytest.mark.parametrize("stop_after", [1, 7, 13, 15, 18])
+@pytest.mark.parametrize("stop_after", [1, 2, 4, 8, 9, 11])
 def test_an_interrupted_suite_goes_on_to_the_same_end(run, tracker, stop_after: int) -> None:
-    whole = {"low_lr0.005_seed0", "high_lr0.02_seed1"}
+    whole = {"low_lr0.006_seed0", "high_lr0.03_seed1"}
     first = Curves()
     first.stop_after = stop_after
     with pytest.raises(KeyboardInterrupt):
         run(first)
     second = Curves()
     last, outcome = run(second)
-    assert len(first.served) + len(second.served) == 20  # as without an interruption
+    assert len(first.served) + len(second.served) == 12  # as without an interruption
     assert not set(first.served) & set(second.served)
     assert whole <= in_store(tracker) == {each.name for each in last.experiments}
     assert outcome.failed == ()
@@ -166,7 +167,7 @@ def test_an_interrupted_suite_goes_on_to_the_same_end(run, tracker, stop_after: 
 def test_what_goes_on_keeps_the_company_that_it_would_have_had(run, tracker, suite, tmp_path) -> None:
     """Bits depend on it: runs of two rounds never share a pack, however much of a round was done before."""
     first, second = Curves(), Curves()
-    first.stop_after = 13  # the twelve of the first round, and one of the second
+    first.stop_after = 4  # the three of the first round, and one of the second
     with pytest.raises(KeyboardInterrupt):
         run(first)
     run(second)
@@ -179,13 +180,13 @@ def test_what_goes_on_keeps_the_company_that_it_would_have_had(run, tracker, sui
 
 def test_a_rate_that_diverges_is_an_answer_and_is_not_asked_for_again(run, tracker) -> None:
     last, outcome = run(Curves(**{"high_lr0.05": "diverged"}))
-    assert {each.arm for each in last.reporting} == {"low_lr0.005", "high_lr0.02"}
+    assert {each.arm for each in last.reporting} == {"low_lr0.006", "high_lr0.02"}
     assert outcome.failed == ()
-    assert len(outcome.diverged_in_search) == 2
+    assert len(outcome.diverged_in_search) == 1
     again = Curves()
     _, outcome = run(again)
     assert again.served == []
-    assert in_store(tracker, "failed") == {"high_lr0.05_seed2", "high_lr0.05_seed3"}
+    assert in_store(tracker, "failed") == {"high_lr0.05"}
 
 
 def test_a_run_that_reports_and_diverges_is_a_failure(run) -> None:
@@ -204,13 +205,24 @@ def test_a_run_that_reports_and_diverges_is_a_failure(run) -> None:
 
 
 def test_a_failure_stops_the_search_unless_told_to_go_on(run) -> None:
-    _, outcome = run(Curves(**{"high_lr0.01": "user"}))
+    _, outcome = run(Curves(high_lr="user"))
     assert {end.failure_kind for end in outcome.failed} == {"user"}
-    executor = Curves(**{"high_lr0.01": "user"})
+    executor = Curves(high_lr="user")
     last, outcome = run(executor, continue_on_error=True)
-    assert {each.arm for each in last.reporting} == {"low_lr0.005"}
+    assert {each.arm for each in last.reporting} == {"low_lr0.006"}
     assert last.num_open == 1
-    assert executor.served.count("high_lr0.01_seed2") == 1  # not again in every round
+    assert executor.served.count("high_lr0.01") == 1  # not again in every round
+
+
+def test_a_run_that_is_lost_in_the_search_costs_the_arm_nothing(run, tracker) -> None:
+    """The loss is a parabola, so the rates beside the lost one place the lowest point as well; and it is not tried again."""
+    last, outcome = run(Curves(**{"high_lr0.02": "error"}), continue_on_error=True)
+    assert {each.arm for each in last.reporting} == {"low_lr0.006", "high_lr0.03"}
+    assert [end.failure_kind for end in outcome.failed] == ["error"]
+    again = Curves()
+    same, outcome = run(again)
+    assert (again.served, same.reporting) == ([], last.reporting)
+    assert (outcome.failed, outcome.not_run) == ((), ())
 
 
 def test_the_choice_reads_the_held_out_rows_and_never_the_test_rows(run, tracker, suite) -> None:
@@ -242,7 +254,7 @@ def test_on_another_base_model_the_question_is_stated_anew_with_what_was_known(r
     first, second = tracker.get_suites()[0].questions
     assert first.question.id != second.question.id
     assert second.question.subject_of("base_model") == ("another",)
-    assert (first.num_completed, second.num_completed) == (0, 20)
+    assert (first.num_completed, second.num_completed) == (0, 12)
 
 
 def test_results_of_other_libraries_choose_nothing(run, tracker, suite, monkeypatch) -> None:
@@ -255,7 +267,7 @@ def test_results_of_other_libraries_choose_nothing(run, tracker, suite, monkeypa
 
 def test_a_suite_goes_on_from_the_store_without_its_file(run, tracker, suite) -> None:
     first, second = Curves(), Curves()
-    first.stop_after = 13
+    first.stop_after = 4
     with pytest.raises(KeyboardInterrupt):
         run(first)
     Path("s.yaml").unlink()
@@ -264,7 +276,7 @@ def test_a_suite_goes_on_from_the_store_without_its_file(run, tracker, suite) ->
     last, outcome = run_rounds(
         kept, designing(kept), tracker=tracker, executor=second, plan=plan, on_event=silent
     )
-    assert len(first.served) + len(second.served) == 20  # as with the file
+    assert len(first.served) + len(second.served) == 12  # as with the file
     assert not set(first.served) & set(second.served)
     assert outcome.failed == ()
     assert {each.id for each in last.experiments} == {

@@ -60,7 +60,7 @@ def estimate(
         from lorastudy.cli.running import design_of
         from lorastudy.spec.loading import load_suite
 
-        experiments: Sequence[Experiment] = design_of(load_suite(suite)).experiments
+        experiments: Sequence[Experiment] = design_of(load_suite(suite)).of_every_arm
     else:
         settings = settings_of(
             base_model=base_model, max_seq_length=max_seq_length, quantization=quantization,

@@ -40,11 +40,13 @@ def _search(planned: Design, *, suite: Suite) -> list[str]:
     if not planned.num_open:
         return []
     least, most = (len(planned.experiments) + more for more in planned.to_come)
-    seeds = ", ".join(map(str, suite.tuning_seeds))
+    arms = plural(planned.num_open, "arm")
+    looks, report = ("looks", "reports") if planned.num_open == 1 else ("look", "report")
     note = (
-        f"learning_rate auto: {plural(planned.num_open, 'arm')} {'looks' if planned.num_open == 1 else 'look'} for a rate with the seeds {seeds}, on the held-out "
-        f"rows, then {planned.to_come[0]} experiments report at the rates found: {least} in all. While the best rate lies on "
-        f"the edge of those tried the next one is tried too, so it may be up to {most}"
+        f"learning_rate auto: {arms} {looks} for a rate on the held-out rows, with the seed {suite.tuning_seeds[0]}, each from the rate "
+        f"that its nearest neighbour found, and then {report} at it: {least} "
+        "experiments in all. While the best rate lies on the edge of those tried the next one is tried too, so it may be up "
+        f"to {most}"
     )
     return [note]
 

@@ -88,9 +88,9 @@ def sources_of() -> Callable[[Settings], Sources]:
 def show_plan(suite: Suite, *, database: str) -> None:
     """Print what would run: packs, experiments, and which results are there already."""
     planned, missing = _missing(_design_by(suite, None), suite, database=database)
-    experiments = planned.experiments
+    experiments = planned.of_every_arm
     executor = local_executor(experiments)
-    predicted = plan_of(experiments, missing, num_workers=executor.num_packs_at_once)
+    predicted = plan_of(experiments, [*missing, *planned.waiting], num_workers=executor.num_packs_at_once)
     foreseen = foreseen_of(suite)
     case = case_of(suite, foreseen, rows=predicted.rows, data=read_data(foreseen))
     notes = [
@@ -140,14 +140,15 @@ def run_experiments(
         # A store that is there comes first, since another writer of it is refused at once.
         tracker = None if _is_new(database) else open_until_done.enter_context(_writer(database))
         planned, missing = _planned(design_by, suite, tracker=tracker)
-        notes = [*suite.notes, *data_notes(missing, read_data(missing)), *_own_code(planned.experiments)]
+        to_run = [*missing, *planned.waiting]
+        notes = [*suite.notes, *data_notes(to_run, read_data(to_run)), *_own_code(planned.of_every_arm)]
         for note in notes:
             say(f"note: {note}", file=sys.stderr)
-        for base_model in sorted({experiment.settings.base_model for experiment in missing}):
+        for base_model in sorted({experiment.settings.base_model for experiment in to_run}):
             check_base_model(base_model)
-        executor = executor or local_executor(planned.experiments)
+        executor = executor or local_executor(planned.of_every_arm)
         open_until_done.enter_context(contextlib.closing(executor))
-        predicted = plan_of(planned.experiments, missing, num_workers=executor.num_packs_at_once)
+        predicted = plan_of(planned.of_every_arm, to_run, num_workers=executor.num_packs_at_once)
         say_problem(predicted)
         plan = replace(plan, arms_per_pack=predicted.arms_per_pack, predict=predicted.predictions)
         tracker = tracker or open_until_done.enter_context(_writer(database))

@@ -12,7 +12,8 @@ below about a hundred steps it is nearer fifteen times.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 #: Rate for full fine-tuning at the rule's hidden size, and how many times that an adapter wants.
@@ -83,3 +84,46 @@ def first_rungs(config: Mapping[str, Any] | None, *, num_steps: int | None) -> R
     rungs = [nearest_rung(rate) for rate in published_rates(config, num_steps=num_steps)]
     around = AROUND_KNOWN if _powers(config) else AROUND_UNKNOWN
     return Rungs(min(rungs) - around, max(rungs) + around + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parabola:
+    """The parabola through three losses over the natural log of the learning rate, with its lowest point between them."""
+
+    rate: float
+    """Where it is lowest."""
+    curvature: float
+    """Loss at a distance d of log rate: the lowest, plus `curvature` times d squared."""
+    slopes: tuple[float, float, float]
+    """How the log of `rate` moves with each of the three losses, in log rate per unit of loss."""
+
+    def spread(self, loss_sd: float) -> float:
+        """Standard deviation of the log of `rate` where each loss has this one of its own (the delta method)."""
+        return loss_sd * math.sqrt(math.fsum(slope**2 for slope in self.slopes))
+
+
+def parabola(points: Sequence[tuple[float, float]]) -> Parabola | None:
+    """The parabola through three (rate, loss), of which the middle one is lowest; None where it has no lowest point.
+
+    With x the log rates, d = (y1 - y0) / (x1 - x0) and e = (y2 - y1) / (x2 - x1) its slopes and c = (e - d) / (x2 - x0)
+    its curvature, the lowest point is (x0 + x1) / 2 - d / (2 c) (Newton's form of the interpolation). It lies between
+    the middles of the two steps, since the middle loss is the lowest. A rate beside one that diverged has no parabola:
+    infinity tells a side, and no distance.
+    """
+    x, y = [math.log(rate) for rate, _ in points], [loss for _, loss in points]
+    if not all(map(math.isfinite, y)):
+        return None
+    left, right, both = x[1] - x[0], x[2] - x[1], x[2] - x[0]
+    d, e = (y[1] - y[0]) / left, (y[2] - y[1]) / right
+    curvature = (e - d) / both
+    if curvature <= 0:
+        return None
+    # the derivatives of d and of the curvature by y0, y1, y2
+    of_d = (-1 / left, 1 / left, 0.0)
+    of_c = (1 / (left * both), -1 / (left * right), 1 / (right * both))
+    slopes = [(-dd + d / curvature * dc) / (2 * curvature) for dd, dc in zip(of_d, of_c, strict=True)]
+    return Parabola(
+        rate=math.exp((x[0] + x[1]) / 2 - d / (2 * curvature)),
+        curvature=curvature,
+        slopes=(slopes[0], slopes[1], slopes[2]),
+    )

@@ -86,8 +86,9 @@ class AskedSettings(BaseModel):
     learning_rate: Rate | Literal["auto"] = Field(
         2e-4,
         description="Peak learning rate. A list makes one arm of each. `auto` looks for the best rate of each arm, "
-        "beginning with the published rule for the model's family and size: on the held-out rows, with "
-        "`tuning_seeds`. It keeps test rows apart: where the file asks for none, a tenth of the training file, or "
+        "beginning with the published rule for the model's family and size, or with the rate that the nearest arm "
+        "found: on the held-out rows, with the first of `tuning_seeds`. The rate found lies where a parabola through "
+        "those tried is lowest. It keeps test rows apart: where the file asks for none, a tenth of the training file, or "
         "half of `eval_dataset_path`.",
     )
     lr_scheduler_type: Scheduler = Field("linear", description="As in transformers.")
