@@ -22,9 +22,9 @@ from lorastudy.data.batches import micro_batches
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.tokenise import TokenRow, tokenise
 from lorastudy.engine.loading import load_base
-from lorastudy.engine.targets import resolve_targets, shortest_names
 from lorastudy.lab import base_folder
 from lorastudy.spec.loading import load_suite
+from lorastudy.spec.targets import peft_names, resolve_targets
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +59,9 @@ def job_of(suite: Path) -> Job:
         batch_size=settings.per_device_train_batch_size,
         accumulation=1,
     )
-    modules = list(base.linear_layers)
-    chosen = resolve_targets(modules, target_modules=settings.target_modules, layers_to_transform=None)
+    chosen = resolve_targets(
+        base.target_layers, target_modules=settings.target_modules, layers_to_transform=None
+    )
     assert settings.quantization == "fp32"
     assert settings.lr_scheduler_type == "linear"
     return Job(
@@ -68,7 +69,7 @@ def job_of(suite: Path) -> Job:
         random_weights=False,
         device="cpu",
         quantization=settings.quantization,
-        targets=tuple(shortest_names(chosen, modules=modules)),
+        targets=tuple(peft_names(chosen, modules=base.module_names)),
         batch_size=settings.per_device_train_batch_size,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler_type,

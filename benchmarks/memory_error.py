@@ -161,7 +161,7 @@ def _as_device(device: torch.device) -> Device:
 
 def measure(base: BaseModel, case: Case) -> Measured:
     """Train two steps of the pack."""
-    names = resolve_targets(list(base.linear_layers), target_modules=case.targets, layers_to_transform=None)
+    names = resolve_targets(base.target_layers, target_modules=case.targets, layers_to_transform=None)
     config: Any = base.model.config
     rows = rows_of(case.batch, num_ids=int(config.get_text_config().vocab_size))
     is_cuda = base.device.type == "cuda"

@@ -85,9 +85,7 @@ class Predictor:
             has_one_group=len(set(case.ranks)) == 1,
             row_lengths=case.batch.row_lengths,
         )
-        names = resolve_targets(
-            list(shape.layers_by_name()), target_modules=case.targets, layers_to_transform=None
-        )
+        names = resolve_targets(shape.linear_layers, target_modules=case.targets, layers_to_transform=None)
         return predict(
             shape,
             [ArmSize(r=r, module_names=names) for r in case.ranks],

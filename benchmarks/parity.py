@@ -29,10 +29,10 @@ from lorastudy.engine.arms import Arm, make_arm
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.engine.targets import resolve_targets
 from lorastudy.evaluation.perplexity import CompletionLoss
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.settings import Settings
+from lorastudy.spec.targets import resolve_targets
 
 _PREFIX, _SUFFIX = "base_model.model.", ".lora_A.default.weight"
 
@@ -80,7 +80,7 @@ def token_row(row: Row) -> TokenRow:
 
 def arms_of(job: Job, *, base: BaseModel) -> list[Arm]:
     """The job's runs as arms, called as they are."""
-    names = resolve_targets(list(base.linear_layers), target_modules=job.targets, layers_to_transform=None)
+    names = resolve_targets(base.target_layers, target_modules=job.targets, layers_to_transform=None)
     arms = []
     for run in job.runs:
         experiment = Experiment(

@@ -31,7 +31,8 @@ from lorastudy.engine.batch import Batch, assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.reference import ReferenceEngine
-from lorastudy.engine.targets import linear_modules, resolve_targets
+from lorastudy.engine.targets import linear_modules
+from lorastudy.spec.targets import resolve_targets
 
 CPU = torch.device("cpu")
 VOCAB = 128
@@ -125,7 +126,7 @@ def save_base(folder: Path, *, architecture: str = "llama", hidden_size: int = 6
 
 def targets(base: BaseModel, target_modules: str | Sequence[str]) -> tuple[str, ...]:
     """Names of the modules that a preset or a list selects."""
-    return resolve_targets(list(base.linear_layers), target_modules=target_modules, layers_to_transform=None)
+    return resolve_targets(base.target_layers, target_modules=target_modules, layers_to_transform=None)
 
 
 def make_arm(module_names: Sequence[str], *, name: str = "a", **values: Any) -> Arm:

@@ -48,7 +48,7 @@ def predicted(
     ]  # fmt: skip
     model, footprint = answer([as_json(question) for question in asked])["answers"]
     shape = ModelShape.from_json(model)
-    names = resolve_targets(list(shape.layers_by_name()), target_modules=targets, layers_to_transform=None)
+    names = resolve_targets(shape.linear_layers, target_modules=targets, layers_to_transform=None)
     assert footprint["largest_residual"] < 0.005, "the counted bytes are not polynomials in the sizes"
     return predict(
         shape, [ArmSize(r=r, module_names=names) for r in ranks], precision=Precision(quantization=quantization),

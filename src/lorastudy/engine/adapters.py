@@ -1,41 +1,52 @@
-"""Adapter folders in PEFT's format, written and checked without PEFT."""
+"""Adapter folders in PEFT's format, written and checked without PEFT.
+
+A key is the layer's name. The matrices of experts are parameters of one module, which PEFT wraps once for each of them:
+the last is the outermost, so that the key of one before it has `.base_layer` for each that follows.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from lorastudy.engine.arms import Arm
 from lorastudy.engine.loading import BaseModel
-from lorastudy.engine.quantised import features
-from lorastudy.engine.targets import resolve_targets, shortest_names
+from lorastudy.engine.targets import is_stored_otherwise
 from lorastudy.errors import ModelError
+from lorastudy.spec.targets import TargetLayer, peft_names, selected_by
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 PREFIX = "base_model.model."
+PARTS = ("lora_A", "lora_B")
 
 
 def save_adapter(
     arm: Arm, weights: Mapping[str, tuple[Tensor, Tensor]], *, base: BaseModel, folder: Path
 ) -> int:  # fmt: skip
-    """Write `adapter_model.safetensors` and `adapter_config.json`; return the bytes of the weights."""
+    """Write `adapter_model.safetensors` and `adapter_config.json`; return the bytes of the weights.
+
+    Raises:
+        ModelError: what was written is not what PEFT will ask for.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    stems = key_stems(arm.module_names, layers=base.targets_by_name)
     tensors = {
-        f"{PREFIX}{name}.{part}.weight": tensor.detach().cpu().contiguous()
+        f"{stems[name]}.{part}.weight": tensor.detach().cpu().contiguous()
         for name, pair in weights.items()
-        for part, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
+        for part, tensor in zip(PARTS, pair, strict=True)
     }
     weights_file = folder / WEIGHTS_FILE
     weights_file.unlink(missing_ok=True)  # who reads an earlier one has its bytes mapped, and keeps them
     # Not `save_file`: of a full disk it raises an error of its own, which looks like the pack's own failure.
     weights_file.write_bytes(save(tensors, metadata={"format": "pt"}))
     save_config(arm, base=base, folder=folder)
+    check_saved(arm, base=base, folder=folder)
     return weights_file.stat().st_size
 
 
@@ -44,7 +55,7 @@ def save_config(arm: Arm, *, base: BaseModel, folder: Path) -> None:
 
     Not by PEFT: importing it takes a second of every worker's start, and it writes the modules in a random order.
     """
-    modules = base.linear_layers
+    modules, parameters = targets_in_config(arm.module_names, base=base)
     config = {
         "base_model_name_or_path": base.name,
         "bias": "none",
@@ -56,12 +67,107 @@ def save_config(arm: Arm, *, base: BaseModel, folder: Path) -> None:
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": arm.r,
-        "target_modules": sorted(shortest_names(arm.module_names, modules=list(modules))),
+        "target_modules": sorted(modules),
+        **({"target_parameters": sorted(parameters)} if parameters else {}),
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": arm.use_rslora,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def targets_in_config(names: Sequence[str], *, base: BaseModel) -> tuple[list[str], list[str]]:
+    """PEFT's `target_modules` and `target_parameters` for these layers."""
+    layers = base.targets_by_name
+    parameters = [name for name in names if layers[name].is_parameter]
+    modules = [name for name in names if not layers[name].is_parameter]
+    return peft_names(modules, modules=base.module_names), parameters
+
+
+def key_stems(names: Sequence[str], *, layers: Mapping[str, TargetLayer]) -> dict[str, str]:
+    """What PEFT calls each layer in an adapter that is on all of these; names stand in the model's order."""
+    stems: dict[str, str] = {}
+    for number, name in enumerate(names):
+        stem = name
+        if layers[name].is_parameter:
+            stem = name.rpartition(".")[0]
+            later = sum(
+                layers[other].is_parameter and other.rpartition(".")[0] == stem
+                for other in names[number + 1 :]
+            )
+            stem += ".base_layer" * later
+        stems[name] = f"{PREFIX}{stem}"
+    return stems
+
+
+def asked_keys(
+    names: Sequence[str], *, r: int, layers: Mapping[str, TargetLayer]
+) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of all that PEFT asks for to load an adapter of rank r on these layers.
+
+    Of experts PEFT holds one matrix for all: lora_A of (r x experts, inputs), lora_B of (outputs, r x experts).
+    """
+    asked: dict[str, tuple[int, ...]] = {}
+    for name, stem in key_stems(names, layers=layers).items():
+        layer = layers[name]
+        rank = r * layer.num_experts
+        asked[f"{stem}.lora_A.weight"] = (rank, layer.in_features)
+        asked[f"{stem}.lora_B.weight"] = (layer.out_features, rank)
+    return asked
+
+
+def check_saved(arm: Arm, *, base: BaseModel, folder: Path) -> None:
+    """Compare what lies in a folder with what PEFT will ask for: the layers that it selects, the keys and their shapes.
+
+    Raises:
+        ModelError: the adapter that a user loads would not be the one that was trained.
+    """
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    selected = selected_by(config["target_modules"], modules=base.module_names)
+    selected |= set(config.get("target_parameters", ()))
+    asked = asked_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
+    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        keys = file.keys()
+        saved = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
+    wrong = [
+        *(f"{name} is trained and not named" for name in set(arm.module_names) - selected),
+        *(f"{name} is named and not trained" for name in selected - set(arm.module_names)),
+        *differences(saved, asked),
+    ]
+    if wrong:
+        raise ModelError(
+            f"{folder}: the adapter as saved is not the one that was trained, and loading it would give another model: "
+            f"{'; '.join(sorted(wrong)[:4])}"
+        )
+
+
+def check_peft(base: BaseModel, arms: Iterable[Arm]) -> None:
+    """Ask PEFT whether it will wrap and load what these arms adapt, where its rules are more than names.
+
+    That is in families whose weights lie in files under other names, or some of whose layers are left out.
+
+    Raises:
+        ModelError: it will not.
+    """
+    if is_stored_otherwise(base.model) or any(layer.left_out is not None for layer in base.target_layers):
+        from lorastudy.engine.peft_model import check_wrapping
+
+        for arm in {arm.module_names: arm for arm in arms}.values():
+            check_wrapping(base, arm)
+
+
+def differences(
+    ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]
+) -> list[str]:  # fmt: skip
+    """Where our keys and shapes are not PEFT's, in words."""
+    wrong = [f"{key} is missing" for key in theirs.keys() - ours.keys()]
+    wrong += [f"{key} is not asked for" for key in ours.keys() - theirs.keys()]
+    wrong += [
+        f"{key} has shape {ours[key]} where {theirs[key]} is asked for"
+        for key in ours.keys() & theirs.keys()
+        if ours[key] != theirs[key]
+    ]
+    return sorted(wrong)
 
 
 def check_fits(base: BaseModel, folder: Path) -> None:
@@ -74,15 +180,20 @@ def check_fits(base: BaseModel, folder: Path) -> None:
     if config.get("peft_type") != "LORA":
         raise ModelError(f"checkpoint: {folder}: a {config.get('peft_type')} adapter; only LoRA is supported")
     another = f"checkpoint: {folder}: made for another base model ({config.get('base_model_name_or_path')})"
-    modules = base.linear_layers
+    layers = base.targets_by_name
+    experts = _selected_experts(config, layers=base.target_layers)
+    stems = {stem.removeprefix(PREFIX): name for name, stem in key_stems(experts, layers=layers).items()}
     present = set()
     for key, tensor in tensors.items():
-        name, _, part = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
-        if name not in modules or not _same_width(modules[name], tensor, part=part):
+        stem, _, part = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
+        name = stems.get(stem, stem)
+        if name not in layers and ".experts." in key:
+            continue  # of an adapter that names experts one by one, which PEFT turns into its own form
+        if name not in layers or not _same_width(layers[name], tensor, part=part):
             shape = tuple(tensor.shape)
             raise ModelError(f"{another}: its {name} of shape {shape} does not fit {base.name}")
         present.add(name)
-    absent = _selected(config, modules=list(modules)) - present
+    absent = (_selected(config, base=base) | set(experts)) - present
     if absent:
         # PEFT would leave these layers at their random start, with a warning.
         raise ModelError(f"{another}: it has no weights for {min(absent)} of {base.name}")
@@ -115,24 +226,32 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, tensors
 
 
-def _selected(config: Mapping[str, Any], *, modules: Sequence[str]) -> set[str]:
+def _selected(config: Mapping[str, Any], *, base: BaseModel) -> set[str]:
     """The base's layers that the configuration names; none where it says it by other means than a list of names."""
     names = config.get("target_modules")
     if not isinstance(names, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
         return set()
-    return set(resolve_targets(modules, target_modules=names, layers_to_transform=None))
+    free = (layer.name for layer in base.target_layers if not layer.is_parameter and layer.left_out is None)
+    return selected_by(names, modules=free)
 
 
-def _same_width(module: nn.Module, tensor: Tensor, *, part: str) -> bool:
-    inputs, outputs = features(module)
-    if part not in {"lora_A", "lora_B"} or tensor.ndim != 2:
+def _selected_experts(config: Mapping[str, Any], *, layers: Iterable[TargetLayer]) -> list[str]:
+    """The parameters that the configuration names, in the model's order."""
+    wanted: set[str] = set(config.get("target_parameters") or ())
+    return [
+        layer.name for layer in layers if layer.is_parameter and selected_by(wanted, modules=[layer.name])
+    ]
+
+
+def _same_width(layer: TargetLayer, tensor: Tensor, *, part: str) -> bool:
+    if part not in PARTS or tensor.ndim != 2:
         return False
-    return tensor.shape[1] == inputs if part == "lora_A" else tensor.shape[0] == outputs
+    return tensor.shape[1] == layer.in_features if part == "lora_A" else tensor.shape[0] == layer.out_features
 
 
 def is_transposed(arm: Arm, *, base: BaseModel) -> bool:
     """Whether the weights of the arm's layers stand as GPT-2's do, inputs first."""
-    return any(isinstance(base.linear_layers[name], Conv1D) for name in arm.module_names)
+    return any(isinstance(base.linear_layers.get(name), Conv1D) for name in arm.module_names)
 
 
 def whole(value: float) -> Any:

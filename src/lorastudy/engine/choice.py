@@ -108,7 +108,10 @@ def foreseen_problem(config: Any, *, trust_remote_code: bool) -> str | None:
         name="twin", model=model, tokenizer=nothing, device=torch.device("cpu"), dtype=torch.float32, eos_token_id=0,
         pad_token_id=0, linear_layers=layers,
     )  # fmt: skip
-    probe = counted_arm(0, tuple(layers), r=1, dropout=False)
+    names = tuple(
+        layer.name for layer in base.target_layers if layer.left_out is None and not layer.is_parameter
+    )
+    probe = counted_arm(0, names, r=1, dropout=False)
     try:
         PackedEngine(base, [probe], longest_row=max(ROW_LENGTHS)).close()
     except UnsupportedModelError as error:

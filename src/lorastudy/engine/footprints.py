@@ -21,14 +21,14 @@ from lorastudy.engine.hollow import (
     decoder_layers,
     hollow_base,
     layers_are_alike,
-    linear_sizes,
     meta_model,
     read_config,
 )
 from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.targets import target_layers
 from lorastudy.footprint import Footprint, Load, MicroBatch, Moment, Phase
-from lorastudy.jobs import FootprintQuestion, Precision
-from lorastudy.spec.targets import adapted_modules, without_layer_number
+from lorastudy.jobs import FootprintQuestion, Precision, Targets
+from lorastudy.spec.targets import TargetLayer, adapted_modules, without_layer_number
 
 #: (arms, eighths of the tokens with a label, rank of the first group, rank of the second). Where arms are to be of one
 #: shape, all have the second rank. All vary, and not together.
@@ -97,7 +97,7 @@ def footprint(
     trust_remote_code = question.trust_remote_code
     config = read_config(question.folder, trust_remote_code=trust_remote_code)
     meta = meta_model(config, trust_remote_code=trust_remote_code)
-    names = adapted_modules(list(linear_sizes(meta)), question.targets)
+    names = _counted_layers(target_layers(meta), question.targets)
     found = decoder_layers(meta)
     num_layers = len(found[1]) if found else 0
     is_regular = num_layers > ONE_MORE and layers_are_alike(meta) and _in_all_layers(names, num_layers)
@@ -117,6 +117,17 @@ def footprint(
     with base_of(ONE_MORE) as base:
         more = _count(base, question, module_names=names)
     return _fitted(few, more, num_layers=num_layers, loss_growth=growth)
+
+
+def _counted_layers(layers: Sequence[TargetLayer], targets: Sequence[Targets]) -> tuple[str, ...]:
+    """What is adapted in the count: the modules that any arm adapts.
+
+    The packed engine, which is counted, does not adapt parameters of experts. Where arms adapt nothing else, a step is
+    counted with all other layers adapted in their place.
+    """
+    modules = {layer.name for layer in layers if not layer.is_parameter}
+    names = tuple(name for name in adapted_modules(layers, targets) if name in modules)
+    return names or tuple(layer.name for layer in layers if layer.name in modules and layer.left_out is None)
 
 
 def _count(base: BaseModel, question: FootprintQuestion, *, module_names: Sequence[str]) -> _Counted:

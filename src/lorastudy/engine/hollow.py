@@ -1,6 +1,6 @@
 """A base model whose tensors have shapes and no content: what a plan needs, made from a `config.json` alone."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lorastudy.engine.loading import BaseModel, dtype_of
-from lorastudy.engine.quantised import features, hollow_quantised, keep_trainable_on_cpu
+from lorastudy.engine.quantised import hollow_quantised, keep_trainable_on_cpu
 from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import FOREIGN_ERRORS, ModelError, first_line
 from lorastudy.jobs import Precision
@@ -106,11 +106,6 @@ def quantised_names(model: PreTrainedModel) -> set[str]:
         for name, module in model.named_modules()
         if (isinstance(module, Conv1D) or type(module) is nn.Linear) and should_convert_module(name, kept)
     }
-
-
-def linear_sizes(model: PreTrainedModel) -> Mapping[str, tuple[int, int]]:
-    """(inputs, outputs) of every linear layer but the head."""
-    return {name: features(module) for name, module in linear_modules(model).items()}
 
 
 def built_model(config: Any, *, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:

@@ -6,6 +6,7 @@ other: transformers never looks anything up by itself. Files that are not read a
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from transformers import (
 
 from lorastudy.data.tokenise import TokenRow
 from lorastudy.engine.quantised import keep_trainable_on_cpu, quantization_config
-from lorastudy.engine.targets import linear_modules
+from lorastudy.engine.targets import linear_modules, target_layers
 from lorastudy.errors import DataError, ModelError, first_line
 from lorastudy.lab import base_folder
 from lorastudy.spec.hub import cached_commit, unreachable_message
 from lorastudy.spec.model_folder import model_folder_problem
 from lorastudy.spec.settings import Settings
+from lorastudy.spec.targets import TargetLayer
 
 #: What is fetched of a model on the hub: never a pickle.
 _FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
@@ -61,6 +63,21 @@ class BaseModel:
     eos_token_id: int
     pad_token_id: int
     linear_layers: Mapping[str, nn.Module]
+
+    @cached_property
+    def target_layers(self) -> tuple[TargetLayer, ...]:
+        """What adapters can sit on; first asked for before an engine puts anything in its place."""
+        return target_layers(self.model)
+
+    @cached_property
+    def targets_by_name(self) -> Mapping[str, TargetLayer]:
+        """Name -> layer, in the model's order."""
+        return {layer.name: layer for layer in self.target_layers}
+
+    @cached_property
+    def module_names(self) -> tuple[str, ...]:
+        """The names of all the model's modules, against each of which PEFT matches; as `target_layers`, asked for early."""
+        return tuple(name for name, _ in self.model.named_modules())
 
 
 def dtype_of(quantization: str) -> torch.dtype:

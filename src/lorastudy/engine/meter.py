@@ -109,7 +109,9 @@ def profile_arms(
     num_base = num_parameters(base)
     for arm in arms:
         shape = _shape(arm)
-        num_trainable = sum(arm.r * sum(features(base.linear_layers[name])) for name in arm.module_names)
+        num_trainable = arm.r * sum(
+            base.targets_by_name[name].parameters_per_rank for name in arm.module_names
+        )
         yield ArmProfile(
             experiment_id=arm.experiment_id,
             num_trainable_parameters=num_trainable,

@@ -14,10 +14,10 @@ from lorastudy.engine.counting import rows_of
 from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.meter import synchronise
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.engine.targets import resolve_targets
 from lorastudy.footprint import MicroBatch
 from lorastudy.jobs import PaceQuestion
 from lorastudy.spec.settings import Settings
+from lorastudy.spec.targets import targets_of
 
 #: Steps that are timed, after one that warms up.
 NUM_TIMED_STEPS = 3
@@ -44,11 +44,7 @@ def step_seconds(question: PaceQuestion, *, device: torch.device) -> dict[str, A
 
 
 def _seconds(base: BaseModel, settings: Settings, *, num_arms: int, batch: MicroBatch) -> float:
-    names = resolve_targets(
-        list(base.linear_layers),
-        target_modules=settings.target_modules,
-        layers_to_transform=settings.layers_to_transform,
-    )
+    names = targets_of(settings, base.target_layers)
     arms = [_arm(str(number), names, settings=settings) for number in range(num_arms)]
     vocabulary: Any = base.model.config
     rows = rows_of(batch, num_ids=int(vocabulary.get_text_config().vocab_size))

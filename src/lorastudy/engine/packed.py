@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorastudy.engine import attention
-from lorastudy.engine.adapters import save_adapter
+from lorastudy.engine.adapters import check_peft, save_adapter
 from lorastudy.engine.arms import Arm, StepResult, TokenScores
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.bank import in_groups, make_bank
@@ -63,8 +63,12 @@ class PackedEngine:
         """Replace the adapted layers and make fresh adapters. `longest_row`: also see that rows of so many tokens are served.
 
         Raises:
-            UnsupportedModelError: the model's own forward and the packed one disagree on a probe.
+            UnsupportedModelError: the model's own forward and the packed one disagree on a probe, or an arm adapts
+                parameters of experts.
+            ModelError: PEFT would not wrap what an arm is to adapt.
         """
+        _refuse_experts(base, arms)
+        check_peft(base, arms)
         self.arms = in_groups(arms)
         self._base = base
         self._model: PreTrainedModel = base.model
@@ -300,6 +304,13 @@ class PackedEngine:
             yield
         finally:
             self._model.set_attn_implementation(attention.NAME)
+
+
+def _refuse_experts(base: BaseModel, arms: Sequence[Arm]) -> None:
+    layers = base.targets_by_name
+    parameter = next((name for arm in arms for name in arm.module_names if layers[name].is_parameter), None)
+    if parameter is not None:
+        raise UnsupportedModelError(f"{parameter} holds the weights of experts, which it does not adapt yet")
 
 
 def _arm_step(arm: Arm, *, loss: float, rate: float, norm: float) -> ArmStep:

@@ -1,50 +1,102 @@
 """PEFT's own models with adapters on them; the only file that imports peft, and imported where one is needed."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from lorastudy.engine.adapters import PREFIX, check_fits, is_transposed, whole
+from lorastudy.engine.adapters import (
+    PREFIX,
+    asked_keys,
+    check_fits,
+    differences,
+    is_transposed,
+    targets_in_config,
+    whole,
+)
 from lorastudy.engine.arms import Arm
 from lorastudy.engine.loading import BaseModel
-from lorastudy.engine.targets import shortest_names
 from lorastudy.errors import ModelError
 
+#: What PEFT raises where it cannot wrap a layer or read an adapter.
+_REFUSALS = (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError)
 
-def lora_config(arm: Arm, *, base: BaseModel) -> LoraConfig:
-    """The arm as PEFT's own configuration; it does not name the base, which PEFT fills in itself."""
+
+def lora_config(arm: Arm, *, base: BaseModel, parameters: Sequence[str] = ()) -> LoraConfig:
+    """The arm as PEFT's own configuration; it does not name the base, which PEFT fills in itself.
+
+    `parameters` are experts' that the arm does not adapt and PEFT is to wrap all the same.
+    """
+    modules, own = targets_in_config(arm.module_names, base=base)
+    wrapped = sorted({*own, *parameters})
     return LoraConfig(
         r=arm.r,
         lora_alpha=whole(arm.lora_alpha),
         use_rslora=arm.use_rslora,
         lora_dropout=arm.lora_dropout,
-        target_modules=shortest_names(arm.module_names, modules=list(base.linear_layers)),
+        target_modules=modules,
+        target_parameters=wrapped or None,
         fan_in_fan_out=is_transposed(arm, base=base),
         task_type="CAUSAL_LM",
     )
 
 
 def wrap(base: BaseModel, arms: Mapping[str, Arm]) -> PeftModel:
-    """PEFT's model around the base with one named adapter per arm, weights as PEFT draws them."""
+    """PEFT's model around the base with one named adapter per arm, weights as PEFT draws them.
+
+    All adapters of one of PEFT's models must name the same parameters of experts, so each wraps those of all arms.
+    """
+    layers = base.targets_by_name
+    parameters = [
+        name
+        for name in {name: None for arm in arms.values() for name in arm.module_names}
+        if layers[name].is_parameter
+    ]
     names = iter(arms)
     first = next(names)
-    model = get_peft_model(base.model, lora_config(arms[first], base=base), adapter_name=first)
+    model = get_peft_model(
+        base.model, lora_config(arms[first], base=base, parameters=parameters), adapter_name=first
+    )
     for name in names:
-        model.add_adapter(name, lora_config(arms[name], base=base))
+        model.add_adapter(name, lora_config(arms[name], base=base, parameters=parameters))
     return model
 
 
-def set_weights(model: nn.Module, weights: Mapping[str, tuple[Tensor, Tensor]], *, adapter_name: str) -> None:
+def adapter_of(model: nn.Module, name: str, *, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter]:
+    """`lora_A` and `lora_B` of a named adapter in one of the base's layers, or in a parameter of experts."""
+    layer: Any = _submodule(model, name)
+    return layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    """PEFT's layer in the place of a module, or its wrapper of a parameter, which stands in the module's place."""
+    parent, _, leaf = name.rpartition(".")
+    holder: Any = model.get_submodule(f"{PREFIX}{parent}")
+    if hasattr(holder, "parameter_name"):
+        while holder.parameter_name != leaf:
+            holder = holder.base_layer
+        assert isinstance(holder, nn.Module)
+        return holder
+    found: nn.Module = getattr(holder, leaf)
+    return found
+
+
+@torch.no_grad()
+def set_weights(
+    model: nn.Module, weights: Mapping[str, tuple[Tensor, Tensor]], *, adapter_name: str
+) -> None:  # fmt: skip
     """Give a named adapter of PEFT's model these weights."""
-    state = {
-        f"{PREFIX}{name}.{part}.weight": tensor
-        for name, pair in weights.items()
-        for part, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
-    }
-    set_peft_model_state_dict(model, state, adapter_name=adapter_name)
+    for name, pair in weights.items():
+        for parameter, value in zip(adapter_of(model, name, adapter_name=adapter_name), pair, strict=True):
+            assert parameter.shape == value.shape, (name, parameter.shape, value.shape)
+            parameter.copy_(value)
 
 
 def load_adapter(base: BaseModel, folder: Path) -> PeftModel:
@@ -55,13 +107,55 @@ def load_adapter(base: BaseModel, folder: Path) -> PeftModel:
     """
     check_fits(base, folder)
     try:
-        model = PeftModel.from_pretrained(base.model, str(folder))
-    except (ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
+        with warnings.catch_warnings():
+            # PEFT leaves a layer without weights at its random start, and says so in a warning.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            model = PeftModel.from_pretrained(base.model, str(folder))
+    except (*_REFUSALS, UserWarning) as error:
         raise ModelError(f"checkpoint: {folder}: PEFT cannot load it: {error}") from error
     model.eval()
     return model
 
 
-def trainable(model: nn.Module) -> list[torch.nn.Parameter]:
-    """The parameters that train."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def taken_for_experts(model: nn.Module, names: Sequence[str]) -> frozenset[str]:
+    """The linear layers whose names PEFT turns into parameters of experts, so that it cannot wrap the layers themselves.
+
+    Adapters from before transformers 5 name experts' matrices `gate_proj`; dense and shared layers are called the same.
+    """
+    config = LoraConfig(target_modules=list(names))
+    convert_peft_config_for_transformers(config, model=model, conversions=None)
+    kept: Any = config.target_modules
+    return frozenset(names) - frozenset(kept)
+
+
+def check_wrapping(base: BaseModel, arm: Arm) -> None:
+    """Ask PEFT itself, on a copy of the model without content: does it wrap these layers, and load these keys?
+
+    Raises:
+        ModelError: it would not; says where.
+    """
+    ours = asked_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
+    with _hollow_copy(base.model) as copy, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it wraps otherwise than asked, which is compared here
+        try:
+            model = get_peft_model(copy, lora_config(arm, base=base))
+            theirs = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(model).items()}
+            wrong = differences(ours, theirs)
+            if not wrong:
+                loaded = set_peft_model_state_dict(model, {key: torch.empty(ours[key]) for key in ours})
+                wrong += [f"{key} is not loaded" for key in loaded.missing_keys if ".lora_" in key]
+                wrong += [f"{key} is not known in loading" for key in loaded.unexpected_keys]
+        except _REFUSALS as error:
+            wrong = [str(error).splitlines()[0]]
+    if wrong:
+        raise ModelError(
+            f"target_modules: PEFT does not wrap in {type(base.model).__name__} what this arm would train, so its adapter could "
+            f"not be loaded: {'; '.join(wrong[:4])}"
+        )
+
+
+@contextmanager
+def _hollow_copy(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    with torch.device("meta"):
+        kind: Any = type(model)
+        yield kind(model.config)

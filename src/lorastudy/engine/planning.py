@@ -18,10 +18,11 @@ from lorastudy.engine.choice import foreseen_problem
 from lorastudy.engine.environment import environment
 from lorastudy.engine.feed import make_feed, steps_of
 from lorastudy.engine.footprints import LossGrowths, footprint
-from lorastudy.engine.hollow import decoder_layers, linear_sizes, meta_model, quantised_names, read_config
+from lorastudy.engine.hollow import decoder_layers, meta_model, quantised_names, read_config
 from lorastudy.engine.loading import check_rows, default_device, load_tokenizer, local_folder, num_positions
 from lorastudy.engine.pace import step_seconds
 from lorastudy.engine.probe import attention_span
+from lorastudy.engine.targets import target_layers
 from lorastudy.errors import FOREIGN_ERRORS, DataError, StudyError, first_line
 from lorastudy.jobs import (
     FootprintQuestion,
@@ -95,13 +96,7 @@ def _shape(question: ModelQuestion) -> dict[str, Any]:
     return {
         "model_type": config.model_type,
         "linear_layers": [
-            {
-                "name": name,
-                "in_features": sizes[0],
-                "out_features": sizes[1],
-                "is_quantisable": name in quantised,
-            }
-            for name, sizes in linear_sizes(model).items()
+            {**asdict(layer), "is_quantisable": layer.name in quantised} for layer in target_layers(model)
         ],
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_tensors": len(list(model.parameters())),

@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lorastudy.engine.matmul import linear
 
-#: What can carry an adapter. Conv1D is GPT-2's linear layer with the weight transposed.
-LINEAR_TYPES: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
+#: Subclasses of `nn.Linear` with a forward of their own that is the same product.
+_SAME_PRODUCT = frozenset({"FalconLinear", "Linear4bit", "Linear8bitLt"})
 
 
 def quantization_config(
@@ -78,6 +78,19 @@ def frozen_weight_OD(layer: Any, *, dtype: torch.dtype) -> Tensor:
         return codes_OD.mul_((state.SCB / 127.0).unsqueeze(1))  # the scale in fp32, as bitsandbytes has it
     assert isinstance(weight, Tensor)
     return weight.T if isinstance(layer, Conv1D) else weight
+
+
+def computes_linearly(layer: nn.Module) -> bool:
+    """Whether a layer's output is its input times one matrix, plus a bias. Conv1D is GPT-2's, with the weight transposed.
+
+    A subclass of `nn.Linear` may do more: routers return tuples, a grouped layer multiplies by parts of its weight.
+    """
+    if isinstance(layer, Conv1D):
+        return True
+    kind = type(layer)
+    return isinstance(layer, nn.Linear) and (
+        kind.forward is nn.Linear.forward or kind.__name__ in _SAME_PRODUCT
+    )
 
 
 def features(layer: nn.Module) -> tuple[int, int]:

@@ -6,7 +6,7 @@ adapters come from `initial_lora_A`, so that both engines start alike.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorastudy.engine.adapters import WEIGHTS_FILE, save_config
+from lorastudy.engine.adapters import save_adapter
 from lorastudy.engine.arms import Arm, StepResult, TokenScores, initial_lora_A
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.course import Course
@@ -22,11 +22,11 @@ from lorastudy.engine.generation import greedy
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.optimise import SMALLEST_SCALE
 from lorastudy.engine.padded import label_logits
-from lorastudy.engine.peft_model import set_weights, trainable, wrap
-from lorastudy.engine.quantised import features
+from lorastudy.engine.peft_model import adapter_of, check_wrapping, set_weights, wrap
 from lorastudy.engine.recompute import recomputing
 from lorastudy.engine.state import EngineState
 from lorastudy.records import ArmStep
+from lorastudy.spec.targets import TargetLayer
 
 
 class ReferenceEngine:
@@ -35,20 +35,30 @@ class ReferenceEngine:
     name = "reference"
 
     def __init__(self, base: BaseModel, arms: Sequence[Arm], *, gradient_checkpointing: bool = False) -> None:
-        """Wrap the base in PEFT's model."""
+        """Wrap the base in PEFT's model.
+
+        Raises:
+            ModelError: PEFT does not wrap what an arm is to adapt.
+        """
         self.arms = tuple(arms)
         self._base = base
         self._names = {f"arm{number}": arm for number, arm in enumerate(self.arms)}
-        sizes = {name: features(module) for name, module in base.linear_layers.items()}
+        for names, arm in {arm.module_names: arm for arm in self.arms}.items():
+            check_wrapping(base, arm)
+            assert set(names) <= set(base.targets_by_name), set(names) - set(base.targets_by_name)
         self._model: Any = wrap(base, self._names)
+        self._idle = {name: self._parameters_of_others(name) for name in self._names}
         for adapter_name, arm in self._names.items():
-            set_weights(self._model, _initial_weights(arm, sizes), adapter_name=adapter_name)
+            weights = _initial_weights(arm, base.targets_by_name)
+            set_weights(self._model, weights, adapter_name=adapter_name)
+            for parameter in self._idle[adapter_name]:
+                parameter.data.zero_()
         self._model.eval()
         self._courses = {
             adapter_name: Course(
-                self._names[adapter_name], trainable(self._model), device=base.device, dtype=base.dtype
+                arm, self._parameters(adapter_name, arm.module_names), device=base.device, dtype=base.dtype
             )
-            for adapter_name in self._one_after_another()
+            for adapter_name, arm in self._names.items()
         }
         self._gradient_checkpointing = gradient_checkpointing
 
@@ -73,7 +83,7 @@ class ReferenceEngine:
         first = self.num_steps_done
         kept = list(steps)
         for adapter_name, course in self._courses.items():
-            self._model.set_adapter(adapter_name)
+            self._activate(adapter_name)
             if not course.has_ended:
                 own = kept[course.num_steps_done - first : course.arm.num_steps - first]
                 with course.own_stream():
@@ -107,17 +117,15 @@ class ReferenceEngine:
         ]
 
     def save_adapter(self, arm: Arm, folder: Path) -> int:
-        """PEFT's own saving; return the bytes of the weights file."""
+        """Write the arm's adapter in PEFT's format; return the bytes of its weights file.
+
+        Not by PEFT, whose model holds the adapters of all arms: keys of experts depend on which of them are wrapped.
+        """
         adapter_name = next(name for name, other in self._names.items() if other is arm)
-        # Embeddings are never trained; left to itself PEFT asks the hub whether they were resized.
-        self._model.save_pretrained(
-            str(folder), selected_adapters=[adapter_name], save_embedding_layers=False
-        )
-        for file in (folder / adapter_name).iterdir():
-            file.replace(folder / file.name)
-        (folder / adapter_name).rmdir()
-        save_config(arm, base=self._base, folder=folder)
-        return (folder / WEIGHTS_FILE).stat().st_size
+        weights = {
+            name: adapter_of(self._model, name, adapter_name=adapter_name) for name in arm.module_names
+        }
+        return save_adapter(arm, weights, base=self._base, folder=folder)
 
     def close(self) -> None:
         """Unwrap the base."""
@@ -128,9 +136,29 @@ class ReferenceEngine:
         """Make each adapter the active one in turn; in the end, the one that was: it may be in training."""
         before = self._model.active_adapter
         for adapter_name in self._names:
-            self._model.set_adapter(adapter_name)
+            self._activate(adapter_name)
             yield adapter_name
-        self._model.set_adapter(before)
+        self._activate(before)
+
+    def _activate(self, adapter_name: str) -> None:
+        """Make an adapter the one that runs and trains."""
+        self._model.set_adapter(adapter_name)
+        for parameter in self._idle[adapter_name]:
+            parameter.requires_grad = False
+
+    def _parameters(self, adapter_name: str, names: Iterable[str]) -> list[nn.Parameter]:
+        return [
+            parameter
+            for name in names
+            for parameter in adapter_of(self._model, name, adapter_name=adapter_name)
+        ]
+
+    def _parameters_of_others(self, adapter_name: str) -> list[nn.Parameter]:
+        """What PEFT wraps in this adapter for the other arms' sake, in experts that it leaves alone; kept at zero."""
+        own = set(self._names[adapter_name].module_names)
+        layers = self._base.targets_by_name
+        wrapped = {name: None for arm in self.arms for name in arm.module_names if layers[name].is_parameter}
+        return self._parameters(adapter_name, [name for name in wrapped if name not in own])
 
     def _train_one(
         self, course: Course, steps: Sequence[Sequence[Batch]], *, on_step: Callable[[StepResult], None]
@@ -171,14 +199,19 @@ class ReferenceEngine:
         return total
 
 
-def _initial_weights(arm: Arm, sizes: dict[str, tuple[int, int]]) -> dict[str, tuple[Tensor, Tensor]]:
-    return {
-        name: (
-            initial_lora_A(arm, module_name=name, in_features=sizes[name][0]),
-            torch.zeros(sizes[name][1], arm.r),
+def _initial_weights(arm: Arm, layers: Mapping[str, TargetLayer]) -> dict[str, tuple[Tensor, Tensor]]:
+    """As the packed engine draws them; of experts each has a stream of its own, and their matrices stand one below another."""
+    weights: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in arm.module_names:
+        layer = layers[name]
+        streams = (
+            [f"{name}.{number}" for number in range(layer.num_experts)] if layer.is_parameter else [name]
         )
-        for name in arm.module_names
-    }
+        lora_A = [
+            initial_lora_A(arm, module_name=stream, in_features=layer.in_features) for stream in streams
+        ]
+        weights[name] = torch.cat(lora_A), torch.zeros(layer.out_features, arm.r * layer.num_experts)
+    return weights
 
 
 def _clip(parameters: Sequence[nn.Parameter], *, max_norm: float) -> float:

@@ -7,7 +7,7 @@ from lorastudy.errors import ModelError
 from lorastudy.experiments.base_experiment import BaseExperiment, adapter_settings
 from lorastudy.spec.base_folder import Shape, weight_shapes
 from lorastudy.spec.naming import value_in_name
-from lorastudy.spec.targets import resolve_targets
+from lorastudy.spec.targets import named_layers, resolve_targets
 
 #: Parts of the names of weights that are matrices and belong to no linear layer that can be adapted.
 _NOT_ADAPTED = ("embed", "lm_head", "wte", "wpe", "norm", "output.weight")
@@ -65,6 +65,11 @@ def linear_shapes(base_model: str) -> dict[str, Shape]:
             f"base_model: {base_model}: matching arms by parameters takes the shapes of its weights, and there are no "
             f"safetensors files of it on this machine; fetch them first: hf download {base_model}"
         )
+    if any(".experts." in name for name in weights):
+        raise ModelError(
+            f"base_model: {base_model}: has experts, and files do not say how PEFT adapts these; arms cannot be matched by "
+            "parameters. Use module_ablation, whose report states the parameters of each arm"
+        )
     return {
         name.removesuffix(".weight"): shape
         for name, shape in weights.items()
@@ -80,6 +85,6 @@ def parameters_per_rank(
 ) -> int:
     """Trainable parameters of an adapter of rank 1: inputs plus outputs, summed over the layers it is on."""
     names = resolve_targets(
-        list(shapes), target_modules=target_modules, layers_to_transform=layers_to_transform
+        named_layers(shapes), target_modules=target_modules, layers_to_transform=layers_to_transform
     )
     return sum(sum(shapes[name]) for name in names)

@@ -30,7 +30,7 @@ from lorastudy.planner.shapes import CONFIG_NAME, config_folder
 from lorastudy.spec.experiment import canonical_json
 
 #: What an answer depends on besides the question.
-_LIBRARIES = ("torch", "transformers", "bitsandbytes", "lorastudy")
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "lorastudy")
 
 Ask = Callable[[PlanningJob], dict[str, Any]]
 """Runs a job in a worker; `executors.job_worker`."""
@@ -149,6 +149,8 @@ def _machine() -> list[str | None]:
 def _engine_digest() -> str:
     digest = hashlib.sha256()
     source = Path(lorastudy.__file__).parent
-    for path in sorted([*(source / "engine").glob("*.py"), source / "footprint.py"]):
+    for path in sorted(
+        [*(source / "engine").glob("*.py"), source / "footprint.py", source / "spec" / "targets.py"]
+    ):
         digest.update(path.read_bytes())
     return digest.hexdigest()

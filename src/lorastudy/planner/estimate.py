@@ -31,7 +31,7 @@ from lorastudy.planner.time import Calibration
 from lorastudy.records import RowsRead
 from lorastudy.spec.experiment import Experiment, canonical_json
 from lorastudy.spec.settings import ARM_KEYS, Settings
-from lorastudy.spec.targets import resolve_targets
+from lorastudy.spec.targets import targets_of
 
 #: Share of the device's memory that a plan leaves free: for the CUDA context and libraries, for memory lost between
 #: tensors, and for the error of the prediction.
@@ -290,13 +290,12 @@ class Estimator:
 
     def _sizes(self, experiments: Iterable[Experiment]) -> tuple[dict[str, ArmSize], dict[str, ModelError]]:
         """By experiment: what of it takes memory, or why it does not fit the model."""
-        modules = list(self.shape.layers_by_name())
+        layers = self.shape.linear_layers
         sizes: dict[str, ArmSize] = {}
         problems: dict[str, ModelError] = {}
         for each in experiments:
-            target_modules, layers = _targets(each.settings)
             try:
-                names = resolve_targets(modules, target_modules=target_modules, layers_to_transform=layers)
+                names = targets_of(each.settings, layers)
             except ModelError as error:
                 problems[each.id] = error
                 continue

@@ -11,6 +11,7 @@ from lorastudy.planner.memory import ArmSize, num_trainable
 from lorastudy.planner.shapes import ModelShape
 from lorastudy.spec.rates import HIDDEN_SIZE, POWERS, as_shown, published_rate
 from lorastudy.spec.settings import Quantization, Settings
+from lorastudy.spec.targets import resolve_targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,7 @@ def literature_settings(
     them either. All in one micro-batch: laying it out so that it fits comes after.
     """
     hidden_size = shape.hidden_size or HIDDEN_SIZE
-    names = tuple(shape.layers_by_name())
+    names = resolve_targets(shape.linear_layers, target_modules="all", layers_to_transform=None)
     per_rank = num_trainable(shape, ArmSize(r=1, module_names=names))
     at_most = min(HIGHEST_RANK, hidden_size)
     rank = sufficient_rank(per_rank, num_completion_tokens=num_completion_tokens, at_most=at_most)

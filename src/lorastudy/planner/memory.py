@@ -139,11 +139,12 @@ def quantisation_bytes(shape: ModelShape, precision: Precision) -> int:
 
 
 def num_trainable(shape: ModelShape, arm: ArmSize) -> int:
-    """Rank x (inputs + outputs), summed over the adapted layers: lora_A is (r, inputs), lora_B (outputs, r)."""
+    """Rank x (inputs + outputs), summed over the adapted layers and, in these, over experts.
+
+    lora_A is (r, inputs), lora_B (outputs, r).
+    """
     layers = shape.layers_by_name()
-    return sum(
-        arm.r * _width(layers[name].in_features, layers[name].out_features) for name in arm.module_names
-    )
+    return arm.r * sum(layers[name].parameters_per_rank for name in arm.module_names)
 
 
 def adapter_bytes(num_trainable_parameters: int) -> int:
@@ -201,7 +202,7 @@ def load_of(shape: ModelShape, arms: Sequence[ArmSize], *, batch: MicroBatch) ->
     """
     union = union_of_modules(arms)
     layers = shape.layers_by_name()
-    widths = {name: _width(layers[name].in_features, layers[name].out_features) for name in union}
+    widths = {name: layers[name].parameters_per_rank for name in union}
     groups: dict[ArmSize, float] = {}
     for arm in arms:
         share = sum(widths[name] for name in arm.module_names) / sum(widths.values())
@@ -219,7 +220,3 @@ def load_of(shape: ModelShape, arms: Sequence[ArmSize], *, batch: MicroBatch) ->
 def union_of_modules(arms: Sequence[ArmSize]) -> tuple[str, ...]:
     """The modules that any of the arms adapts, each once."""
     return tuple(dict.fromkeys(name for arm in arms for name in arm.module_names))
-
-
-def _width(in_features: int, out_features: int) -> int:
-    return in_features + out_features

@@ -12,17 +12,15 @@ import lorastudy
 from lorastudy.errors import ModelError
 from lorastudy.spec.hub import cached_folder
 from lorastudy.spec.sources import LAB_MODEL
+from lorastudy.spec.targets import TargetLayer
 
 CONFIG_NAME = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearLayer:
-    """A linear layer that an adapter can sit on. `is_quantisable` where bitsandbytes takes it."""
+class LinearLayer(TargetLayer):
+    """A layer as targets and memory see it. `is_quantisable` where bitsandbytes takes it."""
 
-    name: str
-    in_features: int
-    out_features: int
     is_quantisable: bool
 
     @property

@@ -110,7 +110,7 @@ class AskedSettings(BaseModel):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before `lora_A`, drawn per arm.")
     target_modules: TargetPreset | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "qkvo",
-        description="Module names, or a preset by role that is resolved for the architecture: `q`, `v`, `qv`, `qkvo`, `mlp`, `all`.",
+        description="Module names, regular expressions of full names, or a preset by role that is resolved for the architecture: `q`, `v`, `qv`, `qkvo`, `mlp`, `all`; `mlp` and `all` adapt the weights of routed experts, too.",
     )
     layers_to_transform: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = (
         Field(None, description="Adapt only these layers (counted from 0).")

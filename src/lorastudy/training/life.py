@@ -18,7 +18,6 @@ from lorastudy.engine.environment import environment
 from lorastudy.engine.feed import Feed, make_feed, steps_of
 from lorastudy.engine.loading import BaseModel, check_rows, default_device
 from lorastudy.engine.meter import MemoryMeter, profile_arms, synchronise
-from lorastudy.engine.targets import resolve_targets
 from lorastudy.errors import StudyError
 from lorastudy.evaluation.exact_match import ExactMatch
 from lorastudy.evaluation.perplexity import CompletionLoss
@@ -26,6 +25,7 @@ from lorastudy.jobs import AdapterOrigin, adapter_path
 from lorastudy.records import FELL_BACK, Incident, Outcome, PackProfile, PackStep
 from lorastudy.sealed import sync_tree
 from lorastudy.spec.settings import Settings
+from lorastudy.spec.targets import targets_of
 from lorastudy.training.base_cache import BaseCache
 from lorastudy.training.data import PackData, load_data
 from lorastudy.training.keeping import Keeper
@@ -162,11 +162,7 @@ def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Arm]:
     arms = []
     for experiment in run.pack.experiments:
         try:
-            module_names = resolve_targets(
-                list(base.linear_layers),
-                target_modules=experiment.settings.target_modules,
-                layers_to_transform=experiment.settings.layers_to_transform,
-            )
+            module_names = targets_of(experiment.settings, base.target_layers)
         except StudyError as error:
             run.end(failed(experiment.id, "user", error=error))
         else:

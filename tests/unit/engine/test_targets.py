@@ -5,9 +5,12 @@ from peft import get_peft_model
 from torch import nn
 
 import tiny
+from benchmarks import families
 from lorastudy.engine.peft_model import lora_config
-from lorastudy.engine.targets import linear_modules, resolve_targets, shortest_names
+from lorastudy.engine.targets import target_layers
 from lorastudy.errors import ModelError
+from lorastudy.spec.settings import Settings
+from lorastudy.spec.targets import named_layers, peft_names, resolve_targets, role_of, targets_of
 
 LEAVES = {
     "llama": {
@@ -41,11 +44,11 @@ def architecture(request):
 
 @pytest.fixture(scope="module")
 def modules(architecture):
-    return list(linear_modules(tiny.make_model(architecture)))
+    return [layer.name for layer in target_layers(tiny.make_model(architecture))]
 
 
 def resolve(modules, target_modules, layers=None):
-    return resolve_targets(modules, target_modules=target_modules, layers_to_transform=layers)
+    return resolve_targets(named_layers(modules), target_modules=target_modules, layers_to_transform=layers)
 
 
 def test_presets_find_their_roles_in_both_layers(architecture, modules):
@@ -74,7 +77,7 @@ def test_layers_are_counted_from_zero(modules):
 
 @pytest.mark.parametrize("preset", ["q", "v"])
 def test_one_part_of_a_fused_layer_cannot_be_adapted(preset):
-    modules = list(linear_modules(tiny.make_model("gpt2")))
+    modules = [layer.name for layer in target_layers(tiny.make_model("gpt2"))]
     with pytest.raises(
         ModelError, match=rf"{preset}: this model holds query, key and value in one layer \(c_attn\).*Use qv"
     ):
@@ -82,7 +85,7 @@ def test_one_part_of_a_fused_layer_cannot_be_adapted(preset):
 
 
 def test_a_name_that_is_not_there_is_answered_with_those_that_are():
-    modules = list(linear_modules(tiny.make_model("llama")))
+    modules = [layer.name for layer in target_layers(tiny.make_model("llama"))]
     with pytest.raises(ModelError) as caught:
         resolve(modules, ("q_proj", "w_proj", "proj"))
     assert str(caught.value) == (
@@ -122,14 +125,23 @@ def test_names_match_whole_parts_of_a_path_as_in_peft():
     ],
 )
 def test_the_habits_of_other_architectures(name, role_preset):
-    assert resolve([name], role_preset) == (name,)
+    block = [
+        "a.self_attn.q_proj",
+        "a.self_attn.k_proj",
+        "a.self_attn.v_proj",
+        "a.self_attn.o_proj",
+        "a.mlp.up_proj",
+    ]
+    assert name in resolve([name, *block], role_preset)
+    others = {"q": "v", "qv": "mlp", "qkvo": "mlp", "mlp": "qkvo"}
+    assert name not in resolve([name, *block], others[role_preset])
 
 
 @given(st.sets(st.integers(0, 13)).filter(len))
 def test_the_names_given_to_peft_select_exactly_these(numbers):
-    modules = list(linear_modules(_LLAMA))
+    modules = [layer.name for layer in target_layers(_LLAMA)]
     chosen = [modules[number] for number in sorted(numbers)]
-    assert list(resolve(modules, shortest_names(chosen, modules=modules))) == chosen
+    assert list(resolve(modules, peft_names(chosen, modules=modules))) == chosen
 
 
 _LLAMA = tiny.make_model("llama")
@@ -147,3 +159,79 @@ def test_peft_wraps_the_same_layers(architecture, target_modules):
         if isinstance(getattr(module, "base_layer", None), nn.Module)
     }
     assert wrapped == set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "owners", "role"),
+    [
+        ("model.layers.0.self_attn.q_a_proj", ["DeepseekV3Attention"], "q"),
+        ("model.layers.0.self_attn.kv_a_proj_with_mqa", ["DeepseekV3Attention"], "kv"),
+        ("model.layers.0.self_attn.gate_proj", ["AfmoeAttention"], "other"),
+        ("model.layers.0.self_attn.indexer.wk", ["DeepseekV32Attention", "DeepseekV32Indexer"], "router"),
+        ("model.layers.0.mamba.out_proj", ["BambaDecoderLayer", "BambaMixer"], "mixer"),
+        ("model.layers.0.mixer.out_proj", ["NemotronHBlock", "NemotronHMamba2Mixer"], "mixer"),
+        ("model.layers.0.mixer.o_proj", ["NemotronHBlock", "NemotronHAttention"], "o"),
+        ("model.layers.0.self_attn.out_proj", ["MiniMaxDecoderLayer", "MiniMaxLightningAttention"], "mixer"),
+        ("model.layers.0.linear_attn.q_proj", ["OlmoHybridGatedDeltaNet"], "mixer"),
+        ("model.layers.0.conv.out_proj", ["Lfm2ShortConv"], "mixer"),
+        ("model.layers.0.temporal_block.q_proj", ["RecurrentGemmaSdpaAttention"], "q"),
+        ("model.layers.0.temporal_block.linear_out", ["RecurrentGemmaRecurrentBlock"], "mixer"),
+        ("model.layers.0.mlp.shared_experts.up_proj", ["DeepseekV3MLP"], "shared_expert"),
+        ("model.layers.0.mlp.shared_expert_gate", ["Qwen2MoeSparseMoeBlock"], "other"),
+        ("model.layers.0.mlp.router.gate", ["AfmoeMoE", "AfmoeTokenChoiceRouter"], "router"),
+        ("model.layers.0.block_sparse_moe.gate", [], "router"),
+        ("lm_head.dense", ["ModernBertDecoderPredictionHead"], "other"),
+        ("transformer.h.0.ffn.0", ["EncoderLayer", "Sequential"], "mlp"),
+        ("model.layers.0.self_attn.q_proj.linear", ["MoshiAttention", "MoshiLinear"], "q"),
+    ],
+)
+def test_a_role_is_told_from_the_path_and_from_the_classes_around(name, owners, role):
+    assert role_of(name, owners=owners) == role
+
+
+def test_a_regular_expression_selects_full_names():
+    modules = [layer.name for layer in target_layers(_LLAMA)]
+    chosen = resolve(modules, (r"model\.layers\.1\..*(q|v)_proj",))
+    assert chosen == ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj")
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head", "model.embed_tokens"])
+def test_embeddings_and_the_head_are_refused_with_the_reason(name):
+    modules = [layer.name for layer in target_layers(_LLAMA)]
+    with pytest.raises(ModelError, match="embeddings and the output head are not adapted here"):
+        resolve(modules, ("q_proj", name))
+
+
+def test_a_preset_that_would_miss_a_main_matrix_is_refused_with_the_list():
+    attention = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.strange"]
+    with pytest.raises(
+        ModelError,
+        match=r"qkvo: this model has no layer that is known as k or kv or qkv; .*Its layers: q_proj, strange",
+    ):
+        resolve(attention, "qkvo")
+
+
+def test_ctrl_has_layers_whose_last_name_is_that_of_a_block():
+    modules = ["transformer.h.0", "transformer.h.0.ffn.0", "transformer.h.0.ffn.2"]
+    assert peft_names(["transformer.h.0.ffn.0"], modules=modules) == ["transformer.h.0.ffn.0"]
+    assert peft_names(["transformer.h.0.ffn.2"], modules=modules) == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"target_modules": "mlp", "lora_dropout": 0.1},
+            "lora_dropout: 0.1: the arm adapts the weights of experts",
+        ),
+        (
+            {"target_modules": "all", "engine": "packed"},
+            "engine: packed: the arm adapts the weights of experts",
+        ),
+    ],
+)
+def test_what_experts_cannot_have_is_refused(settings, message):
+    layers = target_layers(families.make_model("mixtral"))
+    with pytest.raises(ModelError, match=message):
+        targets_of(Settings(**settings), layers)
+    assert targets_of(Settings(**settings | {"target_modules": "qkvo"}), layers)

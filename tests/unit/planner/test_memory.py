@@ -25,8 +25,8 @@ CPU, CUDA = Device(kind="cpu"), Device(kind="cuda", compute_capability=8)
 SHAPE = ModelShape(
     model_type="llama",
     linear_layers=(
-        LinearLayer(name="layers.0.q", in_features=64, out_features=32, is_quantisable=True),
-        LinearLayer(name="layers.0.up", in_features=32, out_features=96, is_quantisable=True),
+        LinearLayer(name="layers.0.q", role="q", in_features=64, out_features=32, is_quantisable=True),
+        LinearLayer(name="layers.0.up", role="mlp", in_features=32, out_features=96, is_quantisable=True),
     ),
     num_parameters=5768, num_layer_parameters=5128, num_tensors=4, buffer_bytes=100, hidden_size=64, num_layers=1,
     num_attention_heads=2, num_key_value_heads=2, vocab_size=10, max_position_embeddings=64, attention_span=None,
@@ -88,7 +88,7 @@ def test_quantisation_constants():
 
 def test_double_quantization_saves_0_37_bits_a_weight_on_a_large_layer():
     """The figure of the QLoRA paper: 32/64 = 0.5 bits become 8/64 + 32/(64 x 256) = 0.127 bits."""
-    layer = LinearLayer(name="q", in_features=4096, out_features=4096, is_quantisable=True)
+    layer = LinearLayer(name="q", role="q", in_features=4096, out_features=4096, is_quantisable=True)
     shape = ModelShape(**{**vars(SHAPE), "linear_layers": (layer,)})
     single = quantisation_bytes(shape, Precision(quantization="4bit", double_quant=False))
     double = quantisation_bytes(shape, Precision(quantization="4bit"))
