@@ -31,6 +31,7 @@ from measurements import analysis_of
 from memory_error import error_summary, error_table
 from memory_tables import memory_blocks
 from racing import BLOCKS as RACING_BLOCKS
+from rate_search import BLOCKS as RATE_SEARCH_BLOCKS
 from simulation import BLOCKS as SIMULATION_BLOCKS
 from simulation import FIGURE as SIMULATION_FIGURE
 from simulation import drawn_simulation, mark
@@ -347,7 +348,10 @@ BLOCKS: Mapping[str, Block] = {
     "growth": lambda _, root: growth_block(root),
     "torture-conditions": _torture_conditions_block,
     "torture-table": _torture_table_block,
-    **{name: _simulation_block(make) for name, make in {**SIMULATION_BLOCKS, **RACING_BLOCKS}.items()},
+    **{
+        name: _simulation_block(make)
+        for name, make in {**SIMULATION_BLOCKS, **RACING_BLOCKS, **RATE_SEARCH_BLOCKS}.items()
+    },
     "linter": _linter_block,
     "memory-error": _memory_error_block,
     "memory-tables": _benchmark_block(memory_blocks),

@@ -1,0 +1,132 @@
+"""What replays say of the search for a learning rate: tables for `docs/rate-search.md`.
+
+Everything is read from `benchmarks/results/rate_search.json`, which `python -m benchmarks.replay_rate_search` makes.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lorastudy.report.document import Block, Cell, Column, Paragraph, Table
+from lorastudy.report.numbers import count, listing, percent
+
+RESULTS = Path("benchmarks") / "results" / "rate_search.json"
+_NAMES = {
+    "search": "this search",
+    "before": "search of version 0.1, two seeds",
+    "random": "random search",
+    "tpe": "TPE (Optuna)",
+    "tpe_from_rule": "TPE, told a decade around the published rate, which it tries first",
+    "asha": "successive halving by three (Optuna's pruner)",
+}
+
+
+def _read(root: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((root / RESULTS).read_text(encoding="utf-8"))
+    return found
+
+
+def recorded_sentences(root: Path) -> list[Block]:
+    """What was recorded, a sentence for each grid."""
+    told = [
+        f"{grid['name']}: {grid['settings']['base_model']}, {grid['settings']['dataset_path']}, ranks "
+        f"{listing(map(str, grid['ranks']))} on {grid['settings']['target_modules']}, {len(grid['rates'])} rates from "
+        f"{grid['rates'][0]:g} to {grid['rates'][-1]:g}, {len(grid['seeds'])} seeds, {grid['settings']['max_steps']} steps of "
+        f"{grid['settings']['per_device_train_batch_size']} rows."
+        for grid in _read(root)["grids"]
+    ]
+    return [Paragraph((" ".join(told),))]
+
+
+def ways_table(root: Path) -> list[Block]:
+    """Every way of searching: what it takes, and how good its rates are."""
+    found = _read(root)
+    near = percent(found["near"], decimals=0)
+    columns = (
+        Column("Grid", numeric=False),
+        Column("Way", numeric=False),
+        Column("Runs an arm"),
+        Column("Cells"),
+        Column("Regret, mean"),
+        Column("Regret, 95 of 100 cells below"),
+        Column(f"Regret at most {near}"),
+    )
+    rows = tuple(
+        (
+            Cell(line["grid"]),
+            Cell(_NAMES[line["way"]] + _off(line)),
+            Cell(f"{line['runs_per_arm']:.1f}", line["runs_per_arm"]),
+            Cell(count(line["num_cells"]), line["num_cells"]),
+            *(Cell(percent(line[key]), line[key]) for key in ("mean_regret", "p95_regret", "share_near")),
+        )
+        for line in found["ways"]
+    )
+    return [Table(columns=columns, rows=rows)]
+
+
+def costs_table(root: Path) -> list[Block]:
+    """Runs of a whole study, search and reports, against the full grid."""
+    found = _read(root)
+    columns = (
+        Column("Grid", numeric=False),
+        Column("Rule off by"),
+        Column("Full grid"),
+        Column("With this search"),
+        Column("Share"),
+        Column("With that of 0.1"),
+        Column("Share"),
+    )
+    rows = tuple(
+        (
+            Cell(line["grid"]),
+            Cell(f"{line['rule_off_by']:g}", line["rule_off_by"]),
+            Cell(count(line["full_grid"]), line["full_grid"]),
+            *(
+                cell
+                for key in ("search", "before")
+                for cell in (
+                    Cell(f"{line[key]:.0f}", line[key]),
+                    Cell(percent(line[key] / line["full_grid"], decimals=0), line[key] / line["full_grid"]),
+                )
+            ),
+        )
+        for line in found["costs"]
+    )
+    return [Table(columns=columns, rows=rows)]
+
+
+def checks_table(root: Path) -> list[Block]:
+    """The cells that were trained for real."""
+    columns = (
+        Column("Grid", numeric=False),
+        Column("Rank"),
+        Column("Seed"),
+        Column("Rate found"),
+        Column("Loss between recorded rates"),
+        Column("Loss trained"),
+        Column("Regret between"),
+        Column("Regret trained"),
+    )
+    rows = tuple(
+        (
+            Cell(line["grid"]),
+            *(Cell(f"{line[key]:g}", line[key]) for key in ("rank", "seed", "rate")),
+            *(Cell(f"{line[key]:.3f}", line[key]) for key in ("between", "trained")),
+            *(Cell(percent(line[key]), line[key]) for key in ("regret_between", "regret_trained")),
+        )
+        for line in _read(root)["checks"]
+    )
+    return [Table(columns=columns, rows=rows)]
+
+
+def _off(line: dict[str, Any]) -> str:
+    return "" if line["rule_off_by"] == 1 else f", the rule off by {line['rule_off_by']:g}"
+
+
+BLOCKS: dict[str, Callable[[Path], list[Block]]] = {
+    "rate-search-recorded": recorded_sentences,
+    "rate-search-ways": ways_table,
+    "rate-search-costs": costs_table,
+    "rate-search-checks": checks_table,
+}
