@@ -110,6 +110,18 @@ class DataSummary:
     """What decided which rows are held out; None where these rows have a file of their own."""
     groups: tuple[int, ...] | None = None
     """For each scored row, in order, a number that rows of one prompt share; None where no two rows share a prompt."""
+    layout: Literal["chat", "alpaca", "plain", "text"] | None = None
+    """What laid the rows out: the model's chat template, Alpaca's prompt, the plain layout, or no prompt at all."""
+    num_fallback_rows: int | None = None
+    """Rows whose functions the chat template has no notion of, so that it was given them as text."""
+    template_preamble: str | None = None
+    """What the chat template writes by itself before a conversation, such as a default system prompt."""
+    template_date: str | None = None
+    """The day that stands for today, where the chat template writes one."""
+    num_asked_rows: int | None = None
+    """Rows that are answered for exact match."""
+    num_long_answers: int | None = None
+    """Of these, rows whose answer has more tokens than an answer may have, so that none can match it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ def check(
 ) -> None:
     """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away, 2 if it cannot run."""
     from lorastudy.analysis.fairness.lint import invalidates, lint
-    from lorastudy.cli.checking import data_notes, margin_notes, read_data
+    from lorastudy.cli.checking import data_notes, layout_notes, margin_notes, read_data
     from lorastudy.cli.estimating import rows_checked
     from lorastudy.cli.running import case_of, foreseen_of
     from lorastudy.spec.loading import load_suite
@@ -33,7 +33,12 @@ def check(
     experiments = foreseen_of(suite)
     rows = rows_checked(experiments)
     data = read_data(experiments)
-    for note in [*rows.unknown, *margin_notes(suite.question), *data_notes(experiments, data)]:
+    for note in [
+        *rows.unknown,
+        *layout_notes(rows.read),
+        *margin_notes(suite.question),
+        *data_notes(experiments, data),
+    ]:
         say(f"note: {note}", file=sys.stderr)
     case = case_of(suite, experiments, rows=rows, data=data)
     findings = lint(case)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lorastudy.analysis.fairness.case import ArmFacts, Case, after_reading, planned_case, tokens_seen
+from lorastudy.analysis.fairness.evidence import split_name
 from lorastudy.cli.console import reading_shown
 from lorastudy.data.load import Rows, StudyData, near_copies, train_and_eval
 from lorastudy.errors import ModelError
@@ -64,6 +65,23 @@ def _column_notes(settings: Settings, data: StudyData) -> list[str]:
         if path and rows is not None
         for note in rows.dataset.format.notes
     ]
+
+
+def layout_notes(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
+    """What a reader should know of rows that a chat template could not lay out as they are, or that have none."""
+    notes = []
+    for summary in (read.summary for splits in rows.values() for read in splits):
+        of = f"of {summary.num_rows + summary.num_refused_rows} {split_name(summary.split)} rows"
+        if summary.num_fallback_rows:
+            notes.append(
+                f"{of}, {summary.num_fallback_rows} call functions, of which the base model's chat template has no notion: "
+                "calls and results are given to it as text"
+            )
+        if summary.layout == "plain" and summary.format in ("messages", "sharegpt"):
+            notes.append(
+                f"{summary.split}: no chat template lays out its conversations; they stand under headings (### User:)"
+            )
+    return list(dict.fromkeys(notes))
 
 
 def margin_notes(question: Question) -> list[str]:

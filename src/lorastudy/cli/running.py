@@ -12,7 +12,7 @@ import typer
 from lorastudy.analysis.fairness.case import Case
 from lorastudy.analysis.fairness.lint import lint
 from lorastudy.analysis.fairness.wording import arms_in_words
-from lorastudy.cli.checking import data_notes, margin_notes, read_data, steps_over, suite_case
+from lorastudy.cli.checking import data_notes, layout_notes, margin_notes, read_data, steps_over, suite_case
 from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.departure import Departure
 from lorastudy.cli.estimating import pack_line, plan_of, say_problem
@@ -98,6 +98,7 @@ def show_plan(suite: Suite, *, database: str) -> None:
         *margin_notes(suite.question),
         *_notes(experiments),
         *data_notes(experiments, read_data(experiments)),
+        *layout_notes(predicted.rows.read),
         *predicted.problems,
     ]
     packs = _packs(
@@ -149,6 +150,8 @@ def run_experiments(
         executor = executor or local_executor(planned.of_every_arm)
         open_until_done.enter_context(contextlib.closing(executor))
         predicted = plan_of(planned.of_every_arm, to_run, num_workers=executor.num_packs_at_once)
+        for note in layout_notes(predicted.rows.read):
+            say(f"note: {note}", file=sys.stderr)
         say_problem(predicted)
         plan = replace(plan, arms_per_pack=predicted.arms_per_pack, predict=predicted.predictions)
         tracker = tracker or open_until_done.enter_context(_writer(database))

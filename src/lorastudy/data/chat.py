@@ -60,16 +60,28 @@ def render_chat(conversation: Conversation, *, chat_template: ChatTemplate) -> R
     Raises:
         ConversationError: the template refuses the conversation, or rewrites what it rendered before.
     """
+    segments, fell_back = _segments_and_fallback(conversation, chat_template)
+    return Rendering(
+        segments=segments,
+        layout="chat",
+        fell_back=fell_back,
+        preamble=_preamble(chat_template),
+        date=chat_template.date,
+    )
+
+
+def _segments_and_fallback(
+    conversation: Conversation, chat_template: ChatTemplate
+) -> tuple[tuple[Segment, ...], bool]:
     if not _uses_functions(conversation):
-        return Rendering(segments=_segments(conversation, chat_template), layout="chat")
+        return _segments(conversation, chat_template), False
     try:
         segments = _segments(conversation, chat_template)
     except ConversationError:
         segments = ()
     if segments and _shows_functions(conversation, segments):
-        return Rendering(segments=segments, layout="chat")
-    segments = _segments(_functions_as_text(conversation), chat_template)
-    return Rendering(segments=segments, layout="chat", fell_back=True)
+        return segments, False
+    return _segments(_functions_as_text(conversation), chat_template), True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +174,22 @@ def _own_end(chat_template: ChatTemplate) -> str:
     except ConversationError:
         return ""
     return after.strip() if found else ""
+
+
+@functools.cache
+def _preamble(chat_template: ChatTemplate) -> str | None:
+    """What the template writes before a first question and not before a second one; None where that is marks alone."""
+    turns = [("user", _SAMPLE), ("assistant", "A"), ("user", _SAMPLE)]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    renderer = _Renderer(messages=messages, tools=None, chat_template=chat_template)
+    try:
+        first, _, _ = renderer.text(1).partition(_SAMPLE)
+        second, _, _ = renderer.text(3).rpartition(_SAMPLE)
+    except ConversationError:
+        return None
+    num_shared = sum(1 for _ in itertools.takewhile(bool, map(str.__eq__, reversed(first), reversed(second))))
+    own = first[: len(first) - num_shared]
+    return own.strip() if re.sub(r"<[^>]*>|\[[^\]]*\]", "", own).strip() else None
 
 
 def _marked_segments(

@@ -27,7 +27,8 @@ class Segment:
 class Rendering:
     """A row's text as segments that follow each other with nothing between them, and what laid it out.
 
-    `fell_back` is true where the chat template has no notion of functions, so that they were given to it as text.
+    `fell_back` is true where the chat template has no notion of functions, so that they were given to it as text. What
+    the template writes by itself is its `preamble`, such as a default system prompt, and the `date` that it has for today.
     """
 
     segments: tuple[Segment, ...]
@@ -35,6 +36,8 @@ class Rendering:
     fell_back: bool = False
     unseen: tuple[str, ...] = ()
     """Fields of the row's messages of which the text shows nothing."""
+    preamble: str | None = None
+    date: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

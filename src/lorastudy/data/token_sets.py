@@ -10,10 +10,13 @@ from lorastudy.data.load import Rows, StudyData
 from lorastudy.data.splits import prompt_groups
 from lorastudy.data.tokenise import Tokenizer, TokenSet, tokenise
 from lorastudy.errors import DataError
+from lorastudy.records import DataSummary
 from lorastudy.spec.settings import Settings
 
 #: Of training rows, that are looked at however short the training: fewer might all be refused for their length.
 MIN_ROWS = 256
+#: Splits whose rows are answered for exact match.
+_ASKED_SPLITS = ("eval", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,10 @@ def token_sets(
             examples = rows.read()
             tokens = named(examples, split=split)
             groups = prompt_groups([examples[place] for place in tokens.places])
-            sets[split] = replace(tokens, summary=replace(tokens.summary, groups=groups))
+            summary = replace(tokens.summary, groups=groups)
+            if split in _ASKED_SPLITS and settings.max_generation_samples:
+                summary = _with_answers(summary, tokens, settings=settings)
+            sets[split] = replace(tokens, summary=summary)
     return sets
 
 
@@ -88,6 +94,13 @@ def _reached(
             return tokens
         num_looked_at = min(num_rows, 2 * num_looked_at)
     return tokens_of(train.read())
+
+
+def _with_answers(summary: DataSummary, tokens: TokenSet, *, settings: Settings) -> DataSummary:
+    """The summary with the number of rows that exact match asks, and of those whose answer is longer than it may be."""
+    asked = [row for row in tokens.rows if row.asks][: settings.max_generation_samples]
+    num_long = sum(row.num_reference_tokens > settings.max_new_tokens for row in asked)
+    return replace(summary, num_asked_rows=len(asked), num_long_answers=num_long)
 
 
 def _path_of(split: str, settings: Settings) -> str | None:

@@ -70,6 +70,13 @@ class TokenRow:
     prompt_ids: tuple[int, ...]
     prompt_text: str
     reference: str
+    num_reference_tokens: int = 0
+    """Tokens that an answer needs to say what `reference` says; the marks that end it are not counted."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is a prompt to answer. Plain text has none."""
+        return bool(self.prompt_text) and bool(self.prompt_ids)
 
     @property
     def num_completion_tokens(self) -> int:
@@ -150,6 +157,10 @@ def tokenise(
         num_truncated_rows=num_truncated,
         num_tokens=sum(len(row.input_ids) for row in rows),
         num_completion_tokens=sum(row.num_completion_tokens for row in rows),
+        layout=examples[0].rendering.layout,
+        num_fallback_rows=sum(example.rendering.fell_back for example in examples),
+        template_preamble=examples[0].rendering.preamble,
+        template_date=examples[0].rendering.date,
     )
     return TokenSet(
         rows=tuple(rows),
@@ -336,12 +347,13 @@ def _cut(encoded: _Encoded, *, max_seq_length: int, tokenizer: Tokenizer) -> Tok
     if labels.count(IGNORED) == len(labels):
         return None
     answer = [answer for answer in encoded.answers if answer.start < max_seq_length][-1]
+    reference_ids = encoded.ids[answer.start : answer.stop] if answer.prompt_text else []
+    said = [i for i, each in enumerate(reference_ids) if each not in tokenizer.added_tokens_decoder]
     return TokenRow(
         input_ids=tuple(encoded.ids[:max_seq_length]),
         labels=labels,
         prompt_ids=tuple(encoded.ids[: answer.start]),
         prompt_text=answer.prompt_text,
-        reference=answer_text(encoded.ids[answer.start : answer.stop], tokenizer)
-        if answer.prompt_text
-        else "",
+        reference=answer_text(reference_ids, tokenizer),
+        num_reference_tokens=said[-1] + 1 if said else 0,
     )

@@ -62,7 +62,7 @@ class ExactMatch:
 
     def _questions(self, rows: Sequence[TokenRow], *, num_positions: int | None) -> list[TokenRow]:
         longest = math.inf if num_positions is None else num_positions - self.max_new_tokens
-        return [row for row in rows if row.prompt_text and 0 < len(row.prompt_ids) <= longest]
+        return [row for row in rows if row.asks and len(row.prompt_ids) <= longest]
 
 
 def is_match(answer: str, reference: str, *, pattern: str | None = None) -> bool:

@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 #: The revision these tables belong to: kept equal to the newest file in `migrations/versions` by a test, and
 #: written here so that reading a current store need not import alembic.
-HEAD_REVISION = "0007"
+HEAD_REVISION = "0008"
 
 #: Not alembic's default name, which MLflow and Optuna use too: a PostgreSQL database may be shared.
 VERSION_TABLE = "lorastudy_version"
@@ -315,6 +315,12 @@ data_summaries = Table(
         Text,
         comment="JSON: for each row a number that rows of one prompt share; NULL where none do",
     ),
+    Column("layout", Text, comment="chat, alpaca, plain or text: what laid the rows out"),
+    Column("num_fallback_rows", BigInteger),
+    Column("template_preamble", Text),
+    Column("template_date", Text),
+    Column("num_asked_rows", BigInteger),
+    Column("num_long_answers", BigInteger),
     _hash(),
 )
 

@@ -192,6 +192,21 @@ def test_an_end_that_stands_between_turns_only():
     assert [segment.end for segment in rendering_of(template, two_turns()).segments][1::2] == ["next", "next"]
 
 
+@pytest.mark.parametrize(
+    ("before", "preamble"),
+    [
+        ("", None),
+        ("<s>", None),
+        (
+            "{% if messages[0].role != 'system' %}<|system|>Be kind.<|end|>\n{% endif %}",
+            "<|system|>Be kind.",
+        ),
+    ],
+)
+def test_what_a_template_writes_by_itself(before, preamble):
+    assert rendering_of(before + CHATML, two_turns()).preamble == preamble
+
+
 def test_functions_as_text_are_told_apart():
     assert rendering_of(NO_FUNCTIONS, WITH_CALL).fell_back
     assert not rendering_of(NO_FUNCTIONS, two_turns()).fell_back

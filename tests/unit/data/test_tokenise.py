@@ -1,5 +1,7 @@
 """Every expected row is spelled out: one token per character, BOS 1, EOS 2."""
 
+from dataclasses import replace
+
 import pytest
 
 from lorastudy.data.examples import Example, Rendering, Segment
@@ -107,6 +109,8 @@ def test_cut_refused_and_counted(letters):
         num_truncated_rows=1,
         num_tokens=7,
         num_completion_tokens=4,  # c d, b EOS
+        layout="plain",
+        num_fallback_rows=0,
     )
 
 
@@ -118,6 +122,26 @@ def test_a_conversation_cut_in_its_second_answer_or_before_it(letters):
     (first,) = run(conversation, tokenizer=letters(), max_seq_length=4).rows
     assert first.labels == (IGNORED, ord("b"), *none(2))
     assert (first.prompt_ids, first.prompt_text, first.reference) == (ids("a"), "a", "b")
+
+
+def test_what_a_template_could_not_do_and_what_it_did_by_itself_is_in_the_summary(letters):
+    segments = (Segment(text="a", trained=False), Segment(text="b", trained=True))
+    as_text = Rendering(
+        segments=segments, layout="chat", fell_back=True, preamble="Be kind.", date="2024-07-26"
+    )
+    rows = [replace(example("c", "d"), rendering=as_text), example("a", "b", layout="chat")]
+    summary = run(*rows, tokenizer=letters()).summary
+    assert (summary.layout, summary.num_fallback_rows) == ("chat", 1)
+    assert (summary.template_preamble, summary.template_date) == ("Be kind.", "2024-07-26")
+
+
+def test_the_tokens_of_a_reference_are_counted_without_the_marks_that_end_it(letters):
+    row, chat, text = (
+        run(each, tokenizer=letters(), max_seq_length=4).rows[0]
+        for each in (example("ab", "cdef"), example("ab", "cd<s></s>", layout="chat", end=""), example("abc"))
+    )
+    assert (row.num_reference_tokens, chat.num_reference_tokens, text.num_reference_tokens) == (4, 2, 0)
+    assert (chat.reference, row.asks, text.asks) == ("cd", True, False)
 
 
 def test_all_refused_says_what_to_raise(letters):

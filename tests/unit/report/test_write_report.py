@@ -410,3 +410,17 @@ def test_reporting_imports_no_training_library():
     code = "import sys, lorastudy.report.write; print({'torch', 'transformers', 'peft', 'datasets'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_what_a_chat_template_added_and_could_not_do_is_told(text_of, make_result):
+    summary = replace(make_result().data[0], format="messages")
+    told = replace(
+        summary, layout="chat", num_fallback_rows=3, template_preamble="Be kind.", template_date="2024-07-26"
+    )
+    assert (
+        "The model's chat template lays them out. Before each it writes by itself 'Be kind.'. Today's date, which it asks "
+        "for, is always 2024-07-26. 3 rows call functions, of which it has no notion: it gets these as text."
+    ) in text_of([make_result(data=(told,))])
+    long = text_of([make_result(data=(replace(told, template_preamble="a" * 401),))])
+    assert f"{'a' * 400!r} (shortened from 401 characters)." in long
+    assert "lays them out" not in text_of([make_result(data=(summary,))])  # runs that did not record it

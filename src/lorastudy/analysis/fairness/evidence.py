@@ -29,7 +29,6 @@ NUM_ROWS_FOR_A_QUARTER = math.ceil((_SDS / 0.25) ** 2)
 MIN_PROMPTS = 10
 #: As they are told.
 SPLITS = ("train", "eval", "test", "forgetting")
-#: What a reader calls a split; `test` and `forgetting` are called so.
 _SPLIT_NAMES = {"train": "training", "eval": "held-out"}
 _ONE_ROW = "one row to score: nothing can be told of any other row, and no number of seeds makes up for it"
 #: Rows that are left out move the mean of all by up to sqrt(p / (1 - p)) standard deviations, with p their share: at 5 %
@@ -178,6 +177,26 @@ def _rows_cut(case: Case) -> Iterator[Breach]:
         )
 
 
+def _long_answers(case: Case) -> Iterator[Breach]:
+    """By the rows that report; no verdict on exact match where none of their answers could ever match."""
+    by_counts: dict[tuple[int, int, int], list[Arm]] = {}
+    for arm in case.arms:
+        summaries = {read.summary.split: read.summary for read in case.facts_of(arm).rows}
+        summary = summaries.get("test", summaries.get("eval"))
+        if summary is not None and summary.num_asked_rows and summary.num_long_answers:
+            limit = arm.typed_settings.max_new_tokens
+            counts = (summary.num_long_answers, summary.num_asked_rows, limit)
+            by_counts.setdefault(counts, []).append(arm)
+    for (num_long, num_asked, limit), arms in by_counts.items():
+        grave: Severity = "invalidates" if num_long == num_asked else "warning"
+        yield Breach(
+            arms=names(arms),
+            found=f"of {num_asked:,} rows that are answered for exact match, {num_long:,} {'has' if num_long == 1 else 'have'} "
+            f"an answer of more than {limit:,} tokens (max_new_tokens), which nothing generated can match",
+            severity=grave if case.metric == EXACT_MATCH else "note",
+        )
+
+
 def _share_refused(summary: DataSummary) -> float:
     return summary.num_refused_rows / (summary.num_rows + summary.num_refused_rows)
 
@@ -188,9 +207,14 @@ def _share_cut(summary: DataSummary) -> float:
     return lost / (summary.num_rows + summary.num_refused_rows)
 
 
+def split_name(split: str) -> str:
+    """What a reader calls a split; `test` and `forgetting` are called so."""
+    return _SPLIT_NAMES.get(split, split)
+
+
 def _fate(summary: DataSummary) -> str:
     """`of 800 training rows 511 are cut short and 289 left out`."""
-    of = f"of {summary.num_rows + summary.num_refused_rows:,} {_SPLIT_NAMES.get(summary.split, summary.split)} rows"
+    of = f"of {summary.num_rows + summary.num_refused_rows:,} {split_name(summary.split)} rows"
     short, out = summary.num_truncated_rows, summary.num_refused_rows
     told = [f"{short:,} {'is' if short == 1 else 'are'} cut short"] * (short > 0)
     told += [f"{out:,} left out, with no answer left"] * (out > 0)
@@ -329,6 +353,15 @@ RULES = (
         "2010.06595, for sizes of effects",
         change="raise `max_seq_length` (`lorastudy check` says how far), or take the study as one of the short rows",
         find=_rows_cut,
+    ),
+    Rule(
+        code="LS507",
+        title="Answers longer than generation allows",
+        why="a generated answer ends after `max_new_tokens`, so a longer reference counts as wrong for every arm alike: the "
+        "more such rows, the less exact match can tell arms apart, and where all are such it is 0 for all",
+        source="how greedy generation ends; reported of NeMo-RL, issue 2725",
+        change="raise `max_new_tokens`, or take `primary_metric: loss`",
+        find=_long_answers,
     ),
     Rule(
         code="LS508",

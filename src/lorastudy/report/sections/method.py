@@ -22,6 +22,9 @@ _HELD_OUT_KEYS = (
     "max_eval_samples", "max_seq_length",
 )  # fmt: skip
 
+#: Characters of what a chat template adds, a default system prompt mostly.
+_PREAMBLE_SHOWN = 400
+
 
 def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     """How it was measured, and what was not."""
@@ -189,11 +192,29 @@ def _data(study: Study) -> list[Text]:
                 f"Data, {data.split}: {count(data.num_rows)} rows ({data.format}), {count(data.num_tokens)} tokens, "
                 f"{count(data.num_completion_tokens)} of them in answers; {count(data.num_truncated_rows)} rows cut "
                 f"short, {count(data.num_refused_rows)} refused because nothing of the answer was left."
-                f"{_repeated(data)}"
+                f"{_laid_out(data)}{_repeated(data)}"
             ),
         )
         for data in distinct
     ]
+
+
+def _laid_out(data: DataSummary) -> str:
+    """What laid the rows out, and what the chat template adds that no row says; nothing of runs that did not record it."""
+    told = {
+        "chat": " The model's chat template lays them out.",
+        "alpaca": " Alpaca's prompt lays them out.",
+        "plain": " No chat template lays them out.",
+    }.get(data.layout or "", "")
+    if data.template_preamble is not None:
+        text = data.template_preamble
+        ending = "" if len(text) <= _PREAMBLE_SHOWN else f" (shortened from {count(len(text))} characters)"
+        told += f" Before each it writes by itself {text[:_PREAMBLE_SHOWN]!r}{ending}."
+    if data.template_date is not None:
+        told += f" Today's date, which it asks for, is always {data.template_date}."
+    if data.num_fallback_rows:
+        told += f" {count(data.num_fallback_rows)} rows call functions, of which it has no notion: it gets these as text."
+    return told
 
 
 def _trusted(study: Study) -> list[Text]:

@@ -50,7 +50,7 @@ def case_of(name: str) -> Case:
     planned = planned_case(experiments, suite_name=suite.name, facts=facts, question=suite.question)
     results = [_run(result, arms.get(result.arm, {})) for result in planned.study.results]
     (study,) = split_studies(results)
-    return Case(study=study, facts=facts, margin=planned.margin)
+    return Case(study=study, facts=facts, metric=planned.metric, margin=planned.margin)
 
 
 def _rows(split: str, fate: Mapping[str, int]) -> RowsRead:
@@ -58,6 +58,8 @@ def _rows(split: str, fate: Mapping[str, int]) -> RowsRead:
         "num_rows": fate["usable"],
         "num_refused_rows": fate["refused"],
         "num_truncated_rows": fate["cut"],
+        "num_asked_rows": fate.get("asked"),
+        "num_long_answers": fate.get("long"),
     }
     return RowsRead(
         summary=DataSummary(split=split, format="text", num_tokens=1, num_completion_tokens=1, **counts)

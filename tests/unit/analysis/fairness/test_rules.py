@@ -56,6 +56,7 @@ EXPECTED = {
     "LS504": ("warning", {"small"}),
     "LS505": ("warning", {"small", "large"}),
     "LS506": ("warning", {"small", "large"}),
+    "LS507": ("warning", {"small", "large"}),
     "LS508": ("warning", {"small", "large"}),
     "LS601": ("warning", {"small"}),
 }
@@ -84,7 +85,8 @@ def test_a_rule_says_why_whence_and_what_to_do(code):
     (rule,) = [rule for rule in RULES if rule.code == code]
     assert all(len(text) > 20 for text in (rule.title + rule.why, rule.why, rule.change))
     assert any(
-        word in rule.source for word in ("arXiv", "PEFT", "Thinking Machines", "Statistics in Medicine")
+        word in rule.source
+        for word in ("arXiv", "PEFT", "Thinking Machines", "Statistics in Medicine", "NeMo-RL")
     )
 
 
@@ -308,6 +310,26 @@ def test_rows_that_are_cut_are_counted_by_split_with_the_lengths_that_keep_them(
         "at max_seq_length 512, of 800 training rows 511 are cut short and 289 left out, with no answer left; of 100 test "
         "rows 20 left out, with no answer left; max_seq_length 19 keeps all of them whole, 17 at least 95 % of each split"
     )
+
+
+@pytest.mark.parametrize(
+    ("metric", "num_long", "severity"),
+    [
+        ("exact_match", 0, None),
+        ("exact_match", 1, "warning"),
+        ("exact_match", 15, "warning"),
+        ("exact_match", 16, "invalidates"),
+        ("loss", 16, "note"),
+    ],
+)
+def test_answers_that_nothing_generated_can_match(planned, metric, num_long, severity):
+    of_eval, of_test = (rows(split, 200, 0, 0).summary for split in ("eval", "test"))
+    read = (
+        RowsRead(summary=replace(of_eval, num_asked_rows=16, num_long_answers=16)),
+        RowsRead(summary=replace(of_test, num_asked_rows=16, num_long_answers=num_long)),  # these report
+    )
+    case = planned(f"primary_metric: {metric}\nexperiments: [{{name: a}}]", a={"rows": read})
+    assert found(case, "LS507") == ([] if severity is None else [(severity, {"a"})])
 
 
 @pytest.mark.parametrize(("margin", "severity"), [(5.7, None), (5.8, "warning")])
