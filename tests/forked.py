@@ -53,7 +53,8 @@ def tiny_values(folder: Path, **settings: Any) -> dict[str, Any]:
     """Write the model and the rows; what a suite file about them says. Every second step is saved."""
     model = tiny.save_base(folder / "model", hidden_size=32)
     rows = [
-        {"prompt": row.prompt_text, "completion": row.reference} for row in tiny.make_rows(24, longest=10)
+        {"prompt": f"{row.prompt_text} ", "completion": row.reference}
+        for row in tiny.make_rows(24, longest=10)
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     values = {

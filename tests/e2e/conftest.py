@@ -60,7 +60,7 @@ def make_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Fol
             (path / part).symlink_to(ROOT / part)
         shutil.copytree(lab.base_folder(), path / "model")
         with (path / "people.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=["prompt", "completion"], extrasaction="ignore")
+            writer = csv.DictWriter(file, fieldnames=["prompt", "completion", "separator"])
             writer.writeheader()
             writer.writerows(lab.rows("facts")[:NUM_ROWS])
         return Folder(path=path)

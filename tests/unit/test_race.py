@@ -38,7 +38,8 @@ def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("suite")
     # One answer to whatever is asked: a few steps learn it, on held-out rows too.
     rows = [
-        {"prompt": row.prompt_text, "completion": "w5 w6 w7 w8"} for row in tiny.make_rows(24, longest=10)
+        {"prompt": f"{row.prompt_text} ", "completion": "w5 w6 w7 w8"}
+        for row in tiny.make_rows(24, longest=10)
     ]
     (folder / "learnable.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     # Two packs of six: one of which nobody is stopped, and one that loses four.

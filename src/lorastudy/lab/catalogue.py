@@ -37,11 +37,15 @@ _ROWS: Mapping[str, Callable[[], list[Row]]] = {
 
 
 def rows(name: str) -> list[Row]:
-    """The rows of a data set, each with a `prompt` and a `completion`; equal on every call and machine.
+    """The rows of a data set, each with a `prompt`, a `completion` and the space between; equal on every call and machine.
 
     Raises:
         DataError: the lab has no data set of this name.
     """
+    return [{**row, "separator": " "} for row in _said(name)]
+
+
+def _said(name: str) -> list[Row]:
     if name not in DATASETS:
         offered = ", ".join(LAB_PREFIX + known for known in DATASETS)
         raise DataError(f"the lab has no data set {name!r}; it has {offered}")
@@ -59,9 +63,9 @@ def demo_suite() -> Path:
 
 
 def fingerprint(name: str) -> str:
-    """A hash of the rows of a data set, or, for `base`, the base model's as experiments carry it.
+    """A hash of what the rows of a data set say, or, for `base`, the base model's as experiments carry it.
 
     Raises:
         DataError: the lab has nothing of this name.
     """
-    return base_model_fingerprint(LAB_MODEL) if name == "base" else tagged_hash("lab", rows(name))
+    return base_model_fingerprint(LAB_MODEL) if name == "base" else tagged_hash("lab", _said(name))

@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
     answers = list(dict.fromkeys(row["completion"] for row in lab.rows("facts")))[:40]
     rows(
         tmp_path / "rows.jsonl",
-        [{"prompt": f"p{n}" if n > 4 else " ", "completion": answer} for n, answer in enumerate(answers)],
+        [{"prompt": f"p{n} " if n > 4 else " ", "completion": answer} for n, answer in enumerate(answers)],
     )
     return tmp_path
 

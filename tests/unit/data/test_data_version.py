@@ -17,10 +17,10 @@ from lorastudy.spec.settings import Settings
 
 #: By format and version. Where a digest changes on purpose, raise DATA_VERSION, unless the version was never released.
 DIGESTS = {
-    "alpaca": {2: "8efd312a6d4ccf26"},
-    "pairs": {2: "95dae2c45175809d"},
-    "messages": {2: "fe6095927841b7e5"},
-    "text": {2: "5ceca284d6f417c4"},
+    "alpaca": {2: "fb3d89f56beea092"},
+    "pairs": {2: "2cbbd9688366ef0d"},
+    "messages": {2: "904a8ca92f74c214"},
+    "text": {2: "bd15d742d0c0ccd9"},
 }
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"

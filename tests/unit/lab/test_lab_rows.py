@@ -32,8 +32,10 @@ def test_rows_are_those_the_base_model_was_made_with(name: str) -> None:
 @pytest.mark.parametrize("name", lab.DATASETS)
 def test_rows_have_a_prompt_and_an_answer_and_stand_once(name: str) -> None:
     rows = lab.rows(name)
-    assert {frozenset(row) for row in rows} == {frozenset({"prompt", "completion"})}
-    assert all(value and value == value.strip() for row in rows for value in row.values())
+    assert {frozenset(row) for row in rows} == {frozenset({"prompt", "completion", "separator"})}
+    assert {row["separator"] for row in rows} == {" "}
+    texts = [row[part] for row in rows for part in ("prompt", "completion")]
+    assert all(text and text == text.strip() for text in texts)
     assert len({row["prompt"] for row in rows}) == len(rows)
 
 
