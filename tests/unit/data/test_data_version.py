@@ -80,7 +80,7 @@ def test_equal_rows_give_equal_tokens_masks_and_splits(name: str, write: Callabl
     for template in (None, CHATML):
         tokenizer = byte_tokenizer(template)
         study = train_and_eval(settings, chat_template=chat_template_of(tokenizer))
-        sets = token_sets(study, settings, tokenizer=tokenizer)
+        sets = token_sets(study, settings, tokenizer=tokenizer, reach=None)
         digests.append(
             {
                 split: [[row.input_ids, row.labels, row.prompt_ids] for row in tokens.rows]
