@@ -36,6 +36,7 @@ from simulation import BLOCKS as SIMULATION_BLOCKS
 from simulation import FIGURE as SIMULATION_FIGURE
 from simulation import drawn_simulation, mark
 from speed import detail_table, goal_table, machine_table, quality_table, speed_table
+from tokenizer_table import tokenizer_table
 from torture_table import torture_conditions, torture_table
 
 from lorastudy.analysis.fairness.catalogue import RULES
@@ -353,6 +354,7 @@ BLOCKS: Mapping[str, Block] = {
         for name, make in {**SIMULATION_BLOCKS, **RACING_BLOCKS, **RATE_SEARCH_BLOCKS}.items()
     },
     "linter": _linter_block,
+    "tokenizers": lambda _, root: _markdown(tokenizer_table(root)),
     "memory-error": _memory_error_block,
     "memory-tables": _benchmark_block(memory_blocks),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.settings import Quantization, Settings
+from lorastudy.spec.settings import PromptFormat, Quantization, Settings
 
 ORIGIN_NAME = "lorastudy.json"
 RESULT_NAME = "result.json"
@@ -53,6 +53,7 @@ class EvaluateJob:
     max_generation_samples: int
     max_new_tokens: int
     exact_match_pattern: str | None = None
+    prompt_format: PromptFormat = "auto"
     trust_remote_code: bool = False
     """Never taken over from the adapter: whoever evaluates decides anew."""
 
@@ -203,6 +204,7 @@ class AdapterOrigin:
     quantization: Quantization
     max_seq_length: int
     exact_match_pattern: str | None
+    prompt_format: PromptFormat = "auto"
 
     @classmethod
     def of(cls, experiment: Experiment) -> Self:
@@ -213,6 +215,7 @@ class AdapterOrigin:
             quantization=experiment.settings.quantization,
             max_seq_length=experiment.settings.max_seq_length,
             exact_match_pattern=experiment.settings.exact_match_pattern,
+            prompt_format=experiment.settings.prompt_format,
         )
 
     def write(self, folder: Path) -> None:
@@ -232,6 +235,7 @@ class AdapterOrigin:
                 quantization=origin.quantization,
                 max_seq_length=origin.max_seq_length,
                 exact_match_pattern=origin.exact_match_pattern,
+                prompt_format=origin.prompt_format,
             )
         except (OSError, ValueError, TypeError, RecursionError):
             return None

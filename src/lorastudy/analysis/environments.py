@@ -11,7 +11,7 @@ from lorastudy.records import Environment
 from lorastudy.tracker.views import ExperimentResult
 
 #: What else decides which held-out rows there are, and how much of each is scored.
-_SCORING_KEYS = ("max_eval_samples", "max_seq_length")
+_SCORING_KEYS = ("max_eval_samples", "max_seq_length", "prompt_format")
 #: And where they are held out of the training file, which `max_train_samples` cuts first.
 _SPLIT_KEYS = ("eval_fraction", "max_train_samples")
 

@@ -18,7 +18,7 @@ from lorastudy.tracker import ExperimentTracker
 
 #: What a suite fills in of the question. The rest of its settings is what a recommendation is to find.
 _FILLED = (
-    "base_model", "trust_remote_code", "quantization", "max_seq_length", "dataset_path", "eval_dataset_path", "eval_fraction",
+    "base_model", "trust_remote_code", "quantization", "max_seq_length", "prompt_format", "dataset_path", "eval_dataset_path", "eval_fraction",
     "test_dataset_path", "test_fraction", "max_train_samples", "max_eval_samples", "max_steps", "num_train_epochs",
 )  # fmt: skip
 #: What stays as it was asked for, whatever a study had instead.

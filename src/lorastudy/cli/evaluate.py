@@ -81,6 +81,7 @@ def evaluate(
         max_generation_samples=max_generation_samples,
         max_new_tokens=max_new_tokens,
         exact_match_pattern=of_origin("exact_match_pattern", "", without=None),
+        prompt_format=of_origin("prompt_format", "", without="auto"),
         trust_remote_code=trust_remote_code,
     )
     if trust_remote_code:

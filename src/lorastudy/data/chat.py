@@ -123,11 +123,9 @@ def _segments(conversation: Conversation, chat_template: ChatTemplate) -> tuple[
     renderer = _Renderer(messages=messages, tools=conversation.tools or None, chat_template=chat_template)
     whole = renderer.text(answers[-1] + 1)
     marked = renderer.generated(answers[-1] + 1)
-    own_end = _own_end(chat_template)
     if marked:
-        if own_end and whole.rstrip().endswith(own_end):
-            whole = whole.rstrip()
         return _marked_segments(whole, marked, conversation=conversation)
+    own_end = _own_end(chat_template)
     segments: list[Segment] = []
     position = 0
     for i in answers:
@@ -143,7 +141,7 @@ def _segments(conversation: Conversation, chat_template: ChatTemplate) -> tuple[
         segments.append(Segment(text=whole[position:start], trained=False))
         segments.append(Segment(text=text, trained=True, end="" if has_own_end else "next"))
         position = start + len(text)
-    return tuple(segments)
+    return _with_rest(segments, whole[position:])
 
 
 def _start(whole: str, i: int, *, renderer: _Renderer) -> int:
@@ -206,8 +204,12 @@ def _marked_segments(
         segments.append(Segment(text=whole[position:start], trained=False))
         segments.append(Segment(text=whole[start:end], trained=True))
         position = end
-    segments.append(Segment(text=whole[position:], trained=False))
-    return tuple(segment for segment in segments if segment.text)
+    return _with_rest([segment for segment in segments if segment.text], whole[position:])
+
+
+def _with_rest(segments: list[Segment], rest: str) -> tuple[Segment, ...]:
+    """The segments with what the template writes after the last answer, which the answer's last token may reach into."""
+    return (*segments, *([Segment(text=rest, trained=False)] if rest else []))
 
 
 def _answer(rest: str, as_last: str, *, turn: Turn) -> str:

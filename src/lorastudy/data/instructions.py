@@ -43,6 +43,11 @@ class Instruction:
         return "\n\n".join(part for part in parts if part.strip()) + end
 
     @property
+    def stripped(self) -> "Instruction":
+        """The same without the white space around prompt and answer, which parts them where they are joined."""
+        return replace(self, prompt=self.prompt.strip(), answer=self.answer.strip())
+
+    @property
     def conversation(self) -> Conversation:
         """The row as turns, of which the last is trained."""
         turns = [Turn(role="system", text=self.system)] if self.system.strip() else []

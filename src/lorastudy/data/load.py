@@ -12,12 +12,11 @@ from functools import lru_cache
 from itertools import islice
 from typing import Literal
 
-from lorastudy.data.chat import ChatTemplate
 from lorastudy.data.conversations import EMPTY_ANSWER
 from lorastudy.data.examples import Example
 from lorastudy.data.formats import Format, checked, detect, read_row, trained_rows
 from lorastudy.data.near_copies import MAX_ROWS, num_near_copies
-from lorastudy.data.prompts import render
+from lorastudy.data.prompts import WITHOUT_MODEL, PromptStyle, render
 from lorastudy.data.sources import Row, RowSource, files_of, is_lab_set
 from lorastudy.data.splits import (
     RowKeys,
@@ -95,7 +94,7 @@ class Rows:
     dataset: DataSet
     numbers: Sequence[int]
     """In the data set's index, rising."""
-    chat_template: ChatTemplate | None = None
+    style: PromptStyle = WITHOUT_MODEL
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -121,7 +120,7 @@ class Rows:
 
     def _read(self, numbers: Sequence[int]) -> Iterator[Example]:
         fmt = self.dataset.format
-        return (to_example(row, fmt, chat_template=self.chat_template) for row in self._rows(numbers))
+        return (to_example(row, fmt, style=self.style) for row in self._rows(numbers))
 
     def _rows(self, numbers: Sequence[int]) -> Iterator[Row]:
         places = self.dataset.index.places
@@ -151,25 +150,25 @@ class StudyData:
 
 
 def load_examples(
-    path: str, *, max_samples: int | None = None, chat_template: ChatTemplate | None = None
+    path: str, *, max_samples: int | None = None, style: PromptStyle = WITHOUT_MODEL
 ) -> tuple[Format, list[Example]]:
     """The format of the data set, and its first `max_samples` rows, rendered.
 
     Raises:
         DataError: the file cannot be read, its format is unknown, or a row lacks what the format needs.
     """
-    rows = all_rows(path, max_samples=max_samples, chat_template=chat_template)
+    rows = all_rows(path, max_samples=max_samples, style=style)
     return rows.dataset.format, rows.read()
 
 
-def all_rows(path: str, *, max_samples: int | None = None, chat_template: ChatTemplate | None = None) -> Rows:
+def all_rows(path: str, *, max_samples: int | None = None, style: PromptStyle = WITHOUT_MODEL) -> Rows:
     """The first `max_samples` rows of a data set.
 
     Raises:
         DataError: the file cannot be read, its format is unknown, or a row lacks what the format needs.
     """
     dataset = data_set(path, max_samples=max_samples)
-    return Rows(dataset=dataset, numbers=range(len(dataset.index)), chat_template=chat_template)
+    return Rows(dataset=dataset, numbers=range(len(dataset.index)), style=style)
 
 
 def data_set(path: str, *, max_samples: int | None = None) -> DataSet:
@@ -218,19 +217,19 @@ def _guarded(rows: Iterable[Row]) -> Iterator[Row]:
         raise _SourceError(error) from error
 
 
-def to_example(row: Row, fmt: Format, *, chat_template: ChatTemplate | None = None) -> Example:
+def to_example(row: Row, fmt: Format, *, style: PromptStyle = WITHOUT_MODEL) -> Example:
     """The row, rendered and hashed; it must have been checked against the format."""
     read = read_row(row, fmt)
     return Example(
         row=row,
         format=fmt,
-        rendering=render(row, fmt, chat_template=chat_template),
+        rendering=render(row, fmt, style=style),
         content_hash=content_hash(read),
         prompt_hash=prompt_hash(read),
     )
 
 
-def train_and_eval(settings: Settings, *, chat_template: ChatTemplate | None = None) -> StudyData:
+def train_and_eval(settings: Settings, *, style: PromptStyle = WITHOUT_MODEL) -> StudyData:
     """The rows that the settings name.
 
     `max_train_samples` counts rows of the training file, before parts of it are held out; `max_eval_samples`
@@ -244,17 +243,15 @@ def train_and_eval(settings: Settings, *, chat_template: ChatTemplate | None = N
     limit = settings.max_eval_samples
 
     def rows(dataset: DataSet, numbers: Sequence[int]) -> Rows:
-        return Rows(dataset=dataset, numbers=numbers, chat_template=chat_template)
+        return Rows(dataset=dataset, numbers=numbers, style=style)
 
     train, held_out = rows(whole, split.train), rows(held_out_set, split.held_out[:limit])
     test = rows(held_out_set, split.test[:limit]) if split.test else None
     if settings.test_dataset_path is not None:
-        test = all_rows(settings.test_dataset_path, max_samples=limit, chat_template=chat_template)
+        test = all_rows(settings.test_dataset_path, max_samples=limit, style=style)
     forgetting = None
     if settings.forgetting_dataset_path is not None:
-        forgetting = all_rows(
-            settings.forgetting_dataset_path, max_samples=limit, chat_template=chat_template
-        )
+        forgetting = all_rows(settings.forgetting_dataset_path, max_samples=limit, style=style)
     scored = {"eval": (held_out, [train])} | ({} if test is None else {"test": (test, [train, held_out])})
     return StudyData(
         train=train,

@@ -4,7 +4,7 @@ Loss only on answers. Where the prompt ends and the answer begins is decided her
 """
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lorastudy.data.chat import ChatTemplate, render_chat, unseen_fields
 from lorastudy.data.conversations import Conversation, ConversationError
@@ -13,6 +13,7 @@ from lorastudy.data.formats import Format
 from lorastudy.data.instructions import Instruction
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
+from lorastudy.spec.settings import PromptFormat
 
 #: Stanford Alpaca's two prompts, word for word (github.com/tatsu-lab/stanford_alpaca).
 _ALPACA = (
@@ -25,38 +26,68 @@ _PAIRED = ", paired with an input that provides further context"
 _HEADINGS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
-def render(row: Row, fmt: Format, *, chat_template: ChatTemplate | None = None) -> Rendering:
+@dataclass(frozen=True, kw_only=True)
+class PromptStyle:
+    """How rows are laid out: the format that is asked for, and the model's chat template, where it has one."""
+
+    prompt_format: PromptFormat = "auto"
+    chat_template: ChatTemplate | None = None
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The chat template, where it is to be used."""
+        return self.chat_template if self.prompt_format in ("auto", "chat") else None
+
+
+#: Rows as they are without any model.
+WITHOUT_MODEL = PromptStyle()
+
+
+def render(row: Row, fmt: Format, *, style: PromptStyle = WITHOUT_MODEL) -> Rendering:
     """The row's text. Segments follow each other with nothing between them.
 
-    Alpaca rows always get Alpaca's prompt. A prompt and its completion are joined as they are, as `trl` does, or with
-    the row's separator: white space between them is the data's business, because a space added here would change
-    the tokens of sets that bring their own. Conversations are rendered by the model's chat template where it has one, else
-    in a plain layout; what follows the last answer is left out, as no token of it is trained or looked at.
+    The model's chat template lays out all but plain text, where it has one and the style does not ask for another
+    layout. Without it Alpaca rows get Alpaca's prompt, and conversations a plain layout with headings; what follows the
+    last answer is left out, as no token of it is trained or looked at. A prompt and its completion are joined as they are,
+    as `trl` does, or with the row's separator: white space between them is the data's business, because a space added
+    here would change the tokens of sets that bring their own. With a chat template it parts nothing and is left away.
 
     Raises:
         DataError: the chat template cannot render the row.
     """
-    values = fmt.values(row)
     if fmt.name == "text":
-        return Rendering(segments=(Segment(text=values["text"], trained=True, end="eos"),), layout="text")
-    if fmt.name == "prompt_completion":
+        return Rendering(
+            segments=(Segment(text=fmt.values(row)["text"], trained=True, end="eos"),), layout="text"
+        )
+    if fmt.name in ("alpaca", "prompt_completion"):
         instruction = fmt.instruction(row)
-        segments = _prompt_and_answer(plain_prompt(instruction), instruction.answer)
-        return Rendering(segments=segments, layout="plain")
-    if fmt.name == "alpaca":
-        instruction = fmt.instruction(row)
-        segments = _prompt_and_answer(alpaca_prompt(instruction), instruction.answer)
-        return Rendering(segments=segments, layout="alpaca")
-    conversation = fmt.conversation(row)
-    if chat_template is None:
+        if style.template is None:
+            return _instruction_layout(instruction, fmt, prompt_format=style.prompt_format)
+        conversation = instruction.stripped.conversation
+    else:
+        conversation = fmt.conversation(row)
+    if style.template is None:
         unseen = unseen_fields(conversation, chat_template=None)
         return Rendering(segments=_plain_layout(conversation), layout="plain", unseen=unseen)
     try:
-        rendering = render_chat(conversation, chat_template=chat_template)
-        unseen = unseen_fields(conversation, chat_template=chat_template, fell_back=rendering.fell_back)
+        rendering = render_chat(conversation, chat_template=style.template)
+        unseen = unseen_fields(conversation, chat_template=style.template, fell_back=rendering.fell_back)
         return replace(rendering, unseen=unseen)
     except ConversationError as error:
         raise DataError(f"{row.where}: {error}") from error
+
+
+def _instruction_layout(instruction: Instruction, fmt: Format, *, prompt_format: PromptFormat) -> Rendering:
+    """A prompt and its answer without a chat template: in Alpaca's prompt, or joined."""
+    is_alpaca = fmt.name == "alpaca" if prompt_format in ("auto", "chat") else prompt_format == "alpaca"
+    if is_alpaca:
+        return Rendering(
+            segments=_prompt_and_answer(alpaca_prompt(instruction), instruction.answer), layout="alpaca"
+        )
+    prompt = plain_prompt(instruction)
+    if fmt.name == "alpaca" and not prompt[-1:].isspace():
+        prompt += "\n\n"  # such rows never bring what parts them from their answer
+    return Rendering(segments=_prompt_and_answer(prompt, instruction.answer), layout="plain")
 
 
 def _prompt_and_answer(prompt: str, answer: str) -> tuple[Segment, ...]:

@@ -124,8 +124,8 @@ def tokenise(
 
     The tokens of a conversation are those that the model's chat template gives it. In front of other rows comes what
     the tokenizer itself puts there (a BOS token, or nothing), once. After the last answer comes its EOS token, which is
-    trained. The very first token has no label: there is nothing to predict it from. A row of which no answer token is
-    left is refused, and counted.
+    trained; what a template writes behind it is left out. The very first token has no label: there is nothing to predict
+    it from. A row of which no answer token is left is refused, and counted.
 
     Raises:
         DataError: every row was refused, the tokenizer does not know the answers' words, or it does not tell where
@@ -216,11 +216,6 @@ class _Text:
     answers: list[Span]
     ends_at_next: list[bool]
 
-    @property
-    def ends_with_answer(self) -> bool:
-        """False only where a template's own marks leave out what it writes at the end."""
-        return self.answers[-1][1] == len(self.text)
-
     @classmethod
     def of(cls, example: Example, *, eos: str | None) -> "_Text":
         """The segments joined, with EOS after each answer that it ends, written once. The last EOS is added as a token."""
@@ -280,7 +275,7 @@ def _prefix(tokenizer: Tokenizer) -> list[int]:
 def _labelled(
     text: _Text, *, ids: list[int], spans: list[Span] | None, tokenizer: Tokenizer, prefix: list[int]
 ) -> _Encoded:
-    """The ids between what comes in front and the EOS token, and the labels of the answers among them."""
+    """The ids between what comes in front and the EOS token, up to the last answer, and the labels of the answers."""
     if spans is None:
         borders = [_borders_by_prefix(text, span, ids=ids, tokenizer=tokenizer) for span in text.answers]
     else:
@@ -296,8 +291,9 @@ def _labelled(
             end += 1
         labels[begin:end] = ids[begin:end]
         answers.append(_Answer(start=begin, stop=end, prompt_text=text.text[:first]))
+    del ids[answers[-1].stop :], labels[answers[-1].stop :]
     eos_id = tokenizer.eos_token_id
-    if eos_id is not None and ids[-1:] != [eos_id] and text.ends_with_answer:
+    if eos_id is not None and ids[-1:] != [eos_id]:
         ids.append(eos_id)
         labels.append(eos_id)
     labels[:1] = [IGNORED]

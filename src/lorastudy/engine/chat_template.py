@@ -9,7 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lorastudy.data.chat import ChatTemplate, Message
+from lorastudy.data.prompts import PromptStyle
 from lorastudy.errors import ModelError
+from lorastudy.spec.settings import PromptFormat
 
 #: Stands for today in every template, else equal rows would give other tokens tomorrow. Llama 3's own choice.
 DATE = dt.date(2024, 7, 26)
@@ -17,6 +19,23 @@ DATE = dt.date(2024, 7, 26)
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _TODAY = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(?P<quote>['\"])(?P<format>.*?)(?P=quote)\s*\)")
 _ANY_DAY = re.compile(r"strftime_now\s*\(")
+
+
+def prompt_style(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> PromptStyle:
+    """How rows are laid out for the tokenizer's model.
+
+    Raises:
+        ModelError: its chat template is asked for and it has none, or one that cannot be used.
+    """
+    if prompt_format not in ("auto", "chat"):
+        return PromptStyle(prompt_format=prompt_format)
+    chat_template = chat_template_of(tokenizer)
+    if chat_template is None and prompt_format == "chat":
+        raise ModelError(
+            f"prompt_format: chat: {tokenizer.name_or_path} has no chat template; take a model that has one, or "
+            "prompt_format: auto"
+        )
+    return PromptStyle(prompt_format=prompt_format, chat_template=chat_template)
 
 
 def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:

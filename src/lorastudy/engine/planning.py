@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.data.tokenise import TokenSet
-from lorastudy.engine.chat_template import chat_template_of
+from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.choice import foreseen_problem
 from lorastudy.engine.environment import environment
 from lorastudy.engine.feed import make_feed, steps_of
@@ -123,7 +123,7 @@ def _rows(question: RowsQuestion) -> dict[str, Any]:
     """By order of the rows the largest micro-batch and a step's mean tokens; and what becomes of the rows of each split."""
     settings = Settings.model_validate_json(json.dumps(question.settings))
     tokenizer = load_tokenizer(settings.base_model, trust_remote_code=settings.trust_remote_code)
-    study = train_and_eval(settings, chat_template=chat_template_of(tokenizer))
+    study = train_and_eval(settings, style=prompt_style(tokenizer, settings.prompt_format))
     reach = Reach.of(
         settings, max_steps=[steps for steps, _ in question.lengths], data_seeds=question.data_seeds
     )

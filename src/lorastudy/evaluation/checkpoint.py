@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorastudy.data.load import load_examples
 from lorastudy.data.tokenise import TokenSet, tokenise
-from lorastudy.engine.chat_template import chat_template_of
+from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.generation import greedy
 from lorastudy.engine.loading import BaseModel, default_device, load_base
 from lorastudy.engine.planning import answer
@@ -74,7 +74,7 @@ def _evaluated(
 def _tokens(job: EvaluateJob, *, base: BaseModel) -> TokenSet:
     assert job.dataset is not None
     _, examples = load_examples(
-        job.dataset, max_samples=job.max_samples, chat_template=chat_template_of(base.tokenizer)
+        job.dataset, max_samples=job.max_samples, style=prompt_style(base.tokenizer, job.prompt_format)
     )  # fmt: skip
     return tokenise(examples, tokenizer=base.tokenizer, max_seq_length=job.max_seq_length, split="eval")
 

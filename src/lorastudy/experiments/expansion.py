@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lorastudy.errors import StudyError
 from lorastudy.experiments.base_experiment import BaseExperiment, ExperimentConfig, settings_of
 from lorastudy.experiments.resolution import resolve_type
+from lorastudy.spec.base_folder import has_chat_template
 from lorastudy.spec.experiment import DATA_VERSION, Experiment, Sources
 from lorastudy.spec.naming import label, varied_keys
 from lorastudy.spec.problems import Place, Problems
@@ -24,7 +25,7 @@ def expand(
     """The suite's experiments, in the order of its arms and their seeds; every arm has its rate (see `rate_search`).
 
     An experiment is called as its arm, followed by `_seed<seed>` when the arm has several. Each path is
-    fingerprinted once.
+    fingerprinted once. `prompt_format: auto` becomes `chat` where the base model has a chat template.
 
     Raises:
         SuiteFileError: two arms have one name, two experiments are the same, a name cannot be a folder's, or no
@@ -96,7 +97,14 @@ def _named(arm: Arm, *, kind: type[BaseExperiment], varied: tuple[str, ...]) -> 
         raise StudyError(f"{kind.__name__} fails: {type(error).__name__}: {error}") from error
     if not isinstance(name, str):
         raise StudyError(f"{kind.__name__}.get_experiment_name returned {name!r}; a name is text")
-    return _NamedArm(name=name, settings=settings, seeds=arm.seeds, line=arm.line)
+    return _NamedArm(name=name, settings=_with_layout(settings), seeds=arm.seeds, line=arm.line)
+
+
+def _with_layout(settings: Settings) -> Settings:
+    """The settings with the layout that `auto` takes, where that is known: with a chat template, it is the template's."""
+    if settings.prompt_format == "auto" and has_chat_template(settings.base_model):
+        return settings.model_copy(update={"prompt_format": "chat"})
+    return settings
 
 
 def _experiments(suite: Suite, arm: _NamedArm, *, sources: Sources) -> list[Experiment]:

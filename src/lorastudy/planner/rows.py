@@ -16,7 +16,7 @@ _DATA_KEYS = (
     "test_fraction", "max_train_samples", "max_eval_samples",
 )  # fmt: skip
 #: Those that decide as which tokens.
-_TOKEN_KEYS = ("max_seq_length", "base_model", "trust_remote_code")
+_TOKEN_KEYS = ("max_seq_length", "prompt_format", "base_model", "trust_remote_code")
 
 
 @dataclass(frozen=True, kw_only=True)

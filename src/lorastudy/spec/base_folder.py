@@ -42,6 +42,26 @@ def read_config(base_model: str) -> Mapping[str, Any] | None:
     return text
 
 
+def has_chat_template(base_model: str) -> bool:
+    """Whether the files beside a model's weights hold a chat template; of a model that is not on this machine, no.
+
+    Raises:
+        ModelError: `tokenizer_config.json` is not JSON.
+    """
+    folder = base_folder(base_model)
+    if folder is None:
+        return False
+    if (folder / "chat_template.jinja").is_file() or any(folder.glob("additional_chat_templates/*.jinja")):
+        return True
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return False
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+
+
 def weight_shapes(base_model: str) -> dict[str, Shape] | None:
     """The shape of every tensor by name, from the headers of the safetensors files; None where there are none.
 

@@ -14,7 +14,7 @@ from lorastudy.spec.wording import did_you_mean, shown
 #: What decides which rows are scored, and how many steps there are.
 _ALIKE_IN_A_RACE = (
     "base_model", "dataset_path", "eval_dataset_path", "eval_fraction", "test_dataset_path", "test_fraction",
-    "max_train_samples", "max_eval_samples", "max_seq_length", "data_seed", "num_train_epochs", "max_steps",
+    "max_train_samples", "max_eval_samples", "max_seq_length", "prompt_format", "data_seed", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
 

@@ -107,6 +107,8 @@ def _identifying(settings: Settings) -> dict[str, Any]:
         values["eval_fraction"] = None
     if settings.max_generation_samples == 0:
         values["max_new_tokens"] = values["exact_match_pattern"] = None
+    if settings.prompt_format == "auto":
+        del values["prompt_format"]  # where there is a chat template, an experiment's is `chat`
     if settings.quantization != "4bit":
         values["bnb_4bit_quant_type"] = values["bnb_4bit_use_double_quant"] = None
     acting = {key: value for key, value in values.items() if key not in LAYOUT_KEYS}

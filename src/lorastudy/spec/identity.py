@@ -57,6 +57,7 @@ def base_model_fingerprint(base_model: str) -> str:
 def _folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     whole = [folder / name for name in _WHOLE_FILES if (folder / name).is_file()]
+    whole += sorted(folder.glob("additional_chat_templates/*.jinja"))
     whole += sorted(folder.glob("*.py"))
     weights = sorted(path for pattern in _WEIGHT_FILES for path in folder.glob(pattern))
     for path in whole:

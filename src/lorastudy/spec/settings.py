@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Quantization = Literal["4bit", "8bit", "fp16", "bf16", "fp32"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 EngineName = Literal["auto", "packed", "reference"]
+PromptFormat = Literal["auto", "chat", "alpaca", "plain"]
 TargetPreset = Literal["q", "v", "qv", "qkvo", "mlp", "all"]
 TARGET_PRESETS: tuple[str, ...] = get_args(TargetPreset)
 
@@ -73,6 +74,13 @@ class AskedSettings(BaseModel):
         description="Use only the first held-out rows, test rows and forgetting rows; of each so many.",
     )
     max_seq_length: int = Field(512, ge=8, description="Tokens per row; longer rows are cut at the end.")
+
+    prompt_format: PromptFormat = Field(
+        "auto",
+        description="What lays rows out: `chat`, the model's own chat template; `alpaca`, Alpaca's prompt; `plain`, prompt "
+        "and answer joined as they are. `auto` takes the chat template where the model has one, also for Alpaca rows and "
+        "prompt/completion pairs, and else what the rows' format is known for.",
+    )
 
     # --- how long -------------------------------------------------------------------------------------
     num_train_epochs: float | None = Field(

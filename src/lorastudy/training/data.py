@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from lorastudy.data.load import near_copies, train_and_eval
 from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.data.tokenise import TokenSet
-from lorastudy.engine.chat_template import chat_template_of
+from lorastudy.engine.chat_template import prompt_style
 from lorastudy.spec.settings import Settings
 from lorastudy.training.outcomes import PackRun
 
@@ -29,7 +29,7 @@ class PackData:
 
 def load_data(run: PackRun, settings: Settings, *, tokenizer: PreTrainedTokenizerBase) -> PackData:
     """Read, render and tokenise the pack's data sets; record what became of their rows."""
-    study = train_and_eval(settings, chat_template=chat_template_of(tokenizer))
+    study = train_and_eval(settings, style=prompt_style(tokenizer, settings.prompt_format))
     experiments = run.pack.experiments
     reach = Reach.of(
         settings,

@@ -5,7 +5,7 @@ from jinja2 import Environment, TemplateError
 
 from lorastudy.data.chat import ChatTemplate
 from lorastudy.data.formats import recognise
-from lorastudy.data.prompts import render
+from lorastudy.data.prompts import PromptStyle, render
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
 
@@ -46,7 +46,7 @@ def refuse(message):
     raise TemplateError(message)
 
 
-def rendering_of(template, values):
+def rendering_of(template, values, prompt_format="auto"):
     environment = Environment()
     environment.globals["refuse"] = refuse
     compiled = environment.from_string(template)
@@ -55,18 +55,57 @@ def rendering_of(template, values):
         return compiled.render(messages=messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
     row = Row(values=values, where="f:1")
-    return render(row, recognise([row]), chat_template=ChatTemplate(render=render_messages))
+    style = PromptStyle(chat_template=ChatTemplate(render=render_messages), prompt_format=prompt_format)
+    return render(row, recognise([row]), style=style)
 
 
 def rendered(template, values):
     rendering = rendering_of(template, values)
     assert rendering.layout == "chat"
-    return [(s.text, s.trained) for s in rendering.segments]
+    segments = [(s.text, s.trained) for s in rendering.segments]
+    after = segments.pop()[0] if not segments[-1][1] else ""
+    assert not after.strip()  # what a template writes behind the last answer
+    return segments
 
 
 def two_turns(first="a1", second="a2"):
     pairs = [("user", "q1"), ("assistant", first), ("user", "q2"), ("assistant", second)]
     return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+PAIR = {"question": "2+2? ", "answer": " 4\n", "system": "Add.", "separator": "=>"}
+ALPACA = {"instruction": "Add.", "input": "2+2", "output": "4"}
+
+
+@pytest.mark.parametrize(
+    ("values", "prompt_format", "layout", "prompt", "answer"),
+    [
+        (PAIR, "auto", "chat", "<|system|>Add.<|end|>\n<|user|>2+2?<|end|>\n<|assistant|>", "4<|end|>"),
+        (PAIR, "plain", "plain", "Add.\n\n2+2? =>", " 4\n"),
+        (ALPACA, "chat", "chat", "<|user|>Add.\n\n2+2<|end|>\n<|assistant|>", "4<|end|>"),
+        (ALPACA, "plain", "plain", "Add.\n\n2+2\n\n", "4"),
+        (two_turns(), "plain", "plain", "### User:\nq1\n\n### Assistant:\n", "a2"),
+        (two_turns(), "alpaca", "plain", "### User:\nq1\n\n### Assistant:\n", "a2"),
+        ({"text": "all"}, "chat", "text", "all", "all"),
+    ],
+)
+def test_a_prompt_format_is_kept_to_where_the_model_has_a_chat_template(
+    values, prompt_format, layout, prompt, answer
+):
+    rendering = rendering_of(CHATML, values, prompt_format)
+    assert (rendering.layout, rendering.segments[0].text) == (layout, prompt)
+    assert [segment.text for segment in rendering.segments if segment.trained][-1] == answer
+
+
+@pytest.mark.parametrize("prompt_format", ["auto", "alpaca"])
+@pytest.mark.parametrize("values", [PAIR, ALPACA])
+def test_alpacas_prompt_for_pairs_where_it_is_asked_for(values, prompt_format):
+    row = Row(values=values, where="f:1")
+    style = PromptStyle(prompt_format=prompt_format)
+    rendering = render(row, recognise([row]), style=style)
+    is_alpaca = values is ALPACA or prompt_format == "alpaca"
+    assert rendering.layout == ("alpaca" if is_alpaca else "plain")
+    assert ("### Response:\n" in rendering.segments[0].text) is is_alpaca
 
 
 WITH_CALL = {
@@ -181,7 +220,7 @@ def test_an_answer_that_only_the_next_role_ends():
         "",
         "next",
     ]
-    assert [segment.end for segment in rendering_of(CHATML, two_turns()).segments] == [""] * 4
+    assert [segment.end for segment in rendering_of(CHATML, two_turns()).segments] == [""] * 5
 
 
 def test_an_end_that_stands_between_turns_only():

@@ -10,6 +10,7 @@ from lorastudy.data import conversations, formats, prompts
 from lorastudy.data.chat import ChatTemplate
 from lorastudy.data.formats import Format, recognise
 from lorastudy.data.load import to_example
+from lorastudy.data.prompts import PromptStyle
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
 
@@ -65,7 +66,8 @@ def seen(values: Mapping[str, Any], chat_template: Any = None) -> tuple[Any, str
     try:
         fmt = recognise(given)
         examples = [
-            to_example(row, fmt, chat_template=chat_template) for row in formats.trained_rows(given, fmt)
+            to_example(row, fmt, style=PromptStyle(chat_template=chat_template))
+            for row in formats.trained_rows(given, fmt)
         ]
     except DataError as error:
         return None, str(error)
@@ -190,5 +192,5 @@ def test_fields_that_a_layout_does_not_show_are_known(template, unseen):
         {**BOT, "timestamp": "12:00"},
     ]
     row = Row(values={"messages": messages}, where="f")
-    example = to_example(row, recognise([row]), chat_template=template)
+    example = to_example(row, recognise([row]), style=PromptStyle(chat_template=template))
     assert set(example.rendering.unseen) == set(unseen)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lorastudy.data import formats, values
 from lorastudy.data.chat import ChatTemplate
 from lorastudy.data.load import load_examples, train_and_eval
+from lorastudy.data.prompts import PromptStyle
 from lorastudy.errors import DataError
 from lorastudy.spec.settings import Settings
 
@@ -144,7 +145,7 @@ def read(rows: Rows, name: str, folder: Path) -> list[Any]:
     found: list[Any] = []
     for template in (None, TEMPLATE):
         try:
-            fmt, examples = load_examples(str(path), chat_template=template)
+            fmt, examples = load_examples(str(path), style=PromptStyle(chat_template=template))
         except DataError as error:
             found.append(re.sub(rf"{path}(:\d+|\[\d+\])?", "FILE", str(error)))
             continue

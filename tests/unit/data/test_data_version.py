@@ -11,14 +11,14 @@ from transformers import PreTrainedTokenizerFast
 
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import token_sets
-from lorastudy.engine.chat_template import chat_template_of
+from lorastudy.engine.chat_template import prompt_style
 from lorastudy.spec.experiment import DATA_VERSION
 from lorastudy.spec.settings import Settings
 
 #: By format and version. Where a digest changes on purpose, raise DATA_VERSION, unless the version was never released.
 DIGESTS = {
-    "alpaca": {2: "fb3d89f56beea092"},
-    "pairs": {2: "2cbbd9688366ef0d"},
+    "alpaca": {2: "e5f7e3945bec5dee"},
+    "pairs": {2: "e8dca768d0051296"},
     "messages": {2: "904a8ca92f74c214"},
     "text": {2: "bd15d742d0c0ccd9"},
 }
@@ -79,7 +79,7 @@ def test_equal_rows_give_equal_tokens_masks_and_splits(name: str, write: Callabl
     digests = []
     for template in (None, CHATML):
         tokenizer = byte_tokenizer(template)
-        study = train_and_eval(settings, chat_template=chat_template_of(tokenizer))
+        study = train_and_eval(settings, style=prompt_style(tokenizer, "auto"))
         sets = token_sets(study, settings, tokenizer=tokenizer, reach=None)
         digests.append(
             {

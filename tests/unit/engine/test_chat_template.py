@@ -6,8 +6,9 @@ from transformers.utils import chat_template_utils
 import tiny
 from lorastudy.data.formats import recognise
 from lorastudy.data.load import to_example
+from lorastudy.data.prompts import PromptStyle
 from lorastudy.data.sources import Row
-from lorastudy.engine.chat_template import DATE, chat_template_of
+from lorastudy.engine.chat_template import DATE, chat_template_of, prompt_style
 from lorastudy.errors import ModelError
 
 TURNS = [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4 w5"}]
@@ -76,11 +77,23 @@ def test_a_day_in_a_form_that_is_computed_is_refused():
 
 def test_what_the_template_marks_is_trained():
     row = Row(values={"messages": [TURNS[1], *TURNS, *TURNS]}, where="f:1")
-    example = to_example(row, recognise([row]), chat_template=template_of(GENERATION))
+    example = to_example(row, recognise([row]), style=PromptStyle(chat_template=template_of(GENERATION)))
     assert [(segment.text, segment.trained) for segment in example.segments] == [
         ("w9 w4 w5 <eos> w8 w9 w3 w8 w9 ", False),  # a greeting answers nothing
         ("w4 w5 <eos>", True),
         (" w8 w9 w3 w8 w9 ", False),
         ("w4 w5 <eos>", True),
-        (" w8", False),
+        (" w8 ", False),
     ]
+
+
+def test_a_chat_template_that_is_asked_for_and_not_there_is_refused():
+    tokenizer = tiny.tokenizer()
+    assert prompt_style(tokenizer, "auto") == PromptStyle()
+    with pytest.raises(
+        ModelError, match=r"^prompt_format: chat: .* has no chat template; take a model that has one"
+    ):
+        prompt_style(tokenizer, "chat")
+    tokenizer.chat_template = "{{ messages }}"
+    assert prompt_style(tokenizer, "chat").template is not None
+    assert prompt_style(tokenizer, "plain").template is None
