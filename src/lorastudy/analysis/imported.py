@@ -1,27 +1,36 @@
 """What can be told from results of other tools, by the rules that hold for one's own.
 
-They become a study of their own, so the linter judges them and, where an arm has several seeds, they are paired
-and judged as any other. Of a single seed nothing is known about the noise between seeds: no verdict is possible.
-What is left is the noise of the items. With the number of items known, a share has an interval, and two shares can
-or cannot be told apart, as two trained adapters and not as two configurations.
+They become a study of their own. The linter judges them, what it invalidates has no verdict, and a grid of learning rates is
+read as one: each configuration stands at its best rate. Where arms share seeds they are paired: with a reference that the
+user names, else with the best of the others (`analysis.best`), never with whichever row came first.
+
+Of a single seed nothing is known about the noise between seeds: no verdict is possible. What is left is the noise of the
+items. With the number of items known, a share has an interval, and Hsu's comparisons say which arms may be the best, as
+trained adapters and not as configurations. Shares of different environments or base models are never compared.
 """
 
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lorastudy.analysis.comparison import Comparison
+from lorastudy.analysis.best import AgainstBest, against_the_best
+from lorastudy.analysis.blocker import Blocker
+from lorastudy.analysis.comparison import Comparison, direction
 from lorastudy.analysis.fairness.case import ArmFacts, Case
 from lorastudy.analysis.fairness.finding import LintFinding
-from lorastudy.analysis.fairness.lint import lint, untuned
+from lorastudy.analysis.fairness.lint import blockers, lint, untuned
 from lorastudy.analysis.fairness.rates import METHOD_KEY
-from lorastudy.analysis.paired import compare_with_reference
-from lorastudy.analysis.proportions import Share, ShareDifference, corrected, difference, share_of
-from lorastudy.analysis.reference import reference_arm
-from lorastudy.analysis.study import Study, split_studies
+from lorastudy.analysis.paired import compare_with_reference, paired_estimate
+from lorastudy.analysis.proportions import Share, difference, share_of, shares_against_the_best
+from lorastudy.analysis.reference import is_reference_named, reference_arm
+from lorastudy.analysis.selection import compared_arms
+from lorastudy.analysis.study import Arm, Study, split_studies
 from lorastudy.analysis.summary import Metric, Spread, scores_by_seed
+from lorastudy.analysis.tuning import rates_of
 from lorastudy.analysis.verdicts import Rules
+from lorastudy.errors import StudyError
+from lorastudy.spec.wording import did_you_mean
 from lorastudy.tracker.views import ExperimentResult, ImportedResult, ScoreValue
 
 SPLIT = "imported"
@@ -29,15 +38,23 @@ SPLIT = "imported"
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedArm:
-    """One arm of imported results on the primary metric."""
+    """One configuration of imported results, at its best learning rate, on the primary metric."""
 
     name: str
     results: tuple[ImportedResult, ...]
     scores: Spread | None
     share: Share | None
     """Of a single result whose metric is a share of so many items; None for any other."""
-    from_best: ShareDifference | None
-    """To the best share observed; None for that one itself, and where there is no share."""
+    against_best: AgainstBest | None
+    """The share against the best of the other shares of its environment and base model; None where there is no other."""
+    num_rates: int
+    """Learning rates that the configuration was run at."""
+    num_diverged: int
+
+    @property
+    def may_be_best(self) -> bool:
+        """Whether the noise of the items leaves open that its share is the highest of its environment and base model."""
+        return self.against_best is None or not self.against_best.is_behind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +67,25 @@ class ImportedAnalysis:
     study: Study
     arms: tuple[ImportedArm, ...]
     lint: tuple[LintFinding, ...]
+    untuned: frozenset[str]
+    reference: str | None
+    """The arm that the user named."""
     comparisons: tuple[Comparison, ...]
-    """Paired over seeds, against the first arm of the file; empty where no two arms share two seeds."""
+    """Paired over seeds, against the named reference; empty without one, and where no two arms share two seeds."""
+    invalid: Mapping[str, str]
+    """Arms without a verdict, and why: the linter found them unfair to compare, or runs at their best rate diverged."""
+    against_best: Mapping[str, AgainstBest]
+    """Without a reference: each arm whose seeds can be paired, against the best of the others."""
 
     @property
     def shares(self) -> tuple[ImportedArm, ...]:
         """The arms whose result is a share of items."""
         return tuple(arm for arm in self.arms if arm.share is not None)
 
-    def not_told_from_best(self, *, of_all: bool) -> tuple[ImportedArm, ...]:
-        """Arms that cannot be told from the best share observed, itself among them; `of_all` with Holm's correction."""
-        return tuple(
-            arm
-            for arm in self.shares
-            if arm.from_best is None
-            or not (arm.from_best.told_apart_of_all if of_all else arm.from_best.told_apart)
-        )
+    @property
+    def may_be_best(self) -> tuple[ImportedArm, ...]:
+        """The arms of which the noise of the items leaves open that their share is the highest."""
+        return tuple(arm for arm in self.shares if arm.may_be_best)
 
     @property
     def neighbours_told_apart(self) -> int:
@@ -73,27 +93,75 @@ class ImportedAnalysis:
         shares = [arm.share for arm in self.shares if arm.share is not None]
         return sum(difference(one, below).told_apart for one, below in itertools.pairwise(shares))
 
+    @property
+    def num_groups(self) -> int:
+        """Environments and base models, within which alone shares are compared."""
+        return len({_group(arm.results[0]) for arm in self.shares})
 
-def analyse_imported(results: Sequence[ImportedResult]) -> ImportedAnalysis:
-    """The analysis of one suite's imported results, on the primary metric of the first."""
-    primary = results[0].scores[0]
-    metric = Metric(
-        split=SPLIT,
-        name=primary.metric,
-        title=primary.metric[:1].upper() + primary.metric[1:],
-        unit=primary.unit,
-        lower_is_better=primary.lower_is_better,
-    )
+
+def analyse_imported(results: Sequence[ImportedResult], *, reference: str | None = None) -> ImportedAnalysis:
+    """The analysis of one suite's imported results, on the primary metric of the first.
+
+    Raises:
+        StudyError: no arm has the name of the reference, or every run diverged.
+    """
+    metric = _primary_metric(results)
     study = imported_study(results)
-    found = lint(Case(study=study, facts=_facts(results, study), metric=metric))
+    if reference is not None and not is_reference_named(study, named=reference):
+        known = [arm.name for arm in study.arms]
+        near = did_you_mean(reference, known) or f"; there are {', '.join(known[:10])}"
+        raise StudyError(f"--reference {reference}: no imported arm has that name{near}")
+    case = Case(study=study, facts=_facts(results, study), metric=metric, named_reference=reference)
+    found = lint(case)
+    blocked = blockers(found)
+    compared = compared_arms(study, metric=metric)
+    invalid = _without_verdict(compared, blocked)
+    comparisons: tuple[Comparison, ...] = ()
+    if reference is not None:
+        rules = Rules(blockers=blocked, untuned=untuned(found))
+        comparisons = _comparisons(study, compared, metric=metric, reference=reference, rules=rules)
     return ImportedAnalysis(
         suite_name=results[0].suite_name,
         results=tuple(results),
         metric=metric,
         study=study,
-        arms=_arms(results, study, metric=metric),
+        arms=_arms(results, study, compared=compared, metric=metric),
         lint=found,
-        comparisons=_comparisons(study, metric=metric, rules=Rules(untuned=untuned(found))),
+        untuned=untuned(found),
+        reference=reference,
+        comparisons=comparisons,
+        invalid=invalid,
+        against_best={}
+        if reference is not None
+        else _against_best(study, [arm for arm in compared if arm.name not in invalid], metric=metric),
+    )
+
+
+def _without_verdict(compared: Sequence[Arm], blocked: Mapping[str, Sequence[Blocker]]) -> dict[str, str]:
+    """Of the compared arms, those that the linter found unfair to compare, and those that diverged at their best rate."""
+    why = {}
+    for arm in compared:
+        reasons = [one.why for one in blocked.get(arm.name, ())]
+        num_diverged = len(arm.results) - len(arm.completed)
+        if num_diverged:
+            reasons.append(f"{num_diverged} of {len(arm.results)} runs diverged")
+        if reasons:
+            why[arm.name] = "; ".join(reasons)
+    return why
+
+
+def _primary_metric(results: Sequence[ImportedResult]) -> Metric:
+    primary = next((result.scores[0] for result in results if result.scores and not result.is_diverged), None)
+    if primary is None:
+        raise StudyError(
+            f"{results[0].suite_name}: every imported run diverged, so there is nothing to compare"
+        )
+    return Metric(
+        split=SPLIT,
+        name=primary.metric,
+        title=primary.metric[:1].upper() + primary.metric[1:],
+        unit=primary.unit,
+        lower_is_better=primary.lower_is_better,
     )
 
 
@@ -123,7 +191,8 @@ def _as_result(result: ImportedResult, *, seed: int, kind: str) -> ExperimentRes
         experiment_type=kind,
         seed=seed,
         settings=result.settings,
-        status="completed",
+        status="failed" if result.is_diverged else "completed",
+        failure_kind="diverged" if result.is_diverged else None,
         scores=scores,
         sources=result.sources,
         started_at=result.imported_at,
@@ -141,28 +210,40 @@ def _facts(results: Sequence[ImportedResult], study: Study) -> Mapping[str, ArmF
     return facts
 
 
-def _arms(results: Sequence[ImportedResult], study: Study, *, metric: Metric) -> tuple[ImportedArm, ...]:
+def _arms(
+    results: Sequence[ImportedResult], study: Study, *, compared: Sequence[Arm], metric: Metric
+) -> tuple[ImportedArm, ...]:
     by_id = {result.id: result for result in results}
-    mine = {arm.name: tuple(by_id[result.experiment_id] for result in arm.results) for arm in study.arms}
+    mine = {arm.name: tuple(by_id[result.experiment_id] for result in arm.results) for arm in compared}
     shares = {name: share for name, group in mine.items() if (share := _share(group, metric)) is not None}
-    sign = 1 if metric.lower_is_better else -1
-    best = min(shares, key=lambda name: sign * shares[name].value, default=None)
-    others = [name for name in shares if name != best]
-    apart = corrected([difference(shares[name], shares[best]) for name in others if best is not None])
-    from_best = dict(zip(others, apart, strict=True))
+    groups: dict[tuple[str | None, str | None], dict[str, Share]] = {}
+    for name, share in shares.items():
+        groups.setdefault(_group(mine[name][0]), {})[name] = share
+    bounds: dict[str, AgainstBest] = {}
+    for group in groups.values():
+        bounds |= shares_against_the_best(group, lower_is_better=metric.lower_is_better)
     arms = [
         ImportedArm(
             name=arm.name,
             results=mine[arm.name],
             scores=Spread.of(scores_by_seed(arm, study, metric=metric).values()),
             share=shares.get(arm.name),
-            from_best=from_best.get(arm.name),
+            against_best=bounds.get(arm.name),
+            num_rates=len(rates_of(study, arm)),
+            num_diverged=sum(result.is_diverged for result in mine[arm.name]),
         )
-        for arm in study.arms
+        for arm in compared
     ]
+    sign = direction(metric)
     scored = [arm for arm in arms if arm.scores is not None]
     ordered = sorted(scored, key=lambda arm: sign * statistics.fmean(arm.scores.values if arm.scores else ()))
     return (*ordered, *(arm for arm in arms if arm.scores is None))
+
+
+def _group(result: ImportedResult) -> tuple[str | None, str | None]:
+    """What two shares must have in common to be compared."""
+    base_model = result.sources.get("base_model") or result.settings.get("base_model")
+    return (result.sources.get("environment"), base_model)
 
 
 def _share(group: Sequence[ImportedResult], metric: Metric) -> Share | None:
@@ -172,9 +253,23 @@ def _share(group: Sequence[ImportedResult], metric: Metric) -> Share | None:
     return None if score is None or score.num_items is None else share_of(score.value, score.num_items)
 
 
-def _comparisons(study: Study, *, metric: Metric, rules: Rules) -> tuple[Comparison, ...]:
-    reference = reference_arm(study)
-    if reference is None:
+def _comparisons(
+    study: Study, compared: Sequence[Arm], *, metric: Metric, reference: str, rules: Rules
+) -> tuple[Comparison, ...]:
+    named = reference_arm(study, named=reference, metric=metric)
+    if named is None:
         return ()
-    found = compare_with_reference(study, arms=study.arms, reference=reference, metric=metric, rules=rules)
+    found = compare_with_reference(study, arms=compared, reference=named, metric=metric, rules=rules)
     return found if any(comparison.n > 1 for comparison in found) else ()
+
+
+def _against_best(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Mapping[str, AgainstBest]:
+    """Each arm that shares seeds with another, in cost; empty where no two do."""
+    pairs = {}
+    for one, other in itertools.combinations([arm for arm in arms if arm.completed], 2):
+        found = paired_estimate(study, pair=(one, other), metric=metric, items={})
+        if found is not None:
+            pairs[one.name, other.name] = replace(found, mean=direction(metric) * found.mean)
+    paired = [arm.name for arm in arms if any(arm.name in pair for pair in pairs)]
+    num_seeds = len({seed for arm in arms for seed in scores_by_seed(arm, study, metric=metric)})
+    return against_the_best(pairs, arms=paired, num_seeds=num_seeds) if pairs else {}

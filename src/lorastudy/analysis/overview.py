@@ -130,7 +130,14 @@ class Analysis:
             found = paired_estimate(self.study, pair=pair, metric=self.primary, items=self.items)
             if found is not None and is_borne_out(self.study, pair, metric=self.primary):
                 pairs[one, other] = replace(found, mean=sign * found.mean)
-        return against_the_best(pairs, arms=arms)
+        num_seeds = len(
+            {
+                seed
+                for arm in arms
+                for seed in scores_by_seed(self.study.arm(arm), self.study, metric=self.primary)
+            }
+        )
+        return against_the_best(pairs, arms=arms, num_seeds=num_seeds)
 
     def divergence(self, name: str) -> Divergence | None:
         """On how many reporting seeds the arm diverged; None where on none."""

@@ -4,10 +4,16 @@ For results that come without their items. Two arms that were scored on the same
 items known their difference would be known better than here, where they are two independent samples.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorastudy.analysis.best import AgainstBest, bounds_against_the_best
 
 ALPHA = 0.05
+#: Shares are of hundreds of items: the variance of each is taken as known, and Dunnett's quantile as of many degrees.
+_MANY_DEGREES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +51,11 @@ class ShareDifference:
     """Newcombe's 95 % interval, made of the two Wilson intervals."""
     p: float
     """Two-sided, of the z test with the pooled share."""
-    holm_p: float | None = None
 
     @property
     def told_apart(self) -> bool:
         """Whether the two differ by more than the noise of their items, at the 5 % level, taken alone."""
         return self.p < ALPHA
-
-    @property
-    def told_apart_of_all(self) -> bool:
-        """The same after Holm's correction."""
-        return self.holm_p is not None and self.holm_p < ALPHA
 
 
 def share_of(value: float, num_items: int) -> Share:
@@ -77,11 +77,27 @@ def difference(one: Share, other: Share) -> ShareDifference:
     return ShareDifference(difference=one.value - other.value, interval=(float(low), float(high)), p=p)
 
 
-def corrected(differences: Sequence[ShareDifference]) -> list[ShareDifference]:
-    """The same differences with p values that hold for all of them together (Holm)."""
-    if not differences:
-        return []
-    from statsmodels.stats.multitest import multipletests
+def shares_against_the_best(shares: Mapping[str, Share], *, lower_is_better: bool) -> dict[str, AgainstBest]:
+    """Each share's cost less the lowest cost of the others, with simultaneous 95 % bounds (Hsu; see `analysis.best`).
 
-    holm = multipletests([one.p for one in differences], alpha=ALPHA, method="holm")[1]
-    return [replace(one, holm_p=float(p)) for one, p in zip(differences, holm, strict=True)]
+    The difference of two shares has the standard error sqrt(p (1 - p) / n + q (1 - q) / m), with Agresti and Caffo's two
+    added right and two added wrong answers, which keep it honest near 0 and 1. The bounds hold together, whichever share is
+    the best. Of 63 equal shares of 1,319 items, comparing each with the highest by itself calls 22 different.
+    """
+    names = list(shares)
+    if len(names) < 2:
+        return {}
+    items = np.array([share.num_items for share in shares.values()]) + 2.0
+    right = np.array([share.num_right for share in shares.values()]) + 1.0
+    variances = (right / items) * (1 - right / items) / items
+    costs = np.array([share.value for share in shares.values()]) * (1 if lower_is_better else -1)
+    lower, upper = bounds_against_the_best(
+        costs[:, None] - costs[None, :],
+        np.sqrt(variances[:, None] + variances[None, :]),
+        degrees=_MANY_DEGREES,
+        alpha=ALPHA,
+    )
+    return {
+        name: AgainstBest(arm=name, lower=float(lower[index]), upper=float(upper[index]))
+        for index, name in enumerate(names)
+    }

@@ -18,17 +18,22 @@ from lorastudy.tracker.views import ExperimentResult
 #: Highest first: what a lower precision is compared with.
 PRECISIONS = ("fp32", "bf16", "fp16", "8bit", "4bit")
 
+_MODULE_KEYS = frozenset({"target_modules", "layers_to_transform"})
+_PRECISION_KEYS = frozenset({"quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"})
+
 #: What each experiment type varies on purpose.
 STUDIED_KEYS: Mapping[str, frozenset[str]] = {
     "rank_ablation": frozenset({"lora_rank", "lora_alpha"}),
-    "module_ablation": frozenset({"target_modules", "layers_to_transform"}),
-    "parameter_matched_modules": frozenset(
-        {"target_modules", "layers_to_transform", "lora_rank", "lora_alpha"}
-    ),
+    "module_ablation": _MODULE_KEYS,
+    "parameter_matched_modules": _MODULE_KEYS | {"lora_rank", "lora_alpha"},
     "method_comparison": frozenset(
         {"method", "peft_config", "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules"}
     ),
-    "quantization_study": frozenset({"quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"}),
+    # What another tool compared nobody stated; whatever makes the adapter may be it, and each stands at its best rate.
+    "imported": frozenset({"lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "base_model"})
+    | _MODULE_KEYS
+    | _PRECISION_KEYS,
+    "quantization_study": _PRECISION_KEYS,
 }
 
 #: What two arms of one configuration may differ in.

@@ -101,7 +101,7 @@ def best_of(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Arm | None:
     room = _standard_error(study, best, metric=metric)
     near = [arm for arm in left if costs[arm.name] <= costs[best.name] + room]
     losses = _costs(study, near, metric=LOSS)
-    return min(near, key=lambda arm: losses.get(arm.name, math.inf))
+    return min(near, key=lambda arm: (losses.get(arm.name, math.inf), costs[arm.name]))
 
 
 def adjusted_means(scores: Mapping[str, Mapping[int, float]]) -> dict[str, float]:

@@ -61,12 +61,19 @@ def import_results(
         raise StudyError("give JSON files of PEFT's method_comparison, or one table; not both at once")
     if all(is_table):
         meaning = read_mapping(mapping, columns=column or (), constants=constant or (), metrics=metric or ())
-        results = [result for file in files for result in read_table(file, suite_name=name, mapping=meaning)]
+        tables = [read_table(file, suite_name=name, mapping=meaning) for file in files]
+        results = [result for table in tables for result in table.results]
+        unused = dict.fromkeys(column for table in tables for column in table.unused_columns)
     else:
-        results = read_peft(files, suite_name=name, num_items=num_items or NUM_GSM8K_TEST_ROWS)
+        results, unused = read_peft(files, suite_name=name, num_items=num_items or NUM_GSM8K_TEST_ROWS), {}
     with ExperimentTracker(database, writable=True) as tracker:
         added = tracker.add_imported(results)
     say(f"{name}: {len(results)} results read, {added} new, {len(results) - added} were there already")
+    diverged = sum(result.is_diverged for result in results)
+    if diverged:
+        say(f"{diverged} of them diverged: no usable value of the first metric")
+    if unused:
+        say(f"not used, for nobody said what they mean: {', '.join(unused)}")
     say(f"next: lorastudy report --suite-name {name}")
 
 

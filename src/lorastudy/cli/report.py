@@ -17,6 +17,12 @@ def report(
             "--suite-name", help="Only this suite; without it, all of the store, the last one first."
         ),
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="The arm of imported results that the others are compared with; by default with the best."
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="The Markdown file; the HTML page lies beside it.")] = Path(
         "RESULTS.md"
     ),
@@ -31,6 +37,7 @@ def report(
             tracker,
             experiment_type=experiment_type,
             suite_name=suite_name,
+            reference=reference,
             store_flags=() if database == DATABASE else ("--database", database),
         )
         written = save_report(found, tracker, output=output)

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,40 @@ from lorastudy.spec.yaml_nodes import resolve_scalar
 from lorastudy.tracker.views import ImportedResult, ImportedScore
 
 _SOURCES = ("base_model", "dataset", "environment")
+#: What a cell of the primary metric says of a run that diverged; an empty one says the same.
+_DIVERGED = frozenset({"diverged", "nan", "inf", "+inf", "-inf", "infinity", "-infinity", ""})
+#: Columns that name the base model in the tables people have. Unmapped, results of several models would be pooled.
+_BASE_MODEL_COLUMNS = frozenset({"base_model", "model", "model_name", "model_id", "base_model_name_or_path"})
 
 
-def read_table(file: Path, *, suite_name: str, mapping: TableMapping) -> list[ImportedResult]:
+#: Columns in which Optuna, Ray and Weights & Biases say how a run ended, and what they say of one that did not finish.
+_STATE_COLUMNS = frozenset({"state", "status", "trial_state"})
+_UNFINISHED = frozenset(
+    ["pruned", "fail", "failed", "running", "waiting", "paused", "pending", "error", "killed", "crashed"]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadTable:
+    """A table's results, and the columns that say nothing here because nobody said what they mean."""
+
+    results: tuple[ImportedResult, ...]
+    unused_columns: tuple[str, ...]
+
+
+def read_table(file: Path, *, suite_name: str, mapping: TableMapping) -> ReadTable:
     """One result for each row, in their order.
 
-    An empty cell is an absent value. Without a column for `arm` an arm is called by the settings in which the rows
-    differ.
+    An empty cell is an absent value, but for the first metric: a run without it diverged, as one with NaN or infinity did.
+    Without a column for `arm` an arm is called by the settings in which the rows differ.
 
     Raises:
-        DataError: a column that is not there; else every bad row, with its line.
+        DataError: a column that is not there, or one of the base model that is not mapped; else every bad row, with its line.
     """
     rows = read_rows(str(file))
     _check_columns(file, rows[0], mapping=mapping)
+    unused = tuple(str(column) for column in rows[0].values if column not in _used_columns(mapping))
+    _check_base_model(file, unused, mapping=mapping)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     results: list[ImportedResult] = []
     problems: list[str] = []
@@ -42,15 +63,28 @@ def read_table(file: Path, *, suite_name: str, mapping: TableMapping) -> list[Im
             problems.append(f"{row.where}: {error}")
     refuse(problems)
     named = _named(results)
-    refuse(_twice(named))
-    return named
+    refuse(_twice(named, unused=unused))
+    return ReadTable(results=tuple(named), unused_columns=unused)
+
+
+def _used_columns(mapping: TableMapping) -> list[str]:
+    used = [*mapping.columns.values()]
+    for metric in mapping.metrics.values():
+        used += [metric.column, *([metric.num_items] if isinstance(metric.num_items, str) else [])]
+    return used
+
+
+def _check_base_model(file: Path, unused: Sequence[str], *, mapping: TableMapping) -> None:
+    named = next((column for column in unused if column.casefold() in _BASE_MODEL_COLUMNS), None)
+    if named is not None and not {"base_model"} & {*mapping.columns, *mapping.constants}:
+        raise DataError(
+            f"{file}: the column {named!r} looks like the base model and is not mapped, so results of several models would "
+            f"stand in one ranking; say --column base_model={named}"
+        )
 
 
 def _check_columns(file: Path, row: Row, *, mapping: TableMapping) -> None:
-    asked = [*mapping.columns.values()]
-    for metric in mapping.metrics.values():
-        asked += [metric.column, *([metric.num_items] if isinstance(metric.num_items, str) else [])]
-    for column in asked:
+    for column in _used_columns(mapping):
         if column not in row.values:
             near = did_you_mean(column, map(str, row.values)) or f"; it has {', '.join(map(str, row.values))}"
             raise DataError(f"{file}: has no column {column!r}{near}")
@@ -67,10 +101,14 @@ def _result(row: Row, file: Path, *, suite_name: str, mapping: TableMapping, dig
         for key, value in values.items()
         if key in Settings.model_fields or key == METHOD_KEY
     }
-    scores = [_score(name, metric, row=row) for name, metric in mapping.metrics.items()]
+    _refuse_unfinished(row)
+    primary = next(iter(mapping.metrics.values()))
+    is_diverged = _is_diverged(row.values[primary.column])
+    scores = [
+        None if is_diverged and metric is primary else _score(name, metric, row=row)
+        for name, metric in mapping.metrics.items()
+    ]
     measured = tuple(score for score in scores if score is not None)
-    if not measured:
-        raise ValueError("has none of the metrics")
     return ImportedResult(
         suite_name=suite_name,
         arm=str(values.get("arm", "")),
@@ -83,7 +121,27 @@ def _result(row: Row, file: Path, *, suite_name: str, mapping: TableMapping, dig
         file=file.name,
         file_sha256=digest,
         location=row.where.replace(str(file), file.name, 1),
+        is_diverged=is_diverged,
     )
+
+
+def _refuse_unfinished(row: Row) -> None:
+    """A run that was pruned or is still going has a score of some step on the way, which is no result.
+
+    Raises:
+        ValueError: names the column and what it says.
+    """
+    for column, cell in row.values.items():
+        if str(column).casefold() in _STATE_COLUMNS and str(cell).strip().casefold() in _UNFINISHED:
+            raise ValueError(
+                f"{column} is {shown(cell)}: a run that did not finish has no final score; leave such rows out"
+            )
+
+
+def _is_diverged(cell: Any) -> bool:
+    if isinstance(cell, float):
+        return not math.isfinite(cell)
+    return cell is None or (isinstance(cell, str) and cell.strip().casefold() in _DIVERGED)
 
 
 def _value(key: str, given: Any) -> Any:
@@ -160,17 +218,26 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _twice(results: Sequence[ImportedResult]) -> list[str]:
-    """Rows that say the same arm and seed again: one of them is a mistake, and nobody can tell which."""
-    first: dict[tuple[str, str, int], ImportedResult] = {}
+def _twice(results: Sequence[ImportedResult], *, unused: Sequence[str]) -> list[str]:
+    """Rows that say the same arm and seed again: one of them is a mistake, and nobody can tell which.
+
+    Without a seed a second row may be another look at the same run (an iteration, a trial that was pruned and one that
+    was not), and looks at one run are no replicates.
+    """
+    first: dict[tuple[str, str, int | None], ImportedResult] = {}
     problems = []
     for result in results:
-        if result.seed is None:
-            continue
         key = (result.arm, repr(sorted(result.settings.items(), key=lambda item: item[0])), result.seed)
         other = first.setdefault(key, result)
-        if other is not result:
-            problems.append(
-                f"{result.location}: arm {result.arm} with seed {result.seed} stands at {other.location} already"
+        if other is result:
+            continue
+        if result.seed is not None:
+            why = f"arm {result.arm} with seed {result.seed} stands at {other.location} already"
+        else:
+            columns = f"; columns that are not mapped: {', '.join(unused)}" if unused else ""
+            why = (
+                f"arm {result.arm} stands at {other.location} already, and no seed tells the two apart: rows of one run "
+                f"(iterations, pruned trials) are no repeats. Keep the last row of each run, or map the seed{columns}"
             )
+        problems.append(f"{result.location}: {why}")
     return problems

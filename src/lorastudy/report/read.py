@@ -73,20 +73,27 @@ def read_report(
     *,
     experiment_type: str | None = None,
     suite_name: str | None = None,
+    reference: str | None = None,
     store_flags: Sequence[str] = (),
 ) -> Report:
     """What the store holds of one type or suite, or of all suites.
 
     `store_flags` name the store in a command, where it is not the usual one.
 
-    A suite of imported results is asked for by its name, and never joined with runs of one's own.
+    A suite of imported results is asked for by its name, and never joined with runs of one's own. `reference` names one
+    of its arms; a suite of one's own states its reference in its file.
 
     Raises:
         StudyError: there is nothing to report; the message says what to run.
     """
     imported = tracker.get_imported(suite_name)
     if suite_name is not None and imported:
-        return Report(imported=analyse_imported(imported))
+        return Report(imported=analyse_imported(imported, reference=reference))
+    if reference is not None:
+        raise StudyError(
+            "--reference is for imported results, with the --suite-name of them; a suite of your own states its `reference` "
+            "in its file"
+        )
     apart = tuple(dict.fromkeys(result.suite_name for result in imported))
     studies = _studies(
         tracker, experiment_type=experiment_type, suite_name=suite_name, apart=apart, store_flags=store_flags

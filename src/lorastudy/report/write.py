@@ -30,6 +30,7 @@ def write_report(
     *,
     experiment_type: str | None = None,
     suite_name: str | None = None,
+    reference: str | None = None,
     output: Path = Path("RESULTS.md"),
     plots: Path | None = None,
 ) -> list[Path]:
@@ -38,7 +39,7 @@ def write_report(
     Raises:
         StudyError: there is nothing to report; the message says what to run.
     """
-    report = read_report(tracker, experiment_type=experiment_type, suite_name=suite_name)
+    report = read_report(tracker, experiment_type=experiment_type, suite_name=suite_name, reference=reference)
     return save_report(report, tracker, output=output, plots=plots)
 
 

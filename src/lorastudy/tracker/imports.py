@@ -83,7 +83,9 @@ def _row(result: ImportedResult, *, result_id: str, position: int) -> dict[str, 
         "location": result.location,
         "arm": result.arm,
         "seed": result.seed,
-        "config": canonical_json({"settings": result.settings, "sources": result.sources}),
+        "config": canonical_json(
+            {"settings": result.settings, "sources": result.sources, "is_diverged": result.is_diverged}
+        ),
         "scores": canonical_json([asdict(score) for score in result.scores]),
         "costs": canonical_json(result.costs),
     }

@@ -120,6 +120,8 @@ class ImportedResult:
     file_sha256: str
     location: str
     """The file, with its line where it holds several results."""
+    is_diverged: bool = False
+    """Whether the run ended without a usable value of the primary metric: the word, NaN, infinity, or nothing."""
     imported_at: str | None = None
     """None until it is stored."""
 
@@ -136,6 +138,7 @@ class ImportedResult:
             self.sources,
             scores,
             self.costs,
+            *([True] if self.is_diverged else []),
         ]
         return tagged_hash("imp", body)
 

@@ -27,9 +27,10 @@ tool: my trainer
 @pytest.fixture
 def read(write):
     def read(text=CSV, mapping=MAPPING, name="sweep.csv"):
-        return read_table(
+        table = read_table(
             write(name, text), suite_name="sweep", mapping=read_mapping(write("mapping.yaml", mapping))
         )
+        return list(table.results)
 
     return read
 
@@ -63,7 +64,7 @@ def test_a_parquet_table_is_read_alike(read, write, tmp_path):
                "loss": [1.25, None], "params": [1000, 2000]}  # fmt: skip
     pq.write_table(pa.table(columns), path)
     mapping = read_mapping(write("mapping.yaml", MAPPING))
-    mine = read_table(path, suite_name="sweep", mapping=mapping)
+    mine = read_table(path, suite_name="sweep", mapping=mapping).results
     theirs = read()[:2]
     assert [(r.settings, r.scores, r.costs, r.arm) for r in mine] == [
         (r.settings, r.scores, r.costs, r.arm) for r in theirs
@@ -78,7 +79,7 @@ def test_flags_say_the_same_as_the_file(read, write):
         constants=["base_model=org/model", "target_modules=q_proj,v_proj", "method=lora"],
         metrics=["test_acc:higher:n", "loss:lower"],
     )
-    mine = read_table(write("sweep.csv", CSV), suite_name="sweep", mapping=flags)
+    mine = read_table(write("sweep.csv", CSV), suite_name="sweep", mapping=flags).results
     assert [result.settings for result in mine] == [result.settings for result in read()]
     assert mine[0].scores[0].num_items == 200
     assert mine[0].scores[0].unit == "share"
@@ -91,10 +92,7 @@ def test_flags_win_over_the_file(write):
 
 
 def test_every_bad_row_is_named_with_its_line(read):
-    bad = (
-        CSV
-        + "x,1e-3,0,0.5,200,1,1\n8,1e-3,-1,0.5,200,1,1\n8,1e-3,5,1.5,200,1,1\n8,1e-3,6,,200,,1\n8,1e-3,7,0.5,200,nan,1\n"
-    )
+    bad = CSV + "x,1e-3,0,0.5,200,1,1\n8,1e-3,-1,0.5,200,1,1\n8,1e-3,5,1.5,200,1,1\n8,1e-3,7,0.5,200,nan,1\n"
     with pytest.raises(DataError) as error:
         read(bad)
     lines = str(error.value).splitlines()
@@ -103,13 +101,11 @@ def test_every_bad_row_is_named_with_its_line(read):
         "6",
         "7",
         "8",
-        "9",
     ]
     assert "lora_rank: must be a whole number" in lines[0]
     assert "seed: must be a whole number of at least 0" in lines[1]
     assert "test_acc: must be a share from 0 to 1, not '1.5'" in lines[2]
-    assert "has none of the metrics" in lines[3]
-    assert "loss: must be a number" in lines[4]
+    assert "loss: must be a number" in lines[3]
 
 
 def test_of_very_many_bad_rows_the_first_are_named(read):
@@ -125,10 +121,45 @@ def test_one_arm_and_seed_twice_is_a_mistake(read):
         read(CSV + "8,1e-3,0,0.9,200,1,2000\n")
 
 
-def test_rows_without_a_seed_may_repeat(read):
-    mapping = MAPPING.replace("seed: seed, ", "")
-    results = read(CSV, mapping)
-    assert [result.seed for result in results] == [None, None, None]
+def test_a_second_row_of_an_arm_without_a_seed_is_refused_as_another_look_at_one_run(read):
+    mapping = MAPPING.replace("seed: seed, ", "").replace(", seed: seed", "")
+    with pytest.raises(
+        DataError,
+        match=r"sweep\.csv:4: arm r8 stands at sweep\.csv:3 already, and no seed .* not mapped: seed",
+    ):
+        read(CSV, mapping)
+    results = read(CSV.rpartition("8,1e-3,1")[0], mapping)
+    assert [result.seed for result in results] == [None, None]
+
+
+@pytest.mark.parametrize("state", ["PRUNED", "RUNNING", "crashed"])
+def test_a_run_that_did_not_finish_is_refused(read, state):
+    text = f"rank,lr,seed,test_acc,n,loss,params,state\n4,1e-3,0,0.5,200,1.2,1,COMPLETE\n8,1e-3,0,0.6,200,1.1,1,{state}\n"
+    with pytest.raises(DataError, match=rf"sweep\.csv:3: state is '{state}': a run that did not finish"):
+        read(text)
+
+
+@pytest.mark.parametrize("cell", ["diverged", "nan", "NaN", "inf", "-inf", ""])
+def test_a_run_without_a_usable_first_metric_diverged(read, cell):
+    first, second, _ = read(CSV.replace("0.75", cell))
+    assert (first.is_diverged, second.is_diverged) == (False, True)
+    assert [score.metric for score in second.scores] == []
+
+
+def test_a_column_of_the_base_model_that_is_not_mapped_is_refused(read):
+    text = CSV.replace("params\n", "model\n", 1)
+    mapping = MAPPING.replace("base_model: org/model, ", "").replace(", num_trainable_parameters: params", "")
+    with pytest.raises(
+        DataError, match=r"'model' looks like the base model and is not mapped.*--column base_model=model"
+    ):
+        read(text, mapping)
+
+
+def test_columns_that_were_not_used_are_named(write):
+    mapping = read_mapping(write("mapping.yaml", MAPPING.replace(", num_trainable_parameters: params", "")))
+    assert read_table(write("sweep.csv", CSV), suite_name="sweep", mapping=mapping).unused_columns == (
+        "params",
+    )
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ _LADDER_KEYS = frozenset({"lora_rank", "lora_alpha", "use_rslora", "learning_rat
 
 def _untuned(case: Case) -> Iterator[Breach]:
     grids = configurations(case.study)
-    single = [arm for grid in grids if len(_rates(grid)) == 1 for arm in grid]
+    single = [arm for grid in grids if len(_rates(grid)) <= 1 for arm in grid]
     if len(grids) < 2 or not single:
         return
     if len(single) < len(case.study.arms):
@@ -33,17 +33,19 @@ def _untuned(case: Case) -> Iterator[Breach]:
             severity="invalidates",
         )
         return
-    rates = sorted({rate for arm in single for rate in _rates([arm])})
-    found = (
-        f"one learning rate ({rates[0]:g}) for all: verdicts hold at this rate only"
-        if len(rates) == 1
-        else "one learning rate each, and not the same for all: verdicts hold at these rates only"
-    )
     yield Breach(
         arms=names(single),
-        found=f"{found}, and no arm is called better or best",
+        found=f"{_single_rates(sorted(_rates(single)))}, and no arm is called better or best",
         severity="warning",
     )
+
+
+def _single_rates(rates: Sequence[float]) -> str:
+    if not rates:
+        return "no learning rate is recorded: verdicts hold at whatever rates were used"
+    if len(rates) == 1:
+        return f"one learning rate ({rates[0]:g}) for all: verdicts hold at this rate only"
+    return "one learning rate each, and not the same for all: verdicts hold at these rates only"
 
 
 def _on_edge(case: Case) -> Iterator[Breach]:

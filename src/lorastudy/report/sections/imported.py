@@ -4,6 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
+from lorastudy.analysis.comparison import direction
 from lorastudy.analysis.imported import ImportedAnalysis, ImportedArm
 from lorastudy.analysis.study import differing_settings
 from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
@@ -19,7 +20,6 @@ from lorastudy.report.numbers import (
     mean_sd,
     names,
     number,
-    p_value,
     signed,
     size,
 )
@@ -37,7 +37,16 @@ _SHOWN_KEYS = (
     "learning_rate",
     "quantization",
 )
-_TEXT = {"Arm", "method", "base_model", "target_modules", "quantization"}
+_TEXT = {
+    "Arm",
+    "method",
+    "base_model",
+    "target_modules",
+    "quantization",
+    "May be the best",
+    "Verdict",
+    "Base model",
+}
 _SHORT_HASH = 12
 #: Arms in one figure; more would not fit on a screen.
 MAX_DRAWN = 24
@@ -52,8 +61,10 @@ def imported_blocks(analysis: ImportedAnalysis) -> list[Block]:
         Heading(level=2, text="What can be told"),
         Bullets(_can(analysis)),
         *_cannot_blocks(analysis),
-        *fairness_blocks(analysis.lint, num_arms=len(analysis.arms), level=2),
+        *fairness_blocks(analysis.lint, num_arms=len(analysis.study.arms), level=2),
         *_comparison_blocks(analysis),
+        *_best_blocks(analysis),
+        *_models_blocks(analysis),
         Heading(level=2, text="Results"),
         *_figure(analysis),
         Paragraph((_how_to_read(analysis),)),
@@ -77,53 +88,100 @@ def _what(analysis: ImportedAnalysis) -> str:
     times = sorted({result.imported_at[:10] for result in results if result.imported_at})
     when = f", imported on {listing(times)}" if times else ""
     return (
-        f"{_counted(len(results), 'result')} of {_counted(len(analysis.arms), 'arm')} from {tools}{when}. They were not "
+        f"{_counted(len(results), 'result')} of {_counted(len(analysis.study.arms), 'arm')} from {tools}{when}{_grid(analysis)}. They were not "
         f"measured here: what follows takes their numbers as they are. Primary metric: {analysis.metric.name}, "
         f"{'lower' if analysis.metric.lower_is_better else 'higher'} is better{_items(analysis)}. {_seeds(results)}"
     )
 
 
+def _grid(analysis: ImportedAnalysis) -> str:
+    num_configurations, num_arms = len(analysis.arms), len(analysis.study.arms)
+    if num_configurations == num_arms:
+        return ""
+    return f"; arms that differ in their learning rate only are {num_configurations} configurations, each at its best rate"
+
+
 def _answer(analysis: ImportedAnalysis) -> str:
-    """What follows for the choice of an arm: never one single name."""
-    shares = analysis.shares
+    """What follows for the choice of an arm: a verdict where seeds are paired, else never one single name."""
     if analysis.comparisons:
-        reference = analysis.comparisons[0].reference
-        told = told_of_each(analysis.comparisons, reference=reference, margin="none")
-        is_untuned = any(comparison.verdict == "untuned" for comparison in analysis.comparisons)
-        rates = ", at the learning rates that were tried" if is_untuned else ""
-        return f"{analysis.metric.title}, paired over seeds with {reference}, the first arm of the file{rates}: {told}."
+        told = told_of_each(analysis.comparisons, reference=_reference(analysis), margin="none")
+        return f"{analysis.metric.title}, paired over seeds with {_reference(analysis)}{_rates(analysis)}: {told}."
+    if analysis.against_best:
+        return _answer_by_best(analysis)
+    shares = analysis.shares
+    if len(shares) < 2 and analysis.invalid:
+        return f"No verdict: {_why_invalid(analysis)}."
     if len(shares) < 2:
-        return "No verdict is possible: no two arms share two seeds, and the metric is not a share of a known number of items."
-    tied, tied_of_all = (len(analysis.not_told_from_best(of_all=of_all)) for of_all in (False, True))
-    if tied_of_all == 1:
+        return "No verdict is possible: no two arms share six seeds, and the metric is not a share of a known number of items."
+    within = " of their environment and base model" if analysis.num_groups > 1 else ""
+    if len(analysis.may_be_best) == analysis.num_groups:
         return (
-            "One adapter scored higher than all others by more than the noise of the items. Whether its configuration would "
-            "with another seed, these results cannot say."
+            f"One adapter scored higher than all others{within} by more than the noise of the items. Whether its "
+            "configuration would with another seed, these results cannot say."
         )
     return (
-        f"No single configuration comes out best. {tied} of {len(shares)} arms cannot be told from the highest observed "
-        f"{analysis.metric.name} by the noise of the items alone, each taken by itself; {tied_of_all} of {len(shares)} when "
-        f"all {len(shares) - 1} comparisons must hold together (Holm). And the noise between seeds, which comes on top, is not known."
+        f"No single configuration comes out best. {len(analysis.may_be_best)} of {len(shares)} arms may be the best"
+        f"{within} by the noise of the items alone (Hsu's comparisons with the best, all together at 95 %). The noise "
+        "between seeds comes on top and is not known."
     )
+
+
+def _answer_by_best(analysis: ImportedAnalysis) -> str:
+    """Of arms with paired seeds and no reference: which one is shown to be the best, or which may be."""
+    found = analysis.against_best
+    best = [arm for arm, one in found.items() if one.is_best]
+    behind = [arm for arm, one in found.items() if one.is_behind]
+    left = [arm for arm in found if arm not in behind]
+    what = f"{analysis.metric.title}, paired over seeds{_rates(analysis)}"
+    if best and analysis.untuned.isdisjoint(found):
+        told = f"{names(best)} is better than every other arm"
+    elif best:
+        told = f"{names(best)} is ahead of every other arm, untuned, so it is not called better"
+    else:
+        told = f"not decided: {names(left)} may each be the best"
+        told += f"; {names(behind)} {'is' if len(behind) == 1 else 'are'} behind" if behind else ""
+    invalid = f" {_why_invalid(analysis)}." if analysis.invalid else ""
+    return f"{what}: {told} (Hsu's comparisons with the best, all together at 95 %).{invalid}"
+
+
+def _why_invalid(analysis: ImportedAnalysis) -> str:
+    by_reason: dict[str, list[str]] = {}
+    for arm, why in analysis.invalid.items():
+        by_reason.setdefault(why, []).append(arm)
+    told = [f"{names(arms)} cannot be compared ({why})" for why, arms in by_reason.items()]
+    return listing(told)
+
+
+def _rates(analysis: ImportedAnalysis) -> str:
+    """At which learning rates the verdicts hold, where these were not tuned."""
+    compared = {*analysis.against_best, *(one.arm for one in analysis.comparisons)}
+    return "" if analysis.untuned.isdisjoint(compared) else ", at the learning rates that were used"
+
+
+def _reference(analysis: ImportedAnalysis) -> str:
+    return analysis.comparisons[0].reference
 
 
 def _can(analysis: ImportedAnalysis) -> tuple[Text, ...]:
     shares = analysis.shares
     if len(shares) < 2:
         return ((f"The observed {analysis.metric.name} of each arm, as it was reported.",),)
-    tied = sorted(arm.name for arm in analysis.not_told_from_best(of_all=False))
-    apart = len(shares) - len(analysis.not_told_from_best(of_all=True))
+    tied = sorted(arm.name for arm in analysis.may_be_best)
+    apart = len(shares) - len(tied)
     half_width = 100 * statistics.median(_half_width(arm) for arm in shares)
     how_far = (
         "How far each result may be from what the same adapter would score on new items of the kind: "
         f"{number(half_width, 1)} points to either side for the middle arm (95 %, Wilson)."
     )
     lower = (
-        f"{apart} of {len(shares)} adapters scored lower than the highest by more than the noise of the items, all "
-        "comparisons taken together."
+        f"{apart} of {len(shares)} adapters are behind another one by more than the noise of the items, all comparisons "
+        "taken together."
     )
-    listed = f" (in the order of their names, each comparison by itself): {names(tied)}."
-    return ((how_far,), (lower,), (Strong("Not to be told from the highest"), listed))
+    return (
+        (how_far,),
+        (lower,),
+        (Strong("May be the best"), f" (in the order of their names): {names(tied)}."),
+    )
 
 
 def _cannot_blocks(analysis: ImportedAnalysis) -> list[Block]:
@@ -133,21 +191,21 @@ def _cannot_blocks(analysis: ImportedAnalysis) -> list[Block]:
 
 def _cannot(analysis: ImportedAnalysis) -> tuple[Text, ...]:
     items = []
-    if not analysis.comparisons:
+    if not analysis.comparisons and not analysis.against_best:
         items.append(
             "Whether another seed would give the same order: no arm has the seeds from which the noise between seeds could be "
             "estimated, so every verdict between configurations is open (cannot tell: too few seeds)."
         )
     undecided = [comparison.arm for comparison in analysis.comparisons if comparison.verdict == "cannot tell"]
     if undecided:
-        reference = analysis.comparisons[0].reference
+        reference = _reference(analysis)
         items.append(f"Which is better, {reference} or {names(undecided)}: neither was shown.")
     items += _limits_of_shares(analysis)
     untuned = next((finding for finding in analysis.lint if finding.code == "LS101"), None)
     if untuned:
         items.append(
-            f"What {len(untuned.arms)} of {_counted(len(analysis.arms), 'arm')} can do at a better learning rate: it was not "
-            "varied."
+            f"What {len(untuned.arms)} of {_counted(len(analysis.study.arms), 'arm')} can do at a better learning rate: it was "
+            "not varied."
         )
     scores = [score for result in analysis.results for score in result.scores[1:]]
     others = sorted({score.metric for score in scores if score.num_items is None})
@@ -178,8 +236,8 @@ def _limits_of_shares(analysis: ImportedAnalysis) -> list[str]:
 def _how_to_read(analysis: ImportedAnalysis) -> str:
     return (
         "In the order of the observed score, which is not a ranking. Where a result is a share of items: its 95 % interval "
-        "(Wilson), the difference to the highest with its 95 % interval (Newcombe), and p (z test with the pooled share) "
-        "alone and after Holm's correction. A dash means not recorded."
+        "(Wilson), and how far below the best of the others of its environment and base model it is at most (Hsu, all together "
+        "at 95 %; 0: it is the best). A dash means not recorded."
         if analysis.shares
         else "In the order of the observed score, which is not a ranking. A dash means not recorded."
     )
@@ -218,12 +276,16 @@ def _figure(analysis: ImportedAnalysis) -> list[Figure]:
 def _table(analysis: ImportedAnalysis) -> Table:
     keys = [key for key in _SHOWN_KEYS if key in differing_settings(analysis.study.arms)]
     has_shares, has_several = bool(analysis.shares), any(len(arm.results) > 1 for arm in analysis.arms)
+    has_grid = any(arm.num_rates > 1 for arm in analysis.arms)
+    has_diverged = any(arm.num_diverged for arm in analysis.arms)
     titles = (
         "Arm",
         *keys,
+        *(["Rates tried"] if has_grid else []),
         *(["Results"] if has_several else []),
+        *(["Diverged"] if has_diverged else []),
         analysis.metric.title,
-        *(["95 % interval", "To the highest", "Its 95 % interval", "p", "p, Holm"] if has_shares else []),
+        *(["95 % interval", "Below the best by at most", "May be the best"] if has_shares else []),
         "Trainable parameters",
         "Peak memory",
     )
@@ -232,7 +294,9 @@ def _table(analysis: ImportedAnalysis) -> Table:
         (
             Cell(arm.name),
             *(_setting(arm, key) for key in keys),
+            *([Cell(str(arm.num_rates), arm.num_rates)] if has_grid else []),
             *([Cell(str(len(arm.results)), len(arm.results))] if has_several else []),
+            *([Cell(str(arm.num_diverged), arm.num_diverged)] if has_diverged else []),
             Cell(mean_sd(arm.scores, decimals), arm.scores.mean if arm.scores else None),
             *(_share_cells(arm, decimals) if has_shares else ()),
             _cost(arm, "num_trainable_parameters"),
@@ -245,16 +309,14 @@ def _table(analysis: ImportedAnalysis) -> Table:
 
 def _share_cells(arm: ImportedArm, decimals: int) -> tuple[Cell, ...]:
     if arm.share is None:
-        return (Cell(ABSENT),) * 5
-    own, apart = Cell(interval(arm.share.interval, decimals)), arm.from_best
-    if apart is None:
-        return (own, *(Cell(ABSENT),) * 4)
+        return (Cell(ABSENT),) * 3
+    own, against = Cell(interval(arm.share.interval, decimals)), arm.against_best
+    if against is None:
+        return (own, *(Cell(ABSENT),) * 2)
     return (
         own,
-        Cell(signed(apart.difference, decimals), apart.difference),
-        Cell(interval(apart.interval, decimals)),
-        Cell(p_value(apart.p), apart.p),
-        Cell(p_value(apart.holm_p), apart.holm_p),
+        Cell(number(against.upper, decimals), against.upper),
+        Cell("yes" if arm.may_be_best else "no"),
     )
 
 
@@ -278,8 +340,8 @@ def _comparison_blocks(analysis: ImportedAnalysis) -> list[Block]:
         )
     columns = ("Arm", "Shared seeds", "Mean difference", "95 % interval", "Verdict")
     rule = (
-        f"Arm minus {reference}, the first arm of the file, per seed, then averaged; verdicts by the rules that hold for "
-        "runs of one's own."
+        f"Arm minus {reference}, the named reference, per seed, then averaged; verdicts by the rules that hold for runs of "
+        "one's own."
     )
     return [
         Heading(level=2, text=f"Paired comparisons with {reference}"),
@@ -288,6 +350,69 @@ def _comparison_blocks(analysis: ImportedAnalysis) -> list[Block]:
             columns=tuple(Column(title, numeric=title not in {"Arm", "Verdict"}) for title in columns),
             rows=tuple(rows),
         ),
+    ]
+
+
+def _best_blocks(analysis: ImportedAnalysis) -> list[Block]:
+    """Each arm with paired seeds against the best of the others; nothing with a named reference."""
+    if not analysis.against_best:
+        return []
+    decimals = decimals_for([one.upper - one.lower for one in analysis.against_best.values()])
+    rows = tuple(
+        (
+            Cell(name),
+            Cell(f"[{number(one.lower, decimals)}, {number(one.upper, decimals)}]"),
+            Cell("the best" if one.is_best else "behind" if one.is_behind else "may be the best"),
+        )
+        for name, one in analysis.against_best.items()
+    )
+    how = (
+        "How much worse than the best of the others each arm is, with bounds that hold for all of them together at 95 % "
+        "(Hsu), from differences between runs of one seed. The order of the file names no reference; `lorastudy report` takes "
+        "one as --reference."
+    )
+    columns = (
+        Column("Arm", numeric=False),
+        Column("Worse than the best by"),
+        Column("Verdict", numeric=False),
+    )
+    return [Heading(level=2, text="Against the best"), Paragraph((how,)), Table(columns=columns, rows=rows)]
+
+
+def _models_blocks(analysis: ImportedAnalysis) -> list[Block]:
+    """Where results are of several base models: each model's score by rank, every rank at its best rate."""
+    cells: dict[str, dict[int, list[ImportedArm]]] = {}
+    for arm in analysis.arms:
+        settings = arm.results[0].settings
+        model, rank = settings.get("base_model"), settings.get("lora_rank")
+        if model is not None and rank is not None and arm.scores is not None:
+            cells.setdefault(str(model), {}).setdefault(int(rank), []).append(arm)
+    ranks = sorted({rank for by_rank in cells.values() for rank in by_rank})
+    if len(cells) < 2 or len(ranks) < 2:
+        return []
+    decimals = decimals_for([arm.scores.sd for arm in analysis.arms if arm.scores] or [None])
+    sign = direction(analysis.metric)
+
+    def best(arms: Sequence[ImportedArm]) -> Cell:
+        scores = [arm.scores.mean for arm in arms if arm.scores]
+        if not scores:
+            return Cell(ABSENT)
+        value = min(scores, key=lambda score: sign * score)
+        return Cell(number(value, decimals), value)
+
+    rows = tuple(
+        (Cell(model), *(best(by_rank.get(rank, ())) for rank in ranks))
+        for model, by_rank in sorted(cells.items())
+    )
+    how = (
+        f"Mean {analysis.metric.name} of each rank at its best learning rate, and of several arms of one rank the best "
+        "observed. Scores of different base models are not compared."
+    )
+    columns = (Column("Base model", numeric=False), *(Column(f"r={rank}") for rank in ranks))
+    return [
+        Heading(level=2, text="By base model and rank"),
+        Paragraph((how,)),
+        Table(columns=columns, rows=rows),
     ]
 
 
