@@ -204,6 +204,104 @@ def ties_sentence(root: Path) -> list[Block]:
     ]
 
 
+def noise_table(root: Path) -> list[Block]:
+    """Both errors of the rule before and of the rule now, the worst of all designs of each kind of noise."""
+    rows = simulation(root)["noise"]
+    kinds = list(dict.fromkeys(_kind(row) for row in rows))
+    columns = (
+        "Noise",
+        "False “better”, before",
+        "now",
+        "False “as good”, before",
+        "now",
+        "95 % intervals hold, now",
+    )
+    return [
+        Paragraph(
+            (
+                f"{count(min(row['num_studies'] for row in rows))} studies of each design; the worst of 5, 6, 8 and 12 seeds.",
+            )
+        ),
+        Table(
+            columns=tuple(Column(title, numeric=index > 0) for index, title in enumerate(columns)),
+            rows=tuple(_noise_row(kind, [row for row in rows if _kind(row) == kind]) for kind in kinds),
+        ),
+    ]
+
+
+def _kind(row: Row) -> str:
+    is_recorded = row["kind"].startswith("recorded")
+    return f"{row['kind']}, {row['num_items']} of them" if is_recorded else str(row["kind"])
+
+
+def _noise_row(kind: str, rows: Sequence[Row]) -> tuple[Cell, ...]:
+    before, now = ([row for row in rows if row["rule"] == rule] for rule in ("before", "now"))
+    return (
+        Cell(kind[0].upper() + kind[1:]),
+        *(Cell(percent(max(row["better"] for row in side))) for side in (before, now)),
+        *(Cell(percent(max(_false_as_good(row) for row in side))) for side in (before, now)),
+        Cell(_range([{"share": row["coverage"]} for row in now])),
+    )
+
+
+def _false_as_good(row: Row) -> float:
+    """The worst of one arm alone, one arm against a share of the gain, and any arm of the family."""
+    return float(max(*row["as_good"], *row["as_good_of_gain"], row["as_good_in_family"]))
+
+
+def noise_power_table(root: Path) -> list[Block]:
+    """What both rules find at four standard errors under symmetric noise."""
+    rows = [row for row in simulation(root)["noise"] if row["kind"] == "symmetric"]
+    sizes = sorted({row["num_seeds"] for row in rows})
+    lines = [
+        (
+            f"{word}, {rule}",
+            [
+                _range(
+                    [{"share": row[key]} for row in rows if (row["rule"], row["num_seeds"]) == (rule, size)]
+                )
+                for size in sizes
+            ],
+        )
+        for word, key in (("better", "power_better"), ("as good", "power_as_good"))
+        for rule in ("before", "now")
+    ]
+    return [
+        Table(
+            columns=(Column("Found", numeric=False), *(Column(f"{size} seeds") for size in sizes)),
+            rows=tuple((Cell(name), *map(Cell, shares)) for name, shares in lines),
+        )
+    ]
+
+
+def rules_table(root: Path) -> list[Block]:
+    """False “as good” by the rules that were tried, and the power of each under symmetric noise."""
+    rows = simulation(root)["other_rules"]
+    kinds = list(dict.fromkeys(_kind(row) for row in rows))
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    cell = {(row["rule"], _kind(row)): row for row in rows}
+    return [
+        Paragraph(
+            (
+                f"{count(rows[0]['num_studies'])} studies of four arms each, six seeds: false “as good” / found at four standard errors.",
+            )
+        ),
+        Table(
+            columns=(Column("Rule", numeric=False), *(Column(kind[0].upper() + kind[1:]) for kind in kinds)),
+            rows=tuple(
+                (
+                    Cell(rule),
+                    *(
+                        Cell(f"{percent(one['as_good'])} / {percent(one['power_as_good'], decimals=0)}")
+                        for one in (cell[rule, kind] for kind in kinds)
+                    ),
+                )
+                for rule in rules
+            ),
+        ),
+    ]
+
+
 def _range(rows: Sequence[Row]) -> str:
     shares = [row["share"] for row in rows]
     return f"{number(100 * min(shares), 1)} to {percent(max(shares))}"
@@ -321,4 +419,7 @@ BLOCKS: dict[str, Callable[[Path], list[Block]]] = {
     "verdict-shares": shares_table,
     "verdict-choice": choice_table,
     "verdict-ties": ties_sentence,
+    "verdict-noise": noise_table,
+    "verdict-noise-power": noise_power_table,
+    "verdict-rules": rules_table,
 }
