@@ -26,6 +26,7 @@ from typing import Any
 import laws
 import typer
 from agreement import disagreements
+from families_table import families_summary, families_table
 from growth import drawn_growth, growth_block, growth_figures
 from measurements import analysis_of
 from memory_error import error_summary, error_table
@@ -354,6 +355,8 @@ BLOCKS: Mapping[str, Block] = {
         for name, make in {**SIMULATION_BLOCKS, **RACING_BLOCKS, **RATE_SEARCH_BLOCKS}.items()
     },
     "linter": _linter_block,
+    "families-summary": lambda _, root: families_summary(root),
+    "families-table": lambda _, root: _markdown(families_table(root)),
     "tokenizers": lambda _, root: _markdown(tokenizer_table(root)),
     "memory-error": _memory_error_block,
     "memory-tables": _benchmark_block(memory_blocks),

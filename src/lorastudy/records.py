@@ -203,6 +203,12 @@ class ArmProfile:
     peak_memory_bytes: int | None
     step_seconds: float | None
     tokens_per_second: float | None
+    modules_by_role: Mapping[str, int] | None = None
+    """How many layers of each role it adapts (`spec.targets.ROLES`)."""
+    modules_left_out: tuple[str, ...] = ()
+    """What its preset means and PEFT cannot adapt, with the reason."""
+    modules_digest: str | None = None
+    """Equal for experiments that adapt the same layers."""
 
 
 @dataclass(frozen=True, kw_only=True)

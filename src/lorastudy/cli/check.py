@@ -25,28 +25,35 @@ def check(
     """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away, 2 if it cannot run."""
     from lorastudy.analysis.fairness.lint import invalidates, lint
     from lorastudy.cli.checking import data_notes, layout_notes, margin_notes, read_data
-    from lorastudy.cli.estimating import rows_checked
+    from lorastudy.cli.estimating import checked
     from lorastudy.cli.running import case_of, foreseen_of
     from lorastudy.spec.loading import load_suite
 
     suite = load_suite(file, defaults=config)
     experiments = foreseen_of(suite)
-    rows = rows_checked(experiments)
+    rows, adapted = checked(experiments)
     data = read_data(experiments)
     for note in [
         *rows.unknown,
         *layout_notes(rows.read),
+        *adapted.unknown,
         *margin_notes(suite.question),
         *data_notes(experiments, data),
     ]:
         say(f"note: {note}", file=sys.stderr)
-    case = case_of(suite, experiments, rows=rows, data=data)
+    case = case_of(suite, experiments, rows=rows, data=data, adapted=adapted)
     findings = lint(case)
     if as_json:
-        body = {"suite_name": suite.name, "findings": [dataclasses.asdict(finding) for finding in findings]}
+        body = {
+            "suite_name": suite.name,
+            "findings": [dataclasses.asdict(finding) for finding in findings],
+            "adapted": {name: dataclasses.asdict(arm) for name, arm in adapted.arms.items()},
+        }
         say(json.dumps(body, indent=1))
     else:
         _show(findings, num_arms=len(case.arms), suite_name=suite.name)
+        for line in adapted.lines():
+            say(line)
     if invalidates(findings):
         raise typer.Exit(1)
 

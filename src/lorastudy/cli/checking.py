@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lorastudy.analysis.fairness.case import ArmFacts, Case, after_reading, planned_case, tokens_seen
@@ -11,6 +12,7 @@ from lorastudy.cli.console import reading_shown
 from lorastudy.data.load import Rows, StudyData, near_copies, train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
+from lorastudy.planner.adapted import AdaptedArms
 from lorastudy.planner.rows import data_key, rows_key
 from lorastudy.records import RowsRead
 from lorastudy.spec.base_folder import read_config
@@ -19,6 +21,7 @@ from lorastudy.spec.question import Question
 from lorastudy.spec.rates import published_rates
 from lorastudy.spec.settings import Settings
 from lorastudy.spec.sources import LAB_MODEL
+from lorastudy.spec.targets import in_words
 
 #: Of e, that is still written out.
 _LARGEST_EXPONENT = 20.0
@@ -103,6 +106,7 @@ def suite_case(
     data: Mapping[str, StudyData],
     rows: Mapping[str, Sequence[RowsRead]] | None = None,
     question: Question | None = None,
+    adapted: AdaptedArms | None = None,
 ) -> Case:
     """The suite as the linter judges it, with what its data and its base models' folders tell.
 
@@ -116,6 +120,9 @@ def suite_case(
         if (key, settings.base_model) not in num_tokens:
             num_tokens[key, settings.base_model] = num_completion_tokens(data[key].train, settings.base_model)
         known = _facts(settings, data[key], num_tokens=num_tokens[key, settings.base_model])
+        layers = None if adapted is None else adapted.arms.get(arm)
+        if layers is not None:
+            known = replace(known, modules_digest=layers.digest, modules=in_words(layers.by_role))
         facts[arm] = after_reading(known, settings, rows=(rows or {}).get(rows_key(settings), ()))
     return planned_case(experiments, suite_name=suite_name, facts=facts, question=question)
 

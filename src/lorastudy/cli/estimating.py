@@ -13,6 +13,7 @@ from lorastudy.cli.terminal import say
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.executors.job_worker import JobWorker
 from lorastudy.jobs import PaceQuestion, PlanningJob, RowsQuestion
+from lorastudy.planner.adapted import AdaptedArms, adapted_arms
 from lorastudy.planner.answers import Answers, Ask
 from lorastudy.planner.disk import adapters_bytes, checkpoint_bytes, records_bytes
 from lorastudy.planner.estimate import MARGIN, Estimator, PackEstimate, by_pack, prepare
@@ -45,6 +46,7 @@ class SuitePlan:
     estimators: Mapping[str, Estimator] = field(default_factory=dict)
     arms_per_pack: Mapping[str, int] = field(default_factory=dict)
     rows: RowsChecked = field(default_factory=RowsChecked)
+    adapted: AdaptedArms = field(default_factory=AdaptedArms)
     problems: tuple[str, ...] = ()
 
     def predictions(self, pack: PlannedPack) -> Sequence[MemoryPrediction]:
@@ -67,14 +69,19 @@ class SuitePlan:
         return self.estimators.get(pack.experiments[0].pack_key)
 
 
-def rows_checked(experiments: Sequence[Experiment]) -> RowsChecked:
-    """Whether the experiments' rows can be used with their base models, and how many of them.
+def checked(experiments: Sequence[Experiment]) -> tuple[RowsChecked, AdaptedArms]:
+    """Whether the experiments' rows can be used with their base models and how many of them; and what each arm adapts.
 
     Raises:
-        DataError: they cannot; the very message that a run would end with.
+        DataError: rows cannot be used; the very message that a run would end with.
+        ModelError: an arm does not fit its base model.
     """
     with JobWorker() as worker:
-        return check_rows(experiments, Answers(asked_aloud(worker)))
+        answers = Answers(asked_aloud(worker))
+        rows, adapted = check_rows(experiments, answers), adapted_arms(experiments, answers)
+    if adapted.misfits:
+        raise ModelError("\n".join(adapted.misfits.values()))
+    return rows, adapted
 
 
 def plan_of(
@@ -95,10 +102,11 @@ def plan_of(
         estimators = {
             each.experiments[0].pack_key: each for each in by_pack(experiments, answers, with_data=True)
         }
+        adapted = adapted_arms(experiments, answers)
         try:
             prepare(list(estimators.values()), answers)
         except StudyError as error:  # the worker itself ended
-            return SuitePlan(rows=rows, problems=(_not_predicted(experiments, error),))
+            return SuitePlan(rows=rows, adapted=adapted, problems=(_not_predicted(experiments, error),))
         for key, each in list(estimators.items()):
             try:
                 estimate = each.estimate()
@@ -110,7 +118,11 @@ def plan_of(
             else:
                 problems += _left_out(each, estimate)
     return SuitePlan(
-        estimators=estimators, arms_per_pack=sizes, rows=rows, problems=tuple(dict.fromkeys(problems))
+        estimators=estimators,
+        arms_per_pack=sizes,
+        rows=rows,
+        adapted=adapted,
+        problems=tuple(dict.fromkeys(problems)),
     )
 
 

@@ -24,6 +24,7 @@ from lorastudy.data.load import StudyData, train_and_eval
 from lorastudy.executors import Executor, local_executor
 from lorastudy.experiments.expansion import sources_reader
 from lorastudy.experiments.rate_search import Design, MeritsOf, design, foreseen
+from lorastudy.planner.adapted import AdaptedArms
 from lorastudy.planner.packing import PlannedPack, remaining_packs
 from lorastudy.planner.rows import RowsChecked
 from lorastudy.publishing import published, usual_place
@@ -61,7 +62,12 @@ def foreseen_of(suite: Suite) -> tuple[Experiment, ...]:
 
 
 def case_of(
-    suite: Suite, experiments: Sequence[Experiment], *, rows: RowsChecked, data: Mapping[str, StudyData]
+    suite: Suite,
+    experiments: Sequence[Experiment],
+    *,
+    rows: RowsChecked,
+    data: Mapping[str, StudyData],
+    adapted: AdaptedArms | None = None,
 ) -> Case:
     """The suite as the linter judges it before it runs, by the experiments foreseen, their data, and what a worker read of them."""
     return suite_case(
@@ -70,6 +76,7 @@ def case_of(
         data=data,
         rows=rows.read,
         question=suite.question,
+        adapted=adapted,
     )
 
 
@@ -92,7 +99,7 @@ def show_plan(suite: Suite, *, database: str) -> None:
     executor = local_executor(experiments)
     predicted = plan_of(experiments, [*missing, *planned.waiting], num_workers=executor.num_packs_at_once)
     foreseen = foreseen_of(suite)
-    case = case_of(suite, foreseen, rows=predicted.rows, data=read_data(foreseen))
+    case = case_of(suite, foreseen, rows=predicted.rows, data=read_data(foreseen), adapted=predicted.adapted)
     notes = [
         *suite.notes,
         *margin_notes(suite.question),
@@ -100,6 +107,8 @@ def show_plan(suite: Suite, *, database: str) -> None:
         *data_notes(experiments, read_data(experiments)),
         *layout_notes(predicted.rows.read),
         *predicted.problems,
+        *predicted.adapted.unknown,
+        *predicted.adapted.misfits.values(),
     ]
     packs = _packs(
         planned, missing, arms_per_pack=predicted.arms_per_pack, num_at_once=executor.num_packs_at_once
@@ -111,6 +120,8 @@ def show_plan(suite: Suite, *, database: str) -> None:
     console.print(size_line(planned, missing, num_packs=len(packs)))
     for note in [*(f"note: {note}" for note in notes), *_fairness(case)]:
         console.print(note)
+    for line in predicted.adapted.lines():
+        console.print(line)
     for number, pack in enumerate(packs, start=1):
         console.print(f"\npack {number}: {plural(len(pack.experiments), 'experiment')} on one base")
         estimate = predicted.estimate(pack)

@@ -41,6 +41,8 @@ class Arm:
     adam_beta1: float
     adam_beta2: float
     adam_epsilon: float
+    modules_left_out: tuple[str, ...] = ()
+    """What the arm's preset means and PEFT cannot adapt, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,13 @@ EngineFactory = Callable[[Sequence[Arm]], Engine]
 """Fresh adapters for these arms on the pack's base, in the engine that will train them."""
 
 
-def make_arm(experiment: Experiment, *, module_names: tuple[str, ...], num_steps: int) -> Arm:
+def make_arm(
+    experiment: Experiment,
+    *,
+    module_names: tuple[str, ...],
+    num_steps: int,
+    modules_left_out: tuple[str, ...] = (),
+) -> Arm:
     """The arm of an experiment. Warm-up steps are rounded up, as transformers does."""
     settings = experiment.settings
     return Arm(
@@ -150,6 +158,7 @@ def make_arm(experiment: Experiment, *, module_names: tuple[str, ...], num_steps
         adam_beta1=settings.adam_beta1,
         adam_beta2=settings.adam_beta2,
         adam_epsilon=settings.adam_epsilon,
+        modules_left_out=modules_left_out,
     )
 
 

@@ -27,6 +27,7 @@ from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.probe import probe_batch
 from lorastudy.engine.quantised import features
 from lorastudy.records import ArmProfile
+from lorastudy.spec.targets import count_by_role, names_digest
 
 
 class MemoryMeter:
@@ -121,6 +122,9 @@ def profile_arms(
             peak_memory_bytes=memory[shape][0],
             step_seconds=statistics.median(seconds for seconds, _ in times[shape]),
             tokens_per_second=statistics.median(tokens / seconds for seconds, tokens in times[shape]),
+            modules_by_role=count_by_role(arm.module_names, layers=base.target_layers),
+            modules_left_out=arm.modules_left_out,
+            modules_digest=names_digest(arm.module_names),
         )
 
 

@@ -139,7 +139,9 @@ def check_wrapping(base: BaseModel, arm: Arm) -> None:
         warnings.simplefilter("ignore")  # of what it wraps otherwise than asked, which is compared here
         try:
             model = get_peft_model(copy, lora_config(arm, base=base))
-            theirs = {key: tuple(value.shape) for key, value in get_peft_model_state_dict(model).items()}
+            # Embeddings are never trained; left to itself PEFT adds them wherever they look resized.
+            asked = get_peft_model_state_dict(model, save_embedding_layers=False)
+            theirs = {key: tuple(value.shape) for key, value in asked.items()}
             wrong = differences(ours, theirs)
             if not wrong:
                 loaded = set_peft_model_state_dict(model, {key: torch.empty(ours[key]) for key in ours})

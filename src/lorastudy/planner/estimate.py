@@ -182,11 +182,21 @@ class Estimator:
         span, longest = self.shape.attention_span, self._longest_row
         if problem is None and span is not None and longest > span:
             problem = f"some of its layers see {span} tokens at once (a sliding window), and the longest row has {longest}"
+        if problem is None and asked == "auto":
+            problem = self._experts_problem()
         if problem is None:
             return ForeseenEngine(name="packed")
         if asked == "packed":
             raise ModelError(f"engine: packed: {problem}; set `engine: auto` or `engine: reference`")
         return ForeseenEngine(name="reference", reason=problem)
+
+    def _experts_problem(self) -> str | None:
+        """Why the packed engine will not serve these arms: one of them adapts the weights of experts."""
+        layers = self.shape.layers_by_name()
+        sizes, _ = self._sizes(self.experiments)
+        adapted = (name for size in sizes.values() for name in size.module_names)
+        parameter = next((name for name in adapted if layers[name].is_parameter), None)
+        return None if parameter is None else f"{parameter} holds the weights of experts"
 
     @cached_property
     def rows(self) -> Rows:

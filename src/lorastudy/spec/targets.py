@@ -4,6 +4,7 @@ A role is what a layer does in its block. It is told from the layer's path, and 
 do not say: the `out_proj` of a Mamba mixer is not attention's. What no arm may adapt carries the reason (`left_out`).
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -254,6 +255,11 @@ def count_by_role(names: Iterable[str], *, layers: Sequence[TargetLayer]) -> dic
 def in_words(counts: Mapping[str, int]) -> str:
     """`q 2, k 2, v 2, o 2`: the number of adapted layers of each role."""
     return ", ".join(f"{role.replace('_', ' ')} {count}" for role, count in counts.items())
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """Equal for equal sets of layers."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
 
 
 def left_out(names: Iterable[str], *, layers: Sequence[TargetLayer], target_modules: object) -> list[str]:

@@ -204,7 +204,7 @@ def _measured(connection: Connection) -> _Measured:
         score = ScoreValue(**{name: row[name] for name in names})
         measured.scores[row["experiment_id"], row["attempt"]][row["split"], row["metric"]] = score
     for row in rows.intact(connection, schema.profiles):
-        profile = _as_value(ArmProfile, row, without=("attempt",))
+        profile = _arm_profile(row)
         measured.profiles[row["experiment_id"], row["attempt"]] = profile
     for row in rows.intact(connection, schema.predictions):
         prediction = _as_value(MemoryPrediction, row, without=("attempt",))
@@ -238,6 +238,16 @@ def _packs(connection: Connection) -> _Packs:
         profile = _as_value(CheckpointProfile, row, without=pack_key)
         packs.checkpoints[row["pack_id"], row["attempt"]] = profile
     return packs
+
+
+def _arm_profile(row: Row) -> ArmProfile:
+    by_role, without = row["modules_by_role"], row["modules_left_out"]
+    values = {
+        **row,
+        "modules_by_role": None if by_role is None else json.loads(by_role),
+        "modules_left_out": () if without is None else tuple(json.loads(without)),
+    }
+    return _as_value(ArmProfile, values, without=("attempt",))
 
 
 def _data_summary(row: Row) -> DataSummary:

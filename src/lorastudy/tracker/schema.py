@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 #: The revision these tables belong to: kept equal to the newest file in `migrations/versions` by a test, and
 #: written here so that reading a current store need not import alembic.
-HEAD_REVISION = "0008"
+HEAD_REVISION = "0009"
 
 #: Not alembic's default name, which MLflow and Optuna use too: a PostgreSQL database may be shared.
 VERSION_TABLE = "lorastudy_version"
@@ -200,6 +200,9 @@ profiles = Table(
     Column("peak_memory_bytes", BigInteger),
     Column("step_seconds", Double),
     Column("tokens_per_second", Double),
+    Column("modules_by_role", Text, comment="JSON: role -> number of adapted layers; NULL where not counted"),
+    Column("modules_left_out", Text, comment="JSON: what the preset means and PEFT cannot adapt"),
+    Column("modules_digest", Text, comment="equal for experiments that adapt the same layers"),
     _hash(),
     _of_a_run(),
 )

@@ -130,9 +130,12 @@ def _take_incident(connection: Connection, record: Incident, origin: Origin) -> 
 
 
 def _take_profile(connection: Connection, record: ArmProfile, origin: Origin) -> bool:
-    return _add_once(
-        connection, schema.profiles, values=asdict(record), key=_run_key(record.experiment_id, origin)
-    )
+    by_role = None if record.modules_by_role is None else canonical_json(record.modules_by_role)
+    values = asdict(record) | {
+        "modules_by_role": by_role,
+        "modules_left_out": canonical_json(record.modules_left_out),
+    }
+    return _add_once(connection, schema.profiles, values=values, key=_run_key(record.experiment_id, origin))
 
 
 def _take_prediction(connection: Connection, record: MemoryPrediction, origin: Origin) -> bool:

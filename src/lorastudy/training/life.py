@@ -25,7 +25,7 @@ from lorastudy.jobs import AdapterOrigin, adapter_path
 from lorastudy.records import FELL_BACK, Incident, Outcome, PackProfile, PackStep
 from lorastudy.sealed import sync_tree
 from lorastudy.spec.settings import Settings
-from lorastudy.spec.targets import targets_of
+from lorastudy.spec.targets import left_out, targets_of
 from lorastudy.training.base_cache import BaseCache
 from lorastudy.training.data import PackData, load_data
 from lorastudy.training.keeping import Keeper
@@ -163,11 +163,23 @@ def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Arm]:
     for experiment in run.pack.experiments:
         try:
             module_names = targets_of(experiment.settings, base.target_layers)
+            without = left_out(
+                module_names,
+                layers=base.target_layers,
+                target_modules=experiment.settings.target_modules,
+            )
         except StudyError as error:
             run.end(failed(experiment.id, "user", error=error))
         else:
             length = steps_of(experiment.settings, num_rows=num_rows)
-            arms.append(make_arm(experiment, module_names=module_names, num_steps=length))
+            arms.append(
+                make_arm(
+                    experiment,
+                    module_names=module_names,
+                    num_steps=length,
+                    modules_left_out=tuple(without),
+                )
+            )
     return arms
 
 

@@ -47,9 +47,14 @@ def test_a_fair_suite_has_no_finding(suite, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["check", suite(FAIR)])
     assert ended.value.code == 0
-    assert capsys.readouterr().out == (
-        f"suite: 6 arms held to {len(RULES)} rules; 0 findings take verdicts away, 0 warnings, 0 notes\n"
+    verdict, *adapted = capsys.readouterr().out.splitlines()
+    assert verdict == (
+        f"suite: 6 arms held to {len(RULES)} rules; 0 findings take verdicts away, 0 warnings, 0 notes"
     )
+    # 3 layers of hidden size 128; at rank 4 each of q, k, v, o has 4 (in + out) parameters, at rank 8 twice as many
+    assert [line.partition(" (")[0] for line in adapted] == ["adapts q 3, k 3, v 3, o 3"] * 2
+    counts = [int(re.search(r"\(([\d,]+) trainable", line)[1].replace(",", "")) for line in adapted]
+    assert counts[1] == 2 * counts[0] > 0
 
 
 def test_what_takes_a_verdict_away_ends_with_1_and_says_why_and_what_to_do(suite, capsys):

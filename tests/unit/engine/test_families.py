@@ -151,6 +151,12 @@ def test_peft_is_asked_before_training():
         check_wrapping(mamba, make_arm(["backbone.layers.0.mixer.out_proj"]))
 
 
+def test_embeddings_of_another_size_than_the_configuration_of_the_base_says_do_not_matter():
+    base = base_of(make_model("deepseek_v2"), name="deepseek_v2")
+    base.model.config.vocab_size = 64
+    check_wrapping(base, make_arm(targets(base, "all")))
+
+
 def test_differences_name_each_side():
     assert differences({"a": (1,), "b": (2,)}, {"b": (3,), "c": (4,)}) == [
         "a is not asked for", "b has shape (2,) where (3,) is asked for", "c is missing",

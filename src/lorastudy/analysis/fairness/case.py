@@ -17,6 +17,7 @@ from lorastudy.records import RowsRead
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.question import Question
 from lorastudy.spec.settings import Settings
+from lorastudy.spec.targets import in_words
 from lorastudy.tracker.views import ExperimentResult
 
 
@@ -45,6 +46,10 @@ class ArmFacts:
     """What became of the rows of each split; before a run only where a worker could read them."""
     vocab_size: int | None = None
     """Of the base model; known before a run alone."""
+    modules_digest: str | None = None
+    """Equal for arms that adapt the same layers of the model."""
+    modules: str | None = None
+    """How many layers of which role those are, in words."""
     published_rates: tuple[float, float] | None = None
     """The least and the greatest learning rate that the published rule gives for the model; known before a run alone."""
 
@@ -159,6 +164,8 @@ def _measured(arm: Arm) -> ArmFacts:
     return after_reading(
         ArmFacts(
             num_trainable_parameters=None if profile is None else profile.num_trainable_parameters,
+            modules_digest=None if profile is None else profile.modules_digest,
+            modules=in_words(profile.modules_by_role) if profile and profile.modules_by_role else None,
             **({} if test is None else {name: getattr(test, name) for name in _COPIES}),
         ),
         arm.typed_settings,

@@ -7,6 +7,7 @@ from lorastudy.analysis.fairness.finding import Breach, Rule
 from lorastudy.analysis.fairness.rates import METHOD_KEY
 from lorastudy.analysis.fairness.wording import MAX_NAMES
 from lorastudy.analysis.study import STUDIED_KEYS, Arm
+from lorastudy.spec.experiment import canonical_json
 
 _MODULE_KEYS = frozenset(STUDIED_KEYS["module_ablation"])
 #: Numbers of parameters this close count as matched.
@@ -84,6 +85,23 @@ def _rows_never_seen(case: Case) -> Iterator[Breach]:
             by_share.setdefault(told, []).append(arm)
     for told, arms in by_share.items():
         yield Breach(arms=names(arms), found=told, severity="note")
+
+
+def _same_modules(case: Case) -> Iterator[Breach]:
+    """Arms whose settings differ in the names of their modules alone, and whose modules are the same all the same."""
+    alike: dict[tuple[str, str], list[Arm]] = {}
+    for arm in case.arms:
+        digest = case.facts_of(arm).modules_digest
+        if digest is not None:
+            others = {key: value for key, value in arm.settings.items() if key not in _MODULE_KEYS}
+            alike.setdefault((digest, canonical_json(others)), []).append(arm)
+    for arms in alike.values():
+        if len(arms) > 1:
+            yield Breach(
+                arms=names(arms),
+                found=f"under several names the same layers are adapted: {case.facts_of(arms[0]).modules}",
+                severity="invalidates",
+            )
 
 
 def _counts(numbers: Sequence[int]) -> str:
@@ -166,5 +184,14 @@ RULES = (
         source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025)",
         change="raise `max_steps` or `num_train_epochs`, or take the study as one of that many rows (`max_train_samples`)",
         find=_rows_never_seen,
+    ),
+    Rule(
+        code="LS306",
+        title="One arm under several names",
+        why="arms that adapt the same layers with the same settings are one configuration, so a difference between them is "
+        "none of theirs, and neither can be the better one",
+        source="presets are resolved by role and names as PEFT does: in some models two of them mean the same layers",
+        change="keep one of them, or name modules that differ in this model",
+        find=_same_modules,
     ),
 )

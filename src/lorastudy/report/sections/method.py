@@ -40,6 +40,7 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
             ),
         ),
         (f"Engine: {_engines(study)}.",),
+        *_layers_left_out(study),
         (
             (
                 f"Intervals are over {_what_intervals_cover(analysis)}; verdicts are about this data and this base model."
@@ -145,6 +146,14 @@ def _full_length(analysis: Analysis) -> Text:
     arm = analysis.reference
     is_measured = arm is not None and analysis.summary(arm.name).costs.peak_memory_bytes is not None
     return about_full_length(arm) if arm is not None and is_measured else ()
+
+
+def _layers_left_out(study: Study) -> list[Text]:
+    """What presets mean and PEFT could not adapt, once for each reason."""
+    reasons = {
+        reason: None for run in study.completed if run.profile for reason in run.profile.modules_left_out
+    }
+    return [(f"Not adapted, though a preset means it: {'; '.join(reasons)}.",)] if reasons else []
 
 
 def _engines(study: Study) -> str:

@@ -49,6 +49,7 @@ from lorastudy.report.numbers import (
     signed,
     size_unit,
 )
+from lorastudy.spec.targets import in_words
 
 _ABSENT_CELL = Cell(ABSENT)
 
@@ -215,13 +216,26 @@ def _cost_columns(analysis: Analysis) -> list[Part]:
     adapter_unit, adapter_scale = size_unit(_medians(cost.adapter_bytes for cost in every))
     memory_unit, memory_scale = size_unit(_medians(cost.peak_memory_bytes for cost in every))
     step_unit, step_scale = duration_unit(_medians(cost.step_seconds for cost in every))
+    modules = [profiled_modules(summary) for summary in analysis.summaries]
     return [
+        *([(Column("Adapted layers", numeric=False), _modules_cell)] if any(modules) else []),
         (Column("Trainable parameters"), plain(lambda s: s.costs.trainable_parameters)),
         (Column(f"Adapter ({adapter_unit})"), scaled(lambda s: s.costs.adapter_bytes, adapter_scale)),
         (Column(f"Peak memory ({memory_unit})"), scaled(lambda s: s.costs.peak_memory_bytes, memory_scale)),
         (Column(f"Step ({step_unit})"), scaled(lambda s: s.costs.step_seconds, step_scale)),
         (Column("Tokens/s"), plain(lambda s: s.costs.tokens_per_second)),
     ]
+
+
+def profiled_modules(summary: ArmSummary) -> str | None:
+    """How many layers of which role the arm adapts, in words; None where nobody counted them."""
+    counts = (run.profile.modules_by_role for run in summary.arm.completed if run.profile is not None)
+    return next((in_words(by_role) for by_role in counts if by_role), None)
+
+
+def _modules_cell(summary: ArmSummary) -> Cell:
+    words = profiled_modules(summary)
+    return _ABSENT_CELL if words is None else Cell(words)
 
 
 def _with_seeds(analysis: Analysis, rows: tuple[tuple[Cell, ...], ...]) -> tuple[tuple[Cell, ...], ...]:

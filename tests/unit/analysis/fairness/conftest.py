@@ -29,6 +29,8 @@ _FACTS = {
     "leaked_rows": "num_leaked_rows",
     "known_prompts": "num_known_prompts",
     "tokenizer": "tokenizer",
+    "modules_digest": "modules_digest",
+    "modules": "modules",
 }
 
 

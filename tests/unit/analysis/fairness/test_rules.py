@@ -47,6 +47,7 @@ EXPECTED = {
     "LS303": ("note", {"small"}),
     "LS304": ("note", {"small"}),
     "LS305": ("warning", {"small", "large"}),
+    "LS306": ("invalidates", {"preset", "names"}),
     "LS401": ("warning", SMALLER | LARGER - {"rank_ablation_r8_lr0.001"}),
     "LS402": ("warning", SMALL),
     "LS403": ("invalidates", {"small"}),
