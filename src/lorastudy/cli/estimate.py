@@ -98,9 +98,19 @@ def _shown(
     budget_bytes = None if vram is None else within_margin(memory_size(vram))
     estimators = by_pack(experiments, answers, with_data=with_data)
     prepare(estimators, answers)
+    alike: dict[str, list[Estimator]] = {}
+    for estimator in estimators:
+        alike.setdefault(estimator.experiments[0].data_key, []).append(estimator)
+    # Packs that differ in the order of their rows only: the one with the largest micro-batch stands for all.
     return [
-        _Shown.of(each, answers, is_of_suite=with_data, budget_bytes=budget_bytes, calibrate=calibrate)
-        for each in estimators
+        _Shown.of(
+            max(group, key=lambda each: each.estimate().prediction.terms.total),
+            answers,
+            num_packs=len(group) if with_data else None,
+            budget_bytes=budget_bytes,
+            calibrate=calibrate,
+        )
+        for group in alike.values()
     ]
 
 
@@ -118,11 +128,14 @@ def memory_size(text: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Shown:
-    """One group of arms: what they take together, whether that fits, and what would help."""
+    """Arms that train together: what they take, whether that fits, and what would help.
+
+    `num_packs` says how many packs of a suite are like it, one for each seed; None where there is no suite.
+    """
 
     estimator: "Estimator"
     budget_bytes: int | None
-    is_of_suite: bool
+    num_packs: int | None
     fewer: "Suggestion | None"
     suggestions: "Sequence[Suggestion]"
 
@@ -132,7 +145,7 @@ class _Shown:
         estimator: "Estimator",
         answers: "Answers",
         *,
-        is_of_suite: bool,
+        num_packs: int | None,
         budget_bytes: int | None,
         calibrate: bool,
     ) -> "_Shown":
@@ -145,7 +158,7 @@ class _Shown:
         return cls(
             estimator=estimator,
             budget_bytes=budget_bytes,
-            is_of_suite=is_of_suite,
+            num_packs=num_packs,
             fewer=None if fits else fewer_arms(estimator, budget_bytes=budget_bytes or 0),
             suggestions=()
             if fits
@@ -178,7 +191,9 @@ class _Shown:
         estimate, shape, settings = self.estimator.estimate(), self.estimator.shape, self.estimator.settings
         batch = estimate.rows.batch
         # Of a suite's, an arm with each seed trains for itself.
-        held = plural(len(estimate.num_trainable), "experiment" if self.is_of_suite else "arm")
+        held = plural(len(estimate.num_trainable), "arm" if self.num_packs is None else "experiment")
+        if self.num_packs is not None and self.num_packs > 1:
+            held += f" in each of {self.num_packs} packs"
         console.print(settings.base_model, style="bold", end="")
         console.print(
             f" ({shape.model_type}, {count(shape.num_parameters)} parameters), "
@@ -250,7 +265,7 @@ def _targets(text: str) -> "str | tuple[str, ...]":
 
 
 def _arms(settings: "Settings", *, ranks: Sequence[int], copies: int) -> "list[Experiment]":
-    """Arms of these ranks, each `copies` times."""
+    """Arms of these ranks, each `copies` times, on one order of the rows and so in one pack."""
     from lorastudy.spec.experiment import Experiment, Sources
 
     if min(ranks) < 1:
@@ -258,7 +273,7 @@ def _arms(settings: "Settings", *, ranks: Sequence[int], copies: int) -> "list[E
     return [
         Experiment(
             name=f"r{rank}_{copy}", arm=f"r{rank}", experiment_type="custom", seed=copy,
-            settings=settings.model_copy(update={"lora_rank": rank}),
+            settings=settings.model_copy(update={"lora_rank": rank, "data_seed": 0}),
             sources=Sources(base_model=settings.base_model, dataset=""),
         )
         for rank in ranks

@@ -19,7 +19,7 @@ factors: {lora_rank: [4, 8]}
 @pytest.mark.parametrize(
     ("arguments", "held"),
     [
-        (["--suite", "suite.yaml"], "6 experiments on one base"),  # two arms with three seeds each
+        (["--suite", "suite.yaml"], "2 experiments in each of 3 packs on one base"),  # two arms, three seeds
         (["--rank", "4", "--arms", "2"], "2 arms on one base"),
         (["--rank", "4"], "1 arm on one base"),
     ],
