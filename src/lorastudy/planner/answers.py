@@ -1,7 +1,8 @@
 """What a worker answered for plans, kept in the user's cache folder, so that each question is asked once.
 
 An answer is kept under the hash of its question, of the configuration it is about, of the library versions, and of
-the engine's own source: a faster engine that holds other tensors is counted anew without anybody thinking of it.
+the source of the engine and of what makes tokens: a faster engine that holds other tensors is counted anew without
+anybody thinking of it.
 """
 
 import hashlib
@@ -133,7 +134,7 @@ def _key(question: Question, about: str) -> str:
         values,
         about,
         [version(name) for name in _LIBRARIES],
-        _engine_digest(),
+        _source_digest(),
         [] if isinstance(question, ModelQuestion | RowsQuestion) else _machine(),
     ]
     kind = "footprint" if isinstance(question, FootprintQuestion) else question.kind
@@ -146,11 +147,16 @@ def _machine() -> list[str | None]:
 
 
 @cache
-def _engine_digest() -> str:
+def _source_digest() -> str:
     digest = hashlib.sha256()
     source = Path(lorastudy.__file__).parent
     for path in sorted(
-        [*(source / "engine").glob("*.py"), source / "footprint.py", source / "spec" / "targets.py"]
+        [
+            *(source / "engine").glob("*.py"),
+            *(source / "data").glob("*.py"),
+            source / "footprint.py",
+            source / "spec" / "targets.py",
+        ]
     ):
         digest.update(path.read_bytes())
     return digest.hexdigest()
