@@ -105,7 +105,7 @@ def test_measurements_of_another_suite_than_the_shipped_one_are_noticed(
 
 @pytest.mark.parametrize(
     ("number", "part"),
-    [("No smaller rank kept", "answer"), (" ± ", "results"), (r" \| \[", "comparisons")],
+    [("is the smallest rank shown", "answer"), (" ± ", "results"), (r" \| \[", "comparisons")],
 )
 def test_a_report_that_does_not_carry_its_measurements_is_noticed(
     agreement: ModuleType, copy_of_documents: Path, number: str, part: str
