@@ -2,8 +2,8 @@
 
 Two texts are near copies where the sets of their runs of three words have a Jaccard similarity of `MIN_SIMILARITY`,
 as Lee et al. (arXiv 2107.06499) take it for training data. Runs that are in more than one text of a hundred
-are left out first: a system prompt or a template that many rows share makes none of them a copy of another. Pairs to look
-at come from MinHash signatures cut into bands (Broder 1997; Leskovec et al., Mining of Massive Datasets, 3.4): a pair at
+are left out first: a system prompt or a template that many rows share makes none of them a copy of another. A pair must be
+alike in what is left and as a whole, for of a short text one run may be all that is left. Pairs to look at come from MinHash signatures cut into bands (Broder 1997; Leskovec et al., Mining of Massive Datasets, 3.4): a pair at
 the least similarity is missed with a probability of 0.7 %, and whatever is found is compared word by word.
 """
 
@@ -34,15 +34,18 @@ def num_near_copies(texts: Sequence[str], among: Sequence[str]) -> int:
     num_texts = Counter(run for found in (*runs, *others) for run in found)
     most = max(_FEW_TEXTS, _COMMON_SHARE * (len(texts) + len(among)))
     common = {run for run, times in num_texts.items() if times > most}
-    kept = [found - common for found in runs]
-    others = [found - common for found in others]
+    kept, other_kept = ([found - common for found in side] for side in (runs, others))
     by_band: defaultdict[tuple[int, bytes], set[int]] = defaultdict(set)
-    for number, found in enumerate(others):
+    for number, found in enumerate(other_kept):
         for band in _bands(found):
             by_band[band].add(number)
+
+    def are_alike(left: frozenset[int], whole: frozenset[int], number: int) -> bool:
+        return min(similarity(left, other_kept[number]), similarity(whole, others[number])) >= MIN_SIMILARITY
+
     return sum(
-        any(similarity(found, others[number]) >= MIN_SIMILARITY for number in _alike(found, by_band))
-        for found in kept
+        any(are_alike(left, whole, number) for number in _alike(left, by_band))
+        for left, whole in zip(kept, runs, strict=True)
     )
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorastudy import lab
 from lorastudy.data.near_copies import MIN_SIMILARITY, num_near_copies, similarity
 
 WORDS = [f"w{number}" for number in range(400)]
@@ -71,6 +72,13 @@ def test_a_template_that_many_share_makes_no_copies():
     )
     assert num_near_copies(held_out, train) == 0
     assert num_near_copies(held_out[:1], train[:1]) == 1
+
+
+def test_short_texts_of_which_a_template_leaves_one_run_are_compared_as_a_whole():
+    """The lab asks the facts that it trains on in another phrasing: of six prompts only the name is left, of none the whole."""
+    held_out, train = ([row["prompt"] for row in lab.rows(name)] for name in ("facts_eval", "facts"))
+    assert num_by_comparing_all(held_out, train) == 0
+    assert num_near_copies(held_out, train) == 0
 
 
 @pytest.mark.parametrize("empty", ["", "?!"])
