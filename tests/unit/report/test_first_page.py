@@ -235,7 +235,7 @@ def test_a_margin_that_was_changed_with_results_at_hand_is_never_called_beforeha
     caption = pairs_figure(analysis).caption
     assert caption.endswith(f"Band: the margin as changed on {when}.")
     rule = str(comparison_blocks(analysis, level=2))
-    assert f"as changed on {when}, when both tests" in rule
+    assert f"as changed on {when}, when the 95 % interval of" in rule
     assert "before the run" not in caption + rule
 
 

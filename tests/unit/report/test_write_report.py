@@ -191,7 +191,7 @@ def test_what_differs_between_arms_is_listed_and_not_read_from_the_first(make_re
     text = text_of(results)
     assert "2 arms with 2 to 3 seeds each on the base model lab, trained on lab:facts and more.jsonl" in text
     assert (
-        "data_seed, which differs between arms (0 and 1), so their pairs did not train on the same batches"
+        "data_seed, which differs between arms (the seed itself and 1), so their pairs did not train on the same batches"
         in text
     )
     assert "held out of the training file by content hash, not the same for all arms" in text

@@ -125,8 +125,9 @@ def _seeds(study: Study) -> Text:
     elif len(orders) == 1:
         varies += f"; the order of the training rows is fixed by data_seed {orders[0]}, equal for all arms and seeds"
     else:
+        drawn = listing("the seed itself" if order == ABSENT else order for order in orders)
         varies += (
-            f"; the order of the training rows follows data_seed, which differs between arms ({listing(orders)}), so their "
+            f"; the order of the training rows follows data_seed, which differs between arms ({drawn}), so their "
             "pairs did not train on the same batches"
         )
     return (f"Seeds: {listing(map(str, seeds))}. Between seeds vary {varies}.",)
