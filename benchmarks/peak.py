@@ -42,13 +42,14 @@ def peak_flops(dtype: str, *, device: str, size: int) -> float:
     """Operations a second (2 n^3 a product) of the fastest of several products, after one to warm up."""
     left = torch.randn(size, size, device=device).to(getattr(torch, dtype))
     right = torch.randn(size, size, device=device).to(getattr(torch, dtype))
-    return max(_flops(product, left, right=right) for product in products(device))
+    return max(_flops(product, left, right=right) for product in products(device, dtype=left.dtype))
 
 
-def products(device: str) -> list[Product]:
-    """The libraries' products of a matrix with a transposed one."""
+def products(device: str, *, dtype: torch.dtype) -> list[Product]:
+    """The libraries' products of a matrix with a transposed one. oneDNN has none in bf16 for a CPU without AVX-512."""
     onednn: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if device != "cpu" or onednn is None:
+    has_none = dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if device != "cpu" or onednn is None or has_none:
         return [F.linear]
     return [F.linear, lambda left, right: onednn(left, right, None, "none", [], "")]
 

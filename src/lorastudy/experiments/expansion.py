@@ -20,12 +20,17 @@ Fingerprint = Callable[[str], str]
 
 
 def expand(
-    suite: Suite, *, fingerprint_dataset: Fingerprint, fingerprint_base: Fingerprint
+    suite: Suite,
+    *,
+    fingerprint_dataset: Fingerprint,
+    fingerprint_base: Fingerprint,
+    waiting: Sequence[Arm] = (),
 ) -> tuple[Experiment, ...]:
     """The suite's experiments, in the order of its arms and their seeds; every arm has its rate (see `rate_search`).
 
     An experiment is called as its arm, followed by `_seed<seed>` when the arm has several. Each path is
-    fingerprinted once. `prompt_format: auto` becomes `chat` where the base model has a chat template.
+    fingerprinted once. `prompt_format: auto` becomes `chat` where the base model has a chat template. `waiting` are arms of
+    the same suite that are not asked for yet: what is varied, and which arms a reference may name, follows from all of them.
 
     Raises:
         SuiteFileError: two arms have one name, two experiments are the same, a name cannot be a folder's, or no
@@ -33,13 +38,14 @@ def expand(
         StudyError: the experiment type cannot be loaded, or decides something that is not a setting.
     """
     assert not any(arm.seeks_rate for arm in suite.arms)
-    arms = _named_arms(suite)
+    named = _named_arms(suite, [*suite.arms, *waiting])
+    arms = named[: len(suite.arms)]
     sources_of = sources_reader(fingerprint_dataset, fingerprint_base)
     by_arm = [(arm, _experiments(suite, arm, sources=sources_of(arm.settings))) for arm in arms]
     problems = Problems()
     _note_bad_names(suite, arms, problems=problems)
     _note_twins(suite, by_arm, problems=problems)
-    _note_unknown_reference(suite, arms, problems=problems)
+    _note_unknown_reference(suite, named, problems=problems)
     problems.raise_if_any()
     return tuple(experiment for _, experiments in by_arm for experiment in experiments)
 
@@ -58,10 +64,10 @@ class _NamedArm:
         return self.name if len(self.seeds) == 1 else f"{self.name}_seed{seed}"
 
 
-def _named_arms(suite: Suite) -> list[_NamedArm]:
+def _named_arms(suite: Suite, arms: Sequence[Arm]) -> list[_NamedArm]:
     kind = resolve_type(suite.experiment_type)
-    varied = varied_keys([arm.settings for arm in suite.arms])
-    named = [_named(arm, kind=kind, varied=varied) for arm in suite.arms]
+    varied = varied_keys([arm.settings for arm in arms])
+    named = [_named(arm, kind=kind, varied=varied) for arm in arms]
     groups: dict[str, list[_NamedArm]] = {}
     for arm in named:
         groups.setdefault(arm.name, []).append(arm)

@@ -119,7 +119,9 @@ def design(
     rounds: list[tuple[Experiment, ...]] = []
     while True:
         fixed = list(_fixed_arms(suite, searches))
-        experiments = expand(replace(suite, arms=tuple(each.arm for each in fixed)), **fingerprints)
+        not_begun = [suite.arms[number] for number, search in searches.items() if not search.tried]
+        begun = replace(suite, arms=tuple(each.arm for each in fixed))
+        experiments = expand(begun, waiting=not_begun, **fingerprints)
         asked = {each.id for of_round in rounds for each in of_round}
         rounds.append(tuple(each for each in experiments if each.id not in asked))
         tuning = _tuning_runs(fixed, experiments, seeds=suite.tuning_seeds)

@@ -34,7 +34,7 @@ def test_rows_are_as_long_as_instruction_rows():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_product_of_the_peak_is_the_same_product(dtype):
     left, right = (torch.randn(64, 64).to(getattr(torch, dtype)) for _ in range(2))
-    for product in products("cpu"):
+    for product in products("cpu", dtype=getattr(torch, dtype)):
         torch.testing.assert_close(
             product(left, right), left @ right.T, rtol=2e-2, atol=1e-1 if dtype == "bfloat16" else 1e-4
         )

@@ -223,3 +223,13 @@ def test_planning_imports_no_machine_learning_library() -> None:
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
         == "[]\n"
     )
+
+
+def test_names_follow_from_all_arms_those_that_wait_too(write: Write) -> None:
+    suite = load_suite(write("reference: custom_r8\nfactors: {lora_rank: [4, 8]}"))
+    all_names = [each.name for each in expand(suite, fingerprint_dataset=str, fingerprint_base=str)]
+    first = replace(suite, arms=suite.arms[:1])
+    begun = expand(first, waiting=suite.arms[1:], fingerprint_dataset=str, fingerprint_base=str)
+    assert [each.name for each in begun] == all_names[:1]
+    with pytest.raises(SuiteFileError, match="no arm is called 'custom_r8'"):
+        expand(first, fingerprint_dataset=str, fingerprint_base=str)

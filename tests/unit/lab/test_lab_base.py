@@ -42,7 +42,7 @@ def test_texts_come_back_exactly_and_have_no_unknown_word(
     name: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     for row in lab.rows(name):
-        for text in row.values():
+        for text in (row["prompt"], row["completion"], "{prompt}{separator}{completion}".format(**row)):
             ids = tokenizer(text)["input_ids"]
             assert tokenizer.unk_token_id not in ids
             assert tokenizer.decode(ids, skip_special_tokens=True) == text
