@@ -106,8 +106,8 @@ def test_a_suite_trains_and_scores_its_experiments(study: Any) -> None:
         assert ("eval", "exact_match") in result.scores
         assert result.profile is not None
         assert result.profile.num_trainable_parameters > 0
-    # Two epochs of what the split leaves for training, in batches of four.
-    assert len(losses) == results[0].num_steps == 2 * math.ceil(num_trained_rows(results[0]) / 4)
+    # Two epochs of what the split leaves for training, in batches of four that cross from one into the next.
+    assert len(losses) == results[0].num_steps == math.ceil(2 * num_trained_rows(results[0]) / 4)
 
 
 def num_trained_rows(result: Any) -> int:

@@ -238,7 +238,7 @@ def test_the_question_is_stated_before_anything_runs(run, tracker, suite) -> Non
     (stated,) = tracker.get_suites()[0].questions
     assert stated.question == replace(suite.question, subject=SUBJECT)
     assert stated.num_completed == 0
-    assert stated.question.tuning_seeds == (2, 3)
+    assert stated.question.tuning_seeds == (1_000_000, 1_000_001)
 
 
 def test_on_another_base_model_the_question_is_stated_anew_with_what_was_known(run, tracker, suite) -> None:

@@ -54,12 +54,12 @@ def said(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -> l
 
 
 def test_a_search_says_how_many_runs_it_comes_to_and_times_that_add_up(suite: Suite) -> None:
-    """12 runs look for rates (2 arms, 3 rates, 2 seeds), 6 report, and 2 x 6 further rates with 2 seeds may come."""
+    """3 runs begin, 3 of the other arm follow, 6 report, and 2 x 6 further rates may come, each with one seed."""
     search, time = said(suite, predicting(10.0))
-    assert "then 6 experiments report at the rates found: 18 in all" in search
-    assert search.endswith("so it may be up to 42")
-    assert time.startswith("training time: about 2.00 min for these packs, one after another")  # 12 x 10 s
-    assert "with those to come 3.00 min, or up to 7.00 min where the search goes on" in time
+    assert "and then report at it: 12 experiments in all" in search
+    assert search.endswith("so it may be up to 24")
+    assert time.startswith("training time: about 30.0 s for these packs, one after another")  # 3 x 10 s
+    assert "with those to come 2.00 min, or up to 4.00 min where the search goes on" in time
     assert "side by side" not in time
     assert "2 packs train side by side" in said(suite, predicting(10.0), num_at_once=2)[1]
 
@@ -81,4 +81,4 @@ def test_where_nothing_was_predicted_nothing_is_said_of_time(suite: Suite) -> No
 def test_what_is_known_by_now_is_counted(suite: Suite) -> None:
     planned = design_of(suite)
     line = size_line(planned, planned.experiments[1:2], num_packs=1)
-    assert line.startswith("12 experiments, 11 of them done; 1 to run in 1 pack.")
+    assert line.startswith("3 experiments, 2 of them done; 1 to run in 1 pack.")
