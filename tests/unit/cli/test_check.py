@@ -159,8 +159,9 @@ def test_a_dry_run_shows_findings_in_a_line_each(suite, capsys):
 
 
 def test_rows_that_the_cut_takes_are_told_and_left_out_of_every_count(suite, capsys):
-    """Of the skill's training rows that are read, some keep no answer within 8 tokens: those are neither learnt nor scored."""
+    """Some of the skill's rows keep no answer within 8 tokens: those are neither learnt nor scored. A share of a pass reads all."""
     text = FAIR.replace("lab:facts\neval_dataset_path: lab:facts_eval", "lab:skill\nmax_seq_length: 8")
+    text = text.replace("max_steps: 16", "num_train_epochs: 0.1")
     with pytest.raises(SystemExit):
         main(["check", suite(text.replace("batch_size: 32", "batch_size: 2")), "--json"])
     found = {each["code"]: each for each in json.loads(capsys.readouterr().out)["findings"]}
@@ -176,7 +177,7 @@ def test_rows_that_the_cut_takes_are_told_and_left_out_of_every_count(suite, cap
     assert (found["LS506"]["severity"], short) == ("warning", train - out)
     texts = [f"{row['prompt']} {row['completion']}".replace(".", " .") for row in lab.rows("skill")]
     assert longest == max(len(text.split()) for text in texts) + 1  # and the end token
-    assert found["LS304"]["found"] == f"the steps reach 32 of {train - out} training rows"
+    assert found["LS304"]["found"].endswith(f" of {train - out} training rows")
     assert found["LS505"]["found"].startswith(f"{held_out - held_out_out} rows to score")
 
 
