@@ -85,7 +85,10 @@ def _what_this_is(analysis: Analysis) -> str:
     elif analysis.choices and not study.tuning_seeds:
         rows += ", which also report"
     seeds = sorted({r.seed for r in study.results} & study.tuning_seeds)
-    runs = f" Runs of their own made the choice (seeds {listing(map(str, seeds))})." if seeds else ""
+    runs = ""
+    if seeds:
+        which = f"seed{'s' * (len(seeds) > 1)} {listing(map(str, seeds))}"
+        runs = f" Runs of their own made the choice ({which})."
     taken = " Each configuration is compared at the rate taken." if analysis.choices else ""
     optimism = (
         " Optimism: how much better its score looks than one that its seed had no part in picking."
