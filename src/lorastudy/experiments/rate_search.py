@@ -351,7 +351,7 @@ def _by_the_rule(
         _at(suite.arms[number], rate_of(_middle(search.start)), seeds=suite.tuning_seeds[:1])
         for number, search in searches.items()
     )
-    return expand(replace(suite, arms=arms, reference=None), **fingerprints)
+    return expand(replace(suite, arms=arms, reference=None), waiting=(), **fingerprints)
 
 
 def _to_come(suite: Suite, searches: Mapping[int, Search]) -> tuple[int, int]:
