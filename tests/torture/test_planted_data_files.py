@@ -1,6 +1,7 @@
 """Bugs planted in the reading of data files, to show that the row sees them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,12 @@ def test_rows_lost_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_column_that_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = load.render
-    monkeypatch.setattr(load, "render", lambda row, fmt, **options: real(row, fmt, **options)[-1:])
+
+    def without_the_prompt(row, fmt, **options):
+        rendering = real(row, fmt, **options)
+        return replace(rendering, segments=rendering.segments[-1:])
+
+    monkeypatch.setattr(load, "render", without_the_prompt)
     assert "is not in what is trained" in detail(tmp_path)
 
 
