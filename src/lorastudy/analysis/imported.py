@@ -12,7 +12,7 @@ trained adapters and not as configurations. Shares of different environments or 
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lorastudy.analysis.best import AgainstBest, against_the_best
 from lorastudy.analysis.blocker import Blocker
@@ -21,7 +21,8 @@ from lorastudy.analysis.fairness.case import ArmFacts, Case
 from lorastudy.analysis.fairness.finding import LintFinding
 from lorastudy.analysis.fairness.lint import blockers, lint, untuned
 from lorastudy.analysis.fairness.rates import METHOD_KEY
-from lorastudy.analysis.paired import compare_with_reference, paired_estimate
+from lorastudy.analysis.overview import pairs_in_cost
+from lorastudy.analysis.paired import compare_with_reference
 from lorastudy.analysis.proportions import Share, difference, share_of, shares_against_the_best
 from lorastudy.analysis.reference import is_reference_named, reference_arm
 from lorastudy.analysis.selection import compared_arms
@@ -265,11 +266,6 @@ def _comparisons(
 
 def _against_best(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Mapping[str, AgainstBest]:
     """Each arm that shares seeds with another, in cost; empty where no two do."""
-    pairs = {}
-    for one, other in itertools.combinations([arm for arm in arms if arm.completed], 2):
-        found = paired_estimate(study, pair=(one, other), metric=metric, items={})
-        if found is not None:
-            pairs[one.name, other.name] = replace(found, mean=direction(metric) * found.mean)
+    pairs, num_seeds = pairs_in_cost(study, arms, metric=metric, items={})
     paired = [arm.name for arm in arms if any(arm.name in pair for pair in pairs)]
-    num_seeds = len({seed for arm in arms for seed in scores_by_seed(arm, study, metric=metric)})
     return against_the_best(pairs, arms=paired, num_seeds=num_seeds) if pairs else {}

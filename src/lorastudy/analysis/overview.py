@@ -32,6 +32,7 @@ from lorastudy.analysis.summary import (
     summarise_arm,
 )
 from lorastudy.analysis.ties import TiedSet, tied_with_the_best
+from lorastudy.analysis.twoway import TwoWay
 from lorastudy.analysis.verdicts import Rules
 from lorastudy.spec.question import Margin
 
@@ -123,19 +124,8 @@ class Analysis:
 
     def against_the_best(self, arms: Sequence[str]) -> Mapping[str, AgainstBest]:
         """Each of these arms against the best of the others; empty where no two can be compared."""
-        sign = direction(self.primary)
-        pairs = {}
-        for one, other in itertools.combinations(arms, 2):
-            pair = (self.study.arm(one), self.study.arm(other))
-            found = paired_estimate(self.study, pair=pair, metric=self.primary, items=self.items)
-            if found is not None and is_borne_out(self.study, pair, metric=self.primary):
-                pairs[one, other] = replace(found, mean=sign * found.mean)
-        num_seeds = len(
-            {
-                seed
-                for arm in arms
-                for seed in scores_by_seed(self.study.arm(arm), self.study, metric=self.primary)
-            }
+        pairs, num_seeds = pairs_in_cost(
+            self.study, [self.study.arm(name) for name in arms], metric=self.primary, items=self.items
         )
         return against_the_best(pairs, arms=arms, num_seeds=num_seeds)
 
@@ -241,6 +231,18 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
         lint=found,
         untuned=loose,
     )
+
+
+def pairs_in_cost(
+    study: Study, arms: Sequence[Arm], *, metric: Metric, items: ItemTable
+) -> tuple[Mapping[tuple[str, str], TwoWay], int]:
+    """What `against_the_best` takes: the difference in cost of each pair that can be compared, and how many seeds there are."""
+    pairs = {}
+    for pair in itertools.combinations(arms, 2):
+        found = paired_estimate(study, pair=pair, metric=metric, items=items)
+        if found is not None and is_borne_out(study, pair, metric=metric):
+            pairs[pair[0].name, pair[1].name] = replace(found, mean=direction(metric) * found.mean)
+    return pairs, len({seed for arm in arms for seed in scores_by_seed(arm, study, metric=metric)})
 
 
 def _loser_and_winner(comparison: Comparison) -> tuple[str, str]:
