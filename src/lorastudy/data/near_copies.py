@@ -39,12 +39,12 @@ def num_near_copies(texts: Sequence[str], among: Sequence[str]) -> int:
     for number, found in enumerate(other_kept):
         for band in _bands(found):
             by_band[band].add(number)
-
-    def are_alike(left: frozenset[int], whole: frozenset[int], number: int) -> bool:
-        return min(similarity(left, other_kept[number]), similarity(whole, others[number])) >= MIN_SIMILARITY
-
     return sum(
-        any(are_alike(left, whole, number) for number in _alike(left, by_band))
+        any(
+            similarity(left, other_kept[number]) >= MIN_SIMILARITY
+            and similarity(whole, others[number]) >= MIN_SIMILARITY
+            for number in _alike(left, by_band)
+        )
         for left, whole in zip(kept, runs, strict=True)
     )
 
