@@ -179,7 +179,7 @@ def test_peft_loads_the_published_adapter_and_computes_what_the_packed_engine_co
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder.path)
         settings = load_suite(Path("suite.yaml")).arms[0].settings
-        rows = train_and_eval(settings).held_out
+        rows = train_and_eval(settings).held_out.read()
     with ExperimentTracker(folder.path / "results/experiments.db") as tracker:
         (result,) = [each for each in tracker.get_all_experiments("completed") if each.name == "exp1"]
         stored, _ = tracker.get_items(result.experiment_id, split="eval", metric="loss")

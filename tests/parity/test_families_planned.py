@@ -123,12 +123,15 @@ def test_a_plan_knows_the_engine_and_the_memory_of_a_run(name: str, tmp_path: Pa
     engine, config = FAMILIES[name]
     config.save_pretrained(tmp_path)
     base = make_base(AutoConfig.from_pretrained(tmp_path))
-    leaf = next(iter(base.linear_layers)).rpartition(".")[2]
-    names = tuple(each for each in base.linear_layers if each.rpartition(".")[2] == leaf)
+    adaptable = tuple(
+        layer.name for layer in base.target_layers if layer.left_out is None and not layer.is_parameter
+    )
+    leaf = adaptable[0].rpartition(".")[2]
+    names = tuple(each for each in adaptable if each.rpartition(".")[2] == leaf)
     arm = counted_arm(0, names, r=4, dropout=False)
     said: list[str] = []
     make_engine = engine_factory(
-        "auto", base=base, settings=Settings(), probe=counted_arm(0, tuple(base.linear_layers), r=1, dropout=False),
+        "auto", base=base, settings=Settings(), probe=counted_arm(0, adaptable, r=1, dropout=False),
         longest_row=max(ROWS.row_lengths), on_fallback=said.append,
     )  # fmt: skip
     planned, shape = foreseen(tmp_path)

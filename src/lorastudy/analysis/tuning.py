@@ -10,8 +10,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.analysis.summary import LOSS, Metric, scores_by_seed
@@ -121,6 +119,8 @@ def adjusted_means(scores: Mapping[str, Mapping[int, float]]) -> dict[str, float
             for row, name in enumerate(group)
             for seed, value in scores[name].items()
         ]
+        import numpy as np  # a dry run imports this module and fits nothing
+
         design = np.zeros((len(cells), len(group) + len(seeds)))
         for position, (row, column, _) in enumerate(cells):
             design[position, [row, len(group) + column]] = 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from lorastudy.analysis.fairness.case import ArmFacts, Case, after_reading, planned_case, tokens_seen
 from lorastudy.analysis.fairness.evidence import split_name
 from lorastudy.cli.console import reading_shown
-from lorastudy.data.load import Rows, StudyData, near_copies, train_and_eval
+from lorastudy.data.load import Rows, StudyData, train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
 from lorastudy.planner.adapted import AdaptedArms
@@ -132,15 +132,12 @@ def _facts(settings: Settings, data: StudyData, *, num_tokens: int | None) -> Ar
     if num_tokens is not None:
         seen = tokens_seen(settings, num_rows=len(data.train), num_completion_tokens=num_tokens)
     split, reporting = ("eval", data.held_out) if data.test is None else ("test", data.test)
-    near = near_copies(data)[split]
     return ArmFacts(
         num_completion_tokens=seen,
         num_train_rows=len(data.train),
         num_test_rows=len(reporting),
         num_leaked_rows=data.num_leaked[split],
         num_known_prompts=data.num_known_prompts[split],
-        num_near_copies=near.num_near,
-        num_compared_rows=near.num_compared,
         split_by=data.split_by[split],
         tokenizer=_tokenizer_fingerprint(settings.base_model),
         published_rates=_published_rates(settings, num_rows=len(data.train)),

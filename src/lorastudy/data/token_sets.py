@@ -6,7 +6,7 @@ from functools import partial
 
 from lorastudy.data.batches import row_order
 from lorastudy.data.examples import Example
-from lorastudy.data.load import Rows, StudyData
+from lorastudy.data.load import Rows, StudyData, near_copies
 from lorastudy.data.splits import prompt_groups
 from lorastudy.data.tokenise import Tokenizer, TokenSet, tokenise
 from lorastudy.errors import DataError
@@ -60,7 +60,26 @@ def token_sets(
             if split in _ASKED_SPLITS and settings.max_generation_samples:
                 summary = _with_answers(summary, tokens, settings=settings)
             sets[split] = replace(tokens, summary=summary)
-    return sets
+    return _with_copies(sets, study)
+
+
+def _with_copies(sets: Mapping[str, TokenSet], study: StudyData) -> Mapping[str, TokenSet]:
+    """The sets, whose summaries count the rows that stand in another set too."""
+    near = near_copies(study)
+    found = {}
+    for split, tokens in sets.items():
+        compared = near.get(split)
+        summary = replace(
+            tokens.summary,
+            num_duplicate_rows=study.num_duplicates if split == "train" else None,
+            num_leaked_rows=study.num_leaked.get(split),
+            num_known_prompts=study.num_known_prompts.get(split),
+            num_near_copies=None if compared is None else compared.num_near,
+            num_compared_rows=None if compared is None else compared.num_compared,
+            split_by=study.split_by.get(split),
+        )
+        found[split] = replace(tokens, summary=summary)
+    return found
 
 
 def _tokens(examples: Sequence[Example], *, settings: Settings, tokenizer: Tokenizer, split: str) -> TokenSet:

@@ -12,7 +12,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -206,21 +207,50 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-def peak_growth(action: Callable[[], None]) -> int:
+def peak_growth(action: Callable[[], None], *, with_scratch: bool = True) -> int:
     """The most by which tensor memory on the CPU rose above its start while the action ran.
 
-    The profiler does not see it when memory is freed that was there before, so the action must not count on that.
+    The profiler does not see it when memory is freed that was there before, so the action must not count on that. The
+    kernel of a matrix product takes scratch memory and returns it before it ends. Its size depends on the CPU, and no
+    tensor holds it: without `with_scratch` it does not count.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     assert profiler.profiler is not None
     # Exported as a trace and read again, it takes as long as the steps.
     recorded: Any = profiler.profiler.kineto_results
-    changes = sorted(
-        (event.start_ns(), event.nbytes()) for event in recorded.events() if event.name() == "[memory]"
-    )
+    events = recorded.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    if not with_scratch:
+        changes = _without_scratch(changes, events)
     level = peak = 0
     for _, change in changes:
         level += change
         peak = max(peak, level)
     return peak
+
+
+_PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
+
+
+def _without_scratch(changes: Sequence[tuple[int, int]], events: Iterable[Any]) -> list[tuple[int, int]]:
+    """The changes without those that one matrix product both made and took back."""
+    products = sorted(
+        (event.start_ns(), event.start_ns() + event.duration_ns())
+        for event in events
+        if event.name() in _PRODUCTS
+    )
+    starts = [start for start, _ in products]
+    kept: list[tuple[int, int]] = []
+    taken: dict[tuple[int, int], int] = {}  # (product, bytes) -> where in `kept`
+    for time_ns, change in changes:
+        product = bisect_right(starts, time_ns) - 1
+        is_inside = product >= 0 and time_ns <= products[product][1]
+        place = taken.pop((product, -change), None) if is_inside and change < 0 else None
+        if place is not None:
+            kept[place] = (time_ns, 0)
+            continue
+        if is_inside and change > 0:
+            taken[product, change] = len(kept)
+        kept.append((time_ns, change))
+    return kept

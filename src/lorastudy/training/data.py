@@ -1,10 +1,10 @@
 """The data sets of a pack as tokens, and what became of their rows."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from lorastudy.data.load import near_copies, train_and_eval
+from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.data.tokenise import TokenSet
 from lorastudy.engine.chat_template import prompt_style
@@ -40,18 +40,6 @@ def load_data(run: PackRun, settings: Settings, *, tokenizer: PreTrainedTokenize
     data = PackData(
         train=sets["train"], held_out=sets["eval"], test=sets.get("test"), forgetting=sets.get("forgetting")
     )
-    run.emit(replace(data.train.summary, num_duplicate_rows=study.num_duplicates))
-    near = near_copies(study)
-    for split, scored in data.scored():
-        compared = near.get(split)
-        run.emit(
-            replace(
-                scored.summary,
-                num_leaked_rows=study.num_leaked.get(split),
-                num_known_prompts=study.num_known_prompts.get(split),
-                num_near_copies=None if compared is None else compared.num_near,
-                num_compared_rows=None if compared is None else compared.num_compared,
-                split_by=study.split_by.get(split),
-            )
-        )
+    for tokens in sets.values():
+        run.emit(tokens.summary)
     return data

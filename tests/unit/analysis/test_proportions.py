@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lorastudy.analysis.proportions import Share, corrected, difference, share_of
+from lorastudy.analysis.proportions import Share, difference, share_of
 
 
 @pytest.mark.parametrize(("right", "items"), [(694, 1319), (0, 20), (20, 20), (1, 7)])
@@ -40,19 +40,6 @@ def test_a_difference_by_hand():
 def test_without_any_variance_there_is_no_difference(right):
     share = Share(num_right=right, num_items=50)
     assert difference(share, share).p == 1.0
-
-
-def test_holm_s_correction():
-    # R: p.adjust(c(0.01, 0.04, 0.03), "holm") = 0.03 0.06 0.06
-    def with_p(p):
-        return difference(Share(num_right=1, num_items=2), Share(num_right=1, num_items=2)).__class__(
-            difference=0.0, interval=(0.0, 0.0), p=p
-        )
-
-    assert [one.holm_p for one in corrected([with_p(0.01), with_p(0.04), with_p(0.03)])] == pytest.approx(
-        [0.03, 0.06, 0.06]
-    )
-    assert corrected([]) == []
 
 
 def test_equal_adapters_are_told_apart_in_one_case_of_twenty_at_most():

@@ -37,6 +37,27 @@ def test_memory_freed_and_taken_again_is_not_counted_twice():
     assert meter.peak_growth(action) == pytest.approx(5 * MIB, rel=1e-3)
 
 
+def test_scratch_of_a_product_counts_only_where_it_is_asked_for():
+    """The product of two bf16 matrices holds its result, of 256 x 512 numbers. Only its kernel knows what it takes besides."""
+    left, right = torch.ones(256, 384, dtype=torch.bfloat16), torch.ones(384, 512, dtype=torch.bfloat16)
+
+    def multiply():
+        return left @ right
+
+    result = 256 * 512 * 2
+    assert meter.peak_growth(multiply, with_scratch=False) == result
+    assert meter.peak_growth(multiply) >= result
+
+
+def test_what_stays_of_a_product_is_no_scratch():
+    kept = []
+    ones = torch.ones(64, 64)
+    assert (
+        meter.peak_growth(lambda: kept.extend([ones @ ones, ones @ ones]), with_scratch=False)
+        == 2 * 64 * 64 * 4
+    )
+
+
 def test_live_bytes_count_a_shared_storage_once():
     before = meter.live_bytes()
     tensor = torch.zeros(MIB, dtype=torch.float32)

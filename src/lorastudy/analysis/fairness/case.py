@@ -152,7 +152,7 @@ def seeds_of(arm: Arm, study: Study) -> frozenset[int]:
     return frozenset(result.seed for result in results)
 
 
-#: What a run records of its scored rows under the names that facts have.
+#: What is counted of scored rows under the names that facts have.
 _COPIES = ("num_leaked_rows", "num_known_prompts", "num_near_copies", "num_compared_rows", "split_by")
 
 
@@ -160,13 +160,11 @@ def _measured(arm: Arm) -> ArmFacts:
     results = arm.completed
     profile = next((result.profile for result in results if result.profile is not None), None)
     data = {summary.split: summary for result in results for summary in result.data}
-    test = data.get("test", data.get("eval"))
     return after_reading(
         ArmFacts(
             num_trainable_parameters=None if profile is None else profile.num_trainable_parameters,
             modules_digest=None if profile is None else profile.modules_digest,
             modules=in_words(profile.modules_by_role) if profile and profile.modules_by_role else None,
-            **({} if test is None else {name: getattr(test, name) for name in _COPIES}),
         ),
         arm.typed_settings,
         rows=[RowsRead(summary=summary) for summary in data.values()],
@@ -184,7 +182,9 @@ def after_reading(facts: ArmFacts, settings: Settings, *, rows: Sequence[RowsRea
         all_rows = train.num_rows + (train.num_unread_rows or 0)
         facts = replace(facts, num_train_rows=all_rows, num_completion_tokens=seen)
     if test is not None:
-        facts = replace(facts, num_test_rows=test.num_rows)
+        copies = {name: getattr(test, name) for name in _COPIES}
+        known = {name: value for name, value in copies.items() if value is not None}
+        facts = replace(facts, num_test_rows=test.num_rows, **known)
     return replace(facts, rows=tuple(rows))
 
 
