@@ -342,9 +342,9 @@ def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def _with_line_ends(content: IO[bytes], file: Path) -> Iterator[str]:
-    """Lines with their ends, as `csv` wants them; old files end them with a carriage return alone."""
-    for _, line in _lines(content, file):
-        yield from io.StringIO(f"{line}\n", newline="") if "\r" in line else (f"{line}\n",)
+    """Lines with their ends, as `csv` wants them: a cell may hold any. Old files end lines with a carriage return alone."""
+    for _, line in _whole_lines(content, file):
+        yield from io.StringIO(line, newline="") if "\r" in line.removesuffix("\r\n") else (line,)
 
 
 def _header(fields: list[str], where: str) -> list[str]:
@@ -387,6 +387,12 @@ def _text_rows(content: IO[bytes], file: Path) -> Iterator[_Raw]:
 
 def _lines(content: IO[bytes], file: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines without their ends, from 1."""
+    for number, line in _whole_lines(content, file):
+        yield number, line.removesuffix("\n").removesuffix("\r")
+
+
+def _whole_lines(content: IO[bytes], file: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines with their ends, from 1; a carriage return alone ends none here."""
     for number, line in enumerate(content, start=1):
         if number == 1:
             _refuse_utf16(line, file)
@@ -398,7 +404,7 @@ def _lines(content: IO[bytes], file: Path) -> Iterator[tuple[int, str]]:
             ) from error
         if "\0" in text:
             raise DataError(f"{file}:{number}: holds a NUL, so it is not a text file, or not in UTF-8")
-        yield number, text.removesuffix("\n").removesuffix("\r")
+        yield number, text
 
 
 def _text_pieces(content: IO[bytes], file: Path) -> Iterator[str]:

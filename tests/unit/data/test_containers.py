@@ -25,7 +25,7 @@ from lorastudy.spec.settings import Settings
 Rows = Sequence[Mapping[str, Any]]
 #: Words that a careless reader takes for something else; quotes, delimiters and line breaks.
 TEXTS = st.sampled_from(
-    ["one", "two words", "a,b", "x;y", 'say "hi"', "it's", "l1\nl2", "tab\there", "[1, 2]", "{'a'}", "null", "NaN", "None", "12", "007", "1.50",
+    ["one", "two words", "a,b", "x;y", 'say "hi"', "it's", "l1\nl2", "w1\r\nw2", "m1\rm2\r", "tab\there", "[1, 2]", "{'a'}", "null", "NaN", "None", "12", "007", "1.50",
      "true", "-", "é\u4e2d", " padded ", "=1+1", "x\u2028y"]
 )  # fmt: skip
 OPTIONAL = st.one_of(st.just(None), TEXTS)

@@ -1,3 +1,4 @@
+import gzip
 import os
 from pathlib import Path
 
@@ -59,6 +60,19 @@ def test_tsv_is_separated_by_tabs_whatever_else_its_header_holds(write):
 def test_a_csv_of_old_macintoshes_is_read(write):
     path = write("a.csv", b"question;answer\rx, y, z;1\r")
     assert read_rows(path)[0].values == {"question": "x, y, z", "answer": "1"}
+
+
+@pytest.mark.parametrize("inner", ["\n", "\r\n", "\r", "\r\n\r\n", "\n\r"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
+def test_line_breaks_inside_a_cell_stay_whatever_ends_the_lines(write, name, line_end, inner):
+    delimiter = "\t" if "tsv" in name else ","
+    answer = f"one{inner}two{inner}"
+    lines = [("prompt", "completion"), ("x", f'"{answer}"'), (f'"{answer}"', "y")]
+    content = "".join(delimiter.join(cells) + line_end for cells in lines).encode()
+    path = write(name, gzip.compress(content) if name.endswith(".gz") else content)
+    rows = [row.values for row in read_rows(path)]
+    assert rows == [{"prompt": "x", "completion": answer}, {"prompt": answer, "completion": "y"}]
 
 
 def test_csv_takes_fields_longer_than_the_modules_default_limit(write):
