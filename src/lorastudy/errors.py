@@ -4,6 +4,7 @@ A `StudyError` is the user's to mend: its message says what is wrong, where, and
 line prints it without a traceback and exits with 2. Mistakes of our own are `assert`s and stay loud.
 """
 
+import re
 from collections.abc import Sequence
 
 #: What code of others raises where it cannot do what it is asked: that of any model, on a configuration or on tensors that it
@@ -17,6 +18,33 @@ def first_line(error: BaseException) -> str:
     """What an error of a library says in its first line, for a message of ours; its type where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+#: Begin a stack of calls: Python's, which may have lost its title, and faulthandler's. Its other lines are indented.
+_STACK = re.compile(r"\s*Traceback \(most recent call last\):|\s*File \".*\", line \d+")
+_DUMP = re.compile(r".*\(most recent call first\):$")
+_BESIDE_STACKS = (
+    "During handling of the above exception, another exception occurred:",
+    "The above exception was the direct cause of the following exception:",
+    "Extension modules: ",
+)
+
+
+def without_tracebacks(text: str) -> str:
+    """The text without stacks of calls; of errors that led to one another, what the last one says."""
+    kept: list[str] = []
+    last_error = 0
+    is_in_stack = False
+    for line in text.splitlines():
+        if _STACK.match(line):
+            is_in_stack, last_error = True, len(kept)
+        elif _DUMP.match(line):
+            is_in_stack = True
+        elif not (is_in_stack and line[:1].isspace()):
+            is_in_stack = False
+            if not line.startswith(_BESIDE_STACKS):
+                kept.append(line)
+    return "\n".join(kept[last_error:]).strip() or "\n".join(kept).strip()
 
 
 class StudyError(Exception):

@@ -38,6 +38,8 @@ def serve(folder):
     if what == "dies":
         print("out of luck", flush=True)
         os._exit(7)
+    if what == "breaks":
+        raise RuntimeError("no device") from ValueError("no driver")
     if what == "dies-torn":
         with (folder / RECORDS_NAME).open("a") as file:
             file.write('{"sha256": "00')
@@ -190,6 +192,16 @@ def test_a_worker_that_dies_over_one_folder_does_not_lose_the_others(
     assert all(isinstance(end, WorkerExit) for end in exits)
     assert [getattr(end, "returncode", 0) for end in exits] == [None, 7, None, 7]
     assert "out of luck" in getattr(exits[1], "message", "")
+
+
+def test_what_a_worker_dies_of_is_said_without_a_traceback_which_stays_in_the_log_that_is_named(
+    executor: Executor, make_folder: MakeFolder
+) -> None:
+    folder = make_folder("breaks")
+    end = by_folder(executor.run([folder]))[folder][-1]
+    assert isinstance(end, WorkerExit)
+    assert end.message == f"RuntimeError: no device (its log: {folder / 'worker.log'})"
+    assert "Traceback (most recent call last):" in (folder / "worker.log").read_text()
 
 
 def test_closing_ends_the_processes_and_what_waits_never_starts(

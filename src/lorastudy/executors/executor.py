@@ -12,8 +12,8 @@ from lorastudy.records import Record
 class WorkerExit:
     """A worker served a folder to its end, or died over it.
 
-    `returncode` is None when it is done with the folder; otherwise what the process ended with, and `message`
-    holds the end of what it wrote to its log.
+    `returncode` is None when it is done with the folder; otherwise what the process ended with, and `message` says what
+    it wrote last, without tracebacks, and where its log is.
     """
 
     returncode: int | None

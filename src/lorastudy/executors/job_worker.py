@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from lorastudy.errors import DataError, StudyError
 from lorastudy.executors.following import POLL_SECONDS
-from lorastudy.executors.process import WORKER, log_tail, tell, worker_process
+from lorastudy.executors.process import LOG_NAME, WORKER, last_words, tell, worker_process
 from lorastudy.jobs import RESULT_NAME, Job
 
 
@@ -75,13 +75,10 @@ class JobWorker:
 
 
 def _last_words(folder: Path) -> str:
-    """The last line that the worker wrote, which is an error's, and where its whole log is kept for who looks into it."""
-    tail = log_tail(folder)
-    if not tail:
-        return "it wrote nothing"
+    """What the worker said last; its log is kept for who looks into it, since the folder goes."""
     with tempfile.NamedTemporaryFile(prefix="lorastudy-worker-", suffix=".log", delete=False) as kept:
-        kept.write(tail.encode("utf-8", errors="replace"))
-    return f"{tail.splitlines()[-1].strip()} (its log: {kept.name})"
+        kept.write((folder / LOG_NAME).read_bytes())
+    return last_words(folder, kept_as=Path(kept.name))
 
 
 def run_job(job: Job) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lorastudy.executors.executor import Event, WorkerExit
 from lorastudy.executors.following import POLL_SECONDS, Following
-from lorastudy.executors.process import WORKER, base_model_of, end_hung, log_tail, tell, worker_process
+from lorastudy.executors.process import WORKER, base_model_of, end_hung, last_words, tell, worker_process
 
 
 class LocalExecutor:
@@ -109,7 +109,7 @@ class LocalExecutor:
             returncode = process.poll()
             if returncode is None:
                 return None
-            said = "\n".join(filter(None, [complaint, log_tail(self._log_folder)]))
+            said = "\n".join(filter(None, [complaint, last_words(self._log_folder)]))
             return WorkerExit(returncode=returncode, message=said)
 
         is_told = False

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lorastudy.jobs import FROM_INPUT
+from lorastudy.errors import without_tracebacks
+from lorastudy.jobs import FROM_INPUT, SERVING
 from lorastudy.lifeline import tied_to_this_process
 from lorastudy.records import Pack
 from lorastudy.spec.hub import OFFLINE_VARIABLE, is_hub_model, is_hub_reachable
@@ -17,7 +18,9 @@ from lorastudy.spec.hub import OFFLINE_VARIABLE, is_hub_model, is_hub_reachable
 #: What the interpreter is told to run; the folders follow.
 WORKER = ("-m", "lorastudy.worker")
 LOG_NAME = "worker.log"
-LOG_TAIL_CHARACTERS = 2000
+#: Of a log, that stand in a message.
+MOST_LINES = 10
+MOST_CHARACTERS = 2000
 #: How long a worker may take to leave by itself once it is through, or to obey when it is told to end.
 FAREWELL_SECONDS = 10.0
 #: How long a worker that hangs may take to write its traceback.
@@ -99,12 +102,19 @@ def base_model_of(folder: Path) -> str:
     return Pack.read(folder).experiments[0].settings.base_model
 
 
-def log_tail(folder: Path) -> str:
-    """The end of what the worker that was started with this folder has written to its log."""
+def last_words(folder: Path, *, kept_as: Path | None = None) -> str:
+    """What the worker that was started with this folder wrote last, and where its log is, which has the tracebacks too.
+
+    `kept_as` is another name under which the log stays.
+    """
     log = folder / LOG_NAME
     if not log.exists():
-        return ""
-    return log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL_CHARACTERS:].strip()
+        return "it wrote nothing"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    turned = max((number for number, line in enumerate(lines) if line.startswith(SERVING)), default=-1)
+    said = without_tracebacks("\n".join(lines[turned + 1 :])).splitlines()[-MOST_LINES:]
+    text = "\n".join(said)[-MOST_CHARACTERS:].strip() or "it wrote nothing"
+    return f"{text} (its log: {kept_as or log})"
 
 
 def end_hung(process: subprocess.Popen[bytes]) -> None:

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lorastudy.errors import StudyError
+from lorastudy.errors import StudyError, without_tracebacks
 from lorastudy.executors.executor import Event, WorkerExit
 from lorastudy.executors.following import POLL_SECONDS, Following
 from lorastudy.executors.patience import Patience
@@ -26,7 +26,7 @@ from lorastudy.executors.process import (
     LOG_NAME,
     WORKER,
     base_model_of,
-    log_tail,
+    last_words,
     worker_process,
 )
 
@@ -185,9 +185,10 @@ class RayExecutor:
         if not ended:
             return None
         try:
-            return WorkerExit(returncode=self._ray.get(task), message=log_tail(folder))
+            return WorkerExit(returncode=self._ray.get(task), message=last_words(folder))
         except self._ray.exceptions.RayError as error:
-            return WorkerExit(returncode=LOST, message=complaints.get(folder, str(error).strip()))
+            said = complaints.get(folder, without_tracebacks(str(error)))
+            return WorkerExit(returncode=LOST, message=said)
 
     def _end(self, tasks: list[Any]) -> None:
         """Cancel what has not ended: waiting tasks never start, running ones end their worker first."""

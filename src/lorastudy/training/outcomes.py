@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lorastudy.errors import without_tracebacks
 from lorastudy.records import FailureKind, Generation, Outcome, Pack, PackEnd, Record, Score
 
 Emit = Callable[[Record | PackEnd], None]
@@ -68,7 +69,7 @@ def failed(experiment_id: str, kind: FailureKind, *, error: BaseException) -> Ou
         experiment_id=experiment_id,
         status="failed",
         failure_kind=kind,
-        message=str(error) or type(error).__name__,
+        message=without_tracebacks(str(error)) or type(error).__name__,
         traceback="".join(traceback.format_exception(error)),
     )
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lorastudy.records import Generation, Outcome, Pack, Score
-from lorastudy.training.outcomes import PackRun
+from lorastudy.training.outcomes import PackRun, failed
 
 SCORE = Score(
     experiment_id="good",
@@ -52,3 +52,13 @@ def test_an_arm_whose_last_step_broke_it_ends_as_diverged_and_takes_no_other_wit
     assert outcome.message == "eval loss was not finite"
     assert emitted[1] == SCORE
     assert run.ended == {"bad"}
+
+
+def test_a_failure_that_quotes_a_traceback_says_what_it_ends_with_and_keeps_the_whole():
+    told = 'a child died:\nTraceback (most recent call last):\n  File "a.py", line 1, in f\n    g()\nValueError: no'
+    outcome = failed("bad", "error", error=RuntimeError(told))
+    assert outcome.message == "ValueError: no"
+    assert outcome.traceback is not None
+    assert told in outcome.traceback
+    assert failed("bad", "error", error=RuntimeError()).message == "RuntimeError"
+    assert failed("bad", "user", error=ValueError("one\n  two")).message == "one\n  two"
