@@ -1,25 +1,27 @@
 """From the paths in the settings to rendered rows: training, held-out, test, forgetting.
 
 One pass over a file finds its format, checks its rows and remembers two hashes of each; that decides which row is on
-which side. Rows themselves are read again, and rendered, when somebody asks for them, so that memory follows what is
+which side. What it remembers of a large file is kept for the next process (`index_cache`). Rows themselves are read again, and rendered, when somebody asks for them, so that memory follows what is
 used and not what the file holds.
 """
 
+import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
-from lorastudy.data.conversations import EMPTY_ANSWER
 from lorastudy.data.examples import Example
-from lorastudy.data.formats import Format, checked, detect, read_row, trained_rows
+from lorastudy.data.formats import Format, detect, read_row
+from lorastudy.data.index_cache import IndexedRows, index_key, keep_index, kept_index
 from lorastudy.data.near_copies import MAX_ROWS, num_near_copies
 from lorastudy.data.prompts import WITHOUT_MODEL, PromptStyle, render
+from lorastudy.data.row_index import Index, index_rows
 from lorastudy.data.sources import Row, RowSource, files_of, is_lab_set
 from lorastudy.data.splits import (
-    RowKeys,
     Split,
     SplitBy,
     asked_text,
@@ -32,50 +34,8 @@ from lorastudy.data.splits import (
 from lorastudy.errors import DataError
 from lorastudy.spec.settings import Settings
 
-
-@dataclass(frozen=True, kw_only=True)
-class Index:
-    """What one pass over rows remembers of those that can be used, in their order."""
-
-    keys: RowKeys = field(default_factory=RowKeys)
-    places: "array[int]" = field(default_factory=lambda: array("I"))
-    """Where each row stands among all that were read."""
-    asks_nothing: bytearray = field(default_factory=bytearray)
-    """1 for a row that asks nothing: its answer is trained, and there is nothing that it answers."""
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-
-def index_rows(rows: Iterable[Row], fmt: Format, *, leaves_out_empty_answers: bool = False) -> Index:
-    """The index of the rows that are trained, which are checked against the format as they come.
-
-    Raises:
-        DataError: a row lacks what the format needs, or cannot be read.
-    """
-    index = Index()
-    numbered = _Numbered(rows)
-    tolerated = (EMPTY_ANSWER,) if leaves_out_empty_answers else ()
-    for read in checked(trained_rows(numbered, fmt), fmt, tolerated=tolerated):
-        if read.problem is not None:
-            continue
-        index.keys.add(content=content_hash(read), prompt=prompt_hash(read))
-        index.places.append(numbered.place)
-        index.asks_nothing.append(read.asks_nothing)
-    return index
-
-
-class _Numbered:
-    """Rows as they come, and the place of the last one."""
-
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self._rows = rows
-        self.place = -1
-
-    def __iter__(self) -> Iterator[Row]:
-        for place, row in enumerate(self._rows):
-            self.place = place
-            yield row
+#: The slowest clock of a kernel ticks a hundred times a second.
+_TICK_NANOSECONDS = 20_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +79,14 @@ class Rows:
         return (asked_text(read_row(row, fmt)) for row in self._rows(numbers))
 
     def _read(self, numbers: Sequence[int]) -> Iterator[Example]:
-        fmt = self.dataset.format
-        return (to_example(row, fmt, style=self.style) for row in self._rows(numbers))
+        keys, fmt = self.dataset.index.keys, self.dataset.format
+        for number, row in zip(numbers, self._rows(numbers), strict=True):
+            example = to_example(row, fmt, style=self.style)
+            if example.content_hash != keys.content(number).hex():
+                raise DataError(
+                    f"{row.where}: is another row than before; the file changed while it was in use"
+                )
+            yield example
 
     def _rows(self, numbers: Sequence[int]) -> Iterator[Row]:
         places = self.dataset.index.places
@@ -172,7 +138,7 @@ def all_rows(path: str, *, max_samples: int | None = None, style: PromptStyle = 
 
 
 def data_set(path: str, *, max_samples: int | None = None) -> DataSet:
-    """The data set of the first `max_samples` rows; passes over files that did not change since are not made again.
+    """The data set of the first `max_samples` rows; a pass over files that did not change since is not made again.
 
     Raises:
         DataError: the file cannot be read, its format is unknown, or a row lacks what the format needs.
@@ -180,18 +146,46 @@ def data_set(path: str, *, max_samples: int | None = None) -> DataSet:
     return _data_set(path, max_samples, state=_state_of(path))
 
 
-def _state_of(path: str) -> tuple[tuple[str, int, int, int], ...]:
-    """What changes whenever a file is written: its place on disk, its size and its time."""
+def _state_of(path: str) -> tuple[tuple[str | int, ...], ...]:
+    """What changes whenever a file is written: its place on disk, its size and its times.
+
+    A program can set back the time of a change, but not that of the last change to the file or its times (`ctime`).
+    """
     if is_lab_set(path):
         return ()
-    states = [(str(file), file.stat()) for file in files_of(path)]
-    return tuple((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states)
+    return tuple(_file_state(file) for file in files_of(path))
+
+
+def _file_state(file: Path) -> tuple[str | int, ...]:
+    state, now = file.stat(), time.time_ns()
+    # Until the clock has ticked another change may leave everything as it is: such a state equals no other.
+    fresh = now if now - state.st_ctime_ns < _TICK_NANOSECONDS else 0
+    return (
+        str(file),
+        state.st_dev,
+        state.st_ino,
+        state.st_size,
+        state.st_mtime_ns,
+        state.st_ctime_ns,
+        fresh,
+    )
 
 
 @lru_cache(maxsize=16)
 def _data_set(path: str, max_samples: int | None, *, state: object) -> DataSet:
-    del state  # a part of the cache's key
+    """The state is a part of the cache's key."""
     source = RowSource(path)
+    key = index_key(path, max_samples=max_samples)
+    kept = None if key is None else kept_index(key)
+    if kept is not None:
+        return DataSet(source=source, format=kept.format, index=kept.index)
+    dataset = _indexed(source, path, max_samples=max_samples)
+    if key is not None and _state_of(path) == state:  # else the hash may be of other rows than the index
+        keep_index(key, IndexedRows(format=dataset.format, index=dataset.index))
+    return dataset
+
+
+def _indexed(source: RowSource, path: str, *, max_samples: int | None) -> DataSet:
     try:
         fmt = detect(_guarded(islice(source, max_samples)))
         index = index_rows(_guarded(islice(source, max_samples)), fmt)

@@ -11,7 +11,8 @@ from typing import IO
 from lorastudy.data.examples import Example
 from lorastudy.data.fetch import dataset_name, is_file_name
 from lorastudy.data.formats import Format
-from lorastudy.data.load import index_rows, to_example
+from lorastudy.data.load import to_example
+from lorastudy.data.row_index import index_rows
 from lorastudy.data.sources import Row, files_of, is_lab_set
 from lorastudy.data.splits import RowKeys, SplitBy, num_duplicates, position, split_rows
 from lorastudy.errors import DataError

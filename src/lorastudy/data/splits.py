@@ -9,7 +9,7 @@ import unicodedata
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 from lorastudy.data.examples import Example
 from lorastudy.data.formats import ReadRow
@@ -24,9 +24,22 @@ SplitBy = Literal["prompt", "row"]
 class RowKeys:
     """What is remembered of each row for splits and for counts of copies: two hashes, 32 bytes a row."""
 
+    BYTES_PER_ROW = 2 * _HASH_BYTES
+
     def __init__(self) -> None:
         self._contents = bytearray()
         self._prompts = bytearray()
+
+    @classmethod
+    def blank(cls, num_rows: int) -> Self:
+        """Keys of so many rows, all zero: `columns` are to be filled."""
+        keys = cls()
+        keys._contents, keys._prompts = bytearray(num_rows * _HASH_BYTES), bytearray(num_rows * _HASH_BYTES)
+        return keys
+
+    def columns(self) -> tuple[memoryview, memoryview]:
+        """The hashes of contents and of prompts, one after another, as bytes that can be written and filled."""
+        return memoryview(self._contents), memoryview(self._prompts)
 
     def add(self, *, content: str, prompt: str) -> None:
         """Append a row's `content_hash` and `prompt_hash`."""

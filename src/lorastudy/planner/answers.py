@@ -10,13 +10,11 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lorastudy
+from lorastudy.cache import cache_folder, keep, source_digest
 from lorastudy.errors import DataError, ModelError, StudyError
 from lorastudy.jobs import (
     FootprintQuestion,
@@ -32,15 +30,10 @@ from lorastudy.spec.experiment import canonical_json
 
 #: What an answer depends on besides the question.
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "lorastudy")
+_SOURCES = ("engine/*.py", "data/*.py", "footprint.py", "spec/targets.py")
 
 Ask = Callable[[PlanningJob], dict[str, Any]]
 """Runs a job in a worker; `executors.job_worker`."""
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/lorastudy/plans`, by default under `~/.cache`."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "lorastudy" / "plans"
 
 
 class Answers:
@@ -49,7 +42,7 @@ class Answers:
     def __init__(self, ask: Ask | None, *, folder: Path | None = None) -> None:
         """Without `ask` only what is kept is answered."""
         self._ask = ask
-        self._folder = folder or cache_folder()
+        self._folder = folder or cache_folder("plans")
         self._read: dict[str, dict[str, Any]] = {}
         self._problems: dict[str, StudyError] = {}
 
@@ -105,12 +98,7 @@ class Answers:
 
     def _keep(self, key: str, answer: dict[str, Any]) -> None:
         self._read[key] = answer
-        # A home that is full or may not be written costs the next plan its question, and this one nothing.
-        with suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            fresh = self._folder / f"{key}.{os.getpid()}.new"
-            fresh.write_text(json.dumps(answer), encoding="utf-8")
-            fresh.replace(self._folder / f"{key}.json")
+        keep(self._folder / f"{key}.json", [json.dumps(answer).encode()])
 
 
 def config_digest(base_model: str) -> str:
@@ -134,7 +122,7 @@ def _key(question: Question, about: str) -> str:
         values,
         about,
         [version(name) for name in _LIBRARIES],
-        _source_digest(),
+        source_digest(*_SOURCES),
         [] if isinstance(question, ModelQuestion | RowsQuestion) else _machine(),
     ]
     kind = "footprint" if isinstance(question, FootprintQuestion) else question.kind
@@ -144,19 +132,3 @@ def _key(question: Question, about: str) -> str:
 def _machine() -> list[str | None]:
     variables = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
     return [platform.node(), *(os.environ.get(name) for name in variables)]
-
-
-@cache
-def _source_digest() -> str:
-    digest = hashlib.sha256()
-    source = Path(lorastudy.__file__).parent
-    for path in sorted(
-        [
-            *(source / "engine").glob("*.py"),
-            *(source / "data").glob("*.py"),
-            source / "footprint.py",
-            source / "spec" / "targets.py",
-        ]
-    ):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorastudy.data.formats import detect, read_row
-from lorastudy.data.load import index_rows, to_example
+from lorastudy.data.load import to_example
+from lorastudy.data.row_index import index_rows
 from lorastudy.data.sources import Row
 from lorastudy.data.splits import (
     MIN_PROMPTS,

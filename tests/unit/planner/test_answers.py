@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lorastudy.cache import cache_folder
 from lorastudy.errors import ModelError
 from lorastudy.jobs import (
     FootprintQuestion,
@@ -14,7 +15,7 @@ from lorastudy.jobs import (
     as_json,
     read_questions,
 )
-from lorastudy.planner.answers import Answers, cache_folder, config_digest
+from lorastudy.planner.answers import Answers, config_digest
 from lorastudy.planner.shapes import config_folder
 
 
@@ -100,10 +101,10 @@ def test_a_cache_that_cannot_be_written_costs_the_next_plan_its_question(tmp_pat
 
 def test_the_cache_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "lorastudy" / "plans"
+    assert cache_folder("plans") == tmp_path / "lorastudy" / "plans"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "lorastudy" / "plans"
+    assert cache_folder("plans") == tmp_path / ".cache" / "lorastudy" / "plans"
 
 
 def test_the_digest_follows_the_configuration(tmp_path: Path):
