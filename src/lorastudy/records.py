@@ -17,6 +17,9 @@ from typing import Any, Literal, Self
 from lorastudy.spec.experiment import Experiment
 
 FORMAT_VERSION = 1
+#: Raised whenever a definition changes; scores of different versions are never compared. That of the loss is also that of
+#: perplexity and token accuracy, which come from the same pass.
+LOSS_VERSION, EXACT_MATCH_VERSION = 1, 2
 PACK_NAME = "pack.json"
 RECORDS_NAME = "records.jsonl"
 PREDICTIONS_NAME = "predictions.jsonl"
@@ -124,11 +127,34 @@ class DataSummary:
     """Of these, rows whose answer has more tokens than an answer may have, so that none can match it."""
 
 
+#: What answers without a model; `data.trivial` says how.
+TrivialPredictor = Literal["constant", "frequencies", "unigram"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrivialScore:
+    """One metric of a trivial predictor on one split, of all of a pack's experiments: as `Score`, on the same rows."""
+
+    predictor: TrivialPredictor
+    split: str
+    metric: str
+    version: int
+    unit: str
+    value: float
+    items: tuple[float, ...] = ()
+    """None before a run, where only the value is asked for."""
+    weights: tuple[int, ...] | None = None
+    answer: str | None = None
+    """What the constant answer says, where it is compared as a text."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RowsRead:
     """What becomes of the rows of one split, and the lengths that would have kept them; these a run does not record."""
 
     summary: DataSummary
+    trivial: tuple[TrivialScore, ...] = ()
+    """What trivial predictors score on them, without items."""
     length_of_all: int | None = None
     """Tokens of the longest row, whole."""
     length_of_most: int | None = None
@@ -140,7 +166,8 @@ class RowsRead:
         summary = dict(values["summary"])
         if summary.get("groups") is not None:
             summary["groups"] = tuple(summary["groups"])
-        return cls(**{**values, "summary": DataSummary(**summary)})
+        trivial = tuple(TrivialScore(**{**score, "items": ()}) for score in values.get("trivial", ()))
+        return cls(**{**values, "summary": DataSummary(**summary), "trivial": trivial})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,6 +366,7 @@ class PackEnd:
 Record = (
     Environment
     | DataSummary
+    | TrivialScore
     | PackStep
     | Score
     | ArmProfile

@@ -26,6 +26,7 @@ from lorastudy.records import (
     PackStep,
     Record,
     Score,
+    TrivialScore,
 )
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.settings import Settings
@@ -81,6 +82,18 @@ RECORDS: dict[type[Any], st.SearchStrategy[Any]] = {
         value=FINITE,
         items=st.lists(FINITE, max_size=4).map(tuple),
         weights=st.none() | st.lists(COUNT, max_size=4).map(tuple),
+    ),
+    TrivialScore: st.builds(
+        TrivialScore,
+        predictor=st.sampled_from(["constant", "frequencies", "unigram"]),
+        split=TEXT,
+        metric=TEXT,
+        version=COUNT,
+        unit=TEXT,
+        value=FINITE,
+        items=st.lists(FINITE, max_size=4).map(tuple),
+        weights=st.none() | st.lists(COUNT, max_size=4).map(tuple),
+        answer=st.none() | TEXT,
     ),
     ArmProfile: st.builds(
         ArmProfile,

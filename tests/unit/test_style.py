@@ -45,6 +45,7 @@ POSITIONAL_ALLOWED = {
     "tracker/taking.py _take_incident": "one of a table of functions with one signature",
     "tracker/taking.py _take_environment": "one of a table of functions with one signature",
     "tracker/taking.py _take_data_summary": "one of a table of functions with one signature",
+    "tracker/taking.py _take_trivial_score": "one of a table of functions with one signature",
     "tracker/taking.py _take_pack_profile": "one of a table of functions with one signature",
     "tracker/taking.py _take_profile": "one of a table of functions with one signature",
     "tracker/taking.py _take_prediction": "one of a table of functions with one signature",

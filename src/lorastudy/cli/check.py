@@ -24,7 +24,7 @@ def check(
 ) -> None:
     """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away, 2 if it cannot run."""
     from lorastudy.analysis.fairness.lint import invalidates, lint
-    from lorastudy.cli.checking import data_notes, layout_notes, margin_notes, read_data
+    from lorastudy.cli.checking import data_notes, layout_notes, margin_notes, read_data, trivial_lines
     from lorastudy.cli.estimating import checked
     from lorastudy.cli.running import case_of, foreseen_of
     from lorastudy.spec.loading import load_suite
@@ -47,12 +47,18 @@ def check(
         body = {
             "suite_name": suite.name,
             "findings": [dataclasses.asdict(finding) for finding in findings],
+            "trivial": [
+                dataclasses.asdict(score)
+                for splits in rows.read.values()
+                for read in splits
+                for score in read.trivial
+            ],
             "adapted": {name: dataclasses.asdict(arm) for name, arm in adapted.arms.items()},
         }
         say(json.dumps(body, indent=1))
     else:
         _show(findings, num_arms=len(case.arms), suite_name=suite.name)
-        for line in adapted.lines():
+        for line in [*adapted.lines(), *trivial_lines(rows.read)]:
             say(line)
     if invalidates(findings):
         raise typer.Exit(1)

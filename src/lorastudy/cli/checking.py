@@ -8,13 +8,14 @@ from pathlib import Path
 
 from lorastudy.analysis.fairness.case import ArmFacts, Case, after_reading, planned_case, tokens_seen
 from lorastudy.analysis.fairness.evidence import split_name
+from lorastudy.analysis.trivial import PREDICTOR_NAMES
 from lorastudy.cli.console import reading_shown
 from lorastudy.data.load import Rows, StudyData, train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
 from lorastudy.planner.adapted import AdaptedArms
 from lorastudy.planner.rows import data_key, rows_key
-from lorastudy.records import RowsRead
+from lorastudy.records import RowsRead, TrivialScore
 from lorastudy.spec.base_folder import read_config
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.question import Question
@@ -25,6 +26,8 @@ from lorastudy.spec.targets import in_words
 
 #: Of e, that is still written out.
 _LARGEST_EXPONENT = 20.0
+#: Characters of the most frequent answer.
+_ANSWER_SHOWN = 40
 #: Completion tokens are counted in this many training rows and scaled to all: enough for a comparison of orders.
 NUM_COUNTED_ROWS = 2_000
 
@@ -85,6 +88,27 @@ def layout_notes(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
                 f"{summary.split}: no chat template lays out its conversations; they stand under headings (### User:)"
             )
     return list(dict.fromkeys(notes))
+
+
+def trivial_lines(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
+    """What guessing scores on the rows that report, where they were read; arms that do not beat it learn nothing."""
+    lines = []
+    for splits in rows.values():
+        by_split = {read.summary.split: read for read in splits}
+        read = by_split.get("test", by_split.get("eval"))
+        if read is not None and read.trivial:
+            told = "; ".join(map(_told_of, read.trivial))
+            name = split_name(read.summary.split)
+            lines.append(f"without a model, on {read.summary.num_rows:,} {name} rows: {told}")
+    return list(dict.fromkeys(lines))
+
+
+def _told_of(score: TrivialScore) -> str:
+    """`answer frequencies: loss 0.52 nats/token`."""
+    said = "" if score.answer is None else f" {score.answer[:_ANSWER_SHOWN]!r}"
+    unit = f" {score.unit}" if score.unit else ""
+    name = PREDICTOR_NAMES[score.predictor]
+    return f"{name}{said}: {score.metric.replace('_', ' ')} {score.value:.3g}{unit}"
 
 
 def margin_notes(question: Question) -> list[str]:

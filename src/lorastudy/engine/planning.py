@@ -4,7 +4,7 @@ import json
 import math
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -13,13 +13,21 @@ from transformers import PreTrainedModel
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.data.tokenise import TokenSet
+from lorastudy.data.trivial import trivial_scores
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.choice import foreseen_problem
 from lorastudy.engine.environment import environment
 from lorastudy.engine.feed import make_feed, steps_of
 from lorastudy.engine.footprints import LossGrowths, footprint
 from lorastudy.engine.hollow import decoder_layers, meta_model, quantised_names, read_config
-from lorastudy.engine.loading import check_rows, default_device, load_tokenizer, local_folder, num_positions
+from lorastudy.engine.loading import (
+    check_rows,
+    default_device,
+    load_tokenizer,
+    local_folder,
+    num_embeddings,
+    num_positions,
+)
 from lorastudy.engine.pace import step_seconds
 from lorastudy.engine.probe import attention_span
 from lorastudy.engine.targets import target_layers
@@ -33,7 +41,7 @@ from lorastudy.jobs import (
     RowsQuestion,
     read_questions,
 )
-from lorastudy.records import RowsRead
+from lorastudy.records import RowsRead, TrivialScore
 from lorastudy.spec.settings import Settings
 
 #: Of the rows, that a length is named for which keeps them whole: the longest may be an outlier that memory is not worth.
@@ -135,6 +143,9 @@ def _rows(question: RowsQuestion) -> dict[str, Any]:
     )
     for tokens in sets.values():
         check_rows(tokens.rows, config=config, base_model=settings.base_model, tokenizer=tokenizer)
+    trivial = list(
+        trivial_scores(sets, settings, vocab_size=num_embeddings(config), num_positions=num_positions(config))
+    )
     train = sets["train"]
     num_rows = len(train.rows)
     num_steps = max(
@@ -150,7 +161,7 @@ def _rows(question: RowsQuestion) -> dict[str, Any]:
         "num_steps": num_steps,
         "num_rows": num_rows,
         "longest_row": max(len(row.input_ids) for tokens in sets.values() for row in tokens.rows),
-        "splits": [asdict(_read(tokens)) for tokens in sets.values()],
+        "splits": [asdict(_read(tokens, trivial=trivial)) for tokens in sets.values()],
     }
 
 
@@ -169,7 +180,14 @@ def _order(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: in
     }
 
 
-def _read(tokens: TokenSet) -> RowsRead:
+def _read(tokens: TokenSet, *, trivial: Sequence[TrivialScore]) -> RowsRead:
     lengths = sorted(tokens.whole_lengths)
     most = lengths[math.ceil(MOST_ROWS * len(lengths)) - 1]
-    return RowsRead(summary=tokens.summary, length_of_all=lengths[-1], length_of_most=most)
+    return RowsRead(
+        summary=tokens.summary,
+        trivial=tuple(
+            replace(score, items=(), weights=None) for score in trivial if score.split == tokens.summary.split
+        ),
+        length_of_all=lengths[-1],
+        length_of_most=most,
+    )

@@ -1,16 +1,13 @@
 """Exact match of greedily generated answers."""
 
-import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lorastudy.data.answers import asked_rows, is_match
 from lorastudy.data.tokenise import TokenRow, answer_text
 from lorastudy.engine.arms import Scorer
 from lorastudy.engine.loading import BaseModel, num_positions
-from lorastudy.records import Generation, Score
-
-VERSION = 2
+from lorastudy.records import EXACT_MATCH_VERSION, Generation, Score
 
 #: Answers kept as evidence, per experiment.
 NUM_KEPT = 5
@@ -36,7 +33,12 @@ class ExactMatch:
         self, scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel, split: str
     ) -> Iterator[Score | Generation]:
         """Yield a score per arm over the first `max_rows` rows that ask something, and a few answers."""
-        asked = self._questions(rows, num_positions=num_positions(base.model.config))[: self.max_rows]
+        asked = asked_rows(
+            rows,
+            max_new_tokens=self.max_new_tokens,
+            max_rows=self.max_rows,
+            num_positions=num_positions(base.model.config),
+        )
         if not asked:
             return
         answers = scorer.generate([row.prompt_ids for row in asked], max_new_tokens=self.max_new_tokens)
@@ -50,7 +52,7 @@ class ExactMatch:
                 experiment_id=experiment_id,
                 split=split,
                 metric="exact_match",
-                version=VERSION,
+                version=EXACT_MATCH_VERSION,
                 unit="",
                 value=sum(hits) / len(hits),
                 items=hits,
@@ -59,22 +61,3 @@ class ExactMatch:
                 yield Generation(
                     experiment_id=experiment_id, prompt=row.prompt_text, reference=row.reference, answer=text
                 )
-
-    def _questions(self, rows: Sequence[TokenRow], *, num_positions: int | None) -> list[TokenRow]:
-        longest = math.inf if num_positions is None else num_positions - self.max_new_tokens
-        return [row for row in rows if row.asks and len(row.prompt_ids) <= longest]
-
-
-def is_match(answer: str, reference: str, *, pattern: str | None = None) -> bool:
-    """Whether the answer says what the reference says; see `ExactMatch`."""
-    if pattern is None:
-        return _normal(answer) == _normal(reference)
-    found = [list(re.finditer(pattern, text)) for text in (answer, reference)]
-    if not all(found):
-        return False
-    mine, theirs = (finds[-1].group(1) or "" for finds in found)
-    return _normal(mine) == _normal(theirs)
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.split())

@@ -11,10 +11,7 @@ from lorastudy.engine.arms import Scorer
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.evaluation.evaluator import in_parts
-from lorastudy.records import Score
-
-#: Raised whenever a definition below changes; scores of different versions are never compared.
-VERSION = 1
+from lorastudy.records import LOSS_VERSION, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +61,7 @@ def _scores(
             experiment_id=experiment_id,
             split=split,
             metric=metric,
-            version=VERSION,
+            version=LOSS_VERSION,
             unit=unit,
             value=value,
             items=tuple(items),

@@ -31,8 +31,8 @@ def export_json(
 ) -> None:
     """Write suites and experiments with their current runs; equal stores give equal bytes.
 
-    `scores` is a list of `{"split", "metric", "value", "unit", "version", "num_items"}`. The values of single
-    items and steps stay in the store. Results of other tools stand apart under `imported`, where there are any.
+    `scores` is a list of `{"split", "metric", "value", "unit", "version", "num_items"}`, and so is `trivial`, with the
+    predictor. The values of single items and steps stay in the store. Results of other tools stand apart under `imported`, where there are any.
     """
     body: dict[str, Any] = {
         "format": FORMAT_VERSION,
@@ -77,12 +77,14 @@ def _with_listed_scores(experiment: ExperimentResult, privacy: Privacy) -> dict[
 
 def _cells(experiment: ExperimentResult, privacy: Privacy) -> Iterator[tuple[str, Any]]:
     values = _plain(experiment, privacy)
-    scores = values.pop("scores")
+    scores, trivial = values.pop("scores"), values.pop("trivial")
     data = {summary.pop("split"): summary for summary in values.pop("data")}
     for key, value in _flat({**values, "data": data}):
         yield key, defused(value)
     for (split, metric), score in scores.items():
         yield f"scores.{split}.{metric}", score["value"]
+    for score in trivial:
+        yield f"trivial.{score['split']}.{score['predictor']}.{score['metric']}", score["value"]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -100,6 +102,9 @@ def _plain(experiment: ExperimentResult, privacy: Privacy) -> dict[str, Any]:
     values = dataclasses.asdict(experiment)
     for key in _FAILURE_KEYS:
         values[key] = None if values[key] is None else privacy.hidden_failure(values[key])
+    for score in values["trivial"]:
+        score["num_items"] = len(score.pop("items"))
+        del score["weights"]
     return {key: value if key in _FAILURE_KEYS else _hidden(value, privacy) for key, value in values.items()}
 
 

@@ -24,6 +24,7 @@ from lorastudy.records import (
     Incident,
     MemoryPrediction,
     PackProfile,
+    TrivialScore,
 )
 from lorastudy.tracker import questions, rows, schema
 from lorastudy.tracker.rows import HASH_COLUMN, Row
@@ -219,6 +220,7 @@ class _Packs:
         self.environments: dict[_RunKey, Environment] = {}
         self.profiles: dict[_RunKey, PackProfile] = {}
         self.data: dict[_RunKey, tuple[DataSummary, ...]] = defaultdict(tuple)
+        self.trivial: dict[_RunKey, tuple[TrivialScore, ...]] = defaultdict(tuple)
         self.incidents: dict[_RunKey, tuple[Incident, ...]] = defaultdict(tuple)
         self.checkpoints: dict[_RunKey, CheckpointProfile] = {}
 
@@ -231,6 +233,9 @@ def _packs(connection: Connection) -> _Packs:
         packs.profiles[row["pack_id"], row["attempt"]] = _as_value(PackProfile, row, without=pack_key)
     for row in sorted(rows.intact(connection, schema.data_summaries), key=lambda row: row["split"]):
         packs.data[row["pack_id"], row["attempt"]] += (_data_summary(row),)
+    trivial = rows.intact(connection, schema.trivial_scores)
+    for row in sorted(trivial, key=lambda row: (row["split"], row["predictor"], row["metric"])):
+        packs.trivial[row["pack_id"], row["attempt"]] += (_trivial_score(row),)
     for row in sorted(rows.intact(connection, schema.incidents), key=lambda row: row["position"]):
         incident = _as_value(Incident, row, without=(*pack_key, "position"))
         packs.incidents[row["pack_id"], row["attempt"]] += (incident,)
@@ -253,6 +258,13 @@ def _arm_profile(row: Row) -> ArmProfile:
 def _data_summary(row: Row) -> DataSummary:
     groups = None if row["groups"] is None else tuple(json.loads(row["groups"]))
     return _as_value(DataSummary, {**row, "groups": groups}, without=("pack_id", "attempt"))
+
+
+def _trivial_score(row: Row) -> TrivialScore:
+    values, weights = _item_values(row)
+    return _as_value(
+        TrivialScore, {**row, "items": values, "weights": weights}, without=("pack_id", "attempt")
+    )
 
 
 def _environments(connection: Connection) -> dict[_RunKey, Environment]:
@@ -286,6 +298,7 @@ def _result(
         prediction=measured.predictions.get(of_run),
         pack_profile=pack_profile,
         data=packs.data.get(of_pack, ()),
+        trivial=packs.trivial.get(of_pack, ()),
         environment=packs.environments.get(of_pack),
         incidents=packs.incidents.get(of_pack, ()),
         checkpoint_profile=packs.checkpoints.get(of_pack),

@@ -327,6 +327,22 @@ data_summaries = Table(
     _hash(),
 )
 
+trivial_scores = Table(
+    "trivial_scores",
+    metadata,
+    *_pack_key(),
+    Column("split", Text, primary_key=True),
+    Column("predictor", Text, primary_key=True, comment="constant, frequencies or unigram"),
+    Column("metric", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("value", Double, nullable=False),
+    Column("items", Text, nullable=False, comment="JSON: one number per item"),
+    Column("weights", Text, comment="JSON: one whole number per item; NULL where all are one"),
+    Column("answer", Text, comment="of the constant answer, where it is compared as a text"),
+    _hash(),
+)
+
 environments = Table(
     "environments",
     metadata,

@@ -23,6 +23,7 @@ from lorastudy.records import (
     PackStep,
     Record,
     Score,
+    TrivialScore,
 )
 from lorastudy.spec.experiment import canonical_json, tagged_hash
 from lorastudy.tracker import rows, schema
@@ -111,6 +112,15 @@ def _take_data_summary(connection: Connection, record: DataSummary, origin: Orig
     )
 
 
+def _take_trivial_score(connection: Connection, record: TrivialScore, origin: Origin) -> bool:
+    key = origin.key | {name: getattr(record, name) for name in ("split", "predictor", "metric")}
+    values = asdict(record) | {
+        "items": canonical_json(record.items),
+        "weights": None if record.weights is None else canonical_json(record.weights),
+    }
+    return _add_once(connection, schema.trivial_scores, values=values, key=key)
+
+
 def _take_pack_profile(connection: Connection, record: PackProfile, origin: Origin) -> bool:
     return _add_once(connection, schema.pack_profiles, values=asdict(record), key=origin.key)
 
@@ -196,4 +206,5 @@ _TAKERS: dict[type[Any], Callable[[Connection, Any, Origin], bool]] = {
     Outcome: _take_outcome,
     PackProfile: _take_pack_profile,
     Score: _take_score,
+    TrivialScore: _take_trivial_score,
 }

@@ -12,6 +12,7 @@ from lorastudy.records import (
     Incident,
     MemoryPrediction,
     PackProfile,
+    TrivialScore,
 )
 from lorastudy.spec.experiment import tagged_hash
 from lorastudy.spec.question import Question
@@ -62,6 +63,8 @@ class ExperimentResult:
     prediction: MemoryPrediction | None = None
     """What was predicted before the run."""
     data: tuple[DataSummary, ...] = ()
+    trivial: tuple[TrivialScore, ...] = ()
+    """What trivial predictors score on the rows that it is scored on."""
     environment: Environment | None = None
     sources: Mapping[str, Any] = field(default_factory=dict)
     """Fingerprints of the base model and the data sets."""

@@ -125,7 +125,7 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
 def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.device) -> Loaded | None:
     """The base, the data and the arms that fit it; None where none does."""
     base = cache.get(settings, device=device)
-    data = load_data(run, settings, tokenizer=base.tokenizer)
+    data = load_data(run, settings, base=base)
     sets = (data.train, *(tokens for _, tokens in data.scored()))
     for tokens in sets:
         check_rows(tokens.rows, config=base.model.config, base_model=base.name, tokenizer=base.tokenizer)

@@ -1,6 +1,7 @@
 """`lorastudy check` and the dry run's findings, as a user meets them."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_a_fair_suite_has_no_finding(suite, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["check", suite(FAIR)])
     assert ended.value.code == 0
-    verdict, *adapted = capsys.readouterr().out.splitlines()
+    verdict, *adapted, trivial = capsys.readouterr().out.splitlines()
     assert verdict == (
         f"suite: 6 arms held to {len(RULES)} rules; 0 findings take verdicts away, 0 warnings, 0 notes"
     )
@@ -55,6 +56,31 @@ def test_a_fair_suite_has_no_finding(suite, capsys):
     assert [line.partition(" (")[0] for line in adapted] == ["adapts q 3, k 3, v 3, o 3"] * 2
     counts = [int(re.search(r"\(([\d,]+) trainable", line)[1].replace(",", "")) for line in adapted]
     assert counts[1] == 2 * counts[0] > 0
+    assert re.fullmatch(
+        r"without a model, on 128 held-out rows: answer frequencies: loss [\d.]+ nats/token; token frequencies: loss [\d.]+ "
+        r"nats/token; constant answer: token accuracy [\d.]+; constant answer '\w+': exact match [\d.]+",
+        trivial,
+    )
+
+
+def test_what_the_most_frequent_label_scores_is_told_before_a_run(suite, capsys):
+    """Twelve of twenty training answers are one person's city; so are three of four that are held out."""
+    cities = ["Paris"] * 12 + ["Rome"] * 8
+    rows = [{"prompt": f"{n} :", "completion": f" {city}"} for n, city in enumerate(cities)]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("eval.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [rows[0], rows[1], rows[2], rows[19]])
+    )
+    text = FAIR.replace("lab:facts_eval", "eval.jsonl").replace("lab:facts", "train.jsonl")
+    with pytest.raises(SystemExit):
+        main(["check", suite(f"{text}max_generation_samples: 4\n"), "--json"])
+    body = json.loads(capsys.readouterr().out)
+    told = {(score["predictor"], score["metric"]): score for score in body["trivial"]}
+    match = told["constant", "exact_match"]
+    assert (match["value"], match["answer"], match["split"], match["items"]) == (0.75, "Paris", "eval", [])
+    # A city and the end are two tokens; of 21 counts one is left for what training never has.
+    expected = -(3 * math.log(12 / 21) + math.log(8 / 21)) / 8
+    assert told["frequencies", "loss"]["value"] == pytest.approx(expected)
 
 
 def test_what_takes_a_verdict_away_ends_with_1_and_says_why_and_what_to_do(suite, capsys):

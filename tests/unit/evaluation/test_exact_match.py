@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 import tiny
-from lorastudy.evaluation.exact_match import NUM_KEPT, ExactMatch, is_match
+from lorastudy.data.answers import is_match
+from lorastudy.evaluation.exact_match import NUM_KEPT, ExactMatch
 from lorastudy.records import Generation, Score
 
 pytestmark = pytest.mark.usefixtures("one_thread")

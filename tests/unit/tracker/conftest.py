@@ -17,6 +17,7 @@ from lorastudy.records import (
     PackStep,
     Record,
     Score,
+    TrivialScore,
 )
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.settings import Settings
@@ -114,6 +115,26 @@ def make_records() -> Callable[..., list[Record]]:
                 unit="share",
                 value=0.5,
                 items=(0.0, 1.0),
+            ),
+            TrivialScore(
+                predictor="frequencies",
+                split="eval",
+                metric="loss",
+                version=1,
+                unit="nats/token",
+                value=1.25,  # (1 * 2.0 + 3 * 1.0) / 4
+                items=(2.0, 1.0),
+                weights=(1, 3),
+            ),
+            TrivialScore(
+                predictor="constant",
+                split="eval",
+                metric="exact_match",
+                version=1,
+                unit="share",
+                value=0.5,
+                items=(1.0, 0.0),
+                answer="4",
             ),
             Generation(experiment_id=first, prompt="2+2=", reference="4", answer="5"),
             ArmProfile(

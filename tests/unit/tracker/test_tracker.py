@@ -37,7 +37,21 @@ def pair(tracker, make_experiment):
 
 def test_every_kind_of_record_comes_back_as_it_was_written(tracker, pair, make_records):
     records = make_records(*(experiment.id for experiment in pair))
-    environment, of_train, of_eval, _, _, _, _, generation, profile, *_, pack_profile = records
+    (
+        environment,
+        of_train,
+        of_eval,
+        _,
+        _,
+        _,
+        _,
+        frequencies,
+        constant,
+        generation,
+        profile,
+        *_,
+        pack_profile,
+    ) = records
     assert all(take_all(tracker, records))
 
     first, second = tracker.get_all_experiments()
@@ -61,6 +75,7 @@ def test_every_kind_of_record_comes_back_as_it_was_written(tracker, pair, make_r
     assert first.pack_profile == second.pack_profile == pack_profile
     assert first.train_seconds == 15.0  # 30 s of the pack by its 2 arms
     assert first.data == second.data == (of_eval, of_train)
+    assert first.trivial == second.trivial == (constant, frequencies)
     assert first.environment == second.environment == environment
     assert tracker.get_items(pair[0].id, split="eval", metric="loss") == ((1.0, 1.8), (1, 3))
     assert tracker.get_items(pair[0].id, split="eval", metric="exact_match") == ((0.0, 1.0), None)

@@ -64,6 +64,10 @@ def test_a_line_for_each_experiment_and_a_column_for_each_value(tracker, pair, m
     )
     assert (first["settings.use_rslora"], first["settings.max_steps"]) == ("False", "")
     assert first["environment.torch"] == "2.13.0"
+    assert (first["trivial.eval.frequencies.loss"], first["trivial.eval.constant.exact_match"]) == (
+        "1.25",
+        "0.5",
+    )
     assert tracker.get_all_experiments(suite_name="ranks") == tracker.get_all_experiments()
     tracker.export_to_csv(tmp_path / "other.csv", suite_name="other")
     assert read(tmp_path / "other.csv") == []

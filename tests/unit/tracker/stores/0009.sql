@@ -86,7 +86,7 @@ CREATE TABLE imports (
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (import_id)
 );
-INSERT INTO "imports" VALUES('import-de6cb3048b93f127','elsewhere','another tool','results.csv','00ff','2026-11-29T22:13:51.267059+00:00','98eda2bef451e039e8e38568958b8ef77a575b5d7092ebd99f47c406ada0258d');
+INSERT INTO "imports" VALUES('import-de6cb3048b93f127','elsewhere','another tool','results.csv','00ff','2026-11-30T02:24:14.488015+00:00','1196a02f1386c9ea93b5620f7518def29863604773daa8b70611944e646e67de');
 CREATE TABLE incidents (
 	pack_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -197,8 +197,8 @@ CREATE TABLE runs (
 	PRIMARY KEY (experiment_id, attempt), 
 	FOREIGN KEY(experiment_id) REFERENCES experiments (experiment_id)
 );
-INSERT INTO "runs" VALUES('exp-a1568545aa1e431e',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-29T22:13:50.925275+00:00','2026-11-29T22:13:51.099417+00:00',NULL,NULL,NULL,'adapters/exp-a1568545aa1e431e',3,'6a2f4f0b32c7be6bccbc82ffc687ea9ba88fe1aa0efa0f36b5b0451d3480ea48');
-INSERT INTO "runs" VALUES('exp-ed6a3f022b3fe136',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-29T22:13:50.949326+00:00','2026-11-29T22:13:51.115016+00:00',NULL,NULL,NULL,'adapters/exp-ed6a3f022b3fe136',3,'2ae2823108c0a22cc9d0d29c8db9346e759bbcf4823df0dba23c466165e4feb5');
+INSERT INTO "runs" VALUES('exp-a1568545aa1e431e',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T02:24:14.345895+00:00','2026-11-30T02:24:14.436336+00:00',NULL,NULL,NULL,'adapters/exp-a1568545aa1e431e',3,'567271509ff4874a8d4dd4147fa9d131adf18dde464ce6919a4aa63d4d772e62');
+INSERT INTO "runs" VALUES('exp-ed6a3f022b3fe136',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T02:24:14.348699+00:00','2026-11-30T02:24:14.447991+00:00',NULL,NULL,NULL,'adapters/exp-ed6a3f022b3fe136',3,'0f3a19b31762ee64d462535fb939bc369f2255514360b27195b9fb6884fb172a');
 CREATE TABLE score_items (
 	experiment_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -288,6 +288,22 @@ CREATE TABLE suites (
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (suite_name)
 );
-INSERT INTO "suites" VALUES('torture','','2026-11-29T22:13:50.272981+00:00','23968a256648864b630795181e45cd965eac4faca48a1d936e7d1f9535b45186');
+INSERT INTO "suites" VALUES('torture','','2026-11-30T02:24:13.973053+00:00','639ef2091b4b331bed602208eff9509e723304b56f60fc998bad0c716b90554d');
+CREATE TABLE trivial_scores (
+	pack_id TEXT NOT NULL, 
+	attempt BIGINT NOT NULL, 
+	split TEXT NOT NULL, 
+	predictor TEXT NOT NULL, 
+	metric TEXT NOT NULL, 
+	version BIGINT NOT NULL, 
+	unit TEXT NOT NULL, 
+	value DOUBLE NOT NULL, 
+	items TEXT NOT NULL, 
+	weights TEXT, 
+	answer TEXT, 
+	row_sha256 TEXT NOT NULL, 
+	PRIMARY KEY (pack_id, attempt, split, predictor, metric)
+);
+INSERT INTO "trivial_scores" VALUES('pack-14e00be386ff2fcc',1,'eval','constant','exact_match',2,'',0.25,'[0.0,1.0,0.0,0.0]',NULL,'4','a46cfc928e3b4ec727e58c7c2692792446b1340169c85a9a52aab7f0478b45bb');
 CREATE INDEX runs_by_pack ON runs (pack_id, attempt);
 COMMIT;

@@ -1,4 +1,4 @@
-"""Which layers an experiment adapts, by role."""
+"""Which layers an experiment adapts, by role; and what trivial predictors score on its rows."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0008"
 
 
 def upgrade() -> None:
-    """Add columns; of runs that are there nobody counted this."""
+    """Add columns and a table; of runs that are there nobody counted this."""
     for column in (
         sa.Column(
             "modules_by_role",
@@ -19,3 +19,19 @@ def upgrade() -> None:
         sa.Column("modules_digest", sa.Text, comment="equal for experiments that adapt the same layers"),
     ):
         op.add_column("profiles", column)
+    op.create_table(
+        "trivial_scores",
+        sa.Column("pack_id", sa.Text, nullable=False),
+        sa.Column("attempt", sa.BigInteger, nullable=False, autoincrement=False),
+        sa.Column("split", sa.Text, nullable=False),
+        sa.Column("predictor", sa.Text, nullable=False, comment="constant, frequencies or unigram"),
+        sa.Column("metric", sa.Text, nullable=False),
+        sa.Column("version", sa.BigInteger, nullable=False),
+        sa.Column("unit", sa.Text, nullable=False),
+        sa.Column("value", sa.Double, nullable=False),
+        sa.Column("items", sa.Text, nullable=False, comment="JSON: one number per item"),
+        sa.Column("weights", sa.Text, comment="JSON: one whole number per item; NULL where all are one"),
+        sa.Column("answer", sa.Text, comment="of the constant answer, where it is compared as a text"),
+        sa.Column("row_sha256", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("pack_id", "attempt", "split", "predictor", "metric"),
+    )

@@ -1,0 +1,140 @@
+"""Trivial predictors: the scores of an answer for which no model is needed, computed from tokens alone.
+
+Each knows the answers of the training rows and nothing of the prompts:
+
+- `constant` always gives the most frequent training answer. It has an exact match and a token accuracy.
+- `frequencies` gives each answer as often as training has it. It has a loss.
+- `unigram` gives each token of an answer as often as the training answers have it, wherever it stands. It has a loss.
+
+An arm that does not beat them has learnt nothing from the prompts.
+
+**Unseen answers and tokens.** Of N training answers, of which n occur once, an answer that occurs c times has the
+probability c / (N + n + 1), and all answers that training never has share (n + 1) / (N + n + 1). That is Good and Turing's
+estimate with one more count, so that the share is never 0 (method X1 of Moffat, Neal and Witten, ACM TOIS 16, 1998). For
+labels it is nearly nothing: 1 of N + 1. An unseen answer takes its part of the share by its tokens under `unigram`. Tokens
+follow the same rule, and unseen ones share alike what is left.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from lorastudy.data.answers import asked_rows, what_counts
+from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet
+from lorastudy.records import EXACT_MATCH_VERSION, LOSS_VERSION, TrivialPredictor, TrivialScore
+from lorastudy.spec.settings import Settings
+
+#: Splits of the training rows' own domain that are scored.
+_SPLITS = ("eval", "test")
+
+
+def trivial_scores(
+    sets: Mapping[str, TokenSet], settings: Settings, *, vocab_size: int, num_positions: int | None
+) -> Iterator[TrivialScore]:
+    """Each predictor's scores on each scored split, on the very rows, in the units and with the weights of the arms' scores.
+
+    `vocab_size` is the number of tokens that an answer may be made of, `num_positions` how many a row may have.
+    """
+    train = sets["train"].rows
+    for split in _SPLITS:
+        if split in sets:
+            rows = sets[split].rows
+            yield from _losses(train, rows, split=split, vocab_size=vocab_size)
+            yield _constant_accuracy(train, rows, split=split)
+            limits = (settings.max_new_tokens, settings.max_generation_samples)
+            asked = asked_rows(
+                rows, max_new_tokens=limits[0], max_rows=limits[1], num_positions=num_positions
+            )
+            if asked:
+                yield _constant_match(train, asked, split=split, pattern=settings.exact_match_pattern)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frequencies:
+    """How often each of some things occurred, with a share for those that did not; the module says how."""
+
+    counts: Mapping[Hashable, int]
+    num_unseen: int
+    total: int
+
+    @classmethod
+    def of(cls, things: Iterable[Hashable]) -> "_Frequencies":
+        counts = Counter(things)
+        num_unseen = 1 + sum(count == 1 for count in counts.values())
+        return cls(counts=counts, num_unseen=num_unseen, total=counts.total() + num_unseen)
+
+    def nats(self, thing: Hashable, *, among_unseen: float) -> float:
+        """Minus the log-probability; `among_unseen` is that of an unseen thing within the share of all of these."""
+        count = self.counts.get(thing)
+        if count is None:
+            return math.log(self.total / self.num_unseen) + among_unseen
+        return math.log(self.total / count)
+
+
+def _losses(
+    train: Sequence[TokenRow], rows: Sequence[TokenRow], *, split: str, vocab_size: int
+) -> Iterator[TrivialScore]:
+    tokens = _Frequencies.of(token for row in train for token in _answer(row))
+    answers = _Frequencies.of(map(_answer, train))
+    even = math.log(max(1, vocab_size - len(tokens.counts)))
+    of_tokens = [sum(tokens.nats(token, among_unseen=even) for token in _answer(row)) for row in rows]
+    of_answers = [
+        answers.nats(_answer(row), among_unseen=nats) for row, nats in zip(rows, of_tokens, strict=True)
+    ]
+    weights = tuple(row.num_completion_tokens for row in rows)
+    by_predictor: dict[TrivialPredictor, list[float]] = {"frequencies": of_answers, "unigram": of_tokens}
+    for predictor, nats in by_predictor.items():
+        yield TrivialScore(
+            predictor=predictor,
+            split=split,
+            metric="loss",
+            version=LOSS_VERSION,
+            unit="nats/token",
+            value=math.fsum(nats) / sum(weights),
+            items=tuple(value / weight for value, weight in zip(nats, weights, strict=True)),
+            weights=weights,
+        )
+
+
+def _constant_accuracy(train: Sequence[TokenRow], rows: Sequence[TokenRow], *, split: str) -> TrivialScore:
+    """The share of completion tokens that the most frequent answer has in the same place."""
+    ((constant, _),) = Counter(map(_answer, train)).most_common(1)  # of several the first
+    right = [sum(map(int.__eq__, constant, _answer(row))) for row in rows]
+    weights = tuple(row.num_completion_tokens for row in rows)
+    return TrivialScore(
+        predictor="constant",
+        split=split,
+        metric="token_accuracy",
+        version=LOSS_VERSION,
+        unit="",
+        value=sum(right) / sum(weights),
+        items=tuple(number / weight for number, weight in zip(right, weights, strict=True)),
+        weights=weights,
+    )
+
+
+def _constant_match(
+    train: Sequence[TokenRow], asked: Sequence[TokenRow], *, split: str, pattern: str | None
+) -> TrivialScore:
+    """The share of the asked rows whose reference says what most training answers say."""
+    said = [what_counts(row.reference, pattern=pattern) for row in train if row.asks]
+    counts = Counter(answer for answer in said if answer is not None)
+    constant = next((answer for answer, _ in counts.most_common(1)), None)
+    references = [what_counts(row.reference, pattern=pattern) for row in asked]
+    hits = tuple(float(constant is not None and reference == constant) for reference in references)
+    return TrivialScore(
+        predictor="constant",
+        split=split,
+        metric="exact_match",
+        version=EXACT_MATCH_VERSION,
+        unit="",
+        value=sum(hits) / len(hits),
+        items=hits,
+        answer=constant,
+    )
+
+
+def _answer(row: TokenRow) -> tuple[int, ...]:
+    """The tokens that the loss covers, of all the row's answers."""
+    return tuple(label for label in row.labels if label != IGNORED)
