@@ -63,6 +63,15 @@ def test_nothing_is_lost_and_no_prompt_is_on_two_sides(pairs, eval_fraction, tes
     assert sum(map(len, hashes)) == len(set.union(*hashes))
 
 
+def test_a_split_by_row_is_noticed(monkeypatch):
+    """A planted fault: each row is placed by its own content."""
+    keys = keys_of([(f"q{prompt}", f"a{answer}") for prompt in range(20) for answer in range(5)])
+    monkeypatch.setattr(type(keys), "prompt", type(keys).content)
+    split = split_rows(keys, eval_fraction=0.5)
+    monkeypatch.undo()
+    assert {*keys.prompts(split.train)} & {*keys.prompts(split.held_out)}
+
+
 @pytest.mark.parametrize(
     ("num_prompts", "num_answers", "by"),
     [(MIN_PROMPTS, 3, "prompt"), (MIN_PROMPTS - 1, 3, "row"), (MIN_PROMPTS - 1, 1, "prompt"), (1, 40, "row")],
