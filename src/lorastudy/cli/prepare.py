@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,6 @@ from lorastudy.cli.terminal import say, shown
 if TYPE_CHECKING:
     from lorastudy.cli.console import PlainConsole
     from lorastudy.data.examples import Example
-    from lorastudy.data.formats import Format
     from lorastudy.data.prepare import Prepared, Wanted
 
 _NUM_CHARACTERS_SHOWN = 1500
@@ -68,7 +68,7 @@ def prepare(
     from lorastudy.cli.console import PlainConsole, reading_shown
     from lorastudy.data import prepare as preparing
     from lorastudy.data.fetch import fetched, hub_dataset
-    from lorastudy.data.formats import detect
+    from lorastudy.data.formats import format_of
 
     datasets = (dataset, *(further or ()))
     wanted = preparing.Wanted(
@@ -81,17 +81,17 @@ def prepare(
     )
     for hub_id in filter(None, map(hub_dataset, datasets)):
         say(f"asking the Hugging Face hub for {hub_id} ...", file=sys.stderr)
+    named = partial(
+        format_of,
+        prompt_column=prompt_column,
+        completion_column=completion_column,
+        text_column=text_column,
+        separator=_unescaped(separator),
+    )
     with reading_shown(), fetched(*datasets) as rows:
-        fmt = detect(
-            rows,
-            prompt_column=prompt_column,
-            completion_column=completion_column,
-            text_column=text_column,
-            separator=_unescaped(separator),
-        )
-        prepared = preparing.prepare(rows, fmt, wanted=wanted)
+        prepared = preparing.prepare(rows, wanted=wanted, format_of=named)
     console = PlainConsole()
-    _print_counts(console, prepared, fmt=fmt, wanted=wanted)
+    _print_counts(console, prepared, wanted=wanted)
     _print_example(console, prepared.example)
 
 
@@ -101,7 +101,8 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([nt\\])", lambda found: meant[found[1]], text)
 
 
-def _print_counts(console: "PlainConsole", prepared: "Prepared", *, fmt: "Format", wanted: "Wanted") -> None:
+def _print_counts(console: "PlainConsole", prepared: "Prepared", *, wanted: "Wanted") -> None:
+    fmt = prepared.format
     columns = ", ".join(
         part if part == column else f"{part} = {column}" for part, column in fmt.columns.items()
     )

@@ -23,6 +23,8 @@ _MAX_COLUMNS, _MAX_NAME = 20, 40
 class Column:
     """A column's cells: how many hold something, and how often each value, until they are too many for a label."""
 
+    has_turns: bool = False
+    """Whether its entries are conversations."""
     num_filled: int = 0
     values: Counter[str] | None = field(default_factory=Counter)
 
@@ -69,10 +71,10 @@ class Columns:
         for name, value in values.items():
             column = self.by_name.get(name)
             if column is None:
-                column = self.by_name[name] = Column()
+                column = self.by_name[name] = Column(has_turns=plain_name(name) in _OF_TURNS)
             if is_filled(value):
                 column.add(value)
-                if plain_name(name) in _OF_TURNS:
+                if column.has_turns:
                     self._add_turns(name, value)
 
     def _add_turns(self, name: str, value: Any) -> None:

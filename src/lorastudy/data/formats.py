@@ -23,6 +23,7 @@ from lorastudy.data.conversations import (
     KNOWN_FIELDS,
     Conversation,
     ConversationError,
+    Turn,
     from_messages,
     from_sharegpt,
 )
@@ -87,7 +88,7 @@ _ANSWERS_TO_TEXT = (
     "label", "labels", "target", "class", "category", "sentiment", "intent", "emotion", "answer", "output", "response",
     "completion", "summary",
 )  # fmt: skip
-_STRUCTURES = ("tools", "history", "choices")
+_STRUCTURES = frozenset(("messages", "conversations", "tools", "history", "choices"))
 _NUM_SHOWN = 5
 _PREPARE = "`lorastudy prepare --dataset FILE"
 
@@ -137,9 +138,10 @@ class Format:
             ConversationError: a value is of another kind than its part.
         """
         values = {}
+        needed = _NEEDED[self.name]
         for part, column in self.columns.items():
             value = _part(part, row.values.get(column), column=column)
-            if part in _NEEDED[self.name] or is_filled(value) or (part == "separator" and value):
+            if part in needed or is_filled(value) or (part == "separator" and value):
                 values[part] = value
         return values | ({"separator": self.separator} if self.separator else {})
 
@@ -157,7 +159,7 @@ class Format:
             return from_messages(values)
         if self.name == "sharegpt":
             return from_sharegpt(values)
-        return self._instruction(values).conversation
+        return self.instruction_of(values).conversation
 
     def instruction(self, row: Row) -> Instruction:
         """The row of an `alpaca` or `prompt_completion` data set.
@@ -165,15 +167,23 @@ class Format:
         Raises:
             ConversationError: the row is not of the format's shape.
         """
-        return self._instruction(self.values(row))
+        return self.instruction_of(self.values(row))
 
-    def _instruction(self, values: Mapping[str, Any]) -> Instruction:
+    def instruction_of(self, values: Mapping[str, Any]) -> Instruction:
+        """The instruction in a row's `values`; errors as those of `instruction`."""
         assert self.name in ("alpaca", "prompt_completion")
         prompt, answer = _NEEDED[self.name]
         return instruction_from(values, prompt=prompt, answer=answer)
 
+    def reads_as(self, other: "Format") -> bool:
+        """Whether it reads every row as another format does; what the two count in the columns may differ."""
+        ways = [(fmt.name, fmt.columns, fmt.row_switches.keys(), fmt.separator) for fmt in (self, other)]
+        return ways[0] == ways[1]
+
     def is_trained(self, row: Row) -> bool:
         """Whether no column turns the row off."""
+        if not self.row_switches:
+            return True
         values = (row.values.get(column) for column in self.row_switches)
         return not any(is_filled(value) and switch(value) is False for value in values)
 
@@ -188,10 +198,8 @@ def _with_rows(numbers: Mapping[str, int]) -> str:
 
 
 def _part(part: str, value: Any, *, column: str) -> Any:
-    if part in ("messages", "conversations"):
-        return records_of(value)
     if part in _STRUCTURES:
-        return records_of(value) if part == "history" else structure_of(value)
+        return structure_of(value) if part in ("tools", "choices") else records_of(value)
     text = text_of(value)
     if text is None:
         raise ConversationError(f"{column!r} is {type(value).__name__}, not text")
@@ -510,23 +518,47 @@ def read_row(row: Row, fmt: Format) -> ReadRow:
     """The row taken apart, or what makes it unusable."""
     try:
         values = fmt.values(row)
+        if fmt.name in ("messages", "sharegpt"):
+            return _read_conversation(values, fmt)
         answer = values[_NEEDED[fmt.name][-1]]
-        if isinstance(answer, str) and fmt.name not in ("messages", "sharegpt") and not answer.strip():
+        if not answer.strip():
             return ReadRow(problem=EMPTY_ANSWER)
         if fmt.name == "text":
             return ReadRow(problem=_broken_text([answer]), texts=(answer,))
-        conversation = fmt.conversation_of(values)
+        return _read_instruction(values, fmt)
     except ConversationError as error:
         return ReadRow(problem=str(error))
+
+
+def _read_conversation(values: Mapping[str, Any], fmt: Format) -> ReadRow:
+    conversation = fmt.conversation_of(values)
     turns, first = conversation.turns, conversation.answers[0]
-    # A call's arguments may be JSON within JSON, so what it spells shows only in the turn.
-    problem = _broken_text([*_strings(values), *(turn.plain for turn in turns if turn.calls)])
     return ReadRow(
-        problem=problem,
+        problem=_broken_row(values, turns),
         texts=tuple(turn.plain for turn in turns),
         num_prompt_texts=first,
         asks_nothing=not any(turn.plain.strip() for turn in turns[:first] if turn.role != "system"),
     )
+
+
+def _read_instruction(values: Mapping[str, Any], fmt: Format) -> ReadRow:
+    """As `_read_conversation` of the row's conversation, which is not put together: most rows are read here."""
+    instruction = fmt.instruction_of(values)
+    system = (instruction.system,) if instruction.system.strip() else ()
+    earlier, question = instruction.history, instruction.question
+    asks = bool(question.strip()) or any(turn.plain.strip() for turn in earlier if turn.role != "system")
+    texts = (*system, *(turn.plain for turn in earlier), question, instruction.answer)
+    return ReadRow(
+        problem=_broken_row(values, earlier),
+        texts=texts,
+        num_prompt_texts=len(texts) - 1,
+        asks_nothing=not asks,
+    )
+
+
+def _broken_row(values: Mapping[str, Any], turns: Sequence[Turn]) -> str | None:
+    # A call's arguments may be JSON within JSON, so what it spells shows only in the turn.
+    return _broken_text([*_strings(values), *(turn.plain for turn in turns if turn.calls)])
 
 
 _HOW_TO_NAME = f"Say which columns to use: {_PREPARE} --prompt-column NAME --completion-column NAME`"
@@ -542,18 +574,23 @@ def _unknown(columns: Columns) -> str:
     )
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
+def _strings(values: Any) -> list[str]:
+    """The texts in lists and objects, however deep."""
+    found: list[str] = []
+    for item in values.values() if isinstance(values, dict) else values:
+        if isinstance(item, str):
+            found.append(item)
+        elif isinstance(item, dict | list | tuple):
+            found += _strings(item)
+    return found
 
 
 def _broken_text(texts: Sequence[str]) -> str | None:
     """JSON can spell half a surrogate pair, which is no character: no tokenizer and no file takes it."""
+    text = "".join(texts)
     try:
-        "".join(texts).encode("utf-8")
+        if not text.isascii():
+            text.encode("utf-8")
     except UnicodeEncodeError:
         return "holds half of a surrogate pair, which is not text"
-    return "holds a NUL character, which is not text" if any("\0" in text for text in texts) else None
+    return "holds a NUL character, which is not text" if "\0" in text else None

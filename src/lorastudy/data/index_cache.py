@@ -13,14 +13,14 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from lorastudy.cache import cache_folder, keep, source_digest
 from lorastudy.data.formats import Format
-from lorastudy.data.row_index import Index
+from lorastudy.data.row_index import Index, IndexedRows
 from lorastudy.data.sources import files_of, is_lab_set
 from lorastudy.errors import DataError
 from lorastudy.spec.experiment import DATA_VERSION, canonical_json
@@ -32,14 +32,6 @@ MAX_KEPT_BYTES = 2**30
 _SUFFIX = ".rows"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _MAX_HEAD_BYTES = 2**20
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexedRows:
-    """What is kept of a data set."""
-
-    format: Format
-    index: Index
 
 
 def index_key(path: str, *, max_samples: int | None) -> str | None:

@@ -6,7 +6,7 @@ of levels make the reader itself fail.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lorastudy.errors import DataError
@@ -19,6 +19,7 @@ _LIST_START = re.compile(r'\s*(?:\{\s*"data"\s*:\s*)?\[\s*')
 _SPACE = re.compile(r"[ \t\n\r]*")
 #: Characters among which a list begins, and of the longest token that a piece of the text may cut in two.
 _START_LENGTH, _TOKEN_LENGTH = 4096, 16
+_NESTED = (dict, list)
 
 
 class _KeyTwiceError(ValueError):
@@ -32,11 +33,20 @@ def parsed_line(line: str, where: str) -> Any:
         DataError: as `file:line: cause`, with a column where there is one.
     """
     try:
-        return _DECODER.decode(line)
+        return _decoded(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}:{error.colno}: not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: {_cause(error)}") from error
+
+
+def _decoded(text: str) -> Any:
+    """As the decoder's own `decode`, faster where no white space stands around the value."""
+    try:
+        value, end = _DECODER.raw_decode(text)
+    except json.JSONDecodeError:
+        return _DECODER.decode(text)
+    return value if end == len(text) else _DECODER.decode(text)
 
 
 def list_values(pieces: Iterator[str], name: str) -> Iterator[tuple[Any, str]]:
@@ -212,9 +222,9 @@ def is_too_deep(value: Any) -> bool:
     return True
 
 
-def _inside(value: Any) -> Iterator[Any]:
+def _inside(value: Any) -> Sequence[Any]:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return (item for item in inner if isinstance(item, dict | list))
+    return [item for item in inner if isinstance(item, _NESTED)]
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ which side. What it remembers of a large file is kept for the next process (`ind
 used and not what the file holds.
 """
 
+import heapq
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,20 +16,19 @@ from pathlib import Path
 from typing import Literal
 
 from lorastudy.data.examples import Example
-from lorastudy.data.formats import Format, detect, read_row
-from lorastudy.data.index_cache import IndexedRows, index_key, keep_index, kept_index
+from lorastudy.data.formats import Format, format_of, read_row
+from lorastudy.data.index_cache import index_key, keep_index, kept_index
 from lorastudy.data.near_copies import MAX_ROWS, num_near_copies
 from lorastudy.data.prompts import WITHOUT_MODEL, PromptStyle, render
-from lorastudy.data.row_index import Index, index_rows
+from lorastudy.data.row_index import Index, IndexedRows, indexed_rows
 from lorastudy.data.sources import Row, RowSource, files_of, is_lab_set
 from lorastudy.data.splits import (
     Split,
     SplitBy,
     asked_text,
-    content_hash,
     num_duplicates,
     position,
-    prompt_hash,
+    row_hashes,
     split_rows,
 )
 from lorastudy.errors import DataError
@@ -176,24 +176,21 @@ def _data_set(path: str, max_samples: int | None, *, state: object) -> DataSet:
     """The state is a part of the cache's key."""
     source = RowSource(path)
     key = index_key(path, max_samples=max_samples)
-    kept = None if key is None else kept_index(key)
-    if kept is not None:
-        return DataSet(source=source, format=kept.format, index=kept.index)
-    dataset = _indexed(source, path, max_samples=max_samples)
-    if key is not None and _state_of(path) == state:  # else the hash may be of other rows than the index
-        keep_index(key, IndexedRows(format=dataset.format, index=dataset.index))
-    return dataset
+    found = None if key is None else kept_index(key)
+    if found is None:
+        found = _indexed(source, path, max_samples=max_samples)
+        if key is not None and _state_of(path) == state:  # else the hash may be of other rows than the index
+            keep_index(key, found)
+    return DataSet(source=source, format=found.format, index=found.index)
 
 
-def _indexed(source: RowSource, path: str, *, max_samples: int | None) -> DataSet:
+def _indexed(source: RowSource, path: str, *, max_samples: int | None) -> IndexedRows:
     try:
-        fmt = detect(_guarded(islice(source, max_samples)))
-        index = index_rows(_guarded(islice(source, max_samples)), fmt)
+        return indexed_rows(_Guarded(source, max_samples), format_of=format_of)
     except _SourceError as failed:
         raise failed.error from failed.error.__cause__
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    return DataSet(source=source, format=fmt, index=index)
 
 
 class _SourceError(Exception):
@@ -204,22 +201,28 @@ class _SourceError(Exception):
         self.error = error
 
 
-def _guarded(rows: Iterable[Row]) -> Iterator[Row]:
-    try:
-        yield from rows
-    except DataError as error:
-        raise _SourceError(error) from error
+class _Guarded:
+    """The first rows of a source. That one cannot be read is an error of another class than what is wrong with it."""
+
+    def __init__(self, source: RowSource, max_samples: int | None) -> None:
+        self._source, self._max_samples = source, max_samples
+
+    def __iter__(self) -> Iterator[Row]:
+        try:
+            yield from islice(self._source, self._max_samples)
+        except DataError as error:
+            raise _SourceError(error) from error
 
 
 def to_example(row: Row, fmt: Format, *, style: PromptStyle = WITHOUT_MODEL) -> Example:
     """The row, rendered and hashed; it must have been checked against the format."""
-    read = read_row(row, fmt)
+    content, prompt = row_hashes(read_row(row, fmt))
     return Example(
         row=row,
         format=fmt,
         rendering=render(row, fmt, style=style),
-        content_hash=content_hash(read),
-        prompt_hash=prompt_hash(read),
+        content_hash=content.hex(),
+        prompt_hash=prompt.hex(),
     )
 
 
@@ -267,8 +270,16 @@ def train_and_eval(settings: Settings, *, style: PromptStyle = WITHOUT_MODEL) ->
 
 def _num_known(part: Rows, among: Sequence[Rows], *, of: Literal["contents", "prompts"]) -> int:
     """Rows of a part whose content, or whose prompt, stands among others."""
-    known = {key for rows in among for key in rows.hashes(of)}
+    known = _found(part.hashes(of), among, of=of)
     return sum(key in known for key in part.hashes(of))
+
+
+def _found(
+    hashes: Iterable[bytes], among: Sequence[Rows], *, of: Literal["contents", "prompts"]
+) -> set[bytes]:
+    """Those of the hashes that stand among others, which may be far more and are not held."""
+    wanted = set(hashes)
+    return {key for rows in among for key in rows.hashes(of) if key in wanted}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,9 +303,9 @@ def near_copies(study: StudyData) -> Mapping[str, NearCopies]:
 
 
 def _near(part: Rows, among: Sequence[Rows]) -> NearCopies:
-    known = {key for rows in among for key in rows.hashes("prompts")}
     chosen = _sample(part)
     keys = part.dataset.index.keys
+    known = _found(keys.prompts(chosen), among, of="prompts")
     new = [number for number in chosen if keys.prompt(number) not in known]
     others = [text for rows in among for text in rows.asked(_sample(rows))]
     return NearCopies(num_near=num_near_copies(list(part.asked(new)), others), num_compared=len(chosen))
@@ -304,8 +315,11 @@ def _sample(rows: Rows) -> Sequence[int]:
     if len(rows) <= MAX_ROWS:
         return rows.numbers
     keys = rows.dataset.index.keys
-    places = {number: position(keys.prompt(number).hex(), purpose="near copies") for number in rows.numbers}
-    return sorted(sorted(rows.numbers, key=places.__getitem__)[:MAX_ROWS])
+
+    def place(number: int) -> float:
+        return position(keys.prompt(number).hex(), purpose="near copies")
+
+    return sorted(heapq.nsmallest(MAX_ROWS, rows.numbers, key=place))
 
 
 def _held_out(whole: DataSet, settings: Settings) -> tuple[DataSet, Split]:

@@ -2,17 +2,18 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from lorastudy.data.columns import Columns
 from lorastudy.data.examples import Example
 from lorastudy.data.fetch import dataset_name, is_file_name
-from lorastudy.data.formats import Format
+from lorastudy.data.formats import Format, format_of
 from lorastudy.data.load import to_example
-from lorastudy.data.row_index import index_rows
+from lorastudy.data.row_index import indexed_rows
 from lorastudy.data.sources import Row, files_of, is_lab_set
 from lorastudy.data.splits import RowKeys, SplitBy, num_duplicates, position, split_rows
 from lorastudy.errors import DataError
@@ -20,6 +21,7 @@ from lorastudy.errors import DataError
 ALL = -1
 #: Another draw than a suite's own, which would find nothing left to hold out in a file that the same draw has cut.
 SALT = "prepare"
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +80,15 @@ class Prepared:
     num_duplicates: int
     split_by: SplitBy | None
     """What decided on which side of the split a row is; None without a split."""
+    format: Format
     example: Example
     """The first row that was taken."""
     files: tuple[Written, ...]
 
 
-def prepare(rows: Iterable[Row], fmt: Format, *, wanted: Wanted) -> Prepared:
+def prepare(
+    rows: Iterable[Row], *, wanted: Wanted, format_of: Callable[[Columns], Format] = format_of
+) -> Prepared:
     """Write `<name>.jsonl`, or `<name>_<N>_sample.jsonl`; with a split also `<name>_train` and `<name>_test`.
 
     With a validation share there is a `<name>_validation` too.
@@ -91,12 +96,14 @@ def prepare(rows: Iterable[Row], fmt: Format, *, wanted: Wanted) -> Prepared:
     follows from their content and the seed, not from their order. The split is the one that a suite makes of
     the same rows with `eval_fraction = 1 - train_share`; of three parts, with `eval_fraction` as the validation
     share and `test_fraction` as what is left. `rows` are gone through twice, and never held.
+    `format_of` says what the columns mean, where their names alone do not.
 
     Raises:
         DataError: unusable rows, a side of the split without rows, or no place to write.
     """
-    counted = _Counted(rows, fmt)
-    index = index_rows(counted, fmt, leaves_out_empty_answers=True)
+    counted = _Counted(rows)
+    indexed = indexed_rows(counted, format_of=format_of, leaves_out_empty_answers=True)
+    fmt, index = indexed.format, indexed.index
     if not len(index):
         raise DataError(f"{wanted.datasets[0]}: every row has an empty answer")
     taken = _sample(index.keys, num_samples=wanted.num_samples, seed=wanted.seed)
@@ -110,26 +117,26 @@ def prepare(rows: Iterable[Row], fmt: Format, *, wanted: Wanted) -> Prepared:
     return Prepared(
         num_rows=counted.num_rows,
         num_taken=len(taken),
-        num_empty_answers=counted.num_trained - len(index),
+        num_empty_answers=len(index.left_out),
         num_empty_prompts=sum(index.asks_nothing[number] for number in taken),
         num_duplicates=num_duplicates(index.keys, taken),
         split_by=split_by,
+        format=fmt,
         example=example,
         files=tuple(Written(path=path, num_rows=len(part)) for path, part in parts),
     )
 
 
 class _Counted:
-    """The rows as they come, counted: all, and those that no column turns off."""
+    """The rows as they come, and how many the last pass has seen."""
 
-    def __init__(self, rows: Iterable[Row], fmt: Format) -> None:
-        self._rows, self._format = rows, fmt
-        self.num_rows = self.num_trained = 0
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._rows = rows
+        self.num_rows = 0
 
     def __iter__(self) -> Iterator[Row]:
-        for row in self._rows:
-            self.num_rows += 1
-            self.num_trained += self._format.is_trained(row)
+        for number, row in enumerate(self._rows, start=1):
+            self.num_rows = number
             yield row
 
 
@@ -232,4 +239,4 @@ def _line(row: Row, fmt: Format) -> str:
         values = {part: values.get(part) or "" for part in parts} | {
             part: value for part, value in values.items() if part not in parts
         }
-    return json.dumps(values, ensure_ascii=False)
+    return _JSON.encode(values)

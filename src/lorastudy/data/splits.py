@@ -7,7 +7,7 @@ answer, and adding, removing or reordering rows moves no other row across.
 import hashlib
 import unicodedata
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -41,10 +41,10 @@ class RowKeys:
         """The hashes of contents and of prompts, one after another, as bytes that can be written and filled."""
         return memoryview(self._contents), memoryview(self._prompts)
 
-    def add(self, *, content: str, prompt: str) -> None:
-        """Append a row's `content_hash` and `prompt_hash`."""
-        self._contents += bytes.fromhex(content)
-        self._prompts += bytes.fromhex(prompt)
+    def add(self, *, content: bytes, prompt: bytes) -> None:
+        """Append a row's `row_hashes`."""
+        self._contents += content
+        self._prompts += prompt
 
     def __len__(self) -> int:
         return len(self._contents) // _HASH_BYTES
@@ -80,23 +80,21 @@ class Split:
     test: "array[int]" = field(default_factory=_numbers)
 
 
-def content_hash(read: ReadRow) -> str:
-    """32 hex digits of SHA-256 over the row's texts in order, without regard to case, white space and Unicode form.
+def row_hashes(read: ReadRow) -> tuple[bytes, bytes]:
+    """The hash of a row's content, and of its prompt: the first 16 bytes of SHA-256 over its texts in order.
 
-    Column names and empty texts play no part: the same question and answer as Alpaca row, as a pair and as a
-    conversation of two turns are the same content.
+    Case, white space and Unicode form do not count, nor do column names and empty texts: the same question and answer as
+    Alpaca row, as a pair and as a conversation of two turns are the same content. The prompt is what stands before the
+    first answer. Plain text, and a row that asks nothing, has its content for it.
     """
-    return _digest([_normalised(text) for text in read.texts])
-
-
-def prompt_hash(read: ReadRow) -> str:
-    """As `content_hash`, of what stands before the first answer. Plain text, and a row that asks nothing, has its content."""
-    texts = [_normalised(text) for text in read.prompt]
-    return _digest(texts) if any(texts) else content_hash(read)
+    texts = [_normalised(text) for text in read.texts]
+    content = _digest(texts)
+    prompt = texts[: read.num_prompt_texts]
+    return content, _digest(prompt) if any(prompt) else content
 
 
 def asked_text(read: ReadRow) -> str:
-    """What `prompt_hash` is of, as it stands in the row."""
+    """What the hash of its prompt is of, as it stands in the row."""
     return "\n".join(read.prompt if any(map(_normalised, read.prompt)) else read.texts)
 
 
@@ -123,7 +121,7 @@ def split_rows(
     With fewer than `MIN_PROMPTS` prompts a row's whole content takes the place of its prompt.
     """
     numbers = range(len(keys)) if numbers is None else numbers
-    is_by_row = len(set(keys.prompts(numbers))) < min(MIN_PROMPTS, len(numbers))
+    is_by_row = not _has_distinct(keys.prompts(numbers), min(MIN_PROMPTS, len(numbers)))
     split = Split(by="row" if is_by_row else "prompt")
     key_of = keys.content if is_by_row else keys.prompt
     for number in numbers:
@@ -149,13 +147,35 @@ def position(key: str, *, purpose: str) -> float:
 def num_duplicates(keys: RowKeys, numbers: Sequence[int] | None = None) -> int:
     """Rows, of all or of some, that repeat the content of an earlier one."""
     num_rows = len(keys if numbers is None else numbers)
-    return num_rows - len(set(keys.contents(numbers)))
+    return num_rows - _num_distinct(keys.contents(numbers))
 
 
-def _digest(texts: Sequence[str]) -> str:
+def _has_distinct(hashes: Iterable[bytes], number: int) -> bool:
+    """Whether so many of the hashes differ."""
+    found: set[bytes] = set()
+    for key in hashes:
+        if len(found) >= number:
+            break
+        found.add(key)
+    return len(found) >= number
+
+
+def _num_distinct(hashes: Iterable[bytes]) -> int:
+    """How many of the hashes differ. They are counted part by part: a set holds six times as much as the hashes have bytes."""
+    parts = [bytearray() for _ in range(16)]
+    for key in hashes:
+        parts[key[0] % 16] += key
+    return sum(
+        len({bytes(part[at : at + _HASH_BYTES]) for at in range(0, len(part), _HASH_BYTES)}) for part in parts
+    )
+
+
+def _digest(texts: Sequence[str]) -> bytes:
     joined = "\x1f".join(text for text in texts if text)
-    return hashlib.sha256(joined.encode()).hexdigest()[: 2 * _HASH_BYTES]
+    return hashlib.sha256(joined.encode()).digest()[:_HASH_BYTES]
 
 
 def _normalised(text: str) -> str:
+    if text.isascii():  # which has one form, and whose small letters are its folded ones
+        return " ".join(text.lower().split())
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -2,8 +2,10 @@ import hashlib
 
 import pytest
 
+from lorastudy.data import load
 from lorastudy.data.fingerprint import dataset_fingerprint
-from lorastudy.data.load import load_examples, train_and_eval
+from lorastudy.data.load import load_examples, near_copies, train_and_eval
+from lorastudy.data.splits import position
 from lorastudy.errors import DataError
 from lorastudy.spec.settings import Settings
 
@@ -122,3 +124,14 @@ def test_fingerprint_of_a_lab_set(monkeypatch):
 
     monkeypatch.setattr(lab, "fingerprint", lambda name: f"recipe of {name}")
     assert dataset_fingerprint("lab:facts") == "recipe of facts"
+
+
+def test_of_many_rows_those_with_the_lowest_hashes_of_prompts_are_compared(write, monkeypatch):
+    study = train_and_eval(settings(write("a.jsonl", pairs(*range(60))), eval_fraction=0.4))
+    monkeypatch.setattr(load, "MAX_ROWS", 7)
+    places = {
+        number: position(key.hex(), purpose="near copies")
+        for number, key in zip(study.train.numbers, study.train.hashes("prompts"), strict=True)
+    }
+    assert load._sample(study.train) == sorted(sorted(places, key=places.__getitem__)[:7])
+    assert near_copies(study)["eval"].num_compared == 7

@@ -21,7 +21,7 @@ def alpaca(count):
 def run(rows, tmp_path, **options):
     rows = [Row(values=row, where=f"f:{i}") for i, row in enumerate(rows, start=1)]
     options = {"datasets": ("alpaca",), "output_dir": tmp_path / "data"} | options
-    return prepare(rows, detect(rows), wanted=Wanted(**options))
+    return prepare(rows, wanted=Wanted(**options))
 
 
 def written(prepared):

@@ -1,21 +1,21 @@
 import hashlib
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorastudy.data.formats import detect, read_row
+from lorastudy.data.formats import ReadRow, detect, read_row
 from lorastudy.data.load import to_example
 from lorastudy.data.row_index import index_rows
 from lorastudy.data.sources import Row
 from lorastudy.data.splits import (
     MIN_PROMPTS,
     RowKeys,
-    content_hash,
     num_duplicates,
     position,
     prompt_groups,
-    prompt_hash,
+    row_hashes,
     split_rows,
 )
 
@@ -31,7 +31,7 @@ def keys_of(pairs):
 
 def hash_of(values):
     row = Row(values=values, where="f")
-    return content_hash(read_row(row, detect([row])))
+    return row_hashes(read_row(row, detect([row])))[0].hex()
 
 
 def pairs_of(numbers, pairs):
@@ -128,11 +128,11 @@ def test_position_is_the_first_48_bits_of_the_hash():
 
 def prompt_of(values):
     row = Row(values=values, where="f")
-    return prompt_hash(read_row(row, detect([row])))
+    return row_hashes(read_row(row, detect([row])))[1].hex()
 
 
 def test_a_prompt_is_what_stands_before_the_first_answer_in_every_format():
-    # SHA-256 of "be brief\x1fsay hi" and of "say hi", as `content_hash` but without the answers
+    # SHA-256 of "be brief\x1fsay hi" and of "say hi", as of the content but without the answers
     system, user = {"role": "system", "content": "Be brief"}, {"role": "user", "content": "Say  HI "}
     answers = [{"role": "assistant", "content": text} for text in ("hi", "bye")]
     assert (
@@ -159,3 +159,18 @@ def test_groups_number_the_prompts_by_first_appearance():
     ]
     assert prompt_groups(rows) == (0, 1, 0, 2)
     assert prompt_groups(rows[:2]) is None
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_the_short_way_for_ascii_is_the_long_way(text):
+    long_way = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    digest = hashlib.sha256(long_way.encode()).digest()[:16]
+    assert row_hashes(ReadRow(texts=(text,))) == (digest, digest)
+
+
+@given(PAIRS)
+def test_copies_are_counted_as_a_set_counts_them(pairs):
+    keys = keys_of(pairs)
+    assert num_duplicates(keys) == len(pairs) - len(set(keys.contents()))
+    numbers = range(0, len(pairs), 2)
+    assert num_duplicates(keys, numbers) == len(numbers) - len(set(keys.contents(numbers)))
