@@ -10,6 +10,7 @@ from lorastudy.analysis.fairness.case import ArmFacts, Case, after_reading, plan
 from lorastudy.analysis.fairness.evidence import split_name
 from lorastudy.analysis.trivial import PREDICTOR_NAMES
 from lorastudy.cli.console import reading_shown
+from lorastudy.data.batches import steps_of
 from lorastudy.data.load import Rows, StudyData, train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
@@ -178,16 +179,8 @@ def _published_rates(settings: Settings, *, num_rows: int) -> tuple[float, float
     config = read_config(settings.base_model)
     if config is None:
         return None
-    rates = published_rates(config, num_steps=steps_over(settings, num_rows=num_rows))
+    rates = published_rates(config, num_steps=steps_of(settings, num_rows=num_rows))
     return min(rates), max(rates)
-
-
-def steps_over(settings: Settings, *, num_rows: int) -> int:
-    """Optimizer steps of an arm over so many training rows."""
-    if settings.max_steps is not None:
-        return settings.max_steps
-    rows_per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-    return math.ceil((settings.num_train_epochs or 1.0) * num_rows / rows_per_step)
 
 
 def num_completion_tokens(rows: Rows, base_model: str) -> int | None:

@@ -12,13 +12,14 @@ import typer
 from lorastudy.analysis.fairness.case import Case
 from lorastudy.analysis.fairness.lint import lint
 from lorastudy.analysis.fairness.wording import arms_in_words
-from lorastudy.cli.checking import data_notes, layout_notes, margin_notes, read_data, steps_over, suite_case
+from lorastudy.cli.checking import data_notes, layout_notes, margin_notes, read_data, suite_case
 from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.departure import Departure
 from lorastudy.cli.estimating import pack_line, plan_of, say_problem
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.cli.outlook import outlook, size_line
 from lorastudy.cli.terminal import failure_shown, runs_own_code, say
+from lorastudy.data.batches import steps_of
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import StudyData, train_and_eval
 from lorastudy.executors import Executor, local_executor
@@ -84,7 +85,7 @@ def num_steps(settings: Settings) -> int:
     """Optimizer steps of an arm. Rows of which the cut leaves no answer are not known here, and still counted."""
     if settings.max_steps is not None:
         return settings.max_steps
-    return steps_over(settings, num_rows=len(train_and_eval(settings).train))
+    return steps_of(settings, num_rows=len(train_and_eval(settings).train))
 
 
 def sources_of() -> Callable[[Settings], Sources]:

@@ -9,6 +9,8 @@ import heapq
 import math
 from collections.abc import Collection
 
+from lorastudy.spec.settings import Settings
+
 
 def row_order(num_rows: int, *, data_seed: int, num_rows_needed: int) -> list[int]:
     """The first `num_rows_needed` row numbers of shuffled epoch after shuffled epoch."""
@@ -50,6 +52,18 @@ def micro_batches(
     order = usable_order(num_rows, data_seed=data_seed, num_rows_needed=needed, refused=refused)
     batches = [order[start : start + batch_size] for start in range(0, needed, batch_size)]
     return [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
+
+
+def steps_of(settings: Settings, *, num_rows: int) -> int:
+    """Optimizer steps of an experiment over this many training rows. Plan, dry run and training all count by it."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    return num_steps(
+        num_rows,
+        epochs=settings.num_train_epochs or 1.0,
+        batch_size=settings.per_device_train_batch_size,
+        accumulation=settings.gradient_accumulation_steps,
+    )
 
 
 def num_steps(num_rows: int, *, epochs: float, batch_size: int, accumulation: int) -> int:

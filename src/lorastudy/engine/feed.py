@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from lorastudy.data.batches import micro_batches
-from lorastudy.data.batches import num_steps as steps_of_epochs
 from lorastudy.data.tokenise import TokenSet
 from lorastudy.engine.batch import Batch, assemble
 from lorastudy.spec.settings import Settings
@@ -42,18 +41,6 @@ class Feed:
             return max(sum(len(self.train.rows[row].input_ids) for row in rows) for rows in self.plan[number])
 
         return self.step(max(range(len(self.plan)), key=size))
-
-
-def steps_of(settings: Settings, *, num_rows: int) -> int:
-    """Optimizer steps of an experiment over this many training rows."""
-    if settings.max_steps is not None:
-        return settings.max_steps
-    return steps_of_epochs(
-        num_rows,
-        epochs=settings.num_train_epochs or 1.0,
-        batch_size=settings.per_device_train_batch_size,
-        accumulation=settings.gradient_accumulation_steps,
-    )
 
 
 def make_feed(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from lorastudy.data.batches import steps_of
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.data.tokenise import TokenSet
@@ -17,7 +18,7 @@ from lorastudy.data.trivial import trivial_scores
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.choice import foreseen_problem
 from lorastudy.engine.environment import environment
-from lorastudy.engine.feed import make_feed, steps_of
+from lorastudy.engine.feed import make_feed
 from lorastudy.engine.footprints import LossGrowths, footprint
 from lorastudy.engine.hollow import decoder_layers, meta_model, quantised_names, read_config
 from lorastudy.engine.loading import (

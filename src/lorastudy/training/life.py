@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from lorastudy.checkpoints import CHECKPOINTS_NAME
+from lorastudy.data.batches import steps_of
 from lorastudy.engine.arms import Arm, Engine, EngineFactory, StepResult, make_arm
 from lorastudy.engine.choice import ChosenEngine, engine_factory
 from lorastudy.engine.environment import environment
-from lorastudy.engine.feed import Feed, make_feed, steps_of
+from lorastudy.engine.feed import Feed, make_feed
 from lorastudy.engine.loading import BaseModel, check_rows, default_device
 from lorastudy.engine.meter import MemoryMeter, profile_arms, synchronise
 from lorastudy.errors import StudyError

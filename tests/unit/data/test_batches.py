@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorastudy.data.batches import micro_batches, num_steps, row_order, usable_order
+from lorastudy.data.batches import micro_batches, num_steps, row_order, steps_of, usable_order
+from lorastudy.spec.settings import Settings
 
 
 @given(st.integers(1, 30), st.integers(0, 9), st.integers(0, 100))
@@ -54,3 +55,11 @@ def test_refused_rows_are_passed_over_and_the_others_keep_their_order():
     order = usable_order(20, data_seed=1, num_rows_needed=45, refused=refused)
     assert order == [row for row in whole if row not in refused][:45]
     assert order[:9] == usable_order(20, data_seed=1, num_rows_needed=9, refused=refused)
+
+
+def test_a_plan_counts_the_steps_that_training_takes():
+    """50 rows, 1.1 epochs, batches of one: 55 steps, though 50 * 1.1 is a little more than 55 in binary."""
+    settings = Settings(num_train_epochs=1.1, per_device_train_batch_size=1, gradient_accumulation_steps=1)
+    assert 50 * 1.1 > 55
+    assert steps_of(settings, num_rows=50) == 55
+    assert steps_of(settings.model_copy(update={"max_steps": 7}), num_rows=50) == 7
