@@ -32,6 +32,7 @@ from lorastudy.analysis.summary import (
     summarise_arm,
 )
 from lorastudy.analysis.ties import TiedSet, tied_with_the_best
+from lorastudy.analysis.trivial import AgainstTrivial, against_trivial
 from lorastudy.analysis.twoway import TwoWay
 from lorastudy.analysis.verdicts import Rules
 from lorastudy.spec.question import Margin
@@ -106,6 +107,8 @@ class Analysis:
     """What makes the arms unfair to compare; what invalidates is part of the verdicts."""
     untuned: frozenset[str]
     """Arms that had no learning rate of their own, by the linter: none of them can win."""
+    trivial: tuple[AgainstTrivial, ...]
+    """Every completed arm against what needs no model, on the primary metric."""
 
     @cached_property
     def tied(self) -> TiedSet | None:
@@ -128,6 +131,11 @@ class Analysis:
             self.study, [self.study.arm(name) for name in arms], metric=self.primary, items=self.items
         )
         return against_the_best(pairs, arms=arms, num_seeds=num_seeds)
+
+    @property
+    def no_better_than_guessing(self) -> tuple[str, ...]:
+        """Arms that are not shown to be ahead of every trivial predictor, in the order of the study."""
+        return tuple(dict.fromkeys(one.arm for one in self.trivial if not one.is_beaten))
 
     def divergence(self, name: str) -> Divergence | None:
         """On how many reporting seeds the arm diverged; None where on none."""
@@ -230,6 +238,7 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
         items=items or {},
         lint=found,
         untuned=loose,
+        trivial=against_trivial(study, study.reported_arms, metric=primary, items=items or {}),
     )
 
 

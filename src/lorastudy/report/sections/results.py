@@ -1,6 +1,7 @@
 """The results: a table of means and spreads, and a table of paired differences."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
@@ -25,7 +26,9 @@ from lorastudy.analysis.summary import (
     Metric,
     Spread,
 )
+from lorastudy.analysis.trivial import PREDICTOR_NAMES, constant_answer, trivial_spreads
 from lorastudy.analysis.tuning import rates_of
+from lorastudy.records import TrivialPredictor
 from lorastudy.report.costs import MEASURED_ONCE
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.findings.wording import (
@@ -52,6 +55,8 @@ from lorastudy.report.numbers import (
 from lorastudy.spec.targets import in_words
 
 _ABSENT_CELL = Cell(ABSENT)
+#: The metrics of the table, with what their columns' titles say of the unit.
+_SHOWN = {LOSS: " (nats/token)", PERPLEXITY: "", TOKEN_ACCURACY: "", EXACT_MATCH: ""}
 
 
 def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
@@ -62,12 +67,15 @@ def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     text = (
         "Scores are means ± sample standard deviations over seeds. Memory, step time and tokens/s are those of the arm "
         f"training alone, {MEASURED_ONCE}; an arm that trained in several packs was measured once in each, and the "
-        f"median counts. A dash means not measured.{_before_training(analysis)}"
+        f"median counts. A dash means not measured.{_before_training(analysis)}{_what_guessing_is(analysis)}"
     )
     return [
         Heading(level=level, text="Results"),
         Paragraph((text,)),
-        Table(columns=(columns[0], Column("Seeds"), *columns[1:]), rows=_with_seeds(analysis, rows)),
+        Table(
+            columns=(columns[0], Column("Seeds"), *columns[1:]),
+            rows=(*_with_seeds(analysis, rows), *_trivial_rows(analysis, num_columns=len(columns) + 1)),
+        ),
     ]
 
 
@@ -178,6 +186,61 @@ def _before_training(analysis: Analysis) -> str:
     return f" The base model without an adapter has a held-out loss of {values.pop()} nats per token."
 
 
+#: Characters of the constant answer that are shown.
+_ANSWER_SHOWN = 60
+
+_PREDICTORS: tuple[TrivialPredictor, ...] = ("frequencies", "unigram", "constant")
+
+
+def _what_guessing_is(analysis: Analysis) -> str:
+    """What the rows below the arms are; empty where nobody recorded any."""
+    if not _trivial_scores(analysis):
+        return ""
+    answer = constant_answer(analysis.study)
+    said = (
+        "" if answer is None else f" (“{answer[:_ANSWER_SHOWN]}{'…' if len(answer) > _ANSWER_SHOWN else ''}”)"
+    )
+    return (
+        " The rows marked “no model” are no arms but trivial predictors, made of the training answers alone: answers as often "
+        f"as training has them, tokens as often as its answers have them, and always its most frequent answer{said}."
+    )
+
+
+def _trivial_rows(analysis: Analysis, *, num_columns: int) -> list[tuple[Cell, ...]]:
+    """What guessing scores, in the columns of the arms' metrics; it has no seeds of its own and costs nothing."""
+    scores = _trivial_scores(analysis)
+    rows = []
+    for predictor in _PREDICTORS:
+        if any(predictor in of_metric for of_metric in scores.values()):
+            cells = [
+                _trivial_cell(analysis, metric, spread=scores.get(metric, {}).get(predictor))
+                for metric in _SHOWN
+            ]
+            rest = num_columns - 2 - len(cells)
+            name = f"{PREDICTOR_NAMES[predictor]} (no model)"
+            rows.append((Cell(name), _ABSENT_CELL, *cells, *[_ABSENT_CELL] * rest))
+    return rows
+
+
+def _trivial_scores(analysis: Analysis) -> Mapping[Metric, Mapping[TrivialPredictor, Spread]]:
+    """By metric, without those that no predictor has; a perplexity is the exponential of the loss, as of arms."""
+    found = {metric: trivial_spreads(analysis.study, metric=metric) for metric in COMPARED_METRICS}
+    perplexities = {
+        predictor: Spread.of(map(math.exp, spread.values)) for predictor, spread in found[LOSS].items()
+    }
+    found[PERPLEXITY] = {name: spread for name, spread in perplexities.items() if spread is not None}
+    return {metric: by_predictor for metric, by_predictor in found.items() if by_predictor}
+
+
+def _trivial_cell(analysis: Analysis, metric: Metric, *, spread: Spread | None) -> Cell:
+    """With the decimals of the arms; other seeds may train on other rows, so that there may be a spread."""
+    if spread is None:
+        return _ABSENT_CELL
+    decimals = _metric_decimals(analysis, metric)
+    text = mean_sd(spread, decimals) if spread.sd else number(spread.mean, decimals)
+    return Cell(text, spread.mean)
+
+
 CellOf = Callable[[ArmSummary], Cell]
 Part = tuple[Column, CellOf]
 
@@ -198,9 +261,8 @@ def _identity(analysis: Analysis) -> Part:
 
 
 def _metric_columns(analysis: Analysis) -> list[Part]:
-    shown = ((LOSS, " (nats/token)"), (PERPLEXITY, ""), (TOKEN_ACCURACY, ""), (EXACT_MATCH, ""))
     columns: list[Part] = [
-        (Column(f"{metric.title}{unit}"), _mean_sd_cell(analysis, metric)) for metric, unit in shown
+        (Column(f"{metric.title}{unit}"), _mean_sd_cell(analysis, metric)) for metric, unit in _SHOWN.items()
     ]
     return [*columns, (Column("Base-domain loss, before → after"), _forgetting_cell(analysis))]
 
@@ -250,14 +312,18 @@ def _with_seeds(analysis: Analysis, rows: tuple[tuple[Cell, ...], ...]) -> tuple
 
 
 def _mean_sd_cell(analysis: Analysis, metric: Metric) -> CellOf:
-    spreads = [summary.score(metric) for summary in analysis.summaries]
-    decimals = decimals_for(spread.sd for spread in spreads if spread)
+    decimals = _metric_decimals(analysis, metric)
 
     def cell(summary: ArmSummary) -> Cell:
         spread = summary.score(metric)
         return Cell(mean_sd(spread, decimals), spread.mean) if spread else _ABSENT_CELL
 
     return cell
+
+
+def _metric_decimals(analysis: Analysis, metric: Metric) -> int:
+    spreads = [summary.score(metric) for summary in analysis.summaries]
+    return decimals_for(spread.sd for spread in spreads if spread)
 
 
 def _forgetting_cell(analysis: Analysis) -> CellOf:
