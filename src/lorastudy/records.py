@@ -214,9 +214,14 @@ class Score:
     weights: tuple[int, ...] | None = None
 
 
+#: Two measurements of the same arm's step agree when they differ by at most this share, else its time is unknown; and
+#: times of two arms that differ by no more are not told apart.
+STEP_TIME_FLOOR = 0.05
+
+
 @dataclass(frozen=True, kw_only=True)
 class ArmProfile:
-    """What one experiment costs when it trains alone on the same base, measured over a few steps.
+    """What one experiment costs when it trains alone on the same base, measured before it trains.
 
     Peak memory is what the device allocator held at most (CUDA), or the peak of live tensor bytes (CPU); the
     `memory_kind` says which. Speed counts real tokens; padding is not counted.
@@ -229,7 +234,13 @@ class ArmProfile:
     memory_kind: Literal["cuda_allocated", "cpu_tensors"]
     peak_memory_bytes: int | None
     step_seconds: float | None
+    """Median of the timed steps; None where two measurements of the arm did not agree."""
     tokens_per_second: float | None
+    num_timed_steps: int | None = None
+    step_quartile_distance_seconds: float | None = None
+    """Between the first and the third quartile of the timed steps."""
+    step_times_apart: float | None = None
+    """Share by which two measurements of this arm, interleaved with those of the others, differed (A/A)."""
     modules_by_role: Mapping[str, int] | None = None
     """How many layers of each role it adapts (`spec.targets.ROLES`)."""
     modules_left_out: tuple[str, ...] = ()

@@ -82,6 +82,7 @@ def records(pack: Pack) -> Iterator[Record]:
         yield ArmProfile(
             experiment_id=each, num_trainable_parameters=10, num_total_parameters=110, adapter_bytes=40,
             memory_kind="cpu_tensors", peak_memory_bytes=2**33, step_seconds=0.25, tokens_per_second=None,
+            num_timed_steps=6, step_quartile_distance_seconds=0.03125, step_times_apart=0.015625,
         )  # fmt: skip
     for step in range(1, NUM_STEPS + 1):
         arms = tuple(

@@ -105,6 +105,9 @@ RECORDS: dict[type[Any], st.SearchStrategy[Any]] = {
         peak_memory_bytes=BYTES,
         step_seconds=st.none() | FINITE,
         tokens_per_second=st.none() | FINITE,
+        num_timed_steps=st.none() | COUNT,
+        step_quartile_distance_seconds=st.none() | FINITE,
+        step_times_apart=st.none() | FINITE,
     ),
     PackProfile: st.builds(
         PackProfile,

@@ -1,4 +1,9 @@
-"""The efficiency frontier: arms that no other arm beats on every count, and how sure that is."""
+"""The efficiency frontier: arms that no other arm beats on every count, and how sure that is.
+
+Every count has its noise. Scores, forgetting and memory have a value for each seed; bytes are counted, so the memory of one
+pack has no noise of its own (on CUDA the allocator rounds to 512 bytes). A step's time has the error of its
+median, and a floor: times that differ by no more are not told apart, since the same arm measured twice differs by as much.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorastudy.analysis.significance import Floats
+from lorastudy.records import STEP_TIME_FLOOR
 
 _NUM_RESAMPLES = 2000
 _SEED = 1906
@@ -16,7 +22,7 @@ _SEED = 1906
 class Standing:
     """One arm among the others: what it costs in every respect, and how often it is on the frontier.
 
-    `quality_cost` and `forgetting` are means over the seeds that all arms share; memory and time were measured once.
+    `quality_cost`, `memory_bytes` and `forgetting` are means over the seeds that all arms share.
     """
 
     arm: str
@@ -25,9 +31,17 @@ class Standing:
     step_seconds: float | None
     forgetting: float | None
     on_frontier: bool
-    """By the means."""
+    """By the means and medians."""
     probability: float | None
-    """Share of resamples of the seeds in which the arm is on the frontier; None with a single seed."""
+    """Share of resamples of the seeds and of the times in which the arm is on the frontier; None with a single seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTime:
+    """The median of the timed steps, and its standard error."""
+
+    seconds: float
+    error_seconds: float
 
 
 def pareto_frontier(points: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
@@ -43,19 +57,23 @@ def pareto_frontier(points: Mapping[str, tuple[float, float]]) -> tuple[str, ...
     return tuple(sorted((name for name, on in zip(names, kept, strict=True) if on), key=points.__getitem__))
 
 
-def undominated(costs: Floats) -> npt.NDArray[np.bool_]:
+def undominated(costs: Floats, *, floors: Floats | None = None) -> npt.NDArray[np.bool_]:
     """Whether each row (an arm) is beaten by none, for a table (arms, counts) or a batch of them.
 
-    Rival by rival, so that a batch of many arms takes no more memory than the table.
+    A count has a floor: the share by which two values must differ to be told apart. A rival beats an arm when it is shown
+    to be worse on no count and better on one. Rival by rival, so that a batch of many arms takes no more memory than the
+    table.
     """
-    columns = [np.ascontiguousarray(costs[..., count]) for count in range(costs.shape[-1])]
+    num_counts = costs.shape[-1]
+    factors = 1 + (np.zeros(num_counts) if floors is None else floors)
+    columns = [(np.ascontiguousarray(costs[..., count]), factors[count]) for count in range(num_counts)]
     beaten = np.zeros(costs.shape[:-1], dtype=np.bool_)
     for rival in range(costs.shape[-2]):
         no_worse, better = ~beaten, np.zeros_like(beaten)
-        for ours in columns:
+        for ours, factor in columns:
             theirs = ours[..., rival : rival + 1]
-            no_worse &= theirs <= ours
-            better |= theirs < ours
+            no_worse &= theirs <= ours * factor
+            better |= theirs * factor < ours
         beaten |= no_worse & better
     return ~beaten
 
@@ -63,39 +81,38 @@ def undominated(costs: Floats) -> npt.NDArray[np.bool_]:
 def standings(
     qualities: Mapping[str, Sequence[float]],
     *,
-    memory_bytes: Mapping[str, float],
-    step_seconds: Mapping[str, float],
+    memory_bytes: Mapping[str, Sequence[float]],
+    step_times: Mapping[str, StepTime],
     forgetting: Mapping[str, Sequence[float]],
 ) -> tuple[Standing, ...]:
-    """Every arm's standing. `qualities` and `forgetting` are costs by seed, the same seeds in the same order.
+    """Every arm's standing. All but the times are costs by seed, the same seeds in the same order.
 
-    A count that was not measured for every arm is left out for all of them: else an arm would be ahead for what
-    nobody measured. Seeds are resampled for all arms and both scores at once, so pairing is kept.
+    A count that was not measured for every arm and seed is left out for all of them: else an arm would be ahead for what
+    nobody measured. Seeds are resampled for all arms and counts at once, so pairing is kept; the times are drawn anew
+    with their errors.
     """
     names = list(qualities)
-    if not names or not all(qualities.values()):
+    num_seeds = min(map(len, qualities.values()), default=0)
+    if not num_seeds:
         return ()
-    counts: list[Mapping[str, Sequence[float]]] = [qualities]
-    counts += [
-        {name: [measured[name]] for name in names}
-        for measured in (memory_bytes, step_seconds)
-        if measured.keys() >= set(names)
+    counts = [
+        by_arm
+        for by_arm in (qualities, memory_bytes, forgetting)
+        if all(len(by_arm.get(name, ())) == num_seeds for name in names)
     ]
-    if forgetting.keys() >= set(names) and all(forgetting[name] for name in names):
-        counts.append(forgetting)
-    means = _means(counts, names, seeds=None)
-    on_frontier = undominated(means[0])
-    num_seeds = len(qualities[names[0]])
+    times = [step_times[name] for name in names] if step_times.keys() >= set(names) else []
+    floors = np.array([0.0] * len(counts) + [STEP_TIME_FLOOR] * bool(times))
+    on_frontier = undominated(_table(counts, names, times=times), floors=floors)[0]
     probabilities: list[float | None] = [None] * len(names)
     if num_seeds > 1:
-        draws = np.random.default_rng(_SEED).integers(num_seeds, size=(_NUM_RESAMPLES, num_seeds))
-        probabilities = [float(p) for p in undominated(_means(counts, names, seeds=draws)).mean(axis=0)]
+        drawn = _table(counts, names, times=times, draw=np.random.default_rng(_SEED))
+        probabilities = [float(share) for share in undominated(drawn, floors=floors).mean(axis=0)]
     return tuple(
         Standing(
             arm=name,
-            quality_cost=float(means[0, index, 0]),
-            memory_bytes=memory_bytes.get(name),
-            step_seconds=step_seconds.get(name),
+            quality_cost=float(np.mean(qualities[name])),
+            memory_bytes=float(np.mean(memory_bytes[name])) if memory_bytes.get(name) else None,
+            step_seconds=step_times[name].seconds if name in step_times else None,
             forgetting=float(np.mean(forgetting[name])) if forgetting.get(name) else None,
             on_frontier=bool(on_frontier[index]),
             probability=probabilities[index],
@@ -104,19 +121,27 @@ def standings(
     )
 
 
-def _means(
+def _table(
     counts: Sequence[Mapping[str, Sequence[float]]],
     names: Sequence[str],
     *,
-    seeds: npt.NDArray[np.int64] | None,
+    times: Sequence[StepTime],
+    draw: np.random.Generator | None = None,
 ) -> Floats:
-    """A table (resamples, arms, counts): what has a value for each seed is averaged over those drawn."""
-    num_draws = 1 if seeds is None else len(seeds)
+    """A table (resamples, arms, counts), the times last. Without `draw` one resample: the seeds and medians as they are."""
+    num_seeds = len(counts[0][names[0]])
+    seeds = (
+        np.arange(num_seeds)[None]
+        if draw is None
+        else draw.integers(num_seeds, size=(_NUM_RESAMPLES, num_seeds))
+    )
     columns = []
     for by_arm in counts:
         values = np.array([by_arm[name] for name in names], dtype=np.float64)
-        if values.shape[1] == 1 or seeds is None:
-            columns.append(np.repeat(values.mean(axis=1)[None], num_draws, axis=0))
-        else:
-            columns.append(values[:, seeds].mean(axis=-1).T)
+        columns.append(values[:, seeds].mean(axis=-1).T)
+    if times:
+        medians = np.array([time.seconds for time in times])
+        errors = np.array([time.error_seconds for time in times])
+        noise = 0.0 if draw is None else draw.standard_normal((len(seeds), len(times)))
+        columns.append(np.broadcast_to(medians + errors * noise, (len(seeds), len(times))))
     return np.stack(columns, axis=-1)

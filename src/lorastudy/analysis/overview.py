@@ -11,7 +11,7 @@ from lorastudy.analysis.comparison import Comparison, Divergence, direction
 from lorastudy.analysis.fairness.case import measured_case
 from lorastudy.analysis.fairness.finding import LintFinding
 from lorastudy.analysis.fairness.lint import blockers, lint, untuned
-from lorastudy.analysis.frontier import Standing, pareto_frontier, standings
+from lorastudy.analysis.frontier import Standing, StepTime, pareto_frontier, standings
 from lorastudy.analysis.items import ItemTable
 from lorastudy.analysis.lateness import SetLate
 from lorastudy.analysis.outcomes import divergence_of, is_borne_out, judged_by_outcomes
@@ -310,26 +310,41 @@ def _steps_down(study: Study, ladder: Sequence[Arm]) -> tuple[str, ...]:
 
 def _costs_by_seed(study: Study, arms: Sequence[Arm], *, metric: Metric) -> dict[str, list[float]]:
     """Each scored arm's cost on the seeds that all of them share, in order of seed; low is good."""
-    scores = {arm.name: scores_by_seed(arm, study, metric=metric) for arm in arms}
-    scored = {name: by_seed for name, by_seed in scores.items() if by_seed}
-    shared = sorted(set.intersection(*map(set, scored.values()))) if scored else []
+    shared = _shared_seeds(study, arms, metric=metric)
     sign = 1 if metric.lower_is_better else -1
-    return {name: [sign * by_seed[seed] for seed in shared] for name, by_seed in scored.items()}
+    scores = {arm.name: scores_by_seed(arm, study, metric=metric) for arm in arms}
+    return {name: [sign * by_seed[seed] for seed in shared] for name, by_seed in scores.items() if by_seed}
+
+
+def _shared_seeds(study: Study, arms: Sequence[Arm], *, metric: Metric) -> list[int]:
+    """The seeds that all scored arms share."""
+    scored = [by_seed for arm in arms if (by_seed := scores_by_seed(arm, study, metric=metric))]
+    return sorted(set.intersection(*map(set, scored))) if scored else []
 
 
 def _standings(study: Study, compared: Sequence[ArmSummary], *, primary: Metric) -> tuple[Standing, ...]:
     arms = [summary.arm for summary in compared]
-    memory = {s.arm.name: spread.mean for s in compared if (spread := s.costs.peak_memory_bytes)}
-    steps = {s.arm.name: spread.median for s in compared if (spread := s.costs.step_seconds)}
-    qualities = _costs_by_seed(study, arms, metric=primary)
-    forgetting = _costs_by_seed(study, arms, metric=FORGETTING)
-    same_seeds = {len(values) for values in [*qualities.values(), *forgetting.values()]}
+    shared = _shared_seeds(study, arms, metric=primary)
     return standings(
-        qualities,
-        memory_bytes=memory,
-        step_seconds=steps,
-        forgetting=forgetting if len(same_seeds) == 1 else {},
+        _costs_by_seed(study, arms, metric=primary),
+        memory_bytes={arm.name: _memory_by_seed(arm, shared) for arm in arms},
+        step_times={
+            summary.arm.name: StepTime(seconds=step.median, error_seconds=noise.error_seconds)
+            for summary in compared
+            if (step := summary.costs.step_seconds) and (noise := summary.costs.step_noise)
+        },
+        forgetting=_costs_by_seed(study, arms, metric=FORGETTING)
+        if _shared_seeds(study, arms, metric=FORGETTING) == shared
+        else {},
     )
+
+
+def _memory_by_seed(arm: Arm, seeds: Sequence[int]) -> list[float]:
+    """Peak bytes of the arm alone on these seeds; nothing where one of them was not measured."""
+    measured = {run.seed: run.profile.peak_memory_bytes for run in arm.completed if run.profile is not None}
+    peaks = [measured.get(seed) for seed in seeds]
+    known = [float(peak) for peak in peaks if peak is not None]
+    return known if len(known) == len(peaks) else []
 
 
 def _loss_and_memory(summaries: tuple[ArmSummary, ...]) -> dict[str, tuple[float, float]]:

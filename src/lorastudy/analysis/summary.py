@@ -1,11 +1,13 @@
 """Each arm's metrics and costs, summarised over its seeds."""
 
+import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Arm, Study
+from lorastudy.records import ArmProfile
 from lorastudy.tracker.views import ExperimentResult, ScoreValue
 
 
@@ -94,6 +96,45 @@ class Spread:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepNoise:
+    """How sure the time of an arm's step is: over the packs that know it, or where none does, over all that timed it."""
+
+    num_steps: int
+    """Timed steps of all these packs."""
+    apart: float
+    """Median over the packs of the share by which two measurements of the arm differed."""
+    half_quartile_distance: float
+    """Half the distance between the quartiles of a pack's timed steps in seconds, median over the packs."""
+    error_seconds: float
+    """Standard error of the median step."""
+
+    @classmethod
+    def of(cls, profiles: Sequence[ArmProfile]) -> "StepNoise | None":
+        """Of one profile for each pack; None where no noise was measured.
+
+        The standard error of a median is 1.2533 s / sqrt(n) for normal noise of standard deviation s, and the quartiles of
+        that lie 1.349 s apart. Of packs that were timed apart the errors average: sqrt of the sum of squares / packs.
+        """
+        known = [profile for profile in profiles if profile.step_seconds is not None] or profiles
+        timed = [
+            (steps, apart, distance)
+            for profile in known
+            if (steps := profile.num_timed_steps) is not None
+            and (apart := profile.step_times_apart) is not None
+            and (distance := profile.step_quartile_distance_seconds) is not None
+        ]
+        if not timed or len(timed) < len(known):
+            return None
+        squares = [(distance / 1.349 * 1.2533) ** 2 / steps for steps, _, distance in timed]
+        return cls(
+            num_steps=sum(steps for steps, _, _ in timed),
+            apart=statistics.median(apart for _, apart, _ in timed),
+            half_quartile_distance=statistics.median(distance / 2 for _, _, distance in timed),
+            error_seconds=math.sqrt(sum(squares)) / len(squares),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Costs:
     """What an arm costs. All but `train_seconds` are of the arm training alone on the same base."""
 
@@ -102,6 +143,8 @@ class Costs:
     adapter_bytes: Spread | None
     peak_memory_bytes: Spread | None
     step_seconds: Spread | None
+    """None where it was not timed, or noise hid it in every pack."""
+    step_noise: StepNoise | None
     tokens_per_second: Spread | None
     train_seconds: Spread | None
 
@@ -178,12 +221,14 @@ def arm_versions(arm: Arm, study: Study, *, metric: Metric) -> set[int]:
 
 def _costs(results: tuple[ExperimentResult, ...]) -> Costs:
     profiles = [result.profile for result in results if result.profile is not None]
+    by_pack = {(result.pack_id, result.attempt): result.profile for result in results if result.profile}
     return Costs(
         trainable_parameters=Spread.of(p.num_trainable_parameters for p in profiles),
         total_parameters=Spread.of(p.num_total_parameters for p in profiles),
         adapter_bytes=Spread.of(p.adapter_bytes for p in profiles),
         peak_memory_bytes=Spread.of(p.peak_memory_bytes for p in profiles),
         step_seconds=Spread.of(p.step_seconds for p in profiles),
+        step_noise=StepNoise.of(list(by_pack.values())),
         tokens_per_second=Spread.of(p.tokens_per_second for p in profiles),
         train_seconds=Spread.of(result.train_seconds for result in results),
     )

@@ -1,6 +1,7 @@
 """The batches of a pack: which rows each step sees, laid end to end when the step comes."""
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,17 +31,21 @@ class Feed:
         """The steps from `start` on, up to `stop` or to the end, assembled as they are needed."""
         return (self.step(number) for number in range(start, len(self.plan) if stop is None else stop))
 
-    def first_steps(self, num_steps: int) -> list[list[Batch]]:
-        """The first steps, as many as there are."""
-        return [self.step(number) for number in range(min(num_steps, len(self.plan)))]
+    def typical_step(self) -> list[Batch]:
+        """The first step that has the median number of tokens; of two in the middle the smaller."""
+        sizes = [sum(map(self._num_tokens, micro_batches)) for micro_batches in self.plan]
+        return self.step(sizes.index(statistics.median_low(sizes)))
 
     def largest_step(self) -> list[Batch]:
         """The step whose biggest micro-batch has the most tokens."""
 
         def size(number: int) -> int:
-            return max(sum(len(self.train.rows[row].input_ids) for row in rows) for rows in self.plan[number])
+            return max(map(self._num_tokens, self.plan[number]))
 
         return self.step(max(range(len(self.plan)), key=size))
+
+    def _num_tokens(self, rows: Sequence[int]) -> int:
+        return sum(len(self.train.rows[row].input_ids) for row in rows)
 
 
 def make_feed(

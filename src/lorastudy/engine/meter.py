@@ -13,8 +13,9 @@ import sys
 import tempfile
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -27,8 +28,19 @@ from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.probe import probe_batch
 from lorastudy.engine.quantised import features
-from lorastudy.records import ArmProfile
+from lorastudy.records import STEP_TIME_FLOOR, ArmProfile
 from lorastudy.spec.targets import count_by_role, names_digest
+
+#: Rounds of timing (`time_shapes`). One round is two steps of each shape.
+MIN_ROUNDS = 3
+MAX_ROUNDS = 15
+#: What timing may take of a pack, engines included: a share of its training one arm at a time, within these seconds. A
+#: worker that says nothing for an hour counts as hung (`executors.patience`).
+TIMING_SHARE = 0.02
+TIMING_SECONDS = (4.0, 600.0)
+
+Clock = Callable[[], float]
+_Shape = tuple[object, ...]
 
 
 class MemoryMeter:
@@ -83,37 +95,70 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@dataclass(kw_only=True)
+class StepTimes:
+    """Seconds of one arm's step, measured as if it were two arms (A and A): each round adds one to either."""
+
+    firsts: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[float]:
+        """Of both."""
+        return [*self.firsts, *self.seconds]
+
+    @property
+    def apart(self) -> float:
+        """Share by which the larger of the two medians exceeds the smaller: what noise alone makes of one arm."""
+        one, other = statistics.median(self.firsts), statistics.median(self.seconds)
+        return max(one, other) / min(one, other) - 1
+
+    @property
+    def quartile_distance(self) -> float:
+        """Distance between the quartiles of all."""
+        low, _, high = statistics.quantiles(self.all, n=4, method="inclusive")
+        return high - low
+
+
 def profile_arms(
     make_engine: EngineFactory,
     arms: Sequence[Arm],
     *,
     base: BaseModel,
     largest: Sequence[Batch],
-    typical: Sequence[Sequence[Batch]],
+    typical: Sequence[Batch],
+    clock: Clock = time.perf_counter,
 ) -> Iterator[ArmProfile]:
     """Yield what each arm costs alone. Arms of equal shape (seeds, learning rates) are measured once.
 
-    Memory is taken at `largest`, the step with the biggest micro-batch, since that is the peak of a whole
-    run; time is the median over the `typical` steps. Each is the second step of a fresh engine, after a few tokens on
-    a CPU. Arms are interleaved, so a machine that slows down slows them all. Nothing trained here is kept.
+    Memory is taken at `largest`, the step with the biggest micro-batch, since that is the peak of a whole run. Time is
+    the median of the `typical` step (`time_shapes`), or None where noise hid it. Each is the second step of a fresh
+    engine, after a few tokens on a CPU. Nothing trained here is kept.
     """
     shapes = {_shape(arm): arm for arm in reversed(arms)}
     memory = {
         shape: _peak_bytes(make_engine, arm, base=base, batches=largest) for shape, arm in shapes.items()
     }
-    times: dict[object, list[tuple[float, int]]] = {shape: [] for shape in shapes}
-    for batches in typical:
-        if base.device.type != "cuda":  # where each arm takes a whole step first
-            # Not timed: what libraries prepare for sizes that they meet for the first time, the first arm would pay for all.
-            _step_time(make_engine, arms[0], base=base, batches=batches)
-        for shape, arm in shapes.items():
-            times[shape].append(_step_time(make_engine, arm, base=base, batches=batches))
+
+    def time_step(shape: _Shape) -> float:
+        return _step_seconds(make_engine, shapes[shape], base=base, batches=typical, clock=clock)
+
+    if base.device.type != "cuda":  # where each arm takes a whole step first
+        # Not timed: what libraries prepare for sizes that they meet for the first time, the first arm would pay for all.
+        time_step(_shape(arms[0]))
+    num_steps = Counter[_Shape]()
+    for arm in arms:
+        num_steps[_shape(arm)] += arm.num_steps
+    times = time_shapes(time_step, num_steps, clock=clock)
     num_base = num_parameters(base)
+    num_tokens = sum(batch.num_tokens for batch in typical)
     for arm in arms:
         shape = _shape(arm)
         num_trainable = arm.r * sum(
             base.targets_by_name[name].parameters_per_rank for name in arm.module_names
         )
+        timed = times[shape]
+        seconds = statistics.median(timed.all) if timed.apart <= STEP_TIME_FLOOR else None
         yield ArmProfile(
             experiment_id=arm.experiment_id,
             num_trainable_parameters=num_trainable,
@@ -121,12 +166,43 @@ def profile_arms(
             adapter_bytes=memory[shape][1],
             memory_kind="cuda_allocated" if base.device.type == "cuda" else "cpu_tensors",
             peak_memory_bytes=memory[shape][0],
-            step_seconds=statistics.median(seconds for seconds, _ in times[shape]),
-            tokens_per_second=statistics.median(tokens / seconds for seconds, tokens in times[shape]),
+            step_seconds=seconds,
+            tokens_per_second=None if seconds is None else num_tokens / seconds,
+            num_timed_steps=len(timed.all),
+            step_quartile_distance_seconds=timed.quartile_distance,
+            step_times_apart=timed.apart,
             modules_by_role=count_by_role(arm.module_names, layers=base.target_layers),
             modules_left_out=arm.modules_left_out,
             modules_digest=names_digest(arm.module_names),
         )
+
+
+def time_shapes(
+    time_step: Callable[[_Shape], float], num_steps: Mapping[_Shape, int], *, clock: Clock
+) -> dict[_Shape, StepTimes]:
+    """Time a step of each shape until two measurements of the same one agree within `STEP_TIME_FLOOR`, for all of them.
+
+    A round takes the shapes there and back again (a, b, c, c, b, a), so that a machine that slows down slows them all,
+    and both measurements of each. `num_steps` are those that the pack trains of each shape. There are at least
+    `MIN_ROUNDS` rounds, since medians of fewer agree by luck, and at most `MAX_ROUNDS`; after the first one none begins
+    that would end beyond `TIMING_SHARE` of what training takes one arm at a time, within `TIMING_SECONDS`.
+    """
+    times = {shape: StepTimes() for shape in num_steps}
+    start = clock()
+    for num_rounds in range(1, MAX_ROUNDS + 1):
+        begun = clock()
+        for shape, timed in times.items():
+            timed.firsts.append(time_step(shape))
+        for shape, timed in reversed(times.items()):
+            timed.seconds.append(time_step(shape))
+        if num_rounds >= MIN_ROUNDS and all(timed.apart <= STEP_TIME_FLOOR for timed in times.values()):
+            break
+        now = clock()
+        training = sum(num_steps[shape] * statistics.median(timed.all) for shape, timed in times.items())
+        least, most = TIMING_SECONDS
+        if now - start + (now - begun) > min(most, max(least, TIMING_SHARE * training)):
+            break
+    return times
 
 
 def num_parameters(base: BaseModel) -> int:
@@ -138,7 +214,7 @@ def num_parameters(base: BaseModel) -> int:
     return total
 
 
-def _shape(arm: Arm) -> tuple[object, ...]:
+def _shape(arm: Arm) -> _Shape:
     return arm.r, arm.module_names, arm.lora_dropout > 0
 
 
@@ -166,20 +242,20 @@ def _peak_bytes(
         engine.close()
 
 
-def _step_time(
-    make_engine: EngineFactory, arm: Arm, *, base: BaseModel, batches: Sequence[Batch]
-) -> tuple[float, int]:  # fmt: skip
-    """(seconds, tokens) of one optimizer step after another one."""
+def _step_seconds(
+    make_engine: EngineFactory, arm: Arm, *, base: BaseModel, batches: Sequence[Batch], clock: Clock
+) -> float:
+    """Seconds of one optimizer step after another one."""
     engine = make_engine([_for_two_steps(arm)])
     ends: list[float] = []
 
     def on_step(_: object) -> None:
         synchronise(base.device)
-        ends.append(time.perf_counter())
+        ends.append(clock())
 
     try:
         engine.train([_first_step(batches, base=base), batches], on_step=on_step)
-        return ends[1] - ends[0], sum(batch.num_tokens for batch in batches)
+        return ends[1] - ends[0]
     finally:
         engine.close()
 

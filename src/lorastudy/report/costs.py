@@ -3,17 +3,14 @@
 One place, since a number that is explained twice is soon explained in two ways.
 """
 
-#: Steps that time an arm alone, after a warm-up; the worker's own number, which the control side cannot import.
-NUM_TIMED_STEPS = 3
+from collections.abc import Sequence
 
-#: Follows a pair of medians, in place of a percentage that would look like an effect.
-WITHOUT_NOISE_FLOOR = f"measured over {NUM_TIMED_STEPS} steps each; no noise floor was measured"
+from lorastudy.analysis.summary import ArmSummary
+from lorastudy.records import STEP_TIME_FLOOR
+from lorastudy.report.numbers import percent
 
-#: Follows whatever is said of an arm training alone.
-MEASURED_ONCE = (
-    "measured once per arm and not per seed: memory at the step with the most tokens, time as the median of "
-    f"{NUM_TIMED_STEPS} steps"
-)
+#: Follows a pair of times.
+NOT_TOLD_APART = f"times that differ by at most {percent(STEP_TIME_FLOOR, decimals=0)} are not told apart"
 
 #: By the `memory_kind` of a profile: of an arm alone on either device, and of a whole pack on a CPU.
 MEMORY_KINDS = {
@@ -23,3 +20,29 @@ MEMORY_KINDS = {
         "the greatest resident size of the worker process: earlier packs, profiling and libraries included"
     ),
 }
+
+
+def how_measured(summaries: Sequence[ArmSummary]) -> str:
+    """What an arm costs alone, how that was found, and which times noise hid."""
+    start = (
+        "Memory, step time and tokens/s are those of the arm training alone, measured before its pack trains: memory at the "
+        "step with the most tokens, time"
+    )
+    if any(summary.costs.step_seconds and not summary.costs.step_noise for summary in summaries):
+        return f"{start} over a few steps. The noise of the times was not measured."
+    return (
+        f"{start} at the step with the median number of tokens. Arms take turns, each as if it were two, until the two medians "
+        f"of each arm are within {percent(STEP_TIME_FLOOR, decimals=0)}.{unknown_times(summaries)}"
+    )
+
+
+def unknown_times(summaries: Sequence[ArmSummary]) -> str:
+    """Which arms' times noise hid; empty where all are known."""
+    hidden = [
+        f"{summary.arm.name}: {percent(noise.apart, decimals=0)} after {noise.num_steps} steps"
+        for summary in summaries
+        if (noise := summary.costs.step_noise) and not summary.costs.step_seconds
+    ]
+    if not hidden:
+        return ""
+    return f" Step time unknown, since two measurements of the same arm differed ({'; '.join(hidden)})."

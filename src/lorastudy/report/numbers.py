@@ -22,6 +22,16 @@ def decimals_for(uncertainties: Iterable[float | None], *, default: int = 4) -> 
     return min(5, max(1, 1 - math.floor(math.log10(statistics.median(known)))))
 
 
+def decimals_that_differ(values: Iterable[float], *, least: int, most: int) -> int:
+    """The fewest decimals with which values look different that are different with `most`."""
+    exact = {round(value, most) for value in values}
+    return next(
+        decimals
+        for decimals in range(least, most + 1)
+        if len({round(value, decimals) for value in exact}) == len(exact)
+    )
+
+
 def number(value: float | None, decimals: int) -> str:
     """Fixed decimals with a true minus sign; a rounded zero has no sign."""
     if value is None:

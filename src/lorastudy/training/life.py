@@ -36,9 +36,6 @@ from lorastudy.training.resuming import find_resumption
 from lorastudy.training.rungs import pause, scores_at, stretches
 from lorastudy.training.stopping import Stop
 
-#: Steps over which an arm's speed alone is measured.
-NUM_TIMED_STEPS = 3
-
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
@@ -200,7 +197,7 @@ def measure_before(run: PackRun, loaded: Loaded) -> None:
         loaded.arms,
         base=loaded.base,
         largest=loaded.feed.largest_step(),
-        typical=loaded.feed.first_steps(NUM_TIMED_STEPS),
+        typical=loaded.feed.typical_step(),
     )
     for profile in profiles:
         run.emit(profile)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from arch.bootstrap import MCS
 
-from lorastudy.analysis.frontier import standings, undominated
+from lorastudy.analysis.frontier import StepTime, standings, undominated
 from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import split_studies
 from lorastudy.analysis.summary import LOSS
@@ -138,11 +138,23 @@ def test_undominated_rival_by_rival_is_as_all_pairs_at_once():
         assert np.array_equal(undominated(costs), ~np.any(beaten, axis=-1))
 
 
+def test_undominated_with_floors_is_as_all_pairs_at_once():
+    draw = np.random.default_rng(0)
+    floors = np.array([0.0, 0.05, 0.3])
+    costs = draw.uniform(1.0, 2.0, (50, 12, 3))
+    ours, theirs = costs[..., :, None, :], costs[..., None, :, :]
+    told_apart = np.maximum(ours, theirs) > np.minimum(ours, theirs) * (1 + floors)
+    worse, better = told_apart & (theirs > ours), told_apart & (theirs < ours)
+    beaten = ~np.any(worse, axis=-1) & np.any(better, axis=-1)
+    assert np.array_equal(undominated(costs, floors=floors), ~np.any(beaten, axis=-1))
+    assert not np.array_equal(undominated(costs, floors=floors), undominated(costs))
+
+
 def test_a_standing_is_as_sure_as_the_seeds_are():
     found = standings(
         {"small": [1.2, 1.2, 1.2, 1.2], "close": [1.0, 1.3, 1.0, 1.3], "large": [0.5, 0.5, 0.5, 0.5]},
-        memory_bytes={"small": 1.0, "close": 2.0, "large": 3.0},
-        step_seconds={},
+        memory_bytes={"small": [1.0] * 4, "close": [2.0] * 4, "large": [3.0] * 4},
+        step_times={},
         forgetting={},
     )
     by_arm = {standing.arm: standing for standing in found}
@@ -153,12 +165,70 @@ def test_a_standing_is_as_sure_as_the_seeds_are():
 
 
 def test_what_was_not_measured_for_all_puts_nobody_ahead():
-    options = {"memory_bytes": {"a": 1.0, "b": 1.0}, "step_seconds": {"a": 0.1}}
+    same = {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+    options = {"memory_bytes": same, "step_times": {"a": StepTime(seconds=0.1, error_seconds=0.0)}}
     with_time = standings({"a": [2.0, 2.1], "b": [1.0, 1.1]}, forgetting={"a": [0.1, 0.1]}, **options)
     assert [standing.on_frontier for standing in with_time] == [False, True]
     forgetting = {"a": [0.1, 0.1], "b": [0.9, 0.9]}
     with_both = standings({"a": [2.0, 2.1], "b": [1.0, 1.1]}, forgetting=forgetting, **options)
     assert [standing.on_frontier for standing in with_both] == [True, True]
+    # b needs less memory, but on one seed of a nobody knows how much.
+    options |= {"memory_bytes": {"a": [9.0], "b": [1.0, 1.0]}, "forgetting": forgetting}
+    without_memory = standings({"a": [1.0, 1.1], "b": [1.0, 1.1]}, **options)
+    assert [standing.on_frontier for standing in without_memory] == [True, False]
+
+
+def timed(**seconds):
+    return {name: StepTime(seconds=value, error_seconds=0.02) for name, value in seconds.items()}
+
+
+def test_times_below_the_floor_are_not_told_apart():
+    """b has the better score. a is on the frontier only if it is faster by more than 5 %."""
+    qualities = {"a": [1.0, 1.0], "b": [0.9, 0.9]}
+    options = {"memory_bytes": {}, "forgetting": {}}
+    close = standings(qualities, step_times=timed(a=1.0, b=1.04), **options)
+    assert [standing.on_frontier for standing in close] == [False, True]
+    apart = standings(qualities, step_times=timed(a=1.0, b=1.06), **options)
+    assert [standing.on_frontier for standing in apart] == [True, True]
+
+
+def test_a_slower_arm_of_equal_score_is_beaten_only_beyond_the_floor():
+    qualities = {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+    options = {"memory_bytes": {}, "forgetting": {}}
+    found = [
+        [standing.on_frontier for standing in standings(qualities, step_times=timed(a=1.0, b=b), **options)]
+        for b in (1.04, 1.06)
+    ]
+    assert found == [[True, True], [True, False]]
+
+
+def test_a_probability_holds_the_error_of_the_times():
+    """a is on the frontier where b takes more than 1.05 times as long.
+
+    1.06 + .02 z > 1.05 (1 + .02 z'): the difference is normal with mean .01 and standard deviation
+    sqrt(.02^2 + .021^2) = .029, so the probability is that of z < .01 / .029 = .345: .635.
+    """
+    a, b = standings(
+        {"a": [1.0, 1.0], "b": [0.9, 0.9]}, memory_bytes={}, forgetting={}, step_times=timed(a=1.0, b=1.06)
+    )
+    assert a.probability == pytest.approx(0.635, abs=0.03)
+    assert b.probability == 1.0
+
+
+def test_memory_varies_with_the_seeds_and_in_pairs():
+    """b needs 1 more than a on each seed, whatever the seed needs: it is beaten in every resample."""
+    a, b = standings(
+        {"a": [1.0] * 3, "b": [1.0] * 3}, forgetting={}, step_times={},
+        memory_bytes={"a": [10.0, 50.0, 90.0], "b": [11.0, 51.0, 91.0]},
+    )  # fmt: skip
+    assert (a.probability, b.probability) == (1.0, 0.0)
+    # Where each needs less on one of two seeds, both are equal by their means and in the half of resamples with both seeds.
+    a, b = standings(
+        {"a": [1.0] * 2, "b": [1.0] * 2}, forgetting={}, step_times={},
+        memory_bytes={"a": [10.0, 12.0], "b": [12.0, 10.0]},
+    )  # fmt: skip
+    assert a.probability == pytest.approx(0.75, abs=0.03)
+    assert b.probability == pytest.approx(0.75, abs=0.03)
 
 
 def test_the_knee_has_an_interval_over_seeds(make_rank_study):

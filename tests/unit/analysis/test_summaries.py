@@ -11,8 +11,9 @@ from lorastudy.analysis.environments import comparable, environment_groups
 from lorastudy.analysis.frontier import pareto_frontier
 from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import split_studies
-from lorastudy.analysis.summary import EXACT_MATCH, LOSS, Spread
+from lorastudy.analysis.summary import EXACT_MATCH, LOSS, Spread, StepNoise
 from lorastudy.analysis.targets import target_roles
+from lorastudy.records import ArmProfile
 from lorastudy.tracker.views import StepRow
 
 
@@ -34,6 +35,48 @@ def test_absent_metrics_and_costs_stay_absent(make_study):
     assert summary.score(LOSS).mean == 1.5
     assert summary.score(EXACT_MATCH) is None
     assert summary.costs.peak_memory_bytes is None
+
+
+def timed(seconds, *, steps=4, distance=0.02, apart=0.01):
+    return ArmProfile(
+        experiment_id="e", num_trainable_parameters=1, num_total_parameters=2, adapter_bytes=3,
+        memory_kind="cpu_tensors", peak_memory_bytes=4, step_seconds=seconds, tokens_per_second=None,
+        num_timed_steps=steps, step_quartile_distance_seconds=distance, step_times_apart=apart,
+    )  # fmt: skip
+
+
+def test_the_error_of_a_median_follows_from_the_quartiles():
+    """Quartiles of a normal lie 1.349 standard deviations apart; a median of 4 has an error of 1.2533 / sqrt(4) of one."""
+    alone = StepNoise.of([timed(1.0)])
+    assert (alone.num_steps, alone.apart, alone.half_quartile_distance) == (4, 0.01, 0.01)
+    assert alone.error_seconds == pytest.approx(0.02 / 1.349 * 1.2533 / 2)
+    # Two packs: half of sqrt(2) times the error of one.
+    both = StepNoise.of([timed(1.0), timed(1.0)])
+    assert both.num_steps == 8
+    assert both.error_seconds == pytest.approx(alone.error_seconds / math.sqrt(2))
+
+
+def test_noise_is_that_of_the_packs_that_know_the_time(make_result):
+    known, hidden = timed(1.0), timed(None, apart=0.3, distance=0.5)
+    assert StepNoise.of([known, hidden]) == StepNoise.of([known])
+    assert StepNoise.of([hidden, hidden]).apart == 0.3
+    assert StepNoise.of([]) is None
+    # Seeds of one pack share their measurement, which counts once; an arm of before had no look at noise.
+    arms = {
+        "one": [known, known],
+        "hidden": [hidden, hidden],
+        "before": [timed(1.0, steps=None, apart=None, distance=None)] * 2,
+    }
+    results = [
+        make_result(arm, seed, profile=profile, pack_id=f"p-{arm}", attempt=1)
+        for arm, profiles in arms.items()
+        for seed, profile in enumerate(profiles)
+    ]
+    (study,) = split_studies(results)
+    costs = {summary.arm.name: summary.costs for summary in analyse(study).summaries}
+    assert costs["one"].step_noise == StepNoise.of([known])
+    assert (costs["hidden"].step_seconds, costs["hidden"].step_noise.apart) == (None, 0.3)
+    assert (costs["before"].step_seconds.median, costs["before"].step_noise) == (1.0, None)
 
 
 def test_failed_runs_do_not_enter_means(make_result):

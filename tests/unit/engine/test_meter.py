@@ -1,4 +1,7 @@
+import itertools
+import statistics
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -7,7 +10,7 @@ import torch
 import tiny
 from lorastudy.engine import meter
 from lorastudy.engine.loading import load_base
-from lorastudy.engine.meter import MemoryMeter, num_parameters, profile_arms
+from lorastudy.engine.meter import MemoryMeter, num_parameters, profile_arms, time_shapes
 from lorastudy.engine.probe import ROW_LENGTHS
 from lorastudy.spec.settings import Settings
 
@@ -72,8 +75,9 @@ def test_a_training_step_peaks_at_base_adapters_optimizer_and_activations():
     base = tiny.make_base()
     arms = [tiny.make_arm(tiny.targets(base, "all"), name=str(r), r=r) for r in (1, 64)]
     (batches,) = tiny.make_steps(1)
+    machine = Machine()
     small, large = profile_arms(
-        lambda arms: tiny.PackedEngine(base, arms), arms, base=base, largest=batches, typical=[batches]
+        Counted(base, machine), arms, base=base, largest=batches, typical=batches, clock=machine
     )
     base_bytes = 4 * num_parameters(base)
     assert small.memory_kind == "cpu_tensors"
@@ -98,15 +102,40 @@ def test_the_resident_peak_is_that_of_the_block_and_not_of_the_process():
     assert readings[1] - readings[0] == pytest.approx(99 * MIB, abs=10 * MIB)
 
 
-class Counted:
-    """An engine factory that counts."""
+class Machine:
+    """A clock by which the script says how long each step takes."""
 
-    def __init__(self, base):
-        self.base, self.opened = base, []
+    def __init__(self, seconds=None):
+        self.now, self.seconds = 0.0, iter(seconds or itertools.repeat(0.0625))
+
+    def __call__(self):
+        return self.now
+
+    def step(self):
+        taken = next(self.seconds)
+        self.now += taken
+        return taken
+
+
+class Counted:
+    """An engine factory that counts, on a machine whose steps take what its script says."""
+
+    def __init__(self, base, machine):
+        self.base, self.machine, self.opened = base, machine, []
 
     def __call__(self, arms):
         self.opened += [arm.experiment_id for arm in arms]
-        return tiny.PackedEngine(self.base, arms)
+        machine = self.machine
+
+        class Scripted(tiny.PackedEngine):
+            def train(self, steps, *, on_step):
+                def scripted(result):
+                    machine.step()
+                    on_step(result)
+
+                super().train(steps, on_step=scripted)
+
+        return Scripted(self.base, arms)
 
 
 def test_arms_of_one_shape_are_measured_once():
@@ -115,36 +144,139 @@ def test_arms_of_one_shape_are_measured_once():
     first = tiny.make_arm(attention, name="first")
     twins = [replace(first, experiment_id=f"twin{seed}", seed=seed, learning_rate=1e-5) for seed in (1, 2)]
     other = [tiny.make_arm(mlp, name="mlp"), replace(first, experiment_id="dropout", lora_dropout=0.1)]
-    factory = Counted(base)
-    steps = tiny.make_steps(2)
+    machine = Machine()
+    factory = Counted(base, machine)
+    (batches,) = tiny.make_steps(1)
     arms = [first, *twins, *other]
-    profiles = list(profile_arms(factory, arms, base=base, largest=steps[0], typical=steps))
+    profiles = list(profile_arms(factory, arms, base=base, largest=batches, typical=batches, clock=machine))
     assert [profile.experiment_id for profile in profiles] == [arm.experiment_id for arm in arms]
-    # Memory once and time twice for each of the three shapes, interleaved, and one untimed step for each of two batches.
-    assert sorted(factory.opened[:3]) == ["dropout", "first", "mlp"]
-    assert len(factory.opened) == 3 * (1 + 2) + 2
-    assert factory.opened[3] == factory.opened[7] == "first"
+    # Memory once, one step that is not timed, and three rounds there and back.
+    memory, untimed, rounds = factory.opened[:3], factory.opened[3], factory.opened[4:]
+    assert sorted(memory) == ["dropout", "first", "mlp"]
+    assert untimed == "first"
+    one_round = rounds[:6]
+    assert sorted(one_round[:3]) == sorted(memory)
+    assert one_round == one_round[::-1]
+    assert rounds == 3 * one_round
     assert replace(profiles[1], experiment_id="first") == profiles[0]
     assert profiles[3].peak_memory_bytes != profiles[0].peak_memory_bytes
-    assert all(profile.step_seconds > 0 for profile in profiles)
+    assert {profile.step_seconds for profile in profiles} == {0.0625}
+    assert {profile.num_timed_steps for profile in profiles} == {6}
+
+
+def scripted_times(seconds, num_steps=1):
+    """`time_shapes` of the shapes "a", "b" ..., whose steps take what `seconds(shape, visit, now)` says."""
+    machine, visits, order = Machine(), Counter(), []
+
+    def time_step(shape):
+        machine.seconds = iter([seconds(shape, visits[shape], machine.now)])
+        visits[shape] += 1
+        order.append(shape)
+        return machine.step()
+
+    return time_shapes(time_step, dict.fromkeys("abc", num_steps), clock=machine), order
+
+
+def test_shapes_take_turns_there_and_back_until_each_agrees_with_itself():
+    times, order = scripted_times(lambda shape, *_: {"a": 0.25, "b": 0.125, "c": 0.0625}[shape])
+    assert "".join(order) == 3 * "abccba"
+    assert {shape: timed.all for shape, timed in times.items()} == {
+        "a": [0.25] * 6,
+        "b": [0.125] * 6,
+        "c": [0.0625] * 6,
+    }
+    assert [timed.apart for timed in times.values()] == [0.0] * 3
+
+
+def test_a_shape_whose_two_measurements_differ_is_measured_again_with_all_others():
+    """The first measurement of b is disturbed in three of its first rounds; with seven its median is the common one."""
+
+    def seconds(shape, visit, _):
+        return 0.016 if shape == "b" and visit in {0, 2, 4} else 0.008
+
+    times, order = scripted_times(seconds)
+    # After 3, 4 and 5 rounds the median of b's first measurement is .016, .016 and .016; after 6 it is .012; after 7 .008.
+    assert order == list(7 * "abccba")
+    assert times["b"].apart == 0.0
+    assert times["b"].firsts == [0.016] * 3 + [0.008] * 4
+
+
+def test_measurements_that_never_agree_end_with_the_rounds():
+    """b's second measurement takes 6 % more than its first, each time."""
+    times, order = scripted_times(
+        lambda shape, visit, _: 0.00106 if (shape, visit % 2) == ("b", 1) else 0.001
+    )
+    assert len(order) == 6 * meter.MAX_ROUNDS
+    assert times["b"].apart == pytest.approx(0.06)
+    assert times["a"].apart == 0.0
+
+
+def noisy(shape, visit, now):
+    """Steps of a second; every other one of each takes half a second more."""
+    return 1.0 + 0.5 * (visit % 2)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "num_rounds"),
+    [
+        # A round of 7.5 s: the least limit, 4 s, has no room for a second one.
+        (1, 1),
+        # 3 shapes x 500 steps x 1.25 s = 1,875 s; 2 % are 37.5 s, so five rounds.
+        (500, 5),
+        # 2 % of 1e6 steps are more than ten minutes, which have room for more than 15 rounds.
+        (1_000_000, meter.MAX_ROUNDS),
+    ],
+)
+def test_timing_takes_a_small_share_of_training(num_steps, num_rounds):
+    _, order = scripted_times(noisy, num_steps)
+    assert len(order) == 6 * num_rounds
+
+
+def test_timing_never_takes_more_than_ten_minutes():
+    """A round takes 750 s, and 2 % of training are days."""
+    _, order = scripted_times(lambda *where: 100 * noisy(*where), 1_000_000)
+    assert len(order) == 6
+
+
+def test_a_machine_that_slows_down_slows_all_shapes_and_both_measurements():
+    """One step takes a tenth longer at the end than at the beginning; all shapes are equal."""
+    times, _ = scripted_times(lambda _shape, _visit, now: 0.01 * (1 + now / 2))
+    medians = [statistics.median(timed.all) for timed in times.values()]
+    assert max(medians) / min(medians) < 1.01
+    assert max(timed.apart for timed in times.values()) < meter.STEP_TIME_FLOOR
+
+
+def test_a_time_that_noise_hides_is_unknown_and_not_guessed():
+    base = tiny.make_base()
+    (batches,) = tiny.make_steps(1)
+    arm = tiny.make_arm(tiny.targets(base, "q"))
+    # Two steps an engine, of which the second is timed: 1 s and 2 s by turns. Two engines were opened before.
+    machine = Machine(itertools.cycle([0.0, 1.0, 0.0, 2.0]))
+    (profile,) = profile_arms(
+        Counted(base, machine), [arm], base=base, largest=batches, typical=batches, clock=machine
+    )
+    assert profile.step_seconds is None
+    assert profile.tokens_per_second is None
+    assert profile.step_times_apart == 1.0
+    assert profile.step_quartile_distance_seconds == 1.0 - 0.5 * (profile.num_timed_steps == 2)
 
 
 def test_the_peak_is_that_of_the_largest_step_and_what_is_timed_is_the_typical_one():
-    base, trained = tiny.make_base(), []
+    base, machine, trained = tiny.make_base(), Machine(), []
 
     class Watched(tiny.PackedEngine):
         def train(self, steps, *, on_step):
             trained.append([sum(batch.num_tokens for batch in batches) for batches in steps])
-            super().train(steps, on_step=on_step)
+            super().train(steps, on_step=lambda result: (machine.step(), on_step(result)))
 
     arm = tiny.make_arm(tiny.targets(base, "q"))
     (largest,), (typical,) = tiny.make_steps(1, batch_size=8), tiny.make_steps(1, seed=1)
     (profile,) = profile_arms(
-        lambda arms: Watched(base, arms), [arm], base=base, largest=largest, typical=[typical]
+        lambda arms: Watched(base, arms), [arm], base=base, largest=largest, typical=typical, clock=machine
     )
     num_largest, num_typical = largest[0].num_tokens, typical[0].num_tokens
     few = sum(ROW_LENGTHS)
-    assert trained == [[few, num_largest], [few, num_typical], [few, num_typical]]
+    assert trained == [[few, num_largest]] + [[few, num_typical]] * 7
     engine = tiny.PackedEngine(base, [replace(arm, num_steps=2)])
     with tiny.opened(engine):
         before = meter.live_bytes()
@@ -156,7 +288,10 @@ def test_speed_counts_real_tokens_and_the_adapter_its_file(tmp_path):
     base = tiny.make_base()
     arm = tiny.make_arm(tiny.targets(base, "q"), r=3)
     (batches,) = tiny.make_steps(1, accumulation=2)
-    (profile,) = profile_arms(Counted(base), [arm], base=base, largest=batches, typical=[batches])
+    machine = Machine()
+    (profile,) = profile_arms(
+        Counted(base, machine), [arm], base=base, largest=batches, typical=batches, clock=machine
+    )
     num_tokens = sum(batch.num_tokens for batch in batches)
     assert profile.tokens_per_second * profile.step_seconds == pytest.approx(num_tokens)
     # Two layers of q_proj, 48 to 48: r * (48 + 48) each.
@@ -172,7 +307,8 @@ def test_the_optimizers_state_is_counted_beside_the_activations(make_engine):
     base = tiny.make_base()
     arm = tiny.make_arm(tiny.targets(base, "all"), r=256, num_steps=1)
     (profile,) = profile_arms(
-        lambda arms: make_engine(base, arms), [arm], base=base, largest=tiny.make_steps(1)[0], typical=tiny.make_steps(1)
+        lambda arms: make_engine(base, arms), [arm], base=base, largest=tiny.make_steps(1)[0],
+        typical=tiny.make_steps(1)[0],
     )  # fmt: skip
     assert profile.peak_memory_bytes > 4 * num_parameters(base) + 16 * profile.num_trainable_parameters
 

@@ -127,6 +127,9 @@ def with_profile(
         peak_memory_bytes=memory,
         step_seconds=step,
         tokens_per_second=None if step is None else 1200 / step,
+        num_timed_steps=12,
+        step_quartile_distance_seconds=None if step is None else 0.04 * step,
+        step_times_apart=None if step is None else 0.02,
     )
     return replace(result, profile=cost)
 

@@ -67,10 +67,9 @@ def test_rank_questions_are_answered_from_the_analysis(rank_study):
     assert "10.4 MiB" in memory
     assert "8.64 MiB" in memory
     assert "1.77 MiB (+20.5 %)" in memory
-    # .012 + .0001 r seconds; no percentage, since nothing says how much of it is noise
+    # .012 + .0001 r seconds
     assert memory.endswith(
-        "A step alone takes 15.2 ms for rank 32 and 12.1 ms for rank 1, measured over 3 steps each; no noise floor was "
-        "measured."
+        "A step alone takes 15.2 ms for rank 32 and 12.1 ms for rank 1; times that differ by at most 5 % are not told apart."
     )
     assert "Rank 16 is the smallest rank that kept at least 95 % of the gain" in returns
     assert "observed, not proven" in returns

@@ -1,5 +1,7 @@
 """The frontier with its probabilities, the tied set and the chosen rates, as the report tells them."""
 
+from dataclasses import replace
+
 import pytest
 
 from lorastudy.analysis.curves import CurvePoint
@@ -56,6 +58,18 @@ def test_untuned_arms_are_on_the_frontier_of_their_rate_and_none_is_best(rank_st
     assert {row.verdict for row in figure.pairs} == {"reference ahead, untuned"}
     assert not any(row.decided for row in figure.pairs)
     assert "or it holds at untuned rates only" in figure.caption
+
+
+def test_forgetting_has_the_digits_that_differ(rank_study):
+    def after(run, loss):
+        key = ("forgetting", "loss")
+        return replace(run, scores=run.scores | {key: replace(run.scores[key], value=loss)})
+
+    losses = {"r1": 0.2101, "r2": 0.2103, "r4": 0.5, "r8": 0.6, "r16": 0.7, "r32": 0.8}
+    _, _, table, *_ = frontier_blocks(
+        analysis_of([after(run, losses[run.arm]) for run in rank_study]), figures=(), level=2
+    )
+    assert [row[4].text for row in table.rows] == ["0.2101", "0.2103", "0.5000", "0.6000", "0.7000", "0.8000"]
 
 
 def test_what_one_seed_cannot_give_is_said(make_rank_results):

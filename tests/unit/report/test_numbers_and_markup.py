@@ -38,6 +38,14 @@ def test_numbers_have_the_digits_their_spread_supports():
     assert numbers.mean_sd(None, 2) == numbers.ABSENT
 
 
+def test_values_that_differ_look_different_as_far_as_decimals_go():
+    assert numbers.decimals_that_differ([0.2, 0.7], least=1, most=5) == 1
+    assert numbers.decimals_that_differ([0.21, 0.2149, 0.7], least=1, most=5) == 3  # .210, .215
+    assert numbers.decimals_that_differ([0.21, 0.21, 0.7], least=2, most=5) == 2
+    # Equal up to the last decimal counts as equal.
+    assert numbers.decimals_that_differ([0.21, 0.210000001], least=2, most=5) == 2
+
+
 def test_signs():
     assert numbers.number(-0.0001, 2) == "0.00"
     assert numbers.number(-1.5, 1) == "\N{MINUS SIGN}1.5"

@@ -13,14 +13,13 @@ from lorastudy.analysis.study import split_studies
 from lorastudy.errors import StudyError
 from lorastudy.records import ArmProfile, MemoryPrediction, PackProfile
 from lorastudy.report import read_report, write
-from lorastudy.report.costs import MEMORY_KINDS, NUM_TIMED_STEPS
+from lorastudy.report.costs import MEMORY_KINDS
 from lorastudy.report.html import chart_library
 from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.reproduce import suite_of
 from lorastudy.report.write import write_report
 from lorastudy.spec.loading import load_suite
 from lorastudy.spec.suite_writing import suite_yaml
-from lorastudy.training import life
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report_rank_study.md"
 PLOTS = (
@@ -315,14 +314,51 @@ def a_pack(engine):
     )
 
 
-def test_the_report_describes_every_meter_and_counts_the_worker_s_steps():
+def test_the_report_describes_every_meter():
     kinds = {
         kind
         for record in (ArmProfile, PackProfile)
         for kind in get_args(get_type_hints(record)["memory_kind"])
     }
     assert set(MEMORY_KINDS) == kinds
-    assert NUM_TIMED_STEPS == life.NUM_TIMED_STEPS
+
+
+def test_a_time_that_noise_hides_is_a_dash_with_its_reason_and_counts_for_nobody(rank_study, text_of):
+    hidden = [
+        replace(
+            run,
+            profile=replace(run.profile, step_seconds=None, tokens_per_second=None, step_times_apart=0.23),
+        )
+        if run.arm == "r4"
+        else run
+        for run in rank_study
+    ]
+    text = text_of(hidden)
+    assert "Counted: score, peak memory, forgetting." in text
+    assert "better on one. Counted" in text  # no word of a floor of times
+    reason = "Step time unknown, since two measurements of the same arm differed (r4: 23 % after 12 steps)."
+    assert text.count(reason) == 2  # beside the table, and where the report says how it was measured
+    # .0128 s; the quartiles lie .04 of it apart
+    assert "| 12.8 ± 0.3 |" in text
+    assert re.search(rf"\| r4 \(untuned\) \| 6 .* \| 8.81 \| {ABSENT} \| {ABSENT} \|", text)
+
+
+def test_times_of_before_are_shown_and_count_for_nobody(rank_study, text_of):
+    noise = dict.fromkeys(("num_timed_steps", "step_quartile_distance_seconds", "step_times_apart"))
+    before = [replace(run, profile=replace(run.profile, **noise)) for run in rank_study]
+    text = text_of(before)
+    assert "Counted: score, peak memory, forgetting." in text
+    assert "The noise of the times was not measured." in text
+    assert "| 12.8 | 93,750 |" in text
+
+
+def test_costs_of_packs_that_differ_have_their_range(rank_study, text_of):
+    """Seeds in packs of their own have a largest step each: peak memory differs by what its tokens need."""
+    spread = [
+        replace(run, profile=replace(run.profile, peak_memory_bytes=2**20 * (10 + run.seed)))
+        for run in rank_study
+    ]
+    assert "| 12.5 (10.0 to 15.0) |" in text_of(spread)
 
 
 def test_environments_that_differ_are_shown_and_flagged(rank_study, text_of):

@@ -145,6 +145,9 @@ def make_records() -> Callable[..., list[Record]]:
                 memory_kind="cpu_tensors",
                 peak_memory_bytes=2**33,
                 step_seconds=0.25,
+                num_timed_steps=6,
+                step_quartile_distance_seconds=0.01,
+                step_times_apart=0.02,
                 tokens_per_second=None,
             ),
             *(

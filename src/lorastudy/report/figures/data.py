@@ -77,7 +77,7 @@ def comparison_figure(analysis: Analysis) -> Figure | None:
         kind="ranks" if by_rank else "dots",
         title=f"Accuracy and memory by {subject}",
         caption="Line or large dot: mean; bar: one standard deviation over seeds; small dots: single seeds. "
-        "Peak memory is that of the arm training alone, measured once per arm and not per seed.",
+        "Peak memory is that of the arm training alone, measured once in each pack.",
         alt=f"Held-out loss and peak memory for each {subject}",
         arms=_names(arms),
         panels=panels,
@@ -108,7 +108,7 @@ def frontier_figure(analysis: Analysis) -> Figure | None:
         kind="frontier",
         title="Efficiency frontier: loss against memory",
         caption="Filled: on these two counts alone no other arm is better on both. Bar: one standard "
-        "deviation over seeds; arms whose bars overlap may change places. Memory was measured once per arm.",
+        "deviation over seeds; arms whose bars overlap may change places.",
         alt="Scatter plot of held-out loss against peak memory; the frontier is "
         + ", ".join(analysis.frontier),
         arms=_names(analysis.completed),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.summary import ArmSummary, Spread
-from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
+from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.document import Strong, Text
 from lorastudy.report.findings.wording import (
     Finding,
@@ -117,8 +117,8 @@ def _costs(analysis: Analysis) -> str:
     if steps:
         (low_name, low), (high_name, high) = steps
         sentences.append(
-            f"A step alone takes from {duration(low)} ({low_name}) to {duration(high)} ({high_name}), "
-            f"{WITHOUT_NOISE_FLOOR}."
+            f"A step alone takes from {duration(low)} ({low_name}) to {duration(high)} ({high_name}); "
+            f"{NOT_TOLD_APART}."
         )
     return " ".join(sentences) or "Neither memory nor time was measured."
 

@@ -4,7 +4,7 @@ from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.summary import ArmSummary
 from lorastudy.analysis.tuning import best_of
-from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
+from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.findings.wording import (
     NO_VERDICT,
     Finding,
@@ -76,7 +76,7 @@ def _trade_off(analysis: Analysis) -> str:
             quality = f"{comparison.metric.title.lower()} {difference(comparison)}"
             sentences.append(f"{_name(summary.arm)}: {_speed(summary)}, {quality}.")
     if any(summary.costs.step_seconds for summary in analysis.completed):
-        sentences.append(f"(Steps of an arm alone, {WITHOUT_NOISE_FLOOR}.)")
+        sentences.append(f"(Steps of an arm alone; {NOT_TOLD_APART}.)")
     return " ".join(sentences)
 
 

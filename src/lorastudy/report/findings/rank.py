@@ -7,7 +7,7 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.ranks import SHARE_KEPT, RankReturns
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.tuning import rates_of, tried_rates
-from lorastudy.report.costs import WITHOUT_NOISE_FLOOR
+from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.document import Strong
 from lorastudy.report.findings.wording import (
     Finding,
@@ -135,7 +135,7 @@ def _memory(analysis: Analysis) -> str:
         times = (duration(large.step_seconds.median), duration(small.step_seconds.median))
         sentences.append(
             f"A step alone takes {times[0]} for {_name(returns.ladder[-1])} and {times[1]} for "
-            f"{_name(returns.ladder[0])}, {WITHOUT_NOISE_FLOOR}."
+            f"{_name(returns.ladder[0])}; {NOT_TOLD_APART}."
         )
     return " ".join(sentences)
 

@@ -1,14 +1,18 @@
 """Which arms are worth their cost, how sure that is, and which may be the best."""
 
+from collections.abc import Sequence
+
 from lorastudy.analysis.frontier import Standing
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.ties import MIN_SEEDS_FOR_A_SET, TiedSet
 from lorastudy.analysis.tuning import tried_rates
+from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Strong, Table
 from lorastudy.report.figures.figure import Figure
 from lorastudy.report.numbers import (
     ABSENT,
     decimals_of_size,
+    decimals_that_differ,
     duration_unit,
     names,
     number,
@@ -40,14 +44,16 @@ def _explained(standings: tuple[Standing, ...]) -> str:
         *(["step time"] if _all(standings, "step_seconds") else []),
         *(["forgetting"] if _all(standings, "forgetting") else []),
     ]
+    timed = "step time" in counts
     chance = (
         "With one seed there is no probability."
         if first.probability is None
-        else "The probability is the share of resamples of the seeds in which the arm is on the frontier; memory and "
-        "time were measured once and do not vary in them."
+        else "The probability is the share of resamples of the seeds in which the arm is on the frontier"
+        + ("; times are drawn anew with the error of their median." if timed else ".")
     )
+    floor = f" ({NOT_TOLD_APART})" if timed else ""
     return (
-        f"An arm is on the frontier when no other arm is at least as good on every count and better on one. Counted: "
+        f"An arm is on the frontier when no other arm is at least as good on every count and better on one{floor}. Counted: "
         f"{', '.join(counts)}. {chance}"
     )
 
@@ -73,36 +79,43 @@ def _table(analysis: Analysis) -> Table:
     memory_unit, memory_scale = size_unit(s.memory_bytes for s in standings if s.memory_bytes)
     step_unit, step_scale = duration_unit(s.step_seconds for s in standings if s.step_seconds)
     sign = 1 if analysis.primary.lower_is_better else -1
-    columns = (
-        Column("Arm", numeric=False),
-        Column(f"{analysis.primary.title}, mean"),
-        Column(f"Peak memory ({memory_unit})"),
-        Column(f"Step ({step_unit})"),
-        Column("Base-domain loss after"),
-        Column("On the frontier", numeric=False),
-        Column("Probability"),
+    titles = (
+        "Arm", f"{analysis.primary.title}, mean", f"Peak memory, mean ({memory_unit})", f"Step, median ({step_unit})",
+        "Base-domain loss after, mean", "On the frontier", "Probability",
+    )  # fmt: skip
+    measured = (
+        _cells([sign * s.quality_cost for s in standings], least=4),
+        _cells([s.memory_bytes for s in standings], scale=memory_scale),
+        _cells([s.step_seconds for s in standings], scale=step_scale, differ=False),
+        _cells([s.forgetting for s in standings], least=3),
     )
     rows = tuple(
         (
             Cell(f"{standing.arm} (untuned)" if standing.arm in analysis.untuned else standing.arm),
-            Cell(number(sign * standing.quality_cost, 4), sign * standing.quality_cost),
-            _scaled(standing.memory_bytes, memory_scale),
-            _scaled(standing.step_seconds, step_scale),
-            _scaled(standing.forgetting, 1),
+            *cells,
             Cell("yes" if standing.on_frontier else "no"),
             Cell(ABSENT)
             if standing.probability is None
             else Cell(percent(standing.probability, decimals=0), standing.probability),
         )
-        for standing in standings
+        for standing, *cells in zip(standings, *measured, strict=True)
     )
+    columns = tuple(Column(title, numeric=title not in {"Arm", "On the frontier"}) for title in titles)
     return Table(columns=columns, rows=rows)
 
 
-def _scaled(value: float | None, scale: float) -> Cell:
-    if value is None:
-        return Cell(ABSENT)
-    return Cell(number(value / scale, decimals_of_size(value / scale)), value)
+def _cells(
+    values: Sequence[float | None], *, scale: float = 1, least: int | None = None, differ: bool = True
+) -> list[Cell]:
+    """A column with as many decimals as show which values differ, up to three beyond the `least`.
+
+    Without `least` these are the three significant digits of the smallest.
+    """
+    known = [value / scale for value in values if value is not None]
+    if least is None:
+        least = decimals_of_size(min(known, default=1.0))
+    decimals = decimals_that_differ(known, least=least, most=least + 3) if differ else least
+    return [Cell(number(None if value is None else value / scale, decimals), value) for value in values]
 
 
 def _may_be_best(analysis: Analysis) -> Block:

@@ -9,7 +9,7 @@ from lorastudy.analysis.splits import reporting_split
 from lorastudy.analysis.study import Study
 from lorastudy.analysis.summary import METRICS, metric_versions
 from lorastudy.records import DataSummary, Environment
-from lorastudy.report.costs import MEMORY_KINDS, WITHOUT_NOISE_FLOOR
+from lorastudy.report.costs import MEMORY_KINDS, NOT_TOLD_APART, unknown_times
 from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
 from lorastudy.report.findings.wording import rows_that_belong_together, why_these_items_alone
 from lorastudy.report.numbers import ABSENT, count, listing, names
@@ -35,8 +35,8 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         (f"Memory: {_memory(study)}.", *_full_length(analysis)),
         (
             (
-                f"Time: the median step of the arm alone, {WITHOUT_NOISE_FLOOR}; real tokens only. Training time is "
-                "the pack's, shared equally by the arms that trained in it."
+                f"Time: the median step of the arm alone; {NOT_TOLD_APART}; real tokens only.{unknown_times(analysis.summaries)} "
+                "Training time is the pack's, shared equally by the arms that trained in it."
             ),
         ),
         (f"Engine: {_engines(study)}.",),

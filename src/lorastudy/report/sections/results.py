@@ -23,13 +23,14 @@ from lorastudy.analysis.summary import (
     PERPLEXITY,
     TOKEN_ACCURACY,
     ArmSummary,
+    Costs,
     Metric,
     Spread,
 )
 from lorastudy.analysis.trivial import PREDICTOR_NAMES, constant_answer, trivial_spreads
 from lorastudy.analysis.tuning import rates_of
 from lorastudy.records import TrivialPredictor
-from lorastudy.report.costs import MEASURED_ONCE
+from lorastudy.report.costs import how_measured
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.findings.wording import (
     difference_decimals,
@@ -65,9 +66,10 @@ def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     columns = tuple(column for column, _ in parts)
     rows = tuple(tuple(cell(summary) for _, cell in parts) for summary in analysis.summaries)
     text = (
-        "Scores are means ± sample standard deviations over seeds. Memory, step time and tokens/s are those of the arm "
-        f"training alone, {MEASURED_ONCE}; an arm that trained in several packs was measured once in each, and the "
-        f"median counts. A dash means not measured.{_before_training(analysis)}{_what_guessing_is(analysis)}"
+        "Scores are means ± sample standard deviations over seeds. "
+        f"{how_measured(analysis.summaries)} Costs are medians; where packs differ the smallest and the largest stand in "
+        "brackets, and for a step half the distance between its quartiles after ±. A dash means not measured, or unknown."
+        f"{_before_training(analysis)}{_what_guessing_is(analysis)}"
     )
     return [
         Heading(level=level, text="Results"),
@@ -284,7 +286,7 @@ def _cost_columns(analysis: Analysis) -> list[Part]:
         (Column("Trainable parameters"), plain(lambda s: s.costs.trainable_parameters)),
         (Column(f"Adapter ({adapter_unit})"), scaled(lambda s: s.costs.adapter_bytes, adapter_scale)),
         (Column(f"Peak memory ({memory_unit})"), scaled(lambda s: s.costs.peak_memory_bytes, memory_scale)),
-        (Column(f"Step ({step_unit})"), scaled(lambda s: s.costs.step_seconds, step_scale)),
+        (Column(f"Step ({step_unit})"), lambda s: _step_cell(s.costs, step_scale)),
         (Column("Tokens/s"), plain(lambda s: s.costs.tokens_per_second)),
     ]
 
@@ -351,8 +353,19 @@ def _count_cell(spread: Spread | None) -> Cell:
 def _scaled_cell(spread: Spread | None, scale: float) -> Cell:
     if spread is None:
         return _ABSENT_CELL
-    value = spread.median / scale
-    return Cell(number(value, decimals_of_size(value)), spread.median)
+    decimals = decimals_of_size(spread.median / scale)
+    shown = [number(value / scale, decimals) for value in (spread.median, spread.minimum, spread.maximum)]
+    between = "" if len(set(shown)) == 1 else f" ({shown[1]} to {shown[2]})"
+    return Cell(f"{shown[0]}{between}", spread.median)
+
+
+def _step_cell(costs: Costs, scale: float) -> Cell:
+    cell = _scaled_cell(costs.step_seconds, scale)
+    if costs.step_seconds is None or costs.step_noise is None:
+        return cell
+    decimals = decimals_of_size(costs.step_seconds.median / scale)
+    half = number(costs.step_noise.half_quartile_distance / scale, decimals)
+    return Cell(f"{number(costs.step_seconds.median / scale, decimals)} ± {half}", cell.value)
 
 
 def _measured(analysis: Analysis, metric: Metric) -> bool:

@@ -86,7 +86,7 @@ CREATE TABLE imports (
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (import_id)
 );
-INSERT INTO "imports" VALUES('import-de6cb3048b93f127','elsewhere','another tool','results.csv','00ff','2026-11-30T02:24:14.488015+00:00','1196a02f1386c9ea93b5620f7518def29863604773daa8b70611944e646e67de');
+INSERT INTO "imports" VALUES('import-de6cb3048b93f127','elsewhere','another tool','results.csv','00ff','2026-11-30T02:41:16.600183+00:00','548f48a9e35d6da2aef5fde753505dba5de95bbdee67679b21226759652f7e76');
 CREATE TABLE incidents (
 	pack_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -173,12 +173,12 @@ CREATE TABLE profiles (
 	peak_memory_bytes BIGINT, 
 	step_seconds DOUBLE, 
 	tokens_per_second DOUBLE, 
-	row_sha256 TEXT NOT NULL, modules_by_role TEXT, modules_left_out TEXT, modules_digest TEXT, 
+	row_sha256 TEXT NOT NULL, modules_by_role TEXT, modules_left_out TEXT, modules_digest TEXT, num_timed_steps BIGINT, step_quartile_distance_seconds DOUBLE, step_times_apart DOUBLE, 
 	PRIMARY KEY (experiment_id, attempt), 
 	FOREIGN KEY(experiment_id, attempt) REFERENCES runs (experiment_id, attempt)
 );
-INSERT INTO "profiles" VALUES('exp-a1568545aa1e431e',1,10,110,40,'cpu_tensors',8589934592,0.25,NULL,'b490e38f300a7732615f61d8b2d6f65f538e2ed7fe5b73557a9fc8c815b82bd5',NULL,'[]',NULL);
-INSERT INTO "profiles" VALUES('exp-ed6a3f022b3fe136',1,10,110,40,'cpu_tensors',8589934592,0.25,NULL,'0171d4b5276b920ee8fb0a56a28b5cfbea81181c9a50a21218ca6982c4f52c22',NULL,'[]',NULL);
+INSERT INTO "profiles" VALUES('exp-a1568545aa1e431e',1,10,110,40,'cpu_tensors',8589934592,0.25,NULL,'635111b371b3e811d584089e785b20173f4b4e4338bd588bc308fdc62e4f7b09',NULL,'[]',NULL,6,0.03125,0.015625);
+INSERT INTO "profiles" VALUES('exp-ed6a3f022b3fe136',1,10,110,40,'cpu_tensors',8589934592,0.25,NULL,'43a8376aa54189fe8f48c15a10c11ef5a9bc73bdcab51dcc60787c9f6cb3373d',NULL,'[]',NULL,6,0.03125,0.015625);
 CREATE TABLE runs (
 	experiment_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -197,8 +197,8 @@ CREATE TABLE runs (
 	PRIMARY KEY (experiment_id, attempt), 
 	FOREIGN KEY(experiment_id) REFERENCES experiments (experiment_id)
 );
-INSERT INTO "runs" VALUES('exp-a1568545aa1e431e',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T02:24:14.345895+00:00','2026-11-30T02:24:14.436336+00:00',NULL,NULL,NULL,'adapters/exp-a1568545aa1e431e',3,'567271509ff4874a8d4dd4147fa9d131adf18dde464ce6919a4aa63d4d772e62');
-INSERT INTO "runs" VALUES('exp-ed6a3f022b3fe136',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T02:24:14.348699+00:00','2026-11-30T02:24:14.447991+00:00',NULL,NULL,NULL,'adapters/exp-ed6a3f022b3fe136',3,'0f3a19b31762ee64d462535fb939bc369f2255514360b27195b9fb6884fb172a');
+INSERT INTO "runs" VALUES('exp-a1568545aa1e431e',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T02:41:16.326496+00:00','2026-11-30T02:41:16.448198+00:00',NULL,NULL,NULL,'adapters/exp-a1568545aa1e431e',3,'3cd6b9907b0f098e872718e495d77ad644cd7e68493e6d294e6554701fa76373');
+INSERT INTO "runs" VALUES('exp-ed6a3f022b3fe136',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T02:41:16.329497+00:00','2026-11-30T02:41:16.460162+00:00',NULL,NULL,NULL,'adapters/exp-ed6a3f022b3fe136',3,'dae40a082daadc74c6532cb3bd0505740d820d8fdd44e048c6c442448db44bac');
 CREATE TABLE score_items (
 	experiment_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -288,7 +288,7 @@ CREATE TABLE suites (
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (suite_name)
 );
-INSERT INTO "suites" VALUES('torture','','2026-11-30T02:24:13.973053+00:00','639ef2091b4b331bed602208eff9509e723304b56f60fc998bad0c716b90554d');
+INSERT INTO "suites" VALUES('torture','','2026-11-30T02:41:16.020111+00:00','bb145a22d0a3b18f7274ee8c19983e95874f1eba8b5ba6038feab4067000d448');
 CREATE TABLE trivial_scores (
 	pack_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 

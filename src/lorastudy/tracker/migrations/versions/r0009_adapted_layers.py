@@ -1,4 +1,4 @@
-"""Which layers an experiment adapts, by role; and what trivial predictors score on its rows."""
+"""The layers that an experiment adapts, what trivial predictors score on its rows, and how sure its step time is."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0008"
 
 
 def upgrade() -> None:
-    """Add columns and a table; of runs that are there nobody counted this."""
+    """Add columns and a table; of runs that are there nobody counted or measured this."""
     for column in (
         sa.Column(
             "modules_by_role",
@@ -17,6 +17,11 @@ def upgrade() -> None:
         ),
         sa.Column("modules_left_out", sa.Text, comment="JSON: what the preset means and PEFT cannot adapt"),
         sa.Column("modules_digest", sa.Text, comment="equal for experiments that adapt the same layers"),
+        sa.Column("num_timed_steps", sa.BigInteger),
+        sa.Column("step_quartile_distance_seconds", sa.Double),
+        sa.Column(
+            "step_times_apart", sa.Double, comment="share by which two measurements of the arm differed"
+        ),
     ):
         op.add_column("profiles", column)
     op.create_table(
