@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.settings import PromptFormat, Quantization, Settings
@@ -143,6 +143,23 @@ class RowsQuestion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreviewQuestion:
+    """Rows of a split as a run of these settings reads them, with the text of their tokens.
+
+    Training rows come in the order of the training, others in that of their file. Without a split they are the first rows
+    of `dataset_path`, whichever part of them a run would train on.
+    """
+
+    kind: ClassVar[str] = "preview"
+    settings: dict[str, Any]
+    num_rows: int
+    split: str | None = None
+    lengths: tuple[tuple[int | None, float | None], ...] = ((None, None),)
+    """As in `RowsQuestion`."""
+    data_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class PaceQuestion:
     """How long a step takes with these numbers of arms, over rows of these lengths. The model is loaded."""
 
@@ -153,7 +170,7 @@ class PaceQuestion:
     nums_arms: tuple[int, ...]
 
 
-Question = MachineQuestion | ModelQuestion | FootprintQuestion | RowsQuestion | PaceQuestion
+Question = MachineQuestion | ModelQuestion | FootprintQuestion | RowsQuestion | PreviewQuestion | PaceQuestion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,10 +194,7 @@ def as_json(question: Question) -> dict[str, Any]:
 
 def read_questions(values: Sequence[dict[str, Any]]) -> list[Question]:
     """The questions that `as_json` wrote."""
-    kinds: dict[str, Any] = {
-        each.kind: each
-        for each in (MachineQuestion, ModelQuestion, FootprintQuestion, RowsQuestion, PaceQuestion)
-    }
+    kinds: dict[str, Any] = {each.kind: each for each in get_args(Question)}
     return [kinds[value["kind"]](**_arguments(value)) for value in values]
 
 

@@ -90,7 +90,11 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([verb, "--help"] for verb in ("prepare", "check", "suite", "import", "evaluate"))],
+    [
+        ["--help"],
+        ["data", "preview", "--help"],
+        *([verb, "--help"] for verb in ("prepare", "check", "suite", "import", "evaluate")),
+    ],
 )
 def test_help_imports_nothing_heavy(imported: Imported, arguments: list[str]) -> None:
     assert not imported(arguments) & HEAVY

@@ -12,6 +12,9 @@ from rich.text import Text
 from lorastudy.cli.terminal import shown
 from lorastudy.data.sources import Progress, watched
 
+#: Stand around what is trained, besides its colour: for pipes, and for eyes that need them.
+BEGIN, END = "[trained]", "[/trained]"
+
 
 @contextmanager
 def reading_shown() -> Iterator[None]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from lorastudy.cli.check import check
+from lorastudy.cli.data import data
 from lorastudy.cli.db import db
 from lorastudy.cli.demo import demo
 from lorastudy.cli.doctor import doctor
@@ -35,6 +36,7 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 app.command("import")(import_results)
+app.add_typer(data)
 app.add_typer(db)
 
 

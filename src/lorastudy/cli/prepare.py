@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorastudy.data.prepare import Prepared, Wanted
 
 _NUM_CHARACTERS_SHOWN = 1500
-_BEGIN, _END = "[trained]", "[/trained]"
+_NUM_ROWS_SHOWN = 3
 
 
 def prepare(
@@ -63,12 +63,20 @@ def prepare(
             help=r"What stands between each prompt and its answer, such as '\n' or ' '; \n is a line break, \t a tab."
         ),
     ] = "",
+    base_model: Annotated[
+        str | None,
+        typer.Option(help="Show rows as this model will see them: a folder, a model of the hub, or `lab`."),
+    ] = None,
+    max_seq_length: Annotated[
+        int, typer.Option(help="With --base-model: tokens at which rows are cut.", min=8)
+    ] = 512,
 ) -> None:
     """Download or read a data set, and write it as JSON lines in a form that every study reads."""
     from lorastudy.cli.console import PlainConsole, reading_shown
     from lorastudy.data import prepare as preparing
     from lorastudy.data.fetch import fetched, hub_dataset
     from lorastudy.data.formats import format_of
+    from lorastudy.spec.hub import check_base_model
 
     datasets = (dataset, *(further or ()))
     wanted = preparing.Wanted(
@@ -79,6 +87,8 @@ def prepare(
         validation_share=validation_split,
         seed=seed,
     )
+    if base_model is not None:
+        check_base_model(base_model)
     for hub_id in filter(None, map(hub_dataset, datasets)):
         say(f"asking the Hugging Face hub for {hub_id} ...", file=sys.stderr)
     named = partial(
@@ -92,7 +102,22 @@ def prepare(
         prepared = preparing.prepare(rows, wanted=wanted, format_of=named)
     console = PlainConsole()
     _print_counts(console, prepared, wanted=wanted)
-    _print_example(console, prepared.example)
+    if base_model is None:
+        _print_example(console, prepared.example)
+    else:
+        _preview(console, prepared.files[0].path, base_model=base_model, max_seq_length=max_seq_length)
+
+
+def _preview(console: "PlainConsole", file: Path, *, base_model: str, max_seq_length: int) -> None:
+    """The first rows of a file that was written, as a suite with this base model would read them."""
+    from lorastudy.cli.previewing import previewed, show_preview
+    from lorastudy.planner.preview import question_of_file
+    from lorastudy.spec.settings import Settings
+
+    settings = Settings(base_model=base_model, dataset_path=str(file), max_seq_length=max_seq_length)
+    found = previewed(question_of_file(settings, num_rows=_NUM_ROWS_SHOWN))
+    console.print()
+    show_preview(console, found, of=f"the first rows of {file} with {base_model}")
 
 
 def _unescaped(text: str) -> str:
@@ -131,13 +156,13 @@ def _print_example(console: "PlainConsole", example: "Example") -> None:
     """One rendered row. The trained part has markers besides its colour, for pipes and for eyes that need them."""
     from rich.text import Text
 
-    console.print(
-        f"\nOne example ({example.row.where}); trained on what stands between {_BEGIN} and {_END}:\n"
-    )
+    from lorastudy.cli.console import BEGIN, END
+
+    console.print(f"\nOne example ({example.row.where}); trained on what stands between {BEGIN} and {END}:\n")
     text = Text()
     for segment in example.segments:
         if segment.trained:
-            text.append(f"{_BEGIN}{_shortened(segment.text)}{_END}", style="bold green")
+            text.append(f"{BEGIN}{_shortened(segment.text)}{END}", style="bold green")
         else:
             text.append(_shortened(segment.text), style="dim")
     console.print(text)
@@ -147,7 +172,9 @@ def _print_example(console: "PlainConsole", example: "Example") -> None:
             "\nNote: nothing stands between prompt and answer; --separator ' ' or --separator '\\n' puts something there."
         )
     if example.format.name in ("messages", "sharegpt"):
-        console.print("\nA model that brings a chat template renders conversations with that instead.")
+        console.print(
+            "\nA model that brings a chat template renders conversations with that instead; --base-model MODEL shows it."
+        )
 
 
 def _shortened(text: str) -> str:

@@ -49,7 +49,7 @@ def token_sets(
         DataError: a set cannot be used with this tokenizer; says which file it came from, and which base model it is.
     """
     parts = {"eval": study.held_out, "test": study.test, "forgetting": study.forgetting}
-    named = partial(_tokens, settings=settings, tokenizer=tokenizer)
+    named = partial(split_tokens, settings=settings, tokenizer=tokenizer)
     sets = {"train": _reached(study.train, reach, tokens_of=partial(named, split="train"))}
     for split, rows in parts.items():
         if rows is not None:
@@ -82,7 +82,14 @@ def _with_copies(sets: Mapping[str, TokenSet], study: StudyData) -> Mapping[str,
     return found
 
 
-def _tokens(examples: Sequence[Example], *, settings: Settings, tokenizer: Tokenizer, split: str) -> TokenSet:
+def split_tokens(
+    examples: Sequence[Example], *, settings: Settings, tokenizer: Tokenizer, split: str
+) -> TokenSet:
+    """The tokens of some rows of a split.
+
+    Raises:
+        DataError: as `token_sets`.
+    """
     try:
         return tokenise(examples, tokenizer=tokenizer, max_seq_length=settings.max_seq_length, split=split)
     except DataError as error:

@@ -98,6 +98,10 @@ class TokenSet:
     """Where the rows stand of which nothing can be trained."""
     num_given: int
 
+    def row_at(self, place: int) -> TokenRow | None:
+        """The row of this place; None where it is refused."""
+        return None if place in self.refused else self.rows[self.places.index(place)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
@@ -170,6 +174,12 @@ def tokenise(
         refused=frozenset(range(len(examples))) - frozenset(places),
         num_given=len(examples),
     )
+
+
+def whole_row(example: Example, *, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids and labels of an example before the cut."""
+    (encoded,) = _encode([example], tokenizer)
+    return encoded.ids, encoded.labels
 
 
 def answer_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:

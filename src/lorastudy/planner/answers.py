@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,11 @@ class Answers:
         assert self._ask is not None, "asked for more than is kept"
         job = PlanningJob(questions=tuple(missing.values()), base_model=base_model)
         for key, answer in zip(missing, self._ask(job)["answers"], strict=True):
+            problem = problem_in(answer)
             if (
-                "problem" in answer
+                problem is not None
             ):  # a better library, or a file that is mended, may answer tomorrow: it is not kept
-                self._problems[key] = (DataError if answer.get("is_of_data") else ModelError)(
-                    answer["problem"]
-                )
+                self._problems[key] = problem
             else:
                 self._keep(key, answer)
 
@@ -99,6 +98,13 @@ class Answers:
     def _keep(self, key: str, answer: dict[str, Any]) -> None:
         self._read[key] = answer
         keep(self._folder / f"{key}.json", [json.dumps(answer).encode()])
+
+
+def problem_in(answer: Mapping[str, Any]) -> StudyError | None:
+    """What the worker said of data or model instead of an answer."""
+    if "problem" not in answer:
+        return None
+    return (DataError if answer.get("is_of_data") else ModelError)(answer["problem"])
 
 
 def config_digest(base_model: str) -> str:

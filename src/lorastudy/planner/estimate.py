@@ -362,7 +362,7 @@ class Estimator:
     def _rows_question(self) -> RowsQuestion:
         lengths = {(e.settings.max_steps, e.settings.num_train_epochs) for e in self.experiments}
         return RowsQuestion(
-            settings=_shared(self.settings),
+            settings=shared_values(self.settings),
             lengths=tuple(sorted(lengths, key=canonical_json)),
             data_seeds=self._data_seeds,
         )
@@ -379,7 +379,7 @@ class Estimator:
         )
         lengths = (max(8, round(per_row)),) * settings.per_device_train_batch_size
         return PaceQuestion(
-            settings=_shared(settings)
+            settings=shared_values(settings)
             | {"target_modules": settings.model_dump(mode="json")["target_modules"]},
             row_lengths=lengths,
             num_labels=sum(lengths) // 2,
@@ -478,7 +478,7 @@ def _targets(settings: Settings) -> Targets:
     return settings.target_modules, settings.layers_to_transform
 
 
-def _shared(settings: Settings) -> dict[str, Any]:
+def shared_values(settings: Settings) -> dict[str, Any]:
     """What the experiments of a pack have in common, as plain JSON values."""
     values = settings.model_dump(mode="json")
     return {key: value for key, value in values.items() if key not in ARM_KEYS}

@@ -10,6 +10,7 @@ from lorastudy.analysis.study import Study
 from lorastudy.analysis.summary import METRICS, metric_versions
 from lorastudy.records import DataSummary, Environment
 from lorastudy.report.costs import MEMORY_KINDS, NOT_TOLD_APART, unknown_times
+from lorastudy.report.data_wording import laid_out, repeated
 from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
 from lorastudy.report.findings.wording import rows_that_belong_together, why_these_items_alone
 from lorastudy.report.numbers import ABSENT, count, listing, names
@@ -23,7 +24,6 @@ _HELD_OUT_KEYS = (
 )  # fmt: skip
 
 #: Characters of what a chat template adds, a default system prompt mostly.
-_PREAMBLE_SHOWN = 400
 
 
 def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
@@ -163,34 +163,6 @@ def _engines(study: Study) -> str:
     return ", ".join(parts) or "none"
 
 
-def _repeated(data: DataSummary) -> str:
-    """Rows that weaken what the scores say: duplicates, and held-out rows that are also trained on."""
-    leaked = "are also in the training rows, so their scores say nothing about new rows"
-    if data.split == "test":
-        leaked = "are also in the training rows or among the rows that choose, so their scores say little about new rows"
-    found = [
-        (data.num_duplicate_rows, "are duplicates of earlier ones"),
-        (data.num_leaked_rows, leaked),
-        (
-            (data.num_known_prompts or 0) - (data.num_leaked_rows or 0),
-            "have a prompt that is there too, with another answer",
-        ),
-    ]
-    told = "".join(f" {count(number)} of them {what}." for number, what in found if number)
-    if data.num_compared_rows:
-        told += (
-            f" {count(data.num_near_copies or 0)} of {count(data.num_compared_rows)} that were compared have a prompt that "
-            "differs by a few words from one that is there."
-        )
-    if data.split_by == "row":
-        told += " They were held out row by row, since there are too few prompts to hold out prompts."
-    if data.groups is not None:
-        told += f" They have {count(max(data.groups) + 1)} distinct prompts."
-    if data.num_unread_rows:
-        told += f" The steps do not reach {count(data.num_unread_rows)} further rows."
-    return told
-
-
 def _data(study: Study) -> list[Text]:
     """One item for each split as it was read; arms that read different data show up as several."""
     distinct: dict[DataSummary, None] = {}
@@ -202,29 +174,11 @@ def _data(study: Study) -> list[Text]:
                 f"Data, {data.split}: {count(data.num_rows)} rows ({data.format}), {count(data.num_tokens)} tokens, "
                 f"{count(data.num_completion_tokens)} of them in answers; {count(data.num_truncated_rows)} rows cut "
                 f"short, {count(data.num_refused_rows)} refused because nothing of the answer was left."
-                f"{_laid_out(data)}{_repeated(data)}"
+                f"{laid_out(data)}{repeated(data)}"
             ),
         )
         for data in distinct
     ]
-
-
-def _laid_out(data: DataSummary) -> str:
-    """What laid the rows out, and what the chat template adds that no row says; nothing of runs that did not record it."""
-    told = {
-        "chat": " The model's chat template lays them out.",
-        "alpaca": " Alpaca's prompt lays them out.",
-        "plain": " No chat template lays them out.",
-    }.get(data.layout or "", "")
-    if data.template_preamble is not None:
-        text = data.template_preamble
-        ending = "" if len(text) <= _PREAMBLE_SHOWN else f" (shortened from {count(len(text))} characters)"
-        told += f" Before each it writes by itself {text[:_PREAMBLE_SHOWN]!r}{ending}."
-    if data.template_date is not None:
-        told += f" Today's date, which it asks for, is always {data.template_date}."
-    if data.num_fallback_rows:
-        told += f" {count(data.num_fallback_rows)} rows call functions, of which it has no notion: it gets these as text."
-    return told
 
 
 def _trusted(study: Study) -> list[Text]:

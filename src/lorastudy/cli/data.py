@@ -1,0 +1,81 @@
+"""`lorastudy data`: what a suite's rows become."""
+
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorastudy.cli.options import Config
+from lorastudy.cli.terminal import say
+from lorastudy.errors import StudyError
+
+data = typer.Typer(
+    name="data", help="Show a suite's rows as the base model will see them.", no_args_is_help=True
+)
+
+
+class SplitName(StrEnum):
+    """The parts of a suite's rows."""
+
+    train = "train"
+    eval = "eval"
+    test = "test"
+    forgetting = "forgetting"
+
+
+@data.callback()
+def _verbs() -> None:
+    """Keep `preview` a verb of its own, though it is the only one."""
+
+
+@data.command()
+def preview(
+    file: Annotated[Path, typer.Argument(help="Suite file (YAML).")],
+    rows: Annotated[int, typer.Option(help="Rows to show.", min=1)] = 3,
+    split: Annotated[
+        SplitName,
+        typer.Option(
+            help="Which rows; those of the training come in the order in which the first seed trains on them."
+        ),
+    ] = SplitName.train,
+    arm: Annotated[
+        str | None, typer.Option(help="Which arm, where arms read rows differently; by default the first.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the rows as JSON, with ids and labels.")
+    ] = False,
+    config: Config = None,
+) -> None:
+    """Show rows as the base model will see them: text, what of it is trained, lengths, and what lays them out."""
+    from lorastudy.cli.console import PlainConsole
+    from lorastudy.cli.previewing import preview_as_json, previewed, show_preview
+    from lorastudy.cli.running import foreseen_of
+    from lorastudy.planner.preview import arms_by_rows, question_of_arm
+    from lorastudy.spec.loading import load_suite
+
+    suite = load_suite(file, defaults=config)
+    experiments = foreseen_of(suite)
+    kinds = arms_by_rows(experiments)
+    chosen = _chosen(arm, kinds)
+    if arm is None and len(kinds) > 1:
+        others = ", ".join(kind[0] for kind in kinds[1:])
+        say(f"note: shown is {chosen}; other arms read rows differently: --arm {others}", file=sys.stderr)
+    found = previewed(question_of_arm(experiments, arm=chosen, split=split.value, num_rows=rows))
+    if as_json:
+        say(preview_as_json(found))
+    else:
+        show_preview(PlainConsole(), found, of=split.value)
+
+
+def _chosen(arm: str | None, kinds: Sequence[Sequence[str]]) -> str:
+    from lorastudy.spec.wording import did_you_mean
+
+    names = [name for kind in kinds for name in kind]
+    if arm is None:
+        return names[0]
+    if arm not in names:
+        raise StudyError(f"--arm {arm}: no such arm{did_you_mean(arm, names)}; arms are {', '.join(names)}")
+    return arm

@@ -1,0 +1,270 @@
+"""Answers about the rows of a run: what becomes of them, for a plan, and how they read, for a preview. Plain JSON values out.
+
+Both come from the token sets that a run makes of the same settings, so neither tells of other rows than it trains on.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lorastudy.data.batches import steps_of
+from lorastudy.data.examples import Example
+from lorastudy.data.load import Rows, all_rows, train_and_eval
+from lorastudy.data.token_sets import MIN_ROWS, Reach, split_tokens, token_sets
+from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet, whole_row
+from lorastudy.data.trivial import trivial_scores
+from lorastudy.engine.chat_template import prompt_style
+from lorastudy.engine.feed import Feed, make_feed
+from lorastudy.engine.hollow import read_config
+from lorastudy.engine.loading import check_rows, load_tokenizer, local_folder, num_embeddings, num_positions
+from lorastudy.errors import DataError
+from lorastudy.jobs import PreviewQuestion, RowsQuestion
+from lorastudy.records import RowsRead, TrivialScore
+from lorastudy.spec.settings import Settings
+
+#: Of the rows, that a length is named for which keeps them whole: the longest may be an outlier that memory is not worth.
+MOST_ROWS = 0.95
+
+_Lengths = Sequence[tuple[int | None, float | None]]
+"""(max_steps, num_train_epochs) of experiments that share the rest of their settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunRows:
+    """All rows of a run: as they stand in their files, and as tokens, by the name of their split."""
+
+    rows: Mapping[str, Rows]
+    sets: Mapping[str, TokenSet]
+    tokenizer: PreTrainedTokenizerBase
+    config: Any
+    """Of the base model."""
+
+
+def rows_read(question: RowsQuestion) -> dict[str, Any]:
+    """By order of the rows the largest micro-batch and a step's mean tokens; and what becomes of the rows of each split."""
+    settings = _settings(question.settings)
+    of_run = _run_rows(settings, lengths=question.lengths, data_seeds=question.data_seeds)
+    sets = of_run.sets
+    trivial = list(
+        trivial_scores(
+            sets,
+            settings,
+            vocab_size=num_embeddings(of_run.config),
+            num_positions=num_positions(of_run.config),
+        )
+    )
+    num_steps = _num_steps(settings, question.lengths, num_rows=len(sets["train"].rows))
+    return {
+        "orders": [
+            _order(sets["train"], settings, data_seed=seed, num_steps=num_steps)
+            for seed in question.data_seeds
+        ],
+        "num_steps": num_steps,
+        "num_rows": len(sets["train"].rows),
+        "longest_row": max(len(row.input_ids) for tokens in sets.values() for row in tokens.rows),
+        "splits": [asdict(_read(tokens, trivial=trivial)) for tokens in sets.values()],
+    }
+
+
+def rows_previewed(question: PreviewQuestion) -> dict[str, Any]:
+    """The first rows of a split that are used, and then one of those that are cut and one of those that are refused.
+
+    Raises:
+        DataError: the run has no such split, or cannot use its rows.
+    """
+    settings = _settings(question.settings)
+    if question.split is None:
+        of_run, split = _file_rows(settings), "train"
+    else:
+        of_run, split = (
+            _run_rows(settings, lengths=question.lengths, data_seeds=[question.data_seed]),
+            question.split,
+        )
+    if split not in of_run.sets:
+        raise DataError(f"these settings name no {split} rows; there are {', '.join(of_run.sets)}")
+    tokens = of_run.sets[split]
+    order: Sequence[int] = range(len(tokens.rows))
+    if question.split == "train":
+        num_steps = _num_steps(settings, question.lengths, num_rows=len(tokens.rows))
+        feed = _feed(tokens, settings, data_seed=question.data_seed, num_steps=num_steps)
+        order = list(dict.fromkeys(row for step in feed.plan for batch in step for row in batch))
+    places = _places(tokens, order, num_rows=question.num_rows)
+    examples = dict(zip(sorted(places), of_run.rows[split].read(sorted(places)), strict=True))
+    return {
+        "summary": asdict(replace(tokens.summary, groups=None)),
+        "max_seq_length": settings.max_seq_length,
+        "notes": list(of_run.rows[split].dataset.format.notes),
+        "rows": [
+            _previewed(examples[place], tokens.row_at(place), settings=settings, tokenizer=of_run.tokenizer)
+            for place in places
+        ],
+    }
+
+
+def _settings(values: Mapping[str, Any]) -> Settings:
+    return Settings.model_validate_json(json.dumps(values))
+
+
+def _tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
+    return load_tokenizer(settings.base_model, trust_remote_code=settings.trust_remote_code)
+
+
+def _run_rows(settings: Settings, *, lengths: _Lengths, data_seeds: Sequence[int]) -> _RunRows:
+    """What a run reads, of all its splits: what a run would refuse is refused here, whichever split is asked about."""
+    tokenizer = _tokenizer(settings)
+    study = train_and_eval(settings, style=prompt_style(tokenizer, settings.prompt_format))
+    reach = Reach.of(settings, max_steps=[steps for steps, _ in lengths], data_seeds=data_seeds)
+    sets = token_sets(study, settings, tokenizer=tokenizer, reach=reach)
+    config = _checked_config(sets, settings, tokenizer=tokenizer)
+    parts = {
+        "train": study.train,
+        "eval": study.held_out,
+        "test": study.test,
+        "forgetting": study.forgetting,
+    }
+    return _RunRows(
+        rows={split: rows for split, rows in parts.items() if rows is not None},
+        sets=sets,
+        tokenizer=tokenizer,
+        config=config,
+    )
+
+
+def _file_rows(settings: Settings) -> _RunRows:
+    """The first rows of the training file alone."""
+    tokenizer = _tokenizer(settings)
+    style = prompt_style(tokenizer, settings.prompt_format)
+    rows = all_rows(settings.dataset_path, max_samples=MIN_ROWS, style=style)
+    sets = {"train": split_tokens(rows.read(), settings=settings, tokenizer=tokenizer, split="train")}
+    config = _checked_config(sets, settings, tokenizer=tokenizer)
+    return _RunRows(rows={"train": rows}, sets=sets, tokenizer=tokenizer, config=config)
+
+
+def _checked_config(
+    sets: Mapping[str, TokenSet], settings: Settings, *, tokenizer: PreTrainedTokenizerBase
+) -> Any:
+    """The base model's configuration, which has a place for every token of the rows."""
+    config = read_config(
+        local_folder(settings.base_model, with_code=settings.trust_remote_code),
+        trust_remote_code=settings.trust_remote_code,
+    )
+    for tokens in sets.values():
+        check_rows(tokens.rows, config=config, base_model=settings.base_model, tokenizer=tokenizer)
+    return config
+
+
+def _num_steps(settings: Settings, lengths: _Lengths, *, num_rows: int) -> int:
+    """Of the longest of these trainings."""
+    return max(
+        steps_of(
+            settings.model_copy(update={"max_steps": steps, "num_train_epochs": epochs}), num_rows=num_rows
+        )
+        for steps, epochs in lengths
+    )
+
+
+def _feed(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int) -> Feed:
+    return make_feed(train, settings, data_seed=data_seed, num_steps=num_steps, device=torch.device("cpu"))
+
+
+def _order(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int) -> dict[str, Any]:
+    """The micro-batch of the most tokens in one order of the rows, and the mean tokens of a step."""
+    feed = _feed(train, settings, data_seed=data_seed, num_steps=num_steps)
+    lengths = [len(row.input_ids) for row in train.rows]
+    largest = max(
+        (batch for step in feed.plan for batch in step), key=lambda rows: sum(lengths[row] for row in rows)
+    )
+    num_tokens = sum(lengths[row] for step in feed.plan for batch in step for row in batch)
+    return {
+        "row_lengths": sorted(lengths[row] for row in largest),
+        "num_labels": sum(train.rows[row].num_completion_tokens for row in largest),
+        "mean_tokens_per_step": num_tokens / num_steps,
+    }
+
+
+def _read(tokens: TokenSet, *, trivial: Sequence[TrivialScore]) -> RowsRead:
+    lengths = sorted(tokens.whole_lengths)
+    most = lengths[math.ceil(MOST_ROWS * len(lengths)) - 1]
+    return RowsRead(
+        summary=tokens.summary,
+        trivial=tuple(
+            replace(score, items=(), weights=None) for score in trivial if score.split == tokens.summary.split
+        ),
+        length_of_all=lengths[-1],
+        length_of_most=most,
+    )
+
+
+def _places(tokens: TokenSet, order: Sequence[int], *, num_rows: int) -> list[int]:
+    """Where the rows stand that are shown: the first in order, then one that is cut, if none of them is, and one refused."""
+    whole = _whole_lengths(tokens)
+
+    def is_cut(row: int) -> bool:
+        return whole[tokens.places[row]] > len(tokens.rows[row].input_ids)
+
+    shown = list(order[:num_rows])
+    if not any(map(is_cut, shown)):
+        shown += [row for row in order if is_cut(row)][:1]
+    return [tokens.places[row] for row in shown] + sorted(tokens.refused)[:1]
+
+
+def _whole_lengths(tokens: TokenSet) -> dict[int, int]:
+    """Tokens before the cut, by the place of the row."""
+    return dict(zip(sorted({*tokens.places, *tokens.refused}), tokens.whole_lengths, strict=True))
+
+
+def _previewed(
+    example: Example, used: TokenRow | None, *, settings: Settings, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """One row: its ids and labels as they are trained on, and its text in pieces. Of a refused row nothing is trained."""
+    ids, labels = whole_row(example, tokenizer=tokenizer)
+    if used is not None:
+        num_used = len(used.input_ids)
+        assert (list(used.input_ids), list(used.labels)) == (ids[:num_used], labels[:num_used])
+    rendering = example.rendering
+    return {
+        "where": example.row.where,
+        "is_refused": used is None,
+        "input_ids": [] if used is None else used.input_ids,
+        "labels": [] if used is None else used.labels,
+        "num_trained_tokens": 0 if used is None else used.num_completion_tokens,
+        "num_whole_tokens": len(ids),
+        "num_whole_trained_tokens": len(labels) - labels.count(IGNORED),
+        "layout": rendering.layout,
+        "fell_back": rendering.fell_back,
+        "unseen": rendering.unseen,
+        "pieces": _pieces(ids, labels, max_seq_length=settings.max_seq_length, tokenizer=tokenizer),
+    }
+
+
+def _pieces(
+    ids: Sequence[int], labels: Sequence[int], *, max_seq_length: int, tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """The text of the tokens, where it changes whether they are cut off, trained and special."""
+
+    def kind(number: int) -> tuple[bool, bool, bool]:
+        is_special = ids[number] in tokenizer.added_tokens_decoder
+        return number >= max_seq_length, labels[number] != IGNORED, is_special
+
+    pieces = []
+    start, before = 0, ""
+    for (is_cut_off, is_trained, is_special), numbers in groupby(range(len(ids)), key=kind):
+        stop = start + len(list(numbers))
+        text = _text(ids[:stop], tokenizer)
+        # What tokens say may depend on those before them: a word mark at the very beginning is silent.
+        own = text[len(before) :] if text.startswith(before) else _text(ids[start:stop], tokenizer)
+        pieces.append(
+            {"text": own, "is_cut_off": is_cut_off, "is_trained": is_trained, "is_special": is_special}
+        )
+        start, before = stop, text
+    return pieces
+
+
+def _text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
