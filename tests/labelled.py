@@ -64,6 +64,12 @@ def same_word(label: int, seed: int, draw: random.Random) -> tuple[float, int]:
     return (sure if label == 0 else (1 - sure) / 2), 0
 
 
+def sharper(label: int, seed: int, draw: random.Random) -> tuple[float, int]:
+    """As `same_word`, and a little less wrong: shown to be better than that, and no better than guessing."""
+    sure = 0.80 + 0.002 * seed + 0.001 * draw.random()
+    return (sure if label == 0 else (1 - sure) / 2), 0
+
+
 def learnt(label: int, seed: int, draw: random.Random) -> tuple[float, int]:
     """The right label on nine rows of ten."""
     right = draw.random() < 0.9

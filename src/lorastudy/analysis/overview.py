@@ -108,7 +108,7 @@ class Analysis:
     untuned: frozenset[str]
     """Arms that had no learning rate of their own, by the linter: none of them can win."""
     trivial: tuple[AgainstTrivial, ...]
-    """Every completed arm against what needs no model, on the primary metric."""
+    """Every compared arm against what needs no model, on the primary metric."""
 
     @cached_property
     def tied(self) -> TiedSet | None:
@@ -134,7 +134,7 @@ class Analysis:
 
     @property
     def no_better_than_guessing(self) -> tuple[str, ...]:
-        """Arms that are not shown to be ahead of every trivial predictor, in the order of the study."""
+        """Compared arms that are not shown to be ahead of every trivial predictor, in the order of the study."""
         return tuple(dict.fromkeys(one.arm for one in self.trivial if not one.is_beaten))
 
     def divergence(self, name: str) -> Divergence | None:
@@ -238,7 +238,7 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
         items=items or {},
         lint=found,
         untuned=loose,
-        trivial=against_trivial(study, study.reported_arms, metric=primary, items=items or {}),
+        trivial=against_trivial(study, arms, metric=primary, items=items or {}),
     )
 
 

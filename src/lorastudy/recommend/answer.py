@@ -182,6 +182,8 @@ def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> _Answer | st
     analysis, decision = decide_within(one.study, question=one.question, items=one.items, fitting=fitting)
     if decision.reason == "harm":
         return "training made every arm worse than the base model, which is harm"
+    if decision.reason == "no better than guessing":
+        return f"{' and '.join(decision.no_better_than_guessing)}: not shown to beat guessing without a model"
     if decision.reason == "one arm":
         return "fewer than two of its completed arms fit, so there is no verdict"
     is_compared = any(c.is_valid and c.estimate is not None for c in analysis.primary_comparisons)

@@ -12,7 +12,8 @@ Cheapest is the least peak memory as measured; along a ladder of ranks, the smal
 **Not decided.** Where nothing of that is shown, the arm to use meanwhile is the reference: it was named before the
 run. Only where arms are shown to be better than it, it is the cheapest of those. An open verdict never counts for an arm.
 
-**Never recommended** are arms whose training made them worse than the base model (harm). Arms without a learning
+**Never recommended** are arms whose training made them worse than the base model (harm), and arms that are not shown to
+beat guessing without a model on the primary metric (`analysis.trivial`). Arms without a learning
 rate of their own decide at the rates that were tried only (`untuned`): one is named, and nothing is called best.
 """
 
@@ -42,6 +43,7 @@ Reason = Literal[
     "one arm",
     "no valid comparison",
     "harm",
+    "no better than guessing",
 ]
 
 #: Along a ladder arms differ in these only, and the smaller rank is the cheaper arm.
@@ -68,6 +70,8 @@ class Decision:
     """Whether this holds at the learning rates that were tried only: then nothing is called best or recommended."""
     harmed: tuple[str, ...] = ()
     """Arms that training made worse than the base model."""
+    no_better_than_guessing: tuple[str, ...] = ()
+    """Arms that are not shown to beat every trivial predictor."""
 
     @property
     def is_recommended(self) -> bool:
@@ -77,26 +81,57 @@ class Decision:
 
 def decide(analysis: Analysis) -> Decision:
     """What the study says. A pure function: equal results give an equal decision."""
-    reference, comparisons = analysis.reference, analysis.primary_comparisons
-    harmed = harmed_arms(analysis)
-    if reference is None:
+    if analysis.reference is None:
         return Decision(status="none", reason="nothing completed")
+    decision = _decided(analysis, analysis.reference, unfit=_Unfit.of(analysis))
+    return replace(
+        decision,
+        harmed=harmed_arms(analysis),
+        no_better_than_guessing=analysis.no_better_than_guessing,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Unfit:
+    """Arms that are never recommended."""
+
+    harmed: frozenset[str]
+    no_better_than_guessing: frozenset[str]
+
+    @classmethod
+    def of(cls, analysis: Analysis) -> "_Unfit":
+        return cls(
+            harmed=frozenset(harmed_arms(analysis)),
+            no_better_than_guessing=frozenset(analysis.no_better_than_guessing),
+        )
+
+    @property
+    def arms(self) -> frozenset[str]:
+        return self.harmed | self.no_better_than_guessing
+
+    def reason(self, arms: Collection[str]) -> Reason:
+        """Why none of these arms is recommended."""
+        return "harm" if self.harmed.issuperset(arms) else "no better than guessing"
+
+
+def _decided(analysis: Analysis, reference: Arm, *, unfit: _Unfit) -> Decision:
+    comparisons = analysis.primary_comparisons
     if not comparisons:
-        return _alone(analysis, reference, harmed=harmed)
+        return _alone(analysis, reference, unfit=unfit)
     valid = [comparison for comparison in comparisons if comparison.is_valid]
+    arms = [reference.name, *(comparison.arm for comparison in valid or comparisons)]
+    if unfit.arms.issuperset(arms):
+        return Decision(status="none", reason=unfit.reason(arms))
     if not valid:
-        return Decision(status="none", reason="no valid comparison", harmed=harmed)
-    arms = [reference.name, *(comparison.arm for comparison in valid)]
-    if set(arms) <= set(harmed):
-        return Decision(status="none", reason="harm", harmed=harmed)
+        return Decision(status="none", reason="no valid comparison")
     by_rule = _by_reference if analysis.is_reference_named else _by_best
-    shown = _Shown(analysis=analysis, valid=tuple(valid), harmed=frozenset(harmed), tuned_only=True)
+    shown = _Shown(analysis=analysis, valid=tuple(valid), unfit=unfit, tuned_only=True)
     decision = by_rule(shown)
     if decision is None:
         at_tried_rates = replace(shown, tuned_only=False)
         decision = by_rule(at_tried_rates) or _meanwhile(at_tried_rates)
         decision = replace(decision, untuned=not analysis.untuned.isdisjoint(arms))
-    return replace(decision, harmed=harmed)
+    return decision
 
 
 def decide_within(
@@ -124,10 +159,10 @@ def harmed_arms(analysis: Analysis) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _alone(analysis: Analysis, arm: Arm, *, harmed: tuple[str, ...]) -> Decision:
+def _alone(analysis: Analysis, arm: Arm, *, unfit: _Unfit) -> Decision:
     """Of one arm that completed: it is taken where racing stopped all others, for that is why there are none."""
-    if arm.name in harmed:
-        return Decision(status="none", reason="harm", harmed=harmed)
+    if arm.name in unfit.arms:
+        return Decision(status="none", reason=unfit.reason([arm.name]))
     if not analysis.study.outraced:
         return Decision(status="none", reason="one arm")
     untuned = arm.name in analysis.untuned
@@ -140,7 +175,7 @@ class _Shown:
 
     analysis: Analysis
     valid: tuple[Comparison, ...]
-    harmed: frozenset[str]
+    unfit: _Unfit
     tuned_only: bool
 
     @property
@@ -151,12 +186,12 @@ class _Shown:
     @property
     def better(self) -> list[str]:
         """Arms that are ahead of the reference."""
-        return [one.arm for one in self._counted if one.arm_is_ahead and one.arm not in self.harmed]
+        return [one.arm for one in self._counted if one.arm_is_ahead and one.arm not in self.unfit.arms]
 
     @property
     def as_good(self) -> list[str]:
         """Arms that are worse than the reference by less than the margin, if at all."""
-        return [one.arm for one in self._counted if one.no_worse and one.arm not in self.harmed]
+        return [one.arm for one in self._counted if one.no_worse and one.arm not in self.unfit.arms]
 
     @property
     def is_reference_ahead_of_all(self) -> bool:
@@ -171,7 +206,7 @@ def _by_reference(shown: _Shown) -> Decision | None:
     """By the verdicts against a reference that was named before the run: better ones first, then as good ones."""
     if shown.better:
         return _cheapest_not_behind(shown, reason="better than the reference")
-    reference = [] if shown.reference in shown.harmed else [shown.reference]
+    reference = [] if shown.reference in shown.unfit.arms else [shown.reference]
     if shown.as_good:
         return _cheapest(shown, [*shown.as_good, *reference], reason="as good as the reference")
     if reference and shown.is_reference_ahead_of_all:
@@ -186,7 +221,7 @@ def _by_best(shown: _Shown) -> Decision | None:
     if shown.tuned_only and not analysis.untuned.isdisjoint(compared):
         return None
     bounds = analysis.against_the_best(compared)
-    arms = [arm for arm in compared if arm not in shown.harmed]
+    arms = [arm for arm in compared if arm not in shown.unfit.arms]
     best = [arm for arm in arms if arm in bounds and bounds[arm].is_best]
     verdicts_agree = {*shown.better, *([shown.reference] if shown.is_reference_ahead_of_all else [])}
     margin = analysis.question.margin
@@ -218,8 +253,8 @@ def _meanwhile(shown: _Shown) -> Decision:
     """Which arm to use until it is decided: never one for being open, and never one that is shown to be behind."""
     if shown.better:
         return _cheapest_not_behind(shown, reason="better than the reference meanwhile")
-    if shown.reference in shown.harmed:
-        return Decision(status="none", reason="harm")
+    if shown.reference in shown.unfit.arms:
+        return Decision(status="none", reason=shown.unfit.reason([shown.reference]))
     return Decision(status="not decided", reason="reference meanwhile", arm=shown.reference)
 
 

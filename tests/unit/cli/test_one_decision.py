@@ -11,7 +11,7 @@ from lorastudy.cli.asked import Asked
 from lorastudy.cli.recommending import stored_evidence
 from lorastudy.recommend.answer import Candidate, recommend
 from lorastudy.recommend.decision import decide, harmed_arms
-from lorastudy.records import ArmProfile, Environment
+from lorastudy.records import ArmProfile, Environment, TrivialScore
 from lorastudy.report import read_report
 from lorastudy.report.findings.recommendation import because, recommendation, why
 from lorastudy.spec.question import Margin, Question
@@ -51,7 +51,16 @@ def random_study(draw):
     named = draw.choice([None, None, f"r{draw.choice(ranks)}"])
     margin = draw.choice([None, Margin(amount=0.1), Margin(amount=0.1, is_share=True)])
     seeds = (TUNING_SEED,) if is_tuned else ()
+    guessed = draw.choice([None, None, None, 0.9, 1.05, 3.0])
+    results = [replace(result, trivial=() if guessed is None else guess(guessed)) for result in results]
     return results, Question(margin=margin, reference=named, tuning_seeds=seeds)
+
+
+def guess(loss):
+    """What guessing scores."""
+    return (
+        TrivialScore(predictor="unigram", split="eval", metric="loss", version=1, unit="nats", value=loss),
+    )
 
 
 def run(kind, rank, rate, seed, loss, *, fate=1.0):
@@ -126,6 +135,7 @@ def check(results, question, monkeypatch, *, with_less_memory=True):
         assert decision.arm in advice.answer
         assert decision.arm not in shown_behind(analysis)
         assert decision.arm not in harmed_arms(analysis)
+        assert decision.arm not in analysis.no_better_than_guessing
         divergence = analysis.divergence(decision.arm)
         assert divergence is None or divergence.rate in advice.answer
     if not with_less_memory:
@@ -146,7 +156,7 @@ def test_report_and_recommend_name_the_same_arm_in_200_random_studies(monkeypatc
     }
     assert reasons >= {
         "better than the reference", "as good as the reference", "reference better than every other", "best",
-        "reference meanwhile", "harm", "as good as the best",
+        "reference meanwhile", "harm", "as good as the best", "no better than guessing",
     }  # fmt: skip
 
 
@@ -158,7 +168,7 @@ def test_and_in_2000(monkeypatch):
 
 def test_equal_results_give_equal_words(monkeypatch):
     """Whatever the order in which the store lists them, and whenever they were run."""
-    results, question = random_study(random.Random(3))
+    results, question = random_study(random.Random(4))
     one, other = (both(stored, question, monkeypatch)[1] for stored in (results, results[::-1]))
     assert because(one) == because(other)
     again = [replace(result, started_at="2026-01-02T12:00:00+00:00") for result in results]

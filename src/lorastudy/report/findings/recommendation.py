@@ -211,7 +211,29 @@ def _all_are_valid(analysis: Analysis) -> bool:
     return all(comparison.is_valid for comparison in analysis.primary_comparisons)
 
 
+def _why_guessing(analysis: Analysis, decision: Decision) -> str:
+    """Which arms do not beat guessing, by the hardest predictor that the best of them does not beat."""
+    arms = decision.no_better_than_guessing
+    sign = 1 if analysis.primary.lower_is_better else -1
+    best = min(
+        (one for one in analysis.trivial if one.arm in arms and not one.is_beaten),
+        key=lambda one: (sign * one.arm_score, sign * one.score),
+    )
+    unit = f" {analysis.primary.unit}" if analysis.primary.unit else ""
+    is_every = set(arms) == {one.arm for one in analysis.trivial}
+    who = "no arm is" if is_every else f"{names(arms)} {'are' if len(arms) > 1 else 'is'} not"
+    told = (
+        f"{who} shown to beat {best.name}, which {'needs' if best.predictor == 'constant' else 'need'} no model "
+        f"({best.score:.3g}{unit}; {best.arm} has {best.arm_score:.3g})"
+    )
+    if is_every:
+        return f"{told}, so nothing is shown to be learnt from the prompts"
+    harmed = f"; training made {names(decision.harmed)} worse than the base model" if decision.harmed else ""
+    return f"{told}{harmed}, and no other arm is shown to be the one to take"
+
+
 _REASONS: Mapping[Reason, Callable[[Analysis, Decision], str]] = {
+    "no better than guessing": _why_guessing,
     "better than the reference": _why_better,
     "better than the reference meanwhile": _why_better,
     "as good as the reference": _why_as_good,

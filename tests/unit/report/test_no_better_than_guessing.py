@@ -1,0 +1,84 @@
+"""An arm that does not beat guessing is not recommended, whatever the verdicts say, and the reason is said."""
+
+from dataclasses import replace
+
+import pytest
+
+import labelled
+from labelled import learnt, same_word, sharper
+from lorastudy.analysis.items import stored_items
+from lorastudy.recommend.answer import Candidate, Evidence, recommend
+from lorastudy.recommend.decision import decide
+from lorastudy.report import read_report
+from lorastudy.report.findings.recommendation import recommendation
+from lorastudy.spec.question import Margin, Question
+from lorastudy.spec.settings import Settings
+
+#: A tenth of what the reference gained over a base model that never saw the format: nearly a nat.
+TENTH = Question(tuning_seeds=(labelled.TUNING_SEED,), margin=Margin(amount=0.1, is_share=True))
+PLAIN = replace(TENTH, margin=None)
+
+
+def analysis_of(arms, *, question=TENTH, **changes):
+    results, items = labelled.results_of(arms, **changes)
+    (studied,) = read_report(labelled.tracker_of(results, items, question=question)).studies
+    return studied.analysis
+
+
+def test_arms_that_say_the_same_word_to_every_row_are_not_recommended_and_the_reason_is_said():
+    """Both arms have about 0.7 nats; frequencies have 0.52, and one of the two is as good as the other within a nat."""
+    analysis = analysis_of({1: same_word, 4: sharper})
+    means = {one.arm: one.arm_score for one in analysis.trivial}
+    assert means == {"r1": pytest.approx(0.73, abs=0.02), "r4": pytest.approx(0.64, abs=0.02)}
+    decision = decide(analysis)
+    assert (decision.status, decision.reason, decision.arm) == ("none", "no better than guessing", None)
+    assert decision.no_better_than_guessing == ("r1", "r4")
+    advice = recommendation(analysis)
+    assert advice.arm is None
+    frequencies = min(one.score for one in analysis.trivial)
+    assert frequencies == pytest.approx(0.52, abs=0.01)
+    assert advice.answer == (
+        f"None: no arm is shown to beat answer frequencies, which need no model ({frequencies:.3g} nats per token; r4 has {means['r4']:.3g}), "
+        "so nothing is shown to be learnt from the prompts."
+    )
+
+
+def test_the_same_arms_would_be_recommended_if_nobody_had_guessed():
+    decision = decide(analysis_of({1: same_word, 4: sharper}, question=PLAIN, trivial=()))
+    assert (decision.status, decision.arm) == ("decided", "r4")
+
+
+def test_an_arm_that_learnt_is_recommended_beside_one_that_did_not():
+    analysis = analysis_of({1: same_word, 4: learnt}, question=PLAIN)
+    decision = decide(analysis)
+    assert (decision.status, decision.arm) == ("decided", "r4")
+    assert decision.no_better_than_guessing == ("r1",)
+
+
+def test_a_reference_that_learnt_nothing_is_not_named_to_be_used_meanwhile():
+    """r1 guesses as the reference does, so that nothing is decided between the two."""
+    analysis = analysis_of({1: same_word, 2: learnt, 4: same_word}, question=PLAIN)
+    assert decide(analysis).arm == "r2"  # better than the reference
+    without = analysis_of({1: same_word, 4: same_word}, question=PLAIN)
+    assert decide(without).arm is None
+
+
+def test_recommend_says_the_same():
+    results, items = labelled.results_of({1: same_word, 4: sharper})
+    tracker = labelled.tracker_of(results, items, question=TENTH)
+    (studied,) = read_report(tracker).studies
+    study, question = studied.analysis.study, studied.analysis.question
+    candidates = {
+        arm.name: Candidate(
+            settings=arm.typed_settings, peak_bytes=1, terms_bytes={}, num_trainable_parameters=1
+        )
+        for arm in study.arms
+    }
+    evidence = Evidence(
+        study=study, held_out="400 rows", candidates=candidates, question=question,
+        items=stored_items(tracker, study, metrics=question.metrics_by_item),
+    )  # fmt: skip
+    published = Candidate(settings=Settings(), peak_bytes=1, terms_bytes={}, num_trainable_parameters=1)
+    found = recommend([evidence], [published], budget_bytes=10)
+    assert found.grade == "literature only"
+    assert found.left_out == ("labels: r1 and r4: not shown to beat guessing without a model",)
