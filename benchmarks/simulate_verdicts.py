@@ -5,7 +5,7 @@
     python -m benchmarks.simulate_verdicts --parts noise power   these alone; the rest of the file stays
 
 Writes `benchmarks/results/verdict_simulation.json`, from which `docs/generate.py` makes the tables and the figure of
-`docs/science.md`. The studies are drawn and judged as whole arrays; that this is what the product does to one study
+`docs/science.md`, and what reports say of it (`analysis/verdicts_measured.json`). The studies are drawn and judged as whole arrays; that this is what the product does to one study
 is a test of its own (`tests/unit/analysis/test_simulation.py`).
 """
 
@@ -26,6 +26,7 @@ from scipy import special
 from benchmarks.noise_kinds import noise_kinds, other_rules
 from benchmarks.verdict_studies import (
     PROFILES,
+    RECORDED,
     SEED,
     Design,
     Floats,
@@ -36,6 +37,7 @@ from benchmarks.verdict_studies import (
     true_error,
     true_noise,
 )
+from lorastudy.analysis import verdicts
 from lorastudy.analysis.power import POWER, Noise, power_of_difference, power_of_no_worse
 from lorastudy.analysis.significance import ALPHA, sign_flip_p, sign_flip_p_below
 from lorastudy.analysis.ties import tied_with_the_best
@@ -43,6 +45,7 @@ from lorastudy.analysis.twoway import TwoWay, seeds_only, two_way
 from lorastudy.analysis.verdicts import differences_shown, no_worse_shown
 
 RESULTS = Path(__file__).parent / "results" / "verdict_simulation.json"
+MEASURED = Path(verdicts.__file__).with_name("verdicts_measured.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +61,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen.into.parent.mkdir(parents=True, exist_ok=True)
     chosen.into.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {chosen.into}")
+    if chosen.into == RESULTS:
+        MEASURED.write_text(json.dumps(told_in_reports(results), indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {MEASURED}")
     return 0
+
+
+def told_in_reports(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The errors of the present rule by kind of noise: the worst of all designs, as the page has them."""
+    by_kind: dict[tuple[str, int | None], list[Row]] = {}
+    for row in results["noise"]:
+        if row["rule"] == "now":
+            num_rows = row["num_items"] if row["kind"] == RECORDED.name else None
+            by_kind.setdefault((row["kind"], num_rows), []).append(row)
+    return [
+        {
+            "kind": kind,
+            "num_rows": num_rows,
+            "better": max(row["better"] for row in rows),
+            "as_good": max(
+                max(*row["as_good"], *row["as_good_of_gain"], row["as_good_in_family"]) for row in rows
+            ),
+        }
+        for (kind, num_rows), rows in by_kind.items()
+    ]
 
 
 def simulated(num_studies: int, *, parts: Sequence[str] | None = None) -> dict[str, Any]:

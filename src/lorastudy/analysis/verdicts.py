@@ -27,9 +27,11 @@ outside, as the linter, blocks the verdict.
 The rules work on arrays whose last axis holds the comparisons, so that a simulation judges with them too.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -86,3 +88,13 @@ def word(*, arm_ahead: bool, shown: bool, no_worse: bool) -> Word:
     if no_worse:
         return "as good within the margin"
     return "better" if shown else "cannot tell"
+
+
+def measured_errors() -> list[dict[str, Any]]:
+    """How often these rules erred in simulated studies: shares of false "better" and "as good" by `kind` of noise.
+
+    `num_rows` tells draws of recorded rows apart. Written by `benchmarks/simulate_verdicts.py`.
+    """
+    file = Path(__file__).with_name("verdicts_measured.json")
+    found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return found

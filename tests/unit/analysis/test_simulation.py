@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.noise_kinds import BEFORE, DISTANCE, NOW, judged, noise_kinds, other_rules
-from benchmarks.simulate_verdicts import RESULTS, simulated
+from benchmarks.simulate_verdicts import RESULTS, simulated, told_in_reports
 from benchmarks.verdict_studies import (
     KINDS,
     PROFILES,
@@ -30,7 +30,7 @@ from lorastudy.analysis.power import Noise
 from lorastudy.analysis.significance import sign_flip_p, sign_flip_p_below
 from lorastudy.analysis.summary import LOSS
 from lorastudy.analysis.twoway import two_way
-from lorastudy.analysis.verdicts import Rules, differences_shown, no_worse_shown
+from lorastudy.analysis.verdicts import Rules, differences_shown, measured_errors, no_worse_shown
 
 PROMISES = ("coverage", "false_better", "false_as_good", "false_share", "power")
 SIX_SEEDS = Design(profile=PROFILES[0], num_seeds=6, num_items=50, num_arms=3)
@@ -280,3 +280,14 @@ def test_errors_hold_for_every_kind_of_noise_when_it_is_drawn_anew():
 @pytest.mark.slow
 def test_two_thousand_studies_of_each_design_keep_the_promises():
     keeps_the_promises(simulated(2000, parts=list(PROMISES)), errors=3)
+
+
+def test_what_reports_tell_is_what_was_simulated():
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert measured_errors() == told_in_reports(results)
+    by_kind = {(one["kind"], one["num_rows"]): one for one in measured_errors()}
+    rows = [row for row in results["noise"] if (row["kind"], row["rule"]) == ("skewed seeds", "now")]
+    worst = by_kind["skewed seeds", None]
+    assert worst["better"] == max(row["better"] for row in rows)
+    assert all(worst["as_good"] >= one for row in rows for one in (*row["as_good"], *row["as_good_of_gain"]))
+    assert {num_rows for kind, num_rows in by_kind if kind == RECORDED.name} == {50, 120}

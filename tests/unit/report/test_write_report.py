@@ -10,6 +10,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from lorastudy.analysis.study import split_studies
+from lorastudy.analysis.verdicts import measured_errors
 from lorastudy.errors import StudyError
 from lorastudy.records import ArmProfile, MemoryPrediction, PackProfile
 from lorastudy.report import read_report, write
@@ -379,6 +380,15 @@ def test_the_rule_of_a_verdict_is_that_of_the_study(make_rank_results, text_of):
     many = text_of(make_rank_results(ranks=(1, 2, 4), num_seeds=23))
     assert "the paired t test, Holm-corrected over these 2 comparisons, and the exact sign-flip test" in many
     assert "Beyond 22 seeds the t test alone decides." in many
+
+
+def test_the_errors_of_verdicts_are_told_in_numbers_where_there_are_verdicts(
+    rank_study, make_result, text_of
+):
+    worst = {(one["kind"], one["num_rows"]): one for one in measured_errors()}["very skewed seeds", None]
+    told = f"{100 * worst['better']:.1f} and {100 * worst['as_good']:.1f} % with very skewed seeds"
+    assert told in text_of(rank_study)
+    assert "with very skewed seeds" not in text_of([make_result("r4", 0)])
 
 
 def test_three_seeds_give_no_verdict_anywhere(make_rank_results, text_of):

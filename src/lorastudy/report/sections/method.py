@@ -1,19 +1,33 @@
 """How the numbers were made: what is measured, what varies between seeds, in which environment, what is absent."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 from lorastudy.analysis.environments import EnvironmentGroup, environment_groups
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.splits import reporting_split
 from lorastudy.analysis.study import Study
 from lorastudy.analysis.summary import METRICS, metric_versions
+from lorastudy.analysis.verdicts import measured_errors
 from lorastudy.records import DataSummary, Environment
 from lorastudy.report.costs import MEMORY_KINDS, NOT_TOLD_APART, unknown_times
 from lorastudy.report.data_wording import laid_out, repeated
-from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
+from lorastudy.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Column,
+    Heading,
+    Paragraph,
+    Strong,
+    Table,
+    Text,
+)
 from lorastudy.report.findings.wording import rows_that_belong_together, why_these_items_alone
-from lorastudy.report.numbers import ABSENT, count, listing, names
+from lorastudy.report.numbers import ABSENT, count, listing, names, number, percent
 from lorastudy.report.row_lengths import about_full_length
 from lorastudy.report.sections.overview import setting_values
 
@@ -23,7 +37,11 @@ _HELD_OUT_KEYS = (
     "max_eval_samples", "max_seq_length",
 )  # fmt: skip
 
-#: Characters of what a chat template adds, a default system prompt mostly.
+#: At most so often a verdict is to err; a simulated share may be off by a point.
+ERROR_AIM = 0.05
+SIMULATION_ERROR = 0.01
+#: Kinds of noise whose errors are told each, beside those that break the rule.
+_KINDS_TOLD = ("skewed seeds", "rows in clusters", "recorded")
 
 
 def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
@@ -46,6 +64,7 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
                 f"Intervals are over {_what_intervals_cover(analysis)}; verdicts are about this data and this base model."
             ),
         ),
+        *([_errors()] if analysis.primary_comparisons else []),
         *_data(study),
         *_trusted(study),
         *_pairs_left_out(analysis),
@@ -57,6 +76,29 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
             Bullets(tuple((item,) for item in absent)),
         ]
     return blocks
+
+
+def _errors() -> Text:
+    """How often the rule of the verdicts errs in simulated studies, by kind of noise; the kinds that break it last."""
+    by_kind = {_kind(one): (one["better"], one["as_good"]) for one in measured_errors()}
+    held = {kind: errors for kind, errors in by_kind.items() if max(errors) <= ERROR_AIM + SIMULATION_ERROR}
+    worst = (max(better for better, _ in held.values()), max(as_good for _, as_good in held.values()))
+    told = [f"{kind} {_shares(held[kind])}" for kind in held if any(each in kind for each in _KINDS_TOLD)]
+    broken = [f"{_shares(errors)} with {kind}" for kind, errors in by_kind.items() if kind not in held]
+    text = (
+        "Errors of the verdicts in simulated studies, false “better” and false “as good”: at most "
+        f"{_shares(worst)} where the noise is mild ({listing(told)}), but {listing(broken)} (how: "
+    )
+    return (text, Code("docs/science.md"), ").")
+
+
+def _kind(measured: Mapping[str, Any]) -> str:
+    rows = "" if measured["num_rows"] is None else f"{measured['num_rows']} "
+    return f"{rows}{measured['kind']}"
+
+
+def _shares(errors: tuple[float, float]) -> str:
+    return f"{number(100 * errors[0], 1)} and {percent(errors[1])}"
 
 
 def environment_blocks(study: Study, *, level: int) -> list[Block]:
