@@ -32,7 +32,7 @@ from lorastudy.analysis.summary import (
     summarise_arm,
 )
 from lorastudy.analysis.ties import TiedSet, tied_with_the_best
-from lorastudy.analysis.trivial import AgainstTrivial, against_trivial
+from lorastudy.analysis.trivial import BASE_MODEL, AgainstTrivial, against_trivial
 from lorastudy.analysis.twoway import TwoWay
 from lorastudy.analysis.verdicts import Rules
 from lorastudy.spec.question import Margin
@@ -53,6 +53,10 @@ class Question:
     margin: float | None = None
     margin_share: float | None = None
     """Where the margin is a share of the reference's gain: that share; `margin` is then its amount at the measured gain."""
+    gain_over: str = BASE_MODEL
+    """What that gain is measured from: the base model, or the trivial predictor that is better than it."""
+    margin_lost: str | None = None
+    """Why a margin that is a share of the gain came to nothing, where it did."""
     reference: str | None = None
     late: tuple[SetLate, ...] = ()
     """What of it was set when results were there already."""
@@ -73,7 +77,7 @@ class Question:
             return f"{self.margin:g}{in_unit}"
         # Not the gain along a ladder of ranks, of which the findings speak.
         share = Margin(amount=self.margin_share, is_share=True)
-        return f"{share} over the base model, {self.margin:.2g}{in_unit} as measured"
+        return f"{share} over {self.gain_over}, {self.margin:.2g}{in_unit} as measured"
 
     @property
     def metrics_by_item(self) -> tuple[Metric, ...]:

@@ -33,7 +33,8 @@ from lorastudy.analysis.significance import (
 )
 from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Arm, Study
-from lorastudy.analysis.summary import LOSS_BEFORE, Metric, arm_versions, run_seconds, scores_by_seed
+from lorastudy.analysis.summary import Metric, arm_versions, run_seconds, scores_by_seed
+from lorastudy.analysis.trivial import gain_start
 from lorastudy.analysis.twoway import TwoWay, seeds_only, two_way
 from lorastudy.analysis.verdicts import Rules, differences_shown, no_worse_shown, word
 
@@ -112,11 +113,13 @@ def _measure(
     tested = _with_tests(comparison, estimate)
     if rules.margin_share is None:
         return tested if rules.margin is None else _with_margin(tested, estimate, margin=rules.margin)
-    before = scores_by_seed(reference, study, metric=LOSS_BEFORE)
+    start = gain_start(study, reference, items=items)
+    if start is None:
+        return _with_share(tested, None)
     retained = retention(
         arm=Losses(by_seed=ours, items=items_of(0, metric)),
         reference=Losses(by_seed=theirs, items=items_of(1, metric)),
-        base=Losses(by_seed=before, items=items_of(1, LOSS_BEFORE)),
+        start=Losses(by_seed=start.by_seed, items=[start.items.get(seed) for seed in differences]),
         seeds=list(differences),
         share=rules.margin_share,
     )

@@ -1,7 +1,8 @@
 """A margin that is a share of the gain, tested with the noise of that gain.
 
-An arm that may give up the share p of what the reference gained over the base model is as good within that margin if,
-with its loss A, the reference's R and the base model's B,
+An arm that may give up the share p of what the reference gained is as good within that margin if, with its loss A, the
+reference's R and the loss B that the gain starts from (`trivial.gain_start`: the base model's, or that of guessing where guessing
+is better than the base model),
 
     A - R < p (B - R),   that is   c = A - (1 - p) R - p B < 0
 
@@ -10,7 +11,7 @@ fixed number: p times the noise of the gain would be missing. The second form ha
 each seed and item, linear in what was measured, and its mean is tested against 0 by the very tests that hold a difference
 against a fixed margin. It is the linearised test of a ratio of means (Fieller 1954; Hauschke, Kieser, Diletti and Burke,
 Statistics in Medicine 18, 1999; of retention trials: Rothmann et al., Statistics in Medicine 22, 2003). Losses only, since
-only of them the base model's own is always measured.
+only of them the start is always measured.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,17 +42,17 @@ class Losses:
 
 
 def retention(
-    *, arm: Losses, reference: Losses, base: Losses, seeds: Sequence[int], share: float
+    *, arm: Losses, reference: Losses, start: Losses, seeds: Sequence[int], share: float
 ) -> Retention | None:
-    """`c` over these seeds; None where the base model's loss lacks for one of them, or nothing was gained."""
-    if any(seed not in base.by_seed for seed in seeds):
+    """`c` over these seeds; None where the loss at the start lacks for one of them, or nothing was gained."""
+    if any(seed not in start.by_seed for seed in seeds):
         return None
-    gains = [base.by_seed[seed] - reference.by_seed[seed] for seed in seeds]
+    gains = [start.by_seed[seed] - reference.by_seed[seed] for seed in seeds]
     gain = sum(gains) / len(gains)
     if gain <= 0:
         return None
     factors = (1.0, share - 1.0, -share)
-    sides = (arm, reference, base)
+    sides = (arm, reference, start)
     by_seed = tuple(
         sum(f * side.by_seed[seed] for f, side in zip(factors, sides, strict=True)) for seed in seeds
     )

@@ -120,9 +120,10 @@ class GainStart:
 
 
 def gain_start(study: Study, reference: Arm, *, items: "ItemTable | None" = None) -> GainStart | None:
-    """Of the reference's runs; None where the base model's loss was not measured on each of its seeds."""
-    ours, before = (scores_by_seed(reference, study, metric=metric) for metric in (LOSS, LOSS_BEFORE))
-    if not ours or ours.keys() - before.keys():
+    """Of the reference's runs; None where the base model's loss was measured on none of its seeds."""
+    after, before = (scores_by_seed(reference, study, metric=metric) for metric in (LOSS, LOSS_BEFORE))
+    ours = sorted(after.keys() & before.keys())
+    if not ours:
         return None
     known = items or {}
     runs = {run.seed: run.experiment_id for run in reference.completed}
@@ -133,16 +134,16 @@ def gain_start(study: Study, reference: Arm, *, items: "ItemTable | None" = None
     starts = [
         GainStart(
             name=BASE_MODEL,
-            by_seed=before,
+            by_seed={seed: before[seed] for seed in ours},
             items={seed: scores for seed, scores in of_base.items() if scores is not None},
         )
     ]
     for predictor, by_seed in _recorded(study, [reference], metric=LOSS).items():
-        if ours.keys() <= by_seed.keys():
+        if by_seed.keys() >= set(ours):
             values = {seed: by_seed[seed][0].value for seed in ours}
             of_items = {seed: _items_of(by_seed[seed][0], like=of_arm[seed]) for seed in ours}
             starts.append(GainStart(name=PREDICTOR_NAMES[predictor], by_seed=values, items=of_items))
-    return min(starts, key=lambda start: statistics.fmean(start.by_seed[seed] for seed in ours))
+    return min(starts, key=lambda start: statistics.fmean(start.by_seed.values()))
 
 
 def _recorded(

@@ -25,7 +25,7 @@ def judged_by(
     used = _used(study, stated, asked=asked)
     question = asked_of(study, used)
     if asked.margin is not None:
-        question = replace(question, margin=asked.margin, margin_share=None)
+        question = replace(question, margin=asked.margin, margin_share=None, margin_lost=None)
     return question, tuple(_notes(study, statements, used=used, asked=asked))
 
 

@@ -257,7 +257,9 @@ def _open(analysis: Analysis) -> tuple[str, ...]:
         more = comparison.more
         needs = comparison.reason if more is None else f"needs {more}"
         told.append(f"{comparison.arm} against {comparison.reference}: cannot tell ({needs})")
-    if analysis.question.margin is None and analysis.returns is not None:
+    if analysis.question.margin_lost is not None:
+        told.append(f"the margin is a share of the gain, and {analysis.question.margin_lost}")
+    elif analysis.question.margin is None and analysis.returns is not None:
         told.append("no margin was set, so no smaller rank can be shown to be as good")
     return tuple(told)
 

@@ -25,8 +25,8 @@ _SHARE = re.compile(r"(?P<percent>\d+(?:\.\d+)?) ?%")
 class Margin:
     """How much worse than the reference still counts as good: a number in the metric's unit, or a share of the gain.
 
-    A share p of the gain g that the reference made over the base model, as in "keep 98 % of what fine-tuning
-    brings". It is no fixed number, for the gain is itself measured; but the claim stays linear in what is measured.
+    A share p of the gain g that the reference made over the base model (or over guessing without a model, where that is
+    better), as in "keep 98 % of what fine-tuning brings". It is no fixed number, for the gain is itself measured; but the claim stays linear in what is measured.
     With an arm's score A, the reference's R and the base model's B (a loss), "worse by less than p of the gain" is
 
         A - R < p (B - R)     or     A - (1 - p) R - p B < 0,

@@ -215,7 +215,8 @@ class SuiteKeys(BaseModel):
     margin: Annotated[float, Field(gt=0)] | Annotated[str, Field(examples=["2%"])] | None = Field(
         None,
         description="How much worse than the reference still counts as good: a number in the metric's unit, or a "
-        "share of what the reference gained over the base model. Without it nothing is called good enough.",
+        "share of what the reference gained over the base model, or over guessing without a model where that is better. "
+        "Without it nothing is called good enough.",
     )
     reference: str | None = Field(
         None,

@@ -92,7 +92,7 @@ def test_items_are_combined_as_seeds_are():
         items = [ItemScores(values=tuple(row), weights=weights) for row in values]
         return Losses(by_seed=dict(enumerate(values @ shares)), items=items)
 
-    found = retention(arm=side(arm), reference=side(reference), base=side(base), seeds=range(4), share=0.2)
+    found = retention(arm=side(arm), reference=side(reference), start=side(base), seeds=range(4), share=0.2)
     expected = two_way(arm - 0.8 * reference - 0.2 * base, np.array(weights, dtype=float))
     for part in ("mean", "seed_variance", "item_variance", "cell_variance"):
         assert float(getattr(found.estimate, part)) == pytest.approx(float(getattr(expected, part)))

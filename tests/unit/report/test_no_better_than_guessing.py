@@ -2,21 +2,31 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import labelled
 from labelled import learnt, same_word, sharper
 from lorastudy.analysis.items import stored_items
+from lorastudy.analysis.twoway import two_way
 from lorastudy.recommend.answer import Candidate, Evidence, recommend
 from lorastudy.recommend.decision import decide
 from lorastudy.report import read_report
+from lorastudy.report.document import Paragraph, plain
 from lorastudy.report.findings.recommendation import recommendation
+from lorastudy.report.sections.front import front_page
+from lorastudy.report.sections.results import comparison_blocks
 from lorastudy.spec.question import Margin, Question
 from lorastudy.spec.settings import Settings
+from lorastudy.tracker.views import StatedQuestion
 
 #: A tenth of what the reference gained over a base model that never saw the format: nearly a nat.
 TENTH = Question(tuning_seeds=(labelled.TUNING_SEED,), margin=Margin(amount=0.1, is_share=True))
 PLAIN = replace(TENTH, margin=None)
+
+
+def stated(question):
+    return StatedQuestion(question=question, stated_at="2026-01-02T12:00:00+00:00", num_completed=0)
 
 
 def analysis_of(arms, *, question=TENTH, **changes):
@@ -41,6 +51,34 @@ def test_arms_that_say_the_same_word_to_every_row_are_not_recommended_and_the_re
         f"None: no arm is shown to beat answer frequencies, which need no model ({frequencies:.3g} nats per token; r4 has {means['r4']:.3g}), "
         "so nothing is shown to be learnt from the prompts."
     )
+
+
+def test_the_page_says_why_a_share_of_that_gain_is_no_margin():
+    analysis = analysis_of({1: same_word, 4: sharper})
+    page = front_page(analysis, statements=(stated(TENTH),))
+    (r4,) = {one.arm_score for one in analysis.trivial if one.arm == "r4"}
+    frequencies = min(one.score for one in analysis.trivial)
+    why = f"r4 has {r4:.3g} nats per token and gained nothing over answer frequencies ({frequencies:.3g})"
+    assert f"with a margin of 10 % of the reference's gain that came to nothing: {why}." in page.question
+    rule = " ".join(
+        plain(block.text) for block in comparison_blocks(analysis, level=2) if isinstance(block, Paragraph)
+    )
+    assert f"The suite's margin is a share of the gain, and {why}; so no arm can be called as good" in rule
+
+
+def test_as_good_is_tested_by_the_share_of_the_gain_over_guessing():
+    """By hand: the arm's loss less nine tenths of the reference's and one tenth of the frequencies', by seed and row."""
+    analysis = analysis_of({1: learnt, 4: learnt})
+    frequencies = next(score for score in labelled.TRIVIAL if score.predictor == "frequencies")
+    arm, reference = (
+        np.array([analysis.items[f"{name}/{seed}", "eval", "loss"].values for seed in range(6)])
+        for name in ("r1", "r4")
+    )
+    expected = two_way(arm - 0.9 * reference - 0.1 * np.array(frequencies.items), np.full(400, 2.0))
+    (comparison,) = analysis.primary_comparisons
+    assert comparison.no_worse_p == pytest.approx(float(expected.p_below(0.0)), rel=1e-9)
+    assert comparison.margin == pytest.approx(0.1 * (frequencies.value - reference.mean()), rel=1e-9)
+    assert analysis.question.gain_over == "answer frequencies"
 
 
 def test_the_same_arms_would_be_recommended_if_nobody_had_guessed():

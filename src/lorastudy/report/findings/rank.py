@@ -154,7 +154,8 @@ def _returns(analysis: Analysis) -> str:
     assert returns.kept_share is not None
     steps = _steps(returns)
     if returns.knee_comparison is None:
-        gains = " This gain is between ranks; the margin is a share of the gain over the base model."
+        over = analysis.question.gain_over
+        gains = f" This gain is between ranks; the margin is a share of the gain over {over}."
         two_gains = gains if analysis.question.margin_share is not None else ""
         return f"{steps} {_largest_needed(returns)}{two_gains}{_where(returns)}"
     return (
@@ -186,6 +187,8 @@ def _where(returns: RankReturns) -> str:
 def _sufficient(analysis: Analysis, returns: RankReturns) -> str:
     """The smallest rank shown to be as good as the largest within the margin, or why there is none."""
     largest = _name(returns.ladder[-1])
+    if analysis.question.margin_lost is not None:
+        return f"That a smaller rank is sufficient cannot be shown: {analysis.question.margin_lost}."
     if analysis.question.margin is None:
         return (
             "This is observed, not proven: that a smaller rank is sufficient can be shown only against a margin set "

@@ -98,7 +98,7 @@ def _question(analysis: Analysis, statements: Sequence[StatedQuestion]) -> str:
             "the reference, and without a margin no arm can be as good within it."
         )
     first, last = statements[0], statements[-1]
-    now = _decides(last.question, margin=margin_words(analysis))
+    now = _decides(last.question, margin=margin_words(analysis), lost=analysis.question.margin_lost)
     beforehand = (
         "beforehand" if not first.num_completed else when_stated(first.stated_at, first.num_completed)
     )
@@ -114,9 +114,11 @@ def _question(analysis: Analysis, statements: Sequence[StatedQuestion]) -> str:
     return f"{asked} Stated {beforehand}: {stated}. What holds now, as changed on {changed}: {now}."
 
 
-def _decides(question: Question, *, margin: str) -> str:
+def _decides(question: Question, *, margin: str, lost: str | None = None) -> str:
     metric = METRIC_NAMES[question.primary_metric]
     reference = question.reference or "the reference that the design names"
+    if lost is not None:
+        return f"{metric} decides, against {reference}, with a margin of {question.margin} that came to nothing: {lost}"
     return f"{metric} decides, against {reference}, with {'no margin' if margin == 'none' else f'a margin of {margin}'}"
 
 

@@ -148,6 +148,11 @@ def _rule(analysis: Analysis) -> str:
 
 def _margin_rule(analysis: Analysis) -> str:
     """What it takes to be as good, or that nothing can be."""
+    if analysis.question.margin_lost is not None:
+        return (
+            f" The suite's margin is a share of the gain, and {analysis.question.margin_lost}; so no arm can be called as good "
+            "as the reference."
+        )
     if analysis.question.margin is None:
         return " The suite names no margin, so no arm can be called as good as the reference."
     tested = (
