@@ -108,7 +108,11 @@ class DataSummary:
     num_near_copies: int | None = None
     """As `num_leaked_rows`, of rows that nearly repeat such a row, and whose prompt is not there."""
     num_compared_rows: int | None = None
-    """On how many of this split's rows near copies were counted; a sample where a side has more than 10,000."""
+    """On how many of this split's rows near copies were counted; a sample where there are more than 10,000."""
+    num_compared_with: int | None = None
+    """How many rows these were compared with, a sample of the `num_known_rows` where there are more than 10,000."""
+    num_known_rows: int | None = None
+    """Training rows; for test rows, held-out ones too."""
     split_by: Literal["prompt", "row"] | None = None
     """What decided which rows are held out; None where these rows have a file of their own."""
     groups: tuple[int, ...] | None = None
@@ -125,6 +129,16 @@ class DataSummary:
     """Rows that are answered for exact match."""
     num_long_answers: int | None = None
     """Of these, rows whose answer has more tokens than an answer may have, so that none can match it."""
+    unused_columns: tuple[str, ...] | None = None
+    """Columns of its file that hold something and play no part."""
+    unseen_fields: tuple[str, ...] | None = None
+    """Fields of its messages of which the text of some row shows nothing."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """What `dataclasses.asdict` made plain."""
+        lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **lists})
 
 
 #: What answers without a model; `data.trivial` says how.
@@ -163,11 +177,8 @@ class RowsRead:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """What `dataclasses.asdict` made plain."""
-        summary = dict(values["summary"])
-        if summary.get("groups") is not None:
-            summary["groups"] = tuple(summary["groups"])
         trivial = tuple(TrivialScore(**{**score, "items": ()}) for score in values.get("trivial", ()))
-        return cls(**{**values, "summary": DataSummary(**summary), "trivial": trivial})
+        return cls(**{**values, "summary": DataSummary.from_json(values["summary"]), "trivial": trivial})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,9 @@ def layout_notes(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
                 f"{of}, {summary.num_fallback_rows} call functions, of which the base model's chat template has no notion: "
                 "calls and results are given to it as text"
             )
+        if summary.unseen_fields:
+            fields = ", ".join(summary.unseen_fields)
+            notes.append(f"{of}, some have fields of which nothing is shown to the model: {fields}")
         if summary.layout == "plain" and summary.format in ("messages", "sharegpt"):
             notes.append(
                 f"{summary.split}: no chat template lays out its conversations; they stand under headings (### User:)"

@@ -288,6 +288,9 @@ class NearCopies:
 
     num_near: int
     num_compared: int
+    num_compared_with: int
+    num_known: int
+    """Rows that are there, of which `num_compared_with` were looked at."""
 
 
 def near_copies(study: StudyData) -> Mapping[str, NearCopies]:
@@ -308,7 +311,12 @@ def _near(part: Rows, among: Sequence[Rows]) -> NearCopies:
     known = _found(keys.prompts(chosen), among, of="prompts")
     new = [number for number in chosen if keys.prompt(number) not in known]
     others = [text for rows in among for text in rows.asked(_sample(rows))]
-    return NearCopies(num_near=num_near_copies(list(part.asked(new)), others), num_compared=len(chosen))
+    return NearCopies(
+        num_near=num_near_copies(list(part.asked(new)), others),
+        num_compared=len(chosen),
+        num_compared_with=len(others),
+        num_known=sum(map(len, among)),
+    )
 
 
 def _sample(rows: Rows) -> Sequence[int]:

@@ -76,6 +76,8 @@ def _with_copies(sets: Mapping[str, TokenSet], study: StudyData) -> Mapping[str,
             num_known_prompts=study.num_known_prompts.get(split),
             num_near_copies=None if compared is None else compared.num_near,
             num_compared_rows=None if compared is None else compared.num_compared,
+            num_compared_with=None if compared is None else compared.num_compared_with,
+            num_known_rows=None if compared is None else compared.num_known,
             split_by=study.split_by.get(split),
         )
         found[split] = replace(tokens, summary=summary)

@@ -165,6 +165,8 @@ def tokenise(
         num_fallback_rows=sum(example.rendering.fell_back for example in examples),
         template_preamble=examples[0].rendering.preamble,
         template_date=examples[0].rendering.date,
+        unused_columns=tuple(examples[0].format.unused),
+        unseen_fields=tuple(dict.fromkeys(name for each in examples for name in each.rendering.unseen)),
     )
     return TokenSet(
         rows=tuple(rows),

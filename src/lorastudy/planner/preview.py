@@ -80,7 +80,7 @@ def preview(question: PreviewQuestion, ask: Ask) -> Preview:
     if problem is not None:
         raise problem
     return Preview(
-        summary=DataSummary(**answer["summary"]),
+        summary=DataSummary.from_json(answer["summary"]),
         max_seq_length=answer["max_seq_length"],
         notes=tuple(answer["notes"]),
         rows=tuple(map(PreviewedRow.from_json, answer["rows"])),

@@ -1,7 +1,8 @@
 """Sentences on the rows that a run reads: what lays them out, and what weakens what they say."""
 
+from lorastudy.analysis.fairness.wording import sample_in_words
 from lorastudy.records import DataSummary
-from lorastudy.report.numbers import count
+from lorastudy.report.numbers import count, listing
 
 _PREAMBLE_SHOWN = 400
 
@@ -24,6 +25,16 @@ def laid_out(data: DataSummary) -> str:
     return told
 
 
+def left_out(data: DataSummary) -> str:
+    """What of the file and its messages no row shows the model; nothing of runs that did not record it."""
+    told = ""
+    if data.unused_columns:
+        told += f" Columns of its file that are not used: {listing(data.unused_columns)}."
+    if data.unseen_fields:
+        told += f" Fields of messages of which rows show nothing to the model: {listing(data.unseen_fields)}."
+    return told
+
+
 def repeated(data: DataSummary) -> str:
     """Rows that weaken what the scores say: duplicates, and held-out rows that are also trained on."""
     leaked = "are also in the training rows, so their scores say nothing about new rows"
@@ -43,6 +54,8 @@ def repeated(data: DataSummary) -> str:
             f" {count(data.num_near_copies or 0)} of {count(data.num_compared_rows)} that were compared have a prompt that "
             "differs by a few words from one that is there."
         )
+        sample = sample_in_words(data)
+        told += f" For this, {sample}." if sample else ""
     if data.split_by == "row":
         told += " They were held out row by row, since there are too few prompts to hold out prompts."
     if data.groups is not None:

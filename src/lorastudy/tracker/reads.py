@@ -256,8 +256,9 @@ def _arm_profile(row: Row) -> ArmProfile:
 
 
 def _data_summary(row: Row) -> DataSummary:
-    groups = None if row["groups"] is None else tuple(json.loads(row["groups"]))
-    return _as_value(DataSummary, {**row, "groups": groups}, without=("pack_id", "attempt"))
+    lists = {name: row[name] for name in schema.LISTS_OF_A_DATA_SUMMARY}
+    read = {name: None if text is None else tuple(json.loads(text)) for name, text in lists.items()}
+    return _as_value(DataSummary, {**row, **read}, without=("pack_id", "attempt"))
 
 
 def _trivial_score(row: Row) -> TrivialScore:

@@ -327,8 +327,14 @@ data_summaries = Table(
     Column("template_date", Text),
     Column("num_asked_rows", BigInteger),
     Column("num_long_answers", BigInteger),
+    Column("num_compared_with", BigInteger),
+    Column("num_known_rows", BigInteger),
+    Column("unused_columns", Text, comment="JSON: columns of the file that hold something and play no part"),
+    Column("unseen_fields", Text, comment="JSON: fields of messages of which the text shows nothing"),
     _hash(),
 )
+#: Its columns that hold a list as JSON; NULL where it was not recorded.
+LISTS_OF_A_DATA_SUMMARY = ("groups", "unused_columns", "unseen_fields")
 
 trivial_scores = Table(
     "trivial_scores",

@@ -105,8 +105,10 @@ def _take_environment(connection: Connection, record: Environment, origin: Origi
 
 
 def _take_data_summary(connection: Connection, record: DataSummary, origin: Origin) -> bool:
-    groups = None if record.groups is None else canonical_json(record.groups)
-    values = asdict(record) | {"groups": groups}
+    lists = {name: getattr(record, name) for name in schema.LISTS_OF_A_DATA_SUMMARY}
+    values = asdict(record) | {
+        name: None if items is None else canonical_json(items) for name, items in lists.items()
+    }
     return _add_once(
         connection, schema.data_summaries, values=values, key=origin.key | {"split": record.split}
     )

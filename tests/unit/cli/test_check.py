@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from lorastudy import lab
 from lorastudy.analysis.fairness.case import tokens_seen
 from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.fairness.wording import arms_in_words
-from lorastudy.cli.checking import read_data, suite_case
+from lorastudy.cli.checking import layout_notes, read_data, suite_case
 from lorastudy.cli.main import main
 from lorastudy.cli.running import design_of
+from lorastudy.records import DataSummary, RowsRead
 from lorastudy.spec.loading import load_suite
 from lorastudy.spec.settings import Settings
 
@@ -279,3 +281,16 @@ def test_arms_in_words():
     assert arms_in_words(["a b"], num_arms=3) == "“a b”"
     many = [f"arm{number}" for number in range(9)]
     assert arms_in_words(many, num_arms=10) == "9 of 10 arms: arm0, arm1, arm2, ..."
+
+
+def test_fields_that_the_model_is_shown_nothing_of_are_noted():
+    counts = dict.fromkeys(
+        ("num_refused_rows", "num_truncated_rows", "num_tokens", "num_completion_tokens"), 1
+    )
+    summary = DataSummary(
+        split="eval", format="messages", num_rows=9, layout="chat", unseen_fields=("mood", "id"), **counts
+    )
+    notes = layout_notes(
+        {"key": [RowsRead(summary=summary), RowsRead(summary=replace(summary, unseen_fields=()))]}
+    )
+    assert notes == ["of 10 held-out rows, some have fields of which nothing is shown to the model: mood, id"]

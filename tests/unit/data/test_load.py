@@ -134,4 +134,6 @@ def test_of_many_rows_those_with_the_lowest_hashes_of_prompts_are_compared(write
         for number, key in zip(study.train.numbers, study.train.hashes("prompts"), strict=True)
     }
     assert load._sample(study.train) == sorted(sorted(places, key=places.__getitem__)[:7])
-    assert near_copies(study)["eval"].num_compared == 7
+    found = near_copies(study)["eval"]
+    assert (found.num_compared, found.num_compared_with, found.num_known) == (7, 7, len(study.train))
+    assert len(study.train) > 7

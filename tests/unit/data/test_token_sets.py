@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lorastudy.data import load
 from lorastudy.data import token_sets as module
 from lorastudy.data.batches import micro_batches
 from lorastudy.data.fingerprint import dataset_fingerprint
@@ -106,3 +107,19 @@ def test_a_list_of_any_layout_is_read_in_pieces_as_if_it_were_whole(tmp_path, mo
                 monkeypatch.setattr(sources, "_PIECE_BYTES", size)
                 monkeypatch.setattr("lorastudy.data.json_reading._START_LENGTH", 16)
                 assert [row.values for row in read_rows(str(path))] == rows
+
+
+def test_what_no_row_shows_and_how_many_were_compared_is_on_record(write, letters, monkeypatch):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [
+        {"messages": [{**turns[0], "content": f"q{i}"}, turns[1]], "url": "u" * (i % 2)} for i in range(60)
+    ]
+    rows[3]["messages"] = [{**turn, "mood": "good", "name": "Ann"} for turn in rows[3]["messages"]]
+    settings = Settings(dataset_path=write("a.jsonl", rows), eval_dataset_path=write("b.jsonl", rows[10:20]))
+    monkeypatch.setattr(load, "MAX_ROWS", 8)
+    sets = token_sets(train_and_eval(settings), settings, tokenizer=letters(), reach=None)
+    train, held_out = sets["train"].summary, sets["eval"].summary
+    assert (train.unused_columns, train.unseen_fields) == (("url",), ("mood",))  # headings show a name
+    assert (held_out.unused_columns, held_out.unseen_fields) == (("url",), ())
+    assert (held_out.num_compared_rows, held_out.num_compared_with, held_out.num_known_rows) == (8, 8, 60)
+    assert train.num_compared_with is train.num_known_rows is None

@@ -111,6 +111,8 @@ def test_cut_refused_and_counted(letters):
         num_completion_tokens=4,  # c d, b EOS
         layout="plain",
         num_fallback_rows=0,
+        unused_columns=(),
+        unseen_fields=(),
     )
 
 

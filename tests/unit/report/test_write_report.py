@@ -470,3 +470,44 @@ def test_what_a_chat_template_added_and_could_not_do_is_told(text_of, make_resul
     long = text_of([make_result(data=(replace(told, template_preamble="a" * 401),))])
     assert f"{'a' * 400!r} (shortened from 401 characters)." in long
     assert "lays them out" not in text_of([make_result(data=(summary,))])  # runs that did not record it
+
+
+def test_columns_and_fields_that_no_row_shows_are_named(text_of, make_result):
+    summary = replace(make_result().data[0], format="messages")
+    told = replace(summary, unused_columns=("url", "id"), unseen_fields=("mood",))
+    assert (
+        "Columns of its file that are not used: url and id. Fields of messages of which rows show nothing to the model: mood."
+    ) in text_of([make_result(data=(told,))])
+    for nothing in (summary, replace(summary, unused_columns=(), unseen_fields=())):
+        text = text_of([make_result(data=(nothing,))])
+        assert "not used" not in text
+        assert "show nothing" not in text
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        (
+            (12_000, 10_000, 10_000, 52_000),
+            "a sample of 10,000 of 12,000 rows was compared with a sample of 10,000 of 52,000",
+        ),
+        ((500, 500, 10_000, 52_000), "all 500 rows were compared with a sample of 10,000 of 52,000"),
+        ((12_000, 10_000, 800, 800), "a sample of 10,000 of 12,000 rows was compared with all 800"),
+        ((500, 500, 800, 800), None),
+        ((500, 500, None, None), None),
+    ],
+)
+@pytest.mark.parametrize("split", ["eval", "test"])
+def test_a_sample_on_which_near_copies_were_counted_is_told(text_of, make_result, counts, told, split):
+    num_rows, compared, compared_with, known = counts
+    summary = replace(
+        make_result().data[0], split=split, num_rows=num_rows - 1, num_refused_rows=1, num_near_copies=3,
+        num_compared_rows=compared, num_compared_with=compared_with, num_known_rows=known,
+    )  # fmt: skip
+    text = text_of([make_result(data=(summary,))])
+    assert f"3 of {compared:,} that were compared have a prompt that differs by a few words" in text
+    whose = "trained on or among the rows that choose" if split == "test" else "trained on"
+    if told is None:
+        assert "sample of" not in text
+    else:
+        assert f" For this, {told} that are {whose}." in text

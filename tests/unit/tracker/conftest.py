@@ -80,6 +80,8 @@ def make_records() -> Callable[..., list[Record]]:
                 num_truncated_rows=2,
                 num_tokens=9000,
                 num_completion_tokens=4000,
+                unused_columns=("url", "id"),
+                unseen_fields=(),
             ),
             DataSummary(
                 split="eval",
@@ -93,6 +95,8 @@ def make_records() -> Callable[..., list[Record]]:
                 num_known_prompts=1,
                 num_near_copies=0,
                 num_compared_rows=2,
+                num_compared_with=80,
+                num_known_rows=90,
                 split_by="prompt",
                 groups=(0, 0),
             ),

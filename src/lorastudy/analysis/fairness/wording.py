@@ -1,6 +1,8 @@
-"""How findings name the arms they are about."""
+"""How findings name the arms they are about, and the rows that they were found on."""
 
 from collections.abc import Sequence
+
+from lorastudy.records import DataSummary
 
 #: With more arms than this only the first few are named, and how many there are is said.
 MAX_NAMES = 6
@@ -15,3 +17,19 @@ def arms_in_words(arms: Sequence[str], *, num_arms: int) -> str:
     if len(arms) > MAX_NAMES:
         return f"{len(arms)} of {num_arms} arms: {', '.join(shown[:NUM_NAMED_OF_MANY])}, ..."
     return ", ".join(shown)
+
+
+def sample_in_words(data: DataSummary) -> str:
+    """On which part of the rows near copies were counted; empty where all were compared with all."""
+    compared, compared_with, known = data.num_compared_rows, data.num_compared_with, data.num_known_rows
+    if compared is None or compared_with is None or known is None:
+        return ""
+    num_rows = data.num_rows + data.num_refused_rows
+    if compared >= num_rows and compared_with >= known:
+        return ""
+    these = f"a sample of {compared:,} of {num_rows:,} rows was compared"
+    if compared >= num_rows:
+        these = f"all {num_rows:,} rows were compared"
+    others = f"a sample of {compared_with:,} of {known:,}" if compared_with < known else f"all {known:,}"
+    whose = "trained on or among the rows that choose" if data.split == "test" else "trained on"
+    return f"{these} with {others} that are {whose}"

@@ -270,6 +270,20 @@ def test_what_is_known_of_held_out_prompts_is_told(planned):
     assert found(planned("experiments: [{name: a}]", a=fewer), "LS508") == [("note", {"a"})]
 
 
+def test_near_copies_that_were_counted_on_a_sample_are_told_so(planned):
+    summary = replace(
+        rows("eval", 12_000, 0, 0).summary, num_near_copies=3, num_compared_rows=10_000, num_compared_with=10_000,
+        num_known_rows=52_000,
+    )  # fmt: skip
+    facts = {"num_test_rows": 12_000, "num_near_copies": 3, "num_compared_rows": 10_000}
+    case = planned("experiments: [{name: a}]", a={**facts, "rows": (RowsRead(summary=summary),)})
+    (finding,) = [f for f in lint(case) if f.code == "LS508"]
+    assert finding.found == (
+        "3 of 10,000 that were compared have one that differs by a few words; a sample of 10,000 of 12,000 rows was "
+        "compared with a sample of 10,000 of 52,000 that are trained on"
+    )
+
+
 def test_few_prompts_mean_the_same_where_rows_are_split_and_where_it_is_judged():
     assert evidence.MIN_PROMPTS == splits.MIN_PROMPTS
 

@@ -1,4 +1,4 @@
-"""The layers that an experiment adapts, what trivial predictors score on its rows, and how sure its step time is."""
+"""The layers that an experiment adapts, what its rows leave out, what trivial predictors score, and how sure its time is."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -24,6 +24,19 @@ def upgrade() -> None:
         ),
     ):
         op.add_column("profiles", column)
+    for column in (
+        sa.Column("num_compared_with", sa.BigInteger),
+        sa.Column("num_known_rows", sa.BigInteger),
+        sa.Column(
+            "unused_columns",
+            sa.Text,
+            comment="JSON: columns of the file that hold something and play no part",
+        ),
+        sa.Column(
+            "unseen_fields", sa.Text, comment="JSON: fields of messages of which the text shows nothing"
+        ),
+    ):
+        op.add_column("data_summaries", column)
     op.create_table(
         "trivial_scores",
         sa.Column("pack_id", sa.Text, nullable=False),
