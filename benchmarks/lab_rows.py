@@ -18,7 +18,7 @@ from benchmarks.alpaca_rows import rows_of
 from benchmarks.job import Job, Run
 from benchmarks.suites import name_of
 from lorastudy.cli.running import design_of
-from lorastudy.data.batches import micro_batches
+from lorastudy.data.batches import micro_batches, row_order
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.tokenise import TokenRow, tokenise
 from lorastudy.engine.loading import load_base
@@ -52,13 +52,11 @@ def job_of(suite: Path) -> Job:
         for name, part in splits.items()
     }
     assert settings.max_steps is not None
-    plan = micro_batches(
-        len(rows["train"]),
-        data_seed=experiments[0].data_seed,
-        steps=settings.max_steps,
-        batch_size=settings.per_device_train_batch_size,
-        accumulation=1,
+    size = settings.per_device_train_batch_size
+    order = row_order(
+        len(rows["train"]), data_seed=experiments[0].data_seed, num_rows_needed=settings.max_steps * size
     )
+    plan = micro_batches(order, batch_size=size, accumulation=1)
     chosen = resolve_targets(
         base.target_layers, target_modules=settings.target_modules, layers_to_transform=None
     )

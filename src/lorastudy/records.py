@@ -86,6 +86,8 @@ class Environment:
 class DataSummary:
     """What became of the rows that a run reads. A refused row is one whose answer `max_seq_length` cut away entirely.
 
+    A plain text longer than `max_seq_length` becomes several rows, which share a prompt, as `groups` says.
+
     A row's prompt is what stands before its first answer, without regard to case, white space and Unicode form. A row
     of plain text, and one that asks nothing, has its own content in place of a prompt.
     """
@@ -102,7 +104,9 @@ class DataSummary:
     num_leaked_rows: int | None = None
     """Held-out rows whose content is also trained on; of test rows, also those that stand among the held-out ones."""
     num_unread_rows: int | None = None
-    """Training rows that the steps do not reach; no other count covers them. None where all rows are read."""
+    """Training rows that the steps do not reach; no other count covers them. None where all rows are read.
+
+    A plain text that is not read counts as one, though it may be long enough for several rows."""
     num_known_prompts: int | None = None
     """As `num_leaked_rows`, of rows whose prompt is there, whatever the answer."""
     num_near_copies: int | None = None

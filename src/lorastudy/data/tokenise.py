@@ -8,6 +8,7 @@ are aligned with the ids (the shift happens in the loss) and are -100 wherever n
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 from lorastudy.data.examples import Example
@@ -86,21 +87,17 @@ class TokenRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
-    """The rows that can be used, and what became of all of them (`num_rows` counts the usable ones)."""
+    """The rows that can be used, and what became of all that were given (`num_rows` counts the usable ones)."""
 
     rows: tuple[TokenRow, ...]
     summary: DataSummary
     whole_lengths: tuple[int, ...]
-    """Tokens of every row before the cut, of refused ones too."""
+    """Tokens of every row before anything is cut off, of refused ones too. The pieces of a long plain text are rows."""
     places: tuple[int, ...]
-    """Where each usable row stands among all that were given, `num_given` of them."""
+    """Where each usable row stands among all that were given, `num_given` of them; pieces of one text stand in one place."""
     refused: frozenset[int]
-    """Where the rows stand of which nothing can be trained."""
+    """Where those stand of which nothing can be trained."""
     num_given: int
-
-    def row_at(self, place: int) -> TokenRow | None:
-        """The row of this place; None where it is refused."""
-        return None if place in self.refused else self.rows[self.places.index(place)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +121,7 @@ class _Encoded:
 def tokenise(
     examples: Sequence[Example], *, tokenizer: Tokenizer, max_seq_length: int, split: str
 ) -> TokenSet:
-    """The examples as tokens, each at most `max_seq_length` long, cut at the end.
+    """The examples as tokens, each row at most `max_seq_length` long: a plain text in pieces, all others cut at the end.
 
     The tokens of a conversation are those that the model's chat template gives it. In front of other rows comes what
     the tokenizer itself puts there (a BOS token, or nothing), once. After the last answer comes its EOS token, which is
@@ -140,13 +137,13 @@ def tokenise(
     places: list[int] = []
     whole_lengths: list[int] = []
     num_truncated = 0
-    for place, encoded in enumerate(_encode(examples, tokenizer)):
-        whole_lengths.append(len(encoded.ids))
-        row = _cut(encoded, max_seq_length=max_seq_length, tokenizer=tokenizer)
+    for place, part in _parts(examples, tokenizer, max_seq_length=max_seq_length):
+        whole_lengths.append(len(part.ids))
+        row = _cut(part, max_seq_length=max_seq_length, tokenizer=tokenizer)
         if row is not None:
             rows.append(row)
             places.append(place)
-            num_truncated += len(encoded.ids) > max_seq_length
+            num_truncated += len(part.ids) > max_seq_length
     if not rows:
         raise DataError(
             f"{split}: of all {len(examples)} rows the answer was cut away entirely at "
@@ -157,7 +154,7 @@ def tokenise(
         split=split,
         format=examples[0].format.name,
         num_rows=len(rows),
-        num_refused_rows=len(examples) - len(rows),
+        num_refused_rows=len(examples) - len(set(places)),
         num_truncated_rows=num_truncated,
         num_tokens=sum(len(row.input_ids) for row in rows),
         num_completion_tokens=sum(row.num_completion_tokens for row in rows),
@@ -207,6 +204,45 @@ def _refuse_unknown_words(rows: Sequence[TokenRow], tokenizer: Tokenizer, *, spl
             f"{split}: {share:.0%} of the answers' tokens are unknown to the base model's tokenizer, so nothing "
             f"can be {'learnt from' if split == 'train' else 'told by'} them; take a base model that knows this text (`lab` knows only its own few words)"
         )
+
+
+def _parts(
+    examples: Sequence[Example], tokenizer: Tokenizer, *, max_seq_length: int
+) -> Iterator[tuple[int, _Encoded]]:
+    """What becomes a row each, with the place of its example: an example, or a piece of a plain text."""
+    num_repeated = len(_prefix(tokenizer))
+    for place, encoded in enumerate(_encode(examples, tokenizer)):
+        is_text = examples[place].rendering.layout == "text"
+        pieces = (
+            _pieces(encoded, max_seq_length=max_seq_length, num_repeated=num_repeated)
+            if is_text
+            else [encoded]
+        )
+        yield from ((place, piece) for piece in pieces)
+
+
+def _pieces(encoded: _Encoded, *, max_seq_length: int, num_repeated: int) -> list[_Encoded]:
+    """A plain text in as few pieces as can be, as equal as can be: a short last one would weigh as much as a long one.
+
+    Each token stands in one piece, but for what the tokenizer puts before a text: each piece begins with that, as the
+    model expects of a text. Where it puts nothing there, the first token of each piece has no label.
+    """
+    ids, labels = encoded.ids, encoded.labels
+    longest = max_seq_length - num_repeated
+    if len(ids) <= max_seq_length or longest < 1:
+        return [encoded]
+    num_tokens = len(ids) - num_repeated
+    num_pieces = -(-num_tokens // longest)
+    borders = [num_repeated + num_tokens * number // num_pieces for number in range(num_pieces + 1)]
+    pieces = []
+    for start, stop in pairwise(borders):
+        piece_labels = [*labels[:num_repeated], *labels[start:stop]]
+        piece_labels[:1] = [IGNORED]
+        answer = _Answer(start=num_repeated, stop=num_repeated + stop - start, prompt_text="")
+        pieces.append(
+            _Encoded(ids=[*ids[:num_repeated], *ids[start:stop]], labels=piece_labels, answers=[answer])
+        )
+    return pieces
 
 
 def _encode(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[_Encoded]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lorastudy.data.batches import micro_batches
+from lorastudy.data.batches import micro_batches, rows_in_order
 from lorastudy.data.tokenise import TokenSet
 from lorastudy.engine.batch import Batch, assemble
 from lorastudy.spec.settings import Settings
@@ -52,14 +52,13 @@ def make_feed(
     train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int, device: torch.device
 ) -> Feed:
     """Every step's rows, equal for all arms: a function of `data_seed`, which is the pack's (`Experiment.data_seed`)."""
-    numbers = micro_batches(
+    size, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    order = rows_in_order(
         train.num_given,
-        refused=train.refused,
         data_seed=data_seed,
-        steps=num_steps,
-        batch_size=settings.per_device_train_batch_size,
-        accumulation=settings.gradient_accumulation_steps,
+        num_rows_needed=num_steps * size * accumulation,
+        refused=train.refused,
+        places=train.places,
     )
-    at = {place: row for row, place in enumerate(train.places)}
-    plan = [[[at[number] for number in batch] for batch in step] for step in numbers]
+    plan = micro_batches(order, batch_size=size, accumulation=accumulation)
     return Feed(train=train, plan=plan, device=device)

@@ -5,6 +5,7 @@ Both come from the token sets that a run makes of the same settings, so neither 
 
 import json
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -94,15 +95,22 @@ def rows_previewed(question: PreviewQuestion) -> dict[str, Any]:
         num_steps = _num_steps(settings, question.lengths, num_rows=len(tokens.rows))
         feed = _feed(tokens, settings, data_seed=question.data_seed, num_steps=num_steps)
         order = list(dict.fromkeys(row for step in feed.plan for batch in step for row in batch))
-    places = _places(tokens, order, num_rows=question.num_rows)
-    examples = dict(zip(sorted(places), of_run.rows[split].read(sorted(places)), strict=True))
+    shown = _shown(tokens, order, num_rows=question.num_rows)
+    places = sorted({place for place, _ in shown})
+    examples = dict(zip(places, of_run.rows[split].read(places), strict=True))
     return {
         "summary": asdict(replace(tokens.summary, groups=None)),
         "max_seq_length": settings.max_seq_length,
         "notes": list(of_run.rows[split].dataset.format.notes),
         "rows": [
-            _previewed(examples[place], tokens.row_at(place), settings=settings, tokenizer=of_run.tokenizer)
-            for place in places
+            _previewed(
+                examples[place],
+                None if number is None else tokens.rows[number],
+                part="" if number is None else _part(tokens, number),
+                settings=settings,
+                tokenizer=of_run.tokenizer,
+            )
+            for place, number in shown
         ],
     }
 
@@ -201,35 +209,57 @@ def _read(tokens: TokenSet, *, trivial: Sequence[TrivialScore]) -> RowsRead:
     )
 
 
-def _places(tokens: TokenSet, order: Sequence[int], *, num_rows: int) -> list[int]:
-    """Where the rows stand that are shown: the first in order, then one that is cut, if none of them is, and one refused."""
-    whole = _whole_lengths(tokens)
+def _shown(tokens: TokenSet, order: Sequence[int], *, num_rows: int) -> list[tuple[int, int | None]]:
+    """The place and the number of the rows that are shown; a refused row has no number.
 
-    def is_cut(row: int) -> bool:
-        return whole[tokens.places[row]] > len(tokens.rows[row].input_ids)
-
+    They are the first in order, then one that is cut, if none of them is, and one that is refused.
+    """
+    cut = _cut_rows(tokens)
     shown = list(order[:num_rows])
-    if not any(map(is_cut, shown)):
-        shown += [row for row in order if is_cut(row)][:1]
-    return [tokens.places[row] for row in shown] + sorted(tokens.refused)[:1]
+    if cut.isdisjoint(shown):
+        shown += [row for row in order if row in cut][:1]
+    refused: list[tuple[int, int | None]] = [(place, None) for place in sorted(tokens.refused)[:1]]
+    return [(tokens.places[row], row) for row in shown] + refused
 
 
-def _whole_lengths(tokens: TokenSet) -> dict[int, int]:
-    """Tokens before the cut, by the place of the row."""
-    return dict(zip(sorted({*tokens.places, *tokens.refused}), tokens.whole_lengths, strict=True))
+def _cut_rows(tokens: TokenSet) -> set[int]:
+    """The numbers of the rows that have lost their end."""
+    places = sorted([*tokens.places, *tokens.refused])
+    whole = [
+        length
+        for place, length in zip(places, tokens.whole_lengths, strict=True)
+        if place not in tokens.refused
+    ]
+    used = [len(row.input_ids) for row in tokens.rows]
+    return {row for row, lengths in enumerate(zip(whole, used, strict=True)) if lengths[0] > lengths[1]}
+
+
+def _part(tokens: TokenSet, row: int) -> str:
+    """Which of several rows of one text it is: ` (row 2 of 5)`."""
+    place = tokens.places[row]
+    first, stop = bisect_left(tokens.places, place), bisect_right(tokens.places, place)
+    return "" if stop - first == 1 else f" (row {row - first + 1} of {stop - first})"
 
 
 def _previewed(
-    example: Example, used: TokenRow | None, *, settings: Settings, tokenizer: PreTrainedTokenizerBase
+    example: Example,
+    used: TokenRow | None,
+    *,
+    part: str,
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
     """One row: its ids and labels as they are trained on, and its text in pieces. Of a refused row nothing is trained."""
-    ids, labels = whole_row(example, tokenizer=tokenizer)
+    if part and used is not None:
+        ids, labels = list(used.input_ids), list(used.labels)
+    else:
+        ids, labels = whole_row(example, tokenizer=tokenizer)
     if used is not None:
         num_used = len(used.input_ids)
         assert (list(used.input_ids), list(used.labels)) == (ids[:num_used], labels[:num_used])
     rendering = example.rendering
     return {
-        "where": example.row.where,
+        "where": f"{example.row.where}{part}",
         "is_refused": used is None,
         "input_ids": [] if used is None else used.input_ids,
         "labels": [] if used is None else used.labels,

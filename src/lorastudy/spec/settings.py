@@ -73,7 +73,11 @@ class AskedSettings(BaseModel):
         ge=1,
         description="Use only the first held-out rows, test rows and forgetting rows; of each so many.",
     )
-    max_seq_length: int = Field(512, ge=8, description="Tokens per row; longer rows are cut at the end.")
+    max_seq_length: int = Field(
+        512,
+        ge=8,
+        description="Tokens per row; longer rows are cut at the end, longer plain texts into several rows.",
+    )
 
     prompt_format: PromptFormat = Field(
         "auto",

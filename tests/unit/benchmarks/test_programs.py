@@ -17,7 +17,7 @@ from benchmarks.growth_store import study
 from benchmarks.job import AlpacaRequest, Job, Row, Run
 from benchmarks.processes import TUNING, agreement, interleaved, plain_environment, run_timed
 from benchmarks.results import BASELINE, OURS, Sample
-from lorastudy.data.batches import micro_batches
+from lorastudy.data.batches import micro_batches, row_order
 from lorastudy.experiments.expansion import expand
 from lorastudy.spec.loading import load_suite
 
@@ -88,7 +88,8 @@ def test_the_file_is_laid_out_so_that_our_order_visits_the_rows_of_the_trainer()
     assert visited != trainer_order(40, num_steps=5, batch_size=4, seed=1)
     file_rows = laid_out([f"row {number}" for number in range(40)], visited=visited)
     assert sorted(file_rows) == sorted(f"row {number}" for number in range(40))
-    plan = micro_batches(40, data_seed=0, steps=5, batch_size=4, accumulation=1)
+    order = row_order(40, data_seed=0, num_rows_needed=20)
+    plan = micro_batches(order, batch_size=4, accumulation=1)
     seen = [file_rows[place] for (places,) in plan for place in places]
     assert seen == [f"row {number}" for number in visited]
 

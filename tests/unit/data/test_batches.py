@@ -1,8 +1,18 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorastudy.data.batches import micro_batches, num_steps, row_order, steps_of, usable_order
+from lorastudy.data.batches import (
+    PIECES_APART,
+    micro_batches,
+    num_steps,
+    row_order,
+    rows_in_order,
+    steps_of,
+    usable_order,
+)
 from lorastudy.spec.settings import Settings
 
 
@@ -28,7 +38,7 @@ def test_the_order_is_the_same_on_every_machine_and_version():
 
 def test_micro_batches_follow_the_order_across_the_end_of_an_epoch():
     order = row_order(5, data_seed=3, num_rows_needed=12)
-    assert micro_batches(5, data_seed=3, steps=3, batch_size=2, accumulation=2) == [
+    assert micro_batches(order, batch_size=2, accumulation=2) == [
         [order[0:2], order[2:4]],
         [order[4:6], order[6:8]],
         [order[8:10], order[10:12]],
@@ -63,3 +73,53 @@ def test_a_plan_counts_the_steps_that_training_takes():
     assert 50 * 1.1 > 55
     assert steps_of(settings, num_rows=50) == 55
     assert steps_of(settings.model_copy(update={"max_steps": 7}), num_rows=50) == 7
+
+
+NUMBERS_OF_PIECES = st.lists(st.integers(0, 5), min_size=1, max_size=30).filter(any)
+
+
+def in_order(numbers, *, data_seed, needed):
+    """Rows of texts that have so many pieces; one without any is refused."""
+    places = [place for place, number in enumerate(numbers) for _ in range(number)]
+    refused = {place for place, number in enumerate(numbers) if number == 0}
+    rows = rows_in_order(
+        len(numbers), data_seed=data_seed, num_rows_needed=needed, refused=refused, places=places
+    )
+    return rows, places
+
+
+@given(NUMBERS_OF_PIECES, st.integers(0, 9), st.integers(0, 200))
+def test_every_epoch_sees_every_piece_once(numbers, data_seed, needed):
+    rows, places = in_order(numbers, data_seed=data_seed, needed=needed)
+    assert len(rows) == needed
+    for start in range(0, needed - len(places) + 1, len(places)):
+        assert sorted(rows[start : start + len(places)]) == list(range(len(places)))
+
+
+@given(NUMBERS_OF_PIECES, st.integers(0, 9), st.integers(1, 100), st.integers(1, 100))
+def test_more_rows_continue_the_same_order_of_pieces(numbers, data_seed, few, more):
+    rows, _ = in_order(numbers, data_seed=data_seed, needed=few + more)
+    assert in_order(numbers, data_seed=data_seed, needed=few)[0] == rows[:few]
+
+
+@given(
+    st.lists(st.integers(0, 1), min_size=1, max_size=30).filter(any), st.integers(0, 9), st.integers(0, 99)
+)
+def test_texts_of_one_piece_come_as_any_rows(numbers, data_seed, needed):
+    rows, places = in_order(numbers, data_seed=data_seed, needed=needed)
+    refused = {place for place, number in enumerate(numbers) if number == 0}
+    expected = usable_order(len(numbers), data_seed=data_seed, num_rows_needed=needed, refused=refused)
+    assert [places[row] for row in rows] == expected
+
+
+def test_pieces_are_strewn_and_which_comes_first_is_drawn():
+    numbers = [8] * 2000
+    rows, places = in_order(numbers, data_seed=0, needed=16000)
+    texts = [places[row] for row in rows]
+    once = dict.fromkeys(texts)  # in the order in which they come first
+    assert list(once) == row_order(2000, data_seed=0, num_rows_needed=2000)
+    first_pieces = [next(row for row in rows if places[row] == text) % 8 for text in list(once)[:200]]
+    assert all(10 <= first_pieces.count(piece) <= 45 for piece in range(8))  # 25, give or take 4.7
+    neighbours = sum(one == other for one, other in pairwise(texts))
+    # Of 7 of 8 rows the next one is of the same text with a probability of about 7 / (8 * PIECES_APART).
+    assert neighbours < 4 * 16000 / PIECES_APART

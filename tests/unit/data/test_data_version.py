@@ -21,6 +21,7 @@ DIGESTS = {
     "pairs": {2: "e8dca768d0051296"},
     "messages": {2: "904a8ca92f74c214"},
     "text": {2: "bd15d742d0c0ccd9"},
+    "long_text": {2: "ea5d7d0f9141d88c"},
 }
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -65,6 +66,8 @@ def rows(name: str) -> list[dict[str, Any]]:
             }
             for i in range(60)
         ]
+    if name == "long_text":
+        return [{"text": f"Page {i} says {'much ' * (70 * i % 401)}of {i * 7}."} for i in range(60)]
     return [{"text": f"Line {i} says {'much ' * (i % 7)}of {i * 7}."} for i in range(60)]
 
 

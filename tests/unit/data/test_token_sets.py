@@ -9,7 +9,7 @@ import pytest
 
 from lorastudy.data import load
 from lorastudy.data import token_sets as module
-from lorastudy.data.batches import micro_batches
+from lorastudy.data.batches import micro_batches, rows_in_order
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.sources import RowSource, read_rows, watched
@@ -30,16 +30,15 @@ def many(write):
 def trained(study, settings, *, letters, reach, data_seed, steps):
     """The token rows of each step, as `make_feed` lays them out."""
     tokens = token_sets(study, settings, tokenizer=letters(), reach=reach)["train"]
-    numbers = micro_batches(
+    order = rows_in_order(
         tokens.num_given,
         data_seed=data_seed,
-        steps=steps,
-        batch_size=4,
-        accumulation=1,
+        num_rows_needed=steps * 4,
         refused=tokens.refused,
+        places=tokens.places,
     )
-    at = dict(zip(tokens.places, tokens.rows, strict=True))
-    return tokens, [[at[number] for number in batch] for (batch,) in numbers]
+    plan = micro_batches(order, batch_size=4, accumulation=1)
+    return tokens, [[tokens.rows[number] for number in batch] for (batch,) in plan]
 
 
 @pytest.mark.parametrize("data_seed", range(4))
@@ -56,6 +55,40 @@ def test_the_rows_that_are_reached_are_trained_as_if_all_were_read(many, letters
     num_read = len(part.rows) + len(part.refused)
     assert 24 <= num_read < 120
     assert part.summary.num_unread_rows == len(study.train) - num_read
+
+
+@pytest.mark.parametrize("data_seed", range(4))
+def test_pieces_of_texts_that_are_reached_are_trained_as_if_all_texts_were_read(
+    write, letters, monkeypatch, data_seed
+):
+    monkeypatch.setattr(module, "MIN_ROWS", 1)
+    draw = random.Random(0)
+    path = write("texts.jsonl", [{"text": f"{i:03}" * draw.randint(1, 40)} for i in range(300)])
+    settings = Settings(dataset_path=path, max_steps=12, max_seq_length=20, per_device_train_batch_size=4)
+    study = train_and_eval(settings)
+    reach = Reach.of(settings, max_steps=[12], data_seeds=[data_seed])
+    whole, expected = trained(study, settings, letters=letters, reach=None, data_seed=data_seed, steps=12)
+    part, found = trained(study, settings, letters=letters, reach=reach, data_seed=data_seed, steps=12)
+    assert found == expected
+    assert len(set(part.places)) == 48
+    assert len(whole.rows) > 2 * whole.num_given == 2 * len(study.train)
+    assert len({row.input_ids[:1] for batch in found for row in batch}) > 1
+
+
+def test_all_pieces_of_a_text_are_on_one_side_and_one_group(write, letters):
+    texts = [f"{i:03}" * 30 for i in range(100)]
+    path = write("texts.jsonl", [{"text": text} for text in texts])
+    settings = Settings(dataset_path=path, max_seq_length=20, eval_fraction=0.2)
+    sets = token_sets(train_and_eval(settings), settings, tokenizer=letters(), reach=None)
+    sides = [
+        {"".join(map(chr, row.input_ids))[:3] for row in sets[split].rows[::5]} for split in ("train", "eval")
+    ]
+    assert not sides[0] & sides[1]
+    assert len(sides[0]) + len(sides[1]) == 100
+    held_out = sets["eval"]
+    assert held_out.summary.groups == tuple(text for text in range(len(sides[1])) for _ in range(5))
+    assert held_out.summary.num_truncated_rows == held_out.summary.num_refused_rows == 0
+    assert held_out.summary.num_tokens == len(sides[1]) * 91  # of each text 90 letters and EOS
 
 
 def test_trainings_by_epochs_reach_all_rows(many):

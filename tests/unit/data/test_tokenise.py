@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lorastudy.data.examples import Example, Rendering, Segment
 from lorastudy.data.formats import Format
@@ -10,6 +12,7 @@ from lorastudy.data.sources import Row
 from lorastudy.data.tokenise import IGNORED, tokenise
 from lorastudy.errors import DataError
 from lorastudy.records import DataSummary
+from tests.unit.data.conftest import LetterTokenizer
 
 FORMAT = Format(name="prompt_completion", columns={})
 
@@ -85,6 +88,62 @@ def test_the_mark_of_the_next_role_ends_an_answer_that_has_no_end_of_its_own(let
 def test_without_an_end_token_nothing_is_appended(letters):
     (row,) = run(example("a", "b"), tokenizer=letters(eos=None)).rows
     assert row.input_ids == ids("ab")
+
+
+def text(words):
+    """As a row of plain text is rendered."""
+    return example(words, layout="text")
+
+
+def test_a_long_text_becomes_rows_of_equal_length(letters):
+    found = run(text("abcdefg"), text("hi"), tokenizer=letters(), max_seq_length=4)
+    # 8 tokens with EOS make 2 rows of 4
+    assert [row.input_ids for row in found.rows] == [ids("abcd"), (*ids("efg"), 2), (*ids("hi"), 2)]
+    assert [row.labels for row in found.rows] == [
+        (IGNORED, *ids("bcd")),
+        (IGNORED, *ids("fg"), 2),
+        (IGNORED, ord("i"), 2),
+    ]
+    assert (found.places, found.num_given, found.whole_lengths) == ((0, 0, 1), 2, (4, 4, 3))
+    assert not any(row.asks or row.prompt_ids or row.reference for row in found.rows)
+    summary = found.summary
+    assert (summary.num_rows, summary.num_tokens, summary.num_completion_tokens) == (3, 11, 8)
+    assert (summary.num_truncated_rows, summary.num_refused_rows) == (0, 0)
+
+
+@pytest.mark.parametrize("own", ["", "<s>"])
+def test_each_piece_begins_with_what_the_tokenizer_puts_in_front(letters, own):
+    found = run(text(f"{own}abcdefg"), tokenizer=letters(adds_bos=True), max_seq_length=4)
+    # 8 tokens without BOS in rows of at most 3 beside it
+    assert [row.input_ids for row in found.rows] == [(1, *ids("ab")), (1, *ids("cde")), (1, *ids("fg"), 2)]
+    assert [row.labels for row in found.rows] == [
+        (IGNORED, *ids("ab")),
+        (IGNORED, *ids("cde")),
+        (IGNORED, *ids("fg"), 2),
+    ]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(4, 20), st.booleans())
+def test_no_token_of_a_text_is_lost_or_stands_twice(lengths, max_seq_length, adds_bos):
+    texts = ["".join(chr(100 + i) for i in range(length)) for length in lengths]
+    tokenizer = LetterTokenizer(adds_bos=adds_bos)
+    found = run(*map(text, texts), tokenizer=tokenizer, max_seq_length=max_seq_length)
+    whole = run(*map(text, texts), tokenizer=tokenizer, max_seq_length=1000)
+    for place, (words, row) in enumerate(zip(texts, whole.rows, strict=True)):
+        pieces = [piece for piece, of in zip(found.rows, found.places, strict=True) if of == place]
+        bodies = [piece.input_ids[adds_bos:] for piece in pieces]
+        assert sum(bodies, ()) == row.input_ids[adds_bos:] == (*ids(words), 2)
+        assert all(len(piece.input_ids) <= max_seq_length for piece in pieces)
+        assert max(map(len, bodies)) - min(map(len, bodies)) <= 1
+        for piece in pieces:
+            assert piece.labels == (IGNORED, *piece.input_ids[1:])
+    assert found.summary.num_tokens == sum(len(row.input_ids) for row in found.rows)
+
+
+def test_other_rows_are_still_cut_at_the_end(letters):
+    found = run(example("ab", "cdefgh"), tokenizer=letters(), max_seq_length=4)
+    assert [row.input_ids for row in found.rows] == [ids("abcd")]
+    assert found.summary.num_truncated_rows == 1
 
 
 def test_the_first_token_of_a_text_is_predicted_from_nothing(letters):

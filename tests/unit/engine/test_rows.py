@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig
 
 import token_kinds
-from lorastudy.data.batches import micro_batches
+from lorastudy.data.batches import usable_order
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import token_sets
 from lorastudy.data.tokenise import IGNORED
@@ -141,10 +141,9 @@ def test_rows_that_no_answer_token_is_left_of_are_not_in_the_order_and_one_is_sh
     )
     found = previewed(settings, num_rows=2)
     whole, *_, cut, refused = found["rows"]
-    numbers = micro_batches(40, refused=frozenset({7}), data_seed=0, steps=2, batch_size=1, accumulation=1)
+    numbers = usable_order(40, refused=frozenset({7}), data_seed=0, num_rows_needed=2)
     assert [int(row["where"].rpartition(":")[2]) - 1 for row in found["rows"]] == [
-        numbers[0][0][0],
-        numbers[1][0][0],
+        *numbers,
         9,
         7,
     ]
@@ -220,6 +219,30 @@ def test_what_lays_a_row_out_and_what_of_it_is_trained(
     assert all(text in token_kinds.MARKS or text in {"</s>", "<|im_end|></s>"} for text in specials)
     assert found["unseen"] == (("mood",) if row is CONVERSATION else ())
     assert found["fell_back"] is False
+
+
+def test_rows_of_a_long_text_are_shown_one_by_one(tmp_path: Path, make_model: MakeModel) -> None:
+    texts = [{"text": f"{number:02}" * 20} for number in range(12)]  # 40 characters, and EOS
+    settings = Settings(
+        base_model=make_model(),
+        dataset_path=write(tmp_path / "a.jsonl", texts),
+        eval_dataset_path=write(tmp_path / "e.jsonl", [{"text": "1"}, *texts[:1]]),
+        max_seq_length=16,
+    )
+    assert [row["where"].rpartition(":")[2] for row in previewed(settings, num_rows=9, split="eval")["rows"]] == [
+        "1", "2 (row 1 of 3)", "2 (row 2 of 3)", "2 (row 3 of 3)"
+    ]  # fmt: skip
+    found = previewed(settings, num_rows=36)
+    assert found["summary"]["num_rows"] == len(found["rows"]) > 30
+    by_text: dict[str, list[Any]] = {}
+    for row in sorted(found["rows"], key=lambda row: row["where"]):
+        assert not any(piece["is_cut_off"] for piece in row["pieces"])
+        assert row["num_whole_tokens"] == len(row["input_ids"])
+        by_text.setdefault(row["where"].partition(" ")[0], []).append(marked(row))
+    assert len(by_text) == 12
+    for where, parts in by_text.items():
+        number = int(where.rpartition(":")[2]) - 1
+        assert "".join(parts).replace("[[", "").replace("]]", "") == f"{number:02}" * 20 + "</s>"
 
 
 def test_what_a_template_adds_by_itself_and_what_is_given_to_it_as_text(
