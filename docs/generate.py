@@ -26,6 +26,7 @@ from typing import Any
 import laws
 import typer
 from agreement import disagreements
+from data_memory import data_memory_blocks
 from families_table import families_summary, families_table
 from growth import drawn_growth, growth_block, growth_figures
 from measurements import analysis_of
@@ -314,6 +315,12 @@ def _simulation_block(make: Callable[[Path], list[Content]]) -> "Block":
     return lambda _, root: render_markdown(make(root), output=ROOT / "README.md", plots=ROOT)
 
 
+def _data_memory_block(_: Mapping[str, Analysis], root: Path) -> str:
+    return render_markdown(
+        data_memory_blocks(root), output=root / "docs" / "benchmarks.md", plots=root
+    ).strip()
+
+
 def _memory_error_block(_: Mapping[str, Analysis], root: Path) -> str:
     table = error_table(root)
     return error_summary(root) if table is None else f"{error_summary(root)}\n\n{_markdown(table)}"
@@ -358,6 +365,7 @@ BLOCKS: Mapping[str, Block] = {
     "families-summary": lambda _, root: families_summary(root),
     "families-table": lambda _, root: _markdown(families_table(root)),
     "tokenizers": lambda _, root: _markdown(tokenizer_table(root)),
+    "data-memory": _data_memory_block,
     "memory-error": _memory_error_block,
     "memory-tables": _benchmark_block(memory_blocks),
 }
