@@ -35,7 +35,7 @@ from benchmarks.rate_grids import GRIDS, RateGrid, held_out_means, read_grids
 from lorastudy.experiments.rate_search import DIVERGED, Merit, design
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.loading import suite_from_values
-from lorastudy.spec.rates import nearest_rung, published_rates, rate_of
+from lorastudy.spec.rates import nearest_rung, parabola, published_rates, rate_of
 from lorastudy.training.base_cache import BaseCache
 
 RESULTS = Path(__file__).parent / "results" / "rate_search.json"
@@ -335,7 +335,55 @@ def replayed(grids: Sequence[RateGrid]) -> dict[str, Any]:
         "ways": lines,
         "costs": costs,
         "cells": cells,
+        "nearness": [nearness(curves) for curves in map(Curves, grids)],
     }
+
+
+def nearness(curves: Curves) -> dict[str, Any]:
+    """How often the best rate lies within the factor that reports tell, as seen by the seeds that took no part.
+
+    The factor is that of the product (`spec.rates.Parabola.factor`): its noise is the residual of arms and the other seeds at
+    the rates found, as `analysis.tuning` has it. `shape_error` is what noise does not explain of the distances, in steps: root
+    of their mean square less that of the noise, of which the best rate by the other seeds has a share, too.
+    """
+    cells = [cell for seed in range(len(curves.grid.seeds)) for cell in _near_cells(curves, seed)]
+    factors, by_noise, offs, spreads, steps = map(np.array, zip(*cells, strict=True))
+    num_others = len(curves.grid.seeds) - 1
+    beyond = np.mean(np.log(offs) ** 2) - np.mean(spreads**2) * (1 + 1 / num_others)
+    return {
+        "grid": curves.grid.name,
+        "num_cells": len(cells),
+        "median_factor": round(float(np.median(factors)), 3),
+        "median_off": round(float(np.median(offs)), 3),
+        "most_off": round(float(offs.max()), 3),
+        "num_within": int((offs <= factors).sum()),
+        "num_within_by_noise": int((offs <= by_noise).sum()),
+        "shape_error": round(math.sqrt(max(0.0, float(beyond))) / float(steps.mean()), 3),
+    }
+
+
+def _near_cells(curves: Curves, seed: int) -> Iterator[tuple[float, ...]]:
+    """Of each arm with this tuning seed: the factor, that by noise alone, the true one, the noise's part, and the step."""
+    others = [one for one in range(len(curves.grid.seeds)) if one != seed]
+    found = searched(curves, seed=seed, off_by=1.0)
+    losses = np.array([[curves.loss(cell.arm, one, cell.rate) for one in others] for cell in found])
+    residuals = losses - losses.mean(0) - losses.mean(1, keepdims=True) + losses.mean()
+    noise = math.sqrt((residuals**2).sum() / ((len(found) - 1) * (len(others) - 1)))
+    for cell in found:
+        through = parabola(_around_the_best(curves, cell))
+        if through is not None:
+            ratio, spread = curves.best(cell.arm, others)[0] / cell.rate, through.spread(noise)
+            by_noise = math.exp(abs(math.log(through.rate / cell.rate)) + 1.96 * spread)
+            factor = through.factor(noise, taken=cell.rate)
+            yield factor, by_noise, max(ratio, 1 / ratio), spread, through.step
+
+
+def _around_the_best(curves: Curves, cell: Found) -> list[tuple[float, float]]:
+    """(rate, loss) of the ladder's best rung for the tuning seed, and of its two neighbours."""
+    lowest, highest = (nearest_rung(rate) for rate in _range(curves))
+    known = {rung: curves.loss(cell.arm, cell.seed, rate_of(rung)) for rung in range(lowest - 1, highest + 2)}
+    best = min(range(lowest, highest + 1), key=known.__getitem__)
+    return [(rate_of(rung), known[rung]) for rung in (best - 1, best, best + 1)]
 
 
 def _way(curves: Curves, name: str, found: Sequence[Found]) -> Way:

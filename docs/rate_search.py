@@ -65,6 +65,18 @@ def ways_table(root: Path) -> list[Block]:
     return [Table(columns=columns, rows=rows)]
 
 
+def nearness_sentences(root: Path) -> list[Block]:
+    """How near the rates found are to the best ones, and how often the factor that reports tell holds it."""
+    told = [
+        f"{near['grid']}: the best rate by the other seeds is off by a factor of {near['median_off']:.2f} in the median and of "
+        f"{near['most_off']:.2f} at most; reports would tell a factor of {near['median_factor']:.2f} in the median, which "
+        f"holds it in {near['num_within']} of {near['num_cells']} cells. By noise alone it would hold it in "
+        f"{near['num_within_by_noise']}; the rest are {near['shape_error']:.2f} steps of the ladder (root mean square)."
+        for near in _read(root)["nearness"]
+    ]
+    return [Paragraph((" ".join(told),))]
+
+
 def costs_table(root: Path) -> list[Block]:
     """Runs of a whole study, search and reports, against the full grid."""
     found = _read(root)
@@ -127,6 +139,7 @@ def _off(line: dict[str, Any]) -> str:
 BLOCKS: dict[str, Callable[[Path], list[Block]]] = {
     "rate-search-recorded": recorded_sentences,
     "rate-search-ways": ways_table,
+    "rate-search-nearness": nearness_sentences,
     "rate-search-costs": costs_table,
     "rate-search-checks": checks_table,
 }

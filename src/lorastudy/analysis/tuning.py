@@ -15,6 +15,7 @@ from lorastudy.analysis.study import Arm, Study
 from lorastudy.analysis.summary import LOSS, Metric, scores_by_seed
 from lorastudy.spec.experiment import canonical_json
 from lorastudy.spec.racing import rung_of, rung_split
+from lorastudy.spec.rates import parabola
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,70 @@ def best_of(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Arm | None:
     near = [arm for arm in left if costs[arm.name] <= costs[best.name] + room]
     losses = _costs(study, near, metric=LOSS)
     return min(near, key=lambda arm: (losses.get(arm.name, math.inf), costs[arm.name]))
+
+
+def best_rate_within(study: Study, arms: Sequence[Arm], *, metric: Metric) -> float | None:
+    """The factor of the taken rate within which the best rate of a configuration lies, in 95 of 100 cases.
+
+    From the parabola through the best rate tried and its neighbours, by the metric, or by the loss where that is level
+    (`spec.rates.Parabola.factor`). None where none can be fitted, as on the edge of what was tried or beside a rate that
+    diverged, and where the noise is not known.
+    """
+    taken = best_of(study, arms, metric=metric)
+    tried = [
+        arm
+        for arm in arms
+        if not study.tuning_seeds or any(r.seed in study.tuning_seeds for r in arm.results)
+    ]
+    rates = {arm.name: float(arm.settings["learning_rate"]) for arm in arms}
+    for by in dict.fromkeys((metric, LOSS)):
+        costs = _costs(study, tried, metric=by)
+        costs |= {arm.name: math.inf for arm in tried if _diverged_share(study, arm)}
+        order = sorted(costs, key=rates.__getitem__)
+        best = order.index(min(order, key=costs.__getitem__)) if order else 0
+        if taken is None or not 0 < best < len(order) - 1:
+            return None
+        found = parabola([(rates[name], costs[name]) for name in order[best - 1 : best + 2]])
+        noise = _noise_of_an_arm(study, tried, metric=by)
+        if found is not None and noise is not None:
+            return found.factor(noise, taken=rates[taken.name])
+    return None
+
+
+def _noise_of_an_arm(study: Study, tried: Sequence[Arm], *, metric: Metric) -> float | None:
+    """Standard deviation of the mean by which a rate was judged: what arms of one seed have each of their own.
+
+    The residual of arms and seeds, on the rows that choose and the seeds that all have: of the rates tried, where several
+    seeds chose, else of the arms that report. Of a single arm its spread over seeds, which is no less.
+    """
+    arms = study.reported_arms if study.tuning_seeds else tried
+    key = (stored_split(metric.split, study, choosing=True), metric.name)
+    scores = [
+        {
+            run.seed: run.scores[key].value
+            for run in arm.completed
+            if key in run.scores and run.seed in reporting
+        }
+        for arm in arms
+        if (reporting := {run.seed for run in study.reporting_runs(arm)})
+    ]
+    scores = [by_seed for by_seed in scores if by_seed]
+    seeds = sorted(set.intersection(*map(set, scores))) if scores else []
+    if len(seeds) < 2:
+        return None
+    judged = [scores_by_seed(arm, study, metric=metric, choosing=True) for arm in tried]
+    num_judged = min(len(by_seed) for by_seed in judged if by_seed)
+    means = [statistics.fmean(by_seed[seed] for seed in seeds) for by_seed in scores]
+    of_seeds = [statistics.fmean(by_seed[seed] for by_seed in scores) for seed in seeds]
+    middle = statistics.fmean(means)
+    if len(scores) == 1:
+        return statistics.stdev(of_seeds) / math.sqrt(num_judged)
+    squares = math.fsum(
+        (by_seed[seed] - mean - of_seed + middle) ** 2
+        for by_seed, mean in zip(scores, means, strict=True)
+        for seed, of_seed in zip(seeds, of_seeds, strict=True)
+    )
+    return math.sqrt(squares / ((len(scores) - 1) * (len(seeds) - 1) * num_judged))
 
 
 def adjusted_means(scores: Mapping[str, Mapping[int, float]]) -> dict[str, float]:

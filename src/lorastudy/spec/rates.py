@@ -86,12 +86,19 @@ def first_rungs(config: Mapping[str, Any] | None, *, num_steps: int | None) -> R
     return Rungs(min(rungs) - around, max(rungs) + around + 1)
 
 
+#: How far the lowest point of a parabola lies from that of the curve, as a share of the step between rates: a curve is no
+#: parabola. Root mean square over the recorded grid, beyond what noise explains (`benchmarks.replay_rate_search`).
+SHAPE_ERROR = 0.14
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parabola:
     """The parabola through three losses over the natural log of the learning rate, with its lowest point between them."""
 
     rate: float
     """Where it is lowest."""
+    step: float
+    """Half the way from the lowest to the highest of the three rates, in log rate."""
     curvature: float
     """Loss at a distance d of log rate: the lowest, plus `curvature` times d squared."""
     slopes: tuple[float, float, float]
@@ -100,6 +107,14 @@ class Parabola:
     def spread(self, loss_sd: float) -> float:
         """Standard deviation of the log of `rate` where each loss has this one of its own (the delta method)."""
         return loss_sd * math.sqrt(math.fsum(slope**2 for slope in self.slopes))
+
+    def factor(self, loss_sd: float, *, taken: float) -> float:
+        """The factor of the rate `taken` within which the best rate lies, in 95 of 100 cases.
+
+        exp(|log(rate / taken)| + 1.96 s), where s has two parts: the losses' noise, and that a curve is no parabola.
+        """
+        deviation = math.hypot(self.spread(loss_sd), SHAPE_ERROR * self.step)
+        return math.exp(abs(math.log(self.rate / taken)) + 1.96 * deviation)
 
 
 def parabola(points: Sequence[tuple[float, float]]) -> Parabola | None:
@@ -124,6 +139,7 @@ def parabola(points: Sequence[tuple[float, float]]) -> Parabola | None:
     slopes = [(-dd + d / curvature * dc) / (2 * curvature) for dd, dc in zip(of_d, of_c, strict=True)]
     return Parabola(
         rate=math.exp((x[0] + x[1]) / 2 - d / (2 * curvature)),
+        step=both / 2,
         curvature=curvature,
         slopes=(slopes[0], slopes[1], slopes[2]),
     )

@@ -1,5 +1,6 @@
 """Runs that chose a learning rate: they tell which rate was taken, and report nothing."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,9 @@ import pytest
 from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import Study, split_studies
 from lorastudy.analysis.summary import LOSS, scores_by_seed
-from lorastudy.analysis.tuning import best_of, learning_rates, rates_of
+from lorastudy.analysis.tuning import best_of, best_rate_within, learning_rates, rates_of
 from lorastudy.report.sections.rates import rate_blocks
+from lorastudy.spec.rates import parabola
 from lorastudy.tracker.views import ScoreValue
 
 TUNING = frozenset({8, 9})
@@ -55,6 +57,73 @@ def test_only_the_chosen_rates_and_the_other_seeds_are_reported(searched):
     assert comparison.mean == pytest.approx(1 - 1 / 8)
 
 
+def a_search(make_result, *, tuning, reported, extra=()):
+    """Configurations by name: the held-out loss by rate with seed 8, and at 2e-3 those of the seeds that report."""
+    results = []
+    for number, (name, by_rate) in enumerate(tuning.items(), start=1):
+        for rate, loss in by_rate.items():
+            options = {"settings": {"lora_rank": number, "lora_alpha": "2r", "learning_rate": rate}}
+            arm = f"{name}_lr{rate:g}"
+            ended = {"scores": losses(loss, 100.0)} if loss else {"status": "failed", "scores": {}}
+            if loss is None:
+                ended["failure_kind"] = "diverged" if name in extra else "crashed"
+            results.append(make_result(arm, 8, **options, **ended))
+            if rate == 2e-3:
+                results += [
+                    make_result(arm, seed, scores=losses(held_out, 1.0), **options)
+                    for seed, held_out in enumerate(reported[name])
+                ]
+    (study,) = split_studies(results)
+    return replace(study, tuning_seeds=frozenset({8}))
+
+
+SYMMETRIC = {1e-3: 1.1, 2e-3: 1.0, 4e-3: 1.1}
+
+
+def within(study, rate=2e-3):
+    return [
+        best_rate_within(study, rates_of(study, arm), metric=LOSS)
+        for arm in study.arms
+        if arm.settings["learning_rate"] == rate
+    ]
+
+
+def test_how_near_the_best_rate_is_follows_from_what_arms_of_one_seed_have_each_of_their_own(make_result):
+    """Two arms with two seeds: the residual of each cell is (1.00 - 1.04 - 1.00 + 1.00) / 4 = -.01, with one degree of freedom.
+
+    So the noise is sqrt(4 * .01^2) = .02, and the factor that of the parabola with it.
+    """
+    study = a_search(
+        make_result,
+        tuning={"a": SYMMETRIC, "b": SYMMETRIC},
+        reported={"a": [1.0, 1.04], "b": [1.0, 1.0]},
+    )
+    wanted = parabola(list(SYMMETRIC.items())).factor(0.02, taken=2e-3)
+    assert within(study) == pytest.approx([wanted, wanted])
+
+
+def test_how_near_the_best_rate_is_of_a_single_arm_follows_from_its_seeds(make_result):
+    study = a_search(make_result, tuning={"a": SYMMETRIC}, reported={"a": [1.0, 1.02]})
+    noise = 0.02 / math.sqrt(2)  # the standard deviation of two
+    assert within(study) == pytest.approx([parabola(list(SYMMETRIC.items())).factor(noise, taken=2e-3)])
+
+
+def test_a_lost_neighbour_is_passed_over_and_beside_a_diverged_one_nobody_knows(make_result):
+    tuning = {"a": {1e-3: 1.1, 2e-3: 1.0, 4e-3: None, 8e-3: 1.4}}
+    reported = {"a": [1.0, 1.0]}
+    (lost,) = within(a_search(make_result, tuning=tuning, reported=reported))
+    through = parabola([(1e-3, 1.1), (2e-3, 1.0), (8e-3, 1.4)])
+    assert lost == pytest.approx(through.factor(0.0, taken=2e-3))
+    assert within(a_search(make_result, tuning=tuning, reported=reported, extra=("a",))) == [None]
+
+
+def test_on_an_edge_and_with_one_seed_nobody_knows_how_near_the_best_rate_is(make_result):
+    falling = {"a": {1e-3: 1.1, 2e-3: 1.0}}
+    assert within(a_search(make_result, tuning=falling, reported={"a": [1.0, 1.1]})) == [None]
+    one = a_search(make_result, tuning={"a": SYMMETRIC}, reported={"a": [1.0]})
+    assert within(one) == [None]
+
+
 def test_the_choice_is_told_from_the_tuning_runs_alone(searched):
     arm = searched.arm("r1_lr0.002")
     assert scores_by_seed(arm, searched, metric=LOSS, choosing=True) == {8: 2.0, 9: 2.0}
@@ -77,8 +146,10 @@ def test_the_report_lists_what_was_tried(searched):
         "",
     ]
     assert [[cell.text for cell in row] for row in table.rows] == [
-        ["r1", "3.000", "2.000", "2.500", "0.002", ""],
-        ["r8", "1.500", "1.000", "diverged", "0.002", ""],
+        # Losses 1.0 and .5 above the lowest, ln 2 = .693 below and ln 2.5 = .916 above it: slopes -1.443 and .546, curvature
+        # 1.236, lowest .237 above; no noise, and a step of .805. exp(.237 + 1.96 * .14 * .805) = 1.58.
+        ["r1", "3.000", "2.000", "2.500", "0.002", "tuned to within a factor of 1.6"],
+        ["r8", "1.500", "1.000", "diverged", "0.002", "tuned; how near is not known"],
     ]
 
 

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from benchmarks.rate_grids import RateGrid, read_grids
-from benchmarks.replay_rate_search import NEAR, RESULTS, Curves, Found, regret, searched, searched_before
+from benchmarks.replay_rate_search import (
+    NEAR,
+    RESULTS,
+    Curves,
+    Found,
+    nearness,
+    regret,
+    searched,
+    searched_before,
+)
+from lorastudy.spec.rates import SHAPE_ERROR
 
 
 def grid(losses: list[float]) -> RateGrid:
@@ -73,6 +83,13 @@ def test_the_goal_is_met_where_it_was_recorded() -> None:
         if line["way"] != "search":
             assert line["mean_regret"] > own[line["grid"], line["rule_off_by"]]["mean_regret"]
     assert results["near"] == NEAR
+
+
+def test_the_factor_told_of_a_tuned_rate_holds_the_best_one_where_it_was_recorded() -> None:
+    told = _results()["nearness"]
+    assert told == [nearness(Curves(recorded)) for recorded in read_grids()]
+    assert all(near["num_within"] >= 0.85 * near["num_cells"] for near in told)
+    assert [near["shape_error"] for near in told] == pytest.approx([SHAPE_ERROR], abs=0.01)
 
 
 def _results() -> dict:

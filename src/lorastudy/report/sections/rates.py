@@ -6,12 +6,14 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.splits import reporting_split
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.analysis.summary import Metric, scores_by_seed
-from lorastudy.analysis.tuning import adjusted_means, best_of, rates_of
+from lorastudy.analysis.tuning import adjusted_means, best_of, best_rate_within, rates_of
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.numbers import ABSENT, listing, number, signed
 from lorastudy.spec.question import configuration_name
 
 _DECIMALS = 3
+#: A factor that is as good as none.
+_FAR = 100.0
 
 
 def rate_blocks(analysis: Analysis, *, level: int) -> list[Block]:
@@ -44,9 +46,21 @@ def _row(analysis: Analysis, grid: Sequence[Arm], *, rates: Sequence[float]) -> 
     cells = (_cell(by_rate[rate], means) if rate in by_rate else Cell(ABSENT) for rate in rates)
     rate = None if taken is None else _rate(taken)
     on_edge = rate in {min(by_rate), max(by_rate)}
-    note = "on the edge of what was tried: not tuned" if on_edge else ""
+    note = "on the edge of what was tried: not tuned" if on_edge else _how_near(analysis, grid)
     optimism = [_optimism(analysis, taken)] if _is_optimism_known(analysis) else []
     return (Cell(name), *cells, Cell(ABSENT if rate is None else f"{rate:g}", rate), *optimism, Cell(note))
+
+
+def _how_near(analysis: Analysis, grid: Sequence[Arm]) -> str:
+    """How far from the best rate the taken one may be."""
+    factor = best_rate_within(analysis.study, grid, metric=analysis.primary)
+    if factor is None:
+        return "tuned; how near is not known"
+    return (
+        f"tuned to within a factor of {factor:.2g}"
+        if factor < _FAR
+        else "tuned; the best rate may be far off"
+    )
 
 
 def _is_optimism_known(analysis: Analysis) -> bool:
@@ -104,7 +118,11 @@ def _what_this_is(analysis: Analysis) -> str:
         for arm in study.arms
     }
     seeds_in_common = "" if len(num_scored) == 1 else ", over common seeds"
-    return f"Mean {metric} on the {rows}{in_unit}, by learning rate{seeds_in_common}.{runs}{taken}{optimism}"
+    near = (
+        " The factor of a tuned rate holds the best one in 95 of 100 cases, by a parabola through the best rate and its "
+        "neighbours, the noise of arms with one seed, and how far recorded curves are from a parabola."
+    )
+    return f"Mean {metric} on the {rows}{in_unit}, by learning rate{seeds_in_common}.{runs}{taken}{optimism}{near}"
 
 
 def _unit(analysis: Analysis) -> str:
