@@ -11,6 +11,7 @@ from lorastudy.analysis.fairness.evidence import split_name
 from lorastudy.analysis.trivial import PREDICTOR_NAMES
 from lorastudy.cli.console import reading_shown
 from lorastudy.data.batches import steps_of
+from lorastudy.data.columns import listed, shortened
 from lorastudy.data.load import Rows, StudyData, train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
@@ -85,7 +86,7 @@ def layout_notes(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
                 "calls and results are given to it as text"
             )
         if summary.unseen_fields:
-            fields = ", ".join(summary.unseen_fields)
+            fields = listed(list(map(shortened, summary.unseen_fields)))
             notes.append(f"{of}, some have fields of which nothing is shown to the model: {fields}")
         if summary.layout == "plain" and summary.format in ("messages", "sharegpt"):
             notes.append(

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from lorastudy.cli.console import BEGIN, END, PlainConsole
 from lorastudy.cli.terminal import runs_own_code, say, shown
+from lorastudy.data.columns import listed, shortened
 from lorastudy.executors.job_worker import JobWorker
 from lorastudy.jobs import PreviewQuestion
 from lorastudy.planner.preview import Preview, PreviewedRow, TextPiece, preview
@@ -93,7 +94,9 @@ def _show_row(console: PlainConsole, row: PreviewedRow, *, title: str) -> None:
     if row.fell_back:
         console.print("Its functions are given to the chat template as text.")
     if row.unseen:
-        console.print(f"Nothing of these fields is shown to the model: {', '.join(row.unseen)}")
+        console.print(
+            f"Nothing of these fields is shown to the model: {listed(list(map(shortened, row.unseen)))}"
+        )
     console.print(_marked(row.pieces))
 
 

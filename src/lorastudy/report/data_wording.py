@@ -1,6 +1,7 @@
 """Sentences on the rows that a run reads: what lays them out, and what weakens what they say."""
 
 from lorastudy.analysis.fairness.wording import sample_in_words
+from lorastudy.data.columns import shortened
 from lorastudy.records import DataSummary
 from lorastudy.report.numbers import count, listing
 
@@ -29,9 +30,9 @@ def left_out(data: DataSummary) -> str:
     """What of the file and its messages no row shows the model; nothing of runs that did not record it."""
     told = ""
     if data.unused_columns:
-        told += f" Columns of its file that are not used: {listing(data.unused_columns)}."
+        told += f" Columns of its file that are not used: {listing(map(shortened, data.unused_columns))}."
     if data.unseen_fields:
-        told += f" Fields of messages of which rows show nothing to the model: {listing(data.unseen_fields)}."
+        told += f" Fields of messages of which rows show nothing to the model: {listing(map(shortened, data.unseen_fields))}."
     return told
 
 

@@ -288,9 +288,13 @@ def test_fields_that_the_model_is_shown_nothing_of_are_noted():
         ("num_refused_rows", "num_truncated_rows", "num_tokens", "num_completion_tokens"), 1
     )
     summary = DataSummary(
-        split="eval", format="messages", num_rows=9, layout="chat", unseen_fields=("mood", "id"), **counts
+        split="eval", format="messages", num_rows=9, layout="chat", unseen_fields=("mood", "i" * 99), **counts
     )
     notes = layout_notes(
         {"key": [RowsRead(summary=summary), RowsRead(summary=replace(summary, unseen_fields=()))]}
     )
-    assert notes == ["of 10 held-out rows, some have fields of which nothing is shown to the model: mood, id"]
+    assert notes == [
+        "of 10 held-out rows, some have fields of which nothing is shown to the model: mood, "
+        + "i" * 40
+        + "..."
+    ]

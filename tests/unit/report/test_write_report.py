@@ -478,6 +478,9 @@ def test_columns_and_fields_that_no_row_shows_are_named(text_of, make_result):
     assert (
         "Columns of its file that are not used: url and id. Fields of messages of which rows show nothing to the model: mood."
     ) in text_of([make_result(data=(told,))])
+    many = replace(told, unused_columns=("x" * 5_000, *(f"column {number}" for number in range(500))))
+    assert f"not used: {'x' * 40}..., column 0, column 1" in text_of([make_result(data=(many,))])
+    assert "column 400" not in text_of([make_result(data=(many,))])
     for nothing in (summary, replace(summary, unused_columns=(), unseen_fields=())):
         text = text_of([make_result(data=(nothing,))])
         assert "not used" not in text
