@@ -17,12 +17,12 @@ import torch
 from benchmarks.alpaca_rows import rows_of
 from benchmarks.job import Job, Run
 from benchmarks.suites import name_of
-from lorastudy.cli.running import design_of
 from lorastudy.data.batches import micro_batches, row_order
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.tokenise import TokenRow, tokenise
 from lorastudy.engine.loading import load_base
 from lorastudy.lab import base_folder
+from lorastudy.planning.study_plan import design_of
 from lorastudy.spec.loading import load_suite
 from lorastudy.spec.targets import peft_names, resolve_targets
 

@@ -12,8 +12,8 @@ from measurements import analysis_of, results_of
 
 from lorastudy import lab
 from lorastudy.analysis.overview import Analysis
-from lorastudy.cli.running import num_steps
 from lorastudy.experiments.rate_search import foreseen
+from lorastudy.planning.study_plan import num_steps
 from lorastudy.report.document import Block, Paragraph, Table
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.markdown import render_markdown

@@ -1,3 +1,38 @@
-"""lorastudy: which LoRA configuration to use for a given model, data set and memory, with evidence."""
+"""lorastudy: which LoRA configuration to use for a given model, data set and memory, with evidence.
 
-__version__ = "0.2.0"
+    import lorastudy as ls
+
+    study = ls.load_suite("suite.yaml")
+    plan = ls.plan(study)
+    result = ls.run(plan)
+    result.frame()
+    ls.write_report(result)
+
+Each name is loaded when it is first asked for: `import lorastudy` loads nothing heavy.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from lorastudy.version import __version__
+
+if TYPE_CHECKING:
+    from lorastudy.library import StudyResult, analyse, load_suite, plan, run, write_report
+    from lorastudy.tracker.tracker import ExperimentTracker as Store
+
+__all__ = ["Store", "StudyResult", "__version__", "analyse", "load_suite", "plan", "run", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Store":
+        from lorastudy.tracker.tracker import ExperimentTracker
+
+        return ExperimentTracker
+    if name in __all__:
+        from lorastudy import library
+
+        return getattr(library, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-import lorastudy
+from lorastudy.version import PACKAGE
 
 
 def cache_folder(kind: str) -> Path:
@@ -22,7 +22,7 @@ def cache_folder(kind: str) -> Path:
 @cache
 def source_digest(*patterns: str) -> str:
     """SHA-256 (hex) of the package's source files that fit the patterns, such as `data/*.py`."""
-    source = Path(lorastudy.__file__).parent
+    source = PACKAGE
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in source.glob(pattern)}):
         digest.update(path.read_bytes())

@@ -25,6 +25,7 @@ from lorastudy.analysis.tuning import rates_of
 from lorastudy.attempts import with_checkpoints
 from lorastudy.executors import Executor
 from lorastudy.legs import as_one, run_legs
+from lorastudy.planning.done import current_results, is_current, not_done, outraced
 from lorastudy.record_lines import RecordWriter
 from lorastudy.records import RACE_NAME, Outcome
 from lorastudy.report.numbers import listing
@@ -33,9 +34,7 @@ from lorastudy.runner import (
     OnEvent,
     Plan,
     SuiteOutcome,
-    is_current,
     let_go_of_checkpoints,
-    not_done,
     run_suite,
 )
 from lorastudy.spec.experiment import Experiment
@@ -109,23 +108,6 @@ def _stage_of(rung: float | None, *, behind: Sequence[Experiment]) -> str:
     return f"racing to {to}" + (f", without {arms}, stopped as clearly behind" if arms else "")
 
 
-def outraced(
-    experiments: Sequence[Experiment], *, suite_name: str, tracker: ExperimentTracker
-) -> frozenset[str]:
-    """The experiments that a race stopped under the libraries of now."""
-    found = _results(experiments, suite_name=suite_name, tracker=tracker)
-    return frozenset(result.experiment_id for result in found if result.was_outraced)
-
-
-def _results(
-    experiments: Sequence[Experiment], *, suite_name: str, tracker: ExperimentTracker
-) -> list[ExperimentResult]:
-    """How the experiments stand, as this suite names them; without what other versions of the libraries made."""
-    ids = {experiment.id for experiment in experiments}
-    found = tracker.get_all_experiments(suite_name=suite_name)
-    return [each for each in found if each.experiment_id in ids and is_current(each.environment)]
-
-
 def _scored(
     experiments: Sequence[Experiment], *, tracker: ExperimentTracker, rung: float
 ) -> "Mapping[str, ItemScores]":
@@ -146,7 +128,7 @@ def _stop_those_behind(
 ) -> None:
     """Decide at a rung, and put on record what was decided, in the run folders first."""
     scored = _scored(experiments, tracker=tracker, rung=rung)
-    for study in split_studies(_results(experiments, suite_name=race.suite_name, tracker=tracker)):
+    for study in split_studies(current_results(experiments, suite_name=race.suite_name, tracker=tracker)):
         for one in _behind(study, scored, rung=rung, race=race):
             for result in study.arm(one.arm).results:
                 if result.experiment_id in scored and _is_open(result):

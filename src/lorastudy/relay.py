@@ -12,10 +12,10 @@ from pathlib import Path
 from lorastudy.attempts import with_checkpoints
 from lorastudy.executors import Executor
 from lorastudy.legs import as_one, run_legs
-from lorastudy.planner.handover import Handover, handover
-from lorastudy.planner.packing import form_packs
+from lorastudy.planner.handover import Handover, handover_of
+from lorastudy.planning.done import is_current, not_done
 from lorastudy.records import Pack
-from lorastudy.runner import Leg, OnEvent, Plan, SuiteOutcome, is_current, not_done, run_suite
+from lorastudy.runner import Leg, OnEvent, Plan, SuiteOutcome, run_suite
 from lorastudy.spec.experiment import Experiment
 from lorastudy.tracker import ExperimentTracker
 
@@ -54,9 +54,7 @@ def run_relay(
 def _change(experiments: Sequence[Experiment], *, executor: Executor, plan: Plan) -> Handover | None:
     if not executor.hands_over:
         return None
-    num_at_once = executor.num_packs_at_once
-    packs = form_packs(experiments, arms_per_pack=plan.arms_per_pack, num_at_once=num_at_once)
-    return handover(packs, num_at_once=num_at_once)
+    return handover_of(experiments, arms_per_pack=plan.arms_per_pack, num_at_once=executor.num_packs_at_once)
 
 
 def _paused(missing: Sequence[Experiment], change: Handover, *, tracker: ExperimentTracker) -> frozenset[str]:

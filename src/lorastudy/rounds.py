@@ -5,23 +5,21 @@ rates are tried next, and in the end which one is run with all seeds (`experimen
 between rounds but what the store holds, so an interrupted suite goes on where it was.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 from lorastudy.executors import Executor
-from lorastudy.experiments.rate_search import DIVERGED, Design, Merit, MeritsOf
+from lorastudy.experiments.rate_search import Design
+from lorastudy.planning.done import merits_in
+from lorastudy.planning.study_plan import DesignBy
 from lorastudy.race import Race, run_race
 from lorastudy.relay import run_relay
-from lorastudy.runner import OnEvent, Plan, SuiteOutcome, is_current
+from lorastudy.runner import OnEvent, Plan, SuiteOutcome
 from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.question import PrimaryMetric, subject
+from lorastudy.spec.question import subject
 from lorastudy.spec.suite import Suite
 from lorastudy.tracker import ExperimentTracker
-from lorastudy.tracker.views import ExperimentResult
-
-#: The suite's design by the results that are there.
-DesignBy = Callable[[MeritsOf], Design]
 
 
 def run_rounds(
@@ -85,35 +83,6 @@ def _stage_of(experiments: Sequence[Experiment], design: Design, *, number: int)
 
 def _race(suite: Suite) -> Race:
     return Race(suite_name=suite.name, rungs=suite.rungs, margin=suite.margin, reference=suite.reference)
-
-
-def merits_in(tracker: ExperimentTracker, metric: PrimaryMetric) -> MeritsOf:
-    """The merits of runs that the store holds under the libraries of now."""
-
-    def merits_of(experiments: Sequence[Experiment]) -> Mapping[str, Merit | None]:
-        results = tracker.get_results([experiment.id for experiment in experiments])
-        return {
-            key: merit(result, metric)
-            for key, result in results.items()
-            if has_ended(result) and is_current(result.environment)
-        }
-
-    return merits_of
-
-
-def has_ended(result: ExperimentResult) -> bool:
-    """Whether the run came to an end of its own, a good one or a bad one."""
-    return result.status in {"completed", "failed"}
-
-
-def merit(result: ExperimentResult, metric: PrimaryMetric) -> Merit | None:
-    """On the held-out rows, never on the test rows; None where the run failed without diverging."""
-    if result.failure_kind == "diverged":
-        return DIVERGED
-    if result.status != "completed":
-        return None
-    value, loss = (result.scores["eval", name].value for name in (metric, "loss"))
-    return (value if metric == "loss" else -value, loss)
 
 
 def _register(suite: Suite, design: Design, *, tracker: ExperimentTracker, is_first: bool) -> None:

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from lorastudy import disk
@@ -21,9 +20,10 @@ from lorastudy.checkpoints import CHECKPOINTS_NAME
 from lorastudy.errors import StudyError
 from lorastudy.executors import HUNG, Executor, WorkerExit
 from lorastudy.planner.packing import PlannedPack, halves
+from lorastudy.planning.done import not_done
 from lorastudy.publishing import Shelf, usual_place
 from lorastudy.record_lines import RecordWriter
-from lorastudy.records import PREDICTIONS_NAME, Environment, MemoryPrediction, Outcome, Pack, Record
+from lorastudy.records import PREDICTIONS_NAME, MemoryPrediction, Outcome, Pack, Record
 from lorastudy.spec.containment import inside
 from lorastudy.spec.experiment import Experiment
 from lorastudy.tracker import ExperimentTracker, suite_notes
@@ -33,8 +33,6 @@ SHARED_FAILURES = frozenset({"out_of_memory", "crashed", "error"})
 #: A worker that is killed says nothing of its pack; but one that is killed again and again before it has saved anything
 #: may be killed for its pack, as by a system that is out of memory.
 MOST_VAIN = 2
-#: What must be as it was for a result to count as already there.
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 OnEvent = Callable[[PlannedPack, Record | WorkerExit], None]
 
@@ -83,6 +81,10 @@ class Plan:
     """What is run now of a suite that runs in several stages, in words for the user."""
     on_stage: Callable[[Stage], None] = lambda _: None
     """Told before the packs of a stage are run."""
+
+    def leaving_when(self, is_leaving: Callable[[], bool]) -> "Plan":
+        """The same, left once this says so."""
+        return replace(self, is_leaving=is_leaving)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,30 +233,6 @@ def _stage(name: str, waiting: Sequence[WaitingPack]) -> Stage:
         packs=tuple(each.pack for each in waiting),
         going_on=frozenset(each.pack.id for each in waiting if each.earlier),
     )
-
-
-def not_done(
-    experiments: Sequence[Experiment], *, tracker: ExperimentTracker, searching: Collection[str] = ()
-) -> list[Experiment]:
-    """The experiments without a completed run under these versions of the libraries that make the numbers.
-
-    One of `searching` that diverged under them is done too.
-    """
-    done = tracker.completed([experiment.id for experiment in experiments])
-    open_searches = [each.id for each in experiments if each.id in searching and each.id not in done]
-    diverged = {
-        result.experiment_id
-        for result in tracker.get_results(open_searches).values()
-        if result.failure_kind == "diverged" and is_current(result.environment)
-    }
-    return [each for each in experiments if each.id not in diverged and not is_current(done.get(each.id))]
-
-
-def is_current(environment: Environment | None) -> bool:
-    """Whether a run of this environment had the versions that are installed now of the libraries that make the numbers."""
-    if environment is None:
-        return False
-    return all(getattr(environment, name) == version(name) for name in LIBRARIES)
 
 
 def _prepare(waiting: WaitingPack, *, tracker: ExperimentTracker, plan: Plan) -> _Try:

@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lorastudy.cli import running
 from lorastudy.cli import suite as suite_command
-from lorastudy.cli.estimating import SuitePlan
 from lorastudy.cli.main import main
 from lorastudy.disk import serve_and_tell
 from lorastudy.errors import StoreError
 from lorastudy.executors import LocalExecutor
+from lorastudy.planning import study_plan
+from lorastudy.planning.predictions import Predictions
 from lorastudy.tracker import ExperimentTracker
 from torture import forks, scripted_worker, studies
 
@@ -189,7 +189,7 @@ def forked_command(folder: Path, study: Study) -> dict[str, Any]:
 
 def commanded(study: Study) -> int:
     """The exit code of the command, with the study's worker, and no other worker to predict memory."""
-    running.plan_of = lambda *_, **__: SuitePlan()
+    study_plan.with_memory = lambda *_, **__: Predictions()
     suite_command._executor = lambda *_, **__: LocalExecutor()
     with forks.workers(study.program):
         return forks.exit_code(lambda arguments: main(arguments) or 0, ["suite", "suite.yaml"])

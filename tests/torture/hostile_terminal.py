@@ -16,9 +16,11 @@ import tiny
 from lorastudy.cli import evaluate, running
 from lorastudy.cli import main as command
 from lorastudy.cli.console import PlainConsole
-from lorastudy.cli.estimating import SuitePlan
+from lorastudy.cli.plan_output import show_plan
 from lorastudy.errors import StudyError
 from lorastudy.executors import WorkerExit
+from lorastudy.planning import study_plan
+from lorastudy.planning.predictions import Predictions
 from lorastudy.records import PACK_NAME, Environment, Outcome, Pack
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.loading import suite_from_values
@@ -62,8 +64,10 @@ def in_a_plan(text: str, folder: Path, canary: Path) -> str | None:
     suite = suite_from_values(values, where="run")
 
     def show() -> None:
-        with patch.object(running, "plan_of", lambda *_, **__: SuitePlan()):  # no worker for a page of text
-            running.show_plan(suite, database="none.db")
+        with patch.object(
+            study_plan, "with_memory", lambda *_, **__: Predictions()
+        ):  # no worker for a page of text
+            show_plan(running.planned_only(suite, database="none.db"))
 
     return steered(said(show), text)
 
@@ -125,13 +129,14 @@ def of_a_worker(text: str, folder: Path, canary: Path) -> str | None:
     """A suite taken up from a store, and what its worker says of its device, of a failure and of its end."""
     rows = "".join(json_rows(str(number)) for number in range(40))
     Path("rows.jsonl").write_text(rows, encoding="utf-8")
-    experiment, _ = _experiments(text, sources_of=running.sources_of())
+    experiment, _ = _experiments(text, sources_of=study_plan.sources_of())
     with ExperimentTracker("store.db", writable=True) as tracker:
         tracker.register(text, [experiment])
     executor = _Speaking(text)
     with (
-        patch.object(running, "plan_of", lambda *_, **__: SuitePlan(problems=(text,))),
+        patch.object(study_plan, "with_memory", lambda *_, **__: Predictions(problems=(text,))),
         patch.object(running, "local_executor", lambda _: executor),
+        patch.object(study_plan, "local_executor", lambda _: executor),
     ):
         output = said(lambda: _commands(["resume", *_STORE]))
     if not executor.has_run:

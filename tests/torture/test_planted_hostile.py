@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from lorastudy import publishing, runner
-from lorastudy.cli import console, progress, running, terminal
+from lorastudy.cli import console, plan_output, progress, terminal
 from lorastudy.report import html, markdown
 from lorastudy.spec import suite
 from lorastudy.tracker import exporting
@@ -72,7 +72,7 @@ def test_escape_sequences_that_reach_the_terminal(
 @pytest.mark.parametrize("kind", ["text on a terminal", "text in a plan", "text of a worker"])
 def test_text_that_rich_reads_as_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(console, "PlainConsole", Console)
-    for module in (running, progress, hostile_terminal):
+    for module in (plan_output, progress, hostile_terminal):
         monkeypatch.setattr(module, "PlainConsole", Console)
     assert any("its own language" in each for each in violations(tmp_path, kind))
 

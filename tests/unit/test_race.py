@@ -13,7 +13,8 @@ import forked
 import tiny
 from lorastudy import race as racing
 from lorastudy.checkpoints import CHECKPOINTS_NAME
-from lorastudy.race import Race, outraced, run_race
+from lorastudy.planning.done import outraced
+from lorastudy.race import Race, run_race
 from lorastudy.records import Outcome, PackStep
 from lorastudy.runner import SuiteOutcome
 from lorastudy.tracker import ExperimentTracker, rebuild, replay

@@ -11,8 +11,9 @@ import pytest
 from lorastudy.executors import WorkerExit
 from lorastudy.executors.executor import Event
 from lorastudy.experiments.rate_search import Design, MeritsOf, design
+from lorastudy.planning.done import merits_in
 from lorastudy.records import Outcome, Pack, Record, Score
-from lorastudy.rounds import merits_in, run_rounds
+from lorastudy.rounds import run_rounds
 from lorastudy.runner import Plan, Stage, SuiteOutcome
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.loading import load_suite
@@ -261,7 +262,7 @@ def test_results_of_other_libraries_choose_nothing(run, tracker, suite, monkeypa
     run(Curves())
     experiments = designing(suite)(lambda _: {}).experiments
     assert merits_in(tracker, "loss")(experiments)
-    monkeypatch.setattr("lorastudy.runner.version", lambda name: "another")
+    monkeypatch.setattr("lorastudy.planning.done.version", lambda name: "another")
     assert merits_in(tracker, "loss")(experiments) == {}
 
 

@@ -23,26 +23,21 @@ def check(
     config: Config = None,
 ) -> None:
     """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away, 2 if it cannot run."""
-    from lorastudy.analysis.fairness.lint import invalidates, lint
-    from lorastudy.cli.checking import data_notes, layout_notes, margin_notes, read_data, trivial_lines
-    from lorastudy.cli.estimating import checked
-    from lorastudy.cli.running import case_of, foreseen_of
+    from lorastudy.analysis.fairness.lint import invalidates
+    from lorastudy.cli.console import reading_shown
+    from lorastudy.errors import ModelError
+    from lorastudy.planning.study_plan import judge_suite
+    from lorastudy.planning.suite_facts import trivial_lines
     from lorastudy.spec.loading import load_suite
 
     suite = load_suite(file, defaults=config)
-    experiments = foreseen_of(suite)
-    rows, adapted = checked(experiments)
-    data = read_data(experiments)
-    for note in [
-        *rows.unknown,
-        *layout_notes(rows.read),
-        *adapted.unknown,
-        *margin_notes(suite.question),
-        *data_notes(experiments, data),
-    ]:
+    with reading_shown():
+        plan = judge_suite(suite, on_wait=lambda line: say(line, file=sys.stderr))
+    rows, adapted, findings = plan.predicted.rows, plan.predicted.adapted, plan.findings
+    if adapted.misfits:
+        raise ModelError("\n".join(adapted.misfits.values()))
+    for note in [*rows.unknown, *plan.notes]:
         say(f"note: {note}", file=sys.stderr)
-    case = case_of(suite, experiments, rows=rows, data=data, adapted=adapted)
-    findings = lint(case)
     if as_json:
         body = {
             "suite_name": suite.name,
@@ -57,7 +52,7 @@ def check(
         }
         say(json.dumps(body, indent=1))
     else:
-        _show(findings, num_arms=len(case.arms), suite_name=suite.name)
+        _show(findings, num_arms=plan.num_arms, suite_name=suite.name)
         for line in [*adapted.lines(), *trivial_lines(rows.read)]:
             say(line)
     if invalidates(findings):

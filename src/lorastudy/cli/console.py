@@ -35,14 +35,17 @@ def reading_shown() -> Iterator[None]:
         if progress is None:
             while tasks:
                 bar.remove_task(tasks.pop())
+            bar.stop()
             return
         told = f"reading {shown(progress.name)}: {progress.num_rows:,} rows"
         if not tasks:
+            bar.start()
             tasks.append(bar.add_task(told, total=progress.bytes_total))
         bar.update(tasks[0], completed=progress.bytes_read, description=told)
 
-    with bar, watched(show):
+    with watched(show):
         yield
+    bar.stop()
 
 
 class PlainConsole(Console):

@@ -26,8 +26,8 @@ def demo(
     from lorastudy.tracker import ExperimentTracker
 
     suite = load_suite(lab.demo_suite())
-    plan = Plan(runs=runs_dir, output=output_dir)
-    run_experiments(suite, database=database, plan=plan)
+    how = Plan(runs=runs_dir, output=output_dir)
+    run_experiments(suite, database=database, how=how)
     with ExperimentTracker(database) as tracker:
         found = read_report(tracker, suite_name=suite.name)
         written = save_report(found, tracker, output=output)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +53,12 @@ def estimate(
 ) -> None:
     """Predict peak memory term by term, time and disk; say what fits, and what would make it fit."""
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.cli.estimating import asked_aloud
     from lorastudy.executors.job_worker import JobWorker
     from lorastudy.planner.answers import Answers
+    from lorastudy.planning.predictions import announced
 
     if suite is not None:
-        from lorastudy.cli.running import design_of
+        from lorastudy.planning.study_plan import design_of
         from lorastudy.spec.loading import load_suite
 
         experiments: Sequence[Experiment] = design_of(load_suite(suite)).of_every_arm
@@ -72,7 +73,7 @@ def estimate(
     with JobWorker() as worker:
         shown = _shown(
             experiments,
-            Answers(asked_aloud(worker)),
+            Answers(announced(worker, lambda line: say(line, file=sys.stderr))),
             with_data=suite is not None,
             vram=vram,
             calibrate=calibrate,

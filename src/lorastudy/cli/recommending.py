@@ -12,7 +12,6 @@ from lorastudy.analysis.splits import reporting_split
 from lorastudy.analysis.study import Arm, Study, differing_settings, split_studies
 from lorastudy.analysis.summary import summarise_arm
 from lorastudy.cli.asked import Asked
-from lorastudy.cli.checking import num_completion_tokens
 from lorastudy.cli.judging import judged_by
 from lorastudy.data.load import train_and_eval
 from lorastudy.errors import ModelError
@@ -27,6 +26,7 @@ from lorastudy.planner.literature import (
 from lorastudy.planner.memory import base_weight_bytes, quantisation_bytes
 from lorastudy.planner.rows import check_rows
 from lorastudy.planner.shapes import ModelShape, config_folder
+from lorastudy.planning.suite_facts import num_completion_tokens
 from lorastudy.recommend.answer import Candidate, Evidence
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.rates import as_shown

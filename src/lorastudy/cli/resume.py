@@ -37,7 +37,7 @@ def resume(
     from lorastudy.cli.running import run_experiments
     from lorastudy.runner import Plan
 
-    plan = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
+    how = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
     if suite is not None and (Path(suite).is_file() or Path(suite).suffix in {".yaml", ".yml"}):
         work: list[tuple[Suite, Sequence[Experiment] | None]] = [_of_file(Path(suite), defaults=config)]
     else:
@@ -47,7 +47,7 @@ def resume(
     for loaded, experiments in work:
         how_many = "" if experiments is None else f": {len(experiments)} experiments"
         say(f"{loaded.name}{how_many}")
-        run_experiments(loaded, database=database, plan=plan, experiments=experiments)
+        run_experiments(loaded, database=database, how=how, registered=experiments)
         say_what_it_came_to(loaded.name, database=database, output_dir=output_dir)
 
 
@@ -132,9 +132,8 @@ def _is_open(results: "Sequence[ExperimentResult]", asked: "Question") -> bool:
 
 def _has_rounds_left(suite: "Suite", tracker: "ExperimentTracker") -> bool:
     """Whether the results ask for a run that is not done: a round may be over and the next one not begun."""
-    from lorastudy.cli.running import design_of
-    from lorastudy.rounds import merits_in
-    from lorastudy.runner import not_done
+    from lorastudy.planning.done import merits_in, not_done
+    from lorastudy.planning.study_plan import design_of
 
     designed = design_of(suite, merits_in(tracker, suite.primary_metric))
     return bool(not_done(designed.experiments, tracker=tracker, searching=designed.tuning))
@@ -146,7 +145,7 @@ def _experiments(results: "Sequence[ExperimentResult]") -> "list[Experiment]":
     Raises:
         StudyError: a base model or a data set has changed since.
     """
-    from lorastudy.cli.running import sources_of
+    from lorastudy.planning.study_plan import sources_of
     from lorastudy.spec.experiment import Experiment
 
     experiments = [

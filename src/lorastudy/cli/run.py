@@ -65,8 +65,8 @@ def run(
         "seeds": "--seed",
     }
     suite = suite_from_values(values, where="run", flags=flags, defaults=config)
-    plan = Plan(runs=runs_dir, output=output_dir)
-    ran = run_experiments(suite, database=database, plan=plan)
+    how = Plan(runs=runs_dir, output=output_dir)
+    ran = run_experiments(suite, database=database, how=how)
     for experiment in ran.reporting:
         place = published(experiment, suite_name=suite.name, output=output_dir)
         if place is not None:

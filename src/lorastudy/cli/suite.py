@@ -46,18 +46,19 @@ def suite(
     ] = None,
 ) -> None:
     """Run a suite: all its experiments, together on one base model; what is done already is not run again."""
-    from lorastudy.cli.running import run_experiments, show_plan
+    from lorastudy.cli.plan_output import show_plan
+    from lorastudy.cli.running import planned_only, run_experiments
     from lorastudy.runner import Plan
     from lorastudy.spec.loading import load_suite
 
     path = _one_of(file, suite)
     loaded = load_suite(path, defaults=config)
     if dry_run:
-        show_plan(loaded, database=database)
+        show_plan(planned_only(loaded, database=database))
         return
-    plan = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
+    how = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
     workers = _executor(executor, address=ray_address, num_cpus=ray_num_cpus, num_gpus=ray_num_gpus)
-    run_experiments(loaded, database=database, plan=plan, executor=workers)
+    run_experiments(loaded, database=database, how=how, executor=workers)
     say_what_it_came_to(loaded.name, database=database, output_dir=output_dir)
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import lorastudy
 from lorastudy.errors import ModelError
 from lorastudy.spec.hub import cached_folder
 from lorastudy.spec.sources import LAB_MODEL
 from lorastudy.spec.targets import TargetLayer
+from lorastudy.version import LAB_BASE
 
 CONFIG_NAME = "config.json"
 
@@ -69,7 +69,7 @@ def config_folder(base_model: str) -> Path:
         ModelError: it is not on this machine.
     """
     if base_model == LAB_MODEL:
-        return Path(lorastudy.__file__).parent / "lab" / "base"
+        return LAB_BASE
     folder = Path(base_model)
     if not folder.is_dir():
         cached = cached_folder(base_model)

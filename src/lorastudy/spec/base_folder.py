@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lorastudy
 from lorastudy.errors import ModelError
 from lorastudy.spec.hub import cached_folder
 from lorastudy.spec.sources import LAB_MODEL
+from lorastudy.version import LAB_BASE
 
 Shape = tuple[int, ...]
 
@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 def base_folder(base_model: str) -> Path | None:
     """The folder with the model's files; None for a hub model that is not on this machine."""
     if base_model == LAB_MODEL:
-        return Path(lorastudy.__file__).parent / "lab" / "base"
+        return LAB_BASE
     folder = Path(base_model)
     return folder if folder.is_dir() else cached_folder(base_model)
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-import lorastudy
 from lorastudy.errors import ModelError
 from lorastudy.spec.hub import cached_commit
 from lorastudy.spec.sources import LAB_MODEL
+from lorastudy.version import LAB_BASE
 
 SAMPLE_BYTES = 64 * 1024
 #: The largest header that the safetensors library itself accepts.
@@ -46,7 +46,7 @@ def base_model_fingerprint(base_model: str) -> str:
     Raises:
         ModelError: the folder holds no model.
     """
-    folder = Path(lorastudy.__file__).parent / "lab" / "base" if base_model == LAB_MODEL else Path(base_model)
+    folder = LAB_BASE if base_model == LAB_MODEL else Path(base_model)
     if not folder.is_dir() and base_model != LAB_MODEL:
         return f"hub:{base_model}@{cached_commit(base_model) or 'unresolved'}"
     if not (folder / "config.json").is_file():

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lorastudy
 from lorastudy.spec.privacy import Privacy
 from lorastudy.tracker.views import ExperimentResult, ImportedResult, SuiteSummary
+from lorastudy.version import __version__
 
 FORMAT_VERSION = 1
 
@@ -36,7 +36,7 @@ def export_json(
     """
     body: dict[str, Any] = {
         "format": FORMAT_VERSION,
-        "lorastudy": lorastudy.__version__,
+        "lorastudy": __version__,
         "suites": [_hidden(dataclasses.asdict(suite), privacy) for suite in suites],
         "experiments": [_with_listed_scores(experiment, privacy) for experiment in experiments],
     }
@@ -75,12 +75,23 @@ def _with_listed_scores(experiment: ExperimentResult, privacy: Privacy) -> dict[
     return values
 
 
+def row_of(experiment: ExperimentResult) -> dict[str, Any]:
+    """All that is known of an experiment, by the columns of the CSV file. Values are as they are, None where absent."""
+    values = dataclasses.asdict(experiment)
+    for score in values["trivial"]:
+        del score["items"], score["weights"]
+    return dict(_columns(values))
+
+
 def _cells(experiment: ExperimentResult, privacy: Privacy) -> Iterator[tuple[str, Any]]:
-    values = _plain(experiment, privacy)
+    for key, value in _columns(_plain(experiment, privacy)):
+        yield key, "" if value is None else str(value) if isinstance(value, bool) else defused(value)
+
+
+def _columns(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     scores, trivial = values.pop("scores"), values.pop("trivial")
     data = {summary.pop("split"): summary for summary in values.pop("data")}
-    for key, value in _flat({**values, "data": data}):
-        yield key, defused(value)
+    yield from _flat({**values, "data": data})
     for (split, metric), score in scores.items():
         yield f"scores.{split}.{metric}", score["value"]
     for score in trivial:
@@ -88,14 +99,14 @@ def _cells(experiment: ExperimentResult, privacy: Privacy) -> Iterator[tuple[str
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by their path; lists as text, and what is absent as nothing."""
+    """Values by their path; lists as text."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple):
             yield prefix + key, " ".join(map(str, value))
         else:
-            yield prefix + key, "" if value is None else str(value) if isinstance(value, bool) else value
+            yield prefix + key, value
 
 
 def _plain(experiment: ExperimentResult, privacy: Privacy) -> dict[str, Any]:

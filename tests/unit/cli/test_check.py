@@ -12,9 +12,9 @@ from lorastudy import lab
 from lorastudy.analysis.fairness.case import tokens_seen
 from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.fairness.wording import arms_in_words
-from lorastudy.cli.checking import layout_notes, read_data, suite_case
 from lorastudy.cli.main import main
-from lorastudy.cli.running import design_of
+from lorastudy.planning.study_plan import design_of
+from lorastudy.planning.suite_facts import layout_notes, read_data, suite_case
 from lorastudy.records import DataSummary, RowsRead
 from lorastudy.spec.loading import load_suite
 from lorastudy.spec.settings import Settings

@@ -1,13 +1,15 @@
 """What a suite will be in all: runs, and times that are the sum of their parts."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from lorastudy.cli.outlook import outlook, size_line
-from lorastudy.cli.running import design_of
+from lorastudy.cli.plan_output import outlook, size_line
 from lorastudy.planner.packing import PlannedPack, form_packs
+from lorastudy.planning.study_plan import StudyPlan, design_of
 from lorastudy.spec.loading import load_suite
 from lorastudy.spec.suite import Suite
 
@@ -41,16 +43,21 @@ def predicting(
     return SimpleNamespace(estimate=estimate, estimators={"pack": None} if is_predicted else {})
 
 
-def said(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -> list[str]:
+def plan_of(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -> StudyPlan:
     planned = design_of(suite)
-    packs = form_packs(planned.experiments)
-    return outlook(
-        suite,
-        planned,
-        packs=packs,
-        predicted=predicted,
-        executor=SimpleNamespace(num_packs_at_once=num_at_once, hands_over=False),
+    stand_in: Any = predicted
+    return StudyPlan(
+        suite=suite,
+        design=planned,
+        missing=planned.experiments,
+        packs=tuple(form_packs(planned.experiments)),
+        predicted=stand_in,
+        num_packs_at_once=num_at_once,
     )
+
+
+def said(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -> list[str]:
+    return outlook(plan_of(suite, predicted, num_at_once=num_at_once))
 
 
 def test_a_search_says_how_many_runs_it_comes_to_and_times_that_add_up(suite: Suite) -> None:
@@ -79,6 +86,7 @@ def test_where_nothing_was_predicted_nothing_is_said_of_time(suite: Suite) -> No
 
 
 def test_what_is_known_by_now_is_counted(suite: Suite) -> None:
-    planned = design_of(suite)
-    line = size_line(planned, planned.experiments[1:2], num_packs=1)
+    plan = plan_of(suite, predicting(None))
+    (first, *_), (pack, *_) = plan.missing, plan.packs
+    line = size_line(replace(plan, missing=(first,), packs=(pack,)))
     assert line.startswith("3 experiments, 2 of them done; 1 to run in 1 pack.")

@@ -9,8 +9,8 @@ import pytest
 from lorastudy.cli.asked import Asked, named
 from lorastudy.cli.main import main
 from lorastudy.cli.recommending import _rate_ratio, stored_evidence
-from lorastudy.cli.running import design_of
 from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.planning.study_plan import design_of
 from lorastudy.recommend.answer import Candidate, recommend
 from lorastudy.report.findings.recommendation import because
 from lorastudy.spec.identity import base_model_fingerprint

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.cli.resume import _of_store
-from lorastudy.cli.running import design_of
+from lorastudy.planning.study_plan import design_of
 from lorastudy.records import Outcome
 from lorastudy.spec.question import Question
 from lorastudy.spec.settings import Settings

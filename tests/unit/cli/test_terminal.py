@@ -11,10 +11,12 @@ from rich.table import Table
 
 from lorastudy import lab
 from lorastudy.cli import evaluate, terminal
-from lorastudy.cli.checking import data_notes, read_data
 from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.main import main
-from lorastudy.cli.running import design_of, show_plan
+from lorastudy.cli.plan_output import show_plan
+from lorastudy.cli.running import planned_only
+from lorastudy.planning.study_plan import design_of
+from lorastudy.planning.suite_facts import data_notes, read_data
 from lorastudy.spec.loading import suite_from_values
 from lorastudy.spec.privacy import Privacy
 
@@ -40,7 +42,7 @@ def plan(capsys, **values):
         {"dataset_path": "rows.jsonl", "eval_fraction": 0.3, "seeds": [0], **values}, where="run"
     )
     experiments = design_of(suite).experiments
-    show_plan(suite, database="none.db")
+    show_plan(planned_only(suite, database="none.db"))
     return experiments, capsys.readouterr().out
 
 

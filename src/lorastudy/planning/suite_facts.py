@@ -9,7 +9,6 @@ from pathlib import Path
 from lorastudy.analysis.fairness.case import ArmFacts, Case, after_reading, planned_case, tokens_seen
 from lorastudy.analysis.fairness.evidence import split_name
 from lorastudy.analysis.trivial import PREDICTOR_NAMES
-from lorastudy.cli.console import reading_shown
 from lorastudy.data.batches import steps_of
 from lorastudy.data.columns import listed, shortened
 from lorastudy.data.load import Rows, StudyData, train_and_eval
@@ -43,8 +42,7 @@ def read_data(experiments: Sequence[Experiment]) -> Mapping[str, StudyData]:
         DataError: a file is empty, damaged or of an unknown format, or holding out leaves one side empty.
     """
     readings = {data_key(experiment.settings): experiment.settings for experiment in experiments}
-    with reading_shown():
-        return {key: train_and_eval(settings) for key, settings in readings.items()}
+    return {key: train_and_eval(settings) for key, settings in readings.items()}
 
 
 def data_notes(experiments: Sequence[Experiment], data: Mapping[str, StudyData]) -> list[str]:

@@ -1,0 +1,216 @@
+"""The Python entry: a suite is loaded, planned, run, analysed and reported without the command line.
+
+Nothing here prints or exits. What is wrong is raised as `lorastudy.errors.StudyError`.
+"""
+
+import contextlib
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorastudy.executors import Executor, WorkerExit, local_executor
+from lorastudy.planner.packing import PlannedPack
+from lorastudy.planning.done import is_new
+from lorastudy.planning.study_plan import StudyPlan, plan_study
+from lorastudy.records import Record
+from lorastudy.runner import Plan, SuiteOutcome
+from lorastudy.running.study import run_study
+from lorastudy.spec.loading import load_suite as load_suite_file
+from lorastudy.spec.loading import suite_from_values
+from lorastudy.spec.suite import Suite
+from lorastudy.tracker import ExperimentTracker
+from lorastudy.tracker.exporting import row_of
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from lorastudy.analysis.overview import Analysis
+
+STORE, RUNS, OUTPUT = "results/experiments.db", "results/runs", "output"
+"""Where results, run folders and adapters lie in a study's folder, as with the command line."""
+
+#: Gets the pack and what its worker recorded, or how the worker ended.
+OnEvent = Callable[[PlannedPack, Record | WorkerExit], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """What a suite came to, as its store has it."""
+
+    suite_name: str
+    store: str
+    """The database: a path, or a URL."""
+    outcome: SuiteOutcome
+    """Which experiments completed, failed, were done before or did not run, by id."""
+
+    def frame(self) -> "DataFrame":
+        """One row an experiment: `arm`, `seed`, `status`, every setting, every score and every cost.
+
+        Columns are those of `lorastudy export --format csv`: `settings.lora_rank`, `scores.eval.loss` (nats per
+        completion token), `profile.peak_memory_bytes`, `train_seconds`. What was not measured is missing (NaN or None).
+        """
+        from pandas import DataFrame
+
+        with ExperimentTracker(self.store) as tracker:
+            results = tracker.get_all_experiments(suite_name=self.suite_name)
+        return DataFrame([row_of(result) for result in results])
+
+    def items(self, *, split: str = "eval", metric: str = "loss") -> "DataFrame":
+        """One row for each scored item of each experiment: `arm`, `seed`, `item`, `value`, `weight`.
+
+        `item` counts from 0 and means the same row for all arms. `weight` is the number of completion tokens of a
+        loss, 1 of other metrics. Experiments that were not scored so have no rows.
+        """
+        from pandas import DataFrame
+
+        with ExperimentTracker(self.store) as tracker:
+            results = {
+                each.experiment_id: each for each in tracker.get_all_experiments(suite_name=self.suite_name)
+            }
+            stored = tracker.get_all_items(list(results), split=split, metric=metric)
+        rows = [
+            {
+                "arm": results[key].arm,
+                "seed": results[key].seed,
+                "item": item,
+                "value": value,
+                "weight": weight,
+            }
+            for key, (values, weights) in stored.items()
+            for item, (value, weight) in enumerate(zip(values, weights or [1] * len(values), strict=True))
+        ]
+        return DataFrame(rows, columns=["arm", "seed", "item", "value", "weight"])
+
+    @cached_property
+    def summary(self) -> str:
+        """The verdict and the recommendation, as the first page of the report has them."""
+        from lorastudy.report.read import read_report
+
+        with ExperimentTracker(self.store) as tracker:
+            report = read_report(tracker, suite_name=self.suite_name)
+        return "\n".join(line for essence in report.essences for line in (essence.title, *essence.lines()))
+
+    def __str__(self) -> str:
+        return self.summary
+
+    def _repr_html_(self) -> str:
+        first, *rest = self.summary.splitlines()
+        paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in rest)
+        return f"<h4>{html.escape(first)}</h4>{paragraphs}"
+
+
+def load_suite(source: str | Path | Mapping[str, Any] | None = None, /, **values: Any) -> Suite:
+    """A checked suite from a YAML file, from a dict with the same keys, or from keyword arguments.
+
+        load_suite("suite.yaml")
+        load_suite(base_model="lab", dataset_path="lab:facts", factors={"lora_rank": [1, 4]}, seeds=[0, 1])
+
+    Keyword arguments are added to a dict, never to a file: a file is the whole suite.
+
+    Raises:
+        SuiteFileError: everything that is wrong, with the place and the fix.
+        TypeError: a file and keyword arguments.
+    """
+    if isinstance(source, str | Path):
+        if values:
+            raise TypeError("load_suite: a file is the whole suite; change the file, or give a dict")
+        return load_suite_file(Path(source))
+    given = {**(source or {}), **values}
+    return suite_from_values(given, where="load_suite", flags={key: key for key in given})
+
+
+def plan(
+    suite: Suite,
+    *,
+    folder: str | Path = ".",
+    store: str | Path | None = None,
+    executor: Executor | None = None,
+    on_wait: Callable[[str], None] | None = None,
+) -> StudyPlan:
+    """What the suite comes to on this machine: experiments, packs, predicted memory, notes and findings. Nothing is written.
+
+    What the store holds already is not run again: by default `results/experiments.db` in `folder`, else the path or
+    database URL given as `store`. `on_wait` gets a line before each wait of seconds.
+
+    Raises:
+        DataError: the rows cannot be used with their base model.
+        StudyError: what the suite names does not exist or cannot be read.
+    """
+    with contextlib.ExitStack() as opened:
+        found = _store(folder, store)
+        tracker = None if is_new(found) else opened.enter_context(ExperimentTracker(found))
+        return plan_study(suite, tracker=tracker, executor=executor, on_wait=on_wait or (lambda _: None))
+
+
+def run(
+    plan: StudyPlan,
+    *,
+    folder: str | Path = ".",
+    store: str | Path | None = None,
+    continue_on_error: bool = False,
+    executor: Executor | None = None,
+    progress: OnEvent | None = None,
+) -> StudyResult:
+    """Train and score what is missing of the plan, and return its results.
+
+    Results, run folders and adapters go into `folder`, as with the command line: `results/experiments.db` (or `store`),
+    `results/runs` and `output/<name>/final_model`.
+
+    Killed at any moment, it goes on from the newest checkpoint when it is run again. `progress` gets every record as
+    it is stored: a `PackStep` for each optimizer step, a `Score`, an `Outcome`.
+
+    An experiment that fails raises nothing; `result.outcome.failed` has it with its message. Without
+    `continue_on_error` nothing more begins after it.
+
+    Raises:
+        StoreError: another process writes this store.
+        StudyError: a worker cannot write its files.
+    """
+    workers = executor or local_executor(plan.design.of_every_arm)
+    database = _store(folder, store)
+    with contextlib.closing(workers), ExperimentTracker(database, writable=True) as tracker:
+        ran = run_study(
+            plan,
+            tracker=tracker,
+            executor=workers,
+            how=Plan(
+                runs=Path(folder, RUNS), output=Path(folder, OUTPUT), continue_on_error=continue_on_error
+            ),
+            on_event=progress or (lambda *_: None),
+        )
+    return StudyResult(suite_name=plan.suite.name, store=database, outcome=ran.outcome)
+
+
+def _store(folder: str | Path, store: str | Path | None) -> str:
+    return str(Path(folder, STORE) if store is None else store)
+
+
+def analyse(result: StudyResult) -> "Sequence[Analysis]":
+    """The verdicts as values, one `Analysis` for each question that the suite asked (one for most suites).
+
+    `analysis.comparisons` has each arm against the reference, with its interval and its word.
+
+    Raises:
+        StudyError: no experiment has completed.
+    """
+    from lorastudy.report.read import read_report
+
+    with ExperimentTracker(result.store) as tracker:
+        report = read_report(tracker, suite_name=result.suite_name)
+    return tuple(studied.analysis for studied in report.studies)
+
+
+def write_report(result: StudyResult, output: str | Path = "RESULTS.md") -> list[Path]:
+    """Write the report and return its files: Markdown, the HTML page beside it, then the plots.
+
+    Raises:
+        StudyError: no experiment has completed.
+    """
+    from lorastudy.report import read_report, save_report
+
+    with ExperimentTracker(result.store) as tracker:
+        found = read_report(tracker, suite_name=result.suite_name)
+        return save_report(found, tracker, output=Path(output))

@@ -1,0 +1,96 @@
+"""What a store holds of experiments already: done, pruned by racing, or scored for a search, under the libraries of now.
+
+Numbers depend on the versions of the libraries that make them, so a result of other versions counts as missing.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from lorastudy.experiments.rate_search import DIVERGED, Merit, MeritsOf
+from lorastudy.records import Environment
+from lorastudy.spec.experiment import Experiment
+from lorastudy.spec.question import PrimaryMetric
+from lorastudy.tracker import ExperimentTracker
+from lorastudy.tracker.views import ExperimentResult
+
+#: What must be as it was for a result to count as already there.
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def is_new(store: str | Path) -> bool:
+    """Whether a store is still to be made. An empty file is what a crash left of making it."""
+    if "://" in str(store):
+        return False
+    file = Path(store)
+    return not file.exists() or file.stat().st_size == 0
+
+
+def is_current(environment: Environment | None) -> bool:
+    """Whether a run of this environment had the versions that are installed now of the libraries that make the numbers."""
+    if environment is None:
+        return False
+    return all(getattr(environment, name) == version(name) for name in LIBRARIES)
+
+
+def not_done(
+    experiments: Sequence[Experiment], *, tracker: ExperimentTracker, searching: Collection[str] = ()
+) -> list[Experiment]:
+    """The experiments without a completed run under the libraries of now.
+
+    One of `searching` that diverged under them is done too.
+    """
+    done = tracker.completed([experiment.id for experiment in experiments])
+    open_searches = [each.id for each in experiments if each.id in searching and each.id not in done]
+    diverged = {
+        result.experiment_id
+        for result in tracker.get_results(open_searches).values()
+        if result.failure_kind == "diverged" and is_current(result.environment)
+    }
+    return [each for each in experiments if each.id not in diverged and not is_current(done.get(each.id))]
+
+
+def outraced(
+    experiments: Sequence[Experiment], *, suite_name: str, tracker: ExperimentTracker
+) -> frozenset[str]:
+    """The experiments that a race stopped under the libraries of now."""
+    found = current_results(experiments, suite_name=suite_name, tracker=tracker)
+    return frozenset(result.experiment_id for result in found if result.was_outraced)
+
+
+def current_results(
+    experiments: Sequence[Experiment], *, suite_name: str, tracker: ExperimentTracker
+) -> list[ExperimentResult]:
+    """How the experiments stand, as this suite names them; without what other versions of the libraries made."""
+    ids = {experiment.id for experiment in experiments}
+    found = tracker.get_all_experiments(suite_name=suite_name)
+    return [each for each in found if each.experiment_id in ids and is_current(each.environment)]
+
+
+def merits_in(tracker: ExperimentTracker, metric: PrimaryMetric) -> MeritsOf:
+    """The merits of runs that the store holds under the libraries of now."""
+
+    def merits_of(experiments: Sequence[Experiment]) -> Mapping[str, Merit | None]:
+        results = tracker.get_results([experiment.id for experiment in experiments])
+        return {
+            key: merit(result, metric)
+            for key, result in results.items()
+            if has_ended(result) and is_current(result.environment)
+        }
+
+    return merits_of
+
+
+def has_ended(result: ExperimentResult) -> bool:
+    """Whether the run came to an end of its own, a good one or a bad one."""
+    return result.status in {"completed", "failed"}
+
+
+def merit(result: ExperimentResult, metric: PrimaryMetric) -> Merit | None:
+    """On the held-out rows, never on the test rows; None where the run failed without diverging."""
+    if result.failure_kind == "diverged":
+        return DIVERGED
+    if result.status != "completed":
+        return None
+    value, loss = (result.scores["eval", name].value for name in (metric, "loss"))
+    return (value if metric == "loss" else -value, loss)

@@ -1,0 +1,48 @@
+"""A study, carried out: the plan's packs run, results come in, and the search asks for more until nothing is left."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from lorastudy.executors import Executor
+from lorastudy.experiments.rate_search import Design
+from lorastudy.planning.study_plan import StudyPlan
+from lorastudy.rounds import run_rounds
+from lorastudy.runner import OnEvent, Plan, Stage, SuiteOutcome
+from lorastudy.tracker import ExperimentTracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRun:
+    """What was asked for in the end, and what became of it."""
+
+    design: Design
+    outcome: SuiteOutcome
+
+
+def run_study(
+    plan: StudyPlan,
+    *,
+    tracker: ExperimentTracker,
+    executor: Executor,
+    how: Plan,
+    on_event: OnEvent = lambda *_: None,
+    on_stage: Callable[[Stage], None] = lambda _: None,
+) -> StudyRun:
+    """Run what is missing of a planned suite. Nothing is printed; `on_event` gets every record and every worker's end.
+
+    `how` says where files go and when to end early.
+    """
+    last, outcome = run_rounds(
+        plan.suite,
+        plan.design_by,
+        tracker=tracker,
+        executor=executor,
+        plan=replace(
+            how,
+            arms_per_pack=plan.predicted.arms_per_pack,
+            predict=plan.predicted.predictions,
+            on_stage=on_stage,
+        ),
+        on_event=on_event,
+    )
+    return StudyRun(design=last, outcome=outcome)

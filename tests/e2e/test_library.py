@@ -1,0 +1,118 @@
+"""A study from Python, without the command line: loaded, planned, run, resumed, read, analysed and reported."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lorastudy as ls
+from lorastudy.errors import StudyError
+from lorastudy.records import PackStep
+
+SUITE: dict[str, Any] = {
+    "suite_name": "from_python", "base_model": "lab", "dataset_path": "lab:facts", "eval_dataset_path": "lab:facts_eval",
+    "max_steps": 4, "max_seq_length": 16, "per_device_train_batch_size": 8, "quantization": "fp32",
+    "max_eval_samples": 12, "max_generation_samples": 0, "seeds": [0, 1], "factors": {"lora_rank": [1, 4]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The suite, run in a folder of its own, with what its progress was given."""
+    folder = tmp_path_factory.mktemp("library")
+    seen: list[Any] = []
+    plan = ls.plan(ls.load_suite(SUITE), folder=folder)
+    assert not list(folder.iterdir()), "a plan writes nothing"
+    assert len(plan.missing) == 4
+    return folder, ls.run(plan, folder=folder, progress=lambda _, event: seen.append(event)), seen
+
+
+def test_a_run_tells_its_progress_and_its_outcome(result: Any) -> None:
+    folder, found, seen = result
+    assert len(found.outcome.completed) == 4
+    assert found.outcome.failed == ()
+    assert max(event.step for event in seen if isinstance(event, PackStep)) == 4
+    assert len(list((folder / "output").glob("*/final_model/adapter_model.safetensors"))) == 4
+
+
+def test_the_frame_has_arms_seeds_settings_scores_and_costs(result: Any) -> None:
+    _, found, _ = result
+    frame = found.frame()
+    assert sorted(zip(frame["settings.lora_rank"], frame["seed"], strict=True)) == [
+        (1, 0),
+        (1, 1),
+        (4, 0),
+        (4, 1),
+    ]
+    with ls.Store(found.store) as store:
+        stored = {each.experiment_id: each for each in store.get_all_experiments()}
+    for row in frame.to_dict("records"):
+        one = stored[row["experiment_id"]]
+        assert row["arm"] == one.arm
+        assert row["scores.eval.loss"] == one.scores["eval", "loss"].value
+        assert row["profile.peak_memory_bytes"] == one.profile.peak_memory_bytes
+        assert row["train_seconds"] == one.train_seconds
+
+
+def test_items_are_those_of_the_score(result: Any) -> None:
+    """The stored loss is the mean of the items, weighted by their completion tokens."""
+    _, found, _ = result
+    items, frame = found.items(), found.frame()
+    for (arm, seed), rows in items.groupby(["arm", "seed"]):
+        mean = (rows["value"] * rows["weight"]).sum() / rows["weight"].sum()
+        (score,) = frame[(frame["arm"] == arm) & (frame["seed"] == seed)]["scores.eval.loss"]
+        assert len(rows) == 12
+        assert mean == pytest.approx(score, rel=1e-9)
+
+
+def test_it_is_resumed_and_what_is_done_is_not_run_again(result: Any) -> None:
+    folder, _, _ = result
+    again = ls.plan(ls.load_suite(SUITE | {"seeds": [0, 1, 2]}), folder=folder)
+    assert [experiment.seed for experiment in again.missing] == [2, 2]
+    more = ls.run(again, folder=folder)
+    assert len(more.outcome.completed) == 2
+    assert len(more.outcome.done_before) == 4
+
+
+def test_verdicts_are_values_and_the_report_is_written(result: Any) -> None:
+    folder, found, _ = result
+    (analysis,) = ls.analyse(found)
+    assert analysis.reference is not None
+    assert all(one.verdict for one in analysis.primary_comparisons)
+    written = ls.write_report(found, folder / "REPORT.md")
+    assert [path.suffix for path in written[:2]] == [".md", ".html"]
+    assert str(found).splitlines()[0].startswith("from_python")
+    assert found._repr_html_().startswith("<h4>from_python")
+
+
+def test_mistakes_are_exceptions_with_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"load_suite: lora_rnk: .*did you mean lora_rank"):
+        ls.load_suite(SUITE, lora_rnk=4)
+    with pytest.raises(TypeError, match="a file is the whole suite"):
+        ls.load_suite("suite.yaml", seeds=[0])
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ls.nothing
+
+
+def test_only_the_command_line_prints_or_exits() -> None:
+    """No module outside `cli/` calls print or sys.exit, but those that are programs of their own."""
+    package = Path(ls.__file__).parent
+    programs = {"worker.py", "disk.py", "data/hub.py", "lab/recipe.py", "spec/schema.py"}
+    calls = {}
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        if not name.startswith("cli/") and name not in programs:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            found = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+            wrong = [call for call in found if re.fullmatch(r"print|sys\.exit|exit|typer\.Exit", call)]
+            if wrong:
+                calls[name] = wrong
+    assert calls == {}
+
+
+def test_no_public_name_is_a_subpackage() -> None:
+    package = Path(ls.__file__).parent
+    taken = {path.stem for path in package.iterdir() if not path.name.startswith("_")} - {"py"}
+    assert not taken & {name for name in ls.__all__ if not name.startswith("_")}
