@@ -29,6 +29,7 @@ from agreement import disagreements
 from data_memory import data_memory_blocks
 from families_table import families_summary, families_table
 from growth import drawn_growth, growth_block, growth_figures
+from library import library_reference
 from measurements import analysis_of
 from memory_error import error_summary, error_table
 from memory_tables import memory_blocks
@@ -347,6 +348,7 @@ BLOCKS: Mapping[str, Block] = {
     "laws-rule": lambda analyses, _: _markdown(Paragraph((laws.rule_words(analyses),))),
     "commands": _commands_block,
     "layers": _layers_block,
+    "library-reference": lambda *_: library_reference(),
     "contracts": _contracts_block,
     "pack-bound": _pack_bound_block,
     "speed-table": _benchmark_block(speed_table),

@@ -100,6 +100,14 @@ def test_help_imports_nothing_heavy(imported: Imported, arguments: list[str]) ->
     assert not imported(arguments) & HEAVY
 
 
+def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:
+    program = "import lorastudy, sys; assert lorastudy.__version__ and dir(lorastudy); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert not {name.partition(".")[0] for name in done.stdout.split()} & HEAVY
+
+
 def test_a_dry_run_of_200_experiments_imports_no_ml_library(imported: Imported, tmp_path: Path) -> None:
     ranks, rates = [1, 2, 4, 8, 16], [round(1e-4 * number, 5) for number in range(1, 11)]
     (tmp_path / "suite.yaml").write_text(

@@ -52,8 +52,8 @@ def preview(
     """Show rows as the base model will see them: text, what of it is trained, lengths, and what lays them out."""
     from lorastudy.cli.console import PlainConsole
     from lorastudy.cli.previewing import preview_as_json, previewed, show_preview
-    from lorastudy.cli.running import foreseen_of
     from lorastudy.planner.preview import arms_by_rows, question_of_arm
+    from lorastudy.planning.study_plan import foreseen_of
     from lorastudy.spec.loading import load_suite
 
     suite = load_suite(file, defaults=config)
