@@ -107,7 +107,7 @@ def plan_study(
         balance=_balance(designed, missing, executor=workers, predicted=predicted)
         if not suite.rungs
         else None,
-        notes=_notes(suite, of_every_arm, predicted, data_notes=data_notes(of_every_arm, data)),
+        notes=_notes(suite, of_every_arm, predicted=predicted, data_notes=data_notes(of_every_arm, data)),
         case=None if known is not None else _case(suite, predicted),
         registered=known,
     )
@@ -129,7 +129,7 @@ def judge_suite(suite: Suite, *, on_wait: OnWait = print_nothing) -> StudyPlan:
         missing=designed.experiments,
         packs=(),
         predicted=predicted,
-        notes=_notes(suite, experiments, predicted, data_notes=data_notes(experiments, data)),
+        notes=_notes(suite, experiments, predicted=predicted, data_notes=data_notes(experiments, data)),
         case=_case(suite, predicted),
     )
 
@@ -227,7 +227,11 @@ def _balance(
 
 
 def _notes(
-    suite: Suite, experiments: Sequence[Experiment], predicted: Predictions, *, data_notes: Sequence[str]
+    suite: Suite,
+    experiments: Sequence[Experiment],
+    *,
+    predicted: Predictions,
+    data_notes: Sequence[str],
 ) -> tuple[str, ...]:
     return (
         *suite.notes,
