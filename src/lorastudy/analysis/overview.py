@@ -204,10 +204,10 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
     primary = next(metric for metric in COMPARED_METRICS if metric.name == question.primary_metric)
     summaries = tuple(summarise_arm(arm, study) for arm in study.reported_arms)
     reference = reference_arm(study, named=question.reference, metric=primary)
-    margin = None if question.margin_share is not None else question.margin
-    found = lint(measured_case(study, metric=primary, margin=margin, reference=question.reference))
-    blocked, loose = {**blockers(found), **question.blockers}, untuned(found)
     arms = compared_arms(study, metric=primary)
+    trivial = against_trivial(study, arms, metric=primary, items=items or {})
+    found = _linted(study, question, metric=primary, trivial=trivial)
+    blocked, loose = {**blockers(found), **question.blockers}, untuned(found)
     ladder = _ladder(study, reference, metric=primary)
     comparisons = {
         metric.key: _compared(study, arms, reference=reference, metric=metric, items=items, rules=rules)
@@ -242,8 +242,23 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
         items=items or {},
         lint=found,
         untuned=loose,
-        trivial=against_trivial(study, arms, metric=primary, items=items or {}),
+        trivial=trivial,
     )
+
+
+def _linted(
+    study: Study, question: Question, *, metric: Metric, trivial: tuple[AgainstTrivial, ...]
+) -> tuple[LintFinding, ...]:
+    """What the linter finds in the study as it was measured."""
+    case = measured_case(
+        study,
+        metric=metric,
+        margin=None if question.margin_share is not None else question.margin,
+        allowed=question.margin,
+        reference=question.reference,
+        trivial=trivial,
+    )
+    return lint(case)
 
 
 def pairs_in_cost(

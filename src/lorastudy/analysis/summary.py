@@ -25,6 +25,11 @@ class Metric:
     lower_is_better: bool
 
     @property
+    def is_in_units(self) -> bool:
+        """Whether a value wants its unit behind it; a share does not."""
+        return self.unit not in {"", "share"}
+
+    @property
     def key(self) -> tuple[str, str]:
         """As in `ExperimentResult.scores`, but for test rows, which `analysis.splits` finds."""
         return (self.split, self.name)
@@ -44,6 +49,10 @@ TOKEN_ACCURACY = Metric(
 )
 EXACT_MATCH = Metric(
     split="eval", name="exact_match", title="Exact match", unit="share", lower_is_better=False
+)
+#: Not shown of arms: 1 says that an arm gave one answer to every row.
+SAME_ANSWER = Metric(
+    split="eval", name="same_answer", title="Commonest answer", unit="share", lower_is_better=True
 )
 FORGETTING_BEFORE = Metric(
     split="forgetting_before",

@@ -1,9 +1,10 @@
 """Exact match of greedily generated answers."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lorastudy.data.answers import asked_rows, is_match
+from lorastudy.data.answers import asked_rows, is_match, what_counts
 from lorastudy.data.tokenise import TokenRow, answer_text
 from lorastudy.engine.arms import Scorer
 from lorastudy.engine.loading import BaseModel, num_positions
@@ -32,7 +33,7 @@ class ExactMatch:
     def evaluate(
         self, scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel, split: str
     ) -> Iterator[Score | Generation]:
-        """Yield a score per arm over the first `max_rows` rows that ask something, and a few answers."""
+        """Yield two scores per arm over the first `max_rows` rows that ask something, and a few answers."""
         asked = asked_rows(
             rows,
             max_new_tokens=self.max_new_tokens,
@@ -57,7 +58,23 @@ class ExactMatch:
                 value=sum(hits) / len(hits),
                 items=hits,
             )
+            yield self._same_answer(texts, experiment_id=experiment_id, split=split)
             for text, row in zip(texts[:NUM_KEPT], asked, strict=False):
                 yield Generation(
                     experiment_id=experiment_id, prompt=row.prompt_text, reference=row.reference, answer=text
                 )
+
+    def _same_answer(self, texts: Sequence[str], *, experiment_id: str, split: str) -> Score:
+        """The share of rows that got the arm's commonest answer: 1 where it says the same to every row."""
+        said = [what_counts(text, pattern=self.pattern) for text in texts]
+        ((commonest, _),) = Counter(said).most_common(1)
+        items = tuple(float(one == commonest) for one in said)
+        return Score(
+            experiment_id=experiment_id,
+            split=split,
+            metric="same_answer",
+            version=EXACT_MATCH_VERSION,
+            unit="",
+            value=sum(items) / len(items),
+            items=items,
+        )

@@ -68,7 +68,7 @@ def rows_with(references):
 def evaluate(scorer, rows, **options):
     options = {"max_new_tokens": 4, "max_rows": 10} | options
     records = list(ExactMatch(**options).evaluate(scorer, rows, base=tiny.make_base(), split="eval"))
-    scores = [record for record in records if isinstance(record, Score)]
+    scores = [record for record in records if isinstance(record, Score) and record.metric == "exact_match"]
     return {score.experiment_id: score for score in scores}, [r for r in records if isinstance(r, Generation)]
 
 
@@ -86,6 +86,23 @@ def test_each_arm_has_a_hit_or_miss_for_every_row():
     assert [record.answer for record in generations] == ["w5 w6"] * 4 + ["w7"] * 4
     assert [record.reference for record in generations[:4]] == [row.reference for row in rows]
     assert [record.prompt for record in generations[:4]] == [row.prompt_text for row in rows]
+
+
+def test_how_many_rows_got_the_commonest_answer_is_a_score_of_its_own():
+    class Fickle(Parrot):
+        """Says the first answer to every row but the last."""
+
+        def generate(self, prompts, *, max_new_tokens):
+            return [[[5], [5], [7, 5]], [[6], [6], [6]]]
+
+    exact_match = ExactMatch(max_new_tokens=4, max_rows=3)
+    records = list(exact_match.evaluate(Fickle(), rows_with(["w5"] * 3), base=tiny.make_base(), split="test"))
+    same = {
+        one.experiment_id: one for one in records if isinstance(one, Score) and one.metric == "same_answer"
+    }
+    assert same["first"].items == (1.0, 1.0, 0.0)
+    assert (same["first"].value, same["first"].split) == (pytest.approx(2 / 3), "test")
+    assert (same["second"].items, same["second"].value) == ((1.0, 1.0, 1.0), 1.0)
 
 
 def test_only_the_first_rows_are_asked_and_a_few_answers_are_kept():

@@ -38,7 +38,7 @@ def test_no_breach_is_said_too(blocks_of):
 
 def test_findings_with_their_reason_source_and_remedy(blocks_of):
     arms = {"a": {"lora_rank": 4}, "b": {"lora_rank": 8, "max_steps": 9}}
-    _, counts, items = blocks_of(arms, seeds=[0])
+    _, counts, items = blocks_of(arms, seeds=[0], a=0.9)
     assert isinstance(counts, Paragraph)
     assert isinstance(items, Bullets)
     assert plain(counts.text).endswith("It found 1 that takes verdicts away, 2 warnings and 1 note.")

@@ -120,3 +120,56 @@ def test_recommend_says_the_same():
     found = recommend([evidence], [published], budget_bytes=10)
     assert found.grade == "literature only"
     assert found.left_out == ("labels: r1 and r4: not shown to beat guessing without a model",)
+
+
+def limits_of(arms, **options):
+    analysis = analysis_of(arms, **options)
+    return analysis, [plain(limit) for limit in front_page(analysis).limits]
+
+
+def test_the_first_page_names_what_was_not_learnt():
+    """What a new user once met: the same word to every row, and a loss above that of the labels' frequencies."""
+    analysis, limits = limits_of({1: same_word, 4: sharper})
+    frequencies, r4 = (
+        min(values) for values in zip(*((one.score, one.arm_score) for one in analysis.trivial), strict=True)
+    )
+    (guessing,) = [line for line in limits if "LS307" in line]
+    assert guessing == (
+        f"No better than guessing (LS307, r1, r4): answer frequencies have held-out loss {frequencies:.3g} nats per token "
+        f"without a model; of these arms the best, r4, has {r4:.3g} and is not shown to be better."
+    )
+    (alike,) = [line for line in limits if "LS308" in line]
+    assert alike.endswith(
+        "with every seed the same answer to all 400 rows that exact match asks, though they ask for others."
+    )
+
+
+def test_arms_that_learnt_have_neither_finding():
+    _, limits = limits_of({1: learnt, 4: learnt})
+    assert not [line for line in limits if any(code in line for code in ("LS307", "LS308", "LS309", "LS404"))]
+
+
+def test_equal_scores_have_no_edge_and_no_verdict():
+    """Exact match is the share of `good` for both arms, every seed and every rate that was tried."""
+    question = replace(PLAIN, primary_metric="exact_match")
+    results, items = labelled.results_of({1: same_word, 4: sharper}, trivial=())
+    share = labelled.HELD_OUT.count(0) / 400
+    key = ("eval", "exact_match")
+    alike = [
+        replace(one, scores={**one.scores, key: replace(one.scores[key], value=share)}) for one in results
+    ]
+    (studied,) = read_report(labelled.tracker_of(alike, items, question=question)).studies
+    analysis = studied.analysis
+    (found,) = [finding for finding in analysis.lint if finding.code == "LS309"]
+    assert found.found == f"exact match is {share:.4g} for every arm and seed"
+    assert not [finding for finding in analysis.lint if finding.code == "LS102"]
+    (comparison,) = analysis.primary_comparisons
+    assert (comparison.verdict, comparison.reason) == ("cannot tell", "every seed gave the same difference")
+    assert decide(analysis).status == "not decided"
+
+
+def test_a_margin_above_the_references_own_loss_is_a_finding_where_it_is_a_share_too():
+    """A tenth of ten nats, where nobody guessed."""
+    _, limits = limits_of({1: same_word, 4: learnt}, trivial=())
+    (found,) = [line for line in limits if "LS404" in line]
+    assert "a margin of 1 nats per token, and r4 has a loss of 0.2" in found

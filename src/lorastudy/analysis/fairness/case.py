@@ -13,6 +13,7 @@ from functools import cached_property
 from lorastudy.analysis.reference import asked_reference, missing_reference, reference_arm
 from lorastudy.analysis.study import Arm, Study, differing_settings, split_studies
 from lorastudy.analysis.summary import LOSS, METRICS, Metric
+from lorastudy.analysis.trivial import AgainstTrivial
 from lorastudy.records import RowsRead
 from lorastudy.spec.experiment import Experiment
 from lorastudy.spec.question import Question
@@ -64,6 +65,10 @@ class Case:
     """By which the best learning rate is told."""
     margin: float | None = None
     """In the metric's unit; None where it is a share of the gain, which cannot be too large."""
+    allowed: float | None = None
+    """What the margin came to, a share of the gain too."""
+    trivial: tuple[AgainstTrivial, ...] = ()
+    """The compared arms against guessing, on the metric; known after a run alone."""
     named_reference: str | None = None
     """The reference that the suite states; by default, and where no run of it completed, the design names it."""
 
@@ -129,7 +134,13 @@ def planned_case(
 
 
 def measured_case(
-    study: Study, *, metric: Metric = LOSS, margin: float | None = None, reference: str | None = None
+    study: Study,
+    *,
+    metric: Metric = LOSS,
+    margin: float | None = None,
+    allowed: float | None = None,
+    reference: str | None = None,
+    trivial: tuple[AgainstTrivial, ...] = (),
 ) -> Case:
     """The case of a study as the store has it: facts are what its completed runs recorded."""
     return Case(
@@ -137,6 +148,8 @@ def measured_case(
         facts={arm.name: _measured(arm) for arm in study.arms},
         metric=metric,
         margin=margin,
+        allowed=allowed,
+        trivial=trivial,
         named_reference=reference,
     )
 

@@ -1,11 +1,11 @@
 """All rules of the linter, by code. `docs/linter.md` is generated from them."""
 
-from lorastudy.analysis.fairness import conditions, evidence, gain, rates, sizes
+from lorastudy.analysis.fairness import conditions, evidence, gain, guessing, rates, sizes
 from lorastudy.analysis.fairness.finding import Rule
 
 RULES: tuple[Rule, ...] = tuple(
     sorted(
-        (*rates.RULES, *conditions.RULES, *sizes.RULES, *evidence.RULES, *gain.RULES),
+        (*rates.RULES, *conditions.RULES, *sizes.RULES, *evidence.RULES, *gain.RULES, *guessing.RULES),
         key=lambda rule: rule.code,
     )
 )

@@ -70,6 +70,20 @@ def _margin_too_large(case: Case) -> Iterator[Breach]:
         )
 
 
+def _margin_above_loss(case: Case) -> Iterator[Breach]:
+    """After a run: a share of the gain too, where little was left to lose."""
+    if case.allowed is None or case.metric != LOSS or case.reference is None or not case.others():
+        return
+    losses = scores_by_seed(case.reference, case.study, metric=LOSS)
+    if losses and case.allowed >= statistics.fmean(losses.values()):
+        yield Breach(
+            arms=names(case.others()),
+            found=f"a margin of {case.allowed:.2g} nats per token, and {case.reference.name} has a loss of "
+            f"{statistics.fmean(losses.values()):.2g}: an arm of twice its loss would be as good within it",
+            severity="warning",
+        )
+
+
 def _gains(case: Case, arm: Arm) -> list[float]:
     """What the arm took off the base model's held-out loss, by seed."""
     before = scores_by_seed(arm, case.study, metric=LOSS_BEFORE)
@@ -100,5 +114,14 @@ RULES = (
         source="Rothmann et al., Statistics in Medicine 22 (2003), where a margin is a share of what the reference achieves",
         change="state a share of the gain (`margin: 2%`), or a number of nats well below it; the runs stand as they are",
         find=_margin_too_large,
+    ),
+    Rule(
+        code="LS404",
+        title="Margin above the reference's own loss",
+        why="an arm may then lose more than the reference has to lose, so what is as good within the margin may be far from it in "
+        "all that is left to learn",
+        source="Rothmann et al., Statistics in Medicine 22 (2003), where a margin is a share of what the reference achieves",
+        change="state a smaller share of the gain, or a number of nats well below the loss that you expect",
+        find=_margin_above_loss,
     ),
 )

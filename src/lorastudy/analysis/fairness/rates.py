@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lorastudy.analysis.fairness.case import Case, names
 from lorastudy.analysis.fairness.finding import Breach, Rule, Severity
+from lorastudy.analysis.fairness.guessing import equal_scores
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.tuning import best_if_on_edge, configurations
 from lorastudy.spec.experiment import canonical_json
@@ -49,6 +50,8 @@ def _single_rates(rates: Sequence[float]) -> str:
 
 
 def _on_edge(case: Case) -> Iterator[Breach]:
+    if equal_scores(case) is not None:  # then no rate is best
+        return
     for arms in configurations(case.study):
         grid = [arm for arm in arms if _rates([arm])]
         rates = _rates(grid)

@@ -219,7 +219,7 @@ def _why_guessing(analysis: Analysis, decision: Decision) -> str:
         (one for one in analysis.trivial if one.arm in arms and not one.is_beaten),
         key=lambda one: (sign * one.arm_score, sign * one.score),
     )
-    unit = f" {analysis.primary.unit}" if analysis.primary.unit else ""
+    unit = f" {analysis.primary.unit}" if analysis.primary.is_in_units else ""
     is_every = set(arms) == {one.arm for one in analysis.trivial}
     who = "no arm is" if is_every else f"{names(arms)} {'are' if len(arms) > 1 else 'is'} not"
     told = (

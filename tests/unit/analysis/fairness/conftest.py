@@ -14,8 +14,9 @@ from ruamel.yaml import YAML
 
 from lorastudy.analysis.fairness.case import ArmFacts, Case, planned_case
 from lorastudy.analysis.study import split_studies
+from lorastudy.analysis.trivial import against_trivial
 from lorastudy.experiments.expansion import expand
-from lorastudy.records import DataSummary, Environment, RowsRead
+from lorastudy.records import DataSummary, Environment, RowsRead, TrivialScore
 from lorastudy.spec.loading import load_suite
 from lorastudy.tracker.views import ExperimentResult, ScoreValue
 
@@ -52,7 +53,14 @@ def case_of(name: str) -> Case:
     planned = planned_case(experiments, suite_name=suite.name, facts=facts, question=suite.question)
     results = [_run(result, arms.get(result.arm, {})) for result in planned.study.results]
     (study,) = split_studies(results)
-    return Case(study=study, facts=facts, metric=planned.metric, margin=planned.margin)
+    return Case(
+        study=study,
+        facts=facts,
+        metric=planned.metric,
+        margin=planned.margin,
+        allowed=planned.margin,
+        trivial=against_trivial(study, study.reported_arms, metric=planned.metric, items={}),
+    )
 
 
 def _rows(split: str, fate: Mapping[str, int]) -> RowsRead:
@@ -79,10 +87,22 @@ def _run(result: ExperimentResult, known: Mapping[str, Any]) -> ExperimentResult
     before = (
         {("eval_before", "loss"): replace(loss, value=known["loss_before"])} if "loss_before" in known else {}
     )
+    answers = {
+        ("eval", metric): replace(loss, value=known[metric][result.seed], version=2)
+        for metric in ("exact_match", "same_answer")
+        if metric in known
+    }
+    guessed = [
+        TrivialScore(
+            predictor="frequencies", split="eval", metric="loss", version=1, unit="nats", value=value
+        )
+        for value in known.get("guessed", ())
+    ]
     return replace(
         result,
         status="completed",
-        scores={("eval", "loss"): loss} | before,
+        scores={("eval", "loss"): loss} | before | answers,
+        trivial=tuple(guessed),
         settings={**result.settings, **known.get("settings", {})},
         environment=Environment(**{**values, **machine, **known.get("environment", {})}),
     )
