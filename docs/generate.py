@@ -27,6 +27,7 @@ import laws
 import typer
 from agreement import disagreements
 from data_memory import data_memory_blocks
+from example_verdicts import changed_blocks
 from families_table import families_summary, families_table
 from growth import drawn_growth, growth_block, growth_figures
 from library import library_reference
@@ -316,6 +317,12 @@ def _simulation_block(make: Callable[[Path], list[Content]]) -> "Block":
     return lambda _, root: render_markdown(make(root), output=ROOT / "README.md", plots=ROOT)
 
 
+def _changed_verdicts_block(analyses: Mapping[str, Analysis], root: Path) -> str:
+    return render_markdown(
+        changed_blocks(analyses, root), output=root / "docs" / "log.md", plots=root
+    ).strip()
+
+
 def _data_memory_block(_: Mapping[str, Analysis], root: Path) -> str:
     return render_markdown(
         data_memory_blocks(root), output=root / "docs" / "benchmarks.md", plots=root
@@ -367,6 +374,7 @@ BLOCKS: Mapping[str, Block] = {
     "families-summary": lambda _, root: families_summary(root),
     "families-table": lambda _, root: _markdown(families_table(root)),
     "tokenizers": lambda _, root: _markdown(tokenizer_table(root)),
+    "changed-verdicts": _changed_verdicts_block,
     "data-memory": _data_memory_block,
     "memory-error": _memory_error_block,
     "memory-tables": _benchmark_block(memory_blocks),

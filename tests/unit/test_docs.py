@@ -117,6 +117,18 @@ def test_a_report_that_does_not_carry_its_measurements_is_noticed(
     assert part in problem
 
 
+def test_a_verdict_that_changed_since_version_0_1_is_listed(
+    generate: ModuleType, copy_of_documents: Path
+) -> None:
+    path = copy_of_documents / "benchmarks/results/example_verdicts_0.1.json"
+    before = json.loads(path.read_text(encoding="utf-8"))
+    before["lab_rank_study"]["verdicts"]["rank_1"] = "cannot tell"
+    path.write_text(json.dumps(before), encoding="utf-8")
+    assert generate.main([], root=copy_of_documents) == 0
+    log = (copy_of_documents / "docs/log.md").read_text(encoding="utf-8")
+    assert "rank_1 in lab_rank_study: cannot tell, now rank_16 ahead, untuned." in log
+
+
 def test_the_examples_belong_together(agreement: ModuleType) -> None:
     assert agreement.disagreements(documents.ROOT) == []
 
