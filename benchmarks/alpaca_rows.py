@@ -141,7 +141,7 @@ def _tokens(path: Path, *, request: AlpacaRequest) -> tuple[TokenRow, ...]:
         raise ValueError(
             f"{path.name}: {tokens.summary.num_refused_rows} rows have no answer left at this length"
         )
-    return tokens.rows
+    return tuple(tokens.rows)
 
 
 def _write_rows(path: Path, rows: Sequence[Any]) -> None:

@@ -46,9 +46,9 @@ def job_of(suite: Path) -> Job:
     assert study.forgetting is not None
     splits = {"train": study.train, "eval": study.held_out, "forgetting": study.forgetting}
     rows: dict[str, tuple[TokenRow, ...]] = {
-        name: tokenise(
-            part.read(), tokenizer=base.tokenizer, max_seq_length=settings.max_seq_length, split=name
-        ).rows
+        name: tuple(
+            tokenise(part, tokenizer=base.tokenizer, max_seq_length=settings.max_seq_length, split=name).rows
+        )
         for name, part in splits.items()
     }
     assert settings.max_steps is not None

@@ -85,7 +85,7 @@ def _with_copies(sets: Mapping[str, TokenSet], study: StudyData) -> Mapping[str,
 
 
 def split_tokens(
-    examples: Sequence[Example], *, settings: Settings, tokenizer: Tokenizer, split: str
+    examples: Iterable[Example], *, settings: Settings, tokenizer: Tokenizer, split: str
 ) -> TokenSet:
     """The tokens of some rows of a split.
 
@@ -100,7 +100,7 @@ def split_tokens(
 
 
 def _reached(
-    train: Rows, reach: Reach | None, *, tokens_of: Callable[[Sequence[Example]], TokenSet]
+    train: Rows, reach: Reach | None, *, tokens_of: Callable[[Iterable[Example]], TokenSet]
 ) -> TokenSet:
     """The rows that training reaches. Rows that turn out to be refused have others take their place."""
     num_rows = len(train)
@@ -121,7 +121,7 @@ def _reached(
         if all(num_looked_at - len(tokens.refused & set(order)) >= reach.num_rows for order in orders):
             return tokens
         num_looked_at = min(num_rows, 2 * num_looked_at)
-    return tokens_of(train.read())
+    return tokens_of(train)
 
 
 def _with_answers(summary: DataSummary, tokens: TokenSet, *, settings: Settings) -> DataSummary:

@@ -6,10 +6,12 @@ follows from the characters that each token stands for; one that reaches over th
 are aligned with the ids (the shift happens in the loss) and are -100 wherever nothing is trained.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Protocol
+from itertools import compress, islice, pairwise
+from typing import Any, Protocol, overload
 
 from lorastudy.data.examples import Example
 from lorastudy.errors import DataError
@@ -85,11 +87,83 @@ class TokenRow:
         return len(self.labels) - self.labels.count(IGNORED)
 
 
+class TokenRows(Sequence[TokenRow]):
+    """Rows in arrays, of five bytes a token where a `TokenRow` has about fifty. A row is made when it is asked for.
+
+    A label is its token's id or nothing, and what comes before an answer is the beginning of the row.
+    """
+
+    def __init__(self, rows: Iterable[TokenRow] = ()) -> None:
+        self._ids = array("I")
+        self._is_trained = bytearray()
+        self._ends = array("Q", [0])
+        self._num_prompt_tokens = array("I")
+        self._texts: list[tuple[str, str]] = []
+        self._num_reference_tokens = array("I")
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: TokenRow) -> None:
+        """Add a row at the end."""
+        self._ids.extend(row.input_ids)
+        self._is_trained += bytes(map(IGNORED.__ne__, row.labels))
+        self._ends.append(len(self._ids))
+        self._num_prompt_tokens.append(len(row.prompt_ids))
+        self._texts.append((row.prompt_text, row.reference))
+        self._num_reference_tokens.append(row.num_reference_tokens)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenRow: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[TokenRow]: ...
+
+    def __getitem__(self, index: int | slice) -> TokenRow | Sequence[TokenRow]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        tokens = slice(self._ends[number], self._ends[number + 1])
+        ids = tuple(self._ids[tokens])
+        prompt_text, reference = self._texts[number]
+        return TokenRow(
+            input_ids=ids,
+            labels=tuple(
+                token if is_trained else IGNORED
+                for token, is_trained in zip(ids, self._is_trained[tokens], strict=True)
+            ),
+            prompt_ids=ids[: self._num_prompt_tokens[number]],
+            prompt_text=prompt_text,
+            reference=reference,
+            num_reference_tokens=self._num_reference_tokens[number],
+        )
+
+    def num_tokens(self, number: int) -> int:
+        """Tokens of one row."""
+        return self._ends[number + 1] - self._ends[number]
+
+    @property
+    def num_all_tokens(self) -> int:
+        """Tokens of all rows."""
+        return len(self._ids)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens of all rows that the loss covers."""
+        return self._is_trained.count(1)
+
+    def trained_tokens(self) -> Iterator[int]:
+        """The tokens that the loss covers, row after row."""
+        return compress(self._ids, self._is_trained)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
     """The rows that can be used, and what became of all that were given (`num_rows` counts the usable ones)."""
 
-    rows: tuple[TokenRow, ...]
+    rows: TokenRows
     summary: DataSummary
     whole_lengths: tuple[int, ...]
     """Tokens of every row before anything is cut off, of refused ones too. The pieces of a long plain text are rows."""
@@ -119,7 +193,7 @@ class _Encoded:
 
 
 def tokenise(
-    examples: Sequence[Example], *, tokenizer: Tokenizer, max_seq_length: int, split: str
+    examples: Iterable[Example], *, tokenizer: Tokenizer, max_seq_length: int, split: str
 ) -> TokenSet:
     """The examples as tokens, each row at most `max_seq_length` long: a plain text in pieces, all others cut at the end.
 
@@ -132,12 +206,12 @@ def tokenise(
         DataError: every row was refused, the tokenizer does not know the answers' words, or it does not tell where
             they begin.
     """
-    assert examples
-    rows: list[TokenRow] = []
+    rows = TokenRows()
     places: list[int] = []
     whole_lengths: list[int] = []
+    seen = _Seen()
     num_truncated = 0
-    for place, part in _parts(examples, tokenizer, max_seq_length=max_seq_length):
+    for place, part in _parts(seen.each(examples), tokenizer, max_seq_length=max_seq_length):
         whole_lengths.append(len(part.ids))
         row = _cut(part, max_seq_length=max_seq_length, tokenizer=tokenizer)
         if row is not None:
@@ -146,38 +220,66 @@ def tokenise(
             num_truncated += len(part.ids) > max_seq_length
     if not rows:
         raise DataError(
-            f"{split}: of all {len(examples)} rows the answer was cut away entirely at "
+            f"{split}: of all {seen.num_examples} rows the answer was cut away entirely at "
             f"{max_seq_length} tokens; raise max_seq_length"
         )
     _refuse_unknown_words(rows, tokenizer, split=split)
+    refused = frozenset(range(seen.num_examples)).difference(places)
     summary = DataSummary(
         split=split,
-        format=examples[0].format.name,
         num_rows=len(rows),
-        num_refused_rows=len(examples) - len(set(places)),
+        num_refused_rows=len(refused),
         num_truncated_rows=num_truncated,
-        num_tokens=sum(len(row.input_ids) for row in rows),
-        num_completion_tokens=sum(row.num_completion_tokens for row in rows),
-        layout=examples[0].rendering.layout,
-        num_fallback_rows=sum(example.rendering.fell_back for example in examples),
-        template_preamble=examples[0].rendering.preamble,
-        template_date=examples[0].rendering.date,
-        unused_columns=tuple(examples[0].format.unused),
-        unseen_fields=tuple(dict.fromkeys(name for each in examples for name in each.rendering.unseen)),
+        num_tokens=rows.num_all_tokens,
+        num_completion_tokens=rows.num_completion_tokens,
+        **seen.told(),
     )
     return TokenSet(
-        rows=tuple(rows),
+        rows=rows,
         summary=summary,
         whole_lengths=tuple(whole_lengths),
         places=tuple(places),
-        refused=frozenset(range(len(examples))) - frozenset(places),
-        num_given=len(examples),
+        refused=refused,
+        num_given=seen.num_examples,
     )
+
+
+class _Seen:
+    """What is told of the examples that have passed; none of them is held but the first."""
+
+    def __init__(self) -> None:
+        self.num_examples = 0
+        self._first: Example | None = None
+        self._num_fallback = 0
+        self._unseen: dict[str, None] = {}
+
+    def each(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """The examples as they come."""
+        for example in examples:
+            self._first = self._first or example
+            self.num_examples += 1
+            self._num_fallback += example.rendering.fell_back
+            self._unseen.update(dict.fromkeys(example.rendering.unseen))
+            yield example
+
+    def told(self) -> dict[str, Any]:
+        """As a `DataSummary` has it."""
+        assert self._first is not None
+        fmt, rendering = self._first.format, self._first.rendering
+        return {
+            "format": fmt.name,
+            "layout": rendering.layout,
+            "num_fallback_rows": self._num_fallback,
+            "template_preamble": rendering.preamble,
+            "template_date": rendering.date,
+            "unused_columns": tuple(fmt.unused),
+            "unseen_fields": tuple(self._unseen),
+        }
 
 
 def whole_row(example: Example, *, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The ids and labels of an example before the cut."""
-    (encoded,) = _encode([example], tokenizer)
+    ((_, encoded),) = _encode([example], tokenizer)
     return encoded.ids, encoded.labels
 
 
@@ -192,13 +294,14 @@ def answer_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     return str(tokenizer.decode(said, skip_special_tokens=True))
 
 
-def _refuse_unknown_words(rows: Sequence[TokenRow], tokenizer: Tokenizer, *, split: str) -> None:
+def _refuse_unknown_words(rows: TokenRows, tokenizer: Tokenizer, *, split: str) -> None:
     """Refuse answers that the tokenizer cannot write: trained on them, a model learns to say "unknown"."""
     unknown_id = getattr(tokenizer, "unk_token_id", None)
     if unknown_id is None or unknown_id == tokenizer.eos_token_id:
         return
-    labels = [label for row in rows for label in row.labels if label not in {IGNORED, tokenizer.eos_token_id}]
-    share = labels.count(unknown_id) / max(1, len(labels))
+    numbers = Counter(rows.trained_tokens())
+    del numbers[tokenizer.eos_token_id]
+    share = numbers[unknown_id] / max(1, numbers.total())
     if share > MAX_UNKNOWN_SHARE:
         raise DataError(
             f"{split}: {share:.0%} of the answers' tokens are unknown to the base model's tokenizer, so nothing "
@@ -207,12 +310,12 @@ def _refuse_unknown_words(rows: Sequence[TokenRow], tokenizer: Tokenizer, *, spl
 
 
 def _parts(
-    examples: Sequence[Example], tokenizer: Tokenizer, *, max_seq_length: int
+    examples: Iterable[Example], tokenizer: Tokenizer, *, max_seq_length: int
 ) -> Iterator[tuple[int, _Encoded]]:
     """What becomes a row each, with the place of its example: an example, or a piece of a plain text."""
     num_repeated = len(_prefix(tokenizer))
-    for place, encoded in enumerate(_encode(examples, tokenizer)):
-        is_text = examples[place].rendering.layout == "text"
+    for place, (example, encoded) in enumerate(_encode(examples, tokenizer)):
+        is_text = example.rendering.layout == "text"
         pieces = (
             _pieces(encoded, max_seq_length=max_seq_length, num_repeated=num_repeated)
             if is_text
@@ -245,15 +348,18 @@ def _pieces(encoded: _Encoded, *, max_seq_length: int, num_repeated: int) -> lis
     return pieces
 
 
-def _encode(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[_Encoded]:
+def _encode(examples: Iterable[Example], tokenizer: Tokenizer) -> Iterator[tuple[Example, _Encoded]]:
     """Each example whole."""
     prefix = _prefix(tokenizer)
-    for first in range(0, len(examples), _ROWS_AT_ONCE):
-        part = examples[first : first + _ROWS_AT_ONCE]
+    coming = iter(examples)
+    while part := list(islice(coming, _ROWS_AT_ONCE)):
         texts = [_Text.of(example, eos=tokenizer.eos_token) for example in part]
         for example, text, (ids, spans) in zip(part, texts, _ids_and_spans(texts, tokenizer), strict=True):
             is_chat = example.rendering.layout == "chat"
-            yield _labelled(text, ids=ids, spans=spans, tokenizer=tokenizer, prefix=[] if is_chat else prefix)
+            encoded = _labelled(
+                text, ids=ids, spans=spans, tokenizer=tokenizer, prefix=[] if is_chat else prefix
+            )
+            yield example, encoded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ class Feed:
         return self.step(max(range(len(self.plan)), key=size))
 
     def _num_tokens(self, rows: Sequence[int]) -> int:
-        return sum(len(self.train.rows[row].input_ids) for row in rows)
+        return sum(map(self.train.rows.num_tokens, rows))
 
 
 def make_feed(

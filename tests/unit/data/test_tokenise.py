@@ -1,15 +1,18 @@
 """Every expected row is spelled out: one token per character, BOS 1, EOS 2."""
 
+import tracemalloc
+import weakref
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lorastudy.data import tokenise as tokenise_module
 from lorastudy.data.examples import Example, Rendering, Segment
 from lorastudy.data.formats import Format
 from lorastudy.data.sources import Row
-from lorastudy.data.tokenise import IGNORED, tokenise
+from lorastudy.data.tokenise import IGNORED, TokenRow, tokenise
 from lorastudy.errors import DataError
 from lorastudy.records import DataSummary
 from tests.unit.data.conftest import LetterTokenizer
@@ -222,3 +225,55 @@ def test_answers_in_words_that_the_tokenizer_does_not_know_are_refused(letters):
     assert len(run(example("??", "cd"), tokenizer=tokenizer).rows) == 1
     tokenizer.unk_token_id = tokenizer.eos_token_id  # as GPT-2's
     assert len(run(example("ab", "??"), tokenizer=tokenizer).rows) == 1
+
+
+def test_rows_in_arrays_are_the_rows_that_were_put_in(letters):
+    found = run(
+        example("ab", "cd", "e", "f"), text("xyz"), example("a", "b"), tokenizer=letters(adds_bos=True)
+    ).rows
+    plain = list(found)
+    assert plain == [
+        TokenRow(
+            input_ids=(1, *ids("abcd"), 2, *ids("ef"), 2), labels=(*none(3), *ids("cd"), 2, IGNORED, ord("f"), 2),
+            prompt_ids=(1, *ids("abcd"), 2, ord("e")), prompt_text="abcd</s>e", reference="f", num_reference_tokens=1,
+        ),
+        TokenRow(
+            input_ids=(1, *ids("xyz"), 2), labels=(IGNORED, *ids("xyz"), 2), prompt_ids=(1,), prompt_text="", reference="",
+        ),
+        TokenRow(
+            input_ids=(1, *ids("ab"), 2), labels=(*none(2), ord("b"), 2), prompt_ids=(1, ord("a")), prompt_text="a",
+            reference="b", num_reference_tokens=1,
+        ),
+    ]  # fmt: skip
+    assert (found[-1], found[1:], found[::-2]) == (plain[-1], plain[1:], plain[::-2])
+    assert [found.num_tokens(number) for number in range(3)] == [9, 5, 4]
+    assert (found.num_all_tokens, found.num_completion_tokens) == (18, 11)
+    assert list(found.trained_tokens()) == [
+        token for row in plain for token in row.labels if token != IGNORED
+    ]
+    with pytest.raises(IndexError):
+        found[3]
+
+
+def test_a_token_takes_few_bytes_and_examples_are_not_held(letters, monkeypatch):
+    monkeypatch.setattr(tokenise_module, "_ROWS_AT_ONCE", 8)
+    gone: list[None] = []
+    most = 0
+
+    def coming():
+        nonlocal most
+        for number in range(400):
+            one = text(chr(1000 + number) * 499)
+            weakref.finalize(one, gone.append, None)
+            yield one
+            most = max(most, number + 1 - len(gone))
+
+    tracemalloc.start()
+    try:
+        found = tokenise(coming(), tokenizer=letters(), max_seq_length=500, split="train")
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.rows.num_all_tokens == 400 * 500
+    assert held / found.rows.num_all_tokens < 8
+    assert most < 40

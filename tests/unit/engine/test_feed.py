@@ -1,7 +1,7 @@
 """Which steps of a pack are measured before it trains."""
 
 import tiny
-from lorastudy.data.tokenise import TokenSet
+from lorastudy.data.tokenise import TokenRows, TokenSet
 from lorastudy.engine.feed import Feed
 from lorastudy.records import DataSummary
 
@@ -14,7 +14,7 @@ SUMMARY = DataSummary(
 
 def feed_of(plan):
     """A feed over rows of `LENGTHS`; `plan` has row numbers by step and micro-batch."""
-    rows = tuple(tiny.make_row(range(2, 2 + length), prompt_tokens=1) for length in LENGTHS)
+    rows = TokenRows(tiny.make_row(range(2, 2 + length), prompt_tokens=1) for length in LENGTHS)
     train = TokenSet(
         rows=rows, summary=SUMMARY, whole_lengths=LENGTHS, places=tuple(range(len(LENGTHS))),
         refused=frozenset(), num_given=len(LENGTHS),
