@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,11 +18,13 @@ from lorastudy.cli import evaluate, running
 from lorastudy.cli import main as command
 from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.plan_output import show_plan
+from lorastudy.cli.previewing import show_preview
 from lorastudy.errors import StudyError
 from lorastudy.executors import WorkerExit
+from lorastudy.planner.preview import Preview, PreviewedRow, TextPiece
 from lorastudy.planning import study_plan
 from lorastudy.planning.predictions import Predictions
-from lorastudy.records import PACK_NAME, Environment, Outcome, Pack
+from lorastudy.records import PACK_NAME, DataSummary, Environment, Outcome, Pack
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.loading import suite_from_values
 from lorastudy.spec.settings import Settings
@@ -33,12 +36,13 @@ _STORE = ("--database", "store.db")
 
 
 def on_a_terminal(text: str, folder: Path, canary: Path) -> str | None:
-    """An answer, a row, an error."""
+    """An answer, a row, a row as its model sees it, an error."""
     Path("rows.jsonl").write_text(json_rows(text), encoding="utf-8")
     answer = {"prompt": text, "reference": text, "answer": text}
     result = {"scores": [], "generations": [answer], "inference": None}
 
     answered = said(lambda: evaluate._show(PlainConsole(), result))
+    previewed = said(lambda: show_preview(PlainConsole(), _preview(text), of="train"))
     refused = said(
         lambda: _commands(
             ["prepare", "--dataset", "rows.jsonl"],
@@ -46,7 +50,25 @@ def on_a_terminal(text: str, folder: Path, canary: Path) -> str | None:
             ["report", "--suite-name", text, *_STORE],
         )
     )
-    return steered(answered, text) or steered(refused, text)
+    return steered(answered, text) or steered(previewed, text) or steered(refused, text)
+
+
+def _preview(text: str) -> Preview:
+    counts = dict.fromkeys(("num_rows", "num_refused_rows", "num_truncated_rows", "num_tokens"), 1)
+    summary = DataSummary(
+        split="train", format="messages", num_completion_tokens=1, layout="chat", template_preamble=text, **counts
+    )  # fmt: skip
+    pieces = [
+        TextPiece(text=text, is_cut_off=is_cut_off, is_trained=is_trained, is_special=is_trained)
+        for is_cut_off, is_trained in ((False, False), (False, True), (True, False))
+    ]
+    row = PreviewedRow(
+        where=text, is_refused=False, input_ids=(1,), labels=(1,), num_trained_tokens=1, num_whole_tokens=2,
+        num_whole_trained_tokens=1, layout="chat", fell_back=True, unseen=(text,), pieces=tuple(pieces),
+    )  # fmt: skip
+    return Preview(
+        summary=summary, max_seq_length=8, notes=(text,), rows=(row, replace(row, is_refused=True))
+    )
 
 
 def in_a_plan(text: str, folder: Path, canary: Path) -> str | None:
