@@ -56,7 +56,7 @@ _LAB = {**LAB, "max_steps": 120, "per_device_train_batch_size": 16}
 _ROWS = {
     "max_steps": 30, "per_device_train_batch_size": 4, "max_seq_length": 128, "eval_fraction": 0.1,
     "test_fraction": 0.1, "max_eval_samples": 40, "warmup_ratio": 0.05, "lr_scheduler_type": "linear",
-    "lora_alpha": 32.0, "target_modules": "qkvo", "quantization": "bf16", "max_generation_samples": 0,
+    "lora_alpha": 32.0, "target_modules": "qkvo", "quantization": "fp32", "max_generation_samples": 0,
 }  # fmt: skip
 GRIDS: Mapping[str, tuple[Grid, ...]] = {
     "lab": tuple(

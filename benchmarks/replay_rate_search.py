@@ -189,6 +189,14 @@ def searched_before(curves: Curves, *, seeds: tuple[int, int], off_by: float) ->
 Objective = Callable[[float, int], float]
 
 
+def whole_curve(curves: Curves, cells: Sequence[Found]) -> list[Found]:
+    """For each cell the lowest of all that was recorded of its seed: what a search with one seed can know at most."""
+    return [
+        replace(cell, rate=curves.best(cell.arm, [cell.seed])[0], runs=len(curves.grid.rates))
+        for cell in cells
+    ]
+
+
 def random_search(curves: Curves, cell: Found, *, runs: int, rng: np.random.Generator) -> float:
     """The best of so many rates, drawn evenly over the log of the recorded range."""
     low, high = _range(curves)
@@ -323,6 +331,7 @@ def replayed(grids: Sequence[RateGrid]) -> dict[str, Any]:
             costs.append(about | _cost(curves, own, before))
             cells += [about | _cell(curves, cell) for cell in own]
             if off_by == 1.0:
+                lines.append(about | _way(curves, "whole_curve", whole_curve(curves, own)).as_json())
                 lines += [
                     {"grid": curves.grid.name, "rule_off_by": 1.0, **line} for line in _others(curves, own)
                 ]

@@ -14,6 +14,7 @@ from lorastudy.report.numbers import count, listing, percent
 RESULTS = Path("benchmarks") / "results" / "rate_search.json"
 _NAMES = {
     "search": "this search",
+    "whole_curve": "every recorded rate, the same one seed",
     "before": "search of version 0.1, two seeds",
     "random": "random search",
     "tpe": "TPE (Optuna)",

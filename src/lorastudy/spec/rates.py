@@ -87,8 +87,9 @@ def first_rungs(config: Mapping[str, Any] | None, *, num_steps: int | None) -> R
 
 
 #: How far the lowest point of a parabola lies from that of the curve, as a share of the step between rates: a curve is no
-#: parabola. Root mean square over the recorded grid, beyond what noise explains (`benchmarks.replay_rate_search`).
-SHAPE_ERROR = 0.14
+#: parabola. Root mean square beyond what noise explains, on the recorded grid where it is largest: a language model on real
+#: rows; 0.14 on the lab (`benchmarks.replay_rate_search`).
+SHAPE_ERROR = 0.37
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,10 +103,10 @@ def test_chosen_rates_are_listed_with_their_optimism(make_result):
     assert [column.title for column in table.columns][-3:] == ["taken", "optimism (nats per token)", ""]
     # Log rates in steps of ln 10 = 2.303, losses .2 and .3 above the lowest: the parabola is lowest .230 below it
     # (-2.303 / 2 + (.2 / 2.303) / (2 * .04715), with a curvature of (.5 / 2.303) / 4.605 = .04715). Seeds move all alike, so
-    # there is no noise; exp(.230 + 1.96 * .14 * 2.303) = 2.37.
+    # there is no noise; exp(.230 + 1.96 * .37 * 2.303) = 6.69.
     assert [[cell.text for cell in row] for row in table.rows] == [
-        ["r2", "0.710", "0.510", "0.810", "0.001", "0.0000", "tuned to within a factor of 2.4"],
-        ["r4", "0.460", "0.260", "0.560", "0.001", "0.0000", "tuned to within a factor of 2.4"],
+        ["r2", "0.710", "0.510", "0.810", "0.001", "0.0000", "tuned to within a factor of 6.7"],
+        ["r4", "0.460", "0.260", "0.560", "0.001", "0.0000", "tuned to within a factor of 6.7"],
     ]
 
 

@@ -111,14 +111,14 @@ def test_the_spread_of_a_parabolas_lowest_point_is_that_of_noisy_losses():
 def test_a_rate_is_tuned_to_within_its_noise_the_shape_and_its_distance():
     """Steps of h = ln 2, losses .1 above the lowest: curvature .1 / h^2, and slopes of h / .4, 0 and -h / .4.
 
-    Noise .01: .01 * sqrt(2) * h / .4 = .0245. Shape: .14 * h = .0970. exp(1.96 * sqrt(.0245^2 + .0970^2)) = 1.217.
+    Noise .01: .01 * sqrt(2) * h / .4 = .0245. Shape: .37 * h = .2565. exp(1.96 * sqrt(.0245^2 + .2565^2)) = 1.657.
     """
     found = parabola([(1e-3, 1.1), (2e-3, 1.0), (4e-3, 1.1)])
     assert found is not None
     assert found.spread(0.01) == pytest.approx(0.0245, abs=1e-4)
-    assert found.factor(0.01, taken=2e-3) == pytest.approx(1.217, abs=1e-3)
+    assert found.factor(0.01, taken=2e-3) == pytest.approx(1.657, abs=1e-3)
     # Half the rate was taken: the factor is twice as large.
-    assert found.factor(0.01, taken=1e-3) == pytest.approx(2 * 1.217, abs=2e-3)
+    assert found.factor(0.01, taken=1e-3) == pytest.approx(2 * 1.657, abs=2e-3)
 
 
 @pytest.mark.parametrize(
