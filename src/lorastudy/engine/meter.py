@@ -37,7 +37,7 @@ MAX_ROUNDS = 15
 #: What timing may take of a pack, engines included: a share of its training one arm at a time, within these seconds. A
 #: worker that says nothing for an hour counts as hung (`executors.patience`).
 TIMING_SHARE = 0.02
-TIMING_SECONDS = (4.0, 600.0)
+TIMING_SECONDS = (2.0, 600.0)
 
 Clock = Callable[[], float]
 _Shape = tuple[object, ...]

@@ -106,7 +106,7 @@ class Machine:
     """A clock by which the script says how long each step takes."""
 
     def __init__(self, seconds=None):
-        self.now, self.seconds = 0.0, iter(seconds or itertools.repeat(0.0625))
+        self.now, self.seconds = 0.0, iter(seconds or itertools.repeat(0.03125))
 
     def __call__(self):
         return self.now
@@ -160,7 +160,7 @@ def test_arms_of_one_shape_are_measured_once():
     assert rounds == 3 * one_round
     assert replace(profiles[1], experiment_id="first") == profiles[0]
     assert profiles[3].peak_memory_bytes != profiles[0].peak_memory_bytes
-    assert {profile.step_seconds for profile in profiles} == {0.0625}
+    assert {profile.step_seconds for profile in profiles} == {0.03125}
     assert {profile.num_timed_steps for profile in profiles} == {6}
 
 
@@ -178,12 +178,12 @@ def scripted_times(seconds, num_steps=1):
 
 
 def test_shapes_take_turns_there_and_back_until_each_agrees_with_itself():
-    times, order = scripted_times(lambda shape, *_: {"a": 0.25, "b": 0.125, "c": 0.0625}[shape])
+    times, order = scripted_times(lambda shape, *_: {"a": 0.125, "b": 0.0625, "c": 0.03125}[shape])
     assert "".join(order) == 3 * "abccba"
     assert {shape: timed.all for shape, timed in times.items()} == {
-        "a": [0.25] * 6,
-        "b": [0.125] * 6,
-        "c": [0.0625] * 6,
+        "a": [0.125] * 6,
+        "b": [0.0625] * 6,
+        "c": [0.03125] * 6,
     }
     assert [timed.apart for timed in times.values()] == [0.0] * 3
 
@@ -219,7 +219,7 @@ def noisy(shape, visit, now):
 @pytest.mark.parametrize(
     ("num_steps", "num_rounds"),
     [
-        # A round of 7.5 s: the least limit, 4 s, has no room for a second one.
+        # A round of 7.5 s: the least limit, 2 s, has no room for a second one.
         (1, 1),
         # 3 shapes x 500 steps x 1.25 s = 1,875 s; 2 % are 37.5 s, so five rounds.
         (500, 5),
