@@ -19,6 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from lorastudy.data.answers import asked_rows, what_counts
 from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet
@@ -36,18 +37,19 @@ def trivial_scores(
 
     `vocab_size` is the number of tokens that an answer may be made of, `num_positions` how many a row may have.
     """
-    train = sets["train"].rows
+    pattern = settings.exact_match_pattern
+    known = _Known.of(sets["train"].rows, pattern=pattern)
     for split in _SPLITS:
         if split in sets:
             rows = sets[split].rows
-            yield from _losses(train, rows, split=split, vocab_size=vocab_size)
-            yield _constant_accuracy(train, rows, split=split)
+            yield from _losses(known, rows, split=split, vocab_size=vocab_size)
+            yield _constant_accuracy(known, rows, split=split)
             limits = (settings.max_new_tokens, settings.max_generation_samples)
             asked = asked_rows(
                 rows, max_new_tokens=limits[0], max_rows=limits[1], num_positions=num_positions
             )
             if asked:
-                yield _constant_match(train, asked, split=split, pattern=settings.exact_match_pattern)
+                yield _constant_match(known, asked, split=split, pattern=pattern)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +74,35 @@ class _Frequencies:
         return math.log(self.total / count)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """What there is to know of the training answers."""
+
+    tokens: _Frequencies
+    answers: _Frequencies
+    constant: tuple[int, ...]
+    """The most frequent answer; of several the first."""
+    constant_text: str | None
+    """What most answers say, of those that are asked for; None where none is."""
+
+    @classmethod
+    def of(cls, train: Sequence[TokenRow], *, pattern: str | None) -> "_Known":
+        answers = [_answer(row) for row in train]
+        said = (what_counts(row.reference, pattern=pattern) for row in train if row.asks)
+        texts = Counter(text for text in said if text is not None)
+        ((constant, _),) = Counter(answers).most_common(1)
+        return cls(
+            tokens=_Frequencies.of(chain.from_iterable(answers)),
+            answers=_Frequencies.of(answers),
+            constant=constant,
+            constant_text=next((text for text, _ in texts.most_common(1)), None),
+        )
+
+
 def _losses(
-    train: Sequence[TokenRow], rows: Sequence[TokenRow], *, split: str, vocab_size: int
+    known: _Known, rows: Sequence[TokenRow], *, split: str, vocab_size: int
 ) -> Iterator[TrivialScore]:
-    tokens = _Frequencies.of(token for row in train for token in _answer(row))
-    answers = _Frequencies.of(map(_answer, train))
+    tokens, answers = known.tokens, known.answers
     even = math.log(max(1, vocab_size - len(tokens.counts)))
     of_tokens = [sum(tokens.nats(token, among_unseen=even) for token in _answer(row)) for row in rows]
     of_answers = [
@@ -97,10 +123,9 @@ def _losses(
         )
 
 
-def _constant_accuracy(train: Sequence[TokenRow], rows: Sequence[TokenRow], *, split: str) -> TrivialScore:
+def _constant_accuracy(known: _Known, rows: Sequence[TokenRow], *, split: str) -> TrivialScore:
     """The share of completion tokens that the most frequent answer has in the same place."""
-    ((constant, _),) = Counter(map(_answer, train)).most_common(1)  # of several the first
-    right = [sum(map(int.__eq__, constant, _answer(row))) for row in rows]
+    right = [sum(map(int.__eq__, known.constant, _answer(row))) for row in rows]
     weights = tuple(row.num_completion_tokens for row in rows)
     return TrivialScore(
         predictor="constant",
@@ -115,12 +140,10 @@ def _constant_accuracy(train: Sequence[TokenRow], rows: Sequence[TokenRow], *, s
 
 
 def _constant_match(
-    train: Sequence[TokenRow], asked: Sequence[TokenRow], *, split: str, pattern: str | None
+    known: _Known, asked: Sequence[TokenRow], *, split: str, pattern: str | None
 ) -> TrivialScore:
     """The share of the asked rows whose reference says what most training answers say."""
-    said = [what_counts(row.reference, pattern=pattern) for row in train if row.asks]
-    counts = Counter(answer for answer in said if answer is not None)
-    constant = next((answer for answer, _ in counts.most_common(1)), None)
+    constant = known.constant_text
     references = [what_counts(row.reference, pattern=pattern) for row in asked]
     hits = tuple(float(constant is not None and reference == constant) for reference in references)
     return TrivialScore(
