@@ -106,3 +106,26 @@ def test_the_gain_starts_from_the_best_that_needs_no_training(both):
     assert (start.name, start.by_seed[0]) == ("the base model", pytest.approx(0.4))
     nobody_recorded, _ = study_of({4: labelled.learnt}, trivial=())
     assert gain_start(nobody_recorded, nobody_recorded.arm("r4")).name == "the base model"
+
+
+def test_where_test_rows_report_guessing_is_scored_on_them_too(both):
+    """The same study with its rows called test rows, and other rows that only choose, on which guessing is worse."""
+    study, items = both
+    worse = tuple(replace(score, value=score.value + 9) for score in labelled.TRIVIAL)
+    renamed = {"eval": "test", "eval_before": "test_before"}
+    results = [
+        replace(
+            run,
+            scores=run.scores
+            | {(renamed.get(split, split), name): s for (split, name), s in run.scores.items()},
+            trivial=(*worse, *(replace(score, split="test") for score in labelled.TRIVIAL)),
+        )
+        for run in study.results
+    ]
+    on_test = {(one, renamed.get(split, split), name): value for (one, split, name), value in items.items()}
+    (renamed_study,) = split_studies(results)
+    told = replace(renamed_study, tuning_seeds=study.tuning_seeds)
+    assert compared(told, on_test) == compared(study, items)
+    assert trivial_spreads(told, metric=LOSS) == trivial_spreads(study, metric=LOSS)
+    start = gain_start(told, told.arm("r4"), items=on_test)
+    assert start.by_seed == gain_start(study, study.arm("r4"), items=items).by_seed
