@@ -20,16 +20,19 @@ def data_memory_blocks(root: Path) -> list[Block]:
     # A file's versions in the order in which they were measured.
     rows = sorted(found["measured"], key=lambda row: (round(row["file_bytes"], -7), row["command"]))
     columns = (
-        Column("File"),
+        Column("File", numeric=False),
         Column("Rows", numeric=True),
-        Column("Command"),
-        Column("Version"),
+        Column("Command", numeric=False),
+        Column("Version", numeric=False),
         Column("CPU time", numeric=True),
         Column("Wall time", numeric=True),
         Column("Largest process", numeric=True),
         Column("Load before", numeric=True),
     )
-    where = f"Measured on {found['device']}, {found['machine']['num_usable_cores']} cores."
+    where = (
+        f"Measured on {found['device']}, {found['machine']['num_usable_cores']} cores. The wall time is that of a busy machine "
+        "where the load before is above the number of cores; the CPU time then says more."
+    )
     return [Table(columns=columns, rows=tuple(map(_cells, rows))), Paragraph((where,))]
 
 
