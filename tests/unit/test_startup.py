@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import lorastudy
 from lorastudy.records import Environment, Outcome, Pack, Score
 from lorastudy.spec.experiment import Experiment, Sources
 from lorastudy.spec.settings import Settings
@@ -106,6 +107,16 @@ def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert not {name.partition(".")[0] for name in done.stdout.split()} & HEAVY
+
+
+def test_the_version_is_printed_and_no_command_is_help(tmp_path: Path) -> None:
+    def said(*arguments: str) -> str:
+        command = [sys.executable, "-m", "lorastudy.cli.main", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+
+    assert said("--version") == f"lorastudy {lorastudy.__version__}\n"
+    assert "Which LoRA configuration to use" in said()
+    assert "Which LoRA configuration to use" in said("--help")
 
 
 def test_a_dry_run_of_200_experiments_imports_no_ml_library(imported: Imported, tmp_path: Path) -> None:

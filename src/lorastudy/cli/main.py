@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -24,6 +25,7 @@ from lorastudy.cli.suite import suite
 from lorastudy.cli.terminal import error_shown, say
 from lorastudy.disk import is_disk_fault, told
 from lorastudy.errors import StudyError
+from lorastudy.version import __version__
 
 app = typer.Typer(
     name="lorastudy",
@@ -38,6 +40,15 @@ for command in (
 app.command("import")(import_results)
 app.add_typer(data)
 app.add_typer(db)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    *, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        say(f"lorastudy {__version__}")
+        raise typer.Exit
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
