@@ -3,7 +3,8 @@
     python docs/measurements.py results/experiments.db --suite lab_rank_study --into docs/examples/lab_rank_study.json
 
 A file is `ExperimentTracker.export_to_json` of one suite, with what all experiments have in common written once
-and without what no page shows, which keeps it small. With `--items` it also has the compared scores item by item, and
+and without what no page shows, which keeps it small. With `--items` it also has the compared scores item by item, those of
+guessing too, and
 is analysed as the suite's report is: by what was asked beforehand, for new seeds and new items.
 """
 
@@ -12,7 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from lorastudy.analysis.items import ItemScores, ItemTable, stored_items
 from lorastudy.analysis.overview import Analysis, analyse
 from lorastudy.analysis.stated import asked_of
 from lorastudy.analysis.study import Study, split_studies
-from lorastudy.records import ArmProfile, DataSummary, Environment, MemoryPrediction, PackProfile
+from lorastudy.records import (
+    ArmProfile,
+    DataSummary,
+    Environment,
+    MemoryPrediction,
+    PackProfile,
+    TrivialScore,
+)
 from lorastudy.spec.question import Question
 from lorastudy.tracker import ExperimentTracker
 from lorastudy.tracker.views import ExperimentResult, ScoreValue
@@ -71,6 +79,7 @@ def take(database: str, *, suite_name: str, into: Path, with_items: bool = False
     }
     if with_items:
         about["items"] = _items(database, suite_name=suite_name, question=questions[0] if questions else None)
+        about["trivial"] = _trivial(database, suite_name=suite_name)
     head = json.dumps(about, indent=1, ensure_ascii=False)
     into.parent.mkdir(parents=True, exist_ok=True)
     into.write_text(f'{head[:-2]},\n "experiments": [\n{lines}\n ]\n}}\n', encoding="utf-8")
@@ -111,7 +120,17 @@ def results_of(path: Path) -> list[ExperimentResult]:
     body = json.loads(path.read_text(encoding="utf-8"))
     packs = body["packs"]
     values = [merged(body["shared"], rest) for rest in body["experiments"]]
-    return [_result(each | {"pack_profile": packs.get(each["pack_id"])}) for each in values]
+    trivial = body.get("trivial", {})
+    return [
+        _result(
+            each
+            | {
+                "pack_profile": packs.get(each["pack_id"]),
+                "trivial": trivial.get(each["pack_id"], each.get("trivial", ())),
+            }
+        )
+        for each in values
+    ]
 
 
 def analysis_of(path: Path) -> Analysis:
@@ -151,6 +170,33 @@ def _items(database: str, *, suite_name: str, question: dict[str, Any] | None) -
     return list(found.values())
 
 
+def _trivial(database: str, *, suite_name: str) -> dict[str, list[dict[str, Any]]]:
+    """By pack what guessing scores, item by item."""
+    with ExperimentTracker(database) as tracker:
+        results = tracker.get_all_experiments(suite_name=suite_name)
+    return {
+        run.pack_id: [
+            asdict(score) | {"items": [float(f"{value:.{_DIGITS}g}") for value in score.items]}
+            for score in run.trivial
+        ]
+        for run in results
+        if run.pack_id is not None
+    }
+
+
+def _trivial_score(values: Mapping[str, Any]) -> TrivialScore:
+    """Without `--items` its value alone."""
+    weights = values.get("weights")
+    rest = {key: value for key, value in values.items() if key != "num_items"}
+    return TrivialScore(
+        **{
+            **rest,
+            "items": tuple(values.get("items", ())),
+            "weights": None if weights is None else tuple(weights),
+        }
+    )
+
+
 def _item_table(items: Sequence[Mapping[str, Any]]) -> ItemTable:
     return {
         (experiment_id, each["split"], each["metric"]): ItemScores(
@@ -186,7 +232,8 @@ def _result(values: Mapping[str, Any]) -> ExperimentResult:
     }
     parts = {key: kind(**values[key]) if values.get(key) else None for key, kind in kinds.items()}
     data = tuple(DataSummary(split=split, **each) for split, each in values["data"].items())
-    return ExperimentResult(**{**values, **parts, "scores": scores, "data": data})
+    trivial = tuple(map(_trivial_score, values["trivial"]))
+    return ExperimentResult(**{**values, **parts, "scores": scores, "data": data, "trivial": trivial})
 
 
 if __name__ == "__main__":

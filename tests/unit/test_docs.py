@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,8 @@ from lorastudy.data.sources import Row
 from lorastudy.errors import SuiteFileError
 from lorastudy.experiments.rate_search import design
 from lorastudy.spec.loading import load_suite
+from lorastudy.tracker import ExperimentTracker
+from torture import studies
 
 #: Spoken of in general, with the verb left open.
 PLACEHOLDERS = {"COMMAND", "<verb>"}
@@ -166,6 +169,21 @@ def test_common_values_are_written_once_and_come_back(measurements: ModuleType) 
     assert shared == {"a": 1, "b": {"x": 1}, "c": {"z": 1}}
     assert rests[1] == {"b": {"y": 3}, "d": [2], "e": {"x": 1}}
     assert [measurements.merged(shared, rest) for rest in rests] == values
+
+
+@pytest.mark.parametrize("with_items", [True, False])
+def test_what_guessing_scores_comes_back_from_a_file_of_measurements(
+    measurements: ModuleType, tmp_path: Path, with_items: bool
+) -> None:
+    studies.run_study(tmp_path, studies.experiments(num_packs=1))
+    database = str(tmp_path / studies.DATABASE)
+    file = tmp_path / "measured.json"
+    measurements.take(database, suite_name=studies.SUITE, into=file, with_items=with_items)
+    with ExperimentTracker(database) as tracker:
+        stored = [run.trivial for run in tracker.get_all_experiments()]
+    assert all(stored)
+    kept = stored if with_items else [tuple(replace(one, items=()) for one in scores) for scores in stored]
+    assert [run.trivial for run in measurements.results_of(file)] == kept
 
 
 def test_measurements_are_small_and_whole(measurements: ModuleType) -> None:
