@@ -36,6 +36,7 @@ from memory_error import error_summary, error_table
 from memory_tables import memory_blocks
 from racing import BLOCKS as RACING_BLOCKS
 from rate_search import BLOCKS as RATE_SEARCH_BLOCKS
+from seeds_per_pack import seeds_per_pack_blocks
 from simulation import BLOCKS as SIMULATION_BLOCKS
 from simulation import FIGURE as SIMULATION_FIGURE
 from simulation import drawn_simulation, mark
@@ -378,6 +379,7 @@ BLOCKS: Mapping[str, Block] = {
     "data-memory": _data_memory_block,
     "memory-error": _memory_error_block,
     "memory-tables": _benchmark_block(memory_blocks),
+    "seeds-per-pack": _benchmark_block(seeds_per_pack_blocks),
 }
 
 
