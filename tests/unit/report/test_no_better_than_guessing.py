@@ -173,3 +173,24 @@ def test_a_margin_above_the_references_own_loss_is_a_finding_where_it_is_a_share
     _, limits = limits_of({1: same_word, 4: learnt}, trivial=())
     (found,) = [line for line in limits if "LS404" in line]
     assert "a margin of 1 nats per token, and r4 has a loss of 0.2" in found
+
+
+def test_a_reference_within_the_noise_of_guessing_is_not_named_though_nothing_is_decided():
+    """The reference is right or wrong by the seed; the other arm beats guessing and cannot be told from it."""
+
+    def steady(label, seed, draw):
+        return 0.6 + 0.05 * draw.random(), label
+
+    def by_luck(label, seed, draw):
+        return (0.95 if seed % 2 else 0.1) + 0.05 * draw.random(), label
+
+    analysis = analysis_of({1: steady, 4: by_luck}, question=PLAIN)
+    (comparison,) = analysis.primary_comparisons
+    assert comparison.verdict == "cannot tell"
+    assert analysis.no_better_than_guessing == ("r4",)
+    assert decide(analysis).arm is None
+    score = next(one.arm_score for one in analysis.trivial if one.arm == "r4")
+    assert recommendation(analysis).answer == (
+        f"None: r4 is not shown to beat answer frequencies, which need no model (0.515 nats per token; r4 has {score:.3g}), "
+        "and no other arm is shown to be the one to take."
+    )
