@@ -255,7 +255,10 @@ class ArmProfile:
     step_quartile_distance_seconds: float | None = None
     """Between the first and the third quartile of the timed steps."""
     step_times_apart: float | None = None
-    """Share by which two measurements of this arm, interleaved with those of the others, differed (A/A)."""
+    """Share by which two measurements of this arm, interleaved with those of the others, differed (A/A).
+
+    That of the pack's middle arm where that is more.
+    """
     modules_by_role: Mapping[str, int] | None = None
     """How many layers of each role it adapts (`spec.targets.ROLES`)."""
     modules_left_out: tuple[str, ...] = ()

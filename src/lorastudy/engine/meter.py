@@ -150,6 +150,7 @@ def profile_arms(
     for arm in arms:
         num_steps[_shape(arm)] += arm.num_steps
     times = time_shapes(time_step, num_steps, clock=clock)
+    noise = shares_apart(times)
     num_base = num_parameters(base)
     num_tokens = sum(batch.num_tokens for batch in typical)
     for arm in arms:
@@ -158,7 +159,7 @@ def profile_arms(
             base.targets_by_name[name].parameters_per_rank for name in arm.module_names
         )
         timed = times[shape]
-        seconds = statistics.median(timed.all) if timed.apart <= STEP_TIME_FLOOR else None
+        seconds = statistics.median(timed.all) if noise[shape] <= STEP_TIME_FLOOR else None
         yield ArmProfile(
             experiment_id=arm.experiment_id,
             num_trainable_parameters=num_trainable,
@@ -170,7 +171,7 @@ def profile_arms(
             tokens_per_second=None if seconds is None else num_tokens / seconds,
             num_timed_steps=len(timed.all),
             step_quartile_distance_seconds=timed.quartile_distance,
-            step_times_apart=timed.apart,
+            step_times_apart=noise[shape],
             modules_by_role=count_by_role(arm.module_names, layers=base.target_layers),
             modules_left_out=arm.modules_left_out,
             modules_digest=names_digest(arm.module_names),
@@ -203,6 +204,15 @@ def time_shapes(
         if now - start + (now - begun) > min(most, max(least, TIMING_SHARE * training)):
             break
     return times
+
+
+def shares_apart(times: Mapping[_Shape, StepTimes]) -> dict[_Shape, float]:
+    """By how much two measurements of each shape differ, and no less than those of the middle one of all shapes.
+
+    They were measured by turns, so noise was the same for all, and one among many that agrees does so by luck.
+    """
+    of_all = statistics.median(timed.apart for timed in times.values())
+    return {shape: max(timed.apart, of_all) for shape, timed in times.items()}
 
 
 def num_parameters(base: BaseModel) -> int:

@@ -45,4 +45,5 @@ def unknown_times(summaries: Sequence[ArmSummary]) -> str:
     ]
     if not hidden:
         return ""
-    return f" Step time unknown, since two measurements of the same arm differed ({'; '.join(hidden)})."
+    told = "two measurements of the arm, or of most arms of its pack, differed"
+    return f" Step time unknown, since {told} ({'; '.join(hidden)})."

@@ -10,7 +10,7 @@ import torch
 import tiny
 from lorastudy.engine import meter
 from lorastudy.engine.loading import load_base
-from lorastudy.engine.meter import MemoryMeter, num_parameters, profile_arms, time_shapes
+from lorastudy.engine.meter import MemoryMeter, num_parameters, profile_arms, shares_apart, time_shapes
 from lorastudy.engine.probe import ROW_LENGTHS
 from lorastudy.spec.settings import Settings
 
@@ -244,6 +244,17 @@ def test_a_machine_that_slows_down_slows_all_shapes_and_both_measurements():
     medians = [statistics.median(timed.all) for timed in times.values()]
     assert max(medians) / min(medians) < 1.01
     assert max(timed.apart for timed in times.values()) < meter.STEP_TIME_FLOOR
+
+
+def test_one_that_agrees_where_most_do_not_agrees_by_luck():
+    """Second measurements take 10 % and 20 % more for b and c, and none for a: the middle one differs by 10 %."""
+    more = {"a": 1.0, "b": 1.1, "c": 1.2}
+    times, _ = scripted_times(lambda shape, visit, _: 0.001 * (more[shape] if visit % 2 else 1.0))
+    assert shares_apart(times) == pytest.approx({"a": 0.1, "b": 0.1, "c": 0.2})
+    # Where most agree the others' noise is no reason to doubt them.
+    more |= {"b": 1.01}
+    times, _ = scripted_times(lambda shape, visit, _: 0.001 * (more[shape] if visit % 2 else 1.0))
+    assert shares_apart(times) == pytest.approx({"a": 0.01, "b": 0.01, "c": 0.2})
 
 
 def test_a_time_that_noise_hides_is_unknown_and_not_guessed():

@@ -169,10 +169,13 @@ def test_equal_scores_have_no_edge_and_no_verdict():
 
 
 def test_a_margin_above_the_references_own_loss_is_a_finding_where_it_is_a_share_too():
-    """A tenth of ten nats, where nobody guessed."""
-    _, limits = limits_of({1: same_word, 4: learnt}, trivial=())
-    (found,) = [line for line in limits if "LS404" in line]
-    assert "a margin of 1 nats per token, and r4 has a loss of 0.2" in found
+    """A tenth of ten nats, where nobody guessed; and a whole nat, which is worth more than a note."""
+    analysis, _ = limits_of({1: same_word, 4: learnt}, trivial=())
+    (found,) = [finding for finding in analysis.lint if finding.code == "LS404"]
+    assert (found.severity, found.arms) == ("note", ("r1",))
+    assert found.found.startswith("a margin of 1 nats per token, and r4 has a loss of 0.2")
+    _, limits = limits_of({1: same_word, 4: learnt}, question=replace(TENTH, margin=Margin(amount=1.0)))
+    assert any("LS404" in line for line in limits)
 
 
 def test_a_reference_within_the_noise_of_guessing_is_not_named_though_nothing_is_decided():

@@ -337,7 +337,7 @@ def test_a_time_that_noise_hides_is_a_dash_with_its_reason_and_counts_for_nobody
     text = text_of(hidden)
     assert "Counted: score, peak memory, forgetting." in text
     assert "better on one. Counted" in text  # no word of a floor of times
-    reason = "Step time unknown, since two measurements of the same arm differed (r4: 23 % after 12 steps)."
+    reason = "Step time unknown, since two measurements of the arm, or of most arms of its pack, differed (r4: 23 % after 12 steps)."
     assert text.count(reason) == 2  # beside the table, and where the report says how it was measured
     # .0128 s; the quartiles lie .04 of it apart
     assert "| 12.8 ± 0.3 |" in text

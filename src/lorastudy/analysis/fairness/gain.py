@@ -71,7 +71,7 @@ def _margin_too_large(case: Case) -> Iterator[Breach]:
 
 
 def _margin_above_loss(case: Case) -> Iterator[Breach]:
-    """After a run: a share of the gain too, where little was left to lose."""
+    """After a run. A share of the gain is smaller than the gain, so it is no more than worth a note."""
     if case.allowed is None or case.metric != LOSS or case.reference is None or not case.others():
         return
     losses = scores_by_seed(case.reference, case.study, metric=LOSS)
@@ -80,7 +80,7 @@ def _margin_above_loss(case: Case) -> Iterator[Breach]:
             arms=names(case.others()),
             found=f"a margin of {case.allowed:.2g} nats per token, and {case.reference.name} has a loss of "
             f"{statistics.fmean(losses.values()):.2g}: an arm of twice its loss would be as good within it",
-            severity="warning",
+            severity="note" if case.margin is None else "warning",
         )
 
 
