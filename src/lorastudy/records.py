@@ -86,7 +86,8 @@ class Environment:
 class DataSummary:
     """What became of the rows that a run reads. A refused row is one whose answer `max_seq_length` cut away entirely.
 
-    A plain text longer than `max_seq_length` becomes several rows, which share a prompt, as `groups` says.
+    A plain text longer than `max_seq_length` becomes several rows, which share a prompt, as `groups` says. `num_rows` and
+    tokens count these rows. Duplicates, leaks, known prompts, near copies and refused rows are counted among texts.
 
     A row's prompt is what stands before its first answer, without regard to case, white space and Unicode form. A row
     of plain text, and one that asks nothing, has its own content in place of a prompt.
@@ -137,6 +138,13 @@ class DataSummary:
     """Columns of its file that hold something and play no part."""
     unseen_fields: tuple[str, ...] | None = None
     """Fields of its messages of which the text of some row shows nothing."""
+    num_texts: int | None = None
+    """Rows of the file that the `num_rows` are made of; fewer where long plain texts became several rows each."""
+
+    @property
+    def num_usable_texts(self) -> int:
+        """`num_texts`; of runs that did not record it `num_rows`, since each of their rows is a text of its own."""
+        return self.num_rows if self.num_texts is None else self.num_texts
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

@@ -62,6 +62,7 @@ RECORDS: dict[type[Any], st.SearchStrategy[Any]] = {
         num_completion_tokens=COUNT,
         num_duplicate_rows=st.none() | COUNT,
         num_leaked_rows=st.none() | COUNT,
+        num_texts=st.none() | COUNT,
         unused_columns=st.none() | st.lists(TEXT, max_size=3).map(tuple),
         unseen_fields=st.none() | st.lists(TEXT, max_size=3).map(tuple),
     ),

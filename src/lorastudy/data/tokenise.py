@@ -232,6 +232,7 @@ def tokenise(
         num_truncated_rows=num_truncated,
         num_tokens=rows.num_all_tokens,
         num_completion_tokens=rows.num_completion_tokens,
+        num_texts=len(set(places)),
         **seen.told(),
     )
     return TokenSet(

@@ -8,6 +8,14 @@ from lorastudy.report.numbers import count, listing
 _PREAMBLE_SHOWN = 400
 
 
+def rows_in_words(data: DataSummary) -> str:
+    """`240 rows`; `1,057 rows of 10 texts` where long texts became several rows."""
+    rows = f"{count(data.num_rows)} rows"
+    return (
+        rows if data.num_usable_texts == data.num_rows else f"{rows} of {count(data.num_usable_texts)} texts"
+    )
+
+
 def laid_out(data: DataSummary) -> str:
     """What laid the rows out, and what the chat template adds that no row says; nothing of runs that did not record it."""
     told = {
@@ -49,7 +57,8 @@ def repeated(data: DataSummary) -> str:
             "have a prompt that is there too, with another answer",
         ),
     ]
-    told = "".join(f" {count(number)} of them {what}." for number, what in found if number)
+    them = "them" if data.num_usable_texts == data.num_rows else "the texts"
+    told = "".join(f" {count(number)} of {them} {what}." for number, what in found if number)
     if data.num_compared_rows:
         told += (
             f" {count(data.num_near_copies or 0)} of {count(data.num_compared_rows)} that were compared have a prompt that "

@@ -331,6 +331,7 @@ data_summaries = Table(
     Column("num_known_rows", BigInteger),
     Column("unused_columns", Text, comment="JSON: columns of the file that hold something and play no part"),
     Column("unseen_fields", Text, comment="JSON: fields of messages of which the text shows nothing"),
+    Column("num_texts", BigInteger),
     _hash(),
 )
 #: Its columns that hold a list as JSON; NULL where it was not recorded.

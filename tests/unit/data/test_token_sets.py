@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lorastudy.analysis.fairness.case import ArmFacts, after_reading
 from lorastudy.data import load
 from lorastudy.data import token_sets as module
 from lorastudy.data.batches import micro_batches, rows_in_order
@@ -14,6 +15,7 @@ from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.sources import RowSource, read_rows, watched
 from lorastudy.data.token_sets import Reach, token_sets
+from lorastudy.records import RowsRead
 from lorastudy.spec.settings import Settings
 
 
@@ -89,6 +91,27 @@ def test_all_pieces_of_a_text_are_on_one_side_and_one_group(write, letters):
     assert held_out.summary.groups == tuple(text for text in range(len(sides[1])) for _ in range(5))
     assert held_out.summary.num_truncated_rows == held_out.summary.num_refused_rows == 0
     assert held_out.summary.num_tokens == len(sides[1]) * 91  # of each text 90 letters and EOS
+
+
+def test_texts_are_counted_beside_their_rows(write, letters):
+    """One of ten texts is trained on as well, and is 46 rows of at most 20 tokens; each other is one row."""
+    letters_of = [chr(97 + number) for number in range(10)]
+    held_out = [{"text": letters_of[0] * 900}, *({"text": letter * 9} for letter in letters_of[1:])]
+    trained = [{"text": letters_of[0] * 900}, *({"text": f"{number}" * 60} for number in range(300, 303))]
+    settings = Settings(
+        dataset_path=write("a.jsonl", trained),
+        eval_dataset_path=write("b.jsonl", held_out),
+        max_seq_length=20,
+    )
+    sets = token_sets(train_and_eval(settings), settings, tokenizer=letters(), reach=None)
+    summary = sets["eval"].summary
+    assert (summary.num_rows, summary.num_texts) == (46 + 9, 10)  # 901 tokens with EOS are 46 rows of 20
+    assert (summary.num_leaked_rows, summary.num_compared_rows) == (1, 10)
+    assert (sets["train"].summary.num_rows, sets["train"].summary.num_texts) == (46 + 3 * 10, 4)
+    facts = after_reading(
+        ArmFacts(), settings, rows=[RowsRead(summary=tokens.summary) for tokens in sets.values()]
+    )
+    assert (facts.num_test_rows, facts.num_leaked_rows) == (10, 1)
 
 
 def test_trainings_by_epochs_reach_all_rows(many):

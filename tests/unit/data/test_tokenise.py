@@ -171,6 +171,7 @@ def test_cut_refused_and_counted(letters):
         num_truncated_rows=1,
         num_tokens=7,
         num_completion_tokens=4,  # c d, b EOS
+        num_texts=2,
         layout="plain",
         num_fallback_rows=0,
         unused_columns=(),

@@ -487,6 +487,23 @@ def test_columns_and_fields_that_no_row_shows_are_named(text_of, make_result):
         assert "show nothing" not in text
 
 
+def test_rows_of_long_texts_are_told_with_their_texts(text_of, make_result):
+    summary = replace(
+        make_result().data[0], split="eval", num_rows=1_057, num_refused_rows=0, num_texts=10, num_leaked_rows=1,
+        num_compared_rows=10, num_compared_with=90, num_known_rows=90,
+    )  # fmt: skip
+    text = text_of([make_result(data=(summary,))])
+    assert "Data, eval: 1,057 rows of 10 texts (alpaca)" in text
+    assert "1 of the texts are also in the training rows" in text
+    assert "0 of 10 that were compared" in text
+    assert "sample of" not in text
+    assert "1,057 rows (alpaca)" in text_of([make_result(data=(replace(summary, num_texts=1_057),))])
+    sampled = replace(summary, num_rows=90_000, num_texts=12_000, num_compared_rows=10_000)
+    assert "a sample of 10,000 of 12,000 texts was compared with all 90 " in text_of(
+        [make_result(data=(sampled,))]
+    )
+
+
 @pytest.mark.parametrize(
     ("counts", "told"),
     [

@@ -92,6 +92,7 @@ def make_records() -> Callable[..., list[Record]]:
                 num_tokens=200,
                 num_completion_tokens=4,
                 num_leaked_rows=0,
+                num_texts=1,
                 num_known_prompts=1,
                 num_near_copies=0,
                 num_compared_rows=2,

@@ -32,6 +32,7 @@ class ArmFacts:
     num_train_rows: int | None = None
     """Of the training set, whether the steps reach them or not."""
     num_test_rows: int | None = None
+    """Of the file: a long plain text counts once, as in verdicts, though it becomes several rows."""
     num_leaked_rows: int | None = None
     """Held-out rows whose content is also trained on."""
     num_known_prompts: int | None = None
@@ -197,7 +198,7 @@ def after_reading(facts: ArmFacts, settings: Settings, *, rows: Sequence[RowsRea
     if test is not None:
         copies = {name: getattr(test, name) for name in _COPIES}
         known = {name: value for name, value in copies.items() if value is not None}
-        facts = replace(facts, num_test_rows=test.num_rows, **known)
+        facts = replace(facts, num_test_rows=test.num_usable_texts, **known)
     return replace(facts, rows=tuple(rows))
 
 

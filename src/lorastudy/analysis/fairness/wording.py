@@ -24,12 +24,13 @@ def sample_in_words(data: DataSummary) -> str:
     compared, compared_with, known = data.num_compared_rows, data.num_compared_with, data.num_known_rows
     if compared is None or compared_with is None or known is None:
         return ""
-    num_rows = data.num_rows + data.num_refused_rows
-    if compared >= num_rows and compared_with >= known:
+    num_texts = data.num_usable_texts + data.num_refused_rows
+    if compared >= num_texts and compared_with >= known:
         return ""
-    these = f"a sample of {compared:,} of {num_rows:,} rows was compared"
-    if compared >= num_rows:
-        these = f"all {num_rows:,} rows were compared"
+    things = "rows" if data.num_usable_texts == data.num_rows else "texts"
+    these = f"a sample of {compared:,} of {num_texts:,} {things} was compared"
+    if compared >= num_texts:
+        these = f"all {num_texts:,} {things} were compared"
     others = f"a sample of {compared_with:,} of {known:,}" if compared_with < known else f"all {known:,}"
     whose = "trained on or among the rows that choose" if data.split == "test" else "trained on"
     return f"{these} with {others} that are {whose}"

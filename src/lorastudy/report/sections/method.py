@@ -13,7 +13,7 @@ from lorastudy.analysis.summary import METRICS, metric_versions
 from lorastudy.analysis.verdicts import measured_errors
 from lorastudy.records import DataSummary, Environment
 from lorastudy.report.costs import MEMORY_KINDS, NOT_TOLD_APART, unknown_times
-from lorastudy.report.data_wording import laid_out, left_out, repeated
+from lorastudy.report.data_wording import laid_out, left_out, repeated, rows_in_words
 from lorastudy.report.document import (
     Block,
     Bullets,
@@ -213,7 +213,7 @@ def _data(study: Study) -> list[Text]:
     return [
         (
             (
-                f"Data, {data.split}: {count(data.num_rows)} rows ({data.format}), {count(data.num_tokens)} tokens, "
+                f"Data, {data.split}: {rows_in_words(data)} ({data.format}), {count(data.num_tokens)} tokens, "
                 f"{count(data.num_completion_tokens)} of them in answers; {count(data.num_truncated_rows)} rows cut "
                 f"short, {count(data.num_refused_rows)} refused because nothing of the answer was left."
                 f"{laid_out(data)}{left_out(data)}{repeated(data)}"

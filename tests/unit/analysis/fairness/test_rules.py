@@ -8,7 +8,7 @@ import pytest
 from lorastudy.analysis import paired
 from lorastudy.analysis.blocker import Blocker
 from lorastudy.analysis.fairness import evidence
-from lorastudy.analysis.fairness.case import ArmFacts, measured_case, planned_case
+from lorastudy.analysis.fairness.case import ArmFacts, after_reading, measured_case, planned_case
 from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.fairness.evidence import NUM_SEEDS_FOR_A_VERDICT
 from lorastudy.analysis.fairness.lint import blockers, invalidates, lint, untuned
@@ -18,6 +18,7 @@ from lorastudy.data import splits
 from lorastudy.experiments.expansion import expand
 from lorastudy.records import ArmProfile, DataSummary, RowsRead
 from lorastudy.spec.loading import load_suite
+from lorastudy.spec.settings import Settings
 
 SUITES = Path(__file__).parent / "suites"
 CODES = [rule.code for rule in RULES]
@@ -286,6 +287,35 @@ def test_near_copies_that_were_counted_on_a_sample_are_told_so(planned):
         "3 of 10,000 that were compared have one that differs by a few words; a sample of 10,000 of 12,000 rows was "
         "compared with a sample of 10,000 of 52,000 that are trained on"
     )
+
+
+def test_long_texts_count_once_though_they_are_many_rows(planned):
+    """Of ten texts one, of 191 rows, is trained on too: a tenth of them, and half a percent of the rows."""
+    summary = replace(
+        rows("eval", 200, 0, 0).summary, num_texts=10, num_leaked_rows=1, num_known_prompts=2, num_near_copies=1,
+        num_compared_rows=10, num_compared_with=90, num_known_rows=90,
+    )  # fmt: skip
+    facts = vars(after_reading(ArmFacts(), Settings(), rows=[RowsRead(summary=summary)]))
+    case = planned("experiments: [{name: a}]", a=facts)
+    by_code = {finding.code: finding for finding in lint(case)}
+    assert by_code["LS501"].severity == "invalidates"
+    assert by_code["LS501"].found == "1 of 10 held-out rows are also in the training rows"
+    assert by_code["LS508"].severity == "warning"
+    assert by_code["LS508"].found == (
+        "2 of 10 held-out rows have a prompt that is also trained on; 1 of 10 that were compared have one that differs by "
+        "a few words"
+    )
+    assert by_code["LS505"].severity == "warning"
+    assert by_code["LS505"].found.startswith(
+        "10 rows to score: a difference of less than 0.89 "
+    )  # 2.80 / sqrt(10)
+
+
+def test_one_long_text_is_one_row_to_score(planned):
+    """A verdict needs two rows that are evidence of their own, and pieces of one text are not."""
+    summary = replace(rows("eval", 200, 0, 0).summary, num_texts=1)
+    facts = vars(after_reading(ArmFacts(), Settings(), rows=[RowsRead(summary=summary)]))
+    assert found(planned("experiments: [{name: a}]", a=facts), "LS505") == [("invalidates", {"a"})]
 
 
 def test_few_prompts_mean_the_same_where_rows_are_split_and_where_it_is_judged():

@@ -20,10 +20,10 @@ CREATE TABLE data_summaries (
 	num_completion_tokens BIGINT NOT NULL, 
 	num_duplicate_rows BIGINT, 
 	num_leaked_rows BIGINT, 
-	row_sha256 TEXT NOT NULL, num_unread_rows BIGINT, num_known_prompts BIGINT, num_near_copies BIGINT, num_compared_rows BIGINT, split_by TEXT, groups TEXT, layout TEXT, num_fallback_rows BIGINT, template_preamble TEXT, template_date TEXT, num_asked_rows BIGINT, num_long_answers BIGINT, num_compared_with BIGINT, num_known_rows BIGINT, unused_columns TEXT, unseen_fields TEXT, 
+	row_sha256 TEXT NOT NULL, num_unread_rows BIGINT, num_known_prompts BIGINT, num_near_copies BIGINT, num_compared_rows BIGINT, split_by TEXT, groups TEXT, layout TEXT, num_fallback_rows BIGINT, template_preamble TEXT, template_date TEXT, num_asked_rows BIGINT, num_long_answers BIGINT, num_compared_with BIGINT, num_known_rows BIGINT, unused_columns TEXT, unseen_fields TEXT, num_texts BIGINT, 
 	PRIMARY KEY (pack_id, attempt, split)
 );
-INSERT INTO "data_summaries" VALUES('pack-14e00be386ff2fcc',1,'train','alpaca',90,1,2,9000,4000,3,NULL,'9a44c330c9dc2b0d49db01f37861780d6eafbcff1a225145f3844fd20f31c872',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "data_summaries" VALUES('pack-14e00be386ff2fcc',1,'train','alpaca',90,1,2,9000,4000,3,NULL,'8aeda4f4a4d7ce1af2e75b93e513d14985edac6d125f3bd4c037abb0e0e06607',NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL);
 CREATE TABLE environments (
 	environment_id TEXT NOT NULL, 
 	python TEXT NOT NULL, 
@@ -86,7 +86,7 @@ CREATE TABLE imports (
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (import_id)
 );
-INSERT INTO "imports" VALUES('import-de6cb3048b93f127','elsewhere','another tool','results.csv','00ff','2026-11-30T02:54:22.662667+00:00','cb03f6bd250d658280855435368d6de4d41285ca593897c4e1e685ed007fc409');
+INSERT INTO "imports" VALUES('import-de6cb3048b93f127','elsewhere','another tool','results.csv','00ff','2026-11-30T03:46:39.988332+00:00','c1b8208e9670321f31a769bcf1bf228c658b2ca0c284e8a4d741349047e02d55');
 CREATE TABLE incidents (
 	pack_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -197,8 +197,8 @@ CREATE TABLE runs (
 	PRIMARY KEY (experiment_id, attempt), 
 	FOREIGN KEY(experiment_id) REFERENCES experiments (experiment_id)
 );
-INSERT INTO "runs" VALUES('exp-a1568545aa1e431e',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T02:54:22.226007+00:00','2026-11-30T02:54:22.490005+00:00',NULL,NULL,NULL,'adapters/exp-a1568545aa1e431e',3,'b55352f4e1c015e04ebad9514bb4901a0aa22748ce74a8e52a1b64865644acbd');
-INSERT INTO "runs" VALUES('exp-ed6a3f022b3fe136',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T02:54:22.229202+00:00','2026-11-30T02:54:22.505023+00:00',NULL,NULL,NULL,'adapters/exp-ed6a3f022b3fe136',3,'f7af81e5845a6fab722598bc3c45459df5294ba5bce9b030a9c3a559b21c64d5');
+INSERT INTO "runs" VALUES('exp-a1568545aa1e431e',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T03:46:39.537215+00:00','2026-11-30T03:46:39.776464+00:00',NULL,NULL,NULL,'adapters/exp-a1568545aa1e431e',3,'dc35be68159724f5410d19f95dce70963ad2897ac4bd306311f6646d1fd99fae');
+INSERT INTO "runs" VALUES('exp-ed6a3f022b3fe136',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T03:46:39.549345+00:00','2026-11-30T03:46:39.789015+00:00',NULL,NULL,NULL,'adapters/exp-ed6a3f022b3fe136',3,'263608a5a79b085201e7978614af5b493d5f455165d16dcc9d46b29781ace3f5');
 CREATE TABLE score_items (
 	experiment_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -288,7 +288,7 @@ CREATE TABLE suites (
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (suite_name)
 );
-INSERT INTO "suites" VALUES('torture','','2026-11-30T02:54:21.516465+00:00','85f079ed41aa76207dfb11c4fb7365449fb6da32c08864da2ff21548b0461f53');
+INSERT INTO "suites" VALUES('torture','','2026-11-30T03:46:38.989610+00:00','3a6fabeaa6ef4bb1f2b31313833b99ae1a6da2b93ca16c4f1f5f6e4c03939ca5');
 CREATE TABLE trivial_scores (
 	pack_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 

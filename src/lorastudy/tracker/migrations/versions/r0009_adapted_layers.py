@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column(
             "unseen_fields", sa.Text, comment="JSON: fields of messages of which the text shows nothing"
         ),
+        sa.Column("num_texts", sa.BigInteger),
     ):
         op.add_column("data_summaries", column)
     op.create_table(
