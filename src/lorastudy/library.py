@@ -18,6 +18,7 @@ from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.records import Record
 from lorastudy.runner import Plan, SuiteOutcome
 from lorastudy.running.study import run_study
+from lorastudy.spec.hub import check_base_model
 from lorastudy.spec.loading import load_suite as load_suite_file
 from lorastudy.spec.loading import suite_from_values
 from lorastudy.spec.suite import Suite
@@ -89,6 +90,10 @@ class StudyResult:
         """The verdict and the recommendation, as the first page of the report has them."""
         from lorastudy.report.read import read_report
 
+        if not (self.outcome.completed or self.outcome.done_before):
+            reasons = dict.fromkeys(end.message or end.failure_kind or "" for end in self.outcome.failed)
+            ended = f"{len(self.outcome.failed)} failed, {len(self.outcome.not_run)} not run"
+            return "\n".join([f"{self.suite_name}: no experiment has completed; {ended}", *reasons])
         with ExperimentTracker(self.store) as tracker:
             report = read_report(tracker, suite_name=self.suite_name)
         return "\n".join(line for essence in report.essences for line in (essence.title, *essence.lines()))
@@ -165,13 +170,22 @@ def run(
     An experiment that fails raises nothing; `result.outcome.failed` has it with its message. Without
     `continue_on_error` nothing more begins after it.
 
+    An executor that is given stays open.
+
     Raises:
+        ModelError: a base model cannot be had. Nothing was written.
         StoreError: another process writes this store.
-        StudyError: a worker cannot write its files.
+        StudyError: a worker cannot write its files, or the plan was made for another executor.
     """
-    workers = executor or local_executor(plan.design.of_every_arm)
+    for base_model in sorted({each.settings.base_model for each in (*plan.missing, *plan.design.waiting)}):
+        check_base_model(base_model)
     database = _store(folder, store)
-    with contextlib.closing(workers), ExperimentTracker(database, writable=True) as tracker:
+    with contextlib.ExitStack() as opened:
+        own = executor is None
+        workers = executor or local_executor(plan.design.of_every_arm)
+        if own:
+            opened.enter_context(contextlib.closing(workers))
+        tracker = opened.enter_context(ExperimentTracker(database, writable=True))
         ran = run_study(
             plan,
             tracker=tracker,

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,23 @@ def test_mistakes_are_exceptions_with_the_fix(tmp_path: Path) -> None:
         ls.load_suite("suite.yaml", seeds=[0])
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ls.nothing
+
+
+def test_what_fails_is_told_and_raises_nothing(tmp_path: Path) -> None:
+    """No experiment completes: the layers that the arms name are not there."""
+    plan = ls.plan(ls.load_suite(SUITE, target_modules=["absent"]), folder=tmp_path)
+    found = ls.run(plan, folder=tmp_path, continue_on_error=True)
+    assert len(found.outcome.failed) == 4
+    assert str(found).startswith("from_python: no experiment has completed; 4 failed, 0 not run")
+    assert "absent" in str(found)
+    with pytest.raises(StudyError, match="None of the 4 experiments"):
+        ls.analyse(found)
+
+
+def test_a_plan_for_another_executor_is_refused(tmp_path: Path) -> None:
+    plan = replace(ls.plan(ls.load_suite(SUITE), folder=tmp_path), num_packs_at_once=7)
+    with pytest.raises(StudyError, match="the plan is for 7 packs at once"):
+        ls.run(plan, folder=tmp_path)
 
 
 def test_only_the_command_line_prints_or_exits() -> None:

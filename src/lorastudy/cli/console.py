@@ -43,9 +43,11 @@ def reading_shown() -> Iterator[None]:
             tasks.append(bar.add_task(told, total=progress.bytes_total))
         bar.update(tasks[0], completed=progress.bytes_read, description=told)
 
-    with watched(show):
-        yield
-    bar.stop()
+    try:
+        with watched(show):
+            yield
+    finally:
+        bar.stop()
 
 
 class PlainConsole(Console):

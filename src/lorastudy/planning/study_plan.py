@@ -1,6 +1,7 @@
 """The plan of a study: everything that follows from a suite, the store and the machine before anything runs.
 
-It is computed once. A dry run prints it, a run carries it out, and `check` reads its findings.
+It is computed before anything runs. A dry run prints it, `check` reads its findings, and a run begins from it. What is
+missing and which packs that makes is asked again, by the same functions, as results come in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,14 +51,29 @@ class StudyPlan:
     """How packs become equally long on the way; None where they are, or where racing decides who goes on."""
     notes: tuple[str, ...] = ()
     """What the user should know before it runs."""
-    case: Case | None = None
-    """The suite as the linter judges it; None of a suite that is taken up from the store, whose arms are not known."""
+    own_code: tuple[str, ...] = ()
+    """A line for each piece of foreign Python code that it runs."""
     registered: tuple[Experiment, ...] | None = None
     """The experiments of a suite that is taken up from the store."""
 
     def design_by(self, merits_of: MeritsOf) -> Design:
         """What the suite asks for by the results that are there."""
         return _design(self.suite, merits_of, registered=self.registered)
+
+    @cached_property
+    def case(self) -> Case | None:
+        """The suite as the linter judges it; None of a suite that is taken up from the store, whose arms are not known."""
+        if self.registered is not None:
+            return None
+        experiments = foreseen_of(self.suite)
+        return suite_case(
+            experiments,
+            suite_name=self.suite.name,
+            data=read_data(experiments),
+            rows=self.predicted.rows.read,
+            question=self.suite.question,
+            adapted=self.predicted.adapted,
+        )
 
     @property
     def num_arms(self) -> int:
@@ -81,7 +97,8 @@ def plan_study(
     """The plan of a suite. A worker counts rows and memory where no earlier answer is kept, which takes seconds.
 
     Without `tracker` nothing is done yet; without `executor` workers run on this machine. `registered` are the
-    experiments of a suite that is taken up from the store.
+    experiments of a suite that is taken up from the store. `on_wait` also gets a line for each piece of foreign code
+    before it runs: a worker that counts loads the model's tokenizer.
 
     Raises:
         DataError: the rows cannot be used with their base model.
@@ -90,6 +107,9 @@ def plan_study(
     known = None if registered is None else tuple(registered)
     designed, missing = _by_now(suite, tracker, registered=known)
     of_every_arm = designed.of_every_arm
+    foreign = own_code(of_every_arm)
+    for line in foreign:
+        on_wait(f"note: {line}")
     workers = executor or local_executor(of_every_arm)
     num_at_once = workers.num_packs_at_once
     data = read_data(of_every_arm)
@@ -107,8 +127,8 @@ def plan_study(
         balance=_balance(designed, missing, executor=workers, predicted=predicted)
         if not suite.rungs
         else None,
-        notes=_notes(suite, of_every_arm, predicted=predicted, data_notes=data_notes(of_every_arm, data)),
-        case=None if known is not None else _case(suite, predicted),
+        notes=_notes(suite, predicted=predicted, data_notes=data_notes(of_every_arm, data)),
+        own_code=tuple(foreign),
         registered=known,
     )
 
@@ -121,6 +141,9 @@ def judge_suite(suite: Suite, *, on_wait: OnWait = print_nothing) -> StudyPlan:
     """
     designed = _design(suite, lambda _: {}, registered=None)
     experiments = foreseen_of(suite)
+    foreign = own_code(experiments)
+    for line in foreign:
+        on_wait(f"note: {line}")
     data = read_data(experiments)
     predicted = without_memory(experiments, on_wait=on_wait)
     return StudyPlan(
@@ -129,8 +152,8 @@ def judge_suite(suite: Suite, *, on_wait: OnWait = print_nothing) -> StudyPlan:
         missing=designed.experiments,
         packs=(),
         predicted=predicted,
-        notes=_notes(suite, experiments, predicted=predicted, data_notes=data_notes(experiments, data)),
-        case=_case(suite, predicted),
+        notes=_notes(suite, predicted=predicted, data_notes=data_notes(experiments, data)),
+        own_code=tuple(foreign),
     )
 
 
@@ -226,32 +249,13 @@ def _balance(
     )
 
 
-def _notes(
-    suite: Suite,
-    experiments: Sequence[Experiment],
-    *,
-    predicted: Predictions,
-    data_notes: Sequence[str],
-) -> tuple[str, ...]:
+def _notes(suite: Suite, *, predicted: Predictions, data_notes: Sequence[str]) -> tuple[str, ...]:
     return (
         *suite.notes,
         *margin_notes(suite.question),
-        *own_code(experiments),
         *data_notes,
         *layout_notes(predicted.rows.read),
         *predicted.problems,
         *predicted.adapted.unknown,
         *predicted.adapted.misfits.values(),
-    )
-
-
-def _case(suite: Suite, predicted: Predictions) -> Case:
-    experiments = foreseen_of(suite)
-    return suite_case(
-        experiments,
-        suite_name=suite.name,
-        data=read_data(experiments),
-        rows=predicted.rows.read,
-        question=suite.question,
-        adapted=predicted.adapted,
     )

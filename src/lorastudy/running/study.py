@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from lorastudy.errors import StudyError
 from lorastudy.executors import Executor
 from lorastudy.experiments.rate_search import Design
 from lorastudy.planning.study_plan import StudyPlan
@@ -31,7 +32,15 @@ def run_study(
     """Run what is missing of a planned suite. Nothing is printed; `on_event` gets every record and every worker's end.
 
     `how` says where files go and when to end early.
+
+    Raises:
+        StudyError: the plan was made for another number of packs at once than the executor runs.
     """
+    if executor.num_packs_at_once != plan.num_packs_at_once:
+        raise StudyError(
+            f"the plan is for {plan.num_packs_at_once} packs at once and the executor runs {executor.num_packs_at_once}, so its "
+            "packs may not fit; plan again with `executor=` the one that runs it"
+        )
     last, outcome = run_rounds(
         plan.suite,
         plan.design_by,

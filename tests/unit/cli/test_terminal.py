@@ -43,7 +43,8 @@ def plan(capsys, **values):
     )
     experiments = design_of(suite).experiments
     show_plan(planned_only(suite, database="none.db"))
-    return experiments, capsys.readouterr().out
+    said = capsys.readouterr()
+    return experiments, said.err + said.out
 
 
 def test_rows_that_ask_nothing_are_counted_before_the_run(folder, capsys):
