@@ -257,7 +257,7 @@ class ArmProfile:
     memory_kind: Literal["cuda_allocated", "cpu_tensors"]
     peak_memory_bytes: int | None
     step_seconds: float | None
-    """Median of the timed steps; None where two measurements of the arm did not agree."""
+    """Median of the timed steps; None where two measurements of the arm did not agree, or were too few for that."""
     tokens_per_second: float | None
     num_timed_steps: int | None = None
     step_quartile_distance_seconds: float | None = None

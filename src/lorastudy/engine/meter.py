@@ -31,7 +31,7 @@ from lorastudy.engine.quantised import features
 from lorastudy.records import STEP_TIME_FLOOR, ArmProfile
 from lorastudy.spec.targets import count_by_role, names_digest
 
-#: Rounds of timing (`time_shapes`). One round is two steps of each shape.
+#: Rounds of timing (`time_shapes`). One round is two steps of each shape. Medians of fewer than the least agree by luck.
 MIN_ROUNDS = 3
 MAX_ROUNDS = 15
 #: What timing may take of a pack, engines included: a share of its training one arm at a time, within these seconds. A
@@ -114,6 +114,11 @@ class StepTimes:
         return max(one, other) / min(one, other) - 1
 
     @property
+    def has_enough_rounds(self) -> bool:
+        """Whether there were so many that both medians agree by more than luck."""
+        return len(self.firsts) >= MIN_ROUNDS
+
+    @property
     def quartile_distance(self) -> float:
         """Distance between the quartiles of all."""
         low, _, high = statistics.quantiles(self.all, n=4, method="inclusive")
@@ -132,8 +137,8 @@ def profile_arms(
     """Yield what each arm costs alone. Arms of equal shape (seeds, learning rates) are measured once.
 
     Memory is taken at `largest`, the step with the biggest micro-batch, since that is the peak of a whole run. Time is
-    the median of the `typical` step (`time_shapes`), or None where noise hid it. Each is the second step of a fresh
-    engine, after a few tokens on a CPU. Nothing trained here is kept.
+    the median of the `typical` step (`time_shapes`), or None where noise hid it or too few rounds were taken. Each is the
+    second step of a fresh engine, after a few tokens on a CPU. Nothing trained here is kept.
     """
     shapes = {_shape(arm): arm for arm in reversed(arms)}
     memory = {
@@ -159,7 +164,8 @@ def profile_arms(
             base.targets_by_name[name].parameters_per_rank for name in arm.module_names
         )
         timed = times[shape]
-        seconds = statistics.median(timed.all) if noise[shape] <= STEP_TIME_FLOOR else None
+        is_known = timed.has_enough_rounds and noise[shape] <= STEP_TIME_FLOOR
+        seconds = statistics.median(timed.all) if is_known else None
         yield ArmProfile(
             experiment_id=arm.experiment_id,
             num_trainable_parameters=num_trainable,
@@ -184,19 +190,19 @@ def time_shapes(
     """Time a step of each shape until two measurements of the same one agree within `STEP_TIME_FLOOR`, for all of them.
 
     A round takes the shapes there and back again (a, b, c, c, b, a), so that a machine that slows down slows them all,
-    and both measurements of each. `num_steps` are those that the pack trains of each shape. There are at least
-    `MIN_ROUNDS` rounds, since medians of fewer agree by luck, and at most `MAX_ROUNDS`; after the first one none begins
-    that would end beyond `TIMING_SHARE` of what training takes one arm at a time, within `TIMING_SECONDS`.
+    and both measurements of each. `num_steps` are those that the pack trains of each shape. There are at most `MAX_ROUNDS`
+    rounds. After the first one none begins that would end beyond `TIMING_SHARE` of what training takes one arm at a time,
+    within `TIMING_SECONDS`; where that leaves fewer than `MIN_ROUNDS`, no time is known.
     """
     times = {shape: StepTimes() for shape in num_steps}
     start = clock()
-    for num_rounds in range(1, MAX_ROUNDS + 1):
+    for _ in range(MAX_ROUNDS):
         begun = clock()
         for shape, timed in times.items():
             timed.firsts.append(time_step(shape))
         for shape, timed in reversed(times.items()):
             timed.seconds.append(time_step(shape))
-        if num_rounds >= MIN_ROUNDS and all(timed.apart <= STEP_TIME_FLOOR for timed in times.values()):
+        if all(timed.has_enough_rounds and timed.apart <= STEP_TIME_FLOOR for timed in times.values()):
             break
         now = clock()
         training = sum(num_steps[shape] * statistics.median(timed.all) for shape, timed in times.items())

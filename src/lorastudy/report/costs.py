@@ -12,6 +12,9 @@ from lorastudy.report.numbers import percent
 #: Follows a pair of times.
 NOT_TOLD_APART = f"times that differ by at most {percent(STEP_TIME_FLOOR, decimals=0)} are not told apart"
 
+_DIFFERED = "two measurements of the arm, or of most arms of its pack, differed"
+_TOO_FEW = "the time for timing ended after too few steps"
+
 #: By the `memory_kind` of a profile: of an arm alone on either device, and of a whole pack on a CPU.
 MEMORY_KINDS = {
     "cuda_allocated": "the most that the CUDA allocator held",
@@ -37,13 +40,19 @@ def how_measured(summaries: Sequence[ArmSummary]) -> str:
 
 
 def unknown_times(summaries: Sequence[ArmSummary]) -> str:
-    """Which arms' times noise hid; empty where all are known."""
-    hidden = [
-        f"{summary.arm.name}: {percent(noise.apart, decimals=0)} after {noise.num_steps} steps"
+    """Which arms' times are unknown, and why; empty where all are known."""
+    unknown = [
+        (summary.arm.name, noise)
         for summary in summaries
         if (noise := summary.costs.step_noise) and not summary.costs.step_seconds
     ]
-    if not hidden:
-        return ""
-    told = "two measurements of the arm, or of most arms of its pack, differed"
-    return f" Step time unknown, since {told} ({'; '.join(hidden)})."
+    differ = [
+        f"{arm}: {percent(noise.apart, decimals=0)} after {noise.num_steps} steps"
+        for arm, noise in unknown
+        if noise.apart > STEP_TIME_FLOOR
+    ]
+    few = [f"{arm}: {noise.num_steps} steps" for arm, noise in unknown if noise.apart <= STEP_TIME_FLOOR]
+    reasons = ((_DIFFERED, differ), (_TOO_FEW, few))
+    return "".join(
+        f" Step time unknown, since {reason} ({'; '.join(arms)})." for reason, arms in reasons if arms
+    )

@@ -272,6 +272,30 @@ def test_a_time_that_noise_hides_is_unknown_and_not_guessed():
     assert profile.step_quartile_distance_seconds == 1.0 - 0.5 * (profile.num_timed_steps == 2)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "num_rounds", "is_known"),
+    [
+        # One round is two engines of two steps. Of a second each, 4 s: the limit of 2 s has no room for another one.
+        (1.0, 1, False),
+        # Rounds of 1 s: after two of them a third would end beyond the limit.
+        (0.25, 2, False),
+        (0.125, 3, True),
+    ],
+)
+def test_measurements_that_agree_in_too_few_rounds_give_no_time(seconds, num_rounds, is_known):
+    base = tiny.make_base()
+    (batches,) = tiny.make_steps(1)
+    arm = tiny.make_arm(tiny.targets(base, "q"))
+    machine = Machine(itertools.repeat(seconds))
+    (profile,) = profile_arms(
+        Counted(base, machine), [arm], base=base, largest=batches, typical=batches, clock=machine
+    )
+    assert profile.num_timed_steps == 2 * num_rounds
+    assert profile.step_times_apart == 0.0
+    assert profile.step_seconds == (seconds if is_known else None)
+    assert (profile.tokens_per_second is not None) == is_known
+
+
 def test_the_peak_is_that_of_the_largest_step_and_what_is_timed_is_the_typical_one():
     base, machine, trained = tiny.make_base(), Machine(), []
 

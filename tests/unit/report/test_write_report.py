@@ -344,6 +344,16 @@ def test_a_time_that_noise_hides_is_a_dash_with_its_reason_and_counts_for_nobody
     assert re.search(rf"\| r4 \(untuned\) \| 6 .* \| 8.81 \| {ABSENT} \| {ABSENT} \|", text)
 
 
+def test_a_time_from_too_few_rounds_is_a_dash_with_that_reason(rank_study, text_of):
+    few = {"step_seconds": None, "tokens_per_second": None, "num_timed_steps": 2, "step_times_apart": 0.01}
+    hidden = [
+        replace(run, profile=replace(run.profile, **few)) if run.arm == "r4" else run for run in rank_study
+    ]
+    text = text_of(hidden)
+    assert "Step time unknown, since the time for timing ended after too few steps (r4: " in text
+    assert "since two measurements" not in text
+
+
 def test_times_of_before_are_shown_and_count_for_nobody(rank_study, text_of):
     noise = dict.fromkeys(("num_timed_steps", "step_quartile_distance_seconds", "step_times_apart"))
     before = [replace(run, profile=replace(run.profile, **noise)) for run in rank_study]
