@@ -65,8 +65,11 @@ class ExactMatch:
                 )
 
     def _same_answer(self, texts: Sequence[str], *, experiment_id: str, split: str) -> Score:
-        """The share of rows that got the arm's commonest answer: 1 where it says the same to every row."""
-        said = [what_counts(text, pattern=self.pattern) for text in texts]
+        """The share of rows that got the arm's commonest answer: 1 where it says the same to every row.
+
+        Answers in which the pattern finds nothing are the same where their whole texts are.
+        """
+        said = [self._found_or_whole(text) for text in texts]
         ((commonest, _),) = Counter(said).most_common(1)
         items = tuple(float(one == commonest) for one in said)
         return Score(
@@ -78,3 +81,8 @@ class ExactMatch:
             value=sum(items) / len(items),
             items=items,
         )
+
+    def _found_or_whole(self, text: str) -> tuple[bool, str | None]:
+        """Whether the pattern finds something, and what it finds, or else the whole text."""
+        found = what_counts(text, pattern=self.pattern)
+        return (True, found) if found is not None else (False, what_counts(text))

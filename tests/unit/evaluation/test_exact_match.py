@@ -105,6 +105,29 @@ def test_how_many_rows_got_the_commonest_answer_is_a_score_of_its_own():
     assert (same["second"].items, same["second"].value) == ((1.0, 1.0, 1.0), 1.0)
 
 
+@pytest.mark.parametrize(
+    ("answers", "items"),
+    [
+        # In none of these is a w9 with a word behind it, and they are three answers, of which two say the same.
+        ([[5], [6], [7], [7]], (0.0, 0.0, 1.0, 1.0)),
+        ([[7], [7], [7], [7]], (1.0, 1.0, 1.0, 1.0)),
+        # Where it is found nothing else counts; an answer that is all of what was found elsewhere is another answer.
+        ([[5, 9, 7], [6, 9, 7], [7], [9, 8]], (1.0, 1.0, 0.0, 0.0)),
+    ],
+)
+def test_answers_in_which_a_pattern_finds_nothing_are_the_same_only_where_their_texts_are(answers, items):
+    class Scripted(Parrot):
+        experiment_ids = ("only",)
+
+        def generate(self, prompts, *, max_new_tokens):
+            return [answers]
+
+    exact_match = ExactMatch(max_new_tokens=4, max_rows=4, pattern=r"w9 (w\d)")
+    records = exact_match.evaluate(Scripted(), rows_with(["w9 w5"] * 4), base=tiny.make_base(), split="eval")
+    (same,) = [one for one in records if isinstance(one, Score) and one.metric == "same_answer"]
+    assert same.items == items
+
+
 def test_only_the_first_rows_are_asked_and_a_few_answers_are_kept():
     scorer = Parrot([5], [6])
     rows = rows_with(["w5"] * 9)
