@@ -15,7 +15,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -108,6 +107,23 @@ def write_rows(path: Path, *, num_bytes: int) -> int:
     return num_rows
 
 
+#: Runs a program and writes what the system counted of it, its descendants included. The largest size of a program that is
+#: started begins at that of the process that starts it, so a small one does.
+_STARTER = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, used = os.wait4(process.pid, 0)
+found = {
+    "code": os.waitstatus_to_exitcode(status),
+    "wall_seconds": time.perf_counter() - start,
+    "cpu_seconds": used.ru_utime + used.ru_stime,
+    "peak_bytes": used.ru_maxrss * 1024,
+}
+open(sys.argv[1], "w").write(json.dumps(found))
+"""
+
+
 def measure(arguments: Sequence[str], *, folder: Path, source: Path | None = None) -> dict[str, Any]:
     """`wall_seconds`, `cpu_seconds` and `peak_bytes` of a program that must succeed, by what the system counted.
 
@@ -120,28 +136,24 @@ def measure(arguments: Sequence[str], *, folder: Path, source: Path | None = Non
     with (
         tempfile.TemporaryDirectory(dir=folder) as cache,
         tempfile.TemporaryFile(dir=folder) as output,
+        tempfile.NamedTemporaryFile(dir=folder) as counted,
     ):
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            arguments,
+        subprocess.run(
+            [sys.executable, "-c", _STARTER, counted.name, *arguments],
             cwd=folder,
             env={**environment, "XDG_CACHE_HOME": cache},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            check=True,
         )
-        _, status, used = os.wait4(process.pid, 0)  # of descendants too, whose end was waited for
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
+        found: dict[str, Any] = json.loads(Path(counted.name).read_text(encoding="utf-8"))
+        code = found.pop("code")
+        if code != 0:
             output.seek(0)
             said = output.read().decode(errors="replace")[-3000:]
-            raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}:\n{said}")
-    return {
-        "wall_seconds": round(seconds, 2),
-        "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
-        "peak_bytes": used.ru_maxrss * 1024,
-    }
+            raise RuntimeError(f"{' '.join(arguments)} ended with {code}:\n{said}")
+    return {key: value if key == "peak_bytes" else round(value, 2) for key, value in found.items()}
 
 
 def keep(path: Path, found: Measured) -> None:
