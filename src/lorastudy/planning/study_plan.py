@@ -179,7 +179,12 @@ def foreseen_of(suite: Suite) -> tuple[Experiment, ...]:
 
 
 def num_steps(settings: Settings) -> int:
-    """Optimizer steps of an arm. Rows of which the cut leaves no answer are not known here, and still counted."""
+    """Optimizer steps of an arm, by which a search for learning rates begins.
+
+    They are counted without the base model's tokenizer, since a suite's experiments follow from its files alone. Of a
+    training by epochs, rows of which the cut leaves no answer are therefore still counted, and a long plain text, which
+    training takes as several rows, counts once: such a search may begin at the rates for fewer than `SHORT_STEPS` steps.
+    """
     if settings.max_steps is not None:
         return settings.max_steps
     return steps_of(settings, num_rows=len(train_and_eval(settings).train))

@@ -146,11 +146,15 @@ def suite_case(
         key = data_key(settings)
         if (key, settings.base_model) not in num_tokens:
             num_tokens[key, settings.base_model] = num_completion_tokens(data[key].train, settings.base_model)
-        known = _facts(settings, data[key], num_tokens=num_tokens[key, settings.base_model])
+        read = (rows or {}).get(rows_key(settings), ())
+        known = replace(
+            _facts(settings, data[key], num_tokens=num_tokens[key, settings.base_model]),
+            published_rates=_published_rates(settings, num_rows=_rows_of_an_epoch(data[key].train, read)),
+        )
         layers = None if adapted is None else adapted.arms.get(arm)
         if layers is not None:
             known = replace(known, modules_digest=layers.digest, modules=in_words(layers.by_role))
-        facts[arm] = after_reading(known, settings, rows=(rows or {}).get(rows_key(settings), ()))
+        facts[arm] = after_reading(known, settings, rows=read)
     return planned_case(experiments, suite_name=suite_name, facts=facts, question=question)
 
 
@@ -167,7 +171,6 @@ def _facts(settings: Settings, data: StudyData, *, num_tokens: int | None) -> Ar
         num_known_prompts=data.num_known_prompts[split],
         split_by=data.split_by[split],
         tokenizer=_tokenizer_fingerprint(settings.base_model),
-        published_rates=_published_rates(settings, num_rows=len(data.train)),
         vocab_size=_vocab_size(settings.base_model),
     )
 
@@ -175,6 +178,12 @@ def _facts(settings: Settings, data: StudyData, *, num_tokens: int | None) -> Ar
 def _vocab_size(base_model: str) -> int | None:
     size = (read_config(base_model) or {}).get("vocab_size")
     return size if isinstance(size, int) else None
+
+
+def _rows_of_an_epoch(train: Rows, read: Sequence[RowsRead]) -> int:
+    """As a worker counted them, if it read them all: long plain texts are several. Else as they stand in the file."""
+    counted = (each.summary for each in read if each.summary.split == "train")
+    return next((data.num_rows for data in counted if not data.num_unread_rows), len(train))
 
 
 def _published_rates(settings: Settings, *, num_rows: int) -> tuple[float, float] | None:

@@ -13,10 +13,13 @@ from lorastudy.analysis.fairness.case import tokens_seen
 from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.fairness.wording import arms_in_words
 from lorastudy.cli.main import main
+from lorastudy.planner.rows import rows_key
 from lorastudy.planning.study_plan import design_of
 from lorastudy.planning.suite_facts import layout_notes, read_data, suite_case
 from lorastudy.records import DataSummary, RowsRead
+from lorastudy.spec.base_folder import read_config
 from lorastudy.spec.loading import load_suite
+from lorastudy.spec.rates import published_rates
 from lorastudy.spec.settings import Settings
 
 FAIR = """
@@ -240,6 +243,35 @@ def test_facts_before_a_run(suite):
     assert len(rows) == 16 * 32
     assert facts.num_completion_tokens == sum(len(row["completion"].split()) + 1 for row in rows)
     assert (facts.num_test_rows, facts.num_leaked_rows) == (len(lab.rows("facts_eval")), 0)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_unread", "times"),
+    [
+        (None, None, 15),  # 512 rows are 16 steps of 32, and the rule takes less than 100 for short
+        (512 * 7, None, 10),  # texts in seven rows each: 112 steps
+        (512 * 6, None, 15),  # 96 steps
+        (512 * 7, 300, 15),  # read for another arm's steps: not all rows of an epoch
+    ],
+)
+def test_the_published_rule_counts_the_steps_of_the_rows_that_were_read(suite, num_rows, num_unread, times):
+    epochs = FAIR.replace("max_steps: 16", "num_train_epochs: 1")
+    experiments = design_of(load_suite(Path(suite(epochs)))).experiments
+    counts = dict.fromkeys(
+        ("num_refused_rows", "num_truncated_rows", "num_tokens", "num_completion_tokens"), 0
+    )
+    read = {}
+    if num_rows is not None:
+        summary = DataSummary(
+            split="train", format="text", num_rows=num_rows, num_unread_rows=num_unread, **counts
+        )
+        read[rows_key(experiments[0].settings)] = [RowsRead(summary=summary)]
+    case = suite_case(experiments, suite_name="s", data=read_data(experiments), rows=read)
+    rates = case.facts["small_lr0.006"].published_rates
+    assert rates is not None
+    config = read_config(experiments[0].settings.base_model)
+    many = published_rates(config, num_steps=None)  # ten times the rate of full training
+    assert rates == pytest.approx((min(many) * times / 10, max(many) * times / 10))
 
 
 def test_an_arm_that_looks_for_its_rate_is_judged_as_it_will_be_reported(suite, capsys):
