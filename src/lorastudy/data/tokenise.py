@@ -144,6 +144,10 @@ class TokenRows(Sequence[TokenRow]):
         """Tokens of one row."""
         return self._ends[number + 1] - self._ends[number]
 
+    def lengths(self) -> Iterator[int]:
+        """Tokens of each row."""
+        return (end - start for start, end in pairwise(self._ends))
+
     @property
     def num_all_tokens(self) -> int:
         """Tokens of all rows."""
@@ -499,7 +503,8 @@ def _cut(encoded: _Encoded, *, max_seq_length: int, tokenizer: Tokenizer) -> Tok
         return None
     answer = [answer for answer in encoded.answers if answer.start < max_seq_length][-1]
     reference_ids = encoded.ids[answer.start : answer.stop] if answer.prompt_text else []
-    said = [i for i, each in enumerate(reference_ids) if each not in tokenizer.added_tokens_decoder]
+    marks = tokenizer.added_tokens_decoder if reference_ids else {}  # a new table each time
+    said = [i for i, each in enumerate(reference_ids) if each not in marks]
     return TokenRow(
         input_ids=tuple(encoded.ids[:max_seq_length]),
         labels=labels,

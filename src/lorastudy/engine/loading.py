@@ -169,18 +169,21 @@ def check_rows(
     Raises:
         DataError: a row is too long, or has a token that only the tokenizer knows.
     """
-    kept = tuple(rows)
-    longest, limit = max(len(row.input_ids) for row in kept), num_positions(config)
+    limit, size = num_positions(config), num_embeddings(config)
+    longest = largest = num_rows = num_unknown = 0
+    for row in rows:
+        largest_here = max(row.input_ids)
+        longest, largest = max(longest, len(row.input_ids)), max(largest, largest_here)
+        num_rows += 1
+        num_unknown += largest_here >= size
     if limit is not None and longest > limit:
         raise DataError(
             f"max_seq_length: {base_model} has {limit} positions, and the longest row has {longest} tokens; "
             f"lower it to {limit}"
         )
-    largest, size = max(max(row.input_ids) for row in kept), num_embeddings(config)
     if largest >= size:
-        num_rows = sum(max(row.input_ids) >= size for row in kept)
         raise DataError(
-            f"base_model: {base_model}: {num_rows} of {len(kept)} rows have tokens that its tokenizer knows and the model has "
+            f"base_model: {base_model}: {num_unknown} of {num_rows} rows have tokens that its tokenizer knows and the model has "
             f"no embedding for: {tokenizer.convert_ids_to_tokens(largest)!r} is token {largest}, and the embeddings are those "
             f"of 0 to {size - 1}. Tokens were added to the tokenizer alone, or it belongs to another model: put the model's own "
             "tokenizer into its folder, or resize and save the model: model.resize_token_embeddings(len(tokenizer)); "

@@ -68,7 +68,7 @@ def rows_read(question: RowsQuestion) -> dict[str, Any]:
         ],
         "num_steps": num_steps,
         "num_rows": len(sets["train"].rows),
-        "longest_row": max(len(row.input_ids) for tokens in sets.values() for row in tokens.rows),
+        "longest_row": max(length for tokens in sets.values() for length in tokens.rows.lengths()),
         "splits": [asdict(_read(tokens, trivial=trivial)) for tokens in sets.values()],
     }
 
@@ -184,7 +184,7 @@ def _feed(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int
 def _order(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int) -> dict[str, Any]:
     """The micro-batch of the most tokens in one order of the rows, and the mean tokens of a step."""
     feed = _feed(train, settings, data_seed=data_seed, num_steps=num_steps)
-    lengths = [len(row.input_ids) for row in train.rows]
+    lengths = tuple(train.rows.lengths())
     largest = max(
         (batch for step in feed.plan for batch in step), key=lambda rows: sum(lengths[row] for row in rows)
     )
@@ -230,8 +230,8 @@ def _cut_rows(tokens: TokenSet) -> set[int]:
         for place, length in zip(places, tokens.whole_lengths, strict=True)
         if place not in tokens.refused
     ]
-    used = [len(row.input_ids) for row in tokens.rows]
-    return {row for row, lengths in enumerate(zip(whole, used, strict=True)) if lengths[0] > lengths[1]}
+    lengths = zip(whole, tokens.rows.lengths(), strict=True)
+    return {row for row, (all_tokens, used) in enumerate(lengths) if all_tokens > used}
 
 
 def _part(tokens: TokenSet, row: int) -> str:
@@ -277,10 +277,10 @@ def _pieces(
     ids: Sequence[int], labels: Sequence[int], *, max_seq_length: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
     """The text of the tokens, where it changes whether they are cut off, trained and special."""
+    marks = tokenizer.added_tokens_decoder  # a new table each time
 
     def kind(number: int) -> tuple[bool, bool, bool]:
-        is_special = ids[number] in tokenizer.added_tokens_decoder
-        return number >= max_seq_length, labels[number] != IGNORED, is_special
+        return number >= max_seq_length, labels[number] != IGNORED, ids[number] in marks
 
     pieces = []
     start, before = 0, ""

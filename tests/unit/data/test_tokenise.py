@@ -143,6 +143,26 @@ def test_no_token_of_a_text_is_lost_or_stands_twice(lengths, max_seq_length, add
     assert found.summary.num_tokens == sum(len(row.input_ids) for row in found.rows)
 
 
+@pytest.mark.parametrize("num_letters", [2, 40])
+def test_what_marks_structure_is_asked_twice_a_row(letters, monkeypatch, num_letters):
+    """Real tokenizers make this table anew each time that it is asked: for the labels, and for the answer."""
+    tokenizer = letters()
+    table, asked = tokenizer.added_tokens_decoder, []
+    kind = type(tokenizer)
+    monkeypatch.setattr(
+        kind, "added_tokens_decoder", property(lambda _: asked.append(1) or table), raising=False
+    )
+    del vars(tokenizer)["added_tokens_decoder"]
+    (row,) = run(example("ab", "c" * num_letters), tokenizer=tokenizer).rows
+    assert row.num_reference_tokens == num_letters
+    assert len(asked) == 2
+
+
+def test_lengths_are_those_of_the_rows(letters):
+    rows = run(example("ab", "c"), example("a", "bcdefgh"), tokenizer=letters(), max_seq_length=6).rows
+    assert list(rows.lengths()) == [len(row.input_ids) for row in rows] == [4, 6]
+
+
 def test_other_rows_are_still_cut_at_the_end(letters):
     found = run(example("ab", "cdefgh"), tokenizer=letters(), max_seq_length=4)
     assert [row.input_ids for row in found.rows] == [ids("abcd")]

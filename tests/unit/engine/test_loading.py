@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from functools import partial
 
 import pytest
@@ -76,6 +77,23 @@ def test_rows_must_fit_the_models_positions():
         DataError, match="max_seq_length: gpt2 has 128 positions, and the longest row has 129 tokens"
     ):
         check([fitting, too_long])
+
+
+def test_rows_are_checked_one_at_a_time():
+    """All of them at once would take ten times the memory of the arrays that they are made from."""
+    base = tiny.make_base("gpt2")
+    made = []
+
+    def rows():
+        for number in range(2, 9):
+            assert sum(row() is not None for row in made) <= 1  # the one that was given last
+            row = tiny.make_row([2, number], prompt_tokens=1)
+            made.append(weakref.ref(row))
+            yield row
+            del row
+
+    check_rows(rows(), config=base.model.config, base_model="gpt2", tokenizer=base.tokenizer)
+    assert len(made) == 7
 
 
 def test_a_token_that_only_the_tokenizer_knows_is_named():

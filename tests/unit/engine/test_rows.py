@@ -14,7 +14,7 @@ import token_kinds
 from lorastudy.data.batches import usable_order
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import token_sets
-from lorastudy.data.tokenise import IGNORED
+from lorastudy.data.tokenise import IGNORED, TokenRows
 from lorastudy.engine import rows as module
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.loading import load_tokenizer
@@ -283,6 +283,49 @@ def test_what_a_run_refuses_is_refused_here(tmp_path: Path, make_model: MakeMode
             DataError, match=rf"{settings.dataset_path}, with base_model .* raise max_seq_length"
         ):
             previewed(settings, split=split)
+
+
+def test_lengths_are_told_without_making_rows(
+    tmp_path: Path, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"prompt": "q", "completion": "xyz" * number} for number in range(1, 31)]
+    settings = Settings(
+        base_model=make_model(),
+        dataset_path=write(tmp_path / "rows.jsonl", rows),
+        max_seq_length=32,
+        prompt_format="plain",
+        per_device_train_batch_size=4,
+        max_steps=5,
+    )
+    made: list[int] = []
+    make = TokenRows.__getitem__
+    monkeypatch.setattr(
+        TokenRows, "__getitem__", lambda rows, number: made.append(number) or make(rows, number)
+    )
+    tokens = module._run_rows(settings, lengths=[(5, None)], data_seeds=[0]).sets["train"]
+    used = [len(row.input_ids) for row in tokens.rows]
+    cut = {row for row, length in enumerate(used) if length < tokens.whole_lengths[row]}
+    made.clear()
+    assert module._cut_rows(tokens) == cut
+    assert 0 < len(cut) < len(used)
+    assert made == []
+    found = module._order(tokens, settings, data_seed=0, num_steps=5)
+    assert sorted(used[row] for row in made) == found["row_lengths"]
+    assert len(made) == 4  # its labels are counted
+
+
+@pytest.mark.parametrize("num_tokens", [3, 300])
+def test_what_marks_structure_is_asked_once_a_row(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, num_tokens: int
+) -> None:
+    """A tokenizer makes this table anew each time that it is asked."""
+    tokenizer = load_tokenizer(make_model())
+    table, asked = tokenizer.added_tokens_decoder, []
+    monkeypatch.setattr(type(tokenizer), "added_tokens_decoder", property(lambda _: asked.append(1) or table))
+    ids = [max(table) + 1] * num_tokens
+    (piece,) = module._pieces(ids, ids, max_seq_length=num_tokens, tokenizer=tokenizer)
+    assert not piece["is_special"]
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("kind", token_kinds.KINDS)
