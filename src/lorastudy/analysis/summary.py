@@ -2,13 +2,16 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Arm, Study
 from lorastudy.records import ArmProfile
 from lorastudy.tracker.views import ExperimentResult, ScoreValue
+
+#: Scores that differ by less than this share of themselves differ by rounding.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +201,12 @@ def scores_by_seed(arm: Arm, study: Study, *, metric: Metric, choosing: bool = F
     runs = tuning if choosing and tuning else reporting
     scores: dict[int, ScoreValue | None] = {run.seed: run.scores.get(key) for run in runs}
     return {seed: s.value for seed, s in scores.items() if s is not None and s.version == newest}
+
+
+def are_equal(scores: Collection[float]) -> bool:
+    """Whether no two of them differ by more than rounding; so where there are fewer than two."""
+    largest = max(map(abs, scores), default=0.0)
+    return max(scores, default=0.0) - min(scores, default=0.0) <= _ROUNDING * largest
 
 
 def run_seconds(arm: Arm) -> float | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Arm, Study
-from lorastudy.analysis.summary import LOSS, Metric, scores_by_seed
+from lorastudy.analysis.summary import LOSS, Metric, are_equal, scores_by_seed
 from lorastudy.spec.experiment import canonical_json
 from lorastudy.spec.racing import rung_of, rung_split
 from lorastudy.spec.rates import parabola
@@ -106,9 +106,9 @@ def best_of(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Arm | None:
 def best_rate_within(study: Study, arms: Sequence[Arm], *, metric: Metric) -> float | None:
     """The factor of the taken rate within which the best rate of a configuration lies, in 95 of 100 cases.
 
-    From the parabola through the best rate tried and its neighbours, by the metric, or by the loss where that is level
-    (`spec.rates.Parabola.factor`). None where none can be fitted, as on the edge of what was tried or beside a rate that
-    diverged, and where the noise is not known.
+    From the parabola through the best rate tried and its neighbours (`spec.rates.Parabola.factor`), by the metric, or by the
+    loss where the metric is equal at all rates. None where none can be fitted, as on the edge of what was tried or beside a
+    rate that diverged, and where the noise is not known.
     """
     taken = best_of(study, arms, metric=metric)
     tried = [
@@ -117,18 +117,17 @@ def best_rate_within(study: Study, arms: Sequence[Arm], *, metric: Metric) -> fl
         if not study.tuning_seeds or any(r.seed in study.tuning_seeds for r in arm.results)
     ]
     rates = {arm.name: float(arm.settings["learning_rate"]) for arm in arms}
-    for by in dict.fromkeys((metric, LOSS)):
-        costs = _costs(study, tried, metric=by)
-        costs |= {arm.name: math.inf for arm in tried if _diverged_share(study, arm)}
-        order = sorted(costs, key=rates.__getitem__)
-        best = order.index(min(order, key=costs.__getitem__)) if order else 0
-        if taken is None or not 0 < best < len(order) - 1:
-            return None
-        found = parabola([(rates[name], costs[name]) for name in order[best - 1 : best + 2]])
-        noise = _noise_of_an_arm(study, tried, metric=by)
-        if found is not None and noise is not None:
-            return found.factor(noise, taken=rates[taken.name])
-    return None
+    costs = _costs(study, tried, metric=metric)
+    if are_equal(costs.values()):
+        metric, costs = LOSS, _costs(study, tried, metric=LOSS)
+    costs |= {arm.name: math.inf for arm in tried if _diverged_share(study, arm)}
+    order = sorted(costs, key=rates.__getitem__)
+    best = order.index(min(order, key=costs.__getitem__)) if order else 0
+    if taken is None or not 0 < best < len(order) - 1:
+        return None
+    found = parabola([(rates[name], costs[name]) for name in order[best - 1 : best + 2]])
+    noise = _noise_of_an_arm(study, tried, metric=metric)
+    return None if found is None or noise is None else found.factor(noise, taken=rates[taken.name])
 
 
 def _noise_of_an_arm(study: Study, tried: Sequence[Arm], *, metric: Metric) -> float | None:

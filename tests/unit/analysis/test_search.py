@@ -7,7 +7,7 @@ import pytest
 
 from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import Study, split_studies
-from lorastudy.analysis.summary import LOSS, scores_by_seed
+from lorastudy.analysis.summary import EXACT_MATCH, LOSS, scores_by_seed
 from lorastudy.analysis.tuning import best_of, best_rate_within, learning_rates, rates_of
 from lorastudy.report.sections.rates import rate_blocks
 from lorastudy.spec.rates import parabola
@@ -80,9 +80,9 @@ def a_search(make_result, *, tuning, reported, extra=()):
 SYMMETRIC = {1e-3: 1.1, 2e-3: 1.0, 4e-3: 1.1}
 
 
-def within(study, rate=2e-3):
+def within(study, rate=2e-3, *, metric=LOSS):
     return [
-        best_rate_within(study, rates_of(study, arm), metric=LOSS)
+        best_rate_within(study, rates_of(study, arm), metric=metric)
         for arm in study.arms
         if arm.settings["learning_rate"] == rate
     ]
@@ -122,6 +122,64 @@ def test_on_an_edge_and_with_one_seed_nobody_knows_how_near_the_best_rate_is(mak
     assert within(a_search(make_result, tuning=falling, reported={"a": [1.0, 1.1]})) == [None]
     one = a_search(make_result, tuning={"a": SYMMETRIC}, reported={"a": [1.0]})
     assert within(one) == [None]
+
+
+def with_exact_matches(study, shares):
+    """The study with an exact match for each learning rate, the same with every seed."""
+    arms = tuple(
+        replace(
+            arm,
+            results=tuple(
+                replace(run, scores={**run.scores, **exact_match(shares[arm.settings["learning_rate"]])})
+                for run in arm.results
+            ),
+        )
+        for arm in study.arms
+    )
+    return replace(study, arms=arms)
+
+
+def exact_match(share):
+    score = ScoreValue(value=share, unit="", version=1, num_items=10)
+    return {(split, "exact_match"): score for split in ("eval", "test")}
+
+
+@pytest.mark.parametrize(
+    ("shares", "is_known"),
+    [
+        ((0.3, 0.3, 0.3), True),
+        ((0.0, 0.0, 0.0), True),
+        # It is not level, and best on the edge of what was tried: how far beyond the best rate lies nobody knows.
+        ((0.3, 0.4, 0.5), False),
+    ],
+)
+def test_where_the_metric_is_level_the_loss_says_how_near_the_best_rate_is(make_result, shares, is_known):
+    study = a_search(
+        make_result,
+        tuning={"a": SYMMETRIC, "b": SYMMETRIC},
+        reported={"a": [1.0, 1.04], "b": [1.0, 1.0]},
+    )
+    study = with_exact_matches(study, dict(zip(SYMMETRIC, shares, strict=True)))
+    by_loss = parabola(list(SYMMETRIC.items())).factor(0.02, taken=2e-3)
+    wanted = [pytest.approx(by_loss) if is_known else None] * 2
+    assert within(study, metric=EXACT_MATCH) == wanted
+
+
+def test_a_metric_is_level_though_a_lost_run_leaves_means_that_differ_by_rounding(make_result):
+    """The means then come from a fit: 0.2999999999999999, 0.2999999999999998 and 0.29999999999999977."""
+    results = [
+        make_result(
+            f"a_lr{rate:g}", seed, scores=losses(loss + seed * wobble, 1.0) | exact_match(0.3),
+            settings={"lora_rank": 1, "lora_alpha": "2r", "learning_rate": rate},
+        )
+        for (rate, loss), wobble in zip(SYMMETRIC.items(), (0.01, 0.02, 0.04), strict=True)
+        for seed in range(3)
+        if (rate, seed) != (1e-3, 2)
+    ]  # fmt: skip
+    (study,) = split_studies(results)
+    (by_loss,) = within(study)
+    assert by_loss is not None
+    assert within(study, metric=EXACT_MATCH) == [by_loss]
 
 
 def test_the_choice_is_told_from_the_tuning_runs_alone(searched):

@@ -6,10 +6,7 @@ from lorastudy.analysis.fairness.case import Case, names
 from lorastudy.analysis.fairness.finding import Breach, Rule
 from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Arm
-from lorastudy.analysis.summary import EXACT_MATCH, SAME_ANSWER, scores_by_seed
-
-#: Scores that differ by less than this share of themselves differ by rounding.
-_ROUNDING = 1e-9
+from lorastudy.analysis.summary import EXACT_MATCH, SAME_ANSWER, are_equal, scores_by_seed
 
 
 def _no_better_than_guessing(case: Case) -> Iterator[Breach]:
@@ -79,9 +76,7 @@ def equal_scores(case: Case) -> float | None:
         for value in scores_by_seed(arm, case.study, metric=case.metric, choosing=choosing).values()
     ]
     num_scored = sum(bool(scores_by_seed(arm, case.study, metric=case.metric)) for arm in case.arms)
-    if num_scored < 2 or max(values) - min(values) > _ROUNDING * max(map(abs, values)):
-        return None
-    return values[0]
+    return values[0] if num_scored > 1 and are_equal(values) else None
 
 
 RULES = (
