@@ -88,6 +88,19 @@ def against_trivial(
     return tuple(found)
 
 
+def best_not_ahead(found: Sequence[AgainstTrivial]) -> AgainstTrivial | None:
+    """The best arm that is not shown to beat guessing, against the hardest predictor that it does not beat.
+
+    This is the pair that stands for all such arms wherever they are spoken of. None where every arm beats all predictors.
+    """
+    open_ones = [one for one in found if not one.is_beaten]
+    if not open_ones:
+        return None
+    take = min if open_ones[0].metric.lower_is_better else max
+    best = take(open_ones, key=lambda one: one.arm_score)
+    return take((one for one in open_ones if one.arm == best.arm), key=lambda one: one.score)
+
+
 def trivial_spreads(study: Study, *, metric: Metric) -> Mapping[TrivialPredictor, Spread]:
     """Each predictor's score over the study's seeds; another seed may train on other rows of the same file."""
     spreads = {}

@@ -10,7 +10,14 @@ import pytest
 import labelled
 from lorastudy.analysis.study import split_studies
 from lorastudy.analysis.summary import EXACT_MATCH, LOSS
-from lorastudy.analysis.trivial import against_trivial, constant_answer, gain_start, trivial_spreads
+from lorastudy.analysis.trivial import (
+    AgainstTrivial,
+    against_trivial,
+    best_not_ahead,
+    constant_answer,
+    gain_start,
+    trivial_spreads,
+)
 from lorastudy.analysis.twoway import seeds_only, two_way
 
 
@@ -129,3 +136,28 @@ def test_where_test_rows_report_guessing_is_scored_on_them_too(both):
     assert trivial_spreads(told, metric=LOSS) == trivial_spreads(study, metric=LOSS)
     start = gain_start(told, told.arm("r4"), items=on_test)
     assert start.by_seed == gain_start(study, study.arm("r4"), items=items).by_seed
+
+
+@pytest.mark.parametrize(
+    ("metric", "rows", "wanted"),
+    [
+        # b is the better of a and b, and c, which is better still, beats both predictors; of the two .5 is harder to beat.
+        (
+            LOSS,
+            [("a", 0.4, 0.7), ("b", 0.6, 0.65), ("b", 0.5, 0.65), ("c", 0.6, 0.3), ("c", 0.5, 0.3)],
+            ("b", 0.5),
+        ),
+        (EXACT_MATCH, [("a", 0.9, 0.2), ("b", 0.5, 0.4), ("b", 0.6, 0.4), ("c", 0.6, 0.7)], ("b", 0.6)),
+        (LOSS, [("a", 0.5, 0.4)], None),
+        (LOSS, [], None),
+    ],
+)
+def test_the_best_arm_that_does_not_beat_guessing_stands_for_all_of_them(metric, rows, wanted):
+    found = [
+        AgainstTrivial(
+            arm=arm, predictor="constant", metric=metric, score=score, arm_score=arm_score, interval=None
+        )
+        for arm, score, arm_score in rows
+    ]
+    best = best_not_ahead(found)
+    assert (None if best is None else (best.arm, best.score)) == wanted

@@ -7,13 +7,17 @@ import pytest
 
 import labelled
 from labelled import learnt, same_word, sharper
+from lorastudy.analysis.fairness.case import measured_case
+from lorastudy.analysis.fairness.lint import lint
 from lorastudy.analysis.items import stored_items
+from lorastudy.analysis.summary import LOSS
+from lorastudy.analysis.trivial import AgainstTrivial
 from lorastudy.analysis.twoway import two_way
 from lorastudy.recommend.answer import Candidate, Evidence, recommend
 from lorastudy.recommend.decision import decide
 from lorastudy.report import read_report
 from lorastudy.report.document import Paragraph, plain
-from lorastudy.report.findings.recommendation import recommendation
+from lorastudy.report.findings.recommendation import recommendation, why
 from lorastudy.report.sections.front import front_page
 from lorastudy.report.sections.results import comparison_blocks
 from lorastudy.spec.question import Margin, Question
@@ -58,12 +62,12 @@ def test_the_page_says_why_a_share_of_that_gain_is_no_margin():
     page = front_page(analysis, statements=(stated(TENTH),))
     (r4,) = {one.arm_score for one in analysis.trivial if one.arm == "r4"}
     frequencies = min(one.score for one in analysis.trivial)
-    why = f"r4 has {r4:.3g} nats per token and gained nothing over answer frequencies ({frequencies:.3g})"
-    assert f"with a margin of 10 % of the reference's gain that came to nothing: {why}." in page.question
+    reason = f"r4 has {r4:.3g} nats per token and gained nothing over answer frequencies ({frequencies:.3g})"
+    assert f"with a margin of 10 % of the reference's gain that came to nothing: {reason}." in page.question
     rule = " ".join(
         plain(block.text) for block in comparison_blocks(analysis, level=2) if isinstance(block, Paragraph)
     )
-    assert f"The suite's margin is a share of the gain, and {why}; so no arm can be called as good" in rule
+    assert f"The suite's margin is a share of the gain, and {reason}; so no arm can be called as good" in rule
 
 
 def test_as_good_is_tested_by_the_share_of_the_gain_over_guessing():
@@ -141,6 +145,26 @@ def test_the_first_page_names_what_was_not_learnt():
     (alike,) = [line for line in limits if "LS308" in line]
     assert alike.endswith(
         "with every seed the same answer to all 400 rows that exact match asks, though they ask for others."
+    )
+
+
+def test_the_finding_and_the_recommendation_name_the_same_arm_and_predictor():
+    """Guessing scores otherwise on the seeds that r4 has, and only r1 has one of the answers' tokens."""
+    of_r1, of_r4 = (
+        AgainstTrivial(
+            arm=arm, predictor="frequencies", metric=LOSS, score=score, arm_score=arm_score, interval=None
+        )
+        for arm, score, arm_score in (("r1", 0.5, 0.6), ("r4", 0.55, 0.56))
+    )
+    rows = (of_r1, replace(of_r1, predictor="unigram", score=0.45), of_r4)
+    analysis = replace(analysis_of({1: same_word, 4: sharper}), trivial=rows)
+    assert "answer frequencies, which need no model (0.55 nats per token; r4 has 0.56)" in why(
+        analysis, decide(analysis)
+    )
+    (finding,) = [one for one in lint(measured_case(analysis.study, trivial=rows)) if one.code == "LS307"]
+    assert finding.found == (
+        "answer frequencies have held-out loss 0.55 nats per token without a model; of these arms the best, r4, has 0.56 and is "
+        "not shown to be better"
     )
 
 

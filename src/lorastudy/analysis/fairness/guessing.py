@@ -7,24 +7,20 @@ from lorastudy.analysis.fairness.finding import Breach, Rule
 from lorastudy.analysis.splits import stored_split
 from lorastudy.analysis.study import Arm
 from lorastudy.analysis.summary import EXACT_MATCH, SAME_ANSWER, are_equal, scores_by_seed
+from lorastudy.analysis.trivial import best_not_ahead
 
 
 def _no_better_than_guessing(case: Case) -> Iterator[Breach]:
-    open_ones = [one for one in case.trivial if not one.is_beaten]
-    concerned = {one.arm for one in open_ones}
-    arms = [arm for arm in case.arms if arm.name in concerned]
-    if not arms:
+    best = best_not_ahead(case.trivial)
+    if best is None:
         return
-    sign = 1 if case.metric.lower_is_better else -1
-    hardest = min(open_ones, key=lambda one: (sign * one.score, sign * one.arm_score))
-    best = min(
-        (one for one in open_ones if one.predictor == hardest.predictor), key=lambda one: sign * one.arm_score
-    )
+    concerned = {one.arm for one in case.trivial if not one.is_beaten}
+    arms = [arm for arm in case.arms if arm.name in concerned]
     unit = f" {case.metric.unit}" if case.metric.is_in_units else ""
-    has = "has" if hardest.predictor == "constant" else "have"
+    has = "has" if best.predictor == "constant" else "have"
     yield Breach(
         arms=names(arms),
-        found=f"{hardest.name} {has} {case.metric.title.lower()} {hardest.score:.3g}{unit} without a model; "
+        found=f"{best.name} {has} {case.metric.title.lower()} {best.score:.3g}{unit} without a model; "
         f"{'of these arms the best, ' if len(arms) > 1 else ''}{best.arm}{',' if len(arms) > 1 else ''} has "
         f"{best.arm_score:.3g} and is not shown to be better",
         severity="warning",

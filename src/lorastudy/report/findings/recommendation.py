@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.overview import Analysis
 from lorastudy.analysis.summary import run_seconds
+from lorastudy.analysis.trivial import best_not_ahead
 from lorastudy.analysis.tuning import tried_rates
 from lorastudy.recommend.answer import Recommendation
 from lorastudy.recommend.decision import Cost, Decision, Reason, decide
@@ -213,12 +214,8 @@ def _all_are_valid(analysis: Analysis) -> bool:
 
 def _why_guessing(analysis: Analysis, decision: Decision) -> str:
     """Which arms do not beat guessing, by the hardest predictor that the best of them does not beat."""
-    arms = decision.no_better_than_guessing
-    sign = 1 if analysis.primary.lower_is_better else -1
-    best = min(
-        (one for one in analysis.trivial if one.arm in arms and not one.is_beaten),
-        key=lambda one: (sign * one.arm_score, sign * one.score),
-    )
+    arms, best = decision.no_better_than_guessing, best_not_ahead(analysis.trivial)
+    assert best is not None
     unit = f" {analysis.primary.unit}" if analysis.primary.is_in_units else ""
     is_every = set(arms) == {one.arm for one in analysis.trivial}
     who = "no arm is" if is_every else f"{names(arms)} {'are' if len(arms) > 1 else 'is'} not"
