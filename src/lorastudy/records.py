@@ -168,7 +168,7 @@ class TrivialScore:
     unit: str
     value: float
     items: tuple[float, ...] = ()
-    """None before a run, where only the value is asked for."""
+    """Empty before a run, where only the value is asked for."""
     weights: tuple[int, ...] | None = None
     answer: str | None = None
     """What the constant answer says, where it is compared as a text."""

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,9 @@ from lorastudy.cli.options import Config
 from lorastudy.cli.terminal import say
 
 if TYPE_CHECKING:
+    from lorastudy.analysis.fairness.case import Case
     from lorastudy.analysis.fairness.finding import LintFinding
+    from lorastudy.records import TrivialScore
 
 
 def check(
@@ -42,12 +44,7 @@ def check(
         body = {
             "suite_name": suite.name,
             "findings": [dataclasses.asdict(finding) for finding in findings],
-            "trivial": [
-                dataclasses.asdict(score)
-                for splits in rows.read.values()
-                for read in splits
-                for score in read.trivial
-            ],
+            "trivial": _trivial(plan.case),
             "adapted": {name: dataclasses.asdict(arm) for name, arm in adapted.arms.items()},
         }
         say(json.dumps(body, indent=1))
@@ -57,6 +54,22 @@ def check(
             say(line)
     if invalidates(findings):
         raise typer.Exit(1)
+
+
+def _trivial(case: "Case | None") -> dict[str, list[dict[str, Any]]]:
+    """What guessing scores on the rows of each arm, by the arm; without those arms whose rows could not be read."""
+    read = {} if case is None else {arm.name: case.facts_of(arm).rows for arm in case.arms}
+    return {
+        arm: [_score(score) for rows in splits for score in rows.trivial]
+        for arm, splits in read.items()
+        if splits
+    }
+
+
+def _score(score: "TrivialScore") -> dict[str, Any]:
+    """The score without its items, which are not asked for before a run."""
+    fields = dataclasses.asdict(score)
+    return {name: value for name, value in fields.items() if name not in {"items", "weights"}}
 
 
 def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) -> None:

@@ -80,12 +80,46 @@ def test_what_the_most_frequent_label_scores_is_told_before_a_run(suite, capsys)
     with pytest.raises(SystemExit):
         main(["check", suite(f"{text}max_generation_samples: 4\n"), "--json"])
     body = json.loads(capsys.readouterr().out)
-    told = {(score["predictor"], score["metric"]): score for score in body["trivial"]}
+    assert body["trivial"].keys() == body["adapted"].keys()
+    scores, *others = body["trivial"].values()
+    assert others == [scores] * 5
+    told = {(score["predictor"], score["metric"]): score for score in scores}
     match = told["constant", "exact_match"]
-    assert (match["value"], match["answer"], match["split"], match["items"]) == (0.75, "Paris", "eval", [])
+    assert (match["value"], match["answer"], match["split"]) == (0.75, "Paris", "eval")
     # A city and the end are two tokens; of 21 counts one is left for what training never has.
     expected = -(3 * math.log(12 / 21) + math.log(8 / 21)) / 8
     assert told["frequencies", "loss"]["value"] == pytest.approx(expected)
+
+
+def test_what_guessing_scores_on_two_data_sets_is_told_apart_by_arm(suite, capsys):
+    """Held-out answers are Paris in three of four rows of one file, and in one of four of the other."""
+    for name, cities in (("most", ["Paris"] * 3 + ["Rome"]), ("few", ["Paris"] + ["Rome"] * 3)):
+        for path, answers in (
+            (f"{name}.jsonl", ["Paris"] * 12 + ["Rome"] * 8),
+            (f"{name}_eval.jsonl", cities),
+        ):
+            rows = [{"prompt": f"{name} {n} :", "completion": f" {city}"} for n, city in enumerate(answers)]
+            Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    text = """
+experiment_type: custom
+max_steps: 4
+max_generation_samples: 4
+experiments:
+  - {name: of_most, dataset_path: most.jsonl, eval_dataset_path: most_eval.jsonl}
+  - {name: of_few, dataset_path: few.jsonl, eval_dataset_path: few_eval.jsonl}
+"""
+    with pytest.raises(SystemExit):
+        main(["check", suite(text), "--json"])
+    trivial = json.loads(capsys.readouterr().out)["trivial"]
+    matches = {
+        arm: score["value"]
+        for arm, scores in trivial.items()
+        for score in scores
+        if score["metric"] == "exact_match"
+    }
+    assert matches == {"of_most": 0.75, "of_few": 0.25}
+    for score in trivial["of_most"]:
+        assert score.keys() == {"predictor", "split", "metric", "version", "unit", "value", "answer"}
 
 
 def test_what_takes_a_verdict_away_ends_with_1_and_says_why_and_what_to_do(suite, capsys):
