@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorastudy.errors import StudyError
 from lorastudy.executors import Executor, WorkerExit, local_executor
 from lorastudy.planner.packing import PlannedPack
 from lorastudy.planning.done import is_new
@@ -63,7 +64,10 @@ class StudyResult:
         """One row for each scored item of each experiment: `arm`, `seed`, `item`, `value`, `weight`.
 
         `item` counts from 0 and means the same row for all arms. `weight` is the number of completion tokens of a
-        loss, 1 of other metrics. Experiments that were not scored so have no rows.
+        loss, 1 of other metrics. Rows are sorted by arm, seed and item.
+
+        Raises:
+            StudyError: no experiment was scored so; the message has the scores that there are.
         """
         from pandas import DataFrame
 
@@ -72,6 +76,11 @@ class StudyResult:
                 each.experiment_id: each for each in tracker.get_all_experiments(suite_name=self.suite_name)
             }
             stored = tracker.get_all_items(list(results), split=split, metric=metric)
+        if not stored:
+            there = sorted({"/".join(key) for result in results.values() for key in result.scores})
+            raise StudyError(
+                f"no experiment has a score {split}/{metric}; there are: {', '.join(there) or 'none'}"
+            )
         rows = [
             {
                 "arm": results[key].arm,
@@ -83,7 +92,7 @@ class StudyResult:
             for key, (values, weights) in stored.items()
             for item, (value, weight) in enumerate(zip(values, weights or [1] * len(values), strict=True))
         ]
-        return DataFrame(rows, columns=["arm", "seed", "item", "value", "weight"])
+        return DataFrame(rows).sort_values(["arm", "seed", "item"], ignore_index=True)
 
     @cached_property
     def summary(self) -> str:
@@ -123,6 +132,8 @@ def load_suite(source: str | Path | Mapping[str, Any] | None = None, /, **values
         if values:
             raise TypeError("load_suite: a file is the whole suite; change the file, or give a dict")
         return load_suite_file(Path(source))
+    if not isinstance(source, Mapping | None):
+        raise TypeError(f"load_suite: takes a file, a dict or keyword arguments, not {source!r}")
     given = {**(source or {}), **values}
     return suite_from_values(given, where="load_suite", flags={key: key for key in given})
 
@@ -144,6 +155,8 @@ def plan(
         DataError: the rows cannot be used with their base model.
         StudyError: what the suite names does not exist or cannot be read.
     """
+    if not isinstance(suite, Suite):
+        raise TypeError(f"plan: takes what load_suite returns, not {type(suite).__name__}")
     with contextlib.ExitStack() as opened:
         found = _store(folder, store)
         tracker = None if is_new(found) else opened.enter_context(ExperimentTracker(found))
@@ -164,8 +177,9 @@ def run(
     Results, run folders and adapters go into `folder`, as with the command line: `results/experiments.db` (or `store`),
     `results/runs` and `output/<name>/final_model`.
 
-    Killed at any moment, it goes on from the newest checkpoint when it is run again. `progress` gets every record as
-    it is stored: a `PackStep` for each optimizer step, a `Score`, an `Outcome`.
+    Killed at any moment, it goes on from the newest checkpoint when it is run again. `progress(pack, event)` is
+    called for every record as it is stored: a `PackStep` for each optimizer step, a `Score`, an `Outcome`; `pack` has the
+    experiments that train together.
 
     An experiment that fails raises nothing; `result.outcome.failed` has it with its message. Without
     `continue_on_error` nothing more begins after it.
@@ -177,6 +191,8 @@ def run(
         StoreError: another process writes this store.
         StudyError: a worker cannot write its files, or the plan was made for another executor.
     """
+    if not isinstance(plan, StudyPlan):
+        raise TypeError(f"run: takes what plan returns, not {type(plan).__name__}")
     for base_model in sorted({each.settings.base_model for each in (*plan.missing, *plan.design.waiting)}):
         check_base_model(base_model)
     database = _store(folder, store)
@@ -205,7 +221,8 @@ def _store(folder: str | Path, store: str | Path | None) -> str:
 def analyse(result: StudyResult) -> "Sequence[Analysis]":
     """The verdicts as values, one `Analysis` for each question that the suite asked (one for most suites).
 
-    `analysis.comparisons` has each arm against the reference, with its interval and its word.
+    `analysis.primary_comparisons` has each arm against the reference by the metric that decides: `arm`, `reference`,
+    `mean` (arm minus reference), `interval`, `verdict`. `analysis.comparisons` has the same by (split, metric).
 
     Raises:
         StudyError: no experiment has completed.

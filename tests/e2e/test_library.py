@@ -68,6 +68,12 @@ def test_items_are_those_of_the_score(result: Any) -> None:
         assert mean == pytest.approx(score, rel=1e-9)
 
 
+def test_a_score_that_is_not_there_is_named(result: Any) -> None:
+    _, found, _ = result
+    with pytest.raises(StudyError, match=r"no experiment has a score eval/los; there are: .*eval/loss"):
+        found.items(metric="los")
+
+
 def test_it_is_resumed_and_what_is_done_is_not_run_again(result: Any) -> None:
     folder, _, _ = result
     again = ls.plan(ls.load_suite(SUITE | {"seeds": [0, 1, 2]}), folder=folder)
@@ -93,6 +99,13 @@ def test_mistakes_are_exceptions_with_the_fix(tmp_path: Path) -> None:
         ls.load_suite(SUITE, lora_rnk=4)
     with pytest.raises(TypeError, match="a file is the whole suite"):
         ls.load_suite("suite.yaml", seeds=[0])
+    wrong: Any = 3
+    with pytest.raises(TypeError, match="load_suite: takes a file, a dict or keyword arguments, not 3"):
+        ls.load_suite(wrong)
+    with pytest.raises(TypeError, match="plan: takes what load_suite returns, not int"):
+        ls.plan(wrong)
+    with pytest.raises(TypeError, match="run: takes what plan returns, not int"):
+        ls.run(wrong, folder=tmp_path)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ls.nothing
 

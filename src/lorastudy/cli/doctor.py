@@ -8,6 +8,7 @@ from lorastudy.cli.terminal import say
 
 def doctor(database: Database = DATABASE) -> None:
     """Check every row, record and adapter; name what is damaged and what to do. Exit code 1 if anything is."""
+    from lorastudy.report.numbers import plural
     from lorastudy.tracker.examining import examine
 
     findings = examine(database)
@@ -15,6 +16,6 @@ def doctor(database: Database = DATABASE) -> None:
         say(finding)
     num_damages = sum(finding.kind == "damage" for finding in findings)
     if num_damages:
-        say(f"{database}: {num_damages} damages")
+        say(f"{database}: {plural(num_damages, 'damage')}")
         raise typer.Exit(1)
     say(f"{database}: sound; every row, record and adapter is what was written")

@@ -100,18 +100,20 @@ def trivial_lines(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
         by_split = {read.summary.split: read for read in splits}
         read = by_split.get("test", by_split.get("eval"))
         if read is not None and read.trivial:
-            told = "; ".join(map(_told_of, read.trivial))
+            told = "; ".join(_told_of(score, num_asked=read.summary.num_asked_rows) for score in read.trivial)
             name = split_name(read.summary.split)
             lines.append(f"without a model, on {read.summary.num_rows:,} {name} rows: {told}")
     return list(dict.fromkeys(lines))
 
 
-def _told_of(score: TrivialScore) -> str:
-    """`answer frequencies: loss 0.52 nats/token`."""
-    said = "" if score.answer is None else f" {score.answer[:_ANSWER_SHOWN]!r}"
+def _told_of(score: TrivialScore, *, num_asked: int | None) -> str:
+    """`answer frequencies: loss 0.52 nats/token`. Exact match is of the rows that are asked, which may be fewer."""
+    answer = score.answer
+    said = "" if answer is None else f" {answer[:_ANSWER_SHOWN]!r}{'...' * (len(answer) > _ANSWER_SHOWN)}"
+    of = f" of {num_asked} rows asked" if score.metric == "exact_match" and num_asked else ""
     unit = f" {score.unit}" if score.unit else ""
     name = PREDICTOR_NAMES[score.predictor]
-    return f"{name}{said}: {score.metric.replace('_', ' ')} {score.value:.3g}{unit}"
+    return f"{name}{said}: {score.metric.replace('_', ' ')} {score.value:.3g}{unit}{of}"
 
 
 def margin_notes(question: Question) -> list[str]:

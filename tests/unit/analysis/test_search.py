@@ -9,6 +9,7 @@ from lorastudy.analysis.overview import analyse
 from lorastudy.analysis.study import Study, split_studies
 from lorastudy.analysis.summary import EXACT_MATCH, LOSS, scores_by_seed
 from lorastudy.analysis.tuning import best_of, best_rate_within, learning_rates, rates_of
+from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.rates import rate_blocks
 from lorastudy.spec.rates import parabola
 from lorastudy.tracker.views import ScoreValue
@@ -209,6 +210,19 @@ def test_the_report_lists_what_was_tried(searched):
         ["r1", "3.000", "2.000", "2.500", "0.002", "tuned to within a factor of 2.3"],
         ["r8", "1.500", "1.000", "diverged", "0.002", "tuned; how near is not known"],
     ]
+
+
+def test_a_rate_that_only_reporting_seeds_ran_has_no_mean_beside_those_tried(make_result):
+    """Their losses are of other seeds: 9.0 would look nine times worse than its neighbours."""
+    study = a_search(make_result, tuning={"a": SYMMETRIC}, reported={"a": [1.0]})
+    settings = {"settings": {"lora_rank": 1, "lora_alpha": "2r", "learning_rate": 3e-3}}
+    between = [make_result("a_lr0.003", seed, scores=losses(9.0, 1.0), **settings) for seed in (0, 1)]
+    (whole,) = split_studies([*(run for arm in study.arms for run in arm.results), *between])
+    *_, table = rate_blocks(analyse(replace(whole, tuning_seeds=frozenset({8}))), level=2)
+    titles = [column.title for column in table.columns]
+    ((_, *cells),) = [[cell.text for cell in row] for row in table.rows]
+    assert cells[titles.index("0.003") - 1] == ABSENT
+    assert cells[titles.index("0.002") - 1] == "1.000"
 
 
 def test_a_rate_on_the_edge_is_said_to_be_untuned(make_result):

@@ -76,9 +76,17 @@ def _optimism(analysis: Analysis, taken: Arm | None) -> Cell:
 
 
 def _means(study: Study, grid: Sequence[Arm], *, metric: Metric) -> dict[str, float]:
-    """What the rate was chosen by: means over seeds on the rows that choose, on common seeds."""
+    """What the rate was chosen by: means over seeds on the rows that choose, on common seeds.
+
+    Where runs of their own chose, a rate that only reporting seeds ran has no mean here: their losses do not compare.
+    """
+    chose = [
+        arm
+        for arm in grid
+        if not study.tuning_seeds or any(run.seed in study.tuning_seeds for run in arm.results)
+    ]
     return adjusted_means(
-        {arm.name: scores_by_seed(arm, study, metric=metric, choosing=True) for arm in grid}
+        {arm.name: scores_by_seed(arm, study, metric=metric, choosing=True) for arm in chose}
     )
 
 
@@ -102,7 +110,7 @@ def _what_this_is(analysis: Analysis) -> str:
     runs = ""
     if seeds:
         which = f"seed{'s' * (len(seeds) > 1)} {listing(map(str, seeds))}"
-        runs = f" Runs of their own made the choice ({which})."
+        runs = f" Runs of their own made the choice ({which}); a rate placed between those tried has no mean."
     taken = " Each configuration is compared at the rate taken." if analysis.choices else ""
     optimism = (
         " Optimism: how much better its score looks than one that its seed had no part in picking."
