@@ -109,7 +109,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class StepNoise:
-    """How sure the time of an arm's step is: over the packs that know it, or where none does, over all that timed it."""
+    """How sure the time of an arm's step is: over the packs that know it; where half do not, over all that timed it."""
 
     num_steps: int
     """Timed steps of all these packs."""
@@ -127,7 +127,7 @@ class StepNoise:
         The standard error of a median is 1.2533 s / sqrt(n) for normal noise of standard deviation s, and the quartiles of
         that lie 1.349 s apart. Of packs that were timed apart the errors average: sqrt of the sum of squares / packs.
         """
-        known = [profile for profile in profiles if profile.step_seconds is not None] or profiles
+        known = _that_know_the_time(profiles) or profiles
         timed = [
             (steps, apart, distance)
             for profile in known
@@ -155,7 +155,7 @@ class Costs:
     adapter_bytes: Spread | None
     peak_memory_bytes: Spread | None
     step_seconds: Spread | None
-    """None where it was not timed, or noise hid it in every pack."""
+    """None where it was not timed, or noise hid it in half of the packs or more: the rest may agree by luck."""
     step_noise: StepNoise | None
     tokens_per_second: Spread | None
     train_seconds: Spread | None
@@ -237,16 +237,24 @@ def arm_versions(arm: Arm, study: Study, *, metric: Metric) -> set[int]:
     return {r.scores[key].version for r in arm.completed if key in r.scores}
 
 
+def _that_know_the_time(profiles: Sequence[ArmProfile]) -> list[ArmProfile]:
+    """Of one profile for each pack those with a step time; none where half of the packs or more have none."""
+    known = [profile for profile in profiles if profile.step_seconds is not None]
+    return known if 2 * len(known) > len(profiles) else []
+
+
 def _costs(results: tuple[ExperimentResult, ...]) -> Costs:
     profiles = [result.profile for result in results if result.profile is not None]
     by_pack = {(result.pack_id, result.attempt): result.profile for result in results if result.profile}
+    packs = list(by_pack.values())
+    timed = profiles if _that_know_the_time(packs) else []
     return Costs(
         trainable_parameters=Spread.of(p.num_trainable_parameters for p in profiles),
         total_parameters=Spread.of(p.num_total_parameters for p in profiles),
         adapter_bytes=Spread.of(p.adapter_bytes for p in profiles),
         peak_memory_bytes=Spread.of(p.peak_memory_bytes for p in profiles),
-        step_seconds=Spread.of(p.step_seconds for p in profiles),
-        step_noise=StepNoise.of(list(by_pack.values())),
-        tokens_per_second=Spread.of(p.tokens_per_second for p in profiles),
+        step_seconds=Spread.of(p.step_seconds for p in timed),
+        step_noise=StepNoise.of(packs),
+        tokens_per_second=Spread.of(p.tokens_per_second for p in timed),
         train_seconds=Spread.of(result.train_seconds for result in results),
     )

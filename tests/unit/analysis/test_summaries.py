@@ -56,9 +56,25 @@ def test_the_error_of_a_median_follows_from_the_quartiles():
     assert both.error_seconds == pytest.approx(alone.error_seconds / math.sqrt(2))
 
 
+def test_a_time_that_half_of_the_packs_do_not_know_is_unknown(make_result):
+    """One pack of two, or one of six, may agree by luck; two of three are a majority."""
+    known, hidden = timed(1.0), timed(None, apart=0.3, distance=0.5)
+    arms = {"half": [known, hidden], "most": [known, known, hidden]}
+    results = [
+        make_result(arm, seed, profile=profile, pack_id=f"p-{arm}-{seed}", attempt=1)
+        for arm, profiles in arms.items()
+        for seed, profile in enumerate(profiles)
+    ]
+    (study,) = split_studies(results)
+    costs = {summary.arm.name: summary.costs for summary in analyse(study).summaries}
+    assert (costs["half"].step_seconds, costs["half"].tokens_per_second) == (None, None)
+    assert costs["half"].step_noise.apart == pytest.approx((0.01 + 0.3) / 2)
+    assert (costs["most"].step_seconds.median, costs["most"].step_seconds.n) == (1.0, 2)
+
+
 def test_noise_is_that_of_the_packs_that_know_the_time(make_result):
     known, hidden = timed(1.0), timed(None, apart=0.3, distance=0.5)
-    assert StepNoise.of([known, hidden]) == StepNoise.of([known])
+    assert StepNoise.of([known, known, hidden]) == StepNoise.of([known, known])
     assert StepNoise.of([hidden, hidden]).apart == 0.3
     assert StepNoise.of([]) is None
     # Seeds of one pack share their measurement, which counts once; an arm of before had no look at noise.
