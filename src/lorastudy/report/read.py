@@ -163,11 +163,12 @@ def _studies(
 
 
 def _how_to_go_on(results: Sequence[ExperimentResult], *, store_flags: Sequence[str]) -> str:
-    """What went wrong, and the command that the suite itself named when it was left."""
+    """What went wrong, if anything did, and the command that the suite itself named when it was left."""
     suites = dict.fromkeys(result.suite_name for result in results)
     named = suites if len(suites) == 1 else ()  # without a name every suite with work left goes on
     resume = shlex.join(["lorastudy", "resume", *named, *store_flags])
-    messages = "; ".join(dict.fromkeys(r.failure_message for r in results if r.failure_message))
+    failed = (r.failure_message for r in results if r.status == "failed" and r.failure_message)
+    messages = "; ".join(dict.fromkeys(failed))
     if not messages:
         return f"To go on: `{resume}`, then `lorastudy report`."
     return (

@@ -434,6 +434,14 @@ def test_nothing_completed_says_why(make_result, make_tracker):
         write_report(make_tracker([failed]))
 
 
+def test_runs_that_were_left_are_no_mistake_to_mend(make_result, make_tracker):
+    left = make_result("a", 0, status="stopped", failure_message="the worker was asked to leave", scores={})
+    with pytest.raises(
+        StudyError, match=r"To go on: `lorastudy resume rank_sweep`, then `lorastudy report`\."
+    ):
+        write_report(make_tracker([left]))
+
+
 def test_after_an_interrupt_the_report_names_the_command_that_the_suite_named(make_result, make_tracker):
     left = [
         make_result("a", 0, status="stopped", scores={}),
