@@ -1,5 +1,6 @@
 """The row of a worker's disk faults sees a worker that does not tell, and adapters that are called whole and are not."""
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ pytestmark = [
     pytest.mark.skipif(not disk.compilers(), reason="needs a C compiler for the shim"),
 ]
 
+#: A worker that does not tell what it died of.
 NO_MESSAGE = """
 from lorastudy import worker
 worker.serve_and_tell = lambda serve, arguments: serve(arguments)
@@ -29,15 +31,27 @@ PackedEngine.save_adapter = careless
 """
 
 
+#: So many changes before the last one, adapters are written.
+SAVING = (15, 16, 17, 26)
+A_FULL_DISK = {"error": errno.ENOSPC, "stays": 1}
+ONE_ERROR = {"error": errno.EIO, "stays": 0}
+
+
 @pytest.mark.parametrize(
-    ("plant", "complaint"), [(NO_MESSAGE, "a traceback"), (HALF_AN_ADAPTER, "another store")]
+    ("plant", "fault", "complaint"),
+    [(NO_MESSAGE, A_FULL_DISK, "a message without the fault"), (HALF_AN_ADAPTER, ONE_ERROR, "another store")],
+    ids=["no message", "half an adapter"],
 )
 def test_a_planted_bug_is_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: str, complaint: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: str, fault: dict[str, int], complaint: str
 ) -> None:
+    def drawn(_: int, *, num_changes: int, seed: int) -> list[dict[str, int]]:
+        return [{"fail_at": num_changes - back, **fault} for back in SAVING]
+
     script = tmp_path / "planted.py"
     script.write_text(PLANTED.format(path=[str(disk.HERE), str(disk.HERE.parent)], plant=plant))
     monkeypatch.setattr(disk, "DRIVER", script)
+    monkeypatch.setattr(disk, "drawn", drawn)
     folder = tmp_path / "faults"
     folder.mkdir()
     result = worker_disk.run(amount=12, seed=2, folder=folder)

@@ -114,7 +114,8 @@ def _second_reading(file: DataFile) -> Iterator[Any]:
             for values in zip(*columns, strict=True)
         )
         return
-    text = file.content.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
+    whole = file.content.decode("utf-8").removeprefix("\ufeff")
+    text = whole.replace("\r\n", "\n")
     if ending == ".txt":
         paragraphs = re.split(r"\n(?:[^\S\n]*\n)+", f"\n\n{text}\n\n")
         stripped = (
@@ -122,7 +123,7 @@ def _second_reading(file: DataFile) -> Iterator[Any]:
         )
         yield from ([["text", part]] for part in stripped if part)
     elif ending in {".csv", ".tsv"}:
-        yield from _separated(text, ending)
+        yield from _separated(whole, ending)  # line breaks inside a cell stay as they are
     else:
         yield from _json(text)
 

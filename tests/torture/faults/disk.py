@@ -6,6 +6,7 @@ and the very adapters of a run without a fault. A fault that hits something that
 
 import errno
 import json
+import os
 import random
 import re
 import shutil
@@ -74,6 +75,10 @@ def drawn(amount: int, *, num_changes: int, seed: int) -> list[dict[str, int]]:
     return every if amount >= len(every) else random.Random(seed).sample(every, amount)
 
 
+#: By the system, and by SQLite.
+_NAMES_OF_THE_FAULT = (os.strerror(errno.ENOSPC), os.strerror(errno.EIO), "disk is full", "disk I/O error")
+
+
 def violated(answer: Mapping[str, Any], undisturbed: Mapping[str, Any]) -> str:
     """What did not hold; empty when all did."""
     first, again = answer["first"], answer["again"]
@@ -82,6 +87,8 @@ def violated(answer: Mapping[str, Any], undisturbed: Mapping[str, Any]) -> str:
         wrong.append(f"a traceback: {first['said'][-200:]!r}")
     if first["exit_code"] and first["said"].count("error: ") + first["said"].count("failed: ") != 1:
         wrong.append(f"not one message: {first['said'][-400:]!r}")
+    if first["exit_code"] and not any(words in first["said"] for words in _NAMES_OF_THE_FAULT):
+        wrong.append(f"a message without the fault: {first['said'][-400:]!r}")
     if again["exit_code"]:
         wrong.append(f"the command again: {again['said'][-300:]!r}")
     elif done_before(again["said"]) < len(answer["stored"]):
