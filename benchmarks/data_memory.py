@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_rows(path: Path, *, num_bytes: int) -> int:
-    """Write Alpaca rows of random words that the lab's model knows until the file has so many bytes; the number of rows."""
+    """Write a file of at least `num_bytes`; returns its number of rows. They are Alpaca rows of words that the lab's model knows."""
     tokenizer = json.loads((base_folder() / "tokenizer.json").read_text(encoding="utf-8"))
     words = [word for word in tokenizer["model"]["vocab"] if word.isalpha()]
     draw = random.Random(0)

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorastudy.errors import StudyError
-from lorastudy.executors import Executor, WorkerExit, local_executor
-from lorastudy.planner.packing import PlannedPack
+from lorastudy.executors import Executor, local_executor
 from lorastudy.planning.done import is_new
+from lorastudy.planning.predictions import print_nothing
 from lorastudy.planning.study_plan import StudyPlan, plan_study
-from lorastudy.records import Record
-from lorastudy.runner import Plan, SuiteOutcome
+from lorastudy.runner import OnEvent, Plan, SuiteOutcome
 from lorastudy.running.study import run_study
-from lorastudy.spec.hub import check_base_model
 from lorastudy.spec.loading import load_suite as load_suite_file
 from lorastudy.spec.loading import suite_from_values
 from lorastudy.spec.suite import Suite
@@ -31,11 +29,8 @@ if TYPE_CHECKING:
 
     from lorastudy.analysis.overview import Analysis
 
-STORE, RUNS, OUTPUT = "results/experiments.db", "results/runs", "output"
-"""Where results, run folders and adapters lie in a study's folder, as with the command line."""
-
-#: Gets the pack and what its worker recorded, or how the worker ended.
-OnEvent = Callable[[PlannedPack, Record | WorkerExit], None]
+#: Where results lie in a study's folder, as with the command line.
+STORE = "results/experiments.db"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +155,7 @@ def plan(
     with contextlib.ExitStack() as opened:
         found = _store(folder, store)
         tracker = None if is_new(found) else opened.enter_context(ExperimentTracker(found))
-        return plan_study(suite, tracker=tracker, executor=executor, on_wait=on_wait or (lambda _: None))
+        return plan_study(suite, tracker=tracker, executor=executor, on_wait=on_wait or print_nothing)
 
 
 def run(
@@ -193,21 +188,21 @@ def run(
     """
     if not isinstance(plan, StudyPlan):
         raise TypeError(f"run: takes what plan returns, not {type(plan).__name__}")
-    for base_model in sorted({each.settings.base_model for each in (*plan.missing, *plan.design.waiting)}):
-        check_base_model(base_model)
+    plan.check_base_models()
     database = _store(folder, store)
     with contextlib.ExitStack() as opened:
-        own = executor is None
-        workers = executor or local_executor(plan.design.of_every_arm)
-        if own:
-            opened.enter_context(contextlib.closing(workers))
+        workers = executor or opened.enter_context(
+            contextlib.closing(local_executor(plan.design.of_every_arm))
+        )
         tracker = opened.enter_context(ExperimentTracker(database, writable=True))
         ran = run_study(
             plan,
             tracker=tracker,
             executor=workers,
             how=Plan(
-                runs=Path(folder, RUNS), output=Path(folder, OUTPUT), continue_on_error=continue_on_error
+                runs=Path(folder, Plan.runs),
+                output=Path(folder, Plan.output),
+                continue_on_error=continue_on_error,
             ),
             on_event=progress or (lambda *_: None),
         )

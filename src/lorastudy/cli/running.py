@@ -22,7 +22,6 @@ from lorastudy.report.numbers import listing
 from lorastudy.runner import Plan, SuiteOutcome
 from lorastudy.running.study import run_study
 from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.hub import check_base_model
 from lorastudy.spec.suite import Suite
 from lorastudy.tracker import ExperimentTracker
 
@@ -75,10 +74,7 @@ def run_experiments(
         plan = planned(suite, tracker=tracker, executor=executor, registered=registered)
         for note in plan.notes:
             say(f"note: {note}", file=sys.stderr)
-        for base_model in sorted(
-            {each.settings.base_model for each in (*plan.missing, *plan.design.waiting)}
-        ):
-            check_base_model(base_model)
+        plan.check_base_models()
         workers = executor or local_executor(plan.design.of_every_arm)
         open_until_done.enter_context(contextlib.closing(workers))
         tracker = tracker or open_until_done.enter_context(_writer(database))

@@ -27,7 +27,7 @@ from lorastudy.spec.experiment import DATA_VERSION, canonical_json
 
 #: Smaller files, and fewer rows of larger ones, are indexed anew: a pass over them takes half a second at most.
 MIN_BYTES, MIN_ROWS = 4 * 2**20, 10_000
-#: An index has about 45 bytes a row. Those that were used last stay.
+#: An index has `Index.BYTES_PER_ROW` bytes a row. Those that were used last stay.
 MAX_KEPT_BYTES = 2**30
 _SUFFIX = ".rows"
 _DIGEST_BYTES = hashlib.sha256().digest_size

@@ -49,38 +49,29 @@ class ExactMatch:
                 float(is_match(text, row.reference, pattern=self.pattern))
                 for text, row in zip(texts, asked, strict=True)
             )
-            yield Score(
-                experiment_id=experiment_id,
-                split=split,
-                metric="exact_match",
-                version=EXACT_MATCH_VERSION,
-                unit="",
-                value=sum(hits) / len(hits),
-                items=hits,
-            )
-            yield self._same_answer(texts, experiment_id=experiment_id, split=split)
+            for metric, items in (("exact_match", hits), ("same_answer", self._same_answers(texts))):
+                yield Score(
+                    experiment_id=experiment_id,
+                    split=split,
+                    metric=metric,
+                    version=EXACT_MATCH_VERSION,
+                    unit="",
+                    value=sum(items) / len(items),
+                    items=items,
+                )
             for text, row in zip(texts[:NUM_KEPT], asked, strict=False):
                 yield Generation(
                     experiment_id=experiment_id, prompt=row.prompt_text, reference=row.reference, answer=text
                 )
 
-    def _same_answer(self, texts: Sequence[str], *, experiment_id: str, split: str) -> Score:
-        """The share of rows that got the arm's commonest answer: 1 where it says the same to every row.
+    def _same_answers(self, texts: Sequence[str]) -> tuple[float, ...]:
+        """1 for each row that got the arm's commonest answer, else 0; all are 1 where it says the same to every row.
 
         Answers in which the pattern finds nothing are the same where their whole texts are.
         """
         said = [self._found_or_whole(text) for text in texts]
         ((commonest, _),) = Counter(said).most_common(1)
-        items = tuple(float(one == commonest) for one in said)
-        return Score(
-            experiment_id=experiment_id,
-            split=split,
-            metric="same_answer",
-            version=EXACT_MATCH_VERSION,
-            unit="",
-            value=sum(items) / len(items),
-            items=items,
-        )
+        return tuple(float(one == commonest) for one in said)
 
     def _found_or_whole(self, text: str) -> tuple[bool, str | None]:
         """Whether the pattern finds something, and what it finds, or else the whole text."""

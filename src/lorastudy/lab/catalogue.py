@@ -9,6 +9,7 @@ from lorastudy.lab.skills import reversal_rows
 from lorastudy.spec.experiment import tagged_hash
 from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.sources import LAB_MODEL, LAB_PREFIX
+from lorastudy.version import LAB_BASE
 
 DATASETS: Mapping[str, str] = {
     "facts": "Facts about people the base model has never met, each in four phrasings: to train on.",
@@ -54,7 +55,7 @@ def _said(name: str) -> list[Row]:
 
 def base_folder() -> Path:
     """The folder of the base model, as transformers loads it."""
-    return Path(__file__).parent / "base"
+    return LAB_BASE
 
 
 def demo_suite() -> Path:

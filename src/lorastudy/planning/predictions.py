@@ -131,12 +131,12 @@ def _left_out(estimator: Estimator, estimate: PackEstimate) -> list[str]:
 
 def announced(worker: JobWorker, on_wait: OnWait) -> Ask:
     """The worker's answers. It takes seconds to start, so `on_wait` gets a line that says what for, once for each kind."""
-    announced: set[str] = set()
+    said: set[str] = set()
 
     def ask(job: PlanningJob) -> dict[str, Any]:
         doing = _doing(job)
-        if doing not in announced:
-            announced.add(doing)
+        if doing not in said:
+            said.add(doing)
             on_wait(f"planning: {doing} (kept for next time)")
         return worker.do(job)
 

@@ -13,7 +13,7 @@ from lorastudy.analysis.fairness.finding import LintFinding
 from lorastudy.analysis.fairness.lint import lint
 from lorastudy.data.batches import steps_of
 from lorastudy.data.fingerprint import dataset_fingerprint
-from lorastudy.data.load import train_and_eval
+from lorastudy.data.load import StudyData, train_and_eval
 from lorastudy.executors import Executor, local_executor
 from lorastudy.experiments.expansion import sources_reader
 from lorastudy.experiments.rate_search import Design, MeritsOf, design, foreseen
@@ -23,6 +23,7 @@ from lorastudy.planning.done import merits_in, not_done, outraced
 from lorastudy.planning.predictions import OnWait, Predictions, print_nothing, with_memory, without_memory
 from lorastudy.planning.suite_facts import data_notes, layout_notes, margin_notes, read_data, suite_case
 from lorastudy.spec.experiment import Experiment, Sources
+from lorastudy.spec.hub import check_base_model
 from lorastudy.spec.identity import base_model_fingerprint
 from lorastudy.spec.settings import Settings
 from lorastudy.spec.suite import EXPERIMENT_TYPES, Suite
@@ -51,8 +52,8 @@ class StudyPlan:
     """How packs become equally long on the way; None where they are, or where racing decides who goes on."""
     notes: tuple[str, ...] = ()
     """What the user should know before it runs."""
-    own_code: tuple[str, ...] = ()
-    """A line for each piece of foreign Python code that it runs."""
+    data: Mapping[str, StudyData] = field(default_factory=dict)
+    """The rows of every arm, by `data_key`."""
     registered: tuple[Experiment, ...] | None = None
     """The experiments of a suite that is taken up from the store."""
 
@@ -65,11 +66,10 @@ class StudyPlan:
         """The suite as the linter judges it; None of a suite that is taken up from the store, whose arms are not known."""
         if self.registered is not None:
             return None
-        experiments = foreseen_of(self.suite)
         return suite_case(
-            experiments,
+            foreseen_of(self.suite),
             suite_name=self.suite.name,
-            data=read_data(experiments),
+            data=self.data,
             rows=self.predicted.rows.read,
             question=self.suite.question,
             adapted=self.predicted.adapted,
@@ -79,6 +79,16 @@ class StudyPlan:
     def num_arms(self) -> int:
         """The arms that are judged together."""
         return 0 if self.case is None else len(self.case.arms)
+
+    def check_base_models(self) -> None:
+        """See that the base models of what is still to run can be had.
+
+        Raises:
+            ModelError: one cannot; says why and what to do.
+        """
+        to_run = (*self.missing, *self.design.waiting)
+        for base_model in sorted({experiment.settings.base_model for experiment in to_run}):
+            check_base_model(base_model)
 
     @cached_property
     def findings(self) -> Sequence[LintFinding]:
@@ -107,9 +117,7 @@ def plan_study(
     known = None if registered is None else tuple(registered)
     designed, missing = _by_now(suite, tracker, registered=known)
     of_every_arm = designed.of_every_arm
-    foreign = own_code(of_every_arm)
-    for line in foreign:
-        on_wait(f"note: {line}")
+    _announce_foreign_code(of_every_arm, on_wait)
     workers = executor or local_executor(of_every_arm)
     num_at_once = workers.num_packs_at_once
     data = read_data(of_every_arm)
@@ -128,7 +136,7 @@ def plan_study(
         if not suite.rungs
         else None,
         notes=_notes(suite, predicted=predicted, data_notes=data_notes(of_every_arm, data)),
-        own_code=tuple(foreign),
+        data=data,
         registered=known,
     )
 
@@ -141,9 +149,7 @@ def judge_suite(suite: Suite, *, on_wait: OnWait = print_nothing) -> StudyPlan:
     """
     designed = _design(suite, lambda _: {}, registered=None)
     experiments = foreseen_of(suite)
-    foreign = own_code(experiments)
-    for line in foreign:
-        on_wait(f"note: {line}")
+    _announce_foreign_code(experiments, on_wait)
     data = read_data(experiments)
     predicted = without_memory(experiments, on_wait=on_wait)
     return StudyPlan(
@@ -153,7 +159,7 @@ def judge_suite(suite: Suite, *, on_wait: OnWait = print_nothing) -> StudyPlan:
         packs=(),
         predicted=predicted,
         notes=_notes(suite, predicted=predicted, data_notes=data_notes(experiments, data)),
-        own_code=tuple(foreign),
+        data=data,
     )
 
 
@@ -195,17 +201,14 @@ def sources_of() -> Callable[[Settings], Sources]:
     return sources_reader(dataset_fingerprint, base_model_fingerprint)
 
 
-def own_code(experiments: Sequence[Experiment]) -> list[str]:
-    """A note for each piece of foreign Python code that a suite runs, with the rights of who runs it."""
+def _announce_foreign_code(experiments: Sequence[Experiment], on_wait: OnWait) -> None:
+    """A line for each piece of foreign Python code that a suite runs, with the rights of who runs it."""
     models = {e.settings.base_model for e in experiments if e.settings.trust_remote_code}
     types = {e.experiment_type for e in experiments} - set(EXPERIMENT_TYPES)
-    return [
-        *(
-            f"trust_remote_code: {model} runs its own Python code, with your rights"
-            for model in sorted(models)
-        ),
-        *(f"experiment_type: {name} is run, with your rights" for name in sorted(types)),
-    ]
+    for model in sorted(models):
+        on_wait(f"note: trust_remote_code: {model} runs its own Python code, with your rights")
+    for name in sorted(types):
+        on_wait(f"note: experiment_type: {name} is run, with your rights")
 
 
 def _design(suite: Suite, merits_of: MeritsOf, *, registered: tuple[Experiment, ...] | None) -> Design:

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lorastudy.analysis.fairness.case import ArmFacts, Case, after_reading, planned_case, tokens_seen
+from lorastudy.analysis.fairness.case import (
+    ArmFacts,
+    Case,
+    after_reading,
+    planned_case,
+    reporting_rows,
+    tokens_seen,
+)
 from lorastudy.analysis.fairness.evidence import split_name
 from lorastudy.analysis.trivial import PREDICTOR_NAMES
 from lorastudy.data.batches import steps_of
@@ -97,8 +104,7 @@ def trivial_lines(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
     """What guessing scores on the rows that report, where they were read; arms that do not beat it learn nothing."""
     lines = []
     for splits in rows.values():
-        by_split = {read.summary.split: read for read in splits}
-        read = by_split.get("test", by_split.get("eval"))
+        read = reporting_rows(splits)
         if read is not None and read.trivial:
             told = "; ".join(_told_of(score, num_asked=read.summary.num_asked_rows) for score in read.trivial)
             name = split_name(read.summary.split)

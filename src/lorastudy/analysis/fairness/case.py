@@ -187,19 +187,26 @@ def _measured(arm: Arm) -> ArmFacts:
 
 def after_reading(facts: ArmFacts, settings: Settings, *, rows: Sequence[RowsRead]) -> ArmFacts:
     """The facts with the counts of the rows that are left once they are tokens; what was not read stays as it was."""
-    by_split = {read.summary.split: read.summary for read in rows}
-    train, test = by_split.get("train"), by_split.get("test", by_split.get("eval"))
+    train = next((read.summary for read in rows if read.summary.split == "train"), None)
+    reporting = reporting_rows(rows)
     if train is not None:
         seen = tokens_seen(
             settings, num_rows=train.num_rows, num_completion_tokens=train.num_completion_tokens
         )
         all_rows = train.num_rows + (train.num_unread_rows or 0)
         facts = replace(facts, num_train_rows=all_rows, num_completion_tokens=seen)
-    if test is not None:
+    if reporting is not None:
+        test = reporting.summary
         copies = {name: getattr(test, name) for name in _COPIES}
         known = {name: value for name, value in copies.items() if value is not None}
         facts = replace(facts, num_test_rows=test.num_usable_texts, **known)
     return replace(facts, rows=tuple(rows))
+
+
+def reporting_rows(rows: Sequence[RowsRead]) -> RowsRead | None:
+    """Of a suite's splits as they were read, the one that reports: the test rows, or the held-out rows where there are none."""
+    by_split = {read.summary.split: read for read in rows}
+    return by_split.get("test", by_split.get("eval"))
 
 
 def share_seen(settings: Settings, *, num_rows: int) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
 from lorastudy.analysis.environments import same_environment
-from lorastudy.analysis.fairness.case import ArmFacts, Case, names, seeds_of
+from lorastudy.analysis.fairness.case import Case, names, reporting_rows, seeds_of
 from lorastudy.analysis.fairness.finding import Breach, Rule, Severity
 from lorastudy.analysis.fairness.wording import sample_in_words
 from lorastudy.analysis.study import Arm
@@ -119,8 +119,8 @@ def _known_prompts(case: Case) -> Iterator[Breach]:
                 told.append(f"there are fewer than {MIN_PROMPTS} prompts, so rows are held out one by one")
         if near:
             told.append(f"{near:,} of {compared:,} that were compared have one that differs by a few words")
-            summary = _reporting_rows(facts)
-            told += [words for words in [sample_in_words(summary) if summary else ""] if words]
+            read = reporting_rows(facts.rows)
+            told += [words for words in [sample_in_words(read.summary) if read else ""] if words]
         if told:
             is_grave = known > MAX_LEAKED_SHARE * (rows or 0) or near > MAX_LEAKED_SHARE * compared
             by_found.setdefault(("; ".join(told), "warning" if is_grave else "note"), []).append(arm)
@@ -180,17 +180,12 @@ def _rows_cut(case: Case) -> Iterator[Breach]:
         )
 
 
-def _reporting_rows(facts: ArmFacts) -> DataSummary | None:
-    """What became of the rows that report."""
-    summaries = {read.summary.split: read.summary for read in facts.rows}
-    return summaries.get("test", summaries.get("eval"))
-
-
 def _long_answers(case: Case) -> Iterator[Breach]:
     """By the rows that report; no verdict on exact match where none of their answers could ever match."""
     by_counts: dict[tuple[int, int, int], list[Arm]] = {}
     for arm in case.arms:
-        summary = _reporting_rows(case.facts_of(arm))
+        read = reporting_rows(case.facts_of(arm).rows)
+        summary = None if read is None else read.summary
         if summary is not None and summary.num_asked_rows and summary.num_long_answers:
             limit = arm.typed_settings.max_new_tokens
             counts = (summary.num_long_answers, summary.num_asked_rows, limit)
