@@ -29,11 +29,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m lorastudy.spec.schema --check docs/suite-file.md
+	$(BIN)/python -m lorastudy.suite.schema --check docs/suite-file.md
 	$(BIN)/python docs/generate.py --check
 
 docs: $(INSTALLED)
-	$(BIN)/python -m lorastudy.spec.schema --write docs/suite-file.md
+	$(BIN)/python -m lorastudy.suite.schema --write docs/suite-file.md
 	$(BIN)/python docs/generate.py
 
 # Measures speed and growth on this machine, and brings the tables up to date. With

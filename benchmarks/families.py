@@ -31,13 +31,13 @@ from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.batch import Batch, assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.engine.padded import label_logits
+from lorastudy.engine.padded_forward import label_logits
 from lorastudy.engine.peft_model import load_adapter
 from lorastudy.engine.reference import ReferenceEngine
 from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import ModelError
-from lorastudy.spec.settings import TARGET_PRESETS
-from lorastudy.spec.targets import count_by_role, left_out, resolve_targets
+from lorastudy.suite.settings import TARGET_PRESETS
+from lorastudy.suite.targets import count_by_role, left_out, resolve_targets
 
 RESULTS = Path(__file__).parent / "results" / "families.json"
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.meter import MemoryMeter, num_parameters
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.spec.settings import Quantization
+from lorastudy.suite.settings import Quantization
 
 #: Seconds to draw a base of that shape and to quantise it, generously; a case on a base that is there takes few.
 SECONDS_PER_BASE = {"phi-2": 10.0, "llama-7b": 25.0, "llama-13b": 45.0}

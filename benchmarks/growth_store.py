@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lorastudy.records import (
+from lorastudy.protocol.records import (
     ArmProfile,
     ArmStep,
     DataSummary,
@@ -28,9 +28,9 @@ from lorastudy.records import (
     Score,
 )
 from lorastudy.report import write_report
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
 
 NUM_EXPERIMENTS = (10, 30, 100, 300, 1000)
 NUM_SEEDS, NUM_STEPS, NUM_ITEMS, ARMS_PER_PACK = 5, 20, 100, 10

@@ -23,8 +23,8 @@ from lorastudy.data.tokenise import TokenRow, tokenise
 from lorastudy.engine.loading import load_base
 from lorastudy.lab import base_folder
 from lorastudy.planning.study_plan import design_of
-from lorastudy.spec.loading import load_suite
-from lorastudy.spec.targets import peft_names, resolve_targets
+from lorastudy.suite.loading import load_suite
+from lorastudy.suite.targets import peft_names, resolve_targets
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

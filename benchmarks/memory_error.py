@@ -32,10 +32,10 @@ from lorastudy.engine.environment import environment
 from lorastudy.engine.loading import BaseModel, default_device, load_base
 from lorastudy.engine.meter import MemoryMeter, live_bytes, peak_growth
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.footprint import MicroBatch
-from lorastudy.planner.memory import Device, Prediction
-from lorastudy.spec.settings import Quantization, Settings
-from lorastudy.spec.targets import resolve_targets
+from lorastudy.planning.memory import Device, Prediction
+from lorastudy.protocol.footprint import MicroBatch
+from lorastudy.suite.settings import Quantization, Settings
+from lorastudy.suite.targets import resolve_targets
 
 HERE = Path(__file__).resolve().parent
 

@@ -20,12 +20,12 @@ from benchmarks.gpu_memory import Case as GpuCase
 from benchmarks.gpu_memory import rows_of, table_cases
 from benchmarks.random_base import SHAPES, config_of
 from lorastudy.engine.planning import answer
-from lorastudy.footprint import Footprint, MicroBatch
-from lorastudy.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
-from lorastudy.planner.memory import ArmSize, Device, Prediction, predict
-from lorastudy.planner.shapes import ModelShape, config_folder
-from lorastudy.spec.settings import Quantization
-from lorastudy.spec.targets import resolve_targets
+from lorastudy.planning.memory import ArmSize, Device, Prediction, predict
+from lorastudy.planning.shapes import ModelShape, config_folder
+from lorastudy.protocol.footprint import Footprint, MicroBatch
+from lorastudy.protocol.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
+from lorastudy.suite.settings import Quantization
+from lorastudy.suite.targets import resolve_targets
 
 RESULTS = Path(__file__).parent / "results" / "memory-predicted.json"
 #: An H100 is of compute capability 9, on which cuBLAS takes the larger workspace.

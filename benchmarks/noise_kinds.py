@@ -28,7 +28,7 @@ from benchmarks.verdict_studies import (
     chunks,
     recorded_rows,
 )
-from lorastudy.analysis.significance import (
+from lorastudy.stats.significance import (
     ALPHA,
     NO_WORSE_ALPHA,
     holm,
@@ -36,8 +36,8 @@ from lorastudy.analysis.significance import (
     sign_flip_p,
     sign_flip_p_below,
 )
-from lorastudy.analysis.twoway import TwoWay, two_way
-from lorastudy.analysis.verdicts import differences_shown, no_worse_shown
+from lorastudy.stats.twoway import TwoWay, two_way
+from lorastudy.stats.verdicts import differences_shown, no_worse_shown
 
 _SHARE_OF_GAIN = 0.2
 #: How far apart arms are whose difference or equality is to be found, in standard errors.

@@ -30,9 +30,9 @@ from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.evaluation.perplexity import CompletionLoss
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.settings import Settings
-from lorastudy.spec.targets import resolve_targets
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
+from lorastudy.suite.targets import resolve_targets
 
 _PREFIX, _SUFFIX = "base_model.model.", ".lora_A.default.weight"
 

@@ -28,15 +28,15 @@ from lorastudy.engine.arms import Engine
 from lorastudy.engine.environment import environment
 from lorastudy.engine.loading import default_device
 from lorastudy.evaluation.perplexity import CompletionLoss
-from lorastudy.experiments.expansion import expand
-from lorastudy.records import Pack
-from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.identity import base_model_fingerprint
-from lorastudy.spec.loading import suite_from_values
-from lorastudy.spec.racing import rung_step
-from lorastudy.training.base_cache import BaseCache
-from lorastudy.training.life import Loaded, load
-from lorastudy.training.outcomes import PackRun
+from lorastudy.protocol.records import Pack
+from lorastudy.suite.expansion import expand
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.identity import base_model_fingerprint
+from lorastudy.suite.loading import suite_from_values
+from lorastudy.suite.racing import rung_step
+from lorastudy.train.base_cache import BaseCache
+from lorastudy.train.outcomes import PackRun
+from lorastudy.train.train_pack import Loaded, load
 
 #: Where the held-out rows are scored.
 SHARES = (0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.4375, 0.5, 0.625, 0.75, 1.0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorastudy.analysis.significance import Floats
+from lorastudy.stats.significance import Floats
 
 
 @dataclass(frozen=True, kw_only=True)

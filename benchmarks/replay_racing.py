@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.recorded_runs import Runs, described, files_by_name, losses_at, read_runs, with_more_rows
-from lorastudy.analysis import racing
-from lorastudy.analysis.items import ItemScores
-from lorastudy.analysis.racing import ALLOWANCE, LEVEL, Behind, RaceRules, clearly_behind
-from lorastudy.analysis.significance import ALPHA, sign_flip_p, sign_flip_p_below
-from lorastudy.analysis.twoway import two_way
-from lorastudy.analysis.verdicts import Word, differences_shown, no_worse_shown, word
-from lorastudy.spec.question import Margin
-from lorastudy.spec.racing import RUNGS
+from lorastudy.stats import racing
+from lorastudy.stats.items import ItemScores
+from lorastudy.stats.racing import ALLOWANCE, LEVEL, Behind, RaceRules, clearly_behind
+from lorastudy.stats.significance import ALPHA, sign_flip_p, sign_flip_p_below
+from lorastudy.stats.twoway import two_way
+from lorastudy.stats.verdicts import Word, differences_shown, no_worse_shown, word
+from lorastudy.suite.question import Margin
+from lorastudy.suite.racing import RUNGS
 
 RESULTS = Path(__file__).parent / "results" / "racing.json"
 MEASURED = Path(racing.__file__).with_name("racing_measured.json")

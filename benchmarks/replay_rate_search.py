@@ -6,7 +6,7 @@ r"""Does the search for a learning rate find it, and at what cost? The product's
 
 Writes `benchmarks/results/rate_search.json`, from which `docs/generate.py` makes `docs/rate-search.md`.
 
-A cell is an arm with a tuning seed. The search is asked what it would run (`lorastudy.experiments.rate_search.design`)
+A cell is an arm with a tuning seed. The search is asked what it would run (`lorastudy.suite.rate_search.design`)
 and is answered from the recorded losses of that seed, between the recorded rates by a monotone cubic over the log rate
 (PCHIP). The rate that it finds is judged by the mean of the other seeds: its regret is the loss there above the lowest,
 as a share of what the best rate gains over the base model.
@@ -32,11 +32,11 @@ import optuna
 from scipy.interpolate import PchipInterpolator
 
 from benchmarks.rate_grids import GRIDS, RateGrid, held_out_means, read_grids
-from lorastudy.experiments.rate_search import DIVERGED, Merit, design
-from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.loading import suite_from_values
-from lorastudy.spec.rates import nearest_rung, parabola, published_rates, rate_of
-from lorastudy.training.base_cache import BaseCache
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.loading import suite_from_values
+from lorastudy.suite.rate_search import DIVERGED, Merit, design
+from lorastudy.suite.rates import nearest_rung, parabola, published_rates, rate_of
+from lorastudy.train.base_cache import BaseCache
 
 RESULTS = Path(__file__).parent / "results" / "rate_search.json"
 #: Seeds that a study reports with; recorded are fewer, and what they cost does not depend on which they are.

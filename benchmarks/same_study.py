@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 
 _SHARED = """
 base_model: lab

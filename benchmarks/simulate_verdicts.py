@@ -6,7 +6,7 @@
 
 Writes `benchmarks/results/verdict_simulation.json`, from which `docs/generate.py` makes the tables and the figure of
 `docs/science.md`, and what reports say of it (`analysis/verdicts_measured.json`). The studies are drawn and judged as whole arrays; that this is what the product does to one study
-is a test of its own (`tests/unit/analysis/test_simulation.py`).
+is a test of its own (`tests/unit/analysis/stats/test_simulation.py`).
 """
 
 import argparse
@@ -37,12 +37,12 @@ from benchmarks.verdict_studies import (
     true_error,
     true_noise,
 )
-from lorastudy.analysis import verdicts
-from lorastudy.analysis.power import POWER, Noise, power_of_difference, power_of_no_worse
-from lorastudy.analysis.significance import ALPHA, sign_flip_p, sign_flip_p_below
-from lorastudy.analysis.ties import tied_with_the_best
-from lorastudy.analysis.twoway import TwoWay, seeds_only, two_way
-from lorastudy.analysis.verdicts import differences_shown, no_worse_shown
+from lorastudy.stats import verdicts
+from lorastudy.stats.confidence_set import tied_with_the_best
+from lorastudy.stats.power import POWER, Noise, power_of_difference, power_of_no_worse
+from lorastudy.stats.significance import ALPHA, sign_flip_p, sign_flip_p_below
+from lorastudy.stats.twoway import TwoWay, seeds_only, two_way
+from lorastudy.stats.verdicts import differences_shown, no_worse_shown
 
 RESULTS = Path(__file__).parent / "results" / "verdict_simulation.json"
 MEASURED = Path(verdicts.__file__).with_name("verdicts_measured.json")

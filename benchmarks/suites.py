@@ -12,10 +12,10 @@ from benchmarks.machine import load_average
 from benchmarks.processes import run_timed
 from benchmarks.results import OURS, Sample
 from lorastudy.executors.process import LOG_NAME
-from lorastudy.jobs import SERVING, attempt_name
-from lorastudy.record_lines import RecordReader
-from lorastudy.records import ArmProfile, Environment, Outcome, Pack, PackProfile, PackStep, Score
-from lorastudy.spec.racing import rung_step
+from lorastudy.protocol.jobs import SERVING, attempt_name
+from lorastudy.protocol.record_lines import RecordReader
+from lorastudy.protocol.records import ArmProfile, Environment, Outcome, Pack, PackProfile, PackStep, Score
+from lorastudy.suite.racing import rung_step
 
 _FILES = ("--database", "results/experiments.db", "--runs-dir", "results/runs", "--output-dir", "output")
 

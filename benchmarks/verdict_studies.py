@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorastudy.analysis.power import Noise
+from lorastudy.stats.power import Noise
 
 SEED = 20250
 _CHUNK = 100

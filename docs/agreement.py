@@ -12,17 +12,17 @@ from measurements import analysis_of, results_of
 
 from lorastudy import lab
 from lorastudy.analysis.overview import Analysis
-from lorastudy.experiments.rate_search import foreseen
 from lorastudy.planning.study_plan import num_steps
 from lorastudy.report.document import Block, Paragraph, Table
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
-from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.loading import load_suite
-from lorastudy.spec.question import configuration_name
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker.views import ExperimentResult
+from lorastudy.store.views import ExperimentResult
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.loading import load_suite
+from lorastudy.suite.question import configuration_name
+from lorastudy.suite.rate_search import foreseen
+from lorastudy.suite.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 

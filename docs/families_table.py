@@ -7,8 +7,8 @@ from typing import Any
 
 from lorastudy.report.document import Cell, Column, Table
 from lorastudy.report.numbers import listing
-from lorastudy.spec.settings import TARGET_PRESETS
-from lorastudy.spec.targets import in_words
+from lorastudy.suite.settings import TARGET_PRESETS
+from lorastudy.suite.targets import in_words
 
 #: What is refused says so, with the beginning of its reason.
 _REFUSED = "refused"

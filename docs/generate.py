@@ -44,11 +44,10 @@ from speed import detail_table, goal_table, machine_table, quality_table, speed_
 from tokenizer_table import tokenizer_table
 from torture_table import torture_conditions, torture_table
 
-from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.summary import EXACT_MATCH, FORGETTING, FORGETTING_BEFORE, LOSS, LOSS_BEFORE, Metric
 from lorastudy.cli.main import app
-from lorastudy.planner.packing import MAX_PACK_TOKENS
+from lorastudy.lint.catalogue import RULES
+from lorastudy.planning.packing import MAX_PACK_TOKENS
 from lorastudy.report.document import Block as Content
 from lorastudy.report.document import Cell, Column, Paragraph, Strong, Table
 from lorastudy.report.figures.data import comparison_figure
@@ -70,6 +69,7 @@ from lorastudy.report.numbers import (
     signed,
     size,
 )
+from lorastudy.stats.summary import EXACT_MATCH, FORGETTING, FORGETTING_BEFORE, LOSS, LOSS_BEFORE, Metric
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from scipy import special
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.study import Arm, Study
-from lorastudy.analysis.summary import (
+from lorastudy.report.document import Cell, Column, Table
+from lorastudy.report.numbers import count, listing, mean_sd, number, signed
+from lorastudy.stats.study import Arm, Study
+from lorastudy.stats.summary import (
     EXACT_MATCH,
     FORGETTING,
     FORGETTING_BEFORE,
@@ -22,11 +24,9 @@ from lorastudy.analysis.summary import (
     Metric,
     scores_by_seed,
 )
-from lorastudy.report.document import Cell, Column, Table
-from lorastudy.report.numbers import count, listing, mean_sd, number, signed
-from lorastudy.spec.base_folder import read_config
-from lorastudy.spec.question import configuration_name
-from lorastudy.spec.rates import POWERS, published_rate
+from lorastudy.suite.base_folder import read_config
+from lorastudy.suite.question import configuration_name
+from lorastudy.suite.rates import POWERS, published_rate
 
 SUITES = (
     "lab_capacity",

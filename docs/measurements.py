@@ -17,11 +17,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lorastudy.analysis.items import ItemScores, ItemTable, stored_items
 from lorastudy.analysis.overview import Analysis, analyse
-from lorastudy.analysis.stated import asked_of
-from lorastudy.analysis.study import Study, split_studies
-from lorastudy.records import (
+from lorastudy.analysis.stated_question import asked_of
+from lorastudy.protocol.records import (
     ArmProfile,
     DataSummary,
     Environment,
@@ -29,9 +27,11 @@ from lorastudy.records import (
     PackProfile,
     TrivialScore,
 )
-from lorastudy.spec.question import Question
-from lorastudy.tracker import ExperimentTracker
-from lorastudy.tracker.views import ExperimentResult, ScoreValue
+from lorastudy.stats.items import ItemScores, ItemTable, stored_items
+from lorastudy.stats.study import Study, split_studies
+from lorastudy.store import ExperimentTracker
+from lorastudy.store.views import ExperimentResult, ScoreValue
+from lorastudy.suite.question import Question
 
 #: Where and when it ran, and what failures left: nothing that a page shows.
 LEFT_OUT = ("run_folder", "adapter_path", "started_at", "finished_at", "traceback")

@@ -19,22 +19,22 @@ from typing import Any
 from unittest.mock import patch
 
 import tiny
-from lorastudy import worker
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.engine import packed
 from lorastudy.engine.loading import default_device
 from lorastudy.executors import WorkerExit
 from lorastudy.executors.executor import Event
-from lorastudy.executors.following import Following
-from lorastudy.experiments.expansion import expand
-from lorastudy.runner import Plan, SuiteOutcome, run_suite
-from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.identity import base_model_fingerprint
-from lorastudy.spec.loading import suite_from_values
-from lorastudy.tracker import ExperimentTracker
-from lorastudy.training import life, pace
-from lorastudy.training.base_cache import BaseCache
-from lorastudy.training.stopping import Stop, Stopped
+from lorastudy.executors.tail import Following
+from lorastudy.running.runner import Plan, SuiteOutcome, run_suite
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.expansion import expand
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.identity import base_model_fingerprint
+from lorastudy.suite.loading import suite_from_values
+from lorastudy.train import pace, worker
+from lorastudy.train import train_pack as life
+from lorastudy.train.base_cache import BaseCache
+from lorastudy.train.stopping import Stop, Stopped
 
 SUITE = "torture"
 NUM_STEPS = 8

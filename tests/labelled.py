@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from lorastudy.analysis.items import ItemScores, ItemTable
 from lorastudy.data.tokenise import TokenRow
 from lorastudy.data.trivial import trivial_scores
-from lorastudy.records import EXACT_MATCH_VERSION, LOSS_VERSION, ArmProfile, Environment
-from lorastudy.spec.question import Question
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker.views import ExperimentResult, ScoreValue, StatedQuestion, SuiteSummary
+from lorastudy.protocol.records import EXACT_MATCH_VERSION, LOSS_VERSION, ArmProfile, Environment
+from lorastudy.stats.items import ItemScores, ItemTable
+from lorastudy.store.views import ExperimentResult, ScoreValue, StatedQuestion, SuiteSummary
+from lorastudy.suite.question import Question
+from lorastudy.suite.settings import Settings
 
 LABELS = ("good", "bad", "so")
 NUM_ROWS, NUM_SEEDS, TUNING_SEED = 400, 6, 100

@@ -32,7 +32,7 @@ from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.reference import ReferenceEngine
 from lorastudy.engine.targets import linear_modules
-from lorastudy.spec.targets import resolve_targets
+from lorastudy.suite.targets import resolve_targets
 
 CPU = torch.device("cpu")
 VOCAB = 128

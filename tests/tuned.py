@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lorastudy.analysis.study import Study, split_studies
-from lorastudy.tracker.views import ExperimentResult
+from lorastudy.stats.study import Study, split_studies
+from lorastudy.store.views import ExperimentResult
 
 #: The seed of the runs that chose the rates; no test reports it.
 TUNING_SEED = 100

@@ -17,14 +17,14 @@ from lorastudy.version import __version__
 
 if TYPE_CHECKING:
     from lorastudy.library import StudyResult, analyse, load_suite, plan, run, write_report
-    from lorastudy.tracker.tracker import ExperimentTracker as Store
+    from lorastudy.store.tracker import ExperimentTracker as Store
 
 __all__ = ["Store", "StudyResult", "__version__", "analyse", "load_suite", "plan", "run", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "Store":
-        from lorastudy.tracker.tracker import ExperimentTracker
+        from lorastudy.store.tracker import ExperimentTracker
 
         return ExperimentTracker
     if name in __all__:

@@ -16,13 +16,13 @@ from lorastudy.executors import Executor, local_executor
 from lorastudy.planning.done import is_new
 from lorastudy.planning.predictions import print_nothing
 from lorastudy.planning.study_plan import StudyPlan, plan_study
-from lorastudy.runner import OnEvent, Plan, SuiteOutcome
+from lorastudy.running.runner import OnEvent, Plan, SuiteOutcome
 from lorastudy.running.study import run_study
-from lorastudy.spec.loading import load_suite as load_suite_file
-from lorastudy.spec.loading import suite_from_values
-from lorastudy.spec.suite import Suite
-from lorastudy.tracker import ExperimentTracker
-from lorastudy.tracker.exporting import row_of
+from lorastudy.store import ExperimentTracker
+from lorastudy.store.exporting import row_of
+from lorastudy.suite.loading import load_suite as load_suite_file
+from lorastudy.suite.loading import suite_from_values
+from lorastudy.suite.suite import Suite
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -11,7 +11,7 @@ import torch
 
 import tiny
 from lorastudy.engine.loading import load_base
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from lorastudy.executors import Executor, LocalExecutor, SideBySideExecutor, WorkerExit, patience
-from lorastudy.records import DONE_NAME, Generation, Pack, Record
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.settings import Settings
+from lorastudy.executors import Executor, LocalExecutor, SideBySideExecutor, WorkerExit
+from lorastudy.executors import hang_timeout as patience
+from lorastudy.protocol.records import DONE_NAME, Generation, Pack, Record
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
 
 MakeExecutor = Callable[[Sequence[str]], Executor]
 MakeFolder = Callable[[str], Path]
@@ -24,9 +25,9 @@ WORKER = """
 import os, signal, sys, time
 from pathlib import Path
 
-from lorastudy.jobs import folders_told
-from lorastudy.records import DONE_NAME, RECORDS_NAME, Generation, Pack
-from lorastudy.record_lines import RecordWriter
+from lorastudy.protocol.jobs import folders_told
+from lorastudy.protocol.records import DONE_NAME, RECORDS_NAME, Generation, Pack
+from lorastudy.protocol.record_lines import RecordWriter
 
 
 def serve(folder):

@@ -16,8 +16,8 @@ from types import ModuleType
 import pytest
 
 from lorastudy.errors import StoreError
-from lorastudy.records import ArmStep, Outcome, Pack, PackStep, Record, Score
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.protocol.records import ArmStep, Outcome, Pack, PackStep, Record, Score
+from lorastudy.store import ExperimentTracker
 from torture import scripted_worker, studies
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -169,7 +169,7 @@ def test_a_reader_creates_nothing_and_says_what_is_missing(database: str) -> Non
 def test_a_second_writer_is_refused_and_the_first_is_named(tracker: ExperimentTracker, database: str) -> None:
     script = f"""
 from lorastudy.errors import StoreError
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 try:
     ExperimentTracker({database!r}, writable=True)
 except StoreError as error:
@@ -184,7 +184,7 @@ except StoreError as error:
 def test_the_lock_of_a_writer_that_was_killed_is_free_again(database: str) -> None:
     script = f"""
 import os
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 tracker = ExperimentTracker({database!r}, writable=True)
 os._exit(9)
 """

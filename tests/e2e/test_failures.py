@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 
 COMMON = """\
 base_model: model

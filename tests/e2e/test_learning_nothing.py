@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 
 #: A month is answered by its colour: six months are red, four blue, two green.
 COLOURS = dict(

@@ -10,7 +10,7 @@ import pytest
 
 import lorastudy as ls
 from lorastudy.errors import StudyError
-from lorastudy.records import PackStep
+from lorastudy.protocol.records import PackStep
 
 SUITE: dict[str, Any] = {
     "suite_name": "from_python", "base_model": "lab", "dataset_path": "lab:facts", "eval_dataset_path": "lab:facts_eval",
@@ -130,7 +130,7 @@ def test_a_plan_for_another_executor_is_refused(tmp_path: Path) -> None:
 def test_only_the_command_line_prints_or_exits() -> None:
     """No module outside `cli/` calls print or sys.exit, but those that are programs of their own."""
     package = Path(ls.__file__).parent
-    programs = {"worker.py", "disk.py", "data/hub.py", "lab/recipe.py", "spec/schema.py"}
+    programs = {"train/worker.py", "protocol/disk_errors.py", "data/hub.py", "lab/recipe.py", "suite/schema.py"}
     calls = {}
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package).as_posix()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 
 SUITE = """\
 suite_name: long

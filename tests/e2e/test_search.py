@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 
 SUITE = """\
 suite_name: seeks

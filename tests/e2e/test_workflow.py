@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 
 SAMPLE = "data/people_40_sample.jsonl"
 CHECKPOINT = "output/rank_ablation_r16/final_model"
@@ -173,7 +173,7 @@ def test_peft_loads_the_published_adapter_and_computes_what_the_packed_engine_co
 
     from lorastudy.data.load import train_and_eval
     from lorastudy.data.tokenise import tokenise
-    from lorastudy.spec.loading import load_suite
+    from lorastudy.suite.loading import load_suite
 
     folder, _ = study
     with pytest.MonkeyPatch.context() as patch:

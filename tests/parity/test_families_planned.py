@@ -33,11 +33,11 @@ from lorastudy.engine.counting import counted_arm, rows_of
 from lorastudy.engine.loading import BaseModel, num_embeddings, num_positions
 from lorastudy.engine.planning import answer
 from lorastudy.engine.targets import linear_modules
-from lorastudy.footprint import Footprint, MicroBatch
-from lorastudy.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
-from lorastudy.planner.memory import ArmSize, Device, Prediction, predict
-from lorastudy.planner.shapes import ModelShape
-from lorastudy.spec.settings import Settings
+from lorastudy.planning.memory import ArmSize, Device, Prediction, predict
+from lorastudy.planning.shapes import ModelShape
+from lorastudy.protocol.footprint import Footprint, MicroBatch
+from lorastudy.protocol.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
+from lorastudy.suite.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,12 +17,12 @@ from lorastudy.engine.counting import rows_of
 from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.planning import answer
-from lorastudy.footprint import Footprint, MicroBatch
-from lorastudy.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
-from lorastudy.planner.memory import ArmSize, Device, Prediction, predict
-from lorastudy.planner.shapes import ModelShape
-from lorastudy.spec.settings import Settings
-from lorastudy.spec.targets import resolve_targets
+from lorastudy.planning.memory import ArmSize, Device, Prediction, predict
+from lorastudy.planning.shapes import ModelShape
+from lorastudy.protocol.footprint import Footprint, MicroBatch
+from lorastudy.protocol.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
+from lorastudy.suite.settings import Settings
+from lorastudy.suite.targets import resolve_targets
 
 ROWS = MicroBatch(row_lengths=(16, 24, 40), num_labels=21)
 EQUAL = MicroBatch(row_lengths=(32, 32), num_labels=20)

@@ -10,7 +10,7 @@ import torch
 
 import tiny
 from lorastudy.engine.loading import load_base
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.settings import Settings
 
 PRECISIONS = {
     "fp32": {"quantization": "fp32"},

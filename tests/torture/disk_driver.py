@@ -25,12 +25,12 @@ from typing import Any, NoReturn
 
 from lorastudy.cli import suite as suite_command
 from lorastudy.cli.main import main
-from lorastudy.disk import serve_and_tell
 from lorastudy.errors import StoreError
 from lorastudy.executors import LocalExecutor
 from lorastudy.planning import study_plan
 from lorastudy.planning.predictions import Predictions
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.protocol.disk_errors import serve_and_tell
+from lorastudy.store import ExperimentTracker
 from torture import forks, scripted_worker, studies
 
 SUITE_FILE = """\
@@ -96,7 +96,7 @@ def real(folder: Path, control: Control) -> Study:
     import torch
 
     import forked
-    from lorastudy import worker
+    from lorastudy.train import worker
 
     torch.set_num_threads(1)
     inputs = folder.with_name("inputs")

@@ -15,7 +15,7 @@ from lorastudy.engine.adapters import save_adapter
 from lorastudy.engine.arms import initial_lora_A
 from lorastudy.engine.loading import load_base
 from lorastudy.engine.peft_model import load_adapter
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.settings import Settings
 
 Spoil = Callable[[Path, Path], None]
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from lorastudy.analysis.overview import analyse
-from lorastudy.analysis.study import split_studies
 from lorastudy.report.compose import Part, compose
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.presentable import presentable, without_traces
 from lorastudy.report.read import Studied
-from lorastudy.spec.privacy import Privacy
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker.views import ExperimentResult, ScoreValue, SuiteSummary
+from lorastudy.stats.study import split_studies
+from lorastudy.store.views import ExperimentResult, ScoreValue, SuiteSummary
+from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.settings import Settings
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HARMLESS = "harmless"

@@ -21,14 +21,14 @@ from lorastudy.cli.plan_output import show_plan
 from lorastudy.cli.previewing import show_preview
 from lorastudy.errors import StudyError
 from lorastudy.executors import WorkerExit
-from lorastudy.planner.preview import Preview, PreviewedRow, TextPiece
 from lorastudy.planning import study_plan
 from lorastudy.planning.predictions import Predictions
-from lorastudy.records import PACK_NAME, DataSummary, Environment, Outcome, Pack
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.loading import suite_from_values
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.planning.preview import Preview, PreviewedRow, TextPiece
+from lorastudy.protocol.records import PACK_NAME, DataSummary, Environment, Outcome, Pack
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.loading import suite_from_values
+from lorastudy.suite.settings import Settings
 from torture.harness import tried
 
 _UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

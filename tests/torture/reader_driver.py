@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 from torture.harness import tried
 
 

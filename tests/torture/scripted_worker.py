@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from lorastudy.disk import serve_and_tell
-from lorastudy.jobs import AdapterOrigin, folders_told
-from lorastudy.lifeline import end_with_parent
-from lorastudy.record_lines import RecordWriter
-from lorastudy.records import (
+from lorastudy.protocol.disk_errors import serve_and_tell
+from lorastudy.protocol.jobs import AdapterOrigin, folders_told
+from lorastudy.protocol.parent_watch import end_with_parent
+from lorastudy.protocol.record_lines import RecordWriter
+from lorastudy.protocol.records import (
     DONE_NAME,
     RECORDS_NAME,
     ArmProfile,

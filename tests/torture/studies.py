@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lorastudy.executors import LocalExecutor
-from lorastudy.runner import Plan, run_suite
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.running.runner import Plan, run_suite
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
 
 SUITE = "torture"
 DATABASE = "results/experiments.db"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from lorastudy import record_lines
-from lorastudy.tracker import rows
-from lorastudy.tracker.store import Store
+from lorastudy.protocol import record_lines
+from lorastudy.store import rows
+from lorastudy.store.store import Store
 from torture.faults import bitflips
 
 

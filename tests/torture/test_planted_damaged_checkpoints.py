@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.engine import checkpoint
-from lorastudy.sealed import MANIFEST_NAME
+from lorastudy.protocol.atomic_folder import MANIFEST_NAME
 from torture.faults import damaged_checkpoints
 
 

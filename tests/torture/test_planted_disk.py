@@ -17,14 +17,15 @@ import sys
 sys.path[:0] = {path!r}
 import disk_driver
 from lorastudy.cli import main as entrance
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 {plant}
 disk_driver.drive()
 """
 NO_MESSAGE = "entrance.is_disk_fault = lambda error: False"
 #: What the store holds as done is not found again, and is done once more.
 FORGOTTEN = """
-from lorastudy import relay, runner
+from lorastudy.running import relay
+from lorastudy.running import runner
 relay.not_done = runner.not_done = lambda experiments, **_: list(experiments)
 """
 

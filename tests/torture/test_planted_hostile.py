@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lorastudy import publishing, runner
 from lorastudy.cli import console, plan_output, progress, terminal
 from lorastudy.report import html, markdown
-from lorastudy.spec import suite
-from lorastudy.tracker import exporting
+from lorastudy.running import publishing, runner
+from lorastudy.store import exporting
+from lorastudy.suite import suite
 from torture import hostile_pages, hostile_terminal
 from torture.faults import hostile
 

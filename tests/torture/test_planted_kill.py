@@ -6,8 +6,8 @@ import pytest
 
 from lorastudy.engine.lora import DropoutClock
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.records import PackStep
-from lorastudy.training import resuming
+from lorastudy.protocol.records import PackStep
+from lorastudy.train import resuming
 from torture.faults import kill
 
 

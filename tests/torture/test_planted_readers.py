@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 from torture import studies
 from torture.faults import readers
 
@@ -29,7 +29,7 @@ def test_a_store_that_locks_its_readers_out_is_seen(tmp_path: Path, monkeypatch:
     """The plant: readers that do not wait, and a writer that keeps the whole file to itself for half a second."""
     monkeypatch.setattr(readers, "DRIVER", tmp_path / "driver.py")
     (tmp_path / "driver.py").write_text(
-        "from lorastudy.tracker import store\n"
+        "from lorastudy.store import store\n"
         "store.LOCK_TIMEOUT_SECONDS = 0\n" + (readers.HERE / "reader_driver.py").read_text()
     )
     sound = readers.write_suite

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.spec import levels, loading, problems
+from lorastudy.suite import levels, loading, problems
 from torture.faults import suite_files
 
 AMOUNT = 150

@@ -15,7 +15,7 @@ pytestmark = [
 
 #: A worker that does not tell what it died of.
 NO_MESSAGE = """
-from lorastudy import worker
+from lorastudy.train import worker
 worker.serve_and_tell = lambda serve, arguments: serve(arguments)
 """
 #: An adapter that could not be written counts as written.

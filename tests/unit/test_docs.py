@@ -17,9 +17,9 @@ from lorastudy.cli.main import app
 from lorastudy.data.formats import detect
 from lorastudy.data.sources import Row
 from lorastudy.errors import SuiteFileError
-from lorastudy.experiments.rate_search import design
-from lorastudy.spec.loading import load_suite
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.loading import load_suite
+from lorastudy.suite.rate_search import design
 from torture import studies
 
 #: Spoken of in general, with the verb left open.

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import lorastudy
-from lorastudy.records import Environment, Outcome, Pack, Score
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.protocol.records import Environment, Outcome, Pack, Score
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
 
 DEVICE_SIDE = {"torch", "transformers", "peft", "datasets", "bitsandbytes", "accelerate", "ray"}
 HEAVY = DEVICE_SIDE | {
@@ -157,7 +157,7 @@ def test_a_worker_that_trains_imports_neither_peft_nor_bitsandbytes(tmp_path: Pa
         sources=Sources(base_model="lab", dataset="rows"),
     )  # fmt: skip
     Pack(id="pack-1", attempt=1, engine="auto", experiments=(experiment,)).write(tmp_path)
-    program = "import sys; from lorastudy.worker import main; main(sys.argv[1:]); print(*sys.modules)"
+    program = "import sys; from lorastudy.train.worker import main; main(sys.argv[1:]); print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
     )

@@ -1,1 +1,1 @@
-"""From stored results to statements: arms, spreads over seeds, paired differences, verdicts. Pure functions."""
+"""A study judged: every verdict, finding and cost of what was measured, or of tables that were imported."""

@@ -14,25 +14,25 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lorastudy.analysis.best import AgainstBest, against_the_best
-from lorastudy.analysis.blocker import Blocker
-from lorastudy.analysis.comparison import Comparison, direction
-from lorastudy.analysis.fairness.case import ArmFacts, Case
-from lorastudy.analysis.fairness.finding import LintFinding
-from lorastudy.analysis.fairness.lint import blockers, lint, untuned
-from lorastudy.analysis.fairness.rates import METHOD_KEY
 from lorastudy.analysis.overview import pairs_in_cost
-from lorastudy.analysis.paired import compare_with_reference
-from lorastudy.analysis.proportions import Share, difference, share_of, shares_against_the_best
-from lorastudy.analysis.reference import is_reference_named, reference_arm
-from lorastudy.analysis.selection import compared_arms
-from lorastudy.analysis.study import Arm, Study, split_studies
-from lorastudy.analysis.summary import Metric, Spread, scores_by_seed
-from lorastudy.analysis.tuning import rates_of
-from lorastudy.analysis.verdicts import Rules
 from lorastudy.errors import StudyError
-from lorastudy.spec.wording import did_you_mean
-from lorastudy.tracker.views import ExperimentResult, ImportedResult, ScoreValue
+from lorastudy.lint.case import ArmFacts, Case
+from lorastudy.lint.finding import LintFinding
+from lorastudy.lint.lint import blockers, lint, untuned
+from lorastudy.lint.rates import METHOD_KEY
+from lorastudy.stats.best import AgainstBest, against_the_best
+from lorastudy.stats.comparison import Comparison, direction
+from lorastudy.stats.invalidation import Blocker
+from lorastudy.stats.paired import compare_with_reference
+from lorastudy.stats.proportions import Share, difference, share_of, shares_against_the_best
+from lorastudy.stats.rate_choice import compared_arms
+from lorastudy.stats.reference import is_reference_named, reference_arm
+from lorastudy.stats.study import Arm, Study, split_studies
+from lorastudy.stats.summary import Metric, Spread, scores_by_seed
+from lorastudy.stats.tuning import rates_of
+from lorastudy.stats.verdicts import Rules
+from lorastudy.store.views import ExperimentResult, ImportedResult, ScoreValue
+from lorastudy.suite.wording import did_you_mean
 
 SPLIT = "imported"
 

@@ -5,22 +5,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from lorastudy.analysis.best import AgainstBest, against_the_best
-from lorastudy.analysis.blocker import Blocker
-from lorastudy.analysis.comparison import Comparison, Divergence, direction
-from lorastudy.analysis.fairness.case import measured_case
-from lorastudy.analysis.fairness.finding import LintFinding
-from lorastudy.analysis.fairness.lint import blockers, lint, untuned
-from lorastudy.analysis.frontier import Standing, StepTime, pareto_frontier, standings
-from lorastudy.analysis.items import ItemTable
-from lorastudy.analysis.lateness import SetLate
-from lorastudy.analysis.outcomes import divergence_of, is_borne_out, judged_by_outcomes
-from lorastudy.analysis.paired import compare_with_reference, paired_estimate
-from lorastudy.analysis.ranks import RankReturns, rank_ladder, rank_returns
-from lorastudy.analysis.reference import is_reference_named, reference_arm
-from lorastudy.analysis.selection import Choice, choices, compared_arms
-from lorastudy.analysis.study import Arm, Study, differing_settings
-from lorastudy.analysis.summary import (
+from lorastudy.lint.case import measured_case
+from lorastudy.lint.finding import LintFinding
+from lorastudy.lint.lint import blockers, lint, untuned
+from lorastudy.stats.best import AgainstBest, against_the_best
+from lorastudy.stats.comparison import Comparison, Divergence, direction
+from lorastudy.stats.confidence_set import TiedSet, tied_with_the_best
+from lorastudy.stats.frontier import Standing, StepTime, pareto_frontier, standings
+from lorastudy.stats.invalidation import Blocker
+from lorastudy.stats.items import ItemTable
+from lorastudy.stats.outcomes import divergence_of, is_borne_out, judged_by_outcomes
+from lorastudy.stats.paired import compare_with_reference, paired_estimate
+from lorastudy.stats.preregistration import SetLate
+from lorastudy.stats.ranks import RankReturns, rank_ladder, rank_returns
+from lorastudy.stats.rate_choice import Choice, choices, compared_arms
+from lorastudy.stats.reference import is_reference_named, reference_arm
+from lorastudy.stats.study import Arm, Study, differing_settings
+from lorastudy.stats.summary import (
     EXACT_MATCH,
     FORGETTING,
     LOSS,
@@ -31,11 +32,10 @@ from lorastudy.analysis.summary import (
     scores_by_seed,
     summarise_arm,
 )
-from lorastudy.analysis.ties import TiedSet, tied_with_the_best
-from lorastudy.analysis.trivial import BASE_MODEL, AgainstTrivial, against_trivial
-from lorastudy.analysis.twoway import TwoWay
-from lorastudy.analysis.verdicts import Rules
-from lorastudy.spec.question import Margin
+from lorastudy.stats.trivial import BASE_MODEL, AgainstTrivial, against_trivial
+from lorastudy.stats.twoway import TwoWay
+from lorastudy.stats.verdicts import Rules
+from lorastudy.suite.question import Margin
 
 #: Verdicts are about the primary one; the others are shown beside it.
 COMPARED_METRICS = (LOSS, TOKEN_ACCURACY, EXACT_MATCH)

@@ -10,11 +10,11 @@ from lorastudy.cli.estimate import settings_of
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.errors import StudyError
 from lorastudy.report.numbers import listing
-from lorastudy.spec.identity import base_model_fingerprint
-from lorastudy.spec.loading import load_suite
-from lorastudy.spec.question import Question
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.identity import base_model_fingerprint
+from lorastudy.suite.loading import load_suite
+from lorastudy.suite.question import Question
+from lorastudy.suite.settings import Settings
 
 #: What a suite fills in of the question. The rest of its settings is what a recommendation is to find.
 _FILLED = (

@@ -14,9 +14,9 @@ from lorastudy.cli.options import Config
 from lorastudy.cli.terminal import say
 
 if TYPE_CHECKING:
-    from lorastudy.analysis.fairness.case import Case
-    from lorastudy.analysis.fairness.finding import LintFinding
-    from lorastudy.records import TrivialScore
+    from lorastudy.lint.case import Case
+    from lorastudy.lint.finding import LintFinding
+    from lorastudy.protocol.records import TrivialScore
 
 
 def check(
@@ -25,12 +25,12 @@ def check(
     config: Config = None,
 ) -> None:
     """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away, 2 if it cannot run."""
-    from lorastudy.analysis.fairness.lint import invalidates
     from lorastudy.cli.console import reading_shown
     from lorastudy.errors import ModelError
+    from lorastudy.lint.lint import invalidates
     from lorastudy.planning.study_plan import judge_suite
     from lorastudy.planning.suite_facts import trivial_lines
-    from lorastudy.spec.loading import load_suite
+    from lorastudy.suite.loading import load_suite
 
     suite = load_suite(file, defaults=config)
     with reading_shown():
@@ -73,8 +73,8 @@ def _score(score: "TrivialScore") -> dict[str, Any]:
 
 
 def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) -> None:
-    from lorastudy.analysis.fairness.catalogue import RULES
-    from lorastudy.analysis.fairness.wording import arms_in_words
+    from lorastudy.lint.catalogue import RULES
+    from lorastudy.lint.wording import arms_in_words
     from lorastudy.report.numbers import plural
 
     for finding in findings:

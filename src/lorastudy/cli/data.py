@@ -52,9 +52,9 @@ def preview(
     """Show rows as the base model will see them: text, what of it is trained, lengths, and what lays them out."""
     from lorastudy.cli.console import PlainConsole
     from lorastudy.cli.previewing import preview_as_json, previewed, show_preview
-    from lorastudy.planner.preview import arms_by_rows, question_of_arm
+    from lorastudy.planning.preview import arms_by_rows, question_of_arm
     from lorastudy.planning.study_plan import foreseen_of
-    from lorastudy.spec.loading import load_suite
+    from lorastudy.suite.loading import load_suite
 
     suite = load_suite(file, defaults=config)
     experiments = foreseen_of(suite)
@@ -71,7 +71,7 @@ def preview(
 
 
 def _chosen(arm: str | None, kinds: Sequence[Sequence[str]]) -> str:
-    from lorastudy.spec.wording import did_you_mean
+    from lorastudy.suite.wording import did_you_mean
 
     names = [name for kind in kinds for name in kind]
     if arm is None:

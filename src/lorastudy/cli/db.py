@@ -21,7 +21,7 @@ def backup(
     ] = None,
 ) -> None:
     """Copy the store, also while a suite is running, and check the copy."""
-    from lorastudy.tracker.backup import back_up, copy
+    from lorastudy.store.backup import back_up, copy
 
     file = _file(database)
     if into is None:
@@ -37,8 +37,8 @@ def backup(
 @db.command()
 def upgrade(database: Database = DATABASE) -> None:
     """Bring the store to this version, with a backup before; a store that is current is left alone."""
-    from lorastudy.tracker import ExperimentTracker
-    from lorastudy.tracker.schema import HEAD_REVISION
+    from lorastudy.store import ExperimentTracker
+    from lorastudy.store.schema import HEAD_REVISION
 
     if "://" not in database:
         _file(database)
@@ -49,7 +49,7 @@ def upgrade(database: Database = DATABASE) -> None:
 @db.command()
 def rebuild(database: Database = DATABASE, runs_dir: RunsDir = RUNS_DIR) -> None:
     """Make the store again from the run folders and from what is intact in it; the old one is kept beside it."""
-    from lorastudy.tracker.rebuilding import rebuild_store
+    from lorastudy.store.rebuilding import rebuild_store
 
     if "://" in database:
         raise StoreError(

@@ -21,9 +21,9 @@ def demo(
     from lorastudy import lab
     from lorastudy.cli.running import run_experiments
     from lorastudy.report import read_report, save_report
-    from lorastudy.runner import Plan
-    from lorastudy.spec.loading import load_suite
-    from lorastudy.tracker import ExperimentTracker
+    from lorastudy.running.runner import Plan
+    from lorastudy.store import ExperimentTracker
+    from lorastudy.suite.loading import load_suite
 
     suite = load_suite(lab.demo_suite())
     how = Plan(runs=runs_dir, output=output_dir)

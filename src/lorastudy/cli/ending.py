@@ -11,8 +11,8 @@ from lorastudy.cli.options import DATABASE
 from lorastudy.cli.terminal import say, shown
 
 if TYPE_CHECKING:
-    from lorastudy.report.essence import Essence
     from lorastudy.report.read import Report
+    from lorastudy.report.summary import Essence
 
 #: Longer lines are hard to read, however wide the terminal.
 _WIDEST = 100
@@ -21,7 +21,7 @@ _WIDEST = 100
 def say_what_it_came_to(suite_name: str, *, database: str, output_dir: Path) -> None:
     """After a suite: its verdict and recommendation as its report has them, where its results lie, and the next command."""
     from lorastudy.report import read_report
-    from lorastudy.tracker import ExperimentTracker
+    from lorastudy.store import ExperimentTracker
 
     with ExperimentTracker(database) as tracker:
         if not any(each.status == "completed" for each in tracker.get_all_experiments(suite_name=suite_name)):

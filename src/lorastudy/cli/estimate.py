@@ -15,11 +15,11 @@ from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.planner.answers import Answers
-    from lorastudy.planner.estimate import Estimator
-    from lorastudy.planner.fitting import Suggestion
-    from lorastudy.spec.experiment import Experiment
-    from lorastudy.spec.settings import Settings
+    from lorastudy.planning.answers import Answers
+    from lorastudy.planning.estimate import Estimator
+    from lorastudy.planning.fitting import Suggestion
+    from lorastudy.suite.experiment import Experiment
+    from lorastudy.suite.settings import Settings
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
 
@@ -54,12 +54,12 @@ def estimate(
     """Predict peak memory term by term, time and disk; say what fits, and what would make it fit."""
     from lorastudy.cli.console import PlainConsole
     from lorastudy.executors.job_worker import JobWorker
-    from lorastudy.planner.answers import Answers
+    from lorastudy.planning.answers import Answers
     from lorastudy.planning.predictions import announced
 
     if suite is not None:
         from lorastudy.planning.study_plan import design_of
-        from lorastudy.spec.loading import load_suite
+        from lorastudy.suite.loading import load_suite
 
         experiments: Sequence[Experiment] = design_of(load_suite(suite)).of_every_arm
     else:
@@ -94,7 +94,7 @@ def _shown(
     vram: str | None,
     calibrate: bool,
 ) -> "list[_Shown]":
-    from lorastudy.planner.estimate import by_pack, prepare, within_margin
+    from lorastudy.planning.estimate import by_pack, prepare, within_margin
 
     budget_bytes = None if vram is None else within_margin(memory_size(vram))
     estimators = by_pack(experiments, answers, with_data=with_data)
@@ -150,7 +150,7 @@ class _Shown:
         budget_bytes: int | None,
         calibrate: bool,
     ) -> "_Shown":
-        from lorastudy.planner.fitting import fewer_arms, suggestions
+        from lorastudy.planning.fitting import fewer_arms, suggestions
 
         if calibrate:
             estimator.calibrate()
@@ -250,7 +250,7 @@ def settings_of(**values: object) -> "Settings":
     """
     from pydantic import ValidationError
 
-    from lorastudy.spec.settings import Settings
+    from lorastudy.suite.settings import Settings
 
     try:
         return Settings.model_validate(values)
@@ -260,14 +260,14 @@ def settings_of(**values: object) -> "Settings":
 
 
 def _targets(text: str) -> "str | tuple[str, ...]":
-    from lorastudy.spec.settings import TARGET_PRESETS
+    from lorastudy.suite.settings import TARGET_PRESETS
 
     return text if text in TARGET_PRESETS else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _arms(settings: "Settings", *, ranks: Sequence[int], copies: int) -> "list[Experiment]":
     """Arms of these ranks, each `copies` times, on one order of the rows and so in one pack."""
-    from lorastudy.spec.experiment import Experiment, Sources
+    from lorastudy.suite.experiment import Experiment, Sources
 
     if min(ranks) < 1:
         raise StudyError(f"--rank: {min(ranks)}: at least 1")

@@ -6,9 +6,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lorastudy.cli.console import PlainConsole
-from lorastudy.planner.disk import adapters_bytes, checkpoint_bytes, records_bytes
-from lorastudy.planner.estimate import MARGIN, PackEstimate
-from lorastudy.planner.time import Calibration
+from lorastudy.planning.disk import adapters_bytes, checkpoint_bytes, records_bytes
+from lorastudy.planning.estimate import MARGIN, PackEstimate
+from lorastudy.planning.time import Calibration
 from lorastudy.report.numbers import count, duration, percent, size
 
 #: How a term is called where a user reads it.

@@ -13,7 +13,7 @@ from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.jobs import AdapterOrigin
+    from lorastudy.protocol.jobs import AdapterOrigin
 
 
 def evaluate(
@@ -53,8 +53,8 @@ def evaluate(
     """Evaluate adapters, loaded onto their base as any user of PEFT would. The base is loaded once for all of them."""
     from lorastudy.cli.console import PlainConsole
     from lorastudy.executors.job_worker import run_job
-    from lorastudy.jobs import AdapterOrigin, EvaluateJob
-    from lorastudy.spec.hub import check_base_model
+    from lorastudy.protocol.jobs import AdapterOrigin, EvaluateJob
+    from lorastudy.suite.hub import check_base_model
 
     if benchmark_only and dataset is not None:
         raise StudyError(
@@ -141,7 +141,7 @@ def _show_table(console: "PlainConsole", results: Sequence[Mapping[str, Any]]) -
 
 def _check_same_base(base_model: str, checkpoint: Path, *, origin: "AdapterOrigin | None") -> None:
     """Refuse a base in a folder whose content is not that of the base the adapter was trained on."""
-    from lorastudy.spec.identity import base_model_fingerprint
+    from lorastudy.suite.identity import base_model_fingerprint
 
     now = base_model_fingerprint(base_model)
     then = origin.base_model_fingerprint if origin else now
@@ -170,7 +170,7 @@ def _named_base(checkpoint: Path) -> str:
 def _quantization(value: str) -> Any:
     from typing import get_args
 
-    from lorastudy.spec.settings import Quantization
+    from lorastudy.suite.settings import Quantization
 
     if value not in get_args(Quantization):
         raise StudyError(f"--quantization: {value}: one of {', '.join(get_args(Quantization))}")

@@ -30,7 +30,7 @@ def export(
 ) -> None:
     """Write experiments, settings and scores to a file without secrets or personal paths."""
     from lorastudy.errors import StudyError
-    from lorastudy.tracker import ExperimentTracker
+    from lorastudy.store import ExperimentTracker
 
     path = output or Path(f"results.{file_format}")
     with ExperimentTracker(database) as tracker:

@@ -49,8 +49,8 @@ def import_results(
     from lorastudy.imports.mapping import read_mapping
     from lorastudy.imports.peft import NUM_GSM8K_TEST_ROWS, read_peft
     from lorastudy.imports.table import read_table
-    from lorastudy.spec.suite import name_problem
-    from lorastudy.tracker import ExperimentTracker
+    from lorastudy.store import ExperimentTracker
+    from lorastudy.suite.suite import name_problem
 
     files = _files(paths)
     name = suite_name or paths[0].stem

@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from lorastudy.analysis.lateness import DECIDING, set_late
 from lorastudy.analysis.overview import Question
-from lorastudy.analysis.stated import asked_of
-from lorastudy.analysis.study import Study
+from lorastudy.analysis.stated_question import asked_of
 from lorastudy.cli.asked import Asked
 from lorastudy.report.sections.question import part, told_late
-from lorastudy.spec.question import Question as SuiteQuestion
-from lorastudy.spec.question import is_reference
-from lorastudy.tracker.views import StatedQuestion
+from lorastudy.stats.preregistration import DECIDING, set_late
+from lorastudy.stats.study import Study
+from lorastudy.store.views import StatedQuestion
+from lorastudy.suite.question import Question as SuiteQuestion
+from lorastudy.suite.question import is_reference
 
 
 def judged_by(

@@ -23,8 +23,8 @@ from lorastudy.cli.run import run
 from lorastudy.cli.status import status
 from lorastudy.cli.suite import suite
 from lorastudy.cli.terminal import error_shown, say
-from lorastudy.disk import is_disk_fault, told
 from lorastudy.errors import StudyError
+from lorastudy.protocol.disk_errors import is_disk_fault, told
 from lorastudy.version import __version__
 
 app = typer.Typer(

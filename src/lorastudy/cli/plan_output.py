@@ -3,19 +3,19 @@
 import shlex
 from collections.abc import Sequence
 
-from lorastudy.analysis.fairness.wording import arms_in_words
 from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.estimating import pack_line
-from lorastudy.experiments.rate_search import Design
-from lorastudy.planner.packing import PlannedPack
+from lorastudy.lint.wording import arms_in_words
+from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.predictions import Predictions
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.planning.suite_facts import trivial_lines
 from lorastudy.report.numbers import duration, listing, plural
-from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.hub import is_hub_model
-from lorastudy.spec.racing import rung_name
-from lorastudy.spec.suite import Suite
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.hub import is_hub_model
+from lorastudy.suite.racing import rung_name
+from lorastudy.suite.rate_search import Design
+from lorastudy.suite.suite import Suite
 
 
 def show_plan(plan: StudyPlan) -> None:

@@ -76,7 +76,7 @@ def prepare(
     from lorastudy.data import prepare as preparing
     from lorastudy.data.fetch import fetched, hub_dataset
     from lorastudy.data.formats import format_of
-    from lorastudy.spec.hub import check_base_model
+    from lorastudy.suite.hub import check_base_model
 
     datasets = (dataset, *(further or ()))
     wanted = preparing.Wanted(
@@ -111,8 +111,8 @@ def prepare(
 def _preview(console: "PlainConsole", file: Path, *, base_model: str, max_seq_length: int) -> None:
     """The first rows of a file that was written, as a suite with this base model would read them."""
     from lorastudy.cli.previewing import previewed, show_preview
-    from lorastudy.planner.preview import question_of_file
-    from lorastudy.spec.settings import Settings
+    from lorastudy.planning.preview import question_of_file
+    from lorastudy.suite.settings import Settings
 
     settings = Settings(base_model=base_model, dataset_path=str(file), max_seq_length=max_seq_length)
     found = previewed(question_of_file(settings, num_rows=_NUM_ROWS_SHOWN))

@@ -11,11 +11,11 @@ from lorastudy.cli.console import BEGIN, END, PlainConsole
 from lorastudy.cli.terminal import runs_own_code, say, shown
 from lorastudy.data.columns import listed, shortened
 from lorastudy.executors.job_worker import JobWorker
-from lorastudy.jobs import PreviewQuestion
-from lorastudy.planner.preview import Preview, PreviewedRow, TextPiece, preview
+from lorastudy.planning.preview import Preview, PreviewedRow, TextPiece, preview
+from lorastudy.protocol.jobs import PreviewQuestion
 from lorastudy.report.data_wording import laid_out
 from lorastudy.report.numbers import count, plural
-from lorastudy.spec.hub import check_base_model
+from lorastudy.suite.hub import check_base_model
 
 CUT = "[cut]"
 _NUM_CUT_CHARACTERS = 200

@@ -11,8 +11,8 @@ from rich.progress import Progress as RichProgress
 from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.terminal import failure_shown
 from lorastudy.executors import WorkerExit
-from lorastudy.planner.packing import PlannedPack
-from lorastudy.records import (
+from lorastudy.planning.packing import PlannedPack
+from lorastudy.protocol.records import (
     ArmProfile,
     Environment,
     Incident,
@@ -23,8 +23,8 @@ from lorastudy.records import (
     Score,
 )
 from lorastudy.report.numbers import listing, plural
-from lorastudy.runner import SHARED_FAILURES, Stage
-from lorastudy.spec.racing import rung_of
+from lorastudy.running.runner import SHARED_FAILURES, Stage
+from lorastudy.suite.racing import rung_of
 
 SECONDS_BETWEEN_LINES = 10.0
 

@@ -15,9 +15,9 @@ from lorastudy.errors import StudyError
 if TYPE_CHECKING:
     from lorastudy.cli.asked import Asked
     from lorastudy.cli.console import PlainConsole
+    from lorastudy.cli.memory_budget import Room
     from lorastudy.cli.recommending import Plans
-    from lorastudy.cli.room import Room
-    from lorastudy.planner.literature import LiteratureRule
+    from lorastudy.planning.literature import LiteratureRule
     from lorastudy.recommend.answer import Candidate, Recommendation
 
 #: The settings of a configuration that a user copies into a suite file.
@@ -72,10 +72,10 @@ def recommend(
     """Recommend a configuration that fits, with what it should reach and need, and how that is known."""
     from lorastudy.cli.asked import named
     from lorastudy.cli.console import PlainConsole
+    from lorastudy.cli.memory_budget import room_here, room_of
     from lorastudy.cli.recommending import Plans, machine_of
-    from lorastudy.cli.room import room_here, room_of
     from lorastudy.executors.job_worker import JobWorker
-    from lorastudy.planner.answers import Answers
+    from lorastudy.planning.answers import Answers
 
     _refuse(hours=hours, margin=margin)
     room = None if vram is None else room_of(vram)
@@ -111,7 +111,7 @@ def _answer(plans: "Plans", asked: "Asked", *, database: str, hours: float | Non
     """From the store where it has evidence, else from the literature; None where nothing fits."""
     from lorastudy.cli.recommending import literature_candidates, silent_suites, stored_evidence
     from lorastudy.recommend.answer import recommend as recommended
-    from lorastudy.tracker import ExperimentTracker
+    from lorastudy.store import ExperimentTracker
 
     limits: dict[str, Any] = {
         "budget_bytes": asked.budget_bytes,
@@ -191,7 +191,7 @@ def _as_json(answer: "Recommendation", plans: "Plans", *, asked: "Asked") -> dic
 
 def _rules(answer: "Recommendation", asked: "Asked") -> "Mapping[str, LiteratureRule]":
     """The published rules that were followed; a precision that was asked for followed none."""
-    from lorastudy.planner.literature import RULES
+    from lorastudy.planning.literature import RULES
 
     if answer.grade != "literature only":
         return {}

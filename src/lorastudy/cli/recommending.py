@@ -7,31 +7,31 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from lorastudy.analysis.items import stored_items
-from lorastudy.analysis.splits import reporting_split
-from lorastudy.analysis.study import Arm, Study, differing_settings, split_studies
-from lorastudy.analysis.summary import summarise_arm
 from lorastudy.cli.asked import Asked
 from lorastudy.cli.judging import judged_by
 from lorastudy.data.load import train_and_eval
 from lorastudy.errors import ModelError
-from lorastudy.planner.answers import Answers
-from lorastudy.planner.estimate import Estimator, Machine, PackEstimate, precision_of, prepare
-from lorastudy.planner.literature import (
+from lorastudy.planning.answers import Answers
+from lorastudy.planning.estimate import Estimator, Machine, PackEstimate, precision_of, prepare
+from lorastudy.planning.literature import (
     EFFECTIVE_BATCH,
     family_power,
     layouts,
     literature_settings,
 )
-from lorastudy.planner.memory import base_weight_bytes, quantisation_bytes
-from lorastudy.planner.rows import check_rows
-from lorastudy.planner.shapes import ModelShape, config_folder
+from lorastudy.planning.memory import base_weight_bytes, quantisation_bytes
+from lorastudy.planning.rows import check_rows
+from lorastudy.planning.shapes import ModelShape, config_folder
 from lorastudy.planning.suite_facts import num_completion_tokens
 from lorastudy.recommend.answer import Candidate, Evidence
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.rates import as_shown
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.stats.items import stored_items
+from lorastudy.stats.splits import reporting_split
+from lorastudy.stats.study import Arm, Study, differing_settings, split_studies
+from lorastudy.stats.summary import summarise_arm
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.rates import as_shown
+from lorastudy.suite.settings import Settings
 
 
 class Plans:

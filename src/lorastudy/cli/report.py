@@ -30,7 +30,7 @@ def report(
 ) -> None:
     """Write the report: what is better, by how much, how surely, at what cost."""
     from lorastudy.report import read_report, save_report
-    from lorastudy.tracker import ExperimentTracker
+    from lorastudy.store import ExperimentTracker
 
     with ExperimentTracker(database) as tracker:
         found = read_report(

@@ -13,11 +13,11 @@ from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
-    from lorastudy.spec.experiment import Experiment
-    from lorastudy.spec.question import Question
-    from lorastudy.spec.suite import Suite
-    from lorastudy.tracker import ExperimentTracker
-    from lorastudy.tracker.views import ExperimentResult
+    from lorastudy.store import ExperimentTracker
+    from lorastudy.store.views import ExperimentResult
+    from lorastudy.suite.experiment import Experiment
+    from lorastudy.suite.question import Question
+    from lorastudy.suite.suite import Suite
 
 
 def resume(
@@ -35,7 +35,7 @@ def resume(
 ) -> None:
     """Run what is missing of suites that were begun; each pack goes on from its newest sound checkpoint."""
     from lorastudy.cli.running import run_experiments
-    from lorastudy.runner import Plan
+    from lorastudy.running.runner import Plan
 
     how = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
     if suite is not None and (Path(suite).is_file() or Path(suite).suffix in {".yaml", ".yml"}):
@@ -53,7 +53,7 @@ def resume(
 
 def _of_file(path: Path, *, defaults: Path | None) -> "tuple[Suite, None]":
     """The suite, whose experiments follow from the file."""
-    from lorastudy.spec.loading import load_suite
+    from lorastudy.suite.loading import load_suite
 
     return load_suite(path, defaults=defaults), None
 
@@ -67,9 +67,9 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
     Raises:
         StudyError: there is no such suite, or what it reads is not what it was.
     """
-    from lorastudy.spec.question import Question
-    from lorastudy.spec.suite import Suite
-    from lorastudy.tracker import ExperimentTracker
+    from lorastudy.store import ExperimentTracker
+    from lorastudy.suite.question import Question
+    from lorastudy.suite.suite import Suite
 
     with ExperimentTracker(database) as tracker:
         by_suite: dict[str, list[ExperimentResult]] = {}
@@ -100,7 +100,7 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
 
 def _plain(results: "Sequence[ExperimentResult]", asked: "Question") -> "Suite":
     """A suite whose experiments are all known: what it is called and what it asks, without arms."""
-    from lorastudy.spec.suite import Suite
+    from lorastudy.suite.suite import Suite
 
     return Suite(
         name=results[0].suite_name,
@@ -146,7 +146,7 @@ def _experiments(results: "Sequence[ExperimentResult]") -> "list[Experiment]":
         StudyError: a base model or a data set has changed since.
     """
     from lorastudy.planning.study_plan import sources_of
-    from lorastudy.spec.experiment import Experiment
+    from lorastudy.suite.experiment import Experiment
 
     experiments = [
         Experiment.from_json(

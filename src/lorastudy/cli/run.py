@@ -38,9 +38,9 @@ def run(
 ) -> None:
     """Train and evaluate one configuration; the adapter goes to output/<name>/final_model."""
     from lorastudy.cli.running import run_experiments
-    from lorastudy.publishing import published
-    from lorastudy.runner import Plan
-    from lorastudy.spec.loading import suite_from_values
+    from lorastudy.running.publishing import published
+    from lorastudy.running.runner import Plan
+    from lorastudy.suite.loading import suite_from_values
 
     values = {
         "experiment_type": experiment_type,
@@ -82,7 +82,7 @@ def _number_or_text(value: str | None) -> float | str | None:
 
 def _names(value: str | None) -> str | list[str] | None:
     """Names with commas between are a list; one word may be a preset."""
-    from lorastudy.spec.settings import TARGET_PRESETS
+    from lorastudy.suite.settings import TARGET_PRESETS
 
     if value is None or value in TARGET_PRESETS:
         return value

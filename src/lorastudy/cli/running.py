@@ -9,21 +9,21 @@ from pathlib import Path
 import typer
 
 from lorastudy.cli.console import reading_shown
-from lorastudy.cli.departure import Departure
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.cli.plan_output import outlook, size_line
+from lorastudy.cli.signals import Departure
 from lorastudy.cli.terminal import failure_shown, say
 from lorastudy.executors import Executor, local_executor
-from lorastudy.experiments.rate_search import Design
 from lorastudy.planning.done import is_new
 from lorastudy.planning.study_plan import StudyPlan, plan_study
-from lorastudy.publishing import published, usual_place
 from lorastudy.report.numbers import listing
-from lorastudy.runner import Plan, SuiteOutcome
+from lorastudy.running.publishing import published, usual_place
+from lorastudy.running.runner import Plan, SuiteOutcome
 from lorastudy.running.study import run_study
-from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.suite import Suite
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.rate_search import Design
+from lorastudy.suite.suite import Suite
 
 
 def planned(

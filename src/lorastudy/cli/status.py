@@ -7,12 +7,12 @@ from lorastudy.cli.options import DATABASE, Database
 from lorastudy.cli.terminal import failure_shown, say
 
 if TYPE_CHECKING:
-    from lorastudy.tracker.views import ExperimentResult
+    from lorastudy.store.views import ExperimentResult
 
 
 def status(database: Database = DATABASE) -> None:
     """Count experiments by suite and status, and name those that failed."""
-    from lorastudy.tracker import ExperimentTracker
+    from lorastudy.store import ExperimentTracker
 
     with ExperimentTracker(database) as tracker:
         results = tracker.get_all_experiments()

@@ -48,8 +48,8 @@ def suite(
     """Run a suite: all its experiments, together on one base model; what is done already is not run again."""
     from lorastudy.cli.plan_output import show_plan
     from lorastudy.cli.running import planned_only, run_experiments
-    from lorastudy.runner import Plan
-    from lorastudy.spec.loading import load_suite
+    from lorastudy.running.runner import Plan
+    from lorastudy.suite.loading import load_suite
 
     path = _one_of(file, suite)
     loaded = load_suite(path, defaults=config)

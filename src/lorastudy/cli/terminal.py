@@ -7,8 +7,8 @@ the names in a store or in a table, which anybody may have made.
 from functools import cache
 from typing import TextIO
 
-from lorastudy.spec.printable import printable_lines
-from lorastudy.spec.privacy import Privacy
+from lorastudy.suite.printable import printable_lines
+from lorastudy.suite.privacy import Privacy
 
 
 def say(text: object = "", *, file: TextIO | None = None) -> None:

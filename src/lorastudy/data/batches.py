@@ -9,7 +9,7 @@ import heapq
 import math
 from collections.abc import Collection, Sequence
 
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.settings import Settings
 
 #: Texts among which the pieces of a long one are strewn.
 PIECES_APART = 256

@@ -10,7 +10,7 @@ from lorastudy.data.conversations import fields_of
 from lorastudy.data.sources import Row
 from lorastudy.data.values import is_filled, records_of, switch
 from lorastudy.errors import DataError
-from lorastudy.spec.wording import shown
+from lorastudy.suite.wording import shown
 
 #: Columns whose entries are turns of a conversation, so that their fields count too.
 _OF_TURNS = ("messages", "conversations")

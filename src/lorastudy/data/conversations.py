@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from lorastudy.data.json_reading import parsed_or_none
 from lorastudy.data.values import switch
-from lorastudy.spec.wording import shown
+from lorastudy.suite.wording import shown
 
 Role = Literal["system", "user", "assistant", "tool"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lorastudy.data.sources import LAB_PREFIX, Row, RowSource, is_pattern
 from lorastudy.errors import DataError
-from lorastudy.spec.hub import OFFLINE_VARIABLE, is_hub_reachable
+from lorastudy.suite.hub import OFFLINE_VARIABLE, is_hub_reachable
 
 ALPACA = "alpaca"
 _ALPACA_ID = "tatsu-lab/alpaca"

@@ -31,7 +31,7 @@ from lorastudy.data.instructions import Instruction, instruction_from
 from lorastudy.data.sources import Row
 from lorastudy.data.values import is_filled, records_of, structure_of, switch, text_of
 from lorastudy.errors import DataError
-from lorastudy.spec.wording import shown
+from lorastudy.suite.wording import shown
 
 FormatName = Literal["alpaca", "messages", "sharegpt", "prompt_completion", "text"]
 

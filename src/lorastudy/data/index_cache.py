@@ -23,7 +23,7 @@ from lorastudy.data.formats import Format
 from lorastudy.data.row_index import Index, IndexedRows
 from lorastudy.data.sources import files_of, is_lab_set
 from lorastudy.errors import DataError
-from lorastudy.spec.experiment import DATA_VERSION, canonical_json
+from lorastudy.suite.experiment import DATA_VERSION, canonical_json
 
 #: Smaller files, and fewer rows of larger ones, are indexed anew: a pass over them takes half a second at most.
 MIN_BYTES, MIN_ROWS = 4 * 2**20, 10_000

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lorastudy.errors import DataError
-from lorastudy.spec.wording import shown
+from lorastudy.suite.wording import shown
 
 #: Of lists and objects within a row. Conversations with function schemas have about ten.
 MAX_LEVELS = 50

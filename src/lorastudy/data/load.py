@@ -32,7 +32,7 @@ from lorastudy.data.splits import (
     split_rows,
 )
 from lorastudy.errors import DataError
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.settings import Settings
 
 #: The slowest clock of a kernel ticks a hundred times a second.
 _TICK_NANOSECONDS = 20_000_000

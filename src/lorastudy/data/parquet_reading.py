@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorastudy.errors import DataError
-from lorastudy.spec.wording import shown
+from lorastudy.suite.wording import shown
 
 ROWS_AT_ONCE = 1000
 

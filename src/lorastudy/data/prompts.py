@@ -13,7 +13,7 @@ from lorastudy.data.formats import Format
 from lorastudy.data.instructions import Instruction
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
-from lorastudy.spec.settings import PromptFormat
+from lorastudy.suite.settings import PromptFormat
 
 #: Stanford Alpaca's two prompts, word for word (github.com/tatsu-lab/stanford_alpaca).
 _ALPACA = (

@@ -26,7 +26,7 @@ from typing import IO, Any
 from lorastudy.data.json_reading import MAX_LEVELS, is_too_deep, list_values, parsed_line
 from lorastudy.data.parquet_reading import parquet_values
 from lorastudy.errors import DataError
-from lorastudy.spec.wording import shown
+from lorastudy.suite.wording import shown
 
 LAB_PREFIX = "lab:"
 _GZIP = ".gz"

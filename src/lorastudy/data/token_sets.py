@@ -10,8 +10,8 @@ from lorastudy.data.load import Rows, StudyData, near_copies
 from lorastudy.data.splits import prompt_groups
 from lorastudy.data.tokenise import Tokenizer, TokenSet, tokenise
 from lorastudy.errors import DataError
-from lorastudy.records import DataSummary
-from lorastudy.spec.settings import Settings
+from lorastudy.protocol.records import DataSummary
+from lorastudy.suite.settings import Settings
 
 #: Of training rows, that are looked at however short the training: fewer might all be refused for their length.
 MIN_ROWS = 256

@@ -15,7 +15,7 @@ from typing import Any, Protocol, overload
 
 from lorastudy.data.examples import Example
 from lorastudy.errors import DataError
-from lorastudy.records import DataSummary
+from lorastudy.protocol.records import DataSummary
 
 IGNORED = -100
 #: Subword tokenizers know every text; more than this means a vocabulary of words that are not these.

@@ -23,8 +23,8 @@ from itertools import chain
 
 from lorastudy.data.answers import asked_rows, what_counts
 from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet
-from lorastudy.records import EXACT_MATCH_VERSION, LOSS_VERSION, TrivialPredictor, TrivialScore
-from lorastudy.spec.settings import Settings
+from lorastudy.protocol.records import EXACT_MATCH_VERSION, LOSS_VERSION, TrivialPredictor, TrivialScore
+from lorastudy.suite.settings import Settings
 
 #: Splits of the training rows' own domain that are scored.
 _SPLITS = ("eval", "test")

@@ -18,7 +18,7 @@ from lorastudy.engine.arms import Arm
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.targets import is_stored_otherwise
 from lorastudy.errors import ModelError
-from lorastudy.spec.targets import TargetLayer, peft_names, selected_by
+from lorastudy.suite.targets import TargetLayer, peft_names, selected_by
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.state import EngineState
-from lorastudy.records import ArmStep
-from lorastudy.spec.experiment import Experiment
+from lorastudy.protocol.records import ArmStep
+from lorastudy.suite.experiment import Experiment
 
 
 @dataclass(frozen=True, kw_only=True)

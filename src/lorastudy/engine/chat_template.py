@@ -11,7 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from lorastudy.data.chat import ChatTemplate, Message
 from lorastudy.data.prompts import PromptStyle
 from lorastudy.errors import ModelError
-from lorastudy.spec.settings import PromptFormat
+from lorastudy.suite.settings import PromptFormat
 
 #: Stands for today in every template, else equal rows would give other tokens tomorrow. Llama 3's own choice.
 DATE = dt.date(2024, 7, 26)

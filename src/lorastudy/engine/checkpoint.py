@@ -5,7 +5,7 @@
       tensors.safetensors   every tensor, as `<place of the arm>/<its name>`
       manifest.json         size and SHA-256 of both
 
-Nothing is pickled. Each folder is sealed (`lorastudy.sealed`): whole or not there, and checked to the last byte
+Nothing is pickled. Each folder is sealed (`lorastudy.protocol.atomic_folder`): whole or not there, and checked to the last byte
 before any of it is used. Two are kept, so that one that has rotted leaves the one before it.
 """
 
@@ -19,9 +19,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from lorastudy.checkpoints import checkpoint_folders
 from lorastudy.engine.state import ArmState, EngineState
-from lorastudy.sealed import DamagedError, seal, unseal
+from lorastudy.protocol.atomic_folder import DamagedError, seal, unseal
+from lorastudy.protocol.checkpoints import checkpoint_folders
 
 NUM_KEPT = 2
 STATE_NAME = "state.json"

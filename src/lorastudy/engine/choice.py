@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 from lorastudy.engine.arms import Arm, Engine
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.counting import counted_arm
-from lorastudy.engine.hollow import built_model, meta_model
+from lorastudy.engine.fake_model import built_model, meta_model
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.engine.probe import ROW_LENGTHS
+from lorastudy.engine.self_check import ROW_LENGTHS
 from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import FOREIGN_ERRORS, ModelError
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.settings import Settings
 
 if TYPE_CHECKING:
     from lorastudy.engine.reference import ReferenceEngine

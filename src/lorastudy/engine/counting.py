@@ -27,10 +27,10 @@ from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.loss import completion_loss
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.engine.padded import label_logits
+from lorastudy.engine.padded_forward import label_logits
 from lorastudy.engine.quantised import tensors_of
-from lorastudy.footprint import MicroBatch, Phase
-from lorastudy.jobs import EngineName
+from lorastudy.protocol.footprint import MicroBatch, Phase
+from lorastudy.protocol.jobs import EngineName
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lorastudy.records import Environment
+from lorastudy.protocol.records import Environment
 
 
 def environment(device: torch.device) -> Environment:

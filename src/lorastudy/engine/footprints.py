@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lorastudy.engine.counting import CountedStep, Event, count_loss, count_step, counted_arm
-from lorastudy.engine.hollow import (
+from lorastudy.engine.fake_model import (
     FEW_LAYERS,
     ONE_MORE,
     decoder_layers,
@@ -26,9 +26,9 @@ from lorastudy.engine.hollow import (
 )
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.targets import target_layers
-from lorastudy.footprint import Footprint, Load, MicroBatch, Moment, Phase
-from lorastudy.jobs import FootprintQuestion, Precision, Targets
-from lorastudy.spec.targets import TargetLayer, adapted_modules, without_layer_number
+from lorastudy.protocol.footprint import Footprint, Load, MicroBatch, Moment, Phase
+from lorastudy.protocol.jobs import FootprintQuestion, Precision, Targets
+from lorastudy.suite.targets import TargetLayer, adapted_modules, without_layer_number
 
 #: (arms, eighths of the tokens with a label, rank of the first group, rank of the second). Where arms are to be of one
 #: shape, all have the second rank. All vary, and not together.

@@ -10,7 +10,7 @@ from lorastudy.engine.arms import TokenScores
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.generation import greedy
 from lorastudy.engine.loading import BaseModel
-from lorastudy.engine.padded import label_logits
+from lorastudy.engine.padded_forward import label_logits
 from lorastudy.engine.peft_model import load_adapter
 
 

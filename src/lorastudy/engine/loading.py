@@ -28,10 +28,10 @@ from lorastudy.engine.quantised import keep_trainable_on_cpu, quantization_confi
 from lorastudy.engine.targets import linear_modules, target_layers
 from lorastudy.errors import DataError, ModelError, first_line
 from lorastudy.lab import base_folder
-from lorastudy.spec.hub import cached_commit, unreachable_message
-from lorastudy.spec.model_folder import model_folder_problem
-from lorastudy.spec.settings import Settings
-from lorastudy.spec.targets import TargetLayer
+from lorastudy.suite.hub import cached_commit, unreachable_message
+from lorastudy.suite.model_folder import model_folder_problem
+from lorastudy.suite.settings import Settings
+from lorastudy.suite.targets import TargetLayer
 
 #: What is fetched of a model on the hub: never a pickle.
 _FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")

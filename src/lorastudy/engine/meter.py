@@ -26,10 +26,10 @@ from torch.profiler import ProfilerActivity, profile
 from lorastudy.engine.arms import Arm, EngineFactory
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
-from lorastudy.engine.probe import probe_batch
 from lorastudy.engine.quantised import features
-from lorastudy.records import STEP_TIME_FLOOR, ArmProfile
-from lorastudy.spec.targets import count_by_role, names_digest
+from lorastudy.engine.self_check import probe_batch
+from lorastudy.protocol.records import STEP_TIME_FLOOR, ArmProfile
+from lorastudy.suite.targets import count_by_role, names_digest
 
 #: Rounds of timing (`time_shapes`). One round is two steps of each shape. Medians of fewer than the least agree by luck.
 MIN_ROUNDS = 3

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lorastudy.engine.adapter_buffers import AdapterBank, Group
 from lorastudy.engine.arms import Arm
-from lorastudy.engine.bank import AdapterBank, Group
 
 
 def schedule_factor(name: str, step: int, *, num_warmup_steps: int, num_steps: int) -> float:

@@ -20,28 +20,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorastudy.engine import attention
+from lorastudy.engine.adapter_buffers import in_groups, make_bank
 from lorastudy.engine.adapters import check_peft, save_adapter
 from lorastudy.engine.arms import Arm, StepResult, TokenScores
 from lorastudy.engine.attention import UnsupportedModelError
-from lorastudy.engine.bank import in_groups, make_bank
 from lorastudy.engine.batch import Batch
-from lorastudy.engine.fewer_passes import FewerPasses, fewer_passes
+from lorastudy.engine.fused_ops import FewerPasses, fewer_passes
 from lorastudy.engine.generation import greedy
-from lorastudy.engine.inject import eject, inject
 from lorastudy.engine.last_layer import labelled_only, sparing_mlp
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.loss import completion_loss, token_scores
 from lorastudy.engine.optimise import LossScale, PackedAdamW
-from lorastudy.engine.probe import (
+from lorastudy.engine.patches import eject, inject
+from lorastudy.engine.recompute import recomputing
+from lorastudy.engine.self_check import (
     Forwards,
     check_longest_row,
     check_rows_are_apart,
     check_supported,
     probe_batch,
 )
-from lorastudy.engine.recompute import recomputing
 from lorastudy.engine.state import ArmState, EngineState
-from lorastudy.records import ArmStep
+from lorastudy.protocol.records import ArmStep
 
 #: Tokens that all arms together may hold while they generate.
 MAX_GENERATION_TOKENS = 1 << 15

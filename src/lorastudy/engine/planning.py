@@ -10,15 +10,15 @@ from transformers import PreTrainedModel
 
 from lorastudy.engine.choice import foreseen_problem
 from lorastudy.engine.environment import environment
+from lorastudy.engine.fake_model import decoder_layers, meta_model, quantised_names, read_config
 from lorastudy.engine.footprints import LossGrowths, footprint
-from lorastudy.engine.hollow import decoder_layers, meta_model, quantised_names, read_config
 from lorastudy.engine.loading import default_device, num_positions
-from lorastudy.engine.pace import step_seconds
-from lorastudy.engine.probe import attention_span
 from lorastudy.engine.rows import rows_previewed, rows_read
+from lorastudy.engine.self_check import attention_span
+from lorastudy.engine.step_timing import step_seconds
 from lorastudy.engine.targets import target_layers
 from lorastudy.errors import FOREIGN_ERRORS, DataError, StudyError, first_line
-from lorastudy.jobs import (
+from lorastudy.protocol.jobs import (
     FootprintQuestion,
     MachineQuestion,
     ModelQuestion,

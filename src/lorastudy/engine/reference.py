@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorastudy.engine.adapters import save_adapter
+from lorastudy.engine.arm_trainer import Course
 from lorastudy.engine.arms import Arm, StepResult, TokenScores, initial_lora_A
 from lorastudy.engine.batch import Batch
-from lorastudy.engine.course import Course
 from lorastudy.engine.generation import greedy
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.optimise import SMALLEST_SCALE
-from lorastudy.engine.padded import label_logits
+from lorastudy.engine.padded_forward import label_logits
 from lorastudy.engine.peft_model import adapter_of, check_wrapping, set_weights, wrap
 from lorastudy.engine.recompute import recomputing
 from lorastudy.engine.state import EngineState
-from lorastudy.records import ArmStep
-from lorastudy.spec.targets import TargetLayer
+from lorastudy.protocol.records import ArmStep
+from lorastudy.suite.targets import TargetLayer
 
 
 class ReferenceEngine:

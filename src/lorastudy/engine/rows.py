@@ -20,14 +20,14 @@ from lorastudy.data.load import Rows, all_rows, train_and_eval
 from lorastudy.data.token_sets import MIN_ROWS, Reach, split_tokens, token_sets
 from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet, whole_row
 from lorastudy.data.trivial import trivial_scores
+from lorastudy.engine.batch_plan import Feed, make_feed
 from lorastudy.engine.chat_template import prompt_style
-from lorastudy.engine.feed import Feed, make_feed
-from lorastudy.engine.hollow import read_config
+from lorastudy.engine.fake_model import read_config
 from lorastudy.engine.loading import check_rows, load_tokenizer, local_folder, num_embeddings, num_positions
 from lorastudy.errors import DataError
-from lorastudy.jobs import PreviewQuestion, RowsQuestion
-from lorastudy.records import RowsRead, TrivialScore
-from lorastudy.spec.settings import Settings
+from lorastudy.protocol.jobs import PreviewQuestion, RowsQuestion
+from lorastudy.protocol.records import RowsRead, TrivialScore
+from lorastudy.suite.settings import Settings
 
 #: Of the rows, that a length is named for which keeps them whole: the longest may be an outlier that memory is not worth.
 MOST_ROWS = 0.95

@@ -1,4 +1,4 @@
-"""The layers of a model that adapters can sit on, with their roles; which of them an arm names is told in `spec/targets.py`."""
+"""The layers of a model that adapters can sit on, with their roles; which of them an arm names is told in `suite/targets.py`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from lorastudy.engine.quantised import computes_linearly, features
-from lorastudy.spec.targets import TargetLayer, role_of, why_left_out
+from lorastudy.suite.targets import TargetLayer, role_of, why_left_out
 
 #: Modules whose parameters of three dimensions are no experts: kernels of convolutions, gates of recurrent blocks.
 _NO_EXPERTS = re.compile(r"Conv\d?d|Rglru|Rwkv")

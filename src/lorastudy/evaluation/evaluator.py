@@ -6,7 +6,7 @@ from typing import Protocol
 from lorastudy.data.tokenise import TokenRow
 from lorastudy.engine.arms import Scorer
 from lorastudy.engine.loading import BaseModel
-from lorastudy.records import Generation, Score
+from lorastudy.protocol.records import Generation, Score
 
 #: Tokens that all arms together may hold while rows are scored.
 MAX_SCORED_TOKENS = 1 << 14

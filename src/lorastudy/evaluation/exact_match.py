@@ -8,7 +8,7 @@ from lorastudy.data.answers import asked_rows, is_match, what_counts
 from lorastudy.data.tokenise import TokenRow, answer_text
 from lorastudy.engine.arms import Scorer
 from lorastudy.engine.loading import BaseModel, num_positions
-from lorastudy.records import EXACT_MATCH_VERSION, Generation, Score
+from lorastudy.protocol.records import EXACT_MATCH_VERSION, Generation, Score
 
 #: Answers kept as evidence, per experiment.
 NUM_KEPT = 5

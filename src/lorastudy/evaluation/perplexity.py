@@ -11,7 +11,7 @@ from lorastudy.engine.arms import Scorer
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.evaluation.evaluator import in_parts
-from lorastudy.records import LOSS_VERSION, Score
+from lorastudy.protocol.records import LOSS_VERSION, Score
 
 
 @dataclass(frozen=True, kw_only=True)

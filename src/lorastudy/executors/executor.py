@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lorastudy.records import Record
+from lorastudy.protocol.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)

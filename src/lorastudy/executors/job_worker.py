@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from lorastudy.errors import DataError, StudyError
-from lorastudy.executors.following import POLL_SECONDS
 from lorastudy.executors.process import LOG_NAME, WORKER, last_words, tell, worker_process
-from lorastudy.jobs import RESULT_NAME, Job
+from lorastudy.executors.tail import POLL_SECONDS
+from lorastudy.protocol.jobs import RESULT_NAME, Job
 
 
 class JobWorker:

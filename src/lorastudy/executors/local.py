@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lorastudy.executors.executor import Event, WorkerExit
-from lorastudy.executors.following import POLL_SECONDS, Following
 from lorastudy.executors.process import WORKER, base_model_of, end_hung, last_words, tell, worker_process
+from lorastudy.executors.tail import POLL_SECONDS, Following
 
 
 class LocalExecutor:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from lorastudy.executors.executor import Executor
 from lorastudy.executors.local import LocalExecutor
-from lorastudy.executors.side_by_side import SideBySideExecutor
+from lorastudy.executors.multi_worker import SideBySideExecutor
 from lorastudy.lab import base_folder
-from lorastudy.spec.experiment import Experiment
+from lorastudy.suite.experiment import Experiment
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"

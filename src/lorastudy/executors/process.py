@@ -10,13 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lorastudy.errors import without_tracebacks
-from lorastudy.jobs import FROM_INPUT, SERVING
-from lorastudy.lifeline import tied_to_this_process
-from lorastudy.records import Pack
-from lorastudy.spec.hub import OFFLINE_VARIABLE, is_hub_model, is_hub_reachable
+from lorastudy.protocol.jobs import FROM_INPUT, SERVING
+from lorastudy.protocol.parent_watch import tied_to_this_process
+from lorastudy.protocol.records import Pack
+from lorastudy.suite.hub import OFFLINE_VARIABLE, is_hub_model, is_hub_reachable
 
 #: What the interpreter is told to run; the folders follow.
-WORKER = ("-m", "lorastudy.worker")
+WORKER = ("-m", "lorastudy.train.worker")
 LOG_NAME = "worker.log"
 #: Of a log, that stand in a message.
 MOST_LINES = 10

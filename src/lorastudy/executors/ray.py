@@ -19,8 +19,7 @@ from typing import Any
 
 from lorastudy.errors import StudyError, without_tracebacks
 from lorastudy.executors.executor import Event, WorkerExit
-from lorastudy.executors.following import POLL_SECONDS, Following
-from lorastudy.executors.patience import Patience
+from lorastudy.executors.hang_timeout import Patience
 from lorastudy.executors.process import (
     FAREWELL_SECONDS,
     LOG_NAME,
@@ -29,6 +28,7 @@ from lorastudy.executors.process import (
     last_words,
     worker_process,
 )
+from lorastudy.executors.tail import POLL_SECONDS, Following
 
 #: The exit code of a worker whose node or task was lost, so that nobody knows its own.
 LOST = 255

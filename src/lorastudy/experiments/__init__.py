@@ -1,1 +1,1 @@
-"""The designs of a study: what an arm is called, what its adapter is, which questions are asked of it."""
+"""The specification's door for experiment types of your own. The types themselves are in `lorastudy.suite`."""

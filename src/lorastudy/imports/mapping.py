@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lorastudy.analysis.fairness.rates import METHOD_KEY
 from lorastudy.errors import StudyError
-from lorastudy.spec.levels import FOREIGN_NAMES
-from lorastudy.spec.problems import Problems
-from lorastudy.spec.settings import Settings
-from lorastudy.spec.wording import did_you_mean
-from lorastudy.spec.yaml_nodes import plain
-from lorastudy.spec.yaml_reading import read_yaml
+from lorastudy.lint.rates import METHOD_KEY
+from lorastudy.suite.levels import FOREIGN_NAMES
+from lorastudy.suite.problems import Problems
+from lorastudy.suite.settings import Settings
+from lorastudy.suite.wording import did_you_mean
+from lorastudy.suite.yaml_nodes import plain
+from lorastudy.suite.yaml_reading import read_yaml
 
 #: Words besides the settings. `method` says what is no LoRA: `full` for full fine-tuning.
 LABELS = ("arm", "seed", METHOD_KEY, "dataset", "environment")

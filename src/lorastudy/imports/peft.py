@@ -16,11 +16,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lorastudy.analysis.fairness.rates import FULL_FINE_TUNING, METHOD_KEY
 from lorastudy.errors import DataError
 from lorastudy.imports.problems import refuse
-from lorastudy.spec.experiment import tagged_hash
-from lorastudy.tracker.views import ImportedResult, ImportedScore
+from lorastudy.lint.rates import FULL_FINE_TUNING, METHOD_KEY
+from lorastudy.store.views import ImportedResult, ImportedScore
+from lorastudy.suite.experiment import tagged_hash
 
 TOOL = "peft method_comparison"
 #: Rows of the test split of openai/gsm8k, which this benchmark scores.

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorastudy.analysis.fairness.rates import METHOD_KEY
 from lorastudy.data.sources import Row, read_rows
 from lorastudy.errors import DataError
 from lorastudy.imports.mapping import COSTS, KNOWN, MetricColumn, TableMapping
 from lorastudy.imports.problems import refuse
-from lorastudy.spec.naming import label
-from lorastudy.spec.settings import TARGET_PRESETS, Settings
-from lorastudy.spec.wording import checked, did_you_mean, shown
-from lorastudy.spec.yaml_nodes import resolve_scalar
-from lorastudy.tracker.views import ImportedResult, ImportedScore
+from lorastudy.lint.rates import METHOD_KEY
+from lorastudy.store.views import ImportedResult, ImportedScore
+from lorastudy.suite.naming import label
+from lorastudy.suite.settings import TARGET_PRESETS, Settings
+from lorastudy.suite.wording import checked, did_you_mean, shown
+from lorastudy.suite.yaml_nodes import resolve_scalar
 
 _SOURCES = ("base_model", "dataset", "environment")
 #: What a cell of the primary metric says of a run that diverged; an empty one says the same.

@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from lorastudy.experiments.rate_search import DIVERGED, Merit, MeritsOf
-from lorastudy.records import Environment
-from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.question import PrimaryMetric
-from lorastudy.tracker import ExperimentTracker
-from lorastudy.tracker.views import ExperimentResult
+from lorastudy.protocol.records import Environment
+from lorastudy.store import ExperimentTracker
+from lorastudy.store.views import ExperimentResult
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.question import PrimaryMetric
+from lorastudy.suite.rate_search import DIVERGED, Merit, MeritsOf
 
 #: What must be as it was for a result to count as already there.
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")

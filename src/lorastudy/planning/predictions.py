@@ -6,16 +6,16 @@ from typing import Any
 
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.executors.job_worker import JobWorker
-from lorastudy.jobs import PaceQuestion, PlanningJob, RowsQuestion
-from lorastudy.planner.adapted import AdaptedArms, adapted_arms
-from lorastudy.planner.answers import Answers, Ask
-from lorastudy.planner.estimate import Estimator, PackEstimate, by_pack, prepare
-from lorastudy.planner.fitting import arms_per_pack, predictions_of
-from lorastudy.planner.packing import PlannedPack
-from lorastudy.planner.rows import RowsChecked, check_rows
-from lorastudy.records import MemoryPrediction
+from lorastudy.planning.adapted import AdaptedArms, adapted_arms
+from lorastudy.planning.answers import Answers, Ask
+from lorastudy.planning.estimate import Estimator, PackEstimate, by_pack, prepare
+from lorastudy.planning.fitting import arms_per_pack, predictions_of
+from lorastudy.planning.packing import PlannedPack
+from lorastudy.planning.rows import RowsChecked, check_rows
+from lorastudy.protocol.jobs import PaceQuestion, PlanningJob, RowsQuestion
+from lorastudy.protocol.records import MemoryPrediction
 from lorastudy.report.numbers import listing
-from lorastudy.spec.experiment import Experiment
+from lorastudy.suite.experiment import Experiment
 
 OnWait = Callable[[str], None]
 """Gets a line for the user before a wait of seconds."""

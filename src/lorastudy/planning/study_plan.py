@@ -8,26 +8,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from lorastudy.analysis.fairness.case import Case
-from lorastudy.analysis.fairness.finding import LintFinding
-from lorastudy.analysis.fairness.lint import lint
 from lorastudy.data.batches import steps_of
 from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import StudyData, train_and_eval
 from lorastudy.executors import Executor, local_executor
-from lorastudy.experiments.expansion import sources_reader
-from lorastudy.experiments.rate_search import Design, MeritsOf, design, foreseen
-from lorastudy.planner.handover import Handover, handover_of
-from lorastudy.planner.packing import PlannedPack, remaining_packs
+from lorastudy.lint.case import Case
+from lorastudy.lint.finding import LintFinding
+from lorastudy.lint.lint import lint
 from lorastudy.planning.done import merits_in, not_done, outraced
+from lorastudy.planning.handover import Handover, handover_of
+from lorastudy.planning.packing import PlannedPack, remaining_packs
 from lorastudy.planning.predictions import OnWait, Predictions, print_nothing, with_memory, without_memory
 from lorastudy.planning.suite_facts import data_notes, layout_notes, margin_notes, read_data, suite_case
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.hub import check_base_model
-from lorastudy.spec.identity import base_model_fingerprint
-from lorastudy.spec.settings import Settings
-from lorastudy.spec.suite import EXPERIMENT_TYPES, Suite
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.expansion import sources_reader
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.hub import check_base_model
+from lorastudy.suite.identity import base_model_fingerprint
+from lorastudy.suite.rate_search import Design, MeritsOf, design, foreseen
+from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite import EXPERIMENT_TYPES, Suite
 
 #: The suite's design by the results that are there.
 DesignBy = Callable[[MeritsOf], Design]

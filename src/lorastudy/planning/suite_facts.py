@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lorastudy.analysis.fairness.case import (
+from lorastudy.data.batches import steps_of
+from lorastudy.data.columns import listed, shortened
+from lorastudy.data.load import Rows, StudyData, train_and_eval
+from lorastudy.errors import ModelError
+from lorastudy.lab import base_folder
+from lorastudy.lint.case import (
     ArmFacts,
     Case,
     after_reading,
@@ -14,23 +19,18 @@ from lorastudy.analysis.fairness.case import (
     reporting_rows,
     tokens_seen,
 )
-from lorastudy.analysis.fairness.evidence import split_name
-from lorastudy.analysis.trivial import PREDICTOR_NAMES
-from lorastudy.data.batches import steps_of
-from lorastudy.data.columns import listed, shortened
-from lorastudy.data.load import Rows, StudyData, train_and_eval
-from lorastudy.errors import ModelError
-from lorastudy.lab import base_folder
-from lorastudy.planner.adapted import AdaptedArms
-from lorastudy.planner.rows import data_key, rows_key
-from lorastudy.records import RowsRead, TrivialScore
-from lorastudy.spec.base_folder import read_config
-from lorastudy.spec.experiment import Experiment
-from lorastudy.spec.question import Question
-from lorastudy.spec.rates import published_rates
-from lorastudy.spec.settings import Settings
-from lorastudy.spec.sources import LAB_MODEL
-from lorastudy.spec.targets import in_words
+from lorastudy.lint.evidence import split_name
+from lorastudy.planning.adapted import AdaptedArms
+from lorastudy.planning.rows import data_key, rows_key
+from lorastudy.protocol.records import RowsRead, TrivialScore
+from lorastudy.stats.trivial import PREDICTOR_NAMES
+from lorastudy.suite.base_folder import read_config
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.question import Question
+from lorastudy.suite.rates import published_rates
+from lorastudy.suite.settings import Settings
+from lorastudy.suite.sources import LAB_MODEL
+from lorastudy.suite.targets import in_words
 
 #: Of e, that is still written out.
 _LARGEST_EXPONENT = 20.0

@@ -12,12 +12,12 @@ from typing import Literal
 
 from scipy import special
 
-from lorastudy.analysis.items import ItemTable
 from lorastudy.analysis.overview import Analysis, Question
-from lorastudy.analysis.study import Arm, Study
-from lorastudy.analysis.summary import scores_by_seed
 from lorastudy.recommend.decision import Decision, decide_within
-from lorastudy.spec.settings import Settings
+from lorastudy.stats.items import ItemTable
+from lorastudy.stats.study import Arm, Study
+from lorastudy.stats.summary import scores_by_seed
+from lorastudy.suite.settings import Settings
 
 Grade = Literal["measured here", "measured here, untuned", "interpolated from here", "literature only"]
 

@@ -22,11 +22,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lorastudy.analysis.comparison import Comparison
-from lorastudy.analysis.items import ItemTable
 from lorastudy.analysis.overview import Analysis, Question, analyse
-from lorastudy.analysis.study import Arm, Study, differing_settings
-from lorastudy.analysis.summary import LOSS, LOSS_BEFORE, Spread, scores_by_seed
+from lorastudy.stats.comparison import Comparison
+from lorastudy.stats.items import ItemTable
+from lorastudy.stats.study import Arm, Study, differing_settings
+from lorastudy.stats.summary import LOSS, LOSS_BEFORE, Spread, scores_by_seed
 
 Status = Literal["decided", "not decided", "none"]
 Cost = Literal["rank", "memory", "parameters", "order"]

@@ -22,8 +22,8 @@ from lorastudy.report.sections.racing import racing_blocks
 from lorastudy.report.sections.rates import rate_blocks
 from lorastudy.report.sections.reproduce import reproduce_blocks, suite_of
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
-from lorastudy.spec.suite import Suite
-from lorastudy.tracker.views import StatedQuestion
+from lorastudy.store.views import StatedQuestion
+from lorastudy.suite.suite import Suite
 
 
 @dataclass(frozen=True, kw_only=True)

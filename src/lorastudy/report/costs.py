@@ -5,9 +5,9 @@ One place, since a number that is explained twice is soon explained in two ways.
 
 from collections.abc import Sequence
 
-from lorastudy.analysis.summary import ArmSummary
-from lorastudy.records import STEP_TIME_FLOOR
+from lorastudy.protocol.records import STEP_TIME_FLOOR
 from lorastudy.report.numbers import percent
+from lorastudy.stats.summary import ArmSummary
 
 #: Follows a pair of times.
 NOT_TOLD_APART = f"times that differ by at most {percent(STEP_TIME_FLOOR, decimals=0)} are not told apart"

@@ -1,8 +1,8 @@
 """Sentences on the rows that a run reads: what lays them out, and what weakens what they say."""
 
-from lorastudy.analysis.fairness.wording import sample_in_words
 from lorastudy.data.columns import shortened
-from lorastudy.records import DataSummary
+from lorastudy.lint.wording import sample_in_words
+from lorastudy.protocol.records import DataSummary
 from lorastudy.report.numbers import count, listing
 
 _PREAMBLE_SHOWN = 400

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable
 
-from lorastudy.analysis.summary import Spread
+from lorastudy.stats.summary import Spread
 
 ABSENT = "\N{EN DASH}"
 #: A sentence lists so many things at most; of more, the first few and how many there are besides. Tables have all.

@@ -8,9 +8,9 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from lorastudy.report.document import Block
-from lorastudy.spec.printable import printable_lines
-from lorastudy.spec.privacy import Privacy
-from lorastudy.tracker.views import ExperimentResult
+from lorastudy.store.views import ExperimentResult
+from lorastudy.suite.printable import printable_lines
+from lorastudy.suite.privacy import Privacy
 
 Value = TypeVar("Value")
 

@@ -7,21 +7,21 @@ from functools import cached_property
 from typing import Any
 
 from lorastudy.analysis.imported import ImportedAnalysis, analyse_imported
-from lorastudy.analysis.items import stored_items
-from lorastudy.analysis.lateness import set_late
 from lorastudy.analysis.overview import Analysis, analyse
-from lorastudy.analysis.stated import asked_of
-from lorastudy.analysis.study import Study, split_studies
+from lorastudy.analysis.stated_question import asked_of
 from lorastudy.errors import StudyError
-from lorastudy.report.essence import Essence
 from lorastudy.report.numbers import names
 from lorastudy.report.presentable import fit_to_be_shown, without_traces
 from lorastudy.report.sections.front import FrontPage, front_page
 from lorastudy.report.sections.imported import imported_essence
-from lorastudy.spec.privacy import Privacy
-from lorastudy.spec.suite import Suite
-from lorastudy.tracker import ExperimentTracker
-from lorastudy.tracker.views import ExperimentResult, StatedQuestion, SuiteSummary
+from lorastudy.report.summary import Essence
+from lorastudy.stats.items import stored_items
+from lorastudy.stats.preregistration import set_late
+from lorastudy.stats.study import Study, split_studies
+from lorastudy.store import ExperimentTracker
+from lorastudy.store.views import ExperimentResult, StatedQuestion, SuiteSummary
+from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.suite import Suite
 
 
 @dataclass(frozen=True, kw_only=True)

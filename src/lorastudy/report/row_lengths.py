@@ -6,10 +6,10 @@ report that shows one of them says which.
 
 import shlex
 
-from lorastudy.analysis.study import Arm
 from lorastudy.report.document import Code, Text
 from lorastudy.report.numbers import count
-from lorastudy.spec.settings import Settings
+from lorastudy.stats.study import Arm
+from lorastudy.suite.settings import Settings
 
 
 def on_which_rows(arm: Arm) -> str:

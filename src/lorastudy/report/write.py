@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lorastudy.analysis.curves import CurvePoint, bin_width, mean_curve
 from lorastudy.analysis.imported import ImportedAnalysis
 from lorastudy.analysis.overview import Analysis
 from lorastudy.report.compose import Part, compose
@@ -21,8 +20,9 @@ from lorastudy.report.markdown import render_markdown
 from lorastudy.report.presentable import presentable
 from lorastudy.report.read import Report, Studied, read_report
 from lorastudy.report.sections.imported import imported_blocks
-from lorastudy.spec.privacy import Privacy
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.stats.curves import CurvePoint, bin_width, mean_curve
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.privacy import Privacy
 
 
 def write_report(

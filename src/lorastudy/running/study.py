@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 from lorastudy.errors import StudyError
 from lorastudy.executors import Executor
-from lorastudy.experiments.rate_search import Design
 from lorastudy.planning.study_plan import StudyPlan
-from lorastudy.rounds import run_rounds
-from lorastudy.runner import OnEvent, Plan, Stage, SuiteOutcome
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.running.rounds import run_rounds
+from lorastudy.running.runner import OnEvent, Plan, Stage, SuiteOutcome
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.rate_search import Design
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ import tiny
 from lorastudy.engine.arms import Arm
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.state import EngineState
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 from torture.harness import FaultResult, Row, counted, listed
 
 ROW = Row(

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorastudy.errors import StoreError
-from lorastudy.record_lines import RecordReader
-from lorastudy.records import RECORDS_NAME, Record
+from lorastudy.protocol.record_lines import RecordReader
+from lorastudy.protocol.records import RECORDS_NAME, Record
 from torture import studies
 from torture.harness import FaultResult, Row, counted, listed, tried
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 import forked
-from lorastudy.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
 from lorastudy.engine.arms import make_arm
-from lorastudy.record_lines import RecordReader
-from lorastudy.records import RECORDS_NAME, Environment, Incident, Outcome, Pack, Record
-from lorastudy.training.outcomes import PackRun
-from lorastudy.training.resuming import Resumption, find_resumption
+from lorastudy.protocol.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
+from lorastudy.protocol.record_lines import RecordReader
+from lorastudy.protocol.records import RECORDS_NAME, Environment, Incident, Outcome, Pack, Record
+from lorastudy.train.outcomes import PackRun
+from lorastudy.train.resuming import Resumption, find_resumption
 from torture.harness import FaultResult, Row, counted, listed
 
 ROW = Row(

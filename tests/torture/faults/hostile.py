@@ -26,16 +26,16 @@ from lorastudy.data.load import load_examples
 from lorastudy.engine.chat_template import chat_template_of
 from lorastudy.errors import StudyError, SuiteFileError
 from lorastudy.executors import WorkerExit
-from lorastudy.experiments.expansion import expand
-from lorastudy.planner.packing import form_packs
-from lorastudy.records import Environment, Outcome, Pack
-from lorastudy.runner import Plan, run_suite
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.loading import load_suite, suite_from_values
-from lorastudy.spec.privacy import Privacy
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker import ExperimentTracker
-from lorastudy.tracker.exporting import export_csv
+from lorastudy.planning.packing import form_packs
+from lorastudy.protocol.records import Environment, Outcome, Pack
+from lorastudy.running.runner import Plan, run_suite
+from lorastudy.store import ExperimentTracker
+from lorastudy.store.exporting import export_csv
+from lorastudy.suite.expansion import expand
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.loading import load_suite, suite_from_values
+from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.settings import Settings
 from torture import hostile_folders, hostile_pages, hostile_terminal
 from torture import hostile_strings as strings
 from torture.harness import FaultResult, Row, counted, listed, tried

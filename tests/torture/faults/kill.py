@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 import forked
-from lorastudy import lifeline, sealed
-from lorastudy.tracker import ExperimentTracker
-from lorastudy.training.pace import Pace
+from lorastudy.protocol import atomic_folder as sealed
+from lorastudy.protocol import parent_watch as lifeline
+from lorastudy.store import ExperimentTracker
+from lorastudy.train.pace import Pace
 from torture.harness import FaultResult, Row, counted, listed
 
 ROW = Row(

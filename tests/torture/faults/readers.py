@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from lorastudy.executors import LocalExecutor
-from lorastudy.runner import Plan, run_suite
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.running.runner import Plan, run_suite
+from lorastudy.store import ExperimentTracker
 from torture import studies
 from torture.harness import FaultResult, Row, listed, tried
 

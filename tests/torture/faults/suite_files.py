@@ -20,10 +20,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from lorastudy.errors import SuiteFileError
-from lorastudy.experiments.expansion import expand
-from lorastudy.spec.loading import load_suite
-from lorastudy.spec.settings import Settings
-from lorastudy.spec.suite import Suite
+from lorastudy.suite.expansion import expand
+from lorastudy.suite.loading import load_suite
+from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite import Suite
 from torture.harness import FaultResult, Row, counted, listed, tried
 from torture.suite_mistakes import GOOD, VALUES, mistaken
 

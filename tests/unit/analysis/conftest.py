@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from lorastudy.analysis.study import Study, split_studies
-from lorastudy.records import Environment
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker.views import ExperimentResult, ScoreValue
+from lorastudy.protocol.records import Environment
+from lorastudy.stats.study import Study, split_studies
+from lorastudy.store.views import ExperimentResult, ScoreValue
+from lorastudy.suite.settings import Settings
 from tuned import tuned_study
 
 

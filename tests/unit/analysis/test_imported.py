@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lorastudy.analysis.imported import analyse_imported
-from lorastudy.analysis.proportions import Share, shares_against_the_best
 from lorastudy.errors import StudyError
-from lorastudy.tracker.views import ImportedResult, ImportedScore
+from lorastudy.stats.proportions import Share, shares_against_the_best
+from lorastudy.store.views import ImportedResult, ImportedScore
 
 
 def imported(arm, seed=0, *, right=500, items=1000, metric="accuracy", unit="share", lower=False, **changes):

@@ -18,8 +18,8 @@ from benchmarks.job import AlpacaRequest, Job, Row, Run
 from benchmarks.processes import TUNING, agreement, interleaved, plain_environment, run_timed
 from benchmarks.results import BASELINE, OURS, Sample
 from lorastudy.data.batches import micro_batches, row_order
-from lorastudy.experiments.expansion import expand
-from lorastudy.spec.loading import load_suite
+from lorastudy.suite.expansion import expand
+from lorastudy.suite.loading import load_suite
 
 REQUEST = AlpacaRequest(
     model="lab",

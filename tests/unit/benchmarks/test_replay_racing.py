@@ -18,8 +18,8 @@ from benchmarks.replay_racing import (
     told_in_reports,
     verdicts,
 )
-from lorastudy.analysis.racing import ALLOWANCE, LEVEL, RaceRules, p_behind
-from lorastudy.spec.racing import RUNGS
+from lorastudy.stats.racing import ALLOWANCE, LEVEL, RaceRules, p_behind
+from lorastudy.suite.racing import RUNGS
 
 SHARES = tuple(number / 10 for number in range(1, 11))
 NUM_SEEDS, NUM_ITEMS = 6, 30

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from lorastudy.cli.running import _say_where_adapters_lie
-from lorastudy.jobs import AdapterOrigin
-from lorastudy.runner import SuiteOutcome
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.settings import Settings
+from lorastudy.protocol.jobs import AdapterOrigin
+from lorastudy.running.runner import SuiteOutcome
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
 
 
 def experiment(rank: int) -> Experiment:

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from lorastudy import lab
-from lorastudy.analysis.fairness.case import tokens_seen
-from lorastudy.analysis.fairness.catalogue import RULES
-from lorastudy.analysis.fairness.wording import arms_in_words
 from lorastudy.cli.main import main
-from lorastudy.planner.rows import rows_key
+from lorastudy.lint.case import tokens_seen
+from lorastudy.lint.catalogue import RULES
+from lorastudy.lint.wording import arms_in_words
+from lorastudy.planning.rows import rows_key
 from lorastudy.planning.study_plan import design_of
 from lorastudy.planning.suite_facts import layout_notes, read_data, suite_case
-from lorastudy.records import DataSummary, RowsRead
-from lorastudy.spec.base_folder import read_config
-from lorastudy.spec.loading import load_suite
-from lorastudy.spec.rates import published_rates
-from lorastudy.spec.settings import Settings
+from lorastudy.protocol.records import DataSummary, RowsRead
+from lorastudy.suite.base_folder import read_config
+from lorastudy.suite.loading import load_suite
+from lorastudy.suite.rates import published_rates
+from lorastudy.suite.settings import Settings
 
 FAIR = """
 experiment_type: rank_ablation

@@ -20,9 +20,9 @@ from lorastudy.data.token_sets import token_sets
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.loading import load_tokenizer
 from lorastudy.engine.planning import answer
-from lorastudy.planner.preview import Preview, PreviewedRow, TextPiece
-from lorastudy.records import DataSummary
-from lorastudy.spec.settings import Settings
+from lorastudy.planning.preview import Preview, PreviewedRow, TextPiece
+from lorastudy.protocol.records import DataSummary
+from lorastudy.suite.settings import Settings
 
 SUITE = """
 suite_name: s

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.cli.main import main
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
 from torture import studies
 
 

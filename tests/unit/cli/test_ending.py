@@ -8,8 +8,8 @@ import pytest
 import lorastudy.report
 from lorastudy.cli.ending import say_essence, say_report, say_what_it_came_to
 from lorastudy.errors import StudyError
-from lorastudy.report.essence import Essence
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.report.summary import Essence
+from lorastudy.store import ExperimentTracker
 
 
 class Told:

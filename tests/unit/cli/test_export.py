@@ -6,9 +6,9 @@ import json
 import pytest
 
 from lorastudy.cli.main import main
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
 
 
 @pytest.fixture

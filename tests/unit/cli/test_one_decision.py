@@ -9,14 +9,14 @@ import pytest
 
 from lorastudy.cli.asked import Asked
 from lorastudy.cli.recommending import stored_evidence
+from lorastudy.protocol.records import ArmProfile, Environment, TrivialScore
 from lorastudy.recommend.answer import Candidate, recommend
 from lorastudy.recommend.decision import decide, harmed_arms
-from lorastudy.records import ArmProfile, Environment, TrivialScore
 from lorastudy.report import read_report
 from lorastudy.report.findings.recommendation import because, recommendation, why
-from lorastudy.spec.question import Margin, Question
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker.views import ExperimentResult, ScoreValue, StatedQuestion, SuiteSummary
+from lorastudy.store.views import ExperimentResult, ScoreValue, StatedQuestion, SuiteSummary
+from lorastudy.suite.question import Margin, Question
+from lorastudy.suite.settings import Settings
 
 ENVIRONMENT = Environment(
     python="1", torch="1", transformers="1", peft="1", bitsandbytes="1", lorastudy="1", device="cpu",

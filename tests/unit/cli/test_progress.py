@@ -4,8 +4,8 @@ import pytest
 
 from lorastudy.cli.progress import Progress
 from lorastudy.executors import WorkerExit
-from lorastudy.planner.packing import PlannedPack
-from lorastudy.records import (
+from lorastudy.planning.packing import PlannedPack
+from lorastudy.protocol.records import (
     ArmProfile,
     Environment,
     FailureKind,
@@ -15,9 +15,9 @@ from lorastudy.records import (
     PackStep,
     Score,
 )
-from lorastudy.runner import Stage
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.settings import Settings
+from lorastudy.running.runner import Stage
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
 
 ENVIRONMENT = Environment(
     python="3", torch="2", transformers="5", peft="0", bitsandbytes="0", lorastudy="0", device="cpu",

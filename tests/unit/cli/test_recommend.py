@@ -13,12 +13,8 @@ from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.planning.study_plan import design_of
 from lorastudy.recommend.answer import Candidate, recommend
 from lorastudy.report.findings.recommendation import because
-from lorastudy.spec.identity import base_model_fingerprint
-from lorastudy.spec.question import Margin, Question
-from lorastudy.spec.settings import Settings
-from lorastudy.spec.suite import Arm, Suite
-from lorastudy.tracker import ExperimentTracker
-from lorastudy.tracker.views import (
+from lorastudy.store import ExperimentTracker
+from lorastudy.store.views import (
     ExperimentResult,
     ImportedResult,
     ImportedScore,
@@ -26,6 +22,10 @@ from lorastudy.tracker.views import (
     StatedQuestion,
     SuiteSummary,
 )
+from lorastudy.suite.identity import base_model_fingerprint
+from lorastudy.suite.question import Margin, Question
+from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite import Arm, Suite
 
 LOSSES = {4: (1.1, 1.2, 1.15, 1.18, 1.12, 1.16), 8: (1.0, 1.01, 1.0, 0.99, 1.02, 1.0)}
 

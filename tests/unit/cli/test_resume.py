@@ -7,11 +7,11 @@ import pytest
 
 from lorastudy.cli.resume import _of_store
 from lorastudy.planning.study_plan import design_of
-from lorastudy.records import Outcome
-from lorastudy.spec.question import Question
-from lorastudy.spec.settings import Settings
-from lorastudy.spec.suite import Arm, Suite
-from lorastudy.tracker import ExperimentTracker
+from lorastudy.protocol.records import Outcome
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.question import Question
+from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite import Arm, Suite
 
 RACING = Question(seeds=(0,), rungs=(0.5,))
 

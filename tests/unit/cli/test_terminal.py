@@ -17,8 +17,8 @@ from lorastudy.cli.plan_output import show_plan
 from lorastudy.cli.running import planned_only
 from lorastudy.planning.study_plan import design_of
 from lorastudy.planning.suite_facts import data_notes, read_data
-from lorastudy.spec.loading import suite_from_values
-from lorastudy.spec.privacy import Privacy
+from lorastudy.suite.loading import suite_from_values
+from lorastudy.suite.privacy import Privacy
 
 
 def rows(path, values):
@@ -70,7 +70,7 @@ def test_code_of_a_models_own_is_said_aloud_and_off_by_default(folder, capsys):
 
 def test_a_type_in_a_file_is_said_aloud(folder, capsys):
     (folder / "mine.py").write_text(
-        "from lorastudy.experiments.custom import Custom\nclass Mine(Custom):\n    pass\n", encoding="utf-8"
+        "from lorastudy.suite.custom import Custom\nclass Mine(Custom):\n    pass\n", encoding="utf-8"
     )
     _, out = plan(capsys, experiment_type="mine.py:Mine")
     assert "note: experiment_type: mine.py:Mine is run, with your rights" in out
@@ -107,7 +107,7 @@ def test_an_error_of_the_disk_has_no_escape_sequence(monkeypatch, capsys):
         raise OSError(28, "No space left on device", "plots/\x1b[31m.png")
 
     monkeypatch.setattr("lorastudy.report.read_report", full)
-    monkeypatch.setattr("lorastudy.tracker.ExperimentTracker", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr("lorastudy.store.ExperimentTracker", lambda _: contextlib.nullcontext())
     with pytest.raises(SystemExit):
         main(["report"])
     assert "error: plots/\\x1b[31m.png: the disk is full" in capsys.readouterr().err

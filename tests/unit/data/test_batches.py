@@ -13,7 +13,7 @@ from lorastudy.data.batches import (
     steps_of,
     usable_order,
 )
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.settings import Settings
 
 
 @given(st.integers(1, 30), st.integers(0, 9), st.integers(0, 100))

@@ -20,7 +20,7 @@ from lorastudy.data.chat import ChatTemplate
 from lorastudy.data.load import load_examples, train_and_eval
 from lorastudy.data.prompts import PromptStyle
 from lorastudy.errors import DataError
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.settings import Settings
 
 Rows = Sequence[Mapping[str, Any]]
 #: Words that a careless reader takes for something else; quotes, delimiters and line breaks.

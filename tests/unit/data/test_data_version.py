@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import token_sets
 from lorastudy.engine.chat_template import prompt_style
-from lorastudy.spec.experiment import DATA_VERSION
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.experiment import DATA_VERSION
+from lorastudy.suite.settings import Settings
 
 #: By format and version. Where a digest changes on purpose, raise DATA_VERSION, unless the version was never released.
 DIGESTS = {

@@ -15,7 +15,7 @@ import pytest
 from lorastudy.data import index_cache, load
 from lorastudy.data.load import StudyData, train_and_eval
 from lorastudy.errors import DataError
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.settings import Settings
 
 NUM_ROWS = 60
 

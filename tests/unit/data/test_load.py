@@ -7,7 +7,7 @@ from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import load_examples, near_copies, train_and_eval
 from lorastudy.data.splits import position
 from lorastudy.errors import DataError
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.settings import Settings
 
 
 def pairs(*numbers):

@@ -11,7 +11,7 @@ from lorastudy.data.load import load_examples, train_and_eval
 from lorastudy.data.prepare import Wanted, prepare
 from lorastudy.data.sources import Row, read_rows
 from lorastudy.errors import DataError
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.settings import Settings
 
 
 def alpaca(count):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.analysis.fairness.case import ArmFacts, after_reading
 from lorastudy.data import load
 from lorastudy.data import token_sets as module
 from lorastudy.data.batches import micro_batches, rows_in_order
@@ -15,8 +14,9 @@ from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.sources import RowSource, read_rows, watched
 from lorastudy.data.token_sets import Reach, token_sets
-from lorastudy.records import RowsRead
-from lorastudy.spec.settings import Settings
+from lorastudy.lint.case import ArmFacts, after_reading
+from lorastudy.protocol.records import RowsRead
+from lorastudy.suite.settings import Settings
 
 
 @pytest.fixture

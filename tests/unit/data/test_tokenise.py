@@ -14,7 +14,7 @@ from lorastudy.data.formats import Format
 from lorastudy.data.sources import Row
 from lorastudy.data.tokenise import IGNORED, TokenRow, tokenise
 from lorastudy.errors import DataError
-from lorastudy.records import DataSummary
+from lorastudy.protocol.records import DataSummary
 from tests.unit.data.conftest import LetterTokenizer
 
 FORMAT = Format(name="prompt_completion", columns={})

@@ -12,8 +12,8 @@ from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import token_sets
 from lorastudy.data.tokenise import TokenRow
 from lorastudy.data.trivial import trivial_scores
-from lorastudy.records import EXACT_MATCH_VERSION, LOSS_VERSION
-from lorastudy.spec.settings import Settings
+from lorastudy.protocol.records import EXACT_MATCH_VERSION, LOSS_VERSION
+from lorastudy.suite.settings import Settings
 
 VOCAB = 1000
 

@@ -25,12 +25,12 @@ from lorastudy.engine.adapters import CONFIG_FILE, WEIGHTS_FILE, check_saved, di
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import load_base
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.engine.padded import label_logits
+from lorastudy.engine.padded_forward import label_logits
 from lorastudy.engine.peft_model import check_wrapping, load_adapter
 from lorastudy.engine.reference import ReferenceEngine
 from lorastudy.errors import ModelError
-from lorastudy.spec.settings import TARGET_PRESETS, Settings
-from lorastudy.spec.targets import resolve_targets
+from lorastudy.suite.settings import TARGET_PRESETS, Settings
+from lorastudy.suite.targets import resolve_targets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

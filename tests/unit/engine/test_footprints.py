@@ -8,7 +8,7 @@ import pytest
 import tiny
 from lorastudy.engine import footprints
 from lorastudy.engine.footprints import footprint
-from lorastudy.jobs import FootprintQuestion, Precision
+from lorastudy.protocol.jobs import FootprintQuestion, Precision
 
 
 def test_what_the_loss_takes_is_counted_once_for_a_base(

@@ -12,9 +12,9 @@ import pytest
 import tiny
 from lorastudy.engine.loading import load_base
 from lorastudy.errors import ModelError
-from lorastudy.spec.hub import cached_commit
-from lorastudy.spec.identity import base_model_fingerprint
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.hub import cached_commit
+from lorastudy.suite.identity import base_model_fingerprint
+from lorastudy.suite.settings import Settings
 
 OLD, NEW = "a" * 40, "b" * 40
 MODEL = "some/model"

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 import tiny
 from lorastudy.engine.loading import check_rows, load_base, load_tokenizer, num_positions
 from lorastudy.errors import DataError, ModelError
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.settings import Settings
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import tiny
 from lorastudy.engine import meter
 from lorastudy.engine.loading import load_base
 from lorastudy.engine.meter import MemoryMeter, num_parameters, profile_arms, shares_apart, time_shapes
-from lorastudy.engine.probe import ROW_LENGTHS
-from lorastudy.spec.settings import Settings
+from lorastudy.engine.self_check import ROW_LENGTHS
+from lorastudy.suite.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

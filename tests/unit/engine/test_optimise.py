@@ -11,12 +11,12 @@ from torch import nn
 from transformers import get_scheduler
 
 import tiny
+from lorastudy.engine.adapter_buffers import in_groups, make_bank
 from lorastudy.engine.arms import make_arm as arm_of_experiment
-from lorastudy.engine.bank import in_groups, make_bank
 from lorastudy.engine.lora import PackedLinear
 from lorastudy.engine.optimise import LossScale, PackedAdamW, schedule_factor
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.settings import Settings
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

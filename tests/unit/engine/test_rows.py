@@ -20,13 +20,13 @@ from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.loading import load_tokenizer
 from lorastudy.engine.rows import rows_previewed
 from lorastudy.errors import DataError
-from lorastudy.jobs import PreviewQuestion
-from lorastudy.records import Pack
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.settings import Settings
-from lorastudy.training.base_cache import BaseCache
-from lorastudy.training.life import load
-from lorastudy.training.outcomes import PackRun
+from lorastudy.protocol.jobs import PreviewQuestion
+from lorastudy.protocol.records import Pack
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
+from lorastudy.train.base_cache import BaseCache
+from lorastudy.train.outcomes import PackRun
+from lorastudy.train.train_pack import load
 
 MakeModel = Callable[..., str]
 

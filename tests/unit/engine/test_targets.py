@@ -9,8 +9,8 @@ from benchmarks import families
 from lorastudy.engine.peft_model import lora_config
 from lorastudy.engine.targets import target_layers
 from lorastudy.errors import ModelError
-from lorastudy.spec.settings import Settings
-from lorastudy.spec.targets import named_layers, peft_names, resolve_targets, role_of, targets_of
+from lorastudy.suite.settings import Settings
+from lorastudy.suite.targets import named_layers, peft_names, resolve_targets, role_of, targets_of
 
 LEAVES = {
     "llama": {

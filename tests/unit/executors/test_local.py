@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from lorastudy.executors import LocalExecutor, WorkerExit
-from lorastudy.records import Pack
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.settings import Settings
+from lorastudy.protocol.records import Pack
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
 
 #: Says which process served a folder; dies over a pack of that name, having served it.
 WORKER = """
 import os, sys
-from lorastudy.jobs import folders_told
-from lorastudy.records import DONE_NAME, Pack
+from lorastudy.protocol.jobs import folders_told
+from lorastudy.protocol.records import DONE_NAME, Pack
 
 for folder in folders_told(sys.argv[1:]):
     (folder / "pid").write_text(str(os.getpid()))

@@ -4,10 +4,10 @@ import pytest
 
 from lorastudy.executors import LocalExecutor, SideBySideExecutor, local_executor, machine
 from lorastudy.executors.machine import MAX_CPU_WORKERS, MAX_SHARED_BYTES, worker_environments
-from lorastudy.executors.side_by_side import shares
-from lorastudy.records import Pack
-from lorastudy.spec.experiment import Experiment, Sources
-from lorastudy.spec.settings import Settings
+from lorastudy.executors.multi_worker import shares
+from lorastudy.protocol.records import Pack
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
 
 MACHINE = {"num_experiments": 30, "num_base_bytes": 1000, "num_cores": 2, "gpus": (), "environment": {}}
 

@@ -8,7 +8,7 @@ import pytest
 
 from lorastudy.errors import DataError
 from lorastudy.imports.peft import TOOL, read_peft
-from lorastudy.tracker.views import ImportedScore
+from lorastudy.store.views import ImportedScore
 
 
 def test_a_result_by_our_names_with_its_source(write_peft):

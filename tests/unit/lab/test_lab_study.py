@@ -6,8 +6,8 @@ import pytest
 
 from lorastudy import lab
 from lorastudy.lab.people import NEW, RELATIONS
-from lorastudy.spec.loading import load_suite
-from lorastudy.spec.suite import Suite
+from lorastudy.suite.loading import load_suite
+from lorastudy.suite.suite import Suite
 
 
 @pytest.fixture

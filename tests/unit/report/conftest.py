@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lorastudy.records import ArmProfile, DataSummary, Environment
+from lorastudy.protocol.records import ArmProfile, DataSummary, Environment
 from lorastudy.report.write import write_report
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker.views import ExperimentResult, ScoreValue, StepRow, SuiteSummary
+from lorastudy.store.views import ExperimentResult, ScoreValue, StepRow, SuiteSummary
+from lorastudy.suite.settings import Settings
 
 ENVIRONMENT = Environment(
     python="3.11.9",

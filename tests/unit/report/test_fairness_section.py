@@ -2,11 +2,11 @@
 
 import pytest
 
-from lorastudy.analysis.fairness.catalogue import RULES
 from lorastudy.analysis.overview import analyse
-from lorastudy.analysis.study import split_studies
+from lorastudy.lint.catalogue import RULES
 from lorastudy.report.document import Bullets, Code, Heading, Paragraph
 from lorastudy.report.sections.fairness import fairness_blocks
+from lorastudy.stats.study import split_studies
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from lorastudy.analysis.curves import CurvePoint
 from lorastudy.analysis.overview import analyse
-from lorastudy.analysis.study import split_studies
-from lorastudy.analysis.summary import LOSS
 from lorastudy.report.figures import static
 from lorastudy.report.figures.data import MAX_DRAWN, study_figures
 from lorastudy.report.figures.interactive import vega_lite_specs
 from lorastudy.report.figures.static import save_figure
+from lorastudy.stats.curves import CurvePoint
+from lorastudy.stats.study import split_studies
+from lorastudy.stats.summary import LOSS
 
 CURVES = {
     "r1": (

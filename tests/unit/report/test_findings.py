@@ -5,11 +5,11 @@ import re
 import pytest
 
 from lorastudy.analysis.overview import analyse
-from lorastudy.analysis.study import split_studies
 from lorastudy.report.document import Strong
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.findings.wording import what_seeds_can_show
+from lorastudy.stats.study import split_studies
 from tuned import tuned_study
 
 

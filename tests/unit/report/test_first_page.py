@@ -4,20 +4,20 @@ from dataclasses import replace
 
 import pytest
 
-from lorastudy.analysis.lateness import set_late
 from lorastudy.analysis.overview import Question, analyse
-from lorastudy.analysis.stated import asked_of
-from lorastudy.analysis.study import split_studies
-from lorastudy.records import DataSummary, PackProfile
+from lorastudy.analysis.stated_question import asked_of
+from lorastudy.protocol.records import DataSummary, PackProfile
 from lorastudy.report.document import Bullets, Paragraph
 from lorastudy.report.figures.pairs import pairs_figure
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.findings.wording import why_these_items_alone
 from lorastudy.report.sections.front import front_blocks, front_page
 from lorastudy.report.sections.results import comparison_blocks
-from lorastudy.spec.question import Margin
-from lorastudy.spec.question import Question as StatedAsked
-from lorastudy.tracker.views import StatedQuestion
+from lorastudy.stats.preregistration import set_late
+from lorastudy.stats.study import split_studies
+from lorastudy.store.views import StatedQuestion
+from lorastudy.suite.question import Margin
+from lorastudy.suite.question import Question as StatedAsked
 from tuned import tuned_study
 
 BEFOREHAND = StatedQuestion(

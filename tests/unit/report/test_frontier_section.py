@@ -4,9 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lorastudy.analysis.curves import CurvePoint
 from lorastudy.analysis.overview import Question, analyse
-from lorastudy.analysis.study import split_studies
 from lorastudy.report.document import Heading, Paragraph, Table
 from lorastudy.report.figures.data import MAX_CURVES, curves_figure, study_figures
 from lorastudy.report.figures.interactive import vega_lite_specs
@@ -15,6 +13,8 @@ from lorastudy.report.figures.static import save_figure
 from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.frontier import frontier_blocks
 from lorastudy.report.sections.rates import rate_blocks
+from lorastudy.stats.curves import CurvePoint
+from lorastudy.stats.study import split_studies
 from tuned import tuned_study
 
 

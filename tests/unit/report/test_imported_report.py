@@ -6,7 +6,7 @@ import pytest
 
 from lorastudy.errors import StudyError
 from lorastudy.report.write import write_report
-from lorastudy.tracker.views import ImportedResult, ImportedScore
+from lorastudy.store.views import ImportedResult, ImportedScore
 
 
 class Imported:

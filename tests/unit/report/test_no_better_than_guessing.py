@@ -7,12 +7,8 @@ import pytest
 
 import labelled
 from labelled import learnt, same_word, sharper
-from lorastudy.analysis.fairness.case import measured_case
-from lorastudy.analysis.fairness.lint import lint
-from lorastudy.analysis.items import stored_items
-from lorastudy.analysis.summary import LOSS
-from lorastudy.analysis.trivial import AgainstTrivial
-from lorastudy.analysis.twoway import two_way
+from lorastudy.lint.case import measured_case
+from lorastudy.lint.lint import lint
 from lorastudy.recommend.answer import Candidate, Evidence, recommend
 from lorastudy.recommend.decision import decide
 from lorastudy.report import read_report
@@ -20,9 +16,13 @@ from lorastudy.report.document import Paragraph, plain
 from lorastudy.report.findings.recommendation import recommendation, why
 from lorastudy.report.sections.front import front_page
 from lorastudy.report.sections.results import comparison_blocks
-from lorastudy.spec.question import Margin, Question
-from lorastudy.spec.settings import Settings
-from lorastudy.tracker.views import StatedQuestion
+from lorastudy.stats.items import stored_items
+from lorastudy.stats.summary import LOSS
+from lorastudy.stats.trivial import AgainstTrivial
+from lorastudy.stats.twoway import two_way
+from lorastudy.store.views import StatedQuestion
+from lorastudy.suite.question import Margin, Question
+from lorastudy.suite.settings import Settings
 
 #: A tenth of what the reference gained over a base model that never saw the format: nearly a nat.
 TENTH = Question(tuning_seeds=(labelled.TUNING_SEED,), margin=Margin(amount=0.1, is_share=True))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.analysis.summary import Spread
 from lorastudy.report import numbers
 from lorastudy.report.document import (
     Bullets,
@@ -21,6 +20,7 @@ from lorastudy.report.document import (
 )
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import escape, render_markdown
+from lorastudy.stats.summary import Spread
 
 HOSTILE = "a|b <script>alert(1)</script> **x** [l](http://e.vil) `c` $m$ &amp; _y_"
 

@@ -17,7 +17,7 @@ from lorastudy.report.document import (
 )
 from lorastudy.report.presentable import presentable, without_traces
 from lorastudy.report.write import write_report
-from lorastudy.spec.privacy import Privacy
+from lorastudy.suite.privacy import Privacy
 
 ALICE = Privacy(home="/home/alice", user="alice", host="gpu-7", secrets=("s3cr3t-value",))
 PRIVATE = "/home/alice/x \u202e s3cr3t-value postgresql://u:pw@h/d"

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from lorastudy.report.document import Paragraph
 from lorastudy.report.sections.question import question_blocks
-from lorastudy.spec.experiment import Sources
-from lorastudy.spec.question import Margin, Question, subject
-from lorastudy.tracker.views import StatedQuestion
+from lorastudy.store.views import StatedQuestion
+from lorastudy.suite.experiment import Sources
+from lorastudy.suite.question import Margin, Question, subject
 
 ASKED = Question(
     margin=Margin(amount=0.02, is_share=True), reference="r16", seeds=(0, 1), tuning_seeds=(2, 3), choosing_split="eval", reporting_split="test",

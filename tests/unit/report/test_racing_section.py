@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from lorastudy.analysis.overview import Question, analyse
-from lorastudy.analysis.racing import measured_races
-from lorastudy.analysis.study import split_studies
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.sections.racing import racing_blocks, steps_spent
 from lorastudy.report.write import write_report
-from lorastudy.spec.racing import rung_split
-from lorastudy.tracker.views import ScoreValue
+from lorastudy.stats.racing import measured_races
+from lorastudy.stats.study import split_studies
+from lorastudy.store.views import ScoreValue
+from lorastudy.suite.racing import rung_split
 
 WHY = "stopped by racing after 25 % of the steps: its held-out loss is 0.6 nats per token above that of r16"
 

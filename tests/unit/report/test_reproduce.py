@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.analysis.study import split_studies
 from lorastudy.report.document import CodeBlock
 from lorastudy.report.sections.reproduce import reproduce_blocks, suite_of
-from lorastudy.spec.loading import load_suite
-from lorastudy.spec.question import Margin
-from lorastudy.spec.settings import Settings
-from lorastudy.spec.suite import Arm, Suite
+from lorastudy.stats.study import split_studies
+from lorastudy.suite.loading import load_suite
+from lorastudy.suite.question import Margin
+from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite import Arm, Suite
 
 TRIED = (1e-4, 1e-3, 1e-2)
 

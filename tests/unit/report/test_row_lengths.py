@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
-from lorastudy.analysis.study import split_studies
 from lorastudy.cli.main import app
-from lorastudy.records import MemoryPrediction
+from lorastudy.protocol.records import MemoryPrediction
 from lorastudy.report.document import Code, plain
 from lorastudy.report.row_lengths import about_full_length, estimate_command, on_which_rows
-from lorastudy.spec.settings import Settings
+from lorastudy.stats.study import split_studies
+from lorastudy.suite.settings import Settings
 
 SETTINGS = {"max_seq_length": 16, "per_device_train_batch_size": 32}
 

@@ -8,7 +8,7 @@ from lorastudy.report import read_report
 from lorastudy.report.document import Paragraph, Table, plain
 from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.results import results_blocks
-from lorastudy.spec.question import Question
+from lorastudy.suite.question import Question
 
 QUESTION = Question(tuning_seeds=(labelled.TUNING_SEED,))
 

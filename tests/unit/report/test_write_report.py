@@ -9,18 +9,18 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from lorastudy.analysis.study import split_studies
-from lorastudy.analysis.verdicts import measured_errors
 from lorastudy.errors import StudyError
-from lorastudy.records import ArmProfile, MemoryPrediction, PackProfile
+from lorastudy.protocol.records import ArmProfile, MemoryPrediction, PackProfile
 from lorastudy.report import read_report, write
 from lorastudy.report.costs import MEMORY_KINDS
 from lorastudy.report.html import chart_library
 from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.reproduce import suite_of
 from lorastudy.report.write import write_report
-from lorastudy.spec.loading import load_suite
-from lorastudy.spec.suite_writing import suite_yaml
+from lorastudy.stats.study import split_studies
+from lorastudy.stats.verdicts import measured_errors
+from lorastudy.suite.loading import load_suite
+from lorastudy.suite.suite_writing import suite_yaml
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report_rank_study.md"
 PLOTS = (

@@ -7,18 +7,7 @@ says so; a single seed has none.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from lorastudy.analysis.curves import CurvePoint
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.selection import compared_arms
-from lorastudy.analysis.summary import (
-    EXACT_MATCH,
-    FORGETTING,
-    FORGETTING_BEFORE,
-    LOSS,
-    ArmSummary,
-    Metric,
-    Spread,
-)
 from lorastudy.report.figures.figure import (
     CurveRow,
     Estimate,
@@ -31,6 +20,17 @@ from lorastudy.report.figures.figure import (
 from lorastudy.report.figures.pairs import pairs_figure
 from lorastudy.report.figures.style import DASHES, PALETTE
 from lorastudy.report.numbers import duration_unit, size_unit
+from lorastudy.stats.curves import CurvePoint
+from lorastudy.stats.rate_choice import compared_arms
+from lorastudy.stats.summary import (
+    EXACT_MATCH,
+    FORGETTING,
+    FORGETTING_BEFORE,
+    LOSS,
+    ArmSummary,
+    Metric,
+    Spread,
+)
 
 #: The combinations of colour and dash that the style has.
 MAX_CURVES = len(PALETTE) * len(DASHES)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lorastudy.analysis.curves import CurvePoint
+from lorastudy.stats.curves import CurvePoint
 
 Kind = Literal["ranks", "dots", "bars", "frontier", "parameters", "curves", "forgetting", "pairs"]
 

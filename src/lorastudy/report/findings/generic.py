@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.summary import ArmSummary, Spread
 from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.document import Strong, Text
 from lorastudy.report.findings.wording import (
@@ -16,6 +14,8 @@ from lorastudy.report.findings.wording import (
     verdicts_by_word,
 )
 from lorastudy.report.numbers import MOST_LISTED, NUM_LISTED_OF_MANY, duration, percent_more, size
+from lorastudy.stats.comparison import Comparison
+from lorastudy.stats.summary import ArmSummary, Spread
 
 QUESTION = "How do the arms differ in accuracy, memory and time?"
 

@@ -3,11 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.study import Arm, differing_settings
-from lorastudy.analysis.summary import ArmSummary, Metric
-from lorastudy.analysis.targets import ATTENTION_ONLY, target_roles
 from lorastudy.report.document import Strong, Text
 from lorastudy.report.findings.generic import best_first, cheapest_not_worse, in_order
 from lorastudy.report.findings.wording import (
@@ -19,6 +15,10 @@ from lorastudy.report.findings.wording import (
     without_verdict,
 )
 from lorastudy.report.numbers import count, listing, names
+from lorastudy.stats.comparison import Comparison
+from lorastudy.stats.study import Arm, differing_settings
+from lorastudy.stats.summary import ArmSummary, Metric
+from lorastudy.stats.targets import ATTENTION_ONLY, target_roles
 
 QUESTION = "Which modules are worth adapting, can layers be left out, and is the MLP needed?"
 

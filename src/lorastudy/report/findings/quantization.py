@@ -1,9 +1,6 @@
 """A quantization study's questions: what 4-bit costs, whether 8-bit is worth its memory, speed against accuracy."""
 
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
-from lorastudy.analysis.study import Arm
-from lorastudy.analysis.summary import ArmSummary
-from lorastudy.analysis.tuning import best_of
 from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.findings.wording import (
     NO_VERDICT,
@@ -14,6 +11,9 @@ from lorastudy.report.findings.wording import (
     without_verdict,
 )
 from lorastudy.report.numbers import count, duration, percent_more, size
+from lorastudy.stats.study import Arm
+from lorastudy.stats.summary import ArmSummary
+from lorastudy.stats.tuning import best_of
 
 QUESTION = "What do 4-bit and 8-bit training cost in accuracy, and what do they save?"
 

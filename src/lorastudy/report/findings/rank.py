@@ -2,11 +2,7 @@
 
 import itertools
 
-from lorastudy.analysis.comparison import leans
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.ranks import SHARE_KEPT, RankReturns
-from lorastudy.analysis.study import Arm
-from lorastudy.analysis.tuning import rates_of, tried_rates
 from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.document import Strong
 from lorastudy.report.findings.wording import (
@@ -34,6 +30,10 @@ from lorastudy.report.numbers import (
     signed,
     size,
 )
+from lorastudy.stats.comparison import leans
+from lorastudy.stats.ranks import SHARE_KEPT, RankReturns
+from lorastudy.stats.study import Arm
+from lorastudy.stats.tuning import rates_of, tried_rates
 
 _SHARE = percent(SHARE_KEPT, decimals=0)
 QUESTION = "How does LoRA rank affect accuracy and memory, and where are the diminishing returns?"

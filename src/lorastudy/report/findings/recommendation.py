@@ -6,11 +6,7 @@ The report, the terminal and `lorastudy recommend` take their sentences from her
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.summary import run_seconds
-from lorastudy.analysis.trivial import best_not_ahead
-from lorastudy.analysis.tuning import tried_rates
 from lorastudy.recommend.answer import Recommendation
 from lorastudy.recommend.decision import Cost, Decision, Reason, decide
 from lorastudy.report.findings.wording import (
@@ -21,6 +17,10 @@ from lorastudy.report.findings.wording import (
 )
 from lorastudy.report.numbers import duration, names, number, size
 from lorastudy.report.row_lengths import on_which_rows
+from lorastudy.stats.comparison import Comparison
+from lorastudy.stats.summary import run_seconds
+from lorastudy.stats.trivial import best_not_ahead
+from lorastudy.stats.tuning import tried_rates
 
 _MOST_NAMED = 3
 

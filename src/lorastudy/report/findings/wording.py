@@ -5,12 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from lorastudy.analysis.comparison import Comparison, MoreSeeds, leans
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
-from lorastudy.analysis.significance import MIN_SEEDS, smallest_sign_flip_p
-from lorastudy.analysis.splits import stored_split
-from lorastudy.analysis.summary import ArmSummary, Metric
-from lorastudy.analysis.tuning import tried_rates
 from lorastudy.report.document import Text
 from lorastudy.report.numbers import (
     decimals_for,
@@ -22,6 +17,11 @@ from lorastudy.report.numbers import (
     p_value,
     signed,
 )
+from lorastudy.stats.comparison import Comparison, MoreSeeds, leans
+from lorastudy.stats.significance import MIN_SEEDS, smallest_sign_flip_p
+from lorastudy.stats.splits import stored_split
+from lorastudy.stats.summary import ArmSummary, Metric
+from lorastudy.stats.tuning import tried_rates
 
 #: Said where arms other than the reference are compared: a verdict there would be one test more than was corrected for.
 NO_VERDICT = "(Differences outside the corrected comparisons with the reference, hence without verdicts.)"

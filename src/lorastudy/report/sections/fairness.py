@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lorastudy.analysis.fairness.catalogue import RULES
-from lorastudy.analysis.fairness.finding import LintFinding, Severity
-from lorastudy.analysis.fairness.wording import arms_in_words
+from lorastudy.lint.catalogue import RULES
+from lorastudy.lint.finding import LintFinding, Severity
+from lorastudy.lint.wording import arms_in_words
 from lorastudy.report.document import Block, Bullets, Code, Heading, Paragraph, Strong, Text
 from lorastudy.report.numbers import listing
 

@@ -8,16 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lorastudy.analysis.environments import environment_groups
-from lorastudy.analysis.fairness.finding import LintFinding
-from lorastudy.analysis.fairness.wording import arms_in_words
-from lorastudy.analysis.lateness import DECIDING
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
-from lorastudy.analysis.reference import missing_reference
-from lorastudy.analysis.study import Study
+from lorastudy.lint.finding import LintFinding
+from lorastudy.lint.wording import arms_in_words
 from lorastudy.recommend.decision import decide, harmed_arms
 from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text
-from lorastudy.report.essence import Essence
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.findings.recommendation import Advice, recommendation
 from lorastudy.report.findings.wording import (
@@ -33,8 +28,13 @@ from lorastudy.report.numbers import count, listing, names, number
 from lorastudy.report.sections.overview import setting_values, what_was_run
 from lorastudy.report.sections.question import METRIC_NAMES, told_late
 from lorastudy.report.sections.racing import wrong_stops_measured
-from lorastudy.spec.question import Question
-from lorastudy.tracker.views import StatedQuestion
+from lorastudy.report.summary import Essence
+from lorastudy.stats.environments import environment_groups
+from lorastudy.stats.preregistration import DECIDING
+from lorastudy.stats.reference import missing_reference
+from lorastudy.stats.study import Study
+from lorastudy.store.views import StatedQuestion
+from lorastudy.suite.question import Question
 
 #: Findings named on the first page; the others are counted.
 _MOST_FINDINGS = 4

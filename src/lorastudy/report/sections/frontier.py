@@ -2,10 +2,7 @@
 
 from collections.abc import Sequence
 
-from lorastudy.analysis.frontier import Standing
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.ties import MIN_SEEDS_FOR_A_SET, TiedSet
-from lorastudy.analysis.tuning import tried_rates
 from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Strong, Table
 from lorastudy.report.figures.figure import Figure
@@ -19,6 +16,9 @@ from lorastudy.report.numbers import (
     percent,
     size_unit,
 )
+from lorastudy.stats.confidence_set import MIN_SEEDS_FOR_A_SET, TiedSet
+from lorastudy.stats.frontier import Standing
+from lorastudy.stats.tuning import tried_rates
 
 
 def frontier_blocks(analysis: Analysis, *, figures: tuple[Figure, ...], level: int) -> list[Block]:

@@ -4,11 +4,8 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from lorastudy.analysis.comparison import direction
 from lorastudy.analysis.imported import ImportedAnalysis, ImportedArm
-from lorastudy.analysis.study import differing_settings
 from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
-from lorastudy.report.essence import Essence
 from lorastudy.report.figures.figure import Estimate, Figure, Panel
 from lorastudy.report.findings.wording import difference_decimals, told_of_each, verdict
 from lorastudy.report.numbers import (
@@ -25,7 +22,10 @@ from lorastudy.report.numbers import (
 )
 from lorastudy.report.sections.fairness import fairness_blocks
 from lorastudy.report.sections.overview import setting_text
-from lorastudy.tracker.views import ImportedResult
+from lorastudy.report.summary import Essence
+from lorastudy.stats.comparison import direction
+from lorastudy.stats.study import differing_settings
+from lorastudy.store.views import ImportedResult
 
 #: Settings that a reader looks for first, where they were recorded and are not the same in every arm.
 _SHOWN_KEYS = (

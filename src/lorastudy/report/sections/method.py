@@ -5,13 +5,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from lorastudy.analysis.environments import EnvironmentGroup, environment_groups
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.splits import reporting_split
-from lorastudy.analysis.study import Study
-from lorastudy.analysis.summary import METRICS, metric_versions
-from lorastudy.analysis.verdicts import measured_errors
-from lorastudy.records import DataSummary, Environment
+from lorastudy.protocol.records import DataSummary, Environment
 from lorastudy.report.costs import MEMORY_KINDS, NOT_TOLD_APART, unknown_times
 from lorastudy.report.data_wording import laid_out, left_out, repeated, rows_in_words
 from lorastudy.report.document import (
@@ -30,6 +25,11 @@ from lorastudy.report.findings.wording import rows_that_belong_together, why_the
 from lorastudy.report.numbers import ABSENT, count, listing, names, number, percent
 from lorastudy.report.row_lengths import about_full_length
 from lorastudy.report.sections.overview import setting_values
+from lorastudy.stats.environments import EnvironmentGroup, environment_groups
+from lorastudy.stats.splits import reporting_split
+from lorastudy.stats.study import Study
+from lorastudy.stats.summary import METRICS, metric_versions
+from lorastudy.stats.verdicts import measured_errors
 
 #: Settings on which depends which rows are held out, and how much of each.
 _HELD_OUT_KEYS = (

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lorastudy.analysis.study import Arm, Study, differing_settings
-from lorastudy.records import FELL_BACK
+from lorastudy.protocol.records import FELL_BACK
 from lorastudy.report.document import (
     Block,
     Bullets,
@@ -17,7 +16,8 @@ from lorastudy.report.document import (
     Text,
 )
 from lorastudy.report.numbers import ABSENT, listing, names
-from lorastudy.tracker.views import ExperimentResult
+from lorastudy.stats.study import Arm, Study, differing_settings
+from lorastudy.store.views import ExperimentResult
 
 #: Longest failure message that is shown whole; the store has the rest.
 MAX_MESSAGE = 600

@@ -1,10 +1,10 @@
 """What each pack cost as a whole: experiments that one process trained on one base model."""
 
-from lorastudy.analysis.study import Study
-from lorastudy.records import PackProfile
+from lorastudy.protocol.records import PackProfile
 from lorastudy.report.costs import MEMORY_KINDS
 from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.numbers import count, duration_unit, number, size_unit
+from lorastudy.stats.study import Study
 
 #: Its arms take turns; in any other engine one step is one of all arms together.
 ONE_BY_ONE = "reference"

@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lorastudy.analysis.study import Study
 from lorastudy.report.costs import MEMORY_KINDS
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.numbers import number, percent, signed, size_unit
+from lorastudy.stats.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,13 @@
 import itertools
 from collections.abc import Callable, Sequence
 
-from lorastudy.analysis.lateness import SetLate
 from lorastudy.report.document import Block, Paragraph, Strong
 from lorastudy.report.findings.wording import when_stated
 from lorastudy.report.numbers import listing
-from lorastudy.spec.question import Question
-from lorastudy.spec.racing import rung_name
-from lorastudy.tracker.views import StatedQuestion
+from lorastudy.stats.preregistration import SetLate
+from lorastudy.store.views import StatedQuestion
+from lorastudy.suite.question import Question
+from lorastudy.suite.racing import rung_name
 
 METRIC_NAMES = {"loss": "held-out loss", "token_accuracy": "token accuracy", "exact_match": "exact match"}
 _SPLITS = {"eval": "the held-out rows", "test": "the test rows"}

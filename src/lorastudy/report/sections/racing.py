@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorastudy.analysis.racing import LEVEL, allowance_at, measured_races
-from lorastudy.analysis.significance import MIN_SEEDS
-from lorastudy.analysis.study import Arm, Study
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.numbers import ABSENT, count, listing, percent
-from lorastudy.spec.racing import rung_name
+from lorastudy.stats.racing import LEVEL, allowance_at, measured_races
+from lorastudy.stats.significance import MIN_SEEDS
+from lorastudy.stats.study import Arm, Study
+from lorastudy.suite.racing import rung_name
 
 
 def racing_blocks(study: Study, *, rungs: Sequence[float], level: int) -> list[Block]:

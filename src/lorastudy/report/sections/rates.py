@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.analysis.splits import reporting_split
-from lorastudy.analysis.study import Arm, Study
-from lorastudy.analysis.summary import Metric, scores_by_seed
-from lorastudy.analysis.tuning import adjusted_means, best_of, best_rate_within, rates_of
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.numbers import ABSENT, listing, number, signed
-from lorastudy.spec.question import configuration_name
+from lorastudy.stats.splits import reporting_split
+from lorastudy.stats.study import Arm, Study
+from lorastudy.stats.summary import Metric, scores_by_seed
+from lorastudy.stats.tuning import adjusted_means, best_of, best_rate_within, rates_of
+from lorastudy.suite.question import configuration_name
 
 _DECIMALS = 3
 #: A factor that is as good as none.

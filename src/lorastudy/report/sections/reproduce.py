@@ -7,12 +7,12 @@ for, it is put together from the runs and from what was stated of them.
 import shlex
 from pathlib import Path
 
-from lorastudy.analysis.study import Arm as StudyArm
-from lorastudy.analysis.study import Study
 from lorastudy.report.document import Block, Code, CodeBlock, Heading, Paragraph
-from lorastudy.spec.question import Question, all_seeds, configuration_name
-from lorastudy.spec.suite import Arm, Suite
-from lorastudy.spec.suite_writing import suite_yaml
+from lorastudy.stats.study import Arm as StudyArm
+from lorastudy.stats.study import Study
+from lorastudy.suite.question import Question, all_seeds, configuration_name
+from lorastudy.suite.suite import Arm, Suite
+from lorastudy.suite.suite_writing import suite_yaml
 
 
 def reproduce_blocks(suite: Suite, *, level: int, output: Path) -> list[Block]:

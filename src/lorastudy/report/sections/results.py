@@ -3,33 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from lorastudy.analysis.comparison import Comparison
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
-from lorastudy.analysis.reference import missing_reference
-from lorastudy.analysis.significance import (
-    MAX_SIGN_FLIP_SEEDS,
-    MIN_SEEDS,
-    MIN_SEEDS_ONE_SIDED,
-    smallest_sign_flip_p,
-)
-from lorastudy.analysis.splits import reporting_split
-from lorastudy.analysis.study import STUDIED_KEYS, Arm
-from lorastudy.analysis.summary import (
-    EXACT_MATCH,
-    FORGETTING,
-    FORGETTING_BEFORE,
-    LOSS,
-    LOSS_BEFORE,
-    PERPLEXITY,
-    TOKEN_ACCURACY,
-    ArmSummary,
-    Costs,
-    Metric,
-    Spread,
-)
-from lorastudy.analysis.trivial import PREDICTOR_NAMES, constant_answer, trivial_spreads
-from lorastudy.analysis.tuning import rates_of
-from lorastudy.records import TrivialPredictor
+from lorastudy.protocol.records import TrivialPredictor
 from lorastudy.report.costs import how_measured
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.findings.wording import (
@@ -53,7 +28,32 @@ from lorastudy.report.numbers import (
     signed,
     size_unit,
 )
-from lorastudy.spec.targets import in_words
+from lorastudy.stats.comparison import Comparison
+from lorastudy.stats.reference import missing_reference
+from lorastudy.stats.significance import (
+    MAX_SIGN_FLIP_SEEDS,
+    MIN_SEEDS,
+    MIN_SEEDS_ONE_SIDED,
+    smallest_sign_flip_p,
+)
+from lorastudy.stats.splits import reporting_split
+from lorastudy.stats.study import STUDIED_KEYS, Arm
+from lorastudy.stats.summary import (
+    EXACT_MATCH,
+    FORGETTING,
+    FORGETTING_BEFORE,
+    LOSS,
+    LOSS_BEFORE,
+    PERPLEXITY,
+    TOKEN_ACCURACY,
+    ArmSummary,
+    Costs,
+    Metric,
+    Spread,
+)
+from lorastudy.stats.trivial import PREDICTOR_NAMES, constant_answer, trivial_spreads
+from lorastudy.stats.tuning import rates_of
+from lorastudy.suite.targets import in_words
 
 _ABSENT_CELL = Cell(ABSENT)
 #: The metrics of the table, with what their columns' titles say of the unit.

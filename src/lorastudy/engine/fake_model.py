@@ -1,0 +1,152 @@
+"""A base model whose tensors have shapes and no content: what a plan needs, made from a `config.json` alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from lorastudy.engine.loading import BaseModel, dtype_of
+from lorastudy.engine.quantised import hollow_quantised, keep_trainable_on_cpu
+from lorastudy.engine.targets import linear_modules
+from lorastudy.errors import FOREIGN_ERRORS, ModelError, first_line
+from lorastudy.protocol.jobs import Precision
+
+#: Layers that are counted where all are alike: one further layer than the other count, to see what a layer adds.
+FEW_LAYERS, ONE_MORE = 2, 3
+
+
+def read_config(folder: str, *, trust_remote_code: bool) -> Any:
+    """Transformers' configuration from a folder with a `config.json`.
+
+    Raises:
+        ModelError: transformers does not know it.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: config.json: {first_line(error)}") from error
+
+
+def meta_model(config: Any, *, trust_remote_code: bool) -> PreTrainedModel:
+    """The model on the meta device.
+
+    Raises:
+        ModelError: it is no causal language model, or cannot be built.
+    """
+    with torch.device("meta"):
+        return built_model(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def hollow_base(
+    config: Any,
+    precision: Precision,
+    *,
+    num_layers: int | None,
+    trust_remote_code: bool,
+    device: torch.device,
+) -> Iterator[BaseModel]:
+    """A frozen base of fake tensors on a real device's name, which the engine takes for real; within, all tensors are fake.
+
+    With `num_layers` only the first layers are kept.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), device:
+        dtype = dtype_of(precision.quantization)
+        model = built_model(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        if num_layers is not None:
+            _keep_first(model, num_layers)
+        if precision.quantization in {"4bit", "8bit"}:
+            _quantise(model, precision)
+        model.requires_grad_(requires_grad=False).eval()
+        keep_trainable_on_cpu(model)
+        nothing: Any = None
+        yield BaseModel(
+            name="hollow",
+            model=model,
+            tokenizer=nothing,
+            device=device,
+            dtype=dtype,
+            eos_token_id=0,
+            pad_token_id=0,
+            linear_layers=linear_modules(model),
+        )
+
+
+def layers_are_alike(model: nn.Module) -> bool:
+    """Whether all decoder layers have the same modules of the same sizes."""
+    layers = decoder_layers(model)
+    if layers is None:
+        return False
+    first, *others = (_signature(layer) for layer in layers[1])
+    return all(other == first for other in others)
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
+    """The list of decoder layers, with its name; None where the model has none of its configuration's length."""
+    config: Any = model.config
+    num_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return name, module
+    return None
+
+
+def quantised_names(model: PreTrainedModel) -> set[str]:
+    """The linear layers that transformers hands to bitsandbytes, by its own rule."""
+    kept = get_keys_to_not_convert(model)
+    return {
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, Conv1D) or type(module) is nn.Linear) and should_convert_module(name, kept)
+    }
+
+
+def built_model(config: Any, *, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    """The model of a configuration, with the attention that transformers chooses for it.
+
+    Raises:
+        ModelError: it is no causal language model, or cannot be built.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    except FOREIGN_ERRORS as error:
+        raise ModelError(
+            f"config.json: {config.model_type}: cannot be built as a causal language model: {first_line(error)}"
+        ) from error
+    return model
+
+
+def _keep_first(model: PreTrainedModel, num_layers: int) -> None:
+    found = decoder_layers(model)
+    assert found is not None
+    name, layers = found
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, layers[:num_layers])
+
+
+def _quantise(model: PreTrainedModel, precision: Precision) -> None:
+    for name in quantised_names(model):
+        parent, _, leaf = name.rpartition(".")
+        hollow = hollow_quantised(
+            model.get_submodule(name),
+            precision.quantization,
+            quant_type=precision.quant_type,
+            double_quant=precision.double_quant,
+        )
+        setattr(model.get_submodule(parent), leaf, hollow)
+
+
+def _signature(layer: nn.Module) -> tuple[object, ...]:
+    return tuple(
+        (name, type(module).__name__, tuple(tuple(p.shape) for p in module.parameters(recurse=False)))
+        for name, module in layer.named_modules()
+    )

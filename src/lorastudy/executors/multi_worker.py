@@ -1,0 +1,124 @@
+"""Several workers of this machine at once, each with its share of the packs and an environment of its own.
+
+Which share is told beforehand, so that a worker keeps its base model from pack to pack.
+"""
+
+import queue
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from lorastudy.executors.executor import Event
+from lorastudy.executors.local import LocalExecutor
+from lorastudy.executors.process import WORKER
+from lorastudy.protocol.records import Pack
+
+#: What a lane puts last.
+_END = object()
+
+
+class SideBySideExecutor:
+    """A local executor for each of the given environments; a folder goes to the one with the least to train."""
+
+    def __init__(
+        self,
+        *,
+        environments: Sequence[Mapping[str, str]],
+        worker: Sequence[str] = WORKER,
+        hands_over: bool = False,
+    ) -> None:
+        """`environments` and `worker` as in `LocalExecutor`, `hands_over` as in `Executor`."""
+        self._environments, self._worker, self._hands_over = environments, worker, hands_over
+        self._lanes = self._fresh_lanes()
+        self._is_leaving = False
+
+    @property
+    def num_packs_at_once(self) -> int:
+        """One for each lane."""
+        return len(self._lanes)
+
+    @property
+    def hands_over(self) -> bool:
+        """As it was made."""
+        return self._hands_over
+
+    def run(self, folders: Sequence[Path]) -> Generator[Event]:
+        """Serve the folders; each lane keeps its own order."""
+        events: queue.Queue[object] = queue.Queue()
+        threads = [
+            threading.Thread(target=_serve, args=(lane, share), kwargs={"events": events}, daemon=True)
+            for lane, share in zip(self._lanes, shares(folders, num_lanes=len(self._lanes)), strict=True)
+            if share
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield from _until_all_end(events, num_lanes=len(threads))
+        except BaseException:
+            self._end(threads)
+            raise
+        for thread in threads:
+            thread.join()
+
+    def leave(self) -> None:
+        """Ask all workers to save what they are at and to leave."""
+        self._is_leaving = True
+        for lane in self._lanes:
+            lane.leave()
+
+    def close(self) -> None:
+        """End the workers of all lanes."""
+        for lane in self._lanes:
+            lane.close()
+
+    def _fresh_lanes(self) -> list[LocalExecutor]:
+        return [LocalExecutor(worker=self._worker, environment=each) for each in self._environments]
+
+    def _end(self, threads: Sequence[threading.Thread]) -> None:
+        """End all workers at once; who runs again afterwards meets fresh lanes."""
+        for lane in self._lanes:
+            lane.stop()
+        for thread in threads:
+            thread.join()
+        self.close()
+        self._lanes = self._fresh_lanes()
+        if self._is_leaving:
+            self.leave()
+
+
+def shares(folders: Sequence[Path], *, num_lanes: int) -> list[list[Path]]:
+    """The folders of each lane: what takes longest first, each to the lane that has the least to train so far."""
+    sizes = {folder: _to_train(Pack.read(folder)) for folder in folders}
+    lanes: list[list[Path]] = [[] for _ in range(num_lanes)]
+    for folder in sorted(folders, key=lambda folder: -sizes[folder]):
+        min(lanes, key=lambda lane: sum(sizes[one] for one in lane)).append(folder)
+    return [[folder for folder in folders if folder in lane] for lane in lanes]
+
+
+def _to_train(pack: Pack) -> float:
+    """In trainings of one arm."""
+    return len(pack.experiments) * ((1.0 if pack.pause_at is None else pack.pause_at) - pack.begun)
+
+
+def _until_all_end(events: "queue.Queue[object]", *, num_lanes: int) -> Generator[Event]:
+    num_open = num_lanes
+    while num_open:
+        event = events.get()
+        if event is _END:
+            num_open -= 1
+        elif isinstance(event, BaseException):
+            raise event
+        else:
+            yield event  # type: ignore[misc]  # a queue of events, errors and ends
+
+
+def _serve(lane: LocalExecutor, folders: Sequence[Path], *, events: "queue.Queue[object]") -> None:
+    """A lane's events into the queue; whatever breaks it is raised where the events are read."""
+    try:
+        with closing(lane.run(folders)) as served:
+            for event in served:
+                events.put(event)
+    except BaseException as error:  # noqa: BLE001 - a thread has nobody else to tell
+        events.put(error)
+    events.put(_END)

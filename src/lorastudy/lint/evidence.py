@@ -1,0 +1,388 @@
+"""Evidence: whether there are seeds, held-out items, metrics and environments enough alike to say anything."""
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import NormalDist
+
+from lorastudy.lint.case import Case, names, reporting_rows, seeds_of
+from lorastudy.lint.finding import Breach, Rule, Severity
+from lorastudy.lint.wording import sample_in_words
+from lorastudy.protocol.records import DataSummary, RowsRead
+from lorastudy.stats.environments import same_environment
+from lorastudy.stats.study import Arm
+from lorastudy.stats.summary import EXACT_MATCH, METRICS, metric_versions
+
+#: The fewest seeds with which the exact sign-flip test can reach .05: of 2**n patterns the two extremes count.
+NUM_SEEDS_FOR_A_VERDICT = math.ceil(1 + math.log2(1 / 0.05))
+#: A larger share of held-out rows that are also trained on can carry a difference by itself.
+MAX_LEAKED_SHARE = 0.01
+#: n rows show a mean difference of d standard deviations with power .8 at the 5 % level from
+#: n = ((z(.975) + z(.8)) / d)**2 on. Cohen calls d = 0.5 medium and 0.2 small; of the way between them, 0.25 still says
+#: something about usual held-out sets, where 0.2 (197 rows) would be said of nearly every one.
+_SDS = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
+NUM_ROWS_FOR_A_HALF = math.ceil((_SDS / 0.5) ** 2)
+#: The standard error of a share is at most half a point over the root of the number of rows: 5 points with a hundred.
+NUM_ROWS_FOR_A_SHARE = 100
+NUM_ROWS_FOR_A_QUARTER = math.ceil((_SDS / 0.25) ** 2)
+
+
+#: With fewer prompts rows are held out one by one (`data.splits` decides so).
+MIN_PROMPTS = 10
+#: As they are told.
+SPLITS = ("train", "eval", "test", "forgetting")
+_SPLIT_NAMES = {"train": "training", "eval": "held-out"}
+_ONE_ROW = "one row to score: nothing can be told of any other row, and no number of seeds makes up for it"
+#: Rows that are left out move the mean of all by up to sqrt(p / (1 - p)) standard deviations, with p their share: at 5 %
+#: that is 0.23, about the quarter for which `NUM_ROWS_FOR_A_QUARTER` asks. What is cut away is the longest, not a sample.
+MAX_REFUSED_SHARE = 0.05
+#: Of more than half the rows the end is cut: then most of what is learnt and scored are answers without their end.
+MAX_CUT_SHARE = 0.5
+
+
+def _too_few_seeds(case: Case) -> Iterator[Breach]:
+    reference = case.reference
+    if reference is None:
+        return
+    needed, own = NUM_SEEDS_FOR_A_VERDICT, seeds_of(reference, case.study)
+    # an arm of which nothing came is a failure, and told as one
+    others = [arm for arm in case.others() if seeds_of(arm, case.study)]
+    few = [arm for arm in others if len(seeds_of(arm, case.study) & own) < needed]
+    if few:
+        most = max(len(seeds_of(arm, case.study) & own) for arm in few)
+        # Once there are results, each pair's own verdict says so; before the run nothing else does.
+        no_verdict = most < 2 and not case.study.completed
+        yield Breach(
+            arms=names(few),
+            found=f"{_what_they_show(most)}; {needed} are needed, {needed - most} more",
+            severity="invalidates" if no_verdict else "warning",
+        )
+
+
+def _what_they_show(num_seeds: int) -> str:
+    """What so many shared seeds can show at best."""
+    if num_seeds < 2:
+        shared = "one seed" if num_seeds else "no seed"
+        return f"{shared} shared with the reference: nothing is known of the noise between seeds, so no verdict is possible"
+    least = 2.0 ** (1 - num_seeds)
+    return (
+        f"at most {num_seeds} seeds shared with the reference: the exact test cannot go below p = {least:.2g}"
+    )
+
+
+def _unequal_seeds(case: Case) -> Iterator[Breach]:
+    reference = case.reference
+    if reference is None:
+        return
+    own = seeds_of(reference, case.study)
+    apart = [arm for arm in case.others() if seeds_of(arm, case.study) ^ own and seeds_of(arm, case.study)]
+    if apart:
+        yield Breach(
+            arms=names(apart),
+            found="other seeds than the reference's; only shared ones are compared",
+            severity="warning",
+        )
+
+
+def _leaked_items(case: Case) -> Iterator[Breach]:
+    for leaked, rows in dict.fromkeys(_leaks(case)):
+        arms = [arm for arm in case.arms if _leak_of(case, arm) == (leaked, rows)]
+        yield Breach(
+            arms=names(arms),
+            found=f"{leaked:,} of {rows:,} held-out rows are also in the training rows",
+            severity="invalidates" if leaked > MAX_LEAKED_SHARE * rows else "warning",
+        )
+
+
+def _leaks(case: Case) -> list[tuple[int, int]]:
+    found = [_leak_of(case, arm) for arm in case.arms]
+    return [leak for leak in found if leak is not None and leak[0] > 0]
+
+
+def _leak_of(case: Case, arm: Arm) -> tuple[int, int] | None:
+    facts = case.facts_of(arm)
+    if facts.num_leaked_rows is None or facts.num_test_rows is None:
+        return None
+    return (facts.num_leaked_rows, facts.num_test_rows)
+
+
+def _known_prompts(case: Case) -> Iterator[Breach]:
+    """Rows whose content is trained on as well are told by `_leaked_items`."""
+    by_found: dict[tuple[str, Severity], list[Arm]] = {}
+    for arm in case.arms:
+        facts = case.facts_of(arm)
+        rows, known = facts.num_test_rows, facts.num_known_prompts or 0
+        near, compared = facts.num_near_copies or 0, facts.num_compared_rows or 0
+        told = []
+        if rows and known > (facts.num_leaked_rows or 0):
+            told.append(f"{known:,} of {rows:,} held-out rows have a prompt that is also trained on")
+            if facts.split_by == "row":
+                told.append(f"there are fewer than {MIN_PROMPTS} prompts, so rows are held out one by one")
+        if near:
+            told.append(f"{near:,} of {compared:,} that were compared have one that differs by a few words")
+            read = reporting_rows(facts.rows)
+            told += [words for words in [sample_in_words(read.summary) if read else ""] if words]
+        if told:
+            is_grave = known > MAX_LEAKED_SHARE * (rows or 0) or near > MAX_LEAKED_SHARE * compared
+            by_found.setdefault(("; ".join(told), "warning" if is_grave else "note"), []).append(arm)
+    for (found, severity), arms in by_found.items():
+        yield Breach(arms=names(arms), found=found, severity=severity)
+
+
+def _few_rows(case: Case) -> Iterator[Breach]:
+    by_number: dict[int, list[Arm]] = {}
+    for arm in case.arms:
+        num_rows = _num_scored_rows(case, arm)
+        if num_rows is not None and num_rows < NUM_ROWS_FOR_A_QUARTER:
+            by_number.setdefault(num_rows, []).append(arm)
+    for num_rows, arms in by_number.items():
+        if num_rows < 2:
+            yield Breach(arms=names(arms), found=_ONE_ROW, severity="invalidates")
+            continue
+        told = (
+            f"{num_rows:,} rows to score: a difference of less than {_SDS / math.sqrt(num_rows):.2g} "
+            "standard deviations of its values by row is missed in more than one study of five"
+        )
+        enough = NUM_ROWS_FOR_A_HALF
+        if case.metric == EXACT_MATCH:
+            enough, error = NUM_ROWS_FOR_A_SHARE, 50 / math.sqrt(num_rows)
+            told += f"; one row is {100 / num_rows:.2g} points of exact match, whose standard error is up to {error:.2g} points"
+        yield Breach(arms=names(arms), found=told, severity="warning" if num_rows < enough else "note")
+
+
+def _num_scored_rows(case: Case, arm: Arm) -> int | None:
+    """Rows that the primary metric is measured on; exact match answers only so many of them."""
+    num_rows = case.facts_of(arm).num_test_rows
+    if num_rows is None or case.metric != EXACT_MATCH:
+        return num_rows
+    return min(num_rows, arm.typed_settings.max_generation_samples)
+
+
+def _rows_cut(case: Case) -> Iterator[Breach]:
+    """By how the rows of any split fare; the gravest split gives the severity."""
+    by_rows: dict[tuple[RowsRead, ...], list[Arm]] = {}
+    for arm in case.arms:
+        by_rows.setdefault(case.facts_of(arm).rows, []).append(arm)
+    for rows, arms in by_rows.items():
+        in_order = sorted(rows, key=lambda read: SPLITS.index(read.summary.split))
+        cut = [read for read in in_order if _share_cut(read.summary) > MAX_REFUSED_SHARE]
+        if not cut:
+            continue
+        length = arms[0].typed_settings.max_seq_length
+        is_grave = any(
+            _share_refused(read.summary) > MAX_REFUSED_SHARE or _share_cut(read.summary) > MAX_CUT_SHARE
+            for read in cut
+        )
+        found = f"at max_seq_length {length}, {'; '.join(_fate(read.summary) for read in cut)}"
+        yield Breach(
+            arms=names(arms),
+            found=found + _lengths_wanted(rows),
+            severity="warning" if is_grave else "note",
+        )
+
+
+def _long_answers(case: Case) -> Iterator[Breach]:
+    """By the rows that report; no verdict on exact match where none of their answers could ever match."""
+    by_counts: dict[tuple[int, int, int], list[Arm]] = {}
+    for arm in case.arms:
+        read = reporting_rows(case.facts_of(arm).rows)
+        summary = None if read is None else read.summary
+        if summary is not None and summary.num_asked_rows and summary.num_long_answers:
+            limit = arm.typed_settings.max_new_tokens
+            counts = (summary.num_long_answers, summary.num_asked_rows, limit)
+            by_counts.setdefault(counts, []).append(arm)
+    for (num_long, num_asked, limit), arms in by_counts.items():
+        grave: Severity = "invalidates" if num_long == num_asked else "warning"
+        yield Breach(
+            arms=names(arms),
+            found=f"of {num_asked:,} rows that are answered for exact match, {num_long:,} {'has' if num_long == 1 else 'have'} "
+            f"an answer of more than {limit:,} tokens (max_new_tokens), which nothing generated can match",
+            severity=grave if case.metric == EXACT_MATCH else "note",
+        )
+
+
+def _share_refused(summary: DataSummary) -> float:
+    return summary.num_refused_rows / (summary.num_rows + summary.num_refused_rows)
+
+
+def _share_cut(summary: DataSummary) -> float:
+    """Of all rows, those that lost something: their end, or all of their answer."""
+    lost = summary.num_truncated_rows + summary.num_refused_rows
+    return lost / (summary.num_rows + summary.num_refused_rows)
+
+
+def split_name(split: str) -> str:
+    """What a reader calls a split; `test` and `forgetting` are called so."""
+    return _SPLIT_NAMES.get(split, split)
+
+
+def _fate(summary: DataSummary) -> str:
+    """`of 800 training rows 511 are cut short and 289 left out`."""
+    of = f"of {summary.num_rows + summary.num_refused_rows:,} {split_name(summary.split)} rows"
+    short, out = summary.num_truncated_rows, summary.num_refused_rows
+    told = [f"{short:,} {'is' if short == 1 else 'are'} cut short"] * (short > 0)
+    told += [f"{out:,} left out, with no answer left"] * (out > 0)
+    return f"{of} {' and '.join(told)}"
+
+
+def _lengths_wanted(rows: Sequence[RowsRead]) -> str:
+    """What would keep the rows of all splits; nothing where only their counts were kept."""
+    longest = [read.length_of_all for read in rows if read.length_of_all is not None]
+    most = [read.length_of_most for read in rows if read.length_of_most is not None]
+    if not longest or not most:
+        return ""
+    if max(most) == max(longest):
+        return f"; max_seq_length {max(longest):,} keeps all of them whole"
+    return f"; max_seq_length {max(longest):,} keeps all of them whole, {max(most):,} at least 95 % of each split"
+
+
+def _tokenizers(case: Case) -> Iterator[Breach]:
+    reference = case.reference
+    if reference is None:
+        return
+    apart = [arm for arm in case.others() if _tokenizer_of(case, arm) != _tokenizer_of(case, reference)]
+    if apart:
+        yield Breach(
+            arms=names(apart),
+            found="another base model than the reference's, whose tokenizer is not known to be the same",
+            severity="invalidates",
+        )
+
+
+def _tokenizer_of(case: Case, arm: Arm) -> str:
+    """The tokenizer by content where known; else the base model stands for it."""
+    known = case.facts_of(arm).tokenizer
+    if known is not None:
+        return known
+    fingerprint = arm.results[0].sources.get("base_model")
+    return str(fingerprint if fingerprint is not None else arm.settings.get("base_model"))
+
+
+def _metric_versions(case: Case) -> Iterator[Breach]:
+    for metric in METRICS:
+        versions = sorted(metric_versions(case.study, metric))
+        if len(versions) > 1:
+            old = [
+                arm
+                for arm in case.arms
+                if any(
+                    (score := result.scores.get(metric.key)) and score.version < versions[-1]
+                    for result in arm.completed
+                )
+            ]
+            yield Breach(
+                arms=names(old),
+                found=f"{metric.title.lower()} was measured by version {', '.join(map(str, versions[:-1]))} of its definition "
+                f"beside {versions[-1]}; only the newest counts",
+                severity="warning",
+            )
+
+
+def _environments(case: Case) -> Iterator[Breach]:
+    reference = case.reference
+    if reference is None or not reference.completed:
+        return
+    own = reference.completed[0]
+    mixed = [arm for arm in case.arms if any(not same_environment(result, own) for result in arm.completed)]
+    if mixed:
+        yield Breach(
+            arms=names(mixed),
+            found="some or all seeds with other library versions or on another kind of device than the reference's first run; "
+            "such pairs are left out",
+            severity="warning",
+        )
+
+
+RULES = (
+    Rule(
+        code="LS401",
+        title="Too few seeds for a verdict",
+        why="of n paired seeds the exact sign-flip test gives p = 2 / 2^n at best, so below six no difference can be shown "
+        "at the 5 % level, however large",
+        source="Fisher's exact randomization test; PEFT's method_comparison has one seed for each of its results",
+        change=f"give `seeds` at least {NUM_SEEDS_FOR_A_VERDICT} values, the same for all arms",
+        find=_too_few_seeds,
+    ),
+    Rule(
+        code="LS402",
+        title="Unequal seeds",
+        why="a seed that one arm lacks has no pair, so its noise stays in the means and its run adds nothing to a verdict",
+        source="Bouthillier et al., arXiv 2103.03098",
+        change="give all arms the same `seeds`; run what failed again",
+        find=_unequal_seeds,
+    ),
+    Rule(
+        code="LS501",
+        title="Test items in the training data",
+        why="what was trained on is remembered and not solved, the more the larger the adapter; in standard data sets over "
+        "4 % of the validation rows were also in the training set",
+        source="Lee et al., arXiv 2107.06499",
+        change="take the rows out of the training file; `eval_fraction` splits by prompt, so that it cannot happen",
+        find=_leaked_items,
+    ),
+    Rule(
+        code="LS503",
+        title="Perplexity across tokenizers",
+        why="loss and perplexity are per token, and another tokenizer cuts the same text into other tokens",
+        source="Gao et al., The Pile, arXiv 2101.00027, which compares in bits per byte for this reason",
+        change="compare within one base model, or by exact match, or in bits per byte",
+        find=_tokenizers,
+    ),
+    Rule(
+        code="LS504",
+        title="Metric versions side by side",
+        why="a metric whose definition was mended measures something else: the corrected values of a published forgetting "
+        "metric ranked the methods quite differently",
+        source="PEFT pull requests 2986 and 3419",
+        change="run the arms with the older version again",
+        find=_metric_versions,
+    ),
+    Rule(
+        code="LS505",
+        title="Few rows to score",
+        why="items differ in difficulty and every seed is scored on the same ones, so more seeds do not make up for few rows: "
+        f"a mean difference of half a standard deviation of its values by row takes {NUM_ROWS_FOR_A_HALF} rows to be "
+        f"found four times in five, one of a quarter {NUM_ROWS_FOR_A_QUARTER}",
+        source="Card et al., arXiv 2010.06595; Miller, arXiv 2411.00640; the sizes of effects are Cohen's (1988)",
+        change="hold out more rows (`eval_fraction`, `test_fraction`, or a file of their own), or claim large differences only",
+        find=_few_rows,
+    ),
+    Rule(
+        code="LS506",
+        title="Rows cut short or left out",
+        why="what is cut away is never learnt nor scored, the end of an answer first, and it is the long rows that lose it: "
+        f"a share of {100 * MAX_REFUSED_SHARE:.0f} % left out can move a mean by 0.23 standard deviations of its values by row, and "
+        "once most rows lack their end no arm learns where an answer stops",
+        source="Ding et al., arXiv 2404.10830, where models made up less once fewer training texts were cut; Card et al., arXiv "
+        "2010.06595, for sizes of effects",
+        change="raise `max_seq_length` (`lorastudy check` says how far), or take the study as one of the short rows",
+        find=_rows_cut,
+    ),
+    Rule(
+        code="LS507",
+        title="Answers longer than generation allows",
+        why="a generated answer ends after `max_new_tokens`, so a longer reference counts as wrong for every arm alike: the "
+        "more such rows, the less exact match can tell arms apart, and where all are such it is 0 for all",
+        source="how greedy generation ends; reported of NeMo-RL, issue 2725",
+        change="raise `max_new_tokens`, or take `primary_metric: loss`",
+        find=_long_answers,
+    ),
+    Rule(
+        code="LS508",
+        title="Held-out prompts that are trained on",
+        why="an answer that was learnt for a prompt is said again, so scores on such rows show what is remembered and not "
+        "what the adapter does with a new prompt, and the larger the adapter the more it remembers",
+        source="Lewis et al., arXiv 2008.02637, where 30 % of the test questions of three sets were paraphrases of training "
+        "questions and models did 63 points worse on the others; Lee et al., arXiv 2107.06499, for near copies",
+        change="hold out by `eval_fraction`, which keeps all rows of a prompt on one side; take near copies out of one side",
+        find=_known_prompts,
+    ),
+    Rule(
+        code="LS601",
+        title="Software environments side by side",
+        why="the same configuration, seed and GPU gave another answer after a library upgrade: 38 re-runs moved by -1.65 "
+        "points on average, and 21 of 105 pairs among the best 15 swapped order",
+        source="PEFT's method_comparison, results of two dates",
+        change="run the older arms again in the present environment",
+        find=_environments,
+    ),
+)

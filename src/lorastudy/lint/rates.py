@@ -1,0 +1,225 @@
+"""Learning rate and scale: whether each arm stands at a rate of its own, and whether alpha means the same throughout."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from lorastudy.lint.case import Case, names
+from lorastudy.lint.finding import Breach, Rule, Severity
+from lorastudy.lint.guessing import equal_scores
+from lorastudy.stats.study import Arm
+from lorastudy.stats.tuning import best_if_on_edge, configurations
+from lorastudy.suite.experiment import canonical_json
+
+#: What imported results may say of themselves; every arm of one's own runs is LoRA.
+METHOD_KEY, FULL_FINE_TUNING = "method", "full"
+
+#: Findings of these name arms that had no learning rate of their own.
+UNTUNED_CODES = frozenset({"LS101", "LS102"})
+
+#: Known causes move the best rate by far less than a hundredfold: 7.5 times by rank, 5.6 by the policy of alpha, 1.5
+#: by short training, which is 63 times where all of them come together. The search for a rate goes no farther either.
+FAR_FROM_RULE = 100
+
+_LADDER_KEYS = frozenset({"lora_rank", "lora_alpha", "use_rslora", "learning_rate"})
+
+
+def _untuned(case: Case) -> Iterator[Breach]:
+    grids = configurations(case.study)
+    single = [arm for grid in grids if len(_rates(grid)) <= 1 for arm in grid]
+    if len(grids) < 2 or not single:
+        return
+    if len(single) < len(case.study.arms):
+        yield Breach(
+            arms=names(single),
+            found="one learning rate, while other arms had several to choose from",
+            severity="invalidates",
+        )
+        return
+    yield Breach(
+        arms=names(single),
+        found=f"{_single_rates(sorted(_rates(single)))}, and no arm is called better or best",
+        severity="warning",
+    )
+
+
+def _single_rates(rates: Sequence[float]) -> str:
+    if not rates:
+        return "no learning rate is recorded: verdicts hold at whatever rates were used"
+    if len(rates) == 1:
+        return f"one learning rate ({rates[0]:g}) for all: verdicts hold at this rate only"
+    return "one learning rate each, and not the same for all: verdicts hold at these rates only"
+
+
+def _on_edge(case: Case) -> Iterator[Breach]:
+    if equal_scores(case) is not None:  # then no rate is best
+        return
+    for arms in configurations(case.study):
+        grid = [arm for arm in arms if _rates([arm])]
+        rates = _rates(grid)
+        best = best_if_on_edge(case.study, grid, metric=case.metric) if len(rates) > 1 else None
+        if best is not None:
+            end = "largest" if float(best.settings["learning_rate"]) == max(rates) else "smallest"
+            yield Breach(
+                arms=names(grid),
+                found=f"best at {best.settings['learning_rate']:g}, the {end} of {len(rates)} learning rates tried",
+                severity="invalidates",
+            )
+    two = [arm for grid in configurations(case.study) if len(_rates(grid)) == 2 for arm in grid]
+    if two and not case.study.completed:
+        yield Breach(
+            arms=names(two),
+            found="two learning rates, of which the better will lie on the edge of the grid whatever comes",
+            severity="warning",
+        )
+
+
+def _same_rate_as_full(case: Case) -> Iterator[Breach]:
+    reference = case.reference
+    single = [grid[0] for grid in configurations(case.study) if len(grid) == 1 and _rates(grid)]
+    full = [arm for arm in single if _is_full(arm)]
+    for rate in sorted(_rates(full)):
+        alike = [arm for arm in single if _rates([arm]) == {rate}]
+        if reference is None or all(map(_is_full, alike)):
+            continue
+        # against the reference stand those of the other kind
+        apart = [arm for arm in alike if _is_full(arm) != _is_full(reference)]
+        yield Breach(
+            arms=names(apart),
+            found=f"full fine-tuning and adapters both ran at {rate:g} and at no other rate",
+            severity="invalidates",
+        )
+
+
+def _far_from_rule(case: Case) -> Iterator[Breach]:
+    alike: dict[tuple[str, Severity], list[Arm]] = {}
+    for grid in configurations(case.study):
+        far = {arm.name: told for arm in grid if (told := _departure(case, arm)) is not None}
+        # Where another rate of the arm is near the rule, its search is the wider for this one and no worse.
+        severity: Severity = "warning" if len(far) == len(grid) else "note"
+        for arm in grid:
+            if arm.name in far:
+                alike.setdefault((far[arm.name], severity), []).append(arm)
+    for (told, severity), arms in alike.items():
+        yield Breach(arms=names(arms), found=told, severity=severity)
+
+
+def _departure(case: Case, arm: Arm) -> str | None:
+    """How far from the rule the arm's rate is, where that is far."""
+    published, rates = case.facts_of(arm).published_rates, _rates([arm])
+    if published is None or not rates or _is_full(arm):
+        return None
+    (rate,), (low, high) = rates, published
+    times = max(rate / high, low / rate)
+    if times <= FAR_FROM_RULE:
+        return None
+    said = f"{high if rate > high else low:.2g}"
+    side = "above" if rate > high else "below"
+    return f"learning rate {rate:g}, {times:,.0f} times {side} what the published rule says for this model ({said})"
+
+
+def _is_full(arm: Arm) -> bool:
+    return arm.settings.get(METHOD_KEY) == FULL_FINE_TUNING
+
+
+def _alpha_policy(case: Case) -> Iterator[Breach]:
+    for ladder in _ladders(case):
+        by_rank: dict[int, list[Arm]] = {}
+        for arm in ladder:
+            by_rank.setdefault(int(arm.settings["lora_rank"]), []).append(arm)
+        off = [arm for arm in ladder if not _is_on_a_policy(arm, by_rank)]
+        if off:
+            scales = ", ".join(
+                f"r {rank}: {'/'.join(sorted({f'{_alpha(arm):g}' for arm in arms}))}"
+                for rank, arms in sorted(by_rank.items())
+            )
+            yield Breach(
+                arms=names([arm for arm in off if arm is not case.reference] or off),
+                found=f"alpha is neither fixed nor a fixed multiple of the rank or its root ({scales})",
+                severity="invalidates",
+            )
+
+
+def _ladders(case: Case) -> list[list[Arm]]:
+    """Arms that differ in rank, scale and learning rate alone."""
+    groups: dict[str, list[Arm]] = {}
+    for arm in case.arms:
+        if arm.settings.get("lora_rank") is not None and arm.settings.get("lora_alpha") is not None:
+            rest = {key: value for key, value in arm.settings.items() if key not in _LADDER_KEYS}
+            groups.setdefault(canonical_json(rest), []).append(arm)
+    return list(groups.values())
+
+
+def _is_on_a_policy(arm: Arm, by_rank: Mapping[int, Sequence[Arm]]) -> bool:
+    """Whether one of the arm's alpha / rank**power, power 0, 1/2 or 1, is to be had at every rank.
+
+    So an arm may stand for two policies at once, as alpha 32 at rank 16 does for `32` and for `2r`.
+    """
+    return any(
+        all(_scale(arm, power) in {_scale(other, power) for other in arms} for arms in by_rank.values())
+        for power in (0.0, 0.5, 1.0)
+    )
+
+
+def _scale(arm: Arm, power: float) -> tuple[str, bool]:
+    """Alpha over that power of the rank, to six digits, under the arm's scaling rule."""
+    alpha = _alpha(arm) / int(arm.settings["lora_rank"]) ** power
+    return (f"{alpha:.6g}", bool(arm.settings.get("use_rslora")))
+
+
+def _alpha(arm: Arm) -> float:
+    return arm.typed_settings.lora_alpha_value
+
+
+def _rates(arms: Sequence[Arm]) -> set[float]:
+    return {
+        float(arm.settings["learning_rate"]) for arm in arms if arm.settings.get("learning_rate") is not None
+    }
+
+
+RULES = (
+    Rule(
+        code="LS101",
+        title="Learning rate never varied",
+        why="the best learning rate differs between configurations, so at one rate part of a difference is one of rate, and "
+        "which rate decides how large a part: at 4e-5 the effect of rank looked eight times too small and the truly best rank won "
+        "in 3 of 13 models, at 3e-4 it won in 26 of 28",
+        source="tinker-cookbook's sweep of LoRA ranks and rates; arXiv 2602.04998, where 46 of 64 audited papers used one rate",
+        change="give `learning_rate` a list of at least three values, for every arm alike",
+        find=_untuned,
+    ),
+    Rule(
+        code="LS102",
+        title="Best learning rate on the edge of its grid",
+        why="a better rate may lie beyond the edge, so what the arm can do was not measured: once rates were tuned, ten "
+        "variants of LoRA came within 0.84 % of each other",
+        source="arXiv 2602.04998",
+        change="extend the grid beyond that edge until the best rate lies inside",
+        find=_on_edge,
+    ),
+    Rule(
+        code="LS103",
+        title="LoRA and full fine-tuning at the same learning rate",
+        why="LoRA's best learning rate is about ten times that of full fine-tuning, so at an equal rate one of the two is "
+        "far from its best",
+        source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025)",
+        change="tune the rate of each, with a grid around ten times the rate of full fine-tuning for LoRA",
+        find=_same_rate_as_full,
+    ),
+    Rule(
+        code="LS104",
+        title="Alpha policy changed along rank",
+        why="alpha sets the scale of the update and with it the best learning rate, so an effect of rank cannot be told "
+        "from one of scale",
+        source="arXiv 2602.04998; arXiv 2405.09673 (alpha); arXiv 2312.03732 (scaling by the root of the rank)",
+        change="keep one policy for all ranks (`lora_alpha: 32`, or `2r`), or cross every policy with every rank",
+        find=_alpha_policy,
+    ),
+    Rule(
+        code="LS105",
+        title="Learning rate far from the published rule",
+        why="the rule was fitted to 14 models, and rank, alpha and short training together move it by about "
+        f"sixty times at most, so more than {FAR_FROM_RULE} times is likelier a slipped exponent than a better rate",
+        source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025); tinker-cookbook's sweep; arXiv 2602.04998",
+        change="look at the exponent, or write `learning_rate: auto`, which begins at the rule",
+        find=_far_from_rule,
+    ),
+)

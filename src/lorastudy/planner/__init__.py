@@ -1,1 +1,0 @@
-"""What to run together, and in which order."""

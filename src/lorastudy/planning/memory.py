@@ -1,0 +1,222 @@
+"""Peak memory of a pack before it trains, term by term: every term a function that says its formula.
+
+    P parameters of the base, p trainable parameters of all arms, N tokens of a micro-batch
+
+What is held whatever the batch is follows from the model's shape. What a step takes on top is counted on the engine
+itself (`lorastudy.protocol.footprint`), and no number of it stands here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lorastudy.planning.shapes import ModelShape
+from lorastudy.protocol.footprint import Footprint, Load, MicroBatch, Phase, StepPeak
+from lorastudy.protocol.jobs import Precision
+from lorastudy.protocol.records import MemoryTerms
+
+#: Bytes of a weight that is not quantised: bitsandbytes' layers keep the rest of the model in bf16.
+PLAIN_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "8bit": 2, "4bit": 2}
+
+#: Adapters, their gradients and both moments of AdamW are fp32 whatever the base is in.
+FP32_BYTES = 4
+
+#: bitsandbytes' defaults, which transformers does not change: weights that share a constant, and constants that
+#: share one of theirs with double quantization (QLoRA, arXiv 2305.14314, section 3).
+BLOCK_4BIT, BLOCK_OF_CONSTANTS = 64, 256
+
+#: Entries of the table from 4-bit codes to values, and of the one for the constants; fp32, one of each per layer.
+CODE_4BIT, CODE_OF_CONSTANTS = 16, 256
+
+#: PyTorch's CUDA allocator rounds each tensor up to a multiple of this (`kMinBlockSize`).
+CUDA_ROUNDING = 512
+
+#: What cuBLAS takes from PyTorch's allocator: `:4096:2:16:8`, and 32 MiB on Hopper (`getChosenWorkspaceSize`).
+CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER = 2 * 4096 * 1024 + 8 * 16 * 1024, 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """Where a pack would train, as far as memory goes."""
+
+    kind: str
+    """`cpu` or `cuda`."""
+    compute_capability: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSize:
+    """What memory depends on of an arm."""
+
+    r: int
+    module_names: tuple[str, ...]
+    has_dropout: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The terms, and in which phase of a step the peak is."""
+
+    terms: MemoryTerms
+    phase: Phase
+
+
+def predict(
+    shape: ModelShape,
+    arms: Sequence[ArmSize],
+    *,
+    precision: Precision,
+    batch: MicroBatch,
+    footprint: Footprint,
+    device: Device,
+) -> Prediction:
+    """Peak bytes of training these arms together on micro-batches of this size."""
+    peak = footprint.peak(load_of(shape, arms, batch=batch))
+    trainable = sum(num_trainable(shape, arm) for arm in arms)
+    quantised = precision.quantization in {"4bit", "8bit"}
+    num_constants = 5 * sum(layer.is_quantisable for layer in shape.linear_layers) * quantised
+    terms = MemoryTerms(
+        base_weights=base_weight_bytes(shape, precision),
+        quantisation_constants=quantisation_bytes(shape, precision),
+        adapters=adapter_bytes(trainable),
+        gradients=gradient_bytes(trainable),
+        optimizer=optimizer_bytes(trainable, footprint=footprint),
+        activations=activation_bytes(peak),
+        loss=loss_bytes(peak),
+        workspace=workspace_bytes(peak, device=device),
+        allocator_slack=slack_bytes(shape.num_tensors + num_constants + peak.num_tensors, device=device),
+    )
+    return Prediction(terms=terms, phase=peak.phase)
+
+
+def in_turn(alone: Sequence[Prediction]) -> Prediction:
+    """Peak bytes of training one arm after another: the step of the largest, beside adapters, gradients and moments of all."""
+    largest = max(alone, key=lambda each: each.terms.activations + each.terms.loss + each.terms.workspace)
+    adapters, gradients, optimizer = (
+        sum(getattr(each.terms, name) for each in alone) for name in ("adapters", "gradients", "optimizer")
+    )
+    terms = replace(largest.terms, adapters=adapters, gradients=gradients, optimizer=optimizer)
+    return Prediction(terms=terms, phase=largest.phase)
+
+
+def base_weight_bytes(shape: ModelShape, precision: Precision) -> int:
+    """P x bytes of a weight, and the model's buffers. 4-bit: 1/2 byte a quantised weight; 8-bit: 1 byte.
+
+    transformers quantises linear layers only; embeddings, norms, biases and the head keep 2 bytes. A packed 4-bit
+    layer has a whole number of bytes.
+    """
+    plain = PLAIN_BYTES[precision.quantization]
+    quantised = [layer for layer in shape.linear_layers if layer.is_quantisable]
+    if precision.quantization not in {"4bit", "8bit"}:
+        return plain * shape.num_parameters + shape.buffer_bytes
+    rest = shape.num_parameters - sum(layer.num_weights for layer in quantised)
+    if precision.quantization == "8bit":
+        return plain * rest + sum(layer.num_weights for layer in quantised) + shape.buffer_bytes
+    return plain * rest + sum(-(-layer.num_weights // 2) for layer in quantised) + shape.buffer_bytes
+
+
+def quantisation_bytes(shape: ModelShape, precision: Precision) -> int:
+    """Constants that turn codes back into weights.
+
+    8-bit: an fp32 for each output of a layer. 4-bit: an fp32 for each block of 64 weights; with double quantization
+    a byte instead, an fp32 for each 256 of these bytes and one for their mean. And the tables of codes.
+    """
+    if precision.quantization == "8bit":
+        return sum(FP32_BYTES * layer.out_features for layer in shape.linear_layers if layer.is_quantisable)
+    if precision.quantization != "4bit":
+        return 0
+    total = 0
+    for layer in shape.linear_layers:
+        num_blocks = -(-layer.num_weights // BLOCK_4BIT)
+        if not layer.is_quantisable:
+            continue
+        total += FP32_BYTES * CODE_4BIT
+        if precision.double_quant:
+            nested = -(-num_blocks // BLOCK_OF_CONSTANTS) + 1 + CODE_OF_CONSTANTS
+            total += num_blocks + FP32_BYTES * nested
+        else:
+            total += FP32_BYTES * num_blocks
+    return total
+
+
+def num_trainable(shape: ModelShape, arm: ArmSize) -> int:
+    """Rank x (inputs + outputs), summed over the adapted layers and, in these, over experts.
+
+    lora_A is (r, inputs), lora_B (outputs, r).
+    """
+    layers = shape.layers_by_name()
+    return arm.r * sum(layers[name].parameters_per_rank for name in arm.module_names)
+
+
+def adapter_bytes(num_trainable_parameters: int) -> int:
+    """4 p: adapters are fp32."""
+    return FP32_BYTES * num_trainable_parameters
+
+
+def gradient_bytes(num_trainable_parameters: int) -> int:
+    """4 p: a gradient is kept for each trainable parameter through the step."""
+    return FP32_BYTES * num_trainable_parameters
+
+
+def optimizer_bytes(num_trainable_parameters: int, *, footprint: Footprint) -> int:
+    """What the engine keeps per trainable parameter, less adapter and gradient: AdamW's two moments, 8 p."""
+    kept = footprint.resident_bytes_per_parameter * num_trainable_parameters
+    return round(kept) - adapter_bytes(num_trainable_parameters) - gradient_bytes(num_trainable_parameters)
+
+
+def activation_bytes(peak: StepPeak) -> int:
+    """What the forward pass leaves for the backward pass, as counted; linear in arms x tokens.
+
+    With gradient checkpointing that is the input of each layer. Nothing where the peak is the optimizer's.
+    """
+    return 0 if peak.phase == "optimizer" else round(peak.held_bytes)
+
+
+def loss_bytes(peak: StepPeak) -> int:
+    """The logits of one chunk and what is made of them, as counted, where the loss is the peak of the step."""
+    return round(peak.loss_bytes)
+
+
+def workspace_bytes(peak: StepPeak, *, device: Device) -> int:
+    """What comes and goes at the peak (gradients of one layer, a dequantised weight, the optimizer's temporaries).
+
+    As counted: the peak less activations and loss. On CUDA the workspace of cuBLAS besides, once for the forward
+    and once for the backward thread.
+    """
+    counted = round(peak.total_bytes) - activation_bytes(peak) - loss_bytes(peak)
+    if device.kind != "cuda":
+        return counted
+    is_hopper = device.compute_capability == 9
+    return counted + 2 * (CUBLAS_WORKSPACE_HOPPER if is_hopper else CUBLAS_WORKSPACE)
+
+
+def slack_bytes(num_tensors: int, *, device: Device) -> int:
+    """Half of the allocator's rounding for each live tensor on CUDA; 0 on a CPU, where tensor bytes are counted."""
+    return num_tensors * CUDA_ROUNDING // 2 if device.kind == "cuda" else 0
+
+
+def load_of(shape: ModelShape, arms: Sequence[ArmSize], *, batch: MicroBatch) -> Load:
+    """The sizes that a step of these arms depends on.
+
+    The footprint was counted with all arms on all modules that any arm adapts. An arm on some of them counts with
+    the share of its rank that its modules have: by number for what it holds per token, by width for its weights.
+    """
+    union = union_of_modules(arms)
+    layers = shape.layers_by_name()
+    widths = {name: layers[name].parameters_per_rank for name in union}
+    groups: dict[ArmSize, float] = {}
+    for arm in arms:
+        share = sum(widths[name] for name in arm.module_names) / sum(widths.values())
+        groups[arm] = groups.get(arm, 0.0) + arm.r * share
+    return Load(
+        num_arms=len(arms),
+        num_tokens=batch.num_tokens,
+        num_labels=batch.num_labels,
+        num_squares=sum(length**2 for length in batch.row_lengths),
+        rank=max(groups.values()),
+        rank_all=sum(arm.r * len(arm.module_names) / len(union) for arm in arms),
+    )
+
+
+def union_of_modules(arms: Sequence[ArmSize]) -> tuple[str, ...]:
+    """The modules that any of the arms adapts, each once."""
+    return tuple(dict.fromkeys(name for arm in arms for name in arm.module_names))

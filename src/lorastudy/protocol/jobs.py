@@ -1,0 +1,256 @@
+"""What the control side asks a worker to do besides training a pack, and what an adapter says of its making."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args
+
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.settings import PromptFormat, Quantization, Settings
+
+ORIGIN_NAME = "lorastudy.json"
+RESULT_NAME = "result.json"
+"""What a worker writes into a job's folder when it is through."""
+FROM_INPUT = "-"
+"""Given to a worker in the place of folders: it reads them from its standard input, a JSON string a line."""
+
+SERVING = "serving "
+"""Begins the line of a worker's log that names the attempt which it turns to."""
+
+
+def folders_told(arguments: Sequence[str]) -> Iterator[Path]:
+    """The folders that a worker is to serve, as they come."""
+    if list(arguments) == [FROM_INPUT]:
+        return (Path(json.loads(line)) for line in sys.stdin)
+    return map(Path, arguments)
+
+
+def adapter_path(experiment_id: str) -> str:
+    """Where in its run folder a worker puts an adapter."""
+    return f"adapters/{experiment_id}"
+
+
+def attempt_name(folder: Path) -> str:
+    """A run folder without those around it, which are the user's own: `pack-0123/attempt-1`."""
+    return "/".join(folder.parts[-2:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateJob:
+    """Score, ask and time trained adapters, one after another over one base."""
+
+    checkpoints: tuple[str, ...]
+    base_model: str
+    quantization: Quantization
+    dataset: str | None
+    benchmark: bool
+    profile_inference: bool
+    max_seq_length: int
+    max_samples: int | None
+    max_generation_samples: int
+    max_new_tokens: int
+    exact_match_pattern: str | None = None
+    prompt_format: PromptFormat = "auto"
+    trust_remote_code: bool = False
+    """Never taken over from the adapter: whoever evaluates decides anew."""
+
+    def write(self, folder: Path) -> None:
+        """Write `job.json` into the folder."""
+        (folder / "job.json").write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+
+class Job(Protocol):
+    """What a worker can be asked: it writes itself into a folder as `job.json`."""
+
+    @property
+    def base_model(self) -> str:
+        """Whether the worker may need the hub is seen from here."""
+        ...
+
+    def write(self, folder: Path) -> None:
+        """Write `job.json` into the folder."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """How the frozen base is held."""
+
+    quantization: Quantization
+    quant_type: str = "nf4"
+    double_quant: bool = True
+
+
+Targets = tuple[str | tuple[str, ...], tuple[int, ...] | None]
+"""`target_modules` and `layers_to_transform` of an arm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineQuestion:
+    """The device that would train, its memory and its threads."""
+
+    kind: ClassVar[str] = "machine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelQuestion:
+    """The shape of the model that a folder's `config.json` describes. No weights are read."""
+
+    kind: ClassVar[str] = "model"
+    folder: str
+    trust_remote_code: bool = False
+
+
+EngineName = Literal["packed", "reference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FootprintQuestion:
+    """What one training step of an engine holds in memory, for any number of arms, labels and any ranks.
+
+    The reference engine trains one arm at a time, so of it one arm is asked about.
+    """
+
+    kind: ClassVar[str] = "footprint"
+    engine: EngineName
+    folder: str
+    precision: Precision
+    targets: tuple[Targets, ...]
+    """Of all arms: counted is a step whose arms adapt whatever any of them adapts."""
+    gradient_checkpointing: bool
+    has_dropout: bool
+    has_one_arm: bool
+    has_one_group: bool
+    """Whether all arms have one shape: the engine goes group by group."""
+    row_lengths: tuple[int, ...]
+    """Of a micro-batch: what attention does depends on them."""
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsQuestion:
+    """The largest micro-batch that experiments of these settings see in each order of the rows."""
+
+    kind: ClassVar[str] = "rows"
+    settings: dict[str, Any]
+    lengths: tuple[tuple[int | None, float | None], ...]
+    """(max_steps, num_train_epochs) of the experiments that share the rest of the settings."""
+    data_seeds: tuple[int, ...]
+    """What the orders are drawn from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewQuestion:
+    """Rows of a split as a run of these settings reads them, with the text of their tokens.
+
+    Training rows come in the order of the training, others in that of their file. Without a split they are the first rows
+    of `dataset_path`, whichever part of them a run would train on.
+    """
+
+    kind: ClassVar[str] = "preview"
+    settings: dict[str, Any]
+    num_rows: int
+    split: str | None = None
+    lengths: tuple[tuple[int | None, float | None], ...] = ((None, None),)
+    """As in `RowsQuestion`."""
+    data_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaceQuestion:
+    """How long a step takes with these numbers of arms, over rows of these lengths. The model is loaded."""
+
+    kind: ClassVar[str] = "pace"
+    settings: dict[str, Any]
+    row_lengths: tuple[int, ...]
+    num_labels: int
+    nums_arms: tuple[int, ...]
+
+
+Question = MachineQuestion | ModelQuestion | FootprintQuestion | RowsQuestion | PreviewQuestion | PaceQuestion
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningJob:
+    """Questions that a plan needs answered and that need torch; the answers come in their order."""
+
+    questions: tuple[Question, ...]
+    base_model: str
+
+    def write(self, folder: Path) -> None:
+        """Write `job.json` into the folder."""
+        questions = [as_json(question) for question in self.questions]
+        (folder / "job.json").write_text(json.dumps({"questions": questions}), encoding="utf-8")
+
+
+def as_json(question: Question) -> dict[str, Any]:
+    """A question as plain JSON values, with its kind."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(question)))
+    return {"kind": question.kind, **values}
+
+
+def read_questions(values: Sequence[dict[str, Any]]) -> list[Question]:
+    """The questions that `as_json` wrote."""
+    kinds: dict[str, Any] = {each.kind: each for each in get_args(Question)}
+    return [kinds[value["kind"]](**_arguments(value)) for value in values]
+
+
+def _arguments(value: dict[str, Any]) -> dict[str, Any]:
+    arguments = {key: _with_tuples(content) for key, content in value.items() if key != "kind"}
+    if "precision" in arguments:
+        arguments["precision"] = Precision(**arguments["precision"])
+    return arguments
+
+
+def _with_tuples(value: Any) -> Any:
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOrigin:
+    """How an adapter came to be, beside its weights as `lorastudy.json`; PEFT does not read it."""
+
+    experiment_id: str
+    base_model_fingerprint: str
+    quantization: Quantization
+    max_seq_length: int
+    exact_match_pattern: str | None
+    prompt_format: PromptFormat = "auto"
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Self:
+        """The origin of an experiment's adapter."""
+        return cls(
+            experiment_id=experiment.id,
+            base_model_fingerprint=experiment.sources.base_model,
+            quantization=experiment.settings.quantization,
+            max_seq_length=experiment.settings.max_seq_length,
+            exact_match_pattern=experiment.settings.exact_match_pattern,
+            prompt_format=experiment.settings.prompt_format,
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write it into the adapter's folder."""
+        text = json.dumps(dataclasses.asdict(self), indent=1)
+        (folder / ORIGIN_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """What `write` wrote; None where the folder has none, or one that is not ours."""
+        path = folder / ORIGIN_NAME
+        if not path.is_file():
+            return None
+        try:
+            origin = cls(**json.loads(path.read_text(encoding="utf-8")))
+            Settings(
+                quantization=origin.quantization,
+                max_seq_length=origin.max_seq_length,
+                exact_match_pattern=origin.exact_match_pattern,
+                prompt_format=origin.prompt_format,
+            )
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+        return origin if isinstance(origin.base_model_fingerprint, str) else None

@@ -1,0 +1,416 @@
+"""The values that cross the boundary between the control side and the worker.
+
+A worker is given a `Pack` and answers with records, which `record_lines` writes and reads; the runner reads them and is
+the only one who writes the store. A record never says where it came from: the folder does (pack and attempt), so a
+folder can be replayed or shipped to another machine.
+
+An absent measurement is `None`, never a default.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from lorastudy.suite.experiment import Experiment
+
+FORMAT_VERSION = 1
+#: Raised whenever a definition changes; scores of different versions are never compared. That of the loss is also that of
+#: perplexity and token accuracy, which come from the same pass.
+LOSS_VERSION, EXACT_MATCH_VERSION = 1, 2
+PACK_NAME = "pack.json"
+RECORDS_NAME = "records.jsonl"
+PREDICTIONS_NAME = "predictions.jsonl"
+"""What the runner predicted of the pack before it handed the folder to a worker."""
+RACE_NAME = "race.jsonl"  # the runner's word on which of a paused pack's experiments racing stopped
+DONE_NAME = "done"
+"""Written last: the worker is through with the folder, whatever came of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """What a worker is asked to do: experiments that train together. Written as `pack.json`."""
+
+    id: str
+    attempt: int
+    engine: str
+    experiments: tuple[Experiment, ...]
+    resume_from: tuple[str, ...] = ()
+    """Run folders of earlier attempts at these experiments, the newest first, as this one's folder is named."""
+    reason: str | None = None
+    """Why an earlier attempt did not end as it should, in words for the report."""
+    rungs: tuple[float, ...] = ()
+    """Shares of the training after which the held-out rows are scored."""
+    pause_at: float | None = None
+    """The share of the training to pause at; None for training to the end."""
+    begun: float = 0.0
+    """The share that its arms were brought to in another pack."""
+
+    def write(self, folder: Path) -> None:
+        """Write `pack.json` into the folder."""
+        body = {
+            **vars(self),
+            "format": FORMAT_VERSION,
+            "experiments": [e.to_json() for e in self.experiments],
+        }
+        (folder / PACK_NAME).write_text(json.dumps(body, indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The pack that `write` wrote."""
+        body = json.loads((folder / PACK_NAME).read_text(encoding="utf-8"))
+        assert body.pop("format") == FORMAT_VERSION
+        experiments = tuple(Experiment.from_json(e) for e in body["experiments"])
+        listed = {key: tuple(body.get(key, ())) for key in ("resume_from", "rungs")}
+        return cls(**{**body, **listed, "experiments": experiments})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What the numbers depend on besides the experiment: bits depend on all of it."""
+
+    python: str
+    torch: str
+    transformers: str
+    peft: str
+    bitsandbytes: str
+    lorastudy: str
+    device: str
+    device_name: str
+    num_threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSummary:
+    """What became of the rows that a run reads. A refused row is one whose answer `max_seq_length` cut away entirely.
+
+    A plain text longer than `max_seq_length` becomes several rows, which share a prompt, as `groups` says. `num_rows` and
+    tokens count these rows. Duplicates, leaks, known prompts, near copies and refused rows are counted among texts.
+
+    A row's prompt is what stands before its first answer, without regard to case, white space and Unicode form. A row
+    of plain text, and one that asks nothing, has its own content in place of a prompt.
+    """
+
+    split: str
+    format: str
+    num_rows: int
+    num_refused_rows: int
+    num_truncated_rows: int
+    num_tokens: int
+    num_completion_tokens: int
+    num_duplicate_rows: int | None = None
+    """Training rows whose content stands earlier in the file."""
+    num_leaked_rows: int | None = None
+    """Held-out rows whose content is also trained on; of test rows, also those that stand among the held-out ones."""
+    num_unread_rows: int | None = None
+    """Training rows that the steps do not reach; no other count covers them. None where all rows are read.
+
+    A plain text that is not read counts as one, though it may be long enough for several rows."""
+    num_known_prompts: int | None = None
+    """As `num_leaked_rows`, of rows whose prompt is there, whatever the answer."""
+    num_near_copies: int | None = None
+    """As `num_leaked_rows`, of rows that nearly repeat such a row, and whose prompt is not there."""
+    num_compared_rows: int | None = None
+    """On how many of this split's rows near copies were counted; a sample where there are more than 10,000."""
+    num_compared_with: int | None = None
+    """How many rows these were compared with, a sample of the `num_known_rows` where there are more than 10,000."""
+    num_known_rows: int | None = None
+    """Training rows; for test rows, held-out ones too."""
+    split_by: Literal["prompt", "row"] | None = None
+    """What decided which rows are held out; None where these rows have a file of their own."""
+    groups: tuple[int, ...] | None = None
+    """For each scored row, in order, a number that rows of one prompt share; None where no two rows share a prompt."""
+    layout: Literal["chat", "alpaca", "plain", "text"] | None = None
+    """What laid the rows out: the model's chat template, Alpaca's prompt, the plain layout, or no prompt at all."""
+    num_fallback_rows: int | None = None
+    """Rows whose functions the chat template has no notion of, so that it was given them as text."""
+    template_preamble: str | None = None
+    """What the chat template writes by itself before a conversation, such as a default system prompt."""
+    template_date: str | None = None
+    """The day that stands for today, where the chat template writes one."""
+    num_asked_rows: int | None = None
+    """Rows that are answered for exact match."""
+    num_long_answers: int | None = None
+    """Of these, rows whose answer has more tokens than an answer may have, so that none can match it."""
+    unused_columns: tuple[str, ...] | None = None
+    """Columns of its file that hold something and play no part."""
+    unseen_fields: tuple[str, ...] | None = None
+    """Fields of its messages of which the text of some row shows nothing."""
+    num_texts: int | None = None
+    """Rows of the file that the `num_rows` are made of; fewer where long plain texts became several rows each."""
+
+    @property
+    def num_usable_texts(self) -> int:
+        """`num_texts`; of runs that did not record it `num_rows`, since each of their rows is a text of its own."""
+        return self.num_rows if self.num_texts is None else self.num_texts
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """What `dataclasses.asdict` made plain."""
+        lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **lists})
+
+
+#: What answers without a model; `data.trivial` says how.
+TrivialPredictor = Literal["constant", "frequencies", "unigram"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrivialScore:
+    """One metric of a trivial predictor on one split, of all of a pack's experiments: as `Score`, on the same rows."""
+
+    predictor: TrivialPredictor
+    split: str
+    metric: str
+    version: int
+    unit: str
+    value: float
+    items: tuple[float, ...] = ()
+    """Empty before a run, where only the value is asked for."""
+    weights: tuple[int, ...] | None = None
+    answer: str | None = None
+    """What the constant answer says, where it is compared as a text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsRead:
+    """What becomes of the rows of one split, and the lengths that would have kept them; these a run does not record."""
+
+    summary: DataSummary
+    trivial: tuple[TrivialScore, ...] = ()
+    """What trivial predictors score on them, without items."""
+    length_of_all: int | None = None
+    """Tokens of the longest row, whole."""
+    length_of_most: int | None = None
+    """Tokens that keep 95 % of the rows whole."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """What `dataclasses.asdict` made plain."""
+        trivial = tuple(TrivialScore(**{**score, "items": ()}) for score in values.get("trivial", ()))
+        return cls(**{**values, "summary": DataSummary.from_json(values["summary"]), "trivial": trivial})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmStep:
+    """One optimizer step of one experiment."""
+
+    experiment_id: str
+    loss: float | None
+    """Nats per completion token of the effective batch, before the step; None when it is not finite."""
+    learning_rate: float
+    grad_norm: float | None
+    """Before clipping; None when it is not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackStep:
+    """One optimizer step of every experiment that is still training. `step` counts from 1."""
+
+    step: int
+    num_steps: int
+    num_tokens: int
+    num_completion_tokens: int
+    seconds: float
+    arms: tuple[ArmStep, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One metric of one experiment on one split, with its value for every item.
+
+    `value` is the mean of `items` weighted by `weights` (all ones where `weights` is None); perplexity's is the
+    exponential of the mean loss, not the mean of its items. `split` is
+    `eval`, `test` or `forgetting`; with `_before` behind it, the base model without adapter; `spec.racing` names `eval`
+    on the way. `version` changes whenever the definition does; scores of different versions are never compared.
+    """
+
+    experiment_id: str
+    split: str
+    metric: str
+    version: int
+    unit: str
+    value: float
+    items: tuple[float, ...]
+    weights: tuple[int, ...] | None = None
+
+
+#: Two measurements of the same arm's step agree when they differ by at most this share, else its time is unknown; and
+#: times of two arms that differ by no more are not told apart.
+STEP_TIME_FLOOR = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmProfile:
+    """What one experiment costs when it trains alone on the same base, measured before it trains.
+
+    Peak memory is what the device allocator held at most (CUDA), or the peak of live tensor bytes (CPU); the
+    `memory_kind` says which. Speed counts real tokens; padding is not counted.
+    """
+
+    experiment_id: str
+    num_trainable_parameters: int
+    num_total_parameters: int
+    adapter_bytes: int
+    memory_kind: Literal["cuda_allocated", "cpu_tensors"]
+    peak_memory_bytes: int | None
+    step_seconds: float | None
+    """Median of the timed steps; None where two measurements of the arm did not agree, or were too few for that."""
+    tokens_per_second: float | None
+    num_timed_steps: int | None = None
+    step_quartile_distance_seconds: float | None = None
+    """Between the first and the third quartile of the timed steps."""
+    step_times_apart: float | None = None
+    """Share by which two measurements of this arm, interleaved with those of the others, differed (A/A).
+
+    That of the pack's middle arm where that is more.
+    """
+    modules_by_role: Mapping[str, int] | None = None
+    """How many layers of each role it adapts (`spec.targets.ROLES`)."""
+    modules_left_out: tuple[str, ...] = ()
+    """What its preset means and PEFT cannot adapt, with the reason."""
+    modules_digest: str | None = None
+    """Equal for experiments that adapt the same layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackProfile:
+    """What the pack as a whole cost: all its experiments together. Tokens are summed over the arms.
+
+    Seconds are those of all attempts that it went on from, as are the legs of a race, and of scoring on the way too.
+    """
+
+    engine: str
+    num_arms: int
+    memory_kind: Literal["cuda_allocated", "cpu_resident"]
+    peak_memory_bytes: int | None
+    median_step_seconds: float | None
+    tokens_per_second: float | None
+    load_seconds: float
+    train_seconds: float
+    eval_seconds: float
+
+
+IncidentKind = Literal[
+    "resumed", "not_resumed", "out_of_memory", "checkpoint_damaged", "checkpoint_failed", "fell_back"
+]
+
+#: Begins what an incident says of an engine that was not the one asked for first.
+FELL_BACK = "engine: reference, since "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incident:
+    """Something that befell a pack and that a reader of its numbers should know, though it cost none of them."""
+
+    kind: IncidentKind
+    message: str
+    step: int | None = None
+    """After how many of the pack's steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointProfile:
+    """What the checkpoints of a pack cost, earlier attempts' included. Not part of any other time here."""
+
+    num_checkpoints: int
+    last_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryTerms:
+    """Bytes at the peak of a step, by what holds them. Their sum is the predicted peak."""
+
+    base_weights: int
+    quantisation_constants: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+    workspace: int
+    allocator_slack: int
+
+    @property
+    def total(self) -> int:
+        """Predicted peak bytes."""
+        return sum(value for _, value in self.named())
+
+    def named(self) -> list[tuple[str, int]]:
+        """(term, bytes), in the order in which they stand above."""
+        return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(MemoryTerms)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPrediction(MemoryTerms):
+    """What was predicted of an experiment before its pack ran; the runner's own record, beside the worker's.
+
+    `alone_bytes` stands against the experiment's profile, `pack_bytes` against the pack's; the terms are those of
+    `alone_bytes`. The micro-batch is the largest one that the pack will see.
+    """
+
+    experiment_id: str
+    memory_kind: Literal["cuda_allocated", "cpu_tensors"]
+    num_tokens: int
+    num_labels: int
+    alone_bytes: int
+    pack_bytes: int
+    step_seconds: float | None
+    """Of the whole pack; None where no calibration was made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One generated answer, kept as evidence beside the exact-match score."""
+
+    experiment_id: str
+    prompt: str
+    reference: str
+    answer: str
+
+
+#: What ended a run before it completed. `outraced` is no failure: racing stopped it.
+FailureKind = Literal["user", "diverged", "out_of_memory", "crashed", "error", "outraced"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one experiment ended, or that it pauses. `message` says why it is not complete, `traceback` belongs to a failure."""
+
+    experiment_id: str
+    status: Literal["completed", "failed", "stopped", "paused"]
+    failure_kind: FailureKind | None = None
+    message: str | None = None
+    traceback: str | None = None
+    step: int | None = None
+    adapter_path: str | None = None
+    """Relative to the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackEnd:
+    """The ends of all experiments that were open, in one line: a worker killed over it has said all or nothing.
+
+    Otherwise a part of a pack could be left to be trained again, in other company and so not to the same bits.
+    """
+
+    outcomes: tuple[Outcome, ...]
+
+
+Record = (
+    Environment
+    | DataSummary
+    | TrivialScore
+    | PackStep
+    | Score
+    | ArmProfile
+    | PackProfile
+    | MemoryPrediction
+    | CheckpointProfile
+    | Incident
+    | Generation
+    | Outcome
+)

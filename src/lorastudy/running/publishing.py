@@ -1,0 +1,156 @@
+"""Trained adapters at the place where users look for them: `output/<name>/final_model`.
+
+Two suites may call two experiments alike. What lies there stays, if it is another experiment's that a suite still has, or
+nobody knows whose it is; the new one then goes to `output/<suite>/<name>/final_model`, and where that is taken too, to a
+folder that also bears its id. Only what no suite asks for any more, as after a suite file was edited, is replaced, if its
+run folder is still there.
+
+The run folder keeps a copy of its own, so what was published can be published again: under another name, for another folder.
+"""
+
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from lorastudy.errors import StudyError
+from lorastudy.protocol.jobs import AdapterOrigin, adapter_path
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.containment import files_alone, inside
+from lorastudy.suite.experiment import Experiment
+
+
+class Shelf:
+    """The places of a suite's adapters, chosen when it begins: nothing that is kept there is written over."""
+
+    def __init__(
+        self, experiments: Sequence[Experiment], *, suite_name: str, tracker: ExperimentTracker, output: Path
+    ) -> None:
+        """Choose the places.
+
+        Raises:
+            StudyError: one of them leads out of `output`, or all that an adapter may have are taken.
+        """
+        places = {each.id: _places(each, suite_name=suite_name, output=output) for each in experiments}
+        replaceable = _replaceable(places.values(), tracker=tracker)
+        self._chosen: dict[str, Path] = {}
+        taken: set[Path] = set()
+        for experiment_id, candidates in places.items():
+            own = (place for place in candidates if _is_of(place, experiment_id))
+            free = (
+                place
+                for place in candidates
+                if place not in taken and _is_free(place, replaceable=replaceable)
+            )
+            chosen = next(own, None) or next(free, None)
+            if chosen is None:
+                raise StudyError(
+                    f"{candidates[-1]}: is not this suite's, and has the last place left for an adapter; move it away"
+                )
+            self._chosen[experiment_id] = chosen
+            taken.add(chosen)
+        self.replaced: dict[Path, str] = {}
+        """Places of which an adapter was taken away, with the id of its experiment."""
+
+    def publish_done(
+        self, experiments: Sequence[Experiment], missing: Sequence[Experiment], *, tracker: ExperimentTracker
+    ) -> tuple[str, ...]:
+        """Publish adapters of experiments that were done before, perhaps under another name or for another folder.
+
+        Returns the ids of those whose adapter is nowhere to be found.
+        """
+        missing_ids = {experiment.id for experiment in missing}
+        wanted = [
+            experiment.id
+            for experiment in experiments
+            if experiment.id not in missing_ids and not _is_of(self._chosen[experiment.id], experiment.id)
+        ]
+        results = tracker.get_results(wanted) if wanted else {}
+        gone = []
+        for experiment_id in wanted:
+            done = results[experiment_id]
+            adapter = Path(done.run_folder or "") / (done.adapter_path or "")
+            if done.adapter_path is not None and adapter.is_dir():
+                self.publish(inside(Path(done.run_folder or ""), adapter), experiment_id)
+            else:
+                gone.append(experiment_id)
+        return tuple(gone)
+
+    def publish(self, adapter: Path, experiment_id: str) -> None:
+        """Copy an adapter to its place, whole or not at all. The run folder keeps its own."""
+        place = self._chosen[experiment_id]
+        before = AdapterOrigin.read(place)
+        publish(adapter, place)
+        if before is not None and before.experiment_id != experiment_id:
+            self.replaced[place] = before.experiment_id
+
+
+def published(experiment: Experiment, *, suite_name: str, output: Path) -> Path | None:
+    """Where a suite's adapter lies; None where it does not."""
+    places = _places(experiment, suite_name=suite_name, output=output)
+    return next((place for place in places if _is_of(place, experiment.id)), None)
+
+
+def usual_place(experiment: Experiment, *, output: Path) -> Path:
+    """Where an adapter lies unless another one has that place."""
+    return output / experiment.name / "final_model"
+
+
+def publish(adapter: Path, target: Path) -> None:
+    """Copy an adapter to `target`, whole or not at all. The run folder keeps its own."""
+    fresh, old = target.with_name("final_model.new"), target.with_name("final_model.old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    _copy(files_alone(adapter), fresh)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _places(experiment: Experiment, *, suite_name: str, output: Path) -> tuple[Path, ...]:
+    """Where its adapter may lie, the usual place first. The last one nobody else can have."""
+    of_suite = output / suite_name
+    places = (
+        usual_place(experiment, output=output),
+        of_suite / experiment.name / "final_model",
+        of_suite / f"{experiment.name}-{experiment.id}" / "final_model",
+    )
+    return tuple(inside(output, place) for place in places)
+
+
+def _replaceable(places: Collection[tuple[Path, ...]], *, tracker: ExperimentTracker) -> frozenset[str]:
+    """Of the experiments whose adapters lie there, those that no suite has any more and whose run folder keeps its own."""
+    origins = (AdapterOrigin.read(place) for candidates in places for place in candidates)
+    found = {origin.experiment_id for origin in origins if origin is not None}
+    if not found:
+        return frozenset()
+    orphans = sorted(found - tracker.get_results(sorted(found)).keys())
+    return frozenset(
+        run.experiment_id
+        for run in tracker.get_runs(orphans)
+        if (Path(run.run_folder) / adapter_path(run.experiment_id)).is_dir()
+    )
+
+
+def _is_of(place: Path, experiment_id: str) -> bool:
+    origin = AdapterOrigin.read(place)
+    return origin is not None and origin.experiment_id == experiment_id
+
+
+def _is_free(place: Path, *, replaceable: Collection[str]) -> bool:
+    """Whether nothing lies there that is to stay. What cannot be told whose it is does."""
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return True
+    origin = AdapterOrigin.read(place)
+    return origin is not None and origin.experiment_id in replaceable
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """Copy files and folders. `shutil.copytree` gathers errors into one that does not say any more that the disk is full."""
+    target.mkdir(parents=True)
+    for path in sorted(folder.rglob("*")):
+        fresh = target / path.relative_to(folder)
+        if path.is_dir():
+            fresh.mkdir()
+        else:
+            shutil.copyfile(path, fresh)

@@ -1,0 +1,1 @@
+"""Statistics of paired runs: arms, spreads over seeds, paired differences, verdicts. Pure functions."""

@@ -1,0 +1,114 @@
+"""Scores item by item, and the differences of two arms laid out by seed and item."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lorastudy.stats.significance import Floats
+from lorastudy.stats.splits import CHOOSING_SPLIT, stored_split
+from lorastudy.stats.study import Study
+from lorastudy.stats.summary import Metric
+from lorastudy.store import ExperimentTracker
+from lorastudy.store.views import ExperimentResult
+from lorastudy.suite.racing import rung_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemScores:
+    """A score's value for each held-out item, and the items' weights; None where all count the same."""
+
+    values: tuple[float, ...]
+    weights: tuple[int, ...] | None = None
+    groups: tuple[int, ...] | None = None
+    """A number for each item that items which are no evidence of their own share; None where each stands alone."""
+
+
+#: By (experiment id, split, metric). What is not in it was stored without items, or not at all.
+ItemTable = Mapping[tuple[str, str, str], ItemScores]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedItems:
+    """Differences by (seed, item), and the weight and the group of each item."""
+
+    differences: Floats
+    weights: Floats
+    groups: tuple[int, ...] | None = None
+
+
+def stored_items(tracker: ExperimentTracker, study: Study, *, metrics: Sequence[Metric]) -> ItemTable:
+    """Scores item by item of these metrics, of the completed runs."""
+    table: dict[tuple[str, str, str], ItemScores] = {}
+    for metric in metrics:
+        split = stored_split(metric.split, study)
+        found = scores_by_item(tracker, study.completed, split=split, metric=metric.name)
+        table |= {(experiment_id, split, metric.name): scores for experiment_id, scores in found.items()}
+    return table
+
+
+def scores_by_item(
+    tracker: ExperimentTracker, results: Sequence[ExperimentResult], *, split: str, metric: str
+) -> dict[str, ItemScores]:
+    """By experiment, one metric's scores item by item, with the groups that the run recorded of these rows."""
+    groups = {result.experiment_id: groups_of(result, split=split) for result in results}
+    found = tracker.get_all_items(list(groups), split=split, metric=metric)
+    return {
+        experiment_id: ItemScores(
+            values=values, weights=weights, groups=_of_the_first(groups[experiment_id], len(values))
+        )
+        for experiment_id, (values, weights) in found.items()
+    }
+
+
+def groups_of(result: ExperimentResult, *, split: str) -> tuple[int, ...] | None:
+    """Which rows of a split share a prompt; scores before training and on the way are of the same rows as after it."""
+    rows = split.removesuffix("_before") if rung_of(split) is None else CHOOSING_SPLIT
+    return next((summary.groups for summary in result.data if summary.split == rows), None)
+
+
+def _of_the_first(groups: tuple[int, ...] | None, num_items: int) -> tuple[int, ...] | None:
+    """Exact match asks the first rows only. None where none of these rows share a prompt."""
+    if groups is None or len(groups) < num_items:
+        return None
+    scored = groups[:num_items]
+    return None if len(set(scored)) == num_items else scored
+
+
+def paired_items(
+    ours: Sequence[ItemScores | None], theirs: Sequence[ItemScores | None]
+) -> PairedItems | None:
+    """The differences of two arms over their common seeds, in the seeds' order."""
+    return combined_items([ours, theirs], factors=(1.0, -1.0))
+
+
+def combined_items(
+    sides: Sequence[Sequence[ItemScores | None]], *, factors: Sequence[float]
+) -> PairedItems | None:
+    """The sum of factor times score over the sides, by seed and item; each side in the order of the same seeds.
+
+    None where a run has no items, or where `common_weights` finds none.
+    """
+    scores = [score for side in sides for score in side]
+    known = [score for score in scores if score is not None]
+    weights = common_weights(known) if len(known) == len(scores) else None
+    if weights is None:
+        return None
+    values = np.array([score.values for score in known]).reshape(len(sides), -1, len(weights))
+    return PairedItems(
+        differences=np.tensordot(np.array(factors), values, axes=1), weights=weights, groups=known[0].groups
+    )
+
+
+def common_weights(scores: Sequence[ItemScores]) -> Floats | None:
+    """The weights of the items that all these runs were scored on.
+
+    None where not all have the same ones (as many, of the same weights and groups): then items cannot be told apart from
+    seeds. With a single item, or a single group of them, nothing can be said about new ones, so None too.
+    """
+    if len({(len(score.values), score.weights, score.groups) for score in scores}) != 1:
+        return None
+    num_items, weights, groups = len(scores[0].values), scores[0].weights, scores[0].groups
+    if num_items < 2 or (groups is not None and len(set(groups)) < 2):
+        return None
+    return np.ones(num_items) if weights is None else np.array(weights, dtype=np.float64)

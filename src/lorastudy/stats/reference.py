@@ -1,0 +1,64 @@
+"""Which arm the others are compared with: named by the design, but for its learning rate."""
+
+from collections.abc import Sequence
+
+from lorastudy.stats.study import STUDIED_KEYS, Arm, Study
+from lorastudy.stats.summary import LOSS, Metric
+from lorastudy.stats.tuning import best_of, rates_of
+from lorastudy.suite.question import is_reference
+
+#: The largest rank, and the highest precision.
+_TYPES_WITH_A_REFERENCE = frozenset({"rank_ablation", "quantization_study"})
+
+
+def reference_arm(study: Study, *, named: str | None = None, metric: Metric = LOSS) -> Arm | None:
+    """The arm that the others are compared with; None when nothing completed.
+
+    The suite may name it; where no run of that arm completed, or none has the name, the design does. Which
+    configuration it is, the design says and never the outcome, which would favour the best observed
+    (winner's curse). Rank ablation: the largest rank. Quantization: the highest precision. Else the first arm of
+    the suite. Arms without a completed run cannot serve. Where an experiment type of the package was run at
+    several learning rates, the reference stands at its best one by the metric, as `rank_ladder` has every rank: which rate
+    stands first in a list is no design. A type of one's own may study the rate itself and keeps its first arm.
+    """
+    completed = [arm for arm in study.reported_arms if arm.completed]
+    designed = _by_name(completed, named) or _by_design(study, completed)
+    if designed is None or study.experiment_type not in STUDIED_KEYS:
+        return designed
+    return best_of(study, rates_of(study, designed), metric=metric) or designed
+
+
+def is_reference_named(study: Study, *, named: str | None = None) -> bool:
+    """Whether the reference was named before the run: by the suite, or by the design of a type that has one.
+
+    That an arm stands first in a suite names nothing.
+    """
+    completed = [arm for arm in study.reported_arms if arm.completed]
+    return study.experiment_type in _TYPES_WITH_A_REFERENCE or _by_name(completed, named) is not None
+
+
+def asked_reference(study: Study, *, named: str | None = None) -> Arm | None:
+    """The arm that is to be the reference, whatever has completed by now; of several rates the first."""
+    return _by_name(study.reported_arms, named) or _by_design(study, study.reported_arms)
+
+
+def missing_reference(study: Study) -> Arm | None:
+    """The arm that the design would have as reference, where no seed of it completed at any rate."""
+    designed = _by_design(study, study.reported_arms)
+    if designed is None or any(arm.completed for arm in rates_of(study, designed)):
+        return None
+    return designed
+
+
+def _by_name(arms: Sequence[Arm], name: str | None) -> Arm | None:
+    """The arm of that name, with or without its learning rate; of several rates the first."""
+    if name is None:
+        return None
+    rates = {arm.name: float(arm.settings.get("learning_rate") or 0.0) for arm in arms}
+    return next((a for a in arms if is_reference(name, arm=a.name, learning_rate=rates[a.name])), None)
+
+
+def _by_design(study: Study, arms: Sequence[Arm]) -> Arm | None:
+    if study.experiment_type == "rank_ablation":
+        return max(arms, key=lambda arm: int(arm.settings["lora_rank"]), default=None)
+    return next(iter(arms), None)

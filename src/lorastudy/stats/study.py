@@ -1,0 +1,240 @@
+"""One suite's results, cut into arms. Results of two suites are never pooled: they answer two questions.
+
+An arm is a name *and* its settings. A suite that was edited and run again under its old name leaves results
+of both versions in the store; they become two arms, never one mean. Where the data or the base model changed
+beneath the same name and settings, only results on the latest version count, and a note says so.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lorastudy.store.views import ExperimentResult
+from lorastudy.suite.experiment import canonical_json
+from lorastudy.suite.settings import LAYOUT_KEYS, Settings
+
+#: Highest first: what a lower precision is compared with.
+PRECISIONS = ("fp32", "bf16", "fp16", "8bit", "4bit")
+
+_MODULE_KEYS = frozenset({"target_modules", "layers_to_transform"})
+_PRECISION_KEYS = frozenset({"quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"})
+
+#: What each experiment type varies on purpose.
+STUDIED_KEYS: Mapping[str, frozenset[str]] = {
+    "rank_ablation": frozenset({"lora_rank", "lora_alpha"}),
+    "module_ablation": _MODULE_KEYS,
+    "parameter_matched_modules": _MODULE_KEYS | {"lora_rank", "lora_alpha"},
+    "method_comparison": frozenset(
+        {"method", "peft_config", "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules"}
+    ),
+    # What another tool compared nobody stated; whatever makes the adapter may be it, and each stands at its best rate.
+    "imported": frozenset({"lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "base_model"})
+    | _MODULE_KEYS
+    | _PRECISION_KEYS,
+    "quantization_study": _PRECISION_KEYS,
+}
+
+#: What two arms of one configuration may differ in.
+_BESIDE_A_CONFIGURATION = frozenset({"learning_rate", "max_arms_per_pack"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One configuration with its results, one for each seed, in order of seed."""
+
+    name: str
+    settings: Mapping[str, Any]
+    results: tuple[ExperimentResult, ...]
+
+    @cached_property
+    def completed(self) -> tuple[ExperimentResult, ...]:
+        """The results that count."""
+        return tuple(result for result in self.results if result.status == "completed")
+
+    @property
+    def was_outraced(self) -> bool:
+        """Whether racing stopped it, so that it has no final score and is no failure either."""
+        return any(result.was_outraced for result in self.results)
+
+    @cached_property
+    def typed_settings(self) -> Settings:
+        """The settings as a value with its properties; keys that this version does not know are left out."""
+        known = {key: value for key, value in self.settings.items() if key in Settings.model_fields}
+        return Settings.model_validate_json(canonical_json(known))
+
+    @cached_property
+    def configuration(self) -> str:
+        """The settings but for the learning rate and the layout of packs: equal for arms that differ in nothing else."""
+        rest = {k: v for k, v in self.settings.items() if v is not None and k not in _BESIDE_A_CONFIGURATION}
+        return canonical_json(rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One suite of one experiment type. Arms stand in reading order: by rank, by precision, or as in the suite."""
+
+    suite_name: str
+    experiment_type: str
+    arms: tuple[Arm, ...]
+    notes: tuple[str, ...] = ()
+    """What the reader must know about how results became arms."""
+    tuning_seeds: frozenset[int] = frozenset()
+    """Seeds of runs that chose learning rates and report nothing, as the suite's question says."""
+
+    @cached_property
+    def results(self) -> tuple[ExperimentResult, ...]:
+        """Every result, of whatever status."""
+        return tuple(result for arm in self.arms for result in arm.results)
+
+    @cached_property
+    def completed(self) -> tuple[ExperimentResult, ...]:
+        """Every completed result."""
+        return tuple(result for arm in self.arms for result in arm.completed)
+
+    @property
+    def outraced(self) -> tuple[ExperimentResult, ...]:
+        """Every result that racing stopped."""
+        return tuple(result for arm in self.arms for result in arm.results if result.was_outraced)
+
+    @cached_property
+    def reported_arms(self) -> tuple[Arm, ...]:
+        """The arms that results are reported of: not those at a rate that was tried and not chosen."""
+        return tuple(arm for arm in self.arms if self.reporting_runs(arm))
+
+    @cached_property
+    def versions(self) -> Mapping[tuple[str, str], frozenset[int]]:
+        """All versions with which completed runs measured a metric, by (split, metric) as in `ExperimentResult.scores`."""
+        found: dict[tuple[str, str], set[int]] = {}
+        for result in self.completed:
+            for key, score in result.scores.items():
+                found.setdefault(key, set()).add(score.version)
+        return {key: frozenset(versions) for key, versions in found.items()}
+
+    @cached_property
+    def scored_throughout(self) -> frozenset[tuple[str, str]]:
+        """The (split, metric) that every completed run was scored on; none where nothing completed."""
+        scored = [frozenset(result.scores) for result in self.completed]
+        return frozenset.intersection(*scored) if scored else frozenset()
+
+    def reporting_runs(self, arm: Arm) -> tuple[ExperimentResult, ...]:
+        """The arm's results, of whatever status, but for those that chose its learning rate."""
+        return tuple(result for result in arm.results if result.seed not in self.tuning_seeds)
+
+    def choosing_runs(self, arm: Arm) -> tuple[ExperimentResult, ...]:
+        """The arm's results, of whatever status, that choose its learning rate: runs of their own, else all of them."""
+        tuning = tuple(result for result in arm.results if result.seed in self.tuning_seeds)
+        return tuning or arm.results
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+def split_studies(results: Iterable[ExperimentResult]) -> tuple[Study, ...]:
+    """One study for each suite and experiment type, in order of first appearance."""
+    groups: dict[tuple[str, str], list[ExperimentResult]] = {}
+    for result in results:
+        groups.setdefault((result.suite_name, result.experiment_type), []).append(result)
+    return tuple(_study(name, kind, results=group) for (name, kind), group in groups.items())
+
+
+def differing_settings(arms: Sequence[Arm]) -> tuple[str, ...]:
+    """Keys in which at least two arms differ, in the order of the settings. Layout of the work is left out."""
+    keys = dict.fromkeys(key for arm in arms for key in arm.settings if key != "max_arms_per_pack")
+    return tuple(key for key in keys if len({canonical_json(arm.settings.get(key)) for arm in arms}) > 1)
+
+
+def shared_settings(arms: Sequence[Arm]) -> dict[str, Any]:
+    """Keys that are equal in all arms, with their value."""
+    differing = set(differing_settings(arms))
+    return {key: value for arm in arms[:1] for key, value in arm.settings.items() if key not in differing}
+
+
+def confounds(study: Study) -> tuple[str, ...]:
+    """Keys in which the arms differ besides what the experiment type studies; none for a type of one's own.
+
+    A learning rate that was looked for is each arm's best, and no factor.
+    """
+    studied = STUDIED_KEYS.get(study.experiment_type)
+    if studied is None:
+        return ()
+    tuned = {"learning_rate"} if study.tuning_seeds else set()
+    return tuple(key for key in differing_settings(study.arms) if key not in studied | tuned)
+
+
+def _study(suite_name: str, experiment_type: str, *, results: Sequence[ExperimentResult]) -> Study:
+    groups: dict[tuple[str, str], list[ExperimentResult]] = {}
+    arms, notes = [], []
+    newest = max((_data_version(result) for result in results), default=0)
+    current_data = [result for result in results if _data_version(result) == newest]
+    if len(current_data) < len(results):
+        notes.append(
+            f"{len(results) - len(current_data)} result(s) of an earlier version of lorastudy, which made other tokens of "
+            "the same rows, are not counted; run the suite again to have them replaced"
+        )
+    for result in current_data:
+        acting = {key: value for key, value in result.settings.items() if key not in LAYOUT_KEYS}
+        groups.setdefault((result.arm, canonical_json(acting)), []).append(result)
+    uses = Counter(name for name, _ in groups)
+    seen: Counter[str] = Counter()
+    for (name, _), group in groups.items():
+        seen[name] += 1
+        unique = name if uses[name] == 1 else f"{name} #{seen[name]}"
+        current = _on_latest_sources(group)
+        latest = _latest_per_seed(current)
+        if len(current) < len(group):
+            notes.append(
+                f"{unique}: {len(group) - len(current)} result(s) on another version of the data or the base model "
+                "are not counted"
+            )
+        if len(latest) < len(current):
+            notes.append(
+                f"{unique}: {len(current) - len(latest)} earlier result(s) of the same settings and seed are not counted"
+            )
+        arms.append(Arm(name=unique, settings=latest[-1].settings, results=latest))
+    notes += [
+        f"the name {name} stands for {count} different configurations, numbered #1 to #{count}; they are not pooled"
+        for name, count in uses.items()
+        if count > 1
+    ]
+    return Study(
+        suite_name=suite_name,
+        experiment_type=experiment_type,
+        arms=_in_reading_order(arms, experiment_type),
+        notes=tuple(notes),
+    )
+
+
+def _on_latest_sources(group: Sequence[ExperimentResult]) -> list[ExperimentResult]:
+    """The results on the data and the base model of the latest one: seeds on two versions make no one mean."""
+    latest = max(group, key=_completed_then_latest)
+    return [result for result in group if _data_and_base(result) == _data_and_base(latest)]
+
+
+def _data_version(result: ExperimentResult) -> int:
+    return int(result.sources.get("data_version") or 1)
+
+
+def _data_and_base(result: ExperimentResult) -> dict[str, Any]:
+    """Of an imported result the sources also name the environment, of which one's own have a record."""
+    return {key: value for key, value in result.sources.items() if key != "environment"}
+
+
+def _latest_per_seed(group: Sequence[ExperimentResult]) -> tuple[ExperimentResult, ...]:
+    """One result for each seed: a completed one before any other, then the one that began last."""
+    by_seed = {result.seed: result for result in sorted(group, key=_completed_then_latest)}
+    return tuple(by_seed[seed] for seed in sorted(by_seed))
+
+
+def _completed_then_latest(result: ExperimentResult) -> tuple[bool, str]:
+    return (result.status == "completed", result.started_at or "")
+
+
+def _in_reading_order(arms: Sequence[Arm], experiment_type: str) -> tuple[Arm, ...]:
+    if experiment_type == "rank_ablation":
+        return tuple(sorted(arms, key=lambda arm: int(arm.settings["lora_rank"])))
+    if experiment_type == "quantization_study":
+        return tuple(sorted(arms, key=lambda arm: PRECISIONS.index(arm.settings["quantization"])))
+    return tuple(arms)

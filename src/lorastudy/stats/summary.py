@@ -1,0 +1,260 @@
+"""Each arm's metrics and costs, summarised over its seeds."""
+
+import math
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lorastudy.protocol.records import ArmProfile
+from lorastudy.stats.splits import stored_split
+from lorastudy.stats.study import Arm, Study
+from lorastudy.store.views import ExperimentResult, ScoreValue
+
+#: Scores that differ by less than this share of themselves differ by rounding.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A score: where it was measured, what it is, and which direction is good.
+
+    `split` says `eval` for the rows that report, which are the test rows where a study has them (`analysis.splits`).
+    """
+
+    split: str
+    name: str
+    title: str
+    unit: str
+    lower_is_better: bool
+
+    @property
+    def is_in_units(self) -> bool:
+        """Whether a value wants its unit behind it; a share does not."""
+        return self.unit not in {"", "share"}
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """As in `ExperimentResult.scores`, but for test rows, which `analysis.splits` finds."""
+        return (self.split, self.name)
+
+
+LOSS = Metric(split="eval", name="loss", title="Held-out loss", unit="nats per token", lower_is_better=True)
+LOSS_BEFORE = Metric(
+    split="eval_before",
+    name="loss",
+    title="Held-out loss before training",
+    unit="nats per token",
+    lower_is_better=True,
+)
+PERPLEXITY = Metric(split="eval", name="perplexity", title="Perplexity", unit="", lower_is_better=True)
+TOKEN_ACCURACY = Metric(
+    split="eval", name="token_accuracy", title="Token accuracy", unit="share", lower_is_better=False
+)
+EXACT_MATCH = Metric(
+    split="eval", name="exact_match", title="Exact match", unit="share", lower_is_better=False
+)
+#: Not shown of arms: 1 says that an arm gave one answer to every row.
+SAME_ANSWER = Metric(
+    split="eval", name="same_answer", title="Commonest answer", unit="share", lower_is_better=True
+)
+FORGETTING_BEFORE = Metric(
+    split="forgetting_before",
+    name="loss",
+    title="Base-domain loss before training",
+    unit="nats per token",
+    lower_is_better=True,
+)
+FORGETTING = Metric(
+    split="forgetting",
+    name="loss",
+    title="Base-domain loss after training",
+    unit="nats per token",
+    lower_is_better=True,
+)
+#: What a report shows of every arm. `LOSS_BEFORE` is the base model's and equal for all.
+METRICS = (LOSS, PERPLEXITY, TOKEN_ACCURACY, EXACT_MATCH, FORGETTING_BEFORE, FORGETTING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Values over seeds. `sd` is the sample standard deviation (n - 1 below); None for a single value."""
+
+    values: tuple[float, ...]
+    mean: float
+    median: float
+    sd: float | None
+    minimum: float
+    maximum: float
+
+    @property
+    def n(self) -> int:
+        """How many values."""
+        return len(self.values)
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> "Spread | None":
+        """The spread of what was measured; None when nothing was."""
+        measured = tuple(float(value) for value in values if value is not None)
+        if not measured:
+            return None
+        return cls(
+            values=measured,
+            mean=statistics.fmean(measured),
+            median=statistics.median(measured),
+            sd=statistics.stdev(measured) if len(measured) > 1 else None,
+            minimum=min(measured),
+            maximum=max(measured),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepNoise:
+    """How sure the time of an arm's step is: over the packs that know it; where half do not, over all that timed it."""
+
+    num_steps: int
+    """Timed steps of all these packs."""
+    apart: float
+    """Median over the packs of the share by which two measurements of the arm differed."""
+    half_quartile_distance: float
+    """Half the distance between the quartiles of a pack's timed steps in seconds, median over the packs."""
+    error_seconds: float
+    """Standard error of the median step."""
+
+    @classmethod
+    def of(cls, profiles: Sequence[ArmProfile]) -> "StepNoise | None":
+        """Of one profile for each pack; None where no noise was measured.
+
+        The standard error of a median is 1.2533 s / sqrt(n) for normal noise of standard deviation s, and the quartiles of
+        that lie 1.349 s apart. Of packs that were timed apart the errors average: sqrt of the sum of squares / packs.
+        """
+        known = _that_know_the_time(profiles) or profiles
+        timed = [
+            (steps, apart, distance)
+            for profile in known
+            if (steps := profile.num_timed_steps) is not None
+            and (apart := profile.step_times_apart) is not None
+            and (distance := profile.step_quartile_distance_seconds) is not None
+        ]
+        if not timed or len(timed) < len(known):
+            return None
+        squares = [(distance / 1.349 * 1.2533) ** 2 / steps for steps, _, distance in timed]
+        return cls(
+            num_steps=sum(steps for steps, _, _ in timed),
+            apart=statistics.median(apart for _, apart, _ in timed),
+            half_quartile_distance=statistics.median(distance / 2 for _, _, distance in timed),
+            error_seconds=math.sqrt(sum(squares)) / len(squares),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What an arm costs. All but `train_seconds` are of the arm training alone on the same base."""
+
+    trainable_parameters: Spread | None
+    total_parameters: Spread | None
+    adapter_bytes: Spread | None
+    peak_memory_bytes: Spread | None
+    step_seconds: Spread | None
+    """None where it was not timed, or noise hid it in half of the packs or more: the rest may agree by luck."""
+    step_noise: StepNoise | None
+    tokens_per_second: Spread | None
+    train_seconds: Spread | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSummary:
+    """One arm over its completed seeds."""
+
+    arm: Arm
+    scores: Mapping[tuple[str, str], Spread]
+    costs: Costs
+
+    def score(self, metric: Metric) -> Spread | None:
+        """The metric over seeds; None where it was not measured."""
+        return self.scores.get(metric.key)
+
+
+def summarise_arm(arm: Arm, study: Study) -> ArmSummary:
+    """The arm's scores and costs over its completed seeds."""
+    spreads = {
+        metric.key: Spread.of(scores_by_seed(arm, study, metric=metric).values())
+        for metric in (*METRICS, LOSS_BEFORE)
+    }
+    return ArmSummary(
+        arm=arm,
+        scores={key: spread for key, spread in spreads.items() if spread is not None},
+        costs=_costs(arm.completed),
+    )
+
+
+def scores_by_seed(arm: Arm, study: Study, *, metric: Metric, choosing: bool = False) -> dict[int, float]:
+    """The metric of each completed seed, of the newest metric version in the study only.
+
+    On the rows that report, without the runs that chose a learning rate; with `choosing` on the rows that a choice
+    is made on, and of those runs alone where the arm has them. Scores of two versions of a metric measure two things;
+    mixing them once reversed a published ranking.
+    """
+    newest = newest_version(study, metric)
+    key = (stored_split(metric.split, study, choosing=choosing), metric.name)
+    tuning = [run for run in arm.completed if run.seed in study.tuning_seeds]
+    reporting = [run for run in arm.completed if run.seed not in study.tuning_seeds]
+    runs = tuning if choosing and tuning else reporting
+    scores: dict[int, ScoreValue | None] = {run.seed: run.scores.get(key) for run in runs}
+    return {seed: s.value for seed, s in scores.items() if s is not None and s.version == newest}
+
+
+def are_equal(scores: Collection[float]) -> bool:
+    """Whether no two of them differ by more than rounding; so where there are fewer than two."""
+    largest = max(map(abs, scores), default=0.0)
+    return max(scores, default=0.0) - min(scores, default=0.0) <= _ROUNDING * largest
+
+
+def run_seconds(arm: Arm) -> float | None:
+    """What one more seed of the arm takes: the median over its runs of loading, training and scoring.
+
+    A pack's time is shared equally by the arms that trained in it. None where no run was timed.
+    """
+    packs = [result.pack_profile for result in arm.completed if result.pack_profile is not None]
+    spread = Spread.of(
+        (pack.load_seconds + pack.train_seconds + pack.eval_seconds) / pack.num_arms for pack in packs
+    )
+    return None if spread is None else spread.median
+
+
+def newest_version(study: Study, metric: Metric) -> int | None:
+    """The highest version with which the study's completed runs measured the metric; None if none did."""
+    return max(metric_versions(study, metric), default=None)
+
+
+def metric_versions(study: Study, metric: Metric) -> set[int]:
+    """All versions with which the study's completed runs measured the metric."""
+    return set(study.versions.get((stored_split(metric.split, study), metric.name), ()))
+
+
+def arm_versions(arm: Arm, study: Study, *, metric: Metric) -> set[int]:
+    """All versions with which the arm's completed runs measured the metric."""
+    key = (stored_split(metric.split, study), metric.name)
+    return {r.scores[key].version for r in arm.completed if key in r.scores}
+
+
+def _that_know_the_time(profiles: Sequence[ArmProfile]) -> list[ArmProfile]:
+    """Of one profile for each pack those with a step time; none where half of the packs or more have none."""
+    known = [profile for profile in profiles if profile.step_seconds is not None]
+    return known if 2 * len(known) > len(profiles) else []
+
+
+def _costs(results: tuple[ExperimentResult, ...]) -> Costs:
+    profiles = [result.profile for result in results if result.profile is not None]
+    by_pack = {(result.pack_id, result.attempt): result.profile for result in results if result.profile}
+    packs = list(by_pack.values())
+    timed = profiles if _that_know_the_time(packs) else []
+    return Costs(
+        trainable_parameters=Spread.of(p.num_trainable_parameters for p in profiles),
+        total_parameters=Spread.of(p.num_total_parameters for p in profiles),
+        adapter_bytes=Spread.of(p.adapter_bytes for p in profiles),
+        peak_memory_bytes=Spread.of(p.peak_memory_bytes for p in profiles),
+        step_seconds=Spread.of(p.step_seconds for p in timed),
+        step_noise=StepNoise.of(packs),
+        tokens_per_second=Spread.of(p.tokens_per_second for p in timed),
+        train_seconds=Spread.of(result.train_seconds for result in results),
+    )

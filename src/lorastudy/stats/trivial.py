@@ -1,0 +1,204 @@
+"""What guessing scores without a model (`data.trivial`), as a study's results recorded it, and how arms stand to it.
+
+A trivial predictor is no arm: it is in no verdict, no tie and no frontier. But an arm that is not shown to beat it has learnt
+nothing from the prompts that could be shown, and is not recommended.
+
+An arm is compared with each predictor on its own runs: per seed and item, by the estimate that arms are compared by
+(`analysis.twoway`). It beats the predictor where the 95 % interval of the difference lies on its side. It must beat all of
+them, so that the number of predictors costs no error rate. With one seed there is no interval, and the mean decides.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lorastudy.protocol.records import TrivialPredictor, TrivialScore
+from lorastudy.stats.splits import stored_split
+from lorastudy.stats.study import Arm, Study
+from lorastudy.stats.summary import (
+    LOSS,
+    LOSS_BEFORE,
+    Metric,
+    Spread,
+    newest_version,
+    scores_by_seed,
+)
+
+if TYPE_CHECKING:
+    from lorastudy.stats.items import ItemScores, ItemTable
+    from lorastudy.stats.twoway import TwoWay
+
+PREDICTOR_NAMES: Mapping[TrivialPredictor, str] = {
+    "constant": "the constant answer",
+    "frequencies": "answer frequencies",
+    "unigram": "token frequencies",
+}
+BASE_MODEL = "the base model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstTrivial:
+    """One arm against one trivial predictor on one metric."""
+
+    arm: str
+    predictor: TrivialPredictor
+    metric: Metric
+    score: float
+    """The predictor's mean over seeds."""
+    arm_score: float
+    interval: tuple[float, float] | None
+    """95 % interval of arm minus predictor; None with one seed."""
+
+    @property
+    def is_beaten(self) -> bool:
+        """Whether the arm is shown to be ahead of the predictor."""
+        difference = self.arm_score - self.score
+        low, high = self.interval or (difference, difference)
+        return high < 0 if self.metric.lower_is_better else low > 0
+
+    @property
+    def name(self) -> str:
+        """The predictor's, for people."""
+        return PREDICTOR_NAMES[self.predictor]
+
+
+def against_trivial(
+    study: Study, arms: Sequence[Arm], *, metric: Metric, items: "ItemTable"
+) -> tuple[AgainstTrivial, ...]:
+    """Each arm against each predictor that has the metric, on the arm's own reporting runs."""
+    found = []
+    for arm in arms:
+        ours = scores_by_seed(arm, study, metric=metric)
+        for predictor, by_seed in _recorded(study, [arm], metric=metric).items():
+            theirs = {seed: scores[0] for seed, scores in by_seed.items() if seed in ours}
+            if theirs:
+                estimate = _estimate(study, arm, ours=ours, theirs=theirs, metric=metric, items=items)
+                interval = None if estimate is None else tuple(map(float, estimate.interval()))
+                found.append(
+                    AgainstTrivial(
+                        arm=arm.name,
+                        predictor=predictor,
+                        metric=metric,
+                        score=statistics.fmean(score.value for score in theirs.values()),
+                        arm_score=statistics.fmean(ours[seed] for seed in theirs),
+                        interval=None if interval is None else (interval[0], interval[1]),
+                    )
+                )
+    return tuple(found)
+
+
+def best_not_ahead(found: Sequence[AgainstTrivial]) -> AgainstTrivial | None:
+    """The best arm that is not shown to beat guessing, against the hardest predictor that it does not beat.
+
+    This is the pair that stands for all such arms wherever they are spoken of. None where every arm beats all predictors.
+    """
+    open_ones = [one for one in found if not one.is_beaten]
+    if not open_ones:
+        return None
+    take = min if open_ones[0].metric.lower_is_better else max
+    best = take(open_ones, key=lambda one: one.arm_score)
+    return take((one for one in open_ones if one.arm == best.arm), key=lambda one: one.score)
+
+
+def trivial_spreads(study: Study, *, metric: Metric) -> Mapping[TrivialPredictor, Spread]:
+    """Each predictor's score over the study's seeds; another seed may train on other rows of the same file."""
+    spreads = {}
+    for predictor, by_seed in _recorded(study, study.reported_arms, metric=metric).items():
+        distinct = [value for scores in by_seed.values() for value in {score.value for score in scores}]
+        spread = Spread.of(distinct)
+        assert spread is not None
+        spreads[predictor] = spread
+    return spreads
+
+
+def constant_answer(study: Study) -> str | None:
+    """What the constant answer says, where it is compared as a text and is the same for all runs."""
+    said = {score.answer for run in study.completed for score in run.trivial if score.answer is not None}
+    return said.pop() if len(said) == 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GainStart:
+    """What the gain in held-out loss is measured from: the best of what needs no training, by its mean loss.
+
+    That is the base model, or a trivial predictor where the base model is worse than that, because it does not know the
+    format or the answers. What a base model loses beyond guessing no training needs prompts to win back.
+    """
+
+    name: str
+    by_seed: Mapping[int, float]
+    items: Mapping[int, "ItemScores"]
+    """By seed, where they are known."""
+
+
+def gain_start(study: Study, reference: Arm, *, items: "ItemTable | None" = None) -> GainStart | None:
+    """Of the reference's runs; None where the base model's loss was measured on none of its seeds."""
+    after, before = (scores_by_seed(reference, study, metric=metric) for metric in (LOSS, LOSS_BEFORE))
+    ours = sorted(after.keys() & before.keys())
+    if not ours:
+        return None
+    known = items or {}
+    runs = {run.seed: run.experiment_id for run in reference.completed}
+    of_base, of_arm = (
+        {seed: known.get((runs[seed], stored_split(metric.split, study), metric.name)) for seed in ours}
+        for metric in (LOSS_BEFORE, LOSS)
+    )
+    starts = [
+        GainStart(
+            name=BASE_MODEL,
+            by_seed={seed: before[seed] for seed in ours},
+            items={seed: scores for seed, scores in of_base.items() if scores is not None},
+        )
+    ]
+    for predictor, by_seed in _recorded(study, [reference], metric=LOSS).items():
+        if by_seed.keys() >= set(ours):
+            values = {seed: by_seed[seed][0].value for seed in ours}
+            of_items = {seed: _items_of(by_seed[seed][0], like=of_arm[seed]) for seed in ours}
+            starts.append(GainStart(name=PREDICTOR_NAMES[predictor], by_seed=values, items=of_items))
+    return min(starts, key=lambda start: statistics.fmean(start.by_seed.values()))
+
+
+def _recorded(
+    study: Study, arms: Sequence[Arm], *, metric: Metric
+) -> dict[TrivialPredictor, dict[int, list[TrivialScore]]]:
+    """The scores that the arms' reporting runs recorded, by predictor and seed, of the metric's newest version."""
+    newest, split = newest_version(study, metric), stored_split(metric.split, study)
+    found: dict[TrivialPredictor, dict[int, list[TrivialScore]]] = {}
+    for run in (run for arm in arms for run in arm.completed if run.seed not in study.tuning_seeds):
+        for score in run.trivial:
+            if (score.split, score.metric, score.version) == (split, metric.name, newest):
+                found.setdefault(score.predictor, {}).setdefault(run.seed, []).append(score)
+    return found
+
+
+def _estimate(
+    study: Study,
+    arm: Arm,
+    *,
+    ours: Mapping[int, float],
+    theirs: Mapping[int, TrivialScore],
+    metric: Metric,
+    items: "ItemTable",
+) -> "TwoWay | None":
+    """Arm minus predictor, over new seeds and, where items were stored, new items; None with one seed."""
+    from lorastudy.stats.items import paired_items  # and numpy with it, which a dry run goes without
+    from lorastudy.stats.twoway import seeds_only, two_way
+
+    seeds = sorted(theirs)
+    if len(seeds) < 2:
+        return None
+    split, runs = stored_split(metric.split, study), {run.seed: run for run in arm.completed}
+    scored = [items.get((runs[seed].experiment_id, split, metric.name)) for seed in seeds]
+    guessed = [_items_of(theirs[seed], like=one) for seed, one in zip(seeds, scored, strict=True)]
+    pairs = paired_items(scored, guessed)
+    if pairs is None:
+        return seeds_only([ours[seed] - theirs[seed].value for seed in seeds])
+    return two_way(pairs.differences, pairs.weights, groups=pairs.groups)
+
+
+def _items_of(score: TrivialScore, *, like: "ItemScores | None") -> "ItemScores":
+    """The predictor's items; they are of the same rows as the arm's, so rows that belong together are the same too."""
+    from lorastudy.stats.items import ItemScores
+
+    return ItemScores(values=score.items, weights=score.weights, groups=None if like is None else like.groups)

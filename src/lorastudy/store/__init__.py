@@ -1,0 +1,25 @@
+"""The store: what was planned, what ran, what it measured. SQLite by default, PostgreSQL by URL.
+
+    tracker = ExperimentTracker()
+    tracker.get_all_experiments(status="completed")
+
+The names are loaded when they are first asked for: the typed values in `lorastudy.store.views` serve parts
+that need no database, and SQLAlchemy takes 0.3 s to import.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorastudy.store.replaying import rebuild, replay
+    from lorastudy.store.tracker import ExperimentTracker
+
+__all__ = ["ExperimentTracker", "rebuild", "replay"]
+
+_HOMES = {"ExperimentTracker": "tracker", "rebuild": "replaying", "replay": "replaying"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

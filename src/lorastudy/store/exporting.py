@@ -1,0 +1,136 @@
+"""The store as one JSON or CSV file, for those who would rather not write SQL, and fit to be passed on."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorastudy.store.views import ExperimentResult, ImportedResult, SuiteSummary
+from lorastudy.suite.privacy import Privacy
+from lorastudy.version import __version__
+
+FORMAT_VERSION = 1
+
+#: What a spreadsheet takes for the beginning of a formula, in narrow and wide form, where a cell may begin: at the
+#: start of the text, and after what separates cells elsewhere; where that is ";", a comma's quotes protect nothing.
+_FORMULA_START = re.compile(r"(?:^|(?<=[;\t\r\n]))(?=[ ]*[=+\-@|%\t\r\uff1d\uff0b\uff0d\uff20])")
+_FAILURE_KEYS = ("failure_message", "traceback")
+
+
+def export_json(
+    path: Path,
+    *,
+    suites: Sequence[SuiteSummary],
+    experiments: Sequence[ExperimentResult],
+    imported: Sequence[ImportedResult] = (),
+    privacy: Privacy,
+) -> None:
+    """Write suites and experiments with their current runs; equal stores give equal bytes.
+
+    `scores` is a list of `{"split", "metric", "value", "unit", "version", "num_items"}`, and so is `trivial`, with the
+    predictor. The values of single items and steps stay in the store. Results of other tools stand apart under `imported`, where there are any.
+    """
+    body: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "lorastudy": __version__,
+        "suites": [_hidden(dataclasses.asdict(suite), privacy) for suite in suites],
+        "experiments": [_with_listed_scores(experiment, privacy) for experiment in experiments],
+    }
+    if imported:
+        body["imported"] = [
+            {"result_id": result.id, **_hidden(dataclasses.asdict(result), privacy)} for result in imported
+        ]
+    _write(path, json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def export_csv(path: Path, *, experiments: Sequence[ExperimentResult], privacy: Privacy) -> None:
+    """Write one line for each experiment; what an experiment does not have is empty.
+
+    Columns are named as in the JSON file, by their path: `settings.lora_rank`, `scores.eval.loss`. Text that a
+    spreadsheet would run as a formula begins with an apostrophe.
+    """
+    rows = [dict(_cells(experiment, privacy)) for experiment in experiments]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(path, file.getvalue())
+
+
+def defused(value: Any) -> Any:
+    """Text that no spreadsheet runs; any other value as it is."""
+    return _FORMULA_START.sub("'", value) if isinstance(value, str) else value
+
+
+def _with_listed_scores(experiment: ExperimentResult, privacy: Privacy) -> dict[str, Any]:
+    values = _plain(experiment, privacy)
+    values["scores"] = [
+        {"split": split, "metric": metric, **score} for (split, metric), score in values["scores"].items()
+    ]
+    return values
+
+
+def row_of(experiment: ExperimentResult) -> dict[str, Any]:
+    """All that is known of an experiment, by the columns of the CSV file. Values are as they are, None where absent."""
+    values = dataclasses.asdict(experiment)
+    for score in values["trivial"]:
+        del score["items"], score["weights"]
+    return dict(_columns(values))
+
+
+def _cells(experiment: ExperimentResult, privacy: Privacy) -> Iterator[tuple[str, Any]]:
+    for key, value in _columns(_plain(experiment, privacy)):
+        yield key, "" if value is None else str(value) if isinstance(value, bool) else defused(value)
+
+
+def _columns(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    scores, trivial = values.pop("scores"), values.pop("trivial")
+    data = {summary.pop("split"): summary for summary in values.pop("data")}
+    yield from _flat({**values, "data": data})
+    for (split, metric), score in scores.items():
+        yield f"scores.{split}.{metric}", score["value"]
+    for score in trivial:
+        yield f"trivial.{score['split']}.{score['predictor']}.{score['metric']}", score["value"]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values by their path; lists as text."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            yield prefix + key, " ".join(map(str, value))
+        else:
+            yield prefix + key, value
+
+
+def _plain(experiment: ExperimentResult, privacy: Privacy) -> dict[str, Any]:
+    values = dataclasses.asdict(experiment)
+    for key in _FAILURE_KEYS:
+        values[key] = None if values[key] is None else privacy.hidden_failure(values[key])
+    for score in values["trivial"]:
+        score["num_items"] = len(score.pop("items"))
+        del score["weights"]
+    return {key: value if key in _FAILURE_KEYS else _hidden(value, privacy) for key, value in values.items()}
+
+
+def _hidden(value: Any, privacy: Privacy) -> Any:
+    if isinstance(value, str):
+        return privacy.hidden(value)
+    if isinstance(value, Mapping):
+        return {key: _hidden(item, privacy) for key, item in value.items()}
+    return [_hidden(item, privacy) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # written whole beside it and then renamed, so that an export that is cut short leaves the old one
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)  # it may be a link to a file that is not ours
+    partial.write_text(text, encoding="utf-8", newline="")
+    partial.replace(path)

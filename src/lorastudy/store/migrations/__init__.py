@@ -1,0 +1,57 @@
+"""Brings a store to the newest schema, one revision file after another (alembic, run from code).
+
+Alembic takes 0.25 s to import, so it is imported here and this package only when a store is not current.
+"""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, MetaData, Table, select
+
+from lorastudy.store import rows
+from lorastudy.store.rows import DamageError
+from lorastudy.store.schema import VERSION_TABLE
+
+_FOLDER = Path(__file__).parent
+
+
+def upgrade(connection: Connection) -> None:
+    """Run what is missing up to the newest revision, inside the caller's transaction, and seal every row anew.
+
+    A row's hash covers all its columns, so a migration that adds one breaks it. A row that was damaged before would
+    look sound afterwards; therefore each is held against its old hash first.
+
+    Raises:
+        DamageError: a row is not what was written.
+    """
+    for table in _own_tables(connection):
+        for row in rows.read(connection, select(table)):
+            if not rows.is_intact(table, row):
+                raise DamageError(f"a row of table {table.name} does not match its hash, and is not upgraded")
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    for table in _own_tables(connection):
+        rows.seal_all(connection, table)
+
+
+def _own_tables(connection: Connection) -> list[Table]:
+    """The tables as they are in the database now, whatever its revision."""
+    there = MetaData()
+    there.reflect(connection, only=lambda name, _: name != VERSION_TABLE)
+    return [table for table in there.sorted_tables if rows.HASH_COLUMN in table.columns]
+
+
+def known_revisions() -> tuple[str, ...]:
+    """Revisions this version can read or upgrade, the newest first."""
+    return tuple(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
+
+
+def _config() -> Config:
+    config = Config()
+    # ConfigParser takes % for interpolation, and an installation's path may hold one
+    config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config

@@ -1,0 +1,144 @@
+"""Makes a store again: from the run folders, and from what is intact in the old one.
+
+The run folders come first, since they hold every record with its checksum. The old store adds what they do not know:
+suites, times, how runs ended that were stopped, and runs whose folder is gone. It is kept beside the new one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorastudy.errors import StoreError
+from lorastudy.protocol.records import PACK_NAME, Pack
+from lorastudy.store import suite_notes
+from lorastudy.store.backup import free_name
+from lorastudy.store.lock import FileLock
+from lorastudy.store.recover import OF_RUNS, OF_SUITES, Salvage
+from lorastudy.store.replaying import replay
+from lorastudy.store.tracker import ExperimentTracker
+from lorastudy.store.views import DamagedRow
+
+#: The files that SQLite may keep beside a store that was not closed.
+_COMPANIONS = ("", "-wal", "-journal", "-shm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuilt:
+    """What a new store was made of, and what could not be brought back."""
+
+    num_records: int
+    num_salvaged_rows: int
+    problems: tuple[str, ...]
+    backup: Path | None
+
+
+def rebuild_store(database: Path, *, runs: Path) -> Rebuilt:
+    """Put a new store in the place of the old one, which is renamed; `problems` is empty if nothing is missing in it.
+
+    Raises:
+        StoreError: somebody writes the store, another version wrote it, or there is nothing to make it of.
+    """
+    folders = sorted((file.parent for file in runs.glob(f"*/*/{PACK_NAME}")), key=str)
+    if not folders and not database.exists():
+        raise StoreError(
+            f"{runs} holds no run folders and {database} is not there: nothing to make a store of"
+        )
+    database.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(database)
+    fresh = database.with_name(f"{database.name}.rebuilding")
+    try:
+        fresh.unlink(missing_ok=True)
+        with ExperimentTracker(fresh, writable=True) as tracker:
+            num_records, salvaged, problems = _fill(tracker, database, folders=folders, runs=runs)
+        backup = _set_aside(database)
+        fresh.rename(database)
+    finally:
+        lock.release()
+    return Rebuilt(
+        num_records=num_records, num_salvaged_rows=salvaged, problems=tuple(problems), backup=backup
+    )
+
+
+def _fill(
+    tracker: ExperimentTracker, database: Path, *, folders: Sequence[Path], runs: Path
+) -> tuple[int, int, list[str]]:
+    problems = list(suite_notes.register_all(tracker, runs=runs))
+    old = _opened(database, problems)
+    try:
+        suites = tracker.salvage(old, tables=OF_SUITES) if old else Salvage()
+        num_records = _replay_all(tracker, folders, problems=problems)
+        of_runs = tracker.salvage(old, tables=OF_RUNS) if old else Salvage()
+        is_cut_short = bool(old and old.problems())
+    finally:
+        if old:
+            old.close()
+    lost = [row for row in (*suites.damaged, *of_runs.damaged) if not tracker.holds(row)]
+    problems += [f"could not be brought back: {row}" for row in lost]
+    problems += _distrusted(tracker, lost, is_cut_short=is_cut_short)
+    return num_records, suites.num_rows + of_runs.num_rows, problems
+
+
+def _opened(database: Path, problems: list[str]) -> ExperimentTracker | None:
+    """The old store, None where there is none or nothing in it can be read.
+
+    Raises:
+        StoreError: it belongs to another version or another program, and must not be replaced.
+    """
+    if not database.exists() or database.stat().st_size == 0:
+        return None
+    try:
+        return ExperimentTracker(database)
+    except StoreError as error:
+        if error.__cause__ is None:  # our own word on what it is, not the database's on what is broken
+            raise
+        problems.append(f"nothing of the old store could be read: {error}")
+        return None
+
+
+def _replay_all(tracker: ExperimentTracker, folders: Sequence[Path], *, problems: list[str]) -> int:
+    """Older attempts first; the number of records. A folder that is damaged gives what stands before the damage."""
+    packs = []
+    for folder in folders:
+        try:
+            packs.append((Pack.read(folder).attempt, folder))
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            problems.append(f"{folder / PACK_NAME}: damaged: {error}")
+    num_records = 0
+    for _, folder in sorted(packs, key=lambda pack: pack[0]):
+        try:
+            num_records += replay(tracker, folder)
+        except StoreError as error:
+            problems.append(str(error))
+    return num_records
+
+
+def _distrusted(tracker: ExperimentTracker, lost: Sequence[DamagedRow], *, is_cut_short: bool) -> list[str]:
+    """Let no run count as completed that may have lost a part: such an experiment is run again.
+
+    Where it cannot be told which run lost something, these are all whose folder is gone.
+    """
+    owners = {(row.key.get("experiment_id"), row.key.get("attempt")) for row in lost}
+    completed = tracker.get_all_experiments(status="completed")
+    is_anybodys = is_cut_short or not owners <= {(each.experiment_id, each.attempt) for each in completed}
+    problems = []
+    for each in {each.experiment_id: each for each in completed}.values():
+        is_gone = not Path(each.run_folder or "").is_dir()
+        if (each.experiment_id, each.attempt) in owners or (is_anybodys and is_gone):
+            assert each.attempt is not None
+            tracker.distrust(each.experiment_id, attempt=each.attempt)
+            problems.append(
+                f"{each.suite_name}/{each.name} ({each.experiment_id}) counts as failed: it may lack results"
+            )
+    return problems
+
+
+def _set_aside(database: Path) -> Path | None:
+    """Rename the old store and what SQLite keeps beside it; None where there is none."""
+    if not database.exists():
+        return None
+    backup = free_name(database, kind="before-rebuild")
+    for companion in _COMPANIONS:
+        file = database.with_name(database.name + companion)
+        if file.exists():
+            file.rename(backup.with_name(backup.name + companion))
+    return backup

@@ -1,0 +1,63 @@
+"""Takes out of a damaged store what is intact: row by row, as long as its hash is right and what it belongs to is there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection, Table, insert, update
+
+from lorastudy.store import rows, schema
+from lorastudy.store.rows import Row
+from lorastudy.store.verifying import examined
+from lorastudy.store.views import DamagedRow
+
+#: What no run folder knows, or knows only in part: suites, and what they call their experiments.
+OF_SUITES = (schema.suites, schema.experiments, schema.suite_experiments)
+#: What workers and the runner said of runs.
+OF_RUNS = tuple(table for table in schema.metadata.sorted_tables if table not in OF_SUITES)
+
+
+@dataclass(kw_only=True)
+class Salvage:
+    """How many rows were taken, and those that were not since they are damaged."""
+
+    num_rows: int = 0
+    damaged: list[DamagedRow] = field(default_factory=list)
+
+
+def salvage(source: Connection, target: Connection, *, tables: Sequence[Table]) -> Salvage:
+    """Copy the intact rows of these tables that the target has not; parents come before children.
+
+    A run that the target has is taken over with its times and its end, unless the source knows of no end.
+    """
+    found = Salvage()
+    for table in tables:
+        for row in examined(source, table):
+            if isinstance(row, DamagedRow):
+                found.damaged.append(row)
+            elif rows.exists(target, table, key=_key(table, row)):
+                if table is schema.runs and row["status"] != "running":
+                    target.execute(
+                        update(table).where(rows.matches(table, _key(table, row))).values(dict(row))
+                    )
+            elif _has_parents(target, table, row=row):
+                target.execute(insert(table), [dict(row)])
+                found.num_rows += 1
+            else:
+                reason = "what it belongs to is damaged"
+                found.damaged.append(DamagedRow(table=table.name, key=_key(table, row), reason=reason))
+    return found
+
+
+def _has_parents(target: Connection, table: Table, *, row: Row) -> bool:
+    return all(
+        rows.exists(
+            target,
+            constraint.referred_table,
+            key={element.column.name: row[element.parent.name] for element in constraint.elements},
+        )
+        for constraint in table.foreign_key_constraints
+    )
+
+
+def _key(table: Table, row: Row) -> dict[str, object]:
+    return {column.name: row[column.name] for column in table.primary_key}

@@ -1,0 +1,78 @@
+"""A suite beside its run folders: what the store knows of it and no run folder does.
+
+Written whenever a suite begins, so that a store can be made again from the folder of the runs alone, with the suite's
+name, its order, and the experiments that have not run yet.
+"""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from lorastudy.store.tracker import ExperimentTracker
+from lorastudy.store.views import ExperimentResult, StatedQuestion
+from lorastudy.suite.experiment import Experiment, tagged_hash
+from lorastudy.suite.question import Question
+
+FORMAT_VERSION = 1
+_FOLDER = "suites"
+
+
+def keep(tracker: ExperimentTracker, suite_name: str, *, runs: Path) -> Path:
+    """Write what the store says of a suite into `<runs>/suites`; return the file."""
+    summary = next(each for each in tracker.get_suites() if each.suite_name == suite_name)
+    body = {
+        "format": FORMAT_VERSION,
+        "suite_name": suite_name,
+        "description": summary.description,
+        "created_at": summary.created_at,
+        "questions": [
+            {
+                "question": stated.question.to_json(),
+                "stated_at": stated.stated_at,
+                "num_completed": stated.num_completed,
+            }
+            for stated in summary.questions
+        ],
+        "design": tracker.get_designs().get(suite_name),
+        "experiments": [_plain(each) for each in tracker.get_all_experiments(suite_name=suite_name)],
+    }
+    # named by a hash, since a suite's name may hold anything
+    file = runs / _FOLDER / f"{tagged_hash('suite', suite_name)}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)
+    return file
+
+
+def register_all(tracker: ExperimentTracker, *, runs: Path) -> Iterator[str]:
+    """Register every suite that is noted there, the oldest first; yield what is wrong with a note that cannot be read."""
+    notes = []
+    for file in sorted((runs / _FOLDER).glob("*.json")):
+        try:
+            body = json.loads(file.read_text(encoding="utf-8"))
+            members = [Experiment.from_json(each) for each in body["experiments"]]
+            stated = [
+                StatedQuestion(**{**each, "question": Question.from_json(each["question"])})
+                for each in body.get("questions", ())
+            ]
+            about = (body["suite_name"], body["description"], body.get("design"))
+            notes.append((body["created_at"], about, members, stated))
+        except (ValueError, KeyError, TypeError) as error:
+            yield f"{file}: not a suite's note: {error}"
+    for created_at, about, members, questions in sorted(notes, key=lambda note: (note[0], note[1][0])):
+        suite_name, description, asked = about
+        with tracker.at(datetime.fromisoformat(created_at)):
+            tracker.register(suite_name, members, description=description)
+        if asked is not None:
+            tracker.keep_design(suite_name, asked)
+        for each in questions:
+            with tracker.at(datetime.fromisoformat(each.stated_at)):
+                tracker.state_question(suite_name, each.question, num_completed=each.num_completed)
+
+
+def _plain(result: ExperimentResult) -> dict[str, object]:
+    """The experiment as `Experiment.from_json` reads it."""
+    names = ("name", "arm", "experiment_type", "seed", "settings", "sources")
+    return {name: getattr(result, name) for name in names}

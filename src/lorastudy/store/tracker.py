@@ -1,0 +1,366 @@
+"""`ExperimentTracker`: the one door to the store.
+
+    tracker = ExperimentTracker()
+    tracker.get_all_experiments(status="completed")
+    tracker.get_experiments_by_type("rank_ablation")
+    tracker.export_to_json("my_experiments.json")
+
+Reading is for everybody. Writing is for the runner alone: it registers suites, starts runs and takes the
+records of workers.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import Connection, Table
+
+from lorastudy.errors import StoreError
+from lorastudy.protocol.records import Environment, FailureKind, Generation, Outcome, PackStep, Record
+from lorastudy.store import (
+    designs,
+    imports,
+    ingest,
+    questions,
+    reads,
+    recover,
+    rows,
+    runs,
+    schema,
+    verifying,
+)
+from lorastudy.store.exporting import export_csv, export_json
+from lorastudy.store.lock import Holder
+from lorastudy.store.recover import Salvage
+from lorastudy.store.store import Store
+from lorastudy.store.views import (
+    DamagedRow,
+    ExperimentResult,
+    ImportedResult,
+    RunView,
+    StepRow,
+    SuiteSummary,
+)
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.question import Question
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class ExperimentTracker:
+    """The store of all suites: `results/experiments.db`, another SQLite file, or a PostgreSQL URL.
+
+    For one thread. Several processes may read while one writes; a second one that would write is refused.
+
+    Raises:
+        StoreError: there is no store, it is not one of ours, a newer version wrote it, or another process writes
+            it. Every method raises it too where the database fails: disk full, removed, damaged. What is read is
+            what was written, or an error.
+    """
+
+    def __init__(
+        self,
+        database: str | Path = "results/experiments.db",
+        *,
+        writable: bool = False,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        self._store = Store(database, writable=writable)
+        self._clock = clock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def left_behind(self) -> Holder | None:
+        """The process that died while it wrote this store, if this one took over its lock; else None."""
+        return self._store.left_behind
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._store.close()
+
+    # --- writes: for the runner -----------------------------------------------------------------------
+
+    def register(self, suite_name: str, experiments: Sequence[Experiment], *, description: str = "") -> None:
+        """Write a suite and its experiments; calling it again changes names, paths and order at most.
+
+        Experiments that the suite has already and that are not given now stay in it.
+
+        Raises:
+            StoreError: imported results have the name.
+        """
+        if experiments:
+            with self._store.writing() as connection:
+                imports.refuse_name(connection, suite_name)
+                runs.register(
+                    connection, suite_name, members=experiments, description=description, at=self._time()
+                )
+
+    def keep_only(self, suite_name: str, experiments: Sequence[Experiment]) -> int:
+        """Let the suite be these experiments alone; return how many left it.
+
+        What left keeps its runs, and is there again at once when the suite asks for it again.
+        """
+        with self._store.writing() as connection:
+            return runs.keep_only(connection, suite_name, members=experiments)
+
+    def state_question(
+        self, suite_name: str, question: Question, *, num_completed: int | None = None
+    ) -> bool:
+        """Write what a registered suite asks, beside what it asked before; False where it asks the same again.
+
+        `num_completed` experiments had been completed by then; by default those that are.
+        """
+        with self._store.writing() as connection:
+            return questions.state(
+                connection, suite_name, question=question, at=self._time(), num_completed=num_completed
+            )
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Within the block what is written is one transaction, on disk when the block ends. Nothing is read in it."""
+        return self._store.together()
+
+    def keep_design(self, suite_name: str, design: Mapping[str, Any]) -> None:
+        """Write what a registered suite's file asked for, as plain JSON values; the newest counts."""
+        with self._store.writing() as connection:
+            designs.keep(connection, suite_name, design=design)
+
+    def start_run(
+        self, experiment_id: str, *, attempt: int, pack_id: str, engine: str, run_folder: str | Path
+    ) -> None:
+        """Write a run that begins now; one that is there already stays as it is.
+
+        From now on records of earlier attempts at this experiment are refused. `pack_id` and `attempt` together
+        name one run folder.
+        """
+        values = {
+            "experiment_id": experiment_id,
+            "attempt": attempt,
+            "status": "running",
+            "pack_id": pack_id,
+            "engine": engine,
+            "run_folder": str(run_folder),
+            "started_at": self._time(),
+        }
+        with self._store.writing() as connection:
+            runs.start(connection, values)
+
+    def next_attempt(self, experiment_ids: Sequence[str]) -> int:
+        """The attempt number for a new pack of these experiments: one more than any of them has had."""
+        with self._store.reading() as connection:
+            return runs.next_attempt(connection, experiment_ids)
+
+    def take(self, record: Record, *, pack_id: str, attempt: int) -> bool:
+        """Store one record of a worker; on disk when this returns (optimizer steps: soon after).
+
+        False, and nothing is stored, when it is not from the current attempt at its experiment or has been
+        taken before.
+        """
+        origin = ingest.Origin(pack_id=pack_id, attempt=attempt, at=self._time())
+        with self._store.writing(durable=not isinstance(record, PackStep)) as connection:
+            return ingest.take(connection, record, origin=origin)
+
+    def fail_run(self, experiment_id: str, *, attempt: int, kind: FailureKind, message: str) -> bool:
+        """End a run whose worker died without a word; False where the run has ended already."""
+        outcome = Outcome(experiment_id=experiment_id, status="failed", failure_kind=kind, message=message)
+        with self._store.writing() as connection:
+            return runs.end(connection, outcome, attempt=attempt, at=self._time())
+
+    def distrust(self, experiment_id: str, *, attempt: int) -> None:
+        """Let a completed run, part of whose results are lost, count as failed, so that it is run again."""
+        message = "a part of its results was damaged in the store, and there is no run folder to take it from"
+        changes = {"status": "failed", "failure_kind": "crashed", "failure_message": message}
+        with self._store.writing() as connection:
+            rows.change(
+                connection, schema.runs, key={"experiment_id": experiment_id, "attempt": attempt}, to=changes
+            )
+
+    def add_imported(self, results: Sequence[ImportedResult]) -> int:
+        """Write results of other tools; what is there already is not written again. The number of new ones.
+
+        Raises:
+            StoreError: a suite of one's own runs has the name.
+        """
+        with self._store.writing() as connection:
+            return imports.add(connection, results, at=self._time())
+
+    @contextlib.contextmanager
+    def at(self, time: datetime) -> Iterator[None]:
+        """Within the block, what is written happened at this time."""
+        clock, self._clock = self._clock, lambda: time
+        try:
+            yield
+        finally:
+            self._clock = clock
+
+    # --- reads: for everybody -------------------------------------------------------------------------
+
+    def get_all_experiments(
+        self, status: str | None = None, suite_name: str | None = None
+    ) -> list[ExperimentResult]:
+        """Experiments in the order of suites and positions; one in two suites appears once for each.
+
+        `status` is pending, running, paused, completed, failed or stopped.
+        """
+        with self._store.reading() as connection:
+            found = _members(connection, suite_name)
+        return [result for result in found if status in {None, result.status}]
+
+    def get_experiments_by_type(self, experiment_type: str) -> list[ExperimentResult]:
+        """Experiments of suites of this type: `rank_ablation`, `module_ablation`, or one's own."""
+        with self._store.reading() as connection:
+            return reads.results(connection, chosen=lambda row: row["experiment_type"] == experiment_type)
+
+    def get_experiment(self, experiment_id: str) -> ExperimentResult:
+        """One experiment, as the first of its suites names it.
+
+        Raises:
+            StoreError: no suite has it.
+        """
+        with self._store.reading() as connection:
+            found = reads.results(connection, chosen=lambda row: row["experiment_id"] == experiment_id)
+        if not found:
+            raise StoreError(f"{self._store.name} has no experiment {experiment_id}")
+        return found[0]
+
+    def get_results(self, experiment_ids: Sequence[str]) -> dict[str, ExperimentResult]:
+        """Those of the experiments that any suite has, each as the first of its suites names it."""
+        wanted = set(experiment_ids)
+        with self._store.reading() as connection:
+            found = reads.results(connection, chosen=lambda row: row["experiment_id"] in wanted)
+        return {result.experiment_id: result for result in reversed(found)}
+
+    def known_experiments(self) -> frozenset[str]:
+        """The ids of all experiments that are registered."""
+        with self._store.reading() as connection:
+            return reads.known_experiments(connection)
+
+    def completed(self, experiment_ids: Sequence[str]) -> dict[str, Environment]:
+        """Those of the experiments that have a completed run, with the environment of the latest.
+
+        Whether that is comparable to the present environment is for the caller to say. A run of an unknown
+        environment is comparable to none and left out.
+        """
+        with self._store.reading() as connection:
+            return reads.completed(connection, experiment_ids)
+
+    def get_runs(self, experiment_ids: Sequence[str]) -> list[RunView]:
+        """All attempts at these experiments, the newest first."""
+        with self._store.reading() as connection:
+            return reads.attempts(connection, experiment_ids)
+
+    def get_items(
+        self, experiment_id: str, *, split: str, metric: str
+    ) -> tuple[tuple[float, ...], tuple[int, ...] | None]:
+        """A score's value for every item, and their weights (None: all one), of the current run.
+
+        Raises:
+            StoreError: the current run has no such score.
+        """
+        with self._store.reading() as connection:
+            found = reads.items(connection, experiment_id, split=split, metric=metric)
+        if found is None:
+            there = ", ".join("/".join(key) for key in self.get_experiment(experiment_id).scores) or "none"
+            raise StoreError(f"{experiment_id} has no score {split}/{metric}; it has: {there}")
+        return found
+
+    def get_all_items(
+        self, experiment_ids: Sequence[str], *, split: str, metric: str
+    ) -> dict[str, tuple[tuple[float, ...], tuple[int, ...] | None]]:
+        """As `get_items`, by experiment; those whose score was stored without items, or not at all, are not in it."""
+        with self._store.reading() as connection:
+            return reads.items_of(connection, experiment_ids, split=split, metric=metric)
+
+    def get_steps(self, experiment_id: str) -> list[StepRow]:
+        """The optimizer steps of the current run, in order."""
+        with self._store.reading() as connection:
+            return reads.steps(connection, experiment_id)
+
+    def get_all_steps(self, experiment_ids: Sequence[str]) -> dict[str, list[StepRow]]:
+        """As `get_steps`, by experiment, in a few queries for all of them."""
+        with self._store.reading() as connection:
+            return reads.steps_of(connection, experiment_ids)
+
+    def get_generations(self, experiment_id: str) -> list[Generation]:
+        """The generated answers of the current run, in order."""
+        with self._store.reading() as connection:
+            return reads.generations(connection, experiment_id)
+
+    def get_suites(self) -> list[SuiteSummary]:
+        """All suites, the oldest first."""
+        with self._store.reading() as connection:
+            return reads.suite_summaries(connection)
+
+    def get_designs(self) -> dict[str, Any]:
+        """By suite what its file asked for, as `keep_design` wrote it; of a suite of an older version there is none."""
+        with self._store.reading() as connection:
+            return designs.kept(connection)
+
+    def get_imported(self, suite_name: str | None = None) -> list[ImportedResult]:
+        """Results of other tools, in the order in which they were imported. They are in no other read."""
+        with self._store.reading() as connection:
+            return imports.results(connection, suite_name)
+
+    def export_to_json(self, path: str | Path, *, suite_name: str | None = None) -> None:
+        """Write all suites, or one, with what the current runs measured as one JSON file, and what was imported."""
+        with self._store.reading() as connection:
+            suites, experiments = reads.suite_summaries(connection), _members(connection, suite_name)
+            imported = imports.results(connection, suite_name)
+        named = [suite for suite in suites if suite_name in {None, suite.suite_name}]
+        export_json(
+            Path(path),
+            suites=named,
+            experiments=experiments,
+            imported=imported,
+            privacy=Privacy.of_this_machine(),
+        )
+
+    def export_to_csv(self, path: str | Path, *, suite_name: str | None = None) -> None:
+        """Write the experiments as one CSV file, a line for each, for a spreadsheet or a data frame."""
+        with self._store.reading() as connection:
+            experiments = _members(connection, suite_name)
+        export_csv(Path(path), experiments=experiments, privacy=Privacy.of_this_machine())
+
+    def salvage(self, old: Self, *, tables: Sequence[Table]) -> Salvage:
+        """Copy from another store whatever is intact there and not here; for making a damaged store again."""
+        with (
+            old._store.undecoded(),
+            old._store.reading(checked=False) as source,
+            self._store.writing() as target,
+        ):
+            return recover.salvage(source, target, tables=tables)
+
+    def holds(self, row: DamagedRow) -> bool:
+        """Whether a row with this key is here."""
+        with self._store.reading() as connection:
+            return bool(row.key) and rows.exists(connection, schema.metadata.tables[row.table], key=row.key)
+
+    def problems(self) -> list[str]:
+        """What SQLite finds wrong with the file as such, rows aside; empty for a sound one."""
+        with self._store.reading(checked=False):
+            return self._store.problems()
+
+    def verify(self) -> list[DamagedRow]:
+        """Rows that are not what was written: each is held against its hash. Empty for a sound store."""
+        with self._store.undecoded(), self._store.reading(checked=False) as connection:
+            return verifying.damaged_rows(connection)
+
+    def _time(self) -> str:
+        return self._clock().isoformat()
+
+
+def _members(connection: Connection, suite_name: str | None) -> list[ExperimentResult]:
+    """The experiments of one suite, or of all."""
+    return reads.results(connection, chosen=lambda row: suite_name in {None, row["suite_name"]})

@@ -1,0 +1,165 @@
+"""Checks that need more than one key's value: of the whole suite, and against the disk."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lorastudy.suite.levels import Given, Level, num_combinations
+from lorastudy.suite.problems import Place, Problems
+from lorastudy.suite.racing import MIN_SEEDS_TO_RACE, MIN_SEEDS_TO_STOP_A_CONFIGURATION
+from lorastudy.suite.settings import AUTO
+from lorastudy.suite.sources import SOURCE_KEYS, expand_home, source_problem
+from lorastudy.suite.suite import EXPERIMENT_TYPES, MAX_EXPERIMENTS, EntryKeys, class_in_file
+from lorastudy.suite.wording import did_you_mean, shown
+
+#: What decides which rows are scored, and how many steps there are.
+_ALIKE_IN_A_RACE = (
+    "base_model", "dataset_path", "eval_dataset_path", "eval_fraction", "test_dataset_path", "test_fraction",
+    "max_train_samples", "max_eval_samples", "max_seq_length", "prompt_format", "data_seed", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps",
+)  # fmt: skip
+
+
+def check_experiment_type(given: Given | None, problems: Problems) -> None:
+    """Note a type that the package lacks, or a file that is not there."""
+    if given is None or given.values[0] in EXPERIMENT_TYPES:
+        return
+    name = given.values[0]
+    in_file = class_in_file(name)
+    if in_file is None:
+        known = ", ".join(EXPERIMENT_TYPES)
+        cause = f"must be one of {known}, or path/to/file.py:Class, not {shown(name)}"
+        problems.add(given.place, path=given.path, cause=cause + did_you_mean(name, EXPERIMENT_TYPES))
+    elif (missing := missing_class_file(name)) is not None:
+        problems.add(given.place, path=given.path, cause=missing)
+
+
+def missing_class_file(experiment_type: str) -> str | None:
+    """What to say when the file of `path/to/file.py:Class` is not there; None when it is."""
+    in_file = class_in_file(experiment_type)
+    assert in_file is not None
+    try:
+        there = in_file[0].is_file()
+    except (OSError, ValueError):
+        there = False
+    return None if there else f"there is no file {str(in_file[0])!r} (paths begin at the current folder)"
+
+
+def check_names(names: Sequence[Given], problems: Problems) -> None:
+    """Note a given name that another entry has: case does not count, as on some file systems."""
+    first: dict[str, Given] = {}
+    for given in names:
+        name = given.values[0]
+        if name is None:
+            continue
+        other = first.setdefault(name.casefold(), given)
+        if other is not given:
+            where = f" in line {other.place.line}" if other.place.line else ""
+            cause = f"the name {name!r} is taken by the entry{where}; case does not count"
+            problems.add(given.place, path=given.path, cause=cause)
+
+
+def check_sources(levels: Sequence[Level], problems: Problems) -> None:
+    """Note data files and model folders that are not there, each where it was asked for."""
+    asked = {
+        (key, value): given
+        for level in reversed(levels)
+        for key in SOURCE_KEYS
+        if (given := level.get(key)) is not None
+        for value in given.values
+        if value is not None
+    }
+    for (key, value), given in asked.items():
+        cause = source_problem(key, expand_home(value))
+        if cause is not None:
+            problems.add(given.place, path=given.path, cause=cause)
+
+
+def check_can_answer(
+    metric: Given | None, levels: Sequence[Level], *, margin: Given | None, problems: Problems
+) -> None:
+    """Note a primary metric that some arm does not measure, and a margin that is a share of what is not measured."""
+    if metric is None or metric.values[0] == "loss":
+        return
+    if margin is not None and isinstance(margin.values[0], str):
+        cause = (
+            f"is a share of the gain, which only loss has; give a number in the unit of {metric.values[0]}"
+        )
+        problems.add(margin.place, path=margin.path, cause=cause)
+    if metric.values[0] != "exact_match":
+        return
+    given = (level.get("max_generation_samples") for level in levels)
+    if any(asked is not None and 0 in asked.values for asked in given):
+        cause = "exact_match is not measured where max_generation_samples is 0; raise that, or take loss"
+        problems.add(metric.place, path=metric.path, cause=cause)
+
+
+def check_tuning_seeds(given: Given | None, levels: Sequence[Level], *, problems: Problems) -> None:
+    """Note a seed that would both choose and report: its luck would count for the rate that it chose."""
+    if given is None or given.values[0] is None:
+        return
+    for seed in given.values[0]:
+        if any(seed in _seeds(level) for level in levels):
+            cause = f"the seed {seed} is among `seeds` too; runs that choose the rate do not report"
+            problems.add(given.place, path=given.path, cause=cause)
+
+
+def check_racing(
+    given: Given | None, levels: Sequence[Level], *, metric: Given | None, problems: Problems
+) -> None:
+    """Note whatever makes a race senseless: nothing to race, too few seeds, or arms that are not held alike."""
+    if given is None or given.values[0] is False:
+        return
+    for cause in _why_no_race(levels, metric=metric):
+        problems.add(given.place, path=given.path, cause=cause)
+
+
+def _why_no_race(levels: Sequence[Level], *, metric: Given | None) -> Iterator[str]:
+    if metric is not None and metric.values[0] != "loss":
+        yield (
+            f"goes by held-out loss, and could stop the arm of the best {metric.values[0]}; remove it, or take "
+            "primary_metric: loss"
+        )
+    if any(AUTO in level["learning_rate"].values for level in levels if "learning_rate" in level):
+        yield "does not go with learning_rate: auto, which ends its rates by itself; give a list of rates, or remove racing"
+    if sum(map(num_combinations, levels)) < 2:
+        yield "needs two arms at least; remove it"
+    seeds = {frozenset(_seeds(level)) for level in levels}
+    num_seeds = len(min(seeds, default=frozenset()))
+    if len(seeds) > 1:
+        yield "needs the same seeds for all arms, since they are compared seed by seed"
+    elif num_seeds < MIN_SEEDS_TO_RACE:
+        yield f"needs {MIN_SEEDS_TO_RACE} seeds at least to tell an arm from noise, not {num_seeds}"
+    elif num_seeds < MIN_SEEDS_TO_STOP_A_CONFIGURATION and _has_one_rate(levels):
+        yield (
+            f"with {num_seeds} seeds could stop learning rates only, and there is one; give several, or "
+            f"{MIN_SEEDS_TO_STOP_A_CONFIGURATION} seeds, since with fewer no verdict can call a configuration worse"
+        )
+    for key in _ALIKE_IN_A_RACE:
+        if len({value for level in levels for value in _given(level, key)}) > 1:
+            yield f"needs arms of the same {key}: else they are not scored on the same rows after the same steps"
+
+
+def _has_one_rate(levels: Sequence[Level]) -> bool:
+    return len({value for level in levels for value in _given(level, "learning_rate")}) < 2
+
+
+def _given(level: Level, key: str) -> tuple[Any, ...]:
+    """The key's values in a level; one that stands for the default where it is not given."""
+    return level[key].values if key in level else (None,)
+
+
+def check_number(levels: Sequence[Level], *, start: Place, problems: Problems) -> None:
+    """Note a suite that nobody can have meant."""
+    num_experiments = sum(num_combinations(level) * _num_seeds(level) for level in levels)
+    if num_experiments > MAX_EXPERIMENTS:
+        cause = f"asks for {num_experiments} experiments; a suite has at most {MAX_EXPERIMENTS}"
+        problems.add(start, cause=cause)
+
+
+def _num_seeds(level: Level) -> int:
+    return len(_seeds(level))
+
+
+def _seeds(level: Level) -> tuple[int, ...]:
+    seeds = level["seeds"].values[0] if "seeds" in level else EntryKeys.model_fields["seeds"].default
+    return seeds if isinstance(seeds, tuple) else (seeds,)

@@ -1,0 +1,115 @@
+"""An experiment: one arm with one seed, fully resolved and frozen; and the tagged hash that names it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Self
+
+from lorastudy.suite.settings import ARM_KEYS, LAYOUT_KEYS, Settings
+
+#: Raised whenever equal rows give other tokens, masks or splits; `tests/unit/data/test_data_version.py` holds it.
+#: Version 1 had no number in the store.
+DATA_VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What an experiment reads: fingerprints, so that its id follows content and not paths, and how rows become tokens."""
+
+    base_model: str
+    dataset: str
+    eval_dataset: str | None = None
+    forgetting_dataset: str | None = None
+    test_dataset: str | None = None
+    data_version: int | None = None
+    """`DATA_VERSION` of the code that reads the rows; None in runs of before it was recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One arm with one seed. `name`, `arm` and the paths in `settings` are not part of its identity."""
+
+    name: str
+    arm: str
+    experiment_type: str
+    seed: int
+    settings: Settings
+    sources: Sources
+
+    @cached_property
+    def id(self) -> str:
+        """`exp-` and the first 16 hex digits of the SHA-256 of the canonical JSON of what it is."""
+        body = {
+            "seed": self.seed,
+            "settings": _identifying(self.settings),
+            "sources": _without_absent(vars(self.sources), _LATER_SOURCES),
+        }
+        return tagged_hash("exp", body)
+
+    @property
+    def data_seed(self) -> int:
+        """What the order of the training rows is drawn from: the seed, where the settings do not fix another."""
+        return self.seed if self.settings.data_seed is None else self.settings.data_seed
+
+    @cached_property
+    def data_key(self) -> str:
+        """Equal for experiments that differ at most in their arm and in the order of their rows."""
+        settings = self.settings.model_dump(mode="json")
+        shared = {key: value for key, value in settings.items() if key not in ARM_KEYS}
+        return tagged_hash("data", {"settings": shared, "sources": vars(self.sources)})
+
+    @cached_property
+    def pack_key(self) -> str:
+        """Equal for experiments that may train together: same base, precision, data order and batch."""
+        return tagged_hash("pack", [self.data_key, self.data_seed])
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values; `from_json` is its inverse."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"settings": self.settings.model_dump(mode="json"), "sources": vars(self.sources)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The experiment that `to_json` wrote."""
+        settings = Settings.model_validate_json(json.dumps(values["settings"]))
+        return cls(**{**values, "settings": settings, "sources": Sources(**values["sources"])})
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text. NaN and infinity are refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def tagged_hash(tag: str, value: object) -> str:
+    """`<tag>-<16 hex digits>`: SHA-256 over the tag and the canonical JSON, so equal bodies of two kinds differ."""
+    digest = hashlib.sha256(f"{tag}\n{canonical_json(value)}".encode()).hexdigest()
+    return f"{tag}-{digest[:16]}"
+
+
+#: Keys that came after the first results were stored: absent, they leave an experiment what it was.
+_LATER_SOURCES = frozenset({"test_dataset", "data_version"})
+_LATER_SETTINGS = frozenset({"test_fraction"})
+
+
+def _without_absent(values: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in keys or value is not None}
+
+
+def _identifying(settings: Settings) -> dict[str, Any]:
+    """The settings as they act: alpha as a number, no paths, nothing that only lays out the work."""
+    values = settings.model_dump(mode="json")
+    values["lora_alpha"] = settings.lora_alpha_value
+    if settings.max_steps is None and settings.num_train_epochs is None:
+        values["num_train_epochs"] = 1.0
+    if settings.eval_dataset_path is not None:
+        values["eval_fraction"] = None
+    if settings.max_generation_samples == 0:
+        values["max_new_tokens"] = values["exact_match_pattern"] = None
+    if settings.prompt_format == "auto":
+        del values["prompt_format"]  # where there is a chat template, an experiment's is `chat`
+    if settings.quantization != "4bit":
+        values["bnb_4bit_quant_type"] = values["bnb_4bit_use_double_quant"] = None
+    acting = {key: value for key, value in values.items() if key not in LAYOUT_KEYS}
+    return _without_absent(acting, _LATER_SETTINGS)

@@ -1,0 +1,160 @@
+"""What a suite asks, stated before it runs: the metric that decides, the margin, the reference, the seeds, the rows.
+
+A margin, a metric or a reference that is picked after the results are seen can be picked to suit them. So the
+question is stored when a suite is first run, with the time and a hash; a later change is stored beside it and
+never over it, with the number of results that were there by then.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import Any, Literal, Self
+
+from lorastudy.suite.experiment import Sources, tagged_hash
+from lorastudy.suite.naming import label
+
+PrimaryMetric = Literal["loss", "token_accuracy", "exact_match"]
+SplitName = Literal["eval", "test"]
+
+_SHARE = re.compile(r"(?P<percent>\d+(?:\.\d+)?) ?%")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margin:
+    """How much worse than the reference still counts as good: a number in the metric's unit, or a share of the gain.
+
+    A share p of the gain g that the reference made over the base model (or over guessing without a model, where that is
+    better), as in "keep 98 % of what fine-tuning brings". It is no fixed number, for the gain is itself measured; but the claim stays linear in what is measured.
+    With an arm's score A, the reference's R and the base model's B (a loss), "worse by less than p of the gain" is
+
+        A - R < p (B - R)     or     A - (1 - p) R - p B < 0,
+
+    one paired difference per seed and item (the retention tests of active-control trials: Rothmann et al.,
+    Statistics in Medicine 22, 2003). Against a margin fixed at the measured gain it carries p times the noise of
+    that gain besides, which is little where p is.
+    """
+
+    amount: float
+    is_share: bool = False
+
+    @classmethod
+    def parse(cls, value: float | str) -> Self:
+        """The margin that a file asks for: `0.02`, or `2%`.
+
+        Raises:
+            ValueError: neither, or out of range.
+        """
+        if not isinstance(value, str):
+            if value <= 0:
+                raise ValueError(f"must be greater than 0, not {value:g}")
+            return cls(amount=float(value))
+        match = _SHARE.fullmatch(value.strip())
+        if match is None or not 0 < float(match["percent"]) < 100:
+            raise ValueError(
+                f"{value!r} is neither a number in the metric's unit nor a share of the gain such as 2%"
+            )
+        return cls(amount=float(match["percent"]) / 100, is_share=True)
+
+    def allowed(self, *, reference: float, base: float) -> float:
+        """The margin in the metric's unit: the number, or the share of |base - reference|."""
+        return self.amount * abs(base - reference) if self.is_share else self.amount
+
+    def as_written(self) -> float | str:
+        """As a suite file has it: the inverse of `parse`."""
+        if not self.is_share:
+            return self.amount
+        # The fewest digits that come to the same number; a share has no exponent in a file.
+        texts = (format(Decimal(f"{100 * self.amount:.{digits}g}"), "f") for digits in range(1, 18))
+        return f"{next(text for text in texts if float(text) / 100 == self.amount)}%"
+
+    def __str__(self) -> str:
+        return f"{100 * self.amount:g} % of the reference's gain" if self.is_share else f"{self.amount:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """The question of one suite. `reference` None leaves it to the design, which never asks the results.
+
+    `tuning_seeds` are runs of their own that choose the learning rate; they report nothing. `choosing_split` is
+    None where nothing is chosen.
+    """
+
+    primary_metric: PrimaryMetric = "loss"
+    margin: Margin | None = None
+    reference: str | None = None
+    seeds: tuple[int, ...] = ()
+    tuning_seeds: tuple[int, ...] = ()
+    choosing_split: SplitName | None = None
+    reporting_split: SplitName = "eval"
+    rungs: tuple[float, ...] = ()
+    """Shares of the training at which arms that are clearly behind are stopped."""
+    subject: tuple[tuple[str, str], ...] = ()
+    """What it is asked of: base model and data, each with its fingerprint. Empty where an older version stated it."""
+
+    @property
+    def id(self) -> str:
+        """`ask-` and a hash: equal for questions that ask the same."""
+        return tagged_hash("ask", self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values; `from_json` is its inverse."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        for later in ("rungs", "subject"):
+            if not plain[later]:
+                del plain[later]  # so that a question from before there was such a thing keeps its id
+        return plain
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The question that `to_json` wrote."""
+        margin = None if values["margin"] is None else Margin(**values["margin"])
+        listed = {key: tuple(values.get(key, ())) for key in ("seeds", "tuning_seeds", "rungs")}
+        subject = tuple((what, fingerprint) for what, fingerprint in values.get("subject", ()))
+        return cls(**{**values, **listed, "margin": margin, "subject": subject})
+
+    def differences(self, other: "Question") -> tuple[str, ...]:
+        """The keys in which two questions differ. A subject that nobody stated differs from none."""
+        mine, theirs = asdict(self), asdict(other)
+        unknown = set() if self.subject and other.subject else {"subject"}
+        return tuple(key for key in mine if key not in unknown and mine[key] != theirs[key])
+
+    def subject_of(self, what: str) -> tuple[str, ...]:
+        """The fingerprints of one part of the subject: `base_model`, `dataset`, `eval_dataset` or `test_dataset`."""
+        return tuple(fingerprint for part, fingerprint in self.subject if part == what)
+
+
+def subject(sources: Iterable[Sources]) -> tuple[tuple[str, str], ...]:
+    """What experiments that read this are about. The rows that measure forgetting decide nothing and are no part of it.
+
+    A model on the hub goes without its commit, which is known only once it was fetched; how rows become tokens is no
+    part of it either.
+    """
+    parts = (
+        (what, fingerprint.partition("@")[0] if fingerprint.startswith("hub:") else fingerprint)
+        for each in sources
+        for what, fingerprint in vars(each).items()
+        if fingerprint is not None and what not in {"forgetting_dataset", "data_version"}
+    )
+    return tuple(sorted(set(parts)))
+
+
+def configuration_name(arm: str, learning_rate: float) -> str:
+    """An arm's name without its learning rate, so that a reference can be named before the rate is known.
+
+    `rank_16_lr0.002` at the rate 0.002 is `rank_16`; a name that does not hold the rate stands as it is.
+    """
+    part = f"_{label('learning_rate', learning_rate)}"
+    before, found, after = arm.partition(part)
+    return before + after if found and (not after or after.startswith("_")) else arm
+
+
+def is_reference(reference: str, *, arm: str, learning_rate: float) -> bool:
+    """Whether the named reference is this arm, or the configuration that this arm is at one of its rates."""
+    return reference in {arm, configuration_name(arm, learning_rate)}
+
+
+def all_seeds(seeds: Iterable[Iterable[int]]) -> tuple[int, ...]:
+    """The seeds of all arms, each once, in order."""
+    return tuple(sorted({seed for of_arm in seeds for seed in of_arm}))

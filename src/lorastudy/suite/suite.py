@@ -1,0 +1,302 @@
+"""A suite as it was asked for: its arms with their seeds; and the keys that make a file a suite.
+
+`Suite` and `Arm` are what the rest of the program sees. `SuiteKeys` and `EntryKeys` are the part of the file
+that is not about one arm's training (that part is `Settings`), and the reference of those keys.
+"""
+
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from lorastudy.suite.question import Margin, PrimaryMetric, Question, all_seeds
+from lorastudy.suite.racing import RUNGS, check_rungs
+from lorastudy.suite.settings import Settings
+
+#: The designs that come with the package; `lorastudy.suite` holds the class of each.
+EXPERIMENT_TYPES = (
+    "rank_ablation", "module_ablation", "parameter_matched_modules", "quantization_study", "custom",
+)  # fmt: skip
+MAX_NAME_LENGTH = 100
+#: A factor too many multiplies; this many experiments are a mistake long before they are a plan.
+MAX_EXPERIMENTS = 10_000
+#: With `learning_rate: auto`, where the file says nothing of test rows: their share of the training file, and of
+#: `eval_dataset_path` where there is one.
+AUTO_TEST_SHARE, AUTO_TEST_SHARE_OF_EVAL = 0.1, 0.5
+#: Two, so that no rate is chosen for one lucky run; near the best rate the loss is flat, and more buy little.
+NUM_TUNING_SEEDS = 2
+#: Far from the seeds that people write, so that seeds which are added later leave the tuning seeds as they were.
+FIRST_TUNING_SEED = 1_000_000
+
+_CLASS_IN_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+#: Names of devices on Windows, with any ending.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One LoRA configuration under comparison. `name` is the given one; without it the type makes one.
+
+    `line` is where the file asks for it; None for a suite that does not come from a file.
+    """
+
+    name: str | None
+    settings: Settings
+    seeds: tuple[int, ...]
+    line: int | None = None
+    seeks_rate: bool = False
+    """`learning_rate: auto`. The rate in `settings` is then none of the arm's: its rates come from a search."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A checked suite. `path` is None for one that was put together from flags."""
+
+    name: str
+    description: str
+    experiment_type: str
+    path: Path | None
+    arms: tuple[Arm, ...]
+    notes: tuple[str, ...] = ()
+    """Lines of the file that are legal and change nothing, as `file:line:col: path: why`."""
+    primary_metric: PrimaryMetric = "loss"
+    margin: Margin | None = None
+    reference: str | None = None
+    given_tuning_seeds: tuple[int, ...] | None = None
+    rungs: tuple[float, ...] = ()
+    """Shares of the training at which arms that are clearly behind are stopped; none without racing."""
+
+    @property
+    def tuning_seeds(self) -> tuple[int, ...]:
+        """Seeds of the runs that choose a rate: those given, or the first from `FIRST_TUNING_SEED` on that no arm uses.
+
+        None without a search.
+        """
+        if not any(arm.seeks_rate for arm in self.arms):
+            return ()
+        if self.given_tuning_seeds is not None:
+            return self.given_tuning_seeds
+        used = set(all_seeds(arm.seeds for arm in self.arms))
+        return tuple(
+            itertools.islice(
+                (s for s in itertools.count(FIRST_TUNING_SEED) if s not in used), NUM_TUNING_SEEDS
+            )
+        )
+
+    @property
+    def question(self) -> Question:
+        """What the suite asks, as it is stored before anything runs."""
+        rates = {arm.settings.learning_rate for arm in self.arms}
+        chooses = len(rates) > 1 or any(arm.seeks_rate for arm in self.arms)
+        return Question(
+            primary_metric=self.primary_metric,
+            margin=self.margin,
+            reference=self.reference,
+            seeds=all_seeds(arm.seeds for arm in self.arms),
+            tuning_seeds=self.tuning_seeds,
+            choosing_split="eval" if chooses else None,
+            reporting_split="test" if all(arm.settings.has_test_split for arm in self.arms) else "eval",
+            rungs=self.rungs,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What the file asked for as plain JSON values; `from_json` is its inverse, but for lines and notes."""
+        plain = ("name", "description", "experiment_type", "primary_metric", "reference")
+        return {
+            **{key: getattr(self, key) for key in plain},
+            "margin": None if self.margin is None else vars(self.margin),
+            "tuning_seeds": None if self.given_tuning_seeds is None else list(self.given_tuning_seeds),
+            **({"rungs": list(self.rungs)} if self.rungs else {}),
+            "arms": [
+                {
+                    "name": arm.name,
+                    "settings": arm.settings.model_dump(mode="json"),
+                    "seeds": list(arm.seeds),
+                    "seeks_rate": arm.seeks_rate,
+                }
+                for arm in self.arms
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The suite of which `to_json` wrote what its file asked for."""
+        rest = {
+            key: value
+            for key, value in values.items()
+            if key not in {"margin", "tuning_seeds", "arms", "rungs"}
+        }
+        given = values["tuning_seeds"]
+        return cls(
+            **rest,
+            path=None,
+            margin=None if values["margin"] is None else Margin(**values["margin"]),
+            given_tuning_seeds=None if given is None else tuple(given),
+            rungs=tuple(values.get("rungs", ())),
+            arms=tuple(
+                Arm(
+                    name=arm["name"],
+                    settings=Settings.model_validate_json(json.dumps(arm["settings"])),
+                    seeds=tuple(arm["seeds"]),
+                    seeks_rate=arm["seeks_rate"],
+                )
+                for arm in values["arms"]
+            ),
+        )
+
+
+class EntryKeys(BaseModel):
+    """Keys of an entry under `experiments` beside the settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str | None = Field(
+        None,
+        description="Names the arm and its output folder. Without it the experiment type makes one from what "
+        "is varied. Several learning rates or seeds add `_lr<rate>` and `_seed<seed>`.",
+    )
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | Seed = Field(
+        (0,),
+        description="One run of the arm with each: initial weights, dropout and order of the training rows. Fewer than six "
+        "can never show a difference at the 5 % level, and fewer than five not that an arm is as good within the margin.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder_name(cls, value: str | None) -> str | None:
+        cause = None if value is None else name_problem(value)
+        if cause is not None:
+            raise ValueError(cause)
+        return value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, value: tuple[int, ...] | int) -> tuple[int, ...] | int:
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            twice = next(seed for seed, times in Counter(value).items() if times > 1)
+            raise ValueError(f"the seed {twice} stands twice; equal seeds give equal runs")
+        return value
+
+
+class SuiteKeys(BaseModel):
+    """Keys at the top of a suite file beside the settings and `seeds`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    suite_name: str | None = Field(
+        None, description="Names the suite in the store and the report; by default the file's name."
+    )
+    description: str = Field("", description="For the reader of the report.")
+    experiment_type: str = Field(
+        "custom",
+        description="The design: names the arms and says which questions the report answers. "
+        f"{', '.join(f'`{name}`' for name in EXPERIMENT_TYPES)}, or `path/to/file.py:Class`.",
+    )
+    primary_metric: PrimaryMetric = Field(
+        "loss",
+        description="What verdicts are about, on the test rows where there are such: held-out loss, token accuracy "
+        "or exact match. Stored before the first run, as are the next two; a later change shows in the report.",
+    )
+    margin: Annotated[float, Field(gt=0)] | Annotated[str, Field(examples=["2%"])] | None = Field(
+        None,
+        description="How much worse than the reference still counts as good: a number in the metric's unit, or a "
+        "share of what the reference gained over the base model, or over guessing without a model where that is better. "
+        "Without it nothing is called good enough.",
+    )
+    reference: str | None = Field(
+        None,
+        description="The arm that the others are compared with, by its name, with or without its learning rate. "
+        "By default the design names it: the largest rank, the highest precision, else the first arm.",
+    )
+    tuning_seeds: Annotated[tuple[Seed, ...], Field(min_length=2)] | None = Field(
+        None,
+        description="With `learning_rate: auto`: seeds of the runs that choose the rate. They report nothing, so none "
+        f"of them may be among `seeds`. By default {FIRST_TUNING_SEED} and the next.",
+    )
+    racing: bool | Annotated[tuple[Share, ...], Field(min_length=1)] = Field(
+        default=False,
+        description="Stop arms that are clearly behind on the held-out rows, for the rest of their training. `true` looks "
+        f"at {', '.join(f'{rung:g}' for rung in RUNGS[:-1])} and {RUNGS[-1]:g} of the steps, a list at the shares in it. An arm is one "
+        "configuration at one learning rate. What is stopped is reported as that and wins nothing.",
+    )
+    experiments: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | None = Field(
+        None,
+        description="The arms, one entry each. An entry says only what differs from the top of the file.",
+    )
+    factors: Annotated[dict[str, Any], Field(min_length=1)] | None = Field(
+        None,
+        description="Instead of `experiments`: settings with a list of values each; every combination is an arm.",
+    )
+
+    @field_validator("tuning_seeds", "racing", mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("tuning_seeds")
+    @classmethod
+    def _tuning_seeds_differ(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("a seed stands twice; equal seeds give equal runs")
+        return value
+
+    @field_validator("racing")
+    @classmethod
+    def _rungs_rise(cls, value: object) -> object:
+        if isinstance(value, tuple):
+            check_rungs(value)
+        return value
+
+    @field_validator("margin", mode="before")
+    @classmethod
+    def _whole_numbers_are_numbers(cls, value: object) -> object:
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("margin")
+    @classmethod
+    def _margin_is_known(cls, value: float | str | None) -> float | str | None:
+        if value is not None:
+            Margin.parse(value)
+        return value
+
+    @field_validator("suite_name")
+    @classmethod
+    def _name_is_a_folder_name(cls, value: str | None) -> str | None:
+        cause = None if value is None else name_problem(value)
+        if cause is not None:
+            raise ValueError(cause)
+        return value
+
+
+def name_problem(name: str) -> str | None:
+    """Why a name cannot name a folder on every system; None when it can."""
+    shown = repr(name if len(name) <= MAX_NAME_LENGTH else name[:30] + "...")
+    if not _NAME.fullmatch(name) or name.endswith("."):
+        rule = "letters, digits, `.`, `_` and `-`, not beginning or ending with a dot"
+        return f"{shown} cannot be a folder's name; use {rule}"
+    if _RESERVED.fullmatch(name):
+        return f"{shown} is the name of a device on Windows; use another"
+    if len(name) > MAX_NAME_LENGTH:
+        return f"{shown} has {len(name)} characters; a name has at most {MAX_NAME_LENGTH}"
+    return None
+
+
+def class_in_file(experiment_type: str) -> tuple[Path, str] | None:
+    """File and class of an `experiment_type` in the form `path/to/file.py:Class`; None for any other."""
+    match = _CLASS_IN_FILE.fullmatch(experiment_type)
+    return (Path(match["file"]), match["name"]) if match else None

@@ -1,0 +1,388 @@
+"""Which layers of a model an arm adapts: names as PEFT reads them, a regular expression, or a preset by role.
+
+A role is what a layer does in its block. It is told from the layer's path, and from the classes around it where paths
+do not say: the `out_proj` of a Mamba mixer is not attention's. What no arm may adapt carries the reason (`left_out`).
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lorastudy.errors import ModelError
+from lorastudy.suite.settings import TARGET_PRESETS, Settings
+
+#: In the order in which people read of them. `kv` is latent attention's pair of matrices behind keys and values, `qkv`
+#: one weight that holds all three, `mixer` a layer of a state space, a convolution or linear attention.
+ROLES = ("q", "k", "v", "kv", "qkv", "o", "mlp", "shared_expert", "expert", "mixer", "other", "router")
+
+_ATTENTION_LEAVES: Mapping[str, frozenset[str]] = {
+    "q": frozenset({"q_proj", "query", "q", "wq", "Wq", "q_lin", "query_proj", "q_a_proj", "q_b_proj"}),
+    "k": frozenset({"k_proj", "key", "k", "wk", "Wk", "k_lin", "key_proj"}),
+    "v": frozenset(
+        {"v_proj", "value", "v", "wv", "Wv", "v_lin", "value_proj", "v_proj_current", "v_proj_delayed"}
+    ),
+    "kv": frozenset({"kv_a_proj_with_mqa", "kv_a_proj", "kv_b_proj", "kv_proj"}),
+    "qkv": frozenset({"c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv", "attn_qkv"}),
+    "o": frozenset(
+        {"o_proj", "out_proj", "dense", "c_proj", "wo", "Wo", "o", "out_lin", "o_a_proj", "o_b_proj"}
+    ),
+}
+_MLP_LEAVES = frozenset(
+    {"fc1", "fc2", "fc_in", "fc_out", "gate_proj", "up_proj", "down_proj", "gate_up_proj", "lin1", "lin2"}
+)
+_ATTENTION_PART = re.compile(r"(self_?)?(multi_head_)?attn|(self_|multi_head_)?attention|SelfAttention")
+_MLP_PART = re.compile(
+    r"mlps?|ffn|ff|feed_forward|block_sparse_moe|moe|mlp_block|shared_mlp|shared_experts?|experts"
+)
+_SHARED_PART = re.compile(r"shared_mlp|shared_experts?")
+_ROUTER_PART = re.compile(r"router|indexer")
+_MIXER_PART = re.compile(r"mamba|conv|linear_attn|mlstm_layer|compressor|forget_gate")
+_MIXER_CLASS = re.compile(
+    r"(Mixer|MambaLayer|ShortConv|RecurrentBlock|DeltaNet|DeltaAttention|LightningAttention|LinearAttention"
+    r"|RwkvSelfAttention|xLSTMLayer|Compressor|ForgetGate)$"
+)
+_STATE_SPACE_CLASS = re.compile(r"(Mamba\w*|\w+)(Mixer|MambaLayer)$")
+
+#: Of a state space's layers, those whose weights the fused kernels read without calling the layer.
+_READ_BY_KERNELS = frozenset({"out_proj", "x_proj", "dt_proj"})
+KERNEL_READS_IT = "the kernels of a state space read its weight past any adapter"
+ROUTES = "it chooses experts or tokens, and is left as it is"
+
+_ROLES_BY_PRESET: Mapping[str, tuple[str, ...]] = {
+    "q": ("q",),
+    "v": ("v",),
+    "qv": ("q", "v", "kv", "qkv"),
+    "qkvo": ("q", "k", "v", "kv", "qkv", "o"),
+    "mlp": ("mlp", "shared_expert", "expert"),
+    "all": tuple(role for role in ROLES if role != "router"),
+}
+#: For each preset the parts of a block that must be there; each may be held by any of these roles.
+_PARTS_BY_PRESET: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "q": (("q",),),
+    "v": (("v",),),
+    "qv": (("q", "qkv"), ("v", "kv", "qkv")),
+    "qkvo": (("q", "qkv"), ("k", "kv", "qkv"), ("v", "kv", "qkv"), ("o",)),
+    "mlp": (("mlp", "expert"),),
+    "all": (),
+}
+_NOT_ADAPTED = re.compile(r"(^|\.)(embed\w*|lm_head|wte|wpe|word_embeddings|embed_out)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetLayer:
+    """A layer that an adapter can sit on, or one that looks like it and is `left_out`, with the reason.
+
+    Where `is_parameter` holds it is no module but a parameter with the matrices of `num_experts` experts.
+    """
+
+    name: str
+    role: str
+    in_features: int
+    out_features: int
+    is_parameter: bool = False
+    num_experts: int = 1
+    left_out: str | None = None
+
+    @property
+    def parameters_per_rank(self) -> int:
+        """Trainable parameters of an adapter of rank 1: inputs plus outputs, of each expert."""
+        return self.num_experts * (self.in_features + self.out_features)
+
+
+def named_layers(names: Iterable[str]) -> tuple[TargetLayer, ...]:
+    """Layers of which no more than names is known: no class, no size."""
+    return tuple(_named(name) for name in names)
+
+
+def _named(name: str) -> TargetLayer:
+    role = role_of(name)
+    return TargetLayer(
+        name=name, role=role, in_features=0, out_features=0, left_out=why_left_out(name, role=role)
+    )
+
+
+def role_of(name: str, *, owners: Sequence[str] = ()) -> str:
+    """The role of a linear layer.
+
+    Args:
+        name: its full name in the model.
+        owners: the classes of the modules around it, the nearest last; empty where only names are known.
+    """
+    *path, leaf = name.split(".")
+    if leaf == "linear" and path and any(path[-1] in leaves for leaves in _ATTENTION_LEAVES.values()):
+        leaf = path.pop()  # Moshi keeps each layer in a module of its own
+    block = _block(path, owners=owners)
+    if _is_router(path, leaf):
+        return "router"
+    if _is_mixer(path, owners=owners):
+        return "mixer"
+    if block == "mlp":
+        return _mlp_role(path, leaf)
+    role = next((role for role, leaves in _ATTENTION_LEAVES.items() if leaf in leaves), None)
+    if block == "attention":
+        return role or "other"
+    if leaf in _MLP_LEAVES:
+        return "mlp"
+    return role if role is not None and "head" not in name else "other"
+
+
+def why_left_out(name: str, *, role: str, owners: Sequence[str] = ()) -> str | None:
+    """Why no arm adapts a layer of this name and role; None where arms may."""
+    if role == "router":
+        return ROUTES
+    *path, leaf = name.split(".")
+    is_state_space = _STATE_SPACE_CLASS.search(owners[-1]) if owners else {"mamba", "mixer"} & set(path)
+    if role == "mixer" and is_state_space and leaf in _READ_BY_KERNELS:
+        return KERNEL_READS_IT
+    return None
+
+
+def _block(path: Sequence[str], *, owners: Sequence[str]) -> str | None:
+    """Whether the nearest block around a layer is `attention` or `mlp`."""
+    for part in reversed(path):
+        if _MLP_PART.fullmatch(part):
+            return "mlp"
+        if _ATTENTION_PART.fullmatch(part):
+            return "attention"
+    owner = owners[-1] if owners else ""
+    if re.search(r"Attention", owner):
+        return "attention"
+    return "mlp" if re.search(r"MLP|Mlp|FeedForward|FFN", owner) else None
+
+
+def _is_router(path: Sequence[str], leaf: str) -> bool:
+    if leaf == "router" or any(_ROUTER_PART.fullmatch(part) for part in path):
+        return True
+    in_mlp = any(_MLP_PART.fullmatch(part) for part in path)
+    return in_mlp and (leaf == "gate" or "gate" in path)
+
+
+def _is_mixer(path: Sequence[str], *, owners: Sequence[str]) -> bool:
+    return any(_MIXER_PART.fullmatch(part) for part in path) or any(
+        _MIXER_CLASS.search(owner) for owner in owners[-2:]
+    )
+
+
+def _mlp_role(path: Sequence[str], leaf: str) -> str:
+    if leaf.endswith("_gate") or any("adapter" in part for part in path):
+        return "other"  # Qwen2-MoE's scalar before its shared expert; Zamba2's own low-rank layers
+    if any(_SHARED_PART.fullmatch(part) for part in path):
+        return "shared_expert"
+    return "expert" if "experts" in path else "mlp"
+
+
+def targets_of(settings: Settings, layers: Sequence[TargetLayer]) -> tuple[str, ...]:
+    """Full names of what an arm with these settings adapts, in the model's order.
+
+    Raises:
+        ModelError: as `resolve_targets`; or the arm asks for what its layers cannot have.
+    """
+    chosen = resolve_targets(
+        layers, target_modules=settings.target_modules, layers_to_transform=settings.layers_to_transform
+    )
+    experts = [layer.name for layer in layers if layer.is_parameter and layer.name in set(chosen)]
+    if experts and settings.lora_dropout > 0:
+        raise ModelError(
+            f"lora_dropout: {settings.lora_dropout:g}: the arm adapts the weights of experts ({experts[0]} and others), and "
+            "PEFT has no dropout on these. Set lora_dropout: 0, or choose target_modules without experts (qkvo)"
+        )
+    if experts and settings.engine == "packed":
+        raise ModelError(
+            f"engine: packed: the arm adapts the weights of experts ({experts[0]} and others), which the reference engine "
+            "trains alone so far. Set engine: auto, or choose target_modules without experts (qkvo)"
+        )
+    return chosen
+
+
+def resolve_targets(
+    layers: Sequence[TargetLayer],
+    *,
+    target_modules: str | Sequence[str],
+    layers_to_transform: Sequence[int] | None,
+) -> tuple[str, ...]:
+    """Full names of the layers an arm adapts, in the model's order.
+
+    Args:
+        layers: the model's, in its order.
+        target_modules: a preset, or names; a name matches a layer of that name or ending in `.name`, and one that holds
+            signs of a regular expression matches layers whose full name is of that form (both are PEFT's rules).
+        layers_to_transform: keep only modules of these layers, counted from 0.
+
+    Raises:
+        ModelError: a name or preset matches nothing that can be adapted; lists what the model has.
+    """
+    if isinstance(target_modules, str) and target_modules in TARGET_PRESETS:
+        chosen = _by_preset(target_modules, layers=layers)
+    else:
+        wanted = [target_modules] if isinstance(target_modules, str) else target_modules
+        chosen = _by_name(wanted, layers=layers)
+    if layers_to_transform is not None:
+        chosen = _in_layers(chosen, layers=layers_to_transform)
+    return tuple(chosen)
+
+
+def adapted_modules(
+    layers: Sequence[TargetLayer], targets: Sequence[tuple[str | Sequence[str], Sequence[int] | None]]
+) -> tuple[str, ...]:
+    """The layers that any arm adapts, in the model's order. Arms that do not fit the model adapt nothing.
+
+    Raises:
+        ModelError: none of the arms fits.
+    """
+    adapted: set[str] = set()
+    problem: ModelError | None = None
+    for target_modules, numbers in targets:
+        try:
+            adapted |= set(
+                resolve_targets(layers, target_modules=target_modules, layers_to_transform=numbers)
+            )
+        except ModelError as error:
+            problem = error
+    if not adapted and problem is not None:
+        raise problem
+    return tuple(layer.name for layer in layers if layer.name in adapted)
+
+
+def count_by_role(names: Iterable[str], *, layers: Sequence[TargetLayer]) -> dict[str, int]:
+    """How many of these layers have which role, in the order of `ROLES`."""
+    roles = {layer.name: layer.role for layer in layers}
+    counts = Counter(roles[name] for name in names)
+    return {role: counts[role] for role in ROLES if counts[role]}
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """`q 2, k 2, v 2, o 2`: the number of adapted layers of each role."""
+    return ", ".join(f"{role.replace('_', ' ')} {count}" for role, count in counts.items())
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """Equal for equal sets of layers."""
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
+
+
+def left_out(names: Iterable[str], *, layers: Sequence[TargetLayer], target_modules: object) -> list[str]:
+    """What a preset means and an arm cannot have: for each reason, the layers' names without their numbers."""
+    if not isinstance(target_modules, str) or target_modules not in _ROLES_BY_PRESET:
+        return []
+    roles = _ROLES_BY_PRESET[target_modules]
+    by_reason: dict[str, list[str]] = {}
+    chosen = set(names)
+    for layer in layers:
+        if layer.left_out is not None and layer.role in roles and layer.name not in chosen:
+            by_reason.setdefault(layer.left_out, []).append(without_layer_number(layer.name))
+    return [f"{', '.join(dict.fromkeys(which))}: {reason}" for reason, which in by_reason.items()]
+
+
+def peft_names(chosen: Sequence[str], *, modules: Sequence[str]) -> list[str]:
+    """What PEFT's `target_modules` should say: leaf names where they select exactly `chosen`, else full names.
+
+    Args:
+        chosen: what is to be adapted.
+        modules: the names of all modules of the model, whatever they are: PEFT matches against each, so that CTRL's
+            leaf name `0` would select the layer `h.0` too.
+    """
+    leaves = sorted({name.rpartition(".")[2] for name in chosen})
+    return leaves if selected_by(leaves, modules=modules) == set(chosen) else sorted(chosen)
+
+
+def selected_by(names: Iterable[str], *, modules: Iterable[str]) -> set[str]:
+    """The modules that PEFT selects by a list of names: equal to one, or ending in `.name`."""
+    wanted = set(names)
+    return {module for module in modules if any(part in wanted for part in _endings(module))}
+
+
+def _endings(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _by_preset(preset: str, *, layers: Sequence[TargetLayer]) -> list[str]:
+    roles = _ROLES_BY_PRESET[preset]
+    present = {layer.role for layer in layers if layer.left_out is None}
+    lacking = [part for part in _PARTS_BY_PRESET[preset] if not present & set(part)]
+    chosen = [layer.name for layer in layers if layer.role in roles and layer.left_out is None]
+    if chosen and not lacking:
+        return chosen
+    if preset in {"q", "v"}:
+        held = "qkv" if "qkv" in present or preset == "q" else "kv"
+        joint = sorted({_leaf(layer.name) for layer in layers if layer.role == held})
+        if joint:
+            raise ModelError(
+                f"target_modules: {preset}: this model holds {'query, key and value' if held == 'qkv' else 'key and value'} "
+                f"in one layer ({', '.join(joint)}); {preset} alone cannot be adapted. Use qv or qkvo."
+            )
+    if chosen:
+        missing = "; ".join(" or ".join(part) for part in lacking)
+        raise ModelError(
+            f"target_modules: {preset}: this model has no layer that is known as {missing}, so {preset} would adapt a part of "
+            f"what it says. Name modules instead. Its layers: {_listing(layers)}"
+        )
+    raise ModelError(
+        f"target_modules: {preset}: no such role among this model's linear layers: {_listing(layers)}"
+    )
+
+
+def _by_name(wanted: Sequence[str], *, layers: Sequence[TargetLayer]) -> list[str]:
+    matched = {name: [layer for layer in layers if _matches(layer.name, name)] for name in wanted}
+    missing = [name for name, found in matched.items() if not found]
+    if any(_NOT_ADAPTED.search(name) for name in missing):
+        raise ModelError(
+            f"target_modules: {', '.join(missing)}: embeddings and the output head are not adapted here: both are shared with "
+            f"the loss, and often one weight. Choose among: {_listing(layers)}; presets: {', '.join(TARGET_PRESETS)}"
+        )
+    if missing:
+        raise ModelError(
+            f"target_modules: {', '.join(missing)}: not in this model. "
+            f"Its linear layers: {_listing(layers)}; presets: {', '.join(TARGET_PRESETS)}"
+        )
+    for name, found in matched.items():
+        if all(layer.left_out is not None for layer in found):
+            raise ModelError(
+                f"target_modules: {name}: cannot be adapted in this model: {found[0].left_out}. "
+                f"Its layers that can: {_listing(layers)}"
+            )
+    chosen = {layer.name for found in matched.values() for layer in found if layer.left_out is None}
+    return [layer.name for layer in layers if layer.name in chosen]
+
+
+def _in_layers(chosen: Sequence[str], *, layers: Sequence[int]) -> list[str]:
+    numbers: Mapping[str, int | None] = {name: _layer_number(name) for name in chosen}
+    kept = [name for name in chosen if numbers[name] in set(layers)]
+    absent = set(layers) - {number for number in numbers.values() if number is not None}
+    if absent:
+        have = sorted({number for number in numbers.values() if number is not None})
+        bounds = f"{have[0]} to {have[-1]}" if have else "none that are numbered"
+        raise ModelError(f"layers_to_transform: {sorted(absent)}: this model's layers are {bounds}")
+    return kept
+
+
+def _matches(module: str, wanted: str) -> bool:
+    if is_pattern(wanted):
+        return re.fullmatch(wanted, module) is not None
+    return module == wanted or module.endswith(f".{wanted}")
+
+
+def is_pattern(name: str) -> bool:
+    r"""Whether a target is a regular expression: it holds a sign that no module's name has (`* + ? | ( [ \ ^ $`)."""
+    return any(sign in name for sign in r"*+?|([\^$")
+
+
+def without_layer_number(name: str) -> str:
+    """A module's name with `*` for the number of its layer: equal for the same module of every layer."""
+    number = _layer_number(name)
+    return name if number is None else name.replace(f".{number}.", ".*.", 1)
+
+
+def _layer_number(name: str) -> int | None:
+    numbers = [part for part in name.split(".") if part.isdigit()]
+    return int(numbers[0]) if numbers else None
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _listing(layers: Sequence[TargetLayer]) -> str:
+    return ", ".join(sorted({_leaf(layer.name) for layer in layers if layer.left_out is None})) or "none"

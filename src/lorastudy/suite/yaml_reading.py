@@ -1,0 +1,233 @@
+"""From a file to a tree of located values, without trusting the file.
+
+The tree is built from the parser's events and not by a constructor: so every key and value keeps its
+position, a duplicate key is told with both its lines, and size, depth and aliases are bounded while reading
+and not after the memory is gone. It reads less than YAML: no tags, keys are text, one document.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorastudy.suite.problems import Place, Problems
+from lorastudy.suite.yaml_nodes import Node, resolve_scalar
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 20
+#: With aliases expanded: ten lines of aliases to aliases make a billion values ("billion laughs").
+MAX_VALUES = 100_000
+
+
+def read_yaml(path: Path, problems: Problems) -> Node | None:
+    """The file's document; None where there is none, which is then among the problems."""
+    text = _text(path, problems)
+    if text is None:
+        return None
+    builder = _Builder(source=str(path), problems=problems)
+    try:
+        for event in _events(text):
+            builder.take(event)
+    except _UnreadableError as error:
+        line, column = error.at
+        problems.add(Place(source=str(path), line=line, column=column), cause=error.cause)
+        return None
+    if builder.document is None:
+        problems.add(Place(source=str(path), line=1, column=1), cause="the file is empty")
+    return builder.document
+
+
+class _UnreadableError(Exception):
+    """The rest of the file cannot be read. `at` is line and column, from 1."""
+
+    def __init__(self, cause: str, *, at: tuple[int, int]) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.at = at
+
+
+def _text(path: Path, problems: Problems) -> str | None:
+    content = _content(path, problems)
+    if content is None:
+        return None
+    start = Place(source=str(path), line=1, column=1)
+    if len(content) > MAX_BYTES:
+        problems.add(start, cause=f"has more than {MAX_BYTES} bytes; a suite file has at most that many")
+        return None
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        problems.add(start, cause="is UTF-16 text; save the file as UTF-8")
+        return None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, column = _line_and_column(content[: error.start].decode("utf-8", "replace"))
+        place = Place(source=str(path), line=line, column=column)
+        problems.add(place, cause="is not UTF-8 text; save the file as UTF-8")
+        return None
+
+
+def _content(path: Path, problems: Problems) -> bytes | None:
+    """The file's bytes, at most one more than it may have: what a device gives has no end."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        problems.add(Place(source=str(path)), cause="there is no such file" + _suites_in(path.parent))
+    except IsADirectoryError:
+        problems.add(Place(source=str(path)), cause="is a folder, not a file" + _suites_in(path))
+    except (OSError, ValueError) as error:
+        problems.add(Place(source=str(path)), cause=f"cannot be read: {error}")
+    return None
+
+
+def _suites_in(folder: Path) -> str:
+    names = sorted(path.name for path in folder.glob("[!.]*.yaml"))[:10] if folder.is_dir() else []
+    return f"; in {folder} there are: {', '.join(names)}" if names else ""
+
+
+def _line_and_column(text_before: str) -> tuple[int, int]:
+    return text_before.count("\n") + 1, len(text_before) - text_before.rfind("\n")
+
+
+def _position(mark: Any) -> tuple[int, int]:
+    return mark.line + 1, mark.column + 1
+
+
+def _events(text: str) -> Iterator[Any]:
+    """The parser's events, its errors turned into ours."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError
+    from ruamel.yaml.reader import ReaderError
+
+    try:
+        yield from YAML(typ="safe", pure=True).parse(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        told = ", ".join(part for part in (error.context, error.problem) if part)
+        raise _UnreadableError(f"is not YAML: {told}", at=_position(mark) if mark else (1, 1)) from error
+    except ReaderError as error:
+        at = _line_and_column(text[: error.position])
+        raise _UnreadableError("holds a character that YAML does not allow", at=at) from error
+    except (ValueError, OverflowError) as error:  # the scanner's own chr() on an escape such as "\UFFFFFFFF"
+        raise _UnreadableError(f"is not YAML: {error}", at=(1, 1)) from error
+
+
+@dataclass(kw_only=True)
+class _Frame:
+    """A list or mapping that is still open; a mapping's keys and values alternate."""
+
+    event: Any
+    nodes: list[Node] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class _Builder:
+    """Takes events in their order and holds what is open."""
+
+    source: str
+    problems: Problems
+    document: Node | None = None
+    _open: list[_Frame] = field(default_factory=list)
+    _anchors: dict[str, Node] = field(default_factory=dict)
+    _num_values: int = 0
+
+    def take(self, event: Any) -> None:
+        """Put one event into the tree; events of the stream itself carry nothing."""
+        kind = type(event).__name__
+        if kind == "DocumentStartEvent" and self.document is not None:
+            raise _UnreadableError(
+                "a second document begins; a suite is one document", at=_position(event.start_mark)
+            )
+        if kind in {"MappingStartEvent", "SequenceStartEvent"}:
+            self._open.append(_Frame(event=event))
+            self._refuse_deeper(len(self._open), event)
+        elif kind in {"MappingEndEvent", "SequenceEndEvent"}:
+            self._close()
+        elif kind == "ScalarEvent":
+            self._put(self._scalar(event), event)
+        elif kind == "AliasEvent":
+            self._put(self._alias(event), event)
+
+    def _place(self, event: Any) -> Place:
+        line, column = _position(event.start_mark)
+        return Place(source=self.source, line=line, column=column)
+
+    def _node(self, value: Any, event: Any) -> Node:
+        place = self._place(event)
+        if event.tag is not None:
+            self.problems.add(
+                place, cause=f"the tag {event.tag} is not allowed; a suite file holds plain values"
+            )
+        return Node(value=value, place=place, key_place=place)
+
+    def _scalar(self, event: Any) -> Node:
+        value = event.value
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            self.problems.add(self._place(event), cause="holds half of a surrogate pair, which is not text")
+        if event.implicit[0] or (event.tag is not None and not event.style):
+            try:
+                value = resolve_scalar(value)
+            except ValueError as error:
+                self.problems.add(self._place(event), cause=str(error))
+                value = None
+        return self._node(value, event)
+
+    def _alias(self, event: Any) -> Node:
+        if event.anchor not in self._anchors:
+            raise _UnreadableError(
+                f"the alias *{event.anchor} has no anchor &{event.anchor} that is complete above it",
+                at=_position(event.start_mark),
+            )
+        node = self._anchors[event.anchor]
+        num_values, height = _size(node)
+        self._num_values += num_values - 1
+        self._refuse_deeper(len(self._open) + height, event)
+        place = self._place(event)
+        return Node(value=node.value, place=place, key_place=place)
+
+    def _close(self) -> None:
+        frame = self._open.pop()
+        is_mapping = type(frame.event).__name__ == "MappingStartEvent"
+        value = self._mapping(frame.nodes) if is_mapping else tuple(frame.nodes)
+        self._put(self._node(value, frame.event), frame.event)
+
+    def _mapping(self, nodes: list[Node]) -> Mapping[str, Node]:
+        values: dict[str, Node] = {}
+        for key, node in zip(nodes[::2], nodes[1::2], strict=True):
+            if not isinstance(key.value, str):
+                self.problems.add(key.place, cause="a key must be a name; put it in quotes if it is meant")
+            elif key.value in values:
+                first = values[key.value].key_place.line
+                cause = f"this key stands twice, first in line {first}; keep one"
+                self.problems.add(key.place, path=key.value, cause=cause)
+            else:
+                values[key.value] = Node(value=node.value, place=node.place, key_place=key.place)
+        return values
+
+    def _put(self, node: Node, event: Any) -> None:
+        self._num_values += 1
+        if self._num_values > MAX_VALUES:
+            cause = f"holds more than {MAX_VALUES} values, aliases expanded"
+            raise _UnreadableError(cause, at=_position(event.start_mark))
+        if event.anchor is not None and type(event).__name__ != "AliasEvent":
+            self._anchors[event.anchor] = node
+        if self._open:
+            self._open[-1].nodes.append(node)
+        else:
+            self.document = node
+
+    def _refuse_deeper(self, depth: int, event: Any) -> None:
+        if depth > MAX_DEPTH:
+            cause = f"is nested more than {MAX_DEPTH} levels deep"
+            raise _UnreadableError(cause, at=_position(event.start_mark))
+
+
+def _size(node: Node) -> tuple[int, int]:
+    """How many values a tree holds, and how many levels of lists and mappings. Both are bounded on entry."""
+    if isinstance(node.value, Mapping):
+        inner = [_size(child) for child in node.value.values()]
+    elif isinstance(node.value, tuple):
+        inner = [_size(child) for child in node.value]
+    else:
+        return 1, 0
+    return 1 + sum(size for size, _ in inner), 1 + max((height for _, height in inner), default=0)

@@ -1,0 +1,86 @@
+"""What has ended in a pack, and how: the worker's word on each experiment, once."""
+
+import math
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lorastudy.errors import without_tracebacks
+from lorastudy.protocol.records import FailureKind, Generation, Outcome, Pack, PackEnd, Record, Score
+
+Emit = Callable[[Record | PackEnd], None]
+
+
+@dataclass(kw_only=True)
+class PackRun:
+    """One pack on its way: what has ended, and how long each part took."""
+
+    pack: Pack
+    folder: Path
+    emit: Emit
+    sync: Callable[[], int] = lambda: 0
+    """Wait until all that was emitted is on disk; the bytes it takes there."""
+    ended: set[str] = field(default_factory=set)
+    step: int | None = None
+    """The last step that was told of."""
+
+    def end(self, outcome: Outcome) -> None:
+        """Record how an experiment ended; the first word counts."""
+        if outcome.experiment_id not in self.ended:
+            self.ended.add(outcome.experiment_id)
+            self.emit(outcome)
+
+    def emit_open(self, records: Iterable[Score | Generation]) -> None:
+        """Record what was measured of experiments that have not ended; a diverged arm has no score.
+
+        An arm whose last step broke it shows that here: its scores are not numbers.
+        """
+        for record in records:
+            if record.experiment_id in self.ended:
+                continue
+            if isinstance(record, Score) and not is_finite(record):
+                self.end(diverged(record.experiment_id, f"{record.split} {record.metric} was not finite"))
+            else:
+                self.emit(record)
+
+    def end_together(self, outcomes: Iterable[Outcome]) -> None:
+        """Record how those that have not ended do: all of them, or (if this process is killed over it) none."""
+        fresh = tuple(outcome for outcome in outcomes if outcome.experiment_id not in self.ended)
+        if fresh:
+            self.emit(PackEnd(outcomes=fresh))
+            self.ended.update(outcome.experiment_id for outcome in fresh)
+
+    def stop_rest(self, message: str) -> None:
+        """End every experiment that has not ended as stopped: it is to go on."""
+        self.end_together(
+            Outcome(experiment_id=experiment.id, status="stopped", message=message)
+            for experiment in self.pack.experiments
+        )
+
+    def fail_rest(self, kind: FailureKind, error: BaseException) -> None:
+        """End every experiment that has not ended with the same failure."""
+        self.end_together(failed(experiment.id, kind, error=error) for experiment in self.pack.experiments)
+
+
+def failed(experiment_id: str, kind: FailureKind, *, error: BaseException) -> Outcome:
+    """The end of an experiment that could not be finished, with the traceback."""
+    return Outcome(
+        experiment_id=experiment_id,
+        status="failed",
+        failure_kind=kind,
+        message=without_tracebacks(str(error)) or type(error).__name__,
+        traceback="".join(traceback.format_exception(error)),
+    )
+
+
+def diverged(experiment_id: str, message: str, *, step: int | None = None) -> Outcome:
+    """The end of an experiment whose numbers were no longer finite."""
+    return Outcome(
+        experiment_id=experiment_id, status="failed", failure_kind="diverged", message=message, step=step
+    )
+
+
+def is_finite(score: Score) -> bool:
+    """Whether the score and every item of it is a number."""
+    return all(math.isfinite(value) for value in (score.value, *score.items))

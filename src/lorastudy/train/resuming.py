@@ -1,0 +1,159 @@
+"""Going on from an earlier attempt: the newest checkpoint that is sound and fits, and the records that belong to it.
+
+It fits when it holds every arm of the pack, in the same environment down to the number of threads, by the same
+engine: only then does training go on to the very bits that it would have had. Otherwise the pack starts anew. Every
+checkpoint that was passed over is named, with the reason.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorastudy.engine.arms import Arm
+from lorastudy.engine.checkpoint import Checkpoint, read_checkpoint
+from lorastudy.engine.state import EngineState
+from lorastudy.protocol.atomic_folder import DamagedError
+from lorastudy.protocol.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
+from lorastudy.protocol.jobs import attempt_name
+from lorastudy.protocol.record_lines import read_records
+from lorastudy.protocol.records import (
+    RECORDS_NAME,
+    ArmProfile,
+    Environment,
+    Incident,
+    Outcome,
+    PackStep,
+    Record,
+    Score,
+)
+from lorastudy.suite.racing import rung_of
+from lorastudy.train.outcomes import PackRun
+from lorastudy.train.pace import CheckpointTimes, Pace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """Where an earlier attempt is taken up."""
+
+    state: EngineState
+    records: tuple[Record, ...]
+    """What it said up to there of the arms of this pack."""
+    num_checkpoints: int
+    checkpoint_seconds: float
+    load_seconds: float
+    """These arms' share of what it took to begin, in all attempts up to there."""
+    rung_seconds: float
+    """Likewise of scoring on the way."""
+
+    def carry_over(self, run: PackRun, *, pace: Pace, times: CheckpointTimes) -> None:
+        """Say again what was said, so that this attempt's folder tells the whole story."""
+        for record in self.records:
+            if isinstance(record, Outcome):
+                run.end(record)
+            else:
+                run.emit(record)
+            if isinstance(record, PackStep):
+                pace.carry(record)
+        pace.load_seconds, pace.rung_seconds = self.load_seconds, self.rung_seconds
+        times.num_checkpoints, times.seconds = self.num_checkpoints, self.checkpoint_seconds
+
+
+def find_resumption(
+    run: PackRun, *, arms: Sequence[Arm], environment: Environment, engine: str, num_steps: int
+) -> Resumption | None:
+    """The newest checkpoint to go on from; None where there is none. Either way it is on record what was found."""
+    obstacles = []
+    for folder in _checkpoints(run):
+        try:
+            checkpoint = read_checkpoint(folder)
+            records = _records_of(folder, checkpoint)
+        except DamagedError as error:
+            run.emit(Incident(kind="checkpoint_damaged", message=f"{error}; the one before it is tried"))
+            continue
+        obstacle = _obstacle(checkpoint, arms=arms, environment=environment, engine=engine)
+        if obstacle is not None:
+            obstacles.append(obstacle)
+            continue
+        resumption = _resumption(checkpoint, records, arms=arms, num_steps=num_steps)
+        step = max((arm.num_steps_done for arm in resumption.state.arms), default=0)
+        if run.pack.reason is not None or not (run.pack.rungs or run.pack.begun):  # as planned is no incident
+            message = f"{_because(run)}it goes on from the checkpoint after step {step} of {attempt_name(folder.parents[1])}"
+            run.emit(Incident(kind="resumed", message=message, step=step))
+        return resumption
+    if run.pack.reason is not None or run.pack.begun or obstacles:
+        why = obstacles[0] if obstacles else "there is no checkpoint to go on from"
+        run.emit(Incident(kind="not_resumed", message=f"{_because(run)}it starts anew, since {why}"))
+    return None
+
+
+def _checkpoints(run: PackRun) -> Iterator[Path]:
+    for earlier in run.pack.resume_from:
+        yield from checkpoint_folders((run.folder / earlier).resolve() / CHECKPOINTS_NAME)
+
+
+def _records_of(folder: Path, checkpoint: Checkpoint) -> list[Record]:
+    path = folder.parents[1] / RECORDS_NAME
+    try:
+        return read_records(path, num_bytes=checkpoint.notes["records_bytes"])
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path}: damaged before the end of {folder.name}: {error}") from error
+
+
+def _obstacle(
+    checkpoint: Checkpoint, *, arms: Sequence[Arm], environment: Environment, engine: str
+) -> str | None:
+    """Why training would not go on to the same bits; None when it does."""
+    then, now = checkpoint.notes["environment"], asdict(environment)
+    differing = [f"{key} was {then.get(key)} and is {now[key]}" for key in now if then.get(key) != now[key]]
+    if differing:
+        return f"the environment of its checkpoint differs: {', '.join(differing)}"
+    if checkpoint.state.engine != engine:
+        return f"its checkpoint is of the engine {checkpoint.state.engine}, not {engine}"
+    missing = {arm.experiment_id for arm in arms} - {arm.experiment_id for arm in checkpoint.state.arms}
+    if missing:
+        return f"its checkpoint lacks {', '.join(sorted(missing))}"
+    return None
+
+
+def _resumption(
+    checkpoint: Checkpoint, records: Sequence[Record], *, arms: Sequence[Arm], num_steps: int
+) -> Resumption:
+    ids = [arm.experiment_id for arm in arms]
+    cost: Any = checkpoint.notes["checkpoints"]
+    share = len(ids) / len(checkpoint.state.arms)  # as of what steps took
+    kept = (_of_these(record, frozenset(ids), num_steps=num_steps) for record in records)
+    return Resumption(
+        state=checkpoint.state.of(ids),
+        records=tuple(record for record in kept if record is not None),
+        num_checkpoints=cost["num_checkpoints"],
+        checkpoint_seconds=cost["seconds"],
+        load_seconds=share * checkpoint.notes.get("load_seconds", 0.0),
+        rung_seconds=share * checkpoint.notes.get("rung_seconds", 0.0),
+    )
+
+
+def _of_these(record: Record, ids: frozenset[str], *, num_steps: int) -> Record | None:
+    """The record as far as it is about these experiments and is not made again on the way on; None if nothing is."""
+    if isinstance(record, PackStep):
+        arms = tuple(arm for arm in record.arms if arm.experiment_id in ids)
+        if not arms:
+            return None
+        share = len(arms) / len(record.arms)  # of what the step took: an arm's time is the pack's by its arms
+        num_tokens = record.num_tokens * len(arms) // len(record.arms)
+        return replace(
+            record, arms=arms, num_tokens=num_tokens, num_steps=num_steps, seconds=record.seconds * share
+        )
+    if isinstance(record, Incident):
+        return record
+    if isinstance(record, Score) and not (
+        record.split.endswith("_before") or rung_of(record.split) is not None
+    ):
+        return None
+    if isinstance(record, ArmProfile | Outcome | Score):
+        return record if record.experiment_id in ids else None
+    return None
+
+
+def _because(run: PackRun) -> str:
+    return "" if run.pack.reason is None else f"{run.pack.reason}; "

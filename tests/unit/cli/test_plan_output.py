@@ -1,0 +1,92 @@
+"""What a suite will be in all: runs, and times that are the sum of their parts."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lorastudy.cli.plan_output import outlook, size_line
+from lorastudy.planning.packing import PlannedPack, form_packs
+from lorastudy.planning.study_plan import StudyPlan, design_of
+from lorastudy.suite.loading import load_suite
+from lorastudy.suite.suite import Suite
+
+AUTO = """
+experiment_type: rank_ablation
+dataset_path: lab:facts
+max_steps: 200
+learning_rate: auto
+seeds: [0, 1, 2]
+max_arms_per_pack: 5
+factors: {lora_rank: [1, 8]}
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(AUTO, encoding="utf-8")
+    return load_suite(Path("s.yaml"))
+
+
+def predicting(
+    seconds_by_run: float | None, *, is_predicted: bool = True, engine: str = "packed"
+) -> SimpleNamespace:
+    """A plan by which a pack trains as long as so many runs."""
+
+    def estimate(pack: PlannedPack) -> SimpleNamespace:
+        of_pack = None if seconds_by_run is None else seconds_by_run * len(pack.experiments)
+        return SimpleNamespace(train_seconds=of_pack, engine=SimpleNamespace(name=engine))
+
+    return SimpleNamespace(estimate=estimate, estimators={"pack": None} if is_predicted else {})
+
+
+def plan_of(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -> StudyPlan:
+    planned = design_of(suite)
+    stand_in: Any = predicted
+    return StudyPlan(
+        suite=suite,
+        design=planned,
+        missing=planned.experiments,
+        packs=tuple(form_packs(planned.experiments)),
+        predicted=stand_in,
+        num_packs_at_once=num_at_once,
+    )
+
+
+def said(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -> list[str]:
+    return outlook(plan_of(suite, predicted, num_at_once=num_at_once))
+
+
+def test_a_search_says_how_many_runs_it_comes_to_and_times_that_add_up(suite: Suite) -> None:
+    """3 runs begin, 3 of the other arm follow, 6 report, and 2 x 6 further rates may come, each with one seed."""
+    search, time = said(suite, predicting(10.0))
+    assert "and then report at it: 12 experiments in all" in search
+    assert search.endswith("so it may be up to 24")
+    assert time.startswith("training time: about 30.0 s for these packs, one after another")  # 3 x 10 s
+    assert "with those to come 2.00 min, or up to 4.00 min where the search goes on" in time
+    assert "side by side" not in time
+    assert "2 packs train side by side" in said(suite, predicting(10.0), num_at_once=2)[1]
+
+
+def test_without_timed_steps_the_way_to_time_them_is_named(suite: Suite) -> None:
+    (_, time) = said(suite, predicting(None))
+    assert time.endswith("lorastudy estimate --suite s.yaml --calibrate")
+
+
+def test_no_time_is_timed_for_the_reference_engine(suite: Suite) -> None:
+    (_, time) = said(suite, predicting(None, engine="reference"))
+    assert time == "training time: not predicted for the reference engine"
+
+
+def test_where_nothing_was_predicted_nothing_is_said_of_time(suite: Suite) -> None:
+    assert len(said(suite, predicting(None, is_predicted=False))) == 1
+
+
+def test_what_is_known_by_now_is_counted(suite: Suite) -> None:
+    plan = plan_of(suite, predicting(None))
+    (first, *_), (pack, *_) = plan.missing, plan.packs
+    line = size_line(replace(plan, missing=(first,), packs=(pack,)))
+    assert line.startswith("3 experiments, 2 of them done; 1 to run in 1 pack.")

@@ -1,0 +1,69 @@
+"""How long a worker may be silent."""
+
+import time
+
+import pytest
+
+from lorastudy.executors.hang_timeout import LEAST_SECONDS, NUM_MEDIANS, QUIET_SECONDS, Patience
+from lorastudy.protocol.records import Generation, PackStep
+
+WORD = Generation(experiment_id="e", prompt="", reference="", answer="")
+
+
+def step(number: int, *, seconds: float, num_steps: int = 10) -> PackStep:
+    return PackStep(
+        step=number, num_steps=num_steps, num_tokens=1, num_completion_tokens=1, seconds=seconds, arms=()
+    )
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_in_training_the_median_step_is_the_measure(clock: Clock) -> None:
+    patience = Patience(clock)
+    for number, seconds in enumerate([30.0, 40.0, 500.0], start=1):
+        patience.hear(step(number, seconds=seconds))
+    assert patience.limit == NUM_MEDIANS * 40
+    clock.now += NUM_MEDIANS * 40
+    assert patience.complaint() is None
+    clock.now += 1
+    assert patience.complaint() == "hung: no step for 801 s, its median step took 40 s"
+    patience.hear(step(4, seconds=40))
+    assert patience.complaint() is None
+
+
+def test_quick_steps_have_a_floor(clock: Clock) -> None:
+    patience = Patience(clock)
+    patience.hear(step(1, seconds=0.01))
+    assert patience.limit == LEAST_SECONDS
+
+
+@pytest.mark.parametrize("last", [None, WORD, step(10, seconds=0.01)])
+def test_before_and_after_training_silence_means_little(
+    clock: Clock, last: Generation | PackStep | None
+) -> None:
+    patience = Patience(clock)
+    if last is not None:
+        patience.hear(last)
+    clock.now += QUIET_SECONDS
+    assert patience.complaint() is None
+    clock.now += 1
+    assert "no word" in str(patience.complaint())
+
+
+def test_a_wall_clock_that_jumps_makes_nobody_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    patience = Patience()
+    patience.hear(step(1, seconds=0.01))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1e9)
+    assert patience.complaint() is None

@@ -1,0 +1,45 @@
+"""Time from timed steps, disk from what files will hold."""
+
+import pytest
+
+from lorastudy.planning.disk import adapter_file_bytes, adapters_bytes, checkpoint_bytes, records_bytes
+from lorastudy.planning.time import Calibration, PacePoint
+
+
+def calibration(*points):
+    return Calibration(
+        points=tuple(PacePoint(num_arms=arms, num_tokens=tokens, seconds=seconds) for arms, tokens, seconds in points)
+    )  # fmt: skip
+
+
+def test_a_step_is_a_fixed_part_and_a_part_per_token():
+    exact = calibration((1, 100, 0.3), (2, 200, 0.4), (4, 400, 0.6))  # 0.2 + tokens / 1000
+    assert exact.step_seconds(0) == pytest.approx(0.2)
+    assert exact.step_seconds(1000) == pytest.approx(1.2)
+
+
+def test_a_line_that_would_start_below_zero_goes_through_the_origin():
+    # through the origin: (100 x 0.1 + 200 x 0.3) / (100^2 + 200^2) = 70 / 50000
+    assert calibration((1, 100, 0.1), (2, 200, 0.3)).step_seconds(100) == pytest.approx(0.14)
+
+
+def test_one_point_is_taken_as_proportional():
+    assert calibration((2, 200, 0.5)).step_seconds(400) == pytest.approx(1.0)
+
+
+def test_the_fastest_measured_number_of_arms_is_chosen_among_those_that_fit():
+    measured = calibration((1, 100, 0.1), (2, 200, 0.15), (4, 400, 0.5))  # 1000, 1333, 800 tokens a second
+    assert measured.best_num_arms(at_most=8) == 2
+    assert measured.best_num_arms(at_most=1) == 1
+
+
+def test_an_adapter_is_four_bytes_a_parameter_and_its_header():
+    assert adapter_file_bytes(1000, num_modules=3) == 4000 + 6 * 150
+    assert adapters_bytes(1000, num_modules=3) == 2 * 4900  # in the run folder and in the output folder
+    assert checkpoint_bytes(1000) == 2 * 3 * 4000
+
+
+def test_records_grow_with_steps_and_arms():
+    one, ten = records_bytes(num_steps=10, num_arms=1), records_bytes(num_steps=10, num_arms=10)
+    assert records_bytes(num_steps=20, num_arms=1) == pytest.approx(2 * one, rel=0.02)
+    assert ten > 5 * one

@@ -1,0 +1,65 @@
+"""Keeps a store of this version for later ones: `python tests/unit/store/stores/make.py`, whenever a revision is added.
+
+Writes `<revision>.sql`, a small store with a row in every table, and `<revision>.json`, what it says. Files that are
+there are never written again: they are what users have.
+"""
+
+import contextlib
+import sqlite3
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+from lorastudy.store import ExperimentTracker
+from lorastudy.store.schema import HEAD_REVISION
+from lorastudy.store.views import ImportedResult, ImportedScore
+from torture import studies
+
+HERE = Path(__file__).resolve().parent
+IMPORTED = ImportedResult(
+    suite_name="elsewhere",
+    arm="r8",
+    seed=0,
+    settings={"lora_rank": 8},
+    sources={"base_model": "org/model"},
+    scores=(ImportedScore(metric="accuracy", value=0.5, unit="share", lower_is_better=False, num_items=100),),
+    costs={"num_trainable_parameters": 1000.0},
+    tool="another tool",
+    file="results.csv",
+    file_sha256="00ff",
+    location="results.csv:2",
+)
+
+
+def main() -> None:
+    """Write the two files of the newest revision."""
+    target = HERE / f"{HEAD_REVISION}.sql"
+    if target.exists():
+        sys.exit(f"{target} is there already")
+    # run from inside, so that no path of this machine is stored
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
+        folder = Path()
+        studies.run_study(folder, studies.experiments(num_packs=1))
+        with ExperimentTracker(folder / studies.DATABASE, writable=True) as tracker:
+            tracker.add_imported([IMPORTED])
+            tracker.keep_design(tracker.get_suites()[0].suite_name, {"arms": []})
+        connection = sqlite3.connect(folder / studies.DATABASE)
+        dump = "\n".join(connection.iterdump())
+        connection.close()
+        target.write_text(dump + "\n", encoding="utf-8")
+        restored = folder / "restored.db"
+        restore(target, restored)
+        with ExperimentTracker(restored, writable=True) as tracker:
+            tracker.export_to_json(target.with_suffix(".json"))
+
+
+def restore(dump: Path, database: Path) -> None:
+    """The database that a dump is of."""
+    connection = sqlite3.connect(database)
+    connection.executescript(dump.read_text(encoding="utf-8"))
+    connection.close()
+
+
+if __name__ == "__main__":
+    main()
