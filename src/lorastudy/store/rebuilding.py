@@ -4,6 +4,8 @@ The run folders come first, since they hold every record with its checksum. The 
 suites, times, how runs ended that were stopped, and runs whose folder is gone. It is kept beside the new one.
 """
 
+import contextlib
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from lorastudy.store.backup import free_name
 from lorastudy.store.lock import FileLock
 from lorastudy.store.recover import OF_RUNS, OF_SUITES, Salvage
 from lorastudy.store.replaying import replay
+from lorastudy.store.store import UnreleasedStoreError
 from lorastudy.store.tracker import ExperimentTracker
 from lorastudy.store.views import DamagedRow
 
@@ -88,11 +91,32 @@ def _opened(database: Path, problems: list[str]) -> ExperimentTracker | None:
         return None
     try:
         return ExperimentTracker(database)
+    except UnreleasedStoreError:
+        problems += _only_in(database)
+        return None
     except StoreError as error:
         if error.__cause__ is None:  # our own word on what it is, not the database's on what is broken
             raise
         problems.append(f"nothing of the old store could be read: {error}")
         return None
+
+
+def _only_in(unreleased: Path) -> list[str]:
+    """What a store from before the first release holds and no run folder does."""
+    with contextlib.closing(sqlite3.connect(unreleased)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+        folders = [Path(name) for (name,) in connection.execute("SELECT DISTINCT run_folder FROM runs")]
+        imports = list(connection.execute("SELECT tool, file FROM imports")) if "imports" in tables else []
+    gone = [folder for folder in folders if not folder.is_dir()]
+    problems = [
+        f"results from {file} ({tool}) are in the old store alone: import them again"
+        for tool, file in imports
+    ]
+    if gone:
+        problems.append(
+            f"{len(gone)} of {len(folders)} run folders are gone, such as {gone[0]}: their results are in the old store alone"
+        )
+    return problems
 
 
 def _replay_all(tracker: ExperimentTracker, folders: Sequence[Path], *, problems: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The tables of the store, as the newest migration leaves them.
+"""The tables of the store. A new store gets them from here; migrations bring earlier stores to the same tables.
 
 Portable SQL: text, whole numbers and doubles. Times are ISO 8601 in UTC. Whatever is not a single value
 (settings, the values of the items) is canonical JSON in a text column. An absent measurement is NULL.
@@ -19,14 +19,17 @@ from sqlalchemy import (
     Text,
 )
 
-#: The revision these tables belong to: kept equal to the newest file in `migrations/versions` by a test, and
-#: written here so that reading a current store need not import alembic.
-HEAD_REVISION = "0009"
+#: The revision of these tables. A test keeps it equal to the newest file in `migrations/versions`; it is written here
+#: so that neither a new nor a current store needs alembic.
+HEAD_REVISION = "r0001"
+
+#: Revisions of stores made before the first release. Their run folders still rebuild; the stores are not read.
+UNRELEASED_REVISIONS = tuple(f"{number:04}" for number in range(1, 10))
 
 #: Not alembic's default name, which MLflow and Optuna use too: a PostgreSQL database may be shared.
 VERSION_TABLE = "lorastudy_version"
 
-#: Made by alembic, hence not one of our tables.
+#: Alembic reads and writes it, hence not one of our tables.
 version = Table(VERSION_TABLE, MetaData(), Column("version_num", Text, nullable=False))
 
 metadata = MetaData()

@@ -9,6 +9,7 @@ the database, or backs it up and upgrades it. Alembic is imported only for that.
 """
 
 import contextlib
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Engine,
     create_engine,
     event,
+    insert,
     inspect,
     make_url,
     select,
@@ -31,10 +33,14 @@ from lorastudy.errors import StoreError
 from lorastudy.store.backup import back_up
 from lorastudy.store.lock import FileLock, Holder, lock_server
 from lorastudy.store.rows import DamageError
-from lorastudy.store.schema import HEAD_REVISION, VERSION_TABLE, version
+from lorastudy.store.schema import HEAD_REVISION, UNRELEASED_REVISIONS, VERSION_TABLE, metadata, version
 
 #: How long a write waits for another process that is writing, before it gives up.
 LOCK_TIMEOUT_SECONDS = 30
+
+
+class UnreleasedStoreError(StoreError):
+    """The store was made before the first release: its run folders rebuild, its tables are not read."""
 
 
 class Store:
@@ -166,7 +172,9 @@ class Store:
     def _settle(self) -> None:
         with self._own_errors(), self._connection.begin():
             revision = _revision(self._connection, name=self.name)
-            if revision != HEAD_REVISION:
+            if revision is None and self._writable:
+                _create(self._connection)
+            elif revision != HEAD_REVISION:
                 self._upgrade(revision)
         if self._file and self._writable:
             # a locked file keeps its journal mode, which is slower and just as safe
@@ -176,6 +184,8 @@ class Store:
             self._sqlite.execute("PRAGMA foreign_keys = ON")
 
     def _upgrade(self, revision: str | None) -> None:
+        if revision in UNRELEASED_REVISIONS:
+            raise UnreleasedStoreError(_unreleased(self._file, name=self.name, revision=revision))
         from lorastudy.store import migrations
 
         if revision is not None and revision not in migrations.known_revisions():
@@ -301,6 +311,29 @@ def _finish_what_a_crash_left(file: Path) -> None:
             contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT_SECONDS)) as connection,
         ):
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+
+
+def _create(connection: Connection) -> None:
+    """Make the tables of this version in an empty database."""
+    metadata.create_all(connection)
+    version.create(connection)
+    connection.execute(insert(version).values(version_num=HEAD_REVISION))
+
+
+def _unreleased(file: Path | None, *, name: str, revision: str) -> str:
+    """Why a store from before the first release is refused, and which command makes it again."""
+    what = (
+        f"{name} was made before the first release (revision {revision}), and this version does not read it"
+    )
+    if file is None:
+        return (
+            f"{what}: name an empty database; `lorastudy db rebuild --database results/experiments.db` makes a store in a "
+            "file from the run folders"
+        )
+    return (
+        f"{what}. Make it again from the run folders; the old file is kept beside it:\n"
+        f"  lorastudy db rebuild --database {shlex.quote(str(file))} --runs-dir {shlex.quote(str(file.parent / 'runs'))}"
+    )
 
 
 def _revision(connection: Connection, *, name: str) -> str | None:

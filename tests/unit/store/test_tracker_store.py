@@ -163,7 +163,7 @@ def test_an_sqlite_url_is_a_path(filled):
 # --- migrations -----------------------------------------------------------------------------------------
 
 
-def test_the_migrations_make_the_tables_of_the_schema(tmp_path):
+def test_a_new_store_has_the_tables_of_the_schema(tmp_path):
     ExperimentTracker(tmp_path / "new.db", writable=True).close()
     engine = create_engine(f"sqlite:///{tmp_path / 'new.db'}")
     with engine.connect() as connection:
@@ -182,13 +182,13 @@ def next_version(tmp_path, monkeypatch):
     shutil.copytree(Path(migrations.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "versions" / "r0099_colour.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
-        f"revision = '0099'\ndown_revision = '{schema.HEAD_REVISION}'\n"
+        f"revision = 'r0099'\ndown_revision = '{schema.HEAD_REVISION}'\n"
         "def upgrade():\n    op.add_column('suites', sa.Column('colour', sa.Text))\n"
         "    if op.get_bind().execute(sa.text('SELECT count(*) FROM suites')).scalar_one() > 1:\n"
         "        raise RuntimeError('no')\n"
     )
     monkeypatch.setattr(migrations, "_FOLDER", folder)
-    monkeypatch.setattr(store, "HEAD_REVISION", "0099")
+    monkeypatch.setattr(store, "HEAD_REVISION", "r0099")
 
 
 def columns(database: Path) -> list[str]:

@@ -1,7 +1,10 @@
-"""Stores of every earlier version are upgraded, with a backup, and say what they said."""
+"""Stores of every released revision are upgraded, with a backup, and say what they said. Older ones are refused."""
 
 import importlib.util
 import json
+import re
+import shlex
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +12,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
 
+from lorastudy.cli.main import main
 from lorastudy.errors import StoreError
 from lorastudy.store import ExperimentTracker, backup, migrations
-from lorastudy.store.schema import HEAD_REVISION
-from lorastudy.suite.question import Question
+from lorastudy.store.rebuilding import rebuild_store
+from lorastudy.store.schema import HEAD_REVISION, VERSION_TABLE, metadata
 
 STORES = Path(__file__).parent / "stores"
 KEPT = sorted(STORES.glob("*.sql"))
@@ -40,24 +47,79 @@ def restored(tmp_path: Path) -> Callable[[Path], Path]:
     return restored
 
 
-def test_a_store_of_every_version_is_kept() -> None:
+def test_a_store_of_every_revision_is_kept() -> None:
     assert [file.stem for file in KEPT] == sorted(migrations.known_revisions())
 
 
+@pytest.fixture
+def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This version with a made-up next revision: a new column, and a new table that is filled from an old one."""
+    folder = tmp_path / "migrations of the next version"
+    shutil.copytree(Path(migrations.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "versions" / "r0099_made_up.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        f"revision = 'r0099'\ndown_revision = '{HEAD_REVISION}'\n"
+        "def upgrade():\n"
+        "    op.add_column('suite_designs', sa.Column('colour', sa.Text))\n"
+        "    op.create_table('metrics', sa.Column('metric', sa.Text, primary_key=True),\n"
+        "        sa.Column('row_sha256', sa.Text, nullable=False))\n"
+        "    op.execute(\"INSERT INTO metrics SELECT DISTINCT metric, '' FROM scores\")\n"
+    )
+    monkeypatch.setattr(migrations, "_FOLDER", folder)
+    monkeypatch.setattr("lorastudy.store.store.HEAD_REVISION", "r0099")
+
+
 @pytest.mark.parametrize("dump", KEPT, ids=lambda dump: dump.stem)
-def test_a_store_of_an_earlier_version_says_what_it_said(
+def test_a_kept_store_has_the_tables_of_this_version(dump: Path, restored: Callable[[Path], Path]) -> None:
+    database = restored(dump)
+    ExperimentTracker(database, writable=True).close()
+    engine = create_engine(f"sqlite:///{database}")
+    with engine.connect() as connection:
+        options = {"version_table": VERSION_TABLE, "compare_type": True}
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
+    engine.dispose()
+
+
+@pytest.mark.parametrize("dump", KEPT, ids=lambda dump: dump.stem)
+def test_a_kept_store_says_what_it_said(dump: Path, restored: Callable[[Path], Path], tmp_path: Path) -> None:
+    assert_says_what_it_said(restored(dump), dump, now=tmp_path / "now.json")
+    assert len(list(tmp_path.glob("*.backup"))) == (0 if dump.stem == HEAD_REVISION else 1)
+
+
+@pytest.mark.usefixtures("next_version")
+@pytest.mark.parametrize("dump", KEPT, ids=lambda dump: dump.stem)
+def test_the_next_version_upgrades_a_kept_store_and_it_says_what_it_said(
     dump: Path, restored: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     database = restored(dump)
+    ExperimentTracker(database, writable=True).close()
+    connection = sqlite3.connect(database)
+    metrics = {
+        metric for (metric,) in connection.execute("SELECT metric FROM metrics WHERE length(row_sha256) = 64")
+    }
+    assert (
+        metrics == {metric for (metric,) in connection.execute("SELECT DISTINCT metric FROM scores")} != set()
+    )
+    assert "colour" in [row[1] for row in connection.execute("PRAGMA table_info(suite_designs)")]
+    assert list(connection.execute(f"SELECT version_num FROM {VERSION_TABLE}")) == [("r0099",)]
+    connection.close()
+    assert len(list(tmp_path.glob("*.backup"))) == 1
     with ExperimentTracker(database, writable=True) as tracker:
-        assert tracker.verify() == []
+        # Only the next version knows the new column, and with it the hash of that row.
+        assert [row.table for row in tracker.verify()] == ["suite_designs"]
         tracker.export_to_json(tmp_path / "now.json")
     then, now = (json.loads(file.read_text()) for file in (dump.with_suffix(".json"), tmp_path / "now.json"))
+    assert_still_said({key: then[key] for key in ("suites", "experiments")}, now)
+
+
+def assert_says_what_it_said(database: Path, dump: Path, *, now: Path) -> None:
+    with ExperimentTracker(database, writable=True) as tracker:
+        assert tracker.verify() == []
+        tracker.export_to_json(now)
+    then, found = (json.loads(file.read_text()) for file in (dump.with_suffix(".json"), now))
     assert {"suites", "experiments"} <= then.keys()
     for key in ("suites", "experiments"):
-        assert_still_said(then[key], now[key])
-    is_current = dump.stem == HEAD_REVISION
-    assert len(list(tmp_path.glob("*.backup"))) == (0 if is_current else 1)
+        assert_still_said(then[key], found[key])
 
 
 def assert_still_said(then: Any, now: Any) -> None:
@@ -74,15 +136,64 @@ def assert_still_said(then: Any, now: Any) -> None:
         assert then == now
 
 
-def test_a_store_of_before_questions_keeps_its_results_and_can_state_a_question(
-    restored: Callable[[Path], Path],
-) -> None:
-    with ExperimentTracker(restored(STORES / "0004.sql"), writable=True) as tracker:
-        (suite,) = [suite for suite in tracker.get_suites() if suite.num_experiments]
-        assert suite.questions == ()
-        assert tracker.state_question(suite.suite_name, Question(seeds=(0,)))
-        assert tracker.get_all_experiments()[0].status == "completed"
+# --- stores of before the first release -----------------------------------------------------------------
+
+
+@pytest.fixture
+def unreleased(tmp_path: Path) -> Path:
+    """A store of revision 0009 beside the run folders that it was made of."""
+    shutil.copytree(STORES / "unreleased" / "runs", tmp_path / "results" / "runs")
+    database = tmp_path / "results" / "experiments.db"
+    connection = sqlite3.connect(database)
+    with connection:
+        connection.execute(f"CREATE TABLE {VERSION_TABLE} (version_num TEXT NOT NULL)")
+        connection.execute(f"INSERT INTO {VERSION_TABLE} VALUES ('0009')")
+        connection.execute("CREATE TABLE runs (run_folder TEXT NOT NULL)")
+        folders = [(str(file.parent),) for file in (tmp_path / "results").rglob("pack.json")]
+        connection.executemany("INSERT INTO runs VALUES (?)", folders)
+        connection.execute("CREATE TABLE imports (tool TEXT, file TEXT)")
+    connection.close()
+    return database
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_it_is_refused_with_the_command_that_rebuilds_it(unreleased: Path, writable: bool) -> None:
+    before = unreleased.read_bytes()
+    command = f"lorastudy db rebuild --database {unreleased} --runs-dir {unreleased.parent / 'runs'}"
+    with pytest.raises(StoreError, match=re.escape(command)):
+        ExperimentTracker(unreleased, writable=writable)
+    assert unreleased.read_bytes() == before
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split(command)[1:])
+    assert (ended.value.code or 0) == 0
+    with ExperimentTracker(unreleased) as tracker:
         assert tracker.verify() == []
+        found = {
+            result.name: {
+                "status": result.status,
+                "num_steps": result.num_steps,
+                "scores": {"/".join(key): score.value for key, score in result.scores.items()},
+            }
+            for result in tracker.get_all_experiments()
+        }
+        stopped = [result for result in tracker.get_all_experiments() if result.status == "stopped"]
+    assert found == json.loads((STORES / "unreleased" / "said.json").read_text())
+    # What was written as `outraced` is known for what it is.
+    assert {result.arm for result in stopped} == {"still"}
+    assert all(result.was_outraced for result in stopped)
+    assert unreleased.with_name("experiments.db.before-rebuild.backup").read_bytes() == before
+
+
+def test_rebuilding_names_what_the_old_store_alone_holds(unreleased: Path) -> None:
+    connection = sqlite3.connect(unreleased)
+    with connection:
+        connection.execute("INSERT INTO runs VALUES ('gone/attempt-1')")
+        connection.execute("INSERT INTO imports VALUES ('another tool', 'results.csv')")
+    connection.close()
+    rebuilt = rebuild_store(unreleased, runs=unreleased.parent / "runs")
+    assert len(rebuilt.problems) == 2
+    assert "results from results.csv (another tool) are in the old store alone" in rebuilt.problems[0]
+    assert "1 of 4 run folders are gone, such as gone/attempt-1" in rebuilt.problems[1]
 
 
 # --- backups --------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""Brings a store to the newest schema, one revision file after another (alembic, run from code).
+"""Brings an earlier store to the newest schema, one revision file after another (alembic, run from code).
 
-Alembic takes 0.25 s to import, so it is imported here and this package only when a store is not current.
+A new store is made from `schema.py` without this package. Alembic takes 0.25 s to import, so the package is imported
+only when a store is not current.
 """
 
 from pathlib import Path
@@ -18,10 +19,10 @@ _FOLDER = Path(__file__).parent
 
 
 def upgrade(connection: Connection) -> None:
-    """Run what is missing up to the newest revision, inside the caller's transaction, and seal every row anew.
+    """Run the missing revisions inside the caller's transaction, and seal every row anew.
 
-    A row's hash covers all its columns, so a migration that adds one breaks it. A row that was damaged before would
-    look sound afterwards; therefore each is held against its old hash first.
+    A row's hash covers all its columns, so a new column breaks it. Sealing would make a damaged row look sound, so
+    each row is first compared with its old hash.
 
     Raises:
         DamageError: a row is not what was written.
@@ -38,14 +39,14 @@ def upgrade(connection: Connection) -> None:
 
 
 def _own_tables(connection: Connection) -> list[Table]:
-    """The tables as they are in the database now, whatever its revision."""
+    """The tables that the database has now, whatever its revision."""
     there = MetaData()
     there.reflect(connection, only=lambda name, _: name != VERSION_TABLE)
     return [table for table in there.sorted_tables if rows.HASH_COLUMN in table.columns]
 
 
 def known_revisions() -> tuple[str, ...]:
-    """Revisions this version can read or upgrade, the newest first."""
+    """Revisions that this version reads or upgrades, the newest first."""
     return tuple(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
 
 

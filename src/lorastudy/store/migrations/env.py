@@ -1,4 +1,4 @@
-"""Run by alembic for each upgrade. The connection, and its transaction, belong to the caller."""
+"""Alembic runs this for each upgrade. The caller owns the connection and its transaction."""
 
 from alembic import context
 
@@ -8,7 +8,7 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
     version_table=VERSION_TABLE,
-    # true for SQLite as we open it: BEGIN is sent by us and not withheld by the driver before DDL
+    # true for SQLite as we open it: we send BEGIN ourselves, so the driver cannot withhold it before DDL
     transactional_ddl=True,
 )
 with context.begin_transaction():

@@ -1,7 +1,7 @@
-"""Keeps a store of this version for later ones: `python tests/unit/store/stores/make.py`, whenever a revision is added.
+"""Keeps a store of this revision for later ones: run `python tests/unit/store/stores/make.py` after adding a revision.
 
-Writes `<revision>.sql`, a small store with a row in every table, and `<revision>.json`, what it says. Files that are
-there are never written again: they are what users have.
+Writes `<revision>.sql`, a small store with a row in every table, and `<revision>.json`, its export. It never overwrites
+a file: these are the stores that users have.
 """
 
 import contextlib

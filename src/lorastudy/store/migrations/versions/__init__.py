@@ -1,1 +1,1 @@
-"""One file per revision, never edited once released; `schema.HEAD_REVISION` names the newest."""
+"""One file for each revision, never edited after its release. `schema.HEAD_REVISION` names the newest."""

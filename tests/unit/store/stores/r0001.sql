@@ -20,10 +20,27 @@ CREATE TABLE data_summaries (
 	num_completion_tokens BIGINT NOT NULL, 
 	num_duplicate_rows BIGINT, 
 	num_leaked_rows BIGINT, 
-	row_sha256 TEXT NOT NULL, num_unread_rows BIGINT, num_known_prompts BIGINT, num_near_copies BIGINT, num_compared_rows BIGINT, split_by TEXT, groups TEXT, 
+	num_unread_rows BIGINT, 
+	num_known_prompts BIGINT, 
+	num_near_copies BIGINT, 
+	num_compared_rows BIGINT, 
+	split_by TEXT, 
+	groups TEXT, 
+	layout TEXT, 
+	num_fallback_rows BIGINT, 
+	template_preamble TEXT, 
+	template_date TEXT, 
+	num_asked_rows BIGINT, 
+	num_long_answers BIGINT, 
+	num_compared_with BIGINT, 
+	num_known_rows BIGINT, 
+	unused_columns TEXT, 
+	unseen_fields TEXT, 
+	num_texts BIGINT, 
+	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (pack_id, attempt, split)
 );
-INSERT INTO "data_summaries" VALUES('pack-14e00be386ff2fcc',1,'train','alpaca',90,1,2,9000,4000,3,NULL,'cb6fa744c3da91627290fe9f1e33a9f2cadb20f3b10a1fef85604cf65789c3fc',NULL,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "data_summaries" VALUES('pack-14e00be386ff2fcc',1,'train','alpaca',90,1,2,9000,4000,3,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,'8aeda4f4a4d7ce1af2e75b93e513d14985edac6d125f3bd4c037abb0e0e06607');
 CREATE TABLE environments (
 	environment_id TEXT NOT NULL, 
 	python TEXT NOT NULL, 
@@ -46,8 +63,8 @@ CREATE TABLE experiments (
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (experiment_id)
 );
-INSERT INTO "experiments" VALUES('exp-a1568545aa1e431e',0,'{"settings":{"adam_beta1":0.9,"adam_beta2":0.999,"adam_epsilon":1e-08,"base_model":"lab","bnb_4bit_quant_type":"nf4","bnb_4bit_use_double_quant":true,"checkpoint_minutes":5.0,"checkpoint_steps":null,"data_seed":0,"dataset_path":"lab:facts","engine":"auto","eval_dataset_path":null,"eval_fraction":0.1,"exact_match_pattern":null,"forgetting_dataset_path":null,"gradient_accumulation_steps":1,"gradient_checkpointing":false,"layers_to_transform":null,"learning_rate":0.0002,"lora_alpha":32.0,"lora_dropout":0.0,"lora_rank":1,"lr_scheduler_type":"linear","max_arms_per_pack":null,"max_eval_samples":null,"max_generation_samples":16,"max_grad_norm":1.0,"max_new_tokens":32,"max_seq_length":512,"max_steps":null,"max_train_samples":null,"num_train_epochs":null,"per_device_train_batch_size":4,"quantization":"bf16","target_modules":"qkvo","test_dataset_path":null,"test_fraction":null,"trust_remote_code":false,"use_rslora":false,"warmup_ratio":0.0,"weight_decay":0.0},"sources":{"base_model":"base","dataset":"rows","eval_dataset":null,"forgetting_dataset":null,"test_dataset":null}}','80c39a74669cbc48558168aad4ef4e3f88a49f5d9cbc5ffe4b93928690ac7f88');
-INSERT INTO "experiments" VALUES('exp-ed6a3f022b3fe136',0,'{"settings":{"adam_beta1":0.9,"adam_beta2":0.999,"adam_epsilon":1e-08,"base_model":"lab","bnb_4bit_quant_type":"nf4","bnb_4bit_use_double_quant":true,"checkpoint_minutes":5.0,"checkpoint_steps":null,"data_seed":0,"dataset_path":"lab:facts","engine":"auto","eval_dataset_path":null,"eval_fraction":0.1,"exact_match_pattern":null,"forgetting_dataset_path":null,"gradient_accumulation_steps":1,"gradient_checkpointing":false,"layers_to_transform":null,"learning_rate":0.0002,"lora_alpha":32.0,"lora_dropout":0.0,"lora_rank":2,"lr_scheduler_type":"linear","max_arms_per_pack":null,"max_eval_samples":null,"max_generation_samples":16,"max_grad_norm":1.0,"max_new_tokens":32,"max_seq_length":512,"max_steps":null,"max_train_samples":null,"num_train_epochs":null,"per_device_train_batch_size":4,"quantization":"bf16","target_modules":"qkvo","test_dataset_path":null,"test_fraction":null,"trust_remote_code":false,"use_rslora":false,"warmup_ratio":0.0,"weight_decay":0.0},"sources":{"base_model":"base","dataset":"rows","eval_dataset":null,"forgetting_dataset":null,"test_dataset":null}}','b3a2c3f53491f259f9ebe3b73a9d82f2a78a09d60b557cfe41d87b2127718ed9');
+INSERT INTO "experiments" VALUES('exp-a1568545aa1e431e',0,'{"settings":{"adam_beta1":0.9,"adam_beta2":0.999,"adam_epsilon":1e-08,"base_model":"lab","bnb_4bit_quant_type":"nf4","bnb_4bit_use_double_quant":true,"checkpoint_minutes":5.0,"checkpoint_steps":null,"data_seed":0,"dataset_path":"lab:facts","engine":"auto","eval_dataset_path":null,"eval_fraction":0.1,"exact_match_pattern":null,"forgetting_dataset_path":null,"gradient_accumulation_steps":1,"gradient_checkpointing":false,"layers_to_transform":null,"learning_rate":0.0002,"lora_alpha":32.0,"lora_dropout":0.0,"lora_rank":1,"lr_scheduler_type":"linear","max_arms_per_pack":null,"max_eval_samples":null,"max_generation_samples":16,"max_grad_norm":1.0,"max_new_tokens":32,"max_seq_length":512,"max_steps":null,"max_train_samples":null,"num_train_epochs":null,"per_device_train_batch_size":4,"prompt_format":"auto","quantization":"bf16","target_modules":"qkvo","test_dataset_path":null,"test_fraction":null,"trust_remote_code":false,"use_rslora":false,"warmup_ratio":0.0,"weight_decay":0.0},"sources":{"base_model":"base","data_version":null,"dataset":"rows","eval_dataset":null,"forgetting_dataset":null,"test_dataset":null}}','a29d6c3371b1a3dc47cd4481955bf19cec7c4b5ede43d16e1ccb104df75d1dfe');
+INSERT INTO "experiments" VALUES('exp-ed6a3f022b3fe136',0,'{"settings":{"adam_beta1":0.9,"adam_beta2":0.999,"adam_epsilon":1e-08,"base_model":"lab","bnb_4bit_quant_type":"nf4","bnb_4bit_use_double_quant":true,"checkpoint_minutes":5.0,"checkpoint_steps":null,"data_seed":0,"dataset_path":"lab:facts","engine":"auto","eval_dataset_path":null,"eval_fraction":0.1,"exact_match_pattern":null,"forgetting_dataset_path":null,"gradient_accumulation_steps":1,"gradient_checkpointing":false,"layers_to_transform":null,"learning_rate":0.0002,"lora_alpha":32.0,"lora_dropout":0.0,"lora_rank":2,"lr_scheduler_type":"linear","max_arms_per_pack":null,"max_eval_samples":null,"max_generation_samples":16,"max_grad_norm":1.0,"max_new_tokens":32,"max_seq_length":512,"max_steps":null,"max_train_samples":null,"num_train_epochs":null,"per_device_train_batch_size":4,"prompt_format":"auto","quantization":"bf16","target_modules":"qkvo","test_dataset_path":null,"test_fraction":null,"trust_remote_code":false,"use_rslora":false,"warmup_ratio":0.0,"weight_decay":0.0},"sources":{"base_model":"base","data_version":null,"dataset":"rows","eval_dataset":null,"forgetting_dataset":null,"test_dataset":null}}','4b9fe98fa08906fe3fe29bd9119c2560227501bedfa29d3c40f3229ea776e090');
 CREATE TABLE generations (
 	experiment_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -75,7 +92,7 @@ CREATE TABLE imported_results (
 	PRIMARY KEY (result_id), 
 	FOREIGN KEY(import_id) REFERENCES imports (import_id)
 );
-INSERT INTO "imported_results" VALUES('imp-835581cd19d605c5','import-de6cb3048b93f127',0,'results.csv:2','r8',0,'{"settings":{"lora_rank":8},"sources":{"base_model":"org/model"}}','[{"lower_is_better":false,"metric":"accuracy","num_items":100,"unit":"share","value":0.5}]','{"num_trainable_parameters":1000.0}','d5b943ae38eecc1683611b8dcd5a95468acdb8f636f820f27dd8c27fe0b15cf0');
+INSERT INTO "imported_results" VALUES('imp-835581cd19d605c5','import-de6cb3048b93f127',0,'results.csv:2','r8',0,'{"is_diverged":false,"settings":{"lora_rank":8},"sources":{"base_model":"org/model"}}','[{"lower_is_better":false,"metric":"accuracy","num_items":100,"unit":"share","value":0.5}]','{"num_trainable_parameters":1000.0}','0fbb9d7f2b90ecbe3755d5959731bf73ce1e21b03d848758901b2ce44225650a');
 CREATE TABLE imports (
 	import_id TEXT NOT NULL, 
 	suite_name TEXT NOT NULL, 
@@ -86,7 +103,7 @@ CREATE TABLE imports (
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (import_id)
 );
-INSERT INTO "imports" VALUES('import-de6cb3048b93f127','elsewhere','another tool','results.csv','00ff','2026-11-29T20:33:21.835028+00:00','6906462462e87fd0e04cfd704c4a096e4b786ac36aa213c1b43626abe7dc8f30');
+INSERT INTO "imports" VALUES('import-de6cb3048b93f127','elsewhere','another tool','results.csv','00ff','2026-11-30T08:28:09.344935+00:00','40b2c36b9b7ef8997236480e8655315c3cbfff76fc777cac0e35a77e8e50ad04');
 CREATE TABLE incidents (
 	pack_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -98,10 +115,9 @@ CREATE TABLE incidents (
 	PRIMARY KEY (pack_id, attempt, position)
 );
 CREATE TABLE lorastudy_version (
-	version_num VARCHAR(32) NOT NULL, 
-	CONSTRAINT lorastudy_version_pkc PRIMARY KEY (version_num)
+	version_num TEXT NOT NULL
 );
-INSERT INTO "lorastudy_version" VALUES('0007');
+INSERT INTO "lorastudy_version" VALUES('r0001');
 CREATE TABLE pack_environments (
 	pack_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -173,12 +189,18 @@ CREATE TABLE profiles (
 	peak_memory_bytes BIGINT, 
 	step_seconds DOUBLE, 
 	tokens_per_second DOUBLE, 
+	num_timed_steps BIGINT, 
+	step_quartile_distance_seconds DOUBLE, 
+	step_times_apart DOUBLE, 
+	modules_by_role TEXT, 
+	modules_left_out TEXT, 
+	modules_digest TEXT, 
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (experiment_id, attempt), 
 	FOREIGN KEY(experiment_id, attempt) REFERENCES runs (experiment_id, attempt)
 );
-INSERT INTO "profiles" VALUES('exp-a1568545aa1e431e',1,10,110,40,'cpu_tensors',8589934592,0.25,NULL,'bf0763851d01aff3eff1dcf440fd297424ea43daef0ca40d31dca1896449e9ac');
-INSERT INTO "profiles" VALUES('exp-ed6a3f022b3fe136',1,10,110,40,'cpu_tensors',8589934592,0.25,NULL,'19261f84fbabe360c6a8d15683e5c4aba56342ce89c8d8649c7f03f8ae7ce0d3');
+INSERT INTO "profiles" VALUES('exp-a1568545aa1e431e',1,10,110,40,'cpu_tensors',8589934592,0.25,NULL,6,0.03125,0.015625,NULL,'[]',NULL,'635111b371b3e811d584089e785b20173f4b4e4338bd588bc308fdc62e4f7b09');
+INSERT INTO "profiles" VALUES('exp-ed6a3f022b3fe136',1,10,110,40,'cpu_tensors',8589934592,0.25,NULL,6,0.03125,0.015625,NULL,'[]',NULL,'43a8376aa54189fe8f48c15a10c11ef5a9bc73bdcab51dcc60787c9f6cb3373d');
 CREATE TABLE runs (
 	experiment_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -197,8 +219,8 @@ CREATE TABLE runs (
 	PRIMARY KEY (experiment_id, attempt), 
 	FOREIGN KEY(experiment_id) REFERENCES experiments (experiment_id)
 );
-INSERT INTO "runs" VALUES('exp-a1568545aa1e431e',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-29T20:33:21.444687+00:00','2026-11-29T20:33:21.639308+00:00',NULL,NULL,NULL,'adapters/exp-a1568545aa1e431e',3,'a5860a758f06d8fe455ec0d0015fa1b437c335243d1b9103659fefe0a344546e');
-INSERT INTO "runs" VALUES('exp-ed6a3f022b3fe136',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-29T20:33:21.467662+00:00','2026-11-29T20:33:21.667405+00:00',NULL,NULL,NULL,'adapters/exp-ed6a3f022b3fe136',3,'1f2b139b369855e32b738c6a5a80024bdf1e2aae24adcac839004e4213bba8db');
+INSERT INTO "runs" VALUES('exp-a1568545aa1e431e',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T08:28:09.058685+00:00','2026-11-30T08:28:09.306910+00:00',NULL,NULL,NULL,'adapters/exp-a1568545aa1e431e',3,'295db05a5aa41645ecbbbc63d5b705acd2f0d85fcfd908dffb571d7417a06507');
+INSERT INTO "runs" VALUES('exp-ed6a3f022b3fe136',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T08:28:09.079340+00:00','2026-11-30T08:28:09.330078+00:00',NULL,NULL,NULL,'adapters/exp-ed6a3f022b3fe136',3,'a3e8d47feb0c6cc5feb5640027fa2a87bc43f593dfe40a36a35ff859384d9c6c');
 CREATE TABLE score_items (
 	experiment_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -265,8 +287,8 @@ CREATE TABLE suite_experiments (
 	position BIGINT NOT NULL, 
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (suite_name, experiment_id), 
-	FOREIGN KEY(experiment_id) REFERENCES experiments (experiment_id), 
-	FOREIGN KEY(suite_name) REFERENCES suites (suite_name)
+	FOREIGN KEY(suite_name) REFERENCES suites (suite_name), 
+	FOREIGN KEY(experiment_id) REFERENCES experiments (experiment_id)
 );
 INSERT INTO "suite_experiments" VALUES('torture','exp-a1568545aa1e431e','r1_d0','r1','rank_ablation',0,'0a18f147a15f999a9a283981a6e8eb937413033f8d26a434dd5fb40e3fe6a67b');
 INSERT INTO "suite_experiments" VALUES('torture','exp-ed6a3f022b3fe136','r2_d0','r2','rank_ablation',1,'1da6e3fccc812e1b632117811d0dbbf16d5c4dc505d4bda8f700d973265289c5');
@@ -288,6 +310,22 @@ CREATE TABLE suites (
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (suite_name)
 );
-INSERT INTO "suites" VALUES('torture','','2026-11-29T20:33:20.584608+00:00','38b66f3e77fb6b33841531ab71669fc7c1b46fcc72a4f34193676ed2a875105c');
+INSERT INTO "suites" VALUES('torture','','2026-11-30T08:28:08.217257+00:00','2a9b22bfbcb0231e9204af5cdd72516f86906fa7152cd8bf0465a3c63842e250');
+CREATE TABLE trivial_scores (
+	pack_id TEXT NOT NULL, 
+	attempt BIGINT NOT NULL, 
+	split TEXT NOT NULL, 
+	predictor TEXT NOT NULL, 
+	metric TEXT NOT NULL, 
+	version BIGINT NOT NULL, 
+	unit TEXT NOT NULL, 
+	value DOUBLE NOT NULL, 
+	items TEXT NOT NULL, 
+	weights TEXT, 
+	answer TEXT, 
+	row_sha256 TEXT NOT NULL, 
+	PRIMARY KEY (pack_id, attempt, split, predictor, metric)
+);
+INSERT INTO "trivial_scores" VALUES('pack-14e00be386ff2fcc',1,'eval','constant','exact_match',2,'',0.25,'[0.0,1.0,0.0,0.0]',NULL,'4','a46cfc928e3b4ec727e58c7c2692792446b1340169c85a9a52aab7f0478b45bb');
 CREATE INDEX runs_by_pack ON runs (pack_id, attempt);
 COMMIT;
