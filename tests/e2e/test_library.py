@@ -130,7 +130,13 @@ def test_a_plan_for_another_executor_is_refused(tmp_path: Path) -> None:
 def test_only_the_command_line_prints_or_exits() -> None:
     """No module outside `cli/` calls print or sys.exit, but those that are programs of their own."""
     package = Path(ls.__file__).parent
-    programs = {"train/worker.py", "protocol/disk_errors.py", "data/hub.py", "lab/recipe.py", "suite/schema.py"}
+    programs = {
+        "train/worker.py",
+        "protocol/disk_errors.py",
+        "data/hub.py",
+        "lab/recipe.py",
+        "suite/schema.py",
+    }
     calls = {}
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package).as_posix()
