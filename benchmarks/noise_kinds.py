@@ -28,16 +28,17 @@ from benchmarks.verdict_studies import (
     chunks,
     recorded_rows,
 )
-from lorastudy.stats.significance import (
+from lorastudy.stats.twoway import TwoWay, two_way
+from lorastudy.stats.verdicts import (
     ALPHA,
     NO_WORSE_ALPHA,
+    differences_shown,
     holm,
+    no_worse_shown,
     rejects,
     sign_flip_p,
     sign_flip_p_below,
 )
-from lorastudy.stats.twoway import TwoWay, two_way
-from lorastudy.stats.verdicts import differences_shown, no_worse_shown
 
 _SHARE_OF_GAIN = 0.2
 #: How far apart arms are whose difference or equality is to be found, in standard errors.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorastudy.stats.significance import Floats
+from lorastudy.stats.verdicts import Floats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,16 @@ from benchmarks.recorded_runs import Runs, described, files_by_name, losses_at, 
 from lorastudy.stats import racing
 from lorastudy.stats.items import ItemScores
 from lorastudy.stats.racing import ALLOWANCE, LEVEL, Behind, RaceRules, clearly_behind
-from lorastudy.stats.significance import ALPHA, sign_flip_p, sign_flip_p_below
 from lorastudy.stats.twoway import two_way
-from lorastudy.stats.verdicts import Word, differences_shown, no_worse_shown, word
+from lorastudy.stats.verdicts import (
+    ALPHA,
+    Word,
+    differences_shown,
+    no_worse_shown,
+    sign_flip_p,
+    sign_flip_p_below,
+    word,
+)
 from lorastudy.suite.question import Margin
 from lorastudy.suite.racing import RUNGS
 

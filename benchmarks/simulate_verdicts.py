@@ -40,9 +40,8 @@ from benchmarks.verdict_studies import (
 from lorastudy.stats import verdicts
 from lorastudy.stats.confidence_set import tied_with_the_best
 from lorastudy.stats.power import POWER, Noise, power_of_difference, power_of_no_worse
-from lorastudy.stats.significance import ALPHA, sign_flip_p, sign_flip_p_below
 from lorastudy.stats.twoway import TwoWay, seeds_only, two_way
-from lorastudy.stats.verdicts import differences_shown, no_worse_shown
+from lorastudy.stats.verdicts import ALPHA, differences_shown, no_worse_shown, sign_flip_p, sign_flip_p_below
 
 RESULTS = Path(__file__).parent / "results" / "verdict_simulation.json"
 MEASURED = Path(verdicts.__file__).with_name("verdicts_measured.json")

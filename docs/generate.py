@@ -46,7 +46,7 @@ from torture_table import torture_conditions, torture_table
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.cli.main import app
-from lorastudy.lint.catalogue import RULES
+from lorastudy.lint.lint import RULES
 from lorastudy.planning.packing import MAX_PACK_TOKENS
 from lorastudy.report.document import Block as Content
 from lorastudy.report.document import Cell, Column, Paragraph, Strong, Table

@@ -17,8 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lorastudy.analysis.overview import Analysis, analyse
-from lorastudy.analysis.stated_question import asked_of
+from lorastudy.analysis.overview import Analysis, analyse, criterion_of
 from lorastudy.protocol.records import (
     ArmProfile,
     DataSummary,
@@ -139,7 +138,7 @@ def analysis_of(path: Path) -> Analysis:
     study, stated = _asked(results_of(path), body.get("question"))
     if "items" not in body:
         return analyse(study)
-    return analyse(study, question=asked_of(study, stated), items=_item_table(body["items"]))
+    return analyse(study, criterion=criterion_of(study, stated), items=_item_table(body["items"]))
 
 
 def _asked(
@@ -158,7 +157,7 @@ def _items(database: str, *, suite_name: str, question: dict[str, Any] | None) -
     with ExperimentTracker(database) as tracker:
         study, stated = _asked(tracker.get_all_experiments(suite_name=suite_name), question)
         compared = {run.experiment_id for run in study.completed if run.seed not in study.tuning_seeds}
-        table = stored_items(tracker, study, metrics=asked_of(study, stated).metrics_by_item)
+        table = stored_items(tracker, study, metrics=criterion_of(study, stated).metrics_by_item)
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for (experiment_id, split, metric), scores in table.items():
         if experiment_id in compared:

@@ -18,18 +18,15 @@ from lorastudy.analysis.overview import pairs_in_cost
 from lorastudy.errors import StudyError
 from lorastudy.lint.case import ArmFacts, Case
 from lorastudy.lint.finding import LintFinding
-from lorastudy.lint.lint import blockers, lint, untuned
+from lorastudy.lint.lint import invalidations, lint, untuned
 from lorastudy.lint.rates import METHOD_KEY
 from lorastudy.stats.best import AgainstBest, against_the_best
-from lorastudy.stats.comparison import Comparison, direction
-from lorastudy.stats.invalidation import Blocker
-from lorastudy.stats.paired import compare_with_reference
+from lorastudy.stats.comparison import Comparison, compare_with_reference, direction
 from lorastudy.stats.proportions import Share, difference, share_of, shares_against_the_best
-from lorastudy.stats.rate_choice import compared_arms
+from lorastudy.stats.rate_choice import compared_arms, rates_of
 from lorastudy.stats.reference import is_reference_named, reference_arm
-from lorastudy.stats.study import Arm, Study, split_studies
+from lorastudy.stats.study import Arm, Invalidation, Study, split_studies
 from lorastudy.stats.summary import Metric, Spread, scores_by_seed
-from lorastudy.stats.tuning import rates_of
 from lorastudy.stats.verdicts import Rules
 from lorastudy.store.views import ExperimentResult, ImportedResult, ScoreValue
 from lorastudy.suite.wording import did_you_mean
@@ -114,12 +111,12 @@ def analyse_imported(results: Sequence[ImportedResult], *, reference: str | None
         raise StudyError(f"--reference {reference}: no imported arm has that name{near}")
     case = Case(study=study, facts=_facts(results, study), metric=metric, named_reference=reference)
     found = lint(case)
-    blocked = blockers(found)
+    blocked = invalidations(found)
     compared = compared_arms(study, metric=metric)
     invalid = _without_verdict(compared, blocked)
     comparisons: tuple[Comparison, ...] = ()
     if reference is not None:
-        rules = Rules(blockers=blocked, untuned=untuned(found))
+        rules = Rules(invalidations=blocked, untuned=untuned(found))
         comparisons = _comparisons(study, compared, metric=metric, reference=reference, rules=rules)
     return ImportedAnalysis(
         suite_name=results[0].suite_name,
@@ -138,7 +135,9 @@ def analyse_imported(results: Sequence[ImportedResult], *, reference: str | None
     )
 
 
-def _without_verdict(compared: Sequence[Arm], blocked: Mapping[str, Sequence[Blocker]]) -> dict[str, str]:
+def _without_verdict(
+    compared: Sequence[Arm], blocked: Mapping[str, Sequence[Invalidation]]
+) -> dict[str, str]:
     """Of the compared arms, those that the linter found unfair to compare, and those that diverged at their best rate."""
     why = {}
     for arm in compared:

@@ -1,26 +1,31 @@
 """All that is computed about one study, once: tables, figures and findings take their numbers from here."""
 
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from lorastudy.lint.case import measured_case
 from lorastudy.lint.finding import LintFinding
-from lorastudy.lint.lint import blockers, lint, untuned
+from lorastudy.lint.lint import invalidations, lint, untuned
 from lorastudy.stats.best import AgainstBest, against_the_best
-from lorastudy.stats.comparison import Comparison, Divergence, direction
+from lorastudy.stats.comparison import (
+    Comparison,
+    Divergence,
+    compare_with_reference,
+    direction,
+    paired_estimate,
+)
 from lorastudy.stats.confidence_set import TiedSet, tied_with_the_best
 from lorastudy.stats.frontier import Standing, StepTime, pareto_frontier, standings
-from lorastudy.stats.invalidation import Blocker
 from lorastudy.stats.items import ItemTable
 from lorastudy.stats.outcomes import divergence_of, is_borne_out, judged_by_outcomes
-from lorastudy.stats.paired import compare_with_reference, paired_estimate
 from lorastudy.stats.preregistration import SetLate
 from lorastudy.stats.ranks import RankReturns, rank_ladder, rank_returns
 from lorastudy.stats.rate_choice import Choice, choices, compared_arms
 from lorastudy.stats.reference import is_reference_named, reference_arm
-from lorastudy.stats.study import Arm, Study, differing_settings
+from lorastudy.stats.study import Arm, Invalidation, Study, differing_settings
 from lorastudy.stats.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -32,17 +37,17 @@ from lorastudy.stats.summary import (
     scores_by_seed,
     summarise_arm,
 )
-from lorastudy.stats.trivial import BASE_MODEL, AgainstTrivial, against_trivial
+from lorastudy.stats.trivial import BASE_MODEL, AgainstTrivial, against_trivial, gain_start
 from lorastudy.stats.twoway import TwoWay
 from lorastudy.stats.verdicts import Rules
-from lorastudy.suite.question import Margin
+from lorastudy.suite.question import Margin, Question
 
 #: Verdicts are about the primary one; the others are shown beside it.
 COMPARED_METRICS = (LOSS, TOKEN_ACCURACY, EXACT_MATCH)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Criterion:
     """What a suite states before any run, and what came from outside against its verdicts.
 
     `primary_metric` is the name of one of `COMPARED_METRICS`. There is no default margin: without one no arm can be
@@ -60,7 +65,7 @@ class Question:
     reference: str | None = None
     late: tuple[SetLate, ...] = ()
     """What of it was set when results were there already."""
-    blockers: Mapping[str, Sequence[Blocker]] = field(default_factory=dict)
+    invalidations: Mapping[str, Sequence[Invalidation]] = field(default_factory=dict)
     """By arm: findings that make its verdicts invalid."""
 
     @property
@@ -90,7 +95,7 @@ class Analysis:
     """One study with its summaries, comparisons and frontier. `reference` is None when nothing completed."""
 
     study: Study
-    question: Question
+    criterion: Criterion
     primary: Metric
     """What verdicts are about."""
     summaries: tuple[ArmSummary, ...]
@@ -127,7 +132,7 @@ class Analysis:
     @property
     def is_reference_named(self) -> bool:
         """Whether the suite or the design named the reference before the run."""
-        return is_reference_named(self.study, named=self.question.reference)
+        return is_reference_named(self.study, named=self.criterion.reference)
 
     def against_the_best(self, arms: Sequence[str]) -> Mapping[str, AgainstBest]:
         """Each of these arms against the best of the others; empty where no two can be compared."""
@@ -186,7 +191,7 @@ class Analysis:
 
         By the fixed sequence; None where the sequence stopped at its first step or there was none.
         """
-        if self.returns is None or self.question.margin is None:
+        if self.returns is None or self.criterion.margin is None:
             return None
         by_arm = {comparison.arm: comparison for comparison in self.primary_comparisons}
         passed = [arm for arm in self.returns.ladder if (c := by_arm.get(arm.name)) and c.no_worse]
@@ -198,24 +203,24 @@ class Analysis:
         return tuple(summary for summary in self.summaries if summary.arm.completed)
 
 
-def analyse(study: Study, *, question: Question | None = None, items: ItemTable | None = None) -> Analysis:
+def analyse(study: Study, *, criterion: Criterion | None = None, items: ItemTable | None = None) -> Analysis:
     """The analysis of one study. Without items, intervals are about the items that were scored."""
-    question = question or Question()
-    primary = next(metric for metric in COMPARED_METRICS if metric.name == question.primary_metric)
+    criterion = criterion or Criterion()
+    primary = next(metric for metric in COMPARED_METRICS if metric.name == criterion.primary_metric)
     summaries = tuple(summarise_arm(arm, study) for arm in study.reported_arms)
-    reference = reference_arm(study, named=question.reference, metric=primary)
+    reference = reference_arm(study, named=criterion.reference, metric=primary)
     arms = compared_arms(study, metric=primary)
     trivial = against_trivial(study, arms, metric=primary, items=items or {})
-    found = _linted(study, question, metric=primary, trivial=trivial)
-    blocked, loose = {**blockers(found), **question.blockers}, untuned(found)
+    found = _linted(study, criterion, metric=primary, trivial=trivial)
+    blocked, loose = {**invalidations(found), **criterion.invalidations}, untuned(found)
     ladder = _ladder(study, reference, metric=primary)
     comparisons = {
         metric.key: _compared(study, arms, reference=reference, metric=metric, items=items, rules=rules)
         for metric, rules in _metrics_with_rules(
             Rules(
-                margin=question.margin,
-                margin_share=question.margin_share,
-                blockers=blocked,
+                margin=criterion.margin,
+                margin_share=criterion.margin_share,
+                invalidations=blocked,
                 untuned=loose,
             ),
             primary=primary,
@@ -230,7 +235,7 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
     compared = [summary for summary in summaries if summary.arm.name in {arm.name for arm in arms}]
     return Analysis(
         study=study,
-        question=question,
+        criterion=criterion,
         primary=primary,
         summaries=summaries,
         reference=reference,
@@ -247,15 +252,15 @@ def analyse(study: Study, *, question: Question | None = None, items: ItemTable 
 
 
 def _linted(
-    study: Study, question: Question, *, metric: Metric, trivial: tuple[AgainstTrivial, ...]
+    study: Study, criterion: Criterion, *, metric: Metric, trivial: tuple[AgainstTrivial, ...]
 ) -> tuple[LintFinding, ...]:
     """What the linter finds in the study as it was measured."""
     case = measured_case(
         study,
         metric=metric,
-        margin=None if question.margin_share is not None else question.margin,
-        allowed=question.margin,
-        reference=question.reference,
+        margin=None if criterion.margin_share is not None else criterion.margin,
+        allowed=criterion.margin,
+        reference=criterion.reference,
         trivial=trivial,
     )
     return lint(case)
@@ -373,3 +378,44 @@ def _loss_and_memory(summaries: tuple[ArmSummary, ...]) -> dict[str, tuple[float
         if quality is not None and memory is not None:
             points[summary.arm.name] = (memory.mean, quality.mean)
     return points
+
+
+def criterion_of(study: Study, stated: Question | None) -> Criterion:
+    """What the suite stated; what the design would ask where nothing was.
+
+    A share of the gain is of the reference's mean gain in held-out loss, over the base model or over guessing, whichever is
+    better (`trivial.gain_start`). It goes along as a share, since the tests take the noise of that gain into account, and
+    as the number that it comes to. Without a loss of the base model, without a gain, or on another metric, a share is
+    nothing: there is no margin, and `margin_lost` says why.
+    """
+    if stated is None:
+        return Criterion()
+    criterion = Criterion(primary_metric=stated.primary_metric, reference=stated.reference)
+    if stated.margin is None:
+        return criterion
+    if not stated.margin.is_share:
+        return replace(criterion, margin=stated.margin.amount)
+    return _with_share(criterion, stated.margin, study=study)
+
+
+def _with_share(criterion: Criterion, share: Margin, *, study: Study) -> Criterion:
+    """The criterion with what the share comes to at the measured gain, and what that gain is over."""
+    metric = next(one for one in COMPARED_METRICS if one.name == criterion.primary_metric)
+    reference = reference_arm(study, named=criterion.reference, metric=metric)
+    if metric != LOSS:
+        return replace(criterion, margin_lost="only held-out loss has a gain to take a share of")
+    start = None if reference is None else gain_start(study, reference)
+    if start is None or reference is None:
+        return replace(criterion, margin_lost="the reference's gain in held-out loss was not measured")
+    after = scores_by_seed(reference, study, metric=LOSS)
+    gained = statistics.fmean(after[seed] for seed in start.by_seed)
+    base = statistics.fmean(start.by_seed.values())
+    if gained >= base:
+        lost = f"{reference.name} has {gained:.3g} nats per token and gained nothing over {start.name} ({base:.3g})"
+        return replace(criterion, gain_over=start.name, margin_lost=lost)
+    return replace(
+        criterion,
+        margin=share.allowed(reference=gained, base=base),
+        margin_share=share.amount,
+        gain_over=start.name,
+    )

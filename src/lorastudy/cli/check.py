@@ -73,8 +73,8 @@ def _score(score: "TrivialScore") -> dict[str, Any]:
 
 
 def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) -> None:
-    from lorastudy.lint.catalogue import RULES
-    from lorastudy.lint.wording import arms_in_words
+    from lorastudy.lint.finding import arms_in_words
+    from lorastudy.lint.lint import RULES
     from lorastudy.report.numbers import plural
 
     for finding in findings:

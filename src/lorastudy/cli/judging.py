@@ -3,38 +3,36 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from lorastudy.analysis.overview import Question
-from lorastudy.analysis.stated_question import asked_of
+from lorastudy.analysis.overview import Criterion, criterion_of
 from lorastudy.cli.asked import Asked
 from lorastudy.report.sections.question import part, told_late
 from lorastudy.stats.preregistration import DECIDING, set_late
 from lorastudy.stats.study import Study
 from lorastudy.store.views import StatedQuestion
-from lorastudy.suite.question import Question as SuiteQuestion
-from lorastudy.suite.question import is_reference
+from lorastudy.suite.question import Question, is_reference
 
 
 def judged_by(
     study: Study, statements: Sequence[StatedQuestion], *, asked: Asked
-) -> tuple[Question, tuple[str, ...]]:
-    """The question, and what is to be known of it: that it is not the one stored, or was set with results at hand.
+) -> tuple[Criterion, tuple[str, ...]]:
+    """The criterion, and what is to be known of it: that it is not the one stored, or was set with results at hand.
 
     `statements` are those of the study's suite. A margin that was given as an option comes before any other.
     """
     stated = statements[-1].question if statements else None
     used = _used(study, stated, asked=asked)
-    question = asked_of(study, used)
+    criterion = criterion_of(study, used)
     if asked.margin is not None:
-        question = replace(question, margin=asked.margin, margin_share=None, margin_lost=None)
-    return question, tuple(_notes(study, statements, used=used, asked=asked))
+        criterion = replace(criterion, margin=asked.margin, margin_share=None, margin_lost=None)
+    return criterion, tuple(_notes(study, statements, used=used, asked=asked))
 
 
-def _used(study: Study, stated: SuiteQuestion | None, *, asked: Asked) -> SuiteQuestion | None:
+def _used(study: Study, stated: Question | None, *, asked: Asked) -> Question | None:
     """The stored question with what the file says. Of another suite's what the file is silent about stays."""
     own = asked.question
     if own is None:
         return stated
-    base = stated or SuiteQuestion()
+    base = stated or Question()
     margin, reference = own.margin, own.reference
     if study.suite_name != asked.suite_name:
         margin = margin or base.margin
@@ -50,7 +48,7 @@ def _has(study: Study, reference: str | None) -> bool:
 
 
 def _notes(
-    study: Study, statements: Sequence[StatedQuestion], *, used: SuiteQuestion | None, asked: Asked
+    study: Study, statements: Sequence[StatedQuestion], *, used: Question | None, asked: Asked
 ) -> Iterator[str]:
     if not statements or used is None:
         return

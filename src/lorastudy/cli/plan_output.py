@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.estimating import pack_line
-from lorastudy.lint.wording import arms_in_words
+from lorastudy.lint.finding import arms_in_words
 from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.predictions import Predictions
 from lorastudy.planning.study_plan import StudyPlan

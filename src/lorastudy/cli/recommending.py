@@ -25,8 +25,7 @@ from lorastudy.planning.shapes import ModelShape, config_folder
 from lorastudy.planning.suite_facts import num_completion_tokens
 from lorastudy.recommend.answer import Candidate, Evidence
 from lorastudy.stats.items import stored_items
-from lorastudy.stats.splits import reporting_split
-from lorastudy.stats.study import Arm, Study, differing_settings, split_studies
+from lorastudy.stats.study import Arm, Study, differing_settings, reporting_split, split_studies
 from lorastudy.stats.summary import summarise_arm
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment, Sources
@@ -163,13 +162,13 @@ def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -
         of_suite = statements.get(study.suite_name, ())
         seeds = frozenset(of_suite[-1].question.tuning_seeds) if of_suite else frozenset()
         told = replace(study, tuning_seeds=seeds)
-        question, notes = judged_by(told, of_suite, asked=asked)
+        criterion, notes = judged_by(told, of_suite, asked=asked)
         yield Evidence(
             study=told,
             held_out=_held_out(told),
             candidates=_candidates(told, plans, asked=asked, as_measured=not departures),
-            question=question,
-            items=stored_items(tracker, told, metrics=question.metrics_by_item),
+            criterion=criterion,
+            items=stored_items(tracker, told, metrics=criterion.metrics_by_item),
             departures=departures,
             is_asked_about=told.suite_name == asked.suite_name,
             notes=notes,

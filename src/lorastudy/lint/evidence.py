@@ -5,15 +5,13 @@ from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
 from lorastudy.lint.case import Case, names, reporting_rows, seeds_of
-from lorastudy.lint.finding import Breach, Rule, Severity
-from lorastudy.lint.wording import sample_in_words
+from lorastudy.lint.finding import Breach, Rule, Severity, sample_in_words
 from lorastudy.protocol.records import DataSummary, RowsRead
 from lorastudy.stats.environments import same_environment
 from lorastudy.stats.study import Arm
 from lorastudy.stats.summary import EXACT_MATCH, METRICS, metric_versions
+from lorastudy.suite.question import MIN_SEEDS
 
-#: The fewest seeds with which the exact sign-flip test can reach .05: of 2**n patterns the two extremes count.
-NUM_SEEDS_FOR_A_VERDICT = math.ceil(1 + math.log2(1 / 0.05))
 #: A larger share of held-out rows that are also trained on can carry a difference by itself.
 MAX_LEAKED_SHARE = 0.01
 #: n rows show a mean difference of d standard deviations with power .8 at the 5 % level from
@@ -43,7 +41,7 @@ def _too_few_seeds(case: Case) -> Iterator[Breach]:
     reference = case.reference
     if reference is None:
         return
-    needed, own = NUM_SEEDS_FOR_A_VERDICT, seeds_of(reference, case.study)
+    needed, own = MIN_SEEDS, seeds_of(reference, case.study)
     # an arm of which nothing came is a failure, and told as one
     others = [arm for arm in case.others() if seeds_of(arm, case.study)]
     few = [arm for arm in others if len(seeds_of(arm, case.study) & own) < needed]
@@ -299,7 +297,7 @@ RULES = (
         why="of n paired seeds the exact sign-flip test gives p = 2 / 2^n at best, so below six no difference can be shown "
         "at the 5 % level, however large",
         source="Fisher's exact randomization test; PEFT's method_comparison has one seed for each of its results",
-        change=f"give `seeds` at least {NUM_SEEDS_FOR_A_VERDICT} values, the same for all arms",
+        change=f"give `seeds` at least {MIN_SEEDS} values, the same for all arms",
         find=_too_few_seeds,
     ),
     Rule(

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from lorastudy.lint import conditions, evidence, gain, rates, sizes
 from lorastudy.lint.case import Case
-from lorastudy.lint.catalogue import RULES
 from lorastudy.lint.finding import SEVERITIES, Breach, LintFinding, Rule
 from lorastudy.lint.rates import UNTUNED_CODES
-from lorastudy.stats.invalidation import Blocker
+from lorastudy.stats.study import Invalidation
 
 
 def lint(case: Case) -> tuple[LintFinding, ...]:
@@ -15,18 +15,18 @@ def lint(case: Case) -> tuple[LintFinding, ...]:
     return tuple(sorted(found, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code)))
 
 
-def blockers(findings: Iterable[LintFinding]) -> Mapping[str, Sequence[Blocker]]:
+def invalidations(findings: Iterable[LintFinding]) -> Mapping[str, Sequence[Invalidation]]:
     """By arm, what takes its verdicts away: each finding that invalidates, by its title and code.
 
     Every verdict is one against the reference, so what is wrong with the reference takes those of all arms away;
     that is for whoever compares.
     """
-    found: dict[str, list[Blocker]] = {}
+    found: dict[str, list[Invalidation]] = {}
     for finding in findings:
         if finding.severity == "invalidates":
             why = f"{_in_a_sentence(finding.title)}, {finding.code}"
             for arm in finding.arms:
-                found.setdefault(arm, []).append(Blocker(code=finding.code, why=why))
+                found.setdefault(arm, []).append(Invalidation(code=finding.code, why=why))
     return found
 
 
@@ -59,3 +59,11 @@ def _finding(rule: Rule, breach: Breach) -> LintFinding:
 def _in_a_sentence(title: str) -> str:
     """Without its capital, unless it begins with a name: `LoRA`."""
     return title if title[1].isupper() or title[2].isupper() else title[0].lower() + title[1:]
+
+
+RULES: tuple[Rule, ...] = tuple(
+    sorted(
+        (*rates.RULES, *conditions.RULES, *sizes.RULES, *evidence.RULES, *gain.RULES),
+        key=lambda rule: rule.code,
+    )
+)

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lorastudy.lint.case import Case, names
 from lorastudy.lint.finding import Breach, Rule, Severity
-from lorastudy.lint.guessing import equal_scores
+from lorastudy.lint.gain import equal_scores
+from lorastudy.stats.rate_choice import best_if_on_edge, configurations
 from lorastudy.stats.study import Arm
-from lorastudy.stats.tuning import best_if_on_edge, configurations
 from lorastudy.suite.experiment import canonical_json
 
 #: What imported results may say of themselves; every arm of one's own runs is LoRA.

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from lorastudy.lint.case import Case, names, share_seen
-from lorastudy.lint.finding import Breach, Rule
+from lorastudy.lint.finding import MAX_NAMES, Breach, Rule
 from lorastudy.lint.rates import METHOD_KEY
-from lorastudy.lint.wording import MAX_NAMES
 from lorastudy.stats.study import STUDIED_KEYS, Arm
 from lorastudy.suite.experiment import canonical_json
 

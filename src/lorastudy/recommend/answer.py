@@ -12,7 +12,7 @@ from typing import Literal
 
 from scipy import special
 
-from lorastudy.analysis.overview import Analysis, Question
+from lorastudy.analysis.overview import Analysis, Criterion
 from lorastudy.recommend.decision import Decision, decide_within
 from lorastudy.stats.items import ItemTable
 from lorastudy.stats.study import Arm, Study
@@ -52,13 +52,13 @@ class Evidence:
     held_out: str
     """The rows that its scores are of, in words."""
     candidates: Mapping[str, Candidate]
-    question: Question = field(default_factory=Question)
+    criterion: Criterion = field(default_factory=Criterion)
     items: ItemTable = field(default_factory=dict)
     departures: tuple[str, ...] = ()
     is_asked_about: bool = False
     """Whether the user asked about this very suite."""
     notes: tuple[str, ...] = ()
-    """What is to be known of the question that it is judged by."""
+    """What is to be known of the criterion that it is judged by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +179,7 @@ def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> _Answer | st
     """What the study decides among the arms that fit, or why it answers nothing."""
     if not any(arm.completed for arm in one.study.arms if arm.name in fitting):
         return "none of its completed arms fits"
-    analysis, decision = decide_within(one.study, question=one.question, items=one.items, fitting=fitting)
+    analysis, decision = decide_within(one.study, criterion=one.criterion, items=one.items, fitting=fitting)
     if decision.reason == "harm":
         return "training made every arm worse than the base model, which is harm"
     if decision.reason == "no better than guessing":
@@ -257,9 +257,9 @@ def _open(analysis: Analysis) -> tuple[str, ...]:
         more = comparison.more
         needs = comparison.reason if more is None else f"needs {more}"
         told.append(f"{comparison.arm} against {comparison.reference}: cannot tell ({needs})")
-    if analysis.question.margin_lost is not None:
-        told.append(f"the margin is a share of the gain, and {analysis.question.margin_lost}")
-    elif analysis.question.margin is None and analysis.returns is not None:
+    if analysis.criterion.margin_lost is not None:
+        told.append(f"the margin is a share of the gain, and {analysis.criterion.margin_lost}")
+    elif analysis.criterion.margin is None and analysis.returns is not None:
         told.append("no margin was set, so no smaller rank can be shown to be as good")
     return tuple(told)
 

@@ -22,7 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lorastudy.analysis.overview import Analysis, Question, analyse
+from lorastudy.analysis.overview import Analysis, Criterion, analyse
 from lorastudy.stats.comparison import Comparison
 from lorastudy.stats.items import ItemTable
 from lorastudy.stats.study import Arm, Study, differing_settings
@@ -135,7 +135,7 @@ def _decided(analysis: Analysis, reference: Arm, *, unfit: _Unfit) -> Decision:
 
 
 def decide_within(
-    study: Study, *, question: Question, items: ItemTable, fitting: Collection[str]
+    study: Study, *, criterion: Criterion, items: ItemTable, fitting: Collection[str]
 ) -> tuple[Analysis, Decision]:
     """The decision among the arms that fit, with the analysis that it is from.
 
@@ -143,7 +143,7 @@ def decide_within(
     Arms that never completed stay: what racing or divergence did to them is part of what the study says.
     """
     arms = tuple(arm for arm in study.arms if arm.name in fitting or not arm.completed)
-    analysis = analyse(replace(study, arms=arms), question=question, items=items)
+    analysis = analyse(replace(study, arms=arms), criterion=criterion, items=items)
     return analysis, decide(analysis)
 
 
@@ -224,7 +224,7 @@ def _by_best(shown: _Shown) -> Decision | None:
     arms = [arm for arm in compared if arm not in shown.unfit.arms]
     best = [arm for arm in arms if arm in bounds and bounds[arm].is_best]
     verdicts_agree = {*shown.better, *([shown.reference] if shown.is_reference_ahead_of_all else [])}
-    margin = analysis.question.margin
+    margin = analysis.criterion.margin
     if margin is not None:
         open_to_margin = {*shown.better, *shown.as_good, shown.reference}
         within = [arm for arm in arms if arm in bounds and bounds[arm].is_within(margin)]
@@ -238,7 +238,7 @@ def _by_best(shown: _Shown) -> Decision | None:
 
 def _cheapest_not_behind(shown: _Shown, *, reason: Reason) -> Decision:
     """Of the arms that are better than the reference, the cheapest that is not shown to be behind another of them."""
-    bounds, margin = shown.analysis.against_the_best(shown.better), shown.analysis.question.margin
+    bounds, margin = shown.analysis.against_the_best(shown.better), shown.analysis.criterion.margin
     behind = [
         arm
         for arm in shown.better

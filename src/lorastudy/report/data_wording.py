@@ -1,7 +1,7 @@
 """Sentences on the rows that a run reads: what lays them out, and what weakens what they say."""
 
 from lorastudy.data.columns import shortened
-from lorastudy.lint.wording import sample_in_words
+from lorastudy.lint.finding import sample_in_words
 from lorastudy.protocol.records import DataSummary
 from lorastudy.report.numbers import count, listing
 

@@ -7,8 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from lorastudy.analysis.imported import ImportedAnalysis, analyse_imported
-from lorastudy.analysis.overview import Analysis, analyse
-from lorastudy.analysis.stated_question import asked_of
+from lorastudy.analysis.overview import Analysis, analyse, criterion_of
 from lorastudy.errors import StudyError
 from lorastudy.report.numbers import names
 from lorastudy.report.presentable import fit_to_be_shown, without_traces
@@ -114,10 +113,10 @@ def _studied(
 ) -> Studied:
     stated = suite.questions[-1].question if suite.questions else None
     told = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
-    question = replace(asked_of(told, stated), late=set_late(suite.questions))
-    items = stored_items(tracker, told, metrics=question.metrics_by_item)
+    criterion = replace(criterion_of(told, stated), late=set_late(suite.questions))
+    items = stored_items(tracker, told, metrics=criterion.metrics_by_item)
     return Studied(
-        analysis=analyse(told, question=question, items=items),
+        analysis=analyse(told, criterion=criterion, items=items),
         suite=suite,
         design=None if design is None else Suite.from_json(design),
     )

@@ -20,7 +20,7 @@ from lorastudy.report.markdown import render_markdown
 from lorastudy.report.presentable import presentable
 from lorastudy.report.read import Report, Studied, read_report
 from lorastudy.report.sections.imported import imported_blocks
-from lorastudy.stats.curves import CurvePoint, bin_width, mean_curve
+from lorastudy.stats.summary import CurvePoint, bin_width, mean_curve
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.privacy import Privacy
 

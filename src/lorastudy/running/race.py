@@ -33,10 +33,10 @@ from lorastudy.running.runner import (
     let_go_of_checkpoints,
     run_suite,
 )
+from lorastudy.stats.rate_choice import rates_of
 from lorastudy.stats.reference import asked_reference
 from lorastudy.stats.study import Study, split_studies
 from lorastudy.stats.summary import LOSS
-from lorastudy.stats.tuning import rates_of
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment

@@ -36,8 +36,9 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-from lorastudy.stats.significance import ALPHA, MIN_SEEDS, MIN_SEEDS_ONE_SIDED, Floats
 from lorastudy.stats.twoway import TwoWay, satterthwaite
+from lorastudy.stats.verdicts import ALPHA, MIN_SEEDS_ONE_SIDED, Floats
+from lorastudy.suite.question import MIN_SEEDS
 
 #: Nodes of the two integrals of Dunnett's distribution; twice as many change its quantiles by less than 1e-5.
 _NUM_NODES = 80

@@ -5,7 +5,7 @@ without blocks, since seeds have no order. Arms are taken out from the worst unt
 bootstrap tells from none. The best arm stays in the set in about the share of studies that its confidence names.
 
 **What few seeds do to it.** A bootstrap of n seeds underestimates their spread, so with few seeds the set is too small
-and the true best falls out of it too often; `docs/science.md` shows how often. Below `MIN_SEEDS_FOR_A_SET` there is
+and the true best falls out of it too often; `docs/science.md` shows how often. Below `MIN_SEEDS` there is
 no set. It is about these items: the noise between items is not in it. Verdicts, which know of both, do not rest on it;
 it gives way to them. An arm that a verdict puts behind another in the set is not the best and is left out, and one that a
 verdict does not tell from one in the set stays in it.
@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lorastudy.stats.significance import ALPHA
+from lorastudy.stats.verdicts import ALPHA
+from lorastudy.suite.question import MIN_SEEDS
 
-MIN_SEEDS_FOR_A_SET = 6
 _NUM_RESAMPLES = 1000
 _SEED = 20111
 
@@ -49,7 +49,7 @@ def tied_with_the_best(
     """
     names = list(costs)
     num_seeds = min((len(values) for values in costs.values()), default=0)
-    if len(names) < 2 or num_seeds < MIN_SEEDS_FOR_A_SET:
+    if len(names) < 2 or num_seeds < MIN_SEEDS:
         return None
     table = np.array([costs[name] for name in names], dtype=np.float64).T
     apart = table[:, :, None] - table[:, None, :]

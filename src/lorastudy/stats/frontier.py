@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lorastudy.protocol.records import STEP_TIME_FLOOR
-from lorastudy.stats.significance import Floats
+from lorastudy.stats.verdicts import Floats
 
 _NUM_RESAMPLES = 2000
 _SEED = 1906

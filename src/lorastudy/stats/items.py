@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorastudy.stats.significance import Floats
-from lorastudy.stats.splits import CHOOSING_SPLIT, stored_split
-from lorastudy.stats.study import Study
+from lorastudy.stats.study import CHOOSING_SPLIT, Study, stored_split
 from lorastudy.stats.summary import Metric
+from lorastudy.stats.verdicts import Floats
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.racing import rung_of

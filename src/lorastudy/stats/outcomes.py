@@ -18,10 +18,10 @@ from dataclasses import replace
 from scipy import special
 
 from lorastudy.stats.comparison import Comparison, Divergence, MoreSeeds, direction
-from lorastudy.stats.significance import ALPHA, MIN_SEEDS
 from lorastudy.stats.study import Arm, Study
 from lorastudy.stats.summary import Metric, run_seconds, scores_by_seed
-from lorastudy.stats.verdicts import Rules, Word, word
+from lorastudy.stats.verdicts import ALPHA, Rules, Word, word
+from lorastudy.suite.question import MIN_SEEDS
 
 #: More seeds than this are not asked for because of a divergence.
 _MOST_SEEDS = 1000

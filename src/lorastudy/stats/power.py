@@ -17,16 +17,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from lorastudy.stats.significance import (
+from lorastudy.stats.twoway import TwoWay, satterthwaite
+from lorastudy.stats.verdicts import (
     ALPHA,
-    MIN_SEEDS,
     MIN_SEEDS_ONE_SIDED,
     NO_WORSE_ALPHA,
     Floats,
     sign_flip_p,
     sign_flip_p_below,
 )
-from lorastudy.stats.twoway import TwoWay, satterthwaite
+from lorastudy.suite.question import MIN_SEEDS
 
 POWER = 0.8
 MAX_SEEDS_NEEDED = 1000

@@ -41,9 +41,9 @@ import numpy as np
 from scipy import special  # not `stats`, which takes half a second to import
 
 from lorastudy.stats.items import ItemScores, common_weights
-from lorastudy.stats.significance import MIN_SEEDS, Floats
 from lorastudy.stats.twoway import TwoWay, two_way
-from lorastudy.suite.question import Margin
+from lorastudy.stats.verdicts import Floats
+from lorastudy.suite.question import MIN_SEEDS, Margin
 
 #: Of the gain over the base model so far, after half of the training.
 ALLOWANCE = 0.05

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lorastudy.stats.comparison import Comparison
-from lorastudy.stats.significance import ALPHA, Floats
+from lorastudy.stats.rate_choice import best_of, rates_of
 from lorastudy.stats.study import Arm, Study, differing_settings
 from lorastudy.stats.summary import Metric, scores_by_seed
-from lorastudy.stats.tuning import best_of, rates_of
+from lorastudy.stats.verdicts import ALPHA, Floats
 
 #: Share of the whole observed gain at which returns are called diminished.
 SHARE_KEPT = 0.95

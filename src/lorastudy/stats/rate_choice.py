@@ -10,14 +10,16 @@ is tested. `optimism` measures what is left: the chosen rate's mean score agains
 seed, without it. Equal grids put about the same optimism on both sides of a difference.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lorastudy.stats.splits import CHOOSING_SPLIT, reporting_split
-from lorastudy.stats.study import STUDIED_KEYS, Arm, Study
-from lorastudy.stats.summary import Metric, scores_by_seed
-from lorastudy.stats.tuning import best_of, rates_of
+from lorastudy.stats.study import CHOOSING_SPLIT, STUDIED_KEYS, Arm, Study, reporting_split, stored_split
+from lorastudy.stats.summary import LOSS, Metric, are_equal, scores_by_seed
+from lorastudy.suite.experiment import canonical_json
+from lorastudy.suite.racing import rung_of, rung_split
+from lorastudy.suite.rates import parabola
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +85,257 @@ def _best_without(
 ) -> str:
     others = [one for one in seeds if one != seed]
     return min(scores, key=lambda name: sign * statistics.fmean(scores[name][one] for one in others))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRates:
+    """How the learning rate was varied. A configuration is all of an arm's settings but the rate."""
+
+    rates: tuple[float, ...]
+    num_configurations: int
+    num_varied: int
+    """Configurations that were run at more than one rate."""
+    on_edge: tuple[str, ...]
+    """Arms with the lowest mean loss of their configuration at the smallest or largest rate tried."""
+
+    were_sought: bool = False
+    """Whether runs of their own chose the rates, so that each configuration is reported at one rate."""
+
+    @property
+    def tuned(self) -> bool:
+        """Whether every configuration's best rate lies inside its grid."""
+        return self.num_varied == self.num_configurations and not self.on_edge
+
+
+def learning_rates(study: Study) -> LearningRates:
+    """How the learning rate was varied over the study's arms."""
+    grids = configurations(study)
+    varied = [arms for arms in grids if len(arms) > 1]
+    best = [best_if_on_edge(study, arms) for arms in varied]
+    return LearningRates(
+        rates=tuple(sorted({float(arm.settings["learning_rate"]) for arm in study.arms})),
+        num_configurations=len(grids),
+        num_varied=len(varied),
+        on_edge=tuple(arm.name for arm in best if arm is not None),
+        were_sought=bool(study.tuning_seeds),
+    )
+
+
+def configurations(study: Study) -> tuple[tuple[Arm, ...], ...]:
+    """The arms by configuration: those of one differ in nothing but the learning rate."""
+    grids: dict[str, list[Arm]] = {}
+    for arm in study.arms:
+        rest = {key: value for key, value in arm.settings.items() if key != "learning_rate"}
+        grids.setdefault(canonical_json(rest), []).append(arm)
+    return tuple(tuple(arms) for arms in grids.values())
+
+
+def best_if_on_edge(study: Study, arms: Sequence[Arm], *, metric: Metric = LOSS) -> Arm | None:
+    """The best arm of one configuration, where its rate is the smallest or the largest tried; else None.
+
+    A rate that racing stopped was tried. Where it stopped all of them, the best is the one that was last ahead.
+    """
+    best = best_of(study, arms, metric=metric) or last_ahead(arms)
+    rates = [float(arm.settings["learning_rate"]) for arm in arms]
+    return best if best and float(best.settings["learning_rate"]) in (min(rates), max(rates)) else None
+
+
+def best_of(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Arm | None:
+    """The arm, of one configuration's rates, that stands for it; None where none was scored.
+
+    On the rows that choose: where a study has test rows they take no part in this. In this order:
+
+    1. The fewest diverged runs, as a share. A rate at which training diverged is no good rate, however low the losses of
+       the seeds that it spared.
+    2. The best mean, on common seeds: a two-way fit of rates and seeds (`adjusted_means`), so that neither a lost run nor
+       seeds that one rate has more than another count for or against it.
+    3. Where the metric is another than the loss, rates within one standard error of the best mean are told apart by the
+       loss: 40 right of 50 and 42 are no two rates.
+
+    Where a search chose the rate, the arm is the one it chose.
+    """
+    if study.tuning_seeds:
+        arms = [arm for arm in arms if study.reporting_runs(arm)] or arms
+    scores = {arm.name: scores_by_seed(arm, study, metric=metric, choosing=True) for arm in arms}
+    scored = [arm for arm in arms if scores[arm.name]]
+    if not scored:
+        return None
+    fewest = min(_diverged_share(study, arm) for arm in scored)
+    left = [arm for arm in scored if _diverged_share(study, arm) == fewest]
+    costs = _costs(study, left, metric=metric)
+    best = min(left, key=lambda arm: costs[arm.name])
+    if metric.name == LOSS.name:
+        return best
+    room = _standard_error(study, best, metric=metric)
+    near = [arm for arm in left if costs[arm.name] <= costs[best.name] + room]
+    losses = _costs(study, near, metric=LOSS)
+    return min(near, key=lambda arm: (losses.get(arm.name, math.inf), costs[arm.name]))
+
+
+def best_rate_within(study: Study, arms: Sequence[Arm], *, metric: Metric) -> float | None:
+    """The factor of the taken rate within which the best rate of a configuration lies, in 95 of 100 cases.
+
+    From the parabola through the best rate tried and its neighbours (`spec.rates.Parabola.factor`), by the metric, or by the
+    loss where the metric is equal at all rates. None where none can be fitted, as on the edge of what was tried or beside a
+    rate that diverged, and where the noise is not known.
+    """
+    taken = best_of(study, arms, metric=metric)
+    tried = [
+        arm
+        for arm in arms
+        if not study.tuning_seeds or any(r.seed in study.tuning_seeds for r in arm.results)
+    ]
+    rates = {arm.name: float(arm.settings["learning_rate"]) for arm in arms}
+    costs = _costs(study, tried, metric=metric)
+    if are_equal(costs.values()):
+        metric, costs = LOSS, _costs(study, tried, metric=LOSS)
+    costs |= {arm.name: math.inf for arm in tried if _diverged_share(study, arm)}
+    order = sorted(costs, key=rates.__getitem__)
+    best = order.index(min(order, key=costs.__getitem__)) if order else 0
+    if taken is None or not 0 < best < len(order) - 1:
+        return None
+    found = parabola([(rates[name], costs[name]) for name in order[best - 1 : best + 2]])
+    noise = _noise_of_an_arm(study, tried, metric=metric)
+    return None if found is None or noise is None else found.factor(noise, taken=rates[taken.name])
+
+
+def _noise_of_an_arm(study: Study, tried: Sequence[Arm], *, metric: Metric) -> float | None:
+    """Standard deviation of the mean by which a rate was judged: what arms of one seed have each of their own.
+
+    The residual of arms and seeds, on the rows that choose and the seeds that all have: of the rates tried, where several
+    seeds chose, else of the arms that report. Of a single arm its spread over seeds, which is no less.
+    """
+    arms = study.reported_arms if study.tuning_seeds else tried
+    key = (stored_split(metric.split, study, choosing=True), metric.name)
+    scores = [
+        {
+            run.seed: run.scores[key].value
+            for run in arm.completed
+            if key in run.scores and run.seed in reporting
+        }
+        for arm in arms
+        if (reporting := {run.seed for run in study.reporting_runs(arm)})
+    ]
+    scores = [by_seed for by_seed in scores if by_seed]
+    seeds = sorted(set.intersection(*map(set, scores))) if scores else []
+    if len(seeds) < 2:
+        return None
+    judged = [scores_by_seed(arm, study, metric=metric, choosing=True) for arm in tried]
+    num_judged = min(len(by_seed) for by_seed in judged if by_seed)
+    means = [statistics.fmean(by_seed[seed] for seed in seeds) for by_seed in scores]
+    of_seeds = [statistics.fmean(by_seed[seed] for by_seed in scores) for seed in seeds]
+    middle = statistics.fmean(means)
+    if len(scores) == 1:
+        return statistics.stdev(of_seeds) / math.sqrt(num_judged)
+    squares = math.fsum(
+        (by_seed[seed] - mean - of_seed + middle) ** 2
+        for by_seed, mean in zip(scores, means, strict=True)
+        for seed, of_seed in zip(seeds, of_seeds, strict=True)
+    )
+    return math.sqrt(squares / ((len(scores) - 1) * (len(seeds) - 1) * num_judged))
+
+
+def adjusted_means(scores: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    """The mean of each row over columns that not all rows have: score = row + column, by least squares.
+
+    Where all rows have the same columns these are their means. Rows that share no column with others, not even through a third,
+    keep their own mean.
+    """
+    rows = [name for name, by_seed in scores.items() if by_seed]
+    if len({frozenset(scores[name]) for name in rows}) == 1:
+        return {name: statistics.fmean(scores[name].values()) for name in rows}
+    found: dict[str, float] = {}
+    for group in _linked(scores, rows):
+        seeds = sorted({seed for name in group for seed in scores[name]})
+        cells = [
+            (row, seeds.index(seed), value)
+            for row, name in enumerate(group)
+            for seed, value in scores[name].items()
+        ]
+        import numpy as np  # a dry run imports this module and fits nothing
+
+        design = np.zeros((len(cells), len(group) + len(seeds)))
+        for position, (row, column, _) in enumerate(cells):
+            design[position, [row, len(group) + column]] = 1
+        fitted = np.linalg.lstsq(design, np.array([value for *_, value in cells]), rcond=None)[0]
+        of_seeds = float(fitted[len(group) :].mean())
+        found |= {name: float(fitted[row]) + of_seeds for row, name in enumerate(group)}
+    return found
+
+
+def _linked(scores: Mapping[str, Mapping[int, float]], rows: Sequence[str]) -> list[list[str]]:
+    """The rows in groups that share columns, directly or through others."""
+    groups: list[list[str]] = []
+    for name in rows:
+        touching = [
+            group for group in groups if any(scores[name].keys() & scores[one].keys() for one in group)
+        ]
+        groups = [group for group in groups if group not in touching]
+        groups.append([*(one for group in touching for one in group), name])
+    return groups
+
+
+def _costs(study: Study, arms: Sequence[Arm], *, metric: Metric) -> dict[str, float]:
+    """Adjusted means of the rows that choose; low is good."""
+    sign = 1 if metric.lower_is_better else -1
+    means = adjusted_means(
+        {arm.name: scores_by_seed(arm, study, metric=metric, choosing=True) for arm in arms}
+    )
+    return {name: sign * mean for name, mean in means.items()}
+
+
+def _diverged_share(study: Study, arm: Arm) -> float:
+    """Of the runs that choose, those that diverged."""
+    runs = study.choosing_runs(arm)
+    diverged = sum(run.failure_kind == "diverged" for run in runs)
+    completed = sum(run.status == "completed" for run in runs)
+    return diverged / (diverged + completed) if diverged else 0.0
+
+
+def _standard_error(study: Study, arm: Arm, *, metric: Metric) -> float:
+    """Of the arm's mean: from the spread of its seeds, or of a share from its items, whichever is larger."""
+    values = list(scores_by_seed(arm, study, metric=metric, choosing=True).values())
+    of_seeds = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    mean, num_items = statistics.fmean(values), _num_items(study, arm, metric=metric)
+    of_items = (
+        math.sqrt(max(0.0, mean * (1 - mean)) / num_items) if metric.unit == "share" and num_items else 0.0
+    )
+    return max(of_seeds, of_items)
+
+
+def _num_items(study: Study, arm: Arm, *, metric: Metric) -> int | None:
+    key = (stored_split(metric.split, study, choosing=True), metric.name)
+    return next((run.scores[key].num_items for run in study.choosing_runs(arm) if key in run.scores), None)
+
+
+def tried_rates(study: Study) -> str:
+    """`at the one learning rate that was tried (0.0002)`, or `at the learning rates that were tried`."""
+    rates = {float(arm.settings["learning_rate"]) for arm in study.arms}
+    if len(rates) == 1:
+        return f"at the one learning rate that was tried ({min(rates):g})"
+    return "at the learning rates that were tried"
+
+
+def last_ahead(arms: Sequence[Arm]) -> Arm | None:
+    """Of arms that racing stopped, the one of lowest mean loss at the last rung that any of them came to."""
+    last = {arm.name: (_last_rung(arm), arm) for arm in arms if arm.was_outraced}
+    furthest = max((rung for rung, _ in last.values()), default=0.0)
+    there = [arm for rung, arm in last.values() if rung == furthest > 0]
+    return min(there, key=lambda arm: _loss_at(arm, furthest), default=None)
+
+
+def _last_rung(arm: Arm) -> float:
+    """The last one at which the arm was scored; 0 where it was at none."""
+    rungs = {rung_of(split) for result in arm.results for split, _ in result.scores}
+    return max((rung for rung in rungs if rung is not None), default=0.0)
+
+
+def _loss_at(arm: Arm, rung: float) -> float:
+    """The mean over seeds of the held-out loss at a rung."""
+    key = (rung_split(rung), LOSS.name)
+    return statistics.fmean(result.scores[key].value for result in arm.results if key in result.scores)
+
+
+def rates_of(study: Study, arm: Arm) -> tuple[Arm, ...]:
+    """The arms that differ from this one in nothing but the learning rate, itself among them."""
+    return tuple(one for one in study.arms if one.configuration == arm.configuration)

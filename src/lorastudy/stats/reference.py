@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from lorastudy.stats.rate_choice import best_of, rates_of
 from lorastudy.stats.study import STUDIED_KEYS, Arm, Study
 from lorastudy.stats.summary import LOSS, Metric
-from lorastudy.stats.tuning import best_of, rates_of
 from lorastudy.suite.question import is_reference
 
 #: The largest rank, and the highest precision.

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import canonical_json
@@ -19,6 +19,7 @@ from lorastudy.suite.settings import LAYOUT_KEYS, Settings
 PRECISIONS = ("fp32", "bf16", "fp16", "8bit", "4bit")
 
 _MODULE_KEYS = frozenset({"target_modules", "layers_to_transform"})
+
 _PRECISION_KEYS = frozenset({"quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"})
 
 #: What each experiment type varies on purpose.
@@ -238,3 +239,30 @@ def _in_reading_order(arms: Sequence[Arm], experiment_type: str) -> tuple[Arm, .
     if experiment_type == "quantization_study":
         return tuple(sorted(arms, key=lambda arm: PRECISIONS.index(arm.settings["quantization"])))
     return tuple(arms)
+
+
+#: The split that choices are made on, as in `Score.split`.
+CHOOSING_SPLIT: Literal["eval"] = "eval"
+
+#: The metric by which one tells whether a run was scored on the test rows: every completed run has it.
+_ALWAYS_MEASURED = "loss"
+
+
+def reporting_split(study: Study) -> Literal["test", "eval"]:
+    """`test` where every completed run was scored on test rows, else `eval`: one study reports on one split."""
+    return "test" if ("test", _ALWAYS_MEASURED) in study.scored_throughout else "eval"
+
+
+def stored_split(split: str, study: Study, *, choosing: bool = False) -> str:
+    """Where the store holds what a `Metric` calls `eval` or `eval_before`; any other split stands as it is."""
+    if choosing or split.removesuffix("_before") != CHOOSING_SPLIT:
+        return split
+    return reporting_split(study) + split.removeprefix(CHOOSING_SPLIT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invalidation:
+    """Something that makes a verdict about an arm invalid. `code` is the finding's, `why` one clause."""
+
+    code: str
+    why: str

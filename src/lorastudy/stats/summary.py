@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorastudy.protocol.records import ArmProfile
-from lorastudy.stats.splits import stored_split
-from lorastudy.stats.study import Arm, Study
-from lorastudy.store.views import ExperimentResult, ScoreValue
+from lorastudy.stats.study import Arm, Study, stored_split
+from lorastudy.store.views import ExperimentResult, ScoreValue, StepRow
 
 #: Scores that differ by less than this share of themselves differ by rounding.
 _ROUNDING = 1e-9
@@ -39,6 +38,7 @@ class Metric:
 
 
 LOSS = Metric(split="eval", name="loss", title="Held-out loss", unit="nats per token", lower_is_better=True)
+
 LOSS_BEFORE = Metric(
     split="eval_before",
     name="loss",
@@ -46,17 +46,22 @@ LOSS_BEFORE = Metric(
     unit="nats per token",
     lower_is_better=True,
 )
+
 PERPLEXITY = Metric(split="eval", name="perplexity", title="Perplexity", unit="", lower_is_better=True)
+
 TOKEN_ACCURACY = Metric(
     split="eval", name="token_accuracy", title="Token accuracy", unit="share", lower_is_better=False
 )
+
 EXACT_MATCH = Metric(
     split="eval", name="exact_match", title="Exact match", unit="share", lower_is_better=False
 )
+
 #: Not shown of arms: 1 says that an arm gave one answer to every row.
 SAME_ANSWER = Metric(
     split="eval", name="same_answer", title="Commonest answer", unit="share", lower_is_better=True
 )
+
 FORGETTING_BEFORE = Metric(
     split="forgetting_before",
     name="loss",
@@ -64,6 +69,7 @@ FORGETTING_BEFORE = Metric(
     unit="nats per token",
     lower_is_better=True,
 )
+
 FORGETTING = Metric(
     split="forgetting",
     name="loss",
@@ -71,6 +77,7 @@ FORGETTING = Metric(
     unit="nats per token",
     lower_is_better=True,
 )
+
 #: What a report shows of every arm. `LOSS_BEFORE` is the base model's and equal for all.
 METRICS = (LOSS, PERPLEXITY, TOKEN_ACCURACY, EXACT_MATCH, FORGETTING_BEFORE, FORGETTING)
 
@@ -258,3 +265,48 @@ def _costs(results: tuple[ExperimentResult, ...]) -> Costs:
         tokens_per_second=Spread.of(p.tokens_per_second for p in timed),
         train_seconds=Spread.of(result.train_seconds for result in results),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """Mean over seeds of the mean training loss of the steps that end at `step`, and one sd to either side.
+
+    `low` and `high` are None for a single seed.
+    """
+
+    step: int
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def bin_width(num_steps: int, max_points: int = 60) -> int:
+    """Steps per point, so that a curve has at most `max_points` points."""
+    return max(1, math.ceil(num_steps / max_points))
+
+
+def mean_curve(runs: Sequence[Sequence[StepRow]], *, width: int) -> tuple[CurvePoint, ...]:
+    """One point for every `width` steps. Steps without a finite loss are left out, never filled in."""
+    bins: dict[int, list[float]] = {}
+    for run in runs:
+        for end, losses in _binned(run, width).items():
+            bins.setdefault(end, []).append(sum(losses) / len(losses))
+    return tuple(_point(end, Spread.of(values)) for end, values in sorted(bins.items()))
+
+
+def _binned(run: Sequence[StepRow], width: int) -> dict[int, list[float]]:
+    last = max((row.step for row in run), default=0)
+    binned: dict[int, list[float]] = {}
+    for row in run:
+        if row.loss is not None:
+            end = min(math.ceil(row.step / width) * width, last)
+            binned.setdefault(end, []).append(row.loss)
+    return binned
+
+
+def _point(step: int, spread: Spread | None) -> CurvePoint:
+    assert spread is not None
+    low = None if spread.sd is None else spread.mean - spread.sd
+    high = None if spread.sd is None else spread.mean + spread.sd
+    return CurvePoint(step=step, mean=spread.mean, low=low, high=high, n=spread.n)

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorastudy.protocol.records import TrivialPredictor, TrivialScore
-from lorastudy.stats.splits import stored_split
-from lorastudy.stats.study import Arm, Study
+from lorastudy.stats.study import Arm, Study, stored_split
 from lorastudy.stats.summary import (
     LOSS,
     LOSS_BEFORE,

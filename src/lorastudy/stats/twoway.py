@@ -46,7 +46,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special  # not `stats`, which takes half a second to import
 
-from lorastudy.stats.significance import ALPHA, Floats
+from lorastudy.stats.verdicts import ALPHA, Floats
 
 
 @dataclass(frozen=True, kw_only=True)

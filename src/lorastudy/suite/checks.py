@@ -5,7 +5,8 @@ from typing import Any
 
 from lorastudy.suite.levels import Given, Level, num_combinations
 from lorastudy.suite.problems import Place, Problems
-from lorastudy.suite.racing import MIN_SEEDS_TO_RACE, MIN_SEEDS_TO_STOP_A_CONFIGURATION
+from lorastudy.suite.question import MIN_SEEDS
+from lorastudy.suite.racing import MIN_SEEDS_TO_RACE
 from lorastudy.suite.settings import AUTO
 from lorastudy.suite.sources import SOURCE_KEYS, expand_home, source_problem
 from lorastudy.suite.suite import EXPERIMENT_TYPES, MAX_EXPERIMENTS, EntryKeys, class_in_file
@@ -129,10 +130,10 @@ def _why_no_race(levels: Sequence[Level], *, metric: Given | None) -> Iterator[s
         yield "needs the same seeds for all arms, since they are compared seed by seed"
     elif num_seeds < MIN_SEEDS_TO_RACE:
         yield f"needs {MIN_SEEDS_TO_RACE} seeds at least to tell an arm from noise, not {num_seeds}"
-    elif num_seeds < MIN_SEEDS_TO_STOP_A_CONFIGURATION and _has_one_rate(levels):
+    elif num_seeds < MIN_SEEDS and _has_one_rate(levels):
         yield (
             f"with {num_seeds} seeds could stop learning rates only, and there is one; give several, or "
-            f"{MIN_SEEDS_TO_STOP_A_CONFIGURATION} seeds, since with fewer no verdict can call a configuration worse"
+            f"{MIN_SEEDS} seeds, since with fewer no verdict can call a configuration worse"
         )
     for key in _ALIKE_IN_A_RACE:
         if len({value for level in levels for value in _given(level, key)}) > 1:

@@ -18,6 +18,10 @@ from lorastudy.suite.naming import label
 PrimaryMetric = Literal["loss", "token_accuracy", "exact_match"]
 SplitName = Literal["eval", "test"]
 
+#: The fewest seeds with which any verdict can call an arm better: with n paired seeds the exact two-sided sign-flip test gives
+#: p = 2 / 2**n at best, .031 with six and .063 with five (`stats.verdicts`).
+MIN_SEEDS = 6
+
 _SHARE = re.compile(r"(?P<percent>\d+(?:\.\d+)?) ?%")
 
 

@@ -13,8 +13,6 @@ RUNGS = (0.125, 0.25, 0.5)
 MAX_RUNGS = 5
 #: With two seeds a difference would have to be hundreds of its standard errors, so nothing would ever be stopped.
 MIN_SEEDS_TO_RACE = 3
-#: With fewer no verdict can call a configuration worse (`analysis.significance.MIN_SEEDS`), so none is stopped at all its rates.
-MIN_SEEDS_TO_STOP_A_CONFIGURATION = 6
 _RUNG_SPLIT = "eval_at_"
 
 

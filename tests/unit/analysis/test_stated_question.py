@@ -2,14 +2,12 @@
 
 import pytest
 
-from lorastudy.analysis.overview import Question
-from lorastudy.analysis.stated_question import asked_of
+from lorastudy.analysis.overview import Criterion, criterion_of
 from lorastudy.protocol.records import TrivialScore
 from lorastudy.stats.reference import reference_arm
 from lorastudy.stats.study import split_studies
 from lorastudy.store.views import ScoreValue
-from lorastudy.suite.question import Margin
-from lorastudy.suite.question import Question as Stated
+from lorastudy.suite.question import Margin, Question
 
 
 def score(value):
@@ -27,20 +25,22 @@ def study(make_result):
 
 
 def test_nothing_stated_is_what_the_design_asks(study):
-    assert asked_of(study, None) == Question()
-    assert asked_of(study, Stated()) == Question()
+    assert criterion_of(study, None) == Criterion()
+    assert criterion_of(study, Question()) == Criterion()
 
 
 def test_a_number_is_the_margin(study):
-    stated = Stated(margin=Margin(amount=0.1), reference="b")
-    assert asked_of(study, stated) == Question(margin=0.1, reference="b")
+    stated = Question(margin=Margin(amount=0.1), reference="b")
+    assert criterion_of(study, stated) == Criterion(margin=0.1, reference="b")
 
 
 def test_a_share_is_of_the_references_gain(study):
-    stated = Stated(margin=Margin(amount=0.02, is_share=True), reference="b")
-    asked = asked_of(study, stated)
+    stated = Question(margin=Margin(amount=0.02, is_share=True), reference="b")
+    asked = criterion_of(study, stated)
     assert (asked.margin, asked.margin_share) == (pytest.approx(0.02 * (3.0 - 1.0)), 0.02)
-    other = asked_of(study, Stated(margin=Margin(amount=0.02, is_share=True), primary_metric="exact_match"))
+    other = criterion_of(
+        study, Question(margin=Margin(amount=0.02, is_share=True), primary_metric="exact_match")
+    )
     assert (other.margin, other.margin_lost) == (None, "only held-out loss has a gain to take a share of")
 
 
@@ -63,7 +63,7 @@ def test_a_share_of_no_gain_is_no_margin(make_result):
         for name, loss in (("a", 1.5), ("b", 1.0))
     ]
     (study,) = split_studies(results)
-    asked = asked_of(study, Stated(margin=Margin(amount=0.02, is_share=True), reference="b"))
+    asked = criterion_of(study, Question(margin=Margin(amount=0.02, is_share=True), reference="b"))
     assert (asked.margin, asked.margin_share) == (None, None)
     assert asked.margin_lost == "b has 1 nats per token and gained nothing over the base model (0.9)"
 
@@ -92,7 +92,7 @@ def test_the_gain_is_over_guessing_where_that_is_better_than_the_base_model(make
         for name, loss in (("a", 1.5), ("b", 1.0))
     ]  # fmt: skip
     (study,) = split_studies(results)
-    asked = asked_of(study, Stated(margin=Margin(amount=0.1, is_share=True), reference="b"))
+    asked = criterion_of(study, Question(margin=Margin(amount=0.1, is_share=True), reference="b"))
     assert (asked.margin, asked.gain_over) == (pytest.approx(0.1 * (start - 1.0)), over)
     assert asked.margin_words("nats per token").startswith(f"10 % of the reference's gain over {over}, 0.")
 
@@ -102,6 +102,6 @@ def test_where_guessing_is_better_than_the_reference_there_is_no_margin_and_a_re
     scores = {("eval", "loss"): score(0.75), ("eval_before", "loss"): score(10.6)}
     results = [make_result(name, seed=0, scores=scores, trivial=guessed(0.52)) for name in "ab"]
     (study,) = split_studies(results)
-    asked = asked_of(study, Stated(margin=Margin(amount=0.1, is_share=True), reference="b"))
+    asked = criterion_of(study, Question(margin=Margin(amount=0.1, is_share=True), reference="b"))
     assert (asked.margin, asked.margin_share) == (None, None)
     assert asked.margin_lost == "b has 0.75 nats per token and gained nothing over answer frequencies (0.52)"

@@ -11,8 +11,8 @@ import pytest
 from lorastudy import lab
 from lorastudy.cli.main import main
 from lorastudy.lint.case import tokens_seen
-from lorastudy.lint.catalogue import RULES
-from lorastudy.lint.wording import arms_in_words
+from lorastudy.lint.finding import arms_in_words
+from lorastudy.lint.lint import RULES
 from lorastudy.planning.rows import rows_key
 from lorastudy.planning.study_plan import design_of
 from lorastudy.planning.suite_facts import layout_notes, read_data, suite_case

@@ -3,7 +3,7 @@
 import pytest
 
 from lorastudy.analysis.overview import analyse
-from lorastudy.lint.catalogue import RULES
+from lorastudy.lint.lint import RULES
 from lorastudy.report.document import Bullets, Code, Heading, Paragraph
 from lorastudy.report.sections.fairness import fairness_blocks
 from lorastudy.stats.study import split_studies

@@ -9,9 +9,8 @@ from lorastudy.report.figures import static
 from lorastudy.report.figures.data import MAX_DRAWN, study_figures
 from lorastudy.report.figures.interactive import vega_lite_specs
 from lorastudy.report.figures.static import save_figure
-from lorastudy.stats.curves import CurvePoint
 from lorastudy.stats.study import split_studies
-from lorastudy.stats.summary import LOSS
+from lorastudy.stats.summary import LOSS, CurvePoint
 
 CURVES = {
     "r1": (

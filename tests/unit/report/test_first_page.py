@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lorastudy.analysis.overview import Question, analyse
-from lorastudy.analysis.stated_question import asked_of
+from lorastudy.analysis.overview import Criterion, analyse, criterion_of
 from lorastudy.protocol.records import DataSummary, PackProfile
 from lorastudy.report.document import Bullets, Paragraph
 from lorastudy.report.figures.pairs import pairs_figure
@@ -16,12 +15,11 @@ from lorastudy.report.sections.results import comparison_blocks
 from lorastudy.stats.preregistration import set_late
 from lorastudy.stats.study import split_studies
 from lorastudy.store.views import StatedQuestion
-from lorastudy.suite.question import Margin
-from lorastudy.suite.question import Question as StatedAsked
+from lorastudy.suite.question import Margin, Question
 from tuned import tuned_study
 
 BEFOREHAND = StatedQuestion(
-    question=StatedAsked(margin=Margin(amount=0.1)), stated_at="2026-01-02T12:00:00+00:00", num_completed=0
+    question=Question(margin=Margin(amount=0.1)), stated_at="2026-01-02T12:00:00+00:00", num_completed=0
 )
 
 #: Losses of six seeds about 0, so that a mean can be read off.
@@ -100,7 +98,7 @@ def test_untuned_and_open_says_both_what_would_decide_and_that_rates_are_missing
 
 def test_an_untuned_rank_is_not_called_sufficient(study_of):
     table = {"r2": (2.0, 1, 1), "r4": (1.01, 1.5, 2), "r8": (1.0, 2, 3)}
-    analysis = analyse(study_of(table, kind="rank_ablation", tuned=False), question=Question(margin=0.1))
+    analysis = analyse(study_of(table, kind="rank_ablation", tuned=False), criterion=Criterion(margin=0.1))
     assert analysis.smallest_sufficient is None
     assert analysis.smallest_no_worse.name == "r4"
     assert "it would be r4: it is the smallest rank shown to be as good as r8" in recommendation(analysis).why
@@ -126,7 +124,7 @@ def _pack(*, seconds):
 def test_of_several_that_are_better_the_cheapest_is_taken_that_is_not_behind_another(study_of):
     # c needs the least memory, but b and d are ahead of it by half; between those two nothing can be told.
     table = {"a": (2.0, 1, 9), "b": (1.0, 2, 9), "c": (1.5, 3, 1), "d": (1.001, 4, 5)}
-    found = recommendation(analyse(study_of(table), question=Question(reference="a")))
+    found = recommendation(analyse(study_of(table), criterion=Criterion(reference="a")))
     assert found.arm == "d"
     assert "better than a, as b and c are; c is behind; of the others it needs the least memory" in found.why
     # Where nobody named a reference it is the best that is sought, and being told from nothing makes no arm the best.
@@ -140,7 +138,7 @@ def test_of_several_that_are_better_the_cheapest_is_taken_that_is_not_behind_ano
 
 def test_a_rank_that_is_better_than_the_largest_is_taken_for_that(study_of):
     study = study_of({"r2": (0.5, 1, 1), "r4": (1.0, 1.5, 2), "r8": (1.0, 2, 3)}, kind="rank_ablation")
-    analysis = analyse(study, question=Question(margin=0.1))
+    analysis = analyse(study, criterion=Criterion(margin=0.1))
     assert analysis.comparison("r2").told == "r2 is better"
     assert recommendation(analysis).answer == "Take r2: it is shown to be better than r8."
 
@@ -148,16 +146,16 @@ def test_a_rank_that_is_better_than_the_largest_is_taken_for_that(study_of):
 def test_better_than_the_reference_comes_before_as_good_as_it(study_of):
     """The largest rank is ahead of the suite's own reference by ten margins: a smaller one that is as good is no answer."""
     study = study_of({"r2": (1.0, 1, 1), "r4": (1.0, 1.5, 2), "r8": (0.5, 2, 3)}, kind="rank_ablation")
-    asked = Question(margin=0.05, reference="r4")
-    assert analyse(study, question=asked).comparison("r2").is_as_good
+    asked = Criterion(margin=0.05, reference="r4")
+    assert analyse(study, criterion=asked).comparison("r2").is_as_good
     assert (
-        recommendation(analyse(study, question=asked)).answer == "Take r8: it is shown to be better than r4."
+        recommendation(analyse(study, criterion=asked)).answer == "Take r8: it is shown to be better than r4."
     )
 
 
 def test_only_what_was_validly_compared_counts_as_every_other_arm(study_of):
     study = study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1), "c": (1.3, 3, 1)})
-    analysis = analyse(study, question=Question(reference="a"))
+    analysis = analyse(study, criterion=Criterion(reference="a"))
     blocked = [
         replace(c, verdict="invalid", ahead=None) if c.arm == "b" else c for c in analysis.primary_comparisons
     ]
@@ -184,9 +182,9 @@ def test_a_reference_that_beats_every_arm_is_taken_with_the_price_of_the_next(st
 
 def test_within_the_margin_the_cheapest_is_taken(study_of):
     study = study_of({"a": (1.0, 1, 9), "b": (1.001, 1.5, 3), "c": (1.002, 2, 5)})
-    found = recommendation(analyse(study, question=Question(margin=0.2, reference="a")))
+    found = recommendation(analyse(study, criterion=Criterion(margin=0.2, reference="a")))
     assert found.arm == "b"
-    of_the_best = recommendation(analyse(study, question=Question(margin=0.2)))
+    of_the_best = recommendation(analyse(study, criterion=Criterion(margin=0.2)))
     assert of_the_best.answer == (
         "Take b: b, c and a are shown to be within the margin of 0.2 nats per token of the best arm, and of these it needs the "
         "least memory."
@@ -199,7 +197,7 @@ def test_within_the_margin_the_cheapest_is_taken(study_of):
 
 def test_the_smallest_sufficient_rank_answers_a_rank_ablation_with_a_margin(study_of):
     study = study_of({"r2": (2.0, 1, 1), "r4": (1.01, 1.5, 2), "r8": (1.0, 2, 3)}, kind="rank_ablation")
-    analysis = analyse(study, question=Question(margin=0.1))
+    analysis = analyse(study, criterion=Criterion(margin=0.1))
     assert analysis.smallest_sufficient is not None
     found = recommendation(analysis)
     assert found.arm == analysis.smallest_sufficient.name == "r4"
@@ -212,8 +210,8 @@ def test_the_smallest_sufficient_rank_answers_a_rank_ablation_with_a_margin(stud
 def changed_late(study, now, *, num_completed=6, at_first=BEFOREHAND):
     """The page of a study whose question became `now` when so many results were there."""
     later = StatedQuestion(question=now, stated_at="2026-01-03T13:00:00+00:00", num_completed=num_completed)
-    asked = replace(asked_of(study, now), late=set_late([at_first, later]))
-    analysis = analyse(study, question=asked)
+    asked = replace(criterion_of(study, now), late=set_late([at_first, later]))
+    analysis = analyse(study, criterion=asked)
     return analysis, lines(analysis, at_first, later)
 
 
@@ -263,8 +261,8 @@ def test_what_was_changed_before_any_result_or_back_again_limits_nothing(study_o
 def test_a_question_that_was_first_stated_with_results_at_hand_says_when(study_of):
     study = study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1)})
     late = replace(BEFOREHAND, num_completed=3)
-    asked = replace(asked_of(study, late.question), late=set_late([late]))
-    analysis = analyse(study, question=asked)
+    asked = replace(criterion_of(study, late.question), late=set_late([late]))
+    analysis = analyse(study, criterion=asked)
     page = lines(analysis, late)
     assert "Stated 2026-01-02 12:00 UTC, when 3 results were there already: held-out loss decides" in page[0]
     assert any(line.startswith("The margin was set on 2026-01-02 12:00 UTC, when 3 results") for line in page)
@@ -407,7 +405,7 @@ def test_a_metric_that_contradicts_the_primary_one_is_on_the_page(make_result):
         line for line in page if line.startswith("Exact match says otherwise: a 0.9, b 0.3 (a minus b: +0.6")
     )
     assert told.endswith("Held-out loss decides, as stated.")
-    by_match = lines(analyse(tuned_study(results), question=Question(primary_metric="exact_match")))
+    by_match = lines(analyse(tuned_study(results), criterion=Criterion(primary_metric="exact_match")))
     assert any(line.startswith("Held-out loss says otherwise: b 1, a 1.2") for line in by_match)
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from lorastudy.analysis.overview import Question, analyse
+from lorastudy.analysis.overview import Criterion, analyse
 from lorastudy.report.document import Heading, Paragraph, Table
 from lorastudy.report.figures.data import MAX_CURVES, curves_figure, study_figures
 from lorastudy.report.figures.interactive import vega_lite_specs
@@ -13,8 +13,8 @@ from lorastudy.report.figures.static import save_figure
 from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.frontier import frontier_blocks
 from lorastudy.report.sections.rates import rate_blocks
-from lorastudy.stats.curves import CurvePoint
 from lorastudy.stats.study import split_studies
+from lorastudy.stats.summary import CurvePoint
 from tuned import tuned_study
 
 
@@ -115,7 +115,7 @@ def test_one_rate_each_is_no_choice(rank_study):
 
 
 def test_the_forest_plot_has_the_comparisons_the_margin_and_the_words(rank_study):
-    analysis = analyse(tuned_study(rank_study), question=Question(margin=0.05))
+    analysis = analyse(tuned_study(rank_study), criterion=Criterion(margin=0.05))
     figure = pairs_figure(analysis)
     assert figure is not None
     assert figure.margin == 0.05

@@ -82,7 +82,7 @@ def test_as_good_is_tested_by_the_share_of_the_gain_over_guessing():
     (comparison,) = analysis.primary_comparisons
     assert comparison.no_worse_p == pytest.approx(float(expected.p_below(0.0)), rel=1e-9)
     assert comparison.margin == pytest.approx(0.1 * (frequencies.value - reference.mean()), rel=1e-9)
-    assert analysis.question.gain_over == "answer frequencies"
+    assert analysis.criterion.gain_over == "answer frequencies"
 
 
 def test_the_same_arms_would_be_recommended_if_nobody_had_guessed():
@@ -109,7 +109,7 @@ def test_recommend_says_the_same():
     results, items = labelled.results_of({1: same_word, 4: sharper})
     tracker = labelled.tracker_of(results, items, question=TENTH)
     (studied,) = read_report(tracker).studies
-    study, question = studied.analysis.study, studied.analysis.question
+    study, criterion = studied.analysis.study, studied.analysis.criterion
     candidates = {
         arm.name: Candidate(
             settings=arm.typed_settings, peak_bytes=1, terms_bytes={}, num_trainable_parameters=1
@@ -117,8 +117,8 @@ def test_recommend_says_the_same():
         for arm in study.arms
     }
     evidence = Evidence(
-        study=study, held_out="400 rows", candidates=candidates, question=question,
-        items=stored_items(tracker, study, metrics=question.metrics_by_item),
+        study=study, held_out="400 rows", candidates=candidates, criterion=criterion,
+        items=stored_items(tracker, study, metrics=criterion.metrics_by_item),
     )  # fmt: skip
     published = Candidate(settings=Settings(), peak_bytes=1, terms_bytes={}, num_trainable_parameters=1)
     found = recommend([evidence], [published], budget_bytes=10)

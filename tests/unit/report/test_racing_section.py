@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lorastudy.analysis.overview import Question, analyse
+from lorastudy.analysis.overview import Criterion, analyse
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.sections.racing import racing_blocks, steps_spent
 from lorastudy.report.write import write_report
@@ -78,15 +78,15 @@ def test_where_racing_left_one_arm_it_is_taken(make_rank_results):
 def test_a_rank_that_was_stopped_ends_the_sequence_of_margins(make_rank_results):
     """With a margin of 9 every rank is as good as the largest; the ones below a stopped rank are not tested."""
     results = make_rank_results(ranks=(1, 4, 8, 16))
-    whole = analyse(split_studies(results)[0], question=Question(margin=9.0))
+    whole = analyse(split_studies(results)[0], criterion=Criterion(margin=9.0))
     assert {c.arm for c in whole.primary_comparisons if c.no_worse} == {"r1", "r4", "r8"}
     raced = [stopped(r) if r.arm == "r4" else r for r in results]
-    analysis = analyse(split_studies(raced)[0], question=Question(margin=9.0))
+    analysis = analyse(split_studies(raced)[0], criterion=Criterion(margin=9.0))
     assert {c.arm for c in analysis.primary_comparisons if c.no_worse} == {"r8"}
     assert analysis.smallest_no_worse.name == "r8"
     # where the one next to the reference was stopped, nothing is tested, and the others do not become a family of their own
     next_to_it = [stopped(r) if r.arm == "r8" else r for r in results]
-    analysis = analyse(split_studies(next_to_it)[0], question=Question(margin=9.0))
+    analysis = analyse(split_studies(next_to_it)[0], criterion=Criterion(margin=9.0))
     assert not [c for c in analysis.primary_comparisons if c.no_worse]
 
 

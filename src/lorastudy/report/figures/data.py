@@ -20,7 +20,6 @@ from lorastudy.report.figures.figure import (
 from lorastudy.report.figures.pairs import pairs_figure
 from lorastudy.report.figures.style import DASHES, PALETTE
 from lorastudy.report.numbers import duration_unit, size_unit
-from lorastudy.stats.curves import CurvePoint
 from lorastudy.stats.rate_choice import compared_arms
 from lorastudy.stats.summary import (
     EXACT_MATCH,
@@ -28,6 +27,7 @@ from lorastudy.stats.summary import (
     FORGETTING_BEFORE,
     LOSS,
     ArmSummary,
+    CurvePoint,
     Metric,
     Spread,
 )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lorastudy.stats.curves import CurvePoint
+from lorastudy.stats.summary import CurvePoint
 
 Kind = Literal["ranks", "dots", "bars", "frontier", "parameters", "curves", "forgetting", "pairs"]
 

@@ -27,7 +27,7 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
     metric, reference = analysis.primary, analysis.reference.name
     title, unit = metric.title.lower(), f" ({metric.unit})" if metric.unit else ""
     worse_side = "right" if metric.lower_is_better else "left"
-    margin = analysis.question.margin
+    margin = analysis.criterion.margin
     band = "" if margin is None else f" Band: {_margin(analysis)}."
     untuned = ", or it holds at untuned rates only" if analysis.untuned else ""
     spread = (
@@ -51,9 +51,9 @@ def _margin(analysis: Analysis) -> str:
     """When the margin was set, and that a share is of what was measured."""
     was_set = margin_was_set(analysis)
     told = f"the margin {'that was ' if was_set.startswith('set') else ''}{was_set}"
-    if analysis.question.margin_share is None:
+    if analysis.criterion.margin_share is None:
         return told
-    comma = "," if "margin" in analysis.question.late_by_key else ""
+    comma = "," if "margin" in analysis.criterion.late_by_key else ""
     return f"{told}{comma} as a share of the gain, here of the measured one"
 
 

@@ -11,9 +11,9 @@ from lorastudy.report.findings.wording import (
     without_verdict,
 )
 from lorastudy.report.numbers import count, duration, percent_more, size
+from lorastudy.stats.rate_choice import best_of
 from lorastudy.stats.study import Arm
 from lorastudy.stats.summary import ArmSummary
-from lorastudy.stats.tuning import best_of
 
 QUESTION = "What do 4-bit and 8-bit training cost in accuracy, and what do they save?"
 

@@ -32,8 +32,8 @@ from lorastudy.report.numbers import (
 )
 from lorastudy.stats.comparison import leans
 from lorastudy.stats.ranks import SHARE_KEPT, RankReturns
+from lorastudy.stats.rate_choice import rates_of, tried_rates
 from lorastudy.stats.study import Arm
-from lorastudy.stats.tuning import rates_of, tried_rates
 
 _SHARE = percent(SHARE_KEPT, decimals=0)
 QUESTION = "How does LoRA rank affect accuracy and memory, and where are the diminishing returns?"
@@ -154,9 +154,9 @@ def _returns(analysis: Analysis) -> str:
     assert returns.kept_share is not None
     steps = _steps(returns)
     if returns.knee_comparison is None:
-        over = analysis.question.gain_over
+        over = analysis.criterion.gain_over
         gains = f" This gain is between ranks; the margin is a share of the gain over {over}."
-        two_gains = gains if analysis.question.margin_share is not None else ""
+        two_gains = gains if analysis.criterion.margin_share is not None else ""
         return f"{steps} {_largest_needed(returns)}{two_gains}{_where(returns)}"
     return (
         f"{steps} {_capital(_name(returns.knee))} is the smallest rank that kept at least {_SHARE} of the gain from "
@@ -167,7 +167,7 @@ def _returns(analysis: Analysis) -> str:
 
 def _told_sufficient(analysis: Analysis, returns: RankReturns) -> str:
     """That no smaller rank is shown to be sufficient, where the suite set a margin; one that is, is recommended."""
-    asked = analysis.question.margin is not None and analysis.smallest_sufficient is None
+    asked = analysis.criterion.margin is not None and analysis.smallest_sufficient is None
     return _sufficient(analysis, returns) if asked else ""
 
 
@@ -187,9 +187,9 @@ def _where(returns: RankReturns) -> str:
 def _sufficient(analysis: Analysis, returns: RankReturns) -> str:
     """The smallest rank shown to be as good as the largest within the margin, or why there is none."""
     largest = _name(returns.ladder[-1])
-    if analysis.question.margin_lost is not None:
-        return f"That a smaller rank is sufficient cannot be shown: {analysis.question.margin_lost}."
-    if analysis.question.margin is None:
+    if analysis.criterion.margin_lost is not None:
+        return f"That a smaller rank is sufficient cannot be shown: {analysis.criterion.margin_lost}."
+    if analysis.criterion.margin is None:
         return (
             "This is observed, not proven: that a smaller rank is sufficient can be shown only against a margin set "
             "before the run."

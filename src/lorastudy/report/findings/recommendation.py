@@ -18,9 +18,9 @@ from lorastudy.report.findings.wording import (
 from lorastudy.report.numbers import duration, names, number, size
 from lorastudy.report.row_lengths import on_which_rows
 from lorastudy.stats.comparison import Comparison
+from lorastudy.stats.rate_choice import tried_rates
 from lorastudy.stats.summary import run_seconds
 from lorastudy.stats.trivial import best_not_ahead
-from lorastudy.stats.tuning import tried_rates
 
 _MOST_NAMED = 3
 
@@ -139,7 +139,7 @@ def _than(analysis: Analysis) -> str:
 
 def _why_the_reference_meanwhile(analysis: Analysis, decision: Decision) -> str:
     """Who named it."""
-    named = analysis.question.reference
+    named = analysis.criterion.reference
     if named is not None and str(decision.arm).startswith(named):
         whose = "the suite's reference"
     else:

@@ -18,10 +18,11 @@ from lorastudy.report.numbers import (
     signed,
 )
 from lorastudy.stats.comparison import Comparison, MoreSeeds, leans
-from lorastudy.stats.significance import MIN_SEEDS, smallest_sign_flip_p
-from lorastudy.stats.splits import stored_split
+from lorastudy.stats.rate_choice import tried_rates
+from lorastudy.stats.study import stored_split
 from lorastudy.stats.summary import ArmSummary, Metric
-from lorastudy.stats.tuning import tried_rates
+from lorastudy.stats.verdicts import smallest_sign_flip_p
+from lorastudy.suite.question import MIN_SEEDS
 
 #: Said where arms other than the reference are compared: a verdict there would be one test more than was corrected for.
 NO_VERDICT = "(Differences outside the corrected comparisons with the reference, hence without verdicts.)"
@@ -127,7 +128,7 @@ def when_stated(stated_at: str, num_completed: int) -> str:
 
 def margin_was_set(analysis: Analysis) -> str:
     """`set before the run`, or that it was not: `as changed on 2026-01-02 12:00 UTC, when 6 results were there already`."""
-    late = analysis.question.late_by_key.get("margin")
+    late = analysis.criterion.late_by_key.get("margin")
     if late is None:
         return "set before the run"
     how = "set" if late.first is None else "as changed"
@@ -136,7 +137,7 @@ def margin_was_set(analysis: Analysis) -> str:
 
 def margin_words(analysis: Analysis) -> str:
     """`0.1 nats per token`, or `2 % of the reference's gain over the base model, 0.04 nats [...]`; `none` without one."""
-    return analysis.question.margin_words(analysis.primary.unit)
+    return analysis.criterion.margin_words(analysis.primary.unit)
 
 
 def rows_that_belong_together(comparisons: Sequence[Comparison]) -> str:

@@ -3,9 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lorastudy.lint.catalogue import RULES
-from lorastudy.lint.finding import LintFinding, Severity
-from lorastudy.lint.wording import arms_in_words
+from lorastudy.lint.finding import LintFinding, Severity, arms_in_words
+from lorastudy.lint.lint import RULES
 from lorastudy.report.document import Block, Bullets, Code, Heading, Paragraph, Strong, Text
 from lorastudy.report.numbers import listing
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
-from lorastudy.lint.finding import LintFinding
-from lorastudy.lint.wording import arms_in_words
+from lorastudy.lint.finding import LintFinding, arms_in_words
 from lorastudy.recommend.decision import decide, harmed_arms
 from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text
 from lorastudy.report.findings.catalogue import questions_of
@@ -98,7 +97,7 @@ def _question(analysis: Analysis, statements: Sequence[StatedQuestion]) -> str:
             "the reference, and without a margin no arm can be as good within it."
         )
     first, last = statements[0], statements[-1]
-    now = _decides(last.question, margin=margin_words(analysis), lost=analysis.question.margin_lost)
+    now = _decides(last.question, margin=margin_words(analysis), lost=analysis.criterion.margin_lost)
     beforehand = (
         "beforehand" if not first.num_completed else when_stated(first.stated_at, first.num_completed)
     )
@@ -150,7 +149,7 @@ def _limits(analysis: Analysis) -> Iterator[Text]:
 
 def _set_late(analysis: Analysis) -> Iterator[Text]:
     """What the verdicts go by and was set with results at hand. It comes first, for it is not seen in any number."""
-    for late in analysis.question.late_by_key.values():
+    for late in analysis.criterion.late_by_key.values():
         yield (told_late(late),)
 
 
@@ -231,7 +230,7 @@ def _choice_in_sample(analysis: Analysis) -> Iterator[Text]:
 def _stand_in(analysis: Analysis) -> Iterator[Text]:
     """That the reference is another arm than the design's."""
     missing = missing_reference(analysis.study)
-    if missing is not None and analysis.reference is not None and analysis.question.reference is None:
+    if missing is not None and analysis.reference is not None and analysis.criterion.reference is None:
         told = f"{analysis.reference.name} stands in for {missing.name}, the reference by design, of which no run completed."
         yield (told,)
 

@@ -16,9 +16,10 @@ from lorastudy.report.numbers import (
     percent,
     size_unit,
 )
-from lorastudy.stats.confidence_set import MIN_SEEDS_FOR_A_SET, TiedSet
+from lorastudy.stats.confidence_set import TiedSet
 from lorastudy.stats.frontier import Standing
-from lorastudy.stats.tuning import tried_rates
+from lorastudy.stats.rate_choice import tried_rates
+from lorastudy.suite.question import MIN_SEEDS
 
 
 def frontier_blocks(analysis: Analysis, *, figures: tuple[Figure, ...], level: int) -> list[Block]:
@@ -123,7 +124,7 @@ def _may_be_best(analysis: Analysis) -> Block:
     tied = analysis.tied
     if tied is None:
         text = (
-            f"No set: it takes at least {MIN_SEEDS_FOR_A_SET} seeds that all arms share, and differences that vary "
+            f"No set: it takes at least {MIN_SEEDS} seeds that all arms share, and differences that vary "
             "from seed to seed."
         )
         return Paragraph((text,))

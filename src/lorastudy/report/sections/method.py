@@ -26,8 +26,7 @@ from lorastudy.report.numbers import ABSENT, count, listing, names, number, perc
 from lorastudy.report.row_lengths import about_full_length
 from lorastudy.report.sections.overview import setting_values
 from lorastudy.stats.environments import EnvironmentGroup, environment_groups
-from lorastudy.stats.splits import reporting_split
-from lorastudy.stats.study import Study
+from lorastudy.stats.study import Study, reporting_split
 from lorastudy.stats.summary import METRICS, metric_versions
 from lorastudy.stats.verdicts import measured_errors
 

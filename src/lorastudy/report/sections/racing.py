@@ -6,8 +6,8 @@ from typing import Any
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.numbers import ABSENT, count, listing, percent
 from lorastudy.stats.racing import LEVEL, allowance_at, measured_races
-from lorastudy.stats.significance import MIN_SEEDS
 from lorastudy.stats.study import Arm, Study
+from lorastudy.suite.question import MIN_SEEDS
 from lorastudy.suite.racing import rung_name
 
 

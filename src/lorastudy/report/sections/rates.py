@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from lorastudy.analysis.overview import Analysis
 from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
 from lorastudy.report.numbers import ABSENT, listing, number, signed
-from lorastudy.stats.splits import reporting_split
-from lorastudy.stats.study import Arm, Study
+from lorastudy.stats.rate_choice import adjusted_means, best_of, best_rate_within, rates_of
+from lorastudy.stats.study import Arm, Study, reporting_split
 from lorastudy.stats.summary import Metric, scores_by_seed
-from lorastudy.stats.tuning import adjusted_means, best_of, best_rate_within, rates_of
 from lorastudy.suite.question import configuration_name
 
 _DECIMALS = 3

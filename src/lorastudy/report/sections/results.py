@@ -29,15 +29,9 @@ from lorastudy.report.numbers import (
     size_unit,
 )
 from lorastudy.stats.comparison import Comparison
+from lorastudy.stats.rate_choice import rates_of
 from lorastudy.stats.reference import missing_reference
-from lorastudy.stats.significance import (
-    MAX_SIGN_FLIP_SEEDS,
-    MIN_SEEDS,
-    MIN_SEEDS_ONE_SIDED,
-    smallest_sign_flip_p,
-)
-from lorastudy.stats.splits import reporting_split
-from lorastudy.stats.study import STUDIED_KEYS, Arm
+from lorastudy.stats.study import STUDIED_KEYS, Arm, reporting_split
 from lorastudy.stats.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -52,7 +46,8 @@ from lorastudy.stats.summary import (
     Spread,
 )
 from lorastudy.stats.trivial import PREDICTOR_NAMES, constant_answer, trivial_spreads
-from lorastudy.stats.tuning import rates_of
+from lorastudy.stats.verdicts import MAX_SIGN_FLIP_SEEDS, MIN_SEEDS_ONE_SIDED, smallest_sign_flip_p
+from lorastudy.suite.question import MIN_SEEDS
 from lorastudy.suite.targets import in_words
 
 _ABSENT_CELL = Cell(ABSENT)
@@ -117,7 +112,7 @@ def _about(analysis: Analysis) -> str:
 def _how_named(analysis: Analysis, reference: Arm) -> str:
     """How the reference came to be it: by the suite or the design, at which rate, or in the place of one that failed."""
     study = analysis.study
-    if analysis.question.reference is not None and reference.name.startswith(analysis.question.reference):
+    if analysis.criterion.reference is not None and reference.name.startswith(analysis.criterion.reference):
         return "named by the suite"
     designed, num_rates = missing_reference(study), len(rates_of(study, reference))
     named = (
@@ -148,16 +143,16 @@ def _rule(analysis: Analysis) -> str:
 
 def _margin_rule(analysis: Analysis) -> str:
     """What it takes to be as good, or that nothing can be."""
-    if analysis.question.margin_lost is not None:
+    if analysis.criterion.margin_lost is not None:
         return (
-            f" The suite's margin is a share of the gain, and {analysis.question.margin_lost}; so no arm can be called as good "
+            f" The suite's margin is a share of the gain, and {analysis.criterion.margin_lost}; so no arm can be called as good "
             "as the reference."
         )
-    if analysis.question.margin is None:
+    if analysis.criterion.margin is None:
         return " The suite names no margin, so no arm can be called as good as the reference."
     tested = (
         "the difference"
-        if analysis.question.margin_share is None
+        if analysis.criterion.margin_share is None
         else "the difference less that share of the gain, whose noise counts too,"
     )
     return (

@@ -1,5 +1,6 @@
 """Every rule finds its own suite and leaves the near miss alone."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +10,13 @@ from lorastudy.analysis.overview import analyse
 from lorastudy.data import splits
 from lorastudy.lint import evidence
 from lorastudy.lint.case import ArmFacts, after_reading, measured_case, planned_case
-from lorastudy.lint.catalogue import RULES
-from lorastudy.lint.evidence import NUM_SEEDS_FOR_A_VERDICT
-from lorastudy.lint.lint import blockers, invalidates, lint, untuned
+from lorastudy.lint.lint import RULES, invalidates, invalidations, lint, untuned
 from lorastudy.protocol.records import ArmProfile, DataSummary, RowsRead
-from lorastudy.stats import paired
-from lorastudy.stats.invalidation import Blocker
-from lorastudy.stats.study import split_studies
+from lorastudy.stats import verdicts
+from lorastudy.stats.study import Invalidation, split_studies
 from lorastudy.suite.expansion import expand
 from lorastudy.suite.loading import load_suite
+from lorastudy.suite.question import MIN_SEEDS
 from lorastudy.suite.settings import Settings
 
 SUITES = Path(__file__).parent / "suites"
@@ -441,7 +440,7 @@ def test_rows_that_the_steps_never_reach_are_counted_and_block_nothing(planned):
     (finding,) = [f for f in findings if f.code == "LS304"]
     assert (finding.severity, finding.arms) == ("note", ("a",))
     assert finding.found == "the steps reach 40 of 100 training rows"
-    assert blockers([finding]) == {}
+    assert invalidations([finding]) == {}
 
 
 def test_before_a_run_the_reference_is_the_one_that_the_suite_states(planned):
@@ -451,21 +450,21 @@ def test_before_a_run_the_reference_is_the_one_that_the_suite_states(planned):
     assert reference.name == "a"
 
 
-def test_six_seeds_as_the_verdicts_have_it():
-    assert NUM_SEEDS_FOR_A_VERDICT == paired.MIN_SEEDS
+def test_six_seeds_are_the_fewest_whose_exact_test_reaches_the_level():
+    assert math.ceil(1 + math.log2(1 / verdicts.ALPHA)) == MIN_SEEDS
 
 
 def test_what_blocks_a_verdict(case, planned):
     unequal = case("LS201.trigger")
     findings = lint(unequal)
     assert invalidates(findings)
-    assert blockers(findings) == {
-        f"small_{rate}": [Blocker(code="LS201", why="unequal effective batch, LS201")]
+    assert invalidations(findings) == {
+        f"small_{rate}": [Invalidation(code="LS201", why="unequal effective batch, LS201")]
         for rate in ("lr0.001", "lr0.003", "lr0.01")
     }
     warned = case("LS401.trigger")
     assert not invalidates(lint(warned))
-    assert blockers(lint(warned)) == {}
+    assert invalidations(lint(warned)) == {}
 
 
 def test_what_is_wrong_with_the_reference_is_wrong_with_every_comparison(case):

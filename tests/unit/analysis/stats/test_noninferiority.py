@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lorastudy.analysis.overview import Question, analyse
+from lorastudy.analysis.overview import Criterion, analyse
 from lorastudy.stats.items import ItemScores
 from lorastudy.stats.noninferiority import Losses, retention
 from lorastudy.stats.summary import LOSS, LOSS_BEFORE
@@ -38,8 +38,8 @@ def behind(make_result, gap, *, before=BASE):
     return tuned_study(results)
 
 
-def compared(study, **question):
-    (comparison,) = analyse(study, question=Question(**question)).primary_comparisons
+def compared(study, **criterion):
+    (comparison,) = analyse(study, criterion=Criterion(**criterion)).primary_comparisons
     return comparison
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lorastudy.analysis.overview import Question, analyse
+from lorastudy.analysis.overview import Criterion, analyse
 from lorastudy.recommend.decision import decide
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.findings.wording import told_verdicts
@@ -104,11 +104,11 @@ def diverging(make_result, *, num_seeds, diverged, gap=0.5, arm="b", tuned=True)
     return tuned_study(results) if tuned else split_studies(results)[0]
 
 
-NAMED = Question(reference="a")
+NAMED = Criterion(reference="a")
 
 
 def test_an_arm_that_diverged_on_one_of_eight_seeds_is_not_called_better(make_result):
-    analysis = analyse(diverging(make_result, num_seeds=8, diverged=1), question=NAMED)
+    analysis = analyse(diverging(make_result, num_seeds=8, diverged=1), criterion=NAMED)
     (comparison,) = analysis.primary_comparisons
     assert comparison.verdict == "cannot tell"
     assert comparison.reason == (
@@ -119,7 +119,7 @@ def test_an_arm_that_diverged_on_one_of_eight_seeds_is_not_called_better(make_re
 
 
 def test_with_nine_it_is_and_its_divergence_stands_beside_it(make_result):
-    analysis = analyse(diverging(make_result, num_seeds=9, diverged=1), question=NAMED)
+    analysis = analyse(diverging(make_result, num_seeds=9, diverged=1), criterion=NAMED)
     assert analysis.primary_comparisons[0].told == "b is better"
     rate = "diverged on 1 of 9 seeds (95 % interval 0.28 to 48 %)"
     assert f"b ({rate}) is better than a" in told_verdicts(analysis)
@@ -134,9 +134,9 @@ def test_where_nobody_named_a_reference_a_diverged_arm_is_not_the_best_either(ma
 
 
 def test_a_reference_that_diverged_is_beaten_there(make_result):
-    analysis = analyse(diverging(make_result, num_seeds=8, diverged=2, arm="a"), question=NAMED)
+    analysis = analyse(diverging(make_result, num_seeds=8, diverged=2, arm="a"), criterion=NAMED)
     assert analysis.primary_comparisons[0].told == "b is better"
-    worse = analyse(diverging(make_result, num_seeds=8, diverged=2, arm="a", gap=-0.5), question=NAMED)
+    worse = analyse(diverging(make_result, num_seeds=8, diverged=2, arm="a", gap=-0.5), criterion=NAMED)
     assert worse.primary_comparisons[0].verdict == "cannot tell"
 
 
@@ -161,8 +161,8 @@ def test_as_good_is_held_to_the_same_and_ends_the_steps_down(make_result):
             ]
         )  # fmt: skip
 
-    asked = Question(margin=0.05)
-    seven, eight = (analyse(ladder(n), question=asked) for n in (7, 8))
+    asked = Criterion(margin=0.05)
+    seven, eight = (analyse(ladder(n), criterion=asked) for n in (7, 8))
     assert [c.verdict for c in seven.primary_comparisons] == ["cannot tell", "cannot tell"]
     assert seven.comparison("r2").reason == "a larger rank that diverged ends the steps down"
     assert decide(seven).reason == "reference meanwhile"

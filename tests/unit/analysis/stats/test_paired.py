@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lorastudy.stats.comparison import leans
-from lorastudy.stats.paired import compare_with_reference
-from lorastudy.stats.significance import ALPHA
+from lorastudy.stats.comparison import compare_with_reference, leans
 from lorastudy.stats.study import split_studies
 from lorastudy.stats.summary import EXACT_MATCH, LOSS
+from lorastudy.stats.verdicts import ALPHA
 from lorastudy.store.views import ScoreValue
 
 

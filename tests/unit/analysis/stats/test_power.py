@@ -12,8 +12,8 @@ from lorastudy.stats.power import (
     power_of_no_worse,
     seeds_needed,
 )
-from lorastudy.stats.significance import ALPHA, NO_WORSE_ALPHA, sign_flip_p, sign_flip_p_below
 from lorastudy.stats.twoway import seeds_only, two_way
+from lorastudy.stats.verdicts import ALPHA, NO_WORSE_ALPHA, sign_flip_p, sign_flip_p_below
 
 SEEDS_ONLY = Noise(seeds=1.0, cells=0.0, items=0.0, num_items=None)
 

@@ -15,11 +15,10 @@ from lorastudy.stats.racing import (
     measured_races,
     p_behind,
 )
-from lorastudy.stats.significance import MIN_SEEDS
-from lorastudy.stats.tuning import best_if_on_edge
+from lorastudy.stats.rate_choice import best_if_on_edge
 from lorastudy.store.views import ScoreValue
-from lorastudy.suite.question import Margin
-from lorastudy.suite.racing import MIN_SEEDS_TO_STOP_A_CONFIGURATION, rung_split
+from lorastudy.suite.question import MIN_SEEDS, Margin
+from lorastudy.suite.racing import rung_split
 
 ITEMS = (0.5, -0.5)  # about an arm's loss, equal for all, so that they cancel
 
@@ -111,7 +110,7 @@ def test_the_best_rate_of_a_configuration_goes_on_while_no_verdict_could_call_it
     enough = losses(
         ahead=[1.0] * 6, slow=[1.5, 1.6, 1.7, 1.6, 1.5, 1.6], slower=[1.9, 1.8, 1.9, 1.8, 1.9, 1.8]
     )
-    assert len(enough["ahead"]) == MIN_SEEDS == MIN_SEEDS_TO_STOP_A_CONFIGURATION
+    assert len(enough["ahead"]) == MIN_SEEDS
     assert stopped(enough, num_arms=3, asked={"configurations": rates}).keys() == {"slow", "slower"}
 
 

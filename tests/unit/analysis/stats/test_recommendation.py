@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lorastudy.analysis.overview import Question
+from lorastudy.analysis.overview import Criterion
 from lorastudy.recommend.answer import Candidate, Evidence, recommend
 from lorastudy.report.findings.recommendation import because
 from lorastudy.report.findings.wording import more_seeds
 from lorastudy.stats.comparison import MoreSeeds
-from lorastudy.stats.invalidation import Blocker
+from lorastudy.stats.study import Invalidation
 from lorastudy.suite.settings import Settings
 
 NOISE = [0.001, -0.002, 0.003, -0.001, 0.002, -0.003]
@@ -42,7 +42,7 @@ def ranks(make_rank_study):
     def evidence(tuned=True, changes=None, **options):
         study = make_rank_study({1: losses(2.0), 4: losses(1.01), 16: losses(1.0)}, tuned=tuned)
         candidates = candidates_of(study, **(changes or {}))
-        values = {"held_out": "rows.jsonl", "candidates": candidates, "question": Question(margin=MARGIN)}
+        values = {"held_out": "rows.jsonl", "candidates": candidates, "criterion": Criterion(margin=MARGIN)}
         return Evidence(study=study, **(values | options))
 
     return evidence
@@ -66,7 +66,7 @@ def test_the_expectation_is_the_prediction_interval_of_one_more_seed(ranks):
 
 
 def test_without_a_margin_the_reference_stays_and_the_answer_says_why(ranks):
-    answer = recommend([ranks(question=Question())], [], budget_bytes=10_000)
+    answer = recommend([ranks(criterion=Criterion())], [], budget_bytes=10_000)
     assert answer.name == "r16"
     assert "no margin was set, so no smaller rank can be shown to be as good" in answer.open
     assert answer.is_recommended  # rank 16 is better than both
@@ -79,7 +79,7 @@ def test_what_cannot_be_told_names_the_seeds_that_would_decide(make_rank_study):
         study=study,
         held_out="rows.jsonl",
         candidates=candidates_of(study),
-        question=Question(margin=MARGIN),
+        criterion=Criterion(margin=MARGIN),
     )
     answer = recommend([evidence], [], budget_bytes=10_000)
     assert answer.name == "r16"
@@ -105,9 +105,9 @@ def test_an_arm_that_does_not_fit_is_no_reference_either(ranks):
 
 
 def test_blocked_verdicts_count_for_nothing(ranks):
-    blocked = {"r16": [Blocker(code="LS000", why="the rows differ")]}
+    blocked = {"r16": [Invalidation(code="LS000", why="the rows differ")]}
     answer = recommend(
-        [ranks(question=Question(margin=MARGIN, blockers=blocked))], [candidate()], budget_bytes=10_000
+        [ranks(criterion=Criterion(margin=MARGIN, invalidations=blocked))], [candidate()], budget_bytes=10_000
     )
     assert answer.grade == "literature only"
     assert "the rows differ" in answer.left_out[0]
@@ -139,7 +139,7 @@ def test_an_untuned_study_names_what_was_ahead_by_a_lower_grade_and_calls_nothin
 
 
 def test_without_a_margin_the_untuned_reference_was_ahead_and_is_not_better(ranks):
-    answer = recommend([ranks(tuned=False, question=Question())], [], budget_bytes=10_000)
+    answer = recommend([ranks(tuned=False, criterion=Criterion())], [], budget_bytes=10_000)
     assert answer.name == "r16"
     assert because(answer)[0].startswith(
         "at the one learning rate that was tried (0.0002) it is shown to be ahead of every other arm; r4 comes nearest"
@@ -190,7 +190,7 @@ def test_nothing_that_fits_is_no_recommendation(ranks):
 def test_nothing_is_ever_named_that_does_not_fit(make_rank_study):
     study = make_rank_study({1: losses(2.0), 4: losses(1.01), 16: losses(1.0)})
     one = Evidence(
-        study=study, held_out="rows", candidates=candidates_of(study), question=Question(margin=MARGIN)
+        study=study, held_out="rows", candidates=candidates_of(study), criterion=Criterion(margin=MARGIN)
     )
 
     @given(budget=st.integers(0, 3000), published=st.lists(st.integers(1, 3000), max_size=4))
@@ -219,7 +219,7 @@ def test_a_decided_study_comes_before_an_open_one_the_longer_training_first_and_
 
     noisy = make_rank_study({4: [1.1, 0.9, 1.05, 1.02], 16: [1.0, 1.0, 1.01, 0.97]})
     open_one = named(
-        Evidence(study=noisy, held_out="open", candidates=candidates_of(noisy), question=Question(margin=MARGIN)),
+        Evidence(study=noisy, held_out="open", candidates=candidates_of(noisy), criterion=Criterion(margin=MARGIN)),
         "open", 900,
     )  # fmt: skip
     short, long = named(ranks(), "short", 10), named(ranks(), "long", 100)

@@ -5,9 +5,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from lorastudy.stats.significance import (
+from lorastudy.stats.verdicts import (
     ALPHA,
-    MIN_SEEDS,
     MIN_SEEDS_ONE_SIDED,
     holm,
     rejects,
@@ -15,6 +14,7 @@ from lorastudy.stats.significance import (
     sign_flip_p_below,
     smallest_sign_flip_p,
 )
+from lorastudy.suite.question import MIN_SEEDS
 
 DIFFERENCES = ([0.1, 0.2, -0.05], [1.0, 2.0, 3.0, 4.0], [0.3, -0.3, 0.1, 0.0, 0.2])
 

@@ -24,13 +24,19 @@ from benchmarks.verdict_studies import (
     recorded_rows,
     true_noise,
 )
+from lorastudy.stats.comparison import compare_with_reference
 from lorastudy.stats.items import ItemScores
-from lorastudy.stats.paired import compare_with_reference
 from lorastudy.stats.power import Noise
-from lorastudy.stats.significance import sign_flip_p, sign_flip_p_below
 from lorastudy.stats.summary import LOSS
 from lorastudy.stats.twoway import two_way
-from lorastudy.stats.verdicts import Rules, differences_shown, measured_errors, no_worse_shown
+from lorastudy.stats.verdicts import (
+    Rules,
+    differences_shown,
+    measured_errors,
+    no_worse_shown,
+    sign_flip_p,
+    sign_flip_p_below,
+)
 
 PROMISES = ("coverage", "false_better", "false_as_good", "false_share", "power")
 SIX_SEEDS = Design(profile=PROFILES[0], num_seeds=6, num_items=50, num_arms=3)

@@ -4,10 +4,9 @@ import pytest
 
 from lorastudy.analysis.overview import analyse
 from lorastudy.stats.environments import obstacle
-from lorastudy.stats.splits import reporting_split, stored_split
-from lorastudy.stats.study import split_studies
+from lorastudy.stats.rate_choice import best_of
+from lorastudy.stats.study import reporting_split, split_studies, stored_split
 from lorastudy.stats.summary import EXACT_MATCH, LOSS, LOSS_BEFORE, scores_by_seed
-from lorastudy.stats.tuning import best_of
 from lorastudy.store.views import ScoreValue
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from lorastudy.stats.rate_choice import adjusted_means, best_of, learning_rates, rates_of
 from lorastudy.stats.reference import missing_reference, reference_arm
 from lorastudy.stats.study import confounds, differing_settings, shared_settings, split_studies
 from lorastudy.stats.summary import EXACT_MATCH, LOSS
-from lorastudy.stats.tuning import adjusted_means, best_of, learning_rates, rates_of
 from lorastudy.store.views import ScoreValue
 
 

@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 
 from lorastudy.analysis.overview import analyse
 from lorastudy.protocol.records import ArmProfile
-from lorastudy.stats.curves import bin_width, mean_curve
+from lorastudy.report.findings.modules import target_roles
 from lorastudy.stats.environments import comparable, environment_groups
 from lorastudy.stats.frontier import pareto_frontier
 from lorastudy.stats.study import split_studies
-from lorastudy.stats.summary import EXACT_MATCH, LOSS, Spread, StepNoise
-from lorastudy.stats.targets import target_roles
+from lorastudy.stats.summary import EXACT_MATCH, LOSS, Spread, StepNoise, bin_width, mean_curve
 from lorastudy.store.views import StepRow
 
 

@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lorastudy.analysis.overview import Question, analyse
+from lorastudy.analysis.overview import Criterion, analyse
 from lorastudy.protocol.records import PackProfile
-from lorastudy.stats.invalidation import Blocker
+from lorastudy.stats.comparison import compare_with_reference
 from lorastudy.stats.items import ItemScores
-from lorastudy.stats.paired import compare_with_reference
-from lorastudy.stats.significance import ALPHA
-from lorastudy.stats.study import split_studies
+from lorastudy.stats.study import Invalidation, split_studies
 from lorastudy.stats.summary import EXACT_MATCH, LOSS
-from lorastudy.stats.verdicts import WORDS, Rules, no_worse_shown, word
+from lorastudy.stats.verdicts import ALPHA, WORDS, Rules, no_worse_shown, word
 from lorastudy.store.views import ScoreValue
 
 NOISE = (0.0, 0.01, -0.01, 0.005, -0.005, 0.002)
@@ -182,7 +180,7 @@ def ladder(make_rank_study, gaps):
 
 def test_ranks_are_tested_from_the_largest_down(make_rank_study):
     # Rank 2 would pass on its own, but rank 4 above it does not.
-    analysis = analyse(ladder(make_rank_study, RANKS), question=Question(margin=0.05))
+    analysis = analyse(ladder(make_rank_study, RANKS), criterion=Criterion(margin=0.05))
     assert {c.arm: c.verdict for c in analysis.primary_comparisons} == {
         "r1": "better",
         "r2": "cannot tell",
@@ -196,10 +194,10 @@ def test_ranks_are_tested_from_the_largest_down(make_rank_study):
 
 
 def test_the_sequence_ends_at_a_blocked_rank(make_rank_study):
-    blockers = {"r8": [Blocker(code="L1", why="its learning rate was never varied")]}
-    question = Question(margin=0.05, blockers=blockers)
+    invalidations = {"r8": [Invalidation(code="L1", why="its learning rate was never varied")]}
+    criterion = Criterion(margin=0.05, invalidations=invalidations)
     gaps = {4: 0.0, 8: 0.01, 16: 0.0}
-    analysis = analyse(ladder(make_rank_study, gaps), question=question)
+    analysis = analyse(ladder(make_rank_study, gaps), criterion=criterion)
     assert analysis.comparison("r8").verdict == "invalid"
     assert analysis.comparison("r8").reason == "its learning rate was never varied"
     assert analysis.comparison("r4").verdict == "cannot tell"
@@ -208,7 +206,9 @@ def test_the_sequence_ends_at_a_blocked_rank(make_rank_study):
 
 def test_a_blocked_reference_blocks_every_comparison(make_study):
     study = make_study({"ref": REFERENCE, "a": behind_by(1.0)})
-    rules = Rules(blockers={"ref": [Blocker(code="L2", why="its best rate lies on the edge of its grid")]})
+    rules = Rules(
+        invalidations={"ref": [Invalidation(code="L2", why="its best rate lies on the edge of its grid")]}
+    )
     comparison = compare(study, rules=rules)
     assert (comparison.verdict, comparison.winner) == ("invalid", None)
     assert comparison.more is None
@@ -216,11 +216,11 @@ def test_a_blocked_reference_blocks_every_comparison(make_study):
 
 
 def test_a_suite_may_name_the_reference_and_the_ladder_ends_there(make_rank_study):
-    analysis = analyse(ladder(make_rank_study, RANKS), question=Question(reference="r8", margin=0.05))
+    analysis = analyse(ladder(make_rank_study, RANKS), criterion=Criterion(reference="r8", margin=0.05))
     assert analysis.reference.name == "r8"
     assert [arm.name for arm in analysis.returns.ladder] == ["r1", "r2", "r4", "r8"]
     assert (
-        analyse(ladder(make_rank_study, RANKS), question=Question(reference="gone")).reference.name == "r16"
+        analyse(ladder(make_rank_study, RANKS), criterion=Criterion(reference="gone")).reference.name == "r16"
     )
 
 
@@ -240,7 +240,7 @@ def test_the_verdict_may_be_about_another_metric(make_result):
     ]
     (study,) = split_studies(results)
     assert analyse(study).primary_comparisons[0].winner == "a"
-    by_match = analyse(study, question=Question(primary_metric="exact_match"))
+    by_match = analyse(study, criterion=Criterion(primary_metric="exact_match"))
     assert by_match.primary == EXACT_MATCH
     assert by_match.primary_comparisons[0].winner == "b"
 
