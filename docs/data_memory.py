@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lorastudy.report.document import Block, Cell, Column, Paragraph, Table
+from lorastudy.report.document import Block, Cell, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import ABSENT, count, duration, number, size
 
 RESULTS = Path("benchmarks") / "results" / "data-memory.json"
@@ -20,14 +20,14 @@ def data_memory_blocks(root: Path) -> list[Block]:
     # A file's versions in the order in which they were measured.
     rows = sorted(found["measured"], key=lambda row: (round(row["file_bytes"], -7), row["command"]))
     columns = (
-        Column("File", numeric=False),
-        Column("Rows", numeric=True),
-        Column("Command", numeric=False),
-        Column("Version", numeric=False),
-        Column("CPU time", numeric=True),
-        Column("Wall time", numeric=True),
-        Column("Largest process", numeric=True),
-        Column("Load before", numeric=True),
+        TableColumn("File", numeric=False),
+        TableColumn("Rows", numeric=True),
+        TableColumn("Command", numeric=False),
+        TableColumn("Version", numeric=False),
+        TableColumn("CPU time", numeric=True),
+        TableColumn("Wall time", numeric=True),
+        TableColumn("Largest process", numeric=True),
+        TableColumn("Load before", numeric=True),
     )
     where = (
         f"Measured on {found['device']}, {found['machine']['num_usable_cores']} cores. The wall time is that of a busy machine "

@@ -15,7 +15,7 @@ from typing import Any
 from measurements import analysis_of
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.report.document import Block, Cell, Column, Paragraph, Table
+from lorastudy.report.document import Block, Cell, Paragraph, Table, TableColumn
 from lorastudy.report.findings.recommendation import recommendation
 
 BEFORE = Path("benchmarks") / "results" / "example_verdicts_0.1.json"
@@ -74,7 +74,7 @@ def changed_blocks(analyses: Mapping[str, Analysis], root: Path) -> list[Block]:
     return [
         Paragraph((told,)),
         Table(
-            columns=tuple(Column(title, numeric=False) for title in columns),
+            columns=tuple(TableColumn(title, numeric=False) for title in columns),
             rows=tuple((*map(Cell, row), Cell(_WHY[row[1]])) for row in rows),
         ),
     ]

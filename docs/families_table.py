@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorastudy.report.document import Cell, Column, Table
+from lorastudy.report.document import Cell, Table, TableColumn
 from lorastudy.report.numbers import listing
 from lorastudy.suite.settings import TARGET_PRESETS
 from lorastudy.suite.targets import in_words
@@ -16,12 +16,12 @@ _REFUSED = "refused"
 
 def families_table(root: Path) -> Table:
     """One line for each family: for each preset the layers by role and the engine; the greatest error; what is left out."""
-    presets = tuple(Column(preset, numeric=False) for preset in TARGET_PRESETS)
+    presets = tuple(TableColumn(preset, numeric=False) for preset in TARGET_PRESETS)
     columns = (
-        Column("Family", numeric=False),
+        TableColumn("Family", numeric=False),
         *presets,
-        Column("Saved = scored, to (nats/token)"),
-        Column("Left out", numeric=False),
+        TableColumn("Saved = scored, to (nats/token)"),
+        TableColumn("Left out", numeric=False),
     )
     rows = tuple(_row(family, cells) for family, cells in _measured(root)["families"].items())
     return Table(columns=columns, rows=rows)

@@ -49,7 +49,7 @@ from lorastudy.cli.main import app
 from lorastudy.lint.lint import RULES
 from lorastudy.planning.packing import MAX_PACK_TOKENS
 from lorastudy.report.document import Block as Content
-from lorastudy.report.document import Cell, Column, Paragraph, Strong, Table
+from lorastudy.report.document import Cell, Paragraph, Strong, Table, TableColumn
 from lorastudy.report.figures.data import comparison_figure
 from lorastudy.report.figures.figure import Estimate, Figure, Panel
 from lorastudy.report.figures.static import save_figure
@@ -186,7 +186,7 @@ def _table_block(name: str, columns: Sequence["ColumnOf"]) -> "Block":
         built = [column(analysis) for column in columns]
         arms = [Cell(summary.arm.name) for summary in analysis.summaries]
         rows = tuple((arm, *cells) for arm, *cells in zip(arms, *(cells for _, cells in built), strict=True))
-        titles = (Column("Arm", numeric=False), *(Column(title) for title, _ in built))
+        titles = (TableColumn("Arm", numeric=False), *(TableColumn(title) for title, _ in built))
         return _markdown(Table(columns=titles, rows=rows))
 
     return block

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from scipy import special
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.report.document import Cell, Column, Table
+from lorastudy.report.document import Cell, Table, TableColumn
 from lorastudy.report.numbers import count, listing, mean_sd, number, signed
-from lorastudy.stats.study import Arm, Study
+from lorastudy.stats.study import Study, StudyArm
 from lorastudy.stats.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -73,13 +73,13 @@ class Paired:
         return f"{signed(self.mean, 3)} [{signed(low, 3)}, {signed(high, 3)}]"
 
 
-def difference(study: Study, one: Arm, other: Arm, *, metric: Metric = LOSS) -> Paired:
+def difference(study: Study, one: StudyArm, other: StudyArm, *, metric: Metric = LOSS) -> Paired:
     """One arm minus the other, for each seed that both completed."""
     ours, theirs = (scores_by_seed(arm, study, metric=metric) for arm in (one, other))
     return Paired(values=tuple(ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())))
 
 
-def configurations(study: Study) -> dict[str, Arm]:
+def configurations(study: Study) -> dict[str, StudyArm]:
     """The reported arms by their name without the rate that was chosen for them."""
     return {configuration_name(arm.name, _rate(arm)): arm for arm in study.reported_arms}
 
@@ -102,7 +102,7 @@ def capacity_table(analysis: Analysis) -> Table:
         )
         rows.append((Cell(name), *map(Cell, cells)))
     titles = ("Parameters", "Completion tokens", "Learning rate", "Test loss", "Exact match")
-    return Table(columns=(Column("Arm", numeric=False), *map(Column, titles)), rows=tuple(rows))
+    return Table(columns=(TableColumn("Arm", numeric=False), *map(TableColumn, titles)), rows=tuple(rows))
 
 
 def capacity_words(analysis: Analysis) -> str:
@@ -144,7 +144,7 @@ def modules_table(analysis: Analysis) -> Table:
         )  # fmt: skip
         rows.append((Cell(str(arm.settings["target_modules"])), *map(Cell, cells)))
     titles = ("Rank", "Parameters", "Learning rate", "Test loss", "Exact match", "Loss on old facts")
-    return Table(columns=(Column("Modules", numeric=False), *map(Column, titles)), rows=tuple(rows))
+    return Table(columns=(TableColumn("Modules", numeric=False), *map(TableColumn, titles)), rows=tuple(rows))
 
 
 def modules_words(analysis: Analysis) -> str:
@@ -170,7 +170,10 @@ def rates_table(analysis: Analysis) -> Table:
     for policy in _policies(study):
         best = [Paired(values=_best_rates(study, policy, rank=rank)) for rank in ranks]
         rows.append((Cell(_policy_name(policy)), *(Cell(f"{10**each.mean:.2g}") for each in best)))
-    columns = (Column("Alpha", numeric=False), *(Column(f"Best rate at rank {rank}") for rank in ranks))
+    columns = (
+        TableColumn("Alpha", numeric=False),
+        *(TableColumn(f"Best rate at rank {rank}") for rank in ranks),
+    )
     return Table(columns=columns, rows=tuple(rows))
 
 
@@ -247,7 +250,7 @@ def forgetting_table(analysis: Analysis) -> Table:
         cells = (f"{_rate(arm):g}", mean_sd(summary.score(LOSS), 3), mean_sd(summary.score(FORGETTING), 3))
         rows.append((Cell(str(arm.settings["lora_rank"])), *map(Cell, cells)))
     titles = ("Rank", "Learning rate", "Loss on new facts", "Loss on old facts")
-    return Table(columns=tuple(map(Column, titles)), rows=tuple(rows))
+    return Table(columns=tuple(map(TableColumn, titles)), rows=tuple(rows))
 
 
 def forgetting_words(analysis: Analysis) -> str:
@@ -269,7 +272,7 @@ def forgetting_words(analysis: Analysis) -> str:
     )
 
 
-def _step(study: Study, one: Arm, other: Arm, *, what: str) -> str:
+def _step(study: Study, one: StudyArm, other: StudyArm, *, what: str) -> str:
     gap = difference(study, one, other, metric=FORGETTING)
     return f"{gap} {what} (**{gap.outcome(ABOVE)}**)"
 
@@ -277,17 +280,17 @@ def _step(study: Study, one: Arm, other: Arm, *, what: str) -> str:
 # --- what an arm is ---------------------------------------------------------------------------------------
 
 
-def _rate(arm: Arm) -> float:
+def _rate(arm: StudyArm) -> float:
     return float(arm.settings["learning_rate"])
 
 
-def _parameters(arm: Arm) -> int:
+def _parameters(arm: StudyArm) -> int:
     profile = arm.completed[0].profile
     assert profile is not None
     return profile.num_trainable_parameters
 
 
-def _completion_tokens(arm: Arm) -> int:
+def _completion_tokens(arm: StudyArm) -> int:
     return next(data.num_completion_tokens for data in arm.completed[0].data if data.split == "train")
 
 

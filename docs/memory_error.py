@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorastudy.report.document import Cell, Column, Table
+from lorastudy.report.document import Cell, Table, TableColumn
 from lorastudy.report.numbers import percent
 
 PATTERN = "memory-error-*.json"
@@ -58,7 +58,7 @@ def error_table(root: Path) -> Table | None:
         "Adapters and optimizer",
         "Step",
     )
-    return Table(columns=tuple(Column(t, numeric=t not in titles[:3]) for t in titles), rows=tuple(rows))
+    return Table(columns=tuple(TableColumn(t, numeric=t not in titles[:3]) for t in titles), rows=tuple(rows))
 
 
 def _files(root: Path) -> list[Path]:

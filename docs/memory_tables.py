@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorastudy.report.document import Block, Bullets, Cell, Code, Column, Paragraph, Table, Text
+from lorastudy.report.document import Block, Bullets, Cell, Code, Paragraph, Table, TableColumn, Text
 from lorastudy.report.numbers import count, listing, size
 
 PREDICTED = Path("benchmarks") / "results" / "memory-predicted.json"
@@ -95,7 +95,12 @@ def _predicted(entry: dict[str, Any]) -> Row:
 
 
 def _rank_table(rows: Sequence[Row]) -> Table:
-    columns = (Column("LoRA rank"), Column("Training"), Column("Inference"), Column("", numeric=False))
+    columns = (
+        TableColumn("LoRA rank"),
+        TableColumn("Training"),
+        TableColumn("Inference"),
+        TableColumn("", numeric=False),
+    )
     return Table(
         columns=columns,
         rows=tuple(
@@ -114,8 +119,8 @@ def _precision_table(rows: Sequence[Row]) -> Table:
     models = list(dict.fromkeys(row.case["shape"] for row in rows))
     by_case = {(row.case["shape"], row.case["quantization"]): row for row in rows}
     columns = (
-        Column("Model size", numeric=False),
-        *(Column(f"Training in {name}") for name in _PRECISIONS.values()),
+        TableColumn("Model size", numeric=False),
+        *(TableColumn(f"Training in {name}") for name in _PRECISIONS.values()),
     )
     return Table(
         columns=columns,

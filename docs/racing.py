@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorastudy.report.document import Block, Cell, Column, Paragraph, Table
+from lorastudy.report.document import Block, Cell, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import count, listing, percent
 from lorastudy.suite.racing import MIN_SEEDS_TO_RACE, rung_name
 
@@ -56,7 +56,7 @@ def kept_table(root: Path) -> list[Block]:
         )
         for line in races(root)["kept"]
     )
-    titles = tuple(Column(title, numeric=title not in {"Runs", "Margin"}) for title in columns)
+    titles = tuple(TableColumn(title, numeric=title not in {"Runs", "Margin"}) for title in columns)
     return [Table(columns=titles, rows=rows)]
 
 
@@ -79,11 +79,11 @@ def tried_table(root: Path) -> list[Block]:
         for (runs, times, rungs, level), of_rungs in by_key.items()
     )
     titles = (
-        Column("Runs", numeric=False),
-        Column("Held-out rows"),
-        Column("Looks after", numeric=False),
-        Column("Level"),
-        *(Column(f"allowance {percent(allowance, decimals=0)}") for allowance in allowances),
+        TableColumn("Runs", numeric=False),
+        TableColumn("Held-out rows"),
+        TableColumn("Looks after", numeric=False),
+        TableColumn("Level"),
+        *(TableColumn(f"allowance {percent(allowance, decimals=0)}") for allowance in allowances),
     )
     return [Table(columns=titles, rows=rows)]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lorastudy.report.document import Block, Cell, Column, Paragraph, Table
+from lorastudy.report.document import Block, Cell, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import count, listing, percent
 
 RESULTS = Path("benchmarks") / "results" / "rate_search.json"
@@ -45,13 +45,13 @@ def ways_table(root: Path) -> list[Block]:
     found = _read(root)
     near = percent(found["near"], decimals=0)
     columns = (
-        Column("Grid", numeric=False),
-        Column("Way", numeric=False),
-        Column("Runs an arm"),
-        Column("Cells"),
-        Column("Regret, mean"),
-        Column("Regret, 95 of 100 cells below"),
-        Column(f"Regret at most {near}"),
+        TableColumn("Grid", numeric=False),
+        TableColumn("Way", numeric=False),
+        TableColumn("Runs an arm"),
+        TableColumn("Cells"),
+        TableColumn("Regret, mean"),
+        TableColumn("Regret, 95 of 100 cells below"),
+        TableColumn(f"Regret at most {near}"),
     )
     rows = tuple(
         (
@@ -82,13 +82,13 @@ def costs_table(root: Path) -> list[Block]:
     """Runs of a whole study, search and reports, against the full grid."""
     found = _read(root)
     columns = (
-        Column("Grid", numeric=False),
-        Column("Rule off by"),
-        Column("Full grid"),
-        Column("With this search"),
-        Column("Share"),
-        Column("With that of 0.1"),
-        Column("Share"),
+        TableColumn("Grid", numeric=False),
+        TableColumn("Rule off by"),
+        TableColumn("Full grid"),
+        TableColumn("With this search"),
+        TableColumn("Share"),
+        TableColumn("With that of 0.1"),
+        TableColumn("Share"),
     )
     rows = tuple(
         (
@@ -112,14 +112,14 @@ def costs_table(root: Path) -> list[Block]:
 def checks_table(root: Path) -> list[Block]:
     """The cells that were trained for real."""
     columns = (
-        Column("Grid", numeric=False),
-        Column("Rank"),
-        Column("Seed"),
-        Column("Rate found"),
-        Column("Loss between recorded rates"),
-        Column("Loss trained"),
-        Column("Regret between"),
-        Column("Regret trained"),
+        TableColumn("Grid", numeric=False),
+        TableColumn("Rank"),
+        TableColumn("Seed"),
+        TableColumn("Rate found"),
+        TableColumn("Loss between recorded rates"),
+        TableColumn("Loss trained"),
+        TableColumn("Regret between"),
+        TableColumn("Regret trained"),
     )
     rows = tuple(
         (

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lorastudy.report.document import Block, Cell, Column, Paragraph, Table
+from lorastudy.report.document import Block, Cell, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import count, number
 
 RESULTS = Path("benchmarks") / "results" / "seeds_per_pack.json"
@@ -39,5 +39,5 @@ def seeds_per_pack_blocks(root: Path) -> list[Block]:
     keys = ("run_steps_per_second", *_SECONDS)
     ratios = (Cell(number(apart[key] / together[key], 2)) for key in keys)
     rows.append((Cell("ratio"), Cell(""), *ratios))
-    columns = tuple(Column(title, numeric=title != "Packs of") for title in titles)
+    columns = tuple(TableColumn(title, numeric=title != "Packs of") for title in titles)
     return [Paragraph((told,)), Table(columns=columns, rows=tuple(rows))]

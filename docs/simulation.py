@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
-from lorastudy.report.document import Block, Cell, Column, Paragraph, Table
+from lorastudy.report.document import Block, Cell, Paragraph, Table, TableColumn
 from lorastudy.report.figures.style import BLUE, GREEN, GREY, ORANGE, VERMILLION
 from lorastudy.report.numbers import count, listing, number, percent
 
@@ -82,7 +82,7 @@ def claims_table(root: Path) -> list[Block]:
             )
         ),
         Table(
-            columns=tuple(Column(title, numeric=title == "Designs") for title in columns),
+            columns=tuple(TableColumn(title, numeric=title == "Designs") for title in columns),
             rows=tuple(
                 (Cell(aim), Cell(aimed_at), Cell(shown), Cell(str(len(designs)), len(designs)))
                 for aim, aimed_at, shown, designs in rows
@@ -101,8 +101,8 @@ def intervals_table(root: Path) -> list[Block]:
         Paragraph((f"{count(rows[0]['num_studies'])} studies of each design.",)),
         Table(
             columns=(
-                Column("Interval", numeric=False),
-                *(Column(profile.capitalize()) for profile in profiles),
+                TableColumn("Interval", numeric=False),
+                *(TableColumn(profile.capitalize()) for profile in profiles),
             ),
             rows=tuple(
                 (
@@ -129,8 +129,8 @@ def shares_table(root: Path) -> list[Block]:
     return [
         Table(
             columns=(
-                Column("Tested", numeric=False),
-                *(Column(f"{percent(share, decimals=0)} of the gain") for share in of_gain),
+                TableColumn("Tested", numeric=False),
+                *(TableColumn(f"{percent(share, decimals=0)} of the gain") for share in of_gain),
             ),
             rows=tuple(
                 (
@@ -157,7 +157,7 @@ def profiles_table(root: Path) -> list[Block]:
     columns = ("Profile", "seeds", "items", "cells")
     return [
         Table(
-            columns=tuple(Column(title, numeric=title != "Profile") for title in columns),
+            columns=tuple(TableColumn(title, numeric=title != "Profile") for title in columns),
             rows=tuple(
                 (
                     Cell(profile["name"].capitalize()),
@@ -174,7 +174,7 @@ def choice_table(root: Path) -> list[Block]:
     columns = ("Rate picked on", "Profile", "False “better”", "Chosen score below the truth, standard errors")
     return [
         Table(
-            columns=tuple(Column(title, numeric=index > 1) for index, title in enumerate(columns)),
+            columns=tuple(TableColumn(title, numeric=index > 1) for index, title in enumerate(columns)),
             rows=tuple(
                 (
                     Cell("the reported rows" if row["in_sample"] else "rows of its own"),
@@ -228,7 +228,7 @@ def noise_table(root: Path) -> list[Block]:
             )
         ),
         Table(
-            columns=tuple(Column(title, numeric=index > 0) for index, title in enumerate(columns)),
+            columns=tuple(TableColumn(title, numeric=index > 0) for index, title in enumerate(columns)),
             rows=tuple(_noise_row(kind, [row for row in rows if _kind(row) == kind]) for kind in kinds),
         ),
     ]
@@ -273,7 +273,7 @@ def noise_power_table(root: Path) -> list[Block]:
     ]
     return [
         Table(
-            columns=(Column("Found", numeric=False), *(Column(f"{size} seeds") for size in sizes)),
+            columns=(TableColumn("Found", numeric=False), *(TableColumn(f"{size} seeds") for size in sizes)),
             rows=tuple((Cell(name), *map(Cell, shares)) for name, shares in lines),
         )
     ]
@@ -292,7 +292,10 @@ def rules_table(root: Path) -> list[Block]:
             )
         ),
         Table(
-            columns=(Column("Rule", numeric=False), *(Column(kind[0].upper() + kind[1:]) for kind in kinds)),
+            columns=(
+                TableColumn("Rule", numeric=False),
+                *(TableColumn(kind[0].upper() + kind[1:]) for kind in kinds),
+            ),
             rows=tuple(
                 (
                     Cell(rule),

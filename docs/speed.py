@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorastudy.report.document import Block, Cell, Column, Table, paragraph
+from lorastudy.report.document import Block, Cell, Table, TableColumn, paragraph
 from lorastudy.report.numbers import (
     ABSENT,
     count,
@@ -104,14 +104,14 @@ def newest(root: Path) -> dict[str, list[Measured]]:
 def speed_table(root: Path) -> list[Block]:
     """For the reader: how many times as fast, how many tokens a second, which share of the peak."""
     columns = (
-        Column("What both sides train", numeric=False),
-        Column("Parameters"),
-        Column("Measured on", numeric=False),
-        Column("Training"),
-        Column("Whole process"),
-        Column("A warm step"),
-        Column("Tokens a second"),
-        Column("Of the matmul peak"),
+        TableColumn("What both sides train", numeric=False),
+        TableColumn("Parameters"),
+        TableColumn("Measured on", numeric=False),
+        TableColumn("Training"),
+        TableColumn("Whole process"),
+        TableColumn("A warm step"),
+        TableColumn("Tokens a second"),
+        TableColumn("Of the matmul peak"),
     )
     rows = []
     for asked, measured in _lines(root):
@@ -137,12 +137,12 @@ def speed_table(root: Path) -> list[Block]:
 def goal_table(root: Path) -> list[Block]:
     """For whoever works on it: what was hoped for, and whether it was reached."""
     columns = (
-        Column("What both sides train", numeric=False),
-        Column("Counts", numeric=False),
-        Column("Floor"),
-        Column("Goal"),
-        Column("Measured"),
-        Column("So", numeric=False),
+        TableColumn("What both sides train", numeric=False),
+        TableColumn("Counts", numeric=False),
+        TableColumn("Floor"),
+        TableColumn("Goal"),
+        TableColumn("Measured"),
+        TableColumn("So", numeric=False),
     )
     words = {"train_seconds": "training", "wall_seconds": "whole process", "step_seconds": "a warm step"}
     rows = [
@@ -175,13 +175,13 @@ def detail_table(root: Path) -> list[Block]:
     """Every side's own figures: medians with the smallest and the largest, and what no difference looks like."""
     quantities = {"train_seconds": "training", "wall_seconds": "whole process", "step_seconds": "a warm step"}
     columns = (
-        Column("Row", numeric=False),
-        Column("Side", numeric=False),
-        Column("Counts", numeric=False),
-        Column("Seconds"),
-        Column("Against ours"),
-        Column("Tokens a second"),
-        Column("Of the matmul peak"),
+        TableColumn("Row", numeric=False),
+        TableColumn("Side", numeric=False),
+        TableColumn("Counts", numeric=False),
+        TableColumn("Seconds"),
+        TableColumn("Against ours"),
+        TableColumn("Tokens a second"),
+        TableColumn("Of the matmul peak"),
     )
     rows = []
     for asked, measured in _lines(root):
@@ -209,12 +209,12 @@ def detail_table(root: Path) -> list[Block]:
 def quality_table(root: Path) -> list[Block]:
     """Whether both sides learnt the same."""
     columns = (
-        Column("Row", numeric=False),
-        Column("Compared", numeric=False),
-        Column("Largest relative difference"),
-        Column("Tolerance"),
-        Column("Held-out, after all steps"),
-        Column("From starts of their own"),
+        TableColumn("Row", numeric=False),
+        TableColumn("Compared", numeric=False),
+        TableColumn("Largest relative difference"),
+        TableColumn("Tolerance"),
+        TableColumn("Held-out, after all steps"),
+        TableColumn("From starts of their own"),
     )
     rows = []
     for asked, measured in _lines(root):
@@ -242,7 +242,7 @@ def _difference(value: float | None) -> Cell:
 def machine_table(root: Path) -> list[Block]:
     """The files, and what made them."""
     columns = tuple(
-        Column(title, numeric=False)
+        TableColumn(title, numeric=False)
         for title in ("File", "Device", "Processor", "Cores", "Memory", "Load before", "Versions", "Commit")
     )
     rows = []

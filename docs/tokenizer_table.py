@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lorastudy.report.document import Cell, Column, Table
+from lorastudy.report.document import Cell, Table, TableColumn
 
 
 def tokenizer_table(root: Path) -> Table:
@@ -11,7 +11,10 @@ def tokenizer_table(root: Path) -> Table:
     kept = json.loads((root / "docs" / "tokenizers.json").read_text(encoding="utf-8"))
     templates = list(next(iter(kept.values())))
     return Table(
-        columns=(Column("Chat template", numeric=False), *(Column(kind, numeric=False) for kind in kept)),
+        columns=(
+            TableColumn("Chat template", numeric=False),
+            *(TableColumn(kind, numeric=False) for kind in kept),
+        ),
         rows=tuple(
             (Cell(template), *(Cell(_told(kept[kind][template])) for kind in kept)) for template in templates
         ),

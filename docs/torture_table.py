@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lorastudy.report.document import Cell, Column, Table
+from lorastudy.report.document import Cell, Table, TableColumn
 from lorastudy.report.numbers import count, duration, listing
 
 _COLUMNS = (
-    Column("Fault", numeric=False),
-    Column("Injected"),
-    Column("What must hold", numeric=False),
-    Column("Violated"),
-    Column("What came of it", numeric=False),
+    TableColumn("Fault", numeric=False),
+    TableColumn("Injected"),
+    TableColumn("What must hold", numeric=False),
+    TableColumn("Violated"),
+    TableColumn("What came of it", numeric=False),
 )
 
 

@@ -25,7 +25,7 @@ from lorastudy.stats.comparison import Comparison, compare_with_reference, direc
 from lorastudy.stats.proportions import Share, difference, share_of, shares_against_the_best
 from lorastudy.stats.rate_choice import compared_arms, rates_of
 from lorastudy.stats.reference import is_reference_named, reference_arm
-from lorastudy.stats.study import Arm, Invalidation, Study, split_studies
+from lorastudy.stats.study import Invalidation, Study, StudyArm, split_studies
 from lorastudy.stats.summary import Metric, Spread, scores_by_seed
 from lorastudy.stats.verdicts import Rules
 from lorastudy.store.views import ExperimentResult, ImportedResult, ScoreValue
@@ -136,7 +136,7 @@ def analyse_imported(results: Sequence[ImportedResult], *, reference: str | None
 
 
 def _without_verdict(
-    compared: Sequence[Arm], blocked: Mapping[str, Sequence[Invalidation]]
+    compared: Sequence[StudyArm], blocked: Mapping[str, Sequence[Invalidation]]
 ) -> dict[str, str]:
     """Of the compared arms, those that the linter found unfair to compare, and those that diverged at their best rate."""
     why = {}
@@ -211,7 +211,7 @@ def _facts(results: Sequence[ImportedResult], study: Study) -> Mapping[str, ArmF
 
 
 def _arms(
-    results: Sequence[ImportedResult], study: Study, *, compared: Sequence[Arm], metric: Metric
+    results: Sequence[ImportedResult], study: Study, *, compared: Sequence[StudyArm], metric: Metric
 ) -> tuple[ImportedArm, ...]:
     by_id = {result.id: result for result in results}
     mine = {arm.name: tuple(by_id[result.experiment_id] for result in arm.results) for arm in compared}
@@ -254,7 +254,7 @@ def _share(group: Sequence[ImportedResult], metric: Metric) -> Share | None:
 
 
 def _comparisons(
-    study: Study, compared: Sequence[Arm], *, metric: Metric, reference: str, rules: Rules
+    study: Study, compared: Sequence[StudyArm], *, metric: Metric, reference: str, rules: Rules
 ) -> tuple[Comparison, ...]:
     named = reference_arm(study, named=reference, metric=metric)
     if named is None:
@@ -263,7 +263,7 @@ def _comparisons(
     return found if any(comparison.n > 1 for comparison in found) else ()
 
 
-def _against_best(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Mapping[str, AgainstBest]:
+def _against_best(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> Mapping[str, AgainstBest]:
     """Each arm that shares seeds with another, in cost; empty where no two do."""
     pairs, num_seeds = pairs_in_cost(study, arms, metric=metric, items={})
     paired = [arm.name for arm in arms if any(arm.name in pair for pair in pairs)]

@@ -25,7 +25,7 @@ from lorastudy.stats.preregistration import SetLate
 from lorastudy.stats.ranks import RankReturns, rank_ladder, rank_returns
 from lorastudy.stats.rate_choice import Choice, choices, compared_arms
 from lorastudy.stats.reference import is_reference_named, reference_arm
-from lorastudy.stats.study import Arm, Invalidation, Study, differing_settings
+from lorastudy.stats.study import Invalidation, Study, StudyArm, differing_settings
 from lorastudy.stats.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -99,7 +99,7 @@ class Analysis:
     primary: Metric
     """What verdicts are about."""
     summaries: tuple[ArmSummary, ...]
-    reference: Arm | None
+    reference: StudyArm | None
     choices: tuple[Choice, ...]
     """The learning rates that were picked for the comparisons."""
     comparisons: Mapping[tuple[str, str], tuple[Comparison, ...]]
@@ -163,7 +163,7 @@ class Analysis:
         return next((comparison for comparison in family if comparison.arm == name), None)
 
     def pairs(
-        self, arms: Sequence[Arm], *, reference: Arm, metric: Metric | None = None
+        self, arms: Sequence[StudyArm], *, reference: StudyArm, metric: Metric | None = None
     ) -> tuple[Comparison, ...]:
         """Arms against another one than the reference, on the primary metric by default: for intervals, not for verdicts."""
         return compare_with_reference(
@@ -176,7 +176,7 @@ class Analysis:
         return self.comparisons.get(self.primary.key, ())
 
     @property
-    def smallest_sufficient(self) -> Arm | None:
+    def smallest_sufficient(self) -> StudyArm | None:
         """The smallest rank shown to be as good as the reference within the margin, or better than it.
 
         None where that is shown of no rank, and where it is shown at untuned rates only.
@@ -186,7 +186,7 @@ class Analysis:
         return None if comparison is None or comparison.verdict == "untuned" else smallest
 
     @property
-    def smallest_no_worse(self) -> Arm | None:
+    def smallest_no_worse(self) -> StudyArm | None:
         """The same at the rates that were tried, whatever these were.
 
         By the fixed sequence; None where the sequence stopped at its first step or there was none.
@@ -267,7 +267,7 @@ def _linted(
 
 
 def pairs_in_cost(
-    study: Study, arms: Sequence[Arm], *, metric: Metric, items: ItemTable
+    study: Study, arms: Sequence[StudyArm], *, metric: Metric, items: ItemTable
 ) -> tuple[Mapping[tuple[str, str], TwoWay], int]:
     """What `against_the_best` takes: the difference in cost of each pair that can be compared, and how many seeds there are."""
     pairs = {}
@@ -293,9 +293,9 @@ def _metrics_with_rules(
 
 def _compared(
     study: Study,
-    arms: Sequence[Arm],
+    arms: Sequence[StudyArm],
     *,
-    reference: Arm | None,
+    reference: StudyArm | None,
     metric: Metric,
     items: ItemTable | None,
     rules: Rules,
@@ -308,14 +308,14 @@ def _compared(
     return judged_by_outcomes(study, found, rules=rules)
 
 
-def _ladder(study: Study, reference: Arm | None, *, metric: Metric) -> tuple[Arm, ...]:
+def _ladder(study: Study, reference: StudyArm | None, *, metric: Metric) -> tuple[StudyArm, ...]:
     """The ranks up to the reference's; empty for another experiment type."""
     if reference is None or study.experiment_type != "rank_ablation":
         return ()
     return rank_ladder(study, reference, metric=metric)
 
 
-def _steps_down(study: Study, ladder: Sequence[Arm]) -> tuple[str, ...]:
+def _steps_down(study: Study, ladder: Sequence[StudyArm]) -> tuple[str, ...]:
     """The ranks below the reference, the largest first. One that racing stopped stands among them: the sequence ends there."""
     if not ladder:
         return ()
@@ -323,7 +323,7 @@ def _steps_down(study: Study, ladder: Sequence[Arm]) -> tuple[str, ...]:
     stopped = {
         arm.settings["lora_rank"]: arm
         for arm in study.arms
-        if arm.was_outraced
+        if arm.was_pruned
         and arm.settings["lora_rank"] not in has_rank
         and arm.settings["lora_rank"] < reference.settings["lora_rank"]
         and set(differing_settings([reference, arm])) <= {"lora_rank", "lora_alpha", "learning_rate"}
@@ -332,7 +332,7 @@ def _steps_down(study: Study, ladder: Sequence[Arm]) -> tuple[str, ...]:
     return tuple(below[rank].name for rank in sorted(below, reverse=True))
 
 
-def _costs_by_seed(study: Study, arms: Sequence[Arm], *, metric: Metric) -> dict[str, list[float]]:
+def _costs_by_seed(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> dict[str, list[float]]:
     """Each scored arm's cost on the seeds that all of them share, in order of seed; low is good."""
     shared = _shared_seeds(study, arms, metric=metric)
     sign = 1 if metric.lower_is_better else -1
@@ -340,7 +340,7 @@ def _costs_by_seed(study: Study, arms: Sequence[Arm], *, metric: Metric) -> dict
     return {name: [sign * by_seed[seed] for seed in shared] for name, by_seed in scores.items() if by_seed}
 
 
-def _shared_seeds(study: Study, arms: Sequence[Arm], *, metric: Metric) -> list[int]:
+def _shared_seeds(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> list[int]:
     """The seeds that all scored arms share."""
     scored = [by_seed for arm in arms if (by_seed := scores_by_seed(arm, study, metric=metric))]
     return sorted(set.intersection(*map(set, scored))) if scored else []
@@ -363,7 +363,7 @@ def _standings(study: Study, compared: Sequence[ArmSummary], *, primary: Metric)
     )
 
 
-def _memory_by_seed(arm: Arm, seeds: Sequence[int]) -> list[float]:
+def _memory_by_seed(arm: StudyArm, seeds: Sequence[int]) -> list[float]:
     """Peak bytes of the arm alone on these seeds; nothing where one of them was not measured."""
     measured = {run.seed: run.profile.peak_memory_bytes for run in arm.completed if run.profile is not None}
     peaks = [measured.get(seed) for seed in seeds]

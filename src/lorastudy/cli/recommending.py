@@ -25,7 +25,7 @@ from lorastudy.planning.shapes import ModelShape, config_folder
 from lorastudy.planning.suite_facts import num_completion_tokens
 from lorastudy.recommend.answer import Candidate, Evidence
 from lorastudy.stats.items import stored_items
-from lorastudy.stats.study import Arm, Study, differing_settings, reporting_split, split_studies
+from lorastudy.stats.study import Study, StudyArm, differing_settings, reporting_split, split_studies
 from lorastudy.stats.summary import summarise_arm
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment, Sources
@@ -189,7 +189,7 @@ def silent_suites(tracker: ExperimentTracker, asked: Asked) -> tuple[str, ...]:
 
 def _by_subject(study: Study) -> Iterator[Study]:
     """The study's arms, cut into those on one base model and one data set each; of subjects with a completed arm."""
-    by_subject: dict[tuple[object, object], list[Arm]] = {}
+    by_subject: dict[tuple[object, object], list[StudyArm]] = {}
     for arm in study.arms:
         sources = (arm.completed or arm.results)[-1].sources
         by_subject.setdefault((sources.get("base_model"), sources.get("dataset")), []).append(arm)
@@ -301,7 +301,7 @@ _APART: Mapping[str, str] = {
 
 
 def _asked_settings(
-    arm: Arm, asked: Asked, *, change: frozenset[str], other_data: bool = False
+    arm: StudyArm, asked: Asked, *, change: frozenset[str], other_data: bool = False
 ) -> Settings | None:
     """The arm's settings on the model that was asked about, changed; None where the change is none.
 
@@ -338,7 +338,7 @@ def _rate_ratio(measured: str, wanted: str) -> float:
     return float((small / large) ** power)
 
 
-def _with_time(candidate: Candidate, arm: Arm, *, study: Study, as_measured: bool) -> Candidate:
+def _with_time(candidate: Candidate, arm: StudyArm, *, study: Study, as_measured: bool) -> Candidate:
     """With the measured time where the layout is the measured one."""
     num_steps = arm.completed[-1].num_steps
     same_layout = all(

@@ -125,9 +125,7 @@ def _say_that_the_file_is_needed(suite_name: str, *, is_asked_for: bool) -> None
 
 def _is_open(results: "Sequence[ExperimentResult]", asked: "Question") -> bool:
     """Whether something is left to run: what racing stopped is, once the suite does not race any more."""
-    return any(
-        result.status != "completed" and not (result.was_outraced and asked.rungs) for result in results
-    )
+    return any(result.status != "completed" and not (result.was_pruned and asked.rungs) for result in results)
 
 
 def _has_rounds_left(suite: "Suite", tracker: "ExperimentTracker") -> bool:

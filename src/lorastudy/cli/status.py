@@ -33,4 +33,4 @@ def status(database: Database = DATABASE) -> None:
 
 
 def _standing(result: "ExperimentResult") -> str:
-    return "stopped by racing" if result.was_outraced else result.status
+    return "stopped by racing" if result.was_pruned else result.status

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from lorastudy.protocol.records import RowsRead
 from lorastudy.stats.reference import asked_reference, missing_reference, reference_arm
-from lorastudy.stats.study import Arm, Study, differing_settings, split_studies
+from lorastudy.stats.study import Study, StudyArm, differing_settings, split_studies
 from lorastudy.stats.summary import LOSS, METRICS, Metric
 from lorastudy.stats.trivial import AgainstTrivial
 from lorastudy.store.views import ExperimentResult
@@ -74,27 +74,27 @@ class Case:
     """The reference that the suite states; by default, and where no run of it completed, the design names it."""
 
     @property
-    def arms(self) -> tuple[Arm, ...]:
+    def arms(self) -> tuple[StudyArm, ...]:
         """The study's arms, without those at a rate that was tried and not chosen."""
         return self.study.reported_arms
 
     @cached_property
-    def reference(self) -> Arm | None:
+    def reference(self) -> StudyArm | None:
         """The arm that the others will be, or are, compared with."""
         if not self.study.completed:
             return asked_reference(self.study, named=self.named_reference)
         found = reference_arm(self.study, named=self.named_reference, metric=self.metric)
         return found or missing_reference(self.study)
 
-    def facts_of(self, arm: Arm) -> ArmFacts:
+    def facts_of(self, arm: StudyArm) -> ArmFacts:
         """What is known of the arm; nothing, where nothing was told."""
         return self.facts.get(arm.name, ArmFacts())
 
-    def others(self) -> tuple[Arm, ...]:
+    def others(self) -> tuple[StudyArm, ...]:
         """All arms but the reference."""
         return tuple(arm for arm in self.arms if arm is not self.reference)
 
-    def apart(self, arm: Arm) -> frozenset[str]:
+    def apart(self, arm: StudyArm) -> frozenset[str]:
         """Settings in which the arm differs from the reference."""
         assert self.reference is not None
         return frozenset(differing_settings([self.reference, arm]))
@@ -155,12 +155,12 @@ def measured_case(
     )
 
 
-def names(arms: Sequence[Arm]) -> tuple[str, ...]:
+def names(arms: Sequence[StudyArm]) -> tuple[str, ...]:
     """What the arms are called."""
     return tuple(arm.name for arm in arms)
 
 
-def seeds_of(arm: Arm, study: Study) -> frozenset[int]:
+def seeds_of(arm: StudyArm, study: Study) -> frozenset[int]:
     """The seeds that count: the completed ones once anything of the study has completed, before that the planned."""
     results = [run for run in study.reporting_runs(arm) if run.status == "completed" or not study.completed]
     return frozenset(result.seed for result in results)
@@ -170,7 +170,7 @@ def seeds_of(arm: Arm, study: Study) -> frozenset[int]:
 _COPIES = ("num_leaked_rows", "num_known_prompts", "num_near_copies", "num_compared_rows", "split_by")
 
 
-def _measured(arm: Arm) -> ArmFacts:
+def _measured(arm: StudyArm) -> ArmFacts:
     results = arm.completed
     profile = next((result.profile for result in results if result.profile is not None), None)
     data = {summary.split: summary for result in results for summary in result.data}

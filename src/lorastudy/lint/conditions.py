@@ -11,11 +11,11 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from lorastudy.lint.case import Case, names
 from lorastudy.lint.finding import Breach, Rule, Severity
 from lorastudy.stats.environments import scored_rows
-from lorastudy.stats.study import STUDIED_KEYS, Arm, confounds
+from lorastudy.stats.study import STUDIED_KEYS, StudyArm, confounds
 from lorastudy.suite.experiment import canonical_json
 from lorastudy.suite.settings import LAYOUT_KEYS
 
-ValueOf = Callable[[Arm], Hashable]
+ValueOf = Callable[[StudyArm], Hashable]
 
 _BATCH_KEYS = frozenset({"per_device_train_batch_size", "gradient_accumulation_steps"})
 _LENGTH_KEYS = frozenset({"num_train_epochs", "max_steps"})
@@ -30,24 +30,24 @@ _SCORED_KEYS = frozenset(
 LARGE_BATCH = 32
 
 
-def _effective_batch_of(arm: Arm) -> float | None:
+def _effective_batch_of(arm: StudyArm) -> float | None:
     micro, steps = (
         arm.settings.get(key) for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
     )
     return None if micro is None else float(micro) * float(steps or 1)
 
 
-def _micro_batch_of(arm: Arm) -> int | None:
+def _micro_batch_of(arm: StudyArm) -> int | None:
     return arm.settings.get("per_device_train_batch_size")
 
 
-def _length_of(arm: Arm) -> str:
+def _length_of(arm: StudyArm) -> str:
     steps, epochs = arm.settings.get("max_steps"), arm.settings.get("num_train_epochs")
     number, unit = (epochs or 1.0, "epoch") if steps is None else (steps, "step")
     return f"{number:g} {unit}" if number == 1 else f"{number:g} {unit}s"
 
 
-def _data_of(arm: Arm) -> str:
+def _data_of(arm: StudyArm) -> str:
     sources = arm.results[0].sources
     values = [arm.settings.get(key) for key in ("data_seed", "max_train_samples")]
     return canonical_json([*values, sources.get("dataset")])
@@ -87,7 +87,7 @@ def _row_length(case: Case) -> Iterator[Breach]:
     yield from _told(case, apart, value_of=_row_length_of, found=found, severity="invalidates")
 
 
-def _row_length_of(arm: Arm) -> int | None:
+def _row_length_of(arm: StudyArm) -> int | None:
     return arm.settings.get("max_seq_length")
 
 
@@ -106,7 +106,7 @@ def _scored_rows(case: Case) -> Iterator[Breach]:
     yield from _told(case, apart, value_of=_scored_on, found=found, severity="invalidates")
 
 
-def _scored_on(arm: Arm) -> Hashable:
+def _scored_on(arm: StudyArm) -> Hashable:
     """The rows but for their length, which has a rule of its own."""
     return scored_rows(arm.results[0], leaving_out="max_seq_length")
 
@@ -145,7 +145,7 @@ def _confounded(case: Case, *, value_of: ValueOf, keys: frozenset[str], what: st
 
 
 def _told(
-    case: Case, apart: Sequence[Arm], *, value_of: ValueOf, found: str, severity: Severity
+    case: Case, apart: Sequence[StudyArm], *, value_of: ValueOf, found: str, severity: Severity
 ) -> Iterator[Breach]:
     """The breach of these arms, if there are any; `{}` in its words is their value, then the reference's."""
     if apart and case.reference is not None:
@@ -153,13 +153,13 @@ def _told(
         yield Breach(arms=names(apart), found=told, severity=severity)
 
 
-def _other_than_reference(case: Case, value_of: ValueOf) -> list[Arm]:
+def _other_than_reference(case: Case, value_of: ValueOf) -> list[StudyArm]:
     """Arms whose value is not the reference's."""
     reference = case.reference
     return [arm for arm in case.others() if reference and value_of(arm) != value_of(reference)]
 
 
-def _confounded_arms(case: Case, *, value_of: ValueOf, keys: frozenset[str]) -> list[Arm]:
+def _confounded_arms(case: Case, *, value_of: ValueOf, keys: frozenset[str]) -> list[StudyArm]:
     """Those of them that differ in more than these keys and the learning rate."""
     others = _other_than_reference(case, value_of)
     return [arm for arm in others if not case.apart(arm) <= keys | {"learning_rate"}]
@@ -179,7 +179,7 @@ def _gravity(case: Case, *, keys: frozenset[str]) -> Severity:
     return "warning" if all(rest == rests[0] for rest in rests) else "invalidates"
 
 
-def _listed(arms: Sequence[Arm], value_of: ValueOf) -> str:
+def _listed(arms: Sequence[StudyArm], value_of: ValueOf) -> str:
     return ", ".join(dict.fromkeys(_written(value_of(arm)) for arm in arms))
 
 

@@ -8,7 +8,7 @@ from lorastudy.lint.case import Case, names, reporting_rows, seeds_of
 from lorastudy.lint.finding import Breach, Rule, Severity, sample_in_words
 from lorastudy.protocol.records import DataSummary, RowsRead
 from lorastudy.stats.environments import same_environment
-from lorastudy.stats.study import Arm
+from lorastudy.stats.study import StudyArm
 from lorastudy.stats.summary import EXACT_MATCH, METRICS, metric_versions
 from lorastudy.suite.question import MIN_SEEDS
 
@@ -96,7 +96,7 @@ def _leaks(case: Case) -> list[tuple[int, int]]:
     return [leak for leak in found if leak is not None and leak[0] > 0]
 
 
-def _leak_of(case: Case, arm: Arm) -> tuple[int, int] | None:
+def _leak_of(case: Case, arm: StudyArm) -> tuple[int, int] | None:
     facts = case.facts_of(arm)
     if facts.num_leaked_rows is None or facts.num_test_rows is None:
         return None
@@ -105,7 +105,7 @@ def _leak_of(case: Case, arm: Arm) -> tuple[int, int] | None:
 
 def _known_prompts(case: Case) -> Iterator[Breach]:
     """Rows whose content is trained on as well are told by `_leaked_items`."""
-    by_found: dict[tuple[str, Severity], list[Arm]] = {}
+    by_found: dict[tuple[str, Severity], list[StudyArm]] = {}
     for arm in case.arms:
         facts = case.facts_of(arm)
         rows, known = facts.num_test_rows, facts.num_known_prompts or 0
@@ -127,7 +127,7 @@ def _known_prompts(case: Case) -> Iterator[Breach]:
 
 
 def _few_rows(case: Case) -> Iterator[Breach]:
-    by_number: dict[int, list[Arm]] = {}
+    by_number: dict[int, list[StudyArm]] = {}
     for arm in case.arms:
         num_rows = _num_scored_rows(case, arm)
         if num_rows is not None and num_rows < NUM_ROWS_FOR_A_QUARTER:
@@ -147,7 +147,7 @@ def _few_rows(case: Case) -> Iterator[Breach]:
         yield Breach(arms=names(arms), found=told, severity="warning" if num_rows < enough else "note")
 
 
-def _num_scored_rows(case: Case, arm: Arm) -> int | None:
+def _num_scored_rows(case: Case, arm: StudyArm) -> int | None:
     """Rows that the primary metric is measured on; exact match answers only so many of them."""
     num_rows = case.facts_of(arm).num_test_rows
     if num_rows is None or case.metric != EXACT_MATCH:
@@ -157,7 +157,7 @@ def _num_scored_rows(case: Case, arm: Arm) -> int | None:
 
 def _rows_cut(case: Case) -> Iterator[Breach]:
     """By how the rows of any split fare; the gravest split gives the severity."""
-    by_rows: dict[tuple[RowsRead, ...], list[Arm]] = {}
+    by_rows: dict[tuple[RowsRead, ...], list[StudyArm]] = {}
     for arm in case.arms:
         by_rows.setdefault(case.facts_of(arm).rows, []).append(arm)
     for rows, arms in by_rows.items():
@@ -180,7 +180,7 @@ def _rows_cut(case: Case) -> Iterator[Breach]:
 
 def _long_answers(case: Case) -> Iterator[Breach]:
     """By the rows that report; no verdict on exact match where none of their answers could ever match."""
-    by_counts: dict[tuple[int, int, int], list[Arm]] = {}
+    by_counts: dict[tuple[int, int, int], list[StudyArm]] = {}
     for arm in case.arms:
         read = reporting_rows(case.facts_of(arm).rows)
         summary = None if read is None else read.summary
@@ -246,7 +246,7 @@ def _tokenizers(case: Case) -> Iterator[Breach]:
         )
 
 
-def _tokenizer_of(case: Case, arm: Arm) -> str:
+def _tokenizer_of(case: Case, arm: StudyArm) -> str:
     """The tokenizer by content where known; else the base model stands for it."""
     known = case.facts_of(arm).tokenizer
     if known is not None:

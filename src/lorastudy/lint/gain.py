@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lorastudy.lint.case import Case, names
 from lorastudy.lint.finding import Breach, Rule
-from lorastudy.stats.study import Arm, stored_split
+from lorastudy.stats.study import StudyArm, stored_split
 from lorastudy.stats.summary import EXACT_MATCH, LOSS, LOSS_BEFORE, SAME_ANSWER, are_equal, scores_by_seed
 from lorastudy.stats.trivial import best_not_ahead
 
@@ -23,7 +23,7 @@ def _hardly_learnt(case: Case) -> Iterator[Breach]:
     yield Breach(arms=names(arms), found=why, severity="warning")
 
 
-def _little(case: Case, arm: Arm) -> str:
+def _little(case: Case, arm: StudyArm) -> str:
     """Why the arm's gain over the base model is as good as none; empty where it is not, or was not measured."""
     gains, base = _gains(case, arm), _base_loss(case, arm)
     if not gains or base is None:
@@ -85,14 +85,14 @@ def _margin_above_loss(case: Case) -> Iterator[Breach]:
         )
 
 
-def _gains(case: Case, arm: Arm) -> list[float]:
+def _gains(case: Case, arm: StudyArm) -> list[float]:
     """What the arm took off the base model's held-out loss, by seed."""
     before = scores_by_seed(arm, case.study, metric=LOSS_BEFORE)
     after = scores_by_seed(arm, case.study, metric=LOSS)
     return [before[seed] - after[seed] for seed in sorted(before.keys() & after.keys())]
 
 
-def _base_loss(case: Case, arm: Arm) -> float | None:
+def _base_loss(case: Case, arm: StudyArm) -> float | None:
     before = scores_by_seed(arm, case.study, metric=LOSS_BEFORE)
     return statistics.fmean(before.values()) if before else None
 
@@ -115,7 +115,7 @@ def _no_better_than_guessing(case: Case) -> Iterator[Breach]:
 
 
 def _one_answer(case: Case) -> Iterator[Breach]:
-    by_rows: dict[int, list[Arm]] = {}
+    by_rows: dict[int, list[StudyArm]] = {}
     for arm in case.arms:
         num_rows = _rows_answered_alike(case, arm)
         if num_rows is not None:
@@ -128,7 +128,7 @@ def _one_answer(case: Case) -> Iterator[Breach]:
         )
 
 
-def _rows_answered_alike(case: Case, arm: Arm) -> int | None:
+def _rows_answered_alike(case: Case, arm: StudyArm) -> int | None:
     """How many rows got one answer from each of the arm's seeds; None where they did not, or where all of it was right."""
     alike, right = (scores_by_seed(arm, case.study, metric=metric) for metric in (SAME_ANSWER, EXACT_MATCH))
     if not alike or set(alike.values()) != {1.0} or 1.0 in right.values():

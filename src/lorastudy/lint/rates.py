@@ -6,7 +6,7 @@ from lorastudy.lint.case import Case, names
 from lorastudy.lint.finding import Breach, Rule, Severity
 from lorastudy.lint.gain import equal_scores
 from lorastudy.stats.rate_choice import best_if_on_edge, configurations
-from lorastudy.stats.study import Arm
+from lorastudy.stats.study import StudyArm
 from lorastudy.suite.experiment import canonical_json
 
 #: What imported results may say of themselves; every arm of one's own runs is LoRA.
@@ -90,7 +90,7 @@ def _same_rate_as_full(case: Case) -> Iterator[Breach]:
 
 
 def _far_from_rule(case: Case) -> Iterator[Breach]:
-    alike: dict[tuple[str, Severity], list[Arm]] = {}
+    alike: dict[tuple[str, Severity], list[StudyArm]] = {}
     for grid in configurations(case.study):
         far = {arm.name: told for arm in grid if (told := _departure(case, arm)) is not None}
         # Where another rate of the arm is near the rule, its search is the wider for this one and no worse.
@@ -102,7 +102,7 @@ def _far_from_rule(case: Case) -> Iterator[Breach]:
         yield Breach(arms=names(arms), found=told, severity=severity)
 
 
-def _departure(case: Case, arm: Arm) -> str | None:
+def _departure(case: Case, arm: StudyArm) -> str | None:
     """How far from the rule the arm's rate is, where that is far."""
     published, rates = case.facts_of(arm).published_rates, _rates([arm])
     if published is None or not rates or _is_full(arm):
@@ -116,13 +116,13 @@ def _departure(case: Case, arm: Arm) -> str | None:
     return f"learning rate {rate:g}, {times:,.0f} times {side} what the published rule says for this model ({said})"
 
 
-def _is_full(arm: Arm) -> bool:
+def _is_full(arm: StudyArm) -> bool:
     return arm.settings.get(METHOD_KEY) == FULL_FINE_TUNING
 
 
 def _alpha_policy(case: Case) -> Iterator[Breach]:
     for ladder in _ladders(case):
-        by_rank: dict[int, list[Arm]] = {}
+        by_rank: dict[int, list[StudyArm]] = {}
         for arm in ladder:
             by_rank.setdefault(int(arm.settings["lora_rank"]), []).append(arm)
         off = [arm for arm in ladder if not _is_on_a_policy(arm, by_rank)]
@@ -138,9 +138,9 @@ def _alpha_policy(case: Case) -> Iterator[Breach]:
             )
 
 
-def _ladders(case: Case) -> list[list[Arm]]:
+def _ladders(case: Case) -> list[list[StudyArm]]:
     """Arms that differ in rank, scale and learning rate alone."""
-    groups: dict[str, list[Arm]] = {}
+    groups: dict[str, list[StudyArm]] = {}
     for arm in case.arms:
         if arm.settings.get("lora_rank") is not None and arm.settings.get("lora_alpha") is not None:
             rest = {key: value for key, value in arm.settings.items() if key not in _LADDER_KEYS}
@@ -148,7 +148,7 @@ def _ladders(case: Case) -> list[list[Arm]]:
     return list(groups.values())
 
 
-def _is_on_a_policy(arm: Arm, by_rank: Mapping[int, Sequence[Arm]]) -> bool:
+def _is_on_a_policy(arm: StudyArm, by_rank: Mapping[int, Sequence[StudyArm]]) -> bool:
     """Whether one of the arm's alpha / rank**power, power 0, 1/2 or 1, is to be had at every rank.
 
     So an arm may stand for two policies at once, as alpha 32 at rank 16 does for `32` and for `2r`.
@@ -159,17 +159,17 @@ def _is_on_a_policy(arm: Arm, by_rank: Mapping[int, Sequence[Arm]]) -> bool:
     )
 
 
-def _scale(arm: Arm, power: float) -> tuple[str, bool]:
+def _scale(arm: StudyArm, power: float) -> tuple[str, bool]:
     """Alpha over that power of the rank, to six digits, under the arm's scaling rule."""
     alpha = _alpha(arm) / int(arm.settings["lora_rank"]) ** power
     return (f"{alpha:.6g}", bool(arm.settings.get("use_rslora")))
 
 
-def _alpha(arm: Arm) -> float:
+def _alpha(arm: StudyArm) -> float:
     return arm.typed_settings.lora_alpha_value
 
 
-def _rates(arms: Sequence[Arm]) -> set[float]:
+def _rates(arms: Sequence[StudyArm]) -> set[float]:
     return {
         float(arm.settings["learning_rate"]) for arm in arms if arm.settings.get("learning_rate") is not None
     }

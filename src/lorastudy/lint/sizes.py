@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from lorastudy.lint.case import Case, names, share_seen
 from lorastudy.lint.finding import MAX_NAMES, Breach, Rule
 from lorastudy.lint.rates import METHOD_KEY
-from lorastudy.stats.study import STUDIED_KEYS, Arm
+from lorastudy.stats.study import STUDIED_KEYS, StudyArm
 from lorastudy.suite.experiment import canonical_json
 
 _MODULE_KEYS = frozenset(STUDIED_KEYS["module_ablation"])
@@ -75,7 +75,7 @@ def _capacity(case: Case) -> Iterator[Breach]:
 
 
 def _rows_never_seen(case: Case) -> Iterator[Breach]:
-    by_share: dict[str, list[Arm]] = {}
+    by_share: dict[str, list[StudyArm]] = {}
     for arm in case.arms:
         num_rows = case.facts_of(arm).num_train_rows
         share = 1.0 if num_rows is None else share_seen(arm.typed_settings, num_rows=num_rows)
@@ -88,7 +88,7 @@ def _rows_never_seen(case: Case) -> Iterator[Breach]:
 
 def _same_modules(case: Case) -> Iterator[Breach]:
     """Arms whose settings differ in the names of their modules alone, and whose modules are the same all the same."""
-    alike: dict[tuple[str, str], list[Arm]] = {}
+    alike: dict[tuple[str, str], list[StudyArm]] = {}
     for arm in case.arms:
         digest = case.facts_of(arm).modules_digest
         if digest is not None:
@@ -110,7 +110,7 @@ def _counts(numbers: Sequence[int]) -> str:
     return ", ".join(f"{number:,}" for number in numbers)
 
 
-def _on_other_modules(case: Case) -> list[Arm]:
+def _on_other_modules(case: Case) -> list[StudyArm]:
     """Arms on other modules than the reference; of another method's, whose rank is another thing, nothing is asked."""
     return [
         arm
@@ -121,16 +121,16 @@ def _on_other_modules(case: Case) -> list[Arm]:
     ]
 
 
-def _modules(arm: Arm) -> str:
+def _modules(arm: StudyArm) -> str:
     return str([arm.settings.get(key) for key in sorted(_MODULE_KEYS)])
 
 
-def _same_rank(case: Case, arm: Arm) -> bool:
+def _same_rank(case: Case, arm: StudyArm) -> bool:
     assert case.reference is not None
     return bool(arm.settings.get("lora_rank") == case.reference.settings.get("lora_rank"))
 
 
-def _same_parameters(case: Case, arm: Arm) -> bool:
+def _same_parameters(case: Case, arm: StudyArm) -> bool:
     assert case.reference is not None
     ours, theirs = _num_parameters(case, arm), _num_parameters(case, case.reference)
     return (
@@ -140,7 +140,7 @@ def _same_parameters(case: Case, arm: Arm) -> bool:
     )
 
 
-def _num_parameters(case: Case, arm: Arm) -> int | None:
+def _num_parameters(case: Case, arm: StudyArm) -> int | None:
     """Known only where the reference's is too: one number alone matches nothing."""
     reference = case.reference
     if reference is None or case.facts_of(reference).num_trainable_parameters is None:

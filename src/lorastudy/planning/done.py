@@ -55,7 +55,7 @@ def outraced(
 ) -> frozenset[str]:
     """The experiments that a race stopped under the libraries of now."""
     found = current_results(experiments, suite_name=suite_name, tracker=tracker)
-    return frozenset(result.experiment_id for result in found if result.was_outraced)
+    return frozenset(result.experiment_id for result in found if result.was_pruned)
 
 
 def current_results(

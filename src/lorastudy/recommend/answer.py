@@ -15,7 +15,7 @@ from scipy import special
 from lorastudy.analysis.overview import Analysis, Criterion
 from lorastudy.recommend.decision import Decision, decide_within
 from lorastudy.stats.items import ItemTable
-from lorastudy.stats.study import Arm, Study
+from lorastudy.stats.study import Study, StudyArm
 from lorastudy.stats.summary import scores_by_seed
 from lorastudy.suite.settings import Settings
 
@@ -119,7 +119,7 @@ class _Answer:
     fitting: Mapping[str, Candidate]
     analysis: Analysis
     decision: Decision
-    arm: Arm
+    arm: StudyArm
 
     @property
     def departures(self) -> tuple[str, ...]:
@@ -288,7 +288,7 @@ def _runner_up(answer: _Answer) -> RunnerUp | None:
     )
 
 
-def _expectation(analysis: Analysis, arm: Arm, *, held_out: str) -> Expectation | None:
+def _expectation(analysis: Analysis, arm: StudyArm, *, held_out: str) -> Expectation | None:
     """Mean ± t(.975, n - 1) * sd * sqrt(1 + 1/n): the prediction interval of one further seed on the same rows."""
     metric = analysis.primary
     values = list(scores_by_seed(arm, analysis.study, metric=metric).values())

@@ -25,7 +25,7 @@ from typing import Literal
 from lorastudy.analysis.overview import Analysis, Criterion, analyse
 from lorastudy.stats.comparison import Comparison
 from lorastudy.stats.items import ItemTable
-from lorastudy.stats.study import Arm, Study, differing_settings
+from lorastudy.stats.study import Study, StudyArm, differing_settings
 from lorastudy.stats.summary import LOSS, LOSS_BEFORE, Spread, scores_by_seed
 
 Status = Literal["decided", "not decided", "none"]
@@ -114,7 +114,7 @@ class _Unfit:
         return "harm" if self.harmed.issuperset(arms) else "no better than guessing"
 
 
-def _decided(analysis: Analysis, reference: Arm, *, unfit: _Unfit) -> Decision:
+def _decided(analysis: Analysis, reference: StudyArm, *, unfit: _Unfit) -> Decision:
     comparisons = analysis.primary_comparisons
     if not comparisons:
         return _alone(analysis, reference, unfit=unfit)
@@ -159,11 +159,11 @@ def harmed_arms(analysis: Analysis) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _alone(analysis: Analysis, arm: Arm, *, unfit: _Unfit) -> Decision:
+def _alone(analysis: Analysis, arm: StudyArm, *, unfit: _Unfit) -> Decision:
     """Of one arm that completed: it is taken where racing stopped all others, for that is why there are none."""
     if arm.name in unfit.arms:
         return Decision(status="none", reason=unfit.reason([arm.name]))
-    if not analysis.study.outraced:
+    if not analysis.study.pruned:
         return Decision(status="none", reason="one arm")
     untuned = arm.name in analysis.untuned
     return Decision(status="decided", reason="racing stopped every other", arm=arm.name, untuned=untuned)

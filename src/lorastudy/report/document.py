@@ -71,7 +71,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A table column. Numeric ones stand to the right."""
 
     title: str
@@ -82,7 +82,7 @@ class Column:
 class Table:
     """Rows of cells, one for each column."""
 
-    columns: tuple[Column, ...]
+    columns: tuple[TableColumn, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
 

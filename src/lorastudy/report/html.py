@@ -19,12 +19,12 @@ from lorastudy.report.document import (
     Bullets,
     Code,
     CodeBlock,
-    Column,
     Heading,
     Paragraph,
     Span,
     Strong,
     Table,
+    TableColumn,
     Text,
 )
 from lorastudy.report.figures.figure import Figure
@@ -126,11 +126,11 @@ def _table(table: Table) -> str:
     return f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>'
 
 
-def _head_cell(column: Column) -> str:
+def _head_cell(column: TableColumn) -> str:
     return f'<th scope="col"{_class(column)}>{escape(column.title)}</th>'
 
 
-def _class(column: Column) -> str:
+def _class(column: TableColumn) -> str:
     return ' class="number"' if column.numeric else ""
 
 

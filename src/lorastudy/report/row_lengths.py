@@ -8,11 +8,11 @@ import shlex
 
 from lorastudy.report.document import Code, Text
 from lorastudy.report.numbers import count
-from lorastudy.stats.study import Arm
+from lorastudy.stats.study import StudyArm
 from lorastudy.suite.settings import Settings
 
 
-def on_which_rows(arm: Arm) -> str:
+def on_which_rows(arm: StudyArm) -> str:
     """`on the rows of this data (at most 290 tokens in a micro-batch; rows of the full length have 512)`."""
     longest, full = _longest_micro_batch(arm), _full_micro_batch(arm.typed_settings)
     if longest is None or longest >= full:
@@ -23,7 +23,7 @@ def on_which_rows(arm: Arm) -> str:
     )
 
 
-def about_full_length(arm: Arm) -> Text:
+def about_full_length(arm: StudyArm) -> Text:
     """What the arm's measured memory is about, and the command that predicts it for rows of the full length."""
     settings, longest = arm.typed_settings, _longest_micro_batch(arm)
     full = _full_micro_batch(settings)
@@ -62,7 +62,7 @@ def estimate_command(settings: Settings) -> str:
     return shlex.join(["lorastudy", "estimate", *given])
 
 
-def _longest_micro_batch(arm: Arm) -> int | None:
+def _longest_micro_batch(arm: StudyArm) -> int | None:
     """Tokens of the largest micro-batch, as it was planned for; None where nothing was predicted."""
     planned = [result.prediction.num_tokens for result in arm.completed if result.prediction is not None]
     return max(planned, default=None)

@@ -137,7 +137,7 @@ def _stop_those_behind(
 
 def _is_open(result: ExperimentResult) -> bool:
     """Whether it waits to go on: paused, or interrupted after it had been scored."""
-    return result.status in {"paused", "stopped"} and not result.was_outraced
+    return result.status in {"paused", "stopped"} and not result.was_pruned
 
 
 def _behind(

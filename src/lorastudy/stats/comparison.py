@@ -15,7 +15,7 @@ from lorastudy.stats.environments import obstacle
 from lorastudy.stats.items import ItemScores, ItemTable, paired_items
 from lorastudy.stats.noninferiority import Losses, Retention, retention
 from lorastudy.stats.power import MAX_SEEDS_NEEDED, Noise, seeds_needed
-from lorastudy.stats.study import Arm, Study, stored_split
+from lorastudy.stats.study import Study, StudyArm, stored_split
 from lorastudy.stats.summary import Metric, arm_versions, run_seconds, scores_by_seed
 from lorastudy.stats.trivial import gain_start
 from lorastudy.stats.twoway import TwoWay, seeds_only, two_way
@@ -192,8 +192,8 @@ def direction(metric: Metric) -> int:
 def compare_with_reference(
     study: Study,
     *,
-    arms: Sequence[Arm],
-    reference: Arm,
+    arms: Sequence[StudyArm],
+    reference: StudyArm,
     metric: Metric,
     items: ItemTable | None = None,
     rules: Rules | None = None,
@@ -219,14 +219,14 @@ def compare_with_reference(
 
 
 def paired_estimate(
-    study: Study, *, pair: tuple[Arm, Arm], metric: Metric, items: ItemTable
+    study: Study, *, pair: tuple[StudyArm, StudyArm], metric: Metric, items: ItemTable
 ) -> TwoWay | None:
     """The first arm minus the second with the parts of its variance; None where nothing can be tested."""
     return _measure(study, pair=pair, metric=metric, items=items, rules=Rules()).estimate
 
 
 def _measure(
-    study: Study, *, pair: tuple[Arm, Arm], metric: Metric, items: ItemTable, rules: Rules
+    study: Study, *, pair: tuple[StudyArm, StudyArm], metric: Metric, items: ItemTable, rules: Rules
 ) -> Comparison:
     arm, reference = pair
     ours, theirs = (scores_by_seed(one, study, metric=metric) for one in pair)
@@ -393,7 +393,9 @@ def _why_open(comparison: Comparison, *, family: int) -> str:
     return "the exact sign-flip test does not reach .05"
 
 
-def _with_what_would_decide(comparison: Comparison, *, pair: tuple[Arm, Arm], num_open: int) -> Comparison:
+def _with_what_would_decide(
+    comparison: Comparison, *, pair: tuple[StudyArm, StudyArm], num_open: int
+) -> Comparison:
     """An open comparison with the seeds it lacks. The level is what Holm holds the open ones to."""
     if comparison.verdict != "cannot tell":
         return comparison
@@ -423,7 +425,7 @@ def _with_what_would_decide(comparison: Comparison, *, pair: tuple[Arm, Arm], nu
     return more(max(1, needed.num_seeds - comparison.n), num_items=needed.num_items)
 
 
-def _untestable(comparison: Comparison, study: Study, *, arms: tuple[Arm, Arm]) -> Comparison:
+def _untestable(comparison: Comparison, study: Study, *, arms: tuple[StudyArm, StudyArm]) -> Comparison:
     """Without a spread over seeds: invalid where the runs do not compare, else open."""
     n = comparison.n
     if n == 0 and comparison.seeds_apart:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from scipy import special
 
 from lorastudy.stats.comparison import Comparison, Divergence, MoreSeeds, direction
-from lorastudy.stats.study import Arm, Study
+from lorastudy.stats.study import Study, StudyArm
 from lorastudy.stats.summary import Metric, run_seconds, scores_by_seed
 from lorastudy.stats.verdicts import ALPHA, Rules, Word, word
 from lorastudy.suite.question import MIN_SEEDS
@@ -27,7 +27,7 @@ from lorastudy.suite.question import MIN_SEEDS
 _MOST_SEEDS = 1000
 
 
-def divergence_of(study: Study, arm: Arm) -> Divergence | None:
+def divergence_of(study: Study, arm: StudyArm) -> Divergence | None:
     """How many of the arm's reporting seeds diverged; None where none did. Lost and open runs are no seeds of it."""
     diverged, completed = diverged_seeds(study, arm), completed_seeds(study, arm)
     if not diverged:
@@ -35,12 +35,12 @@ def divergence_of(study: Study, arm: Arm) -> Divergence | None:
     return Divergence(arm=arm.name, num_diverged=len(diverged), num_seeds=len(diverged | completed))
 
 
-def diverged_seeds(study: Study, arm: Arm) -> frozenset[int]:
+def diverged_seeds(study: Study, arm: StudyArm) -> frozenset[int]:
     """Seeds of the arm's reporting runs that diverged."""
     return frozenset(run.seed for run in study.reporting_runs(arm) if run.failure_kind == "diverged")
 
 
-def completed_seeds(study: Study, arm: Arm) -> frozenset[int]:
+def completed_seeds(study: Study, arm: StudyArm) -> frozenset[int]:
     """Seeds of the arm's reporting runs that were completed."""
     return frozenset(run.seed for run in study.reporting_runs(arm) if run.status == "completed")
 
@@ -56,7 +56,7 @@ def judged_by_outcomes(
     return tuple(_down_the_ladder(judged, comparisons, rules=rules))
 
 
-def is_borne_out(study: Study, pair: tuple[Arm, Arm], *, metric: Metric) -> bool:
+def is_borne_out(study: Study, pair: tuple[StudyArm, StudyArm], *, metric: Metric) -> bool:
     """Whether the sign test over all seeds bears out which of two arms is ahead; so it is where neither diverged."""
     if not any(diverged_seeds(study, arm) for arm in pair):
         return True
@@ -68,7 +68,7 @@ def is_borne_out(study: Study, pair: tuple[Arm, Arm], *, metric: Metric) -> bool
 
 
 def wins_and_losses(
-    study: Study, pair: tuple[Arm, Arm], *, costs: Sequence[float], margin: float = 0.0
+    study: Study, pair: tuple[StudyArm, StudyArm], *, costs: Sequence[float], margin: float = 0.0
 ) -> tuple[int, int]:
     """On how many seeds the first arm is better than the second plus a margin, and on how many worse; divergence is worst.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lorastudy.stats.comparison import Comparison
 from lorastudy.stats.rate_choice import best_of, rates_of
-from lorastudy.stats.study import Arm, Study, differing_settings
+from lorastudy.stats.study import Study, StudyArm, differing_settings
 from lorastudy.stats.summary import Metric, scores_by_seed
 from lorastudy.stats.verdicts import ALPHA, Floats
 
@@ -29,7 +29,7 @@ _SEED = 1979
 class RankReturns:
     """Along a ladder of arms that differ in rank (and the alpha that follows it) only, each at its best rate."""
 
-    ladder: tuple[Arm, ...]
+    ladder: tuple[StudyArm, ...]
     """From the smallest rank to the reference."""
     num_rates: tuple[int, ...]
     """Learning rates at which each rank of the ladder was run."""
@@ -38,9 +38,9 @@ class RankReturns:
     """Of the metric, along the ladder, over the seeds that every rank completed."""
     whole_gain: Comparison
     """The smallest rank against the largest."""
-    knee: Arm
+    knee: StudyArm
     """The smallest rank that kept `SHARE_KEPT` of the gain from the smallest to the largest rank."""
-    knee_interval: tuple[Arm, Arm] | None
+    knee_interval: tuple[StudyArm, StudyArm] | None
     """Between which ranks the knee lies in 95 % of resamples of the seeds; None with a single seed.
 
     A resample in which the largest rank gains nothing has its knee at the smallest.
@@ -51,14 +51,14 @@ class RankReturns:
     """The knee against the largest rank; None when it is the largest rank."""
 
 
-def rank_ladder(study: Study, reference: Arm, *, metric: Metric) -> tuple[Arm, ...]:
+def rank_ladder(study: Study, reference: StudyArm, *, metric: Metric) -> tuple[StudyArm, ...]:
     """Completed arms that differ from the reference in rank and alpha, one for each rank, ascending up to its own.
 
     Each rank stands at its best learning rate. One that was run at a single rate belongs only where the
     reference was run at just that one: else a difference would be one of rate, or of having been tuned.
     """
     num_rates = len(rates_of(study, reference))
-    by_rank: dict[int, Arm] = {reference.settings["lora_rank"]: reference}
+    by_rank: dict[int, StudyArm] = {reference.settings["lora_rank"]: reference}
     for arm in study.arms:
         if arm.settings["lora_rank"] in by_rank:
             continue
@@ -72,9 +72,9 @@ def rank_ladder(study: Study, reference: Arm, *, metric: Metric) -> tuple[Arm, .
 
 def rank_returns(
     study: Study,
-    reference: Arm,
+    reference: StudyArm,
     *,
-    ladder: Sequence[Arm],
+    ladder: Sequence[StudyArm],
     metric: Metric,
     comparisons: Sequence[Comparison],
 ) -> RankReturns | None:
@@ -100,7 +100,7 @@ def rank_returns(
     )
 
 
-def _shared_scores(study: Study, ladder: Sequence[Arm], *, metric: Metric) -> Floats:
+def _shared_scores(study: Study, ladder: Sequence[StudyArm], *, metric: Metric) -> Floats:
     """Scores by (rank, seed) over the seeds that every arm completed, so that means are of equals."""
     scores: list[Mapping[int, float]] = [scores_by_seed(arm, study, metric=metric) for arm in ladder]
     common = sorted(set.intersection(*(set(by_seed) for by_seed in scores)))
@@ -117,7 +117,7 @@ def _knee(costs: Floats) -> tuple[int, float | None]:
     return position, float(kept[position])
 
 
-def _knee_interval(ladder: Sequence[Arm], costs: Floats) -> tuple[Arm, Arm] | None:
+def _knee_interval(ladder: Sequence[StudyArm], costs: Floats) -> tuple[StudyArm, StudyArm] | None:
     """Percentiles over resamples of the seeds, the same seeds for every rank."""
     num_seeds = costs.shape[1]
     if num_seeds < 2:

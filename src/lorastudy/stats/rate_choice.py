@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lorastudy.stats.study import CHOOSING_SPLIT, STUDIED_KEYS, Arm, Study, reporting_split, stored_split
+from lorastudy.stats.study import CHOOSING_SPLIT, STUDIED_KEYS, Study, StudyArm, reporting_split, stored_split
 from lorastudy.stats.summary import LOSS, Metric, are_equal, scores_by_seed
 from lorastudy.suite.experiment import canonical_json
 from lorastudy.suite.racing import rung_of, rung_split
@@ -26,8 +26,8 @@ from lorastudy.suite.rates import parabola
 class Choice:
     """A configuration that was run at several rates: the one that stands for it, and the grid it is from."""
 
-    arm: Arm
-    grid: tuple[Arm, ...]
+    arm: StudyArm
+    grid: tuple[StudyArm, ...]
     in_sample: bool
     """Whether the split that picked the rate is also the one that is reported."""
     optimism: float | None
@@ -37,7 +37,7 @@ class Choice:
     """
 
 
-def compared_arms(study: Study, *, metric: Metric) -> tuple[Arm, ...]:
+def compared_arms(study: Study, *, metric: Metric) -> tuple[StudyArm, ...]:
     """The arms that comparisons are about: one for each configuration. In a type of one's own, every arm.
 
     A type of one's own may study the rate itself.
@@ -67,7 +67,7 @@ def choices(study: Study, *, metric: Metric) -> tuple[Choice, ...]:
     return tuple(made)
 
 
-def _optimism(study: Study, arm: Arm, *, grid: Sequence[Arm], metric: Metric) -> float | None:
+def _optimism(study: Study, arm: StudyArm, *, grid: Sequence[StudyArm], metric: Metric) -> float | None:
     """The chosen arm's mean against the mean over seeds of the arm that the other seeds would have chosen."""
     picked_by = {one.name: scores_by_seed(one, study, metric=metric, choosing=True) for one in grid}
     told = {one.name: scores_by_seed(one, study, metric=metric) for one in grid}
@@ -121,16 +121,16 @@ def learning_rates(study: Study) -> LearningRates:
     )
 
 
-def configurations(study: Study) -> tuple[tuple[Arm, ...], ...]:
+def configurations(study: Study) -> tuple[tuple[StudyArm, ...], ...]:
     """The arms by configuration: those of one differ in nothing but the learning rate."""
-    grids: dict[str, list[Arm]] = {}
+    grids: dict[str, list[StudyArm]] = {}
     for arm in study.arms:
         rest = {key: value for key, value in arm.settings.items() if key != "learning_rate"}
         grids.setdefault(canonical_json(rest), []).append(arm)
     return tuple(tuple(arms) for arms in grids.values())
 
 
-def best_if_on_edge(study: Study, arms: Sequence[Arm], *, metric: Metric = LOSS) -> Arm | None:
+def best_if_on_edge(study: Study, arms: Sequence[StudyArm], *, metric: Metric = LOSS) -> StudyArm | None:
     """The best arm of one configuration, where its rate is the smallest or the largest tried; else None.
 
     A rate that racing stopped was tried. Where it stopped all of them, the best is the one that was last ahead.
@@ -140,7 +140,7 @@ def best_if_on_edge(study: Study, arms: Sequence[Arm], *, metric: Metric = LOSS)
     return best if best and float(best.settings["learning_rate"]) in (min(rates), max(rates)) else None
 
 
-def best_of(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Arm | None:
+def best_of(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> StudyArm | None:
     """The arm, of one configuration's rates, that stands for it; None where none was scored.
 
     On the rows that choose: where a study has test rows they take no part in this. In this order:
@@ -172,7 +172,7 @@ def best_of(study: Study, arms: Sequence[Arm], *, metric: Metric) -> Arm | None:
     return min(near, key=lambda arm: (losses.get(arm.name, math.inf), costs[arm.name]))
 
 
-def best_rate_within(study: Study, arms: Sequence[Arm], *, metric: Metric) -> float | None:
+def best_rate_within(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> float | None:
     """The factor of the taken rate within which the best rate of a configuration lies, in 95 of 100 cases.
 
     From the parabola through the best rate tried and its neighbours (`spec.rates.Parabola.factor`), by the metric, or by the
@@ -199,7 +199,7 @@ def best_rate_within(study: Study, arms: Sequence[Arm], *, metric: Metric) -> fl
     return None if found is None or noise is None else found.factor(noise, taken=rates[taken.name])
 
 
-def _noise_of_an_arm(study: Study, tried: Sequence[Arm], *, metric: Metric) -> float | None:
+def _noise_of_an_arm(study: Study, tried: Sequence[StudyArm], *, metric: Metric) -> float | None:
     """Standard deviation of the mean by which a rate was judged: what arms of one seed have each of their own.
 
     The residual of arms and seeds, on the rows that choose and the seeds that all have: of the rates tried, where several
@@ -275,7 +275,7 @@ def _linked(scores: Mapping[str, Mapping[int, float]], rows: Sequence[str]) -> l
     return groups
 
 
-def _costs(study: Study, arms: Sequence[Arm], *, metric: Metric) -> dict[str, float]:
+def _costs(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> dict[str, float]:
     """Adjusted means of the rows that choose; low is good."""
     sign = 1 if metric.lower_is_better else -1
     means = adjusted_means(
@@ -284,7 +284,7 @@ def _costs(study: Study, arms: Sequence[Arm], *, metric: Metric) -> dict[str, fl
     return {name: sign * mean for name, mean in means.items()}
 
 
-def _diverged_share(study: Study, arm: Arm) -> float:
+def _diverged_share(study: Study, arm: StudyArm) -> float:
     """Of the runs that choose, those that diverged."""
     runs = study.choosing_runs(arm)
     diverged = sum(run.failure_kind == "diverged" for run in runs)
@@ -292,7 +292,7 @@ def _diverged_share(study: Study, arm: Arm) -> float:
     return diverged / (diverged + completed) if diverged else 0.0
 
 
-def _standard_error(study: Study, arm: Arm, *, metric: Metric) -> float:
+def _standard_error(study: Study, arm: StudyArm, *, metric: Metric) -> float:
     """Of the arm's mean: from the spread of its seeds, or of a share from its items, whichever is larger."""
     values = list(scores_by_seed(arm, study, metric=metric, choosing=True).values())
     of_seeds = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
@@ -303,7 +303,7 @@ def _standard_error(study: Study, arm: Arm, *, metric: Metric) -> float:
     return max(of_seeds, of_items)
 
 
-def _num_items(study: Study, arm: Arm, *, metric: Metric) -> int | None:
+def _num_items(study: Study, arm: StudyArm, *, metric: Metric) -> int | None:
     key = (stored_split(metric.split, study, choosing=True), metric.name)
     return next((run.scores[key].num_items for run in study.choosing_runs(arm) if key in run.scores), None)
 
@@ -316,26 +316,26 @@ def tried_rates(study: Study) -> str:
     return "at the learning rates that were tried"
 
 
-def last_ahead(arms: Sequence[Arm]) -> Arm | None:
+def last_ahead(arms: Sequence[StudyArm]) -> StudyArm | None:
     """Of arms that racing stopped, the one of lowest mean loss at the last rung that any of them came to."""
-    last = {arm.name: (_last_rung(arm), arm) for arm in arms if arm.was_outraced}
+    last = {arm.name: (_last_rung(arm), arm) for arm in arms if arm.was_pruned}
     furthest = max((rung for rung, _ in last.values()), default=0.0)
     there = [arm for rung, arm in last.values() if rung == furthest > 0]
     return min(there, key=lambda arm: _loss_at(arm, furthest), default=None)
 
 
-def _last_rung(arm: Arm) -> float:
+def _last_rung(arm: StudyArm) -> float:
     """The last one at which the arm was scored; 0 where it was at none."""
     rungs = {rung_of(split) for result in arm.results for split, _ in result.scores}
     return max((rung for rung in rungs if rung is not None), default=0.0)
 
 
-def _loss_at(arm: Arm, rung: float) -> float:
+def _loss_at(arm: StudyArm, rung: float) -> float:
     """The mean over seeds of the held-out loss at a rung."""
     key = (rung_split(rung), LOSS.name)
     return statistics.fmean(result.scores[key].value for result in arm.results if key in result.scores)
 
 
-def rates_of(study: Study, arm: Arm) -> tuple[Arm, ...]:
+def rates_of(study: Study, arm: StudyArm) -> tuple[StudyArm, ...]:
     """The arms that differ from this one in nothing but the learning rate, itself among them."""
     return tuple(one for one in study.arms if one.configuration == arm.configuration)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lorastudy.stats.rate_choice import best_of, rates_of
-from lorastudy.stats.study import STUDIED_KEYS, Arm, Study
+from lorastudy.stats.study import STUDIED_KEYS, Study, StudyArm
 from lorastudy.stats.summary import LOSS, Metric
 from lorastudy.suite.question import is_reference
 
@@ -11,7 +11,7 @@ from lorastudy.suite.question import is_reference
 _TYPES_WITH_A_REFERENCE = frozenset({"rank_ablation", "quantization_study"})
 
 
-def reference_arm(study: Study, *, named: str | None = None, metric: Metric = LOSS) -> Arm | None:
+def reference_arm(study: Study, *, named: str | None = None, metric: Metric = LOSS) -> StudyArm | None:
     """The arm that the others are compared with; None when nothing completed.
 
     The suite may name it; where no run of that arm completed, or none has the name, the design does. Which
@@ -37,12 +37,12 @@ def is_reference_named(study: Study, *, named: str | None = None) -> bool:
     return study.experiment_type in _TYPES_WITH_A_REFERENCE or _by_name(completed, named) is not None
 
 
-def asked_reference(study: Study, *, named: str | None = None) -> Arm | None:
+def asked_reference(study: Study, *, named: str | None = None) -> StudyArm | None:
     """The arm that is to be the reference, whatever has completed by now; of several rates the first."""
     return _by_name(study.reported_arms, named) or _by_design(study, study.reported_arms)
 
 
-def missing_reference(study: Study) -> Arm | None:
+def missing_reference(study: Study) -> StudyArm | None:
     """The arm that the design would have as reference, where no seed of it completed at any rate."""
     designed = _by_design(study, study.reported_arms)
     if designed is None or any(arm.completed for arm in rates_of(study, designed)):
@@ -50,7 +50,7 @@ def missing_reference(study: Study) -> Arm | None:
     return designed
 
 
-def _by_name(arms: Sequence[Arm], name: str | None) -> Arm | None:
+def _by_name(arms: Sequence[StudyArm], name: str | None) -> StudyArm | None:
     """The arm of that name, with or without its learning rate; of several rates the first."""
     if name is None:
         return None
@@ -58,7 +58,7 @@ def _by_name(arms: Sequence[Arm], name: str | None) -> Arm | None:
     return next((a for a in arms if is_reference(name, arm=a.name, learning_rate=rates[a.name])), None)
 
 
-def _by_design(study: Study, arms: Sequence[Arm]) -> Arm | None:
+def _by_design(study: Study, arms: Sequence[StudyArm]) -> StudyArm | None:
     if study.experiment_type == "rank_ablation":
         return max(arms, key=lambda arm: int(arm.settings["lora_rank"]), default=None)
     return next(iter(arms), None)

@@ -42,7 +42,7 @@ _BESIDE_A_CONFIGURATION = frozenset({"learning_rate", "max_arms_per_pack"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class StudyArm:
     """One configuration with its results, one for each seed, in order of seed."""
 
     name: str
@@ -55,9 +55,9 @@ class Arm:
         return tuple(result for result in self.results if result.status == "completed")
 
     @property
-    def was_outraced(self) -> bool:
+    def was_pruned(self) -> bool:
         """Whether racing stopped it, so that it has no final score and is no failure either."""
-        return any(result.was_outraced for result in self.results)
+        return any(result.was_pruned for result in self.results)
 
     @cached_property
     def typed_settings(self) -> Settings:
@@ -78,7 +78,7 @@ class Study:
 
     suite_name: str
     experiment_type: str
-    arms: tuple[Arm, ...]
+    arms: tuple[StudyArm, ...]
     notes: tuple[str, ...] = ()
     """What the reader must know about how results became arms."""
     tuning_seeds: frozenset[int] = frozenset()
@@ -95,12 +95,12 @@ class Study:
         return tuple(result for arm in self.arms for result in arm.completed)
 
     @property
-    def outraced(self) -> tuple[ExperimentResult, ...]:
+    def pruned(self) -> tuple[ExperimentResult, ...]:
         """Every result that racing stopped."""
-        return tuple(result for arm in self.arms for result in arm.results if result.was_outraced)
+        return tuple(result for arm in self.arms for result in arm.results if result.was_pruned)
 
     @cached_property
-    def reported_arms(self) -> tuple[Arm, ...]:
+    def reported_arms(self) -> tuple[StudyArm, ...]:
         """The arms that results are reported of: not those at a rate that was tried and not chosen."""
         return tuple(arm for arm in self.arms if self.reporting_runs(arm))
 
@@ -119,16 +119,16 @@ class Study:
         scored = [frozenset(result.scores) for result in self.completed]
         return frozenset.intersection(*scored) if scored else frozenset()
 
-    def reporting_runs(self, arm: Arm) -> tuple[ExperimentResult, ...]:
+    def reporting_runs(self, arm: StudyArm) -> tuple[ExperimentResult, ...]:
         """The arm's results, of whatever status, but for those that chose its learning rate."""
         return tuple(result for result in arm.results if result.seed not in self.tuning_seeds)
 
-    def choosing_runs(self, arm: Arm) -> tuple[ExperimentResult, ...]:
+    def choosing_runs(self, arm: StudyArm) -> tuple[ExperimentResult, ...]:
         """The arm's results, of whatever status, that choose its learning rate: runs of their own, else all of them."""
         tuning = tuple(result for result in arm.results if result.seed in self.tuning_seeds)
         return tuning or arm.results
 
-    def arm(self, name: str) -> Arm:
+    def arm(self, name: str) -> StudyArm:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
@@ -141,13 +141,13 @@ def split_studies(results: Iterable[ExperimentResult]) -> tuple[Study, ...]:
     return tuple(_study(name, kind, results=group) for (name, kind), group in groups.items())
 
 
-def differing_settings(arms: Sequence[Arm]) -> tuple[str, ...]:
+def differing_settings(arms: Sequence[StudyArm]) -> tuple[str, ...]:
     """Keys in which at least two arms differ, in the order of the settings. Layout of the work is left out."""
     keys = dict.fromkeys(key for arm in arms for key in arm.settings if key != "max_arms_per_pack")
     return tuple(key for key in keys if len({canonical_json(arm.settings.get(key)) for arm in arms}) > 1)
 
 
-def shared_settings(arms: Sequence[Arm]) -> dict[str, Any]:
+def shared_settings(arms: Sequence[StudyArm]) -> dict[str, Any]:
     """Keys that are equal in all arms, with their value."""
     differing = set(differing_settings(arms))
     return {key: value for arm in arms[:1] for key, value in arm.settings.items() if key not in differing}
@@ -194,7 +194,7 @@ def _study(suite_name: str, experiment_type: str, *, results: Sequence[Experimen
             notes.append(
                 f"{unique}: {len(current) - len(latest)} earlier result(s) of the same settings and seed are not counted"
             )
-        arms.append(Arm(name=unique, settings=latest[-1].settings, results=latest))
+        arms.append(StudyArm(name=unique, settings=latest[-1].settings, results=latest))
     notes += [
         f"the name {name} stands for {count} different configurations, numbered #1 to #{count}; they are not pooled"
         for name, count in uses.items()
@@ -233,7 +233,7 @@ def _completed_then_latest(result: ExperimentResult) -> tuple[bool, str]:
     return (result.status == "completed", result.started_at or "")
 
 
-def _in_reading_order(arms: Sequence[Arm], experiment_type: str) -> tuple[Arm, ...]:
+def _in_reading_order(arms: Sequence[StudyArm], experiment_type: str) -> tuple[StudyArm, ...]:
     if experiment_type == "rank_ablation":
         return tuple(sorted(arms, key=lambda arm: int(arm.settings["lora_rank"])))
     if experiment_type == "quantization_study":

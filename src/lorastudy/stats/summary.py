@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorastudy.protocol.records import ArmProfile
-from lorastudy.stats.study import Arm, Study, stored_split
+from lorastudy.stats.study import Study, StudyArm, stored_split
 from lorastudy.store.views import ExperimentResult, ScoreValue, StepRow
 
 #: Scores that differ by less than this share of themselves differ by rounding.
@@ -172,7 +172,7 @@ class Costs:
 class ArmSummary:
     """One arm over its completed seeds."""
 
-    arm: Arm
+    arm: StudyArm
     scores: Mapping[tuple[str, str], Spread]
     costs: Costs
 
@@ -181,7 +181,7 @@ class ArmSummary:
         return self.scores.get(metric.key)
 
 
-def summarise_arm(arm: Arm, study: Study) -> ArmSummary:
+def summarise_arm(arm: StudyArm, study: Study) -> ArmSummary:
     """The arm's scores and costs over its completed seeds."""
     spreads = {
         metric.key: Spread.of(scores_by_seed(arm, study, metric=metric).values())
@@ -194,7 +194,9 @@ def summarise_arm(arm: Arm, study: Study) -> ArmSummary:
     )
 
 
-def scores_by_seed(arm: Arm, study: Study, *, metric: Metric, choosing: bool = False) -> dict[int, float]:
+def scores_by_seed(
+    arm: StudyArm, study: Study, *, metric: Metric, choosing: bool = False
+) -> dict[int, float]:
     """The metric of each completed seed, of the newest metric version in the study only.
 
     On the rows that report, without the runs that chose a learning rate; with `choosing` on the rows that a choice
@@ -216,7 +218,7 @@ def are_equal(scores: Collection[float]) -> bool:
     return max(scores, default=0.0) - min(scores, default=0.0) <= _ROUNDING * largest
 
 
-def run_seconds(arm: Arm) -> float | None:
+def run_seconds(arm: StudyArm) -> float | None:
     """What one more seed of the arm takes: the median over its runs of loading, training and scoring.
 
     A pack's time is shared equally by the arms that trained in it. None where no run was timed.
@@ -238,7 +240,7 @@ def metric_versions(study: Study, metric: Metric) -> set[int]:
     return set(study.versions.get((stored_split(metric.split, study), metric.name), ()))
 
 
-def arm_versions(arm: Arm, study: Study, *, metric: Metric) -> set[int]:
+def arm_versions(arm: StudyArm, study: Study, *, metric: Metric) -> set[int]:
     """All versions with which the arm's completed runs measured the metric."""
     key = (stored_split(metric.split, study), metric.name)
     return {r.scores[key].version for r in arm.completed if key in r.scores}

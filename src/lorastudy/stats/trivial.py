@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorastudy.protocol.records import TrivialPredictor, TrivialScore
-from lorastudy.stats.study import Arm, Study, stored_split
+from lorastudy.stats.study import Study, StudyArm, stored_split
 from lorastudy.stats.summary import (
     LOSS,
     LOSS_BEFORE,
@@ -63,7 +63,7 @@ class AgainstTrivial:
 
 
 def against_trivial(
-    study: Study, arms: Sequence[Arm], *, metric: Metric, items: "ItemTable"
+    study: Study, arms: Sequence[StudyArm], *, metric: Metric, items: "ItemTable"
 ) -> tuple[AgainstTrivial, ...]:
     """Each arm against each predictor that has the metric, on the arm's own reporting runs."""
     found = []
@@ -131,7 +131,7 @@ class GainStart:
     """By seed, where they are known."""
 
 
-def gain_start(study: Study, reference: Arm, *, items: "ItemTable | None" = None) -> GainStart | None:
+def gain_start(study: Study, reference: StudyArm, *, items: "ItemTable | None" = None) -> GainStart | None:
     """Of the reference's runs; None where the base model's loss was measured on none of its seeds."""
     after, before = (scores_by_seed(reference, study, metric=metric) for metric in (LOSS, LOSS_BEFORE))
     ours = sorted(after.keys() & before.keys())
@@ -159,7 +159,7 @@ def gain_start(study: Study, reference: Arm, *, items: "ItemTable | None" = None
 
 
 def _recorded(
-    study: Study, arms: Sequence[Arm], *, metric: Metric
+    study: Study, arms: Sequence[StudyArm], *, metric: Metric
 ) -> dict[TrivialPredictor, dict[int, list[TrivialScore]]]:
     """The scores that the arms' reporting runs recorded, by predictor and seed, of the metric's newest version."""
     newest, split = newest_version(study, metric), stored_split(metric.split, study)
@@ -173,7 +173,7 @@ def _recorded(
 
 def _estimate(
     study: Study,
-    arm: Arm,
+    arm: StudyArm,
     *,
     ours: Mapping[int, float],
     theirs: Mapping[int, TrivialScore],

@@ -75,7 +75,7 @@ class ExperimentResult:
     checkpoint_profile: CheckpointProfile | None = None
 
     @property
-    def was_outraced(self) -> bool:
+    def was_pruned(self) -> bool:
         """Whether it was stopped because its arm was clearly behind: no failure, and nothing is left to run."""
         return self.status == "stopped" and self.failure_kind == "outraced"
 

@@ -12,11 +12,11 @@ from lorastudy.report.document import (
     Cell,
     Code,
     CodeBlock,
-    Column,
     Heading,
     Paragraph,
     Strong,
     Table,
+    TableColumn,
 )
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import escape, render_markdown
@@ -98,7 +98,7 @@ def test_a_line_that_begins_like_markup_stays_a_line(start):
 
 
 def test_a_table_row_stays_one_row():
-    table = Table(columns=(Column("Arm"), Column("Loss")), rows=((Cell("x | y\nz"), Cell("1")),))
+    table = Table(columns=(TableColumn("Arm"), TableColumn("Loss")), rows=((Cell("x | y\nz"), Cell("1")),))
     *_, row = markdown(table).strip().splitlines()
     assert row == "| x \\| y z | 1 |"
 
@@ -129,7 +129,7 @@ def test_html_shows_hostile_text_as_text():
         Paragraph((HOSTILE, Strong(HOSTILE), Code(HOSTILE))),
         Bullets(((HOSTILE,),)),
         CodeBlock(HOSTILE),
-        Table(columns=(Column(HOSTILE),), rows=((Cell(HOSTILE),),)),
+        Table(columns=(TableColumn(HOSTILE),), rows=((Cell(HOSTILE),),)),
     )
     tags = Tags()
     tags.feed(render_html(blocks))
@@ -138,7 +138,7 @@ def test_html_shows_hostile_text_as_text():
 
 
 def test_html_cells_sort_by_value_and_not_by_text():
-    table = Table(columns=(Column("Loss"),), rows=((Cell("1.5 ± 0.1", 1.5),), (Cell(numbers.ABSENT),)))
+    table = Table(columns=(TableColumn("Loss"),), rows=((Cell("1.5 ± 0.1", 1.5),), (Cell(numbers.ABSENT),)))
     page = render_html((table,))
     assert '<td class="number" data-value="1.5">1.5 ± 0.1</td>' in page
     assert f'<td class="number">{numbers.ABSENT}</td>' in page

@@ -9,11 +9,11 @@ from lorastudy.report.document import (
     Cell,
     Code,
     CodeBlock,
-    Column,
     Heading,
     Paragraph,
     Strong,
     Table,
+    TableColumn,
 )
 from lorastudy.report.presentable import presentable, without_traces
 from lorastudy.report.write import write_report
@@ -31,7 +31,7 @@ def test_every_text_of_every_block_is_made_presentable() -> None:
             Paragraph((text, Strong(text), Code(text))),
             Bullets(((text, Code(text)),)),
             CodeBlock(text + "\nsecond line", language="yaml"),
-            Table(columns=(Column(text),), rows=((Cell(text, 1.5),),)),
+            Table(columns=(TableColumn(text),), rows=((Cell(text, 1.5),),)),
         ]
 
     assert presentable(blocks(PRIVATE), ALICE) == blocks(SHOWN)

@@ -92,12 +92,12 @@ def test_the_arm_that_stays_behind_is_stopped_at_a_rung_and_the_rest_completes(
     with ExperimentTracker(folder / "experiments.db") as tracker:
         for result in tracker.get_all_experiments():
             steps = [row.step for row in tracker.get_steps(result.experiment_id)]
-            assert steps == list(range(1, (2 if result.was_outraced else 8) + 1))
+            assert steps == list(range(1, (2 if result.was_pruned else 8) + 1))
             assert result.num_steps == len(steps)
             assert ("eval_at_25", "loss") in result.scores
-            assert (("eval_at_50", "loss") in result.scores) != result.was_outraced
-            assert (("eval", "loss") in result.scores) != result.was_outraced
-            if result.was_outraced:
+            assert (("eval_at_50", "loss") in result.scores) != result.was_pruned
+            assert (("eval", "loss") in result.scores) != result.was_pruned
+            if result.was_pruned:
                 assert result.failure_message is not None
                 assert result.failure_message.startswith(
                     "stopped by racing after 25 % of the steps: its held-out loss"

@@ -180,7 +180,7 @@ def test_it_is_refused_with_the_command_that_rebuilds_it(unreleased: Path, writa
     assert found == json.loads((STORES / "unreleased" / "said.json").read_text())
     # What was written as `outraced` is known for what it is.
     assert {result.arm for result in stopped} == {"still"}
-    assert all(result.was_outraced for result in stopped)
+    assert all(result.was_pruned for result in stopped)
     assert unreleased.with_name("experiments.db.before-rebuild.backup").read_bytes() == before
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.report.findings import generic, modules, quantization, rank
-from lorastudy.report.findings.wording import Finding
+from lorastudy.report.findings.wording import KeyFinding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,7 @@ class Questions:
     """What an experiment type asks, and the functions that answer."""
 
     question: str
-    findings: Callable[[Analysis], tuple[Finding, ...]]
+    findings: Callable[[Analysis], tuple[KeyFinding, ...]]
     headline: Callable[[Analysis], str]
 
 

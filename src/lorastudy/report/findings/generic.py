@@ -6,7 +6,7 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.document import Strong, Text
 from lorastudy.report.findings.wording import (
-    Finding,
+    KeyFinding,
     cost_bounds,
     difference,
     score,
@@ -20,11 +20,11 @@ from lorastudy.stats.summary import ArmSummary, Spread
 QUESTION = "How do the arms differ in accuracy, memory and time?"
 
 
-def generic_findings(analysis: Analysis) -> tuple[Finding, ...]:
+def generic_findings(analysis: Analysis) -> tuple[KeyFinding, ...]:
     """How the arms compare, and what they cost."""
     return (
-        Finding(question="How do the arms compare in accuracy?", answer=_accuracy(analysis)),
-        Finding(question="What do they cost?", answer=(_costs(analysis),)),
+        KeyFinding(question="How do the arms compare in accuracy?", answer=_accuracy(analysis)),
+        KeyFinding(question="What do they cost?", answer=(_costs(analysis),)),
     )
 
 

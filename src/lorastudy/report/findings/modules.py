@@ -9,7 +9,7 @@ from lorastudy.report.document import Strong, Text
 from lorastudy.report.findings.generic import best_first, cheapest_not_worse, in_order
 from lorastudy.report.findings.wording import (
     NO_VERDICT,
-    Finding,
+    KeyFinding,
     cost_bounds,
     seen_but_not_shown,
     verdicts_by_word,
@@ -17,18 +17,18 @@ from lorastudy.report.findings.wording import (
 )
 from lorastudy.report.numbers import count, listing, names
 from lorastudy.stats.comparison import Comparison
-from lorastudy.stats.study import Arm, differing_settings
+from lorastudy.stats.study import StudyArm, differing_settings
 from lorastudy.stats.summary import ArmSummary, Metric
 
 QUESTION = "Which modules are worth adapting, can layers be left out, and is the MLP needed?"
 
 
-def module_findings(analysis: Analysis) -> tuple[Finding, ...]:
+def module_findings(analysis: Analysis) -> tuple[KeyFinding, ...]:
     """Answers to the three questions; each says so where the runs cannot answer it."""
     return (
-        Finding(question="Which modules are most important?", answer=_modules(analysis)),
-        Finding(question="Can we skip some layers for efficiency?", answer=(_layers(analysis),)),
-        Finding(question="Is MLP fine-tuning necessary?", answer=(_mlp(analysis),)),
+        KeyFinding(question="Which modules are most important?", answer=_modules(analysis)),
+        KeyFinding(question="Can we skip some layers for efficiency?", answer=(_layers(analysis),)),
+        KeyFinding(question="Is MLP fine-tuning necessary?", answer=(_mlp(analysis),)),
     )
 
 
@@ -111,11 +111,11 @@ def _size_then_quality(summary: ArmSummary, metric: Metric) -> tuple[float, floa
     return (size.mean if size else 0.0, sign * quality.mean if quality else -math.inf)
 
 
-def _differ_in_layers_only(one: Arm, other: Arm) -> bool:
+def _differ_in_layers_only(one: StudyArm, other: StudyArm) -> bool:
     return differing_settings([one, other]) == ("layers_to_transform",)
 
 
-def _against(analysis: Analysis, arm: Arm, *, reference: Arm) -> str:
+def _against(analysis: Analysis, arm: StudyArm, *, reference: StudyArm) -> str:
     (comparison,) = analysis.pairs([arm], reference=reference)
     return without_verdict(comparison)
 
@@ -169,7 +169,7 @@ _ATTENTION_NAMES = frozenset(
 )
 
 
-def target_roles(arm: Arm) -> frozenset[Role] | None:
+def target_roles(arm: StudyArm) -> frozenset[Role] | None:
     """The roles that the arm adapts; None when a module's name does not say (GPT-2's `c_proj` is in both)."""
     targets = arm.settings["target_modules"]
     if isinstance(targets, str):

@@ -4,7 +4,7 @@ from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.findings.wording import (
     NO_VERDICT,
-    Finding,
+    KeyFinding,
     cost_bounds,
     difference,
     measured_difference,
@@ -12,18 +12,18 @@ from lorastudy.report.findings.wording import (
 )
 from lorastudy.report.numbers import count, duration, percent_more, size
 from lorastudy.stats.rate_choice import best_of
-from lorastudy.stats.study import Arm
+from lorastudy.stats.study import StudyArm
 from lorastudy.stats.summary import ArmSummary
 
 QUESTION = "What do 4-bit and 8-bit training cost in accuracy, and what do they save?"
 
 
-def quantization_findings(analysis: Analysis) -> tuple[Finding, ...]:
+def quantization_findings(analysis: Analysis) -> tuple[KeyFinding, ...]:
     """Answers to the three questions; each says so where the runs cannot answer it."""
     return (
-        Finding(question="How much accuracy do we lose with 4-bit?", answer=(_four_bit(analysis),)),
-        Finding(question="Is 8-bit worth the extra memory?", answer=(_eight_bit(analysis),)),
-        Finding(question="What is the speed-accuracy trade-off?", answer=(_trade_off(analysis),)),
+        KeyFinding(question="How much accuracy do we lose with 4-bit?", answer=(_four_bit(analysis),)),
+        KeyFinding(question="Is 8-bit worth the extra memory?", answer=(_eight_bit(analysis),)),
+        KeyFinding(question="What is the speed-accuracy trade-off?", answer=(_trade_off(analysis),)),
     )
 
 
@@ -87,10 +87,10 @@ def _speed(summary: ArmSummary) -> str:
     return f"{duration(step.median)} a step, {count(tokens.median)} tokens/s"
 
 
-def _arms_of(analysis: Analysis, quantization: str) -> list[Arm]:
+def _arms_of(analysis: Analysis, quantization: str) -> list[StudyArm]:
     return [s.arm for s in analysis.completed if s.arm.settings["quantization"] == quantization]
 
 
-def _name(arm: Arm) -> str:
+def _name(arm: StudyArm) -> str:
     precision = arm.settings["quantization"]
     return arm.name if precision in arm.name else f"{arm.name} ({precision})"

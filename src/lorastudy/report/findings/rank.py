@@ -6,7 +6,7 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.document import Strong
 from lorastudy.report.findings.wording import (
-    Finding,
+    KeyFinding,
     as_good_within_the_margin,
     change,
     cost_bounds,
@@ -33,18 +33,18 @@ from lorastudy.report.numbers import (
 from lorastudy.stats.comparison import leans
 from lorastudy.stats.ranks import SHARE_KEPT, RankReturns
 from lorastudy.stats.rate_choice import rates_of, tried_rates
-from lorastudy.stats.study import Arm
+from lorastudy.stats.study import StudyArm
 
 _SHARE = percent(SHARE_KEPT, decimals=0)
 QUESTION = "How does LoRA rank affect accuracy and memory, and where are the diminishing returns?"
 
 
-def rank_findings(analysis: Analysis) -> tuple[Finding, ...]:
+def rank_findings(analysis: Analysis) -> tuple[KeyFinding, ...]:
     """Answers to the three questions; each says so where the runs cannot answer it."""
     return (
-        Finding(question="How does rank affect model accuracy?", answer=_accuracy(analysis)),
-        Finding(question="What is the memory overhead of higher ranks?", answer=(_memory(analysis),)),
-        Finding(question="Where are the diminishing returns?", answer=(_returns(analysis),)),
+        KeyFinding(question="How does rank affect model accuracy?", answer=_accuracy(analysis)),
+        KeyFinding(question="What is the memory overhead of higher ranks?", answer=(_memory(analysis),)),
+        KeyFinding(question="Where are the diminishing returns?", answer=(_returns(analysis),)),
     )
 
 
@@ -52,7 +52,7 @@ def rank_headline(analysis: Analysis) -> str:
     """The answer in two sentences, or that there is none."""
     returns = analysis.returns
     if returns is None:
-        others = " The others were stopped by racing." if analysis.study.outraced else ""
+        others = " The others were stopped by racing." if analysis.study.pruned else ""
         return f"Fewer than two ranks completed with a seed in common, so ranks cannot be compared.{others}"
     return f"{_answer(analysis, returns)}{_scope(analysis, returns)}"
 
@@ -301,7 +301,7 @@ def _room(returns: RankReturns) -> str:
     )
 
 
-def _price(analysis: Analysis, knee: Arm, *, largest: Arm) -> str:
+def _price(analysis: Analysis, knee: StudyArm, *, largest: StudyArm) -> str:
     """What the smaller rank saves, where that was measured."""
     ours, theirs = (analysis.summary(arm.name).costs.adapter_bytes for arm in (knee, largest))
     if not ours or not theirs or theirs.mean == 0:
@@ -317,7 +317,7 @@ def _unit(returns: RankReturns) -> str:
     return f" {returns.metric.unit}" if returns.metric.unit else ""
 
 
-def _name(arm: Arm) -> str:
+def _name(arm: StudyArm) -> str:
     return f"rank {arm.settings['lora_rank']}" + ("" if _says_rank(arm) else f" ({arm.name})")
 
 
@@ -326,7 +326,7 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _says_rank(arm: Arm) -> bool:
+def _says_rank(arm: StudyArm) -> bool:
     """Whether the arm's name is its rank in so many letters: `r16`, `rank_16`, `rank_ablation_r16`."""
     rank = arm.settings["lora_rank"]
     return arm.name.lower().removeprefix("rank_ablation_") in {

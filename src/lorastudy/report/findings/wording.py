@@ -29,7 +29,7 @@ NO_VERDICT = "(Differences outside the corrected comparisons with the reference,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class KeyFinding:
     """A key question of the experiment type, and what the results say to it."""
 
     question: str

@@ -143,7 +143,7 @@ def _limits(analysis: Analysis) -> Iterator[Text]:
     yield from _choice_in_sample(analysis)
     yield from _stand_in(analysis)
     yield from _not_completed(analysis.study)
-    yield from _outraced(analysis.study)
+    yield from _pruned(analysis.study)
     yield (_scope(analysis.study),)
 
 
@@ -237,16 +237,16 @@ def _stand_in(analysis: Analysis) -> Iterator[Text]:
 
 def _not_completed(study: Study) -> Iterator[Text]:
     """How many runs are missing, by what became of them."""
-    missing = [r for r in study.results if r.status != "completed" and not r.was_outraced]
+    missing = [r for r in study.results if r.status != "completed" and not r.was_pruned]
     if missing:
         kinds = Counter((result.failure_kind or result.status).replace("_", " ") for result in missing)
         told = listing(f"{times} {kind}" for kind, times in kinds.items())
         yield (f"{len(missing)} of {count(len(study.results))} experiments did not complete: {told}.",)
 
 
-def _outraced(study: Study) -> Iterator[Text]:
+def _pruned(study: Study) -> Iterator[Text]:
     """Which arms were not trained to the end, and how sure it is that they would not have come up."""
-    stopped = [arm.name for arm in study.arms if arm.was_outraced]
+    stopped = [arm.name for arm in study.arms if arm.was_pruned]
     if stopped:
         told = f"{names(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped by racing, without a final score."
         yield (f"{told} {wrong_stops_measured()}".rstrip(),)

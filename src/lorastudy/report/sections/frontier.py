@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.report.costs import NOT_TOLD_APART
-from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Strong, Table
+from lorastudy.report.document import Block, Cell, Heading, Paragraph, Strong, Table, TableColumn
 from lorastudy.report.figures.figure import Figure
 from lorastudy.report.numbers import (
     ABSENT,
@@ -101,7 +101,7 @@ def _table(analysis: Analysis) -> Table:
         )
         for standing, *cells in zip(standings, *measured, strict=True)
     )
-    columns = tuple(Column(title, numeric=title not in {"Arm", "On the frontier"}) for title in titles)
+    columns = tuple(TableColumn(title, numeric=title not in {"Arm", "On the frontier"}) for title in titles)
     return Table(columns=columns, rows=rows)
 
 

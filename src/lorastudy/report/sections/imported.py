@@ -5,7 +5,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lorastudy.analysis.imported import ImportedAnalysis, ImportedArm
-from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Strong, Table, Text
+from lorastudy.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Heading,
+    Paragraph,
+    Strong,
+    Table,
+    TableColumn,
+    Text,
+)
 from lorastudy.report.figures.figure import Estimate, Figure, Panel
 from lorastudy.report.findings.wording import difference_decimals, told_of_each, verdict
 from lorastudy.report.numbers import (
@@ -304,7 +314,7 @@ def _table(analysis: ImportedAnalysis) -> Table:
         )
         for arm in analysis.arms
     )
-    return Table(columns=tuple(Column(title, numeric=title not in _TEXT) for title in titles), rows=rows)
+    return Table(columns=tuple(TableColumn(title, numeric=title not in _TEXT) for title in titles), rows=rows)
 
 
 def _share_cells(arm: ImportedArm, decimals: int) -> tuple[Cell, ...]:
@@ -347,7 +357,7 @@ def _comparison_blocks(analysis: ImportedAnalysis) -> list[Block]:
         Heading(level=2, text=f"Paired comparisons with {reference}"),
         Paragraph((rule,)),
         Table(
-            columns=tuple(Column(title, numeric=title not in {"Arm", "Verdict"}) for title in columns),
+            columns=tuple(TableColumn(title, numeric=title not in {"Arm", "Verdict"}) for title in columns),
             rows=tuple(rows),
         ),
     ]
@@ -372,9 +382,9 @@ def _best_blocks(analysis: ImportedAnalysis) -> list[Block]:
         "one as --reference."
     )
     columns = (
-        Column("Arm", numeric=False),
-        Column("Worse than the best by"),
-        Column("Verdict", numeric=False),
+        TableColumn("Arm", numeric=False),
+        TableColumn("Worse than the best by"),
+        TableColumn("Verdict", numeric=False),
     )
     return [Heading(level=2, text="Against the best"), Paragraph((how,)), Table(columns=columns, rows=rows)]
 
@@ -408,7 +418,7 @@ def _models_blocks(analysis: ImportedAnalysis) -> list[Block]:
         f"Mean {analysis.metric.name} of each rank at its best learning rate, and of several arms of one rank the best "
         "observed. Scores of different base models are not compared."
     )
-    columns = (Column("Base model", numeric=False), *(Column(f"r={rank}") for rank in ranks))
+    columns = (TableColumn("Base model", numeric=False), *(TableColumn(f"r={rank}") for rank in ranks))
     return [
         Heading(level=2, text="By base model and rank"),
         Paragraph((how,)),
@@ -432,7 +442,7 @@ def _sources(results: Sequence[ImportedResult]) -> Table:
         for (file, digest, tool, at), n in files.items()
     )
     titles = ("File", f"SHA-256, first {_SHORT_HASH} digits", "Tool", "Imported at (UTC)", "Results")
-    return Table(columns=tuple(Column(title, numeric=title == "Results") for title in titles), rows=rows)
+    return Table(columns=tuple(TableColumn(title, numeric=title == "Results") for title in titles), rows=rows)
 
 
 def _items(analysis: ImportedAnalysis) -> str:

@@ -14,11 +14,11 @@ from lorastudy.report.document import (
     Bullets,
     Cell,
     Code,
-    Column,
     Heading,
     Paragraph,
     Strong,
     Table,
+    TableColumn,
     Text,
 )
 from lorastudy.report.findings.wording import rows_that_belong_together, why_these_items_alone
@@ -278,6 +278,6 @@ def _environment_table(groups: tuple[EnvironmentGroup, ...]) -> Table:
     ]
     rows.append((Cell("experiments"), *(Cell(str(len(group.experiments))) for group in groups)))
     return Table(
-        columns=(Column("", numeric=False), *(Column(title, numeric=False) for title in titles)),
+        columns=(TableColumn("", numeric=False), *(TableColumn(title, numeric=False) for title in titles)),
         rows=tuple(rows),
     )

@@ -9,14 +9,14 @@ from lorastudy.report.document import (
     Bullets,
     Cell,
     Code,
-    Column,
     Heading,
     Paragraph,
     Table,
+    TableColumn,
     Text,
 )
 from lorastudy.report.numbers import ABSENT, listing, names
-from lorastudy.stats.study import Arm, Study, differing_settings
+from lorastudy.stats.study import Study, StudyArm, differing_settings
 from lorastudy.store.views import ExperimentResult
 
 #: Longest failure message that is shown whole; the store has the rest.
@@ -25,7 +25,7 @@ MAX_MESSAGE = 600
 
 def failure_blocks(study: Study, *, level: int) -> list[Block]:
     """What failed, diverged, was interrupted or has not finished; nothing when all completed or were stopped by racing."""
-    of_note = [result for result in study.results if not result.was_outraced]
+    of_note = [result for result in study.results if not result.was_pruned]
     ended = [result for result in of_note if result.status in {"failed", "stopped"}]
     open_runs = [result for result in of_note if result.status in {"pending", "running", "paused"}]
     blocks: list[Block] = []
@@ -35,7 +35,7 @@ def failure_blocks(study: Study, *, level: int) -> list[Block]:
         columns = ("Experiment", "Arm", "Seed", "What happened", "Message")
         rows = tuple(_failure_row(result) for result in ended)
         blocks.append(
-            Table(columns=tuple(Column(title, numeric=title == "Seed") for title in columns), rows=rows)
+            Table(columns=tuple(TableColumn(title, numeric=title == "Seed") for title in columns), rows=rows)
         )
     if open_runs:
         unfinished = names(result.name for result in open_runs)
@@ -51,7 +51,11 @@ def failure_blocks(study: Study, *, level: int) -> list[Block]:
 def arm_blocks(study: Study, *, level: int) -> list[Block]:
     """What the arms differ in, with the effective scale of each; notes on how results became arms."""
     keys = differing_settings(study.arms)
-    columns = (Column("Arm", numeric=False), *(Column(key) for key in keys), Column("scale of B·A"))
+    columns = (
+        TableColumn("Arm", numeric=False),
+        *(TableColumn(key) for key in keys),
+        TableColumn("scale of B·A"),
+    )
     rows = tuple(
         (
             Cell(arm.name),
@@ -77,7 +81,7 @@ def setting_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def setting_values(arms: Sequence[Arm], key: str) -> list[str]:
+def setting_values(arms: Sequence[StudyArm], key: str) -> list[str]:
     """The setting's distinct values over the arms, in their order."""
     return list(dict.fromkeys(setting_text(arm.settings.get(key)) for arm in arms))
 
@@ -94,7 +98,7 @@ def what_was_run(study: Study) -> str:
     return (
         f"{_counted(len(arms), 'arm')} with {_seeds_each(study)} each on the base model {model}, "
         f"trained on {data}{_length(study.arms)}{_search(study)}; {len(study.completed)} of {len(study.results)} experiments completed"
-        f"{f', {len(study.outraced)} were stopped by racing' if study.outraced else ''}.{_engines(study)}"
+        f"{f', {len(study.pruned)} were stopped by racing' if study.pruned else ''}.{_engines(study)}"
     )
 
 
@@ -126,7 +130,7 @@ def _seeds_each(study: Study) -> str:
     return _counted(most, "seed") if fewest == most else f"{fewest} to {_counted(most, 'seed')}"
 
 
-def _length(arms: Sequence[Arm]) -> str:
+def _length(arms: Sequence[StudyArm]) -> str:
     """For how long, where that is the same for all arms."""
     steps = {result.num_steps for arm in arms for result in arm.completed}
     if len(steps) == 1 and None not in steps:

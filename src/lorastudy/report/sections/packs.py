@@ -2,7 +2,7 @@
 
 from lorastudy.protocol.records import PackProfile
 from lorastudy.report.costs import MEMORY_KINDS
-from lorastudy.report.document import Block, Bullets, Cell, Column, Heading, Paragraph, Table
+from lorastudy.report.document import Block, Bullets, Cell, Heading, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import count, duration_unit, number, size_unit
 from lorastudy.stats.study import Study
 
@@ -99,7 +99,7 @@ def _table(profiles: list[PackProfile]) -> Table:
         )
         for position, profile in enumerate(profiles, start=1)
     )
-    columns = tuple(Column(title, numeric=title != "Engine") for title in titles)
+    columns = tuple(TableColumn(title, numeric=title != "Engine") for title in titles)
     return Table(columns=columns, rows=rows)
 
 

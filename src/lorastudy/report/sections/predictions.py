@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lorastudy.report.costs import MEMORY_KINDS
-from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
+from lorastudy.report.document import Block, Cell, Heading, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import number, percent, signed, size_unit
 from lorastudy.stats.study import Study
 
@@ -83,8 +83,8 @@ def _packs(study: Study) -> list[Scored]:
 def _table(scored: Sequence[Scored]) -> Table:
     unit, scale = size_unit(each.measured for each in scored)
     columns = (
-        Column("What trained", numeric=False), Column(f"Predicted ({unit})"), Column(f"Measured ({unit})"),
-        Column("Error (%)"),
+        TableColumn("What trained", numeric=False), TableColumn(f"Predicted ({unit})"), TableColumn(f"Measured ({unit})"),
+        TableColumn("Error (%)"),
     )  # fmt: skip
     rows = tuple(
         (

@@ -3,17 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
+from lorastudy.report.document import Block, Cell, Heading, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import ABSENT, count, listing, percent
 from lorastudy.stats.racing import LEVEL, allowance_at, measured_races
-from lorastudy.stats.study import Arm, Study
+from lorastudy.stats.study import Study, StudyArm
 from lorastudy.suite.question import MIN_SEEDS
 from lorastudy.suite.racing import rung_name
 
 
 def racing_blocks(study: Study, *, rungs: Sequence[float], level: int) -> list[Block]:
     """A row for each arm that was stopped; nothing where no race was run."""
-    if not rungs and not study.outraced:
+    if not rungs and not study.pruned:
         return []
     at = listing(map(rung_name, rungs)) if rungs else "some"
     shares = [percent(allowance_at(rung)) for rung in rungs]
@@ -27,10 +27,15 @@ def racing_blocks(study: Study, *, rungs: Sequence[float], level: int) -> list[B
         f"{wrong_stops_measured()}"
     ).rstrip()
     heading = Heading(level=level, text="Stopped by racing")
-    stopped = [arm for arm in study.arms if arm.was_outraced]
+    stopped = [arm for arm in study.arms if arm.was_pruned]
     if not stopped:
         return [heading, Paragraph((f"{rule} Here no arm was stopped.",))]
-    columns = (Column("Arm", numeric=False), Column("Steps"), Column("Runs"), Column("Why", numeric=False))
+    columns = (
+        TableColumn("Arm", numeric=False),
+        TableColumn("Steps"),
+        TableColumn("Runs"),
+        TableColumn("Why", numeric=False),
+    )
     return [heading, Paragraph((rule,)), Table(columns=columns, rows=tuple(map(_row, stopped)))]
 
 
@@ -39,8 +44,8 @@ def steps_spent(study: Study) -> tuple[int, int] | None:
     full = {result.num_steps for result in study.completed}
     if len(full) != 1 or None in full:
         return None
-    spent = sum(r.num_steps or 0 for r in study.results if r.status == "completed" or r.was_outraced)
-    num_runs = sum(r.status == "completed" or r.was_outraced for r in study.results)
+    spent = sum(r.num_steps or 0 for r in study.results if r.status == "completed" or r.was_pruned)
+    num_runs = sum(r.status == "completed" or r.was_pruned for r in study.results)
     return spent, num_runs * (full.pop() or 0)
 
 
@@ -72,8 +77,8 @@ def _saved(study: Study) -> str:
     return f"The runs took {count(spent)} of the {count(full)} steps of the full grid ({percent(spent / full, decimals=0)}). "
 
 
-def _row(arm: Arm) -> tuple[Cell, ...]:
-    stopped = [result for result in arm.results if result.was_outraced]
+def _row(arm: StudyArm) -> tuple[Cell, ...]:
+    stopped = [result for result in arm.results if result.was_pruned]
     steps = sorted({result.num_steps for result in stopped if result.num_steps is not None})
     said = dict.fromkeys(result.failure_message or ABSENT for result in stopped)
     return (

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
+from lorastudy.report.document import Block, Cell, Heading, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import ABSENT, listing, number, signed
 from lorastudy.stats.rate_choice import adjusted_means, best_of, best_rate_within, rates_of
-from lorastudy.stats.study import Arm, Study, reporting_split
+from lorastudy.stats.study import Study, StudyArm, reporting_split
 from lorastudy.stats.summary import Metric, scores_by_seed
 from lorastudy.suite.question import configuration_name
 
@@ -26,18 +26,18 @@ def rate_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         return []
     rates = sorted({_rate(arm) for grid in grids for arm in grid})
     columns = (
-        Column("Configuration", numeric=False),
-        *(Column(f"{rate:g}") for rate in rates),
-        Column("taken"),
-        *([Column(f"optimism{_unit(analysis)}")] if _is_optimism_known(analysis) else []),
-        Column("", numeric=False),
+        TableColumn("Configuration", numeric=False),
+        *(TableColumn(f"{rate:g}") for rate in rates),
+        TableColumn("taken"),
+        *([TableColumn(f"optimism{_unit(analysis)}")] if _is_optimism_known(analysis) else []),
+        TableColumn("", numeric=False),
     )
     rows = tuple(_row(analysis, grid, rates=rates) for grid in grids)
     title = Heading(level=level, text="Learning rates")
     return [title, Paragraph((_what_this_is(analysis),)), Table(columns=columns, rows=rows)]
 
 
-def _row(analysis: Analysis, grid: Sequence[Arm], *, rates: Sequence[float]) -> tuple[Cell, ...]:
+def _row(analysis: Analysis, grid: Sequence[StudyArm], *, rates: Sequence[float]) -> tuple[Cell, ...]:
     study, by_rate = analysis.study, {_rate(arm): arm for arm in grid}
     taken = best_of(study, grid, metric=analysis.primary)
     name = configuration_name(grid[0].name, _rate(grid[0]))
@@ -50,7 +50,7 @@ def _row(analysis: Analysis, grid: Sequence[Arm], *, rates: Sequence[float]) -> 
     return (Cell(name), *cells, Cell(ABSENT if rate is None else f"{rate:g}", rate), *optimism, Cell(note))
 
 
-def _how_near(analysis: Analysis, grid: Sequence[Arm]) -> str:
+def _how_near(analysis: Analysis, grid: Sequence[StudyArm]) -> str:
     """How far from the best rate the taken one may be."""
     factor = best_rate_within(analysis.study, grid, metric=analysis.primary)
     if factor is None:
@@ -67,14 +67,14 @@ def _is_optimism_known(analysis: Analysis) -> bool:
     return any(choice.optimism is not None for choice in analysis.choices)
 
 
-def _optimism(analysis: Analysis, taken: Arm | None) -> Cell:
+def _optimism(analysis: Analysis, taken: StudyArm | None) -> Cell:
     """How much better the taken rate's score looks than one that its seed had no part in picking."""
     known = {choice.arm.name: choice.optimism for choice in analysis.choices}
     value = None if taken is None else known.get(taken.name)
     return Cell(ABSENT) if value is None else Cell(signed(value, 4), value)
 
 
-def _means(study: Study, grid: Sequence[Arm], *, metric: Metric) -> dict[str, float]:
+def _means(study: Study, grid: Sequence[StudyArm], *, metric: Metric) -> dict[str, float]:
     """What the rate was chosen by: means over seeds on the rows that choose, on common seeds.
 
     Where runs of their own chose, a rate that only reporting seeds ran has no mean here: their losses do not compare.
@@ -89,11 +89,11 @@ def _means(study: Study, grid: Sequence[Arm], *, metric: Metric) -> dict[str, fl
     )
 
 
-def _cell(arm: Arm, means: Mapping[str, float]) -> Cell:
+def _cell(arm: StudyArm, means: Mapping[str, float]) -> Cell:
     """The arm's mean; what became of it where there is none."""
     diverged = sum(result.failure_kind == "diverged" for result in arm.results)
     if arm.name not in means:
-        return Cell("stopped" if arm.was_outraced else "diverged" if diverged else ABSENT)
+        return Cell("stopped" if arm.was_pruned else "diverged" if diverged else ABSENT)
     some = f", {diverged} diverged" if diverged else ""
     return Cell(f"{number(means[arm.name], _DECIMALS)}{some}", means[arm.name])
 
@@ -136,5 +136,5 @@ def _unit(analysis: Analysis) -> str:
     return f" ({analysis.primary.unit})" if analysis.primary.unit else ""
 
 
-def _rate(arm: Arm) -> float:
+def _rate(arm: StudyArm) -> float:
     return float(arm.settings["learning_rate"])

@@ -8,8 +8,7 @@ import shlex
 from pathlib import Path
 
 from lorastudy.report.document import Block, Code, CodeBlock, Heading, Paragraph
-from lorastudy.stats.study import Arm as StudyArm
-from lorastudy.stats.study import Study
+from lorastudy.stats.study import Study, StudyArm
 from lorastudy.suite.question import Question, all_seeds, configuration_name
 from lorastudy.suite.suite import Arm, Suite
 from lorastudy.suite.suite_writing import suite_yaml

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.protocol.records import TrivialPredictor
 from lorastudy.report.costs import how_measured
-from lorastudy.report.document import Block, Cell, Column, Heading, Paragraph, Table
+from lorastudy.report.document import Block, Cell, Heading, Paragraph, Table, TableColumn
 from lorastudy.report.findings.wording import (
     difference_decimals,
     margin_was_set,
@@ -31,7 +31,7 @@ from lorastudy.report.numbers import (
 from lorastudy.stats.comparison import Comparison
 from lorastudy.stats.rate_choice import rates_of
 from lorastudy.stats.reference import missing_reference
-from lorastudy.stats.study import STUDIED_KEYS, Arm, reporting_split
+from lorastudy.stats.study import STUDIED_KEYS, StudyArm, reporting_split
 from lorastudy.stats.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -70,7 +70,7 @@ def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         Heading(level=level, text="Results"),
         Paragraph((text,)),
         Table(
-            columns=(columns[0], Column("Seeds"), *columns[1:]),
+            columns=(columns[0], TableColumn("Seeds"), *columns[1:]),
             rows=(*_with_seeds(analysis, rows), *_trivial_rows(analysis, num_columns=len(columns) + 1)),
         ),
     ]
@@ -109,7 +109,7 @@ def _about(analysis: Analysis) -> str:
     return f"intervals are about new seeds on these items, since {why_these_items_alone(analysis)}."
 
 
-def _how_named(analysis: Analysis, reference: Arm) -> str:
+def _how_named(analysis: Analysis, reference: StudyArm) -> str:
     """How the reference came to be it: by the suite or the design, at which rate, or in the place of one that failed."""
     study = analysis.study
     if analysis.criterion.reference is not None and reference.name.startswith(analysis.criterion.reference):
@@ -244,7 +244,7 @@ def _trivial_cell(analysis: Analysis, metric: Metric, *, spread: Spread | None) 
 
 
 CellOf = Callable[[ArmSummary], Cell]
-Part = tuple[Column, CellOf]
+Part = tuple[TableColumn, CellOf]
 
 
 def _identity(analysis: Analysis) -> Part:
@@ -255,18 +255,19 @@ def _identity(analysis: Analysis) -> Part:
         marks = [
             *(["reference"] if name == reference else []),
             *(["untuned"] if name in analysis.untuned else []),
-            *(["stopped by racing"] if summary.arm.was_outraced else []),
+            *(["stopped by racing"] if summary.arm.was_pruned else []),
         ]
         return Cell(f"{name} ({', '.join(marks)})" if marks else name)
 
-    return Column("Arm", numeric=False), cell
+    return TableColumn("Arm", numeric=False), cell
 
 
 def _metric_columns(analysis: Analysis) -> list[Part]:
     columns: list[Part] = [
-        (Column(f"{metric.title}{unit}"), _mean_sd_cell(analysis, metric)) for metric, unit in _SHOWN.items()
+        (TableColumn(f"{metric.title}{unit}"), _mean_sd_cell(analysis, metric))
+        for metric, unit in _SHOWN.items()
     ]
-    return [*columns, (Column("Base-domain loss, before → after"), _forgetting_cell(analysis))]
+    return [*columns, (TableColumn("Base-domain loss, before → after"), _forgetting_cell(analysis))]
 
 
 def _cost_columns(analysis: Analysis) -> list[Part]:
@@ -282,12 +283,15 @@ def _cost_columns(analysis: Analysis) -> list[Part]:
     step_unit, step_scale = duration_unit(_medians(cost.step_seconds for cost in every))
     modules = [profiled_modules(summary) for summary in analysis.summaries]
     return [
-        *([(Column("Adapted layers", numeric=False), _modules_cell)] if any(modules) else []),
-        (Column("Trainable parameters"), plain(lambda s: s.costs.trainable_parameters)),
-        (Column(f"Adapter ({adapter_unit})"), scaled(lambda s: s.costs.adapter_bytes, adapter_scale)),
-        (Column(f"Peak memory ({memory_unit})"), scaled(lambda s: s.costs.peak_memory_bytes, memory_scale)),
-        (Column(f"Step ({step_unit})"), lambda s: _step_cell(s.costs, step_scale)),
-        (Column("Tokens/s"), plain(lambda s: s.costs.tokens_per_second)),
+        *([(TableColumn("Adapted layers", numeric=False), _modules_cell)] if any(modules) else []),
+        (TableColumn("Trainable parameters"), plain(lambda s: s.costs.trainable_parameters)),
+        (TableColumn(f"Adapter ({adapter_unit})"), scaled(lambda s: s.costs.adapter_bytes, adapter_scale)),
+        (
+            TableColumn(f"Peak memory ({memory_unit})"),
+            scaled(lambda s: s.costs.peak_memory_bytes, memory_scale),
+        ),
+        (TableColumn(f"Step ({step_unit})"), lambda s: _step_cell(s.costs, step_scale)),
+        (TableColumn("Tokens/s"), plain(lambda s: s.costs.tokens_per_second)),
     ]
 
 
@@ -382,10 +386,10 @@ def _comparison_table(comparisons: tuple[Comparison, ...]) -> Table:
     )
     return Table(
         columns=(
-            Column("Arm", numeric=False),
-            Column("Pairs"),
-            *(Column(title) for title in titles),
-            Column("Verdict", numeric=False),
+            TableColumn("Arm", numeric=False),
+            TableColumn("Pairs"),
+            *(TableColumn(title) for title in titles),
+            TableColumn("Verdict", numeric=False),
         ),
         rows=tuple(_comparison_row(comparison) for comparison in comparisons),
     )
@@ -411,7 +415,10 @@ def _comparison_row(comparison: Comparison) -> tuple[Cell, ...]:
 
 def _secondary_table(analysis: Analysis, metrics: list[Metric]) -> Table:
     names = [comparison.arm for comparison in analysis.primary_comparisons]
-    columns = (Column("Arm", numeric=False), *(Column(f"{metric.title}, difference") for metric in metrics))
+    columns = (
+        TableColumn("Arm", numeric=False),
+        *(TableColumn(f"{metric.title}, difference") for metric in metrics),
+    )
     return Table(
         columns=columns,
         rows=tuple(
