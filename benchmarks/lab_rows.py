@@ -22,7 +22,7 @@ from lorastudy.data.load import train_and_eval
 from lorastudy.data.tokenise import TokenRow, tokenise
 from lorastudy.engine.loading import load_base
 from lorastudy.lab import base_folder
-from lorastudy.planning.study_plan import design_of
+from lorastudy.planning.design import Designer
 from lorastudy.suite.loading import load_suite
 from lorastudy.suite.targets import peft_names, resolve_targets
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def job_of(suite: Path) -> Job:
     """Every experiment of a rank study on the lab's model as a run."""
-    experiments = design_of(load_suite(suite)).experiments
+    experiments = Designer(suite=load_suite(suite)).design().experiments
     settings = experiments[0].settings
     base = load_base(settings, device=torch.device("cpu"))
     study = train_and_eval(settings)

@@ -134,10 +134,12 @@ def searched(curves: Curves, *, seed: int, off_by: float) -> list[Found]:
         )
         suite = replace(suite, arms=tuple(arms))
 
-        def merits_of(experiments: Sequence[Experiment]) -> Mapping[str, Merit | None]:
-            return {each.id: _merit(curves, each, seed=seed) for each in experiments}
-
-        made = design(suite, fingerprint_dataset=str, fingerprint_base=str, merits_of=merits_of)
+        merits: dict[str, Merit | None] = {}
+        made = design(suite, fingerprint_dataset=str, fingerprint_base=str)
+        while unread := made.tuning - merits.keys():
+            runs = [experiment for experiment in made.experiments if experiment.id in unread]
+            merits |= {run.id: _merit(curves, run, seed=seed) for run in runs}
+            made = design(suite, fingerprint_dataset=str, fingerprint_base=str, merits=merits)
     assert made.num_open == 0
     by_rank = {each.settings.lora_rank: each.settings.learning_rate for each in made.reporting}
     num_runs = dict.fromkeys(grid.ranks, 0)

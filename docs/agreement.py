@@ -12,7 +12,7 @@ from measurements import analysis_of, results_of
 
 from lorastudy import lab
 from lorastudy.analysis.overview import Analysis
-from lorastudy.planning.study_plan import num_steps
+from lorastudy.planning.design import steps_counter
 from lorastudy.report.document import Block, Paragraph, Table
 from lorastudy.report.findings.catalogue import questions_of
 from lorastudy.report.markdown import render_markdown
@@ -62,7 +62,7 @@ def _other_suite(measured: Path, suite: Path, *, how: str) -> list[str]:
     """
     loaded, results = load_suite(suite), results_of(measured)
     is_sought = any(arm.seeks_rate for arm in loaded.arms)
-    experiments = foreseen(loaded, fingerprint_dataset=str, fingerprint_base=str, num_steps=num_steps)
+    experiments = foreseen(loaded, fingerprint_dataset=str, fingerprint_base=str, num_steps=steps_counter())
     defaults = Settings().model_dump(mode="json")  # of keys that came after the measurement
     asked, made = (
         {

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,7 +24,7 @@ from lorastudy.engine.loading import default_device
 from lorastudy.executors import WorkerExit
 from lorastudy.executors.executor import Event
 from lorastudy.executors.tail import Following
-from lorastudy.running.runner import Plan, SuiteOutcome, run_suite
+from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment
@@ -35,6 +34,7 @@ from lorastudy.train import pace, worker
 from lorastudy.train import train_pack as life
 from lorastudy.train.base_cache import BaseCache
 from lorastudy.train.stopping import Stop, Stopped
+from planned import options_in, run_experiments
 
 SUITE = "torture"
 NUM_STEPS = 8
@@ -197,18 +197,19 @@ def _follow(folder: Path, pid: int) -> Generator[Event]:
 
 def run(
     suite: TinySuite, folder: Path, *, executor: Any = None, is_leaving: Callable[[], bool] = lambda: False,
-    on_event: Callable[..., None] = lambda *_: None, how: Callable[..., SuiteOutcome] | None = None,
-) -> SuiteOutcome:  # fmt: skip
-    """Run what is missing of the suite in this folder, as a command does; `how` is `run_suite` or what stands for it."""
-    how = how or partial(run_suite, suite_name=SUITE)
-    plan = Plan(runs=folder / "runs", output=folder / "output", continue_on_error=True, is_leaving=is_leaving)
+    on_event: Callable[..., None] = lambda *_: None, rungs: tuple[float, ...] = (),
+) -> StudyOutcome:  # fmt: skip
+    """Run what is missing of the suite in this folder, as a command does."""
     with ExperimentTracker(folder / "experiments.db", writable=True) as tracker:
-        return how(
+        return run_experiments(
             suite.experiments,
+            suite_name=SUITE,
             tracker=tracker,
             executor=executor or ForkedExecutor(cache=suite.cache),
-            plan=plan,
+            options=options_in(folder, continue_on_error=True),
+            rungs=rungs,
             on_event=on_event,
+            is_leaving=is_leaving,
         )
 
 

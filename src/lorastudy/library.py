@@ -16,8 +16,8 @@ from lorastudy.executors import Executor, local_executor
 from lorastudy.planning.done import is_new
 from lorastudy.planning.predictions import print_nothing
 from lorastudy.planning.study_plan import StudyPlan, plan_study
-from lorastudy.running.runner import OnEvent, Plan, SuiteOutcome
-from lorastudy.running.study import run_study
+from lorastudy.running.phase_runner import Callbacks, OnEvent, RunOptions
+from lorastudy.running.study import StudyOutcome, run_study
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.exporting import row_of
 from lorastudy.suite.loading import load_suite as load_suite_file
@@ -40,7 +40,7 @@ class StudyResult:
     suite_name: str
     store: str
     """The database: a path, or a URL."""
-    outcome: SuiteOutcome
+    outcome: StudyOutcome
     """Which experiments completed, failed, were done before or did not run, by id."""
 
     def frame(self) -> "DataFrame":
@@ -195,18 +195,18 @@ def run(
             contextlib.closing(local_executor(plan.design.of_every_arm))
         )
         tracker = opened.enter_context(ExperimentTracker(database, writable=True))
-        ran = run_study(
+        outcome = run_study(
             plan,
             tracker=tracker,
             executor=workers,
-            how=Plan(
-                runs=Path(folder, Plan.runs),
-                output=Path(folder, Plan.output),
+            options=RunOptions(
+                runs=Path(folder, RunOptions.runs),
+                output=Path(folder, RunOptions.output),
                 continue_on_error=continue_on_error,
             ),
-            on_event=progress or (lambda *_: None),
+            callbacks=Callbacks(on_event=progress or (lambda *_: None)),
         )
-    return StudyResult(suite_name=plan.suite.name, store=database, outcome=ran.outcome)
+    return StudyResult(suite_name=plan.suite.name, store=database, outcome=outcome)
 
 
 def _store(folder: str | Path, store: str | Path | None) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lorastudy.executors import LocalExecutor
-from lorastudy.running.runner import Plan, run_suite
+from lorastudy.running.phase_runner import RunOptions
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
+from planned import run_experiments
 
 SUITE = "torture"
 DATABASE = "results/experiments.db"
@@ -40,13 +41,12 @@ def experiments(*, num_packs: int = 2, num_arms: int = 2, first_data_seed: int =
 def run_study(folder: Path, wanted: Sequence[Experiment]) -> None:
     """Run what is missing of the study in this folder, in this process; its workers are processes of their own."""
     with ExperimentTracker(folder / DATABASE, writable=True) as tracker:
-        run_suite(
+        run_experiments(
             wanted,
             suite_name=SUITE,
             tracker=tracker,
             executor=LocalExecutor(worker=(str(SCRIPTED_WORKER),)),
-            plan=Plan(runs=folder / "results" / "runs", output=folder / "output"),
-            on_event=lambda *_: None,
+            options=RunOptions(runs=folder / "results" / "runs", output=folder / "output"),
         )
 
 

@@ -24,9 +24,8 @@ disk_driver.drive()
 NO_MESSAGE = "entrance.is_disk_fault = lambda error: False"
 #: What the store holds as done is not found again, and is done once more.
 FORGOTTEN = """
-from lorastudy.running import relay
-from lorastudy.running import runner
-relay.not_done = runner.not_done = lambda experiments, **_: list(experiments)
+from lorastudy.running import results
+results.not_done = lambda experiments, **_: list(experiments)
 """
 
 

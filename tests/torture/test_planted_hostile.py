@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lorastudy.cli import console, plan_output, progress, terminal
 from lorastudy.report import html, markdown
-from lorastudy.running import publishing, runner
+from lorastudy.running import adapters, phase_runner
 from lorastudy.store import exporting
 from lorastudy.suite import suite
 from torture import hostile_pages, hostile_terminal
@@ -83,9 +83,9 @@ def test_formulas_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_links_that_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (runner, publishing):
+    for module in (phase_runner, adapters):
         monkeypatch.setattr(module, "inside", lambda folder, path: path)
-    monkeypatch.setattr(publishing, "files_alone", lambda folder: folder)
+    monkeypatch.setattr(adapters, "files_alone", lambda folder: folder)
     assert len(violations(tmp_path, "link")) >= 5
 
 

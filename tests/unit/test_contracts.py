@@ -28,7 +28,7 @@ VIOLATIONS = {
     "peft": [("engine/packed.py", "import peft")],
     "bitsandbytes": [("engine/loading.py", "import bitsandbytes")],
     "datasets": [("data/load.py", "import datasets")],
-    "ray": [("running/runner.py", "import ray")],
+    "ray": [("running/study.py", "import ray")],
     "sql": [("stats/summary.py", "import sqlalchemy")],
 }
 

@@ -52,12 +52,12 @@ def preview(
     """Show rows as the base model will see them: text, what of it is trained, lengths, and what lays them out."""
     from lorastudy.cli.console import PlainConsole
     from lorastudy.cli.previewing import preview_as_json, previewed, show_preview
+    from lorastudy.planning.design import Designer
     from lorastudy.planning.preview import arms_by_rows, question_of_arm
-    from lorastudy.planning.study_plan import foreseen_of
     from lorastudy.suite.loading import load_suite
 
     suite = load_suite(file, defaults=config)
-    experiments = foreseen_of(suite)
+    experiments = Designer(suite=suite).foreseen()
     kinds = arms_by_rows(experiments)
     chosen = _chosen(arm, kinds)
     if arm is None and len(kinds) > 1:

@@ -21,13 +21,13 @@ def demo(
     from lorastudy import lab
     from lorastudy.cli.running import run_experiments
     from lorastudy.report import read_report, save_report
-    from lorastudy.running.runner import Plan
+    from lorastudy.running.phase_runner import RunOptions
     from lorastudy.store import ExperimentTracker
     from lorastudy.suite.loading import load_suite
 
     suite = load_suite(lab.demo_suite())
-    how = Plan(runs=runs_dir, output=output_dir)
-    run_experiments(suite, database=database, how=how)
+    options = RunOptions(runs=runs_dir, output=output_dir)
+    run_experiments(suite, database=database, options=options)
     with ExperimentTracker(database) as tracker:
         found = read_report(tracker, suite_name=suite.name)
         written = save_report(found, tracker, output=output)

@@ -58,10 +58,10 @@ def estimate(
     from lorastudy.planning.predictions import announced
 
     if suite is not None:
-        from lorastudy.planning.study_plan import design_of
+        from lorastudy.planning.design import Designer
         from lorastudy.suite.loading import load_suite
 
-        experiments: Sequence[Experiment] = design_of(load_suite(suite)).of_every_arm
+        experiments: Sequence[Experiment] = Designer(suite=load_suite(suite)).design().of_every_arm
     else:
         settings = settings_of(
             base_model=base_model, max_seq_length=max_seq_length, quantization=quantization,

@@ -23,16 +23,17 @@ from lorastudy.protocol.records import (
     Score,
 )
 from lorastudy.report.numbers import listing, plural
-from lorastudy.running.runner import SHARED_FAILURES, Stage
+from lorastudy.running.phase_runner import SHARED_FAILURES
+from lorastudy.running.phases import Phase
 from lorastudy.suite.racing import rung_of
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Follows the packs of a suite, one after another or several side by side, stage by stage.
+    """Follows the packs of a suite, one after another or several side by side, phase by phase.
 
-    Packs are numbered in the order of their stage. `gives_reasons`: failures are told with their reasons at once, for a suite
+    Packs are numbered in the order of their phase. `gives_reasons`: failures are told with their reasons at once, for a suite
     that goes on after them; else how the suite ended says them, a moment later.
     """
 
@@ -48,7 +49,7 @@ class Progress:
             transient=True,
         )
         self._gives_reasons = gives_reasons
-        self._stage = Stage(name="", packs=(), going_on=frozenset())
+        self._num_packs = 0
         self._packs: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
         self._seconds: dict[str, list[float]] = {}
@@ -67,21 +68,21 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def on_stage(self, stage: Stage) -> None:
-        """Packs are counted anew; a stage that is not the only one is announced."""
-        self._stage = stage
-        self._packs = {pack.id: number for number, pack in enumerate(stage.packs, start=1)}
-        self._going_on = set(stage.going_on)
+    def on_phase(self, phase: Phase) -> None:
+        """Packs are counted anew; a phase that is not the only one is announced."""
+        self._num_packs = len(phase.packs)
+        self._packs = {pack.id: number for number, pack in enumerate(phase.packs, start=1)}
+        self._going_on = {pack.id for pack in phase.packs if pack.resume_from}
         self._said.clear()
-        if stage.name:
-            experiments = plural(sum(len(pack.experiments) for pack in stage.packs), "experiment")
-            self._say(f"{stage.name}: {experiments} in {plural(len(stage.packs), 'pack')}")
+        if phase.name:
+            experiments = plural(sum(len(pack.experiments) for pack in phase.packs), "experiment")
+            self._say(f"{phase.name}: {experiments} in {plural(len(phase.packs), 'pack')}")
 
     def on_event(self, pack: PlannedPack, event: Record | WorkerExit) -> None:
         """Take note of what a worker said."""
         number = self._packs.setdefault(pack.id, len(self._packs) + 1)
         size = plural(len(pack.experiments), "experiment")
-        title = f"pack {number}/{max(number, len(self._stage.packs))} ({size})"
+        title = f"pack {number}/{max(number, self._num_packs)} ({size})"
         if isinstance(event, Outcome) and event.status == "failed":
             names = {experiment.id: experiment.name for experiment in pack.experiments}
             why = (event.failure_kind or "", failure_shown(event.message or ""))

@@ -35,9 +35,9 @@ def resume(
 ) -> None:
     """Run what is missing of suites that were begun; each pack goes on from its newest sound checkpoint."""
     from lorastudy.cli.running import run_experiments
-    from lorastudy.running.runner import Plan
+    from lorastudy.running.phase_runner import RunOptions
 
-    how = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
+    options = RunOptions(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
     if suite is not None and (Path(suite).is_file() or Path(suite).suffix in {".yaml", ".yml"}):
         work: list[tuple[Suite, Sequence[Experiment] | None]] = [_of_file(Path(suite), defaults=config)]
     else:
@@ -47,7 +47,7 @@ def resume(
     for loaded, experiments in work:
         how_many = "" if experiments is None else f": {len(experiments)} experiments"
         say(f"{loaded.name}{how_many}")
-        run_experiments(loaded, database=database, how=how, registered=experiments)
+        run_experiments(loaded, database=database, options=options, registered=experiments)
         say_what_it_came_to(loaded.name, database=database, output_dir=output_dir)
 
 
@@ -130,10 +130,10 @@ def _is_open(results: "Sequence[ExperimentResult]", asked: "Question") -> bool:
 
 def _has_rounds_left(suite: "Suite", tracker: "ExperimentTracker") -> bool:
     """Whether the results ask for a run that is not done: a round may be over and the next one not begun."""
-    from lorastudy.planning.done import merits_in, not_done
-    from lorastudy.planning.study_plan import design_of
+    from lorastudy.planning.design import Designer
+    from lorastudy.planning.done import not_done
 
-    designed = design_of(suite, merits_in(tracker, suite.primary_metric))
+    designed = Designer(suite=suite).by_now(tracker)
     return bool(not_done(designed.experiments, tracker=tracker, searching=designed.tuning))
 
 

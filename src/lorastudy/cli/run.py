@@ -38,8 +38,8 @@ def run(
 ) -> None:
     """Train and evaluate one configuration; the adapter goes to output/<name>/final_model."""
     from lorastudy.cli.running import run_experiments
-    from lorastudy.running.publishing import published
-    from lorastudy.running.runner import Plan
+    from lorastudy.running.adapters import published
+    from lorastudy.running.phase_runner import RunOptions
     from lorastudy.suite.loading import suite_from_values
 
     values = {
@@ -65,8 +65,8 @@ def run(
         "seeds": "--seed",
     }
     suite = suite_from_values(values, where="run", flags=flags, defaults=config)
-    how = Plan(runs=runs_dir, output=output_dir)
-    ran = run_experiments(suite, database=database, how=how)
+    options = RunOptions(runs=runs_dir, output=output_dir)
+    ran = run_experiments(suite, database=database, options=options)
     for experiment in ran.reporting:
         place = published(experiment, suite_name=suite.name, output=output_dir)
         if place is not None:

@@ -17,9 +17,9 @@ from lorastudy.executors import Executor, local_executor
 from lorastudy.planning.done import is_new
 from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.report.numbers import listing
-from lorastudy.running.publishing import published, usual_place
-from lorastudy.running.runner import Plan, SuiteOutcome
-from lorastudy.running.study import run_study
+from lorastudy.running.adapters import published, usual_place
+from lorastudy.running.phase_runner import Callbacks, RunOptions
+from lorastudy.running.study import StudyOutcome, run_study
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.rate_search import Design
@@ -56,7 +56,7 @@ def run_experiments(
     suite: Suite,
     *,
     database: str,
-    how: Plan,
+    options: RunOptions,
     executor: Executor | None = None,
     registered: Sequence[Experiment] | None = None,
 ) -> Design:
@@ -80,29 +80,32 @@ def run_experiments(
         tracker = tracker or open_until_done.enter_context(_writer(database))
         for line in (f"{suite.name}: {size_line(plan)}", *outlook(plan)):
             say(line, file=sys.stderr)
-        progress = open_until_done.enter_context(Progress(gives_reasons=how.continue_on_error))
+        progress = open_until_done.enter_context(Progress(gives_reasons=options.continue_on_error))
         departure = open_until_done.enter_context(Departure(workers))
-        ran = run_study(
+        outcome = run_study(
             plan,
             tracker=tracker,
             executor=workers,
-            how=how.leaving_when(departure.is_requested),
-            on_event=progress.on_event,
-            on_stage=progress.on_stage,
+            options=options,
+            callbacks=Callbacks(
+                on_phase=progress.on_phase,
+                on_event=progress.on_event,
+                is_leaving=departure.is_requested,
+            ),
         )
-    outcome, experiments = ran.outcome, ran.design.experiments
+    experiments = outcome.design.experiments
     _print_outcome(outcome, experiments, has_left=departure.is_requested())
-    _say_where_adapters_lie(outcome, experiments, suite_name=suite.name, output=how.output)
+    _say_where_adapters_lie(outcome, experiments, suite_name=suite.name, output=options.output)
     if departure.is_requested() and outcome.not_run:
-        say(f"to go on: {_command_to_go_on(suite, database=database, how=how)}", file=sys.stderr)
+        say(f"to go on: {_command_to_go_on(suite, database=database, options=options)}", file=sys.stderr)
         raise typer.Exit(departure.exit_code)
     if outcome.failed:
         raise typer.Exit(2 if all(end.failure_kind == "user" for end in outcome.failed) else 1)
-    return ran.design
+    return outcome.design
 
 
 def _say_where_adapters_lie(
-    outcome: SuiteOutcome, experiments: Sequence[Experiment], *, suite_name: str, output: Path
+    outcome: StudyOutcome, experiments: Sequence[Experiment], *, suite_name: str, output: Path
 ) -> None:
     """Where that is not where a user looks, since other adapters are kept there; and which made room."""
     of_suite = output / suite_name
@@ -133,26 +136,26 @@ def _writer(database: str) -> ExperimentTracker:
     return tracker
 
 
-def _command_to_go_on(suite: Suite, *, database: str, how: Plan) -> str:
+def _command_to_go_on(suite: Suite, *, database: str, options: RunOptions) -> str:
     """`lorastudy resume` with what was not left at its default."""
     flags = {
         "--database": (database, DATABASE),
-        "--runs-dir": (str(how.runs), str(RUNS_DIR)),
-        "--output-dir": (str(how.output), str(OUTPUT_DIR)),
+        "--runs-dir": (str(options.runs), str(RUNS_DIR)),
+        "--output-dir": (str(options.output), str(OUTPUT_DIR)),
     }
     given = [part for flag, (value, default) in flags.items() if value != default for part in (flag, value)]
     return shlex.join(["lorastudy", "resume", suite.name, *given])
 
 
-def _print_outcome(outcome: SuiteOutcome, experiments: Sequence[Experiment], *, has_left: bool) -> None:
+def _print_outcome(outcome: StudyOutcome, experiments: Sequence[Experiment], *, has_left: bool) -> None:
     names = {experiment.id: experiment.name for experiment in experiments}
     say(
         f"{len(outcome.completed)} completed, {len(outcome.failed)} failed, {len(outcome.done_before)} done before, "
         f"{len(outcome.not_run)} not run"
     )
-    if outcome.outraced:
-        arms = dict.fromkeys(e.arm for e in experiments if e.id in set(outcome.outraced))
-        say(f"stopped by racing, since clearly behind: {', '.join(arms)} ({len(outcome.outraced)} runs)")
+    if outcome.pruned:
+        arms = dict.fromkeys(e.arm for e in experiments if e.id in set(outcome.pruned))
+        say(f"stopped by racing, since clearly behind: {', '.join(arms)} ({len(outcome.pruned)} runs)")
     if outcome.diverged_in_search:
         found = ", ".join(names[end.experiment_id] for end in outcome.diverged_in_search)
         say(f"diverged in the search for a learning rate, so that rate is too high: {found}")

@@ -48,7 +48,7 @@ def suite(
     """Run a suite: all its experiments, together on one base model; what is done already is not run again."""
     from lorastudy.cli.plan_output import show_plan
     from lorastudy.cli.running import planned_only, run_experiments
-    from lorastudy.running.runner import Plan
+    from lorastudy.running.phase_runner import RunOptions
     from lorastudy.suite.loading import load_suite
 
     path = _one_of(file, suite)
@@ -56,9 +56,9 @@ def suite(
     if dry_run:
         show_plan(planned_only(loaded, database=database))
         return
-    how = Plan(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
+    options = RunOptions(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
     workers = _executor(executor, address=ray_address, num_cpus=ray_num_cpus, num_gpus=ray_num_gpus)
-    run_experiments(loaded, database=database, how=how, executor=workers)
+    run_experiments(loaded, database=database, options=options, executor=workers)
     say_what_it_came_to(loaded.name, database=database, output_dir=output_dir)
 
 

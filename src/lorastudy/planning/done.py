@@ -3,7 +3,7 @@
 Numbers depend on the versions of the libraries that make them, so a result of other versions counts as missing.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.question import PrimaryMetric
-from lorastudy.suite.rate_search import DIVERGED, Merit, MeritsOf
+from lorastudy.suite.rate_search import DIVERGED, Merit
 
 #: What must be as it was for a result to count as already there.
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -67,18 +67,16 @@ def current_results(
     return [each for each in found if each.experiment_id in ids and is_current(each.environment)]
 
 
-def merits_in(tracker: ExperimentTracker, metric: PrimaryMetric) -> MeritsOf:
-    """The merits of runs that the store holds under the libraries of now."""
-
-    def merits_of(experiments: Sequence[Experiment]) -> Mapping[str, Merit | None]:
-        results = tracker.get_results([experiment.id for experiment in experiments])
-        return {
-            key: merit(result, metric)
-            for key, result in results.items()
-            if has_ended(result) and is_current(result.environment)
-        }
-
-    return merits_of
+def merits_of(
+    experiment_ids: Collection[str], *, tracker: ExperimentTracker, metric: PrimaryMetric
+) -> dict[str, Merit | None]:
+    """The merits of those that have ended under the libraries of now."""
+    results = tracker.get_results(sorted(experiment_ids))
+    return {
+        experiment_id: merit(result, metric)
+        for experiment_id, result in results.items()
+        if has_ended(result) and is_current(result.environment)
+    }
 
 
 def has_ended(result: ExperimentResult) -> bool:

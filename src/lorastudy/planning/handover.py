@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from lorastudy.planning.packing import PlannedPack, form_packs
+from lorastudy.planning.packing import PlannedPack
 from lorastudy.suite.experiment import Experiment
 
 #: Share of the time that must be saved. A pause costs saving and loading the pack, some tenths of a second.
@@ -60,18 +60,6 @@ def handover(packs: Sequence[PlannedPack], *, num_at_once: int) -> Handover | No
     return Handover(
         pause_at={key: float(share) for key, share in until.items() if share < 1},
         alone=frozenset(pack.experiments[-1].id for pack in packs if len(pack.experiments) > small),
-    )
-
-
-def handover_of(
-    experiments: Sequence[Experiment], *, arms_per_pack: Mapping[str, int], num_at_once: int
-) -> Handover | None:
-    """How the packs of a round become even. The plan announces it and the run does it, so both ask here.
-
-    `experiments` are all of the round, done or not: a suite that goes on keeps the packs that it would have had.
-    """
-    return handover(
-        form_packs(experiments, arms_per_pack=arms_per_pack, num_at_once=num_at_once), num_at_once=num_at_once
     )
 
 

@@ -6,8 +6,9 @@ them hold in one forward pass are bounded. Work that fails as a pack is cut in t
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lorastudy.suite.experiment import Experiment, tagged_hash
 
@@ -18,9 +19,21 @@ MAX_PACK_TOKENS = 1 << 14
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPack:
-    """Experiments that will train together."""
+    """Experiments that will train together, and how far."""
 
     experiments: tuple[Experiment, ...]
+    rungs: tuple[float, ...] = ()
+    """Shares of the training after which the held-out rows are scored, for racing."""
+    pause_at: float | None = None
+    """The share at which the pack saves itself and pauses; None trains it to its end."""
+    begun: float = 0.0
+    """The share that an earlier phase was to bring it to."""
+    resume_from: tuple[Path, ...] = ()
+    """Run folders whose checkpoints it may go on from, newest first."""
+    reason: str | None = None
+    """Why this is not its first attempt, in words for the report."""
+    num_killed: int = 0
+    """How often in a row its worker was killed before it had saved anything."""
 
     @property
     def id(self) -> str:
@@ -57,19 +70,14 @@ def form_packs(
 
 def remaining_packs(
     experiments: Sequence[Experiment],
-    missing: Iterable[Experiment],
+    only: Collection[str],
     *,
     arms_per_pack: Mapping[str, int] | None = None,
     num_at_once: int = 1,
 ) -> list[PlannedPack]:
-    """The packs of all experiments, as far as they are missing.
-
-    Not packs of what is missing: what goes on after an interruption keeps the company that it would have had, and so
-    comes to the same bits.
-    """
-    wanted = {experiment.id for experiment in missing}
+    """The packs of all experiments, each with those of its experiments whose ids are in `only`."""
     packs = (
-        PlannedPack(experiments=tuple(each for each in pack.experiments if each.id in wanted))
+        PlannedPack(experiments=tuple(e for e in pack.experiments if e.id in only))
         for pack in form_packs(experiments, arms_per_pack=arms_per_pack, num_at_once=num_at_once)
     )
     return [pack for pack in packs if pack.experiments]

@@ -1,22 +1,22 @@
 """The plan of a study: everything that follows from a suite, the store and the machine before anything runs.
 
-It is computed before anything runs. A dry run prints it, `check` reads its findings, and a run begins from it. What is
-missing and which packs that makes is asked again, by the same functions, as results come in.
+A dry run prints it, `check` reads its findings, and `running/study.py` carries it out: packs are formed and balanced here alone.
+As results come in, `running/phases.py` says which of the plan's packs run next.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from lorastudy.data.batches import steps_of
 from lorastudy.data.fingerprint import dataset_fingerprint
-from lorastudy.data.load import StudyData, train_and_eval
+from lorastudy.data.load import StudyData
 from lorastudy.executors import Executor, local_executor
 from lorastudy.lint.case import Case
 from lorastudy.lint.finding import LintFinding
 from lorastudy.lint.lint import lint
-from lorastudy.planning.done import merits_in, not_done, outraced
-from lorastudy.planning.handover import Handover, handover_of
+from lorastudy.planning.design import Designer
+from lorastudy.planning.done import not_done, outraced
+from lorastudy.planning.handover import Handover, handover
 from lorastudy.planning.packing import PlannedPack, remaining_packs
 from lorastudy.planning.predictions import OnWait, Predictions, print_nothing, with_memory, without_memory
 from lorastudy.planning.suite_facts import data_notes, layout_notes, margin_notes, read_data, suite_case
@@ -25,12 +25,9 @@ from lorastudy.suite.expansion import sources_reader
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.hub import check_base_model
 from lorastudy.suite.identity import base_model_fingerprint
-from lorastudy.suite.rate_search import Design, MeritsOf, design, foreseen
+from lorastudy.suite.rate_search import Design
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import EXPERIMENT_TYPES, Suite
-
-#: The suite's design by the results that are there.
-DesignBy = Callable[[MeritsOf], Design]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,33 +38,60 @@ class StudyPlan:
     """
 
     suite: Suite
+    designer: Designer
     design: Design
     missing: tuple[Experiment, ...]
     """Experiments of the design that have no result yet; without those that racing stopped."""
-    packs: tuple[PlannedPack, ...]
-    """The packs of what is missing."""
     predicted: Predictions = field(default_factory=Predictions)
     num_packs_at_once: int = 1
-    balance: Handover | None = None
-    """How packs become equally long on the way; None where they are, or where racing decides who goes on."""
+    hands_over: bool = False
+    """Whether the executor's workers can hand arms to each other, which lets packs of unequal size be balanced."""
     notes: tuple[str, ...] = ()
     """What the user should know before it runs."""
     data: Mapping[str, StudyData] = field(default_factory=dict)
     """The rows of every arm, by `data_key`."""
-    registered: tuple[Experiment, ...] | None = None
-    """The experiments of a suite that is taken up from the store."""
 
-    def design_by(self, merits_of: MeritsOf) -> Design:
-        """What the suite asks for by the results that are there."""
-        return _design(self.suite, merits_of, registered=self.registered)
+    @property
+    def packs(self) -> tuple[PlannedPack, ...]:
+        """The packs of what is missing, round by round."""
+        missing = {experiment.id for experiment in self.missing}
+        packs = (self.packs_of(of_round, only=missing) for of_round in self.design.rounds)
+        return tuple(pack for of_round in packs for pack in of_round)
+
+    def packs_of(self, of_round: Sequence[Experiment], *, only: Collection[str]) -> list[PlannedPack]:
+        """The packs of a round, each with those of its experiments that are named in `only`.
+
+        Packs are formed of the whole round, whatever is done of it: an arm's bits depend on the other arms of its pack, so
+        a study that goes on after an interruption trains in the packs that it would have had.
+        """
+        return remaining_packs(
+            of_round, only, arms_per_pack=self.predicted.arms_per_pack, num_at_once=self.num_packs_at_once
+        )
+
+    @property
+    def balance(self) -> Handover | None:
+        """How the packs of the first round with something missing become equally long on the way."""
+        missing = {experiment.id for experiment in self.missing}
+        rounds = (of_round for of_round in self.design.rounds if any(e.id in missing for e in of_round))
+        of_round = next(rounds, None)
+        return None if of_round is None else self.balance_of(of_round)
+
+    def balance_of(self, of_round: Sequence[Experiment]) -> Handover | None:
+        """How a round's packs become equally long on the way; None where they are, or where racing decides who goes on."""
+        if self.suite.rungs or not self.hands_over:
+            return None
+        return handover(
+            self.packs_of(of_round, only={experiment.id for experiment in of_round}),
+            num_at_once=self.num_packs_at_once,
+        )
 
     @cached_property
     def case(self) -> Case | None:
         """The suite as the linter judges it; None of a suite that is taken up from the store, whose arms are not known."""
-        if self.registered is not None:
+        if self.designer.registered is not None:
             return None
         return suite_case(
-            foreseen_of(self.suite),
+            self.designer.foreseen(),
             suite_name=self.suite.name,
             data=self.data,
             rows=self.predicted.rows.read,
@@ -114,30 +138,29 @@ def plan_study(
         DataError: the rows cannot be used with their base model.
         StudyError: what the suite names does not exist or cannot be read.
     """
-    known = None if registered is None else tuple(registered)
-    designed, missing = _by_now(suite, tracker, registered=known)
+    designer = Designer(suite=suite, registered=None if registered is None else tuple(registered))
+    designed = designer.by_now(tracker)
+    missing = _missing(designed, suite, tracker=tracker)
     of_every_arm = designed.of_every_arm
     _announce_foreign_code(of_every_arm, on_wait)
     workers = executor or local_executor(of_every_arm)
-    num_at_once = workers.num_packs_at_once
     data = read_data(of_every_arm)
     predicted = with_memory(
-        of_every_arm, [*missing, *designed.waiting], num_workers=num_at_once, on_wait=on_wait
+        of_every_arm,
+        [*missing, *designed.waiting],
+        num_workers=workers.num_packs_at_once,
+        on_wait=on_wait,
     )
-    packs = _packs(designed, missing, arms_per_pack=predicted.arms_per_pack, num_at_once=num_at_once)
     return StudyPlan(
         suite=suite,
+        designer=designer,
         design=designed,
         missing=tuple(missing),
-        packs=tuple(packs),
         predicted=predicted,
-        num_packs_at_once=num_at_once,
-        balance=_balance(designed, missing, executor=workers, predicted=predicted)
-        if not suite.rungs
-        else None,
+        num_packs_at_once=workers.num_packs_at_once,
+        hands_over=workers.hands_over,
         notes=_notes(suite, predicted=predicted, data_notes=data_notes(of_every_arm, data)),
         data=data,
-        registered=known,
     )
 
 
@@ -147,53 +170,21 @@ def judge_suite(suite: Suite, *, on_wait: OnWait = print_nothing) -> StudyPlan:
     Raises:
         DataError, StudyError: as `plan_study`.
     """
-    designed = _design(suite, lambda _: {}, registered=None)
-    experiments = foreseen_of(suite)
+    designer = Designer(suite=suite)
+    designed = designer.design()
+    experiments = designer.foreseen()
     _announce_foreign_code(experiments, on_wait)
     data = read_data(experiments)
     predicted = without_memory(experiments, on_wait=on_wait)
     return StudyPlan(
         suite=suite,
+        designer=designer,
         design=designed,
         missing=designed.experiments,
-        packs=(),
         predicted=predicted,
         notes=_notes(suite, predicted=predicted, data_notes=data_notes(experiments, data)),
         data=data,
     )
-
-
-def design_of(suite: Suite, merits_of: MeritsOf = lambda _: {}) -> Design:
-    """The suite's experiments as far as results tell by now, with what they read fingerprinted."""
-    return design(
-        suite,
-        fingerprint_dataset=dataset_fingerprint,
-        fingerprint_base=base_model_fingerprint,
-        merits_of=merits_of,
-        num_steps=num_steps,
-    )
-
-
-def foreseen_of(suite: Suite) -> tuple[Experiment, ...]:
-    """The suite's experiments if each search for a learning rate finds the middle of its first grid best."""
-    return foreseen(
-        suite,
-        fingerprint_dataset=dataset_fingerprint,
-        fingerprint_base=base_model_fingerprint,
-        num_steps=num_steps,
-    )
-
-
-def num_steps(settings: Settings) -> int:
-    """Optimizer steps of an arm, by which a search for learning rates begins.
-
-    They are counted without the base model's tokenizer, since a suite's experiments follow from its files alone. Of a
-    training by epochs, rows of which the cut leaves no answer are therefore still counted, and a long plain text, which
-    training takes as several rows, counts once: such a search may begin at the rates for fewer than `SHORT_STEPS` steps.
-    """
-    if settings.max_steps is not None:
-        return settings.max_steps
-    return steps_of(settings, num_rows=len(train_and_eval(settings).train))
 
 
 def sources_of() -> Callable[[Settings], Sources]:
@@ -211,50 +202,13 @@ def _announce_foreign_code(experiments: Sequence[Experiment], on_wait: OnWait) -
         on_wait(f"note: experiment_type: {name} is run, with your rights")
 
 
-def _design(suite: Suite, merits_of: MeritsOf, *, registered: tuple[Experiment, ...] | None) -> Design:
-    if registered is None:
-        return design_of(suite, merits_of)
-    return Design(experiments=registered, rounds=(registered,))
-
-
-def _by_now(
-    suite: Suite, tracker: ExperimentTracker | None, *, registered: tuple[Experiment, ...] | None
-) -> tuple[Design, list[Experiment]]:
-    """The design by now and what is missing of it; without a store all of its first round."""
+def _missing(designed: Design, suite: Suite, *, tracker: ExperimentTracker | None) -> Sequence[Experiment]:
+    """What has no result yet and was not stopped by racing; without a store all of it."""
     if tracker is None:
-        designed = _design(suite, lambda _: {}, registered=registered)
-        return designed, list(designed.experiments)
-    designed = _design(suite, merits_in(tracker, suite.primary_metric), registered=registered)
+        return designed.experiments
     missing = not_done(designed.experiments, tracker=tracker, searching=designed.tuning)
     stopped = outraced(missing, suite_name=suite.name, tracker=tracker) if suite.rungs else frozenset()
-    return designed, [each for each in missing if each.id not in stopped]
-
-
-def _packs(
-    designed: Design,
-    missing: Sequence[Experiment],
-    *,
-    arms_per_pack: Mapping[str, int],
-    num_at_once: int,
-) -> list[PlannedPack]:
-    return [
-        pack
-        for of_round in designed.rounds
-        for pack in remaining_packs(of_round, missing, arms_per_pack=arms_per_pack, num_at_once=num_at_once)
-    ]
-
-
-def _balance(
-    designed: Design, missing: Sequence[Experiment], *, executor: Executor, predicted: Predictions
-) -> Handover | None:
-    """Of the first round that has something missing, where the executor's packs can hand arms over."""
-    wanted = {each.id for each in missing}
-    of_round = next((r for r in designed.rounds if any(each.id in wanted for each in r)), None)
-    if of_round is None or not executor.hands_over:
-        return None
-    return handover_of(
-        of_round, arms_per_pack=predicted.arms_per_pack, num_at_once=executor.num_packs_at_once
-    )
+    return [experiment for experiment in missing if experiment.id not in stopped]
 
 
 def _notes(suite: Suite, *, predicted: Predictions, data_notes: Sequence[str]) -> tuple[str, ...]:

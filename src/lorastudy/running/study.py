@@ -1,23 +1,46 @@
-"""A study, carried out: the plan's packs run, results come in, and the search asks for more until nothing is left."""
+"""A study, carried out: phase after phase, until its results ask for nothing more.
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+    plan -> results -> next phase -> workers -> store -> results -> ...
+
+Nothing is remembered between phases but what the store holds, so a study that was killed at any moment goes on where it was.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from lorastudy.errors import StudyError
 from lorastudy.executors import Executor
 from lorastudy.planning.study_plan import StudyPlan
-from lorastudy.running.rounds import run_rounds
-from lorastudy.running.runner import OnEvent, Plan, Stage, SuiteOutcome
-from lorastudy.store import ExperimentTracker
+from lorastudy.protocol.records import Outcome
+from lorastudy.running import racing
+from lorastudy.running.adapters import AdapterPublisher
+from lorastudy.running.phase_runner import Callbacks, PhaseRunner, RunOptions, failures, is_too_high
+from lorastudy.running.phases import next_phase
+from lorastudy.running.results import Results, read_results
+from lorastudy.running.resume import release_checkpoints
+from lorastudy.store import ExperimentTracker, suite_notes
+from lorastudy.suite.question import subject
 from lorastudy.suite.rate_search import Design
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyRun:
-    """What was asked for in the end, and what became of it."""
+class StudyOutcome:
+    """What became of a study's experiments, by id."""
 
-    design: Design
-    outcome: SuiteOutcome
+    design: Design = field(repr=False)
+    """What was asked for in the end."""
+    done_before: tuple[str, ...] = ()
+    completed: tuple[str, ...] = ()
+    failed: tuple[Outcome, ...] = ()
+    not_run: tuple[str, ...] = ()
+    diverged_in_search: tuple[Outcome, ...] = ()
+    """Runs that were to find out whether a learning rate is too high, and did: an answer, not a failure."""
+    pruned: tuple[str, ...] = ()
+    """Stopped by racing, by now or before: nothing is left to run of them."""
+    unpublished: tuple[str, ...] = ()
+    """Done before, and their adapters are neither at their place nor in a run folder any more."""
+    replaced: tuple[tuple[Path, str], ...] = ()
+    """Where an adapter lay that no suite asks for any more, and whose: the suite's own has that place now."""
 
 
 def run_study(
@@ -25,33 +48,97 @@ def run_study(
     *,
     tracker: ExperimentTracker,
     executor: Executor,
-    how: Plan,
-    on_event: OnEvent = lambda *_: None,
-    on_stage: Callable[[Stage], None] = lambda _: None,
-) -> StudyRun:
-    """Run what is missing of a planned suite. Nothing is printed; `on_event` gets every record and every worker's end.
+    options: RunOptions | None = None,
+    callbacks: Callbacks | None = None,
+) -> StudyOutcome:
+    """Run what is missing of a planned suite. Nothing is printed.
 
-    `how` says where files go and when to end early.
+    What fails is not tried again in this call. Without `continue_on_error` a failure ends it.
 
     Raises:
-        StudyError: the plan was made for another number of packs at once than the executor runs.
+        StudyError: the plan was made for another number of packs at once than the executor runs, or a worker could not
+            write its files.
     """
+    _check_executor(plan, executor)
+    options, callbacks = options or RunOptions(), callbacks or Callbacks()
+    publisher = AdapterPublisher(suite_name=plan.suite.name, tracker=tracker, output=options.output)
+    runner = PhaseRunner(
+        tracker=tracker,
+        executor=executor,
+        options=options,
+        predicted=plan.predicted,
+        publisher=publisher,
+        callbacks=callbacks,
+    )
+    ended: dict[str, Outcome] = {}
+    enrolled: Design | None = None
+    while True:
+        results = read_results(plan, tracker=tracker, ended=ended)
+        if results.design != enrolled:
+            _enrol(plan, results, publisher=publisher, tracker=tracker, is_first=enrolled is None)
+            suite_notes.keep(tracker, plan.suite.name, runs=options.runs)
+            enrolled = results.design
+        release_checkpoints(results.design.experiments, tracker=tracker, pruned=results.pruned)
+        has_failed = bool(failures(ended, searching=results.design.tuning))
+        if callbacks.is_leaving() or (has_failed and not options.continue_on_error):
+            break
+        phase = next_phase(plan, results)
+        if phase is None:
+            break
+        for pruning in phase.prunings:
+            racing.put_on_record(pruning, tracker=tracker)
+        if phase.packs:
+            callbacks.on_phase(phase)
+            ended |= runner.run(phase)
+    return _outcome(results, publisher=publisher)
+
+
+def _check_executor(plan: StudyPlan, executor: Executor) -> None:
     if executor.num_packs_at_once != plan.num_packs_at_once:
         raise StudyError(
             f"the plan is for {plan.num_packs_at_once} packs at once and the executor runs {executor.num_packs_at_once}, so its "
             "packs may not fit; plan again with `executor=` the one that runs it"
         )
-    last, outcome = run_rounds(
-        plan.suite,
-        plan.design_by,
-        tracker=tracker,
-        executor=executor,
-        plan=replace(
-            how,
-            arms_per_pack=plan.predicted.arms_per_pack,
-            predict=plan.predicted.predictions,
-            on_stage=on_stage,
-        ),
-        on_event=on_event,
+
+
+def _enrol(
+    plan: StudyPlan,
+    results: Results,
+    *,
+    publisher: AdapterPublisher,
+    tracker: ExperimentTracker,
+    is_first: bool,
+) -> None:
+    """Write the suite as it is by now, and publish what was done before. What it asks is written once, before anything runs."""
+    suite, design = plan.suite, results.design
+    publisher.choose_places(design.experiments)
+    members = (*design.experiments, *design.passed)
+    tracker.register(suite.name, members, description=suite.description)
+    # A suite that is taken up by its experiments alone has no arms, and asks what it asked.
+    if is_first and suite.arms:
+        about = subject(experiment.sources for experiment in design.experiments)
+        tracker.state_question(suite.name, replace(suite.question, subject=about))
+        tracker.keep_design(suite.name, suite.to_json())
+    if suite.path is not None:
+        # A suite is what its file says now: an attempt with a mistake since mended is not in its report.
+        tracker.keep_only(suite.name, members)
+    publisher.publish_done([e.id for e in design.experiments if e.id in results.done])
+
+
+def _outcome(results: Results, *, publisher: AdapterPublisher) -> StudyOutcome:
+    design, ended = results.design, results.ended
+    ids = [experiment.id for experiment in design.experiments]
+    failed = failures(ended, searching=design.tuning)
+    completed = {key for key, end in ended.items() if end.status == "completed"}
+    over = {*completed, *results.done, *results.pruned, *(end.experiment_id for end in failed)}
+    return StudyOutcome(
+        design=design,
+        done_before=tuple(key for key in ids if key in results.done and key not in ended),
+        completed=tuple(key for key in ids if key in completed),
+        failed=tuple(failed),
+        not_run=tuple(key for key in ids if key not in over),
+        diverged_in_search=tuple(end for end in ended.values() if is_too_high(end, searching=design.tuning)),
+        pruned=tuple(key for key in ids if key in results.pruned),
+        unpublished=tuple(publisher.lost),
+        replaced=tuple(publisher.replaced.items()),
     )
-    return StudyRun(design=last, outcome=outcome)

@@ -41,8 +41,8 @@ from lorastudy.suite.suite import Arm, Suite
 Merit = tuple[float, float]
 DIVERGED: Merit = (math.inf, math.inf)
 
-#: The merit of each of these experiments that has come to an end; None of one that failed without diverging.
-MeritsOf = Callable[[Sequence[Experiment]], Mapping[str, Merit | None]]
+#: By experiment that has ended: its merit; None of one that failed without diverging.
+Merits = Mapping[str, Merit | None]
 NumSteps = Callable[[Settings], int | None]
 
 _HIGHEST_RUNG = 2  # the rate 5: `learning_rate` is less than 10
@@ -102,10 +102,12 @@ def design(
     *,
     fingerprint_dataset: Fingerprint,
     fingerprint_base: Fingerprint,
-    merits_of: MeritsOf = lambda _: {},
+    merits: Merits | None = None,
     num_steps: NumSteps = lambda settings: settings.max_steps,
 ) -> Design:
     """The suite's experiments that results ask for; without results the first round.
+
+    `merits` may hold less than there is: an experiment without one counts as not ended.
 
     Raises:
         SuiteFileError, StudyError: as `expand`.
@@ -125,9 +127,8 @@ def design(
         asked = {each.id for of_round in rounds for each in of_round}
         rounds.append(tuple(each for each in experiments if each.id not in asked))
         tuning = _tuning_runs(fixed, experiments, seeds=suite.tuning_seeds)
-        merits = merits_of(list(tuning.values()))
         looked_on = {
-            number: _next(search, merits=_by_rung(number, tuning, merits=merits))
+            number: _next(search, merits=_by_rung(number, tuning, merits=merits or {}))
             for number, search in searches.items()
         }
         further = {number: arms.begun(number, looked_on) for number in searches}

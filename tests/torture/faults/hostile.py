@@ -28,7 +28,7 @@ from lorastudy.errors import StudyError, SuiteFileError
 from lorastudy.executors import WorkerExit
 from lorastudy.planning.packing import form_packs
 from lorastudy.protocol.records import Environment, Outcome, Pack
-from lorastudy.running.runner import Plan, run_suite
+from lorastudy.running.phase_runner import RunOptions
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.exporting import export_csv
 from lorastudy.suite.expansion import expand
@@ -36,6 +36,7 @@ from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.loading import load_suite, suite_from_values
 from lorastudy.suite.privacy import Privacy
 from lorastudy.suite.settings import Settings
+from planned import run_experiments
 from torture import hostile_folders, hostile_pages, hostile_terminal
 from torture import hostile_strings as strings
 from torture.harness import FaultResult, Row, counted, listed, tried
@@ -328,10 +329,10 @@ def _refused_run(folder: Path, *, adapter_path: str | None = None, link_to: Path
     before = _files(folder.parent) - _files(folder)
     with ExperimentTracker("store.db", writable=True) as tracker:
         error = tried(
-            lambda: run_suite(
+            lambda: run_experiments(
                 _experiments("one"), suite_name="study", tracker=tracker,
                 executor=_Executor(adapter_path=adapter_path, link_to=link_to),
-                plan=Plan(runs=Path("runs"), output=Path("output")), on_event=lambda *_: None,
+                options=RunOptions(runs=Path("runs"), output=Path("output")),
             )
         )  # fmt: skip
     if not isinstance(error, StudyError):

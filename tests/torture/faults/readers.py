@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 
 from lorastudy.executors import LocalExecutor
-from lorastudy.running.runner import Plan, run_suite
+from lorastudy.running.phase_runner import RunOptions
 from lorastudy.store import ExperimentTracker
+from planned import run_experiments
 from torture import studies
 from torture.harness import FaultResult, Row, listed, tried
 
@@ -80,11 +81,10 @@ def write(folder: Path, *, seconds: float) -> None:
 def write_suite(folder: Path, *, first_data_seed: int) -> None:
     """One pack of two arms."""
     with ExperimentTracker(folder / studies.DATABASE, writable=True) as tracker:
-        run_suite(
+        run_experiments(
             studies.experiments(num_packs=1, first_data_seed=first_data_seed),
             suite_name=studies.SUITE,
             tracker=tracker,
             executor=LocalExecutor(worker=(str(studies.SCRIPTED_WORKER),)),
-            plan=Plan(runs=folder / "results" / "runs", output=folder / "output"),
-            on_event=lambda *_: None,
+            options=RunOptions(runs=folder / "results" / "runs", output=folder / "output"),
         )

@@ -6,8 +6,9 @@ import pytest
 
 from lorastudy.cli.running import _say_where_adapters_lie
 from lorastudy.protocol.jobs import AdapterOrigin
-from lorastudy.running.runner import SuiteOutcome
+from lorastudy.running.study import StudyOutcome
 from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.rate_search import Design
 from lorastudy.suite.settings import Settings
 
 
@@ -30,7 +31,7 @@ def said(
     *experiments: Experiment,
     replaced: tuple[tuple[Path, str], ...] = (),
 ) -> list[str]:
-    ended = SuiteOutcome(done_before=(), completed=(), failed=(), not_run=(), replaced=replaced)
+    ended = StudyOutcome(design=Design(experiments=(), rounds=()), replaced=replaced)
     _say_where_adapters_lie(ended, experiments, suite_name="mine", output=tmp_path)
     return capsys.readouterr().err.replace(str(tmp_path), "output").splitlines()
 

@@ -13,8 +13,8 @@ from lorastudy.cli.main import main
 from lorastudy.lint.case import tokens_seen
 from lorastudy.lint.finding import arms_in_words
 from lorastudy.lint.lint import RULES
+from lorastudy.planning.design import Designer
 from lorastudy.planning.rows import rows_key
-from lorastudy.planning.study_plan import design_of
 from lorastudy.planning.suite_facts import layout_notes, read_data, suite_case
 from lorastudy.protocol.records import DataSummary, RowsRead
 from lorastudy.suite.base_folder import read_config
@@ -270,7 +270,7 @@ def test_a_margin_without_its_percent_sign_is_told_what_it_means(suite, capsys):
 
 
 def test_facts_before_a_run(suite):
-    experiments = design_of(load_suite(Path(suite(FAIR)))).experiments
+    experiments = Designer(suite=load_suite(Path(suite(FAIR)))).design().experiments
     facts = suite_case(experiments, suite_name="s", data=read_data(experiments)).facts["small_lr0.006"]
     rows = lab.rows("facts")
     # 16 steps of 32 rows are all 512 rows; the lab's words are tokens, and each answer ends with one more
@@ -290,7 +290,7 @@ def test_facts_before_a_run(suite):
 )
 def test_the_published_rule_counts_the_steps_of_the_rows_that_were_read(suite, num_rows, num_unread, times):
     epochs = FAIR.replace("max_steps: 16", "num_train_epochs: 1")
-    experiments = design_of(load_suite(Path(suite(epochs)))).experiments
+    experiments = Designer(suite=load_suite(Path(suite(epochs)))).design().experiments
     counts = dict.fromkeys(
         ("num_refused_rows", "num_truncated_rows", "num_tokens", "num_completion_tokens"), 0
     )

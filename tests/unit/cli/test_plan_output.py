@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from lorastudy.cli.plan_output import outlook, size_line
+from lorastudy.planning.design import Designer
 from lorastudy.planning.packing import PlannedPack, form_packs
-from lorastudy.planning.study_plan import StudyPlan, design_of
+from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.suite.loading import load_suite
 from lorastudy.suite.suite import Suite
 
@@ -44,7 +45,7 @@ def predicting(
 
 
 def plan_of(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -> StudyPlan:
-    planned = design_of(suite)
+    planned = Designer(suite=suite).design()
     stand_in: Any = predicted
     return StudyPlan(
         suite=suite,

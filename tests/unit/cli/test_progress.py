@@ -1,5 +1,8 @@
 """What a running suite shows, whether its packs come one after another or side by side."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from lorastudy.cli.progress import Progress
@@ -15,7 +18,7 @@ from lorastudy.protocol.records import (
     PackStep,
     Score,
 )
-from lorastudy.running.runner import Stage
+from lorastudy.running.phases import Phase
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
 
@@ -56,8 +59,9 @@ def refused(of: PlannedPack, *, kind: FailureKind = "user") -> list[Outcome]:
     ]
 
 
-def stage(*packs: PlannedPack, name: str = "", going_on: frozenset[str] = frozenset()) -> Stage:
-    return Stage(name=name, packs=packs, going_on=going_on)
+def phase(*packs: PlannedPack, name: str = "", going_on: frozenset[str] = frozenset()) -> Phase:
+    resumed = {key: (Path("attempt-1"),) for key in going_on}
+    return Phase(name=name, packs=tuple(replace(p, resume_from=resumed.get(p.id, ())) for p in packs))
 
 
 def step(number: int) -> PackStep:
@@ -68,7 +72,7 @@ def step(number: int) -> PackStep:
 def test_packs_in_any_order(capsys: pytest.CaptureFixture[str], order: str) -> None:
     packs, steps = {"a": pack(1), "b": pack(2)}, {"a": 0, "b": 0}
     with Progress() as progress:
-        progress.on_stage(stage(*packs.values()))
+        progress.on_phase(phase(*packs.values()))
         for name in order:
             if not steps[name]:
                 progress.on_event(packs[name], ENVIRONMENT)
@@ -84,7 +88,7 @@ def test_packs_in_any_order(capsys: pytest.CaptureFixture[str], order: str) -> N
 def test_packs_side_by_side_say_each_phase_once(capsys: pytest.CaptureFixture[str]) -> None:
     packs = pack(1), pack(2)
     with Progress() as progress:
-        progress.on_stage(stage(*packs))
+        progress.on_phase(phase(*packs))
         for _ in range(3):
             for each in packs:
                 progress.on_event(each, profile(each))
@@ -98,14 +102,14 @@ def test_packs_side_by_side_say_each_phase_once(capsys: pytest.CaptureFixture[st
     ]
 
 
-def test_each_stage_is_named_and_counts_its_own_packs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_phase_is_named_and_counts_its_own_packs(capsys: pytest.CaptureFixture[str]) -> None:
     first, second, third = pack(1), pack(2), pack(3)
     with Progress() as progress:
-        progress.on_stage(stage(first, second, name="round 1, looking for learning rates"))
+        progress.on_phase(phase(first, second, name="round 1, looking for learning rates"))
         progress.on_event(second, profile(second))  # side by side, the second may be the first to speak
         progress.on_event(first, profile(first))
-        progress.on_stage(
-            stage(third, name="round 2, at the learning rates found", going_on=frozenset({third.id}))
+        progress.on_phase(
+            phase(third, name="round 2, at the learning rates found", going_on=frozenset({third.id}))
         )
         progress.on_event(third, profile(third))
     assert capsys.readouterr().err.splitlines() == [
@@ -131,7 +135,7 @@ def test_what_failed_alike_is_told_in_one_line(
 ) -> None:
     two = pack(1, 2)
     with Progress(gives_reasons=gives_reasons) as progress:
-        progress.on_stage(stage(two))
+        progress.on_phase(phase(two))
         for event in (*refused(two, kind=kind), WorkerExit(returncode=None)):
             progress.on_event(two, event)
     assert capsys.readouterr().err == f"pack 1/1 (2 experiments): {said}\n"
@@ -140,7 +144,7 @@ def test_what_failed_alike_is_told_in_one_line(
 def test_a_failure_of_one_among_several_is_told_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     two = pack(1, 2)
     with Progress(gives_reasons=True) as progress:
-        progress.on_stage(stage(two))
+        progress.on_phase(phase(two))
         progress.on_event(two, refused(two)[0])
         progress.on_event(two, step(1))
     assert "r1 failed (user): [no] such" in capsys.readouterr().err
@@ -153,9 +157,9 @@ def test_what_a_pack_did_on_its_way_is_told_by_what_its_worker_found(
     capsys: pytest.CaptureFixture[str], kind: IncidentKind, said: str
 ) -> None:
     progress, one = Progress(), pack(1)
-    # The stage expects the opposite: a worker that dies is replaced by one that goes on, a checkpoint may not fit.
+    # The phase expects the opposite: a worker that dies is replaced by one that goes on, a checkpoint may not fit.
     going_on = frozenset() if kind == "resumed" else frozenset({one.id})
-    progress.on_stage(stage(one, going_on=going_on))
+    progress.on_phase(phase(one, going_on=going_on))
     for event in (ENVIRONMENT, Incident(kind=kind, message="because"), profile(one)):
         progress.on_event(one, event)
     assert said in capsys.readouterr().err.splitlines()[-1]
@@ -163,7 +167,7 @@ def test_what_a_pack_did_on_its_way_is_told_by_what_its_worker_found(
 
 def test_a_pack_of_one_whose_worker_died_tells_why_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     progress, one = Progress(), pack(1)
-    progress.on_stage(stage(one))
+    progress.on_phase(phase(one))
     for event in (*refused(one, kind="crashed"), WorkerExit(returncode=-9)):
         progress.on_event(one, event)
     assert "r1 failed (crashed): [no] such" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from lorastudy.cli.asked import Asked, named
 from lorastudy.cli.main import main
 from lorastudy.cli.recommending import _rate_ratio, stored_evidence
 from lorastudy.data.fingerprint import dataset_fingerprint
-from lorastudy.planning.study_plan import design_of
+from lorastudy.planning.design import Designer
 from lorastudy.recommend.answer import Candidate, recommend
 from lorastudy.report.findings.recommendation import because
 from lorastudy.store import ExperimentTracker
@@ -455,7 +455,7 @@ def store(tmp_path):
         scores=(ImportedScore(metric="accuracy", value=0.5, unit="share", lower_is_better=False),),
     )  # fmt: skip
     with ExperimentTracker(tmp_path / "all.db", writable=True) as tracker:
-        tracker.register("ranks", design_of(suite).experiments)
+        tracker.register("ranks", Designer(suite=suite).design().experiments)
         tracker.add_imported([imported])
     return ["--database", "all.db"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.cli.resume import _of_store
-from lorastudy.planning.study_plan import design_of
+from lorastudy.planning.design import Designer
 from lorastudy.protocol.records import Outcome
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.question import Question
@@ -21,7 +21,7 @@ def store(tmp_path: Path) -> Path:
     """A suite that races; its only experiment was stopped by that."""
     arm = Arm(name="r1", settings=Settings(lora_rank=1), seeds=(0,))
     suite = Suite(name="ranks", description="", experiment_type="custom", path=None, arms=(arm,))
-    (experiment,) = design_of(suite).experiments
+    (experiment,) = Designer(suite=suite).design().experiments
     with ExperimentTracker(tmp_path / "all.db", writable=True) as tracker:
         tracker.register("ranks", [experiment])
         tracker.state_question("ranks", RACING)

@@ -15,7 +15,7 @@ from lorastudy.cli.console import PlainConsole
 from lorastudy.cli.main import main
 from lorastudy.cli.plan_output import show_plan
 from lorastudy.cli.running import planned_only
-from lorastudy.planning.study_plan import design_of
+from lorastudy.planning.design import Designer
 from lorastudy.planning.suite_facts import data_notes, read_data
 from lorastudy.suite.loading import suite_from_values
 from lorastudy.suite.privacy import Privacy
@@ -41,7 +41,7 @@ def plan(capsys, **values):
     suite = suite_from_values(
         {"dataset_path": "rows.jsonl", "eval_fraction": 0.3, "seeds": [0], **values}, where="run"
     )
-    experiments = design_of(suite).experiments
+    experiments = Designer(suite=suite).design().experiments
     show_plan(planned_only(suite, database="none.db"))
     said = capsys.readouterr()
     return experiments, said.err + said.out

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -35,12 +35,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Su
 
 
 def designed(suite: Suite, merits: Mapping[str, Merit | None] | None = None) -> Design:
-    known = merits or {}
-
-    def merits_of(experiments: Sequence[Experiment]) -> dict[str, Merit | None]:
-        return {each.id: known[each.id] for each in experiments if each.id in known}
-
-    return design(suite, fingerprint_dataset=str, fingerprint_base=str, merits_of=merits_of)
+    return design(suite, fingerprint_dataset=str, fingerprint_base=str, merits=merits)
 
 
 def rounds(suite: Suite, curve: Curve) -> list[Design]:
@@ -57,12 +52,7 @@ def rounds(suite: Suite, curve: Curve) -> list[Design]:
 
 def finished(suite: Suite, curve: Curve) -> Design:
     """The last design: every run that is asked for has ended."""
-    return design(
-        suite,
-        fingerprint_dataset=str,
-        fingerprint_base=str,
-        merits_of=lambda experiments: {each.id: curve(each) for each in experiments},
-    )
+    return rounds(suite, curve)[-1]
 
 
 def best_at(rate: float, *, diverges_above: float = math.inf) -> Curve:

@@ -15,9 +15,8 @@ import forked
 from lorastudy.protocol.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
 from lorastudy.protocol.record_lines import RecordReader
 from lorastudy.protocol.records import RECORDS_NAME, Incident, Outcome, PackStep
-from lorastudy.running.race import Race, run_race
-from lorastudy.running.runner import Plan
 from lorastudy.store import ExperimentTracker
+from planned import options_in, run_experiments
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -253,12 +252,10 @@ def test_the_time_of_every_leg_is_in_what_the_pack_cost(suite: forked.TinySuite,
 
         life.Stopwatch = lambda: Stopwatch(clock=itertools.count(step=1000).__next__)
 
-    plan = Plan(runs=tmp_path / "runs", output=tmp_path / "output")
     executor = forked.ForkedExecutor(cache=suite.cache, in_worker=with_that_clock)
     with ExperimentTracker(tmp_path / "experiments.db", writable=True) as tracker:
-        run_race(
-            suite.experiments, race=Race(suite_name="race", rungs=(0.5,)), tracker=tracker, executor=executor, plan=plan,
-            on_event=lambda *_: None,
+        run_experiments(
+            suite.experiments, suite_name="race", tracker=tracker, executor=executor, options=options_in(tmp_path), rungs=(0.5,),
         )  # fmt: skip
         profiles = {result.pack_profile for result in tracker.get_all_experiments()}
     (profile,) = profiles

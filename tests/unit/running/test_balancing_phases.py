@@ -5,7 +5,6 @@ import shutil
 import signal
 from collections.abc import Callable
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ import pytest
 import forked
 from lorastudy.executors import SideBySideExecutor
 from lorastudy.protocol.records import Pack, PackStep
-from lorastudy.running.relay import run_relay
-from lorastudy.running.runner import SuiteOutcome
+from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,15 +51,13 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> forked.TinySuite:
 
 def relay(
     suite: forked.TinySuite, folder: Path, *, executor: Any = None, **named: Callable[..., Any]
-) -> SuiteOutcome:
+) -> StudyOutcome:
     executor = executor or TwoLanes(cache=suite.cache)
-    return forked.run(
-        suite, folder, executor=executor, how=partial(run_relay, suite_name=forked.SUITE), **named
-    )
+    return forked.run(suite, folder, executor=executor, **named)
 
 
 @pytest.fixture(scope="module")
-def relayed(suite: forked.TinySuite, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SuiteOutcome]:
+def relayed(suite: forked.TinySuite, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyOutcome]:
     folder = tmp_path_factory.mktemp("relayed")
     return folder, relay(suite, folder)
 
@@ -75,10 +71,10 @@ def packs_of(folder: Path) -> list[tuple[list[str], float | None, float]]:
     return [([each.arm for each in pack.experiments], pack.pause_at, pack.begun) for pack in packs]
 
 
-def test_the_fifth_arm_changes_hands_and_all_complete(relayed: tuple[Path, SuiteOutcome]) -> None:
+def test_the_fifth_arm_changes_hands_and_all_complete(relayed: tuple[Path, StudyOutcome]) -> None:
     folder, outcome = relayed
     assert len(outcome.completed) == 5
-    assert (outcome.failed, outcome.not_run, outcome.paused, outcome.done_before) == ((), (), (), ())
+    assert (outcome.failed, outcome.not_run, outcome.done_before) == ((), (), ())
     assert packs_of(folder) == [
         (["r1", "r2"], 0.75, 0.0),
         (["r3", "r4", "r8"], 0.5, 0.0),
@@ -94,7 +90,7 @@ def test_the_fifth_arm_changes_hands_and_all_complete(relayed: tuple[Path, Suite
 
 
 def test_it_comes_to_what_it_comes_to_where_nobody_moves(
-    suite: forked.TinySuite, relayed: tuple[Path, SuiteOutcome], tmp_path: Path
+    suite: forked.TinySuite, relayed: tuple[Path, StudyOutcome], tmp_path: Path
 ) -> None:
     forked.run(suite, tmp_path)
     together, moved = forked.everything(tmp_path), forked.everything(relayed[0])
@@ -108,7 +104,7 @@ def test_it_comes_to_what_it_comes_to_where_nobody_moves(
 # Of the 6 + 4 steps of the first leg and the 2 + 4 + 4 of the second.
 @pytest.mark.parametrize("number", [3, 8, 11, 14, 17])
 def test_a_suite_that_is_killed_goes_on_to_the_same_bits(
-    suite: forked.TinySuite, relayed: tuple[Path, SuiteOutcome], tmp_path: Path, number: int
+    suite: forked.TinySuite, relayed: tuple[Path, StudyOutcome], tmp_path: Path, number: int
 ) -> None:
     steps: list[PackStep] = []
 
@@ -128,7 +124,7 @@ def test_a_suite_that_is_killed_goes_on_to_the_same_bits(
 
 
 def test_a_worker_that_is_killed_changes_nothing(
-    suite: forked.TinySuite, relayed: tuple[Path, SuiteOutcome], tmp_path: Path
+    suite: forked.TinySuite, relayed: tuple[Path, StudyOutcome], tmp_path: Path
 ) -> None:
     executor, steps = TwoLanes(cache=suite.cache), []
 
@@ -142,7 +138,7 @@ def test_a_worker_that_is_killed_changes_nothing(
 
 
 def test_real_workers_side_by_side_come_to_the_same_and_stay_for_the_second_leg(
-    suite: forked.TinySuite, relayed: tuple[Path, SuiteOutcome], tmp_path: Path
+    suite: forked.TinySuite, relayed: tuple[Path, StudyOutcome], tmp_path: Path
 ) -> None:
     lanes = [{"OMP_NUM_THREADS": "1"}] * 2
     with closing(SideBySideExecutor(environments=lanes, hands_over=True)) as executor:
@@ -153,7 +149,7 @@ def test_real_workers_side_by_side_come_to_the_same_and_stay_for_the_second_leg(
 
 
 def test_where_the_checkpoints_of_the_pause_are_gone_the_first_leg_is_run_again(
-    suite: forked.TinySuite, relayed: tuple[Path, SuiteOutcome], tmp_path: Path
+    suite: forked.TinySuite, relayed: tuple[Path, StudyOutcome], tmp_path: Path
 ) -> None:
     relay(suite, tmp_path, is_leaving=(leaving := Leaving(after=10)), on_event=leaving.on_event)
     for checkpoints in (tmp_path / "runs").rglob("checkpoints"):
@@ -162,7 +158,7 @@ def test_where_the_checkpoints_of_the_pause_are_gone_the_first_leg_is_run_again(
     assert forked.everything(tmp_path) == forked.everything(relayed[0])
 
 
-def test_done_is_done(suite: forked.TinySuite, relayed: tuple[Path, SuiteOutcome]) -> None:
+def test_done_is_done(suite: forked.TinySuite, relayed: tuple[Path, StudyOutcome]) -> None:
     folder, _ = relayed
     before = packs_of(folder)
     again = relay(suite, folder)

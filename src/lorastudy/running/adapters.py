@@ -19,21 +19,29 @@ from lorastudy.suite.containment import files_alone, inside
 from lorastudy.suite.experiment import Experiment
 
 
-class Shelf:
-    """The places of a suite's adapters, chosen when it begins: nothing that is kept there is written over."""
+class AdapterPublisher:
+    """Copies a suite's adapters to their places. Places are chosen beforehand: nothing that is kept there is written over."""
 
-    def __init__(
-        self, experiments: Sequence[Experiment], *, suite_name: str, tracker: ExperimentTracker, output: Path
-    ) -> None:
-        """Choose the places.
+    def __init__(self, *, suite_name: str, tracker: ExperimentTracker, output: Path) -> None:
+        self._suite_name = suite_name
+        self._tracker = tracker
+        self._output = output
+        self._chosen: dict[str, Path] = {}
+        self.replaced: dict[Path, str] = {}
+        """Places of which an adapter was taken away, with the id of its experiment."""
+        self.lost: dict[str, None] = {}
+        """Ids of experiments that were done before and whose adapter is nowhere to be found."""
+
+    def choose_places(self, experiments: Sequence[Experiment]) -> None:
+        """Choose the places of these experiments' adapters.
 
         Raises:
-            StudyError: one of them leads out of `output`, or all that an adapter may have are taken.
+            StudyError: one of them leads out of the output folder, or all that an adapter may have are taken.
         """
-        places = {each.id: _places(each, suite_name=suite_name, output=output) for each in experiments}
-        replaceable = _replaceable(places.values(), tracker=tracker)
-        self._chosen: dict[str, Path] = {}
-        taken: set[Path] = set()
+        new = [experiment for experiment in experiments if experiment.id not in self._chosen]
+        places = {e.id: _places(e, suite_name=self._suite_name, output=self._output) for e in new}
+        replaceable = _replaceable(places.values(), tracker=self._tracker)
+        taken = set(self._chosen.values())
         for experiment_id, candidates in places.items():
             own = (place for place in candidates if _is_of(place, experiment_id))
             free = (
@@ -48,32 +56,19 @@ class Shelf:
                 )
             self._chosen[experiment_id] = chosen
             taken.add(chosen)
-        self.replaced: dict[Path, str] = {}
-        """Places of which an adapter was taken away, with the id of its experiment."""
 
-    def publish_done(
-        self, experiments: Sequence[Experiment], missing: Sequence[Experiment], *, tracker: ExperimentTracker
-    ) -> tuple[str, ...]:
-        """Publish adapters of experiments that were done before, perhaps under another name or for another folder.
-
-        Returns the ids of those whose adapter is nowhere to be found.
-        """
-        missing_ids = {experiment.id for experiment in missing}
-        wanted = [
-            experiment.id
-            for experiment in experiments
-            if experiment.id not in missing_ids and not _is_of(self._chosen[experiment.id], experiment.id)
-        ]
-        results = tracker.get_results(wanted) if wanted else {}
-        gone = []
-        for experiment_id in wanted:
-            done = results[experiment_id]
-            adapter = Path(done.run_folder or "") / (done.adapter_path or "")
-            if done.adapter_path is not None and adapter.is_dir():
-                self.publish(inside(Path(done.run_folder or ""), adapter), experiment_id)
+    def publish_done(self, experiment_ids: Collection[str]) -> None:
+        """Publish adapters of experiments that were completed before, perhaps under another name or for another folder."""
+        wanted = [key for key in experiment_ids if not _is_of(self._chosen[key], key)]
+        results = self._tracker.get_results(wanted) if wanted else {}
+        for experiment_id, result in results.items():
+            if result.status != "completed":
+                continue
+            adapter = Path(result.run_folder or "") / (result.adapter_path or "")
+            if result.adapter_path is not None and adapter.is_dir():
+                self.publish(inside(Path(result.run_folder or ""), adapter), experiment_id)
             else:
-                gone.append(experiment_id)
-        return tuple(gone)
+                self.lost[experiment_id] = None
 
     def publish(self, adapter: Path, experiment_id: str) -> None:
         """Copy an adapter to its place, whole or not at all. The run folder keeps its own."""

@@ -5,21 +5,26 @@ import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lorastudy.executors import WorkerExit
 from lorastudy.executors.executor import Event
-from lorastudy.planning.done import merits_in
+from lorastudy.planning.design import Designer
+from lorastudy.planning.done import merits_of
 from lorastudy.protocol.records import Outcome, Pack, Record, Score
-from lorastudy.running.rounds import run_rounds
-from lorastudy.running.runner import Plan, Stage, SuiteOutcome
+from lorastudy.running.phase_runner import Callbacks, RunOptions
+from lorastudy.running.phases import Phase
+from lorastudy.running.study import StudyOutcome, run_study
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.loading import load_suite
-from lorastudy.suite.rate_search import Design, MeritsOf, design
+from lorastudy.suite.rate_search import Design
+from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Suite
-from tests.unit.running.test_runner import completed, environment, failed, silent
+from planned import options_in, planned
+from tests.unit.running.test_phase_runner import completed, environment, failed
 
 SUITE = """
 suite_name: grows
@@ -91,8 +96,28 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     return load_suite(Path("s.yaml"))
 
 
-def designing(suite: Suite) -> Callable[[MeritsOf], Design]:
-    return lambda merits_of: design(suite, fingerprint_dataset=str, fingerprint_base=str, merits_of=merits_of)
+def designing(suite: Suite, *, base: str | None = None) -> Designer:
+    return Designer(
+        suite=suite, fingerprint_dataset=str, fingerprint_base=lambda name: base or name, num_steps=max_steps
+    )
+
+
+def max_steps(settings: Settings) -> int | None:
+    return settings.max_steps
+
+
+def running(
+    designer: Designer,
+    executor: Curves,
+    *,
+    tracker: ExperimentTracker,
+    options: RunOptions | None = None,
+    **calls: Any,
+) -> StudyOutcome:
+    return run_study(
+        planned(designer, executor=executor), tracker=tracker, executor=executor,
+        options=options or options_in(Path()), callbacks=Callbacks(**calls),
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -102,12 +127,11 @@ def tracker(suite: Suite) -> Iterator[ExperimentTracker]:
 
 
 @pytest.fixture
-def run(suite: Suite, tracker: ExperimentTracker) -> Callable[..., tuple[Design, SuiteOutcome]]:
-    def run(executor: Curves, *, continue_on_error: bool = False) -> tuple[Design, SuiteOutcome]:
-        plan = Plan(runs=Path("runs"), output=Path("output"), continue_on_error=continue_on_error)
-        return run_rounds(
-            suite, designing(suite), tracker=tracker, executor=executor, plan=plan, on_event=silent
-        )
+def run(suite: Suite, tracker: ExperimentTracker) -> Callable[..., tuple[Design, StudyOutcome]]:
+    def run(executor: Curves, *, continue_on_error: bool = False) -> tuple[Design, StudyOutcome]:
+        options = options_in(Path(), continue_on_error=continue_on_error)
+        outcome = running(designing(suite), executor, tracker=tracker, options=options)
+        return outcome.design, outcome
 
     return run
 
@@ -129,11 +153,10 @@ def test_a_suite_grows_until_every_arm_has_run_at_its_rate(run, tracker) -> None
 
 
 def test_each_round_is_announced_with_its_packs(suite, tracker) -> None:
-    stages: list[Stage] = []
-    plan = Plan(runs=Path("runs"), output=Path("output"), on_stage=stages.append)
-    run_rounds(suite, designing(suite), tracker=tracker, executor=Curves(), plan=plan, on_event=silent)
+    phases: list[Phase] = []
+    running(designing(suite), Curves(), tracker=tracker, on_phase=phases.append)
     # low tries 3 rates; it reports with 2 seeds while high tries 3 around its rate; high looks on twice, and reports
-    assert [(each.name, sum(len(pack.experiments) for pack in each.packs)) for each in stages] == [
+    assert [(each.name, sum(len(pack.experiments) for pack in each.packs)) for each in phases] == [
         ("round 1, looking for learning rates", 3),
         ("round 2, looking on for learning rates (3) and at those found (2)", 5),
         ("round 3, looking for learning rates", 1),
@@ -174,8 +197,7 @@ def test_what_goes_on_keeps_the_company_that_it_would_have_had(run, tracker, sui
     run(second)
     with ExperimentTracker("whole.db", writable=True) as other:
         whole = Curves()
-        plan = Plan(runs=Path("whole-runs"), output=Path("whole-output"))
-        run_rounds(suite, designing(suite), tracker=other, executor=whole, plan=plan, on_event=silent)
+        running(designing(suite), whole, tracker=other, options=options_in(Path("whole")))
     assert all(any(pack <= company for company in whole.packs) for pack in second.packs)
 
 
@@ -228,7 +250,7 @@ def test_a_run_that_is_lost_in_the_search_costs_the_arm_nothing(run, tracker) ->
 
 def test_the_choice_reads_the_held_out_rows_and_never_the_test_rows(run, tracker, suite) -> None:
     last, _ = run(Curves())
-    merits = merits_in(tracker, "loss")(last.experiments)
+    merits = merits_of({e.id for e in last.experiments}, tracker=tracker, metric="loss")
     for each in last.experiments:
         loss = math.log10(each.settings.learning_rate / BEST[each.settings.lora_rank]) ** 2
         assert merits[each.id] == pytest.approx((loss, loss))
@@ -245,13 +267,7 @@ def test_the_question_is_stated_before_anything_runs(run, tracker, suite) -> Non
 def test_on_another_base_model_the_question_is_stated_anew_with_what_was_known(run, tracker, suite) -> None:
     run(Curves())
 
-    def on_another(merits_of: MeritsOf) -> Design:
-        return design(
-            suite, fingerprint_dataset=str, fingerprint_base=lambda _: "another", merits_of=merits_of
-        )
-
-    plan = Plan(runs=Path("runs"), output=Path("output"))
-    run_rounds(suite, on_another, tracker=tracker, executor=Curves(), plan=plan, on_event=silent)
+    running(designing(suite, base="another"), Curves(), tracker=tracker)
     first, second = tracker.get_suites()[0].questions
     assert first.question.id != second.question.id
     assert second.question.subject_of("base_model") == ("another",)
@@ -260,10 +276,11 @@ def test_on_another_base_model_the_question_is_stated_anew_with_what_was_known(r
 
 def test_results_of_other_libraries_choose_nothing(run, tracker, suite, monkeypatch) -> None:
     run(Curves())
-    experiments = designing(suite)(lambda _: {}).experiments
-    assert merits_in(tracker, "loss")(experiments)
+    experiments = designing(suite).design().experiments
+    ids = {experiment.id for experiment in experiments}
+    assert merits_of(ids, tracker=tracker, metric="loss")
     monkeypatch.setattr("lorastudy.planning.done.version", lambda name: "another")
-    assert merits_in(tracker, "loss")(experiments) == {}
+    assert merits_of(ids, tracker=tracker, metric="loss") == {}
 
 
 def test_a_suite_goes_on_from_the_store_without_its_file(run, tracker, suite) -> None:
@@ -273,15 +290,13 @@ def test_a_suite_goes_on_from_the_store_without_its_file(run, tracker, suite) ->
         run(first)
     Path("s.yaml").unlink()
     kept = Suite.from_json(tracker.get_designs()["grows"])
-    plan = Plan(runs=Path("runs"), output=Path("output"))
-    last, outcome = run_rounds(
-        kept, designing(kept), tracker=tracker, executor=second, plan=plan, on_event=silent
-    )
+    outcome = running(designing(kept), second, tracker=tracker)
+    last = outcome.design
     assert len(first.served) + len(second.served) == 12  # as with the file
     assert not set(first.served) & set(second.served)
     assert outcome.failed == ()
     assert {each.id for each in last.experiments} == {
-        each.id for each in designing(suite)(merits_in(tracker, "loss")).experiments
+        each.id for each in designing(suite).by_now(tracker).experiments
     }
     (stated,) = tracker.get_suites()[0].questions  # asked once, and the same
     assert stated.question == replace(suite.question, subject=SUBJECT)

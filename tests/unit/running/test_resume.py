@@ -1,18 +1,22 @@
 """What earlier attempts leave: to be stored, and to go on from. With the executor that lives in memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from lorastudy.planning.packing import PlannedPack
 from lorastudy.protocol.checkpoints import checkpoint_folder
 from lorastudy.protocol.record_lines import RecordReader, RecordWriter
 from lorastudy.protocol.records import RECORDS_NAME, ArmStep, Outcome, Pack, PackEnd, PackStep
-from lorastudy.running.attempts import CUT_OFF, packs_to_run, take_what_was_left
+from lorastudy.running.phases import CUT_OFF, next_phase
+from lorastudy.running.results import read_results
+from lorastudy.running.resume import take_what_was_left
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
+from planned import plan_of
 
 
 def experiments(*names: str, **settings: object) -> list[Experiment]:
@@ -51,6 +55,13 @@ def begin(tmp_path: Path, tracker: ExperimentTracker) -> Callable[..., Path]:
         return folder
 
     return begin
+
+
+class OneAtATime:
+    """As far as a plan asks an executor."""
+
+    num_packs_at_once = 1
+    hands_over = False
 
 
 def statuses(tracker: ExperimentTracker) -> dict[str, str]:
@@ -108,9 +119,12 @@ def test_what_goes_on_keeps_the_company_that_it_had(
     """Packs are those of the whole suite, though some of it is done: 5 in packs of at most 3 are 2 and 3."""
     wanted = experiments("a", "b", "c", "d", "e", max_arms_per_pack=3)
     tracker.register("suite", wanted)
-    waiting = packs_to_run(wanted, wanted[1:], tracker=tracker)
-    assert names(waiting) == [["b"], ["c", "d", "e"]]
-    assert all(each.reason is None and each.earlier == () for each in waiting)
+    plan = plan_of(wanted, suite_name="suite", executor=OneAtATime())
+    results = replace(read_results(plan, tracker=tracker), done=frozenset({wanted[0].id}))
+    phase = next_phase(plan, results)
+    assert phase is not None
+    assert names(phase.packs) == [["b"], ["c", "d", "e"]]
+    assert all(pack.reason is None and pack.resume_from == () for pack in phase.packs)
 
 
 def test_experiments_go_on_together_from_the_newest_folder_that_holds_a_checkpoint(
@@ -121,15 +135,16 @@ def test_experiments_go_on_together_from_the_newest_folder_that_holds_a_checkpoi
     half = begin(wanted[2:4], attempt=2, checkpoints=(6,))
     begin(wanted[:2], attempt=2)  # it got to no checkpoint of its own
     tracker.register("suite", wanted)
-    take_what_was_left(wanted, tracker=tracker)
-    waiting = packs_to_run(wanted, wanted, tracker=tracker)
-    assert names(waiting) == [["a", "b"], ["c", "d"], ["e"]]
-    assert [each.earlier for each in waiting] == [(whole,), (half, whole), ()]
-    assert [each.reason for each in waiting] == [CUT_OFF, CUT_OFF, None]
+    plan = plan_of(wanted, suite_name="suite", executor=OneAtATime())
+    phase = next_phase(plan, read_results(plan, tracker=tracker))
+    assert phase is not None
+    assert names(phase.packs) == [["a", "b"], ["c", "d"], ["e"]]
+    assert [pack.resume_from for pack in phase.packs] == [(whole,), (half, whole), ()]
+    assert [pack.reason for pack in phase.packs] == [CUT_OFF, CUT_OFF, None]
 
 
-def names(waiting: list) -> list[list[str]]:
-    return [[experiment.name for experiment in each.pack.experiments] for each in waiting]
+def names(packs: Sequence[PlannedPack]) -> list[list[str]]:
+    return [[experiment.name for experiment in pack.experiments] for pack in packs]
 
 
 def test_settings_that_lay_out_work_are_no_part_of_an_experiment() -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ import tiny
 from lorastudy.planning.done import outraced
 from lorastudy.protocol.checkpoints import CHECKPOINTS_NAME
 from lorastudy.protocol.records import Outcome, PackStep
-from lorastudy.running import race as racing
-from lorastudy.running.race import Race, run_race
-from lorastudy.running.runner import SuiteOutcome
+from lorastudy.running import racing
+from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker, rebuild, replay
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,13 +48,12 @@ def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )  # fmt: skip
 
 
-def race(suite: forked.TinySuite, folder: Path, **named: Any) -> SuiteOutcome:
-    of_suite = Race(suite_name=forked.SUITE, rungs=RUNGS)
-    return forked.run(suite, folder, how=partial(run_race, race=of_suite), **named)
+def race(suite: forked.TinySuite, folder: Path, **named: Any) -> StudyOutcome:
+    return forked.run(suite, folder, rungs=RUNGS, **named)
 
 
 @pytest.fixture(scope="module")
-def raced(suite: forked.TinySuite, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SuiteOutcome]:
+def raced(suite: forked.TinySuite, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyOutcome]:
     folder = tmp_path_factory.mktemp("raced")
     return folder, race(suite, folder)
 
@@ -81,14 +78,14 @@ def without_rungs(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_arm_that_stays_behind_is_stopped_at_a_rung_and_the_rest_completes(
-    suite: forked.TinySuite, raced: tuple[Path, SuiteOutcome]
+    suite: forked.TinySuite, raced: tuple[Path, StudyOutcome]
 ) -> None:
     folder, outcome = raced
-    assert names(suite, outcome.outraced) == {f"still_seed{seed}" for seed in range(4)}
+    assert names(suite, outcome.pruned) == {f"still_seed{seed}" for seed in range(4)}
     assert names(suite, outcome.completed) == {
         f"{arm}_seed{seed}" for arm in ("r2", "r4") for seed in range(4)
     }
-    assert (outcome.failed, outcome.not_run, outcome.paused, outcome.done_before) == ((), (), (), ())
+    assert (outcome.failed, outcome.not_run, outcome.done_before) == ((), (), ())
     with ExperimentTracker(folder / "experiments.db") as tracker:
         for result in tracker.get_all_experiments():
             steps = [row.step for row in tracker.get_steps(result.experiment_id)]
@@ -108,7 +105,7 @@ def test_the_arm_that_stays_behind_is_stopped_at_a_rung_and_the_rest_completes(
 
 
 def test_what_goes_on_comes_to_what_it_comes_to_without_a_race(
-    suite: forked.TinySuite, raced: tuple[Path, SuiteOutcome], full: dict[str, Any]
+    suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], full: dict[str, Any]
 ) -> None:
     found = forked.everything(raced[0])
     for name in names(suite, raced[1].completed):
@@ -132,14 +129,14 @@ def test_a_race_that_stops_nobody_comes_to_the_very_bits(
 
 
 def test_a_race_that_is_over_runs_nothing_again(
-    suite: forked.TinySuite, raced: tuple[Path, SuiteOutcome]
+    suite: forked.TinySuite, raced: tuple[Path, StudyOutcome]
 ) -> None:
     folder, first = raced
     before = forked.everything(folder)
     executor = forked.ForkedExecutor(cache=suite.cache)
     again = race(suite, folder, executor=executor)
     assert executor.pids == []
-    assert again.outraced == first.outraced
+    assert again.pruned == first.pruned
     assert set(again.done_before) == set(first.completed)
     assert forked.everything(folder) == before
 
@@ -147,7 +144,7 @@ def test_a_race_that_is_over_runs_nothing_again(
 @PACKED
 @pytest.mark.parametrize("number", [3, 16])
 def test_a_worker_that_is_killed_changes_no_decision_and_no_bit(
-    suite: forked.TinySuite, raced: tuple[Path, SuiteOutcome], tmp_path: Path, number: int
+    suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], tmp_path: Path, number: int
 ) -> None:
     executor = forked.ForkedExecutor(cache=suite.cache)
     told: list[PackStep] = []
@@ -159,14 +156,14 @@ def test_a_worker_that_is_killed_changes_no_decision_and_no_bit(
 
     outcome = race(suite, tmp_path, executor=executor, on_event=kill_once)
     assert len(told) > number, "it was killed on the way"
-    assert outcome.outraced == raced[1].outraced
+    assert outcome.pruned == raced[1].pruned
     assert forked.everything(tmp_path) == forked.everything(raced[0])
 
 
 @PACKED
 @pytest.mark.parametrize("number", [2, 9, 16, 20])
 def test_a_runner_that_is_killed_goes_on_to_the_same_end(
-    suite: forked.TinySuite, raced: tuple[Path, SuiteOutcome], tmp_path: Path, number: int
+    suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], tmp_path: Path, number: int
 ) -> None:
     """It dies as it hears of the n-th end of a run: pauses count, so most of them fall between the legs."""
     heard: list[Outcome] = []
@@ -179,7 +176,7 @@ def test_a_runner_that_is_killed_goes_on_to_the_same_end(
     with pytest.raises(KeyboardInterrupt):
         race(suite, tmp_path, on_event=die)
     outcome = race(suite, tmp_path)
-    assert outcome.outraced == raced[1].outraced
+    assert outcome.pruned == raced[1].pruned
     assert outcome.not_run == ()
     assert forked.everything(tmp_path) == forked.everything(raced[0])
     assert not list(tmp_path.rglob("checkpoint-*"))
@@ -187,28 +184,28 @@ def test_a_runner_that_is_killed_goes_on_to_the_same_end(
 
 @PACKED
 def test_a_runner_that_dies_over_its_decision_goes_on_to_the_same_end(
-    suite: forked.TinySuite, raced: tuple[Path, SuiteOutcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of four seeds are on record as stopped, the others are not."""
-    put, recorded = racing._put_on_record, []
+    put, recorded = racing.put_on_record, []
 
-    def die_over_the_third(result: Any, *arguments: Any, **options: Any) -> None:
-        recorded.append(result)
+    def die_over_the_third(pruning: Any, *, tracker: Any) -> None:
+        recorded.append(pruning)
         if len(recorded) == 3:
             raise KeyboardInterrupt
-        put(result, *arguments, **options)
+        put(pruning, tracker=tracker)
 
-    monkeypatch.setattr(racing, "_put_on_record", die_over_the_third)
+    monkeypatch.setattr(racing, "put_on_record", die_over_the_third)
     with pytest.raises(KeyboardInterrupt):
         race(suite, tmp_path)
-    monkeypatch.setattr(racing, "_put_on_record", put)
-    assert race(suite, tmp_path).outraced == raced[1].outraced
+    monkeypatch.setattr(racing, "put_on_record", put)
+    assert race(suite, tmp_path).pruned == raced[1].pruned
     assert forked.everything(tmp_path) == forked.everything(raced[0])
 
 
 @PACKED
 def test_leaving_on_the_way_and_coming_back(
-    suite: forked.TinySuite, raced: tuple[Path, SuiteOutcome], tmp_path: Path
+    suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], tmp_path: Path
 ) -> None:
     told: list[PackStep] = []
     executor = forked.ForkedExecutor(cache=suite.cache)
@@ -220,21 +217,21 @@ def test_leaving_on_the_way_and_coming_back(
 
     first = race(suite, tmp_path, executor=executor, on_event=leave, is_leaving=lambda: len(told) >= 3)
     assert first.not_run
-    assert first.outraced == ()
-    assert race(suite, tmp_path).outraced == raced[1].outraced
+    assert first.pruned == ()
+    assert race(suite, tmp_path).pruned == raced[1].pruned
     assert forked.everything(tmp_path) == forked.everything(raced[0])
 
 
 @PACKED
 def test_the_store_can_be_made_again_from_the_run_folders(
-    suite: forked.TinySuite, raced: tuple[Path, SuiteOutcome], tmp_path: Path
+    suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], tmp_path: Path
 ) -> None:
     folders = sorted((raced[0] / "runs").glob("pack-*/attempt-*"))
     with ExperimentTracker(tmp_path / "again.db", writable=True) as tracker:
         rebuild(tracker, folders, suite_name=forked.SUITE)
         again = {result.name: result for result in tracker.get_all_experiments()}
         found = outraced(suite.experiments, suite_name=forked.SUITE, tracker=tracker)
-    assert found == set(raced[1].outraced)
+    assert found == set(raced[1].pruned)
     with ExperimentTracker(raced[0] / "experiments.db", writable=True) as tracker:
         assert sum(replay(tracker, folder) for folder in folders) == 0, (
             "the store has all that the folders say"
@@ -245,13 +242,13 @@ def test_the_store_can_be_made_again_from_the_run_folders(
 
 @PACKED
 def test_without_racing_what_was_stopped_is_run_to_its_end(
-    suite: forked.TinySuite, raced: tuple[Path, SuiteOutcome], full: dict[str, Any], tmp_path: Path
+    suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], full: dict[str, Any], tmp_path: Path
 ) -> None:
     race(suite, tmp_path)
     outcome = forked.run(suite, tmp_path)
-    assert set(outcome.completed) == set(raced[1].outraced)
+    assert set(outcome.completed) == set(raced[1].pruned)
     found = forked.everything(tmp_path)
-    for name in names(suite, raced[1].outraced):
+    for name in names(suite, raced[1].pruned):
         assert found[name]["values"]["eval", "loss"] == pytest.approx(
             full[name]["values"]["eval", "loss"], rel=1e-5
         )

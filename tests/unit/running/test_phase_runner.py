@@ -15,11 +15,12 @@ from lorastudy.executors.executor import Event
 from lorastudy.protocol import disk_errors as disk
 from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.protocol.records import ArmStep, Environment, FailureKind, Outcome, Pack, PackStep, Record
-from lorastudy.running.publishing import published
-from lorastudy.running.runner import Plan, SuiteOutcome, run_suite
+from lorastudy.running.adapters import published
+from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
+from planned import options_in, run_experiments
 
 SUITE = "the suite"
 
@@ -125,7 +126,7 @@ def tracker(tmp_path: Path) -> Iterator[ExperimentTracker]:
 
 
 @pytest.fixture
-def run(tmp_path: Path, tracker: ExperimentTracker) -> Callable[..., SuiteOutcome]:
+def run(tmp_path: Path, tracker: ExperimentTracker) -> Callable[..., StudyOutcome]:
     def run(
         wanted: Sequence[Experiment],
         executor: MemoryExecutor,
@@ -133,10 +134,14 @@ def run(tmp_path: Path, tracker: ExperimentTracker) -> Callable[..., SuiteOutcom
         continue_on_error: bool = False,
         on_event: Callable[..., None] = silent,
         suite_name: str = SUITE,
-    ) -> SuiteOutcome:
-        plan = Plan(runs=tmp_path / "runs", output=tmp_path / "output", continue_on_error=continue_on_error)
-        return run_suite(
-            wanted, suite_name=suite_name, tracker=tracker, executor=executor, plan=plan, on_event=on_event
+    ) -> StudyOutcome:
+        return run_experiments(
+            wanted,
+            suite_name=suite_name,
+            tracker=tracker,
+            executor=executor,
+            options=options_in(tmp_path, continue_on_error=continue_on_error),
+            on_event=on_event,
         )
 
     return run
@@ -150,7 +155,7 @@ def statuses(tracker: ExperimentTracker) -> dict[str, str]:
     return {result.name: result.status for result in tracker.get_all_experiments()}
 
 
-def test_what_may_train_together_does(run: Callable[..., SuiteOutcome], tracker: ExperimentTracker) -> None:
+def test_what_may_train_together_does(run: Callable[..., StudyOutcome], tracker: ExperimentTracker) -> None:
     wanted = [*experiments("a", "b", "c"), *experiments("d", "e", data_seed=1)]
     executor = MemoryExecutor()
     outcome = run(wanted, executor)
@@ -160,7 +165,7 @@ def test_what_may_train_together_does(run: Callable[..., SuiteOutcome], tracker:
     assert [len(tracker.get_steps(each.id)) for each in wanted] == [1] * 5
 
 
-def test_adapters_are_published_under_their_names(run: Callable[..., SuiteOutcome], tmp_path: Path) -> None:
+def test_adapters_are_published_under_their_names(run: Callable[..., StudyOutcome], tmp_path: Path) -> None:
     run(experiments("a", "b"), MemoryExecutor())
     for name in "ab":
         assert [path.name for path in (tmp_path / "output" / name).iterdir()] == ["final_model"]
@@ -168,7 +173,7 @@ def test_adapters_are_published_under_their_names(run: Callable[..., SuiteOutcom
 
 
 def test_an_adapter_replaces_whole_and_with_a_word_one_that_no_suite_has_any_more(
-    run: Callable[..., SuiteOutcome], tracker: ExperimentTracker, tmp_path: Path
+    run: Callable[..., StudyOutcome], tracker: ExperimentTracker, tmp_path: Path
 ) -> None:
     target = tmp_path / "output" / "a" / "final_model"
     earlier, edited = experiments("a"), experiments("a", max_steps=3)
@@ -192,7 +197,7 @@ def test_an_adapter_replaces_whole_and_with_a_word_one_that_no_suite_has_any_mor
 
 
 def test_an_adapter_that_another_suite_has_is_kept_and_the_new_one_lies_under_its_suites_name(
-    run: Callable[..., SuiteOutcome], tmp_path: Path
+    run: Callable[..., StudyOutcome], tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
     first, second = experiments("a", "b"), experiments("a", "c", data_seed=1)
@@ -212,7 +217,7 @@ def test_an_adapter_that_another_suite_has_is_kept_and_the_new_one_lies_under_it
 
 
 def test_two_experiments_of_one_name_in_one_suite_both_stay(
-    run: Callable[..., SuiteOutcome], tmp_path: Path
+    run: Callable[..., StudyOutcome], tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
     wanted = [*experiments("a"), *experiments("a", data_seed=1), *experiments("a", data_seed=2)]
@@ -228,7 +233,7 @@ def test_two_experiments_of_one_name_in_one_suite_both_stay(
 
 
 def test_a_folder_of_which_nobody_knows_whose_it_is_is_kept(
-    run: Callable[..., SuiteOutcome], tmp_path: Path
+    run: Callable[..., StudyOutcome], tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
     for name in "ab":
@@ -248,7 +253,7 @@ def test_a_folder_of_which_nobody_knows_whose_it_is_is_kept(
     assert (output / "mine" / "a" / "final_model" / "weights").is_file()  # again, from the run folder
 
 
-def test_what_is_done_is_not_run_again(run: Callable[..., SuiteOutcome]) -> None:
+def test_what_is_done_is_not_run_again(run: Callable[..., StudyOutcome]) -> None:
     wanted = experiments("a", "b", "c")
     run(wanted[:2], MemoryExecutor())
     executor = MemoryExecutor()
@@ -261,7 +266,7 @@ def test_what_is_done_is_not_run_again(run: Callable[..., SuiteOutcome]) -> None
 
 
 def test_what_was_done_under_another_name_is_published_under_this_one(
-    run: Callable[..., SuiteOutcome], tmp_path: Path
+    run: Callable[..., StudyOutcome], tmp_path: Path
 ) -> None:
     run(experiments("a"), MemoryExecutor())
     executor = MemoryExecutor()
@@ -271,7 +276,7 @@ def test_what_was_done_under_another_name_is_published_under_this_one(
 
 
 def test_what_was_done_and_has_no_adapter_any_more_is_named(
-    run: Callable[..., SuiteOutcome], tmp_path: Path
+    run: Callable[..., StudyOutcome], tmp_path: Path
 ) -> None:
     wanted = experiments("a", "b")
     executor = MemoryExecutor()
@@ -286,7 +291,7 @@ def test_what_was_done_and_has_no_adapter_any_more_is_named(
 
 
 def test_a_worker_that_could_not_write_stops_the_suite_and_nothing_counts_as_failed(
-    run: Callable[..., SuiteOutcome], tracker: ExperimentTracker
+    run: Callable[..., StudyOutcome], tracker: ExperimentTracker
 ) -> None:
     wanted = [*experiments("a", "b"), *experiments("c", data_seed=1)]
     executor = FullDisk()
@@ -298,7 +303,7 @@ def test_a_worker_that_could_not_write_stops_the_suite_and_nothing_counts_as_fai
 
 
 def test_a_disk_that_is_full_when_an_adapter_is_published_is_told_from_any_other_error(
-    run: Callable[..., SuiteOutcome], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., StudyOutcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(source: Path, target: Path, **_: object) -> None:
         raise OSError(28, "No space left on device", str(source), None, str(target))
@@ -331,11 +336,10 @@ def test_times_that_run_backwards_change_no_result(tmp_path: Path) -> None:
         return datetime(2026, 6, 30, tzinfo=UTC) - timedelta(days=next(days))
 
     wanted = experiments("a", "b")
-    plan = Plan(runs=tmp_path / "runs", output=tmp_path / "output")
     for executor in (MemoryExecutor(), MemoryExecutor()):
         with ExperimentTracker(tmp_path / "back.db", writable=True, clock=clock) as tracker:
-            outcome = run_suite(
-                wanted, suite_name=SUITE, tracker=tracker, executor=executor, plan=plan, on_event=silent
+            outcome = run_experiments(
+                wanted, suite_name=SUITE, tracker=tracker, executor=executor, options=options_in(tmp_path)
             )
             results = tracker.get_all_experiments()
     assert len(outcome.done_before) == 2
@@ -344,7 +348,7 @@ def test_times_that_run_backwards_change_no_result(tmp_path: Path) -> None:
 
 
 def test_a_result_of_other_library_versions_does_not_count(
-    run: Callable[..., SuiteOutcome], tracker: ExperimentTracker
+    run: Callable[..., StudyOutcome], tracker: ExperimentTracker
 ) -> None:
     wanted = experiments("a")
     old = MemoryExecutor()
@@ -358,7 +362,7 @@ def test_a_result_of_other_library_versions_does_not_count(
 
 @pytest.mark.parametrize("how", ["crash", "out_of_memory", "error"])
 def test_a_pack_that_fails_is_halved_until_the_culprit_stands_alone(
-    run: Callable[..., SuiteOutcome], tracker: ExperimentTracker, how: str
+    run: Callable[..., StudyOutcome], tracker: ExperimentTracker, how: str
 ) -> None:
     wanted = experiments("a", "b", "c", "d", "e")
     executor = MemoryExecutor(d=how)
@@ -373,13 +377,13 @@ def test_a_pack_that_fails_is_halved_until_the_culprit_stands_alone(
     assert statuses(tracker) == dict.fromkeys("abce", "completed") | {"d": "failed"}
 
 
-def test_a_crash_says_what_the_worker_said(run: Callable[..., SuiteOutcome]) -> None:
+def test_a_crash_says_what_the_worker_said(run: Callable[..., StudyOutcome]) -> None:
     (end,) = run(experiments("a"), MemoryExecutor(a="crash")).failed
     assert end.message == "the worker died (exit code -9): killed"
 
 
 @pytest.mark.parametrize("how", ["user", "diverged"])
-def test_what_is_nobody_elses_doing_is_not_tried_again(run: Callable[..., SuiteOutcome], how: str) -> None:
+def test_what_is_nobody_elses_doing_is_not_tried_again(run: Callable[..., StudyOutcome], how: str) -> None:
     wanted = experiments("a", "b", "c")
     executor = MemoryExecutor(b=how)
     outcome = run(wanted, executor)
@@ -388,7 +392,7 @@ def test_what_is_nobody_elses_doing_is_not_tried_again(run: Callable[..., SuiteO
     assert [end.failure_kind for end in outcome.failed] == [how]
 
 
-def test_a_failure_stops_the_suite(run: Callable[..., SuiteOutcome], tracker: ExperimentTracker) -> None:
+def test_a_failure_stops_the_suite(run: Callable[..., StudyOutcome], tracker: ExperimentTracker) -> None:
     wanted = [*experiments("a", "b"), *experiments("c", data_seed=1)]
     executor = MemoryExecutor(a="user")
     outcome = run(wanted, executor)
@@ -399,7 +403,7 @@ def test_a_failure_stops_the_suite(run: Callable[..., SuiteOutcome], tracker: Ex
     assert statuses(tracker) == {"a": "failed", "b": "completed", "c": "pending"}
 
 
-def test_continue_on_error_goes_on(run: Callable[..., SuiteOutcome]) -> None:
+def test_continue_on_error_goes_on(run: Callable[..., StudyOutcome]) -> None:
     wanted = [*experiments("a", "b"), *experiments("c", data_seed=1)]
     outcome = run(wanted, MemoryExecutor(a="user"), continue_on_error=True)
     assert names(outcome.completed, wanted) == ["b", "c"]
@@ -407,7 +411,7 @@ def test_continue_on_error_goes_on(run: Callable[..., SuiteOutcome]) -> None:
 
 
 def test_a_failure_of_the_pack_does_not_stop_the_suite_before_it_stands_alone(
-    run: Callable[..., SuiteOutcome],
+    run: Callable[..., StudyOutcome],
 ) -> None:
     wanted = [*experiments("a", "b"), *experiments("c", data_seed=1)]
     executor = MemoryExecutor(b="crash")
@@ -417,7 +421,7 @@ def test_a_failure_of_the_pack_does_not_stop_the_suite_before_it_stands_alone(
 
 
 def test_packs_side_by_side_keep_what_they_finished_when_one_stops_the_suite(
-    run: Callable[..., SuiteOutcome],
+    run: Callable[..., StudyOutcome],
 ) -> None:
     wanted = [*experiments("a"), *experiments("b", "c", data_seed=1)]
     executor = SideBySide(c="user")
@@ -436,7 +440,7 @@ class SideBySide(MemoryExecutor):
 
 
 def test_an_interruption_is_on_record_and_the_next_call_runs_what_is_missing(
-    run: Callable[..., SuiteOutcome], tracker: ExperimentTracker
+    run: Callable[..., StudyOutcome], tracker: ExperimentTracker
 ) -> None:
     wanted = experiments("a", "b", "c")
 
@@ -457,7 +461,7 @@ def test_an_interruption_is_on_record_and_the_next_call_runs_what_is_missing(
 
 
 def test_a_runner_that_was_killed_leaves_nothing_that_counts_as_done(
-    run: Callable[..., SuiteOutcome], tracker: ExperimentTracker
+    run: Callable[..., StudyOutcome], tracker: ExperimentTracker
 ) -> None:
     (wanted,) = experiments("a")
     tracker.register(SUITE, [wanted])
@@ -466,14 +470,15 @@ def test_a_runner_that_was_killed_leaves_nothing_that_counts_as_done(
     assert tracker.get_experiment(wanted.id).attempt == 2
 
 
-def test_a_run_folder_is_never_used_twice(run: Callable[..., SuiteOutcome], tmp_path: Path) -> None:
+def test_a_run_folder_is_never_used_twice(run: Callable[..., StudyOutcome], tmp_path: Path) -> None:
     """Not even one that the store knows nothing of, such as that of a store that was thrown away."""
     wanted = experiments("a")
     first, second = MemoryExecutor(), MemoryExecutor()
     run(wanted, first)
     (folder,) = first.folders
     with ExperimentTracker(tmp_path / "new.db", writable=True) as fresh:
-        plan = Plan(runs=tmp_path / "runs", output=tmp_path / "output")
-        run_suite(wanted, suite_name=SUITE, tracker=fresh, executor=second, plan=plan, on_event=silent)
+        run_experiments(
+            wanted, suite_name=SUITE, tracker=fresh, executor=second, options=options_in(tmp_path)
+        )
     assert second.folders == [folder.with_name("attempt-2")]
     assert (folder / "adapters").is_dir()

@@ -1,0 +1,254 @@
+"""The packs of a phase: sent to workers, and what comes back is stored.
+
+    packs --pack.json--> workers --records.jsonl--> store
+
+This is the only writer of the store. A pack that fails as a whole is cut in two and tried again, until what fails stands
+alone: one failing experiment never takes others with it. One whose worker was killed is tried again as it is. Either way
+it goes on from its last checkpoint.
+"""
+
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lorastudy.errors import StudyError
+from lorastudy.executors import HUNG, Executor, WorkerExit
+from lorastudy.planning.packing import PlannedPack, halves
+from lorastudy.planning.predictions import Predictions
+from lorastudy.protocol import disk_errors
+from lorastudy.protocol.record_lines import RecordWriter
+from lorastudy.protocol.records import PREDICTIONS_NAME, MemoryPrediction, Outcome, Pack, Record
+from lorastudy.running.adapters import AdapterPublisher
+from lorastudy.running.phases import Phase
+from lorastudy.running.resume import with_checkpoints
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.containment import inside
+from lorastudy.suite.experiment import Experiment
+
+#: Failures that may come from the other experiments of the pack.
+SHARED_FAILURES = frozenset({"out_of_memory", "crashed", "error"})
+#: A worker that is killed says nothing of its pack. One that is killed this often before it has saved anything may be killed
+#: for its pack, as by a system that is out of memory.
+MAX_KILLED = 2
+
+OnEvent = Callable[[PlannedPack, Record | WorkerExit], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a study's files go, and whether it goes on after a failure."""
+
+    runs: Path = Path("results/runs")
+    output: Path = Path("output")
+    continue_on_error: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """What a caller hears of a run, and how it asks to leave."""
+
+    on_phase: Callable[[Phase], None] = lambda _: None
+    """Gets each phase before its packs run."""
+    on_event: OnEvent = lambda *_: None
+    """Gets every record as it is stored, and every worker's end."""
+    is_leaving: Callable[[], bool] = lambda: False
+    """Whether the user has asked to leave. The executor has been told: packs under way are followed until they have left."""
+
+
+@dataclass(kw_only=True)
+class Attempt:
+    """One attempt at a pack, in a run folder of its own."""
+
+    pack: PlannedPack
+    number: int
+    folder: Path
+    predictions: tuple[MemoryPrediction, ...] = ()
+    has_begun: bool = False
+    ended: dict[str, Outcome] = field(default_factory=dict)
+    exit: WorkerExit | None = None
+
+    def open_experiments(self) -> list[Experiment]:
+        """Those of which no end is known."""
+        return [experiment for experiment in self.pack.experiments if experiment.id not in self.ended]
+
+    def packs_to_retry(self) -> list[PlannedPack]:
+        """Together after their worker was killed; in halves after a failure that others of the pack may have caused."""
+        again = [
+            e for e in self.pack.experiments if e.id in self.ended and self._may_try_again(self.ended[e.id])
+        ]
+        is_whole = self._goes_on_together() and again
+        parts = [tuple(again)] if is_whole else [pack.experiments for pack in halves(again)]
+        return [
+            replace(
+                self.pack,
+                experiments=part,
+                resume_from=with_checkpoints([self.folder]) + self.pack.resume_from,
+                reason=self._reason(),
+                num_killed=self._num_killed() if self.exit is not None and self.exit.was_killed else 0,
+            )
+            for part in parts
+        ]
+
+    def final_ends(self) -> dict[str, Outcome]:
+        """The ends that are not tried again, by experiment."""
+        return {key: end for key, end in self.ended.items() if not self._may_try_again(end)}
+
+    def _may_try_again(self, end: Outcome) -> bool:
+        is_shared = end.status == "stopped" or end.failure_kind in SHARED_FAILURES
+        return is_shared and (self._goes_on_together() or len(self.pack.experiments) > 1)
+
+    def _goes_on_together(self) -> bool:
+        return self.exit is not None and self.exit.was_killed and self._num_killed() < MAX_KILLED
+
+    def _num_killed(self) -> int:
+        return 0 if with_checkpoints([self.folder]) else self.pack.num_killed + 1
+
+    def _reason(self) -> str:
+        num_arms = len(self.pack.experiments)
+        if self.exit is not None and self.exit.was_killed:
+            message = self.exit.message.partition("\n")[0]
+            why = message if message.startswith(HUNG) else f"exit code {self.exit.returncode}"
+            return f"the worker of a pack of {num_arms} was ended ({why})"
+        kinds = {end.failure_kind for end in self.ended.values()}
+        what = "ran out of memory" if "out_of_memory" in kinds else "failed as a whole"
+        return f"a pack of {num_arms} {what} and was cut in two"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRunner:
+    """Runs the packs of one phase after another and stores what their workers report."""
+
+    tracker: ExperimentTracker
+    executor: Executor
+    options: RunOptions
+    predicted: Predictions
+    publisher: AdapterPublisher
+    callbacks: Callbacks
+
+    def run(self, phase: Phase) -> dict[str, Outcome]:
+        """Run a phase and return how its experiments ended, by id.
+
+        Without `continue_on_error` nothing more is started once an experiment has failed for good. Once the user has asked
+        to leave, what is under way is followed until it has left.
+
+        Raises:
+            StudyError: a worker could not write its files.
+        """
+        ends: dict[str, Outcome] = {}
+        waiting: Sequence[PlannedPack] = phase.packs
+        while waiting and not self.callbacks.is_leaving():
+            attempts = {attempt.folder: attempt for attempt in map(self._begin, waiting)}
+            waiting = self._follow(attempts, searching=phase.searching)
+            # Of all, not only of those that came to their exit: packs may train side by side.
+            ends |= {key: end for each in attempts.values() for key, end in each.final_ends().items()}
+        return ends
+
+    def _begin(self, pack: PlannedPack) -> Attempt:
+        """A new run folder with its `pack.json` and what is predicted of it; a folder is never used twice."""
+        number = self.tracker.next_attempt([experiment.id for experiment in pack.experiments])
+        while (folder := self.options.runs / pack.id / f"attempt-{number}").exists():
+            number += 1
+        inside(self.options.runs, folder).mkdir(parents=True)
+        Pack(
+            id=pack.id,
+            attempt=number,
+            engine=pack.experiments[0].settings.engine,
+            experiments=pack.experiments,
+            resume_from=tuple(os.path.relpath(earlier, folder) for earlier in pack.resume_from),
+            reason=pack.reason,
+            rungs=pack.rungs,
+            pause_at=pack.pause_at,
+            begun=pack.begun,
+        ).write(folder)
+        predictions = tuple(self.predicted.predictions(pack))
+        if predictions:
+            with closing(RecordWriter(folder / PREDICTIONS_NAME)) as writer:
+                for prediction in predictions:
+                    writer.write(prediction)
+        return Attempt(pack=pack, number=number, folder=folder, predictions=predictions)
+
+    def _follow(self, attempts: dict[Path, Attempt], *, searching: Collection[str]) -> list[PlannedPack]:
+        """Store what the workers of these attempts report, until all have ended; the packs that are tried again."""
+        retries: list[PlannedPack] = []
+        with closing(self.executor.run(list(attempts))) as events:
+            try:
+                for folder, event in events:
+                    attempt = attempts[folder]
+                    self._take(event, attempt)
+                    self.callbacks.on_event(attempt.pack, event)
+                    if isinstance(event, WorkerExit) and not self.callbacks.is_leaving():
+                        retries += attempt.packs_to_retry()
+                        if not self.options.continue_on_error and failures(
+                            attempt.final_ends(), searching=searching
+                        ):
+                            return []
+            finally:
+                self._stop_open(attempts.values())
+        return retries
+
+    def _take(self, event: Record | WorkerExit, attempt: Attempt) -> None:
+        """Store what came; a worker's death ends what it left open."""
+        if not attempt.has_begun:
+            attempt.has_begun = True
+            with self.tracker.together():
+                self._register(attempt)
+        if isinstance(event, WorkerExit):
+            attempt.exit = event
+            if event.returncode == disk_errors.EXIT_CODE:
+                raise StudyError(f"a worker could not write into {attempt.folder}: {event.message}")
+        for record in self._deaths(event, attempt) if isinstance(event, WorkerExit) else [event]:
+            if isinstance(record, Outcome):
+                # Published before it is stored: what the store calls completed is not run again, so it must be there.
+                if record.adapter_path is not None:
+                    adapter = inside(attempt.folder, attempt.folder / record.adapter_path)
+                    self.publisher.publish(adapter, record.experiment_id)
+                attempt.ended.setdefault(record.experiment_id, record)
+            self.tracker.take(record, pack_id=attempt.pack.id, attempt=attempt.number)
+
+    def _register(self, attempt: Attempt) -> None:
+        for experiment in attempt.pack.experiments:
+            self.tracker.start_run(
+                experiment.id,
+                attempt=attempt.number,
+                pack_id=attempt.pack.id,
+                engine=experiment.settings.engine,
+                run_folder=attempt.folder,
+            )
+        for prediction in attempt.predictions:
+            self.tracker.take(prediction, pack_id=attempt.pack.id, attempt=attempt.number)
+
+    def _deaths(self, exit_: WorkerExit, attempt: Attempt) -> list[Outcome]:
+        if self.callbacks.is_leaving():
+            return [_stopped(experiment) for experiment in attempt.open_experiments()]
+        if exit_.returncode is None:
+            message = "the worker left without a word about this experiment"
+        else:
+            message = f"the worker died (exit code {exit_.returncode}): {exit_.message}"
+        return [
+            Outcome(experiment_id=experiment.id, status="failed", failure_kind="crashed", message=message)
+            for experiment in attempt.open_experiments()
+        ]
+
+    def _stop_open(self, attempts: Iterable[Attempt]) -> None:
+        """Put on record that runs were under way when the suite was interrupted."""
+        for attempt in attempts:
+            for experiment in attempt.open_experiments() if attempt.has_begun else ():
+                self.tracker.take(_stopped(experiment), pack_id=attempt.pack.id, attempt=attempt.number)
+
+
+def failures(ends: Mapping[str, Outcome], *, searching: Collection[str]) -> list[Outcome]:
+    """The ends that are failures. A run that was to find out whether a rate is too high, and diverged, is none."""
+    return [
+        end for end in ends.values() if end.status == "failed" and not is_too_high(end, searching=searching)
+    ]
+
+
+def is_too_high(end: Outcome, *, searching: Collection[str]) -> bool:
+    """Whether a search for learning rates found by it that a rate is too high."""
+    return end.failure_kind == "diverged" and end.experiment_id in searching
+
+
+def _stopped(experiment: Experiment) -> Outcome:
+    return Outcome(experiment_id=experiment.id, status="stopped", message="the suite was interrupted")

@@ -1,0 +1,161 @@
+"""What a study does next: a pure function of its plan and of what the store holds.
+
+    while (phase := next_phase(plan, results)) is not None: run it
+
+A phase is a stretch of the run whose packs train side by side. Three sources ask for phases:
+
+- Search: with `learning_rate: auto` the results of one round decide which experiments the next has (`suite.rate_search`).
+- Racing: the packs of a round pause at each rung, and arms that are clearly behind are pruned (`running.racing`).
+- Balancing: packs of unequal size pause once, and some arms go on in packs of their own (`planning.handover`).
+
+Nothing is remembered between phases but what the store holds, so a study that was killed goes on in the phase that it was
+in, and comes to the same decisions.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lorastudy.planning.packing import PlannedPack
+from lorastudy.planning.study_plan import StudyPlan
+from lorastudy.report.numbers import listing
+from lorastudy.running.racing import Pruning, behind_at
+from lorastudy.running.results import Results
+from lorastudy.store.views import ExperimentResult
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.racing import rung_name
+from lorastudy.suite.rate_search import Design
+
+CUT_OFF = "an earlier attempt was cut off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Packs that train next, and what was decided just before them."""
+
+    name: str = ""
+    """For the user; empty where a study has but one phase."""
+    packs: tuple[PlannedPack, ...] = ()
+    prunings: tuple[Pruning, ...] = ()
+    """Decisions of a race that are not on record yet."""
+    searching: frozenset[str] = frozenset()
+    """Experiments that look for a learning rate: that one of them diverges is an answer and no failure."""
+
+
+def next_phase(plan: StudyPlan, results: Results) -> Phase | None:
+    """What runs next; None once nothing is left that this call can run."""
+    source = _racing if plan.suite.rungs else _balancing
+    for number, of_round in enumerate(results.design.rounds, start=1):
+        phase = source(plan, results, of_round=of_round)
+        if phase is not None:
+            name = ", ".join(filter(None, [_round_name(results.design, of_round, number=number), phase.name]))
+            return replace(phase, name=name, searching=results.design.tuning)
+    return None
+
+
+def _racing(plan: StudyPlan, results: Results, *, of_round: Sequence[Experiment]) -> Phase | None:
+    """To the first rung that an open experiment has not reached, without those that are behind at the rungs before it."""
+    rungs = plan.suite.rungs
+    prunings: list[Pruning] = []
+    behind: list[Pruning] = []
+    for rung in (*rungs, None):
+        new = {pruning.experiment_id for pruning in prunings}
+        going_on = [e for e in of_round if results.is_open(e) and e.id not in new]
+        waiting = [e for e in going_on if rung is None or not _has_reached(e, rung, results=results)]
+        if waiting:
+            packs = _packs(plan, results, of_round=of_round, waiting=waiting)
+            packs = [replace(pack, rungs=rungs, pause_at=rung) for pack in packs]
+            name = _race_name(rung, behind=[pruning.arm for pruning in behind])
+            return Phase(name=name, packs=tuple(packs), prunings=tuple(prunings))
+        if rung is not None:
+            behind = behind_at(
+                rung, results.rung_losses.get(rung, {}), suite=plan.suite, results=_of(of_round, results)
+            )
+            prunings += [pruning for pruning in behind if pruning.is_new]
+    return Phase(prunings=tuple(prunings)) if prunings else None
+
+
+def _balancing(plan: StudyPlan, results: Results, *, of_round: Sequence[Experiment]) -> Phase | None:
+    """To where the packs pause, then to the end; to the end at once where they are equally long anyway."""
+    waiting = [experiment for experiment in of_round if results.is_open(experiment)]
+    if not waiting:
+        return None
+    balance = plan.balance_of(of_round)
+    if balance is None:
+        return Phase(packs=tuple(_packs(plan, results, of_round=of_round, waiting=waiting)))
+    # What does not pause is through by then.
+    before = [e for e in waiting if results.paused_at.get(e.id, 0.0) < balance.pause_at.get(e.id, 1.0)]
+    if before:
+        packs = _packs(plan, results, of_round=of_round, waiting=before)
+        packs = [replace(pack, pause_at=balance.pause_at.get(pack.experiments[0].id)) for pack in packs]
+        return Phase(name="until packs are balanced", packs=tuple(packs))
+    packs = _packs(plan, results, of_round=of_round, waiting=waiting, alone=balance.alone)
+    packs = [replace(pack, begun=balance.pause_at.get(pack.experiments[0].id, 0.0)) for pack in packs]
+    return Phase(name="to the end", packs=tuple(packs))
+
+
+def _packs(
+    plan: StudyPlan,
+    results: Results,
+    *,
+    of_round: Sequence[Experiment],
+    waiting: Sequence[Experiment],
+    alone: Collection[str] = (),
+) -> list[PlannedPack]:
+    """The plan's packs as far as they wait, each with the run folders that it can go on from.
+
+    Experiments of a pack whose newest checkpoints lie in different folders go on apart. Those that are to be `alone` leave
+    their packs.
+    """
+    packs = []
+    for planned in plan.packs_of(of_round, only={experiment.id for experiment in waiting}):
+        groups: dict[tuple[Path, ...], list[Experiment]] = defaultdict(list)
+        for experiment in planned.experiments:
+            groups[results.checkpoints.get(experiment.id, ())].append(experiment)
+        for folders, group in groups.items():
+            together = [experiment for experiment in group if experiment.id not in alone]
+            apart = [[experiment] for experiment in group if experiment.id in alone]
+            packs += [
+                PlannedPack(
+                    experiments=tuple(part),
+                    resume_from=folders,
+                    reason=CUT_OFF if any(e.id in results.cut_off for e in part) else None,
+                )
+                for part in (together, *apart)
+                if part
+            ]
+    return packs
+
+
+def _has_reached(experiment: Experiment, rung: float, *, results: Results) -> bool:
+    """Whether it was scored at the rung, or paused there in this call: no phase is run twice."""
+    was_scored = experiment.id in results.rung_losses.get(rung, {})
+    has_paused = experiment.id in results.ended and results.paused_at.get(experiment.id, 0.0) >= rung
+    return was_scored or has_paused
+
+
+def _of(of_round: Sequence[Experiment], results: Results) -> list[ExperimentResult]:
+    ids = {experiment.id for experiment in of_round}
+    return [result for result in results.stored if result.experiment_id in ids]
+
+
+def _round_name(design: Design, of_round: Sequence[Experiment], *, number: int) -> str:
+    """What a round of a search is for; nothing where there is no search."""
+    if not design.tuning:
+        return ""
+    num_tuning = sum(experiment.id in design.tuning for experiment in of_round)
+    num_reporting = len(of_round) - num_tuning
+    if not num_reporting:
+        does = "looking for learning rates"
+    elif not num_tuning:
+        does = "at the learning rates found"
+    else:
+        does = f"looking on for learning rates ({num_tuning}) and at those found ({num_reporting})"
+    return f"round {number}, {does}"
+
+
+def _race_name(rung: float | None, *, behind: Sequence[str]) -> str:
+    to = "the end" if rung is None else f"{rung_name(rung)} of the steps"
+    arms = listing(dict.fromkeys(behind)) if behind else ""
+    return f"racing to {to}" + (f", without {arms}, stopped as clearly behind" if arms else "")

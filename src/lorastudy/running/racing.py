@@ -1,0 +1,124 @@
+"""Racing: which arms are clearly behind at a rung, and how that is put on record.
+
+Seeds of one arm may be in different packs, so no worker can say which arm is behind. At a rung every pack scores the
+held-out rows, saves itself and pauses. Here it is decided, over all arms and seeds, who goes on (`stats.racing` has the
+test). A pack that lost nobody comes to the same bits as without racing; one that lost some, up to the order of sums.
+
+A decision follows from scores that are stored, so a study that is taken up again decides the same. What is on record stays.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorastudy.protocol.record_lines import RecordWriter
+from lorastudy.protocol.records import RACE_NAME, Outcome
+from lorastudy.stats.rate_choice import rates_of
+from lorastudy.stats.reference import asked_reference
+from lorastudy.stats.study import Study, split_studies
+from lorastudy.stats.summary import LOSS
+from lorastudy.store import ExperimentTracker
+from lorastudy.store.views import ExperimentResult
+from lorastudy.suite.racing import rung_name
+from lorastudy.suite.suite import Suite
+
+if TYPE_CHECKING:
+    from lorastudy.stats.items import ItemScores
+    from lorastudy.stats.racing import Behind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """The decision to stop one run of an arm that is clearly behind."""
+
+    result: ExperimentResult
+    message: str
+    """Why, in words for the report."""
+
+    @property
+    def experiment_id(self) -> str:
+        """The experiment that is stopped."""
+        return self.result.experiment_id
+
+    @property
+    def arm(self) -> str:
+        """Its arm."""
+        return self.result.arm
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the run waits to go on: the decision is not on record yet."""
+        return self.result.status in {"paused", "stopped"} and not self.result.was_pruned
+
+
+def behind_at(
+    rung: float,
+    losses: "Mapping[str, ItemScores]",
+    *,
+    suite: Suite,
+    results: Sequence[ExperimentResult],
+) -> list[Pruning]:
+    """The runs of the arms that are clearly behind at a rung, by the held-out losses that were taken there.
+
+    Runs that ended without racing are not among them. Those that were stopped here before are.
+    """
+    return [
+        Pruning(result=result, message=message_of(behind, rung=rung))
+        for study in split_studies(results)
+        for behind in _arms_behind(study, losses, rung=rung, suite=suite)
+        for result in study.arm(behind.arm).results
+        if result.experiment_id in losses and result.status in {"paused", "stopped"}
+    ]
+
+
+def put_on_record(pruning: Pruning, *, tracker: ExperimentTracker) -> None:
+    """Stop the run: in its folder, from which a store can be made again, and in the store."""
+    result = pruning.result
+    assert result.run_folder is not None
+    assert result.pack_id is not None
+    assert result.attempt is not None
+    outcome = Outcome(
+        experiment_id=result.experiment_id,
+        status="stopped",
+        failure_kind="outraced",
+        message=pruning.message,
+        step=result.num_steps,
+    )
+    if Path(result.run_folder).is_dir():  # else it was removed, and the store alone has it
+        with closing(RecordWriter(Path(result.run_folder) / RACE_NAME)) as writer:
+            writer.write(outcome)
+    tracker.take(outcome, pack_id=result.pack_id, attempt=result.attempt)
+
+
+def message_of(behind: "Behind", *, rung: float) -> str:
+    """Why an arm was stopped, in words for the report."""
+    return (
+        f"stopped by racing after {rung_name(rung)} of the steps: its held-out loss is {behind.difference:.3g} "
+        f"{LOSS.unit} above that of {behind.ahead}, and more than {behind.bound:.3g} above it on each of "
+        f"{behind.num_seeds} seeds (p = {behind.p:.1g}, corrected for all arms and rungs)"
+    )
+
+
+def _arms_behind(
+    study: Study, losses: "Mapping[str, ItemScores]", *, rung: float, suite: Suite
+) -> "Iterator[Behind]":
+    from lorastudy.stats.racing import RaceRules, clearly_behind  # scipy, which a plan goes without
+
+    by_arm = {
+        arm.name: {r.seed: losses[r.experiment_id] for r in arm.results if r.experiment_id in losses}
+        for arm in study.arms
+    }
+    base = [r.scores["eval_before", "loss"].value for r in study.results if r.experiment_id in losses]
+    if not base:
+        return
+    named = asked_reference(study, named=suite.reference)
+    yield from clearly_behind(
+        {arm: by_seed for arm, by_seed in by_arm.items() if by_seed},
+        rung=rung,
+        base_loss=base[0],  # one base model, one set of rows: equal for all
+        rules=RaceRules(num_arms=len(study.arms), num_rungs=len(suite.rungs), margin=suite.margin),
+        reference=[] if named is None else [arm.name for arm in rates_of(study, named)],
+        configurations=[[arm.name for arm in rates_of(study, one)] for one in study.arms],
+    )

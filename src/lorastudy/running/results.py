@@ -1,0 +1,129 @@
+"""How far a study has come, read from its store: all that the next phase follows from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorastudy.planning.done import current_results, is_current, not_done
+from lorastudy.planning.study_plan import StudyPlan
+from lorastudy.protocol.records import Outcome, Pack
+from lorastudy.running.resume import take_what_was_left, with_checkpoints
+from lorastudy.store import ExperimentTracker
+from lorastudy.store.views import ExperimentResult, RunView
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.racing import rung_split
+from lorastudy.suite.rate_search import Design
+
+if TYPE_CHECKING:
+    from lorastudy.stats.items import ItemScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """How far a study has come: what its store holds under the libraries of now, and how runs of this call ended."""
+
+    design: Design
+    """What the suite asks for by now."""
+    done: frozenset[str] = frozenset()
+    """Experiments that are completed, or diverged in a search."""
+    ended: Mapping[str, Outcome] = field(default_factory=dict)
+    """How experiments ended in this call. What failed is not tried again before the next."""
+    paused_at: Mapping[str, float] = field(default_factory=dict)
+    """The share of the training at which an experiment has paused, with a checkpoint to go on from."""
+    checkpoints: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    """Run folders that an open experiment may go on from, newest first."""
+    cut_off: frozenset[str] = frozenset()
+    """Open experiments whose newest attempt was interrupted."""
+    stored: tuple[ExperimentResult, ...] = ()
+    """The results of a suite that races."""
+    rung_losses: "Mapping[float, Mapping[str, ItemScores]]" = field(default_factory=dict)
+    """By rung and experiment, the held-out losses item by item."""
+
+    @property
+    def pruned(self) -> frozenset[str]:
+        """The experiments that racing has stopped."""
+        return frozenset(result.experiment_id for result in self.stored if result.was_pruned)
+
+    def is_open(self, experiment: Experiment) -> bool:
+        """Whether something of it is left to run."""
+        outcome = self.ended.get(experiment.id)
+        has_ended = outcome is not None and outcome.status in {"completed", "failed"}
+        return not has_ended and experiment.id not in self.done and experiment.id not in self.pruned
+
+
+def read_results(
+    plan: StudyPlan, *, tracker: ExperimentTracker, ended: Mapping[str, Outcome] | None = None
+) -> Results:
+    """How the study stands. Records that workers of a killed runner wrote are stored first.
+
+    `ended` are the ends of runs in this call.
+    """
+    design = _design_by_now(plan, tracker=tracker)
+    missing = not_done(design.experiments, tracker=tracker, searching=design.tuning)
+    done = {experiment.id for experiment in design.experiments} - {e.id for e in missing}
+    runs: dict[str, list[RunView]] = {experiment.id: [] for experiment in missing}
+    for run in tracker.get_runs(list(runs)):
+        runs[run.experiment_id].append(run)
+    stored = _stored(plan, design.experiments, tracker=tracker) if plan.suite.rungs else []
+    return Results(
+        design=design,
+        done=frozenset(done),
+        ended=dict(ended or {}),
+        paused_at=_paused_at(runs, ended=ended or {}, tracker=tracker),
+        checkpoints={
+            key: with_checkpoints(Path(run.run_folder) for run in of_one) for key, of_one in runs.items()
+        },
+        cut_off=frozenset(key for key, of_one in runs.items() if of_one and of_one[0].status == "stopped"),
+        stored=tuple(stored),
+        rung_losses=_rung_losses(plan, stored, tracker=tracker),
+    )
+
+
+def _design_by_now(plan: StudyPlan, *, tracker: ExperimentTracker) -> Design:
+    """The design, once what workers wrote for its experiments is in the store: that may ask for further experiments."""
+    design = plan.designer.by_now(tracker)
+    looked_at: set[str] = set()
+    while new := [experiment for experiment in design.experiments if experiment.id not in looked_at]:
+        looked_at |= {experiment.id for experiment in new}
+        if take_what_was_left(new, tracker=tracker):
+            design = plan.designer.by_now(tracker)
+    return design
+
+
+def _stored(
+    plan: StudyPlan, experiments: Sequence[Experiment], *, tracker: ExperimentTracker
+) -> list[ExperimentResult]:
+    return current_results(experiments, suite_name=plan.suite.name, tracker=tracker)
+
+
+def _paused_at(
+    runs: Mapping[str, Sequence[RunView]], *, ended: Mapping[str, Outcome], tracker: ExperimentTracker
+) -> dict[str, float]:
+    """The greatest share at which an experiment has paused.
+
+    A pause of an earlier call counts if it was under the libraries of now and left a checkpoint.
+    """
+    current = {
+        key for key, result in tracker.get_results(list(runs)).items() if is_current(result.environment)
+    }
+    paused_at: dict[str, float] = {}
+    for key, of_one in runs.items():
+        for folder in (Path(run.run_folder) for run in of_one if run.status == "paused"):
+            if key in ended or (key in current and with_checkpoints([folder])):
+                share = Pack.read(folder).pause_at or 0.0
+                paused_at[key] = max(share, paused_at.get(key, 0.0))
+    return paused_at
+
+
+def _rung_losses(
+    plan: StudyPlan, stored: Sequence[ExperimentResult], *, tracker: ExperimentTracker
+) -> "Mapping[float, Mapping[str, ItemScores]]":
+    if not stored:
+        return {}
+    from lorastudy.stats.items import scores_by_item  # numpy, which a plan goes without
+
+    return {
+        rung: scores_by_item(tracker, stored, split=rung_split(rung), metric="loss")
+        for rung in plan.suite.rungs
+    }

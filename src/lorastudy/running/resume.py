@@ -1,0 +1,52 @@
+"""What earlier attempts leave: records to be stored, checkpoints to go on from, and checkpoints that nobody needs any more."""
+
+import shutil
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from lorastudy.protocol.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
+from lorastudy.protocol.record_lines import RecordReader
+from lorastudy.protocol.records import RECORDS_NAME, Outcome, Pack
+from lorastudy.store import ExperimentTracker
+from lorastudy.suite.experiment import Experiment
+
+
+def take_what_was_left(experiments: Sequence[Experiment], *, tracker: ExperimentTracker) -> bool:
+    """Store what workers wrote before their runner was killed, and end runs that nobody follows any more.
+
+    Returns whether there were such runs.
+    """
+    open_runs: dict[tuple[str, int, str], list[str]] = defaultdict(list)
+    for run in tracker.get_runs([experiment.id for experiment in experiments]):
+        if run.status == "running":
+            open_runs[run.pack_id, run.attempt, run.run_folder].append(run.experiment_id)
+    for (pack_id, attempt, folder), ids in open_runs.items():
+        # What stands behind a damaged line was not acknowledged, and is made again.
+        with suppress(ValueError):
+            for record in RecordReader(Path(folder) / RECORDS_NAME).read_new():
+                tracker.take(record, pack_id=pack_id, attempt=attempt)
+        for experiment_id in ids:
+            cut_off = Outcome(experiment_id=experiment_id, status="stopped", message="the suite was cut off")
+            tracker.take(cut_off, pack_id=pack_id, attempt=attempt)
+    return bool(open_runs)
+
+
+def with_checkpoints(folders: Iterable[Path]) -> tuple[Path, ...]:
+    """Those of the run folders that hold any."""
+    return tuple(folder for folder in folders if checkpoint_folders(folder / CHECKPOINTS_NAME))
+
+
+def release_checkpoints(
+    experiments: Sequence[Experiment], *, tracker: ExperimentTracker, pruned: Collection[str]
+) -> None:
+    """Remove the checkpoints of attempts whose experiments are all completed or pruned: nothing goes on from them any more."""
+    runs = tracker.get_runs([experiment.id for experiment in experiments])
+    folders = with_checkpoints(dict.fromkeys(Path(run.run_folder) for run in runs))
+    members = {folder: {experiment.id for experiment in Pack.read(folder).experiments} for folder in folders}
+    of_members = tracker.get_runs(sorted(set().union(*members.values())))
+    over = {run.experiment_id for run in of_members if run.status == "completed"}.union(pruned)
+    for folder, ids in members.items():
+        if ids <= over:
+            shutil.rmtree(folder / CHECKPOINTS_NAME, ignore_errors=True)
