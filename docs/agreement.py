@@ -14,7 +14,7 @@ from lorastudy import lab
 from lorastudy.analysis.overview import Analysis
 from lorastudy.planning.design import steps_counter
 from lorastudy.report.document import Block, Paragraph, Table
-from lorastudy.report.findings.catalogue import questions_of
+from lorastudy.report.findings.by_type import questions_of
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
 from lorastudy.store.views import ExperimentResult

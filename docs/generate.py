@@ -53,7 +53,7 @@ from lorastudy.report.document import Cell, Paragraph, Strong, Table, TableColum
 from lorastudy.report.figures.data import comparison_figure
 from lorastudy.report.figures.figure import Estimate, Figure, Panel
 from lorastudy.report.figures.static import save_figure
-from lorastudy.report.findings.catalogue import questions_of
+from lorastudy.report.findings.by_type import questions_of
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.findings.wording import difference_decimals, verdict
 from lorastudy.report.markdown import render_markdown

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from speed import NOT_MEASURED, newest_growth
 
+from lorastudy.report.figures.figure import BLUE, GREY, VERMILLION
 from lorastudy.report.figures.static import WIDTH_INCHES, house_style
-from lorastudy.report.figures.style import BLUE, GREY, VERMILLION
 from lorastudy.report.numbers import count, duration, number
 
 

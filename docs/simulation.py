@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
 from lorastudy.report.document import Block, Cell, Paragraph, Table, TableColumn
-from lorastudy.report.figures.style import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from lorastudy.report.figures.figure import BLUE, GREEN, GREY, ORANGE, VERMILLION
 from lorastudy.report.numbers import count, listing, number, percent
 
 RESULTS = Path("benchmarks") / "results" / "verdict_simulation.json"

@@ -100,7 +100,7 @@ class StudyResult:
             return "\n".join([f"{self.suite_name}: no experiment has completed; {ended}", *reasons])
         with ExperimentTracker(self.store) as tracker:
             report = read_report(tracker, suite_name=self.suite_name)
-        return "\n".join(line for essence in report.essences for line in (essence.title, *essence.lines()))
+        return "\n".join(line for summary in report.summaries for line in (summary.title, *summary.lines()))
 
     def __str__(self) -> str:
         return self.summary

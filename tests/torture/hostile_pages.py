@@ -14,11 +14,11 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from lorastudy.analysis.overview import analyse
-from lorastudy.report.compose import Part, compose
+from lorastudy.report.document import presentable
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
-from lorastudy.report.presentable import presentable, without_traces
-from lorastudy.report.read import Studied
+from lorastudy.report.read import Studied, without_traces
+from lorastudy.report.write import Part, compose
 from lorastudy.stats.study import split_studies
 from lorastudy.store.views import ExperimentResult, ScoreValue, SuiteSummary
 from lorastudy.suite.privacy import Privacy

@@ -12,7 +12,7 @@ from lorastudy.cli.terminal import say, shown
 
 if TYPE_CHECKING:
     from lorastudy.report.read import Report
-    from lorastudy.report.summary import Essence
+    from lorastudy.report.sections.front import StudySummary
 
 #: Longer lines are hard to read, however wide the terminal.
 _WIDEST = 100
@@ -27,8 +27,8 @@ def say_what_it_came_to(suite_name: str, *, database: str, output_dir: Path) -> 
         if not any(each.status == "completed" for each in tracker.get_all_experiments(suite_name=suite_name)):
             return  # what failed was told
         report = read_report(tracker, suite_name=suite_name)
-    for essence in report.essences:
-        say_essence(essence)
+    for summary in report.summaries:
+        say_summary(summary)
     say(f"\nresults: {database}; adapters: {output_dir / 'NAME_seedN' / 'final_model'}")
     given = [] if database == DATABASE else ["--database", database]
     # Quoted: the name may come from a store that somebody else made.
@@ -39,8 +39,8 @@ def say_report(report: "Report", written: Sequence[Path]) -> None:
     """After a report: what the study that ran last came to, which others there are, and the files."""
     from lorastudy.report.numbers import plural
 
-    first, *others = report.essences
-    say_essence(first)
+    first, *others = report.summaries
+    say_summary(first)
     say()
     pages = [path for path in written if path.suffix in {".md", ".html"}]
     if others:
@@ -56,10 +56,10 @@ def say_report(report: "Report", written: Sequence[Path]) -> None:
         say(f"wrote {plural(num_plots, 'plot')} (PNG and SVG) into {folder}")
 
 
-def say_essence(essence: "Essence") -> None:
+def say_summary(summary: "StudySummary") -> None:
     """The first page of a report in a few lines."""
-    say(f"\n{essence.title}")
-    for line in essence.lines():
+    say(f"\n{summary.title}")
+    for line in summary.lines():
         _say_wrapped(line)
 
 

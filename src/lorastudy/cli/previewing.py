@@ -13,8 +13,8 @@ from lorastudy.data.columns import listed, shortened
 from lorastudy.executors.job_worker import JobWorker
 from lorastudy.planning.preview import Preview, PreviewedRow, TextPiece, preview
 from lorastudy.protocol.jobs import PreviewQuestion
-from lorastudy.report.data_wording import laid_out
 from lorastudy.report.numbers import count, plural
+from lorastudy.report.rows import laid_out
 from lorastudy.suite.hub import check_base_model
 
 CUT = "[cut]"

@@ -9,11 +9,10 @@ from typing import Any
 from lorastudy.analysis.imported import ImportedAnalysis, analyse_imported
 from lorastudy.analysis.overview import Analysis, analyse, criterion_of
 from lorastudy.errors import StudyError
+from lorastudy.report.document import fit_to_be_shown
 from lorastudy.report.numbers import names
-from lorastudy.report.presentable import fit_to_be_shown, without_traces
-from lorastudy.report.sections.front import FrontPage, front_page
-from lorastudy.report.sections.imported import imported_essence
-from lorastudy.report.summary import Essence
+from lorastudy.report.sections.front import FrontPage, StudySummary, front_page
+from lorastudy.report.sections.imported import imported_summary
 from lorastudy.stats.items import stored_items
 from lorastudy.stats.preregistration import set_late
 from lorastudy.stats.study import Study, split_studies
@@ -59,12 +58,12 @@ class Report:
     """Suites of imported results that a report of everything leaves out."""
 
     @property
-    def essences(self) -> tuple[Essence, ...]:
+    def summaries(self) -> tuple[StudySummary, ...]:
         """Each study in a few lines, fit to be passed on as the report itself."""
-        own = [studied.front.essence(studied.title) for studied in self.studies]
-        found = own if self.imported is None else [*own, imported_essence(self.imported)]
+        own = [studied.front.summary(studied.title) for studied in self.studies]
+        found = own if self.imported is None else [*own, imported_summary(self.imported)]
         privacy = Privacy.of_this_machine()
-        return tuple(fit_to_be_shown(essence, privacy) for essence in found)
+        return tuple(fit_to_be_shown(summary, privacy) for summary in found)
 
 
 def read_report(
@@ -179,3 +178,16 @@ def _how_to_go_on(results: Sequence[ExperimentResult], *, store_flags: Sequence[
 def _last_start(study: Study) -> str:
     """When its latest run began; stored times sort as text."""
     return max((result.started_at or "" for result in study.results), default="")
+
+
+def without_traces(result: ExperimentResult, privacy: Privacy) -> ExperimentResult:
+    """The result with the message and traceback of its failure made fit to be shown to others."""
+    return replace(
+        result,
+        failure_message=_hidden_failure(result.failure_message, privacy),
+        traceback=_hidden_failure(result.traceback, privacy),
+    )
+
+
+def _hidden_failure(text: str | None, privacy: Privacy) -> str | None:
+    return None if text is None else privacy.hidden_failure(text)

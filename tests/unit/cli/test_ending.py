@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 import lorastudy.report
-from lorastudy.cli.ending import say_essence, say_report, say_what_it_came_to
+from lorastudy.cli.ending import say_report, say_summary, say_what_it_came_to
 from lorastudy.errors import StudyError
-from lorastudy.report.summary import Essence
+from lorastudy.report.sections.front import StudySummary
 from lorastudy.store import ExperimentTracker
 
 
@@ -16,12 +16,12 @@ class Told:
     """A report as far as its end goes."""
 
     def __init__(self, *titles, imported_apart=()):
-        self.essences = tuple(essence(title) for title in titles)
+        self.summaries = tuple(summary(title) for title in titles)
         self.imported_apart = imported_apart
 
 
-def essence(title="study"):
-    return Essence(
+def summary(title="study"):
+    return StudySummary(
         title=title,
         verdict=f"Held-out loss: {', '.join(f'an-arm-with-a-name-{n}' for n in range(12))} are each better than r1.",
         recommendation="Take r2: it is shown to be better than r1.",
@@ -35,7 +35,7 @@ def terminal(monkeypatch):
 
 
 def test_lines_are_as_wide_as_the_terminal_and_break_no_name(capsys):
-    say_essence(essence())
+    say_summary(summary())
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 60 for line in lines)
     assert (

@@ -6,7 +6,7 @@ import pytest
 
 from lorastudy.analysis.overview import analyse
 from lorastudy.report.document import Strong
-from lorastudy.report.findings.catalogue import questions_of
+from lorastudy.report.findings.by_type import questions_of
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.findings.wording import what_seeds_can_show
 from lorastudy.stats.study import split_studies

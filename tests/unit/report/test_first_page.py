@@ -7,7 +7,7 @@ import pytest
 from lorastudy.analysis.overview import Criterion, analyse, criterion_of
 from lorastudy.protocol.records import DataSummary, PackProfile
 from lorastudy.report.document import Bullets, Paragraph
-from lorastudy.report.figures.pairs import pairs_figure
+from lorastudy.report.figures.data import pairs_figure
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.findings.wording import why_these_items_alone
 from lorastudy.report.sections.front import front_blocks, front_page
@@ -228,7 +228,7 @@ def test_a_margin_that_was_changed_with_results_at_hand_is_never_called_beforeha
     assert gravest.startswith(
         f"The margin was changed on {when}: margin 0.1 became margin 0.6. It could be chosen"
     )
-    ending = front_page(analysis).essence("study").lines()[-1]
+    ending = front_page(analysis).summary("study").lines()[-1]
     assert ending.startswith(f"What limits this. {gravest}")
     caption = pairs_figure(analysis).caption
     assert caption.endswith(f"Band: the margin as changed on {when}.")

@@ -6,9 +6,8 @@ import pytest
 
 from lorastudy.analysis.overview import Criterion, analyse
 from lorastudy.report.document import Heading, Paragraph, Table
-from lorastudy.report.figures.data import MAX_CURVES, curves_figure, study_figures
+from lorastudy.report.figures.data import MAX_CURVES, curves_figure, pairs_figure, study_figures
 from lorastudy.report.figures.interactive import vega_lite_specs
-from lorastudy.report.figures.pairs import pairs_figure
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.frontier import frontier_blocks

@@ -14,8 +14,9 @@ from lorastudy.report.document import (
     Strong,
     Table,
     TableColumn,
+    presentable,
 )
-from lorastudy.report.presentable import presentable, without_traces
+from lorastudy.report.read import without_traces
 from lorastudy.report.write import write_report
 from lorastudy.suite.privacy import Privacy
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.report.document import CodeBlock
-from lorastudy.report.sections.reproduce import reproduce_blocks, suite_of
+from lorastudy.report.sections.method import reproduce_blocks, suite_of
 from lorastudy.stats.study import split_studies
 from lorastudy.suite.loading import load_suite
 from lorastudy.suite.question import Margin

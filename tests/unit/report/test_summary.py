@@ -47,17 +47,17 @@ def at_worse_rates(results):
 def test_every_sentence_stands_in_the_report(rank_study, make_tracker, text_of, tuned):
     results = [*rank_study, *at_worse_rates(rank_study)] if tuned else rank_study
     report, text = text_of(make_tracker(results))
-    (essence,) = report.essences
-    assert essence.title == "rank_sweep (rank ablation)"
-    assert essence.recommendation.startswith("Take r32: " if tuned else "None: ")
-    for said in (essence.verdict, essence.recommendation, *map(plain, essence.limits)):
+    (summary,) = report.summaries
+    assert summary.title == "rank_sweep (rank ablation)"
+    assert summary.recommendation.startswith("Take r32: " if tuned else "None: ")
+    for said in (summary.verdict, summary.recommendation, *map(plain, summary.limits)):
         assert escape(said) in text
-    assert f"**Recommendation.** {essence.recommendation}" in text
+    assert f"**Recommendation.** {summary.recommendation}" in text
 
 
 def test_it_is_a_few_lines_that_say_nothing_twice(rank_study, make_tracker):
-    (essence,) = read_report(make_tracker(rank_study)).essences
-    lines = essence.lines()
+    (summary,) = read_report(make_tracker(rank_study)).summaries
+    lines = summary.lines()
     assert [line.split(".")[0] for line in lines] == ["Verdict", "Recommendation", "What limits this"]
     assert sum(len(textwrap.wrap(line, 100)) for line in lines) <= 7
     assert " ".join(lines).count("tuned") == 1
@@ -73,20 +73,20 @@ def test_the_gravest_limit_is_told_and_the_others_are_counted_as_the_report_list
     listed = rest.partition("\n\n")[0].splitlines()
     assert all(line.startswith("- ") for line in listed)
     assert ("(LS101, " in listed[0]) != tuned
-    (essence,) = report.essences
-    gravest = plain(essence.limits[0])
+    (summary,) = report.summaries
+    gravest = plain(summary.limits[0])
     assert escape(gravest) in listed[0]
     more = len(listed) - 1
     assert more > 0
-    assert essence.lines()[-1] == f"What limits this. {gravest} ({more} more in the report.)"
+    assert summary.lines()[-1] == f"What limits this. {gravest} ({more} more in the report.)"
 
 
 def test_it_hides_what_the_report_hides(rank_study, make_tracker, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     data = {"dataset_path": "/home/somebody/data/rows.jsonl"}
     results = [replace(result, settings={**result.settings, **data}) for result in rank_study]
-    (essence,) = read_report(make_tracker(results)).essences
-    told = " ".join(plain(limit) for limit in essence.limits)
+    (summary,) = read_report(make_tracker(results)).summaries
+    told = " ".join(plain(limit) for limit in summary.limits)
     assert "data/rows.jsonl" in told
     assert "/home/somebody" not in told
 
@@ -100,7 +100,7 @@ def test_of_several_suites_the_one_that_ran_last_comes_first(make_rank_results, 
     ]
     report, text = text_of(make_tracker(results))
     titles = [f"{name} (rank ablation)" for name in ("new", "middle", "old")]
-    assert [essence.title for essence in report.essences] == titles
+    assert [summary.title for summary in report.summaries] == titles
     # named with what each came to before the first of them is told in full
     summary, _, _ = text.partition("## new (rank ablation)")
     places = [summary.index(f"- **{title}.** Held-out loss") for title in titles]
@@ -138,7 +138,7 @@ def test_a_store_of_imported_results_alone_says_how_to_report_them(make_tracker)
 
 def test_imported_results_have_an_answer_and_limits_and_no_recommendation(make_tracker):
     tracker = with_imported(make_tracker([]), [imported()])
-    (essence,) = read_report(tracker, suite_name="public").essences
-    assert essence.title == "Imported results: public"
-    assert essence.recommendation is None
-    assert [line.split(".")[0] for line in essence.lines()] == ["Verdict", "What limits this"]
+    (summary,) = read_report(tracker, suite_name="public").summaries
+    assert summary.title == "Imported results: public"
+    assert summary.recommendation is None
+    assert [line.split(".")[0] for line in summary.lines()] == ["Verdict", "What limits this"]

@@ -12,10 +12,9 @@ import pytest
 from lorastudy.errors import StudyError
 from lorastudy.protocol.records import ArmProfile, MemoryPrediction, PackProfile
 from lorastudy.report import read_report, write
-from lorastudy.report.costs import MEMORY_KINDS
 from lorastudy.report.html import chart_library
-from lorastudy.report.numbers import ABSENT
-from lorastudy.report.sections.reproduce import suite_of
+from lorastudy.report.numbers import ABSENT, MEMORY_KINDS
+from lorastudy.report.sections.method import suite_of
 from lorastudy.report.write import write_report
 from lorastudy.stats.study import split_studies
 from lorastudy.stats.verdicts import measured_errors

@@ -1,10 +1,25 @@
-"""A figure as a value: which rows it shows, under which labels. Both drawings start from it."""
+"""A figure as a value: which rows it shows, under which labels, in which colours. Both drawings start from it."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from lorastudy.stats.summary import CurvePoint
 
+#: Okabe and Ito's palette (2008) can be told apart with any common colour blindness. Its yellow vanishes on white and is left
+#: out. Arms beyond the seventh repeat the colours with another dash.
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+GREY = "#6B6B6B"
+#: Lengths in points of line and gap; the empty one is solid.
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1, 1.5), (6, 2, 1, 2))
 Kind = Literal["ranks", "dots", "bars", "frontier", "parameters", "curves", "forgetting", "pairs"]
 
 
@@ -124,3 +139,13 @@ class Figure:
     pairs: tuple[PairRow, ...] = ()
     margin: float | None = None
     """In the unit of the pairs; drawn as a band about no difference."""
+
+
+def colour(index: int) -> str:
+    """The colour of the arm at that place."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def dash(index: int) -> tuple[float, ...]:
+    """The dash of the arm at that place."""
+    return DASHES[index // len(PALETTE) % len(DASHES)]

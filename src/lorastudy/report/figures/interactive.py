@@ -8,15 +8,23 @@ from typing import Any
 
 import altair as alt
 
-from lorastudy.report.figures.figure import Estimate, Figure, Kind, Panel
-from lorastudy.report.figures.style import BLUE, GREY, SKY, VERMILLION, colour, dash
+from lorastudy.report.figures.figure import (
+    BLUE,
+    GREY,
+    SKY,
+    VERMILLION,
+    Estimate,
+    Figure,
+    Kind,
+    Panel,
+    colour,
+    dash,
+)
 
 Spec = dict[str, Any]
 Rows = Sequence[Mapping[str, object]]
-
 #: Pixels that a row of the forest plot takes, and by how many its verdict stands above its bar.
 _PAIR_HEIGHT, _VERDICT_ABOVE = 54, 20
-
 _CONFIG: Mapping[str, Any] = {
     "font": "system-ui, sans-serif",
     "view": {"stroke": None},

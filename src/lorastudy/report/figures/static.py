@@ -14,10 +14,20 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
-from lorastudy.report.figures.figure import Estimate, Figure, Kind, Panel
-from lorastudy.report.figures.labels import place_labels
-from lorastudy.report.figures.style import BLUE, GREY, SKY, VERMILLION, colour, dash
+from lorastudy.report.figures.figure import (
+    BLUE,
+    GREY,
+    SKY,
+    VERMILLION,
+    Estimate,
+    Figure,
+    Kind,
+    Panel,
+    colour,
+    dash,
+)
 from lorastudy.report.numbers import decimals_of_size, number
 
 WIDTH_INCHES = 7.0
@@ -25,6 +35,19 @@ WIDTH_INCHES = 7.0
 MANY_ARMS = 16
 LONGEST_NAME = 28
 _LEGEND_COLUMNS = 3
+#: Offsets in points with the alignment that goes with them, tried in this order. Above-left comes late: there the
+#: frontier's step comes down to its point.
+_PLACES: tuple[tuple[float, float, str], ...] = (
+    (8, 4, "left"),
+    (8, -14, "left"),
+    (-8, -14, "right"),
+    (-8, 4, "right"),
+    (8, 20, "left"),
+    (-8, 20, "right"),
+    (8, -30, "left"),
+    (-8, -30, "right"),
+)
+_MARKER_PIXELS = 6.0
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -327,6 +350,39 @@ def _legend(canvas: Canvas, axes: Axes, *, arms: Sequence[str]) -> None:
 
 def _legend_inches(arms: Sequence[str]) -> float:
     return 0 if len(arms) <= 7 else 0.19 * math.ceil(len(arms) / _LEGEND_COLUMNS)
+
+
+def place_labels(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write each name beside its point, at the first place that touches no other name and no point.
+
+    Where no place is free the first is taken: a name that overlaps is still better than none.
+    """
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Canvas)
+    FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    dots = [_around(*axes.transData.transform((x, y))) for x, y, _ in points]
+    taken: list[Bbox] = []
+    for index, (x, y, name) in enumerate(points):
+        others = dots[:index] + dots[index + 1 :] + taken
+        taken.append(_place(axes, (x, y), name=name, others=others))
+
+
+def _place(axes: Axes, point: tuple[float, float], *, name: str, others: Sequence[Bbox]) -> Bbox:
+    boxes: list[Bbox] = []
+    for dx, dy, align in (*_PLACES, _PLACES[0]):
+        label = axes.annotate(name, point, xytext=(dx, dy), textcoords="offset points", ha=align)
+        box = label.get_window_extent()
+        free = axes.bbox.padded(12).containsx(box.x0) and axes.bbox.padded(12).containsx(box.x1)
+        if (free and not any(box.overlaps(other) for other in others)) or len(boxes) == len(_PLACES):
+            return box
+        boxes.append(box)
+        label.remove()
+    raise AssertionError("the last place is always taken")
+
+
+def _around(x: float, y: float) -> Bbox:
+    return Bbox.from_extents(x - _MARKER_PIXELS, y - _MARKER_PIXELS, x + _MARKER_PIXELS, y + _MARKER_PIXELS)
 
 
 _DRAWINGS: dict[Kind, Callable[[Figure], Canvas]] = {

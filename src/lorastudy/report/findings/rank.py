@@ -3,7 +3,6 @@
 import itertools
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.document import Strong
 from lorastudy.report.findings.wording import (
     KeyFinding,
@@ -20,6 +19,7 @@ from lorastudy.report.findings.wording import (
     verdicts_by_word,
 )
 from lorastudy.report.numbers import (
+    NOT_TOLD_APART,
     count,
     decimals_for,
     duration,

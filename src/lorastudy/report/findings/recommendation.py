@@ -16,17 +16,15 @@ from lorastudy.report.findings.wording import (
     more_seeds,
 )
 from lorastudy.report.numbers import duration, names, number, size
-from lorastudy.report.row_lengths import on_which_rows
+from lorastudy.report.rows import on_which_rows
 from lorastudy.stats.comparison import Comparison
 from lorastudy.stats.rate_choice import tried_rates
 from lorastudy.stats.summary import run_seconds
 from lorastudy.stats.trivial import best_not_ahead
 
 _MOST_NAMED = 3
-
 #: The fewest rates of which the best can have a worse one to each side.
 _FEWEST_RATES = 3
-
 _CHEAPEST: Mapping[Cost, str] = {
     "rank": "it has the smallest rank",
     "memory": "it needs the least memory",

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.lint.finding import LintFinding, arms_in_words
 from lorastudy.recommend.decision import decide, harmed_arms
-from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text
-from lorastudy.report.findings.catalogue import questions_of
+from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text, plain
+from lorastudy.report.findings.by_type import questions_of
 from lorastudy.report.findings.recommendation import Advice, recommendation
 from lorastudy.report.findings.wording import (
     cost_bounds,
@@ -27,7 +27,6 @@ from lorastudy.report.numbers import count, listing, names, number
 from lorastudy.report.sections.overview import setting_values, what_was_run
 from lorastudy.report.sections.question import METRIC_NAMES, told_late
 from lorastudy.report.sections.racing import wrong_stops_measured
-from lorastudy.report.summary import Essence
 from lorastudy.stats.environments import environment_groups
 from lorastudy.stats.preregistration import DECIDING
 from lorastudy.stats.reference import missing_reference
@@ -37,6 +36,28 @@ from lorastudy.suite.question import Question
 
 #: Findings named on the first page; the others are counted.
 _MOST_FINDINGS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """What one study came to."""
+
+    title: str
+    verdict: str
+    recommendation: str | None
+    """None of imported results, which recommend nothing."""
+    limits: tuple[Text, ...]
+
+    def lines(self) -> Sequence[str]:
+        """The verdict, the recommendation and the gravest limit, each in a line that is to be wrapped."""
+        told = [f"Verdict. {self.verdict}"]
+        if self.recommendation is not None:
+            told.append(f"Recommendation. {self.recommendation}")
+        if self.limits:
+            more = len(self.limits) - 1
+            rest = f" ({more} more in the report.)" if more else ""
+            told.append(f"What limits this. {plain(self.limits[0])}{rest}")
+        return told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +74,9 @@ class FrontPage:
     limits: tuple[Text, ...]
     """The gravest first."""
 
-    def essence(self, title: str) -> Essence:
+    def summary(self, title: str) -> StudySummary:
         """The page in a few lines, of its own sentences."""
-        return Essence(
+        return StudySummary(
             title=title,
             verdict=self.verdict_in_short,
             recommendation=self.recommendation.answer,

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.report.costs import NOT_TOLD_APART
 from lorastudy.report.document import Block, Cell, Heading, Paragraph, Strong, Table, TableColumn
 from lorastudy.report.figures.figure import Figure
 from lorastudy.report.numbers import (
     ABSENT,
+    NOT_TOLD_APART,
     decimals_of_size,
     decimals_that_differ,
     duration_unit,

@@ -31,8 +31,8 @@ from lorastudy.report.numbers import (
     size,
 )
 from lorastudy.report.sections.fairness import fairness_blocks
+from lorastudy.report.sections.front import StudySummary
 from lorastudy.report.sections.overview import setting_text
-from lorastudy.report.summary import Essence
 from lorastudy.stats.comparison import direction
 from lorastudy.stats.study import differing_settings
 from lorastudy.store.views import ImportedResult
@@ -86,10 +86,10 @@ def imported_blocks(analysis: ImportedAnalysis) -> list[Block]:
     ]
 
 
-def imported_essence(analysis: ImportedAnalysis) -> Essence:
+def imported_summary(analysis: ImportedAnalysis) -> StudySummary:
     """The report in a few lines, of its own sentences."""
     title = f"Imported results: {analysis.suite_name}"
-    return Essence(title=title, verdict=_answer(analysis), recommendation=None, limits=_cannot(analysis))
+    return StudySummary(title=title, verdict=_answer(analysis), recommendation=None, limits=_cannot(analysis))
 
 
 def _what(analysis: ImportedAnalysis) -> str:

@@ -1,19 +1,20 @@
 """How the numbers were made: what is measured, what varies between seeds, in which environment, what is absent."""
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.protocol.records import DataSummary, Environment
-from lorastudy.report.costs import MEMORY_KINDS, NOT_TOLD_APART, unknown_times
-from lorastudy.report.data_wording import laid_out, left_out, repeated, rows_in_words
 from lorastudy.report.document import (
     Block,
     Bullets,
     Cell,
     Code,
+    CodeBlock,
     Heading,
     Paragraph,
     Strong,
@@ -22,20 +23,32 @@ from lorastudy.report.document import (
     Text,
 )
 from lorastudy.report.findings.wording import rows_that_belong_together, why_these_items_alone
-from lorastudy.report.numbers import ABSENT, count, listing, names, number, percent
-from lorastudy.report.row_lengths import about_full_length
+from lorastudy.report.numbers import (
+    ABSENT,
+    MEMORY_KINDS,
+    NOT_TOLD_APART,
+    count,
+    listing,
+    names,
+    number,
+    percent,
+    unknown_times,
+)
+from lorastudy.report.rows import about_full_length, laid_out, left_out, repeated, rows_in_words
 from lorastudy.report.sections.overview import setting_values
 from lorastudy.stats.environments import EnvironmentGroup, environment_groups
-from lorastudy.stats.study import Study, reporting_split
+from lorastudy.stats.study import Study, StudyArm, reporting_split
 from lorastudy.stats.summary import METRICS, metric_versions
 from lorastudy.stats.verdicts import measured_errors
+from lorastudy.suite.question import Question, all_seeds, configuration_name
+from lorastudy.suite.suite import Arm, Suite
+from lorastudy.suite.suite_writing import suite_yaml
 
 #: Settings on which depends which rows are held out, and how much of each.
 _HELD_OUT_KEYS = (
     "dataset_path", "eval_dataset_path", "eval_fraction", "test_dataset_path", "test_fraction", "max_train_samples",
     "max_eval_samples", "max_seq_length",
 )  # fmt: skip
-
 #: At most so often a verdict is to err; a simulated share may be off by a point.
 ERROR_AIM = 0.05
 SIMULATION_ERROR = 0.01
@@ -281,3 +294,84 @@ def _environment_table(groups: tuple[EnvironmentGroup, ...]) -> Table:
         columns=(TableColumn("", numeric=False), *(TableColumn(title, numeric=False) for title in titles)),
         rows=tuple(rows),
     )
+
+
+def reproduce_blocks(suite: Suite, *, level: int, output: Path) -> list[Block]:
+    """Commands and the suite file. Paths in it are those of the machine that ran it."""
+    report = ["lorastudy", "report", "--suite-name", suite.name, "--output", output.name]
+    commands = f"lorastudy suite suite.yaml\n{shlex.join(report)}"
+    return [
+        Heading(level=level, text="Reproduce"),
+        Paragraph(
+            (
+                "Save the settings below as ",
+                Code("suite.yaml"),
+                (
+                    ". The numbers come out to the same bits on the same machine with the same library versions and "
+                    "thread count; elsewhere they agree within the spread over seeds."
+                ),
+            )
+        ),
+        CodeBlock(commands, "bash"),
+        CodeBlock(suite_yaml(suite).rstrip("\n"), "yaml"),
+    ]
+
+
+def suite_of(study: Study, *, design: Suite | None = None, question: Question | None = None) -> Suite:
+    """The suite that asks for the study: its design where it asks for all the runs, else one that is made of them."""
+    if design is not None and _asks_for(design, study):
+        return design
+    asked = question or Question()
+    return Suite(
+        name=study.suite_name,
+        description="",
+        experiment_type=study.experiment_type,
+        path=None,
+        arms=_made_of(study, asked),
+        primary_metric=asked.primary_metric,
+        margin=asked.margin,
+        reference=asked.reference,
+        given_tuning_seeds=asked.tuning_seeds or None,
+        rungs=asked.rungs,
+    )
+
+
+def _asks_for(design: Suite, study: Study) -> bool:
+    """Whether the study is the design's: runs that were asked for one by one share a name, and the last has its design kept.
+
+    Held by number and seeds: settings are not those of the file where an experiment type decides some of them.
+    """
+    if any(arm.seeks_rate for arm in design.arms):
+        # Rates that are looked for are not in the design.
+        asked = {arm.settings.model_copy(update={"learning_rate": 1.0}) for arm in design.arms}
+        found = {arm.configuration for arm in study.arms}
+        is_all = len(asked) == len(found)
+    else:
+        is_all = len(design.arms) == len(study.arms)
+    seeds = {*all_seeds(arm.seeds for arm in design.arms), *design.tuning_seeds}
+    ran = {result.seed for result in study.results}
+    return design.experiment_type == study.experiment_type and is_all and ran <= seeds
+
+
+def _made_of(study: Study, question: Question) -> tuple[Arm, ...]:
+    """An arm for each of the study's; where rates were looked for, one for each configuration, which looks again."""
+    if not question.tuning_seeds:
+        return tuple(
+            Arm(name=_name(arm), settings=arm.typed_settings, seeds=tuple(r.seed for r in arm.results))
+            for arm in study.arms
+        )
+    by_configuration = {arm.configuration: arm for arm in study.arms}
+    return tuple(
+        Arm(
+            name=configuration_name(_name(arm), arm.typed_settings.learning_rate),
+            settings=arm.typed_settings,
+            seeds=question.seeds,
+            seeks_rate=True,
+        )
+        for arm in by_configuration.values()
+    )
+
+
+def _name(arm: StudyArm) -> str:
+    # "name #2" is this report's own, for a second configuration of that name; a suite file allows no "#".
+    return arm.name.replace(" #", ".")

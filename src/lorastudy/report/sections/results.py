@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.protocol.records import TrivialPredictor
-from lorastudy.report.costs import how_measured
 from lorastudy.report.document import Block, Cell, Heading, Paragraph, Table, TableColumn
 from lorastudy.report.findings.wording import (
     difference_decimals,
@@ -21,6 +20,7 @@ from lorastudy.report.numbers import (
     decimals_for,
     decimals_of_size,
     duration_unit,
+    how_measured,
     interval,
     mean_sd,
     number,
@@ -190,7 +190,6 @@ def _before_training(analysis: Analysis) -> str:
 
 #: Characters of the constant answer that are shown.
 _ANSWER_SHOWN = 60
-
 _PREDICTORS: tuple[TrivialPredictor, ...] = ("frequencies", "unigram", "constant")
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lorastudy.analysis.overview import analyse
 from lorastudy.protocol.records import ArmProfile
-from lorastudy.report.findings.modules import target_roles
+from lorastudy.report.findings.by_type import target_roles
 from lorastudy.stats.environments import comparable, environment_groups
 from lorastudy.stats.frontier import pareto_frontier
 from lorastudy.stats.study import split_studies

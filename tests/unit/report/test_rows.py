@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from lorastudy.cli.main import app
 from lorastudy.protocol.records import MemoryPrediction
 from lorastudy.report.document import Code, plain
-from lorastudy.report.row_lengths import about_full_length, estimate_command, on_which_rows
+from lorastudy.report.rows import about_full_length, estimate_command, on_which_rows
 from lorastudy.stats.study import split_studies
 from lorastudy.suite.settings import Settings
 
