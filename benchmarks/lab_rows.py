@@ -23,7 +23,7 @@ from lorastudy.data.tokenise import TokenRow, tokenise
 from lorastudy.engine.loading import load_base
 from lorastudy.lab import base_folder
 from lorastudy.planning.design import Designer
-from lorastudy.suite.loading import load_suite
+from lorastudy.suite.suite_file import load_suite
 from lorastudy.suite.targets import peft_names, resolve_targets
 
 

@@ -29,11 +29,11 @@ from lorastudy.engine.environment import environment
 from lorastudy.engine.loading import default_device
 from lorastudy.evaluation.perplexity import CompletionLoss
 from lorastudy.protocol.records import Pack
+from lorastudy.suite.base_model import base_model_fingerprint
 from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.identity import base_model_fingerprint
-from lorastudy.suite.loading import suite_from_values
-from lorastudy.suite.racing import rung_step
+from lorastudy.suite.question import rung_step
+from lorastudy.suite.suite_file import suite_from_values
 from lorastudy.train.base_cache import BaseCache
 from lorastudy.train.outcomes import PackRun
 from lorastudy.train.train_pack import Loaded, load

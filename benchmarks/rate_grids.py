@@ -22,7 +22,7 @@ import numpy.typing as npt
 from benchmarks.racing_runs import LAB, Grid, experiments_of, trained
 from lorastudy.engine.environment import environment
 from lorastudy.engine.loading import default_device
-from lorastudy.suite.base_folder import read_config
+from lorastudy.suite.base_model import read_config
 from lorastudy.train.base_cache import BaseCache
 
 RESULTS = Path(__file__).parent / "results" / "rate_grids.json"

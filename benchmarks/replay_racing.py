@@ -35,8 +35,7 @@ from lorastudy.stats.verdicts import (
     sign_flip_p_below,
     word,
 )
-from lorastudy.suite.question import Margin
-from lorastudy.suite.racing import RUNGS
+from lorastudy.suite.question import RUNGS, Margin
 
 RESULTS = Path(__file__).parent / "results" / "racing.json"
 MEASURED = Path(racing.__file__).with_name("racing_measured.json")

@@ -33,9 +33,9 @@ from scipy.interpolate import PchipInterpolator
 
 from benchmarks.rate_grids import GRIDS, RateGrid, held_out_means, read_grids
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.loading import suite_from_values
 from lorastudy.suite.rate_search import DIVERGED, Merit, design
 from lorastudy.suite.rates import nearest_rung, parabola, published_rates, rate_of
+from lorastudy.suite.suite_file import suite_from_values
 from lorastudy.train.base_cache import BaseCache
 
 RESULTS = Path(__file__).parent / "results" / "rate_search.json"

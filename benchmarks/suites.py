@@ -15,7 +15,7 @@ from lorastudy.executors.process import LOG_NAME
 from lorastudy.protocol.jobs import SERVING, attempt_name
 from lorastudy.protocol.record_lines import RecordReader
 from lorastudy.protocol.records import ArmProfile, Environment, Outcome, Pack, PackProfile, PackStep, Score
-from lorastudy.suite.racing import rung_step
+from lorastudy.suite.question import rung_step
 
 _FILES = ("--database", "results/experiments.db", "--runs-dir", "results/runs", "--output-dir", "output")
 

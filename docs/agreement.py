@@ -19,10 +19,10 @@ from lorastudy.report.markdown import render_markdown
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.loading import load_suite
 from lorastudy.suite.question import configuration_name
 from lorastudy.suite.rate_search import foreseen
 from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite_file import load_suite
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -24,7 +24,7 @@ from lorastudy.stats.summary import (
     Metric,
     scores_by_seed,
 )
-from lorastudy.suite.base_folder import read_config
+from lorastudy.suite.base_model import read_config
 from lorastudy.suite.question import configuration_name
 from lorastudy.suite.rates import POWERS, published_rate
 

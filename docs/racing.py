@@ -10,7 +10,7 @@ from typing import Any
 
 from lorastudy.report.document import Block, Cell, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import count, listing, percent
-from lorastudy.suite.racing import MIN_SEEDS_TO_RACE, rung_name
+from lorastudy.suite.question import MIN_SEEDS_TO_RACE, rung_name
 
 RESULTS = Path("benchmarks") / "results" / "racing.json"
 #: The goal that was set: the verdict of the full grid for a third of its steps, and so many wrong stops at most.

@@ -26,10 +26,10 @@ from lorastudy.executors.executor import Event
 from lorastudy.executors.tail import Following
 from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
+from lorastudy.suite.base_model import base_model_fingerprint
 from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.identity import base_model_fingerprint
-from lorastudy.suite.loading import suite_from_values
+from lorastudy.suite.suite_file import suite_from_values
 from lorastudy.train import pace, worker
 from lorastudy.train import train_pack as life
 from lorastudy.train.base_cache import BaseCache

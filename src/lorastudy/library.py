@@ -20,9 +20,9 @@ from lorastudy.running.phase_runner import Callbacks, OnEvent, RunOptions
 from lorastudy.running.study import StudyOutcome, run_study
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.exporting import row_of
-from lorastudy.suite.loading import load_suite as load_suite_file
-from lorastudy.suite.loading import suite_from_values
 from lorastudy.suite.suite import Suite
+from lorastudy.suite.suite_file import load_suite as load_suite_file
+from lorastudy.suite.suite_file import suite_from_values
 
 if TYPE_CHECKING:
     from pandas import DataFrame

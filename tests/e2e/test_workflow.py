@@ -173,7 +173,7 @@ def test_peft_loads_the_published_adapter_and_computes_what_the_packed_engine_co
 
     from lorastudy.data.load import train_and_eval
     from lorastudy.data.tokenise import tokenise
-    from lorastudy.suite.loading import load_suite
+    from lorastudy.suite.suite_file import load_suite
 
     folder, _ = study
     with pytest.MonkeyPatch.context() as patch:

@@ -21,7 +21,7 @@ from lorastudy.report.read import Studied, without_traces
 from lorastudy.report.write import Part, compose
 from lorastudy.stats.study import split_studies
 from lorastudy.store.views import ExperimentResult, ScoreValue, SuiteSummary
-from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.safe_text import Privacy
 from lorastudy.suite.settings import Settings
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

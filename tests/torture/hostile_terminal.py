@@ -27,8 +27,8 @@ from lorastudy.planning.preview import Preview, PreviewedRow, TextPiece
 from lorastudy.protocol.records import PACK_NAME, DataSummary, Environment, Outcome, Pack
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment, Sources
-from lorastudy.suite.loading import suite_from_values
 from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite_file import suite_from_values
 from torture.harness import tried
 
 _UNPRINTABLE = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.suite import levels, loading, problems
+from lorastudy.suite import levels, problems, suite_file
 from torture.faults import suite_files
 
 AMOUNT = 150
@@ -27,14 +27,14 @@ def test_unknown_keys_that_are_passed_over(tmp_path: Path, monkeypatch: pytest.M
         known = {key: node for key, node in values.items() if key in scope.known()}
         return real(known, scope=scope, problems=problems)
 
-    monkeypatch.setattr(loading, "read_level", lenient)
+    monkeypatch.setattr(suite_file, "read_level", lenient)
     assert "the file says" in violations(tmp_path) or "second reading failed" in violations(tmp_path)
 
 
 def test_a_known_key_that_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loading.combinations
+    real = suite_file.combinations
     monkeypatch.setattr(
-        loading, "combinations",
+        suite_file, "combinations",
         lambda level: ({k: v for k, v in values.items() if k != "max_grad_norm"} for values in real(level)),
     )  # fmt: skip
     assert "the file says" in violations(tmp_path)
@@ -56,8 +56,8 @@ def test_the_last_of_two_equal_keys_taken_in_silence(tmp_path: Path, monkeypatch
 def test_void_and_overridden_keys_that_nobody_speaks_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "check_effects", lambda *_, **__: None)
-    monkeypatch.setattr(loading, "overridden", lambda *_, **__: ())
+    monkeypatch.setattr(suite_file, "check_effects", lambda *_, **__: None)
+    monkeypatch.setattr(suite_file, "overridden", lambda *_, **__: ())
     assert "nothing was said" in suite_files.run(amount=600, seed=3, folder=tmp_path).detail
 
 
@@ -70,5 +70,5 @@ def test_an_exception_that_is_no_message(tmp_path: Path, monkeypatch: pytest.Mon
     def broken(*_, **__):
         raise RecursionError("too deep")
 
-    monkeypatch.setattr(loading, "check_names", broken)
+    monkeypatch.setattr(suite_file, "check_names", broken)
     assert "RecursionError" in violations(tmp_path)

@@ -18,8 +18,8 @@ from lorastudy.data.formats import detect
 from lorastudy.data.sources import Row
 from lorastudy.errors import SuiteFileError
 from lorastudy.store import ExperimentTracker
-from lorastudy.suite.loading import load_suite
 from lorastudy.suite.rate_search import design
+from lorastudy.suite.suite_file import load_suite
 from torture import studies
 
 #: Spoken of in general, with the verb left open.

@@ -11,10 +11,10 @@ from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.errors import StudyError
 from lorastudy.report.numbers import listing
 from lorastudy.store import ExperimentTracker
-from lorastudy.suite.identity import base_model_fingerprint
-from lorastudy.suite.loading import load_suite
+from lorastudy.suite.base_model import base_model_fingerprint
 from lorastudy.suite.question import Question
 from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite_file import load_suite
 
 #: What a suite fills in of the question. The rest of its settings is what a recommendation is to find.
 _FILLED = (

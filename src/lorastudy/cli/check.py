@@ -30,7 +30,7 @@ def check(
     from lorastudy.lint.lint import invalidates
     from lorastudy.planning.study_plan import judge_suite
     from lorastudy.planning.suite_facts import trivial_lines
-    from lorastudy.suite.loading import load_suite
+    from lorastudy.suite.suite_file import load_suite
 
     suite = load_suite(file, defaults=config)
     with reading_shown():

@@ -54,7 +54,7 @@ def preview(
     from lorastudy.cli.previewing import preview_as_json, previewed, show_preview
     from lorastudy.planning.design import Designer
     from lorastudy.planning.preview import arms_by_rows, question_of_arm
-    from lorastudy.suite.loading import load_suite
+    from lorastudy.suite.suite_file import load_suite
 
     suite = load_suite(file, defaults=config)
     experiments = Designer(suite=suite).foreseen()

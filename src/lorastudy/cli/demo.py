@@ -23,7 +23,7 @@ def demo(
     from lorastudy.report import read_report, save_report
     from lorastudy.running.phase_runner import RunOptions
     from lorastudy.store import ExperimentTracker
-    from lorastudy.suite.loading import load_suite
+    from lorastudy.suite.suite_file import load_suite
 
     suite = load_suite(lab.demo_suite())
     options = RunOptions(runs=runs_dir, output=output_dir)

@@ -59,7 +59,7 @@ def estimate(
 
     if suite is not None:
         from lorastudy.planning.design import Designer
-        from lorastudy.suite.loading import load_suite
+        from lorastudy.suite.suite_file import load_suite
 
         experiments: Sequence[Experiment] = Designer(suite=load_suite(suite)).design().of_every_arm
     else:

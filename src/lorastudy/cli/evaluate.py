@@ -54,7 +54,7 @@ def evaluate(
     from lorastudy.cli.console import PlainConsole
     from lorastudy.executors.job_worker import run_job
     from lorastudy.protocol.jobs import AdapterOrigin, EvaluateJob
-    from lorastudy.suite.hub import check_base_model
+    from lorastudy.suite.base_model import check_base_model
 
     if benchmark_only and dataset is not None:
         raise StudyError(
@@ -141,7 +141,7 @@ def _show_table(console: "PlainConsole", results: Sequence[Mapping[str, Any]]) -
 
 def _check_same_base(base_model: str, checkpoint: Path, *, origin: "AdapterOrigin | None") -> None:
     """Refuse a base in a folder whose content is not that of the base the adapter was trained on."""
-    from lorastudy.suite.identity import base_model_fingerprint
+    from lorastudy.suite.base_model import base_model_fingerprint
 
     now = base_model_fingerprint(base_model)
     then = origin.base_model_fingerprint if origin else now

@@ -11,9 +11,9 @@ from lorastudy.planning.predictions import Predictions
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.planning.suite_facts import trivial_lines
 from lorastudy.report.numbers import duration, listing, plural
+from lorastudy.suite.base_model import is_hub_model
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.hub import is_hub_model
-from lorastudy.suite.racing import rung_name
+from lorastudy.suite.question import rung_name
 from lorastudy.suite.rate_search import Design
 from lorastudy.suite.suite import Suite
 

@@ -76,7 +76,7 @@ def prepare(
     from lorastudy.data import prepare as preparing
     from lorastudy.data.fetch import fetched, hub_dataset
     from lorastudy.data.formats import format_of
-    from lorastudy.suite.hub import check_base_model
+    from lorastudy.suite.base_model import check_base_model
 
     datasets = (dataset, *(further or ()))
     wanted = preparing.Wanted(

@@ -15,7 +15,7 @@ from lorastudy.planning.preview import Preview, PreviewedRow, TextPiece, preview
 from lorastudy.protocol.jobs import PreviewQuestion
 from lorastudy.report.numbers import count, plural
 from lorastudy.report.rows import laid_out
-from lorastudy.suite.hub import check_base_model
+from lorastudy.suite.base_model import check_base_model
 
 CUT = "[cut]"
 _NUM_CUT_CHARACTERS = 200

@@ -25,7 +25,7 @@ from lorastudy.protocol.records import (
 from lorastudy.report.numbers import listing, plural
 from lorastudy.running.phase_runner import SHARED_FAILURES
 from lorastudy.running.phases import Phase
-from lorastudy.suite.racing import rung_of
+from lorastudy.suite.question import rung_of
 
 SECONDS_BETWEEN_LINES = 10.0
 

@@ -53,7 +53,7 @@ def resume(
 
 def _of_file(path: Path, *, defaults: Path | None) -> "tuple[Suite, None]":
     """The suite, whose experiments follow from the file."""
-    from lorastudy.suite.loading import load_suite
+    from lorastudy.suite.suite_file import load_suite
 
     return load_suite(path, defaults=defaults), None
 

@@ -40,7 +40,7 @@ def run(
     from lorastudy.cli.running import run_experiments
     from lorastudy.running.adapters import published
     from lorastudy.running.phase_runner import RunOptions
-    from lorastudy.suite.loading import suite_from_values
+    from lorastudy.suite.suite_file import suite_from_values
 
     values = {
         "experiment_type": experiment_type,

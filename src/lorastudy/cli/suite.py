@@ -49,7 +49,7 @@ def suite(
     from lorastudy.cli.plan_output import show_plan
     from lorastudy.cli.running import planned_only, run_experiments
     from lorastudy.running.phase_runner import RunOptions
-    from lorastudy.suite.loading import load_suite
+    from lorastudy.suite.suite_file import load_suite
 
     path = _one_of(file, suite)
     loaded = load_suite(path, defaults=config)

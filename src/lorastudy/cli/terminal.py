@@ -7,8 +7,7 @@ the names in a store or in a table, which anybody may have made.
 from functools import cache
 from typing import TextIO
 
-from lorastudy.suite.printable import printable_lines
-from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.safe_text import Privacy, printable_lines
 
 
 def say(text: object = "", *, file: TextIO | None = None) -> None:

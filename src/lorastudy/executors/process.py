@@ -13,7 +13,8 @@ from lorastudy.errors import without_tracebacks
 from lorastudy.protocol.jobs import FROM_INPUT, SERVING
 from lorastudy.protocol.parent_watch import tied_to_this_process
 from lorastudy.protocol.records import Pack
-from lorastudy.suite.hub import OFFLINE_VARIABLE, is_hub_model, is_hub_reachable
+from lorastudy.suite.base_model import is_hub_model
+from lorastudy.suite.hub import OFFLINE_VARIABLE, is_hub_reachable
 
 #: What the interpreter is told to run; the folders follow.
 WORKER = ("-m", "lorastudy.train.worker")

@@ -1,5 +1,5 @@
 """`from lorastudy.experiments.base_experiment import BaseExperiment`, as the specification has it."""
 
-from lorastudy.suite.base_experiment import BaseExperiment, ExperimentConfig
+from lorastudy.suite.experiment_types import BaseExperiment, ExperimentConfig
 
 __all__ = ["BaseExperiment", "ExperimentConfig"]

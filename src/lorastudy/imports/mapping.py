@@ -18,8 +18,7 @@ from lorastudy.suite.levels import FOREIGN_NAMES
 from lorastudy.suite.problems import Problems
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.wording import did_you_mean
-from lorastudy.suite.yaml_nodes import plain
-from lorastudy.suite.yaml_reading import read_yaml
+from lorastudy.suite.yaml_reading import plain, read_yaml
 
 #: Words besides the settings. `method` says what is no LoRA: `full` for full fine-tuning.
 LABELS = ("arm", "seed", METHOD_KEY, "dataset", "environment")

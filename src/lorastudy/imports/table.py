@@ -13,10 +13,9 @@ from lorastudy.imports.mapping import COSTS, KNOWN, MetricColumn, TableMapping
 from lorastudy.imports.problems import refuse
 from lorastudy.lint.rates import METHOD_KEY
 from lorastudy.store.views import ImportedResult, ImportedScore
-from lorastudy.suite.naming import label
-from lorastudy.suite.settings import TARGET_PRESETS, Settings
+from lorastudy.suite.settings import TARGET_PRESETS, Settings, label
 from lorastudy.suite.wording import checked, did_you_mean, shown
-from lorastudy.suite.yaml_nodes import resolve_scalar
+from lorastudy.suite.yaml_reading import resolve_scalar
 
 _SOURCES = ("base_model", "dataset", "environment")
 #: What a cell of the primary metric says of a run that diverged; an empty one says the same.

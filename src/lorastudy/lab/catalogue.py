@@ -6,9 +6,9 @@ from pathlib import Path
 from lorastudy.errors import DataError
 from lorastudy.lab.people import FEW, KNOWN, MANY, NEW, Row, fact_rows, held_out_rows
 from lorastudy.lab.skills import reversal_rows
+from lorastudy.suite.base_model import LAB_MODEL, base_model_fingerprint
 from lorastudy.suite.experiment import tagged_hash
-from lorastudy.suite.identity import base_model_fingerprint
-from lorastudy.suite.sources import LAB_MODEL, LAB_PREFIX
+from lorastudy.suite.sources import LAB_PREFIX
 from lorastudy.version import LAB_BASE
 
 DATASETS: Mapping[str, str] = {

@@ -14,9 +14,9 @@ from lorastudy.data.load import train_and_eval
 from lorastudy.planning.done import merits_of
 from lorastudy.planning.rows import data_key
 from lorastudy.store import ExperimentTracker
+from lorastudy.suite.base_model import base_model_fingerprint
 from lorastudy.suite.expansion import Fingerprint
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.identity import base_model_fingerprint
 from lorastudy.suite.rate_search import Design, Merit, NumSteps, design, foreseen
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Suite

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from lorastudy.errors import ModelError
+from lorastudy.suite.base_model import LAB_MODEL
 from lorastudy.suite.hub import cached_folder
-from lorastudy.suite.sources import LAB_MODEL
 from lorastudy.suite.targets import TargetLayer
 from lorastudy.version import LAB_BASE
 

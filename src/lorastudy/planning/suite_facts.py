@@ -24,12 +24,11 @@ from lorastudy.planning.adapted import AdaptedArms
 from lorastudy.planning.rows import data_key, rows_key
 from lorastudy.protocol.records import RowsRead, TrivialScore
 from lorastudy.stats.trivial import PREDICTOR_NAMES
-from lorastudy.suite.base_folder import read_config
+from lorastudy.suite.base_model import LAB_MODEL, read_config
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.question import Question
 from lorastudy.suite.rates import published_rates
 from lorastudy.suite.settings import Settings
-from lorastudy.suite.sources import LAB_MODEL
 from lorastudy.suite.targets import in_words
 
 #: Of e, that is still written out.

@@ -10,8 +10,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from lorastudy.report.figures.figure import Figure
-from lorastudy.suite.printable import printable_lines
-from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.safe_text import Privacy, printable_lines
 
 Value = TypeVar("Value")
 

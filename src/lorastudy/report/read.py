@@ -18,7 +18,7 @@ from lorastudy.stats.preregistration import set_late
 from lorastudy.stats.study import Study, split_studies
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult, StatedQuestion, SuiteSummary
-from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.safe_text import Privacy
 from lorastudy.suite.suite import Suite
 
 

@@ -34,7 +34,7 @@ from lorastudy.report.sections.results import comparison_blocks, results_blocks
 from lorastudy.stats.summary import CurvePoint, bin_width, mean_curve
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import StatedQuestion
-from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.safe_text import Privacy
 from lorastudy.suite.suite import Suite
 
 

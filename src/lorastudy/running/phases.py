@@ -24,7 +24,7 @@ from lorastudy.running.racing import Pruning, behind_at
 from lorastudy.running.results import Results
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.racing import rung_name
+from lorastudy.suite.question import rung_name
 from lorastudy.suite.rate_search import Design
 
 CUT_OFF = "an earlier attempt was cut off"

@@ -21,7 +21,7 @@ from lorastudy.stats.study import Study, split_studies
 from lorastudy.stats.summary import LOSS
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
-from lorastudy.suite.racing import rung_name
+from lorastudy.suite.question import rung_name
 from lorastudy.suite.suite import Suite
 
 if TYPE_CHECKING:

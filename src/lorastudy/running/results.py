@@ -12,7 +12,7 @@ from lorastudy.running.resume import take_what_was_left, with_checkpoints
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult, RunView
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.racing import rung_split
+from lorastudy.suite.question import rung_split
 from lorastudy.suite.rate_search import Design
 
 if TYPE_CHECKING:

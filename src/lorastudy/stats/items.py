@@ -10,7 +10,7 @@ from lorastudy.stats.summary import Metric
 from lorastudy.stats.verdicts import Floats
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
-from lorastudy.suite.racing import rung_of
+from lorastudy.suite.question import rung_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from lorastudy.stats.study import CHOOSING_SPLIT, STUDIED_KEYS, Study, StudyArm, reporting_split, stored_split
 from lorastudy.stats.summary import LOSS, Metric, are_equal, scores_by_seed
 from lorastudy.suite.experiment import canonical_json
-from lorastudy.suite.racing import rung_of, rung_split
+from lorastudy.suite.question import rung_of, rung_split
 from lorastudy.suite.rates import parabola
 
 

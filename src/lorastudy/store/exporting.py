@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorastudy.store.views import ExperimentResult, ImportedResult, SuiteSummary
-from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.safe_text import Privacy
 from lorastudy.version import __version__
 
 FORMAT_VERSION = 1

@@ -45,8 +45,8 @@ from lorastudy.store.views import (
     SuiteSummary,
 )
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.privacy import Privacy
 from lorastudy.suite.question import Question
+from lorastudy.suite.safe_text import Privacy
 
 
 def _now() -> datetime:

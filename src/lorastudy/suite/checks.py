@@ -1,15 +1,17 @@
 """Checks that need more than one key's value: of the whole suite, and against the disk."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from lorastudy.suite.experiment_types import EXPERIMENT_TYPES, class_in_file, missing_class_file
 from lorastudy.suite.levels import Given, Level, num_combinations
 from lorastudy.suite.problems import Place, Problems
-from lorastudy.suite.question import MIN_SEEDS
-from lorastudy.suite.racing import MIN_SEEDS_TO_RACE
-from lorastudy.suite.settings import AUTO
+from lorastudy.suite.question import MIN_SEEDS, MIN_SEEDS_TO_RACE
+from lorastudy.suite.safe_text import printable
+from lorastudy.suite.settings import AUTO, Settings
 from lorastudy.suite.sources import SOURCE_KEYS, expand_home, source_problem
-from lorastudy.suite.suite import EXPERIMENT_TYPES, MAX_EXPERIMENTS, EntryKeys, class_in_file
+from lorastudy.suite.suite import MAX_EXPERIMENTS, EntryKeys
 from lorastudy.suite.wording import did_you_mean, shown
 
 #: What decides which rows are scored, and how many steps there are.
@@ -32,17 +34,6 @@ def check_experiment_type(given: Given | None, problems: Problems) -> None:
         problems.add(given.place, path=given.path, cause=cause + did_you_mean(name, EXPERIMENT_TYPES))
     elif (missing := missing_class_file(name)) is not None:
         problems.add(given.place, path=given.path, cause=missing)
-
-
-def missing_class_file(experiment_type: str) -> str | None:
-    """What to say when the file of `path/to/file.py:Class` is not there; None when it is."""
-    in_file = class_in_file(experiment_type)
-    assert in_file is not None
-    try:
-        there = in_file[0].is_file()
-    except (OSError, ValueError):
-        there = False
-    return None if there else f"there is no file {str(in_file[0])!r} (paths begin at the current folder)"
 
 
 def check_names(names: Sequence[Given], problems: Problems) -> None:
@@ -164,3 +155,73 @@ def _num_seeds(level: Level) -> int:
 def _seeds(level: Level) -> tuple[int, ...]:
     seeds = level["seeds"].values[0] if "seeds" in level else EntryKeys.model_fields["seeds"].default
     return seeds if isinstance(seeds, tuple) else (seeds,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Needs:
+    """Another setting that decides whether a key has an effect, and what to say where it has none."""
+
+    key: str
+    holds: Callable[[Any], bool]
+    cause: str
+
+
+_ONLY_4BIT = _Needs(
+    key="quantization",
+    holds=lambda value: value == "4bit",
+    cause="has no effect without quantization: 4bit; remove it",
+)
+
+_ONLY_ANSWERS = _Needs(
+    key="max_generation_samples",
+    holds=lambda value: value > 0,
+    cause="has no effect, as max_generation_samples is 0 and nothing is generated; remove it",
+)
+
+NEEDED = {
+    "bnb_4bit_quant_type": _ONLY_4BIT,
+    "bnb_4bit_use_double_quant": _ONLY_4BIT,
+    "max_new_tokens": _ONLY_ANSWERS,
+    "exact_match_pattern": _ONLY_ANSWERS,
+    "eval_fraction": _Needs(
+        key="eval_dataset_path",
+        holds=lambda value: value is None,
+        cause="has no effect, as eval_dataset_path names the held-out rows; keep one",
+    ),
+    "warmup_ratio": _Needs(
+        key="lr_scheduler_type",
+        holds=lambda value: value != "constant",
+        cause="has no effect with lr_scheduler_type: constant; write constant_with_warmup",
+    ),
+}
+
+
+def check_effects(given: Sequence[Given], *, levels: Sequence[Level], problems: Problems) -> None:
+    """Note keys that some other setting makes void in every arm that takes them."""
+    for key, one in _by_key(given, levels):
+        need = NEEDED.get(key)
+        if need is None or one.values == (Settings.model_fields[key].default,):
+            continue
+        takers = [level for level in levels if level.get(key) is one]
+        if takers and not any(map(need.holds, _values(takers, need.key))):
+            problems.add(one.place, path=one.path, cause=need.cause)
+
+
+def overridden(given: Sequence[Given], *, levels: Sequence[Level]) -> tuple[str, ...]:
+    """One line for each key that no arm takes, because every entry says something else."""
+    taken = {id(one) for level in levels for one in level.values()}
+    return tuple(
+        printable(f"{one.place}: {one.path}: no arm takes this; every entry gives its own")
+        for one in given
+        if id(one) not in taken and any(value is not None for value in one.values)
+    )
+
+
+def _by_key(given: Sequence[Given], levels: Sequence[Level]) -> list[tuple[str, Given]]:
+    keys = {id(one): key for level in levels for key, one in level.items()}
+    return [(keys[id(one)], one) for one in given if id(one) in keys]
+
+
+def _values(levels: Sequence[Level], key: str) -> list[Any]:
+    default = Settings.model_fields[key].default
+    return [value for level in levels for value in (level[key].values if key in level else (default,))]

@@ -5,14 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lorastudy.errors import StudyError
-from lorastudy.suite.base_experiment import BaseExperiment, ExperimentConfig, settings_of
-from lorastudy.suite.base_folder import has_chat_template
+from lorastudy.suite.base_model import has_chat_template
 from lorastudy.suite.experiment import DATA_VERSION, Experiment, Sources
-from lorastudy.suite.naming import label, varied_keys
+from lorastudy.suite.experiment_types import BaseExperiment, ExperimentConfig, resolve_type, settings_of
 from lorastudy.suite.problems import Place, Problems
 from lorastudy.suite.question import configuration_name, is_reference
-from lorastudy.suite.resolution import resolve_type
-from lorastudy.suite.settings import Settings
+from lorastudy.suite.settings import Settings, label, varied_keys
 from lorastudy.suite.suite import Arm, Suite, name_problem
 from lorastudy.suite.wording import did_you_mean
 

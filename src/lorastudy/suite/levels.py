@@ -14,17 +14,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lorastudy.suite.printable import odd_letter
 from lorastudy.suite.problems import Place, Problems
-from lorastudy.suite.settings import AUTO, AskedSettings
+from lorastudy.suite.safe_text import odd_letter
+from lorastudy.suite.settings import AUTO, LENGTH_KEYS, AskedSettings
 from lorastudy.suite.suite import MAX_EXPERIMENTS, EntryKeys, SuiteKeys
 from lorastudy.suite.wording import checked, did_you_mean, in_words, properties, shown
-from lorastudy.suite.yaml_nodes import Node, plain
+from lorastudy.suite.yaml_reading import Node, plain
 
 #: Settings that may be a list wherever they stand; under `factors` every setting is one.
 LISTABLE = frozenset({"learning_rate"})
-#: The length of training is said by one of these.
-LENGTH_KEYS = ("num_train_epochs", "max_steps")
 
 #: What other tools, or people in a hurry, call our keys.
 FOREIGN_NAMES: Mapping[str, str] = {

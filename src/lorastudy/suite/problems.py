@@ -7,7 +7,7 @@ place and go on; `Problems.raise_if_any` ends it with one error that tells all.
 from dataclasses import dataclass, field
 
 from lorastudy.errors import SuiteFileError
-from lorastudy.suite.printable import printable
+from lorastudy.suite.safe_text import printable
 
 #: Who has more mistakes than this in one file has one mistake, many times.
 MAX_TOLD = 100

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lorastudy.suite.base_folder import read_config
+from lorastudy.suite.base_model import read_config
 from lorastudy.suite.expansion import Fingerprint, expand
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.rates import (

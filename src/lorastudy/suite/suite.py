@@ -15,14 +15,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from lorastudy.suite.question import Margin, PrimaryMetric, Question, all_seeds
-from lorastudy.suite.racing import RUNGS, check_rungs
+from lorastudy.suite.experiment_types import EXPERIMENT_TYPES
+from lorastudy.suite.question import RUNGS, Margin, PrimaryMetric, Question, all_seeds, check_rungs
 from lorastudy.suite.settings import Settings
 
-#: The designs that come with the package; `lorastudy.suite` holds the class of each.
-EXPERIMENT_TYPES = (
-    "rank_ablation", "module_ablation", "parameter_matched_modules", "quantization_study", "custom",
-)  # fmt: skip
 MAX_NAME_LENGTH = 100
 #: A factor too many multiplies; this many experiments are a mistake long before they are a plan.
 MAX_EXPERIMENTS = 10_000
@@ -34,7 +30,6 @@ NUM_TUNING_SEEDS = 2
 #: Far from the seeds that people write, so that seeds which are added later leave the tuning seeds as they were.
 FIRST_TUNING_SEED = 1_000_000
 
-_CLASS_IN_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 #: Names of devices on Windows, with any ending.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -294,9 +289,3 @@ def name_problem(name: str) -> str | None:
     if len(name) > MAX_NAME_LENGTH:
         return f"{shown} has {len(name)} characters; a name has at most {MAX_NAME_LENGTH}"
     return None
-
-
-def class_in_file(experiment_type: str) -> tuple[Path, str] | None:
-    """File and class of an `experiment_type` in the form `path/to/file.py:Class`; None for any other."""
-    match = _CLASS_IN_FILE.fullmatch(experiment_type)
-    return (Path(match["file"]), match["name"]) if match else None

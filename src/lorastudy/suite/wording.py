@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lorastudy.suite.printable import odd_letter
-from lorastudy.suite.yaml_nodes import resolve_scalar
+from lorastudy.suite.safe_text import odd_letter
+from lorastudy.suite.yaml_reading import resolve_scalar
 
 _MAX_SHOWN = 60
 _SPOKEN_BOOLEANS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}

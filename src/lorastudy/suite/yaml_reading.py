@@ -1,26 +1,38 @@
-"""From a file to a tree of located values, without trusting the file.
+"""YAML files as trees of values that know their line and column.
 
-The tree is built from the parser's events and not by a constructor: so every key and value keeps its
-position, a duplicate key is told with both its lines, and size, depth and aliases are bounded while reading
-and not after the memory is gone. It reads less than YAML: no tags, keys are text, one document.
+The tree is built from the parser's events, without a constructor. So every key and value keeps its position, a duplicate
+key is reported with both lines, and size, depth and aliases are bounded while the file is read, before memory runs out. The
+reader accepts less than YAML: no tags, keys are text, one document. Plain scalars follow the core schema of YAML 1.2
+(section 10.3.2): `1e-4` is a number; `off`, `no` and `1_000` are text.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lorastudy.suite.problems import Place, Problems
-from lorastudy.suite.yaml_nodes import Node, resolve_scalar
 
 MAX_BYTES = 1_000_000
+
 MAX_DEPTH = 20
-#: With aliases expanded: ten lines of aliases to aliases make a billion values ("billion laughs").
+
+#: Counted with aliases expanded: ten lines of aliases to aliases make a billion values ("billion laughs").
 MAX_VALUES = 100_000
 
 
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A value with the place where it begins; in a mapping also the place of its key."""
+
+    value: "str | int | float | bool | tuple[Node, ...] | Mapping[str, Node] | None"
+    place: Place
+    key_place: Place
+
+
 def read_yaml(path: Path, problems: Problems) -> Node | None:
-    """The file's document; None where there is none, which is then among the problems."""
+    """The file's document; None if it cannot be read, with the reason added to `problems`."""
     text = _text(path, problems)
     if text is None:
         return None
@@ -38,7 +50,7 @@ def read_yaml(path: Path, problems: Problems) -> Node | None:
 
 
 class _UnreadableError(Exception):
-    """The rest of the file cannot be read. `at` is line and column, from 1."""
+    """The rest of the file cannot be read. `at` is line and column, counted from 1."""
 
     def __init__(self, cause: str, *, at: tuple[int, int]) -> None:
         super().__init__(cause)
@@ -67,7 +79,7 @@ def _text(path: Path, problems: Problems) -> str | None:
 
 
 def _content(path: Path, problems: Problems) -> bytes | None:
-    """The file's bytes, at most one more than it may have: what a device gives has no end."""
+    """The file's bytes, at most one more than allowed: a device such as /dev/zero never ends."""
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
@@ -94,7 +106,7 @@ def _position(mark: Any) -> tuple[int, int]:
 
 
 def _events(text: str) -> Iterator[Any]:
-    """The parser's events, its errors turned into ours."""
+    """The parser's events; its errors become ours."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError
     from ruamel.yaml.reader import ReaderError
@@ -103,8 +115,8 @@ def _events(text: str) -> Iterator[Any]:
         yield from YAML(typ="safe", pure=True).parse(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        told = ", ".join(part for part in (error.context, error.problem) if part)
-        raise _UnreadableError(f"is not YAML: {told}", at=_position(mark) if mark else (1, 1)) from error
+        reason = ", ".join(part for part in (error.context, error.problem) if part)
+        raise _UnreadableError(f"is not YAML: {reason}", at=_position(mark) if mark else (1, 1)) from error
     except ReaderError as error:
         at = _line_and_column(text[: error.position])
         raise _UnreadableError("holds a character that YAML does not allow", at=at) from error
@@ -114,7 +126,7 @@ def _events(text: str) -> Iterator[Any]:
 
 @dataclass(kw_only=True)
 class _Frame:
-    """A list or mapping that is still open; a mapping's keys and values alternate."""
+    """A list or mapping that is still open. In a mapping, keys and values alternate."""
 
     event: Any
     nodes: list[Node] = field(default_factory=list)
@@ -122,7 +134,7 @@ class _Frame:
 
 @dataclass(kw_only=True)
 class _Builder:
-    """Takes events in their order and holds what is open."""
+    """Builds the tree from events, in order; holds the lists and mappings that are still open."""
 
     source: str
     problems: Problems
@@ -132,7 +144,7 @@ class _Builder:
     _num_values: int = 0
 
     def take(self, event: Any) -> None:
-        """Put one event into the tree; events of the stream itself carry nothing."""
+        """Add one event to the tree. Events of the stream itself carry no value."""
         kind = type(event).__name__
         if kind == "DocumentStartEvent" and self.document is not None:
             raise _UnreadableError(
@@ -223,7 +235,7 @@ class _Builder:
 
 
 def _size(node: Node) -> tuple[int, int]:
-    """How many values a tree holds, and how many levels of lists and mappings. Both are bounded on entry."""
+    """The number of values in a tree, and its depth in lists and mappings. The reader bounds both."""
     if isinstance(node.value, Mapping):
         inner = [_size(child) for child in node.value.values()]
     elif isinstance(node.value, tuple):
@@ -231,3 +243,59 @@ def _size(node: Node) -> tuple[int, int]:
     else:
         return 1, 0
     return 1 + sum(size for size, _ in inner), 1 + max((height for _, height in inner), default=0)
+
+
+#: Python itself stops at 4300 digits, with an error of another kind.
+_MAX_DIGITS = 100
+
+_CONSTANTS: dict[str, bool | float | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((s + w for s in ("", "+") for w in (".inf", ".Inf", ".INF")), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
+
+_INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+
+
+def node_from_value(value: object, place: Place) -> Node:
+    """The tree of a Python value, as if read from a file; every part has the same place."""
+    inner: Any = value
+    if isinstance(value, Mapping):
+        inner = {str(key): node_from_value(item, place) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        inner = tuple(node_from_value(item, place) for item in value)
+    elif isinstance(value, Path):
+        inner = str(value)
+    return Node(value=inner, place=place, key_place=place)
+
+
+def plain(node: Node) -> Any:
+    """The value without its places: lists, dicts and scalars."""
+    if isinstance(node.value, tuple):
+        return [plain(item) for item in node.value]
+    if isinstance(node.value, Mapping):
+        return {key: plain(item) for key, item in node.value.items()}
+    return node.value
+
+
+def resolve_scalar(text: str) -> str | int | float | bool | None:
+    """What a plain scalar means.
+
+    Raises:
+        ValueError: a number with more than 100 digits.
+    """
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    is_integer = _INTEGER.fullmatch(text)
+    if not is_integer and not _FLOAT.fullmatch(text):
+        return text
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number with more than {_MAX_DIGITS} digits")
+    if not is_integer:
+        return float(text)
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))

@@ -27,7 +27,7 @@ from lorastudy.protocol.records import (
     Record,
     Score,
 )
-from lorastudy.suite.racing import rung_of
+from lorastudy.suite.question import rung_of
 from lorastudy.train.outcomes import PackRun
 from lorastudy.train.pace import CheckpointTimes, Pace
 

@@ -11,7 +11,7 @@ from lorastudy.engine.arms import Engine
 from lorastudy.engine.loading import BaseModel
 from lorastudy.evaluation.perplexity import CompletionLoss
 from lorastudy.protocol.records import Outcome, Record, Score
-from lorastudy.suite.racing import rung_of, rung_split, rung_step
+from lorastudy.suite.question import rung_of, rung_split, rung_step
 from lorastudy.train.data import PackData
 from lorastudy.train.outcomes import PackRun
 

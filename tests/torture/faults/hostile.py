@@ -33,9 +33,9 @@ from lorastudy.store import ExperimentTracker
 from lorastudy.store.exporting import export_csv
 from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment, Sources
-from lorastudy.suite.loading import load_suite, suite_from_values
-from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.safe_text import Privacy
 from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite_file import load_suite, suite_from_values
 from planned import run_experiments
 from torture import hostile_folders, hostile_pages, hostile_terminal
 from torture import hostile_strings as strings

@@ -19,7 +19,7 @@ from benchmarks.processes import TUNING, agreement, interleaved, plain_environme
 from benchmarks.results import BASELINE, OURS, Sample
 from lorastudy.data.batches import micro_batches, row_order
 from lorastudy.suite.expansion import expand
-from lorastudy.suite.loading import load_suite
+from lorastudy.suite.suite_file import load_suite
 
 REQUEST = AlpacaRequest(
     model="lab",

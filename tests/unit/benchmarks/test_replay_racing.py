@@ -19,7 +19,7 @@ from benchmarks.replay_racing import (
     verdicts,
 )
 from lorastudy.stats.racing import ALLOWANCE, LEVEL, RaceRules, p_behind
-from lorastudy.suite.racing import RUNGS
+from lorastudy.suite.question import RUNGS
 
 SHARES = tuple(number / 10 for number in range(1, 11))
 NUM_SEEDS, NUM_ITEMS = 6, 30

@@ -17,10 +17,10 @@ from lorastudy.planning.design import Designer
 from lorastudy.planning.rows import rows_key
 from lorastudy.planning.suite_facts import layout_notes, read_data, suite_case
 from lorastudy.protocol.records import DataSummary, RowsRead
-from lorastudy.suite.base_folder import read_config
-from lorastudy.suite.loading import load_suite
+from lorastudy.suite.base_model import read_config
 from lorastudy.suite.rates import published_rates
 from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite_file import load_suite
 
 FAIR = """
 experiment_type: rank_ablation

@@ -11,8 +11,8 @@ from lorastudy.cli.plan_output import outlook, size_line
 from lorastudy.planning.design import Designer
 from lorastudy.planning.packing import PlannedPack, form_packs
 from lorastudy.planning.study_plan import StudyPlan
-from lorastudy.suite.loading import load_suite
 from lorastudy.suite.suite import Suite
+from lorastudy.suite.suite_file import load_suite
 
 AUTO = """
 experiment_type: rank_ablation

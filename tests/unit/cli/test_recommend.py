@@ -22,7 +22,7 @@ from lorastudy.store.views import (
     StatedQuestion,
     SuiteSummary,
 )
-from lorastudy.suite.identity import base_model_fingerprint
+from lorastudy.suite.base_model import base_model_fingerprint
 from lorastudy.suite.question import Margin, Question
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Arm, Suite

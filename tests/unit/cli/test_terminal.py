@@ -17,8 +17,8 @@ from lorastudy.cli.plan_output import show_plan
 from lorastudy.cli.running import planned_only
 from lorastudy.planning.design import Designer
 from lorastudy.planning.suite_facts import data_notes, read_data
-from lorastudy.suite.loading import suite_from_values
-from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.safe_text import Privacy
+from lorastudy.suite.suite_file import suite_from_values
 
 
 def rows(path, values):
@@ -70,7 +70,8 @@ def test_code_of_a_models_own_is_said_aloud_and_off_by_default(folder, capsys):
 
 def test_a_type_in_a_file_is_said_aloud(folder, capsys):
     (folder / "mine.py").write_text(
-        "from lorastudy.suite.custom import Custom\nclass Mine(Custom):\n    pass\n", encoding="utf-8"
+        "from lorastudy.suite.experiment_types import Custom\nclass Mine(Custom):\n    pass\n",
+        encoding="utf-8",
     )
     _, out = plan(capsys, experiment_type="mine.py:Mine")
     assert "note: experiment_type: mine.py:Mine is run, with your rights" in out

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from lorastudy import lab
 from lorastudy.lab.people import KNOWN, held_out_rows
 from lorastudy.lab.recipe import build_tokenizer, pretraining_rows, recall
-from lorastudy.suite.identity import base_model_fingerprint
+from lorastudy.suite.base_model import base_model_fingerprint
 
 
 @pytest.fixture(scope="module")

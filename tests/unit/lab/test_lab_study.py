@@ -6,8 +6,8 @@ import pytest
 
 from lorastudy import lab
 from lorastudy.lab.people import NEW, RELATIONS
-from lorastudy.suite.loading import load_suite
 from lorastudy.suite.suite import Suite
+from lorastudy.suite.suite_file import load_suite
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from lorastudy.report.document import (
 )
 from lorastudy.report.read import without_traces
 from lorastudy.report.write import write_report
-from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.safe_text import Privacy
 
 ALICE = Privacy(home="/home/alice", user="alice", host="gpu-7", secrets=("s3cr3t-value",))
 PRIVATE = "/home/alice/x \u202e s3cr3t-value postgresql://u:pw@h/d"

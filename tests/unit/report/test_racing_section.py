@@ -12,7 +12,7 @@ from lorastudy.report.write import write_report
 from lorastudy.stats.racing import measured_races
 from lorastudy.stats.study import split_studies
 from lorastudy.store.views import ScoreValue
-from lorastudy.suite.racing import rung_split
+from lorastudy.suite.question import rung_split
 
 WHY = "stopped by racing after 25 % of the steps: its held-out loss is 0.6 nats per token above that of r16"
 

@@ -8,10 +8,10 @@ import pytest
 from lorastudy.report.document import CodeBlock
 from lorastudy.report.sections.method import reproduce_blocks, suite_of
 from lorastudy.stats.study import split_studies
-from lorastudy.suite.loading import load_suite
 from lorastudy.suite.question import Margin
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Arm, Suite
+from lorastudy.suite.suite_file import load_suite
 
 TRIED = (1e-4, 1e-3, 1e-2)
 

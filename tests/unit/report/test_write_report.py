@@ -18,8 +18,7 @@ from lorastudy.report.sections.method import suite_of
 from lorastudy.report.write import write_report
 from lorastudy.stats.study import split_studies
 from lorastudy.stats.verdicts import measured_errors
-from lorastudy.suite.loading import load_suite
-from lorastudy.suite.suite_writing import suite_yaml
+from lorastudy.suite.suite_file import load_suite, suite_yaml
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "report_rank_study.md"
 PLOTS = (

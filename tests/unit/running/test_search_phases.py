@@ -19,10 +19,10 @@ from lorastudy.running.phases import Phase
 from lorastudy.running.study import StudyOutcome, run_study
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.loading import load_suite
 from lorastudy.suite.rate_search import Design
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Suite
+from lorastudy.suite.suite_file import load_suite
 from planned import options_in, planned
 from tests.unit.running.test_phase_runner import completed, environment, failed
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lorastudy.store.exporting import defused, export_csv
-from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.safe_text import Privacy
 
 NOBODY = Privacy()
 

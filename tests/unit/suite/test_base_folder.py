@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.errors import ModelError
-from lorastudy.suite.base_folder import read_config, weight_shapes
+from lorastudy.suite.base_model import read_config, weight_shapes
 
 
 def write_weights(file: Path, shapes: dict[str, list[int]]) -> None:

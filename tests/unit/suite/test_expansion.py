@@ -13,7 +13,7 @@ import pytest
 from lorastudy.errors import StudyError, SuiteFileError
 from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import DATA_VERSION, Experiment
-from lorastudy.suite.loading import load_suite, suite_from_values
+from lorastudy.suite.suite_file import load_suite, suite_from_values
 
 
 def expanded(path: Path) -> tuple[Experiment, ...]:
@@ -177,7 +177,7 @@ def test_a_class_in_the_users_own_file_decides_the_adapter(write: Write, module:
         ("{'lora_rnk': 1}", "Mine.get_lora_config: 'lora_rnk' is not a setting (did you mean lora_rank?)"),
         ("{'r': 0}", "Mine.get_lora_config: 'r' must be a whole number from 1 to 4096, not 0"),
         ("{'r': 1, 'lora_r': 1}", "Mine.get_lora_config: 'lora_r' and another key both give lora_rank"),
-        ("{'max_steps': 1, 'num_train_epochs': 1}", "both say how long"),
+        ("{'max_steps': 1, 'num_train_epochs': 1}", "both set the length"),
         ("None", "Mine fails: TypeError"),
         ("{}['a']", "Mine fails: KeyError: 'a'"),
     ],
@@ -215,7 +215,7 @@ def test_two_hundred_experiments_take_far_less_than_two_seconds(write: Write) ->
 
 def test_planning_imports_no_machine_learning_library() -> None:
     code = (
-        "import sys; import lorastudy.suite.loading, lorastudy.suite.identity, lorastudy.suite.schema, "
+        "import sys; import lorastudy.suite.suite_file, lorastudy.suite.base_model, lorastudy.suite.schema, "
         "lorastudy.suite.expansion; "
         "print([m for m in ('torch', 'transformers', 'peft', 'datasets', 'numpy', 'scipy') if m in sys.modules])"
     )

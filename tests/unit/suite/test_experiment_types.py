@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 
 from lorastudy.errors import StudyError
-from lorastudy.suite.base_experiment import BaseExperiment, ExperimentConfig, settings_of
-from lorastudy.suite.resolution import TYPES, resolve_type
+from lorastudy.suite.experiment_types import (
+    EXPERIMENT_TYPES,
+    TYPES,
+    BaseExperiment,
+    ExperimentConfig,
+    resolve_type,
+    settings_of,
+)
 from lorastudy.suite.settings import Settings
-from lorastudy.suite.suite import EXPERIMENT_TYPES
 
 ARM = Settings(
     lora_rank=8, lora_alpha="2r", use_rslora=True, lora_dropout=0.1, target_modules=("q_proj",), quantization="4bit", max_steps=3

@@ -9,7 +9,8 @@ import pytest
 
 from lorastudy.errors import ModelError
 from lorastudy.suite import hub
-from lorastudy.suite.hub import check_base_model, is_hub_model, is_hub_reachable
+from lorastudy.suite.base_model import check_base_model, is_hub_model
+from lorastudy.suite.hub import is_hub_reachable
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.errors import ModelError
-from lorastudy.suite.identity import SAMPLE_BYTES, base_model_fingerprint
+from lorastudy.suite.base_model import SAMPLE_BYTES, base_model_fingerprint
 
 HEADER = json.dumps({"w": {"dtype": "F32", "shape": [262144], "data_offsets": [0, 1 << 20]}}).encode()
 

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from lorastudy.suite.model_folder import MAX_JSON_BYTES, model_folder_problem
-from lorastudy.suite.sources import base_model_problem
+from lorastudy.suite.base_model import MAX_JSON_BYTES, base_model_problem, model_folder_problem
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def test_the_command_that_is_offered_holds_nothing_that_a_stranger_wrote(folder)
         ("config.json", '{"num_hidden_layers": 1001}', "whose num_hidden_layers is 1001"),
         ("config.json", '{"vocab_size": true}', "whose vocab_size is true"),
         ("config.json", '{"text_config": {"vocab_size": 1e99}}', "whose vocab_size is 1e+99"),
-        ("config.json", '{"_attn_implementation": "some/kernel"}', "asks for code to be fetched (_attn_implementation: 'some/kernel')"),
+        ("config.json", '{"_attn_implementation": "some/kernel"}', "asks for code to be downloaded (_attn_implementation: 'some/kernel')"),
         ("adapter_config.json", "{}", "holds an adapter (adapter_config.json), not a base model"),
         ("model.safetensors", None, "holds no weights: no *.safetensors"),
         ("model.safetensors.index.json", "{}", "without a weight_map"),

@@ -7,8 +7,8 @@ import pytest
 from lorastudy.errors import ModelError
 from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.loading import suite_from_values
-from lorastudy.suite.parameter_matched_modules import linear_shapes, parameters_per_rank
+from lorastudy.suite.experiment_types import linear_shapes, parameters_per_rank
+from lorastudy.suite.suite_file import suite_from_values
 
 # The lab's Llama: hidden 96, inner 256, 3 layers. q, k, v and o are 96 x 96; gate, up and down 96 x 256.
 ATTENTION_LAYER, MLP_LAYER = 96 + 96, 96 + 256

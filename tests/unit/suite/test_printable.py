@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorastudy.suite.printable import odd_letter, printable, printable_lines
+from lorastudy.suite.safe_text import odd_letter, printable, printable_lines
 
 
 @pytest.mark.parametrize(

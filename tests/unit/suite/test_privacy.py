@@ -2,7 +2,7 @@
 
 import pytest
 
-from lorastudy.suite.privacy import Privacy
+from lorastudy.suite.safe_text import Privacy
 
 ALICE = Privacy(home="/home/alice", user="alice", host="gpu-7", secrets=("s3cr3t-value",))
 

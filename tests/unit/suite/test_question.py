@@ -9,9 +9,8 @@ import pytest
 from lorastudy.errors import SuiteFileError
 from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Sources
-from lorastudy.suite.loading import load_suite
-from lorastudy.suite.question import Margin, Question, configuration_name, is_reference, subject
-from lorastudy.suite.racing import RUNGS
+from lorastudy.suite.question import RUNGS, Margin, Question, configuration_name, is_reference, subject
+from lorastudy.suite.suite_file import load_suite
 
 Write = Callable[[str], Path]
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from lorastudy.errors import SuiteFileError
 from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.loading import load_suite, suite_from_values
 from lorastudy.suite.rate_search import DIVERGED, Design, Merit, design
 from lorastudy.suite.rates import MAX_RUNGS_BEYOND
 from lorastudy.suite.suite import Suite
+from lorastudy.suite.suite_file import load_suite, suite_from_values
 
 Curve = Callable[[Experiment], Merit | None]
 

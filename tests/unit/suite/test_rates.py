@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorastudy.suite.base_folder import read_config
+from lorastudy.suite.base_model import read_config
 from lorastudy.suite.rates import first_rungs, nearest_rung, parabola, published_rate, rate_of
 
 

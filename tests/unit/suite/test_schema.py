@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from lorastudy.suite.levels import FOREIGN_NAMES
-from lorastudy.suite.loading import load_suite
 from lorastudy.suite.schema import json_schema, main, reference
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import EntryKeys, SuiteKeys
+from lorastudy.suite.suite_file import load_suite
 
 REPOSITORY = Path(__file__).parents[3]
 

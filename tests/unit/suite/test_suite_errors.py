@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorastudy.errors import SuiteFileError
-from lorastudy.suite.loading import load_suite
+from lorastudy.suite.suite_file import load_suite
 
 Write = Callable[[str], Path]
 ENTRY = "experiments:\n  - lora_rank: 8\n"
@@ -85,7 +85,7 @@ BAD = {
     "both lengths": (f"max_steps: 3\nnum_train_epochs: 1\n{ENTRY}", "s.yaml:2:19: num_train_epochs: num_train_epochs and max_steps both"),
     "both lengths in an entry": (f"{ENTRY}    max_steps: 3\n    num_train_epochs: 1\n", "s.yaml:4:23: experiments[0].num_train_epochs:"),
     "experiments and factors": (f"factors: {{lora_rank: [4]}}\n{ENTRY}", "s.yaml:2:1: factors: experiments and factors are both given"),
-    "no arms": ("suite_name: a\n", "s.yaml:1:1: says no arms; add `experiments:`"),
+    "no arms": ("suite_name: a\n", "s.yaml:1:1: has no arms; add `experiments:`"),
     "empty experiments": ("experiments: []\n", "at least one, not an empty list"),
     "null experiments": ("experiments:\n", "at least one, not null (nothing)"),
     "mapped experiments": ("experiments: {a: 1}\n", "must be a list of entries"),
@@ -147,7 +147,7 @@ BAD = {
     "racing in an entry": ("experiments: [{racing: true}]", "experiments[0].racing: stands at the top of the file, not here"),
     "missing data": (f"dataset_path: data/alpaca_250_sample.jsonl\n{ENTRY}", "make it: lorastudy prepare --dataset alpaca --num-samples 250"),
     "missing data like the specification's": (f"dataset_path: data/alpaca_x.jsonl\n{ENTRY}", "lorastudy prepare --dataset alpaca --num-samples 1000"),
-    "misspelt data": (f"dataset_path: row.jsonl\n{ENTRY}", "there is no file 'row.jsonl' (paths begin at the current folder) (did you mean rows.jsonl?)"),
+    "misspelt data": (f"dataset_path: row.jsonl\n{ENTRY}", "there is no file 'row.jsonl' (paths start at the current folder) (did you mean rows.jsonl?)"),
     "a folder for data": (f"eval_dataset_path: .\n{ENTRY}", "'.' is a folder; name the file in it"),
     "data of no system": (f"dataset_path: {'a' * 5000}\n{ENTRY}", "there is no file"),
     "data with a NUL": (f'dataset_path: "data/\\0alpaca"\n{ENTRY}', "there is no file"),
@@ -291,7 +291,7 @@ def test_keys_that_every_entry_overrides_are_noted(write: Write) -> None:
 
 def test_a_file_name_that_cannot_name_a_suite_asks_for_a_name(folder: Path) -> None:
     (folder / "my suite.yaml").write_text(ENTRY)
-    with pytest.raises(SuiteFileError, match="suite_name: is not given, and the file's name will not do"):
+    with pytest.raises(SuiteFileError, match="suite_name: is not given, and the file's name cannot serve"):
         load_suite(Path("my suite.yaml"))
 
 

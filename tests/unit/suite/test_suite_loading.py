@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lorastudy.errors import SuiteFileError
-from lorastudy.suite.loading import load_suite, suite_from_values
 from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite_file import load_suite, suite_from_values
 
 Write = Callable[[str], Path]
 

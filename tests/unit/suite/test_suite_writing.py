@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorastudy.suite.loading import load_suite
 from lorastudy.suite.question import Margin
 from lorastudy.suite.rate_search import design, foreseen
 from lorastudy.suite.suite import Suite
-from lorastudy.suite.suite_writing import suite_yaml
+from lorastudy.suite.suite_file import load_suite, suite_yaml
 
 READY = sorted((Path(__file__).parents[3] / "configs/experiments").glob("*.yaml"))
 

@@ -42,7 +42,7 @@ from lorastudy.stats.summary import METRICS, metric_versions
 from lorastudy.stats.verdicts import measured_errors
 from lorastudy.suite.question import Question, all_seeds, configuration_name
 from lorastudy.suite.suite import Arm, Suite
-from lorastudy.suite.suite_writing import suite_yaml
+from lorastudy.suite.suite_file import suite_yaml
 
 #: Settings on which depends which rows are held out, and how much of each.
 _HELD_OUT_KEYS = (

@@ -8,8 +8,7 @@ from lorastudy.report.findings.wording import when_stated
 from lorastudy.report.numbers import listing
 from lorastudy.stats.preregistration import SetLate
 from lorastudy.store.views import StatedQuestion
-from lorastudy.suite.question import Question
-from lorastudy.suite.racing import rung_name
+from lorastudy.suite.question import Question, rung_name
 
 METRIC_NAMES = {"loss": "held-out loss", "token_accuracy": "token accuracy", "exact_match": "exact match"}
 _SPLITS = {"eval": "the held-out rows", "test": "the test rows"}

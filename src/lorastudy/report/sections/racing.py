@@ -7,8 +7,7 @@ from lorastudy.report.document import Block, Cell, Heading, Paragraph, Table, Ta
 from lorastudy.report.numbers import ABSENT, count, listing, percent
 from lorastudy.stats.racing import LEVEL, allowance_at, measured_races
 from lorastudy.stats.study import Study, StudyArm
-from lorastudy.suite.question import MIN_SEEDS
-from lorastudy.suite.racing import rung_name
+from lorastudy.suite.question import MIN_SEEDS, rung_name
 
 
 def racing_blocks(study: Study, *, rungs: Sequence[float], level: int) -> list[Block]:

@@ -18,7 +18,7 @@ from lorastudy.stats.study import split_studies
 from lorastudy.stats.trivial import against_trivial
 from lorastudy.store.views import ExperimentResult, ScoreValue
 from lorastudy.suite.expansion import expand
-from lorastudy.suite.loading import load_suite
+from lorastudy.suite.suite_file import load_suite
 
 SUITES = Path(__file__).parent / "suites"
 _FACTS = {

@@ -15,9 +15,9 @@ from lorastudy.protocol.records import ArmProfile, DataSummary, RowsRead
 from lorastudy.stats import verdicts
 from lorastudy.stats.study import Invalidation, split_studies
 from lorastudy.suite.expansion import expand
-from lorastudy.suite.loading import load_suite
 from lorastudy.suite.question import MIN_SEEDS
 from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite_file import load_suite
 
 SUITES = Path(__file__).parent / "suites"
 CODES = [rule.code for rule in RULES]

@@ -17,8 +17,7 @@ from lorastudy.stats.racing import (
 )
 from lorastudy.stats.rate_choice import best_if_on_edge
 from lorastudy.store.views import ScoreValue
-from lorastudy.suite.question import MIN_SEEDS, Margin
-from lorastudy.suite.racing import rung_split
+from lorastudy.suite.question import MIN_SEEDS, Margin, rung_split
 
 ITEMS = (0.5, -0.5)  # about an arm's loss, equal for all, so that they cancel
 

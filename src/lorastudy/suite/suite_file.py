@@ -1,24 +1,29 @@
-"""From a suite file to a checked `Suite`, or to one error that tells everything that is wrong with it.
+"""Suite files: a file becomes a checked `Suite`, and a `Suite` becomes a file again.
 
-The same checks serve a single experiment put together from flags: `suite_from_values`. What names an arm
-and which class makes its adapter is decided later, in `lorastudy.suite.expansion`.
+`load_suite` reports everything that is wrong in one error. `suite_from_values` makes the same checks on a suite given as
+flags, a dict or keyword arguments. `lorastudy.suite.expansion` later names the arms and runs their experiment type.
 """
 
-from collections.abc import Mapping
+import io
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorastudy.suite.checks import (
+    NEEDED,
     check_can_answer,
+    check_effects,
     check_experiment_type,
     check_names,
     check_number,
     check_racing,
     check_sources,
     check_tuning_seeds,
+    overridden,
 )
-from lorastudy.suite.effects import check_effects, overridden
+from lorastudy.suite.experiment import canonical_json
 from lorastudy.suite.levels import (
     Given,
     Level,
@@ -32,8 +37,7 @@ from lorastudy.suite.levels import (
     top_scope,
 )
 from lorastudy.suite.problems import Place, Problems
-from lorastudy.suite.question import Margin
-from lorastudy.suite.racing import RUNGS
+from lorastudy.suite.question import RUNGS, Margin
 from lorastudy.suite.settings import AUTO, AskedSettings, Settings
 from lorastudy.suite.sources import SOURCE_KEYS, expand_home
 from lorastudy.suite.suite import (
@@ -46,24 +50,24 @@ from lorastudy.suite.suite import (
     name_problem,
 )
 from lorastudy.suite.wording import shown
-from lorastudy.suite.yaml_nodes import Node, node_from_value, plain
-from lorastudy.suite.yaml_reading import read_yaml
+from lorastudy.suite.yaml_reading import Node, node_from_value, plain, read_yaml
 
-#: Read when it is there: a project's own defaults.
+#: A project's own defaults, read if the file exists.
 DEFAULTS_PATH = Path("configs/default_config.yaml")
 
 _FLAGS = {"dataset_path": "--dataset", "num_train_epochs": "--num-epochs"}
+
 _STRUCTURE = ("experiments", "factors")
 
 
 def load_suite(path: Path, *, defaults: Path | None = None) -> Suite:
     """The suite in the file, every arm with all its settings.
 
-    Without `defaults`, `configs/default_config.yaml` of the current folder is read if it is there. Paths in
-    the file begin at the current folder.
+    Without `defaults`, the function reads `configs/default_config.yaml` of the current folder if it exists. Paths in the
+    file start at the current folder.
 
     Raises:
-        SuiteFileError: all that is wrong, as `file:line:col: path: cause`.
+        SuiteFileError: everything that is wrong, as `file:line:col: path: cause`.
     """
     problems = Problems()
     base = _read_defaults(defaults, problems)
@@ -79,13 +83,13 @@ def suite_from_values(
     flags: Mapping[str, str] | None = None,
     defaults: Path | None = None,
 ) -> Suite:
-    """The suite of one entry that flags ask for. A value of None is a flag that was not given.
+    """The suite that flags, a dict or keyword arguments describe. A value of None counts as not given.
 
-    Messages read `where: --flag: cause`; a key's flag is `--key-with-dashes`, or as `flags` says. `name` may
-    stand among the values, and so may `experiments` or `factors`.
+    Messages read `where: --flag: cause`. The flag of a key is `--key-with-dashes`, unless `flags` names another. Without
+    `experiments` and `factors` the values describe one arm, which may have a `name`.
 
     Raises:
-        SuiteFileError: all that is wrong.
+        SuiteFileError: everything that is wrong.
     """
     names = {**_FLAGS, **(flags or {})}
     place = Place(source=where)
@@ -101,7 +105,7 @@ def suite_from_values(
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Where a suite comes from: a file, or flags (`path` is None), which ask for one arm unless they list."""
+    """Where a suite comes from: a file, or values (`path` is None)."""
 
     scope: Scope
     path: Path | None
@@ -110,12 +114,12 @@ class _Source:
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """What is asked for below the top: one entry of `experiments`, or all of `factors`."""
+    """One entry of `experiments`, or all of `factors`."""
 
     level: Level
     line: int | None
     own: tuple[Given, ...] = ()
-    """What stands in the entry itself."""
+    """The values written in the entry itself."""
 
 
 def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems: Problems) -> Suite:
@@ -153,18 +157,18 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
     )
 
 
-def _rungs(asked: Any) -> tuple[float, ...]:
-    """The shares of the training that `racing` stands for."""
-    if isinstance(asked, bool):
-        return RUNGS if asked else ()
-    return tuple(asked)
+def _rungs(racing: Any) -> tuple[float, ...]:
+    """The shares of the training at which `racing` looks."""
+    if isinstance(racing, bool):
+        return RUNGS if racing else ()
+    return tuple(racing)
 
 
 def _document(path: Path, problems: Problems) -> Mapping[str, Node]:
     """The keys of a file.
 
     Raises:
-        SuiteFileError: it has none, so there is nothing to go on with.
+        SuiteFileError: the file has none.
     """
     node = read_yaml(path, problems)
     if node is not None and isinstance(node.value, Mapping):
@@ -189,11 +193,13 @@ def _entries(values: Mapping[str, Node], *, top: Level, source: _Source, problem
         place = max(experiments.key_place, factors.key_place, key=lambda place: place.line or 0)
         problems.add(place, path="factors", cause="experiments and factors are both given; keep one")
     elif not experiments and not factors and source.path is not None:
-        cause = "says no arms; add `experiments:` with one entry each, or `factors:` with lists of values"
+        cause = (
+            "has no arms; add `experiments:` with one entry for each arm, or `factors:` with lists of values"
+        )
         problems.add(source.start, cause=cause)
     listed = _listed(experiments, problems) if experiments else []
     crossed = _crossed(factors, top=top, problems=problems) if factors else []
-    # Without any, the top is an arm by itself: of flags it is the one asked for, of a file it is still checked.
+    # Without both, the top is the only arm: flags ask for one, and in a file it is still checked.
     return listed + crossed or [_Entry(level={}, line=None)]
 
 
@@ -238,7 +244,7 @@ def _name_from(source: _Source, *, given: Mapping[str, Any], problems: Problems)
     cause = name_problem(source.path.stem)
     if cause and "suite_name" not in given:
         problems.add(
-            source.start, path="suite_name", cause=f"is not given, and the file's name will not do: {cause}"
+            source.start, path="suite_name", cause=f"is not given, and the file's name cannot serve: {cause}"
         )
     return source.path.stem
 
@@ -262,7 +268,7 @@ def _arms(entry: _Entry) -> list[Arm]:
 
 
 def _with_test_rows(values: dict[str, Any]) -> dict[str, Any]:
-    """Where a rate is looked for, the rate left out and test rows asked for: what chooses must not report."""
+    """With `learning_rate: auto`: no rate, and test rows. The rows that choose the rate must not report results."""
     if values.get("learning_rate") != AUTO:
         return values
     rest = {key: value for key, value in values.items() if key != "learning_rate"}
@@ -275,3 +281,101 @@ def _with_test_rows(values: dict[str, Any]) -> dict[str, Any]:
 def _with_homes(values: dict[str, Any]) -> dict[str, Any]:
     paths = {key: expand_home(values[key]) for key in SOURCE_KEYS if values.get(key)}
     return {**values, **paths}
+
+
+#: Layout of the work; not part of the study.
+_OF_THE_LAYOUT = {"max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes"}
+
+
+def suite_yaml(suite: Suite) -> str:
+    """The text of a suite file that gives the same question and the same experiments when it is loaded.
+
+    The question and the settings that all arms share come first, then one entry for each arm with what differs. All settings
+    are written, so that a later version's defaults change nothing, and a learning rate of `auto` stays `auto`. Comments and
+    the short forms of the first file (`factors`, `racing: true`) are lost. The planner decides anew how work is laid out.
+    """
+    entries = _written_entries(suite.arms)
+    shared = {key: value for key, value in entries[0].items() if _is_in_all(entries, key, value=value)}
+    shared.pop("name", None)
+    body = {**_question_keys(suite), **shared}
+    # An entry needs at least one key.
+    own = [{key: value for key, value in entry.items() if key not in shared} for entry in entries]
+    body["experiments"] = [entry or {"lora_rank": shared["lora_rank"]} for entry in own]
+    return _dumped(body)
+
+
+def _question_keys(suite: Suite) -> dict[str, Any]:
+    """The keys that only the top may have, without those at their default."""
+    asked = {
+        "suite_name": suite.name,
+        "description": suite.description,
+        "experiment_type": suite.experiment_type,
+        "primary_metric": suite.primary_metric,
+        "margin": None if suite.margin is None else suite.margin.as_written(),
+        "reference": suite.reference,
+        "tuning_seeds": suite.given_tuning_seeds and list(suite.given_tuning_seeds),
+        "racing": list(suite.rungs) or None,
+    }
+    kept = {"suite_name", "experiment_type", "primary_metric"}
+    defaults = {key: SuiteKeys.model_fields[key].default for key in asked}
+    return {
+        key: value
+        for key, value in asked.items()
+        if key in kept or (value is not None and value != defaults[key])
+    }
+
+
+def _written_entries(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Every key of every entry. Consecutive arms that differ only in their rate become one entry with a list of rates.
+
+    They came from one entry; written apart, its name would stand twice, which is refused.
+    """
+    entries = []
+    for _, group in itertools.groupby(map(_written_entry, arms), key=_but_for_the_rate):
+        found = list(group)
+        rates = [entry["learning_rate"] for entry in found]
+        # Keep equal arms as separate entries, so that loading the file reports them.
+        if len(set(rates)) == len(rates) > 1 and AUTO not in rates:
+            entries.append({**found[0], "learning_rate": rates})
+        else:
+            entries += found
+    return entries
+
+
+def _written_entry(arm: Arm) -> dict[str, Any]:
+    settings = {
+        key: value
+        for key, value in arm.settings.model_dump(mode="json").items()
+        if value is not None and key not in _OF_THE_LAYOUT and not _is_void(key, value, settings=arm.settings)
+    }
+    named = {} if arm.name is None else {"name": arm.name}
+    rate = {"learning_rate": AUTO} if arm.seeks_rate else {}
+    return {**named, **settings, **rate, "seeds": list(arm.seeds)}
+
+
+def _is_void(key: str, value: Any, *, settings: Settings) -> bool:
+    """Whether loading would refuse the key because another setting makes it void."""
+    need = NEEDED.get(key)
+    is_default = bool(value == Settings.model_fields[key].default)
+    return need is not None and not is_default and not need.holds(getattr(settings, need.key))
+
+
+def _but_for_the_rate(entry: Mapping[str, Any]) -> str:
+    return canonical_json({key: value for key, value in entry.items() if key != "learning_rate"})
+
+
+def _is_in_all(entries: Sequence[Mapping[str, Any]], key: str, *, value: Any) -> bool:
+    return all(key in entry and canonical_json(entry[key]) == canonical_json(value) for entry in entries)
+
+
+def _dumped(body: Mapping[str, Any]) -> str:
+    from ruamel.yaml import YAML
+
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 100
+    # Without this, equal lists become anchors and aliases.
+    yaml.representer.ignore_aliases = lambda *_: True
+    stream = io.StringIO()
+    yaml.dump(dict(body), stream)
+    return stream.getvalue()

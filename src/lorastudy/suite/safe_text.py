@@ -1,24 +1,55 @@
-"""What must not leave this machine in a report, an export or a pasted error message.
-
-Secrets: passwords and tokens in URLs, tokens of the Hugging Face hub, and the values of environment variables
-that are named like secrets. Personal: the home directory, the user's name in a path, and, in what a failure
-said, the host's name and where on the disk the code lies.
-"""
+"""Text that is safe to show: no control characters reach a terminal, and no secrets leave the machine."""
 
 import getpass
 import os
 import re
 import socket
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+#: Joiners that Persian, Indic scripts and emoji need; alone they do nothing.
+_JOINERS = "\u200c\u200d"
+
+_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def printable(text: str) -> str:
+    """The text on one line; whatever is no visible character or space is escaped."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """The text on its own lines, for what is prose: tabs, special spaces and joiners stay as well."""
+    return "".join(c if _is_harmless(c) else _escaped(c) for c in text.replace("\r\n", "\n"))
+
+
+def odd_letter(word: str) -> str:
+    """`; '...' in it is CYRILLIC SMALL LETTER O (U+043E)` for the first letter that may only look like ours."""
+    odd = next((c for c in word if not c.isascii()), None)
+    if odd is None:
+        return ""
+    name = unicodedata.name(odd, "not a letter of a key")
+    return f"; '{printable(odd)}' in it is {name} (U+{ord(odd):04X})"
+
+
+def _is_harmless(character: str) -> bool:
+    return character in "\n\t" or character in _JOINERS or unicodedata.category(character) not in _UNSEEN
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 HIDDEN = "***"
+
 #: Shorter values are words such as `true`, and hiding those would hide half a report.
 MIN_SECRET_LENGTH = 8
 
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|PRIVATE_KEY", re.IGNORECASE)
+
 _SECRETS = (
     # user:password@ of a URL, and not host:port/path@
     (re.compile(r"(://[^\s/:@]*):(?!\d+(?:[/\s]|$))\S*@"), rf"\1:{HIDDEN}@"),
@@ -31,8 +62,11 @@ _SECRETS = (
     (re.compile(r"\b(bearer )\S+", re.IGNORECASE), rf"\1{HIDDEN}"),
     (re.compile(r"\bhf_\w{8,}"), HIDDEN),
 )
+
 _END_OF_NAME = r"(?![\w.-])"
+
 _FRAME = re.compile(r'(?P<before>\bFile ")(?P<path>[^"\n]+)(?P<after>")')
+
 #: What stands in a file's path before the part that says which code it is.
 _CODE_ROOTS = re.compile(r".*/(?:site-packages|dist-packages|lib/python3\.\d+|src)/")
 

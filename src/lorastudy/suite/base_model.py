@@ -1,0 +1,317 @@
+"""A base model before it is loaded: where its files lie, whether it can be used, what its files say, its fingerprint.
+
+Nothing here needs torch or the network. A base model is `lab` (the one in the package), a folder, or an id on the Hugging
+Face hub. A hub model is read from this machine's cache; a model that was never fetched has no files to read.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from lorastudy.errors import ModelError
+from lorastudy.suite.hub import cached_commit, cached_folder, is_hub_reachable, unreachable_message
+from lorastudy.suite.wording import shown
+from lorastudy.version import LAB_BASE
+
+LAB_MODEL = "lab"
+Shape = tuple[int, ...]
+
+SAMPLE_BYTES = 64 * 1024
+CONFIG_NAME = "config.json"
+INDEX_NAME = "model.safetensors.index.json"
+MAX_JSON_BYTES = 50_000_000
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def base_folder(base_model: str) -> Path | None:
+    """The folder with the model's files; None for a hub model that is not on this machine."""
+    if base_model == LAB_MODEL:
+        return LAB_BASE
+    folder = Path(base_model)
+    return folder if folder.is_dir() else cached_folder(base_model)
+
+
+def is_hub_model(base_model: str) -> bool:
+    """Whether a base model is looked up on the hub: neither the lab's nor a folder here."""
+    return base_model != LAB_MODEL and not Path(base_model).is_dir()
+
+
+# --- whether it can be used ---------------------------------------------------------------------------------
+
+
+def check_base_model(base_model: str) -> None:
+    """Refuse a base model that is neither here nor in the cache, if the hub does not answer.
+
+    Raises:
+        ModelError: the model cannot be had. The message says what to do without network.
+    """
+    problem = base_model_problem(base_model)
+    if problem is not None:
+        raise ModelError(f"base_model: {problem}")
+    if is_hub_model(base_model) and cached_commit(base_model) is None and not is_hub_reachable():
+        raise ModelError(unreachable_message(base_model))
+
+
+def base_model_problem(base_model: str) -> str | None:
+    """Why this cannot be a base model; None if it can, as far as its small files and its name tell."""
+    if base_model == LAB_MODEL:
+        return None
+    try:
+        is_folder, is_file = Path(base_model).is_dir(), Path(base_model).is_file()
+    except (OSError, ValueError):  # a name too long for the system, or with a NUL
+        is_folder = is_file = False
+    if is_folder:
+        problem = model_folder_problem(Path(base_model))
+        return None if problem is None else f"the folder {base_model!r} {problem}"
+    if is_file:
+        return f"{base_model!r} is a file; name the folder that holds config.json and the weights"
+    if base_model.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(base_model):
+        return (
+            f"there is no model folder {base_model!r} (paths start at the current folder); give a folder with "
+            "config.json and weights, a hub id such as microsoft/phi-2, or lab for the model in the package"
+        )
+    return None
+
+
+def model_folder_problem(folder: Path) -> str | None:
+    """Why transformers must not load the folder as a base model; None if it may. The message leaves out the folder's name.
+
+    This check comes first, because the folder's files decide what transformers does: pickled weights are programs, an
+    index may point out of the folder, an adapter's configuration loads another model, and an attention kernel may be code
+    to download. Sizes that no model has would use up the memory.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        return f"holds no {CONFIG_NAME}, so it is not a transformers model"
+    if (folder / "adapter_config.json").exists():
+        return (
+            "holds an adapter (adapter_config.json), not a base model; name the model that it was trained on, and "
+            "score it with `lorastudy evaluate --checkpoint`"
+        )
+    config, problem = _json_object(folder / CONFIG_NAME)
+    return problem or _config_problem(config) or _weights_problem(folder) or _index_problem(folder)
+
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+_OTHER_WEIGHTS = ("*.gguf", "*.h5", "*.msgpack", "*.onnx")
+#: Far beyond any existing model.
+_LARGEST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 1000),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head"), 100_000),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "head_dim"), 1_000_000),
+    **dict.fromkeys(("intermediate_size", "n_inner", "vocab_size"), 100_000_000),
+}
+
+
+def _json_object(file: Path) -> tuple[Mapping[str, Any], str | None]:
+    """The JSON object in a small file, and why there is none."""
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            return {}, f"has a {file.name} of more than {MAX_JSON_BYTES} bytes"
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        return {}, f"has a {file.name} that cannot be read: {error.strerror}"
+    except (ValueError, RecursionError):
+        return {}, f"has a {file.name} that is not JSON"
+    return (value, None) if isinstance(value, dict) else ({}, f"has a {file.name} that is not a JSON object")
+
+
+def _config_problem(config: Mapping[str, Any]) -> str | None:
+    for key, value in _pairs(config):
+        largest = _LARGEST.get(key)
+        if largest is not None and value is not None and not _is_size(value, largest):
+            return f"has a {CONFIG_NAME} whose {key} is {shown(value)}; it must be a whole number from 1 to {largest}"
+        if key.endswith("attn_implementation") and "/" in str(value):
+            return f"has a {CONFIG_NAME} that asks for code to be downloaded ({key}: {shown(value)}); remove that key"
+    return None
+
+
+def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
+    """Keys and values of an object and of the objects in it, such as `text_config`."""
+    for key, inner in value.items():
+        yield key, inner
+        if isinstance(inner, Mapping):
+            yield from _pairs(inner)
+
+
+def _is_size(value: Any, largest: int) -> bool:
+    sizes = value if isinstance(value, list) else [value]  # some architectures have one for each layer
+    return all(
+        isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= largest for size in sizes
+    )
+
+
+def _weights_problem(folder: Path) -> str | None:
+    if next(folder.glob("*.safetensors"), None) is not None:
+        return None
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        # DIR instead of the folder's name: a command to copy must not hold text that a stranger wrote.
+        return (
+            f"holds pickled weights ({shown(pickles[0])}) and no *.safetensors; reading a pickle runs the code in it, so it "
+            'is not read. If you trust it: python -c "from transformers import AutoModelForCausalLM as M; '
+            "M.from_pretrained('DIR').save_pretrained('DIR')\""
+        )
+    others = sorted(path.name for pattern in _OTHER_WEIGHTS for path in folder.glob(pattern))
+    there = f" ({shown(others[0])} is another format)" if others else ""
+    return f"holds no weights: no *.safetensors{there}"
+
+
+def _index_problem(folder: Path) -> str | None:
+    """Why the list of weight files names something other than safetensors files of this folder."""
+    if not (folder / INDEX_NAME).is_file():
+        return None
+    index, problem = _json_object(folder / INDEX_NAME)
+    if problem is not None:
+        return problem
+    files = index.get("weight_map")
+    if not isinstance(files, dict):
+        return f"has a {INDEX_NAME} without a weight_map"
+    for name in dict.fromkeys(map(str, files.values())):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            return f"has a {INDEX_NAME} that names {shown(name)}; only *.safetensors of the folder itself are read"
+        if not (folder / name).is_file():
+            return f"has a {INDEX_NAME} that names {shown(name)}, which is not there"
+    return None
+
+
+# --- what its files say -------------------------------------------------------------------------------------
+
+
+def read_config(base_model: str) -> Mapping[str, Any] | None:
+    """`config.json`; for a multimodal model the text part. None if the model's files are not on this machine.
+
+    Raises:
+        ModelError: the file is not JSON.
+    """
+    folder = base_folder(base_model)
+    path = None if folder is None else folder / CONFIG_NAME
+    if path is None or not path.is_file():
+        return None
+    try:
+        config: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    text: Mapping[str, Any] = config.get("text_config", config)
+    return text
+
+
+def has_chat_template(base_model: str) -> bool:
+    """Whether the model's files hold a chat template; False for a model that is not on this machine.
+
+    Raises:
+        ModelError: `tokenizer_config.json` is not JSON.
+    """
+    folder = base_folder(base_model)
+    if folder is None:
+        return False
+    if (folder / "chat_template.jinja").is_file() or any(folder.glob("additional_chat_templates/*.jinja")):
+        return True
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return False
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+
+
+def weight_shapes(base_model: str) -> dict[str, Shape] | None:
+    """The shape of every tensor by name, from the headers of the safetensors files; None without such files.
+
+    Raises:
+        ModelError: a header cannot be read.
+    """
+    folder = base_folder(base_model)
+    files = [] if folder is None else sorted(folder.glob("*.safetensors"))
+    shapes = {name: shape for file in files for name, shape in _header(file).items()}
+    return shapes or None
+
+
+def _header(file: Path) -> dict[str, Shape]:
+    """The first eight bytes give the header's length; the header is JSON with a shape for each tensor."""
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{file}: its safetensors header cannot be read: {error}") from error
+
+
+# --- its fingerprint ----------------------------------------------------------------------------------------
+
+#: The largest header that the safetensors library itself accepts.
+_MAX_HEADER_BYTES = 100_000_000
+_WHOLE_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "spiece.model",
+)
+
+
+def base_model_fingerprint(base_model: str) -> str:
+    """`sha256:<hex>` of a folder (`lab`: the package's own), or `hub:<id>@<commit>` of a hub id.
+
+    A full hash of a 26 GB model takes minutes, and a dry run must not. So the digest takes, of each weight file, its name,
+    its size, its header (for safetensors: names, types, shapes and offsets of all tensors) and two samples of 64 KiB, from
+    the middle and from the end. Another model, precision, revision or training step changes all weights, so the digest
+    changes; it misses a few bytes edited by hand elsewhere. The tokenizer's files enter whole, because they decide what the
+    tokens are; so does Python code in the folder, which `trust_remote_code` would run.
+
+    The commit is that of the local Hugging Face cache. A model that was never fetched is `@unresolved`, so its experiments
+    get another id once it is fetched.
+
+    Raises:
+        ModelError: the folder holds no model.
+    """
+    folder = LAB_BASE if base_model == LAB_MODEL else Path(base_model)
+    if is_hub_model(base_model):
+        return f"hub:{base_model}@{cached_commit(base_model) or 'unresolved'}"
+    if not (folder / CONFIG_NAME).is_file():
+        raise ModelError(f"{folder} holds no config.json, so it is not a transformers model")
+    return f"sha256:{_folder_digest(folder)}"
+
+
+def _folder_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    whole = [folder / name for name in _WHOLE_FILES if (folder / name).is_file()]
+    whole += sorted(folder.glob("additional_chat_templates/*.jinja"))
+    whole += sorted(folder.glob("*.py"))
+    for path in whole:
+        digest.update(_length_prefixed(path.name.encode(), path.read_bytes()))
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(_length_prefixed(path.name.encode(), *_samples(path)))
+    return digest.hexdigest()
+
+
+def _length_prefixed(*parts: bytes) -> bytes:
+    """The parts joined so that no other parts join to the same bytes."""
+    return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+
+
+def _samples(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    yield str(size).encode()
+    with path.open("rb") as file:
+        yield _raw_header(file)
+        for start in (size // 2, max(0, size - SAMPLE_BYTES)):
+            file.seek(start)
+            yield file.read(SAMPLE_BYTES)
+
+
+def _raw_header(file: IO[bytes]) -> bytes:
+    """The first 8 bytes, which give the header's length, then the header."""
+    length = file.read(8)
+    return length + file.read(min(int.from_bytes(length, "little"), _MAX_HEADER_BYTES))
