@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.engine.arms import Engine
 from lorastudy.engine.environment import environment
 from lorastudy.engine.loading import default_device

@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import tiny
-from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.engine import packed
 from lorastudy.engine.loading import default_device
 from lorastudy.executors import WorkerExit

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from lorastudy.data.answers import trivial_scores
 from lorastudy.data.tokenise import TokenRow
-from lorastudy.data.trivial import trivial_scores
 from lorastudy.protocol.records import EXACT_MATCH_VERSION, LOSS_VERSION, ArmProfile, Environment
 from lorastudy.stats.items import ItemScores, ItemTable
 from lorastudy.store.views import ExperimentResult, ScoreValue, StatedQuestion, SuiteSummary

@@ -26,13 +26,13 @@ from tokenizers import (
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from lorastudy.data.formats import recognise
 from lorastudy.data.load import to_example
 from lorastudy.data.prompts import PromptStyle
 from lorastudy.data.sources import Row
 from lorastudy.data.tokenise import IGNORED, TokenRow, tokenise
 from lorastudy.engine.chat_template import DATE, prompt_style
 from lorastudy.errors import DataError
+from tests.formatted import recognise
 
 KEPT = Path(__file__).resolve().parents[1] / "docs" / "tokenizers.json"
 

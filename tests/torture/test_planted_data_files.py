@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.data import json_reading, load, sources
+from lorastudy.data import load, sources, values
 from lorastudy.errors import DataError
 from torture.faults import data_files
 
@@ -22,7 +22,7 @@ def test_without_a_bug_nothing_is_violated(tmp_path: Path) -> None:
 
 
 def test_the_last_of_two_equal_keys_taken_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_reading, "_DECODER", json.JSONDecoder())
+    monkeypatch.setattr(values, "_DECODER", json.JSONDecoder())
     assert "differs" in detail(tmp_path, amount=400)
 
 

@@ -14,12 +14,12 @@ import typer
 import documents
 from documents import Block
 from lorastudy.cli.main import app
-from lorastudy.data.formats import detect
 from lorastudy.data.sources import Row
 from lorastudy.errors import SuiteFileError
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.rate_search import design
 from lorastudy.suite.suite_file import load_suite
+from tests.formatted import detect
 from torture import studies
 
 #: Spoken of in general, with the verb left open.

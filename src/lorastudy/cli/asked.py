@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorastudy.cli.estimate import settings_of
-from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.errors import StudyError
 from lorastudy.report.numbers import listing
 from lorastudy.store import ExperimentTracker

@@ -12,8 +12,8 @@ from lorastudy.cli.terminal import say, shown
 
 if TYPE_CHECKING:
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.data.examples import Example
     from lorastudy.data.prepare import Prepared, Wanted
+    from lorastudy.data.prompts import Example
 
 _NUM_CHARACTERS_SHOWN = 1500
 _NUM_ROWS_SHOWN = 3
@@ -74,8 +74,8 @@ def prepare(
     """Download or read a data set, and write it as JSON lines in a form that every study reads."""
     from lorastudy.cli.console import PlainConsole, reading_shown
     from lorastudy.data import prepare as preparing
-    from lorastudy.data.fetch import fetched, hub_dataset
     from lorastudy.data.formats import format_of
+    from lorastudy.data.prepare import fetched, hub_dataset
     from lorastudy.suite.base_model import check_base_model
 
     datasets = (dataset, *(further or ()))

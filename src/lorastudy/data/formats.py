@@ -13,21 +13,20 @@ mean (KTO's `label`, DPO's `rejected`, labels beside a plain text) is refused.
 
 import difflib
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lorastudy.data.columns import Column, Columns, counted, listed, shortened
 from lorastudy.data.conversations import (
-    EMPTY_ANSWER,
     KNOWN_FIELDS,
     Conversation,
     ConversationError,
-    Turn,
+    Instruction,
     from_messages,
     from_sharegpt,
+    instruction_from,
 )
-from lorastudy.data.instructions import Instruction, instruction_from
 from lorastudy.data.sources import Row
 from lorastudy.data.values import is_filled, records_of, structure_of, switch, text_of
 from lorastudy.errors import DataError
@@ -89,7 +88,6 @@ _ANSWERS_TO_TEXT = (
     "completion", "summary",
 )  # fmt: skip
 _STRUCTURES = frozenset(("messages", "conversations", "tools", "history", "choices"))
-_NUM_SHOWN = 5
 _PREPARE = "`lorastudy prepare --dataset FILE"
 
 
@@ -175,6 +173,11 @@ class Format:
         prompt, answer = _NEEDED[self.name]
         return instruction_from(values, prompt=prompt, answer=answer)
 
+    @property
+    def answer_part(self) -> str:
+        """The part that is trained, of a format without turns: the answer, or all of a plain text."""
+        return _NEEDED[self.name][-1]
+
     def reads_as(self, other: "Format") -> bool:
         """Whether it reads every row as another format does; what the two count in the columns may differ."""
         ways = [(fmt.name, fmt.columns, fmt.row_switches.keys(), fmt.separator) for fmt in (self, other)]
@@ -204,41 +207,6 @@ def _part(part: str, value: Any, *, column: str) -> Any:
     if text is None:
         raise ConversationError(f"{column!r} is {type(value).__name__}, not text")
     return text
-
-
-def recognise(
-    rows: Sequence[Row], *, prompt_column: str | None = None, completion_column: str | None = None
-) -> Format:
-    """The format of the rows; every row that is trained is checked against it.
-
-    Raises:
-        DataError: unknown or ambiguous columns, or rows that lack what the format needs.
-    """
-    found = detect(rows, prompt_column=prompt_column, completion_column=completion_column)
-    check(trained_rows(rows, found), found)
-    return found
-
-
-def detect(
-    rows: Iterable[Row],
-    *,
-    prompt_column: str | None = None,
-    completion_column: str | None = None,
-    text_column: str | None = None,
-    separator: str = "",
-) -> Format:
-    """The format that the column names tell; the rows are not checked.
-
-    Raises:
-        DataError: as `format_of`.
-    """
-    return format_of(
-        Columns(rows),
-        prompt_column=prompt_column,
-        completion_column=completion_column,
-        text_column=text_column,
-        separator=separator,
-    )
 
 
 def format_of(
@@ -449,118 +417,6 @@ def _repetition(column: Column) -> str:
     return f", whose values repeat ({len(column.values)} of them in {column.num_filled} rows)"
 
 
-def trained_rows(rows: Iterable[Row], fmt: Format) -> Iterator[Row]:
-    """The rows that no column turns off, as they come.
-
-    Raises:
-        DataError: at the end, when there was none.
-    """
-    has_rows = has_trained = False
-    for row in rows:
-        has_rows = True
-        if fmt.is_trained(row):
-            has_trained = True
-            yield row
-    if has_rows and not has_trained:
-        columns = ", ".join(map(shown, fmt.row_switches))
-        raise DataError(f"{columns} turned every row off; nothing is left to train")
-
-
-def check(rows: Iterable[Row], fmt: Format) -> None:
-    """Nothing, when every row has what the format needs.
-
-    Raises:
-        DataError: names the first rows that do not, and says how many there are.
-    """
-    for _ in checked(rows, fmt):
-        pass
-
-
-def checked(rows: Iterable[Row], fmt: Format, *, tolerated: Collection[str] = ()) -> Iterator["ReadRow"]:
-    """The rows as they come, with problems that are tolerated or with none; at the end as `check`."""
-    num_rows = num_bad = 0
-    bad: list[str] = []
-    for row in rows:
-        num_rows += 1
-        read = read_row(row, fmt)
-        if read.problem is None or read.problem in tolerated:
-            yield read
-            continue
-        num_bad += 1
-        if len(bad) < _NUM_SHOWN:
-            bad.append(f"{row.where}: {read.problem}")
-    if bad:
-        more = f"\n... and {num_bad - _NUM_SHOWN} more" if num_bad > _NUM_SHOWN else ""
-        listing = "\n".join(bad)
-        raise DataError(f"{num_bad} of {num_rows} rows are not usable as {fmt.name}:\n{listing}{more}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadRow:
-    """What a row says, taken apart once. A row with a problem says nothing."""
-
-    problem: str | None = None
-    """What makes it unusable."""
-    texts: tuple[str, ...] = ()
-    """All that it says, turn by turn."""
-    num_prompt_texts: int = 0
-    """How many of them stand before the first trained answer; none of a plain text."""
-    asks_nothing: bool = False
-    """Whether these are blank, whatever the system prompt; a plain text asks nothing and answers nothing."""
-
-    @property
-    def prompt(self) -> tuple[str, ...]:
-        """What it says before its first trained answer."""
-        return self.texts[: self.num_prompt_texts]
-
-
-def read_row(row: Row, fmt: Format) -> ReadRow:
-    """The row taken apart, or what makes it unusable."""
-    try:
-        values = fmt.values(row)
-        if fmt.name in ("messages", "sharegpt"):
-            return _read_conversation(values, fmt)
-        answer = values[_NEEDED[fmt.name][-1]]
-        if not answer.strip():
-            return ReadRow(problem=EMPTY_ANSWER)
-        if fmt.name == "text":
-            return ReadRow(problem=_broken_text([answer]), texts=(answer,))
-        return _read_instruction(values, fmt)
-    except ConversationError as error:
-        return ReadRow(problem=str(error))
-
-
-def _read_conversation(values: Mapping[str, Any], fmt: Format) -> ReadRow:
-    conversation = fmt.conversation_of(values)
-    turns, first = conversation.turns, conversation.answers[0]
-    return ReadRow(
-        problem=_broken_row(values, turns),
-        texts=tuple(turn.plain for turn in turns),
-        num_prompt_texts=first,
-        asks_nothing=not any(turn.plain.strip() for turn in turns[:first] if turn.role != "system"),
-    )
-
-
-def _read_instruction(values: Mapping[str, Any], fmt: Format) -> ReadRow:
-    """As `_read_conversation` of the row's conversation, which is not put together: most rows are read here."""
-    instruction = fmt.instruction_of(values)
-    system = (instruction.system,) if instruction.system.strip() else ()
-    earlier, question = instruction.history, instruction.question
-    asks = bool(question.strip()) or any(turn.plain.strip() for turn in earlier if turn.role != "system")
-    texts = (*system, *(turn.plain for turn in earlier), question, instruction.answer)
-    return ReadRow(
-        problem=_broken_row(values, earlier),
-        texts=texts,
-        num_prompt_texts=len(texts) - 1,
-        asks_nothing=not asks,
-    )
-
-
-def _broken_row(values: Mapping[str, Any], turns: Sequence[Turn]) -> str | None:
-    # A call's arguments may be JSON within JSON, so what it spells shows only in the turn.
-    return _broken_text([*_strings(values), *(turn.plain for turn in turns if turn.calls)])
-
-
 _HOW_TO_NAME = f"Say which columns to use: {_PREPARE} --prompt-column NAME --completion-column NAME`"
 
 
@@ -572,25 +428,3 @@ def _unknown(columns: Columns) -> str:
         "messages (messages), sharegpt (conversations), prompt_completion "
         f"({'; '.join(' and '.join(pair) for pair in _PAIRS[:5])}; ...), text (text).{label} {_HOW_TO_NAME}"
     )
-
-
-def _strings(values: Any) -> list[str]:
-    """The texts in lists and objects, however deep."""
-    found: list[str] = []
-    for item in values.values() if isinstance(values, dict) else values:
-        if isinstance(item, str):
-            found.append(item)
-        elif isinstance(item, dict | list | tuple):
-            found += _strings(item)
-    return found
-
-
-def _broken_text(texts: Sequence[str]) -> str | None:
-    """JSON can spell half a surrogate pair, which is no character: no tokenizer and no file takes it."""
-    text = "".join(texts)
-    try:
-        if not text.isascii():
-            text.encode("utf-8")
-    except UnicodeEncodeError:
-        return "holds half of a surrogate pair, which is not text"
-    return "holds a NUL character, which is not text" if "\0" in text else None

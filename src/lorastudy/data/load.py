@@ -5,7 +5,6 @@ which side. What it remembers of a large file is kept for the next process (`ind
 used and not what the file holds.
 """
 
-import heapq
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,22 +14,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from lorastudy.data.examples import Example
-from lorastudy.data.formats import Format, format_of, read_row
-from lorastudy.data.index_cache import index_key, keep_index, kept_index
-from lorastudy.data.near_copies import MAX_ROWS, num_near_copies
-from lorastudy.data.prompts import WITHOUT_MODEL, PromptStyle, render
-from lorastudy.data.row_index import Index, IndexedRows, indexed_rows
-from lorastudy.data.sources import Row, RowSource, files_of, is_lab_set
-from lorastudy.data.splits import (
-    Split,
-    SplitBy,
+from lorastudy.data.formats import Format, format_of
+from lorastudy.data.prompts import WITHOUT_MODEL, Example, PromptStyle, render
+from lorastudy.data.row_index import (
+    Index,
+    IndexedRows,
     asked_text,
-    num_duplicates,
-    position,
+    index_key,
+    indexed_rows,
+    keep_index,
+    kept_index,
+    read_row,
     row_hashes,
-    split_rows,
 )
+from lorastudy.data.sources import Row, RowSource, files_of, is_lab_set
+from lorastudy.data.splits import Split, SplitBy, num_duplicates, split_rows
 from lorastudy.errors import DataError
 from lorastudy.suite.settings import Settings
 
@@ -270,64 +268,16 @@ def train_and_eval(settings: Settings, *, style: PromptStyle = WITHOUT_MODEL) ->
 
 def _num_known(part: Rows, among: Sequence[Rows], *, of: Literal["contents", "prompts"]) -> int:
     """Rows of a part whose content, or whose prompt, stands among others."""
-    known = _found(part.hashes(of), among, of=of)
+    known = hashes_among(part.hashes(of), among, of=of)
     return sum(key in known for key in part.hashes(of))
 
 
-def _found(
+def hashes_among(
     hashes: Iterable[bytes], among: Sequence[Rows], *, of: Literal["contents", "prompts"]
 ) -> set[bytes]:
     """Those of the hashes that stand among others, which may be far more and are not held."""
     wanted = set(hashes)
     return {key for rows in among for key in rows.hashes(of) if key in wanted}
-
-
-@dataclass(frozen=True, kw_only=True)
-class NearCopies:
-    """Held-out rows whose prompt differs by a few words from one that is there, of those that were compared."""
-
-    num_near: int
-    num_compared: int
-    num_compared_with: int
-    num_known: int
-    """Rows that are there, of which `num_compared_with` were looked at."""
-
-
-def near_copies(study: StudyData) -> Mapping[str, NearCopies]:
-    """For `eval` near copies of training rows; for `test`, where there is one, of training and of held-out rows.
-
-    Rows whose prompt is there to the letter are no near copies. Where a side has more rows than `MAX_ROWS`, a sample
-    of it is compared, which follows from the rows' prompts.
-    """
-    found = {"eval": _near(study.held_out, [study.train])}
-    if study.test is not None:
-        found["test"] = _near(study.test, [study.train, study.held_out])
-    return found
-
-
-def _near(part: Rows, among: Sequence[Rows]) -> NearCopies:
-    chosen = _sample(part)
-    keys = part.dataset.index.keys
-    known = _found(keys.prompts(chosen), among, of="prompts")
-    new = [number for number in chosen if keys.prompt(number) not in known]
-    others = [text for rows in among for text in rows.asked(_sample(rows))]
-    return NearCopies(
-        num_near=num_near_copies(list(part.asked(new)), others),
-        num_compared=len(chosen),
-        num_compared_with=len(others),
-        num_known=sum(map(len, among)),
-    )
-
-
-def _sample(rows: Rows) -> Sequence[int]:
-    if len(rows) <= MAX_ROWS:
-        return rows.numbers
-    keys = rows.dataset.index.keys
-
-    def place(number: int) -> float:
-        return position(keys.prompt(number).hex(), purpose="near copies")
-
-    return sorted(heapq.nsmallest(MAX_ROWS, rows.numbers, key=place))
 
 
 def _held_out(whole: DataSet, settings: Settings) -> tuple[DataSet, Split]:

@@ -8,24 +8,82 @@ the least similarity is missed with a probability of 0.7 %, and whatever is foun
 """
 
 import hashlib
+import heapq
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from lorastudy.data.load import Rows, StudyData, hashes_among
+from lorastudy.data.splits import position
+
 MIN_SIMILARITY = 0.7
+
 #: Of each side, so that a count takes seconds.
 MAX_ROWS = 10_000
+
 _RUN_WORDS = 3
+
 #: Later words are not compared.
 _MAX_WORDS = 400
+
 #: Runs in more texts than this, and than one of a hundred, belong to a template.
 _FEW_TEXTS, _COMMON_SHARE = 10, 0.01
+
 #: 1 - (1 - 0.7 ** 3) ** 12 = 0.9935
 _NUM_BANDS, _BAND_ROWS = 12, 3
 
 _WORDS = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearCopies:
+    """Held-out rows whose prompt differs by a few words from one that is there, of those that were compared."""
+
+    num_near: int
+    num_compared: int
+    num_compared_with: int
+    num_known: int
+    """Rows that are there, of which `num_compared_with` were looked at."""
+
+
+def near_copies(study: StudyData) -> Mapping[str, NearCopies]:
+    """For `eval` near copies of training rows; for `test`, where there is one, of training and of held-out rows.
+
+    Rows whose prompt is there to the letter are no near copies. Where a side has more rows than `MAX_ROWS`, a sample
+    of it is compared, which follows from the rows' prompts.
+    """
+    found = {"eval": _near(study.held_out, [study.train])}
+    if study.test is not None:
+        found["test"] = _near(study.test, [study.train, study.held_out])
+    return found
+
+
+def _near(part: Rows, among: Sequence[Rows]) -> NearCopies:
+    chosen = _sample(part)
+    keys = part.dataset.index.keys
+    known = hashes_among(keys.prompts(chosen), among, of="prompts")
+    new = [number for number in chosen if keys.prompt(number) not in known]
+    others = [text for rows in among for text in rows.asked(_sample(rows))]
+    return NearCopies(
+        num_near=num_near_copies(list(part.asked(new)), others),
+        num_compared=len(chosen),
+        num_compared_with=len(others),
+        num_known=sum(map(len, among)),
+    )
+
+
+def _sample(rows: Rows) -> Sequence[int]:
+    if len(rows) <= MAX_ROWS:
+        return rows.numbers
+    keys = rows.dataset.index.keys
+
+    def place(number: int) -> float:
+        return position(keys.prompt(number).hex(), purpose="near copies")
+
+    return sorted(heapq.nsmallest(MAX_ROWS, rows.numbers, key=place))
 
 
 def num_near_copies(texts: Sequence[str], among: Sequence[str]) -> int:

@@ -1,26 +1,43 @@
-"""Data files ready for a study: sampled, split by prompt, in canonical columns, one JSON object per line."""
+"""Prepared data files: sampled, split by prompt, in canonical columns, one JSON object per line.
+
+`fetched` gives the rows of whatever you call a data set: `alpaca`, a hub id, a file, or a set of the lab.
+"""
 
 import json
 import os
+import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from lorastudy.data.columns import Columns
-from lorastudy.data.examples import Example
-from lorastudy.data.fetch import dataset_name, is_file_name
 from lorastudy.data.formats import Format, format_of
 from lorastudy.data.load import to_example
-from lorastudy.data.row_index import indexed_rows
-from lorastudy.data.sources import Row, files_of, is_lab_set
-from lorastudy.data.splits import RowKeys, SplitBy, num_duplicates, position, split_rows
+from lorastudy.data.prompts import Example
+from lorastudy.data.row_index import RowKeys, indexed_rows
+from lorastudy.data.sources import LAB_PREFIX, Row, RowSource, files_of, is_lab_set, is_pattern
+from lorastudy.data.splits import SplitBy, num_duplicates, position, split_rows
 from lorastudy.errors import DataError
+from lorastudy.suite.hub import OFFLINE_VARIABLE, is_hub_reachable
 
 ALL = -1
+
 #: Another draw than a suite's own, which would find nothing left to hold out in a file that the same draw has cut.
 SALT = "prepare"
+
+ALPACA = "alpaca"
+
+_ALPACA_ID = "tatsu-lab/alpaca"
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
+
+_FILE_ENDING = re.compile(r"\.(jsonl?|csv|tsv|parquet|txt)(\.gz)?$", re.IGNORECASE)
+
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -240,3 +257,66 @@ def _line(row: Row, fmt: Format) -> str:
             part: value for part, value in values.items() if part not in parts
         }
     return _JSON.encode(values)
+
+
+@contextmanager
+def fetched(*datasets: str) -> Iterator[Iterable[Row]]:
+    """The rows, which can be gone through again and again until the end of the block; from the hub only if a name is no file's.
+
+    Raises:
+        DataError: no such file, the hub cannot be reached, or it has no such data set.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        names = []
+        for number, dataset in enumerate(datasets):
+            hub_id = hub_dataset(dataset)
+            if hub_id is not None:
+                path = Path(folder) / f"{number}.jsonl"
+                _download(hub_id, path)
+            names.append(dataset if hub_id is None else str(path))
+        yield RowSource(
+            *names, titles={name: hub_dataset(dataset) for name, dataset in zip(names, datasets, strict=True)}
+        )
+
+
+def hub_dataset(dataset: str) -> str | None:
+    """The id under which the hub has the data set; None for a file, there or not, and for a set of the lab."""
+    if dataset == ALPACA:
+        return _ALPACA_ID
+    return None if is_file_name(dataset) or not _HUB_ID.fullmatch(dataset) else dataset
+
+
+def is_file_name(dataset: str) -> bool:
+    """Whether it names a file (there or not) or a set of the lab, rather than a data set of the hub."""
+    is_named_so = dataset.startswith(LAB_PREFIX) or is_pattern(dataset) or _FILE_ENDING.search(dataset)
+    return bool(is_named_so) or Path(dataset).exists()
+
+
+def dataset_name(dataset: str) -> str:
+    """What the prepared files are called: a file's name without ending, a pattern's without its signs, a hub id's last part."""
+    if is_file_name(dataset) and not dataset.startswith(LAB_PREFIX):
+        name = _FILE_ENDING.sub("", Path(dataset).name)
+        if not is_pattern(dataset):
+            return name
+        return re.sub(r"\W*[*?\[].*", "", name) or re.sub(r"\W+", "_", Path(dataset).parent.name) or "rows"
+    return re.sub(r"[^\w.-]", "_", dataset.rpartition("/")[2])
+
+
+def _download(hub_id: str, path: Path) -> None:
+    """In another process, because `datasets` pulls in half a machine learning stack and this side stays light.
+
+    Where the hub does not answer it works offline: what was fetched before is there, anything else fails at once.
+    """
+    offline = {} if is_hub_reachable() else {OFFLINE_VARIABLE: "1"}
+    done = subprocess.run(  # noqa: S603 - our own module, an argument list, no shell
+        [sys.executable, "-m", "lorastudy.data.hub", hub_id, str(path)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, **offline},
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"{hub_id}: the download ended with {done.returncode}"]
+        raise DataError(lines[-1])

@@ -1,19 +1,41 @@
 """The text that a row becomes, cut into segments that are trained and segments that are not.
 
-Loss only on answers. Where the prompt ends and the answer begins is decided here, in text, and nowhere else.
+Only answers are trained. Where the prompt ends and the answer begins is decided here, in text, and nowhere else.
+
+The model's chat template lays out conversations, where it has one. A template is a program that turns messages into one
+text. Templates with `{% generation %}` mark the parts that the model answers, and those parts are trained. Most templates
+have no such marks. Then the conversation is rendered again and again, each time a little longer: what the template writes
+before an answer (with `add_generation_prompt`, as at inference) and what it has written after it are both prefixes of the
+whole text, and the answer with its end mark is the difference.
 """
 
+import functools
+import itertools
 import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from lorastudy.data.chat import ChatTemplate, render_chat, unseen_fields
-from lorastudy.data.conversations import Conversation, ConversationError
-from lorastudy.data.examples import Rendering, Segment
+from lorastudy.data.conversations import (
+    KNOWN_FIELDS,
+    Conversation,
+    ConversationError,
+    Instruction,
+    Turn,
+    fields_of,
+    without_field,
+)
 from lorastudy.data.formats import Format
-from lorastudy.data.instructions import Instruction
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
 from lorastudy.suite.settings import PromptFormat
+
+Layout = Literal["chat", "alpaca", "plain", "text"]
+"""What laid a row out: the model's chat template, Alpaca's prompt, plain headings or nothing, or no prompt at all."""
+
+Message = dict[str, Any]
 
 #: Stanford Alpaca's two prompts, word for word (github.com/tatsu-lab/stanford_alpaca).
 _ALPACA = (
@@ -21,9 +43,82 @@ _ALPACA = (
     "Write a response that appropriately completes the request."
     "\n\n{history}### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )
+
 _PAIRED = ", paired with an input that provides further context"
 
 _HEADINGS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+
+#: A template is a program of somebody else's, and fails as programs do.
+_OF_A_PROGRAM = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+
+_REWRITES = "the model's chat template rewrites earlier turns, so its answers cannot be told apart"
+
+#: Fields of a message without which there is no conversation.
+_ALWAYS_SHOWN = ("role", "content", "tool_calls")
+
+#: An answer that no template has a reason to change.
+_SAMPLE = "A1b2C3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A stretch of text; the loss covers its tokens only if it is `trained`.
+
+    `end` says what ends an answer besides its own text: nothing, the EOS token, or the special token that stands next,
+    where a template marks the end of a turn by the mark of the next role. Either is trained with the answer.
+    """
+
+    text: str
+    trained: bool
+    end: Literal["", "eos", "next"] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """A row's text as segments that follow each other with nothing between them, and what laid it out.
+
+    `fell_back` is true where the chat template has no notion of functions, so that they were given to it as text. What
+    the template writes by itself is its `preamble`, such as a default system prompt, and the `date` that it has for today.
+    """
+
+    segments: tuple[Segment, ...]
+    layout: Layout
+    fell_back: bool = False
+    unseen: tuple[str, ...] = ()
+    """Fields of the row's messages of which the text shows nothing."""
+    preamble: str | None = None
+    date: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A row with its rendering. Both hashes follow what the row says, not how a model renders it."""
+
+    row: Row
+    format: Format
+    rendering: Rendering
+    content_hash: str
+    prompt_hash: str
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The rendered text."""
+        return self.rendering.segments
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChatTemplate:
+    """A model's chat template as functions; `engine.chat_template` makes one of a tokenizer's.
+
+    `render` takes messages, and by keyword `tools` and `add_generation_prompt` (whether to write what precedes an
+    answer), as `tokenizer.apply_chat_template` does, and returns the text. `generated`, where the template has
+    `{% generation %}` marks, takes messages and `tools` and returns where in the text the marked parts begin and end.
+    `date` is what stands for today's date, where the template writes one.
+    """
+
+    render: Callable[..., str]
+    generated: Callable[..., Sequence[tuple[int, int]]] | None = None
+    date: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,3 +239,239 @@ def _plain_layout(conversation: Conversation) -> tuple[Segment, ...]:
         else:
             pending += f"{heading}{turn.plain.strip()}\n\n"
     return tuple(segments)
+
+
+def render_chat(conversation: Conversation, *, chat_template: ChatTemplate) -> Rendering:
+    """The conversation up to its last answer, every answer trained, function calls too.
+
+    Function calls and tool turns are rendered as the template has it; where it has no notion of them, as text:
+    the call as JSON, the tool turn as a user turn, the functions in the system turn.
+
+    Raises:
+        ConversationError: the template refuses the conversation, or rewrites what it rendered before.
+    """
+    segments, fell_back = _segments_and_fallback(conversation, chat_template)
+    return Rendering(
+        segments=segments,
+        layout="chat",
+        fell_back=fell_back,
+        preamble=_preamble(chat_template),
+        date=chat_template.date,
+    )
+
+
+def _segments_and_fallback(
+    conversation: Conversation, chat_template: ChatTemplate
+) -> tuple[tuple[Segment, ...], bool]:
+    if not _uses_functions(conversation):
+        return _segments(conversation, chat_template), False
+    try:
+        segments = _segments(conversation, chat_template)
+    except ConversationError:
+        segments = ()
+    if segments and _shows_functions(conversation, segments):
+        return segments, False
+    return _segments(_functions_as_text(conversation), chat_template), True
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Renderer:
+    """One conversation in the hands of a template."""
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template: ChatTemplate
+
+    def text(self, num_messages: int, *, add_generation_prompt: bool = False) -> str:
+        """The first messages rendered."""
+        with _its_refusals():
+            return self.chat_template.render(
+                self.messages[:num_messages], tools=self.tools, add_generation_prompt=add_generation_prompt
+            )
+
+    def generated(self, num_messages: int) -> Sequence[tuple[int, int]]:
+        """The parts of that text that `{% generation %}` marks; none where the template has no such marks."""
+        if self.chat_template.generated is None:
+            return ()
+        with _its_refusals():
+            return self.chat_template.generated(self.messages[:num_messages], tools=self.tools)
+
+
+@contextmanager
+def _its_refusals() -> Iterator[None]:
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except (TemplateError, *_OF_A_PROGRAM) as error:
+        raise ConversationError(f"the model's chat template refuses it: {error}") from error
+
+
+def _segments(conversation: Conversation, chat_template: ChatTemplate) -> tuple[Segment, ...]:
+    answers = conversation.answers
+    messages = [turn.message for turn in conversation.turns]
+    renderer = _Renderer(messages=messages, tools=conversation.tools or None, chat_template=chat_template)
+    whole = renderer.text(answers[-1] + 1)
+    marked = renderer.generated(answers[-1] + 1)
+    if marked:
+        return _marked_segments(whole, marked, conversation=conversation)
+    own_end = _own_end(chat_template)
+    segments: list[Segment] = []
+    position = 0
+    for i in answers:
+        start = _start(whole, i, renderer=renderer)
+        if start < position:
+            raise ConversationError(_REWRITES)
+        as_last = renderer.text(i + 1)
+        if not as_last.startswith(whole[:start]):
+            raise ConversationError(_REWRITES)
+        answer = _answer(whole[start:], as_last[start:], turn=conversation.turns[i])
+        has_own_end = bool(own_end) and answer.rstrip().endswith(own_end)
+        text = answer.rstrip() if has_own_end else answer
+        segments.append(Segment(text=whole[position:start], trained=False))
+        segments.append(Segment(text=text, trained=True, end="" if has_own_end else "next"))
+        position = start + len(text)
+    return _with_rest(segments, whole[position:])
+
+
+def _start(whole: str, i: int, *, renderer: _Renderer) -> int:
+    """Where the answer of message `i` begins.
+
+    It begins after what the template writes to ask for it. Where that opens a thought (`<think>`) which the answer
+    as it is rendered does not have, it begins in place of the mark that opens the thought.
+    """
+    before = renderer.text(i, add_generation_prompt=True)
+    if whole.startswith(before):
+        return len(before)
+    asked = renderer.text(i)
+    shared = sum(1 for _ in itertools.takewhile(bool, map(str.__eq__, whole, before)))
+    marks = [match.start() for match in re.finditer(r"[<\[]", before)]
+    opened = [mark for mark in marks if len(asked) < mark <= shared]
+    if not opened or not before.startswith(asked):
+        raise ConversationError(_REWRITES)
+    return opened[-1]
+
+
+@functools.cache
+def _own_end(chat_template: ChatTemplate) -> str:
+    """What the template writes after an answer, without white space; empty where the next role's mark ends it."""
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": _SAMPLE}]
+    renderer = _Renderer(messages=messages, tools=None, chat_template=chat_template)
+    try:
+        _, found, after = renderer.text(2).rpartition(_SAMPLE)
+    except ConversationError:
+        return ""
+    return after.strip() if found else ""
+
+
+@functools.cache
+def _preamble(chat_template: ChatTemplate) -> str | None:
+    """What the template writes before a first question and not before a second one; None where that is marks alone."""
+    turns = [("user", _SAMPLE), ("assistant", "A"), ("user", _SAMPLE)]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    renderer = _Renderer(messages=messages, tools=None, chat_template=chat_template)
+    try:
+        first, _, _ = renderer.text(1).partition(_SAMPLE)
+        second, _, _ = renderer.text(3).rpartition(_SAMPLE)
+    except ConversationError:
+        return None
+    num_shared = sum(1 for _ in itertools.takewhile(bool, map(str.__eq__, reversed(first), reversed(second))))
+    own = first[: len(first) - num_shared]
+    return own.strip() if re.sub(r"<[^>]*>|\[[^\]]*\]", "", own).strip() else None
+
+
+def _marked_segments(
+    whole: str, marked: Sequence[tuple[int, int]], *, conversation: Conversation
+) -> tuple[Segment, ...]:
+    """What the template marks is trained, but for turns that are no answers: a greeting that opens the conversation."""
+    answers = conversation.answers
+    speaking = [i for i, turn in enumerate(conversation.turns[: answers[-1] + 1]) if turn.role == "assistant"]
+    if len(speaking) == len(marked):
+        marked = [span for i, span in zip(speaking, marked, strict=True) if i in answers]
+    segments: list[Segment] = []
+    position = 0
+    for start, end in marked:
+        segments.append(Segment(text=whole[position:start], trained=False))
+        segments.append(Segment(text=whole[start:end], trained=True))
+        position = end
+    return _with_rest([segment for segment in segments if segment.text], whole[position:])
+
+
+def _with_rest(segments: list[Segment], rest: str) -> tuple[Segment, ...]:
+    """The segments with what the template writes after the last answer, which the answer's last token may reach into."""
+    return (*segments, *([Segment(text=rest, trained=False)] if rest else []))
+
+
+def _answer(rest: str, as_last: str, *, turn: Turn) -> str:
+    """The longest end of `as_last` (the answer as it was rendered while last) with which `rest` begins.
+
+    Usually all of it. Templates of reasoning models write an (empty) thought before the last answer only and
+    take it away once the conversation goes on; then it is what is left.
+    """
+    if rest.startswith(as_last):
+        return as_last
+    needed = turn.calls[0]["name"] if turn.calls else turn.text.rpartition("</think>")[2].strip()
+    start = next(i for i in range(len(as_last) + 1) if rest.startswith(as_last[i:]))
+    if needed in as_last[start:]:
+        return as_last[start:]
+    raise ConversationError(
+        "the model's chat template rewrites earlier answers, so they cannot be told apart"
+    )
+
+
+def unseen_fields(
+    conversation: Conversation, *, chat_template: ChatTemplate | None, fell_back: bool = False
+) -> tuple[str, ...]:
+    """The messages' fields that nothing of the rendered text shows, however they are filled.
+
+    A template shows a field if the text without it is another, or none. Without a template, and where functions are
+    given to it as text, it is known which fields are written.
+    """
+    messages = [turn.message for turn in conversation.turns[: conversation.answers[-1] + 1]]
+    fields = dict.fromkeys(field for message in messages for field in fields_of(message))
+    if chat_template is None or fell_back:
+        written = KNOWN_FIELDS if chat_template is None else KNOWN_FIELDS - {"name"}
+        return tuple(field for field in fields if field not in written)
+    tools = conversation.tools or None
+    whole = _Renderer(messages=messages, tools=tools, chat_template=chat_template).text(len(messages))
+
+    def shows(field: str) -> bool:
+        without = [without_field(message, field) for message in messages]
+        renderer = _Renderer(messages=without, tools=tools, chat_template=chat_template)
+        try:
+            return renderer.text(len(messages)) != whole
+        except ConversationError:
+            return True
+
+    return tuple(field for field in fields if field not in _ALWAYS_SHOWN and not shows(field))
+
+
+def _uses_functions(conversation: Conversation) -> bool:
+    return bool(conversation.tools) or any(turn.calls or turn.role == "tool" for turn in conversation.turns)
+
+
+def _shows_functions(conversation: Conversation, segments: Sequence[Segment]) -> bool:
+    """Whether nothing was dropped: templates without a notion of functions pass over them in silence.
+
+    Words are looked for, not whole texts, because some templates write what a tool gave back as a JSON string.
+    """
+    text = "".join(segment.text for segment in segments)
+    turns = conversation.turns[: conversation.answers[-1] + 1]
+    words = [call["name"] for turn in turns for call in turn.calls]
+    words += [tool["function"].get("name", "") for tool in conversation.tools]
+    words += [word for turn in turns if turn.role == "tool" for word in re.findall(r"\w+", turn.text)]
+    return all(word in text for word in words)
+
+
+def _functions_as_text(conversation: Conversation) -> Conversation:
+    turns = [
+        Turn(role="user" if turn.role == "tool" else turn.role, text=turn.plain)
+        for turn in conversation.turns
+    ]
+    if conversation.tools:
+        tools = f"Functions you can call:\n{json.dumps(conversation.tools, ensure_ascii=False)}"
+        if turns[0].role == "system":
+            turns[0] = Turn(role="system", text=f"{turns[0].text}\n\n{tools}")
+        else:
+            turns.insert(0, Turn(role="system", text=tools))
+    return Conversation(turns=tuple(turns))

@@ -1,23 +1,94 @@
-"""What one pass over rows remembers: of each row that can be used where it stands, two hashes, and whether it asks anything.
+"""One pass over the rows of a data set: each row is checked and taken apart, and two hashes of it are remembered.
 
-Which row is on which side of a split follows from this alone, so that rows need not be held.
+The index holds, for each usable row, where it stands, the hash of its content, the hash of its prompt, and whether it asks
+anything. Which side of a split a row is on follows from the index alone, so the rows themselves need not be held.
+
+The index of a large data set is kept in the user's cache folder, because the control process, the worker that plans and the
+worker that trains all need it, and a pass over a file takes ten times as long as hashing it. It is kept under the hash of
+what it follows from: the content of the files, the number of rows taken, and the code that reads them. The file begins with
+the hash of all that follows, which is checked on reading. A damaged, short or foreign file is ignored, and the index is made
+again.
 """
 
+import hashlib
+import json
+import os
+import sys
+import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from itertools import islice
-from typing import ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
+from lorastudy.cache import cache_folder, keep, source_digest
 from lorastudy.data.columns import Columns
-from lorastudy.data.conversations import EMPTY_ANSWER
-from lorastudy.data.formats import Format, checked, trained_rows
-from lorastudy.data.sources import Row
-from lorastudy.data.splits import RowKeys, row_hashes
+from lorastudy.data.conversations import (
+    EMPTY_ANSWER,
+    ConversationError,
+    Turn,
+)
+from lorastudy.data.formats import Format
+from lorastudy.data.sources import Row, files_of, is_lab_set
 from lorastudy.errors import DataError
+from lorastudy.suite.experiment import DATA_VERSION, canonical_json
+from lorastudy.suite.wording import shown
+
+HASH_BYTES = 16
 
 #: They show what all columns show, but for an odd row far down.
 _NUM_FIRST_ROWS = 200
+
+#: Unusable rows that a message names.
+_NUM_SHOWN = 5
+
+
+class RowKeys:
+    """What is remembered of each row for splits and for counts of copies: two hashes, 32 bytes a row."""
+
+    BYTES_PER_ROW = 2 * HASH_BYTES
+
+    def __init__(self) -> None:
+        self._contents = bytearray()
+        self._prompts = bytearray()
+
+    @classmethod
+    def blank(cls, num_rows: int) -> Self:
+        """Keys of so many rows, all zero: `columns` are to be filled."""
+        keys = cls()
+        keys._contents, keys._prompts = bytearray(num_rows * HASH_BYTES), bytearray(num_rows * HASH_BYTES)
+        return keys
+
+    def columns(self) -> tuple[memoryview, memoryview]:
+        """The hashes of contents and of prompts, one after another, as bytes that can be written and filled."""
+        return memoryview(self._contents), memoryview(self._prompts)
+
+    def add(self, *, content: bytes, prompt: bytes) -> None:
+        """Append a row's `row_hashes`."""
+        self._contents += content
+        self._prompts += prompt
+
+    def __len__(self) -> int:
+        return len(self._contents) // HASH_BYTES
+
+    def content(self, number: int) -> bytes:
+        """The hash of a row's content."""
+        return bytes(self._contents[number * HASH_BYTES : (number + 1) * HASH_BYTES])
+
+    def prompt(self, number: int) -> bytes:
+        """The hash of a row's prompt."""
+        return bytes(self._prompts[number * HASH_BYTES : (number + 1) * HASH_BYTES])
+
+    def contents(self, numbers: Sequence[int] | None = None) -> Iterator[bytes]:
+        """The hashes of the content of all rows or of some."""
+        return map(self.content, range(len(self)) if numbers is None else numbers)
+
+    def prompts(self, numbers: Sequence[int] | None = None) -> Iterator[bytes]:
+        """The hashes of the prompt of all rows or of some."""
+        return map(self.prompt, range(len(self)) if numbers is None else numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,3 +218,283 @@ class _Numbered:
         for place, row in enumerate(self._rows):
             self.place = place
             yield row
+
+
+def trained_rows(rows: Iterable[Row], fmt: Format) -> Iterator[Row]:
+    """The rows that no column turns off, as they come.
+
+    Raises:
+        DataError: at the end, when there was none.
+    """
+    has_rows = has_trained = False
+    for row in rows:
+        has_rows = True
+        if fmt.is_trained(row):
+            has_trained = True
+            yield row
+    if has_rows and not has_trained:
+        columns = ", ".join(map(shown, fmt.row_switches))
+        raise DataError(f"{columns} turned every row off; nothing is left to train")
+
+
+def check(rows: Iterable[Row], fmt: Format) -> None:
+    """Nothing, when every row has what the format needs.
+
+    Raises:
+        DataError: names the first rows that do not, and says how many there are.
+    """
+    for _ in checked(rows, fmt):
+        pass
+
+
+def checked(rows: Iterable[Row], fmt: Format, *, tolerated: Collection[str] = ()) -> Iterator["ReadRow"]:
+    """The rows as they come, with problems that are tolerated or with none; at the end as `check`."""
+    num_rows = num_bad = 0
+    bad: list[str] = []
+    for row in rows:
+        num_rows += 1
+        read = read_row(row, fmt)
+        if read.problem is None or read.problem in tolerated:
+            yield read
+            continue
+        num_bad += 1
+        if len(bad) < _NUM_SHOWN:
+            bad.append(f"{row.where}: {read.problem}")
+    if bad:
+        more = f"\n... and {num_bad - _NUM_SHOWN} more" if num_bad > _NUM_SHOWN else ""
+        listing = "\n".join(bad)
+        raise DataError(f"{num_bad} of {num_rows} rows are not usable as {fmt.name}:\n{listing}{more}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadRow:
+    """What a row says, taken apart once. A row with a problem says nothing."""
+
+    problem: str | None = None
+    """What makes it unusable."""
+    texts: tuple[str, ...] = ()
+    """All that it says, turn by turn."""
+    num_prompt_texts: int = 0
+    """How many of them stand before the first trained answer; none of a plain text."""
+    asks_nothing: bool = False
+    """Whether these are blank, whatever the system prompt; a plain text asks nothing and answers nothing."""
+
+    @property
+    def prompt(self) -> tuple[str, ...]:
+        """What it says before its first trained answer."""
+        return self.texts[: self.num_prompt_texts]
+
+
+def read_row(row: Row, fmt: Format) -> ReadRow:
+    """The row taken apart, or what makes it unusable."""
+    try:
+        values = fmt.values(row)
+        if fmt.name in ("messages", "sharegpt"):
+            return _read_conversation(values, fmt)
+        answer = values[fmt.answer_part]
+        if not answer.strip():
+            return ReadRow(problem=EMPTY_ANSWER)
+        if fmt.name == "text":
+            return ReadRow(problem=_broken_text([answer]), texts=(answer,))
+        return _read_instruction(values, fmt)
+    except ConversationError as error:
+        return ReadRow(problem=str(error))
+
+
+def _read_conversation(values: Mapping[str, Any], fmt: Format) -> ReadRow:
+    conversation = fmt.conversation_of(values)
+    turns, first = conversation.turns, conversation.answers[0]
+    return ReadRow(
+        problem=_broken_row(values, turns),
+        texts=tuple(turn.plain for turn in turns),
+        num_prompt_texts=first,
+        asks_nothing=not any(turn.plain.strip() for turn in turns[:first] if turn.role != "system"),
+    )
+
+
+def _read_instruction(values: Mapping[str, Any], fmt: Format) -> ReadRow:
+    """As `_read_conversation` of the row's conversation, which is not put together: most rows are read here."""
+    instruction = fmt.instruction_of(values)
+    system = (instruction.system,) if instruction.system.strip() else ()
+    earlier, question = instruction.history, instruction.question
+    asks = bool(question.strip()) or any(turn.plain.strip() for turn in earlier if turn.role != "system")
+    texts = (*system, *(turn.plain for turn in earlier), question, instruction.answer)
+    return ReadRow(
+        problem=_broken_row(values, earlier),
+        texts=texts,
+        num_prompt_texts=len(texts) - 1,
+        asks_nothing=not asks,
+    )
+
+
+def _broken_row(values: Mapping[str, Any], turns: Sequence[Turn]) -> str | None:
+    # A call's arguments may be JSON within JSON, so what it spells shows only in the turn.
+    return _broken_text([*_strings(values), *(turn.plain for turn in turns if turn.calls)])
+
+
+def _strings(values: Any) -> list[str]:
+    """The texts in lists and objects, however deep."""
+    found: list[str] = []
+    for item in values.values() if isinstance(values, dict) else values:
+        if isinstance(item, str):
+            found.append(item)
+        elif isinstance(item, dict | list | tuple):
+            found += _strings(item)
+    return found
+
+
+def _broken_text(texts: Sequence[str]) -> str | None:
+    """JSON can spell half a surrogate pair, which is no character: no tokenizer and no file takes it."""
+    text = "".join(texts)
+    try:
+        if not text.isascii():
+            text.encode("utf-8")
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is not text"
+    return "holds a NUL character, which is not text" if "\0" in text else None
+
+
+def row_hashes(read: ReadRow) -> tuple[bytes, bytes]:
+    """The hash of a row's content, and of its prompt: the first 16 bytes of SHA-256 over its texts in order.
+
+    Case, white space and Unicode form do not count, nor do column names and empty texts: the same question and answer as
+    Alpaca row, as a pair and as a conversation of two turns are the same content. The prompt is what stands before the
+    first answer. Plain text, and a row that asks nothing, has its content for it.
+    """
+    texts = [_normalised(text) for text in read.texts]
+    content = _digest(texts)
+    prompt = texts[: read.num_prompt_texts]
+    return content, _digest(prompt) if any(prompt) else content
+
+
+def asked_text(read: ReadRow) -> str:
+    """What the hash of its prompt is of, as it stands in the row."""
+    return "\n".join(read.prompt if any(map(_normalised, read.prompt)) else read.texts)
+
+
+def _digest(texts: Sequence[str]) -> bytes:
+    joined = "\x1f".join(text for text in texts if text)
+    return hashlib.sha256(joined.encode()).digest()[:HASH_BYTES]
+
+
+def _normalised(text: str) -> str:
+    if text.isascii():  # which has one form, and whose small letters are its folded ones
+        return " ".join(text.lower().split())
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+#: Smaller files, and fewer rows of larger ones, are indexed anew: a pass over them takes half a second at most.
+MIN_BYTES, MIN_ROWS = 4 * 2**20, 10_000
+
+#: An index has `Index.BYTES_PER_ROW` bytes a row. Those that were used last stay.
+MAX_KEPT_BYTES = 2**30
+
+_SUFFIX = ".rows"
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+_MAX_HEAD_BYTES = 2**20
+
+
+def index_key(path: str, *, max_samples: int | None) -> str | None:
+    """Under what the index of the first `max_samples` rows is kept; None where it is not worth it.
+
+    Raises:
+        DataError: a file is missing or cannot be read.
+    """
+    if is_lab_set(path) or (max_samples is not None and max_samples < MIN_ROWS):
+        return None
+    files = files_of(path)
+    try:
+        if sum(file.stat().st_size for file in files) < MIN_BYTES:
+            return None
+        contents = [[*_endings(file), _file_digest(file)] for file in files]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    readers = [version("pyarrow")] if any(".parquet" in content for content in contents) else []
+    body = [
+        contents,
+        max_samples,
+        DATA_VERSION,
+        source_digest("data/*.py"),
+        [sys.version, sys.byteorder, unicodedata.unidata_version, *readers],
+    ]
+    return hashlib.sha256(canonical_json(body).encode()).hexdigest()
+
+
+def kept_index(key: str) -> IndexedRows | None:
+    """What is kept under a key; None where there is nothing that can be trusted."""
+    path = _kept_path(key)
+    try:
+        found = _read_kept(path, key=key)
+        if found is not None:
+            os.utime(path)  # used last
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
+def keep_index(key: str, rows: IndexedRows) -> None:
+    """Keep it, and make room for it where much is kept already."""
+    parts = list(_kept_parts(key, rows))
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    num_bytes = _DIGEST_BYTES + sum(memoryview(part).nbytes for part in parts)
+    if num_bytes <= MAX_KEPT_BYTES:
+        _make_room(num_bytes)
+        keep(_kept_path(key), [digest.digest(), *parts])
+
+
+def _kept_path(key: str) -> Path:
+    return cache_folder("rows") / f"{key[:32]}{_SUFFIX}"
+
+
+def _endings(file: Path) -> list[str]:
+    """They decide how a file is read."""
+    return [suffix.lower() for suffix in file.suffixes[-2:]]
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _kept_parts(key: str, rows: IndexedRows) -> Iterator[bytes | memoryview]:
+    """What follows the hash: a line of JSON, and the columns of the index."""
+    head = {"key": key, "format": asdict(rows.format), "num_rows": len(rows.index)}
+    yield f"{json.dumps(head)}\n".encode()
+    yield from rows.index.columns()
+
+
+def _read_kept(path: Path, *, key: str) -> IndexedRows | None:
+    with path.open("rb") as file:
+        expected, line = file.read(_DIGEST_BYTES), file.readline(_MAX_HEAD_BYTES)
+        head = json.loads(line)
+        num_column_bytes = os.fstat(file.fileno()).st_size - _DIGEST_BYTES - len(line)
+        if head["key"] != key or head["num_rows"] * Index.BYTES_PER_ROW != num_column_bytes:
+            return None
+        index = Index.blank(head["num_rows"])
+        digest = hashlib.sha256(line)
+        for column in index.columns():
+            file.readinto(column)
+            digest.update(column)
+    return (
+        IndexedRows(format=_kept_format(head["format"]), index=index) if digest.digest() == expected else None
+    )
+
+
+def _kept_format(values: Mapping[str, Any]) -> Format:
+    return Format(**{**values, "repeating": tuple(values["repeating"])})
+
+
+def _make_room(num_bytes: int) -> None:
+    """Remove what was not used for the longest time, until so much more fits."""
+    with suppress(OSError):
+        states = {path: path.stat() for path in cache_folder("rows").glob(f"*{_SUFFIX}")}
+        total = num_bytes + sum(state.st_size for state in states.values())
+        for path in sorted(states, key=lambda path: states[path].st_mtime_ns):
+            if total <= MAX_KEPT_BYTES:
+                return
+            path.unlink(missing_ok=True)
+            total -= states[path].st_size

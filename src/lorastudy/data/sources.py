@@ -11,11 +11,13 @@ import csv
 import difflib
 import glob
 import gzip
+import hashlib
 import io
 import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,15 +25,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from lorastudy.data.json_reading import MAX_LEVELS, is_too_deep, list_values, parsed_line
-from lorastudy.data.parquet_reading import parquet_values
+from lorastudy.data.values import MAX_LEVELS, is_too_deep, list_values, parsed_line
 from lorastudy.errors import DataError
 from lorastudy.suite.wording import shown
 
 LAB_PREFIX = "lab:"
+
 _GZIP = ".gz"
+
 _SECONDS_BETWEEN_REPORTS = 0.2
+
 _PIECE_BYTES = 2**20
+
+ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +182,32 @@ def existing_file(path: str) -> Path:
     )
 
 
-# --- parts of a source ------------------------------------------------------------------------------------
+def dataset_fingerprint(path: str) -> str:
+    """SHA-256 (hex) of the file's bytes, of a compressed file unpacked; for `lab:<name>`, what the lab says of its recipe.
+
+    Of several files it is the SHA-256 of their fingerprints, in the order in which they are read.
+
+    Raises:
+        DataError: a file is missing, damaged, or may not be read.
+    """
+    if path.startswith(LAB_PREFIX):
+        from lorastudy import lab
+
+        return lab.fingerprint(path.removeprefix(LAB_PREFIX))
+    found = [_file_fingerprint(file) for file in files_of(path)]
+    return found[0] if len(found) == 1 else hashlib.sha256("\n".join(found).encode()).hexdigest()
+
+
+def _file_fingerprint(file: Path) -> str:
+    open_file = gzip.open if file.suffix.lower() == ".gz" else open
+    try:
+        with open_file(file, "rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except EOFError as error:
+        raise DataError(f"{file}: is damaged or no gzip file: {error}") from error
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+
 
 _Raw = tuple[Any, str]
 """A row that is not parsed yet, or its values, and where it stands."""
@@ -293,9 +324,6 @@ def _reporting(name: str, parts: Sequence[_LabSet | _File]) -> Iterator[_Report]
             watcher(None)
 
 
-# --- readers ----------------------------------------------------------------------------------------------
-
-
 def _json_rows(content: IO[bytes], file: Path) -> Iterator[_Raw]:
     """The elements of one list, or JSONL under the wrong name."""
     return list_values(_text_pieces(content, file), str(file))
@@ -369,6 +397,54 @@ def _parquet_rows(_: IO[bytes], file: Path) -> Iterator[_Raw]:
     if file.suffix.lower() == _GZIP:
         raise DataError(f"{file}: Parquet is compressed within; unpack it with gunzip")
     return ((value, f"{file}[{index}]") for index, value in enumerate(parquet_values(file)))
+
+
+def parquet_values(file: Path) -> Iterator[Mapping[str, Any]]:
+    """Each row as a dict.
+
+    Raises:
+        DataError: not Parquet, damaged, a column name stands twice, or a row cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            _check_column_names(parquet.schema_arrow.names, file)
+            row = 0
+            for batch in parquet.iter_batches(batch_size=ROWS_AT_ONCE):
+                yield from _batch_rows(batch, file=file, first_row=row)
+                row += batch.num_rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not a readable Parquet file: {_first_line(error)}") from error
+
+
+def _check_column_names(names: list[str], file: Path) -> None:
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None:
+        raise DataError(f"{file}: the column {shown(twice)} stands twice; keep one")
+
+
+def _batch_rows(batch: Any, *, file: Path, first_row: int) -> Iterator[Mapping[str, Any]]:
+    """The rows of a batch; one by one where they cannot be had together, to know which it is."""
+    try:
+        yield from batch.to_pylist()
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        KeyError,
+    ):  # text that is no UTF-8, dates without a year ...
+        for index in range(batch.num_rows):
+            try:
+                yield from batch.slice(index, 1).to_pylist()
+            except (ValueError, TypeError, OverflowError, KeyError) as error:
+                where = f"{file}[{first_row + index}]"
+                raise DataError(f"{where}: cannot be read: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _text_rows(content: IO[bytes], file: Path) -> Iterator[_Raw]:
@@ -447,4 +523,5 @@ _READERS: dict[str, Callable[[IO[bytes], Path], Iterator[_Raw]]] = {
     ".parquet": _parquet_rows,
     ".txt": _text_rows,
 }
+
 _NESTED = (".json", ".jsonl", ".parquet")

@@ -5,65 +5,17 @@ answer, and adding, removing or reordering rows moves no other row across.
 """
 
 import hashlib
-import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Literal
 
-from lorastudy.data.examples import Example
-from lorastudy.data.formats import ReadRow
+from lorastudy.data.row_index import HASH_BYTES, RowKeys
 
 #: With fewer prompts than this a split by prompt would leave a share far from the one asked for, or one side empty.
 MIN_PROMPTS = 10
-_HASH_BYTES = 16
 
 SplitBy = Literal["prompt", "row"]
-
-
-class RowKeys:
-    """What is remembered of each row for splits and for counts of copies: two hashes, 32 bytes a row."""
-
-    BYTES_PER_ROW = 2 * _HASH_BYTES
-
-    def __init__(self) -> None:
-        self._contents = bytearray()
-        self._prompts = bytearray()
-
-    @classmethod
-    def blank(cls, num_rows: int) -> Self:
-        """Keys of so many rows, all zero: `columns` are to be filled."""
-        keys = cls()
-        keys._contents, keys._prompts = bytearray(num_rows * _HASH_BYTES), bytearray(num_rows * _HASH_BYTES)
-        return keys
-
-    def columns(self) -> tuple[memoryview, memoryview]:
-        """The hashes of contents and of prompts, one after another, as bytes that can be written and filled."""
-        return memoryview(self._contents), memoryview(self._prompts)
-
-    def add(self, *, content: bytes, prompt: bytes) -> None:
-        """Append a row's `row_hashes`."""
-        self._contents += content
-        self._prompts += prompt
-
-    def __len__(self) -> int:
-        return len(self._contents) // _HASH_BYTES
-
-    def content(self, number: int) -> bytes:
-        """The hash of a row's content."""
-        return bytes(self._contents[number * _HASH_BYTES : (number + 1) * _HASH_BYTES])
-
-    def prompt(self, number: int) -> bytes:
-        """The hash of a row's prompt."""
-        return bytes(self._prompts[number * _HASH_BYTES : (number + 1) * _HASH_BYTES])
-
-    def contents(self, numbers: Sequence[int] | None = None) -> Iterator[bytes]:
-        """The hashes of the content of all rows or of some."""
-        return map(self.content, range(len(self)) if numbers is None else numbers)
-
-    def prompts(self, numbers: Sequence[int] | None = None) -> Iterator[bytes]:
-        """The hashes of the prompt of all rows or of some."""
-        return map(self.prompt, range(len(self)) if numbers is None else numbers)
 
 
 def _numbers() -> "array[int]":
@@ -78,31 +30,6 @@ class Split:
     train: "array[int]" = field(default_factory=_numbers)
     held_out: "array[int]" = field(default_factory=_numbers)
     test: "array[int]" = field(default_factory=_numbers)
-
-
-def row_hashes(read: ReadRow) -> tuple[bytes, bytes]:
-    """The hash of a row's content, and of its prompt: the first 16 bytes of SHA-256 over its texts in order.
-
-    Case, white space and Unicode form do not count, nor do column names and empty texts: the same question and answer as
-    Alpaca row, as a pair and as a conversation of two turns are the same content. The prompt is what stands before the
-    first answer. Plain text, and a row that asks nothing, has its content for it.
-    """
-    texts = [_normalised(text) for text in read.texts]
-    content = _digest(texts)
-    prompt = texts[: read.num_prompt_texts]
-    return content, _digest(prompt) if any(prompt) else content
-
-
-def asked_text(read: ReadRow) -> str:
-    """What the hash of its prompt is of, as it stands in the row."""
-    return "\n".join(read.prompt if any(map(_normalised, read.prompt)) else read.texts)
-
-
-def prompt_groups(examples: Sequence[Example]) -> tuple[int, ...] | None:
-    """For each row a number that rows of one prompt share, by first appearance; None where no two rows do."""
-    numbers: dict[str, int] = {}
-    groups = tuple(numbers.setdefault(example.prompt_hash, len(numbers)) for example in examples)
-    return None if len(numbers) == len(groups) else groups
 
 
 def split_rows(
@@ -166,16 +93,5 @@ def _num_distinct(hashes: Iterable[bytes]) -> int:
     for key in hashes:
         parts[key[0] % 16] += key
     return sum(
-        len({bytes(part[at : at + _HASH_BYTES]) for at in range(0, len(part), _HASH_BYTES)}) for part in parts
+        len({bytes(part[at : at + HASH_BYTES]) for at in range(0, len(part), HASH_BYTES)}) for part in parts
     )
-
-
-def _digest(texts: Sequence[str]) -> bytes:
-    joined = "\x1f".join(text for text in texts if text)
-    return hashlib.sha256(joined.encode()).digest()[:_HASH_BYTES]
-
-
-def _normalised(text: str) -> str:
-    if text.isascii():  # which has one form, and whose small letters are its folded ones
-        return " ".join(text.lower().split())
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from lorastudy.data.batches import row_order
-from lorastudy.data.examples import Example
-from lorastudy.data.load import Rows, StudyData, near_copies
-from lorastudy.data.splits import prompt_groups
+from lorastudy.data.load import Rows, StudyData
+from lorastudy.data.near_copies import near_copies
+from lorastudy.data.prompts import Example
 from lorastudy.data.tokenise import Tokenizer, TokenSet, tokenise
 from lorastudy.errors import DataError
 from lorastudy.protocol.records import DataSummary
@@ -140,3 +140,10 @@ def _path_of(split: str, settings: Settings) -> str | None:
         "test": settings.test_dataset_path or held_out,
         "forgetting": settings.forgetting_dataset_path,
     }[split]
+
+
+def prompt_groups(examples: Sequence[Example]) -> tuple[int, ...] | None:
+    """For each row a number that rows of one prompt share, by first appearance; None where no two rows do."""
+    numbers: dict[str, int] = {}
+    groups = tuple(numbers.setdefault(example.prompt_hash, len(numbers)) for example in examples)
+    return None if len(numbers) == len(groups) else groups

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import compress, islice, pairwise
 from typing import Any, Protocol, overload
 
-from lorastudy.data.examples import Example
+from lorastudy.data.prompts import Example
 from lorastudy.errors import DataError
 from lorastudy.protocol.records import DataSummary
 

@@ -8,8 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lorastudy.data.chat import ChatTemplate, Message
-from lorastudy.data.prompts import PromptStyle
+from lorastudy.data.prompts import ChatTemplate, Message, PromptStyle
 from lorastudy.errors import ModelError
 from lorastudy.suite.settings import PromptFormat
 

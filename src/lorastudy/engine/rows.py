@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lorastudy.data.answers import trivial_scores
 from lorastudy.data.batches import steps_of
-from lorastudy.data.examples import Example
 from lorastudy.data.load import Rows, all_rows, train_and_eval
+from lorastudy.data.prompts import Example
 from lorastudy.data.token_sets import MIN_ROWS, Reach, split_tokens, token_sets
 from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet, whole_row
-from lorastudy.data.trivial import trivial_scores
 from lorastudy.engine.batch_plan import Feed, make_feed
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.fake_model import read_config

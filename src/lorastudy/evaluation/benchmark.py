@@ -1,6 +1,6 @@
 """What `lorastudy evaluate --benchmark-only` asks: one prompt for each of several kinds of task."""
 
-from lorastudy.data.instructions import Instruction
+from lorastudy.data.conversations import Instruction
 from lorastudy.data.prompts import alpaca_prompt
 
 PROMPTS = (

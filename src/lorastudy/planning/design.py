@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from lorastudy.data.batches import steps_of
-from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
+from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.planning.done import merits_of
 from lorastudy.planning.rows import data_key
 from lorastudy.store import ExperimentTracker

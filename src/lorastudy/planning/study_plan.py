@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import StudyData
+from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.executors import Executor, local_executor
 from lorastudy.lint.case import Case
 from lorastudy.lint.finding import LintFinding

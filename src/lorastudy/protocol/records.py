@@ -153,7 +153,7 @@ class DataSummary:
         return cls(**{**values, **lists})
 
 
-#: What answers without a model; `data.trivial` says how.
+#: What answers without a model; `data.answers` says how.
 TrivialPredictor = Literal["constant", "frequencies", "unigram"]
 
 

@@ -1,4 +1,4 @@
-"""What guessing scores without a model (`data.trivial`), as a study's results recorded it, and how arms stand to it.
+"""What guessing scores without a model (`data.answers`), as a study's results recorded it, and how arms stand to it.
 
 A trivial predictor is no arm: it is in no verdict, no tie and no frontier. But an arm that is not shown to beat it has learnt
 nothing from the prompts that could be shown, and is not recommended.

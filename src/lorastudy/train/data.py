@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from lorastudy.data.answers import trivial_scores
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.data.tokenise import TokenSet
-from lorastudy.data.trivial import trivial_scores
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.loading import BaseModel, num_embeddings, num_positions
 from lorastudy.suite.settings import Settings

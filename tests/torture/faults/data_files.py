@@ -16,8 +16,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lorastudy.data.examples import Example
 from lorastudy.data.load import load_examples
+from lorastudy.data.prompts import Example
 from lorastudy.data.sources import Row, read_rows
 from lorastudy.errors import DataError
 from torture.data_mistakes import DataFile, mistaken

@@ -20,9 +20,9 @@ import jinja2
 
 import tiny
 from lorastudy.cli import main as command
-from lorastudy.data.chat import render_chat
 from lorastudy.data.conversations import Conversation, ConversationError, Turn
 from lorastudy.data.load import load_examples
+from lorastudy.data.prompts import render_chat
 from lorastudy.engine.chat_template import chat_template_of
 from lorastudy.errors import StudyError, SuiteFileError
 from lorastudy.executors import WorkerExit

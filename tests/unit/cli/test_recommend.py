@@ -9,7 +9,7 @@ import pytest
 from lorastudy.cli.asked import Asked, named
 from lorastudy.cli.main import main
 from lorastudy.cli.recommending import _rate_ratio, stored_evidence
-from lorastudy.data.fingerprint import dataset_fingerprint
+from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.planning.design import Designer
 from lorastudy.recommend.answer import Candidate, recommend
 from lorastudy.report.findings.recommendation import because

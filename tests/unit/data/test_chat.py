@@ -3,11 +3,10 @@
 import pytest
 from jinja2 import Environment, TemplateError
 
-from lorastudy.data.chat import ChatTemplate
-from lorastudy.data.formats import recognise
-from lorastudy.data.prompts import PromptStyle, render
+from lorastudy.data.prompts import ChatTemplate, PromptStyle, render
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
+from tests.formatted import recognise
 
 CHATML = (
     "{% if tools %}<|tools|>{{ tools | tojson }}<|end|>\n{% endif %}"

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from lorastudy.data import conversations, formats, prompts
-from lorastudy.data.chat import ChatTemplate
-from lorastudy.data.formats import Format, recognise
+from lorastudy.data import conversations, formats, prompts, row_index
+from lorastudy.data.formats import Format
 from lorastudy.data.load import to_example
-from lorastudy.data.prompts import PromptStyle
+from lorastudy.data.prompts import ChatTemplate, PromptStyle
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
+from tests.formatted import recognise
 
 USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
@@ -67,7 +67,7 @@ def seen(values: Mapping[str, Any], chat_template: Any = None) -> tuple[Any, str
         fmt = recognise(given)
         examples = [
             to_example(row, fmt, style=PromptStyle(chat_template=chat_template))
-            for row in formats.trained_rows(given, fmt)
+            for row in row_index.trained_rows(given, fmt)
         ]
     except DataError as error:
         return None, str(error)

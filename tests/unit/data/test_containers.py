@@ -16,9 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lorastudy.data import formats, values
-from lorastudy.data.chat import ChatTemplate
 from lorastudy.data.load import load_examples, train_and_eval
-from lorastudy.data.prompts import PromptStyle
+from lorastudy.data.prompts import ChatTemplate, PromptStyle
 from lorastudy.errors import DataError
 from lorastudy.suite.settings import Settings
 

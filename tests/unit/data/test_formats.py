@@ -1,8 +1,9 @@
 import pytest
 
-from lorastudy.data.formats import detect, read_row, recognise, trained_rows
+from lorastudy.data.row_index import read_row, trained_rows
 from lorastudy.data.sources import Row
 from lorastudy.errors import DataError
+from tests.formatted import detect, recognise
 
 USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.data import fetch, hub
-from lorastudy.data.fetch import dataset_name, fetched
+from lorastudy.data import hub, prepare
+from lorastudy.data.prepare import dataset_name, fetched
 from lorastudy.errors import DataError
 
 ROWS = [{"instruction": "i", "input": "", "output": "é"}]
@@ -82,7 +82,7 @@ def test_what_the_other_process_wrote_becomes_rows(monkeypatch):
     def download(hub_id, path):
         path.write_text(json.dumps(ROWS[0]) + "\n", encoding="utf-8")
 
-    monkeypatch.setattr(fetch, "_download", download)
+    monkeypatch.setattr(prepare, "_download", download)
     with fetched("org/name:config") as rows:
         for _ in range(2):
             (row,) = rows

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lorastudy.data import index_cache, load
+from lorastudy.data import load, row_index
 from lorastudy.data.load import StudyData, train_and_eval
 from lorastudy.errors import DataError
 from lorastudy.suite.settings import Settings
@@ -38,8 +38,8 @@ def rows(*, first: str = "q0") -> list[dict[str, Any]]:
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A cache of its own, in which small files are kept too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(index_cache, "MIN_BYTES", 0)
-    monkeypatch.setattr(index_cache, "MIN_ROWS", 0)
+    monkeypatch.setattr(row_index, "MIN_BYTES", 0)
+    monkeypatch.setattr(row_index, "MIN_ROWS", 0)
     return tmp_path / "cache" / "lorastudy" / "rows"
 
 
@@ -126,9 +126,9 @@ def test_it_follows_from_content_ending_number_of_rows_and_code(
     in_a_new_process(write("b.jsonl", rows(first="q99")))
     in_a_new_process(write("a.json", Path(path).read_text()))
     assert len(passes) == 4
-    monkeypatch.setattr(index_cache, "source_digest", lambda *patterns: "other code")
+    monkeypatch.setattr(row_index, "source_digest", lambda *patterns: "other code")
     in_a_new_process(path)
-    monkeypatch.setattr(index_cache, "DATA_VERSION", 99)
+    monkeypatch.setattr(row_index, "DATA_VERSION", 99)
     in_a_new_process(path)
     assert len(passes) == 6
 
@@ -208,9 +208,9 @@ def test_small_files_and_few_rows_are_not_kept(
     write: Callable[[str, object], str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = write("a.jsonl", rows())
-    monkeypatch.setattr(index_cache, "MIN_ROWS", 41)
+    monkeypatch.setattr(row_index, "MIN_ROWS", 41)
     in_a_new_process(path, max_train_samples=40)
-    monkeypatch.setattr(index_cache, "MIN_BYTES", Path(path).stat().st_size + 1)
+    monkeypatch.setattr(row_index, "MIN_BYTES", Path(path).stat().st_size + 1)
     in_a_new_process(path)
     assert not folder.exists()
 
@@ -226,7 +226,7 @@ def test_what_was_not_used_for_the_longest_time_makes_room(
         os.utime(new, (number, number))
         kept.append(new)
     in_a_new_process(paths[0])  # so that the second is older now
-    monkeypatch.setattr(index_cache, "MAX_KEPT_BYTES", 2 * kept[0].stat().st_size + 10)
+    monkeypatch.setattr(row_index, "MAX_KEPT_BYTES", 2 * kept[0].stat().st_size + 10)
     in_a_new_process(paths[2])
     assert kept[0].exists()
     assert not kept[1].exists()

@@ -2,9 +2,10 @@ import hashlib
 
 import pytest
 
-from lorastudy.data import load
-from lorastudy.data.fingerprint import dataset_fingerprint
-from lorastudy.data.load import load_examples, near_copies, train_and_eval
+from lorastudy.data import near_copies as near_copies_module
+from lorastudy.data.load import load_examples, train_and_eval
+from lorastudy.data.near_copies import near_copies
+from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.data.splits import position
 from lorastudy.errors import DataError
 from lorastudy.suite.settings import Settings
@@ -128,12 +129,12 @@ def test_fingerprint_of_a_lab_set(monkeypatch):
 
 def test_of_many_rows_those_with_the_lowest_hashes_of_prompts_are_compared(write, monkeypatch):
     study = train_and_eval(settings(write("a.jsonl", pairs(*range(60))), eval_fraction=0.4))
-    monkeypatch.setattr(load, "MAX_ROWS", 7)
+    monkeypatch.setattr(near_copies_module, "MAX_ROWS", 7)
     places = {
         number: position(key.hex(), purpose="near copies")
         for number, key in zip(study.train.numbers, study.train.hashes("prompts"), strict=True)
     }
-    assert load._sample(study.train) == sorted(sorted(places, key=places.__getitem__)[:7])
+    assert near_copies_module._sample(study.train) == sorted(sorted(places, key=places.__getitem__)[:7])
     found = near_copies(study)["eval"]
     assert (found.num_compared, found.num_compared_with, found.num_known) == (7, 7, len(study.train))
     assert len(study.train) > 7

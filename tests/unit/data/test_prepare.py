@@ -6,12 +6,12 @@ import typer
 from typer.testing import CliRunner
 
 from lorastudy.cli import prepare as command
-from lorastudy.data.formats import detect
 from lorastudy.data.load import load_examples, train_and_eval
 from lorastudy.data.prepare import Wanted, prepare
 from lorastudy.data.sources import Row, read_rows
 from lorastudy.errors import DataError
 from lorastudy.suite.settings import Settings
+from tests.formatted import detect
 
 
 def alpaca(count):

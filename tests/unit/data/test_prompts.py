@@ -1,8 +1,8 @@
 import pytest
 
-from lorastudy.data.formats import recognise
 from lorastudy.data.prompts import render
 from lorastudy.data.sources import Row
+from tests.formatted import recognise
 
 CALL = '{"name": "f", "arguments": {"x": 1}}'
 

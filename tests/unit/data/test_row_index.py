@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from lorastudy.data import row_index
 from lorastudy.data.columns import Columns
-from lorastudy.data.formats import Format, ReadRow, format_of, read_row
-from lorastudy.data.json_reading import parsed_line
-from lorastudy.data.row_index import Index, index_rows, indexed_rows
+from lorastudy.data.formats import Format, format_of
+from lorastudy.data.row_index import Index, ReadRow, index_rows, indexed_rows, read_row
 from lorastudy.data.sources import Row
+from lorastudy.data.values import parsed_line
 from lorastudy.errors import DataError
 
 TEXTS = st.sampled_from(["", " ", "Say hi", "say  HI", "ß and É", "x" * 70, "a\0b", "\ud83d", "0", "1"])

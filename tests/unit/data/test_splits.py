@@ -5,19 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorastudy.data.formats import ReadRow, detect, read_row
 from lorastudy.data.load import to_example
-from lorastudy.data.row_index import index_rows
+from lorastudy.data.row_index import ReadRow, RowKeys, index_rows, read_row, row_hashes
 from lorastudy.data.sources import Row
-from lorastudy.data.splits import (
-    MIN_PROMPTS,
-    RowKeys,
-    num_duplicates,
-    position,
-    prompt_groups,
-    row_hashes,
-    split_rows,
-)
+from lorastudy.data.splits import MIN_PROMPTS, num_duplicates, position, split_rows
+from lorastudy.data.token_sets import prompt_groups
+from tests.formatted import detect
 
 
 def rows_of(pairs):

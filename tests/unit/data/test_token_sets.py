@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.data import load
+from lorastudy.data import near_copies as near_copies_module
 from lorastudy.data import token_sets as module
 from lorastudy.data.batches import micro_batches, rows_in_order
-from lorastudy.data.fingerprint import dataset_fingerprint
 from lorastudy.data.load import train_and_eval
-from lorastudy.data.sources import RowSource, read_rows, watched
+from lorastudy.data.sources import RowSource, dataset_fingerprint, read_rows, watched
 from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.lint.case import ArmFacts, after_reading
 from lorastudy.protocol.records import RowsRead
@@ -161,7 +160,7 @@ def test_a_list_of_any_layout_is_read_in_pieces_as_if_it_were_whole(tmp_path, mo
             path.write_text(json.dumps(value, indent=indent, ensure_ascii=indent is None), encoding="utf-8")
             for size in (1, 7, 64):
                 monkeypatch.setattr(sources, "_PIECE_BYTES", size)
-                monkeypatch.setattr("lorastudy.data.json_reading._START_LENGTH", 16)
+                monkeypatch.setattr("lorastudy.data.values._START_LENGTH", 16)
                 assert [row.values for row in read_rows(str(path))] == rows
 
 
@@ -172,7 +171,7 @@ def test_what_no_row_shows_and_how_many_were_compared_is_on_record(write, letter
     ]
     rows[3]["messages"] = [{**turn, "mood": "good", "name": "Ann"} for turn in rows[3]["messages"]]
     settings = Settings(dataset_path=write("a.jsonl", rows), eval_dataset_path=write("b.jsonl", rows[10:20]))
-    monkeypatch.setattr(load, "MAX_ROWS", 8)
+    monkeypatch.setattr(near_copies_module, "MAX_ROWS", 8)
     sets = token_sets(train_and_eval(settings), settings, tokenizer=letters(), reach=None)
     train, held_out = sets["train"].summary, sets["eval"].summary
     assert (train.unused_columns, train.unseen_fields) == (("url",), ("mood",))  # headings show a name

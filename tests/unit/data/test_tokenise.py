@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorastudy.data import tokenise as tokenise_module
-from lorastudy.data.examples import Example, Rendering, Segment
 from lorastudy.data.formats import Format
+from lorastudy.data.prompts import Example, Rendering, Segment
 from lorastudy.data.sources import Row
 from lorastudy.data.tokenise import IGNORED, TokenRow, tokenise
 from lorastudy.errors import DataError

@@ -4,12 +4,12 @@ import pytest
 from transformers.utils import chat_template_utils
 
 import tiny
-from lorastudy.data.formats import recognise
 from lorastudy.data.load import to_example
 from lorastudy.data.prompts import PromptStyle
 from lorastudy.data.sources import Row
 from lorastudy.engine.chat_template import DATE, chat_template_of, prompt_style
 from lorastudy.errors import ModelError
+from tests.formatted import recognise
 
 TURNS = [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4 w5"}]
 TODAY = "{%- if strftime_now is defined %}{{- strftime_now('%d %b %Y') }}{%- endif %}"

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from scipy import stats
 
+from lorastudy.data.answers import trivial_scores
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import token_sets
 from lorastudy.data.tokenise import TokenRow
-from lorastudy.data.trivial import trivial_scores
 from lorastudy.protocol.records import EXACT_MATCH_VERSION, LOSS_VERSION
 from lorastudy.suite.settings import Settings
 

@@ -1,0 +1,17 @@
+"""The format of rows that a test makes up."""
+
+from lorastudy.data.columns import Columns
+from lorastudy.data.formats import format_of
+from lorastudy.data.row_index import check, trained_rows
+
+
+def detect(rows, **flags):
+    """The format that the names of the columns tell."""
+    return format_of(Columns(rows), **flags)
+
+
+def recognise(rows, **flags):
+    """As `detect`, and every trained row is checked against it."""
+    found = detect(rows, **flags)
+    check(trained_rows(rows, found), found)
+    return found
