@@ -4,21 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test offline check slow bench torture lab-base docs clean
+.PHONY: demo test quick offline check slow bench torture lab-base docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/lorastudy demo
 
-# Two processes with one thread each: the models of the tests are too small for two threads to help.
+# Two processes with one thread each: the models of the tests are too small for two threads to help. A file stays in one
+# process, so that no set-up runs twice, and long files come first. Compiled files are kept even where a shell forbids it.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -q -n 2
+	$(PYTEST) -m "not slow"
+
+quick: $(INSTALLED)
+	$(PYTEST) -m "not slow and not long" tests/unit
 
 # The same where there is no network but this machine's own loopback, which Ray's and the hub's tests use.
 offline: $(INSTALLED)
 	unshare --map-root-user --net sh -c "ip link set lo up && $(MAKE) test"
 
+# The full grids that `make test` takes representatives of.
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow -q
+	$(PYTEST) -m slow
 
 # Faults injected into running studies, minutes of them; HOURS=3 goes on with further seeds, ONLY=disk takes one row.
 torture: $(INSTALLED)

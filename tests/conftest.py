@@ -24,6 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(folder.cleanup)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put end-to-end walks and long files first, so that `--dist loadfile` ends with short ones on every process."""
+    items.sort(key=lambda item: (item.path.parent.name != "e2e", item.get_closest_marker("long") is None))
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """One torch thread: tiny models are faster with it, and their sums come in one order on every machine."""

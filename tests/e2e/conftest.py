@@ -6,8 +6,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -20,19 +20,21 @@ NUM_ROWS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """A working folder in which commands are typed."""
+    """A working folder in which commands are typed, each within `wrapper` (a program with its arguments)."""
 
     path: Path
+    wrapper: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=lambda: {"HF_HUB_OFFLINE": "1"})
 
     def run(self, command: str, *, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         """What a command printed; it must end with the expected exit code, and never with a traceback."""
         program, *arguments = shlex.split(command)
         programs = {"python": [sys.executable], "lorastudy": [sys.executable, "-m", "lorastudy.cli.main"]}
         done = subprocess.run(
-            [*programs[program], *arguments],
+            [*self.wrapper, *programs[program], *arguments],
             cwd=self.path,
             # One thread: a model this small is slower with more.
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **self.environment, **environment},
             capture_output=True,
             text=True,
             check=False,

@@ -18,7 +18,11 @@ from documents import Block
 INSTALLATION = "make demo"
 
 
-@pytest.mark.parametrize("page", [documents.README, documents.TUTORIAL], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [documents.README, pytest.param(documents.TUTORIAL, marks=pytest.mark.slow)],
+    ids=lambda page: page.stem,
+)
 def test_a_reader_can_follow(page: Path, tmp_path: Path) -> None:
     for block in documents.blocks(page, "bash", "python", "yaml", "json", "console"):
         if block.file_name:

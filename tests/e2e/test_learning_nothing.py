@@ -101,29 +101,35 @@ def labelled_rows() -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def told(make_folder: Callable[[str], Any]) -> dict[str, Any]:
-    """By suite: what the terminal and the report said, and the results."""
+def folder(make_folder: Callable[[str], Any]) -> Any:
     folder = make_folder("labels")
     rows = labelled_rows()
     for name, part in (("train", rows[:320]), ("eval", rows[320:])):
         folder.write(f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in part))
-    found: dict[str, Any] = {"rows": rows}
-    for name, rate, steps in (("nothing", 1e-9, 4), ("something", 0.01, 120)):
-        folder.write(f"{name}.yaml", SUITE.format(rate=rate, steps=steps))
-        printed = folder.run(f"lorastudy suite {name}.yaml").stdout
-        folder.run(f"lorastudy report --suite-name {name} --output {name}.md")
-        with ExperimentTracker(folder.path / "results/experiments.db") as tracker:
-            results = tracker.get_all_experiments(suite_name=name)
-        report = (folder.path / f"{name}.md").read_text(encoding="utf-8")
-        found[name] = {"printed": " ".join(printed.split()), "report": report, "results": results}
-    return found
+    return folder
 
 
-def test_what_guessing_scores_is_stored_with_every_run(told: dict[str, Any]) -> None:
-    colours = [row["completion"].strip() for row in told["rows"]]
+def run_and_report(folder: Any, name: str, *, rate: float, steps: int) -> dict[str, Any]:
+    """What the terminal and the report say of a suite, and its results."""
+    folder.write(f"{name}.yaml", SUITE.format(rate=rate, steps=steps))
+    printed = folder.run(f"lorastudy suite {name}.yaml").stdout
+    folder.run(f"lorastudy report --suite-name {name} --output {name}.md")
+    with ExperimentTracker(folder.path / "results/experiments.db") as tracker:
+        results = tracker.get_all_experiments(suite_name=name)
+    report = (folder.path / f"{name}.md").read_text(encoding="utf-8")
+    return {"printed": " ".join(printed.split()), "report": report, "results": results}
+
+
+@pytest.fixture(scope="module")
+def nothing(folder: Any) -> dict[str, Any]:
+    return run_and_report(folder, "nothing", rate=1e-9, steps=4)
+
+
+def test_what_guessing_scores_is_stored_with_every_run(nothing: dict[str, Any]) -> None:
+    colours = [row["completion"].strip() for row in labelled_rows()]
     train, held_out = Counter(colours[:320]), colours[320:]
     assert len(train) == 3
-    for result in told["nothing"]["results"]:
+    for result in nothing["results"]:
         trivial = {(score.predictor, score.metric): score for score in result.trivial}
         (commonest, _), *_ = train.most_common()
         match = trivial["constant", "exact_match"]
@@ -132,8 +138,8 @@ def test_what_guessing_scores_is_stored_with_every_run(told: dict[str, Any]) -> 
         assert trivial["frequencies", "loss"].weights == (2,) * 80  # a colour and the end
 
 
-def test_a_suite_that_learns_nothing_recommends_nothing_and_says_why(told: dict[str, Any]) -> None:
-    report, printed = told["nothing"]["report"], told["nothing"]["printed"]
+def test_a_suite_that_learns_nothing_recommends_nothing_and_says_why(nothing: dict[str, Any]) -> None:
+    report, printed = nothing["report"], nothing["printed"]
     why = "no arm is shown to beat answer frequencies, which need no model"
     assert f"**Recommendation.** None: {why}" in report
     assert why in printed
@@ -147,9 +153,11 @@ def test_a_suite_that_learns_nothing_recommends_nothing_and_says_why(told: dict[
         assert f"| {row} |" in report
 
 
-def test_a_suite_that_learns_has_its_margin_from_guessing_and_no_such_finding(told: dict[str, Any]) -> None:
-    report = told["something"]["report"]
-    for result in told["something"]["results"]:
+@pytest.mark.slow
+def test_a_suite_that_learns_has_its_margin_from_guessing_and_no_such_finding(folder: Any) -> None:
+    something = run_and_report(folder, "something", rate=0.01, steps=120)
+    report = something["report"]
+    for result in something["results"]:
         assert result.scores["eval", "exact_match"].value > 0.9
     assert "LS307" not in report
     assert "LS308" not in report

@@ -100,6 +100,7 @@ def test_the_report_tells_the_question_and_what_was_tried(folder: Any) -> None:
     assert "Runs of their own made the choice (seed 1000000);" in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("searched")
 def test_it_is_resumed_by_its_name_without_its_file(folder: Any) -> None:
     (folder.path / "suite.yaml").rename(folder.path / "elsewhere.yaml")

@@ -1,11 +1,18 @@
 """The workflow of the specification, typed as it stands there, on a small model and a local file.
 
-The tests share one folder and build on each other, as the steps do for a user: `study` has done them all.
+The tests share one folder and build on each other, as the steps do for a user: `study` has done them all. Where the
+machine allows it, the steps run without any network, not even the loopback; everywhere, no step may open a socket.
 """
 
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +22,22 @@ from lorastudy.store import ExperimentTracker
 
 SAMPLE = "data/people_40_sample.jsonl"
 CHECKPOINT = "output/rank_ablation_r16/final_model"
+
+#: A network of the user's own, with one interface that is down. The kernel may allow it without privileges.
+WITHOUT_NETWORK = ("unshare", "--map-root-user", "--net")
+
+#: Every Python process imports this as it starts, workers included: it notes each socket that is no Unix socket.
+WATCH = """\
+import os, socket
+_real = socket.socket.__init__
+def _watched(self, family=-1, *rest, **options):
+    if family in (socket.AF_INET, socket.AF_INET6):
+        with open(os.environ["SOCKETS_SEEN"], "a") as file:
+            import traceback
+            file.write("".join(traceback.format_stack()) + "---\\n")
+    _real(self, family, *rest, **options)
+socket.socket.__init__ = _watched
+"""
 
 # The format of the specification, and what keeps the runs short and exact.
 SUITE = f"""\
@@ -39,11 +62,36 @@ experiments:
 """
 
 
+@cache
+def reason_against() -> str | None:
+    """Why no process can be cut off from the network here."""
+    if shutil.which(WITHOUT_NETWORK[0]) is None:
+        return "unshare is not installed"
+    done = subprocess.run([*WITHOUT_NETWORK, "true"], capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else f"no network namespace can be made here: {done.stderr.strip()}"
+
+
 @pytest.fixture(scope="module")
-def study(make_folder: Callable[[str], Any]) -> Any:
-    """The folder after all steps; what each printed is under the step's name in `printed`."""
+def folder(make_folder: Callable[[str], Any]) -> Any:
+    """A folder whose commands are watched. Nothing says that there is no network: a command must find out, or not ask."""
     folder = make_folder("study")
     folder.write("suite.yaml", SUITE)
+    folder.write("sitecustomize.py", WATCH)
+    return replace(
+        folder,
+        wrapper=() if reason_against() else WITHOUT_NETWORK,
+        environment={
+            "HF_HUB_OFFLINE": "0",
+            "TRANSFORMERS_OFFLINE": "0",
+            "PYTHONPATH": os.pathsep.join([str(folder.path), os.environ.get("PYTHONPATH", "")]),
+            "SOCKETS_SEEN": str(folder.path / "sockets"),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def study(folder: Any) -> Any:
+    """The folder after all steps; what each printed is under the step's name in `printed`."""
     steps = {
         "prepare": "prepare_dataset.py --dataset people.csv --num-samples 40 --train-test-split 0.9",
         "single": f"run_single_experiment.py --experiment-type rank_ablation --lora-rank 16 --dataset {SAMPLE} "
@@ -164,6 +212,27 @@ def test_evaluate_asks_the_benchmark_prompts(study: Any) -> None:
     folder, _ = study
     command = f"python scripts/evaluate_model.py --checkpoint {CHECKPOINT} --base-model model"
     assert "sky" in folder.run(f"{command} --benchmark-only --max-new-tokens 4").stdout
+
+
+@pytest.mark.skipif(reason_against() is not None, reason=str(reason_against()))
+def test_the_steps_have_no_network(study: Any) -> None:
+    folder, _ = study
+    program = "import socket; socket.create_connection(('127.0.0.1', 9), timeout=2)"
+    command = [*folder.wrapper, sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Network is unreachable" in done.stderr
+
+
+def test_no_command_opens_a_socket(study: Any) -> None:
+    """The steps of `study`, an export and an evaluation."""
+    folder, _ = study
+    seen = Path(folder.environment["SOCKETS_SEEN"])
+    folder.run("lorastudy export --format csv")
+    folder.run(f"lorastudy evaluate --checkpoint {CHECKPOINT} --benchmark-only --max-new-tokens 2")
+    assert not seen.exists(), seen.read_text()
+    folder.run('python -c "import socket; socket.socket(socket.AF_INET)"')
+    assert seen.exists(), "the watch does not see what it should"
+    seen.unlink()
 
 
 def test_peft_loads_the_published_adapter_and_computes_what_the_packed_engine_computed(study: Any) -> None:

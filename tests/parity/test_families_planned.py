@@ -67,6 +67,12 @@ FAMILIES: dict[str, tuple[str, Any]] = {
     "deepseek_v2": ("packed", DeepseekV2Config(**{**_SHAPE, "num_key_value_heads": 4, "head_dim": 8}, moe_intermediate_size=48, n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2, q_lora_rank=24, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16, first_k_dense_replace=1, n_group=1, topk_group=1)),
     "mamba": ("reference", MambaConfig(**_OLD, num_hidden_layers=2, state_size=4)),
 }  # fmt: skip
+#: One of each kind: packed, a window that rows exceed, soft caps, sinks beside experts, position biases, experts on the packed
+#: engine, latent attention, a state space. `make slow` takes the others.
+REPRESENTATIVES = {
+    "llama", "mistral, rows beyond its window", "gemma2", "gpt_oss", "bloom", "mixtral", "deepseek_v2", "mamba",
+}  # fmt: skip
+NAMES = [name if name in REPRESENTATIVES else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 #: Beside it, of a recurrence that runs in plain PyTorch: what it writes in place is counted as if it were new.
 RECURRENT_TOLERANCE = 0.1
 
@@ -118,7 +124,7 @@ def predicted(folder: Path, shape: ModelShape, *, engine: Any, leaf: str, num_ar
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_plan_knows_the_engine_and_the_memory_of_a_run(name: str, tmp_path: Path) -> None:
     engine, config = FAMILIES[name]
     config.save_pretrained(tmp_path)
@@ -151,7 +157,7 @@ def test_a_plan_knows_the_engine_and_the_memory_of_a_run(name: str, tmp_path: Pa
     )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_models_embeddings_are_as_many_as_its_configuration_says(name: str) -> None:
     """And where it says how many positions there are, a row of so many can be run."""
     base = make_base(FAMILIES[name][1])

@@ -22,6 +22,8 @@ from lorastudy.suite.suite_file import load_suite
 from tests.formatted import detect
 from torture import studies
 
+pytestmark = pytest.mark.long
+
 #: Spoken of in general, with the verb left open.
 PLACEHOLDERS = {"COMMAND", "<verb>"}
 SCRIPTS = {

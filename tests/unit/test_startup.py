@@ -19,6 +19,8 @@ from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
 
+pytestmark = pytest.mark.long
+
 DEVICE_SIDE = {"torch", "transformers", "peft", "datasets", "bitsandbytes", "accelerate", "ray"}
 HEAVY = DEVICE_SIDE | {
     "alembic", "altair", "matplotlib", "numpy", "pandas", "pyarrow", "scipy", "sqlalchemy", "vl_convert",

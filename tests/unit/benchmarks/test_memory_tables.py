@@ -12,6 +12,8 @@ from benchmarks.gpu_memory import memory_cases, rows_of, table_cases
 from benchmarks.memory_error import scored_on_gpu
 from benchmarks.memory_predictions import H100, RESULTS, Case, Predictor
 
+pytestmark = pytest.mark.long
+
 GIB = 1024**3
 
 

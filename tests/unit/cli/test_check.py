@@ -22,6 +22,8 @@ from lorastudy.suite.rates import published_rates
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite_file import load_suite
 
+pytestmark = pytest.mark.long
+
 FAIR = """
 experiment_type: rank_ablation
 dataset_path: lab:facts

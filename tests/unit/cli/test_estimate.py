@@ -6,6 +6,8 @@ import pytest
 
 from lorastudy.cli.main import main
 
+pytestmark = pytest.mark.long
+
 SUITE = """
 experiment_type: rank_ablation
 dataset_path: lab:facts

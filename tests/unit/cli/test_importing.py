@@ -7,6 +7,8 @@ import pytest
 
 from lorastudy.cli.main import main
 
+pytestmark = pytest.mark.long
+
 CSV = "rank,lr,seed,loss\n4,1e-3,0,1.5\n8,1e-3,0,1.25\n"
 
 

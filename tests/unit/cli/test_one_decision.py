@@ -18,6 +18,8 @@ from lorastudy.store.views import ExperimentResult, ScoreValue, StatedQuestion, 
 from lorastudy.suite.question import Margin, Question
 from lorastudy.suite.settings import Settings
 
+pytestmark = pytest.mark.long
+
 ENVIRONMENT = Environment(
     python="1", torch="1", transformers="1", peft="1", bitsandbytes="1", lorastudy="1", device="cpu",
     device_name="a CPU", num_threads=1,

@@ -27,6 +27,8 @@ from lorastudy.suite.question import Margin, Question
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Arm, Suite
 
+pytestmark = pytest.mark.long
+
 LOSSES = {4: (1.1, 1.2, 1.15, 1.18, 1.12, 1.16), 8: (1.0, 1.01, 1.0, 0.99, 1.02, 1.0)}
 
 

@@ -20,6 +20,8 @@ from lorastudy.planning.suite_facts import data_notes, read_data
 from lorastudy.suite.safe_text import Privacy
 from lorastudy.suite.suite_file import suite_from_values
 
+pytestmark = pytest.mark.long
+
 
 def rows(path, values):
     path.write_text("".join(json.dumps(row) + "\n" for row in values), encoding="utf-8")

@@ -32,7 +32,7 @@ from lorastudy.errors import ModelError
 from lorastudy.suite.settings import TARGET_PRESETS, Settings
 from lorastudy.suite.targets import resolve_targets
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 
 #: One of each kind: dense, fused, Conv1D, latent attention beside experts that take names, experts alone, experts whose
 #: matrices are transposed, shared experts beside routed ones, a hybrid, a state space, names that are numbers.

@@ -14,7 +14,7 @@ from lorastudy.engine.meter import MemoryMeter, num_parameters, profile_arms, sh
 from lorastudy.engine.self_check import ROW_LENGTHS
 from lorastudy.suite.settings import Settings
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 
 MIB = 1 << 20
 

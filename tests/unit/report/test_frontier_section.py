@@ -16,6 +16,8 @@ from lorastudy.stats.study import split_studies
 from lorastudy.stats.summary import CurvePoint
 from tuned import tuned_study
 
+pytestmark = pytest.mark.long
+
 
 def plain(block):
     return "".join(span if isinstance(span, str) else span.text for span in block.text)

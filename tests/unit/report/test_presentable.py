@@ -20,6 +20,8 @@ from lorastudy.report.read import without_traces
 from lorastudy.report.write import write_report
 from lorastudy.suite.safe_text import Privacy
 
+pytestmark = pytest.mark.long
+
 ALICE = Privacy(home="/home/alice", user="alice", host="gpu-7", secrets=("s3cr3t-value",))
 PRIVATE = "/home/alice/x \u202e s3cr3t-value postgresql://u:pw@h/d"
 SHOWN = "~/x \\u202e *** postgresql://u:***@h/d"

@@ -14,6 +14,8 @@ from lorastudy.stats.study import split_studies
 from lorastudy.store.views import ScoreValue
 from lorastudy.suite.question import rung_split
 
+pytestmark = pytest.mark.long
+
 WHY = "stopped by racing after 25 % of the steps: its held-out loss is 0.6 nats per token above that of r16"
 
 

@@ -20,6 +20,8 @@ from lorastudy.stats.study import split_studies
 from lorastudy.stats.verdicts import measured_errors
 from lorastudy.suite.suite_file import load_suite, suite_yaml
 
+pytestmark = pytest.mark.long
+
 GOLDEN = Path(__file__).parents[2] / "golden" / "report_rank_study.md"
 PLOTS = (
     "pairs",

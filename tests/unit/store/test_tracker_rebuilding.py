@@ -15,6 +15,8 @@ from lorastudy.store.rebuilding import rebuild_store
 from torture import studies
 from torture.faults.bitflips import flipped
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:

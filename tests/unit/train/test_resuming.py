@@ -18,10 +18,14 @@ from lorastudy.protocol.records import RECORDS_NAME, Incident, Outcome, PackStep
 from lorastudy.store import ExperimentTracker
 from planned import options_in, run_experiments
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 
 
-@pytest.fixture(scope="module", params=["packed", "reference"])
+#: `make slow` repeats every test on the reference engine; those marked with this run on both in `make test` too.
+BOTH = pytest.mark.parametrize("suite", ["packed", "reference"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=["packed", pytest.param("reference", marks=pytest.mark.slow)])
 def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> forked.TinySuite:
     return forked.tiny_suite(tmp_path_factory.mktemp("suite"), engine=request.param)
 
@@ -64,7 +68,8 @@ def incidents(folder: Path) -> set[Incident]:
         return {incident for each in tracker.get_all_experiments() for incident in each.incidents}
 
 
-@pytest.mark.parametrize("after", [1, 5])
+@BOTH
+@pytest.mark.parametrize("after", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_interrupted_suite_goes_on_to_the_very_bits(
     suite: forked.TinySuite, calm: dict[str, Any], tmp_path: Path, after: int
 ) -> None:
