@@ -16,7 +16,7 @@ from lorastudy.protocol.records import Pack, PackStep
 from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 
 ARMS = [{"name": f"r{rank}", "lora_rank": rank, "lora_dropout": 0.2} for rank in (1, 2, 3, 4, 8)]
 
@@ -102,7 +102,9 @@ def test_it_comes_to_what_it_comes_to_where_nobody_moves(
 
 
 # Of the 6 + 4 steps of the first leg and the 2 + 4 + 4 of the second.
-@pytest.mark.parametrize("number", [3, 8, 11, 14, 17])
+@pytest.mark.parametrize(
+    "number", [8, 14, *(pytest.param(number, marks=pytest.mark.slow) for number in (3, 11, 17))]
+)
 def test_a_suite_that_is_killed_goes_on_to_the_same_bits(
     suite: forked.TinySuite, relayed: tuple[Path, StudyOutcome], tmp_path: Path, number: int
 ) -> None:

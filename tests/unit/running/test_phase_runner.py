@@ -22,6 +22,8 @@ from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
 from planned import options_in, run_experiments
 
+pytestmark = pytest.mark.long
+
 SUITE = "the suite"
 
 

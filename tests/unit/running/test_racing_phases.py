@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from lorastudy.running import racing
 from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker, rebuild, replay
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 
 RUNGS = (0.25, 0.5)
 #: Two that learn, and one whose rate is far too small: it stays where the base model is.
@@ -28,11 +29,12 @@ ARMS = [
 ]
 
 
-#: What is about the runner alone is asked of one engine.
+#: Tests of the runner alone need one engine. Of the others `make test` runs one on both, `make slow` all.
 PACKED = pytest.mark.parametrize("suite", ["packed"], indirect=True)
+BOTH = pytest.mark.parametrize("suite", ["packed", "reference"], indirect=True)
 
 
-@pytest.fixture(scope="module", params=["packed", "reference"])
+@pytest.fixture(scope="module", params=["packed", pytest.param("reference", marks=pytest.mark.slow)])
 def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> forked.TinySuite:
     folder = tmp_path_factory.mktemp("suite")
     # One answer to whatever is asked: a few steps learn it, on held-out rows too.
@@ -53,9 +55,24 @@ def race(suite: forked.TinySuite, folder: Path, **named: Any) -> StudyOutcome:
 
 
 @pytest.fixture(scope="module")
-def raced(suite: forked.TinySuite, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StudyOutcome]:
+def num_with_checkpoints(suite: forked.TinySuite) -> list[int]:
+    """How many attempts hold checkpoints as each run of `raced` ends."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def raced(
+    suite: forked.TinySuite, tmp_path_factory: pytest.TempPathFactory, num_with_checkpoints: list[int]
+) -> tuple[Path, StudyOutcome]:
     folder = tmp_path_factory.mktemp("raced")
-    return folder, race(suite, folder)
+
+    def look(_: object, event: object) -> None:
+        if isinstance(event, Outcome):
+            # By name, without looking into them: a worker may be removing its own just now.
+            attempts = (folder / "runs").glob("*/*")
+            num_with_checkpoints.append(sum((attempt / CHECKPOINTS_NAME).exists() for attempt in attempts))
+
+    return folder, race(suite, folder, on_event=look)
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +94,7 @@ def without_rungs(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@BOTH
 def test_the_arm_that_stays_behind_is_stopped_at_a_rung_and_the_rest_completes(
     suite: forked.TinySuite, raced: tuple[Path, StudyOutcome]
 ) -> None:
@@ -142,7 +160,7 @@ def test_a_race_that_is_over_runs_nothing_again(
 
 
 @PACKED
-@pytest.mark.parametrize("number", [3, 16])
+@pytest.mark.parametrize("number", [16, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_worker_that_is_killed_changes_no_decision_and_no_bit(
     suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], tmp_path: Path, number: int
 ) -> None:
@@ -161,7 +179,9 @@ def test_a_worker_that_is_killed_changes_no_decision_and_no_bit(
 
 
 @PACKED
-@pytest.mark.parametrize("number", [2, 9, 16, 20])
+@pytest.mark.parametrize(
+    "number", [9, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 16, 20))]
+)
 def test_a_runner_that_is_killed_goes_on_to_the_same_end(
     suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], tmp_path: Path, number: int
 ) -> None:
@@ -244,10 +264,11 @@ def test_the_store_can_be_made_again_from_the_run_folders(
 def test_without_racing_what_was_stopped_is_run_to_its_end(
     suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], full: dict[str, Any], tmp_path: Path
 ) -> None:
-    race(suite, tmp_path)
-    outcome = forked.run(suite, tmp_path)
+    folder = tmp_path / "copy"
+    shutil.copytree(raced[0], folder)
+    outcome = forked.run(suite, folder)
     assert set(outcome.completed) == set(raced[1].pruned)
-    found = forked.everything(tmp_path)
+    found = forked.everything(folder)
     for name in names(suite, raced[1].pruned):
         assert found[name]["values"]["eval", "loss"] == pytest.approx(
             full[name]["values"]["eval", "loss"], rel=1e-5
@@ -255,15 +276,8 @@ def test_without_racing_what_was_stopped_is_run_to_its_end(
 
 
 @PACKED
-def test_checkpoints_lie_there_between_two_legs_only(suite: forked.TinySuite, tmp_path: Path) -> None:
-    lying: list[int] = []
-
-    def look(_: object, event: object) -> None:
-        if isinstance(event, Outcome):
-            # By name, and not by looking into them: a worker may be removing its own just now.
-            attempts = (tmp_path / "runs").glob("*/*")
-            lying.append(sum((attempt / CHECKPOINTS_NAME).exists() for attempt in attempts))
-
-    race(suite, tmp_path, on_event=look)
-    assert max(lying) >= 2
-    assert not list(tmp_path.rglob("checkpoint-*"))
+def test_checkpoints_lie_there_between_two_legs_only(
+    raced: tuple[Path, StudyOutcome], num_with_checkpoints: list[int]
+) -> None:
+    assert max(num_with_checkpoints) >= 2
+    assert not list(raced[0].rglob("checkpoint-*"))

@@ -26,6 +26,8 @@ from lorastudy.suite.suite_file import load_suite
 from planned import options_in, planned
 from tests.unit.running.test_phase_runner import completed, environment, failed
 
+pytestmark = pytest.mark.long
+
 SUITE = """
 suite_name: grows
 learning_rate: auto
@@ -173,7 +175,9 @@ def test_a_suite_that_is_done_runs_nothing_again(run) -> None:
     assert len(outcome.done_before) == len(last.experiments)
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 4, 8, 9, 11])
+@pytest.mark.parametrize(
+    "stop_after", [1, 4, 9, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 8, 11))]
+)
 def test_an_interrupted_suite_goes_on_to_the_same_end(run, tracker, stop_after: int) -> None:
     whole = {"low_lr0.006_seed0", "high_lr0.03_seed1"}
     first = Curves()
