@@ -33,6 +33,11 @@ def is_current(environment: Environment | None) -> bool:
     return all(getattr(environment, name) == version(name) for name in LIBRARIES)
 
 
+def libraries_of_now() -> list[str]:
+    """The installed versions of `LIBRARIES`."""
+    return [version(name) for name in LIBRARIES]
+
+
 def not_done(
     experiments: Sequence[Experiment], *, tracker: ExperimentTracker, searching: Collection[str] = ()
 ) -> list[Experiment]:

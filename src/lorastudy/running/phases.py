@@ -20,9 +20,8 @@ from pathlib import Path
 from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.report.numbers import listing
-from lorastudy.running.racing import Pruning, behind_at
+from lorastudy.running.racing import RungDecision, decide_at
 from lorastudy.running.results import Results
-from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.question import rung_name
 from lorastudy.suite.rate_search import Design
@@ -37,8 +36,8 @@ class Phase:
     name: str = ""
     """For the user; empty where a study has but one phase."""
     packs: tuple[PlannedPack, ...] = ()
-    prunings: tuple[Pruning, ...] = ()
-    """Decisions of a race that are not on record yet."""
+    decisions: tuple[RungDecision, ...] = ()
+    """Decisions of a race that led to this phase. They are put on record before its packs run."""
     searching: frozenset[str] = frozenset()
     """Experiments that look for a learning rate: that one of them diverges is an answer and no failure."""
 
@@ -56,24 +55,29 @@ def next_phase(plan: StudyPlan, results: Results) -> Phase | None:
 
 def _racing(plan: StudyPlan, results: Results, *, of_round: Sequence[Experiment]) -> Phase | None:
     """To the first rung that an open experiment has not reached, without those that are behind at the rungs before it."""
-    rungs = plan.suite.rungs
-    prunings: list[Pruning] = []
-    behind: list[Pruning] = []
-    for rung in (*rungs, None):
-        new = {pruning.experiment_id for pruning in prunings}
-        going_on = [e for e in of_round if results.is_open(e) and e.id not in new]
+    decisions: list[RungDecision] = []
+    for rung in (*plan.suite.rungs, None):
+        behind = {pruning.experiment_id for decision in decisions for pruning in decision.prunings}
+        going_on = [e for e in of_round if results.is_open(e) and e.id not in behind]
         waiting = [e for e in going_on if rung is None or not _has_reached(e, rung, results=results)]
         if waiting:
             packs = _packs(plan, results, of_round=of_round, waiting=waiting)
-            packs = [replace(pack, rungs=rungs, pause_at=rung) for pack in packs]
-            name = _race_name(rung, behind=[pruning.arm for pruning in behind])
-            return Phase(name=name, packs=tuple(packs), prunings=tuple(prunings))
+            packs = [replace(pack, rungs=plan.suite.rungs, pause_at=rung) for pack in packs]
+            name = _race_name(rung, last=decisions[-1] if decisions else None)
+            return Phase(name=name, packs=tuple(packs), decisions=tuple(decisions))
         if rung is not None:
-            behind = behind_at(
-                rung, results.rung_losses.get(rung, {}), suite=plan.suite, results=_of(of_round, results)
+            decisions.append(
+                decide_at(
+                    rung,
+                    results.rung_losses.get(rung, {}),
+                    suite=plan.suite,
+                    of_round=of_round,
+                    results=results.stored,
+                    decided=results.decided,
+                )
             )
-            prunings += [pruning for pruning in behind if pruning.is_new]
-    return Phase(prunings=tuple(prunings)) if prunings else None
+    has_new = any(pruning.is_new for decision in decisions for pruning in decision.prunings)
+    return Phase(decisions=tuple(decisions)) if has_new else None
 
 
 def _balancing(plan: StudyPlan, results: Results, *, of_round: Sequence[Experiment]) -> Phase | None:
@@ -135,11 +139,6 @@ def _has_reached(experiment: Experiment, rung: float, *, results: Results) -> bo
     return was_scored or has_paused
 
 
-def _of(of_round: Sequence[Experiment], results: Results) -> list[ExperimentResult]:
-    ids = {experiment.id for experiment in of_round}
-    return [result for result in results.stored if result.experiment_id in ids]
-
-
 def _round_name(design: Design, of_round: Sequence[Experiment], *, number: int) -> str:
     """What a round of a search is for; nothing where there is no search."""
     if not design.tuning:
@@ -155,7 +154,7 @@ def _round_name(design: Design, of_round: Sequence[Experiment], *, number: int) 
     return f"round {number}, {does}"
 
 
-def _race_name(rung: float | None, *, behind: Sequence[str]) -> str:
+def _race_name(rung: float | None, *, last: RungDecision | None) -> str:
     to = "the end" if rung is None else f"{rung_name(rung)} of the steps"
-    arms = listing(dict.fromkeys(behind)) if behind else ""
-    return f"racing to {to}" + (f", without {arms}, stopped as clearly behind" if arms else "")
+    arms = dict.fromkeys(pruning.arm for pruning in last.prunings) if last is not None else {}
+    return f"racing to {to}" + (f", without {listing(arms)}, stopped as clearly behind" if arms else "")

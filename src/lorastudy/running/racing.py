@@ -4,7 +4,8 @@ Seeds of one arm may be in different packs, so no worker can say which arm is be
 held-out rows, saves itself and pauses. Here it is decided, over all arms and seeds, who goes on (`stats.racing` has the
 test). A pack that lost nobody comes to the same bits as without racing; one that lost some, up to the order of sums.
 
-A decision follows from scores that are stored, so a study that is taken up again decides the same. What is on record stays.
+A decision is stored before anybody is stopped, also where it stops nobody. A study that is taken up again repeats it: whatever
+has changed since, as the margin in the suite file, it is not made again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorastudy.planning.done import libraries_of_now
 from lorastudy.protocol.record_lines import RecordWriter
 from lorastudy.protocol.records import RACE_NAME, Outcome
 from lorastudy.stats.rate_choice import rates_of
 from lorastudy.stats.reference import asked_reference
 from lorastudy.stats.study import Study, split_studies
 from lorastudy.stats.summary import LOSS
-from lorastudy.store import ExperimentTracker
-from lorastudy.store.views import ExperimentResult
+from lorastudy.store import ExperimentTracker, suite_notes
+from lorastudy.store.views import Decision, ExperimentResult
+from lorastudy.suite.experiment import Experiment, tagged_hash
 from lorastudy.suite.question import rung_name
 from lorastudy.suite.suite import Suite
 
@@ -53,27 +56,65 @@ class Pruning:
         return self.result.status in {"paused", "stopped"} and not self.result.was_pruned
 
 
-def behind_at(
+@dataclass(frozen=True, kw_only=True)
+class RungDecision:
+    """Who goes on from a rung, over all experiments of a round."""
+
+    rung: float
+    key: str
+    """A hash of the rung and the experiments."""
+    prunings: tuple[Pruning, ...]
+    is_stored: bool
+
+    def to_store(self, *, libraries: Sequence[str]) -> Decision:
+        """The decision as the store keeps it."""
+        pruned = {pruning.experiment_id: pruning.message for pruning in self.prunings}
+        return Decision(
+            key=self.key, content={"rung": self.rung, "pruned": pruned, "libraries": list(libraries)}
+        )
+
+
+def decide_at(
     rung: float,
     losses: "Mapping[str, ItemScores]",
     *,
     suite: Suite,
+    of_round: Sequence[Experiment],
     results: Sequence[ExperimentResult],
-) -> list[Pruning]:
-    """The runs of the arms that are clearly behind at a rung, by the held-out losses that were taken there.
+    decided: Mapping[str, Decision],
+) -> RungDecision:
+    """Who of a round is stopped at a rung, by the held-out losses that were taken there; as decided before, if it was.
 
-    Runs that ended without racing are not among them. Those that were stopped here before are.
+    `decided` has the stored decisions by key. Runs that ended without racing are never stopped.
     """
-    return [
-        Pruning(result=result, message=message_of(behind, rung=rung))
-        for study in split_studies(results)
-        for behind in _arms_behind(study, losses, rung=rung, suite=suite)
-        for result in study.arm(behind.arm).results
-        if result.experiment_id in losses and result.status in {"paused", "stopped"}
-    ]
+    ids = {experiment.id for experiment in of_round}
+    key = tagged_hash("decision", ["racing", rung, sorted(ids)])
+    raced = [result for result in results if result.experiment_id in ids]
+    stored = decided.get(key)
+    messages = (
+        _messages(raced, losses, rung=rung, suite=suite) if stored is None else stored.content["pruned"]
+    )
+    prunings = tuple(
+        Pruning(result=result, message=messages[result.experiment_id])
+        for result in raced
+        if result.experiment_id in messages
+        and result.experiment_id in losses
+        and result.status in {"paused", "stopped"}
+    )
+    return RungDecision(rung=rung, key=key, prunings=prunings, is_stored=stored is not None)
 
 
-def put_on_record(pruning: Pruning, *, tracker: ExperimentTracker) -> None:
+def put_on_record(decision: RungDecision, *, suite_name: str, tracker: ExperimentTracker, runs: Path) -> None:
+    """Store a decision, then stop whom it stops. What is on record already stays."""
+    if not decision.is_stored:
+        tracker.keep_decision(suite_name, decision.to_store(libraries=libraries_of_now()))
+        suite_notes.keep(tracker, suite_name, runs=runs)
+    for pruning in decision.prunings:
+        if pruning.is_new:
+            prune(pruning, tracker=tracker)
+
+
+def prune(pruning: Pruning, *, tracker: ExperimentTracker) -> None:
     """Stop the run: in its folder, from which a store can be made again, and in the store."""
     result = pruning.result
     assert result.run_folder is not None
@@ -99,6 +140,18 @@ def message_of(behind: "Behind", *, rung: float) -> str:
         f"{LOSS.unit} above that of {behind.ahead}, and more than {behind.bound:.3g} above it on each of "
         f"{behind.num_seeds} seeds (p = {behind.p:.1g}, corrected for all arms and rungs)"
     )
+
+
+def _messages(
+    results: Sequence[ExperimentResult], losses: "Mapping[str, ItemScores]", *, rung: float, suite: Suite
+) -> dict[str, str]:
+    """By experiment of an arm that is clearly behind: why it is stopped."""
+    return {
+        result.experiment_id: message_of(behind, rung=rung)
+        for study in split_studies(results)
+        for behind in _arms_behind(study, losses, rung=rung, suite=suite)
+        for result in study.arm(behind.arm).results
+    }
 
 
 def _arms_behind(

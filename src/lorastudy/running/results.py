@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorastudy.planning.done import current_results, is_current, not_done
+from lorastudy.planning.done import current_results, is_current, libraries_of_now, not_done
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.protocol.records import Outcome, Pack
 from lorastudy.running.resume import take_what_was_left, with_checkpoints
 from lorastudy.store import ExperimentTracker
-from lorastudy.store.views import ExperimentResult, RunView
+from lorastudy.store.views import Decision, ExperimentResult, RunView
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.question import rung_split
 from lorastudy.suite.rate_search import Design
@@ -37,6 +37,8 @@ class Results:
     """Open experiments whose newest attempt was interrupted."""
     stored: tuple[ExperimentResult, ...] = ()
     """The results of a suite that races."""
+    decided: Mapping[str, Decision] = field(default_factory=dict)
+    """Decisions that the study made before, by key."""
     rung_losses: "Mapping[float, Mapping[str, ItemScores]]" = field(default_factory=dict)
     """By rung and experiment, the held-out losses item by item."""
 
@@ -76,6 +78,11 @@ def read_results(
         },
         cut_off=frozenset(key for key, of_one in runs.items() if of_one and of_one[0].status == "stopped"),
         stored=tuple(stored),
+        decided={
+            decision.key: decision
+            for decision in tracker.get_decisions(plan.suite.name)
+            if decision.content["libraries"] == libraries_of_now()
+        },
         rung_losses=_rung_losses(plan, stored, tracker=tracker),
     )
 

@@ -85,8 +85,8 @@ def run_study(
         phase = next_phase(plan, results)
         if phase is None:
             break
-        for pruning in phase.prunings:
-            racing.put_on_record(pruning, tracker=tracker)
+        for decision in phase.decisions:
+            racing.put_on_record(decision, suite_name=plan.suite.name, tracker=tracker, runs=options.runs)
         if phase.packs:
             callbacks.on_phase(phase)
             ended |= runner.run(phase)

@@ -74,6 +74,16 @@ suite_designs = Table(
     _hash(),
 )
 
+suite_decisions = Table(
+    "suite_decisions",
+    metadata,
+    Column("suite_name", Text, ForeignKey("suites.suite_name"), primary_key=True),
+    Column("key", Text, primary_key=True, comment="hash of what it was decided about"),
+    Column("decision", Text, nullable=False, comment="JSON: what was decided, and under which libraries"),
+    Column("decided_at", Text, nullable=False),
+    _hash(),
+)
+
 suite_questions = Table(
     "suite_questions",
     metadata,

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lorastudy.store.tracker import ExperimentTracker
-from lorastudy.store.views import ExperimentResult, StatedQuestion
+from lorastudy.store.views import Decision, ExperimentResult, StatedQuestion
 from lorastudy.suite.experiment import Experiment, tagged_hash
 from lorastudy.suite.question import Question
 
@@ -35,6 +35,7 @@ def keep(tracker: ExperimentTracker, suite_name: str, *, runs: Path) -> Path:
             for stated in summary.questions
         ],
         "design": tracker.get_designs().get(suite_name),
+        "decisions": [vars(decision) for decision in tracker.get_decisions(suite_name)],
         "experiments": [_plain(each) for each in tracker.get_all_experiments(suite_name=suite_name)],
     }
     # named by a hash, since a suite's name may hold anything
@@ -58,10 +59,13 @@ def register_all(tracker: ExperimentTracker, *, runs: Path) -> Iterator[str]:
                 for each in body.get("questions", ())
             ]
             about = (body["suite_name"], body["description"], body.get("design"))
-            notes.append((body["created_at"], about, members, stated))
+            decided = [Decision(**each) for each in body.get("decisions", ())]
+            notes.append((body["created_at"], about, members, (stated, decided)))
         except (ValueError, KeyError, TypeError) as error:
             yield f"{file}: not a suite's note: {error}"
-    for created_at, about, members, questions in sorted(notes, key=lambda note: (note[0], note[1][0])):
+    for created_at, about, members, (questions, decisions) in sorted(
+        notes, key=lambda note: (note[0], note[1][0])
+    ):
         suite_name, description, asked = about
         with tracker.at(datetime.fromisoformat(created_at)):
             tracker.register(suite_name, members, description=description)
@@ -70,6 +74,8 @@ def register_all(tracker: ExperimentTracker, *, runs: Path) -> Iterator[str]:
         for each in questions:
             with tracker.at(datetime.fromisoformat(each.stated_at)):
                 tracker.state_question(suite_name, each.question, num_completed=each.num_completed)
+        for decision in decisions:
+            tracker.keep_decision(suite_name, decision)
 
 
 def _plain(result: ExperimentResult) -> dict[str, object]:

@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Table
 from lorastudy.errors import StoreError
 from lorastudy.protocol.records import Environment, FailureKind, Generation, Outcome, PackStep, Record
 from lorastudy.store import (
+    decisions,
     designs,
     imports,
     ingest,
@@ -38,6 +39,7 @@ from lorastudy.store.recover import Salvage
 from lorastudy.store.store import Store
 from lorastudy.store.views import (
     DamagedRow,
+    Decision,
     ExperimentResult,
     ImportedResult,
     RunView,
@@ -136,6 +138,12 @@ class ExperimentTracker:
         """Write what a registered suite's file asked for, as plain JSON values; the newest counts."""
         with self._store.writing() as connection:
             designs.keep(connection, suite_name, design=design)
+
+    def keep_decision(self, suite_name: str, decision: Decision) -> bool:
+        """Write what a registered suite decided on its way; False where that was decided already: the first counts."""
+        with self._store.writing() as connection:
+            at = decision.decided_at or self._time()
+            return decisions.keep(connection, suite_name, decision=decision, at=at)
 
     def start_run(
         self, experiment_id: str, *, attempt: int, pack_id: str, engine: str, run_folder: str | Path
@@ -307,6 +315,11 @@ class ExperimentTracker:
         """By suite what its file asked for, as `keep_design` wrote it; of a suite of an older version there is none."""
         with self._store.reading() as connection:
             return designs.kept(connection)
+
+    def get_decisions(self, suite_name: str) -> tuple[Decision, ...]:
+        """What the suite decided on its way, the oldest first."""
+        with self._store.reading() as connection:
+            return decisions.kept(connection).get(suite_name, ())
 
     def get_imported(self, suite_name: str | None = None) -> list[ImportedResult]:
         """Results of other tools, in the order in which they were imported. They are in no other read."""

@@ -166,6 +166,16 @@ class StatedQuestion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a study decided on its way. `key` is a hash of what it was about, `content` plain JSON values."""
+
+    key: str
+    content: Mapping[str, Any]
+    decided_at: str | None = None
+    """None of one that is not stored yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SuiteSummary:
     """A suite as registered. Its experiments may also belong to other suites."""
 

@@ -207,7 +207,7 @@ def test_a_runner_that_dies_over_its_decision_goes_on_to_the_same_end(
     suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of four seeds are on record as stopped, the others are not."""
-    put, recorded = racing.put_on_record, []
+    put, recorded = racing.prune, []
 
     def die_over_the_third(pruning: Any, *, tracker: Any) -> None:
         recorded.append(pruning)
@@ -215,12 +215,41 @@ def test_a_runner_that_dies_over_its_decision_goes_on_to_the_same_end(
             raise KeyboardInterrupt
         put(pruning, tracker=tracker)
 
-    monkeypatch.setattr(racing, "put_on_record", die_over_the_third)
+    monkeypatch.setattr(racing, "prune", die_over_the_third)
     with pytest.raises(KeyboardInterrupt):
         race(suite, tmp_path)
-    monkeypatch.setattr(racing, "put_on_record", put)
+    monkeypatch.setattr(racing, "prune", put)
     assert race(suite, tmp_path).pruned == raced[1].pruned
     assert forked.everything(tmp_path) == forked.everything(raced[0])
+
+
+@PACKED
+def test_a_decision_that_was_made_is_repeated_and_never_made_again(
+    suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runner dies after the first rung, where nobody was behind by a test that would now find everybody behind."""
+    steps: list[PackStep] = []
+
+    def die(_: object, event: object) -> None:
+        steps.extend([event] if isinstance(event, PackStep) else [])
+        if len(steps) == 5:  # of 2 steps to the first rung, in two packs
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lorastudy.stats.racing.clearly_behind", lambda *_, **__: ())
+        with pytest.raises(KeyboardInterrupt):
+            race(suite, tmp_path, on_event=die)
+    with ExperimentTracker(tmp_path / "experiments.db") as tracker:
+        (decision,) = tracker.get_decisions(forked.SUITE)
+    assert (decision.content["rung"], decision.content["pruned"]) == (0.25, {})
+    outcome = race(suite, tmp_path)
+    with ExperimentTracker(tmp_path / "experiments.db") as tracker:
+        first, second = tracker.get_decisions(forked.SUITE)
+        stopped_at = {r.num_steps for r in tracker.get_all_experiments() if r.was_pruned}
+    assert first == decision
+    assert second.content["rung"] == 0.5
+    assert stopped_at == {4}, "at the second rung, where it was decided for the first time"
+    assert outcome.pruned == raced[1].pruned
 
 
 @PACKED

@@ -103,7 +103,7 @@ CREATE TABLE imports (
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (import_id)
 );
-INSERT INTO "imports" VALUES('import-de6cb3048b93f127','elsewhere','another tool','results.csv','00ff','2026-11-30T08:28:09.344935+00:00','40b2c36b9b7ef8997236480e8655315c3cbfff76fc777cac0e35a77e8e50ad04');
+INSERT INTO "imports" VALUES('import-de6cb3048b93f127','elsewhere','another tool','results.csv','00ff','2026-11-30T08:50:08.971040+00:00','849eeaefb1e8e71d132e48986da072619cb30ed7ee65cb779f0848b15e334c9b');
 CREATE TABLE incidents (
 	pack_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -219,8 +219,8 @@ CREATE TABLE runs (
 	PRIMARY KEY (experiment_id, attempt), 
 	FOREIGN KEY(experiment_id) REFERENCES experiments (experiment_id)
 );
-INSERT INTO "runs" VALUES('exp-a1568545aa1e431e',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T08:28:09.058685+00:00','2026-11-30T08:28:09.306910+00:00',NULL,NULL,NULL,'adapters/exp-a1568545aa1e431e',3,'295db05a5aa41645ecbbbc63d5b705acd2f0d85fcfd908dffb571d7417a06507');
-INSERT INTO "runs" VALUES('exp-ed6a3f022b3fe136',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T08:28:09.079340+00:00','2026-11-30T08:28:09.330078+00:00',NULL,NULL,NULL,'adapters/exp-ed6a3f022b3fe136',3,'a3e8d47feb0c6cc5feb5640027fa2a87bc43f593dfe40a36a35ff859384d9c6c');
+INSERT INTO "runs" VALUES('exp-a1568545aa1e431e',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T08:50:08.623504+00:00','2026-11-30T08:50:08.750188+00:00',NULL,NULL,NULL,'adapters/exp-a1568545aa1e431e',3,'f2bf08ad9662b1a5890fc7490f0deee83921fdfc314e52603cd2b762f9d33816');
+INSERT INTO "runs" VALUES('exp-ed6a3f022b3fe136',1,'completed','pack-14e00be386ff2fcc','auto','results/runs/pack-14e00be386ff2fcc/attempt-1','2026-11-30T08:50:08.636430+00:00','2026-11-30T08:50:08.782707+00:00',NULL,NULL,NULL,'adapters/exp-ed6a3f022b3fe136',3,'d7ea043cf9156d8ff210a33fd8fc7d739afeb6be834fee875bacb93b22f36bb5');
 CREATE TABLE score_items (
 	experiment_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
@@ -270,6 +270,16 @@ INSERT INTO "steps" VALUES('exp-a1568545aa1e431e',1,2,4.34056024580584676186e-02
 INSERT INTO "steps" VALUES('exp-ed6a3f022b3fe136',1,2,0.740580985365547,0.001,NULL,'656430bd3f596d8d3bba1adc2a27f0ed4067e6fc43739c58636069b5a221a641');
 INSERT INTO "steps" VALUES('exp-a1568545aa1e431e',1,3,3.59076263817208030104e-01,0.001,NULL,'cf492ac09bccee457781c80ac9b2e7adc116cbfb24aa78843441b97326f66e29');
 INSERT INTO "steps" VALUES('exp-ed6a3f022b3fe136',1,3,3.9312631048019852642e-02,0.001,NULL,'9a26aca82d7704fd5e0c8e2f85c3828ccb7ac42efc255f076f015a9abf76baf0');
+CREATE TABLE suite_decisions (
+	suite_name TEXT NOT NULL, 
+	"key" TEXT NOT NULL, 
+	decision TEXT NOT NULL, 
+	decided_at TEXT NOT NULL, 
+	row_sha256 TEXT NOT NULL, 
+	PRIMARY KEY (suite_name, "key"), 
+	FOREIGN KEY(suite_name) REFERENCES suites (suite_name)
+);
+INSERT INTO "suite_decisions" VALUES('torture','decision-1','{"pruned":{}}','2026-11-30T08:50:09.014303+00:00','29af4bcbd274891b56b3ed2fc97385e63042e1d5b6e0ab4d0fc6e252fccec2f6');
 CREATE TABLE suite_designs (
 	suite_name TEXT NOT NULL, 
 	design TEXT NOT NULL, 
@@ -310,7 +320,7 @@ CREATE TABLE suites (
 	row_sha256 TEXT NOT NULL, 
 	PRIMARY KEY (suite_name)
 );
-INSERT INTO "suites" VALUES('torture','','2026-11-30T08:28:08.217257+00:00','2a9b22bfbcb0231e9204af5cdd72516f86906fa7152cd8bf0465a3c63842e250');
+INSERT INTO "suites" VALUES('torture','','2026-11-30T08:50:08.167176+00:00','34882bedb50c0f87d964106f17d0d725bb52e4afcddc15fc93bf686bcc33b3a0');
 CREATE TABLE trivial_scores (
 	pack_id TEXT NOT NULL, 
 	attempt BIGINT NOT NULL, 
