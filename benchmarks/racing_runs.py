@@ -26,7 +26,7 @@ import numpy.typing as npt
 from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.engine.arms import Engine
 from lorastudy.engine.environment import environment
-from lorastudy.engine.loading import default_device
+from lorastudy.engine.loading import BaseCache, default_device
 from lorastudy.evaluation.perplexity import CompletionLoss
 from lorastudy.protocol.records import Pack
 from lorastudy.suite.base_model import base_model_fingerprint
@@ -34,7 +34,6 @@ from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.question import rung_step
 from lorastudy.suite.suite_file import suite_from_values
-from lorastudy.train.base_cache import BaseCache
 from lorastudy.train.outcomes import PackRun
 from lorastudy.train.train_pack import Loaded, load
 

@@ -21,9 +21,8 @@ import numpy.typing as npt
 
 from benchmarks.racing_runs import LAB, Grid, experiments_of, trained
 from lorastudy.engine.environment import environment
-from lorastudy.engine.loading import default_device
+from lorastudy.engine.loading import BaseCache, default_device
 from lorastudy.suite.base_model import read_config
-from lorastudy.train.base_cache import BaseCache
 
 RESULTS = Path(__file__).parent / "results" / "rate_grids.json"
 #: Where the held-out rows are scored: the rungs of successive halving by three, and more.

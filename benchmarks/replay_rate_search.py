@@ -32,11 +32,11 @@ import optuna
 from scipy.interpolate import PchipInterpolator
 
 from benchmarks.rate_grids import GRIDS, RateGrid, held_out_means, read_grids
+from lorastudy.engine.loading import BaseCache
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.rate_search import DIVERGED, Merit, design
 from lorastudy.suite.rates import nearest_rung, parabola, published_rates, rate_of
 from lorastudy.suite.suite_file import suite_from_values
-from lorastudy.train.base_cache import BaseCache
 
 RESULTS = Path(__file__).parent / "results" / "rate_search.json"
 #: Seeds that a study reports with; recorded are fewer, and what they cost does not depend on which they are.

@@ -12,9 +12,18 @@ from benchmarks.machine import load_average
 from benchmarks.processes import run_timed
 from benchmarks.results import OURS, Sample
 from lorastudy.executors.process import LOG_NAME
-from lorastudy.protocol.jobs import SERVING, attempt_name
-from lorastudy.protocol.record_lines import RecordReader
-from lorastudy.protocol.records import ArmProfile, Environment, Outcome, Pack, PackProfile, PackStep, Score
+from lorastudy.protocol.jobs import SERVING
+from lorastudy.protocol.records import (
+    ArmProfile,
+    Environment,
+    Outcome,
+    Pack,
+    PackProfile,
+    PackStep,
+    RecordReader,
+    Score,
+)
+from lorastudy.protocol.run_folder import attempt_name
 from lorastudy.suite.question import rung_step
 
 _FILES = ("--database", "results/experiments.db", "--runs-dir", "results/runs", "--output-dir", "output")

@@ -20,19 +20,18 @@ from unittest.mock import patch
 import tiny
 from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.engine import packed
-from lorastudy.engine.loading import default_device
+from lorastudy.engine.loading import BaseCache, default_device
 from lorastudy.executors import WorkerExit
 from lorastudy.executors.executor import Event
-from lorastudy.executors.tail import Following
+from lorastudy.executors.tail import RunFolderTail
 from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.base_model import base_model_fingerprint
 from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.suite_file import suite_from_values
-from lorastudy.train import pace, worker
+from lorastudy.train import timing, worker
 from lorastudy.train import train_pack as life
-from lorastudy.train.base_cache import BaseCache
 from lorastudy.train.stopping import Stop, Stopped
 from planned import options_in, run_experiments
 
@@ -99,7 +98,7 @@ def patched() -> Iterator[None]:
     with (
         patch.object(life, "profile_arms", lambda *_, **__: iter(())),
         patch.object(packed, "check_supported", lambda *_, **__: None),
-        patch.object(pace, "MAX_CHECKPOINT_SHARE", math.inf),
+        patch.object(timing, "MAX_CHECKPOINT_SHARE", math.inf),
     ):
         yield
 
@@ -123,7 +122,7 @@ class InThisProcess:
         """Serve the folders in order."""
         for folder in folders:
             worker.serve_pack(folder, cache=self.cache, stop=Stop())
-            yield from Following(folder).new_events(lambda: WorkerExit(returncode=0))
+            yield from RunFolderTail(folder).new_events(lambda: WorkerExit(returncode=0))
 
 
 @dataclass(kw_only=True)
@@ -174,7 +173,7 @@ def _serve_and_exit(folder: Path, *, cache: BaseCache, in_worker: Callable[[Path
 
 
 def _follow(folder: Path, pid: int) -> Generator[Event]:
-    following, status = Following(folder), []
+    following, status = RunFolderTail(folder), []
 
     def end_of_worker() -> WorkerExit | None:
         if not status:

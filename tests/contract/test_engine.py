@@ -15,7 +15,7 @@ from transformers import get_scheduler
 import tiny
 from lorastudy.engine.adapters import CONFIG_FILE, WEIGHTS_FILE
 from lorastudy.engine.batch import assemble
-from lorastudy.engine.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from lorastudy.train.checkpointing import Checkpoint, read_checkpoint, write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from lorastudy.executors import Executor, LocalExecutor, SideBySideExecutor, WorkerExit
-from lorastudy.executors import hang_timeout as patience
+from lorastudy.executors import Executor, LocalExecutor, MultiWorkerExecutor, WorkerExit, tail
 from lorastudy.protocol.records import DONE_NAME, Generation, Pack, Record
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
@@ -25,9 +24,9 @@ WORKER = """
 import os, signal, sys, time
 from pathlib import Path
 
-from lorastudy.protocol.jobs import folders_told
+from lorastudy.protocol.jobs import folders_to_serve
 from lorastudy.protocol.records import DONE_NAME, RECORDS_NAME, Generation, Pack
-from lorastudy.protocol.record_lines import RecordWriter
+from lorastudy.protocol.records import RecordWriter
 
 
 def serve(folder):
@@ -58,7 +57,7 @@ def serve(folder):
     (folder / DONE_NAME).touch()
 
 
-for folder in folders_told(sys.argv[1:]):
+for folder in folders_to_serve(sys.argv[1:]):
     serve(folder)
 """
 
@@ -81,7 +80,7 @@ def make_executor(request: pytest.FixtureRequest) -> MakeExecutor:
     if request.param == "local":
         return lambda worker: LocalExecutor(worker=worker)
     if request.param == "side by side":
-        return lambda worker: SideBySideExecutor(environments=[{"LANE": "0"}, {"LANE": "1"}], worker=worker)
+        return lambda worker: MultiWorkerExecutor(environments=[{"LANE": "0"}, {"LANE": "1"}], worker=worker)
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed (an optional extra)")
     request.getfixturevalue("ray_cluster")
@@ -242,7 +241,7 @@ def test_asked_to_leave_a_worker_saves_first_and_no_other_starts(
 def test_a_worker_that_hangs_is_ended_and_the_next_folder_served(
     executor: Executor, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "QUIET_SECONDS", 5.0)
+    monkeypatch.setattr(tail, "QUIET_SECONDS", 5.0)
     folders = [make_folder("hangs"), make_folder("works")]
     found = by_folder(executor.run(folders))
     end = found[folders[0]][-1]

@@ -132,7 +132,7 @@ def test_only_the_command_line_prints_or_exits() -> None:
     package = Path(ls.__file__).parent
     programs = {
         "train/worker.py",
-        "protocol/disk_errors.py",
+        "protocol/files.py",
         "data/hub.py",
         "lab/recipe.py",
         "suite/schema.py",

@@ -29,7 +29,7 @@ from lorastudy.errors import StoreError
 from lorastudy.executors import LocalExecutor
 from lorastudy.planning import study_plan
 from lorastudy.planning.predictions import Predictions
-from lorastudy.protocol.disk_errors import serve_and_tell
+from lorastudy.protocol.files import exit_code_of
 from lorastudy.store import ExperimentTracker
 from torture import forks, scripted_worker, studies
 
@@ -86,7 +86,7 @@ def scripted() -> Study:
     """A suite whose worker trains nothing."""
     return Study(
         files={"suite.yaml": SUITE_FILE, "rows.jsonl": ROWS},
-        program=lambda folders: serve_and_tell(scripted_worker.main, folders),
+        program=lambda folders: exit_code_of(scripted_worker.main, folders),
         content=lambda folder: studies.text(studies.content(folder / studies.DATABASE)),
     )
 

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from lorastudy.protocol.disk_errors import serve_and_tell
-from lorastudy.protocol.jobs import AdapterOrigin, folders_told
+from lorastudy.protocol.files import exit_code_of
+from lorastudy.protocol.jobs import AdapterOrigin, folders_to_serve
 from lorastudy.protocol.parent_watch import end_with_parent
-from lorastudy.protocol.record_lines import RecordWriter
 from lorastudy.protocol.records import (
     DONE_NAME,
     RECORDS_NAME,
@@ -28,6 +27,7 @@ from lorastudy.protocol.records import (
     PackProfile,
     PackStep,
     Record,
+    RecordWriter,
     Score,
     TrivialScore,
 )
@@ -39,7 +39,7 @@ NUM_ITEMS = 4
 def main(arguments: Sequence[str]) -> int:
     """Serve every folder."""
     end_with_parent()
-    for folder in folders_told(arguments):
+    for folder in folders_to_serve(arguments):
         serve(folder)
     return 0
 
@@ -123,4 +123,4 @@ def number(*of: object) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(serve_and_tell(main, sys.argv[1:]))
+    sys.exit(exit_code_of(main, sys.argv[1:]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lorastudy.protocol import record_lines
+from lorastudy.protocol import records
 from lorastudy.store import rows
 from lorastudy.store.store import Store
 from torture.faults import bitflips
@@ -18,12 +18,12 @@ def test_records_read_without_their_checksum_are_caught(
 ) -> None:
     def decode(line: str) -> Any:
         outer = json.loads(line)
-        monkeypatch.setattr(record_lines, "_checksum", lambda *_: outer["sha256"])
+        monkeypatch.setattr(records, "_checksum", lambda *_: outer["sha256"])
         return sound(line)
 
-    sound = record_lines.decode
+    sound = records.decode
 
-    monkeypatch.setattr(record_lines, "decode", decode)
+    monkeypatch.setattr(records, "decode", decode)
     result = bitflips.run(amount=200, seed=1, folder=tmp_path)
     assert result.num_violations > 10
     assert "VIOLATED: bit" in result.detail

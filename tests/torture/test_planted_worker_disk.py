@@ -16,7 +16,7 @@ pytestmark = [
 #: A worker that does not tell what it died of.
 NO_MESSAGE = """
 from lorastudy.train import worker
-worker.serve_and_tell = lambda serve, arguments: serve(arguments)
+worker.exit_code_of = lambda serve, arguments: serve(arguments)
 """
 #: An adapter that could not be written counts as written.
 HALF_AN_ADAPTER = """

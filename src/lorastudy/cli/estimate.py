@@ -53,7 +53,7 @@ def estimate(
 ) -> None:
     """Predict peak memory term by term, time and disk; say what fits, and what would make it fit."""
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.executors.job_worker import JobWorker
+    from lorastudy.executors.process import JobWorker
     from lorastudy.planning.answers import Answers
     from lorastudy.planning.predictions import announced
 

@@ -52,7 +52,7 @@ def evaluate(
 ) -> None:
     """Evaluate adapters, loaded onto their base as any user of PEFT would. The base is loaded once for all of them."""
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.executors.job_worker import run_job
+    from lorastudy.executors.process import run_job
     from lorastudy.protocol.jobs import AdapterOrigin, EvaluateJob
     from lorastudy.suite.base_model import check_base_model
 

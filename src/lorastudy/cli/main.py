@@ -24,7 +24,7 @@ from lorastudy.cli.status import status
 from lorastudy.cli.suite import suite
 from lorastudy.cli.terminal import error_shown, say
 from lorastudy.errors import StudyError
-from lorastudy.protocol.disk_errors import is_disk_fault, told
+from lorastudy.protocol.files import disk_fault_message, is_disk_fault
 from lorastudy.version import __version__
 
 app = typer.Typer(
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         if not is_disk_fault(error):
             raise
-        say(f"error: {error_shown(told(error))}", file=sys.stderr)
+        say(f"error: {error_shown(disk_fault_message(error))}", file=sys.stderr)
         sys.exit(2)
 
 

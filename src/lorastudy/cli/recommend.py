@@ -74,7 +74,7 @@ def recommend(
     from lorastudy.cli.console import PlainConsole
     from lorastudy.cli.memory_budget import room_here, room_of
     from lorastudy.cli.recommending import Plans, machine_of
-    from lorastudy.executors.job_worker import JobWorker
+    from lorastudy.executors.process import JobWorker
     from lorastudy.planning.answers import Answers
 
     _refuse(hours=hours, margin=margin)

@@ -32,7 +32,7 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterBank:
+class AdapterBuffers:
     """All adapters of a pack, by group. `arms` is the pack's order: arms of a group are neighbours."""
 
     arms: tuple[Arm, ...]
@@ -92,9 +92,9 @@ def in_groups(arms: Sequence[Arm]) -> tuple[Arm, ...]:
     return tuple(sorted(arms, key=_shape))
 
 
-def make_bank(
+def make_buffers(
     arms: Sequence[Arm], *, layers: Mapping[str, PackedLinear], device: torch.device
-) -> AdapterBank:
+) -> AdapterBuffers:
     """Fresh adapters for arms that stand `in_groups`: lora_A as drawn from each arm's seed, lora_B zero."""
     groups: list[Group] = []
     start = 0
@@ -104,7 +104,7 @@ def make_bank(
             stop += 1
         groups.append(_make_group(arms, start=start, stop=stop, layers=layers, device=device))
         start = stop
-    return AdapterBank(arms=tuple(arms), groups=tuple(groups), clock=DropoutClock())
+    return AdapterBuffers(arms=tuple(arms), groups=tuple(groups), clock=DropoutClock())
 
 
 def _shape(arm: Arm) -> tuple[int, tuple[str, ...], float]:

@@ -100,7 +100,7 @@ def key_stems(names: Sequence[str], *, layers: Mapping[str, TargetLayer]) -> dic
     return stems
 
 
-def asked_keys(
+def expected_keys(
     names: Sequence[str], *, r: int, layers: Mapping[str, TargetLayer]
 ) -> dict[str, tuple[int, ...]]:
     """Key -> shape of all that PEFT asks for to load an adapter of rank r on these layers.
@@ -125,7 +125,7 @@ def check_saved(arm: Arm, *, base: BaseModel, folder: Path) -> None:
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     selected = selected_by(config["target_modules"], modules=base.module_names)
     selected |= set(config.get("target_parameters", ()))
-    asked = asked_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
+    asked = expected_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         keys = file.keys()
         saved = {key: tuple(file.get_slice(key).get_shape()) for key in keys}

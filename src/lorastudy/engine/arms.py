@@ -6,16 +6,15 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from lorastudy.engine.batch import Batch
-from lorastudy.engine.state import EngineState
 from lorastudy.protocol.records import ArmStep
 from lorastudy.suite.experiment import Experiment
 
@@ -65,6 +64,36 @@ class StepResult:
     arms: tuple[ArmStep, ...]
     diverged: tuple[str, ...] = ()
     """Experiment ids whose loss or gradient was not finite in this step; they train no further."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmState:
+    """One arm between two steps. The names of `numbers` and `tensors` are the engine's own."""
+
+    experiment_id: str
+    num_steps_done: int
+    """Of the pack's steps, whether or not the optimizer took them."""
+    is_diverged: bool
+    numbers: Mapping[str, float]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineState:
+    """All arms between two steps. `num_forward_passes` is the clock of dropout, where it is the pack's."""
+
+    engine: str
+    arms: tuple[ArmState, ...]
+    num_forward_passes: int = 0
+
+    def of(self, experiment_ids: Iterable[str]) -> Self:
+        """The part of some arms, in the order given.
+
+        Raises:
+            KeyError: one of them is not in it.
+        """
+        by_id = {arm.experiment_id: arm for arm in self.arms}
+        return replace(self, arms=tuple(by_id[experiment_id] for experiment_id in experiment_ids))
 
 
 class Scorer(Protocol):

@@ -8,13 +8,16 @@ CPU, for rows of ten tokens as for rows of hundreds (docs/log.md).
 """
 
 import itertools
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lorastudy.data.tokenise import IGNORED, TokenRow
+from lorastudy.data.batches import micro_batches, rows_in_order
+from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet
+from lorastudy.suite.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +86,55 @@ def assemble(rows: Sequence[TokenRow], *, device: torch.device) -> Batch:
             for length, same in itertools.groupby(len(rows[number].input_ids) for number in order)
         ),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """Training rows and the plan of every step."""
+
+    train: TokenSet
+    plan: list[list[list[int]]]
+    """Row numbers by optimizer step, by micro-batch, by place."""
+    device: torch.device
+
+    def step(self, number: int) -> list[Batch]:
+        """The micro-batches of a step, counted from 0."""
+        return [
+            assemble([self.train.rows[row] for row in rows], device=self.device) for rows in self.plan[number]
+        ]
+
+    def steps(self, *, start: int = 0, stop: int | None = None) -> Iterator[list[Batch]]:
+        """The steps from `start` on, up to `stop` or to the end, assembled as they are needed."""
+        return (self.step(number) for number in range(start, len(self.plan) if stop is None else stop))
+
+    def typical_step(self) -> list[Batch]:
+        """The first step that has the median number of tokens; of two in the middle the smaller."""
+        sizes = [sum(map(self._num_tokens, micro_batches)) for micro_batches in self.plan]
+        return self.step(sizes.index(statistics.median_low(sizes)))
+
+    def largest_step(self) -> list[Batch]:
+        """The step whose biggest micro-batch has the most tokens."""
+
+        def size(number: int) -> int:
+            return max(map(self._num_tokens, self.plan[number]))
+
+        return self.step(max(range(len(self.plan)), key=size))
+
+    def _num_tokens(self, rows: Sequence[int]) -> int:
+        return sum(map(self.train.rows.num_tokens, rows))
+
+
+def plan_batches(
+    train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int, device: torch.device
+) -> BatchPlan:
+    """Every step's rows, equal for all arms: a function of `data_seed`, which is the pack's (`Experiment.data_seed`)."""
+    size, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
+    order = rows_in_order(
+        train.num_given,
+        data_seed=data_seed,
+        num_rows_needed=num_steps * size * accumulation,
+        refused=train.refused,
+        places=train.places,
+    )
+    plan = micro_batches(order, batch_size=size, accumulation=accumulation)
+    return BatchPlan(train=train, plan=plan, device=device)

@@ -89,7 +89,7 @@ _MOST_PARAMETERS = 1 << 30
 _MOST_LAYERS = 8
 
 
-def foreseen_problem(config: Any, *, trust_remote_code: bool) -> str | None:
+def packed_problem(config: Any, *, trust_remote_code: bool) -> str | None:
     """Why the packed engine will not serve a model of this configuration; None where it will, as far as can be foreseen.
 
     Its first layers are made with random numbers, few words and a narrow MLP, and asked what the model itself is asked

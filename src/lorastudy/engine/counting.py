@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lorastudy.data.tokenise import IGNORED, TokenRow
-from lorastudy.engine import last_layer, packed
+from lorastudy.engine import packed, patches
 from lorastudy.engine.arms import Arm
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel
@@ -153,7 +153,7 @@ def _count_packed(
     with ExitStack() as stack:
         ledger = Ledger(known=known)
         stack.enter_context(_replaced(packed, "check_supported", by=_assume_supported))
-        stack.enter_context(_replaced(last_layer, "are_the_same", by=_assume_same))
+        stack.enter_context(_replaced(patches, "equal_but_for_rounding", by=_assume_same))
         stack.enter_context(ledger)
         engine = PackedEngine(base, arms, gradient_checkpointing=gradient_checkpointing)
         stack.callback(engine.close)
@@ -209,7 +209,7 @@ def _count_reference(
 
         engine.train([[tensors]] * 2, on_step=after_step)
         ledger.log = None
-        num_parameters = sum(p.numel() for course in engine.courses for p in course.parameters)
+        num_parameters = sum(p.numel() for course in engine.trainers for p in course.parameters)
     return CountedStep(
         resident_bytes=resident,
         num_parameters=num_parameters,

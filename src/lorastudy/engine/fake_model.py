@@ -13,7 +13,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lorastudy.engine.loading import BaseModel, dtype_of
-from lorastudy.engine.quantised import hollow_quantised, keep_trainable_on_cpu
+from lorastudy.engine.quantised import fake_quantised, keep_trainable_on_cpu
 from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import FOREIGN_ERRORS, ModelError, first_line
 from lorastudy.protocol.jobs import Precision
@@ -136,7 +136,7 @@ def _keep_first(model: PreTrainedModel, num_layers: int) -> None:
 def _quantise(model: PreTrainedModel, precision: Precision) -> None:
     for name in quantised_names(model):
         parent, _, leaf = name.rpartition(".")
-        hollow = hollow_quantised(
+        hollow = fake_quantised(
             model.get_submodule(name),
             precision.quantization,
             quant_type=precision.quant_type,

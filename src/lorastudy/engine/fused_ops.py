@@ -29,7 +29,7 @@ TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 5e-4, torch.float16: 6e-5}
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewerPasses:
+class FusedOps:
     """What of a model is computed here. `rotations` are the modules of code that hold the function."""
 
     norms: tuple[nn.Module, ...] = ()
@@ -50,16 +50,16 @@ class FewerPasses:
 
 
 @torch.no_grad()
-def fewer_passes(model: nn.Module, *, device: torch.device) -> FewerPasses:
+def find_fused_ops(model: nn.Module, *, device: torch.device) -> FusedOps:
     """What can be computed here of a model on that device: nothing but on a CPU, where it was measured.
 
     Each is asked with numbers of its own, never the model's, so a model without content gets the same answer.
     """
     if device.type != "cpu":
-        return FewerPasses()
+        return FusedOps()
     codes = {sys.modules[type(module).__module__] for module in model.modules()}
     with unset_fake_temporarily():
-        return FewerPasses(
+        return FusedOps(
             norms=tuple(module for module in model.modules() if _is_rms_norm(module)),
             rotations=tuple(code for code in codes if _is_rotation(getattr(code, ROTATION, None))),
         )

@@ -35,6 +35,7 @@ from lorastudy.suite.targets import TargetLayer
 
 #: What is fetched of a model on the hub: never a pickle.
 _FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+
 #: What transformers raises over files that are damaged, of another version, or meant to do harm.
 _UNREADABLE = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RecursionError,
@@ -247,3 +248,22 @@ def _unloadable(base_model: str, error: Exception) -> ModelError:
             "files and *.safetensors."
         )
     return ModelError(f"{unreachable_message(base_model)}. Cause: {cause}")
+
+
+@dataclass(kw_only=True)
+class BaseCache:
+    """The base model last used; packs of one base come one after another."""
+
+    key: object = None
+    base: BaseModel | None = None
+
+    def get(self, settings: Settings, *, device: torch.device) -> BaseModel:
+        """The base model of these settings, loaded only if it is another than the last one."""
+        key = (
+            settings.base_model, settings.quantization, settings.bnb_4bit_quant_type,
+            settings.bnb_4bit_use_double_quant, settings.trust_remote_code,
+        )  # fmt: skip
+        if self.base is None or key != self.key:
+            self.base = None  # the old one goes before the new one comes
+            self.base, self.key = load_base(settings, device=device), key
+        return self.base

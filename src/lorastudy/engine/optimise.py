@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorastudy.engine.adapter_buffers import AdapterBank, Group
+from lorastudy.engine.adapter_buffers import AdapterBuffers, Group
 from lorastudy.engine.arms import Arm
 
 
@@ -53,7 +53,7 @@ class PackedAdamW:
     It is the pack's step but for fp16, where a step that overflows is not taken, and does not count.
     """
 
-    def __init__(self, bank: AdapterBank) -> None:
+    def __init__(self, bank: AdapterBuffers) -> None:
         self.bank = bank
         self.num_steps_taken = [0] * len(bank.arms)
         self.states = [

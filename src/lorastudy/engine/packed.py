@@ -20,19 +20,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lorastudy.engine import attention
-from lorastudy.engine.adapter_buffers import in_groups, make_bank
+from lorastudy.engine.adapter_buffers import in_groups, make_buffers
 from lorastudy.engine.adapters import check_peft, save_adapter
-from lorastudy.engine.arms import Arm, StepResult, TokenScores
+from lorastudy.engine.arms import Arm, ArmState, EngineState, StepResult, TokenScores
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.batch import Batch
-from lorastudy.engine.fused_ops import FewerPasses, fewer_passes
-from lorastudy.engine.generation import greedy
-from lorastudy.engine.last_layer import labelled_only, sparing_mlp
+from lorastudy.engine.fused_ops import FusedOps, find_fused_ops
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.loss import completion_loss, token_scores
 from lorastudy.engine.optimise import LossScale, PackedAdamW
-from lorastudy.engine.patches import eject, inject
-from lorastudy.engine.recompute import recomputing
+from lorastudy.engine.padded_forward import greedy
+from lorastudy.engine.patches import activation_checkpointing, eject, inject, labelled_only, labels_only_mlp
 from lorastudy.engine.self_check import (
     Forwards,
     check_longest_row,
@@ -40,7 +38,6 @@ from lorastudy.engine.self_check import (
     check_supported,
     probe_batch,
 )
-from lorastudy.engine.state import ArmState, EngineState
 from lorastudy.protocol.records import ArmStep
 
 #: Tokens that all arms together may hold while they generate.
@@ -78,17 +75,17 @@ class PackedEngine:
         self._own_attention = base.model.config._attn_implementation
         self._layers = inject(base, names=names)
         self._sparing_mlp: nn.Module | None = None
-        self._fewer_passes = FewerPasses()
+        self._fewer_passes = FusedOps()
         try:
             self._model.set_attn_implementation(attention.NAME)
             probe = probe_batch(base.model, device=base.device)
             self._choose_passes(probe, longest_row=longest_row)
-            self._sparing_mlp = sparing_mlp(
+            self._sparing_mlp = labels_only_mlp(
                 self._model,
                 index_M=probe.label_index_M[::2],
                 hidden_states=partial(self._hidden, probe, num_arms=1),
             )
-            self._bank = make_bank(self.arms, layers=self._layers, device=base.device)
+            self._bank = make_buffers(self.arms, layers=self._layers, device=base.device)
             self._bank.attach(self._layers)
             self._optimizer = PackedAdamW(self._bank)
         except BaseException:
@@ -115,13 +112,13 @@ class PackedEngine:
                 check_rows_are_apart(forwards, batch=probe)
                 check_longest_row(forwards, num_tokens=longest_row, device=self._base.device)
 
-        self._fewer_passes = fewer_passes(self._model, device=self._base.device)
+        self._fewer_passes = find_fused_ops(self._model, device=self._base.device)
         try:
             check()
         except UnsupportedModelError:
-            if self._fewer_passes == FewerPasses():
+            if self._fewer_passes == FusedOps():
                 raise
-            self._fewer_passes = FewerPasses()
+            self._fewer_passes = FusedOps()
             check()
 
     @property
@@ -228,7 +225,7 @@ class PackedEngine:
         scale_K = torch.tensor(self._loss_scale.scales, device=self._base.device) / num_tokens
         self._bank.zero_grad()
         losses_K = torch.zeros(len(self.arms), device=self._base.device)
-        with self._dropout(), recomputing(self._model, enabled=self._gradient_checkpointing):
+        with self._dropout(), activation_checkpointing(self._model, enabled=self._gradient_checkpointing):
             for batch in batches:
                 self._bank.clock.forward_pass += 1
                 hidden_KND = self._hidden(batch, num_arms=len(self.arms))

@@ -10,19 +10,22 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lorastudy.engine.adapters import (
     PREFIX,
-    asked_keys,
     check_fits,
     differences,
+    expected_keys,
     is_transposed,
     targets_in_config,
     whole,
 )
-from lorastudy.engine.arms import Arm
+from lorastudy.engine.arms import Arm, TokenScores
+from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.padded_forward import greedy, label_logits
 from lorastudy.errors import ModelError
 
 #: What PEFT raises where it cannot wrap a layer or read an adapter.
@@ -134,8 +137,8 @@ def check_wrapping(base: BaseModel, arm: Arm) -> None:
     Raises:
         ModelError: it would not; says where.
     """
-    ours = asked_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
-    with _hollow_copy(base.model) as copy, warnings.catch_warnings():
+    ours = expected_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
+    with _meta_copy(base.model) as copy, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what it wraps otherwise than asked, which is compared here
         try:
             model = get_peft_model(copy, lora_config(arm, base=base))
@@ -157,7 +160,38 @@ def check_wrapping(base: BaseModel, arm: Arm) -> None:
 
 
 @contextmanager
-def _hollow_copy(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def _meta_copy(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     with torch.device("meta"):
         kind: Any = type(model)
         yield kind(model.config)
+
+
+class LoadedAdapter:
+    """A `Scorer` of one arm: what a user gets who loads `final_model` with `PeftModel.from_pretrained`."""
+
+    def __init__(self, base: BaseModel, folder: Path) -> None:
+        """Load the adapter onto the base.
+
+        Raises:
+            ModelError: not an adapter folder, or an adapter of another base.
+        """
+        self._base = base
+        self._model = load_adapter(base, folder)
+        self.experiment_ids = (folder.name,)
+
+    def close(self) -> None:
+        """Take the adapter off the base, which then is as it was."""
+        self._model.unload()
+        self._base.model.requires_grad_(requires_grad=False)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> TokenScores:
+        """Score a batch."""
+        logits_MV = label_logits(self._model, batch)
+        nll_M = F.cross_entropy(logits_MV, batch.targets_M, reduction="none")
+        correct_M = logits_MV.argmax(dim=-1) == batch.targets_M
+        return TokenScores(nll_KM=nll_M.unsqueeze(0), correct_KM=correct_M.unsqueeze(0))
+
+    def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[list[int]]]:
+        """Greedy answers, `[0][prompt]`, up to and without the end-of-text token."""
+        return [greedy(self._base, prompts, copies=1, max_new_tokens=max_new_tokens)]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lorastudy.engine.choice import foreseen_problem
+from lorastudy.engine.choice import packed_problem
 from lorastudy.engine.environment import environment
 from lorastudy.engine.fake_model import decoder_layers, meta_model, quantised_names, read_config
 from lorastudy.engine.footprints import LossGrowths, footprint
@@ -100,7 +100,7 @@ def _shape(question: ModelQuestion) -> dict[str, Any]:
         "vocab_size": getattr(text, "vocab_size", None),
         "max_position_embeddings": num_positions(config),
         "attention_span": attention_span(config),
-        "packed_problem": foreseen_problem(config, trust_remote_code=question.trust_remote_code),
+        "packed_problem": packed_problem(config, trust_remote_code=question.trust_remote_code),
         "has_tied_head": head is not None and embedding is not None and head.weight is embedding.weight,
         **_layer_parameters(model),
     }

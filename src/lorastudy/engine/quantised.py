@@ -102,7 +102,7 @@ def features(layer: nn.Module) -> tuple[int, int]:
     return layer.in_features, layer.out_features
 
 
-def hollow_quantised(
+def fake_quantised(
     linear: nn.Module, quantization: str, *, quant_type: str, double_quant: bool
 ) -> nn.Module:  # fmt: skip
     """A bitsandbytes layer of the same shape whose tensors have the right bytes and no content.
@@ -124,7 +124,7 @@ def hollow_quantised(
         weight: Any = nn.Parameter(
             torch.empty(-(-inputs * outputs // 2), 1, dtype=torch.uint8), requires_grad=False
         )
-        weight.quant_state = _hollow_state(
+        weight.quant_state = _fake_quant_state(
             (outputs, inputs), quant_type=quant_type, double_quant=double_quant
         )
     else:
@@ -169,7 +169,7 @@ def _bitsandbytes() -> Any:
     return bitsandbytes
 
 
-def _hollow_state(shape: tuple[int, int], *, quant_type: str, double_quant: bool) -> Any:
+def _fake_quant_state(shape: tuple[int, int], *, quant_type: str, double_quant: bool) -> Any:
     num_blocks = -(-shape[0] * shape[1] // 64)
     inner = (
         _bitsandbytes().functional.QuantState(

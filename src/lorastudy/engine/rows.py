@@ -20,7 +20,7 @@ from lorastudy.data.load import Rows, all_rows, train_and_eval
 from lorastudy.data.prompts import Example
 from lorastudy.data.token_sets import MIN_ROWS, Reach, split_tokens, token_sets
 from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet, whole_row
-from lorastudy.engine.batch_plan import Feed, make_feed
+from lorastudy.engine.batch import BatchPlan, plan_batches
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.fake_model import read_config
 from lorastudy.engine.loading import check_rows, load_tokenizer, local_folder, num_embeddings, num_positions
@@ -177,8 +177,8 @@ def _num_steps(settings: Settings, lengths: _Lengths, *, num_rows: int) -> int:
     )
 
 
-def _feed(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int) -> Feed:
-    return make_feed(train, settings, data_seed=data_seed, num_steps=num_steps, device=torch.device("cpu"))
+def _feed(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int) -> BatchPlan:
+    return plan_batches(train, settings, data_seed=data_seed, num_steps=num_steps, device=torch.device("cpu"))
 
 
 def _order(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int) -> dict[str, Any]:

@@ -1,26 +1,56 @@
 """`lorastudy evaluate`: trained adapters, loaded by PEFT onto one base in turn, as a job of its own process."""
 
-from dataclasses import asdict
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorastudy.data.conversations import Instruction
 from lorastudy.data.load import load_examples
+from lorastudy.data.prompts import alpaca_prompt
 from lorastudy.data.tokenise import TokenSet, tokenise
 from lorastudy.engine.chat_template import prompt_style
-from lorastudy.engine.generation import greedy
 from lorastudy.engine.loading import BaseModel, default_device, load_base
+from lorastudy.engine.meter import MemoryMeter, synchronise
+from lorastudy.engine.padded_forward import greedy
 from lorastudy.engine.planning import answer
 from lorastudy.errors import StudyError
-from lorastudy.evaluation.benchmark import PROMPTS, prompt_text
 from lorastudy.evaluation.exact_match import ExactMatch
-from lorastudy.evaluation.inference import profile_inference
 from lorastudy.evaluation.perplexity import CompletionLoss
 from lorastudy.protocol.jobs import EvaluateJob
 from lorastudy.protocol.records import Generation, Score
 from lorastudy.suite.settings import Settings
 
 if TYPE_CHECKING:
-    from lorastudy.engine.loaded import LoadedAdapter
+    from lorastudy.engine.peft_model import LoadedAdapter
+
+
+PROMPTS = (
+    "Explain in two sentences why the sky is blue.",
+    "Write a Python function that returns the n-th Fibonacci number.",
+    "Translate into French: The library opens at nine o'clock.",
+    "A train travels 120 km in 1.5 hours. What is its average speed?",
+    "Summarise in one sentence: The committee met on Tuesday, argued for four hours, and agreed on nothing.",
+    "List three risks of storing passwords in plain text.",
+)
+
+NUM_WARMUP, NUM_TIMED = 1, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceProfile:
+    """Greedy generation, one prompt at a time. Times are medians over the timed runs."""
+
+    num_prompts: int
+    prompt_tokens: int
+    new_tokens: int
+    first_token_seconds: float
+    seconds_per_new_token: float | None
+    new_tokens_per_second: float | None
+    peak_memory_bytes: int | None
+    memory_kind: str
 
 
 def run_job(values: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +79,9 @@ def _evaluated(
     checkpoint: str, job: EvaluateJob, *, base: BaseModel, tokens: TokenSet | None
 ) -> dict[str, Any]:
     """All that is asked about one adapter; the base has none on it before and after."""
-    from lorastudy.engine.loaded import LoadedAdapter  # and PEFT with it, which plans and training do without
+    from lorastudy.engine.peft_model import (
+        LoadedAdapter,  # and PEFT with it, which plans and training do without
+    )
 
     result: dict[str, Any] = {
         "scores": [],
@@ -122,3 +154,43 @@ def _ids(base: BaseModel, text: str) -> list[int]:
     if not ids:
         raise StudyError(f"base_model: {base.name}: its tokenizer knows none of the benchmark prompts' words")
     return ids
+
+
+def prompt_text(instruction: str) -> str:
+    """The instruction in the Alpaca layout, as in training on Alpaca rows."""
+    return alpaca_prompt(Instruction(prompt=instruction, answer=""))
+
+
+def profile_inference(
+    base: BaseModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 64
+) -> InferenceProfile:
+    """Time the first token and the rest apart, after a warm-up. Uses whatever adapter the model carries."""
+    first, rest, counts = [], [], []
+    with MemoryMeter(base.device) as memory:
+        for prompt in [prompts[0]] * NUM_WARMUP + list(prompts[:NUM_TIMED]):
+            first_seconds, _ = _timed(base, prompt, max_new_tokens=1)
+            seconds, num_new = _timed(base, prompt, max_new_tokens=max_new_tokens)
+            first.append(first_seconds)
+            counts.append(num_new)
+            if num_new > 1:
+                rest.append((seconds - first_seconds) / (num_new - 1))
+    timed_rest = rest[NUM_WARMUP:] or rest
+    per_token = statistics.median(timed_rest) if timed_rest else None
+    return InferenceProfile(
+        num_prompts=len(prompts[:NUM_TIMED]),
+        prompt_tokens=sum(len(prompt) for prompt in prompts[:NUM_TIMED]),
+        new_tokens=sum(counts[NUM_WARMUP:]),
+        first_token_seconds=statistics.median(first[NUM_WARMUP:]),
+        seconds_per_new_token=per_token,
+        new_tokens_per_second=1 / per_token if per_token else None,
+        peak_memory_bytes=memory.peak_bytes,
+        memory_kind=memory.kind,
+    )
+
+
+def _timed(base: BaseModel, prompt: Sequence[int], *, max_new_tokens: int) -> tuple[float, int]:
+    synchronise(base.device)
+    started = time.perf_counter()
+    (answer,) = greedy(base, [prompt], copies=1, max_new_tokens=max_new_tokens)
+    synchronise(base.device)
+    return time.perf_counter() - started, len(answer) + (len(answer) < max_new_tokens)

@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lorastudy.executors.executor import Event, WorkerExit
-from lorastudy.executors.process import WORKER, base_model_of, end_hung, last_words, tell, worker_process
-from lorastudy.executors.tail import POLL_SECONDS, Following
+from lorastudy.executors.process import WORKER, base_model_of, end_hung, log_tail, tell, worker_process
+from lorastudy.executors.tail import POLL_SECONDS, RunFolderTail
 
 
 class LocalExecutor:
@@ -42,7 +42,7 @@ class LocalExecutor:
         try:
             while waiting and not self._is_leaving:
                 process = self._process_for(waiting)
-                following = Following(waiting[0])
+                following = RunFolderTail(waiting[0])
                 # One at a time: a worker that is not to go on, or whose records are damaged, begins no other.
                 tell(process, [waiting.pop(0)])
                 yield from self._follow(following, process)
@@ -101,7 +101,9 @@ class LocalExecutor:
         if self._is_stopped:
             raise InterruptedError("stopped from outside")
 
-    def _follow(self, following: Following, process: subprocess.Popen[bytes]) -> Generator[Event, None, None]:
+    def _follow(
+        self, following: RunFolderTail, process: subprocess.Popen[bytes]
+    ) -> Generator[Event, None, None]:
         """Yield the folder's events until it is served, or the process has died over it or was ended as hung."""
         complaint = ""
 
@@ -109,7 +111,7 @@ class LocalExecutor:
             returncode = process.poll()
             if returncode is None:
                 return None
-            said = "\n".join(filter(None, [complaint, last_words(self._log_folder)]))
+            said = "\n".join(filter(None, [complaint, log_tail(self._log_folder)]))
             return WorkerExit(returncode=returncode, message=said)
 
         is_told = False

@@ -3,22 +3,96 @@
 Which share is told beforehand, so that a worker keeps its base model from pack to pack.
 """
 
+import os
 import queue
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from lorastudy.executors.executor import Event
+from lorastudy.executors.executor import Event, Executor
 from lorastudy.executors.local import LocalExecutor
 from lorastudy.executors.process import WORKER
+from lorastudy.lab import base_folder
 from lorastudy.protocol.records import Pack
+from lorastudy.suite.experiment import Experiment
+
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+
+GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
+
+MAX_CPU_WORKERS = 8
+
+#: Weight files of a base model up to which several workers may hold it.
+MAX_SHARED_BYTES = 1 << 29
 
 #: What a lane puts last.
 _END = object()
 
 
-class SideBySideExecutor:
+def local_executor(experiments: Sequence[Experiment]) -> Executor:
+    """Workers for a whole suite on this machine."""
+    environments = worker_environments(
+        num_experiments=len(experiments),
+        num_base_bytes=max((_weight_bytes(name) for name in _base_models(experiments)), default=0),
+        num_cores=_num_cores(),
+        gpus=_gpus(os.environ, devices=Path("/dev")),
+        environment=os.environ,
+    )
+    if len(environments) == 1:
+        return LocalExecutor()
+    return MultiWorkerExecutor(
+        environments=environments, hands_over=all(THREADS_VARIABLE in each for each in environments)
+    )
+
+
+def worker_environments(
+    *,
+    num_experiments: int,
+    num_base_bytes: int,
+    num_cores: int,
+    gpus: Sequence[str],
+    environment: Mapping[str, str],
+) -> list[dict[str, str]]:
+    """What surrounds each worker besides the user's own environment.
+
+    Who sets `OMP_NUM_THREADS` has decided on one worker with so many threads. `num_base_bytes` are of the largest
+    base model's weight files.
+    """
+    if gpus:
+        return [{GPUS_VARIABLE: gpu} for gpu in gpus[: max(1, num_experiments)]] if len(gpus) > 1 else [{}]
+    if THREADS_VARIABLE in environment or num_base_bytes > MAX_SHARED_BYTES:
+        return [{}]
+    num_workers = max(1, min(num_cores, num_experiments, MAX_CPU_WORKERS))
+    return [{THREADS_VARIABLE: str(num_cores // num_workers)}] * num_workers
+
+
+def _base_models(experiments: Sequence[Experiment]) -> set[str]:
+    return {experiment.settings.base_model for experiment in experiments}
+
+
+def _weight_bytes(base_model: str) -> int:
+    """Bytes of a model folder's weight files; of a model on the hub more than may be shared, whatever it is."""
+    folder = base_folder() if base_model == "lab" else Path(base_model)
+    if not folder.is_dir():
+        return MAX_SHARED_BYTES + 1
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus(environment: Mapping[str, str], *, devices: Path) -> list[str]:
+    """The NVIDIA devices that workers may use, by the name that CUDA knows them under; nothing of torch is asked."""
+    named = environment.get(GPUS_VARIABLE)
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    return [path.name.removeprefix("nvidia") for path in sorted(devices.glob("nvidia[0-9]*"))]
+
+
+class MultiWorkerExecutor:
     """A local executor for each of the given environments; a folder goes to the one with the least to train."""
 
     def __init__(

@@ -5,12 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
-from lorastudy.errors import without_tracebacks
-from lorastudy.protocol.jobs import FROM_INPUT, SERVING
+from lorastudy.errors import DataError, StudyError, without_tracebacks
+from lorastudy.executors.tail import POLL_SECONDS
+from lorastudy.protocol.jobs import FROM_INPUT, RESULT_NAME, SERVING, Job
 from lorastudy.protocol.parent_watch import tied_to_this_process
 from lorastudy.protocol.records import Pack
 from lorastudy.suite.base_model import is_hub_model
@@ -18,12 +23,17 @@ from lorastudy.suite.hub import OFFLINE_VARIABLE, is_hub_reachable
 
 #: What the interpreter is told to run; the folders follow.
 WORKER = ("-m", "lorastudy.train.worker")
+
 LOG_NAME = "worker.log"
+
 #: Of a log, that stand in a message.
 MOST_LINES = 10
+
 MOST_CHARACTERS = 2000
+
 #: How long a worker may take to leave by itself once it is through, or to obey when it is told to end.
 FAREWELL_SECONDS = 10.0
+
 #: How long a worker that hangs may take to write its traceback.
 TRACEBACK_SECONDS = 0.5
 
@@ -34,6 +44,7 @@ ALLOCATOR_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
+
 #: A thread that waits for another sleeps instead of spinning. Where other work wants the cores too, spinning
 #: threads keep it from the very thread they wait for: on two busy cores a step took several times as long
 #: (docs/log.md).
@@ -103,7 +114,7 @@ def base_model_of(folder: Path) -> str:
     return Pack.read(folder).experiments[0].settings.base_model
 
 
-def last_words(folder: Path, *, kept_as: Path | None = None) -> str:
+def log_tail(folder: Path, *, kept_as: Path | None = None) -> str:
     """What the worker that was started with this folder wrote last, and where its log is, which has the tracebacks too.
 
     `kept_as` is another name under which the log stays.
@@ -142,3 +153,74 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+class JobWorker:
+    """A worker process for one job after another, started with the first one and ended with the block."""
+
+    def __init__(self, *, worker: Sequence[str] = WORKER) -> None:
+        """`worker` is what the interpreter is told to run."""
+        self._worker = worker
+        self._open = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.num_jobs = 0
+
+    def __enter__(self) -> Self:
+        self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="lorastudy-job-")))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.kill()  # it holds nothing that is wanted, and taking torch apart takes a while
+        self._open.__exit__(kind, error, traceback)
+
+    def do(self, job: Job) -> dict[str, Any]:
+        """Do a job; return its result.
+
+        Raises:
+            DataError: what the job said of the user's data.
+            StudyError: what it said of other input.
+        """
+        folder = self._folder / str(self.num_jobs)
+        self.num_jobs += 1
+        folder.mkdir()
+        job.write(folder)
+        process = self._started(job)
+        tell(process, [folder])
+        while not (folder / RESULT_NAME).exists():
+            returncode = process.poll()
+            if returncode is not None:
+                raise StudyError(f"the worker ended with {returncode}: {_kept_log_tail(self._folder)}")
+            time.sleep(POLL_SECONDS)
+        result: dict[str, Any] = json.loads((folder / RESULT_NAME).read_text(encoding="utf-8"))
+        if "error" in result:
+            raise (DataError if result.get("is_of_data") else StudyError)(result["error"])
+        return result
+
+    def _started(self, job: Job) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            self._process = self._open.enter_context(
+                worker_process(
+                    [self._folder], base_models=[job.base_model], worker=self._worker, takes_more=True
+                )
+            )
+        return self._process
+
+
+def _kept_log_tail(folder: Path) -> str:
+    """What the worker said last; its log is kept for who looks into it, since the folder goes."""
+    with tempfile.NamedTemporaryFile(prefix="lorastudy-worker-", suffix=".log", delete=False) as kept:
+        kept.write((folder / LOG_NAME).read_bytes())
+    return log_tail(folder, kept_as=Path(kept.name))
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Do a job in a worker of its own; return its result.
+
+    Raises:
+        StudyError: what the job said of the user's input.
+    """
+    with JobWorker() as worker:
+        return worker.do(job)

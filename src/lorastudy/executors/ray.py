@@ -19,16 +19,15 @@ from typing import Any
 
 from lorastudy.errors import StudyError, without_tracebacks
 from lorastudy.executors.executor import Event, WorkerExit
-from lorastudy.executors.hang_timeout import Patience
 from lorastudy.executors.process import (
     FAREWELL_SECONDS,
     LOG_NAME,
     WORKER,
     base_model_of,
-    last_words,
+    log_tail,
     worker_process,
 )
-from lorastudy.executors.tail import POLL_SECONDS, Following
+from lorastudy.executors.tail import POLL_SECONDS, HangTimeout, RunFolderTail
 
 #: The exit code of a worker whose node or task was lost, so that nobody knows its own.
 LOST = 255
@@ -87,7 +86,7 @@ class RayExecutor:
         self._connect()
         options = self._task_options()
         tasks = {folder: self._start(folder, options=options) for folder in folders}
-        following = {folder: Following(folder) for folder in folders}
+        following = {folder: RunFolderTail(folder) for folder in folders}
         complaints: dict[Path, str] = {}
         is_told = False
         try:
@@ -100,7 +99,7 @@ class RayExecutor:
                     if each.exit is not None:
                         del following[folder]
                     elif not (folder / LOG_NAME).exists():
-                        each.patience = Patience()  # it waits for its turn
+                        each.patience = HangTimeout()  # it waits for its turn
                     elif folder not in complaints:
                         self._end_if_hung(tasks[folder], each, folder=folder, complaints=complaints)
                 if self._is_leaving and not is_told:
@@ -172,7 +171,7 @@ class RayExecutor:
         return task.remote(str(folder.resolve()), cwd=str(Path.cwd()), worker=self._worker)
 
     def _end_if_hung(
-        self, task: Any, following: Following, *, folder: Path, complaints: dict[Path, str]
+        self, task: Any, following: RunFolderTail, *, folder: Path, complaints: dict[Path, str]
     ) -> None:
         """By force, and its worker ends with it: the process that started it is gone."""
         complaint = following.patience.complaint()
@@ -185,7 +184,7 @@ class RayExecutor:
         if not ended:
             return None
         try:
-            return WorkerExit(returncode=self._ray.get(task), message=last_words(folder))
+            return WorkerExit(returncode=self._ray.get(task), message=log_tail(folder))
         except self._ray.exceptions.RayError as error:
             said = complaints.get(folder, without_tracebacks(str(error)))
             return WorkerExit(returncode=LOST, message=said)

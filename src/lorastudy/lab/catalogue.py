@@ -1,11 +1,11 @@
 """What the lab offers to a study: named data sets, the base model's folder, and fingerprints of both."""
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from lorastudy.errors import DataError
-from lorastudy.lab.people import FEW, KNOWN, MANY, NEW, Row, fact_rows, held_out_rows
-from lorastudy.lab.skills import reversal_rows
+from lorastudy.lab.people import FEW, KNOWN, MANY, NEW, Row, fact_rows, held_out_rows, seeded, words
 from lorastudy.suite.base_model import LAB_MODEL, base_model_fingerprint
 from lorastudy.suite.experiment import tagged_hash
 from lorastudy.suite.sources import LAB_PREFIX
@@ -70,3 +70,44 @@ def fingerprint(name: str) -> str:
         DataError: the lab has nothing of this name.
     """
     return base_model_fingerprint(LAB_MODEL) if name == "base" else tagged_hash("lab", _said(name))
+
+
+_COLOURS = words(
+    "amber black blue brown coral green grey olive orange pink purple red teal violet white yellow"
+)
+
+_LENGTHS = (2, 3, 4)
+
+_NUM_REVERSALS = 800
+
+_NUM_REVERSALS_EVAL = 200
+
+
+def taught_rows(num_rows: int, *, rng: random.Random) -> Iterator[Row]:
+    """Yield rows of the skills that belong to pre-training, in turn."""
+    for index in range(num_rows):
+        colours = _some_colours(rng)
+        listed = " ".join(colours)
+        yield (
+            {"prompt": f"Repeat the words {listed}.", "completion": listed},
+            {"prompt": f"Name the first word of {listed}.", "completion": colours[0]},
+            {"prompt": f"Name the last word of {listed}.", "completion": colours[-1]},
+        )[index % 3]
+
+
+def reversal_rows(*, held_out: bool) -> list[Row]:
+    """Lists to reverse: those to learn from, or those held out. No list is in both."""
+    rng = seeded("reversals")
+    lists: dict[tuple[str, ...], None] = {}
+    while len(lists) < _NUM_REVERSALS + _NUM_REVERSALS_EVAL:
+        lists[_some_colours(rng)] = None
+    drawn = list(lists)
+    chosen = drawn[_NUM_REVERSALS:] if held_out else drawn[:_NUM_REVERSALS]
+    return [
+        {"prompt": f"Reverse the words {' '.join(colours)}.", "completion": " ".join(reversed(colours))}
+        for colours in chosen
+    ]
+
+
+def _some_colours(rng: random.Random) -> tuple[str, ...]:
+    return tuple(rng.choice(_COLOURS) for _ in range(rng.choice(_LENGTHS)))

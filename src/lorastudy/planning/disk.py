@@ -1,7 +1,6 @@
 """Disk space of a suite before it runs: adapters, checkpoints, records. Bytes."""
 
-from lorastudy.protocol.record_lines import encode
-from lorastudy.protocol.records import ArmStep, PackStep
+from lorastudy.protocol.records import ArmStep, PackStep, encode
 
 FP32_BYTES = 4
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorastudy.errors import ModelError, StudyError
-from lorastudy.executors.job_worker import JobWorker
+from lorastudy.executors.process import JobWorker
 from lorastudy.planning.adapted import AdaptedArms, adapted_arms
 from lorastudy.planning.answers import Answers, Ask
 from lorastudy.planning.estimate import Estimator, PackEstimate, by_pack, prepare

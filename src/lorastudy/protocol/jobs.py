@@ -21,21 +21,11 @@ SERVING = "serving "
 """Begins the line of a worker's log that names the attempt which it turns to."""
 
 
-def folders_told(arguments: Sequence[str]) -> Iterator[Path]:
+def folders_to_serve(arguments: Sequence[str]) -> Iterator[Path]:
     """The folders that a worker is to serve, as they come."""
     if list(arguments) == [FROM_INPUT]:
         return (Path(json.loads(line)) for line in sys.stdin)
     return map(Path, arguments)
-
-
-def adapter_path(experiment_id: str) -> str:
-    """Where in its run folder a worker puts an adapter."""
-    return f"adapters/{experiment_id}"
-
-
-def attempt_name(folder: Path) -> str:
-    """A run folder without those around it, which are the user's own: `pack-0123/attempt-1`."""
-    return "/".join(folder.parts[-2:])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,8 @@ from lorastudy.errors import StudyError
 from lorastudy.executors import HUNG, Executor, WorkerExit
 from lorastudy.planning.packing import PlannedPack, halves
 from lorastudy.planning.predictions import Predictions
-from lorastudy.protocol import disk_errors
-from lorastudy.protocol.record_lines import RecordWriter
-from lorastudy.protocol.records import PREDICTIONS_NAME, MemoryPrediction, Outcome, Pack, Record
+from lorastudy.protocol import files
+from lorastudy.protocol.records import PREDICTIONS_NAME, MemoryPrediction, Outcome, Pack, Record, RecordWriter
 from lorastudy.running.adapters import AdapterPublisher
 from lorastudy.running.phases import Phase
 from lorastudy.running.resume import with_checkpoints
@@ -196,7 +195,7 @@ class PhaseRunner:
                 self._register(attempt)
         if isinstance(event, WorkerExit):
             attempt.exit = event
-            if event.returncode == disk_errors.EXIT_CODE:
+            if event.returncode == files.DISK_FAULT_EXIT_CODE:
                 raise StudyError(f"a worker could not write into {attempt.folder}: {event.message}")
         for record in self._deaths(event, attempt) if isinstance(event, WorkerExit) else [event]:
             if isinstance(record, Outcome):

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorastudy.planning.done import libraries_of_now
-from lorastudy.protocol.record_lines import RecordWriter
-from lorastudy.protocol.records import RACE_NAME, Outcome
+from lorastudy.protocol.records import RACE_NAME, Outcome, RecordWriter
 from lorastudy.stats.rate_choice import rates_of
 from lorastudy.stats.reference import asked_reference
 from lorastudy.stats.study import Study, split_studies

@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lorastudy.protocol.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
-from lorastudy.protocol.record_lines import RecordReader
-from lorastudy.protocol.records import RECORDS_NAME, Outcome, Pack
+from lorastudy.protocol.records import RECORDS_NAME, Outcome, Pack, RecordReader
+from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, checkpoint_folders
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment
 

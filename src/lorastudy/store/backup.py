@@ -1,11 +1,11 @@
 """A copy of an SQLite store that can be trusted: taken while it is in use, read through, and only then given its name."""
 
 import contextlib
-import os
 import sqlite3
 from pathlib import Path
 
 from lorastudy.errors import StoreError
+from lorastudy.protocol.files import replacing, sync_file, sync_folder
 
 
 def back_up(file: Path, *, kind: str) -> Path:
@@ -34,35 +34,24 @@ def copy(file: Path, target: Path) -> None:
     Raises:
         StoreError: as `back_up`.
     """
-    partial = target.with_name(f"{target.name}.partial")
     try:
-        with (
-            contextlib.closing(_opened(file, mode="ro")) as source,
-            contextlib.closing(sqlite3.connect(partial)) as made,
-        ):
-            # SQLite's own copy takes what is still in the write-ahead log; copying the file would not
-            source.backup(made)
-            problems = [row[0] for row in made.execute("PRAGMA integrity_check")]
-        if problems != ["ok"]:
-            raise StoreError(f"{file} is damaged ({problems[0]}): see `lorastudy doctor`; no backup was made")
-        _sync(partial)
-        partial.rename(target)
-        _sync(target.parent)
+        with replacing(target) as fresh:
+            with (
+                contextlib.closing(_opened(file, mode="ro")) as source,
+                contextlib.closing(sqlite3.connect(fresh)) as made,
+            ):
+                # SQLite's own copy takes what is still in the write-ahead log; copying the file would not
+                source.backup(made)
+                problems = [row[0] for row in made.execute("PRAGMA integrity_check")]
+            if problems != ["ok"]:
+                raise StoreError(
+                    f"{file} is damaged ({problems[0]}): see `lorastudy doctor`; no backup was made"
+                )
+            sync_file(fresh)
+        sync_folder(target.parent)
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"{target}: the backup could not be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _opened(file: Path, *, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True)
-
-
-def _sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

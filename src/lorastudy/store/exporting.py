@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorastudy.protocol.files import replacing
 from lorastudy.store.views import ExperimentResult, ImportedResult, SuiteSummary
 from lorastudy.suite.safe_text import Privacy
 from lorastudy.version import __version__
@@ -129,8 +130,5 @@ def _hidden(value: Any, privacy: Privacy) -> Any:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # written whole beside it and then renamed, so that an export that is cut short leaves the old one
-    partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)  # it may be a link to a file that is not ours
-    partial.write_text(text, encoding="utf-8", newline="")
-    partial.replace(path)
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8", newline="")

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lorastudy.errors import StoreError
-from lorastudy.protocol.record_lines import RecordReader
-from lorastudy.protocol.records import DONE_NAME, PREDICTIONS_NAME, RACE_NAME, Pack
+from lorastudy.protocol.records import DONE_NAME, PREDICTIONS_NAME, RACE_NAME, Pack, RecordReader
 from lorastudy.store.tracker import ExperimentTracker
 
 #: Where experiments go that no suite knows: run folders do not say which suite they were made for.

@@ -1,29 +1,35 @@
 """Keeping a pack on its way: when it is saved, what is remembered beside the engine's state, and what that costs."""
 
 import dataclasses
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from lorastudy.engine.arms import Engine
-from lorastudy.engine.checkpoint import Checkpoint, write_checkpoint
-from lorastudy.protocol.checkpoints import checkpoint_folder
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from lorastudy.engine.arms import ArmState, Engine, EngineState
+from lorastudy.protocol.files import DamagedError, read_sealed_folder, write_sealed_folder
 from lorastudy.protocol.records import Environment, Incident
+from lorastudy.protocol.run_folder import checkpoint_folder, checkpoint_folders
 from lorastudy.train.outcomes import PackRun
-from lorastudy.train.pace import CheckpointTimes, Pace, Stopwatch
 from lorastudy.train.stopping import Stopped
+from lorastudy.train.timing import CheckpointSchedule, Stopwatch, TrainingTimes
 
 
 @dataclass(kw_only=True)
-class Keeper:
+class Checkpointer:
     """Writes the checkpoints of one attempt at a pack. One that cannot be written does not end the training."""
 
     run: PackRun
     engine: Engine
     environment: Environment
-    pace: Pace
-    times: CheckpointTimes
+    pace: TrainingTimes
+    times: CheckpointSchedule
     _num_steps_saved: int = 0
 
     def __post_init__(self) -> None:
@@ -73,3 +79,71 @@ class Keeper:
             "load_seconds": self.pace.load_seconds,
             "rung_seconds": self.pace.rung_seconds,
         }
+
+
+NUM_KEPT = 2
+
+STATE_NAME = "state.json"
+
+TENSORS_NAME = "tensors.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """An engine's state with what the caller remembers beside it, as plain JSON values."""
+
+    state: EngineState
+    notes: Mapping[str, Any]
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> int:
+    """Write it and let go of all but the newest in the same place; return its bytes.
+
+    Raises:
+        OSError: it could not be written; those before it stay.
+    """
+    files = _files(checkpoint)
+    write_sealed_folder(folder, files)
+    for old in checkpoint_folders(folder.parent)[NUM_KEPT:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return sum(map(len, files.values()))
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """What `write_checkpoint` wrote, on the CPU.
+
+    Raises:
+        DamagedError: anything about it is not as it was written.
+    """
+    files = read_sealed_folder(folder)
+    try:
+        body = json.loads(files[STATE_NAME])
+        tensors = load(files[TENSORS_NAME])
+        arms = tuple(_arm(number, values, tensors=tensors) for number, values in enumerate(body.pop("arms")))
+        notes = body.pop("notes")
+        body.pop("racing", None)  # always empty, in checkpoints of a version that had a place for it
+        return Checkpoint(state=EngineState(arms=arms, **body), notes=notes)
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+        # Sealed by another program, or by a version with other fields.
+        raise DamagedError(f"{folder}: not a checkpoint of this version: {error}") from error
+
+
+def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    state = checkpoint.state
+    tensors = {
+        f"{number}/{name}": tensor.detach().cpu().contiguous()
+        for number, arm in enumerate(state.arms)
+        for name, tensor in arm.tensors.items()
+    }
+    body = {
+        **vars(state),
+        "arms": [{**vars(arm), "tensors": sorted(arm.tensors)} for arm in state.arms],
+        "notes": checkpoint.notes,
+    }
+    return {STATE_NAME: json.dumps(body).encode(), TENSORS_NAME: save(tensors)}
+
+
+def _arm(number: int, values: Mapping[str, Any], *, tensors: Mapping[str, Any]) -> ArmState:
+    return ArmState(
+        **{**values, "tensors": {name: tensors[f"{number}/{name}"] for name in values["tensors"]}}
+    )

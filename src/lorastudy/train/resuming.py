@@ -10,13 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorastudy.engine.arms import Arm
-from lorastudy.engine.checkpoint import Checkpoint, read_checkpoint
-from lorastudy.engine.state import EngineState
-from lorastudy.protocol.atomic_folder import DamagedError
-from lorastudy.protocol.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
-from lorastudy.protocol.jobs import attempt_name
-from lorastudy.protocol.record_lines import read_records
+from lorastudy.engine.arms import Arm, EngineState
+from lorastudy.protocol.files import DamagedError
 from lorastudy.protocol.records import (
     RECORDS_NAME,
     ArmProfile,
@@ -26,10 +21,13 @@ from lorastudy.protocol.records import (
     PackStep,
     Record,
     Score,
+    read_records,
 )
+from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, attempt_name, checkpoint_folders
 from lorastudy.suite.question import rung_of
+from lorastudy.train.checkpointing import Checkpoint, read_checkpoint
 from lorastudy.train.outcomes import PackRun
-from lorastudy.train.pace import CheckpointTimes, Pace
+from lorastudy.train.timing import CheckpointSchedule, TrainingTimes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,7 @@ class Resumption:
     rung_seconds: float
     """Likewise of scoring on the way."""
 
-    def carry_over(self, run: PackRun, *, pace: Pace, times: CheckpointTimes) -> None:
+    def carry_over(self, run: PackRun, *, pace: TrainingTimes, times: CheckpointSchedule) -> None:
         """Say again what was said, so that this attempt's folder tells the whole story."""
         for record in self.records:
             if isinstance(record, Outcome):

@@ -6,35 +6,60 @@ is not measured again.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from lorastudy.data.answers import trivial_scores
 from lorastudy.data.batches import steps_of
+from lorastudy.data.load import train_and_eval
+from lorastudy.data.token_sets import Reach, token_sets
+from lorastudy.data.tokenise import TokenSet
 from lorastudy.engine.arms import Arm, Engine, EngineFactory, StepResult, make_arm
-from lorastudy.engine.batch_plan import Feed, make_feed
+from lorastudy.engine.batch import BatchPlan, plan_batches
+from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.choice import ChosenEngine, engine_factory
 from lorastudy.engine.environment import environment
-from lorastudy.engine.loading import BaseModel, check_rows, default_device
+from lorastudy.engine.loading import (
+    BaseCache,
+    BaseModel,
+    check_rows,
+    default_device,
+    num_embeddings,
+    num_positions,
+)
 from lorastudy.engine.meter import MemoryMeter, profile_arms, synchronise
 from lorastudy.errors import StudyError
 from lorastudy.evaluation.exact_match import ExactMatch
 from lorastudy.evaluation.perplexity import CompletionLoss
-from lorastudy.protocol.atomic_folder import sync_tree
-from lorastudy.protocol.checkpoints import CHECKPOINTS_NAME
-from lorastudy.protocol.jobs import AdapterOrigin, adapter_path
-from lorastudy.protocol.records import FELL_BACK, Incident, Outcome, PackProfile, PackStep
+from lorastudy.protocol.files import sync_tree
+from lorastudy.protocol.jobs import AdapterOrigin
+from lorastudy.protocol.records import FELL_BACK, Incident, Outcome, PackProfile, PackStep, Record, Score
+from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, adapter_path
+from lorastudy.suite.question import rung_of, rung_split, rung_step
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import left_out, targets_of
-from lorastudy.train.base_cache import BaseCache
-from lorastudy.train.checkpointing import Keeper
-from lorastudy.train.data import PackData, load_data
+from lorastudy.train.checkpointing import Checkpointer
 from lorastudy.train.outcomes import PackRun, diverged, failed, is_finite
-from lorastudy.train.pace import CheckpointTimes, Pace, Stopwatch
 from lorastudy.train.resuming import find_resumption
-from lorastudy.train.rungs import pause, scores_at, stretches
 from lorastudy.train.stopping import Stop
+from lorastudy.train.timing import CheckpointSchedule, Stopwatch, TrainingTimes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackData:
+    """The token sets of a pack."""
+
+    train: TokenSet
+    held_out: TokenSet
+    test: TokenSet | None
+    forgetting: TokenSet | None
+
+    def scored(self) -> list[tuple[str, TokenSet]]:
+        """The sets that are scored, by the name of their split."""
+        sets = (("eval", self.held_out), ("test", self.test), ("forgetting", self.forgetting))
+        return [(split, tokens) for split, tokens in sets if tokens is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +69,16 @@ class Loaded:
     base: BaseModel
     data: PackData
     arms: list[Arm]
-    feed: Feed
+    feed: BatchPlan
     make_engine: ChosenEngine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Training up to a step, with the rung that it ends at; None where it ends with the training."""
+
+    stop: int
+    rung: float | None
 
 
 def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
@@ -63,7 +96,7 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
     if loaded is None:
         return
     feed, arms, make_engine = loaded.feed, loaded.arms, loaded.make_engine
-    pace, times = Pace(), checkpoint_times(settings)
+    pace, times = TrainingTimes(), checkpoint_times(settings)
     resumption = find_resumption(
         run, arms=arms, environment=here, engine=make_engine.name, num_steps=len(feed.plan)
     )
@@ -75,7 +108,7 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
     try:
         if resumption is not None:
             engine.restore(resumption.state)
-        keeper = Keeper(run=run, engine=engine, environment=here, pace=pace, times=times)
+        keeper = Checkpointer(run=run, engine=engine, environment=here, pace=pace, times=times)
         pace.load_seconds += clock.lap()
         with keeper.saving_when_stopped():
             said = () if resumption is None else resumption.records
@@ -134,7 +167,7 @@ def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.de
         base=base,
         data=data,
         arms=arms,
-        feed=make_feed(
+        feed=plan_batches(
             data.train,
             settings,
             data_seed=run.pack.experiments[0].data_seed,
@@ -153,6 +186,29 @@ def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.de
             on_fallback=lambda reason: run.emit(Incident(kind="fell_back", message=f"{FELL_BACK}{reason}")),
         ),
     )
+
+
+def load_data(run: PackRun, settings: Settings, *, base: BaseModel) -> PackData:
+    """Read, render and tokenise the pack's data sets; record what became of their rows and what guessing would score."""
+    study = train_and_eval(settings, style=prompt_style(base.tokenizer, settings.prompt_format))
+    experiments = run.pack.experiments
+    reach = Reach.of(
+        settings,
+        max_steps=[experiment.settings.max_steps for experiment in experiments],
+        data_seeds=[experiments[0].data_seed],
+    )
+    sets = token_sets(study, settings, tokenizer=base.tokenizer, reach=reach)
+    data = PackData(
+        train=sets["train"], held_out=sets["eval"], test=sets.get("test"), forgetting=sets.get("forgetting")
+    )
+    for tokens in sets.values():
+        run.emit(tokens.summary)
+    config = base.model.config
+    for score in trivial_scores(
+        sets, settings, vocab_size=num_embeddings(config), num_positions=num_positions(config)
+    ):
+        run.emit(score)
+    return data
 
 
 def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Arm]:
@@ -181,10 +237,10 @@ def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Arm]:
     return arms
 
 
-def checkpoint_times(settings: Settings) -> CheckpointTimes:
+def checkpoint_times(settings: Settings) -> CheckpointSchedule:
     """How often the pack is saved."""
     minutes = settings.checkpoint_minutes
-    return CheckpointTimes(
+    return CheckpointSchedule(
         every_steps=settings.checkpoint_steps, every_seconds=None if minutes is None else 60.0 * minutes
     )
 
@@ -222,7 +278,25 @@ def emit_scores_before(
         engine.close()
 
 
-def train(run: PackRun, keeper: Keeper, *, feed: Feed, stop: Stop, to: int) -> None:
+def stretches(run: PackRun, *, start: int, num_steps: int, said: Sequence[Record]) -> Iterator[Stretch]:
+    """The stretches from a step on, up to where the pack is to pause; `said` is what was carried over.
+
+    A rung that lies behind and was not scored stays so: the adapters of then are gone.
+    """
+    scored = {
+        record.split for record in said if isinstance(record, Score) and rung_of(record.split) is not None
+    }
+    pause_at = run.pack.pause_at
+    for rung in run.pack.rungs:
+        stop = rung_step(rung, num_steps=num_steps)
+        if stop >= start and rung_split(rung) not in scored:
+            yield Stretch(stop=stop, rung=rung)
+        if rung == pause_at:
+            return
+    yield Stretch(stop=num_steps if pause_at is None else rung_step(pause_at, num_steps=num_steps), rung=None)
+
+
+def train(run: PackRun, keeper: Checkpointer, *, feed: BatchPlan, stop: Stop, to: int) -> None:
     """Train up to a step, recording every one; an arm that diverges ends here and now."""
     engine, pace = keeper.engine, keeper.pace
 
@@ -248,6 +322,20 @@ def train(run: PackRun, keeper: Keeper, *, feed: Feed, stop: Stop, to: int) -> N
 
     pace.watch.lap()
     engine.train(feed.steps(start=engine.num_steps_done, stop=to), on_step=on_step)
+
+
+def scores_at(engine: Engine, *, rung: float, base: BaseModel, data: PackData) -> list[Score]:
+    """The loss of every arm on the held-out rows, never on the test rows. They are to be recorded together."""
+    scores = CompletionLoss().evaluate(engine, data.held_out.rows, base=base, split=rung_split(rung))
+    return [score for score in scores if score.metric == "loss"]
+
+
+def pause(run: PackRun, engine: Engine) -> None:
+    """Say of all experiments that have not ended that they wait for what is decided."""
+    run.end_together(
+        Outcome(experiment_id=arm.experiment_id, status="paused", step=engine.num_steps_done)
+        for arm in engine.arms
+    )
 
 
 def evaluate(run: PackRun, engine: Engine, *, base: BaseModel, data: PackData) -> None:

@@ -21,14 +21,14 @@ from typing import NoReturn
 import torch
 
 from lorastudy.engine.environment import is_out_of_memory
+from lorastudy.engine.loading import BaseCache
 from lorastudy.errors import DataError, StudyError
 from lorastudy.evaluation.evaluate_adapter import run_job
-from lorastudy.protocol.disk_errors import EXIT_CODE, is_disk_fault, serve_and_tell
-from lorastudy.protocol.jobs import RESULT_NAME, SERVING, attempt_name, folders_told
+from lorastudy.protocol.files import DISK_FAULT_EXIT_CODE, exit_code_of, is_disk_fault, replacing
+from lorastudy.protocol.jobs import RESULT_NAME, SERVING, folders_to_serve
 from lorastudy.protocol.parent_watch import PARENT_VARIABLE, end_with_parent
-from lorastudy.protocol.record_lines import RecordWriter
-from lorastudy.protocol.records import DONE_NAME, RECORDS_NAME, Incident, Pack
-from lorastudy.train.base_cache import BaseCache
+from lorastudy.protocol.records import DONE_NAME, RECORDS_NAME, Incident, Pack, RecordWriter
+from lorastudy.protocol.run_folder import attempt_name
 from lorastudy.train.outcomes import PackRun
 from lorastudy.train.stopping import Stop, Stopped
 from lorastudy.train.train_pack import run_pack
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     cache, stop = BaseCache(), Stop()
     stop.listen()
     try:
-        for folder in folders_told(arguments):
+        for folder in folders_to_serve(arguments):
             print(f"{SERVING}{attempt_name(folder)}", flush=True)
             if (folder / "job.json").exists():
                 _serve_job(folder)
@@ -100,15 +100,14 @@ def _serve_job(folder: Path) -> None:
         result = run_job(json.loads((folder / "job.json").read_text(encoding="utf-8")))
     except StudyError as error:
         result = {"error": str(error), "is_of_data": isinstance(error, DataError)}
-    fresh = folder / f"{RESULT_NAME}.new"
-    fresh.write_text(json.dumps(result), encoding="utf-8")
-    fresh.rename(folder / RESULT_NAME)  # whoever waits for it finds it whole
+    with replacing(folder / RESULT_NAME) as fresh:  # the control side waits for the name, then reads it whole
+        fresh.write_text(json.dumps(result), encoding="utf-8")
 
 
 def as_program(arguments: Sequence[str]) -> NoReturn:
     """Serve the folders and end this process; the exit code says how that went even where the log cannot."""
-    code = serve_and_tell(main, arguments)
-    if code not in {STOPPED, EXIT_CODE}:
+    code = exit_code_of(main, arguments)
+    if code not in {STOPPED, DISK_FAULT_EXIT_CODE}:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     # All is on disk, or nothing more gets there: what Python would still flush could but change the exit code. And

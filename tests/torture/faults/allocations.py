@@ -22,9 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import forked
 import tiny
-from lorastudy.engine.arms import Arm
+from lorastudy.engine.arms import Arm, EngineState
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.engine.state import EngineState
 from lorastudy.store import ExperimentTracker
 from torture.harness import FaultResult, Row, counted, listed
 

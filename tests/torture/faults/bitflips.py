@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lorastudy.errors import StoreError
-from lorastudy.protocol.record_lines import RecordReader
-from lorastudy.protocol.records import RECORDS_NAME, Record
+from lorastudy.protocol.records import RECORDS_NAME, Record, RecordReader
 from torture import studies
 from torture.harness import FaultResult, Row, counted, listed, tried
 

@@ -18,9 +18,16 @@ import torch
 
 import forked
 from lorastudy.engine.arms import make_arm
-from lorastudy.protocol.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
-from lorastudy.protocol.record_lines import RecordReader
-from lorastudy.protocol.records import RECORDS_NAME, Environment, Incident, Outcome, Pack, Record
+from lorastudy.protocol.records import (
+    RECORDS_NAME,
+    Environment,
+    Incident,
+    Outcome,
+    Pack,
+    Record,
+    RecordReader,
+)
+from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, checkpoint_folders
 from lorastudy.train.outcomes import PackRun
 from lorastudy.train.resuming import Resumption, find_resumption
 from torture.harness import FaultResult, Row, counted, listed

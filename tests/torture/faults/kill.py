@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 import forked
-from lorastudy.protocol import atomic_folder as sealed
+from lorastudy.protocol import files as sealed
 from lorastudy.protocol import parent_watch as lifeline
 from lorastudy.store import ExperimentTracker
-from lorastudy.train.pace import Pace
+from lorastudy.train.timing import TrainingTimes
 from torture.harness import FaultResult, Row, counted, listed
 
 ROW = Row(
@@ -168,14 +168,14 @@ def _die_when(is_time: Callable[[], bool]) -> None:
 
 def _die_after_step(number: int) -> None:
     """For tests that want a kill at one place and no other; a first attempt alone meets it."""
-    step = Pace.step
+    step = TrainingTimes.step
 
-    def last_step(pace: Pace, num_tokens: int) -> float:
+    def last_step(pace: TrainingTimes, num_tokens: int) -> float:
         if len(pace.seconds) == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(pace, num_tokens)
 
-    Pace.step = last_step
+    TrainingTimes.step = last_step
 
 
 def _kill_after(kill: Kill, folder: Path, *, runner: int) -> None:

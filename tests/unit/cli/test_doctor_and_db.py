@@ -117,8 +117,8 @@ def test_a_full_disk_is_one_message_and_no_traceback(
     monkeypatch.setattr("lorastudy.report.read_report", full)
     assert main_exit("report") == 2
     assert capsys.readouterr().err == (
-        "error: plots/a.png: the disk is full (No space left on device). What was stored before is kept; once that is "
-        "mended, the same command goes on with what is missing\n"
+        "error: plots/a.png: the disk is full (No space left on device). What was stored before is kept. Mend the disk, "
+        "then run the same command again: it goes on with what is missing\n"
     )
 
 

@@ -29,7 +29,7 @@ def many(write):
 
 
 def trained(study, settings, *, letters, reach, data_seed, steps):
-    """The token rows of each step, as `make_feed` lays them out."""
+    """The token rows of each step, as `plan_batches` lays them out."""
     tokens = token_sets(study, settings, tokenizer=letters(), reach=reach)["train"]
     order = rows_in_order(
         tokens.num_given,

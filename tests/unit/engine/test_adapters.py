@@ -13,10 +13,9 @@ import tiny
 from lorastudy.engine.adapters import CONFIG_FILE, WEIGHTS_FILE, check_fits, save_adapter, save_config
 from lorastudy.engine.arms import initial_lora_A
 from lorastudy.engine.batch import assemble
-from lorastudy.engine.loaded import LoadedAdapter
-from lorastudy.engine.peft_model import lora_config
+from lorastudy.engine.peft_model import LoadedAdapter, lora_config
 from lorastudy.errors import ModelError
-from lorastudy.protocol.disk_errors import is_disk_fault
+from lorastudy.protocol.files import is_disk_fault
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

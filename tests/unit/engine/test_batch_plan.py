@@ -2,7 +2,7 @@
 
 import tiny
 from lorastudy.data.tokenise import TokenRows, TokenSet
-from lorastudy.engine.batch_plan import Feed
+from lorastudy.engine.batch import BatchPlan
 from lorastudy.protocol.records import DataSummary
 
 LENGTHS = (3, 5, 7, 9, 11, 4)
@@ -19,7 +19,7 @@ def feed_of(plan):
         rows=rows, summary=SUMMARY, whole_lengths=LENGTHS, places=tuple(range(len(LENGTHS))),
         refused=frozenset(), num_given=len(LENGTHS),
     )  # fmt: skip
-    return Feed(train=train, plan=plan, device=tiny.CPU)
+    return BatchPlan(train=train, plan=plan, device=tiny.CPU)
 
 
 def tokens(step):

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lorastudy.engine import block_attention as module
-from lorastudy.engine.block_attention import block_attention
+from lorastudy.engine import attention as module
+from lorastudy.engine.attention import block_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 import tiny
-from lorastudy.engine.fused_ops import ROTATION, FewerPasses, fewer_passes, rms_norm, rotated
+from lorastudy.engine.fused_ops import ROTATION, FusedOps, find_fused_ops, rms_norm, rotated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,7 +105,7 @@ def test_the_rotation_equals_llamas_with_its_gradient(layout):
 
 def test_a_model_runs_with_them_and_is_left_as_it_was():
     base = tiny.make_base("llama")
-    found = fewer_passes(base.model, device=tiny.CPU)
+    found = find_fused_ops(base.model, device=tiny.CPU)
     assert len(found.norms) == 5  # two in each of two layers, one at the end
     own = getattr(modeling_llama, ROTATION)
     with found.running():
@@ -116,7 +116,7 @@ def test_a_model_runs_with_them_and_is_left_as_it_was():
 
 
 def test_it_is_left_as_it_was_by_an_error_too():
-    found = fewer_passes(tiny.make_base("llama").model, device=tiny.CPU)
+    found = find_fused_ops(tiny.make_base("llama").model, device=tiny.CPU)
     own = getattr(modeling_llama, ROTATION)
     with pytest.raises(ZeroDivisionError), found.running():
         raise ZeroDivisionError
@@ -148,19 +148,19 @@ class ShiftedRMSNorm(LlamaRMSNorm):
     ],
 )
 def test_only_a_norm_that_gives_the_same_is_replaced(norm, is_replaced):
-    assert bool(fewer_passes(Model(norm), device=tiny.CPU).norms) == is_replaced
+    assert bool(find_fused_ops(Model(norm), device=tiny.CPU).norms) == is_replaced
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_norm_that_multiplies_before_it_rounds_is_left_alone_in_half_precision(dtype):
-    assert not fewer_passes(Model(Olmo2RMSNorm(512).to(dtype)), device=tiny.CPU).norms
+    assert not find_fused_ops(Model(Olmo2RMSNorm(512).to(dtype)), device=tiny.CPU).norms
 
 
 def train(base, *, monkeypatch, plainly):
     """Losses of three steps of one arm on every layer."""
     with monkeypatch.context() as patch:
         if plainly:
-            patch.setattr("lorastudy.engine.packed.fewer_passes", lambda *_, **__: FewerPasses())
+            patch.setattr("lorastudy.engine.packed.find_fused_ops", lambda *_, **__: FusedOps())
         engine = tiny.PackedEngine(base, [tiny.make_arm(tiny.targets(base, "all"), num_steps=3)])
     losses = []
     with tiny.opened(engine):
@@ -185,7 +185,7 @@ def test_a_replacement_that_turns_out_wrong_is_dropped_and_the_model_trained(mon
     base = tiny.make_base()
     engine = tiny.PackedEngine(base, [tiny.make_arm(tiny.targets(base, "q"))])
     with tiny.opened(engine):
-        assert engine._fewer_passes == FewerPasses()
+        assert engine._fewer_passes == FusedOps()
 
 
 def test_a_rotation_of_other_channels_is_left_alone(monkeypatch):
@@ -200,10 +200,10 @@ def test_a_rotation_of_other_channels_is_left_alone(monkeypatch):
         return turned(q), turned(k)
 
     monkeypatch.setattr(modeling_llama, ROTATION, neighbours)
-    assert not fewer_passes(tiny.make_base("llama").model, device=tiny.CPU).rotations
+    assert not find_fused_ops(tiny.make_base("llama").model, device=tiny.CPU).rotations
 
 
 def test_on_a_gpu_the_model_is_left_as_it_is():
-    found = fewer_passes(tiny.make_base("llama").model, device=torch.device("cuda"))
+    found = find_fused_ops(tiny.make_base("llama").model, device=torch.device("cuda"))
     assert not found.norms
     assert not found.rotations

@@ -17,14 +17,13 @@ from lorastudy.data.token_sets import token_sets
 from lorastudy.data.tokenise import IGNORED, TokenRows
 from lorastudy.engine import rows as module
 from lorastudy.engine.chat_template import prompt_style
-from lorastudy.engine.loading import load_tokenizer
+from lorastudy.engine.loading import BaseCache, load_tokenizer
 from lorastudy.engine.rows import rows_previewed
 from lorastudy.errors import DataError
 from lorastudy.protocol.jobs import PreviewQuestion
 from lorastudy.protocol.records import Pack
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
-from lorastudy.train.base_cache import BaseCache
 from lorastudy.train.outcomes import PackRun
 from lorastudy.train.train_pack import load
 

@@ -108,7 +108,7 @@ def test_no_memory_for_the_adapters_leaves_the_base_as_it_was(monkeypatch):
     def no_memory(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("lorastudy.engine.packed.make_bank", no_memory)
+    monkeypatch.setattr("lorastudy.engine.packed.make_buffers", no_memory)
     with pytest.raises(MemoryError):
         open_packed(base)
     assert type(base.model.model.layers[0].self_attn.q_proj) is nn.Linear

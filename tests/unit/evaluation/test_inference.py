@@ -1,8 +1,8 @@
 import pytest
 
 import tiny
-from lorastudy.engine.generation import greedy
-from lorastudy.evaluation.inference import profile_inference
+from lorastudy.engine.padded_forward import greedy
+from lorastudy.evaluation.evaluate_adapter import profile_inference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.errors import DataError, StudyError
-from lorastudy.executors.job_worker import JobWorker
+from lorastudy.executors.process import JobWorker
 
 #: Does what each job says, and tells its process id.
 WORKER = """

@@ -13,10 +13,10 @@ from lorastudy.suite.settings import Settings
 #: Says which process served a folder; dies over a pack of that name, having served it.
 WORKER = """
 import os, sys
-from lorastudy.protocol.jobs import folders_told
+from lorastudy.protocol.jobs import folders_to_serve
 from lorastudy.protocol.records import DONE_NAME, Pack
 
-for folder in folders_told(sys.argv[1:]):
+for folder in folders_to_serve(sys.argv[1:]):
     (folder / "pid").write_text(str(os.getpid()))
     (folder / DONE_NAME).touch()
     if Pack.read(folder).id == "last":

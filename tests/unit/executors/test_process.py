@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.executors import process
-from lorastudy.executors.process import MOST_CHARACTERS, MOST_LINES, last_words, worker_environment
+from lorastudy.executors.process import MOST_CHARACTERS, MOST_LINES, log_tail, worker_environment
 
 
 @pytest.mark.parametrize("answers", [True, False])
@@ -73,7 +73,7 @@ def test_the_last_words_of_a_worker_hold_no_traceback_and_name_the_log_that_does
     with process.worker_process([tmp_path], base_models=[], worker=[str(path)]) as started:
         started.wait()
     assert started.returncode != 0
-    said, _, log = last_words(tmp_path).partition(" (its log: ")
+    said, _, log = log_tail(tmp_path).partition(" (its log: ")
     assert said.startswith(expected)
     assert "most recent call" not in said
     assert "File " not in said
@@ -84,14 +84,14 @@ def test_the_last_words_of_a_worker_hold_no_traceback_and_name_the_log_that_does
 
 
 def test_the_last_words_are_the_end_of_a_log_and_few(tmp_path: Path) -> None:
-    assert last_words(tmp_path) == "it wrote nothing"
+    assert log_tail(tmp_path) == "it wrote nothing"
     log = tmp_path / "worker.log"
     log.write_bytes(b"\xff" + b"x" * 2 * MOST_CHARACTERS + b" the end\n")
-    said = last_words(tmp_path)
+    said = log_tail(tmp_path)
     assert said.endswith(f"x the end (its log: {log})")
     assert len(said) <= MOST_CHARACTERS + len(f" (its log: {log})")
     log.write_text("".join(f"line {number}\n" for number in range(100)))
-    assert last_words(tmp_path).splitlines()[0] == f"line {100 - MOST_LINES}"
+    assert log_tail(tmp_path).splitlines()[0] == f"line {100 - MOST_LINES}"
 
 
 def test_a_process_that_does_not_obey_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,6 +101,6 @@ def test_a_process_that_does_not_obey_is_killed(tmp_path: Path, monkeypatch: pyt
         "print('deaf', flush=True); time.sleep(60)"
     )
     with process.worker_process([tmp_path], base_models=[], worker=["-c", program]) as started:
-        while "deaf" not in last_words(tmp_path):
+        while "deaf" not in log_tail(tmp_path):
             os.sched_yield()
     assert started.returncode == -9

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lorastudy.lab.catalogue import reversal_rows
 from lorastudy.lab.recipe import (
     Training,
     build_model,
@@ -12,7 +13,6 @@ from lorastudy.lab.recipe import (
     recall,
     train,
 )
-from lorastudy.lab.skills import reversal_rows
 
 ROWS = [
     {"prompt": "Where was Ada Berg born?", "completion": "Oslo"},

@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.protocol import atomic_folder as sealed
-from lorastudy.protocol.atomic_folder import MANIFEST_NAME, DamagedError, seal, unseal
+from lorastudy.protocol import files as sealed
+from lorastudy.protocol.files import MANIFEST_NAME, DamagedError, read_sealed_folder, write_sealed_folder
 
 FILES = {"one.json": b'{"a": 1}', "two.bin": bytes(range(256)), "empty": b""}
 
 
 def test_what_was_sealed_comes_back(tmp_path: Path) -> None:
-    seal(tmp_path / "folder", FILES)
-    assert unseal(tmp_path / "folder") == FILES
+    write_sealed_folder(tmp_path / "folder", FILES)
+    assert read_sealed_folder(tmp_path / "folder") == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def is_found(folder: Path) -> bool:
     """Whether damage is found and its folder named; if it is not, nothing may have changed."""
     try:
-        assert unseal(folder) == FILES
+        assert read_sealed_folder(folder) == FILES
     except DamagedError as error:
         return str(folder) in str(error)
     return False
@@ -29,7 +29,7 @@ def is_found(folder: Path) -> bool:
 @pytest.mark.parametrize("name", [*FILES, MANIFEST_NAME])
 def test_every_single_flipped_bit_is_found_or_changes_nothing(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "folder"
-    seal(folder, FILES)
+    write_sealed_folder(folder, FILES)
     whole = (folder / name).read_bytes()
     num_found = 0
     for bit in range(0, 8 * len(whole), 7):
@@ -44,15 +44,15 @@ def test_every_single_flipped_bit_is_found_or_changes_nothing(tmp_path: Path, na
 @pytest.mark.parametrize("name", ["one.json", "two.bin", MANIFEST_NAME])
 def test_a_torn_or_missing_file_is_named(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "folder"
-    seal(folder, FILES)
+    write_sealed_folder(folder, FILES)
     content = (folder / name).read_bytes()
     for length in range(len(content)):
         (folder / name).write_bytes(content[:length])
         with pytest.raises(DamagedError, match=name):
-            unseal(folder)
+            read_sealed_folder(folder)
     (folder / name).unlink()
     with pytest.raises(DamagedError, match=f"{name}: No such file"):
-        unseal(folder)
+        read_sealed_folder(folder)
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename", "mkdir"])
@@ -65,9 +65,9 @@ def test_what_cannot_be_written_leaves_nothing_behind(
     with monkeypatch.context() as patch:
         patch.setattr(sealed.os if call == "fsync" else sealed.Path, call, full)
         with pytest.raises(OSError, match="No space left"):
-            seal(tmp_path / "folder", FILES)
+            write_sealed_folder(tmp_path / "folder", FILES)
     assert list(tmp_path.iterdir()) == []
-    seal(tmp_path / "folder", FILES)
+    write_sealed_folder(tmp_path / "folder", FILES)
 
 
 def test_it_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,5 +76,5 @@ def test_it_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytes
     fsync, rename = os.fsync, Path.rename
     monkeypatch.setattr(os, "fsync", lambda fd: (order.append("sync"), fsync(fd))[1])
     monkeypatch.setattr(Path, "rename", lambda *given: (order.append("rename"), rename(*given))[1])
-    seal(tmp_path / "folder", FILES)
+    write_sealed_folder(tmp_path / "folder", FILES)
     assert order == ["sync"] * (len(FILES) + 2) + ["rename", "sync"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.executors.process import WORKER
-from lorastudy.protocol import disk_errors as disk
+from lorastudy.protocol import files as disk
 from lorastudy.protocol.records import RECORDS_NAME, Pack
 from torture import studies
 
@@ -25,4 +25,4 @@ def test_a_worker_whose_log_is_on_the_full_disk_too_ends_with_the_exit_code_for_
             [sys.executable, *WORKER, str(tmp_path)],
             env=studies.environment(), stdout=log, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
-    assert done.returncode == disk.EXIT_CODE
+    assert done.returncode == disk.DISK_FAULT_EXIT_CODE

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorastudy.protocol.record_lines import RecordReader, RecordWriter, decode, encode
 from lorastudy.protocol.records import (
     ArmProfile,
     ArmStep,
@@ -25,8 +24,12 @@ from lorastudy.protocol.records import (
     PackProfile,
     PackStep,
     Record,
+    RecordReader,
+    RecordWriter,
     Score,
     TrivialScore,
+    decode,
+    encode,
 )
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings

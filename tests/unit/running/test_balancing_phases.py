@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import forked
-from lorastudy.executors import SideBySideExecutor
+from lorastudy.executors import MultiWorkerExecutor
 from lorastudy.protocol.records import Pack, PackStep
 from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
@@ -143,7 +143,7 @@ def test_real_workers_side_by_side_come_to_the_same_and_stay_for_the_second_leg(
     suite: forked.TinySuite, relayed: tuple[Path, StudyOutcome], tmp_path: Path
 ) -> None:
     lanes = [{"OMP_NUM_THREADS": "1"}] * 2
-    with closing(SideBySideExecutor(environments=lanes, hands_over=True)) as executor:
+    with closing(MultiWorkerExecutor(environments=lanes, hands_over=True)) as executor:
         assert len(relay(suite, tmp_path, executor=executor).completed) == 5
     assert len(packs_of(tmp_path)) == 5
     assert len(list((tmp_path / "runs").rglob("worker.log"))) == 2

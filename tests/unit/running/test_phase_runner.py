@@ -12,7 +12,7 @@ import pytest
 from lorastudy.errors import StudyError
 from lorastudy.executors import WorkerExit
 from lorastudy.executors.executor import Event
-from lorastudy.protocol import disk_errors as disk
+from lorastudy.protocol import files as disk
 from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.protocol.records import ArmStep, Environment, FailureKind, Outcome, Pack, PackStep, Record
 from lorastudy.running.adapters import published
@@ -315,8 +315,8 @@ def test_a_disk_that_is_full_when_an_adapter_is_published_is_told_from_any_other
     with pytest.raises(OSError, match="No space left") as raised:
         run(wanted, MemoryExecutor())
     assert disk.is_disk_fault(raised.value)
-    assert disk.told(raised.value).endswith("goes on with what is missing")
-    assert "final_model.new" in disk.told(raised.value)
+    assert disk.disk_fault_message(raised.value).endswith("goes on with what is missing")
+    assert "final_model.new" in disk.disk_fault_message(raised.value)
     monkeypatch.undo()
     assert names(run(wanted, MemoryExecutor()).completed, wanted) == ["a"]
 
@@ -327,7 +327,7 @@ class FullDisk(MemoryExecutor):
     def _serve(self, pack: Pack, folder: Path) -> Iterator[Record | WorkerExit]:
         yield environment(self.torch)
         yield completed(pack.experiments[0], folder)
-        yield WorkerExit(returncode=disk.EXIT_CODE, message="the disk is full")
+        yield WorkerExit(returncode=disk.DISK_FAULT_EXIT_CODE, message="the disk is full")
 
 
 def test_times_that_run_backwards_change_no_result(tmp_path: Path) -> None:

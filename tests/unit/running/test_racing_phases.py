@@ -12,8 +12,8 @@ import pytest
 import forked
 import tiny
 from lorastudy.planning.done import outraced
-from lorastudy.protocol.checkpoints import CHECKPOINTS_NAME
 from lorastudy.protocol.records import Outcome, PackStep
+from lorastudy.protocol.run_folder import CHECKPOINTS_NAME
 from lorastudy.running import racing
 from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker, rebuild, replay

@@ -7,9 +7,17 @@ from pathlib import Path
 import pytest
 
 from lorastudy.planning.packing import PlannedPack
-from lorastudy.protocol.checkpoints import checkpoint_folder
-from lorastudy.protocol.record_lines import RecordReader, RecordWriter
-from lorastudy.protocol.records import RECORDS_NAME, ArmStep, Outcome, Pack, PackEnd, PackStep
+from lorastudy.protocol.records import (
+    RECORDS_NAME,
+    ArmStep,
+    Outcome,
+    Pack,
+    PackEnd,
+    PackStep,
+    RecordReader,
+    RecordWriter,
+)
+from lorastudy.protocol.run_folder import checkpoint_folder
 from lorastudy.running.phases import CUT_OFF, next_phase
 from lorastudy.running.results import read_results
 from lorastudy.running.resume import take_what_was_left

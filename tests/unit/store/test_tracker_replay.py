@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.errors import StoreError
-from lorastudy.protocol.record_lines import RecordWriter
-from lorastudy.protocol.records import DONE_NAME, Outcome, Pack
+from lorastudy.protocol.records import DONE_NAME, Outcome, Pack, RecordWriter
 from lorastudy.store import ExperimentTracker, rebuild, replay
 
 STARTED, ENDED = 1_767_000_000, 1_767_000_600

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 import forked
-from lorastudy.protocol.checkpoints import CHECKPOINTS_NAME, checkpoint_folders
-from lorastudy.protocol.record_lines import RecordReader
-from lorastudy.protocol.records import RECORDS_NAME, Incident, Outcome, PackStep
+from lorastudy.protocol.records import RECORDS_NAME, Incident, Outcome, PackStep, RecordReader
+from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, checkpoint_folders
 from lorastudy.store import ExperimentTracker
 from planned import options_in, run_experiments
 
@@ -215,16 +214,16 @@ def test_a_pack_that_runs_out_of_memory_goes_on_in_halves_from_its_checkpoint(
 
     def little_memory(_: Path) -> None:
         """Room for two arms; and for four until the fifth step, as when rows are longer there."""
-        from lorastudy.train.pace import Pace
+        from lorastudy.train.timing import TrainingTimes
 
-        step, num_arms = Pace.step, len(suite.experiments)
+        step, num_arms = TrainingTimes.step, len(suite.experiments)
 
-        def failing(pace: Pace, num_tokens: int) -> float:
+        def failing(pace: TrainingTimes, num_tokens: int) -> float:
             if len(pace.seconds) == 5 and len(run_folders(tmp_path)) == 1:
                 raise torch.OutOfMemoryError(f"no room for {num_arms} arms")
             return step(pace, num_tokens)
 
-        Pace.step = failing
+        TrainingTimes.step = failing
 
     executor = forked.ForkedExecutor(cache=suite.cache, in_worker=little_memory)
     outcome = forked.run(suite, tmp_path, executor=executor)
@@ -253,7 +252,7 @@ def test_the_time_of_every_leg_is_in_what_the_pack_cost(suite: forked.TinySuite,
 
     def with_that_clock(_: Path) -> None:
         from lorastudy.train import train_pack as life
-        from lorastudy.train.pace import Stopwatch
+        from lorastudy.train.timing import Stopwatch
 
         life.Stopwatch = lambda: Stopwatch(clock=itertools.count(step=1000).__next__)
 

@@ -32,7 +32,7 @@ class Stopwatch:
 
 
 @dataclass(kw_only=True)
-class Pace:
+class TrainingTimes:
     """How fast training goes; what else is done between two steps does not count.
 
     Beside the steps, what it took to begin and to score the held-out rows on the way, in all attempts that this one goes
@@ -73,7 +73,7 @@ class Pace:
 
 
 @dataclass(kw_only=True)
-class CheckpointTimes:
+class CheckpointSchedule:
     """When the next checkpoint is due: after so many steps or minutes, but never so often that it costs too much.
 
     The share is that of all training so far, with the next checkpoint taken to cost what the last one did. So a
@@ -89,7 +89,7 @@ class CheckpointTimes:
     _num_steps_at_last: int = 0
     _train_seconds_at_last: float = 0.0
 
-    def is_due(self, pace: Pace) -> bool:
+    def is_due(self, pace: TrainingTimes) -> bool:
         """Whether to write one after the step that just ended."""
         num_steps = len(pace.seconds) - self._num_steps_at_last
         since = pace.train_seconds - self._train_seconds_at_last
@@ -98,7 +98,7 @@ class CheckpointTimes:
         )
         return is_wanted and self.seconds + self.last_seconds <= MAX_CHECKPOINT_SHARE * pace.train_seconds
 
-    def took(self, seconds: float, *, num_bytes: int | None, pace: Pace) -> None:
+    def took(self, seconds: float, *, num_bytes: int | None, pace: TrainingTimes) -> None:
         """Take note of a checkpoint that was written, or of the vain attempt (no bytes)."""
         self.seconds += seconds
         self.last_seconds = seconds
@@ -107,7 +107,7 @@ class CheckpointTimes:
             self.num_checkpoints += 1
             self.last_bytes = num_bytes
 
-    def begin(self, pace: Pace) -> None:
+    def begin(self, pace: TrainingTimes) -> None:
         """Count steps and time from here."""
         self._num_steps_at_last, self._train_seconds_at_last = len(pace.seconds), pace.train_seconds
 

@@ -3,13 +3,13 @@
 import pytest
 
 from lorastudy.protocol.records import PackStep
-from lorastudy.train.pace import MAX_CHECKPOINT_SHARE, CheckpointTimes, Pace, Stopwatch
+from lorastudy.train.timing import MAX_CHECKPOINT_SHARE, CheckpointSchedule, Stopwatch, TrainingTimes
 
 
-def run(times: CheckpointTimes, *, num_steps: int, step_seconds: float, cost: float) -> list[int]:
+def run(times: CheckpointSchedule, *, num_steps: int, step_seconds: float, cost: float) -> list[int]:
     """After which steps a checkpoint was written."""
     now = 0.0
-    pace = Pace(watch=Stopwatch(clock=lambda: now))
+    pace = TrainingTimes(watch=Stopwatch(clock=lambda: now))
     written = []
     for step in range(1, num_steps + 1):
         now += step_seconds
@@ -25,23 +25,23 @@ def run(times: CheckpointTimes, *, num_steps: int, step_seconds: float, cost: fl
 
 def test_steps_or_minutes_whichever_comes_first() -> None:
     assert run(
-        CheckpointTimes(every_steps=10, every_seconds=None), num_steps=35, step_seconds=1, cost=0
+        CheckpointSchedule(every_steps=10, every_seconds=None), num_steps=35, step_seconds=1, cost=0
     ) == [10, 20, 30]  # fmt: skip
     assert run(
-        CheckpointTimes(every_steps=None, every_seconds=12), num_steps=35, step_seconds=5, cost=0
+        CheckpointSchedule(every_steps=None, every_seconds=12), num_steps=35, step_seconds=5, cost=0
     ) == list(range(3, 36, 3))  # fmt: skip
     assert run(
-        CheckpointTimes(every_steps=20, every_seconds=15), num_steps=45, step_seconds=1, cost=0
+        CheckpointSchedule(every_steps=20, every_seconds=15), num_steps=45, step_seconds=1, cost=0
     ) == [15, 30, 45]  # fmt: skip
     assert (
-        run(CheckpointTimes(every_steps=None, every_seconds=None), num_steps=99, step_seconds=99, cost=0)
+        run(CheckpointSchedule(every_steps=None, every_seconds=None), num_steps=99, step_seconds=99, cost=0)
         == []
     )
 
 
 @pytest.mark.parametrize("cost", [0.01, 0.3, 2.0, 30.0])
 def test_a_slow_disk_makes_the_interval_longer_so_that_the_share_holds(cost: float) -> None:
-    times = CheckpointTimes(every_steps=1, every_seconds=None)
+    times = CheckpointSchedule(every_steps=1, every_seconds=None)
     written = run(times, num_steps=5000, step_seconds=1, cost=cost)
     assert times.num_checkpoints == len(written) > 1
     assert times.profile().seconds == pytest.approx(len(written) * cost)
@@ -52,7 +52,7 @@ def test_a_slow_disk_makes_the_interval_longer_so_that_the_share_holds(cost: flo
 
 
 def test_steps_of_an_earlier_attempt_count_as_training() -> None:
-    pace = Pace()
+    pace = TrainingTimes()
     for step in (1, 2):
         pace.carry(
             PackStep(step=step, num_steps=3, num_tokens=40, num_completion_tokens=9, seconds=2.0, arms=())

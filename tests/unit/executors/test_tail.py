@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from lorastudy.executors.hang_timeout import LEAST_SECONDS, NUM_MEDIANS, QUIET_SECONDS, Patience
+from lorastudy.executors.tail import LEAST_SECONDS, NUM_MEDIANS, QUIET_SECONDS, HangTimeout
 from lorastudy.protocol.records import Generation, PackStep
 
 WORD = Generation(experiment_id="e", prompt="", reference="", answer="")
@@ -30,7 +30,7 @@ def clock() -> Clock:
 
 
 def test_in_training_the_median_step_is_the_measure(clock: Clock) -> None:
-    patience = Patience(clock)
+    patience = HangTimeout(clock)
     for number, seconds in enumerate([30.0, 40.0, 500.0], start=1):
         patience.hear(step(number, seconds=seconds))
     assert patience.limit == NUM_MEDIANS * 40
@@ -43,7 +43,7 @@ def test_in_training_the_median_step_is_the_measure(clock: Clock) -> None:
 
 
 def test_quick_steps_have_a_floor(clock: Clock) -> None:
-    patience = Patience(clock)
+    patience = HangTimeout(clock)
     patience.hear(step(1, seconds=0.01))
     assert patience.limit == LEAST_SECONDS
 
@@ -52,7 +52,7 @@ def test_quick_steps_have_a_floor(clock: Clock) -> None:
 def test_before_and_after_training_silence_means_little(
     clock: Clock, last: Generation | PackStep | None
 ) -> None:
-    patience = Patience(clock)
+    patience = HangTimeout(clock)
     if last is not None:
         patience.hear(last)
     clock.now += QUIET_SECONDS
@@ -62,7 +62,7 @@ def test_before_and_after_training_silence_means_little(
 
 
 def test_a_wall_clock_that_jumps_makes_nobody_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    patience = Patience()
+    patience = HangTimeout()
     patience.hear(step(1, seconds=0.01))
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 1e9)

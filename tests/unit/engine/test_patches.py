@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import tiny
-from lorastudy.engine.last_layer import labelled_only, last_mlp, sparing_mlp
+from lorastudy.engine.patches import labelled_only, labels_only_mlp, last_mlp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 INDEX = torch.tensor([1, 4, 5])
@@ -52,7 +52,7 @@ def test_every_architecture_trains_to_the_same_losses_with_and_without(architect
     engine = engine_of(tiny.make_base(architecture))
     assert engine._sparing_mlp is not None
     sparing = losses(engine, steps)
-    monkeypatch.setattr("lorastudy.engine.packed.sparing_mlp", lambda *_, **__: None)
+    monkeypatch.setattr("lorastudy.engine.packed.labels_only_mlp", lambda *_, **__: None)
     assert sparing == pytest.approx(losses(engine_of(tiny.make_base(architecture)), steps), rel=1e-6)
 
 
@@ -77,9 +77,9 @@ def test_a_model_whose_tokens_meet_after_attention_is_run_whole():
     def hidden_states():
         return base.model.base_model(input_ids=torch.arange(2, 10)[None], use_cache=False)[0]
 
-    assert sparing_mlp(base.model, index_M=INDEX, hidden_states=hidden_states) is None
+    assert labels_only_mlp(base.model, index_M=INDEX, hidden_states=hidden_states) is None
     mlp.forward = own
-    assert sparing_mlp(base.model, index_M=INDEX, hidden_states=hidden_states) is mlp
+    assert labels_only_mlp(base.model, index_M=INDEX, hidden_states=hidden_states) is mlp
 
 
 def test_a_model_whose_mlp_wants_more_than_its_tokens_is_run_whole():
@@ -103,7 +103,7 @@ def test_a_model_whose_mlp_wants_more_than_its_tokens_is_run_whole():
         return base.model.base_model(input_ids=torch.arange(2, 10)[None], use_cache=False)[0]
 
     assert hidden_states().shape == (1, 8, 48)
-    assert sparing_mlp(base.model, index_M=INDEX, hidden_states=hidden_states) is None
+    assert labels_only_mlp(base.model, index_M=INDEX, hidden_states=hidden_states) is None
 
 
 def test_no_memory_for_the_question_is_no_answer():
@@ -117,7 +117,7 @@ def test_no_memory_for_the_question_is_no_answer():
         return torch.zeros(1, 8, 4)
 
     with pytest.raises(torch.OutOfMemoryError):
-        sparing_mlp(base.model, index_M=INDEX, hidden_states=hidden_states)
+        labels_only_mlp(base.model, index_M=INDEX, hidden_states=hidden_states)
 
 
 def test_a_layer_without_an_mlp_of_that_name_has_none():

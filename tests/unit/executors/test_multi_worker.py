@@ -2,9 +2,8 @@
 
 import pytest
 
-from lorastudy.executors import LocalExecutor, SideBySideExecutor, local_executor, machine
-from lorastudy.executors.machine import MAX_CPU_WORKERS, MAX_SHARED_BYTES, worker_environments
-from lorastudy.executors.multi_worker import shares
+from lorastudy.executors import LocalExecutor, MultiWorkerExecutor, local_executor, multi_worker
+from lorastudy.executors.multi_worker import MAX_CPU_WORKERS, MAX_SHARED_BYTES, shares, worker_environments
 from lorastudy.protocol.records import Pack
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
@@ -55,17 +54,17 @@ def test_each_gpu_has_a_worker():
 def test_gpus_are_those_of_the_machine_or_those_that_the_user_names(tmp_path):
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
-    assert machine._gpus({}, devices=tmp_path) == ["0", "1"]
-    assert machine._gpus({"CUDA_VISIBLE_DEVICES": "3,5"}, devices=tmp_path) == ["3", "5"]
-    assert machine._gpus({"CUDA_VISIBLE_DEVICES": ""}, devices=tmp_path) == []
+    assert multi_worker._gpus({}, devices=tmp_path) == ["0", "1"]
+    assert multi_worker._gpus({"CUDA_VISIBLE_DEVICES": "3,5"}, devices=tmp_path) == ["3", "5"]
+    assert multi_worker._gpus({"CUDA_VISIBLE_DEVICES": ""}, devices=tmp_path) == []
 
 
 def test_how_many_follows_from_the_suite(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(machine, "_gpus", lambda *_, **__: [])
-    monkeypatch.setattr(machine, "_num_cores", lambda: 2)
+    monkeypatch.setattr(multi_worker, "_gpus", lambda *_, **__: [])
+    monkeypatch.setattr(multi_worker, "_num_cores", lambda: 2)
     small = [experiment("a"), experiment("b")]
-    assert isinstance(local_executor(small), SideBySideExecutor)
+    assert isinstance(local_executor(small), MultiWorkerExecutor)
     assert local_executor(small).num_packs_at_once == 2
     assert isinstance(local_executor(small[:1]), LocalExecutor)
     assert isinstance(local_executor([*small, experiment("c", "someone/large-model")]), LocalExecutor)
