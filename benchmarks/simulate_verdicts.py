@@ -38,7 +38,7 @@ from benchmarks.verdict_studies import (
     true_noise,
 )
 from lorastudy.stats import verdicts
-from lorastudy.stats.confidence_set import tied_with_the_best
+from lorastudy.stats.confidence_set import confidence_set
 from lorastudy.stats.power import POWER, Noise, power_of_difference, power_of_no_worse
 from lorastudy.stats.twoway import TwoWay, seeds_only, two_way
 from lorastudy.stats.verdicts import ALPHA, differences_shown, no_worse_shown, sign_flip_p, sign_flip_p_below
@@ -272,7 +272,7 @@ def tied_set(num_studies: int) -> list[Row]:
         kept = []
         for _ in range(max(20, num_studies // 5)):
             costs = draw.normal(0, 0.05, (6, num_seeds))
-            found = tied_with_the_best({str(arm): row.tolist() for arm, row in enumerate(costs)})
+            found = confidence_set({str(arm): row.tolist() for arm, row in enumerate(costs)})
             assert found is not None
             kept.append("0" in found.arms)
         rows.append(

@@ -42,7 +42,7 @@ def said_of(analyses: Mapping[str, Analysis]) -> dict[str, dict[str, Any]]:
     """By example: each arm's verdict, the arm that is recommended, and the arms on the frontier."""
     return {
         name: {
-            "verdicts": {one.arm: one.told for one in analysis.primary_comparisons},
+            "verdicts": {one.arm: one.verdict_words for one in analysis.primary_comparisons},
             "recommended arm": recommendation(analysis).arm or "none",
             "on the frontier": [standing.arm for standing in analysis.standings if standing.on_frontier],
         }

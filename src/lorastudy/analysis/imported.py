@@ -21,7 +21,7 @@ from lorastudy.lint.finding import LintFinding
 from lorastudy.lint.lint import invalidations, lint, untuned
 from lorastudy.lint.rates import METHOD_KEY
 from lorastudy.stats.best import AgainstBest, against_the_best
-from lorastudy.stats.comparison import Comparison, compare_with_reference, direction
+from lorastudy.stats.comparison import Comparison, compare_with_reference
 from lorastudy.stats.proportions import Share, difference, share_of, shares_against_the_best
 from lorastudy.stats.rate_choice import compared_arms, rates_of
 from lorastudy.stats.reference import is_reference_named, reference_arm
@@ -86,10 +86,10 @@ class ImportedAnalysis:
         return tuple(arm for arm in self.shares if arm.may_be_best)
 
     @property
-    def neighbours_told_apart(self) -> int:
+    def num_distinct_neighbours(self) -> int:
         """In the order of the shares: how many arms can be told from the next one below, each pair taken alone."""
         shares = [arm.share for arm in self.shares if arm.share is not None]
-        return sum(difference(one, below).told_apart for one, below in itertools.pairwise(shares))
+        return sum(difference(one, below).is_shown for one, below in itertools.pairwise(shares))
 
     @property
     def num_groups(self) -> int:
@@ -221,7 +221,7 @@ def _arms(
         groups.setdefault(_group(mine[name][0]), {})[name] = share
     bounds: dict[str, AgainstBest] = {}
     for group in groups.values():
-        bounds |= shares_against_the_best(group, lower_is_better=metric.lower_is_better)
+        bounds |= shares_against_the_best(group, cost_sign=metric.cost_sign)
     arms = [
         ImportedArm(
             name=arm.name,
@@ -234,7 +234,7 @@ def _arms(
         )
         for arm in compared
     ]
-    sign = direction(metric)
+    sign = metric.cost_sign
     scored = [arm for arm in arms if arm.scores is not None]
     ordered = sorted(scored, key=lambda arm: sign * statistics.fmean(arm.scores.values if arm.scores else ()))
     return (*ordered, *(arm for arm in arms if arm.scores is None))

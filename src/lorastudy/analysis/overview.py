@@ -14,10 +14,9 @@ from lorastudy.stats.comparison import (
     Comparison,
     Divergence,
     compare_with_reference,
-    direction,
     paired_estimate,
 )
-from lorastudy.stats.confidence_set import TiedSet, tied_with_the_best
+from lorastudy.stats.confidence_set import ConfidenceSet, confidence_set
 from lorastudy.stats.frontier import Standing, StepTime, pareto_frontier, standings
 from lorastudy.stats.items import ItemTable
 from lorastudy.stats.outcomes import divergence_of, is_borne_out, judged_by_outcomes
@@ -120,10 +119,10 @@ class Analysis:
     """Every compared arm against what needs no model, on the primary metric."""
 
     @cached_property
-    def tied(self) -> TiedSet | None:
-        """The arms that may be the best; None with too few seeds. Computed when asked for: its library takes a second."""
+    def may_be_best(self) -> ConfidenceSet | None:
+        """The arms that may be the best; None with too few seeds. Computed on first use: its library takes a second."""
         found = self.primary_comparisons
-        return tied_with_the_best(
+        return confidence_set(
             _costs_by_seed(self.study, compared_arms(self.study, metric=self.primary), metric=self.primary),
             undecided=[(one.arm, one.reference) for one in found if one.verdict == "cannot tell"],
             behind=[_loser_and_winner(one) for one in found if one.ahead is not None],
@@ -274,7 +273,7 @@ def pairs_in_cost(
     for pair in itertools.combinations(arms, 2):
         found = paired_estimate(study, pair=pair, metric=metric, items=items)
         if found is not None and is_borne_out(study, pair, metric=metric):
-            pairs[pair[0].name, pair[1].name] = replace(found, mean=direction(metric) * found.mean)
+            pairs[pair[0].name, pair[1].name] = replace(found, mean=metric.cost_sign * found.mean)
     return pairs, len({seed for arm in arms for seed in scores_by_seed(arm, study, metric=metric)})
 
 
@@ -287,8 +286,8 @@ def _metrics_with_rules(
     rules: Rules, *, primary: Metric, ladder: tuple[str, ...]
 ) -> list[tuple[Metric, Rules]]:
     """The margin is the primary metric's; what takes a verdict away takes it on every metric."""
-    plain, told = replace(rules, margin=None, margin_share=None), replace(rules, ladder=ladder)
-    return [(metric, told if metric == primary else plain) for metric in COMPARED_METRICS]
+    plain, text = replace(rules, margin=None, margin_share=None), replace(rules, ladder=ladder)
+    return [(metric, text if metric == primary else plain) for metric in COMPARED_METRICS]
 
 
 def _compared(
@@ -335,7 +334,7 @@ def _steps_down(study: Study, ladder: Sequence[StudyArm]) -> tuple[str, ...]:
 def _costs_by_seed(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> dict[str, list[float]]:
     """Each scored arm's cost on the seeds that all of them share, in order of seed; low is good."""
     shared = _shared_seeds(study, arms, metric=metric)
-    sign = 1 if metric.lower_is_better else -1
+    sign = metric.cost_sign
     scores = {arm.name: scores_by_seed(arm, study, metric=metric) for arm in arms}
     return {name: [sign * by_seed[seed] for seed in shared] for name, by_seed in scores.items() if by_seed}
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lorastudy.analysis.overview import Criterion, criterion_of
 from lorastudy.cli.asked import Asked
-from lorastudy.report.sections.question import part, told_late
+from lorastudy.report.sections.question import late_note, part
 from lorastudy.stats.preregistration import DECIDING, set_late
 from lorastudy.stats.study import Study
 from lorastudy.store.views import StatedQuestion
@@ -63,4 +63,4 @@ def _notes(
                 f"{part(key, stated)}, and what is changed once results are there can be chosen to suit them"
             )
         elif key in late and (key != "margin" or used.margin is not None):
-            yield told_late(late[key])
+            yield late_note(late[key])

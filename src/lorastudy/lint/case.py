@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from lorastudy.protocol.records import RowsRead
-from lorastudy.stats.reference import asked_reference, missing_reference, reference_arm
+from lorastudy.stats.reference import missing_reference, planned_reference, reference_arm
 from lorastudy.stats.study import Study, StudyArm, differing_settings, split_studies
 from lorastudy.stats.summary import LOSS, METRICS, Metric
 from lorastudy.stats.trivial import AgainstTrivial
@@ -82,7 +82,7 @@ class Case:
     def reference(self) -> StudyArm | None:
         """The arm that the others will be, or are, compared with."""
         if not self.study.completed:
-            return asked_reference(self.study, named=self.named_reference)
+            return planned_reference(self.study, named=self.named_reference)
         found = reference_arm(self.study, named=self.named_reference, metric=self.metric)
         return found or missing_reference(self.study)
 

@@ -67,14 +67,14 @@ def _micro_batch(case: Case) -> Iterator[Breach]:
         and not case.apart(arm) & _QUANTIZATION_KEYS
     ]
     found = "micro-batch {}, the reference's {}; memory and time are not comparable, held-out loss is"
-    yield from _told(case, apart, value_of=_micro_batch_of, found=found, severity="warning")
+    yield from _breach(case, apart, value_of=_micro_batch_of, found=found, severity="warning")
 
 
 def _micro_batch_across_precisions(case: Case) -> Iterator[Breach]:
     others = _other_than_reference(case, _micro_batch_of)
     apart = [arm for arm in others if case.apart(arm) & _QUANTIZATION_KEYS]
     found = "the base in another precision, and micro-batch {} against the reference's {}"
-    yield from _told(case, apart, value_of=_micro_batch_of, found=found, severity="invalidates")
+    yield from _breach(case, apart, value_of=_micro_batch_of, found=found, severity="invalidates")
 
 
 def _training_length(case: Case) -> Iterator[Breach]:
@@ -84,7 +84,7 @@ def _training_length(case: Case) -> Iterator[Breach]:
 def _row_length(case: Case) -> Iterator[Breach]:
     apart = _other_than_reference(case, _row_length_of)
     found = "rows cut at {} tokens, the reference's at {}: other tokens are learnt and scored"
-    yield from _told(case, apart, value_of=_row_length_of, found=found, severity="invalidates")
+    yield from _breach(case, apart, value_of=_row_length_of, found=found, severity="invalidates")
 
 
 def _row_length_of(arm: StudyArm) -> int | None:
@@ -97,13 +97,13 @@ def _data_order(case: Case) -> Iterator[Breach]:
         "other training rows than the reference's, or the same in another order; other settings differ too"
     )
     gravity = _gravity(case, keys=_DATA_KEYS)
-    yield from _told(case, apart, value_of=_data_of, found=found, severity=gravity)
+    yield from _breach(case, apart, value_of=_data_of, found=found, severity=gravity)
 
 
 def _scored_rows(case: Case) -> Iterator[Breach]:
     apart = _other_than_reference(case, _scored_on)
     found = "other held-out rows than the reference's"
-    yield from _told(case, apart, value_of=_scored_on, found=found, severity="invalidates")
+    yield from _breach(case, apart, value_of=_scored_on, found=found, severity="invalidates")
 
 
 def _scored_on(arm: StudyArm) -> Hashable:
@@ -141,16 +141,16 @@ def _several_factors(case: Case) -> Iterator[Breach]:
 def _confounded(case: Case, *, value_of: ValueOf, keys: frozenset[str], what: str) -> Iterator[Breach]:
     apart = _confounded_arms(case, value_of=value_of, keys=keys)
     found = f"{what}{{}}, the reference's {{}}; other settings differ too"
-    yield from _told(case, apart, value_of=value_of, found=found, severity=_gravity(case, keys=keys))
+    yield from _breach(case, apart, value_of=value_of, found=found, severity=_gravity(case, keys=keys))
 
 
-def _told(
+def _breach(
     case: Case, apart: Sequence[StudyArm], *, value_of: ValueOf, found: str, severity: Severity
 ) -> Iterator[Breach]:
     """The breach of these arms, if there are any; `{}` in its words is their value, then the reference's."""
     if apart and case.reference is not None:
-        told = found.format(_listed(apart, value_of), _written(value_of(case.reference)))
-        yield Breach(arms=names(apart), found=told, severity=severity)
+        text = found.format(_listed(apart, value_of), _written(value_of(case.reference)))
+        yield Breach(arms=names(apart), found=text, severity=severity)
 
 
 def _other_than_reference(case: Case, value_of: ValueOf) -> list[StudyArm]:

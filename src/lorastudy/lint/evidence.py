@@ -110,18 +110,18 @@ def _known_prompts(case: Case) -> Iterator[Breach]:
         facts = case.facts_of(arm)
         rows, known = facts.num_test_rows, facts.num_known_prompts or 0
         near, compared = facts.num_near_copies or 0, facts.num_compared_rows or 0
-        told = []
+        text = []
         if rows and known > (facts.num_leaked_rows or 0):
-            told.append(f"{known:,} of {rows:,} held-out rows have a prompt that is also trained on")
+            text.append(f"{known:,} of {rows:,} held-out rows have a prompt that is also trained on")
             if facts.split_by == "row":
-                told.append(f"there are fewer than {MIN_PROMPTS} prompts, so rows are held out one by one")
+                text.append(f"there are fewer than {MIN_PROMPTS} prompts, so rows are held out one by one")
         if near:
-            told.append(f"{near:,} of {compared:,} that were compared have one that differs by a few words")
+            text.append(f"{near:,} of {compared:,} that were compared have one that differs by a few words")
             read = reporting_rows(facts.rows)
-            told += [words for words in [sample_in_words(read.summary) if read else ""] if words]
-        if told:
+            text += [words for words in [sample_in_words(read.summary) if read else ""] if words]
+        if text:
             is_grave = known > MAX_LEAKED_SHARE * (rows or 0) or near > MAX_LEAKED_SHARE * compared
-            by_found.setdefault(("; ".join(told), "warning" if is_grave else "note"), []).append(arm)
+            by_found.setdefault(("; ".join(text), "warning" if is_grave else "note"), []).append(arm)
     for (found, severity), arms in by_found.items():
         yield Breach(arms=names(arms), found=found, severity=severity)
 
@@ -136,15 +136,15 @@ def _few_rows(case: Case) -> Iterator[Breach]:
         if num_rows < 2:
             yield Breach(arms=names(arms), found=_ONE_ROW, severity="invalidates")
             continue
-        told = (
+        text = (
             f"{num_rows:,} rows to score: a difference of less than {_SDS / math.sqrt(num_rows):.2g} "
             "standard deviations of its values by row is missed in more than one study of five"
         )
         enough = NUM_ROWS_FOR_A_HALF
         if case.metric == EXACT_MATCH:
             enough, error = NUM_ROWS_FOR_A_SHARE, 50 / math.sqrt(num_rows)
-            told += f"; one row is {100 / num_rows:.2g} points of exact match, whose standard error is up to {error:.2g} points"
-        yield Breach(arms=names(arms), found=told, severity="warning" if num_rows < enough else "note")
+            text += f"; one row is {100 / num_rows:.2g} points of exact match, whose standard error is up to {error:.2g} points"
+        yield Breach(arms=names(arms), found=text, severity="warning" if num_rows < enough else "note")
 
 
 def _num_scored_rows(case: Case, arm: StudyArm) -> int | None:
@@ -217,9 +217,9 @@ def _fate(summary: DataSummary) -> str:
     """`of 800 training rows 511 are cut short and 289 left out`."""
     of = f"of {summary.num_rows + summary.num_refused_rows:,} {split_name(summary.split)} rows"
     short, out = summary.num_truncated_rows, summary.num_refused_rows
-    told = [f"{short:,} {'is' if short == 1 else 'are'} cut short"] * (short > 0)
-    told += [f"{out:,} left out, with no answer left"] * (out > 0)
-    return f"{of} {' and '.join(told)}"
+    text = [f"{short:,} {'is' if short == 1 else 'are'} cut short"] * (short > 0)
+    text += [f"{out:,} left out, with no answer left"] * (out > 0)
+    return f"{of} {' and '.join(text)}"
 
 
 def _lengths_wanted(rows: Sequence[RowsRead]) -> str:

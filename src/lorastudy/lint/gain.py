@@ -29,15 +29,15 @@ def _little(case: Case, arm: StudyArm) -> str:
     if not gains or base is None:
         return ""
     gain = statistics.fmean(gains)
-    told = f"{arm.name} took {gain:.2g} nats per token off the base model's held-out loss of {base:.3g}"
+    text = f"{arm.name} took {gain:.2g} nats per token off the base model's held-out loss of {base:.3g}"
     if gain < LITTLE_SHARE * base:
-        return f"{told}, {100 * gain / base:.1f} % of it"
+        return f"{text}, {100 * gain / base:.1f} % of it"
     if len(gains) > 1:
         from scipy import special  # a dry run, which asks before there are gains, goes without
 
         error = statistics.stdev(gains) / math.sqrt(len(gains))
         if gain - float(special.stdtrit(len(gains) - 1, 0.975)) * error <= 0:
-            return f"{told}, within the noise between {len(gains)} seeds"
+            return f"{text}, within the noise between {len(gains)} seeds"
     return ""
 
 

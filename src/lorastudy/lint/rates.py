@@ -92,14 +92,14 @@ def _same_rate_as_full(case: Case) -> Iterator[Breach]:
 def _far_from_rule(case: Case) -> Iterator[Breach]:
     alike: dict[tuple[str, Severity], list[StudyArm]] = {}
     for grid in configurations(case.study):
-        far = {arm.name: told for arm in grid if (told := _departure(case, arm)) is not None}
+        far = {arm.name: text for arm in grid if (text := _departure(case, arm)) is not None}
         # Where another rate of the arm is near the rule, its search is the wider for this one and no worse.
         severity: Severity = "warning" if len(far) == len(grid) else "note"
         for arm in grid:
             if arm.name in far:
                 alike.setdefault((far[arm.name], severity), []).append(arm)
-    for (told, severity), arms in alike.items():
-        yield Breach(arms=names(arms), found=told, severity=severity)
+    for (text, severity), arms in alike.items():
+        yield Breach(arms=names(arms), found=text, severity=severity)
 
 
 def _departure(case: Case, arm: StudyArm) -> str | None:
@@ -111,9 +111,9 @@ def _departure(case: Case, arm: StudyArm) -> str | None:
     times = max(rate / high, low / rate)
     if times <= FAR_FROM_RULE:
         return None
-    said = f"{high if rate > high else low:.2g}"
+    text = f"{high if rate > high else low:.2g}"
     side = "above" if rate > high else "below"
-    return f"learning rate {rate:g}, {times:,.0f} times {side} what the published rule says for this model ({said})"
+    return f"learning rate {rate:g}, {times:,.0f} times {side} what the published rule says for this model ({text})"
 
 
 def _is_full(arm: StudyArm) -> bool:

@@ -250,18 +250,18 @@ def _published(candidates: Sequence[Candidate], *, left_out: tuple[str, ...]) ->
 
 def _open(analysis: Analysis) -> tuple[str, ...]:
     """What cannot be told, with the seeds that would decide; and that no margin was set, where none was."""
-    told = []
+    text = []
     for comparison in analysis.primary_comparisons:
         if comparison.verdict != "cannot tell":
             continue
         more = comparison.more
         needs = comparison.reason if more is None else f"needs {more}"
-        told.append(f"{comparison.arm} against {comparison.reference}: cannot tell ({needs})")
+        text.append(f"{comparison.arm} against {comparison.reference}: cannot tell ({needs})")
     if analysis.criterion.margin_lost is not None:
-        told.append(f"the margin is a share of the gain, and {analysis.criterion.margin_lost}")
+        text.append(f"the margin is a share of the gain, and {analysis.criterion.margin_lost}")
     elif analysis.criterion.margin is None and analysis.returns is not None:
-        told.append("no margin was set, so no smaller rank can be shown to be as good")
-    return tuple(told)
+        text.append("no margin was set, so no smaller rank can be shown to be as good")
+    return tuple(text)
 
 
 def _runner_up(answer: _Answer) -> RunnerUp | None:
@@ -284,7 +284,7 @@ def _runner_up(answer: _Answer) -> RunnerUp | None:
     return RunnerUp(
         name=_called(name, answer.fitting[name]),
         candidate=answer.fitting[name],
-        standing=f"{standing}; {comparison.told}",
+        standing=f"{standing}; {comparison.verdict_words}",
     )
 
 

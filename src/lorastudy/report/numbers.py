@@ -145,7 +145,7 @@ def names(items: Iterable[str], *, every: bool = False) -> str:
 
 
 #: Follows a pair of times.
-NOT_TOLD_APART = f"times that differ by at most {percent(STEP_TIME_FLOOR, decimals=0)} are not told apart"
+EQUAL_TIMES = f"times that differ by at most {percent(STEP_TIME_FLOOR, decimals=0)} are not told apart"
 _DIFFERED = "two measurements of the arm, or of most arms of its pack, differed"
 _TOO_FEW = "the time for timing ended after too few steps"
 #: By the `memory_kind` of a profile: of an arm alone on either device, and of a whole pack on a CPU.

@@ -111,11 +111,11 @@ def _studied(
     tracker: ExperimentTracker, study: Study, *, suite: SuiteSummary, design: Mapping[str, Any] | None
 ) -> Studied:
     stated = suite.questions[-1].question if suite.questions else None
-    told = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
-    criterion = replace(criterion_of(told, stated), late=set_late(suite.questions))
-    items = stored_items(tracker, told, metrics=criterion.metrics_by_item)
+    text = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
+    criterion = replace(criterion_of(text, stated), late=set_late(suite.questions))
+    items = stored_items(tracker, text, metrics=criterion.metrics_by_item)
     return Studied(
-        analysis=analyse(told, criterion=criterion, items=items),
+        analysis=analyse(text, criterion=criterion, items=items),
         suite=suite,
         design=None if design is None else Suite.from_json(design),
     )

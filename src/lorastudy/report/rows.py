@@ -23,7 +23,7 @@ def rows_in_words(data: DataSummary) -> str:
 
 def laid_out(data: DataSummary) -> str:
     """What laid the rows out, and what the chat template adds that no row says; nothing of runs that did not record it."""
-    told = {
+    sentence = {
         "chat": " The model's chat template lays them out.",
         "alpaca": " Alpaca's prompt lays them out.",
         "plain": " No chat template lays them out.",
@@ -31,22 +31,22 @@ def laid_out(data: DataSummary) -> str:
     if data.template_preamble is not None:
         text = data.template_preamble
         ending = "" if len(text) <= _PREAMBLE_SHOWN else f" (shortened from {count(len(text))} characters)"
-        told += f" Before each it writes by itself {text[:_PREAMBLE_SHOWN]!r}{ending}."
+        sentence += f" Before each it writes by itself {text[:_PREAMBLE_SHOWN]!r}{ending}."
     if data.template_date is not None:
-        told += f" Today's date, which it asks for, is always {data.template_date}."
+        sentence += f" Today's date, which it asks for, is always {data.template_date}."
     if data.num_fallback_rows:
-        told += f" {count(data.num_fallback_rows)} rows call functions, of which it has no notion: it gets these as text."
-    return told
+        sentence += f" {count(data.num_fallback_rows)} rows call functions, of which it has no notion: it gets these as text."
+    return sentence
 
 
 def left_out(data: DataSummary) -> str:
     """What of the file and its messages no row shows the model; nothing of runs that did not record it."""
-    told = ""
+    text = ""
     if data.unused_columns:
-        told += f" Columns of its file that are not used: {listing(map(shortened, data.unused_columns))}."
+        text += f" Columns of its file that are not used: {listing(map(shortened, data.unused_columns))}."
     if data.unseen_fields:
-        told += f" Fields of messages of which rows show nothing to the model: {listing(map(shortened, data.unseen_fields))}."
-    return told
+        text += f" Fields of messages of which rows show nothing to the model: {listing(map(shortened, data.unseen_fields))}."
+    return text
 
 
 def repeated(data: DataSummary) -> str:
@@ -63,21 +63,21 @@ def repeated(data: DataSummary) -> str:
         ),
     ]
     them = "them" if data.num_usable_texts == data.num_rows else "the texts"
-    told = "".join(f" {count(number)} of {them} {what}." for number, what in found if number)
+    text = "".join(f" {count(number)} of {them} {what}." for number, what in found if number)
     if data.num_compared_rows:
-        told += (
+        text += (
             f" {count(data.num_near_copies or 0)} of {count(data.num_compared_rows)} that were compared have a prompt that "
             "differs by a few words from one that is there."
         )
         sample = sample_in_words(data)
-        told += f" For this, {sample}." if sample else ""
+        text += f" For this, {sample}." if sample else ""
     if data.split_by == "row":
-        told += " They were held out row by row, since there are too few prompts to hold out prompts."
+        text += " They were held out row by row, since there are too few prompts to hold out prompts."
     if data.groups is not None:
-        told += f" They have {count(max(data.groups) + 1)} distinct prompts."
+        text += f" They have {count(max(data.groups) + 1)} distinct prompts."
     if data.num_unread_rows:
-        told += f" The steps do not reach {count(data.num_unread_rows)} further rows."
-    return told
+        text += f" The steps do not reach {count(data.num_unread_rows)} further rows."
+    return text
 
 
 def on_which_rows(arm: StudyArm) -> str:
@@ -101,14 +101,14 @@ def about_full_length(arm: StudyArm) -> Text:
         )
     known = "" if longest is None else f", at most {count(longest)} tokens in a micro-batch of {arm.name}"
     more = "need more" if longest is not None else "need more, unless all rows are as long"
-    told = (
+    text = (
         f" It is about the rows of this data{known}. Rows of the full length (max_seq_length {settings.max_seq_length}, "
         f"{settings.per_device_train_batch_size} in a micro-batch: {count(full)} tokens) {more}, and those are what "
         "lorastudy recommend plans for."
     )
     if settings.layers_to_transform is not None:  # the command has no word for it
-        return (told,)
-    return (f"{told} To predict it: ", Code(estimate_command(settings)), ".")
+        return (text,)
+    return (f"{text} To predict it: ", Code(estimate_command(settings)), ".")
 
 
 def estimate_command(settings: Settings) -> str:

@@ -190,8 +190,8 @@ def _in_short(part: Part) -> Text:
 def _imported_apart(suites: Sequence[str]) -> list[Block]:
     if not suites:
         return []
-    told = f"Imported results are told apart and are not in this report: {names(suites)}. To report one: "
-    return [Paragraph((told, Code("lorastudy report --suite-name NAME"), "."))]
+    text = f"Imported results are told apart and are not in this report: {names(suites)}. To report one: "
+    return [Paragraph((text, Code("lorastudy report --suite-name NAME"), "."))]
 
 
 def _part_blocks(part: Part, *, level: int, output: Path) -> list[Block]:

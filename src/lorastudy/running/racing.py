@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from lorastudy.planning.done import libraries_of_now
 from lorastudy.protocol.records import RACE_NAME, Outcome, RecordWriter
 from lorastudy.stats.rate_choice import rates_of
-from lorastudy.stats.reference import asked_reference
+from lorastudy.stats.reference import planned_reference
 from lorastudy.stats.study import Study, split_studies
 from lorastudy.stats.summary import LOSS
 from lorastudy.store import ExperimentTracker, suite_notes
@@ -165,7 +165,7 @@ def _arms_behind(
     base = [r.scores["eval_before", "loss"].value for r in study.results if r.experiment_id in losses]
     if not base:
         return
-    named = asked_reference(study, named=suite.reference)
+    named = planned_reference(study, named=suite.reference)
     yield from clearly_behind(
         {arm: by_seed for arm, by_seed in by_arm.items() if by_seed},
         rung=rung,

@@ -1,7 +1,7 @@
 """Which arm is the best, and which are close to it: Hsu's multiple comparisons with the best, on paired seeds.
 
-To compare every arm with the one that looks best calls too many of them worse, because the best looking one was picked by
-its luck. Hsu (Annals of Statistics 12, 1984; *Multiple Comparisons*, 1996, chapter 4) bounds for every arm i at once
+Comparing every arm with the one that looks best calls too many of them worse, because luck helped that one to look best. Hsu
+(Annals of Statistics 12, 1984; *Multiple Comparisons*, 1996, chapter 4) bounds for every arm i at once
 
     cost(i) - lowest cost of the others
 
@@ -10,22 +10,22 @@ With D(i, j) the mean paired difference of two costs and w(i, j) its half width,
     upper(i) = max(0, max over j of D(i, j) + w(i, j))          0: i is shown to be the best
     lower(i) = min(0, max over j of D(i, j) - w(i, j))          0: i is shown not to be better than every other
 
-All of them hold together with 95 % confidence, whichever arm is the best and however many there are: they are wrong only
-where the true best arm's differences from the others lie above their one-sided limits, and w makes that rare. So w is
-d times a standard error, with d the one-sided quantile of Dunnett's statistic for k - 1 arms against one.
+All of them hold together with 95 % confidence, whichever arm is the best and however many there are. They fail only if the
+differences of the true best arm from the others lie above their one-sided limits, and w makes that rare: w is d standard
+errors, with d the one-sided quantile of Dunnett's statistic for k - 1 arms against one.
 
-**What is said of an arm that is not the best** is that it is behind. Hsu's lower bound of 0 says less: not better than every
-other, which equal arms are not. So the lower bounds take Tukey's quantile, which holds for all pairs together: of arms that
-are all equal, one is called behind in 5 of 100 studies, where Dunnett's quantile calls one in 80 of 100 tables of 63. Where
-one arm is shown to be the best, all others are behind it.
+**An arm that is not the best is called behind.** Hsu's lower bound of 0 says less: that the arm is not better than every
+other, which equal arms are not either. So the lower bounds use Tukey's quantile, which holds for all pairs together: if all
+arms are equal, one of them is called behind in 5 of 100 studies. Dunnett's quantile calls one behind in 80 of 100 tables of 63.
+If one arm is shown to be the best, all others are behind it.
 
 **A common standard error.** Differences of arms on one seed share the seed, so their variance is that of the cells of an
-(arm x seed) layout: the mean over pairs of the variance between seeds is twice its error mean square, with
-(k - 1)(n - 1) degrees of freedom. A pair that is noisier than the mean takes its own variance, so that an arm with more
-noise than the others is not shown to be the best for it. What only more items take away is added (`twoway`).
+(arm x seed) layout: the variance between seeds, averaged over pairs, is twice the error mean square of that layout, with
+(k - 1)(n - 1) degrees of freedom. A pair that is noisier than average uses its own variance, so that a noisy arm is not shown
+to be the best because of its noise. The part that only more items reduce is added (`twoway`).
 
-Seeds are shared pair by pair: an arm that lost a run widens its own limits and nobody else's. Below `MIN_SEEDS` seeds
-nothing is shown, as in verdicts; one lost run of six leaves five seeds to a pair, which suffice for one-sided bounds.
+Seeds are shared pair by pair: an arm that lost a run widens only its own limits. Below `MIN_SEEDS` seeds nothing is shown, as
+in verdicts. After one lost run of six, a pair has five seeds, which suffice for one-sided bounds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,21 +59,21 @@ class AgainstBest:
 
     @property
     def is_behind(self) -> bool:
-        """Whether another arm is shown to be better, or as good as equal."""
+        """Whether another arm is shown to be better."""
         return self.lower >= 0 and not self.is_best
 
     def is_within(self, margin: float | None) -> bool:
-        """Whether the arm is shown to be worse than the best by less than the margin, if worse at all."""
+        """Whether the arm is shown to be worse than the best by less than the margin, if at all."""
         return self.is_best or (margin is not None and self.upper < margin)
 
 
 def against_the_best(
     pairs: Mapping[tuple[str, str], TwoWay], *, arms: Sequence[str], num_seeds: int, alpha: float = ALPHA
 ) -> Mapping[str, AgainstBest]:
-    """Every arm's bounds, from the estimated difference in cost, first minus second, of each pair; once in either order.
+    """Every arm's bounds, from the estimated difference in cost (first minus second) of each pair, each given once.
 
-    `num_seeds` is how many the study has. A pair that is not there, or has too few seeds, is not told apart. Empty where none
-    can be.
+    `num_seeds` is the study's number of seeds. A pair that is missing, or has too few seeds, counts as undecided. Empty if every
+    pair does.
     """
     fewest = MIN_SEEDS if num_seeds < MIN_SEEDS else MIN_SEEDS_ONE_SIDED
     usable = {pair: one for pair, one in pairs.items() if one.num_seeds >= fewest}
@@ -99,7 +99,7 @@ def bounds_against_the_best(
 ) -> tuple[Floats, Floats]:
     """Lower and upper bounds from tables (arms, arms) of differences in cost, row minus column, and their standard errors.
 
-    NaN is a pair that is not told apart.
+    NaN marks an undecided pair.
     """
     num_arms = differences.shape[-1]
     one_sided = dunnett_quantile(num_arms - 1, degrees=degrees, alpha=alpha) * standard_errors
@@ -111,7 +111,7 @@ def bounds_against_the_best(
 
 
 def constrained_bounds(differences: Floats, half_widths: Floats) -> tuple[Floats, Floats]:
-    """Hsu's bounds from tables (..., arms, arms) of differences in cost, row minus column; NaN is a pair not told apart."""
+    """Hsu's bounds from tables (..., arms, arms) of differences in cost, row minus column; NaN marks an undecided pair."""
     num_arms = differences.shape[-1]
     apart = ~np.eye(num_arms, dtype=np.bool_)
     highest = np.where(np.isnan(differences), np.inf, differences + half_widths)
@@ -122,7 +122,7 @@ def constrained_bounds(differences: Floats, half_widths: Floats) -> tuple[Floats
 
 
 def _standard_errors(estimates: Sequence[TwoWay], *, num_arms: int) -> tuple[Floats, float]:
-    """Of each pair, from the common variance, or the pair's own where that is larger; and their degrees of freedom."""
+    """The standard error of each pair, from the common variance or its own if that is larger; and the degrees of freedom."""
     num_seeds = np.array([one.num_seeds for one in estimates])
     own_seeds = np.array([float(one.seed_variance) for one in estimates])
     own_items = np.array([float(one.items_alone) for one in estimates])
@@ -140,18 +140,18 @@ def _standard_errors(estimates: Sequence[TwoWay], *, num_arms: int) -> tuple[Flo
 
 
 def dunnett_quantile(num_others: int, *, degrees: float, alpha: float = ALPHA) -> float:
-    """The d that all of `num_others` differences from one arm stay below with probability 1 - alpha.
+    """The d below which all `num_others` differences from one arm stay with probability 1 - alpha.
 
-    T(j) = (Z(j) - Z(0)) / sqrt(2) / S, equally correlated by 1/2. Equal to Dunnett's tables (1955), of which a test has
-    some; for one other arm it is the t quantile.
+    T(j) = (Z(j) - Z(0)) / sqrt(2) / S, equally correlated by 1/2. Equal to Dunnett's tables (1955), some of
+    which a test holds; for one other arm it is the t quantile.
     """
     return _quantile("dunnett", num_others, degrees=max(1, int(degrees)), alpha=alpha)
 
 
 def tukey_quantile(num_arms: int, *, degrees: float, alpha: float = ALPHA) -> float:
-    """The q that all differences between `num_arms` equal arms stay within with probability 1 - alpha, in standard errors.
+    """The q, in standard errors, within which all differences between `num_arms` equal arms stay with probability 1 - alpha.
 
-    The studentised range over the root of 2; equal to `scipy.stats.studentized_range`, in a hundredth of its time.
+    The studentised range divided by the root of 2. Equal to `scipy.stats.studentized_range`, in a hundredth of its time.
     """
     return _quantile("tukey", num_arms, degrees=max(1, int(degrees)), alpha=alpha)
 

@@ -1,6 +1,10 @@
-"""One arm against the reference on one metric: what was measured, what is shown, and what an open verdict lacks.
+"""One arm against the reference on one metric: what was measured, what is shown, and what an open verdict needs.
 
-How the numbers are come by is told in `paired`, how the word in `verdicts`.
+All arms of a suite see the same batches and are scored on the same items, and runs with one seed start from the same
+initialisation. So differences are taken per seed and item before anything is averaged. Runs of two environments, on two base
+models or scored on different rows are not paired. What remains is noise between seeds and between items, and the interval
+covers new seeds and new items (`twoway`). If scores were stored without items, it covers new seeds on these items only
+(`Comparison.covers_new_items`). `verdicts` explains how a comparison gets its word.
 """
 
 import math
@@ -38,16 +42,16 @@ from lorastudy.suite.question import MIN_SEEDS
 
 @dataclass(frozen=True, kw_only=True)
 class MoreSeeds:
-    """What an open comparison lacks."""
+    """What an open comparison needs."""
 
     num_seeds: int
-    """Beyond those that were run."""
+    """In addition to those that were run."""
     at_least: bool
-    """That many are needed before anything can be shown; with one seed nothing better is known."""
+    """Whether this is only a lower bound: fewer seeds cannot show anything."""
     seconds: float | None
-    """What they take for the two arms, from the measured time of the runs so far; None where none was measured."""
+    """Time that the two arms need for these seeds, from the runs so far; None if no run was timed."""
     num_items: int | None = None
-    """Items needed in all, where more seeds alone do not decide."""
+    """Items needed in total, if more seeds alone do not decide."""
 
     def __str__(self) -> str:
         """`about 4 more seeds`, `about 790 more seeds, and 78 held-out items in all`."""
@@ -82,7 +86,7 @@ class Divergence:
 
     @property
     def words(self) -> str:
-        """The same with the arm's name."""
+        """`rate` with the arm's name before it."""
         return f"{self.arm} {self.rate}"
 
 
@@ -90,7 +94,7 @@ class Divergence:
 class Comparison:
     """One arm against the reference on one metric. `differences` is arm minus reference, by seed.
 
-    Whatever a single seed cannot give is None. `reason` says why the verdict is "cannot tell" or "invalid".
+    What a single seed cannot give is None. `reason` explains the verdicts "cannot tell" and "invalid".
     """
 
     arm: str
@@ -98,35 +102,35 @@ class Comparison:
     metric: Metric
     differences: Mapping[int, float]
     seeds_apart: Mapping[int, str] = field(default_factory=dict)
-    """Seeds left out because the two runs cannot be compared, and why: environment, base model or rows differ."""
+    """Seeds that are left out because the two runs cannot be compared, with the reason (environment, base model, rows)."""
     diverged: tuple[Divergence, ...] = ()
-    """Of the two arms, those that diverged on a reporting seed: to be told beside any verdict."""
+    """Those of the two arms that diverged on a reporting seed. Every verdict is shown with them."""
     mean: float | None = None
     sd: float | None = None
     """Of the differences between seeds."""
     estimate: TwoWay | None = None
-    """The mean with the parts of its variance."""
+    """The mean with the components of its variance."""
     interval: tuple[float, float] | None = None
-    """95 % interval of the mean difference, over new seeds and, where items were stored, new items."""
+    """95 % interval of the mean difference for new seeds and, if items were stored, new items."""
     t_p: float | None = None
     holm_p: float | None = None
     sign_flip_p: float | None = None
     margin: float | None = None
-    """Where it is a share of the gain: what the share amounts to at the measured gain."""
+    """In the metric's unit. A margin that is a share of the gain: that share of the measured gain."""
     kept: TwoWay | None = None
-    """What a margin that is a share is tested by (`analysis.retention`): below 0 is as good."""
+    """The quantity that tests a margin which is a share of the gain (`noninferiority`): below 0 is as good."""
     no_worse_p: float | None = None
-    """One-sided, against a loss of one margin; None without a margin."""
+    """One-sided p against being worse by the margin; None without a margin."""
     no_worse_sign_flip_p: float | None = None
     difference_shown: bool = False
     no_worse: bool = False
     """Whether the arm is shown to be worse by less than the margin, if worse at all."""
     verdict: Word = "cannot tell"
     ahead: str | None = None
-    """The arm that is shown to be ahead; where the verdict is "untuned", at the rates that were tried only."""
+    """The arm that is shown to be ahead; if the verdict is "untuned", only at the rates that were tried."""
     reason: str | None = None
     more: MoreSeeds | None = None
-    """What would decide; None where the verdict is not open or nothing in reach would."""
+    """What would decide; None if the verdict is not open, or if nothing within reach would."""
 
     @property
     def n(self) -> int:
@@ -135,31 +139,31 @@ class Comparison:
 
     @property
     def covers_new_items(self) -> bool:
-        """Whether the interval holds for new items too, and not only for the ones that were scored."""
+        """Whether the interval covers new items too, and not only those that were scored."""
         return self.estimate is not None and self.estimate.num_items is not None
 
     @property
     def winner(self) -> str | None:
-        """The arm that is better, where the verdict says so; an untuned one never is."""
+        """The arm that is better, if the verdict says so; an untuned arm never is."""
         return self.ahead if self.verdict == "better" else None
 
     @property
     def arm_is_ahead(self) -> bool:
-        """Whether the arm is shown to be ahead, be it at the rates that were tried only."""
+        """Whether the arm is shown to be ahead, even if only at the rates that were tried."""
         return self.ahead == self.arm
 
     @property
     def reference_is_ahead(self) -> bool:
-        """Whether the reference is, in the same sense."""
+        """Whether the reference is ahead, in the same sense."""
         return self.ahead == self.reference
 
     @property
     def is_as_good(self) -> bool:
-        """Whether the arm is shown to be worse by less than the margin and not ahead, in the same sense."""
+        """Whether the arm is as good within the margin and not ahead, in the same sense."""
         return self.verdict in {"as good within the margin", "untuned"} and self.ahead is None
 
     @property
-    def told(self) -> str:
+    def verdict_words(self) -> str:
         """The verdict in a few words: `r64 is better`, `r64 ahead, untuned`, `cannot tell`."""
         if self.verdict == "untuned":
             return f"{f'{self.ahead} ahead' if self.ahead else 'as good within the margin'}, untuned"
@@ -167,26 +171,21 @@ class Comparison:
 
     @property
     def is_valid(self) -> bool:
-        """Whether the two may be compared at all."""
+        """Whether the two arms can be compared."""
         return self.verdict != "invalid"
 
     @property
     def cost(self) -> float | None:
-        """The mean difference, so that above 0 is worse whatever the metric's direction."""
-        return None if self.mean is None else self.mean * direction(self.metric)
+        """The mean difference as a cost: above 0 the arm is worse, whatever the metric's direction."""
+        return None if self.mean is None else self.mean * self.metric.cost_sign
 
 
 def leans(comparison: Comparison) -> bool:
-    """Whether a difference was seen but not shown: the interval excludes 0, and yet the verdict is open."""
+    """Whether a difference was seen but not shown: the interval excludes 0, but the verdict is open."""
     if comparison.interval is None or comparison.verdict != "cannot tell":
         return False
     low, high = comparison.interval
     return low > 0 or high < 0
-
-
-def direction(metric: Metric) -> int:
-    """What turns a difference into a difference in cost."""
-    return 1 if metric.lower_is_better else -1
 
 
 def compare_with_reference(
@@ -198,9 +197,9 @@ def compare_with_reference(
     items: ItemTable | None = None,
     rules: Rules | None = None,
 ) -> tuple[Comparison, ...]:
-    """Each arm but the reference, with verdicts that hold for all of them together.
+    """Each arm except the reference, with verdicts that hold for all of them together.
 
-    `items` are the scores item by item; without them intervals are about the items that were scored.
+    `items` are the scores by item; without them intervals cover only the items that were scored.
     """
     rules = rules or Rules()
     others = [arm for arm in arms if arm.name != reference.name and arm.completed]
@@ -221,7 +220,7 @@ def compare_with_reference(
 def paired_estimate(
     study: Study, *, pair: tuple[StudyArm, StudyArm], metric: Metric, items: ItemTable
 ) -> TwoWay | None:
-    """The first arm minus the second with the parts of its variance; None where nothing can be tested."""
+    """The first arm minus the second with the components of its variance; None if nothing can be tested."""
     return _measure(study, pair=pair, metric=metric, items=items, rules=Rules()).estimate
 
 
@@ -289,8 +288,8 @@ def _with_tests(comparison: Comparison, estimate: TwoWay) -> Comparison:
 
 
 def _with_margin(tested: Comparison, estimate: TwoWay, *, margin: float) -> Comparison:
-    """With the tests against a loss of a fixed margin."""
-    sign, values = direction(tested.metric), np.array(list(tested.differences.values()))
+    """The comparison with the tests against being worse by a fixed margin."""
+    sign, values = tested.metric.cost_sign, np.array(list(tested.differences.values()))
     cost = replace(estimate, mean=sign * estimate.mean)
     return replace(
         tested,
@@ -300,7 +299,7 @@ def _with_margin(tested: Comparison, estimate: TwoWay, *, margin: float) -> Comp
 
 
 def _with_share(tested: Comparison, retained: Retention | None) -> Comparison:
-    """With the tests against a loss of a share of the gain, whose noise is in them; without a gain there are none."""
+    """The comparison with the tests against losing a share of the gain, noise of the gain included; without a gain none."""
     if retained is None:
         return replace(tested, margin=None)
     return replace(
@@ -313,7 +312,7 @@ def _with_share(tested: Comparison, retained: Retention | None) -> Comparison:
 
 
 def _with_what_is_shown(tested: Sequence[Comparison], rules: Rules) -> list[Comparison]:
-    """The comparisons with what their tests show, all of them taken together."""
+    """The comparisons with what their tests show, corrected for their number."""
     if not tested:
         return []
     t_ps, flips = _column(tested, "t_p"), _column(tested, "sign_flip_p")
@@ -347,7 +346,7 @@ def _no_worse(tested: Sequence[Comparison], rules: Rules) -> frozenset[str]:
 
 
 def _testable_ladder(by_arm: Mapping[str, Comparison], rules: Rules) -> list[Comparison]:
-    """The ladder down to the first arm that cannot be tested or is blocked: there the sequence ends."""
+    """The ladder down to the first arm that cannot be tested or is invalid, where the sequence ends."""
     found = []
     for name in rules.ladder:
         if name not in by_arm or rules.invalidations.get(name):
@@ -357,7 +356,7 @@ def _testable_ladder(by_arm: Mapping[str, Comparison], rules: Rules) -> list[Com
 
 
 def _judge(comparison: Comparison, *, rules: Rules, family: int) -> Comparison:
-    """The comparison with its word, and with the reason where nothing was shown."""
+    """The comparison with its word, and with the reason if nothing was shown."""
     invalidations = [
         *rules.invalidations.get(comparison.arm, ()),
         *rules.invalidations.get(comparison.reference, ()),
@@ -367,7 +366,7 @@ def _judge(comparison: Comparison, *, rules: Rules, family: int) -> Comparison:
         return replace(comparison, verdict="invalid", reason=why)
     if comparison.estimate is None or comparison.mean is None:
         return comparison
-    arm_ahead = comparison.mean * direction(comparison.metric) < 0
+    arm_ahead = comparison.mean * comparison.metric.cost_sign < 0
     verdict = word(arm_ahead=arm_ahead, shown=comparison.difference_shown, no_worse=comparison.no_worse)
     if verdict == "cannot tell":
         return replace(comparison, verdict=verdict, reason=_why_open(comparison, family=family))
@@ -386,7 +385,7 @@ def _why_open(comparison: Comparison, *, family: int) -> str:
     if low <= 0 <= high:
         return "the interval contains 0"
     if comparison.n < MIN_SEEDS:
-        # Before Holm: with so few seeds a study of fewer arms could not show it either.
+        # Comes before Holm: with so few seeds a study of fewer arms could not show it either.
         return f"{comparison.n} seeds are too few, six can show it"
     if not rejects(np.array(comparison.holm_p)):
         return f"not after correction for {family} comparisons"
@@ -396,7 +395,7 @@ def _why_open(comparison: Comparison, *, family: int) -> str:
 def _with_what_would_decide(
     comparison: Comparison, *, pair: tuple[StudyArm, StudyArm], num_open: int
 ) -> Comparison:
-    """An open comparison with the seeds it lacks. The level is what Holm holds the open ones to."""
+    """An open comparison with the seeds that it needs, at the level that Holm leaves for the open ones."""
     if comparison.verdict != "cannot tell":
         return comparison
     per_seed = [run_seconds(arm) for arm in pair]
@@ -421,12 +420,12 @@ def _with_what_would_decide(
     if needed is None:
         why = f"even {MAX_SEEDS_NEEDED:,} seeds would not decide, if the difference is as observed"
         return replace(comparison, reason=why)
-    # What was as likely as not to be found and was not takes at least one seed more.
+    # The difference was not shown with these seeds, so it takes at least one more, whatever the power says.
     return more(max(1, needed.num_seeds - comparison.n), num_items=needed.num_items)
 
 
 def _untestable(comparison: Comparison, study: Study, *, arms: tuple[StudyArm, StudyArm]) -> Comparison:
-    """Without a spread over seeds: invalid where the runs do not compare, else open."""
+    """A comparison without a spread over seeds: invalid if the runs cannot be compared, else open."""
     n = comparison.n
     if n == 0 and comparison.seeds_apart:
         return replace(comparison, verdict="invalid", reason=next(iter(comparison.seeds_apart.values())))
@@ -440,12 +439,12 @@ def _untestable(comparison: Comparison, study: Study, *, arms: tuple[StudyArm, S
 
 
 def _is_rounding(sd: float, values: Sequence[float]) -> bool:
-    """Whether differences are equal but for rounding: then their spread says nothing about seeds."""
+    """Whether the differences are equal up to rounding, so that their spread says nothing about seeds."""
     return sd <= 1e-9 * max(map(abs, values), default=0.0)
 
 
 def _column(comparisons: Sequence[Comparison], name: str) -> Floats:
-    """One p value of each comparison; NaN where the test could not be made."""
+    """One p value of each comparison; NaN if the test could not be made."""
     values = [getattr(comparison, name) for comparison in comparisons]
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 

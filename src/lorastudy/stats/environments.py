@@ -1,7 +1,7 @@
 """Which runs may be compared: those of one environment, on one base model, scored on the same rows.
 
-The same configuration gave another answer after a library upgrade (38 re-runs of a public benchmark moved by
--1.65 points on average), so a difference across environments is not one between arms.
+A library upgrade alone changes results (38 re-runs of a public benchmark moved by -1.65 points on average), so a difference
+across environments is not a difference between arms.
 """
 
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from lorastudy.protocol.records import Environment
 from lorastudy.store.views import ExperimentResult
 
-#: What else decides which held-out rows there are, and how much of each is scored.
+#: Besides the file, these decide which rows are held out and how much of each is scored.
 _SCORING_KEYS = ("max_eval_samples", "max_seq_length", "prompt_format")
-#: And where they are held out of the training file, which `max_train_samples` cuts first.
+#: These too if the rows are held out of the training file, which `max_train_samples` cuts first.
 _SPLIT_KEYS = ("eval_fraction", "max_train_samples")
 
 
@@ -27,21 +27,21 @@ class EnvironmentGroup:
 def comparable(one: Environment | None, other: Environment | None) -> bool:
     """Whether a difference between two runs can be due to their arms.
 
-    Library versions and the kind of device must be equal. The Python version and the number of threads move
-    last bits only; which of several equal GPUs it was does not matter. Two unknown environments count as
-    equal, a known and an unknown one do not.
+    Library versions and the kind of device must be equal. The Python version and the number of threads change only the
+    last bits, and which of several equal GPUs ran does not matter. Two unknown environments count as equal; a known and an
+    unknown one do not.
     """
     return _key(one) == _key(other)
 
 
 def same_environment(one: ExperimentResult, other: ExperimentResult) -> bool:
-    """As `comparable`, for two results. Of an imported one all is known that its tool wrote down, as one text."""
-    told = (one.sources.get("environment"), other.sources.get("environment"))
-    return comparable(one.environment, other.environment) and told[0] == told[1]
+    """`comparable` for two results. An imported result has its environment as one text, as its tool wrote it."""
+    texts = (one.sources.get("environment"), other.sources.get("environment"))
+    return comparable(one.environment, other.environment) and texts[0] == texts[1]
 
 
 def obstacle(one: ExperimentResult, other: ExperimentResult) -> str | None:
-    """Why a difference between two runs would not be one between their arms; None when nothing stands against it."""
+    """Why two runs cannot be compared; None if they can."""
     if not same_environment(one, other):
         return "environments differ"
     if one.sources.get("base_model") != other.sources.get("base_model"):
@@ -52,7 +52,7 @@ def obstacle(one: ExperimentResult, other: ExperimentResult) -> str | None:
 
 
 def environment_groups(results: Iterable[ExperimentResult]) -> tuple[EnvironmentGroup, ...]:
-    """Each distinct environment, as recorded, with its experiments; unknown environments are left out."""
+    """Each distinct recorded environment with its experiments."""
     groups: dict[Environment, list[str]] = {}
     for result in results:
         if result.environment is not None:
@@ -72,7 +72,7 @@ def _key(environment: Environment | None) -> tuple[str, ...] | None:
 
 
 def scored_rows(result: ExperimentResult, *, leaving_out: str | None = None) -> tuple[object, ...]:
-    """What the held-out rows follow from, with the fingerprint of the file they come from; but for one setting."""
+    """Everything that decides the held-out rows: the fingerprint of their file, and settings (`leaving_out` one of them)."""
     own = result.sources.get("eval_dataset")
     keys = _SCORING_KEYS if own is not None else (*_SPLIT_KEYS, *_SCORING_KEYS)
     source = own if own is not None else result.sources.get("dataset")

@@ -1,8 +1,8 @@
 """The efficiency frontier: arms that no other arm beats on every count, and how sure that is.
 
-Every count has its noise. Scores, forgetting and memory have a value for each seed; bytes are counted, so the memory of one
-pack has no noise of its own (on CUDA the allocator rounds to 512 bytes). A step's time has the error of its
-median, and a floor: times that differ by no more are not told apart, since the same arm measured twice differs by as much.
+Every count has its noise. Scores, forgetting and memory have a value for each seed. Memory is counted in bytes, so that of one
+pack has no noise of its own (on CUDA the allocator rounds to 512 bytes). A step time has the error of its median, and a floor:
+times that differ by no more count as equal, since the same arm measured twice differs by as much.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _SEED = 1906
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """One arm among the others: what it costs in every respect, and how often it is on the frontier.
+    """One arm among the others: its costs on every count, and how often it is on the frontier.
 
     `quality_cost`, `memory_bytes` and `forgetting` are means over the seeds that all arms share.
     """
@@ -45,10 +45,10 @@ class StepTime:
 
 
 def pareto_frontier(points: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
-    """Names of the points that no other point beats, ordered by the first coordinate. Lower is better.
+    """Names of the points that no other point beats, ordered by the first coordinate. Less is better.
 
-    To beat is to be at least as good in both and better in one. These are means only: the frontier does not
-    know the spread over seeds; `standings` does.
+    A point beats another if it is at least as good in both coordinates and better in one. These are means only; `standings`
+    takes the spread over seeds into account.
     """
     names = list(points)
     if not names:
@@ -58,11 +58,10 @@ def pareto_frontier(points: Mapping[str, tuple[float, float]]) -> tuple[str, ...
 
 
 def undominated(costs: Floats, *, floors: Floats | None = None) -> npt.NDArray[np.bool_]:
-    """Whether each row (an arm) is beaten by none, for a table (arms, counts) or a batch of them.
+    """Whether no other row (arm) beats each row, for a table (arms, counts) or a batch of tables.
 
-    A count has a floor: the share by which two values must differ to be told apart. A rival beats an arm when it is shown
-    to be worse on no count and better on one. Rival by rival, so that a batch of many arms takes no more memory than the
-    table.
+    The floor of a count is the relative difference below which two values count as equal. A rival beats an arm if it is worse
+    on no count and better on one. The loop goes rival by rival, so that a large batch takes no more memory than its table.
     """
     num_counts = costs.shape[-1]
     factors = 1 + (np.zeros(num_counts) if floors is None else floors)
@@ -87,8 +86,8 @@ def standings(
 ) -> tuple[Standing, ...]:
     """Every arm's standing. All but the times are costs by seed, the same seeds in the same order.
 
-    A count that was not measured for every arm and seed is left out for all of them: else an arm would be ahead for what
-    nobody measured. Seeds are resampled for all arms and counts at once, so pairing is kept; the times are drawn anew
+    A count that was not measured for every arm and seed is left out for all arms; otherwise an arm would be ahead because of
+    what nobody measured. Seeds are resampled for all arms and counts at once, which keeps the pairing; times are drawn anew
     with their errors.
     """
     names = list(qualities)

@@ -1,4 +1,4 @@
-"""Scores item by item, and the differences of two arms laid out by seed and item."""
+"""Scores by item, and the differences of two arms by seed and item."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from lorastudy.suite.question import rung_of
 
 @dataclass(frozen=True, kw_only=True)
 class ItemScores:
-    """A score's value for each held-out item, and the items' weights; None where all count the same."""
+    """A score's value for each held-out item, and the items' weights; None if all weigh the same."""
 
     values: tuple[float, ...]
     weights: tuple[int, ...] | None = None
     groups: tuple[int, ...] | None = None
-    """A number for each item that items which are no evidence of their own share; None where each stands alone."""
+    """A group number for each item: items of one group are not independent evidence. None if every item stands alone."""
 
 
-#: By (experiment id, split, metric). What is not in it was stored without items, or not at all.
+#: By (experiment id, split, metric). A key that is missing was stored without items, or not at all.
 ItemTable = Mapping[tuple[str, str, str], ItemScores]
 
 
@@ -37,7 +37,7 @@ class PairedItems:
 
 
 def stored_items(tracker: ExperimentTracker, study: Study, *, metrics: Sequence[Metric]) -> ItemTable:
-    """Scores item by item of these metrics, of the completed runs."""
+    """Scores by item of these metrics, for the completed runs."""
     table: dict[tuple[str, str, str], ItemScores] = {}
     for metric in metrics:
         split = stored_split(metric.split, study)
@@ -49,7 +49,7 @@ def stored_items(tracker: ExperimentTracker, study: Study, *, metrics: Sequence[
 def scores_by_item(
     tracker: ExperimentTracker, results: Sequence[ExperimentResult], *, split: str, metric: str
 ) -> dict[str, ItemScores]:
-    """By experiment, one metric's scores item by item, with the groups that the run recorded of these rows."""
+    """One metric's scores by item, for each experiment, with the groups that the run recorded for these rows."""
     groups = {result.experiment_id: groups_of(result, split=split) for result in results}
     found = tracker.get_all_items(list(groups), split=split, metric=metric)
     return {
@@ -61,13 +61,13 @@ def scores_by_item(
 
 
 def groups_of(result: ExperimentResult, *, split: str) -> tuple[int, ...] | None:
-    """Which rows of a split share a prompt; scores before training and on the way are of the same rows as after it."""
+    """Which rows of a split share a prompt. Scores before and during training are on the same rows as those after it."""
     rows = split.removesuffix("_before") if rung_of(split) is None else CHOOSING_SPLIT
     return next((summary.groups for summary in result.data if summary.split == rows), None)
 
 
 def _of_the_first(groups: tuple[int, ...] | None, num_items: int) -> tuple[int, ...] | None:
-    """Exact match asks the first rows only. None where none of these rows share a prompt."""
+    """The groups of the rows that exact match scores, which are the first ones. None if no two of them share a prompt."""
     if groups is None or len(groups) < num_items:
         return None
     scored = groups[:num_items]
@@ -77,16 +77,16 @@ def _of_the_first(groups: tuple[int, ...] | None, num_items: int) -> tuple[int, 
 def paired_items(
     ours: Sequence[ItemScores | None], theirs: Sequence[ItemScores | None]
 ) -> PairedItems | None:
-    """The differences of two arms over their common seeds, in the seeds' order."""
+    """The differences of two arms over their common seeds, in order of seed."""
     return combined_items([ours, theirs], factors=(1.0, -1.0))
 
 
 def combined_items(
     sides: Sequence[Sequence[ItemScores | None]], *, factors: Sequence[float]
 ) -> PairedItems | None:
-    """The sum of factor times score over the sides, by seed and item; each side in the order of the same seeds.
+    """The sum over the sides of factor x score, by seed and item; every side lists the same seeds in the same order.
 
-    None where a run has no items, or where `common_weights` finds none.
+    None if a run has no items, or if `common_weights` finds none.
     """
     scores = [score for side in sides for score in side]
     known = [score for score in scores if score is not None]
@@ -102,8 +102,8 @@ def combined_items(
 def common_weights(scores: Sequence[ItemScores]) -> Floats | None:
     """The weights of the items that all these runs were scored on.
 
-    None where not all have the same ones (as many, of the same weights and groups): then items cannot be told apart from
-    seeds. With a single item, or a single group of them, nothing can be said about new ones, so None too.
+    None if the items of the runs differ in number, weights or groups: then items cannot be separated from seeds. None also for
+    a single item or a single group of items, which say nothing about new items.
     """
     if len({(len(score.values), score.weights, score.groups) for score in scores}) != 1:
         return None

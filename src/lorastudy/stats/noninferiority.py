@@ -1,17 +1,17 @@
-"""A margin that is a share of the gain, tested with the noise of that gain.
+"""Tests a margin that is a share of the gain, with the noise of that gain.
 
-An arm that may give up the share p of what the reference gained is as good within that margin if, with its loss A, the
-reference's R and the loss B that the gain starts from (`trivial.gain_start`: the base model's, or that of guessing where guessing
-is better than the base model),
+The arm may give up the share p of the reference's gain. Let A be its loss, R the reference's, and B the loss from which the
+gain is measured (`trivial.gain_start`: the base model's, or that of guessing if guessing is better). The arm is as good within
+the margin if
 
     A - R < p (B - R),   that is   c = A - (1 - p) R - p B < 0
 
-The right-hand side of the first form is measured too, so the difference A - R must not be held against it as if it were a
-fixed number: p times the noise of the gain would be missing. The second form has it all: c is one paired quantity for
-each seed and item, linear in what was measured, and its mean is tested against 0 by the very tests that hold a difference
-against a fixed margin. It is the linearised test of a ratio of means (Fieller 1954; Hauschke, Kieser, Diletti and Burke,
-Statistics in Medicine 18, 1999; of retention trials: Rothmann et al., Statistics in Medicine 22, 2003). Losses only, since
-only of them the start is always measured.
+The right-hand side of the first form is measured too, so it is wrong to test the difference A - R against it as if it were a
+fixed number: p times the noise of the gain would be missing. The second form has all the noise: c is one paired quantity for
+each seed and item, linear in what was measured. Its mean is tested against 0 by the same tests that compare a difference with a
+fixed margin. This is the linearised test of a ratio of means (Fieller 1954; Hauschke, Kieser, Diletti and Burke, Statistics in
+Medicine 18, 1999; for retention trials: Rothmann et al., Statistics in Medicine 22, 2003). It covers losses only, since the
+start is always measured for the loss alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,19 +23,19 @@ from lorastudy.stats.twoway import TwoWay, seeds_only, two_way
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """What a share of the gain is tested by: c, and what the share amounts to at the measured gain."""
+    """The quantity c that tests a share of the gain, and that share of the measured gain."""
 
     amount: float
-    """p times the mean gain: the margin as far as it can be shown as a number."""
+    """p times the mean gain: the margin as a number, for display."""
     by_seed: tuple[float, ...]
     """The mean of c over items, for each seed."""
     estimate: TwoWay
-    """Of the mean of c: below 0 where the arm keeps more than 1 - p of the gain."""
+    """Of the mean of c: below 0 if the arm keeps more than 1 - p of the gain."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """One of the three sides: its loss by seed, and item by item where that was stored, in the seeds' order."""
+    """One of the three losses: by seed, and by item in order of seed where items were stored."""
 
     by_seed: Mapping[int, float]
     items: Sequence[ItemScores | None]
@@ -44,7 +44,7 @@ class Losses:
 def retention(
     *, arm: Losses, reference: Losses, start: Losses, seeds: Sequence[int], share: float
 ) -> Retention | None:
-    """`c` over these seeds; None where the loss at the start lacks for one of them, or nothing was gained."""
+    """The quantity c over these seeds; None if the start has no loss for one of them, or nothing was gained."""
     if any(seed not in start.by_seed for seed in seeds):
         return None
     gains = [start.by_seed[seed] - reference.by_seed[seed] for seed in seeds]

@@ -1,15 +1,15 @@
-"""What a run without a score means for a verdict: a lost one nothing, a diverged one a bad outcome.
+"""How runs without a score change a verdict: a lost run not at all, a diverged run as a bad outcome.
 
-**Lost** is a run that was killed, ran out of memory or crashed: that says nothing of its configuration. A pair is compared on
-the seeds that both arms completed. Verdicts take six seeds, so that one lost run of six would leave none to be had however
-clear the rest; five seeds of a study of six or more are therefore enough, if all five point one way and the t test shows it
-at its own level.
+**Lost** runs were killed, ran out of memory or crashed, which says nothing about their configuration. A pair is compared on
+the seeds that both arms completed. Verdicts take six seeds, so one lost run of six would rule out every verdict, however clear
+the rest. Therefore five seeds of a study of six or more are enough if all five point one way and the t test shows it at its own
+level.
 
-**Diverged** is what a configuration did with a seed, the worst that it can do. It is in no mean, so a verdict also takes a
-sign test over all seeds on which the diverged arm counts as beaten (by the other arm, or by the margin); where both
-diverged, neither is. Two-sided at .05 for "better", one-sided for "as good within the margin". An arm that diverged once can
-thus be better with nine seeds, twice with twelve. So "better" says that it is better on most new seeds, divergence included, and
-the rate of divergence stands beside the verdict. A ladder of ranks stops at a rank whose step this takes away.
+**Diverged** runs are what a configuration did with a seed, and the worst that it can do. They are in no mean. So a verdict also
+takes a sign test over all seeds, in which a diverged arm counts as beaten (by the other arm, or by the margin); if both
+diverged, neither does. It is two-sided at .05 for "better" and one-sided for "as good within the margin". An arm that diverged
+once can thus be better with nine seeds, and twice with twelve. So "better" means better on most new seeds, divergence included;
+the rate of divergence is shown beside the verdict. A ladder of ranks stops at a rank whose step this takes away.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,18 +17,18 @@ from dataclasses import replace
 
 from scipy import special
 
-from lorastudy.stats.comparison import Comparison, Divergence, MoreSeeds, direction
+from lorastudy.stats.comparison import Comparison, Divergence, MoreSeeds
 from lorastudy.stats.study import Study, StudyArm
 from lorastudy.stats.summary import Metric, run_seconds, scores_by_seed
 from lorastudy.stats.verdicts import ALPHA, Rules, Word, word
 from lorastudy.suite.question import MIN_SEEDS
 
-#: More seeds than this are not asked for because of a divergence.
+#: A divergence never calls for more seeds than this.
 _MOST_SEEDS = 1000
 
 
 def divergence_of(study: Study, arm: StudyArm) -> Divergence | None:
-    """How many of the arm's reporting seeds diverged; None where none did. Lost and open runs are no seeds of it."""
+    """How many of the arm's reporting seeds diverged; None if none did. Lost and open runs do not count as seeds."""
     diverged, completed = diverged_seeds(study, arm), completed_seeds(study, arm)
     if not diverged:
         return None
@@ -41,14 +41,14 @@ def diverged_seeds(study: Study, arm: StudyArm) -> frozenset[int]:
 
 
 def completed_seeds(study: Study, arm: StudyArm) -> frozenset[int]:
-    """Seeds of the arm's reporting runs that were completed."""
+    """Seeds of the arm's reporting runs that completed."""
     return frozenset(run.seed for run in study.reporting_runs(arm) if run.status == "completed")
 
 
 def judged_by_outcomes(
     study: Study, comparisons: Sequence[Comparison], *, rules: Rules
 ) -> tuple[Comparison, ...]:
-    """The comparisons with what lost and diverged runs give to their verdicts or take from them."""
+    """The comparisons with their verdicts adjusted for lost and diverged runs."""
     judged = [
         _with_divergence(study, one) if one.diverged else _with_lost_run(study, one, rules=rules)
         for one in (replace(one, diverged=_divergences(study, one)) for one in comparisons)
@@ -57,11 +57,11 @@ def judged_by_outcomes(
 
 
 def is_borne_out(study: Study, pair: tuple[StudyArm, StudyArm], *, metric: Metric) -> bool:
-    """Whether the sign test over all seeds bears out which of two arms is ahead; so it is where neither diverged."""
+    """Whether the sign test over all seeds confirms which of two arms is ahead; true if neither diverged."""
     if not any(diverged_seeds(study, arm) for arm in pair):
         return True
     ours, theirs = (scores_by_seed(arm, study, metric=metric) for arm in pair)
-    sign = direction(metric)
+    sign = metric.cost_sign
     costs = [sign * (ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()]
     fewer, more = sorted(wins_and_losses(study, pair, costs=costs))
     return 2 * sign_p(more, fewer) <= ALPHA
@@ -70,9 +70,9 @@ def is_borne_out(study: Study, pair: tuple[StudyArm, StudyArm], *, metric: Metri
 def wins_and_losses(
     study: Study, pair: tuple[StudyArm, StudyArm], *, costs: Sequence[float], margin: float = 0.0
 ) -> tuple[int, int]:
-    """On how many seeds the first arm is better than the second plus a margin, and on how many worse; divergence is worst.
+    """On how many seeds the first arm beats the second plus a margin, and on how many it loses; divergence is worst.
 
-    `costs` are the first arm's less the second's on the seeds that both completed.
+    `costs` are the first arm's minus the second's on the seeds that both completed.
     """
     arm, reference = pair
     ours, theirs = (diverged_seeds(study, one) for one in pair)
@@ -82,14 +82,14 @@ def wins_and_losses(
 
 
 def _of_pair(study: Study, comparison: Comparison, *, margin: float = 0.0) -> tuple[int, int]:
-    sign = direction(comparison.metric)
+    sign = comparison.metric.cost_sign
     costs = [sign * value for value in comparison.differences.values()]
     pair = (study.arm(comparison.arm), study.arm(comparison.reference))
     return wins_and_losses(study, pair, costs=costs, margin=margin)
 
 
 def sign_p(wins: int, losses: int) -> float:
-    """One-sided: the chance of so many wins or more where a win is as likely as a loss.
+    """One-sided: the chance of at least this many wins if a win is as likely as a loss.
 
     Equal to `scipy.stats.binomtest(wins, wins + losses, alternative="greater").pvalue`.
     """
@@ -102,7 +102,7 @@ def _divergences(study: Study, comparison: Comparison) -> tuple[Divergence, ...]
 
 
 def _with_divergence(study: Study, comparison: Comparison) -> Comparison:
-    """The verdict, where the sign test over all seeds bears it; else it is open."""
+    """The verdict if the sign test over all seeds confirms it, else an open one."""
     if comparison.verdict in {"cannot tell", "invalid"}:
         return comparison
     assert comparison.cost is not None
@@ -126,7 +126,7 @@ def _with_divergence(study: Study, comparison: Comparison) -> Comparison:
 
 
 def _more_seeds(study: Study, comparison: Comparison, *, num_lost: int) -> MoreSeeds:
-    """The fewest further seeds with which the sign test can show it, if the arm ahead wins all of them."""
+    """The fewest further seeds with which the sign test can show the difference, if the arm ahead wins all of them."""
     now = sum(_of_pair(study, comparison))
     least = next(n for n in range(now + 1, _MOST_SEEDS) if 2 * sign_p(n - num_lost, num_lost) <= ALPHA)
     per_seed = [run_seconds(study.arm(name)) for name in (comparison.arm, comparison.reference)]
@@ -136,7 +136,7 @@ def _more_seeds(study: Study, comparison: Comparison, *, num_lost: int) -> MoreS
 
 
 def _with_lost_run(study: Study, comparison: Comparison, *, rules: Rules) -> Comparison:
-    """Five seeds of six or more that all point one way show what the t test shows, where one run was lost."""
+    """The verdict of five seeds of six or more: shown if all five point one way and the t test shows it."""
     signs = {value > 0 for value in comparison.differences.values()}
     is_one_short = comparison.n == MIN_SEEDS - 1 and len(_seeds_of(study)) >= MIN_SEEDS
     is_shown = comparison.holm_p is not None and comparison.holm_p <= ALPHA and len(signs) == 1
@@ -155,7 +155,7 @@ def _with_lost_run(study: Study, comparison: Comparison, *, rules: Rules) -> Com
 
 
 def _seeds_of(study: Study) -> frozenset[int]:
-    """Seeds with which the study has ended a reporting run, whatever became of it."""
+    """Seeds for which a reporting run of the study has ended, whatever its outcome."""
     return frozenset(
         run.seed
         for arm in study.reported_arms
@@ -167,7 +167,7 @@ def _seeds_of(study: Study) -> frozenset[int]:
 def _down_the_ladder(
     judged: Sequence[Comparison], before: Sequence[Comparison], *, rules: Rules
 ) -> Iterator[Comparison]:
-    """Steps below one that was taken away are taken away too: the fixed sequence ends there."""
+    """The comparisons, with every step below one that was taken away taken away too: the fixed sequence ends there."""
     was_shown = {one.arm for one in before if one.no_worse}
     ended = False
     fallen = set()

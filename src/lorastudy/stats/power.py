@@ -1,12 +1,12 @@
-"""How likely a study of n seeds is to decide, and how many seeds it takes to decide four times in five.
+"""How likely a study of n seeds is to decide, and how many seeds it takes to decide in four studies of five.
 
-The noise is what the study at hand showed, cut into its parts: more seeds divide the seeds' and the cells' part, but
-not the items'. So there are differences that no number of seeds decides; then more items are named as well.
+The noise is what the study at hand showed, split into its components. More seeds reduce the seeds' and the cells' component, but
+not the items'. So for some differences no number of seeds is enough; then more items are named as well.
 
-The power of the t test is that of the noncentral t distribution, as `statsmodels.stats.power.TTestPower` computes it,
-with Satterthwaite's degrees of freedom. A verdict also needs the sign-flip test, whose power has no formula:
-it is simulated for few seeds, where it costs something, and left out where it does not (`MAX_SIMULATED_SEEDS`).
-Both tests ask nearly the same, so the power of both is taken as that of the weaker.
+The power of the t test is that of the noncentral t distribution, as `statsmodels.stats.power.TTestPower` computes it, with
+Satterthwaite's degrees of freedom. A verdict also needs the sign-flip test, whose power has no formula. For few seeds, where it
+costs power, it is simulated; for more it is ignored (`MAX_SIMULATED_SEEDS`). The two tests nearly coincide, so the power of both
+together is taken as the smaller one.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ MAX_SEEDS_NEEDED = 1000
 #: With more seeds the sign-flip test has the power of the t test within a point.
 MAX_SIMULATED_SEEDS = 10
 _NUM_SIMULATED = 4000
-#: Times as many items as there are, tried in turn where more seeds alone do not decide.
+#: Multiples of the number of items, tried in turn if more seeds alone do not decide.
 _ITEM_FACTORS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -42,18 +42,18 @@ class Noise:
     """Variances of a difference measured with one seed on the study's items."""
 
     seeds: float
-    """Between seeds, whatever the items."""
+    """Between seeds, on any items."""
     cells: float
-    """Of this seed on these items alone."""
+    """Of single (seed, item) cells."""
     items: float
-    """Of these items, whatever the seeds."""
+    """Between items, with any seeds."""
     num_items: int | None
     num_groups: int | None = None
-    """Of items that are independent of each other; None where each stands alone."""
+    """Number of independent groups of items; None if every item stands alone."""
 
     @classmethod
     def of(cls, estimate: TwoWay) -> "Noise":
-        """The parts that one study's estimate shows; a part that came out negative is 0."""
+        """The components that one study's estimate shows; a negative one counts as 0."""
         cells = float(estimate.cell_variance)
         seeds = max(0.0, float(estimate.seed_variance) - cells)
         n, items = estimate.num_seeds, float(estimate.items_alone)
@@ -66,18 +66,18 @@ class Noise:
         )
 
     def one_seed(self, *, item_factor: int = 1) -> float:
-        """Variance that more seeds take away, on `item_factor` times as many items."""
+        """The variance that more seeds reduce, on `item_factor` times as many items."""
         return self.seeds + self.cells / item_factor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needed:
-    """What would decide an open comparison four times in five, if the difference is as observed."""
+    """What would decide an open comparison with a power of .8, if the difference is as observed."""
 
     num_seeds: int
-    """In all, those that were run included."""
+    """In total, including those that were run."""
     num_items: int | None = None
-    """In all; None where the items at hand do."""
+    """In total; None if the present items are enough."""
 
 
 def power_of_difference(
@@ -124,8 +124,8 @@ def seeds_needed(
 ) -> Needed | None:
     """The fewest seeds that show the difference, or that it stays within the margin, with a power of .8.
 
-    `mean` is a difference in cost: above 0 is worse. `margin_noise` is that of the difference less the margin, where
-    the margin is measured itself. None where neither a thousand seeds nor 64 times as many items would do.
+    `mean` is a difference in cost: above 0 is worse. `margin_noise` is the noise of difference minus margin, for a margin that
+    is measured itself. None if even a thousand seeds with 64 times as many items would not be enough.
     """
     for factor in _ITEM_FACTORS if noise.num_items else (1,):
 
@@ -154,7 +154,7 @@ def _first_enough(power: Callable[[npt.NDArray[np.int64]], Floats], *, at_least:
         return None
     if enough[0] > 0:
         return int(many[enough[0]])
-    # Few seeds are tried one by one, since each may be simulated.
+    # Few seeds are tried one by one, since each number may need a simulation.
     few = range(at_least, MAX_SIMULATED_SEEDS + 1)
     return next((n for n in few if power(np.array([n]))[0] >= POWER), int(many[0]))
 
@@ -162,7 +162,7 @@ def _first_enough(power: Callable[[npt.NDArray[np.int64]], Floats], *, at_least:
 def _t_power(
     distance: float, noise: Noise, *, sizes: npt.NDArray[np.int64], tail: float, item_factor: int
 ) -> Floats:
-    """Power of the t test with `tail` in the one tail that counts; the far tail's is nothing."""
+    """Power of the t test with level `tail` in the one tail that counts; the other tail adds almost nothing."""
     seeds = noise.one_seed(item_factor=item_factor) / sizes
     items = np.full(sizes.shape, noise.items / item_factor)
     variance = seeds + items
@@ -176,7 +176,7 @@ def _t_power(
     if distance == 0:
         return np.full(sizes.shape, tail)
     critical = special.stdtrit(degrees, 1 - tail)
-    # A noise of nothing finds everything; beyond 35 standard errors nctdtr loses its footing.
+    # Without noise every difference is found; beyond 35 standard errors nctdtr is unreliable.
     separation = np.minimum(distance / np.sqrt(np.maximum(variance, np.finfo(float).tiny)), 35.0)
     power: Floats = 1 - special.nctdtr(degrees, separation, critical)
     return power
@@ -195,7 +195,7 @@ def _with_sign_flip(
 
 
 def _effect(distance: float, noise: Noise, *, item_factor: int) -> float:
-    """In standard deviations of one seed; rounded, so that like ones are simulated once."""
+    """The distance in standard deviations of one seed, rounded so that similar ones share a simulation."""
     variance = max(noise.one_seed(item_factor=item_factor), np.finfo(float).tiny)
     return float(np.round(min(distance / np.sqrt(variance), 35.0), 2))
 
@@ -211,5 +211,5 @@ def _one_sided_flip_power(num_seeds: int, effect: float) -> float:
 
 
 def _draws(num_seeds: int, effect: float) -> Floats:
-    """The same at every call: a power is a number, not an event."""
+    """The same draws at every call, so that a power is reproducible."""
     return np.random.default_rng(num_seeds).normal(effect, 1.0, (_NUM_SIMULATED, num_seeds))

@@ -1,4 +1,7 @@
-"""What verdicts go by and was set with results at hand: it can be set to suit them, so it is no question beforehand."""
+"""Which parts of a suite's question were set when results already existed.
+
+A metric, margin or reference that is set after results can be chosen to suit them, so the report names it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +15,9 @@ DECIDING = ("primary_metric", "margin", "reference")
 
 @dataclass(frozen=True, kw_only=True)
 class SetLate:
-    """One of `DECIDING` as it was first stated and as it holds now, and when it became that.
+    """One of `DECIDING` as it was first stated and as it holds now, and when it was set to that.
 
-    `first` is None where already the first statement came after results.
+    `first` is None if the first statement itself came after results.
     """
 
     key: str
@@ -25,9 +28,9 @@ class SetLate:
 
 
 def set_late(statements: Sequence[StatedQuestion]) -> tuple[SetLate, ...]:
-    """What holds now and was not stated before there were results; the oldest statement comes first.
+    """The parts that hold now and were not stated before there were results. `statements` come oldest first.
 
-    What was changed and changed back is as it was stated.
+    A part that was changed and changed back counts as first stated.
     """
     found = (_late(statements, key) for key in DECIDING) if statements else ()
     return tuple(late for late in found if late is not None)
@@ -41,8 +44,10 @@ def _late(statements: Sequence[StatedQuestion], key: str) -> SetLate | None:
         return None
     set_by = first
     if not was_there_at_first:
-        # The one since which it is what it is now.
-        others = [number for number, each in enumerate(statements) if getattr(each.question, key) != value]
+        # The statement since which it has its present value.
+        others = [
+            number for number, statement in enumerate(statements) if getattr(statement.question, key) != value
+        ]
         set_by = statements[others[-1] + 1]
         if not set_by.num_completed:
             return None

@@ -1,7 +1,7 @@
-"""Shares of items: what one accuracy says of the true one, and whether two of them can be told apart.
+"""Shares of items: what one accuracy says about the true one, and whether two of them differ.
 
-For results that come without their items. Two arms that were scored on the same items are paired, and with the
-items known their difference would be known better than here, where they are two independent samples.
+For results that come without their items. Two arms that were scored on the same items are paired, and with the items known
+their difference would be more precise than here, where they count as two independent samples.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ import numpy as np
 from lorastudy.stats.best import AgainstBest, bounds_against_the_best
 
 ALPHA = 0.05
-#: Shares are of hundreds of items: the variance of each is taken as known, and Dunnett's quantile as of many degrees.
+#: Shares are of hundreds of items, so their variance counts as known and quantiles take many degrees of freedom.
 _MANY_DEGREES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """So many right of so many items."""
+    """A number of right answers out of a number of items."""
 
     num_right: int
     num_items: int
@@ -30,7 +30,7 @@ class Share:
 
     @property
     def standard_error(self) -> float:
-        """sqrt(p (1 - p) / n): of new items of the same kind, with the trained adapter as it is."""
+        """sqrt(p (1 - p) / n): for new items of the same kind, with the adapter as it was trained."""
         return float((self.value * (1 - self.value) / self.num_items) ** 0.5)
 
     @property
@@ -53,8 +53,8 @@ class ShareDifference:
     """Two-sided, of the z test with the pooled share."""
 
     @property
-    def told_apart(self) -> bool:
-        """Whether the two differ by more than the noise of their items, at the 5 % level, taken alone."""
+    def is_shown(self) -> bool:
+        """Whether the two differ by more than the noise of their items, at the 5 % level for this pair alone."""
         return self.p < ALPHA
 
 
@@ -77,12 +77,12 @@ def difference(one: Share, other: Share) -> ShareDifference:
     return ShareDifference(difference=one.value - other.value, interval=(float(low), float(high)), p=p)
 
 
-def shares_against_the_best(shares: Mapping[str, Share], *, lower_is_better: bool) -> dict[str, AgainstBest]:
-    """Each share's cost less the lowest cost of the others, with simultaneous 95 % bounds (Hsu; see `analysis.best`).
+def shares_against_the_best(shares: Mapping[str, Share], *, cost_sign: int) -> dict[str, AgainstBest]:
+    """Each share's cost less the lowest cost of the others, with simultaneous 95 % bounds (Hsu; see `best`).
 
     The difference of two shares has the standard error sqrt(p (1 - p) / n + q (1 - q) / m), with Agresti and Caffo's two
-    added right and two added wrong answers, which keep it honest near 0 and 1. The bounds hold together, whichever share is
-    the best. Of 63 equal shares of 1,319 items, comparing each with the highest by itself calls 22 different.
+    added right and two added wrong answers, which keep it valid near 0 and 1. The bounds hold together, whichever share is the
+    best. Among 63 equal shares of 1,319 items, comparing each by itself with the highest one calls 22 different.
     """
     names = list(shares)
     if len(names) < 2:
@@ -90,7 +90,7 @@ def shares_against_the_best(shares: Mapping[str, Share], *, lower_is_better: boo
     items = np.array([share.num_items for share in shares.values()]) + 2.0
     right = np.array([share.num_right for share in shares.values()]) + 1.0
     variances = (right / items) * (1 - right / items) / items
-    costs = np.array([share.value for share in shares.values()]) * (1 if lower_is_better else -1)
+    costs = np.array([share.value for share in shares.values()]) * cost_sign
     lower, upper = bounds_against_the_best(
         costs[:, None] - costs[None, :],
         np.sqrt(variances[:, None] + variances[None, :]),

@@ -1,33 +1,32 @@
-"""Racing: which arms are so clearly behind after a part of the training that the rest of it would be wasted.
+"""Racing: which arms are so clearly behind after part of the training that the rest of it would be wasted.
 
-An arm is one configuration at one learning rate, with all its seeds. At a rung, after a share of the steps, every arm
-is held against one that is ahead, on the held-out rows, by differences per seed and item. It is stopped if it is
-shown to be behind by more than an allowance, on every single seed.
+An arm is one configuration at one learning rate, with all its seeds. At a rung, after a share of the steps, every arm is
+compared with one that is ahead, on the held-out rows, by differences per seed and item. It is pruned if it is shown to be behind
+by more than an allowance, and is so on every single seed.
 
-**What is compared with.** The arm of the lowest mean loss. Where the suite has a margin, the reference's configuration
-at its best rate so far instead: an arm that would be as good as that within the margin must not be stopped, and
-what is behind the reference is behind the leader too.
+**The arm ahead.** The arm of the lowest mean loss. If the suite has a margin, the reference's configuration at its best rate so
+far instead: an arm that would be as good as the reference within the margin must not be pruned, and an arm that is behind the
+reference is behind the leader too.
 
-**The allowance.** That an arm is behind now does not say that it will be in the end: a low learning rate catches up, a
-high one recovers when the schedule takes it down. So the difference must be greater than
+**The allowance.** An arm that is behind now need not be behind at the end: a low learning rate catches up, and a high one
+recovers when the schedule lowers it. So after a share r of the steps the difference must be greater than
 
     margin + ALLOWANCE x (1 - r) / r x (loss of the base model - loss of the arm ahead)
 
-after a share r of the steps: a share of what training has brought so far, in proportion to what is left of it over what
-is done. No test can say how large it must be; it was measured, by replaying races over full runs
-(`benchmarks/replay_racing.py`; docs/science.md has what came out).
+This is a share of what training has gained so far, in proportion to the steps left over those done. No test can say how large
+it must be; it was measured by replaying races over full runs (`benchmarks/replay_racing.py`; docs/science.md has the results).
 
-**Many looks at many arms.** One-sided test of the mean difference, over new seeds and new items (`p_behind`); its p,
-times the number of arms that could be ahead, times the number of rungs, must be at most `LEVEL` (Bonferroni). The arm
-ahead is picked by its result; since every arm it could have been is counted, that costs nothing more. So an arm that is
-behind by just what is allowed for is stopped with a probability of at most `LEVEL` over all rungs together, and one
-that is equal with one of much less. A smaller level makes few rows the guard against wrong stops, which is gone when
-there are more of them; a larger allowance with a larger level stops as much, and holds then too.
+**Many looks at many arms.** A one-sided test of the mean difference over new seeds and new items (`p_behind`). Its p, times the
+number of arms that could be ahead, times the number of rungs, must be at most `LEVEL` (Bonferroni). The arm ahead is chosen by
+its result; the correction counts every arm that it could have been, so that choice costs nothing more. An arm that is behind by
+exactly what is allowed is pruned with a probability of at most `LEVEL` over all rungs together; an equal arm with a much smaller
+one. With a smaller level, few rows would be the guard against wrong stops, which more rows remove. A larger allowance with a
+larger level prunes as much and holds then too.
 
-**Who is kept.** The best arm of the reference, and with too few seeds for a verdict to call anything worse the best arm
-of each configuration: a race must not say what the full grid could not.
+**Who is kept.** The best arm of the reference; and with too few seeds for a verdict to call anything worse, the best arm of each
+configuration, since a race must not decide what the full grid could not.
 
-Everything follows from the scores, so a race that is taken up again comes to the same decisions.
+Everything follows from the scores, so a race that is resumed reaches the same decisions.
 """
 
 import json
@@ -45,7 +44,7 @@ from lorastudy.stats.twoway import TwoWay, two_way
 from lorastudy.stats.verdicts import Floats
 from lorastudy.suite.question import MIN_SEEDS, Margin
 
-#: Of the gain over the base model so far, after half of the training.
+#: Share of the gain so far over the base model, after half of the training.
 ALLOWANCE = 0.05
 LEVEL = 0.1
 _SMALLEST_P = 1e-30
@@ -53,38 +52,38 @@ _SMALLEST_P = 1e-30
 
 @dataclass(frozen=True, kw_only=True)
 class Behind:
-    """An arm that is stopped, and why."""
+    """An arm that is pruned, and why."""
 
     arm: str
     ahead: str
-    """What it was compared with."""
+    """The arm that it was compared with."""
     difference: float
-    """Mean loss of the arm minus that of the one ahead, nats per token."""
+    """Mean loss of the arm minus that of the arm ahead, in nats per token."""
     bound: float
-    """What the difference had to exceed."""
+    """The value that the difference had to exceed."""
     p: float
-    """That it does not, corrected for the number of arms and rungs."""
+    """p that the difference is at most the bound, corrected for the number of arms and rungs."""
     num_seeds: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class RaceRules:
-    """What a race is held to, all of it fixed before it begins. `num_arms` is how many began."""
+    """The rules of a race, fixed before it begins. `num_arms` is the number of arms at the start."""
 
     num_arms: int
     num_rungs: int
     margin: Margin | None = None
-    """The suite's; a share is taken of the gain that the reference has made by then."""
+    """The suite's margin; a share is taken of what the reference has gained at the rung."""
     allowance: float = ALLOWANCE
     level: float = LEVEL
 
 
 RungLosses = Mapping[str, Mapping[int, ItemScores]]
-"""By arm and seed, the loss on every held-out row."""
+"""By arm and seed: the loss on every held-out row."""
 
 
 def allowance_at(rung: float, *, allowance: float = ALLOWANCE) -> float:
-    """The share of the gain so far by which an arm may be behind after a share of the steps."""
+    """The share of the gain so far by which an arm may be behind at a rung."""
     return allowance * (1 - rung) / rung
 
 
@@ -97,11 +96,11 @@ def clearly_behind(
     reference: Collection[str] = (),
     configurations: Sequence[Collection[str]] = (),
 ) -> tuple[Behind, ...]:
-    """The arms that are to be stopped, in the order given.
+    """The arms to prune, in the order given.
 
-    `configurations` are the arms that differ in nothing but their rate, `reference` those of the configuration that
-    verdicts compare with: the best of the reference is never stopped, and with fewer than `MIN_SEEDS` seeds the best
-    of none is. An arm that lacks a seed which another has is left alone, as are all where seeds do not share their items.
+    `configurations` groups the arms that differ only in their rate; `reference` are those of the reference's configuration. The
+    best arm of the reference is never pruned, and with fewer than `MIN_SEEDS` seeds nor is the best of any configuration. An arm
+    that lacks a seed which another arm has is left alone; so are all arms if their seeds do not share items.
     """
     table, weights, groups = _table(losses)
     if len(table) < 2 or weights is None:
@@ -113,7 +112,7 @@ def clearly_behind(
     ahead = best if rules.margin is not None and best is not None else min(means, key=means.__getitem__)
     gain = base_loss - means[ahead]
     if gain <= 0:
-        return ()  # nothing was learnt yet, so nothing is known of who will learn
+        return ()  # nothing was learnt yet, so nothing is known about who will
     margin = 0.0 if rules.margin is None else rules.margin.allowed(reference=means[ahead], base=base_loss)
     bound = margin + allowance_at(rung, allowance=rules.allowance) * gain
     found = []
@@ -138,7 +137,7 @@ def clearly_behind(
 
 
 def measured_races() -> list[dict[str, Any]]:
-    """What this rule came to in races replayed over full runs: counts of stops, wrong ones and equal verdicts.
+    """Results of this rule in races replayed over full runs: counts of stops, wrong stops and unchanged verdicts.
 
     Written by `benchmarks/replay_racing.py`; empty before anything was measured.
     """
@@ -150,17 +149,17 @@ def measured_races() -> list[dict[str, Any]]:
 def p_behind(
     differences: Floats, weights: Floats, *, bound: float, groups: Sequence[int] | None = None
 ) -> float:
-    """One-sided p, uncorrected, of the differences by (seed, item) being at most the bound; 1 where nothing varies.
+    """One-sided p, uncorrected, that the mean difference by (seed, item) is at most the bound; 1 if nothing varies.
 
-    Both parts of the variance (`twoway`) are met with the t quantile of their own degrees of freedom, one less than
-    there are seeds and items, or groups of items; p is the level at which the mean is just above the bound by
+    Each component of the variance (`twoway`) is multiplied by the t quantile of its own degrees of freedom (number of seeds,
+    or of items or groups of items, minus one). p is the level at which the mean exceeds the bound by exactly
 
         sqrt(t(n - 1)**2 V(seeds) + t(m - 1)**2 I)
 
-    as in Howe (1974, Journal of the American Statistical Association 69) for a sum of two means. Satterthwaite's
-    degrees for the whole do not hold at the small levels that the correction asks for: three seeds that agree by luck
-    would claim the degrees of the items. The seeds' degrees for the whole hold, but meet the noise of the items with
-    quantiles that were made for few seeds, so that hardly anything is ever shown (docs/log.md).
+    as in Howe (1974, Journal of the American Statistical Association 69) for a sum of two means. Satterthwaite's degrees of
+    freedom for the sum fail at the small levels that the correction needs: three seeds that agree by luck would claim the
+    degrees of the items. The seeds' degrees for the sum hold, but apply quantiles for few seeds to the noise of the items, so
+    that hardly anything is ever shown (docs/log.md).
     """
     estimate = two_way(differences, weights, groups=groups)
     ahead_by = float(estimate.mean) - bound
@@ -192,9 +191,9 @@ def _num_looks(rules: RaceRules) -> int:
 
 
 def _table(losses: RungLosses) -> tuple[dict[str, Floats], Floats | None, tuple[int, ...] | None]:
-    """Losses by (seed, item) of the arms that have every seed, the items' shares of the weight, and their groups.
+    """Losses by (seed, item) of the arms that have every seed, the items' relative weights, and their groups.
 
-    No shares without any such arm, with fewer than two seeds, or where `common_weights` finds none.
+    No weights if there is no such arm, with fewer than two seeds, or if `common_weights` finds none.
     """
     seeds = sorted({seed for by_seed in losses.values() for seed in by_seed})
     whole = {arm: by_seed for arm, by_seed in losses.items() if len(by_seed) == len(seeds)}

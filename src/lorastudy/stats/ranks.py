@@ -1,10 +1,10 @@
 """What rank bought: the gain from the smallest to the largest rank, and where most of it was reached.
 
-Where ranks were run at several learning rates, each stands at its best: the best rate depends on rank, and at
-one rate for all (4e-5) the effect of rank looked eight times too small over 13 models.
+If ranks were run at several learning rates, each stands at its best one: the best rate depends on rank, and at one rate for all
+(4e-5) the effect of rank looked eight times too small over 13 models.
 
-This describes what was observed, with an interval over seeds for where the returns diminish. That a smaller rank is
-*sufficient* is a claim of its own, which needs a margin fixed before the run (`Analysis.smallest_sufficient`).
+This describes what was observed, with an interval over seeds for the rank at which returns diminish. That a smaller rank is
+*sufficient* is a separate claim, which needs a margin set before the run (`Analysis.smallest_sufficient`).
 """
 
 import statistics
@@ -19,7 +19,7 @@ from lorastudy.stats.study import Study, StudyArm, differing_settings
 from lorastudy.stats.summary import Metric, scores_by_seed
 from lorastudy.stats.verdicts import ALPHA, Floats
 
-#: Share of the whole observed gain at which returns are called diminished.
+#: Returns count as diminished from the rank on that reaches this share of the observed gain.
 SHARE_KEPT = 0.95
 _NUM_RESAMPLES = 2000
 _SEED = 1979
@@ -27,7 +27,7 @@ _SEED = 1979
 
 @dataclass(frozen=True, kw_only=True)
 class RankReturns:
-    """Along a ladder of arms that differ in rank (and the alpha that follows it) only, each at its best rate."""
+    """The returns along a ladder of arms that differ only in rank (and alpha), each at its best learning rate."""
 
     ladder: tuple[StudyArm, ...]
     """From the smallest rank to the reference."""
@@ -35,27 +35,27 @@ class RankReturns:
     """Learning rates at which each rank of the ladder was run."""
     metric: Metric
     means: tuple[float, ...]
-    """Of the metric, along the ladder, over the seeds that every rank completed."""
+    """Mean of the metric along the ladder, over the seeds that every rank completed."""
     whole_gain: Comparison
     """The smallest rank against the largest."""
     knee: StudyArm
     """The smallest rank that kept `SHARE_KEPT` of the gain from the smallest to the largest rank."""
     knee_interval: tuple[StudyArm, StudyArm] | None
-    """Between which ranks the knee lies in 95 % of resamples of the seeds; None with a single seed.
+    """The ranks between which the knee lies in 95 % of resamples of the seeds; None with a single seed.
 
-    A resample in which the largest rank gains nothing has its knee at the smallest.
+    In a resample without a gain, the knee is the smallest rank.
     """
     kept_share: float | None
-    """The share that the knee kept; None when the largest rank was not better than the smallest."""
+    """The share of the gain that the knee kept; None if the largest rank was not better than the smallest."""
     knee_comparison: Comparison | None
-    """The knee against the largest rank; None when it is the largest rank."""
+    """The knee against the largest rank; None if it is the largest rank."""
 
 
 def rank_ladder(study: Study, reference: StudyArm, *, metric: Metric) -> tuple[StudyArm, ...]:
-    """Completed arms that differ from the reference in rank and alpha, one for each rank, ascending up to its own.
+    """Completed arms that differ from the reference only in rank and alpha, one for each rank, up to the reference's.
 
-    Each rank stands at its best learning rate. One that was run at a single rate belongs only where the
-    reference was run at just that one: else a difference would be one of rate, or of having been tuned.
+    Each rank stands at its best learning rate. A rank that was run at a single rate belongs to the ladder only if the reference
+    was run at just that rate; otherwise a difference could come from the rate, or from tuning.
     """
     num_rates = len(rates_of(study, reference))
     by_rank: dict[int, StudyArm] = {reference.settings["lora_rank"]: reference}
@@ -78,13 +78,13 @@ def rank_returns(
     metric: Metric,
     comparisons: Sequence[Comparison],
 ) -> RankReturns | None:
-    """Where the returns of rank diminished; None with fewer than two ranks, or no seed that all of them share."""
+    """Where the returns of rank diminished; None with fewer than two ranks, or without a seed that all of them share."""
     by_arm = {comparison.arm: comparison for comparison in comparisons}
     scores = _shared_scores(study, ladder, metric=metric)
     if len(ladder) < 2 or not scores.shape[1]:
         return None
     means = [statistics.fmean(row) for row in scores.tolist()]
-    sign = 1 if metric.lower_is_better else -1
+    sign = metric.cost_sign
     position, kept = _knee(sign * np.array(means))
     knee = ladder[position]
     return RankReturns(
@@ -101,14 +101,14 @@ def rank_returns(
 
 
 def _shared_scores(study: Study, ladder: Sequence[StudyArm], *, metric: Metric) -> Floats:
-    """Scores by (rank, seed) over the seeds that every arm completed, so that means are of equals."""
+    """Scores by (rank, seed), over the seeds that every arm completed."""
     scores: list[Mapping[int, float]] = [scores_by_seed(arm, study, metric=metric) for arm in ladder]
     common = sorted(set.intersection(*(set(by_seed) for by_seed in scores)))
     return np.array([[by_seed[seed] for seed in common] for by_seed in scores], dtype=np.float64)
 
 
 def _knee(costs: Floats) -> tuple[int, float | None]:
-    """Where the share is first kept, and which; the smallest rank, without a share, if there was no gain."""
+    """The position of the knee and the share it kept; the smallest rank and None if there was no gain."""
     gain = costs[0] - costs[-1]
     if gain <= 0:
         return 0, None
@@ -118,7 +118,7 @@ def _knee(costs: Floats) -> tuple[int, float | None]:
 
 
 def _knee_interval(ladder: Sequence[StudyArm], costs: Floats) -> tuple[StudyArm, StudyArm] | None:
-    """Percentiles over resamples of the seeds, the same seeds for every rank."""
+    """Percentiles over resamples of the seeds, which are the same for every rank."""
     num_seeds = costs.shape[1]
     if num_seeds < 2:
         return None

@@ -1,13 +1,15 @@
-"""Which learning rate stands for an arm, and what that choice does to its score.
+"""Which learning rate stands for a configuration, whether it is tuned, and what choosing it does to its score.
 
-Where an experiment type of the package was run at several learning rates, each configuration is compared at its best
-one, picked by the primary metric on the validation split. If there is a test split, the report is about that, and the rows
-that picked the rate take no part. If there is none, the same rows pick and report: a choice in sample, which makes
-the chosen score look better than it is (winner's curse), and the report says so.
+At one fixed rate, 4e-5, the effect of rank looked eight times too small over 13 models, and the best rank won in 3 of them; at
+another, 3e-4, it won in 26 of 28. Nobody knows beforehand which kind of rate theirs is. So an arm whose rate was never varied,
+or whose best rate lies on the edge of its grid, is untuned and cannot be called best.
 
-A test split does not take the curse away altogether: the choice also picks lucky seeds, and those train the arm that
-is tested. `optimism` measures what is left: the chosen rate's mean score against that of a choice made, for each
-seed, without it. Equal grids put about the same optimism on both sides of a difference.
+If a built-in experiment type was run at several rates, each configuration is compared at its best one, chosen by the primary
+metric on the validation rows. A study with test rows reports on those, and the rows that chose the rate take no part. Without
+test rows the same rows choose and report: the choice is in sample, the chosen score looks better than it is (winner's curse),
+and the report says so. Test rows do not remove the curse entirely: the choice also picks lucky seeds, and those train the
+adapter that is tested. `Choice.optimism` measures what is left: the mean score of the chosen rate against that of a choice
+that is made, for each seed, without this seed. Equal grids put about the same optimism on both sides of a difference.
 """
 
 import math
@@ -24,24 +26,21 @@ from lorastudy.suite.rates import parabola
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A configuration that was run at several rates: the one that stands for it, and the grid it is from."""
+    """A configuration that was run at several rates: the arm that stands for it, and the grid of arms."""
 
     arm: StudyArm
     grid: tuple[StudyArm, ...]
     in_sample: bool
-    """Whether the split that picked the rate is also the one that is reported."""
+    """Whether the rows that chose the rate also report."""
     optimism: float | None
-    """How much better the chosen score looks than one that its seed had no part in picking, in the metric's unit.
+    """How much better the chosen score looks than one that its seed did not help to choose, in the metric's unit.
 
     None with fewer than three seeds that the whole grid completed.
     """
 
 
 def compared_arms(study: Study, *, metric: Metric) -> tuple[StudyArm, ...]:
-    """The arms that comparisons are about: one for each configuration. In a type of one's own, every arm.
-
-    A type of one's own may study the rate itself.
-    """
+    """The arms that are compared: one for each configuration, or every arm in a custom type, which may study the rate itself."""
     if study.experiment_type not in STUDIED_KEYS:
         return study.reported_arms
     chosen = {(best_of(study, rates_of(study, arm), metric=metric) or arm).name for arm in study.arms}
@@ -49,7 +48,7 @@ def compared_arms(study: Study, *, metric: Metric) -> tuple[StudyArm, ...]:
 
 
 def choices(study: Study, *, metric: Metric) -> tuple[Choice, ...]:
-    """The choices of learning rate that were made for the comparisons; empty where each had one rate."""
+    """The choices of learning rate behind the comparisons; empty if every configuration has one rate."""
     if study.experiment_type not in STUDIED_KEYS:
         return ()
     made = []
@@ -68,15 +67,15 @@ def choices(study: Study, *, metric: Metric) -> tuple[Choice, ...]:
 
 
 def _optimism(study: Study, arm: StudyArm, *, grid: Sequence[StudyArm], metric: Metric) -> float | None:
-    """The chosen arm's mean against the mean over seeds of the arm that the other seeds would have chosen."""
+    """The chosen arm's mean score against the mean, over seeds, of the arm that the other seeds would have chosen."""
     picked_by = {one.name: scores_by_seed(one, study, metric=metric, choosing=True) for one in grid}
-    told = {one.name: scores_by_seed(one, study, metric=metric) for one in grid}
-    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in (*picked_by.values(), *told.values()))))
+    reported = {one.name: scores_by_seed(one, study, metric=metric) for one in grid}
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in (*picked_by.values(), *reported.values()))))
     if len(seeds) < 3:
         return None
-    sign = 1 if metric.lower_is_better else -1
-    left_out = [told[_best_without(seed, picked_by, seeds=seeds, sign=sign)][seed] for seed in seeds]
-    chosen = [told[arm.name][seed] for seed in seeds]
+    sign = metric.cost_sign
+    left_out = [reported[_best_without(seed, picked_by, seeds=seeds, sign=sign)][seed] for seed in seeds]
+    chosen = [reported[arm.name][seed] for seed in seeds]
     return sign * (statistics.fmean(left_out) - statistics.fmean(chosen))
 
 
@@ -89,7 +88,7 @@ def _best_without(
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRates:
-    """How the learning rate was varied. A configuration is all of an arm's settings but the rate."""
+    """How the learning rate was varied. A configuration is all of an arm's settings except the rate."""
 
     rates: tuple[float, ...]
     num_configurations: int
@@ -99,7 +98,7 @@ class LearningRates:
     """Arms with the lowest mean loss of their configuration at the smallest or largest rate tried."""
 
     were_sought: bool = False
-    """Whether runs of their own chose the rates, so that each configuration is reported at one rate."""
+    """Whether separate runs chose the rates, so that each configuration is reported at one rate."""
 
     @property
     def tuned(self) -> bool:
@@ -122,7 +121,7 @@ def learning_rates(study: Study) -> LearningRates:
 
 
 def configurations(study: Study) -> tuple[tuple[StudyArm, ...], ...]:
-    """The arms by configuration: those of one differ in nothing but the learning rate."""
+    """The arms grouped by configuration: arms of one group differ only in the learning rate."""
     grids: dict[str, list[StudyArm]] = {}
     for arm in study.arms:
         rest = {key: value for key, value in arm.settings.items() if key != "learning_rate"}
@@ -131,9 +130,9 @@ def configurations(study: Study) -> tuple[tuple[StudyArm, ...], ...]:
 
 
 def best_if_on_edge(study: Study, arms: Sequence[StudyArm], *, metric: Metric = LOSS) -> StudyArm | None:
-    """The best arm of one configuration, where its rate is the smallest or the largest tried; else None.
+    """The best arm of one configuration if its rate is the smallest or largest tried, else None.
 
-    A rate that racing stopped was tried. Where it stopped all of them, the best is the one that was last ahead.
+    A rate that racing stopped counts as tried. If racing stopped all of them, the best is the one that was last ahead.
     """
     best = best_of(study, arms, metric=metric) or last_ahead(arms)
     rates = [float(arm.settings["learning_rate"]) for arm in arms]
@@ -141,18 +140,18 @@ def best_if_on_edge(study: Study, arms: Sequence[StudyArm], *, metric: Metric = 
 
 
 def best_of(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> StudyArm | None:
-    """The arm, of one configuration's rates, that stands for it; None where none was scored.
+    """The arm that stands for one configuration, of `arms` at its different rates; None if none was scored.
 
-    On the rows that choose: where a study has test rows they take no part in this. In this order:
+    Test rows take no part. In this order:
 
-    1. The fewest diverged runs, as a share. A rate at which training diverged is no good rate, however low the losses of
-       the seeds that it spared.
-    2. The best mean, on common seeds: a two-way fit of rates and seeds (`adjusted_means`), so that neither a lost run nor
-       seeds that one rate has more than another count for or against it.
-    3. Where the metric is another than the loss, rates within one standard error of the best mean are told apart by the
-       loss: 40 right of 50 and 42 are no two rates.
+    1. The smallest share of diverged runs. A rate at which training diverged is no good rate, however low the losses of the
+       seeds that it spared.
+    2. The best mean on common seeds: a two-way fit of rates and seeds (`adjusted_means`), so that a lost run, or a seed that
+       only one rate has, counts neither for nor against a rate.
+    3. If the metric is not the loss, rates within one standard error of the best mean are ordered by the loss: 40 and 42 right
+       answers of 50 do not separate two rates.
 
-    Where a search chose the rate, the arm is the one it chose.
+    If a search chose the rate, only the arm that it chose is considered.
     """
     if study.tuning_seeds:
         arms = [arm for arm in arms if study.reporting_runs(arm)] or arms
@@ -173,11 +172,11 @@ def best_of(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> StudyA
 
 
 def best_rate_within(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> float | None:
-    """The factor of the taken rate within which the best rate of a configuration lies, in 95 of 100 cases.
+    """The factor of the chosen rate within which the best rate of a configuration lies, in 95 of 100 cases.
 
-    From the parabola through the best rate tried and its neighbours (`spec.rates.Parabola.factor`), by the metric, or by the
-    loss where the metric is equal at all rates. None where none can be fitted, as on the edge of what was tried or beside a
-    rate that diverged, and where the noise is not known.
+    From the parabola through the best rate tried and its neighbours (`suite.rates.Parabola.factor`), by the metric, or by the
+    loss if the metric is the same at all rates. None if no parabola can be fitted (the best rate is on the edge, or beside a
+    rate that diverged) or the noise is unknown.
     """
     taken = best_of(study, arms, metric=metric)
     tried = [
@@ -200,10 +199,10 @@ def best_rate_within(study: Study, arms: Sequence[StudyArm], *, metric: Metric) 
 
 
 def _noise_of_an_arm(study: Study, tried: Sequence[StudyArm], *, metric: Metric) -> float | None:
-    """Standard deviation of the mean by which a rate was judged: what arms of one seed have each of their own.
+    """Standard deviation of the mean by which a rate was judged, without the part that all arms of one seed share.
 
-    The residual of arms and seeds, on the rows that choose and the seeds that all have: of the rates tried, where several
-    seeds chose, else of the arms that report. Of a single arm its spread over seeds, which is no less.
+    The residual of an arm x seed layout, on the rows that choose and the seeds that all arms have: over the rates tried if
+    several seeds chose, else over the arms that report. With a single arm its spread over seeds, which is no smaller.
     """
     arms = study.reported_arms if study.tuning_seeds else tried
     key = (stored_split(metric.split, study, choosing=True), metric.name)
@@ -236,10 +235,10 @@ def _noise_of_an_arm(study: Study, tried: Sequence[StudyArm], *, metric: Metric)
 
 
 def adjusted_means(scores: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
-    """The mean of each row over columns that not all rows have: score = row + column, by least squares.
+    """The mean of each row when rows lack different columns: score = row + column, by least squares.
 
-    Where all rows have the same columns these are their means. Rows that share no column with others, not even through a third,
-    keep their own mean.
+    If all rows have the same columns, these are the row means. Rows that are not linked to others by shared columns, directly or
+    through a third row, keep their own mean.
     """
     rows = [name for name, by_seed in scores.items() if by_seed]
     if len({frozenset(scores[name]) for name in rows}) == 1:
@@ -264,7 +263,7 @@ def adjusted_means(scores: Mapping[str, Mapping[int, float]]) -> dict[str, float
 
 
 def _linked(scores: Mapping[str, Mapping[int, float]], rows: Sequence[str]) -> list[list[str]]:
-    """The rows in groups that share columns, directly or through others."""
+    """The rows, grouped so that a group shares columns directly or through others."""
     groups: list[list[str]] = []
     for name in rows:
         touching = [
@@ -276,8 +275,8 @@ def _linked(scores: Mapping[str, Mapping[int, float]], rows: Sequence[str]) -> l
 
 
 def _costs(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> dict[str, float]:
-    """Adjusted means of the rows that choose; low is good."""
-    sign = 1 if metric.lower_is_better else -1
+    """Adjusted mean costs on the rows that choose; less is better."""
+    sign = metric.cost_sign
     means = adjusted_means(
         {arm.name: scores_by_seed(arm, study, metric=metric, choosing=True) for arm in arms}
     )
@@ -285,7 +284,7 @@ def _costs(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> dict[st
 
 
 def _diverged_share(study: Study, arm: StudyArm) -> float:
-    """Of the runs that choose, those that diverged."""
+    """Share of the choosing runs that diverged."""
     runs = study.choosing_runs(arm)
     diverged = sum(run.failure_kind == "diverged" for run in runs)
     completed = sum(run.status == "completed" for run in runs)
@@ -293,7 +292,7 @@ def _diverged_share(study: Study, arm: StudyArm) -> float:
 
 
 def _standard_error(study: Study, arm: StudyArm, *, metric: Metric) -> float:
-    """Of the arm's mean: from the spread of its seeds, or of a share from its items, whichever is larger."""
+    """Standard error of the arm's mean: from the spread over seeds or, for a share, from its items, whichever is larger."""
     values = list(scores_by_seed(arm, study, metric=metric, choosing=True).values())
     of_seeds = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     mean, num_items = statistics.fmean(values), _num_items(study, arm, metric=metric)
@@ -317,7 +316,7 @@ def tried_rates(study: Study) -> str:
 
 
 def last_ahead(arms: Sequence[StudyArm]) -> StudyArm | None:
-    """Of arms that racing stopped, the one of lowest mean loss at the last rung that any of them came to."""
+    """Of the arms that racing stopped, the one with the lowest mean loss at the last rung that any of them reached."""
     last = {arm.name: (_last_rung(arm), arm) for arm in arms if arm.was_pruned}
     furthest = max((rung for rung, _ in last.values()), default=0.0)
     there = [arm for rung, arm in last.values() if rung == furthest > 0]
@@ -325,17 +324,17 @@ def last_ahead(arms: Sequence[StudyArm]) -> StudyArm | None:
 
 
 def _last_rung(arm: StudyArm) -> float:
-    """The last one at which the arm was scored; 0 where it was at none."""
+    """The last rung at which the arm was scored; 0 if there is none."""
     rungs = {rung_of(split) for result in arm.results for split, _ in result.scores}
     return max((rung for rung in rungs if rung is not None), default=0.0)
 
 
 def _loss_at(arm: StudyArm, rung: float) -> float:
-    """The mean over seeds of the held-out loss at a rung."""
+    """Held-out loss at a rung, mean over seeds."""
     key = (rung_split(rung), LOSS.name)
     return statistics.fmean(result.scores[key].value for result in arm.results if key in result.scores)
 
 
 def rates_of(study: Study, arm: StudyArm) -> tuple[StudyArm, ...]:
-    """The arms that differ from this one in nothing but the learning rate, itself among them."""
+    """The arms that differ from this one only in the learning rate, itself included."""
     return tuple(one for one in study.arms if one.configuration == arm.configuration)

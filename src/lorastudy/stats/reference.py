@@ -1,4 +1,8 @@
-"""Which arm the others are compared with: named by the design, but for its learning rate."""
+"""Which arm the others are compared with.
+
+The suite may name it; otherwise the design does, never the outcome, which would favour the arm that looks best (winner's
+curse). Only the learning rate of the reference is chosen by results.
+"""
 
 from collections.abc import Sequence
 
@@ -12,14 +16,13 @@ _TYPES_WITH_A_REFERENCE = frozenset({"rank_ablation", "quantization_study"})
 
 
 def reference_arm(study: Study, *, named: str | None = None, metric: Metric = LOSS) -> StudyArm | None:
-    """The arm that the others are compared with; None when nothing completed.
+    """The arm that the others are compared with; None if nothing completed.
 
-    The suite may name it; where no run of that arm completed, or none has the name, the design does. Which
-    configuration it is, the design says and never the outcome, which would favour the best observed
-    (winner's curse). Rank ablation: the largest rank. Quantization: the highest precision. Else the first arm of
-    the suite. Arms without a completed run cannot serve. Where an experiment type of the package was run at
-    several learning rates, the reference stands at its best one by the metric, as `rank_ladder` has every rank: which rate
-    stands first in a list is no design. A type of one's own may study the rate itself and keeps its first arm.
+    The arm that the suite names, if one of its runs completed; otherwise by design. Rank ablation: the largest rank.
+    Quantization: the highest precision. Else the first arm of the suite. An arm without a completed run cannot serve. If a
+    built-in experiment type was run at several learning rates, the reference stands at its best rate by the metric, as every
+    rank of `rank_ladder` does: the order of rates in a list is no design. A custom type may study the rate itself and keeps
+    its first arm.
     """
     completed = [arm for arm in study.reported_arms if arm.completed]
     designed = _by_name(completed, named) or _by_design(study, completed)
@@ -29,21 +32,21 @@ def reference_arm(study: Study, *, named: str | None = None, metric: Metric = LO
 
 
 def is_reference_named(study: Study, *, named: str | None = None) -> bool:
-    """Whether the reference was named before the run: by the suite, or by the design of a type that has one.
+    """Whether the reference was named before the run: by the suite, or by the design of its experiment type.
 
-    That an arm stands first in a suite names nothing.
+    Being the first arm of a suite does not count.
     """
     completed = [arm for arm in study.reported_arms if arm.completed]
     return study.experiment_type in _TYPES_WITH_A_REFERENCE or _by_name(completed, named) is not None
 
 
-def asked_reference(study: Study, *, named: str | None = None) -> StudyArm | None:
-    """The arm that is to be the reference, whatever has completed by now; of several rates the first."""
+def planned_reference(study: Study, *, named: str | None = None) -> StudyArm | None:
+    """The arm that is meant to be the reference, whether or not it has completed; of several rates the first."""
     return _by_name(study.reported_arms, named) or _by_design(study, study.reported_arms)
 
 
 def missing_reference(study: Study) -> StudyArm | None:
-    """The arm that the design would have as reference, where no seed of it completed at any rate."""
+    """The reference by design if no seed of it completed at any rate, else None."""
     designed = _by_design(study, study.reported_arms)
     if designed is None or any(arm.completed for arm in rates_of(study, designed)):
         return None
@@ -51,7 +54,7 @@ def missing_reference(study: Study) -> StudyArm | None:
 
 
 def _by_name(arms: Sequence[StudyArm], name: str | None) -> StudyArm | None:
-    """The arm of that name, with or without its learning rate; of several rates the first."""
+    """The arm of that name, with or without its learning rate in the name; of several rates the first."""
     if name is None:
         return None
     rates = {arm.name: float(arm.settings.get("learning_rate") or 0.0) for arm in arms}

@@ -1,8 +1,12 @@
-"""One suite's results, cut into arms. Results of two suites are never pooled: they answer two questions.
+"""One suite's results, grouped by arm. Results of two suites are never pooled: they answer two questions.
 
-An arm is a name *and* its settings. A suite that was edited and run again under its old name leaves results
-of both versions in the store; they become two arms, never one mean. Where the data or the base model changed
-beneath the same name and settings, only results on the latest version count, and a note says so.
+An arm is a name *and* its settings. A suite that was edited and run again under its old name leaves results of both versions
+in the store; they become two arms and are never averaged. If the data or the base model changed under the same name and
+settings, only results on the latest version count, and a note says so.
+
+A study with test rows reports on them, and chooses (a learning rate, a checkpoint) on the held-out rows, which then report
+nothing. Without test rows the held-out rows do both, and a choice among many candidates makes the chosen one look slightly
+better than it is.
 """
 
 from collections import Counter
@@ -30,20 +34,20 @@ STUDIED_KEYS: Mapping[str, frozenset[str]] = {
     "method_comparison": frozenset(
         {"method", "peft_config", "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules"}
     ),
-    # What another tool compared nobody stated; whatever makes the adapter may be it, and each stands at its best rate.
+    # Nobody stated what another tool compared, so every setting of the adapter may be it. Each arm stands at its best rate.
     "imported": frozenset({"lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "base_model"})
     | _MODULE_KEYS
     | _PRECISION_KEYS,
     "quantization_study": _PRECISION_KEYS,
 }
 
-#: What two arms of one configuration may differ in.
-_BESIDE_A_CONFIGURATION = frozenset({"learning_rate", "max_arms_per_pack"})
+#: Settings in which two arms of one configuration may differ.
+_OUTSIDE_A_CONFIGURATION = frozenset({"learning_rate", "max_arms_per_pack"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyArm:
-    """One configuration with its results, one for each seed, in order of seed."""
+    """One configuration with its results, one for each seed, ordered by seed."""
 
     name: str
     settings: Mapping[str, Any]
@@ -56,25 +60,25 @@ class StudyArm:
 
     @property
     def was_pruned(self) -> bool:
-        """Whether racing stopped it, so that it has no final score and is no failure either."""
+        """Whether racing stopped it. Such an arm has no final score and did not fail."""
         return any(result.was_pruned for result in self.results)
 
     @cached_property
     def typed_settings(self) -> Settings:
-        """The settings as a value with its properties; keys that this version does not know are left out."""
+        """The settings as a typed value, without keys that this version does not know."""
         known = {key: value for key, value in self.settings.items() if key in Settings.model_fields}
         return Settings.model_validate_json(canonical_json(known))
 
     @cached_property
     def configuration(self) -> str:
-        """The settings but for the learning rate and the layout of packs: equal for arms that differ in nothing else."""
-        rest = {k: v for k, v in self.settings.items() if v is not None and k not in _BESIDE_A_CONFIGURATION}
+        """The settings without learning rate and pack layout, as text: equal for arms that differ in nothing else."""
+        rest = {k: v for k, v in self.settings.items() if v is not None and k not in _OUTSIDE_A_CONFIGURATION}
         return canonical_json(rest)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One suite of one experiment type. Arms stand in reading order: by rank, by precision, or as in the suite."""
+    """One suite of one experiment type. Arms are in reading order: by rank, by precision, or as in the suite."""
 
     suite_name: str
     experiment_type: str
@@ -82,11 +86,11 @@ class Study:
     notes: tuple[str, ...] = ()
     """What the reader must know about how results became arms."""
     tuning_seeds: frozenset[int] = frozenset()
-    """Seeds of runs that chose learning rates and report nothing, as the suite's question says."""
+    """Seeds of the runs that chose learning rates, as the suite's question states them. These runs report nothing."""
 
     @cached_property
     def results(self) -> tuple[ExperimentResult, ...]:
-        """Every result, of whatever status."""
+        """Every result, whatever its status."""
         return tuple(result for arm in self.arms for result in arm.results)
 
     @cached_property
@@ -101,12 +105,12 @@ class Study:
 
     @cached_property
     def reported_arms(self) -> tuple[StudyArm, ...]:
-        """The arms that results are reported of: not those at a rate that was tried and not chosen."""
+        """The arms that the report shows: without those at a learning rate that was tried and not chosen."""
         return tuple(arm for arm in self.arms if self.reporting_runs(arm))
 
     @cached_property
     def versions(self) -> Mapping[tuple[str, str], frozenset[int]]:
-        """All versions with which completed runs measured a metric, by (split, metric) as in `ExperimentResult.scores`."""
+        """All versions of each metric that completed runs recorded, by (split, metric) as in `ExperimentResult.scores`."""
         found: dict[tuple[str, str], set[int]] = {}
         for result in self.completed:
             for key, score in result.scores.items():
@@ -115,16 +119,16 @@ class Study:
 
     @cached_property
     def scored_throughout(self) -> frozenset[tuple[str, str]]:
-        """The (split, metric) that every completed run was scored on; none where nothing completed."""
+        """The (split, metric) pairs that every completed run has; empty if nothing completed."""
         scored = [frozenset(result.scores) for result in self.completed]
         return frozenset.intersection(*scored) if scored else frozenset()
 
     def reporting_runs(self, arm: StudyArm) -> tuple[ExperimentResult, ...]:
-        """The arm's results, of whatever status, but for those that chose its learning rate."""
+        """The arm's results, whatever their status, without those that chose its learning rate."""
         return tuple(result for result in arm.results if result.seed not in self.tuning_seeds)
 
     def choosing_runs(self, arm: StudyArm) -> tuple[ExperimentResult, ...]:
-        """The arm's results, of whatever status, that choose its learning rate: runs of their own, else all of them."""
+        """The arm's results, whatever their status, that choose its learning rate: its tuning runs if it has any, else all."""
         tuning = tuple(result for result in arm.results if result.seed in self.tuning_seeds)
         return tuning or arm.results
 
@@ -142,21 +146,21 @@ def split_studies(results: Iterable[ExperimentResult]) -> tuple[Study, ...]:
 
 
 def differing_settings(arms: Sequence[StudyArm]) -> tuple[str, ...]:
-    """Keys in which at least two arms differ, in the order of the settings. Layout of the work is left out."""
+    """Keys in which at least two arms differ, in the order of the settings, without the layout of packs."""
     keys = dict.fromkeys(key for arm in arms for key in arm.settings if key != "max_arms_per_pack")
     return tuple(key for key in keys if len({canonical_json(arm.settings.get(key)) for arm in arms}) > 1)
 
 
 def shared_settings(arms: Sequence[StudyArm]) -> dict[str, Any]:
-    """Keys that are equal in all arms, with their value."""
+    """Keys whose value is the same in all arms, with that value."""
     differing = set(differing_settings(arms))
     return {key: value for arm in arms[:1] for key, value in arm.settings.items() if key not in differing}
 
 
 def confounds(study: Study) -> tuple[str, ...]:
-    """Keys in which the arms differ besides what the experiment type studies; none for a type of one's own.
+    """Keys in which the arms differ beyond what the experiment type studies; empty for a custom type.
 
-    A learning rate that was looked for is each arm's best, and no factor.
+    A searched learning rate is each arm's best, so it does not count as a factor.
     """
     studied = STUDIED_KEYS.get(study.experiment_type)
     if studied is None:
@@ -209,7 +213,7 @@ def _study(suite_name: str, experiment_type: str, *, results: Sequence[Experimen
 
 
 def _on_latest_sources(group: Sequence[ExperimentResult]) -> list[ExperimentResult]:
-    """The results on the data and the base model of the latest one: seeds on two versions make no one mean."""
+    """The results on the data and base model of the latest one: seeds on two versions are not averaged."""
     latest = max(group, key=_completed_then_latest)
     return [result for result in group if _data_and_base(result) == _data_and_base(latest)]
 
@@ -219,12 +223,12 @@ def _data_version(result: ExperimentResult) -> int:
 
 
 def _data_and_base(result: ExperimentResult) -> dict[str, Any]:
-    """Of an imported result the sources also name the environment, of which one's own have a record."""
+    """The sources without the environment, which only imported results keep there."""
     return {key: value for key, value in result.sources.items() if key != "environment"}
 
 
 def _latest_per_seed(group: Sequence[ExperimentResult]) -> tuple[ExperimentResult, ...]:
-    """One result for each seed: a completed one before any other, then the one that began last."""
+    """One result for each seed: a completed one if there is one, and of several the one that began last."""
     by_seed = {result.seed: result for result in sorted(group, key=_completed_then_latest)}
     return tuple(by_seed[seed] for seed in sorted(by_seed))
 
@@ -244,17 +248,17 @@ def _in_reading_order(arms: Sequence[StudyArm], experiment_type: str) -> tuple[S
 #: The split that choices are made on, as in `Score.split`.
 CHOOSING_SPLIT: Literal["eval"] = "eval"
 
-#: The metric by which one tells whether a run was scored on the test rows: every completed run has it.
+#: Every completed run has this metric, so its presence shows whether a run was scored on the test rows.
 _ALWAYS_MEASURED = "loss"
 
 
 def reporting_split(study: Study) -> Literal["test", "eval"]:
-    """`test` where every completed run was scored on test rows, else `eval`: one study reports on one split."""
+    """`test` if every completed run was scored on test rows, else `eval`: one study reports on one split."""
     return "test" if ("test", _ALWAYS_MEASURED) in study.scored_throughout else "eval"
 
 
 def stored_split(split: str, study: Study, *, choosing: bool = False) -> str:
-    """Where the store holds what a `Metric` calls `eval` or `eval_before`; any other split stands as it is."""
+    """The stored split behind what a `Metric` calls `eval` or `eval_before`; any other split is unchanged."""
     if choosing or split.removesuffix("_before") != CHOOSING_SPLIT:
         return split
     return reporting_split(study) + split.removeprefix(CHOOSING_SPLIT)
@@ -262,7 +266,7 @@ def stored_split(split: str, study: Study, *, choosing: bool = False) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Invalidation:
-    """Something that makes a verdict about an arm invalid. `code` is the finding's, `why` one clause."""
+    """Something that makes verdicts about an arm invalid. `code` is that of the linter's finding, `why` is one clause."""
 
     code: str
     why: str

@@ -1,4 +1,4 @@
-"""Each arm's metrics and costs, summarised over its seeds."""
+"""Each arm's metrics, costs and training curve, summarised over its seeds."""
 
 import math
 import statistics
@@ -9,7 +9,7 @@ from lorastudy.protocol.records import ArmProfile
 from lorastudy.stats.study import Study, StudyArm, stored_split
 from lorastudy.store.views import ExperimentResult, ScoreValue, StepRow
 
-#: Scores that differ by less than this share of themselves differ by rounding.
+#: Scores whose relative difference is smaller than this differ by rounding only.
 _ROUNDING = 1e-9
 
 
@@ -17,7 +17,7 @@ _ROUNDING = 1e-9
 class Metric:
     """A score: where it was measured, what it is, and which direction is good.
 
-    `split` says `eval` for the rows that report, which are the test rows where a study has them (`analysis.splits`).
+    The split `eval` means the rows that report: the test rows of a study that has them (`study.stored_split`).
     """
 
     split: str
@@ -27,13 +27,18 @@ class Metric:
     lower_is_better: bool
 
     @property
+    def cost_sign(self) -> int:
+        """1 or -1: score times sign is a cost, of which less is better."""
+        return 1 if self.lower_is_better else -1
+
+    @property
     def is_in_units(self) -> bool:
-        """Whether a value wants its unit behind it; a share does not."""
+        """Whether a value is written with its unit; a share is not."""
         return self.unit not in {"", "share"}
 
     @property
     def key(self) -> tuple[str, str]:
-        """As in `ExperimentResult.scores`, but for test rows, which `analysis.splits` finds."""
+        """The key of `ExperimentResult.scores`, except for test rows (`study.stored_split`)."""
         return (self.split, self.name)
 
 
@@ -57,7 +62,7 @@ EXACT_MATCH = Metric(
     split="eval", name="exact_match", title="Exact match", unit="share", lower_is_better=False
 )
 
-#: Not shown of arms: 1 says that an arm gave one answer to every row.
+#: Not in the report: 1 means that an arm gave the same answer to every row.
 SAME_ANSWER = Metric(
     split="eval", name="same_answer", title="Commonest answer", unit="share", lower_is_better=True
 )
@@ -78,13 +83,13 @@ FORGETTING = Metric(
     lower_is_better=True,
 )
 
-#: What a report shows of every arm. `LOSS_BEFORE` is the base model's and equal for all.
+#: What a report shows for every arm. `LOSS_BEFORE` belongs to the base model and is the same for all.
 METRICS = (LOSS, PERPLEXITY, TOKEN_ACCURACY, EXACT_MATCH, FORGETTING_BEFORE, FORGETTING)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Values over seeds. `sd` is the sample standard deviation (n - 1 below); None for a single value."""
+    """Values over seeds. `sd` is the sample standard deviation (divisor n - 1); None for a single value."""
 
     values: tuple[float, ...]
     mean: float
@@ -100,7 +105,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> "Spread | None":
-        """The spread of what was measured; None when nothing was."""
+        """The spread of the values that are not None; None if there are none."""
         measured = tuple(float(value) for value in values if value is not None)
         if not measured:
             return None
@@ -116,25 +121,25 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class StepNoise:
-    """How sure the time of an arm's step is: over the packs that know it; where half do not, over all that timed it."""
+    """How sure an arm's step time is: over the packs that know it or, if half of them do not, over all that timed it."""
 
     num_steps: int
-    """Timed steps of all these packs."""
+    """Timed steps in all these packs."""
     apart: float
-    """Median over the packs of the share by which two measurements of the arm differed."""
+    """Relative difference of two measurements of the arm, median over the packs."""
     half_quartile_distance: float
-    """Half the distance between the quartiles of a pack's timed steps in seconds, median over the packs."""
+    """Half the interquartile distance of a pack's timed steps, in seconds, median over the packs."""
     error_seconds: float
     """Standard error of the median step."""
 
     @classmethod
     def of(cls, profiles: Sequence[ArmProfile]) -> "StepNoise | None":
-        """Of one profile for each pack; None where no noise was measured.
+        """From one profile for each pack; None if no noise was measured.
 
-        The standard error of a median is 1.2533 s / sqrt(n) for normal noise of standard deviation s, and the quartiles of
-        that lie 1.349 s apart. Of packs that were timed apart the errors average: sqrt of the sum of squares / packs.
+        For normal noise of standard deviation s, the median has the standard error 1.2533 s / sqrt(n) and the quartiles lie
+        1.349 s apart. Packs are timed independently, so their errors average: sqrt(sum of squares) / number of packs.
         """
-        known = _that_know_the_time(profiles) or profiles
+        known = _with_step_time(profiles) or profiles
         timed = [
             (steps, apart, distance)
             for profile in known
@@ -155,14 +160,14 @@ class StepNoise:
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What an arm costs. All but `train_seconds` are of the arm training alone on the same base."""
+    """What an arm costs. All but `train_seconds` are for the arm training alone on the same base."""
 
     trainable_parameters: Spread | None
     total_parameters: Spread | None
     adapter_bytes: Spread | None
     peak_memory_bytes: Spread | None
     step_seconds: Spread | None
-    """None where it was not timed, or noise hid it in half of the packs or more: the rest may agree by luck."""
+    """None if it was not timed, or if noise hid it in half of the packs or more: the others may agree by luck."""
     step_noise: StepNoise | None
     tokens_per_second: Spread | None
     train_seconds: Spread | None
@@ -177,7 +182,7 @@ class ArmSummary:
     costs: Costs
 
     def score(self, metric: Metric) -> Spread | None:
-        """The metric over seeds; None where it was not measured."""
+        """The metric over seeds; None if it was not measured."""
         return self.scores.get(metric.key)
 
 
@@ -197,11 +202,11 @@ def summarise_arm(arm: StudyArm, study: Study) -> ArmSummary:
 def scores_by_seed(
     arm: StudyArm, study: Study, *, metric: Metric, choosing: bool = False
 ) -> dict[int, float]:
-    """The metric of each completed seed, of the newest metric version in the study only.
+    """The metric of each completed seed, in the newest metric version of the study.
 
-    On the rows that report, without the runs that chose a learning rate; with `choosing` on the rows that a choice
-    is made on, and of those runs alone where the arm has them. Scores of two versions of a metric measure two things;
-    mixing them once reversed a published ranking.
+    By default on the rows that report, without the runs that chose a learning rate. With `choosing`, on the rows that choices
+    are made on, and from those tuning runs alone if the arm has them. Two versions of a metric measure two things: mixing
+    them once reversed a published ranking.
     """
     newest = newest_version(study, metric)
     key = (stored_split(metric.split, study, choosing=choosing), metric.name)
@@ -213,15 +218,15 @@ def scores_by_seed(
 
 
 def are_equal(scores: Collection[float]) -> bool:
-    """Whether no two of them differ by more than rounding; so where there are fewer than two."""
+    """Whether no two of them differ by more than rounding; true for fewer than two."""
     largest = max(map(abs, scores), default=0.0)
     return max(scores, default=0.0) - min(scores, default=0.0) <= _ROUNDING * largest
 
 
 def run_seconds(arm: StudyArm) -> float | None:
-    """What one more seed of the arm takes: the median over its runs of loading, training and scoring.
+    """Seconds that one more seed of the arm takes: the median over its runs of loading, training and scoring.
 
-    A pack's time is shared equally by the arms that trained in it. None where no run was timed.
+    A pack's time is divided equally among its arms. None if no run was timed.
     """
     packs = [result.pack_profile for result in arm.completed if result.pack_profile is not None]
     spread = Spread.of(
@@ -231,23 +236,23 @@ def run_seconds(arm: StudyArm) -> float | None:
 
 
 def newest_version(study: Study, metric: Metric) -> int | None:
-    """The highest version with which the study's completed runs measured the metric; None if none did."""
+    """The newest version of the metric among the study's completed runs; None if none measured it."""
     return max(metric_versions(study, metric), default=None)
 
 
 def metric_versions(study: Study, metric: Metric) -> set[int]:
-    """All versions with which the study's completed runs measured the metric."""
+    """All versions of the metric among the study's completed runs."""
     return set(study.versions.get((stored_split(metric.split, study), metric.name), ()))
 
 
 def arm_versions(arm: StudyArm, study: Study, *, metric: Metric) -> set[int]:
-    """All versions with which the arm's completed runs measured the metric."""
+    """All versions of the metric among the arm's completed runs."""
     key = (stored_split(metric.split, study), metric.name)
     return {r.scores[key].version for r in arm.completed if key in r.scores}
 
 
-def _that_know_the_time(profiles: Sequence[ArmProfile]) -> list[ArmProfile]:
-    """Of one profile for each pack those with a step time; none where half of the packs or more have none."""
+def _with_step_time(profiles: Sequence[ArmProfile]) -> list[ArmProfile]:
+    """Of one profile for each pack, those with a step time; empty if half of the packs or more have none."""
     known = [profile for profile in profiles if profile.step_seconds is not None]
     return known if 2 * len(known) > len(profiles) else []
 
@@ -256,7 +261,7 @@ def _costs(results: tuple[ExperimentResult, ...]) -> Costs:
     profiles = [result.profile for result in results if result.profile is not None]
     by_pack = {(result.pack_id, result.attempt): result.profile for result in results if result.profile}
     packs = list(by_pack.values())
-    timed = profiles if _that_know_the_time(packs) else []
+    timed = profiles if _with_step_time(packs) else []
     return Costs(
         trainable_parameters=Spread.of(p.num_trainable_parameters for p in profiles),
         total_parameters=Spread.of(p.num_total_parameters for p in profiles),
@@ -271,9 +276,9 @@ def _costs(results: tuple[ExperimentResult, ...]) -> Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """Mean over seeds of the mean training loss of the steps that end at `step`, and one sd to either side.
+    """Mean over seeds of the mean training loss of the steps up to `step`; `low` and `high` are one sd to either side.
 
-    `low` and `high` are None for a single seed.
+    Both are None for a single seed.
     """
 
     step: int
@@ -284,12 +289,12 @@ class CurvePoint:
 
 
 def bin_width(num_steps: int, max_points: int = 60) -> int:
-    """Steps per point, so that a curve has at most `max_points` points."""
+    """Steps for each point, so that a curve has at most `max_points` points."""
     return max(1, math.ceil(num_steps / max_points))
 
 
 def mean_curve(runs: Sequence[Sequence[StepRow]], *, width: int) -> tuple[CurvePoint, ...]:
-    """One point for every `width` steps. Steps without a finite loss are left out, never filled in."""
+    """One point for every `width` steps. Steps without a finite loss are left out and never filled in."""
     bins: dict[int, list[float]] = {}
     for run in runs:
         for end, losses in _binned(run, width).items():

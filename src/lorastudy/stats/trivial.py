@@ -1,11 +1,11 @@
-"""What guessing scores without a model (`data.answers`), as a study's results recorded it, and how arms stand to it.
+"""What guessing without a model scores (`data.answers`), as a study's results recorded it, and how the arms compare with it.
 
-A trivial predictor is no arm: it is in no verdict, no tie and no frontier. But an arm that is not shown to beat it has learnt
-nothing from the prompts that could be shown, and is not recommended.
+A trivial predictor is not an arm: it takes no part in verdicts, in the set of the best or in the frontier. But an arm that is
+not shown to beat it has not been shown to learn anything from the prompts, and is not recommended.
 
-An arm is compared with each predictor on its own runs: per seed and item, by the estimate that arms are compared by
-(`analysis.twoway`). It beats the predictor where the 95 % interval of the difference lies on its side. It must beat all of
-them, so that the number of predictors costs no error rate. With one seed there is no interval, and the mean decides.
+An arm is compared with each predictor on its own runs, per seed and item, with the same estimate as two arms (`twoway`). It
+beats the predictor if the 95 % interval of the difference lies on its side. It must beat all predictors, so their number does
+not raise the error rate. With one seed there is no interval, and the mean decides.
 """
 
 import statistics
@@ -53,8 +53,7 @@ class AgainstTrivial:
     def is_beaten(self) -> bool:
         """Whether the arm is shown to be ahead of the predictor."""
         difference = self.arm_score - self.score
-        low, high = self.interval or (difference, difference)
-        return high < 0 if self.metric.lower_is_better else low > 0
+        return max(self.metric.cost_sign * bound for bound in self.interval or (difference,)) < 0
 
     @property
     def name(self) -> str:
@@ -90,18 +89,18 @@ def against_trivial(
 def best_not_ahead(found: Sequence[AgainstTrivial]) -> AgainstTrivial | None:
     """The best arm that is not shown to beat guessing, against the hardest predictor that it does not beat.
 
-    This is the pair that stands for all such arms wherever they are spoken of. None where every arm beats all predictors.
+    Every message about such arms names this pair. None if every arm beats all predictors.
     """
     open_ones = [one for one in found if not one.is_beaten]
     if not open_ones:
         return None
-    take = min if open_ones[0].metric.lower_is_better else max
-    best = take(open_ones, key=lambda one: one.arm_score)
-    return take((one for one in open_ones if one.arm == best.arm), key=lambda one: one.score)
+    sign = open_ones[0].metric.cost_sign
+    best = min(open_ones, key=lambda one: sign * one.arm_score)
+    return min((one for one in open_ones if one.arm == best.arm), key=lambda one: sign * one.score)
 
 
 def trivial_spreads(study: Study, *, metric: Metric) -> Mapping[TrivialPredictor, Spread]:
-    """Each predictor's score over the study's seeds; another seed may train on other rows of the same file."""
+    """Each predictor's score over the study's seeds, which may train on different rows of one file."""
     spreads = {}
     for predictor, by_seed in _recorded(study, study.reported_arms, metric=metric).items():
         distinct = [value for scores in by_seed.values() for value in {score.value for score in scores}]
@@ -112,27 +111,27 @@ def trivial_spreads(study: Study, *, metric: Metric) -> Mapping[TrivialPredictor
 
 
 def constant_answer(study: Study) -> str | None:
-    """What the constant answer says, where it is compared as a text and is the same for all runs."""
-    said = {score.answer for run in study.completed for score in run.trivial if score.answer is not None}
-    return said.pop() if len(said) == 1 else None
+    """The text of the constant answer if it is the same for all runs, else None."""
+    answers = {score.answer for run in study.completed for score in run.trivial if score.answer is not None}
+    return answers.pop() if len(answers) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class GainStart:
-    """What the gain in held-out loss is measured from: the best of what needs no training, by its mean loss.
+    """What the gain in held-out loss is measured from: whatever has the lowest mean loss without training.
 
-    That is the base model, or a trivial predictor where the base model is worse than that, because it does not know the
-    format or the answers. What a base model loses beyond guessing no training needs prompts to win back.
+    That is the base model, or a trivial predictor if the base model does not know the format or the answers and is worse.
+    Winning back what a base model loses beyond guessing needs no prompts, so it is no gain.
     """
 
     name: str
     by_seed: Mapping[int, float]
     items: Mapping[int, "ItemScores"]
-    """By seed, where they are known."""
+    """By seed, if they are known."""
 
 
 def gain_start(study: Study, reference: StudyArm, *, items: "ItemTable | None" = None) -> GainStart | None:
-    """Of the reference's runs; None where the base model's loss was measured on none of its seeds."""
+    """The start for the reference's runs; None if the base model's loss was measured on none of its seeds."""
     after, before = (scores_by_seed(reference, study, metric=metric) for metric in (LOSS, LOSS_BEFORE))
     ours = sorted(after.keys() & before.keys())
     if not ours:
@@ -161,7 +160,7 @@ def gain_start(study: Study, reference: StudyArm, *, items: "ItemTable | None" =
 def _recorded(
     study: Study, arms: Sequence[StudyArm], *, metric: Metric
 ) -> dict[TrivialPredictor, dict[int, list[TrivialScore]]]:
-    """The scores that the arms' reporting runs recorded, by predictor and seed, of the metric's newest version."""
+    """The scores that the arms' reporting runs recorded, by predictor and seed, in the metric's newest version."""
     newest, split = newest_version(study, metric), stored_split(metric.split, study)
     found: dict[TrivialPredictor, dict[int, list[TrivialScore]]] = {}
     for run in (run for arm in arms for run in arm.completed if run.seed not in study.tuning_seeds):
@@ -180,7 +179,7 @@ def _estimate(
     metric: Metric,
     items: "ItemTable",
 ) -> "TwoWay | None":
-    """Arm minus predictor, over new seeds and, where items were stored, new items; None with one seed."""
+    """Arm minus predictor, for new seeds and, if items were stored, for new items; None with one seed."""
     from lorastudy.stats.items import paired_items  # and numpy with it, which a dry run goes without
     from lorastudy.stats.twoway import seeds_only, two_way
 
@@ -197,7 +196,7 @@ def _estimate(
 
 
 def _items_of(score: TrivialScore, *, like: "ItemScores | None") -> "ItemScores":
-    """The predictor's items; they are of the same rows as the arm's, so rows that belong together are the same too."""
+    """The predictor's items. They are on the arm's rows, so the arm's groups hold for them too."""
     from lorastudy.stats.items import ItemScores
 
     return ItemScores(values=score.items, weights=score.weights, groups=None if like is None else like.groups)

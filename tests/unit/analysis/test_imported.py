@@ -43,7 +43,7 @@ def test_arms_that_cannot_be_told_from_the_best():
     by_name = {arm.name: arm.against_best for arm in analysis.arms}
     assert by_name["c"].upper == pytest.approx(0.030 + 2.06 * 0.0223, abs=1e-3)
     # neighbours: b-c no, c-d no, d-a yes
-    assert analysis.neighbours_told_apart == 1
+    assert analysis.num_distinct_neighbours == 1
 
 
 def test_one_seed_gives_no_verdict():
@@ -204,7 +204,7 @@ def test_of_63_equal_shares_one_is_called_behind_in_5_of_100_tables_at_most():
     draws = np.random.default_rng(3).binomial(1319, 0.47, size=(1000, 63))
     false = [
         any(one.is_behind for one in shares_against_the_best(
-            {str(k): Share(num_right=int(right), num_items=1319) for k, right in enumerate(row)}, lower_is_better=False
+            {str(k): Share(num_right=int(right), num_items=1319) for k, right in enumerate(row)}, cost_sign=-1
         ).values())
         for row in draws
     ]  # fmt: skip

@@ -139,7 +139,7 @@ def test_of_several_that_are_better_the_cheapest_is_taken_that_is_not_behind_ano
 def test_a_rank_that_is_better_than_the_largest_is_taken_for_that(study_of):
     study = study_of({"r2": (0.5, 1, 1), "r4": (1.0, 1.5, 2), "r8": (1.0, 2, 3)}, kind="rank_ablation")
     analysis = analyse(study, criterion=Criterion(margin=0.1))
-    assert analysis.comparison("r2").told == "r2 is better"
+    assert analysis.comparison("r2").verdict_words == "r2 is better"
     assert recommendation(analysis).answer == "Take r2: it is shown to be better than r8."
 
 

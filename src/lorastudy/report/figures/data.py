@@ -211,7 +211,7 @@ def _foremost(analysis: Analysis) -> Analysis:
     """The analysis as far as it is drawn: the reference, the frontier, and then the arms with the best scores."""
     if len(analysis.completed) <= MAX_DRAWN:
         return analysis
-    sign = 1 if analysis.primary.lower_is_better else -1
+    sign = analysis.primary.cost_sign
     scored = [
         (sign * spread.mean, s.arm.name) for s in analysis.completed if (spread := s.score(analysis.primary))
     ]
@@ -374,7 +374,7 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
             low=comparison.interval[0] if comparison.interval else None,
             high=comparison.interval[1] if comparison.interval else None,
             n=comparison.n,
-            verdict=_short(comparison.told, arm=comparison.arm, reference=analysis.reference.name),
+            verdict=_short(comparison.verdict_words, arm=comparison.arm, reference=analysis.reference.name),
             decided=comparison.verdict in {"better", "as good within the margin"},
         )
         for comparison in analysis.primary_comparisons
@@ -408,16 +408,16 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
 def _margin(analysis: Analysis) -> str:
     """When the margin was set, and that a share is of what was measured."""
     was_set = margin_was_set(analysis)
-    told = f"the margin {'that was ' if was_set.startswith('set') else ''}{was_set}"
+    text = f"the margin {'that was ' if was_set.startswith('set') else ''}{was_set}"
     if analysis.criterion.margin_share is None:
-        return told
+        return text
     comma = "," if "margin" in analysis.criterion.late_by_key else ""
-    return f"{told}{comma} as a share of the gain, here of the measured one"
+    return f"{text}{comma} as a share of the gain, here of the measured one"
 
 
-def _short(told: str, *, arm: str, reference: str) -> str:
+def _short(words: str, *, arm: str, reference: str) -> str:
     """The verdict beside a row of the plot: both names stand in it already, and may be long."""
     for name, short in ((reference, "reference"), (arm, "this arm")):
-        if told.startswith(f"{name} "):
-            return f"{short} {told.removeprefix(f'{name} ')}"
-    return told
+        if words.startswith(f"{name} "):
+            return f"{short} {words.removeprefix(f'{name} ')}"
+    return words

@@ -20,8 +20,8 @@ from lorastudy.report.findings.wording import (
     without_verdict,
 )
 from lorastudy.report.numbers import (
+    EQUAL_TIMES,
     MOST_LISTED,
-    NOT_TOLD_APART,
     NUM_LISTED_OF_MANY,
     count,
     duration,
@@ -151,7 +151,7 @@ def _costs(analysis: Analysis) -> str:
         (low_name, low), (high_name, high) = steps
         sentences.append(
             f"A step alone takes from {duration(low)} ({low_name}) to {duration(high)} ({high_name}); "
-            f"{NOT_TOLD_APART}."
+            f"{EQUAL_TIMES}."
         )
     return " ".join(sentences) or "Neither memory nor time was measured."
 
@@ -252,8 +252,7 @@ def _necessity(comparisons: Sequence[Comparison]) -> str:
 def _size_then_quality(summary: ArmSummary, metric: Metric) -> tuple[float, float]:
     """The larger first, and of equals (one configuration at several learning rates) the better one."""
     size, quality = summary.costs.trainable_parameters, summary.score(metric)
-    sign = -1 if metric.lower_is_better else 1
-    return (size.mean if size else 0.0, sign * quality.mean if quality else -math.inf)
+    return (size.mean if size else 0.0, -metric.cost_sign * quality.mean if quality else -math.inf)
 
 
 def _differ_in_layers_only(one: StudyArm, other: StudyArm) -> bool:
@@ -390,7 +389,7 @@ def _trade_off(analysis: Analysis) -> str:
             quality = f"{comparison.metric.title.lower()} {difference(comparison)}"
             sentences.append(f"{_with_precision(summary.arm)}: {_speed(summary)}, {quality}.")
     if any(summary.costs.step_seconds for summary in analysis.completed):
-        sentences.append(f"(Steps of an arm alone; {NOT_TOLD_APART}.)")
+        sentences.append(f"(Steps of an arm alone; {EQUAL_TIMES}.)")
     return " ".join(sentences)
 
 

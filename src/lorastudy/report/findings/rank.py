@@ -19,7 +19,7 @@ from lorastudy.report.findings.wording import (
     verdicts_by_word,
 )
 from lorastudy.report.numbers import (
-    NOT_TOLD_APART,
+    EQUAL_TIMES,
     count,
     decimals_for,
     duration,
@@ -72,14 +72,14 @@ def _answer(analysis: Analysis, returns: RankReturns) -> str:
         f"of the observed gain in {_metric(returns)} ({percent(returns.kept_share)} of what {_name(largest)} gained "
         f"over {_name(returns.ladder[0])}){_price(analysis, knee, largest=largest)}. "
         f"{_capital(_name(knee))} against {_name(largest)}: {_comparison(returns)}. "
-        f"{_told_sufficient(analysis, returns)}".rstrip()
+        f"{_sufficiency(analysis, returns)}".rstrip()
     )
 
 
 def _scope(analysis: Analysis, returns: RankReturns) -> str:
     """Which arms the answer is about, where it is not about all."""
-    told = {arm.name for rung in returns.ladder for arm in rates_of(analysis.study, rung)}
-    if all(summary.arm.name in told for summary in analysis.completed):
+    text = {arm.name for rung in returns.ladder for arm in rates_of(analysis.study, rung)}
+    if all(summary.arm.name in text for summary in analysis.completed):
         return ""
     apart = "rank" if max(returns.num_rates) == 1 else "rank and learning rate"
     return f" (This is about the arms that differ from {returns.ladder[-1].name} in nothing but {apart}.)"
@@ -135,7 +135,7 @@ def _memory(analysis: Analysis) -> str:
         times = (duration(large.step_seconds.median), duration(small.step_seconds.median))
         sentences.append(
             f"A step alone takes {times[0]} for {_name(returns.ladder[-1])} and {times[1]} for "
-            f"{_name(returns.ladder[0])}; {NOT_TOLD_APART}."
+            f"{_name(returns.ladder[0])}; {EQUAL_TIMES}."
         )
     return " ".join(sentences)
 
@@ -165,7 +165,7 @@ def _returns(analysis: Analysis) -> str:
     )
 
 
-def _told_sufficient(analysis: Analysis, returns: RankReturns) -> str:
+def _sufficiency(analysis: Analysis, returns: RankReturns) -> str:
     """That no smaller rank is shown to be sufficient, where the suite set a margin; one that is, is recommended."""
     asked = analysis.criterion.margin is not None and analysis.smallest_sufficient is None
     return _sufficient(analysis, returns) if asked else ""
@@ -198,10 +198,10 @@ def _sufficient(analysis: Analysis, returns: RankReturns) -> str:
     if smallest is None:
         return f"No smaller rank was shown to be as good as {largest} within the margin of {margin_words(analysis)}."
     within = as_good_within_the_margin(analysis, smallest.name)
-    told = f"{_capital(_name(smallest))} is the smallest rank shown to be {within}, stepping down from the largest"
+    text = f"{_capital(_name(smallest))} is the smallest rank shown to be {within}, stepping down from the largest"
     if analysis.smallest_sufficient is None:
-        return f"{told}; that is {tried_rates(analysis.study)}, and shows of no tuned rank that it is sufficient."
-    return f"{told}."
+        return f"{text}; that is {tried_rates(analysis.study)}, and shows of no tuned rank that it is sufficient."
+    return f"{text}."
 
 
 def _steps(returns: RankReturns) -> str:
@@ -251,9 +251,9 @@ def _no_gain(returns: RankReturns) -> str:
     if gain.arm_is_ahead:
         return f"A larger rank did not help here: {smallest} against {largest} is {difference(gain)}"
     if gain.reference_is_ahead:
-        told = f"{smallest} against {largest} is {difference(gain)}"
+        text = f"{smallest} against {largest} is {difference(gain)}"
         return (
-            f"Over the seeds that every rank completed a larger rank did not help, though {told} over theirs"
+            f"Over the seeds that every rank completed a larger rank did not help, though {text} over theirs"
         )
     if leans(gain) and gain.mean is not None:
         assert gain.cost is not None

@@ -60,10 +60,10 @@ def recommendation(analysis: Analysis) -> Advice:
     if decision.untuned:
         return _untuned(analysis, decision, cost=cost)
     if decision.status == "decided":
-        told = f"Take {decision.arm}: {why(analysis, decision)}.{_its_divergence(analysis, decision)}"
-        return Advice(arm=decision.arm, answer=told, cost=cost)
-    told = f"Not decided: {what_is_open(analysis, decision)}. {meanwhile(analysis, decision)} {what_would_decide(analysis, decision)}"
-    return Advice(arm=None, answer=told)
+        text = f"Take {decision.arm}: {why(analysis, decision)}.{_its_divergence(analysis, decision)}"
+        return Advice(arm=decision.arm, answer=text, cost=cost)
+    text = f"Not decided: {what_is_open(analysis, decision)}. {meanwhile(analysis, decision)} {what_would_decide(analysis, decision)}"
+    return Advice(arm=None, answer=text)
 
 
 def why(analysis: Analysis, decision: Decision) -> str:
@@ -147,15 +147,15 @@ def _why_the_reference_meanwhile(analysis: Analysis, decision: Decision) -> str:
 
 def _why_better(analysis: Analysis, decision: Decision) -> str:
     assert analysis.reference is not None
-    told = f"it is shown to be {_than(analysis)} {analysis.reference.name}"
+    text = f"it is shown to be {_than(analysis)} {analysis.reference.name}"
     beside = [*decision.peers, *decision.left_out]
     if not beside:
-        return told
-    told += f", as {names(beside)} {'are' if len(beside) > 1 else 'is'}"
+        return text
+    text += f", as {names(beside)} {'are' if len(beside) > 1 else 'is'}"
     if decision.left_out:
-        told += f"; {names(decision.left_out)} {'are' if len(decision.left_out) > 1 else 'is'} behind"
+        text += f"; {names(decision.left_out)} {'are' if len(decision.left_out) > 1 else 'is'} behind"
     rest = "the others" if decision.left_out else "these"
-    return f"{told}; of {rest} {_CHEAPEST[decision.cheapest_by]}" if decision.cheapest_by else told
+    return f"{text}; of {rest} {_CHEAPEST[decision.cheapest_by]}" if decision.cheapest_by else text
 
 
 def _why_as_good(analysis: Analysis, decision: Decision) -> str:
@@ -217,14 +217,14 @@ def _why_guessing(analysis: Analysis, decision: Decision) -> str:
     unit = f" {analysis.primary.unit}" if analysis.primary.is_in_units else ""
     is_every = set(arms) == {one.arm for one in analysis.trivial}
     who = "no arm is" if is_every else f"{names(arms)} {'are' if len(arms) > 1 else 'is'} not"
-    told = (
+    text = (
         f"{who} shown to beat {best.name}, which {'needs' if best.predictor == 'constant' else 'need'} no model "
         f"({best.score:.3g}{unit}; {best.arm} has {best.arm_score:.3g})"
     )
     if is_every:
-        return f"{told}, so nothing is shown to be learnt from the prompts"
+        return f"{text}, so nothing is shown to be learnt from the prompts"
     harmed = f"; training made {names(decision.harmed)} worse than the base model" if decision.harmed else ""
-    return f"{told}{harmed}, and no other arm is shown to be the one to take"
+    return f"{text}{harmed}, and no other arm is shown to be the one to take"
 
 
 _REASONS: Mapping[Reason, Callable[[Analysis, Decision], str]] = {
@@ -279,10 +279,10 @@ def what_would_decide(analysis: Analysis, decision: Decision) -> str:
     arms_by_need: dict[str, list[str]] = {}
     for more, name in lacking:
         arms_by_need.setdefault(more_seeds(more), []).append(name)
-    told = [f"for {names(arms)} {need}" for need, arms in arms_by_need.items()]
-    rest = "; the others need more, as the table of pairs says" if len(told) > _MOST_NAMED else ""
+    text = [f"for {names(arms)} {need}" for need, arms in arms_by_need.items()]
+    rest = "; the others need more, as the table of pairs says" if len(text) > _MOST_NAMED else ""
     timed = " (time: that of the two arms)" if any(more.seconds for more, _ in lacking) else ""
-    return f"What would decide{timed}: {'; '.join(told[:_MOST_NAMED])}{rest}."
+    return f"What would decide{timed}: {'; '.join(text[:_MOST_NAMED])}{rest}."
 
 
 def because(recommended: Recommendation) -> tuple[str, ...]:
@@ -292,15 +292,15 @@ def because(recommended: Recommendation) -> tuple[str, ...]:
         return ("no study in the store answers for this model, so published rules do",)
     reason = why(analysis, decision)
     if decision.status != "decided":
-        told = [f"not decided: {what_is_open(analysis, decision)}; meanwhile {decision.arm}: {reason}"]
-        told.append(what_would_decide(analysis, decision))
+        text = [f"not decided: {what_is_open(analysis, decision)}; meanwhile {decision.arm}: {reason}"]
+        text.append(what_would_decide(analysis, decision))
     else:
-        told = [f"{tried_rates(analysis.study)} {reason}" if decision.untuned else reason]
+        text = [f"{tried_rates(analysis.study)} {reason}" if decision.untuned else reason]
     if decision.untuned:
-        told.append(
+        text.append(
             f"not called best: {who_is_untuned(analysis)}, and at rates of their own the arms may stand in another order; a "
             "suite with learning_rate: auto would tell"
         )
     divergence = analysis.divergence(str(decision.arm))
-    told += [] if divergence is None else [f"it {divergence.rate}"]
-    return (*told, *(f"not measured as such: {departure}" for departure in recommended.departures))
+    text += [] if divergence is None else [f"it {divergence.rate}"]
+    return (*text, *(f"not measured as such: {departure}" for departure in recommended.departures))

@@ -39,11 +39,15 @@ class KeyFinding:
 def verdict(comparison: Comparison) -> str:
     """The verdict with what belongs to it: `r64 is better`, `cannot tell (needs about 4 more seeds: 12.0 min)`."""
     if comparison.verdict == "cannot tell" and comparison.more is not None:
-        told = f"cannot tell (needs {more_seeds(comparison.more)})"
+        text = f"cannot tell (needs {more_seeds(comparison.more)})"
     else:
-        told = comparison.told if comparison.reason is None else f"{comparison.told} ({comparison.reason})"
-    missing = [one.words for one in comparison.diverged if one.words not in told]
-    return "; ".join([told, *missing])
+        text = (
+            comparison.verdict_words
+            if comparison.reason is None
+            else f"{comparison.verdict_words} ({comparison.reason})"
+        )
+    missing = [one.words for one in comparison.diverged if one.words not in text]
+    return "; ".join([text, *missing])
 
 
 def more_seeds(more: MoreSeeds) -> str:
@@ -172,26 +176,26 @@ def why_these_items_alone(analysis: Analysis) -> str:
 
 def verdicts_by_word(analysis: Analysis) -> str:
     """What each verdict was given to, and of untuned arms that none is called better."""
-    told = told_verdicts(analysis)
-    if told and any(comparison.verdict == "untuned" for comparison in analysis.primary_comparisons):
-        return f"{told} No arm is called better: none had its learning rate tuned."
-    return told
+    text = verdict_summary(analysis)
+    if text and any(comparison.verdict == "untuned" for comparison in analysis.primary_comparisons):
+        return f"{text} No arm is called better: none had its learning rate tuned."
+    return text
 
 
-def told_verdicts(analysis: Analysis) -> str:
+def verdict_summary(analysis: Analysis) -> str:
     """What each verdict was given to: `Held-out loss: r64 is better than r4 and r8; cannot tell r32 from r64`.
 
     Of untuned arms: `Held-out loss, at the one learning rate that was tried (0.0002): r64 was ahead of r4 and r8.`
     """
     comparisons, reference = analysis.primary_comparisons, analysis.reference
     assert reference is not None
-    told = told_of_each(comparisons, reference=reference.name, margin=margin_words(analysis))
+    text = verdict_clauses(comparisons, reference=reference.name, margin=margin_words(analysis))
     is_untuned = any(comparison.verdict == "untuned" for comparison in comparisons)
     rates = f", {tried_rates(analysis.study)}" if is_untuned else ""
-    return f"{comparisons[0].metric.title}{rates}: {told}." if told else ""
+    return f"{comparisons[0].metric.title}{rates}: {text}." if text else ""
 
 
-def told_of_each(comparisons: Sequence[Comparison], *, reference: str, margin: str) -> str:
+def verdict_clauses(comparisons: Sequence[Comparison], *, reference: str, margin: str) -> str:
     """Which arms each verdict was given to, in one sentence without its end."""
     ahead = [comparison.arm for comparison in comparisons if comparison.arm_is_ahead]
     behind = [comparison.arm for comparison in comparisons if comparison.reference_is_ahead]
@@ -200,21 +204,21 @@ def told_of_each(comparisons: Sequence[Comparison], *, reference: str, margin: s
     invalid = [f"{c.arm} ({c.reason})" for c in comparisons if c.verdict == "invalid"]
     rates = {one.arm: one.rate for comparison in comparisons for one in comparison.diverged}
 
-    def told(arms: Sequence[str]) -> str:
+    def named(arms: Sequence[str]) -> str:
         if rates.keys().isdisjoint(arms):
             return names(arms)
         return listing(f"{names([arm])} ({rates[arm]})" if arm in rates else names([arm]) for arm in arms)
 
-    own = told([reference])
+    own = named([reference])
     is_untuned = any(comparison.verdict == "untuned" for comparison in comparisons)
     one, many, than = ("was", "were each", "ahead of") if is_untuned else ("is", "are each", "better than")
     parts = [
-        f"{told(ahead)} {one if len(ahead) == 1 else many} {than} {own}" if ahead else "",
-        f"{own} {one} {than} {told(behind)}" if behind else "",
-        f"{told(as_good)} {one if len(as_good) == 1 else many} as good as {own} within the margin of {margin}"
+        f"{named(ahead)} {one if len(ahead) == 1 else many} {than} {own}" if ahead else "",
+        f"{own} {one} {than} {named(behind)}" if behind else "",
+        f"{named(as_good)} {one if len(as_good) == 1 else many} as good as {own} within the margin of {margin}"
         if as_good
         else "",
-        f"cannot tell {told(is_open)} from {own}" if is_open else "",
+        f"cannot tell {named(is_open)} from {own}" if is_open else "",
         f"invalid for {listing(invalid)}" if invalid else "",
     ]
     return "; ".join(part for part in parts if part)

@@ -27,12 +27,12 @@ def fairness_blocks(findings: Sequence[LintFinding], *, num_arms: int, level: in
 
 
 def _item(finding: LintFinding, *, num_arms: int) -> Text:
-    told = (
+    text = (
         f" ({'invalidates verdicts' if finding.severity == 'invalidates' else finding.severity}; "
         f"{arms_in_words(finding.arms, num_arms=num_arms)}): {finding.found}. "
         f"Why: {finding.why} ({finding.source}). To change: {finding.change}."
     )
-    return (Strong(f"{finding.code} {finding.title}"), *_with_code(told))
+    return (Strong(f"{finding.code} {finding.title}"), *_with_code(text))
 
 
 def _with_code(text: str) -> Text:

@@ -18,14 +18,14 @@ from lorastudy.report.findings.wording import (
     cost_bounds,
     margin_words,
     measured_difference,
-    told_verdicts,
+    verdict_summary,
     verdicts_by_word,
     what_seeds_can_show,
     when_stated,
 )
 from lorastudy.report.numbers import count, listing, names, number
 from lorastudy.report.sections.overview import setting_values, what_was_run
-from lorastudy.report.sections.question import METRIC_NAMES, told_late
+from lorastudy.report.sections.question import METRIC_NAMES, late_note
 from lorastudy.report.sections.racing import wrong_stops_measured
 from lorastudy.stats.environments import environment_groups
 from lorastudy.stats.preregistration import DECIDING
@@ -50,14 +50,14 @@ class StudySummary:
 
     def lines(self) -> Sequence[str]:
         """The verdict, the recommendation and the gravest limit, each in a line that is to be wrapped."""
-        told = [f"Verdict. {self.verdict}"]
+        text = [f"Verdict. {self.verdict}"]
         if self.recommendation is not None:
-            told.append(f"Recommendation. {self.recommendation}")
+            text.append(f"Recommendation. {self.recommendation}")
         if self.limits:
             more = len(self.limits) - 1
             rest = f" ({more} more in the report.)" if more else ""
-            told.append(f"What limits this. {plain(self.limits[0])}{rest}")
-        return told
+            text.append(f"What limits this. {plain(self.limits[0])}{rest}")
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def front_page(analysis: Analysis, *, statements: Sequence[StatedQuestion] = ())
         question=_question(analysis, statements),
         what_was_run=what_was_run(analysis.study),
         verdict=verdict,
-        verdict_in_short=(told_verdicts(analysis) if _has_pairs(analysis) else "") or verdict,
+        verdict_in_short=(verdict_summary(analysis) if _has_pairs(analysis) else "") or verdict,
         recommendation=recommended,
         limits=tuple(_limits(analysis)),
     )
@@ -171,7 +171,7 @@ def _limits(analysis: Analysis) -> Iterator[Text]:
 def _set_late(analysis: Analysis) -> Iterator[Text]:
     """What the verdicts go by and was set with results at hand. It comes first, for it is not seen in any number."""
     for late in analysis.criterion.late_by_key.values():
-        yield (told_late(late),)
+        yield (late_note(late),)
 
 
 def _harmed(analysis: Analysis) -> Iterator[Text]:
@@ -201,11 +201,11 @@ def _contradictions(analysis: Analysis) -> Iterator[Text]:
             farthest = min(pairs, key=lambda one: one.cost or 0.0)
             scores = [analysis.summary(arm).score(metric) for arm in (farthest.arm, named)]
             ours, theirs = (f"{score.mean:.3g}" if score else "unknown" for score in scores)
-            told = (
+            text = (
                 f"{metric.title} says otherwise: {farthest.arm} {ours}, {named} {theirs} ({farthest.arm} minus {named}: "
                 f"{measured_difference(farthest)}). {primary.title} decides, as stated."
             )
-            yield (told,)
+            yield (text,)
 
 
 def _diverged(analysis: Analysis) -> Iterator[Text]:
@@ -241,19 +241,19 @@ def _choice_in_sample(analysis: Analysis) -> Iterator[Text]:
         if measured and max(measured) > 0
         else ""
     )
-    told = (
+    text = (
         "Learning rates were chosen on the same held-out rows that report, so the chosen scores look better "
         f"than they are{worth}."
     )
-    yield (told,)
+    yield (text,)
 
 
 def _stand_in(analysis: Analysis) -> Iterator[Text]:
     """That the reference is another arm than the design's."""
     missing = missing_reference(analysis.study)
     if missing is not None and analysis.reference is not None and analysis.criterion.reference is None:
-        told = f"{analysis.reference.name} stands in for {missing.name}, the reference by design, of which no run completed."
-        yield (told,)
+        text = f"{analysis.reference.name} stands in for {missing.name}, the reference by design, of which no run completed."
+        yield (text,)
 
 
 def _not_completed(study: Study) -> Iterator[Text]:
@@ -261,24 +261,24 @@ def _not_completed(study: Study) -> Iterator[Text]:
     missing = [r for r in study.results if r.status != "completed" and not r.was_pruned]
     if missing:
         kinds = Counter((result.failure_kind or result.status).replace("_", " ") for result in missing)
-        told = listing(f"{times} {kind}" for kind, times in kinds.items())
-        yield (f"{len(missing)} of {count(len(study.results))} experiments did not complete: {told}.",)
+        text = listing(f"{times} {kind}" for kind, times in kinds.items())
+        yield (f"{len(missing)} of {count(len(study.results))} experiments did not complete: {text}.",)
 
 
 def _pruned(study: Study) -> Iterator[Text]:
     """Which arms were not trained to the end, and how sure it is that they would not have come up."""
     stopped = [arm.name for arm in study.arms if arm.was_pruned]
     if stopped:
-        told = f"{names(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped by racing, without a final score."
-        yield (f"{told} {wrong_stops_measured()}".rstrip(),)
+        text = f"{names(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped by racing, without a final score."
+        yield (f"{text} {wrong_stops_measured()}".rstrip(),)
 
 
 def _scope(study: Study) -> str:
     """One data set, one base model, one machine: what the conclusions are about."""
     data, models = setting_values(study.arms, "dataset_path"), setting_values(study.arms, "base_model")
-    told = f"One data set ({data[0]})" if len(data) == 1 else f"{len(data)} data sets"
-    told += f" and one base model ({models[0]})" if len(models) == 1 else f" and {len(models)} base models"
+    text = f"One data set ({data[0]})" if len(data) == 1 else f"{len(data)} data sets"
+    text += f" and one base model ({models[0]})" if len(models) == 1 else f" and {len(models)} base models"
     groups = environment_groups(study.completed)
     cpu = bool(groups) and all(group.environment.device == "cpu" for group in groups)
     costs = " Memory and time were measured on a CPU and say little about a GPU." if cpu else ""
-    return f"{told}: on others the answer may differ.{costs}"
+    return f"{text}: on others the answer may differ.{costs}"

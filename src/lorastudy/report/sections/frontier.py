@@ -7,7 +7,7 @@ from lorastudy.report.document import Block, Cell, Heading, Paragraph, Strong, T
 from lorastudy.report.figures.figure import Figure
 from lorastudy.report.numbers import (
     ABSENT,
-    NOT_TOLD_APART,
+    EQUAL_TIMES,
     decimals_of_size,
     decimals_that_differ,
     duration_unit,
@@ -16,14 +16,14 @@ from lorastudy.report.numbers import (
     percent,
     size_unit,
 )
-from lorastudy.stats.confidence_set import TiedSet
+from lorastudy.stats.confidence_set import ConfidenceSet
 from lorastudy.stats.frontier import Standing
 from lorastudy.stats.rate_choice import tried_rates
 from lorastudy.suite.question import MIN_SEEDS
 
 
 def frontier_blocks(analysis: Analysis, *, figures: tuple[Figure, ...], level: int) -> list[Block]:
-    """The standings with their probabilities, the plot, and the tied set; nothing for fewer than two arms."""
+    """The standings with their probabilities, the plot, and the arms that may be the best; nothing for fewer than two arms."""
     if len(analysis.standings) < 2:
         return list(figures)
     return [
@@ -52,7 +52,7 @@ def _explained(standings: tuple[Standing, ...]) -> str:
         else "The probability is the share of resamples of the seeds in which the arm is on the frontier"
         + ("; times are drawn anew with the error of their median." if timed else ".")
     )
-    floor = f" ({NOT_TOLD_APART})" if timed else ""
+    floor = f" ({EQUAL_TIMES})" if timed else ""
     return (
         f"An arm is on the frontier when no other arm is at least as good on every count and better on one{floor}. Counted: "
         f"{', '.join(counts)}. {chance}"
@@ -79,7 +79,7 @@ def _table(analysis: Analysis) -> Table:
     standings = analysis.standings
     memory_unit, memory_scale = size_unit(s.memory_bytes for s in standings if s.memory_bytes)
     step_unit, step_scale = duration_unit(s.step_seconds for s in standings if s.step_seconds)
-    sign = 1 if analysis.primary.lower_is_better else -1
+    sign = analysis.primary.cost_sign
     titles = (
         "Arm", f"{analysis.primary.title}, mean", f"Peak memory, mean ({memory_unit})", f"Step, median ({step_unit})",
         "Base-domain loss after, mean", "On the frontier", "Probability",
@@ -121,29 +121,29 @@ def _cells(
 
 def _may_be_best(analysis: Analysis) -> Block:
     """The set with 95 % confidence, or why there is none."""
-    tied = analysis.tied
-    if tied is None:
+    found = analysis.may_be_best
+    if found is None:
         text = (
             f"No set: it takes at least {MIN_SEEDS} seeds that all arms share, and differences that vary "
             "from seed to seed."
         )
         return Paragraph((text,))
-    left_out = f" Left out: {names(tied.left_out)}." if tied.left_out else " None could be left out."
+    left_out = f" Left out: {names(found.left_out)}." if found.left_out else " None could be left out."
     about = (
-        f" (Model confidence set over {tied.num_seeds} seeds on these items; verdicts do not rest on it, and it gives way to "
+        f" (Model confidence set over {found.num_seeds} seeds on these items; verdicts do not rest on it, and it gives way to "
         "them: an arm that is shown to be behind one in it is left out, one that cannot be told from one in it stays.)"
     )
     best = "the best arm is"
-    if not analysis.untuned.isdisjoint({*tied.arms, *tied.left_out}):
+    if not analysis.untuned.isdisjoint({*found.arms, *found.left_out}):
         best = f"{tried_rates(analysis.study)} the arm of the best score is"
-    told = f".{left_out}{_left_out_within_the_margin(analysis, tied)}{about}"
-    return Paragraph((f"With 95 % confidence {best} among ", Strong(names(tied.arms, every=True)), told))
+    sentence = f".{left_out}{_left_out_within_the_margin(analysis, found)}{about}"
+    return Paragraph((f"With 95 % confidence {best} among ", Strong(names(found.arms, every=True)), sentence))
 
 
-def _left_out_within_the_margin(analysis: Analysis, tied: TiedSet) -> str:
+def _left_out_within_the_margin(analysis: Analysis, found: ConfidenceSet) -> str:
     """That an arm may be as good as the reference and yet not the best: what it lacks is less than the margin."""
     within = {comparison.arm for comparison in analysis.primary_comparisons if comparison.is_as_good}
-    arms = [arm for arm in tied.left_out if arm in within]
+    arms = [arm for arm in found.left_out if arm in within]
     if not arms:
         return ""
     has, lacks = ("has", "it lacks") if len(arms) == 1 else ("have", "they lack")

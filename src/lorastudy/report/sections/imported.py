@@ -17,7 +17,7 @@ from lorastudy.report.document import (
     Text,
 )
 from lorastudy.report.figures.figure import Estimate, Figure, Panel
-from lorastudy.report.findings.wording import difference_decimals, told_of_each, verdict
+from lorastudy.report.findings.wording import difference_decimals, verdict, verdict_clauses
 from lorastudy.report.numbers import (
     ABSENT,
     count,
@@ -33,7 +33,6 @@ from lorastudy.report.numbers import (
 from lorastudy.report.sections.fairness import fairness_blocks
 from lorastudy.report.sections.front import StudySummary
 from lorastudy.report.sections.overview import setting_text
-from lorastudy.stats.comparison import direction
 from lorastudy.stats.study import differing_settings
 from lorastudy.store.views import ImportedResult
 
@@ -114,8 +113,8 @@ def _grid(analysis: ImportedAnalysis) -> str:
 def _answer(analysis: ImportedAnalysis) -> str:
     """What follows for the choice of an arm: a verdict where seeds are paired, else never one single name."""
     if analysis.comparisons:
-        told = told_of_each(analysis.comparisons, reference=_reference(analysis), margin="none")
-        return f"{analysis.metric.title}, paired over seeds with {_reference(analysis)}{_rates(analysis)}: {told}."
+        text = verdict_clauses(analysis.comparisons, reference=_reference(analysis), margin="none")
+        return f"{analysis.metric.title}, paired over seeds with {_reference(analysis)}{_rates(analysis)}: {text}."
     if analysis.against_best:
         return _answer_by_best(analysis)
     shares = analysis.shares
@@ -144,22 +143,22 @@ def _answer_by_best(analysis: ImportedAnalysis) -> str:
     left = [arm for arm in found if arm not in behind]
     what = f"{analysis.metric.title}, paired over seeds{_rates(analysis)}"
     if best and analysis.untuned.isdisjoint(found):
-        told = f"{names(best)} is better than every other arm"
+        text = f"{names(best)} is better than every other arm"
     elif best:
-        told = f"{names(best)} is ahead of every other arm, untuned, so it is not called better"
+        text = f"{names(best)} is ahead of every other arm, untuned, so it is not called better"
     else:
-        told = f"not decided: {names(left)} may each be the best"
-        told += f"; {names(behind)} {'is' if len(behind) == 1 else 'are'} behind" if behind else ""
+        text = f"not decided: {names(left)} may each be the best"
+        text += f"; {names(behind)} {'is' if len(behind) == 1 else 'are'} behind" if behind else ""
     invalid = f" {_why_invalid(analysis)}." if analysis.invalid else ""
-    return f"{what}: {told} (Hsu's comparisons with the best, all together at 95 %).{invalid}"
+    return f"{what}: {text} (Hsu's comparisons with the best, all together at 95 %).{invalid}"
 
 
 def _why_invalid(analysis: ImportedAnalysis) -> str:
     by_reason: dict[str, list[str]] = {}
     for arm, why in analysis.invalid.items():
         by_reason.setdefault(why, []).append(arm)
-    told = [f"{names(arms)} cannot be compared ({why})" for why, arms in by_reason.items()]
-    return listing(told)
+    text = [f"{names(arms)} cannot be compared ({why})" for why, arms in by_reason.items()]
+    return listing(text)
 
 
 def _rates(analysis: ImportedAnalysis) -> str:
@@ -229,7 +228,7 @@ def _limits_of_shares(analysis: ImportedAnalysis) -> list[str]:
     if len(analysis.shares) < 2:
         return []
     order = (
-        f"The order of the arms: of {len(analysis.shares) - 1} neighbours in it, {analysis.neighbours_told_apart} can be "
+        f"The order of the arms: of {len(analysis.shares) - 1} neighbours in it, {analysis.num_distinct_neighbours} can be "
         "told apart, each pair by itself."
     )
     highest = (
@@ -401,7 +400,7 @@ def _models_blocks(analysis: ImportedAnalysis) -> list[Block]:
     if len(cells) < 2 or len(ranks) < 2:
         return []
     decimals = decimals_for([arm.scores.sd for arm in analysis.arms if arm.scores] or [None])
-    sign = direction(analysis.metric)
+    sign = analysis.metric.cost_sign
 
     def best(arms: Sequence[ImportedArm]) -> Cell:
         scores = [arm.scores.mean for arm in arms if arm.scores]
@@ -427,8 +426,10 @@ def _models_blocks(analysis: ImportedAnalysis) -> list[Block]:
 
 
 def _environment_blocks(results: Sequence[ImportedResult]) -> list[Block]:
-    told = Counter(result.sources.get("environment", "not recorded") for result in results)
-    items: tuple[Text, ...] = tuple((f"{text}: {_counted(n, 'result')}",) for text, n in told.most_common())
+    sentence = Counter(result.sources.get("environment", "not recorded") for result in results)
+    items: tuple[Text, ...] = tuple(
+        (f"{text}: {_counted(n, 'result')}",) for text, n in sentence.most_common()
+    )
     return [Heading(level=2, text="Environment"), Bullets(items)]
 
 

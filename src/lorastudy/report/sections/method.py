@@ -25,8 +25,8 @@ from lorastudy.report.document import (
 from lorastudy.report.findings.wording import rows_that_belong_together, why_these_items_alone
 from lorastudy.report.numbers import (
     ABSENT,
+    EQUAL_TIMES,
     MEMORY_KINDS,
-    NOT_TOLD_APART,
     count,
     listing,
     names,
@@ -53,7 +53,7 @@ _HELD_OUT_KEYS = (
 ERROR_AIM = 0.05
 SIMULATION_ERROR = 0.01
 #: Kinds of noise whose errors are told each, beside those that break the rule.
-_KINDS_TOLD = ("skewed seeds", "rows in clusters", "recorded")
+_KINDS_SHOWN = ("skewed seeds", "rows in clusters", "recorded")
 
 
 def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
@@ -65,7 +65,7 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         (f"Memory: {_memory(study)}.", *_full_length(analysis)),
         (
             (
-                f"Time: the median step of the arm alone; {NOT_TOLD_APART}; real tokens only.{unknown_times(analysis.summaries)} "
+                f"Time: the median step of the arm alone; {EQUAL_TIMES}; real tokens only.{unknown_times(analysis.summaries)} "
                 "Training time is the pack's, shared equally by the arms that trained in it."
             ),
         ),
@@ -95,11 +95,13 @@ def _errors() -> Text:
     by_kind = {_kind(one): (one["better"], one["as_good"]) for one in measured_errors()}
     held = {kind: errors for kind, errors in by_kind.items() if max(errors) <= ERROR_AIM + SIMULATION_ERROR}
     worst = (max(better for better, _ in held.values()), max(as_good for _, as_good in held.values()))
-    told = [f"{kind} {_shares(held[kind])}" for kind in held if any(each in kind for each in _KINDS_TOLD)]
+    sentence = [
+        f"{kind} {_shares(held[kind])}" for kind in held if any(each in kind for each in _KINDS_SHOWN)
+    ]
     broken = [f"{_shares(errors)} with {kind}" for kind, errors in by_kind.items() if kind not in held]
     text = (
         "Errors of the verdicts in simulated studies, false “better” and false “as good”: at most "
-        f"{_shares(worst)} where the noise is mild ({listing(told)}), but {listing(broken)} (how: "
+        f"{_shares(worst)} where the noise is mild ({listing(sentence)}), but {listing(broken)} (how: "
     )
     return (text, Code("docs/science.md"), ").")
 

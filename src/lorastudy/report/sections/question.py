@@ -24,13 +24,13 @@ def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
     first, last = statements[0], statements[-1]
     blocks: list[Block] = [Paragraph((Strong("Stated"), f" {_when(first)} {_asked(first.question)}"))]
     for before, after in itertools.pairwise(statements):
-        told = [
+        text = [
             _change(key, before=before.question, after=after.question)
             for key in after.question.differences(before.question)
             if key != "subject"
         ]
-        told += _other_subject(before.question, after.question)
-        changed = "; ".join(dict.fromkeys(told))
+        text += _other_subject(before.question, after.question)
+        changed = "; ".join(dict.fromkeys(text))
         blocks.append(Paragraph((Strong("Changed"), f" {_when(after)}: {changed}.")))
     if len(statements) > 1:
         holds = f", as changed on {_when(last)} {_asked(last.question)}"
@@ -43,7 +43,7 @@ def part(key: str, question: Question) -> str:
     return _PARTS[key](question)
 
 
-def told_late(late: SetLate) -> str:
+def late_note(late: SetLate) -> str:
     """That a part which decides verdicts was set with results at hand, and what it was before."""
     when = when_stated(late.stated_at, late.num_completed)
     what = f"The {late.key.replace('_', ' ')}"
@@ -69,7 +69,7 @@ def _other_subject(before: Question, after: Question) -> list[str]:
     """What else the question is asked of by now."""
     if "subject" not in after.differences(before):
         return []
-    return [said for what, said in _SUBJECTS.items() if before.subject_of(what) != after.subject_of(what)]
+    return [text for what, text in _SUBJECTS.items() if before.subject_of(what) != after.subject_of(what)]
 
 
 def _when(stated: StatedQuestion) -> str:

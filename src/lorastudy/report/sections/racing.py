@@ -50,13 +50,13 @@ def steps_spent(study: Study) -> tuple[int, int] | None:
 
 def wrong_stops_measured() -> str:
     """How often such stops were wrong, and where that was measured."""
-    told = [
+    text = [
         f"{count(one['num_wrong_stops'])} of {count(one['num_stops'])} stops in {count(one['num_studies'])} races were wrong, and "
         f"{percent(one['same_verdicts'], decimals=0)} of these ended in the verdicts of the full grid, {where(one)}"
         for one in measured_races()
     ]
     chosen = "These runs chose the rule, so they are no independent figures; with fewer seeds it stops less."
-    return f"In races replayed over full runs, {listing(told)}. {chosen}" if told else ""
+    return f"In races replayed over full runs, {listing(text)}. {chosen}" if text else ""
 
 
 def where(measured: Mapping[str, Any]) -> str:
@@ -79,10 +79,10 @@ def _saved(study: Study) -> str:
 def _row(arm: StudyArm) -> tuple[Cell, ...]:
     stopped = [result for result in arm.results if result.was_pruned]
     steps = sorted({result.num_steps for result in stopped if result.num_steps is not None})
-    said = dict.fromkeys(result.failure_message or ABSENT for result in stopped)
+    text = dict.fromkeys(result.failure_message or ABSENT for result in stopped)
     return (
         Cell(arm.name),
         Cell(listing(map(str, steps)), steps[0] if steps else None),
         Cell(str(len(stopped)), len(stopped)),
-        Cell("; ".join(said)),
+        Cell("; ".join(text)),
     )

@@ -198,12 +198,12 @@ def _what_guessing_is(analysis: Analysis) -> str:
     if not _trivial_scores(analysis):
         return ""
     answer = constant_answer(analysis.study)
-    said = (
+    text = (
         "" if answer is None else f" (“{answer[:_ANSWER_SHOWN]}{'…' if len(answer) > _ANSWER_SHOWN else ''}”)"
     )
     return (
         " The rows marked “no model” are no arms but trivial predictors, made of the training answers alone: answers as often "
-        f"as training has them, tokens as often as its answers have them, and always its most frequent answer{said}."
+        f"as training has them, tokens as often as its answers have them, and always its most frequent answer{text}."
     )
 
 

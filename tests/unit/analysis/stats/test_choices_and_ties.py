@@ -5,7 +5,7 @@ import pytest
 from arch.bootstrap import MCS
 
 from lorastudy.analysis.overview import analyse
-from lorastudy.stats.confidence_set import tied_with_the_best
+from lorastudy.stats.confidence_set import confidence_set
 from lorastudy.stats.frontier import StepTime, standings, undominated
 from lorastudy.stats.study import split_studies
 from lorastudy.stats.summary import LOSS
@@ -89,7 +89,7 @@ def test_optimism_by_hand(make_result):
 def test_the_tied_set_is_archs():
     costs = np.random.default_rng(1).normal([1.0, 1.0, 1.5, 2.0], 0.05, (8, 4))
     names = ["a", "b", "c", "d"]
-    found = tied_with_the_best(dict(zip(names, costs.T.tolist(), strict=True)))
+    found = confidence_set(dict(zip(names, costs.T.tolist(), strict=True)))
     oracle = MCS(costs, 0.05, reps=1000, block_size=1, method="max", bootstrap="stationary", seed=20111)
     oracle.compute()
     assert found.arms == tuple(names[position] for position in sorted(oracle.included))
@@ -101,27 +101,27 @@ def test_the_tied_set_is_archs():
 def test_an_arm_that_no_verdict_tells_from_one_in_the_set_stays_in_it():
     costs = np.random.default_rng(1).normal([1.0, 1.0, 1.5, 2.0], 0.05, (8, 4))
     by_arm = dict(zip("abcd", costs.T.tolist(), strict=True))
-    assert tied_with_the_best(by_arm, undecided=[("c", "a")]).arms == ("a", "b", "c")
-    assert tied_with_the_best(by_arm, undecided=[("b", "c")]).left_out == ("d",)
-    assert tied_with_the_best(by_arm, undecided=[("d", "c")]).arms == ("a", "b")
+    assert confidence_set(by_arm, undecided=[("c", "a")]).arms == ("a", "b", "c")
+    assert confidence_set(by_arm, undecided=[("b", "c")]).left_out == ("d",)
+    assert confidence_set(by_arm, undecided=[("d", "c")]).arms == ("a", "b")
 
 
 def test_an_arm_that_a_verdict_puts_behind_one_in_the_set_is_left_out_of_it():
     costs = np.random.default_rng(1).normal([1.0, 1.0, 1.5, 2.0], 0.05, (8, 4))
     by_arm = dict(zip("abcd", costs.T.tolist(), strict=True))
-    found = tied_with_the_best(by_arm, behind=[("b", "a"), ("d", "a")])
+    found = confidence_set(by_arm, behind=[("b", "a"), ("d", "a")])
     assert (found.arms, found.left_out) == (("a",), ("b", "c", "d"))
     # what is told of two arms that are both out of it changes nothing
-    assert tied_with_the_best(by_arm, behind=[("d", "c")]).arms == ("a", "b")
+    assert confidence_set(by_arm, behind=[("d", "c")]).arms == ("a", "b")
     # an arm that is not told from one that is behind is not in it for that
-    assert tied_with_the_best(by_arm, behind=[("b", "a")], undecided=[("c", "b")]).arms == ("a",)
+    assert confidence_set(by_arm, behind=[("b", "a")], undecided=[("c", "b")]).arms == ("a",)
 
 
 def test_no_set_from_too_few_seeds_or_from_differences_without_noise():
-    assert tied_with_the_best({"a": [1.0] * 5, "b": [2.0, 2.1, 2.2, 2.0, 2.1]}) is None
-    assert tied_with_the_best({"a": [1.0, 1.1, 1.2, 1.0, 1.1, 1.3]}) is None
+    assert confidence_set({"a": [1.0] * 5, "b": [2.0, 2.1, 2.2, 2.0, 2.1]}) is None
+    assert confidence_set({"a": [1.0, 1.1, 1.2, 1.0, 1.1, 1.3]}) is None
     same = [1.0, 1.1, 1.2, 1.0, 1.1, 1.3]
-    assert tied_with_the_best({"a": same, "b": [cost + 0.5 for cost in same]}) is None
+    assert confidence_set({"a": same, "b": [cost + 0.5 for cost in same]}) is None
 
 
 def test_undominated_by_hand():

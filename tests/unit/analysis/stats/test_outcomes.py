@@ -7,7 +7,7 @@ from scipy import stats
 from lorastudy.analysis.overview import Criterion, analyse
 from lorastudy.recommend.decision import decide
 from lorastudy.report.findings.recommendation import recommendation
-from lorastudy.report.findings.wording import told_verdicts
+from lorastudy.report.findings.wording import verdict_summary
 from lorastudy.report.sections.front import front_page
 from lorastudy.stats.comparison import Divergence
 from lorastudy.stats.outcomes import sign_p
@@ -57,7 +57,7 @@ def test_a_lost_run_of_sixty_turns_nothing_round(make_result, recorded):
     analysis = analyse(grid_study(make_result, recorded=recorded))
     (comparison,) = analysis.primary_comparisons
     assert (comparison.arm, comparison.reference) == ("r4_lr0.0003", "r16_lr0.0003")
-    assert (comparison.n, comparison.told) == (5, "r16_lr0.0003 is better")
+    assert (comparison.n, comparison.verdict_words) == (5, "r16_lr0.0003 is better")
     assert decide(analysis).arm == "r16_lr0.0003"
     assert recommendation(analysis).answer.startswith(
         "Take r16_lr0.0003: it is shown to be better than r4_lr0.0003"
@@ -67,7 +67,7 @@ def test_a_lost_run_of_sixty_turns_nothing_round(make_result, recorded):
 def test_two_more_seeds_at_a_poor_rate_turn_nothing_round(make_result):
     more = {(16, 1e-4): [*GRID[16, 1e-4], 1.1, 1.1]}
     analysis = analyse(grid_study(make_result, extra=more))
-    assert analysis.primary_comparisons[0].told == "r16_lr0.0003 is better"
+    assert analysis.primary_comparisons[0].verdict_words == "r16_lr0.0003 is better"
 
 
 def test_the_same_run_diverged_costs_the_rate(make_result):
@@ -120,9 +120,9 @@ def test_an_arm_that_diverged_on_one_of_eight_seeds_is_not_called_better(make_re
 
 def test_with_nine_it_is_and_its_divergence_stands_beside_it(make_result):
     analysis = analyse(diverging(make_result, num_seeds=9, diverged=1), criterion=NAMED)
-    assert analysis.primary_comparisons[0].told == "b is better"
+    assert analysis.primary_comparisons[0].verdict_words == "b is better"
     rate = "diverged on 1 of 9 seeds (95 % interval 0.28 to 48 %)"
-    assert f"b ({rate}) is better than a" in told_verdicts(analysis)
+    assert f"b ({rate}) is better than a" in verdict_summary(analysis)
     assert recommendation(analysis).answer == (f"Take b: it is shown to be better than a. It {rate}.")
     limits = [limit[0] for limit in front_page(analysis).limits]
     assert f"b {rate}. Verdicts count a diverged seed as beaten; means leave it out." in limits
@@ -135,7 +135,7 @@ def test_where_nobody_named_a_reference_a_diverged_arm_is_not_the_best_either(ma
 
 def test_a_reference_that_diverged_is_beaten_there(make_result):
     analysis = analyse(diverging(make_result, num_seeds=8, diverged=2, arm="a"), criterion=NAMED)
-    assert analysis.primary_comparisons[0].told == "b is better"
+    assert analysis.primary_comparisons[0].verdict_words == "b is better"
     worse = analyse(diverging(make_result, num_seeds=8, diverged=2, arm="a", gap=-0.5), criterion=NAMED)
     assert worse.primary_comparisons[0].verdict == "cannot tell"
 

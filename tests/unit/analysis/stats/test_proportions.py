@@ -46,7 +46,7 @@ def test_equal_adapters_are_told_apart_in_one_case_of_twenty_at_most():
     rng = np.random.default_rng(0)
     draws = rng.binomial(1319, 0.5, size=(600, 2))
     pairs = [[Share(num_right=int(n), num_items=1319) for n in pair] for pair in draws]
-    told = sum(difference(*pair).told_apart for pair in pairs)
+    told = sum(difference(*pair).is_shown for pair in pairs)
     # 600 * .05 = 30, standard deviation 5.3; three of them above is 46
     assert told <= 46
     covered = sum(low <= 0 <= high for low, high in (difference(*pair).interval for pair in pairs))

@@ -50,8 +50,8 @@ def test_an_untuned_arm_never_wins_but_the_difference_stands(make_study, who):
     study = make_study({"ref": REFERENCE, "a": behind_by(-0.05)})
     rules = Rules(untuned=frozenset({who}))
     tuned, loose = compare(study), compare(study, rules=rules)
-    assert (tuned.verdict, tuned.winner, tuned.told) == ("better", "a", "a is better")
-    assert (loose.verdict, loose.winner, loose.ahead, loose.told) == (
+    assert (tuned.verdict, tuned.winner, tuned.verdict_words) == ("better", "a", "a is better")
+    assert (loose.verdict, loose.winner, loose.ahead, loose.verdict_words) == (
         "untuned",
         None,
         "a",
@@ -66,7 +66,7 @@ def test_untuned_as_good_is_untuned_too_and_what_is_open_stays_open(make_study):
     study = make_study({"ref": REFERENCE, "a": behind_by(0.01)})
     rules = Rules(untuned=frozenset({"a"}))
     loose = compare(study, rules=replace(rules, margin=0.05))
-    assert (loose.verdict, loose.told) == ("untuned", "as good within the margin, untuned")
+    assert (loose.verdict, loose.verdict_words) == ("untuned", "as good within the margin, untuned")
     assert loose.is_as_good
     unsure = make_study({"ref": REFERENCE, "a": behind_by(0.001)})
     assert compare(unsure, rules=rules).verdict == "cannot tell"
