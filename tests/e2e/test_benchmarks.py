@@ -16,6 +16,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 def test_the_gpu_script_goes_through_every_line_without_a_gpu(tmp_path):
     path = tmp_path / "results.json"
     rows = ["gpu-5-arms-batch-1", "gpu-5-arms-batch-4-nf4"]

@@ -54,6 +54,6 @@ def test_a_planted_bug_is_seen(
     monkeypatch.setattr(disk, "drawn", drawn)
     folder = tmp_path / "faults"
     folder.mkdir()
-    result = worker_disk.run(amount=12, seed=2, folder=folder)
+    result = worker_disk.run(amount=12, seed=2, folder=folder, until=complaint)
     assert result.num_violations > 0
     assert complaint in result.detail

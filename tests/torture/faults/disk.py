@@ -35,13 +35,18 @@ DRIVER = HERE / "disk_driver.py"
 NAMES = {errno.ENOSPC: "disk full from", errno.EIO: "EIO at"}
 
 
-def run(*, amount: int, seed: int, folder: Path) -> FaultResult:
+def run(*, amount: int, seed: int, folder: Path, until: str | None = None) -> FaultResult:
     """Every change of the runner and of a worker that trains nothing."""
-    return inject(ROW, worker="scripted", amount=amount, seed=seed, folder=folder)
+    return inject(ROW, worker="scripted", amount=amount, seed=seed, folder=folder, until=until)
 
 
-def inject(row: Row, *, worker: str, amount: int, seed: int, folder: Path) -> FaultResult:
-    """Run a suite once without a fault to count its changes, and then with one at each of them."""
+def inject(
+    row: Row, *, worker: str, amount: int, seed: int, folder: Path, until: str | None = None
+) -> FaultResult:
+    """Run a suite once without a fault to count its changes, and then with one at each of them.
+
+    With `until` no further fault is injected after a violation that says this.
+    """
     with driver(folder, worker=worker) as ask:
         undisturbed = ask({"fail_at": 0, "error": 0, "stays": 0})
         assert undisturbed["first"]["exit_code"] == 0, undisturbed["first"]["said"]
@@ -54,6 +59,8 @@ def inject(row: Row, *, worker: str, amount: int, seed: int, folder: Path) -> Fa
             outcomes["went through" if answer["first"]["exit_code"] == 0 else "stopped with a message"] += 1
             if wrong:
                 violations.append(f"{NAMES[fault['error']]} change {fault['fail_at']}: {wrong}")
+            if until is not None and until in wrong:
+                break
     counts = ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
     return FaultResult(
         fault=row.fault,

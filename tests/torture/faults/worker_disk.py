@@ -19,9 +19,9 @@ ROW = Row(
 )
 
 
-def run(*, amount: int, seed: int, folder: Path) -> FaultResult:
+def run(*, amount: int, seed: int, folder: Path, until: str | None = None) -> FaultResult:
     """Every change of the worker alone."""
-    return disk.inject(ROW, worker="real", amount=amount, seed=seed, folder=folder)
+    return disk.inject(ROW, worker="real", amount=amount, seed=seed, folder=folder, until=until)
 
 
 unavailable = disk.unavailable
