@@ -19,7 +19,7 @@ from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.running.phase_runner import Callbacks, OnEvent, RunOptions
 from lorastudy.running.study import StudyOutcome, run_study
 from lorastudy.store import ExperimentTracker
-from lorastudy.store.exporting import row_of
+from lorastudy.store.export import row_of
 from lorastudy.suite.suite import Suite
 from lorastudy.suite.suite_file import load_suite as load_suite_file
 from lorastudy.suite.suite_file import suite_from_values

@@ -8,7 +8,7 @@ import pytest
 
 from lorastudy.protocol import records
 from lorastudy.store import rows
-from lorastudy.store.store import Store
+from lorastudy.store.database import Database
 from torture.faults import bitflips
 
 
@@ -41,7 +41,7 @@ def test_rows_read_without_their_hash_are_caught(tmp_path: Path, monkeypatch: py
 def test_a_store_whose_indexes_are_not_checked_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Store, "problems", lambda _: [])
-    result = bitflips.run(amount=300, seed=1, folder=tmp_path)
+    monkeypatch.setattr(Database, "problems", lambda _: [])
+    result = bitflips.run(amount=300, seed=5, folder=tmp_path)
     assert result.num_violations > 0
     assert "experiments.db" in result.detail

@@ -9,7 +9,7 @@ from rich.console import Console
 from lorastudy.cli import console, plan_output, progress, terminal
 from lorastudy.report import html, markdown
 from lorastudy.running import adapters, phase_runner
-from lorastudy.store import exporting
+from lorastudy.store import export
 from lorastudy.suite import suite
 from torture import hostile_pages, hostile_terminal
 from torture.faults import hostile
@@ -78,7 +78,7 @@ def test_text_that_rich_reads_as_markup(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_formulas_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "defused", lambda value: value)
+    monkeypatch.setattr(export, "defused", lambda value: value)
     assert len(violations(tmp_path, "formula in CSV")) > 10
 
 

@@ -21,7 +21,7 @@ def backup(
     ] = None,
 ) -> None:
     """Copy the store, also while a suite is running, and check the copy."""
-    from lorastudy.store.backup import back_up, copy
+    from lorastudy.store.database import back_up, write_copy
 
     file = _file(database)
     if into is None:
@@ -30,7 +30,7 @@ def backup(
         raise StoreError(f"--into: {into} is there already")
     else:
         target = into
-        copy(file, target)
+        write_copy(file, target)
     say(f"wrote {target}")
 
 

@@ -9,7 +9,7 @@ from lorastudy.cli.terminal import say
 def doctor(database: Database = DATABASE) -> None:
     """Check every row, record and adapter; name what is damaged and what to do. Exit code 1 if anything is."""
     from lorastudy.report.numbers import plural
-    from lorastudy.store.examining import examine
+    from lorastudy.store.doctor import examine
 
     findings = examine(database)
     for finding in findings:

@@ -46,9 +46,8 @@ def import_results(
     database: Database = DATABASE,
 ) -> None:
     """Read results from elsewhere into the store, apart from one's own runs; a second time adds nothing."""
-    from lorastudy.imports.mapping import read_mapping
     from lorastudy.imports.peft import NUM_GSM8K_TEST_ROWS, read_peft
-    from lorastudy.imports.table import read_table
+    from lorastudy.imports.table import read_mapping, read_table
     from lorastudy.store import ExperimentTracker
     from lorastudy.suite.suite import name_problem
 

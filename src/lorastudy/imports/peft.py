@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from lorastudy.errors import DataError
-from lorastudy.imports.problems import refuse
+from lorastudy.imports import refuse
 from lorastudy.lint.rates import FULL_FINE_TUNING, METHOD_KEY
 from lorastudy.store.views import ImportedResult, ImportedScore
 from lorastudy.suite.experiment import tagged_hash

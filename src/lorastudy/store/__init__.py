@@ -11,12 +11,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lorastudy.store.replaying import rebuild, replay
+    from lorastudy.store.rebuilding import rebuild, replay
     from lorastudy.store.tracker import ExperimentTracker
 
 __all__ = ["ExperimentTracker", "rebuild", "replay"]
 
-_HOMES = {"ExperimentTracker": "tracker", "rebuild": "replaying", "replay": "replaying"}
+_HOMES = {"ExperimentTracker": "tracker", "rebuild": "rebuilding", "replay": "rebuilding"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,17 +1,22 @@
-"""Takes out of a damaged store what is intact: row by row, as long as its hash is right and what it belongs to is there."""
+"""Every row compared with its hash: the damaged ones are named, the intact ones are copied out of a damaged store.
 
-from collections.abc import Sequence
+This cannot see a row that is gone altogether. `rebuilding` compares the store with the run folders and restores such rows.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, Table, insert, update
+from sqlalchemy import Connection, Table, insert, select, update
+from sqlalchemy.exc import DatabaseError
 
 from lorastudy.store import rows, schema
 from lorastudy.store.rows import Row
-from lorastudy.store.verifying import examined
+from lorastudy.store.schema import metadata
 from lorastudy.store.views import DamagedRow
 
 #: What no run folder knows, or knows only in part: suites, and what they call their experiments.
 OF_SUITES = (schema.suites, schema.experiments, schema.suite_experiments)
+
 #: What workers and the runner said of runs.
 OF_RUNS = tuple(table for table in schema.metadata.sorted_tables if table not in OF_SUITES)
 
@@ -57,6 +62,30 @@ def _has_parents(target: Connection, table: Table, *, row: Row) -> bool:
         )
         for constraint in table.foreign_key_constraints
     )
+
+
+def damaged_rows(connection: Connection) -> list[DamagedRow]:
+    """Rows that are not what was written, table by table; empty for a sound store."""
+    return [
+        row
+        for table in metadata.sorted_tables
+        for row in examined(connection, table)
+        if isinstance(row, DamagedRow)
+    ]
+
+
+def examined(connection: Connection, table: Table) -> Iterator[Row | DamagedRow]:
+    """Every row of a table: as it is if it is what was written, else as a `DamagedRow`."""
+    try:
+        for row in rows.read(connection, select(table)):
+            if rows.is_intact(table, row):
+                yield row
+            else:
+                key = {column.name: row[column.name] for column in table.primary_key}
+                yield DamagedRow(table=table.name, key=key, reason="the row does not match its hash")
+    except DatabaseError as error:
+        # broken pages: the rows behind them cannot be read at all
+        yield DamagedRow(table=table.name, key={}, reason=str(error.orig))
 
 
 def _key(table: Table, row: Row) -> dict[str, object]:

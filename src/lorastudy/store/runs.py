@@ -1,45 +1,17 @@
-"""Suites, their experiments and the runs of these: what the runner decides, as rows.
+"""Runs of experiments as rows: how they start and how they end. The runner writes them.
 
-The current attempt of an experiment is its highest. Every write of a worker is held against it.
+The current attempt at an experiment is its highest. Every record of a worker is compared with it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, func, select
 
 from lorastudy.errors import StoreError
 from lorastudy.protocol.records import Outcome
 from lorastudy.store import rows
-from lorastudy.store.schema import experiments, runs, steps, suite_experiments, suites
-from lorastudy.suite.experiment import Experiment, canonical_json
-
-
-def register(
-    connection: Connection, suite_name: str, *, members: Sequence[Experiment], description: str, at: str
-) -> None:
-    """Write a suite and its experiments; whatever is there already stays, with the newest name and paths.
-
-    Raises:
-        StoreError: two of the experiments are the same one under two names.
-    """
-    by_id = _by_id(members)
-    if not rows.exists(connection, suites, key={"suite_name": suite_name}):
-        values = {"suite_name": suite_name, "description": description, "created_at": at}
-        rows.add(connection, suites, rows=[values])
-    elif description:
-        rows.change(connection, suites, key={"suite_name": suite_name}, to={"description": description})
-    _write_experiments(connection, by_id)
-    _write_members(connection, suite_name, by_id=by_id)
-
-
-def keep_only(connection: Connection, suite_name: str, *, members: Sequence[Experiment]) -> int:
-    """Take all other experiments out of the suite, not out of the store; return how many."""
-    others = delete(suite_experiments).where(
-        suite_experiments.c.suite_name == suite_name,
-        suite_experiments.c.experiment_id.not_in([experiment.id for experiment in members]),
-    )
-    return connection.execute(others).rowcount
+from lorastudy.store.schema import experiments, runs, steps
 
 
 def start(connection: Connection, values: dict[str, Any]) -> None:
@@ -109,58 +81,6 @@ def next_attempt(connection: Connection, experiment_ids: Sequence[str]) -> int:
         attempt for experiment_id, attempt in connection.execute(statement) if experiment_id in wanted
     ]
     return max(attempts, default=0) + 1
-
-
-def _by_id(members: Sequence[Experiment]) -> dict[str, Experiment]:
-    by_id: dict[str, Experiment] = {}
-    for experiment in members:
-        other = by_id.setdefault(experiment.id, experiment)
-        if other is not experiment and other.name != experiment.name:
-            raise StoreError(
-                f"{other.name} and {experiment.name} are the same experiment: remove one of them"
-            )
-    return by_id
-
-
-def _write_experiments(connection: Connection, by_id: Mapping[str, Experiment]) -> None:
-    known = set(connection.execute(select(experiments.c.experiment_id)).scalars())
-    new = []
-    for experiment_id, experiment in by_id.items():
-        key = {"experiment_id": experiment_id}
-        settings = experiment.settings.model_dump(mode="json")
-        config = canonical_json({"settings": settings, "sources": vars(experiment.sources)})
-        if experiment_id in known:
-            rows.change(connection, experiments, key=key, to={"config": config})
-        else:
-            new.append({**key, "seed": experiment.seed, "config": config})
-    rows.add(connection, experiments, rows=new)
-
-
-def _write_members(connection: Connection, suite_name: str, *, by_id: Mapping[str, Experiment]) -> None:
-    of_suite = select(suite_experiments.c.experiment_id).where(suite_experiments.c.suite_name == suite_name)
-    existing = list(connection.execute(of_suite.order_by(suite_experiments.c.position)).scalars())
-    new = []
-    for position, experiment_id in enumerate(_order(existing, list(by_id))):
-        key = {"suite_name": suite_name, "experiment_id": experiment_id}
-        values = {"position": position} | _names(by_id.get(experiment_id))
-        if experiment_id in existing:
-            rows.change(connection, suite_experiments, key=key, to=values)
-        else:
-            new.append(key | values)
-    rows.add(connection, suite_experiments, rows=new)
-
-
-def _names(experiment: Experiment | None) -> dict[str, Any]:
-    if experiment is None:
-        return {}
-    return {"name": experiment.name, "arm": experiment.arm, "experiment_type": experiment.experiment_type}
-
-
-def _order(existing: Sequence[str], given: Sequence[str]) -> list[str]:
-    """The given order where it covers the suite; else (experiments added one by one) the new come last."""
-    if set(existing) <= set(given):
-        return list(given)
-    return [*existing, *(member for member in given if member not in existing)]
 
 
 def _last_step(connection: Connection, key: dict[str, Any]) -> int | None:

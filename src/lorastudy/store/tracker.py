@@ -21,22 +21,19 @@ from sqlalchemy import Connection, Table
 from lorastudy.errors import StoreError
 from lorastudy.protocol.records import Environment, FailureKind, Generation, Outcome, PackStep, Record
 from lorastudy.store import (
-    decisions,
-    designs,
-    imports,
+    imported,
     ingest,
-    questions,
-    reads,
+    queries,
     recover,
     rows,
     runs,
     schema,
-    verifying,
+    suites,
 )
-from lorastudy.store.exporting import export_csv, export_json
+from lorastudy.store.database import Database
+from lorastudy.store.export import export_csv, export_json
 from lorastudy.store.lock import Holder
 from lorastudy.store.recover import Salvage
-from lorastudy.store.store import Store
 from lorastudy.store.views import (
     DamagedRow,
     Decision,
@@ -73,7 +70,7 @@ class ExperimentTracker:
         writable: bool = False,
         clock: Callable[[], datetime] = _now,
     ) -> None:
-        self._store = Store(database, writable=writable)
+        self._database = Database(database, writable=writable)
         self._clock = clock
 
     def __enter__(self) -> Self:
@@ -87,11 +84,11 @@ class ExperimentTracker:
     @property
     def left_behind(self) -> Holder | None:
         """The process that died while it wrote this store, if this one took over its lock; else None."""
-        return self._store.left_behind
+        return self._database.left_behind
 
     def close(self) -> None:
         """Let go of the database."""
-        self._store.close()
+        self._database.close()
 
     # --- writes: for the runner -----------------------------------------------------------------------
 
@@ -104,9 +101,9 @@ class ExperimentTracker:
             StoreError: imported results have the name.
         """
         if experiments:
-            with self._store.writing() as connection:
-                imports.refuse_name(connection, suite_name)
-                runs.register(
+            with self._database.writing() as connection:
+                imported.refuse_name(connection, suite_name)
+                suites.register(
                     connection, suite_name, members=experiments, description=description, at=self._time()
                 )
 
@@ -115,8 +112,8 @@ class ExperimentTracker:
 
         What left keeps its runs, and is there again at once when the suite asks for it again.
         """
-        with self._store.writing() as connection:
-            return runs.keep_only(connection, suite_name, members=experiments)
+        with self._database.writing() as connection:
+            return suites.keep_only(connection, suite_name, members=experiments)
 
     def state_question(
         self, suite_name: str, question: Question, *, num_completed: int | None = None
@@ -125,25 +122,25 @@ class ExperimentTracker:
 
         `num_completed` experiments had been completed by then; by default those that are.
         """
-        with self._store.writing() as connection:
-            return questions.state(
+        with self._database.writing() as connection:
+            return suites.state_question(
                 connection, suite_name, question=question, at=self._time(), num_completed=num_completed
             )
 
     def together(self) -> contextlib.AbstractContextManager[None]:
         """Within the block what is written is one transaction, on disk when the block ends. Nothing is read in it."""
-        return self._store.together()
+        return self._database.together()
 
     def keep_design(self, suite_name: str, design: Mapping[str, Any]) -> None:
         """Write what a registered suite's file asked for, as plain JSON values; the newest counts."""
-        with self._store.writing() as connection:
-            designs.keep(connection, suite_name, design=design)
+        with self._database.writing() as connection:
+            suites.keep_design(connection, suite_name, design=design)
 
     def keep_decision(self, suite_name: str, decision: Decision) -> bool:
         """Write what a registered suite decided on its way; False where that was decided already: the first counts."""
-        with self._store.writing() as connection:
+        with self._database.writing() as connection:
             at = decision.decided_at or self._time()
-            return decisions.keep(connection, suite_name, decision=decision, at=at)
+            return suites.keep_decision(connection, suite_name, decision=decision, at=at)
 
     def start_run(
         self, experiment_id: str, *, attempt: int, pack_id: str, engine: str, run_folder: str | Path
@@ -162,12 +159,12 @@ class ExperimentTracker:
             "run_folder": str(run_folder),
             "started_at": self._time(),
         }
-        with self._store.writing() as connection:
+        with self._database.writing() as connection:
             runs.start(connection, values)
 
     def next_attempt(self, experiment_ids: Sequence[str]) -> int:
         """The attempt number for a new pack of these experiments: one more than any of them has had."""
-        with self._store.reading() as connection:
+        with self._database.reading() as connection:
             return runs.next_attempt(connection, experiment_ids)
 
     def take(self, record: Record, *, pack_id: str, attempt: int) -> bool:
@@ -177,20 +174,20 @@ class ExperimentTracker:
         taken before.
         """
         origin = ingest.Origin(pack_id=pack_id, attempt=attempt, at=self._time())
-        with self._store.writing(durable=not isinstance(record, PackStep)) as connection:
+        with self._database.writing(durable=not isinstance(record, PackStep)) as connection:
             return ingest.take(connection, record, origin=origin)
 
     def fail_run(self, experiment_id: str, *, attempt: int, kind: FailureKind, message: str) -> bool:
         """End a run whose worker died without a word; False where the run has ended already."""
         outcome = Outcome(experiment_id=experiment_id, status="failed", failure_kind=kind, message=message)
-        with self._store.writing() as connection:
+        with self._database.writing() as connection:
             return runs.end(connection, outcome, attempt=attempt, at=self._time())
 
     def distrust(self, experiment_id: str, *, attempt: int) -> None:
         """Let a completed run, part of whose results are lost, count as failed, so that it is run again."""
         message = "a part of its results was damaged in the store, and there is no run folder to take it from"
         changes = {"status": "failed", "failure_kind": "crashed", "failure_message": message}
-        with self._store.writing() as connection:
+        with self._database.writing() as connection:
             rows.change(
                 connection, schema.runs, key={"experiment_id": experiment_id, "attempt": attempt}, to=changes
             )
@@ -201,8 +198,8 @@ class ExperimentTracker:
         Raises:
             StoreError: a suite of one's own runs has the name.
         """
-        with self._store.writing() as connection:
-            return imports.add(connection, results, at=self._time())
+        with self._database.writing() as connection:
+            return imported.add(connection, results, at=self._time())
 
     @contextlib.contextmanager
     def at(self, time: datetime) -> Iterator[None]:
@@ -222,14 +219,14 @@ class ExperimentTracker:
 
         `status` is pending, running, paused, completed, failed or stopped.
         """
-        with self._store.reading() as connection:
+        with self._database.reading() as connection:
             found = _members(connection, suite_name)
         return [result for result in found if status in {None, result.status}]
 
     def get_experiments_by_type(self, experiment_type: str) -> list[ExperimentResult]:
         """Experiments of suites of this type: `rank_ablation`, `module_ablation`, or one's own."""
-        with self._store.reading() as connection:
-            return reads.results(connection, chosen=lambda row: row["experiment_type"] == experiment_type)
+        with self._database.reading() as connection:
+            return queries.results(connection, chosen=lambda row: row["experiment_type"] == experiment_type)
 
     def get_experiment(self, experiment_id: str) -> ExperimentResult:
         """One experiment, as the first of its suites names it.
@@ -237,23 +234,23 @@ class ExperimentTracker:
         Raises:
             StoreError: no suite has it.
         """
-        with self._store.reading() as connection:
-            found = reads.results(connection, chosen=lambda row: row["experiment_id"] == experiment_id)
+        with self._database.reading() as connection:
+            found = queries.results(connection, chosen=lambda row: row["experiment_id"] == experiment_id)
         if not found:
-            raise StoreError(f"{self._store.name} has no experiment {experiment_id}")
+            raise StoreError(f"{self._database.name} has no experiment {experiment_id}")
         return found[0]
 
     def get_results(self, experiment_ids: Sequence[str]) -> dict[str, ExperimentResult]:
         """Those of the experiments that any suite has, each as the first of its suites names it."""
         wanted = set(experiment_ids)
-        with self._store.reading() as connection:
-            found = reads.results(connection, chosen=lambda row: row["experiment_id"] in wanted)
+        with self._database.reading() as connection:
+            found = queries.results(connection, chosen=lambda row: row["experiment_id"] in wanted)
         return {result.experiment_id: result for result in reversed(found)}
 
     def known_experiments(self) -> frozenset[str]:
         """The ids of all experiments that are registered."""
-        with self._store.reading() as connection:
-            return reads.known_experiments(connection)
+        with self._database.reading() as connection:
+            return queries.known_experiments(connection)
 
     def completed(self, experiment_ids: Sequence[str]) -> dict[str, Environment]:
         """Those of the experiments that have a completed run, with the environment of the latest.
@@ -261,13 +258,13 @@ class ExperimentTracker:
         Whether that is comparable to the present environment is for the caller to say. A run of an unknown
         environment is comparable to none and left out.
         """
-        with self._store.reading() as connection:
-            return reads.completed(connection, experiment_ids)
+        with self._database.reading() as connection:
+            return queries.completed(connection, experiment_ids)
 
     def get_runs(self, experiment_ids: Sequence[str]) -> list[RunView]:
         """All attempts at these experiments, the newest first."""
-        with self._store.reading() as connection:
-            return reads.attempts(connection, experiment_ids)
+        with self._database.reading() as connection:
+            return queries.attempts(connection, experiment_ids)
 
     def get_items(
         self, experiment_id: str, *, split: str, metric: str
@@ -277,8 +274,8 @@ class ExperimentTracker:
         Raises:
             StoreError: the current run has no such score.
         """
-        with self._store.reading() as connection:
-            found = reads.items(connection, experiment_id, split=split, metric=metric)
+        with self._database.reading() as connection:
+            found = queries.items(connection, experiment_id, split=split, metric=metric)
         if found is None:
             there = ", ".join("/".join(key) for key in self.get_experiment(experiment_id).scores) or "none"
             raise StoreError(f"{experiment_id} has no score {split}/{metric}; it has: {there}")
@@ -288,87 +285,87 @@ class ExperimentTracker:
         self, experiment_ids: Sequence[str], *, split: str, metric: str
     ) -> dict[str, tuple[tuple[float, ...], tuple[int, ...] | None]]:
         """As `get_items`, by experiment; those whose score was stored without items, or not at all, are not in it."""
-        with self._store.reading() as connection:
-            return reads.items_of(connection, experiment_ids, split=split, metric=metric)
+        with self._database.reading() as connection:
+            return queries.items_of(connection, experiment_ids, split=split, metric=metric)
 
     def get_steps(self, experiment_id: str) -> list[StepRow]:
         """The optimizer steps of the current run, in order."""
-        with self._store.reading() as connection:
-            return reads.steps(connection, experiment_id)
+        with self._database.reading() as connection:
+            return queries.steps(connection, experiment_id)
 
     def get_all_steps(self, experiment_ids: Sequence[str]) -> dict[str, list[StepRow]]:
         """As `get_steps`, by experiment, in a few queries for all of them."""
-        with self._store.reading() as connection:
-            return reads.steps_of(connection, experiment_ids)
+        with self._database.reading() as connection:
+            return queries.steps_of(connection, experiment_ids)
 
     def get_generations(self, experiment_id: str) -> list[Generation]:
         """The generated answers of the current run, in order."""
-        with self._store.reading() as connection:
-            return reads.generations(connection, experiment_id)
+        with self._database.reading() as connection:
+            return queries.generations(connection, experiment_id)
 
     def get_suites(self) -> list[SuiteSummary]:
         """All suites, the oldest first."""
-        with self._store.reading() as connection:
-            return reads.suite_summaries(connection)
+        with self._database.reading() as connection:
+            return queries.suite_summaries(connection)
 
     def get_designs(self) -> dict[str, Any]:
         """By suite what its file asked for, as `keep_design` wrote it; of a suite of an older version there is none."""
-        with self._store.reading() as connection:
-            return designs.kept(connection)
+        with self._database.reading() as connection:
+            return suites.kept_designs(connection)
 
     def get_decisions(self, suite_name: str) -> tuple[Decision, ...]:
         """What the suite decided on its way, the oldest first."""
-        with self._store.reading() as connection:
-            return decisions.kept(connection).get(suite_name, ())
+        with self._database.reading() as connection:
+            return suites.kept_decisions(connection).get(suite_name, ())
 
     def get_imported(self, suite_name: str | None = None) -> list[ImportedResult]:
         """Results of other tools, in the order in which they were imported. They are in no other read."""
-        with self._store.reading() as connection:
-            return imports.results(connection, suite_name)
+        with self._database.reading() as connection:
+            return imported.results(connection, suite_name)
 
     def export_to_json(self, path: str | Path, *, suite_name: str | None = None) -> None:
         """Write all suites, or one, with what the current runs measured as one JSON file, and what was imported."""
-        with self._store.reading() as connection:
-            suites, experiments = reads.suite_summaries(connection), _members(connection, suite_name)
-            imported = imports.results(connection, suite_name)
+        with self._database.reading() as connection:
+            suites, experiments = queries.suite_summaries(connection), _members(connection, suite_name)
+            from_elsewhere = imported.results(connection, suite_name)
         named = [suite for suite in suites if suite_name in {None, suite.suite_name}]
         export_json(
             Path(path),
             suites=named,
             experiments=experiments,
-            imported=imported,
+            imported=from_elsewhere,
             privacy=Privacy.of_this_machine(),
         )
 
     def export_to_csv(self, path: str | Path, *, suite_name: str | None = None) -> None:
         """Write the experiments as one CSV file, a line for each, for a spreadsheet or a data frame."""
-        with self._store.reading() as connection:
+        with self._database.reading() as connection:
             experiments = _members(connection, suite_name)
         export_csv(Path(path), experiments=experiments, privacy=Privacy.of_this_machine())
 
     def salvage(self, old: Self, *, tables: Sequence[Table]) -> Salvage:
         """Copy from another store whatever is intact there and not here; for making a damaged store again."""
         with (
-            old._store.undecoded(),
-            old._store.reading(checked=False) as source,
-            self._store.writing() as target,
+            old._database.undecoded(),
+            old._database.reading(checked=False) as source,
+            self._database.writing() as target,
         ):
             return recover.salvage(source, target, tables=tables)
 
     def holds(self, row: DamagedRow) -> bool:
         """Whether a row with this key is here."""
-        with self._store.reading() as connection:
+        with self._database.reading() as connection:
             return bool(row.key) and rows.exists(connection, schema.metadata.tables[row.table], key=row.key)
 
     def problems(self) -> list[str]:
         """What SQLite finds wrong with the file as such, rows aside; empty for a sound one."""
-        with self._store.reading(checked=False):
-            return self._store.problems()
+        with self._database.reading(checked=False):
+            return self._database.problems()
 
     def verify(self) -> list[DamagedRow]:
         """Rows that are not what was written: each is held against its hash. Empty for a sound store."""
-        with self._store.undecoded(), self._store.reading(checked=False) as connection:
-            return verifying.damaged_rows(connection)
+        with self._database.undecoded(), self._database.reading(checked=False) as connection:
+            return recover.damaged_rows(connection)
 
     def _time(self) -> str:
         return self._clock().isoformat()
@@ -376,4 +373,4 @@ class ExperimentTracker:
 
 def _members(connection: Connection, suite_name: str | None) -> list[ExperimentResult]:
     """The experiments of one suite, or of all."""
-    return reads.results(connection, chosen=lambda row: suite_name in {None, row["suite_name"]})
+    return queries.results(connection, chosen=lambda row: suite_name in {None, row["suite_name"]})

@@ -30,7 +30,7 @@ from lorastudy.planning.packing import form_packs
 from lorastudy.protocol.records import Environment, Outcome, Pack
 from lorastudy.running.phase_runner import RunOptions
 from lorastudy.store import ExperimentTracker
-from lorastudy.store.exporting import export_csv
+from lorastudy.store.export import export_csv
 from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.safe_text import Privacy

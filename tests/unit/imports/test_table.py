@@ -6,8 +6,7 @@ import pytest
 
 import documents
 from lorastudy.errors import DataError, StudyError
-from lorastudy.imports.mapping import read_mapping
-from lorastudy.imports.table import read_table
+from lorastudy.imports.table import read_mapping, read_table
 
 CSV = """rank,lr,seed,test_acc,n,loss,params
 4,1e-3,0,0.5,200,1.25,1000

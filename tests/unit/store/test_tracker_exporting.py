@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lorastudy.store.exporting import defused, export_csv
+from lorastudy.store.export import defused, export_csv
 from lorastudy.suite.safe_text import Privacy
 
 NOBODY = Privacy()

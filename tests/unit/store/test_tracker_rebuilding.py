@@ -10,7 +10,7 @@ import pytest
 from lorastudy.errors import StoreError
 from lorastudy.protocol.records import RECORDS_NAME
 from lorastudy.store import ExperimentTracker, suite_notes
-from lorastudy.store.examining import examine
+from lorastudy.store.doctor import examine
 from lorastudy.store.rebuilding import rebuild_store
 from torture import studies
 from torture.faults.bitflips import flipped

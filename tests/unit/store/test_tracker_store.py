@@ -17,7 +17,9 @@ from sqlalchemy.schema import CreateTable
 
 from lorastudy.errors import StoreError
 from lorastudy.protocol.records import Outcome, PackStep
-from lorastudy.store import ExperimentTracker, migrations, rows, schema, store
+from lorastudy.store import ExperimentTracker, migrations, rows, schema
+from lorastudy.store import database as database_module
+from lorastudy.store.database import Database
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ os._exit(9)
 
 
 def test_durable_writes_are_synced_and_steps_are_not(database):
-    opened = store.Store(database, writable=True)
+    opened = Database(database, writable=True)
 
     def level(*, durable: bool) -> int:
         with opened.writing(durable=durable) as connection:
@@ -100,7 +102,7 @@ def test_a_reader_cannot_write(filled, make_experiment):
 
 
 def test_a_second_writer_waits_and_then_says_so(filled, make_experiment, monkeypatch):
-    monkeypatch.setattr(store, "LOCK_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(database_module, "LOCK_TIMEOUT_SECONDS", 0.05)
     with ExperimentTracker(filled, writable=True) as tracker:
         other = sqlite3.connect(filled, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -188,7 +190,7 @@ def next_version(tmp_path, monkeypatch):
         "        raise RuntimeError('no')\n"
     )
     monkeypatch.setattr(migrations, "_FOLDER", folder)
-    monkeypatch.setattr(store, "HEAD_REVISION", "r0099")
+    monkeypatch.setattr(database_module, "HEAD_REVISION", "r0099")
 
 
 def columns(database: Path) -> list[str]:
@@ -221,7 +223,7 @@ def test_a_failed_upgrade_changes_nothing_and_overwrites_no_backup(
     filled, make_experiment, next_version, monkeypatch
 ):
     with monkeypatch.context() as older:
-        older.setattr(store, "HEAD_REVISION", schema.HEAD_REVISION)
+        older.setattr(database_module, "HEAD_REVISION", schema.HEAD_REVISION)
         with ExperimentTracker(filled, writable=True) as tracker:
             tracker.register("another", [make_experiment(16)])
     for _ in range(2):
@@ -390,7 +392,7 @@ def test_what_is_written_together_is_there_as_a_whole_or_not_at_all(database, ma
 
 
 def test_a_count_asks_for_null_as_null(filled):
-    opened = store.Store(filled, writable=False)
+    opened = Database(filled, writable=False)
     with opened.reading() as connection:
         assert rows.count(connection, schema.runs, key={"pack_id": "p", "failure_kind": None}) == 1
         assert rows.count(connection, schema.runs, key={"pack_id": "p", "failure_kind": "crashed"}) == 0

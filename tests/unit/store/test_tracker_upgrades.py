@@ -18,7 +18,7 @@ from sqlalchemy import create_engine
 
 from lorastudy.cli.main import main
 from lorastudy.errors import StoreError
-from lorastudy.store import ExperimentTracker, backup, migrations
+from lorastudy.store import ExperimentTracker, database, migrations
 from lorastudy.store.rebuilding import rebuild_store
 from lorastudy.store.schema import HEAD_REVISION, VERSION_TABLE, metadata
 
@@ -66,7 +66,7 @@ def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "    op.execute(\"INSERT INTO metrics SELECT DISTINCT metric, '' FROM scores\")\n"
     )
     monkeypatch.setattr(migrations, "_FOLDER", folder)
-    monkeypatch.setattr("lorastudy.store.store.HEAD_REVISION", "r0099")
+    monkeypatch.setattr("lorastudy.store.database.HEAD_REVISION", "r0099")
 
 
 @pytest.mark.parametrize("dump", KEPT, ids=lambda dump: dump.stem)
@@ -205,7 +205,7 @@ def store(restored: Callable[[Path], Path]) -> Path:
 
 
 def test_a_backup_is_equal_and_a_second_one_has_another_name(store: Path) -> None:
-    copies = [backup.back_up(store, kind="copy") for _ in range(2)]
+    copies = [database.back_up(store, kind="copy") for _ in range(2)]
     assert [copy.name.removeprefix(store.name) for copy in copies] == [".copy.backup", ".copy.2.backup"]
     for copy in copies:
         with ExperimentTracker(copy) as tracker, ExperimentTracker(store) as original:
@@ -216,7 +216,7 @@ def test_a_backup_is_made_while_a_suite_writes(store: Path) -> None:
     with ExperimentTracker(store, writable=True) as writer:
         (first, *_) = writer.get_all_experiments()
         writer.start_run(first.experiment_id, attempt=2, pack_id="p", engine="packed", run_folder="f")
-        copy = backup.back_up(store, kind="copy")
+        copy = database.back_up(store, kind="copy")
         with ExperimentTracker(copy) as tracker:
             assert tracker.next_attempt([first.experiment_id]) == 3
 
@@ -230,13 +230,13 @@ def test_a_damaged_store_is_not_backed_up_as_if_it_were_sound(store: Path) -> No
     content[(number - 1) * size] = 0xFF
     store.write_bytes(content)
     with pytest.raises(StoreError, match=r"is damaged \(.*lorastudy doctor|malformed"):
-        backup.back_up(store, kind="copy")
+        database.back_up(store, kind="copy")
     assert [file.name for file in store.parent.iterdir() if "backup" in file.name] == []
 
 
 def test_a_backup_that_cannot_be_written_says_so_and_leaves_nothing(store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="the backup could not be written"):
-        backup.copy(store, tmp_path / "no folder" / "copy.db")
+        database.write_copy(store, tmp_path / "no folder" / "copy.db")
     assert not (tmp_path / "no folder").exists()
 
 
@@ -245,6 +245,6 @@ def test_a_damaged_row_is_not_upgraded_into_a_sound_one(store: Path, monkeypatch
     with connection:
         connection.execute("UPDATE scores SET value = 2")
     connection.close()
-    monkeypatch.setattr("lorastudy.store.store.HEAD_REVISION", "another")
+    monkeypatch.setattr("lorastudy.store.database.HEAD_REVISION", "another")
     with pytest.raises(StoreError, match=r"row of table scores does not match its hash, and is not upgraded"):
         ExperimentTracker(store, writable=True)

@@ -1,10 +1,10 @@
-"""Looks through a store and its run folders and names all that is not as it was written, each with what to do.
+"""Checks a store and its run folders, and names everything that is not as it was written, each with what to do.
 
     the file    SQLite's own check: pages, indexes, keys
-    the rows    every one against its hash
+    the rows    each compared with its hash
     the folders every record against its checksum, every record in the store, every adapter whole
 
-What is gone on purpose is no damage: a run folder that was deleted to save space leaves its numbers in the store.
+What is gone on purpose is no damage: deleting a run folder to save space leaves its numbers in the store.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from typing import Literal
 
 from lorastudy.errors import StoreError
 from lorastudy.protocol.records import PACK_NAME, RECORDS_NAME
-from lorastudy.store.backup import copy
-from lorastudy.store.replaying import replay
+from lorastudy.store.database import write_copy
+from lorastudy.store.rebuilding import replay
 from lorastudy.store.tracker import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 
@@ -27,7 +27,7 @@ _WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Observation:
     """Something that is not as it should be: what, and what to do. A `note` is no damage."""
 
     kind: Literal["damage", "note"]
@@ -38,7 +38,7 @@ class Finding:
         return f"{self.kind}: {self.what}\n  {self.remedy}"
 
 
-def examine(database: str) -> list[Finding]:
+def examine(database: str) -> list[Observation]:
     """All that is wrong, the store first; empty if all is well.
 
     Raises:
@@ -53,17 +53,17 @@ def examine(database: str) -> list[Finding]:
     return [*_running(results), *_folders(database, results)]
 
 
-def _running(results: list[ExperimentResult]) -> Iterator[Finding]:
+def _running(results: list[ExperimentResult]) -> Iterator[Observation]:
     names = sorted({result.name for result in results if result.status == "running"})
     if names:
-        yield Finding(
+        yield Observation(
             kind="note",
             what=f"{len(names)} experiments count as running: {', '.join(names[:5])}{', ...' if names[5:] else ''}",
             remedy="if no suite is running, `lorastudy suite` with the same file runs them again",
         )
 
 
-def _folders(database: str, results: list[ExperimentResult]) -> Iterator[Finding]:
+def _folders(database: str, results: list[ExperimentResult]) -> Iterator[Observation]:
     """What is wrong with the folders of the current runs."""
     folders: dict[Path, list[ExperimentResult]] = {}
     for result in results:
@@ -71,7 +71,7 @@ def _folders(database: str, results: list[ExperimentResult]) -> Iterator[Finding
             folders.setdefault(Path(result.run_folder), []).append(result)
     gone = [folder for folder in folders if not folder.is_dir()]
     if gone:
-        yield Finding(
+        yield Observation(
             kind="note",
             what=f"{len(gone)} of {len(folders)} run folders are gone, such as {gone[0]}",
             remedy="their numbers are in the store, their adapters are not; nothing need be done about it",
@@ -92,12 +92,12 @@ def _replayer(database: str) -> Iterator[ExperimentTracker | None]:
         return
     with tempfile.TemporaryDirectory(prefix="lorastudy-doctor-") as folder:
         target = Path(folder) / "copy.db"
-        copy(Path(database), target)
+        write_copy(Path(database), target)
         with ExperimentTracker(target, writable=True) as tracker:
             yield tracker
 
 
-def _in_folder(folder: Path, replayer: ExperimentTracker | None) -> Iterator[Finding]:
+def _in_folder(folder: Path, replayer: ExperimentTracker | None) -> Iterator[Observation]:
     """Whether the folder can be read, and whether the store has all that it says."""
     if replayer is None:
         return
@@ -124,7 +124,7 @@ def _in_folder(folder: Path, replayer: ExperimentTracker | None) -> Iterator[Fin
         yield _damage(f"{folder / RECORDS_NAME}: {num_missing} records of it are not in the store", _REBUILD)
 
 
-def _adapter(folder: Path, *, name: str) -> Iterator[Finding]:
+def _adapter(folder: Path, *, name: str) -> Iterator[Observation]:
     remedy = "a published copy may be left in output/<name>/final_model; else restore it from a backup"
     if not folder.is_dir():
         yield _damage(f"{folder}: the adapter of {name} is gone", remedy)
@@ -151,5 +151,5 @@ def _is_whole(weights: Path) -> bool:
     return size == 8 + length + max(ends, default=0)
 
 
-def _damage(what: str, remedy: str) -> Finding:
-    return Finding(kind="damage", what=what, remedy=remedy)
+def _damage(what: str, remedy: str) -> Observation:
+    return Observation(kind="damage", what=what, remedy=remedy)

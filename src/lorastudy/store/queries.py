@@ -26,7 +26,7 @@ from lorastudy.protocol.records import (
     PackProfile,
     TrivialScore,
 )
-from lorastudy.store import questions, rows, schema
+from lorastudy.store import rows, schema, suites
 from lorastudy.store.rows import HASH_COLUMN, Row
 from lorastudy.store.schema import runs
 from lorastudy.store.views import ExperimentResult, RunView, ScoreValue, StepRow, SuiteSummary
@@ -150,7 +150,7 @@ def suite_summaries(connection: Connection) -> list[SuiteSummary]:
     found = sorted(
         rows.intact(connection, schema.suites), key=lambda row: (row["created_at"], row["suite_name"])
     )
-    stated = questions.stated(connection)
+    stated = suites.stated_questions(connection)
     return [
         _as_value(
             SuiteSummary,

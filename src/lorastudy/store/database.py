@@ -1,11 +1,13 @@
 """An open database, brought to the schema of this version: one connection, one transaction at a time.
 
-SQLite while it is written: write-ahead log, `synchronous=FULL`, foreign keys on, so a committed transaction
-survives a power cut and readers never wait. At rest: one plain file without companions, that can be copied,
-mailed, and read from a folder one may not write to.
+While it is written, an SQLite store has a write-ahead log, `synchronous=FULL` and foreign keys, so a committed transaction
+survives a power cut and readers never wait. At rest it is one plain file without companions, which you can copy, mail, and
+read from a folder that you may not write to.
 
-Opening for reading creates nothing and changes nothing. Opening for writing takes the writer's lock, and creates
-the database, or backs it up and upgrades it. Alembic is imported only for that.
+Opening for reading creates nothing and changes nothing. Opening for writing takes the writer's lock, and creates the
+database, or backs it up and upgrades it. Alembic is imported only for an upgrade.
+
+A backup can be taken while the store is in use. The copy is checked, and only then given its name.
 """
 
 import contextlib
@@ -30,7 +32,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityErr
 from sqlalchemy.pool import NullPool
 
 from lorastudy.errors import StoreError
-from lorastudy.store.backup import back_up
+from lorastudy.protocol.files import replacing, sync_file, sync_folder
 from lorastudy.store.lock import FileLock, Holder, lock_server
 from lorastudy.store.rows import DamageError
 from lorastudy.store.schema import HEAD_REVISION, UNRELEASED_REVISIONS, VERSION_TABLE, metadata, version
@@ -43,7 +45,7 @@ class UnreleasedStoreError(StoreError):
     """The store was made before the first release: its run folders rebuild, its tables are not read."""
 
 
-class Store:
+class Database:
     """Owns the connection. `reading` and `writing` are the only ways to it.
 
     Raises:
@@ -346,3 +348,52 @@ def _revision(connection: Connection, *, name: str) -> str | None:
             f"{name} is a database of something else (it holds {', '.join(tables[:3])}): name another"
         )
     return None
+
+
+def back_up(file: Path, *, kind: str) -> Path:
+    """Copy the store to `<file>.<kind>.backup` beside it, or with a number where that is taken; return where.
+
+    Raises:
+        StoreError: the copy cannot be written, or the store is damaged so that a copy of it would be, too.
+    """
+    target = free_name(file, kind=kind)
+    write_copy(file, target)
+    return target
+
+
+def free_name(file: Path, *, kind: str) -> Path:
+    """`<file>.<kind>.backup` beside the file, or with a number where that is taken."""
+    name, number = file.with_name(f"{file.name}.{kind}.backup"), 1
+    while name.exists():
+        number += 1
+        name = file.with_name(f"{file.name}.{kind}.{number}.backup")
+    return name
+
+
+def write_copy(file: Path, target: Path) -> None:
+    """Write a verified copy; nothing stands under the target's name before it is whole and on disk.
+
+    Raises:
+        StoreError: as `back_up`.
+    """
+    try:
+        with replacing(target) as fresh:
+            with (
+                contextlib.closing(_opened(file, mode="ro")) as source,
+                contextlib.closing(sqlite3.connect(fresh)) as made,
+            ):
+                # SQLite's own copy takes what is still in the write-ahead log; copying the file would not
+                source.backup(made)
+                problems = [row[0] for row in made.execute("PRAGMA integrity_check")]
+            if problems != ["ok"]:
+                raise StoreError(
+                    f"{file} is damaged ({problems[0]}): see `lorastudy doctor`; no backup was made"
+                )
+            sync_file(fresh)
+        sync_folder(target.parent)
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(f"{target}: the backup could not be written: {error}") from error
+
+
+def _opened(file: Path, *, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True)
