@@ -42,42 +42,63 @@ def results_of(folder: Any, suite_name: str) -> dict[str, Any]:
         return {result.name: result for result in tracker.get_all_experiments(suite_name=suite_name)}
 
 
-def test_an_arm_that_does_not_fit_and_one_that_diverges_take_no_other_with_them(folder: Any) -> None:
+def test_an_arm_that_diverges_takes_no_other_with_it(folder: Any) -> None:
     arms = """\
 experiments:
   - {name: fine, lora_rank: 2}
-  - {name: misfit, lora_rank: 2, target_modules: [no_such_proj]}
   - {name: explodes, lora_rank: 2, lora_alpha: 1e30, learning_rate: 9, max_grad_norm: 0}
 """
     folder.write("mixed.yaml", f"suite_name: mixed\n{COMMON}{arms}")
-    done = folder.run("lorastudy suite mixed.yaml --continue-on-error", expect=1)
+    folder.run("lorastudy suite mixed.yaml --continue-on-error", expect=1)
     results = results_of(folder, "mixed")
     kinds = {name: (result.status, result.failure_kind) for name, result in results.items()}
     assert kinds == {
         "fine": ("completed", None),
-        "misfit": ("failed", "user"),
         "explodes": ("failed", "diverged"),
     }
     assert (folder.path / "output/fine/final_model/adapter_model.safetensors").is_file()
-    assert not (folder.path / "output/misfit").exists()
     assert not (folder.path / "output/explodes").exists()
+    assert "explodes" in folder.run("lorastudy status").stdout
+
+
+def test_an_arm_that_does_not_fit_is_refused_as_check_refuses_it_before_anything_runs(
+    make_folder: Callable[[str], Any],
+) -> None:
+    folder = make_folder("misfit")
+    arms = """\
+experiments:
+  - {name: fits, lora_rank: 2}
+  - {name: misfit, lora_rank: 2, target_modules: [no_such_proj]}
+"""
+    folder.write("misfit.yaml", f"suite_name: misfit\n{COMMON}{arms}")
+    refused = folder.run("lorastudy suite misfit.yaml --continue-on-error", expect=2).stderr
     # What it lacks, and what it has.
-    assert "no_such_proj: not in this model" in done.stderr
-    assert "q_proj" in done.stderr
-    assert "misfit" in folder.run("lorastudy status").stdout
-
-
-def test_an_experiment_type_of_ones_own_runs_and_a_failure_of_the_user_is_exit_code_2(folder: Any) -> None:
-    """With nothing changed in the package; the second arm's dropout makes the class name a module there is not."""
-    folder.write("my_experiment.py", OWN_TYPE)
-    arms = "experiments:\n  - {lora_rank: 3}\n  - {lora_rank: 5, lora_dropout: 0.5}\n"
-    folder.write(
-        "own.yaml", f"suite_name: own\nexperiment_type: my_experiment.py:MyExperiment\n{COMMON}{arms}"
+    assert "no_such_proj: not in this model" in refused
+    assert "q_proj" in refused
+    assert (
+        refused.splitlines()[-1]
+        == folder.run("lorastudy check misfit.yaml", expect=2).stderr.splitlines()[-1]
     )
-    done = folder.run("lorastudy suite own.yaml", expect=2)
-    assert "0.5_proj: not in this model" in done.stderr
+    assert not (folder.path / "results").exists()
+    assert not (folder.path / "output").exists()
+
+
+def test_an_experiment_type_of_ones_own_runs_and_what_it_asks_for_in_vain_is_refused(
+    make_folder: Callable[[str], Any],
+) -> None:
+    """Nothing changes in the package. The second arm's dropout makes the class name a module that the model lacks."""
+    folder = make_folder("own_type")
+    folder.write("my_experiment.py", OWN_TYPE)
+    head = f"suite_name: own\nexperiment_type: my_experiment.py:MyExperiment\n{COMMON}"
+    arm, misfit = "experiments:\n  - {lora_rank: 3}\n", "  - {lora_rank: 5, lora_dropout: 0.5}\n"
+    folder.write("own.yaml", f"{head}{arm}{misfit}")
+    refused = folder.run("lorastudy suite own.yaml", expect=2)
+    assert "0.5_proj: not in this model" in refused.stderr
+    assert not (folder.path / "results").exists()
+    folder.write("own.yaml", f"{head}{arm}")
+    folder.run("lorastudy suite own.yaml")
     results = results_of(folder, "own")
-    assert [result.status for result in results.values()] == ["completed", "failed"]
+    assert [result.status for result in results.values()] == ["completed"]
     mine = results["mine_r3"]
     assert mine.settings["lora_alpha"] == 6
     assert mine.settings["target_modules"] == ["q_proj"]

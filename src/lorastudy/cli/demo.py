@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lorastudy.cli.ending import say_report
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Database, OutputDir, RunsDir
+from lorastudy.cli.report import say_report
 
 
 def demo(

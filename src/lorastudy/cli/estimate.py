@@ -1,7 +1,6 @@
 """`lorastudy estimate`: memory, time and disk of a configuration or a suite, before anything runs."""
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from lorastudy.planning.fitting import Suggestion
     from lorastudy.suite.experiment import Experiment
     from lorastudy.suite.settings import Settings
-
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
 
 
 def estimate(
@@ -56,6 +53,7 @@ def estimate(
     from lorastudy.executors.process import JobWorker
     from lorastudy.planning.answers import Answers
     from lorastudy.planning.predictions import announced
+    from lorastudy.suite.settings import settings_from_options
 
     if suite is not None:
         from lorastudy.planning.design import Designer
@@ -63,7 +61,7 @@ def estimate(
 
         experiments: Sequence[Experiment] = Designer(suite=load_suite(suite)).design().of_every_arm
     else:
-        settings = settings_of(
+        settings = settings_from_options(
             base_model=base_model, max_seq_length=max_seq_length, quantization=quantization,
             per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
             lora_dropout=lora_dropout, gradient_checkpointing=gradient_checkpointing,
@@ -95,6 +93,7 @@ def _shown(
     calibrate: bool,
 ) -> "list[_Shown]":
     from lorastudy.planning.estimate import by_pack, prepare, within_margin
+    from lorastudy.planning.memory_budget import memory_size
 
     budget_bytes = None if vram is None else within_margin(memory_size(vram))
     estimators = by_pack(experiments, answers, with_data=with_data)
@@ -113,18 +112,6 @@ def _shown(
         )
         for group in alike.values()
     ]
-
-
-def memory_size(text: str) -> int:
-    """Bytes of `8GB`, `80 GiB` or `512MB`. GB is read as GiB, as the makers of graphics cards write it.
-
-    Raises:
-        StudyError: it is none of these.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or float(match["number"]) <= 0:
-        raise StudyError(f"--vram: {text}: give a size such as 8GB, 24GiB or 512MB")
-    return int(float(match["number"]) * 1024 ** " KMGT".index(match["unit"].upper() or " "))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +155,12 @@ class _Shown:
 
     def as_json(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
-        from lorastudy.cli.estimating import terms_as_json
+        from lorastudy.planning.plan_summary import estimate_as_json
 
         estimate, calibration = self.estimator.estimate(), self.estimator.calibration()
         changes = [*([self.fewer] if self.fewer else []), *self.suggestions]
         return {
-            **terms_as_json(estimate),
+            **estimate_as_json(estimate),
             "base_model": self.estimator.settings.base_model,
             "device": self.estimator.machine.device,
             "timed_steps": [] if calibration is None else [vars(point) for point in calibration.points],
@@ -186,7 +173,9 @@ class _Shown:
 
     def show(self, console: "PlainConsole", *, vram: str | None) -> None:
         """As text for people."""
-        from lorastudy.cli.estimating import disk_bytes, margin_words, show_terms, show_time
+        from lorastudy.cli.plan_output import show_terms, show_time
+        from lorastudy.planning.memory_budget import margin_words
+        from lorastudy.planning.plan_summary import disk_bytes
         from lorastudy.report.numbers import count, plural, size
 
         estimate, shape, settings = self.estimator.estimate(), self.estimator.shape, self.estimator.settings
@@ -240,23 +229,6 @@ class _Shown:
         console.print()
         console.print(table)
         console.print("The effective batch is the same with each of these.")
-
-
-def settings_of(**values: object) -> "Settings":
-    """Settings from a command's options.
-
-    Raises:
-        StudyError: values that no suite file may have either.
-    """
-    from pydantic import ValidationError
-
-    from lorastudy.suite.settings import Settings
-
-    try:
-        return Settings.model_validate(values)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        raise StudyError("\n".join(problems)) from error
 
 
 def _targets(text: str) -> "str | tuple[str, ...]":

@@ -13,11 +13,11 @@ from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
-    from lorastudy.cli.asked import Asked
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.cli.memory_budget import Room
-    from lorastudy.cli.recommending import Plans
     from lorastudy.planning.literature import LiteratureRule
+    from lorastudy.planning.memory_budget import MemoryBudget
+    from lorastudy.planning.recommendation import CandidateFinder
+    from lorastudy.planning.recommendation_request import RecommendationRequest
     from lorastudy.recommend.answer import Candidate, Recommendation
 
 #: The settings of a configuration that a user copies into a suite file.
@@ -70,15 +70,15 @@ def recommend(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Recommend a configuration that fits, with what it should reach and need, and how that is known."""
-    from lorastudy.cli.asked import named
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.cli.memory_budget import room_here, room_of
-    from lorastudy.cli.recommending import Plans, machine_of
     from lorastudy.executors.process import JobWorker
     from lorastudy.planning.answers import Answers
+    from lorastudy.planning.memory_budget import budget_here, budget_of
+    from lorastudy.planning.recommendation import CandidateFinder, machine_of
+    from lorastudy.planning.recommendation_request import read_request
 
     _refuse(hours=hours, margin=margin)
-    room = None if vram is None else room_of(vram)
+    budget = None if vram is None else budget_of(vram)
     given = {
         "base_model": base_model,
         "dataset_path": dataset,
@@ -86,7 +86,7 @@ def recommend(
         "max_seq_length": max_seq_length,
         "trust_remote_code": trust_remote_code or None,
     }
-    about = named(
+    about = read_request(
         {key: value for key, value in given.items() if value is not None},
         file=suite,
         suite_name=suite_name,
@@ -94,39 +94,32 @@ def recommend(
     )
     with JobWorker() as worker:
         answers = Answers(worker.do)
-        room = room or room_here(machine_of(about.base, answers))
-        asked = about.asked(budget_bytes=room.budget_bytes, margin=margin)
-        plans = Plans(answers, asked)
-        plans.check_data()
-        answer = _answer(plans, asked, database=database, hours=hours)
+        budget = budget or budget_here(machine_of(about.base, answers))
+        request = about.request(budget_bytes=budget.budget_bytes, margin=margin)
+        finder = CandidateFinder(answers, request)
+        finder.check_data()
+        answer = _recommendation(finder, request, database=database, hours=hours)
         if answer is None:
-            raise StudyError(_nothing_fits(plans, asked, room=room, hours=hours))
+            raise StudyError(_nothing_fits(finder, request, budget=budget, hours=hours))
         if as_json:
-            say(json.dumps(_as_json(answer, plans, asked=asked), indent=1))
+            say(json.dumps(_as_json(answer, finder, request=request), indent=1))
         else:
-            _show(PlainConsole(), answer, plans=plans, asked=asked, room=room)
+            _show(PlainConsole(), answer, finder=finder, request=request, budget=budget)
 
 
-def _answer(plans: "Plans", asked: "Asked", *, database: str, hours: float | None) -> "Recommendation | None":
-    """From the store where it has evidence, else from the literature; None where nothing fits."""
-    from lorastudy.cli.recommending import literature_candidates, silent_suites, stored_evidence
-    from lorastudy.recommend.answer import recommend as recommended
+def _recommendation(
+    finder: "CandidateFinder", request: "RecommendationRequest", *, database: str, hours: float | None
+) -> "Recommendation | None":
+    """From the store if there is one; a default store that does not exist yet has no evidence."""
+    from lorastudy.planning.done import is_new
+    from lorastudy.planning.recommendation import recommendation_for
     from lorastudy.store import ExperimentTracker
 
-    limits: dict[str, Any] = {
-        "budget_bytes": asked.budget_bytes,
-        "max_seconds": None if hours is None else 3600 * hours,
-    }
-    if "://" not in database and not Path(database).is_file() and database == DATABASE:
-        return recommended((), literature_candidates(plans, asked), **limits)
+    max_seconds = None if hours is None else 3600 * hours
+    if database == DATABASE and is_new(database):
+        return recommendation_for(finder, request, tracker=None, max_seconds=max_seconds)
     with ExperimentTracker(database) as tracker:
-        evidence = list(stored_evidence(tracker, plans, asked=asked))
-        silent = silent_suites(tracker, asked)
-    measured = recommended(evidence, (), **limits)
-    if measured is not None:
-        return measured
-    published = recommended(evidence, literature_candidates(plans, asked), **limits)
-    return published and dataclasses.replace(published, left_out=(*published.left_out, *silent))
+        return recommendation_for(finder, request, tracker=tracker, max_seconds=max_seconds)
 
 
 def _refuse(*, hours: float | None, margin: float | None) -> None:
@@ -135,18 +128,24 @@ def _refuse(*, hours: float | None, margin: float | None) -> None:
             raise StudyError(f"{option}: {value:g}: give a number greater than 0")
 
 
-def _nothing_fits(plans: "Plans", asked: "Asked", *, room: "Room", hours: float | None) -> str:
+def _nothing_fits(
+    finder: "CandidateFinder",
+    request: "RecommendationRequest",
+    *,
+    budget: "MemoryBudget",
+    hours: float | None,
+) -> str:
     from lorastudy.report.numbers import size
 
-    least, memory = plans.smallest, room.words
+    least, memory = finder.smallest, budget.words
     if least is None:
-        held = plans.least_weights_bytes
+        held = finder.least_weights_bytes
         return (
-            f"--vram: {memory}: nothing fits. The weights of {asked.base.base_model} alone take {size(held)} in "
-            f"{plans.least_precision}. "
-            f"What would fit: more than {room.needed(held)} of memory, or a smaller model"
+            f"--vram: {memory}: nothing fits. The weights of {request.base.base_model} alone take {size(held)} in "
+            f"{finder.least_precision}. "
+            f"What would fit: more than {budget.needed(held)} of memory, or a smaller model"
         )
-    if least.peak_bytes <= asked.budget_bytes:
+    if least.peak_bytes <= request.budget_bytes:
         return (
             f"--hours: {hours:g}: everything that fits {memory} is known to take longer. "
             "Give more hours, or fewer rows or steps"
@@ -156,11 +155,13 @@ def _nothing_fits(plans: "Plans", asked: "Asked", *, room: "Room", hours: float 
         f"--vram: {memory}: nothing fits. The least that was tried (rank {settings.lora_rank} on {settings.target_modules}, "
         f"{settings.quantization}, {settings.per_device_train_batch_size} row(s) of {settings.max_seq_length} tokens, "
         f"with recomputation) is predicted to take {size(least.peak_bytes)}. What would fit: "
-        f"{room.needed(least.peak_bytes)} or more of memory, a smaller model, or a smaller --max-seq-length"
+        f"{budget.needed(least.peak_bytes)} or more of memory, a smaller model, or a smaller --max-seq-length"
     )
 
 
-def _as_json(answer: "Recommendation", plans: "Plans", *, asked: "Asked") -> dict[str, Any]:
+def _as_json(
+    answer: "Recommendation", finder: "CandidateFinder", *, request: "RecommendationRequest"
+) -> dict[str, Any]:
     """All of it as plain JSON values."""
     from lorastudy.report.findings.recommendation import because
 
@@ -171,8 +172,8 @@ def _as_json(answer: "Recommendation", plans: "Plans", *, asked: "Asked") -> dic
         "decision": None if answer.decision is None else dataclasses.asdict(answer.decision),
         "name": answer.name,
         **_candidate_json(answer.candidate),
-        "budget_bytes": asked.budget_bytes,
-        "device": plans.device,
+        "budget_bytes": request.budget_bytes,
+        "device": finder.device,
         "because": list(because(answer)),
         "expected": None if answer.expectation is None else dataclasses.asdict(answer.expectation),
         "runner_up": runner_up
@@ -185,18 +186,18 @@ def _as_json(answer: "Recommendation", plans: "Plans", *, asked: "Asked") -> dic
         "caveats": list(answer.caveats),
         "other_studies": list(answer.other_studies),
         "left_out": list(answer.left_out),
-        "rules": {key: dataclasses.asdict(rule) for key, rule in _rules(answer, asked).items()},
+        "rules": {key: dataclasses.asdict(rule) for key, rule in _rules(answer, request).items()},
     }
 
 
-def _rules(answer: "Recommendation", asked: "Asked") -> "Mapping[str, LiteratureRule]":
+def _rules(answer: "Recommendation", request: "RecommendationRequest") -> "Mapping[str, LiteratureRule]":
     """The published rules that were followed; a precision that was asked for followed none."""
     from lorastudy.planning.literature import RULES
 
     if answer.grade != "literature only":
         return {}
     return {
-        key: rule for key, rule in RULES.items() if key != "precision" or "quantization" not in asked.fixed
+        key: rule for key, rule in RULES.items() if key != "precision" or "quantization" not in request.fixed
     }
 
 
@@ -220,7 +221,12 @@ def _settings_shown(candidate: "Candidate") -> dict[str, Any]:
 
 
 def _show(
-    console: "PlainConsole", answer: "Recommendation", *, plans: "Plans", asked: "Asked", room: "Room"
+    console: "PlainConsole",
+    answer: "Recommendation",
+    *,
+    finder: "CandidateFinder",
+    request: "RecommendationRequest",
+    budget: "MemoryBudget",
 ) -> None:
     """As text for people."""
     from lorastudy.report.findings.recommendation import because
@@ -228,12 +234,12 @@ def _show(
 
     title = "recommended" if answer.is_recommended else "to start with"
     console.print(f"{title}: {answer.name}   [{answer.grade}]")
-    console.print(f"for: {_subject(asked)}\n")
+    console.print(f"for: {_subject(request)}\n")
     for key, value in _settings_shown(answer.candidate).items():
         console.print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
     _show_list(console, "because", lines=because(answer))
     _show_list(console, "expected", lines=(_expected(answer),))
-    _show_needs(console, answer.candidate, room=room, device=plans.device)
+    _show_needs(console, answer.candidate, budget=budget, device=finder.device)
     up = answer.runner_up
     if up is not None:
         _show_list(console, "runner-up", lines=(f"{up.name}, {size(up.candidate.peak_bytes)}", up.standing))
@@ -241,17 +247,17 @@ def _show(
     _show_list(console, "mind", lines=answer.caveats)
     _show_list(console, "other studies", lines=answer.other_studies)
     _show_list(console, "studies left out", lines=answer.left_out)
-    followed = _rules(answer, asked).values()
+    followed = _rules(answer, request).values()
     _show_list(console, "rules", lines=[f"{rule.says} ({rule.source})" for rule in followed])
 
 
-def _subject(asked: "Asked") -> str:
+def _subject(request: "RecommendationRequest") -> str:
     """What was asked about, in words."""
     units = {"quantization": "the base in {}", "max_seq_length": "rows of {} tokens"}
-    fixed = (units[key].format(value) for key, value in asked.fixed.items())
-    data = [asked.base.dataset_path] if asked.has_data else []
-    from_suite = [f"from the suite {asked.suite_name} alone"] if asked.is_only else []
-    return ", ".join([asked.base.base_model, *data, *fixed, *from_suite])
+    fixed = (units[key].format(value) for key, value in request.fixed.items())
+    data = [request.base.dataset_path] if request.has_data else []
+    from_suite = [f"from the suite {request.suite_name} alone"] if request.is_only else []
+    return ", ".join([request.base.base_model, *data, *fixed, *from_suite])
 
 
 def _show_list(console: "PlainConsole", title: str, *, lines: Sequence[str]) -> None:
@@ -261,17 +267,19 @@ def _show_list(console: "PlainConsole", title: str, *, lines: Sequence[str]) -> 
         console.print(f"  {line}")
 
 
-def _show_needs(console: "PlainConsole", candidate: "Candidate", *, room: "Room", device: str) -> None:
-    from lorastudy.cli.estimating import TERMS
+def _show_needs(
+    console: "PlainConsole", candidate: "Candidate", *, budget: "MemoryBudget", device: str
+) -> None:
+    from lorastudy.planning.plan_summary import TERMS
     from lorastudy.report.numbers import count, duration, size
 
     console.print(
-        f"\nneeds: {size(candidate.peak_bytes)} of {room.words} at the peak, predicted for rows of the full length"
+        f"\nneeds: {size(candidate.peak_bytes)} of {budget.words} at the peak, predicted for rows of the full length"
     )
     for name, num_bytes in candidate.terms_bytes.items():
         if num_bytes:
             console.print(f"  {TERMS[name]}: {size(num_bytes)}")
-    console.print(f"  ({room.left_free()}; counted on a {device})")
+    console.print(f"  ({budget.left_free()}; counted on a {device})")
     console.print(f"  trainable parameters: {count(candidate.num_trainable_parameters)}")
     if candidate.train_seconds is None:
         console.print(

@@ -1,12 +1,20 @@
 """`lorastudy report`: RESULTS.md, its plots and an HTML page from the results store."""
 
+import shlex
+import shutil
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorastudy.cli.ending import say_report
 from lorastudy.cli.options import DATABASE, Database
+from lorastudy.cli.terminal import say, shown
+
+if TYPE_CHECKING:
+    from lorastudy.report.read import Report
+    from lorastudy.report.sections.front import StudySummary
 
 
 def report(
@@ -42,3 +50,62 @@ def report(
         )
         written = save_report(found, tracker, output=output)
     say_report(found, written)
+
+
+#: Longer lines are hard to read, however wide the terminal.
+_WIDEST = 100
+
+
+def say_what_it_came_to(suite_name: str, *, database: str, output_dir: Path) -> None:
+    """After a suite: its verdict and recommendation as its report has them, where its results lie, and the next command."""
+    from lorastudy.report import read_report
+    from lorastudy.store import ExperimentTracker
+
+    with ExperimentTracker(database) as tracker:
+        if not any(each.status == "completed" for each in tracker.get_all_experiments(suite_name=suite_name)):
+            return  # what failed was told
+        report = read_report(tracker, suite_name=suite_name)
+    for summary in report.summaries:
+        say_summary(summary)
+    say(f"\nresults: {database}; adapters: {output_dir / 'NAME_seedN' / 'final_model'}")
+    given = [] if database == DATABASE else ["--database", database]
+    # Quoted: the name may come from a store that somebody else made.
+    say(f"next: {shlex.join(['lorastudy', 'report', '--suite-name', suite_name, *given])}")
+
+
+def say_report(report: "Report", written: Sequence[Path]) -> None:
+    """After a report: what the study that ran last came to, which others there are, and the files."""
+    from lorastudy.report.numbers import plural
+
+    first, *others = report.summaries
+    say_summary(first)
+    say()
+    pages = [path for path in written if path.suffix in {".md", ".html"}]
+    if others:
+        said = f"{pages[0]} covers {len(others)} more, which ran before: {'; '.join(each.title for each in others)}."
+        _say_wrapped(f"{said} One alone: lorastudy report --suite-name NAME")
+    if report.imported_apart:
+        said = f"not in it, since imported results are told apart: {', '.join(report.imported_apart)}."
+        _say_wrapped(f"{said} To report one: lorastudy report --suite-name NAME")
+    for path in pages:
+        say(f"wrote {path}")
+    if num_plots := sum(path.suffix == ".png" for path in written):
+        folder = next(path.parent for path in written if path.suffix == ".png")
+        say(f"wrote {plural(num_plots, 'plot')} (PNG and SVG) into {folder}")
+
+
+def say_summary(summary: "StudySummary") -> None:
+    """The first page of a report in a few lines."""
+    say(f"\n{summary.title}")
+    for line in summary.lines():
+        _say_wrapped(line)
+
+
+def _say_wrapped(text: str) -> None:
+    """A paragraph as wide as the terminal; names are not broken, since they are to be copied."""
+    width = min(_WIDEST, shutil.get_terminal_size().columns)
+    say(
+        textwrap.fill(
+            shown(text), width=width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+    )

@@ -10,11 +10,11 @@ import typer
 
 from lorastudy.cli.console import reading_shown
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
-from lorastudy.cli.plan_output import outlook, size_line
 from lorastudy.cli.signals import Departure
 from lorastudy.cli.terminal import failure_shown, say
 from lorastudy.executors import Executor, local_executor
 from lorastudy.planning.done import is_new
+from lorastudy.planning.plan_summary import outlook, size_line
 from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.report.numbers import listing
 from lorastudy.running.adapters import published, usual_place
@@ -100,8 +100,15 @@ def run_experiments(
         say(f"to go on: {_command_to_go_on(suite, database=database, options=options)}", file=sys.stderr)
         raise typer.Exit(departure.exit_code)
     if outcome.failed:
-        raise typer.Exit(2 if all(end.failure_kind == "user" for end in outcome.failed) else 1)
+        raise typer.Exit(exit_code(outcome))
     return outcome.design
+
+
+def exit_code(outcome: StudyOutcome) -> int:
+    """0 if nothing failed, 2 if you can mend every failure, as with any bad input; else 1."""
+    if not outcome.failed:
+        return 0
+    return 2 if all(end.failure_kind == "user" for end in outcome.failed) else 1
 
 
 def _say_where_adapters_lie(

@@ -10,6 +10,7 @@ from functools import cached_property
 
 from lorastudy.data.load import StudyData
 from lorastudy.data.sources import dataset_fingerprint
+from lorastudy.errors import ModelError
 from lorastudy.executors import Executor, local_executor
 from lorastudy.lint.case import Case
 from lorastudy.lint.finding import LintFinding
@@ -18,6 +19,7 @@ from lorastudy.planning.design import Designer
 from lorastudy.planning.done import not_done, outraced
 from lorastudy.planning.handover import Handover, handover
 from lorastudy.planning.packing import PlannedPack, remaining_packs
+from lorastudy.planning.plan_summary import plan_html
 from lorastudy.planning.predictions import OnWait, Predictions, print_nothing, with_memory, without_memory
 from lorastudy.planning.suite_facts import data_notes, layout_notes, margin_notes, read_data, suite_case
 from lorastudy.store import ExperimentTracker
@@ -105,11 +107,13 @@ class StudyPlan:
         return 0 if self.case is None else len(self.case.arms)
 
     def check_base_models(self) -> None:
-        """See that the base models of what is still to run can be had.
+        """Refuse a plan with a base model that cannot be had, or with arms that do not fit their base model.
 
         Raises:
-            ModelError: one cannot; says why and what to do.
+            ModelError: says which, why and what to do.
         """
+        if self.predicted.adapted.misfits:
+            raise ModelError("\n".join(self.predicted.adapted.misfits.values()))
         to_run = (*self.missing, *self.design.waiting)
         for base_model in sorted({experiment.settings.base_model for experiment in to_run}):
             check_base_model(base_model)
@@ -118,6 +122,9 @@ class StudyPlan:
     def findings(self) -> Sequence[LintFinding]:
         """What would make the comparison unfair."""
         return () if self.case is None else lint(self.case)
+
+    def _repr_html_(self) -> str:
+        return plan_html(self)
 
 
 def plan_study(

@@ -9,7 +9,9 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lorastudy.errors import StudyError
 
 Quantization = Literal["4bit", "8bit", "fp16", "bf16", "fp32"]
 
@@ -271,6 +273,19 @@ class Settings(AskedSettings):
     """One arm, resolved but for its seed: what an experiment is made of, and all that a worker knows."""
 
     learning_rate: Rate = Field(2e-4, description="Peak learning rate.")
+
+
+def settings_from_options(**values: object) -> Settings:
+    """Settings from a command's options.
+
+    Raises:
+        StudyError: values that no suite file may have either.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        raise StudyError("\n".join(problems)) from error
 
 
 #: Keys in which the arms of one pack may differ; in all others they are equal.

@@ -162,8 +162,9 @@ class EntryKeys(BaseModel):
     )
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | Seed = Field(
         (0,),
-        description="One run of the arm with each: initial weights, dropout and order of the training rows. Fewer than six "
-        "can never show a difference at the 5 % level, and fewer than five not that an arm is as good within the margin.",
+        description="A list of seeds, such as `[0, 1, 2]`; a single number is one seed. The arm runs once with each; a seed decides the "
+        "initial weights, dropout and the order of the training rows. Fewer than six seeds can never show a difference at the "
+        "5 % level, and fewer than five can never show that an arm is as good within the margin.",
     )
 
     @field_validator("name")

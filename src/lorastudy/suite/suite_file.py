@@ -148,13 +148,22 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
         experiment_type=given.get("experiment_type", SuiteKeys.model_fields["experiment_type"].default),
         path=source.path,
         arms=tuple(arm for entry in entries for arm in _arms(entry)),
-        notes=overridden(own, levels=levels),
+        notes=(*overridden(own, levels=levels), *_seed_notes(own)),
         primary_metric=given.get("primary_metric", SuiteKeys.model_fields["primary_metric"].default),
         margin=None if given.get("margin") is None else Margin.parse(given["margin"]),
         reference=given.get("reference"),
         given_tuning_seeds=given.get("tuning_seeds"),
         rungs=_rungs(given.get("racing", False)),
     )
+
+
+def _seed_notes(given: Sequence[Given]) -> list[str]:
+    """A note where `seeds` is one number, which reads like a count."""
+    return [
+        f"{one.place}: {one.path}: this is the one seed {number}; for {number} seeds write a list, as in [0, 1, 2]"
+        for one in given
+        if one.path.endswith("seeds") and isinstance(number := one.values[0], int) and number > 1
+    ]
 
 
 def _rungs(racing: Any) -> tuple[float, ...]:

@@ -6,10 +6,14 @@ from types import SimpleNamespace
 import pytest
 
 import lorastudy.report
-from lorastudy.cli.ending import say_report, say_summary, say_what_it_came_to
+from lorastudy.cli.report import say_report, say_summary, say_what_it_came_to
+from lorastudy.cli.running import exit_code
 from lorastudy.errors import StudyError
+from lorastudy.protocol.records import Outcome
 from lorastudy.report.sections.front import StudySummary
+from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
+from lorastudy.suite.rate_search import Design
 
 
 class Told:
@@ -102,3 +106,15 @@ def test_a_suite_of_which_nothing_completed_says_no_more(tmp_path, capsys, monke
         lorastudy.report.read_report(tracker, suite_name="none")
     say_what_it_came_to("none", database="mine.db", output_dir=Path("output"))
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("kinds", "code"),
+    [((), 0), (("user",), 2), (("user", "user"), 2), (("user", "diverged"), 1), (("crashed",), 1)],
+)
+def test_the_exit_code_is_2_where_all_that_failed_is_the_users_to_mend(kinds, code):
+    ends = tuple(
+        Outcome(experiment_id=f"exp-{number}", status="failed", failure_kind=kind, message="m")
+        for number, kind in enumerate(kinds)
+    )
+    assert exit_code(StudyOutcome(design=Design(experiments=(), rounds=()), failed=ends)) == code

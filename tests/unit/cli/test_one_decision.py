@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lorastudy.cli.asked import Asked
-from lorastudy.cli.recommending import stored_evidence
+from lorastudy.planning.recommendation import stored_evidence
+from lorastudy.planning.recommendation_request import RecommendationRequest
 from lorastudy.protocol.records import ArmProfile, Environment, TrivialScore
 from lorastudy.recommend.answer import Candidate, recommend
 from lorastudy.recommend.decision import decide, harmed_arms
@@ -84,8 +84,8 @@ def run(kind, rank, rate, seed, loss, *, fate=1.0):
     )  # fmt: skip
 
 
-class Plans:
-    """Plans for which a rank takes 100 bytes."""
+class CandidateFinder:
+    """CandidateFinder for which a rank takes 100 bytes."""
 
     def fitting(self, settings, *, departures=()):
         return Candidate(
@@ -107,9 +107,11 @@ def both(results, question, monkeypatch, *, budget_bytes=10_000):
         get_imported=lambda suite_name=None: [],
         get_designs=dict,
     )
-    monkeypatch.setattr(Asked, "base_fingerprint", "base")
-    asked = Asked(base=Settings(), has_data=False, budget_bytes=budget_bytes, suite_name="suite")
-    evidence = list(stored_evidence(tracker, Plans(), asked=asked))
+    monkeypatch.setattr(RecommendationRequest, "base_fingerprint", "base")
+    asked = RecommendationRequest(
+        base=Settings(), has_data=False, budget_bytes=budget_bytes, suite_name="suite"
+    )
+    evidence = list(stored_evidence(tracker, CandidateFinder(), request=asked))
     (studied,) = read_report(tracker).studies
     return studied.analysis, recommend(evidence, [], budget_bytes=budget_bytes)
 

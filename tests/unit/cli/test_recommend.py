@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from lorastudy.cli.asked import Asked, named
 from lorastudy.cli.main import main
-from lorastudy.cli.recommending import _rate_ratio, stored_evidence
 from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.planning.design import Designer
+from lorastudy.planning.recommendation import _rate_ratio, stored_evidence
+from lorastudy.planning.recommendation_request import RecommendationRequest, read_request
 from lorastudy.recommend.answer import Candidate, recommend
 from lorastudy.report.findings.recommendation import because
 from lorastudy.store import ExperimentTracker
@@ -118,8 +118,8 @@ def results(base_model="lab", sources=None, **settings):
     ]  # fmt: skip
 
 
-class Plans:
-    """Plans for which a rank takes 100 bytes, half of it in 4 bits."""
+class CandidateFinder:
+    """CandidateFinder for which a rank takes 100 bytes, half of it in 4 bits."""
 
     def __init__(self, budget_bytes):
         self.budget_bytes = budget_bytes
@@ -143,11 +143,11 @@ def answer(stored, *, budget_bytes=10_000, fixed=None, suite_name=None, **asked)
         get_suites=list,
         get_all_items=lambda ids, *, split, metric: {},
     )
-    asked = Asked(
+    asked = RecommendationRequest(
         base=Settings(**asked, **(fixed or {})), has_data="dataset_path" in asked, budget_bytes=budget_bytes,
         fixed=fixed or {}, suite_name=suite_name,
     )  # fmt: skip
-    evidence = stored_evidence(tracker, Plans(budget_bytes), asked=asked)
+    evidence = stored_evidence(tracker, CandidateFinder(budget_bytes), request=asked)
     return recommend(list(evidence), [], budget_bytes=budget_bytes)
 
 
@@ -166,8 +166,12 @@ def judged(*statements, **about):
         get_suites=lambda: [suite],
         get_all_items=lambda ids, *, split, metric: {},
     )
-    asked = Asked(base=Settings(), has_data=False, budget_bytes=10_000, **({"suite_name": "ranks"} | about))
-    return recommend(list(stored_evidence(tracker, Plans(10_000), asked=asked)), [], budget_bytes=10_000)
+    asked = RecommendationRequest(
+        base=Settings(), has_data=False, budget_bytes=10_000, **({"suite_name": "ranks"} | about)
+    )
+    return recommend(
+        list(stored_evidence(tracker, CandidateFinder(10_000), request=asked)), [], budget_bytes=10_000
+    )
 
 
 def test_the_files_own_margin_is_gone_by_and_told_with_a_word_on_the_stores():
@@ -217,8 +221,8 @@ def test_a_margin_of_the_store_that_was_set_with_results_at_hand_is_told():
 
 def test_a_suite_file_brings_its_question(tmp_path):
     (tmp_path / "mine.yaml").write_text(SUITE + "margin: 7%\nreference: r4\n", encoding="utf-8")
-    about = named({}, file=tmp_path / "mine.yaml", suite_name=None, database="")
-    asked = about.asked(budget_bytes=1, margin=None)
+    about = read_request({}, file=tmp_path / "mine.yaml", suite_name=None, database="")
+    asked = about.request(budget_bytes=1, margin=None)
     assert asked.question.margin == Margin(amount=0.07, is_share=True)
     assert asked.question.reference == "r4"
 
@@ -411,14 +415,16 @@ def test_a_suite_file_says_what_to_recommend_for_and_options_come_first(tmp_path
     assert settings["learning_rate"] == 0.008  # fifteen times the rate of full fine-tuning: 20 steps are few
     assert "precision" not in body["rules"]
     given = {"quantization": "fp32", "max_seq_length": 16}
-    about = named(given, file=tmp_path / "mine.yaml", suite_name=None, database="")
+    about = read_request(given, file=tmp_path / "mine.yaml", suite_name=None, database="")
     assert (about.base.dataset_path, about.base.max_steps) == ("lab:skill", 20)
-    assert about.asked(budget_bytes=1, margin=None).fixed == given
+    assert about.request(budget_bytes=1, margin=None).fixed == given
 
 
 def test_other_rows_than_the_suite_files_are_cut_by_the_usual_rule(tmp_path):
     (tmp_path / "mine.yaml").write_text(SUITE + "eval_dataset_path: lab:skill_eval\n", encoding="utf-8")
-    about = named({"dataset_path": "lab:facts"}, file=tmp_path / "mine.yaml", suite_name=None, database="")
+    about = read_request(
+        {"dataset_path": "lab:facts"}, file=tmp_path / "mine.yaml", suite_name=None, database=""
+    )
     assert (about.base.dataset_path, about.base.eval_dataset_path) == ("lab:facts", None)
 
 

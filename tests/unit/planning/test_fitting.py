@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lorastudy.cli.estimate import memory_size
 from lorastudy.errors import StudyError
 from lorastudy.planning.estimate import MARGIN, within_margin
 from lorastudy.planning.fitting import arms_per_pack
+from lorastudy.planning.memory_budget import memory_size
 from lorastudy.planning.time import Calibration, PacePoint
 
 GIB = 1024**3

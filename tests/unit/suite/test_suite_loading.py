@@ -159,3 +159,14 @@ def test_a_wrong_flag_is_named_and_not_a_line(folder: Path) -> None:
         ["lorastudy run", "--dataset"],
     ]
     assert "(did you mean packed?)" in str(error.value)
+
+
+def test_one_number_as_seeds_is_noted_as_one_seed(write: Write, folder: Path) -> None:
+    (arm,) = load_suite(write("seeds: 3\nexperiments: [{lora_rank: 2}]\n")).arms
+    assert arm.seeds == (3,)
+    assert load_suite(write("seeds: 3\nexperiments: [{lora_rank: 2}]\n")).notes == (
+        "s.yaml:1:8: seeds: this is the one seed 3; for 3 seeds write a list, as in [0, 1, 2]",
+    )
+    assert not load_suite(write("seeds: [3]\nexperiments: [{lora_rank: 2}]\n")).notes
+    assert not load_suite(write("seeds: 1\nexperiments: [{lora_rank: 2}]\n")).notes
+    assert not suite_from_values({"seeds": 3}, where="run", flags={"seeds": "--seed"}).notes

@@ -1,16 +1,17 @@
 """The memory that a recommendation is to fit: a device's as the user says, else this machine's own."""
 
+import re
 from dataclasses import dataclass
 
-from lorastudy.cli.estimate import memory_size
-from lorastudy.cli.estimating import margin_words
 from lorastudy.errors import StudyError
 from lorastudy.planning.estimate import MARGIN, Machine, cpu_memory_for, physical_memory, within_margin
-from lorastudy.report.numbers import size
+from lorastudy.report.numbers import percent, size
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class MemoryBudget:
     """A memory, and what of it tensors may take at their peak."""
 
     budget_bytes: int
@@ -30,16 +31,16 @@ class Room:
         return size(cpu_memory_for(peak_bytes) if self.is_of_cpu else peak_bytes / (1 - MARGIN))
 
 
-def room_of(vram: str) -> Room:
+def budget_of(vram: str) -> MemoryBudget:
     """A device with so much memory.
 
     Raises:
         StudyError: it is no size.
     """
-    return Room(budget_bytes=within_margin(memory_size(vram)), words=vram)
+    return MemoryBudget(budget_bytes=within_margin(memory_size(vram)), words=vram)
 
 
-def room_here(machine: Machine) -> Room:
+def budget_here(machine: Machine) -> MemoryBudget:
     """For one training on this machine.
 
     Raises:
@@ -48,6 +49,23 @@ def room_here(machine: Machine) -> Room:
     budget, memory = machine.budget_bytes(num_workers=1), machine.memory_bytes or physical_memory()
     if budget is None or memory is None:
         raise StudyError("--vram: this system does not say how much memory it has; give a size such as 8GB")
-    return Room(
+    return MemoryBudget(
         budget_bytes=budget, words=f"this machine's {size(memory)}", is_of_cpu=machine.device != "cuda"
     )
+
+
+def memory_size(text: str) -> int:
+    """Bytes of `8GB`, `80 GiB` or `512MB`. GB is read as GiB, as the makers of graphics cards write it.
+
+    Raises:
+        StudyError: it is none of these.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or float(match["number"]) <= 0:
+        raise StudyError(f"--vram: {text}: give a size such as 8GB, 24GiB or 512MB")
+    return int(float(match["number"]) * 1024 ** " KMGT".index(match["unit"].upper() or " "))
+
+
+def margin_words() -> str:
+    """The margin as text."""
+    return f"{percent(MARGIN, decimals=0)} of the memory is left free"

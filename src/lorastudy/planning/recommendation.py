@@ -7,8 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from lorastudy.cli.asked import Asked
-from lorastudy.cli.judging import judged_by
+from lorastudy.analysis.overview import Criterion, criterion_of
 from lorastudy.data.load import train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.planning.answers import Answers
@@ -20,54 +19,88 @@ from lorastudy.planning.literature import (
     literature_settings,
 )
 from lorastudy.planning.memory import base_weight_bytes, quantisation_bytes
+from lorastudy.planning.recommendation_request import RecommendationRequest
 from lorastudy.planning.rows import check_rows
 from lorastudy.planning.shapes import ModelShape, config_folder
 from lorastudy.planning.suite_facts import num_completion_tokens
-from lorastudy.recommend.answer import Candidate, Evidence
+from lorastudy.recommend.answer import Candidate, Evidence, Recommendation, recommend
+from lorastudy.report.sections.question import late_note, part
 from lorastudy.stats.items import stored_items
+from lorastudy.stats.preregistration import DECIDING, set_late
 from lorastudy.stats.study import Study, StudyArm, differing_settings, reporting_split, split_studies
 from lorastudy.stats.summary import summarise_arm
 from lorastudy.store import ExperimentTracker
+from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.question import Question, is_reference
 from lorastudy.suite.rates import as_shown
 from lorastudy.suite.settings import Settings
 
 
-class Plans:
+def recommendation_for(
+    finder: "CandidateFinder",
+    request: RecommendationRequest,
+    *,
+    tracker: ExperimentTracker | None,
+    max_seconds: float | None = None,
+) -> Recommendation | None:
+    """The configuration to use: by the store's evidence if it has any, else by published rules; None if nothing fits.
+
+    Without `tracker` there is no evidence. A configuration whose training is known to take more than `max_seconds` does not
+    fit.
+    """
+    evidence = [] if tracker is None else list(stored_evidence(tracker, finder, request=request))
+    measured = recommend(evidence, (), budget_bytes=request.budget_bytes, max_seconds=max_seconds)
+    if measured is not None:
+        return measured
+    published = recommend(
+        evidence,
+        literature_candidates(finder, request),
+        budget_bytes=request.budget_bytes,
+        max_seconds=max_seconds,
+    )
+    if published is None or tracker is None:
+        return published
+    return replace(published, left_out=(*published.left_out, *silent_suites(tracker, request)))
+
+
+class CandidateFinder:
     """Answers what a configuration would take, counting only what could fit."""
 
-    def __init__(self, answers: Answers, asked: Asked) -> None:
+    def __init__(self, answers: Answers, request: RecommendationRequest) -> None:
         """`answers` ask a worker for what is not kept yet."""
-        self._answers, self._asked = answers, asked
+        self._answers, self._request = answers, request
         self.smallest: Candidate | None = None
         """The least that any configuration tried would take."""
 
     @cached_property
     def shape(self) -> ModelShape:
         """The base model's."""
-        return self._estimator(self._asked.base).shape
+        return self._estimator(self._request.base).shape
 
     @property
     def device(self) -> str:
         """Where a step was counted."""
-        return self._estimator(self._asked.base).machine.device
+        return self._estimator(self._request.base).machine.device
 
     @property
     def least_precision(self) -> str:
         """In which the base takes the least: the one asked for, else 4 bits."""
-        return str(self._asked.fixed.get("quantization", "4bit"))
+        return str(self._request.fixed.get("quantization", "4bit"))
 
     @property
     def least_weights_bytes(self) -> int:
         """What the base takes in it, before anything is trained."""
-        return self._weights_bytes(self._asked.base.model_copy(update={"quantization": self.least_precision}))
+        return self._weights_bytes(
+            self._request.base.model_copy(update={"quantization": self.least_precision})
+        )
 
     def fitting(self, settings: Settings, *, departures: tuple[str, ...] = ()) -> Candidate | None:
         """The first layout of the settings that is predicted to fit; None where none is.
 
         Where the base alone takes more than there is, no step is counted.
         """
-        if self._weights_bytes(settings) > self._asked.budget_bytes:
+        if self._weights_bytes(settings) > self._request.budget_bytes:
             return None
         for layout in layouts(settings):
             estimator = self._estimator(layout)
@@ -80,7 +113,7 @@ class Plans:
                 raise
             if self.smallest is None or candidate.peak_bytes < self.smallest.peak_bytes:
                 self.smallest = candidate
-            if candidate.peak_bytes <= self._asked.budget_bytes:
+            if candidate.peak_bytes <= self._request.budget_bytes:
                 return candidate
         return None
 
@@ -90,9 +123,11 @@ class Plans:
         Raises:
             DataError: they cannot be used with the base model's tokenizer.
         """
-        if self._asked.data_fingerprint is not None:
-            sources = Sources(base_model=self._asked.base_fingerprint, dataset=self._asked.data_fingerprint)
-            check_rows([_as_experiment(self._asked.base, sources=sources)], self._answers)
+        if self._request.data_fingerprint is not None:
+            sources = Sources(
+                base_model=self._request.base_fingerprint, dataset=self._request.data_fingerprint
+            )
+            check_rows([_as_experiment(self._request.base, sources=sources)], self._answers)
 
     def _weights_bytes(self, settings: Settings) -> int:
         precision = precision_of(settings)
@@ -123,20 +158,22 @@ def _as_experiment(settings: Settings, *, sources: Sources) -> Experiment:
     )
 
 
-def literature_candidates(plans: Plans, asked: Asked, *, enough: int = 2) -> list[Candidate]:
+def literature_candidates(
+    finder: CandidateFinder, request: RecommendationRequest, *, enough: int = 2
+) -> list[Candidate]:
     """The first configurations of the published rules that fit: one to recommend and one to come after it."""
-    num_tokens, num_steps = _size_of_data(asked)
+    num_tokens, num_steps = _size_of_data(request)
     found: list[Candidate] = []
     for settings in literature_settings(
-        plans.shape,
-        base=asked.base,
+        finder.shape,
+        base=request.base,
         num_completion_tokens=num_tokens,
         num_steps=num_steps,
-        precision=asked.fixed.get("quantization"),
+        precision=request.fixed.get("quantization"),
     ):
         if found and settings.quantization != found[0].settings.quantization:
             continue  # 4 bits only where bf16 does not fit
-        candidate = plans.fitting(settings)
+        candidate = finder.fitting(settings)
         if candidate is None:
             continue
         seconds = candidate.train_seconds
@@ -147,43 +184,45 @@ def literature_candidates(plans: Plans, asked: Asked, *, enough: int = 2) -> lis
     return found
 
 
-def stored_evidence(tracker: ExperimentTracker, plans: Plans, *, asked: Asked) -> Iterator[Evidence]:
+def stored_evidence(
+    tracker: ExperimentTracker, finder: CandidateFinder, *, request: RecommendationRequest
+) -> Iterator[Evidence]:
     """Studies of this model or its family with completed arms, the nearest to the question first."""
     suites = tracker.get_suites()
     statements = {suite.suite_name: suite.questions for suite in suites}
-    results = tracker.get_all_experiments(suite_name=asked.suite_name if asked.is_only else None)
+    results = tracker.get_all_experiments(suite_name=request.suite_name if request.is_only else None)
     found = [
         (departures, study)
         for whole in split_studies(results)
         for study in _by_subject(whole)
-        if (departures := _departures(study, asked)) is not None
+        if (departures := _departures(study, request)) is not None
     ]
     for departures, study in sorted(found, key=lambda pair: len(pair[0])):
         of_suite = statements.get(study.suite_name, ())
         seeds = frozenset(of_suite[-1].question.tuning_seeds) if of_suite else frozenset()
         told = replace(study, tuning_seeds=seeds)
-        criterion, notes = judged_by(told, of_suite, asked=asked)
+        criterion, notes = judged_by(told, of_suite, request=request)
         yield Evidence(
             study=told,
             held_out=_held_out(told),
-            candidates=_candidates(told, plans, asked=asked, as_measured=not departures),
+            candidates=_candidates(told, finder, request=request, as_measured=not departures),
             criterion=criterion,
             items=stored_items(tracker, told, metrics=criterion.metrics_by_item),
             departures=departures,
-            is_asked_about=told.suite_name == asked.suite_name,
+            is_asked_about=told.suite_name == request.suite_name,
             notes=notes,
         )
 
 
-def silent_suites(tracker: ExperimentTracker, asked: Asked) -> tuple[str, ...]:
+def silent_suites(tracker: ExperimentTracker, request: RecommendationRequest) -> tuple[str, ...]:
     """The suites that one may expect an answer of and that can give none, and why."""
     imported = dict.fromkeys(result.suite_name for result in tracker.get_imported())
     told = [f"{name}: imported, and only runs of one's own are recommended from" for name in imported]
-    if asked.suite_name is None:
+    if request.suite_name is None:
         return tuple(told)
-    results = tracker.get_all_experiments(suite_name=asked.suite_name)
+    results = tracker.get_all_experiments(suite_name=request.suite_name)
     if results and not any(result.status == "completed" for result in results):
-        told.append(f"{asked.suite_name}: none of its {len(results)} experiments has completed")
+        told.append(f"{request.suite_name}: none of its {len(results)} experiments has completed")
     return tuple(told)
 
 
@@ -209,23 +248,23 @@ def _held_out(study: Study) -> str:
     return f"{rows} of {settings.get('eval_dataset_path') or settings['dataset_path']}"
 
 
-def _departures(study: Study, asked: Asked) -> tuple[str, ...] | None:
-    """In what the study is about something else; None where it says nothing about what is asked."""
+def _departures(study: Study, request: RecommendationRequest) -> tuple[str, ...] | None:
+    """In what the study is about something else; None where it says nothing about the request."""
     latest = study.completed[-1]
     base, data = latest.sources.get("base_model"), latest.sources.get("dataset")
     apart = []
-    if base != asked.base_fingerprint:
+    if base != request.base_fingerprint:
         theirs = str(latest.settings["base_model"])
-        if not _same_family(theirs, asked.base.base_model):
+        if not _same_family(theirs, request.base.base_model):
             return None
         apart.append(f"the model was {theirs}, of the same family and another size or version")
-    if asked.data_fingerprint not in {None, data}:
+    if request.data_fingerprint not in {None, data}:
         trained = f"the data were {latest.settings['dataset_path']}"
-        held_out = asked.data_fingerprint in {
+        held_out = request.data_fingerprint in {
             latest.sources.get("eval_dataset"),
             latest.sources.get("test_dataset"),
         }
-        apart.append(f"{trained}; {asked.base.dataset_path} was held out" if held_out else trained)
+        apart.append(f"{trained}; {request.base.dataset_path} was held out" if held_out else trained)
     return tuple(apart)
 
 
@@ -244,26 +283,28 @@ def _config_of(base_model: str) -> Mapping[str, object]:
     return values
 
 
-def _candidates(study: Study, plans: Plans, *, asked: Asked, as_measured: bool) -> dict[str, Candidate]:
+def _candidates(
+    study: Study, finder: CandidateFinder, *, request: RecommendationRequest, as_measured: bool
+) -> dict[str, Candidate]:
     """A candidate for each arm that fits; where fewer than two do, the nearest to what was measured that do.
 
     Nearest is first the base in 4 bits, then half the rank. Where arms differ in what was asked for, as precisions do
     in a study of them, those that have it are the ones that answer.
     """
     completed = [arm for arm in study.arms if arm.completed]
-    other_data = asked.data_fingerprint not in {None, completed[-1].completed[-1].sources.get("dataset")}
+    other_data = request.data_fingerprint not in {None, completed[-1].completed[-1].sources.get("dataset")}
     differing = differing_settings(study.arms)
     for change, departures in _CHANGES:
         found = {}
         for arm in completed:
-            settings = _asked_settings(arm, asked, change=change, other_data=other_data)
+            settings = _asked_settings(arm, request, change=change, other_data=other_data)
             apart = {
-                key: arm.settings[key] for key, value in asked.fixed.items() if arm.settings[key] != value
+                key: arm.settings[key] for key, value in request.fixed.items() if arm.settings[key] != value
             }
             if settings is None or any(key in differing for key in apart):
                 continue
             told = tuple(_APART[key].format(value) for key, value in apart.items())
-            candidate = plans.fitting(settings, departures=(*told, *departures))
+            candidate = finder.fitting(settings, departures=(*told, *departures))
             if candidate is not None:
                 found[arm.name] = (
                     # As many steps as the other data took are no measure of these.
@@ -289,7 +330,6 @@ _CHANGES: Sequence[tuple[frozenset[str], tuple[str, ...]]] = (
     ),
 )
 
-
 #: What belongs to the data: how long rows and training are.
 _LENGTHS = ("max_seq_length", "max_steps", "num_train_epochs")
 
@@ -301,27 +341,27 @@ _APART: Mapping[str, str] = {
 
 
 def _asked_settings(
-    arm: StudyArm, asked: Asked, *, change: frozenset[str], other_data: bool = False
+    arm: StudyArm, request: RecommendationRequest, *, change: frozenset[str], other_data: bool = False
 ) -> Settings | None:
     """The arm's settings on the model that was asked about, changed; None where the change is none.
 
     On other data than the study's, rows and training have the lengths that were asked for, else the usual ones.
     """
     settings = arm.typed_settings
-    updates: dict[str, object] = {"base_model": asked.base.base_model, **asked.fixed}
-    if asked.has_data:
-        updates["dataset_path"] = asked.base.dataset_path
+    updates: dict[str, object] = {"base_model": request.base.base_model, **request.fixed}
+    if request.has_data:
+        updates["dataset_path"] = request.base.dataset_path
     if other_data:
-        updates |= {key: getattr(asked.base, key) for key in _LENGTHS}
+        updates |= {key: getattr(request.base, key) for key in _LENGTHS}
     if "4bit" in change:
-        if settings.quantization == "4bit" or "quantization" in asked.fixed:
+        if settings.quantization == "4bit" or "quantization" in request.fixed:
             return None
         updates["quantization"] = "4bit"
     if "rank" in change:
         if settings.lora_rank == 1:
             return None
         updates["lora_rank"] = settings.lora_rank // 2
-    ratio = _rate_ratio(settings.base_model, asked.base.base_model)
+    ratio = _rate_ratio(settings.base_model, request.base.base_model)
     if ratio != 1:  # else the rate is the one that was run at, to its last digit
         updates["learning_rate"] = as_shown(settings.learning_rate * ratio)
     return settings.model_copy(update=updates)
@@ -369,12 +409,70 @@ def _candidate(settings: Settings, estimate: PackEstimate, *, departures: tuple[
     )
 
 
-def _size_of_data(asked: Asked) -> tuple[int | None, int | None]:
+def _size_of_data(request: RecommendationRequest) -> tuple[int | None, int | None]:
     """(completion tokens, steps) of the training rows; None for what nobody can count. One epoch, unless said otherwise."""
-    num_steps = asked.base.max_steps
-    if not asked.has_data:
+    num_steps = request.base.max_steps
+    if not request.has_data:
         return None, num_steps
-    rows = train_and_eval(asked.base).train
+    rows = train_and_eval(request.base).train
     if num_steps is None:
-        num_steps = math.ceil((asked.base.num_train_epochs or 1) * len(rows) / EFFECTIVE_BATCH)
-    return num_completion_tokens(rows, asked.base.base_model), num_steps
+        num_steps = math.ceil((request.base.num_train_epochs or 1) * len(rows) / EFFECTIVE_BATCH)
+    return num_completion_tokens(rows, request.base.base_model), num_steps
+
+
+def judged_by(
+    study: Study, statements: Sequence[StatedQuestion], *, request: RecommendationRequest
+) -> tuple[Criterion, tuple[str, ...]]:
+    """The criterion, and what is to be known of it: that it is not the one stored, or was set with results at hand.
+
+    `statements` are those of the study's suite. A margin that was given as an option comes before any other.
+    """
+    stated = statements[-1].question if statements else None
+    used = _used(study, stated, request=request)
+    criterion = criterion_of(study, used)
+    if request.margin is not None:
+        criterion = replace(criterion, margin=request.margin, margin_share=None, margin_lost=None)
+    return criterion, tuple(_notes(study, statements, used=used, request=request))
+
+
+def _used(study: Study, stated: Question | None, *, request: RecommendationRequest) -> Question | None:
+    """The stored question with what the file says. Of another suite's what the file is silent about stays."""
+    own = request.question
+    if own is None:
+        return stated
+    base = stated or Question()
+    margin, reference = own.margin, own.reference
+    if study.suite_name != request.suite_name:
+        margin = margin or base.margin
+        reference = reference if _has(study, reference) else base.reference
+    return replace(base, primary_metric=own.primary_metric, margin=margin, reference=reference)
+
+
+def _has(study: Study, reference: str | None) -> bool:
+    return reference is not None and any(
+        is_reference(reference, arm=arm.name, learning_rate=arm.typed_settings.learning_rate)
+        for arm in study.arms
+    )
+
+
+def _notes(
+    study: Study,
+    statements: Sequence[StatedQuestion],
+    *,
+    used: Question | None,
+    request: RecommendationRequest,
+) -> Iterator[str]:
+    if not statements or used is None:
+        return
+    stated = statements[-1].question
+    late = {one.key: one for one in set_late(statements)}
+    for key in DECIDING:
+        if key == "margin" and request.margin is not None:
+            continue
+        if getattr(used, key) != getattr(stated, key):
+            yield (
+                f"{part(key, used)}, as the suite file says; the store's question of {study.suite_name} says "
+                f"{part(key, stated)}, and what is changed once results are there can be chosen to suit them"
+            )
+        elif key in late and (key != "margin" or used.margin is not None):
+            yield late_note(late[key])

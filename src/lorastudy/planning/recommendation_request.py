@@ -6,14 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lorastudy.cli.estimate import settings_of
 from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.errors import StudyError
 from lorastudy.report.numbers import listing
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.base_model import base_model_fingerprint
 from lorastudy.suite.question import Question
-from lorastudy.suite.settings import Settings
+from lorastudy.suite.settings import Settings, settings_from_options
 from lorastudy.suite.suite_file import load_suite
 
 #: What a suite fills in of the question. The rest of its settings is what a recommendation is to find.
@@ -28,7 +27,7 @@ _SINGLE = {"base_model": "--base-model", "dataset_path": "--dataset"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class RecommendationRequest:
     """What the user asks about, and against which memory. `budget_bytes` is less the margin."""
 
     base: Settings
@@ -57,7 +56,7 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Named:
+class RequestedSettings:
     """What to ask about, before it is known what fits: settings that were given or filled in, and the suite."""
 
     values: Mapping[str, Any]
@@ -65,9 +64,9 @@ class Named:
     is_only: bool = False
     question: Question | None = None
 
-    def asked(self, *, budget_bytes: int, margin: float | None) -> Asked:
+    def request(self, *, budget_bytes: int, margin: float | None) -> RecommendationRequest:
         """The question against a memory."""
-        return Asked(
+        return RecommendationRequest(
             base=self.base,
             has_data="dataset_path" in self.values,
             budget_bytes=budget_bytes,
@@ -85,10 +84,12 @@ class Named:
         Raises:
             StudyError: values that no suite file may have either.
         """
-        return settings_of(**self.values)
+        return settings_from_options(**self.values)
 
 
-def named(given: Mapping[str, Any], *, file: Path | None, suite_name: str | None, database: str) -> Named:
+def read_request(
+    given: Mapping[str, Any], *, file: Path | None, suite_name: str | None, database: str
+) -> RequestedSettings:
     """What the options say, and where they are silent what the suite says: of a file, else of the store.
 
     Raises:
@@ -102,19 +103,19 @@ def named(given: Mapping[str, Any], *, file: Path | None, suite_name: str | None
         suite = load_suite(file)
         arms = [arm.settings for arm in suite.arms]
         filled = _filled(arms, given, where=str(file))
-        return Named(values=filled | dict(given), suite_name=suite.name, question=suite.question)
+        return RequestedSettings(values=filled | dict(given), suite_name=suite.name, question=suite.question)
     if suite_name is not None:
         arms = _settings_in_store(suite_name, database=database)
         # A study answers for its own data. And that a store trusts a model's code is no reason to.
         filled = _filled(arms, given, where=suite_name)
         kept = {key: filled[key] for key in ("base_model", *_FIXED) if key in filled}
-        return Named(values=kept | dict(given), suite_name=suite_name, is_only=True)
+        return RequestedSettings(values=kept | dict(given), suite_name=suite_name, is_only=True)
     if "base_model" not in given:
         raise StudyError(
             "say what the recommendation is for: a suite file (lorastudy recommend my_suite.yaml), a suite of the store "
             "(--suite-name my_suite), or a model (--base-model)"
         )
-    return Named(values=given)
+    return RequestedSettings(values=given)
 
 
 def _filled(arms: Sequence[Settings], given: Mapping[str, Any], *, where: str) -> dict[str, Any]:

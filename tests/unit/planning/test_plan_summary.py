@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lorastudy.cli.plan_output import outlook, size_line
 from lorastudy.planning.design import Designer
-from lorastudy.planning.packing import PlannedPack, form_packs
+from lorastudy.planning.packing import PlannedPack
+from lorastudy.planning.plan_summary import outlook, size_line
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.suite.suite import Suite
 from lorastudy.suite.suite_file import load_suite
@@ -41,17 +41,20 @@ def predicting(
         of_pack = None if seconds_by_run is None else seconds_by_run * len(pack.experiments)
         return SimpleNamespace(train_seconds=of_pack, engine=SimpleNamespace(name=engine))
 
-    return SimpleNamespace(estimate=estimate, estimators={"pack": None} if is_predicted else {})
+    return SimpleNamespace(
+        estimate=estimate, estimators={"pack": None} if is_predicted else {}, arms_per_pack={}
+    )
 
 
 def plan_of(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -> StudyPlan:
-    planned = Designer(suite=suite).design()
+    designer = Designer(suite=suite)
+    planned = designer.design()
     stand_in: Any = predicted
     return StudyPlan(
         suite=suite,
+        designer=designer,
         design=planned,
         missing=planned.experiments,
-        packs=tuple(form_packs(planned.experiments)),
         predicted=stand_in,
         num_packs_at_once=num_at_once,
     )
@@ -65,9 +68,9 @@ def test_a_search_says_how_many_runs_it_comes_to_and_times_that_add_up(suite: Su
     """3 runs begin, 3 of the other arm follow, 6 report, and 2 x 6 further rates may come, each with one seed."""
     search, time = said(suite, predicting(10.0))
     assert "and then report at it: 12 experiments in all" in search
-    assert search.endswith("so it may be up to 24")
+    assert search.endswith("so the total may be up to 24")
     assert time.startswith("training time: about 30.0 s for these packs, one after another")  # 3 x 10 s
-    assert "with those to come 2.00 min, or up to 4.00 min where the search goes on" in time
+    assert "with those to come 2.00 min, or up to 4.00 min if the search goes on" in time
     assert "side by side" not in time
     assert "2 packs train side by side" in said(suite, predicting(10.0), num_at_once=2)[1]
 
@@ -88,6 +91,25 @@ def test_where_nothing_was_predicted_nothing_is_said_of_time(suite: Suite) -> No
 
 def test_what_is_known_by_now_is_counted(suite: Suite) -> None:
     plan = plan_of(suite, predicting(None))
-    (first, *_), (pack, *_) = plan.missing, plan.packs
-    line = size_line(replace(plan, missing=(first,), packs=(pack,)))
-    assert line.startswith("3 experiments, 2 of them done; 1 to run in 1 pack.")
+    line = size_line(replace(plan, missing=plan.missing[:1]))
+    assert line.startswith(
+        "12 to 24 experiments in all, depending on the search for learning rates. 3 are known now, 2 of them done; 1 to run in 1 pack."
+    )
+
+
+def test_a_notebook_shows_a_row_for_each_arm_and_each_pack_and_every_note(suite: Suite) -> None:
+    """Three rates of one rank are three arms of one seed, in one pack of which nothing is predicted."""
+    first_round = Designer(suite=suite).design().experiments
+    plan = StudyPlan(
+        suite=suite,
+        designer=Designer(suite=suite, registered=first_round),
+        design=Designer(suite=suite, registered=first_round).design(),
+        missing=first_round[:2],
+        notes=("rows.jsonl: <b>odd</b>",),
+    )
+    page = plan._repr_html_()
+    assert page.startswith("<h4>s</h4><p>3 experiments, 1 of them done; 2 to run in 1 pack.")
+    arms, packs = page.split("<table>")[1:]
+    assert [arms.count(f"<td>{experiment.arm}</td>") for experiment in first_round] == [1, 1, 1]
+    assert "<tr><td>1</td><td>2</td><td>not known</td><td>not known</td><td>not known</td></tr>" in packs
+    assert "<li>note: rows.jsonl: &lt;b&gt;odd&lt;/b&gt;</li>" in packs

@@ -1,0 +1,272 @@
+"""A plan in words: its size, what follows its first packs, predicted memory and time, and a page for a notebook.
+
+A dry run, the first lines of a run and `StudyPlan._repr_html_` all take their words from here. Nothing here prints.
+"""
+
+import html
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from lorastudy.lint.finding import arms_in_words
+from lorastudy.planning.disk import adapters_bytes, checkpoint_bytes, records_bytes
+from lorastudy.planning.estimate import PackEstimate
+from lorastudy.planning.packing import PlannedPack
+from lorastudy.planning.predictions import Predictions
+from lorastudy.report.numbers import duration, listing, plural, size
+from lorastudy.suite.base_model import is_hub_model
+from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.question import rung_name
+from lorastudy.suite.settings import Settings
+
+if TYPE_CHECKING:
+    from lorastudy.planning.study_plan import StudyPlan
+
+#: The name of each memory term for a reader.
+TERMS = {
+    "base_weights": "base weights",
+    "quantisation_constants": "quantisation constants",
+    "adapters": "adapters",
+    "gradients": "gradients",
+    "optimizer": "optimizer (AdamW)",
+    "activations": "activations",
+    "loss": "loss",
+    "workspace": "workspace",
+    "allocator_slack": "allocator slack",
+}
+
+
+def size_line(plan: "StudyPlan") -> str:
+    """How many experiments the plan has, and how many are done. With `learning_rate: auto` the total is a range."""
+    num_known, num_missing = len(plan.design.experiments), len(plan.missing)
+    done = (
+        f"{num_known - num_missing} of them done; {num_missing} to run in {plural(len(plan.packs), 'pack')}"
+    )
+    if not plan.design.num_open:
+        return f"{plural(num_known, 'experiment')}, {done}. An experiment is an arm with one seed."
+    least, most = _totals(plan)
+    return (
+        f"{least} to {most} experiments in all, depending on the search for learning rates. {num_known} are known now, {done}. "
+        "An experiment is an arm with one seed."
+    )
+
+
+def _totals(plan: "StudyPlan") -> tuple[int, int]:
+    """The least and the most experiments that the suite can come to."""
+    least, most = (len(plan.design.experiments) + more for more in plan.design.to_come)
+    return least, most
+
+
+def plan_notes(plan: "StudyPlan") -> list[str]:
+    """All notes on a plan: of its files and rows, on hub models, and `outlook`."""
+    return [*plan.notes, *_on_the_hub(plan.design.of_every_arm), *outlook(plan)]
+
+
+def outlook(plan: "StudyPlan") -> list[str]:
+    """What follows the packs that are known now, and how long everything may train."""
+    return [*_search(plan), *_race(plan), *_balance(plan), *_time(plan)]
+
+
+def _search(plan: "StudyPlan") -> Iterator[str]:
+    """What a search for learning rates adds."""
+    if not plan.design.num_open:
+        return
+    least, most = _totals(plan)
+    looks, reports = ("looks", "reports") if plan.design.num_open == 1 else ("look", "report")
+    yield (
+        f"learning_rate auto: {plural(plan.design.num_open, 'arm')} {looks} for a rate on the held-out rows, with the seed "
+        f"{plan.suite.tuning_seeds[0]}, each from the rate that its nearest neighbour found, and then {reports} at it: {least} "
+        "experiments in all. While an arm's best rate is the lowest or the highest one tried, the search also tries the next "
+        f"rate beyond it, so the total may be up to {most}"
+    )
+
+
+def _race(plan: "StudyPlan") -> Iterator[str]:
+    """What racing does."""
+    if plan.suite.rungs:
+        yield (
+            f"racing: after {listing(map(rung_name, plan.suite.rungs))} of the steps all packs pause and are scored on the "
+            "held-out rows; arms that are clearly behind are stopped there. docs/science.md says how often that was wrong"
+        )
+
+
+def _balance(plan: "StudyPlan") -> Iterator[str]:
+    """That packs pause once to become equally long."""
+    alone = frozenset() if plan.balance is None else plan.balance.alone
+    names = [experiment.name for experiment in plan.missing if experiment.id in alone]
+    if names:
+        yield f"the packs pause once and {listing(names)} moves to another worker, so that all workers finish together"
+
+
+def _time(plan: "StudyPlan") -> Iterator[str]:
+    """The packs' predicted times added up, and as much again for each experiment that may follow."""
+    packs, predicted = plan.packs, plan.predicted
+    if not packs or not predicted.estimators:
+        return
+    seconds = [pack_seconds(predicted, pack) for pack in packs]
+    known = [value for value in seconds if value is not None]
+    if len(known) < len(seconds):
+        engines = {found.engine.name for pack in packs if (found := predicted.estimate(pack)) is not None}
+        if "reference" in engines:
+            yield "training time: not predicted for the reference engine"
+            return
+        file = str(plan.suite.path or "FILE")
+        command = shlex.join(["lorastudy", "estimate", "--suite", file, "--calibrate"])
+        yield f"training time: not known until a few steps are timed here: {command}"
+        return
+    total = sum(known)
+    words = f"about {duration(total)} for these packs, one after another"
+    if plan.design.num_open:
+        of_one = total / sum(len(pack.experiments) for pack in packs)
+        least, most = (total + of_one * more for more in plan.design.to_come)
+        words += f"; with those to come {duration(least)}, or up to {duration(most)} if the search goes on"
+    if plan.suite.rungs:
+        words += "; less if racing stops arms"
+    if plan.num_packs_at_once > 1:
+        words += f". {plan.num_packs_at_once} packs train side by side"
+    yield f"training time: {words}. Loading, measuring and scoring come on top"
+
+
+def pack_seconds(predicted: Predictions, pack: PlannedPack) -> float | None:
+    """Predicted seconds of a pack's training; None if no step was timed."""
+    estimate = predicted.estimate(pack)
+    return None if estimate is None else estimate.train_seconds
+
+
+def _on_the_hub(experiments: Sequence[Experiment]) -> list[str]:
+    return [
+        f"base model {name}: taken for an id on the hub; the run finds out whether it exists there"
+        for name in sorted({experiment.settings.base_model for experiment in experiments})
+        if is_hub_model(name)
+    ]
+
+
+def finding_lines(plan: "StudyPlan") -> list[str]:
+    """The linter's findings, a line each."""
+    lines = [
+        f"{finding.code} {finding.severity}: {finding.found} ({arms_in_words(finding.arms, num_arms=plan.num_arms)})"
+        for finding in plan.findings
+    ]
+    return [*lines, "`lorastudy check FILE` says why that is unfair and what to change"] if lines else []
+
+
+def pack_line(estimate: PackEstimate) -> str:
+    """What a pack will take, on one line."""
+    batch = estimate.rows.batch
+    parts = [
+        str(estimate.engine),
+        (
+            f"predicted peak {size(estimate.prediction.terms.total)}, in the {estimate.prediction.phase} of its largest "
+            f"micro-batch ({batch.num_tokens} tokens an arm)"
+        ),
+    ]
+    if estimate.step_seconds is not None:
+        parts.append(f"{duration(estimate.step_seconds)} a step")
+    if estimate.train_seconds is not None:
+        parts.append(f"{duration(estimate.train_seconds)} of training")
+    parts.append(f"{size(disk_bytes(estimate))} of disk")
+    return "; ".join(parts)
+
+
+def disk_bytes(estimate: PackEstimate) -> int:
+    """Bytes of a pack's adapters, checkpoints and records."""
+    adapters = sum(
+        adapters_bytes(p, num_modules=estimate.num_modules[key]) for key, p in estimate.num_trainable.items()
+    )
+    checkpoints = sum(checkpoint_bytes(p) for p in estimate.num_trainable.values())
+    steps = estimate.rows.num_steps or 0
+    return adapters + checkpoints + records_bytes(num_steps=steps, num_arms=len(estimate.num_trainable))
+
+
+def estimate_as_json(estimate: PackEstimate) -> dict[str, Any]:
+    """The estimate as plain JSON values."""
+    terms = estimate.prediction.terms
+    return {
+        "num_arms": len(estimate.num_trainable),
+        "num_tokens": estimate.rows.batch.num_tokens,
+        "engine": estimate.engine.name,
+        "engine_reason": estimate.engine.reason,
+        "peak_bytes": terms.total,
+        "peak_phase": estimate.prediction.phase,
+        "terms_bytes": dict(terms.named()),
+        "num_trainable_parameters": sum(estimate.num_trainable.values()),
+        "step_seconds": estimate.step_seconds,
+        "disk_bytes": disk_bytes(estimate),
+    }
+
+
+def experiment_line(experiment: Experiment) -> str:
+    """The settings of an experiment that a reader looks for first, on one line."""
+    settings = experiment.settings
+    return (
+        f"r={settings.lora_rank} alpha={settings.lora_alpha_value:g} {_targets(settings)} lr={settings.learning_rate:g} "
+        f"{settings.quantization} seed={experiment.seed} {_length(settings)}"
+    )
+
+
+def _targets(settings: Settings) -> str:
+    targets = settings.target_modules
+    return targets if isinstance(targets, str) else ",".join(targets)
+
+
+def _length(settings: Settings) -> str:
+    return (
+        f"{settings.max_steps} steps" if settings.max_steps else f"{settings.num_train_epochs or 1:g} epochs"
+    )
+
+
+def plan_html(plan: "StudyPlan") -> str:
+    """The plan for a notebook: its size, a table of arms, a table of packs with memory and time, notes and findings."""
+    lines = [*(f"note: {note}" for note in plan_notes(plan)), *finding_lines(plan)]
+    return "".join(
+        [
+            f"<h4>{html.escape(plan.suite.name)}</h4><p>{html.escape(size_line(plan))}</p>",
+            _table(
+                ("arm", "rank", "alpha", "modules", "learning rate", "base", "length", "seeds", "to run"),
+                _arm_rows(plan),
+            ),
+            _table(("pack", "experiments", "engine", "predicted peak", "training time"), _pack_rows(plan)),
+            "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>" if lines else "",
+        ]
+    )
+
+
+def _arm_rows(plan: "StudyPlan") -> Iterator[tuple[str, ...]]:
+    by_arm: dict[str, list[Experiment]] = {}
+    for experiment in plan.design.experiments:
+        by_arm.setdefault(experiment.arm, []).append(experiment)
+    missing = {experiment.id for experiment in plan.missing}
+    for arm, experiments in by_arm.items():
+        settings = experiments[0].settings
+        yield (
+            arm,
+            str(settings.lora_rank),
+            f"{settings.lora_alpha_value:g}",
+            _targets(settings),
+            f"{settings.learning_rate:g}",
+            settings.quantization,
+            _length(settings),
+            ", ".join(str(experiment.seed) for experiment in experiments),
+            str(sum(experiment.id in missing for experiment in experiments)),
+        )
+
+
+def _pack_rows(plan: "StudyPlan") -> Iterator[tuple[str, ...]]:
+    for number, pack in enumerate(plan.packs, start=1):
+        estimate = plan.predicted.estimate(pack)
+        seconds = None if estimate is None else estimate.train_seconds
+        yield (
+            str(number),
+            str(len(pack.experiments)),
+            "not known" if estimate is None else str(estimate.engine),
+            "not known" if estimate is None else size(estimate.prediction.terms.total),
+            "not known" if seconds is None else duration(seconds),
+        )
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    if not cells:
+        return ""
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(cells)}</tbody></table>"
