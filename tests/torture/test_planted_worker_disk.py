@@ -39,8 +39,12 @@ ONE_ERROR = {"error": errno.EIO, "stays": 0}
 
 @pytest.mark.parametrize(
     ("plant", "fault", "complaint"),
-    [(NO_MESSAGE, A_FULL_DISK, "a message without the fault"), (HALF_AN_ADAPTER, ONE_ERROR, "another store")],
-    ids=["no message", "half an adapter"],
+    [
+        pytest.param(
+            NO_MESSAGE, A_FULL_DISK, "a message without the fault", id="no message", marks=pytest.mark.slow
+        ),
+        pytest.param(HALF_AN_ADAPTER, ONE_ERROR, "another store", id="half an adapter"),
+    ],
 )
 def test_a_planted_bug_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: str, fault: dict[str, int], complaint: str

@@ -252,6 +252,7 @@ def test_a_decision_that_was_made_is_repeated_and_never_made_again(
     assert outcome.pruned == raced[1].pruned
 
 
+@pytest.mark.slow
 @PACKED
 def test_leaving_on_the_way_and_coming_back(
     suite: forked.TinySuite, raced: tuple[Path, StudyOutcome], tmp_path: Path
