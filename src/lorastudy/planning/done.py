@@ -55,7 +55,7 @@ def not_done(
     return [each for each in experiments if each.id not in diverged and not is_current(done.get(each.id))]
 
 
-def outraced(
+def pruned(
     experiments: Sequence[Experiment], *, suite_name: str, tracker: ExperimentTracker
 ) -> frozenset[str]:
     """The experiments that a race stopped under the libraries of now."""

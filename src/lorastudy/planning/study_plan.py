@@ -16,7 +16,7 @@ from lorastudy.lint.case import Case
 from lorastudy.lint.finding import LintFinding
 from lorastudy.lint.lint import lint
 from lorastudy.planning.design import Designer
-from lorastudy.planning.done import not_done, outraced
+from lorastudy.planning.done import not_done, pruned
 from lorastudy.planning.handover import Handover, handover
 from lorastudy.planning.packing import PlannedPack, remaining_packs
 from lorastudy.planning.plan_summary import plan_html
@@ -214,7 +214,7 @@ def _missing(designed: Design, suite: Suite, *, tracker: ExperimentTracker | Non
     if tracker is None:
         return designed.experiments
     missing = not_done(designed.experiments, tracker=tracker, searching=designed.tuning)
-    stopped = outraced(missing, suite_name=suite.name, tracker=tracker) if suite.rungs else frozenset()
+    stopped = pruned(missing, suite_name=suite.name, tracker=tracker) if suite.rungs else frozenset()
     return [experiment for experiment in missing if experiment.id not in stopped]
 
 

@@ -380,8 +380,8 @@ class Generation:
     answer: str
 
 
-#: What ended a run before it completed. `outraced` is no failure: racing stopped it.
-FailureKind = Literal["user", "diverged", "out_of_memory", "crashed", "error", "outraced"]
+#: What ended a run before it completed. `pruned` is no failure: racing stopped it.
+FailureKind = Literal["user", "diverged", "out_of_memory", "crashed", "error", "pruned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -531,4 +531,6 @@ def _with_tuples(body: Mapping[str, Any]) -> dict[str, Any]:
         values["arms"] = tuple(ArmStep(**arm) for arm in values["arms"])
     if "outcomes" in values:
         values["outcomes"] = tuple(Outcome(**outcome) for outcome in values["outcomes"])
+    if values.get("failure_kind") == "outraced":  # run folders from before the first release
+        values["failure_kind"] = "pruned"
     return values

@@ -122,7 +122,7 @@ def prune(pruning: Pruning, *, tracker: ExperimentTracker) -> None:
     outcome = Outcome(
         experiment_id=result.experiment_id,
         status="stopped",
-        failure_kind="outraced",
+        failure_kind="pruned",
         message=pruning.message,
         step=result.num_steps,
     )

@@ -47,10 +47,10 @@ def end(connection: Connection, outcome: Outcome, *, attempt: int, at: str) -> b
     But one that pauses or was interrupted waits to go on, and may be stopped by racing instead.
     """
     key = {"experiment_id": outcome.experiment_id, "attempt": attempt}
-    is_outraced = outcome.failure_kind == "outraced"
-    if is_outraced and rows.exists(connection, runs, key=key | {"failure_kind": "outraced"}):
+    is_pruned = outcome.failure_kind == "pruned"
+    if is_pruned and rows.exists(connection, runs, key=key | {"failure_kind": "pruned"}):
         return False
-    may_end = ("running", "paused", "stopped") if is_outraced else ("running",)
+    may_end = ("running", "paused", "stopped") if is_pruned else ("running",)
     if not any(rows.exists(connection, runs, key=key | {"status": status}) for status in may_end):
         return False
     changes = {

@@ -77,7 +77,7 @@ class ExperimentResult:
     @property
     def was_pruned(self) -> bool:
         """Whether it was stopped because its arm was clearly behind: no failure, and nothing is left to run."""
-        return self.status == "stopped" and self.failure_kind == "outraced"
+        return self.status == "stopped" and self.failure_kind == "pruned"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ def store(tmp_path: Path) -> Path:
         tracker.register("ranks", [experiment])
         tracker.state_question("ranks", RACING)
         tracker.start_run(experiment.id, attempt=1, pack_id="p", engine="packed", run_folder="runs/p")
-        stopped = Outcome(experiment_id=experiment.id, status="stopped", failure_kind="outraced")
+        stopped = Outcome(experiment_id=experiment.id, status="stopped", failure_kind="pruned")
         tracker.take(stopped, pack_id="p", attempt=1)
     return tmp_path / "all.db"
 

@@ -23,7 +23,7 @@ def stopped(result, *, step=63):
     """The result as it is where racing stopped it: a score at the rung, and none at the end."""
     score = replace(result.scores["eval", "loss"], value=9.0)
     return replace(
-        result, status="stopped", failure_kind="outraced", failure_message=WHY, num_steps=step, adapter_path=None,
+        result, status="stopped", failure_kind="pruned", failure_message=WHY, num_steps=step, adapter_path=None,
         scores={(rung_split(0.25), "loss"): score}, train_seconds=None,
     )  # fmt: skip
 

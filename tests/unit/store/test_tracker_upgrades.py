@@ -178,7 +178,7 @@ def test_it_is_refused_with_the_command_that_rebuilds_it(unreleased: Path, writa
         }
         stopped = [result for result in tracker.get_all_experiments() if result.status == "stopped"]
     assert found == json.loads((STORES / "unreleased" / "said.json").read_text())
-    # What was written as `outraced` is known for what it is.
+    # Older versions wrote `outraced` for `pruned`.
     assert {result.arm for result in stopped} == {"still"}
     assert all(result.was_pruned for result in stopped)
     assert unreleased.with_name("experiments.db.before-rebuild.backup").read_bytes() == before

@@ -207,7 +207,7 @@ def test_a_rate_that_was_stopped_was_tried(make_result):
         scores = {("eval", "loss"): ScoreValue(value=1.0, unit="nats", version=1, num_items=2)}
         kind = None
         if status == "stopped":
-            kind = "outraced"
+            kind = "pruned"
             scores = {
                 (rung_split(rung), "loss"): ScoreValue(value=value, unit="nats", version=1, num_items=2)
                 for rung, value in at_rung.items()
