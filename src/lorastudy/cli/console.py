@@ -10,7 +10,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from lorastudy.cli.terminal import shown
-from lorastudy.data.sources import Progress, watched
+from lorastudy.data.sources import ReadingProgress, watched
 
 #: Stand around what is trained, besides its colour: for pipes, and for eyes that need them.
 BEGIN, END = "[trained]", "[/trained]"
@@ -31,7 +31,7 @@ def reading_shown() -> Iterator[None]:
     )
     tasks: list[TaskID] = []
 
-    def show(progress: Progress | None) -> None:
+    def show(progress: ReadingProgress | None) -> None:
         if progress is None:
             while tasks:
                 bar.remove_task(tasks.pop())

@@ -41,8 +41,8 @@ def asked_rows(
 
 def is_match(answer: str, reference: str, *, pattern: str | None = None) -> bool:
     """Whether the answer says what the reference says; see `ExactMatch`."""
-    said = what_counts(answer, pattern=pattern)
-    return said is not None and said == what_counts(reference, pattern=pattern)
+    compared = what_counts(answer, pattern=pattern)
+    return compared is not None and compared == what_counts(reference, pattern=pattern)
 
 
 def what_counts(text: str, *, pattern: str | None = None) -> str | None:
@@ -107,7 +107,7 @@ class _Frequencies:
 
 @dataclass(frozen=True, kw_only=True)
 class _Known:
-    """What there is to know of the training answers."""
+    """What the predictors know of the training answers."""
 
     tokens: _Frequencies
     answers: _Frequencies
@@ -119,8 +119,8 @@ class _Known:
     @classmethod
     def of(cls, train: Sequence[TokenRow], *, pattern: str | None) -> "_Known":
         answers = [_answer(row) for row in train]
-        said = (what_counts(row.reference, pattern=pattern) for row in train if row.asks)
-        texts = Counter(text for text in said if text is not None)
+        compared = (what_counts(row.reference, pattern=pattern) for row in train if row.asks)
+        texts = Counter(text for text in compared if text is not None)
         ((constant, _),) = Counter(answers).most_common(1)
         return cls(
             tokens=_Frequencies.of(chain.from_iterable(answers)),

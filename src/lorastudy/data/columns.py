@@ -1,4 +1,4 @@
-"""What stands in the columns of a data set, gathered row by row, so that no column vanishes without a word."""
+"""What stands in the columns of a data set, gathered row by row, so that no column is dropped without being reported."""
 
 import re
 from collections import Counter
@@ -116,7 +116,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def shortened(name: str) -> str:
-    """A column's name, no longer than a message can bear."""
+    """A column's name, cut to a length that fits into a message."""
     return name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..."
 
 

@@ -7,8 +7,8 @@ prompt_completion  prompt, completion, or a usual pair of names such as question
 text               text; all of it is trained (for perplexity and forgetting)
 
 Beside the two columns of alpaca and prompt_completion may stand a system prompt, a history, a context, an input,
-choices and a separator. A column that plays no part is counted, and said; one that would change what the answers
-mean (KTO's `label`, DPO's `rejected`, labels beside a plain text) is refused.
+choices and a separator. A column that plays no part is counted and reported. A column that would change what the answers
+mean (KTO's `label`, DPO's `rejected`, labels beside a plain text) is an error.
 """
 
 import difflib
@@ -82,7 +82,7 @@ _NEEDED: Mapping[FormatName, tuple[str, ...]] = {
 _ROW_SWITCHES = ("weight", "train", "training", "trained")
 #: Columns that call a row's answer good or bad, as KTO takes them.
 _VERDICTS = ("label", "kto_tag")
-#: Columns beside a plain text that are its answer, for all that one can tell.
+#: Columns beside a plain text that are probably its answer.
 _ANSWERS_TO_TEXT = (
     "label", "labels", "target", "class", "category", "sentiment", "intent", "emotion", "answer", "output", "response",
     "completion", "summary",
@@ -93,7 +93,7 @@ _PREPARE = "`lorastudy prepare --dataset FILE"
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A format, and what became of the data set's columns.
+    """A format, and the role of each column of the data set.
 
     `columns` says which plays which part (canonical name -> the column's name). `row_switches` are columns that turn
     rows off, each with how many. `unused` are the columns that play no part, and
@@ -217,7 +217,7 @@ def format_of(
     text_column: str | None = None,
     separator: str = "",
 ) -> Format:
-    """The format that the columns tell (the case of their names does not matter), unless flags name the columns.
+    """The format that follows from the column names (their case does not matter), unless flags name the columns.
 
     Raises:
         DataError: the columns fit no format, or more than one pair of names; a column is misspelt; or one says that

@@ -1,8 +1,8 @@
 """From the paths in the settings to rendered rows: training, held-out, test, forgetting.
 
-One pass over a file finds its format, checks its rows and remembers two hashes of each; that decides which row is on
-which side. What it remembers of a large file is kept for the next process (`index_cache`). Rows themselves are read again, and rendered, when somebody asks for them, so that memory follows what is
-used and not what the file holds.
+One pass over a file finds its format, checks its rows and keeps two hashes of each (`row_index`). The hashes decide which row
+is on which side. The rows themselves are read again and rendered when they are used, so memory grows with what is used and
+not with the size of the file.
 """
 
 import time
@@ -46,8 +46,8 @@ class DataSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Some rows of a data set, read and rendered whenever they are asked for."""
+class DataRows:
+    """Some rows of a data set, read and rendered each time they are used."""
 
     dataset: DataSet
     numbers: Sequence[int]
@@ -72,7 +72,7 @@ class Rows:
         return keys.contents(self.numbers) if of == "contents" else keys.prompts(self.numbers)
 
     def asked(self, numbers: Sequence[int]) -> Iterator[str]:
-        """What the rows of these numbers of the data set ask, as text."""
+        """The prompts of the rows with these numbers in the data set, as text."""
         fmt = self.dataset.format
         return (asked_text(read_row(row, fmt)) for row in self._rows(numbers))
 
@@ -82,7 +82,7 @@ class Rows:
             example = to_example(row, fmt, style=self.style)
             if example.content_hash != keys.content(number).hex():
                 raise DataError(
-                    f"{row.where}: is another row than before; the file changed while it was in use"
+                    f"{row.where}: this row has changed since it was first read; leave the file as it is while a study uses it, and run again"
                 )
             yield example
 
@@ -102,10 +102,10 @@ class StudyData:
     `num_empty_prompts` counts training rows that ask nothing.
     """
 
-    train: Rows
-    held_out: Rows
-    test: Rows | None
-    forgetting: Rows | None
+    train: DataRows
+    held_out: DataRows
+    test: DataRows | None
+    forgetting: DataRows | None
     num_duplicates: int
     num_leaked: Mapping[str, int]
     num_known_prompts: Mapping[str, int]
@@ -125,18 +125,18 @@ def load_examples(
     return rows.dataset.format, rows.read()
 
 
-def all_rows(path: str, *, max_samples: int | None = None, style: PromptStyle = WITHOUT_MODEL) -> Rows:
+def all_rows(path: str, *, max_samples: int | None = None, style: PromptStyle = WITHOUT_MODEL) -> DataRows:
     """The first `max_samples` rows of a data set.
 
     Raises:
         DataError: the file cannot be read, its format is unknown, or a row lacks what the format needs.
     """
     dataset = data_set(path, max_samples=max_samples)
-    return Rows(dataset=dataset, numbers=range(len(dataset.index)), style=style)
+    return DataRows(dataset=dataset, numbers=range(len(dataset.index)), style=style)
 
 
 def data_set(path: str, *, max_samples: int | None = None) -> DataSet:
-    """The data set of the first `max_samples` rows; a pass over files that did not change since is not made again.
+    """The data set of the first `max_samples` rows. Files that have not changed are not read again.
 
     Raises:
         DataError: the file cannot be read, its format is unknown, or a row lacks what the format needs.
@@ -225,10 +225,10 @@ def to_example(row: Row, fmt: Format, *, style: PromptStyle = WITHOUT_MODEL) -> 
 
 
 def train_and_eval(settings: Settings, *, style: PromptStyle = WITHOUT_MODEL) -> StudyData:
-    """The rows that the settings name.
+    """The training, held-out, test and forgetting rows that the settings name.
 
-    `max_train_samples` counts rows of the training file, before parts of it are held out; `max_eval_samples`
-    counts held-out rows, test rows and forgetting rows, wherever they come from: of each so many.
+    `max_train_samples` limits the rows of the training file, before parts of it are held out. `max_eval_samples` limits the
+    held-out rows, the test rows and the forgetting rows, each by itself and wherever they come from.
 
     Raises:
         DataError: a file cannot be used, or holding out left one part without rows.
@@ -237,8 +237,8 @@ def train_and_eval(settings: Settings, *, style: PromptStyle = WITHOUT_MODEL) ->
     held_out_set, split = _held_out(whole, settings)
     limit = settings.max_eval_samples
 
-    def rows(dataset: DataSet, numbers: Sequence[int]) -> Rows:
-        return Rows(dataset=dataset, numbers=numbers, style=style)
+    def rows(dataset: DataSet, numbers: Sequence[int]) -> DataRows:
+        return DataRows(dataset=dataset, numbers=numbers, style=style)
 
     train, held_out = rows(whole, split.train), rows(held_out_set, split.held_out[:limit])
     test = rows(held_out_set, split.test[:limit]) if split.test else None
@@ -266,16 +266,16 @@ def train_and_eval(settings: Settings, *, style: PromptStyle = WITHOUT_MODEL) ->
     )
 
 
-def _num_known(part: Rows, among: Sequence[Rows], *, of: Literal["contents", "prompts"]) -> int:
-    """Rows of a part whose content, or whose prompt, stands among others."""
+def _num_known(part: DataRows, among: Sequence[DataRows], *, of: Literal["contents", "prompts"]) -> int:
+    """The number of rows of a part whose content, or whose prompt, also occurs among others."""
     known = hashes_among(part.hashes(of), among, of=of)
     return sum(key in known for key in part.hashes(of))
 
 
 def hashes_among(
-    hashes: Iterable[bytes], among: Sequence[Rows], *, of: Literal["contents", "prompts"]
+    hashes: Iterable[bytes], among: Sequence[DataRows], *, of: Literal["contents", "prompts"]
 ) -> set[bytes]:
-    """Those of the hashes that stand among others, which may be far more and are not held."""
+    """The hashes that also occur among other rows, which may be far more and are not held in memory."""
     wanted = set(hashes)
     return {key for rows in among for key in rows.hashes(of) if key in wanted}
 

@@ -1,4 +1,4 @@
-"""Held-out rows that nearly repeat a row they should not: a question reworded in a few places was trained on all the same.
+"""Held-out rows that nearly repeat a training row: a question reworded in a few places was still trained on.
 
 Two texts are near copies where the sets of their runs of three words have a Jaccard similarity of `MIN_SIMILARITY`,
 as Lee et al. (arXiv 2107.06499) take it for training data. Runs that are in more than one text of a hundred
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from lorastudy.data.load import Rows, StudyData, hashes_among
+from lorastudy.data.load import DataRows, StudyData, hashes_among
 from lorastudy.data.splits import position
 
 MIN_SIMILARITY = 0.7
@@ -40,20 +40,20 @@ _WORDS = re.compile(r"\w+")
 
 @dataclass(frozen=True, kw_only=True)
 class NearCopies:
-    """Held-out rows whose prompt differs by a few words from one that is there, of those that were compared."""
+    """How many held-out rows have a prompt that differs by only a few words from another row's, among those compared."""
 
     num_near: int
     num_compared: int
     num_compared_with: int
     num_known: int
-    """Rows that are there, of which `num_compared_with` were looked at."""
+    """Rows they could repeat, of which `num_compared_with` were compared."""
 
 
 def near_copies(study: StudyData) -> Mapping[str, NearCopies]:
     """For `eval` near copies of training rows; for `test`, where there is one, of training and of held-out rows.
 
-    Rows whose prompt is there to the letter are no near copies. Where a side has more rows than `MAX_ROWS`, a sample
-    of it is compared, which follows from the rows' prompts.
+    DataAn exact copy of a prompt is no near copy. Of a side with more than `MAX_ROWS` rows a sample is compared; which rows are in
+    it follows from their prompts.
     """
     found = {"eval": _near(study.held_out, [study.train])}
     if study.test is not None:
@@ -61,7 +61,7 @@ def near_copies(study: StudyData) -> Mapping[str, NearCopies]:
     return found
 
 
-def _near(part: Rows, among: Sequence[Rows]) -> NearCopies:
+def _near(part: DataRows, among: Sequence[DataRows]) -> NearCopies:
     chosen = _sample(part)
     keys = part.dataset.index.keys
     known = hashes_among(keys.prompts(chosen), among, of="prompts")
@@ -75,7 +75,7 @@ def _near(part: Rows, among: Sequence[Rows]) -> NearCopies:
     )
 
 
-def _sample(rows: Rows) -> Sequence[int]:
+def _sample(rows: DataRows) -> Sequence[int]:
     if len(rows) <= MAX_ROWS:
         return rows.numbers
     keys = rows.dataset.index.keys

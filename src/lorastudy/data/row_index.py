@@ -39,7 +39,7 @@ from lorastudy.suite.wording import shown
 
 HASH_BYTES = 16
 
-#: They show what all columns show, but for an odd row far down.
+#: Rows from which the format is guessed: an odd row far down is the exception.
 _NUM_FIRST_ROWS = 200
 
 #: Unusable rows that a message names.
@@ -131,14 +131,14 @@ class IndexedRows:
 def indexed_rows(
     rows: Iterable[Row], *, format_of: Callable[[Columns], Format], leaves_out_empty_answers: bool = False
 ) -> IndexedRows:
-    """What the columns tell of the format, and the index of the rows by that, as `index_rows` makes it.
+    """The format that follows from the columns, and the index of the rows read by it (`index_rows`).
 
-    The format follows from the columns of all rows. Those of the first rows nearly always tell the same, so the index is
-    made by these in the pass that gathers the columns, and made again where the last rows tell something else. `rows` are
-    gone through more than once.
+    The format follows from the columns of all rows. The first rows nearly always give the same format, so the index is made
+    with their format while the columns are gathered. Where all rows give another format, the index is made again. `rows` are
+    read more than once.
 
     Raises:
-        DataError: a row cannot be read; else, the columns tell no format; else, a row lacks what the format needs.
+        DataError: a row cannot be read; else, the columns fit no format; else, a row lacks what the format needs.
     """
     expected = _format_or_none(islice(rows, _NUM_FIRST_ROWS), format_of)
     gathering = _Gathering(rows)
@@ -268,12 +268,12 @@ def checked(rows: Iterable[Row], fmt: Format, *, tolerated: Collection[str] = ()
 
 @dataclass(frozen=True, kw_only=True)
 class ReadRow:
-    """What a row says, taken apart once. A row with a problem says nothing."""
+    """The texts of a row, taken apart once. A row with a problem has none."""
 
     problem: str | None = None
-    """What makes it unusable."""
+    """Why the row cannot be used."""
     texts: tuple[str, ...] = ()
-    """All that it says, turn by turn."""
+    """All texts of the row, turn by turn."""
     num_prompt_texts: int = 0
     """How many of them stand before the first trained answer; none of a plain text."""
     asks_nothing: bool = False
@@ -281,7 +281,7 @@ class ReadRow:
 
     @property
     def prompt(self) -> tuple[str, ...]:
-        """What it says before its first trained answer."""
+        """The texts before the first trained answer."""
         return self.texts[: self.num_prompt_texts]
 
 
@@ -368,7 +368,7 @@ def row_hashes(read: ReadRow) -> tuple[bytes, bytes]:
 
 
 def asked_text(read: ReadRow) -> str:
-    """What the hash of its prompt is of, as it stands in the row."""
+    """The text that the prompt hash is made of, as it stands in the row."""
     return "\n".join(read.prompt if any(map(_normalised, read.prompt)) else read.texts)
 
 
@@ -397,7 +397,7 @@ _MAX_HEAD_BYTES = 2**20
 
 
 def index_key(path: str, *, max_samples: int | None) -> str | None:
-    """Under what the index of the first `max_samples` rows is kept; None where it is not worth it.
+    """The key under which the index of the first `max_samples` rows is kept; None for files too small to be worth it.
 
     Raises:
         DataError: a file is missing or cannot be read.
@@ -423,7 +423,7 @@ def index_key(path: str, *, max_samples: int | None) -> str | None:
 
 
 def kept_index(key: str) -> IndexedRows | None:
-    """What is kept under a key; None where there is nothing that can be trusted."""
+    """The index kept under a key; None where there is none, or a damaged one."""
     path = _kept_path(key)
     try:
         found = _read_kept(path, key=key)

@@ -2,7 +2,7 @@
 
 JSON (a list of objects, or one object with the list under `data`), JSONL, CSV and TSV, Parquet, and plain text
 by paragraphs, each also as `.gz`; a pattern such as `data/*.jsonl` names several files, and `lab:<name>` a data set
-that the package generates. Files are read from the front in pieces, so that memory follows a row and not the file.
+that the package generates. Files are read from the front in pieces, so memory grows with the size of a row and not of the file.
 What the columns mean is not decided here.
 """
 
@@ -49,7 +49,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class ReadingProgress:
     """How far a pass over a data set has come. Bytes are those on disk, of compressed files too."""
 
     name: str
@@ -59,7 +59,7 @@ class Progress:
     seconds: float
 
 
-Watcher = Callable[[Progress | None], None]
+Watcher = Callable[[ReadingProgress | None], None]
 """Called a few times a second while rows are read, and with None once a pass has ended."""
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
@@ -67,7 +67,7 @@ _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 @contextmanager
 def watched(watcher: Watcher) -> Iterator[None]:
-    """Have all passes over data sets within tell how far they are."""
+    """Within the block, every pass over a data set reports its progress to the watcher."""
     token = _watcher.set(watcher)
     try:
         yield
@@ -150,7 +150,7 @@ def files_of(name: str) -> list[Path]:
     root = Path(Path(name).anchor)
     found = sorted(file for file in root.glob(str(Path(name).relative_to(root))) if file.is_file())
     if not found:
-        raise DataError(f"{name}: no file fits this pattern")
+        raise DataError(f"{name}: no file matches this pattern; check the folder, or name one file")
     return found
 
 
@@ -281,14 +281,14 @@ def _file(path: Path, title: str | None) -> _File:
 
 
 class _Report:
-    """Tells the watcher how far a pass is."""
+    """Reports to the watcher how far a pass has come."""
 
     def __init__(self, name: str, parts: Sequence[_LabSet | _File], *, watcher: Watcher | None) -> None:
         self._name, self._watcher = name, watcher
         self._total = sum(part.size for part in parts)
         self._before, self._size = 0, 0
         self._file: IO[bytes] | None = None
-        self._began = self._told = time.monotonic()
+        self._began = self._reported = time.monotonic()
 
     def file(self, file: IO[bytes]) -> None:
         """Another file is read."""
@@ -300,11 +300,11 @@ class _Report:
         if self._watcher is None or number % 256 or self._file is None:
             return
         now = time.monotonic()
-        if now - self._told < _SECONDS_BETWEEN_REPORTS:
+        if now - self._reported < _SECONDS_BETWEEN_REPORTS:
             return
-        self._told = now
+        self._reported = now
         self._watcher(
-            Progress(
+            ReadingProgress(
                 name=self._name,
                 num_rows=number,
                 bytes_read=self._before + self._file.tell(),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from lorastudy.data.batches import row_order
-from lorastudy.data.load import Rows, StudyData
+from lorastudy.data.load import DataRows, StudyData
 from lorastudy.data.near_copies import near_copies
 from lorastudy.data.prompts import Example
 from lorastudy.data.tokenise import Tokenizer, TokenSet, tokenise
@@ -100,9 +100,9 @@ def split_tokens(
 
 
 def _reached(
-    train: Rows, reach: Reach | None, *, tokens_of: Callable[[Iterable[Example]], TokenSet]
+    train: DataRows, reach: Reach | None, *, tokens_of: Callable[[Iterable[Example]], TokenSet]
 ) -> TokenSet:
-    """The rows that training reaches. Rows that turn out to be refused have others take their place."""
+    """The rows that training reaches. Other rows take the place of rows that turn out to be refused."""
     num_rows = len(train)
     num_looked_at = num_rows if reach is None else min(max(reach.num_rows, MIN_ROWS), num_rows)
     while reach is not None and num_looked_at < num_rows:

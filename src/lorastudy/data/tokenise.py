@@ -28,7 +28,7 @@ Span = tuple[int, int]
 
 
 class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """The part of a transformers tokenizer that is used here."""
 
     @property
     def is_fast(self) -> bool:
@@ -88,7 +88,7 @@ class TokenRow:
 
 
 class TokenRows(Sequence[TokenRow]):
-    """Rows in arrays, of five bytes a token where a `TokenRow` has about fifty. A row is made when it is asked for.
+    """Rows in arrays: five bytes a token, where a `TokenRow` has about fifty. A row is made when it is read.
 
     A label is its token's id or nothing, and what comes before an answer is the beginning of the row.
     """
@@ -165,7 +165,7 @@ class TokenRows(Sequence[TokenRow]):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
-    """The rows that can be used, and what became of all that were given (`num_rows` counts the usable ones)."""
+    """The usable rows, and what happened to all rows that were given (`num_rows` counts the usable ones)."""
 
     rows: TokenRows
     summary: DataSummary
@@ -213,7 +213,7 @@ def tokenise(
     rows = TokenRows()
     places: list[int] = []
     whole_lengths: list[int] = []
-    seen = _Seen()
+    seen = _Counts()
     num_truncated = 0
     for place, part in _parts(seen.each(examples), tokenizer, max_seq_length=max_seq_length):
         whole_lengths.append(len(part.ids))
@@ -237,7 +237,7 @@ def tokenise(
         num_tokens=rows.num_all_tokens,
         num_completion_tokens=rows.num_completion_tokens,
         num_texts=len(set(places)),
-        **seen.told(),
+        **seen.for_summary(),
     )
     return TokenSet(
         rows=rows,
@@ -249,8 +249,8 @@ def tokenise(
     )
 
 
-class _Seen:
-    """What is told of the examples that have passed; none of them is held but the first."""
+class _Counts:
+    """Counts over the examples that pass through; only the first example is held."""
 
     def __init__(self) -> None:
         self.num_examples = 0
@@ -267,8 +267,8 @@ class _Seen:
             self._unseen.update(dict.fromkeys(example.rendering.unseen))
             yield example
 
-    def told(self) -> dict[str, Any]:
-        """As a `DataSummary` has it."""
+    def for_summary(self) -> dict[str, Any]:
+        """The counts under the names of a `DataSummary`."""
         assert self._first is not None
         fmt, rendering = self._first.format, self._first.rendering
         return {
@@ -295,8 +295,8 @@ def answer_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     trained tokens therefore is the reference, whatever marks the chat template writes.
     """
     end = tokenizer.eos_token_id
-    said = list(ids[: ids.index(end)] if end in ids else ids)
-    return str(tokenizer.decode(said, skip_special_tokens=True))
+    answer = list(ids[: ids.index(end)] if end in ids else ids)
+    return str(tokenizer.decode(answer, skip_special_tokens=True))
 
 
 def _refuse_unknown_words(rows: TokenRows, tokenizer: Tokenizer, *, split: str) -> None:
@@ -504,12 +504,12 @@ def _cut(encoded: _Encoded, *, max_seq_length: int, tokenizer: Tokenizer) -> Tok
     answer = [answer for answer in encoded.answers if answer.start < max_seq_length][-1]
     reference_ids = encoded.ids[answer.start : answer.stop] if answer.prompt_text else []
     marks = tokenizer.added_tokens_decoder if reference_ids else {}  # a new table each time
-    said = [i for i, each in enumerate(reference_ids) if each not in marks]
+    spoken = [i for i, token in enumerate(reference_ids) if token not in marks]
     return TokenRow(
         input_ids=tuple(encoded.ids[:max_seq_length]),
         labels=labels,
         prompt_ids=tuple(encoded.ids[: answer.start]),
         prompt_text=answer.prompt_text,
         reference=answer_text(reference_ids, tokenizer),
-        num_reference_tokens=said[-1] + 1 if said else 0,
+        num_reference_tokens=spoken[-1] + 1 if spoken else 0,
     )

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lorastudy.data.answers import trivial_scores
 from lorastudy.data.batches import steps_of
-from lorastudy.data.load import Rows, all_rows, train_and_eval
+from lorastudy.data.load import DataRows, all_rows, train_and_eval
 from lorastudy.data.prompts import Example
 from lorastudy.data.token_sets import MIN_ROWS, Reach, split_tokens, token_sets
 from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet, whole_row
@@ -40,7 +40,7 @@ _Lengths = Sequence[tuple[int | None, float | None]]
 class _RunRows:
     """All rows of a run: as they stand in their files, and as tokens, by the name of their split."""
 
-    rows: Mapping[str, Rows]
+    rows: Mapping[str, DataRows]
     sets: Mapping[str, TokenSet]
     tokenizer: PreTrainedTokenizerBase
     config: Any

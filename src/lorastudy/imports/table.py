@@ -46,7 +46,7 @@ _DIVERGED = frozenset({"diverged", "nan", "inf", "+inf", "-inf", "infinity", "-i
 #: Columns that name the base model in the tables people have. Unmapped, results of several models would be pooled.
 _BASE_MODEL_COLUMNS = frozenset({"base_model", "model", "model_name", "model_id", "base_model_name_or_path"})
 
-#: Columns in which Optuna, Ray and Weights & Biases say how a run ended, and what they say of one that did not finish.
+#: Columns in which Optuna, Ray and Weights & Biases say how a run ended, and and their values for one that did not finish.
 _STATE_COLUMNS = frozenset({"state", "status", "trial_state"})
 
 _UNFINISHED = frozenset(
@@ -159,7 +159,7 @@ def _metric(text: str) -> tuple[str, dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadTable:
-    """A table's results, and the columns that say nothing here because nobody said what they mean."""
+    """A table's results, and the columns that are not used because they are not mapped."""
 
     results: tuple[ImportedResult, ...]
     unused_columns: tuple[str, ...]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lorastudy.data.batches import steps_of
 from lorastudy.data.columns import listed, shortened
-from lorastudy.data.load import Rows, StudyData, train_and_eval
+from lorastudy.data.load import DataRows, StudyData, train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.lab import base_folder
 from lorastudy.lint.case import (
@@ -187,7 +187,7 @@ def _vocab_size(base_model: str) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _rows_of_an_epoch(train: Rows, read: Sequence[RowsRead]) -> int:
+def _rows_of_an_epoch(train: DataRows, read: Sequence[RowsRead]) -> int:
     """As a worker counted them, if it read them all: long plain texts are several. Else as they stand in the file."""
     counted = (each.summary for each in read if each.summary.split == "train")
     return next((data.num_rows for data in counted if not data.num_unread_rows), len(train))
@@ -201,7 +201,7 @@ def _published_rates(settings: Settings, *, num_rows: int) -> tuple[float, float
     return min(rates), max(rates)
 
 
-def num_completion_tokens(rows: Rows, base_model: str) -> int | None:
+def num_completion_tokens(rows: DataRows, base_model: str) -> int | None:
     """Tokens that the loss would cover, with the end token of each row; None without a tokenizer file at hand.
 
     Rows are rendered without the model's chat template and not cut at `max_seq_length`, so it is an estimate.

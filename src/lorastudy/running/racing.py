@@ -21,7 +21,7 @@ from lorastudy.stats.reference import planned_reference
 from lorastudy.stats.study import Study, split_studies
 from lorastudy.stats.summary import LOSS
 from lorastudy.store import ExperimentTracker, suite_notes
-from lorastudy.store.views import Decision, ExperimentResult
+from lorastudy.store.views import ExperimentResult, StoredDecision
 from lorastudy.suite.experiment import Experiment, tagged_hash
 from lorastudy.suite.question import rung_name
 from lorastudy.suite.suite import Suite
@@ -65,10 +65,10 @@ class RungDecision:
     prunings: tuple[Pruning, ...]
     is_stored: bool
 
-    def to_store(self, *, libraries: Sequence[str]) -> Decision:
+    def to_store(self, *, libraries: Sequence[str]) -> StoredDecision:
         """The decision as the store keeps it."""
         pruned = {pruning.experiment_id: pruning.message for pruning in self.prunings}
-        return Decision(
+        return StoredDecision(
             key=self.key, content={"rung": self.rung, "pruned": pruned, "libraries": list(libraries)}
         )
 
@@ -80,7 +80,7 @@ def decide_at(
     suite: Suite,
     of_round: Sequence[Experiment],
     results: Sequence[ExperimentResult],
-    decided: Mapping[str, Decision],
+    decided: Mapping[str, StoredDecision],
 ) -> RungDecision:
     """Who of a round is stopped at a rung, by the held-out losses that were taken there; as decided before, if it was.
 

@@ -10,7 +10,7 @@ from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.protocol.records import Outcome, Pack
 from lorastudy.running.resume import take_what_was_left, with_checkpoints
 from lorastudy.store import ExperimentTracker
-from lorastudy.store.views import Decision, ExperimentResult, RunView
+from lorastudy.store.views import ExperimentResult, RunView, StoredDecision
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.question import rung_split
 from lorastudy.suite.rate_search import Design
@@ -37,7 +37,7 @@ class Results:
     """Open experiments whose newest attempt was interrupted."""
     stored: tuple[ExperimentResult, ...] = ()
     """The results of a suite that races."""
-    decided: Mapping[str, Decision] = field(default_factory=dict)
+    decided: Mapping[str, StoredDecision] = field(default_factory=dict)
     """Decisions that the study made before, by key."""
     rung_losses: "Mapping[float, Mapping[str, ItemScores]]" = field(default_factory=dict)
     """By rung and experiment, the held-out losses item by item."""

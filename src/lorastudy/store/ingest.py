@@ -1,7 +1,7 @@
 """What a worker wrote, as rows: each record once, and only from the current attempt.
 
-A record does not say where it came from; the run folder does, and the runner passes that on as an `Origin`.
-What a record describes is its key, so a file of records may be taken any number of times.
+A record does not hold where it came from; the run folder does, and the runner passes that on as an `Origin`. The key of a
+record is what it describes, so a file of records may be stored any number of times.
 """
 
 from collections.abc import Callable, Mapping

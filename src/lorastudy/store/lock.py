@@ -1,12 +1,12 @@
-"""One writer: who writes a store holds its lock, and another one is told at once who that is.
+"""One writer: the process that writes a store holds its lock, and a second writer gets an error at once that names it.
 
-An SQLite file is guarded by a file beside it (`experiments.db.lock`) that names the holder. What excludes others
-is the system's own lock on that file (`flock`), which ends with the process however that dies, so that a lock left
-behind is known for certain: the file is there and nobody holds it. A server guards its database itself, with an
+An SQLite file is guarded by a file beside it (`experiments.db.lock`) that names the holder. The system's own lock on that
+file (`flock`) keeps others out. It ends with the process, however that dies, so a lock file that nobody holds is certainly
+left over. A server guards its database itself, with an
 advisory lock that ends with the session, and its `application_name` names the holder.
 
-The one case that cannot be told apart is a lock file that another machine left on a shared folder, since not every
-network file system passes locks on. That one is refused, with the file to remove.
+One case is uncertain: a lock file that another machine left on a shared folder, since not every network file system passes
+locks on. Writing is then refused, and the message names the file to remove.
 """
 
 import dataclasses
@@ -156,7 +156,7 @@ def _read(path: Path) -> Holder | None:
 
 
 def _holder_of(label: str) -> Holder | None:
-    """The holder that a session's `application_name` tells of."""
+    """The holder that a session's `application_name` names."""
     words = label.split(maxsplit=3)
     if len(words) < 4 or words[0] != "lorastudy":
         return None

@@ -4,14 +4,15 @@ The current run of an experiment is its highest attempt, except that attempts wh
 never hide an earlier completed one. Everything of many experiments is read table by table, not one by one.
 
 Every row that is read is held against its hash: whole rows are selected, and choosing and joining them is done
-here, since a query that filters on a damaged value leaves the row out without a word. Only the many rows of a
+here, since a query that filters on a damaged value silently leaves the row out. Only the many rows of a
 single run are looked up by their key, whose index the store has checked when it was opened.
 """
 
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table, select
 
@@ -262,10 +263,18 @@ def _data_summary(row: Row) -> DataSummary:
 
 
 def _trivial_score(row: Row) -> TrivialScore:
-    values, weights = _item_values(row)
-    return _as_value(
-        TrivialScore, {**row, "items": values, "weights": weights}, without=("pack_id", "attempt")
-    )
+    values = {
+        **row,
+        "items": _numbers(row["items"]),
+        "weights": None if row["weights"] is None else _numbers(row["weights"]),
+    }
+    return _as_value(TrivialScore, values, without=("pack_id", "attempt"))
+
+
+@lru_cache(maxsize=32)
+def _numbers(text: str) -> tuple[Any, ...]:
+    """The list in a text column. The packs of a suite have the same rows, so their texts are equal and parsed once."""
+    return tuple(json.loads(text))
 
 
 def _environments(connection: Connection) -> dict[_RunKey, Environment]:
@@ -289,7 +298,9 @@ def _result(
     of_run, of_pack = (member["experiment_id"], run["attempt"]), (run["pack_id"], run["attempt"])
     pack_profile = packs.profiles.get(of_pack)
     if pack_profile is not None:
-        values["engine"] = pack_profile.engine  # the one that trained; the run only says which was asked for
+        values["engine"] = (
+            pack_profile.engine
+        )  # the one that trained; the run only holds which engine was requested
     return ExperimentResult(
         **json.loads(experiment["config"]),
         **values,

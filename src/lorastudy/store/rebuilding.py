@@ -100,7 +100,7 @@ def _opened(database: Path, problems: list[str]) -> ExperimentTracker | None:
         problems += _only_in(database)
         return None
     except StoreError as error:
-        if error.__cause__ is None:  # our own word on what it is, not the database's on what is broken
+        if error.__cause__ is None:  # our own refusal, not a fault that the database reports
             raise
         problems.append(f"nothing of the old store could be read: {error}")
         return None
@@ -200,20 +200,20 @@ def replay(tracker: ExperimentTracker, folder: Path, *, suite_name: str = RECOVE
         _start(tracker, pack, folder=folder, suite_name=suite_name)
     num_stored, damage, reader = 0, dict[Path, str](), RecordReader(records)
     with tracker.at(_modified(records if records.exists() else folder / "pack.json")):
-        for each in (RecordReader(folder / PREDICTIONS_NAME), reader, RecordReader(folder / RACE_NAME)):
+        for source in (RecordReader(folder / PREDICTIONS_NAME), reader, RecordReader(folder / RACE_NAME)):
             try:
-                for record in each.read_new():
+                for record in source.read_new():
                     num_stored += tracker.take(record, pack_id=pack.id, attempt=pack.attempt)
             except ValueError as error:
-                damage[each.path] = str(error)
+                damage[source.path] = str(error)
         for experiment in pack.experiments:
             message = f"{records.name} holds no outcome: the worker was cut off"
             tracker.fail_run(experiment.id, attempt=pack.attempt, kind="crashed", message=message)
     if records not in damage and reader.has_torn_end() and (folder / DONE_NAME).exists():
         damage[records] = "its last line is cut off, although the worker had finished"
     if damage:
-        said = "; ".join(f"{path}: damaged: {what}" for path, what in damage.items())
-        raise StoreError(f"{said}; the records before that are stored")
+        faults = "; ".join(f"{path}: damaged: {what}" for path, what in damage.items())
+        raise StoreError(f"{faults}; the records before that are stored")
     return num_stored
 
 
@@ -228,7 +228,7 @@ def _start(tracker: ExperimentTracker, pack: Pack, *, folder: Path, suite_name: 
     known = tracker.known_experiments()
     tracker.register(suite_name, [e for e in pack.experiments if e.id not in known])
     for experiment in pack.experiments:
-        # an attempt that is there stays as it is, and an older one has nothing to say any more
+        # an attempt that is stored stays as it is, and an older one no longer counts
         if tracker.next_attempt([experiment.id]) <= pack.attempt:
             tracker.start_run(
                 experiment.id,

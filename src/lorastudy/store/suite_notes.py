@@ -1,4 +1,4 @@
-"""A suite beside its run folders: what the store knows of it and no run folder does.
+"""A note on a suite beside its run folders: what the store knows of the suite and no run folder does.
 
 Written whenever a suite begins, so that a store can be made again from the folder of the runs alone, with the suite's
 name, its order, and the experiments that have not run yet.
@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lorastudy.store.tracker import ExperimentTracker
-from lorastudy.store.views import Decision, ExperimentResult, StatedQuestion
+from lorastudy.store.views import ExperimentResult, StatedQuestion, StoredDecision
 from lorastudy.suite.experiment import Experiment, tagged_hash
 from lorastudy.suite.question import Question
 
@@ -20,7 +20,7 @@ _FOLDER = "suites"
 
 def keep(tracker: ExperimentTracker, suite_name: str, *, runs: Path) -> Path:
     """Write what the store says of a suite into `<runs>/suites`; return the file."""
-    summary = next(each for each in tracker.get_suites() if each.suite_name == suite_name)
+    summary = next(suite for suite in tracker.get_suites() if suite.suite_name == suite_name)
     body = {
         "format": FORMAT_VERSION,
         "suite_name": suite_name,
@@ -36,7 +36,7 @@ def keep(tracker: ExperimentTracker, suite_name: str, *, runs: Path) -> Path:
         ],
         "design": tracker.get_designs().get(suite_name),
         "decisions": [vars(decision) for decision in tracker.get_decisions(suite_name)],
-        "experiments": [_plain(each) for each in tracker.get_all_experiments(suite_name=suite_name)],
+        "experiments": [_plain(result) for result in tracker.get_all_experiments(suite_name=suite_name)],
     }
     # named by a hash, since a suite's name may hold anything
     file = runs / _FOLDER / f"{tagged_hash('suite', suite_name)}.json"
@@ -53,27 +53,27 @@ def register_all(tracker: ExperimentTracker, *, runs: Path) -> Iterator[str]:
     for file in sorted((runs / _FOLDER).glob("*.json")):
         try:
             body = json.loads(file.read_text(encoding="utf-8"))
-            members = [Experiment.from_json(each) for each in body["experiments"]]
+            members = [Experiment.from_json(values) for values in body["experiments"]]
             stated = [
-                StatedQuestion(**{**each, "question": Question.from_json(each["question"])})
-                for each in body.get("questions", ())
+                StatedQuestion(**{**values, "question": Question.from_json(values["question"])})
+                for values in body.get("questions", ())
             ]
             about = (body["suite_name"], body["description"], body.get("design"))
-            decided = [Decision(**each) for each in body.get("decisions", ())]
+            decided = [StoredDecision(**values) for values in body.get("decisions", ())]
             notes.append((body["created_at"], about, members, (stated, decided)))
         except (ValueError, KeyError, TypeError) as error:
             yield f"{file}: not a suite's note: {error}"
     for created_at, about, members, (questions, decisions) in sorted(
         notes, key=lambda note: (note[0], note[1][0])
     ):
-        suite_name, description, asked = about
+        suite_name, description, design = about
         with tracker.at(datetime.fromisoformat(created_at)):
             tracker.register(suite_name, members, description=description)
-        if asked is not None:
-            tracker.keep_design(suite_name, asked)
-        for each in questions:
-            with tracker.at(datetime.fromisoformat(each.stated_at)):
-                tracker.state_question(suite_name, each.question, num_completed=each.num_completed)
+        if design is not None:
+            tracker.keep_design(suite_name, design)
+        for question in questions:
+            with tracker.at(datetime.fromisoformat(question.stated_at)):
+                tracker.state_question(suite_name, question.question, num_completed=question.num_completed)
         for decision in decisions:
             tracker.keep_decision(suite_name, decision)
 

@@ -26,7 +26,7 @@ from lorastudy.store.schema import (
     suite_questions,
     suites,
 )
-from lorastudy.store.views import Decision, StatedQuestion
+from lorastudy.store.views import StatedQuestion, StoredDecision
 from lorastudy.suite.experiment import Experiment, canonical_json
 from lorastudy.suite.question import Question
 
@@ -170,7 +170,7 @@ def kept_designs(connection: Connection) -> dict[str, Any]:
     return {row["suite_name"]: json.loads(row["design"]) for row in rows.intact(connection, suite_designs)}
 
 
-def keep_decision(connection: Connection, suite_name: str, *, decision: Decision, at: str) -> bool:
+def keep_decision(connection: Connection, suite_name: str, *, decision: StoredDecision, at: str) -> bool:
     """Write a decision of a registered suite; False where its key has one: the first counts."""
     key = {"suite_name": suite_name, "key": decision.key}
     if rows.exists(connection, suite_decisions, key=key):
@@ -180,12 +180,14 @@ def keep_decision(connection: Connection, suite_name: str, *, decision: Decision
     return True
 
 
-def kept_decisions(connection: Connection) -> dict[str, tuple[Decision, ...]]:
+def kept_decisions(connection: Connection) -> dict[str, tuple[StoredDecision, ...]]:
     """The decisions by suite, the oldest first."""
-    found: dict[str, tuple[Decision, ...]] = {}
+    found: dict[str, tuple[StoredDecision, ...]] = {}
     for row in sorted(
         rows.intact(connection, suite_decisions), key=lambda row: (row["decided_at"], row["key"])
     ):
-        decision = Decision(key=row["key"], content=json.loads(row["decision"]), decided_at=row["decided_at"])
+        decision = StoredDecision(
+            key=row["key"], content=json.loads(row["decision"]), decided_at=row["decided_at"]
+        )
         found[row["suite_name"]] = (*found.get(row["suite_name"], ()), decision)
     return found

@@ -36,11 +36,11 @@ from lorastudy.store.lock import Holder
 from lorastudy.store.recover import Salvage
 from lorastudy.store.views import (
     DamagedRow,
-    Decision,
     ExperimentResult,
     ImportedResult,
     RunView,
     StepRow,
+    StoredDecision,
     SuiteSummary,
 )
 from lorastudy.suite.experiment import Experiment
@@ -136,7 +136,7 @@ class ExperimentTracker:
         with self._database.writing() as connection:
             suites.keep_design(connection, suite_name, design=design)
 
-    def keep_decision(self, suite_name: str, decision: Decision) -> bool:
+    def keep_decision(self, suite_name: str, decision: StoredDecision) -> bool:
         """Write what a registered suite decided on its way; False where that was decided already: the first counts."""
         with self._database.writing() as connection:
             at = decision.decided_at or self._time()
@@ -313,7 +313,7 @@ class ExperimentTracker:
         with self._database.reading() as connection:
             return suites.kept_designs(connection)
 
-    def get_decisions(self, suite_name: str) -> tuple[Decision, ...]:
+    def get_decisions(self, suite_name: str) -> tuple[StoredDecision, ...]:
         """What the suite decided on its way, the oldest first."""
         with self._database.reading() as connection:
             return suites.kept_decisions(connection).get(suite_name, ())

@@ -1,4 +1,4 @@
-"""What the store gives to those who read it: frozen values, one per experiment."""
+"""What the store returns to its readers: frozen values, one per experiment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class ScoreValue:
     unit: str
     version: int
     num_items: int | None
-    """None for a score from elsewhere of which nobody said over how many items it is a mean."""
+    """None for an imported score without a recorded number of items."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class ExperimentResult:
     status: str
     attempt: int | None = None
     engine: str | None = None
-    """The engine that trained; before the end of training the one asked for."""
+    """The engine that trained; before the end of training, the requested one."""
     started_at: str | None = None
     finished_at: str | None = None
     failure_kind: str | None = None
@@ -71,7 +71,7 @@ class ExperimentResult:
     pack_id: str | None = None
     traceback: str | None = None
     incidents: tuple[Incident, ...] = ()
-    """What befell its pack, in order, earlier attempts included as far as this one goes on from them."""
+    """What happened to its pack, in order, earlier attempts included as far as this one goes on from them."""
     checkpoint_profile: CheckpointProfile | None = None
 
     @property
@@ -93,7 +93,7 @@ class RunView:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedScore:
-    """A metric as another tool reported it. `num_items` is None where nobody said over how many items it is a mean."""
+    """A metric as another tool reported it. `num_items` is None where the tool did not record over how many items it is a mean."""
 
     metric: str
     value: float
@@ -166,7 +166,7 @@ class StatedQuestion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class StoredDecision:
     """What a study decided on its way. `key` is a hash of what it was about, `content` plain JSON values."""
 
     key: str

@@ -184,7 +184,7 @@ def test_a_file_of_the_same_size_and_time_is_another_file(
 def test_rows_of_a_file_that_changed_since_it_was_indexed_are_refused(write: Callable[[str, object], str]):
     study = in_a_new_process(write("a.jsonl", rows()))
     write("a.jsonl", list(reversed(rows())))
-    with pytest.raises(DataError, match="another row than before"):
+    with pytest.raises(DataError, match="has changed since it was first read"):
         study.train.read()
 
 

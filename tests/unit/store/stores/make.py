@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.schema import HEAD_REVISION
-from lorastudy.store.views import Decision, ImportedResult, ImportedScore
+from lorastudy.store.views import ImportedResult, ImportedScore, StoredDecision
 from torture import studies
 
 HERE = Path(__file__).resolve().parent
@@ -44,7 +44,7 @@ def main() -> None:
         with ExperimentTracker(folder / studies.DATABASE, writable=True) as tracker:
             tracker.add_imported([IMPORTED])
             tracker.keep_design(tracker.get_suites()[0].suite_name, {"arms": []})
-            tracker.keep_decision(studies.SUITE, Decision(key="decision-1", content={"pruned": {}}))
+            tracker.keep_decision(studies.SUITE, StoredDecision(key="decision-1", content={"pruned": {}}))
         connection = sqlite3.connect(folder / studies.DATABASE)
         dump = "\n".join(connection.iterdump())
         connection.close()
