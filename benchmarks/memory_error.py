@@ -27,9 +27,9 @@ from benchmarks.gpu_memory import compute_capability
 from benchmarks.memory_predictions import Case, Predictor
 from lorastudy.engine.arms import Arm
 from lorastudy.engine.batch import Batch, assemble
-from lorastudy.engine.counting import rows_of
 from lorastudy.engine.environment import environment
 from lorastudy.engine.loading import BaseModel, default_device, load_base
+from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.meter import MemoryMeter, live_bytes, peak_growth
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.planning.memory import Device, Prediction

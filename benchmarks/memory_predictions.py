@@ -23,7 +23,7 @@ from lorastudy.engine.planning import answer
 from lorastudy.planning.memory import ArmSize, Device, Prediction, predict
 from lorastudy.planning.shapes import ModelShape, config_folder
 from lorastudy.protocol.footprint import Footprint, MicroBatch
-from lorastudy.protocol.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
+from lorastudy.protocol.jobs import CountedArm, FootprintQuestion, ModelQuestion, Precision, as_json
 from lorastudy.suite.settings import Quantization
 from lorastudy.suite.targets import resolve_targets
 
@@ -76,21 +76,19 @@ class Predictor:
         shape = ModelShape.from_json(self._ask(ModelQuestion(folder=case.folder)))
         question = FootprintQuestion(
             engine="packed",
+            device_kind="cuda" if self._device.kind == "cuda" else "cpu",
             folder=case.folder,
             precision=Precision(quantization=case.quantization),
-            targets=((case.targets, None),),
+            arms=tuple(CountedArm(r=r, targets=(case.targets, None)) for r in case.ranks),
             gradient_checkpointing=case.gradient_checkpointing,
-            has_dropout=False,
-            has_one_arm=len(case.ranks) == 1,
-            has_one_group=len(set(case.ranks)) == 1,
             row_lengths=case.batch.row_lengths,
+            num_labels=case.batch.num_labels,
         )
         names = resolve_targets(shape.linear_layers, target_modules=case.targets, layers_to_transform=None)
         return predict(
             shape,
             [ArmSize(r=r, module_names=names) for r in case.ranks],
             precision=Precision(quantization=case.quantization),
-            batch=case.batch,
             footprint=Footprint.from_json(self._ask(question)),
             device=self._device,
         )

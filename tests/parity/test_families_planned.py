@@ -29,14 +29,14 @@ import tiny
 from lorastudy.engine import meter
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.choice import engine_factory
-from lorastudy.engine.counting import counted_arm, rows_of
 from lorastudy.engine.loading import BaseModel, num_embeddings, num_positions
+from lorastudy.engine.memory_trace import counted_arm, rows_of
 from lorastudy.engine.planning import answer
 from lorastudy.engine.targets import linear_modules
 from lorastudy.planning.memory import ArmSize, Device, Prediction, predict
 from lorastudy.planning.shapes import ModelShape
 from lorastudy.protocol.footprint import Footprint, MicroBatch
-from lorastudy.protocol.jobs import FootprintQuestion, ModelQuestion, Precision, as_json
+from lorastudy.protocol.jobs import CountedArm, FootprintQuestion, ModelQuestion, Precision, as_json
 from lorastudy.suite.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -108,18 +108,22 @@ def foreseen(folder: Path) -> tuple[str, ModelShape]:
     return "reference" if shape.packed_problem or is_short_sighted else "packed", shape
 
 
-def predicted(folder: Path, shape: ModelShape, *, engine: Any, leaf: str, num_arms: int) -> Prediction | str:
-    question = FootprintQuestion(
-        engine=engine, folder=str(folder), precision=Precision(quantization="fp32"), targets=(((leaf,), None),),
-        gradient_checkpointing=False, has_dropout=False, has_one_arm=num_arms == 1, has_one_group=True,
-        row_lengths=ROWS.row_lengths,
+def asked_of(folder: Path, *, engine: Any, leaf: str, num_arms: int) -> FootprintQuestion:
+    return FootprintQuestion(
+        engine=engine, device_kind="cpu", folder=str(folder), precision=Precision(quantization="fp32"),
+        arms=(CountedArm(r=4, targets=((leaf,), None)),) * num_arms, gradient_checkpointing=False,
+        row_lengths=ROWS.row_lengths, num_labels=ROWS.num_labels,
     )  # fmt: skip
+
+
+def predicted(folder: Path, shape: ModelShape, *, engine: Any, leaf: str, num_arms: int) -> Prediction | str:
+    question = asked_of(folder, engine=engine, leaf=leaf, num_arms=num_arms)
     (answered,) = ask(question)
     if "problem" in answered:
         return str(answered["problem"])
     names = tuple(name for name in shape.layers_by_name() if name.rpartition(".")[2] == leaf)
     return predict(
-        shape, [ArmSize(r=4, module_names=names)] * num_arms, precision=question.precision, batch=ROWS,
+        shape, [ArmSize(r=4, module_names=names)] * num_arms, precision=question.precision,
         footprint=Footprint.from_json(answered), device=Device(kind="cpu"),
     )  # fmt: skip
 
@@ -182,14 +186,10 @@ def test_a_question_without_an_answer_keeps_nobody_from_the_others(tmp_path: Pat
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "config.json").write_text('{"model_type": "t5"}')
     good, bad = (
-        FootprintQuestion(
-            engine="packed", folder=str(tmp_path / "model"), precision=Precision(quantization="fp32"),
-            targets=(((leaf,), None),), gradient_checkpointing=False, has_dropout=False, has_one_arm=True,
-            has_one_group=True, row_lengths=ROWS.row_lengths,
-        )
+        asked_of(tmp_path / "model", engine="packed", leaf=leaf, num_arms=1)
         for leaf in ("q_proj", "no_such_layer")
-    )  # fmt: skip
+    )
     no_layer, counted, no_model = ask(bad, good, ModelQuestion(folder=str(tmp_path / "none")))
     assert no_layer["problem"].startswith("target_modules: no_such_layer: not in this model")
-    assert counted["moments"]
+    assert counted["total_bytes"] > 0
     assert "cannot be built as a causal language model" in no_model["problem"]

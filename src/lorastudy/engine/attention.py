@@ -137,8 +137,13 @@ def counted() -> Iterator[Calls]:
 
 def serves(query: Tensor) -> bool:
     """Whether it is faster than torch's own attention here: long rows on a CPU, and no scores that fp16 cannot hold."""
+    return serves_on(query.device.type, query)
+
+
+def serves_on(device_kind: str, query: Tensor) -> bool:
+    """As `serves`, on a device of that kind."""
     return (
-        query.device.type == "cpu"
+        device_kind == "cpu"
         and query.dtype in {torch.float32, torch.bfloat16}
         and query.shape[-2] >= MIN_LENGTH
     )

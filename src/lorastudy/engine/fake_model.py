@@ -1,12 +1,9 @@
-"""A base model whose tensors have shapes and no content: what a plan needs, made from a `config.json` alone."""
+"""Base models whose tensors have shapes and no content, made from a `config.json` alone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
@@ -18,8 +15,8 @@ from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import FOREIGN_ERRORS, ModelError, first_line
 from lorastudy.protocol.jobs import Precision
 
-#: Layers that are counted where all are alike: one further layer than the other count, to see what a layer adds.
-FEW_LAYERS, ONE_MORE = 2, 3
+#: Tensors on it have a shape, a type and a storage of the right size, and no content.
+META = torch.device("meta")
 
 
 def read_config(folder: str, *, trust_remote_code: bool) -> Any:
@@ -40,49 +37,88 @@ def meta_model(config: Any, *, trust_remote_code: bool) -> PreTrainedModel:
     Raises:
         ModelError: it is no causal language model, or cannot be built.
     """
-    with torch.device("meta"):
+    with META:
         return built_model(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
 
 
-@contextmanager
-def hollow_base(
-    config: Any,
-    precision: Precision,
-    *,
-    num_layers: int | None,
-    trust_remote_code: bool,
-    device: torch.device,
-) -> Iterator[BaseModel]:
-    """A frozen base of fake tensors on a real device's name, which the engine takes for real; within, all tensors are fake.
+class FakeModels:
+    """The models of one job without content, each built once."""
 
-    With `num_layers` only the first layers are kept.
-    """
-    with FakeTensorMode(allow_non_fake_inputs=True), device:
-        dtype = dtype_of(precision.quantization)
-        model = built_model(config, dtype=dtype, trust_remote_code=trust_remote_code)
-        if num_layers is not None:
-            _keep_first(model, num_layers)
-        if precision.quantization in {"4bit", "8bit"}:
-            _quantise(model, precision)
-        model.requires_grad_(requires_grad=False).eval()
-        keep_trainable_on_cpu(model)
-        nothing: Any = None
-        yield BaseModel(
-            name="hollow",
-            model=model,
-            tokenizer=nothing,
-            device=device,
-            dtype=dtype,
-            eos_token_id=0,
-            pad_token_id=0,
-            linear_layers=linear_modules(model),
-        )
+    def __init__(self) -> None:
+        self._configs: dict[tuple[str, bool], Any] = {}
+        self._meta: dict[tuple[str, bool], PreTrainedModel] = {}
+        self._bases: dict[tuple[object, ...], BaseModel] = {}
+
+    def config(self, folder: str, *, trust_remote_code: bool) -> Any:
+        """The folder's configuration.
+
+        Raises:
+            ModelError: as `read_config`.
+        """
+        key = (folder, trust_remote_code)
+        if key not in self._configs:
+            self._configs[key] = read_config(folder, trust_remote_code=trust_remote_code)
+        return self._configs[key]
+
+    def meta(self, folder: str, *, trust_remote_code: bool) -> PreTrainedModel:
+        """The folder's model on the meta device.
+
+        Raises:
+            ModelError: as `meta_model`.
+        """
+        key = (folder, trust_remote_code)
+        if key not in self._meta:
+            config = self.config(folder, trust_remote_code=trust_remote_code)
+            self._meta[key] = meta_model(config, trust_remote_code=trust_remote_code)
+        return self._meta[key]
+
+    def base(
+        self, folder: str, precision: Precision, *, num_layers: int | None, trust_remote_code: bool
+    ) -> BaseModel:
+        """A frozen base on the meta device, which the engine takes for real. With `num_layers` only the first layers are kept.
+
+        Raises:
+            ModelError: as `meta_model`.
+        """
+        key = (folder, precision, num_layers, trust_remote_code)
+        if key not in self._bases:
+            config = self.config(folder, trust_remote_code=trust_remote_code)
+            with META:
+                self._bases[key] = _fake_base(
+                    config, precision, num_layers=num_layers, trust_remote_code=trust_remote_code
+                )
+        return self._bases[key]
+
+
+def _fake_base(
+    config: Any, precision: Precision, *, num_layers: int | None, trust_remote_code: bool
+) -> BaseModel:
+    dtype = dtype_of(precision.quantization)
+    model = built_model(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    if num_layers is not None:
+        _keep_first(model, num_layers)
+    if precision.quantization in {"4bit", "8bit"}:
+        _quantise(model, precision)
+    model.requires_grad_(requires_grad=False).eval()
+    keep_trainable_on_cpu(model)
+    nothing: Any = None
+    return BaseModel(
+        name="fake",
+        model=model,
+        tokenizer=nothing,
+        device=META,
+        dtype=dtype,
+        eos_token_id=0,
+        pad_token_id=0,
+        linear_layers=linear_modules(model),
+    )
 
 
 def layers_are_alike(model: nn.Module) -> bool:
-    """Whether all decoder layers have the same modules of the same sizes."""
+    """Whether all decoder layers have the same modules of the same sizes, and attend alike."""
     layers = decoder_layers(model)
-    if layers is None:
+    config: Any = model.config
+    if layers is None or len(set(getattr(config.get_text_config(), "layer_types", None) or ())) > 1:
         return False
     first, *others = (_signature(layer) for layer in layers[1])
     return all(other == first for other in others)

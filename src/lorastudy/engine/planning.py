@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from lorastudy.engine.choice import packed_problem
 from lorastudy.engine.environment import environment
-from lorastudy.engine.fake_model import decoder_layers, meta_model, quantised_names, read_config
-from lorastudy.engine.footprints import LossGrowths, footprint
+from lorastudy.engine.fake_model import FakeModels, decoder_layers, quantised_names
 from lorastudy.engine.loading import default_device, num_positions
+from lorastudy.engine.memory_trace import footprint
 from lorastudy.engine.rows import rows_previewed, rows_read
 from lorastudy.engine.self_check import attention_span
 from lorastudy.engine.step_timing import step_seconds
@@ -32,16 +32,18 @@ from lorastudy.protocol.jobs import (
 
 def answer(questions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The answers, in the order of the questions."""
-    device, growths = default_device(), LossGrowths()
+    device, models = default_device(), FakeModels()
     return {
-        "answers": [_answered(each, device=device, growths=growths) for each in read_questions(questions)]
+        "answers": [
+            _answered(question, device=device, models=models) for question in read_questions(questions)
+        ]
     }
 
 
-def _answered(question: Question, *, device: torch.device, growths: LossGrowths) -> dict[str, Any]:
+def _answered(question: Question, *, device: torch.device, models: FakeModels) -> dict[str, Any]:
     """The answer, or a `problem` in one sentence: what cannot be answered keeps nobody from the other answers."""
     try:
-        return _answer(question, device=device, growths=growths)
+        return _answer(question, device=device, models=models)
     except StudyError as error:
         return {"problem": str(error), "is_of_data": isinstance(error, DataError)}
     except FOREIGN_ERRORS as error:  # the job's edge: code of any model runs here on tensors of no content
@@ -50,13 +52,13 @@ def _answered(question: Question, *, device: torch.device, growths: LossGrowths)
         return {"problem": f"a step of it cannot be counted on tensors without content ({told})"}
 
 
-def _answer(question: Question, *, device: torch.device, growths: LossGrowths) -> dict[str, Any]:
+def _answer(question: Question, *, device: torch.device, models: FakeModels) -> dict[str, Any]:
     if isinstance(question, MachineQuestion):
         return _machine(device)
     if isinstance(question, ModelQuestion):
-        return _shape(question)
+        return _shape(question, models=models)
     if isinstance(question, FootprintQuestion):
-        return footprint(question, device=device, growths=growths).to_json()
+        return footprint(question, models=models).to_json()
     if isinstance(question, RowsQuestion):
         return rows_read(question)
     if isinstance(question, PreviewQuestion):
@@ -78,9 +80,9 @@ def _machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _shape(question: ModelQuestion) -> dict[str, Any]:
-    config = read_config(question.folder, trust_remote_code=question.trust_remote_code)
-    model = meta_model(config, trust_remote_code=question.trust_remote_code)
+def _shape(question: ModelQuestion, *, models: FakeModels) -> dict[str, Any]:
+    config = models.config(question.folder, trust_remote_code=question.trust_remote_code)
+    model = models.meta(question.folder, trust_remote_code=question.trust_remote_code)
     text: Any = config.get_text_config()
     layers, quantised = decoder_layers(model), quantised_names(model)
     head: Any = model.get_output_embeddings()

@@ -10,8 +10,8 @@ import torch
 
 from lorastudy.engine.arms import Arm
 from lorastudy.engine.batch import assemble
-from lorastudy.engine.counting import rows_of
 from lorastudy.engine.loading import BaseModel, load_base
+from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.meter import synchronise
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.protocol.footprint import MicroBatch

@@ -12,12 +12,13 @@ from typing import Any
 
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.planning.answers import Answers, config_digest
-from lorastudy.planning.memory import ArmSize, Device, Prediction, in_turn, num_trainable, predict
+from lorastudy.planning.memory import ArmSize, Device, Prediction, in_turn, num_trainable, part_of, predict
 from lorastudy.planning.packing import groups
 from lorastudy.planning.shapes import ModelShape, config_folder
 from lorastudy.planning.time import Calibration
 from lorastudy.protocol.footprint import Footprint, MicroBatch
 from lorastudy.protocol.jobs import (
+    CountedArm,
     EngineName,
     FootprintQuestion,
     MachineQuestion,
@@ -26,7 +27,6 @@ from lorastudy.protocol.jobs import (
     Precision,
     Question,
     RowsQuestion,
-    Targets,
 )
 from lorastudy.protocol.records import RowsRead
 from lorastudy.suite.experiment import Experiment, canonical_json
@@ -132,14 +132,13 @@ class Estimator:
         """`with_data` reads the training rows; without, all rows are taken to have the greatest length.
 
         `data_seeds` are those of the other packs that read the same rows (`by_pack` finds them): one question then
-        answers for all orders, and one count of a step serves all of them.
+        answers for all orders, and the counted steps serve all of them.
         """
         self.experiments = tuple(experiments)
         self._data_seeds = tuple(sorted({experiments[0].data_seed, *data_seeds}))
         self.settings = experiments[0].settings
         self._answers = answers
         self._with_data = with_data
-        self._footprints: dict[FootprintQuestion, Footprint] = {}
 
     def first_questions(self) -> list[tuple[Question, str]]:
         """What must be known before it is clear which step to count, and of which engine: the model, and the rows, if any."""
@@ -148,15 +147,27 @@ class Estimator:
             asked.append((self._rows_question, self._about_rows))
         return asked
 
-    def questions(self) -> list[tuple[Question, str]]:
-        """All else that must be known before `estimate` can answer."""
-        targets = {_targets(each.settings): None for each in self.experiments}
-        asked: list[tuple[Question, str]] = [
-            (self._footprint_question([each], has_one_arm=True), self._about) for each in targets
-        ]
-        if len(self.experiments) > 1 and self.engine.name == "packed":
-            asked.append((self._footprint_question(targets, has_one_arm=False), self._about))
-        return asked
+    def questions(self, *, with_alone: bool = True) -> list[tuple[Question, str]]:
+        """The steps to count before `estimate` can answer: all arms together, and each arm alone."""
+        sizes, _ = self._sizes(self.experiments)
+        packs = [[each] for each in self.experiments if each.id in sizes] if with_alone else []
+        return self._questions_of([*packs, self.experiments])
+
+    def count(self, packs: Iterable[Sequence[Experiment]]) -> None:
+        """Have the steps of these packs counted, so that `estimate` knows them."""
+        with suppress(StudyError):  # `estimate` tells
+            self._answers.fetch(self._questions_of(packs), base_model=self.settings.base_model)
+
+    def _questions_of(self, packs: Iterable[Sequence[Experiment]]) -> list[tuple[Question, str]]:
+        asked: dict[Question, str] = {}
+        for pack in packs:
+            sizes, _ = self._sizes(pack)
+            together = [each for each in pack if each.id in sizes]
+            is_packed = self.engine.name == "packed"
+            for counted in [together] if is_packed else [[each] for each in together]:
+                if counted:
+                    asked[self._footprint_question(counted)] = self._about
+        return list(asked.items())
 
     @cached_property
     def machine(self) -> Machine:
@@ -200,30 +211,19 @@ class Estimator:
 
     @cached_property
     def rows(self) -> Rows:
-        """The largest micro-batch that the experiments will see."""
+        """The rows of a pack. Its micro-batch is the largest one of all orders, so packs of all seeds are predicted alike."""
         if not self._with_data:
             return longest_rows(self.settings)
-        return self._orders[self.experiments[0].data_seed]
-
-    @cached_property
-    def _orders(self) -> Mapping[int, Rows]:
-        """The rows of every order, by data seed."""
         answer = self._one(self._rows_question, self._about_rows)
-        return {
-            seed: Rows(
-                batch=MicroBatch(row_lengths=tuple(order["row_lengths"]), num_labels=order["num_labels"]),
-                num_steps=answer["num_steps"],
-                mean_tokens_per_step=order["mean_tokens_per_step"],
-            )
-            for seed, order in zip(self._data_seeds, answer["orders"], strict=True)
-        }
-
-    @cached_property
-    def _counted_batch(self) -> MicroBatch:
-        """The largest micro-batch of all orders: a step of it is counted, and the count holds for smaller ones."""
-        if not self._with_data:
-            return self.rows.batch
-        return max((rows.batch for rows in self._orders.values()), key=lambda batch: batch.num_tokens)
+        orders = dict(zip(self._data_seeds, answer["orders"], strict=True))
+        largest = max(orders.values(), key=lambda order: sum(order["row_lengths"]))
+        return Rows(
+            batch=MicroBatch(
+                row_lengths=tuple(sorted(largest["row_lengths"])), num_labels=largest["num_labels"]
+            ),
+            num_steps=answer["num_steps"],
+            mean_tokens_per_step=orders[self.experiments[0].data_seed]["mean_tokens_per_step"],
+        )
 
     @property
     def rows_read(self) -> tuple[RowsRead, ...]:
@@ -247,34 +247,19 @@ class Estimator:
         return Calibration.from_json(self._one(self._pace_question, self._about))
 
     def estimate(self, experiments: Sequence[Experiment] | None = None) -> PackEstimate:
-        """What these of the experiments take as one pack.
+        """What these of the experiments take as one pack. A pack that was not counted gets its share of all arms together.
 
         Raises:
             ModelError: none of them fits the model.
         """
         chosen = self.experiments if experiments is None else experiments
-        sizes, problems = self._sizes(chosen)
-        alone: dict[str, Prediction] = {}
-        for each in chosen:
-            if each.id in sizes:
-                try:
-                    alone[each.id] = self._predict([sizes[each.id]], targets=[_targets(each.settings)])
-                except ModelError as error:
-                    problems[each.id] = error
-                    del sizes[each.id]
+        alone, sizes, problems = self._alone(chosen)
         if not alone:
             raise next(iter(problems.values()))
-        if len(sizes) == 1:
-            (prediction,) = alone.values()
-        elif self.engine.name == "reference":
-            prediction = in_turn(list(alone.values()))
-        else:
-            targets = list({_targets(each.settings): None for each in self.experiments})
-            prediction = self._predict(list(sizes.values()), targets=targets)
         calibration = self.calibration() if self.engine.name == "packed" else None
         tokens = self.rows.mean_tokens_per_step * len(sizes)
         return PackEstimate(
-            prediction=prediction,
+            prediction=self._together([each for each in chosen if each.id in alone], alone),
             alone=alone,
             rows=self.rows,
             num_trainable={key: num_trainable(self.shape, size) for key, size in sizes.items()},
@@ -285,11 +270,58 @@ class Estimator:
         )
 
     def fits(self, experiments: Sequence[Experiment], *, budget_bytes: int) -> bool:
-        """Whether these train together within the budget. Of what cannot be predicted, that is found out when it runs."""
+        """Whether these train together within the budget. An arm that cannot be predicted is tried when it runs."""
         try:
-            return self.estimate(experiments).prediction.terms.total <= budget_bytes
+            return self.total_bytes(experiments) <= budget_bytes
         except ModelError:
             return True
+
+    def total_bytes(self, experiments: Sequence[Experiment] | None = None) -> int:
+        """The peak of these as one pack, which is counted now if it was not before.
+
+        Raises:
+            ModelError: none of them fits the model.
+        """
+        chosen = self.experiments if experiments is None else experiments
+        self.count([chosen])
+        sizes, problems = self._sizes(chosen)
+        if not sizes:
+            raise next(iter(problems.values()))
+        together = [each for each in chosen if each.id in sizes]
+        if self.engine.name == "packed":
+            return self._predict(together).terms.total
+        return in_turn([self._predict([each]) for each in together]).terms.total
+
+    def _alone(
+        self, experiments: Sequence[Experiment]
+    ) -> tuple[dict[str, Prediction], dict[str, ArmSize], dict[str, ModelError]]:
+        """By experiment: the prediction of training it alone, what of it takes memory, or why neither is known."""
+        sizes, problems = self._sizes(experiments)
+        alone: dict[str, Prediction] = {}
+        for each in experiments:
+            if each.id in sizes:
+                try:
+                    alone[each.id] = self._predict([each])
+                except ModelError as error:
+                    problems[each.id] = error
+                    del sizes[each.id]
+        return alone, sizes, problems
+
+    def _together(self, experiments: Sequence[Experiment], alone: Mapping[str, Prediction]) -> Prediction:
+        in_part = [alone[each.id] for each in experiments]
+        if len(experiments) == 1:
+            return in_part[0]
+        if self.engine.name == "reference":
+            return in_turn(in_part)
+        if self._is_counted(experiments):
+            return self._predict(experiments)
+        in_whole, _, _ = self._alone(self.experiments)
+        whole = [each for each in self.experiments if each.id in in_whole]
+        return part_of(self._predict(whole), alone_in_whole=list(in_whole.values()), alone_in_part=in_part)
+
+    def _is_counted(self, experiments: Sequence[Experiment]) -> bool:
+        question = self._footprint_question(experiments)
+        return self._answers.kept(question, self._about) is not None
 
     @property
     def _longest_row(self) -> int:
@@ -314,34 +346,36 @@ class Estimator:
             )
         return sizes, problems
 
-    def _predict(self, arms: Sequence[ArmSize], *, targets: Sequence[Targets]) -> Prediction:
-        question = self._footprint_question(targets, has_one_arm=len(arms) == 1)
+    def _predict(self, experiments: Sequence[Experiment]) -> Prediction:
+        sizes, _ = self._sizes(experiments)
         return predict(
             self.shape,
-            arms,
+            list(sizes.values()),
             precision=precision_of(self.settings),
-            batch=self.rows.batch,
-            footprint=self._footprint(question),
+            footprint=Footprint.from_json(self._one(self._footprint_question(experiments), self._about)),
             device=self.machine.as_device,
         )
 
-    def _footprint(self, question: FootprintQuestion) -> Footprint:
-        if question not in self._footprints:
-            self._footprints[question] = Footprint.from_json(self._one(question, self._about))
-        return self._footprints[question]
-
-    def _footprint_question(self, targets: Iterable[Targets], *, has_one_arm: bool) -> FootprintQuestion:
-        settings = self.settings
+    def _footprint_question(self, experiments: Iterable[Experiment]) -> FootprintQuestion:
+        """About the step of these arms, in an order of their own, so that equal packs share their answer."""
+        settings, batch = self.settings, self.rows.batch
+        arms = [
+            CountedArm(
+                r=each.settings.lora_rank,
+                targets=(each.settings.target_modules, each.settings.layers_to_transform),
+                has_dropout=each.settings.lora_dropout > 0,
+            )
+            for each in experiments
+        ]
         return FootprintQuestion(
             engine=self.engine.name,
+            device_kind="cuda" if self.machine.device == "cuda" else "cpu",
             folder=self._folder,
             precision=precision_of(settings),
-            targets=tuple(sorted(targets, key=canonical_json)),
+            arms=tuple(sorted(arms, key=lambda arm: canonical_json(vars(arm)))),
             gradient_checkpointing=settings.gradient_checkpointing,
-            has_dropout=any(each.settings.lora_dropout > 0 for each in self.experiments),
-            has_one_arm=has_one_arm,
-            has_one_group=len({_shape(each.settings) for each in self.experiments}) == 1,
-            row_lengths=tuple(sorted(self._counted_batch.row_lengths)),
+            row_lengths=batch.row_lengths,
+            num_labels=batch.num_labels,
             trust_remote_code=settings.trust_remote_code,
         )
 
@@ -402,7 +436,7 @@ def by_pack(experiments: Iterable[Experiment], answers: Answers, *, with_data: b
     ]
 
 
-def prepare(estimators: Sequence[Estimator], answers: Answers) -> None:
+def prepare(estimators: Sequence[Estimator], answers: Answers, *, with_alone: bool = True) -> None:
     """Ask a worker for models and rows, and then for everything else that these estimators will need.
 
     What cannot be answered is told by the estimator that needs it.
@@ -418,7 +452,7 @@ def prepare(estimators: Sequence[Estimator], answers: Answers) -> None:
     rest: list[tuple[Question, str]] = []
     for estimator in estimators:
         with suppress(StudyError):  # its `estimate` tells, too
-            rest += estimator.questions()
+            rest += estimator.questions(with_alone=with_alone)
     answers.fetch(rest, base_model=base_model)
 
 
@@ -467,15 +501,6 @@ def physical_memory() -> int | None:
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _shape(settings: Settings) -> tuple[object, ...]:
-    """Arms that are equal in it are one group of the engine."""
-    return settings.lora_rank, _targets(settings), settings.lora_dropout
-
-
-def _targets(settings: Settings) -> Targets:
-    return settings.target_modules, settings.layers_to_transform
 
 
 def shared_values(settings: Settings) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """How many arms fit into a pack, and what would make a configuration fit that does not."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from lorastudy.planning.answers import Answers
-from lorastudy.planning.estimate import Estimator, PackEstimate, prepare
+from lorastudy.planning.estimate import Estimator, prepare
 from lorastudy.planning.packing import PlannedPack, parts
 from lorastudy.protocol.records import MemoryPrediction
 from lorastudy.suite.experiment import Experiment
@@ -27,19 +27,17 @@ class Suggestion:
 def arms_per_pack(estimator: Estimator, *, budget_bytes: int | None) -> int:
     """The most arms whose every pack is predicted to fit; of those, the fastest where steps were timed.
 
-    One arm where not even that fits: whether it does, is then found out.
+    One arm where not even that fits: the run then shows whether it does. Memory grows with the arms, so the size is bisected.
     """
     experiments = estimator.experiments
+
+    def all_fit(size: int) -> bool:
+        return budget_bytes is None or all(
+            estimator.fits(part, budget_bytes=budget_bytes) for part in parts(experiments, size=size)
+        )
+
+    fitting = _most(all_fit, at_most=len(experiments)) or 1
     calibration = estimator.calibration()
-    fitting = next(
-        (
-            size
-            for size in range(len(experiments), 0, -1)
-            if budget_bytes is None
-            or all(estimator.fits(part, budget_bytes=budget_bytes) for part in parts(experiments, size=size))
-        ),
-        1,
-    )
     return fitting if calibration is None else calibration.best_num_arms(at_most=fitting)
 
 
@@ -69,13 +67,13 @@ def suggestions(
     None changes the effective batch: a smaller micro-batch is accumulated more often.
     """
     tried = [(change, Estimator(arms, answers, with_data=False)) for change, arms in _changes(experiments)]
-    prepare([estimator for _, estimator in tried], answers)
+    prepare([estimator for _, estimator in tried], answers, with_alone=False)
     return [
         Suggestion(
             change=change,
             num_arms=len(estimator.experiments),
-            total_bytes=_total(estimator.estimate()),
-            fits=_total(estimator.estimate()) <= budget_bytes,
+            total_bytes=estimator.total_bytes(),
+            fits=estimator.total_bytes() <= budget_bytes,
         )
         for change, estimator in tried
     ]
@@ -83,17 +81,33 @@ def suggestions(
 
 def fewer_arms(estimator: Estimator, *, budget_bytes: int) -> Suggestion | None:
     """The largest pack that fits; None where not even one arm does."""
-    for num_arms in range(len(estimator.experiments) - 1, 0, -1):
-        total = _total(estimator.estimate(estimator.experiments[:num_arms]))
-        if total <= budget_bytes:
-            packs = -(-len(estimator.experiments) // num_arms)
-            return Suggestion(
-                change=f"{num_arms} arm{'s' * (num_arms > 1)} per pack ({packs} packs, one after another)",
-                num_arms=num_arms,
-                total_bytes=total,
-                fits=True,
-            )
-    return None
+
+    def total_bytes(num_arms: int) -> int:
+        return estimator.total_bytes(estimator.experiments[:num_arms])
+
+    num_arms = _most(
+        lambda number: total_bytes(number) <= budget_bytes, at_most=len(estimator.experiments) - 1
+    )
+    if not num_arms:
+        return None
+    packs = -(-len(estimator.experiments) // num_arms)
+    return Suggestion(
+        change=f"{num_arms} arm{'s' * (num_arms > 1)} per pack ({packs} packs, one after another)",
+        num_arms=num_arms,
+        total_bytes=total_bytes(num_arms),
+        fits=True,
+    )
+
+
+def _most(holds: Callable[[int], bool], *, at_most: int) -> int:
+    """The largest number up to `at_most` for which it holds, by bisection; 0 where it does not hold for 1."""
+    if at_most < 1 or holds(at_most):
+        return max(0, at_most)
+    most, too_many = 0, at_most
+    while too_many - most > 1:
+        middle = (most + too_many) // 2
+        most, too_many = (middle, too_many) if holds(middle) else (most, middle)
+    return most
 
 
 def _changes(experiments: Sequence[Experiment]) -> Iterator[tuple[str, list[Experiment]]]:
@@ -127,7 +141,3 @@ def _with(experiments: Sequence[Experiment], values: dict[str, object]) -> list[
         return settings.model_copy(update=values)
 
     return [replace(each, settings=changed(each.settings)) for each in experiments]
-
-
-def _total(estimate: PackEstimate) -> int:
-    return estimate.prediction.terms.total

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lorastudy.planning.shapes import ModelShape
-from lorastudy.protocol.footprint import Footprint, Load, MicroBatch, Phase, StepPeak
+from lorastudy.protocol.footprint import Footprint, Phase
 from lorastudy.protocol.jobs import Precision
 from lorastudy.protocol.records import MemoryTerms
 
@@ -32,6 +32,11 @@ CUDA_ROUNDING = 512
 
 #: What cuBLAS takes from PyTorch's allocator: `:4096:2:16:8`, and 32 MiB on Hopper (`getChosenWorkspaceSize`).
 CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER = 2 * 4096 * 1024 + 8 * 16 * 1024, 32 * 1024 * 1024
+
+
+#: Terms that add up over the arms of a pack, and those that a step adds to what is held between steps.
+_TERMS_OF_ARMS = ("adapters", "gradients", "optimizer")
+_TERMS_OF_A_STEP = ("activations", "loss", "workspace", "allocator_slack")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +70,10 @@ def predict(
     arms: Sequence[ArmSize],
     *,
     precision: Precision,
-    batch: MicroBatch,
     footprint: Footprint,
     device: Device,
 ) -> Prediction:
-    """Peak bytes of training these arms together on micro-batches of this size."""
-    peak = footprint.peak(load_of(shape, arms, batch=batch))
+    """Peak bytes of training these arms together; `footprint` is what their step was counted to hold."""
     trainable = sum(num_trainable(shape, arm) for arm in arms)
     quantised = precision.quantization in {"4bit", "8bit"}
     num_constants = 5 * sum(layer.is_quantisable for layer in shape.linear_layers) * quantised
@@ -80,22 +83,37 @@ def predict(
         adapters=adapter_bytes(trainable),
         gradients=gradient_bytes(trainable),
         optimizer=optimizer_bytes(trainable, footprint=footprint),
-        activations=activation_bytes(peak),
-        loss=loss_bytes(peak),
-        workspace=workspace_bytes(peak, device=device),
-        allocator_slack=slack_bytes(shape.num_tensors + num_constants + peak.num_tensors, device=device),
+        activations=activation_bytes(footprint),
+        loss=loss_bytes(footprint),
+        workspace=workspace_bytes(footprint, device=device),
+        allocator_slack=slack_bytes(shape.num_tensors + num_constants + footprint.num_tensors, device=device),
     )
-    return Prediction(terms=terms, phase=peak.phase)
+    return Prediction(terms=terms, phase=footprint.phase)
 
 
 def in_turn(alone: Sequence[Prediction]) -> Prediction:
     """Peak bytes of training one arm after another: the step of the largest, beside adapters, gradients and moments of all."""
     largest = max(alone, key=lambda each: each.terms.activations + each.terms.loss + each.terms.workspace)
-    adapters, gradients, optimizer = (
-        sum(getattr(each.terms, name) for each in alone) for name in ("adapters", "gradients", "optimizer")
-    )
-    terms = replace(largest.terms, adapters=adapters, gradients=gradients, optimizer=optimizer)
+    of_arms = {name: sum(getattr(each.terms, name) for each in alone) for name in _TERMS_OF_ARMS}
+    terms = replace(largest.terms, **of_arms)
     return Prediction(terms=terms, phase=largest.phase)
+
+
+def part_of(
+    whole: Prediction, *, alone_in_whole: Sequence[Prediction], alone_in_part: Sequence[Prediction]
+) -> Prediction:
+    """Peak bytes of some arms of a predicted pack: they have that share of its step which their steps have alone.
+
+    For packs that form while a study runs, of arms that racing leaves or of one half after it ran out of memory.
+    """
+
+    def step_bytes(prediction: Prediction) -> int:
+        return sum(getattr(prediction.terms, name) for name in _TERMS_OF_A_STEP)
+
+    share = sum(map(step_bytes, alone_in_part)) / sum(map(step_bytes, alone_in_whole))
+    of_step = {name: round(getattr(whole.terms, name) * share) for name in _TERMS_OF_A_STEP}
+    of_arms = {name: sum(getattr(each.terms, name) for each in alone_in_part) for name in _TERMS_OF_ARMS}
+    return Prediction(terms=replace(whole.terms, **of_step, **of_arms), phase=whole.phase)
 
 
 def base_weight_bytes(shape: ModelShape, precision: Precision) -> int:
@@ -163,26 +181,26 @@ def optimizer_bytes(num_trainable_parameters: int, *, footprint: Footprint) -> i
     return round(kept) - adapter_bytes(num_trainable_parameters) - gradient_bytes(num_trainable_parameters)
 
 
-def activation_bytes(peak: StepPeak) -> int:
+def activation_bytes(footprint: Footprint) -> int:
     """What the forward pass leaves for the backward pass, as counted; linear in arms x tokens.
 
     With gradient checkpointing that is the input of each layer. Nothing where the peak is the optimizer's.
     """
-    return 0 if peak.phase == "optimizer" else round(peak.held_bytes)
+    return 0 if footprint.phase == "optimizer" else footprint.held_bytes
 
 
-def loss_bytes(peak: StepPeak) -> int:
+def loss_bytes(footprint: Footprint) -> int:
     """The logits of one chunk and what is made of them, as counted, where the loss is the peak of the step."""
-    return round(peak.loss_bytes)
+    return footprint.loss_bytes
 
 
-def workspace_bytes(peak: StepPeak, *, device: Device) -> int:
+def workspace_bytes(footprint: Footprint, *, device: Device) -> int:
     """What comes and goes at the peak (gradients of one layer, a dequantised weight, the optimizer's temporaries).
 
     As counted: the peak less activations and loss. On CUDA the workspace of cuBLAS besides, once for the forward
     and once for the backward thread.
     """
-    counted = round(peak.total_bytes) - activation_bytes(peak) - loss_bytes(peak)
+    counted = footprint.total_bytes - activation_bytes(footprint) - loss_bytes(footprint)
     if device.kind != "cuda":
         return counted
     is_hopper = device.compute_capability == 9
@@ -192,31 +210,3 @@ def workspace_bytes(peak: StepPeak, *, device: Device) -> int:
 def slack_bytes(num_tensors: int, *, device: Device) -> int:
     """Half of the allocator's rounding for each live tensor on CUDA; 0 on a CPU, where tensor bytes are counted."""
     return num_tensors * CUDA_ROUNDING // 2 if device.kind == "cuda" else 0
-
-
-def load_of(shape: ModelShape, arms: Sequence[ArmSize], *, batch: MicroBatch) -> Load:
-    """The sizes that a step of these arms depends on.
-
-    The footprint was counted with all arms on all modules that any arm adapts. An arm on some of them counts with
-    the share of its rank that its modules have: by number for what it holds per token, by width for its weights.
-    """
-    union = union_of_modules(arms)
-    layers = shape.layers_by_name()
-    widths = {name: layers[name].parameters_per_rank for name in union}
-    groups: dict[ArmSize, float] = {}
-    for arm in arms:
-        share = sum(widths[name] for name in arm.module_names) / sum(widths.values())
-        groups[arm] = groups.get(arm, 0.0) + arm.r * share
-    return Load(
-        num_arms=len(arms),
-        num_tokens=batch.num_tokens,
-        num_labels=batch.num_labels,
-        num_squares=sum(length**2 for length in batch.row_lengths),
-        rank=max(groups.values()),
-        rank_all=sum(arm.r * len(arm.module_names) / len(union) for arm in arms),
-    )
-
-
-def union_of_modules(arms: Sequence[ArmSize]) -> tuple[str, ...]:
-    """The modules that any of the arms adapts, each once."""
-    return tuple(dict.fromkeys(name for arm in arms for name in arm.module_names))

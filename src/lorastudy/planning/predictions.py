@@ -10,7 +10,7 @@ from lorastudy.planning.adapted import AdaptedArms, adapted_arms
 from lorastudy.planning.answers import Answers, Ask
 from lorastudy.planning.estimate import Estimator, PackEstimate, by_pack, prepare
 from lorastudy.planning.fitting import arms_per_pack, predictions_of
-from lorastudy.planning.packing import PlannedPack
+from lorastudy.planning.packing import PlannedPack, remaining_packs
 from lorastudy.planning.rows import RowsChecked, check_rows
 from lorastudy.protocol.jobs import PaceQuestion, PlanningJob, RowsQuestion
 from lorastudy.protocol.records import MemoryPrediction
@@ -103,6 +103,11 @@ def with_memory(
                 problems.append(_not_predicted(each.experiments, error))
             else:
                 problems += _left_out(each, estimate)
+        ids = {experiment.id for experiment in missing}
+        for pack in remaining_packs(experiments, ids, arms_per_pack=sizes, num_at_once=num_workers):
+            key = pack.experiments[0].pack_key
+            if key in estimators:
+                estimators[key].count([pack.experiments])
     return Predictions(
         estimators=estimators,
         arms_per_pack=sizes,

@@ -97,26 +97,36 @@ class ModelQuestion:
 EngineName = Literal["packed", "reference"]
 
 
+DeviceKind = Literal["cpu", "cuda"]
+"""A kind of device, as far as the engine's code differs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedArm:
+    """What memory depends on of an arm."""
+
+    r: int
+    targets: Targets
+    has_dropout: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class FootprintQuestion:
-    """What one training step of an engine holds in memory, for any number of arms, labels and any ranks.
+    """What one training step of a pack holds in memory.
 
-    The reference engine trains one arm at a time, so of it one arm is asked about.
+    The reference engine trains one arm at a time, so its packs are asked about arm by arm.
     """
 
     kind: ClassVar[str] = "footprint"
     engine: EngineName
+    device_kind: DeviceKind
     folder: str
     precision: Precision
-    targets: tuple[Targets, ...]
-    """Of all arms: counted is a step whose arms adapt whatever any of them adapts."""
+    arms: tuple[CountedArm, ...]
     gradient_checkpointing: bool
-    has_dropout: bool
-    has_one_arm: bool
-    has_one_group: bool
-    """Whether all arms have one shape: the engine goes group by group."""
     row_lengths: tuple[int, ...]
-    """Of a micro-batch: what attention does depends on them."""
+    """Of the micro-batch, in any order."""
+    num_labels: int
     trust_remote_code: bool = False
 
 
@@ -192,6 +202,8 @@ def _arguments(value: dict[str, Any]) -> dict[str, Any]:
     arguments = {key: _with_tuples(content) for key, content in value.items() if key != "kind"}
     if "precision" in arguments:
         arguments["precision"] = Precision(**arguments["precision"])
+    if "arms" in arguments:
+        arguments["arms"] = tuple(CountedArm(**_arguments(arm)) for arm in arguments["arms"])
     return arguments
 
 

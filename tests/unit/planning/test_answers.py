@@ -9,6 +9,7 @@ from lorastudy.errors import ModelError
 from lorastudy.planning.answers import Answers, config_digest
 from lorastudy.planning.shapes import config_folder
 from lorastudy.protocol.jobs import (
+    CountedArm,
     FootprintQuestion,
     MachineQuestion,
     ModelQuestion,
@@ -139,8 +140,9 @@ def test_questions_survive_json():
         MachineQuestion(),
         ModelQuestion(folder="a", trust_remote_code=True),
         FootprintQuestion(
-            engine="packed", folder="a", precision=Precision(quantization="4bit"), targets=(("qv", None), (("q_proj",), (0, 1))),
-            gradient_checkpointing=True, has_dropout=False, has_one_arm=False, has_one_group=True, row_lengths=(8, 9),
+            engine="packed", device_kind="cuda", folder="a", precision=Precision(quantization="4bit"),
+            arms=(CountedArm(r=4, targets=("qv", None)), CountedArm(r=8, targets=(("q_proj",), (0, 1)), has_dropout=True)),
+            gradient_checkpointing=True, row_lengths=(8, 9), num_labels=5,
         ),
         RowsQuestion(settings={"lora_rank": 4}, lengths=((10, None), (None, 1.5)), data_seeds=(0, 3)),
     ]  # fmt: skip

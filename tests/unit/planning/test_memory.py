@@ -8,15 +8,15 @@ from lorastudy.planning.memory import (
     adapter_bytes,
     base_weight_bytes,
     gradient_bytes,
-    load_of,
     num_trainable,
     optimizer_bytes,
+    part_of,
     predict,
     quantisation_bytes,
     slack_bytes,
 )
 from lorastudy.planning.shapes import LinearLayer, ModelShape
-from lorastudy.protocol.footprint import Footprint, Load, MicroBatch, Moment
+from lorastudy.protocol.footprint import Footprint
 from lorastudy.protocol.jobs import Precision
 
 CPU, CUDA = Device(kind="cpu"), Device(kind="cuda", compute_capability=8)
@@ -32,33 +32,16 @@ SHAPE = ModelShape(
     num_attention_heads=2, num_key_value_heads=2, vocab_size=10, max_position_embeddings=64, attention_span=None,
     packed_problem=None, has_tied_head=True,
 )  # fmt: skip
-BATCH = MicroBatch(row_lengths=(6, 4), num_labels=5)
-
-
-def padded(coefficients):
-    return tuple(float(value) for value in (*coefficients, *[0] * (9 - len(coefficients))))
-
-
-def moment(phase, coefficients, *, per_layer=()):
-    return Moment(
-        phase=phase, coefficients=padded(coefficients), per_layer=padded(per_layer), num_tensors=3,
-        num_tensors_per_layer=1,
-    )  # fmt: skip
 
 
 def footprint(**values):
-    """Holds 7 bytes per arm and token when the loss begins, 9 in the backward pass; the loss adds 3 per row."""
+    """The peak is in the backward pass: 180 bytes, of which the forward pass left 140."""
     return Footprint(
         **{
-            "moments": (moment("backward", (0, 0, 0, 9)), moment("optimizer", (50,))),
-            "at_loss": moment("loss", (0, 0, 0, 7)),
-            "num_further_layers": 0,
-            "loss_growth": ((1, 3), (10, 30), (20, 30)),
-            "resident_bytes_per_parameter": 16.0,
-            "largest_residual": 0.0,
-            **values,
+            "phase": "backward", "total_bytes": 180, "held_bytes": 140, "loss_bytes": 0, "num_tensors": 3,
+            "resident_bytes_per_parameter": 16.0, **values,
         }
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -111,9 +94,8 @@ def test_slack_is_half_of_the_rounding_on_cuda_and_nothing_on_a_cpu():
 def test_terms_of_a_pack_add_up_to_the_peak():
     arms = [ArmSize(r=4, module_names=("layers.0.q",))] * 2
     predicted = predict(
-        SHAPE, arms, precision=Precision(quantization="fp32"), batch=BATCH, footprint=footprint(), device=CPU
+        SHAPE, arms, precision=Precision(quantization="fp32"), footprint=footprint(), device=CPU
     )
-    # 2 arms x 10 tokens x 9 bytes in the backward pass = 180, of which 140 are held; the loss reaches 140 + 30 = 170
     assert predicted.phase == "backward"
     assert (predicted.terms.activations, predicted.terms.workspace, predicted.terms.loss) == (140, 40, 0)
     trainable = 2 * 4 * (64 + 32)
@@ -121,10 +103,10 @@ def test_terms_of_a_pack_add_up_to_the_peak():
 
 
 def test_where_the_loss_is_the_peak_it_has_a_term_of_its_own():
-    steep = footprint(loss_growth=((1, 30), (10, 300)))
+    steep = footprint(phase="loss", total_bytes=440, loss_bytes=300)
     predicted = predict(
         SHAPE, [ArmSize(r=4, module_names=("layers.0.q",))] * 2, precision=Precision(quantization="fp32"),
-        batch=BATCH, footprint=steep, device=CPU,
+        footprint=steep, device=CPU,
     )  # fmt: skip
     assert predicted.phase == "loss"
     assert (predicted.terms.activations, predicted.terms.loss, predicted.terms.workspace) == (140, 300, 0)
@@ -133,42 +115,35 @@ def test_where_the_loss_is_the_peak_it_has_a_term_of_its_own():
 def test_cuda_adds_the_workspace_of_cublas_for_both_threads():
     arms = [ArmSize(r=4, module_names=("layers.0.q",))]
     here, there, hopper = (
-        predict(SHAPE, arms, precision=Precision(quantization="fp32"), batch=BATCH, footprint=footprint(), device=device)
+        predict(SHAPE, arms, precision=Precision(quantization="fp32"), footprint=footprint(), device=device)
         for device in (CPU, CUDA, Device(kind="cuda", compute_capability=9))
     )  # fmt: skip
     assert there.terms.workspace - here.terms.workspace == 2 * (2 * 4096 + 8 * 16) * 1024
     assert hopper.terms.workspace - here.terms.workspace == 2 * 32 * 2**20
 
 
-def test_further_layers_add_to_each_moment_what_one_layer_added():
-    deep = footprint(
-        moments=(moment("backward", (0, 0, 0, 9), per_layer=(0, 0, 0, 2)), moment("backward", (1000,))),
-        at_loss=moment("loss", (0, 0, 0, 7), per_layer=(0, 0, 0, 2)),
-        num_further_layers=30,
-    )
-    load = load_of(SHAPE, [ArmSize(r=4, module_names=("layers.0.q",))] * 2, batch=BATCH)
-    peak = deep.peak(load)
-    assert (peak.total_bytes, peak.held_bytes) == (20 * (9 + 30 * 2), 20 * (7 + 30 * 2))
-    assert peak.num_tensors == 3 + 30
+def test_an_optimizer_peak_holds_no_activations():
+    at_the_end = footprint(phase="optimizer", total_bytes=500)
+    predicted = predict(
+        SHAPE, [ArmSize(r=4, module_names=("layers.0.q",))], precision=Precision(quantization="fp32"),
+        footprint=at_the_end, device=CPU,
+    )  # fmt: skip
+    assert (predicted.terms.activations, predicted.terms.workspace, predicted.terms.loss) == (0, 500, 0)
 
 
-def test_arms_of_unlike_shape_count_with_their_share():
-    arms = [
-        ArmSize(r=8, module_names=("layers.0.q",)),
-        ArmSize(r=8, module_names=("layers.0.q",)),
-        ArmSize(r=2, module_names=("layers.0.q", "layers.0.up")),
-    ]
-    load = load_of(SHAPE, arms, batch=BATCH)
-    # the widths are 96 and 128: the first group has 2 x 8 x 96 / 224 of the rank, the second all of its 2
-    assert load.rank == pytest.approx(16 * 96 / 224)
-    assert load.rank_all == pytest.approx(8 / 2 + 8 / 2 + 2)
-    assert (load.num_tokens, load.num_labels, load.num_squares) == (10, 5, 36 + 16)
+def test_part_of_a_pack_has_its_share_of_the_step():
+    def of(ranks, total_bytes):
+        arms = [ArmSize(r=r, module_names=("layers.0.q",)) for r in ranks]
+        counted = footprint(total_bytes=total_bytes, held_bytes=total_bytes - 20)
+        return predict(SHAPE, arms, precision=Precision(quantization="fp32"), footprint=counted, device=CPU)
 
-
-def test_the_loss_bends_where_its_chunks_are_full():
-    sizes = {"num_arms": 1, "num_tokens": 1, "num_squares": 1, "rank": 1.0, "rank_all": 1.0}
-    grown = [footprint().loss_bytes(Load(num_labels=labels, **sizes)) for labels in (1, 5, 10, 15, 40)]
-    assert grown == [3, 15, 30, 30, 30]
+    whole, alone = of((4, 4, 8), 400), [of((4,), 100), of((4,), 100), of((8,), 120)]
+    assert part_of(whole, alone_in_whole=alone, alone_in_part=alone) == whole
+    part = part_of(whole, alone_in_whole=alone, alone_in_part=alone[:2])
+    # 200 of the 320 bytes that the three hold alone: 380 x 0.625 = 238 (237.5) and 20 x 0.625 = 12 (12.5)
+    assert (part.terms.activations, part.terms.workspace) == (238, 12)
+    assert part.terms.adapters == 2 * 4 * 4 * (64 + 32)
+    assert part.terms.base_weights == whole.terms.base_weights
 
 
 def test_a_footprint_survives_json():
