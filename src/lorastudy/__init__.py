@@ -18,8 +18,19 @@ from lorastudy.version import __version__
 if TYPE_CHECKING:
     from lorastudy.library import StudyResult, analyse, load_suite, plan, run, write_report
     from lorastudy.store.tracker import ExperimentTracker as Store
+    from lorastudy.suite.experiment_types import BaseExperiment
 
-__all__ = ["Store", "StudyResult", "__version__", "analyse", "load_suite", "plan", "run", "write_report"]
+__all__ = [
+    "BaseExperiment",
+    "Store",
+    "StudyResult",
+    "__version__",
+    "analyse",
+    "load_suite",
+    "plan",
+    "run",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +38,10 @@ def __getattr__(name: str) -> Any:
         from lorastudy.store.tracker import ExperimentTracker
 
         return ExperimentTracker
+    if name == "BaseExperiment":
+        from lorastudy.suite.experiment_types import BaseExperiment
+
+        return BaseExperiment
     if name in __all__:
         from lorastudy import library
 

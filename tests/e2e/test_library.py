@@ -10,6 +10,7 @@ import pytest
 
 import lorastudy as ls
 from lorastudy.errors import StudyError
+from lorastudy.experiments import base_experiment
 from lorastudy.protocol.records import PackStep
 
 SUITE: dict[str, Any] = {
@@ -153,3 +154,7 @@ def test_no_public_name_is_a_subpackage() -> None:
     package = Path(ls.__file__).parent
     taken = {path.stem for path in package.iterdir() if not path.name.startswith("_")} - {"py"}
     assert not taken & {name for name in ls.__all__ if not name.startswith("_")}
+
+
+def test_the_base_of_an_experiment_type_is_public_and_the_one_of_the_specification() -> None:
+    assert ls.BaseExperiment is base_experiment.BaseExperiment
