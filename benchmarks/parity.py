@@ -129,7 +129,7 @@ def train_from(
 
 
 def _set_first_weights(engine: PackedEngine, arm: Arm, start: Mapping[str, Tensor]) -> None:
-    for name, (lora_A, _) in engine._bank.weights_of(arm).items():
+    for name, (lora_A, _) in engine._adapters.weights_of(arm).items():
         lora_A.copy_(start[name])
 
 

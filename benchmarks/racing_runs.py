@@ -35,7 +35,7 @@ from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.question import rung_step
 from lorastudy.suite.suite_file import suite_from_values
 from lorastudy.train.outcomes import PackRun
-from lorastudy.train.train_pack import Loaded, load
+from lorastudy.train.train_pack import LoadedPack, load
 
 #: Where the held-out rows are scored.
 SHARES = (0.0625, 0.125, 0.1875, 0.25, 0.3125, 0.375, 0.4375, 0.5, 0.625, 0.75, 1.0)
@@ -149,8 +149,10 @@ def trained(
         weights, before = _scores(engine, loaded, split="eval", ids=ids)
         losses = []
         for share in shares:
-            stop = rung_step(share, num_steps=len(loaded.feed.plan))
-            engine.train(loaded.feed.steps(start=engine.num_steps_done, stop=stop), on_step=run_diverged(run))
+            stop = rung_step(share, num_steps=loaded.batch_plan.num_steps)
+            engine.train(
+                loaded.batch_plan.steps(start=engine.num_steps_done, stop=stop), on_step=run_diverged(run)
+            )
             losses.append(_without(run.ended, _scores(engine, loaded, split="eval", ids=ids)[1], ids=ids))
         test_weights, test = _scores(engine, loaded, split="test", ids=ids)
     finally:
@@ -170,7 +172,7 @@ def run_diverged(run: PackRun) -> Any:
 
 
 def _scores(
-    engine: Engine, loaded: Loaded, *, split: str, ids: Sequence[str]
+    engine: Engine, loaded: LoadedPack, *, split: str, ids: Sequence[str]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """The items' weights, and the losses by (arm, item)."""
     tokens = dict(loaded.data.scored())[split]

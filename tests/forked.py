@@ -173,7 +173,7 @@ def _serve_and_exit(folder: Path, *, cache: BaseCache, in_worker: Callable[[Path
 
 
 def _follow(folder: Path, pid: int) -> Generator[Event]:
-    following, status = RunFolderTail(folder), []
+    tail, status = RunFolderTail(folder), []
 
     def end_of_worker() -> WorkerExit | None:
         if not status:
@@ -184,8 +184,8 @@ def _follow(folder: Path, pid: int) -> Generator[Event]:
         return WorkerExit(returncode=status[0])
 
     try:
-        while following.exit is None:
-            yield from following.new_events(end_of_worker)
+        while tail.exit is None:
+            yield from tail.new_events(end_of_worker)
             time.sleep(0.002)
     finally:
         if not status:

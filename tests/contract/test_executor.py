@@ -247,7 +247,7 @@ def test_a_worker_that_hangs_is_ended_and_the_next_folder_served(
     end = found[folders[0]][-1]
     assert isinstance(end, WorkerExit)
     assert end.was_killed
-    assert end.message.startswith("hung: no word for 5 s")
+    assert end.message.startswith("hung: no record for 5 s")
     assert numbers_of(found[folders[0]]) == ["0", "1", "2"]
     assert found[folders[1]][-1] == WorkerExit(returncode=None)
     pid = int((folders[0] / "pid").read_text())

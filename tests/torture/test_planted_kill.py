@@ -27,7 +27,7 @@ def test_a_random_stream_that_is_not_restored(monkeypatch: pytest.MonkeyPatch, t
 
     def forgetful(engine: PackedEngine, state: object) -> None:
         restore(engine, state)
-        engine._bank.clock.forward_pass = DropoutClock().forward_pass
+        engine._adapters.clock.forward_pass = DropoutClock().forward_pass
 
     monkeypatch.setattr(PackedEngine, "restore", forgetful)
     assert kill.run(amount=1, seed=1, folder=tmp_path).num_violations > 0

@@ -1,12 +1,13 @@
-"""Where the packed engine keeps its adapters: one flat matrix per group of equal-shaped arms.
+"""The adapters of a pack as flat matrices: one row per arm, one matrix per group of equal-shaped arms.
 
     K arms of the pack, G arms of a group, P parameters of one arm, R rank, D inputs, O outputs
 
-A group's weights, gradients and moments are rows of (G, P) matrices; the layers see views of them. So the
+A group's weights, gradients and AdamW moments are (G, P) matrices, and the model's layers see views of them. So the
 optimizer and the per-arm gradient norm are a few operations on a few matrices, however many layers there are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +20,14 @@ from lorastudy.engine.quantised import features
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Arms `start..stop` of the pack: equal rank, modules and dropout, so equal shapes throughout."""
+    """Arms `start..stop` of the pack. They have equal rank, modules and dropout, so equal shapes throughout."""
 
     start: int
     stop: int
     weights_GP: Tensor
     grads_GP: Tensor
     lora_A_GRD: Mapping[str, nn.Parameter]
+    """By module name, as the three below: views of the flat matrices."""
     lora_B_GOR: Mapping[str, nn.Parameter]
     grad_A_GRD: Mapping[str, Tensor]
     grad_B_GOR: Mapping[str, Tensor]
@@ -33,7 +35,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterBuffers:
-    """All adapters of a pack, by group. `arms` is the pack's order: arms of a group are neighbours."""
+    """All adapters of a pack, by group. In `arms`, the pack's order, the arms of a group are neighbours."""
 
     arms: tuple[Arm, ...]
     groups: tuple[Group, ...]
@@ -45,9 +47,18 @@ class AdapterBuffers:
         attach(tuple(layers.values()), num_arms=len(self.arms), slots=slots)
 
     def zero_grad(self) -> None:
-        """Gradients accumulate in place; set them to zero before a step."""
+        """Set all gradients to zero. The backward pass adds to them in place."""
         for group in self.groups:
             group.grads_GP.zero_()
+
+    @contextmanager
+    def dropout_on(self) -> Iterator[None]:
+        """Within, the adapters' dropout is on, as in training; elsewhere it is off."""
+        self.clock.active = True
+        try:
+            yield
+        finally:
+            self.clock.active = False
 
     def weights_of(self, arm: Arm) -> dict[str, tuple[Tensor, Tensor]]:
         """Module name -> (lora_A of shape (r, inputs), lora_B of shape (outputs, r)): views, fp32."""
@@ -87,28 +98,24 @@ class AdapterBuffers:
         return GroupDropout(seeds_G=seeds, probability=arms[0].lora_dropout, clock=self.clock)
 
 
-def in_groups(arms: Sequence[Arm]) -> tuple[Arm, ...]:
-    """The arms with equal-shaped ones side by side; the order among them is kept."""
-    return tuple(sorted(arms, key=_shape))
+def sorted_by_shape(arms: Sequence[Arm]) -> tuple[Arm, ...]:
+    """The arms with equal-shaped ones side by side; otherwise their order is kept."""
+    return tuple(sorted(arms, key=lambda arm: arm.shape))
 
 
 def make_buffers(
     arms: Sequence[Arm], *, layers: Mapping[str, PackedLinear], device: torch.device
 ) -> AdapterBuffers:
-    """Fresh adapters for arms that stand `in_groups`: lora_A as drawn from each arm's seed, lora_B zero."""
+    """Fresh adapters for arms that are `sorted_by_shape`: lora_A drawn from each arm's seed, lora_B zero."""
     groups: list[Group] = []
     start = 0
     while start < len(arms):
         stop = start
-        while stop < len(arms) and _shape(arms[stop]) == _shape(arms[start]):
+        while stop < len(arms) and arms[stop].shape == arms[start].shape:
             stop += 1
         groups.append(_make_group(arms, start=start, stop=stop, layers=layers, device=device))
         start = stop
     return AdapterBuffers(arms=tuple(arms), groups=tuple(groups), clock=DropoutClock())
-
-
-def _shape(arm: Arm) -> tuple[int, tuple[str, ...], float]:
-    return arm.r, arm.module_names, arm.lora_dropout
 
 
 def _make_group(

@@ -1,7 +1,7 @@
 """Adapter folders in PEFT's format, written and checked without PEFT.
 
-A key is the layer's name. The matrices of experts are parameters of one module, which PEFT wraps once for each of them:
-the last is the outermost, so that the key of one before it has `.base_layer` for each that follows.
+A key is the layer's name. The matrices of experts are parameters of one module. PEFT wraps that module once for each of
+them, the last one outermost, so a key has one `.base_layer` for each wrapped parameter that follows.
 """
 
 import json
@@ -32,7 +32,7 @@ def save_adapter(
     """Write `adapter_model.safetensors` and `adapter_config.json`; return the bytes of the weights.
 
     Raises:
-        ModelError: what was written is not what PEFT will ask for.
+        ModelError: what was written is not what PEFT will look for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stems = key_stems(arm.module_names, layers=base.targets_by_name)
@@ -42,8 +42,10 @@ def save_adapter(
         for part, tensor in zip(PARTS, pair, strict=True)
     }
     weights_file = folder / WEIGHTS_FILE
-    weights_file.unlink(missing_ok=True)  # who reads an earlier one has its bytes mapped, and keeps them
-    # Not `save_file`: of a full disk it raises an error of its own, which looks like the pack's own failure.
+    weights_file.unlink(
+        missing_ok=True
+    )  # a process that reads the earlier file has its bytes mapped, and keeps them
+    # Not `save_file`: on a full disk it raises an error of its own, which would look like the pack's failure.
     weights_file.write_bytes(save(tensors, metadata={"format": "pt"}))
     save_config(arm, base=base, folder=folder)
     check_saved(arm, base=base, folder=folder)
@@ -51,9 +53,9 @@ def save_adapter(
 
 
 def save_config(arm: Arm, *, base: BaseModel, folder: Path) -> None:
-    """Write `adapter_config.json`, which PEFT reads as `peft_model.lora_config`; a key that is left out has its default.
+    """Write `adapter_config.json`, which PEFT reads as `peft_model.lora_config`. Keys that are left out have their default.
 
-    Not by PEFT: importing it takes a second of every worker's start, and it writes the modules in a random order.
+    PEFT does not write it: importing it costs every worker a second, and it writes the modules in a random order.
     """
     modules, parameters = targets_in_config(arm.module_names, base=base)
     config = {
@@ -85,7 +87,7 @@ def targets_in_config(names: Sequence[str], *, base: BaseModel) -> tuple[list[st
 
 
 def key_stems(names: Sequence[str], *, layers: Mapping[str, TargetLayer]) -> dict[str, str]:
-    """What PEFT calls each layer in an adapter that is on all of these; names stand in the model's order."""
+    """PEFT's key for each layer of an adapter that is on all of these. `names` are in the model's order."""
     stems: dict[str, str] = {}
     for number, name in enumerate(names):
         stem = name
@@ -103,21 +105,21 @@ def key_stems(names: Sequence[str], *, layers: Mapping[str, TargetLayer]) -> dic
 def expected_keys(
     names: Sequence[str], *, r: int, layers: Mapping[str, TargetLayer]
 ) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of all that PEFT asks for to load an adapter of rank r on these layers.
+    """Key -> shape of every tensor that PEFT looks for when it loads an adapter of rank r on these layers.
 
-    Of experts PEFT holds one matrix for all: lora_A of (r x experts, inputs), lora_B of (outputs, r x experts).
+    For experts PEFT holds one matrix for all: lora_A of (r x experts, inputs), lora_B of (outputs, r x experts).
     """
-    asked: dict[str, tuple[int, ...]] = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for name, stem in key_stems(names, layers=layers).items():
         layer = layers[name]
         rank = r * layer.num_experts
-        asked[f"{stem}.lora_A.weight"] = (rank, layer.in_features)
-        asked[f"{stem}.lora_B.weight"] = (layer.out_features, rank)
-    return asked
+        expected[f"{stem}.lora_A.weight"] = (rank, layer.in_features)
+        expected[f"{stem}.lora_B.weight"] = (layer.out_features, rank)
+    return expected
 
 
 def check_saved(arm: Arm, *, base: BaseModel, folder: Path) -> None:
-    """Compare what lies in a folder with what PEFT will ask for: the layers that it selects, the keys and their shapes.
+    """Compare a saved adapter with what PEFT will look for: the layers that it selects, the keys and their shapes.
 
     Raises:
         ModelError: the adapter that a user loads would not be the one that was trained.
@@ -125,14 +127,14 @@ def check_saved(arm: Arm, *, base: BaseModel, folder: Path) -> None:
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     selected = selected_by(config["target_modules"], modules=base.module_names)
     selected |= set(config.get("target_parameters", ()))
-    asked = expected_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
+    expected = expected_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         keys = file.keys()
         saved = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
     wrong = [
         *(f"{name} is trained and not named" for name in set(arm.module_names) - selected),
         *(f"{name} is named and not trained" for name in selected - set(arm.module_names)),
-        *differences(saved, asked),
+        *differences(saved, expected),
     ]
     if wrong:
         raise ModelError(
@@ -142,12 +144,12 @@ def check_saved(arm: Arm, *, base: BaseModel, folder: Path) -> None:
 
 
 def check_peft(base: BaseModel, arms: Iterable[Arm]) -> None:
-    """Ask PEFT whether it will wrap and load what these arms adapt, where its rules are more than names.
+    """Check that PEFT wraps and loads what these arms adapt, where its rules are more than names.
 
-    That is in families whose weights lie in files under other names, or some of whose layers are left out.
+    They are in families whose weights have other names in their files, or some of whose layers are left out.
 
     Raises:
-        ModelError: it will not.
+        ModelError: it does not.
     """
     if is_stored_otherwise(base.model) or any(layer.left_out is not None for layer in base.target_layers):
         from lorastudy.engine.peft_model import check_wrapping
@@ -159,11 +161,11 @@ def check_peft(base: BaseModel, arms: Iterable[Arm]) -> None:
 def differences(
     ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]
 ) -> list[str]:  # fmt: skip
-    """Where our keys and shapes are not PEFT's, in words."""
+    """Sentences on where our keys and shapes are not PEFT's."""
     wrong = [f"{key} is missing" for key in theirs.keys() - ours.keys()]
-    wrong += [f"{key} is not asked for" for key in ours.keys() - theirs.keys()]
+    wrong += [f"{key} is not expected" for key in ours.keys() - theirs.keys()]
     wrong += [
-        f"{key} has shape {ours[key]} where {theirs[key]} is asked for"
+        f"{key} has shape {ours[key]} where {theirs[key]} is expected"
         for key in ours.keys() & theirs.keys()
         if ours[key] != theirs[key]
     ]
@@ -171,10 +173,10 @@ def differences(
 
 
 def check_fits(base: BaseModel, folder: Path) -> None:
-    """Refuse a folder that is no adapter, or one whose shapes are not this base's.
+    """Check that a folder holds a LoRA adapter whose shapes are this base's.
 
     Raises:
-        ModelError: says which file is missing, or which layer differs and what base the adapter names.
+        ModelError: it does not; the message names the missing file, or the layer that differs and the adapter's base.
     """
     config, tensors = _read(folder)
     if config.get("peft_type") != "LORA":
@@ -188,7 +190,7 @@ def check_fits(base: BaseModel, folder: Path) -> None:
         stem, _, part = key.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
         name = stems.get(stem, stem)
         if name not in layers and ".experts." in key:
-            continue  # of an adapter that names experts one by one, which PEFT turns into its own form
+            continue  # this adapter names experts one by one, which PEFT converts
         if name not in layers or not _same_width(layers[name], tensor, part=part):
             shape = tuple(tensor.shape)
             raise ModelError(f"{another}: its {name} of shape {shape} does not fit {base.name}")
@@ -227,7 +229,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _selected(config: Mapping[str, Any], *, base: BaseModel) -> set[str]:
-    """The base's layers that the configuration names; none where it says it by other means than a list of names."""
+    """The base's layers that the configuration names; none where it selects them by other means than a list of names."""
     names = config.get("target_modules")
     if not isinstance(names, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
         return set()
@@ -250,10 +252,10 @@ def _same_width(layer: TargetLayer, tensor: Tensor, *, part: str) -> bool:
 
 
 def is_transposed(arm: Arm, *, base: BaseModel) -> bool:
-    """Whether the weights of the arm's layers stand as GPT-2's do, inputs first."""
+    """Whether the arm's layers hold their weights as GPT-2 does, inputs first."""
     return any(isinstance(base.linear_layers.get(name), Conv1D) for name in arm.module_names)
 
 
 def whole(value: float) -> Any:
-    """PEFT's type for alpha is int; keep fractions only where there are any."""
+    """PEFT types alpha as int; keep a fraction only where there is one."""
     return int(value) if value == int(value) else value

@@ -1,7 +1,7 @@
-"""An arm as the engines see it: plain numbers and module names, no configuration object.
+"""What engines take and return: arms as plain numbers and module names, scores, steps and states.
 
-`Engine` is a seam: `packed.PackedEngine` and `reference.ReferenceEngine` both are one, and
-`tests/contract/test_engine.py` holds both to the same promises.
+`Engine` is a seam. `packed.PackedEngine` and `reference.ReferenceEngine` implement it, and `tests/contract/test_engine.py`
+holds both to the same promises.
 """
 
 import hashlib
@@ -41,12 +41,17 @@ class Arm:
     adam_beta2: float
     adam_epsilon: float
     modules_left_out: tuple[str, ...] = ()
-    """What the arm's preset means and PEFT cannot adapt, with the reason."""
+    """What the arm's preset names and PEFT cannot adapt, with the reason."""
+
+    @property
+    def shape(self) -> tuple[int, tuple[str, ...], float]:
+        """Arms with equal rank, modules and dropout have tensors of equal shape and share every batched product."""
+        return self.r, self.module_names, self.lora_dropout
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScores:
-    """What every arm thinks of every labelled token of a batch, in the batch's order of labels."""
+    """Scores of every arm for every labelled token of a batch, in the batch's order of labels."""
 
     nll_KM: Tensor
     """Negative log-likelihood in nats, fp32."""
@@ -63,16 +68,20 @@ class StepResult:
     num_completion_tokens: int
     arms: tuple[ArmStep, ...]
     diverged: tuple[str, ...] = ()
-    """Experiment ids whose loss or gradient was not finite in this step; they train no further."""
+    """Experiment ids whose loss or gradient was not finite in this step. They train no further."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmState:
-    """One arm between two steps. The names of `numbers` and `tensors` are the engine's own."""
+    """One arm between two steps: all that it needs to go on. The names of `numbers` and `tensors` are the engine's own.
+
+    What is not here follows from the experiment: the rows and the learning rate of each step, and in the packed engine every
+    dropout mask, which is a function of seed, layer and forward pass.
+    """
 
     experiment_id: str
     num_steps_done: int
-    """Of the pack's steps, whether or not the optimizer took them."""
+    """Steps of the pack, whether or not the optimizer took them."""
     is_diverged: bool
     numbers: Mapping[str, float]
     tensors: Mapping[str, Tensor]
@@ -80,28 +89,31 @@ class ArmState:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineState:
-    """All arms between two steps. `num_forward_passes` is the clock of dropout, where it is the pack's."""
+    """All arms between two steps. They are kept apart, so that a part of a pack can go on too.
+
+    `num_forward_passes` is the packed engine's dropout clock.
+    """
 
     engine: str
     arms: tuple[ArmState, ...]
     num_forward_passes: int = 0
 
     def of(self, experiment_ids: Iterable[str]) -> Self:
-        """The part of some arms, in the order given.
+        """The states of some arms, in the order given.
 
         Raises:
-            KeyError: one of them is not in it.
+            KeyError: an arm is not in the state.
         """
         by_id = {arm.experiment_id: arm for arm in self.arms}
         return replace(self, arms=tuple(by_id[experiment_id] for experiment_id in experiment_ids))
 
 
 class Scorer(Protocol):
-    """Adapters on a base model that can be asked: what an evaluator needs. K of them, in a fixed order."""
+    """K adapters on a base model that can score and generate, in a fixed order: what an evaluator needs."""
 
     @property
     def experiment_ids(self) -> tuple[str, ...]:
-        """Whose adapters they are."""
+        """The experiments of the adapters."""
         ...
 
     def score(self, batch: Batch) -> TokenScores:
@@ -114,7 +126,7 @@ class Scorer(Protocol):
 
 
 class Engine(Scorer, Protocol):
-    """Arms on one base model: trained, scored, asked and saved.
+    """Trains, scores, generates with and saves the arms on one base model.
 
     Every arm's result equals the one it gets alone, up to floating-point summation order.
     """
@@ -124,25 +136,25 @@ class Engine(Scorer, Protocol):
 
     @property
     def num_steps_done(self) -> int:
-        """Steps of the pack that no arm needs any more: `train` is given those that follow."""
+        """Steps of the pack that every arm has done. Give `train` the steps that follow."""
         ...
 
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Take one optimizer step per item of `steps`; the item's batches are accumulated.
 
-        Called again, it goes on with the steps that follow, to the same bits as in one call. Within `on_step` the engine
-        is between two steps: it may be asked for its `state`, scored and saved.
+        Two calls give the same bits as one call with the steps of both. `on_step` is called between two steps: it may read
+        `state`, score and save.
         """
         ...
 
     def state(self) -> EngineState:
-        """A copy of all that training goes on from, on the CPU."""
+        """Copy everything that training needs to go on, to the CPU."""
         ...
 
     def restore(self, state: EngineState) -> None:
-        """Go on from there; a fresh engine whose arms are all in the state then trains to the very same bits.
+        """Go on from a state that holds all arms of this fresh engine. Training then gives the same bits as without a break.
 
-        Bits depend on the arms that train together, too: a part of a pack ends where it would have, up to
+        Bits also depend on which arms train together: if only a part of a pack goes on, its results are equal up to
         floating-point summation order.
         """
         ...
@@ -152,12 +164,12 @@ class Engine(Scorer, Protocol):
         ...
 
     def close(self) -> None:
-        """Give the base model back as it was before."""
+        """Give the base model back unchanged."""
         ...
 
 
 EngineFactory = Callable[[Sequence[Arm]], Engine]
-"""Fresh adapters for these arms on the pack's base, in the engine that will train them."""
+"""Makes an engine with fresh adapters for these arms, on the pack's base."""
 
 
 def make_arm(
@@ -194,10 +206,10 @@ def make_arm(
 def initial_lora_A(arm: Arm, *, module_name: str, in_features: int) -> Tensor:
     """`lora_A` of shape (r, in_features), fp32 on the CPU; `lora_B` starts at zero.
 
-    The distribution is peft's: kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in)). The
-    draw depends on the seed and the module's name alone, and is filled row by row. So arms of one seed share
-    it: the smaller rank's rows are the larger rank's first rows, and a module starts alike whichever others
-    are adapted. Common random numbers make differences between arms sharper.
+    The distribution is peft's: kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in)). The draw depends
+    only on the seed and the module's name, and fills row by row. So arms of one seed share it: the smaller rank's rows are
+    the larger rank's first rows, and a module starts alike whichever others are adapted. Such common random numbers make
+    differences between arms less noisy.
     """
     generator = torch.Generator().manual_seed(stream_seed(arm.seed, module_name))
     bound = in_features**-0.5
@@ -205,6 +217,6 @@ def initial_lora_A(arm: Arm, *, module_name: str, in_features: int) -> Tensor:
 
 
 def stream_seed(*parts: object) -> int:
-    """A 63-bit seed for one random stream, from whatever names the stream."""
+    """A 63-bit seed for one random stream, from the parts that name the stream."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

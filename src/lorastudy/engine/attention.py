@@ -1,10 +1,18 @@
 """Attention that never crosses rows, for batches laid end to end.
 
-Registered with transformers' attention interface under `NAME`; the model's own forward calls it. Which rows
-there are is told by `rows(batch.buckets)` around the forward pass. In generation the model's own attention
-serves.
+`row_attention` is registered with transformers' attention interface under `NAME`, and the model's own forward calls it.
+Wrap the forward pass in `rows(batch.buckets)`, so that it knows where rows begin and end. Generation uses the model's
+own attention.
 
-    K arms, H heads, N tokens of all rows, S tokens of a bucket's rows, C channels of a head
+    K arms, H heads, N tokens of all rows, S tokens of one row, C channels of a head
+    G (arm, head, row) triples, B queries of a block, E keys up to the block's end
+
+On a CPU, long rows go through `block_attention`: softmax(scale Q K^T) V, a block of queries at a time, over the keys up to
+each query. torch's kernel there multiplies small tiles one triple after another, in bf16 far below what the processor's
+products reach, and does much of the work above the diagonal. Here a block of queries meets only the keys up to its end, in
+products batched over all triples. Nothing of size S x S is kept: the backward pass computes a block's probabilities again
+from Q and K. In half precision the scores are rounded before the softmax, as in transformers' eager attention; the softmax
+itself is fp32. `F.scaled_dot_product_attention` is the plain twin.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,14 +29,14 @@ from lorastudy.errors import ModelError
 
 NAME = "lorastudy_rows"
 
-#: What other models ask of attention beyond causality, by the names that transformers passes it under.
+#: What some models need of attention beyond causality, by the names under which transformers passes it.
 _MORE_THAN_CAUSAL = ("softcap", "s_aux", "position_bias")
 
 #: Queries of a block. Smaller blocks skip more above the diagonal, and make more and smaller products.
 BLOCK = 128
 
-#: Rows from which it is used. Shorter ones gain nothing, and torch multiplies very small bf16 matrices in one way or
-#: another depending on how many there are, so that an arm would feel its company.
+#: The shortest rows for which it is used. Shorter ones gain nothing, and how torch multiplies very small bf16 matrices
+#: depends on how many there are, so an arm would feel the other arms of its pack.
 MIN_LENGTH = 32
 
 
@@ -38,7 +46,7 @@ class UnsupportedModelError(ModelError):
 
 @contextmanager
 def rows(buckets: tuple[Bucket, ...]) -> Iterator[None]:
-    """Within, attention knows where rows begin and end. Activations are recomputed within, too."""
+    """Within, attention knows where rows begin and end. The backward pass belongs inside too."""
     before, _current.buckets = _current.buckets, buckets
     try:
         yield
@@ -49,7 +57,7 @@ def rows(buckets: tuple[Bucket, ...]) -> Iterator[None]:
 class _Current:
     """The rows that are being run.
 
-    Not a context variable: recomputed activations run the layers again in the backward pass, which on CUDA
+    Not a context variable: with activation checkpointing the layers run again in the backward pass, which on CUDA
     happens in a thread of autograd's own. A worker runs one batch at a time.
     """
 
@@ -72,10 +80,9 @@ def row_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each row; returns (arms, tokens, heads, channels) as transformers expects.
 
-    Equal to a block-diagonal causal mask over all N tokens. transformers makes no mask for this back-end, so
-    one that comes anyway is the model's own bias.
-
-    Of `rest`, dropout is off in the frozen base, and what other back-ends need is not used.
+    Equal to a block-diagonal causal mask over all N tokens. transformers makes no mask for this back-end, so a mask that
+    comes anyway is the model's own bias. Of `rest`, dropout is off in the frozen base, and the remainder serves other
+    back-ends.
 
     Raises:
         UnsupportedModelError: the model needs more than causality (soft caps, sinks, biases), or a row is longer
@@ -107,7 +114,7 @@ def row_attention(
 
 
 def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None) -> Tensor:
-    """One call for a bucket: arms and heads are the batch, rows take the place of heads."""
+    """Attend in one call for a bucket: arms and heads are the batch, rows take the place of heads."""
     num_arms, num_heads = qkv_KHSC[0].shape[:2]
     query, key, value = (
         x.reshape(num_arms * num_heads, bucket.num_rows, bucket.length, -1) for x in qkv_KHSC
@@ -122,21 +129,21 @@ def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None
 
 
 class Calls:
-    """How often a model's layers attended."""
+    """How often the packed attention was called."""
 
     number = 0
 
 
 @contextmanager
 def counted() -> Iterator[Calls]:
-    """Within, calls of the packed attention are counted; their number is there afterwards."""
+    """Count the calls of the packed attention within the block; read `number` after it."""
     calls, before = Calls(), _current.num_calls
     yield calls
     calls.number = _current.num_calls - before
 
 
 def serves(query: Tensor) -> bool:
-    """Whether it is faster than torch's own attention here: long rows on a CPU, and no scores that fp16 cannot hold."""
+    """Whether `block_attention` is faster than torch's own here: long rows on a CPU. fp16 could not hold the scores."""
     return serves_on(query.device.type, query)
 
 
@@ -177,7 +184,7 @@ class _BlockAttention(torch.autograd.Function):
         (dout_GSC,) = grads
         q_GSC, k_GSC, v_GSC = ctx.saved_tensors
         dq_parts, dk_GSC, dv_GSC = [], None, None
-        # The last block first: it meets every key, so its part of dK and dV is where the others are added.
+        # The last block first: it meets every key, so the other blocks are added into its dK and dV.
         for start, stop in reversed(_blocks(q_GSC.shape[1])):
             q_GBC, dout_GBC, k_GEC = q_GSC[:, start:stop], dout_GSC[:, start:stop], k_GSC[:, :stop]
             p_GBE = _probabilities(q_GBC, k_GEC)
@@ -204,7 +211,7 @@ def _probabilities(q_GBC: Tensor, k_GEC: Tensor) -> Tensor:
 
 
 def _added(total_GSC: Tensor | None, part_GEC: Tensor) -> Tensor:
-    """The part added to the first of the total's places; alone where there is no total yet."""
+    """Add a part to the first positions of the total, or begin the total with it."""
     if total_GSC is None:
         return part_GEC
     total_GSC[:, : part_GEC.shape[1]] += part_GEC

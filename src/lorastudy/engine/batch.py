@@ -1,10 +1,10 @@
-"""A micro-batch without padding: rows laid end to end, each with its own positions.
+"""Micro-batches without padding: rows laid end to end, each with its own positions; and which rows each step takes.
 
     N  tokens of all rows       M  labelled tokens
 
-Rows are sorted by length, and equally long ones form a bucket: attention takes a bucket in one call, and
-needs neither padding nor a mask. Padding rows of like length into fewer calls was slower throughout on a
-CPU, for rows of ten tokens as for rows of hundreds (docs/log.md).
+Rows are sorted by length, and rows of equal length form a bucket. Attention takes a bucket in one call and needs
+neither padding nor a mask. Padding rows of similar length into fewer calls was slower on a CPU at every length
+(docs/log.md).
 """
 
 import itertools
@@ -22,7 +22,7 @@ from lorastudy.suite.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """Consecutive rows of one length, which attend in one call."""
+    """Consecutive rows of one length. Attention takes them in one call."""
 
     num_rows: int
     length: int
@@ -40,15 +40,15 @@ class Batch:
     input_ids_N: Tensor
     position_ids_N: Tensor
     label_index_M: Tensor
-    """Places whose *next* token is trained: the hidden state there predicts `targets_M`."""
+    """Positions in N whose hidden state predicts `targets_M`: each is one before its target."""
     targets_M: Tensor
     label_row_M: Tensor
-    """Which of the rows, as numbered by the caller, each label belongs to."""
+    """The row of each label, as numbered by the caller."""
     buckets: tuple[Bucket, ...]
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens; there is no padding to count."""
+        """All tokens; there is no padding."""
         return self.input_ids_N.numel()
 
     @property
@@ -90,35 +90,41 @@ def assemble(rows: Sequence[TokenRow], *, device: torch.device) -> Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """Training rows and the plan of every step."""
+    """The rows of every optimizer step, equal for all arms of a pack. Steps are assembled when they are needed."""
 
     train: TokenSet
-    plan: list[list[list[int]]]
-    """Row numbers by optimizer step, by micro-batch, by place."""
+    row_numbers: list[list[list[int]]]
+    """By optimizer step, by micro-batch, by place in it."""
     device: torch.device
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return len(self.row_numbers)
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of a step, counted from 0."""
         return [
-            assemble([self.train.rows[row] for row in rows], device=self.device) for rows in self.plan[number]
+            assemble([self.train.rows[row] for row in rows], device=self.device)
+            for rows in self.row_numbers[number]
         ]
 
     def steps(self, *, start: int = 0, stop: int | None = None) -> Iterator[list[Batch]]:
-        """The steps from `start` on, up to `stop` or to the end, assembled as they are needed."""
-        return (self.step(number) for number in range(start, len(self.plan) if stop is None else stop))
+        """The steps from `start` up to `stop`, or to the end."""
+        return (self.step(number) for number in range(start, self.num_steps if stop is None else stop))
 
     def typical_step(self) -> list[Batch]:
-        """The first step that has the median number of tokens; of two in the middle the smaller."""
-        sizes = [sum(map(self._num_tokens, micro_batches)) for micro_batches in self.plan]
+        """The first step with the median number of tokens; the lower of two medians."""
+        sizes = [sum(map(self._num_tokens, micro_batches)) for micro_batches in self.row_numbers]
         return self.step(sizes.index(statistics.median_low(sizes)))
 
     def largest_step(self) -> list[Batch]:
         """The step whose biggest micro-batch has the most tokens."""
 
         def size(number: int) -> int:
-            return max(map(self._num_tokens, self.plan[number]))
+            return max(map(self._num_tokens, self.row_numbers[number]))
 
-        return self.step(max(range(len(self.plan)), key=size))
+        return self.step(max(range(self.num_steps), key=size))
 
     def _num_tokens(self, rows: Sequence[int]) -> int:
         return sum(map(self.train.rows.num_tokens, rows))
@@ -127,7 +133,7 @@ class BatchPlan:
 def plan_batches(
     train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int, device: torch.device
 ) -> BatchPlan:
-    """Every step's rows, equal for all arms: a function of `data_seed`, which is the pack's (`Experiment.data_seed`)."""
+    """Order the rows by the pack's `data_seed` (`Experiment.data_seed`) and cut them into micro-batches and steps."""
     size, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     order = rows_in_order(
         train.num_given,
@@ -136,5 +142,5 @@ def plan_batches(
         refused=train.refused,
         places=train.places,
     )
-    plan = micro_batches(order, batch_size=size, accumulation=accumulation)
-    return BatchPlan(train=train, plan=plan, device=device)
+    row_numbers = micro_batches(order, batch_size=size, accumulation=accumulation)
+    return BatchPlan(train=train, row_numbers=row_numbers, device=device)

@@ -1,4 +1,4 @@
-"""The chat template of a tokenizer, as `data` takes it: it writes the same text every day, and says what it marks."""
+"""The chat template of a tokenizer, in the form that `data` uses: it gives the same text every day, and marks answers."""
 
 import datetime as dt
 import re
@@ -12,7 +12,7 @@ from lorastudy.data.prompts import ChatTemplate, Message, PromptStyle
 from lorastudy.errors import ModelError
 from lorastudy.suite.settings import PromptFormat
 
-#: Stands for today in every template, else equal rows would give other tokens tomorrow. Llama 3's own choice.
+#: Replaces today in every template; else equal rows would give other tokens tomorrow. Llama 3's own default date.
 DATE = dt.date(2024, 7, 26)
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -24,7 +24,7 @@ def prompt_style(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat
     """How rows are laid out for the tokenizer's model.
 
     Raises:
-        ModelError: its chat template is asked for and it has none, or one that cannot be used.
+        ModelError: `prompt_format` is `chat` and there is no template, or the template cannot be used.
     """
     if prompt_format not in ("auto", "chat"):
         return PromptStyle(prompt_format=prompt_format)
@@ -41,7 +41,7 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
     """The tokenizer's chat template; None when it has none.
 
     Raises:
-        ModelError: it writes today's date in a form that cannot be seen from its text.
+        ModelError: it computes the form of today's date, so the date cannot be replaced.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
@@ -74,7 +74,7 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
         source = source_for(tools)
         if not _GENERATION.search(source):
             return ()
-        given = [{key: value for key, value in each.items() if value is not None} for each in messages]
+        given = [{key: value for key, value in message.items() if value is not None} for message in messages]
         _, spans = render_jinja_template(
             conversations=[given],
             tools=list(tools) if tools else None,

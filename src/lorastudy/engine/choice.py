@@ -1,4 +1,4 @@
-"""Which engine trains a pack: found out with the model at hand, and foreseen from its configuration alone."""
+"""Which engine trains a pack: decided with the model at hand, and predicted from its configuration alone."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenEngine:
-    """The engine of a pack, to be made as often as it is needed: an `EngineFactory` that has a name."""
+    """The engine chosen for a pack: an `EngineFactory` with a name, to be called as often as an engine is needed."""
 
     kind: "type[PackedEngine | ReferenceEngine]"
     base: BaseModel
@@ -51,12 +51,12 @@ def engine_factory(
     longest_row: int,
     on_fallback: Callable[[str], None],
 ) -> ChosenEngine:
-    """The engine asked for; `auto` is the packed one wherever it agrees with the model's own forward on rows of such a length.
+    """The engine of that name. `auto` is the packed one if it agrees with the model's own forward on rows of this length.
 
-    Where it does not, `on_fallback` is told why.
+    If it does not, `auto` is the reference engine, and `on_fallback` gets the reason.
 
     Raises:
-        UnsupportedModelError: the packed engine was asked for by name, and cannot train this model on these rows.
+        UnsupportedModelError: `name` is `packed`, and the packed engine cannot train this model on these rows.
     """
     checkpointing = settings.gradient_checkpointing
     if name != "reference":
@@ -68,12 +68,12 @@ def engine_factory(
             on_fallback(str(error))
         else:
             return ChosenEngine(kind=PackedEngine, base=base, gradient_checkpointing=checkpointing)
-    from lorastudy.engine.reference import ReferenceEngine  # and PEFT with it, which takes a second
+    from lorastudy.engine.reference import ReferenceEngine  # imports PEFT, which takes a second
 
     return ChosenEngine(kind=ReferenceEngine, base=base, gradient_checkpointing=checkpointing)
 
 
-#: Of a model that is tried before its weights are there. Neither decides whether the packed engine serves it.
+#: Sizes of the small twin. Neither decides whether the packed engine supports a model.
 _FEW_IDS, _NARROW_MLP = 128, 64
 _MLP_WIDTHS = (
     "intermediate_size",
@@ -82,18 +82,18 @@ _MLP_WIDTHS = (
     "n_inner",
     "ffn_dim",
 )
-#: By how much weights are drawn wider than usual: attention, caps and scales then matter to the logits, as in a trained model.
+#: Factor on the random weights. Attention, caps and scales then matter to the logits, as in a trained model.
 _WIDER = 3.0
-#: Weights up to which a model is made and tried. What has more is found out when it runs.
+#: A twin with more weights is not built; then only the run decides.
 _MOST_PARAMETERS = 1 << 30
 _MOST_LAYERS = 8
 
 
 def packed_problem(config: Any, *, trust_remote_code: bool) -> str | None:
-    """Why the packed engine will not serve a model of this configuration; None where it will, as far as can be foreseen.
+    """Why the packed engine will not support a model of this configuration; None if it probably will.
 
-    Its first layers are made with random numbers, few words and a narrow MLP, and asked what the model itself is asked
-    before it trains. Each kind of layer is among them.
+    A small random twin (first layers, small vocabulary, narrow MLP) goes through the checks that the model itself goes
+    through before it trains. It has at least one layer of each kind.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -120,8 +120,8 @@ def packed_problem(config: Any, *, trust_remote_code: bool) -> str | None:
 
 
 def _small_twin(config: Any, *, trust_remote_code: bool) -> PreTrainedModel | None:
-    """A random model of the first layers; None where it would be large, or its configuration cannot be cut down."""
-    for widths in (_MLP_WIDTHS, ()):  # in some families the same name is a width of other layers, too
+    """A random model of the first layers; None where it would be too large, or its configuration cannot be cut down."""
+    for widths in (_MLP_WIDTHS, ()):  # in some families the same name is also a width of other layers
         try:
             cut = _cut_down(config, widths=widths)
             size = sum(p.numel() for p in meta_model(cut, trust_remote_code=trust_remote_code).parameters())
@@ -151,11 +151,11 @@ def _cut_down(config: Any, *, widths: Sequence[str]) -> Any:
 
 
 def _keep_first_layers(text: Any) -> None:
-    """As many as hold each kind of layer that the configuration names, and one more than are dense before experts."""
+    """Keep at least one layer of each kind that the configuration names, and the first layer with experts."""
     kinds = list(getattr(text, "layer_types", None) or [])
     num_layers = 1 + max((kinds.index(kind) for kind in kinds), default=0)
     num_layers = max(2, num_layers, 1 + (getattr(text, "first_k_dense_replace", None) or 0))
     text.num_hidden_layers = min(num_layers, _MOST_LAYERS, text.num_hidden_layers)
     if kinds:
-        with suppress(AttributeError):  # some families tell it from the number of layers
+        with suppress(AttributeError):  # some families derive it from the number of layers
             text.layer_types = kinds[: text.num_hidden_layers]

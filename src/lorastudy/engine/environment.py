@@ -1,4 +1,4 @@
-"""What the numbers of a run depend on besides the experiment."""
+"""The libraries, the device and the threads on which a run's numbers depend; and how devices report a lack of memory."""
 
 import platform
 from importlib.metadata import version
@@ -24,8 +24,8 @@ def environment(device: torch.device) -> Environment:
     )
 
 
-#: What libraries write into a plain RuntimeError where they find no memory: torch's allocator for the CPU, CUDA, and cuBLAS
-#: and cuDNN, which allocate for themselves.
+#: Texts of plain RuntimeErrors that mean too little memory: from torch's allocator for the CPU, CUDA, and cuBLAS and cuDNN,
+#: which allocate for themselves.
 _NO_MEMORY = (
     "DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
@@ -33,14 +33,14 @@ _NO_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or this process, had too little memory: the one failure that a smaller pack may cure."""
+    """Whether the device or this process had too little memory. A smaller pack may cure this failure and no other."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     )
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself; of a CPU its model, with the maker's name in it."""
+    """The device's model name; a CPU's contains its maker."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

@@ -3,9 +3,9 @@
     N whatever stands before the last dimension, D hidden size
     K arms, H heads, S tokens, C channels of a head; J channels of one half of them
 
-transformers writes both as chains of small operations, and autograd makes as many of each derivative; on a CPU every one
-of them is a pass over memory. Only what is the model's own is replaced, and only where it gives the same numbers when
-asked; an engine that is not running leaves no trace in the model.
+transformers writes both as chains of small operations, and autograd adds as many for each derivative. On a CPU every one
+of them is a pass over memory; here several are fused into one. An operation is replaced only where a test on a few numbers
+gives the same result as the model's own, and only while an engine runs the model.
 """
 
 import copy
@@ -23,21 +23,21 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from lorastudy.engine.environment import is_out_of_memory
 
 ROTATION = "apply_rotary_pos_emb"
-#: Relative difference of outputs that the order of rounding explains. A norm that multiplies before it rounds (OLMo's) lies
-#: above it in half precision.
+#: Relative difference of outputs that the order of rounding explains. A norm that multiplies before it rounds (OLMo's)
+#: differs by more in half precision.
 TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 5e-4, torch.float16: 6e-5}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FusedOps:
-    """What of a model is computed here. `rotations` are the modules of code that hold the function."""
+    """The operations of a model that are replaced. `rotations` are the Python modules that hold the rotary function."""
 
     norms: tuple[nn.Module, ...] = ()
     rotations: tuple[Any, ...] = ()
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Within, the model runs with them, forward and backward."""
+    def applied(self) -> Iterator[None]:
+        """Within, the model uses them, forward and backward."""
         with ExitStack() as stack:
             for norm in self.norms:
                 norm.forward = _ours(norm)
@@ -51,9 +51,9 @@ class FusedOps:
 
 @torch.no_grad()
 def find_fused_ops(model: nn.Module, *, device: torch.device) -> FusedOps:
-    """What can be computed here of a model on that device: nothing but on a CPU, where it was measured.
+    """The operations of a model that can be fused: none but on a CPU, where the gain was measured.
 
-    Each is asked with numbers of its own, never the model's, so a model without content gets the same answer.
+    Each is tested with numbers of its own, never the model's, so a model of fake tensors gets the same answer.
     """
     if device.type != "cpu":
         return FusedOps()
@@ -66,7 +66,7 @@ def find_fused_ops(model: nn.Module, *, device: torch.device) -> FusedOps:
 
 
 def gives_the_same(own: Callable[..., Any], ours: Callable[..., Any], *inputs: Tensor) -> bool:
-    """Whether both give the same, but for rounding; an error is another answer."""
+    """Whether both give the same, up to rounding. An error counts as a difference."""
     try:
         pairs = list(zip(_tensors(own(*inputs)), _tensors(ours(*inputs)), strict=True))
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -1,7 +1,7 @@
-"""Loading a frozen base model: folder, hub id or `lab`, in the asked precision, safetensors only.
+"""Loading a frozen base model: folder, hub id or `lab`, in the precision of the settings, safetensors only.
 
-A model of the hub is fetched first, at the commit that the plan was made for, and then is a folder like any
-other: transformers never looks anything up by itself. Files that are not read are not fetched.
+A model of the hub is downloaded first, at the commit that the plan was made for, and then is a folder like any other:
+transformers never looks anything up by itself. Only files that are read are downloaded.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,16 +33,16 @@ from lorastudy.suite.hub import cached_commit, unreachable_message
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import TargetLayer
 
-#: What is fetched of a model on the hub: never a pickle.
+#: The files of a hub model that are downloaded: never a pickle.
 _FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
-#: What transformers raises over files that are damaged, of another version, or meant to do harm.
+#: The errors that transformers raises over files that are damaged, of another version, or malicious.
 _UNREADABLE = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RecursionError,
     SafetensorError, StrictDataclassError,
 )  # fmt: skip
 
-#: What configurations call the number of positions that a row may have.
+#: The names under which configurations give the number of positions that a row may have.
 _POSITION_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -52,8 +52,8 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class BaseModel:
     """A frozen causal LM in eval mode, with its tokenizer.
 
-    `name` is what adapters say they belong to; `linear_layers` are the model's own, by name, whatever stands
-    in their place while an engine lives.
+    Adapters name `name` as their base. `linear_layers` are the model's own, by name, even while an engine has replaced
+    them.
     """
 
     name: str
@@ -67,7 +67,7 @@ class BaseModel:
 
     @cached_property
     def target_layers(self) -> tuple[TargetLayer, ...]:
-        """What adapters can sit on; first asked for before an engine puts anything in its place."""
+        """The layers that adapters can sit on. Read them before an engine replaces any."""
         return target_layers(self.model)
 
     @cached_property
@@ -77,7 +77,7 @@ class BaseModel:
 
     @cached_property
     def module_names(self) -> tuple[str, ...]:
-        """The names of all the model's modules, against each of which PEFT matches; as `target_layers`, asked for early."""
+        """The names of all the model's modules, which PEFT matches. As `target_layers`, read them early."""
         return tuple(name for name, _ in self.model.named_modules())
 
 
@@ -98,7 +98,7 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
     layers keep their other weights in bf16.
 
     Raises:
-        ModelError: it cannot be found, reached or read; says what to do.
+        ModelError: it cannot be found, reached or read; the message says what to do.
     """
     path = local_folder(settings.base_model, with_code=settings.trust_remote_code)
     dtype = dtype_of(settings.quantization)
@@ -123,11 +123,11 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
         raise _unloadable(settings.base_model, error) from error
     unfilled = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if unfilled:
-        # transformers fills them with random numbers, and says so only in a log.
+        # transformers fills them with random numbers, and only logs it.
         raise ModelError(
             f"base_model: {settings.base_model}: its files hold no weights that fit {min(unfilled)}"
         )
-    # `generate` takes from here whatever it is not told: a repetition penalty would make answers less than greedy.
+    # `generate` reads its defaults from here: a repetition penalty would make answers less than greedy.
     model.generation_config = GenerationConfig()
     if quantization is None:
         model.to(device)
@@ -149,23 +149,23 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
 
 
 def num_positions(config: Any) -> int | None:
-    """How many tokens a row may have; None where the model does not say."""
+    """How many tokens a row may have; None where the configuration does not say."""
     text = config.get_text_config()
     limits = (getattr(text, name, None) for name in _POSITION_LIMITS)
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 def num_embeddings(config: Any) -> int:
-    """How many tokens the model has embeddings for; their ids count from 0."""
+    """How many tokens the model has embeddings for. Their ids count from 0."""
     return int(config.get_text_config().vocab_size)
 
 
 def check_rows(
     rows: Iterable[TokenRow], *, config: Any, base_model: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Refuse rows that the model has no position or no embedding for: its tables would be read past their end.
+    """Refuse rows for which the model has no position or no embedding: its tables would be read past their end.
 
-    A plan and a run ask the same, so a run meets nothing that its plan did not.
+    A plan and a run make the same check, so a run meets no surprise.
 
     Raises:
         DataError: a row is too long, or has a token that only the tokenizer knows.
@@ -212,10 +212,10 @@ def load_tokenizer(base_model: str, *, trust_remote_code: bool = False) -> PreTr
 
 
 def local_folder(base_model: str, *, with_code: bool) -> str:
-    """The folder of a base model; one of the hub is fetched, at the commit that its experiments are named after.
+    """The folder of a base model. A model of the hub is downloaded, at the commit that its experiments are named after.
 
     Raises:
-        ModelError: it cannot be had, or must not be read.
+        ModelError: it cannot be downloaded, or must not be read.
     """
     if base_model == "lab":
         return str(base_folder())
@@ -252,7 +252,7 @@ def _unloadable(base_model: str, error: Exception) -> ModelError:
 
 @dataclass(kw_only=True)
 class BaseCache:
-    """The base model last used; packs of one base come one after another."""
+    """Keeps the base model from one pack to the next. Packs of one base come one after another."""
 
     key: object = None
     base: BaseModel | None = None
@@ -264,6 +264,6 @@ class BaseCache:
             settings.bnb_4bit_use_double_quant, settings.trust_remote_code,
         )  # fmt: skip
         if self.base is None or key != self.key:
-            self.base = None  # the old one goes before the new one comes
+            self.base = None  # free the old one before the new one is loaded
             self.base, self.key = load_base(settings, device=device), key
         return self.base

@@ -5,7 +5,7 @@
     K arms of the pack, G arms of one group, N tokens, D inputs, O outputs, R rank
 
 One matmul with W serves all arms; arms of equal shape form a group whose low-rank products are batched.
-`oracle.py` is the same as an obvious loop.
+`oracle.py` is the same as an obvious loop, and the tests compare the two.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ from lorastudy.engine.quantised import frozen_output, frozen_weight_OD
 class LoraSlot:
     """One group's adapters in one layer. The group's arms are `start..stop` of the pack.
 
-    The gradients are views of the bank's flat matrices; the backward pass adds into them directly. (Left to
-    autograd they would be accumulated too, but into views it warns about on every step.)
+    The gradients are views of the group's flat matrix (`adapter_buffers`), and the backward pass adds into them directly.
+    Autograd would accumulate into them too, but warns about views on every step.
     """
 
     start: int
@@ -38,11 +38,11 @@ class LoraSlot:
     dropout: "GroupDropout | None" = None
 
     def of(self, x_KND: Tensor) -> Tensor:
-        """The group's part of a tensor over all arms; a view."""
+        """The group's part of a tensor over all arms, as a view."""
         return x_KND[self.start : self.stop]
 
     def factor(self, *, forward_pass: int | None) -> Tensor:
-        """`s`, and where inputs were dropped `s / (1 - p)`: dropout keeps the mean. In fp32, as PEFT's dropout is."""
+        """`s`; with dropout `s / (1 - p)`, which keeps the mean. In fp32, as PEFT's dropout is."""
         if forward_pass is None or self.dropout is None:
             return self.scaling_G11
         return self.scaling_G11 / (1.0 - self.dropout.probability)
@@ -50,7 +50,7 @@ class LoraSlot:
 
 @dataclass(kw_only=True)
 class DropoutClock:
-    """What a dropout draw depends on besides its arm and layer: the forward pass it belongs to."""
+    """Numbers the forward passes of a pack. A dropout mask depends on this number, its arm and its layer."""
 
     forward_pass: int = 0
     active: bool = False
@@ -60,9 +60,8 @@ class DropoutClock:
 class GroupDropout:
     """Dropout before `lora_A`, one stream per arm and layer.
 
-    A mask is a function of (arm's seed, layer, forward pass) and is drawn again in the backward pass instead
-    of being kept. So no arm's draw depends on another's, nothing needs saving in a checkpoint, and
-    recomputed activations see the same mask.
+    A mask is a function of (arm's seed, layer, forward pass). The backward pass draws it again instead of keeping it. So
+    no arm's draw depends on another's, a checkpoint need not save it, and recomputed activations see the same mask.
     """
 
     seeds_G: tuple[int, ...]
@@ -72,7 +71,7 @@ class GroupDropout:
     def mask_like(self, x_GND: Tensor, *, forward_pass: int) -> Tensor:
         """Zeros and ones, shaped as x. `LoraSlot.factor` divides by 1 - p, in fp32 whatever the precision of x.
 
-        Laid out in order whatever the layout of x: the draw follows the memory, and backward asks with another x.
+        Always contiguous: the draw follows the memory layout, and the backward pass comes with an x of another layout.
         """
         keep = 1.0 - self.probability
         mask_GND = torch.empty(x_GND.shape, dtype=x_GND.dtype, device=x_GND.device)
@@ -83,7 +82,7 @@ class GroupDropout:
 
 
 class PackedLinear(nn.Module):
-    """Stands in for a linear layer of the model; with no slots it is that layer.
+    """Stands in for a linear layer of the model. Without slots it computes what that layer does.
 
     Input (arms x rows, tokens, D) with the arms' rows one after another, or (arms, N, D); output likewise.
     """
@@ -105,7 +104,7 @@ class PackedLinear(nn.Module):
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """W x + b without adapters. Nothing but the layer is kept: dx = W^T dy."""
+    """W x + b without adapters; dx = W^T dy. Only the layer is kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
@@ -119,9 +118,9 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 class _PackedLora(torch.autograd.Function):
-    """The equation and its derivatives. The frozen weight gets no gradient, so nothing is kept for it.
+    """The packed layer and its derivatives. The frozen weight gets no gradient, so nothing is kept for it.
 
-    With u = A x (kept, it is thin) and v = s B^T dy:
+    With u = A x, which is thin and kept, and v = s B^T dy:
         dx = W^T dy + A^T v,    dA = v x^T,    dB = s dy u^T
     """
 
@@ -162,7 +161,7 @@ class _PackedLora(torch.autograd.Function):
             v_GNR = arm_linear(dy_GNO, b_GOR.to(dy.dtype).mT).mul_(slot.factor(forward_pass=forward_pass))
             x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
             slot.grad_A_GRD.add_(torch.bmm(v_GNR.mT, x_GND))
-            # The thin factor first, and by torch: oneDNN would turn both factors, which takes longer than the product.
+            # The thin factor first, and by torch: oneDNN would transpose both factors, which takes longer than the product.
             slot.grad_B_GOR.add_(torch.bmm(u_GNR.mT, dy_GNO).mT)
             if dx is not None:
                 _add_lora_dx(
@@ -172,7 +171,7 @@ class _PackedLora(torch.autograd.Function):
 
 
 def _forward_pass(slot: LoraSlot) -> int | None:
-    """Which forward pass dropout is drawn for; None where nothing is dropped."""
+    """The forward pass whose mask applies; None where dropout is off."""
     if slot.dropout is None or not slot.dropout.clock.active:
         return None
     return slot.dropout.clock.forward_pass

@@ -2,8 +2,8 @@
 
     K arms, D hidden size, M labelled tokens of the batch, C labelled tokens of a chunk, V vocabulary
 
-The frozen output head is applied to a chunk of labelled hidden states at a time; the gradient with respect
-to them is formed at once, so only (arms x labels x hidden) is kept, never (arms x tokens x vocabulary).
+The frozen output head is applied to a chunk of labelled hidden states at a time. The gradient with respect to these states
+is computed while the chunk's logits exist, so only (arms x labels x hidden) is kept, never (arms x tokens x vocabulary).
 """
 
 from typing import Any
@@ -46,7 +46,7 @@ def token_scores(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> t
 
 
 class _CompletionLoss(torch.autograd.Function):
-    """softmax(logits) - onehot, chunk by chunk, while the logits are there."""
+    """d nll / d logits = softmax(logits) - onehot, chunk by chunk, in the forward pass already."""
 
     @staticmethod
     def forward(
@@ -75,7 +75,7 @@ class _CompletionLoss(torch.autograd.Function):
 
 
 def _rows(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> tuple[Tensor, Tensor, list[slice]]:
-    """Arms and labels as one long list of rows, and the chunks to walk it in."""
+    """Arms and labels as one long list of rows, and the slices that cut it into chunks."""
     hidden = hidden_KMD.reshape(-1, hidden_KMD.shape[-1])
     targets = targets_M.repeat(len(hidden_KMD))
     weight_VD, _ = _weights(head)
@@ -84,7 +84,7 @@ def _rows(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> tuple[Te
 
 
 def _weights(head: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The head as (vocabulary, hidden) weight and bias; the probe has shown that it is a linear layer."""
+    """The head's (vocabulary, hidden) weight and its bias. `self_check` has shown that the head is a linear layer."""
     weight: Any = head.weight
     bias: Any = getattr(head, "bias", None)
     return weight, bias

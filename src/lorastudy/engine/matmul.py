@@ -1,9 +1,9 @@
-"""Products with a weight, by the library that is fastest at them; none of them carries a gradient.
+"""Products with a weight, by the faster of two libraries. None of them carries a gradient.
 
 For fp32 on a CPU torch calls MKL, which uses half of the vector width on processors that are not Intel's. oneDNN,
-which torch carries too and uses for bf16, uses all of it. On Intel's own MKL is the faster one: a step takes a tenth less
-time (docs/log.md). Both sum in fp32, so they differ by rounding alone. Which one is used follows from processor,
-precision and shape, never from a timing: the same run gives the same bits.
+which torch contains too and uses for bf16, uses all of it. On Intel's own processors MKL is faster: a step takes a tenth
+less time (docs/log.md). Both sum in fp32, so they differ by rounding alone. The choice follows from processor, precision and
+shape, never from a timing, so that the same run gives the same bits.
 """
 
 from typing import Any
@@ -21,12 +21,12 @@ _ONEDNN_LINEAR: Any = (
     else getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 )
 
-#: Multiply-adds of one product from which a call for each arm costs less than oneDNN gains over a batched one.
+#: From so many multiply-adds per arm on, one oneDNN call for each arm is faster than one batched call of torch.
 _MIN_SIZE_ALONE = 1 << 21
 
 
 def is_replaced(*, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `linear` calls something else than torch's own linear layer does."""
+    """Whether `linear` uses another library than torch's own linear layer."""
     return device.type == "cpu" and dtype is torch.float32 and _ONEDNN_LINEAR is not None
 
 

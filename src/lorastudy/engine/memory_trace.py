@@ -329,7 +329,7 @@ def _count_packed(
     return peaks.step(
         resident_bytes=resident,
         num_resident=num_resident,
-        num_parameters=sum(group.weights_GP.numel() for group in engine._bank.groups),
+        num_parameters=sum(group.weights_GP.numel() for group in engine._adapters.groups),
     )
 
 

@@ -35,7 +35,7 @@ from lorastudy.suite.targets import count_by_role, names_digest
 MIN_ROUNDS = 3
 MAX_ROUNDS = 15
 #: What timing may take of a pack, engines included: a share of its training one arm at a time, within these seconds. A
-#: worker that says nothing for an hour counts as hung (`executors.patience`).
+#: worker that says nothing for an hour counts as hung (`executors.tail`).
 TIMING_SHARE = 0.02
 TIMING_SECONDS = (2.0, 600.0)
 

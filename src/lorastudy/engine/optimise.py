@@ -2,8 +2,8 @@
 
     G arms of a group, P parameters of one arm
 
-Per arm this is exactly what Trainer does: clip to `max_grad_norm` (torch.nn.utils.clip_grad_norm_), AdamW
-(torch.optim.AdamW, arXiv 1711.05101), a schedule by step (transformers.get_scheduler).
+Each arm gets exactly what Trainer does: clip to `max_grad_norm` (torch.nn.utils.clip_grad_norm_), AdamW
+(torch.optim.AdamW, arXiv 1711.05101), a learning rate schedule (transformers.get_scheduler).
 """
 
 import math
@@ -18,7 +18,7 @@ from lorastudy.engine.arms import Arm
 
 
 def schedule_factor(name: str, step: int, *, num_warmup_steps: int, num_steps: int) -> float:
-    """What the peak learning rate is multiplied by in a step, counted from 0. Equals transformers' schedulers."""
+    """The factor on the peak learning rate in a step, counted from 0. Equals transformers' schedulers."""
     if step < num_warmup_steps and name != "constant":
         return step / max(1, num_warmup_steps)
     num_falling_steps = max(1, num_steps - num_warmup_steps)
@@ -50,36 +50,36 @@ class GroupState:
 class PackedAdamW:
     """The optimizer of a whole pack. `num_steps_taken` drives each arm's schedule and bias correction.
 
-    It is the pack's step but for fp16, where a step that overflows is not taken, and does not count.
+    It counts the pack's steps, but for fp16: a step whose gradient overflows is not taken and does not count.
     """
 
-    def __init__(self, bank: AdapterBuffers) -> None:
-        self.bank = bank
-        self.num_steps_taken = [0] * len(bank.arms)
+    def __init__(self, buffers: AdapterBuffers) -> None:
+        self.buffers = buffers
+        self.num_steps_taken = [0] * len(buffers.arms)
         self.states = [
             GroupState(
                 exp_avg_GP=torch.zeros_like(group.weights_GP),
                 exp_avg_sq_GP=torch.zeros_like(group.weights_GP),
             )
-            for group in bank.groups
+            for group in buffers.groups
         ]
 
     @torch.no_grad()
     def grad_norms(self) -> Tensor:
         """The norm of each arm's whole gradient, in the pack's order, fp32."""
-        return torch.cat([group.grads_GP.norm(dim=1) for group in self.bank.groups])
+        return torch.cat([group.grads_GP.norm(dim=1) for group in self.buffers.groups])
 
     @torch.no_grad()
     def step(self, *, grad_norm_K: Tensor, active: Sequence[bool]) -> None:
-        """Clip and update the active arms. The others keep their weights and moments to the bit."""
-        for group, state in zip(self.bank.groups, self.states, strict=True):
+        """Clip and update the active arms. The others keep their weights and moments bit for bit."""
+        for group, state in zip(self.buffers.groups, self.states, strict=True):
             self._step_group(group, state, grad_norm_K=grad_norm_K, active=active)
         for number, is_active in enumerate(active):
             self.num_steps_taken[number] += is_active
 
     def rows_of(self, number: int) -> dict[str, Tensor]:
         """All tensors of one arm that a step changes, by name: views of one row of its group's matrices."""
-        groups = zip(self.bank.groups, self.states, strict=True)
+        groups = zip(self.buffers.groups, self.states, strict=True)
         group, state = next(pair for pair in groups if pair[0].start <= number < pair[0].stop)
         row = number - group.start
         return {
@@ -89,10 +89,10 @@ class PackedAdamW:
         }
 
     def learning_rates(self) -> list[float]:
-        """Each arm's rate in the step that comes."""
+        """Each arm's learning rate in the next step."""
         return [
             learning_rate(arm, step=taken)
-            for arm, taken in zip(self.bank.arms, self.num_steps_taken, strict=True)
+            for arm, taken in zip(self.buffers.arms, self.num_steps_taken, strict=True)
         ]
 
     def _step_group(
@@ -107,7 +107,7 @@ class PackedAdamW:
             in_pack = slice(group.start + part.start, group.start + part.stop)
             _adamw(
                 (group.weights_GP[part], group.grads_GP[part], state.exp_avg_GP[part], state.exp_avg_sq_GP[part]),
-                self.bank.arms[in_pack],
+                self.buffers.arms[in_pack],
                 steps=self.num_steps_taken[in_pack],
                 grad_norm_G=grad_norm_K[in_pack],
             )  # fmt: skip
@@ -120,7 +120,7 @@ def _adamw(
     steps: Sequence[int],
     grad_norm_G: Tensor,
 ) -> None:
-    """One AdamW step in place; hyperparameters are columns, one row per arm. `steps` are those taken before."""
+    """One AdamW step in place. Hyperparameters are columns with one row per arm; `steps` were taken before this one."""
     weights, grads, exp_avg, exp_avg_sq = tensors
 
     def column(values: Sequence[float]) -> Tensor:
@@ -145,16 +145,16 @@ def _adamw(
 #: GradScaler's, and so is the growth interval below.
 INITIAL_SCALE = 2.0**16
 
-#: A gradient that overflows half precision unscaled is no matter of scaling.
+#: Below this, scaling does not help: the gradient overflows half precision even unscaled.
 SMALLEST_SCALE = 1.0
 
 
 class LossScale:
     """Per-arm dynamic loss scaling for fp16, as torch.amp.GradScaler does for one model.
 
-    Without it small gradients round to zero in half precision. An arm whose scaled gradient overflows skips
-    that step and halves its scale; it counts as diverged only when no scale is left. In other precisions every
-    scale is 1, and a gradient that is not finite is the end.
+    Without it small gradients round to zero in half precision. An arm whose scaled gradient overflows skips that step and
+    halves its scale; it has diverged once the scale falls below `SMALLEST_SCALE`. In other precisions every scale is 1, and
+    an arm whose gradient is not finite has diverged.
     """
 
     GROWTH_INTERVAL = 2000
@@ -165,7 +165,7 @@ class LossScale:
         self.num_good_steps = [0] * num_arms
 
     def overflowed(self, number: int) -> bool:
-        """Take note of a gradient that was not finite; True if the arm may try again at a lower scale."""
+        """Lower the scale after a gradient that was not finite; True if the arm may try again."""
         if not self.enabled:
             return False
         self.num_good_steps[number] = 0
@@ -173,7 +173,7 @@ class LossScale:
         return self.scales[number] >= SMALLEST_SCALE
 
     def succeeded(self, number: int) -> None:
-        """Take note of a step that was taken."""
+        """Count a step that was taken; raise the scale after many good ones."""
         self.num_good_steps[number] += 1
         if self.enabled and self.num_good_steps[number] % self.GROWTH_INTERVAL == 0:
             self.scales[number] *= 2

@@ -1,4 +1,7 @@
-"""The ordinary way to run a batch: rows padded to the longest, with an attention mask."""
+"""The ordinary way to run a model, as transformers documents it: rows padded to the longest, with an attention mask.
+
+The reference engine and loaded adapters run this way; the packed engine only generates this way.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +17,7 @@ _PAD = -1
 
 
 def label_logits(model: Any, batch: Batch) -> Tensor:
-    """Logits that predict the labels, (M, V) fp32, from a causal LM called as its documentation says."""
+    """Logits that predict the labels, (M, V) fp32."""
     lengths = [bucket.length for bucket in batch.buckets for _ in range(bucket.num_rows)]
     longest, device = max(lengths), batch.input_ids_N.device
     index_BL = torch.full((len(lengths), longest), _PAD, device=device)
@@ -25,7 +28,7 @@ def label_logits(model: Any, batch: Batch) -> Tensor:
         places.append(torch.arange(row * longest, row * longest + length, device=device))
         start += length
     ids_BL = batch.input_ids_N[index_BL.clamp(min=0)]
-    # No cache: with recomputed activations it would be filled twice.
+    # No cache: activation checkpointing would fill it twice.
     logits_BLV: Tensor = model(
         input_ids=ids_BL, attention_mask=(index_BL != _PAD).long(), use_cache=False
     ).logits
@@ -33,12 +36,12 @@ def label_logits(model: Any, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def greedy(
+def greedy_answers(
     base: BaseModel, prompts: Sequence[Sequence[int]], *, copies: int, max_new_tokens: int
 ) -> list[list[int]]:  # fmt: skip
     """Greedy answers to the prompts, `copies` times over, each up to and without the end-of-text token.
 
-    Prompts are padded on the left. With a packed engine attached, `copies` is its number of arms, and the
+    Prompts are padded on the left. While a packed engine holds the model, `copies` is its number of arms, and the
     answers come arm after arm.
     """
     longest = max(len(prompt) for prompt in prompts)

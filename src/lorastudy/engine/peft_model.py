@@ -1,4 +1,7 @@
-"""PEFT's own models with adapters on them; the only file that imports peft, and imported where one is needed."""
+"""PEFT's own models with adapters on them. The only file that imports peft.
+
+It is imported where PEFT is needed and not before: that takes a second.
+"""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,17 +28,17 @@ from lorastudy.engine.adapters import (
 from lorastudy.engine.arms import Arm, TokenScores
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
-from lorastudy.engine.padded_forward import greedy, label_logits
+from lorastudy.engine.padded_forward import greedy_answers, label_logits
 from lorastudy.errors import ModelError
 
-#: What PEFT raises where it cannot wrap a layer or read an adapter.
+#: The errors that PEFT raises when it cannot wrap a layer or read an adapter.
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError)
 
 
 def lora_config(arm: Arm, *, base: BaseModel, parameters: Sequence[str] = ()) -> LoraConfig:
-    """The arm as PEFT's own configuration; it does not name the base, which PEFT fills in itself.
+    """The arm as PEFT's own configuration. PEFT fills in the base's name itself.
 
-    `parameters` are experts' that the arm does not adapt and PEFT is to wrap all the same.
+    `parameters` are parameters of experts that the arm does not adapt and PEFT must wrap all the same.
     """
     modules, own = targets_in_config(arm.module_names, base=base)
     wrapped = sorted({*own, *parameters})
@@ -52,9 +55,9 @@ def lora_config(arm: Arm, *, base: BaseModel, parameters: Sequence[str] = ()) ->
 
 
 def wrap(base: BaseModel, arms: Mapping[str, Arm]) -> PeftModel:
-    """PEFT's model around the base with one named adapter per arm, weights as PEFT draws them.
+    """PEFT's model around the base with one named adapter per arm, with weights as PEFT draws them.
 
-    All adapters of one of PEFT's models must name the same parameters of experts, so each wraps those of all arms.
+    In one PEFT model all adapters must name the same parameters of experts, so each wraps those of all arms.
     """
     layers = base.targets_by_name
     parameters = [
@@ -73,13 +76,13 @@ def wrap(base: BaseModel, arms: Mapping[str, Arm]) -> PeftModel:
 
 
 def adapter_of(model: nn.Module, name: str, *, adapter_name: str) -> tuple[nn.Parameter, nn.Parameter]:
-    """`lora_A` and `lora_B` of a named adapter in one of the base's layers, or in a parameter of experts."""
+    """`lora_A` and `lora_B` of a named adapter on one of the base's layers, or on a parameter of experts."""
     layer: Any = _submodule(model, name)
     return layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:
-    """PEFT's layer in the place of a module, or its wrapper of a parameter, which stands in the module's place."""
+    """PEFT's layer in the place of a module. For a parameter of experts, PEFT's wrapper in the place of its module."""
     parent, _, leaf = name.rpartition(".")
     holder: Any = model.get_submodule(f"{PREFIX}{parent}")
     if hasattr(holder, "parameter_name"):
@@ -111,7 +114,7 @@ def load_adapter(base: BaseModel, folder: Path) -> PeftModel:
     check_fits(base, folder)
     try:
         with warnings.catch_warnings():
-            # PEFT leaves a layer without weights at its random start, and says so in a warning.
+            # PEFT leaves a layer without weights at its random start, and only warns.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(base.model, str(folder))
     except (*_REFUSALS, UserWarning) as error:
@@ -121,7 +124,7 @@ def load_adapter(base: BaseModel, folder: Path) -> PeftModel:
 
 
 def taken_for_experts(model: nn.Module, names: Sequence[str]) -> frozenset[str]:
-    """The linear layers whose names PEFT turns into parameters of experts, so that it cannot wrap the layers themselves.
+    """The linear layers whose names PEFT takes for parameters of experts, so that it cannot wrap the layers themselves.
 
     Adapters from before transformers 5 name experts' matrices `gate_proj`; dense and shared layers are called the same.
     """
@@ -132,19 +135,19 @@ def taken_for_experts(model: nn.Module, names: Sequence[str]) -> frozenset[str]:
 
 
 def check_wrapping(base: BaseModel, arm: Arm) -> None:
-    """Ask PEFT itself, on a copy of the model without content: does it wrap these layers, and load these keys?
+    """Check on a copy of the model on the meta device that PEFT wraps exactly these layers and loads these keys.
 
     Raises:
-        ModelError: it would not; says where.
+        ModelError: it does not; the message says where.
     """
     ours = expected_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
     with _meta_copy(base.model) as copy, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what it wraps otherwise than asked, which is compared here
+        warnings.simplefilter("ignore")  # they are about what is compared below
         try:
             model = get_peft_model(copy, lora_config(arm, base=base))
             # Embeddings are never trained; left to itself PEFT adds them wherever they look resized.
-            asked = get_peft_model_state_dict(model, save_embedding_layers=False)
-            theirs = {key: tuple(value.shape) for key, value in asked.items()}
+            expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+            theirs = {key: tuple(value.shape) for key, value in expected.items()}
             wrong = differences(ours, theirs)
             if not wrong:
                 loaded = set_peft_model_state_dict(model, {key: torch.empty(ours[key]) for key in ours})
@@ -167,7 +170,7 @@ def _meta_copy(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 class LoadedAdapter:
-    """A `Scorer` of one arm: what a user gets who loads `final_model` with `PeftModel.from_pretrained`."""
+    """A trained adapter that PEFT loaded, as a `Scorer` of one arm: what a user of `PeftModel.from_pretrained` gets."""
 
     def __init__(self, base: BaseModel, folder: Path) -> None:
         """Load the adapter onto the base.
@@ -180,7 +183,7 @@ class LoadedAdapter:
         self.experiment_ids = (folder.name,)
 
     def close(self) -> None:
-        """Take the adapter off the base, which then is as it was."""
+        """Take the adapter off the base, which is then unchanged."""
         self._model.unload()
         self._base.model.requires_grad_(requires_grad=False)
 
@@ -194,4 +197,4 @@ class LoadedAdapter:
 
     def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[list[int]]]:
         """Greedy answers, `[0][prompt]`, up to and without the end-of-text token."""
-        return [greedy(self._base, prompts, copies=1, max_new_tokens=max_new_tokens)]
+        return [greedy_answers(self._base, prompts, copies=1, max_new_tokens=max_new_tokens)]

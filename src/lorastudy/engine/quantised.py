@@ -1,9 +1,9 @@
-"""Frozen linear layers of every precision; the only file that knows bitsandbytes.
+"""Frozen linear layers of every precision. The only file that imports bitsandbytes.
 
-The packed layer needs two things of whatever holds the frozen weight: its output for all arms, and the weight
-itself for the derivative. For bitsandbytes layers both are made so that no arm can feel another and no
-evaluation can disturb later training. It is imported where a layer is made of it and not before: that takes a second,
-which a study in plain precision would spend for nothing.
+The packed layer needs two things of a frozen layer: its output for all arms, and its weight for the derivative. For
+bitsandbytes layers both are computed so that no arm can feel another and no evaluation can disturb later training.
+bitsandbytes is imported where a layer is built with it and not before: that takes a second, which a study in plain
+precision does not need.
 """
 
 import sys
@@ -41,8 +41,8 @@ def keep_trainable_on_cpu(model: nn.Module) -> None:
     """Keep evaluation from repacking 4-bit weights.
 
     On CPUs with AVX512-BF16 the first no-grad forward of a `Linear4bit` repacks its weight for inference;
-    a later training forward then reads the packed bytes as if they were not, and gradients are wrong or zero
-    without a word. This switch, on every layer, turns the repacking off.
+    a later training forward then misreads the packed bytes, and gradients are wrong or zero without an error. This switch,
+    set on every layer, turns the repacking off.
     """
     module: Any
     for module in model.modules():
@@ -105,15 +105,15 @@ def features(layer: nn.Module) -> tuple[int, int]:
 def fake_quantised(
     linear: nn.Module, quantization: str, *, quant_type: str, double_quant: bool
 ) -> nn.Module:  # fmt: skip
-    """A bitsandbytes layer of the same shape whose tensors have the right bytes and no content.
+    """A bitsandbytes layer of the same shape for counting memory: its tensors have the right sizes and no content.
 
-    Made where tensors are fake, to count memory. 4-bit: two weights a byte; a block of 64 weights has one constant,
+    Call it where tensors are fake. 4-bit: two weights a byte; a block of 64 weights has one constant,
     fp32, or with double quantization one byte, and a block of 256 such bytes one fp32. 8-bit: a byte a weight and
     an fp32 per output; the threshold is 0, since which columns are outliers depends on content.
     """
     inputs, outputs = features(linear)
     double = {"compress_statistics": double_quant, "quant_type": quant_type}
-    with unset_fake_temporarily():  # its own parameter is a subclass, which no fake tensor can become
+    with unset_fake_temporarily():  # its own parameter is a subclass, which cannot be faked
         layer: nn.Module = (
             _bitsandbytes().nn.Linear4bit(1, 1, bias=False, compute_dtype=torch.bfloat16, **double)
             if quantization == "4bit"
@@ -158,7 +158,7 @@ def _is_4bit(layer: nn.Module) -> bool:
 
 
 def _is_of(layer: nn.Module, kind: str) -> bool:
-    """Whether a layer is of that kind of bitsandbytes'. Where it was never imported, there is none."""
+    """Whether a layer is of that bitsandbytes class. Where bitsandbytes was never imported, none is."""
     library: Any = sys.modules.get("bitsandbytes")
     return library is not None and isinstance(layer, getattr(library.nn, kind))
 

@@ -1,8 +1,8 @@
 """The reference engine: PEFT and a plain loop, one arm after another.
 
-It is what the packed engine is compared with, and it serves models that the packed engine does not support.
-Everything that makes a number here belongs to torch, transformers or peft; only the first weights of the
-adapters come from `initial_lora_A`, so that both engines start alike.
+The packed engine is compared with it, and it trains models that the packed engine does not support. All that makes a
+number here belongs to torch, transformers or peft. Only the adapters' first weights come from `initial_lora_A`, so that
+both engines start alike.
 """
 
 import math
@@ -29,7 +29,7 @@ from lorastudy.engine.arms import (
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.optimise import INITIAL_SCALE, SMALLEST_SCALE
-from lorastudy.engine.padded_forward import greedy, label_logits
+from lorastudy.engine.padded_forward import greedy_answers, label_logits
 from lorastudy.engine.patches import activation_checkpointing
 from lorastudy.engine.peft_model import adapter_of, check_wrapping, set_weights, wrap
 from lorastudy.protocol.records import ArmStep
@@ -39,7 +39,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ArmTrainer:
-    """One arm's optimizer, schedule, loss scale and stream of dropout masks."""
+    """One arm's parameters, optimizer, schedule, loss scale and stream of dropout masks.
+
+    The step itself is torch's (AdamW, GradScaler) and transformers' (the schedule). This class saves and restores them.
+    """
 
     def __init__(
         self, arm: Arm, parameters: Sequence[nn.Parameter], *, device: torch.device, dtype: torch.dtype
@@ -75,7 +78,7 @@ class ArmTrainer:
 
     @contextmanager
     def own_stream(self) -> Iterator[None]:
-        """Within, torch's own stream, from which PEFT draws dropout, is this arm's alone."""
+        """Within, torch's random stream, from which PEFT draws dropout, is this arm's own."""
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(stream_seed("dropout", self.arm.seed))
@@ -90,7 +93,7 @@ class ArmTrainer:
                 self._stream, self._is_drawing = self._where_the_stream_is(), False
 
     def state(self) -> ArmState:
-        """A copy, on the CPU."""
+        """Copy everything that the arm needs to go on, to the CPU."""
         scale = self.scaler.state_dict()
         tensors: dict[str, Tensor] = {
             f"weights.{number}": value for number, value in enumerate(self.parameters)
@@ -113,7 +116,7 @@ class ArmTrainer:
 
     @torch.no_grad()
     def restore(self, state: ArmState) -> None:
-        """Go on from there."""
+        """Go on from a state."""
         self.num_steps_done, self.is_diverged = state.num_steps_done, state.is_diverged
         self._stream = {name: state.tensors[name] for name in state.tensors if name.startswith("rng_")}
         num_taken = int(state.numbers["num_steps_taken"])
@@ -128,7 +131,7 @@ class ArmTrainer:
         self._set_schedule(num_taken)
 
     def _set_schedule(self, num_taken: int) -> None:
-        """What this many `step()` calls leave behind; each sets the rate from its number alone."""
+        """Put the schedule where `num_taken` calls of `step()` would leave it. The rate follows from that number alone."""
         rates = [base * self.schedule.lr_lambdas[0](num_taken) for base in self.schedule.base_lrs]
         self.schedule.load_state_dict(
             self.schedule.state_dict()
@@ -147,7 +150,7 @@ class ArmTrainer:
 
 
 class ReferenceEngine:
-    """One PEFT model with a named adapter per arm; owns the base while it lives."""
+    """One PEFT model with a named adapter per arm. Owns the base while it lives."""
 
     name = "reference"
 
@@ -155,7 +158,7 @@ class ReferenceEngine:
         """Wrap the base in PEFT's model.
 
         Raises:
-            ModelError: PEFT does not wrap what an arm is to adapt.
+            ModelError: PEFT does not wrap what an arm adapts.
         """
         self.arms = tuple(arms)
         self._base = base
@@ -171,7 +174,7 @@ class ReferenceEngine:
             for parameter in self._idle[adapter_name]:
                 parameter.data.zero_()
         self._model.eval()
-        self._courses = {
+        self._trainers = {
             adapter_name: ArmTrainer(
                 arm, self._parameters(adapter_name, arm.module_names), device=base.device, dtype=base.dtype
             )
@@ -181,40 +184,42 @@ class ReferenceEngine:
 
     @property
     def experiment_ids(self) -> tuple[str, ...]:
-        """Whose adapters they are, in the order of `arms`."""
+        """The experiments of the adapters, in the order of `arms`."""
         return tuple(arm.experiment_id for arm in self.arms)
 
     @property
     def trainers(self) -> tuple[ArmTrainer, ...]:
-        """Where each arm stands, in the order of `arms`."""
-        return tuple(self._courses.values())
+        """The arms' trainers, in the order of `arms`."""
+        return tuple(self._trainers.values())
 
     @property
     def num_steps_done(self) -> int:
-        """Steps that no arm needs any more."""
-        left = [course.num_steps_done for course in self._courses.values() if not course.has_ended]
+        """Steps that every arm has done."""
+        left = [trainer.num_steps_done for trainer in self._trainers.values() if not trainer.has_ended]
         return min(left, default=max(arm.num_steps for arm in self.arms))
 
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
-        """Train the arms one after another over the same steps; `on_step` is told of each arm's steps alone."""
+        """Train the arms one after another over the same steps; each call of `on_step` reports one arm."""
         first = self.num_steps_done
         kept = list(steps)
-        for adapter_name, course in self._courses.items():
+        for adapter_name, trainer in self._trainers.items():
             self._activate(adapter_name)
-            if not course.has_ended:
-                own = kept[course.num_steps_done - first : course.arm.num_steps - first]
-                with course.own_stream():
-                    self._train_one(course, own, on_step=on_step)
+            if not trainer.has_ended:
+                own = kept[trainer.num_steps_done - first : trainer.arm.num_steps - first]
+                with trainer.own_stream():
+                    self._train_one(trainer, own, on_step=on_step)
 
     def state(self) -> EngineState:
-        """A copy of all that training goes on from, on the CPU."""
-        return EngineState(engine=self.name, arms=tuple(course.state() for course in self._courses.values()))
+        """Copy everything that training needs to go on, to the CPU."""
+        return EngineState(
+            engine=self.name, arms=tuple(trainer.state() for trainer in self._trainers.values())
+        )
 
     def restore(self, state: EngineState) -> None:
-        """Go on from there."""
+        """Go on from a state."""
         arms = state.of(self.experiment_ids).arms
-        for course, arm in zip(self._courses.values(), arms, strict=True):
-            course.restore(arm)
+        for trainer, arm in zip(self._trainers.values(), arms, strict=True):
+            trainer.restore(arm)
 
     @torch.no_grad()
     def score(self, batch: Batch) -> TokenScores:
@@ -229,14 +234,15 @@ class ReferenceEngine:
     def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[list[int]]]:
         """Greedy answers, `[arm][prompt]`, up to and without the end-of-text token."""
         return [
-            greedy(self._base, prompts, copies=1, max_new_tokens=max_new_tokens)
+            greedy_answers(self._base, prompts, copies=1, max_new_tokens=max_new_tokens)
             for _ in self._one_after_another()
         ]
 
     def save_adapter(self, arm: Arm, folder: Path) -> int:
         """Write the arm's adapter in PEFT's format; return the bytes of its weights file.
 
-        Not by PEFT, whose model holds the adapters of all arms: keys of experts depend on which of them are wrapped.
+        PEFT does not write it: its model holds the adapters of all arms, and keys of experts depend on which of them are
+        wrapped.
         """
         adapter_name = next(name for name, other in self._names.items() if other is arm)
         weights = {
@@ -250,7 +256,7 @@ class ReferenceEngine:
         self._base.model.requires_grad_(requires_grad=False)
 
     def _one_after_another(self) -> Iterator[str]:
-        """Make each adapter the active one in turn; in the end, the one that was: it may be in training."""
+        """Activate each adapter in turn, and in the end the one that was active before, which may be in training."""
         before = self._model.active_adapter
         for adapter_name in self._names:
             self._activate(adapter_name)
@@ -271,32 +277,32 @@ class ReferenceEngine:
         ]
 
     def _parameters_of_others(self, adapter_name: str) -> list[nn.Parameter]:
-        """What PEFT wraps in this adapter for the other arms' sake, in experts that it leaves alone; kept at zero."""
+        """Parameters of experts that this arm does not adapt and PEFT wraps because other arms do. They stay zero."""
         own = set(self._names[adapter_name].module_names)
         layers = self._base.targets_by_name
         wrapped = {name: None for arm in self.arms for name in arm.module_names if layers[name].is_parameter}
         return self._parameters(adapter_name, [name for name in wrapped if name not in own])
 
     def _train_one(
-        self, course: ArmTrainer, steps: Sequence[Sequence[Batch]], *, on_step: Callable[[StepResult], None]
+        self, trainer: ArmTrainer, steps: Sequence[Sequence[Batch]], *, on_step: Callable[[StepResult], None]
     ) -> None:
-        arm, optimizer, scaler = course.arm, course.optimizer, course.scaler
+        arm, optimizer, scaler = trainer.arm, trainer.optimizer, trainer.scaler
         for batches in steps:
             optimizer.zero_grad()
             loss = self._accumulate(batches, scaler=scaler)
             scaler.unscale_(optimizer)
-            norm = _clip(course.parameters, max_norm=arm.max_grad_norm)
-            rate = course.schedule.get_last_lr()[0]
+            norm = _clip(trainer.parameters, max_norm=arm.max_grad_norm)
+            rate = trainer.schedule.get_last_lr()[0]
             taken = math.isfinite(loss) and math.isfinite(norm)
             if taken:
                 scaler.step(optimizer)
-                course.schedule.step()
+                trainer.schedule.step()
             if scaler.is_enabled():
                 scaler.update()
-            course.num_steps_done += 1
-            course.is_diverged = not (taken or _may_try_again(scaler, loss=loss))
-            on_step(_result(course, batches, measured=(loss, rate, norm)))
-            if course.is_diverged:
+            trainer.num_steps_done += 1
+            trainer.is_diverged = not (taken or _may_try_again(scaler, loss=loss))
+            on_step(_result(trainer, batches, measured=(loss, rate, norm)))
+            if trainer.is_diverged:
                 return
 
     def _accumulate(self, batches: Sequence[Batch], *, scaler: torch.amp.GradScaler) -> float:
@@ -317,7 +323,7 @@ class ReferenceEngine:
 
 
 def _initial_weights(arm: Arm, layers: Mapping[str, TargetLayer]) -> dict[str, tuple[Tensor, Tensor]]:
-    """As the packed engine draws them; of experts each has a stream of its own, and their matrices stand one below another."""
+    """Draw weights as the packed engine does. Each expert has a stream of its own; their matrices are stacked."""
     weights: dict[str, tuple[Tensor, Tensor]] = {}
     for name in arm.module_names:
         layer = layers[name]
@@ -337,7 +343,7 @@ def _clip(parameters: Sequence[nn.Parameter], *, max_norm: float) -> float:
 
 
 def _may_try_again(scaler: torch.amp.GradScaler, *, loss: float) -> bool:
-    """Whether a gradient that was not finite is fp16's, to be tried again at a lower scale."""
+    """Whether a gradient that was not finite is due to fp16 and may be tried again at a lower scale."""
     return scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() >= SMALLEST_SCALE
 
 
@@ -349,10 +355,10 @@ def _set_lora_dropout(model: nn.Module, *, training: bool) -> None:
 
 
 def _result(
-    course: ArmTrainer, batches: Sequence[Batch], *, measured: tuple[float, float, float]
+    trainer: ArmTrainer, batches: Sequence[Batch], *, measured: tuple[float, float, float]
 ) -> StepResult:
     loss, rate, norm = measured
-    experiment_id = course.arm.experiment_id
+    experiment_id = trainer.arm.experiment_id
     taken = ArmStep(
         experiment_id=experiment_id,
         loss=loss if math.isfinite(loss) else None,
@@ -360,9 +366,9 @@ def _result(
         grad_norm=norm if math.isfinite(norm) else None,
     )
     return StepResult(
-        step=course.num_steps_done,
+        step=trainer.num_steps_done,
         num_tokens=sum(batch.num_tokens for batch in batches),
         num_completion_tokens=sum(batch.num_completion_tokens for batch in batches),
         arms=(taken,),
-        diverged=(experiment_id,) if course.is_diverged else (),
+        diverged=(experiment_id,) if trainer.is_diverged else (),
     )

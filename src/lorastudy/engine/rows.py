@@ -1,6 +1,6 @@
-"""Answers about the rows of a run: what becomes of them, for a plan, and how they read, for a preview. Plain JSON values out.
+"""What becomes of the rows of a run, for a plan; and how they read, for a preview. Returns plain JSON values.
 
-Both come from the token sets that a run makes of the same settings, so neither tells of other rows than it trains on.
+Both use the token sets that a run makes of the same settings, so they describe the very rows that it trains on.
 """
 
 import json
@@ -29,7 +29,7 @@ from lorastudy.protocol.jobs import PreviewQuestion, RowsQuestion
 from lorastudy.protocol.records import RowsRead, TrivialScore
 from lorastudy.suite.settings import Settings
 
-#: Of the rows, that a length is named for which keeps them whole: the longest may be an outlier that memory is not worth.
+#: A length is reported that keeps this share of the rows whole: the longest row may be an outlier that is not worth its memory.
 MOST_ROWS = 0.95
 
 _Lengths = Sequence[tuple[int | None, float | None]]
@@ -38,17 +38,17 @@ _Lengths = Sequence[tuple[int | None, float | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class _RunRows:
-    """All rows of a run: as they stand in their files, and as tokens, by the name of their split."""
+    """All rows of a run by split: as they are in their files, and as tokens."""
 
     rows: Mapping[str, DataRows]
     sets: Mapping[str, TokenSet]
     tokenizer: PreTrainedTokenizerBase
     config: Any
-    """Of the base model."""
+    """The base model's configuration."""
 
 
 def rows_read(question: RowsQuestion) -> dict[str, Any]:
-    """By order of the rows the largest micro-batch and a step's mean tokens; and what becomes of the rows of each split."""
+    """The largest micro-batch and the mean tokens of a step for each order of the rows; and a summary of each split."""
     settings = _settings(question.settings)
     of_run = _run_rows(settings, lengths=question.lengths, data_seeds=question.data_seeds)
     sets = of_run.sets
@@ -74,7 +74,7 @@ def rows_read(question: RowsQuestion) -> dict[str, Any]:
 
 
 def rows_previewed(question: PreviewQuestion) -> dict[str, Any]:
-    """The first rows of a split that are used, and then one of those that are cut and one of those that are refused.
+    """The first rows of a split that are used, then one row that is cut and one that is refused.
 
     Raises:
         DataError: the run has no such split, or cannot use its rows.
@@ -93,8 +93,8 @@ def rows_previewed(question: PreviewQuestion) -> dict[str, Any]:
     order: Sequence[int] = range(len(tokens.rows))
     if question.split == "train":
         num_steps = _num_steps(settings, question.lengths, num_rows=len(tokens.rows))
-        feed = _feed(tokens, settings, data_seed=question.data_seed, num_steps=num_steps)
-        order = list(dict.fromkeys(row for step in feed.plan for batch in step for row in batch))
+        plan = _batch_plan(tokens, settings, data_seed=question.data_seed, num_steps=num_steps)
+        order = list(dict.fromkeys(row for step in plan.row_numbers for batch in step for row in batch))
     shown = _shown(tokens, order, num_rows=question.num_rows)
     places = sorted({place for place, _ in shown})
     examples = dict(zip(places, of_run.rows[split].read(places), strict=True))
@@ -124,7 +124,7 @@ def _tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
 
 
 def _run_rows(settings: Settings, *, lengths: _Lengths, data_seeds: Sequence[int]) -> _RunRows:
-    """What a run reads, of all its splits: what a run would refuse is refused here, whichever split is asked about."""
+    """All splits that a run reads: an error of any split is raised here, whichever split is previewed."""
     tokenizer = _tokenizer(settings)
     study = train_and_eval(settings, style=prompt_style(tokenizer, settings.prompt_format))
     reach = Reach.of(settings, max_steps=[steps for steps, _ in lengths], data_seeds=data_seeds)
@@ -157,7 +157,7 @@ def _file_rows(settings: Settings) -> _RunRows:
 def _checked_config(
     sets: Mapping[str, TokenSet], settings: Settings, *, tokenizer: PreTrainedTokenizerBase
 ) -> Any:
-    """The base model's configuration, which has a place for every token of the rows."""
+    """The base model's configuration, after checking that it supports every token of the rows."""
     config = read_config(
         local_folder(settings.base_model, with_code=settings.trust_remote_code),
         trust_remote_code=settings.trust_remote_code,
@@ -168,7 +168,7 @@ def _checked_config(
 
 
 def _num_steps(settings: Settings, lengths: _Lengths, *, num_rows: int) -> int:
-    """Of the longest of these trainings."""
+    """Optimizer steps of the longest of these trainings."""
     return max(
         steps_of(
             settings.model_copy(update={"max_steps": steps, "num_train_epochs": epochs}), num_rows=num_rows
@@ -177,18 +177,19 @@ def _num_steps(settings: Settings, lengths: _Lengths, *, num_rows: int) -> int:
     )
 
 
-def _feed(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int) -> BatchPlan:
+def _batch_plan(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int) -> BatchPlan:
     return plan_batches(train, settings, data_seed=data_seed, num_steps=num_steps, device=torch.device("cpu"))
 
 
 def _order(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int) -> dict[str, Any]:
-    """The micro-batch of the most tokens in one order of the rows, and the mean tokens of a step."""
-    feed = _feed(train, settings, data_seed=data_seed, num_steps=num_steps)
+    """The micro-batch with the most tokens in one order of the rows, and the mean tokens of a step."""
+    plan = _batch_plan(train, settings, data_seed=data_seed, num_steps=num_steps)
     lengths = tuple(train.rows.lengths())
     largest = max(
-        (batch for step in feed.plan for batch in step), key=lambda rows: sum(lengths[row] for row in rows)
+        (batch for step in plan.row_numbers for batch in step),
+        key=lambda rows: sum(lengths[row] for row in rows),
     )
-    num_tokens = sum(lengths[row] for step in feed.plan for batch in step for row in batch)
+    num_tokens = sum(lengths[row] for step in plan.row_numbers for batch in step for row in batch)
     return {
         "row_lengths": sorted(lengths[row] for row in largest),
         "num_labels": sum(train.rows[row].num_completion_tokens for row in largest),
@@ -210,9 +211,9 @@ def _read(tokens: TokenSet, *, trivial: Sequence[TrivialScore]) -> RowsRead:
 
 
 def _shown(tokens: TokenSet, order: Sequence[int], *, num_rows: int) -> list[tuple[int, int | None]]:
-    """The place and the number of the rows that are shown; a refused row has no number.
+    """Place and number of the rows to show: the first in order, a cut row if none of these is cut, and a refused row.
 
-    They are the first in order, then one that is cut, if none of them is, and one that is refused.
+    A refused row has no number.
     """
     cut = _cut_rows(tokens)
     shown = list(order[:num_rows])
@@ -223,7 +224,7 @@ def _shown(tokens: TokenSet, order: Sequence[int], *, num_rows: int) -> list[tup
 
 
 def _cut_rows(tokens: TokenSet) -> set[int]:
-    """The numbers of the rows that have lost their end."""
+    """The numbers of the rows that are cut at their end."""
     places = sorted([*tokens.places, *tokens.refused])
     whole = [
         length
@@ -235,7 +236,7 @@ def _cut_rows(tokens: TokenSet) -> set[int]:
 
 
 def _part(tokens: TokenSet, row: int) -> str:
-    """Which of several rows of one text it is: ` (row 2 of 5)`."""
+    """` (row 2 of 5)` where one text became several rows; else nothing."""
     place = tokens.places[row]
     first, stop = bisect_left(tokens.places, place), bisect_right(tokens.places, place)
     return "" if stop - first == 1 else f" (row {row - first + 1} of {stop - first})"
@@ -249,7 +250,7 @@ def _previewed(
     settings: Settings,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
-    """One row: its ids and labels as they are trained on, and its text in pieces. Of a refused row nothing is trained."""
+    """One row: its ids and labels as they are trained on, and its text in pieces. A refused row has no ids and no labels."""
     if part and used is not None:
         ids, labels = list(used.input_ids), list(used.labels)
     else:
@@ -276,7 +277,7 @@ def _previewed(
 def _pieces(
     ids: Sequence[int], labels: Sequence[int], *, max_seq_length: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
-    """The text of the tokens, where it changes whether they are cut off, trained and special."""
+    """The text of the tokens, cut wherever they begin or cease to be cut off, trained or special."""
     marks = tokenizer.added_tokens_decoder  # a new table each time
 
     def kind(number: int) -> tuple[bool, bool, bool]:
@@ -287,7 +288,7 @@ def _pieces(
     for (is_cut_off, is_trained, is_special), numbers in groupby(range(len(ids)), key=kind):
         stop = start + len(list(numbers))
         text = _text(ids[:stop], tokenizer)
-        # What tokens say may depend on those before them: a word mark at the very beginning is silent.
+        # The text of tokens may depend on those before: a word mark at the very beginning gives no space.
         own = text[len(before) :] if text.startswith(before) else _text(ids[start:stop], tokenizer)
         pieces.append(
             {"text": own, "is_cut_off": is_cut_off, "is_trained": is_trained, "is_special": is_special}

@@ -1,10 +1,10 @@
-"""Does the packed forward compute what the model computes? Asked of the model itself, before training.
+"""Checks, before training, that the packed forward computes what the model's own forward computes.
 
-Some models do more between embedding and logits than the packed engine does: logit soft caps or scales,
-attention biases, sliding windows. Rather than keep a list of architectures, a few tokens go both ways and the
-results must agree; so does one row as long as the longest that will be trained. Two things are asked of the structure,
-since numbers of an untrained or a half-precision model may hide them: whether every layer's attention goes through
-the packed engine's, and how far back a token sees.
+Some models do more between embedding and logits than the packed engine does: logit soft caps or scales, attention biases,
+sliding windows. Instead of a list of supported architectures, a few tokens go both ways and the results must agree; so
+must one row as long as the longest that will be trained. The numbers of an untrained or half-precision model may hide two
+faults, so these are checked in the structure: every layer's attention must go through the packed engine's, and every token
+must see its whole row.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,35 +32,37 @@ TOLERANCE = {4: 1e-4, 2: 5e-2}
 #: precision: the same operations on the same numbers, so next to nothing. A soft cap of 30 on logits of 3 is 3e-3.
 HEAD_TOLERANCE = 1e-3
 
-#: Relative difference that other tokens in one row may make to the other rows, by bytes of the model's precision. They are
-#: the same products of the same numbers; with experts a product may have more or fewer rows.
+#: Relative difference that other tokens in one row may make to the other rows, by bytes of the model's precision. The other
+#: rows are the same products of the same numbers; with experts a product may have more or fewer rows.
 ROWS_TOLERANCE = {4: 1e-6, 2: 5e-3}
 
 #: Shortest first, as a batch lays its rows.
 ROW_LENGTHS = (3, 5, 7)
 
-#: What kinds of layers see only a part of what came before, by transformers' `layer_types` and GPT-Neo's `attention_layers`.
+#: Kinds of layers that see only some of the tokens before, in transformers' `layer_types` and GPT-Neo's `attention_layers`.
 _SHORT_SIGHTED = ("sliding", "chunked", "local")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forwards:
-    """How a model can be run: the packed way up to its last hidden states, and what is needed to run it whole."""
+    """The ways to run a model that are compared."""
 
     model: PreTrainedModel
     body_forward: Callable[[Batch], Tensor]
-    """The packed way, (1, N, D)."""
+    """The packed forward up to the last hidden states, (1, N, D)."""
     running: Callable[[Batch], AbstractContextManager[None]]
+    """Within, the patched model runs on that batch."""
     own_attention: str
+    """The name of the model's own attention in transformers."""
 
     @property
     def kind(self) -> str:
-        """What the model is called in messages."""
+        """The model's name in messages."""
         return type(self.model).__name__
 
     @property
     def tolerance(self) -> float:
-        """Of results that two ways give."""
+        """The relative difference that rounding explains."""
         return TOLERANCE.get(self.model.dtype.itemsize, TOLERANCE[2])
 
 
@@ -71,7 +73,7 @@ def probe_batch(model: PreTrainedModel, *, device: torch.device) -> Batch:
 
 @torch.no_grad()
 def check_supported(forwards: Forwards, *, head: Callable[..., Any] | None, batch: Batch) -> None:
-    """Compare logits of the probe's rows, laid end to end against one by one, and the head with what it stands for.
+    """Check that rows laid end to end give the logits of rows run one by one, and that logits are the head of the states.
 
     Raises:
         UnsupportedModelError: they differ by more than rounding, or the packed way does not run at all.
@@ -106,10 +108,10 @@ def check_supported(forwards: Forwards, *, head: Callable[..., Any] | None, batc
 
 @torch.no_grad()
 def check_rows_are_apart(forwards: Forwards, *, batch: Batch) -> None:
-    """See that every layer's attention is the packed engine's, and that no row feels another.
+    """Check that every layer's attention is the packed engine's, and that no row feels another.
 
     Raises:
-        UnsupportedModelError: tokens are mixed elsewhere too (state spaces, convolutions, a model's own attention).
+        UnsupportedModelError: the model mixes tokens elsewhere too (state spaces, convolutions, attention of its own).
     """
     kind = forwards.kind
     config: Any = forwards.model.config.get_text_config()
@@ -133,12 +135,12 @@ def check_rows_are_apart(forwards: Forwards, *, batch: Batch) -> None:
 
 @torch.no_grad()
 def check_longest_row(forwards: Forwards, *, num_tokens: int, device: torch.device) -> None:
-    """See that a row of this length comes to the same last hidden states both ways.
+    """Check that a row of this length gives the same last hidden states both ways.
 
-    Hidden states, since logits of all of its tokens may not fit where training does.
+    Hidden states and not logits: logits of all its tokens may not fit where training does.
 
     Raises:
-        UnsupportedModelError: they differ, the packed way does not run, or some layer sees less than the row.
+        UnsupportedModelError: they differ, the packed forward does not run, or some layer sees less than the row.
     """
     kind, config = forwards.kind, forwards.model.config
     check_span(config, num_tokens=num_tokens, kind=kind)
@@ -151,7 +153,7 @@ def check_longest_row(forwards: Forwards, *, num_tokens: int, device: torch.devi
 
 
 def check_span(config: Any, *, num_tokens: int, kind: str) -> None:
-    """Refuse rows of which some layer sees only a part.
+    """Refuse rows of which some layer would see only a part.
 
     Raises:
         UnsupportedModelError: the longest row is longer than the model's sliding window or chunk.
@@ -165,7 +167,7 @@ def check_span(config: Any, *, num_tokens: int, kind: str) -> None:
 
 
 def attention_span(config: Any) -> int | None:
-    """The fewest tokens that some layer's attention spans; None where every layer sees all that came before."""
+    """The shortest attention span of any layer, in tokens; None where every layer sees all tokens before."""
     text = config.get_text_config()
     if getattr(text, "use_sliding_window", True) is False:
         return None
@@ -195,7 +197,7 @@ def _agree(forwards: Forwards, *, packed: Tensor, alone: Tensor) -> None:
 
 
 def _tried(kind: str, run: Callable[[], _Result]) -> _Result:
-    """What a run of the packed way gives. Too little memory is no answer to whether it can be run."""
+    """Run the packed way; an error means that it does not support the model. Too little memory says nothing about that."""
     try:
         return run()
     except UnsupportedModelError as error:

@@ -1,4 +1,4 @@
-"""The layers of a model that adapters can sit on, with their roles; which of them an arm names is told in `suite/targets.py`."""
+"""The layers of a model that adapters can sit on, with their roles. `suite/targets.py` decides which of them an arm names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,13 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from lorastudy.engine.quantised import computes_linearly, features
 from lorastudy.suite.targets import TargetLayer, role_of, why_left_out
 
-#: Modules whose parameters of three dimensions are no experts: kernels of convolutions, gates of recurrent blocks.
+#: Modules whose three-dimensional parameters are not experts: kernels of convolutions, gates of recurrent blocks.
 _NO_EXPERTS = re.compile(r"Conv\d?d|Rglru|Rwkv")
 IS_TAKEN = "PEFT takes this name for the routed experts"
 
 
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> layer for every layer that multiplies by one matrix, but the output head."""
+    """Name -> layer for every layer that multiplies by one matrix, except the output head."""
     head = _head(model)
     return {
         name: module
@@ -25,9 +25,9 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def expert_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> parameter for all that hold one matrix for each expert, (experts, ., .).
+    """Name -> parameter for all that hold one matrix per expert, (experts, ., .).
 
-    Hybrids hold other things of three dimensions; experts are those in a module of that name or class.
+    Hybrid models have other three-dimensional parameters. Experts are those in a module of that name or class.
     """
     return {
         f"{name}.{leaf}" if name else leaf: parameter
@@ -38,7 +38,7 @@ def expert_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def target_layers(model: nn.Module) -> tuple[TargetLayer, ...]:
-    """All that adapters can sit on in the model's order, and beside it what looks like it and is left out."""
+    """All layers that adapters can sit on, in the model's order, and those that look alike and are left out."""
     modules, linear, head = dict(model.named_modules()), linear_modules(model), _head(model)
     experts = expert_parameters(model)
     owners = {name: _owners(name, modules) for name in modules}
@@ -71,7 +71,7 @@ def _linear_layer(
 
 
 def _expert_layer(name: str, parameter: Tensor, *, module: nn.Module) -> TargetLayer:
-    """Inputs and outputs as PEFT counts them: (experts, outputs, inputs), unless the module says that it is transposed."""
+    """An expert's matrices as PEFT counts them: (experts, outputs, inputs), unless the module is marked as transposed."""
     num_experts, first, second = parameter.shape
     role = "other" if "attention" in name else "expert"  # JetMoE's attention has experts, too
     is_transposed = bool(getattr(module, "is_transposed", False))
@@ -89,9 +89,9 @@ def _holds_experts(name: str, module: nn.Module) -> bool:
 
 
 def is_stored_otherwise(model: nn.Module) -> bool:
-    """Whether weights of this family lie in files under other names than they have in the model.
+    """Whether weights of this family have other names in their files than in the model.
 
-    For such families PEFT has rules of its own, and is asked; for others it has none, and its import takes a second.
+    For such families PEFT has rules of its own, so it must be consulted. For others its import would waste a second.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     return get_checkpoint_conversion_mapping(model_type) is not None

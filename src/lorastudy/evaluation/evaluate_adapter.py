@@ -14,7 +14,7 @@ from lorastudy.data.tokenise import TokenSet, tokenise
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.loading import BaseModel, default_device, load_base
 from lorastudy.engine.meter import MemoryMeter, synchronise
-from lorastudy.engine.padded_forward import greedy
+from lorastudy.engine.padded_forward import greedy_answers
 from lorastudy.engine.planning import answer
 from lorastudy.errors import StudyError
 from lorastudy.evaluation.exact_match import ExactMatch
@@ -54,7 +54,7 @@ class InferenceProfile:
 
 
 def run_job(values: dict[str, Any]) -> dict[str, Any]:
-    """What `lorastudy evaluate` shows of each checkpoint, or the answers to what a plan asks, as plain JSON values.
+    """Do a worker's job: evaluate adapters, or answer a plan's questions. Returns plain JSON values.
 
     Raises:
         StudyError: the base, the adapter or the data set cannot be used.
@@ -78,9 +78,9 @@ def run_job(values: dict[str, Any]) -> dict[str, Any]:
 def _evaluated(
     checkpoint: str, job: EvaluateJob, *, base: BaseModel, tokens: TokenSet | None
 ) -> dict[str, Any]:
-    """All that is asked about one adapter; the base has none on it before and after."""
+    """Everything that the job wants to know of one adapter. The base has no adapter before and after."""
     from lorastudy.engine.peft_model import (
-        LoadedAdapter,  # and PEFT with it, which plans and training do without
+        LoadedAdapter,  # imports PEFT, which plans and training do not need
     )
 
     result: dict[str, Any] = {
@@ -140,7 +140,7 @@ def _scored(
 
 
 def _answers(base: BaseModel, *, max_new_tokens: int) -> list[dict[str, str]]:
-    answers = greedy(
+    answers = greedy_answers(
         base, [_ids(base, prompt_text(prompt)) for prompt in PROMPTS], copies=1, max_new_tokens=max_new_tokens
     )  # fmt: skip
     return [
@@ -191,6 +191,6 @@ def profile_inference(
 def _timed(base: BaseModel, prompt: Sequence[int], *, max_new_tokens: int) -> tuple[float, int]:
     synchronise(base.device)
     started = time.perf_counter()
-    (answer,) = greedy(base, [prompt], copies=1, max_new_tokens=max_new_tokens)
+    (answer,) = greedy_answers(base, [prompt], copies=1, max_new_tokens=max_new_tokens)
     synchronise(base.device)
     return time.perf_counter() - started, len(answer) + (len(answer) < max_new_tokens)

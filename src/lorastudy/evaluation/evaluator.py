@@ -1,4 +1,4 @@
-"""The seam: an evaluator asks about held-out rows and returns scores with a value for every item."""
+"""The evaluator seam: held-out rows in, scores with a value for every item out."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -23,7 +23,7 @@ class Evaluator(Protocol):
 
 
 def in_parts(rows: Sequence[TokenRow], *, num_arms: int) -> Iterator[list[int]]:
-    """Row numbers, a batch at a time: neighbours in length, so that attention pads little."""
+    """Row numbers, a batch at a time. Rows of a batch have similar lengths, so that padding is short."""
     order = sorted(range(len(rows)), key=lambda number: len(rows[number].input_ids))
     part: list[int] = []
     num_tokens = 0

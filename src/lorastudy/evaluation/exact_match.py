@@ -10,7 +10,7 @@ from lorastudy.engine.arms import Scorer
 from lorastudy.engine.loading import BaseModel, num_positions
 from lorastudy.protocol.records import EXACT_MATCH_VERSION, Generation, Score
 
-#: Answers kept as evidence, per experiment.
+#: Answers per experiment that are stored as evidence.
 NUM_KEPT = 5
 
 
@@ -18,12 +18,11 @@ NUM_KEPT = 5
 class ExactMatch:
     """Share of rows whose greedy answer is the reference.
 
-    The reference is what the trained tokens of the row's answer say, so a model that says exactly these matches. Both are
-    compared with surrounding white space removed and inner white space as one space; case counts.
-    With a `pattern`, its first group is searched in both and the last find of each is compared; an answer
-    without a find is wrong. For a conversation the last turn is asked, given all turns before it. A row that has
-    no prompt (plain text) asks nothing and is left out, and so is one whose answer might not fit the model's
-    positions; without any other row there is no score.
+    The reference is the text of the answer tokens that the row trains, so a model that generates exactly these matches. Before
+    the comparison, surrounding white space is removed and inner white space becomes one space; case counts. With a `pattern`,
+    its first group is searched in both and the last match of each is compared; an answer without a match is wrong. In a
+    conversation the model answers the last turn, given all turns before it. Rows without a prompt (plain text) are left out,
+    and so are rows whose answer might not fit the model's positions. If no row remains there is no score.
     """
 
     max_new_tokens: int
@@ -33,7 +32,7 @@ class ExactMatch:
     def evaluate(
         self, scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel, split: str
     ) -> Iterator[Score | Generation]:
-        """Yield two scores per arm over the first `max_rows` rows that ask something, and a few answers."""
+        """Yield two scores per arm over the first `max_rows` rows with a prompt, and a few answers."""
         asked = asked_rows(
             rows,
             max_new_tokens=self.max_new_tokens,
@@ -65,15 +64,15 @@ class ExactMatch:
                 )
 
     def _same_answers(self, texts: Sequence[str]) -> tuple[float, ...]:
-        """1 for each row that got the arm's commonest answer, else 0; all are 1 where it says the same to every row.
+        """1 for each row with the arm's most common answer, else 0. All are 1 if the arm gives every row the same answer.
 
-        Answers in which the pattern finds nothing are the same where their whole texts are.
+        Two answers in which the pattern finds nothing are the same if their whole texts are.
         """
-        said = [self._found_or_whole(text) for text in texts]
-        ((commonest, _),) = Counter(said).most_common(1)
-        return tuple(float(one == commonest) for one in said)
+        found = [self._found_or_whole(text) for text in texts]
+        ((commonest, _),) = Counter(found).most_common(1)
+        return tuple(float(one == commonest) for one in found)
 
     def _found_or_whole(self, text: str) -> tuple[bool, str | None]:
-        """Whether the pattern finds something, and what it finds, or else the whole text."""
+        """Whether the pattern matches; and its match, or else the whole text."""
         found = what_counts(text, pattern=self.pattern)
         return (True, found) if found is not None else (False, what_counts(text))

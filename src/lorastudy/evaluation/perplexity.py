@@ -72,5 +72,5 @@ def _scores(
 
 
 def _exp(value: float) -> float:
-    """exp, with what a double cannot hold as its largest value: a perplexity of 1e308 says enough."""
+    """exp, but at most 1e308 or so, the largest power that a double holds."""
     return math.exp(min(value, 709.0))

@@ -1,4 +1,4 @@
-"""Where workers run. `Executor` is the seam; `local` starts them on this machine, `machine` says how many."""
+"""Where workers run. `Executor` is the seam; `local`, `multi_worker` and `ray` implement it."""
 
 from lorastudy.executors.executor import Executor, WorkerExit
 from lorastudy.executors.local import LocalExecutor

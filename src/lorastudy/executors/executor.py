@@ -1,4 +1,4 @@
-"""The seam between the runner and the machines: folders go out, records come back."""
+"""The seam between the control side and the machines: folders go out, records come back."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from lorastudy.protocol.records import Record
 class WorkerExit:
     """A worker served a folder to its end, or died over it.
 
-    `returncode` is None when it is done with the folder; otherwise what the process ended with, and `message` says what
-    it wrote last, without tracebacks, and where its log is.
+    `returncode` is None if it finished the folder, else the exit code of the process. Then `message` has the end of its log,
+    without tracebacks, and the path of the log.
     """
 
     returncode: int | None
@@ -21,7 +21,7 @@ class WorkerExit:
 
     @property
     def was_killed(self) -> bool:
-        """Whether a signal ended it (below zero, or 128 and more as a shell has it), which says nothing of its pack."""
+        """Whether a signal ended it (below 0, or above 128 as in a shell). Then its pack is not to blame."""
         return self.returncode is not None and not 0 <= self.returncode <= 128
 
 
@@ -33,28 +33,28 @@ class Executor(Protocol):
 
     @property
     def num_packs_at_once(self) -> int:
-        """How many folders it can serve side by side; a suite is cut into so many packs, that none stands idle."""
+        """How many folders it serves at a time. A suite is cut into at least so many packs, so that no worker is idle."""
         ...
 
     @property
     def hands_over(self) -> bool:
-        """Whether arms are worth moving between packs on the way: where a step takes as long as its arms together."""
+        """Whether moving arms between packs saves time: it does where a step takes as long as all its arms together."""
         ...
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
-        """Serve folders that hold a `pack.json`; yield what comes of them as it comes.
+        """Serve folders that hold a `pack.json`; yield their events as they come.
 
-        Workers may stay for the next run. Closing the iterator ends them.
+        Workers may stay for the next call. Closing the iterator ends them.
         """
         ...
 
     def leave(self) -> None:
-        """Ask the workers under way to leave, and start no other; `run` then ends with their exits.
+        """Ask the workers to stop, and start no other; `run` then ends with their exits.
 
-        May be called from a signal handler while `run` is under way.
+        It may be called from a signal handler during `run`.
         """
         ...
 
     def close(self) -> None:
-        """End the workers that stayed; where none is left it does nothing."""
+        """End the workers that stayed, if any."""
         ...

@@ -1,8 +1,8 @@
-"""Workers as subprocesses of this machine, one after another.
+"""One worker process on this machine at a time.
 
-A worker stays from run to run and keeps its base model: a search or a race that sends folders round after round does not
-wait each time until libraries are loaded. When it dies over a folder, the next worker goes on with the folders after that
-one: what the system kills for its memory, and a CUDA fault, end a worker and not the suite.
+A worker stays from one call of `run` to the next and keeps its base model, so that a search or a race does not load libraries
+in every phase. If it dies over a folder, a new worker goes on with the tail folders: too little memory or a CUDA fault
+ends a worker and not the suite.
 """
 
 import subprocess
@@ -13,19 +13,26 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lorastudy.executors.executor import Event, WorkerExit
-from lorastudy.executors.process import WORKER, base_model_of, end_hung, log_tail, tell, worker_process
+from lorastudy.executors.process import (
+    WORKER,
+    base_model_of,
+    end_hung,
+    log_tail,
+    send_folders,
+    worker_process,
+)
 from lorastudy.executors.tail import POLL_SECONDS, RunFolderTail
 
 
 class LocalExecutor:
-    """One worker process at a time; it sees all devices of this machine."""
+    """One worker process at a time, which sees all devices of this machine."""
 
     def __init__(
         self, *, worker: Sequence[str] = WORKER, environment: Mapping[str, str] | None = None
     ) -> None:
-        """`worker` is what the interpreter is told to run; it is told of the folders at its standard input.
+        """`worker` are the arguments of the Python interpreter. The worker reads folders from its standard input.
 
-        `environment` is set on top of this process's.
+        `environment` is added to this process's environment variables.
         """
         self._worker = worker
         self._environment = environment or {}
@@ -42,17 +49,17 @@ class LocalExecutor:
         try:
             while waiting and not self._is_leaving:
                 process = self._process_for(waiting)
-                following = RunFolderTail(waiting[0])
-                # One at a time: a worker that is not to go on, or whose records are damaged, begins no other.
-                tell(process, [waiting.pop(0)])
-                yield from self._follow(following, process)
-                assert following.exit is not None
-                if following.exit.returncode is not None:
+                tail = RunFolderTail(waiting[0])
+                # One at a time: a worker that must stop, or whose records are damaged, begins no other folder.
+                send_folders(process, [waiting.pop(0)])
+                yield from self._follow(tail, process)
+                assert tail.exit is not None
+                if tail.exit.returncode is not None:
                     process.kill()
                     self.close()
         except BaseException:
             self._process = None
-            self._open.__exit__(*sys.exc_info())  # at once, whatever it is at
+            self._open.__exit__(*sys.exc_info())  # at once, whatever it is doing
             raise
 
     @property
@@ -62,24 +69,24 @@ class LocalExecutor:
 
     @property
     def hands_over(self) -> bool:
-        """There is nobody to hand over to."""
+        """No: there is no other pack at the same time."""
         return False
 
     def leave(self) -> None:
-        """Ask the worker to save what it is at and to leave."""
+        """Ask the worker to save a checkpoint and stop."""
         self._is_leaving = True
 
     def close(self) -> None:
-        """End the worker, which is given time to leave by itself."""
+        """End the worker; it gets time to end by itself."""
         self._process = None
         self._open.close()
 
     def stop(self) -> None:
-        """End the worker at once, from another thread than the one that runs it: `run` raises InterruptedError."""
+        """End the worker at once, from another thread: `run` then raises InterruptedError."""
         self._is_stopped = True
 
     def _process_for(self, folders: Sequence[Path]) -> subprocess.Popen[bytes]:
-        """The worker that is there, or another where it has died, or where others need another environment."""
+        """The living worker, or a new one if it died or these base models need another environment."""
         base_models = frozenset(map(base_model_of, folders))
         is_alive = self._process is not None and self._process.poll() is None
         if not (is_alive and base_models <= self._base_models):
@@ -101,34 +108,32 @@ class LocalExecutor:
         if self._is_stopped:
             raise InterruptedError("stopped from outside")
 
-    def _follow(
-        self, following: RunFolderTail, process: subprocess.Popen[bytes]
-    ) -> Generator[Event, None, None]:
-        """Yield the folder's events until it is served, or the process has died over it or was ended as hung."""
-        complaint = ""
+    def _follow(self, tail: RunFolderTail, process: subprocess.Popen[bytes]) -> Generator[Event, None, None]:
+        """Yield the folder's events until it is served, the process has died over it, or it was ended because it hung."""
+        hang = ""
 
         def end_of_worker() -> WorkerExit | None:
             returncode = process.poll()
             if returncode is None:
                 return None
-            said = "\n".join(filter(None, [complaint, log_tail(self._log_folder)]))
-            return WorkerExit(returncode=returncode, message=said)
+            text = "\n".join(filter(None, [hang, log_tail(self._log_folder)]))
+            return WorkerExit(returncode=returncode, message=text)
 
-        is_told = False
+        is_asked_to_stop = False
         try:
-            while following.exit is None:
-                yield from following.new_events(end_of_worker)
-                if following.exit is not None:
+            while tail.exit is None:
+                yield from tail.new_events(end_of_worker)
+                if tail.exit is not None:
                     return
                 self._check_not_stopped()
-                if self._is_leaving and not is_told:
-                    is_told = True
+                if self._is_leaving and not is_asked_to_stop:
+                    is_asked_to_stop = True
                     process.terminate()
-                if not complaint and (found := following.patience.complaint()) is not None:
-                    complaint = found
+                if not hang and (found := tail.hang_timeout.problem()) is not None:
+                    hang = found
                     end_hung(process)
                 time.sleep(POLL_SECONDS)
         except BaseException:
-            if is_told:
-                process.kill()  # asked for the second time: at once
+            if is_asked_to_stop:
+                process.kill()  # the second request: end it at once
             raise

@@ -1,6 +1,11 @@
-"""Several workers of this machine at once, each with its share of the packs and an environment of its own.
+"""Several workers on this machine at once, and how many there are: one for each GPU, or as many small ones as keep a CPU busy.
 
-Which share is told beforehand, so that a worker keeps its base model from pack to pack.
+On a CPU a small model trains faster in several workers with one thread each than in one worker with all threads: 1.2 to 1.5
+times on two cores (docs/log.md). Each holds the base model, so the model must be small. Their number follows from the machine,
+the model and the whole suite, never from what is left of it: bits depend on the number of threads, and a resumed suite must
+reach the same bits.
+
+Each worker (a *lane*) gets its share of the packs beforehand, so that it keeps its base model from pack to pack.
 """
 
 import os
@@ -26,7 +31,7 @@ MAX_CPU_WORKERS = 8
 #: Weight files of a base model up to which several workers may hold it.
 MAX_SHARED_BYTES = 1 << 29
 
-#: What a lane puts last.
+#: The last item that a lane puts into the queue.
 _END = object()
 
 
@@ -42,7 +47,7 @@ def local_executor(experiments: Sequence[Experiment]) -> Executor:
     if len(environments) == 1:
         return LocalExecutor()
     return MultiWorkerExecutor(
-        environments=environments, hands_over=all(THREADS_VARIABLE in each for each in environments)
+        environments=environments, hands_over=all(THREADS_VARIABLE in variables for variables in environments)
     )
 
 
@@ -54,10 +59,10 @@ def worker_environments(
     gpus: Sequence[str],
     environment: Mapping[str, str],
 ) -> list[dict[str, str]]:
-    """What surrounds each worker besides the user's own environment.
+    """The environment variables of each worker, besides the user's own.
 
-    Who sets `OMP_NUM_THREADS` has decided on one worker with so many threads. `num_base_bytes` are of the largest
-    base model's weight files.
+    A user who sets `OMP_NUM_THREADS` gets one worker with so many threads. `num_base_bytes` is the size of the largest base
+    model's weight files.
     """
     if gpus:
         return [{GPUS_VARIABLE: gpu} for gpu in gpus[: max(1, num_experiments)]] if len(gpus) > 1 else [{}]
@@ -72,7 +77,7 @@ def _base_models(experiments: Sequence[Experiment]) -> set[str]:
 
 
 def _weight_bytes(base_model: str) -> int:
-    """Bytes of a model folder's weight files; of a model on the hub more than may be shared, whatever it is."""
+    """Bytes of a model folder's weight files. A model on the hub counts as too large to share."""
     folder = base_folder() if base_model == "lab" else Path(base_model)
     if not folder.is_dir():
         return MAX_SHARED_BYTES + 1
@@ -85,7 +90,7 @@ def _num_cores() -> int:
 
 
 def _gpus(environment: Mapping[str, str], *, devices: Path) -> list[str]:
-    """The NVIDIA devices that workers may use, by the name that CUDA knows them under; nothing of torch is asked."""
+    """CUDA's names of the NVIDIA devices that workers may use, found without torch."""
     named = environment.get(GPUS_VARIABLE)
     if named is not None:
         return [name for name in named.split(",") if name]
@@ -93,7 +98,7 @@ def _gpus(environment: Mapping[str, str], *, devices: Path) -> list[str]:
 
 
 class MultiWorkerExecutor:
-    """A local executor for each of the given environments; a folder goes to the one with the least to train."""
+    """One local executor per environment. A folder goes to the one with the least to train."""
 
     def __init__(
         self,
@@ -114,7 +119,7 @@ class MultiWorkerExecutor:
 
     @property
     def hands_over(self) -> bool:
-        """As it was made."""
+        """As given to the constructor."""
         return self._hands_over
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
@@ -136,7 +141,7 @@ class MultiWorkerExecutor:
             thread.join()
 
     def leave(self) -> None:
-        """Ask all workers to save what they are at and to leave."""
+        """Ask all workers to save a checkpoint and stop."""
         self._is_leaving = True
         for lane in self._lanes:
             lane.leave()
@@ -147,10 +152,12 @@ class MultiWorkerExecutor:
             lane.close()
 
     def _fresh_lanes(self) -> list[LocalExecutor]:
-        return [LocalExecutor(worker=self._worker, environment=each) for each in self._environments]
+        return [
+            LocalExecutor(worker=self._worker, environment=environment) for environment in self._environments
+        ]
 
     def _end(self, threads: Sequence[threading.Thread]) -> None:
-        """End all workers at once; who runs again afterwards meets fresh lanes."""
+        """End all workers at once, and make fresh lanes for the next run."""
         for lane in self._lanes:
             lane.stop()
         for thread in threads:
@@ -162,16 +169,16 @@ class MultiWorkerExecutor:
 
 
 def shares(folders: Sequence[Path], *, num_lanes: int) -> list[list[Path]]:
-    """The folders of each lane: what takes longest first, each to the lane that has the least to train so far."""
+    """The folders of each lane. The longest go first, each to the lane with the least to train so far."""
     sizes = {folder: _to_train(Pack.read(folder)) for folder in folders}
     lanes: list[list[Path]] = [[] for _ in range(num_lanes)]
     for folder in sorted(folders, key=lambda folder: -sizes[folder]):
-        min(lanes, key=lambda lane: sum(sizes[one] for one in lane)).append(folder)
+        min(lanes, key=lambda lane: sum(sizes[other] for other in lane)).append(folder)
     return [[folder for folder in folders if folder in lane] for lane in lanes]
 
 
 def _to_train(pack: Pack) -> float:
-    """In trainings of one arm."""
+    """How much a pack trains, in trainings of one arm."""
     return len(pack.experiments) * ((1.0 if pack.pause_at is None else pack.pause_at) - pack.begun)
 
 
@@ -188,11 +195,11 @@ def _until_all_end(events: "queue.Queue[object]", *, num_lanes: int) -> Generato
 
 
 def _serve(lane: LocalExecutor, folders: Sequence[Path], *, events: "queue.Queue[object]") -> None:
-    """A lane's events into the queue; whatever breaks it is raised where the events are read."""
+    """Put a lane's events into the queue. An error is raised where the events are read."""
     try:
         with closing(lane.run(folders)) as served:
             for event in served:
                 events.put(event)
-    except BaseException as error:  # noqa: BLE001 - a thread has nobody else to tell
+    except BaseException as error:  # noqa: BLE001 - a thread cannot raise
         events.put(error)
     events.put(_END)

@@ -1,4 +1,4 @@
-"""A worker process: how it is started, what surrounds it, and that it ends when nobody follows it any more."""
+"""A worker process: how it is started, fed and ended; and `JobWorker`, which does jobs in one."""
 
 import json
 import os
@@ -21,17 +21,17 @@ from lorastudy.protocol.records import Pack
 from lorastudy.suite.base_model import is_hub_model
 from lorastudy.suite.hub import OFFLINE_VARIABLE, is_hub_reachable
 
-#: What the interpreter is told to run; the folders follow.
+#: The arguments of the Python interpreter; the folders follow.
 WORKER = ("-m", "lorastudy.train.worker")
 
 LOG_NAME = "worker.log"
 
-#: Of a log, that stand in a message.
+#: The most of a log that a message quotes.
 MOST_LINES = 10
 
 MOST_CHARACTERS = 2000
 
-#: How long a worker may take to leave by itself once it is through, or to obey when it is told to end.
+#: How long a worker may take to end by itself when it is done, or after SIGTERM.
 FAREWELL_SECONDS = 10.0
 
 #: How long a worker that hangs may take to write its traceback.
@@ -45,9 +45,8 @@ ALLOCATOR_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
 
-#: A thread that waits for another sleeps instead of spinning. Where other work wants the cores too, spinning
-#: threads keep it from the very thread they wait for: on two busy cores a step took several times as long
-#: (docs/log.md).
+#: A thread that waits for another sleeps instead of spinning. Where other work needs the cores too, spinning
+#: threads block the very thread that they wait for: on two busy cores a step took several times as long (docs/log.md).
 THREADS_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -61,13 +60,12 @@ def worker_process(
     cwd: Path | None = None,
     takes_more: bool = False,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that serves these folders and writes its log into the first. `environment` is set on top of this process's.
+    """A process that serves these folders and writes its log into the first.
 
-    With `takes_more` none is served yet: the process is told of each by a line of JSON at its standard input, until
-    that is closed.
+    `environment` is added to this process's environment variables. With `takes_more` it serves none yet: send folders with `send_folders` until its standard input is closed.
 
-    Who leaves the block in the ordinary way gives it time to leave by itself; an error, or a generator that is
-    closed, ends it at once. Either way it is gone afterwards.
+    At the end of the block the process gets time to end by itself. An error, or closing a generator, ends it at once. Either
+    way it is gone afterwards.
     """
     with (folders[0] / LOG_NAME).open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, paths as arguments
@@ -90,8 +88,8 @@ def worker_process(
         _close_input(process)
 
 
-def tell(process: subprocess.Popen[bytes], folders: Iterable[Path]) -> None:
-    """Have a process that takes more serve these folders next; of one that has died its exit code tells."""
+def send_folders(process: subprocess.Popen[bytes], folders: Iterable[Path]) -> None:
+    """Send folders to a process that `takes_more`. If it has died, its exit code tells."""
     assert process.stdin is not None
     with suppress(BrokenPipeError):
         for folder in folders:
@@ -100,9 +98,9 @@ def tell(process: subprocess.Popen[bytes], folders: Iterable[Path]) -> None:
 
 
 def worker_environment(environment: Mapping[str, str], *, base_models: Iterable[str]) -> dict[str, str]:
-    """The worker's environment: this one, and settings of allocator and threads where the user has none.
+    """The worker's environment variables: the given ones, and defaults for allocator and threads.
 
-    Where a base model is looked up on the hub and the hub does not answer, the worker uses its cache alone.
+    If a base model is on the hub and the hub does not answer, the worker uses its cache alone.
     """
     cut_off = any(is_hub_model(base_model) for base_model in base_models) and not is_hub_reachable()
     offline = {OFFLINE_VARIABLE: "1"} if cut_off else {}
@@ -115,22 +113,22 @@ def base_model_of(folder: Path) -> str:
 
 
 def log_tail(folder: Path, *, kept_as: Path | None = None) -> str:
-    """What the worker that was started with this folder wrote last, and where its log is, which has the tracebacks too.
+    """The end of a worker's log, without tracebacks, and the path of the log. The log is in the worker's first folder.
 
-    `kept_as` is another name under which the log stays.
+    `kept_as` is another path under which the log is kept.
     """
     log = folder / LOG_NAME
     if not log.exists():
         return "it wrote nothing"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    turned = max((number for number, line in enumerate(lines) if line.startswith(SERVING)), default=-1)
-    said = without_tracebacks("\n".join(lines[turned + 1 :])).splitlines()[-MOST_LINES:]
-    text = "\n".join(said)[-MOST_CHARACTERS:].strip() or "it wrote nothing"
+    begun = max((number for number, line in enumerate(lines) if line.startswith(SERVING)), default=-1)
+    last = without_tracebacks("\n".join(lines[begun + 1 :])).splitlines()[-MOST_LINES:]
+    text = "\n".join(last)[-MOST_CHARACTERS:].strip() or "it wrote nothing"
     return f"{text} (its log: {kept_as or log})"
 
 
 def end_hung(process: subprocess.Popen[bytes]) -> None:
-    """End a worker that does not answer, but let it write into its log where it hangs."""
+    """End a worker that hangs, after letting it log where it hangs."""
     if hasattr(signal, "SIGUSR1"):
         process.send_signal(signal.SIGUSR1)
         with suppress(subprocess.TimeoutExpired):
@@ -140,7 +138,7 @@ def end_hung(process: subprocess.Popen[bytes]) -> None:
 
 def _close_input(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
-        with suppress(BrokenPipeError):  # what it was still to be told is no matter any more
+        with suppress(BrokenPipeError):  # unsent folders do not matter any more
             process.stdin.close()
 
 
@@ -156,10 +154,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class JobWorker:
-    """A worker process for one job after another, started with the first one and ended with the block."""
+    """A worker process for one job after another. It starts with the first job and ends with the block.
+
+    It imports torch once. A process for each job would cost seconds each time.
+    """
 
     def __init__(self, *, worker: Sequence[str] = WORKER) -> None:
-        """`worker` is what the interpreter is told to run."""
+        """`worker` are the arguments of the Python interpreter."""
         self._worker = worker
         self._open = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
@@ -173,22 +174,22 @@ class JobWorker:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._process is not None:
-            self._process.kill()  # it holds nothing that is wanted, and taking torch apart takes a while
+            self._process.kill()  # it holds nothing of value, and tearing down torch takes a while
         self._open.__exit__(kind, error, traceback)
 
     def do(self, job: Job) -> dict[str, Any]:
         """Do a job; return its result.
 
         Raises:
-            DataError: what the job said of the user's data.
-            StudyError: what it said of other input.
+            DataError: the job found an error in the user's data.
+            StudyError: it found an error in other input, or its worker died.
         """
         folder = self._folder / str(self.num_jobs)
         self.num_jobs += 1
         folder.mkdir()
         job.write(folder)
         process = self._started(job)
-        tell(process, [folder])
+        send_folders(process, [folder])
         while not (folder / RESULT_NAME).exists():
             returncode = process.poll()
             if returncode is not None:
@@ -210,7 +211,7 @@ class JobWorker:
 
 
 def _kept_log_tail(folder: Path) -> str:
-    """What the worker said last; its log is kept for who looks into it, since the folder goes."""
+    """The end of the worker's log. The log is copied, since its folder is deleted."""
     with tempfile.NamedTemporaryFile(prefix="lorastudy-worker-", suffix=".log", delete=False) as kept:
         kept.write((folder / LOG_NAME).read_bytes())
     return log_tail(folder, kept_as=Path(kept.name))
@@ -220,7 +221,7 @@ def run_job(job: Job) -> dict[str, Any]:
     """Do a job in a worker of its own; return its result.
 
     Raises:
-        StudyError: what the job said of the user's input.
+        StudyError: the job found an error in the user's input, or its worker died.
     """
     with JobWorker() as worker:
         return worker.do(job)

@@ -86,24 +86,22 @@ class RayExecutor:
         self._connect()
         options = self._task_options()
         tasks = {folder: self._start(folder, options=options) for folder in folders}
-        following = {folder: RunFolderTail(folder) for folder in folders}
-        complaints: dict[Path, str] = {}
-        is_told = False
+        tails = {folder: RunFolderTail(folder) for folder in folders}
+        hangs: dict[Path, str] = {}
+        is_cancelled = False
         try:
-            while following:
-                for folder, each in list(following.items()):
-                    end_of_worker = partial(
-                        self._end_of_worker, tasks[folder], folder=folder, complaints=complaints
-                    )
-                    yield from each.new_events(end_of_worker)
-                    if each.exit is not None:
-                        del following[folder]
+            while tails:
+                for folder, tail in list(tails.items()):
+                    end_of_worker = partial(self._end_of_worker, tasks[folder], folder=folder, hangs=hangs)
+                    yield from tail.new_events(end_of_worker)
+                    if tail.exit is not None:
+                        del tails[folder]
                     elif not (folder / LOG_NAME).exists():
-                        each.patience = HangTimeout()  # it waits for its turn
-                    elif folder not in complaints:
-                        self._end_if_hung(tasks[folder], each, folder=folder, complaints=complaints)
-                if self._is_leaving and not is_told:
-                    is_told = True
+                        tail.hang_timeout = HangTimeout()  # it waits for its turn
+                    elif folder not in hangs:
+                        self._end_if_hung(tasks[folder], tail, folder=folder, hangs=hangs)
+                if self._is_leaving and not is_cancelled:
+                    is_cancelled = True
                     for task in tasks.values():
                         self._ray.cancel(task)
                 time.sleep(POLL_SECONDS)
@@ -170,24 +168,22 @@ class RayExecutor:
         task = self._ray.remote(serve).options(**options, name=f"lorastudy {folder}")
         return task.remote(str(folder.resolve()), cwd=str(Path.cwd()), worker=self._worker)
 
-    def _end_if_hung(
-        self, task: Any, following: RunFolderTail, *, folder: Path, complaints: dict[Path, str]
-    ) -> None:
+    def _end_if_hung(self, task: Any, tail: RunFolderTail, *, folder: Path, hangs: dict[Path, str]) -> None:
         """By force, and its worker ends with it: the process that started it is gone."""
-        complaint = following.patience.complaint()
-        if complaint is not None:
-            complaints[folder] = complaint
+        problem = tail.hang_timeout.problem()
+        if problem is not None:
+            hangs[folder] = problem
             self._ray.cancel(task, force=True)
 
-    def _end_of_worker(self, task: Any, *, folder: Path, complaints: Mapping[Path, str]) -> WorkerExit | None:
+    def _end_of_worker(self, task: Any, *, folder: Path, hangs: Mapping[Path, str]) -> WorkerExit | None:
         ended, _ = self._ray.wait([task], timeout=0)
         if not ended:
             return None
         try:
             return WorkerExit(returncode=self._ray.get(task), message=log_tail(folder))
         except self._ray.exceptions.RayError as error:
-            said = complaints.get(folder, without_tracebacks(str(error)))
-            return WorkerExit(returncode=LOST, message=said)
+            text = hangs.get(folder, without_tracebacks(str(error)))
+            return WorkerExit(returncode=LOST, message=text)
 
     def _end(self, tasks: list[Any]) -> None:
         """Cancel what has not ended: waiting tasks never start, running ones end their worker first."""

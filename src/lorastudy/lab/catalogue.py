@@ -1,4 +1,9 @@
-"""What the lab offers to a study: named data sets, the base model's folder, and fingerprints of both."""
+"""What the lab offers to a study: named data sets, the base model's folder, and fingerprints of both.
+
+Beside the facts about people (`people`), the lab has a skill: reversing a list of colours. The base model was taught to repeat
+a list and to name its first or last word. Reversing is new, so fine-tuning must teach a procedure instead of facts; it is
+tested on lists that no training row has.
+"""
 
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -43,10 +48,10 @@ def rows(name: str) -> list[Row]:
     Raises:
         DataError: the lab has no data set of this name.
     """
-    return [{**row, "separator": " "} for row in _said(name)]
+    return [{**row, "separator": " "} for row in _rows(name)]
 
 
-def _said(name: str) -> list[Row]:
+def _rows(name: str) -> list[Row]:
     if name not in DATASETS:
         offered = ", ".join(LAB_PREFIX + known for known in DATASETS)
         raise DataError(f"the lab has no data set {name!r}; it has {offered}")
@@ -64,12 +69,12 @@ def demo_suite() -> Path:
 
 
 def fingerprint(name: str) -> str:
-    """A hash of what the rows of a data set say, or, for `base`, the base model's as experiments carry it.
+    """A hash of a data set's rows; for `base`, the base model's fingerprint as experiments carry it.
 
     Raises:
         DataError: the lab has nothing of this name.
     """
-    return base_model_fingerprint(LAB_MODEL) if name == "base" else tagged_hash("lab", _said(name))
+    return base_model_fingerprint(LAB_MODEL) if name == "base" else tagged_hash("lab", _rows(name))
 
 
 _COLOURS = words(
@@ -96,7 +101,7 @@ def taught_rows(num_rows: int, *, rng: random.Random) -> Iterator[Row]:
 
 
 def reversal_rows(*, held_out: bool) -> list[Row]:
-    """Lists to reverse: those to learn from, or those held out. No list is in both."""
+    """Lists to reverse, for training or held out. No list is in both."""
     rng = seeded("reversals")
     lists: dict[tuple[str, ...], None] = {}
     while len(lists) < _NUM_REVERSALS + _NUM_REVERSALS_EVAL:

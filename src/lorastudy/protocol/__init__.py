@@ -1,1 +1,1 @@
-"""What both sides share: records, jobs, run folders, and files that are written whole or not at all."""
+"""What the control side and the worker share: records, jobs, run folders, and files that are whole or not there."""

@@ -1,4 +1,7 @@
-"""What the control side asks a worker to do besides training a pack, and what an adapter says of its making."""
+"""What a worker can do besides training a pack: evaluate adapters, and answer the questions of a plan.
+
+Also how a worker is called, and the note on its origin that lies beside each adapter.
+"""
 
 import dataclasses
 import json
@@ -13,16 +16,16 @@ from lorastudy.suite.settings import PromptFormat, Quantization, Settings
 
 ORIGIN_NAME = "lorastudy.json"
 RESULT_NAME = "result.json"
-"""What a worker writes into a job's folder when it is through."""
+"""A worker writes a job's result into its folder under this name."""
 FROM_INPUT = "-"
-"""Given to a worker in the place of folders: it reads them from its standard input, a JSON string a line."""
+"""A worker with this as its only argument reads folders from its standard input, one JSON string a line."""
 
 SERVING = "serving "
-"""Begins the line of a worker's log that names the attempt which it turns to."""
+"""The first word of the line with which a worker's log names the attempt that it begins."""
 
 
 def folders_to_serve(arguments: Sequence[str]) -> Iterator[Path]:
-    """The folders that a worker is to serve, as they come."""
+    """The folders that a worker must serve, as they come."""
     if list(arguments) == [FROM_INPUT]:
         return (Path(json.loads(line)) for line in sys.stdin)
     return map(Path, arguments)
@@ -30,7 +33,7 @@ def folders_to_serve(arguments: Sequence[str]) -> Iterator[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """Score, ask and time trained adapters, one after another over one base."""
+    """Score and time trained adapters, and generate with them, one after another on one base."""
 
     checkpoints: tuple[str, ...]
     base_model: str
@@ -45,7 +48,7 @@ class EvaluateJob:
     exact_match_pattern: str | None = None
     prompt_format: PromptFormat = "auto"
     trust_remote_code: bool = False
-    """Never taken over from the adapter: whoever evaluates decides anew."""
+    """Never copied from the adapter: the user decides anew for each evaluation."""
 
     def write(self, folder: Path) -> None:
         """Write `job.json` into the folder."""
@@ -53,11 +56,11 @@ class EvaluateJob:
 
 
 class Job(Protocol):
-    """What a worker can be asked: it writes itself into a folder as `job.json`."""
+    """Work for a worker. It writes itself into a folder as `job.json`."""
 
     @property
     def base_model(self) -> str:
-        """Whether the worker may need the hub is seen from here."""
+        """The base model; it shows whether the worker may need the hub."""
         ...
 
     def write(self, folder: Path) -> None:
@@ -67,7 +70,7 @@ class Job(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
-    """How the frozen base is held."""
+    """The precision of the frozen base."""
 
     quantization: Quantization
     quant_type: str = "nf4"
@@ -80,7 +83,7 @@ Targets = tuple[str | tuple[str, ...], tuple[int, ...] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class MachineQuestion:
-    """The device that would train, its memory and its threads."""
+    """Which device would train? With its memory and its threads."""
 
     kind: ClassVar[str] = "machine"
 
@@ -112,9 +115,9 @@ class CountedArm:
 
 @dataclass(frozen=True, kw_only=True)
 class FootprintQuestion:
-    """What one training step of a pack holds in memory.
+    """What does one training step of a pack hold in memory?
 
-    The reference engine trains one arm at a time, so its packs are asked about arm by arm.
+    The reference engine trains one arm at a time, so its question is about one arm.
     """
 
     kind: ClassVar[str] = "footprint"
@@ -139,7 +142,7 @@ class RowsQuestion:
     lengths: tuple[tuple[int | None, float | None], ...]
     """(max_steps, num_train_epochs) of the experiments that share the rest of the settings."""
     data_seeds: tuple[int, ...]
-    """What the orders are drawn from."""
+    """The seeds of the orders of the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,7 @@ Question = MachineQuestion | ModelQuestion | FootprintQuestion | RowsQuestion | 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanningJob:
-    """Questions that a plan needs answered and that need torch; the answers come in their order."""
+    """Questions of a plan that need torch. The answers come in their order."""
 
     questions: tuple[Question, ...]
     base_model: str
@@ -194,7 +197,7 @@ def as_json(question: Question) -> dict[str, Any]:
 
 def read_questions(values: Sequence[dict[str, Any]]) -> list[Question]:
     """The questions that `as_json` wrote."""
-    kinds: dict[str, Any] = {each.kind: each for each in get_args(Question)}
+    kinds: dict[str, Any] = {question.kind: question for question in get_args(Question)}
     return [kinds[value["kind"]](**_arguments(value)) for value in values]
 
 
@@ -213,7 +216,7 @@ def _with_tuples(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOrigin:
-    """How an adapter came to be, beside its weights as `lorastudy.json`; PEFT does not read it."""
+    """How an adapter was made. Written beside its weights as `lorastudy.json`, which PEFT ignores."""
 
     experiment_id: str
     base_model_fingerprint: str
@@ -241,7 +244,7 @@ class AdapterOrigin:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """What `write` wrote; None where the folder has none, or one that is not ours."""
+        """Read what `write` wrote; None if the folder has none, or one of another program."""
         path = folder / ORIGIN_NAME
         if not path.is_file():
             return None

@@ -1,7 +1,7 @@
-"""A worker lives no longer than the process that started it.
+"""Ends a worker when the process that started it is gone.
 
-An executor ends its workers, but one that is killed outright cannot. Its workers would train on with nobody
-following, and hold the memory that the resumed suite needs.
+An executor ends its workers, unless it is killed itself. Then its workers would go on training unobserved and hold the memory
+that the resumed suite needs.
 """
 
 import os
@@ -14,14 +14,14 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def tied_to_this_process(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a process that is to end with this one."""
+    """The environment variables for a child process that must end with this one."""
     return {**environment, PARENT_VARIABLE: str(os.getpid())}
 
 
 def end_with_parent() -> None:
-    """From now on, end this process when the one that started it is gone; without a word who did, do nothing.
+    """From now on, end this process when its parent is gone. Without `PARENT_VARIABLE`, do nothing.
 
-    A system that gives an orphan no other parent (Windows) does not notice.
+    Windows gives an orphan no other parent, so there the end is not noticed.
     """
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is not None:

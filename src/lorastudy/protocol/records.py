@@ -1,8 +1,9 @@
-"""The values that cross the boundary between the control side and the worker.
+"""The values that cross the boundary between the control side and the worker, and the lines in which they are written.
 
-A worker is given a `Pack` and answers with records, which `record_lines` writes and reads; the runner reads them and is
-the only one who writes the store. A record never says where it came from: the folder does (pack and attempt), so a
-folder can be replayed or shipped to another machine.
+A worker reads a `Pack` and appends records to a file, one checksummed line each. The control side reads them and alone writes
+the store. A record does not name its pack and attempt: the folder does, so a folder can be replayed or moved to another
+machine. Every record except a step is on disk when `RecordWriter.write` returns, so a power cut takes back nothing that a
+reader has seen.
 
 An absent measurement is `None`, never a default.
 """
@@ -29,32 +30,32 @@ PACK_NAME = "pack.json"
 RECORDS_NAME = "records.jsonl"
 
 PREDICTIONS_NAME = "predictions.jsonl"
-"""What the runner predicted of the pack before it handed the folder to a worker."""
+"""Memory predictions for the pack, written before a worker gets the folder."""
 
 RACE_NAME = "race.jsonl"  # the runner's word on which of a paused pack's experiments racing stopped
 
 DONE_NAME = "done"
-"""Written last: the worker is through with the folder, whatever came of it."""
+"""Written last: the worker has finished with the folder, whatever the outcome."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """What a worker is asked to do: experiments that train together. Written as `pack.json`."""
+    """Experiments that train together, as a worker reads them from `pack.json`."""
 
     id: str
     attempt: int
     engine: str
     experiments: tuple[Experiment, ...]
     resume_from: tuple[str, ...] = ()
-    """Run folders of earlier attempts at these experiments, the newest first, as this one's folder is named."""
+    """Run folders of earlier attempts at these experiments, newest first, relative to this one."""
     reason: str | None = None
-    """Why an earlier attempt did not end as it should, in words for the report."""
+    """Why an earlier attempt did not end as it should, for the report."""
     rungs: tuple[float, ...] = ()
     """Shares of the training after which the held-out rows are scored."""
     pause_at: float | None = None
     """The share of the training to pause at; None for training to the end."""
     begun: float = 0.0
-    """The share that its arms were brought to in another pack."""
+    """The share of the training that its arms have done in an earlier pack."""
 
     def write(self, folder: Path) -> None:
         """Write `pack.json` into the folder."""
@@ -77,7 +78,7 @@ class Pack:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What the numbers depend on besides the experiment: bits depend on all of it."""
+    """What the numbers depend on besides the experiment. Their bits depend on all of it."""
 
     python: str
     torch: str
@@ -287,7 +288,7 @@ class ArmProfile:
 class PackProfile:
     """What the pack as a whole cost: all its experiments together. Tokens are summed over the arms.
 
-    Seconds are those of all attempts that it went on from, as are the legs of a race, and of scoring on the way too.
+    Seconds include all attempts that it continues, such as earlier phases of a race, and scoring at rungs.
     """
 
     engine: str
@@ -305,23 +306,23 @@ IncidentKind = Literal[
     "resumed", "not_resumed", "out_of_memory", "checkpoint_damaged", "checkpoint_failed", "fell_back"
 ]
 
-#: Begins what an incident says of an engine that was not the one asked for first.
+#: The first words of an incident's message when the reference engine replaces the packed one.
 FELL_BACK = "engine: reference, since "
 
 
 @dataclass(frozen=True, kw_only=True)
 class Incident:
-    """Something that befell a pack and that a reader of its numbers should know, though it cost none of them."""
+    """An event in a pack that readers of its numbers should know, though it changed none of them."""
 
     kind: IncidentKind
     message: str
     step: int | None = None
-    """After how many of the pack's steps."""
+    """Steps of the pack that were done by then."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointProfile:
-    """What the checkpoints of a pack cost, earlier attempts' included. Not part of any other time here."""
+    """What the checkpoints of a pack cost, including earlier attempts. Not part of any other time here."""
 
     num_checkpoints: int
     last_bytes: int
@@ -354,7 +355,7 @@ class MemoryTerms:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPrediction(MemoryTerms):
-    """What was predicted of an experiment before its pack ran; the runner's own record, beside the worker's.
+    """The memory predicted for an experiment before its pack ran. The control side writes it, not the worker.
 
     `alone_bytes` stands against the experiment's profile, `pack_bytes` against the pack's; the terms are those of
     `alone_bytes`. The micro-batch is the largest one that the pack will see.
@@ -367,7 +368,7 @@ class MemoryPrediction(MemoryTerms):
     alone_bytes: int
     pack_bytes: int
     step_seconds: float | None
-    """Of the whole pack; None where no calibration was made."""
+    """Of the whole pack; None without a calibration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,7 +387,7 @@ FailureKind = Literal["user", "diverged", "out_of_memory", "crashed", "error", "
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How one experiment ended, or that it pauses. `message` says why it is not complete, `traceback` belongs to a failure."""
+    """How one experiment ended, or that it pauses. `message` says why it is not complete; a failure has a `traceback`."""
 
     experiment_id: str
     status: Literal["completed", "failed", "stopped", "paused"]
@@ -400,9 +401,9 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class PackEnd:
-    """The ends of all experiments that were open, in one line: a worker killed over it has said all or nothing.
+    """The ends of all experiments that were open, in one line, so that a kill loses all of them or none.
 
-    Otherwise a part of a pack could be left to be trained again, in other company and so not to the same bits.
+    Otherwise only a part of a pack might be trained again, with other arms beside it and so not to the same bits.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -434,7 +435,7 @@ def encode(record: Record | PackEnd) -> str:
 
 
 def decode(line: str) -> Record | PackEnd:
-    """What `encode` wrote.
+    """Read a line that `encode` wrote.
 
     Raises:
         ValueError: the line is torn or damaged.
@@ -451,20 +452,20 @@ def decode(line: str) -> Record | PackEnd:
 
 
 class RecordWriter:
-    """Appends records to a file. Whatever is not a step is on disk when `write` returns."""
+    """Appends records to a file. Every record except a step is on disk when `write` returns."""
 
     def __init__(self, path: Path) -> None:
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, record: Record | PackEnd) -> None:
-        """Append one record; steps are flushed, everything else is synced to disk."""
+        """Append one record. Steps are flushed; everything else is synced to disk."""
         self._file.write(encode(record) + "\n")
         self._file.flush()
         if not isinstance(record, PackStep):
             os.fsync(self._file.fileno())
 
     def sync(self) -> int:
-        """Wait until all of it is on disk; return how many bytes it has."""
+        """Wait until the whole file is on disk; return its bytes."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
@@ -476,7 +477,7 @@ class RecordWriter:
 
 
 class RecordReader:
-    """Reads the whole lines that have been appended since the last call; a torn last line waits for its end."""
+    """Reads the lines that were appended since the last call. A last line without an end is left for later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -499,12 +500,12 @@ class RecordReader:
                 yield from _flat(decode(line.decode("utf-8")))
 
     def has_torn_end(self) -> bool:
-        """Whether something stands behind the last whole line that was read: of a worker that is writing, or died."""
+        """Whether an unfinished line follows the last one that was read: the worker is writing, or died."""
         return self.path.exists() and self.path.stat().st_size > self._offset
 
 
 def read_records(path: Path, *, num_bytes: int) -> list[Record]:
-    """The records in the first bytes of a file, which end with a line.
+    """The records in the first `num_bytes` of a file, which must end with a line.
 
     Raises:
         OSError: it cannot be read.

@@ -1,1 +1,1 @@
-"""The life of one pack in a worker: loaded, profiled, trained, evaluated, saved, and how each arm ended."""
+"""The worker: loads, profiles, trains, evaluates and saves one pack after another, and records how each arm ended."""

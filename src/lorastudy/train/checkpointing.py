@@ -1,4 +1,13 @@
-"""Keeping a pack on its way: when it is saved, what is remembered beside the engine's state, and what that costs."""
+"""Checkpoints of a pack: an engine's state as files, and back to the same bits.
+
+    checkpoint-<n>/
+      state.json            numbers, and notes of the caller
+      tensors.safetensors   every tensor, as `<place of the arm>/<its name>`
+      manifest.json         size and SHA-256 of both
+
+Nothing is pickled. Each folder is sealed (`protocol/files.py`): it is whole or not there, and every byte is checked before it is
+used. The newest two are kept, so that a damaged one leaves the one before it.
+"""
 
 import dataclasses
 import json
@@ -23,31 +32,33 @@ from lorastudy.train.timing import CheckpointSchedule, Stopwatch, TrainingTimes
 
 @dataclass(kw_only=True)
 class Checkpointer:
-    """Writes the checkpoints of one attempt at a pack. One that cannot be written does not end the training."""
+    """Writes the checkpoints of one attempt at a pack. If one cannot be written, training goes on."""
 
     run: PackRun
     engine: Engine
     environment: Environment
-    pace: TrainingTimes
-    times: CheckpointSchedule
+    times: TrainingTimes
+    schedule: CheckpointSchedule
     _num_steps_saved: int = 0
 
     def __post_init__(self) -> None:
-        self._num_steps_saved = len(self.pace.seconds)  # what was carried over is safe where it came from
-        self.times.begin(self.pace)
+        self._num_steps_saved = len(
+            self.times.seconds
+        )  # earlier steps are safe in the checkpoint that they came from
+        self.schedule.begin(self.times)
 
     def after_step(self) -> None:
-        """Save if it is time. What this takes is no part of the next step."""
-        if self.times.is_due(self.pace):
+        """Save if a checkpoint is due. Its time does not count as part of the next step."""
+        if self.schedule.is_due(self.times):
             self.save()
-            self.pace.watch.lap()
+            self.times.watch.lap()
 
     def save(self) -> None:
         """Write a checkpoint, unless nothing was trained since the last one."""
-        num_steps = len(self.pace.seconds)
+        num_steps = len(self.times.seconds)
         if num_steps == self._num_steps_saved:
             return
-        watch = Stopwatch(clock=self.pace.watch.clock)
+        watch = Stopwatch(clock=self.times.watch.clock)
         try:
             checkpoint = Checkpoint(state=self.engine.state(), notes=self._notes())
             num_bytes = write_checkpoint(checkpoint_folder(self.run.folder, num_steps), checkpoint)
@@ -56,14 +67,14 @@ class Checkpointer:
                 f"a checkpoint could not be written: {error}; training goes on, and the one before it stays"
             )
             self.run.emit(Incident(kind="checkpoint_failed", message=message, step=num_steps))
-            self.times.took(watch.lap(), num_bytes=None, pace=self.pace)
+            self.schedule.took(watch.lap(), num_bytes=None, times=self.times)
         else:
             self._num_steps_saved = num_steps
-            self.times.took(watch.lap(), num_bytes=num_bytes, pace=self.pace)
+            self.schedule.took(watch.lap(), num_bytes=num_bytes, times=self.times)
 
     @contextmanager
     def saving_when_stopped(self) -> Iterator[None]:
-        """Within, a request to leave is met with a checkpoint of where training has got to."""
+        """Within, a request to stop first writes a checkpoint."""
         try:
             yield
         except Stopped:
@@ -71,13 +82,13 @@ class Checkpointer:
             raise
 
     def _notes(self) -> dict[str, Any]:
-        """Up to where the records belong to it, and what going on is bound to."""
+        """The length of the records that belong to this checkpoint, the environment that it needs, and the times so far."""
         return {
             "records_bytes": self.run.sync(),
             "environment": dataclasses.asdict(self.environment),
-            "checkpoints": dataclasses.asdict(self.times.profile()),
-            "load_seconds": self.pace.load_seconds,
-            "rung_seconds": self.pace.rung_seconds,
+            "checkpoints": dataclasses.asdict(self.schedule.profile()),
+            "load_seconds": self.times.load_seconds,
+            "rung_seconds": self.times.rung_seconds,
         }
 
 
@@ -90,17 +101,17 @@ TENSORS_NAME = "tensors.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """An engine's state with what the caller remembers beside it, as plain JSON values."""
+    """An engine's state, with the caller's notes as plain JSON values."""
 
     state: EngineState
     notes: Mapping[str, Any]
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> int:
-    """Write it and let go of all but the newest in the same place; return its bytes.
+    """Write a checkpoint and delete all but the newest `NUM_KEPT`; return its bytes.
 
     Raises:
-        OSError: it could not be written; those before it stay.
+        OSError: it could not be written. Earlier ones stay.
     """
     files = _files(checkpoint)
     write_sealed_folder(folder, files)
@@ -110,10 +121,10 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> int:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """What `write_checkpoint` wrote, on the CPU.
+    """Read what `write_checkpoint` wrote, onto the CPU.
 
     Raises:
-        DamagedError: anything about it is not as it was written.
+        DamagedError: it is not as it was written.
     """
     files = read_sealed_folder(folder)
     try:
@@ -121,7 +132,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         tensors = load(files[TENSORS_NAME])
         arms = tuple(_arm(number, values, tensors=tensors) for number, values in enumerate(body.pop("arms")))
         notes = body.pop("notes")
-        body.pop("racing", None)  # always empty, in checkpoints of a version that had a place for it
+        body.pop("racing", None)  # always empty; an earlier version wrote this key
         return Checkpoint(state=EngineState(arms=arms, **body), notes=notes)
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         # Sealed by another program, or by a version with other fields.

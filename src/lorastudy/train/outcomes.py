@@ -1,4 +1,4 @@
-"""What has ended in a pack, and how: the worker's word on each experiment, once."""
+"""How each experiment of a pack ended. The worker records it once."""
 
 import math
 import traceback
@@ -14,27 +14,27 @@ Emit = Callable[[Record | PackEnd], None]
 
 @dataclass(kw_only=True)
 class PackRun:
-    """One pack on its way: what has ended, and how long each part took."""
+    """One pack while the worker serves it: where its records go, and which experiments have ended."""
 
     pack: Pack
     folder: Path
     emit: Emit
     sync: Callable[[], int] = lambda: 0
-    """Wait until all that was emitted is on disk; the bytes it takes there."""
+    """Wait until all emitted records are on disk; return their bytes."""
     ended: set[str] = field(default_factory=set)
     step: int | None = None
-    """The last step that was told of."""
+    """The last step that was recorded."""
 
     def end(self, outcome: Outcome) -> None:
-        """Record how an experiment ended; the first word counts."""
+        """Record how an experiment ended. Only the first call counts."""
         if outcome.experiment_id not in self.ended:
             self.ended.add(outcome.experiment_id)
             self.emit(outcome)
 
     def emit_open(self, records: Iterable[Score | Generation]) -> None:
-        """Record what was measured of experiments that have not ended; a diverged arm has no score.
+        """Record measurements of experiments that have not ended. A diverged arm has no score.
 
-        An arm whose last step broke it shows that here: its scores are not numbers.
+        An arm that its very last step broke is noticed here: its scores are not finite.
         """
         for record in records:
             if record.experiment_id in self.ended:
@@ -45,14 +45,14 @@ class PackRun:
                 self.emit(record)
 
     def end_together(self, outcomes: Iterable[Outcome]) -> None:
-        """Record how those that have not ended do: all of them, or (if this process is killed over it) none."""
+        """Record how the experiments that have not ended do end: all of them in one line, so that a kill loses all or none."""
         fresh = tuple(outcome for outcome in outcomes if outcome.experiment_id not in self.ended)
         if fresh:
             self.emit(PackEnd(outcomes=fresh))
             self.ended.update(outcome.experiment_id for outcome in fresh)
 
     def stop_rest(self, message: str) -> None:
-        """End every experiment that has not ended as stopped: it is to go on."""
+        """End every experiment that has not ended as stopped; it goes on in a later attempt."""
         self.end_together(
             Outcome(experiment_id=experiment.id, status="stopped", message=message)
             for experiment in self.pack.experiments

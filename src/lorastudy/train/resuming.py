@@ -1,8 +1,8 @@
-"""Going on from an earlier attempt: the newest checkpoint that is sound and fits, and the records that belong to it.
+"""Resuming a pack: find the newest checkpoint that is sound and fits, and the records that belong to it.
 
-It fits when it holds every arm of the pack, in the same environment down to the number of threads, by the same
-engine: only then does training go on to the very bits that it would have had. Otherwise the pack starts anew. Every
-checkpoint that was passed over is named, with the reason.
+A checkpoint fits if it holds every arm of the pack and was written by the same engine in the same environment, down to the
+number of threads. Only then does training go on to the same bits as without a break. Otherwise the pack starts anew.
+Incidents name every checkpoint that was not used, with the reason.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,35 +32,35 @@ from lorastudy.train.timing import CheckpointSchedule, TrainingTimes
 
 @dataclass(frozen=True, kw_only=True)
 class Resumption:
-    """Where an earlier attempt is taken up."""
+    """The point at which an earlier attempt is continued."""
 
     state: EngineState
     records: tuple[Record, ...]
-    """What it said up to there of the arms of this pack."""
+    """The records up to there, as far as they are about arms of this pack."""
     num_checkpoints: int
     checkpoint_seconds: float
     load_seconds: float
-    """These arms' share of what it took to begin, in all attempts up to there."""
+    """These arms' share of the time to load, in all attempts up to there."""
     rung_seconds: float
-    """Likewise of scoring on the way."""
+    """These arms' share of the time to score at rungs."""
 
-    def carry_over(self, run: PackRun, *, pace: TrainingTimes, times: CheckpointSchedule) -> None:
-        """Say again what was said, so that this attempt's folder tells the whole story."""
+    def carry_over(self, run: PackRun, *, times: TrainingTimes, schedule: CheckpointSchedule) -> None:
+        """Emit the earlier records again, so that this attempt's folder holds the whole story."""
         for record in self.records:
             if isinstance(record, Outcome):
                 run.end(record)
             else:
                 run.emit(record)
             if isinstance(record, PackStep):
-                pace.carry(record)
-        pace.load_seconds, pace.rung_seconds = self.load_seconds, self.rung_seconds
-        times.num_checkpoints, times.seconds = self.num_checkpoints, self.checkpoint_seconds
+                times.carry(record)
+        times.load_seconds, times.rung_seconds = self.load_seconds, self.rung_seconds
+        schedule.num_checkpoints, schedule.seconds = self.num_checkpoints, self.checkpoint_seconds
 
 
 def find_resumption(
     run: PackRun, *, arms: Sequence[Arm], environment: Environment, engine: str, num_steps: int
 ) -> Resumption | None:
-    """The newest checkpoint to go on from; None where there is none. Either way it is on record what was found."""
+    """The newest checkpoint that fits, or None. An incident records what was found."""
     obstacles = []
     for folder in _checkpoints(run):
         try:
@@ -101,7 +101,7 @@ def _records_of(folder: Path, checkpoint: Checkpoint) -> list[Record]:
 def _obstacle(
     checkpoint: Checkpoint, *, arms: Sequence[Arm], environment: Environment, engine: str
 ) -> str | None:
-    """Why training would not go on to the same bits; None when it does."""
+    """Why training would not go on to the same bits; None if it does."""
     then, now = checkpoint.notes["environment"], asdict(environment)
     differing = [f"{key} was {then.get(key)} and is {now[key]}" for key in now if then.get(key) != now[key]]
     if differing:
@@ -132,7 +132,7 @@ def _resumption(
 
 
 def _of_these(record: Record, ids: frozenset[str], *, num_steps: int) -> Record | None:
-    """The record as far as it is about these experiments and is not made again on the way on; None if nothing is."""
+    """The part of a record that is about these experiments; None if nothing is, or if it will be emitted again."""
     if isinstance(record, PackStep):
         arms = tuple(arm for arm in record.arms if arm.experiment_id in ids)
         if not arms:

@@ -1,6 +1,6 @@
-"""Leaving on request (SIGTERM): between two steps while the pack trains, at once while it does anything else.
+"""Stopping on request (SIGTERM): between two steps while the pack trains, at once during anything else.
 
-A step is whole or not there, and so is a checkpoint; all else can be done again.
+A step is done whole or not at all, and so is a checkpoint. Everything else can be repeated.
 """
 
 import signal
@@ -11,24 +11,24 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """The worker was asked to leave. Not an `Exception`: no library is to catch it on the way."""
+    """The worker was asked to stop. Not an `Exception`, so that no library catches it."""
 
 
 class Stop:
-    """Whether the worker has been asked to leave, and whether it may do so at any moment."""
+    """Whether the worker has been asked to stop, and whether it may do so at any moment."""
 
     def __init__(self) -> None:
         self.is_requested = False
         self._is_deferred = False
 
     def listen(self) -> None:
-        """From now on SIGTERM is a request; another one ends the process, as does the runner's SIGKILL."""
+        """From now on, treat SIGTERM as a request. A second one ends the process at once."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._request)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, a request waits for `check`."""
+        """Within, a request waits until `check` is called or the block ends."""
         self._is_deferred = True
         try:
             yield
@@ -37,10 +37,10 @@ class Stop:
         self.check()
 
     def check(self) -> None:
-        """Leave now if asked to.
+        """Stop now if asked to.
 
         Raises:
-            Stopped: it was.
+            Stopped: a request has come.
         """
         if self.is_requested:
             raise Stopped

@@ -1,4 +1,4 @@
-"""How fast a pack goes, over all attempts at it, and how rarely it may stop to be saved."""
+"""Times of a pack over all attempts at it, and when its checkpoints are due."""
 
 import statistics
 import time
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from lorastudy.protocol.records import CheckpointProfile, PackStep
 
 Clock = Callable[[], float]
-"""Seconds that never jump, whatever becomes of the wall clock."""
+"""A monotonic clock, in seconds."""
 
-#: Of the time spent in training, at most so much goes into checkpoints.
+#: The largest share of training time that may go into checkpoints.
 MAX_CHECKPOINT_SHARE = 0.03
 
 
@@ -33,10 +33,9 @@ class Stopwatch:
 
 @dataclass(kw_only=True)
 class TrainingTimes:
-    """How fast training goes; what else is done between two steps does not count.
+    """Seconds of each training step, of loading and of scoring at rungs, including the attempts that this one continues.
 
-    Beside the steps, what it took to begin and to score the held-out rows on the way, in all attempts that this one goes
-    on from.
+    Other work between two steps does not count as training.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -46,19 +45,19 @@ class TrainingTimes:
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     def step(self, num_tokens: int) -> float:
-        """Take note of a step that just ended; return its seconds."""
+        """Record a step that just ended; return its seconds."""
         self.seconds.append(self.watch.lap())
         self.num_tokens += num_tokens
         return self.seconds[-1]
 
     def carry(self, step: PackStep) -> None:
-        """Take note of a step of an earlier attempt."""
+        """Record a step of an earlier attempt."""
         self.seconds.append(step.seconds)
         self.num_tokens += step.num_tokens
 
     @property
     def train_seconds(self) -> float:
-        """Of all steps together."""
+        """Seconds of all steps together."""
         return sum(self.seconds)
 
     @property
@@ -68,16 +67,16 @@ class TrainingTimes:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Real tokens of all arms together."""
+        """Tokens of all arms together; there is no padding."""
         return self.num_tokens / self.train_seconds if self.seconds else None
 
 
 @dataclass(kw_only=True)
 class CheckpointSchedule:
-    """When the next checkpoint is due: after so many steps or minutes, but never so often that it costs too much.
+    """When the next checkpoint is due: after so many steps or seconds, but never at more than `MAX_CHECKPOINT_SHARE`.
 
-    The share is that of all training so far, with the next checkpoint taken to cost what the last one did. So a
-    slow disk or a large state makes the interval longer by itself.
+    The share is that of all training so far, if the next checkpoint takes as long as the last one. So a slow disk or a
+    large state lengthens the interval by itself.
     """
 
     every_steps: int | None
@@ -89,30 +88,30 @@ class CheckpointSchedule:
     _num_steps_at_last: int = 0
     _train_seconds_at_last: float = 0.0
 
-    def is_due(self, pace: TrainingTimes) -> bool:
-        """Whether to write one after the step that just ended."""
-        num_steps = len(pace.seconds) - self._num_steps_at_last
-        since = pace.train_seconds - self._train_seconds_at_last
+    def is_due(self, times: TrainingTimes) -> bool:
+        """Whether to write a checkpoint after the step that just ended."""
+        num_steps = len(times.seconds) - self._num_steps_at_last
+        since = times.train_seconds - self._train_seconds_at_last
         is_wanted = (self.every_steps is not None and num_steps >= self.every_steps) or (
             self.every_seconds is not None and since >= self.every_seconds
         )
-        return is_wanted and self.seconds + self.last_seconds <= MAX_CHECKPOINT_SHARE * pace.train_seconds
+        return is_wanted and self.seconds + self.last_seconds <= MAX_CHECKPOINT_SHARE * times.train_seconds
 
-    def took(self, seconds: float, *, num_bytes: int | None, pace: TrainingTimes) -> None:
-        """Take note of a checkpoint that was written, or of the vain attempt (no bytes)."""
+    def took(self, seconds: float, *, num_bytes: int | None, times: TrainingTimes) -> None:
+        """Record a checkpoint that was written, or an attempt that failed (no bytes)."""
         self.seconds += seconds
         self.last_seconds = seconds
-        self.begin(pace)
+        self.begin(times)
         if num_bytes is not None:
             self.num_checkpoints += 1
             self.last_bytes = num_bytes
 
-    def begin(self, pace: TrainingTimes) -> None:
+    def begin(self, times: TrainingTimes) -> None:
         """Count steps and time from here."""
-        self._num_steps_at_last, self._train_seconds_at_last = len(pace.seconds), pace.train_seconds
+        self._num_steps_at_last, self._train_seconds_at_last = len(times.seconds), times.train_seconds
 
     def profile(self) -> CheckpointProfile:
-        """What they cost."""
+        """The cost of all checkpoints, as a record."""
         return CheckpointProfile(
             num_checkpoints=self.num_checkpoints, last_bytes=self.last_bytes, seconds=self.seconds
         )

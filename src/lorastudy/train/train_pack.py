@@ -1,8 +1,10 @@
-"""The life of one pack: loaded, profiled, trained, evaluated, saved. `run_pack` is the story.
+"""One pack from start to end: load, profile, train, evaluate, save. `run_pack` is the story.
 
-What is measured is emitted as a record when it is known. What goes wrong with one arm ends that arm here; what
-goes wrong with the pack is for the worker to catch. A pack that was begun before goes on from its checkpoint, and
-is not measured again.
+Every measurement is emitted as a record as soon as it is known. An error of one arm ends that arm here; the worker catches
+errors of the whole pack. A pack that was begun before goes on from its checkpoint and is not profiled again.
+
+Under racing, training stops at *rungs* (shares of the training) to score the held-out rows, and may pause there. Scoring
+leaves no trace: the training after it has the same bits as without it.
 """
 
 import shutil
@@ -63,29 +65,29 @@ class PackData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A pack that is ready to be measured or to go on."""
+class LoadedPack:
+    """A pack that is ready to be profiled or trained."""
 
     base: BaseModel
     data: PackData
     arms: list[Arm]
-    feed: BatchPlan
+    batch_plan: BatchPlan
     make_engine: ChosenEngine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """Training up to a step, with the rung that it ends at; None where it ends with the training."""
+    """Training up to a step. `rung` is the rung there, or None where nothing is scored."""
 
     stop: int
     rung: float | None
 
 
 def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
-    """Load, profile, train, evaluate, save; emit a record of each as it comes. A pack that is to pause ends there.
+    """Load, profile, train, evaluate and save a pack, and emit the records. A pack that must pause ends at its rung.
 
     Raises:
-        Stopped: the worker was asked to leave; what was trained is in a checkpoint.
+        Stopped: the worker was asked to stop; a checkpoint holds what was trained.
     """
     settings = run.pack.experiments[0].settings
     device = default_device()
@@ -95,38 +97,28 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
     loaded = load(run, settings, cache=cache, device=device)
     if loaded is None:
         return
-    feed, arms, make_engine = loaded.feed, loaded.arms, loaded.make_engine
-    pace, times = TrainingTimes(), checkpoint_times(settings)
+    batch_plan, arms, make_engine = loaded.batch_plan, loaded.arms, loaded.make_engine
+    times, schedule = TrainingTimes(), checkpoint_schedule(settings)
     resumption = find_resumption(
-        run, arms=arms, environment=here, engine=make_engine.name, num_steps=len(feed.plan)
+        run, arms=arms, environment=here, engine=make_engine.name, num_steps=batch_plan.num_steps
     )
     if resumption is None:
         measure_before(run, loaded)
     else:
-        resumption.carry_over(run, pace=pace, times=times)
+        resumption.carry_over(run, times=times, schedule=schedule)
     engine = make_engine(arms)
     try:
         if resumption is not None:
             engine.restore(resumption.state)
-        keeper = Checkpointer(run=run, engine=engine, environment=here, pace=pace, times=times)
-        pace.load_seconds += clock.lap()
-        with keeper.saving_when_stopped():
-            said = () if resumption is None else resumption.records
+        checkpointer = Checkpointer(run=run, engine=engine, environment=here, times=times, schedule=schedule)
+        times.load_seconds += clock.lap()
+        with checkpointer.saving_when_stopped():
+            earlier = () if resumption is None else resumption.records
             with MemoryMeter(device) as memory:
-                for stretch in stretches(
-                    run, start=engine.num_steps_done, num_steps=len(feed.plan), said=said
-                ):
-                    with stop.deferred():
-                        train(run, keeper, feed=feed, stop=stop, to=stretch.stop)
-                    if stretch.rung is not None:
-                        watch = Stopwatch()
-                        scores = scores_at(engine, rung=stretch.rung, base=loaded.base, data=loaded.data)
-                        pace.rung_seconds += watch.lap()
-                        with stop.deferred():
-                            run.emit_open(scores)
+                train_to_pause_or_end(run, checkpointer, loaded=loaded, stop=stop, earlier=earlier)
             clock.lap()
             if run.pack.pause_at is not None:
-                keeper.save()
+                checkpointer.save()
                 with stop.deferred():
                     pause(run, engine)
                 return
@@ -134,18 +126,18 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
             save(run, engine)
     finally:
         engine.close()
-    run.emit(times.profile())
+    run.emit(schedule.profile())
     run.emit(
         PackProfile(
             engine=engine.name,
             num_arms=len(arms),
             memory_kind=memory.kind,
             peak_memory_bytes=memory.peak_bytes,
-            median_step_seconds=pace.median_step_seconds,
-            tokens_per_second=pace.tokens_per_second,
-            load_seconds=pace.load_seconds,
-            train_seconds=pace.train_seconds,
-            eval_seconds=pace.rung_seconds + clock.lap(),
+            median_step_seconds=times.median_step_seconds,
+            tokens_per_second=times.tokens_per_second,
+            load_seconds=times.load_seconds,
+            train_seconds=times.train_seconds,
+            eval_seconds=times.rung_seconds + clock.lap(),
         )
     )
     with stop.deferred():
@@ -153,8 +145,8 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
     shutil.rmtree(run.folder / CHECKPOINTS_NAME, ignore_errors=True)
 
 
-def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.device) -> Loaded | None:
-    """The base, the data and the arms that fit it; None where none does."""
+def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.device) -> LoadedPack | None:
+    """Load the base and the data, and resolve the arms; None if no arm fits the base."""
     base = cache.get(settings, device=device)
     data = load_data(run, settings, base=base)
     sets = (data.train, *(tokens for _, tokens in data.scored()))
@@ -163,11 +155,11 @@ def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.de
     arms = resolve_arms(run, base=base, num_rows=len(data.train.rows))
     if not arms:
         return None
-    return Loaded(
+    return LoadedPack(
         base=base,
         data=data,
         arms=arms,
-        feed=plan_batches(
+        batch_plan=plan_batches(
             data.train,
             settings,
             data_seed=run.pack.experiments[0].data_seed,
@@ -189,7 +181,7 @@ def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.de
 
 
 def load_data(run: PackRun, settings: Settings, *, base: BaseModel) -> PackData:
-    """Read, render and tokenise the pack's data sets; record what became of their rows and what guessing would score."""
+    """Read, render and tokenise the pack's data sets; record a summary of each and what trivial predictors score on it."""
     study = train_and_eval(settings, style=prompt_style(base.tokenizer, settings.prompt_format))
     experiments = run.pack.experiments
     reach = Reach.of(
@@ -212,7 +204,7 @@ def load_data(run: PackRun, settings: Settings, *, base: BaseModel) -> PackData:
 
 
 def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Arm]:
-    """The arms that fit this model; an experiment that does not fit it fails alone."""
+    """The arms that fit this model. An experiment that does not fit fails alone."""
     arms = []
     for experiment in run.pack.experiments:
         try:
@@ -237,23 +229,23 @@ def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Arm]:
     return arms
 
 
-def checkpoint_times(settings: Settings) -> CheckpointSchedule:
-    """How often the pack is saved."""
+def checkpoint_schedule(settings: Settings) -> CheckpointSchedule:
+    """When checkpoints are written, by the settings."""
     minutes = settings.checkpoint_minutes
     return CheckpointSchedule(
         every_steps=settings.checkpoint_steps, every_seconds=None if minutes is None else 60.0 * minutes
     )
 
 
-def measure_before(run: PackRun, loaded: Loaded) -> None:
-    """What is known before training: the base model's own scores, and what each arm costs alone."""
+def measure_before(run: PackRun, loaded: LoadedPack) -> None:
+    """Measure what is known before training: the base model's own scores, and the cost of each arm alone."""
     emit_scores_before(run, loaded.make_engine, arms=loaded.arms, base=loaded.base, data=loaded.data)
     profiles = profile_arms(
         loaded.make_engine,
         loaded.arms,
         base=loaded.base,
-        largest=loaded.feed.largest_step(),
-        typical=loaded.feed.typical_step(),
+        largest=loaded.batch_plan.largest_step(),
+        typical=loaded.batch_plan.typical_step(),
     )
     for profile in profiles:
         run.emit(profile)
@@ -262,7 +254,7 @@ def measure_before(run: PackRun, loaded: Loaded) -> None:
 def emit_scores_before(
     run: PackRun, make_engine: EngineFactory, *, arms: Sequence[Arm], base: BaseModel, data: PackData
 ) -> None:
-    """Score the base model as it came, once, on record for every experiment; a fresh adapter changes nothing."""
+    """Score the base model once and record it for every experiment. A fresh adapter changes nothing."""
     engine = make_engine(arms[:1])
     try:
         for split, tokens in data.scored():
@@ -278,13 +270,31 @@ def emit_scores_before(
         engine.close()
 
 
-def stretches(run: PackRun, *, start: int, num_steps: int, said: Sequence[Record]) -> Iterator[Stretch]:
-    """The stretches from a step on, up to where the pack is to pause; `said` is what was carried over.
+def train_to_pause_or_end(
+    run: PackRun, checkpointer: Checkpointer, *, loaded: LoadedPack, stop: Stop, earlier: Sequence[Record]
+) -> None:
+    """Train, and score the held-out rows at each rung on the way. `earlier` are the records of earlier attempts."""
+    engine, batch_plan = checkpointer.engine, loaded.batch_plan
+    for stretch in stretches(
+        run, start=engine.num_steps_done, num_steps=batch_plan.num_steps, earlier=earlier
+    ):
+        with stop.deferred():
+            train(run, checkpointer, batch_plan=batch_plan, stop=stop, to=stretch.stop)
+        if stretch.rung is not None:
+            watch = Stopwatch()
+            scores = scores_at(engine, rung=stretch.rung, base=loaded.base, data=loaded.data)
+            checkpointer.times.rung_seconds += watch.lap()
+            with stop.deferred():
+                run.emit_open(scores)
 
-    A rung that lies behind and was not scored stays so: the adapters of then are gone.
+
+def stretches(run: PackRun, *, start: int, num_steps: int, earlier: Sequence[Record]) -> Iterator[Stretch]:
+    """The stretches from a step on, up to where the pack pauses. `earlier` are the records of earlier attempts.
+
+    A rung that was passed without a score stays without one: the adapters of that moment are gone.
     """
     scored = {
-        record.split for record in said if isinstance(record, Score) and rung_of(record.split) is not None
+        record.split for record in earlier if isinstance(record, Score) and rung_of(record.split) is not None
     }
     pause_at = run.pack.pause_at
     for rung in run.pack.rungs:
@@ -296,20 +306,20 @@ def stretches(run: PackRun, *, start: int, num_steps: int, said: Sequence[Record
     yield Stretch(stop=num_steps if pause_at is None else rung_step(pause_at, num_steps=num_steps), rung=None)
 
 
-def train(run: PackRun, keeper: Checkpointer, *, feed: BatchPlan, stop: Stop, to: int) -> None:
-    """Train up to a step, recording every one; an arm that diverges ends here and now."""
-    engine, pace = keeper.engine, keeper.pace
+def train(run: PackRun, checkpointer: Checkpointer, *, batch_plan: BatchPlan, stop: Stop, to: int) -> None:
+    """Train up to a step and record every step. An arm that diverges ends at once."""
+    engine, times = checkpointer.engine, checkpointer.times
 
     def on_step(result: StepResult) -> None:
-        synchronise(feed.device)
+        synchronise(batch_plan.device)
         num_tokens = result.num_tokens * len(result.arms)
         run.emit(
             PackStep(
                 step=result.step,
-                num_steps=len(feed.plan),
+                num_steps=batch_plan.num_steps,
                 num_tokens=num_tokens,
                 num_completion_tokens=result.num_completion_tokens,
-                seconds=pace.step(num_tokens),
+                seconds=times.step(num_tokens),
                 arms=result.arms,
             )
         )
@@ -318,20 +328,20 @@ def train(run: PackRun, keeper: Checkpointer, *, feed: BatchPlan, stop: Stop, to
             message = f"loss or gradient was not finite in step {result.step}"
             run.end(diverged(experiment_id, message, step=result.step))
         stop.check()
-        keeper.after_step()
+        checkpointer.after_step()
 
-    pace.watch.lap()
-    engine.train(feed.steps(start=engine.num_steps_done, stop=to), on_step=on_step)
+    times.watch.lap()
+    engine.train(batch_plan.steps(start=engine.num_steps_done, stop=to), on_step=on_step)
 
 
 def scores_at(engine: Engine, *, rung: float, base: BaseModel, data: PackData) -> list[Score]:
-    """The loss of every arm on the held-out rows, never on the test rows. They are to be recorded together."""
+    """The loss of every arm on the held-out rows, never on the test rows. Record them together."""
     scores = CompletionLoss().evaluate(engine, data.held_out.rows, base=base, split=rung_split(rung))
     return [score for score in scores if score.metric == "loss"]
 
 
 def pause(run: PackRun, engine: Engine) -> None:
-    """Say of all experiments that have not ended that they wait for what is decided."""
+    """Record that all experiments that have not ended wait for racing's decision."""
     run.end_together(
         Outcome(experiment_id=arm.experiment_id, status="paused", step=engine.num_steps_done)
         for arm in engine.arms

@@ -3,9 +3,9 @@
     python -m lorastudy.train.worker FOLDER [FOLDER ...]
     python -m lorastudy.train.worker -      folders from standard input, a JSON string a line, as they come
 
-It serves the folders one after another and keeps the base model between them while it is the same. It knows
-nothing of the store or the suite; it speaks through `records.jsonl` alone. What becomes of a pack is told in
-`train/train_pack.py`. This is the one place that catches whatever goes wrong, and it keeps the traceback.
+It serves the folders one after another and keeps the base model while it stays the same. It knows nothing of the store or
+the suite; `records.jsonl` is its only output. `train/train_pack.py` trains a pack. This module is the one place that catches
+all errors, and it keeps their tracebacks.
 """
 
 import faulthandler
@@ -33,16 +33,18 @@ from lorastudy.train.outcomes import PackRun
 from lorastudy.train.stopping import Stop, Stopped
 from lorastudy.train.train_pack import run_pack
 
-#: The exit code of a worker that left because it was asked to (128 + SIGTERM, as the shell has it).
+#: The exit code of a worker that stopped on request: 128 + SIGTERM, as in a shell.
 STOPPED = 143
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve the folders; exit 0 even when experiments failed, since that is on record."""
+    """Serve the folders. Return 0 even if experiments failed, since the records say so."""
     end_with_parent()
-    faulthandler.register(signal.SIGUSR1)  # whoever ends a worker that hangs asks first where it does
+    faulthandler.register(
+        signal.SIGUSR1
+    )  # `end_hung` asks for a traceback before it kills a worker that hangs
     if PARENT_VARIABLE in os.environ:
-        # Ctrl-C goes to both; the one that started this passes it on.
+        # Ctrl-C reaches both processes; the parent passes it on.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     cache, stop = BaseCache(), Stop()
@@ -60,23 +62,23 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:
-    """Do what the folder asks for; whatever comes of it is on record afterwards.
+    """Run the folder's pack and record how it ended, whatever happens.
 
     Raises:
-        Stopped: the worker was asked to leave.
+        Stopped: the worker was asked to stop.
     """
     writer = RecordWriter(folder / RECORDS_NAME)
     run = PackRun(pack=Pack.read(folder), folder=folder, emit=writer.write, sync=writer.sync)
     try:
         run_pack(run, cache=cache, stop=stop)
     except Stopped:
-        run.stop_rest("the worker was asked to leave; what was trained is kept")
+        run.stop_rest("the worker was asked to stop; what was trained is kept")
         raise
     except StudyError as error:
         run.fail_rest("user", error)
-    except Exception as error:  # the worker's edge: whatever it was, it goes on record
+    except Exception as error:  # the worker's edge: every error goes on record
         if is_disk_fault(error):
-            raise  # the surroundings' failure, and no experiment's
+            raise  # not a failure of any experiment
         if is_out_of_memory(error):
             num_arms = len(run.pack.experiments)
             message = f"a pack of {num_arms} ran out of memory: {str(error) or type(error).__name__}"
@@ -88,14 +90,14 @@ def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:
             raise  # a CUDA fault outlives its exception: the next folder gets a fresh worker
     finally:
         writer.close()
-    gc.collect()  # what an error held on to, and the arms of a pack that is over
+    gc.collect()  # frees what an error's traceback held, and the arms of this pack
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     (folder / DONE_NAME).touch()
 
 
 def _serve_job(folder: Path) -> None:
-    """A job's result or its user error goes to `result.json`; anything else is a crash with its traceback."""
+    """Write a job's result, or its user error, to `result.json`. Any other error is a crash with its traceback."""
     try:
         result = run_job(json.loads((folder / "job.json").read_text(encoding="utf-8")))
     except StudyError as error:
@@ -105,13 +107,13 @@ def _serve_job(folder: Path) -> None:
 
 
 def as_program(arguments: Sequence[str]) -> NoReturn:
-    """Serve the folders and end this process; the exit code says how that went even where the log cannot."""
+    """Serve the folders and end this process. The exit code tells the result even if the log cannot be written."""
     code = exit_code_of(main, arguments)
     if code not in {STOPPED, DISK_FAULT_EXIT_CODE}:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-    # All is on disk, or nothing more gets there: what Python would still flush could but change the exit code. And
-    # taking torch apart takes seconds where the cores are busy, and somebody waits.
+    # Everything is on disk, or cannot get there, so a regular exit could only change the exit code. It would also take
+    # seconds to tear down torch on busy cores while the suite waits.
     os._exit(code)
 
 

@@ -170,10 +170,10 @@ def _die_after_step(number: int) -> None:
     """For tests that want a kill at one place and no other; a first attempt alone meets it."""
     step = TrainingTimes.step
 
-    def last_step(pace: TrainingTimes, num_tokens: int) -> float:
-        if len(pace.seconds) == number:
+    def last_step(times: TrainingTimes, num_tokens: int) -> float:
+        if len(times.seconds) == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        return step(pace, num_tokens)
+        return step(times, num_tokens)
 
     TrainingTimes.step = last_step
 

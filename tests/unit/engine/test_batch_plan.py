@@ -13,13 +13,13 @@ SUMMARY = DataSummary(
 
 
 def feed_of(plan):
-    """A feed over rows of `LENGTHS`; `plan` has row numbers by step and micro-batch."""
+    """A batch plan over rows of `LENGTHS`, with row numbers by step and micro-batch."""
     rows = TokenRows(tiny.make_row(range(2, 2 + length), prompt_tokens=1) for length in LENGTHS)
     train = TokenSet(
         rows=rows, summary=SUMMARY, whole_lengths=LENGTHS, places=tuple(range(len(LENGTHS))),
         refused=frozenset(), num_given=len(LENGTHS),
     )  # fmt: skip
-    return BatchPlan(train=train, plan=plan, device=tiny.CPU)
+    return BatchPlan(train=train, row_numbers=plan, device=tiny.CPU)
 
 
 def tokens(step):

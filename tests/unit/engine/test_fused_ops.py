@@ -185,7 +185,7 @@ def test_a_replacement_that_turns_out_wrong_is_dropped_and_the_model_trained(mon
     base = tiny.make_base()
     engine = tiny.PackedEngine(base, [tiny.make_arm(tiny.targets(base, "q"))])
     with tiny.opened(engine):
-        assert engine._fewer_passes == FusedOps()
+        assert engine._fused_ops == FusedOps()
 
 
 def test_a_rotation_of_other_channels_is_left_alone(monkeypatch):

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import get_scheduler
 
 import tiny
-from lorastudy.engine.adapter_buffers import in_groups, make_buffers
+from lorastudy.engine.adapter_buffers import make_buffers, sorted_by_shape
 from lorastudy.engine.arms import make_arm as arm_of_experiment
 from lorastudy.engine.lora import PackedLinear
 from lorastudy.engine.optimise import LossScale, PackedAdamW, schedule_factor
@@ -46,7 +46,7 @@ def test_schedules_equal_those_of_transformers(name, num_steps, warmup_ratio):
 
 def bank_of(arms):
     layers = {"one": PackedLinear(nn.Linear(5, 3)), "two": PackedLinear(nn.Linear(4, 6))}
-    return make_buffers(in_groups(arms), layers=layers, device=tiny.CPU)
+    return make_buffers(sorted_by_shape(arms), layers=layers, device=tiny.CPU)
 
 
 def four_arms():

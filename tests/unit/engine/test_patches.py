@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import tiny
-from lorastudy.engine.patches import labelled_only, labels_only_mlp, last_mlp
+from lorastudy.engine.patches import labels_only_mlp, last_mlp, on_labels_only
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 INDEX = torch.tensor([1, 4, 5])
@@ -23,7 +23,7 @@ class Recorder(nn.Module):
 
 def test_the_mlp_is_given_labelled_tokens_alone_and_says_nothing_of_the_others():
     mlp, x = Recorder(), torch.arange(16.0).view(1, 8, 2).requires_grad_()
-    with labelled_only(mlp, INDEX):
+    with on_labels_only(mlp, INDEX):
         y = mlp(x)
     assert mlp.seen == [3]
     assert torch.equal(y[:, INDEX], 2 * x[:, INDEX])
@@ -50,7 +50,7 @@ def losses(engine, steps):
 def test_every_architecture_trains_to_the_same_losses_with_and_without(architecture, monkeypatch):
     steps = tiny.make_steps(3)
     engine = engine_of(tiny.make_base(architecture))
-    assert engine._sparing_mlp is not None
+    assert engine._labels_only_mlp is not None
     sparing = losses(engine, steps)
     monkeypatch.setattr("lorastudy.engine.packed.labels_only_mlp", lambda *_, **__: None)
     assert sparing == pytest.approx(losses(engine_of(tiny.make_base(architecture)), steps), rel=1e-6)

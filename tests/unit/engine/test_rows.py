@@ -91,7 +91,12 @@ def test_the_rows_are_those_that_a_run_trains_on_in_the_order_of_its_training(tm
         PackRun(pack=pack, folder=tmp_path, emit=emitted.append), settings, cache=BaseCache(), device=torch.device("cpu")
     )  # fmt: skip
     assert loaded is not None
-    trained = [loaded.data.train.rows[row] for step in loaded.feed.plan for batch in step for row in batch]
+    trained = [
+        loaded.data.train.rows[row]
+        for step in loaded.batch_plan.row_numbers
+        for batch in step
+        for row in batch
+    ]
     assert len(trained) == 12
     found = previewed(settings, num_rows=100, data_seed=5)
     assert [(row["input_ids"], row["labels"]) for row in found["rows"]] == [

@@ -1,7 +1,7 @@
 import pytest
 
 import tiny
-from lorastudy.engine.padded_forward import greedy
+from lorastudy.engine.padded_forward import greedy_answers
 from lorastudy.evaluation.evaluate_adapter import profile_inference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,6 +30,6 @@ def test_an_answer_that_ends_at_once_has_no_time_per_further_token():
 def test_left_padding_changes_no_answer():
     for architecture in tiny.ARCHITECTURES:
         base = tiny.make_base(architecture)
-        together = greedy(base, PROMPTS, copies=2, max_new_tokens=5)
-        alone = [greedy(base, [prompt], copies=1, max_new_tokens=5)[0] for prompt in PROMPTS]
+        together = greedy_answers(base, PROMPTS, copies=2, max_new_tokens=5)
+        alone = [greedy_answers(base, [prompt], copies=1, max_new_tokens=5)[0] for prompt in PROMPTS]
         assert together == alone * 2

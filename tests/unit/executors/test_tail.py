@@ -30,40 +30,40 @@ def clock() -> Clock:
 
 
 def test_in_training_the_median_step_is_the_measure(clock: Clock) -> None:
-    patience = HangTimeout(clock)
+    timeout = HangTimeout(clock)
     for number, seconds in enumerate([30.0, 40.0, 500.0], start=1):
-        patience.hear(step(number, seconds=seconds))
-    assert patience.limit == NUM_MEDIANS * 40
+        timeout.record_seen(step(number, seconds=seconds))
+    assert timeout.limit == NUM_MEDIANS * 40
     clock.now += NUM_MEDIANS * 40
-    assert patience.complaint() is None
+    assert timeout.problem() is None
     clock.now += 1
-    assert patience.complaint() == "hung: no step for 801 s, its median step took 40 s"
-    patience.hear(step(4, seconds=40))
-    assert patience.complaint() is None
+    assert timeout.problem() == "hung: no step for 801 s, its median step took 40 s"
+    timeout.record_seen(step(4, seconds=40))
+    assert timeout.problem() is None
 
 
 def test_quick_steps_have_a_floor(clock: Clock) -> None:
-    patience = HangTimeout(clock)
-    patience.hear(step(1, seconds=0.01))
-    assert patience.limit == LEAST_SECONDS
+    timeout = HangTimeout(clock)
+    timeout.record_seen(step(1, seconds=0.01))
+    assert timeout.limit == LEAST_SECONDS
 
 
 @pytest.mark.parametrize("last", [None, WORD, step(10, seconds=0.01)])
 def test_before_and_after_training_silence_means_little(
     clock: Clock, last: Generation | PackStep | None
 ) -> None:
-    patience = HangTimeout(clock)
+    timeout = HangTimeout(clock)
     if last is not None:
-        patience.hear(last)
+        timeout.record_seen(last)
     clock.now += QUIET_SECONDS
-    assert patience.complaint() is None
+    assert timeout.problem() is None
     clock.now += 1
-    assert "no word" in str(patience.complaint())
+    assert "no record" in str(timeout.problem())
 
 
 def test_a_wall_clock_that_jumps_makes_nobody_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    patience = HangTimeout()
-    patience.hear(step(1, seconds=0.01))
+    timeout = HangTimeout()
+    timeout.record_seen(step(1, seconds=0.01))
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 1e9)
-    assert patience.complaint() is None
+    assert timeout.problem() is None

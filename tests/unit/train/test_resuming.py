@@ -218,10 +218,10 @@ def test_a_pack_that_runs_out_of_memory_goes_on_in_halves_from_its_checkpoint(
 
         step, num_arms = TrainingTimes.step, len(suite.experiments)
 
-        def failing(pace: TrainingTimes, num_tokens: int) -> float:
-            if len(pace.seconds) == 5 and len(run_folders(tmp_path)) == 1:
+        def failing(times: TrainingTimes, num_tokens: int) -> float:
+            if len(times.seconds) == 5 and len(run_folders(tmp_path)) == 1:
                 raise torch.OutOfMemoryError(f"no room for {num_arms} arms")
-            return step(pace, num_tokens)
+            return step(times, num_tokens)
 
         TrainingTimes.step = failing
 

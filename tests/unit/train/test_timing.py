@@ -6,20 +6,20 @@ from lorastudy.protocol.records import PackStep
 from lorastudy.train.timing import MAX_CHECKPOINT_SHARE, CheckpointSchedule, Stopwatch, TrainingTimes
 
 
-def run(times: CheckpointSchedule, *, num_steps: int, step_seconds: float, cost: float) -> list[int]:
+def run(schedule: CheckpointSchedule, *, num_steps: int, step_seconds: float, cost: float) -> list[int]:
     """After which steps a checkpoint was written."""
     now = 0.0
-    pace = TrainingTimes(watch=Stopwatch(clock=lambda: now))
+    times = TrainingTimes(watch=Stopwatch(clock=lambda: now))
     written = []
     for step in range(1, num_steps + 1):
         now += step_seconds
-        pace.step(10)
-        if times.is_due(pace):
+        times.step(10)
+        if schedule.is_due(times):
             written.append(step)
             now += cost
-            times.took(cost, num_bytes=5, pace=pace)
-            pace.watch.lap()
-    assert pace.train_seconds == pytest.approx(num_steps * step_seconds)
+            schedule.took(cost, num_bytes=5, times=times)
+            times.watch.lap()
+    assert times.train_seconds == pytest.approx(num_steps * step_seconds)
     return written
 
 
@@ -41,23 +41,23 @@ def test_steps_or_minutes_whichever_comes_first() -> None:
 
 @pytest.mark.parametrize("cost", [0.01, 0.3, 2.0, 30.0])
 def test_a_slow_disk_makes_the_interval_longer_so_that_the_share_holds(cost: float) -> None:
-    times = CheckpointSchedule(every_steps=1, every_seconds=None)
-    written = run(times, num_steps=5000, step_seconds=1, cost=cost)
-    assert times.num_checkpoints == len(written) > 1
-    assert times.profile().seconds == pytest.approx(len(written) * cost)
+    schedule = CheckpointSchedule(every_steps=1, every_seconds=None)
+    written = run(schedule, num_steps=5000, step_seconds=1, cost=cost)
+    assert schedule.num_checkpoints == len(written) > 1
+    assert schedule.profile().seconds == pytest.approx(len(written) * cost)
     # Only the very first, of whose cost nothing is known yet, may be more than its share; later ones make up for it.
-    assert times.seconds <= MAX_CHECKPOINT_SHARE * 5000
+    assert schedule.seconds <= MAX_CHECKPOINT_SHARE * 5000
     # And it is not rarer than that: another one would soon be due.
-    assert times.seconds >= MAX_CHECKPOINT_SHARE * 5000 - 2 * cost or len(written) == 5000
+    assert schedule.seconds >= MAX_CHECKPOINT_SHARE * 5000 - 2 * cost or len(written) == 5000
 
 
 def test_steps_of_an_earlier_attempt_count_as_training() -> None:
-    pace = TrainingTimes()
+    times = TrainingTimes()
     for step in (1, 2):
-        pace.carry(
+        times.carry(
             PackStep(step=step, num_steps=3, num_tokens=40, num_completion_tokens=9, seconds=2.0, arms=())
         )
-    assert (pace.train_seconds, pace.median_step_seconds, pace.tokens_per_second) == (4.0, 2.0, 20.0)
+    assert (times.train_seconds, times.median_step_seconds, times.tokens_per_second) == (4.0, 2.0, 20.0)
 
 
 def test_a_clock_that_is_set_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
