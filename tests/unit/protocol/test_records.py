@@ -1,6 +1,7 @@
 """What crosses the boundary comes out as it went in, or is refused."""
 
 import dataclasses
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -31,7 +32,7 @@ from lorastudy.protocol.records import (
     decode,
     encode,
 )
-from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.experiment import Experiment, Sources, canonical_json
 from lorastudy.suite.settings import Settings
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -214,6 +215,13 @@ def test_what_is_not_a_number_is_refused(value: float) -> None:
 def test_what_is_no_record_is_a_value_error(line: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - any message will do
         decode(line)
+
+
+def test_a_failure_kind_of_an_earlier_version_is_read_under_its_present_name() -> None:
+    outcome = Outcome(experiment_id="a", status="stopped", failure_kind="pruned", message="behind", step=2)
+    body = {**dataclasses.asdict(outcome), "failure_kind": "outraced"}
+    checksum = hashlib.sha256(canonical_json(["Outcome", body]).encode()).hexdigest()[:16]
+    assert decode(json.dumps({"sha256": checksum, "type": "Outcome", "body": body})) == outcome
 
 
 def test_a_reader_takes_each_record_once_and_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
