@@ -108,7 +108,7 @@ def test_a_model_runs_with_them_and_is_left_as_it_was():
     found = find_fused_ops(base.model, device=tiny.CPU)
     assert len(found.norms) == 5  # two in each of two layers, one at the end
     own = getattr(modeling_llama, ROTATION)
-    with found.running():
+    with found.applied():
         assert getattr(modeling_llama, ROTATION) is not own
         assert all("forward" in vars(norm) for norm in found.norms)
     assert getattr(modeling_llama, ROTATION) is own
@@ -118,7 +118,7 @@ def test_a_model_runs_with_them_and_is_left_as_it_was():
 def test_it_is_left_as_it_was_by_an_error_too():
     found = find_fused_ops(tiny.make_base("llama").model, device=tiny.CPU)
     own = getattr(modeling_llama, ROTATION)
-    with pytest.raises(ZeroDivisionError), found.running():
+    with pytest.raises(ZeroDivisionError), found.applied():
         raise ZeroDivisionError
     assert getattr(modeling_llama, ROTATION) is own
     assert not any("forward" in vars(norm) for norm in found.norms)
