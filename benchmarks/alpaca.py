@@ -1,6 +1,6 @@
 """The rows of a real model on Alpaca data, against any script with the options of a sequential baseline.
 
-Both sides train the same ranks on the same rows in the same order (`alpaca_rows`), with the same steps, rate,
+Both sides train the same ranks on the same rows in the same order (`baseline_jobs`), with the same steps, rate,
 targets and alpha; ours through `lorastudy suite`. The baseline runs as a user would start it, and once more with the
 settings of allocator and threads that our worker gets, so that what those alone are worth can be told apart.
 """
@@ -13,9 +13,17 @@ from pathlib import Path
 
 from benchmarks.job import DTYPES, AlpacaRequest
 from benchmarks.machine import load_average
-from benchmarks.processes import TUNING, Say, agreement, interleaved, matmul_peak, run_timed
+from benchmarks.processes import (
+    TUNING,
+    Say,
+    SuiteRun,
+    agreement,
+    interleaved,
+    matmul_peak,
+    run_timed,
+    timed_suite,
+)
 from benchmarks.results import BASELINE, BASELINE_TUNED, OURS, Row, Sample
-from benchmarks.suites import SuiteRun, timed_suite
 
 #: Largest relative difference in held-out loss from equal first weights. fp32: Adam's epsilon of 1e-8 turns rounding
 #: noise in small gradients into steps. bf16: the two sides round in different places, 2^-9 each time (tests/parity).
@@ -29,7 +37,8 @@ def alpaca_row(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run_timed(
-            ["-m", "benchmarks.alpaca_rows", str(request.write(folder / "request.json"))], folder=folder
+            ["-m", "benchmarks.baseline_jobs", "alpaca", str(request.write(folder / "request.json"))],
+            folder=folder,
         )
         suite = folder / "suite.json"
         suite.write_text(json.dumps(suite_of(request, folder=folder)), encoding="utf-8")
@@ -79,7 +88,7 @@ def suite_of(request: AlpacaRequest, *, folder: Path) -> dict[str, object]:
         "target_modules": list(request.targets),
         "max_generation_samples": 0,
         "seeds": [request.seed],
-        "data_seed": 0,  # of which `alpaca_rows` knows the order
+        "data_seed": 0,  # of which `baseline_jobs` knows the order
         "factors": {"lora_rank": list(request.ranks)},
     }
 

@@ -10,9 +10,10 @@ library does not allow is named with the reason.
 """
 
 import argparse
+import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -20,53 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.bare import install_wheels, make_engine_importable
+from benchmarks.job import Budget, GpuRequest
 from benchmarks.results import Row, write_results
 
-#: Of the budget, kept back for writing and leaving.
-RESERVE_SECONDS = 15.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """One row: how many configurations, in which precision, how many rows a forward pass."""
-
-    id: str
-    num_arms: int
-    batch_size: int
-    quantization: str = "bf16"
-
-    @property
-    def weight(self) -> int:
-        """Tokens of a step over all arms, in rows: how rows compare in what they cost."""
-        return self.num_arms * (self.batch_size + 4)  # a step has a fixed cost, worth some rows
-
-
-#: In the order of their worth.
+#: The most valuable first.
 ROWS = (
-    Asked(id="gpu-5-arms-batch-1", num_arms=5, batch_size=1),
-    Asked(id="gpu-5-arms-batch-4", num_arms=5, batch_size=4),
-    Asked(id="gpu-16-arms-batch-1", num_arms=16, batch_size=1),
-    Asked(id="gpu-5-arms-batch-16", num_arms=5, batch_size=16),
-    Asked(id="gpu-5-arms-batch-4-nf4", num_arms=5, batch_size=4, quantization="4bit"),
+    GpuRequest(id="gpu-5-arms-batch-1", num_arms=5, batch_size=1),
+    GpuRequest(id="gpu-5-arms-batch-4", num_arms=5, batch_size=4),
+    GpuRequest(id="gpu-16-arms-batch-1", num_arms=16, batch_size=1),
+    GpuRequest(id="gpu-5-arms-batch-16", num_arms=5, batch_size=16),
+    GpuRequest(id="gpu-5-arms-batch-4-nf4", num_arms=5, batch_size=4, quantization="4bit"),
 )
 
-
-@dataclass(kw_only=True)
-class Budget:
-    """Seconds that may be spent, on a clock that is given."""
-
-    seconds: float
-    clock: Callable[[], float] = time.monotonic
-    _start: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._start = self.clock()
-
-    @property
-    def left(self) -> float:
-        """Seconds left, the reserve taken off."""
-        return self.seconds - RESERVE_SECONDS - (self.clock() - self._start)
+#: The libraries that a machine without the product must have, besides torch.
+NEEDED = ("pydantic", "peft", "transformers", "safetensors")
 
 
 @dataclass(kw_only=True)
@@ -105,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         head["commit"] = {"name": chosen.commit, "is_changed": None}
     report = Report(path=chosen.into, head=head)
     report.save()
-    wanted = [asked for asked in ROWS if chosen.rows is None or asked.id in chosen.rows]
+    wanted = [request for request in ROWS if chosen.rows is None or request.id in chosen.rows]
     _measure_rows(wanted, chosen=chosen, budget=budget, report=report)
     if chosen.memory:
         _measure_memory(chosen, budget=budget, report=report)
@@ -113,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure_rows(
-    wanted: Sequence[Asked], *, chosen: argparse.Namespace, budget: Budget, report: Report
+    wanted: Sequence[GpuRequest], *, chosen: argparse.Namespace, budget: Budget, report: Report
 ) -> None:
     """Row after row; the cost of one predicts that of the next."""
     from benchmarks.gpu_rows import Bases, Scale, speed_row
@@ -122,31 +90,31 @@ def _measure_rows(
     scale = Scale.smoke() if chosen.smoke else Scale()
     bases = Bases()
     seconds_per_weight = 0.0
-    for asked in wanted:
-        if asked.quantization == "4bit" and not machine_has("bitsandbytes"):
-            report.skip(asked.id, "bitsandbytes is not installed")
+    for request in wanted:
+        if request.quantization == "4bit" and not machine_has("bitsandbytes"):
+            report.skip(request.id, "bitsandbytes is not installed")
             continue
-        needed = seconds_per_weight * asked.weight
+        needed = seconds_per_weight * request.weight
         if budget.left <= needed:
-            report.skip(asked.id, f"about {needed:.0f} s needed, {budget.left:.0f} s left")
+            report.skip(request.id, f"about {needed:.0f} s needed, {budget.left:.0f} s left")
             continue
         start = budget.left
         try:
             row = speed_row(
-                asked, shape=chosen.shape, device=chosen.device, scale=scale, budget=budget, bases=bases
+                request, shape=chosen.shape, device=chosen.device, scale=scale, budget=budget, bases=bases
             )
         except (
             RuntimeError,
             StudyError,
         ) as error:  # no memory, no kernel, no support: other rows still count
-            report.skip(asked.id, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            report.skip(request.id, f"{type(error).__name__}: {str(error).splitlines()[0]}")
             continue
         # One round suffices for a row, and rounds are most of it.
         num_rounds = max(sample.round for sample in row.samples) + 1
-        seconds_per_weight = (start - budget.left) / asked.weight / num_rounds * 1.5
+        seconds_per_weight = (start - budget.left) / request.weight / num_rounds * 1.5
         report.rows.append(row)
         report.save()
-        print(f"{asked.id}: {row.to_json()['ratios']['baseline']['step_seconds']}", flush=True)
+        print(f"{request.id}: {row.to_json()['ratios']['baseline']['step_seconds']}", flush=True)
 
 
 def _measure_memory(chosen: argparse.Namespace, *, budget: Budget, report: Report) -> None:
@@ -171,6 +139,43 @@ def _measure_memory(chosen: argparse.Namespace, *, budget: Budget, report: Repor
 def machine_has(library: str) -> bool:
     """Whether the library can be imported."""
     return find_spec(library) is not None
+
+
+def install_wheels(folder: Path) -> None:
+    """Unpack the wheels of a folder for this process alone, asking no index."""
+    target = tempfile.mkdtemp(prefix="benchmark-wheels-")
+    wheels = [str(path) for path in sorted(folder.glob("*.whl"))]
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--target",
+            target,
+            *wheels,
+        ],
+        check=True,
+    )
+    sys.path.insert(0, target)
+
+
+def make_engine_importable() -> None:
+    """Have the engines imported from this repository; bitsandbytes is needed for rows in 4-bit and 8-bit alone.
+
+    Raises:
+        SystemExit: a library is missing; says which, and how to bring it.
+    """
+    sys.path.insert(0, str(machine.ROOT / "src"))
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise SystemExit(
+            f"missing here: {', '.join(missing)}. Where there is a network: pip download --only-binary=:all: "
+            f"-d wheels {' '.join(missing)}; then give --wheels wheels"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,12 +6,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 
 from benchmarks import sequential
-from benchmarks.job import Job, Run
+from benchmarks.job import Budget, GpuRequest, Job, Run
 from benchmarks.parity import arms_of, first_weights, token_row, train_from
 from benchmarks.peak import SIZES, peak_flops
 from benchmarks.random_base import (
@@ -28,9 +28,6 @@ from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.meter import num_parameters
 from lorastudy.engine.packed import PackedEngine
-
-if TYPE_CHECKING:
-    from benchmarks.gpu import Asked, Budget
 
 RANKS = (4, 8, 16, 32, 64)
 ALPHA, LEARNING_RATE = 16.0, 2e-4
@@ -83,14 +80,14 @@ class Bases:
 
 
 def speed_row(
-    asked: "Asked", *, shape: str, device: str, scale: Scale, budget: "Budget", bases: Bases
+    request: GpuRequest, *, shape: str, device: str, scale: Scale, budget: Budget, bases: Bases
 ) -> Row:  # fmt: skip
     """Measure one row: rounds in turn until there are enough or the budget would not bear another.
 
     Raises:
         RuntimeError: not even one arm at a time fits.
     """
-    job = _job(asked, shape=shape, device=device, scale=scale)
+    job = _job(request, shape=shape, device=device, scale=scale)
     base = bases.get(job, config=_config(shape, scale=scale))
     peak = peak_flops(job.dtype, device=device, size=64 if scale.is_tiny else SIZES[device])
     arms_per_pack = _warm_up(job, base=base)
@@ -107,13 +104,13 @@ def speed_row(
     repeats = (sides[OURS](samples[-1].round),)
     theirs = next(sample for sample in samples if sample.side == BASELINE)
     return Row(
-        id=asked.id,
+        id=request.id,
         setting={
             "shape": shape,
-            "num_arms": asked.num_arms,
+            "num_arms": request.num_arms,
             "arms_per_pack": arms_per_pack,
-            "quantization": asked.quantization,
-            "batch_size": asked.batch_size,
+            "quantization": request.quantization,
+            "batch_size": request.batch_size,
             "num_steps": job.num_steps,
             "ranks": [run.rank for run in job.runs],
             "targets": list(job.targets),
@@ -128,22 +125,22 @@ def speed_row(
     )
 
 
-def _job(asked: "Asked", *, shape: str, device: str, scale: Scale) -> Job:
+def _job(request: GpuRequest, *, shape: str, device: str, scale: Scale) -> Job:
     config = _config(shape, scale=scale)
-    quantization: Literal["bf16", "4bit"] = "4bit" if asked.quantization == "4bit" else "bf16"
+    quantization: Literal["bf16", "4bit"] = "4bit" if request.quantization == "4bit" else "bf16"
     return Job(
         model=shape,
         random_weights=True,
         device=device,
         quantization=quantization,
         targets=_targets(config),
-        batch_size=asked.batch_size,
+        batch_size=request.batch_size,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         warmup_ratio=0.0,
-        runs=runs_of(asked.num_arms),
+        runs=runs_of(request.num_arms),
         train=rows_like_alpaca(
-            asked.batch_size * scale.num_steps, vocabulary=config.vocab_size, longest=scale.longest, seed=0
+            request.batch_size * scale.num_steps, vocabulary=config.vocab_size, longest=scale.longest, seed=0
         ),
         scored={},
     )

@@ -5,8 +5,9 @@ here, so that reading a job costs the baseline nothing of ours.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -116,3 +117,39 @@ class AlpacaRequest:
 
 def _rows(values: Sequence[dict[str, Any]]) -> tuple[Row, ...]:
     return tuple(Row(input_ids=tuple(v["input_ids"]), labels=tuple(v["labels"])) for v in values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuRequest:
+    """One row of the GPU table: how many arms, in which precision, how many rows in a forward pass."""
+
+    id: str
+    num_arms: int
+    batch_size: int
+    quantization: str = "bf16"
+
+    @property
+    def weight(self) -> int:
+        """The relative cost of a step, in rows."""
+        return self.num_arms * (self.batch_size + 4)  # a step has a fixed cost of about four rows
+
+
+#: Seconds of the budget that are reserved for writing results.
+RESERVE_SECONDS = 15.0
+
+
+@dataclass(kw_only=True)
+class Budget:
+    """Seconds that a benchmark may spend."""
+
+    seconds: float
+    clock: Callable[[], float] = time.monotonic
+    _start: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._start = self.clock()
+
+    @property
+    def left(self) -> float:
+        """Seconds left, without the reserve for writing results."""
+        return self.seconds - RESERVE_SECONDS - (self.clock() - self._start)

@@ -14,7 +14,16 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from benchmarks.machine import load_average
-from benchmarks.processes import TUNING, Say, agreement, interleaved, matmul_peak, run_timed
+from benchmarks.processes import (
+    TUNING,
+    Say,
+    SuiteRun,
+    agreement,
+    interleaved,
+    matmul_peak,
+    run_timed,
+    timed_suite,
+)
 from benchmarks.results import (
     BASELINE,
     BASELINE_TUNED,
@@ -25,7 +34,6 @@ from benchmarks.results import (
     by_step,
     largest_relative,
 )
-from benchmarks.suites import SuiteRun, timed_suite
 from lorastudy import lab
 
 #: The steps whose losses are compared from equal first weights, as in the parity tests, and by how much they may differ.
@@ -43,7 +51,7 @@ def lab_row(*, num_rounds: int, say: Say, **changes: Any) -> Row:
         setting = YAML(typ="safe").load(lab.demo_suite()) | {"data_seed": 0} | changes
         suite.write_text(json.dumps(setting), encoding="utf-8")
         job = folder / "job.json"
-        run_timed(["-m", "benchmarks.lab_rows", str(suite), str(job)], folder=folder)
+        run_timed(["-m", "benchmarks.baseline_jobs", "lab", str(suite), str(job)], folder=folder)
         peak = matmul_peak("float32")
         runs: list[SuiteRun] = []
         sides = {

@@ -21,7 +21,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from benchmarks import machine
-from benchmarks.suites import timed_suite
+from benchmarks.processes import timed_suite
 from lorastudy import lab
 
 RESULTS = Path(__file__).parent / "results" / "seeds_per_pack.json"

@@ -66,7 +66,7 @@ def test_the_engine_is_there_without_bitsandbytes(tmp_path):
     code = """
 import sys
 sys.modules["bitsandbytes"] = None
-from benchmarks.bare import make_engine_importable
+from benchmarks.gpu import make_engine_importable
 make_engine_importable()
 from lorastudy.engine import packed, quantised
 import torch

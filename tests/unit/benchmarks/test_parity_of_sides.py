@@ -9,8 +9,8 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
+from benchmarks.baseline_jobs import job_of
 from benchmarks.job import Job
-from benchmarks.lab_rows import job_of
 from benchmarks.parity import first_weights, settings_of, train_from
 from benchmarks.results import largest_relative
 from benchmarks.sequential import peft_model, run_one

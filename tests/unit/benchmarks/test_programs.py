@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import machine, suites
+from benchmarks import machine, processes
 from benchmarks.alpaca import baseline_arguments, suite_of
-from benchmarks.alpaca_rows import laid_out, trainer_order
-from benchmarks.gpu import ROWS, Budget
+from benchmarks.baseline_jobs import laid_out, trainer_order
+from benchmarks.gpu import ROWS
 from benchmarks.growth import straight_line
 from benchmarks.growth_store import study
-from benchmarks.job import AlpacaRequest, Job, Row, Run
+from benchmarks.job import AlpacaRequest, Budget, Job, Row, Run
 from benchmarks.processes import TUNING, agreement, interleaved, plain_environment, run_timed
 from benchmarks.results import BASELINE, OURS, Sample
 from lorastudy.data.batches import micro_batches, row_order
@@ -206,12 +206,12 @@ def test_a_pack_that_does_not_fit_is_cut_and_loses_no_arm():
 def test_packs_together_take_their_sum_in_a_worker_the_slowest_of_several_and_one_leg_after_another():
     seconds = {"a": 2.0, "b": 3.0, "c": 1.0, "d": 4.0, "e": 0.5}
     served = [
-        suites._Served(folder=Path("runs", name), begun=0.5 if name in "cde" else 0.0) for name in seconds
+        processes._Served(folder=Path("runs", name), begun=0.5 if name in "cde" else 0.0) for name in seconds
     ]
 
     def together(**workers):
         logs = {f"runs/{name}": Path(log) for name, log in workers.items()}
-        return suites._together(served, lambda each: seconds[each.folder.name], workers=logs)
+        return processes._together(served, lambda each: seconds[each.folder.name], workers=logs)
 
     assert together(a="1", b="1", c="1", d="1", e="1") == sum(seconds.values())
     assert together(a="1", b="2", c="1", d="2", e="1") == 3.0 + 4.0

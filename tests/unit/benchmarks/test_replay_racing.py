@@ -6,17 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.recorded_runs import Runs, with_more_rows
 from benchmarks.replay_racing import (
     MEASURED,
     RESULTS,
     Drawn,
     Rule,
+    Runs,
     as_good_as_the_best,
     raced,
     replayed,
     told_in_reports,
     verdicts,
+    with_more_rows,
 )
 from lorastudy.stats.racing import ALLOWANCE, LEVEL, RaceRules, p_behind
 from lorastudy.suite.question import RUNGS

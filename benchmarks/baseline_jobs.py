@@ -1,10 +1,12 @@
-"""Lays out Alpaca rows so that the product visits them in the order in which the Trainer does.
+"""Jobs for the baseline: the tokens that the product trains on, in the order in which it visits them.
 
-    python -m benchmarks.alpaca_rows request.json        writes train.json, held_out.json and job.json beside it
+    python -m benchmarks.baseline_jobs alpaca request.json        writes train.json, held_out.json and job.json beside it
+    python -m benchmarks.baseline_jobs lab suite.yaml job.json    writes the job of a suite on the lab's model
 
-The Trainer draws its order from the seed; here it is asked for it, through its own loader. The product orders rows
-by a hash of their numbers. So the training file is laid out such that both orders meet: place `ours[i]` of the file
-holds the row that the Trainer visits at place i. The product then runs as it is on exactly the Trainer's batches.
+For Alpaca rows the product must visit the rows in the order of the Trainer, which draws it from the seed; the Trainer's own
+loader is run to learn it. The product orders rows by a hash of their numbers. So the training file is laid out such that both
+orders meet: place `ours[i]` of the file holds the row that the Trainer visits at place i. The product then trains on exactly
+the Trainer's batches.
 """
 
 import argparse
@@ -23,20 +25,34 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from benchmarks.job import AlpacaRequest, Job, Row, Run
-from lorastudy.data.batches import row_order
-from lorastudy.data.load import load_examples
+from benchmarks.processes import name_of
+from lorastudy.data.batches import micro_batches, row_order
+from lorastudy.data.load import load_examples, train_and_eval
 from lorastudy.data.tokenise import TokenRow, tokenise
-from lorastudy.engine.loading import load_tokenizer
+from lorastudy.engine.loading import load_base, load_tokenizer
+from lorastudy.lab import base_folder
+from lorastudy.planning.design import Designer
+from lorastudy.suite.suite_file import load_suite
+from lorastudy.suite.targets import peft_names, resolve_targets
 
 DATA_SEED = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the three files."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.alpaca_rows")
-    parser.add_argument("request", type=Path, help="a file that `AlpacaRequest.write` wrote")
-    path = parser.parse_args(arguments).request
-    lay_out(AlpacaRequest(**json.loads(path.read_text(encoding="utf-8"))), folder=path.parent)
+    """Write the files of one benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.baseline_jobs")
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    alpaca = benchmarks.add_parser("alpaca")
+    alpaca.add_argument("request", type=Path, help="a file that `AlpacaRequest.write` wrote")
+    lab = benchmarks.add_parser("lab")
+    lab.add_argument("suite", type=Path)
+    lab.add_argument("job", type=Path)
+    chosen = parser.parse_args(arguments)
+    if chosen.benchmark == "alpaca":
+        request = AlpacaRequest(**json.loads(chosen.request.read_text(encoding="utf-8")))
+        lay_out(request, folder=chosen.request.parent)
+    else:
+        job_of(chosen.suite).write(chosen.job)
     return 0
 
 
@@ -146,6 +162,57 @@ def _tokens(path: Path, *, request: AlpacaRequest) -> tuple[TokenRow, ...]:
 
 def _write_rows(path: Path, rows: Sequence[Any]) -> None:
     path.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def job_of(suite: Path) -> Job:
+    """Every experiment of a rank study on the lab's model as a run."""
+    experiments = Designer(suite=load_suite(suite)).design().experiments
+    settings = experiments[0].settings
+    base = load_base(settings, device=torch.device("cpu"))
+    study = train_and_eval(settings)
+    assert study.forgetting is not None
+    splits = {"train": study.train, "eval": study.held_out, "forgetting": study.forgetting}
+    rows: dict[str, tuple[TokenRow, ...]] = {
+        name: tuple(
+            tokenise(part, tokenizer=base.tokenizer, max_seq_length=settings.max_seq_length, split=name).rows
+        )
+        for name, part in splits.items()
+    }
+    assert settings.max_steps is not None
+    size = settings.per_device_train_batch_size
+    order = row_order(
+        len(rows["train"]), data_seed=experiments[0].data_seed, num_rows_needed=settings.max_steps * size
+    )
+    plan = micro_batches(order, batch_size=size, accumulation=1)
+    chosen = resolve_targets(
+        base.target_layers, target_modules=settings.target_modules, layers_to_transform=None
+    )
+    assert settings.quantization == "fp32"
+    assert settings.lr_scheduler_type == "linear"
+    return Job(
+        model=str(base_folder()),
+        random_weights=False,
+        device="cpu",
+        quantization=settings.quantization,
+        targets=tuple(peft_names(chosen, modules=base.module_names)),
+        batch_size=settings.per_device_train_batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler_type,
+        warmup_ratio=settings.warmup_ratio,
+        runs=tuple(
+            Run(
+                name=name_of(experiment.settings.lora_rank, experiment.seed),
+                rank=experiment.settings.lora_rank,
+                alpha=experiment.settings.lora_alpha_value,
+                seed=experiment.seed,
+            )
+            for experiment in experiments
+        ),
+        train=rows_of([rows["train"][number] for (numbers,) in plan for number in numbers]),
+        scored={name: rows_of(rows[name]) for name in ("eval", "forgetting")},
+        prompts=tuple(row.prompt_ids for row in rows["eval"][: settings.max_generation_samples]),
+        max_new_tokens=settings.max_new_tokens,
+    )
 
 
 if __name__ == "__main__":
