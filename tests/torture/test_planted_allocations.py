@@ -17,7 +17,9 @@ def not_the_whole_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_arms_that_feel_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     norms = PackedAdamW.grad_norms
-    monkeypatch.setattr(PackedAdamW, "grad_norms", lambda self: norms(self).max().expand(len(self.bank.arms)))
+    monkeypatch.setattr(
+        PackedAdamW, "grad_norms", lambda self: norms(self).max().expand(len(self.buffers.arms))
+    )
     assert allocations.run(amount=12, seed=1, folder=tmp_path).num_violations > 0
 
 
