@@ -353,8 +353,8 @@ def replayed(grids: Sequence[RateGrid]) -> dict[str, Any]:
 def nearness(curves: Curves) -> dict[str, Any]:
     """How often the best rate lies within the factor that reports tell, as seen by the seeds that took no part.
 
-    The factor is that of the product (`spec.rates.Parabola.factor`): its noise is the residual of arms and the other seeds at
-    the rates found, as `analysis.tuning` has it. `shape_error` is what noise does not explain of the distances, in steps: root
+    The factor is that of the product (`suite.rates.Parabola.factor`): its noise is the residual of arms and the other seeds at
+    the rates found, as `stats.rate_choice` has it. `shape_error` is what noise does not explain of the distances, in steps: root
     of their mean square less that of the noise, of which the best rate by the other seeds has a share, too.
     """
     cells = [cell for seed in range(len(curves.grid.seeds)) for cell in _near_cells(curves, seed)]

@@ -160,7 +160,7 @@ def _what_was_run(analysis: Analysis) -> str:
     settings = study.arms[0].settings
     seeds = {run.seed for run in study.results} - study.tuning_seeds
     num_tuning = sum(run.seed in study.tuning_seeds for run in study.results)
-    tuned = f", and {num_tuning} runs that looked for their learning rates" if num_tuning else ""
+    tuned = f", and {num_tuning} runs that searched for their learning rates" if num_tuning else ""
     training = next(d for result in study.completed for d in result.data if d.split == "train")
     packs = {result.pack_id: result.pack_profile for result in study.completed if result.pack_profile}
     seconds = sum(p.load_seconds + p.train_seconds + p.eval_seconds for p in packs.values())

@@ -97,7 +97,7 @@ def test_the_report_tells_the_question_and_what_was_tried(folder: Any) -> None:
     assert "before any result" in text
     assert "margin 5 % of the reference's gain" in text
     assert "## Learning rates" in text
-    assert "Runs of their own made the choice (seed 1000000);" in text
+    assert "Separate runs made the choice (seed 1000000);" in text
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""A study judged: every verdict, finding and cost of what was measured, or of tables that were imported."""
+"""Every verdict, finding and cost of a study, or of imported results."""

@@ -1,12 +1,12 @@
-"""What can be told from results of other tools, by the rules that hold for one's own.
+"""What results of other tools show, by the rules that hold for your own.
 
-They become a study of their own. The linter judges them, what it invalidates has no verdict, and a grid of learning rates is
-read as one: each configuration stands at its best rate. Where arms share seeds they are paired: with a reference that the
-user names, else with the best of the others (`analysis.best`), never with whichever row came first.
+They become a study. The linter checks it, findings that invalidate leave no verdict, and a grid of learning rates is read as
+one: each configuration stands at its best rate. Arms that share seeds are paired: with the reference that the user names, else
+with the best of the others (`stats.best`), never with whichever row came first.
 
-Of a single seed nothing is known about the noise between seeds: no verdict is possible. What is left is the noise of the
-items. With the number of items known, a share has an interval, and Hsu's comparisons say which arms may be the best, as
-trained adapters and not as configurations. Shares of different environments or base models are never compared.
+A single seed says nothing about the noise between seeds, so no verdict is possible. What is left is the noise of the items. If
+the number of items is known, a share has an interval, and Hsu's comparisons show which arms may be the best, as trained adapters
+and not as configurations. Shares of different environments or base models are never compared.
 """
 
 import itertools
@@ -42,22 +42,22 @@ class ImportedArm:
     results: tuple[ImportedResult, ...]
     scores: Spread | None
     share: Share | None
-    """Of a single result whose metric is a share of so many items; None for any other."""
+    """The share of a single result whose metric is a share of a known number of items; else None."""
     against_best: AgainstBest | None
-    """The share against the best of the other shares of its environment and base model; None where there is no other."""
+    """The share against the best of the other shares of its environment and base model; None if there is no other."""
     num_rates: int
-    """Learning rates that the configuration was run at."""
+    """Number of learning rates at which the configuration was run."""
     num_diverged: int
 
     @property
     def may_be_best(self) -> bool:
-        """Whether the noise of the items leaves open that its share is the highest of its environment and base model."""
+        """Whether, given the noise of the items, its share may be the highest of its environment and base model."""
         return self.against_best is None or not self.against_best.is_behind
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedAnalysis:
-    """One suite of imported results. Arms stand in order of the primary metric, the best observed first."""
+    """One suite of imported results. Arms are in order of the primary metric, the best observed first."""
 
     suite_name: str
     results: tuple[ImportedResult, ...]
@@ -69,11 +69,11 @@ class ImportedAnalysis:
     reference: str | None
     """The arm that the user named."""
     comparisons: tuple[Comparison, ...]
-    """Paired over seeds, against the named reference; empty without one, and where no two arms share two seeds."""
+    """Paired over seeds, against the named reference; empty without one, or if no two arms share two seeds."""
     invalid: Mapping[str, str]
     """Arms without a verdict, and why: the linter found them unfair to compare, or runs at their best rate diverged."""
     against_best: Mapping[str, AgainstBest]
-    """Without a reference: each arm whose seeds can be paired, against the best of the others."""
+    """Without a named reference: each arm whose seeds can be paired, against the best of the others."""
 
     @property
     def shares(self) -> tuple[ImportedArm, ...]:
@@ -82,18 +82,18 @@ class ImportedAnalysis:
 
     @property
     def may_be_best(self) -> tuple[ImportedArm, ...]:
-        """The arms of which the noise of the items leaves open that their share is the highest."""
+        """The arms whose share may be the highest, given the noise of the items."""
         return tuple(arm for arm in self.shares if arm.may_be_best)
 
     @property
     def num_distinct_neighbours(self) -> int:
-        """In the order of the shares: how many arms can be told from the next one below, each pair taken alone."""
+        """In order of the shares: how many arms differ from the next one below, each pair tested by itself."""
         shares = [arm.share for arm in self.shares if arm.share is not None]
         return sum(difference(one, below).is_shown for one, below in itertools.pairwise(shares))
 
     @property
     def num_groups(self) -> int:
-        """Environments and base models, within which alone shares are compared."""
+        """Number of groups (environment and base model) within which shares are compared."""
         return len({_group(arm.results[0]) for arm in self.shares})
 
 
@@ -138,7 +138,7 @@ def analyse_imported(results: Sequence[ImportedResult], *, reference: str | None
 def _without_verdict(
     compared: Sequence[StudyArm], blocked: Mapping[str, Sequence[Invalidation]]
 ) -> dict[str, str]:
-    """Of the compared arms, those that the linter found unfair to compare, and those that diverged at their best rate."""
+    """The compared arms that the linter found unfair to compare, or that diverged at their best rate, with the reason."""
     why = {}
     for arm in compared:
         reasons = [one.why for one in blocked.get(arm.name, ())]
@@ -166,7 +166,7 @@ def _primary_metric(results: Sequence[ImportedResult]) -> Metric:
 
 
 def imported_study(results: Sequence[ImportedResult]) -> Study:
-    """The results as a study. One whose seed nobody recorded has a number that no other has, so nothing pairs with it."""
+    """The results as a study. A result without a recorded seed gets a unique number, so that nothing pairs with it."""
     compares_methods = len({result.settings.get(METHOD_KEY) for result in results}) > 1
     kind = "method_comparison" if compares_methods else "imported"
     (study,) = split_studies(
@@ -241,7 +241,7 @@ def _arms(
 
 
 def _group(result: ImportedResult) -> tuple[str | None, str | None]:
-    """What two shares must have in common to be compared."""
+    """Environment and base model: shares are compared only if they agree in both."""
     base_model = result.sources.get("base_model") or result.settings.get("base_model")
     return (result.sources.get("environment"), base_model)
 

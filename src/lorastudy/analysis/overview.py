@@ -1,4 +1,4 @@
-"""All that is computed about one study, once: tables, figures and findings take their numbers from here."""
+"""Everything that is computed about one study, once: tables, figures and findings take their numbers from here."""
 
 import itertools
 import statistics
@@ -41,68 +41,68 @@ from lorastudy.stats.twoway import TwoWay
 from lorastudy.stats.verdicts import Rules
 from lorastudy.suite.question import Margin, Question
 
-#: Verdicts are about the primary one; the others are shown beside it.
+#: Verdicts are about the primary metric; the others are shown beside it.
 COMPARED_METRICS = (LOSS, TOKEN_ACCURACY, EXACT_MATCH)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """What a suite states before any run, and what came from outside against its verdicts.
+    """What a study is judged by: the question that its suite stated, with a margin in the metric's unit.
 
-    `primary_metric` is the name of one of `COMPARED_METRICS`. There is no default margin: without one no arm can be
-    "as good within the margin". `reference` names an arm; by default the design does.
+    `primary_metric` is the name of one of `COMPARED_METRICS`. There is no default margin: without one no arm can be "as good
+    within the margin". `reference` names an arm; by default the design does.
     """
 
     primary_metric: str = LOSS.name
     margin: float | None = None
     margin_share: float | None = None
-    """Where the margin is a share of the reference's gain: that share; `margin` is then its amount at the measured gain."""
+    """For a margin that is a share of the reference's gain: that share. `margin` is then its amount at the measured gain."""
     gain_over: str = BASE_MODEL
-    """What that gain is measured from: the base model, or the trivial predictor that is better than it."""
+    """The start of that gain: the base model, or a trivial predictor that is better than it."""
     margin_lost: str | None = None
-    """Why a margin that is a share of the gain came to nothing, where it did."""
+    """Why a margin that is a share of the gain could not be used, if so."""
     reference: str | None = None
     late: tuple[SetLate, ...] = ()
-    """What of it was set when results were there already."""
+    """The parts that were set when results already existed."""
     invalidations: Mapping[str, Sequence[Invalidation]] = field(default_factory=dict)
-    """By arm: findings that make its verdicts invalid."""
+    """By arm: what makes its verdicts invalid, besides the linter's findings."""
 
     @property
     def late_by_key(self) -> Mapping[str, SetLate]:
-        """What verdicts go by and was set late. A margin that came to nothing counts for nothing."""
+        """The late parts that verdicts depend on; a margin that could not be used is not among them."""
         return {one.key: one for one in self.late if one.key != "margin" or self.margin is not None}
 
     def margin_words(self, unit: str) -> str:
-        """`0.1 nats per token`, or the share with what it comes to; `none` without a margin."""
+        """`0.1 nats per token`, or the share with its amount; `none` without a margin."""
         if self.margin is None:
             return "none"
         in_unit = f" {unit}" if unit else ""
         if self.margin_share is None:
             return f"{self.margin:g}{in_unit}"
-        # Not the gain along a ladder of ranks, of which the findings speak.
+        # This gain is not the gain along a ladder of ranks that the findings describe.
         share = Margin(amount=self.margin_share, is_share=True)
         return f"{share} over {self.gain_over}, {self.margin:.2g}{in_unit} as measured"
 
     @property
     def metrics_by_item(self) -> tuple[Metric, ...]:
-        """Whose scores an answer wants item by item: of the base model only where a share of the gain is the margin."""
+        """The metrics that are needed by item; the base model's only if the margin is a share of the gain."""
         return COMPARED_METRICS if self.margin_share is None else (*COMPARED_METRICS, LOSS_BEFORE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """One study with its summaries, comparisons and frontier. `reference` is None when nothing completed."""
+    """One study with its summaries, comparisons and frontier. `reference` is None if nothing completed."""
 
     study: Study
     criterion: Criterion
     primary: Metric
-    """What verdicts are about."""
+    """The metric that verdicts are about."""
     summaries: tuple[ArmSummary, ...]
     reference: StudyArm | None
     choices: tuple[Choice, ...]
-    """The learning rates that were picked for the comparisons."""
+    """The learning rates that were chosen for the comparisons."""
     comparisons: Mapping[tuple[str, str], tuple[Comparison, ...]]
-    """By metric key; empty where the metric was not measured."""
+    """By metric key; empty if the metric was not measured."""
     frontier: tuple[str, ...]
     """Names of the arms on the Pareto frontier of mean held-out loss and mean peak memory."""
     standings: tuple[Standing, ...]
@@ -114,9 +114,9 @@ class Analysis:
     lint: tuple[LintFinding, ...]
     """What makes the arms unfair to compare; what invalidates is part of the verdicts."""
     untuned: frozenset[str]
-    """Arms that had no learning rate of their own, by the linter: none of them can win."""
+    """Arms without a learning rate of their own, by the linter: none of them can win."""
     trivial: tuple[AgainstTrivial, ...]
-    """Every compared arm against what needs no model, on the primary metric."""
+    """Every compared arm against guessing without a model, on the primary metric."""
 
     @cached_property
     def may_be_best(self) -> ConfidenceSet | None:
@@ -134,7 +134,7 @@ class Analysis:
         return is_reference_named(self.study, named=self.criterion.reference)
 
     def against_the_best(self, arms: Sequence[str]) -> Mapping[str, AgainstBest]:
-        """Each of these arms against the best of the others; empty where no two can be compared."""
+        """Each of these arms against the best of the others; empty if no two can be compared."""
         pairs, num_seeds = pairs_in_cost(
             self.study, [self.study.arm(name) for name in arms], metric=self.primary, items=self.items
         )
@@ -146,7 +146,7 @@ class Analysis:
         return tuple(dict.fromkeys(one.arm for one in self.trivial if not one.is_beaten))
 
     def divergence(self, name: str) -> Divergence | None:
-        """On how many reporting seeds the arm diverged; None where on none."""
+        """On how many reporting seeds the arm diverged; None if on none."""
         return divergence_of(self.study, self.study.arm(name))
 
     def summary(self, name: str) -> ArmSummary:
@@ -156,7 +156,7 @@ class Analysis:
     def comparison(self, name: str, metric: Metric | None = None) -> Comparison | None:
         """The arm against the reference, on the primary metric by default.
 
-        None for the reference itself, for what was not measured, and for an arm that another learning rate stands for.
+        None for the reference itself, for a metric that was not measured, and for an arm that is represented by another rate.
         """
         family = self.comparisons.get((metric or self.primary).key, ())
         return next((comparison for comparison in family if comparison.arm == name), None)
@@ -164,7 +164,7 @@ class Analysis:
     def pairs(
         self, arms: Sequence[StudyArm], *, reference: StudyArm, metric: Metric | None = None
     ) -> tuple[Comparison, ...]:
-        """Arms against another one than the reference, on the primary metric by default: for intervals, not for verdicts."""
+        """Arms against an arm other than the reference, on the primary metric by default: for intervals, not for verdicts."""
         return compare_with_reference(
             self.study, arms=arms, reference=reference, metric=metric or self.primary, items=self.items
         )
@@ -178,7 +178,7 @@ class Analysis:
     def smallest_sufficient(self) -> StudyArm | None:
         """The smallest rank shown to be as good as the reference within the margin, or better than it.
 
-        None where that is shown of no rank, and where it is shown at untuned rates only.
+        None if that is shown for no rank, or only at untuned rates.
         """
         smallest = self.smallest_no_worse
         comparison = None if smallest is None else self.comparison(smallest.name)
@@ -186,9 +186,9 @@ class Analysis:
 
     @property
     def smallest_no_worse(self) -> StudyArm | None:
-        """The same at the rates that were tried, whatever these were.
+        """The same, even if only at untuned rates.
 
-        By the fixed sequence; None where the sequence stopped at its first step or there was none.
+        By the fixed sequence; None if it stopped at its first step, or without a sequence.
         """
         if self.returns is None or self.criterion.margin is None:
             return None
@@ -203,7 +203,7 @@ class Analysis:
 
 
 def analyse(study: Study, *, criterion: Criterion | None = None, items: ItemTable | None = None) -> Analysis:
-    """The analysis of one study. Without items, intervals are about the items that were scored."""
+    """The analysis of one study. Without items, intervals cover only the items that were scored."""
     criterion = criterion or Criterion()
     primary = next(metric for metric in COMPARED_METRICS if metric.name == criterion.primary_metric)
     summaries = tuple(summarise_arm(arm, study) for arm in study.reported_arms)
@@ -253,7 +253,7 @@ def analyse(study: Study, *, criterion: Criterion | None = None, items: ItemTabl
 def _linted(
     study: Study, criterion: Criterion, *, metric: Metric, trivial: tuple[AgainstTrivial, ...]
 ) -> tuple[LintFinding, ...]:
-    """What the linter finds in the study as it was measured."""
+    """The linter's findings in the measured study."""
     case = measured_case(
         study,
         metric=metric,
@@ -268,7 +268,7 @@ def _linted(
 def pairs_in_cost(
     study: Study, arms: Sequence[StudyArm], *, metric: Metric, items: ItemTable
 ) -> tuple[Mapping[tuple[str, str], TwoWay], int]:
-    """What `against_the_best` takes: the difference in cost of each pair that can be compared, and how many seeds there are."""
+    """The arguments of `against_the_best`: the difference in cost of each comparable pair, and the number of seeds."""
     pairs = {}
     for pair in itertools.combinations(arms, 2):
         found = paired_estimate(study, pair=pair, metric=metric, items=items)
@@ -285,9 +285,12 @@ def _loser_and_winner(comparison: Comparison) -> tuple[str, str]:
 def _metrics_with_rules(
     rules: Rules, *, primary: Metric, ladder: tuple[str, ...]
 ) -> list[tuple[Metric, Rules]]:
-    """The margin is the primary metric's; what takes a verdict away takes it on every metric."""
-    plain, text = replace(rules, margin=None, margin_share=None), replace(rules, ladder=ladder)
-    return [(metric, text if metric == primary else plain) for metric in COMPARED_METRICS]
+    """Each metric with its rules: the margin is for the primary metric only, invalidations hold for every metric."""
+    without_margin, with_ladder = (
+        replace(rules, margin=None, margin_share=None),
+        replace(rules, ladder=ladder),
+    )
+    return [(metric, with_ladder if metric == primary else without_margin) for metric in COMPARED_METRICS]
 
 
 def _compared(
@@ -315,7 +318,7 @@ def _ladder(study: Study, reference: StudyArm | None, *, metric: Metric) -> tupl
 
 
 def _steps_down(study: Study, ladder: Sequence[StudyArm]) -> tuple[str, ...]:
-    """The ranks below the reference, the largest first. One that racing stopped stands among them: the sequence ends there."""
+    """The ranks below the reference, the largest first. A rank that racing stopped is among them and ends the sequence."""
     if not ladder:
         return ()
     reference, has_rank = ladder[-1], {arm.settings["lora_rank"] for arm in ladder}
@@ -332,7 +335,7 @@ def _steps_down(study: Study, ladder: Sequence[StudyArm]) -> tuple[str, ...]:
 
 
 def _costs_by_seed(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> dict[str, list[float]]:
-    """Each scored arm's cost on the seeds that all of them share, in order of seed; low is good."""
+    """Each scored arm's cost on the seeds that all of them share, in order of seed; less is better."""
     shared = _shared_seeds(study, arms, metric=metric)
     sign = metric.cost_sign
     scores = {arm.name: scores_by_seed(arm, study, metric=metric) for arm in arms}
@@ -363,7 +366,7 @@ def _standings(study: Study, compared: Sequence[ArmSummary], *, primary: Metric)
 
 
 def _memory_by_seed(arm: StudyArm, seeds: Sequence[int]) -> list[float]:
-    """Peak bytes of the arm alone on these seeds; nothing where one of them was not measured."""
+    """Peak bytes of the arm alone on these seeds; empty if one of them was not measured."""
     measured = {run.seed: run.profile.peak_memory_bytes for run in arm.completed if run.profile is not None}
     peaks = [measured.get(seed) for seed in seeds]
     known = [float(peak) for peak in peaks if peak is not None]
@@ -380,12 +383,12 @@ def _loss_and_memory(summaries: tuple[ArmSummary, ...]) -> dict[str, tuple[float
 
 
 def criterion_of(study: Study, stated: Question | None) -> Criterion:
-    """What the suite stated; what the design would ask where nothing was.
+    """The criterion of the question that the suite stated; the default if it stated none.
 
-    A share of the gain is of the reference's mean gain in held-out loss, over the base model or over guessing, whichever is
-    better (`trivial.gain_start`). It goes along as a share, since the tests take the noise of that gain into account, and
-    as the number that it comes to. Without a loss of the base model, without a gain, or on another metric, a share is
-    nothing: there is no margin, and `margin_lost` says why.
+    A share of the gain refers to the reference's mean gain in held-out loss over the base model, or over guessing if that is
+    better (`trivial.gain_start`). The criterion keeps it both as a share, because the tests include the noise of that gain, and
+    as an amount. If the base model's loss is unknown, if there is no gain, or for another metric, the share cannot be used:
+    there is no margin, and `margin_lost` says why.
     """
     if stated is None:
         return Criterion()
@@ -398,7 +401,7 @@ def criterion_of(study: Study, stated: Question | None) -> Criterion:
 
 
 def _with_share(criterion: Criterion, share: Margin, *, study: Study) -> Criterion:
-    """The criterion with what the share comes to at the measured gain, and what that gain is over."""
+    """The criterion with the amount of the share at the measured gain, and the start of that gain."""
     metric = next(one for one in COMPARED_METRICS if one.name == criterion.primary_metric)
     reference = reference_arm(study, named=criterion.reference, metric=metric)
     if metric != LOSS:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lorastudy.planning.memory_budget import MemoryBudget
     from lorastudy.planning.recommendation import CandidateFinder
     from lorastudy.planning.recommendation_request import RecommendationRequest
-    from lorastudy.recommend.answer import Candidate, Recommendation
+    from lorastudy.recommend.recommendation import Candidate, Recommendation
 
 #: The settings of a configuration that a user copies into a suite file.
 SHOWN_SETTINGS = (

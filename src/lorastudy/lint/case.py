@@ -1,9 +1,8 @@
-"""What the linter judges: a study, planned or measured, with what is known of each arm.
+"""What the linter checks: a study, planned or measured, with the known facts about each arm.
 
-A suite that was not run yet is a study too: its experiments are results that are pending, as the store itself
-gives them out. So every rule is written once, on the values that the report has. What a rule needs beyond the
-settings (sizes, token counts, leaks) is a fact that is computed before a run and measured by it; a fact that
-nobody knows is None, and a rule that would need it says nothing.
+A suite that has not run is a study too: its experiments are pending results, in the form in which the store returns them. So
+every rule is written once, for the values that the report has. What a rule needs beyond the settings (sizes, token counts,
+leaks) is a fact: computed before a run and measured by it. An unknown fact is None, and a rule that needs it reports nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,36 +23,36 @@ from lorastudy.suite.targets import in_words
 
 @dataclass(frozen=True, kw_only=True)
 class ArmFacts:
-    """What is known of one arm besides its settings."""
+    """What is known about one arm besides its settings."""
 
     num_trainable_parameters: int | None = None
     num_completion_tokens: int | None = None
-    """Tokens that the loss covers in the distinct training rows that the arm gets to see."""
+    """Tokens that the loss covers in the distinct training rows that the arm sees."""
     num_train_rows: int | None = None
-    """Of the training set, whether the steps reach them or not."""
+    """Rows of the training set, whether or not the steps reach them."""
     num_test_rows: int | None = None
-    """Of the file: a long plain text counts once, as in verdicts, though it becomes several rows."""
+    """Rows of the file. A long plain text counts once, as in verdicts, though it becomes several rows."""
     num_leaked_rows: int | None = None
-    """Held-out rows whose content is also trained on."""
+    """Held-out rows whose content is also in the training rows."""
     num_known_prompts: int | None = None
-    """Held-out rows whose prompt is also trained on, whatever the answer."""
+    """Held-out rows whose prompt is also in the training rows, whatever the answer."""
     num_near_copies: int | None = None
-    """Held-out rows whose prompt nearly repeats one that is trained on, of `num_compared_rows`."""
+    """Held-out rows, of `num_compared_rows`, whose prompt nearly repeats one of the training rows."""
     num_compared_rows: int | None = None
     split_by: str | None = None
-    """`prompt` or `row`, by which the rows are held out; None where they have a file of their own."""
+    """Whether rows are held out by `prompt` or by `row`; None if they have their own file."""
     tokenizer: str | None = None
-    """What names the base model's tokenizer by content; unknown where only the base model's name is."""
+    """A fingerprint of the base model's tokenizer; None if only the base model's name is known."""
     rows: tuple[RowsRead, ...] = ()
-    """What became of the rows of each split; before a run only where a worker could read them."""
+    """How the rows of each split were read; before a run only if a worker could read them."""
     vocab_size: int | None = None
-    """Of the base model; known before a run alone."""
+    """Of the base model; known before a run only."""
     modules_digest: str | None = None
     """Equal for arms that adapt the same layers of the model."""
     modules: str | None = None
-    """How many layers of which role those are, in words."""
+    """The number of those layers by role, in words."""
     published_rates: tuple[float, float] | None = None
-    """The least and the greatest learning rate that the published rule gives for the model; known before a run alone."""
+    """The smallest and largest learning rate that the published rule gives for the model; known before a run only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,31 +62,31 @@ class Case:
     study: Study
     facts: Mapping[str, ArmFacts] = field(default_factory=dict)
     metric: Metric = LOSS
-    """By which the best learning rate is told."""
+    """The metric that decides which learning rate is best."""
     margin: float | None = None
-    """In the metric's unit; None where it is a share of the gain, which cannot be too large."""
+    """In the metric's unit; None for a share of the gain, which cannot be too large."""
     allowed: float | None = None
-    """What the margin came to, a share of the gain too."""
+    """The margin in the metric's unit, also if it was stated as a share of the gain."""
     trivial: tuple[AgainstTrivial, ...] = ()
-    """The compared arms against guessing, on the metric; known after a run alone."""
+    """The compared arms against guessing, on the metric; known after a run only."""
     named_reference: str | None = None
-    """The reference that the suite states; by default, and where no run of it completed, the design names it."""
+    """The reference that the suite states. Without one, or if no run of it completed, the design names it."""
 
     @property
     def arms(self) -> tuple[StudyArm, ...]:
-        """The study's arms, without those at a rate that was tried and not chosen."""
+        """The study's arms, without those at a learning rate that was tried and not chosen."""
         return self.study.reported_arms
 
     @cached_property
     def reference(self) -> StudyArm | None:
-        """The arm that the others will be, or are, compared with."""
+        """The arm that the others are, or will be, compared with."""
         if not self.study.completed:
             return planned_reference(self.study, named=self.named_reference)
         found = reference_arm(self.study, named=self.named_reference, metric=self.metric)
         return found or missing_reference(self.study)
 
     def facts_of(self, arm: StudyArm) -> ArmFacts:
-        """What is known of the arm; nothing, where nothing was told."""
+        """What is known about the arm; empty facts if nothing is."""
         return self.facts.get(arm.name, ArmFacts())
 
     def others(self) -> tuple[StudyArm, ...]:
@@ -107,7 +106,7 @@ def planned_case(
     facts: Mapping[str, ArmFacts] | None = None,
     question: Question | None = None,
 ) -> Case:
-    """The case of a suite before its run: its experiments as the store would list them, all pending."""
+    """The case of a suite before its run: its experiments as pending results."""
     question = question or Question()
     results = [
         ExperimentResult(
@@ -143,7 +142,7 @@ def measured_case(
     reference: str | None = None,
     trivial: tuple[AgainstTrivial, ...] = (),
 ) -> Case:
-    """The case of a study as the store has it: facts are what its completed runs recorded."""
+    """The case of a study from the store: its facts are what the completed runs recorded."""
     return Case(
         study=study,
         facts={arm.name: _measured(arm) for arm in study.arms},
@@ -156,17 +155,17 @@ def measured_case(
 
 
 def names(arms: Sequence[StudyArm]) -> tuple[str, ...]:
-    """What the arms are called."""
+    """The names of the arms."""
     return tuple(arm.name for arm in arms)
 
 
 def seeds_of(arm: StudyArm, study: Study) -> frozenset[int]:
-    """The seeds that count: the completed ones once anything of the study has completed, before that the planned."""
+    """The seeds that count: the completed ones if any run of the study completed, else the planned ones."""
     results = [run for run in study.reporting_runs(arm) if run.status == "completed" or not study.completed]
     return frozenset(result.seed for result in results)
 
 
-#: What is counted of scored rows under the names that facts have.
+#: Counts of scored rows that have the same name in a data summary and in the facts.
 _COPIES = ("num_leaked_rows", "num_known_prompts", "num_near_copies", "num_compared_rows", "split_by")
 
 
@@ -186,7 +185,7 @@ def _measured(arm: StudyArm) -> ArmFacts:
 
 
 def after_reading(facts: ArmFacts, settings: Settings, *, rows: Sequence[RowsRead]) -> ArmFacts:
-    """The facts with the counts of the rows that are left once they are tokens; what was not read stays as it was."""
+    """The facts with the counts of the rows after tokenising; facts about rows that were not read stay unchanged."""
     train = next((read.summary for read in rows if read.summary.split == "train"), None)
     reporting = reporting_rows(rows)
     if train is not None:
@@ -204,7 +203,7 @@ def after_reading(facts: ArmFacts, settings: Settings, *, rows: Sequence[RowsRea
 
 
 def reporting_rows(rows: Sequence[RowsRead]) -> RowsRead | None:
-    """Of a suite's splits as they were read, the one that reports: the test rows, or the held-out rows where there are none."""
+    """The split that reports: the test rows, or the held-out rows if there are no test rows."""
     by_split = {read.summary.split: read for read in rows}
     return by_split.get("test", by_split.get("eval"))
 

@@ -1,9 +1,8 @@
-"""Equal conditions: what arms must share with the reference, unless it is the one thing that they differ in.
+"""Equal conditions: what an arm must share with the reference, unless it is the only thing in which the two differ.
 
-A batch size may be what a study is about. So an arm that differs from the reference in nothing else (but the
-learning rate, which is tuned) is compared on purpose. One that differs in more is confounded: the verdict would
-be about both. Where every such value is crossed with everything else, the effects can be told apart by reading
-within one value, and the finding is a warning.
+A study may be about the batch size. An arm that differs from the reference in nothing else (except the learning rate, which is
+tuned) is compared on purpose. An arm that differs in more is confounded: the verdict would be about both. If every such value is
+crossed with all other settings, you can separate the effects by reading within one value, and the finding is a warning.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -26,7 +25,7 @@ _SIZE_KEYS = frozenset({"lora_rank", "lora_alpha"})
 _SCORED_KEYS = frozenset(
     {"eval_dataset_path", "eval_fraction", "test_dataset_path", "test_fraction", "max_eval_samples"}
 )
-#: Above this the gap to full fine-tuning was seen to grow.
+#: Above this the gap to full fine-tuning was observed to grow.
 LARGE_BATCH = 32
 
 
@@ -96,8 +95,8 @@ def _data_order(case: Case) -> Iterator[Breach]:
     found = (
         "other training rows than the reference's, or the same in another order; other settings differ too"
     )
-    gravity = _gravity(case, keys=_DATA_KEYS)
-    yield from _breach(case, apart, value_of=_data_of, found=found, severity=gravity)
+    severity = _severity(case, keys=_DATA_KEYS)
+    yield from _breach(case, apart, value_of=_data_of, found=found, severity=severity)
 
 
 def _scored_rows(case: Case) -> Iterator[Breach]:
@@ -107,7 +106,7 @@ def _scored_rows(case: Case) -> Iterator[Breach]:
 
 
 def _scored_on(arm: StudyArm) -> Hashable:
-    """The rows but for their length, which has a rule of its own."""
+    """The scored rows without their length, which has its own rule."""
     return scored_rows(arm.results[0], leaving_out="max_seq_length")
 
 
@@ -125,7 +124,7 @@ def _several_factors(case: Case) -> Iterator[Breach]:
     covered = _BATCH_KEYS | _LENGTH_KEYS | _DATA_KEYS | _SCORED_KEYS | {"max_seq_length", "learning_rate"}
     if case.study.experiment_type == "module_ablation":
         covered |= (
-            _SIZE_KEYS  # other modules are matched by rank or by parameters, and a rule of its own sees to it
+            _SIZE_KEYS  # other modules are matched by rank or by parameters; LS301 and LS302 check that
         )
     others = [key for key in confounds(case.study) if key not in covered | LAYOUT_KEYS]
     if others:
@@ -141,13 +140,13 @@ def _several_factors(case: Case) -> Iterator[Breach]:
 def _confounded(case: Case, *, value_of: ValueOf, keys: frozenset[str], what: str) -> Iterator[Breach]:
     apart = _confounded_arms(case, value_of=value_of, keys=keys)
     found = f"{what}{{}}, the reference's {{}}; other settings differ too"
-    yield from _breach(case, apart, value_of=value_of, found=found, severity=_gravity(case, keys=keys))
+    yield from _breach(case, apart, value_of=value_of, found=found, severity=_severity(case, keys=keys))
 
 
 def _breach(
     case: Case, apart: Sequence[StudyArm], *, value_of: ValueOf, found: str, severity: Severity
 ) -> Iterator[Breach]:
-    """The breach of these arms, if there are any; `{}` in its words is their value, then the reference's."""
+    """The breach of these arms, if there are any. The two `{}` in `found` are their value and the reference's."""
     if apart and case.reference is not None:
         text = found.format(_listed(apart, value_of), _written(value_of(case.reference)))
         yield Breach(arms=names(apart), found=text, severity=severity)
@@ -160,13 +159,13 @@ def _other_than_reference(case: Case, value_of: ValueOf) -> list[StudyArm]:
 
 
 def _confounded_arms(case: Case, *, value_of: ValueOf, keys: frozenset[str]) -> list[StudyArm]:
-    """Those of them that differ in more than these keys and the learning rate."""
+    """Arms whose value is not the reference's and that also differ in more than these keys and the learning rate."""
     others = _other_than_reference(case, value_of)
     return [arm for arm in others if not case.apart(arm) <= keys | {"learning_rate"}]
 
 
-def _gravity(case: Case, *, keys: frozenset[str]) -> Severity:
-    """A warning where each value of these keys was run with the same rest, else invalidating."""
+def _severity(case: Case, *, keys: frozenset[str]) -> Severity:
+    """`warning` if each value of these keys was run with the same other settings, else `invalidates`."""
     levels: dict[str, set[str]] = {}
     ignored = keys | LAYOUT_KEYS | {"learning_rate"}
     for arm in case.arms:

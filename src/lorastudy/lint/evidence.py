@@ -1,4 +1,4 @@
-"""Evidence: whether there are seeds, held-out items, metrics and environments enough alike to say anything."""
+"""Evidence: whether seeds, held-out items, metrics and environments suffice for a verdict, and match between arms."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,9 @@ from lorastudy.suite.question import MIN_SEEDS
 
 #: A larger share of held-out rows that are also trained on can carry a difference by itself.
 MAX_LEAKED_SHARE = 0.01
-#: n rows show a mean difference of d standard deviations with power .8 at the 5 % level from
-#: n = ((z(.975) + z(.8)) / d)**2 on. Cohen calls d = 0.5 medium and 0.2 small; of the way between them, 0.25 still says
-#: something about usual held-out sets, where 0.2 (197 rows) would be said of nearly every one.
+#: A mean difference of d standard deviations is shown with power .8 at the 5 % level from n = ((z(.975) + z(.8)) / d)**2
+#: rows on. Cohen calls d = 0.5 medium and 0.2 small. The rule uses 0.25, since 0.2 (197 rows) would warn of nearly every
+#: held-out set.
 _SDS = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
 NUM_ROWS_FOR_A_HALF = math.ceil((_SDS / 0.5) ** 2)
 #: The standard error of a share is at most half a point over the root of the number of rows: 5 points with a hundred.
@@ -24,16 +24,16 @@ NUM_ROWS_FOR_A_SHARE = 100
 NUM_ROWS_FOR_A_QUARTER = math.ceil((_SDS / 0.25) ** 2)
 
 
-#: With fewer prompts rows are held out one by one (`data.splits` decides so).
+#: With fewer prompts, rows are held out one by one (`data.splits`).
 MIN_PROMPTS = 10
-#: As they are told.
+#: In the order of the messages.
 SPLITS = ("train", "eval", "test", "forgetting")
 _SPLIT_NAMES = {"train": "training", "eval": "held-out"}
-_ONE_ROW = "one row to score: nothing can be told of any other row, and no number of seeds makes up for it"
-#: Rows that are left out move the mean of all by up to sqrt(p / (1 - p)) standard deviations, with p their share: at 5 %
-#: that is 0.23, about the quarter for which `NUM_ROWS_FOR_A_QUARTER` asks. What is cut away is the longest, not a sample.
+_ONE_ROW = "one row to score: it says nothing about other rows, and more seeds do not change that"
+#: Leaving out a share p of the rows moves the mean by up to sqrt(p / (1 - p)) standard deviations: 0.23 at 5 %, about the
+#: quarter of `NUM_ROWS_FOR_A_QUARTER`. The longest rows are cut, not a random sample.
 MAX_REFUSED_SHARE = 0.05
-#: Of more than half the rows the end is cut: then most of what is learnt and scored are answers without their end.
+#: If more than half of the rows are cut, most of what is learnt and scored are answers without their end.
 MAX_CUT_SHARE = 0.5
 
 
@@ -42,12 +42,12 @@ def _too_few_seeds(case: Case) -> Iterator[Breach]:
     if reference is None:
         return
     needed, own = MIN_SEEDS, seeds_of(reference, case.study)
-    # an arm of which nothing came is a failure, and told as one
+    # an arm without any completed seed is reported as a failure
     others = [arm for arm in case.others() if seeds_of(arm, case.study)]
     few = [arm for arm in others if len(seeds_of(arm, case.study) & own) < needed]
     if few:
         most = max(len(seeds_of(arm, case.study) & own) for arm in few)
-        # Once there are results, each pair's own verdict says so; before the run nothing else does.
+        # Once there are results, the verdict of each pair says so; before the run only this finding does.
         no_verdict = most < 2 and not case.study.completed
         yield Breach(
             arms=names(few),
@@ -57,10 +57,10 @@ def _too_few_seeds(case: Case) -> Iterator[Breach]:
 
 
 def _what_they_show(num_seeds: int) -> str:
-    """What so many shared seeds can show at best."""
+    """What this number of shared seeds can show at best."""
     if num_seeds < 2:
         shared = "one seed" if num_seeds else "no seed"
-        return f"{shared} shared with the reference: nothing is known of the noise between seeds, so no verdict is possible"
+        return f"{shared} shared with the reference: nothing is known about the noise between seeds, so no verdict is possible"
     least = 2.0 ** (1 - num_seeds)
     return (
         f"at most {num_seeds} seeds shared with the reference: the exact test cannot go below p = {least:.2g}"
@@ -104,7 +104,7 @@ def _leak_of(case: Case, arm: StudyArm) -> tuple[int, int] | None:
 
 
 def _known_prompts(case: Case) -> Iterator[Breach]:
-    """Rows whose content is trained on as well are told by `_leaked_items`."""
+    """Held-out rows whose prompt, but not whose content, is in the training rows; `_leaked_items` reports the others."""
     by_found: dict[tuple[str, Severity], list[StudyArm]] = {}
     for arm in case.arms:
         facts = case.facts_of(arm)
@@ -112,7 +112,9 @@ def _known_prompts(case: Case) -> Iterator[Breach]:
         near, compared = facts.num_near_copies or 0, facts.num_compared_rows or 0
         text = []
         if rows and known > (facts.num_leaked_rows or 0):
-            text.append(f"{known:,} of {rows:,} held-out rows have a prompt that is also trained on")
+            text.append(
+                f"{known:,} of {rows:,} held-out rows have a prompt that is also in the training rows"
+            )
             if facts.split_by == "row":
                 text.append(f"there are fewer than {MIN_PROMPTS} prompts, so rows are held out one by one")
         if near:
@@ -148,7 +150,7 @@ def _few_rows(case: Case) -> Iterator[Breach]:
 
 
 def _num_scored_rows(case: Case, arm: StudyArm) -> int | None:
-    """Rows that the primary metric is measured on; exact match answers only so many of them."""
+    """Rows that the primary metric is measured on; exact match is limited to `max_generation_samples`."""
     num_rows = case.facts_of(arm).num_test_rows
     if num_rows is None or case.metric != EXACT_MATCH:
         return num_rows
@@ -156,7 +158,7 @@ def _num_scored_rows(case: Case, arm: StudyArm) -> int | None:
 
 
 def _rows_cut(case: Case) -> Iterator[Breach]:
-    """By how the rows of any split fare; the gravest split gives the severity."""
+    """Rows of any split that were cut or refused; the worst split gives the severity."""
     by_rows: dict[tuple[RowsRead, ...], list[StudyArm]] = {}
     for arm in case.arms:
         by_rows.setdefault(case.facts_of(arm).rows, []).append(arm)
@@ -179,7 +181,7 @@ def _rows_cut(case: Case) -> Iterator[Breach]:
 
 
 def _long_answers(case: Case) -> Iterator[Breach]:
-    """By the rows that report; no verdict on exact match where none of their answers could ever match."""
+    """Answers of the reporting rows that generation cannot reach; no verdict on exact match if that is all of them."""
     by_counts: dict[tuple[int, int, int], list[StudyArm]] = {}
     for arm in case.arms:
         read = reporting_rows(case.facts_of(arm).rows)
@@ -203,13 +205,13 @@ def _share_refused(summary: DataSummary) -> float:
 
 
 def _share_cut(summary: DataSummary) -> float:
-    """Of all rows, those that lost something: their end, or all of their answer."""
+    """The share of all rows that lost their end or their whole answer."""
     lost = summary.num_truncated_rows + summary.num_refused_rows
     return lost / (summary.num_rows + summary.num_refused_rows)
 
 
 def split_name(split: str) -> str:
-    """What a reader calls a split; `test` and `forgetting` are called so."""
+    """The reader's name of a split; `test` and `forgetting` keep theirs."""
     return _SPLIT_NAMES.get(split, split)
 
 
@@ -223,7 +225,7 @@ def _fate(summary: DataSummary) -> str:
 
 
 def _lengths_wanted(rows: Sequence[RowsRead]) -> str:
-    """What would keep the rows of all splits; nothing where only their counts were kept."""
+    """The max_seq_length that keeps the rows of all splits; empty if only their counts are known."""
     longest = [read.length_of_all for read in rows if read.length_of_all is not None]
     most = [read.length_of_most for read in rows if read.length_of_most is not None]
     if not longest or not most:
@@ -247,7 +249,7 @@ def _tokenizers(case: Case) -> Iterator[Breach]:
 
 
 def _tokenizer_of(case: Case, arm: StudyArm) -> str:
-    """The tokenizer by content where known; else the base model stands for it."""
+    """The tokenizer's fingerprint if known, else the base model."""
     known = case.facts_of(arm).tokenizer
     if known is not None:
         return known
@@ -294,8 +296,8 @@ RULES = (
     Rule(
         code="LS401",
         title="Too few seeds for a verdict",
-        why="of n paired seeds the exact sign-flip test gives p = 2 / 2^n at best, so below six no difference can be shown "
-        "at the 5 % level, however large",
+        why="with n paired seeds the exact sign-flip test gives p = 2 / 2^n at best, so fewer than six seeds cannot show any "
+        "difference at the 5 % level, however large",
         source="Fisher's exact randomization test; PEFT's method_comparison has one seed for each of its results",
         change=f"give `seeds` at least {MIN_SEEDS} values, the same for all arms",
         find=_too_few_seeds,
@@ -311,16 +313,16 @@ RULES = (
     Rule(
         code="LS501",
         title="Test items in the training data",
-        why="what was trained on is remembered and not solved, the more the larger the adapter; in standard data sets over "
-        "4 % of the validation rows were also in the training set",
+        why="the adapter remembers rows that it was trained on instead of solving them, and a larger adapter remembers more; in "
+        "standard data sets over 4 % of the validation rows were also in the training set",
         source="Lee et al., arXiv 2107.06499",
-        change="take the rows out of the training file; `eval_fraction` splits by prompt, so that it cannot happen",
+        change="remove these rows from the training file, or use `eval_fraction`, which splits by prompt and rules this out",
         find=_leaked_items,
     ),
     Rule(
         code="LS503",
         title="Perplexity across tokenizers",
-        why="loss and perplexity are per token, and another tokenizer cuts the same text into other tokens",
+        why="loss and perplexity are per token, and another tokenizer splits the same text into other tokens",
         source="Gao et al., The Pile, arXiv 2101.00027, which compares in bits per byte for this reason",
         change="compare within one base model, or by exact match, or in bits per byte",
         find=_tokenizers,
@@ -328,7 +330,7 @@ RULES = (
     Rule(
         code="LS504",
         title="Metric versions side by side",
-        why="a metric whose definition was mended measures something else: the corrected values of a published forgetting "
+        why="a metric whose definition was corrected measures something else: the corrected values of a published forgetting "
         "metric ranked the methods quite differently",
         source="PEFT pull requests 2986 and 3419",
         change="run the arms with the older version again",
@@ -337,41 +339,41 @@ RULES = (
     Rule(
         code="LS505",
         title="Few rows to score",
-        why="items differ in difficulty and every seed is scored on the same ones, so more seeds do not make up for few rows: "
-        f"a mean difference of half a standard deviation of its values by row takes {NUM_ROWS_FOR_A_HALF} rows to be "
-        f"found four times in five, one of a quarter {NUM_ROWS_FOR_A_QUARTER}",
+        why="items differ in difficulty and every seed is scored on the same items, so more seeds do not make up for few rows: "
+        "to find a mean difference of half a standard deviation of its values by row in four studies of five takes "
+        f"{NUM_ROWS_FOR_A_HALF} rows, a difference of a quarter {NUM_ROWS_FOR_A_QUARTER} rows",
         source="Card et al., arXiv 2010.06595; Miller, arXiv 2411.00640; the sizes of effects are Cohen's (1988)",
-        change="hold out more rows (`eval_fraction`, `test_fraction`, or a file of their own), or claim large differences only",
+        change="hold out more rows (`eval_fraction`, `test_fraction`, or a separate file), or claim only large differences",
         find=_few_rows,
     ),
     Rule(
         code="LS506",
         title="Rows cut short or left out",
-        why="what is cut away is never learnt nor scored, the end of an answer first, and it is the long rows that lose it: "
-        f"a share of {100 * MAX_REFUSED_SHARE:.0f} % left out can move a mean by 0.23 standard deviations of its values by row, and "
-        "once most rows lack their end no arm learns where an answer stops",
+        why="tokens that are cut are neither learnt nor scored, the end of the answer goes first, and only long rows lose it: "
+        f"leaving out {100 * MAX_REFUSED_SHARE:.0f} % of the rows can move a mean by 0.23 standard deviations of its values by row, and "
+        "if most rows lack their end, no arm learns where an answer stops",
         source="Ding et al., arXiv 2404.10830, where models made up less once fewer training texts were cut; Card et al., arXiv "
         "2010.06595, for sizes of effects",
-        change="raise `max_seq_length` (`lorastudy check` says how far), or take the study as one of the short rows",
+        change="raise `max_seq_length` (`lorastudy check` says how far), or read the results as those of the short rows",
         find=_rows_cut,
     ),
     Rule(
         code="LS507",
         title="Answers longer than generation allows",
-        why="a generated answer ends after `max_new_tokens`, so a longer reference counts as wrong for every arm alike: the "
-        "more such rows, the less exact match can tell arms apart, and where all are such it is 0 for all",
-        source="how greedy generation ends; reported of NeMo-RL, issue 2725",
-        change="raise `max_new_tokens`, or take `primary_metric: loss`",
+        why="a generated answer ends after `max_new_tokens`, so a longer reference counts as wrong for every arm: the more such "
+        "rows there are, the less exact match separates the arms, and if all rows are such, it is 0 for all arms",
+        source="greedy generation stops there; reported for NeMo-RL, issue 2725",
+        change="raise `max_new_tokens`, or use `primary_metric: loss`",
         find=_long_answers,
     ),
     Rule(
         code="LS508",
-        title="Held-out prompts that are trained on",
-        why="an answer that was learnt for a prompt is said again, so scores on such rows show what is remembered and not "
-        "what the adapter does with a new prompt, and the larger the adapter the more it remembers",
+        title="Held-out prompts in the training data",
+        why="for such a prompt the adapter repeats the answer that it learnt, so these scores show what it remembers and not what "
+        "it does with a new prompt, and a larger adapter remembers more",
         source="Lewis et al., arXiv 2008.02637, where 30 % of the test questions of three sets were paraphrases of training "
         "questions and models did 63 points worse on the others; Lee et al., arXiv 2107.06499, for near copies",
-        change="hold out by `eval_fraction`, which keeps all rows of a prompt on one side; take near copies out of one side",
+        change="use `eval_fraction`, which keeps all rows of a prompt on one side; remove near copies from one side",
         find=_known_prompts,
     ),
     Rule(
@@ -380,7 +382,7 @@ RULES = (
         why="the same configuration, seed and GPU gave another answer after a library upgrade: 38 re-runs moved by -1.65 "
         "points on average, and 21 of 105 pairs among the best 15 swapped order",
         source="PEFT's method_comparison, results of two dates",
-        change="run the older arms again in the present environment",
+        change="run the older arms again in the current environment",
         find=_environments,
     ),
 )

@@ -1,4 +1,4 @@
-"""What the linter says: a rule of fair comparison, and one breach of it."""
+"""A rule of fair comparison, a breach of it, and how findings name the arms and rows concerned."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from lorastudy.protocol.records import DataSummary
 
 Severity = Literal["note", "warning", "invalidates"]
 
-#: The gravest first, as they are listed.
+#: In the order in which findings are listed.
 SEVERITIES: tuple[Severity, ...] = ("invalidates", "warning", "note")
 
 
@@ -20,7 +20,7 @@ class Breach:
     arms: tuple[str, ...]
     """The arms concerned, in the order of the study."""
     found: str
-    """What is so, in one sentence without the arms' names."""
+    """What is wrong, in one sentence without the names of the arms."""
     severity: Severity
 
 
@@ -33,15 +33,15 @@ class Rule:
     why: str
     """One sentence: what goes wrong."""
     source: str
-    """Where that was shown."""
+    """Where this was shown."""
     change: str
-    """What to change in the suite, or in the reading of its results."""
+    """What to change in the suite, or in how its results are read."""
     find: Callable[[Case], Iterator[Breach]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LintFinding:
-    """One breach with its rule's words: all that a page or a program needs of it."""
+    """One breach with the words of its rule: everything that a page or a program shows."""
 
     code: str
     title: str
@@ -53,7 +53,7 @@ class LintFinding:
     change: str
 
 
-#: With more arms than this only the first few are named, and how many there are is said.
+#: Of more arms than this, only the first few are named, with their number.
 MAX_NAMES = 6
 
 NUM_NAMED_OF_MANY = 3
@@ -70,7 +70,7 @@ def arms_in_words(arms: Sequence[str], *, num_arms: int) -> str:
 
 
 def sample_in_words(data: DataSummary) -> str:
-    """On which part of the rows near copies were counted; empty where all were compared with all."""
+    """Which sample of the rows was searched for near copies; empty if all were compared with all."""
     compared, compared_with, known = data.num_compared_rows, data.num_compared_with, data.num_known_rows
     if compared is None or compared_with is None or known is None:
         return ""

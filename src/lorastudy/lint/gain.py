@@ -1,4 +1,4 @@
-"""Gain: whether the arms learnt enough for a comparison to say anything, and whether the margin is smaller than that."""
+"""Gain: whether the arms learnt more than the base model and guessing, and whether the margin is smaller than that gain."""
 
 import math
 import statistics
@@ -10,8 +10,8 @@ from lorastudy.stats.study import StudyArm, stored_split
 from lorastudy.stats.summary import EXACT_MATCH, LOSS, LOSS_BEFORE, SAME_ANSWER, are_equal, scores_by_seed
 from lorastudy.stats.trivial import best_not_ahead
 
-#: A gain below this share of the base model's loss is little, however sure: of 2 nats it is 0.02, 2 % of the perplexity,
-#: and what tells the arms apart is a part of that.
+#: A gain below this share of the base model's loss is too small, however sure: of 2 nats it is 0.02, or 2 % of the perplexity,
+#: and the differences between arms are only a part of that.
 LITTLE_SHARE = 0.01
 
 
@@ -24,16 +24,16 @@ def _hardly_learnt(case: Case) -> Iterator[Breach]:
 
 
 def _little(case: Case, arm: StudyArm) -> str:
-    """Why the arm's gain over the base model is as good as none; empty where it is not, or was not measured."""
+    """Why the arm's gain over the base model is negligible; empty if it is not, or was not measured."""
     gains, base = _gains(case, arm), _base_loss(case, arm)
     if not gains or base is None:
         return ""
     gain = statistics.fmean(gains)
-    text = f"{arm.name} took {gain:.2g} nats per token off the base model's held-out loss of {base:.3g}"
+    text = f"{arm.name} lowered the base model's held-out loss of {base:.3g} by {gain:.2g} nats per token"
     if gain < LITTLE_SHARE * base:
         return f"{text}, {100 * gain / base:.1f} % of it"
     if len(gains) > 1:
-        from scipy import special  # a dry run, which asks before there are gains, goes without
+        from scipy import special  # not at the top: a dry run has no gains and does not need scipy
 
         error = statistics.stdev(gains) / math.sqrt(len(gains))
         if gain - float(special.stdtrit(len(gains) - 1, 0.975)) * error <= 0:
@@ -42,7 +42,7 @@ def _little(case: Case, arm: StudyArm) -> str:
 
 
 def _margin_too_large(case: Case) -> Iterator[Breach]:
-    """Before a run by what no model can lose; after it by what the reference gained."""
+    """Before a run, against the loss of guessing among all tokens; after it, against what the reference gained."""
     if case.margin is None or case.reference is None or not case.others():
         return
     if case.metric != LOSS:
@@ -65,14 +65,14 @@ def _margin_too_large(case: Case) -> Iterator[Breach]:
     if not gains and size is not None and case.margin >= math.log(size):
         yield Breach(
             arms=names(case.others()),
-            found=f"a margin of {case.margin:g} nats per token, and who guesses among the {size:,} tokens of the vocabulary "
-            f"loses {math.log(size):.3g}",
+            found=f"a margin of {case.margin:g} nats per token, and guessing among the {size:,} tokens of the vocabulary "
+            f"has a loss of {math.log(size):.3g}",
             severity="warning",
         )
 
 
 def _margin_above_loss(case: Case) -> Iterator[Breach]:
-    """After a run. A share of the gain is smaller than the gain, so it is no more than worth a note."""
+    """After a run only. A share of the gain is smaller than the gain, so for that it is only a note."""
     if case.allowed is None or case.metric != LOSS or case.reference is None or not case.others():
         return
     losses = scores_by_seed(case.reference, case.study, metric=LOSS)
@@ -86,7 +86,7 @@ def _margin_above_loss(case: Case) -> Iterator[Breach]:
 
 
 def _gains(case: Case, arm: StudyArm) -> list[float]:
-    """What the arm took off the base model's held-out loss, by seed."""
+    """By how much the arm lowered the base model's held-out loss, by seed."""
     before = scores_by_seed(arm, case.study, metric=LOSS_BEFORE)
     after = scores_by_seed(arm, case.study, metric=LOSS)
     return [before[seed] - after[seed] for seed in sorted(before.keys() & after.keys())]
@@ -129,7 +129,7 @@ def _one_answer(case: Case) -> Iterator[Breach]:
 
 
 def _rows_answered_alike(case: Case, arm: StudyArm) -> int | None:
-    """How many rows got one answer from each of the arm's seeds; None where they did not, or where all of it was right."""
+    """The number of rows, if every seed gave all of them one answer; None if not, or if that was right everywhere."""
     alike, right = (scores_by_seed(arm, case.study, metric=metric) for metric in (SAME_ANSWER, EXACT_MATCH))
     if not alike or set(alike.values()) != {1.0} or 1.0 in right.values():
         return None
@@ -151,7 +151,7 @@ def _all_equal(case: Case) -> Iterator[Breach]:
 
 
 def equal_scores(case: Case) -> float | None:
-    """The one score that all arms have with all seeds, on the rows that choose too; None where scores differ or are few."""
+    """The score that all arms have with all seeds, also on the rows that choose; None if scores differ or are few."""
     values = [
         value
         for arm in case.study.arms
@@ -166,26 +166,26 @@ RULES = (
     Rule(
         code="LS305",
         title="Hardly anything learnt",
-        why="arms that stay at the base model's loss differ in nothing yet, and what tells them apart later, rank or modules, "
-        "shows only once there was something to hold",
+        why="arms that stay at the base model's loss do not differ yet: rank or modules make a difference only once there is "
+        "something to hold",
         source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025), where all ranks learn alike at first",
         change="train longer (`max_steps`, `num_train_epochs`) or raise the rate (`learning_rate: auto` looks for one)",
         find=_hardly_learnt,
     ),
     Rule(
         code="LS403",
-        title="Margin that cannot be missed",
-        why="within a margin as large as the whole gain the untrained base model is as good as any arm, so that word says "
-        "nothing, and it takes the place of the one for a difference that was shown",
+        title="Margin as large as the gain",
+        why='within a margin as large as the whole gain even the untrained base model is as good as any arm, so "as good" says '
+        "nothing, and it replaces the verdict on a difference that was shown",
         source="Rothmann et al., Statistics in Medicine 22 (2003), where a margin is a share of what the reference achieves",
-        change="state a share of the gain (`margin: 2%`), or a number of nats well below it; the runs stand as they are",
+        change="state a share of the gain (`margin: 2%`), or a number of nats well below it; you need not run anything again",
         find=_margin_too_large,
     ),
     Rule(
         code="LS404",
         title="Margin above the reference's own loss",
-        why="an arm may then lose more than the reference has to lose, so what is as good within the margin may be far from it in "
-        "all that is left to learn",
+        why="an arm may then have more than twice the reference's loss, so an arm that is as good within the margin may have learnt "
+        "far less",
         source="Rothmann et al., Statistics in Medicine 22 (2003), where a margin is a share of what the reference achieves",
         change="state a smaller share of the gain, or a number of nats well below the loss that you expect",
         find=_margin_above_loss,
@@ -193,29 +193,29 @@ RULES = (
     Rule(
         code="LS307",
         title="No better than guessing",
-        why="the answers' frequencies alone score this much, so an arm that does not beat them has not been shown to use the "
-        "prompts, and arms that all learnt nothing are as good as each other",
+        why="the frequencies of the answers alone score this much, so an arm that does not beat them is not shown to use the "
+        "prompts, and arms that all learnt nothing cannot be compared",
         source="Gururangan et al., arXiv 1803.02324, where a classifier that never saw the premise was right on 67 % of SNLI",
-        change="train longer or at another rate (`learning_rate: auto`), see that prompts hold what the answers follow from, or "
-        "take no arm at all",
+        change="train longer or at another rate (`learning_rate: auto`), check that the prompts contain what the answers follow "
+        "from, or use no adapter at all",
         find=_no_better_than_guessing,
     ),
     Rule(
         code="LS308",
         title="One answer to every row",
-        why="an arm that says the same to every row has an exact match as large as that answer's share, whatever it learnt, so "
-        "exact match tells such arms apart by the labels' frequencies and by nothing else",
+        why="the exact match of an arm that gives every row the same answer is that answer's share of the rows, whatever the arm "
+        "learnt, so exact match compares such arms by the frequencies of the labels alone",
         source="Zhao et al., arXiv 2102.09690, where prompted models preferred one label whatever the input",
-        change="train longer or at another rate, read the answers in the report, and balance the labels if one of them rules",
+        change="train longer or at another rate, read the answers in the report, and balance the labels if one of them dominates",
         find=_one_answer,
     ),
     Rule(
         code="LS309",
-        title="Scores that are all equal",
-        why="equal scores tell no arm and no learning rate from another: no verdict is possible, no rate is the best of its grid, "
-        "and more seeds of the same score change nothing",
+        title="All scores equal",
+        why="equal scores separate neither arms nor learning rates: no verdict is possible, no rate is the best of its grid, and "
+        "more seeds with the same score change nothing",
         source="Card et al., arXiv 2010.06595, on how much a metric must move to be seen",
-        change="take a metric that moves (`primary_metric: loss`), harder or more rows, or a training that learns something",
+        change="use a metric that moves (`primary_metric: loss`), harder or more rows, or a training that learns something",
         find=_all_equal,
     ),
 )

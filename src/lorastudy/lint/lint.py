@@ -1,4 +1,7 @@
-"""Runs the linter over a case: every finding, and what follows from them for the verdicts."""
+"""The linter: all its rules, what they find in a case, and which verdicts the findings invalidate.
+
+`docs/linter.md` is generated from `RULES`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,16 +13,15 @@ from lorastudy.stats.study import Invalidation
 
 
 def lint(case: Case) -> tuple[LintFinding, ...]:
-    """All findings, the gravest first, then by code."""
+    """All findings, the most severe first, then by code."""
     found = [_finding(rule, breach) for rule in RULES for breach in rule.find(case)]
     return tuple(sorted(found, key=lambda finding: (SEVERITIES.index(finding.severity), finding.code)))
 
 
 def invalidations(findings: Iterable[LintFinding]) -> Mapping[str, Sequence[Invalidation]]:
-    """By arm, what takes its verdicts away: each finding that invalidates, by its title and code.
+    """By arm, what makes its verdicts invalid: each finding of severity `invalidates`, by title and code.
 
-    Every verdict is one against the reference, so what is wrong with the reference takes those of all arms away;
-    that is for whoever compares.
+    Every verdict compares with the reference, so an invalid reference makes all verdicts invalid; the caller applies that.
     """
     found: dict[str, list[Invalidation]] = {}
     for finding in findings:
@@ -31,15 +33,15 @@ def invalidations(findings: Iterable[LintFinding]) -> Mapping[str, Sequence[Inva
 
 
 def untuned(findings: Iterable[LintFinding]) -> frozenset[str]:
-    """The arms that had no learning rate of their own: never varied, or best on the edge of what was tried.
+    """The arms without a learning rate of their own: never varied, or best on the edge of those tried.
 
-    Where such a finding does not invalidate, because all arms are equal in it, it still lets no arm win.
+    If all arms are equal in this, the finding is a warning and invalidates nothing; still, no such arm can win.
     """
     return frozenset(arm for finding in findings if finding.code in UNTUNED_CODES for arm in finding.arms)
 
 
 def invalidates(findings: Sequence[LintFinding]) -> bool:
-    """Whether one of the findings takes a verdict away."""
+    """Whether one of the findings invalidates a verdict."""
     return any(finding.severity == "invalidates" for finding in findings)
 
 
@@ -57,7 +59,7 @@ def _finding(rule: Rule, breach: Breach) -> LintFinding:
 
 
 def _in_a_sentence(title: str) -> str:
-    """Without its capital, unless it begins with a name: `LoRA`."""
+    """The title with a small first letter, unless it begins with a name such as `LoRA`."""
     return title if title[1].isupper() or title[2].isupper() else title[0].lower() + title[1:]
 
 

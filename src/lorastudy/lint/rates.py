@@ -1,4 +1,4 @@
-"""Learning rate and scale: whether each arm stands at a rate of its own, and whether alpha means the same throughout."""
+"""Learning rate and scale: whether each arm has a tuned rate, and whether alpha follows one policy."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,14 +9,14 @@ from lorastudy.stats.rate_choice import best_if_on_edge, configurations
 from lorastudy.stats.study import StudyArm
 from lorastudy.suite.experiment import canonical_json
 
-#: What imported results may say of themselves; every arm of one's own runs is LoRA.
+#: Imported results may name their method; every arm of your own runs is LoRA.
 METHOD_KEY, FULL_FINE_TUNING = "method", "full"
 
-#: Findings of these name arms that had no learning rate of their own.
+#: Findings with these codes name arms that had no learning rate of their own.
 UNTUNED_CODES = frozenset({"LS101", "LS102"})
 
-#: Known causes move the best rate by far less than a hundredfold: 7.5 times by rank, 5.6 by the policy of alpha, 1.5
-#: by short training, which is 63 times where all of them come together. The search for a rate goes no farther either.
+#: Known causes move the best rate by less than a hundredfold: 7.5 times by rank, 5.6 by the policy of alpha and 1.5 by short
+#: training, which is 63 times if all of them combine. The search for a rate goes no farther either.
 FAR_FROM_RULE = 100
 
 _LADDER_KEYS = frozenset({"lora_rank", "lora_alpha", "use_rslora", "learning_rate"})
@@ -67,7 +67,7 @@ def _on_edge(case: Case) -> Iterator[Breach]:
     if two and not case.study.completed:
         yield Breach(
             arms=names(two),
-            found="two learning rates, of which the better will lie on the edge of the grid whatever comes",
+            found="two learning rates, of which the better one is always on the edge of the grid",
             severity="warning",
         )
 
@@ -80,7 +80,7 @@ def _same_rate_as_full(case: Case) -> Iterator[Breach]:
         alike = [arm for arm in single if _rates([arm]) == {rate}]
         if reference is None or all(map(_is_full, alike)):
             continue
-        # against the reference stand those of the other kind
+        # concerned are the arms of the other kind than the reference
         apart = [arm for arm in alike if _is_full(arm) != _is_full(reference)]
         yield Breach(
             arms=names(apart),
@@ -93,7 +93,7 @@ def _far_from_rule(case: Case) -> Iterator[Breach]:
     alike: dict[tuple[str, Severity], list[StudyArm]] = {}
     for grid in configurations(case.study):
         far = {arm.name: text for arm in grid if (text := _departure(case, arm)) is not None}
-        # Where another rate of the arm is near the rule, its search is the wider for this one and no worse.
+        # If another rate of the arm is near the rule, this one only widens the search.
         severity: Severity = "warning" if len(far) == len(grid) else "note"
         for arm in grid:
             if arm.name in far:
@@ -103,7 +103,7 @@ def _far_from_rule(case: Case) -> Iterator[Breach]:
 
 
 def _departure(case: Case, arm: StudyArm) -> str | None:
-    """How far from the rule the arm's rate is, where that is far."""
+    """How far the arm's rate is from the rule, if that is far."""
     published, rates = case.facts_of(arm).published_rates, _rates([arm])
     if published is None or not rates or _is_full(arm):
         return None
@@ -113,7 +113,7 @@ def _departure(case: Case, arm: StudyArm) -> str | None:
         return None
     text = f"{high if rate > high else low:.2g}"
     side = "above" if rate > high else "below"
-    return f"learning rate {rate:g}, {times:,.0f} times {side} what the published rule says for this model ({text})"
+    return f"learning rate {rate:g}, {times:,.0f} times {side} the published rule for this model ({text})"
 
 
 def _is_full(arm: StudyArm) -> bool:
@@ -139,7 +139,7 @@ def _alpha_policy(case: Case) -> Iterator[Breach]:
 
 
 def _ladders(case: Case) -> list[list[StudyArm]]:
-    """Arms that differ in rank, scale and learning rate alone."""
+    """Arms that differ only in rank, scale and learning rate."""
     groups: dict[str, list[StudyArm]] = {}
     for arm in case.arms:
         if arm.settings.get("lora_rank") is not None and arm.settings.get("lora_alpha") is not None:
@@ -149,9 +149,9 @@ def _ladders(case: Case) -> list[list[StudyArm]]:
 
 
 def _is_on_a_policy(arm: StudyArm, by_rank: Mapping[int, Sequence[StudyArm]]) -> bool:
-    """Whether one of the arm's alpha / rank**power, power 0, 1/2 or 1, is to be had at every rank.
+    """Whether every rank has an arm with the same alpha / rank**power, for power 0, 1/2 or 1.
 
-    So an arm may stand for two policies at once, as alpha 32 at rank 16 does for `32` and for `2r`.
+    One arm may follow two policies at once: alpha 32 at rank 16 is both `32` and `2r`.
     """
     return any(
         all(_scale(arm, power) in {_scale(other, power) for other in arms} for arms in by_rank.values())
@@ -160,7 +160,7 @@ def _is_on_a_policy(arm: StudyArm, by_rank: Mapping[int, Sequence[StudyArm]]) ->
 
 
 def _scale(arm: StudyArm, power: float) -> tuple[str, bool]:
-    """Alpha over that power of the rank, to six digits, under the arm's scaling rule."""
+    """Alpha divided by that power of the rank, to six digits, with the arm's scaling rule."""
     alpha = _alpha(arm) / int(arm.settings["lora_rank"]) ** power
     return (f"{alpha:.6g}", bool(arm.settings.get("use_rslora")))
 
@@ -179,18 +179,18 @@ RULES = (
     Rule(
         code="LS101",
         title="Learning rate never varied",
-        why="the best learning rate differs between configurations, so at one rate part of a difference is one of rate, and "
-        "which rate decides how large a part: at 4e-5 the effect of rank looked eight times too small and the truly best rank won "
-        "in 3 of 13 models, at 3e-4 it won in 26 of 28",
+        why="the best learning rate differs between configurations, so at one fixed rate part of a difference comes from the rate: "
+        "at 4e-5 the effect of rank looked eight times too small and the truly best rank won in 3 of 13 models, at 3e-4 it won "
+        "in 26 of 28",
         source="tinker-cookbook's sweep of LoRA ranks and rates; arXiv 2602.04998, where 46 of 64 audited papers used one rate",
-        change="give `learning_rate` a list of at least three values, for every arm alike",
+        change="give `learning_rate` a list of at least three values, the same for every arm",
         find=_untuned,
     ),
     Rule(
         code="LS102",
         title="Best learning rate on the edge of its grid",
-        why="a better rate may lie beyond the edge, so what the arm can do was not measured: once rates were tuned, ten "
-        "variants of LoRA came within 0.84 % of each other",
+        why="a better rate may lie beyond the edge, so it is unknown what the arm can do: with tuned rates, ten variants of LoRA "
+        "came within 0.84 % of each other",
         source="arXiv 2602.04998",
         change="extend the grid beyond that edge until the best rate lies inside",
         find=_on_edge,
@@ -198,7 +198,7 @@ RULES = (
     Rule(
         code="LS103",
         title="LoRA and full fine-tuning at the same learning rate",
-        why="LoRA's best learning rate is about ten times that of full fine-tuning, so at an equal rate one of the two is "
+        why="LoRA's best learning rate is about ten times that of full fine-tuning, so at the same rate one of the two is "
         "far from its best",
         source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025)",
         change="tune the rate of each, with a grid around ten times the rate of full fine-tuning for LoRA",
@@ -207,8 +207,8 @@ RULES = (
     Rule(
         code="LS104",
         title="Alpha policy changed along rank",
-        why="alpha sets the scale of the update and with it the best learning rate, so an effect of rank cannot be told "
-        "from one of scale",
+        why="alpha sets the scale of the update and with it the best learning rate, so an effect of rank cannot be "
+        "separated from one of scale",
         source="arXiv 2602.04998; arXiv 2405.09673 (alpha); arXiv 2312.03732 (scaling by the root of the rank)",
         change="keep one policy for all ranks (`lora_alpha: 32`, or `2r`), or cross every policy with every rank",
         find=_alpha_policy,
@@ -217,9 +217,9 @@ RULES = (
         code="LS105",
         title="Learning rate far from the published rule",
         why="the rule was fitted to 14 models, and rank, alpha and short training together move it by about "
-        f"sixty times at most, so more than {FAR_FROM_RULE} times is likelier a slipped exponent than a better rate",
+        f"sixty times at most, so a factor above {FAR_FROM_RULE} is more likely a wrong exponent than a better rate",
         source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025); tinker-cookbook's sweep; arXiv 2602.04998",
-        change="look at the exponent, or write `learning_rate: auto`, which begins at the rule",
+        change="check the exponent, or write `learning_rate: auto`, which starts at the rule",
         find=_far_from_rule,
     ),
 )

@@ -37,7 +37,7 @@ def _matched_by_nothing(case: Case) -> Iterator[Breach]:
 
 
 def _matched_by_one(case: Case) -> Iterator[Breach]:
-    """For each set of modules: arms matched by rank and arms matched by parameters are both there, or one lacks."""
+    """Sets of modules that are matched by rank only, or by parameters only."""
     by_rank, by_parameters = set(), set()
     arms = _on_other_modules(case)
     for arm in arms:
@@ -87,7 +87,7 @@ def _rows_never_seen(case: Case) -> Iterator[Breach]:
 
 
 def _same_modules(case: Case) -> Iterator[Breach]:
-    """Arms whose settings differ in the names of their modules alone, and whose modules are the same all the same."""
+    """Arms whose settings differ only in the names of their modules, and whose modules are nevertheless the same."""
     alike: dict[tuple[str, str], list[StudyArm]] = {}
     for arm in case.arms:
         digest = case.facts_of(arm).modules_digest
@@ -98,20 +98,20 @@ def _same_modules(case: Case) -> Iterator[Breach]:
         if len(arms) > 1:
             yield Breach(
                 arms=names(arms),
-                found=f"under several names the same layers are adapted: {case.facts_of(arms[0]).modules}",
+                found=f"these arms adapt the same layers under several names: {case.facts_of(arms[0]).modules}",
                 severity="invalidates",
             )
 
 
 def _counts(numbers: Sequence[int]) -> str:
-    """Each of them, or of many from which to which."""
+    """All numbers or, of many, the smallest and the largest."""
     if len(numbers) > MAX_NAMES:
         return f"{min(numbers):,} to {max(numbers):,}"
     return ", ".join(f"{number:,}" for number in numbers)
 
 
 def _on_other_modules(case: Case) -> list[StudyArm]:
-    """Arms on other modules than the reference; of another method's, whose rank is another thing, nothing is asked."""
+    """Arms of the reference's method on other modules; the rank of another method means something else."""
     return [
         arm
         for arm in case.others()
@@ -141,7 +141,7 @@ def _same_parameters(case: Case, arm: StudyArm) -> bool:
 
 
 def _num_parameters(case: Case, arm: StudyArm) -> int | None:
-    """Known only where the reference's is too: one number alone matches nothing."""
+    """The arm's number of parameters; None also if the reference's is unknown, since then nothing can match."""
     reference = case.reference
     if reference is None or case.facts_of(reference).num_trainable_parameters is None:
         return None
@@ -152,8 +152,8 @@ RULES = (
     Rule(
         code="LS301",
         title="Modules matched neither by rank nor by parameters",
-        why="attention alone with 0.25 billion adapter parameters lost to the MLP alone with 0.24 billion, so what carries "
-        "the adapter can be read only where its size is held equal",
+        why="attention alone with 0.25 billion adapter parameters lost to the MLP alone with 0.24 billion, so modules can be "
+        "compared only at equal adapter size",
         source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025)",
         change="give each set of modules the reference's `lora_rank`, or the rank that gives equally many parameters",
         find=_matched_by_nothing,
@@ -170,7 +170,7 @@ RULES = (
         code="LS303",
         title="Capacity exceeded",
         why="LoRA keeps up with full fine-tuning while it has about as many trainable parameters as there are completion "
-        "tokens to learn, and falls behind smoothly below that",
+        "tokens to learn; with fewer it falls behind gradually",
         source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025)",
         change="add an arm with a higher rank or more modules before concluding what LoRA cannot do",
         find=_capacity,
@@ -178,18 +178,17 @@ RULES = (
     Rule(
         code="LS304",
         title="Less than one pass over the training rows",
-        why="adapters of all ranks learn alike at first, and a small one falls behind only once it has seen more than it can "
-        "hold, so what is found holds for the rows that were seen and not for all that there are",
+        why="adapters of all ranks learn alike at first, and a small one falls behind only after more rows than it can hold, so "
+        "the result holds for the rows that were seen and not for all rows",
         source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025)",
-        change="raise `max_steps` or `num_train_epochs`, or take the study as one of that many rows (`max_train_samples`)",
+        change="raise `max_steps` or `num_train_epochs`, or read the results as those of that many rows (`max_train_samples`)",
         find=_rows_never_seen,
     ),
     Rule(
         code="LS306",
         title="One arm under several names",
-        why="arms that adapt the same layers with the same settings are one configuration, so a difference between them is "
-        "none of theirs, and neither can be the better one",
-        source="presets are resolved by role and names as PEFT does: in some models two of them mean the same layers",
+        why="arms that adapt the same layers with the same settings are one configuration, so neither can be the better one",
+        source="presets are resolved by role and names as PEFT does: in some models two presets mean the same layers",
         change="keep one of them, or name modules that differ in this model",
         find=_same_modules,
     ),

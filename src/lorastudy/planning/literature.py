@@ -66,7 +66,7 @@ def family_power(model_type: str) -> float | None:
 
 
 def published_learning_rate(model_type: str, *, hidden_size: int, num_steps: int | None) -> float:
-    """What `spec.rates` has of the published rule; between the families' rates for an unknown family."""
+    """What `suite.rates` has of the published rule; between the families' rates for an unknown family."""
     power = family_power(model_type)
     powers = list(POWERS.values()) if power is None else [power]
     return published_rate(hidden_size=hidden_size, power=sum(powers) / len(powers), num_steps=num_steps)

@@ -23,7 +23,7 @@ from lorastudy.planning.recommendation_request import RecommendationRequest
 from lorastudy.planning.rows import check_rows
 from lorastudy.planning.shapes import ModelShape, config_folder
 from lorastudy.planning.suite_facts import num_completion_tokens
-from lorastudy.recommend.answer import Candidate, Evidence, Recommendation, recommend
+from lorastudy.recommend.recommendation import Candidate, Evidence, Recommendation, recommend
 from lorastudy.report.sections.question import late_note, part
 from lorastudy.stats.items import stored_items
 from lorastudy.stats.preregistration import DECIDING, set_late
@@ -209,7 +209,7 @@ def stored_evidence(
             criterion=criterion,
             items=stored_items(tracker, told, metrics=criterion.metrics_by_item),
             departures=departures,
-            is_asked_about=told.suite_name == request.suite_name,
+            is_named=told.suite_name == request.suite_name,
             notes=notes,
         )
 

@@ -1,20 +1,19 @@
 """Which arm a study says to take: the one decision that the report, the terminal and `recommend` share.
 
-**The rule.** Where the suite or the design names a reference (the largest rank, the highest precision), the cheapest
-arm that a verdict calls better than it is taken; where none is, the cheapest that a verdict calls as good within the
-margin, the reference among them; or the reference, where it is better than every other arm. Where no reference is
-named, the arm is taken that is shown to be the best, or the cheapest that is shown to be within the margin of the best
-(`analysis.best`). An arm that is shown to be behind another one of these is left out, and the best looking mean is no
-reason.
+**The rule.** If the suite or the design names a reference (the largest rank, the highest precision): the cheapest arm that a
+verdict calls better than the reference; if there is none, the cheapest of the arms that are as good within the margin and the
+reference itself; or the reference, if it is better than every other arm. If no reference is named: the arm that is shown to be
+the best, or the cheapest that is shown to be within the margin of the best (`stats.best`). An arm that is shown to be behind
+another one of these is left out. The best looking mean alone is no reason.
 
-Cheapest is the least peak memory as measured; along a ladder of ranks, the smallest rank.
+The cheapest arm is the one with the least measured peak memory; along a ladder of ranks, the smallest rank.
 
-**Not decided.** Where nothing of that is shown, the arm to use meanwhile is the reference: it was named before the
-run. Only where arms are shown to be better than it, it is the cheapest of those. An open verdict never counts for an arm.
+**Not decided.** If none of this is shown, use the reference for now: it was named before the run. If arms are shown to be better
+than the reference, use the cheapest of those. An open verdict never counts in favour of an arm.
 
-**Never recommended** are arms whose training made them worse than the base model (harm), and arms that are not shown to
-beat guessing without a model on the primary metric (`analysis.trivial`). Arms without a learning
-rate of their own decide at the rates that were tried only (`untuned`): one is named, and nothing is called best.
+**Never recommended** are arms that training made worse than the base model (harm), and arms that are not shown to beat guessing
+without a model on the primary metric (`stats.trivial`). Arms without a learning rate of their own decide only at the rates that
+were tried (`untuned`): the decision names one, but nothing is called best.
 """
 
 import statistics
@@ -46,28 +45,28 @@ Reason = Literal[
     "no better than guessing",
 ]
 
-#: Along a ladder arms differ in these only, and the smaller rank is the cheaper arm.
+#: Arms of a ladder differ in these only, and the smaller rank is the cheaper arm.
 _LADDER_KEYS = frozenset({"lora_rank", "lora_alpha", "learning_rate"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """The arm to take, and what says so.
+    """The arm to take, and the reason.
 
-    Where it is not decided, `arm` is the one to use meanwhile. With status "none" there is no arm at all.
+    If the status is "not decided", `arm` is the one to use for now. With status "none" there is no arm.
     """
 
     status: Status
     reason: Reason
     arm: str | None = None
     peers: tuple[str, ...] = ()
-    """Other arms of which the same was shown. The arm is the cheapest of all of them."""
+    """Other arms for which the same was shown. `arm` is the cheapest of all of them."""
     cheapest_by: Cost | None = None
-    """Where there are peers: what was compared to find the cheapest."""
+    """If there are peers: the cost that was compared."""
     left_out: tuple[str, ...] = ()
-    """Arms of which the same was shown too, and which are shown to be behind one of the peers."""
+    """Arms for which the same was shown, but which are shown to be behind one of the peers."""
     untuned: bool = False
-    """Whether this holds at the learning rates that were tried only: then nothing is called best or recommended."""
+    """Whether this holds only at the learning rates that were tried; then nothing is called best or recommended."""
     harmed: tuple[str, ...] = ()
     """Arms that training made worse than the base model."""
     no_better_than_guessing: tuple[str, ...] = ()
@@ -80,7 +79,7 @@ class Decision:
 
 
 def decide(analysis: Analysis) -> Decision:
-    """What the study says. A pure function: equal results give an equal decision."""
+    """The study's decision. A pure function: equal results give equal decisions."""
     if analysis.reference is None:
         return Decision(status="none", reason="nothing completed")
     decision = _decided(analysis, analysis.reference, unfit=_Unfit.of(analysis))
@@ -125,7 +124,7 @@ def _decided(analysis: Analysis, reference: StudyArm, *, unfit: _Unfit) -> Decis
     if not valid:
         return Decision(status="none", reason="no valid comparison")
     by_rule = _by_reference if analysis.is_reference_named else _by_best
-    shown = _Shown(analysis=analysis, valid=tuple(valid), unfit=unfit, tuned_only=True)
+    shown = _Verdicts(analysis=analysis, valid=tuple(valid), unfit=unfit, tuned_only=True)
     decision = by_rule(shown)
     if decision is None:
         at_tried_rates = replace(shown, tuned_only=False)
@@ -137,10 +136,10 @@ def _decided(analysis: Analysis, reference: StudyArm, *, unfit: _Unfit) -> Decis
 def decide_within(
     study: Study, *, criterion: Criterion, items: ItemTable, fitting: Collection[str]
 ) -> tuple[Analysis, Decision]:
-    """The decision among the arms that fit, with the analysis that it is from.
+    """The decision among the arms that fit, with the analysis behind it.
 
-    What fits is no outcome, so leaving the others out favours nobody; the reference is then the design's among those left.
-    Arms that never completed stay: what racing or divergence did to them is part of what the study says.
+    Whether an arm fits does not depend on its results, so leaving others out favours none; the design then names the reference
+    among those left. Arms that never completed stay: that racing or divergence ended them is part of the result.
     """
     arms = tuple(arm for arm in study.arms if arm.name in fitting or not arm.completed)
     analysis = analyse(replace(study, arms=arms), criterion=criterion, items=items)
@@ -148,7 +147,7 @@ def decide_within(
 
 
 def harmed_arms(analysis: Analysis) -> tuple[str, ...]:
-    """Arms whose mean held-out loss is above the base model's on the same seeds: training did harm."""
+    """Arms whose mean held-out loss is above the base model's on the same seeds."""
     study = analysis.study
     found = []
     for summary in analysis.completed:
@@ -160,7 +159,7 @@ def harmed_arms(analysis: Analysis) -> tuple[str, ...]:
 
 
 def _alone(analysis: Analysis, arm: StudyArm, *, unfit: _Unfit) -> Decision:
-    """Of one arm that completed: it is taken where racing stopped all others, for that is why there are none."""
+    """The decision if one arm completed: it is taken if racing stopped the others."""
     if arm.name in unfit.arms:
         return Decision(status="none", reason=unfit.reason([arm.name]))
     if not analysis.study.pruned:
@@ -170,8 +169,8 @@ def _alone(analysis: Analysis, arm: StudyArm, *, unfit: _Unfit) -> Decision:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Shown:
-    """What the verdicts show of the arms that may be taken, all of them or the tuned ones only."""
+class _Verdicts:
+    """What the verdicts show about the arms that may be taken: all of them, or the tuned ones only."""
 
     analysis: Analysis
     valid: tuple[Comparison, ...]
@@ -190,7 +189,7 @@ class _Shown:
 
     @property
     def as_good(self) -> list[str]:
-        """Arms that are worse than the reference by less than the margin, if at all."""
+        """Arms that are as good as the reference within the margin."""
         return [one.arm for one in self._counted if one.no_worse and one.arm not in self.unfit.arms]
 
     @property
@@ -202,8 +201,8 @@ class _Shown:
         return [one for one in self.valid if one.verdict != "untuned" or not self.tuned_only]
 
 
-def _by_reference(shown: _Shown) -> Decision | None:
-    """By the verdicts against a reference that was named before the run: better ones first, then as good ones."""
+def _by_reference(shown: _Verdicts) -> Decision | None:
+    """The decision if a reference was named before the run: better arms first, then arms that are as good."""
     if shown.better:
         return _cheapest_not_behind(shown, reason="better than the reference")
     reference = [] if shown.reference in shown.unfit.arms else [shown.reference]
@@ -214,8 +213,8 @@ def _by_reference(shown: _Shown) -> Decision | None:
     return None
 
 
-def _by_best(shown: _Shown) -> Decision | None:
-    """By comparison with the best, where nobody named a reference. What is open against the first arm stays open."""
+def _by_best(shown: _Verdicts) -> Decision | None:
+    """The decision if nobody named a reference: by comparison with the best. An open verdict against the first arm stays open."""
     analysis = shown.analysis
     compared = [shown.reference, *(one.arm for one in shown.valid)]
     if shown.tuned_only and not analysis.untuned.isdisjoint(compared):
@@ -236,8 +235,8 @@ def _by_best(shown: _Shown) -> Decision | None:
     return None
 
 
-def _cheapest_not_behind(shown: _Shown, *, reason: Reason) -> Decision:
-    """Of the arms that are better than the reference, the cheapest that is not shown to be behind another of them."""
+def _cheapest_not_behind(shown: _Verdicts, *, reason: Reason) -> Decision:
+    """Of the arms that are better than the reference, the cheapest one that is not shown to be behind another of them."""
     bounds, margin = shown.analysis.against_the_best(shown.better), shown.analysis.criterion.margin
     behind = [
         arm
@@ -249,8 +248,8 @@ def _cheapest_not_behind(shown: _Shown, *, reason: Reason) -> Decision:
     return replace(found, status=status, left_out=tuple(behind))
 
 
-def _meanwhile(shown: _Shown) -> Decision:
-    """Which arm to use until it is decided: never one for being open, and never one that is shown to be behind."""
+def _meanwhile(shown: _Verdicts) -> Decision:
+    """Which arm to use until it is decided: never an arm because its verdict is open, and never one that is behind."""
     if shown.better:
         return _cheapest_not_behind(shown, reason="better than the reference meanwhile")
     if shown.reference in shown.unfit.arms:
@@ -259,7 +258,7 @@ def _meanwhile(shown: _Shown) -> Decision:
 
 
 def _by_cost(analysis: Analysis, arms: Sequence[str]) -> tuple[list[str], Cost]:
-    """The cheapest first, and by what: the rank of a rank ablation, else measured peak memory, else parameters."""
+    """The cheapest first, and the cost compared: rank in a rank ablation, else measured peak memory, else parameters."""
     if analysis.study.experiment_type == "rank_ablation" and _is_ladder(analysis.study, arms):
         return sorted(arms, key=lambda arm: int(analysis.study.arm(arm).settings["lora_rank"])), "rank"
     costs = [analysis.summary(name).costs for name in arms]
@@ -277,7 +276,7 @@ def _is_ladder(study: Study, arms: Sequence[str]) -> bool:
     return set(differing_settings([study.arm(name) for name in arms])) <= _LADDER_KEYS
 
 
-def _cheapest(shown: _Shown, arms: Sequence[str], *, reason: Reason) -> Decision:
+def _cheapest(shown: _Verdicts, arms: Sequence[str], *, reason: Reason) -> Decision:
     (taken, *peers), cost = _by_cost(shown.analysis, arms)
     return Decision(
         status="decided", reason=reason, arm=taken, peers=tuple(peers), cheapest_by=cost if peers else None

@@ -1,6 +1,6 @@
 """From analysis to a report a reader can act on: Markdown, plots and one offline HTML file.
 
-What it offers is loaded when it is first asked for: matplotlib, altair and scipy take two seconds to import.
+Its functions are loaded on first use: matplotlib, altair and scipy take two seconds to import.
 """
 
 from typing import TYPE_CHECKING, Any

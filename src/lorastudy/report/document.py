@@ -62,7 +62,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class CodeBlock:
-    """Lines to be typed or saved. `language` is a hint for highlighting."""
+    """Lines to type or save. `language` is a hint for highlighting."""
 
     text: str
     language: str = ""
@@ -70,7 +70,7 @@ class CodeBlock:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table cell. `value` is what it sorts by; without one it sorts by its text."""
+    """A table cell. It sorts by `value`, or by its text without one."""
 
     text: str
     value: float | None = None
@@ -78,7 +78,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A table column. Numeric ones stand to the right."""
+    """A table column. Numeric columns are right-aligned."""
 
     title: str
     numeric: bool = True

@@ -12,7 +12,7 @@ from lorastudy.protocol.records import STEP_TIME_FLOOR
 from lorastudy.stats.summary import ArmSummary, Spread
 
 ABSENT = "\N{EN DASH}"
-#: A sentence lists so many things at most; of more, the first few and how many there are besides. Tables have all.
+#: A sentence lists at most this many things; of more, the first few and the number of the rest. Tables list all.
 MOST_LISTED = 24
 NUM_LISTED_OF_MANY = 8
 _SIZES = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("bytes", 1))
@@ -48,7 +48,7 @@ def number(value: float | None, decimals: int) -> str:
 
 
 def signed(value: float, decimals: int) -> str:
-    """As `number`, with a plus for what is above zero."""
+    """As `number`, with a plus sign above zero."""
     text = number(value, decimals)
     return text if value <= 0 or not any(digit in text for digit in "123456789") else f"+{text}"
 
@@ -129,7 +129,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def listing(items: Iterable[str], *, every: bool = False) -> str:
-    """`a`, `a and b`, `a, b and c`; of too many to read the first few, unless `every` one is asked for."""
+    """`a`, `a and b`, `a, b and c`; of a long list only the first few, unless `every` is set."""
     listed = list(items)
     if len(listed) > MOST_LISTED and not every:
         listed[NUM_LISTED_OF_MANY:] = [f"{len(listed) - NUM_LISTED_OF_MANY} more"]
@@ -144,11 +144,11 @@ def names(items: Iterable[str], *, every: bool = False) -> str:
     return listing((f"“{name}”" if loose else name for name in named), every=every)
 
 
-#: Follows a pair of times.
-EQUAL_TIMES = f"times that differ by at most {percent(STEP_TIME_FLOOR, decimals=0)} are not told apart"
+#: A note after a pair of times.
+EQUAL_TIMES = f"times that differ by at most {percent(STEP_TIME_FLOOR, decimals=0)} count as equal"
 _DIFFERED = "two measurements of the arm, or of most arms of its pack, differed"
 _TOO_FEW = "the time for timing ended after too few steps"
-#: By the `memory_kind` of a profile: of an arm alone on either device, and of a whole pack on a CPU.
+#: By the `memory_kind` of a profile: an arm alone on either device, and a whole pack on a CPU.
 MEMORY_KINDS = {
     "cuda_allocated": "the most that the CUDA allocator held",
     "cpu_tensors": "the peak of live tensor bytes on the CPU",
@@ -159,7 +159,7 @@ MEMORY_KINDS = {
 
 
 def how_measured(summaries: Sequence[ArmSummary]) -> str:
-    """What an arm costs alone, how that was found, and which times noise hid."""
+    """How the costs of an arm alone were measured, and which times noise hid."""
     start = (
         "Memory, step time and tokens/s are those of the arm training alone, measured before its pack trains: memory at the "
         "step with the most tokens, time"
@@ -167,13 +167,13 @@ def how_measured(summaries: Sequence[ArmSummary]) -> str:
     if any(summary.costs.step_seconds and not summary.costs.step_noise for summary in summaries):
         return f"{start} over a few steps. The noise of the times was not measured."
     return (
-        f"{start} at the step with the median number of tokens. Arms take turns, each as if it were two, until the two medians "
-        f"of each arm are within {percent(STEP_TIME_FLOOR, decimals=0)}.{unknown_times(summaries)}"
+        f"{start} at the step with the median number of tokens. Arms take turns, and each is timed as if it were two arms, until "
+        f"its two medians are within {percent(STEP_TIME_FLOOR, decimals=0)}.{unknown_times(summaries)}"
     )
 
 
 def unknown_times(summaries: Sequence[ArmSummary]) -> str:
-    """Which arms' times are unknown, and why; empty where all are known."""
+    """Which arms' step times are unknown, and why; empty if all are known."""
     unknown = [
         (summary.arm.name, noise)
         for summary in summaries

@@ -1,4 +1,4 @@
-"""What the store holds for a report, analysed but not yet drawn: every study by itself, the one that ran last first."""
+"""A report's content from the store, analysed but not yet drawn: each study by itself, the one that ran last first."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -24,16 +24,16 @@ from lorastudy.suite.suite import Suite
 
 @dataclass(frozen=True, kw_only=True)
 class Studied:
-    """One study's analysis, and what its suite says of itself."""
+    """One study's analysis with its suite."""
 
     analysis: Analysis
     suite: SuiteSummary
     design: Suite | None = None
-    """What the suite's file asked for; None of a store of an older version."""
+    """The suite as its file had it; None in a store of an older version."""
 
     @property
     def questions(self) -> tuple[StatedQuestion, ...]:
-        """What the suite asked, the oldest statement first."""
+        """The suite's stated questions, the oldest first."""
         return self.suite.questions
 
     @property
@@ -50,7 +50,7 @@ class Studied:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that a report tells: studies of one's own, the one that ran last first, or a suite of imported results."""
+    """The content of a report: your own studies, the one that ran last first, or a suite of imported results."""
 
     studies: tuple[Studied, ...] = ()
     imported: ImportedAnalysis | None = None
@@ -59,7 +59,7 @@ class Report:
 
     @property
     def summaries(self) -> tuple[StudySummary, ...]:
-        """Each study in a few lines, fit to be passed on as the report itself."""
+        """Each study in a few lines, fit to be shown to others like the report itself."""
         own = [studied.front.summary(studied.title) for studied in self.studies]
         found = own if self.imported is None else [*own, imported_summary(self.imported)]
         privacy = Privacy.of_this_machine()
@@ -76,10 +76,10 @@ def read_report(
 ) -> Report:
     """What the store holds of one type or suite, or of all suites.
 
-    `store_flags` name the store in a command, where it is not the usual one.
+    `store_flags` name the store in commands, if it is not the default one.
 
-    A suite of imported results is asked for by its name, and never joined with runs of one's own. `reference` names one
-    of its arms; a suite of one's own states its reference in its file.
+    A suite of imported results is reported by its name only, and never joined with your own runs. `reference` names one of its
+    arms; a suite of your own states its reference in its file.
 
     Raises:
         StudyError: there is nothing to report; the message says what to run.
@@ -111,11 +111,11 @@ def _studied(
     tracker: ExperimentTracker, study: Study, *, suite: SuiteSummary, design: Mapping[str, Any] | None
 ) -> Studied:
     stated = suite.questions[-1].question if suite.questions else None
-    text = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
-    criterion = replace(criterion_of(text, stated), late=set_late(suite.questions))
-    items = stored_items(tracker, text, metrics=criterion.metrics_by_item)
+    own = study if stated is None else replace(study, tuning_seeds=frozenset(stated.tuning_seeds))
+    criterion = replace(criterion_of(own, stated), late=set_late(suite.questions))
+    items = stored_items(tracker, own, metrics=criterion.metrics_by_item)
     return Studied(
-        analysis=analyse(text, criterion=criterion, items=items),
+        analysis=analyse(own, criterion=criterion, items=items),
         suite=suite,
         design=None if design is None else Suite.from_json(design),
     )
@@ -129,54 +129,54 @@ def _studies(
     apart: Sequence[str],
     store_flags: Sequence[str],
 ) -> list[Study]:
-    """The studies asked for. One without a completed experiment stays in, for its failures, if another has one."""
+    """The requested studies. One without a completed experiment stays, for its failures, if another one has results."""
     privacy = Privacy.of_this_machine()
     results = [
         without_traces(result, privacy) for result in tracker.get_all_experiments(suite_name=suite_name)
     ]
     if experiment_type is not None:
         results = [result for result in results if result.experiment_type == experiment_type]
-    asked = "".join(
+    filters = "".join(
         f" {what} {value!r}"
         for what, value in (("of type", experiment_type), ("in suite", suite_name))
         if value is not None
     )
-    if not results and apart and not asked:
+    if not results and apart and not filters:
         raise StudyError(
             f"The store holds no experiment, only imported results: {names(apart)}. Name the suite to report: "
             "`lorastudy report --suite-name NAME`."
         )
     if not results:
         raise StudyError(
-            f"The store holds no experiment{asked}. Run `lorastudy suite <file.yaml>` first, or `lorastudy demo` "
+            f"The store holds no experiment{filters}. Run `lorastudy suite <file.yaml>` first, or `lorastudy demo` "
             "for a study that needs no data of your own."
         )
     studies = split_studies(results)
     if not any(study.completed for study in studies):
         raise StudyError(
-            f"None of the {len(results)} experiments{asked} in the store has completed. "
+            f"None of the {len(results)} experiments{filters} in the store has completed. "
             f"{_how_to_go_on(results, store_flags=store_flags)}"
         )
     return sorted(studies, key=_last_start, reverse=True)
 
 
 def _how_to_go_on(results: Sequence[ExperimentResult], *, store_flags: Sequence[str]) -> str:
-    """What went wrong, if anything did, and the command that the suite itself named when it was left."""
+    """What went wrong, if anything, and the command that continues."""
     suites = dict.fromkeys(result.suite_name for result in results)
-    named = suites if len(suites) == 1 else ()  # without a name every suite with work left goes on
+    named = suites if len(suites) == 1 else ()  # without a name, every suite with work left is resumed
     resume = shlex.join(["lorastudy", "resume", *named, *store_flags])
     failed = (r.failure_message for r in results if r.status == "failed" and r.failure_message)
     messages = "; ".join(dict.fromkeys(failed))
     if not messages:
         return f"To go on: `{resume}`, then `lorastudy report`."
     return (
-        f"What went wrong: {messages}. Once that is mended: `{resume}`, or `lorastudy suite FILE` where the suite file was "
-        "changed; then `lorastudy report`."
+        f"What went wrong: {messages}. When that is fixed: `{resume}`, or `lorastudy suite FILE` if you changed the suite "
+        "file; then `lorastudy report`."
     )
 
 
 def _last_start(study: Study) -> str:
-    """When its latest run began; stored times sort as text."""
+    """When its latest run began. Stored times sort as text."""
     return max((result.started_at or "" for result in study.results), default="")
 
 

@@ -1,4 +1,9 @@
-"""Sentences on the rows that a run reads: what lays them out, what weakens what they say, and which of them a measured peak is about."""
+"""Sentences on the rows that a run reads: their layout, what weakens their scores, and which rows a measured peak is about.
+
+A measured peak is about the rows of the study's data, which are mostly shorter than `max_seq_length` allows. `lorastudy
+recommend` and `lorastudy estimate` plan for rows of the full length. So one configuration has two peaks, and a report that
+shows one says which.
+"""
 
 import shlex
 
@@ -14,7 +19,7 @@ _PREAMBLE_SHOWN = 400
 
 
 def rows_in_words(data: DataSummary) -> str:
-    """`240 rows`; `1,057 rows of 10 texts` where long texts became several rows."""
+    """`240 rows`, or `1,057 rows of 10 texts` if long texts became several rows."""
     rows = f"{count(data.num_rows)} rows"
     return (
         rows if data.num_usable_texts == data.num_rows else f"{rows} of {count(data.num_usable_texts)} texts"
@@ -22,7 +27,7 @@ def rows_in_words(data: DataSummary) -> str:
 
 
 def laid_out(data: DataSummary) -> str:
-    """What laid the rows out, and what the chat template adds that no row says; nothing of runs that did not record it."""
+    """The layout of the rows, and what the chat template adds to them; empty for runs that did not record it."""
     sentence = {
         "chat": " The model's chat template lays them out.",
         "alpaca": " Alpaca's prompt lays them out.",
@@ -31,26 +36,28 @@ def laid_out(data: DataSummary) -> str:
     if data.template_preamble is not None:
         text = data.template_preamble
         ending = "" if len(text) <= _PREAMBLE_SHOWN else f" (shortened from {count(len(text))} characters)"
-        sentence += f" Before each it writes by itself {text[:_PREAMBLE_SHOWN]!r}{ending}."
+        sentence += f" Before each row it adds {text[:_PREAMBLE_SHOWN]!r}{ending}."
     if data.template_date is not None:
-        sentence += f" Today's date, which it asks for, is always {data.template_date}."
+        sentence += f" It asks for today's date, which is always {data.template_date}."
     if data.num_fallback_rows:
-        sentence += f" {count(data.num_fallback_rows)} rows call functions, of which it has no notion: it gets these as text."
+        sentence += f" {count(data.num_fallback_rows)} rows call functions, which it does not know: it gets them as text."
     return sentence
 
 
 def left_out(data: DataSummary) -> str:
-    """What of the file and its messages no row shows the model; nothing of runs that did not record it."""
+    """Columns and fields of the file that the model never sees; empty for runs that did not record them."""
     text = ""
     if data.unused_columns:
         text += f" Columns of its file that are not used: {listing(map(shortened, data.unused_columns))}."
     if data.unseen_fields:
-        text += f" Fields of messages of which rows show nothing to the model: {listing(map(shortened, data.unseen_fields))}."
+        text += (
+            f" Fields of messages that the model never sees: {listing(map(shortened, data.unseen_fields))}."
+        )
     return text
 
 
 def repeated(data: DataSummary) -> str:
-    """Rows that weaken what the scores say: duplicates, and held-out rows that are also trained on."""
+    """Rows that weaken the scores: duplicates, and held-out rows that are also in the training rows."""
     leaked = "are also in the training rows, so their scores say nothing about new rows"
     if data.split == "test":
         leaked = "are also in the training rows or among the rows that choose, so their scores say little about new rows"
@@ -59,7 +66,7 @@ def repeated(data: DataSummary) -> str:
         (data.num_leaked_rows, leaked),
         (
             (data.num_known_prompts or 0) - (data.num_leaked_rows or 0),
-            "have a prompt that is there too, with another answer",
+            "share a prompt with those rows, with another answer",
         ),
     ]
     them = "them" if data.num_usable_texts == data.num_rows else "the texts"
@@ -67,7 +74,7 @@ def repeated(data: DataSummary) -> str:
     if data.num_compared_rows:
         text += (
             f" {count(data.num_near_copies or 0)} of {count(data.num_compared_rows)} that were compared have a prompt that "
-            "differs by a few words from one that is there."
+            "differs by a few words from one of theirs."
         )
         sample = sample_in_words(data)
         text += f" For this, {sample}." if sample else ""
@@ -92,7 +99,7 @@ def on_which_rows(arm: StudyArm) -> str:
 
 
 def about_full_length(arm: StudyArm) -> Text:
-    """What the arm's measured memory is about, and the command that predicts it for rows of the full length."""
+    """Which rows the arm's measured memory is about, and the command that predicts it for rows of the full length."""
     settings, longest = arm.typed_settings, _longest_micro_batch(arm)
     full = _full_micro_batch(settings)
     if longest is not None and longest >= full:
@@ -106,7 +113,7 @@ def about_full_length(arm: StudyArm) -> Text:
         f"{settings.per_device_train_batch_size} in a micro-batch: {count(full)} tokens) {more}, and those are what "
         "lorastudy recommend plans for."
     )
-    if settings.layers_to_transform is not None:  # the command has no word for it
+    if settings.layers_to_transform is not None:  # the command has no option for it
         return (text,)
     return (f"{text} To predict it: ", Code(estimate_command(settings)), ".")
 
@@ -131,7 +138,7 @@ def estimate_command(settings: Settings) -> str:
 
 
 def _longest_micro_batch(arm: StudyArm) -> int | None:
-    """Tokens of the largest micro-batch, as it was planned for; None where nothing was predicted."""
+    """Tokens of the largest planned micro-batch; None without a prediction."""
     planned = [result.prediction.num_tokens for result in arm.completed if result.prediction is not None]
     return max(planned, default=None)
 

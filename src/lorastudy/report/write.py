@@ -47,12 +47,12 @@ class Part:
 
     @property
     def analysis(self) -> Analysis:
-        """Of the study."""
+        """The analysis of the study."""
         return self.studied.analysis
 
     @property
     def questions(self) -> tuple[StatedQuestion, ...]:
-        """What its suite asked, the oldest statement first."""
+        """Its suite's stated questions, the oldest first."""
         return self.studied.questions
 
 
@@ -83,7 +83,7 @@ def save_report(
 ) -> list[Path]:
     """Write what was read and return the files written: Markdown, HTML, then the plots.
 
-    Plots go to `<output's stem in lower case>/plots` beside the output, unless told otherwise: `RESULTS.md`
+    Plots go to `<output's stem in lower case>/plots` beside the output by default: `RESULTS.md`
     has them in `results/plots`, and two reports in one folder do not overwrite each other's.
     """
     folder = plots if plots is not None else output.parent / output.stem.lower() / "plots"
@@ -106,7 +106,7 @@ def _write_imported(analysis: ImportedAnalysis, *, output: Path, folder: Path) -
 
 
 def _write_pages(blocks: Sequence[Block], *, output: Path, plots: Path) -> list[Path]:
-    """The same blocks as Markdown and as a page beside it, fit to be passed on."""
+    """The same blocks as Markdown and as an HTML page beside it, fit to be shown to others."""
     blocks = presentable(blocks, Privacy.of_this_machine())
     markdown, page = render_markdown(blocks, output=output, plots=plots), render_html(blocks)
     html_path = output.with_suffix(".html")
@@ -151,7 +151,7 @@ def _prefixed(figure: Figure, prefix: str) -> Figure:
 def compose(parts: Sequence[Part], *, output: Path, imported_apart: Sequence[str] = ()) -> list[Block]:
     """The report's blocks. With several studies each is a part of its own: nothing is pooled across them.
 
-    `imported_apart` are suites of imported results, which this report leaves out and names.
+    `imported_apart` are suites of imported results, which this report only names.
     """
     if len(parts) == 1:
         title = Heading(level=1, text=f"LoRA study: {parts[0].studied.title}")
@@ -177,7 +177,7 @@ def compose(parts: Sequence[Part], *, output: Path, imported_apart: Sequence[str
 
 
 def _in_short(part: Part) -> Text:
-    """What a study came to, of the sentences on its own first page."""
+    """A study's verdict and recommendation, in the sentences of its own first page."""
     summary = part.studied.front.summary(part.studied.title)
     return (
         Strong(f"{summary.title}."),
@@ -190,7 +190,7 @@ def _in_short(part: Part) -> Text:
 def _imported_apart(suites: Sequence[str]) -> list[Block]:
     if not suites:
         return []
-    text = f"Imported results are told apart and are not in this report: {names(suites)}. To report one: "
+    text = f"Imported results are reported separately and are not in this report: {names(suites)}. To report one: "
     return [Paragraph((text, Code("lorastudy report --suite-name NAME"), "."))]
 
 
@@ -224,8 +224,8 @@ def _part_blocks(part: Part, *, level: int, output: Path) -> list[Block]:
 
 
 def _suite_of(part: Part) -> Suite:
-    asked = part.questions[-1].question if part.questions else None
-    return suite_of(part.analysis.study, design=part.studied.design, question=asked)
+    question = part.questions[-1].question if part.questions else None
+    return suite_of(part.analysis.study, design=part.studied.design, question=question)
 
 
 def _rungs(part: Part) -> tuple[float, ...]:

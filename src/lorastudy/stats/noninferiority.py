@@ -35,7 +35,7 @@ class Retention:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """One of the three losses: by seed, and by item in order of seed where items were stored."""
+    """One of the three losses: by seed, and by item in order of seed if items were stored."""
 
     by_seed: Mapping[int, float]
     items: Sequence[ItemScores | None]

@@ -65,21 +65,21 @@ MIN_SEEDS_ONE_SIDED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What a verdict is held against besides the data; all of it is fixed before the run.
+    """The rules of verdicts besides the data, all fixed before the run.
 
     `ladder` names arms in the order in which the fixed sequence takes them, the reference left out; with a ladder
     no other arm can be as good within the margin.
     """
 
     margin: float | None = None
-    """In the metric's unit; the largest loss of quality that would not matter."""
+    """In the metric's unit: the largest loss of quality that does not matter."""
     margin_share: float | None = None
-    """Where the margin is a share of the reference's gain: that share. `margin` is then what it came to, for people."""
+    """For a margin that is a share of the reference's gain: that share. `margin` is then its amount, for display."""
     ladder: tuple[str, ...] = ()
     invalidations: Mapping[str, Sequence[Invalidation]] = field(default_factory=dict)
-    """By arm. One of the reference's blocks every comparison with it."""
+    """By arm. One of the reference's makes every comparison invalid."""
     untuned: frozenset[str] = frozenset()
-    """Arms without a learning rate of their own; against an untuned reference no arm can win either."""
+    """Arms without a learning rate of their own. Against an untuned reference no arm can win either."""
 
 
 def differences_shown(t_ps: Floats, sign_flip_ps: Floats) -> Shown:
@@ -100,7 +100,7 @@ def no_worse_shown(t_ps: Floats, sign_flip_ps: Floats, *, in_sequence: bool) -> 
 
 
 def word(*, arm_ahead: bool, shown: bool, no_worse: bool) -> Word:
-    """The word of a valid comparison, from what its tests show, as if both arms were tuned."""
+    """The word of a valid comparison of two tuned arms, from what its tests show."""
     if shown and arm_ahead:
         return "better"
     if no_worse:
@@ -149,7 +149,7 @@ def sign_flip_p_below(differences: npt.ArrayLike, bound: npt.ArrayLike) -> Float
 
 
 def smallest_sign_flip_p(num_seeds: int) -> float:
-    """What `num_seeds` seeds can show at best: both all-plus and all-minus count, 2 of 2**n patterns."""
+    """The smallest p that `num_seeds` seeds can give: all-plus and all-minus count, 2 of 2**n patterns."""
     return min(1.0, 2.0 ** (1 - num_seeds))
 
 
@@ -168,7 +168,7 @@ def holm(ps: npt.ArrayLike) -> Floats:
 
 
 def rejects(p: npt.ArrayLike, *, alpha: float = ALPHA) -> npt.NDArray[np.bool_]:
-    """Whether a test rejects. One that could not be made (NaN: too many seeds to list) stands in no one's way."""
+    """Whether a test rejects. A test that could not be made (NaN: too many seeds to list) counts as rejecting."""
     values = np.asarray(p, dtype=np.float64)
     return np.isnan(values) | (values <= alpha)
 
@@ -183,6 +183,6 @@ def _half_of_the_sums(values: Floats) -> Floats:
 
 
 def _tolerance(values: Floats) -> Floats:
-    """Room for rounding in sums that are equal in exact arithmetic."""
+    """Tolerance for rounding in sums that are equal in exact arithmetic."""
     room: Floats = 1e-12 * np.abs(values).sum(axis=-1, keepdims=True)
     return room

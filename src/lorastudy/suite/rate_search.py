@@ -3,7 +3,7 @@
 Everything follows from the suite and from the results that are there, so a suite that is run again, or goes on
 after it was killed, comes to the same experiments and runs only what is missing.
 
-One arm begins, at the rates around the published rule (`spec.rates`). Each other arm waits for its nearest
+One arm begins, at the rates around the published rule (`suite.rates`). Each other arm waits for its nearest
 neighbour, the arm that differs from it in the fewest settings and then least in rank, and begins with the three rates
 around the one that its neighbour found. While an arm's best rate lies on the edge of what was tried, the next rate
 beyond is tried too. When the best rate has a worse one to each side, a parabola through the three places the rate

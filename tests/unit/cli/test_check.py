@@ -152,7 +152,7 @@ def test_one_seed_takes_the_verdicts_away(suite, capsys):
     out = capsys.readouterr().out
     assert "LS401 invalidates" in out
     assert (
-        "one seed shared with the reference: nothing is known of the noise between seeds, so no verdict is possible"
+        "one seed shared with the reference: nothing is known about the noise between seeds, so no verdict is possible"
         in out
     )
     assert "cannot go below p = 1" not in out
@@ -265,7 +265,7 @@ def test_a_margin_without_its_percent_sign_is_told_what_it_means(suite, capsys):
         main(["check", suite("margin: 10\n" + FAIR)])
     assert ended.value.code == 0
     out, err = capsys.readouterr()
-    assert "LS403 warning: Margin that cannot be missed" in out
+    assert "LS403 warning: Margin as large as the gain" in out
     # e ** 10 = 22026.47
     assert "an arm of 2.203e+04 times the reference's perplexity still counts as good" in err
     assert "a percent sign: '10%'" in err

@@ -10,8 +10,8 @@ import pytest
 from lorastudy.planning.recommendation import stored_evidence
 from lorastudy.planning.recommendation_request import RecommendationRequest
 from lorastudy.protocol.records import ArmProfile, Environment, TrivialScore
-from lorastudy.recommend.answer import Candidate, recommend
 from lorastudy.recommend.decision import decide, harmed_arms
+from lorastudy.recommend.recommendation import Candidate, recommend
 from lorastudy.report import read_report
 from lorastudy.report.findings.recommendation import because, recommendation, why
 from lorastudy.store.views import ExperimentResult, ScoreValue, StatedQuestion, SuiteSummary

@@ -11,7 +11,7 @@ from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.planning.design import Designer
 from lorastudy.planning.recommendation import _rate_ratio, stored_evidence
 from lorastudy.planning.recommendation_request import RecommendationRequest, read_request
-from lorastudy.recommend.answer import Candidate, recommend
+from lorastudy.recommend.recommendation import Candidate, recommend
 from lorastudy.report.findings.recommendation import because
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import (
@@ -215,7 +215,7 @@ def test_a_margin_of_the_store_that_was_set_with_results_at_hand_is_told():
     told = judged(MINE, later)
     assert told.name == "r4_lr0.0002"
     assert told.caveats[0].startswith(
-        "The margin was changed on 2026-01-03 12:00 UTC, when 12 results were there"
+        "The margin was changed on 2026-01-03 12:00 UTC, when 12 results already existed"
     )
 
 
@@ -273,7 +273,7 @@ def test_a_study_at_one_rate_is_measured_and_untuned():
 def test_other_data_are_named():
     told = answer(results(), dataset_path="lab:skill")
     assert told.grade == "interpolated from here"
-    assert because(told)[2] == "not measured as such: the data were lab:facts"
+    assert because(told)[2] == "not measured for this question: the data were lab:facts"
 
 
 def test_another_version_of_the_model_is_near_and_another_family_says_nothing(tmp_path):
@@ -303,7 +303,7 @@ def test_what_fits_only_otherwise_is_interpolated_and_says_how(budget_bytes, set
     assert told.grade == "interpolated from here"
     assert told.name == f"rank {rank} on qkvo, {precision} (after r8)"
     assert (told.candidate.settings.lora_rank, told.candidate.settings.quantization) == settings
-    assert f"not measured as such: {departure}" in because(told)
+    assert f"not measured for this question: {departure}" in because(told)
 
 
 def test_one_arm_alone_has_no_verdict_to_go_by():
@@ -352,10 +352,12 @@ def test_asked_about_the_held_out_file_it_says_that_this_is_what_it_is():
         "eval_dataset": dataset_fingerprint("lab:skill"),
     }
     told = answer(results(sources=sources), dataset_path="lab:skill")
-    assert because(told)[2] == "not measured as such: the data were lab:facts; lab:skill was held out"
+    assert (
+        because(told)[2] == "not measured for this question: the data were lab:facts; lab:skill was held out"
+    )
 
 
-def test_a_suite_of_two_base_models_answers_for_the_one_that_is_asked_about(tmp_path):
+def test_a_suite_of_two_base_models_answers_for_the_one_that_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     sources = {"base_model": "sha256:other", "dataset": dataset_fingerprint("lab:facts")}
     others = [
@@ -370,8 +372,8 @@ def test_a_precision_and_a_length_that_were_asked_for_stay_and_departures_are_to
     told = answer(results(), fixed={"quantization": "fp32", "max_seq_length": 64})
     assert told.grade == "interpolated from here"
     assert because(told)[2:] == (
-        "not measured as such: the base was held in bf16",
-        "not measured as such: rows were cut at 512 tokens",
+        "not measured for this question: the base was held in bf16",
+        "not measured for this question: rows were cut at 512 tokens",
     )
     settings = told.candidate.settings
     assert (settings.quantization, settings.max_seq_length) == ("fp32", 64)

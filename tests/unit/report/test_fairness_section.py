@@ -32,7 +32,7 @@ def test_no_breach_is_said_too(blocks_of):
     heading, paragraph = blocks_of(rates, **{"lr0.002": 0.9})  # the best is in the middle
     assert heading == Heading(level=2, text="Fairness of the comparison")
     assert plain(paragraph.text) == (
-        f"The linter holds these arms to {len(RULES)} rules of fair comparison and found no breach of any."
+        f"The linter checks these arms against {len(RULES)} rules of fair comparison and found no breach of any."
     )
 
 
@@ -41,7 +41,7 @@ def test_findings_with_their_reason_source_and_remedy(blocks_of):
     _, counts, items = blocks_of(arms, seeds=[0], a=0.9)
     assert isinstance(counts, Paragraph)
     assert isinstance(items, Bullets)
-    assert plain(counts.text).endswith("It found 1 that takes verdicts away, 2 warnings and 1 note.")
+    assert plain(counts.text).endswith("It found 1 that invalidates verdicts, 2 warnings and 1 note.")
     texts = [plain(item) for item in items.items]
     assert [text[:5] for text in texts] == ["LS203", "LS101", "LS401", "LS304"]
     assert texts[0] == (

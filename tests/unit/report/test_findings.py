@@ -69,7 +69,7 @@ def test_rank_questions_are_answered_from_the_analysis(rank_study):
     assert "1.77 MiB (+20.5 %)" in memory
     # .012 + .0001 r seconds
     assert memory.endswith(
-        "A step alone takes 15.2 ms for rank 32 and 12.1 ms for rank 1; times that differ by at most 5 % are not told apart."
+        "A step alone takes 15.2 ms for rank 32 and 12.1 ms for rank 1; times that differ by at most 5 % count as equal."
     )
     assert "Rank 16 is the smallest rank that kept at least 95 % of the gain" in returns
     assert "observed, not proven" in returns
@@ -110,13 +110,15 @@ def test_a_knee_that_was_seen_to_be_behind_is_not_said_to_cost_nothing(make_resu
 
 def test_one_seed_concludes_nothing(make_result):
     analysis = ranks(make_result, {1: [2.0], 16: [1.0]})
-    assert headline(analysis).startswith("It cannot be told whether rank mattered here")
+    assert headline(analysis).startswith("It is open whether rank mattered here")
     assert (
         "n = 1: cannot tell (needs at least 5 more seeds)"
         in answers(analysis)["Where are the diminishing returns?"]
     )
-    assert what_seeds_can_show(analysis).startswith("With one seed no difference can be told")
-    assert "six are the fewest that can show a difference" in what_seeds_can_show(analysis)
+    assert what_seeds_can_show(analysis).startswith(
+        "With one seed no difference can be separated from the noise"
+    )
+    assert "it takes six to show a difference" in what_seeds_can_show(analysis)
 
 
 def test_few_seeds_say_what_was_seen_and_that_they_are_too_few(make_result):
@@ -148,7 +150,7 @@ def test_few_seeds_do_not_hide_that_the_smaller_rank_was_ahead(make_result):
 
 def test_few_seeds_without_a_clear_interval_claim_nothing(make_result):
     analysis = ranks(make_result, {1: [1.0, 1.3, 1.2], 16: [1.0, 1.1, 1.2]})
-    assert headline(analysis).startswith("It cannot be told whether rank mattered here")
+    assert headline(analysis).startswith("It is open whether rank mattered here")
     returns = answers(analysis)["Where are the diminishing returns?"]
     assert returns.endswith("so there is no gain of which a smaller rank could keep a share.")
     assert "Seen but not shown" not in answers(analysis)["How does rank affect model accuracy?"]
@@ -217,9 +219,7 @@ def test_an_answer_about_some_of_the_arms_says_so(make_result):
         "r4-other": ({"lora_rank": 4, "lora_dropout": 0.1}, six(1.0)),
     }
     text = headline(analysis_of(arms(make_result, "rank_ablation", table)))
-    assert text.endswith(
-        "(This is about the arms that differ from r16 in nothing but rank and learning rate.)"
-    )
+    assert text.endswith("(This is about the arms that differ from r16 only in rank and learning rate.)")
 
 
 def test_a_single_rank_cannot_be_compared(make_result):
@@ -247,8 +247,8 @@ def test_three_seeds_and_what_they_can_show(make_result):
     analysis = ranks(make_result, {1: [1.0, 1.3, 1.2], 16: [1.0, 1.1, 1.2]})
     text = what_seeds_can_show(analysis)
     assert (
-        "With 3 seeds the exact sign-flip p cannot fall below 0.25, so no difference can be shown, however large: "
-        "six seeds could." in text
+        "With 3 seeds the exact sign-flip p cannot fall below 0.25, so no difference can be shown, however large; "
+        "six seeds can show one." in text
     )
     # Differences 0, .2, 0: mean .0667, sd .1155, effect .577: 26 by the power of the t test, three of which there are.
     assert "for r1 about 23 more seeds" in recommended(analysis)
@@ -297,7 +297,7 @@ def test_module_questions(make_result, add_profile):
     assert mlp.startswith("Against qkvo, the largest arm without MLP modules")
     assert "The whole interval of mlp and mlp-low lies on the better side, which speaks for the MLP." in mlp
     for outside_the_family in (layers, mlp):
-        assert outside_the_family.endswith("hence without verdicts.)")
+        assert outside_the_family.endswith("so they have no verdicts.)")
         assert not re.search("is better|worse|cannot tell", outside_the_family)
 
 

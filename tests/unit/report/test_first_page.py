@@ -76,8 +76,8 @@ def test_of_untuned_arms_none_is_called_best_but_which_was_ahead_is_told(study_o
     assert found.arm is None
     assert found.why == (
         "None: no arm had its learning rate tuned. At the one learning rate that was tried (0.0002) it would be b: it is "
-        "shown to be ahead of a by 0.9997 nats per token. It needs 9.00 MiB at its peak, alone, on the rows of this data. To have one recommended, "
-        "write learning_rate: auto, or give all arms alike at least 3 rates."
+        "shown to be ahead of a by 0.9997 nats per token. It needs 9.00 MiB at its peak, alone, on the rows of this data. To get a recommendation, "
+        "write learning_rate: auto, or give all arms the same 3 rates or more."
     )
     page = lines(analyse(study))
     (verdict,) = (line for line in page if line.startswith("Verdict."))
@@ -91,9 +91,9 @@ def test_untuned_and_open_says_both_what_would_decide_and_that_rates_are_missing
     table = {"a": (1.0, 1, 9), "b": (1.004, 6, 3)}
     found = recommendation(analyse(study_of(table, tuned=False)))
     assert found.arm is None
-    assert "At the one learning rate that was tried (0.0002) no arm was told from a." in found.why
+    assert "At the one learning rate that was tried (0.0002) no arm was distinguished from a." in found.why
     assert "What would decide" in found.why
-    assert found.why.endswith("give all arms alike at least 3 rates.")
+    assert found.why.endswith("give all arms the same 3 rates or more.")
 
 
 def test_an_untuned_rank_is_not_called_sufficient(study_of):
@@ -208,7 +208,7 @@ def test_the_smallest_sufficient_rank_answers_a_rank_ablation_with_a_margin(stud
 
 
 def changed_late(study, now, *, num_completed=6, at_first=BEFOREHAND):
-    """The page of a study whose question became `now` when so many results were there."""
+    """The page of a study whose question became `now` when so many results already existed."""
     later = StatedQuestion(question=now, stated_at="2026-01-03T13:00:00+00:00", num_completed=num_completed)
     asked = replace(criterion_of(study, now), late=set_late([at_first, later]))
     analysis = analyse(study, criterion=asked)
@@ -218,7 +218,7 @@ def changed_late(study, now, *, num_completed=6, at_first=BEFOREHAND):
 def test_a_margin_that_was_changed_with_results_at_hand_is_never_called_beforehand(study_of):
     study = study_of({"r2": (2.0, 1, 1), "r4": (1.01, 1.5, 2), "r8": (1.0, 2, 3)}, kind="rank_ablation")
     analysis, page = changed_late(study, replace(BEFOREHAND.question, margin=Margin(amount=0.6)))
-    when = "2026-01-03 13:00 UTC, when 6 results were there already"
+    when = "2026-01-03 13:00 UTC, when 6 results already existed"
     assert page[0].endswith(
         "Stated beforehand: held-out loss decides, against the reference that the design names, with a margin of 0.1. "
         f"What holds now, as changed on {when}: held-out loss decides, against the reference that the design names, "
@@ -226,7 +226,7 @@ def test_a_margin_that_was_changed_with_results_at_hand_is_never_called_beforeha
     )
     gravest = page[page.index("What limits this.") + 1]
     assert gravest.startswith(
-        f"The margin was changed on {when}: margin 0.1 became margin 0.6. It could be chosen"
+        f"The margin was changed on {when}: margin 0.1 became margin 0.6. It could have been chosen"
     )
     ending = front_page(analysis).summary("study").lines()[-1]
     assert ending.startswith(f"What limits this. {gravest}")
@@ -241,7 +241,7 @@ def test_a_reference_that_was_changed_late_is_a_limit_too(study_of):
     study = study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1)})
     _, page = changed_late(study, replace(BEFOREHAND.question, reference="b"), num_completed=1)
     assert any(
-        line.startswith("The reference was changed on 2026-01-03 13:00 UTC, when 1 result was")
+        line.startswith("The reference was changed on 2026-01-03 13:00 UTC, when 1 result already existed")
         for line in page
     )
 
@@ -264,7 +264,7 @@ def test_a_question_that_was_first_stated_with_results_at_hand_says_when(study_o
     asked = replace(criterion_of(study, late.question), late=set_late([late]))
     analysis = analyse(study, criterion=asked)
     page = lines(analysis, late)
-    assert "Stated 2026-01-02 12:00 UTC, when 3 results were there already: held-out loss decides" in page[0]
+    assert "Stated 2026-01-02 12:00 UTC, when 3 results already existed: held-out loss decides" in page[0]
     assert any(line.startswith("The margin was set on 2026-01-02 12:00 UTC, when 3 results") for line in page)
     assert "Band: the margin that was set on 2026-01-02 12:00 UTC, when 3" in pairs_figure(analysis).caption
 
@@ -283,7 +283,7 @@ def test_what_the_runs_leave_open_is_not_recommended(study_of):
 def test_with_one_seed_no_arm_is_named_for_being_cheap(study_of):
     found = recommendation(analyse(study_of({"a": (1.0, 1, 9), "b": (3.0, 1, 1)}, seeds=1)))
     assert found.why == (
-        "Not decided: no arm was told from a. Meanwhile use a: it is the suite's first arm, and no other arm is shown to be better. "
+        "Not decided: no arm was distinguished from a. Meanwhile use a: it is the suite's first arm, and no other arm is shown to be better. "
         "What would decide: for b at least 5 more seeds."
     )
 
@@ -366,9 +366,9 @@ def test_of_one_scored_row_nothing_is_told_and_more_seeds_are_not_asked_for(make
         "few rows to score, LS505",
         None,
     )
-    assert any("one row to score: nothing can be told of any other row" in line for line in lines(told))
+    assert any("one row to score: it says nothing about other rows" in line for line in lines(told))
     assert why_these_items_alone(told) == "only one row is scored"
-    assert why_these_items_alone(analysis_of(9, ())) == "scores are not stored item by item for all arms"
+    assert why_these_items_alone(analysis_of(9, ())) == "scores by item are not stored for all arms"
 
 
 def test_arms_that_hardly_learnt_are_told_on_the_page(make_result):
@@ -385,7 +385,7 @@ def test_arms_that_hardly_learnt_are_told_on_the_page(make_result):
 
     (line,) = page(2.0)
     assert line.startswith("Hardly anything learnt (LS305, ")
-    assert line.endswith("took 0.01 nats per token off the base model's held-out loss of 2, 0.5 % of it.")
+    assert line.endswith("lowered the base model's held-out loss of 2 by 0.01 nats per token, 0.5 % of it.")
     assert page(2.2) == []
 
 

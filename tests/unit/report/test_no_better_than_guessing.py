@@ -9,8 +9,8 @@ import labelled
 from labelled import learnt, same_word, sharper
 from lorastudy.lint.case import measured_case
 from lorastudy.lint.lint import lint
-from lorastudy.recommend.answer import Candidate, Evidence, recommend
 from lorastudy.recommend.decision import decide
+from lorastudy.recommend.recommendation import Candidate, Evidence, recommend
 from lorastudy.report import read_report
 from lorastudy.report.document import Paragraph, plain
 from lorastudy.report.findings.recommendation import recommendation, why
@@ -63,7 +63,7 @@ def test_the_page_says_why_a_share_of_that_gain_is_no_margin():
     (r4,) = {one.arm_score for one in analysis.trivial if one.arm == "r4"}
     frequencies = min(one.score for one in analysis.trivial)
     reason = f"r4 has {r4:.3g} nats per token and gained nothing over answer frequencies ({frequencies:.3g})"
-    assert f"with a margin of 10 % of the reference's gain that came to nothing: {reason}." in page.question
+    assert f"with a margin of 10 % of the reference's gain that cannot be used: {reason}." in page.question
     rule = " ".join(
         plain(block.text) for block in comparison_blocks(analysis, level=2) if isinstance(block, Paragraph)
     )

@@ -70,6 +70,6 @@ def test_code_of_a_models_own_is_named_in_the_report(make_rank_results, make_tra
         ranks=(1, 2), num_seeds=2, settings={"trust_remote_code": True, "base_model": "some/model"}
     )
     path, *_ = write_report(make_tracker(results), output=tmp_path / "RESULTS.md")
-    assert "**Code of the model's own was run.** trust_remote_code was on for some/model" in path.read_text(
+    assert "**The model's own code was run.** trust_remote_code was on for some/model" in path.read_text(
         encoding="utf-8"
     )

@@ -29,15 +29,15 @@ def test_a_question_that_was_asked_beforehand():
     (text,) = told(stated(ASKED, 12, 0))
     assert text == (
         f"Stated 2026-01-02 12:00 UTC, before any result ({ASKED.id}): held-out loss decides; margin 2 % of the "
-        "reference's gain; reference r16; seeds 0 and 1; learning rates are chosen on the held-out rows by runs of their "
-        "own with seeds 2 and 3; the test rows report."
+        "reference's gain; reference r16; seeds 0 and 1; learning rates are chosen on the held-out rows by separate "
+        "runs with seeds 2 and 3; the test rows report."
     )
 
 
 def test_a_question_that_came_after_results_says_so():
     (text,) = told(stated(Question(seeds=(0,)), 12, 3))
-    assert text.startswith("Stated 2026-01-02 12:00 UTC, when 3 results were there already (ask-")
-    assert "margin none; reference as the design names it; seeds 0; one learning rate for each arm" in text
+    assert text.startswith("Stated 2026-01-02 12:00 UTC, when 3 results already existed (ask-")
+    assert "margin none; reference as the design names it; seeds 0; each arm has one learning rate" in text
 
 
 def test_a_change_stands_below_with_what_was_known_by_then():
@@ -46,11 +46,11 @@ def test_a_change_stands_below_with_what_was_known_by_then():
     # what was stated then, and not what holds now under the date of then
     assert [first] == told(stated(ASKED, 12, 0))
     assert third.startswith(
-        f"What holds now, as changed on 2026-01-02 13:00 UTC, when 1 result was there already ({changed.id}): "
+        f"What holds now, as changed on 2026-01-02 13:00 UTC, when 1 result already existed ({changed.id}): "
         "held-out loss decides; margin none; reference r16; seeds 0, 1 and 2; "
     )
     assert second == (
-        "Changed 2026-01-02 13:00 UTC, when 1 result was there already: margin 2 % of the reference's gain became "
+        "Changed 2026-01-02 13:00 UTC, when 1 result already existed: margin 2 % of the reference's gain became "
         "margin none; seeds 0 and 1 became seeds 0, 1 and 2."
     )
 
@@ -64,8 +64,8 @@ def test_a_question_that_is_asked_of_another_model_says_so():
     first, second, _ = told(stated(before, 12, 0), stated(after, 13, 6))
     assert first.endswith("the test rows report.")
     assert second == (
-        "Changed 2026-01-02 13:00 UTC, when 6 results were there already: another base model than before is asked "
-        "about; other held-out rows than before are scored."
+        "Changed 2026-01-02 13:00 UTC, when 6 results already existed: the question is about another base "
+        "model than before; it scores other held-out rows than before."
     )
 
 

@@ -60,7 +60,7 @@ def test_a_suite_without_a_race_has_no_such_part(rank_study):
     (study,) = split_studies(rank_study)
     assert racing_blocks(study, rungs=(), level=2) == []
     (_, paragraph) = racing_blocks(study, rungs=(0.25, 0.5), level=2)
-    assert "Arms were held against each other after 25 % and 50 % of the steps" in paragraph.text[0]
+    assert "Arms were compared after 25 % and 50 % of the steps" in paragraph.text[0]
     assert paragraph.text[0].endswith("Here no arm was stopped.")
 
 

@@ -128,7 +128,7 @@ def with_imported(tracker, results):
 def test_imported_results_are_named_where_they_are_left_out(rank_study, make_tracker, text_of):
     report, text = text_of(with_imported(make_tracker(rank_study), [imported(), imported("other")]))
     assert report.imported_apart == ("public", "other")
-    assert "Imported results are told apart and are not in this report: public and other." in text
+    assert "Imported results are reported separately and are not in this report: public and other." in text
 
 
 def test_a_store_of_imported_results_alone_says_how_to_report_them(make_tracker):

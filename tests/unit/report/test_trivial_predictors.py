@@ -42,8 +42,8 @@ def test_trivial_predictors_are_rows_below_the_arms_with_scores_and_no_costs():
     for name in ("answer frequencies (no model)", "the constant answer (no model)"):
         assert {cell.text for title, cell in rows[name].items() if title.startswith(costs)} == {ABSENT}
     assert constant["Held-out loss (nats/token)"].text == of_frequencies["Exact match"].text == ABSENT
-    assert "no arms but trivial predictors" in text
-    assert "always its most frequent answer (“good”)" in text
+    assert "not arms but trivial predictors" in text
+    assert "one always gives the most frequent answer (“good”)" in text
 
 
 def test_runs_that_recorded_none_have_none_in_the_table():

@@ -205,7 +205,7 @@ def test_a_reference_that_did_not_complete_is_named(make_result, text_of):
     results = [make_result(f"r{rank}", 0, settings={"lora_rank": rank}) for rank in (4, 8)]
     results.append(make_result("r16", 0, settings={"lora_rank": 16}, status="failed", scores={}))
     text = text_of(results)
-    assert "(r8, which stands in for r16, the reference by design, of which no run completed)" in text
+    assert "(r8, in place of r16, the reference by design, which has no completed run)" in text
     assert "named by the design" in text_of(results[:2])
 
 
@@ -241,7 +241,7 @@ def test_pairs_left_out_say_why(rank_study, text_of):
     [
         (
             ("packed",),
-            "The arms of a pack trained together on one base model; a step is one of all of them. Tokens",
+            "The arms of a pack trained together on one base model; a step is one step of all of them. Tokens",
         ),
         (
             ("reference",),
@@ -482,8 +482,8 @@ def test_what_a_chat_template_added_and_could_not_do_is_told(text_of, make_resul
         summary, layout="chat", num_fallback_rows=3, template_preamble="Be kind.", template_date="2024-07-26"
     )
     assert (
-        "The model's chat template lays them out. Before each it writes by itself 'Be kind.'. Today's date, which it asks "
-        "for, is always 2024-07-26. 3 rows call functions, of which it has no notion: it gets these as text."
+        "The model's chat template lays them out. Before each row it adds 'Be kind.'. It asks for today's date, which "
+        "is always 2024-07-26. 3 rows call functions, which it does not know: it gets them as text."
     ) in text_of([make_result(data=(told,))])
     long = text_of([make_result(data=(replace(told, template_preamble="a" * 401),))])
     assert f"{'a' * 400!r} (shortened from 401 characters)." in long
@@ -494,7 +494,7 @@ def test_columns_and_fields_that_no_row_shows_are_named(text_of, make_result):
     summary = replace(make_result().data[0], format="messages")
     told = replace(summary, unused_columns=("url", "id"), unseen_fields=("mood",))
     assert (
-        "Columns of its file that are not used: url and id. Fields of messages of which rows show nothing to the model: mood."
+        "Columns of its file that are not used: url and id. Fields of messages that the model never sees: mood."
     ) in text_of([make_result(data=(told,))])
     many = replace(told, unused_columns=("x" * 5_000, *(f"column {number}" for number in range(500))))
     assert f"not used: {'x' * 40}..., column 0, column 1" in text_of([make_result(data=(many,))])

@@ -34,9 +34,9 @@ from lorastudy.stats.summary import (
     Spread,
 )
 
-#: The combinations of colour and dash that the style has.
+#: The number of combinations of colour and dash.
 MAX_CURVES = len(PALETTE) * len(DASHES)
-#: Of more arms than these a figure would be taller than two pages: the tables have all, a figure has the foremost.
+#: With more arms a figure would be taller than two pages; tables show all arms, figures the foremost ones.
 MAX_DRAWN = 60
 
 
@@ -54,11 +54,15 @@ def study_figures(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]
         forgetting_figure(drawn),
     )
     figures = tuple(figure for figure in built if figure is not None)
-    return figures if drawn is analysis else tuple(_with_what_is_left_out(each, analysis) for each in figures)
+    return (
+        figures
+        if drawn is analysis
+        else tuple(_with_what_is_left_out(figure, analysis) for figure in figures)
+    )
 
 
 def curve_arms(analysis: Analysis) -> tuple[str, ...]:
-    """The arms whose training is drawn: each at the rate taken; of more than can be told apart those of `_worth_a_curve`."""
+    """The arms whose training is drawn, each at its chosen rate; of more than a reader can distinguish, those of `_worth_a_curve`."""
     taken = {arm.name for arm in compared_arms(analysis.study, metric=analysis.primary)}
     names = tuple(name for name in _names(analysis.completed) if name in taken)
     return names if len(names) <= MAX_CURVES else _worth_a_curve(analysis, names)
@@ -201,14 +205,14 @@ def _which_curves(analysis: Analysis) -> str:
 
 
 def _worth_a_curve(analysis: Analysis, names: Sequence[str]) -> tuple[str, ...]:
-    """The reference and the arms on the frontier, as many as can be told apart."""
+    """The reference and the arms on the frontier, as many as a reader can distinguish."""
     reference = analysis.reference.name if analysis.reference else None
     kept = [name for name in names if name in analysis.frontier or name == reference]
     return tuple(kept[:MAX_CURVES])
 
 
 def _foremost(analysis: Analysis) -> Analysis:
-    """The analysis as far as it is drawn: the reference, the frontier, and then the arms with the best scores."""
+    """The analysis limited to the arms that are drawn: the reference, the frontier, then those with the best scores."""
     if len(analysis.completed) <= MAX_DRAWN:
         return analysis
     sign = analysis.primary.cost_sign
@@ -229,7 +233,7 @@ def _foremost(analysis: Analysis) -> Analysis:
 
 
 def _with_what_is_left_out(figure: Figure, analysis: Analysis) -> Figure:
-    """A figure with a row for each arm says which arms it has; the others have their own words for it."""
+    """The figure with a note on which arms it shows; frontier and curves have their own notes."""
     if figure.kind in {"frontier", "curves"}:
         return figure
     note = (
@@ -364,7 +368,7 @@ def _high(spread: Spread) -> float | None:
 
 
 def pairs_figure(analysis: Analysis) -> Figure | None:
-    """The comparisons that verdicts are about; None where no two arms share a seed."""
+    """The forest plot of the comparisons that have verdicts; None if no two arms share a seed."""
     if analysis.reference is None:
         return None
     rows = tuple(
@@ -406,7 +410,7 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
 
 
 def _margin(analysis: Analysis) -> str:
-    """When the margin was set, and that a share is of what was measured."""
+    """When the margin was set, and whether it is a share of the measured gain."""
     was_set = margin_was_set(analysis)
     text = f"the margin {'that was ' if was_set.startswith('set') else ''}{was_set}"
     if analysis.criterion.margin_share is None:
@@ -416,7 +420,7 @@ def _margin(analysis: Analysis) -> str:
 
 
 def _short(words: str, *, arm: str, reference: str) -> str:
-    """The verdict beside a row of the plot: both names stand in it already, and may be long."""
+    """The verdict beside a row, without the arms' names, which the plot shows already and which may be long."""
     for name, short in ((reference, "reference"), (arm, "this arm")):
         if words.startswith(f"{name} "):
             return f"{short} {words.removeprefix(f'{name} ')}"

@@ -104,7 +104,7 @@ class ForgettingRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PairRow:
-    """One arm's difference from the reference. An interval is missing where one seed gives none."""
+    """One arm's difference from the reference. A single seed gives no interval."""
 
     arm: str
     mean: float
@@ -112,9 +112,9 @@ class PairRow:
     high: float | None
     n: int
     verdict: str
-    """The fixed word, short enough to stand beside the interval."""
+    """The verdict, short enough to fit beside the interval."""
     decided: bool
-    """Whether the verdict is a claim, and not that none can be made."""
+    """Whether the verdict makes a claim."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -303,7 +303,7 @@ def _estimates(rows: Sequence[Estimate]) -> Rows:
 
 
 def _seeds(rows: Sequence[Estimate]) -> Rows:
-    """The single seeds, where there is more than one."""
+    """The single seeds, if there is more than one."""
     return [
         {"arm": row.arm, "rank": row.rank, "value": value}
         for row in rows

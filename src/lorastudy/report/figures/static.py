@@ -272,7 +272,7 @@ def _forgetting(figure: Figure) -> Canvas:
 
 
 def _pairs(figure: Figure) -> Canvas:
-    """A forest plot: the verdict stands at the right of each interval's line."""
+    """A forest plot, with the verdict to the right of each interval."""
     canvas, (axes,) = _stacked(figure, num_panels=1)
     axes.axvline(0, color="black", linewidth=1, zorder=1)
     if figure.margin is not None:

@@ -46,7 +46,7 @@ class Questions:
 
 
 def questions_of(experiment_type: str) -> Questions:
-    """The questions of the experiment type; the general ones for a type of one's own."""
+    """The questions of the experiment type; the general ones for a custom type."""
     return _BY_TYPE.get(experiment_type, _GENERIC)
 
 
@@ -169,7 +169,7 @@ MODULES_QUESTION = "Which modules are worth adapting, can layers be left out, an
 
 
 def module_findings(analysis: Analysis) -> tuple[KeyFinding, ...]:
-    """Answers to the three questions; each says so where the runs cannot answer it."""
+    """Answers to the three questions, or that the runs cannot answer them."""
     return (
         KeyFinding(question="Which modules are most important?", answer=_modules(analysis)),
         KeyFinding(question="Can we skip some layers for efficiency?", answer=(_layers(analysis),)),
@@ -332,7 +332,7 @@ QUANTIZATION_QUESTION = "What do 4-bit and 8-bit training cost in accuracy, and 
 
 
 def quantization_findings(analysis: Analysis) -> tuple[KeyFinding, ...]:
-    """Answers to the three questions; each says so where the runs cannot answer it."""
+    """Answers to the three questions, or that the runs cannot answer them."""
     return (
         KeyFinding(question="How much accuracy do we lose with 4-bit?", answer=(_four_bit(analysis),)),
         KeyFinding(question="Is 8-bit worth the extra memory?", answer=(_eight_bit(analysis),)),

@@ -40,7 +40,7 @@ QUESTION = "How does LoRA rank affect accuracy and memory, and where are the dim
 
 
 def rank_findings(analysis: Analysis) -> tuple[KeyFinding, ...]:
-    """Answers to the three questions; each says so where the runs cannot answer it."""
+    """Answers to the three questions, or that the runs cannot answer them."""
     return (
         KeyFinding(question="How does rank affect model accuracy?", answer=_accuracy(analysis)),
         KeyFinding(question="What is the memory overhead of higher ranks?", answer=(_memory(analysis),)),
@@ -62,7 +62,7 @@ def _answer(analysis: Analysis, returns: RankReturns) -> str:
         return f"{_no_gain(returns)}.{_if_as_seen(returns)}"
     knee, largest = returns.knee, returns.ladder[-1]
     if knee.name == largest.name and analysis.smallest_no_worse is not None:
-        # Of the gain from rank to rank it says more than the margin, which is about another gain, asks for.
+        # The margin is about another gain than the one between ranks, so that gain is not mentioned here.
         return f"{_sufficient(analysis, returns)} {_next_below(analysis, returns)}"
     if knee.name == largest.name:
         return f"{_largest_needed(returns)} {_next_below(analysis, returns)}"
@@ -77,12 +77,12 @@ def _answer(analysis: Analysis, returns: RankReturns) -> str:
 
 
 def _scope(analysis: Analysis, returns: RankReturns) -> str:
-    """Which arms the answer is about, where it is not about all."""
+    """Which arms the answer is about, if not all."""
     text = {arm.name for rung in returns.ladder for arm in rates_of(analysis.study, rung)}
     if all(summary.arm.name in text for summary in analysis.completed):
         return ""
     apart = "rank" if max(returns.num_rates) == 1 else "rank and learning rate"
-    return f" (This is about the arms that differ from {returns.ladder[-1].name} in nothing but {apart}.)"
+    return f" (This is about the arms that differ from {returns.ladder[-1].name} only in {apart}.)"
 
 
 def _accuracy(analysis: Analysis) -> tuple[str | Strong, ...]:
@@ -93,12 +93,8 @@ def _accuracy(analysis: Analysis) -> tuple[str | Strong, ...]:
     losses = returns.means
     lower_is_better = returns.metric.lower_is_better
     steadily = all((later < earlier) == lower_is_better for earlier, later in itertools.pairwise(losses))
-    went_well = "fell" if lower_is_better else "rose"
-    shape = (
-        f"It {went_well} at every step up."
-        if steadily
-        else f"It was not so that it {went_well} at every step up."
-    )
+    went_well, go_well = ("fell", "fall") if lower_is_better else ("rose", "rise")
+    shape = f"It {went_well} at every step up." if steadily else f"It did not {go_well} at every step up."
     went = (
         f"From {_name(returns.ladder[0])} to {_name(returns.ladder[-1])} the mean {_metric(returns)} went "
         f"{change(first, last, metric=returns.metric)}{_unit(returns)}. {shape}{other_accuracies(analysis, first=first, last=last)}"
@@ -166,13 +162,13 @@ def _returns(analysis: Analysis) -> str:
 
 
 def _sufficiency(analysis: Analysis, returns: RankReturns) -> str:
-    """That no smaller rank is shown to be sufficient, where the suite set a margin; one that is, is recommended."""
-    asked = analysis.criterion.margin is not None and analysis.smallest_sufficient is None
-    return _sufficient(analysis, returns) if asked else ""
+    """That no smaller rank is shown to be sufficient, if the suite set a margin. A sufficient one is recommended instead."""
+    has_margin = analysis.criterion.margin is not None and analysis.smallest_sufficient is None
+    return _sufficient(analysis, returns) if has_margin else ""
 
 
 def _where(returns: RankReturns) -> str:
-    """Between which ranks the returns diminish, where the seeds leave that open."""
+    """Between which ranks the returns diminish, over resamples of the seeds."""
     if returns.knee_interval is None:
         return ""
     low, high = returns.knee_interval
@@ -220,7 +216,7 @@ def _steps(returns: RankReturns) -> str:
 
 
 def _largest_needed(returns: RankReturns) -> str:
-    """That no rank below the largest kept enough of the gain; the next below it came nearest or did not."""
+    """That no rank below the largest kept enough of the gain, with the share of the next one below."""
     smallest, below, largest = (returns.ladder[i] for i in (0, -2, -1))
     gain = returns.means[0] - returns.means[-1]
     kept = (returns.means[0] - returns.means[-2]) / gain
@@ -245,7 +241,7 @@ def _is_gain_shown(returns: RankReturns) -> bool:
 
 
 def _no_gain(returns: RankReturns) -> str:
-    """That the largest rank was not shown to be better than the smallest, though it may have been seen to be."""
+    """That the largest rank was not shown to be better than the smallest, even if it looked better."""
     smallest, largest = _name(returns.ladder[0]), _name(returns.ladder[-1])
     gain = returns.whole_gain
     if gain.arm_is_ahead:
@@ -266,11 +262,11 @@ def _no_gain(returns: RankReturns) -> str:
         return f"Rank is not shown to matter by more than the margin: {smallest} against {largest} is {difference(gain)}"
     if not gain.is_valid:
         return f"Whether rank mattered here is not judged: {smallest} against {largest} is {difference(gain)}"
-    return f"It cannot be told whether rank mattered here: {smallest} against {largest} is {difference(gain)}"
+    return f"It is open whether rank mattered here: {smallest} against {largest} is {difference(gain)}"
 
 
 def _if_as_seen(returns: RankReturns) -> str:
-    """Where the returns of a gain diminished that was seen but not shown; empty for any other."""
+    """Where the returns of a gain that was seen but not shown diminished; else empty."""
     gain, knee = returns.whole_gain, returns.knee
     if not leans(gain) or returns.kept_share is None or gain.cost is None or gain.cost < 0:
         return ""
@@ -288,7 +284,7 @@ def _comparison(returns: RankReturns) -> str:
 
 
 def _room(returns: RankReturns) -> str:
-    """What the interval leaves open, for a knee that could not be told from the largest rank."""
+    """What the interval leaves open, if knee and largest rank have the verdict "cannot tell"."""
     comparison = returns.knee_comparison
     if comparison is None or comparison.interval is None or comparison.verdict != "cannot tell":
         return ""
@@ -302,7 +298,7 @@ def _room(returns: RankReturns) -> str:
 
 
 def _price(analysis: Analysis, knee: StudyArm, *, largest: StudyArm) -> str:
-    """What the smaller rank saves, where that was measured."""
+    """What the smaller rank saves, if that was measured."""
     ours, theirs = (analysis.summary(arm.name).costs.adapter_bytes for arm in (knee, largest))
     if not ours or not theirs or theirs.mean == 0:
         return ""

@@ -1,4 +1,4 @@
-"""The decision (`recommend.decision`) in words: which arm to take, and why; or which to use meanwhile, and what would decide.
+"""The decision (`recommend.decision`) in words: which arm to take and why, or which to use for now and what would decide.
 
 The report, the terminal and `lorastudy recommend` take their sentences from here.
 """
@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.recommend.answer import Recommendation
 from lorastudy.recommend.decision import Cost, Decision, Reason, decide
+from lorastudy.recommend.recommendation import Recommendation
 from lorastudy.report.findings.wording import (
     as_good_within_the_margin,
     difference_decimals,
@@ -23,7 +23,7 @@ from lorastudy.stats.summary import run_seconds
 from lorastudy.stats.trivial import best_not_ahead
 
 _MOST_NAMED = 3
-#: The fewest rates of which the best can have a worse one to each side.
+#: The fewest rates with which the best one can have a worse one on each side.
 _FEWEST_RATES = 3
 _CHEAPEST: Mapping[Cost, str] = {
     "rank": "it has the smallest rank",
@@ -35,15 +35,15 @@ _CHEAPEST: Mapping[Cost, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What the first page says of the decision. `arm` is None where none is recommended."""
+    """The decision as the first page shows it. `arm` is None if none is recommended."""
 
     arm: str | None
     answer: str
-    """Which arm and the reason, or what is in question; whole without the other two."""
+    """Which arm and why, or what is open; complete without the other two."""
     cost: str = ""
-    """What the arm needs."""
+    """The memory that the arm needs."""
     to_know_more: str = ""
-    """What it takes to have an arm recommended, where rates are missing."""
+    """How to get a recommendation, if learning rates are untuned."""
 
     @property
     def why(self) -> str:
@@ -52,7 +52,7 @@ class Advice:
 
 
 def recommendation(analysis: Analysis) -> Advice:
-    """The arm to take, or the one to use meanwhile and what would decide."""
+    """The arm to take, or the one to use for now and what would decide."""
     decision = decide(analysis)
     if decision.arm is None:
         return Advice(arm=None, answer=f"None: {why(analysis, decision)}.")
@@ -67,7 +67,7 @@ def recommendation(analysis: Analysis) -> Advice:
 
 
 def why(analysis: Analysis, decision: Decision) -> str:
-    """The reason in one clause, without a stop at its end."""
+    """The reason in one clause, without a full stop."""
     if decision.reason == "harm":
         every = "every arm" if len(decision.harmed) > 1 else decision.harmed[0]
         return f"training made {every} worse than the base model, which is harm. Use the base model as it is"
@@ -81,13 +81,13 @@ def meanwhile(analysis: Analysis, decision: Decision) -> str:
 
 
 def _its_divergence(analysis: Analysis, decision: Decision) -> str:
-    """That the arm diverged on some seeds, how often, and how often it may: never left out where it is named to be taken."""
+    """How often the arm diverged, with an interval; every sentence that names an arm to use has it."""
     found = analysis.divergence(str(decision.arm))
     return "" if found is None else f" It {found.rate}."
 
 
 def _untuned(analysis: Analysis, decision: Decision, *, cost: str) -> Advice:
-    """What was shown at the rates that were tried, and what it takes to have an arm recommended."""
+    """What was shown at the rates that were tried, and how to get a recommendation."""
     rates = tried_rates(analysis.study)
     if decision.status == "decided":
         seen = f"it would be {decision.arm}: {why(analysis, decision)}.{_its_divergence(analysis, decision)}"
@@ -112,13 +112,13 @@ def who_is_untuned(analysis: Analysis) -> str:
 
 
 def _what_would_tune(analysis: Analysis) -> str:
-    """How to give each arm a rate of its own, and what that takes by the time of the runs so far."""
+    """How to give each arm a rate of its own, and how long that takes, from the runs so far."""
     runs = [(run_seconds(summary.arm), len(summary.arm.completed)) for summary in analysis.completed]
     spent = sum(seconds * number for seconds, number in runs if seconds is not None)
     is_known = all(seconds is not None for seconds, _ in runs)
     more = f"about {duration((_FEWEST_RATES - 1) * spent)} more"
     takes = f"; {_FEWEST_RATES} rates each take {more}" if is_known else ""
-    return f"To have one recommended, write learning_rate: auto, or give all arms alike at least {_FEWEST_RATES} rates{takes}."
+    return f"To get a recommendation, write learning_rate: auto, or give all arms the same {_FEWEST_RATES} rates or more{takes}."
 
 
 def _cost(analysis: Analysis, arm: str) -> str:
@@ -130,13 +130,13 @@ def _cost(analysis: Analysis, arm: str) -> str:
 
 
 def _than(analysis: Analysis) -> str:
-    """At rates that nobody tuned an arm is ahead of another and never better."""
+    """An arm at an untuned rate is ahead of another one, never better."""
     is_untuned = any(comparison.verdict == "untuned" for comparison in analysis.primary_comparisons)
     return "ahead of" if is_untuned else "better than"
 
 
 def _why_the_reference_meanwhile(analysis: Analysis, decision: Decision) -> str:
-    """Who named it."""
+    """The reason for using the reference: who named it."""
     named = analysis.criterion.reference
     if named is not None and str(decision.arm).startswith(named):
         whose = "the suite's reference"
@@ -172,7 +172,7 @@ def _why_as_good(analysis: Analysis, decision: Decision) -> str:
 
 
 def _why_best(analysis: Analysis, decision: Decision) -> str:
-    """That it beat all others, and by how much it beat the nearest: what the next one down would give up."""
+    """That the arm beat all others, and by how much it beat the nearest one."""
     assert analysis.reference is not None
     assert decision.arm is not None
     valid = _against(analysis, decision.arm)
@@ -211,7 +211,7 @@ def _all_are_valid(analysis: Analysis) -> bool:
 
 
 def _why_guessing(analysis: Analysis, decision: Decision) -> str:
-    """Which arms do not beat guessing, by the hardest predictor that the best of them does not beat."""
+    """Which arms do not beat guessing, with the hardest predictor that the best of them does not beat."""
     arms, best = decision.no_better_than_guessing, best_not_ahead(analysis.trivial)
     assert best is not None
     unit = f" {analysis.primary.unit}" if analysis.primary.is_in_units else ""
@@ -250,7 +250,7 @@ _PLAIN_REASONS: Mapping[Reason, str] = {
 
 
 def what_is_open(analysis: Analysis, decision: Decision) -> str:
-    """Which arms are still in question."""
+    """Which arms are still open."""
     assert analysis.reference is not None
     reference = analysis.reference.name
     valid = [comparison for comparison in analysis.primary_comparisons if comparison.is_valid]
@@ -259,11 +259,11 @@ def what_is_open(analysis: Analysis, decision: Decision) -> str:
         return f"it is still between {names([str(decision.arm), *decision.peers, *open_arms])}"
     if any(comparison.reference_is_ahead for comparison in valid):
         return f"it is still between {names([*open_arms, reference])}"
-    return f"no arm was told from {reference}"
+    return f"no arm was distinguished from {reference}"
 
 
 def what_would_decide(analysis: Analysis, decision: Decision) -> str:
-    """The open pairs with the fewest seeds to go, and the time that they take."""
+    """The open pairs that need the fewest seeds, and the time that these take."""
     open_pairs = [one for one in analysis.primary_comparisons if one.verdict == "cannot tell"]
     if not open_pairs and decision.arm is not None:
         arm, peers = analysis.study.arm(decision.arm), map(analysis.study.arm, decision.peers)
@@ -271,7 +271,7 @@ def what_would_decide(analysis: Analysis, decision: Decision) -> str:
             one for one in analysis.pairs(list(peers), reference=arm) if one.verdict == "cannot tell"
         ]
     if not open_pairs:
-        return "What would decide: a margin or a reference, stated before more seeds are run."
+        return "What would decide: state a margin or a reference before you run more seeds."
     lacking = [(one.more, one.arm) for one in open_pairs if one.more is not None]
     if not lacking:
         return f"More seeds would not decide it ({open_pairs[0].reason})."
@@ -280,16 +280,16 @@ def what_would_decide(analysis: Analysis, decision: Decision) -> str:
     for more, name in lacking:
         arms_by_need.setdefault(more_seeds(more), []).append(name)
     text = [f"for {names(arms)} {need}" for need, arms in arms_by_need.items()]
-    rest = "; the others need more, as the table of pairs says" if len(text) > _MOST_NAMED else ""
+    rest = "; the others need more, as the table of pairs shows" if len(text) > _MOST_NAMED else ""
     timed = " (time: that of the two arms)" if any(more.seconds for more, _ in lacking) else ""
     return f"What would decide{timed}: {'; '.join(text[:_MOST_NAMED])}{rest}."
 
 
 def because(recommended: Recommendation) -> tuple[str, ...]:
-    """Why this configuration, for `lorastudy recommend`: the report's own reason, and how far it was measured."""
+    """Why this configuration, for `lorastudy recommend`: the report's reason, and what was not measured."""
     analysis, decision = recommended.analysis, recommended.decision
     if analysis is None or decision is None:
-        return ("no study in the store answers for this model, so published rules do",)
+        return ("no study in the store covers this model, so the answer comes from published rules",)
     reason = why(analysis, decision)
     if decision.status != "decided":
         text = [f"not decided: {what_is_open(analysis, decision)}; meanwhile {decision.arm}: {reason}"]
@@ -298,9 +298,9 @@ def because(recommended: Recommendation) -> tuple[str, ...]:
         text = [f"{tried_rates(analysis.study)} {reason}" if decision.untuned else reason]
     if decision.untuned:
         text.append(
-            f"not called best: {who_is_untuned(analysis)}, and at rates of their own the arms may stand in another order; a "
-            "suite with learning_rate: auto would tell"
+            f"not called best: {who_is_untuned(analysis)}, and at tuned rates the arms may rank differently; a suite "
+            "with learning_rate: auto would show it"
         )
     divergence = analysis.divergence(str(decision.arm))
     text += [] if divergence is None else [f"it {divergence.rate}"]
-    return (*text, *(f"not measured as such: {departure}" for departure in recommended.departures))
+    return (*text, *(f"not measured for this question: {departure}" for departure in recommended.departures))

@@ -24,20 +24,20 @@ from lorastudy.stats.summary import ArmSummary, Metric
 from lorastudy.stats.verdicts import smallest_sign_flip_p
 from lorastudy.suite.question import MIN_SEEDS
 
-#: Said where arms other than the reference are compared: a verdict there would be one test more than was corrected for.
-NO_VERDICT = "(Differences outside the corrected comparisons with the reference, hence without verdicts.)"
+#: Follows comparisons with an arm other than the reference: their verdicts would be tests that nobody corrected for.
+NO_VERDICT = "(These differences are not among the corrected comparisons with the reference, so they have no verdicts.)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyFinding:
-    """A key question of the experiment type, and what the results say to it."""
+    """A key question of the experiment type, and its answer."""
 
     question: str
     answer: Text
 
 
 def verdict(comparison: Comparison) -> str:
-    """The verdict with what belongs to it: `r64 is better`, `cannot tell (needs about 4 more seeds: 12.0 min)`."""
+    """The verdict with its reason: `r64 is better`, `cannot tell (needs about 4 more seeds: 12.0 min)`."""
     if comparison.verdict == "cannot tell" and comparison.more is not None:
         text = f"cannot tell (needs {more_seeds(comparison.more)})"
     else:
@@ -79,7 +79,7 @@ def measured_difference(comparison: Comparison) -> str:
 
 
 def without_verdict(comparison: Comparison) -> str:
-    """The difference as measured; why there is none, where there is none."""
+    """The difference as measured, or why there is none."""
     return verdict(comparison) if comparison.mean is None else measured_difference(comparison)
 
 
@@ -91,20 +91,20 @@ def on_how_many_seeds(comparison: Comparison) -> str:
 
 
 def score(summary: ArmSummary, metric: Metric, *, alongside: Iterable[ArmSummary]) -> str:
-    """The metric's mean and sd, with decimals that suit all the arms it stands beside."""
+    """The metric's mean and sd, with decimals that suit all arms beside it."""
     spreads = [one.score(metric) for one in (summary, *alongside)]
     return mean_sd(summary.score(metric), decimals_for(spread.sd for spread in spreads if spread))
 
 
 def change(first: ArmSummary, last: ArmSummary, *, metric: Metric) -> str | None:
-    """`from 1.20 ± 0.02 to 0.80 ± 0.01`; None where either was not measured."""
+    """`from 1.20 ± 0.02 to 0.80 ± 0.01`; None if either was not measured."""
     if first.score(metric) is None or last.score(metric) is None:
         return None
     return f"from {score(first, metric, alongside=[last])} to {score(last, metric, alongside=[first])}"
 
 
 def other_accuracies(analysis: Analysis, *, first: ArmSummary, last: ArmSummary) -> str:
-    """A sentence about the metrics beside the primary one; empty where none was measured."""
+    """A sentence about the metrics beside the primary one; empty if none was measured."""
     others = [metric for metric in COMPARED_METRICS if metric != analysis.primary]
     changes = [(metric, change(first, last, metric=metric)) for metric in others]
     parts = [f"{metric.title.lower()} went {text}" for metric, text in changes if text]
@@ -112,7 +112,7 @@ def other_accuracies(analysis: Analysis, *, first: ArmSummary, last: ArmSummary)
 
 
 def as_good_within_the_margin(analysis: Analysis, arm: str) -> str:
-    """`as good as r64 within the margin of 0.1 nats per token`, and what the arm is shown to be besides."""
+    """`as good as r64 within the margin of 0.1 nats per token`, and what else is shown of the arm."""
     assert analysis.reference is not None
     comparison = analysis.comparison(arm)
     more = ""
@@ -123,15 +123,15 @@ def as_good_within_the_margin(analysis: Analysis, arm: str) -> str:
 
 
 def when_stated(stated_at: str, num_completed: int) -> str:
-    """`2026-01-02 12:00 UTC, before any result`, or `..., when 6 results were there already`: what was known by then."""
+    """`2026-01-02 12:00 UTC, before any result`, or `..., when 6 results already existed`."""
     at = f"{datetime.fromisoformat(stated_at):%Y-%m-%d %H:%M} UTC"
     if not num_completed:
         return f"{at}, before any result"
-    return f"{at}, when {'1 result was' if num_completed == 1 else f'{num_completed} results were'} there already"
+    return f"{at}, when {'1 result' if num_completed == 1 else f'{num_completed} results'} already existed"
 
 
 def margin_was_set(analysis: Analysis) -> str:
-    """`set before the run`, or that it was not: `as changed on 2026-01-02 12:00 UTC, when 6 results were there already`."""
+    """`set before the run`, or that it was not: `as changed on 2026-01-02 12:00 UTC, when 6 results already existed`."""
     late = analysis.criterion.late_by_key.get("margin")
     if late is None:
         return "set before the run"
@@ -145,7 +145,7 @@ def margin_words(analysis: Analysis) -> str:
 
 
 def rows_that_belong_together(comparisons: Sequence[Comparison]) -> str:
-    """`, of which 120 rows count as 24, since rows of one prompt are no new evidence`; empty where each stands alone."""
+    """`, of which 120 rows count as 24, since rows of one prompt are not independent evidence`; empty if all are."""
     counted = {
         (one.estimate.num_items, one.estimate.num_groups) for one in comparisons if one.estimate is not None
     }
@@ -154,13 +154,11 @@ def rows_that_belong_together(comparisons: Sequence[Comparison]) -> str:
     ((num_items, num_groups),) = counted
     if num_items is None or num_groups is None or num_groups == num_items:
         return ""
-    return (
-        f", of which {num_items:,} rows count as {num_groups:,}, since rows of one prompt are no new evidence"
-    )
+    return f", of which {num_items:,} rows count as {num_groups:,}, since rows of one prompt are not independent evidence"
 
 
 def why_these_items_alone(analysis: Analysis) -> str:
-    """Why the noise between items is not in the intervals, where it is not."""
+    """Why the intervals do not include the noise between items."""
     compared = {comparison.arm for comparison in analysis.primary_comparisons}
     scored = {
         score.num_items
@@ -171,11 +169,11 @@ def why_these_items_alone(analysis: Analysis) -> str:
     }
     if scored == {1}:
         return "only one row is scored"
-    return "scores are not stored item by item for all arms"
+    return "scores by item are not stored for all arms"
 
 
 def verdicts_by_word(analysis: Analysis) -> str:
-    """What each verdict was given to, and of untuned arms that none is called better."""
+    """Which arms got which verdict; for untuned arms also that none is called better."""
     text = verdict_summary(analysis)
     if text and any(comparison.verdict == "untuned" for comparison in analysis.primary_comparisons):
         return f"{text} No arm is called better: none had its learning rate tuned."
@@ -183,9 +181,9 @@ def verdicts_by_word(analysis: Analysis) -> str:
 
 
 def verdict_summary(analysis: Analysis) -> str:
-    """What each verdict was given to: `Held-out loss: r64 is better than r4 and r8; cannot tell r32 from r64`.
+    """Which arms got which verdict: `Held-out loss: r64 is better than r4 and r8; cannot tell r32 from r64`.
 
-    Of untuned arms: `Held-out loss, at the one learning rate that was tried (0.0002): r64 was ahead of r4 and r8.`
+    For untuned arms: `Held-out loss, at the one learning rate that was tried (0.0002): r64 was ahead of r4 and r8.`
     """
     comparisons, reference = analysis.primary_comparisons, analysis.reference
     assert reference is not None
@@ -196,7 +194,7 @@ def verdict_summary(analysis: Analysis) -> str:
 
 
 def verdict_clauses(comparisons: Sequence[Comparison], *, reference: str, margin: str) -> str:
-    """Which arms each verdict was given to, in one sentence without its end."""
+    """Which arms got which verdict, as one sentence without its full stop."""
     ahead = [comparison.arm for comparison in comparisons if comparison.arm_is_ahead]
     behind = [comparison.arm for comparison in comparisons if comparison.reference_is_ahead]
     as_good = [comparison.arm for comparison in comparisons if comparison.is_as_good]
@@ -225,7 +223,7 @@ def verdict_clauses(comparisons: Sequence[Comparison], *, reference: str, margin
 
 
 def seen_but_not_shown(comparisons: Sequence[Comparison]) -> str:
-    """The differences whose interval excludes 0 while the verdict is open, and why it is; empty without one.
+    """The differences whose interval excludes 0 although the verdict is open, with the reason; empty without one.
 
     ` Seen but not shown (3 seeds are too few, six can show it): mlp -0.30 [-0.33, -0.27] nats per token.`
     """
@@ -240,21 +238,21 @@ def seen_but_not_shown(comparisons: Sequence[Comparison]) -> str:
 
 
 def cost_bounds(comparison: Comparison) -> tuple[float, float]:
-    """The interval, so that above 0 is worse; one that says nothing where there is none."""
+    """The interval as a cost: above 0 is worse. Infinite on both sides if there is none."""
     low, high = comparison.interval or (-math.inf, math.inf)
     return (low, high) if comparison.metric.lower_is_better else (-high, -low)
 
 
 def what_seeds_can_show(analysis: Analysis) -> str:
-    """What so few seeds can show at best; empty for more, and where no two arms share one."""
+    """What few seeds can show at best; empty for many seeds, and if no two arms share one."""
     comparisons = analysis.primary_comparisons
     n = max((comparison.n for comparison in comparisons), default=0)
     if n == 0:
         return ""
     if n == 1:
         return (
-            "With one seed no difference can be told from the noise between seeds; every verdict is open. "
-            "Two seeds give an interval, six are the fewest that can show a difference."
+            "With one seed no difference can be separated from the noise between seeds, so every verdict is open. "
+            "Two seeds give an interval; it takes six to show a difference."
         )
     return _limit_of(n)
 
@@ -265,8 +263,8 @@ def _limit_of(num_seeds: int) -> str:
     if num_seeds < MIN_SEEDS:
         return (
             f"With {num_seeds} seeds the exact sign-flip p cannot fall below {least}, so no difference can be "
-            "shown, however large: six seeds could. The intervals, which take the differences between seeds "
-            "to be roughly normal, say how large it may be."
+            "shown, however large; six seeds can show one. The intervals, which assume roughly normal noise "
+            "between seeds, show how large it may be."
         )
     return (
         f"With {num_seeds} seeds a difference can be shown only if every seed points the same way (exact sign-flip p {least})."

@@ -1,4 +1,4 @@
-"""What the linter found: how fair the comparison is, why that matters, and what to change."""
+"""The linter's findings: how fair the comparison is, why that matters, and what to change."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,16 @@ from lorastudy.report.document import Block, Bullets, Code, Heading, Paragraph, 
 from lorastudy.report.numbers import listing
 
 _COUNTED: Mapping[Severity, str] = {
-    "invalidates": "{n} that takes verdicts away|{n} that take verdicts away",
+    "invalidates": "{n} that invalidates verdicts|{n} that invalidate verdicts",
     "warning": "{n} warning|{n} warnings",
     "note": "{n} note|{n} notes",
 }
 
 
 def fairness_blocks(findings: Sequence[LintFinding], *, num_arms: int, level: int) -> list[Block]:
-    """The findings of the linter, the gravest first; that there are none, where there are none."""
+    """The findings of the linter, the most severe first, or that there are none."""
     heading = Heading(level=level, text="Fairness of the comparison")
-    checked = f"The linter holds these arms to {len(RULES)} rules of fair comparison"
+    checked = f"The linter checks these arms against {len(RULES)} rules of fair comparison"
     if not findings:
         return [heading, Paragraph((f"{checked} and found no breach of any.",))]
     text = f"{checked}. It found {_counts(findings)}."
@@ -36,12 +36,12 @@ def _item(finding: LintFinding, *, num_arms: int) -> Text:
 
 
 def _with_code(text: str) -> Text:
-    """What stands between backticks as code."""
+    """The text with the parts between backticks as code."""
     return tuple(Code(part) if number % 2 else part for number, part in enumerate(text.split("`")))
 
 
 def _counts(findings: Sequence[LintFinding]) -> str:
-    """`1 that takes verdicts away, 2 warnings and 1 note`."""
+    """`1 that invalidates verdicts, 2 warnings and 1 note`."""
     counts = Counter(finding.severity for finding in findings)
     return listing(
         words.split("|")[counts[severity] != 1].format(n=counts[severity])

@@ -1,6 +1,6 @@
-"""The page that a reader meets first: the question, the verdict, the recommendation, what limits it.
+"""The first page: the question, the verdict, the recommendation, what limits it.
 
-Its sentences repeat no computation: verdicts, differences and findings are those of the tables below.
+Nothing is computed here: verdicts, differences and findings are those of the tables below.
 """
 
 import itertools
@@ -34,13 +34,13 @@ from lorastudy.stats.study import Study
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.question import Question
 
-#: Findings named on the first page; the others are counted.
+#: The first page names this many findings and counts the others.
 _MOST_FINDINGS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudySummary:
-    """What one study came to."""
+    """A study's first page in a few lines, for a reader who does not open the file: the page's own sentences."""
 
     title: str
     verdict: str
@@ -49,7 +49,7 @@ class StudySummary:
     limits: tuple[Text, ...]
 
     def lines(self) -> Sequence[str]:
-        """The verdict, the recommendation and the gravest limit, each in a line that is to be wrapped."""
+        """The verdict, the recommendation and the main limit, one line each, not yet wrapped."""
         text = [f"Verdict. {self.verdict}"]
         if self.recommendation is not None:
             text.append(f"Recommendation. {self.recommendation}")
@@ -62,20 +62,20 @@ class StudySummary:
 
 @dataclass(frozen=True, kw_only=True)
 class FrontPage:
-    """What stands on the page, as values: a terminal shows some of them and the report all."""
+    """The first page as values: the report shows all of them, a terminal some."""
 
     question: str
     what_was_run: str
     verdict: str
-    """The words of the comparisons, then what the experiment type makes of them."""
+    """The verdicts of the comparisons, then the headline of the experiment type."""
     verdict_in_short: str
-    """The words alone, where anything was compared."""
+    """The verdicts alone, if anything was compared."""
     recommendation: Advice
     limits: tuple[Text, ...]
     """The gravest first."""
 
     def summary(self, title: str) -> StudySummary:
-        """The page in a few lines, of its own sentences."""
+        """The page in a few of its own lines."""
         return StudySummary(
             title=title,
             verdict=self.verdict_in_short,
@@ -85,7 +85,7 @@ class FrontPage:
 
 
 def front_page(analysis: Analysis, *, statements: Sequence[StatedQuestion] = ()) -> FrontPage:
-    """The page. `statements`: what the suite asked, the oldest first."""
+    """The first page. `statements` are the suite's stated questions, the oldest first."""
     verdict, recommended = _verdict(analysis), recommendation(analysis)
     return FrontPage(
         question=_question(analysis, statements),
@@ -110,11 +110,11 @@ def front_blocks(page: FrontPage) -> list[Block]:
 
 
 def _question(analysis: Analysis, statements: Sequence[StatedQuestion]) -> str:
-    """What the design asks, what was stated first, and what holds now where that is something else."""
-    asked = questions_of(analysis.study.experiment_type).question
+    """The question of the design, what was stated first, and what holds now if that differs."""
+    design = questions_of(analysis.study.experiment_type).question
     if not statements:
         return (
-            f"{asked} No question was stated beforehand: {analysis.primary.title.lower()} decides, the design names "
+            f"{design} No question was stated beforehand: {analysis.primary.title.lower()} decides, the design names "
             "the reference, and without a margin no arm can be as good within it."
         )
     first, last = statements[0], statements[-1]
@@ -128,17 +128,17 @@ def _question(analysis: Analysis, statements: Sequence[StatedQuestion]) -> str:
         if set(DECIDING) & set(after.question.differences(before.question))
     ]
     if not changes:
-        return f"{asked} Stated {beforehand}: {now}."
+        return f"{design} Stated {beforehand}: {now}."
     stated = _decides(first.question, margin=str(first.question.margin or "none"))
     changed = when_stated(changes[-1].stated_at, changes[-1].num_completed)
-    return f"{asked} Stated {beforehand}: {stated}. What holds now, as changed on {changed}: {now}."
+    return f"{design} Stated {beforehand}: {stated}. What holds now, as changed on {changed}: {now}."
 
 
 def _decides(question: Question, *, margin: str, lost: str | None = None) -> str:
     metric = METRIC_NAMES[question.primary_metric]
     reference = question.reference or "the reference that the design names"
     if lost is not None:
-        return f"{metric} decides, against {reference}, with a margin of {question.margin} that came to nothing: {lost}"
+        return f"{metric} decides, against {reference}, with a margin of {question.margin} that cannot be used: {lost}"
     return f"{metric} decides, against {reference}, with {'no margin' if margin == 'none' else f'a margin of {margin}'}"
 
 
@@ -153,7 +153,7 @@ def _has_pairs(analysis: Analysis) -> bool:
 
 
 def _limits(analysis: Analysis) -> Iterator[Text]:
-    """Each in one line; what there is more to say of is below."""
+    """Everything that limits the conclusions, one line each; details are in the sections below."""
     yield from _set_late(analysis)
     yield from _harmed(analysis)
     yield from _contradictions(analysis)
@@ -169,7 +169,7 @@ def _limits(analysis: Analysis) -> Iterator[Text]:
 
 
 def _set_late(analysis: Analysis) -> Iterator[Text]:
-    """What the verdicts go by and was set with results at hand. It comes first, for it is not seen in any number."""
+    """What verdicts depend on and was set when results existed. It comes first, since no number shows it."""
     for late in analysis.criterion.late_by_key.values():
         yield (late_note(late),)
 
@@ -181,7 +181,7 @@ def _harmed(analysis: Analysis) -> Iterator[Text]:
 
 
 def _contradictions(analysis: Analysis) -> Iterator[Text]:
-    """Metrics by which another arm is ahead of the one that is named, by its whole interval; the farthest of each."""
+    """Metrics by which another arm is ahead of the named one with its whole interval; of each metric the farthest arm."""
     named = decide(analysis).arm
     if named is None:
         return
@@ -209,7 +209,7 @@ def _contradictions(analysis: Analysis) -> Iterator[Text]:
 
 
 def _diverged(analysis: Analysis) -> Iterator[Text]:
-    """Which arms diverged on a seed that reports, each with its rate: it is an outcome of theirs, and in no mean."""
+    """Which arms diverged on a reporting seed, with the rate. Divergence is a result, and in no mean."""
     arms = [summary.arm.name for summary in analysis.summaries]
     found = [one.words for one in map(analysis.divergence, arms) if one is not None]
     if found:
@@ -217,7 +217,7 @@ def _diverged(analysis: Analysis) -> Iterator[Text]:
 
 
 def _findings(analysis: Analysis) -> Iterator[Text]:
-    """What the linter found of weight; few seeds have a line of their own."""
+    """The linter's serious findings, except too few seeds, which have their own line."""
     grave = [one for one in analysis.lint if one.severity != "note" and one.code != "LS401"]
     for finding in grave[:_MOST_FINDINGS]:
         yield _limit_of(analysis, finding)
@@ -231,7 +231,7 @@ def _limit_of(analysis: Analysis, finding: LintFinding) -> Text:
 
 
 def _choice_in_sample(analysis: Analysis) -> Iterator[Text]:
-    """That the rows that report also picked the learning rates, and by how much that may flatter."""
+    """That the reporting rows also chose the learning rates, and by how much that may flatter."""
     chosen = [choice for choice in analysis.choices if choice.in_sample]
     if not chosen:
         return
@@ -249,15 +249,15 @@ def _choice_in_sample(analysis: Analysis) -> Iterator[Text]:
 
 
 def _stand_in(analysis: Analysis) -> Iterator[Text]:
-    """That the reference is another arm than the design's."""
+    """That the reference is not the one of the design."""
     missing = missing_reference(analysis.study)
     if missing is not None and analysis.reference is not None and analysis.criterion.reference is None:
-        text = f"{analysis.reference.name} stands in for {missing.name}, the reference by design, of which no run completed."
+        text = f"{analysis.reference.name} is the reference in place of {missing.name}, the reference by design, which has no completed run."
         yield (text,)
 
 
 def _not_completed(study: Study) -> Iterator[Text]:
-    """How many runs are missing, by what became of them."""
+    """How many runs did not complete, by reason."""
     missing = [r for r in study.results if r.status != "completed" and not r.was_pruned]
     if missing:
         kinds = Counter((result.failure_kind or result.status).replace("_", " ") for result in missing)
@@ -266,7 +266,7 @@ def _not_completed(study: Study) -> Iterator[Text]:
 
 
 def _pruned(study: Study) -> Iterator[Text]:
-    """Which arms were not trained to the end, and how sure it is that they would not have come up."""
+    """Which arms racing stopped, and how often such stops were wrong."""
     stopped = [arm.name for arm in study.arms if arm.was_pruned]
     if stopped:
         text = f"{names(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped by racing, without a final score."
@@ -274,7 +274,7 @@ def _pruned(study: Study) -> Iterator[Text]:
 
 
 def _scope(study: Study) -> str:
-    """One data set, one base model, one machine: what the conclusions are about."""
+    """What the conclusions are about: data, base model, machine."""
     data, models = setting_values(study.arms, "dataset_path"), setting_values(study.arms, "base_model")
     text = f"One data set ({data[0]})" if len(data) == 1 else f"{len(data)} data sets"
     text += f" and one base model ({models[0]})" if len(models) == 1 else f" and {len(models)} base models"

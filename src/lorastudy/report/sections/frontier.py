@@ -37,7 +37,7 @@ def frontier_blocks(analysis: Analysis, *, figures: tuple[Figure, ...], level: i
 
 
 def _explained(standings: tuple[Standing, ...]) -> str:
-    """What it is to be on it, on which counts, and what its probability is."""
+    """What the frontier is, which counts it uses, and what its probability means."""
     first = standings[0]
     counts = [
         "score",
@@ -60,7 +60,7 @@ def _explained(standings: tuple[Standing, ...]) -> str:
 
 
 def _untuned(analysis: Analysis) -> str:
-    """That the frontier is one of the rates that were tried; empty where every arm had its own."""
+    """That the frontier holds only at the rates that were tried; empty if every arm was tuned."""
     arms = [standing.arm for standing in analysis.standings if standing.arm in analysis.untuned]
     if not arms:
         return ""
@@ -108,9 +108,9 @@ def _table(analysis: Analysis) -> Table:
 def _cells(
     values: Sequence[float | None], *, scale: float = 1, least: int | None = None, differ: bool = True
 ) -> list[Cell]:
-    """A column with as many decimals as show which values differ, up to three beyond the `least`.
+    """A column with enough decimals to show which values differ, up to three beyond `least`.
 
-    Without `least` these are the three significant digits of the smallest.
+    Without `least`, start from three significant digits of the smallest value.
     """
     known = [value / scale for value in values if value is not None]
     if least is None:
@@ -130,8 +130,8 @@ def _may_be_best(analysis: Analysis) -> Block:
         return Paragraph((text,))
     left_out = f" Left out: {names(found.left_out)}." if found.left_out else " None could be left out."
     about = (
-        f" (Model confidence set over {found.num_seeds} seeds on these items; verdicts do not rest on it, and it gives way to "
-        "them: an arm that is shown to be behind one in it is left out, one that cannot be told from one in it stays.)"
+        f" (Model confidence set over {found.num_seeds} seeds on these items; verdicts do not rest on it but overrule "
+        "it: an arm that is shown to be behind one of the set is left out, one that cannot be distinguished from one of the set stays.)"
     )
     best = "the best arm is"
     if not analysis.untuned.isdisjoint({*found.arms, *found.left_out}):
@@ -141,10 +141,10 @@ def _may_be_best(analysis: Analysis) -> Block:
 
 
 def _left_out_within_the_margin(analysis: Analysis, found: ConfidenceSet) -> str:
-    """That an arm may be as good as the reference and yet not the best: what it lacks is less than the margin."""
+    """That an arm outside the set is as good as the reference within the margin."""
     within = {comparison.arm for comparison in analysis.primary_comparisons if comparison.is_as_good}
     arms = [arm for arm in found.left_out if arm in within]
     if not arms:
         return ""
     has, lacks = ("has", "it lacks") if len(arms) == 1 else ("have", "they lack")
-    return f" Of these {names(arms)} {has} not the best score, but what {lacks} is less than the margin."
+    return f" Of these {names(arms)} {has} not the best score, but {lacks} less than the margin."

@@ -1,4 +1,4 @@
-"""What imported results can show and what they cannot, with every number's own uncertainty."""
+"""The report of imported results: what they show, what they cannot show, and how sure every number is."""
 
 import statistics
 from collections import Counter
@@ -36,7 +36,7 @@ from lorastudy.report.sections.overview import setting_text
 from lorastudy.stats.study import differing_settings
 from lorastudy.store.views import ImportedResult
 
-#: Settings that a reader looks for first, where they were recorded and are not the same in every arm.
+#: Settings that a reader looks for first; shown if they were recorded and differ between arms.
 _SHOWN_KEYS = (
     "method",
     "base_model",
@@ -57,7 +57,7 @@ _TEXT = {
     "Base model",
 }
 _SHORT_HASH = 12
-#: Arms in one figure; more would not fit on a screen.
+#: Most arms in one figure; more would not fit on a screen.
 MAX_DRAWN = 24
 
 
@@ -86,7 +86,7 @@ def imported_blocks(analysis: ImportedAnalysis) -> list[Block]:
 
 
 def imported_summary(analysis: ImportedAnalysis) -> StudySummary:
-    """The report in a few lines, of its own sentences."""
+    """The report in a few of its own lines."""
     title = f"Imported results: {analysis.suite_name}"
     return StudySummary(title=title, verdict=_answer(analysis), recommendation=None, limits=_cannot(analysis))
 
@@ -98,7 +98,7 @@ def _what(analysis: ImportedAnalysis) -> str:
     when = f", imported on {listing(times)}" if times else ""
     return (
         f"{_counted(len(results), 'result')} of {_counted(len(analysis.study.arms), 'arm')} from {tools}{when}{_grid(analysis)}. They were not "
-        f"measured here: what follows takes their numbers as they are. Primary metric: {analysis.metric.name}, "
+        f"measured here; this report takes their numbers as they are. Primary metric: {analysis.metric.name}, "
         f"{'lower' if analysis.metric.lower_is_better else 'higher'} is better{_items(analysis)}. {_seeds(results)}"
     )
 
@@ -111,7 +111,7 @@ def _grid(analysis: ImportedAnalysis) -> str:
 
 
 def _answer(analysis: ImportedAnalysis) -> str:
-    """What follows for the choice of an arm: a verdict where seeds are paired, else never one single name."""
+    """What follows for the choice of an arm: a verdict if seeds are paired, else never a single name."""
     if analysis.comparisons:
         text = verdict_clauses(analysis.comparisons, reference=_reference(analysis), margin="none")
         return f"{analysis.metric.title}, paired over seeds with {_reference(analysis)}{_rates(analysis)}: {text}."
@@ -136,7 +136,7 @@ def _answer(analysis: ImportedAnalysis) -> str:
 
 
 def _answer_by_best(analysis: ImportedAnalysis) -> str:
-    """Of arms with paired seeds and no reference: which one is shown to be the best, or which may be."""
+    """For arms with paired seeds and no reference: which one is the best, or which may be."""
     found = analysis.against_best
     best = [arm for arm, one in found.items() if one.is_best]
     behind = [arm for arm, one in found.items() if one.is_behind]
@@ -162,7 +162,7 @@ def _why_invalid(analysis: ImportedAnalysis) -> str:
 
 
 def _rates(analysis: ImportedAnalysis) -> str:
-    """At which learning rates the verdicts hold, where these were not tuned."""
+    """A note that verdicts hold only at the rates used, if these were not tuned."""
     compared = {*analysis.against_best, *(one.arm for one in analysis.comparisons)}
     return "" if analysis.untuned.isdisjoint(compared) else ", at the learning rates that were used"
 
@@ -179,7 +179,7 @@ def _can(analysis: ImportedAnalysis) -> tuple[Text, ...]:
     apart = len(shares) - len(tied)
     half_width = 100 * statistics.median(_half_width(arm) for arm in shares)
     how_far = (
-        "How far each result may be from what the same adapter would score on new items of the kind: "
+        "How far each result may be from the score of the same adapter on new items of the same kind: "
         f"{number(half_width, 1)} points to either side for the middle arm (95 %, Wilson)."
     )
     lower = (
@@ -202,8 +202,8 @@ def _cannot(analysis: ImportedAnalysis) -> tuple[Text, ...]:
     items = []
     if not analysis.comparisons and not analysis.against_best:
         items.append(
-            "Whether another seed would give the same order: no arm has the seeds from which the noise between seeds could be "
-            "estimated, so every verdict between configurations is open (cannot tell: too few seeds)."
+            "Whether another seed would give the same order: no arm has enough seeds to estimate the noise between seeds, "
+            "so every verdict between configurations is open (cannot tell: too few seeds)."
         )
     undecided = [comparison.arm for comparison in analysis.comparisons if comparison.verdict == "cannot tell"]
     if undecided:
@@ -224,7 +224,7 @@ def _cannot(analysis: ImportedAnalysis) -> tuple[Text, ...]:
 
 
 def _limits_of_shares(analysis: ImportedAnalysis) -> list[str]:
-    """What two shares of items leave open, though their intervals are known."""
+    """What shares of items leave open although their intervals are known."""
     if len(analysis.shares) < 2:
         return []
     order = (
@@ -253,7 +253,7 @@ def _how_to_read(analysis: ImportedAnalysis) -> str:
 
 
 def _figure(analysis: ImportedAnalysis) -> list[Figure]:
-    """The shares with their intervals, of the highest arms where there are more than a page can show."""
+    """The shares with their intervals; of too many arms for a page, the highest ones."""
     shown = analysis.shares[:MAX_DRAWN]
     if len(analysis.shares) < 2:
         return []
@@ -330,7 +330,7 @@ def _share_cells(arm: ImportedArm, decimals: int) -> tuple[Cell, ...]:
 
 
 def _comparison_blocks(analysis: ImportedAnalysis) -> list[Block]:
-    """The paired comparisons over seeds, by the same rules as for runs of one's own; nothing without pairs."""
+    """The paired comparisons over seeds, by the same rules as for your own runs; empty without pairs."""
     if not analysis.comparisons:
         return []
     reference = analysis.comparisons[0].reference
@@ -349,8 +349,8 @@ def _comparison_blocks(analysis: ImportedAnalysis) -> list[Block]:
         )
     columns = ("Arm", "Shared seeds", "Mean difference", "95 % interval", "Verdict")
     rule = (
-        f"Arm minus {reference}, the named reference, per seed, then averaged; verdicts by the rules that hold for runs of "
-        "one's own."
+        f"Arm minus {reference}, the named reference, per seed, then averaged; verdicts by the same rules as for your own "
+        "runs."
     )
     return [
         Heading(level=2, text=f"Paired comparisons with {reference}"),
@@ -363,7 +363,7 @@ def _comparison_blocks(analysis: ImportedAnalysis) -> list[Block]:
 
 
 def _best_blocks(analysis: ImportedAnalysis) -> list[Block]:
-    """Each arm with paired seeds against the best of the others; nothing with a named reference."""
+    """Each arm with paired seeds against the best of the others; empty with a named reference."""
     if not analysis.against_best:
         return []
     decimals = decimals_for([one.upper - one.lower for one in analysis.against_best.values()])
@@ -377,8 +377,8 @@ def _best_blocks(analysis: ImportedAnalysis) -> list[Block]:
     )
     how = (
         "How much worse than the best of the others each arm is, with bounds that hold for all of them together at 95 % "
-        "(Hsu), from differences between runs of one seed. The order of the file names no reference; `lorastudy report` takes "
-        "one as --reference."
+        "(Hsu), from differences between runs of one seed. The file names no reference; give one to `lorastudy report` "
+        "as --reference."
     )
     columns = (
         TableColumn("Arm", numeric=False),
@@ -389,7 +389,7 @@ def _best_blocks(analysis: ImportedAnalysis) -> list[Block]:
 
 
 def _models_blocks(analysis: ImportedAnalysis) -> list[Block]:
-    """Where results are of several base models: each model's score by rank, every rank at its best rate."""
+    """With several base models: each model's score by rank, every rank at its best rate."""
     cells: dict[str, dict[int, list[ImportedArm]]] = {}
     for arm in analysis.arms:
         settings = arm.results[0].settings
@@ -456,7 +456,7 @@ def _seeds(results: Sequence[ImportedResult]) -> str:
     most = max(per_arm.values())
     unknown = sum(result.seed is None for result in results)
     if unknown:
-        return f"Of {_counted(unknown, 'result')} the seed was not recorded, so nothing is paired with them."
+        return f"The seed of {_counted(unknown, 'result')} was not recorded, so nothing is paired with them."
     return "One seed for each arm." if most == 1 else f"Up to {most} seeds for each arm."
 
 

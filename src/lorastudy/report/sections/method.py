@@ -1,4 +1,8 @@
-"""How the numbers were made: what is measured, what varies between seeds, in which environment, what is absent."""
+"""How the numbers were made: what is measured, what varies between seeds, the environment, what is absent, and how to rerun it.
+
+The suite file for a rerun is the suite's own, from the store. For an older store, and for runs that no single suite requested, it
+is put together from the runs and from their stated question.
+"""
 
 import shlex
 from collections import Counter
@@ -44,20 +48,20 @@ from lorastudy.suite.question import Question, all_seeds, configuration_name
 from lorastudy.suite.suite import Arm, Suite
 from lorastudy.suite.suite_file import suite_yaml
 
-#: Settings on which depends which rows are held out, and how much of each.
+#: Settings that decide which rows are held out, and how much of each is scored.
 _HELD_OUT_KEYS = (
     "dataset_path", "eval_dataset_path", "eval_fraction", "test_dataset_path", "test_fraction", "max_train_samples",
     "max_eval_samples", "max_seq_length",
 )  # fmt: skip
-#: At most so often a verdict is to err; a simulated share may be off by a point.
+#: Verdicts may err at most this often; a simulated share may be off by one point.
 ERROR_AIM = 0.05
 SIMULATION_ERROR = 0.01
-#: Kinds of noise whose errors are told each, beside those that break the rule.
+#: Kinds of noise whose errors are shown one by one, besides those that break the rule.
 _KINDS_SHOWN = ("skewed seeds", "rows in clusters", "recorded")
 
 
 def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
-    """How it was measured, and what was not."""
+    """How the numbers were measured, and what was not measured."""
     study = analysis.study
     items: list[Text] = [
         _scores(study),
@@ -91,12 +95,12 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
 
 
 def _errors() -> Text:
-    """How often the rule of the verdicts errs in simulated studies, by kind of noise; the kinds that break it last."""
+    """How often verdicts err in simulated studies, by kind of noise; the kinds that exceed the level come last."""
     by_kind = {_kind(one): (one["better"], one["as_good"]) for one in measured_errors()}
     held = {kind: errors for kind, errors in by_kind.items() if max(errors) <= ERROR_AIM + SIMULATION_ERROR}
     worst = (max(better for better, _ in held.values()), max(as_good for _, as_good in held.values()))
     sentence = [
-        f"{kind} {_shares(held[kind])}" for kind in held if any(each in kind for each in _KINDS_SHOWN)
+        f"{kind} {_shares(held[kind])}" for kind in held if any(shown in kind for shown in _KINDS_SHOWN)
     ]
     broken = [f"{_shares(errors)} with {kind}" for kind, errors in by_kind.items() if kind not in held]
     text = (
@@ -116,7 +120,7 @@ def _shares(errors: tuple[float, float]) -> str:
 
 
 def environment_blocks(study: Study, *, level: int) -> list[Block]:
-    """The environments in which the completed experiments ran; a warning when there is more than one."""
+    """The environments in which the completed experiments ran, with a warning if there is more than one."""
     groups = environment_groups(study.completed)
     blocks: list[Block] = [Heading(level=level, text="Environment")]
     if not groups:
@@ -132,7 +136,7 @@ def environment_blocks(study: Study, *, level: int) -> list[Block]:
 
 
 def _what_intervals_cover(analysis: Analysis) -> str:
-    """Whether the noise between items is in the intervals."""
+    """Whether the intervals include the noise between items."""
     made = [comparison for comparison in analysis.primary_comparisons if comparison.interval]
     if all(comparison.covers_new_items for comparison in made):
         grouped = rows_that_belong_together(made)
@@ -164,7 +168,7 @@ def _scores(study: Study) -> Text:
 
 
 def _on_test_rows(study: Study) -> str:
-    """Which of the held-out rows report; empty where there are no test rows."""
+    """Which of the held-out rows report; empty without test rows."""
     if reporting_split(study) != "test":
         return ""
     own = setting_values(study.arms, "test_dataset_path")
@@ -199,18 +203,18 @@ def _memory(study: Study) -> str:
 
 
 def _full_length(analysis: Analysis) -> Text:
-    """On which rows it was measured, told of the reference; empty where it was not measured."""
+    """On which rows the reference's memory was measured; empty if it was not measured."""
     arm = analysis.reference
     is_measured = arm is not None and analysis.summary(arm.name).costs.peak_memory_bytes is not None
     return about_full_length(arm) if arm is not None and is_measured else ()
 
 
 def _layers_left_out(study: Study) -> list[Text]:
-    """What presets mean and PEFT could not adapt, once for each reason."""
+    """Layers that a preset includes and that were not adapted, once for each reason."""
     reasons = {
         reason: None for run in study.completed if run.profile for reason in run.profile.modules_left_out
     }
-    return [(f"Not adapted, though a preset means it: {'; '.join(reasons)}.",)] if reasons else []
+    return [(f"Not adapted, although a preset includes it: {'; '.join(reasons)}.",)] if reasons else []
 
 
 def _engines(study: Study) -> str:
@@ -220,7 +224,7 @@ def _engines(study: Study) -> str:
 
 
 def _data(study: Study) -> list[Text]:
-    """One item for each split as it was read; arms that read different data show up as several."""
+    """One item for each split as it was read; arms that read different data give several."""
     distinct: dict[DataSummary, None] = {}
     for result in study.completed:
         distinct.update(dict.fromkeys(result.data))
@@ -242,7 +246,7 @@ def _trusted(study: Study) -> list[Text]:
     if not models:
         return []
     text = f" trust_remote_code was on for {listing(sorted(models))}: what that code did is part of these numbers."
-    return [(Strong("Code of the model's own was run."), text)]
+    return [(Strong("The model's own code was run."), text)]
 
 
 def _pairs_left_out(analysis: Analysis) -> list[Text]:
@@ -262,7 +266,7 @@ def _pairs_left_out(analysis: Analysis) -> list[Text]:
 
 
 def _absent(analysis: Analysis) -> list[str]:
-    """What was not measured, with the setting that would measure it."""
+    """What was not measured, with the setting that measures it."""
     remedies = {
         "exact_match": "set max_generation_samples above 0",
         "loss": "name a forgetting_dataset_path",
@@ -309,8 +313,8 @@ def reproduce_blocks(suite: Suite, *, level: int, output: Path) -> list[Block]:
                 "Save the settings below as ",
                 Code("suite.yaml"),
                 (
-                    ". The numbers come out to the same bits on the same machine with the same library versions and "
-                    "thread count; elsewhere they agree within the spread over seeds."
+                    ". On the same machine, with the same library versions and thread count, you get the same bits; elsewhere "
+                    "the numbers agree within the spread over seeds."
                 ),
             )
         ),
@@ -320,34 +324,34 @@ def reproduce_blocks(suite: Suite, *, level: int, output: Path) -> list[Block]:
 
 
 def suite_of(study: Study, *, design: Suite | None = None, question: Question | None = None) -> Suite:
-    """The suite that asks for the study: its design where it asks for all the runs, else one that is made of them."""
+    """The suite that reproduces the study: its design if that covers all runs, else one put together from the runs."""
     if design is not None and _asks_for(design, study):
         return design
-    asked = question or Question()
+    stated = question or Question()
     return Suite(
         name=study.suite_name,
         description="",
         experiment_type=study.experiment_type,
         path=None,
-        arms=_made_of(study, asked),
-        primary_metric=asked.primary_metric,
-        margin=asked.margin,
-        reference=asked.reference,
-        given_tuning_seeds=asked.tuning_seeds or None,
-        rungs=asked.rungs,
+        arms=_made_of(study, stated),
+        primary_metric=stated.primary_metric,
+        margin=stated.margin,
+        reference=stated.reference,
+        given_tuning_seeds=stated.tuning_seeds or None,
+        rungs=stated.rungs,
     )
 
 
 def _asks_for(design: Suite, study: Study) -> bool:
-    """Whether the study is the design's: runs that were asked for one by one share a name, and the last has its design kept.
+    """Whether the design covers the study. Runs started one by one share a suite name, and only the last keeps its design.
 
-    Held by number and seeds: settings are not those of the file where an experiment type decides some of them.
+    Compares numbers and seeds, since an experiment type may change the settings of the file.
     """
     if any(arm.seeks_rate for arm in design.arms):
-        # Rates that are looked for are not in the design.
-        asked = {arm.settings.model_copy(update={"learning_rate": 1.0}) for arm in design.arms}
+        # Searched rates are not in the design.
+        designed = {arm.settings.model_copy(update={"learning_rate": 1.0}) for arm in design.arms}
         found = {arm.configuration for arm in study.arms}
-        is_all = len(asked) == len(found)
+        is_all = len(designed) == len(found)
     else:
         is_all = len(design.arms) == len(study.arms)
     seeds = {*all_seeds(arm.seeds for arm in design.arms), *design.tuning_seeds}
@@ -356,7 +360,7 @@ def _asks_for(design: Suite, study: Study) -> bool:
 
 
 def _made_of(study: Study, question: Question) -> tuple[Arm, ...]:
-    """An arm for each of the study's; where rates were looked for, one for each configuration, which looks again."""
+    """An arm for each of the study's; if rates were searched, one for each configuration, which searches again."""
     if not question.tuning_seeds:
         return tuple(
             Arm(name=_name(arm), settings=arm.typed_settings, seeds=tuple(r.seed for r in arm.results))

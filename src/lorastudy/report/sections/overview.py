@@ -19,12 +19,12 @@ from lorastudy.report.numbers import ABSENT, listing, names
 from lorastudy.stats.study import Study, StudyArm, differing_settings
 from lorastudy.store.views import ExperimentResult
 
-#: Longest failure message that is shown whole; the store has the rest.
+#: Longer failure messages are cut here; the store has them whole.
 MAX_MESSAGE = 600
 
 
 def failure_blocks(study: Study, *, level: int) -> list[Block]:
-    """What failed, diverged, was interrupted or has not finished; nothing when all completed or were stopped by racing."""
+    """What failed, diverged, was interrupted or has not finished; empty if all completed or were stopped by racing."""
     of_note = [result for result in study.results if not result.was_pruned]
     ended = [result for result in of_note if result.status in {"failed", "stopped"}]
     open_runs = [result for result in of_note if result.status in {"pending", "running", "paused"}]
@@ -42,14 +42,14 @@ def failure_blocks(study: Study, *, level: int) -> list[Block]:
         text: Text = (
             f"Not finished: {unfinished}. Run ",
             Code("lorastudy suite"),
-            " on the same file again; what is done is not done twice.",
+            " on the same file again; it runs only what is missing.",
         )
         blocks.append(Paragraph(text))
     return blocks
 
 
 def arm_blocks(study: Study, *, level: int) -> list[Block]:
-    """What the arms differ in, with the effective scale of each; notes on how results became arms."""
+    """The settings in which the arms differ, with the effective scale of each, and notes on how results became arms."""
     keys = differing_settings(study.arms)
     columns = (
         TableColumn("Arm", numeric=False),
@@ -71,7 +71,7 @@ def arm_blocks(study: Study, *, level: int) -> list[Block]:
 
 
 def setting_text(value: Any) -> str:
-    """A setting as a suite file would have it, near enough."""
+    """A setting roughly as a suite file writes it."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):
@@ -103,7 +103,7 @@ def what_was_run(study: Study) -> str:
 
 
 def _engines(study: Study) -> str:
-    """Which engine trained, and why where it is not the one that was asked for first."""
+    """Which engine trained, and the reason if it is not the requested one."""
     engines = sorted({result.engine for result in study.completed if result.engine is not None})
     if not engines:
         return ""
@@ -118,20 +118,20 @@ def _engines(study: Study) -> str:
 
 
 def _search(study: Study) -> str:
-    """How many runs it took to find the learning rates; empty where they were given."""
+    """How many runs searched for the learning rates; empty if they were given."""
     num_runs = sum(result.seed in study.tuning_seeds for result in study.results)
-    return f", after {_counted(num_runs, 'run')} that looked for their learning rates" if num_runs else ""
+    return f", after {_counted(num_runs, 'run')} that searched for their learning rates" if num_runs else ""
 
 
 def _seeds_each(study: Study) -> str:
-    """`6 seeds`, or `3 to 6 seeds` where arms have different numbers."""
+    """`6 seeds`, or `3 to 6 seeds` if arms have different numbers."""
     numbers = [len(study.reporting_runs(arm)) for arm in study.reported_arms]
     fewest, most = min(numbers), max(numbers)
     return _counted(most, "seed") if fewest == most else f"{fewest} to {_counted(most, 'seed')}"
 
 
 def _length(arms: Sequence[StudyArm]) -> str:
-    """For how long, where that is the same for all arms."""
+    """The number of steps, if that is the same for all arms."""
     steps = {result.num_steps for arm in arms for result in arm.completed}
     if len(steps) == 1 and None not in steps:
         return f" for {_counted(steps.pop() or 0, 'optimizer step')}"

@@ -9,12 +9,12 @@ from lorastudy.report.document import Block, Bullets, Cell, Heading, Paragraph, 
 from lorastudy.report.numbers import MEMORY_KINDS, count, duration_unit, number, percent, signed, size_unit
 from lorastudy.stats.study import Study
 
-#: Its arms take turns; in any other engine one step is one of all arms together.
+#: The arms of this engine take turns; in any other engine one step is a step of all arms.
 ONE_BY_ONE = "reference"
 
 
 def pack_blocks(study: Study, *, level: int) -> list[Block]:
-    """One row for each pack; nothing where no pack was measured."""
+    """One row for each pack; empty if no pack was measured."""
     packs = {
         (result.pack_id, result.attempt): result.pack_profile
         for result in study.completed
@@ -32,7 +32,7 @@ def pack_blocks(study: Study, *, level: int) -> list[Block]:
 
 
 def _checkpoints(study: Study) -> str:
-    """What saving cost, where anything was saved."""
+    """The time that checkpoints took; empty if there were none."""
     saved = {
         (result.pack_id, result.attempt): (profile, result.pack_profile.train_seconds)
         for result in study.completed
@@ -46,33 +46,32 @@ def _checkpoints(study: Study) -> str:
     share = seconds / (seconds + sum(train_seconds for _, train_seconds in saved.values()))
     num_checkpoints = sum(profile.num_checkpoints for profile, _ in saved.values())
     return (
-        f" Saving took {number(seconds, 1)} s beside that ({number(100 * share, 1)} % of both): "
+        f" Saving took {number(seconds, 1)} s more ({number(100 * share, 1)} % of both): "
         f"{num_checkpoints} checkpoint{'' if num_checkpoints == 1 else 's'}."
     )
 
 
 def incident_blocks(study: Study, *, level: int) -> list[Block]:
-    """What befell the packs without costing a result; nothing where nothing did."""
+    """What happened to packs without costing a result; empty if nothing did."""
     befallen = dict.fromkeys(
         incident.message
         for result in study.completed
         for incident in result.incidents
-        if incident.kind
-        != "fell_back"  # which is no mishap: the first page says which engine trained, and why
+        if incident.kind != "fell_back"  # not an incident: the first page names the engine and the reason
     )
     if not befallen:
         return []
     text = (
-        "None of this changed a number: what goes on from a checkpoint comes to the same bits, and a part of a pack to "
-        "the same result up to the order in which sums are taken."
+        "None of this changed a number: training that resumes from a checkpoint reaches the same bits, and a part of a pack "
+        "the same result up to the order of sums."
     )
     items = tuple((f"{message[:1].upper()}{message[1:]}.",) for message in befallen)
     return [Heading(level=level, text="Incidents"), Paragraph((text,)), Bullets(items)]
 
 
 def _how_trained(engines: set[str]) -> str:
-    """Whose step a pack's step is: that of all its arms, or of one."""
-    together = "The arms of a pack trained together on one base model; a step is one of all of them."
+    """What one step of a pack is: one of all its arms, or of a single arm."""
+    together = "The arms of a pack trained together on one base model; a step is one step of all of them."
     in_turn = "one after another on one base model; a step is one arm's."
     if engines == {ONE_BY_ONE}:
         return f"The arms of a pack trained {in_turn}"
@@ -112,7 +111,7 @@ def _scaled(value: float | None, scale: float) -> Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """A prediction and what came of it."""
+    """A prediction and its measurement."""
 
     name: str
     predicted: int
@@ -125,7 +124,7 @@ class Scored:
 
 
 def prediction_blocks(study: Study, *, level: int) -> list[Block]:
-    """A row for each arm alone, and for each pack on a GPU; nothing where nothing was predicted."""
+    """A row for each arm alone, and for each pack on a GPU; empty without predictions."""
     arms, packs = _arms(study), _packs(study)
     scored = [*arms, *packs]
     if not scored:

@@ -1,4 +1,4 @@
-"""What the suite asked before it ran, and whether that was changed since."""
+"""The question that the suite stated before it ran, and its changes since."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,14 +15,16 @@ _SPLITS = {"eval": "the held-out rows", "test": "the test rows"}
 
 
 def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
-    """What was asked first; then every change of it, with what was known by then, and what holds now.
+    """The first question; then every change, with the number of results that existed; then the question that holds now.
 
-    Nothing without a question.
+    Empty without a question.
     """
     if not statements:
         return []
     first, last = statements[0], statements[-1]
-    blocks: list[Block] = [Paragraph((Strong("Stated"), f" {_when(first)} {_asked(first.question)}"))]
+    blocks: list[Block] = [
+        Paragraph((Strong("Stated"), f" {_when(first)} {_parts_in_words(first.question)}"))
+    ]
     for before, after in itertools.pairwise(statements):
         text = [
             _change(key, before=before.question, after=after.question)
@@ -33,7 +35,7 @@ def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
         changed = "; ".join(dict.fromkeys(text))
         blocks.append(Paragraph((Strong("Changed"), f" {_when(after)}: {changed}.")))
     if len(statements) > 1:
-        holds = f", as changed on {_when(last)} {_asked(last.question)}"
+        holds = f", as changed on {_when(last)} {_parts_in_words(last.question)}"
         blocks.append(Paragraph((Strong("What holds now"), holds)))
     return blocks
 
@@ -44,7 +46,7 @@ def part(key: str, question: Question) -> str:
 
 
 def late_note(late: SetLate) -> str:
-    """That a part which decides verdicts was set with results at hand, and what it was before."""
+    """A note that a part which decides verdicts was set when results existed, with its earlier value."""
     when = when_stated(late.stated_at, late.num_completed)
     what = f"The {late.key.replace('_', ' ')}"
     how = (
@@ -52,28 +54,28 @@ def late_note(late: SetLate) -> str:
         if late.first is None
         else f"was changed on {when}: {_change(late.key, before=late.first, after=late.now)}"
     )
-    return f"{what} {how}. It could be chosen to suit them, so what is judged by it was not asked beforehand."
+    return f"{what} {how}. It could have been chosen to suit them, so it does not count as stated beforehand."
 
 
 def _change(key: str, *, before: Question, after: Question) -> str:
     return f"{part(key, before)} became {part(key, after)}"
 
 
-def _asked(question: Question) -> str:
+def _parts_in_words(question: Question) -> str:
     """Its id and all its parts."""
     parts = (say(question) for key, say in _PARTS.items() if key != "rungs" or question.rungs)
     return f"({question.id}): {'; '.join(dict.fromkeys(parts))}."
 
 
 def _other_subject(before: Question, after: Question) -> list[str]:
-    """What else the question is asked of by now."""
+    """Changes of base model or data."""
     if "subject" not in after.differences(before):
         return []
     return [text for what, text in _SUBJECTS.items() if before.subject_of(what) != after.subject_of(what)]
 
 
 def _when(stated: StatedQuestion) -> str:
-    """With how much was known by then: a question after the results is no question beforehand."""
+    """When it was stated, and how many results existed then."""
     return when_stated(stated.stated_at, stated.num_completed)
 
 
@@ -83,8 +85,8 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _tuning(question: Question) -> str:
     if question.choosing_split is None:
-        return "one learning rate for each arm, given beforehand"
-    own = f" by runs of their own with seeds {_seeds(question.tuning_seeds)}" if question.tuning_seeds else ""
+        return "each arm has one learning rate, given beforehand"
+    own = f" by separate runs with seeds {_seeds(question.tuning_seeds)}" if question.tuning_seeds else ""
     return f"learning rates are chosen on {_SPLITS[question.choosing_split]}{own}"
 
 
@@ -95,10 +97,10 @@ def _racing(question: Question) -> str:
 
 
 _SUBJECTS = {
-    "base_model": "another base model than before is asked about",
-    "dataset": "other training rows than before are trained on",
-    "eval_dataset": "other held-out rows than before are scored",
-    "test_dataset": "other test rows than before are scored",
+    "base_model": "the question is about another base model than before",
+    "dataset": "it trains on other rows than before",
+    "eval_dataset": "it scores other held-out rows than before",
+    "test_dataset": "it scores other test rows than before",
 }
 _PARTS: dict[str, Callable[[Question], str]] = {
     "primary_metric": lambda question: f"{METRIC_NAMES[question.primary_metric]} decides",

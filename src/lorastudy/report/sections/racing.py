@@ -1,4 +1,4 @@
-"""What racing stopped and why, what that saved, and how often stopping was wrong where it was measured."""
+"""Which arms racing stopped and why, what that saved, and how often such stops were wrong in measured races."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,18 +11,18 @@ from lorastudy.suite.question import MIN_SEEDS, rung_name
 
 
 def racing_blocks(study: Study, *, rungs: Sequence[float], level: int) -> list[Block]:
-    """A row for each arm that was stopped; nothing where no race was run."""
+    """A row for each stopped arm; empty if no race was run."""
     if not rungs and not study.pruned:
         return []
     at = listing(map(rung_name, rungs)) if rungs else "some"
     shares = [percent(allowance_at(rung)) for rung in rungs]
     allowed = f"{listing(shares) if shares else 'a share'} of what training"
     rule = (
-        f"Arms were held against each other after {at} of the steps, on the held-out rows, per seed and item, and stopped "
-        f"where they were shown to be behind the one ahead by more than {allowed} "
-        f"had brought it by then (and by the margin besides, where there is one), on every seed and with p at most "
-        f"{LEVEL:g} over all arms and looks. With fewer than {MIN_SEEDS} seeds the best rate of each configuration goes on whatever it "
-        f"does, since no verdict could call it worse. What is stopped has no final score and wins nothing. {_saved(study)}"
+        f"Arms were compared after {at} of the steps, on the held-out rows, per seed and item. An arm was stopped if it was shown "
+        f"to be behind the arm ahead by more than {allowed} had gained that one by then (plus the margin, if there is one), on "
+        f"every seed and with p at most {LEVEL:g} over all arms and looks. With fewer than {MIN_SEEDS} seeds the best rate of each "
+        f"configuration is never stopped, since no verdict could call it worse. A stopped arm has no final score and wins nothing. "
+        f"{_saved(study)}"
         f"{wrong_stops_measured()}"
     ).rstrip()
     heading = Heading(level=level, text="Stopped by racing")
@@ -39,7 +39,7 @@ def racing_blocks(study: Study, *, rungs: Sequence[float], level: int) -> list[B
 
 
 def steps_spent(study: Study) -> tuple[int, int] | None:
-    """Steps that all runs took, and those that they would have taken to the end; None where that is not known."""
+    """Steps that all runs took, and that they would have taken without racing; None if unknown."""
     full = {result.num_steps for result in study.completed}
     if len(full) != 1 or None in full:
         return None
@@ -49,18 +49,18 @@ def steps_spent(study: Study) -> tuple[int, int] | None:
 
 
 def wrong_stops_measured() -> str:
-    """How often such stops were wrong, and where that was measured."""
+    """How often such stops were wrong in measured races."""
     text = [
         f"{count(one['num_wrong_stops'])} of {count(one['num_stops'])} stops in {count(one['num_studies'])} races were wrong, and "
         f"{percent(one['same_verdicts'], decimals=0)} of these ended in the verdicts of the full grid, {where(one)}"
         for one in measured_races()
     ]
-    chosen = "These runs chose the rule, so they are no independent figures; with fewer seeds it stops less."
+    chosen = "The rule was chosen on these runs, so the figures are not independent; with fewer seeds it stops less."
     return f"In races replayed over full runs, {listing(text)}. {chosen}" if text else ""
 
 
 def where(measured: Mapping[str, Any]) -> str:
-    """On what it was measured."""
+    """The model, data and seeds of a measurement."""
     first, last = min(measured["seeds"]), max(measured["seeds"])
     return (
         f"on {measured['base_model']} with {measured['dataset_path']} and {measured['num_seeds']} of the seeds "

@@ -11,12 +11,12 @@ from lorastudy.stats.summary import Metric, scores_by_seed
 from lorastudy.suite.question import configuration_name
 
 _DECIMALS = 3
-#: A factor that is as good as none.
+#: A factor this large says nothing.
 _FAR = 100.0
 
 
 def rate_blocks(analysis: Analysis, *, level: int) -> list[Block]:
-    """A row for each configuration that was run at several rates; nothing where none was."""
+    """A row for each configuration that was run at several rates; empty if none was."""
     study = analysis.study
     by_names = {
         tuple(arm.name for arm in grid): grid for grid in (rates_of(study, arm) for arm in study.arms)
@@ -51,10 +51,10 @@ def _row(analysis: Analysis, grid: Sequence[StudyArm], *, rates: Sequence[float]
 
 
 def _how_near(analysis: Analysis, grid: Sequence[StudyArm]) -> str:
-    """How far from the best rate the taken one may be."""
+    """How far the chosen rate may be from the best one."""
     factor = best_rate_within(analysis.study, grid, metric=analysis.primary)
     if factor is None:
-        return "tuned; how near is not known"
+        return "tuned; how closely is not known"
     return (
         f"tuned to within a factor of {factor:.2g}"
         if factor < _FAR
@@ -63,21 +63,21 @@ def _how_near(analysis: Analysis, grid: Sequence[StudyArm]) -> str:
 
 
 def _is_optimism_known(analysis: Analysis) -> bool:
-    """It is not where runs of their own chose, nor with fewer than three seeds."""
+    """False if separate runs chose, or with fewer than three seeds."""
     return any(choice.optimism is not None for choice in analysis.choices)
 
 
 def _optimism(analysis: Analysis, taken: StudyArm | None) -> Cell:
-    """How much better the taken rate's score looks than one that its seed had no part in picking."""
+    """How much better the chosen rate's score looks than one that its seed did not help to choose."""
     known = {choice.arm.name: choice.optimism for choice in analysis.choices}
     value = None if taken is None else known.get(taken.name)
     return Cell(ABSENT) if value is None else Cell(signed(value, 4), value)
 
 
 def _means(study: Study, grid: Sequence[StudyArm], *, metric: Metric) -> dict[str, float]:
-    """What the rate was chosen by: means over seeds on the rows that choose, on common seeds.
+    """The scores that chose the rate: means over common seeds, on the rows that choose.
 
-    Where runs of their own chose, a rate that only reporting seeds ran has no mean here: their losses do not compare.
+    If separate runs chose, a rate that only reporting seeds ran has no mean here, since their losses are not comparable.
     """
     chose = [
         arm
@@ -90,7 +90,7 @@ def _means(study: Study, grid: Sequence[StudyArm], *, metric: Metric) -> dict[st
 
 
 def _cell(arm: StudyArm, means: Mapping[str, float]) -> Cell:
-    """The arm's mean; what became of it where there is none."""
+    """The arm's mean, or why there is none."""
     diverged = sum(result.failure_kind == "diverged" for result in arm.results)
     if arm.name not in means:
         return Cell("stopped" if arm.was_pruned else "diverged" if diverged else ABSENT)
@@ -109,10 +109,10 @@ def _what_this_is(analysis: Analysis) -> str:
     runs = ""
     if seeds:
         which = f"seed{'s' * (len(seeds) > 1)} {listing(map(str, seeds))}"
-        runs = f" Runs of their own made the choice ({which}); a rate placed between those tried has no mean."
+        runs = f" Separate runs made the choice ({which}); a rate placed between those tried has no mean."
     taken = " Each configuration is compared at the rate taken." if analysis.choices else ""
     optimism = (
-        " Optimism: how much better its score looks than one that its seed had no part in picking."
+        " Optimism: how much better its score looks than one that its seed did not help to choose."
         if _is_optimism_known(analysis)
         else ""
     )
@@ -126,8 +126,8 @@ def _what_this_is(analysis: Analysis) -> str:
     }
     seeds_in_common = "" if len(num_scored) == 1 else ", over common seeds"
     near = (
-        " The factor of a tuned rate holds the best one in 95 of 100 cases, by a parabola through the best rate and its "
-        "neighbours, the noise of arms with one seed, and how far recorded curves are from a parabola."
+        " In 95 of 100 cases the best rate lies within the factor given for a tuned one. The factor comes from a parabola through "
+        "the best rate and its neighbours, the noise of arms with one seed, and how far recorded curves are from a parabola."
     )
     return f"Mean {metric} on the {rows}{in_unit}, by learning rate{seeds_in_common}.{runs}{taken}{optimism}{near}"
 

@@ -56,14 +56,14 @@ _SHOWN = {LOSS: " (nats/token)", PERPLEXITY: "", TOKEN_ACCURACY: "", EXACT_MATCH
 
 
 def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
-    """Every arm with its metrics and costs; arms without a completed seed have a row of dashes."""
+    """Every arm with its metrics and costs; an arm without a completed seed has a row of dashes."""
     parts = (_identity(analysis), *_metric_columns(analysis), *_cost_columns(analysis))
     columns = tuple(column for column, _ in parts)
     rows = tuple(tuple(cell(summary) for _, cell in parts) for summary in analysis.summaries)
     text = (
         "Scores are means ± sample standard deviations over seeds. "
-        f"{how_measured(analysis.summaries)} Costs are medians; where packs differ the smallest and the largest stand in "
-        "brackets, and for a step half the distance between its quartiles after ±. A dash means not measured, or unknown."
+        f"{how_measured(analysis.summaries)} Costs are medians. If packs differ, the smallest and largest value follow in "
+        "brackets; after a step time comes ± half its interquartile distance. A dash means not measured, or unknown."
         f"{_before_training(analysis)}{_what_guessing_is(analysis)}"
     )
     return [
@@ -77,7 +77,7 @@ def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
 
 
 def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
-    """Paired differences against the reference, with verdicts for the primary metric; nothing for one arm."""
+    """Paired differences from the reference, with verdicts for the primary metric; empty for a single arm."""
     reference = analysis.reference
     comparisons = analysis.primary_comparisons
     if reference is None or not comparisons:
@@ -102,7 +102,7 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
 
 
 def _about(analysis: Analysis) -> str:
-    """For what the intervals hold."""
+    """What the intervals cover."""
     made = [comparison for comparison in analysis.primary_comparisons if comparison.interval]
     if all(comparison.covers_new_items for comparison in made):
         return f"intervals are about new seeds and new items{rows_that_belong_together(made)}."
@@ -110,7 +110,7 @@ def _about(analysis: Analysis) -> str:
 
 
 def _how_named(analysis: Analysis, reference: StudyArm) -> str:
-    """How the reference came to be it: by the suite or the design, at which rate, or in the place of one that failed."""
+    """How the reference was chosen: by the suite or the design, at which rate, or in place of one that failed."""
     study = analysis.study
     if analysis.criterion.reference is not None and reference.name.startswith(analysis.criterion.reference):
         return "named by the suite"
@@ -118,7 +118,7 @@ def _how_named(analysis: Analysis, reference: StudyArm) -> str:
     named = (
         "named by the design and not by its result"
         if designed is None
-        else f"which stands in for {designed.name}, the reference by design, of which no run completed"
+        else f"in place of {designed.name}, the reference by design, which has no completed run"
     )
     if num_rates > 1 and reporting_split(study) == "test":
         return f"{named}; its learning rate is the best of {num_rates} on rows that do not report"
@@ -128,7 +128,7 @@ def _how_named(analysis: Analysis, reference: StudyArm) -> str:
 
 
 def _rule(analysis: Analysis) -> str:
-    """What a verdict takes."""
+    """What a verdict requires."""
     comparisons = analysis.primary_comparisons
     family = sum(comparison.t_p is not None for comparison in comparisons)
     holm = f", Holm-corrected over these {family} comparisons," if family > 1 else ""
@@ -142,7 +142,7 @@ def _rule(analysis: Analysis) -> str:
 
 
 def _margin_rule(analysis: Analysis) -> str:
-    """What it takes to be as good, or that nothing can be."""
+    """What "as good" requires, or why no arm can be."""
     if analysis.criterion.margin_lost is not None:
         return (
             f" The suite's margin is a share of the gain, and {analysis.criterion.margin_lost}; so no arm can be called as good "
@@ -157,30 +157,30 @@ def _margin_rule(analysis: Analysis) -> str:
     )
     return (
         f" An arm is as good within the margin of {margin_words(analysis)}, {margin_was_set(analysis)}, when the 95 % "
-        f"interval of {tested} leaves no room for a loss as large and the one-sided sign-flip test is below .05, which takes "
-        f"at least {MIN_SEEDS_ONE_SIDED} seeds; ranks are tested from the largest down and the first that fails ends it."
+        f"interval of {tested} excludes a loss that large and the one-sided sign-flip test is below .05, which takes "
+        f"at least {MIN_SEEDS_ONE_SIDED} seeds; ranks are tested from the largest down until the first that fails."
     )
 
 
 def _untuned_rule(comparisons: Sequence[Comparison]) -> str:
-    """What a verdict of untuned arms says; empty where no arm is concerned."""
+    """What the verdict "untuned" means; empty if no arm has it."""
     if not any(comparison.verdict == "untuned" for comparison in comparisons):
         return ""
     return (
-        " Untuned: the tests say so at the learning rates that were tried, and there alone; since no arm had its rate tuned, "
-        "one that they show to be better is called ahead."
+        " Untuned: this holds only at the learning rates that were tried. Since no arm had its rate tuned, an arm that the tests "
+        "show to be better is called ahead."
     )
 
 
 def _open_rule(comparisons: Sequence[Comparison]) -> str:
-    """What an open verdict does not say; empty where none is open."""
+    """What an open verdict does not mean; empty if none is open."""
     if not any(comparison.verdict == "cannot tell" for comparison in comparisons):
         return ""
     return " Cannot tell: neither is shown, which does not make the two equal."
 
 
 def _before_training(analysis: Analysis) -> str:
-    """What the base model scores without an adapter, where that is one number for all arms."""
+    """The base model's loss without an adapter, if that is one number for all arms."""
     spreads = [spread for summary in analysis.summaries if (spread := summary.score(LOSS_BEFORE))]
     values = {number(value, 3) for spread in spreads for value in spread.values}
     if len(values) != 1:
@@ -188,13 +188,13 @@ def _before_training(analysis: Analysis) -> str:
     return f" The base model without an adapter has a held-out loss of {values.pop()} nats per token."
 
 
-#: Characters of the constant answer that are shown.
+#: Shown characters of the constant answer.
 _ANSWER_SHOWN = 60
 _PREDICTORS: tuple[TrivialPredictor, ...] = ("frequencies", "unigram", "constant")
 
 
 def _what_guessing_is(analysis: Analysis) -> str:
-    """What the rows below the arms are; empty where nobody recorded any."""
+    """What the rows below the arms are; empty if no run recorded trivial scores."""
     if not _trivial_scores(analysis):
         return ""
     answer = constant_answer(analysis.study)
@@ -202,13 +202,14 @@ def _what_guessing_is(analysis: Analysis) -> str:
         "" if answer is None else f" (“{answer[:_ANSWER_SHOWN]}{'…' if len(answer) > _ANSWER_SHOWN else ''}”)"
     )
     return (
-        " The rows marked “no model” are no arms but trivial predictors, made of the training answers alone: answers as often "
-        f"as training has them, tokens as often as its answers have them, and always its most frequent answer{text}."
+        " The rows marked “no model” are not arms but trivial predictors, which know only the training answers: one gives answers "
+        "with their frequencies in training, one gives tokens with theirs, and one always gives the most frequent answer"
+        f"{text}."
     )
 
 
 def _trivial_rows(analysis: Analysis, *, num_columns: int) -> list[tuple[Cell, ...]]:
-    """What guessing scores, in the columns of the arms' metrics; it has no seeds of its own and costs nothing."""
+    """The scores of guessing, in the columns of the arms' metrics; guessing has no seeds and no costs."""
     scores = _trivial_scores(analysis)
     rows = []
     for predictor in _PREDICTORS:
@@ -224,7 +225,7 @@ def _trivial_rows(analysis: Analysis, *, num_columns: int) -> list[tuple[Cell, .
 
 
 def _trivial_scores(analysis: Analysis) -> Mapping[Metric, Mapping[TrivialPredictor, Spread]]:
-    """By metric, without those that no predictor has; a perplexity is the exponential of the loss, as of arms."""
+    """By metric, without metrics that no predictor has. Perplexity is the exponential of the loss, as for arms."""
     found = {metric: trivial_spreads(analysis.study, metric=metric) for metric in COMPARED_METRICS}
     perplexities = {
         predictor: Spread.of(map(math.exp, spread.values)) for predictor, spread in found[LOSS].items()
@@ -234,7 +235,7 @@ def _trivial_scores(analysis: Analysis) -> Mapping[Metric, Mapping[TrivialPredic
 
 
 def _trivial_cell(analysis: Analysis, metric: Metric, *, spread: Spread | None) -> Cell:
-    """With the decimals of the arms; other seeds may train on other rows, so that there may be a spread."""
+    """With the decimals of the arms. Seeds may train on different rows, so there may be a spread."""
     if spread is None:
         return _ABSENT_CELL
     decimals = _metric_decimals(analysis, metric)
@@ -295,7 +296,7 @@ def _cost_columns(analysis: Analysis) -> list[Part]:
 
 
 def profiled_modules(summary: ArmSummary) -> str | None:
-    """How many layers of which role the arm adapts, in words; None where nobody counted them."""
+    """The number of layers that the arm adapts, by role, in words; None if they were not counted."""
     counts = (run.profile.modules_by_role for run in summary.arm.completed if run.profile is not None)
     return next((in_words(by_role) for by_role in counts if by_role), None)
 
@@ -306,12 +307,15 @@ def _modules_cell(summary: ArmSummary) -> Cell:
 
 
 def _with_seeds(analysis: Analysis, rows: tuple[tuple[Cell, ...], ...]) -> tuple[tuple[Cell, ...], ...]:
-    """Completed seeds after the arm's name, as `5 of 6` where some did not complete."""
+    """The rows with the completed seeds after the arm's name, as `5 of 6` if some did not complete."""
     full = []
     for summary, row in zip(analysis.summaries, rows, strict=True):
         runs = analysis.study.reporting_runs(summary.arm)
-        done, asked = sum(run.status == "completed" for run in runs), len(runs)
-        seeds = Cell(str(done) if done == asked else f"{done} of {asked}", done)
+        num_completed, num_runs = sum(run.status == "completed" for run in runs), len(runs)
+        seeds = Cell(
+            str(num_completed) if num_completed == num_runs else f"{num_completed} of {num_runs}",
+            num_completed,
+        )
         full.append((row[0], seeds, *row[1:]))
     return tuple(full)
 

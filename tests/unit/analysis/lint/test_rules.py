@@ -234,7 +234,7 @@ def test_a_slipped_exponent_among_good_rates_is_noted_and_alone_is_warned_of(pla
     text = "factors: {learning_rate: [0.003, 0.01, 3]}"
     (finding,) = [f for f in lint(planned(text, **dict.fromkeys(arms, facts))) if f.code == "LS105"]
     assert (finding.severity, finding.arms) == ("note", ("custom_lr3",))
-    assert finding.found.startswith("learning rate 3, 300 times above what the published rule says")
+    assert finding.found.startswith("learning rate 3, 300 times above the published rule")
     below = planned("experiments: [{name: a, learning_rate: 4.0e-5}]", a=facts)
     assert found(below, "LS105") == [("warning", {"a"})]  # 0.005 / 0.00004 = 125
     assert found(planned("experiments: [{name: a, learning_rate: 3}]"), "LS105") == []  # no rule is known
@@ -265,7 +265,7 @@ def test_what_is_known_of_held_out_prompts_is_told(planned):
     }  # fmt: skip
     (finding,) = [f for f in lint(planned("experiments: [{name: a}]", a=facts)) if f.code == "LS508"]
     assert finding.found == (
-        "200 of 200 held-out rows have a prompt that is also trained on; there are fewer than 10 prompts, so rows are held "
+        "200 of 200 held-out rows have a prompt that is also in the training rows; there are fewer than 10 prompts, so rows are held "
         "out one by one; 1 of 100 that were compared have one that differs by a few words"
     )
     few = facts | {"num_known_prompts": 3, "split_by": None}  # 1.5 %
@@ -301,7 +301,7 @@ def test_long_texts_count_once_though_they_are_many_rows(planned):
     assert by_code["LS501"].found == "1 of 10 held-out rows are also in the training rows"
     assert by_code["LS508"].severity == "warning"
     assert by_code["LS508"].found == (
-        "2 of 10 held-out rows have a prompt that is also trained on; 1 of 10 that were compared have one that differs by "
+        "2 of 10 held-out rows have a prompt that is also in the training rows; 1 of 10 that were compared have one that differs by "
         "a few words"
     )
     assert by_code["LS505"].severity == "warning"

@@ -8,7 +8,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from lorastudy.analysis.overview import Criterion
-from lorastudy.recommend.answer import Candidate, Evidence, recommend
+from lorastudy.recommend.recommendation import Candidate, Evidence, recommend
 from lorastudy.report.findings.recommendation import because
 from lorastudy.report.findings.wording import more_seeds
 from lorastudy.stats.comparison import MoreSeeds
@@ -116,7 +116,7 @@ def test_blocked_verdicts_count_for_nothing(ranks):
 def test_other_data_make_it_interpolated_and_say_so(ranks):
     answer = recommend([ranks(departures=("the data were other.jsonl",))], [], budget_bytes=10_000)
     assert answer.grade == "interpolated from here"
-    assert because(answer)[1] == "not measured as such: the data were other.jsonl"
+    assert because(answer)[1] == "not measured for this question: the data were other.jsonl"
 
 
 def test_a_changed_configuration_makes_it_interpolated(ranks):
@@ -227,7 +227,7 @@ def test_a_decided_study_comes_before_an_open_one_the_longer_training_first_and_
     assert answer.expectation.held_out == "long"
     assert [told.split(",")[0] for told in answer.other_studies] == ["short: r4", "open: r16"]
     assert "not decided" in answer.other_studies[1]
-    about = recommend([replace(short, is_asked_about=True), long], [], budget_bytes=10_000)
+    about = recommend([replace(short, is_named=True), long], [], budget_bytes=10_000)
     assert about.expectation.held_out == "short"
 
 

@@ -208,7 +208,7 @@ def test_the_report_lists_what_was_tried(searched):
         # Losses 1.0 and .5 above the lowest, ln 2 = .693 below and ln 2.5 = .916 above it: slopes -1.443 and .546, curvature
         # 1.236, lowest .237 above; no noise, and a step of .805. exp(.237 + 1.96 * .37 * .805) = 2.27.
         ["r1", "3.000", "2.000", "2.500", "0.002", "tuned to within a factor of 2.3"],
-        ["r8", "1.500", "1.000", "diverged", "0.002", "tuned; how near is not known"],
+        ["r8", "1.500", "1.000", "diverged", "0.002", "tuned; how closely is not known"],
     ]
 
 

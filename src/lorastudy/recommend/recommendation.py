@@ -1,8 +1,9 @@
-"""Which configuration to use for a question: what a study in the store decides, else what one suggests, else what was published.
+"""Which configuration to use for a question: what a stored study decides, else what one suggests, else what was published.
 
-Each study answers by its own decision (`recommend.decision`), made among the arms that fit. Of several the nearest to the
-question answers; of those as near, a decided one before an open one and the longer training before the shorter. The others are
-named beside it. Only a decision that was measured as asked is called recommended; everything else is to start with.
+Each study answers with its own decision (`recommend.decision`), made among the arms that fit. Of several studies the nearest to
+the question answers; of equally near ones, a decided one before an open one and the longer training before the shorter. The
+others are listed beside it. Only a decision that was measured for exactly this question is called recommended; anything else is
+a place to start.
 """
 
 import statistics
@@ -24,19 +25,19 @@ Grade = Literal["measured here", "measured here, untuned", "interpolated from he
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A configuration with what it was predicted to take. `departures` are its differences from what was measured."""
+    """A configuration with its predicted costs. `departures` are its differences from what was measured."""
 
     settings: Settings
     peak_bytes: int
     terms_bytes: Mapping[str, int]
     num_trainable_parameters: int
     train_seconds: float | None = None
-    """Of the whole training; None where nobody timed it."""
+    """Of the whole training; None if it was never timed."""
     time_from: str | None = None
     departures: tuple[str, ...] = ()
 
     def fits(self, *, budget_bytes: int, max_seconds: float | None) -> bool:
-        """Whether memory suffices, and time where it is known."""
+        """Whether memory suffices, and time if it is known."""
         in_time = max_seconds is None or self.train_seconds is None or self.train_seconds <= max_seconds
         return self.peak_bytes <= budget_bytes and in_time
 
@@ -45,18 +46,18 @@ class Candidate:
 class Evidence:
     """A study that may answer, with a candidate for each of its arms that could be planned.
 
-    `departures` say in what it is about something else than was asked: other data, or a model of another size.
+    `departures` name how it differs from the question: other data, or a model of another size.
     """
 
     study: Study
     held_out: str
-    """The rows that its scores are of, in words."""
+    """The rows on which it was scored, in words."""
     candidates: Mapping[str, Candidate]
     criterion: Criterion = field(default_factory=Criterion)
     items: ItemTable = field(default_factory=dict)
     departures: tuple[str, ...] = ()
-    is_asked_about: bool = False
-    """Whether the user asked about this very suite."""
+    is_named: bool = False
+    """Whether the user named this very suite."""
     notes: tuple[str, ...] = ()
     """What is to be known of the criterion that it is judged by."""
 
@@ -76,35 +77,35 @@ class Expectation:
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """The answer: a configuration, and what it is known from."""
+    """The answer: a configuration, and the evidence for it."""
 
     grade: Grade
     name: str
     candidate: Candidate
     analysis: Analysis | None = None
-    """Of the study that answers, among the arms that fit; None of published rules."""
+    """Of the study that answers, among the arms that fit; None for published rules."""
     decision: Decision | None = None
     departures: tuple[str, ...] = ()
-    """In what the study, or the configuration, is not what was asked."""
+    """How the study, or the configuration, differs from the question."""
     expectation: Expectation | None = None
     runner_up: "RunnerUp | None" = None
     open: tuple[str, ...] = ()
-    """What could not be told, with what would decide it."""
+    """What is undecided, with what would decide it."""
     caveats: tuple[str, ...] = ()
     other_studies: tuple[str, ...] = ()
-    """Studies that answer too and come after this one, with what they say."""
+    """Studies that also answer and rank after this one, with their answers."""
     left_out: tuple[str, ...] = ()
-    """Studies that could not answer, and why."""
+    """Studies that cannot answer, and why."""
 
     @property
     def is_recommended(self) -> bool:
-        """Whether it was decided as asked. Anything else is to start with."""
+        """Whether exactly this question was decided. Anything else is a place to start."""
         return self.grade == "measured here" and self.decision is not None and self.decision.is_recommended
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerUp:
-    """The next best, and how it stands to the recommended one or to the reference."""
+    """The next best configuration, and how it compares with the recommended one or with the reference."""
 
     name: str
     candidate: Candidate
@@ -112,8 +113,8 @@ class RunnerUp:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """What one study says."""
+class _StudyAnswer:
+    """The answer of one study."""
 
     evidence: Evidence
     fitting: Mapping[str, Candidate]
@@ -127,13 +128,13 @@ class _Answer:
 
     @property
     def order(self) -> tuple[int, int, bool, int]:
-        """The nearest first; then a tuned study, a decided one before an open one; then the suite that was asked about."""
+        """Sort key: the nearest study first; then tuned before untuned and decided before open; then the suite that was named."""
         state = 2 if self.decision.untuned else 0 if self.decision.status == "decided" else 1
-        return (len(self.departures), state, not self.evidence.is_asked_about, -self.num_rows_trained)
+        return (len(self.departures), state, not self.evidence.is_named, -self.num_rows_trained)
 
     @property
     def num_rows_trained(self) -> int:
-        """How many training rows the steps took: the length of the training."""
+        """Number of training rows that the steps took, as the length of the training."""
         settings = self.arm.typed_settings
         rows = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
         return rows * max((result.num_steps or 0 for result in self.arm.completed), default=0)
@@ -155,7 +156,7 @@ def recommend(
     budget_bytes: int,
     max_seconds: float | None = None,
 ) -> Recommendation | None:
-    """The best supported configuration that fits; None where none does. Published rules come last."""
+    """The configuration with the best evidence that fits; None if none fits. Published rules come last."""
     left_out, answers = [], []
     for one in evidence:
         fitting = {
@@ -175,8 +176,8 @@ def recommend(
     return _published(fitting_ones, left_out=tuple(left_out)) if fitting_ones else None
 
 
-def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> _Answer | str:
-    """What the study decides among the arms that fit, or why it answers nothing."""
+def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> _StudyAnswer | str:
+    """The study's decision among the arms that fit, or why it cannot answer."""
     if not any(arm.completed for arm in one.study.arms if arm.name in fitting):
         return "none of its completed arms fits"
     analysis, decision = decide_within(one.study, criterion=one.criterion, items=one.items, fitting=fitting)
@@ -191,11 +192,11 @@ def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> _Answer | st
         reasons = dict.fromkeys(c.reason for c in analysis.primary_comparisons if c.reason)
         return f"no verdict stands ({'; '.join(reasons) or 'nothing was compared'})"
     arm = analysis.study.arm(decision.arm)
-    return _Answer(evidence=one, fitting=fitting, analysis=analysis, decision=decision, arm=arm)
+    return _StudyAnswer(evidence=one, fitting=fitting, analysis=analysis, decision=decision, arm=arm)
 
 
 def _recommendation(
-    answer: _Answer, *, others: Sequence[_Answer], left_out: tuple[str, ...]
+    answer: _StudyAnswer, *, others: Sequence[_StudyAnswer], left_out: tuple[str, ...]
 ) -> Recommendation:
     analysis, arm = answer.analysis, answer.arm
     measured: Grade = "measured here, untuned" if answer.decision.untuned else "measured here"
@@ -225,7 +226,7 @@ def _recommendation(
 
 
 def _still_running(study: Study) -> tuple[str, ...]:
-    """That the study has not ended, so that its answer may change."""
+    """A caveat if the study has not ended, since its answer may change."""
     to_come = sum(result.status in {"pending", "running", "paused"} for result in study.results)
     if not to_come:
         return ()
@@ -249,7 +250,7 @@ def _published(candidates: Sequence[Candidate], *, left_out: tuple[str, ...]) ->
 
 
 def _open(analysis: Analysis) -> tuple[str, ...]:
-    """What cannot be told, with the seeds that would decide; and that no margin was set, where none was."""
+    """What is undecided, with the seeds that would decide; and a note if no margin was set."""
     text = []
     for comparison in analysis.primary_comparisons:
         if comparison.verdict != "cannot tell":
@@ -264,8 +265,8 @@ def _open(analysis: Analysis) -> tuple[str, ...]:
     return tuple(text)
 
 
-def _runner_up(answer: _Answer) -> RunnerUp | None:
-    """The best mean among the other arms whose comparison stands, with how the two differ."""
+def _runner_up(answer: _StudyAnswer) -> RunnerUp | None:
+    """The best mean among the other arms with a valid comparison, and how the two differ."""
     analysis, reference = answer.analysis, answer.analysis.reference
     assert reference is not None
     valid = [c for c in analysis.primary_comparisons if c.is_valid and c.cost is not None]
@@ -289,7 +290,7 @@ def _runner_up(answer: _Answer) -> RunnerUp | None:
 
 
 def _expectation(analysis: Analysis, arm: StudyArm, *, held_out: str) -> Expectation | None:
-    """Mean ± t(.975, n - 1) * sd * sqrt(1 + 1/n): the prediction interval of one further seed on the same rows."""
+    """Mean ± t(.975, n - 1) * sd * sqrt(1 + 1/n): the prediction interval for one more seed on the same rows."""
     metric = analysis.primary
     values = list(scores_by_seed(arm, analysis.study, metric=metric).values())
     if not values:
@@ -309,7 +310,7 @@ def _expectation(analysis: Analysis, arm: StudyArm, *, held_out: str) -> Expecta
 
 
 def _called(arm: str, candidate: Candidate) -> str:
-    """The arm's name, which only what was measured may bear."""
+    """The arm's name, which only a configuration that was measured may have."""
     return f"{_configuration(candidate)} (after {arm})" if candidate.departures else arm
 
 
