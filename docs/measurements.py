@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lorastudy.analysis.overview import Analysis, analyse, criterion_of
+from lorastudy.analysis.overview import Analysis, analyse, criterion_of, stored_items
 from lorastudy.protocol.records import (
     ArmProfile,
     DataSummary,
@@ -26,7 +26,7 @@ from lorastudy.protocol.records import (
     PackProfile,
     TrivialScore,
 )
-from lorastudy.stats.items import ItemScores, ItemTable, stored_items
+from lorastudy.stats.items import ItemScores, ItemTable
 from lorastudy.stats.study import Study, split_studies
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult, ScoreValue

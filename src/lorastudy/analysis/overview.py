@@ -18,13 +18,13 @@ from lorastudy.stats.comparison import (
 )
 from lorastudy.stats.confidence_set import ConfidenceSet, confidence_set
 from lorastudy.stats.frontier import Standing, StepTime, pareto_frontier, standings
-from lorastudy.stats.items import ItemTable
+from lorastudy.stats.items import ItemScores, ItemTable, with_groups
 from lorastudy.stats.outcomes import divergence_of, is_borne_out, judged_by_outcomes
 from lorastudy.stats.preregistration import SetLate
 from lorastudy.stats.ranks import RankReturns, rank_ladder, rank_returns
 from lorastudy.stats.rate_choice import Choice, choices, compared_arms
 from lorastudy.stats.reference import is_reference_named, reference_arm
-from lorastudy.stats.study import Invalidation, Study, StudyArm, differing_settings
+from lorastudy.stats.study import Invalidation, Study, StudyArm, differing_settings, stored_split
 from lorastudy.stats.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -39,6 +39,8 @@ from lorastudy.stats.summary import (
 from lorastudy.stats.trivial import BASE_MODEL, AgainstTrivial, against_trivial, gain_start
 from lorastudy.stats.twoway import TwoWay
 from lorastudy.stats.verdicts import Rules
+from lorastudy.store import ExperimentTracker
+from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.question import Margin, Question
 
 #: Verdicts are about the primary metric; the others are shown beside it.
@@ -248,6 +250,24 @@ def analyse(study: Study, *, criterion: Criterion | None = None, items: ItemTabl
         untuned=loose,
         trivial=trivial,
     )
+
+
+def stored_items(tracker: ExperimentTracker, study: Study, *, metrics: Sequence[Metric]) -> ItemTable:
+    """The stored scores by item of these metrics, for the completed runs: what `analyse` takes as `items`."""
+    table: dict[tuple[str, str, str], ItemScores] = {}
+    for metric in metrics:
+        split = stored_split(metric.split, study)
+        found = scores_by_item(tracker, study.completed, split=split, metric=metric.name)
+        table |= {(experiment_id, split, metric.name): scores for experiment_id, scores in found.items()}
+    return table
+
+
+def scores_by_item(
+    tracker: ExperimentTracker, results: Sequence[ExperimentResult], *, split: str, metric: str
+) -> dict[str, ItemScores]:
+    """One metric's stored scores by item, for each experiment that has them."""
+    found = tracker.get_all_items([result.experiment_id for result in results], split=split, metric=metric)
+    return with_groups(found, results, split=split)
 
 
 def _linted(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from lorastudy.analysis.overview import Criterion, criterion_of
+from lorastudy.analysis.overview import Criterion, criterion_of, stored_items
 from lorastudy.data.load import train_and_eval
 from lorastudy.errors import ModelError
 from lorastudy.planning.answers import Answers
@@ -25,7 +25,6 @@ from lorastudy.planning.shapes import ModelShape, config_folder
 from lorastudy.planning.suite_facts import num_completion_tokens
 from lorastudy.recommend.recommendation import Candidate, Evidence, Recommendation, recommend
 from lorastudy.report.sections.question import late_note, part
-from lorastudy.stats.items import stored_items
 from lorastudy.stats.preregistration import DECIDING, set_late
 from lorastudy.stats.study import Study, StudyArm, differing_settings, reporting_split, split_studies
 from lorastudy.stats.summary import summarise_arm

@@ -7,13 +7,12 @@ from functools import cached_property
 from typing import Any
 
 from lorastudy.analysis.imported import ImportedAnalysis, analyse_imported
-from lorastudy.analysis.overview import Analysis, analyse, criterion_of
+from lorastudy.analysis.overview import Analysis, analyse, criterion_of, stored_items
 from lorastudy.errors import StudyError
 from lorastudy.report.document import fit_to_be_shown
 from lorastudy.report.numbers import names
 from lorastudy.report.sections.front import FrontPage, StudySummary, front_page
 from lorastudy.report.sections.imported import imported_summary
-from lorastudy.stats.items import stored_items
 from lorastudy.stats.preregistration import set_late
 from lorastudy.stats.study import Study, split_studies
 from lorastudy.store import ExperimentTracker

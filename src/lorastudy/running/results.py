@@ -128,7 +128,7 @@ def _rung_losses(
 ) -> "Mapping[float, Mapping[str, ItemScores]]":
     if not stored:
         return {}
-    from lorastudy.stats.items import scores_by_item  # numpy, which a plan goes without
+    from lorastudy.analysis.overview import scores_by_item  # numpy, which a plan goes without
 
     return {
         rung: scores_by_item(tracker, stored, split=rung_split(rung), metric="loss")

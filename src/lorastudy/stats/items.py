@@ -5,10 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorastudy.stats.study import CHOOSING_SPLIT, Study, stored_split
-from lorastudy.stats.summary import Metric
+from lorastudy.stats.study import CHOOSING_SPLIT
 from lorastudy.stats.verdicts import Floats
-from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.question import rung_of
 
@@ -36,27 +34,19 @@ class PairedItems:
     groups: tuple[int, ...] | None = None
 
 
-def stored_items(tracker: ExperimentTracker, study: Study, *, metrics: Sequence[Metric]) -> ItemTable:
-    """Scores by item of these metrics, for the completed runs."""
-    table: dict[tuple[str, str, str], ItemScores] = {}
-    for metric in metrics:
-        split = stored_split(metric.split, study)
-        found = scores_by_item(tracker, study.completed, split=split, metric=metric.name)
-        table |= {(experiment_id, split, metric.name): scores for experiment_id, scores in found.items()}
-    return table
-
-
-def scores_by_item(
-    tracker: ExperimentTracker, results: Sequence[ExperimentResult], *, split: str, metric: str
+def with_groups(
+    items: Mapping[str, tuple[tuple[float, ...], tuple[int, ...] | None]],
+    results: Sequence[ExperimentResult],
+    *,
+    split: str,
 ) -> dict[str, ItemScores]:
-    """One metric's scores by item, for each experiment, with the groups that the run recorded for these rows."""
+    """Scores by item, for each experiment, from stored values and weights and the groups that the runs recorded."""
     groups = {result.experiment_id: groups_of(result, split=split) for result in results}
-    found = tracker.get_all_items(list(groups), split=split, metric=metric)
     return {
         experiment_id: ItemScores(
             values=values, weights=weights, groups=_of_the_first(groups[experiment_id], len(values))
         )
-        for experiment_id, (values, weights) in found.items()
+        for experiment_id, (values, weights) in items.items()
     }
 
 

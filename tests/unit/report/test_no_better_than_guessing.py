@@ -7,6 +7,7 @@ import pytest
 
 import labelled
 from labelled import learnt, same_word, sharper
+from lorastudy.analysis.overview import stored_items
 from lorastudy.lint.case import measured_case
 from lorastudy.lint.lint import lint
 from lorastudy.recommend.decision import decide
@@ -16,7 +17,6 @@ from lorastudy.report.document import Paragraph, plain
 from lorastudy.report.findings.recommendation import recommendation, why
 from lorastudy.report.sections.front import front_page
 from lorastudy.report.sections.results import comparison_blocks
-from lorastudy.stats.items import stored_items
 from lorastudy.stats.summary import LOSS
 from lorastudy.stats.trivial import AgainstTrivial
 from lorastudy.stats.twoway import two_way

@@ -2,8 +2,9 @@
 
 import pytest
 
+from lorastudy.analysis.overview import scores_by_item
 from lorastudy.protocol.records import DataSummary
-from lorastudy.stats.items import ItemScores, common_weights, groups_of, scores_by_item
+from lorastudy.stats.items import ItemScores, common_weights, groups_of
 
 GROUPS = (0, 0, 1, 2)
 
