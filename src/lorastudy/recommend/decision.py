@@ -50,7 +50,7 @@ _LADDER_KEYS = frozenset({"lora_rank", "lora_alpha", "learning_rate"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class ArmDecision:
     """The arm to take, and the reason.
 
     If the status is "not decided", `arm` is the one to use for now. With status "none" there is no arm.
@@ -78,10 +78,10 @@ class Decision:
         return self.status == "decided" and not self.untuned
 
 
-def decide(analysis: Analysis) -> Decision:
+def decide(analysis: Analysis) -> ArmDecision:
     """The study's decision. A pure function: equal results give equal decisions."""
     if analysis.reference is None:
-        return Decision(status="none", reason="nothing completed")
+        return ArmDecision(status="none", reason="nothing completed")
     decision = _decided(analysis, analysis.reference, unfit=_Unfit.of(analysis))
     return replace(
         decision,
@@ -113,16 +113,16 @@ class _Unfit:
         return "harm" if self.harmed.issuperset(arms) else "no better than guessing"
 
 
-def _decided(analysis: Analysis, reference: StudyArm, *, unfit: _Unfit) -> Decision:
+def _decided(analysis: Analysis, reference: StudyArm, *, unfit: _Unfit) -> ArmDecision:
     comparisons = analysis.primary_comparisons
     if not comparisons:
         return _alone(analysis, reference, unfit=unfit)
     valid = [comparison for comparison in comparisons if comparison.is_valid]
     arms = [reference.name, *(comparison.arm for comparison in valid or comparisons)]
     if unfit.arms.issuperset(arms):
-        return Decision(status="none", reason=unfit.reason(arms))
+        return ArmDecision(status="none", reason=unfit.reason(arms))
     if not valid:
-        return Decision(status="none", reason="no valid comparison")
+        return ArmDecision(status="none", reason="no valid comparison")
     by_rule = _by_reference if analysis.is_reference_named else _by_best
     shown = _Verdicts(analysis=analysis, valid=tuple(valid), unfit=unfit, tuned_only=True)
     decision = by_rule(shown)
@@ -135,7 +135,7 @@ def _decided(analysis: Analysis, reference: StudyArm, *, unfit: _Unfit) -> Decis
 
 def decide_within(
     study: Study, *, criterion: Criterion, items: ItemTable, fitting: Collection[str]
-) -> tuple[Analysis, Decision]:
+) -> tuple[Analysis, ArmDecision]:
     """The decision among the arms that fit, with the analysis behind it.
 
     Whether an arm fits does not depend on its results, so leaving others out favours none; the design then names the reference
@@ -158,14 +158,14 @@ def harmed_arms(analysis: Analysis) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _alone(analysis: Analysis, arm: StudyArm, *, unfit: _Unfit) -> Decision:
+def _alone(analysis: Analysis, arm: StudyArm, *, unfit: _Unfit) -> ArmDecision:
     """The decision if one arm completed: it is taken if racing stopped the others."""
     if arm.name in unfit.arms:
-        return Decision(status="none", reason=unfit.reason([arm.name]))
+        return ArmDecision(status="none", reason=unfit.reason([arm.name]))
     if not analysis.study.pruned:
-        return Decision(status="none", reason="one arm")
+        return ArmDecision(status="none", reason="one arm")
     untuned = arm.name in analysis.untuned
-    return Decision(status="decided", reason="racing stopped every other", arm=arm.name, untuned=untuned)
+    return ArmDecision(status="decided", reason="racing stopped every other", arm=arm.name, untuned=untuned)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,7 @@ class _Verdicts:
         return [one for one in self.valid if one.verdict != "untuned" or not self.tuned_only]
 
 
-def _by_reference(shown: _Verdicts) -> Decision | None:
+def _by_reference(shown: _Verdicts) -> ArmDecision | None:
     """The decision if a reference was named before the run: better arms first, then arms that are as good."""
     if shown.better:
         return _cheapest_not_behind(shown, reason="better than the reference")
@@ -209,11 +209,11 @@ def _by_reference(shown: _Verdicts) -> Decision | None:
     if shown.as_good:
         return _cheapest(shown, [*shown.as_good, *reference], reason="as good as the reference")
     if reference and shown.is_reference_ahead_of_all:
-        return Decision(status="decided", reason="reference better than every other", arm=shown.reference)
+        return ArmDecision(status="decided", reason="reference better than every other", arm=shown.reference)
     return None
 
 
-def _by_best(shown: _Verdicts) -> Decision | None:
+def _by_best(shown: _Verdicts) -> ArmDecision | None:
     """The decision if nobody named a reference: by comparison with the best. An open verdict against the first arm stays open."""
     analysis = shown.analysis
     compared = [shown.reference, *(one.arm for one in shown.valid)]
@@ -231,11 +231,11 @@ def _by_best(shown: _Verdicts) -> Decision | None:
         if len(within) > 1 or (within and within != best):
             return _cheapest(shown, within, reason="as good as the best")
     if best and best[0] in verdicts_agree:
-        return Decision(status="decided", reason="best", arm=best[0])
+        return ArmDecision(status="decided", reason="best", arm=best[0])
     return None
 
 
-def _cheapest_not_behind(shown: _Verdicts, *, reason: Reason) -> Decision:
+def _cheapest_not_behind(shown: _Verdicts, *, reason: Reason) -> ArmDecision:
     """Of the arms that are better than the reference, the cheapest one that is not shown to be behind another of them."""
     bounds, margin = shown.analysis.against_the_best(shown.better), shown.analysis.criterion.margin
     behind = [
@@ -248,13 +248,13 @@ def _cheapest_not_behind(shown: _Verdicts, *, reason: Reason) -> Decision:
     return replace(found, status=status, left_out=tuple(behind))
 
 
-def _meanwhile(shown: _Verdicts) -> Decision:
+def _meanwhile(shown: _Verdicts) -> ArmDecision:
     """Which arm to use until it is decided: never an arm because its verdict is open, and never one that is behind."""
     if shown.better:
         return _cheapest_not_behind(shown, reason="better than the reference meanwhile")
     if shown.reference in shown.unfit.arms:
-        return Decision(status="none", reason=shown.unfit.reason([shown.reference]))
-    return Decision(status="not decided", reason="reference meanwhile", arm=shown.reference)
+        return ArmDecision(status="none", reason=shown.unfit.reason([shown.reference]))
+    return ArmDecision(status="not decided", reason="reference meanwhile", arm=shown.reference)
 
 
 def _by_cost(analysis: Analysis, arms: Sequence[str]) -> tuple[list[str], Cost]:
@@ -276,8 +276,8 @@ def _is_ladder(study: Study, arms: Sequence[str]) -> bool:
     return set(differing_settings([study.arm(name) for name in arms])) <= _LADDER_KEYS
 
 
-def _cheapest(shown: _Verdicts, arms: Sequence[str], *, reason: Reason) -> Decision:
+def _cheapest(shown: _Verdicts, arms: Sequence[str], *, reason: Reason) -> ArmDecision:
     (taken, *peers), cost = _by_cost(shown.analysis, arms)
-    return Decision(
+    return ArmDecision(
         status="decided", reason=reason, arm=taken, peers=tuple(peers), cheapest_by=cost if peers else None
     )

@@ -14,7 +14,7 @@ from typing import Literal
 from scipy import special
 
 from lorastudy.analysis.overview import Analysis, Criterion
-from lorastudy.recommend.decision import Decision, decide_within
+from lorastudy.recommend.decision import ArmDecision, decide_within
 from lorastudy.stats.items import ItemTable
 from lorastudy.stats.study import Study, StudyArm
 from lorastudy.stats.summary import scores_by_seed
@@ -84,7 +84,7 @@ class Recommendation:
     candidate: Candidate
     analysis: Analysis | None = None
     """Of the study that answers, among the arms that fit; None for published rules."""
-    decision: Decision | None = None
+    decision: ArmDecision | None = None
     departures: tuple[str, ...] = ()
     """How the study, or the configuration, differs from the question."""
     expectation: Expectation | None = None
@@ -119,7 +119,7 @@ class _StudyAnswer:
     evidence: Evidence
     fitting: Mapping[str, Candidate]
     analysis: Analysis
-    decision: Decision
+    decision: ArmDecision
     arm: StudyArm
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.recommend.decision import Cost, Decision, Reason, decide
+from lorastudy.recommend.decision import ArmDecision, Cost, Reason, decide
 from lorastudy.recommend.recommendation import Recommendation
 from lorastudy.report.findings.wording import (
     as_good_within_the_margin,
@@ -66,7 +66,7 @@ def recommendation(analysis: Analysis) -> Advice:
     return Advice(arm=None, answer=text)
 
 
-def why(analysis: Analysis, decision: Decision) -> str:
+def why(analysis: Analysis, decision: ArmDecision) -> str:
     """The reason in one clause, without a full stop."""
     if decision.reason == "harm":
         every = "every arm" if len(decision.harmed) > 1 else decision.harmed[0]
@@ -75,18 +75,18 @@ def why(analysis: Analysis, decision: Decision) -> str:
     return plain or _REASONS[decision.reason](analysis, decision)
 
 
-def meanwhile(analysis: Analysis, decision: Decision) -> str:
+def meanwhile(analysis: Analysis, decision: ArmDecision) -> str:
     """Which arm to use until it is decided, in a sentence."""
     return f"Meanwhile use {decision.arm}: {why(analysis, decision)}.{_its_divergence(analysis, decision)}"
 
 
-def _its_divergence(analysis: Analysis, decision: Decision) -> str:
+def _its_divergence(analysis: Analysis, decision: ArmDecision) -> str:
     """How often the arm diverged, with an interval; every sentence that names an arm to use has it."""
     found = analysis.divergence(str(decision.arm))
     return "" if found is None else f" It {found.rate}."
 
 
-def _untuned(analysis: Analysis, decision: Decision, *, cost: str) -> Advice:
+def _untuned(analysis: Analysis, decision: ArmDecision, *, cost: str) -> Advice:
     """What was shown at the rates that were tried, and how to get a recommendation."""
     rates = tried_rates(analysis.study)
     if decision.status == "decided":
@@ -135,7 +135,7 @@ def _than(analysis: Analysis) -> str:
     return "ahead of" if is_untuned else "better than"
 
 
-def _why_the_reference_meanwhile(analysis: Analysis, decision: Decision) -> str:
+def _why_the_reference_meanwhile(analysis: Analysis, decision: ArmDecision) -> str:
     """The reason for using the reference: who named it."""
     named = analysis.criterion.reference
     if named is not None and str(decision.arm).startswith(named):
@@ -145,7 +145,7 @@ def _why_the_reference_meanwhile(analysis: Analysis, decision: Decision) -> str:
     return f"it is {whose}, and no other arm is shown to be better"
 
 
-def _why_better(analysis: Analysis, decision: Decision) -> str:
+def _why_better(analysis: Analysis, decision: ArmDecision) -> str:
     assert analysis.reference is not None
     text = f"it is shown to be {_than(analysis)} {analysis.reference.name}"
     beside = [*decision.peers, *decision.left_out]
@@ -158,7 +158,7 @@ def _why_better(analysis: Analysis, decision: Decision) -> str:
     return f"{text}; of {rest} {_CHEAPEST[decision.cheapest_by]}" if decision.cheapest_by else text
 
 
-def _why_as_good(analysis: Analysis, decision: Decision) -> str:
+def _why_as_good(analysis: Analysis, decision: ArmDecision) -> str:
     assert analysis.reference is not None
     assert decision.arm is not None
     reference = analysis.reference.name
@@ -171,7 +171,7 @@ def _why_as_good(analysis: Analysis, decision: Decision) -> str:
     return f"{names(as_good)} {are} {within}, and of these and {reference} {_CHEAPEST[decision.cheapest_by or 'order']}"
 
 
-def _why_best(analysis: Analysis, decision: Decision) -> str:
+def _why_best(analysis: Analysis, decision: ArmDecision) -> str:
     """That the arm beat all others, and by how much it beat the nearest one."""
     assert analysis.reference is not None
     assert decision.arm is not None
@@ -199,7 +199,7 @@ def _against(analysis: Analysis, arm: str) -> list[Comparison]:
     return list(analysis.pairs(others, reference=analysis.study.arm(arm)))
 
 
-def _why_as_good_as_the_best(analysis: Analysis, decision: Decision) -> str:
+def _why_as_good_as_the_best(analysis: Analysis, decision: ArmDecision) -> str:
     within = f"within the margin of {margin_words(analysis)} of the best arm"
     if not decision.peers:
         return f"it is shown to be {within}, whichever that is"
@@ -210,7 +210,7 @@ def _all_are_valid(analysis: Analysis) -> bool:
     return all(comparison.is_valid for comparison in analysis.primary_comparisons)
 
 
-def _why_guessing(analysis: Analysis, decision: Decision) -> str:
+def _why_guessing(analysis: Analysis, decision: ArmDecision) -> str:
     """Which arms do not beat guessing, with the hardest predictor that the best of them does not beat."""
     arms, best = decision.no_better_than_guessing, best_not_ahead(analysis.trivial)
     assert best is not None
@@ -227,7 +227,7 @@ def _why_guessing(analysis: Analysis, decision: Decision) -> str:
     return f"{text}{harmed}, and no other arm is shown to be the one to take"
 
 
-_REASONS: Mapping[Reason, Callable[[Analysis, Decision], str]] = {
+_REASONS: Mapping[Reason, Callable[[Analysis, ArmDecision], str]] = {
     "no better than guessing": _why_guessing,
     "better than the reference": _why_better,
     "better than the reference meanwhile": _why_better,
@@ -249,7 +249,7 @@ _PLAIN_REASONS: Mapping[Reason, str] = {
 }
 
 
-def what_is_open(analysis: Analysis, decision: Decision) -> str:
+def what_is_open(analysis: Analysis, decision: ArmDecision) -> str:
     """Which arms are still open."""
     assert analysis.reference is not None
     reference = analysis.reference.name
@@ -262,7 +262,7 @@ def what_is_open(analysis: Analysis, decision: Decision) -> str:
     return f"no arm was distinguished from {reference}"
 
 
-def what_would_decide(analysis: Analysis, decision: Decision) -> str:
+def what_would_decide(analysis: Analysis, decision: ArmDecision) -> str:
     """The open pairs that need the fewest seeds, and the time that these take."""
     open_pairs = [one for one in analysis.primary_comparisons if one.verdict == "cannot tell"]
     if not open_pairs and decision.arm is not None:
