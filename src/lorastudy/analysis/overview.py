@@ -270,6 +270,59 @@ def scores_by_item(
     return with_groups(found, results, split=split)
 
 
+def criterion_of(study: Study, stated: Question | None) -> Criterion:
+    """The criterion of the question that the suite stated; the default if it stated none.
+
+    A share of the gain refers to the reference's mean gain in held-out loss over the base model, or over guessing if that is
+    better (`trivial.gain_start`). The criterion keeps it both as a share, because the tests include the noise of that gain, and
+    as an amount. If the base model's loss is unknown, if there is no gain, or for another metric, the share cannot be used:
+    there is no margin, and `margin_lost` says why.
+    """
+    if stated is None:
+        return Criterion()
+    criterion = Criterion(primary_metric=stated.primary_metric, reference=stated.reference)
+    if stated.margin is None:
+        return criterion
+    if not stated.margin.is_share:
+        return replace(criterion, margin=stated.margin.amount)
+    return _with_share(criterion, stated.margin, study=study)
+
+
+def pairs_in_cost(
+    study: Study, arms: Sequence[StudyArm], *, metric: Metric, items: ItemTable
+) -> tuple[Mapping[tuple[str, str], TwoWay], int]:
+    """The arguments of `against_the_best`: the difference in cost of each comparable pair, and the number of seeds."""
+    pairs = {}
+    for pair in itertools.combinations(arms, 2):
+        found = paired_estimate(study, pair=pair, metric=metric, items=items)
+        if found is not None and is_borne_out(study, pair, metric=metric):
+            pairs[pair[0].name, pair[1].name] = replace(found, mean=metric.cost_sign * found.mean)
+    return pairs, len({seed for arm in arms for seed in scores_by_seed(arm, study, metric=metric)})
+
+
+def _with_share(criterion: Criterion, share: Margin, *, study: Study) -> Criterion:
+    """The criterion with the amount of the share at the measured gain, and the start of that gain."""
+    metric = next(one for one in COMPARED_METRICS if one.name == criterion.primary_metric)
+    reference = reference_arm(study, named=criterion.reference, metric=metric)
+    if metric != LOSS:
+        return replace(criterion, margin_lost="only held-out loss has a gain to take a share of")
+    start = None if reference is None else gain_start(study, reference)
+    if start is None or reference is None:
+        return replace(criterion, margin_lost="the reference's gain in held-out loss was not measured")
+    after = scores_by_seed(reference, study, metric=LOSS)
+    gained = statistics.fmean(after[seed] for seed in start.by_seed)
+    base = statistics.fmean(start.by_seed.values())
+    if gained >= base:
+        lost = f"{reference.name} has {gained:.3g} nats per token and gained nothing over {start.name} ({base:.3g})"
+        return replace(criterion, gain_over=start.name, margin_lost=lost)
+    return replace(
+        criterion,
+        margin=share.allowed(reference=gained, base=base),
+        margin_share=share.amount,
+        gain_over=start.name,
+    )
+
+
 def _linted(
     study: Study, criterion: Criterion, *, metric: Metric, trivial: tuple[AgainstTrivial, ...]
 ) -> tuple[LintFinding, ...]:
@@ -283,18 +336,6 @@ def _linted(
         trivial=trivial,
     )
     return lint(case)
-
-
-def pairs_in_cost(
-    study: Study, arms: Sequence[StudyArm], *, metric: Metric, items: ItemTable
-) -> tuple[Mapping[tuple[str, str], TwoWay], int]:
-    """The arguments of `against_the_best`: the difference in cost of each comparable pair, and the number of seeds."""
-    pairs = {}
-    for pair in itertools.combinations(arms, 2):
-        found = paired_estimate(study, pair=pair, metric=metric, items=items)
-        if found is not None and is_borne_out(study, pair, metric=metric):
-            pairs[pair[0].name, pair[1].name] = replace(found, mean=metric.cost_sign * found.mean)
-    return pairs, len({seed for arm in arms for seed in scores_by_seed(arm, study, metric=metric)})
 
 
 def _loser_and_winner(comparison: Comparison) -> tuple[str, str]:
@@ -400,44 +441,3 @@ def _loss_and_memory(summaries: tuple[ArmSummary, ...]) -> dict[str, tuple[float
         if quality is not None and memory is not None:
             points[summary.arm.name] = (memory.mean, quality.mean)
     return points
-
-
-def criterion_of(study: Study, stated: Question | None) -> Criterion:
-    """The criterion of the question that the suite stated; the default if it stated none.
-
-    A share of the gain refers to the reference's mean gain in held-out loss over the base model, or over guessing if that is
-    better (`trivial.gain_start`). The criterion keeps it both as a share, because the tests include the noise of that gain, and
-    as an amount. If the base model's loss is unknown, if there is no gain, or for another metric, the share cannot be used:
-    there is no margin, and `margin_lost` says why.
-    """
-    if stated is None:
-        return Criterion()
-    criterion = Criterion(primary_metric=stated.primary_metric, reference=stated.reference)
-    if stated.margin is None:
-        return criterion
-    if not stated.margin.is_share:
-        return replace(criterion, margin=stated.margin.amount)
-    return _with_share(criterion, stated.margin, study=study)
-
-
-def _with_share(criterion: Criterion, share: Margin, *, study: Study) -> Criterion:
-    """The criterion with the amount of the share at the measured gain, and the start of that gain."""
-    metric = next(one for one in COMPARED_METRICS if one.name == criterion.primary_metric)
-    reference = reference_arm(study, named=criterion.reference, metric=metric)
-    if metric != LOSS:
-        return replace(criterion, margin_lost="only held-out loss has a gain to take a share of")
-    start = None if reference is None else gain_start(study, reference)
-    if start is None or reference is None:
-        return replace(criterion, margin_lost="the reference's gain in held-out loss was not measured")
-    after = scores_by_seed(reference, study, metric=LOSS)
-    gained = statistics.fmean(after[seed] for seed in start.by_seed)
-    base = statistics.fmean(start.by_seed.values())
-    if gained >= base:
-        lost = f"{reference.name} has {gained:.3g} nats per token and gained nothing over {start.name} ({base:.3g})"
-        return replace(criterion, gain_over=start.name, margin_lost=lost)
-    return replace(
-        criterion,
-        margin=share.allowed(reference=gained, base=base),
-        margin_share=share.amount,
-        gain_over=start.name,
-    )

@@ -8,7 +8,6 @@ from lorastudy.lint.case import Case
 from lorastudy.protocol.records import DataSummary
 
 Severity = Literal["note", "warning", "invalidates"]
-
 #: In the order in which findings are listed.
 SEVERITIES: tuple[Severity, ...] = ("invalidates", "warning", "note")
 
@@ -55,7 +54,6 @@ class LintFinding:
 
 #: Of more arms than this, only the first few are named, with their number.
 MAX_NAMES = 6
-
 NUM_NAMED_OF_MANY = 3
 
 

@@ -39,6 +39,26 @@ class Choice:
     """
 
 
+@dataclass(frozen=True, kw_only=True)
+class LearningRates:
+    """How the learning rate was varied. A configuration is all of an arm's settings except the rate."""
+
+    rates: tuple[float, ...]
+    num_configurations: int
+    num_varied: int
+    """Configurations that were run at more than one rate."""
+    on_edge: tuple[str, ...]
+    """Arms with the lowest mean loss of their configuration at the smallest or largest rate tried."""
+
+    were_sought: bool = False
+    """Whether separate runs chose the rates, so that each configuration is reported at one rate."""
+
+    @property
+    def tuned(self) -> bool:
+        """Whether every configuration's best rate lies inside its grid."""
+        return self.num_varied == self.num_configurations and not self.on_edge
+
+
 def compared_arms(study: Study, *, metric: Metric) -> tuple[StudyArm, ...]:
     """The arms that are compared: one for each configuration, or every arm in a custom type, which may study the rate itself."""
     if study.experiment_type not in STUDIED_KEYS:
@@ -64,46 +84,6 @@ def choices(study: Study, *, metric: Metric) -> tuple[Choice, ...]:
                 )
             )
     return tuple(made)
-
-
-def _optimism(study: Study, arm: StudyArm, *, grid: Sequence[StudyArm], metric: Metric) -> float | None:
-    """The chosen arm's mean score against the mean, over seeds, of the arm that the other seeds would have chosen."""
-    picked_by = {one.name: scores_by_seed(one, study, metric=metric, choosing=True) for one in grid}
-    reported = {one.name: scores_by_seed(one, study, metric=metric) for one in grid}
-    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in (*picked_by.values(), *reported.values()))))
-    if len(seeds) < 3:
-        return None
-    sign = metric.cost_sign
-    left_out = [reported[_best_without(seed, picked_by, seeds=seeds, sign=sign)][seed] for seed in seeds]
-    chosen = [reported[arm.name][seed] for seed in seeds]
-    return sign * (statistics.fmean(left_out) - statistics.fmean(chosen))
-
-
-def _best_without(
-    seed: int, scores: Mapping[str, Mapping[int, float]], *, seeds: Sequence[int], sign: int
-) -> str:
-    others = [one for one in seeds if one != seed]
-    return min(scores, key=lambda name: sign * statistics.fmean(scores[name][one] for one in others))
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningRates:
-    """How the learning rate was varied. A configuration is all of an arm's settings except the rate."""
-
-    rates: tuple[float, ...]
-    num_configurations: int
-    num_varied: int
-    """Configurations that were run at more than one rate."""
-    on_edge: tuple[str, ...]
-    """Arms with the lowest mean loss of their configuration at the smallest or largest rate tried."""
-
-    were_sought: bool = False
-    """Whether separate runs chose the rates, so that each configuration is reported at one rate."""
-
-    @property
-    def tuned(self) -> bool:
-        """Whether every configuration's best rate lies inside its grid."""
-        return self.num_varied == self.num_configurations and not self.on_edge
 
 
 def learning_rates(study: Study) -> LearningRates:
@@ -198,6 +178,55 @@ def best_rate_within(study: Study, arms: Sequence[StudyArm], *, metric: Metric) 
     return None if found is None or noise is None else found.factor(noise, taken=rates[taken.name])
 
 
+def adjusted_means(scores: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    """The mean of each row when rows lack different columns: score = row + column, by least squares.
+
+    If all rows have the same columns, these are the row means. Rows that are not linked to others by shared columns, directly or
+    through a third row, keep their own mean.
+    """
+    rows = [name for name, by_seed in scores.items() if by_seed]
+    if len({frozenset(scores[name]) for name in rows}) == 1:
+        return {name: statistics.fmean(scores[name].values()) for name in rows}
+    found: dict[str, float] = {}
+    for group in _linked(scores, rows):
+        seeds = sorted({seed for name in group for seed in scores[name]})
+        cells = [
+            (row, seeds.index(seed), value)
+            for row, name in enumerate(group)
+            for seed, value in scores[name].items()
+        ]
+        import numpy as np  # a dry run imports this module and fits nothing
+
+        design = np.zeros((len(cells), len(group) + len(seeds)))
+        for position, (row, column, _) in enumerate(cells):
+            design[position, [row, len(group) + column]] = 1
+        fitted = np.linalg.lstsq(design, np.array([value for *_, value in cells]), rcond=None)[0]
+        of_seeds = float(fitted[len(group) :].mean())
+        found |= {name: float(fitted[row]) + of_seeds for row, name in enumerate(group)}
+    return found
+
+
+def tried_rates(study: Study) -> str:
+    """`at the one learning rate that was tried (0.0002)`, or `at the learning rates that were tried`."""
+    rates = {float(arm.settings["learning_rate"]) for arm in study.arms}
+    if len(rates) == 1:
+        return f"at the one learning rate that was tried ({min(rates):g})"
+    return "at the learning rates that were tried"
+
+
+def last_ahead(arms: Sequence[StudyArm]) -> StudyArm | None:
+    """Of the arms that racing stopped, the one with the lowest mean loss at the last rung that any of them reached."""
+    last = {arm.name: (_last_rung(arm), arm) for arm in arms if arm.was_pruned}
+    furthest = max((rung for rung, _ in last.values()), default=0.0)
+    there = [arm for rung, arm in last.values() if rung == furthest > 0]
+    return min(there, key=lambda arm: _loss_at(arm, furthest), default=None)
+
+
+def rates_of(study: Study, arm: StudyArm) -> tuple[StudyArm, ...]:
+    """The arms that differ from this one only in the learning rate, itself included."""
+    return tuple(one for one in study.arms if one.configuration == arm.configuration)
+
+
 def _noise_of_an_arm(study: Study, tried: Sequence[StudyArm], *, metric: Metric) -> float | None:
     """Standard deviation of the mean by which a rate was judged, without the part that all arms of one seed share.
 
@@ -232,34 +261,6 @@ def _noise_of_an_arm(study: Study, tried: Sequence[StudyArm], *, metric: Metric)
         for seed, of_seed in zip(seeds, of_seeds, strict=True)
     )
     return math.sqrt(squares / ((len(scores) - 1) * (len(seeds) - 1) * num_judged))
-
-
-def adjusted_means(scores: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
-    """The mean of each row when rows lack different columns: score = row + column, by least squares.
-
-    If all rows have the same columns, these are the row means. Rows that are not linked to others by shared columns, directly or
-    through a third row, keep their own mean.
-    """
-    rows = [name for name, by_seed in scores.items() if by_seed]
-    if len({frozenset(scores[name]) for name in rows}) == 1:
-        return {name: statistics.fmean(scores[name].values()) for name in rows}
-    found: dict[str, float] = {}
-    for group in _linked(scores, rows):
-        seeds = sorted({seed for name in group for seed in scores[name]})
-        cells = [
-            (row, seeds.index(seed), value)
-            for row, name in enumerate(group)
-            for seed, value in scores[name].items()
-        ]
-        import numpy as np  # a dry run imports this module and fits nothing
-
-        design = np.zeros((len(cells), len(group) + len(seeds)))
-        for position, (row, column, _) in enumerate(cells):
-            design[position, [row, len(group) + column]] = 1
-        fitted = np.linalg.lstsq(design, np.array([value for *_, value in cells]), rcond=None)[0]
-        of_seeds = float(fitted[len(group) :].mean())
-        found |= {name: float(fitted[row]) + of_seeds for row, name in enumerate(group)}
-    return found
 
 
 def _linked(scores: Mapping[str, Mapping[int, float]], rows: Sequence[str]) -> list[list[str]]:
@@ -307,22 +308,6 @@ def _num_items(study: Study, arm: StudyArm, *, metric: Metric) -> int | None:
     return next((run.scores[key].num_items for run in study.choosing_runs(arm) if key in run.scores), None)
 
 
-def tried_rates(study: Study) -> str:
-    """`at the one learning rate that was tried (0.0002)`, or `at the learning rates that were tried`."""
-    rates = {float(arm.settings["learning_rate"]) for arm in study.arms}
-    if len(rates) == 1:
-        return f"at the one learning rate that was tried ({min(rates):g})"
-    return "at the learning rates that were tried"
-
-
-def last_ahead(arms: Sequence[StudyArm]) -> StudyArm | None:
-    """Of the arms that racing stopped, the one with the lowest mean loss at the last rung that any of them reached."""
-    last = {arm.name: (_last_rung(arm), arm) for arm in arms if arm.was_pruned}
-    furthest = max((rung for rung, _ in last.values()), default=0.0)
-    there = [arm for rung, arm in last.values() if rung == furthest > 0]
-    return min(there, key=lambda arm: _loss_at(arm, furthest), default=None)
-
-
 def _last_rung(arm: StudyArm) -> float:
     """The last rung at which the arm was scored; 0 if there is none."""
     rungs = {rung_of(split) for result in arm.results for split, _ in result.scores}
@@ -335,6 +320,21 @@ def _loss_at(arm: StudyArm, rung: float) -> float:
     return statistics.fmean(result.scores[key].value for result in arm.results if key in result.scores)
 
 
-def rates_of(study: Study, arm: StudyArm) -> tuple[StudyArm, ...]:
-    """The arms that differ from this one only in the learning rate, itself included."""
-    return tuple(one for one in study.arms if one.configuration == arm.configuration)
+def _optimism(study: Study, arm: StudyArm, *, grid: Sequence[StudyArm], metric: Metric) -> float | None:
+    """The chosen arm's mean score against the mean, over seeds, of the arm that the other seeds would have chosen."""
+    picked_by = {one.name: scores_by_seed(one, study, metric=metric, choosing=True) for one in grid}
+    reported = {one.name: scores_by_seed(one, study, metric=metric) for one in grid}
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in (*picked_by.values(), *reported.values()))))
+    if len(seeds) < 3:
+        return None
+    sign = metric.cost_sign
+    left_out = [reported[_best_without(seed, picked_by, seeds=seeds, sign=sign)][seed] for seed in seeds]
+    chosen = [reported[arm.name][seed] for seed in seeds]
+    return sign * (statistics.fmean(left_out) - statistics.fmean(chosen))
+
+
+def _best_without(
+    seed: int, scores: Mapping[str, Mapping[int, float]], *, seeds: Sequence[int], sign: int
+) -> str:
+    others = [one for one in seeds if one != seed]
+    return min(scores, key=lambda name: sign * statistics.fmean(scores[name][one] for one in others))

@@ -21,11 +21,12 @@ from lorastudy.suite.settings import LAYOUT_KEYS, Settings
 
 #: Highest first: what a lower precision is compared with.
 PRECISIONS = ("fp32", "bf16", "fp16", "8bit", "4bit")
-
 _MODULE_KEYS = frozenset({"target_modules", "layers_to_transform"})
-
 _PRECISION_KEYS = frozenset({"quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"})
-
+#: The split that choices are made on, as in `Score.split`.
+CHOOSING_SPLIT: Literal["eval"] = "eval"
+#: Every completed run has this metric, so its presence shows whether a run was scored on the test rows.
+_ALWAYS_MEASURED = "loss"
 #: What each experiment type varies on purpose.
 STUDIED_KEYS: Mapping[str, frozenset[str]] = {
     "rank_ablation": frozenset({"lora_rank", "lora_alpha"}),
@@ -40,9 +41,16 @@ STUDIED_KEYS: Mapping[str, frozenset[str]] = {
     | _PRECISION_KEYS,
     "quantization_study": _PRECISION_KEYS,
 }
-
 #: Settings in which two arms of one configuration may differ.
 _OUTSIDE_A_CONFIGURATION = frozenset({"learning_rate", "max_arms_per_pack"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invalidation:
+    """Something that makes verdicts about an arm invalid. `code` is that of the linter's finding, `why` is one clause."""
+
+    code: str
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +177,18 @@ def confounds(study: Study) -> tuple[str, ...]:
     return tuple(key for key in differing_settings(study.arms) if key not in studied | tuned)
 
 
+def reporting_split(study: Study) -> Literal["test", "eval"]:
+    """`test` if every completed run was scored on test rows, else `eval`: one study reports on one split."""
+    return "test" if ("test", _ALWAYS_MEASURED) in study.scored_throughout else "eval"
+
+
+def stored_split(split: str, study: Study, *, choosing: bool = False) -> str:
+    """The stored split behind what a `Metric` calls `eval` or `eval_before`; any other split is unchanged."""
+    if choosing or split.removesuffix("_before") != CHOOSING_SPLIT:
+        return split
+    return reporting_split(study) + split.removeprefix(CHOOSING_SPLIT)
+
+
 def _study(suite_name: str, experiment_type: str, *, results: Sequence[ExperimentResult]) -> Study:
     groups: dict[tuple[str, str], list[ExperimentResult]] = {}
     arms, notes = [], []
@@ -243,30 +263,3 @@ def _in_reading_order(arms: Sequence[StudyArm], experiment_type: str) -> tuple[S
     if experiment_type == "quantization_study":
         return tuple(sorted(arms, key=lambda arm: PRECISIONS.index(arm.settings["quantization"])))
     return tuple(arms)
-
-
-#: The split that choices are made on, as in `Score.split`.
-CHOOSING_SPLIT: Literal["eval"] = "eval"
-
-#: Every completed run has this metric, so its presence shows whether a run was scored on the test rows.
-_ALWAYS_MEASURED = "loss"
-
-
-def reporting_split(study: Study) -> Literal["test", "eval"]:
-    """`test` if every completed run was scored on test rows, else `eval`: one study reports on one split."""
-    return "test" if ("test", _ALWAYS_MEASURED) in study.scored_throughout else "eval"
-
-
-def stored_split(split: str, study: Study, *, choosing: bool = False) -> str:
-    """The stored split behind what a `Metric` calls `eval` or `eval_before`; any other split is unchanged."""
-    if choosing or split.removesuffix("_before") != CHOOSING_SPLIT:
-        return split
-    return reporting_split(study) + split.removeprefix(CHOOSING_SPLIT)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Invalidation:
-    """Something that makes verdicts about an arm invalid. `code` is that of the linter's finding, `why` is one clause."""
-
-    code: str
-    why: str

@@ -43,7 +43,6 @@ class Metric:
 
 
 LOSS = Metric(split="eval", name="loss", title="Held-out loss", unit="nats per token", lower_is_better=True)
-
 LOSS_BEFORE = Metric(
     split="eval_before",
     name="loss",
@@ -51,22 +50,17 @@ LOSS_BEFORE = Metric(
     unit="nats per token",
     lower_is_better=True,
 )
-
 PERPLEXITY = Metric(split="eval", name="perplexity", title="Perplexity", unit="", lower_is_better=True)
-
 TOKEN_ACCURACY = Metric(
     split="eval", name="token_accuracy", title="Token accuracy", unit="share", lower_is_better=False
 )
-
 EXACT_MATCH = Metric(
     split="eval", name="exact_match", title="Exact match", unit="share", lower_is_better=False
 )
-
 #: Not in the report: 1 means that an arm gave the same answer to every row.
 SAME_ANSWER = Metric(
     split="eval", name="same_answer", title="Commonest answer", unit="share", lower_is_better=True
 )
-
 FORGETTING_BEFORE = Metric(
     split="forgetting_before",
     name="loss",
@@ -74,7 +68,6 @@ FORGETTING_BEFORE = Metric(
     unit="nats per token",
     lower_is_better=True,
 )
-
 FORGETTING = Metric(
     split="forgetting",
     name="loss",
@@ -82,7 +75,6 @@ FORGETTING = Metric(
     unit="nats per token",
     lower_is_better=True,
 )
-
 #: What a report shows for every arm. `LOSS_BEFORE` belongs to the base model and is the same for all.
 METRICS = (LOSS, PERPLEXITY, TOKEN_ACCURACY, EXACT_MATCH, FORGETTING_BEFORE, FORGETTING)
 
@@ -186,6 +178,20 @@ class ArmSummary:
         return self.scores.get(metric.key)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """Mean over seeds of the mean training loss of the steps up to `step`; `low` and `high` are one sd to either side.
+
+    Both are None for a single seed.
+    """
+
+    step: int
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
 def summarise_arm(arm: StudyArm, study: Study) -> ArmSummary:
     """The arm's scores and costs over its completed seeds."""
     spreads = {
@@ -251,6 +257,20 @@ def arm_versions(arm: StudyArm, study: Study, *, metric: Metric) -> set[int]:
     return {r.scores[key].version for r in arm.completed if key in r.scores}
 
 
+def bin_width(num_steps: int, max_points: int = 60) -> int:
+    """Steps for each point, so that a curve has at most `max_points` points."""
+    return max(1, math.ceil(num_steps / max_points))
+
+
+def mean_curve(runs: Sequence[Sequence[StepRow]], *, width: int) -> tuple[CurvePoint, ...]:
+    """One point for every `width` steps. Steps without a finite loss are left out and never filled in."""
+    bins: dict[int, list[float]] = {}
+    for run in runs:
+        for end, losses in _binned(run, width).items():
+            bins.setdefault(end, []).append(sum(losses) / len(losses))
+    return tuple(_point(end, Spread.of(values)) for end, values in sorted(bins.items()))
+
+
 def _with_step_time(profiles: Sequence[ArmProfile]) -> list[ArmProfile]:
     """Of one profile for each pack, those with a step time; empty if half of the packs or more have none."""
     known = [profile for profile in profiles if profile.step_seconds is not None]
@@ -272,34 +292,6 @@ def _costs(results: tuple[ExperimentResult, ...]) -> Costs:
         tokens_per_second=Spread.of(p.tokens_per_second for p in timed),
         train_seconds=Spread.of(result.train_seconds for result in results),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurvePoint:
-    """Mean over seeds of the mean training loss of the steps up to `step`; `low` and `high` are one sd to either side.
-
-    Both are None for a single seed.
-    """
-
-    step: int
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
-
-
-def bin_width(num_steps: int, max_points: int = 60) -> int:
-    """Steps for each point, so that a curve has at most `max_points` points."""
-    return max(1, math.ceil(num_steps / max_points))
-
-
-def mean_curve(runs: Sequence[Sequence[StepRow]], *, width: int) -> tuple[CurvePoint, ...]:
-    """One point for every `width` steps. Steps without a finite loss are left out and never filled in."""
-    bins: dict[int, list[float]] = {}
-    for run in runs:
-        for end, losses in _binned(run, width).items():
-            bins.setdefault(end, []).append(sum(losses) / len(losses))
-    return tuple(_point(end, Spread.of(values)) for end, values in sorted(bins.items()))
 
 
 def _binned(run: Sequence[StepRow], width: int) -> dict[int, list[float]]:
