@@ -188,7 +188,7 @@ def run(
     """
     if not isinstance(plan, StudyPlan):
         raise TypeError(f"run: takes what plan returns, not {type(plan).__name__}")
-    plan.check_base_models()
+    plan.check_can_run()
     database = _store(folder, store)
     with contextlib.ExitStack() as opened:
         workers = executor or opened.enter_context(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import lorastudy as ls
-from lorastudy.errors import StudyError
+from lorastudy.errors import ModelError, StudyError
 from lorastudy.experiments import base_experiment
 from lorastudy.protocol.records import PackStep
 
@@ -112,14 +112,22 @@ def test_mistakes_are_exceptions_with_the_fix(tmp_path: Path) -> None:
 
 
 def test_what_fails_is_told_and_raises_nothing(tmp_path: Path) -> None:
-    """No experiment completes: the layers that the arms name are not there."""
-    plan = ls.plan(ls.load_suite(SUITE, target_modules=["absent"]), folder=tmp_path)
+    """No experiment completes: all diverge."""
+    explosive = {"lora_alpha": 1e30, "learning_rate": 9.0, "max_grad_norm": 0.0}
+    plan = ls.plan(ls.load_suite(SUITE, **explosive), folder=tmp_path)
     found = ls.run(plan, folder=tmp_path, continue_on_error=True)
     assert len(found.outcome.failed) == 4
     assert str(found).startswith("from_python: no experiment has completed; 4 failed, 0 not run")
-    assert "absent" in str(found)
+    assert "not finite in step 1" in str(found)
     with pytest.raises(StudyError, match="None of the 4 experiments"):
         ls.analyse(found)
+
+
+def test_a_plan_with_arms_that_do_not_fit_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    plan = ls.plan(ls.load_suite(SUITE, target_modules=["absent"]), folder=tmp_path)
+    with pytest.raises(ModelError, match="target_modules: absent: not in this model"):
+        ls.run(plan, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_plan_for_another_executor_is_refused(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def run_experiments(
         plan = planned(suite, tracker=tracker, executor=executor, registered=registered)
         for note in plan.notes:
             say(f"note: {note}", file=sys.stderr)
-        plan.check_base_models()
+        plan.check_can_run()
         workers = executor or local_executor(plan.design.of_every_arm)
         open_until_done.enter_context(contextlib.closing(workers))
         tracker = tracker or open_until_done.enter_context(_writer(database))

@@ -28,6 +28,7 @@ from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.quantised import features
 from lorastudy.engine.self_check import probe_batch
+from lorastudy.errors import ModelError
 from lorastudy.protocol.records import STEP_TIME_FLOOR, ArmProfile
 from lorastudy.suite.targets import count_by_role, names_digest
 
@@ -271,6 +272,11 @@ def _step_seconds(
 
     try:
         engine.train([_first_step(batches, base=base), batches], on_step=on_step)
+        if len(ends) < 2:
+            raise ModelError(
+                "the loss or its gradient is not finite at the first step, at a learning rate of 0: the base model's weights "
+                "or its precision do not fit these rows"
+            )
         return ends[1] - ends[0]
     finally:
         engine.close()
@@ -285,8 +291,15 @@ def _first_step(batches: Sequence[Batch], *, base: BaseModel) -> Sequence[Batch]
 
 
 def _for_two_steps(arm: Arm) -> Arm:
-    """The arm, to be measured: long enough for a warm step, and so slow that it cannot diverge before that."""
-    return replace(arm, num_steps=max(2, arm.num_steps), learning_rate=0.0)
+    """The arm, to be measured: long enough for a warm step, without what could make it diverge before that."""
+    return replace(
+        arm,
+        num_steps=max(2, arm.num_steps),
+        learning_rate=0.0,
+        lora_alpha=float(arm.r),
+        use_rslora=False,
+        scaling=1.0,
+    )
 
 
 def live_bytes() -> int:

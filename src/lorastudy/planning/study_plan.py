@@ -106,7 +106,7 @@ class StudyPlan:
         """The arms that are judged together."""
         return 0 if self.case is None else len(self.case.arms)
 
-    def check_base_models(self) -> None:
+    def check_can_run(self) -> None:
         """Refuse a plan with a base model that cannot be had, or with arms that do not fit their base model.
 
         Raises:

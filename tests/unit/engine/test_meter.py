@@ -164,6 +164,20 @@ def test_arms_of_one_shape_are_measured_once():
     assert {profile.num_timed_steps for profile in profiles} == {6}
 
 
+def test_an_arm_that_will_diverge_at_once_is_measured_like_any_other_of_its_shape():
+    base = tiny.make_base()
+    calm = tiny.make_arm(tiny.targets(base, "qkvo"), name="calm")
+    wild = replace(calm, experiment_id="wild", learning_rate=9.0, lora_alpha=1e30, scaling=1e30)
+    (batches,) = tiny.make_steps(1)
+
+    def measured(arm):
+        machine = Machine()
+        factory = Counted(base, machine)
+        return next(profile_arms(factory, [arm], base=base, largest=batches, typical=batches, clock=machine))
+
+    assert replace(measured(wild), experiment_id="calm") == measured(calm)
+
+
 def scripted_times(seconds, num_steps=1):
     """`time_shapes` of the shapes "a", "b" ..., whose steps take what `seconds(shape, visit, now)` says."""
     machine, visits, order = Machine(), Counter(), []
