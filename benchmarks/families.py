@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lorastudy.data.tokenise import TokenRow
-from lorastudy.engine.arms import Arm, Engine
+from lorastudy.engine.arms import Engine, TrainingArm
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.batch import Batch, assemble
 from lorastudy.engine.loading import BaseModel
@@ -190,7 +190,7 @@ def loss_of_saved(folder: Path, base: BaseModel, *, batch: Batch) -> float:
     return F.cross_entropy(logits_MV, batch.targets_M).item()
 
 
-def _engine(base: BaseModel, arm: Arm) -> Engine:
+def _engine(base: BaseModel, arm: TrainingArm) -> Engine:
     """What `auto` takes."""
     try:
         return PackedEngine(base, [arm])
@@ -232,9 +232,9 @@ def base_of(model: PreTrainedModel, *, name: str) -> BaseModel:
     )  # fmt: skip
 
 
-def make_arm(names: Sequence[str], *, r: int = 4, num_steps: int = 3) -> Arm:
+def make_arm(names: Sequence[str], *, r: int = 4, num_steps: int = 3) -> TrainingArm:
     """An arm that moves far in a few steps, so that a part of it that is lost shows."""
-    return Arm(
+    return TrainingArm(
         experiment_id="a", seed=0, r=r, lora_alpha=2.0 * r, use_rslora=False, scaling=2.0, lora_dropout=0.0,
         module_names=tuple(names), learning_rate=2e-2, lr_scheduler_type="constant", num_warmup_steps=0,
         num_steps=num_steps, weight_decay=0.0, max_grad_norm=0.0, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8,

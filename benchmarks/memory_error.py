@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.gpu_memory import compute_capability
 from benchmarks.memory_predictions import Case, Predictor
-from lorastudy.engine.arms import Arm
+from lorastudy.engine.arms import TrainingArm
 from lorastudy.engine.batch import Batch, assemble
 from lorastudy.engine.environment import environment
 from lorastudy.engine.loading import BaseModel, default_device, load_base
@@ -235,8 +235,8 @@ def _labels(lengths: Sequence[int], share: float) -> int:
     return min(round(sum(lengths) * share), sum(lengths) - len(lengths))
 
 
-def _arm(number: int, r: int, module_names: tuple[str, ...]) -> Arm:
-    return Arm(
+def _arm(number: int, r: int, module_names: tuple[str, ...]) -> TrainingArm:
+    return TrainingArm(
         experiment_id=str(number), seed=number, r=r, lora_alpha=float(r), use_rslora=False, scaling=1.0,
         lora_dropout=0.0, module_names=module_names, learning_rate=0.0, lr_scheduler_type="constant",
         num_warmup_steps=0, num_steps=2, weight_decay=0.0, max_grad_norm=1.0, adam_beta1=0.9, adam_beta2=0.999,

@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.job import Job, Row, Run
 from benchmarks.sequential import peft_model
 from lorastudy.data.tokenise import TokenRow
-from lorastudy.engine.arms import Arm, make_arm
+from lorastudy.engine.arms import TrainingArm, make_arm
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.packed import PackedEngine
@@ -78,7 +78,7 @@ def token_row(row: Row) -> TokenRow:
     return TokenRow(input_ids=row.input_ids, labels=row.labels, prompt_ids=(), prompt_text="", reference="")
 
 
-def arms_of(job: Job, *, base: BaseModel) -> list[Arm]:
+def arms_of(job: Job, *, base: BaseModel) -> list[TrainingArm]:
     """The job's runs as arms, called as they are."""
     names = resolve_targets(base.target_layers, target_modules=job.targets, layers_to_transform=None)
     arms = []
@@ -128,7 +128,7 @@ def train_from(
     ]
 
 
-def _set_first_weights(engine: PackedEngine, arm: Arm, start: Mapping[str, Tensor]) -> None:
+def _set_first_weights(engine: PackedEngine, arm: TrainingArm, start: Mapping[str, Tensor]) -> None:
     for name, (lora_A, _) in engine._adapters.weights_of(arm).items():
         lora_A.copy_(start[name])
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from lorastudy.data.tokenise import TokenRow
 from lorastudy.engine.adapters import WEIGHTS_FILE
-from lorastudy.engine.arms import Arm, Engine, StepResult
+from lorastudy.engine.arms import Engine, StepResult, TrainingArm
 from lorastudy.engine.batch import Batch, assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.packed import PackedEngine
@@ -129,7 +129,7 @@ def targets(base: BaseModel, target_modules: str | Sequence[str]) -> tuple[str, 
     return resolve_targets(base.target_layers, target_modules=target_modules, layers_to_transform=None)
 
 
-def make_arm(module_names: Sequence[str], *, name: str = "a", **values: Any) -> Arm:
+def make_arm(module_names: Sequence[str], *, name: str = "a", **values: Any) -> TrainingArm:
     """An arm with ordinary settings; `lora_alpha` and `scaling` follow `r` and each other.
 
     But for epsilon: with Adam's usual 1e-8 a gradient that cancels to rounding noise makes a step of full size. In
@@ -153,7 +153,7 @@ def make_arm(module_names: Sequence[str], *, name: str = "a", **values: Any) -> 
         "adam_beta2": 0.999,
         "adam_epsilon": 1e-6,
     }
-    return Arm(
+    return TrainingArm(
         r=r,
         lora_alpha=alpha,
         use_rslora=rslora,
@@ -163,7 +163,7 @@ def make_arm(module_names: Sequence[str], *, name: str = "a", **values: Any) -> 
     )
 
 
-def seven_arms(base: BaseModel) -> list[Arm]:
+def seven_arms(base: BaseModel) -> list[TrainingArm]:
     """Arms that differ in all that arms may differ in, but dropout."""
     attention, mlp, everything = (targets(base, preset) for preset in ("qkvo", "mlp", "all"))
     return [
@@ -251,7 +251,7 @@ def adapters_of(engine: Engine, folder: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def train(
-    make_engine: Callable[..., Engine], base: BaseModel, arms: Sequence[Arm], *, steps: Any, folder: Path,
+    make_engine: Callable[..., Engine], base: BaseModel, arms: Sequence[TrainingArm], *, steps: Any, folder: Path,
     **options: Any,
 ) -> tuple[Log, dict[str, dict[str, Tensor]]]:  # fmt: skip
     """Train from scratch; the log and the final adapters."""
@@ -273,6 +273,6 @@ def largest_relative(losses: Sequence[float], others: Sequence[float]) -> float:
     return max(abs(one - other) / abs(other) for one, other in zip(losses, others, strict=True))
 
 
-def with_names(arms: Sequence[Arm], prefix: str) -> list[Arm]:
+def with_names(arms: Sequence[TrainingArm], prefix: str) -> list[TrainingArm]:
     """The same arms under other names."""
     return [replace(arm, experiment_id=f"{prefix}{arm.experiment_id}") for arm in arms]

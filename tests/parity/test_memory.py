@@ -17,8 +17,7 @@ from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.planning import answer
-from lorastudy.planning.memory import ArmSize, Device, Prediction, predict
-from lorastudy.planning.shapes import ModelShape
+from lorastudy.planning.memory import ArmSize, Device, ModelShape, Prediction, predict
 from lorastudy.protocol.footprint import Footprint, MicroBatch
 from lorastudy.protocol.jobs import CountedArm, FootprintQuestion, ModelQuestion, Precision, as_json
 from lorastudy.suite.settings import Settings

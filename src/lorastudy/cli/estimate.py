@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lorastudy.cli.console import PlainConsole
     from lorastudy.planning.answers import Answers
     from lorastudy.planning.estimate import Estimator
-    from lorastudy.planning.fitting import Suggestion
+    from lorastudy.planning.predictions import Suggestion
     from lorastudy.suite.experiment import Experiment
     from lorastudy.suite.settings import Settings
 
@@ -92,8 +92,7 @@ def _shown(
     vram: str | None,
     calibrate: bool,
 ) -> "list[_Shown]":
-    from lorastudy.planning.estimate import by_pack, prepare, within_margin
-    from lorastudy.planning.memory_budget import memory_size
+    from lorastudy.planning.estimate import by_pack, memory_size, prepare, within_margin
 
     budget_bytes = None if vram is None else within_margin(memory_size(vram))
     estimators = by_pack(experiments, answers, with_data=with_data)
@@ -137,7 +136,7 @@ class _Shown:
         budget_bytes: int | None,
         calibrate: bool,
     ) -> "_Shown":
-        from lorastudy.planning.fitting import fewer_arms, suggestions
+        from lorastudy.planning.predictions import fewer_arms, suggestions
 
         if calibrate:
             estimator.calibrate()
@@ -174,7 +173,7 @@ class _Shown:
     def show(self, console: "PlainConsole", *, vram: str | None) -> None:
         """As text for people."""
         from lorastudy.cli.plan_output import show_terms, show_time
-        from lorastudy.planning.memory_budget import margin_words
+        from lorastudy.planning.estimate import margin_words
         from lorastudy.planning.plan_summary import disk_bytes
         from lorastudy.report.numbers import count, plural, size
 

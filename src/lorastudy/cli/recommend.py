@@ -14,8 +14,8 @@ from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
     from lorastudy.cli.console import PlainConsole
+    from lorastudy.planning.estimate import MemoryBudget
     from lorastudy.planning.literature import LiteratureRule
-    from lorastudy.planning.memory_budget import MemoryBudget
     from lorastudy.planning.recommendation import CandidateFinder
     from lorastudy.planning.recommendation_request import RecommendationRequest
     from lorastudy.recommend.recommendation import Candidate, Recommendation
@@ -73,7 +73,7 @@ def recommend(
     from lorastudy.cli.console import PlainConsole
     from lorastudy.executors.process import JobWorker
     from lorastudy.planning.answers import Answers
-    from lorastudy.planning.memory_budget import budget_here, budget_of
+    from lorastudy.planning.estimate import budget_here, budget_of
     from lorastudy.planning.recommendation import CandidateFinder, machine_of
     from lorastudy.planning.recommendation_request import read_request
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lorastudy.engine.arms import Arm, initial_lora_A, stream_seed
+from lorastudy.engine.arms import TrainingArm, initial_lora_A, stream_seed
 from lorastudy.engine.lora import DropoutClock, GroupDropout, LoraSlot, PackedLinear, attach
 from lorastudy.engine.quantised import features
 
@@ -37,7 +37,7 @@ class Group:
 class AdapterBuffers:
     """All adapters of a pack, by group. In `arms`, the pack's order, the arms of a group are neighbours."""
 
-    arms: tuple[Arm, ...]
+    arms: tuple[TrainingArm, ...]
     groups: tuple[Group, ...]
     clock: DropoutClock
 
@@ -60,7 +60,7 @@ class AdapterBuffers:
         finally:
             self.clock.active = False
 
-    def weights_of(self, arm: Arm) -> dict[str, tuple[Tensor, Tensor]]:
+    def weights_of(self, arm: TrainingArm) -> dict[str, tuple[Tensor, Tensor]]:
         """Module name -> (lora_A of shape (r, inputs), lora_B of shape (outputs, r)): views, fp32."""
         number = self.arms.index(arm)
         group = next(group for group in self.groups if group.start <= number < group.stop)
@@ -98,13 +98,13 @@ class AdapterBuffers:
         return GroupDropout(seeds_G=seeds, probability=arms[0].lora_dropout, clock=self.clock)
 
 
-def sorted_by_shape(arms: Sequence[Arm]) -> tuple[Arm, ...]:
+def sorted_by_shape(arms: Sequence[TrainingArm]) -> tuple[TrainingArm, ...]:
     """The arms with equal-shaped ones side by side; otherwise their order is kept."""
     return tuple(sorted(arms, key=lambda arm: arm.shape))
 
 
 def make_buffers(
-    arms: Sequence[Arm], *, layers: Mapping[str, PackedLinear], device: torch.device
+    arms: Sequence[TrainingArm], *, layers: Mapping[str, PackedLinear], device: torch.device
 ) -> AdapterBuffers:
     """Fresh adapters for arms that are `sorted_by_shape`: lora_A drawn from each arm's seed, lora_B zero."""
     groups: list[Group] = []
@@ -119,7 +119,12 @@ def make_buffers(
 
 
 def _make_group(
-    arms: Sequence[Arm], *, start: int, stop: int, layers: Mapping[str, PackedLinear], device: torch.device
+    arms: Sequence[TrainingArm],
+    *,
+    start: int,
+    stop: int,
+    layers: Mapping[str, PackedLinear],
+    device: torch.device,
 ) -> Group:
     first, num_arms = arms[start], stop - start
     sizes = {name: features(layers[name].base_layer) for name in first.module_names}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from lorastudy.engine.arms import Arm
+from lorastudy.engine.arms import TrainingArm
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.targets import is_stored_otherwise
 from lorastudy.errors import ModelError
@@ -27,7 +27,7 @@ PARTS = ("lora_A", "lora_B")
 
 
 def save_adapter(
-    arm: Arm, weights: Mapping[str, tuple[Tensor, Tensor]], *, base: BaseModel, folder: Path
+    arm: TrainingArm, weights: Mapping[str, tuple[Tensor, Tensor]], *, base: BaseModel, folder: Path
 ) -> int:  # fmt: skip
     """Write `adapter_model.safetensors` and `adapter_config.json`; return the bytes of the weights.
 
@@ -52,7 +52,7 @@ def save_adapter(
     return weights_file.stat().st_size
 
 
-def save_config(arm: Arm, *, base: BaseModel, folder: Path) -> None:
+def save_config(arm: TrainingArm, *, base: BaseModel, folder: Path) -> None:
     """Write `adapter_config.json`, which PEFT reads as `peft_model.lora_config`. Keys that are left out have their default.
 
     PEFT does not write it: importing it costs every worker a second, and it writes the modules in a random order.
@@ -118,7 +118,7 @@ def expected_keys(
     return expected
 
 
-def check_saved(arm: Arm, *, base: BaseModel, folder: Path) -> None:
+def check_saved(arm: TrainingArm, *, base: BaseModel, folder: Path) -> None:
     """Compare a saved adapter with what PEFT will look for: the layers that it selects, the keys and their shapes.
 
     Raises:
@@ -143,7 +143,7 @@ def check_saved(arm: Arm, *, base: BaseModel, folder: Path) -> None:
         )
 
 
-def check_peft(base: BaseModel, arms: Iterable[Arm]) -> None:
+def check_peft(base: BaseModel, arms: Iterable[TrainingArm]) -> None:
     """Check that PEFT wraps and loads what these arms adapt, where its rules are more than names.
 
     They are in families whose weights have other names in their files, or some of whose layers are left out.
@@ -251,7 +251,7 @@ def _same_width(layer: TargetLayer, tensor: Tensor, *, part: str) -> bool:
     return tensor.shape[1] == layer.in_features if part == "lora_A" else tensor.shape[0] == layer.out_features
 
 
-def is_transposed(arm: Arm, *, base: BaseModel) -> bool:
+def is_transposed(arm: TrainingArm, *, base: BaseModel) -> bool:
     """Whether the arm's layers hold their weights as GPT-2 does, inputs first."""
     return any(isinstance(base.linear_layers.get(name), Conv1D) for name in arm.module_names)
 

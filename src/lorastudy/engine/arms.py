@@ -20,7 +20,7 @@ from lorastudy.suite.experiment import Experiment
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class TrainingArm:
     """One experiment, ready to train: which modules it adapts, how, and for how many optimizer steps."""
 
     experiment_id: str
@@ -132,7 +132,7 @@ class Engine(Scorer, Protocol):
     """
 
     name: str
-    arms: tuple[Arm, ...]
+    arms: tuple[TrainingArm, ...]
 
     @property
     def num_steps_done(self) -> int:
@@ -159,7 +159,7 @@ class Engine(Scorer, Protocol):
         """
         ...
 
-    def save_adapter(self, arm: Arm, folder: Path) -> int:
+    def save_adapter(self, arm: TrainingArm, folder: Path) -> int:
         """Write the arm's adapter in PEFT's format; return the bytes of its weights file."""
         ...
 
@@ -168,7 +168,7 @@ class Engine(Scorer, Protocol):
         ...
 
 
-EngineFactory = Callable[[Sequence[Arm]], Engine]
+EngineFactory = Callable[[Sequence[TrainingArm]], Engine]
 """Makes an engine with fresh adapters for these arms, on the pack's base."""
 
 
@@ -178,10 +178,10 @@ def make_arm(
     module_names: tuple[str, ...],
     num_steps: int,
     modules_left_out: tuple[str, ...] = (),
-) -> Arm:
+) -> TrainingArm:
     """The arm of an experiment. Warm-up steps are rounded up, as transformers does."""
     settings = experiment.settings
-    return Arm(
+    return TrainingArm(
         experiment_id=experiment.id,
         seed=experiment.seed,
         r=settings.lora_rank,
@@ -203,7 +203,7 @@ def make_arm(
     )
 
 
-def initial_lora_A(arm: Arm, *, module_name: str, in_features: int) -> Tensor:
+def initial_lora_A(arm: TrainingArm, *, module_name: str, in_features: int) -> Tensor:
     """`lora_A` of shape (r, in_features), fp32 on the CPU; `lora_B` starts at zero.
 
     The distribution is peft's: kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in)). The draw depends

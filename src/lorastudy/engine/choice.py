@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from lorastudy.engine.arms import Arm, Engine
+from lorastudy.engine.arms import Engine, TrainingArm
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.fake_model import built_model, meta_model
 from lorastudy.engine.loading import BaseModel
@@ -37,7 +37,7 @@ class ChosenEngine:
         """`packed` or `reference`."""
         return self.kind.name
 
-    def __call__(self, arms: Sequence[Arm]) -> Engine:
+    def __call__(self, arms: Sequence[TrainingArm]) -> Engine:
         """Fresh adapters for these arms on the pack's base."""
         return self.kind(self.base, arms, gradient_checkpointing=self.gradient_checkpointing)
 
@@ -47,7 +47,7 @@ def engine_factory(
     *,
     base: BaseModel,
     settings: Settings,
-    probe: Arm,
+    probe: TrainingArm,
     longest_row: int,
     on_fallback: Callable[[str], None],
 ) -> ChosenEngine:

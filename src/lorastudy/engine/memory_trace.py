@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves
 
 from lorastudy.data.tokenise import IGNORED, TokenRow
 from lorastudy.engine import adapter_buffers, attention, loss, matmul, packed, patches
-from lorastudy.engine.arms import Arm
+from lorastudy.engine.arms import TrainingArm
 from lorastudy.engine.attention import serves_on
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.fake_model import META, FakeModels, decoder_layers, layers_are_alike
@@ -128,7 +128,7 @@ def as_footprint(step: CountedStep) -> Footprint:
 
 
 def count_layers(
-    question: FootprintQuestion, arms: Sequence[Arm], *, models: FakeModels, num_layers: int | None
+    question: FootprintQuestion, arms: Sequence[TrainingArm], *, models: FakeModels, num_layers: int | None
 ) -> CountedStep:
     """Count the step on the first layers of the model alone; None: on all of them."""
     base = models.base(
@@ -151,7 +151,7 @@ def count_layers(
     )
 
 
-def counted_arms(arms: Sequence[CountedArm], *, layers: Sequence[TargetLayer]) -> list[Arm]:
+def counted_arms(arms: Sequence[CountedArm], *, layers: Sequence[TargetLayer]) -> list[TrainingArm]:
     """The arms with the names of the modules that they adapt.
 
     The packed engine does not adapt parameters of experts. An arm that adapts nothing else is counted with all other layers
@@ -166,7 +166,7 @@ def counted_arms(arms: Sequence[CountedArm], *, layers: Sequence[TargetLayer]) -
     return counted
 
 
-def _in_all_layers(arms: Sequence[Arm], num_layers: int) -> bool:
+def _in_all_layers(arms: Sequence[TrainingArm], num_layers: int) -> bool:
     """Whether each arm adapts the same modules in every layer."""
     for arm in arms:
         counts = Counter(without_layer_number(name) for name in arm.module_names)
@@ -292,7 +292,7 @@ def _bytes_inside(func: Any, args: Any) -> int:
 
 def count_step(
     base: BaseModel,
-    arms: Sequence[Arm],
+    arms: Sequence[TrainingArm],
     *,
     engine: EngineName,
     batch: MicroBatch,
@@ -306,7 +306,7 @@ def count_step(
 
 
 def _count_packed(
-    base: BaseModel, arms: Sequence[Arm], *, batch: MicroBatch, gradient_checkpointing: bool
+    base: BaseModel, arms: Sequence[TrainingArm], *, batch: MicroBatch, gradient_checkpointing: bool
 ) -> CountedStep:
     known = [tensor for module in base.model.modules() for tensor in tensors_of(module)]
     with ExitStack() as stack:
@@ -334,7 +334,7 @@ def _count_packed(
 
 
 def _count_reference(
-    base: BaseModel, arms: Sequence[Arm], *, batch: MicroBatch, gradient_checkpointing: bool
+    base: BaseModel, arms: Sequence[TrainingArm], *, batch: MicroBatch, gradient_checkpointing: bool
 ) -> CountedStep:
     """The second step of PEFT in a plain loop: the optimizer makes its moments in the first one.
 
@@ -498,7 +498,7 @@ def _undrawn_mask(_: GroupDropout, x_GND: Tensor, **__: object) -> Tensor:
     return torch.empty(x_GND.shape, dtype=x_GND.dtype, device=x_GND.device)
 
 
-def _undrawn_lora_A(arm: Arm, *, in_features: int, **_: object) -> Tensor:
+def _undrawn_lora_A(arm: TrainingArm, *, in_features: int, **_: object) -> Tensor:
     return torch.empty(arm.r, in_features, device=META)
 
 
@@ -521,9 +521,9 @@ def _num_ids(base: BaseModel) -> int:
     return int(config.get_text_config().vocab_size)
 
 
-def counted_arm(number: int, module_names: tuple[str, ...], *, r: int, dropout: bool) -> Arm:
+def counted_arm(number: int, module_names: tuple[str, ...], *, r: int, dropout: bool) -> TrainingArm:
     """An arm whose size alone matters."""
-    return Arm(
+    return TrainingArm(
         experiment_id=str(number), seed=number, r=r, lora_alpha=float(r), use_rslora=False, scaling=1.0,
         lora_dropout=0.1 if dropout else 0.0, module_names=module_names, learning_rate=1e-4,
         lr_scheduler_type="constant", num_warmup_steps=0, num_steps=1, weight_decay=0.0, max_grad_norm=1.0,

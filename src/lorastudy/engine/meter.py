@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from lorastudy.engine.arms import Arm, EngineFactory
+from lorastudy.engine.arms import EngineFactory, TrainingArm
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.quantised import features
@@ -128,7 +128,7 @@ class StepTimes:
 
 def profile_arms(
     make_engine: EngineFactory,
-    arms: Sequence[Arm],
+    arms: Sequence[TrainingArm],
     *,
     base: BaseModel,
     largest: Sequence[Batch],
@@ -231,12 +231,12 @@ def num_parameters(base: BaseModel) -> int:
     return total
 
 
-def _shape(arm: Arm) -> _Shape:
+def _shape(arm: TrainingArm) -> _Shape:
     return arm.r, arm.module_names, arm.lora_dropout > 0
 
 
 def _peak_bytes(
-    make_engine: EngineFactory, arm: Arm, *, base: BaseModel, batches: Sequence[Batch]
+    make_engine: EngineFactory, arm: TrainingArm, *, base: BaseModel, batches: Sequence[Batch]
 ) -> tuple[int, int]:  # fmt: skip
     """(peak bytes of training, bytes of the adapter's file). In the second step the optimizer's state is there."""
     engine = make_engine([_for_two_steps(arm)])
@@ -260,7 +260,7 @@ def _peak_bytes(
 
 
 def _step_seconds(
-    make_engine: EngineFactory, arm: Arm, *, base: BaseModel, batches: Sequence[Batch], clock: Clock
+    make_engine: EngineFactory, arm: TrainingArm, *, base: BaseModel, batches: Sequence[Batch], clock: Clock
 ) -> float:
     """Seconds of one optimizer step after another one."""
     engine = make_engine([_for_two_steps(arm)])
@@ -290,7 +290,7 @@ def _first_step(batches: Sequence[Batch], *, base: BaseModel) -> Sequence[Batch]
     return batches if base.device.type == "cuda" else [probe_batch(base.model, device=base.device)]
 
 
-def _for_two_steps(arm: Arm) -> Arm:
+def _for_two_steps(arm: TrainingArm) -> TrainingArm:
     """The arm, to be measured: long enough for a warm step, without what could make it diverge before that."""
     return replace(
         arm,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lorastudy.engine.adapter_buffers import AdapterBuffers, Group
-from lorastudy.engine.arms import Arm
+from lorastudy.engine.arms import TrainingArm
 
 
 def schedule_factor(name: str, step: int, *, num_warmup_steps: int, num_steps: int) -> float:
@@ -31,7 +31,7 @@ def schedule_factor(name: str, step: int, *, num_warmup_steps: int, num_steps: i
     return 1.0
 
 
-def learning_rate(arm: Arm, *, step: int) -> float:
+def learning_rate(arm: TrainingArm, *, step: int) -> float:
     """The arm's learning rate in a step, counted from 0."""
     factor = schedule_factor(
         arm.lr_scheduler_type, step, num_warmup_steps=arm.num_warmup_steps, num_steps=arm.num_steps
@@ -115,7 +115,7 @@ class PackedAdamW:
 
 def _adamw(
     tensors: tuple[Tensor, Tensor, Tensor, Tensor],
-    arms: Sequence[Arm],
+    arms: Sequence[TrainingArm],
     *,
     steps: Sequence[int],
     grad_norm_G: Tensor,

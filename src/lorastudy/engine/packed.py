@@ -35,7 +35,7 @@ from transformers import PreTrainedModel
 from lorastudy.engine import attention
 from lorastudy.engine.adapter_buffers import make_buffers, sorted_by_shape
 from lorastudy.engine.adapters import check_peft, save_adapter
-from lorastudy.engine.arms import Arm, ArmState, EngineState, StepResult, TokenScores
+from lorastudy.engine.arms import ArmState, EngineState, StepResult, TokenScores, TrainingArm
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.fused_ops import FusedOps, find_fused_ops
@@ -71,7 +71,7 @@ class PackedEngine:
     def __init__(
         self,
         base: BaseModel,
-        arms: Sequence[Arm],
+        arms: Sequence[TrainingArm],
         *,
         gradient_checkpointing: bool = False,
         longest_row: int | None = None,
@@ -275,7 +275,7 @@ class PackedEngine:
                 row.copy_(arm.tensors[name])
         self._adapters.clock.forward_pass = state.num_forward_passes
 
-    def save_adapter(self, arm: Arm, folder: Path) -> int:
+    def save_adapter(self, arm: TrainingArm, folder: Path) -> int:
         """Write the arm's adapter in PEFT's format; return the bytes of its weights file."""
         return save_adapter(arm, self._adapters.weights_of(arm), base=self._base, folder=folder)
 
@@ -318,7 +318,7 @@ class PackedEngine:
         )
 
 
-def _refuse_experts(base: BaseModel, arms: Sequence[Arm]) -> None:
+def _refuse_experts(base: BaseModel, arms: Sequence[TrainingArm]) -> None:
     layers = base.targets_by_name
     parameter = next((name for arm in arms for name in arm.module_names if layers[name].is_parameter), None)
     if parameter is not None:
@@ -327,7 +327,7 @@ def _refuse_experts(base: BaseModel, arms: Sequence[Arm]) -> None:
         )
 
 
-def _arm_step(arm: Arm, *, loss: float, rate: float, norm: float) -> ArmStep:
+def _arm_step(arm: TrainingArm, *, loss: float, rate: float, norm: float) -> ArmStep:
     return ArmStep(
         experiment_id=arm.experiment_id,
         loss=loss if math.isfinite(loss) else None,

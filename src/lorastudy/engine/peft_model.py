@@ -25,7 +25,7 @@ from lorastudy.engine.adapters import (
     targets_in_config,
     whole,
 )
-from lorastudy.engine.arms import Arm, TokenScores
+from lorastudy.engine.arms import TokenScores, TrainingArm
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.padded_forward import greedy_answers, label_logits
@@ -35,7 +35,7 @@ from lorastudy.errors import ModelError
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError)
 
 
-def lora_config(arm: Arm, *, base: BaseModel, parameters: Sequence[str] = ()) -> LoraConfig:
+def lora_config(arm: TrainingArm, *, base: BaseModel, parameters: Sequence[str] = ()) -> LoraConfig:
     """The arm as PEFT's own configuration. PEFT fills in the base's name itself.
 
     `parameters` are parameters of experts that the arm does not adapt and PEFT must wrap all the same.
@@ -54,7 +54,7 @@ def lora_config(arm: Arm, *, base: BaseModel, parameters: Sequence[str] = ()) ->
     )
 
 
-def wrap(base: BaseModel, arms: Mapping[str, Arm]) -> PeftModel:
+def wrap(base: BaseModel, arms: Mapping[str, TrainingArm]) -> PeftModel:
     """PEFT's model around the base with one named adapter per arm, with weights as PEFT draws them.
 
     In one PEFT model all adapters must name the same parameters of experts, so each wraps those of all arms.
@@ -134,7 +134,7 @@ def taken_for_experts(model: nn.Module, names: Sequence[str]) -> frozenset[str]:
     return frozenset(names) - frozenset(kept)
 
 
-def check_wrapping(base: BaseModel, arm: Arm) -> None:
+def check_wrapping(base: BaseModel, arm: TrainingArm) -> None:
     """Check on a copy of the model on the meta device that PEFT wraps exactly these layers and loads these keys.
 
     Raises:

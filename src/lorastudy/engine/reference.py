@@ -18,11 +18,11 @@ from transformers import get_scheduler
 
 from lorastudy.engine.adapters import save_adapter
 from lorastudy.engine.arms import (
-    Arm,
     ArmState,
     EngineState,
     StepResult,
     TokenScores,
+    TrainingArm,
     initial_lora_A,
     stream_seed,
 )
@@ -45,7 +45,12 @@ class ArmTrainer:
     """
 
     def __init__(
-        self, arm: Arm, parameters: Sequence[nn.Parameter], *, device: torch.device, dtype: torch.dtype
+        self,
+        arm: TrainingArm,
+        parameters: Sequence[nn.Parameter],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.arm = arm
         self.parameters = list(parameters)
@@ -154,7 +159,9 @@ class ReferenceEngine:
 
     name = "reference"
 
-    def __init__(self, base: BaseModel, arms: Sequence[Arm], *, gradient_checkpointing: bool = False) -> None:
+    def __init__(
+        self, base: BaseModel, arms: Sequence[TrainingArm], *, gradient_checkpointing: bool = False
+    ) -> None:
         """Wrap the base in PEFT's model.
 
         Raises:
@@ -238,7 +245,7 @@ class ReferenceEngine:
             for _ in self._one_after_another()
         ]
 
-    def save_adapter(self, arm: Arm, folder: Path) -> int:
+    def save_adapter(self, arm: TrainingArm, folder: Path) -> int:
         """Write the arm's adapter in PEFT's format; return the bytes of its weights file.
 
         PEFT does not write it: its model holds the adapters of all arms, and keys of experts depend on which of them are
@@ -322,7 +329,7 @@ class ReferenceEngine:
         return total
 
 
-def _initial_weights(arm: Arm, layers: Mapping[str, TargetLayer]) -> dict[str, tuple[Tensor, Tensor]]:
+def _initial_weights(arm: TrainingArm, layers: Mapping[str, TargetLayer]) -> dict[str, tuple[Tensor, Tensor]]:
     """Draw weights as the packed engine does. Each expert has a stream of its own; their matrices are stacked."""
     weights: dict[str, tuple[Tensor, Tensor]] = {}
     for name in arm.module_names:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lorastudy.engine.arms import Arm
+from lorastudy.engine.arms import TrainingArm
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.memory_trace import rows_of
@@ -63,8 +63,8 @@ def _seconds(base: BaseModel, settings: Settings, *, num_arms: int, batch: Micro
     return statistics.median(end - start for start, end in itertools.pairwise(ends))
 
 
-def _arm(name: str, module_names: tuple[str, ...], *, settings: Settings) -> Arm:
-    return Arm(
+def _arm(name: str, module_names: tuple[str, ...], *, settings: Settings) -> TrainingArm:
+    return TrainingArm(
         experiment_id=name, seed=0, r=settings.lora_rank, lora_alpha=settings.lora_alpha_value,
         use_rslora=settings.use_rslora, scaling=settings.lora_scaling, lora_dropout=settings.lora_dropout,
         module_names=module_names, learning_rate=1e-6, lr_scheduler_type="constant", num_warmup_steps=0,

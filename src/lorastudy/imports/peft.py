@@ -74,7 +74,7 @@ class _MetaInfo(BaseModel):
     system_info: dict[str, str | None] = {}
 
 
-class _File(BaseModel):
+class _ResultFile(BaseModel):
     run_info: _RunInfo
     train_info: _TrainInfo
     meta_info: _MetaInfo
@@ -101,7 +101,7 @@ def read_peft(
 def _read(file: Path, *, suite_name: str, num_items: int) -> ImportedResult:
     content = file.read_bytes()
     try:
-        parsed = _File.model_validate(json.loads(content))
+        parsed = _ResultFile.model_validate(json.loads(content))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))

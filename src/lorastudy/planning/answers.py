@@ -16,7 +16,7 @@ from typing import Any
 
 from lorastudy.cache import cache_folder, keep, source_digest
 from lorastudy.errors import DataError, ModelError, StudyError
-from lorastudy.planning.shapes import CONFIG_NAME, config_folder
+from lorastudy.planning.memory import CONFIG_NAME, config_folder
 from lorastudy.protocol.jobs import (
     FootprintQuestion,
     MachineQuestion,

@@ -12,7 +12,7 @@ from lorastudy.data.batches import steps_of
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.planning.done import merits_of
-from lorastudy.planning.rows import data_key
+from lorastudy.planning.suite_facts import data_key
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.base_model import base_model_fingerprint
 from lorastudy.suite.expansion import Fingerprint

@@ -4,6 +4,7 @@ The questions of a whole plan go to one worker, once; afterwards everything here
 """
 
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,9 +13,18 @@ from typing import Any
 
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.planning.answers import Answers, config_digest
-from lorastudy.planning.memory import ArmSize, Device, Prediction, in_turn, num_trainable, part_of, predict
+from lorastudy.planning.memory import (
+    ArmSize,
+    Device,
+    ModelShape,
+    Prediction,
+    config_folder,
+    in_turn,
+    num_trainable,
+    part_of,
+    predict,
+)
 from lorastudy.planning.packing import groups
-from lorastudy.planning.shapes import ModelShape, config_folder
 from lorastudy.planning.time import Calibration
 from lorastudy.protocol.footprint import Footprint, MicroBatch
 from lorastudy.protocol.jobs import (
@@ -29,6 +39,7 @@ from lorastudy.protocol.jobs import (
     RowsQuestion,
 )
 from lorastudy.protocol.records import RowsRead
+from lorastudy.report.numbers import percent, size
 from lorastudy.suite.experiment import Experiment, canonical_json
 from lorastudy.suite.settings import ARM_KEYS, Settings
 from lorastudy.suite.targets import targets_of
@@ -39,6 +50,7 @@ MARGIN = 0.10
 
 #: What a worker on a CPU takes before it holds a tensor: libraries, and the tokenised rows.
 PROCESS_BYTES = 600 << 20
+
 #: How large its heap becomes for each byte of tensors at their peak. The worker gives nothing back to the system, which would
 #: cost half of its speed (docs/log.md), and between tensors of steps of other lengths there are gaps: 1.5 were seen.
 HEAP_SHARE = 2.0
@@ -507,3 +519,67 @@ def shared_values(settings: Settings) -> dict[str, Any]:
     """What the experiments of a pack have in common, as plain JSON values."""
     values = settings.model_dump(mode="json")
     return {key: value for key, value in values.items() if key not in ARM_KEYS}
+
+
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryBudget:
+    """A memory, and what of it tensors may take at their peak."""
+
+    budget_bytes: int
+    words: str
+    is_of_cpu: bool = False
+
+    def left_free(self) -> str:
+        """Why the budget is less than the memory."""
+        if self.is_of_cpu:
+            return (
+                f"{margin_words()}, and half of the rest for what a worker on a CPU holds besides its tensors"
+            )
+        return f"{margin_words()} for the device's context and the prediction's error"
+
+    def needed(self, peak_bytes: float) -> str:
+        """The memory in which a peak would fit, in words."""
+        return size(cpu_memory_for(peak_bytes) if self.is_of_cpu else peak_bytes / (1 - MARGIN))
+
+
+def budget_of(vram: str) -> MemoryBudget:
+    """A device with so much memory.
+
+    Raises:
+        StudyError: it is no size.
+    """
+    return MemoryBudget(budget_bytes=within_margin(memory_size(vram)), words=vram)
+
+
+def budget_here(machine: Machine) -> MemoryBudget:
+    """For one training on this machine.
+
+    Raises:
+        StudyError: the system does not say how much memory it has.
+    """
+    budget, memory = machine.budget_bytes(num_workers=1), machine.memory_bytes or physical_memory()
+    if budget is None or memory is None:
+        raise StudyError("--vram: this system does not say how much memory it has; give a size such as 8GB")
+    return MemoryBudget(
+        budget_bytes=budget, words=f"this machine's {size(memory)}", is_of_cpu=machine.device != "cuda"
+    )
+
+
+def memory_size(text: str) -> int:
+    """Bytes of `8GB`, `80 GiB` or `512MB`. GB is read as GiB, as the makers of graphics cards write it.
+
+    Raises:
+        StudyError: it is none of these.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or float(match["number"]) <= 0:
+        raise StudyError(f"--vram: {text}: give a size such as 8GB, 24GiB or 512MB")
+    return int(float(match["number"]) * 1024 ** " KMGT".index(match["unit"].upper() or " "))
+
+
+def margin_words() -> str:
+    """The margin as text."""
+    return f"{percent(MARGIN, decimals=0)} of the memory is left free"

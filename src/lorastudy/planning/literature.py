@@ -7,8 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from lorastudy.planning.memory import ArmSize, num_trainable
-from lorastudy.planning.shapes import ModelShape
+from lorastudy.planning.memory import ArmSize, ModelShape, num_trainable
 from lorastudy.suite.rates import HIDDEN_SIZE, POWERS, as_shown, published_rate
 from lorastudy.suite.settings import Quantization, Settings
 from lorastudy.suite.targets import resolve_targets

@@ -1,6 +1,6 @@
-"""Packs: experiments that share base, precision, data order and batch train together.
+"""Packs: experiments that share base, precision, data order and batch train together, and how packs are balanced.
 
-How many arms a pack holds is predicted (`planning/fitting.py`). Where there is no prediction, the tokens that all of
+How many arms a pack holds is predicted (`planning/predictions.py`). Where there is no prediction, the tokens that all of
 them hold in one forward pass are bounded. Work that fails as a pack is cut in two until what fails stands alone.
 """
 
@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from lorastudy.suite.experiment import Experiment, tagged_hash
@@ -114,3 +115,63 @@ def parts(group: Sequence[Experiment], *, size: int, at_least: int = 1) -> list[
     num_parts = max(at_least, -(-len(group) // size))
     bounds = [len(group) * number // num_parts for number in range(num_parts + 1)]
     return [group[start:stop] for start, stop in itertools.pairwise(bounds)]
+
+
+#: Share of the time that must be saved. A pause costs saving and loading the pack, some tenths of a second.
+MIN_SAVED = Fraction(1, 20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """Where packs of unequal size pause, and which arms go on in packs of their own, so that no worker is idle.
+
+    On a CPU a step takes as long as its arms together: five arms in two workers take as long as three.
+
+        worker 1 trains    a b, to 3/4          then  a b to their end, and e from 1/2 to its end
+        worker 2 trains    c d e, to 1/2        then  c d to their end
+
+    It follows from the packs alone, never from a clock: the bits of an arm depend on the other arms of its pack, and a study
+    that is taken up again must form the same packs.
+    """
+
+    pause_at: Mapping[str, float]
+    """The share of the training by experiment; one without an entry ends in this phase."""
+    alone: frozenset[str]
+    """Experiments that go on in packs of their own."""
+
+
+def balance_packs(packs: Sequence[PlannedPack], *, num_at_once: int) -> Balance | None:
+    """How packs that train side by side are balanced; None where they are equally long, or where it would not pay.
+
+    With W workers, of which L have one arm more than the q of the others, and a part of L/(W - L) arms moved to each of the
+    others: a large pack pauses after L/W of the training, a small one after as much work, L (q + 1) / (W q). From there
+    on all have the same left.
+    """
+    sizes = [len(pack.experiments) for pack in packs]
+    small = min(sizes, default=0)
+    num_large = sum(size > small for size in sizes)
+    num_small = len(packs) - num_large
+    if len(packs) != num_at_once or max(sizes, default=0) != small + 1 or num_large % num_small:
+        return None
+    if len({_length(experiment) for pack in packs for experiment in pack.experiments}) > 1:
+        return None
+    large_until = Fraction(num_large, num_at_once)
+    small_until = large_until * (small + 1) / small
+    saved = 1 - Fraction(sum(sizes), num_at_once * (small + 1))
+    if small_until > 1 or saved < MIN_SAVED:
+        return None
+    until = {
+        experiment.id: small_until if len(pack.experiments) == small else large_until
+        for pack in packs
+        for experiment in pack.experiments
+    }
+    return Balance(
+        pause_at={key: float(share) for key, share in until.items() if share < 1},
+        alone=frozenset(pack.experiments[-1].id for pack in packs if len(pack.experiments) > small),
+    )
+
+
+def _length(experiment: Experiment) -> tuple[int | None, float | None]:
+    """What the number of steps follows from; the packs read the same rows."""
+    settings = experiment.settings
+    return settings.max_steps, settings.num_train_epochs

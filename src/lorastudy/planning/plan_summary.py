@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lorastudy.lint.finding import arms_in_words
-from lorastudy.planning.disk import adapters_bytes, checkpoint_bytes, records_bytes
 from lorastudy.planning.estimate import PackEstimate
 from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.predictions import Predictions
+from lorastudy.protocol.records import ArmStep, PackStep, encode
 from lorastudy.report.numbers import duration, listing, plural, size
 from lorastudy.suite.base_model import is_hub_model
 from lorastudy.suite.experiment import Experiment
@@ -21,6 +21,7 @@ from lorastudy.suite.settings import Settings
 
 if TYPE_CHECKING:
     from lorastudy.planning.study_plan import StudyPlan
+
 
 #: The name of each memory term for a reader.
 TERMS = {
@@ -270,3 +271,43 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return ""
     head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(cells)}</tbody></table>"
+
+
+FP32_BYTES = 4
+
+#: safetensors' header has a line of about this length for each tensor (name, type, shape, offsets).
+HEADER_BYTES_PER_TENSOR = 150
+
+#: A checkpoint holds adapters and both moments of AdamW; two are kept.
+TENSORS_IN_A_CHECKPOINT, CHECKPOINTS_KEPT = 3, 2
+
+#: Adapters stay in the run folder, and a copy of each goes to the output folder.
+COPIES_OF_AN_ADAPTER = 2
+
+
+def adapter_file_bytes(num_trainable_parameters: int, *, num_modules: int) -> int:
+    """4 p, and the header of two tensors for each module."""
+    return FP32_BYTES * num_trainable_parameters + 2 * num_modules * HEADER_BYTES_PER_TENSOR
+
+
+def adapters_bytes(num_trainable_parameters: int, *, num_modules: int) -> int:
+    """What an experiment's adapter takes, its copy included."""
+    return COPIES_OF_AN_ADAPTER * adapter_file_bytes(num_trainable_parameters, num_modules=num_modules)
+
+
+def checkpoint_bytes(num_trainable_parameters: int) -> int:
+    """The checkpoints that an experiment's arm takes part in while it trains."""
+    return CHECKPOINTS_KEPT * TENSORS_IN_A_CHECKPOINT * FP32_BYTES * num_trainable_parameters
+
+
+def records_bytes(*, num_steps: int, num_arms: int) -> int:
+    """The records of a pack's steps: so many lines, each as long as one with ordinary numbers."""
+    arm = ArmStep(experiment_id="exp-0123456789abcdef", loss=1.2345678901234567, learning_rate=1.2345678901234567e-4,
+                  grad_norm=0.12345678901234567)  # fmt: skip
+    line = encode(
+        PackStep(
+            step=num_steps, num_steps=num_steps, num_tokens=1234, num_completion_tokens=1234,
+            seconds=0.1234567890123456, arms=(arm,) * num_arms,
+        )
+    )  # fmt: skip
+    return num_steps * (len(line) + 1)

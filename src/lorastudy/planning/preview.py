@@ -7,7 +7,7 @@ from typing import Any, Self
 from lorastudy.planning.answers import Ask, problem_in
 from lorastudy.planning.estimate import shared_values
 from lorastudy.planning.packing import groups
-from lorastudy.planning.rows import rows_key
+from lorastudy.planning.suite_facts import rows_key
 from lorastudy.protocol.jobs import PlanningJob, PreviewQuestion
 from lorastudy.protocol.records import DataSummary
 from lorastudy.suite.experiment import Experiment, canonical_json

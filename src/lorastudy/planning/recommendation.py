@@ -18,11 +18,9 @@ from lorastudy.planning.literature import (
     layouts,
     literature_settings,
 )
-from lorastudy.planning.memory import base_weight_bytes, quantisation_bytes
+from lorastudy.planning.memory import ModelShape, base_weight_bytes, config_folder, quantisation_bytes
 from lorastudy.planning.recommendation_request import RecommendationRequest
-from lorastudy.planning.rows import check_rows
-from lorastudy.planning.shapes import ModelShape, config_folder
-from lorastudy.planning.suite_facts import num_completion_tokens
+from lorastudy.planning.suite_facts import check_rows, num_completion_tokens
 from lorastudy.recommend.recommendation import Candidate, Evidence, Recommendation, recommend
 from lorastudy.report.sections.question import late_note, part
 from lorastudy.stats.preregistration import DECIDING, set_late

@@ -17,8 +17,7 @@ from lorastudy.lint.finding import LintFinding
 from lorastudy.lint.lint import lint
 from lorastudy.planning.design import Designer
 from lorastudy.planning.done import not_done, pruned
-from lorastudy.planning.handover import Handover, handover
-from lorastudy.planning.packing import PlannedPack, remaining_packs
+from lorastudy.planning.packing import Balance, PlannedPack, balance_packs, remaining_packs
 from lorastudy.planning.plan_summary import plan_html
 from lorastudy.planning.predictions import OnWait, Predictions, print_nothing, with_memory, without_memory
 from lorastudy.planning.suite_facts import data_notes, layout_notes, margin_notes, read_data, suite_case
@@ -71,18 +70,18 @@ class StudyPlan:
         )
 
     @property
-    def balance(self) -> Handover | None:
+    def balance(self) -> Balance | None:
         """How the packs of the first round with something missing become equally long on the way."""
         missing = {experiment.id for experiment in self.missing}
         rounds = (of_round for of_round in self.design.rounds if any(e.id in missing for e in of_round))
         of_round = next(rounds, None)
         return None if of_round is None else self.balance_of(of_round)
 
-    def balance_of(self, of_round: Sequence[Experiment]) -> Handover | None:
+    def balance_of(self, of_round: Sequence[Experiment]) -> Balance | None:
         """How a round's packs become equally long on the way; None where they are, or where racing decides who goes on."""
         if self.suite.rungs or not self.hands_over:
             return None
-        return handover(
+        return balance_packs(
             self.packs_of(of_round, only={experiment.id for experiment in of_round}),
             num_at_once=self.num_packs_at_once,
         )

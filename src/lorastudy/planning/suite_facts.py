@@ -1,15 +1,15 @@
-"""What can be known of a suite before it runs: its data as read, and from it the facts that the linter judges."""
+"""What is known of a suite before it runs: its data, what a worker finds in its rows and layers, and the facts to judge."""
 
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorastudy.data.batches import steps_of
 from lorastudy.data.columns import listed, shortened
 from lorastudy.data.load import DataRows, StudyData, train_and_eval
-from lorastudy.errors import ModelError
+from lorastudy.errors import DataError, ModelError, StudyError
 from lorastudy.lab import base_folder
 from lorastudy.lint.case import (
     ArmFacts,
@@ -20,21 +20,148 @@ from lorastudy.lint.case import (
     tokens_seen,
 )
 from lorastudy.lint.evidence import split_name
-from lorastudy.planning.adapted import AdaptedArms
-from lorastudy.planning.rows import data_key, rows_key
+from lorastudy.planning.answers import Answers
+from lorastudy.planning.estimate import Estimator, by_pack
+from lorastudy.planning.packing import groups
 from lorastudy.protocol.records import RowsRead, TrivialScore
 from lorastudy.stats.trivial import PREDICTOR_NAMES
 from lorastudy.suite.base_model import LAB_MODEL, read_config
-from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.experiment import Experiment, canonical_json
 from lorastudy.suite.question import Question
 from lorastudy.suite.rates import published_rates
 from lorastudy.suite.settings import Settings
-from lorastudy.suite.targets import in_words
+from lorastudy.suite.targets import count_by_role, in_words, left_out, names_digest, targets_of
+
+#: The settings that decide which rows are read.
+_DATA_KEYS = (
+    "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path", "eval_fraction",
+    "test_fraction", "max_train_samples", "max_eval_samples",
+)  # fmt: skip
+
+#: Those that decide as which tokens.
+_TOKEN_KEYS = ("max_seq_length", "prompt_format", "base_model", "trust_remote_code")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsChecked:
+    """What a worker found when it read rows as a run would."""
+
+    read: Mapping[str, tuple[RowsRead, ...]] = field(default_factory=dict)
+    """By `rows_key`, the splits of those that could be read."""
+    unknown: tuple[str, ...] = ()
+    """What could not be found out, a line for each base model."""
+
+
+def data_key(settings: Settings) -> str:
+    """Equal for settings that read the same rows."""
+    return canonical_json([getattr(settings, key) for key in _DATA_KEYS])
+
+
+def rows_key(settings: Settings) -> str:
+    """Equal for settings whose rows become the same tokens."""
+    return canonical_json([getattr(settings, key) for key in (*_DATA_KEYS, *_TOKEN_KEYS)])
+
+
+def check_rows(experiments: Sequence[Experiment], answers: Answers) -> RowsChecked:
+    """Have a worker read the experiments' rows as a run would.
+
+    The answers are those that `prepare` asks for, so both together read the rows once.
+
+    Raises:
+        DataError: what a run would say of rows that cannot be used with the base model's tokenizer.
+    """
+    unknown, read = {}, {}
+    for estimator in by_pack(experiments, answers, with_data=True):
+        base_model = estimator.settings.base_model
+        try:
+            read[rows_key(estimator.settings)] = estimator.rows_read
+        except DataError:
+            raise
+        except StudyError as error:
+            unknown[base_model] = (
+                f"whether {base_model} can read the data is not known before it runs: {error}"
+            )
+    return RowsChecked(read=read, unknown=tuple(unknown.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedArm:
+    """The layers that one arm adapts."""
+
+    digest: str
+    """Equal for arms that adapt the same layers."""
+    by_role: Mapping[str, int]
+    left_out: tuple[str, ...]
+    """What its preset means and it cannot have, with the reason."""
+    num_trainable_parameters: int
+
+    @property
+    def in_words(self) -> str:
+        """`q 2, k 2, v 2, o 2 (4,096 trainable parameters)`."""
+        return f"{in_words(self.by_role)} ({self.num_trainable_parameters:,} trainable parameters)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedArms:
+    """What is known of a suite's arms."""
+
+    arms: Mapping[str, AdaptedArm] = field(default_factory=dict)
+    misfits: Mapping[str, str] = field(default_factory=dict)
+    """By arm that does not fit its base model: why, as a run would say."""
+    unknown: tuple[str, ...] = ()
+    """What could not be found out, a line for each base model."""
+
+    def lines(self) -> list[str]:
+        """Each arm with what it adapts; arms that adapt the same stand in one line."""
+        alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for name, arm in self.arms.items():
+            alike.setdefault((arm.in_words, arm.left_out), []).append(name)
+        lines = []
+        for (words, without), names in alike.items():
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            lines.append(f"adapts {words}: {shown}")
+            lines += [f"  left out: {each}" for each in without]
+        return lines
+
+
+def adapted_arms(experiments: Sequence[Experiment], answers: Answers) -> AdaptedArms:
+    """Resolve the targets of every arm against its base model."""
+    arms: dict[str, AdaptedArm] = {}
+    misfits: dict[str, str] = {}
+    unknown: dict[str, str] = {}
+    for group in groups(experiments):
+        base_model = group[0].settings.base_model
+        try:
+            layers = Estimator(group, answers, with_data=False).shape.linear_layers
+        except StudyError as error:
+            unknown[base_model] = f"what the arms adapt in {base_model} is not known before it runs: {error}"
+            continue
+        by_name = {layer.name: layer for layer in layers}
+        for experiment in group:
+            if experiment.arm in arms:
+                continue
+            settings = experiment.settings
+            try:
+                names = targets_of(settings, layers)
+            except ModelError as error:
+                misfits[experiment.arm] = f"{experiment.arm}: {error}"
+                continue
+            per_rank = sum(by_name[name].parameters_per_rank for name in names)
+            arms[experiment.arm] = AdaptedArm(
+                digest=names_digest(names),
+                by_role=count_by_role(names, layers=layers),
+                left_out=tuple(left_out(names, layers=layers, target_modules=settings.target_modules)),
+                num_trainable_parameters=settings.lora_rank * per_rank,
+            )
+    return AdaptedArms(arms=arms, misfits=misfits, unknown=tuple(unknown.values()))
+
 
 #: Of e, that is still written out.
 _LARGEST_EXPONENT = 20.0
+
 #: Characters of the most frequent answer.
 _ANSWER_SHOWN = 40
+
 #: Completion tokens are counted in this many training rows and scaled to all: enough for a comparison of orders.
 NUM_COUNTED_ROWS = 2_000
 

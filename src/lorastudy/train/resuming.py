@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorastudy.engine.arms import Arm, EngineState
+from lorastudy.engine.arms import EngineState, TrainingArm
 from lorastudy.protocol.files import DamagedError
 from lorastudy.protocol.records import (
     RECORDS_NAME,
@@ -58,7 +58,7 @@ class Resumption:
 
 
 def find_resumption(
-    run: PackRun, *, arms: Sequence[Arm], environment: Environment, engine: str, num_steps: int
+    run: PackRun, *, arms: Sequence[TrainingArm], environment: Environment, engine: str, num_steps: int
 ) -> Resumption | None:
     """The newest checkpoint that fits, or None. An incident records what was found."""
     obstacles = []
@@ -99,7 +99,7 @@ def _records_of(folder: Path, checkpoint: Checkpoint) -> list[Record]:
 
 
 def _obstacle(
-    checkpoint: Checkpoint, *, arms: Sequence[Arm], environment: Environment, engine: str
+    checkpoint: Checkpoint, *, arms: Sequence[TrainingArm], environment: Environment, engine: str
 ) -> str | None:
     """Why training would not go on to the same bits; None if it does."""
     then, now = checkpoint.notes["environment"], asdict(environment)
@@ -115,7 +115,7 @@ def _obstacle(
 
 
 def _resumption(
-    checkpoint: Checkpoint, records: Sequence[Record], *, arms: Sequence[Arm], num_steps: int
+    checkpoint: Checkpoint, records: Sequence[Record], *, arms: Sequence[TrainingArm], num_steps: int
 ) -> Resumption:
     ids = [arm.experiment_id for arm in arms]
     cost: Any = checkpoint.notes["checkpoints"]

@@ -18,7 +18,7 @@ from lorastudy.data.batches import steps_of
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.data.tokenise import TokenSet
-from lorastudy.engine.arms import Arm, Engine, EngineFactory, StepResult, make_arm
+from lorastudy.engine.arms import Engine, EngineFactory, StepResult, TrainingArm, make_arm
 from lorastudy.engine.batch import BatchPlan, plan_batches
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.choice import ChosenEngine, engine_factory
@@ -70,7 +70,7 @@ class LoadedPack:
 
     base: BaseModel
     data: PackData
-    arms: list[Arm]
+    arms: list[TrainingArm]
     batch_plan: BatchPlan
     make_engine: ChosenEngine
 
@@ -203,7 +203,7 @@ def load_data(run: PackRun, settings: Settings, *, base: BaseModel) -> PackData:
     return data
 
 
-def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Arm]:
+def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[TrainingArm]:
     """The arms that fit this model. An experiment that does not fit fails alone."""
     arms = []
     for experiment in run.pack.experiments:
@@ -252,7 +252,7 @@ def measure_before(run: PackRun, loaded: LoadedPack) -> None:
 
 
 def emit_scores_before(
-    run: PackRun, make_engine: EngineFactory, *, arms: Sequence[Arm], base: BaseModel, data: PackData
+    run: PackRun, make_engine: EngineFactory, *, arms: Sequence[TrainingArm], base: BaseModel, data: PackData
 ) -> None:
     """Score the base model once and record it for every experiment. A fresh adapter changes nothing."""
     engine = make_engine(arms[:1])
@@ -375,7 +375,7 @@ def save(run: PackRun, engine: Engine) -> None:
             sync_tree(folder)
 
 
-def _completed(arm: Arm) -> Outcome:
+def _completed(arm: TrainingArm) -> Outcome:
     return Outcome(
         experiment_id=arm.experiment_id,
         status="completed",

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import forked
 import tiny
-from lorastudy.engine.arms import Arm, EngineState
+from lorastudy.engine.arms import EngineState, TrainingArm
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.store import ExperimentTracker
 from torture.harness import FaultResult, Row, counted, listed
@@ -166,7 +166,7 @@ class _Pack:
 
     def _trained(
         self,
-        arms: Sequence[Arm],
+        arms: Sequence[TrainingArm],
         *,
         log: tiny.Log | None = None,
         before: dict[int, Callable[[PackedEngine], None]] | None = None,

@@ -14,8 +14,7 @@ from lorastudy.lint.case import tokens_seen
 from lorastudy.lint.finding import arms_in_words
 from lorastudy.lint.lint import RULES
 from lorastudy.planning.design import Designer
-from lorastudy.planning.rows import rows_key
-from lorastudy.planning.suite_facts import layout_notes, read_data, suite_case
+from lorastudy.planning.suite_facts import layout_notes, read_data, rows_key, suite_case
 from lorastudy.protocol.records import DataSummary, RowsRead
 from lorastudy.suite.base_model import read_config
 from lorastudy.suite.rates import published_rates

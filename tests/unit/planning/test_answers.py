@@ -7,7 +7,7 @@ import pytest
 from lorastudy.cache import cache_folder
 from lorastudy.errors import ModelError
 from lorastudy.planning.answers import Answers, config_digest
-from lorastudy.planning.shapes import config_folder
+from lorastudy.planning.memory import config_folder
 from lorastudy.protocol.jobs import (
     CountedArm,
     FootprintQuestion,

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from lorastudy.executors.multi_worker import shares
-from lorastudy.planning.handover import Handover, handover
-from lorastudy.planning.packing import PlannedPack, form_packs
+from lorastudy.planning.packing import Balance, PlannedPack, balance_packs, form_packs
 from lorastudy.protocol.records import Pack
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
@@ -26,7 +25,7 @@ def packs(count: int, *, workers: int) -> list[PlannedPack]:
     return form_packs(experiments(count, max_arms_per_pack=64), num_at_once=workers)
 
 
-def legs(given: Sequence[PlannedPack], change: Handover) -> list[list[Pack]]:
+def legs(given: Sequence[PlannedPack], change: Balance) -> list[list[Pack]]:
     """Both legs as the worker is told of them."""
     first, second = [], []
     for pack in given:
@@ -46,7 +45,7 @@ def legs(given: Sequence[PlannedPack], change: Handover) -> list[list[Pack]]:
 )
 def test_all_workers_train_the_same_in_either_leg(count, workers, tmp_path):
     given = packs(count, workers=workers)
-    change = handover(given, num_at_once=workers)
+    change = balance_packs(given, num_at_once=workers)
     assert change is not None
     total = 0.0
     for leg, told in enumerate(legs(given, change)):
@@ -69,7 +68,7 @@ def test_all_workers_train_the_same_in_either_leg(count, workers, tmp_path):
 
 def test_five_arms_in_two_workers():
     # 3 x 1/2 = 2 x 3/4 = 1.5; then 2 x 1/2 = 1, and 2 x 1/4 + 1/2 = 1
-    change = handover(packs(5, workers=2), num_at_once=2)
+    change = balance_packs(packs(5, workers=2), num_at_once=2)
     by_name = {each.id: each.name for each in experiments(5, max_arms_per_pack=64)}
     assert {by_name[key]: share for key, share in change.pause_at.items()} == {
         "e0": 0.75, "e1": 0.75, "e2": 0.5, "e3": 0.5, "e4": 0.5,
@@ -87,7 +86,7 @@ def test_five_arms_in_two_workers():
     ],
 )
 def test_else_the_packs_stay_as_they_are(count, workers):
-    assert handover(packs(count, workers=workers), num_at_once=workers) is None
+    assert balance_packs(packs(count, workers=workers), num_at_once=workers) is None
 
 
 def test_packs_of_different_training_are_left_alone():
@@ -98,10 +97,10 @@ def test_packs_of_different_training_are_left_alone():
         name="e", arm="e", experiment_type="custom", seed=9, settings=longer, sources=first.sources
     )
     uneven = [pack, PlannedPack(experiments=(changed, *other.experiments[1:]))]
-    assert handover(uneven, num_at_once=2) is None
+    assert balance_packs(uneven, num_at_once=2) is None
 
 
 def test_where_packs_wait_for_a_worker_nothing_is_moved():
     given = form_packs(experiments(5, max_arms_per_pack=2), num_at_once=2)
     assert len(given) == 3
-    assert handover(given, num_at_once=2) is None
+    assert balance_packs(given, num_at_once=2) is None

@@ -5,6 +5,8 @@ import pytest
 from lorastudy.planning.memory import (
     ArmSize,
     Device,
+    LinearLayer,
+    ModelShape,
     adapter_bytes,
     base_weight_bytes,
     gradient_bytes,
@@ -15,7 +17,6 @@ from lorastudy.planning.memory import (
     quantisation_bytes,
     slack_bytes,
 )
-from lorastudy.planning.shapes import LinearLayer, ModelShape
 from lorastudy.protocol.footprint import Footprint
 from lorastudy.protocol.jobs import Precision
 

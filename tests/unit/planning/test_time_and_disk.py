@@ -2,7 +2,12 @@
 
 import pytest
 
-from lorastudy.planning.disk import adapter_file_bytes, adapters_bytes, checkpoint_bytes, records_bytes
+from lorastudy.planning.plan_summary import (
+    adapter_file_bytes,
+    adapters_bytes,
+    checkpoint_bytes,
+    records_bytes,
+)
 from lorastudy.planning.time import Calibration, PacePoint
 
 
