@@ -5,7 +5,7 @@
     python -m benchmarks.simulate_verdicts --parts noise power   these alone; the rest of the file stays
 
 Writes `benchmarks/results/verdict_simulation.json`, from which `docs/generate.py` makes the tables and the figure of
-`docs/science.md`, and what reports say of it (`analysis/verdicts_measured.json`). The studies are drawn and judged as whole arrays; that this is what the product does to one study
+`docs/science.md`, and what reports say of it (`stats/verdicts_measured.json`). The studies are drawn and judged as whole arrays; that this is what the product does to one study
 is a test of its own (`tests/unit/stats/test_simulation.py`).
 """
 

@@ -29,8 +29,8 @@ def test_a_store_that_locks_its_readers_out_is_seen(tmp_path: Path, monkeypatch:
     """The plant: readers that do not wait, and a writer that keeps the whole file to itself for half a second."""
     monkeypatch.setattr(readers, "DRIVER", tmp_path / "driver.py")
     (tmp_path / "driver.py").write_text(
-        "from lorastudy.store import store\n"
-        "store.LOCK_TIMEOUT_SECONDS = 0\n" + (readers.HERE / "reader_driver.py").read_text()
+        "from lorastudy.store import database\n"
+        "database.LOCK_TIMEOUT_SECONDS = 0\n" + (readers.HERE / "reader_driver.py").read_text()
     )
     sound = readers.write_suite
 

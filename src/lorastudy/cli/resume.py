@@ -125,16 +125,21 @@ def _say_that_the_file_is_needed(suite_name: str, *, is_asked_for: bool) -> None
 
 def _is_open(results: "Sequence[ExperimentResult]", asked: "Question") -> bool:
     """Whether something is left to run: what racing stopped is, once the suite does not race any more."""
-    return any(result.status != "completed" and not (result.was_pruned and asked.rungs) for result in results)
+    from lorastudy.planning.done import is_current
+
+    return any(
+        not is_current(result.environment)
+        or (result.status != "completed" and not (result.was_pruned and asked.rungs))
+        for result in results
+    )
 
 
 def _has_rounds_left(suite: "Suite", tracker: "ExperimentTracker") -> bool:
     """Whether the results ask for a run that is not done: a round may be over and the next one not begun."""
     from lorastudy.planning.design import Designer
-    from lorastudy.planning.done import not_done
+    from lorastudy.planning.done import missing_of
 
-    designed = Designer(suite=suite).by_now(tracker)
-    return bool(not_done(designed.experiments, tracker=tracker, searching=designed.tuning))
+    return bool(missing_of(Designer(suite=suite).by_now(tracker), suite, tracker=tracker))
 
 
 def _experiments(results: "Sequence[ExperimentResult]") -> "list[Experiment]":

@@ -66,7 +66,7 @@ def run_experiments(
 
     Exit code 2 means that what failed is the user's to mend, as for any bad input. A base model that cannot be
     had, or data that cannot be read, is refused before anything is written. Without an executor, workers run on this machine.
-    `registered` are the experiments of a suite that is taken up from the store, whose arms nobody knows any more.
+    `registered` are the experiments of a suite that is resumed from the store.
     """
     from lorastudy.cli.progress import Progress
 
@@ -74,9 +74,9 @@ def run_experiments(
         # A store that is there comes first, since another writer of it is refused at once.
         tracker = None if is_new(database) else open_until_done.enter_context(_writer(database))
         plan = planned(suite, tracker=tracker, executor=executor, registered=registered)
+        plan.check_can_run()
         for note in plan.notes:
             say(f"note: {note}", file=sys.stderr)
-        plan.check_can_run()
         workers = executor or local_executor(plan.design.of_every_arm)
         open_until_done.enter_context(contextlib.closing(workers))
         tracker = tracker or open_until_done.enter_context(_writer(database))
@@ -182,7 +182,12 @@ def _print_outcome(outcome: StudyOutcome, experiments: Sequence[Experiment], *, 
             file=sys.stderr,
         )
     if outcome.not_run and not has_left:
-        say("not run: the suite stops at a failure; --continue-on-error goes on", file=sys.stderr)
+        why = (
+            "the suite stops at a failure; --continue-on-error goes on"
+            if outcome.failed
+            else "a worker was ended from outside before it had saved anything; run it again to try again"
+        )
+        say(f"not run: {why}", file=sys.stderr)
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

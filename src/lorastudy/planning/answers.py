@@ -33,7 +33,7 @@ _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "lorastudy")
 _SOURCES = ("engine/*.py", "data/*.py", "protocol/footprint.py", "suite/targets.py")
 
 Ask = Callable[[PlanningJob], dict[str, Any]]
-"""Runs a job in a worker; `executors.job_worker`."""
+"""Runs a job in a worker; `executors.process`."""
 
 
 class Answers:

@@ -12,7 +12,8 @@ from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.question import PrimaryMetric
-from lorastudy.suite.rate_search import DIVERGED, Merit
+from lorastudy.suite.rate_search import DIVERGED, Design, Merit
+from lorastudy.suite.suite import Suite
 
 #: What must be as it was for a result to count as already there.
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -55,12 +56,21 @@ def not_done(
     return [each for each in experiments if each.id not in diverged and not is_current(done.get(each.id))]
 
 
-def pruned(
-    experiments: Sequence[Experiment], *, suite_name: str, tracker: ExperimentTracker
-) -> frozenset[str]:
-    """The experiments that a race stopped under the libraries of now."""
-    found = current_results(experiments, suite_name=suite_name, tracker=tracker)
-    return frozenset(result.experiment_id for result in found if result.was_pruned)
+def missing_of(design: Design, suite: Suite, *, tracker: ExperimentTracker | None) -> Sequence[Experiment]:
+    """What of a design has no result yet and was not stopped by racing; without a store all of it."""
+    if tracker is None:
+        return design.experiments
+    missing = not_done(design.experiments, tracker=tracker, searching=design.tuning)
+    stopped = pruned(missing, tracker=tracker) if suite.rungs else frozenset()
+    return [experiment for experiment in missing if experiment.id not in stopped]
+
+
+def pruned(experiments: Sequence[Experiment], *, tracker: ExperimentTracker) -> frozenset[str]:
+    """The experiments that a race stopped under the libraries of now, whichever suite raced them."""
+    found = tracker.get_results([experiment.id for experiment in experiments]).values()
+    return frozenset(
+        result.experiment_id for result in found if result.was_pruned and is_current(result.environment)
+    )
 
 
 def current_results(

@@ -22,7 +22,7 @@ OnWait = Callable[[str], None]
 
 
 def print_nothing(_: str) -> None:
-    """For callers whose user needs no word of a wait."""
+    """Ignore the line: for callers without a terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +70,13 @@ def with_memory(
     experiments: Sequence[Experiment],
     missing: Sequence[Experiment],
     *,
+    rounds: Sequence[Sequence[Experiment]],
     num_workers: int,
     on_wait: OnWait = print_nothing,
 ) -> Predictions:
     """Predictions for a suite's packs, which so many workers of this machine serve side by side.
+
+    The packs of each of the `rounds` are counted as they will run.
 
     What cannot be predicted is no reason not to run.
 
@@ -104,10 +107,11 @@ def with_memory(
             else:
                 problems += _left_out(each, estimate)
         ids = {experiment.id for experiment in missing}
-        for pack in remaining_packs(experiments, ids, arms_per_pack=sizes, num_at_once=num_workers):
-            key = pack.experiments[0].pack_key
-            if key in estimators:
-                estimators[key].count([pack.experiments])
+        for of_round in rounds:
+            for pack in remaining_packs(of_round, ids, arms_per_pack=sizes, num_at_once=num_workers):
+                key = pack.experiments[0].pack_key
+                if key in estimators:
+                    estimators[key].count([pack.experiments])
     return Predictions(
         estimators=estimators,
         arms_per_pack=sizes,

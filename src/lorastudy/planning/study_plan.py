@@ -16,7 +16,7 @@ from lorastudy.lint.case import Case
 from lorastudy.lint.finding import LintFinding
 from lorastudy.lint.lint import lint
 from lorastudy.planning.design import Designer
-from lorastudy.planning.done import not_done, pruned
+from lorastudy.planning.done import missing_of
 from lorastudy.planning.packing import Balance, PlannedPack, balance_packs, remaining_packs
 from lorastudy.planning.plan_summary import plan_html
 from lorastudy.planning.predictions import OnWait, Predictions, print_nothing, with_memory, without_memory
@@ -146,7 +146,7 @@ def plan_study(
     """
     designer = Designer(suite=suite, registered=None if registered is None else tuple(registered))
     designed = designer.by_now(tracker)
-    missing = _missing(designed, suite, tracker=tracker)
+    missing = missing_of(designed, suite, tracker=tracker)
     of_every_arm = designed.of_every_arm
     _announce_foreign_code(of_every_arm, on_wait)
     workers = executor or local_executor(of_every_arm)
@@ -154,6 +154,7 @@ def plan_study(
     predicted = with_memory(
         of_every_arm,
         [*missing, *designed.waiting],
+        rounds=designed.rounds,
         num_workers=workers.num_packs_at_once,
         on_wait=on_wait,
     )
@@ -206,15 +207,6 @@ def _announce_foreign_code(experiments: Sequence[Experiment], on_wait: OnWait) -
         on_wait(f"note: trust_remote_code: {model} runs its own Python code, with your rights")
     for name in sorted(types):
         on_wait(f"note: experiment_type: {name} is run, with your rights")
-
-
-def _missing(designed: Design, suite: Suite, *, tracker: ExperimentTracker | None) -> Sequence[Experiment]:
-    """What has no result yet and was not stopped by racing; without a store all of it."""
-    if tracker is None:
-        return designed.experiments
-    missing = not_done(designed.experiments, tracker=tracker, searching=designed.tuning)
-    stopped = pruned(missing, suite_name=suite.name, tracker=tracker) if suite.rungs else frozenset()
-    return [experiment for experiment in missing if experiment.id not in stopped]
 
 
 def _notes(suite: Suite, *, predicted: Predictions, data_notes: Sequence[str]) -> tuple[str, ...]:

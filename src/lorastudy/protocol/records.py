@@ -232,7 +232,7 @@ class Score:
 
     `value` is the mean of `items` weighted by `weights` (all ones where `weights` is None); perplexity's is the
     exponential of the mean loss, not the mean of its items. `split` is
-    `eval`, `test` or `forgetting`; with `_before` behind it, the base model without adapter; `spec.racing` names `eval`
+    `eval`, `test` or `forgetting`; with `_before` behind it, the base model without adapter; `suite.question` names `eval`
     on the way. `version` changes whenever the definition does; scores of different versions are never compared.
     """
 
@@ -277,7 +277,7 @@ class ArmProfile:
     That of the pack's middle arm where that is more.
     """
     modules_by_role: Mapping[str, int] | None = None
-    """How many layers of each role it adapts (`spec.targets.ROLES`)."""
+    """How many layers of each role it adapts (`suite.targets.ROLES`)."""
     modules_left_out: tuple[str, ...] = ()
     """What its preset means and PEFT cannot adapt, with the reason."""
     modules_digest: str | None = None

@@ -77,8 +77,8 @@ class Attempt:
         again = [
             e for e in self.pack.experiments if e.id in self.ended and self._may_try_again(self.ended[e.id])
         ]
-        is_whole = self._goes_on_together() and again
-        parts = [tuple(again)] if is_whole else [pack.experiments for pack in halves(again)]
+        goes_on = bool(again) and self._goes_on_together()
+        parts = [tuple(again)] if goes_on else [pack.experiments for pack in halves(again)]
         return [
             replace(
                 self.pack,
@@ -129,7 +129,8 @@ class PhaseRunner:
     def run(self, phase: Phase) -> dict[str, Outcome]:
         """Run a phase and return how its experiments ended, by id.
 
-        Without `continue_on_error` nothing more is started once an experiment has failed for good. Once the user has asked
+        Without `continue_on_error` a failure for good ends the phase: packs under way are ended, and go on from their last
+        checkpoint in a later call. Once the user has asked
         to leave, what is under way is followed until it has left.
 
         Raises:
@@ -222,7 +223,7 @@ class PhaseRunner:
         if self.callbacks.is_leaving():
             return [_stopped(experiment) for experiment in attempt.open_experiments()]
         if exit_.returncode is None:
-            message = "the worker left without a word about this experiment"
+            message = "the worker ended without reporting this experiment"
         else:
             message = f"the worker died (exit code {exit_.returncode}): {exit_.message}"
         return [

@@ -6,10 +6,9 @@ A phase is a stretch of the run whose packs train side by side. Three sources as
 
 - Search: with `learning_rate: auto` the results of one round decide which experiments the next has (`suite.rate_search`).
 - Racing: the packs of a round pause at each rung, and arms that are clearly behind are pruned (`running.racing`).
-- Balancing: packs of unequal size pause once, and some arms go on in packs of their own (`planning.handover`).
+- Balancing: packs of unequal size pause once, and some arms go on in packs of their own (`planning.packing`).
 
-Nothing is remembered between phases but what the store holds, so a study that was killed goes on in the phase that it was
-in, and comes to the same decisions.
+Where none of them asks for a pause, a round is one phase: its packs train to their end.
 """
 
 from collections import defaultdict
@@ -54,7 +53,10 @@ def next_phase(plan: StudyPlan, results: Results) -> Phase | None:
 
 
 def _racing(plan: StudyPlan, results: Results, *, of_round: Sequence[Experiment]) -> Phase | None:
-    """To the first rung that an open experiment has not reached, without those that are behind at the rungs before it."""
+    """To the first rung that an open experiment has not reached, without those that are behind at the rungs before it.
+
+    Each call walks the race from its first rung. Decisions that are stored are repeated on the way.
+    """
     decisions: list[RungDecision] = []
     for rung in (*plan.suite.rungs, None):
         behind = {pruning.experiment_id for decision in decisions for pruning in decision.prunings}
@@ -77,6 +79,7 @@ def _racing(plan: StudyPlan, results: Results, *, of_round: Sequence[Experiment]
                 )
             )
     has_new = any(pruning.is_new for decision in decisions for pruning in decision.prunings)
+    # Where nobody goes on, the stops must be put on record all the same.
     return Phase(decisions=tuple(decisions)) if has_new else None
 
 
@@ -88,7 +91,7 @@ def _balancing(plan: StudyPlan, results: Results, *, of_round: Sequence[Experime
     balance = plan.balance_of(of_round)
     if balance is None:
         return Phase(packs=tuple(_packs(plan, results, of_round=of_round, waiting=waiting)))
-    # What does not pause is through by then.
+    # An experiment without a pause trains to its end in this phase.
     before = [e for e in waiting if results.paused_at.get(e.id, 0.0) < balance.pause_at.get(e.id, 1.0)]
     if before:
         packs = _packs(plan, results, of_round=of_round, waiting=before)
@@ -109,7 +112,7 @@ def _packs(
 ) -> list[PlannedPack]:
     """The plan's packs as far as they wait, each with the run folders that it can go on from.
 
-    Experiments of a pack whose newest checkpoints lie in different folders go on apart. Those that are to be `alone` leave
+    Experiments of a pack that can go on from different folders go on apart. Those that are to be `alone` leave
     their packs.
     """
     packs = []

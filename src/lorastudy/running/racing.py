@@ -4,8 +4,8 @@ Seeds of one arm may be in different packs, so no worker can say which arm is be
 held-out rows, saves itself and pauses. Here it is decided, over all arms and seeds, who goes on (`stats.racing` has the
 test). A pack that lost nobody comes to the same bits as without racing; one that lost some, up to the order of sums.
 
-A decision is stored before anybody is stopped, also where it stops nobody. A study that is taken up again repeats it: whatever
-has changed since, as the margin in the suite file, it is not made again.
+A decision is stored before any run is stopped, also one that stops nobody. A resumed study repeats it, even if the margin in
+the suite file has changed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,15 +61,16 @@ class RungDecision:
 
     rung: float
     key: str
-    """A hash of the rung and the experiments."""
+    """A hash of the rung, the experiments and the libraries that made their scores."""
     prunings: tuple[Pruning, ...]
     is_stored: bool
 
-    def to_store(self, *, libraries: Sequence[str]) -> StoredDecision:
+    def to_store(self) -> StoredDecision:
         """The decision as the store keeps it."""
         pruned = {pruning.experiment_id: pruning.message for pruning in self.prunings}
         return StoredDecision(
-            key=self.key, content={"rung": self.rung, "pruned": pruned, "libraries": list(libraries)}
+            key=self.key,
+            content={"rung": self.rung, "pruned": pruned, "libraries": libraries_of_now()},
         )
 
 
@@ -87,7 +88,7 @@ def decide_at(
     `decided` has the stored decisions by key. Runs that ended without racing are never stopped.
     """
     ids = {experiment.id for experiment in of_round}
-    key = tagged_hash("decision", ["racing", rung, sorted(ids)])
+    key = tagged_hash("decision", ["racing", rung, sorted(ids), libraries_of_now()])
     raced = [result for result in results if result.experiment_id in ids]
     stored = decided.get(key)
     messages = (
@@ -106,7 +107,8 @@ def decide_at(
 def put_on_record(decision: RungDecision, *, suite_name: str, tracker: ExperimentTracker, runs: Path) -> None:
     """Store a decision, then stop whom it stops. What is on record already stays."""
     if not decision.is_stored:
-        tracker.keep_decision(suite_name, decision.to_store(libraries=libraries_of_now()))
+        is_first = tracker.keep_decision(suite_name, decision.to_store())
+        assert is_first, "a decision is made once"
         suite_notes.keep(tracker, suite_name, runs=runs)
     for pruning in decision.prunings:
         if pruning.is_new:

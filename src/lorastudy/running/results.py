@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorastudy.planning.done import current_results, is_current, libraries_of_now, not_done
+from lorastudy.planning.done import current_results, is_current, not_done
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.protocol.records import Outcome, Pack
 from lorastudy.running.resume import take_what_was_left, with_checkpoints
@@ -50,7 +50,7 @@ class Results:
     def is_open(self, experiment: Experiment) -> bool:
         """Whether something of it is left to run."""
         outcome = self.ended.get(experiment.id)
-        has_ended = outcome is not None and outcome.status in {"completed", "failed"}
+        has_ended = outcome is not None and outcome.status != "paused"
         return not has_ended and experiment.id not in self.done and experiment.id not in self.pruned
 
 
@@ -78,11 +78,7 @@ def read_results(
         },
         cut_off=frozenset(key for key, of_one in runs.items() if of_one and of_one[0].status == "stopped"),
         stored=tuple(stored),
-        decided={
-            decision.key: decision
-            for decision in tracker.get_decisions(plan.suite.name)
-            if decision.content["libraries"] == libraries_of_now()
-        },
+        decided={decision.key: decision for decision in tracker.get_decisions(plan.suite.name)},
         rung_losses=_rung_losses(plan, stored, tracker=tracker),
     )
 
@@ -116,8 +112,10 @@ def _paused_at(
     }
     paused_at: dict[str, float] = {}
     for key, of_one in runs.items():
-        for folder in (Path(run.run_folder) for run in of_one if run.status == "paused"):
-            if key in ended or (key in current and with_checkpoints([folder])):
+        for number, run in enumerate(of_one):
+            folder = Path(run.run_folder)
+            of_this_call = key in ended and number == 0  # the newest
+            if run.status == "paused" and (of_this_call or (key in current and with_checkpoints([folder]))):
                 share = Pack.read(folder).pause_at or 0.0
                 paused_at[key] = max(share, paused_at.get(key, 0.0))
     return paused_at

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from lorastudy.planning.done import is_current
 from lorastudy.protocol.records import RECORDS_NAME, Outcome, Pack, RecordReader
 from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, checkpoint_folders
 from lorastudy.store import ExperimentTracker
@@ -44,8 +45,8 @@ def release_checkpoints(
     runs = tracker.get_runs([experiment.id for experiment in experiments])
     folders = with_checkpoints(dict.fromkeys(Path(run.run_folder) for run in runs))
     members = {folder: {experiment.id for experiment in Pack.read(folder).experiments} for folder in folders}
-    of_members = tracker.get_runs(sorted(set().union(*members.values())))
-    over = {run.experiment_id for run in of_members if run.status == "completed"}.union(pruned)
+    completed = tracker.completed(sorted(set().union(*members.values())))
+    over = {key for key, environment in completed.items() if is_current(environment)}.union(pruned)
     for folder, ids in members.items():
         if ids <= over:
             shutil.rmtree(folder / CHECKPOINTS_NAME, ignore_errors=True)

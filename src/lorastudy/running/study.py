@@ -2,7 +2,8 @@
 
     plan -> results -> next phase -> workers -> store -> results -> ...
 
-Nothing is remembered between phases but what the store holds, so a study that was killed at any moment goes on where it was.
+Between phases the loop remembers only how runs of this call ended: what failed is not tried again. All else is read from the
+store, so a study that was killed at any moment goes on where it was.
 """
 
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ class StudyOutcome:
     """What became of a study's experiments, by id."""
 
     design: Design = field(repr=False)
-    """What was asked for in the end."""
+    """The final design."""
     done_before: tuple[str, ...] = ()
     completed: tuple[str, ...] = ()
     failed: tuple[Outcome, ...] = ()
@@ -36,7 +37,7 @@ class StudyOutcome:
     diverged_in_search: tuple[Outcome, ...] = ()
     """Runs that were to find out whether a learning rate is too high, and did: an answer, not a failure."""
     pruned: tuple[str, ...] = ()
-    """Stopped by racing, by now or before: nothing is left to run of them."""
+    """Stopped by racing, in this call or an earlier one: nothing is left to run of them."""
     unpublished: tuple[str, ...] = ()
     """Done before, and their adapters are neither at their place nor in a run folder any more."""
     replaced: tuple[tuple[Path, str], ...] = ()
@@ -78,9 +79,9 @@ def run_study(
             _enrol(plan, results, publisher=publisher, tracker=tracker, is_first=enrolled is None)
             suite_notes.keep(tracker, plan.suite.name, runs=options.runs)
             enrolled = results.design
+            continue  # the store shows results of an experiment only once a suite has it
         release_checkpoints(results.design.experiments, tracker=tracker, pruned=results.pruned)
-        has_failed = bool(failures(ended, searching=results.design.tuning))
-        if callbacks.is_leaving() or (has_failed and not options.continue_on_error):
+        if callbacks.is_leaving() or (not options.continue_on_error and _has_trouble(results)):
             break
         phase = next_phase(plan, results)
         if phase is None:
@@ -93,11 +94,21 @@ def run_study(
     return _outcome(results, publisher=publisher)
 
 
+def _has_trouble(results: Results) -> bool:
+    """Whether a run of this call failed, or was ended from outside and not tried again."""
+    was_stopped = any(end.status == "stopped" for end in results.ended.values())
+    return was_stopped or bool(failures(results.ended, searching=results.design.tuning))
+
+
 def _check_executor(plan: StudyPlan, executor: Executor) -> None:
     if executor.num_packs_at_once != plan.num_packs_at_once:
         raise StudyError(
             f"the plan is for {plan.num_packs_at_once} packs at once and the executor runs {executor.num_packs_at_once}, so its "
             "packs may not fit; plan again with `executor=` the one that runs it"
+        )
+    if executor.hands_over != plan.hands_over:
+        raise StudyError(
+            "the plan balances its packs for another kind of executor; plan again with `executor=` the one that runs it"
         )
 
 
@@ -114,7 +125,7 @@ def _enrol(
     publisher.choose_places(design.experiments)
     members = (*design.experiments, *design.passed)
     tracker.register(suite.name, members, description=suite.description)
-    # A suite that is taken up by its experiments alone has no arms, and asks what it asked.
+    # A suite that is resumed from the store has no arms. It keeps its stated question.
     if is_first and suite.arms:
         about = subject(experiment.sources for experiment in design.experiments)
         tracker.state_question(suite.name, replace(suite.question, subject=about))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from lorastudy.protocol.files import replacing
 from lorastudy.store.tracker import ExperimentTracker
 from lorastudy.store.views import ExperimentResult, StatedQuestion, StoredDecision
 from lorastudy.suite.experiment import Experiment, tagged_hash
@@ -41,9 +42,8 @@ def keep(tracker: ExperimentTracker, suite_name: str, *, runs: Path) -> Path:
     # named by a hash, since a suite's name may hold anything
     file = runs / _FOLDER / f"{tagged_hash('suite', suite_name)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    partial.replace(file)
+    with replacing(file) as fresh:
+        fresh.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return file
 
 

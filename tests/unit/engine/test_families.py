@@ -159,7 +159,7 @@ def test_embeddings_of_another_size_than_the_configuration_of_the_base_says_do_n
 
 def test_differences_name_each_side():
     assert differences({"a": (1,), "b": (2,)}, {"b": (3,), "c": (4,)}) == [
-        "a is not asked for", "b has shape (2,) where (3,) is asked for", "c is missing",
+        "a is not expected", "b has shape (2,) where (3,) is expected", "c is missing",
     ]  # fmt: skip
 
 

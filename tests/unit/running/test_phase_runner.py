@@ -15,7 +15,9 @@ from lorastudy.executors.executor import Event
 from lorastudy.protocol import files as disk
 from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.protocol.records import ArmStep, Environment, FailureKind, Outcome, Pack, PackStep, Record
+from lorastudy.protocol.run_folder import checkpoint_folder
 from lorastudy.running.adapters import published
+from lorastudy.running.phase_runner import MAX_KILLED
 from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment, Sources
@@ -484,3 +486,68 @@ def test_a_run_folder_is_never_used_twice(run: Callable[..., StudyOutcome], tmp_
         )
     assert second.folders == [folder.with_name("attempt-2")]
     assert (folder / "adapters").is_dir()
+
+
+class StoppedOften(MemoryExecutor):
+    """Its workers are ended from outside before they have saved anything."""
+
+    def _serve(self, pack: Pack, folder: Path) -> Iterator[Record | WorkerExit]:
+        yield environment(self.torch)
+        for each in pack.experiments:
+            yield Outcome(experiment_id=each.id, status="stopped", message="ended by a signal")
+        yield WorkerExit(returncode=-15, message="terminated")
+
+
+def test_a_lone_run_that_is_ended_from_outside_again_and_again_is_left_for_the_next_call(
+    run: Callable[..., StudyOutcome], tracker: ExperimentTracker
+) -> None:
+    wanted = experiments("a")
+    executor = StoppedOften()
+    outcome = run(wanted, executor)
+    assert len(executor.served) <= MAX_KILLED
+    assert outcome.not_run == (wanted[0].id,)
+    assert outcome.failed == ()
+    assert statuses(tracker) == {"a": "stopped"}
+    assert len(run(wanted, MemoryExecutor()).completed) == 1
+
+
+def test_checkpoints_of_a_run_stay_while_only_another_version_of_the_libraries_has_completed_it(
+    run: Callable[..., StudyOutcome], tracker: ExperimentTracker
+) -> None:
+    """Completed under old libraries, then begun again under those of now and cut off after a checkpoint."""
+    wanted = experiments("a")
+    old = MemoryExecutor()
+    old.torch = "0.1"
+    run(wanted, old)
+
+    class CutOff(MemoryExecutor):
+        def _serve(self, pack: Pack, folder: Path) -> Iterator[Record | WorkerExit]:
+            yield environment(self.torch)
+            checkpoint_folder(folder, 1).mkdir(parents=True)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(wanted, CutOff())
+    resumed: list[tuple[str, ...]] = []
+
+    class Looking(MemoryExecutor):
+        def _serve(self, pack: Pack, folder: Path) -> Iterator[Record | WorkerExit]:
+            resumed.append(pack.resume_from)
+            assert (folder / pack.resume_from[0] / "checkpoints").is_dir()
+            yield from super()._serve(pack, folder)
+
+    assert len(run(wanted, Looking()).completed) == 1
+    assert resumed == [("../attempt-2",)]
+
+
+def test_a_suite_that_asks_again_for_what_it_once_dropped_reads_its_results(
+    run: Callable[..., StudyOutcome], tracker: ExperimentTracker
+) -> None:
+    """Results are read once the suite has its experiments: what is done is done, though no suite had it a moment ago."""
+    a, b = experiments("a", "b")
+    run([a, b], MemoryExecutor())
+    tracker.keep_only(SUITE, [b])
+    again = MemoryExecutor()
+    outcome = run([a, b], again)
+    assert again.served == []
+    assert set(outcome.done_before) == {a.id, b.id}

@@ -280,7 +280,7 @@ def test_the_store_can_be_made_again_from_the_run_folders(
     with ExperimentTracker(tmp_path / "again.db", writable=True) as tracker:
         rebuild(tracker, folders, suite_name=forked.SUITE)
         again = {result.name: result for result in tracker.get_all_experiments()}
-        found = pruned(suite.experiments, suite_name=forked.SUITE, tracker=tracker)
+        found = pruned(suite.experiments, tracker=tracker)
     assert found == set(raced[1].pruned)
     with ExperimentTracker(raced[0] / "experiments.db", writable=True) as tracker:
         assert sum(replay(tracker, folder) for folder in folders) == 0, (
