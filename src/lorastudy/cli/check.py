@@ -1,4 +1,4 @@
-"""`lorastudy check`: what would make the comparison unfair, before anything runs."""
+"""`lorastudy check`: problems that would make the comparison unfair, before anything runs."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def check(
 
 
 def _trivial(case: "Case | None") -> dict[str, list[dict[str, Any]]]:
-    """What guessing scores on the rows of each arm, by the arm; without those arms whose rows could not be read."""
+    """The scores of trivial predictors on the rows of each arm, without arms whose rows could not be read."""
     read = {} if case is None else {arm.name: case.facts_of(arm).rows for arm in case.arms}
     return {
         arm: [_score(score) for rows in splits for score in rows.trivial]
@@ -67,7 +67,7 @@ def _trivial(case: "Case | None") -> dict[str, list[dict[str, Any]]]:
 
 
 def _score(score: "TrivialScore") -> dict[str, Any]:
-    """The score without its items, which are not asked for before a run."""
+    """The score without its items, which are not needed before a run."""
     fields = dataclasses.asdict(score)
     return {name: value for name, value in fields.items() if name not in {"items", "weights"}}
 

@@ -1,4 +1,4 @@
-"""The console for what is laid out or styled: text on it is text, whoever wrote it."""
+"""The console for tables and styled text. Text on it is plain text, whoever wrote it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ from rich.text import Text
 from lorastudy.cli.terminal import shown
 from lorastudy.data.sources import ReadingProgress, watched
 
-#: Stand around what is trained, besides its colour: for pipes, and for eyes that need them.
+#: These marks surround the trained text besides its colour, for pipes and the colour-blind.
 BEGIN, END = "[trained]", "[/trained]"
 
 
 @contextmanager
 def reading_shown() -> Iterator[None]:
-    """On a terminal, how far each pass over a data set is: rows, share of the file, time left."""
+    """Show on a terminal how far each pass over a data set is: rows, share of the file, time left."""
     console = PlainConsole(stderr=True)
     bar = RichProgress(
         TextColumn("{task.description}"),
@@ -51,16 +51,16 @@ def reading_shown() -> Iterator[None]:
 
 
 class PlainConsole(Console):
-    """Rich without the languages that Rich reads out of a text: no markup, no names of emoji, no escape sequences.
+    """Rich without its markup: no tags, no names of emoji, no escape sequences.
 
-    It holds for strings wherever they are printed, in the cells of a table too. A `Text` says its own style, so who
-    makes one passes what others wrote through `terminal.shown`.
+    That holds for strings everywhere, table cells included. A `Text` has its own style, so pass foreign text in it
+    through `terminal.shown`.
     """
 
     def __init__(self, *, file: IO[str] | None = None, stderr: bool = False) -> None:
-        """Prints to standard output unless told otherwise."""
+        """Prints to standard output by default."""
         super().__init__(file=file, stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """The string as Rich lays it out, with whatever would steer the terminal escaped."""
+        """The string as Rich lays it out, with terminal control characters escaped."""
         return super().render_str(shown(text), **options)

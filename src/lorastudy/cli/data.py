@@ -1,4 +1,4 @@
-"""`lorastudy data`: what a suite's rows become."""
+"""`lorastudy data`: show how a suite's rows are read."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`lorastudy db`: what one does with the results store as a file."""
+"""`lorastudy db`: work on the results store as a file."""
 
 import sys
 from pathlib import Path
@@ -75,7 +75,7 @@ def _file(database: str) -> Path:
     """The SQLite file.
 
     Raises:
-        StoreError: it is a server's database, or not there.
+        StoreError: it is a server's database, or it does not exist.
     """
     if "://" in database:
         raise StoreError(

@@ -1,4 +1,4 @@
-"""`lorastudy doctor`: whether the results store and its run folders are what was written."""
+"""`lorastudy doctor`: whether the results store and its run folders are as they were written."""
 
 import typer
 

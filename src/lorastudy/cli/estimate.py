@@ -100,7 +100,7 @@ def _shown(
     alike: dict[str, list[Estimator]] = {}
     for estimator in estimators:
         alike.setdefault(estimator.experiments[0].data_key, []).append(estimator)
-    # Packs that differ in the order of their rows only: the one with the largest micro-batch stands for all.
+    # Packs that differ only in the order of their rows: the one with the largest micro-batch represents all.
     return [
         _Shown.of(
             max(group, key=lambda each: each.estimate().prediction.terms.total),
@@ -115,9 +115,9 @@ def _shown(
 
 @dataclass(frozen=True, kw_only=True)
 class _Shown:
-    """Arms that train together: what they take, whether that fits, and what would help.
+    """Arms that train together: what they need, whether it fits, and what would help.
 
-    `num_packs` says how many packs of a suite are like it, one for each seed; None where there is no suite.
+    `num_packs` is the number of similar packs in a suite, one for each seed; None without a suite.
     """
 
     estimator: "Estimator"
@@ -153,7 +153,7 @@ class _Shown:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """Everything as plain JSON values."""
         from lorastudy.planning.plan_summary import estimate_as_json
 
         estimate, calibration = self.estimator.estimate(), self.estimator.calibration()
@@ -171,7 +171,7 @@ class _Shown:
         }
 
     def show(self, console: "PlainConsole", *, vram: str | None) -> None:
-        """As text for people."""
+        """Print everything as text."""
         from lorastudy.cli.plan_output import show_terms, show_time
         from lorastudy.planning.estimate import margin_words
         from lorastudy.planning.plan_summary import disk_bytes
@@ -179,7 +179,7 @@ class _Shown:
 
         estimate, shape, settings = self.estimator.estimate(), self.estimator.shape, self.estimator.settings
         batch = estimate.rows.batch
-        # Of a suite's, an arm with each seed trains for itself.
+        # In a suite, an arm trains separately with each seed, so these are experiments.
         held = plural(len(estimate.num_trainable), "arm" if self.num_packs is None else "experiment")
         if self.num_packs is not None and self.num_packs > 1:
             held += f" in each of {self.num_packs} packs"

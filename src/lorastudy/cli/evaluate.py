@@ -1,4 +1,4 @@
-"""`lorastudy evaluate`: score, ask and time trained adapters, several over one base."""
+"""`lorastudy evaluate`: score, prompt and time trained adapters, several over one base."""
 
 import json
 import sys
@@ -98,7 +98,7 @@ def evaluate(
             console.print(f"\n{result['checkpoint']}", style="bold")
         _show(console, result)
     if output is not None:
-        # One adapter has the form that it always had.
+        # A single result is written without list and name; older output files have that form.
         body = {"checkpoints": results} if len(results) > 1 else _without_name(results[0])
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(body, indent=1), encoding="utf-8")
@@ -109,10 +109,10 @@ def _without_name(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shared(values: Mapping[Path, Any], value_of: Callable[[Any], Any], *, option: str) -> Any:
-    """What all adapters have alike, since they are scored alike.
+    """The value that all adapters share, because they are scored alike.
 
     Raises:
-        StudyError: they differ, and the user has not said which it is to be.
+        StudyError: they differ, and the user has not chosen one.
     """
     found = {value_of(value): checkpoint for checkpoint, value in values.items()}
     if len(found) > 1:
@@ -140,7 +140,7 @@ def _show_table(console: "PlainConsole", results: Sequence[Mapping[str, Any]]) -
 
 
 def _check_same_base(base_model: str, checkpoint: Path, *, origin: "AdapterOrigin | None") -> None:
-    """Refuse a base in a folder whose content is not that of the base the adapter was trained on."""
+    """Refuse a base in a folder if its content differs from the base that the adapter was trained on."""
     from lorastudy.suite.base_model import base_model_fingerprint
 
     now = base_model_fingerprint(base_model)

@@ -11,7 +11,7 @@ from lorastudy.cli.terminal import say
 
 
 class ExportFormat(StrEnum):
-    """What kind of file to write."""
+    """The kind of file to write."""
 
     json = "json"
     csv = "csv"

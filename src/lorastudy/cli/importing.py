@@ -77,7 +77,7 @@ def import_results(
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and the JSON files of each folder named, in order of their names."""
+    """The named files, and the JSON files of each named folder, sorted by name."""
     files: list[Path] = []
     for path in paths:
         if path.is_dir():

@@ -1,4 +1,4 @@
-"""`lorastudy`: the commands. Each lives in a file of its own and imports what it needs when it is called."""
+"""`lorastudy`: the commands. Each has its own file and imports what it needs when it is called."""
 
 import sys
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The program's entry point; what is the user's to mend is one message and exit code 2."""
+    """The program's entry point. A mistake of the user gives one message and exit code 2."""
     try:
         app(args=None if arguments is None else list(arguments))
     except StudyError as error:

@@ -1,4 +1,4 @@
-"""Plans and estimates on a terminal: a dry run, the table of memory terms, the steps that were timed."""
+"""Plans and estimates on a terminal: a dry run, the table of memory terms, the timed steps."""
 
 from rich.table import Table
 from rich.text import Text
@@ -59,7 +59,7 @@ def show_terms(console: PlainConsole, estimate: PackEstimate) -> None:
 
 
 def show_time(console: PlainConsole, estimate: PackEstimate, *, calibration: Calibration) -> None:
-    """Print the time of a step and of the whole training, then the steps that were timed, by number of arms."""
+    """Print the time of a step and of the whole training, then the timed steps by number of arms."""
     assert estimate.step_seconds is not None
     whole = ""
     if estimate.train_seconds is not None:

@@ -1,4 +1,4 @@
-"""`lorastudy prepare`: a data set from the hub or a file, made ready for a study, and shown."""
+"""`lorastudy prepare`: make a data set from the hub or a file ready for a study, and show it."""
 
 import re
 import sys
@@ -109,7 +109,7 @@ def prepare(
 
 
 def _preview(console: "PlainConsole", file: Path, *, base_model: str, max_seq_length: int) -> None:
-    """The first rows of a file that was written, as a suite with this base model would read them."""
+    """Print the first rows of a written file as a suite with this base model would read them."""
     from lorastudy.cli.previewing import previewed, show_preview
     from lorastudy.planning.preview import question_of_file
     from lorastudy.suite.settings import Settings
@@ -121,7 +121,7 @@ def _preview(console: "PlainConsole", file: Path, *, base_model: str, max_seq_le
 
 
 def _unescaped(text: str) -> str:
-    r"""The text with `\n`, `\t` and `\\` as what they stand for: a shell passes them on as they are typed."""
+    r"""The text with `\n`, `\t` and `\\` replaced by their characters: a shell passes them on as typed."""
     meant = {"n": "\n", "t": "\t", "\\": "\\"}
     return re.sub(r"\\([nt\\])", lambda found: meant[found[1]], text)
 
@@ -153,7 +153,7 @@ def _print_counts(console: "PlainConsole", prepared: "Prepared", *, wanted: "Wan
 
 
 def _print_example(console: "PlainConsole", example: "Example") -> None:
-    """One rendered row. The trained part has markers besides its colour, for pipes and for eyes that need them."""
+    """Print one rendered row. Marks surround the trained part besides its colour, for pipes and the colour-blind."""
     from rich.text import Text
 
     from lorastudy.cli.console import BEGIN, END

@@ -1,4 +1,4 @@
-"""Rows as the base model will see them: how they are asked for and shown."""
+"""Rows as the base model will see them: computing and showing a preview."""
 
 import dataclasses
 import json
@@ -22,10 +22,10 @@ _NUM_CUT_CHARACTERS = 200
 
 
 def previewed(question: PreviewQuestion) -> Preview:
-    """The rows as a worker reads them, who takes seconds to start.
+    """The rows as a worker reads them. The worker takes seconds to start.
 
     Raises:
-        StudyError: what a run would say of them.
+        StudyError: the error that a run would give for these rows.
     """
     base_model = question.settings["base_model"]
     check_base_model(base_model)
@@ -38,12 +38,12 @@ def previewed(question: PreviewQuestion) -> Preview:
 
 
 def preview_as_json(found: Preview) -> str:
-    """The preview as it is, ids and labels included."""
+    """The whole preview as JSON, ids and labels included."""
     return json.dumps(dataclasses.asdict(found), indent=1)
 
 
 def show_preview(console: PlainConsole, found: Preview, *, of: str) -> None:
-    """What became of all rows, and then some of them. `of` says which rows they are."""
+    """Print how all rows were read, and then some of them. `of` names the rows."""
     console.print(f"{of}: {_counts(found)}.{laid_out(found.summary)}")
     for note in found.notes:
         console.print(f"Note: {note}")
@@ -101,7 +101,7 @@ def _show_row(console: PlainConsole, row: PreviewedRow, *, title: str) -> None:
 
 
 def _marked(pieces: Iterable[TextPiece]) -> Text:
-    """The text with marks and colours; of what is cut off only the beginning."""
+    """The text with marks and colours. Of a part that is cut off, only the beginning."""
     text = Text()
     rest = ""
     is_open = False

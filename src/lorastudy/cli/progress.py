@@ -1,4 +1,4 @@
-"""What a running suite shows: a bar with the time left on a terminal, a line now and then elsewhere."""
+"""Progress of a running suite: a bar with the time left on a terminal, a line now and then elsewhere."""
 
 import statistics
 import time
@@ -31,10 +31,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Follows the packs of a suite, one after another or several side by side, phase by phase.
+    """Follows the packs of a suite, one after another or several in parallel, phase by phase.
 
-    Packs are numbered in the order of their phase. `gives_reasons`: failures are told with their reasons at once, for a suite
-    that goes on after them; else how the suite ended says them, a moment later.
+    Packs are numbered by their order in the phase. With `gives_reasons`, failures are printed with their reasons at
+    once, for a suite that continues after them. Otherwise the suite's outcome prints the reasons a moment later.
     """
 
     def __init__(self, *, gives_reasons: bool = False) -> None:
@@ -69,7 +69,7 @@ class Progress:
         self._bar.stop()
 
     def on_phase(self, phase: Phase) -> None:
-        """Packs are counted anew; a phase that is not the only one is announced."""
+        """Number the packs from one again, and announce the phase if it has a name."""
         self._num_packs = len(phase.packs)
         self._packs = {pack.id: number for number, pack in enumerate(phase.packs, start=1)}
         self._going_on = {pack.id for pack in phase.packs if pack.resume_from}
@@ -79,7 +79,7 @@ class Progress:
             self._say(f"{phase.name}: {experiments} in {plural(len(phase.packs), 'pack')}")
 
     def on_event(self, pack: PlannedPack, event: Record | WorkerExit) -> None:
-        """Take note of what a worker said."""
+        """Update the display after a record of a worker or its end."""
         number = self._packs.setdefault(pack.id, len(self._packs) + 1)
         size = plural(len(pack.experiments), "experiment")
         title = f"pack {number}/{max(number, self._num_packs)} ({size})"
@@ -97,10 +97,10 @@ class Progress:
             self._phase(pack, event, title=title)
 
     def _tell_failures(self, pack: PlannedPack, *, title: str) -> None:
-        """What failed alike, in one line, once all of it is known."""
+        """Print failures of a pack with the same reason in one line, once all of them are known."""
         for (kind, message), names in self._failed.pop(pack.id, {}).items():
             who = "all" if len(names) == len(pack.experiments) > 1 else listing(names)
-            # A worker's death may be tried again with one, too.
+            # After a worker's death, even a single experiment may be tried again.
             is_tried_again = kind in SHARED_FAILURES and (len(pack.experiments) > 1 or kind == "crashed")
             if kind == "diverged":
                 self._say(f"{title}: {who} diverged: {message}")
@@ -122,7 +122,7 @@ class Progress:
     def _end(self, pack_id: str) -> None:
         if pack_id in self._tasks:
             self._bar.remove_task(self._tasks.pop(pack_id))
-        # A pack whose worker died is served again, and says its phases again.
+        # A pack whose worker died runs again, and prints its phases again.
         self._said = {(of_pack, phase) for of_pack, phase in self._said if of_pack != pack_id}
 
     def _phase(self, pack: PlannedPack, event: Record, *, title: str) -> None:
@@ -135,7 +135,7 @@ class Progress:
             self._say(f"{title}: {phase}")
 
     def _phase_of(self, event: Record, *, is_going_on: bool) -> str | None:
-        """What a record tells of the worker's progress."""
+        """The worker's progress that a record shows."""
         if isinstance(event, Environment):
             where = "" if event.device_name in self._devices else f" on {event.device_name}"
             self._devices.add(event.device_name)

@@ -1,4 +1,4 @@
-"""`lorastudy recommend`: the configuration for a model and a memory, and what that is known from."""
+"""`lorastudy recommend`: the configuration for a model and a memory, and the evidence for it."""
 
 import dataclasses
 import json
@@ -110,7 +110,7 @@ def recommend(
 def _recommendation(
     finder: "CandidateFinder", request: "RecommendationRequest", *, database: str, hours: float | None
 ) -> "Recommendation | None":
-    """From the store if there is one; a default store that does not exist yet has no evidence."""
+    """The recommendation from the store, if there is one. A default store that does not exist yet has no evidence."""
     from lorastudy.planning.done import is_new
     from lorastudy.planning.recommendation import recommendation_for
     from lorastudy.store import ExperimentTracker
@@ -162,7 +162,7 @@ def _nothing_fits(
 def _as_json(
     answer: "Recommendation", finder: "CandidateFinder", *, request: "RecommendationRequest"
 ) -> dict[str, Any]:
-    """All of it as plain JSON values."""
+    """Everything as plain JSON values."""
     from lorastudy.report.findings.recommendation import because
 
     runner_up = answer.runner_up
@@ -191,7 +191,7 @@ def _as_json(
 
 
 def _rules(answer: "Recommendation", request: "RecommendationRequest") -> "Mapping[str, LiteratureRule]":
-    """The published rules that were followed; a precision that was asked for followed none."""
+    """The published rules that were followed. A precision that the user chose follows no rule."""
     from lorastudy.planning.literature import RULES
 
     if answer.grade != "literature only":
@@ -228,7 +228,7 @@ def _show(
     request: "RecommendationRequest",
     budget: "MemoryBudget",
 ) -> None:
-    """As text for people."""
+    """Print everything as text."""
     from lorastudy.report.findings.recommendation import because
     from lorastudy.report.numbers import size
 
@@ -252,7 +252,7 @@ def _show(
 
 
 def _subject(request: "RecommendationRequest") -> str:
-    """What was asked about, in words."""
+    """The request in words."""
     units = {"quantization": "the base in {}", "max_seq_length": "rows of {} tokens"}
     fixed = (units[key].format(value) for key, value in request.fixed.items())
     data = [request.base.dataset_path] if request.has_data else []

@@ -57,24 +57,27 @@ _WIDEST = 100
 
 
 def say_what_it_came_to(suite_name: str, *, database: str, output_dir: Path) -> None:
-    """After a suite: its verdict and recommendation as its report has them, where its results lie, and the next command."""
+    """Print the end of a suite: verdict, recommendation, the place of the results, and the next command.
+
+    Verdict and recommendation are those of its report.
+    """
     from lorastudy.report import read_report
     from lorastudy.store import ExperimentTracker
 
     with ExperimentTracker(database) as tracker:
         if not any(each.status == "completed" for each in tracker.get_all_experiments(suite_name=suite_name)):
-            return  # what failed was told
+            return  # failures are already printed
         report = read_report(tracker, suite_name=suite_name)
     for summary in report.summaries:
         say_summary(summary)
     say(f"\nresults: {database}; adapters: {output_dir / 'NAME_seedN' / 'final_model'}")
     given = [] if database == DATABASE else ["--database", database]
-    # Quoted: the name may come from a store that somebody else made.
+    # Quoted: the name may come from a foreign store.
     say(f"next: {shlex.join(['lorastudy', 'report', '--suite-name', suite_name, *given])}")
 
 
 def say_report(report: "Report", written: Sequence[Path]) -> None:
-    """After a report: what the study that ran last came to, which others there are, and the files."""
+    """Print the summary of the study that ran last, the titles of the others, and the written files."""
     from lorastudy.report.numbers import plural
 
     first, *others = report.summaries
@@ -95,14 +98,14 @@ def say_report(report: "Report", written: Sequence[Path]) -> None:
 
 
 def say_summary(summary: "StudySummary") -> None:
-    """The first page of a report in a few lines."""
+    """Print the first page of a report in a few lines."""
     say(f"\n{summary.title}")
     for line in summary.lines():
         _say_wrapped(line)
 
 
 def _say_wrapped(text: str) -> None:
-    """A paragraph as wide as the terminal; names are not broken, since they are to be copied."""
+    """Print a paragraph as wide as the terminal. Names are not broken, so that you can copy them."""
     width = min(_WIDEST, shutil.get_terminal_size().columns)
     say(
         textwrap.fill(

@@ -1,4 +1,4 @@
-"""`lorastudy resume`: go on with what was begun, from the store alone or from a suite file."""
+"""`lorastudy resume`: continue unfinished suites, from the store alone or from a suite file."""
 
 import sys
 from collections.abc import Sequence
@@ -52,20 +52,20 @@ def resume(
 
 
 def _of_file(path: Path, *, defaults: Path | None) -> "tuple[Suite, None]":
-    """The suite, whose experiments follow from the file."""
+    """The suite in the file. Its experiments follow from the file."""
     from lorastudy.suite.suite_file import load_suite
 
     return load_suite(path, defaults=defaults), None
 
 
 def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence[Experiment] | None]]":
-    """The suite of this name, or all suites with work left, as the store has them.
+    """The suite of this name, or all suites with work left, from the store.
 
-    What one that looks for learning rates runs next follows from its design. A store of an older version has none: such
-    a suite is left out, with a word, since only its file says what comes next.
+    The next runs of a suite that searches learning rates follow from its design. A store of an older version has no
+    design. Such a suite is left out with a note, because only its file determines the next runs.
 
     Raises:
-        StudyError: there is no such suite, or what it reads is not what it was.
+        StudyError: there is no such suite, or its base model or data has changed.
     """
     from lorastudy.store import ExperimentTracker
     from lorastudy.suite.question import Question
@@ -90,7 +90,7 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
                 if name is not None or _is_open(results, asked):
                     work.append((_plain(results, asked), _experiments(results)))
             elif each in designs:
-                _experiments(results)  # refuses what has changed since
+                _experiments(results)  # raises if the sources have changed
                 if name is not None or _has_rounds_left(designs[each], tracker):
                     work.append((designs[each], None))
             else:
@@ -99,7 +99,7 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
 
 
 def _plain(results: "Sequence[ExperimentResult]", asked: "Question") -> "Suite":
-    """A suite whose experiments are all known: what it is called and what it asks, without arms."""
+    """A suite of known experiments: its name and its question, without arms."""
     from lorastudy.suite.suite import Suite
 
     return Suite(
@@ -124,7 +124,7 @@ def _say_that_the_file_is_needed(suite_name: str, *, is_asked_for: bool) -> None
 
 
 def _is_open(results: "Sequence[ExperimentResult]", asked: "Question") -> bool:
-    """Whether something is left to run: what racing stopped is, once the suite does not race any more."""
+    """Whether something is left to run. A pruned experiment counts only if the suite no longer races."""
     from lorastudy.planning.done import is_current
 
     return any(
@@ -135,7 +135,7 @@ def _is_open(results: "Sequence[ExperimentResult]", asked: "Question") -> bool:
 
 
 def _has_rounds_left(suite: "Suite", tracker: "ExperimentTracker") -> bool:
-    """Whether the results ask for a run that is not done: a round may be over and the next one not begun."""
+    """Whether the results call for a run that is not done: a round may be over and the next one not begun."""
     from lorastudy.planning.design import Designer
     from lorastudy.planning.done import missing_of
 
@@ -143,7 +143,7 @@ def _has_rounds_left(suite: "Suite", tracker: "ExperimentTracker") -> bool:
 
 
 def _experiments(results: "Sequence[ExperimentResult]") -> "list[Experiment]":
-    """The experiments as they were registered; what they read must still be what it was.
+    """The experiments as registered. Their base model and data must not have changed.
 
     Raises:
         StudyError: a base model or a data set has changed since.

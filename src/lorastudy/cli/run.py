@@ -81,7 +81,7 @@ def _number_or_text(value: str | None) -> float | str | None:
 
 
 def _names(value: str | None) -> str | list[str] | None:
-    """Names with commas between are a list; one word may be a preset."""
+    """Names separated by commas become a list. A single word may be a preset."""
     from lorastudy.suite.settings import TARGET_PRESETS
 
     if value is None or value in TARGET_PRESETS:

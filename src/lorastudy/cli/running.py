@@ -1,4 +1,4 @@
-"""Running a plan from a command: progress, and how it ended."""
+"""Running a plan from a command: progress, and the outcome."""
 
 import contextlib
 import shlex
@@ -35,7 +35,7 @@ def planned(
     executor: Executor | None = None,
     registered: Sequence[Experiment] | None = None,
 ) -> StudyPlan:
-    """The suite's plan; on a terminal with a bar while data is read, and a line before a wait."""
+    """The suite's plan. On a terminal, shows a bar while data is read, and a line before a wait."""
     with reading_shown():
         return plan_study(
             suite,
@@ -47,7 +47,7 @@ def planned(
 
 
 def planned_only(suite: Suite, *, database: str) -> StudyPlan:
-    """The plan for a dry run. Nothing is written; a store that does not exist yet holds nothing."""
+    """The plan for a dry run. Nothing is written; a store that does not exist yet counts as empty."""
     if is_new(database):
         return planned(suite, tracker=None)
     with ExperimentTracker(database) as tracker:
@@ -62,16 +62,16 @@ def run_experiments(
     executor: Executor | None = None,
     registered: Sequence[Experiment] | None = None,
 ) -> Design:
-    """Run what is missing, with progress; print how it ended, and return what was run. Exits with 1 or 2 when an experiment failed.
+    """Run what is missing, with progress; print the outcome, and return the design that ran.
 
-    Exit code 2 means that what failed is the user's to mend, as for any bad input. A base model that cannot be
-    had, or data that cannot be read, is refused before anything is written. Without an executor, workers run on this machine.
-    `registered` are the experiments of a suite that is resumed from the store.
+    Exits with 1 or 2 if an experiment failed; 2 means that you can mend every failure, as with any bad input. A base
+    model that is not available, or data that cannot be read, is refused before anything is written. Without an
+    executor, workers run on this machine. `registered` are the experiments of a suite that is resumed from the store.
     """
     from lorastudy.cli.progress import Progress
 
     with contextlib.ExitStack() as open_until_done:
-        # A store that is there comes first, since another writer of it is refused at once.
+        # An existing store is opened first, because it refuses a second writer at once.
         tracker = None if is_new(database) else open_until_done.enter_context(_writer(database))
         plan = planned(suite, tracker=tracker, executor=executor, registered=registered)
         plan.check_can_run()
@@ -116,7 +116,10 @@ def exit_code(outcome: StudyOutcome) -> int:
 def _say_where_adapters_lie(
     outcome: StudyOutcome, experiments: Sequence[Experiment], *, suite_name: str, output: Path
 ) -> None:
-    """Where that is not where a user looks, since other adapters are kept there; and which made room."""
+    """Print which adapters are not in their usual place, and which adapters were replaced.
+
+    An adapter goes elsewhere if its usual place holds another one.
+    """
     of_suite = output / suite_name
     elsewhere = [
         str(place.parent.relative_to(of_suite))
@@ -146,7 +149,7 @@ def _writer(database: str) -> ExperimentTracker:
 
 
 def _command_to_go_on(suite: Suite, *, database: str, options: RunOptions) -> str:
-    """`lorastudy resume` with what was not left at its default."""
+    """The `lorastudy resume` command, with the flags that differ from their defaults."""
     flags = {
         "--database": (database, DATABASE),
         "--runs-dir": (str(options.runs), str(RUNS_DIR)),
@@ -194,7 +197,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Departure:
-    """Within the block, a signal is a request to leave. What the runner is at, it brings to its end."""
+    """Within the block, a signal is a request to leave. The runner finishes its current step first."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -212,12 +215,12 @@ class Departure:
             signal.signal(number, handler)
 
     def is_requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has arrived."""
         return self._signal is not None
 
     @property
     def exit_code(self) -> int:
-        """As the shell has it for a process that a signal ended."""
+        """The exit code that a shell reports for a process ended by this signal."""
         return 128 + (self._signal or 0)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler

@@ -1,4 +1,4 @@
-"""`lorastudy status`: what the results store holds."""
+"""`lorastudy status`: the content of the results store."""
 
 from collections import Counter
 from typing import TYPE_CHECKING

@@ -65,7 +65,7 @@ def suite(
 def _executor(
     name: ExecutorName, *, address: str | None, num_cpus: float, num_gpus: float | None
 ) -> "Executor | None":
-    """The executor asked for; None for this machine's, which depends on the suite."""
+    """The requested executor; None for this machine's, which depends on the suite."""
     if name is ExecutorName.local:
         if address is not None:
             raise StudyError("--ray-address: is for --executor ray")

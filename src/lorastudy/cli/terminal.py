@@ -1,7 +1,7 @@
-"""What a command prints: never an escape sequence, whoever wrote it, and in failures no secrets or personal paths.
+"""The output of commands: never an escape sequence, whoever wrote it, and in failures no secrets or personal paths.
 
-Everything goes through `say`, or through a `PlainConsole` where it is laid out: answers, rows and failures, but also
-the names in a store or in a table, which anybody may have made.
+All output goes through `say`, or through a `PlainConsole` for tables and styles. Answers, rows and failures are foreign
+text, and so are the names in a store or a table, which anybody may have made.
 """
 
 from functools import cache
@@ -11,27 +11,27 @@ from lorastudy.suite.safe_text import Privacy, printable_lines
 
 
 def say(text: object = "", *, file: TextIO | None = None) -> None:
-    """Print a text as `print` does, with whatever would steer the terminal escaped."""
+    """Print a text like `print`, with terminal control characters escaped."""
     print(shown(str(text)), file=file)
 
 
 def shown(text: str) -> str:
-    """The text with whatever would steer the terminal escaped; escaping it twice changes nothing."""
+    """The text with terminal control characters escaped. Escaping it twice changes nothing."""
     return printable_lines(text)
 
 
 def error_shown(message: str) -> str:
-    """A message for the user: host names stay, since a store's lock is told by its host."""
+    """A message for the user. Host names stay, because they identify the holder of a store's lock."""
     return printable_lines(_privacy().hidden(message))
 
 
 def failure_shown(message: str) -> str:
-    """What a failure said, which is what people paste elsewhere."""
+    """The message of a failure, without secrets or personal paths: people paste it elsewhere."""
     return printable_lines(_privacy().hidden_failure(message))
 
 
 def runs_own_code(base_model: str) -> str:
-    """The line that nobody should overlook."""
+    """The warning about code that the base model brings; nobody should overlook it."""
     return f"trust_remote_code: {shown(base_model)} runs its own Python code, with your rights"
 
 

@@ -1,1 +1,1 @@
-"""From files to token rows and batches: what is read, what it means, which part is trained, in which order."""
+"""From files to token rows and batches: reading, the meaning of columns, the trained parts, and the order of rows."""

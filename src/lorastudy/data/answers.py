@@ -1,19 +1,19 @@
 """Answers: which rows are asked, when two answers match, and what trivial predictors score on them.
 
-A trivial predictor needs no model; its score follows from tokens alone. Each predictor knows the answers of the training
-rows and nothing of the prompts:
+A trivial predictor needs no model; its score follows from tokens alone. Each predictor knows the answers of the
+training rows but not the prompts:
 
 - `constant` always gives the most frequent training answer. It has an exact match and a token accuracy.
 - `frequencies` gives each answer as often as training has it. It has a loss.
-- `unigram` gives each token of an answer as often as the training answers have it, wherever it stands. It has a loss.
+- `unigram` gives each token of an answer as often as the training answers have it, at any position. It has a loss.
 
 An arm that does not beat them has learnt nothing from the prompts.
 
-**Unseen answers and tokens.** Of N training answers, of which n occur once, an answer that occurs c times has the
-probability c / (N + n + 1), and all answers that training never has share (n + 1) / (N + n + 1). That is Good and Turing's
-estimate with one more count, so that the share is never 0 (method X1 of Moffat, Neal and Witten, ACM TOIS 16, 1998). For
-labels the share is nearly nothing: 1 of N + 1. An unseen answer takes its part of the share by its tokens under `unigram`.
-Tokens follow the same rule, and unseen tokens divide what is left equally.
+**Unseen answers and tokens.** Of N training answers, n occur once. An answer that occurs c times has the probability c
+/ (N + n + 1), and all unseen answers share (n + 1) / (N + n + 1). That is Good and Turing's estimate with one more
+count, so the share is never 0 (method X1 of Moffat, Neal and Witten, ACM TOIS 16, 1998). For labels the share is nearly
+nothing: 1 of N + 1. An unseen answer gets a part of the share: its probability under `unigram`. Tokens follow the same
+rule, and unseen tokens divide their share equally.
 """
 
 import math
@@ -27,29 +27,29 @@ from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet
 from lorastudy.protocol.records import EXACT_MATCH_VERSION, LOSS_VERSION, TrivialPredictor, TrivialScore
 from lorastudy.suite.settings import Settings
 
-#: Splits of the training rows' own domain that are scored.
+#: The scored splits that come from the domain of the training rows.
 _SPLITS = ("eval", "test")
 
 
 def asked_rows(
     rows: Sequence[TokenRow], *, max_new_tokens: int, max_rows: int, num_positions: int | None
 ) -> list[TokenRow]:
-    """The first `max_rows` rows that ask something and whose answer fits the model's positions."""
+    """The first `max_rows` rows that have a prompt and leave room for the answer in the model's positions."""
     longest = math.inf if num_positions is None else num_positions - max_new_tokens
     return [row for row in rows if row.asks and len(row.prompt_ids) <= longest][:max_rows]
 
 
 def is_match(answer: str, reference: str, *, pattern: str | None = None) -> bool:
-    """Whether the answer says what the reference says; see `ExactMatch`."""
+    """Whether the answer equals the reference in the part that counts; see `ExactMatch`."""
     compared = what_counts(answer, pattern=pattern)
     return compared is not None and compared == what_counts(reference, pattern=pattern)
 
 
 def what_counts(text: str, *, pattern: str | None = None) -> str | None:
-    """The part of an answer that is compared; None where the pattern finds nothing in it.
+    """The part of an answer that is compared; None if the pattern matches nothing.
 
-    The whole of it without a pattern, else the first group of the last find. White space around it is removed, and inner
-    white space is one space.
+    Without a pattern it is the whole answer, else the first group of the last match. White space at the ends is
+    removed, and inner white space becomes one space.
     """
     if pattern is None:
         return _normal(text)
@@ -64,9 +64,10 @@ def _normal(text: str) -> str:
 def trivial_scores(
     sets: Mapping[str, TokenSet], settings: Settings, *, vocab_size: int, num_positions: int | None
 ) -> Iterator[TrivialScore]:
-    """Each predictor's scores on each scored split, on the very rows, in the units and with the weights of the arms' scores.
+    """Each predictor's scores on each scored split.
 
-    `vocab_size` is the number of tokens that an answer may be made of, `num_positions` how many a row may have.
+    They have the same rows, units and weights as the arms' scores. `vocab_size` is the number of tokens that an answer
+    can use, `num_positions` the largest number of tokens in a row.
     """
     pattern = settings.exact_match_pattern
     known = _Known.of(sets["train"].rows, pattern=pattern)
@@ -85,7 +86,7 @@ def trivial_scores(
 
 @dataclass(frozen=True, kw_only=True)
 class _Frequencies:
-    """How often each of some things occurred, with a share for those that did not; the module says how."""
+    """How often each thing occurred, with a share for unseen things as in the module's docstring."""
 
     counts: Mapping[Hashable, int]
     num_unseen: int
@@ -98,7 +99,7 @@ class _Frequencies:
         return cls(counts=counts, num_unseen=num_unseen, total=counts.total() + num_unseen)
 
     def nats(self, thing: Hashable, *, among_unseen: float) -> float:
-        """Minus the log-probability; `among_unseen` is that of an unseen thing within the share of all of these."""
+        """The negative log-probability. `among_unseen` is that of an unseen thing within the unseen share."""
         count = self.counts.get(thing)
         if count is None:
             return math.log(self.total / self.num_unseen) + among_unseen
@@ -112,9 +113,9 @@ class _Known:
     tokens: _Frequencies
     answers: _Frequencies
     constant: tuple[int, ...]
-    """The most frequent answer; of several the first."""
+    """The most frequent answer; of several, the first."""
     constant_text: str | None
-    """What most answers say, of those that are asked for; None where none is."""
+    """The most frequent answer text among training rows that are asked; None if no row is asked."""
 
     @classmethod
     def of(cls, train: Sequence[TokenRow], *, pattern: str | None) -> "_Known":
@@ -155,7 +156,7 @@ def _losses(
 
 
 def _constant_accuracy(known: _Known, rows: Sequence[TokenRow], *, split: str) -> TrivialScore:
-    """The share of completion tokens that the most frequent answer has in the same place."""
+    """The share of completion tokens that equal the token of the most frequent answer at the same position."""
     right = [sum(map(int.__eq__, known.constant, _answer(row))) for row in rows]
     weights = tuple(row.num_completion_tokens for row in rows)
     return TrivialScore(
@@ -173,7 +174,7 @@ def _constant_accuracy(known: _Known, rows: Sequence[TokenRow], *, split: str) -
 def _constant_match(
     known: _Known, asked: Sequence[TokenRow], *, split: str, pattern: str | None
 ) -> TrivialScore:
-    """The share of the asked rows whose reference says what most training answers say."""
+    """The share of the asked rows whose reference equals the most frequent training answer."""
     constant = known.constant_text
     references = [what_counts(row.reference, pattern=pattern) for row in asked]
     hits = tuple(float(constant is not None and reference == constant) for reference in references)
@@ -190,5 +191,5 @@ def _constant_match(
 
 
 def _answer(row: TokenRow) -> tuple[int, ...]:
-    """The tokens that the loss covers, of all the row's answers."""
+    """The tokens that the loss covers, over all the row's answers."""
     return tuple(label for label in row.labels if label != IGNORED)

@@ -1,7 +1,7 @@
 """Which rows each training step sees: a pure function of the data seed, equal for every arm.
 
-Rows are reshuffled for every epoch. A batch that an epoch cannot fill takes the first rows of the next one, so
-every step has the same number of rows, and no step weighs less than another.
+Rows are reshuffled for every epoch. A batch that an epoch cannot fill takes the first rows of the next one. Every step
+therefore has the same number of rows, and the same weight.
 """
 
 import hashlib
@@ -11,12 +11,12 @@ from collections.abc import Collection, Sequence
 
 from lorastudy.suite.settings import Settings
 
-#: Texts among which the pieces of a long one are strewn.
+#: The pieces of a long text are spread over this many texts.
 PIECES_APART = 256
 
 
 def row_order(num_rows: int, *, data_seed: int, num_rows_needed: int) -> list[int]:
-    """The first `num_rows_needed` row numbers of shuffled epoch after shuffled epoch."""
+    """The first `num_rows_needed` row numbers of a sequence of shuffled epochs."""
     assert num_rows > 0
     order: list[int] = []
     epoch = 0
@@ -30,7 +30,7 @@ def row_order(num_rows: int, *, data_seed: int, num_rows_needed: int) -> list[in
 def usable_order(
     num_rows: int, *, data_seed: int, num_rows_needed: int, refused: Collection[int]
 ) -> list[int]:
-    """As `row_order`, without the rows that are refused; at least one is not."""
+    """The same as `row_order`, without refused rows. At least one row must not be refused."""
     assert len(refused) < num_rows
     num_looked_at = num_rows_needed
     while True:
@@ -49,11 +49,11 @@ def rows_in_order(
     refused: Collection[int],
     places: Sequence[int],
 ) -> list[int]:
-    """The numbers of the first rows to train on. `places` has for each row the place of what it was made of, rising.
+    """The numbers of the first rows to train on. `places` has the place of each row's example, rising.
 
-    An epoch goes through all that was given as `row_order` has it. Of a text in pieces, which are rows in one place, one
-    piece takes the place of the text, drawn at random; the others are put off, each by up to `PIECES_APART` texts, so that
-    a batch is not all of one text. As nothing moves forward, the first n that were given tell the first n rows.
+    An epoch goes through the examples in the order of `row_order`. The pieces of one text are rows with the same place.
+    One piece, drawn at random, takes the place of the text. Each other piece is delayed by up to `PIECES_APART` texts,
+    so that a batch is not all of one text. No piece moves forward, so the first n examples determine the first n rows.
     """
     first_rows, num_pieces = _pieces_by_place(places)
     if not num_pieces:
@@ -78,7 +78,7 @@ def rows_in_order(
 
 
 def _pieces_by_place(places: Sequence[int]) -> tuple[dict[int, int], dict[int, int]]:
-    """The first row of each place, and how many there are, where there is more than one."""
+    """The first row of each place, and the number of rows of each place that has several."""
     first_rows: dict[int, int] = {}
     num_pieces: dict[int, int] = {}
     for row, place in enumerate(places):
@@ -88,7 +88,7 @@ def _pieces_by_place(places: Sequence[int]) -> tuple[dict[int, int], dict[int, i
 
 
 def _delays(num_pieces: int, *, of: str) -> list[tuple[float, int]]:
-    """Each piece of a text, and by how many texts it is put off; one is not."""
+    """Each piece of a text with its delay in texts. One piece has no delay."""
     if num_pieces == 1:
         return [(0.0, 0)]
     digests = (hashlib.sha256(f"{of}:{piece}".encode()).digest() for piece in range(num_pieces))
@@ -98,13 +98,13 @@ def _delays(num_pieces: int, *, of: str) -> list[tuple[float, int]]:
 
 
 def micro_batches(order: Sequence[int], *, batch_size: int, accumulation: int) -> list[list[list[int]]]:
-    """Row numbers by optimizer step, by forward pass within the step, by place in the batch."""
+    """Row numbers, nested by optimizer step, forward pass within the step, and place in the batch."""
     batches = [list(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
     return [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
 
 
 def steps_of(settings: Settings, *, num_rows: int) -> int:
-    """Optimizer steps of an experiment over this many training rows. Plan, dry run and training all count by it."""
+    """Optimizer steps of an experiment over this many training rows. Plan, dry run and training all use this number."""
     if settings.max_steps is not None:
         return settings.max_steps
     return num_steps(
@@ -116,15 +116,16 @@ def steps_of(settings: Settings, *, num_rows: int) -> int:
 
 
 def num_steps(num_rows: int, *, epochs: float, batch_size: int, accumulation: int) -> int:
-    """Optimizer steps until every row was seen `epochs` times, the last one filled up.
+    """Optimizer steps until every row was seen `epochs` times. The last step is filled up.
 
-    `epochs` may be a fraction; the product is rounded first, as 3 * 0.1 * 10 is a little more than 3.
+    `epochs` may be a fraction. The quotient is rounded to six decimals first, because 3 * 0.1 * 10 is slightly more
+    than 3.
     """
     return max(1, math.ceil(round(num_rows * epochs / (batch_size * accumulation), 6)))
 
 
 def _shuffled(num_rows: int, *, data_seed: int, epoch: int, num_first: int) -> list[int]:
-    """The first row numbers in the order of their hashes, which no library version and no platform changes."""
+    """The first row numbers in the order of their hashes, which are the same on every platform and library version."""
 
     def key(row: int) -> bytes:
         return hashlib.sha256(f"{data_seed}:{epoch}:{row}".encode()).digest()

@@ -1,4 +1,4 @@
-"""What stands in the columns of a data set, gathered row by row, so that no column is dropped without being reported."""
+"""The content of a data set's columns, gathered row by row, so that every unused column is reported."""
 
 import re
 from collections import Counter
@@ -12,24 +12,24 @@ from lorastudy.data.values import is_filled, records_of, switch
 from lorastudy.errors import DataError
 from lorastudy.suite.wording import shown
 
-#: Columns whose entries are turns of a conversation, so that their fields count too.
+#: Columns whose entries are turns of a conversation. The fields of those turns are counted too.
 _OF_TURNS = ("messages", "conversations")
-#: Different values of a column that are told apart, and the length of a value that may be a label.
+#: How many different values of a column are counted, and the longest value that may be a label.
 _MAX_VALUES, _MAX_VALUE = 200, 64
 _MAX_COLUMNS, _MAX_NAME = 20, 40
 
 
 @dataclass(kw_only=True)
 class Column:
-    """A column's cells: how many hold something, and how often each value, until they are too many for a label."""
+    """How many cells of a column are filled, and how often each value occurs, until there are too many for a label."""
 
     has_turns: bool = False
-    """Whether its entries are conversations."""
+    """Whether the entries are conversations."""
     num_filled: int = 0
     values: Counter[str] | None = field(default_factory=Counter)
 
     def add(self, value: Any) -> None:
-        """Count a cell that holds something."""
+        """Count a filled cell."""
         self.num_filled += 1
         if self.values is None:
             return
@@ -43,22 +43,22 @@ class Column:
 
     @property
     def repeats(self) -> bool:
-        """Whether its values are few and come again and again, as labels do."""
+        """Whether the values are few and repeat, as labels do."""
         return self.values is not None and 1 < len(self.values) <= self.num_filled / 2
 
     @property
     def num_off(self) -> int:
-        """Cells that turn something off."""
+        """The number of cells that turn something off."""
         return sum(times for value, times in (self.values or {}).items() if switch(value) is False)
 
     @property
     def is_switch(self) -> bool:
-        """Whether every cell turns something on or off, or is empty."""
+        """Whether every filled cell turns something on or off."""
         return bool(self.values) and all(switch(value) is not None for value in self.values or ())
 
 
 class Columns:
-    """The columns of the rows that were added, in the order in which they first appeared."""
+    """The columns of all added rows, in the order in which they first appeared."""
 
     def __init__(self, rows: Iterable[Row] = ()) -> None:
         self.by_name: dict[str, Column] = {}
@@ -89,10 +89,10 @@ class Columns:
         return listed([shortened(name) for name in self.by_name])
 
     def by_plain_name(self) -> dict[str, str]:
-        """The columns by the name that counts.
+        """The columns by their plain name.
 
         Raises:
-            DataError: two differ in case or white space alone, so that one would hide the other.
+            DataError: two names differ only in case or white space, so one would hide the other.
         """
         names: dict[str, str] = {}
         for column in self.by_name:
@@ -105,18 +105,18 @@ class Columns:
 
 
 def plain_name(column: str) -> str:
-    """The name without what spreadsheets and people vary: case, and white space around and inside."""
+    """The name without differences that spreadsheets and people make: case, and white space around and inside."""
     return re.sub(r"[\s-]+", "_", column.strip().lower())
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names."""
+    """The first names, for a message."""
     more = f" and {len(names) - _MAX_COLUMNS} more" if len(names) > _MAX_COLUMNS else ""
     return ", ".join(names[:_MAX_COLUMNS]) + more or "(none)"
 
 
 def shortened(name: str) -> str:
-    """A column's name, cut to a length that fits into a message."""
+    """A column's name, shortened to fit into a message."""
     return name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..."
 
 

@@ -1,8 +1,8 @@
-"""What a row says, in one of two shapes: a conversation of turns, or an instruction with its answer.
+"""The content of a row in one of two shapes: a conversation of turns, or an instruction with its answer.
 
-`messages` and ShareGPT rows become a `Conversation`. Each turn is by the system, the user, the assistant or a tool. A
-function call is said by the assistant, so it is an assistant turn; what the function returned (`observation`) is a tool
-turn. Rows of `alpaca` and `prompt_completion` become an `Instruction`.
+`messages` and ShareGPT rows become a `Conversation`. Each turn is by the system, the user, the assistant or a tool. The
+assistant makes a function call, so the call is an assistant turn; the function's result (`observation`) is a tool turn.
+Rows of `alpaca` and `prompt_completion` become an `Instruction`.
 """
 
 import json
@@ -16,21 +16,21 @@ from lorastudy.suite.wording import shown
 
 Role = Literal["system", "user", "assistant", "tool"]
 
-#: What is said of a row whose answer is blank; `prepare` leaves such rows out.
+#: The problem of a row with a blank answer. `prepare` leaves such rows out.
 EMPTY_ANSWER = "has an empty answer"
 
-#: Fields of a message that say whether it is trained: those of OpenAI, of Axolotl, of ms-swift.
+#: Fields that switch the training of a message on or off, from OpenAI, Axolotl and ms-swift.
 SWITCHES = ("weight", "train", "training", "trained", "loss", "loss_mask")
 
-#: Fields of a message that hold what was thought before the answer.
+#: Fields of a message that hold the thought before the answer.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
-#: Fields of a message that are used whether or not the model brings a chat template.
+#: Fields of a message that are used with or without a chat template.
 KNOWN_FIELDS = frozenset(
     ("role", "content", "from", "value", "name", "tool_calls", "function_call", *THOUGHTS, *SWITCHES)
 )
 
-#: Begins the name of a field of a message's function calls.
+#: Prefix of the name of a field of a message's function calls.
 OF_CALLS = "tool_calls[]."
 
 _ROLES: dict[str, Role] = {
@@ -49,16 +49,16 @@ _ROLES: dict[str, Role] = {
 
 
 class ConversationError(Exception):
-    """What keeps a row from being a conversation; the reader of the row adds where it stands."""
+    """The reason why a row is not a conversation. The caller adds the row's place."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What one side says.
+    """One turn of a conversation.
 
     `calls` are function calls: `{"name": ..., "arguments": ...}`. `further` are the message's other fields, which a
-    chat template gets as they are: `name`, `tool_call_id`, `reasoning_content`, and `tool_calls` with their ids.
-    An answer that is not `is_trained` is context.
+    chat template gets unchanged: `name`, `tool_call_id`, `reasoning_content`, and `tool_calls` with their ids. An
+    answer that is not `is_trained` is context.
     """
 
     role: Role
@@ -69,13 +69,13 @@ class Turn:
 
     @property
     def thought(self) -> str:
-        """What the assistant thought before it answered."""
+        """The assistant's thought before its answer."""
         thoughts = (self.further.get(name) for name in THOUGHTS)
         return next((text for text in thoughts if isinstance(text, str) and text.strip()), "")
 
     @property
     def plain(self) -> str:
-        """The thought between the usual marks, the text, and each call as a line of JSON after it."""
+        """The thought between the usual marks, then the text, then each call as a line of JSON."""
         if not self.further and not self.calls:
             return self.text
         thought = f"<think>\n{self.thought}\n</think>\n\n" if self.thought else ""
@@ -84,7 +84,7 @@ class Turn:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The turn as a chat template takes it."""
+        """The turn as a message for a chat template."""
         message: dict[str, Any] = {"role": self.role, "content": self.text}
         if self.calls:
             message["tool_calls"] = [{"type": "function", "function": dict(call)} for call in self.calls]
@@ -100,7 +100,7 @@ class Conversation:
 
     @property
     def answers(self) -> tuple[int, ...]:
-        """Positions of the trained assistant turns; a greeting that opens the conversation answers nothing."""
+        """Positions of the trained assistant turns, without a greeting that opens the conversation."""
         return tuple(i for i in self.replies if self.turns[i].is_trained)
 
     @property
@@ -113,7 +113,7 @@ class Conversation:
 
 
 def fields_of(message: Mapping[str, Any]) -> Iterator[str]:
-    """A message's filled fields, and those of its function calls besides what every call has."""
+    """A message's filled fields, and the fields of its function calls that not every call has."""
     yield from (key for key, value in message.items() if value is not None)
     for call in objects_in(message.get("tool_calls")):
         for part in (call, *objects_in([call.get("function")])):
@@ -122,7 +122,7 @@ def fields_of(message: Mapping[str, Any]) -> Iterator[str]:
 
 
 def without_field(message: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The message without a field, named as `fields_of` does."""
+    """The message without a field; `name` is as in `fields_of`."""
     if not name.startswith(OF_CALLS):
         return {key: value for key, value in message.items() if key != name}
     key = name.removeprefix(OF_CALLS)
@@ -137,7 +137,7 @@ def _without_key(call: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def objects_in(value: Any) -> list[Mapping[str, Any]]:
-    """The objects in a list; none where it is no list."""
+    """The objects in a list; empty if the value is not a list."""
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
@@ -145,7 +145,7 @@ def from_messages(values: Mapping[str, Any]) -> Conversation:
     """The conversation in `{"messages": [{"role", "content", "tool_calls"?, ...}], "system"?, "tools"?}`.
 
     Raises:
-        ConversationError: it is not of that shape; says what is wrong.
+        ConversationError: the values have another shape; it says what is wrong.
     """
     turns = [message_turn(message) for message in _turn_list(values.get("messages"), "messages")]
     return _checked(turns, values)
@@ -155,7 +155,7 @@ def from_sharegpt(values: Mapping[str, Any]) -> Conversation:
     """The conversation in `{"conversations": [{"from", "value", ...}], "system"?, "tools"?}`.
 
     Raises:
-        ConversationError: it is not of that shape; says what is wrong.
+        ConversationError: the values have another shape; it says what is wrong.
     """
     turns = [_sharegpt_turn(turn) for turn in _turn_list(values.get("conversations"), "conversations")]
     return _checked(turns, values)
@@ -175,7 +175,7 @@ def _checked(turns: list[Turn], values: Mapping[str, Any]) -> Conversation:
 
 
 def _put_system_first(turns: list[Turn], system: str) -> None:
-    """Put the row's system prompt before the turns; most chat templates refuse a second one."""
+    """Put the row's system prompt before the turns. Most chat templates refuse a second system turn."""
     if not system.strip():
         return
     if turns[0].role != "system":
@@ -194,7 +194,7 @@ def message_turn(message: Mapping[str, Any]) -> Turn:
     """The turn in `{"role", "content", "tool_calls"?, ...}`.
 
     Raises:
-        ConversationError: it is not of that shape.
+        ConversationError: the message has another shape.
     """
     calls = _wrapped_calls(message.get("tool_calls") or message.get("function_call"))
     content = message.get("content")
@@ -211,7 +211,10 @@ def message_turn(message: Mapping[str, Any]) -> Turn:
 
 
 def _wrapped_calls(value: object) -> list[dict[str, Any]]:
-    """The calls as the chat format has them, `{"id"?, "type": "function", "function": {...}}`; nothing else is changed."""
+    """The calls in the chat format, otherwise unchanged.
+
+    The format is `{"id"?, "type": "function", "function": {...}}`.
+    """
     calls = value if isinstance(value, list) else [value] if value else []
     return [
         call if isinstance(call, dict) and "function" in call else {"type": "function", "function": call}
@@ -240,10 +243,10 @@ def _further(
 
 
 def _is_trained(message: Mapping[str, Any], role: Role) -> bool:
-    """Whether no field of the message says otherwise.
+    """Whether the message is trained: no field turns it off.
 
     Raises:
-        ConversationError: a field is neither on nor off, or asks for what is never trained.
+        ConversationError: a field is neither on nor off, or turns on a turn that is never trained.
     """
     if message.keys().isdisjoint(SWITCHES):
         return True
@@ -262,7 +265,7 @@ def _is_trained(message: Mapping[str, Any], role: Role) -> bool:
 
 
 def _parsed_calls(text: str) -> tuple[Mapping[str, Any], ...]:
-    """The calls in the text; none when it is not JSON with a function name, and then it stays text."""
+    """The calls in the text; empty if it is not JSON with a function name. Then it stays text."""
     value = parsed_or_none(text)
     calls: list[Any] = value if isinstance(value, list) else [value]
     if any(not isinstance(call, dict) or "name" not in call for call in calls):
@@ -306,10 +309,10 @@ def _string(value: object, name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """What a row asks and answers; parts that it lacks are empty.
+    """The question and answer of a row. Missing parts are empty.
 
-    `history` are earlier turns, which are context here, their answers too. `choices` are pairs of a letter and a
-    text. `separator` stands between question and answer where no chat template says how one ends.
+    `history` are earlier turns; all of them are context, answers included. `choices` are pairs of a letter and a text.
+    `separator` stands between question and answer if no chat template marks the end of the question.
     """
 
     prompt: str
@@ -323,14 +326,14 @@ class Instruction:
 
     @property
     def listed_choices(self) -> str:
-        """The choices, a line for each: `A. Paris`."""
+        """The choices, one a line: `A. Paris`."""
         return "\n".join(f"{letter}. {text}" for letter, text in self.choices)
 
     @property
     def question(self) -> str:
-        """All that is asked, in one text: context, prompt, input and choices, with blank lines between them.
+        """The whole question as one text: context, prompt, input and choices, with blank lines between them.
 
-        White space at the prompt's end stays at the end: where no chat template does, it parts question and answer.
+        White space at the prompt's end stays at the end: without a chat template it separates question and answer.
         """
         body = self.prompt.rstrip()
         end = self.prompt[len(body) :]
@@ -339,12 +342,12 @@ class Instruction:
 
     @property
     def stripped(self) -> "Instruction":
-        """The same without the white space around prompt and answer, which parts them where they are joined."""
+        """The same without white space around prompt and answer, which separates them where they are joined."""
         return replace(self, prompt=self.prompt.strip(), answer=self.answer.strip())
 
     @property
     def conversation(self) -> Conversation:
-        """The row as turns, of which the last is trained."""
+        """The row as turns. Only the last one is trained."""
         turns = [Turn(role="system", text=self.system)] if self.system.strip() else []
         turns += self.history
         turns.append(Turn(role="user", text=self.question))
@@ -353,10 +356,10 @@ class Instruction:
 
 
 def instruction_from(values: Mapping[str, Any], *, prompt: str, answer: str) -> Instruction:
-    """The instruction in a row's values; `prompt` and `answer` name the parts that hold the two.
+    """The instruction in a row's values; `prompt` and `answer` name the keys of the two parts.
 
     Raises:
-        ConversationError: the answer is a choice's number, or history or choices are of no known shape.
+        ConversationError: the answer is the number of a choice, or history or choices have an unknown shape.
     """
     choices = _choices(values.get("choices"))
     _refuse_number_of_choice(values[answer], choices)
@@ -410,7 +413,10 @@ def _choices(value: object) -> tuple[tuple[str, str], ...]:
 
 
 def _refuse_number_of_choice(answer: str, choices: tuple[tuple[str, str], ...]) -> None:
-    """Refuse an answer that counts the choices: whether from 0 or from 1 nobody says, and the prompt has letters."""
+    """Refuse an answer that is the number of a choice.
+
+    It may count from 0 or from 1, and the prompt shows letters.
+    """
     known = {text.strip() for choice in choices for text in choice}
     if choices and answer.strip().isdigit() and answer.strip() not in known:
         raise ConversationError(

@@ -1,4 +1,4 @@
-"""What the columns of a data set mean: five formats, recognised by column names and never guessed.
+"""The meaning of a data set's columns: five formats, recognised by column names and never guessed.
 
 alpaca             instruction, input (optional), output
 messages           messages: [{role, content, ...}], system and tools (optional)
@@ -6,9 +6,9 @@ sharegpt           conversations: [{from, value, ...}], system and tools (option
 prompt_completion  prompt, completion, or a usual pair of names such as question, answer
 text               text; all of it is trained (for perplexity and forgetting)
 
-Beside the two columns of alpaca and prompt_completion may stand a system prompt, a history, a context, an input,
-choices and a separator. A column that plays no part is counted and reported. A column that would change what the answers
-mean (KTO's `label`, DPO's `rejected`, labels beside a plain text) is an error.
+The formats alpaca and prompt_completion allow a system prompt, a history, a context, an input, choices and a separator
+besides their two columns. An unused column is counted and reported. A column that would change the meaning of the
+answers (KTO's `label`, DPO's `rejected`, labels beside a plain text) is an error.
 """
 
 import difflib
@@ -52,7 +52,7 @@ _PAIRS = (
     ("source", "target"),
     ("problem", "solution"),
 )
-#: Parts that may stand beside a prompt and its answer, by the names that columns have for them.
+#: Optional parts beside a prompt and its answer, each with the usual names of its column.
 _BESIDE: Mapping[str, tuple[str, ...]] = {
     "system": ("system", "system_prompt", "system_message"),
     "history": ("history",),
@@ -63,7 +63,7 @@ _BESIDE: Mapping[str, tuple[str, ...]] = {
     "tools": ("tools", "functions"),
 }
 _ALPACA_ANSWERS = ("output", "response", "completion", "answer")
-#: What each format may have besides what it needs.
+#: The optional parts of each format.
 _OPTIONAL: Mapping[FormatName, tuple[str, ...]] = {
     "alpaca": ("input", "context", "choices", "system", "history"),
     "messages": ("system", "tools"),
@@ -80,7 +80,7 @@ _NEEDED: Mapping[FormatName, tuple[str, ...]] = {
 }
 #: Columns that turn a whole row off.
 _ROW_SWITCHES = ("weight", "train", "training", "trained")
-#: Columns that call a row's answer good or bad, as KTO takes them.
+#: Columns that call a row's answer good or bad, as in KTO.
 _VERDICTS = ("label", "kto_tag")
 #: Columns beside a plain text that are probably its answer.
 _ANSWERS_TO_TEXT = (
@@ -95,10 +95,10 @@ _PREPARE = "`lorastudy prepare --dataset FILE"
 class Format:
     """A format, and the role of each column of the data set.
 
-    `columns` says which plays which part (canonical name -> the column's name). `row_switches` are columns that turn
-    rows off, each with how many. `unused` are the columns that play no part, and
-    `for_template` the fields of turns that only a chat template can use, each with the number of rows that hold
-    something there; `repeating` are the unused ones whose values come again and again, as labels do.
+    `columns` maps canonical names to column names. `row_switches` are columns that turn rows off, with the number of
+    rows each turns off. `unused` are columns that play no part, and `for_template` fields of turns that only a chat
+    template can use, both with the number of rows that fill them. `repeating` are the unused columns whose values
+    repeat, as labels do.
     """
 
     name: FormatName
@@ -108,11 +108,11 @@ class Format:
     for_template: Mapping[str, int] = field(default_factory=dict)
     repeating: tuple[str, ...] = ()
     separator: str = ""
-    """Stands between prompt and completion in every row."""
+    """The text between prompt and completion in every row."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know of columns, rows and fields that are not trained on, a sentence each."""
+        """One sentence for each kind of columns, rows or fields that are not trained on."""
         notes = []
         for column, times in self.row_switches.items():
             if times:
@@ -130,10 +130,12 @@ class Format:
         return tuple(notes)
 
     def values(self, row: Row) -> dict[str, Any]:
-        """The row's values under the canonical names, without what its file added; optional parts only if they are filled.
+        """The row's values under the canonical names, without additions of its container.
+
+        Optional parts are included only if filled.
 
         Raises:
-            ConversationError: a value is of another kind than its part.
+            ConversationError: a value has the wrong type for its part.
         """
         values = {}
         needed = _NEEDED[self.name]
@@ -144,15 +146,15 @@ class Format:
         return values | ({"separator": self.separator} if self.separator else {})
 
     def conversation(self, row: Row) -> Conversation:
-        """The row as a conversation, whatever the format; only a plain text has none.
+        """The row as a conversation, for every format but plain text.
 
         Raises:
-            ConversationError: the row is not of the format's shape.
+            ConversationError: the row does not have the format's shape.
         """
         return self.conversation_of(self.values(row))
 
     def conversation_of(self, values: Mapping[str, Any]) -> Conversation:
-        """The conversation in a row's `values`; errors as those of `conversation`."""
+        """The conversation in a row's `values`; raises the same errors as `conversation`."""
         if self.name == "messages":
             return from_messages(values)
         if self.name == "sharegpt":
@@ -163,23 +165,23 @@ class Format:
         """The row of an `alpaca` or `prompt_completion` data set.
 
         Raises:
-            ConversationError: the row is not of the format's shape.
+            ConversationError: the row does not have the format's shape.
         """
         return self.instruction_of(self.values(row))
 
     def instruction_of(self, values: Mapping[str, Any]) -> Instruction:
-        """The instruction in a row's `values`; errors as those of `instruction`."""
+        """The instruction in a row's `values`; raises the same errors as `instruction`."""
         assert self.name in ("alpaca", "prompt_completion")
         prompt, answer = _NEEDED[self.name]
         return instruction_from(values, prompt=prompt, answer=answer)
 
     @property
     def answer_part(self) -> str:
-        """The part that is trained, of a format without turns: the answer, or all of a plain text."""
+        """The trained part of a format without turns: the answer, or all of a plain text."""
         return _NEEDED[self.name][-1]
 
     def reads_as(self, other: "Format") -> bool:
-        """Whether it reads every row as another format does; what the two count in the columns may differ."""
+        """Whether both formats read every row alike. Their counts of columns may differ."""
         ways = [(fmt.name, fmt.columns, fmt.row_switches.keys(), fmt.separator) for fmt in (self, other)]
         return ways[0] == ways[1]
 
@@ -196,7 +198,7 @@ def _pair_command(prompt: str, completion: str) -> str:
 
 
 def _with_rows(numbers: Mapping[str, int]) -> str:
-    """Names with the rows that hold something there: `url (12 rows), id (12 rows)`."""
+    """Names with the number of rows that fill them: `url (12 rows), id (12 rows)`."""
     return listed([f"{shortened(name)} ({counted(times)})" for name, times in numbers.items()])
 
 
@@ -217,11 +219,11 @@ def format_of(
     text_column: str | None = None,
     separator: str = "",
 ) -> Format:
-    """The format that follows from the column names (their case does not matter), unless flags name the columns.
+    """The format that the column names decide (in any case), or that flags decide by naming the columns.
 
     Raises:
-        DataError: the columns fit no format, or more than one pair of names; a column is misspelt; or one says that
-            some answers should not be learnt.
+        DataError: the columns fit no format, or more than one pair of names; a column is misspelt; or a column says
+            that some answers must not be learnt.
     """
     names = columns.by_plain_name()
     is_named = bool(prompt_column or completion_column or text_column)
@@ -254,7 +256,10 @@ def _recognised(names: Mapping[str, str], columns: Columns) -> Format:
 
 
 def _alpaca(names: Mapping[str, str]) -> Format | None:
-    """Alpaca's own names; or a pair of usual names beside `instruction` with an input or, as Dolly's, a context."""
+    """Alpaca's own names; or `instruction`, another name for the answer, and an input.
+
+    A `context` counts as the input, as in Dolly.
+    """
     answers = [name for name in _ALPACA_ANSWERS if name in names]
     further = "input" if "input" in names else "context" if "context" in names else None
     if "instruction" not in names or not answers:
@@ -298,7 +303,7 @@ def _named(columns: Columns, prompt: str | None, *, completion: str | None, text
 
 
 def _with_optional(fmt: Format, names: Mapping[str, str]) -> Format:
-    """The format with the columns that may stand beside what it needs; of two names for one part, the first."""
+    """The format with its optional columns. If two columns name the same part, the first counts."""
     found = dict(fmt.columns)
     for part in _OPTIONAL[fmt.name]:
         free = [names[name] for name in _BESIDE[part] if name in names and names[name] not in found.values()]
@@ -352,7 +357,7 @@ def _with_unused(fmt: Format, columns: Columns) -> Format:
 
 
 def _refuse_preferences(names: Mapping[str, str]) -> None:
-    """Refuse sets that hold answers to be avoided, as DPO takes them: here every answer is learnt."""
+    """Refuse data sets with answers to avoid, as for DPO: here every answer is learnt."""
     rejected = next((column for name, column in names.items() if name.startswith("rejected")), None)
     if rejected is None:
         return
@@ -367,7 +372,7 @@ def _refuse_preferences(names: Mapping[str, str]) -> None:
 
 
 def _refuse_verdicts(fmt: Format, names: Mapping[str, str], *, columns: Columns) -> None:
-    """Refuse sets that call some of their answers bad, as KTO takes them."""
+    """Refuse data sets that call some answers bad, as for KTO."""
     if fmt.name == "text":
         return
     for name in _VERDICTS:
@@ -381,7 +386,7 @@ def _refuse_verdicts(fmt: Format, names: Mapping[str, str], *, columns: Columns)
 
 
 def _refuse_labelled_text(fmt: Format, names: Mapping[str, str], *, columns: Columns) -> None:
-    """Refuse a plain text whose labels would vanish."""
+    """Refuse a plain text whose labels would be lost."""
     label = next(
         (
             names[name]
@@ -400,11 +405,11 @@ def _refuse_labelled_text(fmt: Format, names: Mapping[str, str], *, columns: Col
 
 
 def _refuse_near_misses(fmt: Format, columns: Sequence[str]) -> None:
-    """An optional part under a misspelt name would be left out of every prompt."""
+    """Refuse an optional part under a misspelt name: it would be missing from every prompt."""
     unused = [column for column in columns if column not in fmt.columns.values()]
     for part in _OPTIONAL[fmt.name]:
         near = difflib.get_close_matches(part, unused, n=1, cutoff=0.8) if part not in fmt.columns else []
-        if near and part not in ("context", "separator"):  # `content` and `operator` are no misspellings
+        if near and part not in ("context", "separator"):  # `content` and `operator` are other words
             raise DataError(
                 f"column {shown(near[0])} is not used by the format {fmt.name}; is it meant as {part!r}? "
                 "Rename it so, or remove it"

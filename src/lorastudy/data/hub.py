@@ -1,6 +1,6 @@
-"""Rows from the Hugging Face hub: the only file that imports `datasets`.
+"""Rows from the Hugging Face hub. Only this file imports `datasets`.
 
-It runs in a process of its own: `python -m lorastudy.data.hub tatsu-lab/alpaca rows.jsonl`.
+It runs in its own process: `python -m lorastudy.data.hub tatsu-lab/alpaca rows.jsonl`.
 """
 
 import json
@@ -17,10 +17,10 @@ Loader = Callable[..., Iterable[Mapping[str, Any]]]
 def fetch(dataset_id: str, *, load_dataset: Loader | None = None) -> Iterator[dict[str, Any]]:
     """The rows of the `train` split of a data set, `org/name` or `org/name:configuration`.
 
-    `load_dataset` is that of `datasets`, unless another is given.
+    `load_dataset` defaults to the one of `datasets`.
 
     Raises:
-        DataError: it cannot be reached, does not exist, or has no such split.
+        DataError: the data set cannot be reached, does not exist, or has no such split.
     """
     if load_dataset is None:
         import datasets
@@ -41,7 +41,7 @@ def fetch(dataset_id: str, *, load_dataset: Loader | None = None) -> Iterator[di
 
 
 def main(arguments: Sequence[str], *, load_dataset: Loader | None = None) -> int:
-    """Write the rows of the data set as JSONL; on failure, one line on standard error and 2."""
+    """Write the rows of the data set as JSONL. On failure, print one line to standard error and return 2."""
     dataset_id, path = arguments
     file = Path(path)
     try:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str], *, load_dataset: Loader | None = None) -> int
                 lines.write(f"{json.dumps(row, ensure_ascii=False)}\n")
     except DataError as error:
         problem = str(error)
-    except TypeError as error:  # json: images, audio, dates
+    except TypeError as error:  # JSON cannot hold images, audio, dates
         problem = f"{dataset_id}: has columns that are not text: {error}"
     else:
         return 0

@@ -1,8 +1,8 @@
 """From the paths in the settings to rendered rows: training, held-out, test, forgetting.
 
-One pass over a file finds its format, checks its rows and keeps two hashes of each (`row_index`). The hashes decide which row
-is on which side. The rows themselves are read again and rendered when they are used, so memory grows with what is used and
-not with the size of the file.
+One pass over a file finds its format, checks its rows and keeps two hashes of each (`row_index`). The hashes decide on
+which side each row is. The rows are read again and rendered on use, so memory grows with the rows in use and not with
+the file.
 """
 
 import time
@@ -32,7 +32,7 @@ from lorastudy.data.splits import Split, SplitBy, num_duplicates, split_rows
 from lorastudy.errors import DataError
 from lorastudy.suite.settings import Settings
 
-#: The slowest clock of a kernel ticks a hundred times a second.
+#: The slowest kernel clock ticks a hundred times a second.
 _TICK_NANOSECONDS = 20_000_000
 
 
@@ -51,7 +51,7 @@ class DataRows:
 
     dataset: DataSet
     numbers: Sequence[int]
-    """In the data set's index, rising."""
+    """Row numbers in the data set's index, rising."""
     style: PromptStyle = WITHOUT_MODEL
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class DataRows:
         return self._read(self.numbers)
 
     def read(self, chosen: Sequence[int] | None = None) -> list[Example]:
-        """All of these rows, or those that are chosen by their number (from 0, rising) among them."""
+        """All of these rows, or those at the chosen positions among them (from 0, rising)."""
         return list(
             self._read(self.numbers if chosen is None else [self.numbers[number] for number in chosen])
         )
@@ -72,7 +72,7 @@ class DataRows:
         return keys.contents(self.numbers) if of == "contents" else keys.prompts(self.numbers)
 
     def asked(self, numbers: Sequence[int]) -> Iterator[str]:
-        """The prompts of the rows with these numbers in the data set, as text."""
+        """The prompts, as text, of the rows with these numbers in the data set."""
         fmt = self.dataset.format
         return (asked_text(read_row(row, fmt)) for row in self._rows(numbers))
 
@@ -93,12 +93,12 @@ class DataRows:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyData:
-    """All rows of one pack. `test` and `forgetting` are None when no such set is asked for.
+    """All rows of one pack. `test` and `forgetting` are None if the settings name no such set.
 
-    Counts by split are of `eval`, and of `test` where there is one. `num_leaked` counts held-out rows whose content is
-    also trained on: their scores say nothing about new rows; of test rows, those whose content is trained on or stands
-    among the held-out rows, which choose. `num_known_prompts` counts in the same way rows that ask what is asked there,
-    whatever they answer. `split_by` says what decided which rows these are; None where they have a file of their own.
+    Counts by split are for `eval`, and for `test` if there is one. `num_leaked` counts held-out rows whose content is
+    also trained on: their scores say nothing about new rows. For `test` it counts rows whose content is in the training
+    rows or in the held-out rows, because held-out rows select. `num_known_prompts` counts rows whose prompt occurs
+    there, whatever their answer. `split_by` says what the split went by; None for a split with its own file.
     `num_empty_prompts` counts training rows that ask nothing.
     """
 
@@ -145,9 +145,9 @@ def data_set(path: str, *, max_samples: int | None = None) -> DataSet:
 
 
 def _state_of(path: str) -> tuple[tuple[str | int, ...], ...]:
-    """What changes whenever a file is written: its place on disk, its size and its times.
+    """The state of the files, which every write changes: place on disk, size and times.
 
-    A program can set back the time of a change, but not that of the last change to the file or its times (`ctime`).
+    A program can reset the modification time of a file, but not its `ctime`.
     """
     if is_lab_set(path):
         return ()
@@ -156,7 +156,8 @@ def _state_of(path: str) -> tuple[tuple[str | int, ...], ...]:
 
 def _file_state(file: Path) -> tuple[str | int, ...]:
     state, now = file.stat(), time.time_ns()
-    # Until the clock has ticked another change may leave everything as it is: such a state equals no other.
+    # Within one clock tick, another change may leave the other values equal. The current time makes such a state
+    # unique.
     fresh = now if now - state.st_ctime_ns < _TICK_NANOSECONDS else 0
     return (
         str(file),
@@ -171,13 +172,13 @@ def _file_state(file: Path) -> tuple[str | int, ...]:
 
 @lru_cache(maxsize=16)
 def _data_set(path: str, max_samples: int | None, *, state: object) -> DataSet:
-    """The state is a part of the cache's key."""
+    """The data set. `state` only serves as a part of the cache's key."""
     source = RowSource(path)
     key = index_key(path, max_samples=max_samples)
     found = None if key is None else kept_index(key)
     if found is None:
         found = _indexed(source, path, max_samples=max_samples)
-        if key is not None and _state_of(path) == state:  # else the hash may be of other rows than the index
+        if key is not None and _state_of(path) == state:  # else the key may not match the index
             keep_index(key, found)
     return DataSet(source=source, format=found.format, index=found.index)
 
@@ -192,7 +193,7 @@ def _indexed(source: RowSource, path: str, *, max_samples: int | None) -> Indexe
 
 
 class _SourceError(Exception):
-    """A row cannot be read; the error names the file by itself."""
+    """A row cannot be read. The error already names the file."""
 
     def __init__(self, error: DataError) -> None:
         super().__init__()
@@ -200,7 +201,10 @@ class _SourceError(Exception):
 
 
 class _Guarded:
-    """The first rows of a source. That one cannot be read is an error of another class than what is wrong with it."""
+    """The first rows of a source. It raises `_SourceError` if reading fails.
+
+    A row that breaks the format raises a plain `DataError`, so the two are told apart.
+    """
 
     def __init__(self, source: RowSource, max_samples: int | None) -> None:
         self._source, self._max_samples = source, max_samples
@@ -213,7 +217,7 @@ class _Guarded:
 
 
 def to_example(row: Row, fmt: Format, *, style: PromptStyle = WITHOUT_MODEL) -> Example:
-    """The row, rendered and hashed; it must have been checked against the format."""
+    """The row, rendered and hashed. It must already be checked against the format."""
     content, prompt = row_hashes(read_row(row, fmt))
     return Example(
         row=row,
@@ -227,8 +231,8 @@ def to_example(row: Row, fmt: Format, *, style: PromptStyle = WITHOUT_MODEL) -> 
 def train_and_eval(settings: Settings, *, style: PromptStyle = WITHOUT_MODEL) -> StudyData:
     """The training, held-out, test and forgetting rows that the settings name.
 
-    `max_train_samples` limits the rows of the training file, before parts of it are held out. `max_eval_samples` limits the
-    held-out rows, the test rows and the forgetting rows, each by itself and wherever they come from.
+    `max_train_samples` limits the rows of the training file, before parts of it are held out. `max_eval_samples` limits
+    the held-out rows, the test rows and the forgetting rows, each separately, whatever file they come from.
 
     Raises:
         DataError: a file cannot be used, or holding out left one part without rows.
@@ -267,7 +271,7 @@ def train_and_eval(settings: Settings, *, style: PromptStyle = WITHOUT_MODEL) ->
 
 
 def _num_known(part: DataRows, among: Sequence[DataRows], *, of: Literal["contents", "prompts"]) -> int:
-    """The number of rows of a part whose content, or whose prompt, also occurs among others."""
+    """The number of rows of a part whose content, or whose prompt, also occurs in `among`."""
     known = hashes_among(part.hashes(of), among, of=of)
     return sum(key in known for key in part.hashes(of))
 
@@ -275,20 +279,23 @@ def _num_known(part: DataRows, among: Sequence[DataRows], *, of: Literal["conten
 def hashes_among(
     hashes: Iterable[bytes], among: Sequence[DataRows], *, of: Literal["contents", "prompts"]
 ) -> set[bytes]:
-    """The hashes that also occur among other rows, which may be far more and are not held in memory."""
+    """The hashes that also occur in `among`. Its hashes may be far more, so they are not held in memory."""
     wanted = set(hashes)
     return {key for rows in among for key in rows.hashes(of) if key in wanted}
 
 
 def _held_out(whole: DataSet, settings: Settings) -> tuple[DataSet, Split]:
-    """The data set of held-out and test rows, and which they are; the numbers of training rows are those of `whole`."""
+    """The data set of the held-out and test rows, and the split.
+
+    The split's training numbers belong to `whole`, the others to the returned data set.
+    """
     own, share = settings.eval_dataset_path, settings.test_fraction or 0.0
     if own is None:
         dataset = whole
         split = split_rows(whole.index.keys, eval_fraction=settings.eval_fraction, test_fraction=share)
     else:
         dataset = data_set(own, max_samples=settings.max_eval_samples if not share else None)
-        # Salted: a file that was itself cut off by the unsalted hash would fall on one side whole.
+        # Salted: in a file that the unsalted hash cut off, all rows would be on one side.
         parts = split_rows(dataset.index.keys, eval_fraction=share, salt="test")
         everything = array("I", range(len(whole.index)))
         split = Split(by=parts.by, train=everything, held_out=parts.train, test=parts.held_out)

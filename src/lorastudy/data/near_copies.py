@@ -1,10 +1,11 @@
-"""Held-out rows that nearly repeat a training row: a question reworded in a few places was still trained on.
+"""Held-out rows that nearly repeat a training row: training saw the question in slightly other words.
 
-Two texts are near copies where the sets of their runs of three words have a Jaccard similarity of `MIN_SIMILARITY`,
-as Lee et al. (arXiv 2107.06499) take it for training data. Runs that are in more than one text of a hundred
-are left out first: a system prompt or a template that many rows share makes none of them a copy of another. A pair must be
-alike in what is left and as a whole, for of a short text one run may be all that is left. Pairs to look at come from MinHash signatures cut into bands (Broder 1997; Leskovec et al., Mining of Massive Datasets, 3.4): a pair at
-the least similarity is missed with a probability of 0.7 %, and whatever is found is compared word by word.
+Two texts are near copies if their sets of three-word runs have a Jaccard similarity of at least `MIN_SIMILARITY`, as in
+Lee et al. (arXiv 2107.06499) for training data. Runs in more than one text of a hundred are left out first: rows that
+share a system prompt or a template are not copies of each other. A pair must be similar both without these runs and
+with them, because a short text may have only one run left. Candidate pairs come from MinHash signatures cut into bands
+(Broder 1997; Leskovec et al., Mining of Massive Datasets, 3.4). A pair at the least similarity is missed with a
+probability of 0.7 %. Each candidate is then compared exactly, run by run.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from lorastudy.data.splits import position
 
 MIN_SIMILARITY = 0.7
 
-#: Of each side, so that a count takes seconds.
+#: Rows compared on each side, so that a count takes seconds.
 MAX_ROWS = 10_000
 
 _RUN_WORDS = 3
@@ -29,10 +30,10 @@ _RUN_WORDS = 3
 #: Later words are not compared.
 _MAX_WORDS = 400
 
-#: Runs in more texts than this, and than one of a hundred, belong to a template.
+#: Runs in more than 10 texts, and in more than 1 % of all texts, belong to a template.
 _FEW_TEXTS, _COMMON_SHARE = 10, 0.01
 
-#: 1 - (1 - 0.7 ** 3) ** 12 = 0.9935
+#: The chance of finding a pair at the least similarity: 1 - (1 - 0.7 ** 3) ** 12 = 0.9935
 _NUM_BANDS, _BAND_ROWS = 12, 3
 
 _WORDS = re.compile(r"\w+")
@@ -40,20 +41,20 @@ _WORDS = re.compile(r"\w+")
 
 @dataclass(frozen=True, kw_only=True)
 class NearCopies:
-    """How many held-out rows have a prompt that differs by only a few words from another row's, among those compared."""
+    """How many of the compared held-out rows have a prompt that nearly repeats another row's."""
 
     num_near: int
     num_compared: int
     num_compared_with: int
     num_known: int
-    """Rows they could repeat, of which `num_compared_with` were compared."""
+    """Rows of the other side, of which `num_compared_with` were compared."""
 
 
 def near_copies(study: StudyData) -> Mapping[str, NearCopies]:
-    """For `eval` near copies of training rows; for `test`, where there is one, of training and of held-out rows.
+    """The near copies in each held-out split: `eval` against training rows, `test` against training and held-out rows.
 
-    DataAn exact copy of a prompt is no near copy. Of a side with more than `MAX_ROWS` rows a sample is compared; which rows are in
-    it follows from their prompts.
+    An exact copy of a prompt is not a near copy. A side with more than `MAX_ROWS` rows is sampled; the prompts decide
+    which rows are in the sample.
     """
     found = {"eval": _near(study.held_out, [study.train])}
     if study.test is not None:
@@ -87,7 +88,7 @@ def _sample(rows: DataRows) -> Sequence[int]:
 
 
 def num_near_copies(texts: Sequence[str], among: Sequence[str]) -> int:
-    """How many of the texts nearly repeat one of the others."""
+    """How many of the texts nearly repeat a text of `among`."""
     runs, others = [_runs(text) for text in texts], [_runs(text) for text in among]
     num_texts = Counter(run for found in (*runs, *others) for run in found)
     most = max(_FEW_TEXTS, _COMMON_SHARE * (len(texts) + len(among)))
@@ -108,7 +109,7 @@ def num_near_copies(texts: Sequence[str], among: Sequence[str]) -> int:
 
 
 def similarity(one: Collection[int], other: Collection[int]) -> float:
-    """The Jaccard similarity of two sets; of an empty one none."""
+    """The Jaccard similarity of two sets; 0 if one is empty."""
     shared = len(set(one) & set(other))
     return shared / (len(one) + len(other) - shared) if shared else 0.0
 
@@ -118,7 +119,7 @@ def _alike(found: frozenset[int], by_band: Mapping[tuple[int, bytes], set[int]])
 
 
 def _runs(text: str) -> frozenset[int]:
-    """Hashes of the runs of three words; a shorter text is one run."""
+    """Hashes of the three-word runs. A shorter text is one run."""
     words = _WORDS.findall(text.casefold())[:_MAX_WORDS]
     starts = range(max(1, len(words) - _RUN_WORDS + 1))
     return (
@@ -133,7 +134,7 @@ def _hash(text: str) -> int:
 
 
 def _bands(found: frozenset[int]) -> Iterator[tuple[int, bytes]]:
-    """The parts of the signature, each with its number: sets that agree in one may be alike."""
+    """The bands of the signature, each with its number. Two sets that share a band are a candidate pair."""
     import numpy as np  # most commands that import this module compare nothing
 
     if not found:
@@ -147,7 +148,7 @@ def _bands(found: frozenset[int]) -> Iterator[tuple[int, bytes]]:
 
 @cache
 def _functions() -> tuple[Any, Any]:
-    """Factors and shifts of the universal family (a * x + b) mod 2**64 with odd a, always the same."""
+    """Factors and shifts of the universal family (a * x + b) mod 2**64 with odd a; always the same."""
     import numpy as np
 
     drawn = (

@@ -1,6 +1,6 @@
 """Prepared data files: sampled, split by prompt, in canonical columns, one JSON object per line.
 
-`fetched` gives the rows of whatever you call a data set: `alpaca`, a hub id, a file, or a set of the lab.
+`fetched` reads any named data set: `alpaca`, a hub id, a file, or a set of the lab.
 """
 
 import json
@@ -27,7 +27,7 @@ from lorastudy.suite.hub import OFFLINE_VARIABLE, is_hub_reachable
 
 ALL = -1
 
-#: Another draw than a suite's own, which would find nothing left to hold out in a file that the same draw has cut.
+#: Differs from the salt of a suite's split, which otherwise would find nothing to hold out in a training file.
 SALT = "prepare"
 
 ALPACA = "alpaca"
@@ -43,9 +43,9 @@ _JSON = json.JSONEncoder(ensure_ascii=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What to make of a data set. `train_share` None makes no split; `num_samples` -1 takes all rows.
+    """What to prepare. `train_share` None makes no split; `num_samples` -1 takes all rows.
 
-    With a `validation_share` the rest of the rows is cut in two: so much for validation, what is left for the test.
+    With a `validation_share`, the rows outside training are split again: this share for validation, the rest for test.
 
     Raises:
         DataError: an option is out of range.
@@ -80,7 +80,7 @@ class Wanted:
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """A file, and how many rows it holds."""
+    """A file, and its number of rows."""
 
     path: Path
     num_rows: int
@@ -88,7 +88,7 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What became of the rows. Duplicates and empty prompts are counted among those taken, and kept."""
+    """The result. Duplicates and empty prompts are counted among the taken rows, and kept."""
 
     num_rows: int
     num_taken: int
@@ -96,10 +96,10 @@ class Prepared:
     num_empty_prompts: int
     num_duplicates: int
     split_by: SplitBy | None
-    """What decided on which side of the split a row is; None without a split."""
+    """What the split went by; None without a split."""
     format: Format
     example: Example
-    """The first row that was taken."""
+    """The first taken row."""
     files: tuple[Written, ...]
 
 
@@ -108,12 +108,11 @@ def prepare(
 ) -> Prepared:
     """Write `<name>.jsonl`, or `<name>_<N>_sample.jsonl`; with a split also `<name>_train` and `<name>_test`.
 
-    With a validation share there is a `<name>_validation` too.
-    Rows with an empty answer are left out and counted, as published sets have a few. Which rows are sampled
-    follows from their content and the seed, not from their order. The split is the one that a suite makes of
-    the same rows with `eval_fraction = 1 - train_share`; of three parts, with `eval_fraction` as the validation
-    share and `test_fraction` as what is left. `rows` are gone through twice, and never held.
-    `format_of` says what the columns mean, where their names alone do not.
+    With a validation share, also write `<name>_validation`. Rows with an empty answer are left out and counted, because
+    published sets have a few. A row's content and the seed decide whether it is sampled, not its position. The rows are
+    split by prompt, as a suite splits them: `1 - train_share` is its `eval_fraction`. With three parts, the validation
+    share is the `eval_fraction`, and the rest is the `test_fraction`. `rows` are read twice, and never held in memory.
+    `format_of` decides the meaning of the columns.
 
     Raises:
         DataError: unusable rows, a side of the split without rows, or no place to write.
@@ -145,7 +144,7 @@ def prepare(
 
 
 class _Counted:
-    """The rows as they come, and how many the last pass has seen."""
+    """Passes rows on, and holds the number of rows in the last pass."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._rows = rows
@@ -169,7 +168,7 @@ _Parts = list[tuple[Path, Sequence[int]]]
 
 
 def _parts(keys: RowKeys, taken: Sequence[int], *, wanted: Wanted) -> tuple[_Parts, SplitBy | None]:
-    """Each file with the numbers of its rows. Nothing has been written when one of them turns out to be impossible."""
+    """Each file with the numbers of its rows. Nothing is written yet, so an impossible file leaves no other behind."""
     name = dataset_name(wanted.datasets[0])
     whole = name if wanted.num_samples == ALL else f"{name}_{wanted.num_samples}_sample"
     path = wanted.output_dir / f"{whole}.jsonl"
@@ -208,14 +207,17 @@ def _is_source(path: Path, wanted: Wanted) -> bool:
 def _write(
     paths: Sequence[Path], rows: Iterable[Row], *, belongs: bytearray, fmt: Format, first: int
 ) -> Example:
-    """All files whole or none of them. `belongs` has a bit for each file that a row goes into; returns row `first`."""
+    """The row numbered `first`. Writes all files or none.
+
+    `belongs` has a bit for each file that a row goes into.
+    """
     path = paths[0]
     try:
         with ExitStack() as open_files:
             files = []
             for path in paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _partial(path).unlink(missing_ok=True)  # it may be a link to a file that is not ours
+                _partial(path).unlink(missing_ok=True)  # may be a link to a foreign file
                 file = _partial(path).open("w", encoding="utf-8", newline="\n")
                 files.append(open_files.enter_context(file))
             example = _write_rows(rows, files, belongs=belongs, fmt=fmt, first=first)
@@ -261,7 +263,7 @@ def _line(row: Row, fmt: Format) -> str:
 
 @contextmanager
 def fetched(*datasets: str) -> Iterator[Iterable[Row]]:
-    """The rows, which can be gone through again and again until the end of the block; from the hub only if a name is no file's.
+    """The rows, which can be read repeatedly within the block. Only a hub id is downloaded.
 
     Raises:
         DataError: no such file, the hub cannot be reached, or it has no such data set.
@@ -280,20 +282,23 @@ def fetched(*datasets: str) -> Iterator[Iterable[Row]]:
 
 
 def hub_dataset(dataset: str) -> str | None:
-    """The id under which the hub has the data set; None for a file, there or not, and for a set of the lab."""
+    """The hub id of a data set; None for a file, existing or not, and for a set of the lab."""
     if dataset == ALPACA:
         return _ALPACA_ID
     return None if is_file_name(dataset) or not _HUB_ID.fullmatch(dataset) else dataset
 
 
 def is_file_name(dataset: str) -> bool:
-    """Whether it names a file (there or not) or a set of the lab, rather than a data set of the hub."""
+    """Whether the name is a file (existing or not) or a set of the lab, rather than a data set of the hub."""
     is_named_so = dataset.startswith(LAB_PREFIX) or is_pattern(dataset) or _FILE_ENDING.search(dataset)
     return bool(is_named_so) or Path(dataset).exists()
 
 
 def dataset_name(dataset: str) -> str:
-    """What the prepared files are called: a file's name without ending, a pattern's without its signs, a hub id's last part."""
+    """The name of the prepared files.
+
+    It is a file's name without ending, a pattern's text before its wildcards, or the last part of a hub id.
+    """
     if is_file_name(dataset) and not dataset.startswith(LAB_PREFIX):
         name = _FILE_ENDING.sub("", Path(dataset).name)
         if not is_pattern(dataset):
@@ -303,9 +308,9 @@ def dataset_name(dataset: str) -> str:
 
 
 def _download(hub_id: str, path: Path) -> None:
-    """In another process, because `datasets` pulls in half a machine learning stack and this side stays light.
+    """Download a data set in another process: `datasets` imports much, and this process stays small.
 
-    Where the hub does not answer it works offline: what was fetched before is there, anything else fails at once.
+    If the hub cannot be reached, the download works offline: it uses earlier downloads, and fails at once for others.
     """
     offline = {} if is_hub_reachable() else {OFFLINE_VARIABLE: "1"}
     done = subprocess.run(  # noqa: S603 - our own module, an argument list, no shell

@@ -1,12 +1,12 @@
-"""The text that a row becomes, cut into segments that are trained and segments that are not.
+"""The text of a row, cut into segments that are trained and segments that are not.
 
-Only answers are trained. Where the prompt ends and the answer begins is decided here, in text, and nowhere else.
+Only answers are trained. This module alone decides where a prompt ends and its answer begins, and it decides in text.
 
-The model's chat template lays out conversations, where it has one. A template is a program that turns messages into one
-text. Templates with `{% generation %}` mark the parts that the model answers, and those parts are trained. Most templates
-have no such marks. Then the conversation is rendered again and again, each time a little longer: what the template writes
-before an answer (with `add_generation_prompt`, as at inference) and what it has written after it are both prefixes of the
-whole text, and the answer with its end mark is the difference.
+If the model has a chat template, it lays out conversations. A template is a program that turns messages into one text.
+Templates with `{% generation %}` mark the parts that the model answers, and those parts are trained. Most templates
+have no such marks. Then the conversation is rendered again and again, each time a little longer. The text that the
+template writes before an answer (with `add_generation_prompt`, as at inference) is a prefix of the whole text, and so
+is the text up to the end of that answer. The difference is the answer with its end mark.
 """
 
 import functools
@@ -33,7 +33,7 @@ from lorastudy.errors import DataError
 from lorastudy.suite.settings import PromptFormat
 
 Layout = Literal["chat", "alpaca", "plain", "text"]
-"""What laid a row out: the model's chat template, Alpaca's prompt, plain headings or nothing, or no prompt at all."""
+"""The layout of a row: the model's chat template, Alpaca's prompt, plain headings or none, or no prompt at all."""
 
 Message = dict[str, Any]
 
@@ -48,12 +48,12 @@ _PAIRED = ", paired with an input that provides further context"
 
 _HEADINGS = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
-#: A template is a program of somebody else's, and fails as programs do.
+#: The errors of a template, which is somebody else's program.
 _OF_A_PROGRAM = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 _REWRITES = "the model's chat template rewrites earlier turns, so its answers cannot be told apart"
 
-#: Fields of a message without which there is no conversation.
+#: Every conversation needs these fields of a message.
 _ALWAYS_SHOWN = ("role", "content", "tool_calls")
 
 #: An answer that no template has a reason to change.
@@ -62,10 +62,10 @@ _SAMPLE = "A1b2C3"
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A stretch of text; the loss covers its tokens only if it is `trained`.
+    """A stretch of text. The loss covers its tokens only if it is `trained`.
 
-    `end` says what ends an answer besides its own text: nothing, the EOS token, or the special token that stands next,
-    where a template marks the end of a turn by the mark of the next role. Either is trained with the answer.
+    `end` names what ends an answer besides its own text: nothing, the EOS token, or the next special token, for
+    templates in which the mark of the next role ends a turn. Either token is trained with the answer.
     """
 
     text: str
@@ -75,24 +75,24 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """A row's text as segments that follow each other with nothing between them, and what laid it out.
+    """A row's text as consecutive segments, with nothing between them, and the layout that made it.
 
-    `fell_back` is true where the chat template has no notion of functions, so that they were given to it as text. What
-    the template writes by itself is its `preamble`, such as a default system prompt, and the `date` that it has for today.
+    `fell_back` is true if the chat template ignores functions, so the row gives them to it as text. `preamble` is the
+    text that the template writes by itself, such as a default system prompt. `date` is the template's date of today.
     """
 
     segments: tuple[Segment, ...]
     layout: Layout
     fell_back: bool = False
     unseen: tuple[str, ...] = ()
-    """Fields of the row's messages of which the text shows nothing."""
+    """Fields of the row's messages that the text does not show."""
     preamble: str | None = None
     date: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A row with its rendering. Both hashes follow what the row says, not how a model renders it."""
+    """A row with its rendering. Both hashes depend on the row's texts, not on how a model renders them."""
 
     row: Row
     format: Format
@@ -108,12 +108,12 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChatTemplate:
-    """A model's chat template as functions; `engine.chat_template` makes one of a tokenizer's.
+    """A model's chat template as functions; `engine.chat_template` makes one from a tokenizer.
 
-    `render` takes messages, and by keyword `tools` and `add_generation_prompt` (whether to write what precedes an
-    answer), as `tokenizer.apply_chat_template` does, and returns the text. `generated`, where the template has
-    `{% generation %}` marks, takes messages and `tools` and returns where in the text the marked parts begin and end.
-    `date` is what stands for today's date, where the template writes one.
+    `render` takes messages, and by keyword `tools` and `add_generation_prompt` (whether to write the text that precedes
+    an answer), like `tokenizer.apply_chat_template`, and returns the text. `generated` is set for templates with `{%
+    generation %}` marks: it takes messages and `tools`, and returns where in the text the marked parts begin and end.
+    `date` stands for today's date, if the template writes one.
     """
 
     render: Callable[..., str]
@@ -123,29 +123,29 @@ class ChatTemplate:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptStyle:
-    """How rows are laid out: the format that is asked for, and the model's chat template, where it has one."""
+    """How rows are laid out: the requested format, and the model's chat template if it has one."""
 
     prompt_format: PromptFormat = "auto"
     chat_template: ChatTemplate | None = None
 
     @property
     def template(self) -> ChatTemplate | None:
-        """The chat template, where it is to be used."""
+        """The chat template, if this style uses it."""
         return self.chat_template if self.prompt_format in ("auto", "chat") else None
 
 
-#: Rows as they are without any model.
+#: The layout without any model.
 WITHOUT_MODEL = PromptStyle()
 
 
 def render(row: Row, fmt: Format, *, style: PromptStyle = WITHOUT_MODEL) -> Rendering:
-    """The row's text. Segments follow each other with nothing between them.
+    """The row's text as consecutive segments, with nothing between them.
 
-    The model's chat template lays out all but plain text, where it has one and the style does not ask for another
-    layout. Without it Alpaca rows get Alpaca's prompt, and conversations a plain layout with headings; what follows the
-    last answer is left out, as no token of it is trained or looked at. A prompt and its completion are joined as they are,
-    as `trl` does, or with the row's separator: white space between them is the data's business, because a space added
-    here would change the tokens of sets that bring their own. With a chat template it parts nothing and is left away.
+    The model's chat template lays out every row but plain text, unless the model has none or the style requests another
+    layout. Without a template, Alpaca rows get Alpaca's prompt and conversations get plain headings; the turns after
+    the last answer are left out, because no token of them is trained or read. A prompt and its completion are joined
+    unchanged, as in `trl`, or with the row's separator. No space is added: it would change the tokens of data sets that
+    bring their own. A chat template ignores the separator.
 
     Raises:
         DataError: the chat template cannot render the row.
@@ -181,7 +181,7 @@ def _instruction_layout(instruction: Instruction, fmt: Format, *, prompt_format:
         )
     prompt = plain_prompt(instruction)
     if fmt.name == "alpaca" and not prompt[-1:].isspace():
-        prompt += "\n\n"  # such rows never bring what parts them from their answer
+        prompt += "\n\n"  # such rows bring no separator of their own
     return Rendering(segments=_prompt_and_answer(prompt, instruction.answer), layout="plain")
 
 
@@ -190,9 +190,10 @@ def _prompt_and_answer(prompt: str, answer: str) -> tuple[Segment, ...]:
 
 
 def plain_prompt(instruction: Instruction) -> str:
-    """What stands before a completion: system prompt, history and question, with blank lines between them, and the separator.
+    """The text before a completion: system prompt, history, question and separator.
 
-    Choices, which come last, end with a line break where nothing else parts them from the answer.
+    Blank lines stand between the first three. Choices come last in the question. They end with a line break if there is
+    no separator.
     """
     earlier = [turn.plain.strip() + ("\n" if turn.role == "user" else "\n\n") for turn in instruction.history]
     top = f"{instruction.system.strip()}\n\n" if instruction.system else ""
@@ -202,9 +203,10 @@ def plain_prompt(instruction: Instruction) -> str:
 
 
 def alpaca_prompt(instruction: Instruction) -> str:
-    """What stands before an Alpaca row's answer: the system prompt at the top, earlier turns under Alpaca's own headings.
+    """The text before an Alpaca row's answer.
 
-    Context and choices stand with the input.
+    The system prompt is at the top, earlier turns follow under Alpaca's own headings, and context and choices are part
+    of the input.
     """
     further = "\n\n".join(
         part for part in (instruction.context, instruction.input, instruction.listed_choices) if part
@@ -224,7 +226,7 @@ def alpaca_prompt(instruction: Instruction) -> str:
 
 
 def _plain_layout(conversation: Conversation) -> tuple[Segment, ...]:
-    """Headings in the manner of Alpaca: `### User:`, `### Assistant:`; functions and calls as JSON. EOS ends each answer."""
+    """Headings like Alpaca's: `### User:`, `### Assistant:`. Functions and calls are JSON. EOS ends each answer."""
     pending = ""
     if conversation.tools:
         pending = f"### Functions:\n{json.dumps(conversation.tools, ensure_ascii=False)}\n\n"
@@ -242,13 +244,13 @@ def _plain_layout(conversation: Conversation) -> tuple[Segment, ...]:
 
 
 def render_chat(conversation: Conversation, *, chat_template: ChatTemplate) -> Rendering:
-    """The conversation up to its last answer, every answer trained, function calls too.
+    """The conversation up to its last answer. Every answer is trained, function calls included.
 
-    Function calls and tool turns are rendered as the template has it; where it has no notion of them, as text:
-    the call as JSON, the tool turn as a user turn, the functions in the system turn.
+    The template renders function calls and tool turns. If it ignores them, they become text: the call is JSON, the tool
+    turn is a user turn, and the functions are in the system turn.
 
     Raises:
-        ConversationError: the template refuses the conversation, or rewrites what it rendered before.
+        ConversationError: the template refuses the conversation, or changes text that it rendered before.
     """
     segments, fell_back = _segments_and_fallback(conversation, chat_template)
     return Rendering(
@@ -276,21 +278,21 @@ def _segments_and_fallback(
 
 @dataclass(frozen=True, kw_only=True)
 class _Renderer:
-    """One conversation in the hands of a template."""
+    """Renders the beginnings of one conversation with a template."""
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] | None
     chat_template: ChatTemplate
 
     def text(self, num_messages: int, *, add_generation_prompt: bool = False) -> str:
-        """The first messages rendered."""
+        """The text of the first `num_messages` messages."""
         with _its_refusals():
             return self.chat_template.render(
                 self.messages[:num_messages], tools=self.tools, add_generation_prompt=add_generation_prompt
             )
 
     def generated(self, num_messages: int) -> Sequence[tuple[int, int]]:
-        """The parts of that text that `{% generation %}` marks; none where the template has no such marks."""
+        """The parts of that text that `{% generation %}` marks; empty if the template has no such marks."""
         if self.chat_template.generated is None:
             return ()
         with _its_refusals():
@@ -337,8 +339,8 @@ def _segments(conversation: Conversation, chat_template: ChatTemplate) -> tuple[
 def _start(whole: str, i: int, *, renderer: _Renderer) -> int:
     """Where the answer of message `i` begins.
 
-    It begins after what the template writes to ask for it. Where that opens a thought (`<think>`) which the answer
-    as it is rendered does not have, it begins in place of the mark that opens the thought.
+    It begins after the text that asks for it. If that text opens a thought (`<think>`) which the rendered answer does
+    not have, the answer begins where the mark that opens the thought would be.
     """
     before = renderer.text(i, add_generation_prompt=True)
     if whole.startswith(before):
@@ -354,7 +356,7 @@ def _start(whole: str, i: int, *, renderer: _Renderer) -> int:
 
 @functools.cache
 def _own_end(chat_template: ChatTemplate) -> str:
-    """What the template writes after an answer, without white space; empty where the next role's mark ends it."""
+    """The text that the template writes after an answer, without white space; empty if the next role's mark ends it."""
     messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": _SAMPLE}]
     renderer = _Renderer(messages=messages, tools=None, chat_template=chat_template)
     try:
@@ -366,7 +368,7 @@ def _own_end(chat_template: ChatTemplate) -> str:
 
 @functools.cache
 def _preamble(chat_template: ChatTemplate) -> str | None:
-    """What the template writes before a first question and not before a second one; None where that is marks alone."""
+    """The text that the template writes before a first question but not before a second; None if it has only marks."""
     turns = [("user", _SAMPLE), ("assistant", "A"), ("user", _SAMPLE)]
     messages = [{"role": role, "content": text} for role, text in turns]
     renderer = _Renderer(messages=messages, tools=None, chat_template=chat_template)
@@ -383,7 +385,7 @@ def _preamble(chat_template: ChatTemplate) -> str | None:
 def _marked_segments(
     whole: str, marked: Sequence[tuple[int, int]], *, conversation: Conversation
 ) -> tuple[Segment, ...]:
-    """What the template marks is trained, but for turns that are no answers: a greeting that opens the conversation."""
+    """Segments from the template's marks. A turn that answers nothing, such as an opening greeting, is not trained."""
     answers = conversation.answers
     speaking = [i for i, turn in enumerate(conversation.turns[: answers[-1] + 1]) if turn.role == "assistant"]
     if len(speaking) == len(marked):
@@ -398,15 +400,19 @@ def _marked_segments(
 
 
 def _with_rest(segments: list[Segment], rest: str) -> tuple[Segment, ...]:
-    """The segments with what the template writes after the last answer, which the answer's last token may reach into."""
+    """The segments, and the text that the template writes after the last answer.
+
+    The answer's last token may extend into that text.
+    """
     return (*segments, *([Segment(text=rest, trained=False)] if rest else []))
 
 
 def _answer(rest: str, as_last: str, *, turn: Turn) -> str:
-    """The longest end of `as_last` (the answer as it was rendered while last) with which `rest` begins.
+    """The longest suffix of `as_last` with which `rest` begins.
 
-    Usually all of it. Templates of reasoning models write an (empty) thought before the last answer only and
-    take it away once the conversation goes on; then it is what is left.
+    `as_last` is the answer as rendered while it was the last turn, and usually it is the result. Templates of reasoning
+    models write an (empty) thought before the last answer only, and remove it once the conversation goes on. Then the
+    suffix is the part without the thought.
     """
     if rest.startswith(as_last):
         return as_last
@@ -422,10 +428,10 @@ def _answer(rest: str, as_last: str, *, turn: Turn) -> str:
 def unseen_fields(
     conversation: Conversation, *, chat_template: ChatTemplate | None, fell_back: bool = False
 ) -> tuple[str, ...]:
-    """The messages' fields that nothing of the rendered text shows, however they are filled.
+    """The filled fields of the messages that the rendered text does not show.
 
-    A template shows a field if the text without it is another, or none. Without a template, and where functions are
-    given to it as text, it is known which fields are written.
+    A template shows a field if the text changes, or fails, without it. Without a template, and where functions become
+    text, the written fields are known.
     """
     messages = [turn.message for turn in conversation.turns[: conversation.answers[-1] + 1]]
     fields = dict.fromkeys(field for message in messages for field in fields_of(message))
@@ -451,9 +457,9 @@ def _uses_functions(conversation: Conversation) -> bool:
 
 
 def _shows_functions(conversation: Conversation, segments: Sequence[Segment]) -> bool:
-    """Whether nothing was dropped: templates without a notion of functions pass over them in silence.
+    """Whether the text shows every function and call. Templates that ignore functions drop them silently.
 
-    Words are looked for, not whole texts, because some templates write what a tool gave back as a JSON string.
+    The check looks for words, not whole texts, because some templates write a tool's result as a JSON string.
     """
     text = "".join(segment.text for segment in segments)
     turns = conversation.turns[: conversation.answers[-1] + 1]

@@ -1,13 +1,13 @@
-"""One pass over the rows of a data set: each row is checked and taken apart, and two hashes of it are remembered.
+"""An index of a data set from one pass over its rows: the pass checks each row and keeps two hashes of it.
 
-The index holds, for each usable row, where it stands, the hash of its content, the hash of its prompt, and whether it asks
-anything. Which side of a split a row is on follows from the index alone, so the rows themselves need not be held.
+The index holds four things for each usable row: its place, the hash of its content, the hash of its prompt, and whether
+it asks anything. The index alone decides on which side of a split a row is, so the rows themselves need not stay in
+memory.
 
-The index of a large data set is kept in the user's cache folder, because the control process, the worker that plans and the
-worker that trains all need it, and a pass over a file takes ten times as long as hashing it. It is kept under the hash of
-what it follows from: the content of the files, the number of rows taken, and the code that reads them. The file begins with
-the hash of all that follows, which is checked on reading. A damaged, short or foreign file is ignored, and the index is made
-again.
+The index of a large data set is cached in the user's cache folder. The control process, the worker that plans and the
+worker that trains all need it, and a pass over a file takes ten times as long as hashing the file. The cache key is a
+hash of the content of the files, the number of rows taken, and the code that reads them. A cached file begins with a
+hash of the rest, which is checked on reading. A damaged, short or foreign file is ignored, and the index is made again.
 """
 
 import hashlib
@@ -39,15 +39,15 @@ from lorastudy.suite.wording import shown
 
 HASH_BYTES = 16
 
-#: Rows from which the format is guessed: an odd row far down is the exception.
+#: The format is guessed from this many rows. An odd row further down is rare.
 _NUM_FIRST_ROWS = 200
 
-#: Unusable rows that a message names.
+#: A message lists at most this many unusable rows.
 _NUM_SHOWN = 5
 
 
 class RowKeys:
-    """What is remembered of each row for splits and for counts of copies: two hashes, 32 bytes a row."""
+    """Two hashes for each row, 32 bytes in all: enough for splits and for counts of copies."""
 
     BYTES_PER_ROW = 2 * HASH_BYTES
 
@@ -57,13 +57,13 @@ class RowKeys:
 
     @classmethod
     def blank(cls, num_rows: int) -> Self:
-        """Keys of so many rows, all zero: `columns` are to be filled."""
+        """Keys of `num_rows` rows, all zero. Fill them through `columns`."""
         keys = cls()
         keys._contents, keys._prompts = bytearray(num_rows * HASH_BYTES), bytearray(num_rows * HASH_BYTES)
         return keys
 
     def columns(self) -> tuple[memoryview, memoryview]:
-        """The hashes of contents and of prompts, one after another, as bytes that can be written and filled."""
+        """The content hashes and the prompt hashes as two writable buffers."""
         return memoryview(self._contents), memoryview(self._prompts)
 
     def add(self, *, content: bytes, prompt: bytes) -> None:
@@ -83,26 +83,26 @@ class RowKeys:
         return bytes(self._prompts[number * HASH_BYTES : (number + 1) * HASH_BYTES])
 
     def contents(self, numbers: Sequence[int] | None = None) -> Iterator[bytes]:
-        """The hashes of the content of all rows or of some."""
+        """The content hashes of all rows, or of the rows with these numbers."""
         return map(self.content, range(len(self)) if numbers is None else numbers)
 
     def prompts(self, numbers: Sequence[int] | None = None) -> Iterator[bytes]:
-        """The hashes of the prompt of all rows or of some."""
+        """The prompt hashes of all rows, or of the rows with these numbers."""
         return map(self.prompt, range(len(self)) if numbers is None else numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """What one pass over rows remembers of those that can be used, in their order."""
+    """What one pass keeps of the usable rows, in their order."""
 
     keys: RowKeys = field(default_factory=RowKeys)
     places: "array[int]" = field(default_factory=lambda: array("I"))
-    """Where each row stands among all that were read."""
+    """The place of each row among all rows read."""
     asks_nothing: bytearray = field(default_factory=bytearray)
-    """1 for a row that asks nothing: its answer is trained, and there is nothing that it answers."""
+    """1 for a row that asks nothing: its answer is trained without a question."""
 
     left_out: "array[int]" = field(default_factory=lambda: array("I"))
-    """Where rows stand that are not in the index for their empty answer. Where such rows are no problem, as in `prepare`."""
+    """Places of the rows left out because their answer is empty. Used where such rows are allowed, as in `prepare`."""
 
     BYTES_PER_ROW: ClassVar[int] = RowKeys.BYTES_PER_ROW + array("I").itemsize + 1
 
@@ -111,12 +111,12 @@ class Index:
 
     @classmethod
     def blank(cls, num_rows: int) -> Self:
-        """An index of so many rows, of which nothing is known yet: `columns` are to be filled."""
+        """An index of `num_rows` rows, all zero. Fill it through `columns`."""
         places = array("I", bytes(num_rows * array("I").itemsize))
         return cls(keys=RowKeys.blank(num_rows), places=places, asks_nothing=bytearray(num_rows))
 
     def columns(self) -> tuple[memoryview, ...]:
-        """All that it remembers of its rows, as bytes that can be written and filled."""
+        """All columns of the index as writable buffers of bytes."""
         return (*self.keys.columns(), memoryview(self.places).cast("B"), memoryview(self.asks_nothing))
 
 
@@ -131,11 +131,11 @@ class IndexedRows:
 def indexed_rows(
     rows: Iterable[Row], *, format_of: Callable[[Columns], Format], leaves_out_empty_answers: bool = False
 ) -> IndexedRows:
-    """The format that follows from the columns, and the index of the rows read by it (`index_rows`).
+    """The format of the rows, decided by their columns, and the index made with that format (`index_rows`).
 
-    The format follows from the columns of all rows. The first rows nearly always give the same format, so the index is made
-    with their format while the columns are gathered. Where all rows give another format, the index is made again. `rows` are
-    read more than once.
+    The columns of all rows decide the format. The first rows nearly always give the same one, so the index is made with
+    their format while the columns are gathered. If all rows together give another format, the index is made again.
+    `rows` are therefore read more than once.
 
     Raises:
         DataError: a row cannot be read; else, the columns fit no format; else, a row lacks what the format needs.
@@ -168,7 +168,7 @@ def _format_or_none(rows: Iterable[Row], format_of: Callable[[Columns], Format])
 
 
 class _Gathering:
-    """Rows as they come, whose columns are gathered."""
+    """Passes rows on and gathers their columns."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._rows = rows
@@ -182,13 +182,13 @@ class _Gathering:
         self.is_through = True
 
     def go_on(self) -> None:
-        """Gather the columns of all rows."""
+        """Read all rows, only to gather their columns."""
         for _ in self:
             pass
 
 
 def index_rows(rows: Iterable[Row], fmt: Format, *, leaves_out_empty_answers: bool = False) -> Index:
-    """The index of the rows that are trained, which are checked against the format as they come.
+    """The index of the trained rows. Each row is checked against the format.
 
     Raises:
         DataError: a row lacks what the format needs, or cannot be read.
@@ -208,7 +208,7 @@ def index_rows(rows: Iterable[Row], fmt: Format, *, leaves_out_empty_answers: bo
 
 
 class _Numbered:
-    """Rows as they come, and the place of the last one."""
+    """Passes rows on and holds the place of the last one."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._rows = rows
@@ -221,10 +221,10 @@ class _Numbered:
 
 
 def trained_rows(rows: Iterable[Row], fmt: Format) -> Iterator[Row]:
-    """The rows that no column turns off, as they come.
+    """The rows that no column turns off.
 
     Raises:
-        DataError: at the end, when there was none.
+        DataError: after the last row, if every row was turned off.
     """
     has_rows = has_trained = False
     for row in rows:
@@ -238,17 +238,17 @@ def trained_rows(rows: Iterable[Row], fmt: Format) -> Iterator[Row]:
 
 
 def check(rows: Iterable[Row], fmt: Format) -> None:
-    """Nothing, when every row has what the format needs.
+    """Check that every row has what the format needs.
 
     Raises:
-        DataError: names the first rows that do not, and says how many there are.
+        DataError: some rows do not; it lists the first of them and their number.
     """
     for _ in checked(rows, fmt):
         pass
 
 
 def checked(rows: Iterable[Row], fmt: Format, *, tolerated: Collection[str] = ()) -> Iterator["ReadRow"]:
-    """The rows as they come, with problems that are tolerated or with none; at the end as `check`."""
+    """The rows without a problem or with a tolerated one. After the last row, raises the error of `check`."""
     num_rows = num_bad = 0
     bad: list[str] = []
     for row in rows:
@@ -268,16 +268,16 @@ def checked(rows: Iterable[Row], fmt: Format, *, tolerated: Collection[str] = ()
 
 @dataclass(frozen=True, kw_only=True)
 class ReadRow:
-    """The texts of a row, taken apart once. A row with a problem has none."""
+    """The texts of a row, split once. A row with a problem has no texts."""
 
     problem: str | None = None
     """Why the row cannot be used."""
     texts: tuple[str, ...] = ()
     """All texts of the row, turn by turn."""
     num_prompt_texts: int = 0
-    """How many of them stand before the first trained answer; none of a plain text."""
+    """The number of texts before the first trained answer; 0 for a plain text."""
     asks_nothing: bool = False
-    """Whether these are blank, whatever the system prompt; a plain text asks nothing and answers nothing."""
+    """Whether the prompt texts other than the system prompt are blank. False for a plain text, which has no answer."""
 
     @property
     def prompt(self) -> tuple[str, ...]:
@@ -286,7 +286,7 @@ class ReadRow:
 
 
 def read_row(row: Row, fmt: Format) -> ReadRow:
-    """The row taken apart, or what makes it unusable."""
+    """The texts of the row, or the problem that makes it unusable."""
     try:
         values = fmt.values(row)
         if fmt.name in ("messages", "sharegpt"):
@@ -313,7 +313,7 @@ def _read_conversation(values: Mapping[str, Any], fmt: Format) -> ReadRow:
 
 
 def _read_instruction(values: Mapping[str, Any], fmt: Format) -> ReadRow:
-    """As `_read_conversation` of the row's conversation, which is not put together: most rows are read here."""
+    """The same as `_read_conversation`, without building the conversation: faster, and most rows have this form."""
     instruction = fmt.instruction_of(values)
     system = (instruction.system,) if instruction.system.strip() else ()
     earlier, question = instruction.history, instruction.question
@@ -328,12 +328,12 @@ def _read_instruction(values: Mapping[str, Any], fmt: Format) -> ReadRow:
 
 
 def _broken_row(values: Mapping[str, Any], turns: Sequence[Turn]) -> str | None:
-    # A call's arguments may be JSON within JSON, so what it spells shows only in the turn.
+    # A call's arguments may be JSON within JSON, so their text appears only in the turn.
     return _broken_text([*_strings(values), *(turn.plain for turn in turns if turn.calls)])
 
 
 def _strings(values: Any) -> list[str]:
-    """The texts in lists and objects, however deep."""
+    """All strings in nested lists and objects."""
     found: list[str] = []
     for item in values.values() if isinstance(values, dict) else values:
         if isinstance(item, str):
@@ -344,7 +344,10 @@ def _strings(values: Any) -> list[str]:
 
 
 def _broken_text(texts: Sequence[str]) -> str | None:
-    """JSON can spell half a surrogate pair, which is no character: no tokenizer and no file takes it."""
+    """The problem of texts that no tokenizer and no file accepts; None for sound ones.
+
+    JSON can spell half of a surrogate pair, which is not a character.
+    """
     text = "".join(texts)
     try:
         if not text.isascii():
@@ -355,11 +358,11 @@ def _broken_text(texts: Sequence[str]) -> str | None:
 
 
 def row_hashes(read: ReadRow) -> tuple[bytes, bytes]:
-    """The hash of a row's content, and of its prompt: the first 16 bytes of SHA-256 over its texts in order.
+    """The hash of a row's content and the hash of its prompt: the first 16 bytes of SHA-256 over its texts in order.
 
-    Case, white space and Unicode form do not count, nor do column names and empty texts: the same question and answer as
-    Alpaca row, as a pair and as a conversation of two turns are the same content. The prompt is what stands before the
-    first answer. Plain text, and a row that asks nothing, has its content for it.
+    Case, white space, Unicode form, column names and empty texts are ignored. The same question and answer therefore
+    have the same content as an Alpaca row, as a pair, and as a conversation of two turns. The prompt is the text before
+    the first answer. For plain text, and for a row that asks nothing, the prompt hash is the content hash.
     """
     texts = [_normalised(text) for text in read.texts]
     content = _digest(texts)
@@ -368,7 +371,7 @@ def row_hashes(read: ReadRow) -> tuple[bytes, bytes]:
 
 
 def asked_text(read: ReadRow) -> str:
-    """The text that the prompt hash is made of, as it stands in the row."""
+    """The text behind the prompt hash, not normalised."""
     return "\n".join(read.prompt if any(map(_normalised, read.prompt)) else read.texts)
 
 
@@ -378,15 +381,15 @@ def _digest(texts: Sequence[str]) -> bytes:
 
 
 def _normalised(text: str) -> str:
-    if text.isascii():  # which has one form, and whose small letters are its folded ones
+    if text.isascii():  # ASCII has one Unicode form, and `lower` equals `casefold`
         return " ".join(text.lower().split())
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-#: Smaller files, and fewer rows of larger ones, are indexed anew: a pass over them takes half a second at most.
+#: Smaller files, and fewer rows of larger files, are not cached: a pass over them takes half a second at most.
 MIN_BYTES, MIN_ROWS = 4 * 2**20, 10_000
 
-#: An index has `Index.BYTES_PER_ROW` bytes a row. Those that were used last stay.
+#: Limit of the cache, at `Index.BYTES_PER_ROW` bytes a row. The least recently used indexes are removed first.
 MAX_KEPT_BYTES = 2**30
 
 _SUFFIX = ".rows"
@@ -397,7 +400,7 @@ _MAX_HEAD_BYTES = 2**20
 
 
 def index_key(path: str, *, max_samples: int | None) -> str | None:
-    """The key under which the index of the first `max_samples` rows is kept; None for files too small to be worth it.
+    """The cache key of the index of the first `max_samples` rows; None for files too small to cache.
 
     Raises:
         DataError: a file is missing or cannot be read.
@@ -423,19 +426,19 @@ def index_key(path: str, *, max_samples: int | None) -> str | None:
 
 
 def kept_index(key: str) -> IndexedRows | None:
-    """The index kept under a key; None where there is none, or a damaged one."""
+    """The cached index under a key; None if there is none or it is damaged."""
     path = _kept_path(key)
     try:
         found = _read_kept(path, key=key)
         if found is not None:
-            os.utime(path)  # used last
+            os.utime(path)  # marks it as recently used
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found
 
 
 def keep_index(key: str, rows: IndexedRows) -> None:
-    """Keep it, and make room for it where much is kept already."""
+    """Cache the index; remove older ones if the cache is full."""
     parts = list(_kept_parts(key, rows))
     digest = hashlib.sha256()
     for part in parts:
@@ -451,7 +454,7 @@ def _kept_path(key: str) -> Path:
 
 
 def _endings(file: Path) -> list[str]:
-    """They decide how a file is read."""
+    """The endings of a file's name, which decide how it is read."""
     return [suffix.lower() for suffix in file.suffixes[-2:]]
 
 
@@ -461,7 +464,7 @@ def _file_digest(file: Path) -> str:
 
 
 def _kept_parts(key: str, rows: IndexedRows) -> Iterator[bytes | memoryview]:
-    """What follows the hash: a line of JSON, and the columns of the index."""
+    """The content of a cached file after its hash: a line of JSON, then the columns of the index."""
     head = {"key": key, "format": asdict(rows.format), "num_rows": len(rows.index)}
     yield f"{json.dumps(head)}\n".encode()
     yield from rows.index.columns()
@@ -489,7 +492,7 @@ def _kept_format(values: Mapping[str, Any]) -> Format:
 
 
 def _make_room(num_bytes: int) -> None:
-    """Remove what was not used for the longest time, until so much more fits."""
+    """Remove the least recently used indexes until `num_bytes` more fit."""
     with suppress(OSError):
         states = {path: path.stat() for path in cache_folder("rows").glob(f"*{_SUFFIX}")}
         total = num_bytes + sum(state.st_size for state in states.values())

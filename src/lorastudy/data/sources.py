@@ -1,9 +1,9 @@
-"""Rows of files or of the lab, one after another, each with the place it came from.
+"""Rows of files or of the lab, one after another, each with its place.
 
-JSON (a list of objects, or one object with the list under `data`), JSONL, CSV and TSV, Parquet, and plain text
-by paragraphs, each also as `.gz`; a pattern such as `data/*.jsonl` names several files, and `lab:<name>` a data set
-that the package generates. Files are read from the front in pieces, so memory grows with the size of a row and not of the file.
-What the columns mean is not decided here.
+Readable are JSON (a list of objects, or one object with the list under `data`), JSONL, CSV and TSV, Parquet, and plain
+text by paragraphs, each also as `.gz` except Parquet. A pattern such as `data/*.jsonl` names several files, and
+`lab:<name>` a data set that the package generates. Files are read from the front in pieces, so memory grows with the
+size of a row and not of the file. `formats` decides what the columns mean.
 """
 
 import codecs
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingProgress:
-    """How far a pass over a data set has come. Bytes are those on disk, of compressed files too."""
+    """How far a pass over a data set has come. Bytes are counted on disk, for compressed files too."""
 
     name: str
     num_rows: int
@@ -60,7 +60,7 @@ class ReadingProgress:
 
 
 Watcher = Callable[[ReadingProgress | None], None]
-"""Called a few times a second while rows are read, and with None once a pass has ended."""
+"""Called a few times a second during a pass, and with None at its end."""
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
@@ -76,25 +76,31 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 class RowSource:
-    """The rows of a data set, read anew by each pass over them.
+    """The rows of a data set. Each pass reads them anew.
 
     Raises, when made or while it is read:
-        DataError: missing, of an unknown kind, not UTF-8, not what its ending says, or without rows.
+        DataError: the data set is missing, of an unknown kind, not UTF-8, not what its ending says, or without rows.
     """
 
     def __init__(self, *names: str, titles: Mapping[str, str | None] | None = None) -> None:
-        """`names` are files, patterns or sets of the lab, read one after another; a title stands for a file in messages."""
+        """`names` are files, patterns or sets of the lab, read in this order.
+
+        A title replaces a file's name in messages.
+        """
         titles = titles or {}
         first = titles.get(names[0]) or names[0]
         self.name = first if len(names) == 1 else f"{first} and {len(names) - 1} more"
         self._parts = [part for name in names for part in _parts(name, title=titles.get(name))]
 
     def __iter__(self) -> Iterator[Row]:
-        """All rows, in the order of the files and in file order."""
+        """All rows, in the order of the files and of their lines."""
         return self._read(None)
 
     def picked(self, numbers: Sequence[int]) -> Iterator[Row]:
-        """The rows of these numbers (from 0, rising). Of JSONL no other row is parsed; what follows the last is not read."""
+        """The rows with these numbers (from 0, rising).
+
+        Of JSONL no other row is parsed. Nothing after the last number is read.
+        """
         return self._read(numbers)
 
     def _read(self, numbers: Sequence[int] | None) -> Iterator[Row]:
@@ -130,20 +136,20 @@ def read_rows(path: str) -> list[Row]:
 
 
 def is_lab_set(name: str) -> bool:
-    """Whether it is a data set that the package generates."""
+    """Whether the name is a data set that the package generates."""
     return name.startswith(LAB_PREFIX)
 
 
 def is_pattern(name: str) -> bool:
-    """Whether it is a pattern for names of files, such as `data/*.jsonl`, and not itself the name of one."""
+    """Whether the name is a pattern, such as `data/*.jsonl`, and not itself the name of a file."""
     return glob.has_magic(name) and not Path(name).exists()
 
 
 def files_of(name: str) -> list[Path]:
-    """The files that a name or a pattern stands for; a pattern's in the order of their names.
+    """The files of a name or a pattern; a pattern's files are sorted by name.
 
     Raises:
-        DataError: there are none; says how to make one, or which one was probably meant.
+        DataError: there are none; it says how to make one, or which one was probably meant.
     """
     if not is_pattern(name):
         return [existing_file(name)]
@@ -155,10 +161,10 @@ def files_of(name: str) -> list[Path]:
 
 
 def existing_file(path: str) -> Path:
-    """The path, when a file lies there.
+    """The path, if a file is there.
 
     Raises:
-        DataError: there is none; says how to make it, or which one was probably meant.
+        DataError: there is none; it says how to make it, or which one was probably meant.
     """
     file = Path(path)
     try:
@@ -183,12 +189,12 @@ def existing_file(path: str) -> Path:
 
 
 def dataset_fingerprint(path: str) -> str:
-    """SHA-256 (hex) of the file's bytes, of a compressed file unpacked; for `lab:<name>`, what the lab says of its recipe.
+    """SHA-256 (hex) of the file's bytes, after unpacking; for `lab:<name>`, the fingerprint of its recipe.
 
-    Of several files it is the SHA-256 of their fingerprints, in the order in which they are read.
+    For several files it is the SHA-256 of their fingerprints, in reading order.
 
     Raises:
-        DataError: a file is missing, damaged, or may not be read.
+        DataError: a file is missing, damaged, or not readable.
     """
     if path.startswith(LAB_PREFIX):
         from lorastudy import lab
@@ -210,7 +216,7 @@ def _file_fingerprint(file: Path) -> str:
 
 
 _Raw = tuple[Any, str]
-"""A row that is not parsed yet, or its values, and where it stands."""
+"""A row before parsing, or its values, and its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +238,7 @@ class _LabSet:
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """A file of rows. `kind` is its ending, without that of a compressed file; a title stands for its name in messages."""
+    """A file of rows. `kind` is its ending without `.gz`. `title` replaces its name in messages."""
 
     path: Path
     kind: str
@@ -291,12 +297,12 @@ class _Report:
         self._began = self._reported = time.monotonic()
 
     def file(self, file: IO[bytes]) -> None:
-        """Another file is read."""
+        """Start counting another file."""
         self._before += self._size
         self._file, self._size = file, os.fstat(file.fileno()).st_size
 
     def rows(self, number: int) -> None:
-        """So many rows were read."""
+        """Report that `number` rows were read, if it is time to."""
         if self._watcher is None or number % 256 or self._file is None:
             return
         now = time.monotonic()
@@ -325,7 +331,7 @@ def _reporting(name: str, parts: Sequence[_LabSet | _File]) -> Iterator[_Report]
 
 
 def _json_rows(content: IO[bytes], file: Path) -> Iterator[_Raw]:
-    """The elements of one list, or JSONL under the wrong name."""
+    """The elements of one list, or of JSONL under the wrong name."""
     return list_values(_text_pieces(content, file), str(file))
 
 
@@ -350,7 +356,7 @@ def _separated_rows(content: IO[bytes], file: Path, *, delimiter: str | None) ->
         delimiter = max(",;\t", key=first.count)
     header: list[str] = []
     first_line = 1
-    # `strict`, else a quote that is never closed swallows the rest of the file in silence.
+    # Without `strict`, an unclosed quote silently swallows the rest of the file.
     reader = csv.reader(_chained(first, lines), delimiter=delimiter, strict=True)
     try:
         for fields in reader:
@@ -370,7 +376,7 @@ def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def _with_line_ends(content: IO[bytes], file: Path) -> Iterator[str]:
-    """Lines with their ends, as `csv` wants them: a cell may hold any. Old files end lines with a carriage return alone."""
+    """Lines with their ends, as `csv` needs them. Old files end lines with a carriage return alone."""
     for _, line in _whole_lines(content, file):
         yield from io.StringIO(line, newline="") if "\r" in line.removesuffix("\r\n") else (line,)
 
@@ -400,10 +406,10 @@ def _parquet_rows(_: IO[bytes], file: Path) -> Iterator[_Raw]:
 
 
 def parquet_values(file: Path) -> Iterator[Mapping[str, Any]]:
-    """Each row as a dict.
+    """The rows of a Parquet file, each as a dict.
 
     Raises:
-        DataError: not Parquet, damaged, a column name stands twice, or a row cannot be read.
+        DataError: the file is not Parquet, is damaged, repeats a column name, or has a row that cannot be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -426,7 +432,7 @@ def _check_column_names(names: list[str], file: Path) -> None:
 
 
 def _batch_rows(batch: Any, *, file: Path, first_row: int) -> Iterator[Mapping[str, Any]]:
-    """The rows of a batch; one by one where they cannot be had together, to know which it is."""
+    """The rows of a batch. If they cannot be read together, they are read one by one to find the bad one."""
     try:
         yield from batch.to_pylist()
     except (
@@ -434,7 +440,7 @@ def _batch_rows(batch: Any, *, file: Path, first_row: int) -> Iterator[Mapping[s
         TypeError,
         OverflowError,
         KeyError,
-    ):  # text that is no UTF-8, dates without a year ...
+    ):  # text that is not UTF-8, dates without a year ...
         for index in range(batch.num_rows):
             try:
                 yield from batch.slice(index, 1).to_pylist()
@@ -448,7 +454,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _text_rows(content: IO[bytes], file: Path) -> Iterator[_Raw]:
-    """Paragraphs: stretches of lines between blank ones, as `{"text": ...}`."""
+    """Paragraphs as `{"text": ...}`. Blank lines separate them."""
     paragraph: list[str] = []
     number = 0
     for number, line in _lines(content, file):
@@ -468,7 +474,7 @@ def _lines(content: IO[bytes], file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _whole_lines(content: IO[bytes], file: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their ends, from 1; a carriage return alone ends none here."""
+    """Numbered lines with their ends, from 1. Only a line feed ends a line here."""
     for number, line in enumerate(content, start=1):
         if number == 1:
             _refuse_utf16(line, file)
@@ -484,7 +490,7 @@ def _whole_lines(content: IO[bytes], file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _text_pieces(content: IO[bytes], file: Path) -> Iterator[str]:
-    """The text in pieces of equal size: a whole file may be one line."""
+    """The text in pieces of equal size, because a whole file may be one line."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     start, line = True, 1
     while True:

@@ -1,7 +1,7 @@
-"""Which rows are held out, decided by what a row asks and by nothing else.
+"""Which rows are held out. Only a row's prompt decides.
 
-A row's side follows from a hash of its prompt, so rows that ask the same are always on one side, whatever they
-answer, and adding, removing or reordering rows moves no other row across.
+A hash of the prompt puts a row on a side. Rows with the same prompt are therefore on the same side, whatever their
+answers. Adding, removing or reordering rows moves no other row across.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Literal
 
 from lorastudy.data.row_index import HASH_BYTES, RowKeys
 
-#: With fewer prompts than this a split by prompt would leave a share far from the one asked for, or one side empty.
+#: With fewer prompts, a split by prompt would miss the requested share by far, or leave one side empty.
 MIN_PROMPTS = 10
 
 SplitBy = Literal["prompt", "row"]
@@ -24,7 +24,7 @@ def _numbers() -> "array[int]":
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The numbers of the rows of three parts, rising. `test` is empty where no test part was asked for."""
+    """The row numbers of the three parts, rising. `test` is empty if no test part was requested."""
 
     by: SplitBy
     train: "array[int]" = field(default_factory=_numbers)
@@ -40,12 +40,13 @@ def split_rows(
     test_fraction: float = 0.0,
     salt: str = "",
 ) -> Split:
-    """Rows (all or those of some numbers) whose salted prompt hash, a number in [0, 1), is below `eval_fraction` are held out.
+    """The split of all rows, or of the rows with these numbers, by their salted prompt hash.
 
-    Those of the next `test_fraction` are the test rows, so that asking for a test part takes rows from training
-    and leaves the held-out ones as they were. The shares are met in expectation only: n prompts give n * fraction
-    held-out ones, give or take sqrt(n * fraction * (1 - fraction)), and prompts differ in their number of rows.
-    With fewer than `MIN_PROMPTS` prompts a row's whole content takes the place of its prompt.
+    The hash gives a number in [0, 1). Rows below `eval_fraction` are held out, and rows in the next `test_fraction` are
+    test rows. A test part therefore takes rows from training and leaves the held-out rows unchanged. The shares hold
+    only in expectation: n prompts give n * fraction held-out ones, give or take sqrt(n * fraction * (1 - fraction)),
+    and prompts differ in their number of rows. With fewer than `MIN_PROMPTS` prompts, a row's whole content replaces
+    its prompt.
     """
     numbers = range(len(keys)) if numbers is None else numbers
     is_by_row = not _has_distinct(keys.prompts(numbers), min(MIN_PROMPTS, len(numbers)))
@@ -63,22 +64,22 @@ def split_rows(
 
 
 def position(key: str, *, purpose: str) -> float:
-    """A number in [0, 1) drawn from the hash of a row; draws for two purposes are independent.
+    """A number in [0, 1) from the hash of a row. The numbers for two purposes are independent.
 
-    They must be: a sample of the lowest hashes, split by the same hashes, would be held out whole.
+    A sample of the rows with the lowest hashes, split by the same hashes, would be held out whole.
     """
     digest = hashlib.sha256(f"{purpose}\n{key}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def num_duplicates(keys: RowKeys, numbers: Sequence[int] | None = None) -> int:
-    """Rows, of all or of some, that repeat the content of an earlier one."""
+    """The number of rows, of all or of these, that repeat the content of an earlier one."""
     num_rows = len(keys if numbers is None else numbers)
     return num_rows - _num_distinct(keys.contents(numbers))
 
 
 def _has_distinct(hashes: Iterable[bytes], number: int) -> bool:
-    """Whether so many of the hashes differ."""
+    """Whether at least `number` of the hashes differ."""
     found: set[bytes] = set()
     for key in hashes:
         if len(found) >= number:
@@ -88,7 +89,10 @@ def _has_distinct(hashes: Iterable[bytes], number: int) -> bool:
 
 
 def _num_distinct(hashes: Iterable[bytes]) -> int:
-    """How many of the hashes differ. They are counted part by part: a set holds six times as much as the hashes have bytes."""
+    """The number of different hashes.
+
+    Sixteen parts are counted one by one, because a set takes six times the bytes of its hashes.
+    """
     parts = [bytearray() for _ in range(16)]
     for key in hashes:
         parts[key[0] % 16] += key

@@ -1,4 +1,7 @@
-"""All data sets of a study as tokens, by the name of their split: what a worker trains on, and what a plan asks about."""
+"""All data sets of a study as tokens, by the name of their split.
+
+A worker trains on them, and a plan counts them.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +16,7 @@ from lorastudy.errors import DataError
 from lorastudy.protocol.records import DataSummary
 from lorastudy.suite.settings import Settings
 
-#: Of training rows, that are looked at however short the training: fewer might all be refused for their length.
+#: The least number of training rows to read for a short training: fewer might all be refused for their length.
 MIN_ROWS = 256
 #: Splits whose rows are answered for exact match.
 _ASKED_SPLITS = ("eval", "test")
@@ -21,7 +24,7 @@ _ASKED_SPLITS = ("eval", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """How many training rows are trained on, at most, in each of some orders."""
+    """The largest number of training rows that a training uses, for each of several orders."""
 
     data_seeds: Sequence[int]
     num_rows: int
@@ -30,7 +33,7 @@ class Reach:
     def of(
         cls, settings: Settings, *, max_steps: Iterable[int | None], data_seeds: Sequence[int]
     ) -> "Reach | None":
-        """Of trainings of so many steps each; None where one of them goes by epochs, which take all rows."""
+        """The reach of trainings with these steps; None if one of them counts epochs, which use all rows."""
         steps = list(max_steps)
         if None in steps:
             return None
@@ -41,12 +44,12 @@ class Reach:
 def token_sets(
     study: StudyData, settings: Settings, *, tokenizer: Tokenizer, reach: Reach | None
 ) -> Mapping[str, TokenSet]:
-    """The tokens of `train` and `eval`, and of `test` and `forgetting` where the study has such rows.
+    """The tokens of `train` and `eval`, and of `test` and `forgetting` if the study has such rows.
 
-    Of the training rows only those are read that training reaches; without `reach` it reaches all.
+    Only the training rows within `reach` are read; None reads all.
 
     Raises:
-        DataError: a set cannot be used with this tokenizer; says which file it came from, and which base model it is.
+        DataError: a set cannot be used with this tokenizer; it names the file and the base model.
     """
     parts = {"eval": study.held_out, "test": study.test, "forgetting": study.forgetting}
     named = partial(split_tokens, settings=settings, tokenizer=tokenizer)
@@ -64,7 +67,7 @@ def token_sets(
 
 
 def _with_copies(sets: Mapping[str, TokenSet], study: StudyData) -> Mapping[str, TokenSet]:
-    """The sets, whose summaries count the rows that stand in another set too."""
+    """The sets, with summaries that count the rows that also occur in another set."""
     near = near_copies(study)
     found = {}
     for split, tokens in sets.items():
@@ -102,7 +105,7 @@ def split_tokens(
 def _reached(
     train: DataRows, reach: Reach | None, *, tokens_of: Callable[[Iterable[Example]], TokenSet]
 ) -> TokenSet:
-    """The rows that training reaches. Other rows take the place of rows that turn out to be refused."""
+    """The training rows within reach. Further rows replace the refused ones."""
     num_rows = len(train)
     num_looked_at = num_rows if reach is None else min(max(reach.num_rows, MIN_ROWS), num_rows)
     while reach is not None and num_looked_at < num_rows:
@@ -125,14 +128,14 @@ def _reached(
 
 
 def _with_answers(summary: DataSummary, tokens: TokenSet, *, settings: Settings) -> DataSummary:
-    """The summary with the number of rows that exact match asks, and of those whose answer is longer than it may be."""
+    """The summary with the number of rows asked for exact match, and of those whose answer exceeds `max_new_tokens`."""
     asked = [row for row in tokens.rows if row.asks][: settings.max_generation_samples]
     num_long = sum(row.num_reference_tokens > settings.max_new_tokens for row in asked)
     return replace(summary, num_asked_rows=len(asked), num_long_answers=num_long)
 
 
 def _path_of(split: str, settings: Settings) -> str | None:
-    """Held-out and test rows without a file of their own are parts of another one."""
+    """The file of a split. Held-out and test rows without a file of their own come from another split's file."""
     held_out = settings.eval_dataset_path or settings.dataset_path
     return {
         "train": settings.dataset_path,
@@ -143,7 +146,7 @@ def _path_of(split: str, settings: Settings) -> str | None:
 
 
 def prompt_groups(examples: Sequence[Example]) -> tuple[int, ...] | None:
-    """For each row a number that rows of one prompt share, by first appearance; None where no two rows do."""
+    """A group number for each row: rows with the same prompt share one. None if no two rows share a prompt."""
     numbers: dict[str, int] = {}
     groups = tuple(numbers.setdefault(example.prompt_hash, len(numbers)) for example in examples)
     return None if len(numbers) == len(groups) else groups

@@ -1,9 +1,9 @@
 """Token ids and labels from rendered rows.
 
-A row's text is tokenised whole, as the model meets it everywhere else: a text cut into prompt and answer first would
-have other tokens, since many tokenizers put a word mark before whatever they are given. Which tokens belong to an answer
-follows from the characters that each token stands for; one that reaches over the border belongs to the answer. Labels
-are aligned with the ids (the shift happens in the loss) and are -100 wherever nothing is trained.
+A row's text is tokenised as a whole. Many tokenizers put a word mark before any text, so a text cut into prompt and
+answer first would get other tokens. The characters that a token stands for decide whether it belongs to an answer; a
+token that crosses the border belongs to the answer. Labels are aligned with the ids (the shift happens in the loss) and
+are -100 wherever nothing is trained.
 """
 
 from array import array
@@ -18,21 +18,22 @@ from lorastudy.errors import DataError
 from lorastudy.protocol.records import DataSummary
 
 IGNORED = -100
-#: Subword tokenizers know every text; more than this means a vocabulary of words that are not these.
+#: Subword tokenizers know every text. A larger share of unknown tokens means a vocabulary of whole words that lacks
+#: these.
 MAX_UNKNOWN_SHARE = 0.02
-#: Rows that go through the tokenizer in one call: it runs in parallel, in Rust, and holds much for each token.
+#: Rows per call of the tokenizer. It runs in parallel in Rust, and needs much memory for each token.
 _ROWS_AT_ONCE = 256
 
 Span = tuple[int, int]
-"""Characters of a text, from and up to."""
+"""A half-open range of characters or tokens: (start, end)."""
 
 
 class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that is used here."""
+    """The part of a transformers tokenizer that this module uses."""
 
     @property
     def is_fast(self) -> bool:
-        """Whether it tells which characters a token stands for."""
+        """Whether the tokenizer reports which characters a token stands for."""
         ...
 
     @property
@@ -42,16 +43,16 @@ class Tokenizer(Protocol):
 
     @property
     def eos_token_id(self) -> Any:
-        """Its id, or None."""
+        """The id of `eos_token`, or None."""
         ...
 
     @property
     def added_tokens_decoder(self) -> Mapping[int, Any]:
-        """The tokens that only mark structure, by id."""
+        """The added tokens by id, such as those that only mark structure."""
         ...
 
     def __call__(self, text: Any, /, *, add_special_tokens: bool, verbose: bool, **options: Any) -> Any:
-        """`{"input_ids": ...}` of a text, or of each of a list of texts."""
+        """`{"input_ids": ...}` of one text, or of each text in a list."""
         ...
 
     def decode(self, token_ids: Any, /, *, skip_special_tokens: bool) -> Any:
@@ -63,9 +64,9 @@ class Tokenizer(Protocol):
 class TokenRow:
     """One row as the model sees it.
 
-    `prompt_ids` is what a generated answer starts from: everything before the first token of the last answer that
-    begins within `max_seq_length`; empty for plain text. `reference` is what the tokens of that answer say, whole even
-    where `input_ids` is cut, read as a generated answer is read (`answer_text`).
+    `prompt_ids` is the prompt for a generated answer: all tokens before the last answer that begins within
+    `max_seq_length`. It is empty for plain text. `reference` is the text of that answer, decoded as a generated answer
+    is decoded (`answer_text`). It is whole even where `input_ids` is cut.
     """
 
     input_ids: tuple[int, ...]
@@ -74,23 +75,24 @@ class TokenRow:
     prompt_text: str
     reference: str
     num_reference_tokens: int = 0
-    """Tokens that an answer needs to say what `reference` says; the marks that end it are not counted."""
+    """The number of tokens that an answer needs to equal `reference`, without the marks that end it."""
 
     @property
     def asks(self) -> bool:
-        """Whether there is a prompt to answer. Plain text has none."""
+        """Whether the row has a prompt. Plain text has none."""
         return bool(self.prompt_text) and bool(self.prompt_ids)
 
     @property
     def num_completion_tokens(self) -> int:
-        """Tokens that the loss covers."""
+        """The number of tokens that the loss covers."""
         return len(self.labels) - self.labels.count(IGNORED)
 
 
 class TokenRows(Sequence[TokenRow]):
-    """Rows in arrays: five bytes a token, where a `TokenRow` has about fifty. A row is made when it is read.
+    """Rows in arrays: five bytes a token, where a `TokenRow` has about fifty. A `TokenRow` is made on reading.
 
-    A label is its token's id or nothing, and what comes before an answer is the beginning of the row.
+    A label is either the token's own id or -100, so one flag a token stores it. A prompt is always the beginning of its
+    row, so its length stores it.
     """
 
     def __init__(self, rows: Iterable[TokenRow] = ()) -> None:
@@ -141,21 +143,21 @@ class TokenRows(Sequence[TokenRow]):
         )
 
     def num_tokens(self, number: int) -> int:
-        """Tokens of one row."""
+        """The number of tokens of one row."""
         return self._ends[number + 1] - self._ends[number]
 
     def lengths(self) -> Iterator[int]:
-        """Tokens of each row."""
+        """The number of tokens of each row."""
         return (end - start for start, end in pairwise(self._ends))
 
     @property
     def num_all_tokens(self) -> int:
-        """Tokens of all rows."""
+        """The number of tokens of all rows."""
         return len(self._ids)
 
     @property
     def num_completion_tokens(self) -> int:
-        """Tokens of all rows that the loss covers."""
+        """The number of tokens that the loss covers, over all rows."""
         return self._is_trained.count(1)
 
     def trained_tokens(self) -> Iterator[int]:
@@ -165,22 +167,22 @@ class TokenRows(Sequence[TokenRow]):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
-    """The usable rows, and what happened to all rows that were given (`num_rows` counts the usable ones)."""
+    """The usable rows, and what happened to every given row. `num_rows` counts the usable ones."""
 
     rows: TokenRows
     summary: DataSummary
     whole_lengths: tuple[int, ...]
-    """Tokens of every row before anything is cut off, of refused ones too. The pieces of a long plain text are rows."""
+    """Tokens of every row before the cut, refused rows included. Each piece of a long plain text counts as a row."""
     places: tuple[int, ...]
-    """Where each usable row stands among all that were given, `num_given` of them; pieces of one text stand in one place."""
+    """The place of each usable row among the `num_given` given ones. All pieces of one text have the same place."""
     refused: frozenset[int]
-    """Where those stand of which nothing can be trained."""
+    """The places of the rows of which nothing can be trained."""
     num_given: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Answer:
-    """One answer of a row: its tokens from and up to, and the text of all that stands before it."""
+    """One answer of a row: the range of its tokens, and all text before it."""
 
     start: int
     stop: int
@@ -199,16 +201,17 @@ class _Encoded:
 def tokenise(
     examples: Iterable[Example], *, tokenizer: Tokenizer, max_seq_length: int, split: str
 ) -> TokenSet:
-    """The examples as tokens, each row at most `max_seq_length` long: a plain text in pieces, all others cut at the end.
+    """The examples as tokens, each row at most `max_seq_length` long.
 
-    The tokens of a conversation are those that the model's chat template gives it. In front of other rows comes what
-    the tokenizer itself puts there (a BOS token, or nothing), once. After the last answer comes its EOS token, which is
-    trained; what a template writes behind it is left out. The very first token has no label: there is nothing to predict
-    it from. A row of which no answer token is left is refused, and counted.
+    A plain text is split into pieces; any other row is cut at the end. A conversation has the tokens of the model's
+    chat template. Any other row begins with the tokens that the tokenizer itself adds (a BOS token, or none), once. The
+    last answer ends with its EOS token, which is trained; anything that a template writes after it is left out. The
+    first token has no label, because nothing comes before it. A row without any answer token left is refused and
+    counted.
 
     Raises:
-        DataError: every row was refused, the tokenizer does not know the answers' words, or it does not tell where
-            they begin.
+        DataError: every row was refused, the tokenizer does not know the answers' words, or it cannot locate the
+            answers.
     """
     rows = TokenRows()
     places: list[int] = []
@@ -250,7 +253,7 @@ def tokenise(
 
 
 class _Counts:
-    """Counts over the examples that pass through; only the first example is held."""
+    """Counts over the examples that pass through. Only the first example is kept."""
 
     def __init__(self) -> None:
         self.num_examples = 0
@@ -259,7 +262,7 @@ class _Counts:
         self._unseen: dict[str, None] = {}
 
     def each(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """The examples as they come."""
+        """Pass the examples on and count them."""
         for example in examples:
             self._first = self._first or example
             self.num_examples += 1
@@ -268,7 +271,7 @@ class _Counts:
             yield example
 
     def for_summary(self) -> dict[str, Any]:
-        """The counts under the names of a `DataSummary`."""
+        """The counts under the names that `DataSummary` has for them."""
         assert self._first is not None
         fmt, rendering = self._first.format, self._first.rendering
         return {
@@ -289,10 +292,10 @@ def whole_row(example: Example, *, tokenizer: Tokenizer) -> tuple[list[int], lis
 
 
 def answer_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """What an answer's tokens say: up to the EOS token, without special tokens, as a user reads it.
+    """The text of an answer's tokens up to the EOS token, without special tokens, as a user reads it.
 
-    A generated answer and the reference that it is compared with are both read so, and an answer of exactly the
-    trained tokens therefore is the reference, whatever marks the chat template writes.
+    A generated answer and its reference are both decoded this way. A generated answer of exactly the trained tokens
+    therefore equals the reference, whatever marks the chat template writes.
     """
     end = tokenizer.eos_token_id
     answer = list(ids[: ids.index(end)] if end in ids else ids)
@@ -300,7 +303,7 @@ def answer_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
 
 
 def _refuse_unknown_words(rows: TokenRows, tokenizer: Tokenizer, *, split: str) -> None:
-    """Refuse answers that the tokenizer cannot write: trained on them, a model learns to say "unknown"."""
+    """Refuse answers that the tokenizer cannot write. A model trained on them learns to say "unknown"."""
     unknown_id = getattr(tokenizer, "unk_token_id", None)
     if unknown_id is None or unknown_id == tokenizer.eos_token_id:
         return
@@ -317,7 +320,7 @@ def _refuse_unknown_words(rows: TokenRows, tokenizer: Tokenizer, *, split: str) 
 def _parts(
     examples: Iterable[Example], tokenizer: Tokenizer, *, max_seq_length: int
 ) -> Iterator[tuple[int, _Encoded]]:
-    """What becomes a row each, with the place of its example: an example, or a piece of a plain text."""
+    """Each example or piece of a plain text that becomes a row, with the place of its example."""
     num_repeated = len(_prefix(tokenizer))
     for place, (example, encoded) in enumerate(_encode(examples, tokenizer)):
         is_text = example.rendering.layout == "text"
@@ -330,10 +333,11 @@ def _parts(
 
 
 def _pieces(encoded: _Encoded, *, max_seq_length: int, num_repeated: int) -> list[_Encoded]:
-    """A plain text in as few pieces as can be, as equal as can be: a short last one would weigh as much as a long one.
+    """A plain text in as few pieces as possible, of lengths as equal as possible.
 
-    Each token stands in one piece, but for what the tokenizer puts before a text: each piece begins with that, as the
-    model expects of a text. Where it puts nothing there, the first token of each piece has no label.
+    A short last piece would weigh as much as a long one. Each piece begins with the tokens that the tokenizer adds
+    before a text, as the model expects. Every other token is in exactly one piece. If the tokenizer adds none, the
+    first token of each piece has no label.
     """
     ids, labels = encoded.ids, encoded.labels
     longest = max_seq_length - num_repeated
@@ -354,7 +358,7 @@ def _pieces(encoded: _Encoded, *, max_seq_length: int, num_repeated: int) -> lis
 
 
 def _encode(examples: Iterable[Example], tokenizer: Tokenizer) -> Iterator[tuple[Example, _Encoded]]:
-    """Each example whole."""
+    """Each example with its tokens, before any cut."""
     prefix = _prefix(tokenizer)
     coming = iter(examples)
     while part := list(islice(coming, _ROWS_AT_ONCE)):
@@ -369,7 +373,7 @@ def _encode(examples: Iterable[Example], tokenizer: Tokenizer) -> Iterator[tuple
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """A row as one text; `answers` are its trained parts, `ends_at_next` says of which the next token is the end."""
+    """A row as one text. `answers` are its trained parts; `ends_at_next` says which of them end with the next token."""
 
     text: str
     answers: list[Span]
@@ -377,7 +381,7 @@ class _Text:
 
     @classmethod
     def of(cls, example: Example, *, eos: str | None) -> "_Text":
-        """The segments joined, with EOS after each answer that it ends, written once. The last EOS is added as a token."""
+        """The segments joined, with EOS once after each answer that needs it. A token ends the last one, not text."""
         pieces: list[str] = []
         position = 0
         answers: list[Span] = []
@@ -399,8 +403,11 @@ class _Text:
 def _ids_and_spans(
     texts: Sequence[_Text], tokenizer: Tokenizer
 ) -> Iterator[tuple[list[int], list[Span] | None]]:
-    """Of each text its ids, and which characters each stands for; None from a tokenizer that does not tell."""
-    # Not verbose: it would warn of rows longer than the model's context, and rows are cut after this.
+    """The ids of each text, and the characters of each token.
+
+    The characters are None for a tokenizer that does not report them.
+    """
+    # Not verbose: the tokenizer would warn about rows longer than the model's context, which are cut later.
     options = {"return_offsets_mapping": True} if tokenizer.is_fast else {}
     found = tokenizer([text.text for text in texts], add_special_tokens=False, verbose=False, **options)
     for number, ids in enumerate(found["input_ids"]):
@@ -410,8 +417,8 @@ def _ids_and_spans(
 def _spans(offsets: Sequence[Span]) -> list[Span]:
     """The characters that each token stands for.
 
-    Some tokenizers leave white space out of what they tell, and tell nothing of a token that is white space alone: that
-    stands for whatever lies between its neighbours.
+    Some tokenizers leave white space out of their offsets, and give an empty range to a token of white space alone.
+    Such a token gets the characters between its neighbours.
     """
     spans: list[Span] = []
     position = 0
@@ -422,7 +429,7 @@ def _spans(offsets: Sequence[Span]) -> list[Span]:
 
 
 def _prefix(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts before a text of its own accord, found by comparing with and without."""
+    """The tokens that the tokenizer adds before a text, found by tokenising with and without special tokens."""
     with_special = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])
     without = list(tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"])
     for start in range(len(with_special) - len(without) + 1):
@@ -434,12 +441,12 @@ def _prefix(tokenizer: Tokenizer) -> list[int]:
 def _labelled(
     text: _Text, *, ids: list[int], spans: list[Span] | None, tokenizer: Tokenizer, prefix: list[int]
 ) -> _Encoded:
-    """The ids between what comes in front and the EOS token, up to the last answer, and the labels of the answers."""
+    """The ids between the prefix and the EOS token, up to the last answer, and the labels of the answers."""
     if spans is None:
         borders = [_borders_by_prefix(text, span, ids=ids, tokenizer=tokenizer) for span in text.answers]
     else:
         borders = [_overlapping(span, spans) for span in text.answers]
-    shift = 0 if ids[: len(prefix)] == prefix else len(prefix)  # the row may bring its BOS token
+    shift = 0 if ids[: len(prefix)] == prefix else len(prefix)  # the row's text may contain its BOS token
     ids = [*prefix[:shift], *ids]
     labels = [IGNORED] * len(ids)
     answers = []
@@ -460,9 +467,9 @@ def _labelled(
 
 
 def _overlapping(answer: Span, spans: Sequence[Span]) -> Span:
-    """The tokens that stand for characters of the answer, from and up to.
+    """The range of tokens that stand for characters of the answer.
 
-    A token that stands for no character, such as a word mark, belongs to what follows it.
+    A token that stands for no character, such as a word mark, belongs to the token after it.
     """
     start, end = answer
     inside = [
@@ -477,10 +484,10 @@ def _overlapping(answer: Span, spans: Sequence[Span]) -> Span:
 
 
 def _borders_by_prefix(text: _Text, answer: Span, *, ids: list[int], tokenizer: Tokenizer) -> Span:
-    """The answer's tokens, from and up to, where the tokens before a border do not depend on what follows it.
+    """The range of the answer's tokens, if the tokens before a border do not depend on the text after it.
 
     Raises:
-        DataError: they do, so that nobody can tell which tokens are the answer's.
+        DataError: they do depend on it, so the answer's tokens cannot be located.
     """
     borders = []
     for place in answer:
@@ -497,7 +504,7 @@ def _borders_by_prefix(text: _Text, answer: Span, *, ids: list[int], tokenizer: 
 
 
 def _cut(encoded: _Encoded, *, max_seq_length: int, tokenizer: Tokenizer) -> TokenRow | None:
-    """The row at its length limit; None when no answer token is left."""
+    """The row cut to `max_seq_length`; None if no answer token is left."""
     labels = tuple(encoded.labels[:max_seq_length])
     if labels.count(IGNORED) == len(labels):
         return None

@@ -1,12 +1,12 @@
-"""What a file's values are, whatever container they came from: JSON read strictly, and cells freed of their container.
+"""The values of a row, the same whichever kind of file held them.
 
-Python's JSON reader lets some things pass and breaks at others. Here both are errors with their place: a key that stands
-twice would lose one of its values; a number with thousands of digits or brackets thousands of levels deep make the reader
-itself fail.
+JSON is read strictly. Python's JSON reader accepts some bad input and crashes on other; here both are errors with a
+place. A repeated key would lose one of its values. A number of thousands of digits, or brackets thousands of levels
+deep, make the reader itself fail.
 
-A container adds things that nobody wrote: a null where another row's struct has a field, NaN for an empty cell, a list of
-objects turned into an object of lists, JSON or Python's notation of a list inside a CSV cell. Those are removed, so that
-the same rows have the same values in every container.
+A container adds things that nobody wrote: a null where another row's struct has a field, NaN for an empty cell, an
+object of lists in place of a list of objects, or a list inside a CSV cell as JSON or as Python's notation. They are
+removed, so the same rows have the same values in every container.
 """
 
 import ast
@@ -19,21 +19,21 @@ from typing import Any
 from lorastudy.errors import DataError
 from lorastudy.suite.wording import shown
 
-#: Of lists and objects within a row. Conversations with function schemas have about ten.
+#: Nested lists and objects within a row. Conversations with function schemas have about ten levels.
 MAX_LEVELS = 50
 
 _LIST_START = re.compile(r'\s*(?:\{\s*"data"\s*:\s*)?\[\s*')
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
-#: Characters among which a list begins, and of the longest token that a piece of the text may cut in two.
+#: The start of a list is sought in at least `_START_LENGTH` characters. A piece cuts tokens of at most `_TOKEN_LENGTH`.
 _START_LENGTH, _TOKEN_LENGTH = 4096, 16
 
 _NESTED = (dict, list)
 
 
 class _KeyTwiceError(ValueError):
-    """An object has one key twice."""
+    """An object has the same key twice."""
 
 
 def parsed_line(line: str, where: str) -> Any:
@@ -51,7 +51,7 @@ def parsed_line(line: str, where: str) -> Any:
 
 
 def _decoded(text: str) -> Any:
-    """As the decoder's own `decode`, faster where no white space stands around the value."""
+    """The same as the decoder's own `decode`, and faster where no white space surrounds the value."""
     try:
         value, end = _DECODER.raw_decode(text)
     except json.JSONDecodeError:
@@ -60,13 +60,13 @@ def _decoded(text: str) -> Any:
 
 
 def list_values(pieces: Iterator[str], name: str) -> Iterator[tuple[Any, str]]:
-    """Each element of the one list in a text, and where it stands; or, under the wrong name, each line of JSONL.
+    """Each element of the one list in a text, or each line of JSONL under the wrong name, with its place.
 
-    The list is the whole of the text or stands under the key `data`. Only the element under way is held, except of a
-    text that begins with another key.
+    The list is the whole text or the value of the key `data`. Only the current element is in memory, unless the text
+    begins with another key.
 
     Raises:
-        DataError: as `file:line:column: cause`, or `file[row]: cause` where only the row can be told.
+        DataError: as `file:line:column: cause`, or `file[row]: cause` where only the row is known.
     """
     window = _Window(pieces, name)
     while len(window.text) < _START_LENGTH and window.more():
@@ -89,7 +89,7 @@ def list_values(pieces: Iterator[str], name: str) -> Iterator[tuple[Any, str]]:
 
 
 def _check_after_list(window: "_Window", *, opening: str) -> None:
-    """Nothing, when what follows the list ends what was opened before it."""
+    """Check that the text after the list closes what was opened before it."""
     rest = window.rest()
     try:
         _DECODER.decode(opening + rest)
@@ -100,7 +100,7 @@ def _check_after_list(window: "_Window", *, opening: str) -> None:
 
 
 def _without_list_in_front(window: "_Window") -> Iterator[tuple[Any, str]]:
-    """Of one object with the list further inside; else of JSONL, several values one after another."""
+    """The elements of a list that is not at the front of its object; else the values of JSONL."""
     while "\n" not in window.text and window.more():
         pass
     first, _, after = window.text.partition("\n")
@@ -115,7 +115,7 @@ def _without_list_in_front(window: "_Window") -> Iterator[tuple[Any, str]]:
 
 
 def _inner_list(window: "_Window") -> list[Any] | None:
-    """The list of an object that is the whole text; none of its elements in an empty text. None where more values follow."""
+    """The list in an object that is the whole text; empty for an empty text. None if more values follow."""
     text = window.rest()
     if not text.strip():
         return []
@@ -134,7 +134,7 @@ def _inner_list(window: "_Window") -> list[Any] | None:
 
 
 class _Window:
-    """The part of a text that is under way; `position` is how far it is read."""
+    """The part of a text in memory. `position` is the place of the next character to read."""
 
     def __init__(self, pieces: Iterator[str], name: str) -> None:
         self.name = name
@@ -144,7 +144,7 @@ class _Window:
         self._line, self._column = 1, 1
 
     def more(self) -> bool:
-        """Take another piece in place of what was read; False at the end of the text."""
+        """Replace the part already read by another piece; False at the end of the text."""
         piece = next(self._pieces, None)
         if piece is None:
             return False
@@ -154,13 +154,13 @@ class _Window:
         return True
 
     def rest(self) -> str:
-        """All of the text that is not read yet; it stays to be read."""
+        """All text not read yet, without moving the position."""
         while self.more():
             pass
         return self.text[self.position :]
 
     def lines(self) -> Iterator[str]:
-        """The lines that are not read yet."""
+        """The lines not read yet."""
         *whole, tail = self.text[self.position :].split("\n")
         yield from whole
         for piece in self._pieces:
@@ -169,7 +169,7 @@ class _Window:
         yield tail
 
     def next_character(self) -> str:
-        """The next one that is no white space, which becomes the next to be read; empty at the end."""
+        """Move to the next character that is not white space, and return it; empty at the end."""
         while True:
             space = _SPACE.match(self.text, self.position)
             assert space is not None
@@ -201,7 +201,7 @@ class _Window:
                 return value
 
     def invalid(self, cause: str, position: int) -> DataError:
-        """What to raise of the text at a position of the window."""
+        """The error for a position in the window."""
         line, column = self._place(position)
         return DataError(f"{self.name}:{line}:{column}: not valid JSON: {cause}")
 
@@ -214,7 +214,7 @@ class _Window:
 
 
 def parsed_or_none(text: str) -> Any:
-    """The value of JSON within a row's text; None for what is no JSON, or too odd to be meant as such."""
+    """The value of JSON inside a row's text; None for text that is not JSON, or too odd to be meant as JSON."""
     try:
         value = _DECODER.decode(text)
     except (ValueError, RecursionError):
@@ -223,7 +223,7 @@ def parsed_or_none(text: str) -> Any:
 
 
 def is_too_deep(value: Any) -> bool:
-    """Whether lists and objects lie in each other more than `MAX_LEVELS` levels deep."""
+    """Whether lists and objects are nested more than `MAX_LEVELS` levels deep."""
     level = [value]
     for _ in range(MAX_LEVELS + 1):
         level = [inner for outer in level for inner in _inside(outer)]
@@ -263,7 +263,7 @@ _SWITCHED_ON = {1, "1", "1.0", "true"}
 
 
 def is_filled(value: Any) -> bool:
-    """Whether the cell holds something: no null, no NaN, no blank text, no empty list or object."""
+    """Whether the cell has content: not null, NaN, blank text, or an empty list or object."""
     if isinstance(value, str):
         return bool(value.strip())
     value = _of_python(value)
@@ -271,9 +271,10 @@ def is_filled(value: Any) -> bool:
 
 
 def text_of(value: Any) -> str | None:
-    """The text of a cell; "" for an empty one, None for what is no text.
+    """The text of a cell: "" for an empty one, None for a value that is not text.
 
-    A number is the text that a CSV file has for it. True and false are refused: files spell them in several ways.
+    A number becomes the text that a CSV file has for it. True and false are refused, because files spell them in
+    several ways.
     """
     if isinstance(value, str):
         return value
@@ -288,7 +289,7 @@ def text_of(value: Any) -> str | None:
 def structure_of(value: Any) -> Any:
     """The list or object of a cell, without what a container adds; None for an empty cell.
 
-    Text is read as JSON or, as pandas writes it into CSV, as a literal of Python; text that is neither stays text.
+    Text is read as JSON, or as a Python literal as pandas writes it into CSV. Text that is neither stays text.
     """
     value = without_nulls(value)
     if isinstance(value, str):
@@ -299,7 +300,10 @@ def structure_of(value: Any) -> Any:
 
 
 def records_of(value: Any) -> Any:
-    """`structure_of`, and an object of equally long lists as the list of objects that Arrow made it from."""
+    """The same as `structure_of`, and an object of equally long lists becomes a list of objects.
+
+    Arrow turns a list of objects into such an object.
+    """
     value = structure_of(value)
     if not isinstance(value, dict) or not all(isinstance(column, list) for column in value.values()):
         return value
@@ -311,7 +315,7 @@ def records_of(value: Any) -> Any:
 
 
 def switch(value: Any) -> bool | None:
-    """A cell that turns something on or off; None when it is neither."""
+    """Whether a cell turns something on or off; None if it does neither."""
     value = _of_python(value)
     key = value.strip().lower() if isinstance(value, str) else value
     if not isinstance(key, str | int | float):
@@ -320,10 +324,9 @@ def switch(value: Any) -> bool | None:
 
 
 def without_nulls(value: Any) -> Any:
-    """The value with plain lists and objects, and no null fields in them.
+    """The value with plain lists and objects, and without null fields.
 
-    Arrow gives every struct of a column the fields of all of them, so a null field and a missing one cannot be
-    told apart.
+    Arrow gives every struct of a column the fields of all structs, so a null field looks like a missing one.
     """
     if isinstance(value, str):
         return value
@@ -337,7 +340,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def _of_python(value: Any) -> Any:
-    """Scalars and arrays of numpy as Python's own, without importing numpy."""
+    """Scalars and arrays of numpy as plain Python values, without importing numpy."""
     return value.tolist() if type(value).__module__ == "numpy" else value
 
 

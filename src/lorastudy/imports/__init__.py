@@ -11,10 +11,10 @@ MAX_SHOWN = 20
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Nothing where there is no problem.
+    """Raise the problems, if there are any.
 
     Raises:
-        DataError: names every bad row, as `file:line: cause`; of very many, the first.
+        DataError: lists every bad row as `file:line: cause`; of very many, only the first.
     """
     if problems:
         rest = len(problems) - MAX_SHOWN

@@ -4,8 +4,8 @@
     train_info  metrics by step; the last has `test accuracy` and `forgetting`; memory, time, sizes
     meta_info   commits of the model and the data sets, versions of the packages, the accelerator
 
-Items are not in the files, so two runs are compared as two shares of the same number of items. That number is not in
-the files either: GSM8K's test split has 1,319 rows, and every accuracy must be a whole number of them.
+The files hold no items, so two runs are compared as two shares of the same number of items. The files do not hold that
+number either. It is 1,319, the number of rows in GSM8K's test split, and every accuracy must be a whole number of them.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ TOOL = "peft method_comparison"
 #: Rows of the test split of openai/gsm8k, which this benchmark scores.
 NUM_GSM8K_TEST_ROWS = 1_319
 
-#: What a peft_config says about the arm by names of our own, and what says nothing about how it was trained.
+#: Keys of a peft_config that have our own names, and keys that do not affect the training.
 _OWN_KEYS = {"r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "layers_to_transform"}
 _SILENT_KEYS = {"peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision",
                 "inference_mode", "rank_pattern", "alpha_pattern"}  # fmt: skip
@@ -86,7 +86,7 @@ def read_peft(
     """The result in each file.
 
     Raises:
-        DataError: names every file that is not such a result, or not that of a run that succeeded.
+        DataError: lists every file that is not such a result, or whose run did not succeed.
     """
     results, problems = [], []
     for file in files:
@@ -126,7 +126,7 @@ def _read(file: Path, *, suite_name: str, num_items: int) -> ImportedResult:
 
 
 def _settings(run: _RunInfo) -> dict[str, Any]:
-    """The configuration by our names where there is one; the rest of PEFT's as one hash, so that it tells arms apart."""
+    """The configuration under our names. The rest of PEFT's becomes one hash, so that it tells arms apart."""
     train, adapter = run.train_config, run.peft_config or {}
     rest = {
         key: value

@@ -1,6 +1,6 @@
 """Rows of a CSV or Parquet table (or JSON lines) as results, by a mapping of the table's columns.
 
-The mapping says what the columns mean. It is a small YAML file, flags on the command line, or both:
+The mapping gives the columns their meaning. It is a small YAML file, flags on the command line, or both:
 
     columns: {lora_rank: rank, learning_rate: lr, seed: seed}     our word: the table's column
     constants: {base_model: org/model}                            the same for every row
@@ -28,7 +28,7 @@ from lorastudy.suite.settings import TARGET_PRESETS, Settings, label
 from lorastudy.suite.wording import checked, did_you_mean, shown
 from lorastudy.suite.yaml_reading import plain, read_yaml, resolve_scalar
 
-#: Words besides the settings. `method` says what is no LoRA: `full` for full fine-tuning.
+#: Words besides the settings. `method` names a method other than LoRA: `full` for full fine-tuning.
 LABELS = ("arm", "seed", METHOD_KEY, "dataset", "environment")
 
 COSTS = (
@@ -40,13 +40,13 @@ KNOWN = (*LABELS, *COSTS, *Settings.model_fields)
 
 _SOURCES = ("base_model", "dataset", "environment")
 
-#: What a cell of the primary metric says of a run that diverged; an empty one says the same.
+#: Cells of the primary metric that mean a diverged run. An empty cell means the same.
 _DIVERGED = frozenset({"diverged", "nan", "inf", "+inf", "-inf", "infinity", "-infinity", ""})
 
-#: Columns that name the base model in the tables people have. Unmapped, results of several models would be pooled.
+#: Usual names of a base model's column. If it is not mapped, results of several models would be pooled.
 _BASE_MODEL_COLUMNS = frozenset({"base_model", "model", "model_name", "model_id", "base_model_name_or_path"})
 
-#: Columns in which Optuna, Ray and Weights & Biases say how a run ended, and and their values for one that did not finish.
+#: Columns in which Optuna, Ray and Weights & Biases record how a run ended, and their values for an unfinished run.
 _STATE_COLUMNS = frozenset({"state", "status", "trial_state"})
 
 _UNFINISHED = frozenset(
@@ -55,7 +55,7 @@ _UNFINISHED = frozenset(
 
 
 class MetricColumn(BaseModel):
-    """One metric: where it stands, which direction is good, and over how many items it is a mean."""
+    """One metric: its column, its good direction, and the number of items that it averages."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,11 +63,11 @@ class MetricColumn(BaseModel):
     direction: Literal["higher", "lower"]
     unit: str = ""
     num_items: int | str | None = None
-    """A number, or the column that holds it."""
+    """A number, or the name of the column that holds it."""
 
 
 class TableMapping(BaseModel):
-    """What the columns of a table mean."""
+    """The meaning of a table's columns."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -84,12 +84,12 @@ def read_mapping(
     constants: Sequence[str] = (),
     metrics: Sequence[str] = (),
 ) -> TableMapping:
-    """The mapping of the file, with what flags say put over it.
+    """The mapping in the file. Flags override it.
 
     `columns` are `key=column`, `constants` are `key=value`, `metrics` are `column:direction[:num_items]`.
 
     Raises:
-        StudyError: a word that is not known, or no metric.
+        StudyError: a word is unknown, or there is no metric.
     """
     where = "--column" if file is None else str(file)
     base = TableMapping() if file is None else _checked_mapping(_document(file), where=where)
@@ -159,7 +159,7 @@ def _metric(text: str) -> tuple[str, dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadTable:
-    """A table's results, and the columns that are not used because they are not mapped."""
+    """A table's results, and its columns that are unused because they are not mapped."""
 
     results: tuple[ImportedResult, ...]
     unused_columns: tuple[str, ...]
@@ -168,11 +168,11 @@ class ReadTable:
 def read_table(file: Path, *, suite_name: str, mapping: TableMapping) -> ReadTable:
     """One result for each row, in their order.
 
-    An empty cell is an absent value, but for the first metric: a run without it diverged, as one with NaN or infinity did.
-    Without a column for `arm` an arm is called by the settings in which the rows differ.
+    An empty cell is an absent value. Only in the first metric it means a diverged run, as NaN and infinity do. Without
+    a column for `arm`, the settings that differ between rows name the arm.
 
     Raises:
-        DataError: a column that is not there, or one of the base model that is not mapped; else every bad row, with its line.
+        DataError: a column is missing, or the base model's column is not mapped; else every bad row, with its line.
     """
     rows = read_rows(str(file))
     _check_columns(file, rows[0], mapping=mapping)
@@ -251,10 +251,10 @@ def _result(row: Row, file: Path, *, suite_name: str, mapping: TableMapping, dig
 
 
 def _refuse_unfinished(row: Row) -> None:
-    """A run that was pruned or is still going has a score of some step on the way, which is no result.
+    """Refuse a pruned or unfinished run: its score belongs to some step on the way and is not a result.
 
     Raises:
-        ValueError: names the column and what it says.
+        ValueError: the row is such a run; it names the column and its value.
     """
     for column, cell in row.values.items():
         if str(column).casefold() in _STATE_COLUMNS and str(cell).strip().casefold() in _UNFINISHED:
@@ -270,10 +270,10 @@ def _is_diverged(cell: Any) -> bool:
 
 
 def _value(key: str, given: Any) -> Any:
-    """A cell as the key has it.
+    """A cell as the key's type.
 
     Raises:
-        ValueError: says which key, and what it takes.
+        ValueError: the cell does not fit; it names the key and what it takes.
     """
     value = resolve_scalar(given.strip()) if isinstance(given, str) else given
     if key in Settings.model_fields:
@@ -291,14 +291,14 @@ def _value(key: str, given: Any) -> Any:
 
 
 def _modules(value: Any) -> Any:
-    """`q_proj,v_proj` as a list of names; a preset as it stands."""
+    """`q_proj,v_proj` as a list of names; a preset unchanged."""
     if not isinstance(value, str) or value in TARGET_PRESETS:
         return value
     return [name.strip() for name in value.replace(";", ",").split(",") if name.strip()]
 
 
 def _score(name: str, metric: MetricColumn, *, row: Row) -> ImportedScore | None:
-    """The metric's value; None where its cell is empty."""
+    """The metric's value; None if its cell is empty."""
     given = row.values[metric.column]
     if given is None or given == "":
         return None
@@ -328,7 +328,7 @@ def _number(value: Any, *, what: str) -> float:
 
 
 def _named(results: Sequence[ImportedResult]) -> list[ImportedResult]:
-    """Every result with a name for its arm: the given one, or what differs between the rows."""
+    """Every result with a name for its arm: the given one, or the settings that differ between rows."""
     keys = list(dict.fromkeys(key for result in results for key in result.settings))
     varied = [key for key in keys if len({repr(result.settings.get(key)) for result in results}) > 1]
 
@@ -344,10 +344,10 @@ def _hashable(value: Any) -> Any:
 
 
 def _twice(results: Sequence[ImportedResult], *, unused: Sequence[str]) -> list[str]:
-    """Rows that say the same arm and seed again: one of them is a mistake, and nobody can tell which.
+    """The rows that repeat an arm and seed. One of two such rows is a mistake, and the table does not show which.
 
-    Without a seed a second row may be another look at the same run (an iteration, a trial that was pruned and one that
-    was not), and looks at one run are no replicates.
+    Without a seed, the second row may come from the same run (an iteration, or a pruned and a completed trial), and
+    rows of one run are not replicates.
     """
     first: dict[tuple[str, str, int | None], ImportedResult] = {}
     problems = []

@@ -1,10 +1,10 @@
-"""The store: what was planned, what ran, what it measured. SQLite by default, PostgreSQL by URL.
+"""The store: plans, runs and measurements. SQLite by default, PostgreSQL by URL.
 
     tracker = ExperimentTracker()
     tracker.get_all_experiments(status="completed")
 
-The names are loaded when they are first asked for: the typed values in `lorastudy.store.views` serve parts
-that need no database, and SQLAlchemy takes 0.3 s to import.
+Names are loaded on first use. Some parts need only the typed values in `lorastudy.store.views` and no database, and
+SQLAlchemy takes 0.3 s to import.
 """
 
 import importlib

@@ -1,13 +1,13 @@
-"""An open database, brought to the schema of this version: one connection, one transaction at a time.
+"""An open database with the schema of this version: one connection, one transaction at a time.
 
-While it is written, an SQLite store has a write-ahead log, `synchronous=FULL` and foreign keys, so a committed transaction
-survives a power cut and readers never wait. At rest it is one plain file without companions, which you can copy, mail, and
-read from a folder that you may not write to.
+While it is written, an SQLite store has a write-ahead log, `synchronous=FULL` and foreign keys. A committed transaction
+survives a power cut, and readers never wait. At rest the store is one plain file, which you can copy, mail, and read
+from a read-only folder.
 
 Opening for reading creates nothing and changes nothing. Opening for writing takes the writer's lock, and creates the
 database, or backs it up and upgrades it. Alembic is imported only for an upgrade.
 
-A backup can be taken while the store is in use. The copy is checked, and only then given its name.
+A backup can be taken while the store is in use. The copy gets its name only after it is checked.
 """
 
 import contextlib
@@ -37,19 +37,19 @@ from lorastudy.store.lock import FileLock, Holder, lock_server
 from lorastudy.store.rows import DamageError
 from lorastudy.store.schema import HEAD_REVISION, UNRELEASED_REVISIONS, VERSION_TABLE, metadata, version
 
-#: How long a write waits for another process that is writing, before it gives up.
+#: How long a write waits for another writing process before it fails.
 LOCK_TIMEOUT_SECONDS = 30
 
 
 class UnreleasedStoreError(StoreError):
-    """The store was made before the first release: its run folders rebuild, its tables are not read."""
+    """The store is from before the first release. Its run folders can be rebuilt; its tables are not read."""
 
 
 class Database:
-    """Owns the connection. `reading` and `writing` are the only ways to it.
+    """Owns the connection. Use it only through `reading` and `writing`.
 
     Raises:
-        StoreError: there is no store, it is not one of ours, a newer version wrote it, or somebody else writes it.
+        StoreError: there is no store, it is not one of ours, a newer version wrote it, or another process writes it.
     """
 
     def __init__(self, database: str | Path, *, writable: bool) -> None:
@@ -63,7 +63,7 @@ class Database:
                 "or name the file of another."
             )
         self._closing = contextlib.ExitStack()
-        #: The process whose lock was found without its holder, None in the ordinary case.
+        #: The dead process whose lock file was found; None in the ordinary case.
         self.left_behind: Holder | None = None
         self._is_checked = self._is_together = False
         try:
@@ -76,8 +76,8 @@ class Database:
     def reading(self, *, checked: bool = True) -> Iterator[Connection]:
         """A transaction that sees one state of the store throughout.
 
-        The first one looks through the file: whether every row can be reached through every index, without which
-        a query leaves rows out. That takes 2 ms per MB, and finds what the rows' hashes cannot: rows that are gone.
+        The first one checks that every row can be reached through every index; a query would leave out the other rows.
+        The check takes 2 ms per MB. It finds missing rows, which the rows' hashes cannot.
         """
         with self._own_errors(), self._connection.begin() as transaction:
             try:
@@ -85,15 +85,15 @@ class Database:
                     self._check()
                 yield self._connection
             finally:
-                # not a commit, which fails once more where a broken page was met
+                # Not a commit: it would fail again after a broken page.
                 transaction.rollback()
 
     @contextlib.contextmanager
     def writing(self, *, durable: bool = True) -> Iterator[Connection]:
         """A transaction that is on disk when the block ends.
 
-        Without `durable` it is whole after a crash of the process but may be lost in a power cut, and costs
-        a tenth: for optimizer steps, which a run folder does not sync one by one either.
+        Without `durable` it survives a crash of the process but may be lost in a power cut, and costs a tenth. That
+        suits optimizer steps, which a run folder does not sync one by one either.
         """
         if not self._writable:
             raise StoreError(f"{self.name} is open for reading only; open it with writable=True")
@@ -110,7 +110,7 @@ class Database:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Within the block all writes are one transaction: on disk when it ends, and none of them if it fails."""
+        """Within the block all writes are one transaction: on disk at its end, or lost as a whole if it fails."""
         with self.writing():
             self._is_together = True
             try:
@@ -119,12 +119,12 @@ class Database:
                 self._is_together = False
 
     def close(self) -> None:
-        """Leave one plain file, unless somebody else still has it open, and let go of it."""
+        """Close the connection. Leave one plain file, unless another process still has it open."""
         self._closing.close()
 
     @contextlib.contextmanager
     def undecoded(self) -> Iterator[None]:
-        """Within the block, text that is not UTF-8 any more is read as it stands instead of being an error."""
+        """Within the block, text that is no longer UTF-8 is read as it is, without an error."""
         if self._file is None:
             yield
             return
@@ -179,10 +179,11 @@ class Database:
             elif revision != HEAD_REVISION:
                 self._upgrade(revision)
         if self._file and self._writable:
-            # a locked file keeps its journal mode, which is slower and just as safe
+            # A locked file keeps its journal mode, which is slower and just as safe.
             with contextlib.suppress(sqlite3.OperationalError):
                 self._sqlite.execute("PRAGMA journal_mode = WAL")
-            # after the upgrade: a migration that rebuilds a table has it off, and cannot turn it off itself
+            # After the upgrade: a migration that rebuilds a table needs foreign keys off, and cannot turn them off
+            # itself.
             self._sqlite.execute("PRAGMA foreign_keys = ON")
 
     def _upgrade(self, revision: str | None) -> None:
@@ -206,7 +207,7 @@ class Database:
         migrations.upgrade(self._connection)
 
     def problems(self) -> list[str]:
-        """What SQLite's own look through the file finds wrong; empty for a sound one, and for a server."""
+        """The findings of SQLite's own integrity check; empty for a sound file, and for a server."""
         if self._file is None:
             return []
         found = [str(row[0]) for row in self._connection.exec_driver_sql("PRAGMA integrity_check")]
@@ -220,7 +221,10 @@ class Database:
             self._is_checked = True
 
     def _check_that_it_is_there(self) -> None:
-        """An SQLite file that is removed or replaced while it is open takes writes as before, and they are lost."""
+        """Check that the SQLite file was not removed or replaced while open.
+
+        Such a file still takes writes, and they are lost.
+        """
         if self._file is None:
             return
         try:
@@ -235,7 +239,7 @@ class Database:
 
     def _set_durability(self, *, durable: bool) -> None:
         if self._file:
-            # NORMAL is safe with a write-ahead log only, so a file that could not have one stays at FULL
+            # NORMAL is safe only with a write-ahead log, so a file without one stays at FULL.
             in_wal = self._sqlite.execute("PRAGMA journal_mode").fetchone() == ("wal",)
             self._sqlite.execute(f"PRAGMA synchronous = {'NORMAL' if in_wal and not durable else 'FULL'}")
 
@@ -247,7 +251,7 @@ class Database:
 
     @contextlib.contextmanager
     def _own_errors(self) -> Iterator[None]:
-        """Say which store it is and what the database says, without SQL; but our own mistakes stay loud."""
+        """Turn database errors into a `StoreError` with the store's name and without SQL. Our own mistakes pass."""
         try:
             yield
         except (IntegrityError, ProgrammingError, DataError):
@@ -279,7 +283,7 @@ def _url_of(database: str | Path) -> URL:
 
 def _server_engine(url: URL) -> Engine:
     try:
-        # REPEATABLE READ: a transaction of several reads sees one state, as it does in SQLite
+        # REPEATABLE READ: a transaction of several reads sees one state, as in SQLite.
         return create_engine(url, poolclass=NullPool, isolation_level="REPEATABLE READ")
     except ModuleNotFoundError as error:
         raise StoreError(
@@ -291,20 +295,20 @@ def _file_engine(file: Path, *, writable: bool) -> Engine:
     uri = f"{file.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
 
     def connect() -> sqlite3.Connection:
-        # isolation_level None: transactions begin when we say so, and hold DDL too
+        # isolation_level None: we begin transactions ourselves, so that they include DDL.
         return sqlite3.connect(uri, uri=True, timeout=LOCK_TIMEOUT_SECONDS, isolation_level=None)
 
     engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
-    # a writer takes its lock at once: one that upgrades from a read lock cannot wait, it fails
+    # A writer takes its lock at once: upgrading a read lock fails instead of waiting.
     begin = "BEGIN IMMEDIATE" if writable else "BEGIN"
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
 
 
 def _finish_what_a_crash_left(file: Path) -> None:
-    """Undo the transaction that a writer died over: who opens a file for reading alone cannot read it before that.
+    """Undo the unfinished transaction of a dead writer. A reader cannot open the file before that.
 
-    Where this process may not write either, the error comes when the file is opened.
+    If this process may not write either, opening the file raises the error.
     """
     if file.with_name(f"{file.name}-journal").exists():
         uri = f"{file.absolute().as_uri()}?mode=rw"
@@ -323,7 +327,7 @@ def _create(connection: Connection) -> None:
 
 
 def _unreleased(file: Path | None, *, name: str, revision: str) -> str:
-    """Why a store from before the first release is refused, and which command makes it again."""
+    """Why a store from before the first release is refused, and which command rebuilds it."""
     what = (
         f"{name} was made before the first release (revision {revision}), and this version does not read it"
     )
@@ -339,7 +343,7 @@ def _unreleased(file: Path | None, *, name: str, revision: str) -> str:
 
 
 def _revision(connection: Connection, *, name: str) -> str | None:
-    """The revision that is written in the database, None for an empty one."""
+    """The database's revision; None for an empty database."""
     tables = inspect(connection).get_table_names()
     if VERSION_TABLE in tables:
         return str(connection.execute(select(version.c.version_num)).scalar_one())
@@ -351,10 +355,10 @@ def _revision(connection: Connection, *, name: str) -> str | None:
 
 
 def back_up(file: Path, *, kind: str) -> Path:
-    """Copy the store to `<file>.<kind>.backup` beside it, or with a number where that is taken; return where.
+    """Copy the store to its `free_name` beside it; return the path.
 
     Raises:
-        StoreError: the copy cannot be written, or the store is damaged so that a copy of it would be, too.
+        StoreError: the copy cannot be written, or the store is damaged, so its copy would be, too.
     """
     target = free_name(file, kind=kind)
     write_copy(file, target)
@@ -362,7 +366,7 @@ def back_up(file: Path, *, kind: str) -> Path:
 
 
 def free_name(file: Path, *, kind: str) -> Path:
-    """`<file>.<kind>.backup` beside the file, or with a number where that is taken."""
+    """`<file>.<kind>.backup` beside the file, with a number if that name is taken."""
     name, number = file.with_name(f"{file.name}.{kind}.backup"), 1
     while name.exists():
         number += 1
@@ -371,7 +375,7 @@ def free_name(file: Path, *, kind: str) -> Path:
 
 
 def write_copy(file: Path, target: Path) -> None:
-    """Write a verified copy; nothing stands under the target's name before it is whole and on disk.
+    """Write a verified copy. The target gets its name only when it is whole and on disk.
 
     Raises:
         StoreError: as `back_up`.
@@ -382,7 +386,7 @@ def write_copy(file: Path, target: Path) -> None:
                 contextlib.closing(_opened(file, mode="ro")) as source,
                 contextlib.closing(sqlite3.connect(fresh)) as made,
             ):
-                # SQLite's own copy takes what is still in the write-ahead log; copying the file would not
+                # SQLite's own backup includes the write-ahead log; copying the file would not.
                 source.backup(made)
                 problems = [row[0] for row in made.execute("PRAGMA integrity_check")]
             if problems != ["ok"]:

@@ -1,10 +1,10 @@
-"""Checks a store and its run folders, and names everything that is not as it was written, each with what to do.
+"""Checks a store and its run folders. Names everything that differs from what was written, with a remedy.
 
     the file    SQLite's own check: pages, indexes, keys
     the rows    each compared with its hash
     the folders every record against its checksum, every record in the store, every adapter whole
 
-What is gone on purpose is no damage: deleting a run folder to save space leaves its numbers in the store.
+A deliberate deletion is not damage: after you delete a run folder to save space, its numbers stay in the store.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """Something that is not as it should be: what, and what to do. A `note` is no damage."""
+    """Something wrong, and what to do about it. A `note` is not damage."""
 
     kind: Literal["damage", "note"]
     what: str
@@ -39,7 +39,7 @@ class Observation:
 
 
 def examine(database: str) -> list[Observation]:
-    """All that is wrong, the store first; empty if all is well.
+    """Everything that is wrong, the store first; empty if all is well.
 
     Raises:
         StoreError: there is no store, or it cannot be opened at all.
@@ -48,7 +48,7 @@ def examine(database: str) -> list[Observation]:
         found = [_damage(f"{database}: {problem}", _REBUILD) for problem in tracker.problems()]
         found += [_damage(f"{database}: {row}", _REBUILD) for row in tracker.verify()]
         if found:
-            return found  # what the store says of its folders cannot be relied on
+            return found  # a damaged store may name the wrong folders
         results = tracker.get_all_experiments()
     return [*_running(results), *_folders(database, results)]
 
@@ -64,7 +64,7 @@ def _running(results: list[ExperimentResult]) -> Iterator[Observation]:
 
 
 def _folders(database: str, results: list[ExperimentResult]) -> Iterator[Observation]:
-    """What is wrong with the folders of the current runs."""
+    """The damage in the folders of the current runs."""
     folders: dict[Path, list[ExperimentResult]] = {}
     for result in results:
         if result.run_folder is not None and result.status != "running":
@@ -86,7 +86,7 @@ def _folders(database: str, results: list[ExperimentResult]) -> Iterator[Observa
 
 @contextlib.contextmanager
 def _replayer(database: str) -> Iterator[ExperimentTracker | None]:
-    """A copy of the store that may be written; None for a server's, which cannot be copied."""
+    """A writable copy of the store; None for a server's, which cannot be copied."""
     if "://" in database:
         yield None
         return
@@ -98,7 +98,7 @@ def _replayer(database: str) -> Iterator[ExperimentTracker | None]:
 
 
 def _in_folder(folder: Path, replayer: ExperimentTracker | None) -> Iterator[Observation]:
-    """Whether the folder can be read, and whether the store has all that it says."""
+    """Damage in one folder, and records that the store lacks."""
     if replayer is None:
         return
     if not (folder / PACK_NAME).is_file():

@@ -1,4 +1,4 @@
-"""The store as one JSON or CSV file, for those who would rather not write SQL, and fit to be passed on."""
+"""The store as one JSON or CSV file that you can pass on, for use without SQL."""
 
 import csv
 import dataclasses
@@ -16,8 +16,9 @@ from lorastudy.version import __version__
 
 FORMAT_VERSION = 1
 
-#: What a spreadsheet takes for the beginning of a formula, in narrow and wide form, where a cell may begin: at the
-#: start of the text, and after what separates cells elsewhere; where that is ";", a comma's quotes protect nothing.
+#: Characters that a spreadsheet takes for the start of a formula, in narrow and wide form, at the start of a cell. A
+#: cell may begin at the start of the text, and after a cell separator of another locale: where that is ";", a comma's
+#: quotes protect nothing.
 _FORMULA_START = re.compile(r"(?:^|(?<=[;\t\r\n]))(?=[ ]*[=+\-@|%\t\r\uff1d\uff0b\uff0d\uff20])")
 _FAILURE_KEYS = ("failure_message", "traceback")
 
@@ -30,10 +31,11 @@ def export_json(
     imported: Sequence[ImportedResult] = (),
     privacy: Privacy,
 ) -> None:
-    """Write suites and experiments with their current runs; equal stores give equal bytes.
+    """Write suites and experiments with their current runs. Equal stores give equal bytes.
 
-    `scores` is a list of `{"split", "metric", "value", "unit", "version", "num_items"}`, and so is `trivial`, with the
-    predictor. The values of single items and steps stay in the store. Results of other tools stand apart under `imported`, where there are any.
+    `scores` is a list of `{"split", "metric", "value", "unit", "version", "num_items"}`. `trivial` is such a list, with
+    the predictor. The values of single items and steps are not exported. Results of other tools are apart, under
+    `imported`, if there are any.
     """
     body: dict[str, Any] = {
         "format": FORMAT_VERSION,
@@ -49,10 +51,10 @@ def export_json(
 
 
 def export_csv(path: Path, *, experiments: Sequence[ExperimentResult], privacy: Privacy) -> None:
-    """Write one line for each experiment; what an experiment does not have is empty.
+    """Write one line for each experiment. A missing value is an empty cell.
 
-    Columns are named as in the JSON file, by their path: `settings.lora_rank`, `scores.eval.loss`. Text that a
-    spreadsheet would run as a formula begins with an apostrophe.
+    Columns have the names of the JSON file, by their path: `settings.lora_rank`, `scores.eval.loss`. Text that a
+    spreadsheet would run as a formula gets an apostrophe in front.
     """
     rows = [dict(_cells(experiment, privacy)) for experiment in experiments]
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -64,7 +66,7 @@ def export_csv(path: Path, *, experiments: Sequence[ExperimentResult], privacy: 
 
 
 def defused(value: Any) -> Any:
-    """Text that no spreadsheet runs; any other value as it is."""
+    """Text that no spreadsheet runs as a formula; any other value unchanged."""
     return _FORMULA_START.sub("'", value) if isinstance(value, str) else value
 
 
@@ -77,7 +79,7 @@ def _with_listed_scores(experiment: ExperimentResult, privacy: Privacy) -> dict[
 
 
 def row_of(experiment: ExperimentResult) -> dict[str, Any]:
-    """All that is known of an experiment, by the columns of the CSV file. Values are as they are, None where absent."""
+    """All values of an experiment by the columns of the CSV file, unchanged; None if absent."""
     values = dataclasses.asdict(experiment)
     for score in values["trivial"]:
         del score["items"], score["weights"]
@@ -100,7 +102,7 @@ def _columns(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by their path; lists as text."""
+    """Values by their path. A list becomes text."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""Results of other tools: written once each, read in the order in which they came, and never among one's own."""
+"""Results of other tools: written once each, read in the order of import, and kept apart from your own runs."""
 
 import json
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from lorastudy.suite.experiment import canonical_json, tagged_hash
 
 
 def add(connection: Connection, results: Sequence[ImportedResult], *, at: str) -> int:
-    """Store what is not there yet; the number of results added.
+    """Store the results that are not there yet; return their number.
 
     Raises:
-        StoreError: a suite of one's own runs has the name.
+        StoreError: a suite of your own runs has the name.
     """
     for suite_name in dict.fromkeys(result.suite_name for result in results):
         if rows.exists(connection, suites, key={"suite_name": suite_name}):
@@ -38,10 +38,10 @@ def add(connection: Connection, results: Sequence[ImportedResult], *, at: str) -
 
 
 def refuse_name(connection: Connection, suite_name: str) -> None:
-    """Nothing, unless imported results have the name.
+    """Check that no imported results have the name.
 
     Raises:
-        StoreError: they have.
+        StoreError: some do.
     """
     if rows.exists(connection, imports, key={"suite_name": suite_name}):
         raise StoreError(
@@ -50,7 +50,7 @@ def refuse_name(connection: Connection, suite_name: str) -> None:
 
 
 def results(connection: Connection, suite_name: str | None = None) -> list[ImportedResult]:
-    """What was imported, in order; of one suite only, if it is named."""
+    """The imported results in order, of one suite or of all."""
     shared = [column for column in imports.c if column.name not in {"import_id", rows.HASH_COLUMN}]
     statement = (
         select(imported_results, *shared)

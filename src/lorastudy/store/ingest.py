@@ -1,7 +1,7 @@
-"""What a worker wrote, as rows: each record once, and only from the current attempt.
+"""A worker's records as rows: each record once, and only from the current attempt.
 
-A record does not hold where it came from; the run folder does, and the runner passes that on as an `Origin`. The key of a
-record is what it describes, so a file of records may be stored any number of times.
+A record does not name its run folder, so the runner passes that as an `Origin`. The key of a record is its subject, so
+a file of records may be stored any number of times.
 """
 
 from collections.abc import Callable, Mapping
@@ -43,13 +43,13 @@ def _current() -> Select[str]:
     )
 
 
-#: Asked with every record, and built once: that takes longer than running it.
+#: This query runs for every record. It is built once, because building it takes longer than running it.
 _CURRENT = _current()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The run folder a record came from, and when it is taken."""
+    """The run folder that a record came from, and the time of storing it."""
 
     pack_id: str
     attempt: int
@@ -57,12 +57,12 @@ class Origin:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What identifies the attempt at a pack."""
+        """The columns that identify the attempt at a pack."""
         return {"pack_id": self.pack_id, "attempt": self.attempt}
 
 
 def take(connection: Connection, record: Record, *, origin: Origin) -> bool:
-    """Store one record; False, and nothing stored, if it is stale or has been taken before."""
+    """Store one record; False if it is stale or already stored, and then nothing changes."""
     current = _current_experiments(connection, origin)
     experiment_id = getattr(record, "experiment_id", None)
     if not current or (experiment_id is not None and experiment_id not in current):
@@ -86,7 +86,7 @@ def _take_step(connection: Connection, record: PackStep, *, origin: Origin, curr
     )
     fresh = [arm | at_step for arm in arms if arm["experiment_id"] in current]
     if not is_new:
-        # The reference engine trains arm after arm, so a pack's step comes once for each of them.
+        # The reference engine trains one arm after another, so the same step of a pack comes once for each arm.
         fresh = [arm for arm in fresh if not rows.exists(connection, schema.steps, key=_step_key(arm))]
     rows.add(connection, schema.steps, rows=fresh)
     return is_new or bool(fresh)
@@ -132,7 +132,7 @@ def _take_checkpoint_profile(connection: Connection, record: CheckpointProfile, 
 
 
 def _take_incident(connection: Connection, record: Incident, origin: Origin) -> bool:
-    """The same thing twice after one step counts as taken before."""
+    """Store an incident; False for a repetition after the same step."""
     if rows.exists(connection, schema.incidents, key=asdict(record) | origin.key):
         return False
     position = rows.count(connection, schema.incidents, key=origin.key)
@@ -166,13 +166,13 @@ def _take_score(connection: Connection, record: Score, origin: Origin) -> bool:
     }
     weights = None if record.weights is None else canonical_json(record.weights)
     items = {"items": canonical_json(record.items), "weights": weights}
-    # both, whatever the other says: one of the two rows may have been lost
+    # Write both rows, because one of the two may have been lost.
     is_new = _add_once(connection, schema.scores, values=values, key=key)
     return _add_once(connection, schema.score_items, values=items, key=key) or is_new
 
 
 def _take_generation(connection: Connection, record: Generation, origin: Origin) -> bool:
-    """Decoding is greedy, so an equal prompt has an equal answer, and content can be the key."""
+    """Store an answer. Decoding is greedy, so an equal prompt has an equal answer, and the content can be the key."""
     key = _run_key(record.experiment_id, origin)
     if rows.exists(connection, schema.generations, key=asdict(record) | key):
         return False

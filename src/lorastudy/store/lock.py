@@ -1,12 +1,12 @@
-"""One writer: the process that writes a store holds its lock, and a second writer gets an error at once that names it.
+"""One writer: the process that writes a store holds its lock.
 
-An SQLite file is guarded by a file beside it (`experiments.db.lock`) that names the holder. The system's own lock on that
-file (`flock`) keeps others out. It ends with the process, however that dies, so a lock file that nobody holds is certainly
-left over. A server guards its database itself, with an
-advisory lock that ends with the session, and its `application_name` names the holder.
+A second writer gets an error at once that names the first. An SQLite file has a lock file beside it
+(`experiments.db.lock`) that names the holder. The system's lock on that file (`flock`) keeps others out. It ends with
+the process, however that dies, so a lock file without a lock is certainly left over. A server guards its database with
+an advisory lock that ends with the session. The session's `application_name` names the holder.
 
-One case is uncertain: a lock file that another machine left on a shared folder, since not every network file system passes
-locks on. Writing is then refused, and the message names the file to remove.
+One case is uncertain: a lock file that another machine left on a shared folder, because not every network file system
+shares locks. Writing is then refused, and the message names the file to remove.
 """
 
 import dataclasses
@@ -28,23 +28,23 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """Who holds a lock: a process, its machine, and since when."""
+    """The holder of a lock: a process, its machine, and its start of holding."""
 
     pid: int
     host: str
     since: str
     boot_id: str | None = None
-    """Of the running kernel: two containers of one machine have two host names, and share this."""
+    """Identifies the running kernel. Two containers on one machine have different host names but the same boot id."""
 
     @classmethod
     def here(cls) -> Self:
-        """This process, now."""
+        """This process as the holder from now on."""
         boot_id = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else None
         since = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(pid=os.getpid(), host=socket.gethostname(), since=since, boot_id=boot_id)
 
     def is_of_this_machine(self) -> bool:
-        """Whether it ran where this process runs."""
+        """Whether the holder ran on the machine of this process."""
         here = Holder.here()
         return self.host == here.host or (self.boot_id is not None and self.boot_id == here.boot_id)
 
@@ -53,12 +53,12 @@ class Holder:
 
 
 class FileLock:
-    """Holds a lock file from its making until `release`.
+    """Holds a lock file from construction until `release`.
 
-    `left_behind` is the holder that died without releasing it, None in the ordinary case.
+    `left_behind` is the holder that died without releasing it; None in the ordinary case.
 
     Raises:
-        StoreError: another process holds it, or one of another machine left it; or the file cannot be made.
+        StoreError: another process holds the lock, another machine left it, or the file cannot be made.
     """
 
     def __init__(self, guarded: Path) -> None:
@@ -82,14 +82,17 @@ class FileLock:
         self._name_holder()
 
     def release(self) -> None:
-        """Remove the file and let others have the lock; calling it again does nothing."""
+        """Remove the file and give up the lock. Calling it again does nothing."""
         if self._descriptor >= 0:
             self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = -1
 
     def _take(self) -> int:
-        """The descriptor of the file that stands there, locked. One that was unlinked meanwhile guards nothing."""
+        """The descriptor of the locked file. It is the file with the lock's name now.
+
+        A file that was unlinked in the meantime guards nothing, so it is opened again.
+        """
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
@@ -115,13 +118,13 @@ class FileLock:
 
 
 def lock_server(connection: Connection, *, name: str) -> None:
-    """Take the advisory lock of the current schema of a PostgreSQL database, for as long as the connection lasts.
+    """Take the advisory lock of a PostgreSQL schema for as long as the connection lasts.
 
     Raises:
         StoreError: another session holds it.
     """
     here = Holder.here()
-    # 63 bytes are kept; the host's name is the one part that may be long
+    # PostgreSQL keeps 63 bytes. The host is last, because only it may be long.
     label = f"lorastudy {here.pid} {here.since} {here.host}"[:63]
     connection.execute(text("SELECT set_config('application_name', :label, false)"), {"label": label})
     if not connection.execute(text(f"SELECT pg_try_advisory_lock({_KEY})")).scalar_one():
@@ -129,7 +132,7 @@ def lock_server(connection: Connection, *, name: str) -> None:
         raise StoreError(_refusal(name, _holder_of(held_as or "")))
 
 
-#: Two whole numbers: the first says that it is ours, the second is the schema's.
+#: Two integers: the first identifies lorastudy, the second the schema.
 _KEY = "77239103, hashtext(current_schema())"
 _LABEL_OF_HOLDER = """
 SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid)
@@ -148,7 +151,7 @@ def _refusal(name: str, holder: Holder | None) -> str:
 
 
 def _read(path: Path) -> Holder | None:
-    """The holder that the file names; None where it names none (yet)."""
+    """The holder that the file names; None if it names none (yet)."""
     try:
         return Holder(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

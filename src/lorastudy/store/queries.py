@@ -1,11 +1,11 @@
-"""Typed reads: experiments with what their current run measured.
+"""Typed reads: experiments with the measurements of their current run.
 
-The current run of an experiment is its highest attempt, except that attempts which failed or were stopped
-never hide an earlier completed one. Everything of many experiments is read table by table, not one by one.
+The current run of an experiment is its highest attempt, but a failed or stopped attempt never hides an earlier
+completed one. Many experiments are read table by table, not one by one.
 
-Every row that is read is held against its hash: whole rows are selected, and choosing and joining them is done
-here, since a query that filters on a damaged value silently leaves the row out. Only the many rows of a
-single run are looked up by their key, whose index the store has checked when it was opened.
+Every row read is compared with its hash. A query that filters on a damaged value would silently leave the row out, so
+queries select whole rows, and this module filters and joins them. Only the many rows of a single run are looked up by
+their key; the store checks that index in its first transaction.
 """
 
 import json
@@ -34,16 +34,16 @@ from lorastudy.store.views import ExperimentResult, RunView, ScoreValue, StepRow
 
 _Value = TypeVar("_Value")
 _RunKey = tuple[str, int]
-#: Experiments whose rows are looked up by one query: databases bound the number of its parameters.
+#: Experiments per query: databases limit the number of parameters.
 _NUM_AT_ONCE = 200
 
 
 def results(
     connection: Connection, *, chosen: Callable[[Row], bool] = lambda _: True
 ) -> list[ExperimentResult]:
-    """One result per suite and experiment, in the order of suites (by age) and positions in them.
+    """One result per suite and experiment, ordered by the age of the suite and the position in it.
 
-    `chosen` says which rows of `suite_experiments` are asked for.
+    `chosen` selects rows of `suite_experiments`.
     """
     ages = {row["suite_name"]: row["created_at"] for row in rows.intact(connection, schema.suites)}
     members = [row for row in rows.intact(connection, schema.suite_experiments) if chosen(row)]
@@ -92,7 +92,7 @@ def known_experiments(connection: Connection) -> frozenset[str]:
 def items(
     connection: Connection, experiment_id: str, *, split: str, metric: str
 ) -> tuple[tuple[float, ...], tuple[int, ...] | None] | None:
-    """The values of a score item by item and their weights, None where the current run has no such score."""
+    """The item values of a score and their weights; None if the current run has no such score."""
     found = _of_current_run(connection, schema.score_items, experiment_id=experiment_id)
     row = next((row for row in found if (row["split"], row["metric"]) == (split, metric)), None)
     return None if row is None else _item_values(row)
@@ -101,7 +101,7 @@ def items(
 def items_of(
     connection: Connection, experiment_ids: Sequence[str], *, split: str, metric: str
 ) -> dict[str, tuple[tuple[float, ...], tuple[int, ...] | None]]:
-    """As `items`, of those of the experiments whose current run has such a score with items."""
+    """The same as `items`, for each experiment whose current run has that score with items."""
     current = _current_runs(rows.intact(connection, runs))
     wanted = {(name, current[name]["attempt"]) for name in experiment_ids if name in current}
     table = schema.score_items
@@ -125,7 +125,7 @@ def steps(connection: Connection, experiment_id: str) -> list[StepRow]:
 
 
 def steps_of(connection: Connection, experiment_ids: Sequence[str]) -> dict[str, list[StepRow]]:
-    """As `steps`, by experiment; none of one that was not started."""
+    """The same as `steps`, by experiment; empty for an experiment that was not started."""
     current = _current_runs(rows.intact(connection, runs))
     found: dict[str, list[StepRow]] = {name: [] for name in experiment_ids}
     table, columns = schema.steps, ("step", "loss", "learning_rate", "grad_norm")
@@ -139,7 +139,7 @@ def steps_of(connection: Connection, experiment_ids: Sequence[str]) -> dict[str,
 
 
 def generations(connection: Connection, experiment_id: str) -> list[Generation]:
-    """The generated answers of the current run, in the order in which they were made."""
+    """The generated answers of the current run, in order."""
     found = _of_current_run(connection, schema.generations, experiment_id=experiment_id)
     found.sort(key=lambda row: row["position"])
     return [_as_value(Generation, row, without=("attempt", "position")) for row in found]
@@ -185,12 +185,12 @@ def _of_current_run(connection: Connection, table: Table, *, experiment_id: str)
     return list(rows.intact(connection, table, statement=select(table).where(of_run)))
 
 
-#: Of an experiment that has not been started.
+#: The run columns of an experiment that was not started.
 _NO_RUN: Row = {column.name: None for column in runs.c}
 
 
 class _Measured:
-    """What runs measured, by (experiment, attempt)."""
+    """The measurements of runs, by (experiment, attempt)."""
 
     def __init__(self) -> None:
         self.scores: dict[_RunKey, dict[tuple[str, str], ScoreValue]] = defaultdict(dict)
@@ -215,7 +215,7 @@ def _measured(connection: Connection) -> _Measured:
 
 
 class _Packs:
-    """What was measured once for a whole pack, by (pack, attempt)."""
+    """The measurements of whole packs, by (pack, attempt)."""
 
     def __init__(self) -> None:
         self.environments: dict[_RunKey, Environment] = {}
@@ -273,7 +273,7 @@ def _trivial_score(row: Row) -> TrivialScore:
 
 @lru_cache(maxsize=32)
 def _numbers(text: str) -> tuple[Any, ...]:
-    """The list in a text column. The packs of a suite have the same rows, so their texts are equal and parsed once."""
+    """The list in a text column. Packs of a suite have the same rows and so equal texts; each is parsed once."""
     return tuple(json.loads(text))
 
 
@@ -300,7 +300,7 @@ def _result(
     if pack_profile is not None:
         values["engine"] = (
             pack_profile.engine
-        )  # the one that trained; the run only holds which engine was requested
+        )  # the engine that trained; the run holds only the requested one
     return ExperimentResult(
         **json.loads(experiment["config"]),
         **values,
@@ -318,5 +318,5 @@ def _result(
 
 
 def _as_value(cls: type[_Value], row: Row, *, without: Sequence[str] = ()) -> _Value:
-    """The frozen value that a row holds: its columns but for the hash and the keys that are not part of it."""
+    """The frozen value of a row: its columns without the hash and other keys."""
     return cls(**{name: value for name, value in row.items() if name not in {HASH_COLUMN, *without}})

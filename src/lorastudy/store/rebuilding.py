@@ -1,10 +1,10 @@
-"""Rebuilds a store from the run folders, and from what is intact in the old store.
+"""Rebuilds a store from the run folders, and from the intact rows of the old store.
 
-Run folders come first, since they hold every record with its checksum. What a worker wrote there is all that the store knows
-of a run. The old store adds what run folders do not hold: suites, times, how stopped runs ended, and runs whose folder is
-gone. It is kept beside the new one.
+Run folders come first, because they hold every record of a worker with its checksum. The old store adds what run
+folders do not hold: suites, times, how stopped runs ended, and runs whose folder is gone. It is kept beside the new
+one.
 
-Replaying is for folders whose worker has ended. A record that the store already has is not stored again.
+Only folders whose worker has ended may be replayed. A record that the store already has is not stored again.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from lorastudy.store.recover import OF_RUNS, OF_SUITES, Salvage
 from lorastudy.store.tracker import ExperimentTracker
 from lorastudy.store.views import DamagedRow
 
-#: Where experiments go that no suite knows: run folders do not say which suite they were made for.
+#: The suite of experiments that no suite names: run folders do not name their suite.
 RECOVERED_SUITE = "recovered"
 
 #: The files that SQLite may keep beside a store that was not closed.
@@ -32,7 +32,7 @@ _COMPANIONS = ("", "-wal", "-journal", "-shm")
 
 @dataclass(frozen=True, kw_only=True)
 class Rebuilt:
-    """What a new store was made of, and what could not be brought back."""
+    """The sources of a new store, and the losses."""
 
     num_records: int
     num_salvaged_rows: int
@@ -41,10 +41,10 @@ class Rebuilt:
 
 
 def rebuild_store(database: Path, *, runs: Path) -> Rebuilt:
-    """Put a new store in the place of the old one, which is renamed; `problems` is empty if nothing is missing in it.
+    """Replace the old store by a new one, and rename the old one. `problems` is empty if nothing is missing.
 
     Raises:
-        StoreError: somebody writes the store, another version wrote it, or there is nothing to make it of.
+        StoreError: another process writes the store, another version wrote it, or there is nothing to rebuild from.
     """
     folders = sorted((file.parent for file in runs.glob(f"*/*/{PACK_NAME}")), key=str)
     if not folders and not database.exists():
@@ -87,7 +87,7 @@ def _fill(
 
 
 def _opened(database: Path, problems: list[str]) -> ExperimentTracker | None:
-    """The old store, None where there is none or nothing in it can be read.
+    """The old store; None if there is none or nothing in it can be read.
 
     Raises:
         StoreError: it belongs to another version or another program, and must not be replaced.
@@ -100,14 +100,14 @@ def _opened(database: Path, problems: list[str]) -> ExperimentTracker | None:
         problems += _only_in(database)
         return None
     except StoreError as error:
-        if error.__cause__ is None:  # our own refusal, not a fault that the database reports
+        if error.__cause__ is None:  # our own refusal, not an error of the database
             raise
         problems.append(f"nothing of the old store could be read: {error}")
         return None
 
 
 def _only_in(unreleased: Path) -> list[str]:
-    """What a store from before the first release holds and no run folder does."""
+    """The contents of a store from before the first release that no run folder has."""
     with contextlib.closing(sqlite3.connect(unreleased)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
         folders = [Path(name) for (name,) in connection.execute("SELECT DISTINCT run_folder FROM runs")]
@@ -125,7 +125,10 @@ def _only_in(unreleased: Path) -> list[str]:
 
 
 def _replay_all(tracker: ExperimentTracker, folders: Sequence[Path], *, problems: list[str]) -> int:
-    """Older attempts first; the number of records. A folder that is damaged gives what stands before the damage."""
+    """Replay all folders, older attempts first; return the number of records.
+
+    A damaged folder gives the records before the damage.
+    """
     packs = []
     for folder in folders:
         try:
@@ -142,9 +145,9 @@ def _replay_all(tracker: ExperimentTracker, folders: Sequence[Path], *, problems
 
 
 def _distrusted(tracker: ExperimentTracker, lost: Sequence[DamagedRow], *, is_cut_short: bool) -> list[str]:
-    """Let no run count as completed that may have lost a part: such an experiment is run again.
+    """Mark completed runs as failed if they may lack results, so that they run again. Return the problems.
 
-    Where it cannot be told which run lost something, these are all whose folder is gone.
+    If the damage names no completed run, this affects every run whose folder is gone.
     """
     owners = {(row.key.get("experiment_id"), row.key.get("attempt")) for row in lost}
     completed = tracker.get_all_experiments(status="completed")
@@ -162,7 +165,7 @@ def _distrusted(tracker: ExperimentTracker, lost: Sequence[DamagedRow], *, is_cu
 
 
 def _set_aside(database: Path) -> Path | None:
-    """Rename the old store and what SQLite keeps beside it; None where there is none."""
+    """Rename the old store and its companion files; None if there is no store."""
     if not database.exists():
         return None
     backup = free_name(database, kind="before-rebuild")
@@ -174,7 +177,7 @@ def _set_aside(database: Path) -> Path | None:
 
 
 def rebuild(tracker: ExperimentTracker, folders: Sequence[Path], *, suite_name: str = RECOVERED_SUITE) -> int:
-    """Replay run folders, older attempts first whatever their order; the number of records stored.
+    """Replay run folders, older attempts first; return the number of records stored.
 
     Raises:
         StoreError: as `replay`, for the first folder that cannot be read to its end.
@@ -186,13 +189,13 @@ def rebuild(tracker: ExperimentTracker, folders: Sequence[Path], *, suite_name: 
 
 
 def replay(tracker: ExperimentTracker, folder: Path, *, suite_name: str = RECOVERED_SUITE) -> int:
-    """Take every record of one run folder that is not in the store yet; the number of records stored.
+    """Store every record of one run folder that the store lacks; return their number.
 
-    A run without an outcome is recorded as crashed. Experiments that no suite has go to `suite_name`. Times are
-    those of the files.
+    A run without an outcome is recorded as crashed. Experiments that no suite names go to `suite_name`. Times are those
+    of the files.
 
     Raises:
-        StoreError: there is no run in the folder, or its records are damaged. Those before the damage are stored.
+        StoreError: there is no run in the folder, or its records are damaged. The records before the damage are stored.
     """
     pack = _read_pack(folder)
     records = folder / "records.jsonl"
@@ -228,7 +231,7 @@ def _start(tracker: ExperimentTracker, pack: Pack, *, folder: Path, suite_name: 
     known = tracker.known_experiments()
     tracker.register(suite_name, [e for e in pack.experiments if e.id not in known])
     for experiment in pack.experiments:
-        # an attempt that is stored stays as it is, and an older one no longer counts
+        # A stored attempt stays unchanged, and an older one no longer counts.
         if tracker.next_attempt([experiment.id]) <= pack.attempt:
             tracker.start_run(
                 experiment.id,

@@ -1,6 +1,7 @@
-"""Every row compared with its hash: the damaged ones are named, the intact ones are copied out of a damaged store.
+"""Every row compared with its hash: damaged rows are named, and intact ones are copied out of a damaged store.
 
-This cannot see a row that is gone altogether. `rebuilding` compares the store with the run folders and restores such rows.
+This cannot find a row that is gone altogether. `rebuilding` compares the store with the run folders and restores such
+rows.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,25 +15,25 @@ from lorastudy.store.rows import Row
 from lorastudy.store.schema import metadata
 from lorastudy.store.views import DamagedRow
 
-#: What no run folder knows, or knows only in part: suites, and what they call their experiments.
+#: Tables that run folders do not hold, or only in part: suites, and their names for experiments.
 OF_SUITES = (schema.suites, schema.experiments, schema.suite_experiments)
 
-#: What workers and the runner said of runs.
+#: Tables of records by workers and the runner.
 OF_RUNS = tuple(table for table in schema.metadata.sorted_tables if table not in OF_SUITES)
 
 
 @dataclass(kw_only=True)
 class Salvage:
-    """How many rows were taken, and those that were not since they are damaged."""
+    """The number of copied rows, and the damaged rows that were not copied."""
 
     num_rows: int = 0
     damaged: list[DamagedRow] = field(default_factory=list)
 
 
 def salvage(source: Connection, target: Connection, *, tables: Sequence[Table]) -> Salvage:
-    """Copy the intact rows of these tables that the target has not; parents come before children.
+    """Copy the intact rows of these tables that the target lacks; parents come before children.
 
-    A run that the target has is taken over with its times and its end, unless the source knows of no end.
+    A run that the target has gets the source's times and end, if the source has an end.
     """
     found = Salvage()
     for table in tables:
@@ -65,7 +66,7 @@ def _has_parents(target: Connection, table: Table, *, row: Row) -> bool:
 
 
 def damaged_rows(connection: Connection) -> list[DamagedRow]:
-    """Rows that are not what was written, table by table; empty for a sound store."""
+    """Rows that differ from what was written, table by table; empty for a sound store."""
     return [
         row
         for table in metadata.sorted_tables
@@ -75,7 +76,7 @@ def damaged_rows(connection: Connection) -> list[DamagedRow]:
 
 
 def examined(connection: Connection, table: Table) -> Iterator[Row | DamagedRow]:
-    """Every row of a table: as it is if it is what was written, else as a `DamagedRow`."""
+    """Every row of a table; a damaged one as a `DamagedRow`."""
     try:
         for row in rows.read(connection, select(table)):
             if rows.is_intact(table, row):
@@ -84,7 +85,7 @@ def examined(connection: Connection, table: Table) -> Iterator[Row | DamagedRow]
                 key = {column.name: row[column.name] for column in table.primary_key}
                 yield DamagedRow(table=table.name, key=key, reason="the row does not match its hash")
     except DatabaseError as error:
-        # broken pages: the rows behind them cannot be read at all
+        # Broken pages: the rows behind them cannot be read at all.
         yield DamagedRow(table=table.name, key={}, reason=str(error.orig))
 
 

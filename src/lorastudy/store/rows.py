@@ -1,4 +1,4 @@
-"""One row of the store, sealed with its hash: how rows are written, changed and checked."""
+"""One row of the store, sealed with its hash: writing, changing and checking rows."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,23 +13,23 @@ from lorastudy.suite.experiment import canonical_json
 HASH_COLUMN = "row_sha256"
 
 Row = Mapping[str, Any]
-"""By column name."""
+"""The values of a row by column name."""
 
 
 class DamageError(Exception):
-    """What is read is not what was written. The store makes a `StoreError` of it, with its name and what to do."""
+    """A row differs from what was written. The store turns this into a `StoreError` with its name and a remedy."""
 
 
 def read(connection: Connection, statement: Select[Any]) -> Iterator[dict[str, Any]]:
-    """The rows of a query, by column name, as they come."""
+    """The rows of a query, one after another, by column name."""
     return (row._asdict() for row in connection.execute(statement))
 
 
 def intact(connection: Connection, table: Table, *, statement: Select[Any] | None = None) -> Iterator[Row]:
-    """The whole rows of a table, or those of a query on it, each held against its hash.
+    """The whole rows of a table, or of a query on it, each compared with its hash.
 
     Raises:
-        DamageError: one of them is not what was written. A wrong number is worse than none.
+        DamageError: a row differs from what was written. A wrong number is worse than none.
     """
     for row in read(connection, select(table) if statement is None else statement):
         if not is_intact(table, row):
@@ -38,18 +38,18 @@ def intact(connection: Connection, table: Table, *, statement: Select[Any] | Non
 
 
 def key_text(table: Table, row: Row) -> str:
-    """The primary key of a row, to be read."""
+    """The primary key of a row as readable text."""
     return ", ".join(f"{column.name} {row[column.name]!r}" for column in table.primary_key)
 
 
 def add(connection: Connection, table: Table, *, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows, sealed, in one statement."""
+    """Seal rows and insert them in one statement."""
     if rows:
         connection.execute(insert(table), [_sealed(table, row) for row in rows])
 
 
 def change(connection: Connection, table: Table, *, key: Mapping[str, Any], to: Mapping[str, Any]) -> None:
-    """Change some columns of the row with this key and seal it anew; a row already like that is left alone."""
+    """Change some columns of the row with this key and seal it again. A row that has these values is left alone."""
     (row,) = read(connection, select(table).where(matches(table, key)))
     changed = _sealed(table, {**row, **to})
     if changed != row:
@@ -57,7 +57,7 @@ def change(connection: Connection, table: Table, *, key: Mapping[str, Any], to: 
 
 
 def seal_all(connection: Connection, table: Table) -> None:
-    """Give every row the hash of what it holds now: after a migration, and after no other thing."""
+    """Give every row the hash of its present content. Only a migration may do this."""
     for row in list(read(connection, select(table))):
         key = {column.name: row[column.name] for column in table.primary_key}
         sealed = _sealed(table, row)
@@ -66,12 +66,12 @@ def seal_all(connection: Connection, table: Table) -> None:
 
 
 def exists(connection: Connection, table: Table, *, key: Mapping[str, Any]) -> bool:
-    """Whether a row with these values is there."""
+    """Whether a row with these values exists."""
     return count(connection, table, key=key) > 0
 
 
 def count(connection: Connection, table: Table, *, key: Mapping[str, Any]) -> int:
-    """How many rows have these values."""
+    """The number of rows with these values."""
     absent = frozenset(name for name, value in key.items() if value is None)
     statement = _counting(table, names=frozenset(key), absent=absent)
     return int(connection.execute(statement, dict(key)).scalar_one())
@@ -79,7 +79,10 @@ def count(connection: Connection, table: Table, *, key: Mapping[str, Any]) -> in
 
 @cache
 def _counting(table: Table, *, names: frozenset[str], absent: frozenset[str]) -> Select[int]:
-    """Built once for each kind of key, which takes longer than to run it. NULL equals nothing and is asked for apart."""
+    """The query that counts the rows with a key. Building it takes longer than running it, so it is cached.
+
+    NULL equals nothing, so absent values have their own condition.
+    """
     conditions = (
         table.c[name].is_(None) if name in absent else table.c[name] == bindparam(name)
         for name in sorted(names)
@@ -88,9 +91,9 @@ def _counting(table: Table, *, names: frozenset[str], absent: frozenset[str]) ->
 
 
 def is_intact(table: Table, row: Row) -> bool:
-    """Whether a row as read still has the hash it was written with.
+    """Whether a row still has the hash that it was written with.
 
-    A flipped bit may also change a value's type or break its UTF-8; what cannot be hashed is not intact.
+    A flipped bit may also change a value's type or break its UTF-8. A row that cannot be hashed is not intact.
     """
     try:
         return bool(row[HASH_COLUMN] == _row_hash(table, row))
@@ -99,13 +102,13 @@ def is_intact(table: Table, row: Row) -> bool:
 
 
 def _sealed(table: Table, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with a value for every column, numbers as the database will give them back, and its hash."""
+    """The row with a value for every column, with numbers as the database returns them, and with its hash."""
     row = {column.name: _as_stored(column.type, values.get(column.name)) for column in table.columns}
     return {**row, HASH_COLUMN: _row_hash(table, row)}
 
 
 def _as_stored(column_type: object, value: Any) -> Any:
-    # SQLite keeps whole doubles as integers, which know no minus zero; adding zero makes it plain zero
+    # SQLite keeps whole doubles as integers, which have no minus zero. Adding zero turns it into plain zero.
     return float(value) + 0.0 if isinstance(column_type, Double) and value is not None else value
 
 

@@ -1,4 +1,4 @@
-"""Runs of experiments as rows: how they start and how they end. The runner writes them.
+"""The start and end of runs as rows. The runner writes them.
 
 The current attempt at an experiment is its highest. Every record of a worker is compared with it.
 """
@@ -15,11 +15,11 @@ from lorastudy.store.schema import experiments, runs, steps
 
 
 def start(connection: Connection, values: dict[str, Any]) -> None:
-    """Write a run; one that is there already stays as it is.
+    """Write a run; one that exists already stays unchanged.
 
     Raises:
-        StoreError: the experiment is unknown, a newer attempt is under way, or the pack's id and attempt are
-            those of another run folder. The last would mix up what is stored once for a whole pack.
+        StoreError: the experiment is unknown, a newer attempt has begun, or another run folder has the pack's id and
+            attempt. The last would mix up the rows that are stored once for a whole pack.
     """
     key = {"experiment_id": values["experiment_id"], "attempt": values["attempt"]}
     if not rows.exists(connection, experiments, key={"experiment_id": values["experiment_id"]}):
@@ -42,9 +42,9 @@ def start(connection: Connection, values: dict[str, Any]) -> None:
 
 
 def end(connection: Connection, outcome: Outcome, *, attempt: int, at: str) -> bool:
-    """End a run that is running; False where it is not, so the first end of a run is its only one.
+    """End a running run; False if it is not running, so the first end of a run is its only one.
 
-    But one that pauses or was interrupted waits to go on, and may be stopped by racing instead.
+    A paused or interrupted run is the exception: it waits to go on, and racing may still stop it.
     """
     key = {"experiment_id": outcome.experiment_id, "attempt": attempt}
     is_pruned = outcome.failure_kind == "pruned"
@@ -67,14 +67,14 @@ def end(connection: Connection, outcome: Outcome, *, attempt: int, at: str) -> b
 
 
 def current_attempt(connection: Connection, experiment_id: str) -> int | None:
-    """The highest attempt of an experiment, None before the first."""
+    """The highest attempt of an experiment; None before the first."""
     statement = select(func.max(runs.c.attempt)).where(runs.c.experiment_id == experiment_id)
     attempt: int | None = connection.execute(statement).scalar_one()
     return attempt
 
 
 def next_attempt(connection: Connection, experiment_ids: Sequence[str]) -> int:
-    """One more than the highest attempt of any of the experiments, 1 for new ones."""
+    """One more than the highest attempt of any of the experiments; 1 for new ones."""
     wanted = set(experiment_ids)
     statement = select(runs.c.experiment_id, func.max(runs.c.attempt)).group_by(runs.c.experiment_id)
     attempts = [

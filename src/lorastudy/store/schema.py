@@ -1,10 +1,10 @@
 """The tables of the store. A new store gets them from here; migrations bring earlier stores to the same tables.
 
-Portable SQL: text, whole numbers and doubles. Times are ISO 8601 in UTC. Whatever is not a single value
-(settings, the values of the items) is canonical JSON in a text column. An absent measurement is NULL.
+The SQL is portable: text, whole numbers and doubles. Times are ISO 8601 in UTC. Anything but a single value (settings,
+the values of the items) is canonical JSON in a text column. An absent measurement is NULL.
 
-Every row carries `row_sha256` over the canonical JSON of the rest of the row (see `rows`), because SQLite's
-own `integrity_check` looks at pages and keys, not at values: it missed 57 % of single flipped bits.
+Every row carries `row_sha256` over the canonical JSON of the rest of the row (see `rows`), because SQLite's own
+`integrity_check` looks at pages and keys, not at values: it missed 57 % of single flipped bits.
 """
 
 from sqlalchemy import (
@@ -19,17 +19,17 @@ from sqlalchemy import (
     Text,
 )
 
-#: The revision of these tables. A test keeps it equal to the newest file in `migrations/versions`; it is written here
+#: The revision of these tables. A test keeps it equal to the newest file in `migrations/versions`. It is written here
 #: so that neither a new nor a current store needs alembic.
 HEAD_REVISION = "r0001"
 
-#: Revisions of stores made before the first release. Their run folders still rebuild; the stores are not read.
+#: Revisions of stores from before the first release. Their run folders can be rebuilt; the stores are not read.
 UNRELEASED_REVISIONS = tuple(f"{number:04}" for number in range(1, 10))
 
 #: Not alembic's default name, which MLflow and Optuna use too: a PostgreSQL database may be shared.
 VERSION_TABLE = "lorastudy_version"
 
-#: Alembic reads and writes it, hence not one of our tables.
+#: Alembic reads and writes this table, so it is not in our metadata.
 version = Table(VERSION_TABLE, MetaData(), Column("version_num", Text, nullable=False))
 
 metadata = MetaData()
@@ -272,7 +272,7 @@ imports = Table(
     _hash(),
 )
 
-#: Results from elsewhere lie in tables of their own, so that no read of one's own runs can return one of them.
+#: Imported results have their own tables, so that no read of your own runs can return one.
 imported_results = Table(
     "imported_results",
     metadata,
@@ -347,7 +347,7 @@ data_summaries = Table(
     Column("num_texts", BigInteger),
     _hash(),
 )
-#: Its columns that hold a list as JSON; NULL where it was not recorded.
+#: Columns of a data summary that hold a list as JSON; NULL if the list was not recorded.
 LISTS_OF_A_DATA_SUMMARY = ("groups", "unused_columns", "unseen_fields")
 
 trivial_scores = Table(

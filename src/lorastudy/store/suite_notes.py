@@ -1,7 +1,7 @@
-"""A note on a suite beside its run folders: what the store knows of the suite and no run folder does.
+"""A note on a suite beside its run folders: the facts of a suite that run folders lack.
 
-Written whenever a suite begins, so that a store can be made again from the folder of the runs alone, with the suite's
-name, its order, and the experiments that have not run yet.
+It is written whenever a suite begins. A store can then be rebuilt from the runs folder alone, with the suite's name,
+its order, and the experiments that have not run yet.
 """
 
 import json
@@ -20,7 +20,7 @@ _FOLDER = "suites"
 
 
 def keep(tracker: ExperimentTracker, suite_name: str, *, runs: Path) -> Path:
-    """Write what the store says of a suite into `<runs>/suites`; return the file."""
+    """Write the store's facts about a suite into `<runs>/suites`; return the file."""
     summary = next(suite for suite in tracker.get_suites() if suite.suite_name == suite_name)
     body = {
         "format": FORMAT_VERSION,
@@ -39,7 +39,7 @@ def keep(tracker: ExperimentTracker, suite_name: str, *, runs: Path) -> Path:
         "decisions": [vars(decision) for decision in tracker.get_decisions(suite_name)],
         "experiments": [_plain(result) for result in tracker.get_all_experiments(suite_name=suite_name)],
     }
-    # named by a hash, since a suite's name may hold anything
+    # The name is a hash, because a suite's name may hold any character.
     file = runs / _FOLDER / f"{tagged_hash('suite', suite_name)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as fresh:
@@ -48,7 +48,7 @@ def keep(tracker: ExperimentTracker, suite_name: str, *, runs: Path) -> Path:
 
 
 def register_all(tracker: ExperimentTracker, *, runs: Path) -> Iterator[str]:
-    """Register every suite that is noted there, the oldest first; yield what is wrong with a note that cannot be read."""
+    """Register every suite with a note, the oldest first; yield the problem of each unreadable note."""
     notes = []
     for file in sorted((runs / _FOLDER).glob("*.json")):
         try:
@@ -79,6 +79,6 @@ def register_all(tracker: ExperimentTracker, *, runs: Path) -> Iterator[str]:
 
 
 def _plain(result: ExperimentResult) -> dict[str, object]:
-    """The experiment as `Experiment.from_json` reads it."""
+    """The experiment in the form that `Experiment.from_json` reads."""
     names = ("name", "arm", "experiment_type", "seed", "settings", "sources")
     return {name: getattr(result, name) for name in names}

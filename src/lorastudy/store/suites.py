@@ -1,11 +1,12 @@
 """Suites as rows: their experiments, their questions, their designs, and their decisions. The runner writes them.
 
-Every statement of a question is kept, and none is changed. A design is what a suite's file asked for, kept so that a suite
-can go on without its file: which experiments come next in a suite that grows follows from its arms and from results, and
-the registered experiments do not say it. A report also prints the design, so that the suite can be run again.
+Every statement of a question is kept, and none is changed. A design is the content of a suite's file. It is kept so
+that a suite can go on without its file: the next experiments of a growing suite follow from its arms and its results,
+and the registered experiments alone do not show them. A report also prints the design, so that you can run the suite
+again.
 
-A resumed study repeats the decisions that it made on its way and never makes them again. The racing decision at a rung is
-one decision, also where it stopped nobody.
+A resumed study repeats its stored decisions and never makes them again. Racing makes one decision at each rung, even if
+it stops nobody.
 """
 
 import json
@@ -34,10 +35,10 @@ from lorastudy.suite.question import Question
 def register(
     connection: Connection, suite_name: str, *, members: Sequence[Experiment], description: str, at: str
 ) -> None:
-    """Write a suite and its experiments; whatever is there already stays, with the newest name and paths.
+    """Write a suite and its experiments. Existing ones stay and get the newest name and paths.
 
     Raises:
-        StoreError: two of the experiments are the same one under two names.
+        StoreError: the same experiment appears under two names.
     """
     by_id = _by_id(members)
     if not rows.exists(connection, suites, key={"suite_name": suite_name}):
@@ -50,7 +51,7 @@ def register(
 
 
 def keep_only(connection: Connection, suite_name: str, *, members: Sequence[Experiment]) -> int:
-    """Take all other experiments out of the suite, not out of the store; return how many."""
+    """Remove all other experiments from the suite, but not from the store; return how many."""
     others = delete(suite_experiments).where(
         suite_experiments.c.suite_name == suite_name,
         suite_experiments.c.experiment_id.not_in([experiment.id for experiment in members]),
@@ -104,7 +105,7 @@ def _names(experiment: Experiment | None) -> dict[str, Any]:
 
 
 def _order(existing: Sequence[str], given: Sequence[str]) -> list[str]:
-    """The given order where it covers the suite; else (experiments added one by one) the new come last."""
+    """The given order if it covers the suite. Else experiments were added one by one, and the new ones come last."""
     if set(existing) <= set(given):
         return list(given)
     return [*existing, *(member for member in given if member not in existing)]
@@ -113,9 +114,9 @@ def _order(existing: Sequence[str], given: Sequence[str]) -> list[str]:
 def state_question(
     connection: Connection, suite_name: str, *, question: Question, at: str, num_completed: int | None = None
 ) -> bool:
-    """Write what a registered suite asks; False where it asked just that already.
+    """Write a registered suite's question; False if the last one was the same.
 
-    `num_completed` is for a statement that is made again; by default it is counted.
+    `num_completed` is for a restored statement; by default it is counted.
     """
     earlier = stated_questions(connection).get(suite_name, ())
     if earlier and not question.differences(earlier[-1].question):
@@ -133,7 +134,7 @@ def state_question(
 
 
 def stated_questions(connection: Connection) -> dict[str, tuple[StatedQuestion, ...]]:
-    """Every statement by suite, the oldest first; the last one counts."""
+    """All statements by suite, the oldest first. The last one counts."""
     found: dict[str, tuple[StatedQuestion, ...]] = defaultdict(tuple)
     for row in sorted(rows.intact(connection, suite_questions), key=lambda row: row["number"]):
         found[row["suite_name"]] += (
@@ -147,7 +148,7 @@ def stated_questions(connection: Connection) -> dict[str, tuple[StatedQuestion, 
 
 
 def _num_completed(connection: Connection, suite_name: str) -> int:
-    """Experiments of the suite that have a completed run, whichever suite it was made for."""
+    """The number of the suite's experiments with a completed run, for whichever suite it was made."""
     statement = (
         select(func.count(suite_experiments.c.experiment_id.distinct()))
         .join(runs, runs.c.experiment_id == suite_experiments.c.experiment_id)
@@ -157,7 +158,7 @@ def _num_completed(connection: Connection, suite_name: str) -> int:
 
 
 def keep_design(connection: Connection, suite_name: str, *, design: Mapping[str, Any]) -> None:
-    """Write a registered suite's design; a newer one takes the place of an older."""
+    """Write a registered suite's design; it replaces an older one."""
     values = {"suite_name": suite_name, "design": canonical_json(design)}
     if rows.exists(connection, suite_designs, key={"suite_name": suite_name}):
         rows.change(connection, suite_designs, key={"suite_name": suite_name}, to=values)
@@ -171,7 +172,7 @@ def kept_designs(connection: Connection) -> dict[str, Any]:
 
 
 def keep_decision(connection: Connection, suite_name: str, *, decision: StoredDecision, at: str) -> bool:
-    """Write a decision of a registered suite; False where its key has one: the first counts."""
+    """Write a decision of a registered suite; False if its key has one already, because the first counts."""
     key = {"suite_name": suite_name, "key": decision.key}
     if rows.exists(connection, suite_decisions, key=key):
         return False

@@ -1,12 +1,11 @@
-"""`ExperimentTracker`: the one door to the store.
+"""`ExperimentTracker`: the only entrance to the store.
 
     tracker = ExperimentTracker()
     tracker.get_all_experiments(status="completed")
     tracker.get_experiments_by_type("rank_ablation")
     tracker.export_to_json("my_experiments.json")
 
-Reading is for everybody. Writing is for the runner alone: it registers suites, starts runs and takes the
-records of workers.
+Everybody may read. Only the runner writes: it registers suites, starts runs and stores the records of workers.
 """
 
 import contextlib
@@ -55,12 +54,12 @@ def _now() -> datetime:
 class ExperimentTracker:
     """The store of all suites: `results/experiments.db`, another SQLite file, or a PostgreSQL URL.
 
-    For one thread. Several processes may read while one writes; a second one that would write is refused.
+    Use it in one thread. Several processes may read while one writes; a second writer is refused.
 
     Raises:
-        StoreError: there is no store, it is not one of ours, a newer version wrote it, or another process writes
-            it. Every method raises it too where the database fails: disk full, removed, damaged. What is read is
-            what was written, or an error.
+        StoreError: there is no store, it is not one of ours, a newer version wrote it, or another process writes it.
+            Every method also raises it if the database fails: disk full, removed, damaged. A read returns what was
+            written, or raises an error.
     """
 
     def __init__(
@@ -83,19 +82,19 @@ class ExperimentTracker:
 
     @property
     def left_behind(self) -> Holder | None:
-        """The process that died while it wrote this store, if this one took over its lock; else None."""
+        """The process that died while writing this store, if this tracker took over its lock; else None."""
         return self._database.left_behind
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._database.close()
 
     # --- writes: for the runner -----------------------------------------------------------------------
 
     def register(self, suite_name: str, experiments: Sequence[Experiment], *, description: str = "") -> None:
-        """Write a suite and its experiments; calling it again changes names, paths and order at most.
+        """Write a suite and its experiments. Calling it again changes at most names, paths and order.
 
-        Experiments that the suite has already and that are not given now stay in it.
+        Experiments that the suite has already stay in it, even if not given now.
 
         Raises:
             StoreError: imported results have the name.
@@ -108,9 +107,9 @@ class ExperimentTracker:
                 )
 
     def keep_only(self, suite_name: str, experiments: Sequence[Experiment]) -> int:
-        """Let the suite be these experiments alone; return how many left it.
+        """Reduce the suite to these experiments; return how many left it.
 
-        What left keeps its runs, and is there again at once when the suite asks for it again.
+        An experiment that left keeps its runs. It returns with them when the suite names it again.
         """
         with self._database.writing() as connection:
             return suites.keep_only(connection, suite_name, members=experiments)
@@ -118,9 +117,9 @@ class ExperimentTracker:
     def state_question(
         self, suite_name: str, question: Question, *, num_completed: int | None = None
     ) -> bool:
-        """Write what a registered suite asks, beside what it asked before; False where it asks the same again.
+        """Write a registered suite's question beside its earlier ones; False if it repeats the last one.
 
-        `num_completed` experiments had been completed by then; by default those that are.
+        `num_completed` is the number of experiments completed before the question; by default it is counted.
         """
         with self._database.writing() as connection:
             return suites.state_question(
@@ -128,16 +127,16 @@ class ExperimentTracker:
             )
 
     def together(self) -> contextlib.AbstractContextManager[None]:
-        """Within the block what is written is one transaction, on disk when the block ends. Nothing is read in it."""
+        """Within the block all writes are one transaction, on disk when the block ends. Do not read within it."""
         return self._database.together()
 
     def keep_design(self, suite_name: str, design: Mapping[str, Any]) -> None:
-        """Write what a registered suite's file asked for, as plain JSON values; the newest counts."""
+        """Write the content of a registered suite's file as plain JSON values; the newest counts."""
         with self._database.writing() as connection:
             suites.keep_design(connection, suite_name, design=design)
 
     def keep_decision(self, suite_name: str, decision: StoredDecision) -> bool:
-        """Write what a registered suite decided on its way; False where that was decided already: the first counts."""
+        """Write a decision of a registered suite; False if it was decided already, because the first counts."""
         with self._database.writing() as connection:
             at = decision.decided_at or self._time()
             return suites.keep_decision(connection, suite_name, decision=decision, at=at)
@@ -145,10 +144,10 @@ class ExperimentTracker:
     def start_run(
         self, experiment_id: str, *, attempt: int, pack_id: str, engine: str, run_folder: str | Path
     ) -> None:
-        """Write a run that begins now; one that is there already stays as it is.
+        """Write a run that begins now; one that exists already stays unchanged.
 
-        From now on records of earlier attempts at this experiment are refused. `pack_id` and `attempt` together
-        name one run folder.
+        From now on, records of earlier attempts at this experiment are refused. `pack_id` and `attempt` together
+        identify one run folder.
         """
         values = {
             "experiment_id": experiment_id,
@@ -163,28 +162,27 @@ class ExperimentTracker:
             runs.start(connection, values)
 
     def next_attempt(self, experiment_ids: Sequence[str]) -> int:
-        """The attempt number for a new pack of these experiments: one more than any of them has had."""
+        """The attempt number for a new pack of these experiments: one more than the highest of any of them."""
         with self._database.reading() as connection:
             return runs.next_attempt(connection, experiment_ids)
 
     def take(self, record: Record, *, pack_id: str, attempt: int) -> bool:
-        """Store one record of a worker; on disk when this returns (optimizer steps: soon after).
+        """Store one record of a worker. It is on disk when this returns (optimizer steps: soon after).
 
-        False, and nothing is stored, when it is not from the current attempt at its experiment or has been
-        taken before.
+        Returns False and stores nothing if the record is not from the current attempt or is already stored.
         """
         origin = ingest.Origin(pack_id=pack_id, attempt=attempt, at=self._time())
         with self._database.writing(durable=not isinstance(record, PackStep)) as connection:
             return ingest.take(connection, record, origin=origin)
 
     def fail_run(self, experiment_id: str, *, attempt: int, kind: FailureKind, message: str) -> bool:
-        """End a run whose worker died without a word; False where the run has ended already."""
+        """End a run whose worker died without an outcome; False if the run has ended already."""
         outcome = Outcome(experiment_id=experiment_id, status="failed", failure_kind=kind, message=message)
         with self._database.writing() as connection:
             return runs.end(connection, outcome, attempt=attempt, at=self._time())
 
     def distrust(self, experiment_id: str, *, attempt: int) -> None:
-        """Let a completed run, part of whose results are lost, count as failed, so that it is run again."""
+        """Mark a completed run as failed because some of its results are lost, so that it runs again."""
         message = "a part of its results was damaged in the store, and there is no run folder to take it from"
         changes = {"status": "failed", "failure_kind": "crashed", "failure_message": message}
         with self._database.writing() as connection:
@@ -193,17 +191,17 @@ class ExperimentTracker:
             )
 
     def add_imported(self, results: Sequence[ImportedResult]) -> int:
-        """Write results of other tools; what is there already is not written again. The number of new ones.
+        """Write results of other tools that are not there yet; return their number.
 
         Raises:
-            StoreError: a suite of one's own runs has the name.
+            StoreError: a suite of your own runs has the name.
         """
         with self._database.writing() as connection:
             return imported.add(connection, results, at=self._time())
 
     @contextlib.contextmanager
     def at(self, time: datetime) -> Iterator[None]:
-        """Within the block, what is written happened at this time."""
+        """Within the block, writes get this time."""
         clock, self._clock = self._clock, lambda: time
         try:
             yield
@@ -215,7 +213,7 @@ class ExperimentTracker:
     def get_all_experiments(
         self, status: str | None = None, suite_name: str | None = None
     ) -> list[ExperimentResult]:
-        """Experiments in the order of suites and positions; one in two suites appears once for each.
+        """Experiments ordered by suite and position. An experiment in two suites appears once for each.
 
         `status` is pending, running, paused, completed, failed or stopped.
         """
@@ -224,12 +222,12 @@ class ExperimentTracker:
         return [result for result in found if status in {None, result.status}]
 
     def get_experiments_by_type(self, experiment_type: str) -> list[ExperimentResult]:
-        """Experiments of suites of this type: `rank_ablation`, `module_ablation`, or one's own."""
+        """Experiments of suites of this type: `rank_ablation`, `module_ablation`, or a type of your own."""
         with self._database.reading() as connection:
             return queries.results(connection, chosen=lambda row: row["experiment_type"] == experiment_type)
 
     def get_experiment(self, experiment_id: str) -> ExperimentResult:
-        """One experiment, as the first of its suites names it.
+        """One experiment, under its name in the first of its suites.
 
         Raises:
             StoreError: no suite has it.
@@ -241,22 +239,22 @@ class ExperimentTracker:
         return found[0]
 
     def get_results(self, experiment_ids: Sequence[str]) -> dict[str, ExperimentResult]:
-        """Those of the experiments that any suite has, each as the first of its suites names it."""
+        """The experiments that any suite has, each under its name in the first of its suites."""
         wanted = set(experiment_ids)
         with self._database.reading() as connection:
             found = queries.results(connection, chosen=lambda row: row["experiment_id"] in wanted)
         return {result.experiment_id: result for result in reversed(found)}
 
     def known_experiments(self) -> frozenset[str]:
-        """The ids of all experiments that are registered."""
+        """The ids of all registered experiments."""
         with self._database.reading() as connection:
             return queries.known_experiments(connection)
 
     def completed(self, experiment_ids: Sequence[str]) -> dict[str, Environment]:
-        """Those of the experiments that have a completed run, with the environment of the latest.
+        """The experiments with a completed run, and the environment of the latest one.
 
-        Whether that is comparable to the present environment is for the caller to say. A run of an unknown
-        environment is comparable to none and left out.
+        The caller decides whether that environment is comparable to the present one. A run of an unknown environment is
+        comparable to none, so it is left out.
         """
         with self._database.reading() as connection:
             return queries.completed(connection, experiment_ids)
@@ -269,7 +267,7 @@ class ExperimentTracker:
     def get_items(
         self, experiment_id: str, *, split: str, metric: str
     ) -> tuple[tuple[float, ...], tuple[int, ...] | None]:
-        """A score's value for every item, and their weights (None: all one), of the current run.
+        """A score's value for every item of the current run, and the weights (None: all weigh one).
 
         Raises:
             StoreError: the current run has no such score.
@@ -284,7 +282,7 @@ class ExperimentTracker:
     def get_all_items(
         self, experiment_ids: Sequence[str], *, split: str, metric: str
     ) -> dict[str, tuple[tuple[float, ...], tuple[int, ...] | None]]:
-        """As `get_items`, by experiment; those whose score was stored without items, or not at all, are not in it."""
+        """The same as `get_items`, by experiment, without those that have no such score or no items."""
         with self._database.reading() as connection:
             return queries.items_of(connection, experiment_ids, split=split, metric=metric)
 
@@ -294,7 +292,7 @@ class ExperimentTracker:
             return queries.steps(connection, experiment_id)
 
     def get_all_steps(self, experiment_ids: Sequence[str]) -> dict[str, list[StepRow]]:
-        """As `get_steps`, by experiment, in a few queries for all of them."""
+        """The same as `get_steps`, by experiment, in a few queries for all of them."""
         with self._database.reading() as connection:
             return queries.steps_of(connection, experiment_ids)
 
@@ -309,22 +307,22 @@ class ExperimentTracker:
             return queries.suite_summaries(connection)
 
     def get_designs(self) -> dict[str, Any]:
-        """By suite what its file asked for, as `keep_design` wrote it; of a suite of an older version there is none."""
+        """The content of each suite's file, as `keep_design` wrote it; missing for suites of an older version."""
         with self._database.reading() as connection:
             return suites.kept_designs(connection)
 
     def get_decisions(self, suite_name: str) -> tuple[StoredDecision, ...]:
-        """What the suite decided on its way, the oldest first."""
+        """The suite's decisions, the oldest first."""
         with self._database.reading() as connection:
             return suites.kept_decisions(connection).get(suite_name, ())
 
     def get_imported(self, suite_name: str | None = None) -> list[ImportedResult]:
-        """Results of other tools, in the order in which they were imported. They are in no other read."""
+        """Results of other tools in the order of their import. No other read returns them."""
         with self._database.reading() as connection:
             return imported.results(connection, suite_name)
 
     def export_to_json(self, path: str | Path, *, suite_name: str | None = None) -> None:
-        """Write all suites, or one, with what the current runs measured as one JSON file, and what was imported."""
+        """Write all suites, or one, as one JSON file: the measurements of the current runs, and imported results."""
         with self._database.reading() as connection:
             suites, experiments = queries.suite_summaries(connection), _members(connection, suite_name)
             from_elsewhere = imported.results(connection, suite_name)
@@ -344,7 +342,7 @@ class ExperimentTracker:
         export_csv(Path(path), experiments=experiments, privacy=Privacy.of_this_machine())
 
     def salvage(self, old: Self, *, tables: Sequence[Table]) -> Salvage:
-        """Copy from another store whatever is intact there and not here; for making a damaged store again."""
+        """Copy the intact rows of another store that this one lacks; used to rebuild a damaged store."""
         with (
             old._database.undecoded(),
             old._database.reading(checked=False) as source,
@@ -353,17 +351,17 @@ class ExperimentTracker:
             return recover.salvage(source, target, tables=tables)
 
     def holds(self, row: DamagedRow) -> bool:
-        """Whether a row with this key is here."""
+        """Whether this store has a row with this key."""
         with self._database.reading() as connection:
             return bool(row.key) and rows.exists(connection, schema.metadata.tables[row.table], key=row.key)
 
     def problems(self) -> list[str]:
-        """What SQLite finds wrong with the file as such, rows aside; empty for a sound one."""
+        """The findings of SQLite's check of the file, not of its rows; empty for a sound one."""
         with self._database.reading(checked=False):
             return self._database.problems()
 
     def verify(self) -> list[DamagedRow]:
-        """Rows that are not what was written: each is held against its hash. Empty for a sound store."""
+        """Rows that differ from their hash; empty for a sound store."""
         with self._database.undecoded(), self._database.reading(checked=False) as connection:
             return recover.damaged_rows(connection)
 

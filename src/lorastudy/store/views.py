@@ -1,4 +1,4 @@
-"""What the store returns to its readers: frozen values, one per experiment."""
+"""The return values of the store: frozen, one per experiment."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,12 +26,12 @@ class ScoreValue:
     unit: str
     version: int
     num_items: int | None
-    """None for an imported score without a recorded number of items."""
+    """None for an imported score whose number of items was not recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentResult:
-    """One experiment as it stands in the store: what it is, and what its current run measured.
+    """One experiment in the store: its settings, and the measurements of its current run.
 
     `scores` is keyed by (split, metric). `status` is that of the current run: pending, running, paused, completed,
     failed or stopped.
@@ -56,33 +56,33 @@ class ExperimentResult:
     adapter_path: str | None = None
     num_steps: int | None = None
     train_seconds: float | None = None
-    """Time the experiment's steps took: the pack's training time divided by its number of arms."""
+    """Share of the pack's training time: that time divided by its number of arms."""
     scores: Mapping[tuple[str, str], ScoreValue]
     profile: ArmProfile | None = None
     pack_profile: PackProfile | None = None
     prediction: MemoryPrediction | None = None
-    """What was predicted before the run."""
+    """The memory predicted before the run."""
     data: tuple[DataSummary, ...] = ()
     trivial: tuple[TrivialScore, ...] = ()
-    """What trivial predictors score on the rows that it is scored on."""
+    """Scores of the trivial predictors on the rows that this experiment is scored on."""
     environment: Environment | None = None
     sources: Mapping[str, Any] = field(default_factory=dict)
     """Fingerprints of the base model and the data sets."""
     pack_id: str | None = None
     traceback: str | None = None
     incidents: tuple[Incident, ...] = ()
-    """What happened to its pack, in order, earlier attempts included as far as this one goes on from them."""
+    """The incidents of its pack, in order. They include those of the earlier attempts that this one continues."""
     checkpoint_profile: CheckpointProfile | None = None
 
     @property
     def was_pruned(self) -> bool:
-        """Whether it was stopped because its arm was clearly behind: no failure, and nothing is left to run."""
+        """Whether racing stopped it because its arm was clearly behind. It is no failure and needs no further run."""
         return self.status == "stopped" and self.failure_kind == "pruned"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """One attempt at an experiment, and the folder that it has with the rest of its pack."""
+    """One attempt at an experiment, and the run folder of its pack."""
 
     experiment_id: str
     attempt: int
@@ -93,7 +93,7 @@ class RunView:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedScore:
-    """A metric as another tool reported it. `num_items` is None where the tool did not record over how many items it is a mean."""
+    """A metric as another tool reported it. `num_items` is None if the tool did not record it."""
 
     metric: str
     value: float
@@ -104,9 +104,9 @@ class ImportedScore:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedResult:
-    """One result of another tool: what it says it trained, what it measured, and where that was read.
+    """One result of another tool: its training, its measurements, and its source.
 
-    `settings` go by our names where there is one. `seed` is None where none was recorded; two such results are never
+    `settings` have our names where there is one. `seed` is None if it was not recorded; two such results are never
     paired. The first of `scores` is the primary metric.
     """
 
@@ -115,22 +115,22 @@ class ImportedResult:
     seed: int | None
     settings: Mapping[str, Any]
     sources: Mapping[str, str]
-    """What names the base model, the data and the environment, as far as it was recorded."""
+    """The base model, the data and the environment, as far as recorded."""
     scores: tuple[ImportedScore, ...]
     costs: Mapping[str, float]
     tool: str
     file: str
     file_sha256: str
     location: str
-    """The file, with its line where it holds several results."""
+    """The file, with the line if it holds several results."""
     is_diverged: bool = False
-    """Whether the run ended without a usable value of the primary metric: the word, NaN, infinity, or nothing."""
+    """Whether the primary metric has no usable value: the word "diverged", NaN, infinity, or nothing."""
     imported_at: str | None = None
-    """None until it is stored."""
+    """None before it is stored."""
 
     @property
     def id(self) -> str:
-        """`imp-` and a hash of what it is: the same result read again, from whatever file, is not another one."""
+        """`imp-` and a hash of the content, so the same result from another file has the same id."""
         scores = [vars(score) for score in self.scores]
         body = [
             self.suite_name,
@@ -148,7 +148,7 @@ class ImportedResult:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRow:
-    """One optimizer step of one experiment, as stored."""
+    """One stored optimizer step of one experiment."""
 
     step: int
     loss: float | None
@@ -158,7 +158,7 @@ class StepRow:
 
 @dataclass(frozen=True, kw_only=True)
 class StatedQuestion:
-    """What a suite asked at a time, and how many of its experiments had been completed by then."""
+    """A question of a suite, and how many of its experiments were completed when it was stated."""
 
     question: Question
     stated_at: str
@@ -167,12 +167,12 @@ class StatedQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredDecision:
-    """What a study decided on its way. `key` is a hash of what it was about, `content` plain JSON values."""
+    """A decision of a study. `key` is a hash of its subject, `content` plain JSON values."""
 
     key: str
     content: Mapping[str, Any]
     decided_at: str | None = None
-    """None of one that is not stored yet."""
+    """None before it is stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,14 +184,14 @@ class SuiteSummary:
     created_at: str
     num_experiments: int
     questions: tuple[StatedQuestion, ...] = ()
-    """What it asks, the oldest statement first; more than one means that the question was changed."""
+    """All its questions, the oldest first. More than one means that the question was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DamagedRow:
-    """A row that is not what was written: its hash does not match. `key` is its primary key, as read.
+    """A row that does not match its hash. `key` is its primary key, as read.
 
-    Where the file is damaged so that a table cannot be read to its end, `key` is empty.
+    If damage keeps a table from being read to its end, `key` is empty.
     """
 
     table: str

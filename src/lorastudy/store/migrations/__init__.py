@@ -19,13 +19,13 @@ _FOLDER = Path(__file__).parent
 
 
 def upgrade(connection: Connection) -> None:
-    """Run the missing revisions inside the caller's transaction, and seal every row anew.
+    """Run the missing revisions within the caller's transaction, and seal every row again.
 
-    A row's hash covers all its columns, so a new column breaks it. Sealing would make a damaged row look sound, so
-    each row is first compared with its old hash.
+    A row's hash covers all its columns, so a new column breaks it. Sealing a damaged row would hide the damage, so each
+    row is first compared with its old hash.
 
     Raises:
-        DamageError: a row is not what was written.
+        DamageError: a row differs from what was written.
     """
     for table in _own_tables(connection):
         for row in rows.read(connection, select(table)):
@@ -39,7 +39,7 @@ def upgrade(connection: Connection) -> None:
 
 
 def _own_tables(connection: Connection) -> list[Table]:
-    """The tables that the database has now, whatever its revision."""
+    """The tables that the database has now, at any revision."""
     there = MetaData()
     there.reflect(connection, only=lambda name, _: name != VERSION_TABLE)
     return [table for table in there.sorted_tables if rows.HASH_COLUMN in table.columns]
@@ -52,7 +52,7 @@ def known_revisions() -> tuple[str, ...]:
 
 def _config() -> Config:
     config = Config()
-    # ConfigParser takes % for interpolation, and an installation's path may hold one
+    # ConfigParser takes % for interpolation, and the path of an installation may contain one.
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config

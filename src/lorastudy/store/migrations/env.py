@@ -8,7 +8,7 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
     version_table=VERSION_TABLE,
-    # true for SQLite as we open it: we send BEGIN ourselves, so the driver cannot withhold it before DDL
+    # True for our SQLite connections: we send BEGIN ourselves, so the driver cannot delay it past DDL.
     transactional_ddl=True,
 )
 with context.begin_transaction():
