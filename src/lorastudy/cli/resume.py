@@ -128,7 +128,7 @@ def _is_open(results: "Sequence[ExperimentResult]", asked: "Question") -> bool:
     from lorastudy.planning.done import is_current
 
     return any(
-        not is_current(result.environment)
+        (result.environment is not None and not is_current(result.environment))
         or (result.status != "completed" and not (result.was_pruned and asked.rungs))
         for result in results
     )
