@@ -1,26 +1,25 @@
-"""What can go wrong, in the user's words.
+"""Errors that the user can fix, and helpers to quote errors of libraries.
 
-A `StudyError` is the user's to mend: its message says what is wrong, where, and what to do. The command
-line prints it without a traceback and exits with 2. Mistakes of our own are `assert`s and stay loud.
+A `StudyError` is for the user: its message says what is wrong, where, and what to do. The command line prints it
+without a traceback and exits with 2. Our own mistakes are `assert`s and show a traceback.
 """
 
 import re
 from collections.abc import Sequence
 
-#: What code of others raises where it cannot do what it is asked: that of any model, on a configuration or on tensors that it
-#: was not written for.
+#: Errors that foreign code, such as a model's, raises for a configuration or tensors that it does not support.
 FOREIGN_ERRORS = (
     RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError, ImportError, OSError,
 )  # fmt: skip
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says in its first line, for a message of ours; its type where it says nothing."""
+    """The first line of a library's error, to quote in our message; the error's type if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
-#: Begin a stack of calls: Python's, which may have lost its title, and faulthandler's. Its other lines are indented.
+#: Lines that begin a stack: Python's, which may lack its title, and faulthandler's. All other lines of it are indented.
 _STACK = re.compile(r"\s*Traceback \(most recent call last\):|\s*File \".*\", line \d+")
 _DUMP = re.compile(r".*\(most recent call first\):$")
 _BESIDE_STACKS = (
@@ -31,7 +30,7 @@ _BESIDE_STACKS = (
 
 
 def without_tracebacks(text: str) -> str:
-    """The text without stacks of calls; of errors that led to one another, what the last one says."""
+    """The text without stack traces. Of a chain of errors, only the last one's message stays."""
     kept: list[str] = []
     last_error = 0
     is_in_stack = False
@@ -48,11 +47,11 @@ def without_tracebacks(text: str) -> str:
 
 
 class StudyError(Exception):
-    """Something the user can mend; the message says what, where and how."""
+    """An error that the user can fix; the message says what, where and how."""
 
 
 class SuiteFileError(StudyError):
-    """All that is wrong with one suite file, each line as `file:line:col: path: cause`."""
+    """All problems of a suite file, one line each: `file:line:col: path: cause`."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -60,11 +59,11 @@ class SuiteFileError(StudyError):
 
 
 class DataError(StudyError):
-    """A data file that cannot be used as it stands; names the file and, where there is one, the line."""
+    """A data file cannot be used as it is. The message names the file and, if there is one, the line."""
 
 
 class ModelError(StudyError):
-    """A base model or an adapter that cannot be loaded, or does not fit what is asked of it."""
+    """A base model or an adapter cannot be loaded, or does not fit the settings."""
 
 
 class StoreError(StudyError):

@@ -1,6 +1,6 @@
-"""The Python entry: a suite is loaded, planned, run, analysed and reported without the command line.
+"""The Python interface: load, plan, run, analyse and report a suite without the command line.
 
-Nothing here prints or exits. What is wrong is raised as `lorastudy.errors.StudyError`.
+Nothing here prints or exits. Errors are raised as `lorastudy.errors.StudyError`.
 """
 
 import contextlib
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
 
     from lorastudy.analysis.overview import Analysis
 
-#: Where results lie in a study's folder, as with the command line.
+#: The store's path in a study's folder, as with the command line.
 STORE = "results/experiments.db"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """What a suite came to, as its store has it."""
+    """The results of a suite, read from its store."""
 
     suite_name: str
     store: str
     """The database: a path, or a URL."""
     outcome: StudyOutcome
-    """Which experiments completed, failed, were done before or did not run, by id."""
+    """The ids of the experiments that completed, failed, were done before or did not run."""
 
     def frame(self) -> "DataFrame":
-        """One row an experiment: `arm`, `seed`, `status`, every setting, every score and every cost.
+        """A data frame with one row per experiment: `arm`, `seed`, `status`, every setting, every score and every cost.
 
-        Columns are those of `lorastudy export --format csv`: `settings.lora_rank`, `scores.eval.loss` (nats per
-        completion token), `profile.peak_memory_bytes`, `train_seconds`. What was not measured is missing (NaN or None).
+        The columns are those of `lorastudy export --format csv`: `settings.lora_rank`, `scores.eval.loss` (nats per
+        completion token), `profile.peak_memory_bytes`, `train_seconds`. A value that was not measured is NaN or None.
         """
         from pandas import DataFrame
 
@@ -56,13 +56,13 @@ class StudyResult:
         return DataFrame([row_of(result) for result in results])
 
     def items(self, *, split: str = "eval", metric: str = "loss") -> "DataFrame":
-        """One row for each scored item of each experiment: `arm`, `seed`, `item`, `value`, `weight`.
+        """A data frame with one row per scored item of each experiment: `arm`, `seed`, `item`, `value`, `weight`.
 
-        `item` counts from 0 and means the same row for all arms. `weight` is the number of completion tokens of a
-        loss, 1 of other metrics. Rows are sorted by arm, seed and item.
+        `item` counts from 0 and means the same data row for all arms. `weight` is the number of completion tokens for
+        a loss, and 1 for other metrics. Rows are sorted by arm, seed and item.
 
         Raises:
-            StudyError: no experiment was scored so; the message has the scores that there are.
+            StudyError: no experiment has this score; the message lists the scores that exist.
         """
         from pandas import DataFrame
 
@@ -91,7 +91,7 @@ class StudyResult:
 
     @cached_property
     def summary(self) -> str:
-        """The verdict and the recommendation, as the first page of the report has them."""
+        """The verdict and the recommendation, as on the first page of the report."""
         from lorastudy.report.read import read_report
 
         if not (self.outcome.completed or self.outcome.done_before):
@@ -112,16 +112,16 @@ class StudyResult:
 
 
 def load_suite(source: str | Path | Mapping[str, Any] | None = None, /, **values: Any) -> Suite:
-    """A checked suite from a YAML file, from a dict with the same keys, or from keyword arguments.
+    """A checked suite, from a YAML file, a dict with the same keys, or keyword arguments.
 
         load_suite("suite.yaml")
         load_suite(base_model="lab", dataset_path="lab:facts", factors={"lora_rank": [1, 4]}, seeds=[0, 1])
 
-    Keyword arguments are added to a dict, never to a file: a file is the whole suite.
+    Keyword arguments may be added to a dict, but not to a file: a file is the whole suite.
 
     Raises:
-        SuiteFileError: everything that is wrong, with the place and the fix.
-        TypeError: a file and keyword arguments.
+        SuiteFileError: lists every problem with its place and fix.
+        TypeError: you gave both a file and keyword arguments, or an argument of another type.
     """
     if isinstance(source, str | Path):
         if values:
@@ -141,10 +141,11 @@ def plan(
     executor: Executor | None = None,
     on_wait: Callable[[str], None] | None = None,
 ) -> StudyPlan:
-    """What the suite comes to on this machine: experiments, packs, predicted memory, notes and findings. Nothing is written.
+    """The plan of the suite on this machine: experiments, packs, predicted memory, notes and findings.
 
-    What the store holds already is not run again: by default `results/experiments.db` in `folder`, else the path or
-    database URL given as `store`. `on_wait` gets a line before each wait of seconds.
+    Writes nothing into the store. Experiments with a result in the store are not run again. The store is
+    `results/experiments.db` in `folder`, or the path or database URL that you give as `store`. `on_wait` gets a line
+    before each wait of seconds.
 
     Raises:
         DataError: the rows cannot be used with their base model.
@@ -167,22 +168,22 @@ def run(
     executor: Executor | None = None,
     progress: OnEvent | None = None,
 ) -> StudyResult:
-    """Train and score what is missing of the plan, and return its results.
+    """Train and score the plan's missing experiments, and return the results.
 
     Results, run folders and adapters go into `folder`, as with the command line: `results/experiments.db` (or `store`),
     `results/runs` and `output/<name>/final_model`.
 
-    Killed at any moment, it goes on from the newest checkpoint when it is run again. `progress(pack, event)` is
-    called for every record as it is stored: a `PackStep` for each optimizer step, a `Score`, an `Outcome`; `pack` has the
+    If the run is killed, call it again: it resumes from the newest checkpoint. `progress(pack, event)` is called for
+    every record as it is stored: a `PackStep` for each optimizer step, a `Score`, an `Outcome`. `pack` has the
     experiments that train together.
 
-    An experiment that fails raises nothing; `result.outcome.failed` has it with its message. Without
-    `continue_on_error` nothing more begins after it.
+    An experiment that fails raises nothing: `result.outcome.failed` lists it with its message. Without
+    `continue_on_error`, nothing else starts after a failure.
 
-    An executor that is given stays open.
+    An executor that you pass stays open.
 
     Raises:
-        ModelError: a base model cannot be had. Nothing was written.
+        ModelError: a base model is not available, or an arm does not fit it. Nothing was written.
         StoreError: another process writes this store.
         StudyError: a worker cannot write its files, or the plan was made for another executor.
     """
@@ -214,9 +215,9 @@ def _store(folder: str | Path, store: str | Path | None) -> str:
 
 
 def analyse(result: StudyResult) -> "Sequence[Analysis]":
-    """The verdicts as values, one `Analysis` for each question that the suite asked (one for most suites).
+    """The verdicts as values: one `Analysis` for each question of the suite (most suites have one).
 
-    `analysis.primary_comparisons` has each arm against the reference by the metric that decides: `arm`, `reference`,
+    `analysis.primary_comparisons` compares each arm with the reference on the primary metric: `arm`, `reference`,
     `mean` (arm minus reference), `interval`, `verdict`. `analysis.comparisons` has the same by (split, metric).
 
     Raises:
@@ -230,7 +231,7 @@ def analyse(result: StudyResult) -> "Sequence[Analysis]":
 
 
 def write_report(result: StudyResult, output: str | Path = "RESULTS.md") -> list[Path]:
-    """Write the report and return its files: Markdown, the HTML page beside it, then the plots.
+    """Write the report and return its files: Markdown, the HTML page next to it, then the plots.
 
     Raises:
         StudyError: no experiment has completed.

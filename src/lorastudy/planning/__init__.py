@@ -1,1 +1,1 @@
-"""What follows from a suite, the store and the machine before anything runs; `study_plan` computes it once."""
+"""The plan of a study, made before anything runs from the suite, the store and the machine; see `study_plan`."""

@@ -1,8 +1,7 @@
-"""What a worker answered for plans, kept in the user's cache folder, so that each question is asked once.
+"""A worker's answers to planning questions, cached in the user's cache folder so that each question is asked once.
 
-An answer is kept under the hash of its question, of the configuration it is about, of the library versions, and of
-the source of the engine and of what makes tokens: a faster engine that holds other tensors is counted anew without
-anybody thinking of it.
+The cache key hashes the question, the model configuration it is about, the library versions, and the source of the
+engine and of the data code. A changed engine therefore invalidates its old answers by itself.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ from lorastudy.protocol.jobs import (
 )
 from lorastudy.suite.experiment import canonical_json
 
-#: What an answer depends on besides the question.
+#: Libraries and source files that an answer depends on besides the question.
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "lorastudy")
 _SOURCES = ("engine/*.py", "data/*.py", "protocol/footprint.py", "suite/targets.py")
 
@@ -37,19 +36,20 @@ Ask = Callable[[PlanningJob], dict[str, Any]]
 
 
 class Answers:
-    """Answers from the cache, and from a worker where there is none yet."""
+    """Answers from the cache, or from a worker for a question that is not cached yet."""
 
     def __init__(self, ask: Ask | None, *, folder: Path | None = None) -> None:
-        """Without `ask` only what is kept is answered."""
+        """Without `ask`, only cached questions can be answered."""
         self._ask = ask
         self._folder = folder or cache_folder("plans")
         self._read: dict[str, dict[str, Any]] = {}
         self._problems: dict[str, StudyError] = {}
 
     def fetch(self, questions: Sequence[tuple[Question, str]], *, base_model: str) -> None:
-        """Have all that is new of (question, what it depends on besides itself) answered, by one worker.
+        """Have one worker answer every question that is not cached yet.
 
-        What cannot be answered is told when it is asked for by `get`: it keeps nobody from the other answers.
+        Each pair is (question, what the answer depends on besides the question). A question that cannot be answered
+        raises its error in `get`, not here, so that the other answers remain usable.
         """
         missing = {
             key: question
@@ -64,7 +64,7 @@ class Answers:
             problem = problem_in(answer)
             if (
                 problem is not None
-            ):  # a better library, or a file that is mended, may answer tomorrow: it is not kept
+            ):  # never cached: another library version or a repaired file may answer next time
                 self._problems[key] = problem
             else:
                 self._keep(key, answer)
@@ -73,8 +73,8 @@ class Answers:
         """The answer to a question.
 
         Raises:
-            DataError: what the worker said of the data.
-            ModelError: what it said of the model.
+            DataError: the worker could not use the data.
+            ModelError: the worker could not use the model.
         """
         self.fetch([(question, about)], base_model=base_model)
         key = _key(question, about)
@@ -83,7 +83,7 @@ class Answers:
         return self._read[key]
 
     def kept(self, question: Question, about: str) -> dict[str, Any] | None:
-        """The answer if it is kept."""
+        """The cached answer, if there is one."""
         return self._kept(_key(question, about))
 
     def _kept(self, key: str) -> dict[str, Any] | None:
@@ -91,7 +91,7 @@ class Answers:
             path = self._folder / f"{key}.json"
             try:
                 self._read[key] = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):  # not there, or torn: asked again
+            except (OSError, ValueError):  # missing, or half written: ask again
                 return None
         return self._read[key]
 
@@ -101,17 +101,17 @@ class Answers:
 
 
 def problem_in(answer: Mapping[str, Any]) -> StudyError | None:
-    """What the worker said of data or model instead of an answer."""
+    """The error that a worker returned in place of an answer; None for a real answer."""
     if "problem" not in answer:
         return None
     return (DataError if answer.get("is_of_data") else ModelError)(answer["problem"])
 
 
 def config_digest(base_model: str) -> str:
-    """The hash of a base model's `config.json`, and of the code beside it.
+    """The hash of a base model's `config.json` and of the Python files beside it.
 
     Raises:
-        ModelError: it is not on this machine.
+        ModelError: the model is not on this machine.
     """
     folder = config_folder(base_model)
     digest = hashlib.sha256((folder / CONFIG_NAME).read_bytes())

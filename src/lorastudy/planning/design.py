@@ -1,7 +1,7 @@
-"""The experiments that a suite asks for by now: all of them, or, with `learning_rate: auto`, as far as results tell.
+"""The experiments that a suite asks for: all of them, or, with `learning_rate: auto`, those that results so far imply.
 
-`suite.rate_search` says what comes next from the merits of what was tried. Here a suite meets the files that it reads and
-the store that holds those merits.
+`suite.rate_search` chooses the next rates from the merits of the rates tried. This module gives it the suite's files
+and the merits in the store.
 """
 
 import functools
@@ -23,12 +23,12 @@ from lorastudy.suite.suite import Suite
 
 
 def steps_counter() -> Callable[[Settings], int]:
-    """A function that counts the optimizer steps of an arm, by which a search for learning rates begins.
+    """A function that counts the optimizer steps of an arm. A search for learning rates starts from that number.
 
-    It reads the rows of each data set once. Steps are counted without the base model's tokenizer, since a suite's
-    experiments follow from its files alone. Of a training by epochs, rows of which the cut leaves no answer are therefore
-    still counted, and a long plain text, which training takes as several rows, counts once: such a search may begin at the
-    rates for fewer than `SHORT_STEPS` steps.
+    It reads the rows of each data set once. It uses no tokenizer, because a suite's experiments must follow from its
+    files alone. When training is measured in epochs, the count may therefore be off: rows whose answer is cut away
+    still count, and a long plain text, which training splits into several rows, counts once. A search may then start
+    at the rates for fewer than `SHORT_STEPS` steps.
     """
     num_rows: dict[str, int] = {}
 
@@ -45,17 +45,17 @@ def steps_counter() -> Callable[[Settings], int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Designer:
-    """Makes a suite's design. Each file and each base model is fingerprinted once, however often it is asked."""
+    """Makes a suite's design. Fingerprints each file and each base model only once."""
 
     suite: Suite
     registered: tuple[Experiment, ...] | None = None
-    """The experiments of a suite that is taken up from the store: its design, whatever its arms were."""
+    """The experiments of a suite that resumes from the store. They are its whole design."""
     fingerprint_dataset: Fingerprint = field(default_factory=lambda: functools.cache(dataset_fingerprint))
     fingerprint_base: Fingerprint = field(default_factory=lambda: functools.cache(base_model_fingerprint))
     num_steps: NumSteps = field(default_factory=steps_counter)
 
     def design(self, merits: Mapping[str, Merit | None] | None = None) -> Design:
-        """What the suite asks for by these merits; without any, its first round.
+        """The suite's design given these merits; without merits, its first round.
 
         Raises:
             SuiteFileError, StudyError: as `suite.expansion.expand`.
@@ -71,7 +71,7 @@ class Designer:
         )
 
     def by_now(self, tracker: ExperimentTracker | None) -> Design:
-        """What the suite asks for by the results that the store holds; without a store, its first round."""
+        """The suite's design given the results in the store; without a store, its first round."""
         designed = self.design()
         merits: dict[str, Merit | None] = {}
         asked: frozenset[str] = frozenset()

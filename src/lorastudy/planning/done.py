@@ -1,6 +1,6 @@
-"""What a store holds of experiments already: done, pruned by racing, or scored for a search, under the libraries of now.
+"""Which experiments the store has results for: done, pruned by racing, or scored for a search.
 
-Numbers depend on the versions of the libraries that make them, so a result of other versions counts as missing.
+Numbers depend on library versions, so a result made under other versions than the installed ones counts as missing.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,12 +15,12 @@ from lorastudy.suite.question import PrimaryMetric
 from lorastudy.suite.rate_search import DIVERGED, Design, Merit
 from lorastudy.suite.suite import Suite
 
-#: What must be as it was for a result to count as already there.
+#: Libraries whose versions must match the installed ones for a stored result to count.
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def is_new(store: str | Path) -> bool:
-    """Whether a store is still to be made. An empty file is what a crash left of making it."""
+    """Whether the store does not exist yet. A crash while creating it leaves an empty file, which counts as new."""
     if "://" in str(store):
         return False
     file = Path(store)
@@ -28,7 +28,7 @@ def is_new(store: str | Path) -> bool:
 
 
 def is_current(environment: Environment | None) -> bool:
-    """Whether a run of this environment had the versions that are installed now of the libraries that make the numbers."""
+    """Whether a run in this environment had the installed versions of all `LIBRARIES`."""
     if environment is None:
         return False
     return all(getattr(environment, name) == version(name) for name in LIBRARIES)
@@ -42,9 +42,9 @@ def libraries_of_now() -> list[str]:
 def not_done(
     experiments: Sequence[Experiment], *, tracker: ExperimentTracker, searching: Collection[str] = ()
 ) -> list[Experiment]:
-    """The experiments without a completed run under the libraries of now.
+    """The experiments without a completed run under the installed libraries.
 
-    One of `searching` that diverged under them is done too.
+    An experiment in `searching` also counts as done if it diverged under them.
     """
     done = tracker.completed([experiment.id for experiment in experiments])
     open_searches = [each.id for each in experiments if each.id in searching and each.id not in done]
@@ -76,7 +76,7 @@ def pruned(experiments: Sequence[Experiment], *, tracker: ExperimentTracker) -> 
 def current_results(
     experiments: Sequence[Experiment], *, suite_name: str, tracker: ExperimentTracker
 ) -> list[ExperimentResult]:
-    """How the experiments stand, as this suite names them; without what other versions of the libraries made."""
+    """The results of the experiments, under this suite's names, made under the installed libraries."""
     ids = {experiment.id for experiment in experiments}
     found = tracker.get_all_experiments(suite_name=suite_name)
     return [each for each in found if each.experiment_id in ids and is_current(each.environment)]
@@ -85,7 +85,7 @@ def current_results(
 def merits_of(
     experiment_ids: Collection[str], *, tracker: ExperimentTracker, metric: PrimaryMetric
 ) -> dict[str, Merit | None]:
-    """The merits of those that have ended under the libraries of now."""
+    """The merits of the experiments that ended under the installed libraries."""
     results = tracker.get_results(sorted(experiment_ids))
     return {
         experiment_id: merit(result, metric)
@@ -95,12 +95,12 @@ def merits_of(
 
 
 def has_ended(result: ExperimentResult) -> bool:
-    """Whether the run came to an end of its own, a good one or a bad one."""
+    """Whether the run completed or failed."""
     return result.status in {"completed", "failed"}
 
 
 def merit(result: ExperimentResult, metric: PrimaryMetric) -> Merit | None:
-    """On the held-out rows, never on the test rows; None where the run failed without diverging."""
+    """The merit on the held-out rows, never on the test rows; None if the run failed without diverging."""
     if result.failure_kind == "diverged":
         return DIVERGED
     if result.status != "completed":

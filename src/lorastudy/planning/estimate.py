@@ -1,6 +1,6 @@
-"""What packs of experiments will take, before they run: memory by term, time where it was calibrated, and what fits.
+"""Estimates of packs before they run: memory term by term, time if steps were timed here, and whether a pack fits.
 
-The questions of a whole plan go to one worker, once; afterwards everything here is arithmetic on kept answers.
+One worker answers the questions of a whole plan, once. Everything after that is arithmetic on cached answers.
 """
 
 import os
@@ -48,11 +48,11 @@ from lorastudy.suite.targets import targets_of
 #: tensors, and for the error of the prediction.
 MARGIN = 0.10
 
-#: What a worker on a CPU takes before it holds a tensor: libraries, and the tokenised rows.
+#: Memory of a worker on a CPU before it holds a tensor: libraries, and the tokenised rows.
 PROCESS_BYTES = 600 << 20
 
-#: How large its heap becomes for each byte of tensors at their peak. The worker gives nothing back to the system, which would
-#: cost half of its speed (docs/log.md), and between tensors of steps of other lengths there are gaps: 1.5 were seen.
+#: Bytes of a CPU worker's heap per byte of tensors at their peak. The worker returns no memory to the system, because
+#: that costs half of its speed (docs/log.md). Steps of different lengths leave gaps between tensors. 1.5 was measured.
 HEAP_SHARE = 2.0
 
 #: Numbers of arms that a calibration times.
@@ -71,14 +71,14 @@ class Machine:
 
     @property
     def as_device(self) -> Device:
-        """As far as memory goes."""
+        """The device as the memory formulas take it."""
         return Device(kind=self.device, compute_capability=self.compute_capability)
 
     def budget_bytes(self, *, num_workers: int) -> int | None:
-        """What tensors of a pack may take at their peak, less the margin; None where no memory is known.
+        """Bytes that a pack's tensors may take at their peak, after the margin; None if the memory is not known.
 
-        On a GPU that of the worker's own device. On a CPU the workers share the machine's, and each takes more of it than
-        its tensors do.
+        On a GPU, each worker has a device of its own. On a CPU, the workers share the machine's memory, and each takes
+        more of it than its tensors do.
         """
         if self.device == "cuda":
             return None if self.memory_bytes is None else within_margin(self.memory_bytes)
@@ -88,7 +88,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What the training rows of a pack are like; without a data set, all rows have the greatest length."""
+    """Lengths and number of a pack's training rows; without a data set, every row has the maximum length."""
 
     batch: MicroBatch
     num_steps: int | None
@@ -97,11 +97,11 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class ForeseenEngine:
-    """The engine that will train a pack, as far as its model's configuration and its rows tell."""
+    """The engine that will train a pack, foreseen from the model's configuration and the rows."""
 
     name: EngineName
     reason: str | None = None
-    """Why it is not the packed one, where `engine: auto` left the choice."""
+    """With `engine: auto`, why the packed engine is not used."""
 
     def __str__(self) -> str:
         return f"engine: {self.name}{f', since {self.reason}' if self.reason else ''}"
@@ -109,29 +109,29 @@ class ForeseenEngine:
 
 @dataclass(frozen=True, kw_only=True)
 class PackEstimate:
-    """What one pack will take; an experiment that does not fit the model has no part in it."""
+    """Memory and time of one pack. Experiments that do not fit the model are left out."""
 
     prediction: Prediction
     alone: Mapping[str, Prediction]
-    """By experiment: trained alone, as every arm is profiled."""
+    """By experiment: the prediction of training it alone, as the profile measures it."""
     rows: Rows
     num_trainable: Mapping[str, int]
     num_modules: Mapping[str, int]
     step_seconds: float | None
     engine: "ForeseenEngine"
     problems: Mapping[str, str]
-    """By experiment: why nothing is predicted of it. The others are predicted without it."""
+    """By experiment: why it has no prediction. The others are predicted without it."""
 
     @property
     def train_seconds(self) -> float | None:
-        """Of all steps; None where none was timed, or where nobody knows how many there are."""
+        """Seconds of all steps; None if no step was timed or the number of steps is not known."""
         if self.step_seconds is None or self.rows.num_steps is None:
             return None
         return self.step_seconds * self.rows.num_steps
 
 
 class Estimator:
-    """Predictions for experiments that share everything but their arms: one base, precision, data and batch."""
+    """Predictions for experiments that differ only in their arms: they share base, precision, data and batch."""
 
     def __init__(
         self,
@@ -141,10 +141,10 @@ class Estimator:
         with_data: bool,
         data_seeds: Collection[int] = (),
     ) -> None:
-        """`with_data` reads the training rows; without, all rows are taken to have the greatest length.
+        """`with_data` reads the training rows; without it, every row is assumed to have the maximum length.
 
-        `data_seeds` are those of the other packs that read the same rows (`by_pack` finds them): one question then
-        answers for all orders, and the counted steps serve all of them.
+        `data_seeds` are the data seeds of other packs with the same rows (`by_pack` finds them). One question then
+        covers all orders of the rows, and its counted steps serve all these packs.
         """
         self.experiments = tuple(experiments)
         self._data_seeds = tuple(sorted({experiments[0].data_seed, *data_seeds}))
@@ -153,21 +153,21 @@ class Estimator:
         self._with_data = with_data
 
     def first_questions(self) -> list[tuple[Question, str]]:
-        """What must be known before it is clear which step to count, and of which engine: the model, and the rows, if any."""
+        """The questions on machine, model and rows. Their answers decide which step to count, and on which engine."""
         asked: list[tuple[Question, str]] = [(MachineQuestion(), ""), (self._model_question, self._about)]
         if self._with_data:
             asked.append((self._rows_question, self._about_rows))
         return asked
 
     def questions(self, *, with_alone: bool = True) -> list[tuple[Question, str]]:
-        """The steps to count before `estimate` can answer: all arms together, and each arm alone."""
+        """The questions that `estimate` needs: a step of all arms together, and a step of each arm alone."""
         sizes, _ = self._sizes(self.experiments)
         packs = [[each] for each in self.experiments if each.id in sizes] if with_alone else []
         return self._questions_of([*packs, self.experiments])
 
     def count(self, packs: Iterable[Sequence[Experiment]]) -> None:
-        """Have the steps of these packs counted, so that `estimate` knows them."""
-        with suppress(StudyError):  # `estimate` tells
+        """Have the steps of these packs counted, for `estimate` to use."""
+        with suppress(StudyError):  # `estimate` raises it
             self._answers.fetch(self._questions_of(packs), base_model=self.settings.base_model)
 
     def _questions_of(self, packs: Iterable[Sequence[Experiment]]) -> list[tuple[Question, str]]:
@@ -183,20 +183,20 @@ class Estimator:
 
     @cached_property
     def machine(self) -> Machine:
-        """Where a worker of this machine would train."""
+        """The device on which a worker of this machine would train."""
         return Machine(**self._one(MachineQuestion(), ""))
 
     @cached_property
     def shape(self) -> ModelShape:
-        """The base model's."""
+        """The base model's shape."""
         return ModelShape.from_json(self._one(self._model_question, self._about))
 
     @cached_property
     def engine(self) -> ForeseenEngine:
-        """Which engine will train: the one asked for, and with `auto` the packed one wherever it can serve model and rows.
+        """The engine that will train. With `auto`, the packed engine if it supports the model and the rows.
 
         Raises:
-            ModelError: the packed engine was asked for by name, and cannot.
+            ModelError: the settings name the packed engine, and it does not support the model or the rows.
         """
         asked = self.settings.engine
         if asked == "reference":
@@ -214,7 +214,7 @@ class Estimator:
         return ForeseenEngine(name="reference", reason=problem)
 
     def _experts_problem(self) -> str | None:
-        """Why the packed engine will not serve these arms: one of them adapts the weights of experts."""
+        """Why the packed engine cannot train these arms: one of them adapts weights of experts. None if none does."""
         layers = self.shape.layers_by_name()
         sizes, _ = self._sizes(self.experiments)
         adapted = (name for size in sizes.values() for name in size.module_names)
@@ -223,7 +223,7 @@ class Estimator:
 
     @cached_property
     def rows(self) -> Rows:
-        """The rows of a pack. Its micro-batch is the largest one of all orders, so packs of all seeds are predicted alike."""
+        """The rows of a pack. The micro-batch is the largest over all orders, so all seeds get the same prediction."""
         if not self._with_data:
             return longest_rows(self.settings)
         answer = self._one(self._rows_question, self._about_rows)
@@ -239,30 +239,32 @@ class Estimator:
 
     @property
     def rows_read(self) -> tuple[RowsRead, ...]:
-        """What becomes of the rows of each split, as the worker reads them; nothing without a data set."""
+        """The rows of each split as a worker read them; empty without a data set."""
         if not self._with_data:
             return ()
         answer = self._one(self._rows_question, self._about_rows)
         return tuple(map(RowsRead.from_json, answer["splits"]))
 
     def calibration(self) -> Calibration | None:
-        """The timed steps of this machine, if it was calibrated."""
+        """The steps timed on this machine; None if none were timed."""
         kept = self._answers.kept(self._pace_question, self._about)
         return None if kept is None else Calibration.from_json(kept)
 
     def calibrate(self) -> Calibration:
-        """Time steps now. The base model is loaded.
+        """Time steps now. This loads the base model.
 
         Raises:
-            StudyError: it cannot be.
+            StudyError: the base model cannot be loaded.
         """
         return Calibration.from_json(self._one(self._pace_question, self._about))
 
     def estimate(self, experiments: Sequence[Experiment] | None = None) -> PackEstimate:
-        """What these of the experiments take as one pack. A pack that was not counted gets its share of all arms together.
+        """The estimate of these experiments as one pack.
+
+        If the pack's step was not counted, it gets its share of the step of all arms together (`memory.part_of`).
 
         Raises:
-            ModelError: none of them fits the model.
+            ModelError: none of the experiments fits the model.
         """
         chosen = self.experiments if experiments is None else experiments
         alone, sizes, problems = self._alone(chosen)
@@ -282,17 +284,17 @@ class Estimator:
         )
 
     def fits(self, experiments: Sequence[Experiment], *, budget_bytes: int) -> bool:
-        """Whether these train together within the budget. An arm that cannot be predicted is tried when it runs."""
+        """Whether the pack fits the budget. True if nothing can be predicted: the run then shows whether it fits."""
         try:
             return self.total_bytes(experiments) <= budget_bytes
         except ModelError:
             return True
 
     def total_bytes(self, experiments: Sequence[Experiment] | None = None) -> int:
-        """The peak of these as one pack, which is counted now if it was not before.
+        """The peak bytes of these experiments as one pack. Has the pack's step counted if it was not.
 
         Raises:
-            ModelError: none of them fits the model.
+            ModelError: none of the experiments fits the model.
         """
         chosen = self.experiments if experiments is None else experiments
         self.count([chosen])
@@ -307,7 +309,7 @@ class Estimator:
     def _alone(
         self, experiments: Sequence[Experiment]
     ) -> tuple[dict[str, Prediction], dict[str, ArmSize], dict[str, ModelError]]:
-        """By experiment: the prediction of training it alone, what of it takes memory, or why neither is known."""
+        """By experiment: the prediction of training it alone, its size, or the error that prevents both."""
         sizes, problems = self._sizes(experiments)
         alone: dict[str, Prediction] = {}
         for each in experiments:
@@ -337,13 +339,13 @@ class Estimator:
 
     @property
     def _longest_row(self) -> int:
-        """Tokens of the longest row that is trained or scored; without a data set, the greatest length."""
+        """Tokens of the longest row that is trained or scored; without a data set, the maximum length."""
         if not self._with_data:
             return self.settings.max_seq_length
         return int(self._one(self._rows_question, self._about_rows)["longest_row"])
 
     def _sizes(self, experiments: Iterable[Experiment]) -> tuple[dict[str, ArmSize], dict[str, ModelError]]:
-        """By experiment: what of it takes memory, or why it does not fit the model."""
+        """By experiment: its size, or why it does not fit the model."""
         layers = self.shape.linear_layers
         sizes: dict[str, ArmSize] = {}
         problems: dict[str, ModelError] = {}
@@ -369,7 +371,7 @@ class Estimator:
         )
 
     def _footprint_question(self, experiments: Iterable[Experiment]) -> FootprintQuestion:
-        """About the step of these arms, in an order of their own, so that equal packs share their answer."""
+        """The question on the step of these arms. Arms are sorted, so that equal packs share one answer."""
         settings, batch = self.settings, self.rows.batch
         arms = [
             CountedArm(
@@ -393,7 +395,7 @@ class Estimator:
 
     @cached_property
     def _folder(self) -> str:
-        """Where the base model's configuration lies. Asked late: a model that is not here keeps nobody from the others."""
+        """The folder of the base model's configuration. Looked up late, so that a missing model fails alone."""
         return str(config_folder(self.settings.base_model).resolve())
 
     @cached_property
@@ -437,7 +439,7 @@ class Estimator:
 
 
 def by_pack(experiments: Iterable[Experiment], answers: Answers, *, with_data: bool) -> list[Estimator]:
-    """An estimator for each group that may train together; those that read the same rows share their questions."""
+    """An estimator for each group that may train together. Groups with the same rows share their questions."""
     found = groups(experiments)
     data_seeds: dict[str, set[int]] = {}
     for group in found:
@@ -449,13 +451,13 @@ def by_pack(experiments: Iterable[Experiment], answers: Answers, *, with_data: b
 
 
 def prepare(estimators: Sequence[Estimator], answers: Answers, *, with_alone: bool = True) -> None:
-    """Ask a worker for models and rows, and then for everything else that these estimators will need.
+    """Ask a worker for models and rows, and then for everything else that these estimators need.
 
-    What cannot be answered is told by the estimator that needs it.
+    If a question cannot be answered, the estimator that needs the answer raises the error.
     """
     first: list[tuple[Question, str]] = []
     for estimator in estimators:
-        with suppress(StudyError):  # its `estimate` tells, too
+        with suppress(StudyError):  # its `estimate` raises it again
             first += estimator.first_questions()
     if not first:
         return
@@ -463,13 +465,13 @@ def prepare(estimators: Sequence[Estimator], answers: Answers, *, with_alone: bo
     answers.fetch(first, base_model=base_model)
     rest: list[tuple[Question, str]] = []
     for estimator in estimators:
-        with suppress(StudyError):  # its `estimate` tells, too
+        with suppress(StudyError):  # its `estimate` raises it again
             rest += estimator.questions(with_alone=with_alone)
     answers.fetch(rest, base_model=base_model)
 
 
 def longest_rows(settings: Settings) -> Rows:
-    """A micro-batch of rows of the greatest length, of which all but the first token of each row are trained."""
+    """Rows of the maximum length. All tokens of a row but the first are trained."""
     num_rows, length = settings.per_device_train_batch_size, settings.max_seq_length
     return Rows(
         batch=MicroBatch(row_lengths=(length,) * num_rows, num_labels=num_rows * (length - 1)),
@@ -479,7 +481,7 @@ def longest_rows(settings: Settings) -> Rows:
 
 
 def precision_of(settings: Settings) -> Precision:
-    """How the settings hold the base."""
+    """The precision in which the settings hold the base model."""
     if settings.quantization != "4bit":
         return Precision(quantization=settings.quantization)
     return Precision(
@@ -490,25 +492,25 @@ def precision_of(settings: Settings) -> Precision:
 
 
 def within_margin(memory_bytes: int) -> int:
-    """What a plan may use of a device's memory."""
+    """Bytes of a device's memory that a plan may use."""
     return int(memory_bytes * (1 - MARGIN))
 
 
 def within_cpu_margin(memory_bytes: float) -> int:
-    """What tensors of a worker on a CPU may take of the memory that is its own."""
+    """Bytes that the tensors of a CPU worker may take, of the memory reserved for that worker."""
     return int((memory_bytes * (1 - MARGIN) - PROCESS_BYTES) / HEAP_SHARE)
 
 
 def cpu_memory_for(tensor_bytes: float) -> float:
-    """The memory of which `within_cpu_margin` leaves so much."""
+    """Inverse of `within_cpu_margin`: the memory that a CPU worker needs for these tensors."""
     return (tensor_bytes * HEAP_SHARE + PROCESS_BYTES) / (1 - MARGIN)
 
 
 def physical_memory() -> int | None:
-    """Memory of this machine; None where the system does not say.
+    """Bytes of this machine's memory; None if the system does not say.
 
-    Not what is free at the moment: packs would then differ from one start of a suite to the next, and what goes on
-    from a checkpoint must have the company that it began in.
+    This is the total, not what is free now. Free memory would change the packs from one start of a suite to the next,
+    and an arm must resume from its checkpoint in the same pack.
     """
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
@@ -516,7 +518,7 @@ def physical_memory() -> int | None:
 
 
 def shared_values(settings: Settings) -> dict[str, Any]:
-    """What the experiments of a pack have in common, as plain JSON values."""
+    """The settings that all experiments of a pack share, as plain JSON values."""
     values = settings.model_dump(mode="json")
     return {key: value for key, value in values.items() if key not in ARM_KEYS}
 
@@ -526,7 +528,7 @@ _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryBudget:
-    """A memory, and what of it tensors may take at their peak."""
+    """A memory in words, and the bytes of it that tensors may take at their peak."""
 
     budget_bytes: int
     words: str
@@ -541,21 +543,21 @@ class MemoryBudget:
         return f"{margin_words()} for the device's context and the prediction's error"
 
     def needed(self, peak_bytes: float) -> str:
-        """The memory in which a peak would fit, in words."""
+        """The memory that this peak needs, in words."""
         return size(cpu_memory_for(peak_bytes) if self.is_of_cpu else peak_bytes / (1 - MARGIN))
 
 
 def budget_of(vram: str) -> MemoryBudget:
-    """A device with so much memory.
+    """The budget of a device with this much memory.
 
     Raises:
-        StudyError: it is no size.
+        StudyError: the text is not a size.
     """
     return MemoryBudget(budget_bytes=within_margin(memory_size(vram)), words=vram)
 
 
 def budget_here(machine: Machine) -> MemoryBudget:
-    """For one training on this machine.
+    """The budget of a single training on this machine.
 
     Raises:
         StudyError: the system does not say how much memory it has.
@@ -569,10 +571,10 @@ def budget_here(machine: Machine) -> MemoryBudget:
 
 
 def memory_size(text: str) -> int:
-    """Bytes of `8GB`, `80 GiB` or `512MB`. GB is read as GiB, as the makers of graphics cards write it.
+    """Bytes of a text such as `8GB`, `80 GiB` or `512MB`. GB means GiB, as on the boxes of graphics cards.
 
     Raises:
-        StudyError: it is none of these.
+        StudyError: the text has another form, or is 0.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None or float(match["number"]) <= 0:

@@ -1,6 +1,6 @@
-"""What published work says of a LoRA configuration, where nothing was measured here: each rule with its source.
+"""Published rules for a LoRA configuration, each with its source, for use when nothing was measured here.
 
-A start and no result: the sources measured other models on other data.
+The rules are a starting point, not a result: their sources measured other models on other data.
 """
 
 import math
@@ -15,7 +15,7 @@ from lorastudy.suite.targets import resolve_targets
 
 @dataclass(frozen=True, kw_only=True)
 class LiteratureRule:
-    """One rule in a sentence, and where it was shown."""
+    """One rule in a sentence, and the paper that shows it."""
 
     says: str
     source: str
@@ -60,19 +60,22 @@ ALPHA = 32.0
 
 
 def family_power(model_type: str) -> float | None:
-    """The power by which the best rate falls with the hidden size; None for a family without a rule."""
+    """The exponent with which the best learning rate falls as the hidden size grows; None for an unknown family."""
     return next((power for name, power in POWERS.items() if model_type.startswith(name)), None)
 
 
 def published_learning_rate(model_type: str, *, hidden_size: int, num_steps: int | None) -> float:
-    """What `suite.rates` has of the published rule; between the families' rates for an unknown family."""
+    """The learning rate by the published rule of `suite.rates`. An unknown family gets the mean of all exponents."""
     power = family_power(model_type)
     powers = list(POWERS.values()) if power is None else [power]
     return published_rate(hidden_size=hidden_size, power=sum(powers) / len(powers), num_steps=num_steps)
 
 
 def sufficient_rank(parameters_per_rank: int, *, num_completion_tokens: int | None, at_most: int) -> int:
-    """The smallest power of two from 8 with as many parameters as completion tokens; 16 where nobody counted them."""
+    """The smallest power of two, from 8, with at least as many parameters as completion tokens; 16 without a count.
+
+    Never more than `at_most`.
+    """
     if num_completion_tokens is None:
         return min(USUAL_RANK, at_most)
     wanted = max(LOWEST_RANK, math.ceil(num_completion_tokens / parameters_per_rank))
@@ -87,10 +90,10 @@ def literature_settings(
     num_steps: int | None,
     precision: Quantization | None = None,
 ) -> Iterator[Settings]:
-    """Configurations to try, the one that the rules favour first; each later one needs less memory.
+    """Configurations to try: first the one that the rules favour, then others that need less memory.
 
-    `base` has what is not for the rules to say: base model, data, length of rows; a `precision` that is given is not for
-    them either. All in one micro-batch: laying it out so that it fits comes after.
+    `base` holds what the rules do not decide: base model, data, length of rows. If `precision` is given, the rules do
+    not decide that either. Every configuration has its batch in one micro-batch; `layouts` then makes it fit.
     """
     hidden_size = shape.hidden_size or HIDDEN_SIZE
     names = resolve_targets(shape.linear_layers, target_modules="all", layers_to_transform=None)
@@ -122,9 +125,9 @@ def literature_settings(
 
 
 def layouts(settings: Settings) -> Iterator[Settings]:
-    """The same training laid out ever smaller: micro-batches halved and accumulated, then with recomputation.
+    """The same training with ever smaller memory: first smaller micro-batches, then gradient checkpointing as well.
 
-    The effective batch is the same in each, and so is what is trained.
+    Gradient accumulation keeps the effective batch, and so the trained result, the same in every layout.
     """
     rows, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     sizes = [size for size in range(rows, 0, -1) if rows % size == 0]

@@ -1,9 +1,9 @@
-"""Peak memory of a pack before it trains, term by term: every term a function that says its formula.
+"""Peak memory of a pack before it trains, term by term: each term is a function that states its formula.
 
     P parameters of the base, p trainable parameters of all arms, N tokens of a micro-batch
 
-What is held whatever the batch is follows from the model's shape. What a step takes on top is counted on the engine
-itself (`lorastudy.protocol.footprint`), and no number of it stands here.
+Memory that does not depend on the batch follows from the model's shape. Memory that a step adds is counted on the
+engine itself (`lorastudy.protocol.footprint`), so this module holds no number for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,19 +25,19 @@ CONFIG_NAME = "config.json"
 
 @dataclass(frozen=True, kw_only=True)
 class LinearLayer(TargetLayer):
-    """A layer as targets and memory see it. `is_quantisable` where bitsandbytes takes it."""
+    """A linear layer. `is_quantisable` says whether bitsandbytes quantises it."""
 
     is_quantisable: bool
 
     @property
     def num_weights(self) -> int:
-        """Of its matrix, without bias."""
+        """Weights of the layer's matrix, without bias."""
         return self.in_features * self.out_features
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """What a plan must know of a model. A tied matrix counts once; what a model does not have is None."""
+    """The sizes of a model that a plan needs. A tied matrix counts once. None means that the model has no such size."""
 
     model_type: str
     linear_layers: tuple[LinearLayer, ...]
@@ -52,14 +52,14 @@ class ModelShape:
     vocab_size: int | None
     max_position_embeddings: int | None
     attention_span: int | None
-    """The fewest tokens that some layer sees at once; None where each sees all that came before."""
+    """The shortest attention window of any layer, in tokens; None if every layer attends to all earlier tokens."""
     packed_problem: str | None
-    """Why the packed engine will not serve the model whatever its rows are; None where it will, as far as can be foreseen."""
+    """Why the packed engine does not support the model with any rows; None if no obstacle is known."""
     has_tied_head: bool
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The shape that a worker answered."""
+        """The shape in a worker's answer."""
         layers = tuple(LinearLayer(**layer) for layer in values["linear_layers"])
         return cls(**{**values, "linear_layers": layers})
 
@@ -69,10 +69,10 @@ class ModelShape:
 
 
 def config_folder(base_model: str) -> Path:
-    """The folder that holds a base model's `config.json`: the lab's, one here, or the hub's cache.
+    """The folder that holds a base model's `config.json`: the lab's, a local folder, or one in the hub's cache.
 
     Raises:
-        ModelError: it is not on this machine.
+        ModelError: the file is not on this machine.
     """
     if base_model == LAB_MODEL:
         return LAB_BASE
@@ -90,34 +90,35 @@ def config_folder(base_model: str) -> Path:
     return folder
 
 
-#: Bytes of a weight that is not quantised: bitsandbytes' layers keep the rest of the model in bf16.
+#: Bytes of a weight that is not quantised, by precision. Beside quantised layers, the rest of the model is in bf16.
 PLAIN_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "8bit": 2, "4bit": 2}
 
-#: Adapters, their gradients and both moments of AdamW are fp32 whatever the base is in.
+#: Adapters, their gradients and both moments of AdamW are fp32, whatever the base's precision.
 FP32_BYTES = 4
 
-#: bitsandbytes' defaults, which transformers does not change: weights that share a constant, and constants that
-#: share one of theirs with double quantization (QLoRA, arXiv 2305.14314, section 3).
+#: bitsandbytes' defaults, which transformers does not change: the number of weights that share a constant, and, with
+#: double quantization, the number of constants that share a second constant (QLoRA, arXiv 2305.14314, section 3).
 BLOCK_4BIT, BLOCK_OF_CONSTANTS = 64, 256
 
-#: Entries of the table from 4-bit codes to values, and of the one for the constants; fp32, one of each per layer.
+#: Entries of the table that maps 4-bit codes to values, and of the table for the constants. A layer has both, in fp32.
 CODE_4BIT, CODE_OF_CONSTANTS = 16, 256
 
 #: PyTorch's CUDA allocator rounds each tensor up to a multiple of this (`kMinBlockSize`).
 CUDA_ROUNDING = 512
 
-#: What cuBLAS takes from PyTorch's allocator: `:4096:2:16:8`, and 32 MiB on Hopper (`getChosenWorkspaceSize`).
+#: Bytes of cuBLAS's workspace in PyTorch's allocator: `:4096:2:16:8`, and 32 MiB on Hopper (`getChosenWorkspaceSize`).
 CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER = 2 * 4096 * 1024 + 8 * 16 * 1024, 32 * 1024 * 1024
 
-#: Terms that add up over the arms of a pack, and those that a step adds to what is held between steps.
+#: Terms that add up over the arms of a pack.
 _TERMS_OF_ARMS = ("adapters", "gradients", "optimizer")
 
+#: Terms that exist only during a step.
 _TERMS_OF_A_STEP = ("activations", "loss", "workspace", "allocator_slack")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Where a pack would train, as far as memory goes."""
+    """The device properties that memory depends on."""
 
     kind: str
     """`cpu` or `cuda`."""
@@ -126,7 +127,7 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSize:
-    """What memory depends on of an arm."""
+    """The properties of an arm that memory depends on."""
 
     r: int
     module_names: tuple[str, ...]
@@ -135,7 +136,7 @@ class ArmSize:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The terms, and in which phase of a step the peak is."""
+    """The memory terms at the peak, and the phase of a step in which the peak falls."""
 
     terms: MemoryTerms
     phase: Phase
@@ -149,7 +150,7 @@ def predict(
     footprint: Footprint,
     device: Device,
 ) -> Prediction:
-    """Peak bytes of training these arms together; `footprint` is what their step was counted to hold."""
+    """Peak bytes of training these arms together. `footprint` is the counted memory of their step."""
     trainable = sum(num_trainable(shape, arm) for arm in arms)
     quantised = precision.quantization in {"4bit", "8bit"}
     num_constants = 5 * sum(layer.is_quantisable for layer in shape.linear_layers) * quantised
@@ -168,7 +169,10 @@ def predict(
 
 
 def in_turn(alone: Sequence[Prediction]) -> Prediction:
-    """Peak bytes of training one arm after another: the step of the largest, beside adapters, gradients and moments of all."""
+    """Peak bytes of training the arms one after another.
+
+    It is the step of the largest arm plus the adapters, gradients and moments of all arms.
+    """
     largest = max(alone, key=lambda each: each.terms.activations + each.terms.loss + each.terms.workspace)
     of_arms = {name: sum(getattr(each.terms, name) for each in alone) for name in _TERMS_OF_ARMS}
     terms = replace(largest.terms, **of_arms)
@@ -178,9 +182,13 @@ def in_turn(alone: Sequence[Prediction]) -> Prediction:
 def part_of(
     whole: Prediction, *, alone_in_whole: Sequence[Prediction], alone_in_part: Sequence[Prediction]
 ) -> Prediction:
-    """Peak bytes of some arms of a predicted pack: they have that share of its step which their steps have alone.
+    """Peak bytes of some arms of a predicted pack.
 
-    For packs that form while a study runs, of arms that racing leaves or of one half after it ran out of memory.
+    The part's step takes this share of the whole pack's step, where "alone" means that the arm trains by itself:
+
+        sum over the part of an arm's step bytes alone / sum over the whole of an arm's step bytes alone
+
+    It serves packs that form while a study runs: the arms left by racing, or half of a pack that ran out of memory.
     """
 
     def step_bytes(prediction: Prediction) -> int:
@@ -193,10 +201,10 @@ def part_of(
 
 
 def base_weight_bytes(shape: ModelShape, precision: Precision) -> int:
-    """P x bytes of a weight, and the model's buffers. 4-bit: 1/2 byte a quantised weight; 8-bit: 1 byte.
+    """P x bytes of a weight, plus the model's buffers. A quantised weight takes 1/2 byte in 4-bit and 1 byte in 8-bit.
 
-    transformers quantises linear layers only; embeddings, norms, biases and the head keep 2 bytes. A packed 4-bit
-    layer has a whole number of bytes.
+    transformers quantises linear layers only; embeddings, norms, biases and the head keep 2 bytes. A 4-bit layer is
+    rounded up to whole bytes.
     """
     plain = PLAIN_BYTES[precision.quantization]
     quantised = [layer for layer in shape.linear_layers if layer.is_quantisable]
@@ -209,10 +217,11 @@ def base_weight_bytes(shape: ModelShape, precision: Precision) -> int:
 
 
 def quantisation_bytes(shape: ModelShape, precision: Precision) -> int:
-    """Constants that turn codes back into weights.
+    """Bytes of the constants that turn codes back into weights.
 
-    8-bit: an fp32 for each output of a layer. 4-bit: an fp32 for each block of 64 weights; with double quantization
-    a byte instead, an fp32 for each 256 of these bytes and one for their mean. And the tables of codes.
+    8-bit: an fp32 for each output of a layer. 4-bit: the table of codes, and an fp32 for each block of 64 weights.
+    With double quantization, each block has a byte in place of its fp32; there is an fp32 for each 256 of these bytes,
+    one for their mean, and a second table of codes.
     """
     if precision.quantization == "8bit":
         return sum(FP32_BYTES * layer.out_features for layer in shape.linear_layers if layer.is_quantisable)
@@ -233,7 +242,7 @@ def quantisation_bytes(shape: ModelShape, precision: Precision) -> int:
 
 
 def num_trainable(shape: ModelShape, arm: ArmSize) -> int:
-    """Rank x (inputs + outputs), summed over the adapted layers and, in these, over experts.
+    """Trainable parameters: rank x (inputs + outputs), summed over the adapted layers and over their experts.
 
     lora_A is (r, inputs), lora_B (outputs, r).
     """
@@ -242,39 +251,39 @@ def num_trainable(shape: ModelShape, arm: ArmSize) -> int:
 
 
 def adapter_bytes(num_trainable_parameters: int) -> int:
-    """4 p: adapters are fp32."""
+    """4 p bytes: adapters are fp32."""
     return FP32_BYTES * num_trainable_parameters
 
 
 def gradient_bytes(num_trainable_parameters: int) -> int:
-    """4 p: a gradient is kept for each trainable parameter through the step."""
+    """4 p bytes: the step keeps a gradient for each trainable parameter."""
     return FP32_BYTES * num_trainable_parameters
 
 
 def optimizer_bytes(num_trainable_parameters: int, *, footprint: Footprint) -> int:
-    """What the engine keeps per trainable parameter, less adapter and gradient: AdamW's two moments, 8 p."""
+    """Bytes that the engine keeps per trainable parameter, minus adapter and gradient: AdamW's two moments, 8 p."""
     kept = footprint.resident_bytes_per_parameter * num_trainable_parameters
     return round(kept) - adapter_bytes(num_trainable_parameters) - gradient_bytes(num_trainable_parameters)
 
 
 def activation_bytes(footprint: Footprint) -> int:
-    """What the forward pass leaves for the backward pass, as counted; linear in arms x tokens.
+    """Counted bytes that the forward pass keeps for the backward pass; linear in arms x tokens.
 
-    With gradient checkpointing that is the input of each layer. Nothing where the peak is the optimizer's.
+    With gradient checkpointing that is the input of each layer. 0 if the peak falls in the optimizer's phase.
     """
     return 0 if footprint.phase == "optimizer" else footprint.held_bytes
 
 
 def loss_bytes(footprint: Footprint) -> int:
-    """The logits of one chunk and what is made of them, as counted, where the loss is the peak of the step."""
+    """Counted bytes of one chunk's logits and of the tensors made from them, if the peak falls in the loss."""
     return footprint.loss_bytes
 
 
 def workspace_bytes(footprint: Footprint, *, device: Device) -> int:
-    """What comes and goes at the peak (gradients of one layer, a dequantised weight, the optimizer's temporaries).
+    """Bytes of temporaries at the peak: gradients of one layer, a dequantised weight, the optimizer's temporaries.
 
-    As counted: the peak less activations and loss. On CUDA the workspace of cuBLAS besides, once for the forward
-    and once for the backward thread.
+    That is the counted peak minus activations and loss. CUDA adds the workspace of cuBLAS, once for the forward
+    thread and once for the backward thread.
     """
     counted = footprint.total_bytes - activation_bytes(footprint) - loss_bytes(footprint)
     if device.kind != "cuda":
@@ -284,5 +293,5 @@ def workspace_bytes(footprint: Footprint, *, device: Device) -> int:
 
 
 def slack_bytes(num_tensors: int, *, device: Device) -> int:
-    """Half of the allocator's rounding for each live tensor on CUDA; 0 on a CPU, where tensor bytes are counted."""
+    """On CUDA, half of the allocator's rounding for each live tensor; 0 on a CPU, where only tensor bytes count."""
     return num_tensors * CUDA_ROUNDING // 2 if device.kind == "cuda" else 0

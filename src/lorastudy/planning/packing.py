@@ -1,7 +1,7 @@
 """Packs: experiments that share base, precision, data order and batch train together, and how packs are balanced.
 
-How many arms a pack holds is predicted (`planning/predictions.py`). Where there is no prediction, the tokens that all of
-them hold in one forward pass are bounded. Work that fails as a pack is cut in two until what fails stands alone.
+A prediction gives the number of arms in a pack (`planning/predictions.py`); without one, `MAX_PACK_TOKENS` bounds it.
+A pack that fails is cut in two, again and again, until the experiment that fails is alone.
 """
 
 import itertools
@@ -13,32 +13,32 @@ from pathlib import Path
 
 from lorastudy.suite.experiment import Experiment, tagged_hash
 
-#: Tokens in one forward pass, summed over the arms, if every row had the greatest length. Rows are mostly far
-#: shorter; a pack that does not fit the device all the same is cut in two.
+#: Tokens in one forward pass, summed over the arms, if every row had the maximum length. Most rows are far shorter.
+#: A pack that still does not fit the device is cut in two.
 MAX_PACK_TOKENS = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedPack:
-    """Experiments that will train together, and how far."""
+    """Experiments that will train together, from one share of the training to another."""
 
     experiments: tuple[Experiment, ...]
     rungs: tuple[float, ...] = ()
-    """Shares of the training after which the held-out rows are scored, for racing."""
+    """Shares of the training after which racing scores the held-out rows."""
     pause_at: float | None = None
     """The share at which the pack saves itself and pauses; None trains it to its end."""
     begun: float = 0.0
-    """The share that an earlier phase was to bring it to."""
+    """The share of the training that earlier phases cover."""
     resume_from: tuple[Path, ...] = ()
-    """Run folders whose checkpoints it may go on from, newest first."""
+    """Run folders whose checkpoints the pack may resume from, newest first."""
     reason: str | None = None
-    """Why this is not its first attempt, in words for the report."""
+    """Why this is a further attempt, in words for the report; None for the first attempt."""
     num_killed: int = 0
-    """How often in a row its worker was killed before it had saved anything."""
+    """How often in a row the pack's worker was killed before it saved anything."""
 
     @property
     def id(self) -> str:
-        """A hash of what is in it, whatever the order."""
+        """A hash of the pack's experiments. Their order does not matter."""
         return tagged_hash("pack", sorted(experiment.id for experiment in self.experiments))
 
 
@@ -48,12 +48,12 @@ def form_packs(
     arms_per_pack: Mapping[str, int] | None = None,
     num_at_once: int = 1,
 ) -> list[PlannedPack]:
-    """Group by what must be equal, then cut groups to size; packs of one base come one after another.
+    """The packs: experiments with one `pack_key`, cut to size.
 
-    A seed draws the order of the rows, so arms of one seed share a pack and two seeds do not, unless `data_seed` fixes
-    one order for all. `arms_per_pack` is by `pack_key` what was predicted to fit; `max_arms_per_pack` of the settings
-    bounds it. Where `num_at_once` packs are served side by side, groups are cut into so many parts that every worker
-    gets equally many packs.
+    The seed decides the order of the rows, so different seeds train in different packs, unless `data_seed` fixes one
+    order for all. `arms_per_pack` maps a `pack_key` to the number of arms predicted to fit; the setting
+    `max_arms_per_pack` bounds it. If `num_at_once` packs run side by side, groups are cut further, if they have enough
+    arms, so that every worker gets the same number of packs.
     """
     predicted = arms_per_pack or {}
     found = groups(experiments)
@@ -76,7 +76,7 @@ def remaining_packs(
     arms_per_pack: Mapping[str, int] | None = None,
     num_at_once: int = 1,
 ) -> list[PlannedPack]:
-    """The packs of all experiments, each with those of its experiments whose ids are in `only`."""
+    """The packs of all experiments, reduced to the experiments whose ids are in `only`."""
     packs = (
         PlannedPack(experiments=tuple(e for e in pack.experiments if e.id in only))
         for pack in form_packs(experiments, arms_per_pack=arms_per_pack, num_at_once=num_at_once)
@@ -85,7 +85,7 @@ def remaining_packs(
 
 
 def groups(experiments: Iterable[Experiment]) -> list[list[Experiment]]:
-    """The experiments by what those of one pack must share, in the order they come in."""
+    """The experiments grouped by `pack_key`, in their given order."""
     by_key: dict[str, list[Experiment]] = {}
     for experiment in experiments:
         by_key.setdefault(experiment.pack_key, []).append(experiment)
@@ -93,7 +93,7 @@ def groups(experiments: Iterable[Experiment]) -> list[list[Experiment]]:
 
 
 def max_arms(experiment: Experiment, *, predicted: int | None = None) -> int:
-    """How many arms like this one a pack may hold."""
+    """The most arms like this one that a pack may hold."""
     settings = experiment.settings
     if predicted is not None:
         return min(predicted, settings.max_arms_per_pack or predicted)
@@ -104,48 +104,49 @@ def max_arms(experiment: Experiment, *, predicted: int | None = None) -> int:
 
 
 def halves(experiments: Sequence[Experiment]) -> list[PlannedPack]:
-    """The experiments in two packs; in one or none where there are no more."""
+    """The experiments in two packs; a single experiment makes one pack."""
     middle = len(experiments) // 2
     both = (experiments[:middle], experiments[middle:])
     return [PlannedPack(experiments=tuple(part)) for part in both if part]
 
 
 def parts(group: Sequence[Experiment], *, size: int, at_least: int = 1) -> list[Sequence[Experiment]]:
-    """Parts of at most `size`, as even as can be, and `at_least` so many."""
+    """The group cut into parts of nearly equal length: none longer than `size`, and at least `at_least` parts."""
     num_parts = max(at_least, -(-len(group) // size))
     bounds = [len(group) * number // num_parts for number in range(num_parts + 1)]
     return [group[start:stop] for start, stop in itertools.pairwise(bounds)]
 
 
-#: Share of the time that must be saved. A pause costs saving and loading the pack, some tenths of a second.
+#: Share of the time that balancing must save. A pause saves and loads the pack, which costs some tenths of a second.
 MIN_SAVED = Fraction(1, 20)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
-    """Where packs of unequal size pause, and which arms go on in packs of their own, so that no worker is idle.
+    """How packs of unequal size keep all workers busy: where packs pause, and which arms then move to another worker.
 
-    On a CPU a step takes as long as its arms together: five arms in two workers take as long as three.
+    On a CPU a step's time is the sum over its arms. Without balancing, five arms on two workers take as long as three
+    arms on each.
 
         worker 1 trains    a b, to 3/4          then  a b to their end, and e from 1/2 to its end
         worker 2 trains    c d e, to 1/2        then  c d to their end
 
-    It follows from the packs alone, never from a clock: the bits of an arm depend on the other arms of its pack, and a study
-    that is taken up again must form the same packs.
+    The balance depends on the packs alone, never on a clock. An arm's bits depend on the other arms of its pack, so a
+    resumed study must form the same packs.
     """
 
     pause_at: Mapping[str, float]
-    """The share of the training by experiment; one without an entry ends in this phase."""
+    """By experiment: the share of the training at which it pauses. An experiment without an entry does not pause."""
     alone: frozenset[str]
-    """Experiments that go on in packs of their own."""
+    """Experiments that continue in packs of their own."""
 
 
 def balance_packs(packs: Sequence[PlannedPack], *, num_at_once: int) -> Balance | None:
-    """How packs that train side by side are balanced; None where they are equally long, or where it would not pay.
+    """The balance of packs that train side by side; None if they are equally long or balancing saves too little.
 
-    With W workers, of which L have one arm more than the q of the others, and a part of L/(W - L) arms moved to each of the
-    others: a large pack pauses after L/W of the training, a small one after as much work, L (q + 1) / (W q). From there
-    on all have the same left.
+    W workers train one pack each. L large packs have q + 1 arms, the W - L small packs have q. Each large pack gives up
+    one arm, so each small pack's worker receives L / (W - L) arms. A large pack pauses after L / W of the training; a
+    small pack pauses after the same amount of work, L (q + 1) / (W q). Every worker then has the same work left.
     """
     sizes = [len(pack.experiments) for pack in packs]
     small = min(sizes, default=0)
@@ -172,6 +173,6 @@ def balance_packs(packs: Sequence[PlannedPack], *, num_at_once: int) -> Balance 
 
 
 def _length(experiment: Experiment) -> tuple[int | None, float | None]:
-    """What the number of steps follows from; the packs read the same rows."""
+    """The settings that decide the number of steps, given that the packs read the same rows."""
     settings = experiment.settings
     return settings.max_steps, settings.num_train_epochs

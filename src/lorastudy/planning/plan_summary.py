@@ -1,6 +1,6 @@
-"""A plan in words: its size, what follows its first packs, predicted memory and time, and a page for a notebook.
+"""A plan in words: its size, the work after its first packs, predicted memory and time, and a page for a notebook.
 
-A dry run, the first lines of a run and `StudyPlan._repr_html_` all take their words from here. Nothing here prints.
+A dry run, the first lines of a run and `StudyPlan._repr_html_` share these texts. Nothing here prints.
 """
 
 import html
@@ -38,7 +38,7 @@ TERMS = {
 
 
 def size_line(plan: "StudyPlan") -> str:
-    """How many experiments the plan has, and how many are done. With `learning_rate: auto` the total is a range."""
+    """The number of experiments in the plan, and how many are done. With `learning_rate: auto` the total is a range."""
     num_known, num_missing = len(plan.design.experiments), len(plan.missing)
     done = (
         f"{num_known - num_missing} of them done; {num_missing} to run in {plural(len(plan.packs), 'pack')}"
@@ -53,23 +53,23 @@ def size_line(plan: "StudyPlan") -> str:
 
 
 def _totals(plan: "StudyPlan") -> tuple[int, int]:
-    """The least and the most experiments that the suite can come to."""
+    """The smallest and the largest number of experiments that the suite can have."""
     least, most = (len(plan.design.experiments) + more for more in plan.design.to_come)
     return least, most
 
 
 def plan_notes(plan: "StudyPlan") -> list[str]:
-    """All notes on a plan: of its files and rows, on hub models, and `outlook`."""
+    """All notes on a plan: on its files and rows, on hub models, and the `outlook`."""
     return [*plan.notes, *_on_the_hub(plan.design.of_every_arm), *outlook(plan)]
 
 
 def outlook(plan: "StudyPlan") -> list[str]:
-    """What follows the packs that are known now, and how long everything may train."""
+    """Notes on the work after the packs that are known now, and on the training time of everything."""
     return [*_search(plan), *_race(plan), *_balance(plan), *_time(plan)]
 
 
 def _search(plan: "StudyPlan") -> Iterator[str]:
-    """What a search for learning rates adds."""
+    """The experiments that a search for learning rates adds."""
     if not plan.design.num_open:
         return
     least, most = _totals(plan)
@@ -83,7 +83,7 @@ def _search(plan: "StudyPlan") -> Iterator[str]:
 
 
 def _race(plan: "StudyPlan") -> Iterator[str]:
-    """What racing does."""
+    """When racing scores the arms, and what it stops."""
     if plan.suite.rungs:
         yield (
             f"racing: after {listing(map(rung_name, plan.suite.rungs))} of the steps all packs pause and are scored on the "
@@ -92,7 +92,7 @@ def _race(plan: "StudyPlan") -> Iterator[str]:
 
 
 def _balance(plan: "StudyPlan") -> Iterator[str]:
-    """That packs pause once to become equally long."""
+    """The arms that move to another worker to balance the packs."""
     alone = frozenset() if plan.balance is None else plan.balance.alone
     names = [experiment.name for experiment in plan.missing if experiment.id in alone]
     if names:
@@ -100,7 +100,7 @@ def _balance(plan: "StudyPlan") -> Iterator[str]:
 
 
 def _time(plan: "StudyPlan") -> Iterator[str]:
-    """The packs' predicted times added up, and as much again for each experiment that may follow."""
+    """The sum of the packs' predicted times. Each experiment that may follow adds the mean time of an experiment."""
     packs, predicted = plan.packs, plan.predicted
     if not packs or not predicted.estimators:
         return
@@ -152,7 +152,7 @@ def finding_lines(plan: "StudyPlan") -> list[str]:
 
 
 def pack_line(estimate: PackEstimate) -> str:
-    """What a pack will take, on one line."""
+    """A pack's engine, peak memory, time and disk space, on one line."""
     batch = estimate.rows.batch
     parts = [
         str(estimate.engine),
@@ -170,7 +170,7 @@ def pack_line(estimate: PackEstimate) -> str:
 
 
 def disk_bytes(estimate: PackEstimate) -> int:
-    """Bytes of a pack's adapters, checkpoints and records."""
+    """Bytes on disk of a pack's adapters, checkpoints and records."""
     adapters = sum(
         adapters_bytes(p, num_modules=estimate.num_modules[key]) for key, p in estimate.num_trainable.items()
     )
@@ -286,22 +286,22 @@ COPIES_OF_AN_ADAPTER = 2
 
 
 def adapter_file_bytes(num_trainable_parameters: int, *, num_modules: int) -> int:
-    """4 p, and the header of two tensors for each module."""
+    """4 p bytes, plus the header lines of two tensors for each module."""
     return FP32_BYTES * num_trainable_parameters + 2 * num_modules * HEADER_BYTES_PER_TENSOR
 
 
 def adapters_bytes(num_trainable_parameters: int, *, num_modules: int) -> int:
-    """What an experiment's adapter takes, its copy included."""
+    """Bytes of an experiment's adapter and its copy."""
     return COPIES_OF_AN_ADAPTER * adapter_file_bytes(num_trainable_parameters, num_modules=num_modules)
 
 
 def checkpoint_bytes(num_trainable_parameters: int) -> int:
-    """The checkpoints that an experiment's arm takes part in while it trains."""
+    """Bytes of an experiment's share in the checkpoints that are kept while it trains."""
     return CHECKPOINTS_KEPT * TENSORS_IN_A_CHECKPOINT * FP32_BYTES * num_trainable_parameters
 
 
 def records_bytes(*, num_steps: int, num_arms: int) -> int:
-    """The records of a pack's steps: so many lines, each as long as one with ordinary numbers."""
+    """Bytes of the records of a pack's steps: one line a step, each as long as a line with ordinary numbers."""
     arm = ArmStep(experiment_id="exp-0123456789abcdef", loss=1.2345678901234567, learning_rate=1.2345678901234567e-4,
                   grad_norm=0.12345678901234567)  # fmt: skip
     line = encode(

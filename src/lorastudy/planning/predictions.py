@@ -1,4 +1,7 @@
-"""Predictions for a suite's packs: rows, adapted layers, memory, time, how many arms a pack holds, and what would fit. A worker counts."""
+"""Predictions for a suite's packs: rows, adapted layers, memory, time, arms per pack, and changes that would fit.
+
+A worker does the counting.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,12 +25,12 @@ OnWait = Callable[[str], None]
 
 
 def print_nothing(_: str) -> None:
-    """Ignore the line: for callers without a terminal."""
+    """An `OnWait` that ignores its line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Predictions for the packs of a suite, as far as there are any; `problems` say what is not predicted, and why."""
+    """Predictions for the packs of a suite. `problems` say what is not predicted, and why."""
 
     estimators: Mapping[str, Estimator] = field(default_factory=dict)
     arms_per_pack: Mapping[str, int] = field(default_factory=dict)
@@ -36,19 +39,19 @@ class Predictions:
     problems: tuple[str, ...] = ()
 
     def predictions(self, pack: PlannedPack) -> Sequence[MemoryPrediction]:
-        """What is predicted of a pack's experiments."""
+        """The predictions for a pack's experiments."""
         estimator = self._of(pack)
         try:
             return [] if estimator is None else predictions_of(pack, estimator)
-        except ModelError:  # of none of its experiments; `problems` say why
+        except ModelError:  # none of its experiments can be predicted; `problems` say why
             return []
 
     def estimate(self, pack: PlannedPack) -> PackEstimate | None:
-        """What a pack will take."""
+        """The estimate of a pack; None if none of its experiments can be predicted."""
         estimator = self._of(pack)
         try:
             return None if estimator is None else estimator.estimate(pack.experiments)
-        except ModelError:  # of none of its experiments; `problems` say why
+        except ModelError:  # none of its experiments can be predicted; `problems` say why
             return None
 
     def _of(self, pack: PlannedPack) -> Estimator | None:
@@ -56,10 +59,10 @@ class Predictions:
 
 
 def without_memory(experiments: Sequence[Experiment], *, on_wait: OnWait = print_nothing) -> Predictions:
-    """What becomes of the experiments' rows and what each arm adapts. Memory is not counted, which takes longer.
+    """The experiments' rows as a worker reads them, and the layers that each arm adapts. Counts no memory.
 
     Raises:
-        DataError: rows cannot be used; the very message that a run would end with.
+        DataError: rows cannot be used. The message is the one that a run would end with.
     """
     with JobWorker() as worker:
         answers = Answers(announced(worker, on_wait))
@@ -74,14 +77,12 @@ def with_memory(
     num_workers: int,
     on_wait: OnWait = print_nothing,
 ) -> Predictions:
-    """Predictions for a suite's packs, which so many workers of this machine serve side by side.
+    """Predictions for a suite's packs if `num_workers` workers of this machine train side by side.
 
-    The packs of each of the `rounds` are counted as they will run.
-
-    What cannot be predicted is no reason not to run.
+    The packs of each of the `rounds` are counted as they will run. A memory prediction that fails does not prevent the run: its reason becomes one of the `problems`.
 
     Raises:
-        DataError: the rows of what is missing cannot be used with their base model.
+        DataError: rows of the missing experiments cannot be used with their base model.
     """
     sizes: dict[str, int] = {}
     problems: list[str] = []
@@ -94,7 +95,7 @@ def with_memory(
         adapted = adapted_arms(experiments, answers)
         try:
             prepare(list(estimators.values()), answers)
-        except StudyError as error:  # the worker itself ended
+        except StudyError as error:  # the worker itself died
             return Predictions(rows=rows, adapted=adapted, problems=(_not_predicted(experiments, error),))
         for key, each in list(estimators.items()):
             try:
@@ -130,7 +131,7 @@ def _not_predicted(group: Sequence[Experiment], error: StudyError) -> str:
 
 
 def _left_out(estimator: Estimator, estimate: PackEstimate) -> list[str]:
-    """The arms of which nothing is predicted while the others are, by the reason."""
+    """One line for each reason why some arms have no prediction while the others have one."""
     arms: dict[str, dict[str, None]] = {}
     for experiment in estimator.experiments:
         if (problem := estimate.problems.get(experiment.id)) is not None:
@@ -139,7 +140,7 @@ def _left_out(estimator: Estimator, estimate: PackEstimate) -> list[str]:
 
 
 def announced(worker: JobWorker, on_wait: OnWait) -> Ask:
-    """The worker's answers. It takes seconds to start, so `on_wait` gets a line that says what for, once for each kind."""
+    """The worker's answers, announced. A worker needs seconds, so `on_wait` gets a line once for each kind of work."""
     said: set[str] = set()
 
     def ask(job: PlanningJob) -> dict[str, Any]:
@@ -161,13 +162,13 @@ def _doing(job: PlanningJob) -> str:
     return "counting what this model holds in memory while it trains"
 
 
-#: Tokens of a row below which no suggestion goes: shorter rows would cut most answers away.
+#: No suggestion shortens rows below this number of tokens: shorter rows would lose most answers.
 SHORTEST_ROWS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """A change and what the pack would take with it. The effective batch is the same throughout."""
+    """A change of settings, and the pack's peak memory with it. No change alters the effective batch."""
 
     change: str
     num_arms: int
@@ -176,9 +177,10 @@ class Suggestion:
 
 
 def arms_per_pack(estimator: Estimator, *, budget_bytes: int | None) -> int:
-    """The most arms whose every pack is predicted to fit; of those, the fastest where steps were timed.
+    """The largest number of arms per pack with which all packs are predicted to fit.
 
-    One arm where not even that fits: the run then shows whether it does. Memory grows with the arms, so the size is bisected.
+    If steps were timed, it is the fastest timed number of arms up to that one. It is 1 if not even one arm is predicted
+    to fit: the run then shows whether it does. Memory grows with the number of arms, so bisection finds the number.
     """
     experiments = estimator.experiments
 
@@ -193,7 +195,7 @@ def arms_per_pack(estimator: Estimator, *, budget_bytes: int | None) -> int:
 
 
 def predictions_of(pack: PlannedPack, estimator: Estimator) -> list[MemoryPrediction]:
-    """What is predicted of each experiment of a pack, as it is stored beside what is measured."""
+    """The prediction for each experiment of a pack, as the store keeps it beside the measurement."""
     estimate = estimator.estimate(pack.experiments)
     return [
         MemoryPrediction(
@@ -213,9 +215,9 @@ def predictions_of(pack: PlannedPack, estimator: Estimator) -> list[MemoryPredic
 def suggestions(
     experiments: Sequence[Experiment], answers: Answers, *, budget_bytes: int
 ) -> list[Suggestion]:
-    """Changes that make the arms fit, the mildest first; each is tried alone, and then what fits least of all together.
+    """Changes that may make the arms fit: first single ones, the mildest first, then combinations.
 
-    None changes the effective batch: a smaller micro-batch is accumulated more often.
+    No change alters the effective batch: a smaller micro-batch is accumulated more often.
     """
     tried = [(change, Estimator(arms, answers, with_data=False)) for change, arms in _changes(experiments)]
     prepare([estimator for _, estimator in tried], answers, with_alone=False)
@@ -231,7 +233,7 @@ def suggestions(
 
 
 def fewer_arms(estimator: Estimator, *, budget_bytes: int) -> Suggestion | None:
-    """The largest pack that fits; None where not even one arm does."""
+    """The largest pack that fits and has fewer arms than now; None if not even one arm fits."""
 
     def total_bytes(num_arms: int) -> int:
         return estimator.total_bytes(estimator.experiments[:num_arms])
@@ -251,7 +253,7 @@ def fewer_arms(estimator: Estimator, *, budget_bytes: int) -> Suggestion | None:
 
 
 def _most(holds: Callable[[int], bool], *, at_most: int) -> int:
-    """The largest number up to `at_most` for which it holds, by bisection; 0 where it does not hold for 1."""
+    """The largest number up to `at_most` for which `holds` is true, by bisection; 0 if it is false for 1."""
     if at_most < 1 or holds(at_most):
         return max(0, at_most)
     most, too_many = 0, at_most

@@ -1,4 +1,4 @@
-"""Rows of a suite or of a file as the base model will see them. A worker reads them; nothing of them is kept."""
+"""Rows of a suite or a file as the base model will see them. A worker reads them; they are not cached."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from lorastudy.suite.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class TextPiece:
-    """What some tokens say that follow each other and are alike."""
+    """The text of neighbouring tokens that share the flags below."""
 
     text: str
     is_cut_off: bool
     is_trained: bool
-    """Part of an answer, also where it is cut off."""
+    """Whether the text is part of an answer, even if it is cut off."""
     is_special: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewedRow:
-    """One row. Ids and labels are those of the training; a refused row has none, since nothing of its answer is left."""
+    """One row, with the ids and labels of the training. A refused row has neither: the cut removed its whole answer."""
 
     where: str
     is_refused: bool
@@ -38,9 +38,9 @@ class PreviewedRow:
     num_whole_trained_tokens: int
     layout: str
     fell_back: bool
-    """Its functions were given to the chat template as text."""
+    """Whether the chat template received the row's function calls as text."""
     unseen: tuple[str, ...]
-    """Fields of its messages of which the text shows nothing."""
+    """Fields of the row's messages that the text does not show."""
     pieces: tuple[TextPiece, ...]
 
     @classmethod
@@ -52,18 +52,18 @@ class PreviewedRow:
 
     @property
     def is_cut(self) -> bool:
-        """Whether its end is missing."""
+        """Whether the end of the row is cut off."""
         return not self.is_refused and len(self.input_ids) < self.num_whole_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preview:
-    """Some rows of a split, and what became of all of them."""
+    """Some rows of a split, and a summary of all its rows."""
 
     summary: DataSummary
     max_seq_length: int
     notes: tuple[str, ...]
-    """What a reader should know of columns that are not trained on."""
+    """Notes on columns that are not trained on."""
     rows: tuple[PreviewedRow, ...]
 
 
@@ -71,8 +71,8 @@ def preview(question: PreviewQuestion, ask: Ask) -> Preview:
     """The rows as a worker reads them.
 
     Raises:
-        DataError: what a run would say of rows that cannot be used.
-        ModelError: what it would say of the model.
+        DataError: a run could not use the rows. The message is that of the run.
+        ModelError: a run could not use the model. The message is that of the run.
     """
     job = PlanningJob(questions=(question,), base_model=question.settings["base_model"])
     (answer,) = ask(job)["answers"]
@@ -90,7 +90,7 @@ def preview(question: PreviewQuestion, ask: Ask) -> Preview:
 def question_of_arm(
     experiments: Sequence[Experiment], *, arm: str, split: str, num_rows: int
 ) -> PreviewQuestion:
-    """About the rows that the first run of an arm reads, and its pack with it."""
+    """The question on the rows that the first run of an arm reads, together with its pack."""
     chosen = next(experiment for experiment in experiments if experiment.arm == arm)
     together = next(group for group in groups(experiments) if chosen in group)
     lengths = {(each.settings.max_steps, each.settings.num_train_epochs) for each in together}
@@ -104,12 +104,12 @@ def question_of_arm(
 
 
 def question_of_file(settings: Settings, *, num_rows: int) -> PreviewQuestion:
-    """About the first rows of a file."""
+    """The question on the first rows of a file."""
     return PreviewQuestion(settings=shared_values(settings), num_rows=num_rows)
 
 
 def arms_by_rows(experiments: Sequence[Experiment]) -> list[list[str]]:
-    """The arms, grouped by those whose rows become the same tokens, in the order of the suite."""
+    """The arms in groups whose rows become the same tokens, in the order of the suite."""
     found: dict[str, dict[str, None]] = {}
     for experiment in experiments:
         found.setdefault(rows_key(experiment.settings), {})[experiment.arm] = None

@@ -1,4 +1,4 @@
-"""What a recommendation is made of: the studies of the store, and for every configuration what it would take."""
+"""The recommendation for a request, from the studies in the store and the predicted cost of each configuration."""
 
 import json
 import math
@@ -41,10 +41,10 @@ def recommendation_for(
     tracker: ExperimentTracker | None,
     max_seconds: float | None = None,
 ) -> Recommendation | None:
-    """The configuration to use: by the store's evidence if it has any, else by published rules; None if nothing fits.
+    """The configuration to use, from the store's evidence if there is any, else from published rules.
 
-    Without `tracker` there is no evidence. A configuration whose training is known to take more than `max_seconds` does not
-    fit.
+    None if none fits. Without `tracker` there is no evidence. A configuration that is known to train longer than
+    `max_seconds` does not fit.
     """
     evidence = [] if tracker is None else list(stored_evidence(tracker, finder, request=request))
     measured = recommend(evidence, (), budget_bytes=request.budget_bytes, max_seconds=max_seconds)
@@ -62,40 +62,40 @@ def recommendation_for(
 
 
 class CandidateFinder:
-    """Answers what a configuration would take, counting only what could fit."""
+    """Finds layouts of configurations that fit the budget. Counts steps only where the base model itself fits."""
 
     def __init__(self, answers: Answers, request: RecommendationRequest) -> None:
-        """`answers` ask a worker for what is not kept yet."""
+        """`answers` ask a worker for every answer that is not cached."""
         self._answers, self._request = answers, request
         self.smallest: Candidate | None = None
-        """The least that any configuration tried would take."""
+        """The candidate with the lowest peak memory of all that were tried."""
 
     @cached_property
     def shape(self) -> ModelShape:
-        """The base model's."""
+        """The base model's shape."""
         return self._estimator(self._request.base).shape
 
     @property
     def device(self) -> str:
-        """Where a step was counted."""
+        """The device on which steps are counted."""
         return self._estimator(self._request.base).machine.device
 
     @property
     def least_precision(self) -> str:
-        """In which the base takes the least: the one asked for, else 4 bits."""
+        """The precision in which the base is smallest: the requested one, else 4 bits."""
         return str(self._request.fixed.get("quantization", "4bit"))
 
     @property
     def least_weights_bytes(self) -> int:
-        """What the base takes in it, before anything is trained."""
+        """Bytes of the base model in `least_precision`, before anything is trained."""
         return self._weights_bytes(
             self._request.base.model_copy(update={"quantization": self.least_precision})
         )
 
     def fitting(self, settings: Settings, *, departures: tuple[str, ...] = ()) -> Candidate | None:
-        """The first layout of the settings that is predicted to fit; None where none is.
+        """The first layout of the settings that is predicted to fit; None if none is.
 
-        Where the base alone takes more than there is, no step is counted.
+        If the base model alone exceeds the budget, no step is counted.
         """
         if self._weights_bytes(settings) > self._request.budget_bytes:
             return None
@@ -115,10 +115,10 @@ class CandidateFinder:
         return None
 
     def check_data(self) -> None:
-        """Have the rows read as a run would, where the user names any.
+        """Have a worker read the rows as a run would, if the user names a data set.
 
         Raises:
-            DataError: they cannot be used with the base model's tokenizer.
+            DataError: the rows cannot be used with the base model's tokenizer.
         """
         if self._request.data_fingerprint is not None:
             sources = Sources(
@@ -135,7 +135,7 @@ class CandidateFinder:
 
 
 def machine_of(base: Settings, answers: Answers) -> Machine:
-    """Where a worker of this machine would train."""
+    """The device on which a worker of this machine would train."""
     return _estimator(base, answers).machine
 
 
@@ -158,7 +158,7 @@ def _as_experiment(settings: Settings, *, sources: Sources) -> Experiment:
 def literature_candidates(
     finder: CandidateFinder, request: RecommendationRequest, *, enough: int = 2
 ) -> list[Candidate]:
-    """The first configurations of the published rules that fit: one to recommend and one to come after it."""
+    """The first `enough` configurations of the published rules that fit: one to recommend, one as its alternative."""
     num_tokens, num_steps = _size_of_data(request)
     found: list[Candidate] = []
     for settings in literature_settings(
@@ -169,7 +169,7 @@ def literature_candidates(
         precision=request.fixed.get("quantization"),
     ):
         if found and settings.quantization != found[0].settings.quantization:
-            continue  # 4 bits only where bf16 does not fit
+            continue  # 4 bits only if bf16 does not fit
         candidate = finder.fitting(settings)
         if candidate is None:
             continue
@@ -184,7 +184,7 @@ def literature_candidates(
 def stored_evidence(
     tracker: ExperimentTracker, finder: CandidateFinder, *, request: RecommendationRequest
 ) -> Iterator[Evidence]:
-    """Studies of this model or its family with completed arms, the nearest to the question first."""
+    """Studies of this model or its family with completed arms, those with the fewest departures first."""
     suites = tracker.get_suites()
     statements = {suite.suite_name: suite.questions for suite in suites}
     results = tracker.get_all_experiments(suite_name=request.suite_name if request.is_only else None)
@@ -212,7 +212,7 @@ def stored_evidence(
 
 
 def silent_suites(tracker: ExperimentTracker, request: RecommendationRequest) -> tuple[str, ...]:
-    """The suites that one may expect an answer of and that can give none, and why."""
+    """Why a suite that the user may expect evidence from gives none: imported, or without a completed experiment."""
     imported = dict.fromkeys(result.suite_name for result in tracker.get_imported())
     told = [f"{name}: imported, and only runs of one's own are recommended from" for name in imported]
     if request.suite_name is None:
@@ -224,7 +224,7 @@ def silent_suites(tracker: ExperimentTracker, request: RecommendationRequest) ->
 
 
 def _by_subject(study: Study) -> Iterator[Study]:
-    """The study's arms, cut into those on one base model and one data set each; of subjects with a completed arm."""
+    """The study, split by base model and data set. Parts without a completed arm are left out."""
     by_subject: dict[tuple[object, object], list[StudyArm]] = {}
     for arm in study.arms:
         sources = (arm.completed or arm.results)[-1].sources
@@ -235,7 +235,7 @@ def _by_subject(study: Study) -> Iterator[Study]:
 
 
 def _held_out(study: Study) -> str:
-    """The rows that a study reports on, in words: cut from its training file, or from a file of their own."""
+    """The rows that a study reports on, in words."""
     settings = study.completed[-1].settings
     is_test = reporting_split(study) == "test"
     rows = "the test rows" if is_test else "the held-out rows"
@@ -246,7 +246,7 @@ def _held_out(study: Study) -> str:
 
 
 def _departures(study: Study, request: RecommendationRequest) -> tuple[str, ...] | None:
-    """In what the study is about something else; None where it says nothing about the request."""
+    """How the study's model and data differ from the request; None if the model is of another family."""
     latest = study.completed[-1]
     base, data = latest.sources.get("base_model"), latest.sources.get("dataset")
     apart = []
@@ -271,7 +271,7 @@ def _same_family(one: str, other: str) -> bool:
 
 
 def _config_of(base_model: str) -> Mapping[str, object]:
-    """The model's `config.json`; nothing where it is not on this machine."""
+    """The model's `config.json`; empty if it is not on this machine."""
     try:
         path = config_folder(base_model) / "config.json"
     except ModelError:
@@ -283,10 +283,10 @@ def _config_of(base_model: str) -> Mapping[str, object]:
 def _candidates(
     study: Study, finder: CandidateFinder, *, request: RecommendationRequest, as_measured: bool
 ) -> dict[str, Candidate]:
-    """A candidate for each arm that fits; where fewer than two do, the nearest to what was measured that do.
+    """A candidate for each completed arm that fits.
 
-    Nearest is first the base in 4 bits, then half the rank. Where arms differ in what was asked for, as precisions do
-    in a study of them, those that have it are the ones that answer.
+    If fewer than two fit, all arms are tried with the base in 4 bits, then with half the rank, then with both. If the
+    arms differ in a requested setting, as in a study of precisions, only the arms that have the requested value count.
     """
     completed = [arm for arm in study.arms if arm.completed]
     other_data = request.data_fingerprint not in {None, completed[-1].completed[-1].sources.get("dataset")}
@@ -304,14 +304,14 @@ def _candidates(
             candidate = finder.fitting(settings, departures=(*told, *departures))
             if candidate is not None:
                 found[arm.name] = (
-                    # As many steps as the other data took are no measure of these.
+                    # The number of steps on other data says nothing about the time on these.
                     replace(candidate, train_seconds=None, time_from=None)
                     if other_data
                     else _with_time(
                         candidate, arm, study=study, as_measured=as_measured and not (change or apart)
                     )
                 )
-        # One arm of several has no verdict; one that racing left alone has one.
+        # A single candidate out of several arms has no verdict. If only one arm completed, it has one.
         if len(found) >= min(2, len(completed)):
             return found
     return {}
@@ -327,10 +327,10 @@ _CHANGES: Sequence[tuple[frozenset[str], tuple[str, ...]]] = (
     ),
 )
 
-#: What belongs to the data: how long rows and training are.
+#: Settings that belong to the data: the length of rows and of training.
 _LENGTHS = ("max_seq_length", "max_steps", "num_train_epochs")
 
-#: What a study had instead of what was asked for.
+#: Notes for settings in which a study differs from the request.
 _APART: Mapping[str, str] = {
     "quantization": "the base was held in {}",
     "max_seq_length": "rows were cut at {} tokens",
@@ -340,9 +340,9 @@ _APART: Mapping[str, str] = {
 def _asked_settings(
     arm: StudyArm, request: RecommendationRequest, *, change: frozenset[str], other_data: bool = False
 ) -> Settings | None:
-    """The arm's settings on the model that was asked about, changed; None where the change is none.
+    """The arm's settings on the requested model, with the change applied; None if the change alters nothing.
 
-    On other data than the study's, rows and training have the lengths that were asked for, else the usual ones.
+    On other data than the study's, the lengths of rows and training are those of the request.
     """
     settings = arm.typed_settings
     updates: dict[str, object] = {"base_model": request.base.base_model, **request.fixed}
@@ -359,13 +359,16 @@ def _asked_settings(
             return None
         updates["lora_rank"] = settings.lora_rank // 2
     ratio = _rate_ratio(settings.base_model, request.base.base_model)
-    if ratio != 1:  # else the rate is the one that was run at, to its last digit
+    if ratio != 1:  # else keep every digit of the measured rate
         updates["learning_rate"] = as_shown(settings.learning_rate * ratio)
     return settings.model_copy(update=updates)
 
 
 def _rate_ratio(measured: str, wanted: str) -> float:
-    """By how much the published rule changes the learning rate between two sizes of a family; 1 where it says nothing."""
+    """The factor on the learning rate, by the published rule, from the measured model's size to the wanted one's.
+
+    1 if the rule does not know the family or a size.
+    """
     ours, theirs = _config_of(wanted), _config_of(measured)
     sizes = [config.get("hidden_size") for config in (theirs, ours)]
     power = family_power(str(ours.get("model_type", "")))
@@ -376,7 +379,7 @@ def _rate_ratio(measured: str, wanted: str) -> float:
 
 
 def _with_time(candidate: Candidate, arm: StudyArm, *, study: Study, as_measured: bool) -> Candidate:
-    """With the measured time where the layout is the measured one."""
+    """The candidate with a time: the measured one if the layout is the measured layout, else the predicted one."""
     num_steps = arm.completed[-1].num_steps
     same_layout = all(
         getattr(candidate.settings, key) == arm.settings.get(key)
@@ -393,7 +396,7 @@ def _with_time(candidate: Candidate, arm: StudyArm, *, study: Study, as_measured
 
 
 def _candidate(settings: Settings, estimate: PackEstimate, *, departures: tuple[str, ...]) -> Candidate:
-    """With the seconds of one step for a time, until the number of steps is known."""
+    """A candidate from an estimate. Its `train_seconds` hold one step until the number of steps is known."""
     terms = estimate.prediction.terms
     return Candidate(
         settings=settings,
@@ -407,7 +410,10 @@ def _candidate(settings: Settings, estimate: PackEstimate, *, departures: tuple[
 
 
 def _size_of_data(request: RecommendationRequest) -> tuple[int | None, int | None]:
-    """(completion tokens, steps) of the training rows; None for what nobody can count. One epoch, unless said otherwise."""
+    """(completion tokens, steps) of the training rows; None for a number that cannot be counted.
+
+    Without a given length, training is one epoch.
+    """
     num_steps = request.base.max_steps
     if not request.has_data:
         return None, num_steps
@@ -420,9 +426,9 @@ def _size_of_data(request: RecommendationRequest) -> tuple[int | None, int | Non
 def judged_by(
     study: Study, statements: Sequence[StatedQuestion], *, request: RecommendationRequest
 ) -> tuple[Criterion, tuple[str, ...]]:
-    """The criterion, and what is to be known of it: that it is not the one stored, or was set with results at hand.
+    """The criterion, with notes if it differs from the stored one or was set after results were there.
 
-    `statements` are those of the study's suite. A margin that was given as an option comes before any other.
+    `statements` are those of the study's suite. A margin given as an option overrides every other margin.
     """
     stated = statements[-1].question if statements else None
     used = _used(study, stated, request=request)
@@ -433,7 +439,11 @@ def judged_by(
 
 
 def _used(study: Study, stated: Question | None, *, request: RecommendationRequest) -> Question | None:
-    """The stored question with what the file says. Of another suite's what the file is silent about stays."""
+    """The stored question, overridden by the suite file's question.
+
+    If the study is of another suite than the file's, the stored margin and reference stay where the file has none or
+    names an arm that the study does not have.
+    """
     own = request.question
     if own is None:
         return stated

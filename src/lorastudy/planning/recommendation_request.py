@@ -1,4 +1,4 @@
-"""What a recommendation is asked about: given by options, filled in from a suite file, or from a suite of the store."""
+"""The request for a recommendation, read from options and filled in from a suite file or a suite in the store."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,49 +15,49 @@ from lorastudy.suite.question import Question
 from lorastudy.suite.settings import Settings, settings_from_options
 from lorastudy.suite.suite_file import load_suite
 
-#: What a suite fills in of the question. The rest of its settings is what a recommendation is to find.
+#: Settings that a suite fills in. The recommendation finds the others.
 _FILLED = (
     "base_model", "trust_remote_code", "quantization", "max_seq_length", "prompt_format", "dataset_path", "eval_dataset_path", "eval_fraction",
     "test_dataset_path", "test_fraction", "max_train_samples", "max_eval_samples", "max_steps", "num_train_epochs",
 )  # fmt: skip
-#: What stays as it was asked for, whatever a study had instead.
+#: Settings that stay as requested, even if a study has other values.
 _FIXED = ("quantization", "max_seq_length")
-#: Without one of these there is more than one question, and the option that says which is meant.
+#: Settings that must have a single value, with the option that selects one.
 _SINGLE = {"base_model": "--base-model", "dataset_path": "--dataset"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecommendationRequest:
-    """What the user asks about, and against which memory. `budget_bytes` is less the margin."""
+    """The model, data and memory that the user asks about. `budget_bytes` is the memory after the margin."""
 
     base: Settings
-    """Base model, length of rows and of training; its data only where `has_data`."""
+    """Base model, length of rows and of training. Its data count only if `has_data`."""
     has_data: bool
     budget_bytes: int
     margin: float | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Precision of the base and length of rows, where they were asked for: a recommendation keeps to them."""
+    """The requested precision of the base and length of rows, if any. The recommendation keeps them."""
     suite_name: str | None = None
-    """Of the studies that are as near as others, this suite's answers."""
+    """Among studies that are equally near, the one of this suite answers."""
     is_only: bool = False
     """Whether no other suite may answer."""
     question: Question | None = None
-    """What the suite file asks, where there is one: it comes before what the store says."""
+    """The suite file's question, if there is a file. It overrides the stored question."""
 
     @cached_property
     def base_fingerprint(self) -> str:
-        """Of the base model."""
+        """The base model's fingerprint."""
         return base_model_fingerprint(self.base.base_model)
 
     @cached_property
     def data_fingerprint(self) -> str | None:
-        """Of the data, where the user names one."""
+        """The data set's fingerprint; None if the user names no data set."""
         return dataset_fingerprint(self.base.dataset_path) if self.has_data else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequestedSettings:
-    """What to ask about, before it is known what fits: settings that were given or filled in, and the suite."""
+    """The part of a request that does not need a memory budget: given and filled-in settings, and the suite."""
 
     values: Mapping[str, Any]
     suite_name: str | None = None
@@ -65,7 +65,7 @@ class RequestedSettings:
     question: Question | None = None
 
     def request(self, *, budget_bytes: int, margin: float | None) -> RecommendationRequest:
-        """The question against a memory."""
+        """The request with a memory budget."""
         return RecommendationRequest(
             base=self.base,
             has_data="dataset_path" in self.values,
@@ -79,10 +79,10 @@ class RequestedSettings:
 
     @cached_property
     def base(self) -> Settings:
-        """As settings.
+        """The values as settings.
 
         Raises:
-            StudyError: values that no suite file may have either.
+            StudyError: a value that a suite file may not have.
         """
         return settings_from_options(**self.values)
 
@@ -90,10 +90,10 @@ class RequestedSettings:
 def read_request(
     given: Mapping[str, Any], *, file: Path | None, suite_name: str | None, database: str
 ) -> RequestedSettings:
-    """What the options say, and where they are silent what the suite says: of a file, else of the store.
+    """The request from the options. A suite, from a file or from the store, fills in what the options leave open.
 
     Raises:
-        StudyError: nothing says which base model, or there is more than one; the suite is not there, or was imported.
+        StudyError: no base model, or more than one; the suite does not exist, or was imported.
     """
     if file is not None and suite_name is not None:
         raise StudyError(
@@ -106,7 +106,7 @@ def read_request(
         return RequestedSettings(values=filled | dict(given), suite_name=suite.name, question=suite.question)
     if suite_name is not None:
         arms = _settings_in_store(suite_name, database=database)
-        # A study answers for its own data. And that a store trusts a model's code is no reason to.
+        # Data come from the study itself. `trust_remote_code` in a store is no permission to run code now.
         filled = _filled(arms, given, where=suite_name)
         kept = {key: filled[key] for key in ("base_model", *_FIXED) if key in filled}
         return RequestedSettings(values=kept | dict(given), suite_name=suite_name, is_only=True)
@@ -119,7 +119,7 @@ def read_request(
 
 
 def _filled(arms: Sequence[Settings], given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
-    """Of what a suite fills in, that which all its arms agree on, and that was said at all."""
+    """The filled-in settings: those on which all arms of the suite agree, without those that are None."""
     told: dict[str, Any] = {}
     for key in _FILLED:
         values = list(dict.fromkeys(getattr(arm, key) for arm in arms))
@@ -129,7 +129,7 @@ def _filled(arms: Sequence[Settings], given: Mapping[str, Any], *, where: str) -
             raise StudyError(
                 f"{where}: has arms on {listing(map(str, values))}; say which is meant with {_SINGLE[key]}"
             )
-    if "dataset_path" in given:  # other rows, cut by the usual rule
+    if "dataset_path" in given:  # other rows, so the suite's held-out and test rows do not apply
         told = {key: value for key, value in told.items() if not key.startswith(("eval_", "test_"))}
     return told
 

@@ -1,7 +1,7 @@
 """The plan of a study: everything that follows from a suite, the store and the machine before anything runs.
 
-A dry run prints it, `check` reads its findings, and `running/study.py` carries it out: packs are formed and balanced here alone.
-As results come in, `running/phases.py` says which of the plan's packs run next.
+A dry run prints it, `check` reads its findings, and `running/study.py` carries it out. Packs are formed and balanced
+only here. As results come in, `running/phases.py` says which of the plan's packs run next.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -33,37 +33,37 @@ from lorastudy.suite.suite import Suite
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """What a suite comes to on this machine with what the store holds. Nothing in it changes while the suite runs.
+    """The plan of a suite on this machine, given the store's results. It does not change while the suite runs.
 
-    A search for learning rates asks for more experiments as results come in: `design` has those that are known by now.
+    A search for learning rates adds experiments as results come in. `design` has those that are known so far.
     """
 
     suite: Suite
     designer: Designer
     design: Design
     missing: tuple[Experiment, ...]
-    """Experiments of the design that have no result yet; without those that racing stopped."""
+    """Experiments of the design without a result. Those that racing stopped are not among them."""
     predicted: Predictions = field(default_factory=Predictions)
     num_packs_at_once: int = 1
     hands_over: bool = False
-    """Whether the executor's workers can hand arms to each other, which lets packs of unequal size be balanced."""
+    """Whether the executor's workers can pass arms to each other. Only then can packs of unequal size be balanced."""
     notes: tuple[str, ...] = ()
-    """What the user should know before it runs."""
+    """Notes for the user before the suite runs."""
     data: Mapping[str, StudyData] = field(default_factory=dict)
     """The rows of every arm, by `data_key`."""
 
     @property
     def packs(self) -> tuple[PlannedPack, ...]:
-        """The packs of what is missing, round by round."""
+        """The packs of the missing experiments, round by round."""
         missing = {experiment.id for experiment in self.missing}
         packs = (self.packs_of(of_round, only=missing) for of_round in self.design.rounds)
         return tuple(pack for of_round in packs for pack in of_round)
 
     def packs_of(self, of_round: Sequence[Experiment], *, only: Collection[str]) -> list[PlannedPack]:
-        """The packs of a round, each with those of its experiments that are named in `only`.
+        """The packs of a round, reduced to the experiments whose ids are in `only`.
 
-        Packs are formed of the whole round, whatever is done of it: an arm's bits depend on the other arms of its pack, so
-        a study that goes on after an interruption trains in the packs that it would have had.
+        Packs are always formed from the whole round, even if part of it is done. An arm's bits depend on the other arms
+        of its pack, so this makes a resumed study match an uninterrupted one bit for bit.
         """
         return remaining_packs(
             of_round, only, arms_per_pack=self.predicted.arms_per_pack, num_at_once=self.num_packs_at_once
@@ -71,14 +71,14 @@ class StudyPlan:
 
     @property
     def balance(self) -> Balance | None:
-        """How the packs of the first round with something missing become equally long on the way."""
+        """The balance of the first round that has missing experiments; None if there is none."""
         missing = {experiment.id for experiment in self.missing}
         rounds = (of_round for of_round in self.design.rounds if any(e.id in missing for e in of_round))
         of_round = next(rounds, None)
         return None if of_round is None else self.balance_of(of_round)
 
     def balance_of(self, of_round: Sequence[Experiment]) -> Balance | None:
-        """How a round's packs become equally long on the way; None where they are, or where racing decides who goes on."""
+        """The balance of a round's packs. None if they need none, cannot be balanced, or if the suite races."""
         if self.suite.rungs or not self.hands_over:
             return None
         return balance_packs(
@@ -88,7 +88,7 @@ class StudyPlan:
 
     @cached_property
     def case(self) -> Case | None:
-        """The suite as the linter judges it; None of a suite that is taken up from the store, whose arms are not known."""
+        """The suite as the linter judges it; None for a suite resumed from the store, whose arms are not known."""
         if self.designer.registered is not None:
             return None
         return suite_case(
@@ -102,14 +102,14 @@ class StudyPlan:
 
     @property
     def num_arms(self) -> int:
-        """The arms that are judged together."""
+        """The number of arms that the linter judges together."""
         return 0 if self.case is None else len(self.case.arms)
 
     def check_can_run(self) -> None:
-        """Refuse a plan with a base model that cannot be had, or with arms that do not fit their base model.
+        """Refuse a plan with a base model that is not available, or with arms that do not fit their base model.
 
         Raises:
-            ModelError: says which, why and what to do.
+            ModelError: names the model or the arms, the reason and the fix.
         """
         if self.predicted.adapted.misfits:
             raise ModelError("\n".join(self.predicted.adapted.misfits.values()))
@@ -119,7 +119,7 @@ class StudyPlan:
 
     @cached_property
     def findings(self) -> Sequence[LintFinding]:
-        """What would make the comparison unfair."""
+        """The linter's findings: what would make the comparison unfair."""
         return () if self.case is None else lint(self.case)
 
     def _repr_html_(self) -> str:
@@ -134,11 +134,11 @@ def plan_study(
     registered: Sequence[Experiment] | None = None,
     on_wait: OnWait = print_nothing,
 ) -> StudyPlan:
-    """The plan of a suite. A worker counts rows and memory where no earlier answer is kept, which takes seconds.
+    """The plan of a suite. If an answer is not cached, a worker counts rows and memory, which takes seconds.
 
-    Without `tracker` nothing is done yet; without `executor` workers run on this machine. `registered` are the
-    experiments of a suite that is taken up from the store. `on_wait` also gets a line for each piece of foreign code
-    before it runs: a worker that counts loads the model's tokenizer.
+    Without `tracker`, no experiment counts as done. Without `executor`, workers run on this machine. `registered` are
+    the experiments of a suite that resumes from the store. `on_wait` also gets a line for each piece of foreign code
+    before it runs, because the counting worker loads the model's tokenizer.
 
     Raises:
         DataError: the rows cannot be used with their base model.
@@ -172,7 +172,7 @@ def plan_study(
 
 
 def judge_suite(suite: Suite, *, on_wait: OnWait = print_nothing) -> StudyPlan:
-    """The plan of a suite for `check`: rows, layers and findings. No memory is counted and no pack is formed.
+    """The plan of a suite for `check`: rows, layers and findings. Counts no memory and forms no packs.
 
     Raises:
         DataError, StudyError: as `plan_study`.
@@ -195,12 +195,12 @@ def judge_suite(suite: Suite, *, on_wait: OnWait = print_nothing) -> StudyPlan:
 
 
 def sources_of() -> Callable[[Settings], Sources]:
-    """A function that fingerprints what settings read, each file and model once."""
+    """A function that fingerprints the files and the model of given settings, each of them once."""
     return sources_reader(dataset_fingerprint, base_model_fingerprint)
 
 
 def _announce_foreign_code(experiments: Sequence[Experiment], on_wait: OnWait) -> None:
-    """A line for each piece of foreign Python code that a suite runs, with the rights of who runs it."""
+    """Announce each piece of foreign Python code that a suite runs, since it runs with the user's rights."""
     models = {e.settings.base_model for e in experiments if e.settings.trust_remote_code}
     types = {e.experiment_type for e in experiments} - set(EXPERIMENT_TYPES)
     for model in sorted(models):

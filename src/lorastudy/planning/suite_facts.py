@@ -1,4 +1,4 @@
-"""What is known of a suite before it runs: its data, what a worker finds in its rows and layers, and the facts to judge."""
+"""Facts on a suite before it runs: its data, a worker's findings on rows and layers, and the case for the linter."""
 
 import hashlib
 import math
@@ -38,18 +38,18 @@ _DATA_KEYS = (
     "test_fraction", "max_train_samples", "max_eval_samples",
 )  # fmt: skip
 
-#: Those that decide as which tokens.
+#: The settings that decide how rows become tokens.
 _TOKEN_KEYS = ("max_seq_length", "prompt_format", "base_model", "trust_remote_code")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowsChecked:
-    """What a worker found when it read rows as a run would."""
+    """A worker's findings from reading the rows as a run would."""
 
     read: Mapping[str, tuple[RowsRead, ...]] = field(default_factory=dict)
-    """By `rows_key`, the splits of those that could be read."""
+    """By `rows_key`: the splits, if they could be read."""
     unknown: tuple[str, ...] = ()
-    """What could not be found out, a line for each base model."""
+    """One line for each base model whose rows could not be checked."""
 
 
 def data_key(settings: Settings) -> str:
@@ -65,10 +65,10 @@ def rows_key(settings: Settings) -> str:
 def check_rows(experiments: Sequence[Experiment], answers: Answers) -> RowsChecked:
     """Have a worker read the experiments' rows as a run would.
 
-    The answers are those that `prepare` asks for, so both together read the rows once.
+    `prepare` asks the same questions, so both together read the rows only once.
 
     Raises:
-        DataError: what a run would say of rows that cannot be used with the base model's tokenizer.
+        DataError: the rows cannot be used with the base model's tokenizer. The message is that of a run.
     """
     unknown, read = {}, {}
     for estimator in by_pack(experiments, answers, with_data=True):
@@ -92,7 +92,7 @@ class AdaptedArm:
     """Equal for arms that adapt the same layers."""
     by_role: Mapping[str, int]
     left_out: tuple[str, ...]
-    """What its preset means and it cannot have, with the reason."""
+    """Layers that the preset names but no arm can adapt, with the reason."""
     num_trainable_parameters: int
 
     @property
@@ -103,16 +103,16 @@ class AdaptedArm:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptedArms:
-    """What is known of a suite's arms."""
+    """The layers that a suite's arms adapt, and the arms for which they are not known."""
 
     arms: Mapping[str, AdaptedArm] = field(default_factory=dict)
     misfits: Mapping[str, str] = field(default_factory=dict)
-    """By arm that does not fit its base model: why, as a run would say."""
+    """By arm that does not fit its base model: the reason, in the words of a run."""
     unknown: tuple[str, ...] = ()
-    """What could not be found out, a line for each base model."""
+    """One line for each base model whose layers are not known."""
 
     def lines(self) -> list[str]:
-        """Each arm with what it adapts; arms that adapt the same stand in one line."""
+        """The layers of each arm, in words. Arms that adapt the same layers share a line."""
         alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for name, arm in self.arms.items():
             alike.setdefault((arm.in_words, arm.left_out), []).append(name)
@@ -156,20 +156,20 @@ def adapted_arms(experiments: Sequence[Experiment], answers: Answers) -> Adapted
     return AdaptedArms(arms=arms, misfits=misfits, unknown=tuple(unknown.values()))
 
 
-#: Of e, that is still written out.
+#: The largest exponent of e that a note writes out.
 _LARGEST_EXPONENT = 20.0
 
-#: Characters of the most frequent answer.
+#: Characters shown of the most frequent answer.
 _ANSWER_SHOWN = 40
 
-#: Completion tokens are counted in this many training rows and scaled to all: enough for a comparison of orders.
+#: Completion tokens are counted in this many training rows and scaled up, which is enough for an order of magnitude.
 NUM_COUNTED_ROWS = 2_000
 
 
 def read_data(experiments: Sequence[Experiment]) -> Mapping[str, StudyData]:
     """The rows of the experiments by `data_key`; each data set is read once.
 
-    A worker would find out only once it has loaded the base that a file cannot be used.
+    Reading them here finds a bad file early: a worker would find it only after it has loaded the base model.
 
     Raises:
         DataError: a file is empty, damaged or of an unknown format, or holding out leaves one side empty.
@@ -179,7 +179,7 @@ def read_data(experiments: Sequence[Experiment]) -> Mapping[str, StudyData]:
 
 
 def data_notes(experiments: Sequence[Experiment], data: Mapping[str, StudyData]) -> list[str]:
-    """What a reader should know of rows that can be read and are odd all the same."""
+    """Notes on rows that can be read but are odd."""
     notes = []
     for settings in (experiment.settings for experiment in experiments):
         read = data[data_key(settings)]
@@ -191,7 +191,7 @@ def data_notes(experiments: Sequence[Experiment], data: Mapping[str, StudyData])
 
 
 def _column_notes(settings: Settings, data: StudyData) -> list[str]:
-    """What of the files' columns is not trained on."""
+    """Notes on columns of the files that are not trained on."""
     files = (
         (settings.dataset_path, data.train),
         (settings.eval_dataset_path, data.held_out),
@@ -207,7 +207,7 @@ def _column_notes(settings: Settings, data: StudyData) -> list[str]:
 
 
 def layout_notes(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
-    """What a reader should know of rows that a chat template could not lay out as they are, or that have none."""
+    """Notes on conversations that no chat template lays out, or only in part."""
     notes = []
     for summary in (read.summary for splits in rows.values() for read in splits):
         of = f"of {summary.num_rows + summary.num_refused_rows} {split_name(summary.split)} rows"
@@ -227,7 +227,10 @@ def layout_notes(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
 
 
 def trivial_lines(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
-    """What guessing scores on the rows that report, where they were read; arms that do not beat it learn nothing."""
+    """The scores of guessing on the reporting rows, if they were read. An arm that does not beat them learns nothing.
+
+    One line for each set of rows.
+    """
     lines = []
     for splits in rows.values():
         read = reporting_rows(splits)
@@ -239,7 +242,7 @@ def trivial_lines(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
 
 
 def _told_of(score: TrivialScore, *, num_asked: int | None) -> str:
-    """`answer frequencies: loss 0.52 nats/token`. Exact match is of the rows that are asked, which may be fewer."""
+    """`answer frequencies: loss 0.52 nats/token`. Exact match states the number of asked rows, which may be fewer."""
     answer = score.answer
     said = "" if answer is None else f" {answer[:_ANSWER_SHOWN]!r}{'...' * (len(answer) > _ANSWER_SHOWN)}"
     of = f" of {num_asked} rows asked" if score.metric == "exact_match" and num_asked else ""
@@ -249,7 +252,7 @@ def _told_of(score: TrivialScore, *, num_asked: int | None) -> str:
 
 
 def margin_notes(question: Question) -> list[str]:
-    """What a margin in nats means, which a percent sign that was forgotten makes absurd."""
+    """The meaning of a margin in nats. It shows at once if the percent sign was forgotten: `2` instead of `2%`."""
     margin = question.margin
     if margin is None or margin.is_share or question.primary_metric != "loss":
         return []
@@ -269,9 +272,9 @@ def suite_case(
     question: Question | None = None,
     adapted: AdaptedArms | None = None,
 ) -> Case:
-    """The suite as the linter judges it, with what its data and its base models' folders tell.
+    """The suite as the linter judges it, with facts from its data and its base models' folders.
 
-    `rows` are the splits as a worker read them, by `rows_key`: where they are known, counts are of what is left of them.
+    `rows` are the splits as a worker read them, by `rows_key`. If they are known, counts cover the rows that remain.
     """
     settings_of = {experiment.arm: experiment.settings for experiment in experiments}
     num_tokens: dict[tuple[str, str], int | None] = {}
@@ -315,7 +318,10 @@ def _vocab_size(base_model: str) -> int | None:
 
 
 def _rows_of_an_epoch(train: DataRows, read: Sequence[RowsRead]) -> int:
-    """As a worker counted them, if it read them all: long plain texts are several. Else as they stand in the file."""
+    """The rows of an epoch as a worker counts them, if it read all; else the rows of the file.
+
+    The two differ because a worker splits a long plain text into several rows.
+    """
     counted = (each.summary for each in read if each.summary.split == "train")
     return next((data.num_rows for data in counted if not data.num_unread_rows), len(train))
 
@@ -329,9 +335,9 @@ def _published_rates(settings: Settings, *, num_rows: int) -> tuple[float, float
 
 
 def num_completion_tokens(rows: DataRows, base_model: str) -> int | None:
-    """Tokens that the loss would cover, with the end token of each row; None without a tokenizer file at hand.
+    """Tokens that the loss covers, with the end token of each row; None without a tokenizer file on this machine.
 
-    Rows are rendered without the model's chat template and not cut at `max_seq_length`, so it is an estimate.
+    It is an estimate: rows are rendered without the model's chat template and are not cut at `max_seq_length`.
     """
     file = _tokenizer_file(base_model)
     if file is None:
@@ -342,7 +348,7 @@ def num_completion_tokens(rows: DataRows, base_model: str) -> int | None:
     texts = [segment.text for example in counted for segment in example.segments if segment.trained]
     try:
         encodings = Tokenizer.from_file(str(file)).encode_batch(texts, add_special_tokens=False)
-    except Exception as error:  # of a file that it cannot read, tokenizers raises a plain Exception
+    except Exception as error:  # tokenizers raises a plain Exception for a file that it cannot read
         raise ModelError(f"base_model: {base_model}: its tokenizer.json cannot be read: {error}") from error
     return round((sum(map(len, encodings)) + len(counted)) * len(rows) / len(counted))
 
@@ -353,7 +359,7 @@ def _tokenizer_fingerprint(base_model: str) -> str | None:
 
 
 def _tokenizer_file(base_model: str) -> Path | None:
-    """`tokenizer.json` of a base model in a folder; a model of the hub is not looked for."""
+    """`tokenizer.json` of the lab's base model or of one in a folder; None for a hub model."""
     folder = base_folder() if base_model == LAB_MODEL else Path(base_model)
     file = folder / "tokenizer.json"
     return file if file.is_file() else None

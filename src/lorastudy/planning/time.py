@@ -1,7 +1,7 @@
-"""Seconds of a step and of a pack, from a calibration: real steps, timed by a worker on this machine.
+"""Seconds of a step, from a calibration: real steps that a worker timed on this machine.
 
-What a step takes is a part that does not depend on the tokens (launches, the optimizer) and a part that grows with
-the tokens of all arms:   seconds = a + b x arms x tokens, with a and b by least squares and neither below 0.
+One part of a step does not depend on the tokens (launches, the optimizer); the other grows with the tokens of all
+arms:   seconds = a + b x arms x tokens, with a and b by least squares and neither below 0.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, kw_only=True)
 class PacePoint:
-    """A timed step. `num_tokens` are those of all arms."""
+    """A timed step. `num_tokens` counts the tokens of all arms."""
 
     num_arms: int
     num_tokens: int
@@ -19,30 +19,30 @@ class PacePoint:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all arms together."""
+        """Tokens of all arms per second."""
         return self.num_tokens / self.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Timed steps of one model, precision and choice of modules on one machine."""
+    """Timed steps of one model, one precision and one choice of modules, on one machine."""
 
     points: tuple[PacePoint, ...]
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The calibration that a worker answered."""
+        """The calibration in a worker's answer."""
         return cls(points=tuple(PacePoint(**point) for point in values["points"]))
 
     def step_seconds(self, num_tokens: float) -> float:
-        """Of one forward and backward pass over the tokens of all arms, and an optimizer step."""
+        """Seconds of a forward and backward pass over the tokens of all arms, and of the optimizer's step."""
         fixed, per_token = _line([(float(p.num_tokens), p.seconds) for p in self.points])
         return fixed + per_token * num_tokens
 
     def best_num_arms(self, *, at_most: int) -> int:
-        """The measured number of arms per pack with the most tokens a second, of those that are allowed.
+        """The number of arms per pack, up to `at_most`, with the most tokens a second.
 
-        Beyond what was measured nothing is known, so nothing beyond it is chosen.
+        Only measured numbers are chosen, because the speed of larger packs is not known.
         """
         allowed = [point for point in self.points if point.num_arms <= at_most]
         if not allowed:
@@ -51,7 +51,7 @@ class Calibration:
 
 
 def _line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Intercept and slope by least squares; through the origin where the intercept would be negative."""
+    """Intercept and slope by least squares. A line through the origin if either would be negative."""
     mean_x = sum(x for x, _ in points) / len(points)
     mean_y = sum(y for _, y in points) / len(points)
     spread = sum((x - mean_x) ** 2 for x, _ in points)

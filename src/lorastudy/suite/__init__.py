@@ -1,1 +1,1 @@
-"""WHAT is studied: the typed suite file, the experiments that follow from it, and the questions that are asked of them."""
+"""The subject of a study: the typed suite file, its experiments, and the question that they answer."""

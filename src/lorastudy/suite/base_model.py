@@ -1,7 +1,8 @@
-"""A base model before it is loaded: where its files lie, whether it can be used, what its files say, its fingerprint.
+"""A base model before it is loaded: its folder, whether it can be used, the contents of its files, its fingerprint.
 
-Nothing here needs torch or the network. A base model is `lab` (the one in the package), a folder, or an id on the Hugging
-Face hub. A hub model is read from this machine's cache; a model that was never fetched has no files to read.
+Nothing here needs torch. Only `check_base_model` asks whether the hub answers. A base model is `lab` (the one in the
+package), a folder, or an id on the Hugging Face hub. A hub model is read from this machine's cache; a model that was
+never fetched has no files to read.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ def base_folder(base_model: str) -> Path | None:
 
 
 def is_hub_model(base_model: str) -> bool:
-    """Whether a base model is looked up on the hub: neither the lab's nor a folder here."""
+    """Whether a base model is looked up on the hub: it is neither the lab's nor a local folder."""
     return base_model != LAB_MODEL and not Path(base_model).is_dir()
 
 
@@ -44,10 +45,10 @@ def is_hub_model(base_model: str) -> bool:
 
 
 def check_base_model(base_model: str) -> None:
-    """Refuse a base model that is neither here nor in the cache, if the hub does not answer.
+    """Refuse a base model that is neither on this machine nor available from the hub.
 
     Raises:
-        ModelError: the model cannot be had. The message says what to do without network.
+        ModelError: the model is not available. The message says what to do without network.
     """
     problem = base_model_problem(base_model)
     if problem is not None:
@@ -57,7 +58,7 @@ def check_base_model(base_model: str) -> None:
 
 
 def base_model_problem(base_model: str) -> str | None:
-    """Why this cannot be a base model; None if it can, as far as its small files and its name tell."""
+    """Why this cannot be a base model; None if its name and its small files show no problem."""
     if base_model == LAB_MODEL:
         return None
     try:
@@ -78,11 +79,11 @@ def base_model_problem(base_model: str) -> str | None:
 
 
 def model_folder_problem(folder: Path) -> str | None:
-    """Why transformers must not load the folder as a base model; None if it may. The message leaves out the folder's name.
+    """Why transformers must not load the folder as a base model; None if it may. The text omits the folder's name.
 
-    This check comes first, because the folder's files decide what transformers does: pickled weights are programs, an
-    index may point out of the folder, an adapter's configuration loads another model, and an attention kernel may be code
-    to download. Sizes that no model has would use up the memory.
+    Check before transformers reads the folder, because its files decide what transformers does: pickled weights are
+    programs, an index may point out of the folder, an adapter's configuration loads another model, and an attention
+    kernel may be code to download. Absurd sizes would use up the memory.
     """
     if not (folder / CONFIG_NAME).is_file():
         return f"holds no {CONFIG_NAME}, so it is not a transformers model"
@@ -107,7 +108,7 @@ _LARGEST = {
 
 
 def _json_object(file: Path) -> tuple[Mapping[str, Any], str | None]:
-    """The JSON object in a small file, and why there is none."""
+    """The JSON object in a small file, and None; or an empty object and the problem."""
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             return {}, f"has a {file.name} of more than {MAX_JSON_BYTES} bytes"
@@ -138,7 +139,7 @@ def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_size(value: Any, largest: int) -> bool:
-    sizes = value if isinstance(value, list) else [value]  # some architectures have one for each layer
+    sizes = value if isinstance(value, list) else [value]  # some architectures list a size for each layer
     return all(
         isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= largest for size in sizes
     )
@@ -149,7 +150,7 @@ def _weights_problem(folder: Path) -> str | None:
         return None
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
-        # DIR instead of the folder's name: a command to copy must not hold text that a stranger wrote.
+        # DIR, not the folder's name: a command that users copy must not contain text from a stranger.
         return (
             f"holds pickled weights ({shown(pickles[0])}) and no *.safetensors; reading a pickle runs the code in it, so it "
             'is not read. If you trust it: python -c "from transformers import AutoModelForCausalLM as M; '
@@ -161,7 +162,7 @@ def _weights_problem(folder: Path) -> str | None:
 
 
 def _index_problem(folder: Path) -> str | None:
-    """Why the list of weight files names something other than safetensors files of this folder."""
+    """Why the list of weight files is not usable; None if it names only safetensors files of this folder."""
     if not (folder / INDEX_NAME).is_file():
         return None
     index, problem = _json_object(folder / INDEX_NAME)
@@ -178,7 +179,7 @@ def _index_problem(folder: Path) -> str | None:
     return None
 
 
-# --- what its files say -------------------------------------------------------------------------------------
+# --- the contents of its files ------------------------------------------------------------------------------
 
 
 def read_config(base_model: str) -> Mapping[str, Any] | None:
@@ -232,7 +233,7 @@ def weight_shapes(base_model: str) -> dict[str, Shape] | None:
 
 
 def _header(file: Path) -> dict[str, Shape]:
-    """The first eight bytes give the header's length; the header is JSON with a shape for each tensor."""
+    """The shape of each tensor in a safetensors file. The first eight bytes give the length of the JSON header."""
     try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
@@ -264,14 +265,14 @@ _WHOLE_FILES = (
 def base_model_fingerprint(base_model: str) -> str:
     """`sha256:<hex>` of a folder (`lab`: the package's own), or `hub:<id>@<commit>` of a hub id.
 
-    A full hash of a 26 GB model takes minutes, and a dry run must not. So the digest takes, of each weight file, its name,
-    its size, its header (for safetensors: names, types, shapes and offsets of all tensors) and two samples of 64 KiB, from
-    the middle and from the end. Another model, precision, revision or training step changes all weights, so the digest
-    changes; it misses a few bytes edited by hand elsewhere. The tokenizer's files enter whole, because they decide what the
-    tokens are; so does Python code in the folder, which `trust_remote_code` would run.
+    A full hash of a 26 GB model takes minutes, too long for a dry run. So for each weight file the digest covers its
+    name, its size, its header (names, types, shapes and offsets of all tensors) and two samples of 64 KiB, from the
+    middle and from the end. Another model, precision, revision or training step changes all weights and so the digest.
+    The digest misses a few bytes edited by hand elsewhere. The tokenizer's files are hashed whole, because they decide
+    the tokens; so is Python code in the folder, because `trust_remote_code` runs it.
 
-    The commit is that of the local Hugging Face cache. A model that was never fetched is `@unresolved`, so its experiments
-    get another id once it is fetched.
+    The commit is that of the local Hugging Face cache. A model that was never fetched has the commit `unresolved`, so
+    its experiments change their ids once it is fetched.
 
     Raises:
         ModelError: the folder holds no model.
@@ -297,7 +298,7 @@ def _folder_digest(folder: Path) -> str:
 
 
 def _length_prefixed(*parts: bytes) -> bytes:
-    """The parts joined so that no other parts join to the same bytes."""
+    """The parts joined, each after its length, so that different parts never give the same bytes."""
     return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
 
 

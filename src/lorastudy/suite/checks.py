@@ -1,4 +1,4 @@
-"""Checks that need more than one key's value: of the whole suite, and against the disk."""
+"""Checks that need more than one key: on the whole suite, and against the files on disk. Each notes its problems."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from lorastudy.suite.sources import SOURCE_KEYS, expand_home, source_problem
 from lorastudy.suite.suite import MAX_EXPERIMENTS, EntryKeys
 from lorastudy.suite.wording import did_you_mean, shown
 
-#: What decides which rows are scored, and how many steps there are.
+#: Keys that must be equal for all arms of a race: they decide which rows are scored and how many steps there are.
 _ALIKE_IN_A_RACE = (
     "base_model", "dataset_path", "eval_dataset_path", "eval_fraction", "test_dataset_path", "test_fraction",
     "max_train_samples", "max_eval_samples", "max_seq_length", "prompt_format", "data_seed", "num_train_epochs", "max_steps",
@@ -23,7 +23,7 @@ _ALIKE_IN_A_RACE = (
 
 
 def check_experiment_type(given: Given | None, problems: Problems) -> None:
-    """Note a type that the package lacks, or a file that is not there."""
+    """Note an unknown type, or a missing file of a type."""
     if given is None or given.values[0] in EXPERIMENT_TYPES:
         return
     name = given.values[0]
@@ -37,7 +37,7 @@ def check_experiment_type(given: Given | None, problems: Problems) -> None:
 
 
 def check_names(names: Sequence[Given], problems: Problems) -> None:
-    """Note a given name that another entry has: case does not count, as on some file systems."""
+    """Note a name that two entries share. Case does not count, because some file systems ignore it."""
     first: dict[str, Given] = {}
     for given in names:
         name = given.values[0]
@@ -51,7 +51,7 @@ def check_names(names: Sequence[Given], problems: Problems) -> None:
 
 
 def check_sources(levels: Sequence[Level], problems: Problems) -> None:
-    """Note data files and model folders that are not there, each where it was asked for."""
+    """Note missing data files and model folders, at the place that names them."""
     asked = {
         (key, value): given
         for level in reversed(levels)
@@ -69,7 +69,7 @@ def check_sources(levels: Sequence[Level], problems: Problems) -> None:
 def check_can_answer(
     metric: Given | None, levels: Sequence[Level], *, margin: Given | None, problems: Problems
 ) -> None:
-    """Note a primary metric that some arm does not measure, and a margin that is a share of what is not measured."""
+    """Note a primary metric that some arm does not measure, and a margin as a share for a metric other than loss."""
     if metric is None or metric.values[0] == "loss":
         return
     if margin is not None and isinstance(margin.values[0], str):
@@ -86,7 +86,7 @@ def check_can_answer(
 
 
 def check_tuning_seeds(given: Given | None, levels: Sequence[Level], *, problems: Problems) -> None:
-    """Note a seed that would both choose and report: its luck would count for the rate that it chose."""
+    """Note a seed that both chooses the rate and reports results: its luck would favour the rate that it chose."""
     if given is None or given.values[0] is None:
         return
     for seed in given.values[0]:
@@ -98,7 +98,7 @@ def check_tuning_seeds(given: Given | None, levels: Sequence[Level], *, problems
 def check_racing(
     given: Given | None, levels: Sequence[Level], *, metric: Given | None, problems: Problems
 ) -> None:
-    """Note whatever makes a race senseless: nothing to race, too few seeds, or arms that are not held alike."""
+    """Note each reason why the suite cannot race, such as a single arm, too few seeds, or arms on different rows."""
     if given is None or given.values[0] is False:
         return
     for cause in _why_no_race(levels, metric=metric):
@@ -136,12 +136,12 @@ def _has_one_rate(levels: Sequence[Level]) -> bool:
 
 
 def _given(level: Level, key: str) -> tuple[Any, ...]:
-    """The key's values in a level; one that stands for the default where it is not given."""
+    """The key's values in a level; `(None,)`, which stands for the default, if the key is not given."""
     return level[key].values if key in level else (None,)
 
 
 def check_number(levels: Sequence[Level], *, start: Place, problems: Problems) -> None:
-    """Note a suite that nobody can have meant."""
+    """Note a suite with more than `MAX_EXPERIMENTS` experiments."""
     num_experiments = sum(num_combinations(level) * _num_seeds(level) for level in levels)
     if num_experiments > MAX_EXPERIMENTS:
         cause = f"asks for {num_experiments} experiments; a suite has at most {MAX_EXPERIMENTS}"
@@ -159,7 +159,7 @@ def _seeds(level: Level) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Needs:
-    """Another setting that decides whether a key has an effect, and what to say where it has none."""
+    """The condition on another setting under which a key has an effect, and the message if it has none."""
 
     key: str
     holds: Callable[[Any], bool]
@@ -197,7 +197,7 @@ NEEDED = {
 
 
 def check_effects(given: Sequence[Given], *, levels: Sequence[Level], problems: Problems) -> None:
-    """Note keys that some other setting makes void in every arm that takes them."""
+    """Note keys that have no effect, because of another setting, in any arm that takes them."""
     for key, one in _by_key(given, levels):
         need = NEEDED.get(key)
         if need is None or one.values == (Settings.model_fields[key].default,):
@@ -208,7 +208,7 @@ def check_effects(given: Sequence[Given], *, levels: Sequence[Level], problems: 
 
 
 def overridden(given: Sequence[Given], *, levels: Sequence[Level]) -> tuple[str, ...]:
-    """One line for each key that no arm takes, because every entry says something else."""
+    """One line for each key that no arm takes because every entry overrides it."""
     taken = {id(one) for level in levels for one in level.values()}
     return tuple(
         printable(f"{one.place}: {one.path}: no arm takes this; every entry gives its own")

@@ -1,4 +1,4 @@
-"""Names and links cannot lead out of the folder in which they are used."""
+"""Checks that names and links do not lead out of the folder in which they are used."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from lorastudy.errors import StudyError
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """The path, which lies in the folder, links followed.
+    """The path, after a check that it lies in the folder once links are followed.
 
     Raises:
-        StudyError: it leads out.
+        StudyError: the path leads out of the folder.
     """
     if not path.resolve().is_relative_to(folder.resolve()):
         raise StudyError(
@@ -19,10 +19,10 @@ def inside(folder: Path, path: Path) -> Path:
 
 
 def files_alone(folder: Path) -> Path:
-    """The folder, which holds files and folders and no links, so that copying it copies nothing from elsewhere.
+    """The folder, after a check that it holds no links, so that a copy of it contains nothing from elsewhere.
 
     Raises:
-        StudyError: there is a link in it.
+        StudyError: the folder holds a link.
     """
     link = next((path for path in folder.rglob("*") if path.is_symlink()), None)
     if link is not None:

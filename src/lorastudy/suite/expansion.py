@@ -1,4 +1,4 @@
-"""From a suite to its experiments: every arm with every seed, named, fingerprinted, with an identity."""
+"""Expansion of a suite into its experiments: every arm with every seed, with a name, fingerprints and an id."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,16 +24,17 @@ def expand(
     fingerprint_base: Fingerprint,
     waiting: Sequence[Arm] = (),
 ) -> tuple[Experiment, ...]:
-    """The suite's experiments, in the order of its arms and their seeds; every arm has its rate (see `rate_search`).
+    """The suite's experiments, in the order of its arms and their seeds.
 
-    An experiment is called as its arm, followed by `_seed<seed>` when the arm has several. Each path is
-    fingerprinted once. `prompt_format: auto` becomes `chat` where the base model has a chat template. `waiting` are arms of
-    the same suite that are not asked for yet: what is varied, and which arms a reference may name, follows from all of them.
+    Every arm must have its learning rate (see `rate_search`). An experiment has the name of its arm, plus `_seed<seed>`
+    if the arm has several seeds. Each path is fingerprinted once. `prompt_format: auto` becomes `chat` if the base
+    model has a chat template. `waiting` are arms of the same suite whose experiments do not exist yet. They count when
+    names are made from the varied settings, and a reference may name them.
 
     Raises:
-        SuiteFileError: two arms have one name, two experiments are the same, a name cannot be a folder's, or no
+        SuiteFileError: two arms share a name, two experiments are the same, a name cannot be a folder's, or no
             arm has the name of the reference.
-        StudyError: the experiment type cannot be loaded, or decides something that is not a setting.
+        StudyError: the experiment type cannot be loaded, or returns something that is not a setting.
     """
     assert not any(arm.seeks_rate for arm in suite.arms)
     named = _named_arms(suite, [*suite.arms, *waiting])
@@ -50,7 +51,7 @@ def expand(
 
 @dataclass(frozen=True, kw_only=True)
 class _NamedArm:
-    """An arm as its type has it."""
+    """An arm with the name and settings that its experiment type gives it."""
 
     name: str
     settings: Settings
@@ -84,12 +85,12 @@ def _named_arms(suite: Suite, arms: Sequence[Arm]) -> list[_NamedArm]:
 
 
 def _named(arm: Arm, *, kind: type[BaseExperiment], varied: tuple[str, ...]) -> _NamedArm:
-    """The arm under its given name, or the one its type makes; several arms may still share it.
+    """The arm under its given name, or under the name that its type makes. Several arms may still share a name.
 
-    This is the edge to the user's own class, hence the broad catch.
+    The catch is broad because the class may be the user's own code.
 
     Raises:
-        StudyError: the class raised something, or decides what is not a setting.
+        StudyError: the class raised an error, or returns something that is not a setting.
     """
     try:
         experiment = kind(ExperimentConfig.of(arm.settings, varied=varied))
@@ -105,7 +106,7 @@ def _named(arm: Arm, *, kind: type[BaseExperiment], varied: tuple[str, ...]) -> 
 
 
 def _with_layout(settings: Settings) -> Settings:
-    """The settings with the layout that `auto` takes, where that is known: with a chat template, it is the template's."""
+    """The settings, with `prompt_format: auto` replaced by `chat` if the base model has a chat template."""
     if settings.prompt_format == "auto" and has_chat_template(settings.base_model):
         return settings.model_copy(update={"prompt_format": "chat"})
     return settings
@@ -128,7 +129,7 @@ def _experiments(suite: Suite, arm: _NamedArm, *, sources: Sources) -> list[Expe
 def sources_reader(
     fingerprint_dataset: Fingerprint, fingerprint_base: Fingerprint
 ) -> Callable[[Settings], Sources]:
-    """A function that fingerprints what settings read, each file and model once."""
+    """A function that fingerprints the files and the model of given settings, each of them once."""
     dataset = functools.cache(fingerprint_dataset)
     base = functools.cache(fingerprint_base)
 
@@ -166,7 +167,7 @@ def _note_bad_names(suite: Suite, arms: Sequence[_NamedArm], *, problems: Proble
 def _note_twins(
     suite: Suite, by_arm: Sequence[tuple[_NamedArm, Sequence[Experiment]]], *, problems: Problems
 ) -> None:
-    """Two experiments with one identity would share one result; the store could not hold both."""
+    """Note two experiments with the same id: they would share one result, and the store cannot hold both."""
     first: dict[str, Experiment] = {}
     for arm, experiments in by_arm:
         for experiment in experiments:

@@ -1,4 +1,4 @@
-"""An experiment: one arm with one seed, fully resolved and frozen; and the tagged hash that names it."""
+"""An experiment, which is one arm with one seed, fully resolved and frozen; and the tagged hash that is its id."""
 
 import hashlib
 import json
@@ -9,14 +9,14 @@ from typing import Any, Self
 
 from lorastudy.suite.settings import ARM_KEYS, LAYOUT_KEYS, Settings
 
-#: Raised whenever equal rows give other tokens, masks or splits; `tests/unit/data/test_data_version.py` holds it.
-#: Version 1 had no number in the store.
+#: Increase this whenever the code turns the same rows into other tokens, masks or splits;
+#: `tests/unit/data/test_data_version.py` checks it. The store has no number for version 1.
 DATA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """What an experiment reads: fingerprints, so that its id follows content and not paths, and how rows become tokens."""
+    """Fingerprints of everything that an experiment reads, so that its id depends on contents and not on paths."""
 
     base_model: str
     dataset: str
@@ -24,7 +24,7 @@ class Sources:
     forgetting_dataset: str | None = None
     test_dataset: str | None = None
     data_version: int | None = None
-    """`DATA_VERSION` of the code that reads the rows; None in runs of before it was recorded."""
+    """`DATA_VERSION` of the code that reads the rows; None in runs from before it was recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Experiment:
 
     @cached_property
     def id(self) -> str:
-        """`exp-` and the first 16 hex digits of the SHA-256 of the canonical JSON of what it is."""
+        """`exp-` and 16 hex digits: the hash of the seed, the settings that matter, and the sources (`tagged_hash`)."""
         body = {
             "seed": self.seed,
             "settings": _identifying(self.settings),
@@ -50,12 +50,12 @@ class Experiment:
 
     @property
     def data_seed(self) -> int:
-        """What the order of the training rows is drawn from: the seed, where the settings do not fix another."""
+        """The seed for the order of the training rows: `data_seed` of the settings, else the experiment's seed."""
         return self.seed if self.settings.data_seed is None else self.settings.data_seed
 
     @cached_property
     def data_key(self) -> str:
-        """Equal for experiments that differ at most in their arm and in the order of their rows."""
+        """Equal for experiments that differ only in their arm and in the order of their rows."""
         settings = self.settings.model_dump(mode="json")
         shared = {key: value for key, value in settings.items() if key not in ARM_KEYS}
         return tagged_hash("data", {"settings": shared, "sources": vars(self.sources)})
@@ -83,12 +83,12 @@ def canonical_json(value: object) -> str:
 
 
 def tagged_hash(tag: str, value: object) -> str:
-    """`<tag>-<16 hex digits>`: SHA-256 over the tag and the canonical JSON, so equal bodies of two kinds differ."""
+    """`<tag>-<16 hex digits>`: SHA-256 of the tag and the canonical JSON. Equal values with different tags differ."""
     digest = hashlib.sha256(f"{tag}\n{canonical_json(value)}".encode()).hexdigest()
     return f"{tag}-{digest[:16]}"
 
 
-#: Keys that came after the first results were stored: absent, they leave an experiment what it was.
+#: Keys that are newer than the first stored results. They do not enter the hash if absent, so old ids stay valid.
 _LATER_SOURCES = frozenset({"test_dataset", "data_version"})
 _LATER_SETTINGS = frozenset({"test_fraction"})
 
@@ -98,7 +98,7 @@ def _without_absent(values: Mapping[str, Any], keys: frozenset[str]) -> dict[str
 
 
 def _identifying(settings: Settings) -> dict[str, Any]:
-    """The settings as they act: alpha as a number, no paths, nothing that only lays out the work."""
+    """The settings by their effect: alpha as a number, no paths, no layout of the work, no key without effect."""
     values = settings.model_dump(mode="json")
     values["lora_alpha"] = settings.lora_alpha_value
     if settings.max_steps is None and settings.num_train_epochs is None:
@@ -108,7 +108,7 @@ def _identifying(settings: Settings) -> dict[str, Any]:
     if settings.max_generation_samples == 0:
         values["max_new_tokens"] = values["exact_match_pattern"] = None
     if settings.prompt_format == "auto":
-        del values["prompt_format"]  # where there is a chat template, an experiment's is `chat`
+        del values["prompt_format"]  # with a chat template, `expand` has replaced `auto` by `chat`
     if settings.quantization != "4bit":
         values["bnb_4bit_quant_type"] = values["bnb_4bit_use_double_quant"] = None
     acting = {key: value for key, value in values.items() if key not in LAYOUT_KEYS}

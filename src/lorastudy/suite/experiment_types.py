@@ -31,11 +31,11 @@ class ExperimentConfig(Settings):
     """The settings of one arm as the suite gives them: `config.lora_rank`, `config.learning_rate`, ..."""
 
     varied: tuple[str, ...] = ()
-    """The settings in which the arms of the suite differ."""
+    """The settings in which the suite's arms differ."""
 
     @classmethod
     def of(cls, settings: Settings, *, varied: tuple[str, ...] = ()) -> "ExperimentConfig":
-        """The same values again, as a configuration."""
+        """The settings as a configuration."""
         return cls.model_construct(**{**dict(settings), "varied": varied})
 
 
@@ -137,7 +137,7 @@ class ModuleAblation(BaseExperiment):
         return f"module_ablation_{value_in_name(self.config.target_modules)}"
 
 
-#: Name parts of weights that are matrices but not of linear layers that an adapter can sit on.
+#: Name parts of matrices that belong to no linear layer that an adapter can sit on.
 _NOT_ADAPTED = ("embed", "lm_head", "wte", "wpe", "norm", "output.weight")
 
 
@@ -145,9 +145,9 @@ class ParameterMatchedModules(BaseExperiment):
     """Arms differ in `target_modules`; each gets the rank that gives it as many parameters as the others.
 
     An adapter of rank r on a layer of n inputs and m outputs has r (n + m) parameters. The suite's `lora_rank` is the rank
-    of an arm on all linear layers and so sets the number of parameters; an arm on fewer layers gets a larger rank, the one
-    that comes nearest to that number. At equal rank (`module_ablation`), an arm on the MLP has far more parameters than an
-    arm on attention, so a difference between them may come from the modules or from the number of parameters.
+    of an arm on all linear layers; it sets the number of parameters. An arm on fewer layers gets a larger rank: the one
+    that comes nearest to that number. At equal rank (`module_ablation`), an arm on the MLP has far more parameters than
+    an arm on attention, so a difference between them may come from the modules or from the number of parameters.
     """
 
     question = "Which modules should carry the adapter, at an equal number of trainable parameters?"
@@ -173,7 +173,7 @@ class ParameterMatchedModules(BaseExperiment):
         return max(1, round(self.config.lora_rank * whole / own))
 
     def get_lora_config(self) -> Mapping[str, Any]:
-        """The suite's own adapter settings at the matched rank; an alpha policy such as `2r` follows the matched rank."""
+        """The suite's own adapter settings at the matched rank. An alpha policy such as `2r` follows that rank."""
         return {**adapter_settings(self.config), "lora_r": self.matched_rank}
 
     def get_experiment_name(self) -> str:
@@ -310,8 +310,8 @@ def missing_class_file(experiment_type: str) -> str | None:
 def _run_file(path: Path) -> ModuleType:
     """The module in the file.
 
-    It runs as a module of `lorastudy.experiments`, so that `from .base_experiment import ...` and the absolute import both
-    work, wherever the file lies.
+    It runs as a module of `lorastudy.experiments`, so that both `from .base_experiment import ...` and the absolute
+    import work, wherever the file is.
     """
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     name = f"lorastudy.experiments.user_{digest}_{path.stem}"

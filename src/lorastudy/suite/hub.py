@@ -1,8 +1,8 @@
 """The Hugging Face hub: whether it answers, and which models this machine's cache holds.
 
-Without network, huggingface_hub retries every request for 23 seconds, several times, before it looks into its cache. So
-code that needs the hub first checks whether it answers, and sets the libraries offline if it does not: then a cached model
-loads at once, and a missing one fails at once.
+Without network, huggingface_hub retries every request for 23 seconds, several times, before it looks into its cache.
+Code that needs the hub therefore checks first whether it answers, and sets the libraries offline if it does not. A
+cached model then loads at once, and a missing model fails at once.
 """
 
 import os
@@ -11,9 +11,9 @@ import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
-#: If it is set, the Hugging Face libraries use their cache only.
+#: If this variable is set, the Hugging Face libraries use only their cache.
 OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
-#: Several times what a slow connection needs for a name lookup and a handshake.
+#: Several times longer than a slow connection needs for a name lookup and a handshake.
 CONNECT_SECONDS = 4.0
 
 _OFFLINE_VARIABLES = (OFFLINE_VARIABLE, "TRANSFORMERS_OFFLINE")
@@ -41,7 +41,7 @@ def _cache_of(hub_id: str) -> Path:
 
 
 def unreachable_message(base_model: str) -> str:
-    """The message for a base model that is not here and cannot be fetched."""
+    """The message for a base model that is not on this machine and cannot be fetched."""
     offline = (
         f" ({OFFLINE_VARIABLE} is set, by you or because the hub did not answer)" if is_offline() else ""
     )
@@ -65,7 +65,7 @@ def is_hub_reachable(*, timeout_seconds: float = CONNECT_SECONDS) -> bool:
     if is_offline():
         return False
     connected = threading.Event()
-    # In a thread, because a name lookup has no time limit of its own.
+    # In a thread, because a name lookup has no timeout of its own.
     attempt = threading.Thread(target=_connect, args=(_first_hop(), connected), daemon=True)
     attempt.start()
     attempt.join(timeout_seconds)

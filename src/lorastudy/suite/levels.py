@@ -1,9 +1,9 @@
-"""The levels of a suite file: what each says, and how a nearer one overrides a farther one.
+"""The levels of a suite file, and how a nearer level overrides a farther one.
 
 types' defaults < `configs/default_config.yaml` < the top of the suite < an entry (or `factors`).
 
-What is given for a key is one value or several; several make one arm each. A level is a dict of such
-`Given`s, so listing, `factors` and a list of learning rates are one mechanism: merge, then combine.
+A key has one value or several; each of several values makes an arm. A level is a dict from keys to such `Given`s. So
+`experiments`, `factors` and a list of learning rates all work the same way: merge the levels, then combine the values.
 """
 
 import itertools
@@ -21,10 +21,10 @@ from lorastudy.suite.suite import MAX_EXPERIMENTS, EntryKeys, SuiteKeys
 from lorastudy.suite.wording import checked, did_you_mean, in_words, properties, shown
 from lorastudy.suite.yaml_reading import Node, plain
 
-#: Settings that may be a list wherever they stand; under `factors` every setting is one.
+#: Settings that may be a list at every level. Under `factors`, every setting is a list.
 LISTABLE = frozenset({"learning_rate"})
 
-#: What other tools, or people in a hurry, call our keys.
+#: Other names for our keys, from other tools or from haste.
 FOREIGN_NAMES: Mapping[str, str] = {
     "r": "lora_rank", "lora_r": "lora_rank", "rank": "lora_rank", "ranks": "lora_rank",
     "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora",
@@ -45,7 +45,7 @@ FOREIGN_NAMES: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """The checked values of one key, and where it stands."""
+    """The checked values of one key, and its place in the file."""
 
     values: tuple[Any, ...]
     place: Place
@@ -57,19 +57,19 @@ Level = dict[str, Given]
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """Which keys may stand at a level, and how messages call them."""
+    """The keys that a level allows, and their names in messages."""
 
     models: tuple[type[BaseModel], ...]
     prefix: str = ""
     misplaced: Mapping[str, str] = field(default_factory=dict)
-    """Keys that are known elsewhere, with what to say."""
+    """Keys that belong to another level, with the message for each."""
     lists: bool = False
-    """Every key takes a list of values, as under `factors`."""
+    """Whether every key takes a list of values, as under `factors`."""
     label: Callable[[str], str] | None = None
-    """How messages call a key, if not by prefix and name; a flag, for one."""
+    """Makes a key's name in messages, such as its flag; None uses prefix and key."""
 
     def path(self, key: str) -> str:
-        """The key as messages name it."""
+        """The key's name in messages."""
         return self.label(key) if self.label else self.prefix + key
 
     def known(self) -> list[str]:
@@ -81,7 +81,7 @@ _AT_THE_TOP = dict.fromkeys(properties(SuiteKeys), "stands at the top of the fil
 
 
 def read_level(values: Mapping[str, Node], *, scope: Scope, problems: Problems) -> Level:
-    """What a level says. Keys that are wrong are noted and left out."""
+    """The keys of a level with their values. Wrong keys and values are noted and left out."""
     level: Level = {}
     for key, node in values.items():
         if problems.are_enough:
@@ -98,25 +98,25 @@ def read_level(values: Mapping[str, Node], *, scope: Scope, problems: Problems) 
 
 
 def merge(*levels: Level) -> Level:
-    """Later levels win. A level that says how long replaces what was said before, in epochs or in steps."""
+    """The merged levels; later ones override. A length in epochs also replaces one in steps, and vice versa."""
     merged: Level = {}
     for level in levels:
         if any(_says_something(level.get(key)) for key in LENGTH_KEYS):
             for key in LENGTH_KEYS:
                 merged.pop(key, None)
         for key, given in level.items():
-            merged.pop(key, None)  # so that the order of combinations is that of the nearest level
+            merged.pop(key, None)  # so that combinations follow the key order of the nearest level
             merged[key] = given
     return merged
 
 
 def num_combinations(level: Level) -> int:
-    """How many `combinations` there are."""
+    """The number of `combinations`."""
     return math.prod(len(given.values) for given in level.values())
 
 
 def combinations(level: Level) -> Iterator[dict[str, Any]]:
-    """One value of each key, in every combination; the last key varies fastest."""
+    """Every combination of one value for each key; the last key varies fastest."""
     for values in itertools.product(*(given.values for given in level.values())):
         yield dict(zip(level, values, strict=True))
 
@@ -165,7 +165,7 @@ def _why_not_known(key: str, scope: Scope) -> str:
 def _values(
     model: type[BaseModel], key: str, *, node: Node, scope: Scope, problems: Problems
 ) -> tuple[Any, ...] | None:
-    """The checked value or values; None when one of them is wrong."""
+    """The checked value or values; None if one of them is wrong."""
     items: tuple[Node, ...] = (node,)
     several = scope.lists or (key in LISTABLE and isinstance(node.value, tuple))
     if several:

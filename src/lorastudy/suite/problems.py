@@ -1,7 +1,7 @@
-"""Everything that is wrong with a suite file, gathered before anything is raised.
+"""The problems of a suite file, gathered and then raised as one error.
 
-A person who mends one mistake per attempt loses patience at the third. So readers note a problem with its
-place and go on; `Problems.raise_if_any` ends it with one error that tells all.
+A user who can fix only one mistake per attempt loses patience at the third. So the reader notes each problem with its
+place and continues; `Problems.raise_if_any` finally raises one error with all of them.
 """
 
 from dataclasses import dataclass, field
@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from lorastudy.errors import SuiteFileError
 from lorastudy.suite.safe_text import printable
 
-#: Who has more mistakes than this in one file has one mistake, many times.
+#: The most problems that are shown. A file with more has one mistake, repeated many times.
 MAX_TOLD = 100
-#: Longest line of a message; a key or a value can be as long as the file.
+#: The longest line of a message. Without a limit it could be as long as the file, because a key or value can be.
 MAX_CHARACTERS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where something stands: a file with line and column (both from 1), or a source without lines."""
+    """A place in a file, with line and column (both from 1), or a source without lines, such as flags."""
 
     source: str
     line: int | None = None
@@ -29,26 +29,26 @@ class Place:
 
 @dataclass(frozen=True)
 class Problems:
-    """What was found so far. Told in the order of the files, then of lines and columns."""
+    """The problems found so far. They are shown by file in the order of discovery, then by line and column."""
 
     _found: list[tuple[Place, str]] = field(default_factory=list)
 
     def add(self, place: Place, *, cause: str, path: str = "") -> None:
-        """Note one problem; `path` names the key or the flag, as `experiments[0].lora_rank`."""
+        """Note one problem. `path` names the key or the flag, such as `experiments[0].lora_rank`."""
         self._found.append((place, f"{path}: {cause}" if path else cause))
 
     @property
     def are_none(self) -> bool:
-        """Whether nothing is wrong so far."""
+        """Whether there is no problem so far."""
         return not self._found
 
     @property
     def are_enough(self) -> bool:
-        """Whether there are more than will be told, so that looking on is time wasted."""
+        """Whether there are more problems than will be shown, so that further checks are useless."""
         return len(self._found) > MAX_TOLD
 
     def raise_if_any(self) -> None:
-        """Raise what was found.
+        """Raise one error with all problems.
 
         Raises:
             SuiteFileError: there is a problem.

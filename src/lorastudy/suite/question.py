@@ -1,8 +1,8 @@
-"""What a suite asks, stated before it runs: the metric that decides, the margin, the reference, the seeds, the rows.
+"""The question of a suite, stated before it runs: primary metric, margin, reference, seeds and rows.
 
-A margin, a metric or a reference that is picked after the results are seen can be picked to suit them. So the
-question is stored when a suite is first run, with the time and a hash; a later change is stored beside it and
-never over it, with the number of results that were there by then.
+A margin, a metric or a reference chosen after the results can be chosen to suit them. So the store keeps the question
+from the first run of a suite, with the time and a hash. A later change is stored next to it, never over it, with the
+number of results that existed at that moment.
 """
 
 import itertools
@@ -21,8 +21,8 @@ PrimaryMetric = Literal["loss", "token_accuracy", "exact_match"]
 
 SplitName = Literal["eval", "test"]
 
-#: The fewest seeds with which any verdict can call an arm better: with n paired seeds the exact two-sided sign-flip test gives
-#: p = 2 / 2**n at best, .031 with six and .063 with five (`stats.verdicts`).
+#: The fewest seeds with which a verdict can call an arm better. With n paired seeds, the smallest p of the exact
+#: two-sided sign-flip test is 2 / 2**n: .031 with six and .063 with five (`stats.verdicts`).
 MIN_SEEDS = 6
 
 _SHARE = re.compile(r"(?P<percent>\d+(?:\.\d+)?) ?%")
@@ -32,15 +32,16 @@ _SHARE = re.compile(r"(?P<percent>\d+(?:\.\d+)?) ?%")
 class Margin:
     """How much worse than the reference still counts as good: a number in the metric's unit, or a share of the gain.
 
-    A share p of the gain g that the reference made over the base model (or over guessing without a model, where that is
-    better), as in "keep 98 % of what fine-tuning brings". It is no fixed number, for the gain is itself measured; but the claim stays linear in what is measured.
-    With an arm's score A, the reference's R and the base model's B (a loss), "worse by less than p of the gain" is
+    The gain is that of the reference over the base model, or over guessing without a model if that is better. A share
+    of 2 % means "keep 98 % of what fine-tuning brings". Such a margin is not a fixed number, because the gain is
+    measured, but the claim stays linear in the measurements. With an arm's score A, the reference's R and the base
+    model's B (all losses), "worse by less than the share p of the gain" is
 
         A - R < p (B - R)     or     A - (1 - p) R - p B < 0,
 
     one paired difference per seed and item (the retention tests of active-control trials: Rothmann et al.,
-    Statistics in Medicine 22, 2003). Against a margin fixed at the measured gain it carries p times the noise of
-    that gain besides, which is little where p is.
+    Statistics in Medicine 22, 2003). Compared with a margin fixed at the measured gain, it adds p times the noise of
+    that gain, which is small for small p.
     """
 
     amount: float
@@ -48,10 +49,10 @@ class Margin:
 
     @classmethod
     def parse(cls, value: float | str) -> Self:
-        """The margin that a file asks for: `0.02`, or `2%`.
+        """The margin from a file's value, such as `0.02` or `2%`.
 
         Raises:
-            ValueError: neither, or out of range.
+            ValueError: the value has another form, or is out of range.
         """
         if not isinstance(value, str):
             if value <= 0:
@@ -69,10 +70,10 @@ class Margin:
         return self.amount * abs(base - reference) if self.is_share else self.amount
 
     def as_written(self) -> float | str:
-        """As a suite file has it: the inverse of `parse`."""
+        """The value for a suite file: the inverse of `parse`."""
         if not self.is_share:
             return self.amount
-        # The fewest digits that come to the same number; a share has no exponent in a file.
+        # The fewest digits that parse to the same number. A file allows no exponent in a share.
         texts = (format(Decimal(f"{100 * self.amount:.{digits}g}"), "f") for digits in range(1, 18))
         return f"{next(text for text in texts if float(text) / 100 == self.amount)}%"
 
@@ -82,10 +83,10 @@ class Margin:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """The question of one suite. `reference` None leaves it to the design, which never asks the results.
+    """The question of one suite. If `reference` is None, the design names the reference, never the results.
 
-    `tuning_seeds` are runs of their own that choose the learning rate; they report nothing. `choosing_split` is
-    None where nothing is chosen.
+    `tuning_seeds` are the seeds of separate runs that choose the learning rate and report nothing. `choosing_split` is
+    None if nothing is chosen.
     """
 
     primary_metric: PrimaryMetric = "loss"
@@ -96,9 +97,9 @@ class Question:
     choosing_split: SplitName | None = None
     reporting_split: SplitName = "eval"
     rungs: tuple[float, ...] = ()
-    """Shares of the training at which arms that are clearly behind are stopped."""
+    """Shares of the training at which racing stops arms that are clearly behind."""
     subject: tuple[tuple[str, str], ...] = ()
-    """What it is asked of: base model and data, each with its fingerprint. Empty where an older version stated it."""
+    """Pairs (`base_model` or a data set's key, fingerprint). Empty if an older version stored the question."""
 
     @property
     def id(self) -> str:
@@ -110,7 +111,7 @@ class Question:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         for later in ("rungs", "subject"):
             if not plain[later]:
-                del plain[later]  # so that a question from before there was such a thing keeps its id
+                del plain[later]  # so that questions stored before this key existed keep their ids
         return plain
 
     @classmethod
@@ -122,7 +123,7 @@ class Question:
         return cls(**{**values, **listed, "margin": margin, "subject": subject})
 
     def differences(self, other: "Question") -> tuple[str, ...]:
-        """The keys in which two questions differ. A subject that nobody stated differs from none."""
+        """The keys in which two questions differ. An empty subject is unknown, so it differs from no other."""
         mine, theirs = asdict(self), asdict(other)
         unknown = set() if self.subject and other.subject else {"subject"}
         return tuple(key for key in mine if key not in unknown and mine[key] != theirs[key])
@@ -133,10 +134,10 @@ class Question:
 
 
 def subject(sources: Iterable[Sources]) -> tuple[tuple[str, str], ...]:
-    """What experiments that read this are about. The rows that measure forgetting decide nothing and are no part of it.
+    """The subject of a question: base models and data sets with their fingerprints.
 
-    A model on the hub goes without its commit, which is known only once it was fetched; how rows become tokens is no
-    part of it either.
+    It leaves out the rows that measure forgetting, because they decide nothing, and `data_version`. A hub model stands
+    without its commit, which is known only after the model was fetched.
     """
     parts = (
         (what, fingerprint.partition("@")[0] if fingerprint.startswith("hub:") else fingerprint)
@@ -148,9 +149,9 @@ def subject(sources: Iterable[Sources]) -> tuple[tuple[str, str], ...]:
 
 
 def configuration_name(arm: str, learning_rate: float) -> str:
-    """An arm's name without its learning rate, so that a reference can be named before the rate is known.
+    """An arm's name without its learning rate, so that users can name a reference before its rate is known.
 
-    `rank_16_lr0.002` at the rate 0.002 is `rank_16`; a name that does not hold the rate stands as it is.
+    `rank_16_lr0.002` at the rate 0.002 becomes `rank_16`; a name without the rate does not change.
     """
     part = f"_{label('learning_rate', learning_rate)}"
     before, found, after = arm.partition(part)
@@ -158,32 +159,32 @@ def configuration_name(arm: str, learning_rate: float) -> str:
 
 
 def is_reference(reference: str, *, arm: str, learning_rate: float) -> bool:
-    """Whether the named reference is this arm, or the configuration that this arm is at one of its rates."""
+    """Whether `reference` names this arm, or this arm's configuration without its learning rate."""
     return reference in {arm, configuration_name(arm, learning_rate)}
 
 
 def all_seeds(seeds: Iterable[Iterable[int]]) -> tuple[int, ...]:
-    """The seeds of all arms, each once, in order."""
+    """The seeds of all arms, sorted and without repetition."""
     return tuple(sorted({seed for of_arm in seeds for seed in of_arm}))
 
 
-#: Where `racing: true` looks; docs/science.md has the measurement behind them.
+#: The rungs of `racing: true`; docs/science.md has the measurement behind them.
 RUNGS = (0.125, 0.25, 0.5)
 
-#: Each look takes room in the correction for many looks, and some seconds.
+#: Each further rung weakens the test, because it corrects for the number of looks, and costs some seconds.
 MAX_RUNGS = 5
 
-#: With two seeds a difference would have to be hundreds of its standard errors, so nothing would ever be stopped.
+#: With two seeds, a difference must be hundreds of standard errors before it counts, so racing would stop nothing.
 MIN_SEEDS_TO_RACE = 3
 
 _RUNG_SPLIT = "eval_at_"
 
 
 def check_rungs(shares: Sequence[float]) -> None:
-    """Hold a list of rungs to what it must be.
+    """Check a list of rungs.
 
     Raises:
-        ValueError: there are too many, or they do not rise.
+        ValueError: there are too many rungs, or they do not rise.
     """
     if len(shares) > MAX_RUNGS:
         raise ValueError(f"has {len(shares)} shares; more than {MAX_RUNGS} looks cost more than they save")
@@ -192,7 +193,7 @@ def check_rungs(shares: Sequence[float]) -> None:
 
 
 def rung_step(rung: float, *, num_steps: int) -> int:
-    """The step after which a rung lies: the share of the steps, rounded up."""
+    """The step after which racing looks: the rung's share of the steps, rounded up."""
     return math.ceil(round(rung * num_steps, 9))  # 0.28 * 100 is a little more than 28
 
 
@@ -207,5 +208,5 @@ def rung_split(rung: float) -> str:
 
 
 def rung_of(split: str) -> float | None:
-    """The share that `rung_split` named; None for a score that was not taken on the way."""
+    """The inverse of `rung_split`; None for a score that does not belong to a rung."""
     return float(split.removeprefix(_RUNG_SPLIT)) / 100 if split.startswith(_RUNG_SPLIT) else None

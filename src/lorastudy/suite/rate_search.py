@@ -1,19 +1,19 @@
-"""`learning_rate: auto`: a suite that grows by the next rates to try until each arm has found its own.
+"""`learning_rate: auto`: a suite that adds learning rates to try until each arm has found its best one.
 
-Everything follows from the suite and from the results that are there, so a suite that is run again, or goes on
-after it was killed, comes to the same experiments and runs only what is missing.
+The search depends only on the suite and on the results so far. So a suite that is run again, or resumed after a kill,
+has the same experiments and runs only those that are missing.
 
-One arm begins, at the rates around the published rule (`suite.rates`). Each other arm waits for its nearest
-neighbour, the arm that differs from it in the fewest settings and then least in rank, and begins with the three rates
-around the one that its neighbour found. While an arm's best rate lies on the edge of what was tried, the next rate
-beyond is tried too. When the best rate has a worse one to each side, a parabola through the three places the rate
-that is reported, which need not be one of those tried. So an arm takes three or four runs, all with one seed, as
-losses of two seeds do not compare. Then it is run at that rate with the seeds that report. The rate is chosen on other
-rows and by other runs than those that are reported, so a rate that was lucky gets nothing for it.
+One arm begins, at the rates around the published rule (`suite.rates`). Every other arm waits for its nearest neighbour:
+the arm that differs from it in the fewest settings, and then least in rank. It begins with the three rates around the
+rate that its neighbour found. While an arm's best rate is the lowest or the highest one tried, the search also tries
+the next rate beyond it. When the best rate has a worse one on each side, a parabola through the three gives the rate
+for the report, which need not be one of those tried. An arm takes three or four such runs, all with one seed, because
+losses of different seeds cannot be compared. The arm then runs at its rate with the reporting seeds. These runs and
+their test rows take no part in the choice, so a lucky rate gains nothing.
 
-What counts is the suite's primary metric on the held-out rows, and the held-out loss where that is equal. A rate at
-which the run diverged is worse than any other. A rate whose run was lost is passed over, as if it were not on the
-ladder; it is asked for again only where no other rate of the arm has a result.
+Rates are compared by the suite's primary metric on the held-out rows, and at equality by the held-out loss. A rate at
+which the run diverged is worse than any other. A rate whose run was lost is skipped, as if it were not on the ladder.
+It is tried again only if no other rate of the arm has a result.
 """
 
 import functools
@@ -41,22 +41,22 @@ from lorastudy.suite.suite import Arm, Suite
 Merit = tuple[float, float]
 DIVERGED: Merit = (math.inf, math.inf)
 
-#: By experiment that has ended: its merit; None of one that failed without diverging.
+#: By experiment that has ended: its merit; None if it failed without diverging.
 Merits = Mapping[str, Merit | None]
 NumSteps = Callable[[Settings], int | None]
 
 _HIGHEST_RUNG = 2  # the rate 5: `learning_rate` is less than 10
-#: What an arm tries first around the rate that its neighbour found.
+#: The number of rates that an arm tries first, around the rate that its neighbour found.
 _NUM_AROUND = 3
-#: Settings that a neighbour may differ in without being another kind of arm.
+#: Settings that do not count when neighbours are compared: the rank has its own distance, the rate is unknown.
 _OF_RANK = frozenset({"lora_rank", "learning_rate"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How far one arm's search has come. `chosen` is None until it is over, and where no rate was found.
+    """The state of one arm's search. `chosen` is None until the search is over, and stays None if it found no rate.
 
-    An arm that waits for its neighbour has tried nothing, and `start` is where it would begin by the rule.
+    An arm that waits for its neighbour has tried nothing. Its `start` is then the first grid by the published rule.
     """
 
     start: Rungs
@@ -69,31 +69,31 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """All experiments of a suite, as far as results tell by now.
+    """All experiments of a suite that are known from the results so far.
 
-    `tuning` are the ids of those that choose rates. `num_open` arms have not found theirs yet.
+    `tuning` are the ids of the experiments that choose rates. `num_open` arms have not found their rate yet.
     """
 
     experiments: tuple[Experiment, ...]
     rounds: tuple[tuple[Experiment, ...], ...]
-    """The same by the round that asks for them. A round's runs train together, whatever was done of it before."""
+    """The experiments by the round that adds them. Packs are formed within a round, even if part of it is done."""
     tuning: frozenset[str] = frozenset()
     num_open: int = 0
     to_come: tuple[int, int] = (0, 0)
-    """Runs beyond `experiments` that the open searches will ask for: at least, and if each grid is widened all the way."""
+    """The fewest and the most runs that the open searches will add; the most if every grid is widened to its end."""
     passed: tuple[Experiment, ...] = ()
-    """Runs of the search that were lost and are not tried again; they stay the suite's, so that its report names them."""
+    """Runs of the search that were lost and are not tried again. They stay in the suite for its report to name."""
     waiting: tuple[Experiment, ...] = ()
-    """What arms that wait for a neighbour would run by the rule: to plan by, not to be run."""
+    """For each arm that waits for a neighbour: one experiment by the published rule, for planning. It does not run."""
 
     @property
     def reporting(self) -> tuple[Experiment, ...]:
-        """The experiments that results are reported of."""
+        """The experiments whose results are reported."""
         return tuple(each for each in self.experiments if each.id not in self.tuning)
 
     @property
     def of_every_arm(self) -> tuple[Experiment, ...]:
-        """What is asked for by now, and something of each arm that waits."""
+        """The experiments, plus one for each arm that waits."""
         return self.experiments + self.waiting
 
 
@@ -105,9 +105,9 @@ def design(
     merits: Merits | None = None,
     num_steps: NumSteps = lambda settings: settings.max_steps,
 ) -> Design:
-    """The suite's experiments that results ask for; without results the first round.
+    """The suite's experiments given the results so far; without results, the first round.
 
-    `merits` may hold less than there is: an experiment without one counts as not ended.
+    An experiment that is not in `merits` counts as not ended.
 
     Raises:
         SuiteFileError, StudyError: as `expand`.
@@ -139,7 +139,7 @@ def design(
     waiting = [number for number, search in searches.items() if not search.tried]
     return Design(
         experiments=experiments,
-        # without what was asked for and then passed over
+        # without experiments that were added and then passed over
         rounds=tuple(kept for of_round in rounds if (kept := tuple(e for e in of_round if e.id in known))),
         tuning=frozenset(run.id for run in tuning.values()),
         num_open=sum(not search.is_over for search in searches.values()),
@@ -156,9 +156,9 @@ def foreseen(
     fingerprint_base: Fingerprint,
     num_steps: NumSteps = lambda settings: settings.max_steps,
 ) -> tuple[Experiment, ...]:
-    """The experiments that a suite comes to if each arm's best rate is in the middle of its first grid.
+    """The suite's experiments if each arm's best rate were the middle of its first grid.
 
-    To judge a plan by: which rates will be chosen nobody knows before.
+    The linter judges a plan by them, because the rates that will be chosen are not known yet.
     """
     searches = {
         number: replace(
@@ -175,17 +175,17 @@ def foreseen(
 
 @dataclass(frozen=True, kw_only=True)
 class _Arms:
-    """The arms that seek a rate, by number: the neighbour that each waits for, and what the rule says for each."""
+    """The arms that seek a rate, by number: each arm's neighbour and its rates by the published rule."""
 
     neighbour: Mapping[int, int | None]
     rungs: Mapping[int, Rungs]
-    """The first grid by the rule, of an arm that waits for nobody."""
+    """Each arm's first grid by the rule."""
     rule: Mapping[int, float]
-    """The rate by the rule; between the families' rates where it does not know the family."""
+    """Each arm's rate by the rule; for an unknown family, the geometric mean of the lowest and the highest rate."""
 
     @classmethod
     def of(cls, suite: Suite, num_steps: NumSteps) -> "_Arms":
-        """The seeking arms of a suite."""
+        """The arms of a suite that seek a rate."""
         seeking = {number: arm.settings for number, arm in enumerate(suite.arms) if arm.seeks_rate}
         config = functools.cache(read_config)
         about = {n: (config(s.base_model), num_steps(s)) for n, s in seeking.items()}
@@ -197,14 +197,14 @@ class _Arms:
         )
 
     def first_searches(self) -> dict[int, Search]:
-        """One arm has begun; where the others will begin is not known yet."""
+        """The searches at the start: the arm without a neighbour has begun, the others wait."""
         return {
             number: Search(start=rungs, tried=tuple(rungs) if self.neighbour[number] is None else ())
             for number, rungs in sorted(self.rungs.items())
         }
 
     def begun(self, number: int, searches: Mapping[int, Search]) -> Search:
-        """The arm's search, begun if its neighbour's is over; by the rule where that found no rate."""
+        """The arm's search, begun if its neighbour's is over; by the published rule if the neighbour found no rate."""
         search, neighbour = searches[number], self.neighbour[number]
         if search.tried or neighbour is None or not searches[neighbour].is_over:
             return search
@@ -213,13 +213,13 @@ class _Arms:
         return replace(search, start=start, tried=tuple(start))
 
     def _around(self, found: float, number: int, *, neighbour: int) -> Rungs:
-        """Three rungs around the neighbour's rate, moved as the rule moves between the two arms' models and lengths."""
+        """Three rungs around the neighbour's rate, times the ratio of the two arms' rates by the published rule."""
         middle = min(nearest_rung(found * self.rule[number] / self.rule[neighbour]), _HIGHEST_RUNG - 1)
         return Rungs(middle - 1, middle + 2)
 
 
 def _neighbours(seeking: Mapping[int, Settings]) -> dict[int, int | None]:
-    """The arm that each arm waits for: a tree of shortest edges, from the arm that is nearest to all others (Prim)."""
+    """The arm that each arm waits for: a minimum spanning tree (Prim) from the arm that is nearest to all others."""
     plain = {number: settings.model_dump(mode="json") for number, settings in seeking.items()}
 
     def apart(one: int, other: int) -> tuple[int, float]:
@@ -242,7 +242,7 @@ def _neighbours(seeking: Mapping[int, Settings]) -> dict[int, int | None]:
 
 
 def _next(search: Search, *, merits: Mapping[int, Merit | None]) -> Search:
-    """The search one step on, by the merits of what was tried; None where the run was lost."""
+    """The search after one more step, given the merits of the tried rungs; a merit of None means a lost run."""
     if search.is_over or not search.tried or not all(rung in merits for rung in search.tried):
         return search
     known = {rung: merit for rung in search.tried if (merit := merits[rung]) is not None}
@@ -262,9 +262,10 @@ def _next(search: Search, *, merits: Mapping[int, Merit | None]) -> Search:
 
 
 def _rate_found(best: int, known: Mapping[int, Merit]) -> float | None:
-    """Where the parabola through the best rung and its two neighbours is lowest; the best rung's rate without one.
+    """The rate at the lowest point of the parabola through the best rung and its neighbours; else the best rung's rate.
 
-    The merit's first part decides, the second where the first is level. None where everything diverged.
+    The parabola goes through the first part of the merits, or through the second if the first gives none. None if
+    every run diverged.
     """
     if math.isinf(known[best][0]):
         return None
@@ -281,7 +282,7 @@ def _rate_found(best: int, known: Mapping[int, Merit]) -> float | None:
 
 
 def _ends(start: Rungs) -> tuple[int, int]:
-    """The lowest and the highest rung that a search beginning with these may try."""
+    """The lowest and the highest rung that a search with this first grid may try."""
     return start[0] - MAX_RUNGS_BEYOND, min(start[-1] + MAX_RUNGS_BEYOND, _HIGHEST_RUNG)
 
 
@@ -294,7 +295,7 @@ def _middle(rungs: Rungs) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _FixedArm:
-    """An arm at one rate. `number` is that of the suite's arm, `rung` None where the rate is not being tried."""
+    """An arm at one rate. `number` is the index of the suite's arm; `rung` is None for a rate that is not on trial."""
 
     arm: Arm
     number: int
@@ -302,7 +303,7 @@ class _FixedArm:
 
 
 def _fixed_arms(suite: Suite, searches: Mapping[int, Search]) -> Iterator[_FixedArm]:
-    """The suite's arms with a rate each: at those tried with the seed that tunes, at the chosen one with those that report."""
+    """The suite's arms at single rates: tried rates with the tuning seed, the chosen rate with the reporting seeds."""
     for number, arm in enumerate(suite.arms):
         if not arm.seeks_rate:
             yield _FixedArm(arm=arm, number=number, rung=None)
@@ -325,7 +326,7 @@ def _at(arm: Arm, rate: float, *, seeds: Sequence[int]) -> Arm:
 def _tuning_runs(
     arms: Sequence[_FixedArm], experiments: Sequence[Experiment], *, seeds: Sequence[int]
 ) -> dict[tuple[int, int], Experiment]:
-    """The run that tries each rung, by arm and rung; `expand` gives each arm's experiments in the order of its seeds."""
+    """By arm and rung: the run that tries it. Relies on `expand` keeping the order of arms and of their seeds."""
     rest = iter(experiments)
     runs: dict[tuple[int, int], Experiment] = {}
     for each in arms:
@@ -338,7 +339,7 @@ def _tuning_runs(
 def _by_rung(
     number: int, runs: Mapping[tuple[int, int], Experiment], *, merits: Mapping[str, Merit | None]
 ) -> dict[int, Merit | None]:
-    """The merits of the arm's runs that have ended."""
+    """By rung: the merit of the arm's run, if the run has ended."""
     return {
         rung: merits[run.id] for (of_arm, rung), run in runs.items() if of_arm == number and run.id in merits
     }
@@ -347,7 +348,7 @@ def _by_rung(
 def _by_the_rule(
     suite: Suite, searches: Mapping[int, Search], **fingerprints: Fingerprint
 ) -> tuple[Experiment, ...]:
-    """One experiment of each of these arms, in the middle of its grid by the rule."""
+    """One experiment for each of these arms, at the middle of its first grid by the published rule."""
     arms = tuple(
         _at(suite.arms[number], rate_of(_middle(search.start)), seeds=suite.tuning_seeds[:1])
         for number, search in searches.items()
@@ -356,7 +357,7 @@ def _by_the_rule(
 
 
 def _to_come(suite: Suite, searches: Mapping[int, Search]) -> tuple[int, int]:
-    """Each open search ends in the runs that report; before that it tries further rates, with one run each."""
+    """The fewest and the most runs to come: for each open search the reporting runs, plus one run per further rate."""
     still_open = [number for number, search in searches.items() if not search.is_over]
     reporting = sum(len(suite.arms[number].seeds) for number in still_open)
     least = sum(_NUM_AROUND for number in still_open if not searches[number].tried)
@@ -365,7 +366,10 @@ def _to_come(suite: Suite, searches: Mapping[int, Search]) -> tuple[int, int]:
 
 
 def _most_further_rungs(search: Search) -> int:
-    """Of an arm that waits: its first three, and all beyond to one side. A search that has left its first grid goes on there."""
+    """The most further rungs that a search may try: all beyond its grid on one side.
+
+    An arm that waits adds its first three. A search that has left its first grid continues on the same side.
+    """
     if not search.tried:
         return _NUM_AROUND + MAX_RUNGS_BEYOND
     lowest, highest = _ends(search.start)

@@ -1,4 +1,4 @@
-"""Text that is safe to show: no control characters reach a terminal, and no secrets leave the machine."""
+"""Text that is safe to show: without control characters for a terminal, and without secrets of this machine."""
 
 import getpass
 import os
@@ -10,24 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-#: Joiners that Persian, Indic scripts and emoji need; alone they do nothing.
+#: Joiners that Persian, Indic scripts and emoji need; on their own they are harmless.
 _JOINERS = "\u200c\u200d"
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def printable(text: str) -> str:
-    """The text on one line; whatever is no visible character or space is escaped."""
+    """The text on one line; every character except visible ones and spaces is escaped."""
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
 def printable_lines(text: str) -> str:
-    """The text on its own lines, for what is prose: tabs, special spaces and joiners stay as well."""
+    """The text with its line breaks, for prose: tabs, special spaces and joiners stay as well."""
     return "".join(c if _is_harmless(c) else _escaped(c) for c in text.replace("\r\n", "\n"))
 
 
 def odd_letter(word: str) -> str:
-    """`; '...' in it is CYRILLIC SMALL LETTER O (U+043E)` for the first letter that may only look like ours."""
+    """`; '...' in it is CYRILLIC SMALL LETTER O (U+043E)` for the first letter outside ASCII; empty if none is."""
     odd = next((c for c in word if not c.isascii()), None)
     if odd is None:
         return ""
@@ -45,13 +45,13 @@ def _escaped(character: str) -> str:
 
 HIDDEN = "***"
 
-#: Shorter values are words such as `true`, and hiding those would hide half a report.
+#: Shorter values are words such as `true`; to hide them would hide half a report.
 MIN_SECRET_LENGTH = 8
 
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL|PRIVATE_KEY", re.IGNORECASE)
 
 _SECRETS = (
-    # user:password@ of a URL, and not host:port/path@
+    # user:password@ of a URL, but not host:port/path@
     (re.compile(r"(://[^\s/:@]*):(?!\d+(?:[/\s]|$))\S*@"), rf"\1:{HIDDEN}@"),
     (
         re.compile(
@@ -67,13 +67,13 @@ _END_OF_NAME = r"(?![\w.-])"
 
 _FRAME = re.compile(r'(?P<before>\bFile ")(?P<path>[^"\n]+)(?P<after>")')
 
-#: What stands in a file's path before the part that says which code it is.
+#: The start of a code file's path, up to the part that names the module.
 _CODE_ROOTS = re.compile(r".*/(?:site-packages|dist-packages|lib/python3\.\d+|src)/")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Privacy:
-    """What is private on one machine. Names that are None, or too common to be anybody's, are not looked for."""
+    """The private names and secrets of one machine. A name of None is not searched for."""
 
     home: str | None = None
     user: str | None = None
@@ -82,7 +82,7 @@ class Privacy:
 
     @classmethod
     def of_this_machine(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """As this process finds it."""
+        """The names and secrets that this process finds. Names that many share, such as `root`, are None."""
         values = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
         return cls(
             home=_home(),
@@ -92,7 +92,7 @@ class Privacy:
         )
 
     def hidden(self, text: str) -> str:
-        """The text without secrets, home directory and user's name."""
+        """The text without secrets, home directory and user name."""
         for secret in self.secrets:
             text = text.replace(secret, HIDDEN)
         for pattern, replacement in _SECRETS:
@@ -105,7 +105,7 @@ class Privacy:
         return text
 
     def hidden_failure(self, text: str) -> str:
-        """What a failure said, without the host's name either, and with the paths of code cut to what they are."""
+        """A failure's text: `hidden`, also without the host's name, and with the paths of code shortened."""
         text = _FRAME.sub(lambda match: f"{match['before']}{_code(match['path'])}{match['after']}", text)
         if self.host is not None and self.host != "localhost":
             text = re.sub(rf"(?<![\w.-]){re.escape(self.host)}{_END_OF_NAME}", "<host>", text)
@@ -129,6 +129,6 @@ def _user() -> str | None:
 
 
 def _code(path: str) -> str:
-    """`torch/nn/modules/module.py` of an installed file; of any other, its folder and name."""
+    """A shortened path: `torch/nn/modules/module.py` for an installed file, else the file's folder and name."""
     short = _CODE_ROOTS.sub("", path)
     return short if short != path else "/".join(Path(path).parts[-2:])

@@ -1,4 +1,4 @@
-"""The reference of the suite file, made from the types: a JSON schema for editors, and a page for people.
+"""The reference of the suite file, generated from the types: a JSON schema for editors, and a page for people.
 
 python -m lorastudy.suite.schema --write docs/suite-file.md
 python -m lorastudy.suite.schema --check docs/suite-file.md
@@ -19,7 +19,7 @@ from lorastudy.suite.settings import AskedSettings
 from lorastudy.suite.suite import EntryKeys, SuiteKeys
 from lorastudy.suite.wording import in_words, properties
 
-#: Each heading stands before the key that begins its part of the settings.
+#: The headings, each by the first key of its section.
 _HEADINGS = {
     "base_model": "What is trained, on what",
     "num_train_epochs": "How long",
@@ -137,7 +137,7 @@ def reference() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page, check that it is up to date, or print the JSON schema. Exit code 1: it is not."""
+    """Write the page, check that it is up to date, or print the JSON schema. Exit code 1: the page is out of date."""
     parser = argparse.ArgumentParser(prog="python -m lorastudy.suite.schema")
     action = parser.add_mutually_exclusive_group(required=True)
     page = "docs/suite-file.md"

@@ -1,8 +1,8 @@
-"""Every key of a suite file that says how an adapter is trained and measured.
+"""The settings of a suite file: every key on how an adapter is trained and measured.
 
-This is where the outside world comes in, hence pydantic. Names are those of transformers and peft where
-they have one. The types are the reference: defaults, bounds and descriptions below generate
-`docs/suite-file.md` and the JSON schema.
+They are pydantic models because a file's values are untrusted. Names are those of transformers and peft if these have
+one. The types are the reference: their defaults, bounds and descriptions generate `docs/suite-file.md` and the JSON
+schema.
 """
 
 import re
@@ -25,9 +25,9 @@ TargetPreset = Literal["q", "v", "qv", "qkvo", "mlp", "all"]
 
 TARGET_PRESETS: tuple[str, ...] = get_args(TargetPreset)
 
-#: The length of training: a suite gives one of these.
+#: The keys for the length of training. A suite gives one of them.
 LENGTH_KEYS = ("num_train_epochs", "max_steps")
-#: What stands for a learning rate that is looked for.
+#: The value of `learning_rate` that asks for a search.
 AUTO: Literal["auto"] = "auto"
 
 Rate = Annotated[float, Field(gt=0, lt=10)]
@@ -36,7 +36,7 @@ _ALPHA_POLICY = re.compile(r"(?P<factor>\d+(?:\.\d+)?)?r")
 
 
 class AskedSettings(BaseModel):
-    """One arm as a file asks for it. Any of these keys may stand at the top of a suite or in an entry."""
+    """The settings of one arm as a file gives them. Any key may stand at the top of a suite or in an entry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -251,12 +251,12 @@ class AskedSettings(BaseModel):
 
     @property
     def has_test_split(self) -> bool:
-        """Whether test rows report and the held-out rows only choose."""
+        """Whether there are test rows. Results are then reported on them, and the held-out rows only choose."""
         return self.test_dataset_path is not None or self.test_fraction is not None
 
     @property
     def lora_alpha_value(self) -> float:
-        """Alpha as a number: the policy applied to the rank."""
+        """Alpha as a number: a policy such as `2r` is applied to the rank."""
         if isinstance(self.lora_alpha, str):
             match = _ALPHA_POLICY.fullmatch(self.lora_alpha)
             assert match is not None
@@ -270,7 +270,7 @@ class AskedSettings(BaseModel):
 
 
 class Settings(AskedSettings):
-    """One arm, resolved but for its seed: what an experiment is made of, and all that a worker knows."""
+    """The settings of one arm with every value resolved. With a seed they make an experiment."""
 
     learning_rate: Rate = Field(2e-4, description="Peak learning rate.")
 
@@ -279,7 +279,7 @@ def settings_from_options(**values: object) -> Settings:
     """Settings from a command's options.
 
     Raises:
-        StudyError: values that no suite file may have either.
+        StudyError: a value that a suite file may not have.
     """
     try:
         return Settings.model_validate(values)
@@ -288,7 +288,7 @@ def settings_from_options(**values: object) -> Settings:
         raise StudyError("\n".join(problems)) from error
 
 
-#: Keys in which the arms of one pack may differ; in all others they are equal.
+#: Keys in which the arms of one pack may differ. All other keys are equal within a pack.
 ARM_KEYS = frozenset(
     {
         "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "layers_to_transform",
@@ -297,7 +297,7 @@ ARM_KEYS = frozenset(
     }
 )  # fmt: skip
 
-#: Keys that say where things lie or how work is laid out, and so are not part of what an experiment *is*.
+#: Keys for the paths of files and the layout of the work. They are not part of an experiment's identity.
 LAYOUT_KEYS = frozenset(
     {
         "base_model", "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path",
@@ -326,9 +326,9 @@ def label(key: str, value: Any) -> str:
 
 
 def value_in_name(value: Any) -> str:
-    """A value as part of a name. Equal numbers read alike, so `32` and `32.0` give one name.
+    """A value as part of a name. Equal numbers give equal names: `32` and `32.0` are both `32`.
 
-    A path is shortened to the last part's stem; what cannot stand in a folder's name becomes a dash.
+    A path is shortened to the stem of its last part. Characters that a folder's name cannot have become a dash.
     """
     if isinstance(value, float):
         text = repr(value).removesuffix(".0")
@@ -342,7 +342,7 @@ def value_in_name(value: Any) -> str:
 
 
 def varied_keys(settings: Sequence[Settings]) -> tuple[str, ...]:
-    """The settings in which these differ, in the order of the reference."""
+    """The keys in which these settings differ, in the order of the fields."""
     return tuple(
         key
         for key in Settings.model_fields

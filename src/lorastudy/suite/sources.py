@@ -20,7 +20,7 @@ _ALPACA_SAMPLE = re.compile(r"data/alpaca_(\d+)_sample\.jsonl")
 
 
 def expand_home(path: str) -> str:
-    """The path with a leading `~` replaced; unchanged if there is no such home folder."""
+    """The path with a leading `~` expanded; unchanged if the home folder is not known."""
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:

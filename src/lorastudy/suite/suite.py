@@ -1,7 +1,7 @@
-"""A suite as it was asked for: its arms with their seeds; and the keys that make a file a suite.
+"""A checked suite, which is its arms with their seeds; and the keys of a suite file besides the settings.
 
-`Suite` and `Arm` are what the rest of the program sees. `SuiteKeys` and `EntryKeys` are the part of the file
-that is not about one arm's training (that part is `Settings`), and the reference of those keys.
+The rest of the program uses `Suite` and `Arm`. `SuiteKeys` and `EntryKeys` are the reference of all keys of the file
+that are not about an arm's training; those about training are in `Settings`.
 """
 
 import itertools
@@ -20,14 +20,14 @@ from lorastudy.suite.question import RUNGS, Margin, PrimaryMetric, Question, all
 from lorastudy.suite.settings import Settings
 
 MAX_NAME_LENGTH = 100
-#: A factor too many multiplies; this many experiments are a mistake long before they are a plan.
+#: The most experiments of a suite. More are a mistake, such as one factor too many.
 MAX_EXPERIMENTS = 10_000
-#: With `learning_rate: auto`, where the file says nothing of test rows: their share of the training file, and of
-#: `eval_dataset_path` where there is one.
+#: The share of test rows with `learning_rate: auto` if the file does not ask for any: of the training file, or of
+#: `eval_dataset_path` if there is one.
 AUTO_TEST_SHARE, AUTO_TEST_SHARE_OF_EVAL = 0.1, 0.5
-#: Two, so that no rate is chosen for one lucky run; near the best rate the loss is flat, and more buy little.
+#: Two, so that no rate is chosen for one lucky run. Near the best rate the loss is flat, so more seeds gain little.
 NUM_TUNING_SEEDS = 2
-#: Far from the seeds that people write, so that seeds which are added later leave the tuning seeds as they were.
+#: Far from the seeds that users write, so that adding seeds later does not change the tuning seeds.
 FIRST_TUNING_SEED = 1_000_000
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -40,9 +40,9 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One LoRA configuration under comparison. `name` is the given one; without it the type makes one.
+    """One LoRA configuration under comparison. If `name` is None, the experiment type makes a name.
 
-    `line` is where the file asks for it; None for a suite that does not come from a file.
+    `line` is the arm's line in the suite file; None for a suite that does not come from a file.
     """
 
     name: str | None
@@ -50,12 +50,12 @@ class Arm:
     seeds: tuple[int, ...]
     line: int | None = None
     seeks_rate: bool = False
-    """`learning_rate: auto`. The rate in `settings` is then none of the arm's: its rates come from a search."""
+    """Whether the arm has `learning_rate: auto`. A search then finds its rate, and the rate in `settings` is unused."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A checked suite. `path` is None for one that was put together from flags."""
+    """A checked suite. `path` is None for a suite from flags, a dict or keyword arguments."""
 
     name: str
     description: str
@@ -69,13 +69,13 @@ class Suite:
     reference: str | None = None
     given_tuning_seeds: tuple[int, ...] | None = None
     rungs: tuple[float, ...] = ()
-    """Shares of the training at which arms that are clearly behind are stopped; none without racing."""
+    """Shares of the training at which racing stops arms that are clearly behind; empty without racing."""
 
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
-        """Seeds of the runs that choose a rate: those given, or the first from `FIRST_TUNING_SEED` on that no arm uses.
+        """Seeds of the runs that choose a rate: the given ones, else the first unused ones from `FIRST_TUNING_SEED` on.
 
-        None without a search.
+        Empty without a search.
         """
         if not any(arm.seeks_rate for arm in self.arms):
             return ()
@@ -90,7 +90,7 @@ class Suite:
 
     @property
     def question(self) -> Question:
-        """What the suite asks, as it is stored before anything runs."""
+        """The suite's question, as the store keeps it before anything runs."""
         rates = {arm.settings.learning_rate for arm in self.arms}
         chooses = len(rates) > 1 or any(arm.seeks_rate for arm in self.arms)
         return Question(
@@ -105,7 +105,7 @@ class Suite:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What the file asked for as plain JSON values; `from_json` is its inverse, but for lines and notes."""
+        """The suite as plain JSON values. `from_json` is the inverse, except for path, lines and notes."""
         plain = ("name", "description", "experiment_type", "primary_metric", "reference")
         return {
             **{key: getattr(self, key) for key in plain},
@@ -125,7 +125,7 @@ class Suite:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The suite of which `to_json` wrote what its file asked for."""
+        """The suite that `to_json` wrote, without path, lines and notes."""
         rest = {
             key: value
             for key, value in values.items()
@@ -280,7 +280,7 @@ class SuiteKeys(BaseModel):
 
 
 def name_problem(name: str) -> str | None:
-    """Why a name cannot name a folder on every system; None when it can."""
+    """Why a name cannot be a folder's name on every system; None if it can."""
     shown = repr(name if len(name) <= MAX_NAME_LENGTH else name[:30] + "...")
     if not _NAME.fullmatch(name) or name.endswith("."):
         rule = "letters, digits, `.`, `_` and `-`, not beginning or ending with a dot"

@@ -85,8 +85,8 @@ def suite_from_values(
 ) -> Suite:
     """The suite that flags, a dict or keyword arguments describe. A value of None counts as not given.
 
-    Messages read `where: --flag: cause`. The flag of a key is `--key-with-dashes`, unless `flags` names another. Without
-    `experiments` and `factors` the values describe one arm, which may have a `name`.
+    Messages have the form `where: --flag: cause`. The flag of a key is `--key-with-dashes`, unless `flags` names
+    another. Without `experiments` and `factors`, the values describe one arm, which may have a `name`.
 
     Raises:
         SuiteFileError: everything that is wrong.
@@ -105,7 +105,7 @@ def suite_from_values(
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
-    """Where a suite comes from: a file, or values (`path` is None)."""
+    """The origin of a suite: a file, or values (`path` is None)."""
 
     scope: Scope
     path: Path | None
@@ -158,7 +158,7 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
 
 
 def _seed_notes(given: Sequence[Given]) -> list[str]:
-    """A note where `seeds` is one number, which reads like a count."""
+    """A note if `seeds` is a single number, because that reads like a count."""
     return [
         f"{one.place}: {one.path}: this is the one seed {number}; for {number} seeds write a list, as in [0, 1, 2]"
         for one in given
@@ -167,7 +167,7 @@ def _seed_notes(given: Sequence[Given]) -> list[str]:
 
 
 def _rungs(racing: Any) -> tuple[float, ...]:
-    """The shares of the training at which `racing` looks."""
+    """The shares of the training at which racing looks."""
     if isinstance(racing, bool):
         return RUNGS if racing else ()
     return tuple(racing)
@@ -208,7 +208,7 @@ def _entries(values: Mapping[str, Node], *, top: Level, source: _Source, problem
         problems.add(source.start, cause=cause)
     listed = _listed(experiments, problems) if experiments else []
     crossed = _crossed(factors, top=top, problems=problems) if factors else []
-    # Without both, the top is the only arm: flags ask for one, and in a file it is still checked.
+    # Without both, the top is the only arm. Flags describe one arm; a file is checked further despite its error.
     return listed + crossed or [_Entry(level={}, line=None)]
 
 
@@ -277,7 +277,10 @@ def _arms(entry: _Entry) -> list[Arm]:
 
 
 def _with_test_rows(values: dict[str, Any]) -> dict[str, Any]:
-    """With `learning_rate: auto`: no rate, and test rows. The rows that choose the rate must not report results."""
+    """The values; with `learning_rate: auto`, without a rate and with test rows.
+
+    Test rows are needed because the rows that choose the rate must not report results.
+    """
     if values.get("learning_rate") != AUTO:
         return values
     rest = {key: value for key, value in values.items() if key != "learning_rate"}
@@ -292,16 +295,17 @@ def _with_homes(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, **paths}
 
 
-#: Layout of the work; not part of the study.
+#: Keys for the layout of the work. They are not part of the study.
 _OF_THE_LAYOUT = {"max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes"}
 
 
 def suite_yaml(suite: Suite) -> str:
-    """The text of a suite file that gives the same question and the same experiments when it is loaded.
+    """The text of a suite file that loads to the same question and the same experiments.
 
-    The question and the settings that all arms share come first, then one entry for each arm with what differs. All settings
-    are written, so that a later version's defaults change nothing, and a learning rate of `auto` stays `auto`. Comments and
-    the short forms of the first file (`factors`, `racing: true`) are lost. The planner decides anew how work is laid out.
+    The question and the settings that all arms share come first, then an entry for each arm with the settings that
+    differ. All settings are written, so that a later version's defaults change nothing. A learning rate of `auto` stays
+    `auto`. Comments and the short forms of the first file (`factors`, `racing: true`) are lost, and so are the keys for
+    the layout of the work: the planner decides them again.
     """
     entries = _written_entries(suite.arms)
     shared = {key: value for key, value in entries[0].items() if _is_in_all(entries, key, value=value)}
@@ -335,9 +339,9 @@ def _question_keys(suite: Suite) -> dict[str, Any]:
 
 
 def _written_entries(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """Every key of every entry. Consecutive arms that differ only in their rate become one entry with a list of rates.
+    """The entries with all their keys. Consecutive arms that differ only in their rate become one entry with a list.
 
-    They came from one entry; written apart, its name would stand twice, which is refused.
+    Such arms came from one entry. As separate entries they would share its name, and loading refuses that.
     """
     entries = []
     for _, group in itertools.groupby(map(_written_entry, arms), key=_but_for_the_rate):
@@ -363,7 +367,7 @@ def _written_entry(arm: Arm) -> dict[str, Any]:
 
 
 def _is_void(key: str, value: Any, *, settings: Settings) -> bool:
-    """Whether loading would refuse the key because another setting makes it void."""
+    """Whether loading refuses the key because another setting makes it have no effect."""
     need = NEEDED.get(key)
     is_default = bool(value == Settings.model_fields[key].default)
     return need is not None and not is_default and not need.holds(getattr(settings, need.key))

@@ -1,7 +1,8 @@
 """Which layers of a model an arm adapts: names as PEFT reads them, a regular expression, or a preset by role.
 
-A role is what a layer does in its block. It is told from the layer's path, and from the classes around it where paths
-do not say: the `out_proj` of a Mamba mixer is not attention's. What no arm may adapt carries the reason (`left_out`).
+A role is the function of a layer in its block. It follows from the layer's path, and from the classes around the layer
+if the path is ambiguous: the `out_proj` of a Mamba mixer is not attention's. A layer that no arm may adapt carries the
+reason (`left_out`).
 """
 
 import hashlib
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from lorastudy.errors import ModelError
 from lorastudy.suite.settings import TARGET_PRESETS, Settings
 
-#: In the order in which people read of them. `kv` is latent attention's pair of matrices behind keys and values, `qkv`
-#: one weight that holds all three, `mixer` a layer of a state space, a convolution or linear attention.
+#: All roles, in the order of display. `kv` is latent attention's pair of matrices behind keys and values, `qkv` one
+#: weight that holds all three, `mixer` a layer of a state space, a convolution or linear attention.
 ROLES = ("q", "k", "v", "kv", "qkv", "o", "mlp", "shared_expert", "expert", "mixer", "other", "router")
 
 _ATTENTION_LEAVES: Mapping[str, frozenset[str]] = {
@@ -45,7 +46,7 @@ _MIXER_CLASS = re.compile(
 )
 _STATE_SPACE_CLASS = re.compile(r"(Mamba\w*|\w+)(Mixer|MambaLayer)$")
 
-#: Of a state space's layers, those whose weights the fused kernels read without calling the layer.
+#: Layers of a state space whose weights the fused kernels read without calling the layer.
 _READ_BY_KERNELS = frozenset({"out_proj", "x_proj", "dt_proj"})
 KERNEL_READS_IT = "the kernels of a state space read its weight past any adapter"
 ROUTES = "it chooses experts or tokens, and is left as it is"
@@ -58,7 +59,7 @@ _ROLES_BY_PRESET: Mapping[str, tuple[str, ...]] = {
     "mlp": ("mlp", "shared_expert", "expert"),
     "all": tuple(role for role in ROLES if role != "router"),
 }
-#: For each preset the parts of a block that must be there; each may be held by any of these roles.
+#: For each preset: the parts that the model must have, each as the roles of which any one provides it.
 _PARTS_BY_PRESET: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "q": (("q",),),
     "v": (("v",),),
@@ -72,9 +73,9 @@ _NOT_ADAPTED = re.compile(r"(^|\.)(embed\w*|lm_head|wte|wpe|word_embeddings|embe
 
 @dataclass(frozen=True, kw_only=True)
 class TargetLayer:
-    """A layer that an adapter can sit on, or one that looks like it and is `left_out`, with the reason.
+    """A layer that an adapter can sit on; or a similar one that no arm may adapt, with the reason in `left_out`.
 
-    Where `is_parameter` holds it is no module but a parameter with the matrices of `num_experts` experts.
+    If `is_parameter`, it is not a module but a parameter with the matrices of `num_experts` experts.
     """
 
     name: str
@@ -92,7 +93,7 @@ class TargetLayer:
 
 
 def named_layers(names: Iterable[str]) -> tuple[TargetLayer, ...]:
-    """Layers of which no more than names is known: no class, no size."""
+    """Layers from their names alone. Their sizes are 0, and no classes help to find their roles."""
     return tuple(_named(name) for name in names)
 
 
@@ -108,11 +109,11 @@ def role_of(name: str, *, owners: Sequence[str] = ()) -> str:
 
     Args:
         name: its full name in the model.
-        owners: the classes of the modules around it, the nearest last; empty where only names are known.
+        owners: the classes of the modules around it, the nearest last; empty if only names are known.
     """
     *path, leaf = name.split(".")
     if leaf == "linear" and path and any(path[-1] in leaves for leaves in _ATTENTION_LEAVES.values()):
-        leaf = path.pop()  # Moshi keeps each layer in a module of its own
+        leaf = path.pop()  # Moshi wraps each layer in a module of its own
     block = _block(path, owners=owners)
     if _is_router(path, leaf):
         return "router"
@@ -129,7 +130,7 @@ def role_of(name: str, *, owners: Sequence[str] = ()) -> str:
 
 
 def why_left_out(name: str, *, role: str, owners: Sequence[str] = ()) -> str | None:
-    """Why no arm adapts a layer of this name and role; None where arms may."""
+    """Why no arm may adapt a layer of this name and role; None if arms may."""
     if role == "router":
         return ROUTES
     *path, leaf = name.split(".")
@@ -140,7 +141,7 @@ def why_left_out(name: str, *, role: str, owners: Sequence[str] = ()) -> str | N
 
 
 def _block(path: Sequence[str], *, owners: Sequence[str]) -> str | None:
-    """Whether the nearest block around a layer is `attention` or `mlp`."""
+    """The nearest block around a layer, `attention` or `mlp`; None if it is neither."""
     for part in reversed(path):
         if _MLP_PART.fullmatch(part):
             return "mlp"
@@ -174,10 +175,10 @@ def _mlp_role(path: Sequence[str], leaf: str) -> str:
 
 
 def targets_of(settings: Settings, layers: Sequence[TargetLayer]) -> tuple[str, ...]:
-    """Full names of what an arm with these settings adapts, in the model's order.
+    """Full names of the layers that an arm with these settings adapts, in the model's order.
 
     Raises:
-        ModelError: as `resolve_targets`; or the arm asks for what its layers cannot have.
+        ModelError: as `resolve_targets`; or the arm adapts experts with dropout or with `engine: packed`.
     """
     chosen = resolve_targets(
         layers, target_modules=settings.target_modules, layers_to_transform=settings.layers_to_transform
@@ -205,13 +206,13 @@ def resolve_targets(
     """Full names of the layers an arm adapts, in the model's order.
 
     Args:
-        layers: the model's, in its order.
-        target_modules: a preset, or names; a name matches a layer of that name or ending in `.name`, and one that holds
-            signs of a regular expression matches layers whose full name is of that form (both are PEFT's rules).
+        layers: the model's layers, in its order.
+        target_modules: a preset, or names. A name matches a layer that is called `name` or ends in `.name`. A name with
+            signs of a regular expression must match a layer's full name. Both are PEFT's rules.
         layers_to_transform: keep only modules of these layers, counted from 0.
 
     Raises:
-        ModelError: a name or preset matches nothing that can be adapted; lists what the model has.
+        ModelError: a name or preset matches nothing that can be adapted; the message lists the model's layers.
     """
     if isinstance(target_modules, str) and target_modules in TARGET_PRESETS:
         chosen = _by_preset(target_modules, layers=layers)
@@ -246,7 +247,7 @@ def adapted_modules(
 
 
 def count_by_role(names: Iterable[str], *, layers: Sequence[TargetLayer]) -> dict[str, int]:
-    """How many of these layers have which role, in the order of `ROLES`."""
+    """By role, in the order of `ROLES`: the number of these layers."""
     roles = {layer.name: layer.role for layer in layers}
     counts = Counter(roles[name] for name in names)
     return {role: counts[role] for role in ROLES if counts[role]}
@@ -258,12 +259,12 @@ def in_words(counts: Mapping[str, int]) -> str:
 
 
 def names_digest(names: Iterable[str]) -> str:
-    """Equal for equal sets of layers."""
+    """A hash that is equal for equal sets of layers."""
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
 
 
 def left_out(names: Iterable[str], *, layers: Sequence[TargetLayer], target_modules: object) -> list[str]:
-    """What a preset means and an arm cannot have: for each reason, the layers' names without their numbers."""
+    """The layers that a preset names but no arm may adapt: a line per reason, with names without layer numbers."""
     if not isinstance(target_modules, str) or target_modules not in _ROLES_BY_PRESET:
         return []
     roles = _ROLES_BY_PRESET[target_modules]
@@ -276,19 +277,19 @@ def left_out(names: Iterable[str], *, layers: Sequence[TargetLayer], target_modu
 
 
 def peft_names(chosen: Sequence[str], *, modules: Sequence[str]) -> list[str]:
-    """What PEFT's `target_modules` should say: leaf names where they select exactly `chosen`, else full names.
+    """The value for PEFT's `target_modules`: leaf names if they select exactly `chosen`, else full names.
 
     Args:
-        chosen: what is to be adapted.
-        modules: the names of all modules of the model, whatever they are: PEFT matches against each, so that CTRL's
-            leaf name `0` would select the layer `h.0` too.
+        chosen: the names of the layers to adapt.
+        modules: the names of all modules of the model, of any kind. PEFT matches against all of them, so CTRL's leaf
+            name `0` would also select the layer `h.0`.
     """
     leaves = sorted({name.rpartition(".")[2] for name in chosen})
     return leaves if selected_by(leaves, modules=modules) == set(chosen) else sorted(chosen)
 
 
 def selected_by(names: Iterable[str], *, modules: Iterable[str]) -> set[str]:
-    """The modules that PEFT selects by a list of names: equal to one, or ending in `.name`."""
+    """The modules that PEFT selects by a list of names: those equal to a name or ending in `.name`."""
     wanted = set(names)
     return {module for module in modules if any(part in wanted for part in _endings(module))}
 
@@ -365,12 +366,12 @@ def _matches(module: str, wanted: str) -> bool:
 
 
 def is_pattern(name: str) -> bool:
-    r"""Whether a target is a regular expression: it holds a sign that no module's name has (`* + ? | ( [ \ ^ $`)."""
+    r"""Whether a target is a regular expression: it holds a sign that no module name has (`* + ? | ( [ \ ^ $`)."""
     return any(sign in name for sign in r"*+?|([\^$")
 
 
 def without_layer_number(name: str) -> str:
-    """A module's name with `*` for the number of its layer: equal for the same module of every layer."""
+    """A module's name with `*` for its layer's number, so that the same module of every layer has one name."""
     number = _layer_number(name)
     return name if number is None else name.replace(f".{number}.", ".*.", 1)
 

@@ -1,7 +1,7 @@
-"""Plain words for what a key takes and for what was given instead.
+"""Plain words for the values that a key allows, and for a wrong value.
 
-The words are made from the JSON schema of the types, so the reference, the editor's schema and the error
-messages cannot disagree.
+The words come from the JSON schema of the types, so the reference, the editor's schema and the error messages cannot
+disagree.
 """
 
 import difflib
@@ -26,10 +26,10 @@ _PLURALS = {
 
 
 def checked(model: type[BaseModel], key: str, *, value: Any) -> Any:
-    """The value as the model takes it.
+    """The value after validation by the model.
 
     Raises:
-        ValueError: with the cause in plain words.
+        ValueError: the value is not allowed; the message states the cause in plain words.
     """
     try:
         return getattr(model.model_validate({key: value}), key)
@@ -45,7 +45,7 @@ def properties(model: type[BaseModel]) -> Mapping[str, Mapping[str, Any]]:
 
 
 def in_words(schema: Mapping[str, Any]) -> str:
-    """What a key takes: `a whole number from 1 to 4096`, `true or false`, `one of q, v, qv`."""
+    """The values that a key allows: `a whole number from 1 to 4096`, `true or false`, `one of q, v, qv`."""
     if "anyOf" in schema:
         return ", or ".join(in_words(choice) for choice in schema["anyOf"])
     if "enum" in schema or "const" in schema:
@@ -62,7 +62,7 @@ def in_words(schema: Mapping[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """The value as a file would hold it, shortened."""
+    """The value as a file writes it, shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null (nothing)", True: "true", False: "false"}[value]
     if isinstance(value, Mapping):
@@ -91,7 +91,7 @@ def _cause(error: ValidationError, schema: Mapping[str, Any], *, value: Any) -> 
 
 
 def _hint(schema: Mapping[str, Any], value: Any) -> str:
-    """What was probably meant; empty where there is no telling."""
+    """A hint at the value that the user probably meant; empty if none can be guessed."""
     choices = schema.get("anyOf", [schema])
     kinds = {choice.get("type") for choice in choices if not {"enum", "const"} & choice.keys()}
     if isinstance(value, str):

@@ -1,9 +1,9 @@
 """YAML files as trees of values that know their line and column.
 
-The tree is built from the parser's events, without a constructor. So every key and value keeps its position, a duplicate
-key is reported with both lines, and size, depth and aliases are bounded while the file is read, before memory runs out. The
-reader accepts less than YAML: no tags, keys are text, one document. Plain scalars follow the core schema of YAML 1.2
-(section 10.3.2): `1e-4` is a number; `off`, `no` and `1_000` are text.
+The tree is built from the parser's events, without a constructor. So every key and value keeps its position, a
+duplicate key is reported with both lines, and size, depth and aliases are bounded during reading, before memory runs
+out. The reader accepts only a part of YAML: no tags, only text keys, one document. Plain scalars follow the core schema
+of YAML 1.2 (section 10.3.2): `1e-4` is a number; `off`, `no` and `1_000` are text.
 """
 
 import re
@@ -18,13 +18,13 @@ MAX_BYTES = 1_000_000
 
 MAX_DEPTH = 20
 
-#: Counted with aliases expanded: ten lines of aliases to aliases make a billion values ("billion laughs").
+#: Aliases count as expanded: ten lines of aliases to aliases make a billion values ("billion laughs").
 MAX_VALUES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A value with the place where it begins; in a mapping also the place of its key."""
+    """A value with the place where it begins, and, in a mapping, the place of its key."""
 
     value: "str | int | float | bool | tuple[Node, ...] | Mapping[str, Node] | None"
     place: Place
@@ -79,7 +79,7 @@ def _text(path: Path, problems: Problems) -> str | None:
 
 
 def _content(path: Path, problems: Problems) -> bytes | None:
-    """The file's bytes, at most one more than allowed: a device such as /dev/zero never ends."""
+    """The file's bytes, at most one more than allowed, because a device such as /dev/zero never ends."""
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
@@ -106,7 +106,7 @@ def _position(mark: Any) -> tuple[int, int]:
 
 
 def _events(text: str) -> Iterator[Any]:
-    """The parser's events; its errors become ours."""
+    """The parser's events. Its errors become `_UnreadableError`."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError
     from ruamel.yaml.reader import ReaderError
@@ -245,7 +245,7 @@ def _size(node: Node) -> tuple[int, int]:
     return 1 + sum(size for size, _ in inner), 1 + max((height for _, height in inner), default=0)
 
 
-#: Python itself stops at 4300 digits, with an error of another kind.
+#: Below Python's own limit of 4300 digits, which raises another kind of error.
 _MAX_DIGITS = 100
 
 _CONSTANTS: dict[str, bool | float | None] = {
@@ -284,7 +284,7 @@ def plain(node: Node) -> Any:
 
 
 def resolve_scalar(text: str) -> str | int | float | bool | None:
-    """What a plain scalar means.
+    """The value of a plain scalar.
 
     Raises:
         ValueError: a number with more than 100 digits.
