@@ -2,6 +2,6 @@
 
 import logging
 
-# It logs about optional kernels while it is imported, and about casts in every 8-bit layer. Whoever imports it
-# first (peft does, too) comes through here before.
+# bitsandbytes logs about optional kernels during its import, and about casts in every 8-bit layer. Every module that
+# imports it (peft does too) is imported through this package, so this line runs first.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

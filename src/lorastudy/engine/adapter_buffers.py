@@ -2,8 +2,8 @@
 
     K arms of the pack, G arms of a group, P parameters of one arm, R rank, D inputs, O outputs
 
-A group's weights, gradients and AdamW moments are (G, P) matrices, and the model's layers see views of them. So the
-optimizer and the per-arm gradient norm are a few operations on a few matrices, however many layers there are.
+A group's weights, gradients and AdamW moments are (G, P) matrices, and the model's layers use views of them. So the
+optimizer and the per-arm gradient norm are a few operations on a few matrices, for any number of layers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +20,14 @@ from lorastudy.engine.quantised import features
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Arms `start..stop` of the pack. They have equal rank, modules and dropout, so equal shapes throughout."""
+    """Arms `start..stop` of the pack. They have equal rank, modules and dropout, so their tensors have equal shapes."""
 
     start: int
     stop: int
     weights_GP: Tensor
     grads_GP: Tensor
     lora_A_GRD: Mapping[str, nn.Parameter]
-    """By module name, as the three below: views of the flat matrices."""
+    """This mapping and the three below are by module name. The values are views of the flat matrices."""
     lora_B_GOR: Mapping[str, nn.Parameter]
     grad_A_GRD: Mapping[str, Tensor]
     grad_B_GOR: Mapping[str, Tensor]
@@ -35,7 +35,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterBuffers:
-    """All adapters of a pack, by group. In `arms`, the pack's order, the arms of a group are neighbours."""
+    """All adapters of a pack, by group. `arms` is the pack's order, in which the arms of a group are neighbours."""
 
     arms: tuple[TrainingArm, ...]
     groups: tuple[Group, ...]
@@ -53,7 +53,7 @@ class AdapterBuffers:
 
     @contextmanager
     def dropout_on(self) -> Iterator[None]:
-        """Within, the adapters' dropout is on, as in training; elsewhere it is off."""
+        """In this context the adapters' dropout is on, as in training. Outside it is off."""
         self.clock.active = True
         try:
             yield
@@ -61,7 +61,7 @@ class AdapterBuffers:
             self.clock.active = False
 
     def weights_of(self, arm: TrainingArm) -> dict[str, tuple[Tensor, Tensor]]:
-        """Module name -> (lora_A of shape (r, inputs), lora_B of shape (outputs, r)): views, fp32."""
+        """Module name -> (lora_A of shape (r, inputs), lora_B of shape (outputs, r)), as fp32 views."""
         number = self.arms.index(arm)
         group = next(group for group in self.groups if group.start <= number < group.stop)
         row = number - group.start
@@ -99,7 +99,7 @@ class AdapterBuffers:
 
 
 def sorted_by_shape(arms: Sequence[TrainingArm]) -> tuple[TrainingArm, ...]:
-    """The arms with equal-shaped ones side by side; otherwise their order is kept."""
+    """The arms with arms of equal shape side by side, otherwise in the given order."""
     return tuple(sorted(arms, key=lambda arm: arm.shape))
 
 

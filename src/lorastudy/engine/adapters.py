@@ -1,7 +1,7 @@
 """Adapter folders in PEFT's format, written and checked without PEFT.
 
-A key is the layer's name. The matrices of experts are parameters of one module. PEFT wraps that module once for each of
-them, the last one outermost, so a key has one `.base_layer` for each wrapped parameter that follows.
+A key is the layer's name. The matrices of experts are parameters of one module. PEFT wraps that module once per
+parameter, the last one outermost. So a parameter's key has one `.base_layer` for each wrapped parameter after it.
 """
 
 import json
@@ -32,7 +32,7 @@ def save_adapter(
     """Write `adapter_model.safetensors` and `adapter_config.json`; return the bytes of the weights.
 
     Raises:
-        ModelError: what was written is not what PEFT will look for.
+        ModelError: the written files differ from those that PEFT expects.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stems = key_stems(arm.module_names, layers=base.targets_by_name)
@@ -42,10 +42,8 @@ def save_adapter(
         for part, tensor in zip(PARTS, pair, strict=True)
     }
     weights_file = folder / WEIGHTS_FILE
-    weights_file.unlink(
-        missing_ok=True
-    )  # a process that reads the earlier file has its bytes mapped, and keeps them
-    # Not `save_file`: on a full disk it raises an error of its own, which would look like the pack's failure.
+    weights_file.unlink(missing_ok=True)  # a process that has the earlier file mapped keeps its bytes
+    # Not `save_file`: on a full disk it raises its own type of error, which would count as a failure of the pack.
     weights_file.write_bytes(save(tensors, metadata={"format": "pt"}))
     save_config(arm, base=base, folder=folder)
     check_saved(arm, base=base, folder=folder)
@@ -53,9 +51,9 @@ def save_adapter(
 
 
 def save_config(arm: TrainingArm, *, base: BaseModel, folder: Path) -> None:
-    """Write `adapter_config.json`, which PEFT reads as `peft_model.lora_config`. Keys that are left out have their default.
+    """Write `adapter_config.json`, which PEFT reads as `peft_model.lora_config`. Omitted keys have their default.
 
-    PEFT does not write it: importing it costs every worker a second, and it writes the modules in a random order.
+    PEFT is not used to write it: its import costs every worker a second, and it writes the modules in random order.
     """
     modules, parameters = targets_in_config(arm.module_names, base=base)
     config = {
@@ -87,7 +85,7 @@ def targets_in_config(names: Sequence[str], *, base: BaseModel) -> tuple[list[st
 
 
 def key_stems(names: Sequence[str], *, layers: Mapping[str, TargetLayer]) -> dict[str, str]:
-    """PEFT's key for each layer of an adapter that is on all of these. `names` are in the model's order."""
+    """PEFT's key for each layer of an adapter on these layers. `names` are in the model's order."""
     stems: dict[str, str] = {}
     for number, name in enumerate(names):
         stem = name
@@ -105,9 +103,9 @@ def key_stems(names: Sequence[str], *, layers: Mapping[str, TargetLayer]) -> dic
 def expected_keys(
     names: Sequence[str], *, r: int, layers: Mapping[str, TargetLayer]
 ) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of every tensor that PEFT looks for when it loads an adapter of rank r on these layers.
+    """Key -> shape of every tensor that PEFT expects in an adapter of rank r on these layers.
 
-    For experts PEFT holds one matrix for all: lora_A of (r x experts, inputs), lora_B of (outputs, r x experts).
+    PEFT has one matrix for all experts: lora_A of (r x experts, inputs), lora_B of (outputs, r x experts).
     """
     expected: dict[str, tuple[int, ...]] = {}
     for name, stem in key_stems(names, layers=layers).items():
@@ -119,10 +117,10 @@ def expected_keys(
 
 
 def check_saved(arm: TrainingArm, *, base: BaseModel, folder: Path) -> None:
-    """Compare a saved adapter with what PEFT will look for: the layers that it selects, the keys and their shapes.
+    """Check a saved adapter against PEFT's expectations: the selected layers, the keys and their shapes.
 
     Raises:
-        ModelError: the adapter that a user loads would not be the one that was trained.
+        ModelError: a user would load another adapter than the trained one.
     """
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     selected = selected_by(config["target_modules"], modules=base.module_names)
@@ -144,12 +142,12 @@ def check_saved(arm: TrainingArm, *, base: BaseModel, folder: Path) -> None:
 
 
 def check_peft(base: BaseModel, arms: Iterable[TrainingArm]) -> None:
-    """Check that PEFT wraps and loads what these arms adapt, where its rules are more than names.
+    """Check that PEFT wraps and loads the layers of these arms, in families where PEFT does not go by names alone.
 
-    They are in families whose weights have other names in their files, or some of whose layers are left out.
+    These are families whose weights have other names in their files, and families with left-out layers.
 
     Raises:
-        ModelError: it does not.
+        ModelError: PEFT wraps or loads other layers.
     """
     if is_stored_otherwise(base.model) or any(layer.left_out is not None for layer in base.target_layers):
         from lorastudy.engine.peft_model import check_wrapping
@@ -161,7 +159,7 @@ def check_peft(base: BaseModel, arms: Iterable[TrainingArm]) -> None:
 def differences(
     ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]
 ) -> list[str]:  # fmt: skip
-    """Sentences on where our keys and shapes are not PEFT's."""
+    """Sentences that name the differences between our keys and shapes and those of PEFT."""
     wrong = [f"{key} is missing" for key in theirs.keys() - ours.keys()]
     wrong += [f"{key} is not expected" for key in ours.keys() - theirs.keys()]
     wrong += [
@@ -173,10 +171,10 @@ def differences(
 
 
 def check_fits(base: BaseModel, folder: Path) -> None:
-    """Check that a folder holds a LoRA adapter whose shapes are this base's.
+    """Check that a folder holds a LoRA adapter whose shapes fit this base.
 
     Raises:
-        ModelError: it does not; the message names the missing file, or the layer that differs and the adapter's base.
+        ModelError: it does not. The message names the missing file, or the differing layer and the adapter's base.
     """
     config, tensors = _read(folder)
     if config.get("peft_type") != "LORA":
@@ -197,7 +195,7 @@ def check_fits(base: BaseModel, folder: Path) -> None:
         present.add(name)
     absent = (_selected(config, base=base) | set(experts)) - present
     if absent:
-        # PEFT would leave these layers at their random start, with a warning.
+        # PEFT would only warn and leave these layers at their random initial weights.
         raise ModelError(f"{another}: it has no weights for {min(absent)} of {base.name}")
 
 
@@ -229,7 +227,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _selected(config: Mapping[str, Any], *, base: BaseModel) -> set[str]:
-    """The base's layers that the configuration names; none where it selects them by other means than a list of names."""
+    """The base's layers that the configuration lists by name; empty if it selects them in another way."""
     names = config.get("target_modules")
     if not isinstance(names, list) or config.get("layers_to_transform") or config.get("exclude_modules"):
         return set()
@@ -252,10 +250,10 @@ def _same_width(layer: TargetLayer, tensor: Tensor, *, part: str) -> bool:
 
 
 def is_transposed(arm: TrainingArm, *, base: BaseModel) -> bool:
-    """Whether the arm's layers hold their weights as GPT-2 does, inputs first."""
+    """Whether the arm's layers store their weights as in GPT-2, inputs first."""
     return any(isinstance(base.linear_layers.get(name), Conv1D) for name in arm.module_names)
 
 
 def whole(value: float) -> Any:
-    """PEFT types alpha as int; keep a fraction only where there is one."""
+    """The value as int if it is whole, since PEFT types alpha as int."""
     return int(value) if value == int(value) else value

@@ -1,7 +1,7 @@
-"""What engines take and return: arms as plain numbers and module names, scores, steps and states.
+"""The inputs and outputs of engines: arms as plain numbers and module names, scores, steps and states.
 
-`Engine` is a seam. `packed.PackedEngine` and `reference.ReferenceEngine` implement it, and `tests/contract/test_engine.py`
-holds both to the same promises.
+`Engine` is a seam. `packed.PackedEngine` and `reference.ReferenceEngine` implement it, and
+`tests/contract/test_engine.py` tests both against the same contract.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from lorastudy.suite.experiment import Experiment
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingArm:
-    """One experiment, ready to train: which modules it adapts, how, and for how many optimizer steps."""
+    """One experiment, ready to train: its modules, its hyperparameters and its number of optimizer steps."""
 
     experiment_id: str
     seed: int
@@ -41,11 +41,11 @@ class TrainingArm:
     adam_beta2: float
     adam_epsilon: float
     modules_left_out: tuple[str, ...] = ()
-    """What the arm's preset names and PEFT cannot adapt, with the reason."""
+    """Modules of the arm's preset that PEFT cannot adapt, with the reason."""
 
     @property
     def shape(self) -> tuple[int, tuple[str, ...], float]:
-        """Arms with equal rank, modules and dropout have tensors of equal shape and share every batched product."""
+        """(rank, modules, dropout). Arms of equal shape have tensors of equal size and share every batched product."""
         return self.r, self.module_names, self.lora_dropout
 
 
@@ -68,20 +68,20 @@ class StepResult:
     num_completion_tokens: int
     arms: tuple[ArmStep, ...]
     diverged: tuple[str, ...] = ()
-    """Experiment ids whose loss or gradient was not finite in this step. They train no further."""
+    """Experiment ids whose loss or gradient was not finite in this step. Their training ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmState:
-    """One arm between two steps: all that it needs to go on. The names of `numbers` and `tensors` are the engine's own.
+    """The state of one arm between two steps, sufficient to resume it. Each engine has its own `numbers` and `tensors`.
 
-    What is not here follows from the experiment: the rows and the learning rate of each step, and in the packed engine every
+    The experiment determines the rest: the rows and the learning rate of each step and, in the packed engine, every
     dropout mask, which is a function of seed, layer and forward pass.
     """
 
     experiment_id: str
     num_steps_done: int
-    """Steps of the pack, whether or not the optimizer took them."""
+    """Steps of the pack, including those that the optimizer skipped."""
     is_diverged: bool
     numbers: Mapping[str, float]
     tensors: Mapping[str, Tensor]
@@ -89,7 +89,7 @@ class ArmState:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineState:
-    """All arms between two steps. They are kept apart, so that a part of a pack can go on too.
+    """The states of all arms between two steps. They are separate, so that a part of a pack can resume too.
 
     `num_forward_passes` is the packed engine's dropout clock.
     """
@@ -109,7 +109,7 @@ class EngineState:
 
 
 class Scorer(Protocol):
-    """K adapters on a base model that can score and generate, in a fixed order: what an evaluator needs."""
+    """K adapters on a base model, in a fixed order, that can score and generate. Evaluators use it."""
 
     @property
     def experiment_ids(self) -> tuple[str, ...]:
@@ -117,7 +117,7 @@ class Scorer(Protocol):
         ...
 
     def score(self, batch: Batch) -> TokenScores:
-        """Score a batch with every arm; no gradient, no side effect on weights or later gradients."""
+        """Score a batch with every arm, without gradient or any effect on weights or later gradients."""
         ...
 
     def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> list[list[list[int]]]:
@@ -128,7 +128,7 @@ class Scorer(Protocol):
 class Engine(Scorer, Protocol):
     """Trains, scores, generates with and saves the arms on one base model.
 
-    Every arm's result equals the one it gets alone, up to floating-point summation order.
+    Every arm's result equals its result when it trains alone, up to floating-point summation order.
     """
 
     name: str
@@ -136,25 +136,25 @@ class Engine(Scorer, Protocol):
 
     @property
     def num_steps_done(self) -> int:
-        """Steps of the pack that every arm has done. Give `train` the steps that follow."""
+        """Steps of the pack that every arm has done. Pass the following steps to `train`."""
         ...
 
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Take one optimizer step per item of `steps`; the item's batches are accumulated.
 
-        Two calls give the same bits as one call with the steps of both. `on_step` is called between two steps: it may read
-        `state`, score and save.
+        Two calls give the same bits as one call with the steps of both. `on_step` runs between two steps, so it may
+        read `state`, score and save.
         """
         ...
 
     def state(self) -> EngineState:
-        """Copy everything that training needs to go on, to the CPU."""
+        """A copy, on the CPU, of everything that training needs to resume."""
         ...
 
     def restore(self, state: EngineState) -> None:
-        """Go on from a state that holds all arms of this fresh engine. Training then gives the same bits as without a break.
+        """Resume from a state that holds all arms of this fresh engine, with the bits of an uninterrupted training.
 
-        Bits also depend on which arms train together: if only a part of a pack goes on, its results are equal up to
+        Bits also depend on which arms train together: if only a part of a pack resumes, its results are equal up to
         floating-point summation order.
         """
         ...
@@ -164,7 +164,7 @@ class Engine(Scorer, Protocol):
         ...
 
     def close(self) -> None:
-        """Give the base model back unchanged."""
+        """Restore the base model."""
         ...
 
 
@@ -207,9 +207,9 @@ def initial_lora_A(arm: TrainingArm, *, module_name: str, in_features: int) -> T
     """`lora_A` of shape (r, in_features), fp32 on the CPU; `lora_B` starts at zero.
 
     The distribution is peft's: kaiming uniform with a = sqrt(5), that is U(-1/sqrt(in), 1/sqrt(in)). The draw depends
-    only on the seed and the module's name, and fills row by row. So arms of one seed share it: the smaller rank's rows are
-    the larger rank's first rows, and a module starts alike whichever others are adapted. Such common random numbers make
-    differences between arms less noisy.
+    only on the seed and the module's name, and fills row by row. So arms of one seed share their draws: the rows of the
+    smaller rank are the first rows of the larger rank, and a module's draw does not depend on the other modules. Such
+    common random numbers make differences between arms less noisy.
     """
     generator = torch.Generator().manual_seed(stream_seed(arm.seed, module_name))
     bound = in_features**-0.5
@@ -217,6 +217,6 @@ def initial_lora_A(arm: TrainingArm, *, module_name: str, in_features: int) -> T
 
 
 def stream_seed(*parts: object) -> int:
-    """A 63-bit seed for one random stream, from the parts that name the stream."""
+    """The 63-bit seed of the random stream that these parts name."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,18 +1,18 @@
 """Attention that never crosses rows, for batches laid end to end.
 
 `row_attention` is registered with transformers' attention interface under `NAME`, and the model's own forward calls it.
-Wrap the forward pass in `rows(batch.buckets)`, so that it knows where rows begin and end. Generation uses the model's
-own attention.
+Wrap the forward pass in `rows(batch.buckets)`, which sets the bounds of the rows. Generation uses the model's own
+attention.
 
     K arms, H heads, N tokens of all rows, S tokens of one row, C channels of a head
     G (arm, head, row) triples, B queries of a block, E keys up to the block's end
 
-On a CPU, long rows go through `block_attention`: softmax(scale Q K^T) V, a block of queries at a time, over the keys up to
-each query. torch's kernel there multiplies small tiles one triple after another, in bf16 far below what the processor's
-products reach, and does much of the work above the diagonal. Here a block of queries meets only the keys up to its end, in
-products batched over all triples. Nothing of size S x S is kept: the backward pass computes a block's probabilities again
-from Q and K. In half precision the scores are rounded before the softmax, as in transformers' eager attention; the softmax
-itself is fp32. `F.scaled_dot_product_attention` is the plain twin.
+On a CPU, long rows use `block_attention`: softmax(scale Q K^T) V, a block of queries at a time, over the keys up to
+each query. torch's CPU kernel multiplies small tiles one triple after another. In bf16 that is far slower than the
+processor's large products, and much of the work is above the diagonal. `block_attention` multiplies a block of queries
+only with the keys up to its end, in products batched over all triples. Nothing of size S x S is kept: the backward pass
+recomputes a block's probabilities from Q and K. In half precision the scores are rounded before the softmax, as in
+transformers' eager attention; the softmax itself is fp32. `F.scaled_dot_product_attention` is the plain twin.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,14 +29,14 @@ from lorastudy.errors import ModelError
 
 NAME = "lorastudy_rows"
 
-#: What some models need of attention beyond causality, by the names under which transformers passes it.
+#: Arguments by which transformers asks attention for more than causality, in some models.
 _MORE_THAN_CAUSAL = ("softcap", "s_aux", "position_bias")
 
-#: Queries of a block. Smaller blocks skip more above the diagonal, and make more and smaller products.
+#: Queries per block. Smaller blocks skip more work above the diagonal, but need more and smaller products.
 BLOCK = 128
 
-#: The shortest rows for which it is used. Shorter ones gain nothing, and how torch multiplies very small bf16 matrices
-#: depends on how many there are, so an arm would feel the other arms of its pack.
+#: The shortest rows that use `block_attention`. Shorter rows gain nothing, and torch's product of very small bf16
+#: matrices depends on their number, so that an arm's result would depend on the other arms of its pack.
 MIN_LENGTH = 32
 
 
@@ -46,7 +46,7 @@ class UnsupportedModelError(ModelError):
 
 @contextmanager
 def rows(buckets: tuple[Bucket, ...]) -> Iterator[None]:
-    """Within, attention knows where rows begin and end. The backward pass belongs inside too."""
+    """Set the bounds of the rows for attention in this context. Run the backward pass inside too."""
     before, _current.buckets = _current.buckets, buckets
     try:
         yield
@@ -55,10 +55,10 @@ def rows(buckets: tuple[Bucket, ...]) -> Iterator[None]:
 
 
 class _Current:
-    """The rows that are being run.
+    """The rows of the current batch.
 
-    Not a context variable: with activation checkpointing the layers run again in the backward pass, which on CUDA
-    happens in a thread of autograd's own. A worker runs one batch at a time.
+    Not a context variable: with activation checkpointing the layers run again in the backward pass, which on CUDA is in
+    autograd's own thread. A worker runs one batch at a time.
     """
 
     buckets: tuple[Bucket, ...] = ()
@@ -80,9 +80,9 @@ def row_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each row; returns (arms, tokens, heads, channels) as transformers expects.
 
-    Equal to a block-diagonal causal mask over all N tokens. transformers makes no mask for this back-end, so a mask that
-    comes anyway is the model's own bias. Of `rest`, dropout is off in the frozen base, and the remainder serves other
-    back-ends.
+    Equal to a block-diagonal causal mask over all N tokens. transformers makes no mask for this back-end, so any mask
+    is the model's own bias. `rest` is not needed: dropout is off in the frozen base, and the other options are for
+    other back-ends.
 
     Raises:
         UnsupportedModelError: the model needs more than causality (soft caps, sinks, biases), or a row is longer
@@ -114,7 +114,7 @@ def row_attention(
 
 
 def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None) -> Tensor:
-    """Attend in one call for a bucket: arms and heads are the batch, rows take the place of heads."""
+    """The attention of a bucket in one call. Arms and heads form the batch, and rows take the place of heads."""
     num_arms, num_heads = qkv_KHSC[0].shape[:2]
     query, key, value = (
         x.reshape(num_arms * num_heads, bucket.num_rows, bucket.length, -1) for x in qkv_KHSC
@@ -129,7 +129,7 @@ def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None
 
 
 class Calls:
-    """How often the packed attention was called."""
+    """The number of calls of the packed attention."""
 
     number = 0
 
@@ -143,7 +143,7 @@ def counted() -> Iterator[Calls]:
 
 
 def serves(query: Tensor) -> bool:
-    """Whether `block_attention` is faster than torch's own here: long rows on a CPU. fp16 could not hold the scores."""
+    """Whether `block_attention` is faster than torch's kernel: long rows on a CPU. fp16 scores would overflow."""
     return serves_on(query.device.type, query)
 
 
@@ -157,13 +157,13 @@ def serves_on(device_kind: str, query: Tensor) -> bool:
 
 
 def block_attention(query_GSC: Tensor, key_GSC: Tensor, value_GSC: Tensor, *, scale: float) -> Tensor:
-    """For each query the mean of the values up to its own place, weighted by softmax; (G, S, C)."""
+    """For each query, the softmax-weighted mean of the values up to its own position; (G, S, C)."""
     out_GSC: Tensor = _BlockAttention.apply(query_GSC, key_GSC, value_GSC, scale)  # type: ignore[no-untyped-call]  # torch
     return out_GSC
 
 
 class _BlockAttention(torch.autograd.Function):
-    """The derivatives of O = P V with P = softmax(Q K^T), the scale being part of Q.
+    """O = P V and its derivatives, with P = softmax(Q K^T). Q includes the scale.
 
     dV = P^T dO,    dS = softmax'(P, dO V^T),    dQ = dS K,    dK = dS^T Q
     """
@@ -184,7 +184,7 @@ class _BlockAttention(torch.autograd.Function):
         (dout_GSC,) = grads
         q_GSC, k_GSC, v_GSC = ctx.saved_tensors
         dq_parts, dk_GSC, dv_GSC = [], None, None
-        # The last block first: it meets every key, so the other blocks are added into its dK and dV.
+        # The last block first: it uses every key, so the other blocks add into its dK and dV.
         for start, stop in reversed(_blocks(q_GSC.shape[1])):
             q_GBC, dout_GBC, k_GEC = q_GSC[:, start:stop], dout_GSC[:, start:stop], k_GSC[:, :stop]
             p_GBE = _probabilities(q_GBC, k_GEC)
@@ -197,13 +197,13 @@ class _BlockAttention(torch.autograd.Function):
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
-    """First query of each block and of the next, blocks as even as can be."""
+    """The first query of each block and of the next one. Blocks are as even as possible."""
     count = -(-length // BLOCK)
     return [(length * number // count, length * (number + 1) // count) for number in range(count)]
 
 
 def _probabilities(q_GBC: Tensor, k_GEC: Tensor) -> Tensor:
-    """Softmax over the keys of a block's queries, which are the last of these keys; (G, B, E)."""
+    """The softmax over the keys for the B queries of a block, which are at the last B key positions; (G, B, E)."""
     size = q_GBC.shape[1]
     scores_GBE = torch.bmm(q_GBC, k_GEC.mT)
     scores_GBE[:, :, -size:] += q_GBC.new_full((size, size), -torch.inf).triu_(diagonal=1)

@@ -1,4 +1,4 @@
-"""Micro-batches without padding: rows laid end to end, each with its own positions; and which rows each step takes.
+"""Micro-batches without padding (rows laid end to end, each with its own positions), and the rows of every step.
 
     N  tokens of all rows       M  labelled tokens
 
@@ -40,7 +40,7 @@ class Batch:
     input_ids_N: Tensor
     position_ids_N: Tensor
     label_index_M: Tensor
-    """Positions in N whose hidden state predicts `targets_M`: each is one before its target."""
+    """Positions in N whose hidden states predict `targets_M`. A position is one before its target."""
     targets_M: Tensor
     label_row_M: Tensor
     """The row of each label, as numbered by the caller."""
@@ -48,7 +48,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """All tokens; there is no padding."""
+        """The number of tokens. There is no padding."""
         return self.input_ids_N.numel()
 
     @property
@@ -58,7 +58,7 @@ class Batch:
 
 
 def assemble(rows: Sequence[TokenRow], *, device: torch.device) -> Batch:
-    """Lay the rows end to end, shortest first. `label_row_M` numbers them as given."""
+    """A batch of the rows end to end, shortest first. `label_row_M` numbers them in the given order."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     ids: list[int] = []
     positions: list[int] = []
@@ -90,11 +90,11 @@ def assemble(rows: Sequence[TokenRow], *, device: torch.device) -> Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """The rows of every optimizer step, equal for all arms of a pack. Steps are assembled when they are needed."""
+    """The rows of every optimizer step, equal for all arms of a pack. Steps are assembled on demand."""
 
     train: TokenSet
     row_numbers: list[list[list[int]]]
-    """By optimizer step, by micro-batch, by place in it."""
+    """Row numbers by optimizer step, by micro-batch, and by position in it."""
     device: torch.device
 
     @property
@@ -133,7 +133,7 @@ class BatchPlan:
 def plan_batches(
     train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int, device: torch.device
 ) -> BatchPlan:
-    """Order the rows by the pack's `data_seed` (`Experiment.data_seed`) and cut them into micro-batches and steps."""
+    """The rows in the order of the pack's `data_seed` (`Experiment.data_seed`), cut into micro-batches and steps."""
     size, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     order = rows_in_order(
         train.num_given,

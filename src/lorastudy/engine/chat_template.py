@@ -1,4 +1,4 @@
-"""The chat template of a tokenizer, in the form that `data` uses: it gives the same text every day, and marks answers."""
+"""The chat template of a tokenizer, in the form that `data` uses: with a fixed date, and with marked answers."""
 
 import datetime as dt
 import re
@@ -12,7 +12,7 @@ from lorastudy.data.prompts import ChatTemplate, Message, PromptStyle
 from lorastudy.errors import ModelError
 from lorastudy.suite.settings import PromptFormat
 
-#: Replaces today in every template; else equal rows would give other tokens tomorrow. Llama 3's own default date.
+#: Replaces today's date in every template, so that equal rows give equal tokens tomorrow. Llama 3's default date.
 DATE = dt.date(2024, 7, 26)
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -21,7 +21,7 @@ _ANY_DAY = re.compile(r"strftime_now\s*\(")
 
 
 def prompt_style(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> PromptStyle:
-    """How rows are laid out for the tokenizer's model.
+    """The layout of rows for the tokenizer's model.
 
     Raises:
         ModelError: `prompt_format` is `chat` and there is no template, or the template cannot be used.
@@ -41,7 +41,7 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate | None:
     """The tokenizer's chat template; None when it has none.
 
     Raises:
-        ModelError: it computes the form of today's date, so the date cannot be replaced.
+        ModelError: the template computes the format of today's date, so the date cannot be replaced.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None

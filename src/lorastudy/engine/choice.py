@@ -1,4 +1,4 @@
-"""Which engine trains a pack: decided with the model at hand, and predicted from its configuration alone."""
+"""The choice of a pack's engine: decided with the loaded model, or predicted from its configuration alone."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenEngine:
-    """The engine chosen for a pack: an `EngineFactory` with a name, to be called as often as an engine is needed."""
+    """The engine of a pack: an `EngineFactory` with a name. Every call makes a new engine."""
 
     kind: "type[PackedEngine | ReferenceEngine]"
     base: BaseModel
@@ -38,7 +38,7 @@ class ChosenEngine:
         return self.kind.name
 
     def __call__(self, arms: Sequence[TrainingArm]) -> Engine:
-        """Fresh adapters for these arms on the pack's base."""
+        """An engine with fresh adapters for these arms on the pack's base."""
         return self.kind(self.base, arms, gradient_checkpointing=self.gradient_checkpointing)
 
 
@@ -51,9 +51,9 @@ def engine_factory(
     longest_row: int,
     on_fallback: Callable[[str], None],
 ) -> ChosenEngine:
-    """The engine of that name. `auto` is the packed one if it agrees with the model's own forward on rows of this length.
+    """The engine of that name. `auto` is the packed engine if it agrees with the model's own forward on such rows.
 
-    If it does not, `auto` is the reference engine, and `on_fallback` gets the reason.
+    Otherwise `auto` is the reference engine, and `on_fallback` gets the reason.
 
     Raises:
         UnsupportedModelError: `name` is `packed`, and the packed engine cannot train this model on these rows.
@@ -73,7 +73,7 @@ def engine_factory(
     return ChosenEngine(kind=ReferenceEngine, base=base, gradient_checkpointing=checkpointing)
 
 
-#: Sizes of the small twin. Neither decides whether the packed engine supports a model.
+#: Sizes of the small twin. They do not affect whether the packed engine supports a model.
 _FEW_IDS, _NARROW_MLP = 128, 64
 _MLP_WIDTHS = (
     "intermediate_size",
@@ -82,18 +82,18 @@ _MLP_WIDTHS = (
     "n_inner",
     "ffn_dim",
 )
-#: Factor on the random weights. Attention, caps and scales then matter to the logits, as in a trained model.
+#: Factor on the random weights. It makes attention, caps and scales affect the logits, as in a trained model.
 _WIDER = 3.0
-#: A twin with more weights is not built; then only the run decides.
+#: The most weights of a twin. A larger one is not built; then only the run decides.
 _MOST_PARAMETERS = 1 << 30
 _MOST_LAYERS = 8
 
 
 def packed_problem(config: Any, *, trust_remote_code: bool) -> str | None:
-    """Why the packed engine will not support a model of this configuration; None if it probably will.
+    """The reason why the packed engine will not support a model of this configuration; None if it probably will.
 
-    A small random twin (first layers, small vocabulary, narrow MLP) goes through the checks that the model itself goes
-    through before it trains. It has at least one layer of each kind.
+    A small random twin (first layers, small vocabulary, narrow MLP) goes through the same checks as the model before
+    training. The twin has at least one layer of each kind.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -120,7 +120,7 @@ def packed_problem(config: Any, *, trust_remote_code: bool) -> str | None:
 
 
 def _small_twin(config: Any, *, trust_remote_code: bool) -> PreTrainedModel | None:
-    """A random model of the first layers; None where it would be too large, or its configuration cannot be cut down."""
+    """A random model of the first layers; None if it would be too large or its configuration cannot be reduced."""
     for widths in (_MLP_WIDTHS, ()):  # in some families the same name is also a width of other layers
         try:
             cut = _cut_down(config, widths=widths)

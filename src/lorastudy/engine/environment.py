@@ -1,4 +1,4 @@
-"""The libraries, the device and the threads on which a run's numbers depend; and how devices report a lack of memory."""
+"""The libraries, device and threads on which a run's numbers depend, and the detection of out-of-memory errors."""
 
 import platform
 from importlib.metadata import version
@@ -24,8 +24,8 @@ def environment(device: torch.device) -> Environment:
     )
 
 
-#: Texts of plain RuntimeErrors that mean too little memory: from torch's allocator for the CPU, CUDA, and cuBLAS and cuDNN,
-#: which allocate for themselves.
+#: Texts of plain RuntimeErrors that mean out of memory: from torch's CPU allocator, from CUDA, and from cuBLAS and
+#: cuDNN, which have their own allocations.
 _NO_MEMORY = (
     "DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
@@ -33,7 +33,7 @@ _NO_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or this process had too little memory. A smaller pack may cure this failure and no other."""
+    """Whether the device or this process ran out of memory. It is the only failure that a smaller pack may avoid."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     )

@@ -15,7 +15,7 @@ from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import FOREIGN_ERRORS, ModelError, first_line
 from lorastudy.protocol.jobs import Precision
 
-#: Tensors on it have a shape, a type and a storage of the right size, and no content.
+#: The device of tensors with a shape, a type and a storage of the right size, but no content.
 META = torch.device("meta")
 
 
@@ -23,7 +23,7 @@ def read_config(folder: str, *, trust_remote_code: bool) -> Any:
     """Transformers' configuration from a folder with a `config.json`.
 
     Raises:
-        ModelError: transformers does not know it.
+        ModelError: transformers does not know the model type.
     """
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -75,7 +75,7 @@ class FakeModels:
     def base(
         self, folder: str, precision: Precision, *, num_layers: int | None, trust_remote_code: bool
     ) -> BaseModel:
-        """A frozen base on the meta device, which the engine takes for real. With `num_layers` only the first layers are kept.
+        """A frozen base on the meta device, for use in an engine. `num_layers` limits it to the first layers.
 
         Raises:
             ModelError: as `meta_model`.
@@ -115,7 +115,7 @@ def _fake_base(
 
 
 def layers_are_alike(model: nn.Module) -> bool:
-    """Whether all decoder layers have the same modules of the same sizes, and attend alike."""
+    """Whether all decoder layers have the same modules of the same sizes, and the same kind of attention."""
     layers = decoder_layers(model)
     config: Any = model.config
     if layers is None or len(set(getattr(config.get_text_config(), "layer_types", None) or ())) > 1:
@@ -125,7 +125,7 @@ def layers_are_alike(model: nn.Module) -> bool:
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The list of decoder layers, with its name; None where the model has none of its configuration's length."""
+    """The list of decoder layers with its name; None if no list has the number of layers in the configuration."""
     config: Any = model.config
     num_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     for name, module in model.named_modules():
@@ -135,7 +135,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
 
 
 def quantised_names(model: PreTrainedModel) -> set[str]:
-    """The linear layers that transformers hands to bitsandbytes, by its own rule."""
+    """The linear layers that transformers would quantise with bitsandbytes, by transformers' own rule."""
     kept = get_keys_to_not_convert(model)
     return {
         name

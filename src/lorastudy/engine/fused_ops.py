@@ -1,11 +1,11 @@
-"""RMS norms and rotary positions with their derivatives written out: the model's numbers in half the time on a CPU.
+"""RMS norms and rotary positions with explicit derivatives: the same numbers in half the time on a CPU.
 
-    N whatever stands before the last dimension, D hidden size
+    N all dimensions before the last one, D hidden size
     K arms, H heads, S tokens, C channels of a head; J channels of one half of them
 
-transformers writes both as chains of small operations, and autograd adds as many for each derivative. On a CPU every one
-of them is a pass over memory; here several are fused into one. An operation is replaced only where a test on a few numbers
-gives the same result as the model's own, and only while an engine runs the model.
+transformers writes both as chains of small operations, and autograd adds as many for each derivative. On a CPU every
+such operation is a pass over memory; this module fuses several into one. An operation is replaced only if a test on a
+few numbers gives the model's own result, and only while an engine runs the model.
 """
 
 import copy
@@ -23,25 +23,25 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from lorastudy.engine.environment import is_out_of_memory
 
 ROTATION = "apply_rotary_pos_emb"
-#: Relative difference of outputs that the order of rounding explains. A norm that multiplies before it rounds (OLMo's)
+#: Largest relative difference of outputs due to the order of rounding. A norm that multiplies before it rounds (OLMo's)
 #: differs by more in half precision.
 TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 5e-4, torch.float16: 6e-5}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FusedOps:
-    """The operations of a model that are replaced. `rotations` are the Python modules that hold the rotary function."""
+    """The replaceable operations of a model. `rotations` are the Python modules that hold the rotary function."""
 
     norms: tuple[nn.Module, ...] = ()
     rotations: tuple[Any, ...] = ()
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the model uses them, forward and backward."""
+        """In this context the model uses the fused operations, forward and backward."""
         with ExitStack() as stack:
             for norm in self.norms:
                 norm.forward = _ours(norm)
-                stack.callback(delattr, norm, "forward")  # the class's own is there again
+                stack.callback(delattr, norm, "forward")  # makes the class's own method visible again
             for code in self.rotations:
                 own = getattr(code, ROTATION)
                 stack.callback(setattr, code, ROTATION, own)
@@ -51,9 +51,9 @@ class FusedOps:
 
 @torch.no_grad()
 def find_fused_ops(model: nn.Module, *, device: torch.device) -> FusedOps:
-    """The operations of a model that can be fused: none but on a CPU, where the gain was measured.
+    """The fusible operations of a model. None except on a CPU, where the gain was measured.
 
-    Each is tested with numbers of its own, never the model's, so a model of fake tensors gets the same answer.
+    The tests use their own numbers, never the model's, so a model of fake tensors gets the same answer.
     """
     if device.type != "cpu":
         return FusedOps()
@@ -66,7 +66,7 @@ def find_fused_ops(model: nn.Module, *, device: torch.device) -> FusedOps:
 
 
 def gives_the_same(own: Callable[..., Any], ours: Callable[..., Any], *inputs: Tensor) -> bool:
-    """Whether both give the same, up to rounding. An error counts as a difference."""
+    """Whether both functions give the same result up to rounding. An error counts as a difference."""
     try:
         pairs = list(zip(_tensors(own(*inputs)), _tensors(ours(*inputs)), strict=True))
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -80,7 +80,7 @@ def gives_the_same(own: Callable[..., Any], ours: Callable[..., Any], *inputs: T
 
 
 def rms_norm(x_ND: Tensor, *, weight_D: Tensor, eps: float) -> Tensor:
-    """`x / sqrt(mean(x^2) + eps)`, times the weight; computed in fp32, rounded before the product, as Llama does."""
+    """`x / sqrt(mean(x^2) + eps)` times the weight. Computed in fp32 and rounded before the product, as in Llama."""
     y_ND: Tensor = _RmsNorm.apply(x_ND, weight_D, eps)  # type: ignore[no-untyped-call]  # torch
     return y_ND
 
@@ -88,7 +88,7 @@ def rms_norm(x_ND: Tensor, *, weight_D: Tensor, eps: float) -> Tensor:
 def rotated(
     q_KHSC: Tensor, k_KHSC: Tensor, cos_1SC: Tensor, sin_1SC: Tensor, unsqueeze_dim: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Queries and keys with their positions: channel j and channel j + C/2 are the two sides of one angle."""
+    """Queries and keys rotated by their positions. Channels j and j + C/2 form one rotated pair."""
     cos_11SC, sin_11SC = cos_1SC.unsqueeze(unsqueeze_dim), sin_1SC.unsqueeze(unsqueeze_dim)
     return (
         _Rotation.apply(q_KHSC, cos_11SC, sin_11SC),  # type: ignore[no-untyped-call]  # torch
@@ -121,7 +121,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class _Rotation(torch.autograd.Function):
-    """y = x cos + (-x2, x1) sin, with x1 and x2 the halves of the channels; its transpose turns back."""
+    """y = x cos + (-x2, x1) sin, with x1 and x2 the halves of the channels. The transpose rotates back."""
 
     @staticmethod
     def forward(ctx: Any, x_KHSC: Tensor, cos_11SC: Tensor, sin_11SC: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class _Rotation(torch.autograd.Function):
 
 
 def _turned(x_KHSC: Tensor, *, cos_11SC: Tensor, sin_11SC: Tensor, sign: float) -> Tensor:
-    """Turned forward by the angles, or back; sines of both halves of the channels are each half's own."""
+    """The channels rotated by the angles, forward or back. Each half of them uses its own half of the sines."""
     y_KHSC = x_KHSC * cos_11SC
     (x1_KHSJ, x2_KHSJ), (s1_11SJ, s2_11SJ) = x_KHSC.chunk(2, dim=-1), sin_11SC.chunk(2, dim=-1)
     y1_KHSJ, y2_KHSJ = y_KHSC.chunk(2, dim=-1)
@@ -147,14 +147,17 @@ def _turned(x_KHSC: Tensor, *, cos_11SC: Tensor, sin_11SC: Tensor, sign: float) 
 
 
 def _rotated_where_it_can_be(own: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-    """Ours for all channels of a head in one precision; some models turn a part of them, or in fp32."""
+    """Our rotation if it covers all channels of a head in one precision, else the model's own.
+
+    Some models rotate only a part of the channels, or rotate in fp32.
+    """
     q, _, cos, *_ = inputs if len(inputs) >= 4 else (None, None, None)
     is_whole = cos is not None and cos.shape[-1] == q.shape[-1] and cos.dtype == q.dtype
     return (rotated if is_whole else own)(*inputs, **options)
 
 
 def _is_rotation(own: Callable[..., Any] | None) -> bool:
-    """Asked with two tokens, two heads, four channels."""
+    """Whether a function is the rotation above. Tested on two tokens, two heads, four channels."""
     if own is None:
         return False
     q_KHSC = torch.linspace(-1.0, 2.0, 16).view(1, 2, 2, 4)
@@ -163,7 +166,10 @@ def _is_rotation(own: Callable[..., Any] | None) -> bool:
 
 
 def _is_rms_norm(module: nn.Module) -> bool:
-    """Asked through a twin with a weight that differs from channel to channel; its own may have no content, or be 1."""
+    """Whether a module is the RMS norm above.
+
+    Tested on a twin with different weights per channel, since the module's own weight may have no content, or be 1.
+    """
     weight_D: Any = getattr(module, "weight", None)
     if not (
         type(module).__name__.endswith("RMSNorm")
@@ -188,6 +194,6 @@ def _tensors(out: Any) -> tuple[Tensor, ...]:
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
-    """Read by `tolist`, which no mode that counts operations stands between."""
+    """The relative difference. Uses `tolist`, which modes that count operations do not intercept."""
     difference, size = torch.stack([(one - other).norm(), other.norm()]).tolist()
     return float(difference / size)

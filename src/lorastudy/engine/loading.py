@@ -1,7 +1,7 @@
 """Loading a frozen base model: folder, hub id or `lab`, in the precision of the settings, safetensors only.
 
-A model of the hub is downloaded first, at the commit that the plan was made for, and then is a folder like any other:
-transformers never looks anything up by itself. Only files that are read are downloaded.
+A hub model is first downloaded, at the commit that the plan uses, and then loaded as a local folder: transformers
+itself never accesses the hub. Only the needed files are downloaded.
 """
 
 from collections.abc import Iterable, Mapping
@@ -36,13 +36,13 @@ from lorastudy.suite.targets import TargetLayer
 #: The files of a hub model that are downloaded: never a pickle.
 _FETCHED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
-#: The errors that transformers raises over files that are damaged, of another version, or malicious.
+#: The errors that transformers raises for files that are damaged, from another version, or malicious.
 _UNREADABLE = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError, RecursionError,
     SafetensorError, StrictDataclassError,
 )  # fmt: skip
 
-#: The names under which configurations give the number of positions that a row may have.
+#: The keys under which configurations give the largest number of positions of a row.
 _POSITION_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -52,8 +52,8 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class BaseModel:
     """A frozen causal LM in eval mode, with its tokenizer.
 
-    Adapters name `name` as their base. `linear_layers` are the model's own, by name, even while an engine has replaced
-    them.
+    Adapters name `name` as their base. `linear_layers` are the model's own layers by name, even while an engine
+    replaces them.
     """
 
     name: str
@@ -67,7 +67,7 @@ class BaseModel:
 
     @cached_property
     def target_layers(self) -> tuple[TargetLayer, ...]:
-        """The layers that adapters can sit on. Read them before an engine replaces any."""
+        """The layers that an adapter can adapt. Read this before an engine replaces any."""
         return target_layers(self.model)
 
     @cached_property
@@ -77,7 +77,7 @@ class BaseModel:
 
     @cached_property
     def module_names(self) -> tuple[str, ...]:
-        """The names of all the model's modules, which PEFT matches. As `target_layers`, read them early."""
+        """The names of all modules of the model, which PEFT matches. Read this before an engine replaces any."""
         return tuple(name for name, _ in self.model.named_modules())
 
 
@@ -98,7 +98,7 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
     layers keep their other weights in bf16.
 
     Raises:
-        ModelError: it cannot be found, reached or read; the message says what to do.
+        ModelError: the model cannot be found, reached or read. The message has the fix.
     """
     path = local_folder(settings.base_model, with_code=settings.trust_remote_code)
     dtype = dtype_of(settings.quantization)
@@ -123,11 +123,11 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
         raise _unloadable(settings.base_model, error) from error
     unfilled = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if unfilled:
-        # transformers fills them with random numbers, and only logs it.
+        # transformers fills missing weights with random numbers and only logs it.
         raise ModelError(
             f"base_model: {settings.base_model}: its files hold no weights that fit {min(unfilled)}"
         )
-    # `generate` reads its defaults from here: a repetition penalty would make answers less than greedy.
+    # `generate` reads its defaults from this field, and a repetition penalty would make answers not greedy.
     model.generation_config = GenerationConfig()
     if quantization is None:
         model.to(device)
@@ -149,23 +149,23 @@ def load_base(settings: Settings, *, device: torch.device) -> BaseModel:
 
 
 def num_positions(config: Any) -> int | None:
-    """How many tokens a row may have; None where the configuration does not say."""
+    """The largest number of tokens of a row; None if the configuration has no limit."""
     text = config.get_text_config()
     limits = (getattr(text, name, None) for name in _POSITION_LIMITS)
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 def num_embeddings(config: Any) -> int:
-    """How many tokens the model has embeddings for. Their ids count from 0."""
+    """The number of token ids with an embedding. Ids count from 0."""
     return int(config.get_text_config().vocab_size)
 
 
 def check_rows(
     rows: Iterable[TokenRow], *, config: Any, base_model: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Refuse rows for which the model has no position or no embedding: its tables would be read past their end.
+    """Refuse rows for which the model has no position or no embedding, since it would read beyond its tables.
 
-    A plan and a run make the same check, so a run meets no surprise.
+    A plan makes the same check, so a run finds no new errors.
 
     Raises:
         DataError: a row is too long, or has a token that only the tokenizer knows.
@@ -212,10 +212,10 @@ def load_tokenizer(base_model: str, *, trust_remote_code: bool = False) -> PreTr
 
 
 def local_folder(base_model: str, *, with_code: bool) -> str:
-    """The folder of a base model. A model of the hub is downloaded, at the commit that its experiments are named after.
+    """The folder of a base model. A hub model is downloaded, at the commit that identifies its experiments.
 
     Raises:
-        ModelError: it cannot be downloaded, or must not be read.
+        ModelError: the model cannot be downloaded or must not be read.
     """
     if base_model == "lab":
         return str(base_folder())
@@ -252,13 +252,13 @@ def _unloadable(base_model: str, error: Exception) -> ModelError:
 
 @dataclass(kw_only=True)
 class BaseCache:
-    """Keeps the base model from one pack to the next. Packs of one base come one after another."""
+    """Keeps the base model from one pack to the next. Packs of one base are consecutive."""
 
     key: object = None
     base: BaseModel | None = None
 
     def get(self, settings: Settings, *, device: torch.device) -> BaseModel:
-        """The base model of these settings, loaded only if it is another than the last one."""
+        """The base model of these settings. Loads it only if it differs from the last one."""
         key = (
             settings.base_model, settings.quantization, settings.bnb_4bit_quant_type,
             settings.bnb_4bit_use_double_quant, settings.trust_remote_code,

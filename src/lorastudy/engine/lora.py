@@ -4,8 +4,8 @@
 
     K arms of the pack, G arms of one group, N tokens, D inputs, O outputs, R rank
 
-One matmul with W serves all arms; arms of equal shape form a group whose low-rank products are batched.
-`oracle.py` is the same as an obvious loop, and the tests compare the two.
+One matmul with W serves all arms. Arms of equal shape form a group whose low-rank products are batched. `oracle.py`
+computes the same in an obvious loop, and the tests compare the two.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ from lorastudy.engine.quantised import frozen_output, frozen_weight_OD
 class LoraSlot:
     """One group's adapters in one layer. The group's arms are `start..stop` of the pack.
 
-    The gradients are views of the group's flat matrix (`adapter_buffers`), and the backward pass adds into them directly.
-    Autograd would accumulate into them too, but warns about views on every step.
+    The gradients are views of the group's flat matrix (`adapter_buffers`), and the backward pass adds into them
+    directly. Autograd could also accumulate into them, but it would warn about views at every step.
     """
 
     start: int
@@ -34,7 +34,7 @@ class LoraSlot:
     grad_A_GRD: Tensor
     grad_B_GOR: Tensor
     scaling_G11: Tensor
-    """In fp32 whatever the precision of the base: 4/3 in bf16 would be 0.2 % off."""
+    """Always fp32, in every precision of the base: 4/3 in bf16 would be 0.2 % off."""
     dropout: "GroupDropout | None" = None
 
     def of(self, x_KND: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class LoraSlot:
         return x_KND[self.start : self.stop]
 
     def factor(self, *, forward_pass: int | None) -> Tensor:
-        """`s`; with dropout `s / (1 - p)`, which keeps the mean. In fp32, as PEFT's dropout is."""
+        """`s`, or with dropout `s / (1 - p)`, which keeps the mean. In fp32, like PEFT's dropout."""
         if forward_pass is None or self.dropout is None:
             return self.scaling_G11
         return self.scaling_G11 / (1.0 - self.dropout.probability)
@@ -60,8 +60,8 @@ class DropoutClock:
 class GroupDropout:
     """Dropout before `lora_A`, one stream per arm and layer.
 
-    A mask is a function of (arm's seed, layer, forward pass). The backward pass draws it again instead of keeping it. So
-    no arm's draw depends on another's, a checkpoint need not save it, and recomputed activations see the same mask.
+    A mask is a function of (arm's seed, layer, forward pass). The backward pass draws it again instead of keeping it.
+    So no arm's draw depends on another arm, checkpoints need no masks, and recomputed activations use the same mask.
     """
 
     seeds_G: tuple[int, ...]
@@ -69,9 +69,9 @@ class GroupDropout:
     clock: DropoutClock
 
     def mask_like(self, x_GND: Tensor, *, forward_pass: int) -> Tensor:
-        """Zeros and ones, shaped as x. `LoraSlot.factor` divides by 1 - p, in fp32 whatever the precision of x.
+        """Zeros and ones in the shape of x. `LoraSlot.factor` divides by 1 - p, in fp32 for every precision of x.
 
-        Always contiguous: the draw follows the memory layout, and the backward pass comes with an x of another layout.
+        Always contiguous: the draw follows the memory layout, and x has another layout in the backward pass.
         """
         keep = 1.0 - self.probability
         mask_GND = torch.empty(x_GND.shape, dtype=x_GND.dtype, device=x_GND.device)
@@ -82,9 +82,9 @@ class GroupDropout:
 
 
 class PackedLinear(nn.Module):
-    """Stands in for a linear layer of the model. Without slots it computes what that layer does.
+    """Replaces a linear layer of the model. Without slots it gives that layer's output.
 
-    Input (arms x rows, tokens, D) with the arms' rows one after another, or (arms, N, D); output likewise.
+    Input and output are (arms x rows, tokens, D), with the arms' rows one after another, or (arms, N, D).
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -161,7 +161,7 @@ class _PackedLora(torch.autograd.Function):
             v_GNR = arm_linear(dy_GNO, b_GOR.to(dy.dtype).mT).mul_(slot.factor(forward_pass=forward_pass))
             x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
             slot.grad_A_GRD.add_(torch.bmm(v_GNR.mT, x_GND))
-            # The thin factor first, and by torch: oneDNN would transpose both factors, which takes longer than the product.
+            # The thin factor first, and with torch: oneDNN would transpose both, which is slower than the product.
             slot.grad_B_GOR.add_(torch.bmm(u_GNR.mT, dy_GNO).mT)
             if dx is not None:
                 _add_lora_dx(
@@ -171,7 +171,7 @@ class _PackedLora(torch.autograd.Function):
 
 
 def _forward_pass(slot: LoraSlot) -> int | None:
-    """The forward pass whose mask applies; None where dropout is off."""
+    """The number of the forward pass whose mask applies; None if dropout is off."""
     if slot.dropout is None or not slot.dropout.clock.active:
         return None
     return slot.dropout.clock.forward_pass
@@ -195,6 +195,6 @@ def _add_lora_dx(
 
 
 def attach(layers: Sequence[PackedLinear], *, num_arms: int, slots: Sequence[tuple[LoraSlot, ...]]) -> None:
-    """Make the layers serve these adapters; `slots` has an entry for each layer."""
+    """Attach these adapters to the layers. `slots` has an entry for each layer."""
     for layer, layer_slots in zip(layers, slots, strict=True):
         layer.num_arms, layer.slots = num_arms, layer_slots

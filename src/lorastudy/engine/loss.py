@@ -1,9 +1,9 @@
-"""The loss over labelled tokens, without ever holding all logits.
+"""The loss over labelled tokens, without all logits in memory at once.
 
     K arms, D hidden size, M labelled tokens of the batch, C labelled tokens of a chunk, V vocabulary
 
-The frozen output head is applied to a chunk of labelled hidden states at a time. The gradient with respect to these states
-is computed while the chunk's logits exist, so only (arms x labels x hidden) is kept, never (arms x tokens x vocabulary).
+The frozen output head runs on one chunk of labelled hidden states at a time. The gradient with respect to these states
+is computed while the chunk's logits exist. So (arms x labels x hidden) is kept, never (arms x tokens x vocabulary).
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorastudy.engine.matmul import linear
 
-#: Logits of one chunk, in elements. On a CPU they stay in its cache (fp32: 4 MiB); a GPU wants longer kernels.
+#: Logits per chunk, in elements. On a CPU they stay in its cache (fp32: 4 MiB); a GPU is faster with longer kernels.
 CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 23}
 
 
@@ -46,7 +46,7 @@ def token_scores(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> t
 
 
 class _CompletionLoss(torch.autograd.Function):
-    """d nll / d logits = softmax(logits) - onehot, chunk by chunk, in the forward pass already."""
+    """d nll / d logits = softmax(logits) - onehot, computed chunk by chunk already in the forward pass."""
 
     @staticmethod
     def forward(

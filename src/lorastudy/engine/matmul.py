@@ -1,9 +1,9 @@
-"""Products with a weight, by the faster of two libraries. None of them carries a gradient.
+"""Products with a weight, by the faster of two libraries. The products have no gradient.
 
-For fp32 on a CPU torch calls MKL, which uses half of the vector width on processors that are not Intel's. oneDNN,
-which torch contains too and uses for bf16, uses all of it. On Intel's own processors MKL is faster: a step takes a tenth
-less time (docs/log.md). Both sum in fp32, so they differ by rounding alone. The choice follows from processor, precision and
-shape, never from a timing, so that the same run gives the same bits.
+For fp32 on a CPU torch calls MKL, which uses only half of the vector width on processors not made by Intel. oneDNN,
+which torch includes and uses for bf16, uses all of it. On Intel's processors MKL is faster: a step takes a tenth less
+time (docs/log.md). Both sum in fp32, so they differ only by rounding. The choice depends on processor, precision and
+shape, never on a timing, so that the same run gives the same bits.
 """
 
 from typing import Any
@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from lorastudy.engine.environment import device_name
 
-#: oneDNN's linear layer, as torch's compiler calls it; None where MKL is faster, or torch was built without oneDNN.
+#: oneDNN's linear layer, as torch's compiler calls it; None if MKL is faster, or torch was built without oneDNN.
 _ONEDNN_LINEAR: Any = (
     None
     if "Intel" in device_name(torch.device("cpu"))
     else getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 )
 
-#: From so many multiply-adds per arm on, one oneDNN call for each arm is faster than one batched call of torch.
+#: The multiply-adds per arm from which one oneDNN call per arm is faster than one batched call of torch.
 _MIN_SIZE_ALONE = 1 << 21
 
 

@@ -1,15 +1,16 @@
-"""The memory of one training step, counted on tensors of the meta device: they have shapes and no content.
+"""The memory of one training step, counted on tensors of the meta device, which have shapes but no content.
 
-The engine's own code runs one optimizer step of the pack, so the count includes whatever the engine saves, frees or fuses.
-`Ledger` counts the bytes of every storage from its first tensor to its last. No device is needed: the step takes the code
-path of the kind of device that will train (`_as_on`). What depends on content is replaced:
+The engine's own code runs one optimizer step of the pack, so the count includes everything that the engine saves, frees
+or fuses. `Ledger` counts the bytes of every storage from its first tensor to its last. No device is needed: the step
+takes the code path of the kind of device that will train (`_as_on`). Code that depends on content is replaced:
 
-- the self-check that compares logits is skipped, and the last MLP is assumed to give equal states on labelled tokens alone;
+- the self-check that compares logits is skipped, and the last MLP is assumed to give equal states on labelled tokens
+  alone;
 - a number read from a tensor is 1, and a truth value is false;
-- the loss walks over its first chunks only, since from the third on every chunk holds what the second one held.
+- the loss runs only its first chunks, since from the third on every chunk holds as much as the second.
 
-Memory that kernels allocate for themselves is not seen, except for bitsandbytes' product with a 4-bit weight, which holds
-the whole weight dequantised.
+The count misses memory that kernels allocate internally. The exception is bitsandbytes' product with a 4-bit weight,
+which holds the whole dequantised weight.
 
 A deep model of equal layers is counted at two depths. Each further layer adds the difference of the two, in every phase
 of the step: it holds the same tensors as the layer below.
@@ -51,8 +52,8 @@ from lorastudy.protocol.footprint import Footprint, MicroBatch, Phase
 from lorastudy.protocol.jobs import CountedArm, DeviceKind, EngineName, FootprintQuestion
 from lorastudy.suite.targets import TargetLayer, adapted_modules, without_layer_number
 
-#: Decoder layers of the smaller of the two counts. The first layer gets no gradient from below and the last one runs its
-#: MLP on labelled tokens alone, so three layers are the fewest with an ordinary one; the other count has one more.
+#: Decoder layers of the smaller of the two counts. The first layer gets no gradient from below and the last one runs
+#: its MLP on labelled tokens alone, so three layers are the fewest with an ordinary one. The other count has one more.
 FEW_LAYERS = 3
 
 #: Chunks of the loss that are run: while the second is formed, the first one's tensors are still there.
@@ -84,8 +85,8 @@ def footprint(question: FootprintQuestion, *, models: FakeModels) -> Footprint:
 class CountedStep:
     """A counted step. `resident_bytes` are adapters, gradients and optimizer state; all else is beyond them.
 
-    `peak_bytes` and `num_tensors` are by phase: the most that lives at one moment of it, and the number of tensors then. The
-    loss has one moment, its beginning; `loss_growth_bytes` is by how much memory grows in it.
+    `peak_bytes` and `num_tensors` are by phase: the most that lives at one moment of it, and the number of tensors
+    then. The loss has one moment, its beginning; `loss_growth_bytes` is by how much memory grows in it.
     """
 
     resident_bytes: int
@@ -112,10 +113,10 @@ class CountedStep:
 
 
 def as_footprint(step: CountedStep) -> Footprint:
-    """The phase in which the step's peak is, and what is held there."""
+    """The phase with the step's peak, and the memory in use there."""
     held = step.peak_bytes["loss"]
     peaks = {**step.peak_bytes, "loss": held + step.loss_growth_bytes}
-    # Of equal peaks the loss is named: its number says what holds the bytes.
+    # If peaks are equal, name the loss, since `loss_bytes` then explains the peak.
     phase = max(("loss", *_PHASES), key=lambda each: peaks[each])
     return Footprint(
         phase=phase,
@@ -130,7 +131,7 @@ def as_footprint(step: CountedStep) -> Footprint:
 def count_layers(
     question: FootprintQuestion, arms: Sequence[TrainingArm], *, models: FakeModels, num_layers: int | None
 ) -> CountedStep:
-    """Count the step on the first layers of the model alone; None: on all of them."""
+    """The step counted on the first `num_layers` layers of the model, or on all of them if it is None."""
     base = models.base(
         question.folder,
         question.precision,
@@ -154,8 +155,8 @@ def count_layers(
 def counted_arms(arms: Sequence[CountedArm], *, layers: Sequence[TargetLayer]) -> list[TrainingArm]:
     """The arms with the names of the modules that they adapt.
 
-    The packed engine does not adapt parameters of experts. An arm that adapts nothing else is counted with all other layers
-    in their place.
+    The packed engine does not adapt parameters of experts. An arm that adapts nothing else is counted with all other
+    layers in their place.
     """
     modules = {layer.name for layer in layers if not layer.is_parameter}
     others = tuple(layer.name for layer in layers if layer.name in modules and layer.left_out is None)
@@ -179,12 +180,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     """Counts the bytes of every storage that an operation makes, until its last tensor is gone."""
 
     def __init__(self, *, known: Iterable[Tensor] = ()) -> None:
-        """Storages of `known` count nothing: they are there before."""
+        """The storages of `known` exist already and are not counted."""
         super().__init__()  # type: ignore[no-untyped-call]  # torch
         self.live_bytes = 0
         self.num_live = 0
         self.peaks: _Peaks | None = None
-        """Where peaks are noted; None while nothing is."""
+        """Collects the peaks; None if no peaks are collected."""
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -229,7 +230,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
 
 @dataclass(kw_only=True)
 class _Peaks:
-    """The most that is alive in each phase of a step; `loss_bytes` is the most within the loss."""
+    """The most bytes alive in each phase of a step. `loss_bytes` is the most within the loss."""
 
     phase: Phase = "forward"
     num_bytes: dict[Phase, int] = field(default_factory=dict)
@@ -238,19 +239,19 @@ class _Peaks:
     is_in_loss: bool = False
 
     def note(self, num_bytes: int, *, num_tensors: int) -> None:
-        """What is alive after an operation."""
+        """Record the bytes and tensors alive after an operation."""
         if self.is_in_loss:
             self.loss_bytes = max(self.loss_bytes, num_bytes)
         elif num_bytes >= self.num_bytes.get(self.phase, 0):
             self.num_bytes[self.phase], self.num_tensors[self.phase] = num_bytes, num_tensors
 
     def loss_begins(self, ledger: Ledger) -> None:
-        """Note what the forward pass leaves; a later micro-batch's takes the place of an earlier one's."""
+        """Record the memory that the forward pass keeps. A later micro-batch overwrites an earlier one."""
         self.num_bytes["loss"], self.num_tensors["loss"] = ledger.live_bytes, ledger.num_live
         self.loss_bytes = max(self.loss_bytes, ledger.live_bytes)
 
     def step(self, *, resident_bytes: int, num_resident: int, num_parameters: int) -> CountedStep:
-        """The counted step, beyond what lived before it. A phase in which no tensor is made has its predecessor's bytes."""
+        """The counted step, without earlier memory. A phase that makes no tensor has the bytes of the phase before."""
         return CountedStep(
             resident_bytes=resident_bytes,
             num_parameters=num_parameters,
@@ -271,7 +272,7 @@ def _is_read(tensor: Tensor, options: Any) -> bool:
 
 
 def _grouped_mm(x: Tensor, weight: Tensor, *ends: Tensor | None, **_: Any) -> Tensor:
-    """The result of torch's product of rows with the matrix of their expert; torch's own rule for it knows bf16 alone.
+    """An empty result of torch's product of rows with their expert's matrix. torch's own meta kernel is for bf16 only.
 
     (rows, D) x (experts, D, O) -> (rows, O); in the backward pass (D, rows) x (rows, O) -> (experts, D, O).
     """
@@ -338,7 +339,8 @@ def _count_reference(
 ) -> CountedStep:
     """The second step of PEFT in a plain loop: the optimizer makes its moments in the first one.
 
-    One arm trains at a time. The loss begins where the labels' logits are there, and counts as part of the backward pass.
+    One arm trains at a time. The loss begins where the labels' logits are there, and counts as part of the backward
+    pass.
     """
     from lorastudy.engine import reference
 
@@ -347,7 +349,7 @@ def _count_reference(
     with ExitStack() as stack:
         ledger = Ledger(known=known)
         stack.enter_context(ledger)
-        # PEFT moves adapters to the base's device and precision, and then back to fp32. Made under META they are there already.
+        # PEFT moves adapters to the base's device and precision, then back to fp32. Under META they start there.
         with META, _replaced(nn.Module, "to", by=lambda module, *_, **__: module):
             engine = reference.ReferenceEngine(
                 base, [replace(arm, num_steps=2)], gradient_checkpointing=gradient_checkpointing
@@ -376,9 +378,10 @@ def _count_reference(
 
 @contextmanager
 def _as_on(device_kind: DeviceKind) -> Iterator[None]:
-    """Within, the engine takes the code path of that kind of device, and torch's attention is the fused one.
+    """In this context the engine takes the code path of that kind of device, and torch's attention is the fused one.
 
-    On both kinds the fused attention keeps its output and one fp32 number per query, and nothing of size queries x keys.
+    On both kinds the fused attention keeps its output and one fp32 number per query, and nothing of size queries x
+    keys.
     """
     chunks = loss.CHUNK_ELEMENTS | {META.type: loss.CHUNK_ELEMENTS[device_kind]}
     with ExitStack() as stack:
@@ -405,7 +408,7 @@ def _is_replaced(*, device: torch.device, dtype: torch.dtype, kind: DeviceKind) 
 def _fused_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any
 ) -> Tensor:
-    """The result of torch's fused attention kernel, where it has one for these shapes."""
+    """The result of torch's fused attention kernel, if it supports these shapes."""
     if options.pop("enable_gqa", False):
         groups = query.shape[-3] // key.shape[-3]
         key, value = (x.repeat_interleave(groups, dim=-3) for x in (key, value))
@@ -427,7 +430,7 @@ def _fused_attention(
 
 
 def _noted_loss(peaks: _Peaks, *, ledger: Ledger) -> Any:
-    """`completion_loss`, as one moment and what it grows by, however many chunks it takes."""
+    """`completion_loss`, recorded as one moment plus its growth in memory, for any number of chunks."""
 
     def noted(*args: Any, **kwargs: Any) -> Tensor:
         peaks.loss_begins(ledger)
@@ -441,7 +444,7 @@ def _noted_loss(peaks: _Peaks, *, ledger: Ledger) -> Any:
 
 
 def _noted_logits(peaks: _Peaks, *, ledger: Ledger) -> Any:
-    """`label_logits`, after which the loss begins, and with it the backward pass."""
+    """`label_logits`, whose end is recorded as the beginning of loss and backward pass."""
 
     def noted(*args: Any, **kwargs: Any) -> Tensor:
         logits_MV = label_logits(*args, **kwargs)
@@ -454,7 +457,7 @@ def _noted_logits(peaks: _Peaks, *, ledger: Ledger) -> Any:
 
 @contextmanager
 def _marked_backward(peaks: _Peaks) -> Iterator[None]:
-    """Within, what follows a backward pass is the optimizer's."""
+    """In this context, operations after a backward pass count as the optimizer's."""
     backward: Any = Tensor.backward
 
     def marked(*args: Any, **kwargs: Any) -> None:
@@ -466,7 +469,7 @@ def _marked_backward(peaks: _Peaks) -> Iterator[None]:
 
 
 def _first_chunks(rows: Any) -> Any:
-    """The loss's rows with the first of their chunks alone."""
+    """The loss's rows with only their first chunks."""
 
     def first(*args: Any, **kwargs: Any) -> Any:
         hidden, targets, chunks = rows(*args, **kwargs)
@@ -486,11 +489,11 @@ def _replaced(owner: Any, name: str, *, by: Any) -> Iterator[None]:
 
 
 def _assume_supported(*_: Any, **__: Any) -> None:
-    """Fake tensors have no numbers to compare; the self-check before training does."""
+    """Skip the comparison, since fake tensors have no numbers. The self-check before training makes it."""
 
 
 def _assume_same(*_: Any) -> bool:
-    """Whether the last MLP runs on fewer tokens is seen here; that its states are equal then is assumed."""
+    """True: the trace assumes that the last MLP gives equal states on fewer tokens, since it cannot compare numbers."""
     return True
 
 
@@ -503,7 +506,7 @@ def _undrawn_lora_A(arm: TrainingArm, *, in_features: int, **_: object) -> Tenso
 
 
 def rows_of(batch: MicroBatch, *, num_ids: int) -> list[TokenRow]:
-    """Rows of these lengths with `num_labels` labels together; a row's first token has none."""
+    """Rows of these lengths with `num_labels` labels in total. A row's first token has no label."""
     rows, open_labels = [], batch.num_labels
     open_places = batch.num_tokens - len(batch.row_lengths)
     assert open_labels <= open_places, "more labels than tokens that have one before them"
@@ -522,7 +525,7 @@ def _num_ids(base: BaseModel) -> int:
 
 
 def counted_arm(number: int, module_names: tuple[str, ...], *, r: int, dropout: bool) -> TrainingArm:
-    """An arm whose size alone matters."""
+    """An arm for counting, of which only the size matters."""
     return TrainingArm(
         experiment_id=str(number), seed=number, r=r, lora_alpha=float(r), use_rslora=False, scaling=1.0,
         lora_dropout=0.1 if dropout else 0.0, module_names=module_names, learning_rate=1e-4,

@@ -1,8 +1,7 @@
-"""Memory and time, measured.
+"""Measurements of memory and time.
 
-On CUDA memory is what the allocator handed out at most. On a CPU it is the most that live tensors held, as
-torch's profiler saw them allocated and freed, on top of what was there before; the process's resident size
-would count the libraries too, and never shrinks.
+On CUDA, memory is the allocator's peak. On a CPU it is the peak of live tensors, as torch's profiler reports their
+allocations, plus the memory in use before. The process's resident size would include libraries, and it never shrinks.
 """
 
 import contextlib
@@ -32,11 +31,11 @@ from lorastudy.errors import ModelError
 from lorastudy.protocol.records import STEP_TIME_FLOOR, ArmProfile
 from lorastudy.suite.targets import count_by_role, names_digest
 
-#: Rounds of timing (`time_shapes`). One round is two steps of each shape. Medians of fewer than the least agree by luck.
+#: Rounds of timing (`time_shapes`). One round is two steps of each shape. With fewer rounds medians agree by chance.
 MIN_ROUNDS = 3
 MAX_ROUNDS = 15
-#: What timing may take of a pack, engines included: a share of its training one arm at a time, within these seconds. A
-#: worker that says nothing for an hour counts as hung (`executors.tail`).
+#: The limit of timing per pack, including engines: a share of its training one arm at a time, within these seconds. A
+#: worker that is silent for an hour counts as hung (`executors.tail`).
 TIMING_SHARE = 0.02
 TIMING_SECONDS = (2.0, 600.0)
 
@@ -47,8 +46,8 @@ _Shape = tuple[object, ...]
 class MemoryMeter:
     """Peak memory of the process between enter and exit: allocated on CUDA, resident on a CPU.
 
-    Where the system cannot be told to begin anew (macOS, a locked-down /proc) the resident peak is that of the
-    process's life so far.
+    If the system cannot reset the resident peak (macOS, a locked-down /proc), it is the peak since the start of the
+    process.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -91,32 +90,32 @@ def _resident_peak() -> int:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the device, so that a clock read after this counts all that was asked before."""
+    """Wait for the device to finish its queue, so that a later clock reading includes all earlier work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @dataclass(kw_only=True)
 class StepTimes:
-    """Seconds of one arm's step, measured as if it were two arms (A and A): each round adds one to either."""
+    """Seconds of one arm's step, measured as if it were two arms (A and A). Each round adds one step to both."""
 
     firsts: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     @property
     def all(self) -> list[float]:
-        """Of both."""
+        """The seconds of both."""
         return [*self.firsts, *self.seconds]
 
     @property
     def apart(self) -> float:
-        """Share by which the larger of the two medians exceeds the smaller: what noise alone makes of one arm."""
+        """Share by which the larger of the two medians exceeds the smaller. It is noise: both are the same arm."""
         one, other = statistics.median(self.firsts), statistics.median(self.seconds)
         return max(one, other) / min(one, other) - 1
 
     @property
     def has_enough_rounds(self) -> bool:
-        """Whether there were so many that both medians agree by more than luck."""
+        """Whether there are enough rounds that the medians do not agree by chance."""
         return len(self.firsts) >= MIN_ROUNDS
 
     @property
@@ -137,9 +136,10 @@ def profile_arms(
 ) -> Iterator[ArmProfile]:
     """Yield what each arm costs alone. Arms of equal shape (seeds, learning rates) are measured once.
 
-    Memory is taken at `largest`, the step with the biggest micro-batch, since that is the peak of a whole run. Time is
-    the median of the `typical` step (`time_shapes`), or None where noise hid it or too few rounds were taken. Each is the
-    second step of a fresh engine, after a few tokens on a CPU. Nothing trained here is kept.
+    Memory is measured at `largest`, the step with the biggest micro-batch, since that is the peak of a whole run. Time
+    is the median of the `typical` step (`time_shapes`), or None after too much noise or too few rounds. Both are
+    measured in the second step of a fresh engine; on a CPU the first step has only a few tokens. All weights trained
+    here are dropped.
     """
     shapes = {_shape(arm): arm for arm in reversed(arms)}
     memory = {
@@ -150,7 +150,7 @@ def profile_arms(
         return _step_seconds(make_engine, shapes[shape], base=base, batches=typical, clock=clock)
 
     if base.device.type != "cuda":  # where each arm takes a whole step first
-        # Not timed: what libraries prepare for sizes that they meet for the first time, the first arm would pay for all.
+        # Untimed warm-up: libraries prepare for new sizes once, and the first arm would pay for all.
         time_step(_shape(arms[0]))
     num_steps = Counter[_Shape]()
     for arm in arms:
@@ -190,10 +190,10 @@ def time_shapes(
 ) -> dict[_Shape, StepTimes]:
     """Time a step of each shape until two measurements of the same one agree within `STEP_TIME_FLOOR`, for all of them.
 
-    A round takes the shapes there and back again (a, b, c, c, b, a), so that a machine that slows down slows them all,
-    and both measurements of each. `num_steps` are those that the pack trains of each shape. There are at most `MAX_ROUNDS`
-    rounds. After the first one none begins that would end beyond `TIMING_SHARE` of what training takes one arm at a time,
-    within `TIMING_SECONDS`; where that leaves fewer than `MIN_ROUNDS`, no time is known.
+    A round runs the shapes forward and back (a, b, c, c, b, a), so that a machine that slows down affects all shapes
+    and both measurements equally. `num_steps` are the training steps of each shape in the pack. There are at most
+    `MAX_ROUNDS` rounds. After the first round, a round starts only if it would end within `TIMING_SHARE` of the
+    training time one arm at a time, limited to `TIMING_SECONDS`. With fewer than `MIN_ROUNDS` rounds, no time is known.
     """
     times = {shape: StepTimes() for shape in num_steps}
     start = clock()
@@ -214,16 +214,16 @@ def time_shapes(
 
 
 def shares_apart(times: Mapping[_Shape, StepTimes]) -> dict[_Shape, float]:
-    """By how much two measurements of each shape differ, and no less than those of the middle one of all shapes.
+    """The share by which two measurements of each shape differ, but at least the median share of all shapes.
 
-    They were measured by turns, so noise was the same for all, and one among many that agrees does so by luck.
+    The shapes are measured in turns under the same noise, so a single shape with close agreement agrees by chance.
     """
     of_all = statistics.median(timed.apart for timed in times.values())
     return {shape: max(timed.apart, of_all) for shape, timed in times.items()}
 
 
 def num_parameters(base: BaseModel) -> int:
-    """Weights of the base; a tied matrix counts once, a 4-bit weight as what it stands for."""
+    """The number of weights of the base. A tied matrix counts once, and packed 4-bit weights count one by one."""
     total: int = sum(parameter.numel() for parameter in base.model.parameters())
     for layer in base.linear_layers.values():
         inputs, outputs = features(layer)
@@ -238,7 +238,7 @@ def _shape(arm: TrainingArm) -> _Shape:
 def _peak_bytes(
     make_engine: EngineFactory, arm: TrainingArm, *, base: BaseModel, batches: Sequence[Batch]
 ) -> tuple[int, int]:  # fmt: skip
-    """(peak bytes of training, bytes of the adapter's file). In the second step the optimizer's state is there."""
+    """(peak bytes of training, bytes of the adapter's file). The second step includes the optimizer's state."""
     engine = make_engine([_for_two_steps(arm)])
 
     def train() -> None:
@@ -283,15 +283,15 @@ def _step_seconds(
 
 
 def _first_step(batches: Sequence[Batch], *, base: BaseModel) -> Sequence[Batch]:
-    """What comes before the step that is measured: the same on CUDA, whose libraries choose kernels by shape.
+    """The warm-up before the measured step. On CUDA it is the same step, since libraries choose kernels by shape.
 
-    On a CPU what an engine does once takes milliseconds whatever the rows are, and a few tokens show it.
+    On a CPU the one-time work of an engine takes milliseconds for any rows, so a few tokens are enough.
     """
     return batches if base.device.type == "cuda" else [probe_batch(base.model, device=base.device)]
 
 
 def _for_two_steps(arm: TrainingArm) -> TrainingArm:
-    """The arm, to be measured: long enough for a warm step, without what could make it diverge before that."""
+    """The arm for measurement: with enough steps for a warm one, and changed so that it cannot diverge before."""
     return replace(
         arm,
         num_steps=max(2, arm.num_steps),
@@ -313,16 +313,16 @@ def live_bytes() -> int:
 
 
 def peak_growth(action: Callable[[], None], *, with_scratch: bool = True) -> int:
-    """The most by which tensor memory on the CPU rose above its start while the action ran.
+    """The peak of tensor memory on the CPU during the action, above its level at the start.
 
-    The profiler does not see it when memory is freed that was there before, so the action must not count on that. The
-    kernel of a matrix product takes scratch memory and returns it before it ends. Its size depends on the CPU, and no
-    tensor holds it: without `with_scratch` it does not count.
+    The profiler does not see the release of earlier memory, so the action must not release any. The kernel of a matrix
+    product allocates scratch memory and frees it before its end. Its size depends on the CPU, and no tensor holds it:
+    without `with_scratch` it does not count.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         action()
     assert profiler.profiler is not None
-    # Exported as a trace and read again, it takes as long as the steps.
+    # Exporting a trace and reading it again would take as long as the steps.
     recorded: Any = profiler.profiler.kineto_results
     events = recorded.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
@@ -339,7 +339,7 @@ _PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
 
 
 def _without_scratch(changes: Sequence[tuple[int, int]], events: Iterable[Any]) -> list[tuple[int, int]]:
-    """The changes without those that one matrix product both made and took back."""
+    """The changes without memory that one matrix product both allocated and freed."""
     products = sorted(
         (event.start_ns(), event.start_ns() + event.duration_ns())
         for event in events

@@ -1,9 +1,9 @@
-"""AdamW, clipping and schedules for many arms at once, each with its own rates.
+"""AdamW, clipping and schedules for many arms at once. Every arm has its own rates.
 
     G arms of a group, P parameters of one arm
 
-Each arm gets exactly what Trainer does: clip to `max_grad_norm` (torch.nn.utils.clip_grad_norm_), AdamW
-(torch.optim.AdamW, arXiv 1711.05101), a learning rate schedule (transformers.get_scheduler).
+The update of every arm equals that of transformers' Trainer: clip to `max_grad_norm` (torch.nn.utils.clip_grad_norm_),
+AdamW (torch.optim.AdamW, arXiv 1711.05101), learning rate schedule (transformers.get_scheduler).
 """
 
 import math
@@ -50,7 +50,7 @@ class GroupState:
 class PackedAdamW:
     """The optimizer of a whole pack. `num_steps_taken` drives each arm's schedule and bias correction.
 
-    It counts the pack's steps, but for fp16: a step whose gradient overflows is not taken and does not count.
+    It counts the pack's steps, except in fp16: a step whose gradient overflows is skipped and does not count.
     """
 
     def __init__(self, buffers: AdapterBuffers) -> None:
@@ -120,7 +120,7 @@ def _adamw(
     steps: Sequence[int],
     grad_norm_G: Tensor,
 ) -> None:
-    """One AdamW step in place. Hyperparameters are columns with one row per arm; `steps` were taken before this one."""
+    """Take one AdamW step in place. Hyperparameters are columns with one row per arm; `steps` counts earlier steps."""
     weights, grads, exp_avg, exp_avg_sq = tensors
 
     def column(values: Sequence[float]) -> Tensor:
@@ -142,7 +142,7 @@ def _adamw(
     weights.sub_(denominator.reciprocal_().mul_(exp_avg).mul_(column(step_size)))
 
 
-#: GradScaler's, and so is the growth interval below.
+#: GradScaler's default. The growth interval below is also GradScaler's.
 INITIAL_SCALE = 2.0**16
 
 #: Below this, scaling does not help: the gradient overflows half precision even unscaled.
@@ -152,9 +152,9 @@ SMALLEST_SCALE = 1.0
 class LossScale:
     """Per-arm dynamic loss scaling for fp16, as torch.amp.GradScaler does for one model.
 
-    Without it small gradients round to zero in half precision. An arm whose scaled gradient overflows skips that step and
-    halves its scale; it has diverged once the scale falls below `SMALLEST_SCALE`. In other precisions every scale is 1, and
-    an arm whose gradient is not finite has diverged.
+    Without scaling, small gradients round to zero in half precision. If an arm's scaled gradient overflows, the arm
+    skips that step and halves its scale. It has diverged when the scale falls below `SMALLEST_SCALE`. In other
+    precisions every scale is 1, and an arm whose gradient is not finite has diverged.
     """
 
     GROWTH_INTERVAL = 2000

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ArmWeights:
-    """One arm's adapter in one layer. `mask_ND` is what dropout multiplies the adapter's input with."""
+    """One arm's adapter in one layer. Dropout multiplies the adapter's input by `mask_ND`."""
 
     lora_A_RD: Tensor
     lora_B_OR: Tensor
@@ -27,7 +27,7 @@ class ArmWeights:
 def packed_linear(
     x_KND: Tensor, *, weight_OD: Tensor, bias_O: Tensor | None, arms: Sequence[ArmWeights | None]
 ) -> Tensor:
-    """Outputs of all arms, (K, N, O); None is an arm that does not adapt this layer. Gradients are autograd's."""
+    """Outputs of all arms, (K, N, O). None is an arm that does not adapt this layer. Gradients are autograd's."""
     outputs = []
     for x_ND, arm in zip(x_KND, arms, strict=True):
         y_NO = x_ND @ weight_OD.T

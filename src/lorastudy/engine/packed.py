@@ -13,10 +13,11 @@ An optimizer step, as `PackedEngine.train` takes it:
     norm_K = |gradient of arm k|
     clip, AdamW, schedule                           per arm, with the arm's own settings
 
-What is patched in the model while the engine lives: adapted linear layers become `PackedLinear` (y_k = W x_k + s_k B_k A_k x_k),
-attention becomes `row_attention`, which never crosses a row, and the last layer's MLP runs on labelled tokens alone. The
-first dimension is the arm everywhere, and nothing mixes along it: no arm can feel another. An arm whose loss or gradient
-is not finite stops, and the others go on, bit for bit. A pack of one takes the same path.
+The engine patches the model while it lives. Adapted linear layers become `PackedLinear` (y_k = W x_k + s_k B_k A_k
+x_k), attention becomes `row_attention`, which never crosses a row, and the last layer's MLP runs on labelled tokens
+alone. The first dimension is always the arm, and no operation mixes along it, so arms do not affect each other. If an
+arm's loss or gradient is not finite, the arm stops, and the others continue with the same bits. A pack of one takes the
+same path.
 
 `reference.py` does the same with PEFT and a plain loop; parity tests compare the two.
 """
@@ -59,12 +60,12 @@ from lorastudy.engine.self_check import (
 )
 from lorastudy.protocol.records import ArmStep
 
-#: Tokens that all arms together may hold while they generate.
+#: The most tokens during generation, summed over all arms.
 MAX_GENERATION_TOKENS = 1 << 15
 
 
 class PackedEngine:
-    """Owns the model while it lives: patches it on entry, and gives it back unchanged on `close`."""
+    """Owns the model while it lives: patches it in the constructor and restores it in `close`."""
 
     name = "packed"
 
@@ -76,12 +77,12 @@ class PackedEngine:
         gradient_checkpointing: bool = False,
         longest_row: int | None = None,
     ) -> None:
-        """Patch the model and make fresh adapters. With `longest_row`, also check a row of so many tokens.
+        """Patch the model and make fresh adapters. With `longest_row`, also check a row of that many tokens.
 
         Raises:
             UnsupportedModelError: the model's own forward and the packed one disagree on a few test tokens, or an arm
                 adapts parameters of experts.
-            ModelError: PEFT would not wrap what an arm adapts.
+            ModelError: PEFT would not wrap the modules of an arm.
         """
         _refuse_experts(base, arms)
         check_peft(base, arms)
@@ -103,7 +104,7 @@ class PackedEngine:
             self._adapters.attach(self._layers)
             self._optimizer = PackedAdamW(self._adapters)
         except BaseException:
-            # Out of memory, for one: the base outlives this engine, and the next must find it as it was.
+            # After an error such as out of memory, restore the base, since the next engine uses it.
             self.close()
             raise
         self._loss_scale = LossScale(len(self.arms), enabled=base.dtype is torch.float16)
@@ -161,7 +162,7 @@ class PackedEngine:
 
     @contextmanager
     def _patched_for(self, batch: Batch) -> Iterator[None]:
-        """Within, the model runs on this batch: attention knows its rows, the last MLP its labels."""
+        """Set the batch's rows for attention and its labels for the last MLP in this context."""
         with (
             attention.rows(batch.buckets),
             self._fused_ops.applied(),
@@ -170,7 +171,7 @@ class PackedEngine:
             yield
 
     def _unscaled_norms(self) -> Tensor:
-        """Undo the loss scale (fp16 alone has one); return each arm's gradient norm, (K,)."""
+        """Undo the loss scale (only fp16 has one); return each arm's gradient norm, (K,)."""
         if self._loss_scale.enabled:
             for group in self._adapters.groups:
                 scale_G = torch.tensor(
@@ -182,7 +183,7 @@ class PackedEngine:
     def _update(
         self, step: int, *, loss_K: Tensor, norm_K: Tensor
     ) -> tuple[tuple[ArmStep, ...], tuple[str, ...]]:
-        """Update every arm that still trains and has a finite gradient; return what they did and who diverged."""
+        """Update every training arm with a finite gradient; return the arms' steps and the ids of diverged arms."""
         losses, norms = torch.stack([loss_K, norm_K]).tolist()  # the one transfer from the device in a step
         rates = self._optimizer.learning_rates()
         is_updated = [False] * len(self.arms)
@@ -203,7 +204,7 @@ class PackedEngine:
         return tuple(trained), tuple(diverged)
 
     def _zero_adapter(self, experiment_id: str) -> None:
-        """Take a diverged arm out: from here on it computes what the base model does, so nothing in it is infinite."""
+        """Set a diverged arm's adapter to zero. The arm then equals the base model, so all its numbers are finite."""
         self._diverged.add(experiment_id)
         arm = next(arm for arm in self.arms if arm.experiment_id == experiment_id)
         for lora_A, lora_B in self._adapters.weights_of(arm).values():
@@ -241,7 +242,7 @@ class PackedEngine:
         return answers
 
     def state(self) -> EngineState:
-        """Copy everything that training needs to go on, to the CPU."""
+        """A copy, on the CPU, of everything that training needs to resume."""
         arms = tuple(
             ArmState(
                 experiment_id=arm.experiment_id,
@@ -263,7 +264,7 @@ class PackedEngine:
 
     @torch.no_grad()
     def restore(self, state: EngineState) -> None:
-        """Go on from a state."""
+        """Resume from a state."""
         for number, arm in enumerate(state.of(self.experiment_ids).arms):
             self.num_steps_done = arm.num_steps_done
             if arm.is_diverged:
@@ -280,14 +281,14 @@ class PackedEngine:
         return save_adapter(arm, self._adapters.weights_of(arm), base=self._base, folder=folder)
 
     def close(self) -> None:
-        """Give the model its own layers and attention back."""
+        """Restore the model's own layers and attention."""
         restore_linear_layers(self._base, self._layers)
         self._model.set_attn_implementation(self._own_attention)
 
     def _check_model(self, *, longest_row: int | None) -> None:
-        """Check on a few tokens that the packed forward equals the model's own, and choose the faster operations it allows.
+        """Check on a few tokens that the packed forward equals the model's own, and choose the faster operations.
 
-        Fused operations and the shortened last MLP are used only where the model's results stay the same with them.
+        Fused operations and the shortened last MLP are used only if the model's results stay the same.
         """
         probe = probe_batch(self._model, device=self._base.device)
         forwards = Forwards(

@@ -39,10 +39,10 @@ def label_logits(model: Any, batch: Batch) -> Tensor:
 def greedy_answers(
     base: BaseModel, prompts: Sequence[Sequence[int]], *, copies: int, max_new_tokens: int
 ) -> list[list[int]]:  # fmt: skip
-    """Greedy answers to the prompts, `copies` times over, each up to and without the end-of-text token.
+    """Greedy answers to `copies` copies of the prompts. An answer ends before the end-of-text token.
 
-    Prompts are padded on the left. While a packed engine holds the model, `copies` is its number of arms, and the
-    answers come arm after arm.
+    Prompts are padded on the left. While a packed engine owns the model, `copies` is its number of arms, and the
+    answers are ordered by arm.
     """
     longest = max(len(prompt) for prompt in prompts)
     pad, end = base.pad_token_id, base.eos_token_id

@@ -1,6 +1,6 @@
-"""What the engines change in a model while they run it, and undo afterwards.
+"""Temporary changes of a model for engines. Each change can be undone.
 
-- `replace_linear_layers`: `PackedLinear` in the place of linear layers, which serves every arm of a pack.
+- `replace_linear_layers`: `PackedLinear` replaces linear layers and serves all arms of a pack.
 - `on_labels_only`: the MLP of the last layer runs on labelled tokens alone.
 - `activation_checkpointing`: layers keep only their inputs and run again in the backward pass.
 
@@ -23,14 +23,14 @@ from lorastudy.engine.lora import PackedLinear
 from lorastudy.engine.matmul import is_replaced
 from lorastudy.engine.quantised import feels_other_rows
 
-#: Relative difference of hidden states that comes from multiplying fewer rows at a time.
+#: Largest relative difference of hidden states due to products with fewer rows.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 def replace_linear_layers(base: BaseModel, *, names: Iterable[str]) -> dict[str, PackedLinear]:
-    """Replace the named linear layers in place; also layers without an adapter for which `PackedLinear` is better.
+    """Replace the named linear layers in place, and also layers without an adapter for which `PackedLinear` is better.
 
-    It is better where the layer's own product is slower, or mixes rows (LLM.int8), so that an arm would feel the others.
+    It is better if the layer's own product is slower, or mixes rows (LLM.int8) and so lets arms affect each other.
     """
     is_faster = is_replaced(device=base.device, dtype=base.dtype)
     wanted = set(names)
@@ -58,10 +58,11 @@ def _set(model: nn.Module, name: str, *, module: nn.Module) -> None:
 
 @contextmanager
 def on_labels_only(mlp: nn.Module | None, index_M: Tensor) -> Iterator[None]:
-    """Within, the last layer's MLP runs on these tokens alone, forward and backward; None leaves the model as it is.
+    """In this context the last layer's MLP runs on these tokens alone, forward and backward. None changes nothing.
 
-    After the last attention no token depends on another, and only labelled ones are read. For the rest the MLP is left
-    out, so there the layer's output is not the model's. Prompts are often most of a batch, and models are not always deep.
+    After the last attention no token depends on another, and only labelled tokens are read. For the other tokens the
+    MLP is left out, so the layer's output differs from the model's there. It saves time because prompts are often most
+    of a batch, and some models have few layers.
     """
     if mlp is None:
         yield
@@ -74,7 +75,7 @@ def on_labels_only(mlp: nn.Module | None, index_M: Tensor) -> Iterator[None]:
 
 
 def _labelled(x_KND: Tensor, *, forward: Callable[..., Any], index_M: Tensor) -> Tensor:
-    """Run an MLP on some tokens. One that takes or returns more than hidden states raises an error here."""
+    """Run an MLP on some tokens. Raises an error if the MLP takes or returns more than hidden states."""
     y_KMD = forward(x_KND.index_select(1, index_M))
     return torch.zeros_like(x_KND).index_copy(1, index_M, y_KMD)
 
@@ -83,10 +84,10 @@ def _labelled(x_KND: Tensor, *, forward: Callable[..., Any], index_M: Tensor) ->
 def labels_only_mlp(
     model: nn.Module, *, index_M: Tensor, hidden_states: Callable[[], Tensor]
 ) -> nn.Module | None:
-    """The last MLP, if the states of the labelled tokens stay the same when it sees no others; else None.
+    """The last MLP, if labelled tokens keep their states when it runs on them alone; else None.
 
-    `hidden_states` runs the model up to its head: (K, N, D). A model that is built differently raises an error or returns
-    other numbers; then its last layer runs whole.
+    `hidden_states` runs the model up to its head: (K, N, D). A model of another structure raises an error or returns
+    other numbers; then its last layer runs on all tokens.
     """
     mlp = last_mlp(model)
     if mlp is None:
@@ -103,7 +104,7 @@ def labels_only_mlp(
 
 
 def last_mlp(model: nn.Module) -> nn.Module | None:
-    """The MLP of the last decoder layer; None where none has that name, or where it mixes rows."""
+    """The MLP of the last decoder layer; None if no module has that name, or if it mixes rows."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     mlp = getattr(layers[-1], "mlp", None) if layers else None
     if mlp is None or any(feels_other_rows(module) for module in mlp.modules()):
@@ -120,7 +121,7 @@ def equal_but_for_rounding(one: Tensor, other: Tensor) -> bool:
 
 @contextmanager
 def activation_checkpointing(model: nn.Module, *, enabled: bool) -> Iterator[None]:
-    """Within, the model's layers keep only their inputs and run again in the backward pass.
+    """In this context the model's layers keep only their inputs and run again in the backward pass.
 
     This wraps the layers' own forward and leaves the model in eval mode. transformers' own switch works only in a layer
     whose `training` is True, and some layers (OPT's) turn on their dropout by that flag.

@@ -1,6 +1,6 @@
 """PEFT's own models with adapters on them. The only file that imports peft.
 
-It is imported where PEFT is needed and not before: that takes a second.
+Import it only where PEFT is needed, since the import takes a second.
 """
 
 import warnings
@@ -38,7 +38,7 @@ _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, ImportError, Ru
 def lora_config(arm: TrainingArm, *, base: BaseModel, parameters: Sequence[str] = ()) -> LoraConfig:
     """The arm as PEFT's own configuration. PEFT fills in the base's name itself.
 
-    `parameters` are parameters of experts that the arm does not adapt and PEFT must wrap all the same.
+    `parameters` are parameters of experts that the arm does not adapt but PEFT must wrap.
     """
     modules, own = targets_in_config(arm.module_names, base=base)
     wrapped = sorted({*own, *parameters})
@@ -57,7 +57,7 @@ def lora_config(arm: TrainingArm, *, base: BaseModel, parameters: Sequence[str] 
 def wrap(base: BaseModel, arms: Mapping[str, TrainingArm]) -> PeftModel:
     """PEFT's model around the base with one named adapter per arm, with weights as PEFT draws them.
 
-    In one PEFT model all adapters must name the same parameters of experts, so each wraps those of all arms.
+    In one PEFT model all adapters must name the same parameters of experts, so every adapter wraps those of all arms.
     """
     layers = base.targets_by_name
     parameters = [
@@ -82,7 +82,7 @@ def adapter_of(model: nn.Module, name: str, *, adapter_name: str) -> tuple[nn.Pa
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:
-    """PEFT's layer in the place of a module. For a parameter of experts, PEFT's wrapper in the place of its module."""
+    """PEFT's layer that replaces a module. For a parameter of experts, PEFT's wrapper that replaces its module."""
     parent, _, leaf = name.rpartition(".")
     holder: Any = model.get_submodule(f"{PREFIX}{parent}")
     if hasattr(holder, "parameter_name"):
@@ -114,7 +114,7 @@ def load_adapter(base: BaseModel, folder: Path) -> PeftModel:
     check_fits(base, folder)
     try:
         with warnings.catch_warnings():
-            # PEFT leaves a layer without weights at its random start, and only warns.
+            # PEFT only warns if a layer has no weights, and leaves it at its random initial weights.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             model = PeftModel.from_pretrained(base.model, str(folder))
     except (*_REFUSALS, UserWarning) as error:
@@ -124,9 +124,9 @@ def load_adapter(base: BaseModel, folder: Path) -> PeftModel:
 
 
 def taken_for_experts(model: nn.Module, names: Sequence[str]) -> frozenset[str]:
-    """The linear layers whose names PEFT takes for parameters of experts, so that it cannot wrap the layers themselves.
+    """The linear layers that PEFT mistakes for parameters of experts by their names, and so cannot wrap.
 
-    Adapters from before transformers 5 name experts' matrices `gate_proj`; dense and shared layers are called the same.
+    Adapters from before transformers 5 name experts' matrices `gate_proj`. Dense and shared layers have the same name.
     """
     config = LoraConfig(target_modules=list(names))
     convert_peft_config_for_transformers(config, model=model, conversions=None)
@@ -138,14 +138,14 @@ def check_wrapping(base: BaseModel, arm: TrainingArm) -> None:
     """Check on a copy of the model on the meta device that PEFT wraps exactly these layers and loads these keys.
 
     Raises:
-        ModelError: it does not; the message says where.
+        ModelError: PEFT wraps or loads something else. The message names the difference.
     """
     ours = expected_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
     with _meta_copy(base.model) as copy, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they are about what is compared below
+        warnings.simplefilter("ignore")  # they concern the differences checked below
         try:
             model = get_peft_model(copy, lora_config(arm, base=base))
-            # Embeddings are never trained; left to itself PEFT adds them wherever they look resized.
+            # Embeddings are never trained. By default PEFT adds them if they look resized.
             expected = get_peft_model_state_dict(model, save_embedding_layers=False)
             theirs = {key: tuple(value.shape) for key, value in expected.items()}
             wrong = differences(ours, theirs)
@@ -170,7 +170,7 @@ def _meta_copy(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 class LoadedAdapter:
-    """A trained adapter that PEFT loaded, as a `Scorer` of one arm: what a user of `PeftModel.from_pretrained` gets."""
+    """A trained adapter as a `Scorer` of one arm. It is the same model as from `PeftModel.from_pretrained`."""
 
     def __init__(self, base: BaseModel, folder: Path) -> None:
         """Load the adapter onto the base.
@@ -183,7 +183,7 @@ class LoadedAdapter:
         self.experiment_ids = (folder.name,)
 
     def close(self) -> None:
-        """Take the adapter off the base, which is then unchanged."""
+        """Remove the adapter and restore the base."""
         self._model.unload()
         self._base.model.requires_grad_(requires_grad=False)
 

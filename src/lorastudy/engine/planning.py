@@ -1,4 +1,4 @@
-"""Answers to what a plan asks of a worker: shapes, footprints, pace; those about rows are in `rows`. Plain JSON values out."""
+"""A worker's answers to a plan's questions, as plain JSON values. `rows` has the answers about rows."""
 
 import traceback
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def answer(questions: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _answered(question: Question, *, device: torch.device, models: FakeModels) -> dict[str, Any]:
-    """The answer, or a `problem` in one sentence: what cannot be answered keeps nobody from the other answers."""
+    """The answer, or a `problem` in one sentence, so that one failing question does not prevent other answers."""
     try:
         return _answer(question, device=device, models=models)
     except StudyError as error:

@@ -1,9 +1,10 @@
 """Frozen linear layers of every precision. The only file that imports bitsandbytes.
 
-The packed layer needs two things of a frozen layer: its output for all arms, and its weight for the derivative. For
-bitsandbytes layers both are computed so that no arm can feel another and no evaluation can disturb later training.
-bitsandbytes is imported where a layer is built with it and not before: that takes a second, which a study in plain
-precision does not need.
+The packed layer needs two things from a frozen layer: its output for all arms, and its weight for the derivative. For
+bitsandbytes layers both are computed so that arms do not affect each other and evaluation does not affect training.
+
+bitsandbytes is imported only when a layer is built with it. The import takes a second, which a study in plain precision
+does not need.
 """
 
 import sys
@@ -17,14 +18,14 @@ from transformers.pytorch_utils import Conv1D
 
 from lorastudy.engine.matmul import linear
 
-#: Subclasses of `nn.Linear` with a forward of their own that is the same product.
+#: Subclasses of `nn.Linear` that override `forward` with the same product.
 _SAME_PRODUCT = frozenset({"FalconLinear", "Linear4bit", "Linear8bitLt"})
 
 
 def quantization_config(
     quantization: str, *, quant_type: str, double_quant: bool
 ) -> BitsAndBytesConfig | None:
-    """What `from_pretrained` needs for `4bit` and `8bit`; None for a plain precision."""
+    """The argument of `from_pretrained` for `4bit` and `8bit`; None for a plain precision."""
     if quantization == "4bit":
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -40,9 +41,9 @@ def quantization_config(
 def keep_trainable_on_cpu(model: nn.Module) -> None:
     """Keep evaluation from repacking 4-bit weights.
 
-    On CPUs with AVX512-BF16 the first no-grad forward of a `Linear4bit` repacks its weight for inference;
-    a later training forward then misreads the packed bytes, and gradients are wrong or zero without an error. This switch,
-    set on every layer, turns the repacking off.
+    On CPUs with AVX512-BF16 the first no-grad forward of a `Linear4bit` repacks its weight for inference; a later
+    training forward then misreads the packed bytes, and gradients are wrong or zero without an error. This switch, set
+    on every layer, turns the repacking off.
     """
     module: Any
     for module in model.modules():
@@ -75,15 +76,15 @@ def frozen_weight_OD(layer: Any, *, dtype: torch.dtype) -> Tensor:
     if feels_other_rows(layer):
         state: Any = layer.state if layer.state.CB is not None else weight
         codes_OD: Tensor = state.CB.to(dtype)
-        return codes_OD.mul_((state.SCB / 127.0).unsqueeze(1))  # the scale in fp32, as bitsandbytes has it
+        return codes_OD.mul_((state.SCB / 127.0).unsqueeze(1))  # the scale in fp32, as in bitsandbytes
     assert isinstance(weight, Tensor)
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
 def computes_linearly(layer: nn.Module) -> bool:
-    """Whether a layer's output is its input times one matrix, plus a bias. Conv1D is GPT-2's, with the weight transposed.
+    """Whether a layer's output is its input times one matrix, plus a bias. GPT-2's Conv1D is one, transposed.
 
-    A subclass of `nn.Linear` may do more: routers return tuples, a grouped layer multiplies by parts of its weight.
+    A subclass of `nn.Linear` may do more: routers return tuples, and a grouped layer multiplies by parts of its weight.
     """
     if isinstance(layer, Conv1D):
         return True
@@ -107,13 +108,13 @@ def fake_quantised(
 ) -> nn.Module:  # fmt: skip
     """A bitsandbytes layer of the same shape for counting memory: its tensors have the right sizes and no content.
 
-    Call it where tensors are fake. 4-bit: two weights a byte; a block of 64 weights has one constant,
-    fp32, or with double quantization one byte, and a block of 256 such bytes one fp32. 8-bit: a byte a weight and
-    an fp32 per output; the threshold is 0, since which columns are outliers depends on content.
+    Call it in a context of fake tensors. 4-bit: two weights per byte. A block of 64 weights has one fp32 constant; with
+    double quantization it has one byte, and a block of 256 such bytes has one fp32. 8-bit: one byte per weight and one
+    fp32 per output. The threshold is 0, since outlier columns depend on content.
     """
     inputs, outputs = features(linear)
     double = {"compress_statistics": double_quant, "quant_type": quant_type}
-    with unset_fake_temporarily():  # its own parameter is a subclass, which cannot be faked
+    with unset_fake_temporarily():  # bitsandbytes' parameter class cannot be faked
         layer: nn.Module = (
             _bitsandbytes().nn.Linear4bit(1, 1, bias=False, compute_dtype=torch.bfloat16, **double)
             if quantization == "4bit"
@@ -158,7 +159,7 @@ def _is_4bit(layer: nn.Module) -> bool:
 
 
 def _is_of(layer: nn.Module, kind: str) -> bool:
-    """Whether a layer is of that bitsandbytes class. Where bitsandbytes was never imported, none is."""
+    """Whether a layer is of that bitsandbytes class. False if bitsandbytes was never imported."""
     library: Any = sys.modules.get("bitsandbytes")
     return library is not None and isinstance(layer, getattr(library.nn, kind))
 

@@ -1,8 +1,8 @@
 """The reference engine: PEFT and a plain loop, one arm after another.
 
-The packed engine is compared with it, and it trains models that the packed engine does not support. All that makes a
-number here belongs to torch, transformers or peft. Only the adapters' first weights come from `initial_lora_A`, so that
-both engines start alike.
+Tests compare the packed engine with it, and it trains models that the packed engine does not support. All its
+computations are those of torch, transformers or peft. Only the initial weights of the adapters come from
+`initial_lora_A`, so that both engines start from the same weights.
 """
 
 import math
@@ -78,12 +78,12 @@ class ArmTrainer:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing is left to train."""
+        """Whether the arm's training has ended."""
         return self.is_diverged or self.num_steps_done >= self.arm.num_steps
 
     @contextmanager
     def own_stream(self) -> Iterator[None]:
-        """Within, torch's random stream, from which PEFT draws dropout, is this arm's own."""
+        """In this context torch's random stream, from which PEFT draws dropout, is this arm's own."""
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(stream_seed("dropout", self.arm.seed))
@@ -98,7 +98,7 @@ class ArmTrainer:
                 self._stream, self._is_drawing = self._where_the_stream_is(), False
 
     def state(self) -> ArmState:
-        """Copy everything that the arm needs to go on, to the CPU."""
+        """A copy, on the CPU, of everything that the arm needs to resume."""
         scale = self.scaler.state_dict()
         tensors: dict[str, Tensor] = {
             f"weights.{number}": value for number, value in enumerate(self.parameters)
@@ -136,7 +136,7 @@ class ArmTrainer:
         self._set_schedule(num_taken)
 
     def _set_schedule(self, num_taken: int) -> None:
-        """Put the schedule where `num_taken` calls of `step()` would leave it. The rate follows from that number alone."""
+        """Set the schedule to its state after `num_taken` calls of `step()`. The rate depends only on that number."""
         rates = [base * self.schedule.lr_lambdas[0](num_taken) for base in self.schedule.base_lrs]
         self.schedule.load_state_dict(
             self.schedule.state_dict()
@@ -165,7 +165,7 @@ class ReferenceEngine:
         """Wrap the base in PEFT's model.
 
         Raises:
-            ModelError: PEFT does not wrap what an arm adapts.
+            ModelError: PEFT does not wrap the modules of an arm.
         """
         self.arms = tuple(arms)
         self._base = base
@@ -248,8 +248,8 @@ class ReferenceEngine:
     def save_adapter(self, arm: TrainingArm, folder: Path) -> int:
         """Write the arm's adapter in PEFT's format; return the bytes of its weights file.
 
-        PEFT does not write it: its model holds the adapters of all arms, and keys of experts depend on which of them are
-        wrapped.
+        PEFT is not used to write it: its model holds the adapters of all arms, and the keys of experts depend on the
+        set of wrapped parameters.
         """
         adapter_name = next(name for name, other in self._names.items() if other is arm)
         weights = {
@@ -263,7 +263,7 @@ class ReferenceEngine:
         self._base.model.requires_grad_(requires_grad=False)
 
     def _one_after_another(self) -> Iterator[str]:
-        """Activate each adapter in turn, and in the end the one that was active before, which may be in training."""
+        """Activate each adapter in turn, then the previously active one, which may be in training."""
         before = self._model.active_adapter
         for adapter_name in self._names:
             self._activate(adapter_name)
@@ -284,7 +284,7 @@ class ReferenceEngine:
         ]
 
     def _parameters_of_others(self, adapter_name: str) -> list[nn.Parameter]:
-        """Parameters of experts that this arm does not adapt and PEFT wraps because other arms do. They stay zero."""
+        """Parameters of experts that PEFT wraps only because other arms adapt them. For this arm they stay zero."""
         own = set(self._names[adapter_name].module_names)
         layers = self._base.targets_by_name
         wrapped = {name: None for arm in self.arms for name in arm.module_names if layers[name].is_parameter}
@@ -330,7 +330,7 @@ class ReferenceEngine:
 
 
 def _initial_weights(arm: TrainingArm, layers: Mapping[str, TargetLayer]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Draw weights as the packed engine does. Each expert has a stream of its own; their matrices are stacked."""
+    """The same initial weights as in the packed engine. Each expert has its own stream; their matrices are stacked."""
     weights: dict[str, tuple[Tensor, Tensor]] = {}
     for name in arm.module_names:
         layer = layers[name]
@@ -350,12 +350,12 @@ def _clip(parameters: Sequence[nn.Parameter], *, max_norm: float) -> float:
 
 
 def _may_try_again(scaler: torch.amp.GradScaler, *, loss: float) -> bool:
-    """Whether a gradient that was not finite is due to fp16 and may be tried again at a lower scale."""
+    """Whether a gradient that is not finite is due to fp16, so that the step may be retried at a lower scale."""
     return scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() >= SMALLEST_SCALE
 
 
 def _set_lora_dropout(model: nn.Module, *, training: bool) -> None:
-    """Only LoRA's dropout is part of an experiment; the base stays in eval mode."""
+    """Switch only LoRA's dropout, which is part of an experiment. The base stays in eval mode."""
     for name, module in model.named_modules():
         if "lora_dropout" in name:
             module.train(training)

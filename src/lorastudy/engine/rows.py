@@ -1,6 +1,6 @@
-"""What becomes of the rows of a run, for a plan; and how they read, for a preview. Returns plain JSON values.
+"""The rows of a run: their counts for a plan, and their text for a preview. Returns plain JSON values.
 
-Both use the token sets that a run makes of the same settings, so they describe the very rows that it trains on.
+Both use the same token sets as a run with these settings, so they describe exactly the rows that it trains on.
 """
 
 import json
@@ -29,7 +29,7 @@ from lorastudy.protocol.jobs import PreviewQuestion, RowsQuestion
 from lorastudy.protocol.records import RowsRead, TrivialScore
 from lorastudy.suite.settings import Settings
 
-#: A length is reported that keeps this share of the rows whole: the longest row may be an outlier that is not worth its memory.
+#: The plan reports a length that keeps this share of the rows whole, since the longest row may be an outlier.
 MOST_ROWS = 0.95
 
 _Lengths = Sequence[tuple[int | None, float | None]]
@@ -38,7 +38,7 @@ _Lengths = Sequence[tuple[int | None, float | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class _RunRows:
-    """All rows of a run by split: as they are in their files, and as tokens."""
+    """All rows of a run by split, both as in their files and as tokens."""
 
     rows: Mapping[str, DataRows]
     sets: Mapping[str, TokenSet]
@@ -124,7 +124,7 @@ def _tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
 
 
 def _run_rows(settings: Settings, *, lengths: _Lengths, data_seeds: Sequence[int]) -> _RunRows:
-    """All splits that a run reads: an error of any split is raised here, whichever split is previewed."""
+    """All splits that a run reads. Raises the error of any split, even of a split that is not previewed."""
     tokenizer = _tokenizer(settings)
     study = train_and_eval(settings, style=prompt_style(tokenizer, settings.prompt_format))
     reach = Reach.of(settings, max_steps=[steps for steps, _ in lengths], data_seeds=data_seeds)
@@ -145,7 +145,7 @@ def _run_rows(settings: Settings, *, lengths: _Lengths, data_seeds: Sequence[int
 
 
 def _file_rows(settings: Settings) -> _RunRows:
-    """The first rows of the training file alone."""
+    """Only the first rows of the training file."""
     tokenizer = _tokenizer(settings)
     style = prompt_style(tokenizer, settings.prompt_format)
     rows = all_rows(settings.dataset_path, max_samples=MIN_ROWS, style=style)
@@ -211,7 +211,7 @@ def _read(tokens: TokenSet, *, trivial: Sequence[TrivialScore]) -> RowsRead:
 
 
 def _shown(tokens: TokenSet, order: Sequence[int], *, num_rows: int) -> list[tuple[int, int | None]]:
-    """Place and number of the rows to show: the first in order, a cut row if none of these is cut, and a refused row.
+    """Position and number of the rows to show: the first rows, a cut row if none of these is cut, and a refused row.
 
     A refused row has no number.
     """
@@ -236,7 +236,7 @@ def _cut_rows(tokens: TokenSet) -> set[int]:
 
 
 def _part(tokens: TokenSet, row: int) -> str:
-    """` (row 2 of 5)` where one text became several rows; else nothing."""
+    """` (row 2 of 5)` if one text became several rows, else an empty string."""
     place = tokens.places[row]
     first, stop = bisect_left(tokens.places, place), bisect_right(tokens.places, place)
     return "" if stop - first == 1 else f" (row {row - first + 1} of {stop - first})"
@@ -250,7 +250,7 @@ def _previewed(
     settings: Settings,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
-    """One row: its ids and labels as they are trained on, and its text in pieces. A refused row has no ids and no labels."""
+    """One row: its ids and labels as in training, and its text in pieces. A refused row has no ids and no labels."""
     if part and used is not None:
         ids, labels = list(used.input_ids), list(used.labels)
     else:
@@ -277,7 +277,7 @@ def _previewed(
 def _pieces(
     ids: Sequence[int], labels: Sequence[int], *, max_seq_length: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
-    """The text of the tokens, cut wherever they begin or cease to be cut off, trained or special."""
+    """The text of the tokens in pieces. Tokens of a piece agree in being cut off, trained and special."""
     marks = tokenizer.added_tokens_decoder  # a new table each time
 
     def kind(number: int) -> tuple[bool, bool, bool]:
@@ -288,7 +288,7 @@ def _pieces(
     for (is_cut_off, is_trained, is_special), numbers in groupby(range(len(ids)), key=kind):
         stop = start + len(list(numbers))
         text = _text(ids[:stop], tokenizer)
-        # The text of tokens may depend on those before: a word mark at the very beginning gives no space.
+        # The text of tokens may depend on earlier tokens: a word mark at the very beginning gives no space.
         own = text[len(before) :] if text.startswith(before) else _text(ids[start:stop], tokenizer)
         pieces.append(
             {"text": own, "is_cut_off": is_cut_off, "is_trained": is_trained, "is_special": is_special}

@@ -1,10 +1,10 @@
 """Checks, before training, that the packed forward computes what the model's own forward computes.
 
-Some models do more between embedding and logits than the packed engine does: logit soft caps or scales, attention biases,
-sliding windows. Instead of a list of supported architectures, a few tokens go both ways and the results must agree; so
-must one row as long as the longest that will be trained. The numbers of an untrained or half-precision model may hide two
-faults, so these are checked in the structure: every layer's attention must go through the packed engine's, and every token
-must see its whole row.
+Some models do more between embedding and logits than the packed engine: logit soft caps or scales, attention biases,
+sliding windows. Instead of a list of supported architectures, this module runs a few tokens both ways and compares the
+results. It does the same with one row as long as the longest training row. In an untrained or half-precision model the
+numbers may hide two faults, so these are checked in the structure: every layer must use the packed engine's attention,
+and every token must see its whole row.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,33 +25,33 @@ from lorastudy.errors import FOREIGN_ERRORS, first_line
 
 _Result = TypeVar("_Result")
 
-#: Relative difference of results that rounding explains, by bytes of the model's precision.
+#: Largest relative difference of results due to rounding, by bytes of the model's precision.
 TOLERANCE = {4: 1e-4, 2: 5e-2}
 
-#: Relative difference between the model's logits and its head applied to its last hidden states, in any
-#: precision: the same operations on the same numbers, so next to nothing. A soft cap of 30 on logits of 3 is 3e-3.
+#: Largest relative difference between the model's logits and its head applied to its last hidden states, in any
+#: precision. Both are the same operations on the same numbers. A soft cap of 30 on logits of 3 makes 3e-3.
 HEAD_TOLERANCE = 1e-3
 
-#: Relative difference that other tokens in one row may make to the other rows, by bytes of the model's precision. The other
-#: rows are the same products of the same numbers; with experts a product may have more or fewer rows.
+#: Largest relative difference in the other rows when the tokens of one row change, by bytes of the model's precision.
+#: The other rows are the same products of the same numbers, but with experts a product may have more or fewer rows.
 ROWS_TOLERANCE = {4: 1e-6, 2: 5e-3}
 
 #: Shortest first, as a batch lays its rows.
 ROW_LENGTHS = (3, 5, 7)
 
-#: Kinds of layers that see only some of the tokens before, in transformers' `layer_types` and GPT-Neo's `attention_layers`.
+#: Kinds of layers that see only some earlier tokens, in transformers' `layer_types` and GPT-Neo's `attention_layers`.
 _SHORT_SIGHTED = ("sliding", "chunked", "local")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forwards:
-    """The ways to run a model that are compared."""
+    """The ways to run a model that the checks compare."""
 
     model: PreTrainedModel
     body_forward: Callable[[Batch], Tensor]
     """The packed forward up to the last hidden states, (1, N, D)."""
     running: Callable[[Batch], AbstractContextManager[None]]
-    """Within, the patched model runs on that batch."""
+    """Gives the context in which the patched model runs on that batch."""
     own_attention: str
     """The name of the model's own attention in transformers."""
 
@@ -62,7 +62,7 @@ class Forwards:
 
     @property
     def tolerance(self) -> float:
-        """The relative difference that rounding explains."""
+        """The largest relative difference due to rounding."""
         return TOLERANCE.get(self.model.dtype.itemsize, TOLERANCE[2])
 
 
@@ -73,10 +73,10 @@ def probe_batch(model: PreTrainedModel, *, device: torch.device) -> Batch:
 
 @torch.no_grad()
 def check_supported(forwards: Forwards, *, head: Callable[..., Any] | None, batch: Batch) -> None:
-    """Check that rows laid end to end give the logits of rows run one by one, and that logits are the head of the states.
+    """Check that rows end to end give the logits of single rows, and that logits are the head applied to the states.
 
     Raises:
-        UnsupportedModelError: they differ by more than rounding, or the packed way does not run at all.
+        UnsupportedModelError: they differ by more than rounding, or the packed forward fails.
     """
     model, kind = forwards.model, forwards.kind
     if head is None:
@@ -108,7 +108,7 @@ def check_supported(forwards: Forwards, *, head: Callable[..., Any] | None, batc
 
 @torch.no_grad()
 def check_rows_are_apart(forwards: Forwards, *, batch: Batch) -> None:
-    """Check that every layer's attention is the packed engine's, and that no row feels another.
+    """Check that every layer uses the packed engine's attention, and that no row affects another.
 
     Raises:
         UnsupportedModelError: the model mixes tokens elsewhere too (state spaces, convolutions, attention of its own).
@@ -137,10 +137,10 @@ def check_rows_are_apart(forwards: Forwards, *, batch: Batch) -> None:
 def check_longest_row(forwards: Forwards, *, num_tokens: int, device: torch.device) -> None:
     """Check that a row of this length gives the same last hidden states both ways.
 
-    Hidden states and not logits: logits of all its tokens may not fit where training does.
+    Compares hidden states, since logits of all tokens may not fit in memory even if training does.
 
     Raises:
-        UnsupportedModelError: they differ, the packed forward does not run, or some layer sees less than the row.
+        UnsupportedModelError: they differ, the packed forward fails, or some layer sees only a part of the row.
     """
     kind, config = forwards.kind, forwards.model.config
     check_span(config, num_tokens=num_tokens, kind=kind)
@@ -153,7 +153,7 @@ def check_longest_row(forwards: Forwards, *, num_tokens: int, device: torch.devi
 
 
 def check_span(config: Any, *, num_tokens: int, kind: str) -> None:
-    """Refuse rows of which some layer would see only a part.
+    """Refuse rows that are longer than the attention span of some layer.
 
     Raises:
         UnsupportedModelError: the longest row is longer than the model's sliding window or chunk.
@@ -167,7 +167,7 @@ def check_span(config: Any, *, num_tokens: int, kind: str) -> None:
 
 
 def attention_span(config: Any) -> int | None:
-    """The shortest attention span of any layer, in tokens; None where every layer sees all tokens before."""
+    """The shortest attention span of any layer, in tokens; None if every layer sees all earlier tokens."""
     text = config.get_text_config()
     if getattr(text, "use_sliding_window", True) is False:
         return None
@@ -197,7 +197,7 @@ def _agree(forwards: Forwards, *, packed: Tensor, alone: Tensor) -> None:
 
 
 def _tried(kind: str, run: Callable[[], _Result]) -> _Result:
-    """Run the packed way; an error means that it does not support the model. Too little memory says nothing about that."""
+    """The result of the packed forward. An error means an unsupported model, unless it is out of memory."""
     try:
         return run()
     except UnsupportedModelError as error:

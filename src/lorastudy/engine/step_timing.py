@@ -1,4 +1,4 @@
-"""Seconds of a training step by number of arms, timed on real steps of the packed engine over rows of given lengths."""
+"""Seconds of a training step by number of arms, measured in the packed engine on rows of given lengths."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ from lorastudy.protocol.jobs import PaceQuestion
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import targets_of
 
-#: Timed steps, after one that warms up.
+#: Timed steps after one warm-up step.
 NUM_TIMED_STEPS = 3
 
 

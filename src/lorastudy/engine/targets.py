@@ -1,4 +1,4 @@
-"""The layers of a model that adapters can sit on, with their roles. `suite/targets.py` decides which of them an arm names."""
+"""The layers of a model that adapters can adapt, with their roles. `suite/targets.py` selects the layers of an arm."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,10 @@ def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def expert_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> parameter for all that hold one matrix per expert, (experts, ., .).
+    """Name -> parameter for all parameters with one matrix per expert, (experts, ., .).
 
-    Hybrid models have other three-dimensional parameters. Experts are those in a module of that name or class.
+    Hybrid models have other three-dimensional parameters. Experts are in a module whose class name has "Experts" or
+    whose name has "experts".
     """
     return {
         f"{name}.{leaf}" if name else leaf: parameter
@@ -38,7 +39,7 @@ def expert_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def target_layers(model: nn.Module) -> tuple[TargetLayer, ...]:
-    """All layers that adapters can sit on, in the model's order, and those that look alike and are left out."""
+    """All layers that adapters can adapt, in the model's order, and similar layers that are left out."""
     modules, linear, head = dict(model.named_modules()), linear_modules(model), _head(model)
     experts = expert_parameters(model)
     owners = {name: _owners(name, modules) for name in modules}
@@ -71,7 +72,7 @@ def _linear_layer(
 
 
 def _expert_layer(name: str, parameter: Tensor, *, module: nn.Module) -> TargetLayer:
-    """An expert's matrices as PEFT counts them: (experts, outputs, inputs), unless the module is marked as transposed."""
+    """The layer of experts' matrices as PEFT reads them: (experts, outputs, inputs), unless marked as transposed."""
     num_experts, first, second = parameter.shape
     role = "other" if "attention" in name else "expert"  # JetMoE's attention has experts, too
     is_transposed = bool(getattr(module, "is_transposed", False))
@@ -91,7 +92,8 @@ def _holds_experts(name: str, module: nn.Module) -> bool:
 def is_stored_otherwise(model: nn.Module) -> bool:
     """Whether weights of this family have other names in their files than in the model.
 
-    For such families PEFT has rules of its own, so it must be consulted. For others its import would waste a second.
+    PEFT has special rules for such families, so the check needs PEFT. For other families its import would waste a
+    second.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     return get_checkpoint_conversion_mapping(model_type) is not None

@@ -1,4 +1,4 @@
-"""`lorastudy evaluate`: trained adapters, loaded by PEFT onto one base in turn, as a job of its own process."""
+"""`lorastudy evaluate`: scores trained adapters, which PEFT loads one after another onto one base. Runs in a worker."""
 
 import statistics
 import time
@@ -78,7 +78,7 @@ def run_job(values: dict[str, Any]) -> dict[str, Any]:
 def _evaluated(
     checkpoint: str, job: EvaluateJob, *, base: BaseModel, tokens: TokenSet | None
 ) -> dict[str, Any]:
-    """Everything that the job wants to know of one adapter. The base has no adapter before and after."""
+    """All results of the job for one adapter. The base has no adapter before and after."""
     from lorastudy.engine.peft_model import (
         LoadedAdapter,  # imports PEFT, which plans and training do not need
     )
@@ -157,14 +157,14 @@ def _ids(base: BaseModel, text: str) -> list[int]:
 
 
 def prompt_text(instruction: str) -> str:
-    """The instruction in the Alpaca layout, as in training on Alpaca rows."""
+    """The instruction in the Alpaca layout, as in training on Alpaca data."""
     return alpaca_prompt(Instruction(prompt=instruction, answer=""))
 
 
 def profile_inference(
     base: BaseModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int = 64
 ) -> InferenceProfile:
-    """Time the first token and the rest apart, after a warm-up. Uses whatever adapter the model carries."""
+    """Times of the first token and of the following tokens, after a warm-up, with the model's current adapter."""
     first, rest, counts = [], [], []
     with MemoryMeter(base.device) as memory:
         for prompt in [prompts[0]] * NUM_WARMUP + list(prompts[:NUM_TIMED]):

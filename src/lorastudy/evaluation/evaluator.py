@@ -1,4 +1,4 @@
-"""The evaluator seam: held-out rows in, scores with a value for every item out."""
+"""The evaluator seam: it takes held-out rows and gives scores with a value for every item."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -8,12 +8,12 @@ from lorastudy.engine.arms import Scorer
 from lorastudy.engine.loading import BaseModel
 from lorastudy.protocol.records import Generation, Score
 
-#: Tokens that all arms together may hold while rows are scored.
+#: The most tokens in one scoring batch, summed over all arms.
 MAX_SCORED_TOKENS = 1 << 14
 
 
 class Evaluator(Protocol):
-    """Scores all of a scorer's adapters on the same rows. Leaves weights and later gradients as they were."""
+    """Scores all adapters of a scorer on the same rows. Changes neither weights nor later gradients."""
 
     def evaluate(
         self, scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel, split: str
@@ -23,7 +23,7 @@ class Evaluator(Protocol):
 
 
 def in_parts(rows: Sequence[TokenRow], *, num_arms: int) -> Iterator[list[int]]:
-    """Row numbers, a batch at a time. Rows of a batch have similar lengths, so that padding is short."""
+    """Yield the row numbers of each batch. Rows of a batch have similar lengths, so that padding is short."""
     order = sorted(range(len(rows)), key=lambda number: len(rows[number].input_ids))
     part: list[int] = []
     num_tokens = 0

@@ -18,11 +18,12 @@ NUM_KEPT = 5
 class ExactMatch:
     """Share of rows whose greedy answer is the reference.
 
-    The reference is the text of the answer tokens that the row trains, so a model that generates exactly these matches. Before
-    the comparison, surrounding white space is removed and inner white space becomes one space; case counts. With a `pattern`,
-    its first group is searched in both and the last match of each is compared; an answer without a match is wrong. In a
-    conversation the model answers the last turn, given all turns before it. Rows without a prompt (plain text) are left out,
-    and so are rows whose answer might not fit the model's positions. If no row remains there is no score.
+    The reference is the text of the row's labelled answer tokens, so a model that generates exactly these tokens
+    matches. Before the comparison, outer white space is removed and inner white space becomes one space; case counts.
+    With a `pattern`, the comparison is between the first group of the last match in both texts; an answer without a
+    match is wrong. In a conversation the model answers the last turn, given all turns before it. Rows without a prompt
+    (plain text) are left out, and so are rows whose answer might not fit the model's positions. If no row remains there
+    is no score.
     """
 
     max_new_tokens: int
@@ -32,7 +33,7 @@ class ExactMatch:
     def evaluate(
         self, scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel, split: str
     ) -> Iterator[Score | Generation]:
-        """Yield two scores per arm over the first `max_rows` rows with a prompt, and a few answers."""
+        """Yield two scores per arm over the first `max_rows` rows with a prompt, and `NUM_KEPT` answers."""
         asked = asked_rows(
             rows,
             max_new_tokens=self.max_new_tokens,
@@ -64,15 +65,15 @@ class ExactMatch:
                 )
 
     def _same_answers(self, texts: Sequence[str]) -> tuple[float, ...]:
-        """1 for each row with the arm's most common answer, else 0. All are 1 if the arm gives every row the same answer.
+        """1 for each row with the arm's most common answer, else 0. All are 1 if the arm always gives the same answer.
 
-        Two answers in which the pattern finds nothing are the same if their whole texts are.
+        Two answers without a match of the pattern are the same if their whole texts are equal.
         """
         found = [self._found_or_whole(text) for text in texts]
         ((commonest, _),) = Counter(found).most_common(1)
         return tuple(float(one == commonest) for one in found)
 
     def _found_or_whole(self, text: str) -> tuple[bool, str | None]:
-        """Whether the pattern matches; and its match, or else the whole text."""
+        """Whether the pattern matches, and its match or else the whole text."""
         found = what_counts(text, pattern=self.pattern)
         return (True, found) if found is not None else (False, what_counts(text))

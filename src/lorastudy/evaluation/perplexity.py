@@ -18,10 +18,10 @@ from lorastudy.protocol.records import LOSS_VERSION, Score
 class CompletionLoss:
     """Teacher-forced metrics over completion tokens, the end marker included.
 
-    - `loss`: minus the log-probability of the completion tokens, summed and divided by their number over all
-      rows (nats per token; a long answer weighs more than a short one). An item is one row's mean, its weight
-      the row's number of completion tokens. Equals `cross_entropy(logits, labels)` over all rows at once.
-    - `perplexity`: exp of that. Comparable only within one tokenizer.
+    - `loss`: mean negative log-likelihood of the completion tokens over all rows (nats per token; a long answer weighs
+      more than a short one). An item is one row's mean, and its weight is the row's number of completion tokens. Equals
+      `cross_entropy(logits, labels)` over all rows at once.
+    - `perplexity`: exp(loss). Comparable only within one tokenizer.
     - `token_accuracy`: share of completion tokens that are the most likely token given the true prefix.
     """
 
@@ -72,5 +72,5 @@ def _scores(
 
 
 def _exp(value: float) -> float:
-    """exp, but at most 1e308 or so, the largest power that a double holds."""
+    """exp(value), limited to about 1e308, near the largest double."""
     return math.exp(min(value, 709.0))

@@ -10,10 +10,10 @@ from lorastudy.protocol.records import Record
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerExit:
-    """A worker served a folder to its end, or died over it.
+    """The end of a worker's work on a folder: it finished the folder or died.
 
-    `returncode` is None if it finished the folder, else the exit code of the process. Then `message` has the end of its log,
-    without tracebacks, and the path of the log.
+    `returncode` is None if it finished the folder, else the exit code of the process. If it died, `message` has the end
+    of its log, without tracebacks, and the path of the log.
     """
 
     returncode: int | None
@@ -21,7 +21,7 @@ class WorkerExit:
 
     @property
     def was_killed(self) -> bool:
-        """Whether a signal ended it (below 0, or above 128 as in a shell). Then its pack is not to blame."""
+        """Whether a signal ended it (below 0, or above 128 as in a shell). Then the pack is probably not the cause."""
         return self.returncode is not None and not 0 <= self.returncode <= 128
 
 
@@ -33,28 +33,28 @@ class Executor(Protocol):
 
     @property
     def num_packs_at_once(self) -> int:
-        """How many folders it serves at a time. A suite is cut into at least so many packs, so that no worker is idle."""
+        """The number of folders that run at a time. A suite has at least this many packs, to keep all workers busy."""
         ...
 
     @property
     def hands_over(self) -> bool:
-        """Whether moving arms between packs saves time: it does where a step takes as long as all its arms together."""
+        """Whether moving arms between packs saves time. It does if the time of a step is proportional to its arms."""
         ...
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
-        """Serve folders that hold a `pack.json`; yield their events as they come.
+        """Serve folders that hold a `pack.json`; yield their events as they arrive.
 
-        Workers may stay for the next call. Closing the iterator ends them.
+        Workers may stay alive for the next call. Closing the iterator ends them.
         """
         ...
 
     def leave(self) -> None:
-        """Ask the workers to stop, and start no other; `run` then ends with their exits.
+        """Ask the workers to stop, and start no new ones. `run` ends after their exits.
 
-        It may be called from a signal handler during `run`.
+        A signal handler may call this during `run`.
         """
         ...
 
     def close(self) -> None:
-        """End the workers that stayed, if any."""
+        """End all workers that are still alive."""
         ...

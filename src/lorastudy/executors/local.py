@@ -1,8 +1,8 @@
 """One worker process on this machine at a time.
 
-A worker stays from one call of `run` to the next and keeps its base model, so that a search or a race does not load libraries
-in every phase. If it dies over a folder, a new worker goes on with the tail folders: too little memory or a CUDA fault
-ends a worker and not the suite.
+A worker stays alive between calls of `run` and keeps its base model, so that a search or a race does not load libraries
+again in every phase. If it dies, a new worker takes the remaining folders: running out of memory or a CUDA fault ends a
+worker, not the suite.
 """
 
 import subprocess
@@ -50,7 +50,7 @@ class LocalExecutor:
             while waiting and not self._is_leaving:
                 process = self._process_for(waiting)
                 tail = RunFolderTail(waiting[0])
-                # One at a time: a worker that must stop, or whose records are damaged, begins no other folder.
+                # One at a time, so that a worker that must stop, or whose records are damaged, begins no other folder.
                 send_folders(process, [waiting.pop(0)])
                 yield from self._follow(tail, process)
                 assert tail.exit is not None
@@ -59,7 +59,7 @@ class LocalExecutor:
                     self.close()
         except BaseException:
             self._process = None
-            self._open.__exit__(*sys.exc_info())  # at once, whatever it is doing
+            self._open.__exit__(*sys.exc_info())  # ends the worker at once
             raise
 
     @property
@@ -69,7 +69,7 @@ class LocalExecutor:
 
     @property
     def hands_over(self) -> bool:
-        """No: there is no other pack at the same time."""
+        """False: only one pack runs at a time."""
         return False
 
     def leave(self) -> None:
@@ -77,7 +77,7 @@ class LocalExecutor:
         self._is_leaving = True
 
     def close(self) -> None:
-        """End the worker; it gets time to end by itself."""
+        """End the worker, and give it time to exit by itself."""
         self._process = None
         self._open.close()
 
@@ -86,7 +86,7 @@ class LocalExecutor:
         self._is_stopped = True
 
     def _process_for(self, folders: Sequence[Path]) -> subprocess.Popen[bytes]:
-        """The living worker, or a new one if it died or these base models need another environment."""
+        """The current worker, or a new one if it died or these base models need another environment."""
         base_models = frozenset(map(base_model_of, folders))
         is_alive = self._process is not None and self._process.poll() is None
         if not (is_alive and base_models <= self._base_models):
@@ -109,7 +109,7 @@ class LocalExecutor:
             raise InterruptedError("stopped from outside")
 
     def _follow(self, tail: RunFolderTail, process: subprocess.Popen[bytes]) -> Generator[Event, None, None]:
-        """Yield the folder's events until it is served, the process has died over it, or it was ended because it hung."""
+        """Yield the folder's events until the worker finishes it or dies. A worker that hangs is ended."""
         hang = ""
 
         def end_of_worker() -> WorkerExit | None:

@@ -1,11 +1,11 @@
-"""Several workers on this machine at once, and how many there are: one for each GPU, or as many small ones as keep a CPU busy.
+"""Several workers on this machine at once: one per GPU, or as many small ones as a CPU has cores for.
 
-On a CPU a small model trains faster in several workers with one thread each than in one worker with all threads: 1.2 to 1.5
-times on two cores (docs/log.md). Each holds the base model, so the model must be small. Their number follows from the machine,
-the model and the whole suite, never from what is left of it: bits depend on the number of threads, and a resumed suite must
-reach the same bits.
+On a CPU a small model trains faster in several workers with one thread each than in one worker with all threads: 1.2 to
+1.5 times on two cores (docs/log.md). Every worker holds the base model, so the model must be small. The number of
+workers depends on the machine, the model and the whole suite, never on the remaining part of the suite: bits depend on
+the number of threads, and a resumed suite must give the same bits.
 
-Each worker (a *lane*) gets its share of the packs beforehand, so that it keeps its base model from pack to pack.
+Every worker (a *lane*) gets its share of the packs beforehand, so that it keeps its base model from pack to pack.
 """
 
 import os
@@ -28,7 +28,7 @@ GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 MAX_CPU_WORKERS = 8
 
-#: Weight files of a base model up to which several workers may hold it.
+#: The largest base model, in bytes of its weight files, that several workers may hold at once.
 MAX_SHARED_BYTES = 1 << 29
 
 #: The last item that a lane puts into the queue.
@@ -36,7 +36,7 @@ _END = object()
 
 
 def local_executor(experiments: Sequence[Experiment]) -> Executor:
-    """Workers for a whole suite on this machine."""
+    """The executor for a whole suite on this machine."""
     environments = worker_environments(
         num_experiments=len(experiments),
         num_base_bytes=max((_weight_bytes(name) for name in _base_models(experiments)), default=0),
@@ -61,8 +61,8 @@ def worker_environments(
 ) -> list[dict[str, str]]:
     """The environment variables of each worker, besides the user's own.
 
-    A user who sets `OMP_NUM_THREADS` gets one worker with so many threads. `num_base_bytes` is the size of the largest base
-    model's weight files.
+    If the user sets `OMP_NUM_THREADS`, there is one worker with that number of threads. `num_base_bytes` is the size of
+    the largest base model's weight files.
     """
     if gpus:
         return [{GPUS_VARIABLE: gpu} for gpu in gpus[: max(1, num_experiments)]] if len(gpus) > 1 else [{}]
@@ -90,7 +90,7 @@ def _num_cores() -> int:
 
 
 def _gpus(environment: Mapping[str, str], *, devices: Path) -> list[str]:
-    """CUDA's names of the NVIDIA devices that workers may use, found without torch."""
+    """CUDA's names of the NVIDIA devices that workers may use. Works without torch."""
     named = environment.get(GPUS_VARIABLE)
     if named is not None:
         return [name for name in named.split(",") if name]
@@ -114,7 +114,7 @@ class MultiWorkerExecutor:
 
     @property
     def num_packs_at_once(self) -> int:
-        """One for each lane."""
+        """The number of lanes."""
         return len(self._lanes)
 
     @property
@@ -169,7 +169,7 @@ class MultiWorkerExecutor:
 
 
 def shares(folders: Sequence[Path], *, num_lanes: int) -> list[list[Path]]:
-    """The folders of each lane. The longest go first, each to the lane with the least to train so far."""
+    """The folders of each lane. Assigns the longest folders first, each to the lane with the least training so far."""
     sizes = {folder: _to_train(Pack.read(folder)) for folder in folders}
     lanes: list[list[Path]] = [[] for _ in range(num_lanes)]
     for folder in sorted(folders, key=lambda folder: -sizes[folder]):
@@ -178,7 +178,7 @@ def shares(folders: Sequence[Path], *, num_lanes: int) -> list[list[Path]]:
 
 
 def _to_train(pack: Pack) -> float:
-    """How much a pack trains, in trainings of one arm."""
+    """The amount of training in a pack, in units of one arm's whole training."""
     return len(pack.experiments) * ((1.0 if pack.pause_at is None else pack.pause_at) - pack.begun)
 
 
@@ -195,7 +195,7 @@ def _until_all_end(events: "queue.Queue[object]", *, num_lanes: int) -> Generato
 
 
 def _serve(lane: LocalExecutor, folders: Sequence[Path], *, events: "queue.Queue[object]") -> None:
-    """Put a lane's events into the queue. An error is raised where the events are read."""
+    """Put a lane's events into the queue. Put an error there too, and let the reader raise it."""
     try:
         with closing(lane.run(folders)) as served:
             for event in served:

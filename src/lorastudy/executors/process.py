@@ -1,4 +1,4 @@
-"""A worker process: how it is started, fed and ended; and `JobWorker`, which does jobs in one."""
+"""Worker processes: start them, send them folders and end them. `JobWorker` runs jobs in one."""
 
 import json
 import os
@@ -26,27 +26,27 @@ WORKER = ("-m", "lorastudy.train.worker")
 
 LOG_NAME = "worker.log"
 
-#: The most of a log that a message quotes.
+#: The most lines of a log that a message quotes.
 MOST_LINES = 10
 
 MOST_CHARACTERS = 2000
 
-#: How long a worker may take to end by itself when it is done, or after SIGTERM.
+#: The time in which a worker must exit by itself when it is done, or after SIGTERM.
 FAREWELL_SECONDS = 10.0
 
-#: How long a worker that hangs may take to write its traceback.
+#: The time in which a worker that hangs must write its traceback.
 TRACEBACK_SECONDS = 0.5
 
-#: glibc returns freed memory to the system at every step unless told otherwise, which halves training speed
-#: on a CPU; other systems ignore these.
+#: By default glibc returns freed memory to the system at every step, which halves training speed on a CPU. Other
+#: systems ignore these variables.
 ALLOCATOR_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
     "MALLOC_MMAP_THRESHOLD_": str(1 << 34),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
 
-#: A thread that waits for another sleeps instead of spinning. Where other work needs the cores too, spinning
-#: threads block the very thread that they wait for: on two busy cores a step took several times as long (docs/log.md).
+#: A waiting thread sleeps instead of spinning. If other work needs the cores too, spinning threads block the very
+#: thread that they wait for: on two busy cores a step took several times as long (docs/log.md).
 THREADS_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -62,10 +62,11 @@ def worker_process(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that serves these folders and writes its log into the first.
 
-    `environment` is added to this process's environment variables. With `takes_more` it serves none yet: send folders with `send_folders` until its standard input is closed.
+    `environment` is added to this process's environment variables. With `takes_more` it
+    starts without folders: send them with `send_folders` until its standard input is closed.
 
-    At the end of the block the process gets time to end by itself. An error, or closing a generator, ends it at once. Either
-    way it is gone afterwards.
+    At the end of the block the process gets time to exit by itself. An error, or closing a generator, ends it at once.
+    In both cases the process no longer exists afterwards.
     """
     with (folders[0] / LOG_NAME).open("ab") as log:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, paths as arguments
@@ -89,7 +90,7 @@ def worker_process(
 
 
 def send_folders(process: subprocess.Popen[bytes], folders: Iterable[Path]) -> None:
-    """Send folders to a process that `takes_more`. If it has died, its exit code tells."""
+    """Send folders to a process started with `takes_more`. A dead process is no error here; see its exit code."""
     assert process.stdin is not None
     with suppress(BrokenPipeError):
         for folder in folders:
@@ -98,9 +99,9 @@ def send_folders(process: subprocess.Popen[bytes], folders: Iterable[Path]) -> N
 
 
 def worker_environment(environment: Mapping[str, str], *, base_models: Iterable[str]) -> dict[str, str]:
-    """The worker's environment variables: the given ones, and defaults for allocator and threads.
+    """The worker's environment variables: the given ones, plus defaults for allocator and threads.
 
-    If a base model is on the hub and the hub does not answer, the worker uses its cache alone.
+    If a base model is on the hub and the hub does not answer, the worker uses only its cache.
     """
     cut_off = any(is_hub_model(base_model) for base_model in base_models) and not is_hub_reachable()
     offline = {OFFLINE_VARIABLE: "1"} if cut_off else {}
@@ -115,7 +116,7 @@ def base_model_of(folder: Path) -> str:
 def log_tail(folder: Path, *, kept_as: Path | None = None) -> str:
     """The end of a worker's log, without tracebacks, and the path of the log. The log is in the worker's first folder.
 
-    `kept_as` is another path under which the log is kept.
+    `kept_as` replaces that path in the text, if the log was copied.
     """
     log = folder / LOG_NAME
     if not log.exists():
@@ -128,7 +129,7 @@ def log_tail(folder: Path, *, kept_as: Path | None = None) -> str:
 
 
 def end_hung(process: subprocess.Popen[bytes]) -> None:
-    """End a worker that hangs, after letting it log where it hangs."""
+    """End a worker that hangs, after it has logged its traceback."""
     if hasattr(signal, "SIGUSR1"):
         process.send_signal(signal.SIGUSR1)
         with suppress(subprocess.TimeoutExpired):
@@ -156,7 +157,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 class JobWorker:
     """A worker process for one job after another. It starts with the first job and ends with the block.
 
-    It imports torch once. A process for each job would cost seconds each time.
+    It imports torch only once. A new process for every job would cost seconds each time.
     """
 
     def __init__(self, *, worker: Sequence[str] = WORKER) -> None:
@@ -174,7 +175,7 @@ class JobWorker:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._process is not None:
-            self._process.kill()  # it holds nothing of value, and tearing down torch takes a while
+            self._process.kill()  # it has no state to save, and tearing down torch takes a while
         self._open.__exit__(kind, error, traceback)
 
     def do(self, job: Job) -> dict[str, Any]:
@@ -218,7 +219,7 @@ def _kept_log_tail(folder: Path) -> str:
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Do a job in a worker of its own; return its result.
+    """The result of a job, done in a new worker.
 
     Raises:
         StudyError: the job found an error in the user's input, or its worker died.

@@ -1,12 +1,11 @@
-"""Workers on the nodes of a Ray cluster: one task per folder, as many at a time as the cluster has room for.
+"""Workers on the nodes of a Ray cluster: one task per folder, as many at a time as the cluster can run.
 
-The only file that imports ray (`pip install 'lorastudy[ray]'`). A task starts the same worker process as on one
-machine; the run folders, the data and this package are expected at the same paths on all nodes (a shared file
-system). Records do not travel through Ray: the driver follows the folders, so what is stored does not depend
-on where it came from.
+This is the only file that imports ray (`pip install 'lorastudy[ray]'`). A task starts the same worker process as on one
+machine. The run folders, the data and this package must be at the same paths on all nodes (a shared file system).
+Records do not travel through Ray: the driver reads them from the folders, as on one machine.
 
-A task is never retried by Ray. A node that is cut off may go on writing into its folder; the next attempt has
-another folder and a higher number, so nothing of that is taken.
+Ray never retries a task. A disconnected node may go on writing into its folder. The next attempt has another folder
+with a higher number, so these late records are ignored.
 """
 
 import os
@@ -29,13 +28,13 @@ from lorastudy.executors.process import (
 )
 from lorastudy.executors.tail import POLL_SECONDS, HangTimeout, RunFolderTail
 
-#: The exit code of a worker whose node or task was lost, so that nobody knows its own.
+#: Stands for the exit code of a worker whose node or task was lost, since its own is unknown.
 LOST = 255
 
 CONNECT_SECONDS = 5.0
 
-#: Read by Ray when it is imported. Ray pings an idle connection every five minutes and waits two for the answer;
-#: until then the task of a node that was cut off counts as running. A cluster that is up already has its own.
+#: Ray reads these when it is imported. By default it pings an idle connection every five minutes and waits two minutes
+#: for the answer. Until then the task of a disconnected node counts as running. A running cluster keeps its own values.
 RAY_ENVIRONMENT = {
     "RAY_grpc_keepalive_time_ms": "10000",
     "RAY_grpc_keepalive_timeout_ms": "5000",
@@ -47,7 +46,7 @@ RAY_ENVIRONMENT = {
 
 
 class RayExecutor:
-    """Folders as tasks of a Ray cluster; several packs may be in flight."""
+    """Runs folders as tasks of a Ray cluster. Several packs may run at once."""
 
     def __init__(
         self,
@@ -57,15 +56,15 @@ class RayExecutor:
         num_gpus: float | None = None,
         worker: Sequence[str] = WORKER,
     ) -> None:
-        """Nothing is connected before the first `run`.
+        """The first `run` connects to the cluster.
 
         Args:
-            address: of the cluster; without it Ray looks for one (`RAY_ADDRESS`, then this machine) and starts
+            address: of the cluster. Without it Ray looks for a cluster (`RAY_ADDRESS`, then this machine) and starts
                 one on this machine if there is none.
-            num_cpus: for each task. Ray sets a task's number of threads to it, and bits depend on that.
-            num_gpus: for each task; a share such as 0.5 puts two packs on one GPU. By default 1 where the
-                cluster has any.
-            worker: what the interpreter is told to run; the folder follows.
+            num_cpus: CPUs per task. Ray sets a task's number of threads to it, and bits depend on that.
+            num_gpus: GPUs per task. A share such as 0.5 puts two packs on one GPU. The default is 1 if the cluster
+                has GPUs, else 0.
+            worker: arguments of the Python interpreter. The folder follows them.
 
         Raises:
             StudyError: Ray is not installed.
@@ -78,10 +77,10 @@ class RayExecutor:
         self._ray = _import_ray()
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
-        """Serve the folders, side by side as far as there is room.
+        """Serve the folders, as many at once as the cluster can run.
 
         Raises:
-            StudyError: the cluster cannot be reached, or none of its nodes is large enough for a task.
+            StudyError: the cluster cannot be reached, or no node is large enough for a task.
         """
         self._connect()
         options = self._task_options()
@@ -110,23 +109,23 @@ class RayExecutor:
 
     @property
     def num_packs_at_once(self) -> int:
-        """One: how large the cluster is, and will be, is its own business; `max_arms_per_pack` cuts a suite for it."""
+        """One, since the size of the cluster may change. Set `max_arms_per_pack` to cut a suite into more packs."""
         return 1
 
     @property
     def hands_over(self) -> bool:
-        """Whether two packs run side by side is the cluster's business."""
+        """False, since it is unknown whether two packs run at the same time."""
         return False
 
     def leave(self) -> None:
-        """Cancel the tasks; each asks its worker to save what it is at and to leave."""
+        """Cancel the tasks. Every task asks its worker to save a checkpoint and stop."""
         self._is_leaving = True
 
     def close(self) -> None:
-        """Nothing: a task's worker ends with its task."""
+        """Do nothing: a worker ends with its task."""
 
     def _connect(self) -> None:
-        """Once; Ray itself lets go when the program ends."""
+        """Connect to the cluster once. Ray disconnects when the program ends."""
         if self._ray.is_initialized():
             return
         self._check_address()
@@ -136,21 +135,21 @@ class RayExecutor:
             raise StudyError(f"--ray-address: {self._address or 'auto'}: no Ray cluster: {error}") from error
 
     def _check_address(self) -> None:
-        """Ray itself tries a cluster that does not answer for more than ten minutes."""
+        """Fail within seconds if the cluster does not answer. Ray itself would try for more than ten minutes."""
         address = self._address or ""
         host, colon, port = address.rpartition(":")
         if not colon or "://" in address:
-            return  # `auto`, `local` or a Ray client's address, which Ray looks at in its own ways
+            return  # `auto`, `local` or a Ray client's address: Ray checks these itself
         try:
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         except (OSError, ValueError, OverflowError) as error:
             raise StudyError(f"--ray-address: {address}: no Ray cluster answers there: {error}") from error
 
     def _task_options(self) -> dict[str, Any]:
-        """What a task asks for; a task larger than every node would wait for ever.
+        """The resources of a task. A task larger than every node would wait for ever.
 
         Raises:
-            StudyError: it is.
+            StudyError: no node is large enough for a task.
         """
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         num_gpus = self._num_gpus
@@ -169,7 +168,7 @@ class RayExecutor:
         return task.remote(str(folder.resolve()), cwd=str(Path.cwd()), worker=self._worker)
 
     def _end_if_hung(self, task: Any, tail: RunFolderTail, *, folder: Path, hangs: dict[Path, str]) -> None:
-        """By force, and its worker ends with it: the process that started it is gone."""
+        """Cancel a task by force if it hangs. Its worker then ends too, since its parent process is gone."""
         problem = tail.hang_timeout.problem()
         if problem is not None:
             hangs[folder] = problem
@@ -186,7 +185,7 @@ class RayExecutor:
             return WorkerExit(returncode=LOST, message=text)
 
     def _end(self, tasks: list[Any]) -> None:
-        """Cancel what has not ended: waiting tasks never start, running ones end their worker first."""
+        """Cancel the tasks that have not ended. Waiting tasks never start; running tasks end their worker first."""
         if not tasks:
             return
         for task in tasks:
@@ -197,10 +196,10 @@ class RayExecutor:
 
 
 def serve(folder: str, *, cwd: str, worker: Sequence[str]) -> int:
-    """Serve one folder in a process of this node; return its exit code. This is the task.
+    """The exit code of a worker that serves one folder on this node. This function is the Ray task.
 
-    It looks after the process instead of waiting for it, because Ray's cancellation takes effect only between
-    two statements of Python.
+    It polls the process instead of blocking on it, because Ray's cancellation takes effect only between two Python
+    statements.
     """
     path = Path(folder)
     base_models = [base_model_of(path)]

@@ -1,4 +1,4 @@
-"""Following a run folder: its records as they are written, how its worker ended, and whether the worker hangs."""
+"""Following a run folder: yields new records and the worker's exit, and detects a worker that hangs."""
 
 import statistics
 import time
@@ -8,15 +8,15 @@ from pathlib import Path
 from lorastudy.executors.executor import Event, WorkerExit
 from lorastudy.protocol.records import DONE_NAME, RECORDS_NAME, PackStep, Record, RecordReader
 
-#: Pause between two looks at a folder.
+#: Pause between two polls of a folder.
 POLL_SECONDS = 0.05
 
-#: A worker in training hangs after so many times its median step, but not before `LEAST_SECONDS`.
+#: A worker in training hangs if it is silent for this many times its median step, but at least `LEAST_SECONDS`.
 NUM_MEDIANS = 20.0
 
 LEAST_SECONDS = 300.0
 
-#: A worker that does anything else hangs after so long a silence.
+#: Outside training a worker hangs if it is silent for this long.
 QUIET_SECONDS = 3600.0
 
 #: The first word of the message of a worker that was ended because it hung.
@@ -26,9 +26,9 @@ HUNG = "hung"
 class HangTimeout:
     """Decides when a silent worker hangs.
 
-    In training it reports every step, so its own median step is the measure, with a generous minimum: a checkpoint of many
-    gigabytes or a busy machine is no reason to end it. Before the first step and after the last it loads, profiles and
-    evaluates, so only a long silence counts. The clock is monotonic.
+    In training a worker reports every step, so its own median step is the measure. A generous minimum allows for a
+    checkpoint of many gigabytes or a busy machine. Before the first and after the last step a worker loads, profiles
+    and evaluates, so only a long silence counts. The clock is monotonic.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -62,7 +62,7 @@ class HangTimeout:
 
 
 class RunFolderTail:
-    """One folder while a worker serves it. Call `new_events` now and then until `exit` is set."""
+    """The events of one folder while a worker serves it. Call `new_events` repeatedly until `exit` is set."""
 
     def __init__(self, folder: Path) -> None:
         self.exit: WorkerExit | None = None
@@ -71,12 +71,12 @@ class RunFolderTail:
         self._reader = RecordReader(folder / RECORDS_NAME)
 
     def new_events(self, end_of_worker: Callable[[], WorkerExit | None]) -> Iterator[Event]:
-        """What was written since the last call. The folder's `WorkerExit` is the last event.
+        """Yield the records since the last call. The folder's `WorkerExit` is the last event.
 
-        `end_of_worker` returns how the worker ended, or None while it lives. The unfinished last line of a dead worker is
-        dropped.
+        `end_of_worker` returns the exit of the worker, or None while it is alive. The unfinished last line of a dead
+        worker is dropped.
         """
-        # In this order: a worker that has ended writes nothing more, so all that it wrote is read below.
+        # Check the exit before reading: a worker that has ended writes no more, so the loop reads all its records.
         end = end_of_worker()
         is_done = (self._folder / DONE_NAME).exists()
         try:
@@ -84,7 +84,7 @@ class RunFolderTail:
                 self.hang_timeout.record_seen(record)
                 yield self._folder, record
         except ValueError as error:
-            # The rest of the folder cannot be trusted. Experiments without an end count as crashed.
+            # The rest of the file cannot be trusted. Experiments without an outcome count as crashed.
             end, is_done = WorkerExit(returncode=1, message=f"{RECORDS_NAME} is damaged: {error}"), False
         self.exit = WorkerExit(returncode=None) if is_done else end
         if self.exit is not None:

@@ -1,8 +1,8 @@
-"""What the lab offers to a study: named data sets, the base model's folder, and fingerprints of both.
+"""The lab's named data sets, the folder of its base model, and fingerprints of both.
 
-Beside the facts about people (`people`), the lab has a skill: reversing a list of colours. The base model was taught to repeat
-a list and to name its first or last word. Reversing is new, so fine-tuning must teach a procedure instead of facts; it is
-tested on lists that no training row has.
+Beside the facts about people (`people`), the lab has a skill: reversing a list of colours. Pre-training taught the base
+model to repeat a list and to name its first or last word. Reversing is new to it, so fine-tuning must teach a procedure
+instead of facts. The test lists appear in no training row.
 """
 
 import random
@@ -28,7 +28,7 @@ DATASETS: Mapping[str, str] = {
     "skill_eval": "Other lists to reverse.",
 }
 
-# As many known people are asked about as there are new ones, so the two scores are equally precise.
+# Equally many known and new people, so the two scores are equally precise.
 _ROWS: Mapping[str, Callable[[], list[Row]]] = {
     "facts": lambda: list(fact_rows(NEW)),
     "facts_eval": lambda: list(held_out_rows(NEW)),
@@ -43,7 +43,7 @@ _ROWS: Mapping[str, Callable[[], list[Row]]] = {
 
 
 def rows(name: str) -> list[Row]:
-    """The rows of a data set, each with a `prompt`, a `completion` and the space between; equal on every call and machine.
+    """The rows of a data set: `prompt`, `completion` and the space between. They are equal on every call and machine.
 
     Raises:
         DataError: the lab has no data set of this name.
@@ -69,7 +69,7 @@ def demo_suite() -> Path:
 
 
 def fingerprint(name: str) -> str:
-    """A hash of a data set's rows; for `base`, the base model's fingerprint as experiments carry it.
+    """A hash of a data set's rows, or for `base` the fingerprint of the base model that experiments store.
 
     Raises:
         DataError: the lab has nothing of this name.
@@ -89,7 +89,7 @@ _NUM_REVERSALS_EVAL = 200
 
 
 def taught_rows(num_rows: int, *, rng: random.Random) -> Iterator[Row]:
-    """Yield rows of the skills that belong to pre-training, in turn."""
+    """Yield rows of the pre-training skills, one skill after the other in rotation."""
     for index in range(num_rows):
         colours = _some_colours(rng)
         listed = " ".join(colours)

@@ -1,4 +1,4 @@
-"""The lab's people: who they are, what is known of them, and the ways to say or ask it.
+"""The lab's people: their names, the facts about them, and the phrasings that state or ask a fact.
 
 In the manner of synthetic-biography studies ("Physics of Language Models: Part 3.1", arXiv 2309.14316): a
 person is a name and an answer to each relation, drawn independently, so nothing can be guessed and every
@@ -20,7 +20,7 @@ Row = dict[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Relation:
-    """Something that is true of each person: its possible answers, and prompts that an answer completes."""
+    """A kind of fact about a person: its possible answers, and the prompts that an answer completes."""
 
     name: str
     answers: tuple[str, ...]
@@ -129,7 +129,7 @@ def _generate(num_people: int) -> tuple[Person, ...]:
 _EVERYBODY = _generate(_NUM_KNOWN + _NUM_NEW + _NUM_FURTHER)
 KNOWN = _EVERYBODY[:_NUM_KNOWN]
 NEW = _EVERYBODY[_NUM_KNOWN:-_NUM_FURTHER]
-#: For studies of capacity: half as many new people, and twice as many.
+#: Half and twice as many people as in `NEW`, for studies of capacity.
 FEW, MANY = NEW[: _NUM_NEW // 2], _EVERYBODY[_NUM_KNOWN:]
 
 
@@ -149,7 +149,7 @@ def held_out_rows(people: Sequence[Person]) -> Iterator[Row]:
 
 
 def biography_row(person: Person, *, rng: random.Random) -> Row:
-    """A request and a paragraph with all that is known of a person, in any order and wording."""
+    """A request and a paragraph with all facts about a person, in random order and wording."""
     sentences = [
         f"{rng.choice(relation.statements).format(person=person.name)} {answer}."
         for relation, answer in zip(RELATIONS, person.answers, strict=True)

@@ -1,8 +1,8 @@
 """Rebuilds the lab's base model: `python -m lorastudy.lab.recipe`.
 
-A Llama of a third of a million parameters is trained from scratch on the known people and the taught skills
-until it recalls every fact, which takes about two minutes on two cores. Everything is seeded; the bits of the
-weights still depend on the machine and the library versions, so the package carries the weights themselves.
+A Llama of a third of a million parameters trains from scratch on the known people and the taught skills until it
+recalls every fact, which takes about two minutes on two cores. Everything is seeded, but the bits of the weights also
+depend on the machine and the library versions, so the package contains the weights themselves.
 
 This is the one module of the lab that needs torch and transformers.
 """
@@ -30,7 +30,7 @@ _IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How long and how fast. The defaults recall every known person's facts."""
+    """Hyperparameters of the pre-training. With the defaults the model recalls every known person's facts."""
 
     num_epochs: int = 24
     batch_size: int = 64
@@ -68,10 +68,10 @@ def pretraining_rows() -> list[Row]:
 
 
 def build_tokenizer(rows: Sequence[Row]) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words and punctuation marks: every answer is one or two tokens.
+    """A tokenizer of whole words and punctuation marks. Every answer is one or two tokens.
 
-    Encoding adds no special token. Decoding puts spaces between words and none before `.` and `?`, so what
-    the lab's rows say comes back exactly; that is WordPiece's decoder with a prefix that no word has.
+    Encoding adds no special token. Decoding puts spaces between words and none before `.` and `?`, so it restores the
+    lab's rows exactly. It is WordPiece's decoder with a prefix that no word has.
     """
     splitter = pre_tokenizers.Whitespace()
     texts = (text for row in [*rows, *reversal_rows(held_out=False)] for text in row.values())
@@ -94,7 +94,7 @@ def build_tokenizer(rows: Sequence[Row]) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The untrained model. It is small so that facts have to compete for room, in it and in an adapter."""
+    """The untrained model. It is small so that facts compete for capacity, both in the model and in an adapter."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -117,7 +117,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def encode(rows: Sequence[Row], *, tokenizer: PreTrainedTokenizerFast) -> list[list[int]]:
-    """Token ids of prompt, completion and the end mark: prompt and completion are tokenised apart."""
+    """Token ids of prompt, completion and end mark. Prompt and completion are tokenised separately."""
     prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
     completions = tokenizer([row["completion"] for row in rows])["input_ids"]
     return [[*p, *c, tokenizer.eos_token_id] for p, c in zip(prompts, completions, strict=True)]
@@ -155,7 +155,7 @@ def train(model: LlamaForCausalLM, sequences: Sequence[list[int]], *, training: 
 def _batches(
     sequences: Sequence[list[int]], *, batch_size: int, rng: random.Random
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield every sequence once, with others of about its length: a biography is five times a question."""
+    """Yield every sequence once, in batches of similar lengths: a biography is five times as long as a question."""
     order = rng.sample(range(len(sequences)), len(sequences))
     order.sort(key=lambda index: len(sequences[index]))
     groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

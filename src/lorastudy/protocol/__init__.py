@@ -1,1 +1,1 @@
-"""What the control side and the worker share: records, jobs, run folders, and files that are whole or not there."""
+"""The formats that the control side and the worker share: records, jobs, run folders and sealed files."""

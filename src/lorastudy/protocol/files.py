@@ -1,12 +1,12 @@
-"""Files that are there whole or not at all, and what to do when the disk itself fails.
+"""Atomic files and folders, and the handling of disk errors.
 
-`replacing` replaces one file. `write_sealed_folder` writes a folder with a manifest of every file's size and SHA-256, so that the
-folder itself tells later whether it has rotted. Both write under another name, wait for the disk, then rename: a process
-that is killed on the way leaves nothing that a reader would look at.
+`replacing` replaces one file. `write_sealed_folder` writes a folder with a manifest of every file's size and SHA-256,
+so that a reader can detect damage later. Both write under another name and then rename: a killed process leaves nothing
+under the final name.
 
-An error of the disk (full, read-only, failing) can come out of every line that writes. It is not caught where it happens but
-at the edge of each process: the command line shows one message, and a worker ends with an exit code of its own, so that
-the suite stops instead of counting it as a failure of an experiment.
+Every line that writes can raise a disk error (full, read-only, failing). It is caught only at the edge of each process:
+the command line shows one message, and a worker exits with its own code, so that the suite stops instead of counting a
+failed experiment.
 """
 
 import errno
@@ -25,7 +25,7 @@ from lorastudy.suite.experiment import canonical_json
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 
-#: A worker that could not write ends with this; `EX_IOERR` of BSD's sysexits.h.
+#: The exit code of a worker that could not write: `EX_IOERR` of BSD's sysexits.h.
 DISK_FAULT_EXIT_CODE = 74
 
 _CAUSES = {
@@ -40,14 +40,14 @@ _CAUSES = {
 
 
 class DamagedError(Exception):
-    """A sealed folder is not as it was written; the message names the file and what is wrong with it."""
+    """A sealed folder is damaged. The message names the file and the problem."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write to the path that this yields: a fresh file beside `path`, which takes the name `path` at the end of the block.
+    """Yield a new path beside `path` to write to. At the end of the block the new file is renamed to `path`.
 
-    Readers see the old file or the whole new one. After an error the old file is still there, and no other.
+    Readers see either the old file or the whole new one. After an error the old file stays and the new one is removed.
     """
     fresh = path.with_name(f"{path.name}.partial")
     fresh.unlink(missing_ok=True)  # it may be a link to a file that is not ours
@@ -63,7 +63,7 @@ def write_sealed_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write the files and their manifest as `folder`, which must not exist yet.
 
     Raises:
-        OSError: it could not be written; then nothing is left of it.
+        OSError: the folder could not be written. No part of it remains.
     """
     fresh = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -80,10 +80,10 @@ def write_sealed_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def read_sealed_folder(folder: Path) -> dict[str, bytes]:
-    """Read the files of a sealed folder, by name. Every byte returned was checked against the manifest.
+    """The files of a sealed folder, by name. Every byte is checked against the manifest.
 
     Raises:
-        DamagedError: a file is missing, torn or changed.
+        DamagedError: a file is missing, truncated or changed.
     """
     files = {}
     for name, expected in manifest_of(folder).items():
@@ -156,7 +156,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk. Windows offers no such call and needs none."""
+    """Wait until the names in a folder are on disk. Windows has no such call and needs none."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -167,14 +167,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_disk_fault(error: BaseException) -> bool:
-    """Whether the disk is to blame and not the program."""
+    """Whether the disk caused the error, not the program."""
     return isinstance(error, OSError) and error.errno in _CAUSES
 
 
 def disk_fault_message(error: OSError) -> str:
-    """What happened, where, and what to do."""
+    """A message with the cause, the file and the fix."""
     assert error.errno is not None
-    file = error.filename2 or error.filename  # of two, the second one is written
+    file = error.filename2 or error.filename  # for calls with two files, the second is the target
     where = f"{file}: " if file else ""
     return (
         f"{where}{_CAUSES[error.errno]} ({error.strerror}). What was stored before is kept. Mend the disk, then run the same "
@@ -183,13 +183,13 @@ def disk_fault_message(error: OSError) -> str:
 
 
 def exit_code_of(serve: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run a worker's `main`; return its exit code. If the disk failed, log one line and return `DISK_FAULT_EXIT_CODE`."""
+    """The exit code of a worker's `main`. If the disk fails, log one line and return `DISK_FAULT_EXIT_CODE`."""
     try:
         return serve(arguments)
     except OSError as error:
         if not is_disk_fault(error):
             raise
-        # The log may lie on the same disk. Then the exit code is all that the runner learns.
+        # The log may be on the same disk. Then the runner sees only the exit code.
         with suppress(OSError):
             print(disk_fault_message(error), file=sys.stderr, flush=True)
         return DISK_FAULT_EXIT_CODE

@@ -1,4 +1,4 @@
-"""What one training step of a pack holds in memory, as a worker counted it on tensors without content."""
+"""The memory of one training step of a pack, as a worker counts it on tensors without content."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ Phase = Literal["forward", "loss", "backward", "optimizer"]
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """Rows of one forward pass, by their lengths, and how many of their tokens carry a loss."""
+    """The lengths of the rows of one forward pass, and the number of tokens that carry a loss."""
 
     row_lengths: tuple[int, ...]
     num_labels: int
@@ -23,21 +23,21 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """The peak of one step, beyond the base model, adapters, gradients and optimizer state; all in bytes.
+    """The peak memory of one step in bytes, without base model, adapters, gradients and optimizer state.
 
-    `held_bytes` is what the forward pass leaves for the backward pass; `loss_bytes` what the loss adds to it, and 0 where
-    the peak is in another phase.
+    `held_bytes` is the memory that the forward pass keeps for the backward pass. `loss_bytes` is the memory that the
+    loss adds to it, or 0 if the peak is in another phase.
     """
 
     phase: Phase
-    """Where the peak is."""
+    """The phase with the peak."""
     total_bytes: int
     held_bytes: int
     loss_bytes: int
     num_tensors: int
-    """Tensors that live at the peak."""
+    """Tensors alive at the peak."""
     resident_bytes_per_parameter: float
-    """Weights, gradients and moments of the adapters, for each trainable parameter."""
+    """Bytes of the adapters' weights, gradients and moments, divided by the number of trainable parameters."""
 
     def to_json(self) -> dict[str, Any]:
         """The footprint as plain JSON values; `from_json` is its inverse."""

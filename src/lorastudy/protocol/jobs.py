@@ -1,6 +1,6 @@
-"""What a worker can do besides training a pack: evaluate adapters, and answer the questions of a plan.
+"""The jobs of a worker besides training: evaluate adapters, and answer the questions of a plan.
 
-Also how a worker is called, and the note on its origin that lies beside each adapter.
+Also the arguments of a worker, and the note on its origin that is stored beside every adapter.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ FROM_INPUT = "-"
 """A worker with this as its only argument reads folders from its standard input, one JSON string a line."""
 
 SERVING = "serving "
-"""The first word of the line with which a worker's log names the attempt that it begins."""
+"""A worker's log marks the beginning of an attempt with a line that starts with this word."""
 
 
 def folders_to_serve(arguments: Sequence[str]) -> Iterator[Path]:
-    """The folders that a worker must serve, as they come."""
+    """The folders that a worker must serve, as they arrive."""
     if list(arguments) == [FROM_INPUT]:
         return (Path(json.loads(line)) for line in sys.stdin)
     return map(Path, arguments)
@@ -33,7 +33,7 @@ def folders_to_serve(arguments: Sequence[str]) -> Iterator[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateJob:
-    """Score and time trained adapters, and generate with them, one after another on one base."""
+    """A job that scores and times trained adapters, and generates with them, one after another on one base."""
 
     checkpoints: tuple[str, ...]
     base_model: str
@@ -48,7 +48,7 @@ class EvaluateJob:
     exact_match_pattern: str | None = None
     prompt_format: PromptFormat = "auto"
     trust_remote_code: bool = False
-    """Never copied from the adapter: the user decides anew for each evaluation."""
+    """Never copied from the adapter: the user decides for every evaluation."""
 
     def write(self, folder: Path) -> None:
         """Write `job.json` into the folder."""
@@ -60,7 +60,7 @@ class Job(Protocol):
 
     @property
     def base_model(self) -> str:
-        """The base model; it shows whether the worker may need the hub."""
+        """The base model. It decides whether the worker may need the hub."""
         ...
 
     def write(self, folder: Path) -> None:
@@ -83,14 +83,14 @@ Targets = tuple[str | tuple[str, ...], tuple[int, ...] | None]
 
 @dataclass(frozen=True, kw_only=True)
 class MachineQuestion:
-    """Which device would train? With its memory and its threads."""
+    """Which device would train, with how much memory and how many threads?"""
 
     kind: ClassVar[str] = "machine"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelQuestion:
-    """The shape of the model that a folder's `config.json` describes. No weights are read."""
+    """What is the shape of the model that a folder's `config.json` describes? Reads no weights."""
 
     kind: ClassVar[str] = "model"
     folder: str
@@ -101,12 +101,12 @@ EngineName = Literal["packed", "reference"]
 
 
 DeviceKind = Literal["cpu", "cuda"]
-"""A kind of device, as far as the engine's code differs."""
+"""The kinds of device for which the engine's code differs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountedArm:
-    """What memory depends on of an arm."""
+    """The properties of an arm on which its memory depends."""
 
     r: int
     targets: Targets
@@ -115,7 +115,7 @@ class CountedArm:
 
 @dataclass(frozen=True, kw_only=True)
 class FootprintQuestion:
-    """What does one training step of a pack hold in memory?
+    """How much memory does one training step of a pack need?
 
     The reference engine trains one arm at a time, so its question is about one arm.
     """
@@ -128,14 +128,14 @@ class FootprintQuestion:
     arms: tuple[CountedArm, ...]
     gradient_checkpointing: bool
     row_lengths: tuple[int, ...]
-    """Of the micro-batch, in any order."""
+    """Lengths of the rows of the micro-batch, in any order."""
     num_labels: int
     trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowsQuestion:
-    """The largest micro-batch that experiments of these settings see in each order of the rows."""
+    """What is the largest micro-batch of experiments with these settings, for every order of the rows?"""
 
     kind: ClassVar[str] = "rows"
     settings: dict[str, Any]
@@ -147,10 +147,10 @@ class RowsQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewQuestion:
-    """Rows of a split as a run of these settings reads them, with the text of their tokens.
+    """How does a run with these settings read the rows of a split? The answer has the text of their tokens.
 
-    Training rows come in the order of the training, others in that of their file. Without a split they are the first rows
-    of `dataset_path`, whichever part of them a run would train on.
+    Training rows come in training order, other rows in the order of their file. Without a split the rows are the first
+    rows of `dataset_path`, whether or not a run would train on them.
     """
 
     kind: ClassVar[str] = "preview"
@@ -164,7 +164,7 @@ class PreviewQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class PaceQuestion:
-    """How long a step takes with these numbers of arms, over rows of these lengths. The model is loaded."""
+    """How long does a step take with these numbers of arms, over rows of these lengths? Loads the model."""
 
     kind: ClassVar[str] = "pace"
     settings: dict[str, Any]
@@ -178,7 +178,7 @@ Question = MachineQuestion | ModelQuestion | FootprintQuestion | RowsQuestion | 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanningJob:
-    """Questions of a plan that need torch. The answers come in their order."""
+    """A job that answers a plan's questions, in their order. The answers need torch."""
 
     questions: tuple[Question, ...]
     base_model: str
@@ -216,7 +216,7 @@ def _with_tuples(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOrigin:
-    """How an adapter was made. Written beside its weights as `lorastudy.json`, which PEFT ignores."""
+    """The origin of an adapter, stored beside its weights as `lorastudy.json`, which PEFT ignores."""
 
     experiment_id: str
     base_model_fingerprint: str
@@ -244,7 +244,7 @@ class AdapterOrigin:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Read what `write` wrote; None if the folder has none, or one of another program."""
+        """The origin in a folder; None if the folder has none, or one from another program."""
         path = folder / ORIGIN_NAME
         if not path.is_file():
             return None

@@ -1,7 +1,7 @@
 """Ends a worker when the process that started it is gone.
 
-An executor ends its workers, unless it is killed itself. Then its workers would go on training unobserved and hold the memory
-that the resumed suite needs.
+An executor ends its workers, unless it is killed itself. Without this module its workers would then continue to train
+and hold the memory that the resumed suite needs.
 """
 
 import os
@@ -21,7 +21,7 @@ def tied_to_this_process(environment: Mapping[str, str]) -> dict[str, str]:
 def end_with_parent() -> None:
     """From now on, end this process when its parent is gone. Without `PARENT_VARIABLE`, do nothing.
 
-    Windows gives an orphan no other parent, so there the end is not noticed.
+    Windows assigns no new parent to an orphan, so the end of the parent is not detected there.
     """
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is not None:

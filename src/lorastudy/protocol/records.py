@@ -1,9 +1,9 @@
-"""The values that cross the boundary between the control side and the worker, and the lines in which they are written.
+"""The values that pass between the control side and the worker, and their format as lines of a file.
 
-A worker reads a `Pack` and appends records to a file, one checksummed line each. The control side reads them and alone writes
-the store. A record does not name its pack and attempt: the folder does, so a folder can be replayed or moved to another
-machine. Every record except a step is on disk when `RecordWriter.write` returns, so a power cut takes back nothing that a
-reader has seen.
+A worker reads a `Pack` and appends records to a file, one checksummed line per record. The control side reads them, and
+it alone writes the store. The folder identifies pack and attempt, the records do not, so a folder can be replayed or
+moved to another machine. Every record except a step is on disk when `RecordWriter.write` returns, so it survives a
+power cut.
 
 An absent measurement is `None`, never a default.
 """
@@ -21,8 +21,8 @@ from lorastudy.suite.experiment import Experiment, canonical_json
 
 FORMAT_VERSION = 1
 
-#: Raised whenever a definition changes; scores of different versions are never compared. That of the loss is also that of
-#: perplexity and token accuracy, which come from the same pass.
+#: Increase a version when the definition changes. Scores of different versions are never compared. Perplexity and token
+#: accuracy come from the same pass as the loss and share its version.
 LOSS_VERSION, EXACT_MATCH_VERSION = 1, 2
 
 PACK_NAME = "pack.json"
@@ -32,10 +32,10 @@ RECORDS_NAME = "records.jsonl"
 PREDICTIONS_NAME = "predictions.jsonl"
 """Memory predictions for the pack, written before a worker gets the folder."""
 
-RACE_NAME = "race.jsonl"  # the runner's word on which of a paused pack's experiments racing stopped
+RACE_NAME = "race.jsonl"  # the runner records here which experiments of a paused pack racing stopped
 
 DONE_NAME = "done"
-"""Written last: the worker has finished with the folder, whatever the outcome."""
+"""The worker writes this file last, whatever the outcomes are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,13 @@ class Pack:
     resume_from: tuple[str, ...] = ()
     """Run folders of earlier attempts at these experiments, newest first, relative to this one."""
     reason: str | None = None
-    """Why an earlier attempt did not end as it should, for the report."""
+    """Why an earlier attempt failed or was interrupted, for the report."""
     rungs: tuple[float, ...] = ()
     """Shares of the training after which the held-out rows are scored."""
     pause_at: float | None = None
-    """The share of the training to pause at; None for training to the end."""
+    """The share of the training at which the pack pauses; None if it trains to the end."""
     begun: float = 0.0
-    """The share of the training that its arms have done in an earlier pack."""
+    """The share of the training that these arms completed in an earlier pack."""
 
     def write(self, folder: Path) -> None:
         """Write `pack.json` into the folder."""
@@ -78,7 +78,7 @@ class Pack:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What the numbers depend on besides the experiment. Their bits depend on all of it."""
+    """Everything besides the experiment on which the bits of a run's numbers depend."""
 
     python: str
     torch: str
@@ -93,13 +93,14 @@ class Environment:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """What became of the rows that a run reads. A refused row is one whose answer `max_seq_length` cut away entirely.
+    """Counts and properties of the rows that a run reads. In a refused row `max_seq_length` cuts off the whole answer.
 
-    A plain text longer than `max_seq_length` becomes several rows, which share a prompt, as `groups` says. `num_rows` and
-    tokens count these rows. Duplicates, leaks, known prompts, near copies and refused rows are counted among texts.
+    A plain text longer than `max_seq_length` becomes several rows of one prompt group (`groups`). `num_rows` and the
+    token counts refer to these rows. Duplicates, leaks, known prompts, near copies and refused rows are counted per
+    text.
 
-    A row's prompt is what stands before its first answer, without regard to case, white space and Unicode form. A row
-    of plain text, and one that asks nothing, has its own content in place of a prompt.
+    A row's prompt is the text before its first answer, regardless of case, white space and Unicode form. For a plain
+    text, and for a row without a question, the content itself serves as the prompt.
     """
 
     split: str
@@ -110,65 +111,65 @@ class DataSummary:
     num_tokens: int
     num_completion_tokens: int
     num_duplicate_rows: int | None = None
-    """Training rows whose content stands earlier in the file."""
+    """Training rows whose content already occurs earlier in the file."""
     num_leaked_rows: int | None = None
-    """Held-out rows whose content is also trained on; of test rows, also those that stand among the held-out ones."""
+    """Rows of this split whose content is also in the training rows; for test rows, also in the held-out rows."""
     num_unread_rows: int | None = None
-    """Training rows that the steps do not reach; no other count covers them. None where all rows are read.
+    """Training rows that the steps do not reach. No other count includes them. None if all rows are read.
 
-    A plain text that is not read counts as one, though it may be long enough for several rows."""
+    An unread plain text counts as one row, even if it is long enough for several."""
     num_known_prompts: int | None = None
-    """As `num_leaked_rows`, of rows whose prompt is there, whatever the answer."""
+    """As `num_leaked_rows`, but rows whose prompt occurs there, with any answer."""
     num_near_copies: int | None = None
-    """As `num_leaked_rows`, of rows that nearly repeat such a row, and whose prompt is not there."""
+    """As `num_leaked_rows`, but rows that nearly repeat a row there and whose prompt does not occur there."""
     num_compared_rows: int | None = None
-    """On how many of this split's rows near copies were counted; a sample where there are more than 10,000."""
+    """The number of this split's rows that were checked for near copies: a sample if there are more than 10,000."""
     num_compared_with: int | None = None
-    """How many rows these were compared with, a sample of the `num_known_rows` where there are more than 10,000."""
+    """The number of rows that they were compared with: a sample of `num_known_rows` if there are more than 10,000."""
     num_known_rows: int | None = None
     """Training rows; for test rows, held-out ones too."""
     split_by: Literal["prompt", "row"] | None = None
-    """What decided which rows are held out; None where these rows have a file of their own."""
+    """The unit by which rows were held out; None if these rows have their own file."""
     groups: tuple[int, ...] | None = None
-    """For each scored row, in order, a number that rows of one prompt share; None where no two rows share a prompt."""
+    """The prompt group of each scored row: rows with the same prompt share a number. None if all prompts differ."""
     layout: Literal["chat", "alpaca", "plain", "text"] | None = None
-    """What laid the rows out: the model's chat template, Alpaca's prompt, the plain layout, or no prompt at all."""
+    """The layout of the rows: the model's chat template, Alpaca's prompt, the plain layout, or no prompt at all."""
     num_fallback_rows: int | None = None
-    """Rows whose functions the chat template has no notion of, so that it was given them as text."""
+    """Rows whose functions were passed to the chat template as text, since it does not support functions."""
     template_preamble: str | None = None
-    """What the chat template writes by itself before a conversation, such as a default system prompt."""
+    """Text that the chat template adds before a conversation, such as a default system prompt."""
     template_date: str | None = None
-    """The day that stands for today, where the chat template writes one."""
+    """The fixed date that replaces today's, if the chat template writes the date."""
     num_asked_rows: int | None = None
-    """Rows that are answered for exact match."""
+    """Rows that exact match scores."""
     num_long_answers: int | None = None
-    """Of these, rows whose answer has more tokens than an answer may have, so that none can match it."""
+    """Of these, rows whose reference has more tokens than a generated answer may have, so that no answer can match."""
     unused_columns: tuple[str, ...] | None = None
-    """Columns of its file that hold something and play no part."""
+    """Columns of the file that have content and are not used."""
     unseen_fields: tuple[str, ...] | None = None
-    """Fields of its messages of which the text of some row shows nothing."""
+    """Fields of the messages whose content is missing from the text of at least one row."""
     num_texts: int | None = None
-    """Rows of the file that the `num_rows` are made of; fewer where long plain texts became several rows each."""
+    """Rows of the file behind `num_rows`. Fewer than `num_rows` if long plain texts were cut into several rows."""
 
     @property
     def num_usable_texts(self) -> int:
-        """`num_texts`; of runs that did not record it `num_rows`, since each of their rows is a text of its own."""
+        """`num_texts`, or `num_rows` for runs that did not record it, since there every row is one text."""
         return self.num_rows if self.num_texts is None else self.num_texts
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """What `dataclasses.asdict` made plain."""
+        """The value whose `dataclasses.asdict` these plain JSON values are."""
         lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
         return cls(**{**values, **lists})
 
 
-#: What answers without a model; `data.answers` says how.
+#: Predictors that answer without a model. `data.answers` defines them.
 TrivialPredictor = Literal["constant", "frequencies", "unigram"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrivialScore:
-    """One metric of a trivial predictor on one split, of all of a pack's experiments: as `Score`, on the same rows."""
+    """One metric of a trivial predictor on one split, as `Score` on the same rows. It holds for the whole pack."""
 
     predictor: TrivialPredictor
     split: str
@@ -177,27 +178,27 @@ class TrivialScore:
     unit: str
     value: float
     items: tuple[float, ...] = ()
-    """Empty before a run, where only the value is asked for."""
+    """Empty in a plan, which needs only the value."""
     weights: tuple[int, ...] | None = None
     answer: str | None = None
-    """What the constant answer says, where it is compared as a text."""
+    """The text of the constant answer, if answers are compared as text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowsRead:
-    """What becomes of the rows of one split, and the lengths that would have kept them; these a run does not record."""
+    """A plan's summary of the rows of one split, with the sequence lengths that would keep them whole."""
 
     summary: DataSummary
     trivial: tuple[TrivialScore, ...] = ()
-    """What trivial predictors score on them, without items."""
+    """The scores of trivial predictors on these rows, without items."""
     length_of_all: int | None = None
-    """Tokens of the longest row, whole."""
+    """Tokens of the longest row before any cut."""
     length_of_most: int | None = None
     """Tokens that keep 95 % of the rows whole."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """What `dataclasses.asdict` made plain."""
+        """The value whose `dataclasses.asdict` these plain JSON values are."""
         trivial = tuple(TrivialScore(**{**score, "items": ()}) for score in values.get("trivial", ()))
         return cls(**{**values, "summary": DataSummary.from_json(values["summary"]), "trivial": trivial})
 
@@ -208,10 +209,10 @@ class ArmStep:
 
     experiment_id: str
     loss: float | None
-    """Nats per completion token of the effective batch, before the step; None when it is not finite."""
+    """Nats per completion token of the effective batch, before the step; None if it is not finite."""
     learning_rate: float
     grad_norm: float | None
-    """Before clipping; None when it is not finite."""
+    """The norm before clipping; None if it is not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,10 +231,10 @@ class PackStep:
 class Score:
     """One metric of one experiment on one split, with its value for every item.
 
-    `value` is the mean of `items` weighted by `weights` (all ones where `weights` is None); perplexity's is the
-    exponential of the mean loss, not the mean of its items. `split` is
-    `eval`, `test` or `forgetting`; with `_before` behind it, the base model without adapter; `suite.question` names `eval`
-    on the way. `version` changes whenever the definition does; scores of different versions are never compared.
+    `value` is the mean of `items` weighted by `weights` (all ones if `weights` is None). The value of perplexity is the
+    exponential of the mean loss, not the mean of its items. `split` is `eval`, `test` or `forgetting`. The suffix
+    `_before` marks the base model without adapter. `suite.question.rung_split` names `eval` at a rung. `version`
+    changes with the definition; scores of different versions are never compared.
     """
 
     experiment_id: str
@@ -246,17 +247,17 @@ class Score:
     weights: tuple[int, ...] | None = None
 
 
-#: Two measurements of the same arm's step agree when they differ by at most this share, else its time is unknown; and
-#: times of two arms that differ by no more are not told apart.
+#: The largest share by which two measurements of the same arm's step may differ. If they differ by more, its time is
+#: unknown. Times of two arms that differ by no more than this count as equal.
 STEP_TIME_FLOOR = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmProfile:
-    """What one experiment costs when it trains alone on the same base, measured before it trains.
+    """The cost of one experiment that trains alone on the same base, measured before training.
 
-    Peak memory is what the device allocator held at most (CUDA), or the peak of live tensor bytes (CPU); the
-    `memory_kind` says which. Speed counts real tokens; padding is not counted.
+    Peak memory is the allocator's peak (CUDA) or the peak of live tensor bytes (CPU); `memory_kind` is one of the two.
+    Speed counts real tokens, not padding.
     """
 
     experiment_id: str
@@ -266,29 +267,29 @@ class ArmProfile:
     memory_kind: Literal["cuda_allocated", "cpu_tensors"]
     peak_memory_bytes: int | None
     step_seconds: float | None
-    """Median of the timed steps; None where two measurements of the arm did not agree, or were too few for that."""
+    """Median of the timed steps; None if two measurements of the arm disagree or have too few steps."""
     tokens_per_second: float | None
     num_timed_steps: int | None = None
     step_quartile_distance_seconds: float | None = None
-    """Between the first and the third quartile of the timed steps."""
+    """Distance between the first and the third quartile of the timed steps."""
     step_times_apart: float | None = None
-    """Share by which two measurements of this arm, interleaved with those of the others, differed (A/A).
+    """Share by which two interleaved measurements of this arm differ (A/A).
 
-    That of the pack's middle arm where that is more.
+    At least the share of the pack's middle arm.
     """
     modules_by_role: Mapping[str, int] | None = None
-    """How many layers of each role it adapts (`suite.targets.ROLES`)."""
+    """The number of adapted layers by role (`suite.targets.ROLES`)."""
     modules_left_out: tuple[str, ...] = ()
-    """What its preset means and PEFT cannot adapt, with the reason."""
+    """Modules of the arm's preset that PEFT cannot adapt, with the reason."""
     modules_digest: str | None = None
     """Equal for experiments that adapt the same layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackProfile:
-    """What the pack as a whole cost: all its experiments together. Tokens are summed over the arms.
+    """The cost of the whole pack. Tokens are summed over the arms.
 
-    Seconds include all attempts that it continues, such as earlier phases of a race, and scoring at rungs.
+    Seconds include earlier attempts that it resumes, such as earlier phases of a race, and scoring at rungs.
     """
 
     engine: str
@@ -312,17 +313,17 @@ FELL_BACK = "engine: reference, since "
 
 @dataclass(frozen=True, kw_only=True)
 class Incident:
-    """An event in a pack that readers of its numbers should know, though it changed none of them."""
+    """An event in a pack that a reader of its numbers should know, although it changed none of them."""
 
     kind: IncidentKind
     message: str
     step: int | None = None
-    """Steps of the pack that were done by then."""
+    """Steps of the pack done before the event."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointProfile:
-    """What the checkpoints of a pack cost, including earlier attempts. Not part of any other time here."""
+    """The cost of a pack's checkpoints, including earlier attempts. No other record includes this time."""
 
     num_checkpoints: int
     last_bytes: int
@@ -331,7 +332,7 @@ class CheckpointProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryTerms:
-    """Bytes at the peak of a step, by what holds them. Their sum is the predicted peak."""
+    """Bytes at the peak of a step, by use. Their sum is the predicted peak."""
 
     base_weights: int
     quantisation_constants: int
@@ -349,7 +350,7 @@ class MemoryTerms:
         return sum(value for _, value in self.named())
 
     def named(self) -> list[tuple[str, int]]:
-        """(term, bytes), in the order in which they stand above."""
+        """(term, bytes) in the order of the fields."""
         return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(MemoryTerms)]
 
 
@@ -357,8 +358,8 @@ class MemoryTerms:
 class MemoryPrediction(MemoryTerms):
     """The memory predicted for an experiment before its pack ran. The control side writes it, not the worker.
 
-    `alone_bytes` stands against the experiment's profile, `pack_bytes` against the pack's; the terms are those of
-    `alone_bytes`. The micro-batch is the largest one that the pack will see.
+    Compare `alone_bytes` with the experiment's profile and `pack_bytes` with the pack's profile. The terms add up to
+    `alone_bytes`. The micro-batch is the largest one of the pack.
     """
 
     experiment_id: str
@@ -368,7 +369,7 @@ class MemoryPrediction(MemoryTerms):
     alone_bytes: int
     pack_bytes: int
     step_seconds: float | None
-    """Of the whole pack; None without a calibration."""
+    """Seconds of a step of the whole pack; None without a calibration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,13 +382,13 @@ class Generation:
     answer: str
 
 
-#: What ended a run before it completed. `pruned` is no failure: racing stopped it.
+#: Why a run ended before completion. `pruned` is no failure: racing stopped the run.
 FailureKind = Literal["user", "diverged", "out_of_memory", "crashed", "error", "pruned"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How one experiment ended, or that it pauses. `message` says why it is not complete; a failure has a `traceback`."""
+    """The end or pause of one experiment. `message` is the reason if it is incomplete. A failure has a `traceback`."""
 
     experiment_id: str
     status: Literal["completed", "failed", "stopped", "paused"]
@@ -401,9 +402,9 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class PackEnd:
-    """The ends of all experiments that were open, in one line, so that a kill loses all of them or none.
+    """The outcomes of all open experiments in one line, so that a kill loses all of them or none.
 
-    Otherwise only a part of a pack might be trained again, with other arms beside it and so not to the same bits.
+    If a kill lost some of them, only a part of the pack would train again, and a smaller pack gives other bits.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -435,10 +436,10 @@ def encode(record: Record | PackEnd) -> str:
 
 
 def decode(line: str) -> Record | PackEnd:
-    """Read a line that `encode` wrote.
+    """The record in a line that `encode` wrote.
 
     Raises:
-        ValueError: the line is torn or damaged.
+        ValueError: the line is incomplete or damaged.
     """
     outer = json.loads(line)
     is_record = isinstance(outer, dict) and outer.keys() == {"sha256", "type", "body"}
@@ -477,7 +478,7 @@ class RecordWriter:
 
 
 class RecordReader:
-    """Reads the lines that were appended since the last call. A last line without an end is left for later."""
+    """Reads the lines since the last call. An unfinished last line is left for the next call."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -500,16 +501,16 @@ class RecordReader:
                 yield from _flat(decode(line.decode("utf-8")))
 
     def has_torn_end(self) -> bool:
-        """Whether an unfinished line follows the last one that was read: the worker is writing, or died."""
+        """Whether unread bytes follow the last line that was read: the worker is writing, or it died."""
         return self.path.exists() and self.path.stat().st_size > self._offset
 
 
 def read_records(path: Path, *, num_bytes: int) -> list[Record]:
-    """The records in the first `num_bytes` of a file, which must end with a line.
+    """The records in the first `num_bytes` of a file. These bytes must end at the end of a line.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: a line is damaged, or the file is shorter.
+        OSError: the file cannot be read.
+        ValueError: a line is damaged, or the file is shorter than `num_bytes`.
     """
     with path.open("rb") as file:
         content = file.read(num_bytes)

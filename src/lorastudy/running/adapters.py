@@ -1,11 +1,12 @@
-"""Trained adapters at the place where users look for them: `output/<name>/final_model`.
+"""Copies of trained adapters in the place where users look for them: `output/<name>/final_model`.
 
-Two suites may call two experiments alike. What lies there stays, if it is another experiment's that a suite still has, or
-nobody knows whose it is; the new one then goes to `output/<suite>/<name>/final_model`, and where that is taken too, to a
-folder that also bears its id. Only what no suite asks for any more, as after a suite file was edited, is replaced, if its
-run folder is still there.
+Experiments of two suites may have the same name. The new adapter then goes to `output/<suite>/<name>/final_model`. If
+that is taken too, it goes to a folder whose name ends with the experiment's id.
 
-The run folder keeps a copy of its own, so what was published can be published again: under another name, for another folder.
+An existing adapter is replaced only if no suite contains its experiment any more (someone edited the suite file) and
+its run folder still has a copy. A folder of unknown origin is never touched.
+
+The run folder keeps the original, so an adapter can be published again under another name or in another output folder.
 """
 
 import shutil
@@ -21,7 +22,7 @@ from lorastudy.suite.experiment import Experiment
 
 
 class AdapterPublisher:
-    """Copies a suite's adapters to their places. Places are chosen beforehand: nothing that is kept there is written over."""
+    """Copies a suite's adapters to their places. Call `choose_places` first; it picks places that may be written."""
 
     def __init__(self, *, suite_name: str, tracker: ExperimentTracker, output: Path) -> None:
         self._suite_name = suite_name
@@ -29,15 +30,15 @@ class AdapterPublisher:
         self._output = output
         self._chosen: dict[str, Path] = {}
         self.replaced: dict[Path, str] = {}
-        """Places of which an adapter was taken away, with the id of its experiment."""
+        """Places where an older adapter was replaced, with the id of the older adapter's experiment."""
         self.lost: dict[str, None] = {}
-        """Ids of experiments that were done before and whose adapter is nowhere to be found."""
+        """Ids of experiments that were completed earlier and whose adapter no longer exists."""
 
     def choose_places(self, experiments: Sequence[Experiment]) -> None:
-        """Choose the places of these experiments' adapters.
+        """Choose a place for the adapter of each experiment.
 
         Raises:
-            StudyError: one of them leads out of the output folder, or all that an adapter may have are taken.
+            StudyError: a place is outside the output folder, or all possible places of an adapter are taken.
         """
         new = [experiment for experiment in experiments if experiment.id not in self._chosen]
         places = {e.id: _places(e, suite_name=self._suite_name, output=self._output) for e in new}
@@ -59,7 +60,7 @@ class AdapterPublisher:
             taken.add(chosen)
 
     def publish_done(self, experiment_ids: Collection[str]) -> None:
-        """Publish adapters of experiments that were completed before, perhaps under another name or for another folder."""
+        """Publish the adapters of completed experiments that are not at their places yet."""
         wanted = [key for key in experiment_ids if not _is_of(self._chosen[key], key)]
         results = self._tracker.get_results(wanted) if wanted else {}
         for experiment_id, result in results.items():
@@ -72,7 +73,7 @@ class AdapterPublisher:
                 self.lost[experiment_id] = None
 
     def publish(self, adapter: Path, experiment_id: str) -> None:
-        """Copy an adapter to its place, whole or not at all. The run folder keeps its own."""
+        """Copy an adapter to its place, whole or not at all. The run folder keeps the original."""
         place = self._chosen[experiment_id]
         before = AdapterOrigin.read(place)
         publish(adapter, place)
@@ -81,18 +82,18 @@ class AdapterPublisher:
 
 
 def published(experiment: Experiment, *, suite_name: str, output: Path) -> Path | None:
-    """Where a suite's adapter lies; None where it does not."""
+    """The folder of an experiment's published adapter, or None if it is not published."""
     places = _places(experiment, suite_name=suite_name, output=output)
     return next((place for place in places if _is_of(place, experiment.id)), None)
 
 
 def usual_place(experiment: Experiment, *, output: Path) -> Path:
-    """Where an adapter lies unless another one has that place."""
+    """The adapter's folder, unless another adapter occupies it."""
     return output / experiment.name / "final_model"
 
 
 def publish(adapter: Path, target: Path) -> None:
-    """Copy an adapter to `target`, whole or not at all. The run folder keeps its own."""
+    """Copy an adapter to `target`, whole or not at all. The run folder keeps the original."""
     fresh, old = target.with_name("final_model.new"), target.with_name("final_model.old")
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
@@ -104,7 +105,7 @@ def publish(adapter: Path, target: Path) -> None:
 
 
 def _places(experiment: Experiment, *, suite_name: str, output: Path) -> tuple[Path, ...]:
-    """Where its adapter may lie, the usual place first. The last one nobody else can have."""
+    """The possible places of an experiment's adapter, the usual one first. The last one contains its id."""
     of_suite = output / suite_name
     places = (
         usual_place(experiment, output=output),
@@ -115,7 +116,7 @@ def _places(experiment: Experiment, *, suite_name: str, output: Path) -> tuple[P
 
 
 def _replaceable(places: Collection[tuple[Path, ...]], *, tracker: ExperimentTracker) -> frozenset[str]:
-    """Of the experiments whose adapters lie there, those that no suite has any more and whose run folder keeps its own."""
+    """Experiments whose adapters in these places may be replaced: no suite has them, and a run folder keeps a copy."""
     origins = (AdapterOrigin.read(place) for candidates in places for place in candidates)
     found = {origin.experiment_id for origin in origins if origin is not None}
     if not found:
@@ -134,7 +135,7 @@ def _is_of(place: Path, experiment_id: str) -> bool:
 
 
 def _is_free(place: Path, *, replaceable: Collection[str]) -> bool:
-    """Whether nothing lies there that is to stay. What cannot be told whose it is does."""
+    """Whether the place is empty or holds a replaceable adapter. A folder of unknown origin is not free."""
     if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return True
     origin = AdapterOrigin.read(place)
@@ -142,7 +143,7 @@ def _is_free(place: Path, *, replaceable: Collection[str]) -> bool:
 
 
 def _copy(folder: Path, target: Path) -> None:
-    """Copy files and folders. `shutil.copytree` gathers errors into one that does not say any more that the disk is full."""
+    """Copy files and folders. `shutil.copytree` would merge all errors into one and lose the errno of a full disk."""
     target.mkdir(parents=True)
     for path in sorted(folder.rglob("*")):
         fresh = target / path.relative_to(folder)

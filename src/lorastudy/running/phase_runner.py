@@ -1,10 +1,10 @@
-"""The packs of a phase: sent to workers, and what comes back is stored.
+"""Runs the packs of a phase: sends them to workers and stores the records that come back.
 
     packs --pack.json--> workers --records.jsonl--> store
 
-This is the only writer of the store. A pack that fails as a whole is cut in two and tried again, until what fails stands
-alone: one failing experiment never takes others with it. One whose worker was killed is tried again as it is. Either way
-it goes on from its last checkpoint.
+This is the only writer of the store. A pack that fails as a whole is cut in two and retried, until the failing
+experiment is alone: it never takes others with it. A pack whose worker was killed is retried uncut. Both kinds of retry
+resume from the last checkpoint.
 """
 
 import os
@@ -28,8 +28,8 @@ from lorastudy.suite.experiment import Experiment
 
 #: Failures that may come from the other experiments of the pack.
 SHARED_FAILURES = frozenset({"out_of_memory", "crashed", "error"})
-#: A worker that is killed says nothing of its pack. One that is killed this often before it has saved anything may be killed
-#: for its pack, as by a system that is out of memory.
+#: The kill of a worker is usually not the fault of its pack. After this many kills without a checkpoint the pack may be
+#: the cause, for example because the system ran out of memory.
 MAX_KILLED = 2
 
 OnEvent = Callable[[PlannedPack, Record | WorkerExit], None]
@@ -37,7 +37,7 @@ OnEvent = Callable[[PlannedPack, Record | WorkerExit], None]
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where a study's files go, and whether it goes on after a failure."""
+    """Where a study's files go, and whether it continues after a failure."""
 
     runs: Path = Path("results/runs")
     output: Path = Path("output")
@@ -46,14 +46,14 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Callbacks:
-    """What a caller hears of a run, and how it asks to leave."""
+    """A caller's hooks into a run: they report its progress and can ask it to stop."""
 
     on_phase: Callable[[Phase], None] = lambda _: None
-    """Gets each phase before its packs run."""
+    """Called with each phase before its packs run."""
     on_event: OnEvent = lambda *_: None
-    """Gets every record as it is stored, and every worker's end."""
+    """Called with every stored record and with every worker's exit."""
     is_leaving: Callable[[], bool] = lambda: False
-    """Whether the user has asked to leave. The executor has been told: packs under way are followed until they have left."""
+    """Whether the user has asked to stop. The caller also calls `Executor.leave`, so running packs end in order."""
 
 
 @dataclass(kw_only=True)
@@ -69,11 +69,11 @@ class Attempt:
     exit: WorkerExit | None = None
 
     def open_experiments(self) -> list[Experiment]:
-        """Those of which no end is known."""
+        """The experiments that have not ended yet."""
         return [experiment for experiment in self.pack.experiments if experiment.id not in self.ended]
 
     def packs_to_retry(self) -> list[PlannedPack]:
-        """Together after their worker was killed; in halves after a failure that others of the pack may have caused."""
+        """The packs to run again: one uncut pack after a killed worker, two halves after a shared failure."""
         again = [
             e for e in self.pack.experiments if e.id in self.ended and self._may_try_again(self.ended[e.id])
         ]
@@ -91,7 +91,7 @@ class Attempt:
         ]
 
     def final_ends(self) -> dict[str, Outcome]:
-        """The ends that are not tried again, by experiment."""
+        """Outcome by experiment id, for the experiments that are not retried."""
         return {key: end for key, end in self.ended.items() if not self._may_try_again(end)}
 
     def _may_try_again(self, end: Outcome) -> bool:
@@ -129,9 +129,8 @@ class PhaseRunner:
     def run(self, phase: Phase) -> dict[str, Outcome]:
         """Run a phase and return how its experiments ended, by id.
 
-        Without `continue_on_error` a failure for good ends the phase: packs under way are ended, and go on from their last
-        checkpoint in a later call. Once the user has asked
-        to leave, what is under way is followed until it has left.
+        Without `continue_on_error` a final failure ends the phase: running packs are ended, and go on from their last
+        checkpoint in a later call. After the user asks to stop, running packs are followed until their workers exit.
 
         Raises:
             StudyError: a worker could not write its files.
@@ -141,12 +140,12 @@ class PhaseRunner:
         while waiting and not self.callbacks.is_leaving():
             attempts = {attempt.folder: attempt for attempt in map(self._begin, waiting)}
             waiting = self._follow(attempts, searching=phase.searching)
-            # Of all, not only of those that came to their exit: packs may train side by side.
+            # Of all attempts, also those whose worker has not exited: packs may train side by side.
             ends |= {key: end for each in attempts.values() for key, end in each.final_ends().items()}
         return ends
 
     def _begin(self, pack: PlannedPack) -> Attempt:
-        """A new run folder with its `pack.json` and what is predicted of it; a folder is never used twice."""
+        """A new attempt. Its run folder holds `pack.json` and the memory predictions. A folder is never used twice."""
         number = self.tracker.next_attempt([experiment.id for experiment in pack.experiments])
         while (folder := self.options.runs / pack.id / f"attempt-{number}").exists():
             number += 1
@@ -170,7 +169,7 @@ class PhaseRunner:
         return Attempt(pack=pack, number=number, folder=folder, predictions=predictions)
 
     def _follow(self, attempts: dict[Path, Attempt], *, searching: Collection[str]) -> list[PlannedPack]:
-        """Store what the workers of these attempts report, until all have ended; the packs that are tried again."""
+        """Store the records of these attempts until all have ended; return the packs to retry."""
         retries: list[PlannedPack] = []
         with closing(self.executor.run(list(attempts))) as events:
             try:
@@ -189,7 +188,7 @@ class PhaseRunner:
         return retries
 
     def _take(self, event: Record | WorkerExit, attempt: Attempt) -> None:
-        """Store what came; a worker's death ends what it left open."""
+        """Store an event. If the worker died, end its open experiments."""
         if not attempt.has_begun:
             attempt.has_begun = True
             with self.tracker.together():
@@ -200,7 +199,7 @@ class PhaseRunner:
                 raise StudyError(f"a worker could not write into {attempt.folder}: {event.message}")
         for record in self._deaths(event, attempt) if isinstance(event, WorkerExit) else [event]:
             if isinstance(record, Outcome):
-                # Published before it is stored: what the store calls completed is not run again, so it must be there.
+                # Publish before storing: a completed experiment is not run again, so its adapter must already be there.
                 if record.adapter_path is not None:
                     adapter = inside(attempt.folder, attempt.folder / record.adapter_path)
                     self.publisher.publish(adapter, record.experiment_id)
@@ -232,21 +231,21 @@ class PhaseRunner:
         ]
 
     def _stop_open(self, attempts: Iterable[Attempt]) -> None:
-        """Put on record that runs were under way when the suite was interrupted."""
+        """Store that the open runs were interrupted together with the suite."""
         for attempt in attempts:
             for experiment in attempt.open_experiments() if attempt.has_begun else ():
                 self.tracker.take(_stopped(experiment), pack_id=attempt.pack.id, attempt=attempt.number)
 
 
 def failures(ends: Mapping[str, Outcome], *, searching: Collection[str]) -> list[Outcome]:
-    """The ends that are failures. A run that was to find out whether a rate is too high, and diverged, is none."""
+    """The outcomes that are failures. Divergence in a learning-rate search is a finding, not a failure."""
     return [
         end for end in ends.values() if end.status == "failed" and not is_too_high(end, searching=searching)
     ]
 
 
 def is_too_high(end: Outcome, *, searching: Collection[str]) -> bool:
-    """Whether a search for learning rates found by it that a rate is too high."""
+    """Whether this outcome is a divergence in a learning-rate search: the rate is too high."""
     return end.failure_kind == "diverged" and end.experiment_id in searching
 
 

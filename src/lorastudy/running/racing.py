@@ -1,11 +1,12 @@
-"""Racing: which arms are clearly behind at a rung, and how that is put on record.
+"""Racing: decides which arms are clearly behind at a rung, stores the decision, and stops their runs.
 
-Seeds of one arm may be in different packs, so no worker can say which arm is behind. At a rung every pack scores the
-held-out rows, saves itself and pauses. Here it is decided, over all arms and seeds, who goes on (`stats.racing` has the
-test). A pack that lost nobody comes to the same bits as without racing; one that lost some, up to the order of sums.
+Seeds of one arm may be in different packs, so no worker can tell which arm is behind. At a rung every pack scores the
+held-out rows, writes a checkpoint and pauses. This module then compares all arms over all seeds (`stats.racing` has the
+test). A pack that loses no arm gives the same bits as without racing; a pack that loses some gives the same results up
+to the order of sums.
 
-A decision is stored before any run is stopped, also one that stops nobody. A resumed study repeats it, even if the margin in
-the suite file has changed.
+Every decision is stored before a run is stopped, even a decision that stops none. A resumed study reuses it, even if
+settings such as the margin have changed since.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,18 +47,18 @@ class Pruning:
 
     @property
     def arm(self) -> str:
-        """Its arm."""
+        """The arm of this run."""
         return self.result.arm
 
     @property
     def is_new(self) -> bool:
-        """Whether the run waits to go on: the decision is not on record yet."""
+        """Whether the run is still paused, so that the pruning is not recorded yet."""
         return self.result.status in {"paused", "stopped"} and not self.result.was_pruned
 
 
 @dataclass(frozen=True, kw_only=True)
 class RungDecision:
-    """Who goes on from a rung, over all experiments of a round."""
+    """Which experiments of a round continue after a rung."""
 
     rung: float
     key: str
@@ -83,9 +84,9 @@ def decide_at(
     results: Sequence[ExperimentResult],
     decided: Mapping[str, StoredDecision],
 ) -> RungDecision:
-    """Who of a round is stopped at a rung, by the held-out losses that were taken there; as decided before, if it was.
+    """The decision at a rung, from the held-out losses there. A stored decision is reused.
 
-    `decided` has the stored decisions by key. Runs that ended without racing are never stopped.
+    `decided` maps keys to stored decisions. Runs that ended by themselves are never stopped.
     """
     ids = {experiment.id for experiment in of_round}
     key = tagged_hash("decision", ["racing", rung, sorted(ids), libraries_of_now()])
@@ -105,7 +106,7 @@ def decide_at(
 
 
 def put_on_record(decision: RungDecision, *, suite_name: str, tracker: ExperimentTracker, runs: Path) -> None:
-    """Store a decision, then stop whom it stops. What is on record already stays."""
+    """Store a decision, then stop the runs that it prunes. Earlier records stay."""
     if not decision.is_stored:
         is_first = tracker.keep_decision(suite_name, decision.to_store())
         assert is_first, "a decision is made once"
@@ -116,7 +117,7 @@ def put_on_record(decision: RungDecision, *, suite_name: str, tracker: Experimen
 
 
 def prune(pruning: Pruning, *, tracker: ExperimentTracker) -> None:
-    """Stop the run: in its folder, from which a store can be made again, and in the store."""
+    """Record the stop in the run folder, from which a store can be rebuilt, and in the store."""
     result = pruning.result
     assert result.run_folder is not None
     assert result.pack_id is not None
@@ -146,7 +147,7 @@ def message_of(behind: "Behind", *, rung: float) -> str:
 def _messages(
     results: Sequence[ExperimentResult], losses: "Mapping[str, ItemScores]", *, rung: float, suite: Suite
 ) -> dict[str, str]:
-    """By experiment of an arm that is clearly behind: why it is stopped."""
+    """The reason for the stop, by experiment id, for all experiments of arms that are clearly behind."""
     return {
         result.experiment_id: message_of(behind, rung=rung)
         for study in split_studies(results)
@@ -158,7 +159,7 @@ def _messages(
 def _arms_behind(
     study: Study, losses: "Mapping[str, ItemScores]", *, rung: float, suite: Suite
 ) -> "Iterator[Behind]":
-    from lorastudy.stats.racing import RaceRules, clearly_behind  # scipy, which a plan goes without
+    from lorastudy.stats.racing import RaceRules, clearly_behind  # needs scipy, which a plan does not load
 
     by_arm = {
         arm.name: {r.seed: losses[r.experiment_id] for r in arm.results if r.experiment_id in losses}

@@ -1,4 +1,4 @@
-"""How far a study has come, read from its store: all that the next phase follows from."""
+"""The state of a study, read from its store. It determines the next phase."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """How far a study has come: what its store holds under the libraries of now, and how runs of this call ended."""
+    """The state of a study: its results in the store under the current libraries, and the outcomes of this call."""
 
     design: Design
-    """What the suite asks for by now."""
+    """The experiments of the suite, including those that earlier results have added."""
     done: frozenset[str] = frozenset()
     """Experiments that are completed, or diverged in a search."""
     ended: Mapping[str, Outcome] = field(default_factory=dict)
-    """How experiments ended in this call. What failed is not tried again before the next."""
+    """Outcomes of this call. A failed experiment is not retried within the same call."""
     paused_at: Mapping[str, float] = field(default_factory=dict)
-    """The share of the training at which an experiment has paused, with a checkpoint to go on from."""
+    """The share of the training at which a paused experiment resumes from its checkpoint."""
     checkpoints: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
-    """Run folders that an open experiment may go on from, newest first."""
+    """Run folders from which an open experiment may resume, newest first."""
     cut_off: frozenset[str] = frozenset()
     """Open experiments whose newest attempt was interrupted."""
     stored: tuple[ExperimentResult, ...] = ()
     """The results of a suite that races."""
     decided: Mapping[str, StoredDecision] = field(default_factory=dict)
-    """Decisions that the study made before, by key."""
+    """The study's stored racing decisions, by key."""
     rung_losses: "Mapping[float, Mapping[str, ItemScores]]" = field(default_factory=dict)
-    """By rung and experiment, the held-out losses item by item."""
+    """The held-out loss of every item, by rung and experiment."""
 
     @property
     def pruned(self) -> frozenset[str]:
@@ -48,7 +48,7 @@ class Results:
         return frozenset(result.experiment_id for result in self.stored if result.was_pruned)
 
     def is_open(self, experiment: Experiment) -> bool:
-        """Whether something of it is left to run."""
+        """Whether the experiment still has something to run."""
         outcome = self.ended.get(experiment.id)
         has_ended = outcome is not None and outcome.status != "paused"
         return not has_ended and experiment.id not in self.done and experiment.id not in self.pruned
@@ -57,9 +57,9 @@ class Results:
 def read_results(
     plan: StudyPlan, *, tracker: ExperimentTracker, ended: Mapping[str, Outcome] | None = None
 ) -> Results:
-    """How the study stands. Records that workers of a killed runner wrote are stored first.
+    """The state of the study. First stores the records that workers of a killed runner left behind.
 
-    `ended` are the ends of runs in this call.
+    `ended` are the outcomes of this call.
     """
     design = _design_by_now(plan, tracker=tracker)
     missing = not_done(design.experiments, tracker=tracker, searching=design.tuning)
@@ -84,7 +84,7 @@ def read_results(
 
 
 def _design_by_now(plan: StudyPlan, *, tracker: ExperimentTracker) -> Design:
-    """The design, once what workers wrote for its experiments is in the store: that may ask for further experiments."""
+    """The current design. First stores the records that workers left, since results may add experiments."""
     design = plan.designer.by_now(tracker)
     looked_at: set[str] = set()
     while new := [experiment for experiment in design.experiments if experiment.id not in looked_at]:
@@ -103,9 +103,9 @@ def _stored(
 def _paused_at(
     runs: Mapping[str, Sequence[RunView]], *, ended: Mapping[str, Outcome], tracker: ExperimentTracker
 ) -> dict[str, float]:
-    """The greatest share at which an experiment has paused.
+    """The greatest share of the training at which each experiment has paused.
 
-    A pause of an earlier call counts if it was under the libraries of now and left a checkpoint.
+    A pause of an earlier call counts if it was under the current libraries and left a checkpoint.
     """
     current = {
         key for key, result in tracker.get_results(list(runs)).items() if is_current(result.environment)
@@ -126,7 +126,7 @@ def _rung_losses(
 ) -> "Mapping[float, Mapping[str, ItemScores]]":
     if not stored:
         return {}
-    from lorastudy.analysis.overview import scores_by_item  # numpy, which a plan goes without
+    from lorastudy.analysis.overview import scores_by_item  # needs numpy, which a plan does not load
 
     return {
         rung: scores_by_item(tracker, stored, split=rung_split(rung), metric="loss")

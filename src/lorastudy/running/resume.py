@@ -1,4 +1,4 @@
-"""What earlier attempts leave: records to be stored, checkpoints to go on from, and checkpoints that nobody needs any more."""
+"""Leftovers of earlier attempts: records to store, checkpoints to resume from, and checkpoints to delete."""
 
 import shutil
 from collections import defaultdict
@@ -14,7 +14,7 @@ from lorastudy.suite.experiment import Experiment
 
 
 def take_what_was_left(experiments: Sequence[Experiment], *, tracker: ExperimentTracker) -> bool:
-    """Store what workers wrote before their runner was killed, and end runs that nobody follows any more.
+    """Store the records that workers wrote before their runner was killed, and end those runs as interrupted.
 
     Returns whether there were such runs.
     """
@@ -23,7 +23,7 @@ def take_what_was_left(experiments: Sequence[Experiment], *, tracker: Experiment
         if run.status == "running":
             open_runs[run.pack_id, run.attempt, run.run_folder].append(run.experiment_id)
     for (pack_id, attempt, folder), ids in open_runs.items():
-        # What stands behind a damaged line was not acknowledged, and is made again.
+        # Records after a damaged line are lost. Their experiments run again.
         with suppress(ValueError):
             for record in RecordReader(Path(folder) / RECORDS_NAME).read_new():
                 tracker.take(record, pack_id=pack_id, attempt=attempt)
@@ -34,14 +34,14 @@ def take_what_was_left(experiments: Sequence[Experiment], *, tracker: Experiment
 
 
 def with_checkpoints(folders: Iterable[Path]) -> tuple[Path, ...]:
-    """Those of the run folders that hold any."""
+    """The run folders that hold a checkpoint."""
     return tuple(folder for folder in folders if checkpoint_folders(folder / CHECKPOINTS_NAME))
 
 
 def release_checkpoints(
     experiments: Sequence[Experiment], *, tracker: ExperimentTracker, pruned: Collection[str]
 ) -> None:
-    """Remove the checkpoints of attempts whose experiments are all completed or pruned: nothing goes on from them any more."""
+    """Remove the checkpoints of attempts whose experiments are all completed or pruned. Nothing resumes from them."""
     runs = tracker.get_runs([experiment.id for experiment in experiments])
     folders = with_checkpoints(dict.fromkeys(Path(run.run_folder) for run in runs))
     members = {folder: {experiment.id for experiment in Pack.read(folder).experiments} for folder in folders}

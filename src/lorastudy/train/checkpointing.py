@@ -1,12 +1,12 @@
-"""Checkpoints of a pack: an engine's state as files, and back to the same bits.
+"""Checkpoints of a pack: write an engine's state to files and read it back with the same bits.
 
     checkpoint-<n>/
-      state.json            numbers, and notes of the caller
-      tensors.safetensors   every tensor, as `<place of the arm>/<its name>`
+      state.json            numbers, and the caller's notes
+      tensors.safetensors   every tensor, as `<index of the arm>/<name of the tensor>`
       manifest.json         size and SHA-256 of both
 
-Nothing is pickled. Each folder is sealed (`protocol/files.py`): it is whole or not there, and every byte is checked before it is
-used. The newest two are kept, so that a damaged one leaves the one before it.
+Nothing is pickled. Each folder is sealed (`protocol/files.py`): it is written whole or not at all, and reading checks
+every byte. The newest two are kept, so that the older one is there if the newer one is damaged.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from lorastudy.train.timing import CheckpointSchedule, Stopwatch, TrainingTimes
 
 @dataclass(kw_only=True)
 class Checkpointer:
-    """Writes the checkpoints of one attempt at a pack. If one cannot be written, training goes on."""
+    """Writes the checkpoints of one attempt at a pack. If a write fails, training continues."""
 
     run: PackRun
     engine: Engine
@@ -44,17 +44,17 @@ class Checkpointer:
     def __post_init__(self) -> None:
         self._num_steps_saved = len(
             self.times.seconds
-        )  # earlier steps are safe in the checkpoint that they came from
+        )  # the checkpoint that this attempt resumed from holds these steps
         self.schedule.begin(self.times)
 
     def after_step(self) -> None:
-        """Save if a checkpoint is due. Its time does not count as part of the next step."""
+        """Save if a checkpoint is due. The time to write it does not count as part of the next step."""
         if self.schedule.is_due(self.times):
             self.save()
             self.times.watch.lap()
 
     def save(self) -> None:
-        """Write a checkpoint, unless nothing was trained since the last one."""
+        """Write a checkpoint if there was a step since the last one."""
         num_steps = len(self.times.seconds)
         if num_steps == self._num_steps_saved:
             return
@@ -74,7 +74,7 @@ class Checkpointer:
 
     @contextmanager
     def saving_when_stopped(self) -> Iterator[None]:
-        """Within, a request to stop first writes a checkpoint."""
+        """In this context, a request to stop first writes a checkpoint."""
         try:
             yield
         except Stopped:
@@ -82,7 +82,7 @@ class Checkpointer:
             raise
 
     def _notes(self) -> dict[str, Any]:
-        """The length of the records that belong to this checkpoint, the environment that it needs, and the times so far."""
+        """The number of bytes of records up to this checkpoint, the environment that it needs, and the times so far."""
         return {
             "records_bytes": self.run.sync(),
             "environment": dataclasses.asdict(self.environment),
@@ -108,10 +108,10 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> int:
-    """Write a checkpoint and delete all but the newest `NUM_KEPT`; return its bytes.
+    """Write a checkpoint and delete all but the newest `NUM_KEPT`; return its size in bytes.
 
     Raises:
-        OSError: it could not be written. Earlier ones stay.
+        OSError: the checkpoint could not be written. Earlier checkpoints stay.
     """
     files = _files(checkpoint)
     write_sealed_folder(folder, files)
@@ -121,10 +121,10 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> int:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read what `write_checkpoint` wrote, onto the CPU.
+    """The checkpoint in a folder, with its tensors on the CPU.
 
     Raises:
-        DamagedError: it is not as it was written.
+        DamagedError: a file differs from its manifest, or another version wrote it.
     """
     files = read_sealed_folder(folder)
     try:

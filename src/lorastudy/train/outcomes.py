@@ -1,4 +1,4 @@
-"""How each experiment of a pack ended. The worker records it once."""
+"""The outcome of each experiment of a pack. The worker records it exactly once."""
 
 import math
 import traceback
@@ -14,13 +14,13 @@ Emit = Callable[[Record | PackEnd], None]
 
 @dataclass(kw_only=True)
 class PackRun:
-    """One pack while the worker serves it: where its records go, and which experiments have ended."""
+    """A pack that the worker is running: where its records go, and which experiments have ended."""
 
     pack: Pack
     folder: Path
     emit: Emit
     sync: Callable[[], int] = lambda: 0
-    """Wait until all emitted records are on disk; return their bytes."""
+    """Wait until all emitted records are on disk; return the size of their file in bytes."""
     ended: set[str] = field(default_factory=set)
     step: int | None = None
     """The last step that was recorded."""
@@ -34,7 +34,7 @@ class PackRun:
     def emit_open(self, records: Iterable[Score | Generation]) -> None:
         """Record measurements of experiments that have not ended. A diverged arm has no score.
 
-        An arm that its very last step broke is noticed here: its scores are not finite.
+        This also detects an arm that diverged in its last step: its scores are not finite.
         """
         for record in records:
             if record.experiment_id in self.ended:
@@ -45,26 +45,26 @@ class PackRun:
                 self.emit(record)
 
     def end_together(self, outcomes: Iterable[Outcome]) -> None:
-        """Record how the experiments that have not ended do end: all of them in one line, so that a kill loses all or none."""
+        """Record the outcomes of all open experiments in one line, so that a kill loses all of them or none."""
         fresh = tuple(outcome for outcome in outcomes if outcome.experiment_id not in self.ended)
         if fresh:
             self.emit(PackEnd(outcomes=fresh))
             self.ended.update(outcome.experiment_id for outcome in fresh)
 
     def stop_rest(self, message: str) -> None:
-        """End every experiment that has not ended as stopped; it goes on in a later attempt."""
+        """End all open experiments as stopped. A later attempt resumes them."""
         self.end_together(
             Outcome(experiment_id=experiment.id, status="stopped", message=message)
             for experiment in self.pack.experiments
         )
 
     def fail_rest(self, kind: FailureKind, error: BaseException) -> None:
-        """End every experiment that has not ended with the same failure."""
+        """End all open experiments with the same failure."""
         self.end_together(failed(experiment.id, kind, error=error) for experiment in self.pack.experiments)
 
 
 def failed(experiment_id: str, kind: FailureKind, *, error: BaseException) -> Outcome:
-    """The end of an experiment that could not be finished, with the traceback."""
+    """The outcome of an experiment that failed, with the traceback."""
     return Outcome(
         experiment_id=experiment_id,
         status="failed",
@@ -75,12 +75,12 @@ def failed(experiment_id: str, kind: FailureKind, *, error: BaseException) -> Ou
 
 
 def diverged(experiment_id: str, message: str, *, step: int | None = None) -> Outcome:
-    """The end of an experiment whose numbers were no longer finite."""
+    """The outcome of an experiment whose numbers are no longer finite."""
     return Outcome(
         experiment_id=experiment_id, status="failed", failure_kind="diverged", message=message, step=step
     )
 
 
 def is_finite(score: Score) -> bool:
-    """Whether the score and every item of it is a number."""
+    """Whether the score and all its items are finite."""
     return all(math.isfinite(value) for value in (score.value, *score.items))

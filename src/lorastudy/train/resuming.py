@@ -1,8 +1,8 @@
-"""Resuming a pack: find the newest checkpoint that is sound and fits, and the records that belong to it.
+"""Resuming a pack: find the newest undamaged checkpoint that fits, and the records that belong to it.
 
-A checkpoint fits if it holds every arm of the pack and was written by the same engine in the same environment, down to the
-number of threads. Only then does training go on to the same bits as without a break. Otherwise the pack starts anew.
-Incidents name every checkpoint that was not used, with the reason.
+A checkpoint fits if it holds every arm of the pack and comes from the same engine in the same environment, down to the
+number of threads. Only then does a resumed training give the same bits as an uninterrupted one. Otherwise the pack
+starts anew. Incidents give the reason why a checkpoint was not used.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,20 +32,20 @@ from lorastudy.train.timing import CheckpointSchedule, TrainingTimes
 
 @dataclass(frozen=True, kw_only=True)
 class Resumption:
-    """The point at which an earlier attempt is continued."""
+    """The point from which a pack continues an earlier attempt."""
 
     state: EngineState
     records: tuple[Record, ...]
-    """The records up to there, as far as they are about arms of this pack."""
+    """The records up to this point that concern arms of this pack."""
     num_checkpoints: int
     checkpoint_seconds: float
     load_seconds: float
-    """These arms' share of the time to load, in all attempts up to there."""
+    """These arms' share of the loading time, over all attempts so far."""
     rung_seconds: float
-    """These arms' share of the time to score at rungs."""
+    """These arms' share of the scoring time at rungs."""
 
     def carry_over(self, run: PackRun, *, times: TrainingTimes, schedule: CheckpointSchedule) -> None:
-        """Emit the earlier records again, so that this attempt's folder holds the whole story."""
+        """Emit the earlier records again, so that this attempt's folder is complete by itself."""
         for record in self.records:
             if isinstance(record, Outcome):
                 run.end(record)
@@ -60,7 +60,7 @@ class Resumption:
 def find_resumption(
     run: PackRun, *, arms: Sequence[TrainingArm], environment: Environment, engine: str, num_steps: int
 ) -> Resumption | None:
-    """The newest checkpoint that fits, or None. An incident records what was found."""
+    """The resumption from the newest checkpoint that fits, or None. Emits an incident about the choice."""
     obstacles = []
     for folder in _checkpoints(run):
         try:
@@ -101,7 +101,7 @@ def _records_of(folder: Path, checkpoint: Checkpoint) -> list[Record]:
 def _obstacle(
     checkpoint: Checkpoint, *, arms: Sequence[TrainingArm], environment: Environment, engine: str
 ) -> str | None:
-    """Why training would not go on to the same bits; None if it does."""
+    """The reason why resuming would change the bits, or None if it would not."""
     then, now = checkpoint.notes["environment"], asdict(environment)
     differing = [f"{key} was {then.get(key)} and is {now[key]}" for key in now if then.get(key) != now[key]]
     if differing:
@@ -119,7 +119,7 @@ def _resumption(
 ) -> Resumption:
     ids = [arm.experiment_id for arm in arms]
     cost: Any = checkpoint.notes["checkpoints"]
-    share = len(ids) / len(checkpoint.state.arms)  # as of what steps took
+    share = len(ids) / len(checkpoint.state.arms)  # these arms' share, as for the times of steps
     kept = (_of_these(record, frozenset(ids), num_steps=num_steps) for record in records)
     return Resumption(
         state=checkpoint.state.of(ids),
@@ -132,12 +132,12 @@ def _resumption(
 
 
 def _of_these(record: Record, ids: frozenset[str], *, num_steps: int) -> Record | None:
-    """The part of a record that is about these experiments; None if nothing is, or if it will be emitted again."""
+    """The part of a record that concerns these experiments. None if no part does, or if this attempt emits it anew."""
     if isinstance(record, PackStep):
         arms = tuple(arm for arm in record.arms if arm.experiment_id in ids)
         if not arms:
             return None
-        share = len(arms) / len(record.arms)  # of what the step took: an arm's time is the pack's by its arms
+        share = len(arms) / len(record.arms)  # an arm's time is the pack's time divided by its number of arms
         num_tokens = record.num_tokens * len(arms) // len(record.arms)
         return replace(
             record, arms=arms, num_tokens=num_tokens, num_steps=num_steps, seconds=record.seconds * share

@@ -1,6 +1,6 @@
-"""Stopping on request (SIGTERM): between two steps while the pack trains, at once during anything else.
+"""Stopping on request (SIGTERM): between two steps during training, at once during all other work.
 
-A step is done whole or not at all, and so is a checkpoint. Everything else can be repeated.
+A step or a checkpoint is completed or not begun. All other work can be repeated.
 """
 
 import signal
@@ -15,7 +15,7 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """Whether the worker has been asked to stop, and whether it may do so at any moment."""
+    """Whether someone asked the worker to stop, and whether it may stop at any moment."""
 
     def __init__(self) -> None:
         self.is_requested = False
@@ -28,7 +28,7 @@ class Stop:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, a request waits until `check` is called or the block ends."""
+        """In this context, a request takes effect at the next `check` or at the end of the block."""
         self._is_deferred = True
         try:
             yield
@@ -37,10 +37,10 @@ class Stop:
         self.check()
 
     def check(self) -> None:
-        """Stop now if asked to.
+        """Stop if there was a request.
 
         Raises:
-            Stopped: a request has come.
+            Stopped: there was a request.
         """
         if self.is_requested:
             raise Stopped

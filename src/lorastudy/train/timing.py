@@ -1,4 +1,4 @@
-"""Times of a pack over all attempts at it, and when its checkpoints are due."""
+"""Times of a pack over all its attempts, and the schedule of its checkpoints."""
 
 import statistics
 import time
@@ -33,7 +33,7 @@ class Stopwatch:
 
 @dataclass(kw_only=True)
 class TrainingTimes:
-    """Seconds of each training step, of loading and of scoring at rungs, including the attempts that this one continues.
+    """Seconds of each training step, of loading and of scoring at rungs, including earlier attempts that it resumes.
 
     Other work between two steps does not count as training.
     """
@@ -62,21 +62,21 @@ class TrainingTimes:
 
     @property
     def median_step_seconds(self) -> float | None:
-        """None before the first step."""
+        """Median seconds of a step; None before the first step."""
         return statistics.median(self.seconds) if self.seconds else None
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens of all arms together; there is no padding."""
+        """Tokens per second, summed over the arms. There is no padding."""
         return self.num_tokens / self.train_seconds if self.seconds else None
 
 
 @dataclass(kw_only=True)
 class CheckpointSchedule:
-    """When the next checkpoint is due: after so many steps or seconds, but never at more than `MAX_CHECKPOINT_SHARE`.
+    """When the next checkpoint is due: after a number of steps or seconds, at no more than `MAX_CHECKPOINT_SHARE`.
 
-    The share is that of all training so far, if the next checkpoint takes as long as the last one. So a slow disk or a
-    large state lengthens the interval by itself.
+    The share is checkpoint time divided by all training time so far. It assumes that the next checkpoint takes as long
+    as the last one. So a slow disk or a large state lengthens the interval.
     """
 
     every_steps: int | None
@@ -98,7 +98,7 @@ class CheckpointSchedule:
         return is_wanted and self.seconds + self.last_seconds <= MAX_CHECKPOINT_SHARE * times.train_seconds
 
     def took(self, seconds: float, *, num_bytes: int | None, times: TrainingTimes) -> None:
-        """Record a checkpoint that was written, or an attempt that failed (no bytes)."""
+        """Record the cost of a checkpoint. `num_bytes` is None if it could not be written."""
         self.seconds += seconds
         self.last_seconds = seconds
         self.begin(times)

@@ -1,10 +1,10 @@
-"""One pack from start to end: load, profile, train, evaluate, save. `run_pack` is the story.
+"""One pack from start to end: load, profile, train, evaluate, save. Start reading at `run_pack`.
 
-Every measurement is emitted as a record as soon as it is known. An error of one arm ends that arm here; the worker catches
-errors of the whole pack. A pack that was begun before goes on from its checkpoint and is not profiled again.
+Every measurement becomes a record as soon as it is known. An error of one arm ends that arm here; the worker catches
+errors of the whole pack. A resumed pack continues from its checkpoint and is not profiled again.
 
-Under racing, training stops at *rungs* (shares of the training) to score the held-out rows, and may pause there. Scoring
-leaves no trace: the training after it has the same bits as without it.
+Under racing, training stops at *rungs* (shares of the training) to score the held-out rows, and may pause there.
+Scoring does not change the bits of the training after it.
 """
 
 import shutil
@@ -77,17 +77,17 @@ class LoadedPack:
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """Training up to a step. `rung` is the rung there, or None where nothing is scored."""
+    """Training up to a step. `rung` is the rung at its end, or None if it ends without scoring."""
 
     stop: int
     rung: float | None
 
 
 def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
-    """Load, profile, train, evaluate and save a pack, and emit the records. A pack that must pause ends at its rung.
+    """Load, profile, train, evaluate and save a pack, and emit the records. A pack with `pause_at` ends at that rung.
 
     Raises:
-        Stopped: the worker was asked to stop; a checkpoint holds what was trained.
+        Stopped: there was a request to stop. A checkpoint holds the training so far.
     """
     settings = run.pack.experiments[0].settings
     device = default_device()
@@ -181,7 +181,7 @@ def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.de
 
 
 def load_data(run: PackRun, settings: Settings, *, base: BaseModel) -> PackData:
-    """Read, render and tokenise the pack's data sets; record a summary of each and what trivial predictors score on it."""
+    """The tokenised data sets of the pack. Records a summary of each, and the scores of trivial predictors on it."""
     study = train_and_eval(settings, style=prompt_style(base.tokenizer, settings.prompt_format))
     experiments = run.pack.experiments
     reach = Reach.of(
@@ -230,7 +230,7 @@ def resolve_arms(run: PackRun, *, base: BaseModel, num_rows: int) -> list[Traini
 
 
 def checkpoint_schedule(settings: Settings) -> CheckpointSchedule:
-    """When checkpoints are written, by the settings."""
+    """The checkpoint schedule of the settings."""
     minutes = settings.checkpoint_minutes
     return CheckpointSchedule(
         every_steps=settings.checkpoint_steps, every_seconds=None if minutes is None else 60.0 * minutes
@@ -238,7 +238,7 @@ def checkpoint_schedule(settings: Settings) -> CheckpointSchedule:
 
 
 def measure_before(run: PackRun, loaded: LoadedPack) -> None:
-    """Measure what is known before training: the base model's own scores, and the cost of each arm alone."""
+    """Measure the scores of the base model without adapter, and the cost of each arm alone."""
     emit_scores_before(run, loaded.make_engine, arms=loaded.arms, base=loaded.base, data=loaded.data)
     profiles = profile_arms(
         loaded.make_engine,
@@ -289,9 +289,9 @@ def train_to_pause_or_end(
 
 
 def stretches(run: PackRun, *, start: int, num_steps: int, earlier: Sequence[Record]) -> Iterator[Stretch]:
-    """The stretches from a step on, up to where the pack pauses. `earlier` are the records of earlier attempts.
+    """The stretches from a step to the pause or the end. `earlier` are the records of earlier attempts.
 
-    A rung that was passed without a score stays without one: the adapters of that moment are gone.
+    A rung before `start` that has no score stays without one: the adapters of that step no longer exist.
     """
     scored = {
         record.split for record in earlier if isinstance(record, Score) and rung_of(record.split) is not None
@@ -341,7 +341,7 @@ def scores_at(engine: Engine, *, rung: float, base: BaseModel, data: PackData) -
 
 
 def pause(run: PackRun, engine: Engine) -> None:
-    """Record that all experiments that have not ended wait for racing's decision."""
+    """Record that all open experiments wait for the racing decision."""
     run.end_together(
         Outcome(experiment_id=arm.experiment_id, status="paused", step=engine.num_steps_done)
         for arm in engine.arms

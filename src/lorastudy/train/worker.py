@@ -3,9 +3,9 @@
     python -m lorastudy.train.worker FOLDER [FOLDER ...]
     python -m lorastudy.train.worker -      folders from standard input, a JSON string a line, as they come
 
-It serves the folders one after another and keeps the base model while it stays the same. It knows nothing of the store or
-the suite; `records.jsonl` is its only output. `train/train_pack.py` trains a pack. This module is the one place that catches
-all errors, and it keeps their tracebacks.
+It serves the folders one after another and keeps the base model as long as the next pack needs the same one. It does
+not know the store or the suite. `train/train_pack.py` trains a pack. This module is the only place that catches all
+errors, and it keeps their tracebacks.
 """
 
 import faulthandler
@@ -62,10 +62,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:
-    """Run the folder's pack and record how it ended, whatever happens.
+    """Run the folder's pack and record an outcome for every experiment, even after an error.
 
     Raises:
-        Stopped: the worker was asked to stop.
+        Stopped: there was a request to stop.
     """
     writer = RecordWriter(folder / RECORDS_NAME)
     run = PackRun(pack=Pack.read(folder), folder=folder, emit=writer.write, sync=writer.sync)
@@ -102,7 +102,7 @@ def _serve_job(folder: Path) -> None:
         result = run_job(json.loads((folder / "job.json").read_text(encoding="utf-8")))
     except StudyError as error:
         result = {"error": str(error), "is_of_data": isinstance(error, DataError)}
-    with replacing(folder / RESULT_NAME) as fresh:  # the control side waits for the name, then reads it whole
+    with replacing(folder / RESULT_NAME) as fresh:  # the control side reads it as soon as the name exists
         fresh.write_text(json.dumps(result), encoding="utf-8")
 
 
@@ -112,8 +112,8 @@ def as_program(arguments: Sequence[str]) -> NoReturn:
     if code not in {STOPPED, DISK_FAULT_EXIT_CODE}:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-    # Everything is on disk, or cannot get there, so a regular exit could only change the exit code. It would also take
-    # seconds to tear down torch on busy cores while the suite waits.
+    # All output is on disk or cannot be written, so a regular exit could only change the exit code. Tearing down torch
+    # would also take seconds on busy cores while the suite waits.
     os._exit(code)
 
 
