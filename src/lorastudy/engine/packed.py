@@ -8,7 +8,7 @@ An optimizer step, as `PackedEngine.train` takes it:
     for each micro-batch                            all arms see the same rows, laid end to end without padding
         input_ids_N -> ids_KN                       every arm's copy of the same tokens
         hidden_KND  = model(ids_KN)                 the model's own forward, on patched layers (below)
-        loss_K      = completion_loss(hidden_KMD)   only at labelled tokens; never arms x tokens x vocabulary
+        nll_sum_K   = completion_loss(hidden_KMD)   only at labelled tokens; never arms x tokens x vocabulary
         backward                                    adds each arm's gradient into its own buffers
     norm_K = |gradient of arm k|
     clip, AdamW, schedule                           per arm, with the arm's own settings
@@ -114,41 +114,45 @@ class PackedEngine:
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Take one optimizer step per item of `steps`; the item's batches are accumulated."""
         for step, batches in enumerate(steps, start=self.num_steps_done):
-            if len(self._diverged) == len(self.arms):
+            if all(self._has_ended(arm, num_steps_done=step) for arm in self.arms):
                 return
             loss_K = self._accumulate(batches)
             norm_K = self._unscaled_norms()
-            trained, diverged = self._update(step, loss_K=loss_K, norm_K=norm_K)
+            arm_steps, diverged = self._update(step, loss_K=loss_K, norm_K=norm_K)
             self.num_steps_done = step + 1
             on_step(
                 StepResult(
                     step=step + 1,
                     num_tokens=sum(batch.num_tokens for batch in batches),
                     num_completion_tokens=sum(batch.num_completion_tokens for batch in batches),
-                    arms=trained,
+                    arms=arm_steps,
                     diverged=diverged,
                 )
             )
+
+    def _has_ended(self, arm: TrainingArm, *, num_steps_done: int) -> bool:
+        return num_steps_done >= arm.num_steps or arm.experiment_id in self._diverged
 
     def _accumulate(self, batches: Sequence[Batch]) -> Tensor:
         """Add up gradients over the micro-batches; return each arm's loss per completion token, (K,)."""
         num_tokens = sum(batch.num_completion_tokens for batch in batches)
         grad_scale_K = torch.tensor(self._loss_scale.scales, device=self._base.device) / num_tokens
         self._adapters.zero_grad()
-        loss_sum_K = torch.zeros(len(self.arms), device=self._base.device)
+        total_K = torch.zeros(len(self.arms), device=self._base.device)
         recomputed = activation_checkpointing(self._model, enabled=self._gradient_checkpointing)
         with self._adapters.dropout_on(), recomputed:
             for batch in batches:
                 self._adapters.clock.forward_pass += 1
                 hidden_KND = self._hidden(batch, num_arms=len(self.arms))
                 hidden_KMD = hidden_KND.index_select(1, batch.label_index_M)
-                loss_K = completion_loss(
+                # Its gradient is scaled per arm already: to a mean over the step's tokens, and for fp16.
+                nll_sum_K = completion_loss(
                     hidden_KMD, self._head, targets_M=batch.targets_M, grad_scale_K=grad_scale_K
                 )
                 with self._patched_for(batch):  # checkpointed layers run forward again during backward
-                    loss_K.sum().backward()  # type: ignore[no-untyped-call]  # torch
-                loss_sum_K += loss_K.detach()
-        return loss_sum_K / num_tokens
+                    nll_sum_K.sum().backward()  # type: ignore[no-untyped-call]  # torch
+                total_K += nll_sum_K.detach()
+        return total_K / num_tokens
 
     def _hidden(self, batch: Batch, *, num_arms: int) -> Tensor:
         """The last hidden states of the first `num_arms` arms, (K, N, D)."""
@@ -181,27 +185,27 @@ class PackedEngine:
         return self._optimizer.grad_norms()
 
     def _update(
-        self, step: int, *, loss_K: Tensor, norm_K: Tensor
+        self, num_steps_done: int, *, loss_K: Tensor, norm_K: Tensor
     ) -> tuple[tuple[ArmStep, ...], tuple[str, ...]]:
         """Update every training arm with a finite gradient; return the arms' steps and the ids of diverged arms."""
         losses, norms = torch.stack([loss_K, norm_K]).tolist()  # the one transfer from the device in a step
         rates = self._optimizer.learning_rates()
         is_updated = [False] * len(self.arms)
-        trained: list[ArmStep] = []
+        arm_steps: list[ArmStep] = []
         diverged: list[str] = []
         for number, (arm, loss, norm) in enumerate(zip(self.arms, losses, norms, strict=True)):
-            if step >= arm.num_steps or arm.experiment_id in self._diverged:
+            if self._has_ended(arm, num_steps_done=num_steps_done):
                 continue
             is_updated[number] = math.isfinite(loss) and math.isfinite(norm)
             if is_updated[number]:
                 self._loss_scale.succeeded(number)
             elif not (math.isfinite(loss) and self._loss_scale.overflowed(number)):
                 diverged.append(arm.experiment_id)
-            trained.append(_arm_step(arm, loss=loss, rate=rates[number], norm=norm))
+            arm_steps.append(_arm_step(arm, loss=loss, rate=rates[number], norm=norm))
         self._optimizer.step(grad_norm_K=norm_K, active=is_updated)
         for experiment_id in diverged:
             self._zero_adapter(experiment_id)
-        return tuple(trained), tuple(diverged)
+        return tuple(arm_steps), tuple(diverged)
 
     def _zero_adapter(self, experiment_id: str) -> None:
         """Set a diverged arm's adapter to zero. The arm then equals the base model, so all its numbers are finite."""

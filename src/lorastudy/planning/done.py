@@ -44,16 +44,18 @@ def not_done(
 ) -> list[Experiment]:
     """The experiments without a completed run under the installed libraries.
 
-    An experiment in `searching` also counts as done if it diverged under them.
+    An experiment in `searching` counts as done if its newest run has a merit: it completed, or diverged.
     """
-    done = tracker.completed([experiment.id for experiment in experiments])
-    open_searches = [each.id for each in experiments if each.id in searching and each.id not in done]
-    diverged = {
-        result.experiment_id
-        for result in tracker.get_results(open_searches).values()
-        if result.failure_kind == "diverged" and is_current(result.environment)
+    ids = [experiment.id for experiment in experiments]
+    completed = tracker.completed([key for key in ids if key not in searching])
+    done = {key for key, environment in completed.items() if is_current(environment)}
+    done |= {
+        key
+        for key, result in tracker.get_results([key for key in ids if key in searching]).items()
+        if (result.status == "completed" or result.failure_kind == "diverged")
+        and is_current(result.environment)
     }
-    return [each for each in experiments if each.id not in diverged and not is_current(done.get(each.id))]
+    return [experiment for experiment in experiments if experiment.id not in done]
 
 
 def missing_of(design: Design, suite: Suite, *, tracker: ExperimentTracker | None) -> Sequence[Experiment]:

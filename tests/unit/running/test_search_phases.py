@@ -287,6 +287,30 @@ def test_results_of_other_libraries_choose_nothing(run, tracker, suite, monkeypa
     assert merits_of(ids, tracker=tracker, metric="loss") == {}
 
 
+def test_a_search_ends_although_other_libraries_began_one_of_its_runs_again(
+    run, tracker, monkeypatch
+) -> None:
+    """Completed, begun again under another version and cut off, then back: the newest run has no merit, so it runs again."""
+    run(Curves())
+
+    class Another(Curves):
+        @staticmethod
+        def _torch() -> str:
+            return "another"
+
+    cut_off = Another()
+    cut_off.stop_after = 1
+    with monkeypatch.context() as patch:
+        patch.setattr("lorastudy.planning.done.version", lambda name: "another")
+        with pytest.raises(KeyboardInterrupt):
+            run(cut_off)
+    back = Curves()
+    last, outcome = run(back)
+    assert last.num_open == 0
+    assert outcome.not_run == ()
+    assert back.served, "what was begun again has run again"
+
+
 def test_a_suite_goes_on_from_the_store_without_its_file(run, tracker, suite) -> None:
     first, second = Curves(), Curves()
     first.stop_after = 4
