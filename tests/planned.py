@@ -9,8 +9,21 @@ from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.running.phase_runner import Callbacks, RunOptions
 from lorastudy.running.study import StudyOutcome, run_study
 from lorastudy.store import ExperimentTracker
-from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Suite
+
+
+def experiments(*names: str, **settings: object) -> list[Experiment]:
+    """One with each name; their ranks differ, so they train together and are not the same."""
+    return [
+        Experiment(
+            name=name, arm=name, experiment_type="custom", seed=0,
+            settings=Settings.model_validate({"lora_rank": ord(name[0]) - ord("a") + 1, **settings}),
+            sources=Sources(base_model="base", dataset="rows"),
+        )
+        for name in names
+    ]  # fmt: skip
 
 
 def plan_of(

@@ -67,15 +67,20 @@ def read_results(
     runs: dict[str, list[RunView]] = {experiment.id: [] for experiment in missing}
     for run in tracker.get_runs(list(runs)):
         runs[run.experiment_id].append(run)
-    stored = _stored(plan, design.experiments, tracker=tracker) if plan.suite.rungs else []
+    checkpoints = {
+        key: with_checkpoints(Path(run.run_folder) for run in of_one) for key, of_one in runs.items()
+    }
+    stored = (
+        current_results(design.experiments, suite_name=plan.suite.name, tracker=tracker)
+        if plan.suite.rungs
+        else []
+    )
     return Results(
         design=design,
         done=frozenset(done),
         ended=dict(ended or {}),
-        paused_at=_paused_at(runs, ended=ended or {}, tracker=tracker),
-        checkpoints={
-            key: with_checkpoints(Path(run.run_folder) for run in of_one) for key, of_one in runs.items()
-        },
+        paused_at=_paused_at(runs, checkpoints=checkpoints, ended=ended or {}, tracker=tracker),
+        checkpoints=checkpoints,
         cut_off=frozenset(key for key, of_one in runs.items() if of_one and of_one[0].status == "stopped"),
         stored=tuple(stored),
         decided={decision.key: decision for decision in tracker.get_decisions(plan.suite.name)},
@@ -94,14 +99,12 @@ def _design_by_now(plan: StudyPlan, *, tracker: ExperimentTracker) -> Design:
     return design
 
 
-def _stored(
-    plan: StudyPlan, experiments: Sequence[Experiment], *, tracker: ExperimentTracker
-) -> list[ExperimentResult]:
-    return current_results(experiments, suite_name=plan.suite.name, tracker=tracker)
-
-
 def _paused_at(
-    runs: Mapping[str, Sequence[RunView]], *, ended: Mapping[str, Outcome], tracker: ExperimentTracker
+    runs: Mapping[str, Sequence[RunView]],
+    *,
+    checkpoints: Mapping[str, Sequence[Path]],
+    ended: Mapping[str, Outcome],
+    tracker: ExperimentTracker,
 ) -> dict[str, float]:
     """The greatest share of the training at which each experiment has paused.
 
@@ -115,7 +118,8 @@ def _paused_at(
         for number, run in enumerate(of_one):
             folder = Path(run.run_folder)
             of_this_call = key in ended and number == 0  # the newest
-            if run.status == "paused" and (of_this_call or (key in current and with_checkpoints([folder]))):
+            can_resume = key in current and folder in checkpoints[key]
+            if run.status == "paused" and (of_this_call or can_resume):
                 share = Pack.read(folder).pause_at or 0.0
                 paused_at[key] = max(share, paused_at.get(key, 0.0))
     return paused_at

@@ -20,9 +20,8 @@ from lorastudy.running.adapters import published
 from lorastudy.running.phase_runner import MAX_KILLED
 from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
-from lorastudy.suite.experiment import Experiment, Sources
-from lorastudy.suite.settings import Settings
-from planned import options_in, run_experiments
+from lorastudy.suite.experiment import Experiment
+from planned import experiments, options_in, run_experiments
 
 pytestmark = pytest.mark.long
 
@@ -107,26 +106,8 @@ def completed(experiment: Experiment, folder: Path) -> Outcome:
     return Outcome(experiment_id=experiment.id, status="completed", step=2, adapter_path=path)
 
 
-def experiments(*names: str, **settings: object) -> list[Experiment]:
-    """One with each name; their ranks differ, so they train together and are not the same."""
-    return [
-        Experiment(
-            name=name, arm=name, experiment_type="custom", seed=0,
-            settings=Settings.model_validate({"lora_rank": ord(name[0]) - ord("a") + 1, **settings}),
-            sources=Sources(base_model="base", dataset="rows"),
-        )
-        for name in names
-    ]  # fmt: skip
-
-
 def silent(*_: object) -> None:
     """Listens to nothing."""
-
-
-@pytest.fixture
-def tracker(tmp_path: Path) -> Iterator[ExperimentTracker]:
-    with ExperimentTracker(tmp_path / "experiments.db", writable=True) as tracker:
-        yield tracker
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from lorastudy.protocol.records import Outcome
 from lorastudy.running.phases import CUT_OFF, Phase, next_phase
 from lorastudy.running.results import Results
 from lorastudy.suite.experiment import Experiment
-from planned import plan_of
-from tests.unit.running.test_phase_runner import experiments
+from planned import experiments, plan_of
 
 FIVE = ("a", "b", "c", "d", "e")
 

@@ -1,6 +1,6 @@
 """What earlier attempts leave: to be stored, and to go on from. With the executor that lives in memory."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,26 +22,8 @@ from lorastudy.running.phases import CUT_OFF, next_phase
 from lorastudy.running.results import read_results
 from lorastudy.running.resume import take_what_was_left
 from lorastudy.store import ExperimentTracker
-from lorastudy.suite.experiment import Experiment, Sources
-from lorastudy.suite.settings import Settings
-from planned import plan_of
-
-
-def experiments(*names: str, **settings: object) -> list[Experiment]:
-    return [
-        Experiment(
-            name=name, arm=name, experiment_type="custom", seed=0,
-            settings=Settings.model_validate({"lora_rank": ord(name[0]) - ord("a") + 1, **settings}),
-            sources=Sources(base_model="base", dataset="rows"),
-        )
-        for name in names
-    ]  # fmt: skip
-
-
-@pytest.fixture
-def tracker(tmp_path: Path) -> Iterator[ExperimentTracker]:
-    with ExperimentTracker(tmp_path / "experiments.db", writable=True) as tracker:
-        yield tracker
+from lorastudy.suite.experiment import Experiment
+from planned import experiments, plan_of
 
 
 @pytest.fixture
