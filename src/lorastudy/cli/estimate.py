@@ -3,9 +3,8 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,10 +12,7 @@ from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 
 if TYPE_CHECKING:
-    from lorastudy.cli.console import PlainConsole
     from lorastudy.planning.answers import Answers
-    from lorastudy.planning.estimate import Estimator
-    from lorastudy.planning.predictions import Suggestion
     from lorastudy.suite.experiment import Experiment
     from lorastudy.suite.settings import Settings
 
@@ -50,184 +46,46 @@ def estimate(
 ) -> None:
     """Predict peak memory term by term, time and disk; say what fits, and what would make it fit."""
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.executors.process import JobWorker
-    from lorastudy.planning.answers import Answers
-    from lorastudy.planning.predictions import announced
+    from lorastudy.cli.plan_output import show_pack_report
+    from lorastudy.planning.estimate import budget_of
+    from lorastudy.planning.pack_report import pack_reports, time_steps
+    from lorastudy.planning.predictions import OnWait, print_nothing, worker_answers
+    from lorastudy.planning.study_plan import StudyPlan, plan_configurations, plan_study
     from lorastudy.suite.settings import settings_from_options
+    from lorastudy.suite.suite_file import load_suite
 
-    if suite is not None:
-        from lorastudy.planning.design import Designer
-        from lorastudy.suite.suite_file import load_suite
+    loaded = None if suite is None else load_suite(suite)
+    budget = None if vram is None else budget_of(vram)
 
-        experiments: Sequence[Experiment] = Designer(suite=load_suite(suite)).design().of_every_arm
-    else:
+    def planned(answers: "Answers", on_wait: OnWait) -> StudyPlan:
+        if loaded is not None:
+            return plan_study(loaded, answers=answers, on_wait=on_wait)
         settings = settings_from_options(
             base_model=base_model, max_seq_length=max_seq_length, quantization=quantization,
             per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
             lora_dropout=lora_dropout, gradient_checkpointing=gradient_checkpointing,
             trust_remote_code=trust_remote_code, target_modules=_targets(target_modules),
         )  # fmt: skip
-        experiments = _arms(settings, ranks=rank or [16], copies=arms)
-    with JobWorker() as worker:
-        shown = _shown(
-            experiments,
-            Answers(announced(worker, lambda line: say(line, file=sys.stderr))),
-            with_data=suite is not None,
-            vram=vram,
-            calibrate=calibrate,
-        )
+        return plan_configurations(_arms(settings, ranks=rank or [16], copies=arms), answers)
+
+    with worker_answers(_note) as answers:
+        plan = planned(answers, _note)
+        if calibrate:
+            time_steps(plan)
+            plan = planned(answers, print_nothing)
+        reports = pack_reports(plan, answers, budget=budget)
+    for problem in plan.predicted.problems:
+        _note(f"note: {problem}")
     if as_json:
-        say(json.dumps({"packs": [each.as_json() for each in shown]}, indent=1))
+        say(json.dumps({"packs": [report.to_json() for report in reports]}, indent=1))
         return
     console = PlainConsole()
-    for each in shown:
-        each.show(console, vram=vram)
+    for report in reports:
+        show_pack_report(console, report, of_suite=suite is not None)
 
 
-def _shown(
-    experiments: "Sequence[Experiment]",
-    answers: "Answers",
-    *,
-    with_data: bool,
-    vram: str | None,
-    calibrate: bool,
-) -> "list[_Shown]":
-    from lorastudy.planning.estimate import by_pack, memory_size, prepare, within_margin
-
-    budget_bytes = None if vram is None else within_margin(memory_size(vram))
-    estimators = by_pack(experiments, answers, with_data=with_data)
-    prepare(estimators, answers)
-    alike: dict[str, list[Estimator]] = {}
-    for estimator in estimators:
-        alike.setdefault(estimator.experiments[0].data_key, []).append(estimator)
-    # Packs that differ only in the order of their rows: the one with the largest micro-batch represents all.
-    return [
-        _Shown.of(
-            max(group, key=lambda each: each.estimate().prediction.terms.total),
-            answers,
-            num_packs=len(group) if with_data else None,
-            budget_bytes=budget_bytes,
-            calibrate=calibrate,
-        )
-        for group in alike.values()
-    ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Shown:
-    """Arms that train together: what they need, whether it fits, and what would help.
-
-    `num_packs` is the number of similar packs in a suite, one for each seed; None without a suite.
-    """
-
-    estimator: "Estimator"
-    budget_bytes: int | None
-    num_packs: int | None
-    fewer: "Suggestion | None"
-    suggestions: "Sequence[Suggestion]"
-
-    @classmethod
-    def of(
-        cls,
-        estimator: "Estimator",
-        answers: "Answers",
-        *,
-        num_packs: int | None,
-        budget_bytes: int | None,
-        calibrate: bool,
-    ) -> "_Shown":
-        from lorastudy.planning.predictions import fewer_arms, suggestions
-
-        if calibrate:
-            estimator.calibrate()
-        total = estimator.estimate().prediction.terms.total
-        fits = budget_bytes is None or total <= budget_bytes
-        return cls(
-            estimator=estimator,
-            budget_bytes=budget_bytes,
-            num_packs=num_packs,
-            fewer=None if fits else fewer_arms(estimator, budget_bytes=budget_bytes or 0),
-            suggestions=()
-            if fits
-            else suggestions(estimator.experiments, answers, budget_bytes=budget_bytes or 0),
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything as plain JSON values."""
-        from lorastudy.planning.plan_summary import estimate_as_json
-
-        estimate, calibration = self.estimator.estimate(), self.estimator.calibration()
-        changes = [*([self.fewer] if self.fewer else []), *self.suggestions]
-        return {
-            **estimate_as_json(estimate),
-            "base_model": self.estimator.settings.base_model,
-            "device": self.estimator.machine.device,
-            "timed_steps": [] if calibration is None else [vars(point) for point in calibration.points],
-            "budget_bytes": self.budget_bytes,
-            "fits": None
-            if self.budget_bytes is None
-            else estimate.prediction.terms.total <= self.budget_bytes,
-            "changes": [vars(change) for change in changes],
-        }
-
-    def show(self, console: "PlainConsole", *, vram: str | None) -> None:
-        """Print everything as text."""
-        from lorastudy.cli.plan_output import show_terms, show_time
-        from lorastudy.planning.estimate import margin_words
-        from lorastudy.planning.plan_summary import disk_bytes
-        from lorastudy.report.numbers import count, plural, size
-
-        estimate, shape, settings = self.estimator.estimate(), self.estimator.shape, self.estimator.settings
-        batch = estimate.rows.batch
-        # In a suite, an arm trains separately with each seed, so these are experiments.
-        held = plural(len(estimate.num_trainable), "arm" if self.num_packs is None else "experiment")
-        if self.num_packs is not None and self.num_packs > 1:
-            held += f" in each of {self.num_packs} packs"
-        console.print(settings.base_model, style="bold", end="")
-        console.print(
-            f" ({shape.model_type}, {count(shape.num_parameters)} parameters), "
-            f"{settings.quantization}; {held} on one base, {batch.num_tokens} tokens an arm "
-            f"and forward pass, on a {self.estimator.machine.device}; {estimate.engine}\n"
-        )
-        show_terms(console, estimate)
-        calibration = self.estimator.calibration()
-        if calibration is None or estimate.step_seconds is None:
-            console.print("\ntime: not calibrated on this machine; --calibrate times a few steps")
-        else:
-            show_time(console, estimate, calibration=calibration)
-        console.print(f"disk: {size(disk_bytes(estimate))}")
-        if self.budget_bytes is None:
-            return
-        total = estimate.prediction.terms.total
-        fits = total <= self.budget_bytes
-        console.print("\nfits" if fits else "\ndoes not fit", style="green" if fits else "red", end="")
-        console.print(
-            f" {vram}: {size(total)} of {size(self.budget_bytes)} ({margin_words()}: context of the device, "
-            "memory lost between tensors, error of the prediction)"
-        )
-        if not fits:
-            self._show_changes(console)
-
-    def _show_changes(self, console: "PlainConsole") -> None:
-        from rich.table import Table
-
-        from lorastudy.report.numbers import size
-
-        table = Table(
-            box=None,
-            header_style="bold",
-            pad_edge=False,
-            title="what would change that",
-            title_justify="left",
-        )
-        table.add_column("change")
-        table.add_column("predicted peak", justify="right")
-        table.add_column("fits")
-        for change in [*([self.fewer] if self.fewer else []), *self.suggestions]:
-            table.add_row(change.change, size(change.total_bytes), "yes" if change.fits else "no")
-        console.print()
-        console.print(table)
-        console.print("The effective batch is the same with each of these.")
+def _note(line: str) -> None:
+    say(line, file=sys.stderr)
 
 
 def _targets(text: str) -> "str | tuple[str, ...]":

@@ -1,12 +1,14 @@
-"""Plans and estimates on a terminal: a dry run, the table of memory terms, the timed steps."""
+"""Plans on a terminal: what a dry run prints, and what `lorastudy estimate` prints of its packs."""
 
 from rich.table import Table
 from rich.text import Text
 
 from lorastudy.cli.console import PlainConsole
-from lorastudy.planning.estimate import PackEstimate
+from lorastudy.planning.estimate import MemoryBudget, PackEstimate
+from lorastudy.planning.pack_report import PackReport
 from lorastudy.planning.plan_summary import (
     TERMS,
+    disk_bytes,
     experiment_line,
     finding_lines,
     pack_line,
@@ -40,7 +42,63 @@ def show_plan(plan: StudyPlan) -> None:
             console.print(f"  {experiment.name:<40} {experiment_line(experiment)}  {experiment.id}")
 
 
-def show_terms(console: PlainConsole, estimate: PackEstimate) -> None:
+def show_pack_report(console: PlainConsole, report: PackReport, *, of_suite: bool) -> None:
+    """Print a pack's memory term by term, its time and disk space, whether it fits, and what would make it fit."""
+    estimate, estimator = report.estimate, report.estimator
+    console.print(estimator.settings.base_model, style="bold", end="")
+    console.print(
+        f" ({estimator.shape.model_type}, {count(estimator.shape.num_parameters)} parameters), "
+        f"{estimator.settings.quantization}; {_held(report, of_suite=of_suite)} on one base, "
+        f"{estimate.rows.batch.num_tokens} tokens an arm and forward pass, on a {estimator.machine.device}; "
+        f"{estimate.engine}\n"
+    )
+    _show_terms(console, estimate)
+    calibration = estimator.calibration()
+    if calibration is None or estimate.step_seconds is None:
+        console.print("\ntime: not calibrated on this machine; --calibrate times a few steps")
+    else:
+        _show_time(console, estimate, calibration=calibration)
+    console.print(f"disk: {size(disk_bytes(estimate))}")
+    if report.budget is not None:
+        _show_fit(console, report, budget=report.budget)
+
+
+def _held(report: PackReport, *, of_suite: bool) -> str:
+    """The number of arms. In a suite, an arm trains separately with each seed, so these are experiments."""
+    sizes = report.nums_experiments
+    held = plural(len(report.estimate.num_trainable), "experiment" if of_suite else "arm")
+    if len(sizes) == 1:
+        return held
+    return (
+        f"{held} in each of {len(sizes)} packs"
+        if len(set(sizes)) == 1
+        else f"{held} in the largest of {len(sizes)} packs"
+    )
+
+
+def _show_fit(console: PlainConsole, report: PackReport, *, budget: MemoryBudget) -> None:
+    fits = bool(report.fits)
+    console.print("\nfits" if fits else "\ndoes not fit", style="green" if fits else "red", end="")
+    console.print(
+        f" {budget.words}: {size(report.estimate.prediction.terms.total)} of {size(budget.budget_bytes)} "
+        f"({budget.left_free()})"
+    )
+    if not report.changes:
+        return
+    table = Table(
+        box=None, header_style="bold", pad_edge=False, title="what would change that", title_justify="left"
+    )
+    table.add_column("change")
+    table.add_column("predicted peak", justify="right")
+    table.add_column("fits")
+    for change in report.changes:
+        table.add_row(change.change, size(change.total_bytes), "yes" if change.fits else "no")
+    console.print()
+    console.print(table)
+    console.print("The effective batch is the same with each of these.")
+
+
+def _show_terms(console: PlainConsole, estimate: PackEstimate) -> None:
     """Print a table of the memory terms and their sum."""
     table = Table(box=None, show_header=True, header_style="bold", pad_edge=False)
     table.add_column("held by")
@@ -58,7 +116,7 @@ def show_terms(console: PlainConsole, estimate: PackEstimate) -> None:
     console.print(table)
 
 
-def show_time(console: PlainConsole, estimate: PackEstimate, *, calibration: Calibration) -> None:
+def _show_time(console: PlainConsole, estimate: PackEstimate, *, calibration: Calibration) -> None:
     """Print the time of a step and of the whole training, then the timed steps by number of arms."""
     assert estimate.step_seconds is not None
     whole = ""

@@ -537,10 +537,8 @@ class MemoryBudget:
     def left_free(self) -> str:
         """Why the budget is less than the memory."""
         if self.is_of_cpu:
-            return (
-                f"{margin_words()}, and half of the rest for what a worker on a CPU holds besides its tensors"
-            )
-        return f"{margin_words()} for the device's context and the prediction's error"
+            return f"{_margin_words()}, and half of the rest for what a worker on a CPU holds besides its tensors"
+        return f"{_margin_words()} for the device's context and the prediction's error"
 
     def needed(self, peak_bytes: float) -> str:
         """The memory that this peak needs, in words."""
@@ -582,6 +580,6 @@ def memory_size(text: str) -> int:
     return int(float(match["number"]) * 1024 ** " KMGT".index(match["unit"].upper() or " "))
 
 
-def margin_words() -> str:
+def _margin_words() -> str:
     """The margin as text."""
     return f"{percent(MARGIN, decimals=0)} of the memory is left free"

@@ -6,7 +6,7 @@ A dry run, the first lines of a run and `StudyPlan._repr_html_` share these text
 import html
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorastudy.lint.finding import arms_in_words
 from lorastudy.planning.estimate import PackEstimate
@@ -177,23 +177,6 @@ def disk_bytes(estimate: PackEstimate) -> int:
     checkpoints = sum(checkpoint_bytes(p) for p in estimate.num_trainable.values())
     steps = estimate.rows.num_steps or 0
     return adapters + checkpoints + records_bytes(num_steps=steps, num_arms=len(estimate.num_trainable))
-
-
-def estimate_as_json(estimate: PackEstimate) -> dict[str, Any]:
-    """The estimate as plain JSON values."""
-    terms = estimate.prediction.terms
-    return {
-        "num_arms": len(estimate.num_trainable),
-        "num_tokens": estimate.rows.batch.num_tokens,
-        "engine": estimate.engine.name,
-        "engine_reason": estimate.engine.reason,
-        "peak_bytes": terms.total,
-        "peak_phase": estimate.prediction.phase,
-        "terms_bytes": dict(terms.named()),
-        "num_trainable_parameters": sum(estimate.num_trainable.values()),
-        "step_seconds": estimate.step_seconds,
-        "disk_bytes": disk_bytes(estimate),
-    }
 
 
 def experiment_line(experiment: Experiment) -> str:

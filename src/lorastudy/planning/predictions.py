@@ -4,6 +4,7 @@ A worker does the counting.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,7 +41,7 @@ class Predictions:
 
     def predictions(self, pack: PlannedPack) -> Sequence[MemoryPrediction]:
         """The predictions for a pack's experiments."""
-        estimator = self._of(pack)
+        estimator = self.estimator(pack)
         try:
             return [] if estimator is None else predictions_of(pack, estimator)
         except ModelError:  # none of its experiments can be predicted; `problems` say why
@@ -48,25 +49,46 @@ class Predictions:
 
     def estimate(self, pack: PlannedPack) -> PackEstimate | None:
         """The estimate of a pack; None if none of its experiments can be predicted."""
-        estimator = self._of(pack)
+        estimator = self.estimator(pack)
         try:
             return None if estimator is None else estimator.estimate(pack.experiments)
         except ModelError:  # none of its experiments can be predicted; `problems` say why
             return None
 
-    def _of(self, pack: PlannedPack) -> Estimator | None:
+    def estimator(self, pack: PlannedPack) -> Estimator | None:
+        """The estimator of a pack; None if its memory is not predicted."""
         return self.estimators.get(pack.experiments[0].pack_key)
 
 
-def without_memory(experiments: Sequence[Experiment], *, on_wait: OnWait = print_nothing) -> Predictions:
+@contextmanager
+def worker_answers(on_wait: OnWait = print_nothing) -> Iterator[Answers]:
+    """Answers from the cache, else from a worker. It starts with the first question that is not cached.
+
+    `on_wait` gets a line once for each kind of work.
+    """
+    with JobWorker() as worker:
+        yield Answers(_announced(worker, on_wait))
+
+
+def without_memory(experiments: Sequence[Experiment], answers: Answers) -> Predictions:
     """The experiments' rows as a worker reads them, and the layers that each arm adapts. Counts no memory.
 
     Raises:
         DataError: rows cannot be used. The message is the one that a run would end with.
     """
-    with JobWorker() as worker:
-        answers = Answers(announced(worker, on_wait))
-        return Predictions(rows=check_rows(experiments, answers), adapted=adapted_arms(experiments, answers))
+    return Predictions(rows=check_rows(experiments, answers), adapted=adapted_arms(experiments, answers))
+
+
+def without_data(experiments: Sequence[Experiment], answers: Answers) -> Predictions:
+    """Predictions for experiments whose rows all have the maximum length. What shares a base trains in one pack.
+
+    A worker counts when an estimate is first read.
+    """
+    estimators = by_pack(experiments, answers, with_data=False)
+    return Predictions(
+        estimators={each.experiments[0].pack_key: each for each in estimators},
+        arms_per_pack={each.experiments[0].pack_key: len(each.experiments) for each in estimators},
+    )
 
 
 def with_memory(
@@ -75,44 +97,43 @@ def with_memory(
     *,
     rounds: Sequence[Sequence[Experiment]],
     num_workers: int,
-    on_wait: OnWait = print_nothing,
+    answers: Answers,
 ) -> Predictions:
     """Predictions for a suite's packs if `num_workers` workers of this machine train side by side.
 
-    The packs of each of the `rounds` are counted as they will run. A memory prediction that fails does not prevent the run: its reason becomes one of the `problems`.
+    The packs of each of the `rounds` are counted as they will run. A memory prediction that fails does not prevent the
+    run: its reason becomes one of the `problems`.
 
     Raises:
         DataError: rows of the missing experiments cannot be used with their base model.
     """
     sizes: dict[str, int] = {}
     problems: list[str] = []
-    with JobWorker() as worker:
-        answers = Answers(announced(worker, on_wait))
-        rows = check_rows(missing or experiments, answers)
-        estimators = {
-            each.experiments[0].pack_key: each for each in by_pack(experiments, answers, with_data=True)
-        }
-        adapted = adapted_arms(experiments, answers)
+    rows = check_rows(missing or experiments, answers)
+    estimators = {
+        each.experiments[0].pack_key: each for each in by_pack(experiments, answers, with_data=True)
+    }
+    adapted = adapted_arms(experiments, answers)
+    try:
+        prepare(list(estimators.values()), answers)
+    except StudyError as error:  # the worker itself died
+        return Predictions(rows=rows, adapted=adapted, problems=(_not_predicted(experiments, error),))
+    for key, each in list(estimators.items()):
         try:
-            prepare(list(estimators.values()), answers)
-        except StudyError as error:  # the worker itself died
-            return Predictions(rows=rows, adapted=adapted, problems=(_not_predicted(experiments, error),))
-        for key, each in list(estimators.items()):
-            try:
-                estimate = each.estimate()
-                budget = each.machine.budget_bytes(num_workers=num_workers)
-                sizes[key] = arms_per_pack(each, budget_bytes=budget)
-            except StudyError as error:
-                del estimators[key]
-                problems.append(_not_predicted(each.experiments, error))
-            else:
-                problems += _left_out(each, estimate)
-        ids = {experiment.id for experiment in missing}
-        for of_round in rounds:
-            for pack in remaining_packs(of_round, ids, arms_per_pack=sizes, num_at_once=num_workers):
-                key = pack.experiments[0].pack_key
-                if key in estimators:
-                    estimators[key].count([pack.experiments])
+            estimate = each.estimate()
+            budget = each.machine.budget_bytes(num_workers=num_workers)
+            sizes[key] = arms_per_pack(each, budget_bytes=budget)
+        except StudyError as error:
+            del estimators[key]
+            problems.append(_not_predicted(each.experiments, error))
+        else:
+            problems += _left_out(each, estimate)
+    ids = {experiment.id for experiment in missing}
+    for of_round in rounds:
+        for pack in remaining_packs(of_round, ids, arms_per_pack=sizes, num_at_once=num_workers):
+            key = pack.experiments[0].pack_key
+            if key in estimators:
+                estimators[key].count([pack.experiments])
     return Predictions(
         estimators=estimators,
         arms_per_pack=sizes,
@@ -139,14 +160,14 @@ def _left_out(estimator: Estimator, estimate: PackEstimate) -> list[str]:
     return [f"memory was not predicted for {listing(names)}: {problem}" for problem, names in arms.items()]
 
 
-def announced(worker: JobWorker, on_wait: OnWait) -> Ask:
+def _announced(worker: JobWorker, on_wait: OnWait) -> Ask:
     """The worker's answers, announced. A worker needs seconds, so `on_wait` gets a line once for each kind of work."""
-    said: set[str] = set()
+    announced: set[str] = set()
 
     def ask(job: PlanningJob) -> dict[str, Any]:
         doing = _doing(job)
-        if doing not in said:
-            said.add(doing)
+        if doing not in announced:
+            announced.add(doing)
             on_wait(f"planning: {doing} (kept for next time)")
         return worker.do(job)
 

@@ -20,6 +20,7 @@ from lorastudy.planning.literature import (
 )
 from lorastudy.planning.memory import ModelShape, base_weight_bytes, config_folder, quantisation_bytes
 from lorastudy.planning.recommendation_request import RecommendationRequest
+from lorastudy.planning.study_plan import plan_configurations
 from lorastudy.planning.suite_facts import check_rows, num_completion_tokens
 from lorastudy.recommend.recommendation import Candidate, Evidence, Recommendation, recommend
 from lorastudy.report.sections.question import late_note, part
@@ -141,7 +142,8 @@ def machine_of(base: Settings, answers: Answers) -> Machine:
 
 def _estimator(settings: Settings, answers: Answers) -> Estimator:
     experiment = _as_experiment(settings, sources=Sources(base_model=settings.base_model, dataset=""))
-    return Estimator([experiment], answers, with_data=False)
+    plan = plan_configurations([experiment], answers)
+    return plan.predicted.estimators[experiment.pack_key]
 
 
 def _as_experiment(settings: Settings, *, sources: Sources) -> Experiment:

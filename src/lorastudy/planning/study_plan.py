@@ -5,6 +5,7 @@ only here. As results come in, `running/phases.py` says which of the plan's pack
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,11 +16,20 @@ from lorastudy.executors import Executor, local_executor
 from lorastudy.lint.case import Case
 from lorastudy.lint.finding import LintFinding
 from lorastudy.lint.lint import lint
+from lorastudy.planning.answers import Answers
 from lorastudy.planning.design import Designer
 from lorastudy.planning.done import missing_of
 from lorastudy.planning.packing import Balance, PlannedPack, balance_packs, remaining_packs
 from lorastudy.planning.plan_summary import plan_html
-from lorastudy.planning.predictions import OnWait, Predictions, print_nothing, with_memory, without_memory
+from lorastudy.planning.predictions import (
+    OnWait,
+    Predictions,
+    print_nothing,
+    with_memory,
+    without_data,
+    without_memory,
+    worker_answers,
+)
 from lorastudy.planning.suite_facts import data_notes, layout_notes, margin_notes, read_data, suite_case
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.base_model import base_model_fingerprint, check_base_model
@@ -132,12 +142,14 @@ def plan_study(
     tracker: ExperimentTracker | None = None,
     executor: Executor | None = None,
     registered: Sequence[Experiment] | None = None,
+    answers: Answers | None = None,
     on_wait: OnWait = print_nothing,
 ) -> StudyPlan:
     """The plan of a suite. If an answer is not cached, a worker counts rows and memory, which takes seconds.
 
     Without `tracker`, no experiment counts as done. Without `executor`, workers run on this machine. `registered` are
-    the experiments of a suite that resumes from the store. `on_wait` also gets a line for each piece of foreign code
+    the experiments of a suite that resumes from the store. Without `answers`, the plan has a worker of its own, which
+    ends with it; a caller that asks for more afterwards gives its own. `on_wait` also gets a line for each piece of foreign code
     before it runs, because the counting worker loads the model's tokenizer.
 
     Raises:
@@ -151,13 +163,14 @@ def plan_study(
     _announce_foreign_code(of_every_arm, on_wait)
     workers = executor or local_executor(of_every_arm)
     data = read_data(of_every_arm)
-    predicted = with_memory(
-        of_every_arm,
-        [*missing, *designed.waiting],
-        rounds=designed.rounds,
-        num_workers=workers.num_packs_at_once,
-        on_wait=on_wait,
-    )
+    with worker_answers(on_wait) if answers is None else nullcontext(answers) as answered:
+        predicted = with_memory(
+            of_every_arm,
+            [*missing, *designed.waiting],
+            rounds=designed.rounds,
+            num_workers=workers.num_packs_at_once,
+            answers=answered,
+        )
     return StudyPlan(
         suite=suite,
         designer=designer,
@@ -182,7 +195,8 @@ def judge_suite(suite: Suite, *, on_wait: OnWait = print_nothing) -> StudyPlan:
     experiments = designer.foreseen()
     _announce_foreign_code(experiments, on_wait)
     data = read_data(experiments)
-    predicted = without_memory(experiments, on_wait=on_wait)
+    with worker_answers(on_wait) as answers:
+        predicted = without_memory(experiments, answers)
     return StudyPlan(
         suite=suite,
         designer=designer,
@@ -191,6 +205,20 @@ def judge_suite(suite: Suite, *, on_wait: OnWait = print_nothing) -> StudyPlan:
         predicted=predicted,
         notes=_notes(suite, predicted=predicted, data_notes=data_notes(experiments, data)),
         data=data,
+    )
+
+
+def plan_configurations(experiments: Sequence[Experiment], answers: Answers) -> StudyPlan:
+    """The plan of configurations without a data set: all rows have the maximum length, and nothing is done before."""
+    registered = tuple(experiments)
+    suite = Suite(name="configurations", description="", experiment_type="custom", path=None, arms=())
+    designer = Designer(suite=suite, registered=registered)
+    return StudyPlan(
+        suite=suite,
+        designer=designer,
+        design=designer.design(),
+        missing=registered,
+        predicted=without_data(registered, answers),
     )
 
 

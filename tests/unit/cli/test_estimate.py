@@ -1,5 +1,6 @@
 """`lorastudy estimate`, as a user reads it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,8 +29,38 @@ factors: {lora_rank: [4, 8]}
 )
 def test_an_arm_with_a_seed_is_an_experiment(tmp_path, monkeypatch, capsys, arguments, held):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # one worker, so packs are not cut for a second one
     Path("suite.yaml").write_text(SUITE, encoding="utf-8")
     with pytest.raises(SystemExit) as ended:
         main(["estimate", *arguments])
     assert ended.value.code == 0
     assert f"bf16; {held}, " in capsys.readouterr().out
+
+
+def test_the_packs_are_those_of_the_dry_run_and_with_vram_all_arms_that_can_train_together(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    Path("suite.yaml").write_text(SUITE + "max_arms_per_pack: 1\n", encoding="utf-8")
+
+    def packs_of(*options):
+        with pytest.raises(SystemExit):
+            main(["estimate", "--suite", "suite.yaml", "--json", *options])
+        (pack,) = json.loads(capsys.readouterr().out)["packs"]
+        return pack["num_packs"], pack["num_arms"]
+
+    assert packs_of() == (6, 1)
+    with pytest.raises(SystemExit):
+        main(["suite", "suite.yaml", "--dry-run"])
+    assert capsys.readouterr().out.count("\npack ") == 6
+    assert packs_of("--vram", "80GB") == (3, 2)
+
+
+def test_a_suite_whose_model_cannot_be_counted_ends_with_the_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("suite.yaml").write_text(SUITE + "target_modules: [absent]\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["estimate", "--suite", "suite.yaml"])
+    assert ended.value.code == 2
+    assert "target_modules: absent: not in this model" in capsys.readouterr().err
