@@ -33,7 +33,7 @@ from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.meter import MemoryMeter, live_bytes, peak_growth
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.planning.memory import Device, Prediction
-from lorastudy.protocol.footprint import MicroBatch
+from lorastudy.protocol.jobs import MicroBatch
 from lorastudy.suite.settings import Quantization, Settings
 from lorastudy.suite.targets import resolve_targets
 

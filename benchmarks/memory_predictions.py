@@ -21,8 +21,15 @@ from benchmarks.gpu_memory import rows_of, table_cases
 from benchmarks.random_base import SHAPES, config_of
 from lorastudy.engine.planning import answer
 from lorastudy.planning.memory import ArmSize, Device, ModelShape, Prediction, config_folder, predict
-from lorastudy.protocol.footprint import Footprint, MicroBatch
-from lorastudy.protocol.jobs import CountedArm, FootprintQuestion, ModelQuestion, Precision, as_json
+from lorastudy.protocol.jobs import (
+    CountedArm,
+    Footprint,
+    FootprintQuestion,
+    MicroBatch,
+    ModelQuestion,
+    Precision,
+    as_json,
+)
 from lorastudy.suite.settings import Quantization
 from lorastudy.suite.targets import resolve_targets
 

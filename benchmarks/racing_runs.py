@@ -30,9 +30,9 @@ from lorastudy.engine.loading import BaseCache, default_device
 from lorastudy.evaluation.perplexity import CompletionLoss
 from lorastudy.protocol.records import Pack
 from lorastudy.suite.base_model import base_model_fingerprint
-from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.question import rung_step
+from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import suite_from_values
 from lorastudy.train.outcomes import PackRun
 from lorastudy.train.train_pack import LoadedPack, load

@@ -26,7 +26,7 @@ from lorastudy.stats.summary import (
 )
 from lorastudy.suite.base_model import read_config
 from lorastudy.suite.question import configuration_name
-from lorastudy.suite.rates import POWERS, published_rate
+from lorastudy.suite.rate_search import POWERS, published_rate
 
 SUITES = (
     "lab_capacity",

@@ -27,8 +27,8 @@ from lorastudy.executors.tail import RunFolderTail
 from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.base_model import base_model_fingerprint
-from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import suite_from_values
 from lorastudy.train import timing, worker
 from lorastudy.train import train_pack as life

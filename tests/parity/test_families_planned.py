@@ -34,8 +34,15 @@ from lorastudy.engine.memory_trace import counted_arm, rows_of
 from lorastudy.engine.planning import answer
 from lorastudy.engine.targets import linear_modules
 from lorastudy.planning.memory import ArmSize, Device, ModelShape, Prediction, predict
-from lorastudy.protocol.footprint import Footprint, MicroBatch
-from lorastudy.protocol.jobs import CountedArm, FootprintQuestion, ModelQuestion, Precision, as_json
+from lorastudy.protocol.jobs import (
+    CountedArm,
+    Footprint,
+    FootprintQuestion,
+    MicroBatch,
+    ModelQuestion,
+    Precision,
+    as_json,
+)
 from lorastudy.suite.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")

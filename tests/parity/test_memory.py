@@ -18,8 +18,15 @@ from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.planning import answer
 from lorastudy.planning.memory import ArmSize, Device, ModelShape, Prediction, predict
-from lorastudy.protocol.footprint import Footprint, MicroBatch
-from lorastudy.protocol.jobs import CountedArm, FootprintQuestion, ModelQuestion, Precision, as_json
+from lorastudy.protocol.jobs import (
+    CountedArm,
+    Footprint,
+    FootprintQuestion,
+    MicroBatch,
+    ModelQuestion,
+    Precision,
+    as_json,
+)
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import resolve_targets
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.suite import levels, problems, suite_file
+from lorastudy.suite import levels, suite_file, yaml_reading
 from torture.faults import suite_files
 
 AMOUNT = 150
@@ -25,7 +25,7 @@ def test_unknown_keys_that_are_passed_over(tmp_path: Path, monkeypatch: pytest.M
 
     def lenient(values, *, scope, problems):
         known = {key: node for key, node in values.items() if key in scope.known()}
-        return real(known, scope=scope, problems=problems)
+        return real(known, scope=scope, problems=yaml_reading)
 
     monkeypatch.setattr(suite_file, "read_level", lenient)
     assert "the file says" in violations(tmp_path) or "second reading failed" in violations(tmp_path)
@@ -41,13 +41,13 @@ def test_a_known_key_that_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_last_of_two_equal_keys_taken_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = problems.Problems.add
+    real = yaml_reading.Problems.add
 
     def add(self, place, *, cause, path=""):
         if "stands twice, first" not in cause:
             real(self, place, cause=cause, path=path)
 
-    monkeypatch.setattr(problems.Problems, "add", add)
+    monkeypatch.setattr(yaml_reading.Problems, "add", add)
     assert (
         "a key stands twice and was accepted" in suite_files.run(amount=600, seed=3, folder=tmp_path).detail
     )
@@ -62,7 +62,7 @@ def test_void_and_overridden_keys_that_nobody_speaks_of(
 
 
 def test_errors_without_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(problems.Place, "__str__", lambda place: place.source)
+    monkeypatch.setattr(yaml_reading.Place, "__str__", lambda place: place.source)
     assert "no place" in violations(tmp_path)
 
 

@@ -23,7 +23,7 @@ from lorastudy.data.row_index import RowKeys, indexed_rows
 from lorastudy.data.sources import LAB_PREFIX, Row, RowSource, files_of, is_lab_set, is_pattern
 from lorastudy.data.splits import SplitBy, num_duplicates, position, split_rows
 from lorastudy.errors import DataError
-from lorastudy.suite.hub import OFFLINE_VARIABLE, is_hub_reachable
+from lorastudy.suite.base_model import OFFLINE_VARIABLE, is_hub_reachable
 
 ALL = -1
 

@@ -28,8 +28,7 @@ from lorastudy.engine.quantised import keep_trainable_on_cpu, quantization_confi
 from lorastudy.engine.targets import linear_modules, target_layers
 from lorastudy.errors import DataError, ModelError, first_line
 from lorastudy.lab import base_folder
-from lorastudy.suite.base_model import model_folder_problem
-from lorastudy.suite.hub import cached_commit, unreachable_message
+from lorastudy.suite.base_model import cached_commit, model_folder_problem, unreachable_message
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import TargetLayer
 

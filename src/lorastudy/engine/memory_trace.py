@@ -48,8 +48,15 @@ from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.padded_forward import label_logits
 from lorastudy.engine.quantised import tensors_of
 from lorastudy.engine.targets import target_layers
-from lorastudy.protocol.footprint import Footprint, MicroBatch, Phase
-from lorastudy.protocol.jobs import CountedArm, DeviceKind, EngineName, FootprintQuestion
+from lorastudy.protocol.jobs import (
+    CountedArm,
+    DeviceKind,
+    EngineName,
+    Footprint,
+    FootprintQuestion,
+    MicroBatch,
+    Phase,
+)
 from lorastudy.suite.targets import TargetLayer, adapted_modules, without_layer_number
 
 #: Decoder layers of the smaller of the two counts. The first layer gets no gradient from below and the last one runs

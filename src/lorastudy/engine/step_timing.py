@@ -14,8 +14,7 @@ from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.meter import synchronise
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.protocol.footprint import MicroBatch
-from lorastudy.protocol.jobs import PaceQuestion
+from lorastudy.protocol.jobs import MicroBatch, PaceQuestion
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import targets_of
 

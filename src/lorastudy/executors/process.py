@@ -18,8 +18,7 @@ from lorastudy.executors.tail import POLL_SECONDS
 from lorastudy.protocol.jobs import FROM_INPUT, RESULT_NAME, SERVING, Job
 from lorastudy.protocol.parent_watch import tied_to_this_process
 from lorastudy.protocol.records import Pack
-from lorastudy.suite.base_model import is_hub_model
-from lorastudy.suite.hub import OFFLINE_VARIABLE, is_hub_reachable
+from lorastudy.suite.base_model import OFFLINE_VARIABLE, is_hub_model, is_hub_reachable
 
 #: The arguments of the Python interpreter; the folders follow.
 WORKER = ("-m", "lorastudy.train.worker")

@@ -23,10 +23,9 @@ from lorastudy.imports import refuse
 from lorastudy.lint.rates import METHOD_KEY
 from lorastudy.store.views import ImportedResult, ImportedScore
 from lorastudy.suite.levels import FOREIGN_NAMES
-from lorastudy.suite.problems import Problems
 from lorastudy.suite.settings import TARGET_PRESETS, Settings, label
 from lorastudy.suite.wording import checked, did_you_mean, shown
-from lorastudy.suite.yaml_reading import plain, read_yaml, resolve_scalar
+from lorastudy.suite.yaml_reading import Problems, plain, read_yaml, resolve_scalar
 
 #: Words besides the settings. `method` names a method other than LoRA: `full` for full fine-tuning.
 LABELS = ("arm", "seed", METHOD_KEY, "dataset", "environment")

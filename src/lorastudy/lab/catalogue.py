@@ -12,8 +12,8 @@ from pathlib import Path
 from lorastudy.errors import DataError
 from lorastudy.lab.people import FEW, KNOWN, MANY, NEW, Row, fact_rows, held_out_rows, seeded, words
 from lorastudy.suite.base_model import LAB_MODEL, base_model_fingerprint
+from lorastudy.suite.checks import LAB_PREFIX
 from lorastudy.suite.experiment import tagged_hash
-from lorastudy.suite.sources import LAB_PREFIX
 from lorastudy.version import LAB_BASE
 
 DATASETS: Mapping[str, str] = {

@@ -29,7 +29,7 @@ from lorastudy.suite.experiment import canonical_json
 
 #: Libraries and source files that an answer depends on besides the question.
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "lorastudy")
-_SOURCES = ("engine/*.py", "data/*.py", "protocol/footprint.py", "suite/targets.py")
+_SOURCES = ("engine/*.py", "data/*.py", "protocol/jobs.py", "suite/targets.py")
 
 Ask = Callable[[PlanningJob], dict[str, Any]]
 """Runs a job in a worker; `executors.process`."""

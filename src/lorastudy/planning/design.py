@@ -15,11 +15,10 @@ from lorastudy.planning.done import merits_of
 from lorastudy.planning.suite_facts import data_key
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.base_model import base_model_fingerprint
-from lorastudy.suite.expansion import Fingerprint
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.rate_search import Design, Merit, NumSteps, design, foreseen
 from lorastudy.suite.settings import Settings
-from lorastudy.suite.suite import Suite
+from lorastudy.suite.suite import Fingerprint, Suite
 
 
 def steps_counter() -> Callable[[Settings], int]:
@@ -58,7 +57,7 @@ class Designer:
         """The suite's design given these merits; without merits, its first round.
 
         Raises:
-            SuiteFileError, StudyError: as `suite.expansion.expand`.
+            SuiteFileError, StudyError: as `suite.suite.expand`.
         """
         if self.registered is not None:
             return Design(experiments=self.registered, rounds=(self.registered,))

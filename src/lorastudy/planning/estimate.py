@@ -26,12 +26,13 @@ from lorastudy.planning.memory import (
 )
 from lorastudy.planning.packing import groups
 from lorastudy.planning.time import Calibration
-from lorastudy.protocol.footprint import Footprint, MicroBatch
 from lorastudy.protocol.jobs import (
     CountedArm,
     EngineName,
+    Footprint,
     FootprintQuestion,
     MachineQuestion,
+    MicroBatch,
     ModelQuestion,
     PaceQuestion,
     Precision,

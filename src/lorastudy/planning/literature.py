@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from lorastudy.planning.memory import ArmSize, ModelShape, num_trainable
-from lorastudy.suite.rates import HIDDEN_SIZE, POWERS, as_shown, published_rate
+from lorastudy.suite.rate_search import HIDDEN_SIZE, POWERS, as_shown, published_rate
 from lorastudy.suite.settings import Quantization, Settings
 from lorastudy.suite.targets import resolve_targets
 
@@ -65,7 +65,7 @@ def family_power(model_type: str) -> float | None:
 
 
 def published_learning_rate(model_type: str, *, hidden_size: int, num_steps: int | None) -> float:
-    """The learning rate by the published rule of `suite.rates`. An unknown family gets the mean of all exponents."""
+    """The learning rate by the published rule of `suite.rate_search`. An unknown family gets the mean of all exponents."""
     power = family_power(model_type)
     powers = list(POWERS.values()) if power is None else [power]
     return published_rate(hidden_size=hidden_size, power=sum(powers) / len(powers), num_steps=num_steps)

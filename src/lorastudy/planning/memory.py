@@ -3,7 +3,7 @@
     P parameters of the base, p trainable parameters of all arms, N tokens of a micro-batch
 
 Memory that does not depend on the batch follows from the model's shape. Memory that a step adds is counted on the
-engine itself (`lorastudy.protocol.footprint`), so this module holds no number for it.
+engine itself (`lorastudy.protocol.jobs`), so this module holds no number for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from lorastudy.errors import ModelError
-from lorastudy.protocol.footprint import Footprint, Phase
-from lorastudy.protocol.jobs import Precision
+from lorastudy.protocol.jobs import Footprint, Phase, Precision
 from lorastudy.protocol.records import MemoryTerms
-from lorastudy.suite.base_model import LAB_MODEL
-from lorastudy.suite.hub import cached_folder
+from lorastudy.suite.base_model import LAB_MODEL, cached_folder
 from lorastudy.suite.targets import TargetLayer
 from lorastudy.version import LAB_BASE
 

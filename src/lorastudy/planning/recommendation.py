@@ -31,7 +31,7 @@ from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.question import Question, is_reference
-from lorastudy.suite.rates import as_shown
+from lorastudy.suite.rate_search import as_shown
 from lorastudy.suite.settings import Settings
 
 

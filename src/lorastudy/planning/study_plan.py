@@ -33,12 +33,11 @@ from lorastudy.planning.predictions import (
 from lorastudy.planning.suite_facts import data_notes, layout_notes, margin_notes, read_data, suite_case
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.base_model import base_model_fingerprint, check_base_model
-from lorastudy.suite.expansion import sources_reader
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.experiment_types import EXPERIMENT_TYPES
 from lorastudy.suite.rate_search import Design
 from lorastudy.suite.settings import Settings
-from lorastudy.suite.suite import Suite
+from lorastudy.suite.suite import Suite, sources_reader
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from lorastudy.stats.trivial import PREDICTOR_NAMES
 from lorastudy.suite.base_model import LAB_MODEL, read_config
 from lorastudy.suite.experiment import Experiment, canonical_json
 from lorastudy.suite.question import Question
-from lorastudy.suite.rates import published_rates
+from lorastudy.suite.rate_search import published_rates
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import count_by_role, in_words, left_out, names_digest, targets_of
 

@@ -1,12 +1,13 @@
 """The jobs of a worker besides training: evaluate adapters, and answer the questions of a plan.
 
-Also the arguments of a worker, and the note on its origin that is stored beside every adapter.
+Also the arguments of a worker, the note on its origin that is stored beside every adapter, and the answer to a
+question of memory: the footprint of one step, counted on tensors without content.
 """
 
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, get_args
@@ -16,6 +17,8 @@ from lorastudy.suite.settings import PromptFormat, Quantization, Settings
 
 ORIGIN_NAME = "lorastudy.json"
 RESULT_NAME = "result.json"
+
+Phase = Literal["forward", "loss", "backward", "optimizer"]
 """A worker writes a job's result into its folder under this name."""
 FROM_INPUT = "-"
 """A worker with this as its only argument reads folders from its standard input, one JSON string a line."""
@@ -259,3 +262,44 @@ class AdapterOrigin:
         except (OSError, ValueError, TypeError, RecursionError):
             return None
         return origin if isinstance(origin.base_model_fingerprint, str) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """The lengths of the rows of one forward pass, and the number of tokens that carry a loss."""
+
+    row_lengths: tuple[int, ...]
+    num_labels: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens; there is no padding."""
+        return sum(self.row_lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """The peak memory of one step in bytes, without base model, adapters, gradients and optimizer state.
+
+    `held_bytes` is the memory that the forward pass keeps for the backward pass. `loss_bytes` is the memory that the
+    loss adds to it, or 0 if the peak is in another phase.
+    """
+
+    phase: Phase
+    """The phase with the peak."""
+    total_bytes: int
+    held_bytes: int
+    loss_bytes: int
+    num_tensors: int
+    """Tensors alive at the peak."""
+    resident_bytes_per_parameter: float
+    """Bytes of the adapters' weights, gradients and moments, divided by the number of trainable parameters."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The footprint as plain JSON values; `from_json` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The footprint that `to_json` wrote."""
+        return cls(**values)

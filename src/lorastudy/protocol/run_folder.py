@@ -1,9 +1,12 @@
 """Names inside a run folder, which holds one attempt at a pack: `<runs>/pack-0123/attempt-1`.
 
-`records` and `jobs` name the files that the control side and the worker exchange there.
+`records` and `jobs` name the files that the control side and the worker exchange there. The checks that nothing leads
+out of a folder are here too: what a worker hands over, and the places where it is copied to, hold no links elsewhere.
 """
 
 from pathlib import Path
+
+from lorastudy.errors import StudyError
 
 CHECKPOINTS_NAME = "checkpoints"
 _PREFIX = "checkpoint-"
@@ -30,3 +33,28 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
         (path for path in checkpoints.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()),
         reverse=True,
     )
+
+
+def inside(folder: Path, path: Path) -> Path:
+    """The path, after a check that it lies in the folder once links are followed.
+
+    Raises:
+        StudyError: the path leads out of the folder.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise StudyError(
+            f"{path}: leads out of {folder}, to {path.resolve()}; remove the link, or name another folder"
+        )
+    return path
+
+
+def files_alone(folder: Path) -> Path:
+    """The folder, after a check that it holds no links, so that a copy of it contains nothing from elsewhere.
+
+    Raises:
+        StudyError: the folder holds a link.
+    """
+    link = next((path for path in folder.rglob("*") if path.is_symlink()), None)
+    if link is not None:
+        raise StudyError(f"{link}: is a link; an adapter holds files alone")
+    return folder

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from lorastudy.errors import StudyError
 from lorastudy.protocol.jobs import AdapterOrigin
-from lorastudy.protocol.run_folder import adapter_path
+from lorastudy.protocol.run_folder import adapter_path, files_alone, inside
 from lorastudy.store import ExperimentTracker
-from lorastudy.suite.containment import files_alone, inside
 from lorastudy.suite.experiment import Experiment
 
 

@@ -19,11 +19,11 @@ from lorastudy.planning.packing import PlannedPack, halves
 from lorastudy.planning.predictions import Predictions
 from lorastudy.protocol import files
 from lorastudy.protocol.records import PREDICTIONS_NAME, MemoryPrediction, Outcome, Pack, Record, RecordWriter
+from lorastudy.protocol.run_folder import inside
 from lorastudy.running.adapters import AdapterPublisher
 from lorastudy.running.phases import Phase
 from lorastudy.running.resume import with_checkpoints
 from lorastudy.store import ExperimentTracker
-from lorastudy.suite.containment import inside
 from lorastudy.suite.experiment import Experiment
 
 #: Failures that may come from the other experiments of the pack.

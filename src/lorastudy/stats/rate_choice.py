@@ -21,7 +21,7 @@ from lorastudy.stats.study import CHOOSING_SPLIT, STUDIED_KEYS, Study, StudyArm,
 from lorastudy.stats.summary import LOSS, Metric, are_equal, scores_by_seed
 from lorastudy.suite.experiment import canonical_json
 from lorastudy.suite.question import rung_of, rung_split
-from lorastudy.suite.rates import parabola
+from lorastudy.suite.rate_search import parabola
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ def best_of(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> StudyA
 def best_rate_within(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> float | None:
     """The factor of the chosen rate within which the best rate of a configuration lies, in 95 of 100 cases.
 
-    From the parabola through the best rate tried and its neighbours (`suite.rates.Parabola.factor`), by the metric, or by the
+    From the parabola through the best rate tried and its neighbours (`suite.rate_search.Parabola.factor`), by the metric, or by the
     loss if the metric is the same at all rates. None if no parabola can be fitted (the best rate is on the edge, or beside a
     rate that diverged) or the noise is unknown.
     """

@@ -1,18 +1,24 @@
-"""Checks that need more than one key: on the whole suite, and against the files on disk. Each notes its problems."""
+"""Checks that need more than one key: on the whole suite, and against the files on disk. Each notes its problems.
 
+The checks of data files and of the base model need no network and do not open data files. A hub id is not checked here.
+"""
+
+import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lorastudy.suite.base_model import base_model_problem
 from lorastudy.suite.experiment_types import EXPERIMENT_TYPES, class_in_file, missing_class_file
 from lorastudy.suite.levels import Given, Level, num_combinations
-from lorastudy.suite.problems import Place, Problems
 from lorastudy.suite.question import MIN_SEEDS, MIN_SEEDS_TO_RACE
 from lorastudy.suite.safe_text import printable
 from lorastudy.suite.settings import AUTO, Settings
-from lorastudy.suite.sources import SOURCE_KEYS, expand_home, source_problem
 from lorastudy.suite.suite import MAX_EXPERIMENTS, EntryKeys
 from lorastudy.suite.wording import did_you_mean, shown
+from lorastudy.suite.yaml_reading import Place, Problems
 
 #: Keys that must be equal for all arms of a race: they decide which rows are scored and how many steps there are.
 _ALIKE_IN_A_RACE = (
@@ -20,6 +26,15 @@ _ALIKE_IN_A_RACE = (
     "max_train_samples", "max_eval_samples", "max_seq_length", "prompt_format", "data_seed", "num_train_epochs", "max_steps",
     "per_device_train_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
+
+#: Settings that hold a path, a hub id or a name in the package.
+SOURCE_KEYS = (
+    "base_model", "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path",
+)  # fmt: skip
+#: Data sets inside the package are called `lab:<name>`.
+LAB_PREFIX = "lab:"
+
+_ALPACA_SAMPLE = re.compile(r"data/alpaca_(\d+)_sample\.jsonl")
 
 
 def check_experiment_type(given: Given | None, problems: Problems) -> None:
@@ -225,3 +240,65 @@ def _by_key(given: Sequence[Given], levels: Sequence[Level]) -> list[tuple[str, 
 def _values(levels: Sequence[Level], key: str) -> list[Any]:
     default = Settings.model_fields[key].default
     return [value for level in levels for value in (level[key].values if key in level else (default,))]
+
+
+def expand_home(path: str) -> str:
+    """The path with a leading `~` expanded; unchanged if the home folder is not known."""
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        return path
+
+
+def source_problem(key: str, value: str) -> str | None:
+    """Why the value of a key of `SOURCE_KEYS` cannot be used; None if it can."""
+    return base_model_problem(value) if key == "base_model" else dataset_problem(value)
+
+
+def dataset_problem(path: str) -> str | None:
+    """Why the data file cannot be read, and how to make it; None if it exists."""
+    if path.startswith(LAB_PREFIX):
+        return None if path.removeprefix(LAB_PREFIX) else "is not a data set of the package; write lab:<name>"
+    if _is_file(path):
+        return None
+    if _is_folder(path):
+        return f"{path!r} is a folder; name the file in it"
+    return f"there is no file {path!r} (paths start at the current folder){_way_out(path)}"
+
+
+def _way_out(path: str) -> str:
+    sample = _ALPACA_SAMPLE.fullmatch(Path(path).as_posix()) if "\0" not in path else None
+    if sample:
+        return f"; make it: lorastudy prepare --dataset alpaca --num-samples {sample[1]}"
+    if near := _nearest_file(path):
+        return f" (did you mean {near}?)"
+    if "alpaca" in path.casefold():
+        return (
+            "; `lorastudy prepare --dataset alpaca --num-samples 1000` makes data/alpaca_1000_sample.jsonl, "
+            "name that"
+        )
+    return ""
+
+
+def _nearest_file(path: str) -> str | None:
+    folder = Path(path).parent
+    try:
+        names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    except (OSError, ValueError):
+        return None
+    near = difflib.get_close_matches(Path(path).name, names, n=1, cutoff=0.6)
+    return str(folder / near[0]) if near else None
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # a name too long for the system, or with a NUL
+        return False
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False

@@ -14,12 +14,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lorastudy.suite.problems import Place, Problems
 from lorastudy.suite.safe_text import odd_letter
 from lorastudy.suite.settings import AUTO, LENGTH_KEYS, AskedSettings
 from lorastudy.suite.suite import MAX_EXPERIMENTS, EntryKeys, SuiteKeys
 from lorastudy.suite.wording import checked, did_you_mean, in_words, properties, shown
-from lorastudy.suite.yaml_reading import Node, plain
+from lorastudy.suite.yaml_reading import Node, Place, Problems, plain
 
 #: Settings that may be a list at every level. Under `factors`, every setting is a list.
 LISTABLE = frozenset({"learning_rate"})

@@ -1,7 +1,7 @@
 """Suite files: a file becomes a checked `Suite`, and a `Suite` becomes a file again.
 
 `load_suite` reports everything that is wrong in one error. `suite_from_values` makes the same checks on a suite given as
-flags, a dict or keyword arguments. `lorastudy.suite.expansion` later names the arms and runs their experiment type.
+flags, a dict or keyword arguments. `lorastudy.suite.suite` later names the arms and runs their experiment type.
 """
 
 import io
@@ -13,6 +13,7 @@ from typing import Any
 
 from lorastudy.suite.checks import (
     NEEDED,
+    SOURCE_KEYS,
     check_can_answer,
     check_effects,
     check_experiment_type,
@@ -21,6 +22,7 @@ from lorastudy.suite.checks import (
     check_racing,
     check_sources,
     check_tuning_seeds,
+    expand_home,
     overridden,
 )
 from lorastudy.suite.experiment import canonical_json
@@ -36,10 +38,8 @@ from lorastudy.suite.levels import (
     read_level,
     top_scope,
 )
-from lorastudy.suite.problems import Place, Problems
 from lorastudy.suite.question import RUNGS, Margin
 from lorastudy.suite.settings import AUTO, AskedSettings, Settings
-from lorastudy.suite.sources import SOURCE_KEYS, expand_home
 from lorastudy.suite.suite import (
     AUTO_TEST_SHARE,
     AUTO_TEST_SHARE_OF_EVAL,
@@ -50,7 +50,7 @@ from lorastudy.suite.suite import (
     name_problem,
 )
 from lorastudy.suite.wording import shown
-from lorastudy.suite.yaml_reading import Node, node_from_value, plain, read_yaml
+from lorastudy.suite.yaml_reading import Node, Place, Problems, node_from_value, plain, read_yaml
 
 #: A project's own defaults, read if the file exists.
 DEFAULTS_PATH = Path("configs/default_config.yaml")

@@ -31,10 +31,10 @@ from lorastudy.protocol.records import Environment, Outcome, Pack
 from lorastudy.running.phase_runner import RunOptions
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.export import export_csv
-from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.safe_text import Privacy
 from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import load_suite, suite_from_values
 from planned import run_experiments
 from torture import hostile_folders, hostile_pages, hostile_terminal

@@ -20,9 +20,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from lorastudy.errors import SuiteFileError
-from lorastudy.suite.expansion import expand
 from lorastudy.suite.settings import Settings
-from lorastudy.suite.suite import Suite
+from lorastudy.suite.suite import Suite, expand
 from lorastudy.suite.suite_file import load_suite
 from torture.harness import FaultResult, Row, counted, listed, tried
 from torture.suite_mistakes import GOOD, VALUES, mistaken

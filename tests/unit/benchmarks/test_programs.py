@@ -18,7 +18,7 @@ from benchmarks.job import AlpacaRequest, Budget, Job, Row, Run
 from benchmarks.processes import TUNING, agreement, interleaved, plain_environment, run_timed
 from benchmarks.results import BASELINE, OURS, Sample
 from lorastudy.data.batches import micro_batches, row_order
-from lorastudy.suite.expansion import expand
+from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import load_suite
 
 REQUEST = AlpacaRequest(

@@ -17,7 +17,7 @@ from lorastudy.planning.design import Designer
 from lorastudy.planning.suite_facts import layout_notes, read_data, rows_key, suite_case
 from lorastudy.protocol.records import DataSummary, RowsRead
 from lorastudy.suite.base_model import read_config
-from lorastudy.suite.rates import published_rates
+from lorastudy.suite.rate_search import published_rates
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite_file import load_suite
 

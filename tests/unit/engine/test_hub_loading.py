@@ -12,8 +12,7 @@ import pytest
 import tiny
 from lorastudy.engine.loading import load_base
 from lorastudy.errors import ModelError
-from lorastudy.suite.base_model import base_model_fingerprint
-from lorastudy.suite.hub import cached_commit
+from lorastudy.suite.base_model import base_model_fingerprint, cached_commit
 from lorastudy.suite.settings import Settings
 
 OLD, NEW = "a" * 40, "b" * 40

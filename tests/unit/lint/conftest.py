@@ -17,7 +17,7 @@ from lorastudy.protocol.records import DataSummary, Environment, RowsRead, Trivi
 from lorastudy.stats.study import split_studies
 from lorastudy.stats.trivial import against_trivial
 from lorastudy.store.views import ExperimentResult, ScoreValue
-from lorastudy.suite.expansion import expand
+from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import load_suite
 
 SUITES = Path(__file__).parent / "suites"

@@ -14,9 +14,9 @@ from lorastudy.lint.lint import RULES, invalidates, invalidations, lint, untuned
 from lorastudy.protocol.records import ArmProfile, DataSummary, RowsRead
 from lorastudy.stats import verdicts
 from lorastudy.stats.study import Invalidation, split_studies
-from lorastudy.suite.expansion import expand
 from lorastudy.suite.question import MIN_SEEDS
 from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import load_suite
 
 SUITES = Path(__file__).parent / "suites"

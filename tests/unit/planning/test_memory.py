@@ -17,8 +17,7 @@ from lorastudy.planning.memory import (
     quantisation_bytes,
     slack_bytes,
 )
-from lorastudy.protocol.footprint import Footprint
-from lorastudy.protocol.jobs import Precision
+from lorastudy.protocol.jobs import Footprint, Precision
 
 CPU, CUDA = Device(kind="cpu"), Device(kind="cuda", compute_capability=8)
 

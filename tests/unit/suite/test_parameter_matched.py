@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from lorastudy.errors import ModelError
-from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.experiment_types import linear_shapes, parameters_per_rank
+from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import suite_from_values
 
 # The lab's Llama: hidden 96, inner 256, 3 layers. q, k, v and o are 96 x 96; gate, up and down 96 x 256.

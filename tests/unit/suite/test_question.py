@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lorastudy.errors import SuiteFileError
-from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import Sources
 from lorastudy.suite.question import RUNGS, Margin, Question, configuration_name, is_reference, subject
+from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import load_suite
 
 Write = Callable[[str], Path]

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.suite.expansion import expand
-from lorastudy.suite.problems import Problems
 from lorastudy.suite.rate_search import design
 from lorastudy.suite.settings import Settings
-from lorastudy.suite.suite import EntryKeys
+from lorastudy.suite.suite import EntryKeys, expand
 from lorastudy.suite.suite_file import load_suite
 from lorastudy.suite.wording import checked
-from lorastudy.suite.yaml_reading import plain, read_yaml
+from lorastudy.suite.yaml_reading import Problems, plain, read_yaml
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 OF_THE_SPECIFICATION = {"rank_sweep.yaml", "module_sweep.yaml", "quantization_sweep.yaml"}

@@ -10,8 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from lorastudy.suite.problems import Place, Problems
-from lorastudy.suite.yaml_reading import Node, node_from_value, plain, read_yaml, resolve_scalar
+from lorastudy.suite.yaml_reading import (
+    Node,
+    Place,
+    Problems,
+    node_from_value,
+    plain,
+    read_yaml,
+    resolve_scalar,
+)
 
 # Without the line breaks of Unicode and without the question mark, which ruamel itself writes as it does not read
 # them: the key "?;" comes out bare, as a complex key.

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lorastudy.errors import StudyError, SuiteFileError
-from lorastudy.suite.expansion import expand
 from lorastudy.suite.experiment import DATA_VERSION, Experiment
+from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import load_suite, suite_from_values
 
 
@@ -216,7 +216,7 @@ def test_two_hundred_experiments_take_far_less_than_two_seconds(write: Write) ->
 def test_planning_imports_no_machine_learning_library() -> None:
     code = (
         "import sys; import lorastudy.suite.suite_file, lorastudy.suite.base_model, lorastudy.suite.schema, "
-        "lorastudy.suite.expansion; "
+        "lorastudy.suite.suite; "
         "print([m for m in ('torch', 'transformers', 'peft', 'datasets', 'numpy', 'scipy') if m in sys.modules])"
     )
     assert (

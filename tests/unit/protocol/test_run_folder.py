@@ -3,7 +3,7 @@
 import pytest
 
 from lorastudy.errors import StudyError
-from lorastudy.suite.containment import files_alone, inside
+from lorastudy.protocol.run_folder import files_alone, inside
 
 
 def test_what_lies_in_a_folder_is_given_back(tmp_path):
