@@ -1,0 +1,40 @@
+"""The table of the kernels of a step on a GPU, from `benchmarks/results/kernels.json` alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lorastudy.report.document import Block, Cell, Paragraph, Table, TableColumn
+from lorastudy.report.numbers import count, listing
+
+RESULTS = Path("benchmarks") / "results" / "kernels.json"
+PRECISIONS = {"4bit": "NF4"}
+
+
+def kernel_blocks(root: Path) -> list[Block]:
+    """Each setting: its kernels by phase, its copies between host and device, and how often the host waits."""
+    found: dict[str, Any] = json.loads((root / RESULTS).read_text(encoding="utf-8"))
+    settings = found["settings"]
+    phases = tuple(settings[0]["launches"])
+    titles = ("Arms", "Micro-batch", "Precision", "Kernels", *(phase.capitalize() for phase in phases),
+              "Copies to the device", "Copies to the host", "Waits")  # fmt: skip
+    columns = tuple(TableColumn(title, numeric=title != "Precision") for title in titles)
+    libraries = listing([f"{name} {number}" for name, number in found["versions"].items()])
+    where = f"The shape is {found['shape']} with {found['num_layers']} layers. Counted with {libraries}; not measured."
+    rows = tuple(_cells(setting, phases=phases) for setting in settings)
+    return [Table(columns=columns, rows=rows), Paragraph((where,))]
+
+
+def _cells(setting: dict[str, Any], *, phases: tuple[str, ...]) -> tuple[Cell, ...]:
+    launches = setting["launches"]
+    numbers = (
+        sum(launches.values()),
+        *(launches[phase] for phase in phases),
+        *(sum(setting[name].values()) for name in ("to_device", "to_host", "waits")),
+    )
+    return (
+        Cell(count(setting["num_arms"])),
+        Cell(count(setting["batch_size"])),
+        Cell(PRECISIONS.get(setting["quantization"], setting["quantization"])),
+        *(Cell(count(number)) for number in numbers),
+    )

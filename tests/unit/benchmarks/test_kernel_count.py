@@ -1,0 +1,108 @@
+"""Kernels of a step on a GPU: how operations are counted, and how many a step of today may launch."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+import documents
+from benchmarks.gpu import ROWS
+from benchmarks.kernel_count import (
+    NUM_LAYERS,
+    RESULTS,
+    KernelLedger,
+    Kernels,
+    extended_kernels,
+    foreach_launches,
+    kernels_of,
+    question_of,
+)
+from lorastudy.engine.fake_model import META, FakeModels
+from lorastudy.engine.memory_trace import _Peaks
+from lorastudy.report.markdown import render_markdown
+
+STORED = {setting["id"]: setting for setting in json.loads(RESULTS.read_text(encoding="utf-8"))["settings"]}
+
+
+@pytest.fixture(scope="module")
+def models() -> FakeModels:
+    return FakeModels()
+
+
+@pytest.mark.parametrize("request_", ROWS, ids=lambda row: row.id)
+def test_a_step_launches_no_more_than_is_on_record(request_, models: FakeModels):
+    """A budget. After a change that launches less: `python -m benchmarks.kernel_count --write` and `make docs`."""
+    counted = extended_kernels(question_of(request_), models=models, num_layers=NUM_LAYERS).as_json()
+    stored = STORED[request_.id]
+    for name in ("launches", "to_device", "to_host", "waits"):
+        for phase, number in counted[name].items():
+            assert number <= stored[name][phase], (name, phase)
+
+
+@pytest.mark.parametrize("request_", [ROWS[0], ROWS[-1]], ids=lambda row: row.id)
+@pytest.mark.parametrize("num_layers", [6, pytest.param(NUM_LAYERS, marks=pytest.mark.slow)])
+def test_each_further_layer_launches_the_same_kernels(request_, num_layers: int, models: FakeModels):
+    question = question_of(request_)
+    extended = extended_kernels(question, models=models, num_layers=num_layers)
+    assert extended == kernels_of(question, models=models, num_layers=num_layers)
+
+
+def counted(operation) -> Kernels:
+    kernels = Kernels()
+    with KernelLedger(into=kernels) as ledger:
+        ledger.peaks = _Peaks()
+        operation(torch.empty(4, 6, device=META))
+    return kernels
+
+
+@pytest.mark.parametrize(
+    ("operation", "launches"),
+    [
+        (lambda x: x.t().view(6, 4)[1:].detach(), {}),  # views
+        (torch.empty_like, {}),  # an allocation
+        (torch.zeros_like, {"zeros_like": 1}),
+        (lambda x: torch.ones(3) + 1, {}),  # of the CPU
+        (lambda x: x.add_(1), {"add_.Tensor": 1}),
+        (lambda x: x[:, :0] + 1, {}),  # of no elements
+        (lambda x: x.to(torch.bfloat16), {"convert float32 to bfloat16": 1}),
+        (lambda x: x.index_copy(0, torch.empty(2, dtype=torch.int64, device=META), x[:2]), {"index_copy": 2}),
+        (lambda x: torch._foreach_add_([x] * 70, 1), {"_foreach_add_.Scalar": 1}),
+        (lambda x: torch._foreach_add_([x] * 70, [x] * 70), {"_foreach_add_.List": 2}),
+        (lambda x: torch._foreach_add([x] * 50, [x] * 50), {"_foreach_add.List": 2}),
+    ],
+)
+def test_views_and_allocations_launch_nothing(operation, launches: dict[str, int]):
+    kernels = counted(operation)
+    assert kernels.launches == Counter({("forward", name): number for name, number in launches.items()})
+    assert not kernels.waits
+
+
+def test_copies_and_numbers_that_are_read_make_the_host_wait():
+    def to_device(x):
+        x.copy_(torch.ones(4, 6))
+        x.copy_(torch.ones(4, 6), non_blocking=True)
+
+    kernels = counted(to_device)
+    assert (kernels.to_device.total(), kernels.to_host.total(), kernels.waits.total()) == (2, 0, 1)
+    kernels = counted(lambda x: (x.sum().item(), x.tolist()))
+    assert (kernels.launches.total(), kernels.to_host.total(), kernels.waits.total()) == (1, 1, 2)
+
+
+def test_a_foreach_operation_is_cut_as_cuda_cuts_it():
+    """At most 110 tensors of one list a launch, 64 of two; at most 320 blocks of 65,536 elements."""
+    assert [foreach_launches([10] * number, num_lists=1) for number in (1, 110, 111, 220)] == [1, 1, 2, 2]
+    assert [foreach_launches([10] * number, num_lists=2) for number in (64, 65)] == [1, 2]
+    assert [foreach_launches([65536 * blocks], num_lists=1) for blocks in (320, 321, 641)] == [1, 2, 3]
+    assert foreach_launches([], num_lists=1) == 0
+
+
+def test_the_documents_show_what_is_stored(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(documents.ROOT / "docs"))
+    from kernels import kernel_blocks
+
+    shown = render_markdown(
+        kernel_blocks(documents.ROOT), output=documents.ROOT / "page.md", plots=documents.ROOT
+    )
+    for setting in STORED.values():
+        assert f"| {sum(setting['launches'].values()):,} |" in shown
