@@ -23,9 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lorastudy.stats import racing
-from lorastudy.stats.items import ItemScores
 from lorastudy.stats.racing import ALLOWANCE, LEVEL, Behind, RaceRules, clearly_behind
-from lorastudy.stats.twoway import two_way
+from lorastudy.stats.twoway import ItemScores, two_way
 from lorastudy.stats.verdicts import (
     ALPHA,
     Floats,

@@ -38,7 +38,7 @@ from benchmarks.verdict_studies import (
     true_noise,
 )
 from lorastudy.stats import verdicts
-from lorastudy.stats.confidence_set import confidence_set
+from lorastudy.stats.best import confidence_set
 from lorastudy.stats.power import POWER, Noise, power_of_difference, power_of_no_worse
 from lorastudy.stats.twoway import TwoWay, seeds_only, two_way
 from lorastudy.stats.verdicts import ALPHA, differences_shown, no_worse_shown, sign_flip_p, sign_flip_p_below

@@ -26,8 +26,8 @@ from lorastudy.protocol.records import (
     PackProfile,
     TrivialScore,
 )
-from lorastudy.stats.items import ItemScores, ItemTable
 from lorastudy.stats.study import Study, split_studies
+from lorastudy.stats.twoway import ItemScores, ItemTable
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult, ScoreValue
 from lorastudy.suite.question import Question

@@ -13,7 +13,7 @@ from typing import Any
 from lorastudy.data.answers import trivial_scores
 from lorastudy.data.tokenise import TokenRow
 from lorastudy.protocol.records import EXACT_MATCH_VERSION, LOSS_VERSION, ArmProfile, Environment
-from lorastudy.stats.items import ItemScores, ItemTable
+from lorastudy.stats.twoway import ItemScores, ItemTable
 from lorastudy.store.views import ExperimentResult, ScoreValue, StatedQuestion, SuiteSummary
 from lorastudy.suite.question import Question
 from lorastudy.suite.settings import Settings

@@ -6,25 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from lorastudy.lint.case import measured_case
-from lorastudy.lint.finding import LintFinding
+from lorastudy.lint.case import LintFinding, measured_case
 from lorastudy.lint.lint import invalidations, lint, untuned
-from lorastudy.stats.best import AgainstBest, against_the_best
+from lorastudy.stats.best import AgainstBest, ConfidenceSet, against_the_best, confidence_set
 from lorastudy.stats.comparison import (
     Comparison,
     Divergence,
     compare_with_reference,
     paired_estimate,
 )
-from lorastudy.stats.confidence_set import ConfidenceSet, confidence_set
 from lorastudy.stats.frontier import Standing, StepTime, pareto_frontier, standings
-from lorastudy.stats.items import ItemScores, ItemTable, with_groups
 from lorastudy.stats.outcomes import divergence_of, is_borne_out, judged_by_outcomes
-from lorastudy.stats.preregistration import SetLate
 from lorastudy.stats.ranks import RankReturns, rank_ladder, rank_returns
 from lorastudy.stats.rate_choice import Choice, choices, compared_arms
 from lorastudy.stats.reference import is_reference_named, reference_arm
-from lorastudy.stats.study import Invalidation, Study, StudyArm, differing_settings, stored_split
+from lorastudy.stats.study import Invalidation, SetLate, Study, StudyArm, differing_settings, stored_split
 from lorastudy.stats.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -37,7 +33,7 @@ from lorastudy.stats.summary import (
     summarise_arm,
 )
 from lorastudy.stats.trivial import BASE_MODEL, AgainstTrivial, against_trivial, gain_start
-from lorastudy.stats.twoway import TwoWay
+from lorastudy.stats.twoway import ItemScores, ItemTable, TwoWay, with_groups
 from lorastudy.stats.verdicts import Rules
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult

@@ -14,8 +14,7 @@ from lorastudy.cli.options import Config
 from lorastudy.cli.terminal import say
 
 if TYPE_CHECKING:
-    from lorastudy.lint.case import Case
-    from lorastudy.lint.finding import LintFinding
+    from lorastudy.lint.case import Case, LintFinding
     from lorastudy.protocol.records import TrivialScore
 
 
@@ -73,7 +72,7 @@ def _score(score: "TrivialScore") -> dict[str, Any]:
 
 
 def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) -> None:
-    from lorastudy.lint.finding import arms_in_words
+    from lorastudy.lint.case import arms_in_words
     from lorastudy.lint.lint import RULES
     from lorastudy.report.numbers import plural
 

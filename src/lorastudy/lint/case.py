@@ -1,15 +1,16 @@
-"""What the linter checks: a study, planned or measured, with the known facts about each arm.
+"""What the linter checks, a study with the known facts about each arm, and what it finds: a rule and its breach.
 
 A suite that has not run is a study too: its experiments are pending results, in the form in which the store returns them. So
 every rule is written once, for the values that the report has. What a rule needs beyond the settings (sizes, token counts,
 leaks) is a fact: computed before a run and measured by it. An unknown fact is None, and a rule that needs it reports nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
-from lorastudy.protocol.records import RowsRead
+from lorastudy.protocol.records import DataSummary, RowsRead
 from lorastudy.stats.reference import missing_reference, planned_reference, reference_arm
 from lorastudy.stats.study import Study, StudyArm, differing_settings, split_studies
 from lorastudy.stats.summary import LOSS, METRICS, Metric
@@ -19,6 +20,10 @@ from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.question import Question
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import in_words
+
+Severity = Literal["note", "warning", "invalidates"]
+#: In the order in which findings are listed.
+SEVERITIES: tuple[Severity, ...] = ("invalidates", "warning", "note")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,3 +224,75 @@ def share_seen(settings: Settings, *, num_rows: int) -> float:
 def tokens_seen(settings: Settings, *, num_rows: int, num_completion_tokens: int) -> int:
     """Completion tokens of the distinct training rows that the steps reach."""
     return round(num_completion_tokens * share_seen(settings, num_rows=num_rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breach:
+    """What one rule found in one case."""
+
+    arms: tuple[str, ...]
+    """The arms concerned, in the order of the study."""
+    found: str
+    """What is wrong, in one sentence without the names of the arms."""
+    severity: Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One rule of fair comparison. Codes are stable: a code is never given a second meaning."""
+
+    code: str
+    title: str
+    why: str
+    """One sentence: what goes wrong."""
+    source: str
+    """Where this was shown."""
+    change: str
+    """What to change in the suite, or in how its results are read."""
+    find: Callable[[Case], Iterator[Breach]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LintFinding:
+    """One breach with the words of its rule: everything that a page or a program shows."""
+
+    code: str
+    title: str
+    severity: Severity
+    arms: tuple[str, ...]
+    found: str
+    why: str
+    source: str
+    change: str
+
+
+#: Of more arms than this, only the first few are named, with their number.
+MAX_NAMES = 6
+NUM_NAMED_OF_MANY = 3
+
+
+def arms_in_words(arms: Sequence[str], *, num_arms: int) -> str:
+    """`r4, r8`; `all 5 arms`; `12 of 30 arms: r4, r8, ...` where a list would be too long to read."""
+    if len(arms) == num_arms:
+        return f"all {num_arms} arms"
+    shown = [f"“{name}”" if " " in name or "," in name else name for name in arms]
+    if len(arms) > MAX_NAMES:
+        return f"{len(arms)} of {num_arms} arms: {', '.join(shown[:NUM_NAMED_OF_MANY])}, ..."
+    return ", ".join(shown)
+
+
+def sample_in_words(data: DataSummary) -> str:
+    """Which sample of the rows was searched for near copies; empty if all were compared with all."""
+    compared, compared_with, known = data.num_compared_rows, data.num_compared_with, data.num_known_rows
+    if compared is None or compared_with is None or known is None:
+        return ""
+    num_texts = data.num_usable_texts + data.num_refused_rows
+    if compared >= num_texts and compared_with >= known:
+        return ""
+    things = "rows" if data.num_usable_texts == data.num_rows else "texts"
+    these = f"a sample of {compared:,} of {num_texts:,} {things} was compared"
+    if compared >= num_texts:
+        these = f"all {num_texts:,} {things} were compared"
+    others = f"a sample of {compared_with:,} of {known:,}" if compared_with < known else f"all {known:,}"
+    whose = "trained on or among the rows that choose" if data.split == "test" else "trained on"
+    return f"{these} with {others} that are {whose}"

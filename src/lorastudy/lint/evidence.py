@@ -4,11 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
-from lorastudy.lint.case import Case, names, reporting_rows, seeds_of
-from lorastudy.lint.finding import Breach, Rule, Severity, sample_in_words
+from lorastudy.lint.case import Breach, Case, Rule, Severity, names, reporting_rows, sample_in_words, seeds_of
 from lorastudy.protocol.records import DataSummary, RowsRead
-from lorastudy.stats.environments import same_environment
-from lorastudy.stats.study import StudyArm
+from lorastudy.stats.study import StudyArm, same_environment
 from lorastudy.stats.summary import EXACT_MATCH, METRICS, metric_versions
 from lorastudy.suite.question import MIN_SEEDS
 

@@ -4,8 +4,7 @@ import math
 import statistics
 from collections.abc import Iterator
 
-from lorastudy.lint.case import Case, names
-from lorastudy.lint.finding import Breach, Rule
+from lorastudy.lint.case import Breach, Case, Rule, names
 from lorastudy.stats.study import StudyArm, stored_split
 from lorastudy.stats.summary import EXACT_MATCH, LOSS, LOSS_BEFORE, SAME_ANSWER, are_equal, scores_by_seed
 from lorastudy.stats.trivial import best_not_ahead

@@ -5,9 +5,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from lorastudy.lint import conditions, evidence, gain, rates, sizes
-from lorastudy.lint.case import Case
-from lorastudy.lint.finding import SEVERITIES, Breach, LintFinding, Rule
+from lorastudy.lint import conditions, evidence, gain, rates
+from lorastudy.lint.case import SEVERITIES, Breach, Case, LintFinding, Rule
 from lorastudy.lint.rates import UNTUNED_CODES
 from lorastudy.stats.study import Invalidation
 
@@ -65,7 +64,7 @@ def _in_a_sentence(title: str) -> str:
 
 RULES: tuple[Rule, ...] = tuple(
     sorted(
-        (*rates.RULES, *conditions.RULES, *sizes.RULES, *evidence.RULES, *gain.RULES),
+        (*rates.RULES, *conditions.RULES, *conditions.SIZE_RULES, *evidence.RULES, *gain.RULES),
         key=lambda rule: rule.code,
     )
 )

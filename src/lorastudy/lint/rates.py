@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from lorastudy.lint.case import Case, names
-from lorastudy.lint.finding import Breach, Rule, Severity
+from lorastudy.lint.case import Breach, Case, Rule, Severity, names
 from lorastudy.lint.gain import equal_scores
 from lorastudy.stats.rate_choice import best_if_on_edge, configurations
 from lorastudy.stats.study import StudyArm

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lorastudy.lint.finding import arms_in_words
+from lorastudy.lint.case import arms_in_words
 from lorastudy.planning.estimate import PackEstimate
 from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.predictions import Predictions

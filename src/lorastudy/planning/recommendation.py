@@ -24,8 +24,15 @@ from lorastudy.planning.study_plan import plan_configurations
 from lorastudy.planning.suite_facts import check_rows, num_completion_tokens
 from lorastudy.recommend.recommendation import Candidate, Evidence, Recommendation, recommend
 from lorastudy.report.sections.question import late_note, part
-from lorastudy.stats.preregistration import DECIDING, set_late
-from lorastudy.stats.study import Study, StudyArm, differing_settings, reporting_split, split_studies
+from lorastudy.stats.study import (
+    DECIDING,
+    Study,
+    StudyArm,
+    differing_settings,
+    reporting_split,
+    set_late,
+    split_studies,
+)
 from lorastudy.stats.summary import summarise_arm
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import StatedQuestion

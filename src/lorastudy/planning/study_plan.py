@@ -13,8 +13,7 @@ from lorastudy.data.load import StudyData
 from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.errors import ModelError
 from lorastudy.executors import Executor, local_executor
-from lorastudy.lint.case import Case
-from lorastudy.lint.finding import LintFinding
+from lorastudy.lint.case import Case, LintFinding
 from lorastudy.lint.lint import lint
 from lorastudy.planning.answers import Answers
 from lorastudy.planning.design import Designer

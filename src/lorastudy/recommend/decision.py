@@ -23,9 +23,9 @@ from typing import Literal
 
 from lorastudy.analysis.overview import Analysis, Criterion, analyse
 from lorastudy.stats.comparison import Comparison
-from lorastudy.stats.items import ItemTable
 from lorastudy.stats.study import Study, StudyArm, differing_settings
 from lorastudy.stats.summary import LOSS, LOSS_BEFORE, Spread, scores_by_seed
+from lorastudy.stats.twoway import ItemTable
 
 Status = Literal["decided", "not decided", "none"]
 Cost = Literal["rank", "memory", "parameters", "order"]

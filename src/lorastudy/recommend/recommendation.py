@@ -15,9 +15,9 @@ from scipy import special
 
 from lorastudy.analysis.overview import Analysis, Criterion
 from lorastudy.recommend.decision import ArmDecision, decide_within
-from lorastudy.stats.items import ItemTable
 from lorastudy.stats.study import Study, StudyArm
 from lorastudy.stats.summary import scores_by_seed
+from lorastudy.stats.twoway import ItemTable
 from lorastudy.suite.settings import Settings
 
 Grade = Literal["measured here", "measured here, untuned", "interpolated from here", "literature only"]

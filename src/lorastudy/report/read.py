@@ -13,8 +13,7 @@ from lorastudy.report.document import fit_to_be_shown
 from lorastudy.report.numbers import names
 from lorastudy.report.sections.front import FrontPage, StudySummary, front_page
 from lorastudy.report.sections.imported import imported_summary
-from lorastudy.stats.preregistration import set_late
-from lorastudy.stats.study import Study, split_studies
+from lorastudy.stats.study import Study, set_late, split_studies
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult, StatedQuestion, SuiteSummary
 from lorastudy.suite.safe_text import Privacy

@@ -28,8 +28,8 @@ from lorastudy.suite.question import rung_name
 from lorastudy.suite.suite import Suite
 
 if TYPE_CHECKING:
-    from lorastudy.stats.items import ItemScores
     from lorastudy.stats.racing import Behind
+    from lorastudy.stats.twoway import ItemScores
 
 
 @dataclass(frozen=True, kw_only=True)

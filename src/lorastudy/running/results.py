@@ -16,7 +16,7 @@ from lorastudy.suite.question import rung_split
 from lorastudy.suite.rate_search import Design
 
 if TYPE_CHECKING:
-    from lorastudy.stats.items import ItemScores
+    from lorastudy.stats.twoway import ItemScores
 
 
 @dataclass(frozen=True, kw_only=True)

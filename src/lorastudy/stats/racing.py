@@ -39,8 +39,7 @@ from typing import Any
 import numpy as np
 from scipy import special  # not `stats`, which takes half a second to import
 
-from lorastudy.stats.items import ItemScores, common_weights
-from lorastudy.stats.twoway import TwoWay, two_way
+from lorastudy.stats.twoway import ItemScores, TwoWay, common_weights, two_way
 from lorastudy.stats.verdicts import Floats
 from lorastudy.suite.question import MIN_SEEDS, Margin
 

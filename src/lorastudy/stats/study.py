@@ -1,4 +1,4 @@
-"""One suite's results, grouped by arm. Results of two suites are never pooled: they answer two questions.
+"""One suite's results: its arms, which of its runs may be compared, and what was set late. Results of two suites are never pooled: they answer two questions.
 
 An arm is a name *and* its settings. A suite that was edited and run again under its old name leaves results of both versions
 in the store; they become two arms and are never averaged. If the data or the base model changed under the same name and
@@ -7,6 +7,13 @@ settings, only results on the latest version count, and a note says so.
 A study with test rows reports on them, and chooses (a learning rate, a checkpoint) on the held-out rows, which then report
 nothing. Without test rows the held-out rows do both, and a choice among many candidates makes the chosen one look slightly
 better than it is.
+
+Runs of one environment, on one base model, scored on the same rows may be compared. A library upgrade alone changes results
+(38 re-runs of a public benchmark moved by -1.65 points on average), so a difference across environments is not a difference
+between arms.
+
+A metric, margin or reference that is set after results can be chosen to suit them, so the report names the parts of a suite's
+question that were set when results already existed.
 """
 
 from collections import Counter
@@ -15,8 +22,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from lorastudy.store.views import ExperimentResult
+from lorastudy.protocol.records import Environment
+from lorastudy.store.views import ExperimentResult, StatedQuestion
 from lorastudy.suite.experiment import canonical_json
+from lorastudy.suite.question import Question
 from lorastudy.suite.settings import LAYOUT_KEYS, Settings
 
 #: Highest first: what a lower precision is compared with.
@@ -43,6 +52,14 @@ STUDIED_KEYS: Mapping[str, frozenset[str]] = {
 }
 #: Settings in which two arms of one configuration may differ.
 _OUTSIDE_A_CONFIGURATION = frozenset({"learning_rate", "max_arms_per_pack"})
+
+#: Besides the file, these decide which rows are held out and how much of each is scored.
+_SCORING_KEYS = ("max_eval_samples", "max_seq_length", "prompt_format")
+#: These too if the rows are held out of the training file, which `max_train_samples` cuts first.
+_SPLIT_KEYS = ("eval_fraction", "max_train_samples")
+
+#: The parts of a question that decide what a verdict says.
+DECIDING = ("primary_metric", "margin", "reference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,3 +280,115 @@ def _in_reading_order(arms: Sequence[StudyArm], experiment_type: str) -> tuple[S
     if experiment_type == "quantization_study":
         return tuple(sorted(arms, key=lambda arm: PRECISIONS.index(arm.settings["quantization"])))
     return tuple(arms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentGroup:
+    """One environment, and the names of the completed experiments that ran in it."""
+
+    environment: Environment
+    experiments: tuple[str, ...]
+
+
+def comparable(one: Environment | None, other: Environment | None) -> bool:
+    """Whether a difference between two runs can be due to their arms.
+
+    Library versions and the kind of device must be equal. The Python version and the number of threads change only the
+    last bits, and which of several equal GPUs ran does not matter. Two unknown environments count as equal; a known and an
+    unknown one do not.
+    """
+    return _key(one) == _key(other)
+
+
+def same_environment(one: ExperimentResult, other: ExperimentResult) -> bool:
+    """`comparable` for two results. An imported result has its environment as one text, as its tool wrote it."""
+    texts = (one.sources.get("environment"), other.sources.get("environment"))
+    return comparable(one.environment, other.environment) and texts[0] == texts[1]
+
+
+def obstacle(one: ExperimentResult, other: ExperimentResult) -> str | None:
+    """Why two runs cannot be compared; None if they can."""
+    if not same_environment(one, other):
+        return "environments differ"
+    if one.sources.get("base_model") != other.sources.get("base_model"):
+        return "different base models"
+    if scored_rows(one) != scored_rows(other):
+        return "scored on different rows"
+    return None
+
+
+def environment_groups(results: Iterable[ExperimentResult]) -> tuple[EnvironmentGroup, ...]:
+    """Each distinct recorded environment with its experiments."""
+    groups: dict[Environment, list[str]] = {}
+    for result in results:
+        if result.environment is not None:
+            groups.setdefault(result.environment, []).append(result.name)
+    return tuple(
+        EnvironmentGroup(environment=environment, experiments=tuple(names))
+        for environment, names in groups.items()
+    )
+
+
+def _key(environment: Environment | None) -> tuple[str, ...] | None:
+    if environment is None:
+        return None
+    versions = (environment.torch, environment.transformers, environment.peft, environment.bitsandbytes)
+    device = environment.device.split(":")[0]
+    return (*versions, environment.lorastudy, device, environment.device_name)
+
+
+def scored_rows(result: ExperimentResult, *, leaving_out: str | None = None) -> tuple[object, ...]:
+    """Everything that decides the held-out rows: the fingerprint of their file, and settings (`leaving_out` one of them)."""
+    own = result.sources.get("eval_dataset")
+    keys = _SCORING_KEYS if own is not None else (*_SPLIT_KEYS, *_SCORING_KEYS)
+    source = own if own is not None else result.sources.get("dataset")
+    test = (result.sources.get("test_dataset"), result.settings.get("test_fraction"))
+    rest = (result.settings.get(key) for key in keys if key != leaving_out)
+    return (own is not None, source, *test, *rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetLate:
+    """One of `DECIDING` as it was first stated and as it holds now, and when it was set to that.
+
+    `first` is None if the first statement itself came after results.
+    """
+
+    key: str
+    first: Question | None
+    now: Question
+    stated_at: str
+    num_completed: int
+
+
+def set_late(statements: Sequence[StatedQuestion]) -> tuple[SetLate, ...]:
+    """The parts that hold now and were not stated before there were results. `statements` come oldest first.
+
+    A part that was changed and changed back counts as first stated.
+    """
+    found = (_late(statements, key) for key in DECIDING) if statements else ()
+    return tuple(late for late in found if late is not None)
+
+
+def _late(statements: Sequence[StatedQuestion], key: str) -> SetLate | None:
+    first, now = statements[0], statements[-1].question
+    value = getattr(now, key)
+    was_there_at_first = getattr(first.question, key) == value
+    if was_there_at_first and (not first.num_completed or value == getattr(Question(), key)):
+        return None
+    set_by = first
+    if not was_there_at_first:
+        # The statement since which it has its present value.
+        others = [
+            number for number, statement in enumerate(statements) if getattr(statement.question, key) != value
+        ]
+        set_by = statements[others[-1] + 1]
+        if not set_by.num_completed:
+            return None
+    return SetLate(
+        key=key,
+        first=None if was_there_at_first else first.question,
+        now=now,
+        stated_at=set_by.stated_at,
+        num_completed=set_by.num_completed,
+    )

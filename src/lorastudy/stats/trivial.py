@@ -25,8 +25,7 @@ from lorastudy.stats.summary import (
 )
 
 if TYPE_CHECKING:
-    from lorastudy.stats.items import ItemScores, ItemTable
-    from lorastudy.stats.twoway import TwoWay
+    from lorastudy.stats.twoway import ItemScores, ItemTable, TwoWay
 
 PREDICTOR_NAMES: Mapping[TrivialPredictor, str] = {
     "constant": "the constant answer",
@@ -180,8 +179,11 @@ def _estimate(
     items: "ItemTable",
 ) -> "TwoWay | None":
     """Arm minus predictor, for new seeds and, if items were stored, for new items; None with one seed."""
-    from lorastudy.stats.items import paired_items  # and numpy with it, which a dry run goes without
-    from lorastudy.stats.twoway import seeds_only, two_way
+    from lorastudy.stats.twoway import (
+        paired_items,  # and numpy with it, which a dry run goes without
+        seeds_only,
+        two_way,
+    )
 
     seeds = sorted(theirs)
     if len(seeds) < 2:
@@ -197,6 +199,6 @@ def _estimate(
 
 def _items_of(score: TrivialScore, *, like: "ItemScores | None") -> "ItemScores":
     """The predictor's items. They are on the arm's rows, so the arm's groups hold for them too."""
-    from lorastudy.stats.items import ItemScores
+    from lorastudy.stats.twoway import ItemScores
 
     return ItemScores(values=score.items, weights=score.weights, groups=None if like is None else like.groups)

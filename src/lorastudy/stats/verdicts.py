@@ -11,7 +11,7 @@ at .05, which takes five seeds. The t test has half the level because skewed noi
 (`NO_WORSE_ALPHA`). Along a ladder of ranks the tests go in fixed sequence from the largest rank down and stop at the first
 failure, which needs no correction for their number; elsewhere Holm corrects. **There is no default margin**: only the user
 knows which difference matters, and without a margin nothing is as good. A margin that is a share of the gain is tested with
-the noise of that gain (`noninferiority`). An arm that is better keeps that word. An arm that is worse by less than the margin
+the noise of that gain (`comparison`). An arm that is better keeps that word. An arm that is worse by less than the margin
 is as good within it, and `difference_shown` says that the two are not equal.
 
 `untuned`: the result would be one of the first two, but one of the two arms had no learning rate of its own: its rate was

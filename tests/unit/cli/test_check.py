@@ -10,8 +10,7 @@ import pytest
 
 from lorastudy import lab
 from lorastudy.cli.main import main
-from lorastudy.lint.case import tokens_seen
-from lorastudy.lint.finding import arms_in_words
+from lorastudy.lint.case import arms_in_words, tokens_seen
 from lorastudy.lint.lint import RULES
 from lorastudy.planning.design import Designer
 from lorastudy.planning.suite_facts import layout_notes, read_data, rows_key, suite_case

@@ -12,8 +12,7 @@ from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.findings.wording import why_these_items_alone
 from lorastudy.report.sections.front import front_blocks, front_page
 from lorastudy.report.sections.results import comparison_blocks
-from lorastudy.stats.preregistration import set_late
-from lorastudy.stats.study import split_studies
+from lorastudy.stats.study import set_late, split_studies
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.question import Margin, Question
 from tuned import tuned_study

@@ -5,7 +5,7 @@ import pytest
 from arch.bootstrap import MCS
 
 from lorastudy.analysis.overview import analyse
-from lorastudy.stats.confidence_set import confidence_set
+from lorastudy.stats.best import confidence_set
 from lorastudy.stats.frontier import StepTime, standings, undominated
 from lorastudy.stats.study import split_studies
 from lorastudy.stats.summary import LOSS

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from benchmarks.verdict_studies import PROFILES
-from lorastudy.stats.items import ItemScores
 from lorastudy.stats.racing import (
     LEVEL,
     RaceRules,
@@ -16,6 +15,7 @@ from lorastudy.stats.racing import (
     p_behind,
 )
 from lorastudy.stats.rate_choice import best_if_on_edge
+from lorastudy.stats.twoway import ItemScores
 from lorastudy.store.views import ScoreValue
 from lorastudy.suite.question import MIN_SEEDS, Margin, rung_split
 

@@ -25,10 +25,9 @@ from benchmarks.verdict_studies import (
     true_noise,
 )
 from lorastudy.stats.comparison import compare_with_reference
-from lorastudy.stats.items import ItemScores
 from lorastudy.stats.power import Noise
 from lorastudy.stats.summary import LOSS
-from lorastudy.stats.twoway import two_way
+from lorastudy.stats.twoway import ItemScores, two_way
 from lorastudy.stats.verdicts import (
     Rules,
     differences_shown,

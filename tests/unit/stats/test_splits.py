@@ -3,9 +3,8 @@
 import pytest
 
 from lorastudy.analysis.overview import analyse
-from lorastudy.stats.environments import obstacle
 from lorastudy.stats.rate_choice import best_of
-from lorastudy.stats.study import reporting_split, split_studies, stored_split
+from lorastudy.stats.study import obstacle, reporting_split, split_studies, stored_split
 from lorastudy.stats.summary import EXACT_MATCH, LOSS, LOSS_BEFORE, scores_by_seed
 from lorastudy.store.views import ScoreValue
 

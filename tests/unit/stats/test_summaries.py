@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from lorastudy.analysis.overview import analyse
 from lorastudy.protocol.records import ArmProfile
 from lorastudy.report.findings.by_type import target_roles
-from lorastudy.stats.environments import comparable, environment_groups
 from lorastudy.stats.frontier import pareto_frontier
-from lorastudy.stats.study import split_studies
+from lorastudy.stats.study import comparable, environment_groups, split_studies
 from lorastudy.stats.summary import EXACT_MATCH, LOSS, Spread, StepNoise, bin_width, mean_curve
 from lorastudy.store.views import StepRow
 

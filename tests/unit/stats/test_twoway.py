@@ -8,8 +8,11 @@ import statsmodels.formula.api as smf
 from scipy import stats
 from statsmodels.stats.anova import anova_lm
 
-from lorastudy.stats.items import ItemScores, paired_items
-from lorastudy.stats.twoway import seeds_only, two_way
+from lorastudy.analysis.overview import scores_by_item
+from lorastudy.protocol.records import DataSummary
+from lorastudy.stats.twoway import ItemScores, common_weights, groups_of, paired_items, seeds_only, two_way
+
+STORED_GROUPS = (0, 0, 1, 2)
 
 
 def drawn(*, num_seeds=5, num_items=12, seeds=0.3, items=0.5, cells=0.4, rng=0):
@@ -169,3 +172,61 @@ def test_runs_without_the_same_items_have_no_pairs_of_items(other):
     one = ItemScores(values=(1.0, 2.0))
     assert paired_items([one, one], [one, other]) is None
     assert paired_items([ItemScores(values=(1.0,))] * 2, [ItemScores(values=(2.0,))] * 2) is None
+
+
+class StoredItems:
+    """Stands for a tracker: it hands out the items that it was given."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def get_all_items(self, ids, *, split, metric):
+        assert (split, metric) == ("test", "loss")
+        return {key: value for key, value in self.items.items() if key in ids}
+
+
+def summary(split, groups):
+    return DataSummary(
+        split=split,
+        format="alpaca",
+        num_rows=4,
+        num_refused_rows=0,
+        num_truncated_rows=0,
+        num_tokens=40,
+        num_completion_tokens=20,
+        groups=groups,
+    )
+
+
+def test_scores_come_with_the_groups_that_their_run_recorded(make_result):
+    results = [
+        make_result("a", 0, data=(summary("eval", None), summary("test", STORED_GROUPS))),
+        make_result("a", 1),
+    ]
+    tracker = StoredItems({"a/0": ((1.0, 2.0, 3.0, 4.0), (5, 6, 7, 8)), "a/1": ((1.0, 2.0), None)})
+    found = scores_by_item(tracker, results, split="test", metric="loss")
+    assert found == {
+        "a/0": ItemScores(values=(1.0, 2.0, 3.0, 4.0), weights=(5, 6, 7, 8), groups=STORED_GROUPS),
+        "a/1": ItemScores(values=(1.0, 2.0)),
+    }
+
+
+@pytest.mark.parametrize("split", ["eval", "eval_before", "eval_at_25"])
+def test_scores_before_training_and_on_the_way_are_of_the_same_rows(make_result, split):
+    result = make_result("a", 0, data=(summary("eval", STORED_GROUPS), summary("test", (9, 9, 9, 9))))
+    assert groups_of(result, split=split) == STORED_GROUPS
+
+
+@pytest.mark.parametrize(("num_items", "expected"), [(2, (0, 0)), (1, None), (4, STORED_GROUPS), (5, None)])
+def test_exact_match_asks_the_first_rows(make_result, num_items, expected):
+    tracker = StoredItems({"a/0": ((1.0,) * num_items, None)})
+    results = [make_result("a", 0, data=(summary("test", STORED_GROUPS),))]
+    found = scores_by_item(tracker, results, split="test", metric="loss")
+    assert found["a/0"].groups == expected
+
+
+def test_runs_whose_rows_are_grouped_differently_have_no_items_in_common():
+    one, other = (ItemScores(values=(1.0,) * 4, groups=groups) for groups in (STORED_GROUPS, (0, 1, 1, 2)))
+    assert common_weights([one, one]) is not None
+    assert common_weights([one, other]) is None
+    assert common_weights([ItemScores(values=(1.0,) * 4, groups=(3,) * 4)] * 2) is None

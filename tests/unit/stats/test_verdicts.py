@@ -9,9 +9,9 @@ from scipy import stats
 from lorastudy.analysis.overview import Criterion, analyse
 from lorastudy.protocol.records import PackProfile
 from lorastudy.stats.comparison import compare_with_reference
-from lorastudy.stats.items import ItemScores
 from lorastudy.stats.study import Invalidation, split_studies
 from lorastudy.stats.summary import EXACT_MATCH, LOSS
+from lorastudy.stats.twoway import ItemScores
 from lorastudy.stats.verdicts import ALPHA, WORDS, Rules, no_worse_shown, word
 from lorastudy.store.views import ScoreValue
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from lorastudy.lint.finding import LintFinding, Severity, arms_in_words
+from lorastudy.lint.case import LintFinding, Severity, arms_in_words
 from lorastudy.lint.lint import RULES
 from lorastudy.report.document import Block, Bullets, Code, Heading, Paragraph, Strong, Text
 from lorastudy.report.numbers import listing

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
-from lorastudy.lint.finding import LintFinding, arms_in_words
+from lorastudy.lint.case import LintFinding, arms_in_words
 from lorastudy.recommend.decision import decide, harmed_arms
 from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text, plain
 from lorastudy.report.findings.by_type import questions_of
@@ -27,10 +27,8 @@ from lorastudy.report.numbers import count, listing, names, number
 from lorastudy.report.sections.overview import setting_values, what_was_run
 from lorastudy.report.sections.question import METRIC_NAMES, late_note
 from lorastudy.report.sections.racing import wrong_stops_measured
-from lorastudy.stats.environments import environment_groups
-from lorastudy.stats.preregistration import DECIDING
 from lorastudy.stats.reference import missing_reference
-from lorastudy.stats.study import Study
+from lorastudy.stats.study import DECIDING, Study, environment_groups
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.question import Question
 

@@ -16,7 +16,7 @@ from lorastudy.report.numbers import (
     percent,
     size_unit,
 )
-from lorastudy.stats.confidence_set import ConfidenceSet
+from lorastudy.stats.best import ConfidenceSet
 from lorastudy.stats.frontier import Standing
 from lorastudy.stats.rate_choice import tried_rates
 from lorastudy.suite.question import MIN_SEEDS

@@ -40,8 +40,7 @@ from lorastudy.report.numbers import (
 )
 from lorastudy.report.rows import about_full_length, laid_out, left_out, repeated, rows_in_words
 from lorastudy.report.sections.overview import setting_values
-from lorastudy.stats.environments import EnvironmentGroup, environment_groups
-from lorastudy.stats.study import Study, StudyArm, reporting_split
+from lorastudy.stats.study import EnvironmentGroup, Study, StudyArm, environment_groups, reporting_split
 from lorastudy.stats.summary import METRICS, metric_versions
 from lorastudy.stats.verdicts import measured_errors
 from lorastudy.suite.question import Question, all_seeds, configuration_name

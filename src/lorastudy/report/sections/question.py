@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from lorastudy.report.document import Block, Paragraph, Strong
 from lorastudy.report.findings.wording import when_stated
 from lorastudy.report.numbers import listing
-from lorastudy.stats.preregistration import SetLate
+from lorastudy.stats.study import SetLate
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.question import Question, rung_name
 
