@@ -44,6 +44,7 @@ from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.lora import GroupDropout
 from lorastudy.engine.loss import completion_loss
 from lorastudy.engine.matmul import is_replaced
+from lorastudy.engine.meta_ops import MetaOps
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.padded_forward import label_logits
 from lorastudy.engine.quantised import tensors_of
@@ -67,6 +68,8 @@ FEW_LAYERS = 3
 _NUM_CHUNKS = 3
 
 _PHASES: tuple[Phase, ...] = ("forward", "loss", "backward", "optimizer")
+
+_META_OPS = MetaOps()
 
 
 def footprint(question: FootprintQuestion, *, models: FakeModels) -> Footprint:
@@ -202,7 +205,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             return torch.ones(args[0].shape, dtype=args[0].dtype)
         if func is torch.ops.aten._grouped_mm.default and args[0].dtype is not torch.bfloat16:
             func = _grouped_mm
-        out = func(*args, **(kwargs or {}))
+        out = _META_OPS.run(func, args, options=kwargs or {})
         num_new = 0
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             num_new += isinstance(leaf, Tensor) and self._enter(leaf)

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -127,12 +128,17 @@ def _key(question: Question, about: str) -> str:
     body = [
         values,
         about,
-        [version(name) for name in _LIBRARIES],
+        _versions(),
         source_digest(*_SOURCES),
         [] if isinstance(question, ModelQuestion | RowsQuestion) else _machine(),
     ]
     kind = "footprint" if isinstance(question, FootprintQuestion) else question.kind
     return f"{kind}-{hashlib.sha256(canonical_json(body).encode()).hexdigest()[:24]}"
+
+
+@cache
+def _versions() -> list[str]:
+    return [version(name) for name in _LIBRARIES]
 
 
 def _machine() -> list[str | None]:

@@ -274,18 +274,19 @@ def suite_case(
 ) -> Case:
     """The suite as the linter judges it, with facts from its data and its base models' folders.
 
-    `rows` are the splits as a worker read them, by `rows_key`. If they are known, counts cover the rows that remain.
+    `rows` are the splits as a worker read them, by `rows_key`. If they are known, counts cover the rows that remain,
+    and no tokens are estimated here.
     """
     settings_of = {experiment.arm: experiment.settings for experiment in experiments}
     num_tokens: dict[tuple[str, str], int | None] = {}
     facts = {}
     for arm, settings in settings_of.items():
         key = data_key(settings)
-        if (key, settings.base_model) not in num_tokens:
-            num_tokens[key, settings.base_model] = num_completion_tokens(data[key].train, settings.base_model)
         read = (rows or {}).get(rows_key(settings), ())
+        if not read and (key, settings.base_model) not in num_tokens:
+            num_tokens[key, settings.base_model] = num_completion_tokens(data[key].train, settings.base_model)
         known = replace(
-            _facts(settings, data[key], num_tokens=num_tokens[key, settings.base_model]),
+            _facts(settings, data[key], num_tokens=num_tokens.get((key, settings.base_model))),
             published_rates=_published_rates(settings, num_rows=_rows_of_an_epoch(data[key].train, read)),
         )
         layers = None if adapted is None else adapted.arms.get(arm)
