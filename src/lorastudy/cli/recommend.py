@@ -1,10 +1,10 @@
 """`lorastudy recommend`: the configuration for a model and a memory, and the evidence for it."""
 
-import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,18 +15,10 @@ from lorastudy.errors import StudyError
 if TYPE_CHECKING:
     from lorastudy.cli.console import PlainConsole
     from lorastudy.planning.estimate import MemoryBudget
-    from lorastudy.planning.literature import LiteratureRule
-    from lorastudy.planning.recommendation import CandidateFinder
+    from lorastudy.planning.recommendation import AnsweredRequest
     from lorastudy.planning.recommendation_request import RecommendationRequest
     from lorastudy.recommend.recommendation import Candidate, Recommendation
-
-#: The settings of a configuration that a user copies into a suite file.
-SHOWN_SETTINGS = (
-    "lora_rank", "lora_alpha", "use_rslora", "target_modules", "learning_rate", "quantization",
-    "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "gradient_checkpointing", "max_seq_length", "lr_scheduler_type", "max_steps",
-    "num_train_epochs",
-)  # fmt: skip
+    from lorastudy.store import ExperimentTracker
 
 
 def recommend(
@@ -71,10 +63,9 @@ def recommend(
 ) -> None:
     """Recommend a configuration that fits, with what it should reach and need, and how that is known."""
     from lorastudy.cli.console import PlainConsole
-    from lorastudy.executors.process import JobWorker
-    from lorastudy.planning.answers import Answers
     from lorastudy.planning.estimate import budget_here, budget_of
-    from lorastudy.planning.recommendation import CandidateFinder, machine_of
+    from lorastudy.planning.predictions import worker_answers
+    from lorastudy.planning.recommendation import answer_request, machine_of
     from lorastudy.planning.recommendation_request import read_request
 
     _refuse(hours=hours, margin=margin)
@@ -92,34 +83,24 @@ def recommend(
         suite_name=suite_name,
         database=database,
     )
-    with JobWorker() as worker:
-        answers = Answers(worker.do)
+    with worker_answers() as answers, _evidence(database) as tracker:
         budget = budget or budget_here(machine_of(about.base, answers))
         request = about.request(budget_bytes=budget.budget_bytes, margin=margin)
-        finder = CandidateFinder(answers, request)
-        finder.check_data()
-        answer = _recommendation(finder, request, database=database, hours=hours)
-        if answer is None:
-            raise StudyError(_nothing_fits(finder, request, budget=budget, hours=hours))
-        if as_json:
-            say(json.dumps(_as_json(answer, finder, request=request), indent=1))
-        else:
-            _show(PlainConsole(), answer, finder=finder, request=request, budget=budget)
+        answered = answer_request(request, answers, tracker=tracker, budget=budget, hours=hours)
+    if as_json:
+        say(json.dumps(answered.to_json(), indent=1))
+    else:
+        _show(PlainConsole(), answered, budget=budget)
 
 
-def _recommendation(
-    finder: "CandidateFinder", request: "RecommendationRequest", *, database: str, hours: float | None
-) -> "Recommendation | None":
-    """The recommendation from the store, if there is one. A default store that does not exist yet has no evidence."""
+def _evidence(database: str) -> "AbstractContextManager[ExperimentTracker | None]":
+    """The store to read evidence from. The default store may not exist yet: then there is no evidence."""
     from lorastudy.planning.done import is_new
-    from lorastudy.planning.recommendation import recommendation_for
     from lorastudy.store import ExperimentTracker
 
-    max_seconds = None if hours is None else 3600 * hours
     if database == DATABASE and is_new(database):
-        return recommendation_for(finder, request, tracker=None, max_seconds=max_seconds)
-    with ExperimentTracker(database) as tracker:
-        return recommendation_for(finder, request, tracker=tracker, max_seconds=max_seconds)
+        return nullcontext()
+    return ExperimentTracker(database)
 
 
 def _refuse(*, hours: float | None, margin: float | None) -> None:
@@ -128,118 +109,20 @@ def _refuse(*, hours: float | None, margin: float | None) -> None:
             raise StudyError(f"{option}: {value:g}: give a number greater than 0")
 
 
-def _nothing_fits(
-    finder: "CandidateFinder",
-    request: "RecommendationRequest",
-    *,
-    budget: "MemoryBudget",
-    hours: float | None,
-) -> str:
-    from lorastudy.report.numbers import size
-
-    least, memory = finder.smallest, budget.words
-    if least is None:
-        held = finder.least_weights_bytes
-        return (
-            f"--vram: {memory}: nothing fits. The weights of {request.base.base_model} alone take {size(held)} in "
-            f"{finder.least_precision}. "
-            f"What would fit: more than {budget.needed(held)} of memory, or a smaller model"
-        )
-    if least.peak_bytes <= request.budget_bytes:
-        return (
-            f"--hours: {hours:g}: everything that fits {memory} is known to take longer. "
-            "Give more hours, or fewer rows or steps"
-        )
-    settings = least.settings
-    return (
-        f"--vram: {memory}: nothing fits. The least that was tried (rank {settings.lora_rank} on {settings.target_modules}, "
-        f"{settings.quantization}, {settings.per_device_train_batch_size} row(s) of {settings.max_seq_length} tokens, "
-        f"with recomputation) is predicted to take {size(least.peak_bytes)}. What would fit: "
-        f"{budget.needed(least.peak_bytes)} or more of memory, a smaller model, or a smaller --max-seq-length"
-    )
-
-
-def _as_json(
-    answer: "Recommendation", finder: "CandidateFinder", *, request: "RecommendationRequest"
-) -> dict[str, Any]:
-    """Everything as plain JSON values."""
-    from lorastudy.report.findings.recommendation import because
-
-    runner_up = answer.runner_up
-    return {
-        "grade": answer.grade,
-        "recommended": answer.is_recommended,
-        "decision": None if answer.decision is None else dataclasses.asdict(answer.decision),
-        "name": answer.name,
-        **_candidate_json(answer.candidate),
-        "budget_bytes": request.budget_bytes,
-        "device": finder.device,
-        "because": list(because(answer)),
-        "expected": None if answer.expectation is None else dataclasses.asdict(answer.expectation),
-        "runner_up": runner_up
-        and {
-            "name": runner_up.name,
-            "standing": runner_up.standing,
-            **_candidate_json(runner_up.candidate),
-        },
-        "open": list(answer.open),
-        "caveats": list(answer.caveats),
-        "other_studies": list(answer.other_studies),
-        "left_out": list(answer.left_out),
-        "rules": {key: dataclasses.asdict(rule) for key, rule in _rules(answer, request).items()},
-    }
-
-
-def _rules(answer: "Recommendation", request: "RecommendationRequest") -> "Mapping[str, LiteratureRule]":
-    """The published rules that were followed. A precision that the user chose follows no rule."""
-    from lorastudy.planning.literature import RULES
-
-    if answer.grade != "literature only":
-        return {}
-    return {
-        key: rule for key, rule in RULES.items() if key != "precision" or "quantization" not in request.fixed
-    }
-
-
-def _candidate_json(candidate: "Candidate") -> dict[str, Any]:
-    return {
-        "settings": _settings_shown(candidate),
-        "peak_bytes": candidate.peak_bytes,
-        "terms_bytes": dict(candidate.terms_bytes),
-        "num_trainable_parameters": candidate.num_trainable_parameters,
-        "train_seconds": candidate.train_seconds,
-        "time_from": candidate.time_from,
-    }
-
-
-def _settings_shown(candidate: "Candidate") -> dict[str, Any]:
-    values = candidate.settings.model_dump(mode="json")
-    skipped = (
-        set() if values["quantization"] == "4bit" else {k for k in SHOWN_SETTINGS if k.startswith("bnb")}
-    )
-    return {key: values[key] for key in SHOWN_SETTINGS if key not in skipped and values[key] is not None}
-
-
-def _show(
-    console: "PlainConsole",
-    answer: "Recommendation",
-    *,
-    finder: "CandidateFinder",
-    request: "RecommendationRequest",
-    budget: "MemoryBudget",
-) -> None:
+def _show(console: "PlainConsole", answered: "AnsweredRequest", *, budget: "MemoryBudget") -> None:
     """Print everything as text."""
-    from lorastudy.report.findings.recommendation import because
+    from lorastudy.planning.recommendation import shown_settings
     from lorastudy.report.numbers import size
 
+    answer = answered.recommendation
     title = "recommended" if answer.is_recommended else "to start with"
     console.print(f"{title}: {answer.name}   [{answer.grade}]")
-    console.print(f"for: {_subject(request)}\n")
-    for key, value in _settings_shown(answer.candidate).items():
+    console.print(f"for: {_subject(answered.request)}\n")
+    for key, value in shown_settings(answer.candidate).items():
         console.print(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
-    _show_list(console, "because", lines=because(answer))
+    _show_list(console, "because", lines=answered.because)
     _show_list(console, "expected", lines=(_expected(answer),))
-    _show_needs(console, answer.candidate, budget=budget, device=finder.device)
+    _show_needs(console, answer.candidate, budget=budget, device=answered.device)
     up = answer.runner_up
     if up is not None:
         _show_list(console, "runner-up", lines=(f"{up.name}, {size(up.candidate.peak_bytes)}", up.standing))
@@ -247,7 +130,7 @@ def _show(
     _show_list(console, "mind", lines=answer.caveats)
     _show_list(console, "other studies", lines=answer.other_studies)
     _show_list(console, "studies left out", lines=answer.left_out)
-    followed = _rules(answer, request).values()
+    followed = answered.rules.values()
     _show_list(console, "rules", lines=[f"{rule.says} ({rule.source})" for rule in followed])
 
 

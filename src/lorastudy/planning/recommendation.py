@@ -3,57 +3,166 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from lorastudy.analysis.overview import Criterion, criterion_of, stored_items
+from lorastudy.analysis.overview import stored_items
 from lorastudy.data.load import train_and_eval
-from lorastudy.errors import ModelError
+from lorastudy.errors import ModelError, StudyError
 from lorastudy.planning.answers import Answers
-from lorastudy.planning.estimate import Estimator, Machine, PackEstimate, precision_of, prepare
+from lorastudy.planning.estimate import (
+    Estimator,
+    Machine,
+    MemoryBudget,
+    PackEstimate,
+    precision_of,
+    prepare,
+)
 from lorastudy.planning.literature import (
     EFFECTIVE_BATCH,
+    RULES,
+    LiteratureRule,
     family_power,
     layouts,
     literature_settings,
 )
 from lorastudy.planning.memory import ModelShape, base_weight_bytes, config_folder, quantisation_bytes
-from lorastudy.planning.recommendation_request import RecommendationRequest
+from lorastudy.planning.recommendation_request import RecommendationRequest, judged_by
 from lorastudy.planning.study_plan import plan_configurations
 from lorastudy.planning.suite_facts import check_rows, num_completion_tokens
 from lorastudy.recommend.recommendation import Candidate, Evidence, Recommendation, recommend
-from lorastudy.report.sections.question import late_note, part
+from lorastudy.report.findings.recommendation import because
+from lorastudy.report.numbers import size
 from lorastudy.stats.study import (
-    DECIDING,
     Study,
     StudyArm,
     differing_settings,
     reporting_split,
-    set_late,
     split_studies,
 )
 from lorastudy.stats.summary import summarise_arm
 from lorastudy.store import ExperimentTracker
-from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.experiment import Experiment, Sources
-from lorastudy.suite.question import Question, is_reference
 from lorastudy.suite.rate_search import as_shown
 from lorastudy.suite.settings import Settings
 
+#: The settings of a configuration that a user copies into a suite file.
+SHOWN_SETTINGS = (
+    "lora_rank", "lora_alpha", "use_rslora", "target_modules", "learning_rate", "quantization",
+    "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "gradient_checkpointing", "max_seq_length", "lr_scheduler_type", "max_steps",
+    "num_train_epochs",
+)  # fmt: skip
 
-def recommendation_for(
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweredRequest:
+    """A recommendation with the request that it answers."""
+
+    request: RecommendationRequest
+    recommendation: Recommendation
+    device: str
+    """The device on which memory was counted."""
+
+    @property
+    def because(self) -> tuple[str, ...]:
+        """The reasons for the recommendation, a sentence each."""
+        return tuple(because(self.recommendation))
+
+    @property
+    def rules(self) -> Mapping[str, LiteratureRule]:
+        """The published rules that were followed. A precision that the user chose follows no rule."""
+        if self.recommendation.grade != "literature only":
+            return {}
+        is_chosen = "quantization" in self.request.fixed
+        return {key: rule for key, rule in RULES.items() if key != "precision" or not is_chosen}
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        answer = self.recommendation
+        runner_up = answer.runner_up
+        return {
+            "grade": answer.grade,
+            "recommended": answer.is_recommended,
+            "decision": None if answer.decision is None else asdict(answer.decision),
+            "name": answer.name,
+            **_candidate_json(answer.candidate),
+            "budget_bytes": self.request.budget_bytes,
+            "device": self.device,
+            "because": list(self.because),
+            "expected": None if answer.expectation is None else asdict(answer.expectation),
+            "runner_up": runner_up
+            and {
+                "name": runner_up.name,
+                "standing": runner_up.standing,
+                **_candidate_json(runner_up.candidate),
+            },
+            "open": list(answer.open),
+            "caveats": list(answer.caveats),
+            "other_studies": list(answer.other_studies),
+            "left_out": list(answer.left_out),
+            "rules": {key: asdict(rule) for key, rule in self.rules.items()},
+        }
+
+
+def shown_settings(candidate: Candidate) -> dict[str, Any]:
+    """The `SHOWN_SETTINGS` that the configuration has, as plain JSON values."""
+    values = candidate.settings.model_dump(mode="json")
+    is_4bit = values["quantization"] == "4bit"
+    return {
+        key: values[key]
+        for key in SHOWN_SETTINGS
+        if values[key] is not None and (is_4bit or not key.startswith("bnb"))
+    }
+
+
+def _candidate_json(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "settings": shown_settings(candidate),
+        "peak_bytes": candidate.peak_bytes,
+        "terms_bytes": dict(candidate.terms_bytes),
+        "num_trainable_parameters": candidate.num_trainable_parameters,
+        "train_seconds": candidate.train_seconds,
+        "time_from": candidate.time_from,
+    }
+
+
+def answer_request(
+    request: RecommendationRequest,
+    answers: Answers,
+    *,
+    tracker: ExperimentTracker | None,
+    budget: MemoryBudget,
+    hours: float | None = None,
+) -> AnsweredRequest:
+    """The configuration to use, from the store's evidence if there is any, else from published rules.
+
+    Without `tracker` there is no evidence. A configuration that is known to train longer than `hours` does not fit.
+
+    Raises:
+        DataError: the rows cannot be used with the base model's tokenizer.
+        StudyError: no configuration fits; the message says what would.
+    """
+    finder = CandidateFinder(answers, request)
+    finder.check_data()
+    answer = _recommendation(
+        finder, request, tracker=tracker, max_seconds=None if hours is None else 3600 * hours
+    )
+    if answer is None:
+        raise StudyError(_nothing_fits(finder, request, budget=budget, hours=hours))
+    return AnsweredRequest(request=request, recommendation=answer, device=finder.device)
+
+
+def _recommendation(
     finder: "CandidateFinder",
     request: RecommendationRequest,
     *,
     tracker: ExperimentTracker | None,
-    max_seconds: float | None = None,
+    max_seconds: float | None,
 ) -> Recommendation | None:
-    """The configuration to use, from the store's evidence if there is any, else from published rules.
-
-    None if none fits. Without `tracker` there is no evidence. A configuration that is known to train longer than
-    `max_seconds` does not fit.
-    """
+    """The recommendation from the store, else from published rules; None if no configuration fits."""
     evidence = [] if tracker is None else list(stored_evidence(tracker, finder, request=request))
     measured = recommend(evidence, (), budget_bytes=request.budget_bytes, max_seconds=max_seconds)
     if measured is not None:
@@ -67,6 +176,33 @@ def recommendation_for(
     if published is None or tracker is None:
         return published
     return replace(published, left_out=(*published.left_out, *silent_suites(tracker, request)))
+
+
+def _nothing_fits(
+    finder: "CandidateFinder", request: RecommendationRequest, *, budget: MemoryBudget, hours: float | None
+) -> str:
+    """Why no configuration fits, and what would."""
+    least, memory = finder.smallest, budget.words
+    if least is None:
+        weights = finder.least_weights_bytes
+        return (
+            f"--vram: {memory}: nothing fits. The weights of {request.base.base_model} alone take {size(weights)} in "
+            f"{finder.least_precision}. "
+            f"What would fit: more than {budget.needed(weights)} of memory, or a smaller model"
+        )
+    if least.peak_bytes <= request.budget_bytes:
+        return (
+            f"--hours: {hours:g}: everything that fits {memory} is known to take longer. "
+            "Give more hours, or fewer rows or steps"
+        )
+    settings = least.settings
+    return (
+        f"--vram: {memory}: nothing fits. The smallest configuration tried (rank {settings.lora_rank} on "
+        f"{settings.target_modules}, {settings.quantization}, {settings.per_device_train_batch_size} row(s) of "
+        f"{settings.max_seq_length} tokens, with recomputation) needs {size(least.peak_bytes)} by its prediction. "
+        f"What would fit: {budget.needed(least.peak_bytes)} or more of memory, a smaller model, or a smaller "
+        "--max-seq-length"
+    )
 
 
 class CandidateFinder:
@@ -430,65 +566,3 @@ def _size_of_data(request: RecommendationRequest) -> tuple[int | None, int | Non
     if num_steps is None:
         num_steps = math.ceil((request.base.num_train_epochs or 1) * len(rows) / EFFECTIVE_BATCH)
     return num_completion_tokens(rows, request.base.base_model), num_steps
-
-
-def judged_by(
-    study: Study, statements: Sequence[StatedQuestion], *, request: RecommendationRequest
-) -> tuple[Criterion, tuple[str, ...]]:
-    """The criterion, with notes if it differs from the stored one or was set after results were there.
-
-    `statements` are those of the study's suite. A margin given as an option overrides every other margin.
-    """
-    stated = statements[-1].question if statements else None
-    used = _used(study, stated, request=request)
-    criterion = criterion_of(study, used)
-    if request.margin is not None:
-        criterion = replace(criterion, margin=request.margin, margin_share=None, margin_lost=None)
-    return criterion, tuple(_notes(study, statements, used=used, request=request))
-
-
-def _used(study: Study, stated: Question | None, *, request: RecommendationRequest) -> Question | None:
-    """The stored question, overridden by the suite file's question.
-
-    If the study is of another suite than the file's, the stored margin and reference stay where the file has none or
-    names an arm that the study does not have.
-    """
-    own = request.question
-    if own is None:
-        return stated
-    base = stated or Question()
-    margin, reference = own.margin, own.reference
-    if study.suite_name != request.suite_name:
-        margin = margin or base.margin
-        reference = reference if _has(study, reference) else base.reference
-    return replace(base, primary_metric=own.primary_metric, margin=margin, reference=reference)
-
-
-def _has(study: Study, reference: str | None) -> bool:
-    return reference is not None and any(
-        is_reference(reference, arm=arm.name, learning_rate=arm.typed_settings.learning_rate)
-        for arm in study.arms
-    )
-
-
-def _notes(
-    study: Study,
-    statements: Sequence[StatedQuestion],
-    *,
-    used: Question | None,
-    request: RecommendationRequest,
-) -> Iterator[str]:
-    if not statements or used is None:
-        return
-    stated = statements[-1].question
-    late = {one.key: one for one in set_late(statements)}
-    for key in DECIDING:
-        if key == "margin" and request.margin is not None:
-            continue
-        if getattr(used, key) != getattr(stated, key):
-            yield (
-                f"{part(key, used)}, as the suite file says; the store's question of {study.suite_name} says "
-                f"{part(key, stated)}, and what is changed once results are there can be chosen to suit them"
-            )
-        elif key in late and (key != "margin" or used.margin is not None):
-            yield late_note(late[key])

@@ -1,17 +1,24 @@
-"""The request for a recommendation, read from options and filled in from a suite file or a suite in the store."""
+"""The request for a recommendation, read from options and filled in from a suite file or a suite in the store.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+Its question, or the store's, judges each study that may answer.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lorastudy.analysis.overview import Criterion, criterion_of
 from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.errors import StudyError
 from lorastudy.report.numbers import listing
+from lorastudy.report.sections.question import late_note, part
+from lorastudy.stats.study import DECIDING, Study, set_late
 from lorastudy.store import ExperimentTracker
+from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.base_model import base_model_fingerprint
-from lorastudy.suite.question import Question
+from lorastudy.suite.question import Question, is_reference
 from lorastudy.suite.settings import Settings, settings_from_options
 from lorastudy.suite.suite_file import load_suite
 
@@ -149,3 +156,65 @@ def _settings_in_store(suite_name: str, *, database: str) -> list[Settings]:
         Settings.model_validate({key: result.settings[key] for key in _FILLED if key in result.settings})
         for result in results
     ]
+
+
+def judged_by(
+    study: Study, statements: Sequence[StatedQuestion], *, request: RecommendationRequest
+) -> tuple[Criterion, tuple[str, ...]]:
+    """The criterion, with notes if it differs from the stored one or was set after results were there.
+
+    `statements` are those of the study's suite. A margin given as an option overrides every other margin.
+    """
+    stated = statements[-1].question if statements else None
+    used = _used(study, stated, request=request)
+    criterion = criterion_of(study, used)
+    if request.margin is not None:
+        criterion = replace(criterion, margin=request.margin, margin_share=None, margin_lost=None)
+    return criterion, tuple(_notes(study, statements, used=used, request=request))
+
+
+def _used(study: Study, stated: Question | None, *, request: RecommendationRequest) -> Question | None:
+    """The stored question, overridden by the suite file's question.
+
+    If the study is of another suite than the file's, the stored margin and reference stay where the file has none or
+    names an arm that the study does not have.
+    """
+    own = request.question
+    if own is None:
+        return stated
+    base = stated or Question()
+    margin, reference = own.margin, own.reference
+    if study.suite_name != request.suite_name:
+        margin = margin or base.margin
+        reference = reference if _has(study, reference) else base.reference
+    return replace(base, primary_metric=own.primary_metric, margin=margin, reference=reference)
+
+
+def _has(study: Study, reference: str | None) -> bool:
+    return reference is not None and any(
+        is_reference(reference, arm=arm.name, learning_rate=arm.typed_settings.learning_rate)
+        for arm in study.arms
+    )
+
+
+def _notes(
+    study: Study,
+    statements: Sequence[StatedQuestion],
+    *,
+    used: Question | None,
+    request: RecommendationRequest,
+) -> Iterator[str]:
+    if not statements or used is None:
+        return
+    stated = statements[-1].question
+    late = {one.key: one for one in set_late(statements)}
+    for key in DECIDING:
+        if key == "margin" and request.margin is not None:
+            continue
+        if getattr(used, key) != getattr(stated, key):
+            yield (
+                f"{part(key, used)}, as the suite file says; the store's question of {study.suite_name} says "
+                f"{part(key, stated)}, and what is changed once results are there can be chosen to suit them"
+            )
+        elif key in late and (key != "margin" or used.margin is not None):
+            yield late_note(late[key])
