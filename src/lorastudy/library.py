@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorastudy.errors import StudyError
-from lorastudy.executors import Executor, local_executor
+from lorastudy.executors import Executor
 from lorastudy.planning.done import is_new
 from lorastudy.planning.predictions import print_nothing
 from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.running.phase_runner import Callbacks, OnEvent, RunOptions
-from lorastudy.running.study import StudyOutcome, run_study
+from lorastudy.running.study import StudyOutcome, run_plan
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.export import row_of
 from lorastudy.suite.suite import Suite
@@ -189,24 +189,18 @@ def run(
     """
     if not isinstance(plan, StudyPlan):
         raise TypeError(f"run: takes what plan returns, not {type(plan).__name__}")
-    plan.check_can_run()
     database = _store(folder, store)
-    with contextlib.ExitStack() as opened:
-        workers = executor or opened.enter_context(
-            contextlib.closing(local_executor(plan.design.of_every_arm))
-        )
-        tracker = opened.enter_context(ExperimentTracker(database, writable=True))
-        outcome = run_study(
-            plan,
-            tracker=tracker,
-            executor=workers,
-            options=RunOptions(
-                runs=Path(folder, RunOptions.runs),
-                output=Path(folder, RunOptions.output),
-                continue_on_error=continue_on_error,
-            ),
-            callbacks=Callbacks(on_event=progress or (lambda *_: None)),
-        )
+    outcome = run_plan(
+        plan,
+        database=database,
+        executor=executor,
+        options=RunOptions(
+            runs=Path(folder, RunOptions.runs),
+            output=Path(folder, RunOptions.output),
+            continue_on_error=continue_on_error,
+        ),
+        callbacks=Callbacks(on_event=progress or (lambda *_: None)),
+    )
     return StudyResult(suite_name=plan.suite.name, store=database, outcome=outcome)
 
 

@@ -14,14 +14,14 @@ import typer
 from lorastudy.cli.console import reading_shown
 from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.cli.terminal import failure_shown, say
-from lorastudy.executors import Executor, local_executor
+from lorastudy.executors import Executor
 from lorastudy.planning.done import is_new
-from lorastudy.planning.plan_summary import outlook, size_line
+from lorastudy.planning.plan_summary import forecast, size_line
 from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.report.numbers import listing
 from lorastudy.running.adapters import published, usual_place
 from lorastudy.running.phase_runner import Callbacks, RunOptions
-from lorastudy.running.study import StudyOutcome, run_study
+from lorastudy.running.study import StudyOutcome, run_plan
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.rate_search import Design
@@ -70,37 +70,42 @@ def run_experiments(
     """
     from lorastudy.cli.progress import Progress
 
-    with contextlib.ExitStack() as open_until_done:
+    with contextlib.ExitStack() as opened:
         # An existing store is opened first, because it refuses a second writer at once.
-        tracker = None if is_new(database) else open_until_done.enter_context(_writer(database))
+        tracker = None if is_new(database) else opened.enter_context(_writer(database))
+        if executor is not None:
+            opened.enter_context(contextlib.closing(executor))
         plan = planned(suite, tracker=tracker, executor=executor, registered=registered)
-        plan.check_can_run()
-        for note in plan.notes:
-            say(f"note: {note}", file=sys.stderr)
-        workers = executor or local_executor(plan.design.of_every_arm)
-        open_until_done.enter_context(contextlib.closing(workers))
-        tracker = tracker or open_until_done.enter_context(_writer(database))
-        for line in (f"{suite.name}: {size_line(plan)}", *outlook(plan)):
-            say(line, file=sys.stderr)
-        progress = open_until_done.enter_context(Progress(gives_reasons=options.continue_on_error))
-        departure = open_until_done.enter_context(Departure(workers))
-        outcome = run_study(
+        progress = Progress(gives_reasons=options.continue_on_error)
+        signals = opened.enter_context(StopSignals())
+
+        def start(workers: Executor) -> None:
+            for line in (*(f"note: {note}" for note in plan.notes), f"{suite.name}: {size_line(plan)}"):
+                say(line, file=sys.stderr)
+            for line in forecast(plan):
+                say(line, file=sys.stderr)
+            signals.executor = workers
+            opened.enter_context(progress)
+
+        outcome = run_plan(
             plan,
+            database=database,
             tracker=tracker,
-            executor=workers,
+            executor=executor,
             options=options,
             callbacks=Callbacks(
+                on_start=start,
                 on_phase=progress.on_phase,
                 on_event=progress.on_event,
-                is_leaving=departure.is_requested,
+                is_leaving=signals.is_stopping,
             ),
         )
     experiments = outcome.design.experiments
-    _print_outcome(outcome, experiments, has_left=departure.is_requested())
+    _print_outcome(outcome, experiments, was_stopped=signals.is_stopping())
     _say_where_adapters_lie(outcome, experiments, suite_name=suite.name, output=options.output)
-    if departure.is_requested() and outcome.not_run:
-        say(f"to go on: {_command_to_go_on(suite, database=database, options=options)}", file=sys.stderr)
-        raise typer.Exit(departure.exit_code)
+    if signals.is_stopping() and outcome.not_run:
+        say(f"to continue: {_resume_command(suite, database=database, options=options)}", file=sys.stderr)
+        raise typer.Exit(signals.exit_code)
     if outcome.failed:
         raise typer.Exit(exit_code(outcome))
     return outcome.design
@@ -148,7 +153,7 @@ def _writer(database: str) -> ExperimentTracker:
     return tracker
 
 
-def _command_to_go_on(suite: Suite, *, database: str, options: RunOptions) -> str:
+def _resume_command(suite: Suite, *, database: str, options: RunOptions) -> str:
     """The `lorastudy resume` command, with the flags that differ from their defaults."""
     flags = {
         "--database": (database, DATABASE),
@@ -159,7 +164,7 @@ def _command_to_go_on(suite: Suite, *, database: str, options: RunOptions) -> st
     return shlex.join(["lorastudy", "resume", suite.name, *given])
 
 
-def _print_outcome(outcome: StudyOutcome, experiments: Sequence[Experiment], *, has_left: bool) -> None:
+def _print_outcome(outcome: StudyOutcome, experiments: Sequence[Experiment], *, was_stopped: bool) -> None:
     names = {experiment.id: experiment.name for experiment in experiments}
     say(
         f"{len(outcome.completed)} completed, {len(outcome.failed)} failed, {len(outcome.done_before)} done before, "
@@ -184,7 +189,7 @@ def _print_outcome(outcome: StudyOutcome, experiments: Sequence[Experiment], *, 
             "it was not written. Its numbers are kept",
             file=sys.stderr,
         )
-    if outcome.not_run and not has_left:
+    if outcome.not_run and not was_stopped:
         why = (
             "the suite stops at a failure; --continue-on-error goes on"
             if outcome.failed
@@ -196,11 +201,15 @@ def _print_outcome(outcome: StudyOutcome, experiments: Sequence[Experiment], *, 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Departure:
-    """Within the block, a signal is a request to leave. The runner finishes its current step first."""
+class StopSignals:
+    """Within the block, the first SIGINT or SIGTERM asks the run to stop, and a second one ends it at once.
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+    The workers finish their current step and save themselves first.
+    """
+
+    def __init__(self) -> None:
+        self.executor: Executor | None = None
+        """The executor whose workers stop; None before they start."""
         self._signal: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -214,7 +223,7 @@ class Departure:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def is_requested(self) -> bool:
+    def is_stopping(self) -> bool:
         """Whether a signal has arrived."""
         return self._signal is not None
 
@@ -224,11 +233,11 @@ class Departure:
         return 128 + (self._signal or 0)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
-        if self._signal is not None:
+        if self._signal is not None or self.executor is None:
             raise KeyboardInterrupt
         self._signal = number
-        self._executor.leave()
+        self.executor.leave()
         say(
-            "\nleaving: after the step under way the pack is saved; once more, and it ends at once",
+            "\nstopping: each pack is saved after its current step. Press Ctrl-C again to quit immediately",
             file=sys.stderr,
         )

@@ -59,11 +59,11 @@ def _totals(plan: "StudyPlan") -> tuple[int, int]:
 
 
 def plan_notes(plan: "StudyPlan") -> list[str]:
-    """All notes on a plan: on its files and rows, on hub models, and the `outlook`."""
-    return [*plan.notes, *_on_the_hub(plan.design.of_every_arm), *outlook(plan)]
+    """All notes on a plan: on its files and rows, on hub models, and the `forecast`."""
+    return [*plan.notes, *_on_the_hub(plan.design.of_every_arm), *forecast(plan)]
 
 
-def outlook(plan: "StudyPlan") -> list[str]:
+def forecast(plan: "StudyPlan") -> list[str]:
     """Notes on the work after the packs that are known now, and on the training time of everything."""
     return [*_search(plan), *_race(plan), *_balance(plan), *_time(plan)]
 

@@ -48,6 +48,8 @@ class RunOptions:
 class Callbacks:
     """A caller's hooks into a run: they report its progress and can ask it to stop."""
 
+    on_start: Callable[[Executor], None] = lambda _: None
+    """Called once with the executor, when the plan can run and the store is open for writing."""
     on_phase: Callable[[Phase], None] = lambda _: None
     """Called with each phase before its packs run."""
     on_event: OnEvent = lambda *_: None

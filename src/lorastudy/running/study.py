@@ -6,11 +6,12 @@ Between phases the loop remembers only how runs of this call ended: what failed 
 store, so a study that was killed at any moment goes on where it was.
 """
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorastudy.errors import StudyError
-from lorastudy.executors import Executor
+from lorastudy.executors import Executor, local_executor
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.protocol.records import Outcome
 from lorastudy.running import racing
@@ -42,6 +43,35 @@ class StudyOutcome:
     """Done before, and their adapters are neither at their place nor in a run folder any more."""
     replaced: tuple[tuple[Path, str], ...] = ()
     """Where an adapter lay that no suite asks for any more, and whose: the suite's own has that place now."""
+
+
+def run_plan(
+    plan: StudyPlan,
+    *,
+    database: str,
+    tracker: ExperimentTracker | None = None,
+    executor: Executor | None = None,
+    options: RunOptions | None = None,
+    callbacks: Callbacks | None = None,
+) -> StudyOutcome:
+    """Run what is missing of a plan, with the store at `database` and workers on this machine.
+
+    `tracker` is that store if it is open for writing already. An `executor` that is given stays open.
+
+    Raises:
+        ModelError: a base model is not available, or an arm does not fit it. Nothing was written.
+        StoreError: another process writes this store.
+        StudyError: as `run_study`.
+    """
+    plan.check_can_run()
+    callbacks = callbacks or Callbacks()
+    with contextlib.ExitStack() as opened:
+        workers = executor or opened.enter_context(
+            contextlib.closing(local_executor(plan.design.of_every_arm))
+        )
+        store = tracker or opened.enter_context(ExperimentTracker(database, writable=True))
+        callbacks.on_start(workers)
+        return run_study(plan, tracker=store, executor=workers, options=options, callbacks=callbacks)
 
 
 def run_study(

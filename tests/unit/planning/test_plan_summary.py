@@ -9,7 +9,7 @@ import pytest
 
 from lorastudy.planning.design import Designer
 from lorastudy.planning.packing import PlannedPack
-from lorastudy.planning.plan_summary import outlook, size_line
+from lorastudy.planning.plan_summary import forecast, size_line
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.suite.suite import Suite
 from lorastudy.suite.suite_file import load_suite
@@ -61,7 +61,7 @@ def plan_of(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -
 
 
 def said(suite: Suite, predicted: SimpleNamespace, *, num_at_once: int = 1) -> list[str]:
-    return outlook(plan_of(suite, predicted, num_at_once=num_at_once))
+    return forecast(plan_of(suite, predicted, num_at_once=num_at_once))
 
 
 def test_a_search_says_how_many_runs_it_comes_to_and_times_that_add_up(suite: Suite) -> None:
