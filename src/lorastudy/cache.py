@@ -1,4 +1,4 @@
-"""What a command keeps for the next one in the user's cache folder: where it lies, and which code it follows from.
+"""What a command keeps for the next one in the user's cache folder, and which code it follows from.
 
 Everything here can be made again. A file that cannot be read or written costs time and never a result.
 """
@@ -11,12 +11,6 @@ from functools import cache
 from pathlib import Path
 
 from lorastudy.version import PACKAGE
-
-
-def cache_folder(kind: str) -> Path:
-    """`$XDG_CACHE_HOME/lorastudy/<kind>`, by default under `~/.cache`."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "lorastudy" / kind
 
 
 @cache

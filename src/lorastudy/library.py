@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorastudy.errors import StudyError
 from lorastudy.executors import Executor
+from lorastudy.places import DATABASE, OUTPUT_DIR, REPORT, RUNS_DIR
 from lorastudy.planning.done import is_new
 from lorastudy.planning.predictions import print_nothing
 from lorastudy.planning.study_plan import StudyPlan, plan_study
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from lorastudy.analysis.overview import Analysis
-
-#: The store's path in a study's folder, as with the command line.
-STORE = "results/experiments.db"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +193,8 @@ def run(
         database=database,
         executor=executor,
         options=RunOptions(
-            runs=Path(folder, RunOptions.runs),
-            output=Path(folder, RunOptions.output),
+            runs=Path(folder, RUNS_DIR),
+            output=Path(folder, OUTPUT_DIR),
             continue_on_error=continue_on_error,
         ),
         callbacks=Callbacks(on_event=progress or (lambda *_: None)),
@@ -205,7 +203,7 @@ def run(
 
 
 def _store(folder: str | Path, store: str | Path | None) -> str:
-    return str(Path(folder, STORE) if store is None else store)
+    return str(Path(folder, DATABASE) if store is None else store)
 
 
 def analyse(result: StudyResult) -> "Sequence[Analysis]":
@@ -224,7 +222,7 @@ def analyse(result: StudyResult) -> "Sequence[Analysis]":
     return tuple(studied.analysis for studied in report.studies)
 
 
-def write_report(result: StudyResult, output: str | Path = "RESULTS.md") -> list[Path]:
+def write_report(result: StudyResult, output: str | Path = REPORT) -> list[Path]:
     """Write the report and return its files: Markdown, the HTML page next to it, then the plots.
 
     Raises:

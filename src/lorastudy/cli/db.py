@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from lorastudy.cli.options import DATABASE, RUNS_DIR, Database, RunsDir
+from lorastudy.cli.options import Database, RunsDir
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StoreError
+from lorastudy.places import DATABASE, RUNS_DIR
 
 db = typer.Typer(name="db", help="Back up, upgrade or rebuild the results store.", no_args_is_help=True)
 

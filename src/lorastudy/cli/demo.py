@@ -5,14 +5,13 @@ from typing import Annotated
 
 import typer
 
-from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Database, OutputDir, RunsDir
+from lorastudy.cli.options import Database, OutputDir, RunsDir
 from lorastudy.cli.report import say_report
+from lorastudy.places import DATABASE, OUTPUT_DIR, REPORT, RUNS_DIR
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="The Markdown report; the HTML page lies beside it.")] = Path(
-        "RESULTS.md"
-    ),
+    output: Annotated[Path, typer.Option(help="The Markdown report; the HTML page lies beside it.")] = REPORT,
     database: Database = DATABASE,
     runs_dir: RunsDir = RUNS_DIR,
     output_dir: OutputDir = OUTPUT_DIR,

@@ -2,8 +2,9 @@
 
 import typer
 
-from lorastudy.cli.options import DATABASE, Database
+from lorastudy.cli.options import Database
 from lorastudy.cli.terminal import say
+from lorastudy.places import DATABASE
 
 
 def doctor(database: Database = DATABASE) -> None:

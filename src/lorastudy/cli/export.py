@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from lorastudy.cli.options import DATABASE, Database
+from lorastudy.cli.options import Database
 from lorastudy.cli.terminal import say
+from lorastudy.places import DATABASE
 
 
 class ExportFormat(StrEnum):

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from lorastudy.cli.options import DATABASE, Database
+from lorastudy.cli.options import Database
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
+from lorastudy.places import DATABASE
 
 
 def import_results(

@@ -6,10 +6,8 @@ from typing import Annotated
 import typer
 
 Database = Annotated[str, typer.Option(help="Results store: an SQLite file, or a database URL.")]
-DATABASE = "results/experiments.db"
 
 RunsDir = Annotated[Path, typer.Option(help="Folder of the run folders: records, adapters, logs.")]
-RUNS_DIR = Path("results/runs")
 
 OutputDir = Annotated[
     Path,
@@ -17,7 +15,6 @@ OutputDir = Annotated[
         help="Trained adapters go to <output-dir>/<name>/final_model, or <output-dir>/<suite>/<name>/final_model where that is taken."
     ),
 ]
-OUTPUT_DIR = Path("output")
 
 Config = Annotated[
     Path | None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorastudy.cli.terminal import say, shown
+from lorastudy.places import DATA_DIR
 
 if TYPE_CHECKING:
     from lorastudy.cli.console import PlainConsole
@@ -46,7 +47,7 @@ def prepare(
             help="With --train-test-split: this share also goes to <name>_validation.jsonl, and the rest to the test."
         ),
     ] = None,
-    output_dir: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("data"),
+    output_dir: Annotated[Path, typer.Option(help="Folder to write into.")] = DATA_DIR,
     seed: Annotated[int, typer.Option(help="Another seed takes another sample.")] = 0,
     prompt_column: Annotated[
         str | None, typer.Option(help="Column of the prompts, where it is not recognised.")

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorastudy.cli.options import DATABASE, Database
+from lorastudy.cli.options import Database
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
+from lorastudy.places import DATABASE
 
 if TYPE_CHECKING:
     from lorastudy.cli.console import PlainConsole

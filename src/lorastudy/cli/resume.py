@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Config, Database, OutputDir, RunsDir
+from lorastudy.cli.options import Config, Database, OutputDir, RunsDir
 from lorastudy.cli.report import say_what_it_came_to
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
+from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
 
 if TYPE_CHECKING:
     from lorastudy.store import ExperimentTracker

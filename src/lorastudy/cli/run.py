@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR, Config, Database, OutputDir, RunsDir
+from lorastudy.cli.options import Config, Database, OutputDir, RunsDir
 from lorastudy.cli.terminal import say
+from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
 
 
 def run(

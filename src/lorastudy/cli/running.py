@@ -12,9 +12,9 @@ from typing import Any, Self
 import typer
 
 from lorastudy.cli.console import reading_shown
-from lorastudy.cli.options import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.cli.terminal import failure_shown, say
 from lorastudy.executors import Executor
+from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.planning.done import is_new
 from lorastudy.planning.plan_summary import forecast, size_line
 from lorastudy.planning.study_plan import StudyPlan, plan_study

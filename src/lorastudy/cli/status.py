@@ -3,8 +3,9 @@
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from lorastudy.cli.options import DATABASE, Database
+from lorastudy.cli.options import Database
 from lorastudy.cli.terminal import failure_shown, say
+from lorastudy.places import DATABASE
 
 if TYPE_CHECKING:
     from lorastudy.store.views import ExperimentResult

@@ -23,6 +23,7 @@ from lorastudy.data.row_index import RowKeys, indexed_rows
 from lorastudy.data.sources import LAB_PREFIX, Row, RowSource, files_of, is_lab_set, is_pattern
 from lorastudy.data.splits import SplitBy, num_duplicates, position, split_rows
 from lorastudy.errors import DataError
+from lorastudy.places import DATA_DIR
 from lorastudy.suite.base_model import OFFLINE_VARIABLE, is_hub_reachable
 
 ALL = -1
@@ -52,7 +53,7 @@ class Wanted:
     """
 
     datasets: tuple[str, ...]
-    output_dir: Path = Path("data")
+    output_dir: Path = DATA_DIR
     num_samples: int = ALL
     train_share: float | None = None
     validation_share: float | None = None

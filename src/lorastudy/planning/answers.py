@@ -14,8 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lorastudy.cache import cache_folder, keep, source_digest
+from lorastudy.cache import keep, source_digest
 from lorastudy.errors import DataError, ModelError, StudyError
+from lorastudy.places import cache_folder
 from lorastudy.planning.memory import CONFIG_NAME, config_folder
 from lorastudy.protocol.jobs import (
     FootprintQuestion,

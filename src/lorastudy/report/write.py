@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lorastudy.analysis.imported import ImportedAnalysis
 from lorastudy.analysis.overview import Analysis
+from lorastudy.places import REPORT
 from lorastudy.report.document import Block, Bullets, Code, Heading, Paragraph, Strong, Text, presentable
 from lorastudy.report.figures.data import curve_arms, study_figures
 from lorastudy.report.figures.figure import Figure, Kind
@@ -62,7 +63,7 @@ def write_report(
     experiment_type: str | None = None,
     suite_name: str | None = None,
     reference: str | None = None,
-    output: Path = Path("RESULTS.md"),
+    output: Path = REPORT,
     plots: Path | None = None,
 ) -> list[Path]:
     """Write the report of one type or suite, or of all suites, and return the files written; see `save_report`.
@@ -78,7 +79,7 @@ def save_report(
     report: Report,
     tracker: ExperimentTracker,
     *,
-    output: Path = Path("RESULTS.md"),
+    output: Path = REPORT,
     plots: Path | None = None,
 ) -> list[Path]:
     """Write what was read and return the files written: Markdown, HTML, then the plots.

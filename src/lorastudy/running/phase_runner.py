@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lorastudy.errors import StudyError
 from lorastudy.executors import HUNG, Executor, WorkerExit
+from lorastudy.places import OUTPUT_DIR, RUNS_DIR
 from lorastudy.planning.packing import PlannedPack, halves
 from lorastudy.planning.predictions import Predictions
 from lorastudy.protocol import files
@@ -39,8 +40,8 @@ OnEvent = Callable[[PlannedPack, Record | WorkerExit], None]
 class RunOptions:
     """Where a study's files go, and whether it continues after a failure."""
 
-    runs: Path = Path("results/runs")
-    output: Path = Path("output")
+    runs: Path = RUNS_DIR
+    output: Path = OUTPUT_DIR
     continue_on_error: bool = False
 
 

@@ -32,6 +32,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, IntegrityErr
 from sqlalchemy.pool import NullPool
 
 from lorastudy.errors import StoreError
+from lorastudy.places import DATABASE
 from lorastudy.protocol.files import replacing, sync_file, sync_folder
 from lorastudy.store.lock import FileLock, Holder, lock_server
 from lorastudy.store.rows import DamageError
@@ -333,7 +334,7 @@ def _unreleased(file: Path | None, *, name: str, revision: str) -> str:
     )
     if file is None:
         return (
-            f"{what}: name an empty database; `lorastudy db rebuild --database results/experiments.db` makes a store in a "
+            f"{what}: name an empty database; `lorastudy db rebuild --database {DATABASE}` makes a store in a "
             "file from the run folders"
         )
     return (

@@ -18,6 +18,7 @@ from typing import Any, Self
 from sqlalchemy import Connection, Table
 
 from lorastudy.errors import StoreError
+from lorastudy.places import DATABASE
 from lorastudy.protocol.records import Environment, FailureKind, Generation, Outcome, PackStep, Record
 from lorastudy.store import (
     imported,
@@ -64,7 +65,7 @@ class ExperimentTracker:
 
     def __init__(
         self,
-        database: str | Path = "results/experiments.db",
+        database: str | Path = DATABASE,
         *,
         writable: bool = False,
         clock: Callable[[], datetime] = _now,

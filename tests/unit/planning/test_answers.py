@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.cache import cache_folder
 from lorastudy.errors import ModelError
+from lorastudy.places import cache_folder
 from lorastudy.planning.answers import Answers, config_digest
 from lorastudy.planning.memory import config_folder
 from lorastudy.protocol.jobs import (
