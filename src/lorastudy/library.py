@@ -222,7 +222,7 @@ def analyse(result: StudyResult) -> "Sequence[Analysis]":
     return tuple(studied.analysis for studied in report.studies)
 
 
-def write_report(result: StudyResult, output: str | Path = REPORT) -> list[Path]:
+def write_report(result: StudyResult, output: str | Path = str(REPORT)) -> list[Path]:
     """Write the report and return its files: Markdown, the HTML page next to it, then the plots.
 
     Raises:

@@ -3,12 +3,11 @@
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lorastudy.cli.options import Config
+from lorastudy.cli.options import AsJson, Config, SuiteFile
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 
@@ -33,7 +32,7 @@ def _verbs() -> None:
 
 @data.command()
 def preview(
-    file: Annotated[Path, typer.Argument(help="Suite file (YAML).")],
+    file: SuiteFile,
     rows: Annotated[int, typer.Option(help="Rows to show.", min=1)] = 3,
     split: Annotated[
         SplitName,
@@ -44,9 +43,7 @@ def preview(
     arm: Annotated[
         str | None, typer.Option(help="Which arm, where arms read rows differently; by default the first.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the rows as JSON, with ids and labels.")
-    ] = False,
+    as_json: AsJson = False,
     config: Config = None,
 ) -> None:
     """Show rows as the base model will see them: text, what of it is trained, lengths, and what lays them out."""

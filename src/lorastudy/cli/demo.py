@@ -1,17 +1,12 @@
 """`lorastudy demo`: a rank study on the small model inside the package, on a CPU and without a network."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from lorastudy.cli.options import Database, OutputDir, RunsDir
+from lorastudy.cli.options import Database, OutputDir, ReportFile, RunsDir
 from lorastudy.cli.report import say_report
 from lorastudy.places import DATABASE, OUTPUT_DIR, REPORT, RUNS_DIR
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="The Markdown report; the HTML page lies beside it.")] = REPORT,
+    output: ReportFile = REPORT,
     database: Database = DATABASE,
     runs_dir: RunsDir = RUNS_DIR,
     output_dir: OutputDir = OUTPUT_DIR,

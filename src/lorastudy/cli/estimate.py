@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorastudy.cli.options import (
+    MEMORY_TO_FIT,
+    PLANNED_MODEL,
+    QUANTIZATIONS,
+    TARGET_MODULES,
+    AsJson,
+    TrustRemoteCode,
+    target_modules_of,
+)
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 
@@ -18,31 +27,27 @@ if TYPE_CHECKING:
 
 
 def estimate(
-    base_model: Annotated[
-        str, typer.Option(help="Folder with a config.json, a model fetched from the hub before, or `lab`.")
-    ] = "lab",
+    base_model: Annotated[str, typer.Option(help=PLANNED_MODEL)] = "lab",
     suite: Annotated[Path | None, typer.Option(help="Estimate the packs of a suite file instead.")] = None,
     rank: Annotated[list[int] | None, typer.Option(help="Rank of the arms; give it several times.")] = None,
-    target_modules: Annotated[str, typer.Option(help="A preset, or module names with commas.")] = "qkvo",
+    target_modules: Annotated[str, typer.Option(help=TARGET_MODULES)] = "qkvo",
     max_seq_length: Annotated[
         int, typer.Option(help="Tokens per row; every row is taken to have as many.")
     ] = 512,
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass, for each arm.")] = 4,
     accumulation: Annotated[int, typer.Option(help="Forward passes per optimizer step.")] = 1,
-    quantization: Annotated[str, typer.Option(help="4bit, 8bit, fp16, bf16 or fp32.")] = "bf16",
+    quantization: Annotated[str, typer.Option(help=f"{QUANTIZATIONS}.")] = "bf16",
     arms: Annotated[int, typer.Option(help="Arms of each rank, trained together.", min=1)] = 1,
     lora_dropout: Annotated[float, typer.Option(help="Before lora_A.")] = 0.0,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Recompute activations.")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the model folder run its own code.")
-    ] = False,
-    vram: Annotated[str | None, typer.Option(help="Memory it has to fit, such as 8GB or 80GiB.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    vram: Annotated[str | None, typer.Option(help=f"{MEMORY_TO_FIT}.")] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Time a few real steps first; loads the model.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict peak memory term by term, time and disk; say what fits, and what would make it fit."""
     from lorastudy.cli.console import PlainConsole
@@ -64,7 +69,7 @@ def estimate(
             base_model=base_model, max_seq_length=max_seq_length, quantization=quantization,
             per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
             lora_dropout=lora_dropout, gradient_checkpointing=gradient_checkpointing,
-            trust_remote_code=trust_remote_code, target_modules=_targets(target_modules),
+            trust_remote_code=trust_remote_code, target_modules=target_modules_of(target_modules),
         )  # fmt: skip
         return plan_configurations(_arms(settings, ranks=rank or [16], copies=arms), answers)
 
@@ -86,12 +91,6 @@ def estimate(
 
 def _note(line: str) -> None:
     say(line, file=sys.stderr)
-
-
-def _targets(text: str) -> "str | tuple[str, ...]":
-    from lorastudy.suite.settings import TARGET_PRESETS
-
-    return text if text in TARGET_PRESETS else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _arms(settings: "Settings", *, ranks: Sequence[int], copies: int) -> "list[Experiment]":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorastudy.cli.options import QUANTIZATIONS, TrustRemoteCode
 from lorastudy.cli.terminal import runs_own_code, say
 from lorastudy.errors import StudyError
 
@@ -34,7 +35,7 @@ def evaluate(
         bool, typer.Option("--profile-inference", help="Time generation and measure its memory.")
     ] = False,
     quantization: Annotated[
-        str | None, typer.Option(help="4bit, 8bit, fp16, bf16 or fp32; by default as in training.")
+        str | None, typer.Option(help=f"{QUANTIZATIONS}; by default as in training.")
     ] = None,
     max_seq_length: Annotated[
         int | None, typer.Option(help="Tokens per row; by default as in training.", min=8)
@@ -44,10 +45,7 @@ def evaluate(
         int, typer.Option(help="Rows answered for exact match; 0 for none.", min=0)
     ] = 16,
     max_new_tokens: Annotated[int, typer.Option(help="Length limit of an answer.", min=1)] = 64,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option("--trust-remote-code", help="Let the base model's folder run its own Python code."),
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     output: Annotated[Path | None, typer.Option(help="Also write the result as JSON.")] = None,
 ) -> None:
     """Evaluate adapters, loaded onto their base as any user of PEFT would. The base is loaded once for all of them."""

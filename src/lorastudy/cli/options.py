@@ -16,7 +16,35 @@ OutputDir = Annotated[
     ),
 ]
 
+ReportFile = Annotated[Path, typer.Option(help="The Markdown report; the HTML page lies beside it.")]
+
+SuiteFile = Annotated[Path, typer.Argument(help="Suite file (YAML).")]
+
 Config = Annotated[
     Path | None,
     typer.Option(help="Defaults; without it configs/default_config.yaml of this folder, if there."),
 ]
+
+ContinueOnError = Annotated[
+    bool, typer.Option("--continue-on-error", help="Start further experiments after one has failed.")
+]
+
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Let the base model's folder run its own Python code."),
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+#: Parts of help texts of options whose defaults differ from command to command.
+QUANTIZATIONS = "4bit, 8bit, fp16, bf16 or fp32"
+PLANNED_MODEL = "Folder with a config.json, a model fetched from the hub before, or `lab`."
+MEMORY_TO_FIT = "Memory it has to fit, such as 8GB or 80GiB"
+TARGET_MODULES = "A preset (q, v, qv, qkvo, mlp, all), or module names with commas between."
+
+
+def target_modules_of(text: str) -> str | list[str]:
+    """The value of `--target-modules` as a suite file has it: a preset, or a list of names."""
+    from lorastudy.suite.settings import TARGET_PRESETS
+
+    return text if text in TARGET_PRESETS else [name.strip() for name in text.split(",") if name.strip()]

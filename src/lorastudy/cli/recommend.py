@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorastudy.cli.options import Database
+from lorastudy.cli.options import (
+    MEMORY_TO_FIT,
+    PLANNED_MODEL,
+    QUANTIZATIONS,
+    AsJson,
+    Database,
+    TrustRemoteCode,
+)
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 from lorastudy.places import DATABASE
@@ -34,11 +41,11 @@ def recommend(
     ] = None,
     base_model: Annotated[
         str | None,
-        typer.Option(help="Folder with a config.json, a model fetched from the hub before, or `lab`."),
+        typer.Option(help=PLANNED_MODEL),
     ] = None,
     vram: Annotated[
         str | None,
-        typer.Option(help="Memory it has to fit, such as 8GB or 80GiB; by default this machine's."),
+        typer.Option(help=f"{MEMORY_TO_FIT}; by default this machine's."),
     ] = None,
     hours: Annotated[float | None, typer.Option(help="Time it has to fit, where that is known.")] = None,
     dataset: Annotated[
@@ -51,16 +58,14 @@ def recommend(
         ),
     ] = None,
     quantization: Annotated[
-        str | None, typer.Option(help="4bit, 8bit, fp16, bf16 or fp32; without it, whatever fits.")
+        str | None, typer.Option(help=f"{QUANTIZATIONS}; without it, whatever fits.")
     ] = None,
     max_seq_length: Annotated[
         int | None, typer.Option(help="Tokens per row; without it those of the study, else 512.")
     ] = None,
     database: Database = DATABASE,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the model folder run its own code.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Recommend a configuration that fits, with what it should reach and need, and how that is known."""
     from lorastudy.cli.console import PlainConsole

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorastudy.cli.options import Database
+from lorastudy.cli.options import Database, ReportFile
 from lorastudy.cli.terminal import say, shown
 from lorastudy.places import DATABASE, REPORT
 
@@ -32,7 +32,7 @@ def report(
             help="The arm of imported results that the others are compared with; by default with the best."
         ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="The Markdown file; the HTML page lies beside it.")] = REPORT,
+    output: ReportFile = REPORT,
     database: Database = DATABASE,
 ) -> None:
     """Write the report: what is better, by how much, how surely, at what cost."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorastudy.cli.options import Config, Database, OutputDir, RunsDir
+from lorastudy.cli.options import Config, ContinueOnError, Database, OutputDir, RunsDir
 from lorastudy.cli.report import say_what_it_came_to
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
@@ -26,9 +26,7 @@ def resume(
         str | None,
         typer.Argument(help="A suite's name or file; without it, every suite of the store with work left."),
     ] = None,
-    continue_on_error: Annotated[
-        bool, typer.Option("--continue-on-error", help="Start further experiments after one has failed.")
-    ] = False,
+    continue_on_error: ContinueOnError = False,
     config: Config = None,
     database: Database = DATABASE,
     runs_dir: RunsDir = RUNS_DIR,

@@ -4,7 +4,15 @@ from typing import Annotated
 
 import typer
 
-from lorastudy.cli.options import Config, Database, OutputDir, RunsDir
+from lorastudy.cli.options import (
+    QUANTIZATIONS,
+    TARGET_MODULES,
+    Config,
+    Database,
+    OutputDir,
+    RunsDir,
+    target_modules_of,
+)
 from lorastudy.cli.terminal import say
 from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
 
@@ -20,15 +28,13 @@ def run(
     ] = "rank_ablation",
     lora_rank: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
     lora_alpha: Annotated[str | None, typer.Option(help="A number, or a policy: r, 2r.")] = None,
-    target_modules: Annotated[
-        str | None, typer.Option(help="A preset (q, v, qv, qkvo, mlp, all), or names with commas between.")
-    ] = None,
+    target_modules: Annotated[str | None, typer.Option(help=TARGET_MODULES)] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     num_epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of --num-epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per forward pass.")] = None,
     max_seq_length: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="4bit, 8bit, fp16, bf16 or fp32.")] = None,
+    quantization: Annotated[str | None, typer.Option(help=f"{QUANTIZATIONS}.")] = None,
     eval_dataset: Annotated[str | None, typer.Option(help="Held-out rows.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the adapter's first weights and of dropout.")] = 0,
     name: Annotated[str | None, typer.Option(help="Names the output folder.")] = None,
@@ -49,7 +55,7 @@ def run(
         "base_model": base_model,
         "lora_rank": lora_rank,
         "lora_alpha": _number_or_text(lora_alpha),
-        "target_modules": _names(target_modules),
+        "target_modules": None if target_modules is None else target_modules_of(target_modules),
         "learning_rate": learning_rate,
         "num_train_epochs": num_epochs,
         "max_steps": max_steps,
@@ -79,12 +85,3 @@ def _number_or_text(value: str | None) -> float | str | None:
         return None if value is None else float(value)
     except ValueError:
         return value
-
-
-def _names(value: str | None) -> str | list[str] | None:
-    """Names separated by commas become a list. A single word may be a preset."""
-    from lorastudy.suite.settings import TARGET_PRESETS
-
-    if value is None or value in TARGET_PRESETS:
-        return value
-    return [name.strip() for name in value.split(",")]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorastudy.cli.options import Config, Database, OutputDir, RunsDir
+from lorastudy.cli.options import Config, ContinueOnError, Database, OutputDir, RunsDir
 from lorastudy.cli.report import say_what_it_came_to
 from lorastudy.errors import StudyError
 from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
@@ -26,9 +26,7 @@ def suite(
     file: Annotated[Path | None, typer.Argument(help="Suite file (YAML).")] = None,
     suite: Annotated[Path | None, typer.Option("--suite", help="The same as FILE.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
-    continue_on_error: Annotated[
-        bool, typer.Option("--continue-on-error", help="Start further experiments after one has failed.")
-    ] = False,
+    continue_on_error: ContinueOnError = False,
     config: Config = None,
     database: Database = DATABASE,
     runs_dir: RunsDir = RUNS_DIR,
