@@ -234,6 +234,23 @@ def test_too_little_memory_is_no_reason_to_fall_back(error, monkeypatch):
     assert caught.value is error
 
 
+@pytest.mark.parametrize("num_before", range(1, 11))
+def test_memory_may_run_out_at_any_forward_pass_of_the_check(num_before: int, monkeypatch):
+    """The check runs short rows and the longest one, packed and alone, and the last MLP on fewer tokens."""
+    base, calls = tiny.make_base(), []
+    own = base.model.model.forward
+
+    def failing(*args, **options):
+        calls.append(options)
+        if len(calls) > num_before:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return own(*args, **options)
+
+    monkeypatch.setattr(base.model.model, "forward", failing)
+    with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+        choose("auto", base)
+
+
 def test_other_errors_are_no_lack_of_memory():
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     assert not is_out_of_memory(ValueError("CUDA error: out of memory"))

@@ -207,9 +207,11 @@ def test_a_request_to_leave_during_evaluation_keeps_all_of_training(
     assert forked.everything(tmp_path) == calm
 
 
+@pytest.mark.parametrize("library", [None, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"])
 def test_a_pack_that_runs_out_of_memory_goes_on_in_halves_from_its_checkpoint(
-    suite: forked.TinySuite, calm: dict[str, Any], tmp_path: Path
+    suite: forked.TinySuite, calm: dict[str, Any], tmp_path: Path, library: str | None
 ) -> None:
+    """Also where it is no `OutOfMemoryError`: on CUDA the worker then ends, and a new one serves the halves."""
     import torch
 
     def little_memory(_: Path) -> None:
@@ -220,7 +222,10 @@ def test_a_pack_that_runs_out_of_memory_goes_on_in_halves_from_its_checkpoint(
 
         def failing(times: TrainingTimes, num_tokens: int) -> float:
             if len(times.seconds) == 5 and len(run_folders(tmp_path)) == 1:
-                raise torch.OutOfMemoryError(f"no room for {num_arms} arms")
+                if library is None:
+                    raise torch.OutOfMemoryError(f"no room for {num_arms} arms")
+                torch.cuda.is_available = lambda: True
+                raise RuntimeError(f"{library}: no room for {num_arms} arms")
             return step(times, num_tokens)
 
         TrainingTimes.step = failing
@@ -243,7 +248,8 @@ def test_a_pack_that_runs_out_of_memory_goes_on_in_halves_from_its_checkpoint(
     first = list(RecordReader(run_folders(tmp_path)[0] / RECORDS_NAME).read_new())
     (out_of_memory,) = [record for record in first if isinstance(record, Incident)]
     assert out_of_memory.kind == "out_of_memory"
-    assert "a pack of 4 ran out of memory: no room for 4 arms" in out_of_memory.message
+    assert "a pack of 4 ran out of memory: " in out_of_memory.message
+    assert "no room for 4 arms" in out_of_memory.message
     assert {each.failure_kind for each in first if isinstance(each, Outcome)} == {"out_of_memory"}
 
 
