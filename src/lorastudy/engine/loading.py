@@ -4,6 +4,7 @@ A hub model is first downloaded, at the commit that the plan uses, and then load
 itself never accesses the hub. Only the needed files are downloaded.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +27,9 @@ from transformers import (
 from lorastudy.data.tokenise import TokenRow
 from lorastudy.engine.quantised import keep_trainable_on_cpu, quantization_config
 from lorastudy.engine.targets import linear_modules, target_layers
-from lorastudy.errors import DataError, ModelError, first_line
+from lorastudy.errors import DataError, ModelError, StudyError, first_line
 from lorastudy.lab import base_folder
+from lorastudy.protocol.jobs import NEEDS_GPU_VARIABLE
 from lorastudy.suite.base_model import cached_commit, model_folder_problem, unreachable_message
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import TargetLayer
@@ -86,8 +88,21 @@ def dtype_of(quantization: str) -> torch.dtype:
 
 
 def default_device() -> torch.device:
-    """The first CUDA device, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The first CUDA device, else the CPU.
+
+    Raises:
+        StudyError: this worker must have a GPU, and torch sees none. On the CPU the study would take days.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if NEEDS_GPU_VARIABLE in os.environ:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise StudyError(
+            f"this worker was started for a GPU, and torch {torch.__version__} sees none (CUDA_VISIBLE_DEVICES is "
+            f"{'not set' if visible is None else repr(visible)}). Look whether `nvidia-smi` lists the GPU and whether torch "
+            "was built for CUDA. To train on the CPU, set CUDA_VISIBLE_DEVICES to nothing: CUDA_VISIBLE_DEVICES= lorastudy ..."
+        )
+    return torch.device("cpu")
 
 
 def load_base(settings: Settings, *, device: torch.device) -> BaseModel:

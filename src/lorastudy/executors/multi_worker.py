@@ -10,21 +10,27 @@ Every worker (a *lane*) gets its share of the packs beforehand, so that it keeps
 
 import os
 import queue
+import re
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
 
 from lorastudy.executors.executor import Event, Executor
 from lorastudy.executors.local import LocalExecutor
 from lorastudy.executors.process import WORKER
 from lorastudy.lab import base_folder
+from lorastudy.protocol.jobs import NEEDS_GPU_VARIABLE
 from lorastudy.protocol.records import Pack
 from lorastudy.suite.experiment import Experiment
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
+
+#: What CUDA takes for a device in `GPUS_VARIABLE`. At the first other name (`-1`, `NoDevFiles`) it stops reading.
+_GPU_NAME = re.compile(r"\d+|(GPU|MIG)-.+")
 
 MAX_CPU_WORKERS = 8
 
@@ -37,15 +43,16 @@ _END = object()
 
 def local_executor(experiments: Sequence[Experiment]) -> Executor:
     """The executor for a whole suite on this machine."""
+    gpus = _gpus(os.environ, devices=Path("/dev"))
     environments = worker_environments(
         num_experiments=len(experiments),
         num_base_bytes=max((_weight_bytes(name) for name in _base_models(experiments)), default=0),
         num_cores=_num_cores(),
-        gpus=_gpus(os.environ, devices=Path("/dev")),
+        gpus=gpus,
         environment=os.environ,
     )
     if len(environments) == 1:
-        return LocalExecutor()
+        return LocalExecutor(environment=environments[0] if gpus else {})
     return MultiWorkerExecutor(
         environments=environments, hands_over=all(THREADS_VARIABLE in variables for variables in environments)
     )
@@ -62,10 +69,12 @@ def worker_environments(
     """The environment variables of each worker, besides the user's own.
 
     If the user sets `OMP_NUM_THREADS`, there is one worker with that number of threads. `num_base_bytes` is the size of
-    the largest base model's weight files.
+    the largest base model's weight files. A worker for a GPU must find it.
     """
+    if len(gpus) == 1:
+        return [{NEEDS_GPU_VARIABLE: "1"}]
     if gpus:
-        return [{GPUS_VARIABLE: gpu} for gpu in gpus[: max(1, num_experiments)]] if len(gpus) > 1 else [{}]
+        return [{GPUS_VARIABLE: gpu, NEEDS_GPU_VARIABLE: "1"} for gpu in gpus[: max(1, num_experiments)]]
     if THREADS_VARIABLE in environment or num_base_bytes > MAX_SHARED_BYTES:
         return [{}]
     num_workers = max(1, min(num_cores, num_experiments, MAX_CPU_WORKERS))
@@ -90,11 +99,15 @@ def _num_cores() -> int:
 
 
 def _gpus(environment: Mapping[str, str], *, devices: Path) -> list[str]:
-    """CUDA's names of the NVIDIA devices that workers may use. Works without torch."""
+    """CUDA's names of the NVIDIA devices that workers may use. Works without torch.
+
+    CUDA numbers the devices that it sees from 0, whatever their files are called: in a container with `/dev/nvidia2`
+    and `/dev/nvidia5` these are CUDA's 0 and 1.
+    """
     named = environment.get(GPUS_VARIABLE)
     if named is not None:
-        return [name for name in named.split(",") if name]
-    return [path.name.removeprefix("nvidia") for path in sorted(devices.glob("nvidia[0-9]*"))]
+        return list(takewhile(_GPU_NAME.fullmatch, (name.strip() for name in named.split(","))))
+    return [str(number) for number, _ in enumerate(devices.glob("nvidia[0-9]*"))]
 
 
 class MultiWorkerExecutor:

@@ -27,6 +27,7 @@ from lorastudy.executors.process import (
     worker_process,
 )
 from lorastudy.executors.tail import POLL_SECONDS, HangTimeout, RunFolderTail
+from lorastudy.protocol.jobs import NEEDS_GPU_VARIABLE
 
 #: Stands for the exit code of a worker whose node or task was lost, since its own is unknown.
 LOST = 255
@@ -165,7 +166,12 @@ class RayExecutor:
 
     def _start(self, folder: Path, *, options: dict[str, Any]) -> Any:
         task = self._ray.remote(serve).options(**options, name=f"lorastudy {folder}")
-        return task.remote(str(folder.resolve()), cwd=str(Path.cwd()), worker=self._worker)
+        return task.remote(
+            str(folder.resolve()),
+            cwd=str(Path.cwd()),
+            worker=self._worker,
+            environment={NEEDS_GPU_VARIABLE: "1"} if options["num_gpus"] else {},
+        )
 
     def _end_if_hung(self, task: Any, tail: RunFolderTail, *, folder: Path, hangs: dict[Path, str]) -> None:
         """Cancel a task by force if it hangs. Its worker then ends too, since its parent process is gone."""
@@ -195,7 +201,7 @@ class RayExecutor:
             self._ray.cancel(task, force=True)
 
 
-def serve(folder: str, *, cwd: str, worker: Sequence[str]) -> int:
+def serve(folder: str, *, cwd: str, worker: Sequence[str], environment: Mapping[str, str]) -> int:
     """The exit code of a worker that serves one folder on this node. This function is the Ray task.
 
     It polls the process instead of blocking on it, because Ray's cancellation takes effect only between two Python
@@ -203,7 +209,9 @@ def serve(folder: str, *, cwd: str, worker: Sequence[str]) -> int:
     """
     path = Path(folder)
     base_models = [base_model_of(path)]
-    with worker_process([path], base_models=base_models, worker=worker, cwd=Path(cwd)) as process:
+    with worker_process(
+        [path], base_models=base_models, worker=worker, environment=environment, cwd=Path(cwd)
+    ) as process:
         while (returncode := process.poll()) is None:
             time.sleep(POLL_SECONDS)
     return returncode

@@ -47,16 +47,33 @@ def test_one_experiment_keeps_all_threads():
 
 def test_each_gpu_has_a_worker():
     four = worker_environments(**{**MACHINE, "gpus": ["0", "1", "2", "3"], "num_experiments": 3})
-    assert four == [{"CUDA_VISIBLE_DEVICES": number} for number in "012"]
-    assert worker_environments(**{**MACHINE, "gpus": ["0"]}) == [{}]
+    assert four == [{"CUDA_VISIBLE_DEVICES": number, "LORASTUDY_NEEDS_GPU": "1"} for number in "012"]
+    assert worker_environments(**{**MACHINE, "gpus": ["0"]}) == [{"LORASTUDY_NEEDS_GPU": "1"}]
 
 
 def test_gpus_are_those_of_the_machine_or_those_that_the_user_names(tmp_path):
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     assert multi_worker._gpus({}, devices=tmp_path) == ["0", "1"]
-    assert multi_worker._gpus({"CUDA_VISIBLE_DEVICES": "3,5"}, devices=tmp_path) == ["3", "5"]
-    assert multi_worker._gpus({"CUDA_VISIBLE_DEVICES": ""}, devices=tmp_path) == []
+    for names, gpus in {
+        "3,5": ["3", "5"], "": [], "-1": [], "NoDevFiles": [], "0,-1,1": ["0"], "GPU-8932f937, MIG-4": ["GPU-8932f937", "MIG-4"],
+    }.items():  # fmt: skip
+        assert multi_worker._gpus({"CUDA_VISIBLE_DEVICES": names}, devices=tmp_path) == gpus
+
+
+def test_cuda_counts_the_devices_of_a_container_from_zero(tmp_path):
+    """A container with two GPUs of its machine has their files under the machine's numbers."""
+    for name in ("nvidia5", "nvidia2", "nvidiactl", "nvidia-caps"):
+        (tmp_path / name).touch()
+    assert multi_worker._gpus({}, devices=tmp_path) == ["0", "1"]
+
+
+@pytest.mark.parametrize(("gpus", "environment"), [(["0"], {"LORASTUDY_NEEDS_GPU": "1"}), ([], {})])
+def test_the_worker_of_the_only_gpu_must_find_it(gpus, environment, monkeypatch):
+    monkeypatch.setattr(multi_worker, "_gpus", lambda *_, **__: gpus)
+    executor = local_executor([experiment("a")])
+    assert isinstance(executor, LocalExecutor)
+    assert executor._environment == environment
 
 
 def test_how_many_follows_from_the_suite(monkeypatch):

@@ -253,6 +253,21 @@ def test_a_pack_that_runs_out_of_memory_goes_on_in_halves_from_its_checkpoint(
     assert {each.failure_kind for each in first if isinstance(each, Outcome)} == {"out_of_memory"}
 
 
+def test_a_worker_that_must_have_a_gpu_never_trains_on_the_cpu(
+    suite: forked.TinySuite, tmp_path: Path
+) -> None:
+    executor = forked.ForkedExecutor(
+        cache=suite.cache, in_worker=lambda _: os.environ.update(LORASTUDY_NEEDS_GPU="1")
+    )
+    outcome = forked.run(suite, tmp_path, executor=executor)
+    assert len(outcome.failed) == len(suite.experiments)
+    with ExperimentTracker(tmp_path / "experiments.db") as tracker:
+        for result in tracker.get_all_experiments():
+            assert "started for a GPU, and torch" in (result.failure_message or "")
+            assert "CUDA_VISIBLE_DEVICES= lorastudy" in (result.failure_message or "")
+            assert not tracker.get_steps(result.experiment_id)
+
+
 def test_the_time_of_every_leg_is_in_what_the_pack_cost(suite: forked.TinySuite, tmp_path: Path) -> None:
     """By a clock on which everything between two looks takes 1,000 s."""
 
