@@ -10,6 +10,7 @@ library does not allow is named with the reason.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.wheels is not None:
         install_wheels(chosen.wheels)
     make_engine_importable()
+    from lorastudy.executors.process import CUDA_ENVIRONMENT
+
+    for name, value in CUDA_ENVIRONMENT.items():  # as in a worker, before torch is imported
+        os.environ.setdefault(name, value)
     from benchmarks.gpu_rows import device_name
 
     now = datetime.now(UTC)

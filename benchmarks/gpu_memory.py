@@ -142,7 +142,6 @@ class MemoryBench:
             "id": case.id,
             "case": asdict(case) | {"targets": list(case.targets)},
             "num_labels": batch.num_completion_tokens,
-            "compute_capability": compute_capability(self._device),
             "num_parameters": num_parameters(base),
             "memory_kind": "cuda_allocated" if self._device.type == "cuda" else "cpu_resident",
             "base_bytes": resting,
@@ -188,11 +187,6 @@ def _job(case: Case, *, base: BaseModel) -> Job:
         train=(*rows, *rows),
         scored={},
     )
-
-
-def compute_capability(device: torch.device) -> int | None:
-    """The first number of it: the workspace of cuBLAS depends on it."""
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else None
 
 
 def _allocated(device: torch.device) -> int | None:

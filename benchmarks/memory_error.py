@@ -23,8 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_memory import compute_capability
-from benchmarks.memory_predictions import Case, Predictor
+from benchmarks.memory_predictions import CUDA, Case, Predictor
 from lorastudy.engine.arms import TrainingArm
 from lorastudy.engine.batch import Batch, assemble
 from lorastudy.engine.environment import environment
@@ -88,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = default_device()
     cases = [case for model in chosen.model for case in cases_of(model, device=device)]
     into = chosen.into or HERE / "results" / f"memory-error-{device.type}.json"
-    predictor = Predictor(_as_device(device))
+    predictor = Predictor(Device(kind=device.type))
     results: list[dict[str, Any]] = []
     for base, case in with_bases(cases, device=device):
         results.append(as_result(case, predictor.predict(case), measure(base, case)))
@@ -103,12 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def scored_on_gpu(measured: dict[str, Any]) -> dict[str, Any]:
     """The result file for what a GPU measured; rows are of full length, and their labels were counted there."""
     results = []
-    predictors: dict[int | None, Predictor] = {}
+    predictor = Predictor(CUDA)
     for entry in measured["memory"]:
-        capability = entry["compute_capability"]
-        predictor = predictors.setdefault(
-            capability, Predictor(Device(kind="cuda", compute_capability=capability))
-        )
         asked = entry["case"]
         lengths = (asked["length"],) * asked["batch_size"]
         case = Case(
@@ -153,10 +148,6 @@ def with_bases(cases: Sequence[Case], *, device: torch.device) -> Iterator[tuple
             base = load_base(settings, device=device)
         assert base is not None
         yield base, case
-
-
-def _as_device(device: torch.device) -> Device:
-    return Device(kind=device.type, compute_capability=compute_capability(device))
 
 
 def measure(base: BaseModel, case: Case) -> Measured:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT, load_average
 from benchmarks.results import OURS, Quality, Sample, largest_relative
-from lorastudy.executors.process import ALLOCATOR_ENVIRONMENT, LOG_NAME, THREADS_ENVIRONMENT
+from lorastudy.executors.process import ALLOCATOR_ENVIRONMENT, CUDA_ENVIRONMENT, LOG_NAME, THREADS_ENVIRONMENT
 from lorastudy.protocol.jobs import SERVING
 from lorastudy.protocol.records import (
     ArmProfile,
@@ -31,7 +31,7 @@ from lorastudy.protocol.run_folder import attempt_name
 from lorastudy.suite.question import rung_step
 
 #: What the product gives its workers. A baseline gets what the user's shell has, and in a second series this too.
-TUNING = {**ALLOCATOR_ENVIRONMENT, **THREADS_ENVIRONMENT}
+TUNING = {**ALLOCATOR_ENVIRONMENT, **CUDA_ENVIRONMENT, **THREADS_ENVIRONMENT}
 
 _FILES = ("--database", "results/experiments.db", "--runs-dir", "results/runs", "--output-dir", "output")
 

@@ -145,7 +145,7 @@ def _about(rows: Sequence[Row]) -> str:
     """Which model, which rows, and what was measured of it."""
     case = rows[0].case
     devices = list(dict.fromkeys(row.device for row in rows if row.device))
-    on = f"measured on {listing(devices)}" if devices else "predicted for an H100 and not measured yet"
+    on = f"measured on {listing(devices)}" if devices else "predicted for a GPU and not measured yet"
     return (
         f"Peak memory with the base in 4 bits, {_MODELS[case['shape']]}, {count(case['batch_size'])} row of "
         f"{count(case['length'])} tokens at a time, adapters on the attention projections; {on}:"

@@ -70,13 +70,11 @@ def _answer(question: Question, *, device: torch.device, models: FakeModels) -> 
 def _machine(device: torch.device) -> dict[str, Any]:
     now = environment(device)
     is_cuda = device.type == "cuda"
-    properties: Any = torch.cuda.get_device_properties(device) if is_cuda else None
     return {
         "device": device.type,
         "device_name": now.device_name,
         "num_threads": now.num_threads,
-        "memory_bytes": properties.total_memory if is_cuda else None,
-        "compute_capability": properties.major if is_cuda else None,
+        "memory_bytes": torch.cuda.get_device_properties(device).total_memory if is_cuda else None,
     }
 
 

@@ -44,6 +44,17 @@ ALLOCATOR_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
 
+#: What torch must find before it is imported, if it uses a GPU. Without a GPU nothing reads it.
+#:
+#: - CUDA's allocator grows its segments instead of keeping blocks of many sizes. The lengths of rows differ from step to
+#:   step, and free blocks that fit none of them would count as used.
+#: - cuBLAS has one workspace of 32 MiB. With another one the same product may give other bits, and torch refuses products
+#:   where results must be deterministic (`engine/numerics.py`).
+CUDA_ENVIRONMENT = {
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+
 #: A waiting thread sleeps instead of spinning. If other work needs the cores too, spinning threads block the very
 #: thread that they wait for: on two busy cores a step took several times as long (docs/log.md).
 THREADS_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -98,13 +109,13 @@ def send_folders(process: subprocess.Popen[bytes], folders: Iterable[Path]) -> N
 
 
 def worker_environment(environment: Mapping[str, str], *, base_models: Iterable[str]) -> dict[str, str]:
-    """The worker's environment variables: the given ones, plus defaults for allocator and threads.
+    """The worker's environment variables: the given ones, plus defaults for allocators, CUDA and threads.
 
     If a base model is on the hub and the hub does not answer, the worker uses only its cache.
     """
     cut_off = any(is_hub_model(base_model) for base_model in base_models) and not is_hub_reachable()
     offline = {OFFLINE_VARIABLE: "1"} if cut_off else {}
-    return {**ALLOCATOR_ENVIRONMENT, **THREADS_ENVIRONMENT, **environment, **offline}
+    return {**ALLOCATOR_ENVIRONMENT, **CUDA_ENVIRONMENT, **THREADS_ENVIRONMENT, **environment, **offline}
 
 
 def base_model_of(folder: Path) -> str:

@@ -68,12 +68,11 @@ class Machine:
     device_name: str
     num_threads: int
     memory_bytes: int | None
-    compute_capability: int | None
 
     @property
     def as_device(self) -> Device:
         """The device as the memory formulas take it."""
-        return Device(kind=self.device, compute_capability=self.compute_capability)
+        return Device(kind=self.device)
 
     def budget_bytes(self, *, num_workers: int) -> int | None:
         """Bytes that a pack's tensors may take at their peak, after the margin; None if the memory is not known.

@@ -104,8 +104,9 @@ CODE_4BIT, CODE_OF_CONSTANTS = 16, 256
 #: PyTorch's CUDA allocator rounds each tensor up to a multiple of this (`kMinBlockSize`).
 CUDA_ROUNDING = 512
 
-#: Bytes of cuBLAS's workspace in PyTorch's allocator: `:4096:2:16:8`, and 32 MiB on Hopper (`getChosenWorkspaceSize`).
-CUBLAS_WORKSPACE, CUBLAS_WORKSPACE_HOPPER = 2 * 4096 * 1024 + 8 * 16 * 1024, 32 * 1024 * 1024
+#: Bytes of cuBLAS's workspace in PyTorch's allocator: workers ask for `:4096:8`, eight times 4096 KiB
+#: (`executors/process.py`).
+CUBLAS_WORKSPACE = 8 * 4096 * 1024
 
 #: Terms that add up over the arms of a pack.
 _TERMS_OF_ARMS = ("adapters", "gradients", "optimizer")
@@ -120,7 +121,6 @@ class Device:
 
     kind: str
     """`cpu` or `cuda`."""
-    compute_capability: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,10 +284,7 @@ def workspace_bytes(footprint: Footprint, *, device: Device) -> int:
     thread and once for the backward thread.
     """
     counted = footprint.total_bytes - activation_bytes(footprint) - loss_bytes(footprint)
-    if device.kind != "cuda":
-        return counted
-    is_hopper = device.compute_capability == 9
-    return counted + 2 * (CUBLAS_WORKSPACE_HOPPER if is_hopper else CUBLAS_WORKSPACE)
+    return counted + 2 * CUBLAS_WORKSPACE * (device.kind == "cuda")
 
 
 def slack_bytes(num_tensors: int, *, device: Device) -> int:

@@ -10,7 +10,7 @@ import pytest
 import documents
 from benchmarks.gpu_memory import memory_cases, rows_of, table_cases
 from benchmarks.memory_error import scored_on_gpu
-from benchmarks.memory_predictions import H100, RESULTS, Case, Predictor
+from benchmarks.memory_predictions import CUDA, RESULTS, Case, Predictor
 
 pytestmark = pytest.mark.long
 
@@ -36,7 +36,7 @@ def root(tmp_path):
 def entry(case, *, training, inference, **options):
     return {
         "id": case.id, "case": asdict(case) | {"targets": list(case.targets)}, "memory_kind": "cuda_allocated",
-        "num_labels": 300, "compute_capability": 9, "base_bytes": 2 * GIB, "ready_bytes": int(2.1 * GIB),
+        "num_labels": 300, "base_bytes": 2 * GIB, "ready_bytes": int(2.1 * GIB),
         "training_peak_bytes": training, "inference_peak_bytes": inference, **options,
     }  # fmt: skip
 
@@ -103,7 +103,7 @@ def test_what_a_gpu_measured_is_scored_like_any_other_case(root):
     assert result["measured"]["peak"] == 4 * GIB
     assert result["measured"]["base"] == 2 * GIB
     asked = Case.of(gpu_case)
-    by_hand = Predictor(H100).predict(asked).terms.total
+    by_hand = Predictor(CUDA).predict(asked).terms.total
     # labels are those that the measurement counted, not those of the case
     assert result["predicted"]["peak"] == pytest.approx(by_hand, rel=0.01)
     assert result["error"] == pytest.approx(result["predicted"]["peak"] / (4 * GIB) - 1)

@@ -22,10 +22,19 @@ def test_a_worker_works_offline_where_the_hub_is_needed_and_does_not_answer(
 
 
 def test_what_the_user_has_set_stays() -> None:
-    environment = worker_environment({"MALLOC_TOP_PAD_": "0", "PATH": "here"}, base_models=["lab"])
-    assert environment["MALLOC_TOP_PAD_"] == "0"
-    assert environment["PATH"] == "here"
+    given = {
+        "MALLOC_TOP_PAD_": "0", "PATH": "here", "PYTORCH_ALLOC_CONF": "expandable_segments:False",
+        "CUBLAS_WORKSPACE_CONFIG": ":16:8",
+    }  # fmt: skip
+    environment = worker_environment(given, base_models=["lab"])
+    assert environment.items() >= given.items()
     assert environment["MALLOC_TRIM_THRESHOLD_"] == str(1 << 34)
+
+
+def test_cuda_finds_its_allocator_and_workspace_before_torch_is_imported() -> None:
+    environment = worker_environment({}, base_models=["lab"])
+    assert environment["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert environment["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 #: What a worker may end with, and what of its log is said.
