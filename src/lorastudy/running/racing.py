@@ -21,7 +21,7 @@ from lorastudy.stats.rate_choice import rates_of
 from lorastudy.stats.reference import planned_reference
 from lorastudy.stats.study import Study, split_studies
 from lorastudy.stats.summary import LOSS
-from lorastudy.store import ExperimentTracker, suite_notes
+from lorastudy.store import ExperimentTracker, rebuilding
 from lorastudy.store.views import ExperimentResult, StoredDecision
 from lorastudy.suite.experiment import Experiment, tagged_hash
 from lorastudy.suite.question import rung_name
@@ -110,7 +110,7 @@ def put_on_record(decision: RungDecision, *, suite_name: str, tracker: Experimen
     if not decision.is_stored:
         is_first = tracker.keep_decision(suite_name, decision.to_store())
         assert is_first, "a decision is made once"
-        suite_notes.keep(tracker, suite_name, runs=runs)
+        rebuilding.keep_note(tracker, suite_name, runs=runs)
     for pruning in decision.prunings:
         if pruning.is_new:
             prune(pruning, tracker=tracker)

@@ -20,7 +20,7 @@ from lorastudy.running.phase_runner import Callbacks, PhaseRunner, RunOptions, f
 from lorastudy.running.phases import next_phase
 from lorastudy.running.results import Results, read_results
 from lorastudy.running.resume import release_checkpoints
-from lorastudy.store import ExperimentTracker, suite_notes
+from lorastudy.store import ExperimentTracker, rebuilding
 from lorastudy.suite.question import subject
 from lorastudy.suite.rate_search import Design
 
@@ -107,7 +107,7 @@ def run_study(
         results = read_results(plan, tracker=tracker, ended=ended)
         if results.design != enrolled:
             _enrol(plan, results, publisher=publisher, tracker=tracker, is_first=enrolled is None)
-            suite_notes.keep(tracker, plan.suite.name, runs=options.runs)
+            rebuilding.keep_note(tracker, plan.suite.name, runs=options.runs)
             enrolled = results.design
             continue  # the store shows results of an experiment only once a suite has it
         release_checkpoints(results.design.experiments, tracker=tracker, pruned=results.pruned)

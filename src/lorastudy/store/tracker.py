@@ -20,20 +20,11 @@ from sqlalchemy import Connection, Table
 from lorastudy.errors import StoreError
 from lorastudy.places import DATABASE
 from lorastudy.protocol.records import Environment, FailureKind, Generation, Outcome, PackStep, Record
-from lorastudy.store import (
-    imported,
-    ingest,
-    queries,
-    recover,
-    rows,
-    runs,
-    schema,
-    suites,
-)
+from lorastudy.store import imported, ingest, queries, rows, schema, suites
 from lorastudy.store.database import Database
 from lorastudy.store.export import export_csv, export_json
 from lorastudy.store.lock import Holder
-from lorastudy.store.recover import Salvage
+from lorastudy.store.rows import Salvage
 from lorastudy.store.views import (
     DamagedRow,
     ExperimentResult,
@@ -160,12 +151,12 @@ class ExperimentTracker:
             "started_at": self._time(),
         }
         with self._database.writing() as connection:
-            runs.start(connection, values)
+            ingest.start_run(connection, values)
 
     def next_attempt(self, experiment_ids: Sequence[str]) -> int:
         """The attempt number for a new pack of these experiments: one more than the highest of any of them."""
         with self._database.reading() as connection:
-            return runs.next_attempt(connection, experiment_ids)
+            return ingest.next_attempt(connection, experiment_ids)
 
     def take(self, record: Record, *, pack_id: str, attempt: int) -> bool:
         """Store one record of a worker. It is on disk when this returns (optimizer steps: soon after).
@@ -180,7 +171,7 @@ class ExperimentTracker:
         """End a run whose worker died without an outcome; False if the run has ended already."""
         outcome = Outcome(experiment_id=experiment_id, status="failed", failure_kind=kind, message=message)
         with self._database.writing() as connection:
-            return runs.end(connection, outcome, attempt=attempt, at=self._time())
+            return ingest.end_run(connection, outcome, attempt=attempt, at=self._time())
 
     def distrust(self, experiment_id: str, *, attempt: int) -> None:
         """Mark a completed run as failed because some of its results are lost, so that it runs again."""
@@ -349,7 +340,7 @@ class ExperimentTracker:
             old._database.reading(checked=False) as source,
             self._database.writing() as target,
         ):
-            return recover.salvage(source, target, tables=tables)
+            return rows.salvage(source, target, tables=tables)
 
     def holds(self, row: DamagedRow) -> bool:
         """Whether this store has a row with this key."""
@@ -364,7 +355,7 @@ class ExperimentTracker:
     def verify(self) -> list[DamagedRow]:
         """Rows that differ from their hash; empty for a sound store."""
         with self._database.undecoded(), self._database.reading(checked=False) as connection:
-            return recover.damaged_rows(connection)
+            return rows.damaged_rows(connection)
 
     def _time(self) -> str:
         return self._clock().isoformat()

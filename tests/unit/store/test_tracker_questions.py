@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from lorastudy.store import ExperimentTracker, suite_notes
+from lorastudy.store import ExperimentTracker, rebuilding
 from lorastudy.suite.experiment import Sources
 from lorastudy.suite.question import Margin, Question, subject
 from tests.unit.store.conftest import NOON
@@ -99,8 +99,8 @@ def test_a_store_made_again_from_the_run_folders_has_the_questions(tracker, suit
     changed = replace(ASKED, reference="r8")
     with tracker.at(NOON + timedelta(hours=1)):
         tracker.state_question("ranks", changed, num_completed=7)
-    suite_notes.keep(tracker, "ranks", runs=tmp_path / "runs")
+    rebuilding.keep_note(tracker, "ranks", runs=tmp_path / "runs")
     with ExperimentTracker(tmp_path / "again.db", writable=True) as again:
-        assert list(suite_notes.register_all(again, runs=tmp_path / "runs")) == []
+        assert list(rebuilding.register_noted(again, runs=tmp_path / "runs")) == []
         assert again.get_suites()[0].questions == statements(tracker)
         assert statements(tracker)[1].num_completed == 7

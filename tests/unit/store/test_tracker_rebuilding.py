@@ -9,7 +9,7 @@ import pytest
 
 from lorastudy.errors import StoreError
 from lorastudy.protocol.records import RECORDS_NAME
-from lorastudy.store import ExperimentTracker, suite_notes
+from lorastudy.store import ExperimentTracker, rebuilding
 from lorastudy.store.doctor import examine
 from lorastudy.store.rebuilding import rebuild_store
 from torture import studies
@@ -26,7 +26,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     studies.run_study(folder, wanted)
     with ExperimentTracker(folder / studies.DATABASE, writable=True) as tracker:
         tracker.register("others", wanted[1:2], description="one of them once more")
-        suite_notes.keep(tracker, "others", runs=runs_of(folder))
+        rebuilding.keep_note(tracker, "others", runs=runs_of(folder))
     return folder
 
 
