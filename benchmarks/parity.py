@@ -29,7 +29,7 @@ from lorastudy.engine.arms import TrainingArm, make_arm
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.packed import PackedEngine
-from lorastudy.evaluation.perplexity import CompletionLoss
+from lorastudy.evaluation.evaluator import CompletionLoss
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import resolve_targets

@@ -27,7 +27,7 @@ from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.engine.arms import Engine
 from lorastudy.engine.environment import environment
 from lorastudy.engine.loading import BaseCache, default_device
-from lorastudy.evaluation.perplexity import CompletionLoss
+from lorastudy.evaluation.evaluator import CompletionLoss
 from lorastudy.protocol.records import Pack
 from lorastudy.suite.base_model import base_model_fingerprint
 from lorastudy.suite.experiment import Experiment

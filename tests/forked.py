@@ -32,7 +32,7 @@ from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import suite_from_values
 from lorastudy.train import timing, worker
 from lorastudy.train import train_pack as life
-from lorastudy.train.stopping import Stop, Stopped
+from lorastudy.train.outcomes import Stop, Stopped
 from planned import options_in, run_experiments
 
 SUITE = "torture"

@@ -1,7 +1,6 @@
 """The format of rows that a test makes up."""
 
-from lorastudy.data.columns import Columns
-from lorastudy.data.formats import format_of
+from lorastudy.data.formats import Columns, format_of
 from lorastudy.data.row_index import check, trained_rows
 
 

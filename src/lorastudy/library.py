@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lorastudy.errors import StudyError
 from lorastudy.executors import Executor
 from lorastudy.places import DATABASE, OUTPUT_DIR, REPORT, RUNS_DIR
-from lorastudy.planning.done import is_new
+from lorastudy.planning.design import is_new
 from lorastudy.planning.predictions import print_nothing
 from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.running.phase_runner import Callbacks, OnEvent, RunOptions

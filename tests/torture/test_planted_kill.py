@@ -7,7 +7,7 @@ import pytest
 from lorastudy.engine.lora import DropoutClock
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.protocol.records import PackStep
-from lorastudy.train import resuming
+from lorastudy.train import checkpointing
 from torture.faults import kill
 
 
@@ -34,13 +34,13 @@ def test_a_random_stream_that_is_not_restored(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_records_that_are_not_carried_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    of_these = resuming._of_these
+    of_these = checkpointing._of_these
 
     def losing(record: object, *rest: object, **named: object) -> object:
         is_lost = isinstance(record, PackStep) and record.step == 1
         return None if is_lost else of_these(record, *rest, **named)
 
-    monkeypatch.setattr(resuming, "_of_these", losing)
+    monkeypatch.setattr(checkpointing, "_of_these", losing)
     assert kill.run(amount=1, seed=1, folder=tmp_path).num_violations > 0
 
 

@@ -19,7 +19,7 @@ VIOLATIONS = {
     "layers": [
         ("suite/experiment.py", "import lorastudy.protocol.records"),
         ("protocol/records.py", "import lorastudy.running.runner"),
-        ("engine/lora.py", "import lorastudy.evaluation.perplexity"),
+        ("engine/lora.py", "import lorastudy.evaluation.evaluator"),
         ("+helpers.py", "x = 1"),
     ],
     "two-sides": [

@@ -4,6 +4,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorastudy.cli.console import PlainConsole
+from lorastudy.planning.answers import Calibration
 from lorastudy.planning.estimate import MemoryBudget, PackEstimate
 from lorastudy.planning.pack_report import PackReport
 from lorastudy.planning.plan_summary import (
@@ -17,7 +18,6 @@ from lorastudy.planning.plan_summary import (
 )
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.planning.suite_facts import trivial_lines
-from lorastudy.planning.time import Calibration
 from lorastudy.report.numbers import count, duration, percent, plural, size
 
 

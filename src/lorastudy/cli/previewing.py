@@ -9,7 +9,7 @@ from rich.text import Text
 
 from lorastudy.cli.console import BEGIN, END, PlainConsole
 from lorastudy.cli.terminal import runs_own_code, say, shown
-from lorastudy.data.columns import listed, shortened
+from lorastudy.data.formats import listed, shortened
 from lorastudy.executors.process import JobWorker
 from lorastudy.planning.preview import Preview, PreviewedRow, TextPiece, preview
 from lorastudy.protocol.jobs import PreviewQuestion

@@ -101,7 +101,7 @@ def recommend(
 
 def _evidence(database: str) -> "AbstractContextManager[ExperimentTracker | None]":
     """The store to read evidence from. The default store may not exist yet: then there is no evidence."""
-    from lorastudy.planning.done import is_new
+    from lorastudy.planning.design import is_new
     from lorastudy.store import ExperimentTracker
 
     if database == DATABASE and is_new(database):

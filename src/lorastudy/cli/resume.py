@@ -124,7 +124,7 @@ def _say_that_the_file_is_needed(suite_name: str, *, is_asked_for: bool) -> None
 
 def _is_open(results: "Sequence[ExperimentResult]", asked: "Question") -> bool:
     """Whether something is left to run. A pruned experiment counts only if the suite no longer races."""
-    from lorastudy.planning.done import is_current
+    from lorastudy.planning.design import is_current
 
     return any(
         (result.environment is not None and not is_current(result.environment))
@@ -135,8 +135,7 @@ def _is_open(results: "Sequence[ExperimentResult]", asked: "Question") -> bool:
 
 def _has_rounds_left(suite: "Suite", tracker: "ExperimentTracker") -> bool:
     """Whether the results call for a run that is not done: a round may be over and the next one not begun."""
-    from lorastudy.planning.design import Designer
-    from lorastudy.planning.done import missing_of
+    from lorastudy.planning.design import Designer, missing_of
 
     return bool(missing_of(Designer(suite=suite).by_now(tracker), suite, tracker=tracker))
 

@@ -15,7 +15,7 @@ from lorastudy.cli.console import reading_shown
 from lorastudy.cli.terminal import failure_shown, say
 from lorastudy.executors import Executor
 from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
-from lorastudy.planning.done import is_new
+from lorastudy.planning.design import is_new
 from lorastudy.planning.plan_summary import forecast, size_line
 from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.report.numbers import listing

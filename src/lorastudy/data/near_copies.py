@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from lorastudy.data.load import DataRows, StudyData, hashes_among
-from lorastudy.data.splits import position
+from lorastudy.data.load import DataRows, StudyData, hashes_among, position
 
 MIN_SIMILARITY = 0.7
 

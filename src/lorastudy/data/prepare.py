@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from lorastudy.data.columns import Columns
-from lorastudy.data.formats import Format, format_of
-from lorastudy.data.load import to_example
+from lorastudy.data.formats import Columns, Format, format_of
+from lorastudy.data.load import SplitBy, num_duplicates, position, split_rows, to_example
 from lorastudy.data.prompts import Example
 from lorastudy.data.row_index import RowKeys, indexed_rows
 from lorastudy.data.sources import LAB_PREFIX, Row, RowSource, files_of, is_lab_set, is_pattern
-from lorastudy.data.splits import SplitBy, num_duplicates, position, split_rows
 from lorastudy.errors import DataError
 from lorastudy.places import DATA_DIR
 from lorastudy.suite.base_model import OFFLINE_VARIABLE, is_hub_reachable

@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from lorastudy.cache import keep, source_digest
-from lorastudy.data.columns import Columns
 from lorastudy.data.conversations import (
     EMPTY_ANSWER,
     ConversationError,
     Turn,
 )
-from lorastudy.data.formats import Format
+from lorastudy.data.formats import Columns, Format
 from lorastudy.data.sources import Row, files_of, is_lab_set
 from lorastudy.errors import DataError
 from lorastudy.places import cache_folder

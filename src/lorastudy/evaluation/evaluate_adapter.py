@@ -17,8 +17,7 @@ from lorastudy.engine.meter import MemoryMeter, synchronise
 from lorastudy.engine.padded_forward import greedy_answers
 from lorastudy.engine.planning import answer
 from lorastudy.errors import StudyError
-from lorastudy.evaluation.exact_match import ExactMatch
-from lorastudy.evaluation.perplexity import CompletionLoss
+from lorastudy.evaluation.evaluator import CompletionLoss, ExactMatch
 from lorastudy.protocol.jobs import EvaluateJob
 from lorastudy.protocol.records import Generation, Score
 from lorastudy.suite.settings import Settings

@@ -1,15 +1,29 @@
-"""The evaluator seam: it takes held-out rows and gives scores with a value for every item."""
+"""The evaluator seam: it takes held-out rows and gives scores with a value for every item; and the two evaluators.
 
+`CompletionLoss` gives held-out loss, perplexity and token accuracy from one pass over the rows; `ExactMatch` compares greedily
+generated answers.
+"""
+
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from lorastudy.data.tokenise import TokenRow
+import torch
+
+from lorastudy.data.answers import asked_rows, is_match, what_counts
+from lorastudy.data.tokenise import TokenRow, answer_text
 from lorastudy.engine.arms import Scorer
-from lorastudy.engine.loading import BaseModel
-from lorastudy.protocol.records import Generation, Score
+from lorastudy.engine.batch import assemble
+from lorastudy.engine.loading import BaseModel, num_positions
+from lorastudy.protocol.records import EXACT_MATCH_VERSION, LOSS_VERSION, Generation, Score
 
 #: The most tokens in one scoring batch, summed over all arms.
 MAX_SCORED_TOKENS = 1 << 14
+
+#: Answers per experiment that are stored as evidence.
+NUM_KEPT = 5
 
 
 class Evaluator(Protocol):
@@ -36,3 +50,130 @@ def in_parts(rows: Sequence[TokenRow], *, num_arms: int) -> Iterator[list[int]]:
         num_tokens += length
     if part:
         yield part
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionLoss:
+    """Teacher-forced metrics over completion tokens, the end marker included.
+
+    - `loss`: mean negative log-likelihood of the completion tokens over all rows (nats per token; a long answer weighs
+      more than a short one). An item is one row's mean, and its weight is the row's number of completion tokens. Equals
+      `cross_entropy(logits, labels)` over all rows at once.
+    - `perplexity`: exp(loss). Comparable only within one tokenizer.
+    - `token_accuracy`: share of completion tokens that are the most likely token given the true prefix.
+    """
+
+    def evaluate(
+        self, scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel, split: str
+    ) -> Iterator[Score]:  # fmt: skip
+        """Yield three scores per arm."""
+        num_arms = len(scorer.experiment_ids)
+        nll = torch.zeros(num_arms, len(rows), dtype=torch.float64)
+        correct = torch.zeros_like(nll)
+        for part in in_parts(rows, num_arms=num_arms):
+            batch = assemble([rows[number] for number in part], device=base.device)
+            scores = scorer.score(batch)
+            row_M = torch.tensor(part)[batch.label_row_M.cpu()]
+            nll.index_add_(1, row_M, scores.nll_KM.cpu().double())
+            correct.index_add_(1, row_M, scores.correct_KM.cpu().double())
+        weights = tuple(row.num_completion_tokens for row in rows)
+        for number, experiment_id in enumerate(scorer.experiment_ids):
+            yield from _scores(
+                experiment_id, split, nll=nll[number], correct=correct[number], weights=weights
+            )
+
+
+def _scores(
+    experiment_id: str, split: str, *, nll: torch.Tensor, correct: torch.Tensor, weights: tuple[int, ...]
+) -> list[Score]:
+    counts = torch.tensor(weights, dtype=torch.float64)
+    loss = (nll.sum() / counts.sum()).item()
+    mean_nll: list[float] = (nll / counts).tolist()
+    metrics = (
+        ("loss", "nats/token", loss, mean_nll),
+        ("perplexity", "", _exp(loss), [_exp(value) for value in mean_nll]),
+        ("token_accuracy", "", (correct.sum() / counts.sum()).item(), (correct / counts).tolist()),
+    )
+    return [
+        Score(
+            experiment_id=experiment_id,
+            split=split,
+            metric=metric,
+            version=LOSS_VERSION,
+            unit=unit,
+            value=value,
+            items=tuple(items),
+            weights=weights,
+        )
+        for metric, unit, value, items in metrics
+    ]
+
+
+def _exp(value: float) -> float:
+    """exp(value), limited to about 1e308, near the largest double."""
+    return math.exp(min(value, 709.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactMatch:
+    """Share of rows whose greedy answer is the reference.
+
+    The reference is the text of the row's labelled answer tokens, so a model that generates exactly these tokens
+    matches. Before the comparison, outer white space is removed and inner white space becomes one space; case counts.
+    With a `pattern`, the comparison is between the first group of the last match in both texts; an answer without a
+    match is wrong. In a conversation the model answers the last turn, given all turns before it. Rows without a prompt
+    (plain text) are left out, and so are rows whose answer might not fit the model's positions. If no row remains there
+    is no score.
+    """
+
+    max_new_tokens: int
+    max_rows: int
+    pattern: str | None = None
+
+    def evaluate(
+        self, scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel, split: str
+    ) -> Iterator[Score | Generation]:
+        """Yield two scores per arm over the first `max_rows` rows with a prompt, and `NUM_KEPT` answers."""
+        asked = asked_rows(
+            rows,
+            max_new_tokens=self.max_new_tokens,
+            max_rows=self.max_rows,
+            num_positions=num_positions(base.model.config),
+        )
+        if not asked:
+            return
+        answers = scorer.generate([row.prompt_ids for row in asked], max_new_tokens=self.max_new_tokens)
+        for experiment_id, arm_answers in zip(scorer.experiment_ids, answers, strict=True):
+            texts = [answer_text(ids, base.tokenizer) for ids in arm_answers]
+            hits = tuple(
+                float(is_match(text, row.reference, pattern=self.pattern))
+                for text, row in zip(texts, asked, strict=True)
+            )
+            for metric, items in (("exact_match", hits), ("same_answer", self._same_answers(texts))):
+                yield Score(
+                    experiment_id=experiment_id,
+                    split=split,
+                    metric=metric,
+                    version=EXACT_MATCH_VERSION,
+                    unit="",
+                    value=sum(items) / len(items),
+                    items=items,
+                )
+            for text, row in zip(texts[:NUM_KEPT], asked, strict=False):
+                yield Generation(
+                    experiment_id=experiment_id, prompt=row.prompt_text, reference=row.reference, answer=text
+                )
+
+    def _same_answers(self, texts: Sequence[str]) -> tuple[float, ...]:
+        """1 for each row with the arm's most common answer, else 0. All are 1 if the arm always gives the same answer.
+
+        Two answers without a match of the pattern are the same if their whole texts are equal.
+        """
+        found = [self._found_or_whole(text) for text in texts]
+        ((commonest, _),) = Counter(found).most_common(1)
+        return tuple(float(one == commonest) for one in found)
+
+    def _found_or_whole(self, text: str) -> tuple[bool, str | None]:
+        """Whether the pattern matches, and its match or else the whole text."""
+        found = what_counts(text, pattern=self.pattern)
+        return (True, found) if found is not None else (False, what_counts(text))

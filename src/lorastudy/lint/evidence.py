@@ -22,7 +22,7 @@ NUM_ROWS_FOR_A_SHARE = 100
 NUM_ROWS_FOR_A_QUARTER = math.ceil((_SDS / 0.25) ** 2)
 
 
-#: With fewer prompts, rows are held out one by one (`data.splits`).
+#: With fewer prompts, rows are held out one by one (`data.load`).
 MIN_PROMPTS = 10
 #: In the order of the messages.
 SPLITS = ("train", "eval", "test", "forgetting")

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from lorastudy.errors import ModelError, StudyError
-from lorastudy.planning.answers import Answers, config_digest
+from lorastudy.planning.answers import Answers, Calibration, config_digest
 from lorastudy.planning.memory import (
     ArmSize,
     Device,
@@ -25,7 +25,6 @@ from lorastudy.planning.memory import (
     predict,
 )
 from lorastudy.planning.packing import groups
-from lorastudy.planning.time import Calibration
 from lorastudy.protocol.jobs import (
     CountedArm,
     EngineName,

@@ -16,8 +16,7 @@ from lorastudy.executors import Executor, local_executor
 from lorastudy.lint.case import Case, LintFinding
 from lorastudy.lint.lint import lint
 from lorastudy.planning.answers import Answers
-from lorastudy.planning.design import Designer
-from lorastudy.planning.done import missing_of
+from lorastudy.planning.design import Designer, missing_of
 from lorastudy.planning.packing import Balance, PlannedPack, balance_packs, remaining_packs
 from lorastudy.planning.plan_summary import plan_html
 from lorastudy.planning.predictions import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorastudy.data.batches import steps_of
-from lorastudy.data.columns import listed, shortened
+from lorastudy.data.formats import listed, shortened
 from lorastudy.data.load import DataRows, StudyData, train_and_eval
 from lorastudy.errors import DataError, ModelError, StudyError
 from lorastudy.lab import base_folder

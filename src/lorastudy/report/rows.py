@@ -7,7 +7,7 @@ shows one says which.
 
 import shlex
 
-from lorastudy.data.columns import shortened
+from lorastudy.data.formats import shortened
 from lorastudy.lint.case import sample_in_words
 from lorastudy.protocol.records import DataSummary
 from lorastudy.report.document import Code, Text

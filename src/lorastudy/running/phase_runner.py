@@ -23,7 +23,7 @@ from lorastudy.protocol.records import PREDICTIONS_NAME, MemoryPrediction, Outco
 from lorastudy.protocol.run_folder import inside
 from lorastudy.running.adapters import AdapterPublisher
 from lorastudy.running.phases import Phase
-from lorastudy.running.resume import with_checkpoints
+from lorastudy.running.results import with_checkpoints
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment
 

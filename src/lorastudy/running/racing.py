@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorastudy.planning.done import libraries_of_now
+from lorastudy.planning.design import libraries_of_now
 from lorastudy.protocol.records import RACE_NAME, Outcome, RecordWriter
 from lorastudy.stats.rate_choice import rates_of
 from lorastudy.stats.reference import planned_reference

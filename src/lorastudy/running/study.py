@@ -18,8 +18,7 @@ from lorastudy.running import racing
 from lorastudy.running.adapters import AdapterPublisher
 from lorastudy.running.phase_runner import Callbacks, PhaseRunner, RunOptions, failures, is_too_high
 from lorastudy.running.phases import next_phase
-from lorastudy.running.results import Results, read_results
-from lorastudy.running.resume import release_checkpoints
+from lorastudy.running.results import Results, read_results, release_checkpoints
 from lorastudy.store import ExperimentTracker, rebuilding
 from lorastudy.suite.question import subject
 from lorastudy.suite.rate_search import Design

@@ -1,4 +1,4 @@
-"""Checkpoints of a pack: write an engine's state to files and read it back with the same bits.
+"""Checkpoints of a pack: write an engine's state to files, find the newest that fits, and read it back with the same bits.
 
     checkpoint-<n>/
       state.json            numbers, and the caller's notes
@@ -7,26 +7,45 @@
 
 Nothing is pickled. Each folder is sealed (`protocol/files.py`): it is written whole or not at all, and reading checks
 every byte. The newest two are kept, so that the older one is there if the newer one is damaged.
+
+A checkpoint fits if it holds every arm of the pack and comes from the same engine in the same environment, down to the
+number of threads. Only then does a resumed training give the same bits as an uninterrupted one. Otherwise the pack
+starts anew. Incidents give the reason why a checkpoint was not used.
 """
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from lorastudy.engine.arms import ArmState, Engine, EngineState
+from lorastudy.engine.arms import ArmState, Engine, EngineState, TrainingArm
 from lorastudy.protocol.files import DamagedError, read_sealed_folder, write_sealed_folder
-from lorastudy.protocol.records import Environment, Incident
-from lorastudy.protocol.run_folder import checkpoint_folder, checkpoint_folders
-from lorastudy.train.outcomes import PackRun
-from lorastudy.train.stopping import Stopped
+from lorastudy.protocol.records import (
+    RECORDS_NAME,
+    ArmProfile,
+    Environment,
+    Incident,
+    Outcome,
+    PackStep,
+    Record,
+    Score,
+    read_records,
+)
+from lorastudy.protocol.run_folder import (
+    CHECKPOINTS_NAME,
+    attempt_name,
+    checkpoint_folder,
+    checkpoint_folders,
+)
+from lorastudy.suite.question import rung_of
+from lorastudy.train.outcomes import PackRun, Stopped
 from lorastudy.train.timing import CheckpointSchedule, Stopwatch, TrainingTimes
 
 
@@ -158,3 +177,130 @@ def _arm(number: int, values: Mapping[str, Any], *, tensors: Mapping[str, Any]) 
     return ArmState(
         **{**values, "tensors": {name: tensors[f"{number}/{name}"] for name in values["tensors"]}}
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """The point from which a pack continues an earlier attempt."""
+
+    state: EngineState
+    records: tuple[Record, ...]
+    """The records up to this point that concern arms of this pack."""
+    num_checkpoints: int
+    checkpoint_seconds: float
+    load_seconds: float
+    """These arms' share of the loading time, over all attempts so far."""
+    rung_seconds: float
+    """These arms' share of the scoring time at rungs."""
+
+    def carry_over(self, run: PackRun, *, times: TrainingTimes, schedule: CheckpointSchedule) -> None:
+        """Emit the earlier records again, so that this attempt's folder is complete by itself."""
+        for record in self.records:
+            if isinstance(record, Outcome):
+                run.end(record)
+            else:
+                run.emit(record)
+            if isinstance(record, PackStep):
+                times.carry(record)
+        times.load_seconds, times.rung_seconds = self.load_seconds, self.rung_seconds
+        schedule.num_checkpoints, schedule.seconds = self.num_checkpoints, self.checkpoint_seconds
+
+
+def find_resumption(
+    run: PackRun, *, arms: Sequence[TrainingArm], environment: Environment, engine: str, num_steps: int
+) -> Resumption | None:
+    """The resumption from the newest checkpoint that fits, or None. Emits an incident about the choice."""
+    obstacles = []
+    for folder in _checkpoints(run):
+        try:
+            checkpoint = read_checkpoint(folder)
+            records = _records_of(folder, checkpoint)
+        except DamagedError as error:
+            run.emit(Incident(kind="checkpoint_damaged", message=f"{error}; the one before it is tried"))
+            continue
+        obstacle = _obstacle(checkpoint, arms=arms, environment=environment, engine=engine)
+        if obstacle is not None:
+            obstacles.append(obstacle)
+            continue
+        resumption = _resumption(checkpoint, records, arms=arms, num_steps=num_steps)
+        step = max((arm.num_steps_done for arm in resumption.state.arms), default=0)
+        if run.pack.reason is not None or not (run.pack.rungs or run.pack.begun):  # as planned is no incident
+            message = f"{_because(run)}it goes on from the checkpoint after step {step} of {attempt_name(folder.parents[1])}"
+            run.emit(Incident(kind="resumed", message=message, step=step))
+        return resumption
+    if run.pack.reason is not None or run.pack.begun or obstacles:
+        why = obstacles[0] if obstacles else "there is no checkpoint to go on from"
+        run.emit(Incident(kind="not_resumed", message=f"{_because(run)}it starts anew, since {why}"))
+    return None
+
+
+def _checkpoints(run: PackRun) -> Iterator[Path]:
+    for earlier in run.pack.resume_from:
+        yield from checkpoint_folders((run.folder / earlier).resolve() / CHECKPOINTS_NAME)
+
+
+def _records_of(folder: Path, checkpoint: Checkpoint) -> list[Record]:
+    path = folder.parents[1] / RECORDS_NAME
+    try:
+        return read_records(path, num_bytes=checkpoint.notes["records_bytes"])
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path}: damaged before the end of {folder.name}: {error}") from error
+
+
+def _obstacle(
+    checkpoint: Checkpoint, *, arms: Sequence[TrainingArm], environment: Environment, engine: str
+) -> str | None:
+    """The reason why resuming would change the bits, or None if it would not."""
+    then, now = checkpoint.notes["environment"], asdict(environment)
+    differing = [f"{key} was {then.get(key)} and is {now[key]}" for key in now if then.get(key) != now[key]]
+    if differing:
+        return f"the environment of its checkpoint differs: {', '.join(differing)}"
+    if checkpoint.state.engine != engine:
+        return f"its checkpoint is of the engine {checkpoint.state.engine}, not {engine}"
+    missing = {arm.experiment_id for arm in arms} - {arm.experiment_id for arm in checkpoint.state.arms}
+    if missing:
+        return f"its checkpoint lacks {', '.join(sorted(missing))}"
+    return None
+
+
+def _resumption(
+    checkpoint: Checkpoint, records: Sequence[Record], *, arms: Sequence[TrainingArm], num_steps: int
+) -> Resumption:
+    ids = [arm.experiment_id for arm in arms]
+    cost: Any = checkpoint.notes["checkpoints"]
+    share = len(ids) / len(checkpoint.state.arms)  # these arms' share, as for the times of steps
+    kept = (_of_these(record, frozenset(ids), num_steps=num_steps) for record in records)
+    return Resumption(
+        state=checkpoint.state.of(ids),
+        records=tuple(record for record in kept if record is not None),
+        num_checkpoints=cost["num_checkpoints"],
+        checkpoint_seconds=cost["seconds"],
+        load_seconds=share * checkpoint.notes.get("load_seconds", 0.0),
+        rung_seconds=share * checkpoint.notes.get("rung_seconds", 0.0),
+    )
+
+
+def _of_these(record: Record, ids: frozenset[str], *, num_steps: int) -> Record | None:
+    """The part of a record that concerns these experiments. None if no part does, or if this attempt emits it anew."""
+    if isinstance(record, PackStep):
+        arms = tuple(arm for arm in record.arms if arm.experiment_id in ids)
+        if not arms:
+            return None
+        share = len(arms) / len(record.arms)  # an arm's time is the pack's time divided by its number of arms
+        num_tokens = record.num_tokens * len(arms) // len(record.arms)
+        return replace(
+            record, arms=arms, num_tokens=num_tokens, num_steps=num_steps, seconds=record.seconds * share
+        )
+    if isinstance(record, Incident):
+        return record
+    if isinstance(record, Score) and not (
+        record.split.endswith("_before") or rung_of(record.split) is not None
+    ):
+        return None
+    if isinstance(record, ArmProfile | Outcome | Score):
+        return record if record.experiment_id in ids else None
+    return None
+
+
+def _because(run: PackRun) -> str:
+    return "" if run.pack.reason is None else f"{run.pack.reason}; "

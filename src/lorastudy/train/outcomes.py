@@ -1,10 +1,18 @@
-"""The outcome of each experiment of a pack. The worker records it exactly once."""
+"""The outcome of each experiment of a pack, which the worker records exactly once, and stopping on request (SIGTERM).
+
+A request stops training between two steps, and all other work at once. A step or a checkpoint is completed or not begun. All
+other work can be repeated.
+"""
 
 import math
+import signal
+import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from lorastudy.errors import without_tracebacks
 from lorastudy.protocol.records import FailureKind, Generation, Outcome, Pack, PackEnd, Record, Score
@@ -84,3 +92,45 @@ def diverged(experiment_id: str, message: str, *, step: int | None = None) -> Ou
 def is_finite(score: Score) -> bool:
     """Whether the score and all its items are finite."""
     return all(math.isfinite(value) for value in (score.value, *score.items))
+
+
+class Stopped(BaseException):
+    """The worker was asked to stop. Not an `Exception`, so that no library catches it."""
+
+
+class Stop:
+    """Whether someone asked the worker to stop, and whether it may stop at any moment."""
+
+    def __init__(self) -> None:
+        self.is_requested = False
+        self._is_deferred = False
+
+    def listen(self) -> None:
+        """From now on, treat SIGTERM as a request. A second one ends the process at once."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._request)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """In this context, a request takes effect at the next `check` or at the end of the block."""
+        self._is_deferred = True
+        try:
+            yield
+        finally:
+            self._is_deferred = False
+        self.check()
+
+    def check(self) -> None:
+        """Stop if there was a request.
+
+        Raises:
+            Stopped: there was a request.
+        """
+        if self.is_requested:
+            raise Stopped
+
+    def _request(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
+        self.is_requested = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if not self._is_deferred:
+            raise Stopped

@@ -33,8 +33,7 @@ from lorastudy.engine.loading import (
 )
 from lorastudy.engine.meter import MemoryMeter, profile_arms, synchronise
 from lorastudy.errors import StudyError
-from lorastudy.evaluation.exact_match import ExactMatch
-from lorastudy.evaluation.perplexity import CompletionLoss
+from lorastudy.evaluation.evaluator import CompletionLoss, ExactMatch
 from lorastudy.protocol.files import sync_tree
 from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.protocol.records import FELL_BACK, Incident, Outcome, PackProfile, PackStep, Record, Score
@@ -42,10 +41,8 @@ from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, adapter_path
 from lorastudy.suite.question import rung_of, rung_split, rung_step
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import left_out, targets_of
-from lorastudy.train.checkpointing import Checkpointer
-from lorastudy.train.outcomes import PackRun, diverged, failed, is_finite
-from lorastudy.train.resuming import find_resumption
-from lorastudy.train.stopping import Stop
+from lorastudy.train.checkpointing import Checkpointer, find_resumption
+from lorastudy.train.outcomes import PackRun, Stop, diverged, failed, is_finite
 from lorastudy.train.timing import CheckpointSchedule, Stopwatch, TrainingTimes
 
 

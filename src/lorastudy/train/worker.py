@@ -29,8 +29,7 @@ from lorastudy.protocol.jobs import RESULT_NAME, SERVING, folders_to_serve
 from lorastudy.protocol.parent_watch import PARENT_VARIABLE, end_with_parent
 from lorastudy.protocol.records import DONE_NAME, RECORDS_NAME, Incident, Pack, RecordWriter
 from lorastudy.protocol.run_folder import attempt_name
-from lorastudy.train.outcomes import PackRun
-from lorastudy.train.stopping import Stop, Stopped
+from lorastudy.train.outcomes import PackRun, Stop, Stopped
 from lorastudy.train.train_pack import run_pack
 
 #: The exit code of a worker that stopped on request: 128 + SIGTERM, as in a shell.

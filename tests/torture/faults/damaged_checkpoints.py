@@ -28,8 +28,8 @@ from lorastudy.protocol.records import (
     RecordReader,
 )
 from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, checkpoint_folders
+from lorastudy.train.checkpointing import Resumption, find_resumption
 from lorastudy.train.outcomes import PackRun
-from lorastudy.train.resuming import Resumption, find_resumption
 from torture.harness import FaultResult, Row, counted, listed
 
 ROW = Row(

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorastudy.data import row_index
-from lorastudy.data.columns import Columns
-from lorastudy.data.formats import Format, format_of
+from lorastudy.data.formats import Columns, Format, format_of
 from lorastudy.data.row_index import Index, ReadRow, index_rows, indexed_rows, read_row
 from lorastudy.data.sources import Row
 from lorastudy.data.values import parsed_line

@@ -4,7 +4,7 @@ import pytest
 
 import tiny
 from lorastudy.data.answers import is_match
-from lorastudy.evaluation.exact_match import NUM_KEPT, ExactMatch
+from lorastudy.evaluation.evaluator import NUM_KEPT, ExactMatch
 from lorastudy.protocol.records import Generation, Score
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,8 +7,7 @@ from torch.nn import functional as F
 import tiny
 from lorastudy.engine.arms import TokenScores
 from lorastudy.evaluation import evaluator
-from lorastudy.evaluation.evaluator import in_parts
-from lorastudy.evaluation.perplexity import CompletionLoss
+from lorastudy.evaluation.evaluator import CompletionLoss, in_parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

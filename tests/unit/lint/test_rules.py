@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy.analysis.overview import analyse
-from lorastudy.data import splits
+from lorastudy.data import load
 from lorastudy.lint import evidence
 from lorastudy.lint.case import ArmFacts, after_reading, measured_case, planned_case
 from lorastudy.lint.lint import RULES, invalidates, invalidations, lint, untuned
@@ -318,7 +318,7 @@ def test_one_long_text_is_one_row_to_score(planned):
 
 
 def test_few_prompts_mean_the_same_where_rows_are_split_and_where_it_is_judged():
-    assert evidence.MIN_PROMPTS == splits.MIN_PROMPTS
+    assert evidence.MIN_PROMPTS == load.MIN_PROMPTS
 
 
 def rows(split, usable, refused, truncated, **lengths):

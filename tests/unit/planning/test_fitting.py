@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from lorastudy.errors import StudyError
+from lorastudy.planning.answers import Calibration, PacePoint
 from lorastudy.planning.estimate import MARGIN, memory_size, within_margin
 from lorastudy.planning.predictions import arms_per_pack
-from lorastudy.planning.time import Calibration, PacePoint
 
 GIB = 1024**3
 

@@ -2,13 +2,13 @@
 
 import pytest
 
+from lorastudy.planning.answers import Calibration, PacePoint
 from lorastudy.planning.plan_summary import (
     adapter_file_bytes,
     adapters_bytes,
     checkpoint_bytes,
     records_bytes,
 )
-from lorastudy.planning.time import Calibration, PacePoint
 
 
 def calibration(*points):

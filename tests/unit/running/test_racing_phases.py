@@ -11,7 +11,7 @@ import pytest
 
 import forked
 import tiny
-from lorastudy.planning.done import pruned
+from lorastudy.planning.design import pruned
 from lorastudy.protocol.records import Outcome, PackStep
 from lorastudy.protocol.run_folder import CHECKPOINTS_NAME
 from lorastudy.running import racing

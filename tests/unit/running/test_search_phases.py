@@ -11,8 +11,7 @@ import pytest
 
 from lorastudy.executors import WorkerExit
 from lorastudy.executors.executor import Event
-from lorastudy.planning.design import Designer
-from lorastudy.planning.done import merits_of
+from lorastudy.planning.design import Designer, merits_of
 from lorastudy.protocol.records import Outcome, Pack, Record, Score
 from lorastudy.running.phase_runner import Callbacks, RunOptions
 from lorastudy.running.phases import Phase
@@ -283,7 +282,7 @@ def test_results_of_other_libraries_choose_nothing(run, tracker, suite, monkeypa
     experiments = designing(suite).design().experiments
     ids = {experiment.id for experiment in experiments}
     assert merits_of(ids, tracker=tracker, metric="loss")
-    monkeypatch.setattr("lorastudy.planning.done.version", lambda name: "another")
+    monkeypatch.setattr("lorastudy.planning.design.version", lambda name: "another")
     assert merits_of(ids, tracker=tracker, metric="loss") == {}
 
 
@@ -301,7 +300,7 @@ def test_a_search_ends_although_other_libraries_began_one_of_its_runs_again(
     cut_off = Another()
     cut_off.stop_after = 1
     with monkeypatch.context() as patch:
-        patch.setattr("lorastudy.planning.done.version", lambda name: "another")
+        patch.setattr("lorastudy.planning.design.version", lambda name: "another")
         with pytest.raises(KeyboardInterrupt):
             run(cut_off)
     back = Curves()

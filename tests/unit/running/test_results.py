@@ -19,8 +19,7 @@ from lorastudy.protocol.records import (
 )
 from lorastudy.protocol.run_folder import checkpoint_folder
 from lorastudy.running.phases import CUT_OFF, next_phase
-from lorastudy.running.results import read_results
-from lorastudy.running.resume import take_what_was_left
+from lorastudy.running.results import read_results, take_what_was_left
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment
 from planned import experiments, plan_of
