@@ -95,7 +95,10 @@ def tiny(config: Any) -> Any:
 
 
 def quantise(model: Any, *, quantization: str, dtype: torch.dtype) -> None:
-    """Make every linear layer but the output head a 4-bit (NF4, double quantization) or an 8-bit one, in place."""
+    """Make every linear layer but the output head a 4-bit (NF4, double quantization) or an 8-bit one, in place.
+
+    bitsandbytes quantises an 8-bit weight only on its way from the CPU to a device. 6 is transformers' threshold.
+    """
     import bitsandbytes
 
     for name, layer in linear_modules(model).items():
@@ -110,10 +113,10 @@ def quantise(model: Any, *, quantization: str, dtype: torch.dtype) -> None:
                 weight, requires_grad=False, compress_statistics=True, quant_type="nf4"
             ).to(device)
         else:
-            made = bitsandbytes.nn.Linear8bitLt(**shape, bias=False, has_fp16_weights=False)
-            made.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to(
-                device
-            )
+            made = bitsandbytes.nn.Linear8bitLt(**shape, bias=False, has_fp16_weights=False, threshold=6.0)
+            made.weight = bitsandbytes.nn.Int8Params(
+                weight.cpu(), requires_grad=False, has_fp16_weights=False
+            ).to(device)
         made.bias = layer.bias
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, made)

@@ -7,6 +7,7 @@ bf16 (relative 2^-9 each). So losses agree to a few tenths of a percent and not 
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from lorastudy.engine.loading import load_base
@@ -111,3 +112,28 @@ def test_gradients_are_the_same_after_an_evaluation_as_before(folder, precision,
     for name in "ab":
         assert any(tensor.any() for key, tensor in adapters[name].items() if "lora_B" in key)
         assert tiny.largest_difference(adapters[name], quiet[1][name]) == 0
+
+
+def test_a_pack_dequantises_every_layer_by_itself(folder):
+    """Adapted or not, with gradients and without: bitsandbytes would take another kernel for few rows than for many."""
+    base = load_base(Settings(base_model=str(folder), **PRECISIONS["nf4"]), device=tiny.CPU)
+    with tiny.opened(tiny.PackedEngine(base, [tiny.make_arm(tiny.targets(base, "q"))])) as engine:
+        (batches,) = tiny.make_steps(1)
+        with Operations() as seen:
+            engine.train([batches], on_step=lambda _: None)
+            engine.score(batches[0])
+            engine.generate([[2, 3, 4]], max_new_tokens=2)
+    quantised = {name for name in seen.names if name.startswith("bitsandbytes")}
+    assert quantised == {"bitsandbytes::dequantize_4bit", "bitsandbytes::dequantize_blockwise"}
+
+
+class Operations(TorchDispatchMode):
+    """Keeps the names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))

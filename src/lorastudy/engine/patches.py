@@ -21,7 +21,7 @@ from lorastudy.engine.environment import is_out_of_memory
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.lora import PackedLinear
 from lorastudy.engine.matmul import is_replaced
-from lorastudy.engine.quantised import feels_other_rows
+from lorastudy.engine.quantised import depends_on_rows, feels_other_rows
 
 #: Largest relative difference of hidden states due to products with fewer rows.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -30,7 +30,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 def replace_linear_layers(base: BaseModel, *, names: Iterable[str]) -> dict[str, PackedLinear]:
     """Replace the named linear layers in place, and also layers without an adapter for which `PackedLinear` is better.
 
-    It is better if the layer's own product is slower, or mixes rows (LLM.int8) and so lets arms affect each other.
+    It is better if the layer's own product is slower, or depends on the number of rows (bitsandbytes).
     """
     is_faster = is_replaced(device=base.device, dtype=base.dtype)
     wanted = set(names)
@@ -38,7 +38,7 @@ def replace_linear_layers(base: BaseModel, *, names: Iterable[str]) -> dict[str,
     layers = {
         name: PackedLinear(module)
         for name, module in base.linear_layers.items()
-        if name in wanted or is_faster or feels_other_rows(module)
+        if name in wanted or is_faster or depends_on_rows(module)
     }
     for name, layer in layers.items():
         _set(base.model, name, module=layer)

@@ -56,6 +56,15 @@ def feels_other_rows(layer: nn.Module) -> bool:
     return _is_of(layer, "Linear8bitLt")
 
 
+def depends_on_rows(layer: nn.Module) -> bool:
+    """Whether bitsandbytes' own product depends on the number of rows, and so a number of an arm on its pack.
+
+    A `Linear8bitLt` mixes rows (`feels_other_rows`). A `Linear4bit` without gradients has one kernel for few rows and
+    another for many. `frozen_output` dequantises the weight instead, always.
+    """
+    return _is_4bit(layer) or feels_other_rows(layer)
+
+
 def frozen_output(layer: Any, x: Tensor, *, num_arms: int) -> Tensor:
     """W x + b for all arms. 4-bit weights are dequantised once for all; 8-bit layers run arm by arm."""
     if _is_4bit(layer):
@@ -108,7 +117,7 @@ def fake_quantised(
 ) -> nn.Module:  # fmt: skip
     """A bitsandbytes layer of the same shape for counting memory: its tensors have the right sizes and no content.
 
-    Call it in a context of fake tensors. 4-bit: two weights per byte. A block of 64 weights has one fp32 constant; with
+    They are on the device of the given layer, which is one of fake tensors. 4-bit: two weights per byte. A block of 64 weights has one fp32 constant; with
     double quantization it has one byte, and a block of 256 such bytes has one fp32. 8-bit: one byte per weight and one
     fp32 per output. The threshold is 0, since outlier columns depend on content.
     """
@@ -121,16 +130,19 @@ def fake_quantised(
             else _bitsandbytes().nn.Linear8bitLt(1, 1, bias=False, has_fp16_weights=False, threshold=0.0)
         )
     layer.__dict__.update(in_features=inputs, out_features=outputs)
-    if quantization == "4bit":
-        weight: Any = nn.Parameter(
-            torch.empty(-(-inputs * outputs // 2), 1, dtype=torch.uint8), requires_grad=False
-        )
-        weight.quant_state = _fake_quant_state(
-            (outputs, inputs), quant_type=quant_type, double_quant=double_quant
-        )
-    else:
-        weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.int8), requires_grad=False)
-        weight.CB, weight.SCB = weight.data, torch.empty(outputs)
+    given: Any = linear.weight
+    weight: Any
+    with given.device:
+        if quantization == "4bit":
+            weight = nn.Parameter(
+                torch.empty(-(-inputs * outputs // 2), 1, dtype=torch.uint8), requires_grad=False
+            )
+            weight.quant_state = _fake_quant_state(
+                (outputs, inputs), quant_type=quant_type, double_quant=double_quant
+            )
+        else:
+            weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.int8), requires_grad=False)
+            weight.CB, weight.SCB = weight.data, torch.empty(outputs)
     layer.weight = weight
     bias: Any = getattr(linear, "bias", None)
     layer.bias = bias

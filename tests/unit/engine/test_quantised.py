@@ -6,14 +6,17 @@ import bitsandbytes
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
 from lorastudy.engine.quantised import (
+    fake_quantised,
     features,
     feels_other_rows,
     frozen_output,
     frozen_weight_OD,
     keep_trainable_on_cpu,
+    tensors_of,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,6 +87,41 @@ def test_the_weight_is_near_the_one_that_was_quantised(kind, tolerance):
     assert features(layer) == (64, 32)
     # Weights are uniform on +-1/8; 8 bits have steps of 1/1000 of that, 4 bits of 1/7 or so.
     assert (frozen_weight_OD(layer, dtype=torch.float32) - original).abs().max() <= tolerance
+
+
+def on_a_gpu(inputs, outputs):
+    """A linear layer of fake tensors on CUDA, for a context of fake tensors."""
+    layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+    layer.weight = nn.Parameter(torch.empty(outputs, inputs, device="cuda"), requires_grad=False)
+    return layer
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_a_layer_without_content_is_on_the_device_of_its_model(quantization, double_quant):
+    with FakeTensorMode():
+        layer = fake_quantised(on_a_gpu(64, 32), quantization, quant_type="nf4", double_quant=double_quant)
+        assert {tensor.device.type for tensor in tensors_of(layer)} == {"cuda"}
+
+
+def test_the_benchmark_quantises_eight_bits_from_the_cpu(monkeypatch):
+    """On a GPU bitsandbytes would leave a weight that is there already in half precision."""
+    from benchmarks import random_base
+
+    seen = []
+
+    def int8_params(weight, **_):
+        seen.append(weight.device.type)
+        return nn.Parameter(weight, requires_grad=False)
+
+    monkeypatch.setattr(bitsandbytes.nn, "Linear8bitLt", lambda **_: nn.Module())
+    monkeypatch.setattr(bitsandbytes.nn, "Int8Params", int8_params)
+    with FakeTensorMode():
+        model = nn.Sequential(on_a_gpu(4, 4))
+        monkeypatch.setattr(random_base, "linear_modules", lambda model: {"0": model[0]})
+        random_base.quantise(model, quantization="8bit", dtype=torch.bfloat16)
+        assert seen == ["cpu"]
+        assert model[0].weight.device.type == "cuda"
 
 
 def test_conv1d_keeps_its_weight_transposed():
