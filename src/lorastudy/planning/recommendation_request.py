@@ -13,7 +13,7 @@ from lorastudy.analysis.overview import Criterion, criterion_of
 from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.errors import StudyError
 from lorastudy.report.numbers import listing
-from lorastudy.report.sections.question import late_note, part
+from lorastudy.report.sections.front import late_note, part
 from lorastudy.stats.study import DECIDING, Study, set_late
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import StatedQuestion

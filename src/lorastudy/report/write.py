@@ -21,17 +21,19 @@ from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.numbers import names
 from lorastudy.report.read import Report, Studied, read_report
-from lorastudy.report.sections.fairness import fairness_blocks
-from lorastudy.report.sections.front import front_blocks
-from lorastudy.report.sections.frontier import frontier_blocks
+from lorastudy.report.sections.costs import frontier_blocks, incident_blocks, pack_blocks, prediction_blocks
+from lorastudy.report.sections.front import front_blocks, question_blocks
 from lorastudy.report.sections.imported import imported_blocks
-from lorastudy.report.sections.method import environment_blocks, method_blocks, reproduce_blocks, suite_of
+from lorastudy.report.sections.method import (
+    environment_blocks,
+    fairness_blocks,
+    method_blocks,
+    reproduce_blocks,
+    suite_of,
+)
 from lorastudy.report.sections.overview import arm_blocks, failure_blocks
-from lorastudy.report.sections.packs import incident_blocks, pack_blocks, prediction_blocks
-from lorastudy.report.sections.question import question_blocks
-from lorastudy.report.sections.racing import racing_blocks
-from lorastudy.report.sections.rates import rate_blocks
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
+from lorastudy.report.sections.tuning import racing_blocks, rate_blocks
 from lorastudy.stats.summary import CurvePoint, bin_width, mean_curve
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import StatedQuestion

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from lorastudy.report.document import Paragraph
-from lorastudy.report.sections.question import question_blocks
+from lorastudy.report.sections.front import question_blocks
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.experiment import Sources
 from lorastudy.suite.question import Margin, Question, subject

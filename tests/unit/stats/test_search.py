@@ -7,7 +7,7 @@ import pytest
 
 from lorastudy.analysis.overview import analyse
 from lorastudy.report.numbers import ABSENT
-from lorastudy.report.sections.rates import rate_blocks
+from lorastudy.report.sections.tuning import rate_blocks
 from lorastudy.stats.rate_choice import best_of, best_rate_within, learning_rates, rates_of
 from lorastudy.stats.study import Study, split_studies
 from lorastudy.stats.summary import EXACT_MATCH, LOSS, scores_by_seed

@@ -30,8 +30,8 @@ from lorastudy.report.numbers import (
     signed,
     size,
 )
-from lorastudy.report.sections.fairness import fairness_blocks
 from lorastudy.report.sections.front import StudySummary
+from lorastudy.report.sections.method import fairness_blocks
 from lorastudy.report.sections.overview import setting_text
 from lorastudy.stats.study import differing_settings
 from lorastudy.store.views import ImportedResult

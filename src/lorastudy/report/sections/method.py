@@ -1,4 +1,7 @@
-"""How the numbers were made: what is measured, what varies between seeds, the environment, what is absent, and how to rerun it.
+"""How the numbers were made, how fair their comparison is, and how to rerun it.
+
+What is measured, what varies between seeds, the environment, and what is absent. The linter's findings say how fair the comparison
+is, why that matters, and what to change.
 
 The suite file for a rerun is the suite's own, from the store. For an older store, and for runs that no single suite requested, it
 is put together from the runs and from their stated question.
@@ -6,12 +9,14 @@ is put together from the runs and from their stated question.
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from lorastudy.analysis.overview import Analysis
+from lorastudy.lint.case import LintFinding, Severity, arms_in_words
+from lorastudy.lint.lint import RULES
 from lorastudy.protocol.records import DataSummary, Environment
 from lorastudy.report.document import (
     Block,
@@ -57,6 +62,12 @@ ERROR_AIM = 0.05
 SIMULATION_ERROR = 0.01
 #: Kinds of noise whose errors are shown one by one, besides those that break the rule.
 _KINDS_SHOWN = ("skewed seeds", "rows in clusters", "recorded")
+
+_COUNTED: Mapping[Severity, str] = {
+    "invalidates": "{n} that invalidates verdicts|{n} that invalidate verdicts",
+    "warning": "{n} warning|{n} warnings",
+    "note": "{n} note|{n} notes",
+}
 
 
 def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
@@ -380,3 +391,38 @@ def _made_of(study: Study, question: Question) -> tuple[Arm, ...]:
 def _name(arm: StudyArm) -> str:
     # "name #2" is this report's own, for a second configuration of that name; a suite file allows no "#".
     return arm.name.replace(" #", ".")
+
+
+def fairness_blocks(findings: Sequence[LintFinding], *, num_arms: int, level: int) -> list[Block]:
+    """The findings of the linter, the most severe first, or that there are none."""
+    heading = Heading(level=level, text="Fairness of the comparison")
+    checked = f"The linter checks these arms against {len(RULES)} rules of fair comparison"
+    if not findings:
+        return [heading, Paragraph((f"{checked} and found no breach of any.",))]
+    text = f"{checked}. It found {_counts(findings)}."
+    items = tuple(_item(finding, num_arms=num_arms) for finding in findings)
+    return [heading, Paragraph((text,)), Bullets(items)]
+
+
+def _item(finding: LintFinding, *, num_arms: int) -> Text:
+    text = (
+        f" ({'invalidates verdicts' if finding.severity == 'invalidates' else finding.severity}; "
+        f"{arms_in_words(finding.arms, num_arms=num_arms)}): {finding.found}. "
+        f"Why: {finding.why} ({finding.source}). To change: {finding.change}."
+    )
+    return (Strong(f"{finding.code} {finding.title}"), *_with_code(text))
+
+
+def _with_code(text: str) -> Text:
+    """The text with the parts between backticks as code."""
+    return tuple(Code(part) if number % 2 else part for number, part in enumerate(text.split("`")))
+
+
+def _counts(findings: Sequence[LintFinding]) -> str:
+    """`1 that invalidates verdicts, 2 warnings and 1 note`."""
+    counts = Counter(finding.severity for finding in findings)
+    return listing(
+        words.split("|")[counts[severity] != 1].format(n=counts[severity])
+        for severity, words in _COUNTED.items()
+        if counts[severity]
+    )

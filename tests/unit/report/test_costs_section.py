@@ -10,8 +10,8 @@ from lorastudy.report.figures.data import MAX_CURVES, curves_figure, pairs_figur
 from lorastudy.report.figures.interactive import vega_lite_specs
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.numbers import ABSENT
-from lorastudy.report.sections.frontier import frontier_blocks
-from lorastudy.report.sections.rates import rate_blocks
+from lorastudy.report.sections.costs import frontier_blocks
+from lorastudy.report.sections.tuning import rate_blocks
 from lorastudy.stats.study import split_studies
 from lorastudy.stats.summary import CurvePoint
 from tuned import tuned_study

@@ -5,7 +5,7 @@ import pytest
 from lorastudy.analysis.overview import analyse
 from lorastudy.lint.lint import RULES
 from lorastudy.report.document import Bullets, Code, Heading, Paragraph
-from lorastudy.report.sections.fairness import fairness_blocks
+from lorastudy.report.sections.method import fairness_blocks
 from lorastudy.stats.study import split_studies
 
 

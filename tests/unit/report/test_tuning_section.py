@@ -7,7 +7,7 @@ import pytest
 
 from lorastudy.analysis.overview import Criterion, analyse
 from lorastudy.report.findings.recommendation import recommendation
-from lorastudy.report.sections.racing import racing_blocks, steps_spent
+from lorastudy.report.sections.tuning import racing_blocks, steps_spent
 from lorastudy.report.write import write_report
 from lorastudy.stats.racing import measured_races
 from lorastudy.stats.study import split_studies
