@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -13,15 +14,31 @@ settings.register_profile("explore", max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Give the session a cache of its own instead of the user's, for the processes that tests start too.
+#: Linux's file system in memory, and the bytes that a session may need of it.
+MEMORY, MEMORY_BYTES = Path("/dev/shm"), 4 << 30
 
-    The processes of `-n 2` inherit it, so what one of them had counted for a plan the other one finds.
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the session a folder that goes with it: for `tmp_path`, and for a cache instead of the user's.
+
+    The processes of `-n 2` and those that tests start inherit it, so what one of them had counted for a plan the other
+    one finds. It lies in memory if possible: stores and run folders are synchronised thousands of times, which takes
+    milliseconds each on a disk. `--basetemp FOLDER` has the folders of tests elsewhere, and keeps them.
     """
     if not hasattr(config, "workerinput"):
-        folder = tempfile.TemporaryDirectory(prefix="lorastudy-tests-", ignore_cleanup_errors=True)
-        os.environ["XDG_CACHE_HOME"] = folder.name
+        folder = tempfile.TemporaryDirectory(
+            prefix="tests-", dir=MEMORY if memory_serves() else None, ignore_cleanup_errors=True
+        )
+        os.environ |= {"PYTEST_DEBUG_TEMPROOT": folder.name, "XDG_CACHE_HOME": f"{folder.name}/cache"}
         config.add_cleanup(folder.cleanup)
+
+
+def memory_serves() -> bool:
+    """Whether there is room in memory for files, and programs may lie there."""
+    if not os.access(MEMORY, os.W_OK):
+        return False
+    state = os.statvfs(MEMORY)
+    return state.f_bavail * state.f_frsize >= MEMORY_BYTES and not state.f_flag & os.ST_NOEXEC
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,23 +1,23 @@
 """The libraries, device and threads on which a run's numbers depend, and the detection of out-of-memory errors."""
 
 import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from lorastudy.protocol.records import Environment
+from lorastudy.version import installed_version
 
 
 def environment(device: torch.device) -> Environment:
     """This process's libraries, device and thread count."""
     return Environment(
         python=platform.python_version(),
-        torch=version("torch"),
-        transformers=version("transformers"),
-        peft=version("peft"),
-        bitsandbytes=version("bitsandbytes"),
-        lorastudy=version("lorastudy"),
+        torch=installed_version("torch"),
+        transformers=installed_version("transformers"),
+        peft=installed_version("peft"),
+        bitsandbytes=installed_version("bitsandbytes"),
+        lorastudy=installed_version("lorastudy"),
         device=device.type,
         device_name=device_name(device),
         num_threads=torch.get_num_threads(),

@@ -15,8 +15,6 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +32,7 @@ from lorastudy.protocol.jobs import (
     as_json,
 )
 from lorastudy.suite.experiment import canonical_json
+from lorastudy.version import installed_version
 
 #: Libraries and source files that an answer depends on besides the question.
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "lorastudy")
@@ -135,17 +134,12 @@ def _key(question: Question, about: str) -> str:
     body = [
         values,
         about,
-        _versions(),
+        [installed_version(name) for name in _LIBRARIES],
         source_digest(*_SOURCES),
         [] if isinstance(question, ModelQuestion | RowsQuestion) else _machine(),
     ]
     kind = "footprint" if isinstance(question, FootprintQuestion) else question.kind
     return f"{kind}-{hashlib.sha256(canonical_json(body).encode()).hexdigest()[:24]}"
-
-
-@cache
-def _versions() -> list[str]:
-    return [version(name) for name in _LIBRARIES]
 
 
 def _machine() -> list[str | None]:

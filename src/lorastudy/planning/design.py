@@ -10,7 +10,6 @@ other versions than the installed ones counts as missing.
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 from lorastudy.data.batches import steps_of
@@ -26,6 +25,7 @@ from lorastudy.suite.question import PrimaryMetric
 from lorastudy.suite.rate_search import DIVERGED, Design, Merit, NumSteps, design, foreseen
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Fingerprint, Suite
+from lorastudy.version import installed_version
 
 #: Libraries whose versions must match the installed ones for a stored result to count.
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -112,12 +112,12 @@ def is_current(environment: Environment | None) -> bool:
     """Whether a run in this environment had the installed versions of all `LIBRARIES`."""
     if environment is None:
         return False
-    return all(getattr(environment, name) == version(name) for name in LIBRARIES)
+    return all(getattr(environment, name) == installed_version(name) for name in LIBRARIES)
 
 
 def libraries_of_now() -> list[str]:
     """The installed versions of `LIBRARIES`."""
-    return [version(name) for name in LIBRARIES]
+    return [installed_version(name) for name in LIBRARIES]
 
 
 def not_done(
