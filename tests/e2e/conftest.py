@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from here import run_here
 from lorastudy import lab
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,17 @@ class Folder:
         )
         assert done.returncode == expect, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
+        return done
+
+    def here(self, command: str, *, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The same as `run` for a `lorastudy` command that leaves the process of the test as it was."""
+        program, *arguments = shlex.split(command)
+        assert program == "lorastudy"
+        assert not self.wrapper
+        done = run_here(
+            arguments, cwd=self.path, environment={"OMP_NUM_THREADS": "1", **self.environment, **environment}
+        )
+        assert done.returncode == expect, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
 
     def write(self, name: str, text: str) -> None:

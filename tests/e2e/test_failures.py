@@ -49,7 +49,7 @@ experiments:
   - {name: explodes, lora_rank: 2, lora_alpha: 1e30, learning_rate: 9, max_grad_norm: 0}
 """
     folder.write("mixed.yaml", f"suite_name: mixed\n{COMMON}{arms}")
-    folder.run("lorastudy suite mixed.yaml --continue-on-error", expect=1)
+    folder.here("lorastudy suite mixed.yaml --continue-on-error", expect=1)
     results = results_of(folder, "mixed")
     kinds = {name: (result.status, result.failure_kind) for name, result in results.items()}
     assert kinds == {
@@ -58,7 +58,7 @@ experiments:
     }
     assert (folder.path / "output/fine/final_model/adapter_model.safetensors").is_file()
     assert not (folder.path / "output/explodes").exists()
-    assert "explodes" in folder.run("lorastudy status").stdout
+    assert "explodes" in folder.here("lorastudy status").stdout
 
 
 def test_an_arm_that_does_not_fit_is_refused_as_check_refuses_it_before_anything_runs(
@@ -71,13 +71,13 @@ experiments:
   - {name: misfit, lora_rank: 2, target_modules: [no_such_proj]}
 """
     folder.write("misfit.yaml", f"suite_name: misfit\n{COMMON}{arms}")
-    refused = folder.run("lorastudy suite misfit.yaml --continue-on-error", expect=2).stderr
+    refused = folder.here("lorastudy suite misfit.yaml --continue-on-error", expect=2).stderr
     # What it lacks, and what it has.
     assert "no_such_proj: not in this model" in refused
     assert "q_proj" in refused
     assert (
         refused.splitlines()[-1]
-        == folder.run("lorastudy check misfit.yaml", expect=2).stderr.splitlines()[-1]
+        == folder.here("lorastudy check misfit.yaml", expect=2).stderr.splitlines()[-1]
     )
     assert not (folder.path / "results").exists()
     assert not (folder.path / "output").exists()
@@ -92,11 +92,11 @@ def test_an_experiment_type_of_ones_own_runs_and_what_it_asks_for_in_vain_is_ref
     head = f"suite_name: own\nexperiment_type: my_experiment.py:MyExperiment\n{COMMON}"
     arm, misfit = "experiments:\n  - {lora_rank: 3}\n", "  - {lora_rank: 5, lora_dropout: 0.5}\n"
     folder.write("own.yaml", f"{head}{arm}{misfit}")
-    refused = folder.run("lorastudy suite own.yaml", expect=2)
+    refused = folder.here("lorastudy suite own.yaml", expect=2)
     assert "0.5_proj: not in this model" in refused.stderr
     assert not (folder.path / "results").exists()
     folder.write("own.yaml", f"{head}{arm}")
-    folder.run("lorastudy suite own.yaml")
+    folder.here("lorastudy suite own.yaml")
     results = results_of(folder, "own")
     assert [result.status for result in results.values()] == ["completed"]
     mine = results["mine_r3"]

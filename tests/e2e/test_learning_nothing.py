@@ -112,8 +112,8 @@ def folder(make_folder: Callable[[str], Any]) -> Any:
 def run_and_report(folder: Any, name: str, *, rate: float, steps: int) -> dict[str, Any]:
     """What the terminal and the report say of a suite, and its results."""
     folder.write(f"{name}.yaml", SUITE.format(rate=rate, steps=steps))
-    printed = folder.run(f"lorastudy suite {name}.yaml").stdout
-    folder.run(f"lorastudy report --suite-name {name} --output {name}.md")
+    printed = folder.here(f"lorastudy suite {name}.yaml").stdout
+    folder.here(f"lorastudy report --suite-name {name} --output {name}.md")
     with ExperimentTracker(folder.path / "results/experiments.db") as tracker:
         results = tracker.get_all_experiments(suite_name=name)
     report = (folder.path / f"{name}.md").read_text(encoding="utf-8")

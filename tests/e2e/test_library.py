@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import lorastudy as ls
+from here import plans_answered_here
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.experiments import base_experiment
 from lorastudy.protocol.records import PackStep
@@ -29,6 +31,13 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Any:
     assert not list(folder.iterdir()), "a plan writes nothing"
     assert len(plan.missing) == 4
     return folder, ls.run(plan, folder=folder, progress=lambda _, event: seen.append(event)), seen
+
+
+@pytest.fixture(autouse=True)
+def later_plans_are_answered_here() -> Iterator[None]:
+    """The first plan, that of `result`, has a worker of its own; fixtures of a module come before this one."""
+    with plans_answered_here():
+        yield
 
 
 def test_a_run_tells_its_progress_and_its_outcome(result: Any) -> None:

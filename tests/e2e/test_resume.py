@@ -68,7 +68,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on_and_a_finished_suite_is_left_alone(f
     assert "to continue: lorastudy resume long" in said
     assert "Traceback" not in said
     (checkpoint,) = folder.path.glob("results/runs/*/attempt-1/checkpoints/*")
-    assert folder.run("lorastudy status").stdout == "long: 2 stopped\n"
+    assert folder.here("lorastudy status").stdout == "long: 2 stopped\n"
 
     done = folder.run("lorastudy resume long")
     assert "2 completed, 0 failed, 0 done before, 0 not run" in done.stdout
@@ -77,22 +77,22 @@ def test_ctrl_c_saves_and_says_how_to_go_on_and_a_finished_suite_is_left_alone(f
             assert [step.step for step in tracker.get_steps(result.experiment_id)] == list(range(1, 401))
             assert f"after step {int(checkpoint.name[-8:])} of" in result.incidents[0].message
 
-    folder.run("lorastudy report")
+    folder.here("lorastudy report")
     report = (folder.path / "RESULTS.md").read_bytes()
     assert b"goes on from the checkpoint after step" in report
     for again in ("resume long", "resume long.yaml", "suite long.yaml"):
-        assert "0 completed, 0 failed, 2 done before, 0 not run" in folder.run(f"lorastudy {again}").stdout
-    assert "nothing to resume" in folder.run("lorastudy resume").stdout
-    folder.run("lorastudy report")
+        assert "0 completed, 0 failed, 2 done before, 0 not run" in folder.here(f"lorastudy {again}").stdout
+    assert "nothing to resume" in folder.here("lorastudy resume").stdout
+    folder.here("lorastudy report")
     assert (folder.path / "RESULTS.md").read_bytes() == report
 
 
 def test_what_cannot_be_resumed_is_said(folder: Any) -> None:
     assert (
-        "has no suite of this name; it has: long" in folder.run("lorastudy resume another", expect=2).stderr
+        "has no suite of this name; it has: long" in folder.here("lorastudy resume another", expect=2).stderr
     )
     with (folder.path / "people.csv").open("a") as file:
         file.write("who is new,nobody\n")
     assert (
-        "its dataset has changed since it was begun" in folder.run("lorastudy resume long", expect=2).stderr
+        "its dataset has changed since it was begun" in folder.here("lorastudy resume long", expect=2).stderr
     )

@@ -42,7 +42,7 @@ def folder(make_folder: Callable[[str], Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def searched(folder: Any) -> list[Any]:
-    folder.run("lorastudy suite suite.yaml")
+    folder.here("lorastudy suite suite.yaml")
     with ExperimentTracker(folder.path / "results/experiments.db") as tracker:
         return tracker.get_all_experiments(suite_name="seeks")
 
@@ -84,15 +84,15 @@ def test_every_run_is_scored_on_held_out_and_on_test_rows(searched: list[Any]) -
 
 @pytest.mark.usefixtures("searched")
 def test_again_nothing_runs_and_the_plan_says_so(folder: Any) -> None:
-    assert "0 completed, 0 failed" in folder.run("lorastudy suite suite.yaml").stdout
-    plan = folder.run("lorastudy suite suite.yaml --dry-run").stdout
+    assert "0 completed, 0 failed" in folder.here("lorastudy suite suite.yaml").stdout
+    plan = folder.here("lorastudy suite suite.yaml --dry-run").stdout
     assert "; 0 to run in 0 packs" in plan
     assert "learning_rate auto" not in plan
 
 
 @pytest.mark.usefixtures("searched")
 def test_the_report_tells_the_question_and_what_was_tried(folder: Any) -> None:
-    folder.run("lorastudy report --suite-name seeks")
+    folder.here("lorastudy report --suite-name seeks")
     text = (folder.path / "RESULTS.md").read_text(encoding="utf-8")
     assert "before any result" in text
     assert "margin 5 % of the reference's gain" in text
@@ -105,11 +105,11 @@ def test_the_report_tells_the_question_and_what_was_tried(folder: Any) -> None:
 def test_it_is_resumed_by_its_name_without_its_file(folder: Any) -> None:
     (folder.path / "suite.yaml").rename(folder.path / "elsewhere.yaml")
     try:
-        assert "0 completed, 0 failed" in folder.run("lorastudy resume seeks").stdout
-        assert "nothing to resume" in folder.run("lorastudy resume").stdout
+        assert "0 completed, 0 failed" in folder.here("lorastudy resume seeks").stdout
+        assert "nothing to resume" in folder.here("lorastudy resume").stdout
         forget_the_reports(folder.path / "results/experiments.db")
         # the two arms at the rates that were chosen, with both seeds: nothing of the search is run again
-        assert "4 completed, 0 failed" in folder.run("lorastudy resume").stdout
+        assert "4 completed, 0 failed" in folder.here("lorastudy resume").stdout
     finally:
         (folder.path / "elsewhere.yaml").rename(folder.path / "suite.yaml")
 
