@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lorastudy.lint.case import Breach, Case, Rule, Severity, names
 from lorastudy.lint.gain import equal_scores
-from lorastudy.stats.rate_choice import best_if_on_edge, configurations
+from lorastudy.stats.rate_choice import best_if_on_edge, configurations, is_still_sought
 from lorastudy.stats.study import StudyArm
 from lorastudy.suite.experiment import canonical_json
 
@@ -12,7 +12,7 @@ from lorastudy.suite.experiment import canonical_json
 METHOD_KEY, FULL_FINE_TUNING = "method", "full"
 
 #: Findings with these codes name arms that had no learning rate of their own.
-UNTUNED_CODES = frozenset({"LS101", "LS102"})
+UNTUNED_CODES = frozenset({"LS101", "LS102", "LS106"})
 
 #: Known causes move the best rate by less than a hundredfold: 7.5 times by rank, 5.6 by the policy of alpha and 1.5 by short
 #: training, which is 63 times if all of them combine. The search for a rate goes no farther either.
@@ -52,6 +52,8 @@ def _on_edge(case: Case) -> Iterator[Breach]:
     if equal_scores(case) is not None:  # then no rate is best
         return
     for arms in configurations(case.study):
+        if is_still_sought(case.study, arms):  # then LS106 says so
+            continue
         grid = [arm for arm in arms if _rates([arm])]
         rates = _rates(grid)
         best = best_if_on_edge(case.study, grid, metric=case.metric) if len(rates) > 1 else None
@@ -69,6 +71,16 @@ def _on_edge(case: Case) -> Iterator[Breach]:
             found="two learning rates, of which the better one is always on the edge of the grid",
             severity="warning",
         )
+
+
+def _still_sought(case: Case) -> Iterator[Breach]:
+    for arms in configurations(case.study):
+        if is_still_sought(case.study, arms):
+            yield Breach(
+                arms=names(arms),
+                found=f"the search is still running: {len(_rates(arms))} learning rates tried so far, and none chosen",
+                severity="note",
+            )
 
 
 def _same_rate_as_full(case: Case) -> Iterator[Breach]:
@@ -220,5 +232,14 @@ RULES = (
         source="Schulman et al., LoRA Without Regret (Thinking Machines, 2025); tinker-cookbook's sweep; arXiv 2602.04998",
         change="check the exponent, or write `learning_rate: auto`, which starts at the rule",
         find=_far_from_rule,
+    ),
+    Rule(
+        code="LS106",
+        title="Search for the learning rate not finished",
+        why="the search goes on until the best rate has a worse one on each side, and only then the arm runs at its rate with the "
+        "seeds that report: until then nothing is known of what the arm can do",
+        source="arXiv 2602.04998 (tuned rates)",
+        change="let the suite run to its end, or take it up again (`lorastudy resume`)",
+        find=_still_sought,
     ),
 )

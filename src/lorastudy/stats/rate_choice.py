@@ -109,6 +109,15 @@ def configurations(study: Study) -> tuple[tuple[StudyArm, ...], ...]:
     return tuple(tuple(arms) for arms in grids.values())
 
 
+def is_still_sought(study: Study, arms: Sequence[StudyArm]) -> bool:
+    """Whether a search has tried rates for this configuration and has not chosen one.
+
+    The runs at the chosen rate are the first that report. A search of which every run diverged found no rate and is over.
+    """
+    completed = any(arm.completed for arm in arms)
+    return bool(study.tuning_seeds) and completed and not any(study.reporting_runs(arm) for arm in arms)
+
+
 def best_if_on_edge(study: Study, arms: Sequence[StudyArm], *, metric: Metric = LOSS) -> StudyArm | None:
     """The best arm of one configuration if its rate is the smallest or largest tried, else None.
 

@@ -17,6 +17,7 @@ from lorastudy.suite.yaml_reading import resolve_scalar
 
 _MAX_SHOWN = 60
 _SPOKEN_BOOLEANS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+_FEWEST = {0: "", 1: "one or more ", 2: "two or more "}
 _PLURALS = {
     "a whole number": "whole numbers",
     "a number": "numbers",
@@ -56,7 +57,7 @@ def in_words(schema: Mapping[str, Any]) -> str:
     if kind == "string" and "examples" in schema:
         return "text such as " + ", ".join(schema["examples"])
     if kind == "array":
-        return f"a list of {'one or more ' * schema.get('minItems', 0)}{_plural(in_words(schema['items']))}"
+        return f"a list of {_FEWEST[schema.get('minItems', 0)]}{_plural(in_words(schema['items']))}"
     text = "text that is not empty" if schema.get("minLength") else "text"
     return {"boolean": "true or false", "null": "null", "object": "a mapping"}.get(str(kind), text)
 

@@ -17,7 +17,7 @@ from lorastudy.protocol.records import DataSummary, Environment, RowsRead, Trivi
 from lorastudy.stats.study import split_studies
 from lorastudy.stats.trivial import against_trivial
 from lorastudy.store.views import ExperimentResult, ScoreValue
-from lorastudy.suite.suite import expand
+from lorastudy.suite.rate_search import design
 from lorastudy.suite.suite_file import load_suite
 
 SUITES = Path(__file__).parent / "suites"
@@ -39,7 +39,7 @@ def case_of(name: str) -> Case:
     """The case of one of the suites, run if the file beside it has losses."""
     path = SUITES / f"{name}.yaml"
     suite = load_suite(path)
-    experiments = expand(suite, fingerprint_dataset=str, fingerprint_base=str)
+    experiments = design(suite, fingerprint_dataset=str, fingerprint_base=str).experiments
     beside = path.with_suffix(".measured.yaml")
     arms: Mapping[str, Any] = YAML(typ="safe").load(beside)["arms"] if beside.exists() else {}
     assert set(arms) <= {experiment.arm for experiment in experiments}
@@ -54,7 +54,7 @@ def case_of(name: str) -> Case:
     results = [_run(result, arms.get(result.arm, {})) for result in planned.study.results]
     (study,) = split_studies(results)
     return Case(
-        study=study,
+        study=replace(study, tuning_seeds=planned.study.tuning_seeds),
         facts=facts,
         metric=planned.metric,
         margin=planned.margin,

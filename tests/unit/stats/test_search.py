@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 
 from lorastudy.analysis.overview import analyse
+from lorastudy.lint.case import measured_case
+from lorastudy.lint.lint import lint, untuned
 from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.tuning import rate_blocks
 from lorastudy.stats.rate_choice import best_of, best_rate_within, learning_rates, rates_of
@@ -223,6 +225,26 @@ def test_a_rate_that_only_reporting_seeds_ran_has_no_mean_beside_those_tried(mak
     ((_, *cells),) = [[cell.text for cell in row] for row in table.rows]
     assert cells[titles.index("0.003") - 1] == ABSENT
     assert cells[titles.index("0.002") - 1] == "1.000"
+
+
+def test_a_search_that_is_still_running_is_said_to_be_and_its_grid_is_not_to_be_extended(make_result):
+    """`b` has a rate that reports; of `a` three rates are tried, the largest of which is best so far."""
+    tried = {"a": {1e-3: 3.0, 2.1e-3: 2.0, 5e-3: 1.0}, "b": SYMMETRIC}
+    study = a_search(make_result, tuning=tried, reported={"b": [1.0]})
+    found = {finding.code: finding for finding in lint(measured_case(study))}
+    assert "LS102" not in found
+    assert found["LS106"].arms == ("a_lr0.001", "a_lr0.0021", "a_lr0.005")
+    assert (
+        found["LS106"].found == "the search is still running: 3 learning rates tried so far, and none chosen"
+    )
+    *_, table = rate_blocks(analyse(study), level=2)
+    assert {row[0].text: (row[-2].text, row[-1].text) for row in table.rows}["a"] == (
+        ABSENT,
+        "the search is still running",
+    )
+    assert untuned(found.values()) == set(found["LS106"].arms)
+    over = a_search(make_result, tuning={"b": SYMMETRIC}, reported={"b": [1.0]})
+    assert not {"LS102", "LS106"} & {finding.code for finding in lint(measured_case(over))}
 
 
 def test_a_rate_on_the_edge_is_said_to_be_untuned(make_result):

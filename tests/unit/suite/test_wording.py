@@ -27,6 +27,11 @@ def test_words_for_what_a_key_takes(key: str, words: str) -> None:
     assert in_words(properties(Settings)[key]) == words
 
 
+def test_words_for_the_fewest_items_of_a_list() -> None:
+    words = in_words(properties(SuiteKeys)["tuning_seeds"])
+    assert words == "a list of two or more whole numbers from 0 to 4294967295, or null"
+
+
 @pytest.mark.parametrize(("model", "key"), KEYS)
 def test_a_value_of_no_key_is_refused_in_words_without_jargon(model: type[BaseModel], key: str) -> None:
     with pytest.raises(ValueError, match=r"^must be .+, not ") as error:

@@ -11,7 +11,7 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.report.document import Block, Cell, Heading, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import ABSENT, count, listing, number, percent, signed
 from lorastudy.stats.racing import LEVEL, allowance_at, measured_races
-from lorastudy.stats.rate_choice import adjusted_means, best_of, best_rate_within, rates_of
+from lorastudy.stats.rate_choice import adjusted_means, best_of, best_rate_within, is_still_sought, rates_of
 from lorastudy.stats.study import Study, StudyArm, reporting_split
 from lorastudy.stats.summary import Metric, scores_by_seed
 from lorastudy.suite.question import MIN_SEEDS, configuration_name, rung_name
@@ -51,7 +51,10 @@ def _rate_row(analysis: Analysis, grid: Sequence[StudyArm], *, rates: Sequence[f
     cells = (_cell(by_rate[rate], means) if rate in by_rate else Cell(ABSENT) for rate in rates)
     rate = None if taken is None else _rate(taken)
     on_edge = rate in {min(by_rate), max(by_rate)}
-    note = "on the edge of what was tried: not tuned" if on_edge else _how_near(analysis, grid)
+    if is_still_sought(study, grid):
+        rate, note = None, "the search is still running"
+    else:
+        note = "on the edge of what was tried: not tuned" if on_edge else _how_near(analysis, grid)
     optimism = [_optimism(analysis, taken)] if _is_optimism_known(analysis) else []
     return (Cell(name), *cells, Cell(ABSENT if rate is None else f"{rate:g}", rate), *optimism, Cell(note))
 
