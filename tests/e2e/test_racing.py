@@ -40,6 +40,7 @@ def said(folder: Any) -> str:
     plan = folder.here("lorastudy suite suite.yaml --dry-run").stdout
     assert "8 experiments, 0 of them done; 8 to run" in plan
     assert "racing: after 12.5 %, 25 % and 50 % of the steps" in plan
+    assert "never the reference at its best rate" in plan
     return str(folder.here("lorastudy suite suite.yaml").stdout)
 
 
@@ -65,6 +66,7 @@ def test_the_report_tells_who_was_stopped_and_what_that_is_worth(folder: Any) ->
     assert "4 of 8 experiments completed, 4 were stopped by racing." in text
     assert "arms that are clearly behind after 12.5 %, 25 % and 50 % of the steps are stopped" in text
     assert "## Stopped by racing" in text
+    assert "The reference at its best rate is never stopped." in text
     # 4 runs of 24 steps and 4 of 3: 108 of 192
     assert "The runs took 108 of the 192 steps of the full grid (56 %)." in text
     assert "stopped by racing after 12.5 % of the steps: its held-out loss is" in text

@@ -101,7 +101,7 @@ def run_experiments(
             ),
         )
     experiments = outcome.design.experiments
-    _print_outcome(outcome, experiments, was_stopped=signals.is_stopping())
+    _print_outcome(outcome, experiments, was_stopped=signals.is_stopping(), has_raced=bool(suite.rungs))
     _say_where_adapters_lie(outcome, experiments, suite_name=suite.name, output=options.output)
     if signals.is_stopping() and outcome.not_run:
         say(f"to continue: {_resume_command(suite, database=database, options=options)}", file=sys.stderr)
@@ -164,15 +164,24 @@ def _resume_command(suite: Suite, *, database: str, options: RunOptions) -> str:
     return shlex.join(["lorastudy", "resume", suite.name, *given])
 
 
-def _print_outcome(outcome: StudyOutcome, experiments: Sequence[Experiment], *, was_stopped: bool) -> None:
+def _print_outcome(
+    outcome: StudyOutcome, experiments: Sequence[Experiment], *, was_stopped: bool, has_raced: bool
+) -> None:
     names = {experiment.id: experiment.name for experiment in experiments}
     say(
         f"{len(outcome.completed)} completed, {len(outcome.failed)} failed, {len(outcome.done_before)} done before, "
         f"{len(outcome.not_run)} not run"
     )
     if outcome.pruned:
-        arms = dict.fromkeys(e.arm for e in experiments if e.id in set(outcome.pruned))
-        say(f"stopped by racing, since clearly behind: {', '.join(arms)} ({len(outcome.pruned)} runs)")
+        number, arms = (
+            len(outcome.pruned),
+            dict.fromkeys(e.arm for e in experiments if e.id in set(outcome.pruned)),
+        )
+        say(f"stopped by racing, since clearly behind: {', '.join(arms)} ({number} run{'s' * (number > 1)})")
+    elif has_raced and not was_stopped:
+        say(
+            "racing stopped no arm: none was shown to be clearly behind; the reference at its best rate is never stopped"
+        )
     if outcome.diverged_in_search:
         found = ", ".join(names[end.experiment_id] for end in outcome.diverged_in_search)
         say(f"diverged in the search for a learning rate, so that rate is too high: {found}")

@@ -87,7 +87,8 @@ def _race(plan: "StudyPlan") -> Iterator[str]:
     if plan.suite.rungs:
         yield (
             f"racing: after {listing(map(rung_name, plan.suite.rungs))} of the steps all packs pause and are scored on the "
-            "held-out rows; arms that are clearly behind are stopped there. docs/science.md says how often that was wrong"
+            "held-out rows; arms that are clearly behind are stopped there, never the reference at its best rate. "
+            "docs/science.md says how often that was wrong"
         )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import lorastudy.report
 from lorastudy.cli.report import say_report, say_summary, say_what_it_came_to
-from lorastudy.cli.running import exit_code
+from lorastudy.cli.running import _print_outcome, exit_code
 from lorastudy.errors import StudyError
 from lorastudy.protocol.records import Outcome
 from lorastudy.report.sections.front import StudySummary
@@ -118,3 +118,29 @@ def test_the_exit_code_is_2_where_all_that_failed_is_the_users_to_mend(kinds, co
         for number, kind in enumerate(kinds)
     )
     assert exit_code(StudyOutcome(design=Design(experiments=(), rounds=()), failed=ends)) == code
+
+
+@pytest.mark.parametrize(
+    ("pruned", "options", "said"),
+    [
+        (
+            ("exp-r2",),
+            {"has_raced": True, "was_stopped": False},
+            "stopped by racing, since clearly behind: r2 (1 run)",
+        ),
+        (
+            (),
+            {"has_raced": True, "was_stopped": False},
+            "racing stopped no arm: none was shown to be clearly behind",
+        ),
+        ((), {"has_raced": True, "was_stopped": True}, None),
+        ((), {"has_raced": False, "was_stopped": False}, None),
+    ],
+)
+def test_a_race_ends_with_whom_it_stopped_or_that_it_stopped_nobody(capsys, pruned, options, said):
+    experiments = [SimpleNamespace(id=f"exp-{name}", name=name, arm=name) for name in ("r2", "r4")]
+    outcome = StudyOutcome(design=Design(experiments=(), rounds=()), completed=("exp-r4",), pruned=pruned)
+    _print_outcome(outcome, experiments, **options)
+    of_racing = [line for line in capsys.readouterr().out.splitlines() if "racing" in line]
+    assert len(of_racing) == (said is not None)
+    assert all(line.startswith(said) for line in of_racing)

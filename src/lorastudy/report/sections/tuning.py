@@ -159,7 +159,7 @@ def racing_blocks(study: Study, *, rungs: Sequence[float], level: int) -> list[B
     rule = (
         f"Arms were compared after {at} of the steps, on the held-out rows, per seed and item. An arm was stopped if it was shown "
         f"to be behind the arm ahead by more than {allowed} had gained that one by then (plus the margin, if there is one), on "
-        f"every seed and with p at most {LEVEL:g} over all arms and looks. With fewer than {MIN_SEEDS} seeds the best rate of each "
+        f"every seed and with p at most {LEVEL:g} over all arms and looks. The reference at its best rate is never stopped. With fewer than {MIN_SEEDS} seeds the best rate of each "
         f"configuration is never stopped, since no verdict could call it worse. A stopped arm has no final score and wins nothing. "
         f"{_saved(study)}"
         f"{wrong_stops_measured()}"
