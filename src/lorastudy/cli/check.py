@@ -72,6 +72,7 @@ def _score(score: "TrivialScore") -> dict[str, Any]:
 
 def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) -> None:
     from lorastudy.lint.case import arms_in_words
+    from lorastudy.lint.evidence import TOO_FEW_SEEDS
     from lorastudy.lint.lint import RULES
     from lorastudy.report.numbers import plural
 
@@ -89,6 +90,8 @@ def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) 
     counts = Counter(finding.severity for finding in findings)
     grave, warned, noted = (counts[severity] for severity in ("invalidates", "warning", "note"))
     say(
-        f"{suite_name}: {plural(num_arms, 'arm')} held to {len(RULES)} rules; {plural(grave, 'finding')} "
-        f"{'takes' if grave == 1 else 'take'} verdicts away, {plural(warned, 'warning')}, {plural(noted, 'note')}"
+        f"{suite_name}: {plural(num_arms, 'arm')} checked against {len(RULES)} rules; {plural(grave, 'finding')} "
+        f"{'invalidates' if grave == 1 else 'invalidate'} verdicts, {plural(warned, 'warning')}, {plural(noted, 'note')}"
     )
+    if any(finding.code == TOO_FEW_SEEDS and finding.severity == "warning" for finding in findings):
+        say(f"These seeds are too few to show a difference between arms ({TOO_FEW_SEEDS})")

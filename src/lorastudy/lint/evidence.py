@@ -22,6 +22,8 @@ NUM_ROWS_FOR_A_SHARE = 100
 NUM_ROWS_FOR_A_QUARTER = math.ceil((_SDS / 0.25) ** 2)
 
 
+#: The code of the rule on the number of seeds.
+TOO_FEW_SEEDS = "LS401"
 #: With fewer prompts, rows are held out one by one (`data.load`).
 MIN_PROMPTS = 10
 #: In the order of the messages.
@@ -292,7 +294,7 @@ def _environments(case: Case) -> Iterator[Breach]:
 
 RULES = (
     Rule(
-        code="LS401",
+        code=TOO_FEW_SEEDS,
         title="Too few seeds for a verdict",
         why="with n paired seeds the exact sign-flip test gives p = 2 / 2^n at best, so fewer than six seeds cannot show any "
         "difference at the 5 % level, however large",

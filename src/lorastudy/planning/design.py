@@ -116,7 +116,11 @@ def is_current(environment: Environment | None) -> bool:
 
 
 def libraries_of_now() -> list[str]:
-    """The installed versions of `LIBRARIES`."""
+    """The installed versions of `LIBRARIES`.
+
+    Raises:
+        StudyError: one of them is not installed.
+    """
     return [installed_version(name) for name in LIBRARIES]
 
 

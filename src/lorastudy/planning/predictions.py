@@ -11,6 +11,7 @@ from typing import Any
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.executors.process import JobWorker
 from lorastudy.planning.answers import Answers, Ask
+from lorastudy.planning.design import libraries_of_now
 from lorastudy.planning.estimate import Estimator, PackEstimate, by_pack, prepare
 from lorastudy.planning.packing import PlannedPack, parts, remaining_packs
 from lorastudy.planning.suite_facts import AdaptedArms, RowsChecked, adapted_arms, check_rows
@@ -65,7 +66,11 @@ def worker_answers(on_wait: OnWait = print_nothing) -> Iterator[Answers]:
     """Answers from the cache, else from a worker. It starts with the first question that is not cached.
 
     `on_wait` gets a line once for each kind of work.
+
+    Raises:
+        StudyError: a library that training needs is not installed.
     """
+    libraries_of_now()
     with JobWorker() as worker:
         yield Answers(_announced(worker, on_wait))
 

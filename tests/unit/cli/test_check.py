@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from lorastudy.suite.base_model import read_config
 from lorastudy.suite.rate_search import published_rates
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite_file import load_suite
+from lorastudy.version import installed_version
 
 pytestmark = pytest.mark.long
 
@@ -55,7 +57,7 @@ def test_a_fair_suite_has_no_finding(suite, capsys):
     assert ended.value.code == 0
     verdict, *adapted, trivial = capsys.readouterr().out.splitlines()
     assert verdict == (
-        f"suite: 6 arms held to {len(RULES)} rules; 0 findings take verdicts away, 0 warnings, 0 notes"
+        f"suite: 6 arms checked against {len(RULES)} rules; 0 findings invalidate verdicts, 0 warnings, 0 notes"
     )
     # 3 layers of hidden size 128; at rank 4 each of q, k, v, o has 4 (in + out) parameters, at rank 8 twice as many
     assert [line.partition(" (")[0] for line in adapted] == ["adapts q 3, k 3, v 3, o 3"] * 2
@@ -140,7 +142,12 @@ def test_a_warning_alone_ends_with_0(suite, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["check", suite(FAIR.replace("[0, 1, 2, 3, 4, 5]", "[0, 1]"))])
     assert ended.value.code == 0
-    assert "LS401 warning" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "LS401 warning" in out
+    assert (
+        "0 findings invalidate verdicts, 1 warning, 0 notes\nThese seeds are too few to show a difference"
+        in out
+    )
 
 
 def test_one_seed_takes_the_verdicts_away(suite, capsys):
@@ -364,3 +371,22 @@ def test_fields_that_the_model_is_shown_nothing_of_are_noted():
         + "i" * 40
         + "..."
     ]
+
+
+def test_without_a_library_one_message_says_how_to_install_it(suite, capsys, monkeypatch):
+    known = metadata.version
+
+    def version(name):
+        if name == "torch":
+            raise metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    installed_version.cache_clear()
+    with pytest.raises(SystemExit) as ended:
+        main(["check", suite(FAIR)])
+    assert ended.value.code == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: torch is not installed in this Python environment")
+    assert message.endswith("pip install -r requirements.txt")
+    installed_version.cache_clear()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.lint.case import LintFinding, arms_in_words
+from lorastudy.lint.evidence import TOO_FEW_SEEDS
 from lorastudy.recommend.decision import decide, harmed_arms
 from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text, plain
 from lorastudy.report.findings.by_type import questions_of
@@ -219,7 +220,7 @@ def _diverged(analysis: Analysis) -> Iterator[Text]:
 
 def _findings(analysis: Analysis) -> Iterator[Text]:
     """The linter's serious findings, except too few seeds, which have their own line."""
-    grave = [one for one in analysis.lint if one.severity != "note" and one.code != "LS401"]
+    grave = [one for one in analysis.lint if one.severity != "note" and one.code != TOO_FEW_SEEDS]
     for finding in grave[:_MOST_FINDINGS]:
         yield _limit_of(analysis, finding)
     if len(grave) > _MOST_FINDINGS:
