@@ -100,6 +100,13 @@ class StudyResult:
             report = read_report(tracker, suite_name=self.suite_name)
         return "\n".join(line for summary in report.summaries for line in (summary.title, *summary.lines()))
 
+    def __repr__(self) -> str:
+        ended = self.outcome
+        return (
+            f"<StudyResult of {self.suite_name}: {len(ended.completed)} completed, {len(ended.failed)} failed, "
+            f"{len(ended.done_before)} done before, {len(ended.not_run)} not run>"
+        )
+
     def __str__(self) -> str:
         return self.summary
 

@@ -48,6 +48,16 @@ def test_a_run_tells_its_progress_and_its_outcome(result: Any) -> None:
     assert len(list((folder / "output").glob("*/final_model/adapter_model.safetensors"))) == 4
 
 
+def test_suite_plan_and_result_have_short_representations(result: Any) -> None:
+    folder, found, _ = result
+    suite = ls.load_suite(SUITE)
+    assert repr(suite) == "<Suite from_python: 2 arms, 2 seeds>"
+    assert repr(ls.plan(suite, folder=folder)) == (
+        "<StudyPlan of from_python: 4 experiments, 4 done, 0 to run in 0 packs>"
+    )
+    assert repr(found) == "<StudyResult of from_python: 4 completed, 0 failed, 0 done before, 0 not run>"
+
+
 def test_the_frame_has_arms_seeds_settings_scores_and_costs(result: Any) -> None:
     _, found, _ = result
     frame = found.frame()

@@ -29,6 +29,7 @@ from lorastudy.planning.predictions import (
     worker_answers,
 )
 from lorastudy.planning.suite_facts import data_notes, layout_notes, margin_notes, read_data, suite_case
+from lorastudy.report.numbers import plural
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.base_model import base_model_fingerprint, check_base_model
 from lorastudy.suite.experiment import Experiment, Sources
@@ -128,6 +129,13 @@ class StudyPlan:
     def findings(self) -> Sequence[LintFinding]:
         """The linter's findings: what would make the comparison unfair."""
         return () if self.case is None else lint(self.case)
+
+    def __repr__(self) -> str:
+        num_known, num_missing = len(self.design.experiments), len(self.missing)
+        return (
+            f"<StudyPlan of {self.suite.name}: {plural(num_known, 'experiment')}, {num_known - num_missing} done, "
+            f"{num_missing} to run in {plural(len(self.packs), 'pack')}>"
+        )
 
     def _repr_html_(self) -> str:
         return plan_html(self)

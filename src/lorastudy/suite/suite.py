@@ -95,6 +95,10 @@ class Suite:
     rungs: tuple[float, ...] = ()
     """Shares of the training at which racing stops arms that are clearly behind; empty without racing."""
 
+    def __repr__(self) -> str:
+        arms, seeds = len(self.arms), len(all_seeds(arm.seeds for arm in self.arms))
+        return f"<Suite {self.name}: {arms} arm{'s' * (arms != 1)}, {seeds} seed{'s' * (seeds != 1)}>"
+
     @property
     def tuning_seeds(self) -> tuple[int, ...]:
         """Seeds of the runs that choose a rate: the given ones, else the first unused ones from `FIRST_TUNING_SEED` on.
