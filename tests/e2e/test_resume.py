@@ -68,7 +68,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on_and_a_finished_suite_is_left_alone(f
     assert "to continue: lorastudy resume long" in said
     assert "Traceback" not in said
     (checkpoint,) = folder.path.glob("results/runs/*/attempt-1/checkpoints/*")
-    assert folder.here("lorastudy status").stdout == "long: 2 stopped\n"
+    assert folder.here("lorastudy status").stdout == "long: 2 interrupted\n"
 
     done = folder.run("lorastudy resume long")
     assert "2 completed, 0 failed, 0 done before, 0 not run" in done.stdout

@@ -28,6 +28,7 @@ from lorastudy.running.phases import Phase
 from lorastudy.suite.question import rung_of
 
 SECONDS_BETWEEN_LINES = 10.0
+_RESUMPTIONS = frozenset({"resumed", "not_resumed"})
 
 
 class Progress:
@@ -55,6 +56,7 @@ class Progress:
         self._seconds: dict[str, list[float]] = {}
         self._failed: dict[str, dict[tuple[str, str], list[str]]] = {}
         self._going_on: set[str] = set()
+        self._undecided: set[str] = set()
         self._said: set[tuple[str, str]] = set()
         self._devices: set[str] = set()
         self._last_line = time.monotonic()
@@ -126,13 +128,26 @@ class Progress:
         self._said = {(of_pack, phase) for of_pack, phase in self._said if of_pack != pack_id}
 
     def _phase(self, pack: PlannedPack, event: Record, *, title: str) -> None:
-        if isinstance(event, Incident):
-            self._going_on -= {pack.id} if event.kind == "not_resumed" else set()
-            self._going_on |= {pack.id} if event.kind == "resumed" else set()
+        self._note_resumption(pack, event)
         phase = self._phase_of(event, is_going_on=pack.id in self._going_on)
         if phase is not None and (pack.id, phase) not in self._said:
             self._said.add((pack.id, phase))
             self._say(f"{title}: {phase}")
+
+    def _note_resumption(self, pack: PlannedPack, event: Record) -> None:
+        """Keep whether the worker goes on from a checkpoint.
+
+        Its first incident about that decides: later ones are of the earlier attempts that it carries over. A planned
+        continuation has no incident of its own.
+        """
+        if isinstance(event, Environment):
+            is_as_planned = pack.reason is None and pack.begun > 0
+            self._undecided -= {pack.id}
+            self._undecided |= set() if is_as_planned else {pack.id}
+        elif pack.id in self._undecided and isinstance(event, Incident) and event.kind in _RESUMPTIONS:
+            self._undecided.remove(pack.id)
+            self._going_on -= {pack.id}
+            self._going_on |= {pack.id} if event.kind == "resumed" else set()
 
     def _phase_of(self, event: Record, *, is_going_on: bool) -> str | None:
         """The worker's progress that a record shows."""

@@ -64,15 +64,23 @@ def say_what_it_came_to(suite_name: str, *, database: str, output_dir: Path) -> 
     from lorastudy.store import ExperimentTracker
 
     with ExperimentTracker(database) as tracker:
-        if not any(each.status == "completed" for each in tracker.get_all_experiments(suite_name=suite_name)):
+        results = tracker.get_all_experiments(suite_name=suite_name)
+        completed = [result.name for result in results if result.status == "completed"]
+        if not completed:
             return  # failures are already printed
         report = read_report(tracker, suite_name=suite_name)
     for summary in report.summaries:
         say_summary(summary)
-    say(f"\nresults: {database}; adapters: {output_dir / 'NAME_seedN' / 'final_model'}")
+    say(f"\nresults: {database}; adapters: {_adapter_places(completed, output_dir=output_dir)}")
     given = [] if database == DATABASE else ["--database", database]
     # Quoted: the name may come from a foreign store.
     say(f"next: {shlex.join(['lorastudy', 'report', '--suite-name', suite_name, *given])}")
+
+
+def _adapter_places(names: Sequence[str], *, output_dir: Path) -> str:
+    """The adapter's folder; with several experiments, the pattern of their folders and the first of them."""
+    first = str(output_dir / names[0] / "final_model")
+    return first if len(names) == 1 else f"{output_dir}/<name>/final_model, such as {first}"
 
 
 def say_report(report: "Report", written: Sequence[Path]) -> None:

@@ -34,4 +34,7 @@ def status(database: Database = DATABASE) -> None:
 
 
 def _standing(result: "ExperimentResult") -> str:
-    return "stopped by racing" if result.was_pruned else result.status
+    """The status as a reader understands it: racing stops an arm for good, an interrupted run can be resumed."""
+    if result.was_pruned:
+        return "stopped by racing"
+    return "interrupted" if result.status == "stopped" else result.status

@@ -15,7 +15,6 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -141,11 +140,6 @@ def _key(question: Question, about: str) -> str:
     ]
     kind = "footprint" if isinstance(question, FootprintQuestion) else question.kind
     return f"{kind}-{hashlib.sha256(canonical_json(body).encode()).hexdigest()[:24]}"
-
-
-@cache
-def _versions() -> list[str]:
-    return [installed_version(name) for name in _LIBRARIES]
 
 
 def _machine() -> list[str | None]:

@@ -71,7 +71,16 @@ def test_a_report_ends_with_its_files_and_names_the_other_studies(capsys):
     ]
 
 
-def test_a_suite_ends_with_what_it_came_to_and_the_next_command(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("names", "adapters"),
+    [
+        (["r2"], "output/r2/final_model"),
+        (["r2_seed0", "r4_seed0"], "output/<name>/final_model, such as output/r2_seed0/final_model"),
+    ],
+)
+def test_a_suite_ends_with_what_it_came_to_and_the_next_command(
+    tmp_path, capsys, monkeypatch, names, adapters
+):
     monkeypatch.chdir(tmp_path)
     ExperimentTracker("mine.db", writable=True).close()
     asked = {}
@@ -80,14 +89,15 @@ def test_a_suite_ends_with_what_it_came_to_and_the_next_command(tmp_path, capsys
         asked.update(options)
         return Told("my suite (custom)")
 
-    done = [SimpleNamespace(status="completed")]
-    monkeypatch.setattr(ExperimentTracker, "get_all_experiments", lambda *_, **__: done)
     monkeypatch.setattr(lorastudy.report, "read_report", read_report, raising=False)
     asked_for = []
 
     def get_all_experiments(self, status=None, suite_name=None):
         asked_for.append(suite_name)
-        return [SimpleNamespace(status="failed"), SimpleNamespace(status="completed")]
+        return [
+            SimpleNamespace(status="failed", name="r1"),
+            *(SimpleNamespace(status="completed", name=n) for n in names),
+        ]
 
     monkeypatch.setattr(ExperimentTracker, "get_all_experiments", get_all_experiments)
     say_what_it_came_to("my suite", database="mine.db", output_dir=Path("output"))
@@ -95,7 +105,7 @@ def test_a_suite_ends_with_what_it_came_to_and_the_next_command(tmp_path, capsys
     assert asked == {"suite_name": "my suite"}
     assert asked_for == ["my suite"]
     assert "Recommendation. Take r2" in out
-    assert "results: mine.db; adapters: output/NAME_seedN/final_model" in out
+    assert f"results: mine.db; adapters: {adapters}\n" in out
     assert out.splitlines()[-1] == "next: lorastudy report --suite-name 'my suite' --database mine.db"
 
 

@@ -165,6 +165,19 @@ def test_what_a_pack_did_on_its_way_is_told_by_what_its_worker_found(
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("begun", [0.0, 0.25])
+def test_incidents_of_earlier_attempts_do_not_decide_what_this_attempt_does(
+    capsys: pytest.CaptureFixture[str], begun: float
+) -> None:
+    """An attempt was cut off while it loaded, so the next one started anew. The third resumes, and carries that over."""
+    own = [] if begun else [Incident(kind="resumed", message="it goes on")]  # as planned is no incident
+    progress, one = Progress(), replace(pack(1), begun=begun)
+    progress.on_phase(phase(one, going_on=frozenset({one.id})))
+    for event in (ENVIRONMENT, *own, Incident(kind="not_resumed", message="it starts anew"), profile(one)):
+        progress.on_event(one, event)
+    assert capsys.readouterr().err.splitlines()[-1].endswith("going on from its checkpoint")
+
+
 def test_a_pack_of_one_whose_worker_died_tells_why_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     progress, one = Progress(), pack(1)
     progress.on_phase(phase(one))
