@@ -77,7 +77,7 @@ COMMANDS = {
     "an unknown ending": ("lorastudy prepare --dataset notes.doc", ["notes.doc"]),
     "a hub out of reach": (
         "lorastudy prepare --dataset alpaca",
-        ["asking the Hugging Face hub for tatsu-lab/alpaca", "lorastudy prepare --dataset FILE"],
+        ["looking for tatsu-lab/alpaca on the Hugging Face hub", "lorastudy prepare --dataset FILE"],
     ),
     "no store to report from": ("lorastudy report", ["results/experiments.db"]),
     "no adapter": (

@@ -93,6 +93,4 @@ def test_what_cannot_be_resumed_is_said(folder: Any) -> None:
     )
     with (folder.path / "people.csv").open("a") as file:
         file.write("who is new,nobody\n")
-    assert (
-        "its dataset has changed since it was begun" in folder.here("lorastudy resume long", expect=2).stderr
-    )
+    assert "its dataset has changed since it started" in folder.here("lorastudy resume long", expect=2).stderr

@@ -22,7 +22,7 @@ def check(
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Hold a suite to the rules of fair comparison; exit code 1 if a finding takes a verdict away, 2 if it cannot run."""
+    """Check a suite against the rules of fair comparison. Exit code 1 if a finding invalidates a verdict, 2 if it cannot run."""
     from lorastudy.cli.console import reading_shown
     from lorastudy.errors import ModelError
     from lorastudy.lint.lint import invalidates

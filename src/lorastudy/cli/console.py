@@ -37,11 +37,11 @@ def reading_shown() -> Iterator[None]:
                 bar.remove_task(tasks.pop())
             bar.stop()
             return
-        told = f"reading {shown(progress.name)}: {progress.num_rows:,} rows"
+        description = f"reading {shown(progress.name)}: {progress.num_rows:,} rows"
         if not tasks:
             bar.start()
-            tasks.append(bar.add_task(told, total=progress.bytes_total))
-        bar.update(tasks[0], completed=progress.bytes_read, description=told)
+            tasks.append(bar.add_task(description, total=progress.bytes_total))
+        bar.update(tasks[0], completed=progress.bytes_read, description=description)
 
     try:
         with watched(show):

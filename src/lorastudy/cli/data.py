@@ -37,7 +37,7 @@ def preview(
     split: Annotated[
         SplitName,
         typer.Option(
-            help="Which rows; those of the training come in the order in which the first seed trains on them."
+            help="Which rows. Training rows are in the order in which the first seed trains on them."
         ),
     ] = SplitName.train,
     arm: Annotated[
@@ -46,7 +46,7 @@ def preview(
     as_json: AsJson = False,
     config: Config = None,
 ) -> None:
-    """Show rows as the base model will see them: text, what of it is trained, lengths, and what lays them out."""
+    """Show rows as the base model will see them: their text, the trained part, their length and their layout."""
     from lorastudy.cli.console import PlainConsole
     from lorastudy.cli.previewing import preview_as_json, previewed, show_preview
     from lorastudy.planning.design import Designer
@@ -59,7 +59,10 @@ def preview(
     chosen = _chosen(arm, kinds)
     if arm is None and len(kinds) > 1:
         others = ", ".join(kind[0] for kind in kinds[1:])
-        say(f"note: shown is {chosen}; other arms read rows differently: --arm {others}", file=sys.stderr)
+        say(
+            f"note: these are the rows of {chosen}; other arms read rows differently: --arm {others}",
+            file=sys.stderr,
+        )
     found = previewed(question_of_arm(experiments, arm=chosen, split=split.value, num_rows=rows))
     if as_json:
         say(preview_as_json(found))

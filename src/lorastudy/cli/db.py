@@ -28,7 +28,7 @@ def backup(
     if into is None:
         target = back_up(file, kind="copy")
     elif into.exists():
-        raise StoreError(f"--into: {into} is there already")
+        raise StoreError(f"--into: {into} already exists")
     else:
         target = into
         write_copy(file, target)
@@ -37,7 +37,7 @@ def backup(
 
 @db.command()
 def upgrade(database: Database = DATABASE) -> None:
-    """Bring the store to this version, with a backup before; a store that is current is left alone."""
+    """Upgrade the store to this version, after a backup. A current store is not changed."""
     from lorastudy.store import ExperimentTracker
     from lorastudy.store.schema import HEAD_REVISION
 
@@ -49,12 +49,12 @@ def upgrade(database: Database = DATABASE) -> None:
 
 @db.command()
 def rebuild(database: Database = DATABASE, runs_dir: RunsDir = RUNS_DIR) -> None:
-    """Make the store again from the run folders and from what is intact in it; the old one is kept beside it."""
+    """Rebuild the store from the run folders and from its intact rows. The old store is kept beside it."""
     from lorastudy.store.rebuilding import rebuild_store
 
     if "://" in database:
         raise StoreError(
-            f"--database: {database} is a server's: restore it from its own backup (pg_dump, pg_restore)"
+            f"--database: {database} is on a database server: restore it from its own backups (pg_dump, pg_restore)"
         )
     rebuilt = rebuild_store(Path(database), runs=runs_dir)
     say(
@@ -66,7 +66,7 @@ def rebuild(database: Database = DATABASE, runs_dir: RunsDir = RUNS_DIR) -> None
         say(f"damage: {problem}", file=sys.stderr)
     if rebuilt.problems:
         say(
-            "experiments that lack results are run again by `lorastudy suite` with the same file",
+            "`lorastudy suite` with the same file runs the experiments without results again",
             file=sys.stderr,
         )
         raise typer.Exit(1)
@@ -80,7 +80,7 @@ def _file(database: str) -> Path:
     """
     if "://" in database:
         raise StoreError(
-            f"--database: {database} is a server's: back it up and restore it with its own tools (pg_dump)"
+            f"--database: {database} is on a database server: back it up with its own tools (pg_dump)"
         )
     if not Path(database).is_file():
         raise StoreError(f"--database: {database}: there is no results store here")

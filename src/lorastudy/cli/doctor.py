@@ -8,7 +8,7 @@ from lorastudy.places import DATABASE
 
 
 def doctor(database: Database = DATABASE) -> None:
-    """Check every row, record and adapter; name what is damaged and what to do. Exit code 1 if anything is."""
+    """Check every row, record and adapter. Name what is damaged and the remedy. Exit code 1 if something is damaged."""
     from lorastudy.report.numbers import plural
     from lorastudy.store.doctor import examine
 

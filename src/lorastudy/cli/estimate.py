@@ -32,13 +32,13 @@ def estimate(
     rank: Annotated[list[int] | None, typer.Option(help="Rank of the arms; give it several times.")] = None,
     target_modules: Annotated[str, typer.Option(help=TARGET_MODULES)] = "qkvo",
     max_seq_length: Annotated[
-        int, typer.Option(help="Tokens per row; every row is taken to have as many.")
+        int, typer.Option(help="Tokens per row; every row is assumed to have that many.")
     ] = 512,
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass, for each arm.")] = 4,
     accumulation: Annotated[int, typer.Option(help="Forward passes per optimizer step.")] = 1,
     quantization: Annotated[str, typer.Option(help=f"{QUANTIZATIONS}.")] = "bf16",
     arms: Annotated[int, typer.Option(help="Arms of each rank, trained together.", min=1)] = 1,
-    lora_dropout: Annotated[float, typer.Option(help="Before lora_A.")] = 0.0,
+    lora_dropout: Annotated[float, typer.Option(help="Dropout before lora_A.")] = 0.0,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Recompute activations.")
     ] = False,
@@ -49,7 +49,7 @@ def estimate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict peak memory term by term, time and disk; say what fits, and what would make it fit."""
+    """Predict peak memory term by term, time and disk space. Show what fits, and which changes would make it fit."""
     from lorastudy.cli.console import PlainConsole
     from lorastudy.cli.plan_output import show_pack_report
     from lorastudy.planning.estimate import budget_of

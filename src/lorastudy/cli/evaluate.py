@@ -29,7 +29,7 @@ def evaluate(
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Rows to score: a file, or lab:<name>.")] = None,
     benchmark_only: Annotated[
-        bool, typer.Option("--benchmark-only", help="Only ask the benchmark prompts.")
+        bool, typer.Option("--benchmark-only", help="Only answer the benchmark prompts.")
     ] = False,
     profile_inference: Annotated[
         bool, typer.Option("--profile-inference", help="Time generation and measure its memory.")
@@ -56,7 +56,7 @@ def evaluate(
 
     if benchmark_only and dataset is not None:
         raise StudyError(
-            "--benchmark-only asks the benchmark prompts alone; leave out --dataset, or the flag"
+            "--benchmark-only answers the benchmark prompts alone; leave out --dataset or --benchmark-only"
         )
     checkpoints = list(dict.fromkeys(checkpoint))
     origins = {each: AdapterOrigin.read(each) for each in checkpoints}
@@ -115,8 +115,8 @@ def _shared(values: Mapping[Path, Any], value_of: Callable[[Any], Any], *, optio
     found = {value_of(value): checkpoint for checkpoint, value in values.items()}
     if len(found) > 1:
         (one, first), (other, second), *_ = found.items()
-        told = f"give {option} for both" if option else "evaluate them one after another"
-        raise StudyError(f"--checkpoint: {first} was trained with {one}, {second} with {other}; {told}")
+        remedy = f"give {option} for both" if option else "evaluate them one after another"
+        raise StudyError(f"--checkpoint: {first} was trained with {one}, {second} with {other}; {remedy}")
     return next(iter(found))
 
 
@@ -181,7 +181,7 @@ def _show(console: "PlainConsole", result: dict[str, Any]) -> None:
         console.print(f"{score['metric']:<16} {score['value']:.4f}{unit}  ({score['num_items']} rows)")
     if result.get("num_refused_rows"):
         console.print(
-            f"{result['num_refused_rows']} rows left out: their answer lies beyond --max-seq-length"
+            f"{result['num_refused_rows']} rows left out: their answer begins after --max-seq-length tokens"
         )
     for generation in result["generations"]:
         console.print(f"\n> {generation['prompt'].strip()}")

@@ -37,8 +37,8 @@ def export(
     with ExperimentTracker(database) as tracker:
         number = len(tracker.get_all_experiments(suite_name=suite_name))
         if number == 0:
-            asked = "" if suite_name is None else f" in suite {suite_name!r}"
-            raise StudyError(f"{database} holds no experiment{asked}; `lorastudy status` lists what it holds")
+            where = "" if suite_name is None else f" in suite {suite_name!r}"
+            raise StudyError(f"{database} holds no experiment{where}; `lorastudy status` lists what it holds")
         write = tracker.export_to_json if file_format is ExportFormat.json else tracker.export_to_csv
         write(path, suite_name=suite_name)
     say(f"wrote {path}: {number} experiments")

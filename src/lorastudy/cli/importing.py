@@ -21,9 +21,7 @@ def import_results(
     ],
     suite_name: Annotated[
         str | None,
-        typer.Option(
-            "--suite-name", help="Under which the results lie; by default the file's or folder's name."
-        ),
+        typer.Option("--suite-name", help="Suite of the results; by default the name of the file or folder."),
     ] = None,
     mapping: Annotated[
         Path | None,
@@ -46,7 +44,7 @@ def import_results(
     ] = None,
     database: Database = DATABASE,
 ) -> None:
-    """Read results from elsewhere into the store, apart from one's own runs; a second time adds nothing."""
+    """Add results of other tools to the store, apart from your own runs. Importing a file twice adds nothing."""
     from lorastudy.imports.peft import NUM_GSM8K_TEST_ROWS, read_peft
     from lorastudy.imports.table import read_mapping, read_table
     from lorastudy.store import ExperimentTracker
@@ -68,12 +66,12 @@ def import_results(
         results, unused = read_peft(files, suite_name=name, num_items=num_items or NUM_GSM8K_TEST_ROWS), {}
     with ExperimentTracker(database, writable=True) as tracker:
         added = tracker.add_imported(results)
-    say(f"{name}: {len(results)} results read, {added} new, {len(results) - added} were there already")
+    say(f"{name}: {len(results)} results read, {added} new, {len(results) - added} already there")
     diverged = sum(result.is_diverged for result in results)
     if diverged:
         say(f"{diverged} of them diverged: no usable value of the first metric")
     if unused:
-        say(f"not used, for nobody said what they mean: {', '.join(unused)}")
+        say(f"columns not used, because no option and no mapping names them: {', '.join(unused)}")
     say(f"next: lorastudy report --suite-name {name}")
 
 

@@ -12,7 +12,7 @@ RunsDir = Annotated[Path, typer.Option(help="Folder of the run folders: records,
 OutputDir = Annotated[
     Path,
     typer.Option(
-        help="Trained adapters go to <output-dir>/<name>/final_model, or <output-dir>/<suite>/<name>/final_model where that is taken."
+        help="Trained adapters go to <output-dir>/<name>/final_model, or <output-dir>/<suite>/<name>/final_model if another adapter is there."
     ),
 ]
 
@@ -26,7 +26,7 @@ Config = Annotated[
 ]
 
 ContinueOnError = Annotated[
-    bool, typer.Option("--continue-on-error", help="Start further experiments after one has failed.")
+    bool, typer.Option("--continue-on-error", help="Continue with the other experiments after a failure.")
 ]
 
 TrustRemoteCode = Annotated[

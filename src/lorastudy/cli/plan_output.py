@@ -86,7 +86,11 @@ def _show_fit(console: PlainConsole, report: PackReport, *, budget: MemoryBudget
     if not report.changes:
         return
     table = Table(
-        box=None, header_style="bold", pad_edge=False, title="what would change that", title_justify="left"
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+        title="changes that may make it fit",
+        title_justify="left",
     )
     table.add_column("change")
     table.add_column("predicted peak", justify="right")

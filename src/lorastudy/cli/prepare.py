@@ -56,12 +56,12 @@ def prepare(
         str | None, typer.Option(help="Column of the answers, where it is not recognised.")
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option(help="Column to train whole, as plain text; the others are left out.")
+        str | None, typer.Option(help="Column to train on as plain text; the other columns are left out.")
     ] = None,
     separator: Annotated[
         str,
         typer.Option(
-            help=r"What stands between each prompt and its answer, such as '\n' or ' '; \n is a line break, \t a tab."
+            help=r"Text between each prompt and its answer, such as '\n' or ' '; \n is a line break, \t a tab."
         ),
     ] = "",
     base_model: Annotated[
@@ -91,7 +91,7 @@ def prepare(
     if base_model is not None:
         check_base_model(base_model)
     for hub_id in filter(None, map(hub_dataset, datasets)):
-        say(f"asking the Hugging Face hub for {hub_id} ...", file=sys.stderr)
+        say(f"looking for {hub_id} on the Hugging Face hub ...", file=sys.stderr)
     named = partial(
         format_of,
         prompt_column=prompt_column,
@@ -139,15 +139,15 @@ def _print_counts(console: "PlainConsole", prepared: "Prepared", *, wanted: "Wan
     if prepared.num_empty_answers:
         console.print(f"Left out: {prepared.num_empty_answers} with an empty answer")
     if prepared.num_taken < wanted.num_samples:
-        console.print(f"Note: {wanted.num_samples} were asked for; there are no more")
+        console.print(f"Note: fewer rows than --num-samples {wanted.num_samples}: there are no more")
     if prepared.num_empty_prompts:
-        console.print(f"Empty prompts: {prepared.num_empty_prompts} (kept; their answers answer nothing)")
+        console.print(f"Empty prompts: {prepared.num_empty_prompts} (kept)")
     console.print(
         f"Duplicates: {prepared.num_duplicates} (kept; a row and its duplicates are on one side of a split)"
     )
     if prepared.split_by == "row":
         console.print(
-            "Note: there are fewer than ten prompts, so rows of one prompt stand on both sides of the split"
+            "Note: there are fewer than ten prompts, so rows of one prompt are on both sides of the split"
         )
     for written in prepared.files:
         console.print(f"Wrote {written.path}: {written.num_rows} rows")
@@ -159,7 +159,7 @@ def _print_example(console: "PlainConsole", example: "Example") -> None:
 
     from lorastudy.cli.console import BEGIN, END
 
-    console.print(f"\nOne example ({example.row.where}); trained on what stands between {BEGIN} and {END}:\n")
+    console.print(f"\nOne example ({example.row.where}); the part between {BEGIN} and {END} is trained:\n")
     text = Text()
     for segment in example.segments:
         if segment.trained:
@@ -170,11 +170,11 @@ def _print_example(console: "PlainConsole", example: "Example") -> None:
     before, answer = example.segments[0].text, example.segments[-1].text
     if example.format.name == "prompt_completion" and not (before[-1:].isspace() or answer[:1].isspace()):
         console.print(
-            "\nNote: nothing stands between prompt and answer; --separator ' ' or --separator '\\n' puts something there."
+            "\nNote: nothing separates prompt and answer; --separator ' ' or --separator '\\n' adds a separator."
         )
     if example.format.name in ("messages", "sharegpt"):
         console.print(
-            "\nA model that brings a chat template renders conversations with that instead; --base-model MODEL shows it."
+            "\nA model with a chat template renders conversations by that instead; --base-model MODEL shows it."
         )
 
 

@@ -48,18 +48,18 @@ def show_preview(console: PlainConsole, found: Preview, *, of: str) -> None:
     for note in found.notes:
         console.print(f"Note: {note}")
     console.print(
-        f"Trained on what stands between {BEGIN} and {END}; special tokens stand as the tokenizer writes them."
+        f"The part between {BEGIN} and {END} is trained. Special tokens appear as the tokenizer writes them."
     )
     usable = [row for row in found.rows if not row.is_refused]
     for number, row in enumerate(usable, start=1):
         _show_row(console, row, title=f"{number}. {row.where}: {_length(row, found.max_seq_length)}")
     for row in found.rows:
         if row.is_refused:
-            told = (
-                f"refused: {row.where}: of its {plural(row.num_whole_tokens, 'token')} the first {found.max_seq_length} are "
-                "kept, and none of them is of its answer"
+            title = (
+                f"refused: {row.where}: only the first {found.max_seq_length} of its "
+                f"{plural(row.num_whole_tokens, 'token')} are kept, and its answer begins after them"
             )
-            _show_row(console, row, title=told)
+            _show_row(console, row, title=title)
 
 
 def _counts(found: Preview) -> str:

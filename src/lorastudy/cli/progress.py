@@ -57,7 +57,7 @@ class Progress:
         self._failed: dict[str, dict[tuple[str, str], list[str]]] = {}
         self._going_on: set[str] = set()
         self._undecided: set[str] = set()
-        self._said: set[tuple[str, str]] = set()
+        self._printed: set[tuple[str, str]] = set()
         self._devices: set[str] = set()
         self._last_line = time.monotonic()
 
@@ -75,10 +75,10 @@ class Progress:
         self._num_packs = len(phase.packs)
         self._packs = {pack.id: number for number, pack in enumerate(phase.packs, start=1)}
         self._going_on = {pack.id for pack in phase.packs if pack.resume_from}
-        self._said.clear()
+        self._printed.clear()
         if phase.name:
             experiments = plural(sum(len(pack.experiments) for pack in phase.packs), "experiment")
-            self._say(f"{phase.name}: {experiments} in {plural(len(phase.packs), 'pack')}")
+            self._print_line(f"{phase.name}: {experiments} in {plural(len(phase.packs), 'pack')}")
 
     def on_event(self, pack: PlannedPack, event: Record | WorkerExit) -> None:
         """Update the display after a record of a worker or its end."""
@@ -90,7 +90,7 @@ class Progress:
             why = (event.failure_kind or "", failure_shown(event.message or ""))
             self._failed.setdefault(pack.id, {}).setdefault(why, []).append(names[event.experiment_id])
             return
-        self._tell_failures(pack, title=title)
+        self._print_failures(pack, title=title)
         if isinstance(event, PackStep):
             self._step(pack.id, event, title=title)
         elif isinstance(event, WorkerExit):
@@ -98,18 +98,18 @@ class Progress:
         else:
             self._phase(pack, event, title=title)
 
-    def _tell_failures(self, pack: PlannedPack, *, title: str) -> None:
+    def _print_failures(self, pack: PlannedPack, *, title: str) -> None:
         """Print failures of a pack with the same reason in one line, once all of them are known."""
         for (kind, message), names in self._failed.pop(pack.id, {}).items():
             who = "all" if len(names) == len(pack.experiments) > 1 else listing(names)
             # After a worker's death, even a single experiment may be tried again.
             is_tried_again = kind in SHARED_FAILURES and (len(pack.experiments) > 1 or kind == "crashed")
             if kind == "diverged":
-                self._say(f"{title}: {who} diverged: {message}")
+                self._print_line(f"{title}: {who} diverged: {message}")
             elif self._gives_reasons or is_tried_again:
-                self._say(f"{title}: {who} failed ({kind}): {message}")
+                self._print_line(f"{title}: {who} failed ({kind}): {message}")
             else:
-                self._say(f"{title}: {who} failed ({kind})")
+                self._print_line(f"{title}: {who} failed ({kind})")
 
     def _step(self, pack_id: str, step: PackStep, *, title: str) -> None:
         if pack_id not in self._tasks:
@@ -119,20 +119,22 @@ class Progress:
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
             left = (step.num_steps - step.step) * statistics.fmean(self._seconds[pack_id])
-            self._say(f"{title}: step {step.step} of {step.num_steps}, about {left:.0f} s of training left")
+            self._print_line(
+                f"{title}: step {step.step} of {step.num_steps}, about {left:.0f} s of training left"
+            )
 
     def _end(self, pack_id: str) -> None:
         if pack_id in self._tasks:
             self._bar.remove_task(self._tasks.pop(pack_id))
         # A pack whose worker died runs again, and prints its phases again.
-        self._said = {(of_pack, phase) for of_pack, phase in self._said if of_pack != pack_id}
+        self._printed = {(of_pack, phase) for of_pack, phase in self._printed if of_pack != pack_id}
 
     def _phase(self, pack: PlannedPack, event: Record, *, title: str) -> None:
         self._note_resumption(pack, event)
         phase = self._phase_of(event, is_going_on=pack.id in self._going_on)
-        if phase is not None and (pack.id, phase) not in self._said:
-            self._said.add((pack.id, phase))
-            self._say(f"{title}: {phase}")
+        if phase is not None and (pack.id, phase) not in self._printed:
+            self._printed.add((pack.id, phase))
+            self._print_line(f"{title}: {phase}")
 
     def _note_resumption(self, pack: PlannedPack, event: Record) -> None:
         """Keep whether the worker goes on from a checkpoint.
@@ -159,7 +161,7 @@ class Progress:
             return event.message
         if isinstance(event, ArmProfile):
             return (
-                "going on from its checkpoint"
+                "resuming from its checkpoint"
                 if is_going_on
                 else "measured what each arm costs alone; training"
             )
@@ -170,6 +172,6 @@ class Progress:
         is_paused = isinstance(event, Outcome) and event.status == "paused"
         return "paused" if is_paused else None
 
-    def _say(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         self._last_line = time.monotonic()
         self._console.print(line)

@@ -33,7 +33,7 @@ def recommend(
     suite: Annotated[
         Path | None,
         typer.Argument(
-            help="Suite file to recommend for: fills in base model, data, precision and length where no option does."
+            help="Suite file to recommend for. It gives base model, data, precision and length unless an option does."
         ),
     ] = None,
     suite_name: Annotated[
@@ -47,14 +47,16 @@ def recommend(
         str | None,
         typer.Option(help=f"{MEMORY_TO_FIT}; by default this machine's."),
     ] = None,
-    hours: Annotated[float | None, typer.Option(help="Time it has to fit, where that is known.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(help="Hours of training that it has to fit, if its time is known.")
+    ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Training rows; without it, a study answers for its own data.")
+        str | None, typer.Option(help="Training rows; by default those of the study that answers.")
     ] = None,
     margin: Annotated[
         float | None,
         typer.Option(
-            help="Loss of quality that would not matter, in the metric's unit; not set by the results."
+            help="Loss of quality that does not matter to you, in the metric's unit. Choose it before you see results."
         ),
     ] = None,
     quantization: Annotated[
@@ -67,7 +69,7 @@ def recommend(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend a configuration that fits, with what it should reach and need, and how that is known."""
+    """Recommend a configuration that fits, with its expected score, its cost and the evidence for it."""
     from lorastudy.cli.console import PlainConsole
     from lorastudy.planning.estimate import budget_here, budget_of
     from lorastudy.planning.predictions import worker_answers
@@ -132,8 +134,8 @@ def _show(console: "PlainConsole", answered: "AnsweredRequest", *, budget: "Memo
     up = answer.runner_up
     if up is not None:
         _show_list(console, "runner-up", lines=(f"{up.name}, {size(up.candidate.peak_bytes)}", up.standing))
-    _show_list(console, "cannot be told", lines=answer.open)
-    _show_list(console, "mind", lines=answer.caveats)
+    _show_list(console, "undecided", lines=answer.open)
+    _show_list(console, "keep in mind", lines=answer.caveats)
     _show_list(console, "other studies", lines=answer.other_studies)
     _show_list(console, "studies left out", lines=answer.left_out)
     followed = answered.rules.values()
@@ -183,11 +185,11 @@ def _expected(answer: "Recommendation") -> str:
 
     known = answer.expectation
     if known is None:
-        return "not known for this model and data; a study would tell: see `lorastudy suite`"
+        return "not known for this model and data; `lorastudy suite` would measure it"
     spread = None if known.interval is None else (known.interval[1] - known.interval[0]) / 4
     decimals = decimals_for([spread])
     where = (
-        "" if answer.grade.startswith("measured here") else ", where it was measured and not as recommended"
+        "" if answer.grade.startswith("measured here") else ", measured there and not with this configuration"
     )
     return (
         f"{known.metric} {number(known.mean, decimals)} {known.unit} on {known.held_out}{where}; one "

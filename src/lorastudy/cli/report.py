@@ -23,19 +23,17 @@ def report(
     suite_name: Annotated[
         str | None,
         typer.Option(
-            "--suite-name", help="Only this suite; without it, all of the store, the last one first."
+            "--suite-name", help="Only this suite; by default all suites of the store, the latest first."
         ),
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option(
-            help="The arm of imported results that the others are compared with; by default with the best."
-        ),
+        typer.Option(help="Of imported results: the arm to compare the others with; by default the best."),
     ] = None,
     output: ReportFile = REPORT,
     database: Database = DATABASE,
 ) -> None:
-    """Write the report: what is better, by how much, how surely, at what cost."""
+    """Write the report: what is better, by how much, how sure that is, and what it costs."""
     from lorastudy.report import read_report, save_report
     from lorastudy.store import ExperimentTracker
 
@@ -55,7 +53,7 @@ def report(
 _WIDEST = 100
 
 
-def say_what_it_came_to(suite_name: str, *, database: str, output_dir: Path) -> None:
+def say_results(suite_name: str, *, database: str, output_dir: Path) -> None:
     """Print the end of a suite: verdict, recommendation, the place of the results, and the next command.
 
     Verdict and recommendation are those of its report.
@@ -92,11 +90,16 @@ def say_report(report: "Report", written: Sequence[Path]) -> None:
     say()
     pages = [path for path in written if path.suffix in {".md", ".html"}]
     if others:
-        said = f"{pages[0]} covers {len(others)} more, which ran before: {'; '.join(each.title for each in others)}."
-        _say_wrapped(f"{said} One alone: lorastudy report --suite-name NAME")
+        titles = "; ".join(summary.title for summary in others)
+        _say_wrapped(
+            f"{pages[0]} also covers {plural(len(others), 'suite')} from before: {titles}. "
+            "For a single one: lorastudy report --suite-name NAME"
+        )
     if report.imported_apart:
-        said = f"not in it, since imported results are told apart: {', '.join(report.imported_apart)}."
-        _say_wrapped(f"{said} To report one: lorastudy report --suite-name NAME")
+        _say_wrapped(
+            f"not in it, because imported results have reports of their own: {', '.join(report.imported_apart)}. "
+            "To report one: lorastudy report --suite-name NAME"
+        )
     for path in pages:
         say(f"wrote {path}")
     if num_plots := sum(path.suffix == ".png" for path in written):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorastudy.cli.options import Config, ContinueOnError, Database, OutputDir, RunsDir
-from lorastudy.cli.report import say_what_it_came_to
+from lorastudy.cli.report import say_results
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
 from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
@@ -32,7 +32,7 @@ def resume(
     runs_dir: RunsDir = RUNS_DIR,
     output_dir: OutputDir = OUTPUT_DIR,
 ) -> None:
-    """Run what is missing of suites that were begun; each pack goes on from its newest sound checkpoint."""
+    """Run the missing experiments of unfinished suites. Each pack resumes from its newest intact checkpoint."""
     from lorastudy.cli.running import run_experiments
     from lorastudy.running.phase_runner import RunOptions
 
@@ -47,7 +47,7 @@ def resume(
         how_many = "" if experiments is None else f": {len(experiments)} experiments"
         say(f"{loaded.name}{how_many}")
         run_experiments(loaded, database=database, options=options, registered=experiments)
-        say_what_it_came_to(loaded.name, database=database, output_dir=output_dir)
+        say_results(loaded.name, database=database, output_dir=output_dir)
 
 
 def _of_file(path: Path, *, defaults: Path | None) -> "tuple[Suite, None]":
@@ -76,7 +76,7 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
             by_suite.setdefault(result.suite_name, []).append(result)
         questions = {s.suite_name: s.questions[-1].question for s in tracker.get_suites() if s.questions}
         seeking = {suite_name for suite_name, question in questions.items() if question.tuning_seeds}
-        designs = {each: Suite.from_json(asked) for each, asked in tracker.get_designs().items()}
+        designs = {each: Suite.from_json(design) for each, design in tracker.get_designs().items()}
         if name is not None and name not in by_suite:
             there = ", ".join(by_suite) or "none"
             raise StudyError(f"{name}: {database} has no suite of this name; it has: {there}")
@@ -85,19 +85,19 @@ def _of_store(name: str | None, *, database: str) -> "list[tuple[Suite, Sequence
             if name not in {None, each}:
                 continue
             if each not in seeking:
-                asked = questions.get(each, Question())
-                if name is not None or _is_open(results, asked):
-                    work.append((_plain(results, asked), _experiments(results)))
+                question = questions.get(each, Question())
+                if name is not None or _is_open(results, question):
+                    work.append((_plain(results, question), _experiments(results)))
             elif each in designs:
                 _experiments(results)  # raises if the sources have changed
                 if name is not None or _has_rounds_left(designs[each], tracker):
                     work.append((designs[each], None))
             else:
-                _say_that_the_file_is_needed(each, is_asked_for=name is not None)
+                _say_that_the_file_is_needed(each, is_named=name is not None)
     return work
 
 
-def _plain(results: "Sequence[ExperimentResult]", asked: "Question") -> "Suite":
+def _plain(results: "Sequence[ExperimentResult]", question: "Question") -> "Suite":
     """A suite of known experiments: its name and its question, without arms."""
     from lorastudy.suite.suite import Suite
 
@@ -107,28 +107,26 @@ def _plain(results: "Sequence[ExperimentResult]", asked: "Question") -> "Suite":
         experiment_type=results[0].experiment_type,
         path=None,
         arms=(),
-        margin=asked.margin,
-        reference=asked.reference,
-        rungs=asked.rungs,
+        margin=question.margin,
+        reference=question.reference,
+        rungs=question.rungs,
     )
 
 
-def _say_that_the_file_is_needed(suite_name: str, *, is_asked_for: bool) -> None:
-    said = (
-        f"{suite_name} looks for its learning rates, so its file says what comes next: lorastudy resume FILE"
-    )
-    if is_asked_for:
-        raise StudyError(said)
-    say(f"note: {said}", file=sys.stderr)
+def _say_that_the_file_is_needed(suite_name: str, *, is_named: bool) -> None:
+    message = f"{suite_name} searches for learning rates, and only its file determines the next runs: lorastudy resume FILE"
+    if is_named:
+        raise StudyError(message)
+    say(f"note: {message}", file=sys.stderr)
 
 
-def _is_open(results: "Sequence[ExperimentResult]", asked: "Question") -> bool:
+def _is_open(results: "Sequence[ExperimentResult]", question: "Question") -> bool:
     """Whether something is left to run. A pruned experiment counts only if the suite no longer races."""
     from lorastudy.planning.design import is_current
 
     return any(
         (result.environment is not None and not is_current(result.environment))
-        or (result.status != "completed" and not (result.was_pruned and asked.rungs))
+        or (result.status != "completed" and not (result.was_pruned and question.rungs))
         for result in results
     )
 
@@ -164,7 +162,7 @@ def _experiments(results: "Sequence[ExperimentResult]") -> "list[Experiment]":
         for what, fingerprint in vars(now(experiment.settings)).items():
             if fingerprint != getattr(experiment.sources, what):
                 raise StudyError(
-                    f"{experiment.name}: its {what.replace('_', ' ')} has changed since it was begun; run its suite file: "
+                    f"{experiment.name}: its {what.replace('_', ' ')} has changed since it started; run its suite file: "
                     "lorastudy suite FILE"
                 )
     return experiments

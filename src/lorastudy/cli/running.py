@@ -102,7 +102,7 @@ def run_experiments(
         )
     experiments = outcome.design.experiments
     _print_outcome(outcome, experiments, was_stopped=signals.is_stopping(), has_raced=bool(suite.rungs))
-    _say_where_adapters_lie(outcome, experiments, suite_name=suite.name, output=options.output)
+    _say_adapter_places(outcome, experiments, suite_name=suite.name, output=options.output)
     if signals.is_stopping() and outcome.not_run:
         say(f"to continue: {_resume_command(suite, database=database, options=options)}", file=sys.stderr)
         raise typer.Exit(signals.exit_code)
@@ -118,7 +118,7 @@ def exit_code(outcome: StudyOutcome) -> int:
     return 2 if all(end.failure_kind == "user" for end in outcome.failed) else 1
 
 
-def _say_where_adapters_lie(
+def _say_adapter_places(
     outcome: StudyOutcome, experiments: Sequence[Experiment], *, suite_name: str, output: Path
 ) -> None:
     """Print which adapters are not in their usual place, and which adapters were replaced.
@@ -134,14 +134,14 @@ def _say_where_adapters_lie(
     ]
     if elsewhere:
         say(
-            f"note: another experiment's adapter, or a folder of somebody else's, is kept in {output}/<name>/final_model; "
-            f"in {of_suite}/<name>/final_model instead: {listing(elsewhere)}",
+            f"note: {output}/<name>/final_model holds another experiment's adapter, or files of other origin, so these "
+            f"adapters are in {of_suite}/<name>/final_model: {listing(elsewhere)}",
             file=sys.stderr,
         )
     if outcome.replaced:
         places = listing(f"{place} ({experiment_id})" for place, experiment_id in outcome.replaced)
         say(
-            f"note: adapters that no suite asks for any more were replaced; their run folders keep them: {places}",
+            f"note: adapters that no suite uses any more were replaced; their run folders keep a copy: {places}",
             file=sys.stderr,
         )
 
@@ -194,15 +194,15 @@ def _print_outcome(
         say(f"failed: {', '.join(failed)}\n  {message}", file=sys.stderr)
     for experiment_id in outcome.unpublished:
         say(
-            f"note: {names[experiment_id]} was done before, but its run folder is gone and its adapter with it: "
-            "it was not written. Its numbers are kept",
+            f"note: {names[experiment_id]} was done before, but its run folder and its adapter are gone, so no "
+            "adapter was written. Its results are kept",
             file=sys.stderr,
         )
     if outcome.not_run and not was_stopped:
         why = (
-            "the suite stops at a failure; --continue-on-error goes on"
+            "the suite stops at a failure; --continue-on-error continues"
             if outcome.failed
-            else "a worker was ended from outside before it had saved anything; run it again to try again"
+            else "a worker was killed before it saved anything; run the command again"
         )
         say(f"not run: {why}", file=sys.stderr)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lorastudy.cli.options import Config, ContinueOnError, Database, OutputDir, RunsDir
-from lorastudy.cli.report import say_what_it_came_to
+from lorastudy.cli.report import say_results
 from lorastudy.errors import StudyError
 from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
 
@@ -36,15 +36,17 @@ def suite(
     ] = ExecutorName.local,
     ray_address: Annotated[
         str | None,
-        typer.Option(help="Of the Ray cluster; by default the one found, else one on this machine."),
+        typer.Option(
+            help="Address of the Ray cluster; by default a running one, else a new one on this machine."
+        ),
     ] = None,
     ray_num_cpus: Annotated[float, typer.Option(help="CPUs of a pack's Ray task.", min=0)] = 1.0,
     ray_num_gpus: Annotated[
         float | None,
-        typer.Option(help="GPUs of a pack's Ray task, also a share; by default 1 if there are any.", min=0),
+        typer.Option(help="GPUs of a pack's Ray task, such as 0.5; by default 1 if there are any.", min=0),
     ] = None,
 ) -> None:
-    """Run a suite: all its experiments, together on one base model; what is done already is not run again."""
+    """Run all experiments of a suite together on one base model. Finished experiments are not run again."""
     from lorastudy.cli.plan_output import show_plan
     from lorastudy.cli.running import planned_only, run_experiments
     from lorastudy.running.phase_runner import RunOptions
@@ -58,7 +60,7 @@ def suite(
     options = RunOptions(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
     workers = _executor(executor, address=ray_address, num_cpus=ray_num_cpus, num_gpus=ray_num_gpus)
     run_experiments(loaded, database=database, options=options, executor=workers)
-    say_what_it_came_to(loaded.name, database=database, output_dir=output_dir)
+    say_results(loaded.name, database=database, output_dir=output_dir)
 
 
 def _executor(
@@ -67,7 +69,7 @@ def _executor(
     """The requested executor; None for this machine's, which depends on the suite."""
     if name is ExecutorName.local:
         if address is not None:
-            raise StudyError("--ray-address: is for --executor ray")
+            raise StudyError("--ray-address: works only with --executor ray")
         return None
     from lorastudy.executors.ray import RayExecutor
 

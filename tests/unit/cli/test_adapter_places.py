@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.cli.running import _say_where_adapters_lie
+from lorastudy.cli.running import _say_adapter_places
 from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.running.study import StudyOutcome
 from lorastudy.suite.experiment import Experiment, Sources
@@ -32,7 +32,7 @@ def said(
     replaced: tuple[tuple[Path, str], ...] = (),
 ) -> list[str]:
     ended = StudyOutcome(design=Design(experiments=(), rounds=()), replaced=replaced)
-    _say_where_adapters_lie(ended, experiments, suite_name="mine", output=tmp_path)
+    _say_adapter_places(ended, experiments, suite_name="mine", output=tmp_path)
     return capsys.readouterr().err.replace(str(tmp_path), "output").splitlines()
 
 
@@ -49,8 +49,8 @@ def test_adapters_elsewhere_are_named_with_their_folder(
     usual = published_at(tmp_path / "r1" / "final_model", experiment(1))
     apart = published_at(tmp_path / "mine" / "r2" / "final_model", experiment(2))
     note = (
-        "note: another experiment's adapter, or a folder of somebody else's, is kept in output/<name>/final_model; "
-        "in output/mine/<name>/final_model instead: r2"
+        "note: output/<name>/final_model holds another experiment's adapter, or files of other origin, so these "
+        "adapters are in output/mine/<name>/final_model: r2"
     )
     assert said(tmp_path, capsys, usual, apart) == [note]
 
@@ -59,7 +59,7 @@ def test_an_adapter_that_made_room_is_named_with_its_experiment(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     note = (
-        "note: adapters that no suite asks for any more were replaced; their run folders keep them: "
+        "note: adapters that no suite uses any more were replaced; their run folders keep a copy: "
         "output/r1/final_model (exp-1)"
     )
     assert said(tmp_path, capsys, replaced=((tmp_path / "r1" / "final_model", "exp-1"),)) == [note]

@@ -99,7 +99,7 @@ def test_rows_are_shown_with_their_layout_their_lengths_and_what_is_trained_mark
     assert "1 cut at 64 tokens, 1 more refused, since nothing of the answer is left" in head
     assert head.endswith("The model's chat template lays them out.")
     assert note == f"Note: columns that are not used: url ({NUM_ROWS} rows)"
-    assert legend.startswith("Trained on what stands between [trained] and [/trained]")
+    assert legend.startswith("The part between [trained] and [/trained] is trained.")
     number = first.removeprefix("1. rows.jsonl:").partition(":")[0]
     said = int(number) - 1
     assert text[0] == "<|im_start|>user"
@@ -112,8 +112,8 @@ def test_rows_are_shown_with_their_layout_their_lengths_and_what_is_trained_mark
     assert "64 of " in cut.splitlines()[0]
     assert "; the rest is cut off" in cut.splitlines()[0]
     assert "[/trained][cut]" in cut
-    refused = out[out.index("refused: rows.jsonl:13: of its ") :]
-    assert "tokens the first 64 are kept, and none of them is of its answer" in refused
+    refused = out[out.index("refused: rows.jsonl:13: only the first 64 of its ") :]
+    assert "tokens are kept, and its answer begins after them" in refused
     assert "[trained]" not in refused
 
 
@@ -133,7 +133,7 @@ def test_ids_and_labels_of_the_json_are_those_of_a_run(typed):
 
 def test_arms_that_read_rows_differently_are_shown_by_name(typed):
     out, err = typed("data", "preview", "suite.yaml", suite=FORMATS)
-    assert "note: shown is as_it_comes; other arms read rows differently: --arm larger" in err
+    assert "note: these are the rows of as_it_comes; other arms read rows differently: --arm larger" in err
     assert "<|im_start|>" in out
     out, err = typed("data", "preview", "suite.yaml", "--arm", "larger", suite=FORMATS)
     assert "note" not in err

@@ -80,7 +80,7 @@ def test_a_backup_is_written_where_one_wants_it_and_nothing_is_overwritten(
     with ExperimentTracker(target) as tracker:
         assert len(tracker.get_all_experiments()) == 2
     assert main_exit("db", "backup", "--into", str(target)) == 2
-    assert f"--into: {target} is there already" in capsys.readouterr().err
+    assert f"--into: {target} already exists" in capsys.readouterr().err
     assert main_exit("db", "backup") == 0
     assert "wrote results/experiments.db.copy.backup" in capsys.readouterr().out
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import lorastudy.report
-from lorastudy.cli.report import say_report, say_summary, say_what_it_came_to
+from lorastudy.cli.report import say_report, say_results, say_summary
 from lorastudy.cli.running import _print_outcome, exit_code
 from lorastudy.errors import StudyError
 from lorastudy.protocol.records import Outcome
@@ -62,8 +62,11 @@ def test_a_report_ends_with_its_files_and_names_the_other_studies(capsys):
     assert "\nnew\nVerdict." in out
     assert "\nold\n" not in out
     flat = " ".join(out.split())
-    assert "R.md covers 1 more, which ran before: old. One alone: lorastudy report --suite-name NAME" in flat
-    assert "imported results are told apart: public." in flat
+    assert (
+        "R.md also covers 1 suite from before: old. For a single one: lorastudy report --suite-name NAME"
+        in flat
+    )
+    assert "imported results have reports of their own: public." in flat
     assert out.splitlines()[-3:] == [
         "wrote R.md",
         "wrote R.html",
@@ -100,7 +103,7 @@ def test_a_suite_ends_with_what_it_came_to_and_the_next_command(
         ]
 
     monkeypatch.setattr(ExperimentTracker, "get_all_experiments", get_all_experiments)
-    say_what_it_came_to("my suite", database="mine.db", output_dir=Path("output"))
+    say_results("my suite", database="mine.db", output_dir=Path("output"))
     out = capsys.readouterr().out
     assert asked == {"suite_name": "my suite"}
     assert asked_for == ["my suite"]
@@ -114,7 +117,7 @@ def test_a_suite_of_which_nothing_completed_says_no_more(tmp_path, capsys, monke
     ExperimentTracker("mine.db", writable=True).close()
     with pytest.raises(StudyError), ExperimentTracker("mine.db") as tracker:
         lorastudy.report.read_report(tracker, suite_name="none")
-    say_what_it_came_to("none", database="mine.db", output_dir=Path("output"))
+    say_results("none", database="mine.db", output_dir=Path("output"))
     assert capsys.readouterr().out == ""
 
 

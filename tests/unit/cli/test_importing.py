@@ -32,8 +32,8 @@ def test_a_table_twice_and_its_report(run):
         "import", "sweep.csv", "--column", "lora_rank=rank", "--column", "learning_rate=lr", "--column", "seed=seed",
         "--metric", "loss:lower", "--set", "base_model=org/model",
     )  # fmt: skip
-    assert "sweep: 2 results read, 2 new, 0 were there already" in run(*command)
-    assert "sweep: 2 results read, 0 new, 2 were there already" in run(*command)
+    assert "sweep: 2 results read, 2 new, 0 already there" in run(*command)
+    assert "sweep: 2 results read, 0 new, 2 already there" in run(*command)
     assert "sweep: 2 imported from table" in run("status")
     out = run("report", "--suite-name", "sweep", "--output", "SWEEP.md")
     assert out.splitlines()[1:3] == [

@@ -117,7 +117,7 @@ def test_each_phase_is_named_and_counts_its_own_packs(capsys: pytest.CaptureFixt
         "pack 2/2 (1 experiment): measured what each arm costs alone; training",
         "pack 1/2 (1 experiment): measured what each arm costs alone; training",
         "round 2, at the learning rates found: 1 experiment in 1 pack",
-        "pack 1/1 (1 experiment): going on from its checkpoint",
+        "pack 1/1 (1 experiment): resuming from its checkpoint",
     ]
 
 
@@ -151,7 +151,7 @@ def test_a_failure_of_one_among_several_is_told_with_its_name(capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [("resumed", "going on from its checkpoint"), ("not_resumed", "measured")]
+    ("kind", "said"), [("resumed", "resuming from its checkpoint"), ("not_resumed", "measured")]
 )
 def test_what_a_pack_did_on_its_way_is_told_by_what_its_worker_found(
     capsys: pytest.CaptureFixture[str], kind: IncidentKind, said: str
@@ -175,7 +175,7 @@ def test_incidents_of_earlier_attempts_do_not_decide_what_this_attempt_does(
     progress.on_phase(phase(one, going_on=frozenset({one.id})))
     for event in (ENVIRONMENT, *own, Incident(kind="not_resumed", message="it starts anew"), profile(one)):
         progress.on_event(one, event)
-    assert capsys.readouterr().err.splitlines()[-1].endswith("going on from its checkpoint")
+    assert capsys.readouterr().err.splitlines()[-1].endswith("resuming from its checkpoint")
 
 
 def test_a_pack_of_one_whose_worker_died_tells_why_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import sys
 _READ_AND_PREPARE = """
 import sys
 from lorastudy.data import batches, hub, load, near_copies, prepare, prompts, sources, token_sets, tokenise
-from lorastudy.cli import prepare as command
+from lorastudy.cli import data as command
 heavy = {"torch", "transformers", "peft", "datasets", "pyarrow", "pandas", "numpy", "jinja2"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """

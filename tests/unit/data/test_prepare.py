@@ -5,7 +5,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from lorastudy.cli import prepare as command
+from lorastudy.cli import data as command
 from lorastudy.data.load import load_examples, train_and_eval
 from lorastudy.data.prepare import Wanted, prepare
 from lorastudy.data.sources import Row, read_rows
@@ -205,12 +205,12 @@ def test_the_command_shows_counts_files_and_one_marked_example(tmp_path, write):
         "Format: prompt_completion (prompt = Question, completion = Answer)",
         "Rows: 4 read, 3 taken",
         "Left out: 1 with an empty answer",
-        "Note: 5 were asked for; there are no more",
+        "Note: fewer rows than --num-samples 5: there are no more",
         "Duplicates: 1 ",
         f"Wrote {tmp_path / 'out' / 'mine_5_sample.jsonl'}: 3 rows",
         f"One example ({path}:2)",
         "Two?[trained]2[/trained]",
-        r"nothing stands between prompt and answer; --separator ' ' or --separator '\n' puts something there",
+        r"nothing separates prompt and answer; --separator ' ' or --separator '\n' adds a separator",
     ):
         assert text in result.output
     assert "\x1b" not in result.output
@@ -222,7 +222,7 @@ def test_the_command_takes_column_names(tmp_path, write):
     assert isinstance(invoke(*options).exception, DataError)
     result = invoke(*options, "--prompt-column", "foo", "--completion-column", "bar")
     assert "a [b] [trained]c[/trained]" in result.output
-    assert "nothing stands between" not in result.output
+    assert "nothing separates" not in result.output
     assert lines(tmp_path / "out/mine.jsonl") == [{"prompt": "a [b] ", "completion": "c"}]
 
 
@@ -230,7 +230,7 @@ def test_the_command_puts_a_separator_between_and_a_suite_reads_it_again(tmp_pat
     path = write("mine.csv", "question,answer\nTwo?,2\n")
     result = invoke("--dataset", path, "--output-dir", tmp_path / "out", "--separator", r"\n=\\n ")
     assert "Two?\n=\\n [trained]2[/trained]" in result.output
-    assert "nothing stands between" not in result.output
+    assert "nothing separates" not in result.output
     _, (example,) = load_examples(str(tmp_path / "out/mine.jsonl"))
     assert [segment.text for segment in example.segments] == ["Two?\n=\\n ", "2"]
 
