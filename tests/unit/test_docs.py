@@ -143,7 +143,7 @@ def test_no_time_is_typed_that_nobody_measured() -> None:
     for path in (
         documents.README,
         documents.ROOT / "CHANGELOG.md",
-        lab / "cli/demo.py",
+        lab / "cli/suite.py",
         lab / "lab/rank_study.yaml",
     ):
         text = re.sub(

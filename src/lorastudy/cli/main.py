@@ -7,21 +7,15 @@ from typing import Annotated
 import typer
 
 from lorastudy.cli.check import check
-from lorastudy.cli.data import data
-from lorastudy.cli.db import db
-from lorastudy.cli.demo import demo
-from lorastudy.cli.doctor import doctor
+from lorastudy.cli.data import data, prepare
 from lorastudy.cli.estimate import estimate
 from lorastudy.cli.evaluate import evaluate
-from lorastudy.cli.export import export
-from lorastudy.cli.importing import import_results
-from lorastudy.cli.prepare import prepare
 from lorastudy.cli.recommend import recommend
 from lorastudy.cli.report import report
 from lorastudy.cli.resume import resume
 from lorastudy.cli.run import run
-from lorastudy.cli.status import status
-from lorastudy.cli.suite import suite
+from lorastudy.cli.store import db, doctor, export, import_results, status
+from lorastudy.cli.suite import demo, suite
 from lorastudy.cli.terminal import error_shown, say
 from lorastudy.errors import StudyError
 from lorastudy.protocol.files import disk_fault_message, is_disk_fault

@@ -1,4 +1,4 @@
-"""`lorastudy suite`: run all experiments of a suite file, or show what would run."""
+"""`lorastudy suite`: run all experiments of a suite file, or show what would run; and `lorastudy demo`, a ready suite."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorastudy.cli.options import Config, ContinueOnError, Database, OutputDir, RunsDir
-from lorastudy.cli.report import say_results
+from lorastudy.cli.options import Config, ContinueOnError, Database, OutputDir, ReportFile, RunsDir
+from lorastudy.cli.report import say_report, say_results
 from lorastudy.errors import StudyError
-from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
+from lorastudy.places import DATABASE, OUTPUT_DIR, REPORT, RUNS_DIR
 
 if TYPE_CHECKING:
     from lorastudy.executors import Executor
@@ -82,3 +82,26 @@ def _one_of(file: Path | None, option: Path | None) -> Path:
     path = file or option
     assert path is not None
     return path
+
+
+def demo(
+    output: ReportFile = REPORT,
+    database: Database = DATABASE,
+    runs_dir: RunsDir = RUNS_DIR,
+    output_dir: OutputDir = OUTPUT_DIR,
+) -> None:
+    """Train several ranks with several seeds at once on the lab's model, and write the report."""
+    from lorastudy import lab
+    from lorastudy.cli.running import run_experiments
+    from lorastudy.report import read_report, save_report
+    from lorastudy.running.phase_runner import RunOptions
+    from lorastudy.store import ExperimentTracker
+    from lorastudy.suite.suite_file import load_suite
+
+    suite = load_suite(lab.demo_suite())
+    options = RunOptions(runs=runs_dir, output=output_dir)
+    run_experiments(suite, database=database, options=options)
+    with ExperimentTracker(database) as tracker:
+        found = read_report(tracker, suite_name=suite.name)
+        written = save_report(found, tracker, output=output)
+    say_report(found, written)
