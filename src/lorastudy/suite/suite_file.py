@@ -148,7 +148,7 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
         experiment_type=given.get("experiment_type", SuiteKeys.model_fields["experiment_type"].default),
         path=source.path,
         arms=tuple(arm for entry in entries for arm in _arms(entry)),
-        notes=(*overridden(own, levels=levels), *_seed_notes(own)),
+        notes=(*overridden(own, levels=levels), *_seed_notes(own), *_test_row_notes(levels)),
         primary_metric=given.get("primary_metric", SuiteKeys.model_fields["primary_metric"].default),
         margin=None if given.get("margin") is None else Margin.parse(given["margin"]),
         reference=given.get("reference"),
@@ -164,6 +164,20 @@ def _seed_notes(given: Sequence[Given]) -> list[str]:
         for one in given
         if one.path.endswith("seeds") and isinstance(number := one.values[0], int) and number > 1
     ]
+
+
+def _test_row_notes(levels: Sequence[Level]) -> list[str]:
+    """A note for each file of which `learning_rate: auto` takes rows to report on, since that leaves fewer for others."""
+    notes = []
+    for values in (values for level in levels for values in combinations(level) if _lacks_test_rows(values)):
+        own = values.get("eval_dataset_path")
+        file = own or values.get("dataset_path", Settings.model_fields["dataset_path"].default)
+        rest = "which neither train nor choose" if own is None else "and the others choose the rate"
+        notes.append(
+            f"learning_rate: auto takes {100 * _auto_test_share(values):g} % of the rows of {file} to report on, {rest}; name other "
+            "rows with test_dataset_path, or another share with test_fraction"
+        )
+    return list(dict.fromkeys(notes))
 
 
 def _rungs(racing: Any) -> tuple[float, ...]:
@@ -284,10 +298,20 @@ def _with_test_rows(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("learning_rate") != AUTO:
         return values
     rest = {key: value for key, value in values.items() if key != "learning_rate"}
-    if rest.get("test_dataset_path") is None and rest.get("test_fraction") is None:
-        has_file = rest.get("eval_dataset_path") is not None
-        rest["test_fraction"] = AUTO_TEST_SHARE_OF_EVAL if has_file else AUTO_TEST_SHARE
+    if _lacks_test_rows(values):
+        rest["test_fraction"] = _auto_test_share(values)
     return rest
+
+
+def _lacks_test_rows(values: Mapping[str, Any]) -> bool:
+    """Whether the values ask for a search and name no test rows to report on."""
+    return values.get("learning_rate") == AUTO and not any(
+        values.get(key) is not None for key in ("test_dataset_path", "test_fraction")
+    )
+
+
+def _auto_test_share(values: Mapping[str, Any]) -> float:
+    return AUTO_TEST_SHARE if values.get("eval_dataset_path") is None else AUTO_TEST_SHARE_OF_EVAL
 
 
 def _with_homes(values: dict[str, Any]) -> dict[str, Any]:

@@ -170,3 +170,21 @@ def test_one_number_as_seeds_is_noted_as_one_seed(write: Write, folder: Path) ->
     assert not load_suite(write("seeds: [3]\nexperiments: [{lora_rank: 2}]\n")).notes
     assert not load_suite(write("seeds: 1\nexperiments: [{lora_rank: 2}]\n")).notes
     assert not suite_from_values({"seeds": 3}, where="run", flags={"seeds": "--seed"}).notes
+
+
+def test_test_rows_that_a_search_takes_are_noted(write: Write, folder: Path) -> None:
+    def notes(text: str) -> tuple[str, ...]:
+        return load_suite(
+            write(f"learning_rate: auto\n{text}experiments: [{{lora_rank: 2}}, {{lora_rank: 4}}]\n")
+        ).notes
+
+    ways_out = "; name other rows with test_dataset_path, or another share with test_fraction"
+    of_training = "10 % of the rows of lab:facts to report on, which neither train nor choose"
+    of_held_out = "50 % of the rows of lab:facts_eval to report on, and the others choose the rate"
+    assert notes("") == (f"learning_rate: auto takes {of_training}{ways_out}",)
+    assert notes("eval_dataset_path: lab:facts_eval\n") == (
+        f"learning_rate: auto takes {of_held_out}{ways_out}",
+    )
+    assert not notes("test_fraction: 0.2\n")
+    assert not notes("test_dataset_path: lab:facts_eval\n")
+    assert not load_suite(write("experiments: [{lora_rank: 2}]\n")).notes
