@@ -149,6 +149,21 @@ def _alpha_policy(case: Case) -> Iterator[Breach]:
             )
 
 
+def _fixed_alpha(case: Case) -> Iterator[Breach]:
+    """One alpha at all ranks, which is what a suite without `lora_alpha` has."""
+    for ladder in _ladders(case):
+        ranks = sorted({int(arm.settings["lora_rank"]) for arm in ladder})
+        alphas = {_alpha(arm) for arm in ladder}
+        if len(ranks) > 1 and len(alphas) == 1 and not any(arm.settings.get("use_rslora") for arm in ladder):
+            (alpha,) = alphas
+            yield Breach(
+                arms=names(ladder),
+                found=f"alpha is {alpha:g} at every rank, so the scale alpha / r falls from {alpha / ranks[0]:g} at rank {ranks[0]} "
+                f"to {alpha / ranks[-1]:g} at rank {ranks[-1]}",
+                severity="note",
+            )
+
+
 def _ladders(case: Case) -> list[list[StudyArm]]:
     """Arms that differ only in rank, scale and learning rate."""
     groups: dict[str, list[StudyArm]] = {}
@@ -241,5 +256,16 @@ RULES = (
         source="arXiv 2602.04998 (tuned rates)",
         change="let the suite run to its end, or take it up again (`lorastudy resume`)",
         find=_still_sought,
+    ),
+    Rule(
+        code="LS107",
+        title="Alpha the same at every rank",
+        why="how the best learning rate moves with rank depends on alpha: with alpha fixed it rose up to 7.5 times along rank, with "
+        "alpha equal to the rank it fell 5.6 times; and sources disagree on which alpha is best",
+        source="tinker-cookbook's sweep; arXiv 2405.09673 (alpha 512 best at rank 256); Schulman et al., LoRA Without Regret "
+        "(Thinking Machines, 2025; alpha 32 could not be improved)",
+        change="keep it if this policy is the one you ask about; else write another (`lora_alpha: 2r`), or compare both "
+        "(`factors`, with `lora_alpha: [32, 2r]`)",
+        find=_fixed_alpha,
     ),
 )

@@ -35,6 +35,7 @@ EXPECTED = {
     "LS104": ("invalidates", {"r4", "r8"}),
     "LS105": ("warning", {"rank_ablation_r4", "rank_ablation_r8"}),
     "LS106": ("note", {"small_lr0.002", "small_lr0.005", "small_lr0.01"}),
+    "LS107": ("note", {"r4", "r8", "r16"}),
     "LS201": ("invalidates", SMALL),
     "LS202": ("warning", SMALL),
     "LS203": ("invalidates", SMALL),
