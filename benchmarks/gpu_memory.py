@@ -19,6 +19,7 @@ from benchmarks.random_base import as_base, config_of, quantise, random_model, r
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.meter import MemoryMeter, num_parameters
+from lorastudy.engine.numerics import numerics
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.suite.settings import Quantization
 
@@ -153,7 +154,7 @@ class MemoryBench:
     def _peak(self, action: Callable[[], object]) -> int | None:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        with MemoryMeter(self._device) as meter:
+        with numerics(), MemoryMeter(self._device) as meter:  # as in a worker
             action()
         return meter.peak_bytes
 

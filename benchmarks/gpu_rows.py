@@ -27,6 +27,7 @@ from benchmarks.results import BASELINE, OURS, Quality, Row, Sample, by_step, la
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.meter import num_parameters
+from lorastudy.engine.numerics import numerics
 from lorastudy.engine.packed import PackedEngine
 
 RANKS = (4, 8, 16, 32, 64)
@@ -224,7 +225,8 @@ def _train_pack(job: Job, *, base: BaseModel) -> list[float]:
 
     engine = PackedEngine(base, arms)
     try:
-        engine.train(steps, on_step=on_step)
+        with numerics():  # as in a worker
+            engine.train(steps, on_step=on_step)
     finally:
         engine.close()
     return [end - start for start, end in itertools.pairwise(times)]

@@ -22,6 +22,7 @@ import torch
 
 from lorastudy.engine.environment import is_out_of_memory
 from lorastudy.engine.loading import BaseCache
+from lorastudy.engine.numerics import numerics
 from lorastudy.errors import DataError, StudyError
 from lorastudy.evaluation.evaluate_adapter import run_job
 from lorastudy.protocol.files import DISK_FAULT_EXIT_CODE, exit_code_of, is_disk_fault, replacing
@@ -69,7 +70,8 @@ def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:
     writer = RecordWriter(folder / RECORDS_NAME)
     run = PackRun(pack=Pack.read(folder), folder=folder, emit=writer.write, sync=writer.sync)
     try:
-        run_pack(run, cache=cache, stop=stop)
+        with numerics():
+            run_pack(run, cache=cache, stop=stop)
     except Stopped:
         run.stop_rest("the worker was asked to stop; what was trained is kept")
         raise
@@ -98,7 +100,8 @@ def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:
 def _serve_job(folder: Path) -> None:
     """Write a job's result, or its user error, to `result.json`. Any other error is a crash with its traceback."""
     try:
-        result = run_job(json.loads((folder / "job.json").read_text(encoding="utf-8")))
+        with numerics():
+            result = run_job(json.loads((folder / "job.json").read_text(encoding="utf-8")))
     except StudyError as error:
         result = {"error": str(error), "is_of_data": isinstance(error, DataError)}
     with replacing(folder / RESULT_NAME) as fresh:  # the control side reads it as soon as the name exists

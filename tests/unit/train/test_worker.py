@@ -1,0 +1,48 @@
+"""What a worker sets before it trains, scores, generates or times."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
+
+import forked
+from lorastudy.protocol.jobs import EvaluateJob
+from lorastudy.train import worker
+
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
+
+
+def test_all_attention_of_a_worker_uses_our_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training, scoring and generation of a pack, and in the inference profile of its adapter."""
+    suite = forked.tiny_suite(tmp_path / "suite")
+    seen: dict[bool, set[tuple[object, ...]]] = {True: set(), False: set()}
+    own = F.scaled_dot_product_attention
+
+    def noted(*inputs: Any, **options: Any) -> torch.Tensor:
+        first, second, third, *_ = map(SDPBackend, torch._C._get_sdp_priority_order())
+        kernels = (first, second, third, torch.backends.cuda.cudnn_sdp_enabled())
+        seen[torch.is_grad_enabled()].add(kernels)
+        return own(*inputs, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    ours = {(SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH, False)}
+    outcome = forked.run(suite, tmp_path, executor=forked.InThisProcess(cache=suite.cache))
+    assert outcome.completed
+    assert seen == {True: ours, False: ours}
+
+    seen[False].clear()
+    adapter = next((tmp_path / "output").glob("*/final_model"))
+    job = EvaluateJob(
+        checkpoints=(str(adapter),), base_model=suite.experiments[0].settings.base_model, quantization="fp32",
+        dataset=None, benchmark=False, profile_inference=True, max_seq_length=32, max_samples=None,
+        max_generation_samples=0, max_new_tokens=2,
+    )  # fmt: skip
+    folder = tmp_path / "job"
+    folder.mkdir()
+    job.write(folder)
+    worker._serve_job(folder)
+    assert '"error"' not in (folder / "result.json").read_text()
+    assert seen[False] == ours
