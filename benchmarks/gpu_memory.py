@@ -154,7 +154,7 @@ class MemoryBench:
     def _peak(self, action: Callable[[], object]) -> int | None:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        with numerics(), MemoryMeter(self._device) as meter:  # as in a worker
+        with numerics(self._device, deterministic=True), MemoryMeter(self._device) as meter:  # as in a worker
             action()
         return meter.peak_bytes
 

@@ -225,7 +225,7 @@ def _train_pack(job: Job, *, base: BaseModel) -> list[float]:
 
     engine = PackedEngine(base, arms)
     try:
-        with numerics():  # as in a worker
+        with numerics(base.device, deterministic=True):  # as in a worker
             engine.train(steps, on_step=on_step)
     finally:
         engine.close()

@@ -45,8 +45,8 @@ def disagreements(root: Path) -> list[str]:
     ]
 
 
-#: How often training is saved changes no number.
-_WITHOUT_EFFECT = {"checkpoint_steps", "checkpoint_minutes"}
+#: How often training is saved changes no number, nor does `deterministic` on a CPU.
+_WITHOUT_EFFECT = {"checkpoint_steps", "checkpoint_minutes", "deterministic"}
 
 
 def _acting(settings: Mapping[str, Any], *, is_sought: bool) -> dict[str, Any]:

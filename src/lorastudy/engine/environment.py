@@ -1,5 +1,6 @@
 """The libraries, device and threads on which a run's numbers depend, and the detection of out-of-memory errors."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from lorastudy.version import installed_version
 
 
 def environment(device: torch.device) -> Environment:
-    """This process's libraries, device and thread count."""
+    """This process's libraries, device and thread count, and whether it now computes deterministically."""
+    is_deterministic = device.type != "cuda" or torch.are_deterministic_algorithms_enabled()
     return Environment(
         python=platform.python_version(),
         torch=installed_version("torch"),
@@ -21,7 +23,16 @@ def environment(device: torch.device) -> Environment:
         device=device.type,
         device_name=device_name(device),
         num_threads=torch.get_num_threads(),
+        algorithms="deterministic" if is_deterministic else "fastest",
     )
+
+
+def cuda_allocator(device: torch.device) -> str | None:
+    """The settings of CUDA's allocator, from the variable that it reads; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the first one that is set counts
+    return next((os.environ[name] for name in names if name in os.environ), "")
 
 
 #: Texts of plain RuntimeErrors that mean out of memory: from torch's CPU allocator, from CUDA, and from cuBLAS and

@@ -21,6 +21,7 @@ from lorastudy.engine import attention
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.batch import Batch, assemble
 from lorastudy.engine.environment import is_out_of_memory
+from lorastudy.engine.numerics import is_nondeterministic
 from lorastudy.errors import FOREIGN_ERRORS, first_line
 
 _Result = TypeVar("_Result")
@@ -197,13 +198,16 @@ def _agree(forwards: Forwards, *, packed: Tensor, alone: Tensor) -> None:
 
 
 def _tried(kind: str, run: Callable[[], _Result]) -> _Result:
-    """The result of the packed forward. An error means an unsupported model, unless it is out of memory."""
+    """The result of the packed forward. An error means an unsupported model.
+
+    Neither out of memory nor an operation that is not deterministic is one: the reference engine would meet them too.
+    """
     try:
         return run()
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{kind}: {error}") from error
     except FOREIGN_ERRORS as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or is_nondeterministic(error):
             raise
         raise UnsupportedModelError(
             f"{kind}: its forward does not run on rows laid end to end: {first_line(error)}"

@@ -13,6 +13,7 @@ from lorastudy.engine.batch import assemble
 from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.meter import synchronise
+from lorastudy.engine.numerics import numerics
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.protocol.jobs import MicroBatch, PaceQuestion
 from lorastudy.suite.settings import Settings
@@ -31,14 +32,15 @@ def step_seconds(question: PaceQuestion, *, device: torch.device) -> dict[str, A
     settings = Settings.model_validate_json(json.dumps(question.settings))
     base = load_base(settings, device=device)
     batch = MicroBatch(row_lengths=question.row_lengths, num_labels=question.num_labels)
-    points = [
-        {
-            "num_arms": num_arms,
-            "num_tokens": num_arms * batch.num_tokens,
-            "seconds": _seconds(base, settings, num_arms=num_arms, batch=batch),
-        }
-        for num_arms in question.nums_arms
-    ]
+    with numerics(device, deterministic=settings.deterministic):
+        points = [
+            {
+                "num_arms": num_arms,
+                "num_tokens": num_arms * batch.num_tokens,
+                "seconds": _seconds(base, settings, num_arms=num_arms, batch=batch),
+            }
+            for num_arms in question.nums_arms
+        ]
     return {"points": points}
 
 

@@ -89,6 +89,9 @@ class Environment:
     device: str
     device_name: str
     num_threads: int
+    algorithms: Literal["deterministic", "fastest"] | None = None
+    """Deterministic ones give the same bits in a second run: always on a CPU, on CUDA as the suite says. None if the run
+    is older than this record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,6 +304,8 @@ class PackProfile:
     load_seconds: float
     train_seconds: float
     eval_seconds: float
+    cuda_allocator: str | None = None
+    """The settings of CUDA's allocator; None on a CPU."""
 
 
 IncidentKind = Literal[

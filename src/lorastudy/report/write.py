@@ -34,6 +34,7 @@ from lorastudy.report.sections.method import (
 from lorastudy.report.sections.overview import arm_blocks, failure_blocks
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
 from lorastudy.report.sections.tuning import racing_blocks, rate_blocks
+from lorastudy.stats.study import give_the_same_bits
 from lorastudy.stats.summary import CurvePoint, bin_width, mean_curve
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import StatedQuestion
@@ -222,7 +223,9 @@ def _part_blocks(part: Part, *, level: int, output: Path) -> list[Block]:
         *failure_blocks(study, level=level),
         *method_blocks(analysis, level=level),
         *environment_blocks(study, level=level),
-        *reproduce_blocks(_suite_of(part), level=level, output=output),
+        *reproduce_blocks(
+            _suite_of(part), level=level, output=output, same_bits=give_the_same_bits(study.completed)
+        ),
     ]
 
 

@@ -293,8 +293,8 @@ class EnvironmentGroup:
 def comparable(one: Environment | None, other: Environment | None) -> bool:
     """Whether a difference between two runs can be due to their arms.
 
-    Library versions and the kind of device must be equal. The Python version and the number of threads change only the
-    last bits, and which of several equal GPUs ran does not matter. Two unknown environments count as equal; a known and an
+    Library versions and the kind of device must be equal. The Python version, the number of threads and deterministic
+    algorithms change only the last bits, and which of several equal GPUs ran does not matter. Two unknown environments count as equal; a known and an
     unknown one do not.
     """
     return _key(one) == _key(other)
@@ -326,6 +326,13 @@ def environment_groups(results: Iterable[ExperimentResult]) -> tuple[Environment
     return tuple(
         EnvironmentGroup(environment=environment, experiments=tuple(names))
         for environment, names in groups.items()
+    )
+
+
+def give_the_same_bits(results: Iterable[ExperimentResult]) -> bool:
+    """Whether these runs, made a second time on the same machine, give the same bits: none used the fastest algorithms."""
+    return not any(
+        result.environment is not None and result.environment.algorithms == "fastest" for result in results
     )
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 #: The revision of these tables. A test keeps it equal to the newest file in `migrations/versions`. It is written here
 #: so that neither a new nor a current store needs alembic.
-HEAD_REVISION = "r0001"
+HEAD_REVISION = "r0002"
 
 #: Revisions of stores from before the first release. Their run folders can be rebuilt; the stores are not read.
 UNRELEASED_REVISIONS = tuple(f"{number:04}" for number in range(1, 10))
@@ -236,6 +236,7 @@ pack_profiles = Table(
     Column("load_seconds", Double, nullable=False),
     Column("train_seconds", Double, nullable=False),
     Column("eval_seconds", Double, nullable=False),
+    Column("cuda_allocator", Text),
     _hash(),
 )
 
@@ -379,6 +380,7 @@ environments = Table(
     Column("device", Text, nullable=False),
     Column("device_name", Text, nullable=False),
     Column("num_threads", BigInteger, nullable=False),
+    Column("algorithms", Text),
     _hash(),
 )
 

@@ -153,6 +153,10 @@ class AskedSettings(BaseModel):
         "auto",
         description="`packed` trains arms together, `reference` is PEFT in a plain loop, `auto` takes packed where it can.",
     )
+    deterministic: bool = Field(
+        default=True,
+        description="On a GPU, give the same bits in a second run. `false` may be faster there, and a resumed suite or a second run then differs in the last bits. On a CPU it changes nothing.",
+    )
     max_arms_per_pack: int | None = Field(
         None, ge=1, description="Upper bound; by default the planner decides."
     )
@@ -297,11 +301,12 @@ ARM_KEYS = frozenset(
     }
 )  # fmt: skip
 
-#: Keys for the paths of files and the layout of the work. They are not part of an experiment's identity.
+#: Keys for the paths of files and the layout of the work, and for the last bits. They are not part of an experiment's
+#: identity.
 LAYOUT_KEYS = frozenset(
     {
         "base_model", "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path",
-        "max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes",
+        "max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes", "deterministic",
     }
 )  # fmt: skip
 

@@ -22,7 +22,7 @@ from lorastudy.engine.arms import Engine, EngineFactory, StepResult, TrainingArm
 from lorastudy.engine.batch import BatchPlan, plan_batches
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.choice import ChosenEngine, engine_factory
-from lorastudy.engine.environment import environment
+from lorastudy.engine.environment import cuda_allocator, environment
 from lorastudy.engine.loading import (
     BaseCache,
     BaseModel,
@@ -135,6 +135,7 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
             load_seconds=times.load_seconds,
             train_seconds=times.train_seconds,
             eval_seconds=times.rung_seconds + clock.lap(),
+            cuda_allocator=cuda_allocator(device),
         )
     )
     with stop.deferred():

@@ -21,7 +21,7 @@ from typing import NoReturn
 import torch
 
 from lorastudy.engine.environment import is_out_of_memory
-from lorastudy.engine.loading import BaseCache
+from lorastudy.engine.loading import BaseCache, default_device
 from lorastudy.engine.numerics import numerics
 from lorastudy.errors import DataError, StudyError
 from lorastudy.evaluation.evaluate_adapter import run_job
@@ -70,7 +70,8 @@ def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:
     writer = RecordWriter(folder / RECORDS_NAME)
     run = PackRun(pack=Pack.read(folder), folder=folder, emit=writer.write, sync=writer.sync)
     try:
-        with numerics():
+        settings = run.pack.experiments[0].settings
+        with numerics(default_device(), deterministic=settings.deterministic):
             run_pack(run, cache=cache, stop=stop)
     except Stopped:
         run.stop_rest("the worker was asked to stop; what was trained is kept")
@@ -100,7 +101,7 @@ def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:
 def _serve_job(folder: Path) -> None:
     """Write a job's result, or its user error, to `result.json`. Any other error is a crash with its traceback."""
     try:
-        with numerics():
+        with numerics(default_device(), deterministic=False):
             result = run_job(json.loads((folder / "job.json").read_text(encoding="utf-8")))
     except StudyError as error:
         result = {"error": str(error), "is_of_data": isinstance(error, DataError)}

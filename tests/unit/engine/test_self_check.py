@@ -251,6 +251,20 @@ def test_memory_may_run_out_at_any_forward_pass_of_the_check(num_before: int, mo
         choose("auto", base)
 
 
+def test_an_operation_that_is_not_deterministic_is_no_reason_to_fall_back(monkeypatch):
+    base = tiny.make_base()
+
+    def refused(*_, **__):
+        raise RuntimeError(
+            "_histc_cuda does not have a deterministic implementation, but you set "
+            "'torch.use_deterministic_algorithms(True)'."
+        )
+
+    monkeypatch.setattr(base.model.model, "forward", refused)
+    with pytest.raises(RuntimeError, match="histc"):
+        choose("auto", base)
+
+
 def test_other_errors_are_no_lack_of_memory():
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     assert not is_out_of_memory(ValueError("CUDA error: out of memory"))

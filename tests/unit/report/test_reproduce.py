@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from lorastudy.protocol.records import Incident
 from lorastudy.report.document import CodeBlock
+from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.method import reproduce_blocks, suite_of
+from lorastudy.report.write import write_report
 from lorastudy.stats.study import split_studies
 from lorastudy.suite.question import Margin
 from lorastudy.suite.settings import Settings
@@ -56,7 +59,7 @@ def printed(suite, folder: Path) -> Suite:
     """The file of the report, loaded."""
     (text,) = (
         block.text
-        for block in reproduce_blocks(suite, level=2, output=Path("R.md"))
+        for block in reproduce_blocks(suite, level=2, output=Path("R.md"), same_bits=True)
         if isinstance(block, CodeBlock) and block.language == "yaml"
     )
     path = folder / "suite.yaml"
@@ -91,3 +94,28 @@ def test_runs_that_were_asked_for_one_by_one_are_all_in_it(make_result, tmp_path
     )
     again = printed(suite_of(study, design=last), tmp_path)
     assert [(arm.name, arm.seeds) for arm in again.arms] == [("b", (1,)), ("a", (0,))]
+
+
+@pytest.mark.parametrize("algorithms", [None, "deterministic", "fastest"])
+def test_equal_bits_are_promised_unless_a_run_used_the_fastest_algorithms(
+    algorithms, make_rank_results, make_tracker
+):
+    """In the section on reproduction and in that on incidents. Runs of earlier versions were made on a CPU."""
+    results = make_rank_results(ranks=(4, 8), num_seeds=3)
+    environment = replace(results[0].environment, algorithms=algorithms)
+    incident = Incident(kind="resumed", message="a pack went on from its checkpoint")
+    results[0] = replace(results[0], environment=environment, incidents=(incident,))
+    write_report(make_tracker(results))
+    page = Path("RESULTS.md").read_text(encoding="utf-8")
+    promises = page.count("the same bits")
+    if algorithms == "fastest":
+        assert promises == 0
+        assert page.count("These runs were not deterministic") == 1
+        assert page.count("these runs were not deterministic") == 1
+        assert any(
+            f"| algorithms | {' | '.join(cells)} |" in page
+            for cells in ((ABSENT, "fastest"), ("fastest", ABSENT))
+        )
+    else:
+        assert promises == 2
+        assert "deterministic: false" not in page

@@ -233,3 +233,16 @@ def test_names_follow_from_all_arms_those_that_wait_too(write: Write) -> None:
     assert [each.name for each in begun] == all_names[:1]
     with pytest.raises(SuiteFileError, match="no arm is called 'custom_r8'"):
         expand(first, fingerprint_dataset=str, fingerprint_base=str)
+
+
+def test_deterministic_algorithms_are_no_part_of_an_experiments_identity(write: Write) -> None:
+    """They change the last bits. A pack trains with one choice for all, so the key parts packs."""
+    ids = [
+        [experiment.id for experiment in expanded(write(f"factors: {{lora_rank: [4, 8]}}\n{line}"))]
+        for line in ("", "deterministic: true", "deterministic: false")
+    ]
+    assert ids[0] == ids[1] == ids[2]
+    one, other = expanded(
+        write("experiments: [{lora_rank: 4, deterministic: true}, {lora_rank: 8, deterministic: false}]")
+    )
+    assert one.pack_key != other.pack_key

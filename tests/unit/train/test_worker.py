@@ -1,5 +1,6 @@
 """What a worker sets before it trains, scores, generates or times."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,44 @@ from torch.nn.attention import SDPBackend
 
 import forked
 from lorastudy.protocol.jobs import EvaluateJob
+from lorastudy.store import ExperimentTracker
 from lorastudy.train import worker
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
+
+
+def test_on_a_cpu_the_key_changes_nothing(tmp_path: Path) -> None:
+    """The same experiments, in the same environment, to the same bits."""
+    found, environments = [], []
+    for deterministic in (True, False):
+        suite = forked.tiny_suite(tmp_path / "suite", deterministic=deterministic)
+        folder = tmp_path / str(deterministic)
+        forked.run(suite, folder, executor=forked.InThisProcess(cache=suite.cache))
+        found.append(forked.everything(folder))
+        with ExperimentTracker(folder / "experiments.db") as tracker:
+            results = tracker.get_all_experiments()
+        environments.append({result.environment for result in results})
+        found[-1]["ids"] = {result.experiment_id for result in results}
+    assert found[0] == found[1]
+    assert environments[0] == environments[1]
+    (environment,) = environments[0]
+    assert environment is not None
+    assert environment.algorithms == "deterministic"
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_pack_trains_as_its_suite_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    told: list[bool] = []
+
+    def noted(_: torch.device, *, deterministic: bool) -> AbstractContextManager[None]:
+        told.append(deterministic)
+        return nullcontext()
+
+    monkeypatch.setattr(worker, "numerics", noted)
+    forked.tiny_suite(tmp_path, deterministic=deterministic)  # which warms up in this process
+    assert set(told) == {deterministic}
 
 
 def test_all_attention_of_a_worker_uses_our_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

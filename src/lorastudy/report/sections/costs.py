@@ -29,7 +29,7 @@ from lorastudy.report.numbers import (
 from lorastudy.stats.best import ConfidenceSet
 from lorastudy.stats.frontier import Standing
 from lorastudy.stats.rate_choice import tried_rates
-from lorastudy.stats.study import Study
+from lorastudy.stats.study import Study, give_the_same_bits
 from lorastudy.suite.question import MIN_SEEDS
 
 #: The arms of this engine take turns; in any other engine one step is a step of all arms.
@@ -215,6 +215,9 @@ def incident_blocks(study: Study, *, level: int) -> list[Block]:
     text = (
         "None of this changed a number: training that resumes from a checkpoint reaches the same bits, and a part of a pack "
         "the same result up to the order of sums."
+        if give_the_same_bits(study.completed)
+        else "None of this changed more than the order of sums: training resumes from a checkpoint of the same state, but these "
+        "runs were not deterministic (deterministic: false on a GPU)."
     )
     items = tuple((f"{message[:1].upper()}{message[1:]}.",) for message in befallen)
     return [Heading(level=level, text="Incidents"), Paragraph((text,)), Bullets(items)]

@@ -301,9 +301,10 @@ def _environment_table(groups: tuple[EnvironmentGroup, ...]) -> Table:
     rows = [
         (
             Cell(name.replace("_", " ")),
-            *(Cell(str(getattr(group.environment, name))) for group in groups),
+            *(Cell(str(ABSENT if value is None else value)) for value in values),
         )
         for name in names
+        for values in [[getattr(group.environment, name) for group in groups]]
     ]
     rows.append((Cell("experiments"), *(Cell(str(len(group.experiments))) for group in groups)))
     return Table(
@@ -312,8 +313,15 @@ def _environment_table(groups: tuple[EnvironmentGroup, ...]) -> Table:
     )
 
 
-def reproduce_blocks(suite: Suite, *, level: int, output: Path) -> list[Block]:
+def reproduce_blocks(suite: Suite, *, level: int, output: Path, same_bits: bool) -> list[Block]:
     """Commands and the suite file. Paths in it are those of the machine that ran it."""
+    promise = (
+        "On the same machine, with the same library versions and thread count, you get the same bits; elsewhere the numbers "
+        "agree within the spread over seeds."
+        if same_bits
+        else "These runs were not deterministic (deterministic: false on a GPU). A second run differs in the last bits, on the "
+        "same machine too; the numbers agree within the spread over seeds."
+    )
     report = ["lorastudy", "report", "--suite-name", suite.name, "--output", output.name]
     commands = f"lorastudy suite suite.yaml\n{shlex.join(report)}"
     return [
@@ -322,10 +330,7 @@ def reproduce_blocks(suite: Suite, *, level: int, output: Path) -> list[Block]:
             (
                 "Save the settings below as ",
                 Code("suite.yaml"),
-                (
-                    ". On the same machine, with the same library versions and thread count, you get the same bits; elsewhere "
-                    "the numbers agree within the spread over seeds."
-                ),
+                f". {promise}",
             )
         ),
         CodeBlock(commands, "bash"),
