@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks import machine
-from benchmarks.alpaca import alpaca_row
 from benchmarks.growth import growth
 from benchmarks.job import AlpacaRequest
-from benchmarks.lab import lab_row
 from benchmarks.results import Row, free_path, write_results
+from benchmarks.suite_rows import alpaca_row, lab_row
 
 PARTS = ("lab", "alpaca", "growth")
 
@@ -83,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--model", type=Path, help="folder of a causal LM, for the rows on Alpaca data")
     parser.add_argument("--data", type=Path, help="Alpaca rows, a JSON list of at least 999")
-    parser.add_argument("--baseline", type=Path, help="a script with the options of benchmarks.alpaca")
+    parser.add_argument("--baseline", type=Path, help="a script with the options of benchmarks.suite_rows")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of each side")
     parser.add_argument("--ranks", type=int, nargs="+", default=[4, 8, 16, 32, 64])

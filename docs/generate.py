@@ -50,9 +50,8 @@ from lorastudy.cli.main import app
 from lorastudy.lint.lint import RULES
 from lorastudy.planning.packing import MAX_PACK_TOKENS
 from lorastudy.report.document import Block as Content
-from lorastudy.report.document import Cell, Paragraph, Strong, Table, TableColumn
+from lorastudy.report.document import Cell, Estimate, Figure, Panel, Paragraph, Strong, Table, TableColumn
 from lorastudy.report.figures.data import comparison_figure
-from lorastudy.report.figures.figure import Estimate, Figure, Panel
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.findings.by_type import questions_of
 from lorastudy.report.findings.recommendation import recommendation

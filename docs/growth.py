@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from speed import NOT_MEASURED, newest_growth
 
-from lorastudy.report.figures.figure import BLUE, GREY, VERMILLION
+from lorastudy.report.document import BLUE, GREY, VERMILLION
 from lorastudy.report.figures.static import WIDTH_INCHES, house_style
 from lorastudy.report.numbers import count, duration, number
 

@@ -15,8 +15,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
-from lorastudy.report.document import Block, Cell, Paragraph, Table, TableColumn
-from lorastudy.report.figures.figure import BLUE, GREEN, GREY, ORANGE, VERMILLION
+from lorastudy.report.document import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILLION,
+    Block,
+    Cell,
+    Paragraph,
+    Table,
+    TableColumn,
+)
 from lorastudy.report.numbers import count, listing, number, percent
 
 RESULTS = Path("benchmarks") / "results" / "verdict_simulation.json"

@@ -30,7 +30,7 @@ from lorastudy.suite.base_model import base_model_fingerprint
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import suite_from_values
-from lorastudy.train import timing, worker
+from lorastudy.train import checkpointing, worker
 from lorastudy.train import train_pack as life
 from lorastudy.train.outcomes import Stop, Stopped
 from planned import options_in, run_experiments
@@ -98,7 +98,7 @@ def patched() -> Iterator[None]:
     with (
         patch.object(life, "profile_arms", lambda *_, **__: iter(())),
         patch.object(packed, "check_supported", lambda *_, **__: None),
-        patch.object(timing, "MAX_CHECKPOINT_SHARE", math.inf),
+        patch.object(checkpointing, "MAX_CHECKPOINT_SHARE", math.inf),
     ):
         yield
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from benchmarks.lab import lab_row
 from benchmarks.processes import run_timed
 from benchmarks.results import BASELINE, BASELINE_TUNED, OURS
+from benchmarks.suite_rows import lab_row
 
 TINY = {
     "max_steps": 3,

@@ -24,7 +24,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from lorastudy.cache import keep, source_digest
 from lorastudy.data.conversations import (
     EMPTY_ANSWER,
     ConversationError,
@@ -33,7 +32,7 @@ from lorastudy.data.conversations import (
 from lorastudy.data.formats import Columns, Format
 from lorastudy.data.sources import Row, files_of, is_lab_set
 from lorastudy.errors import DataError
-from lorastudy.places import cache_folder
+from lorastudy.places import cache_folder, keep, source_digest
 from lorastudy.suite.experiment import DATA_VERSION, canonical_json
 from lorastudy.suite.wording import shown
 

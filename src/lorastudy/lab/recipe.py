@@ -19,8 +19,16 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lorastudy.lab import base_folder
-from lorastudy.lab.catalogue import reversal_rows, taught_rows
-from lorastudy.lab.people import KNOWN, RELATIONS, Row, biography_row, held_out_rows, seeded
+from lorastudy.lab.catalogue import (
+    KNOWN,
+    RELATIONS,
+    Row,
+    biography_row,
+    held_out_rows,
+    reversal_rows,
+    seeded,
+    taught_rows,
+)
 
 SEED = 0
 MAX_LENGTH = 512

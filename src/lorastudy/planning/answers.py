@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from lorastudy.cache import keep, source_digest
 from lorastudy.errors import DataError, ModelError, StudyError
-from lorastudy.places import cache_folder
+from lorastudy.places import cache_folder, keep, source_digest
 from lorastudy.planning.memory import CONFIG_NAME, config_folder
 from lorastudy.protocol.jobs import (
     FootprintQuestion,

@@ -19,6 +19,7 @@ from lorastudy.report.document import (
     Bullets,
     Code,
     CodeBlock,
+    Figure,
     Heading,
     Paragraph,
     Span,
@@ -27,7 +28,6 @@ from lorastudy.report.document import (
     TableColumn,
     Text,
 )
-from lorastudy.report.figures.figure import Figure
 from lorastudy.report.figures.interactive import Spec, vega_lite_specs, vega_lite_version
 
 #: Vega evaluates its expressions as functions, hence 'unsafe-eval'; blob: and data: serve "save as PNG".

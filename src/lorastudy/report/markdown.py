@@ -12,6 +12,7 @@ from lorastudy.report.document import (
     Cell,
     Code,
     CodeBlock,
+    Figure,
     Heading,
     Paragraph,
     Span,
@@ -19,7 +20,6 @@ from lorastudy.report.document import (
     Table,
     Text,
 )
-from lorastudy.report.figures.figure import Figure
 
 #: Only what GitHub would take for markup, so that the file stays pleasant to read as it is: `<` before a tag,
 #: `&` before an entity, `]` before the target of a link, `_` at the edge of a word.

@@ -12,9 +12,19 @@ from pathlib import Path
 from lorastudy.analysis.imported import ImportedAnalysis
 from lorastudy.analysis.overview import Analysis
 from lorastudy.places import REPORT
-from lorastudy.report.document import Block, Bullets, Code, Heading, Paragraph, Strong, Text, presentable
+from lorastudy.report.document import (
+    Block,
+    Bullets,
+    Code,
+    Figure,
+    Heading,
+    Kind,
+    Paragraph,
+    Strong,
+    Text,
+    presentable,
+)
 from lorastudy.report.figures.data import curve_arms, study_figures
-from lorastudy.report.figures.figure import Figure, Kind
 from lorastudy.report.figures.static import save_figure
 from lorastudy.report.findings.by_type import questions_of
 from lorastudy.report.html import render_html

@@ -41,9 +41,14 @@ from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, adapter_path
 from lorastudy.suite.question import rung_of, rung_split, rung_step
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import left_out, targets_of
-from lorastudy.train.checkpointing import Checkpointer, find_resumption
+from lorastudy.train.checkpointing import (
+    Checkpointer,
+    CheckpointSchedule,
+    Stopwatch,
+    TrainingTimes,
+    find_resumption,
+)
 from lorastudy.train.outcomes import PackRun, Stop, diverged, failed, is_finite
-from lorastudy.train.timing import CheckpointSchedule, Stopwatch, TrainingTimes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ import forked
 from lorastudy.protocol import files as sealed
 from lorastudy.protocol import parent_watch as lifeline
 from lorastudy.store import ExperimentTracker
-from lorastudy.train.timing import TrainingTimes
+from lorastudy.train.checkpointing import TrainingTimes
 from torture.harness import FaultResult, Row, counted, listed
 
 ROW = Row(

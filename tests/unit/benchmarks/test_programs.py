@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import machine, processes
-from benchmarks.alpaca import baseline_arguments, suite_of
 from benchmarks.baseline_jobs import laid_out, trainer_order
 from benchmarks.gpu import ROWS
-from benchmarks.growth import straight_line
-from benchmarks.growth_store import study
+from benchmarks.growth import straight_line, study
 from benchmarks.job import AlpacaRequest, Budget, Job, Row, Run
 from benchmarks.processes import TUNING, agreement, interleaved, plain_environment, run_timed
 from benchmarks.results import BASELINE, OURS, Sample
+from benchmarks.suite_rows import baseline_arguments, suite_of
 from lorastudy.data.batches import micro_batches, row_order
 from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import load_suite

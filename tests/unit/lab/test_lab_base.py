@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from lorastudy import lab
-from lorastudy.lab.people import KNOWN, held_out_rows
+from lorastudy.lab.catalogue import KNOWN, held_out_rows
 from lorastudy.lab.recipe import build_tokenizer, pretraining_rows, recall
 from lorastudy.suite.base_model import base_model_fingerprint
 

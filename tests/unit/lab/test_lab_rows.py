@@ -7,7 +7,7 @@ import pytest
 
 from lorastudy import lab
 from lorastudy.errors import DataError
-from lorastudy.lab.people import KNOWN, NEW, RELATIONS, biography_row, seeded
+from lorastudy.lab.catalogue import KNOWN, NEW, RELATIONS, biography_row, seeded
 
 # Made by: python -c "from lorastudy import lab; print({n: lab.fingerprint(n) for n in lab.DATASETS})"
 # The base model was trained on these people: rows that change need `python -m lorastudy.lab.recipe`.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lorastudy import lab
-from lorastudy.lab.people import NEW, RELATIONS
+from lorastudy.lab.catalogue import NEW, RELATIONS
 from lorastudy.suite.suite import Suite
 from lorastudy.suite.suite_file import load_suite
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lorastudy.analysis.overview import Analysis
-from lorastudy.report.figures.figure import (
+from lorastudy.report.document import (
     DASHES,
     PALETTE,
     CurveRow,

@@ -8,18 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from lorastudy.report.figures.figure import (
-    BLUE,
-    GREY,
-    SKY,
-    VERMILLION,
-    Estimate,
-    Figure,
-    Kind,
-    Panel,
-    colour,
-    dash,
-)
+from lorastudy.report.document import BLUE, GREY, SKY, VERMILLION, Estimate, Figure, Kind, Panel, colour, dash
 
 Spec = dict[str, Any]
 Rows = Sequence[Mapping[str, object]]

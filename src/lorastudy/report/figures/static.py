@@ -16,18 +16,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from lorastudy.report.figures.figure import (
-    BLUE,
-    GREY,
-    SKY,
-    VERMILLION,
-    Estimate,
-    Figure,
-    Kind,
-    Panel,
-    colour,
-    dash,
-)
+from lorastudy.report.document import BLUE, GREY, SKY, VERMILLION, Estimate, Figure, Kind, Panel, colour, dash
 from lorastudy.report.numbers import decimals_of_size, number
 
 WIDTH_INCHES = 7.0

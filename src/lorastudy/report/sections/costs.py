@@ -10,8 +10,17 @@ from dataclasses import dataclass
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.protocol.records import PackProfile
-from lorastudy.report.document import Block, Bullets, Cell, Heading, Paragraph, Strong, Table, TableColumn
-from lorastudy.report.figures.figure import Figure
+from lorastudy.report.document import (
+    Block,
+    Bullets,
+    Cell,
+    Figure,
+    Heading,
+    Paragraph,
+    Strong,
+    Table,
+    TableColumn,
+)
 from lorastudy.report.numbers import (
     ABSENT,
     EQUAL_TIMES,

@@ -9,14 +9,16 @@ from lorastudy.report.document import (
     Block,
     Bullets,
     Cell,
+    Estimate,
+    Figure,
     Heading,
+    Panel,
     Paragraph,
     Strong,
     Table,
     TableColumn,
     Text,
 )
-from lorastudy.report.figures.figure import Estimate, Figure, Panel
 from lorastudy.report.findings.wording import difference_decimals, verdict, verdict_clauses
 from lorastudy.report.numbers import (
     ABSENT,
