@@ -169,6 +169,8 @@ def num_launches(func: Any, args: Any, outputs: Sequence[Tensor]) -> int:
         lists = [arg for arg in args if isinstance(arg, list | tuple) and isinstance(arg[0], Tensor)]
         is_in_place = name.endswith("_")
         return foreach_launches([x.numel() for x in lists[0]], num_lists=len(lists) + (not is_in_place))
+    if "out" in func._overloadname:  # writes into the tensor that it adds to: nothing is copied first
+        return 1
     return SEVERAL.get(name, 1)
 
 

@@ -15,6 +15,7 @@ from transformers import get_scheduler
 import tiny
 from lorastudy.engine.adapters import CONFIG_FILE, WEIGHTS_FILE
 from lorastudy.engine.batch import assemble
+from lorastudy.protocol.files import DamagedError
 from lorastudy.train.checkpointing import Checkpoint, read_checkpoint, write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -360,6 +361,15 @@ def train_in_two(make_engine, base, arms, *, steps, folder, num_told, then=None)
         engine.restore(state)
         engine.train(steps[engine.num_steps_done :], on_step=first)
         return first, tiny.adapters_of(engine, folder)
+
+
+def test_a_state_of_another_version_is_not_read(make_engine, base, tmp_path):
+    """Its tensors have the same sizes, but may hold their numbers in another order."""
+    with tiny.opened(make_engine(base, tiny.seven_arms(base)[:1])) as engine:
+        state = replace(engine.state(), version=1)
+        write_checkpoint(tmp_path / "saved", Checkpoint(state=state, notes={}))
+    with pytest.raises(DamagedError, match="not a checkpoint of this version"):
+        read_checkpoint(tmp_path / "saved")
 
 
 @pytest.mark.parametrize(

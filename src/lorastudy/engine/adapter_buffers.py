@@ -1,55 +1,110 @@
-"""The adapters of a pack as flat matrices: one row per arm, one matrix per group of equal-shaped arms.
+"""The adapters of a pack in memory: fp32 vectors that the optimizer updates, and the tensors that the layers use.
 
-    K arms of the pack, G arms of a group, P parameters of one arm, R rank, D inputs, O outputs
+    K arms of the pack, G arms of one slot, P parameters of one arm, Q of them in lora_B, R rank, D inputs, O outputs
 
-A group's weights, gradients and AdamW moments are (G, P) matrices, and the model's layers use views of them. So the
-optimizer and the per-arm gradient norm are a few operations on a few matrices, for any number of layers.
+Each arm has its own flat vectors: weights, gradients and AdamW moments. An arm's update is one operation, for any number
+of layers. The layers do not use these vectors themselves. They use *slots*: the arms' tensors side by side, in the
+precision of the layer, with the scale s multiplied into lora_B. A step runs in this order:
+
+    refresh()             weights -> slots
+    forward, backward     slots -> gradients of the slots
+    collect_gradients()   gradients of the slots -> gradients of the arms
+
+Arms of equal shape form a group with one slot per layer. On a GPU all arms form one group: smaller ranks are padded with
+zeros to the largest, because a step's time there is the number of its kernels. Padding never changes a result: its
+weights are zero, so its gradients are zero. In fp32 a group of equal arms needs no copies; its slots are views.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorastudy.engine.arms import TrainingArm, initial_lora_A, stream_seed
-from lorastudy.engine.lora import DropoutClock, GroupDropout, LoraSlot, PackedLinear, attach
-from lorastudy.engine.quantised import features
+from lorastudy.engine.lora import DropoutClock, LoraSlot, PackedLinear, SlotDropout, attach
+from lorastudy.engine.quantised import compute_dtype, features
+
+Pairs = list[tuple[Tensor, Tensor]]
+"""(destination, source) of copies."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """Arms `start..stop` of the pack. They have equal rank, modules and dropout, so their tensors have equal shapes."""
+class ArmVectors:
+    """One arm's tensors, fp32: first the `lora_A` of every module, then every `lora_B`, transposed.
 
-    start: int
-    stop: int
-    weights_GP: Tensor
-    grads_GP: Tensor
-    lora_A_GRD: Mapping[str, nn.Parameter]
-    """This mapping and the three below are by module name. The values are views of the flat matrices."""
-    lora_B_GOR: Mapping[str, nn.Parameter]
-    grad_A_GRD: Mapping[str, Tensor]
-    grad_B_GOR: Mapping[str, Tensor]
+    The mappings are by module name, and their values are views of the vectors.
+    """
+
+    weights_P: Tensor
+    grads_P: Tensor
+    scaled_B_Q: Tensor
+    """s times the lora_B part of the weights."""
+    lora_A_RD: Mapping[str, Tensor]
+    lora_B_RO: Mapping[str, Tensor]
+    scaled_B_RO: Mapping[str, Tensor]
+    grad_A_RD: Mapping[str, Tensor]
+    grad_B_RO: Mapping[str, Tensor]
+
+    @property
+    def weights_B_Q(self) -> Tensor:
+        """The part of the weights that is lora_B."""
+        return self.weights_P[-self.scaled_B_Q.numel() :]
+
+    @property
+    def grads_B_Q(self) -> Tensor:
+        """The part of the gradients that is lora_B's."""
+        return self.grads_P[-self.scaled_B_Q.numel() :]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterBuffers:
-    """All adapters of a pack, by group. `arms` is the pack's order, in which the arms of a group are neighbours."""
+    """All adapters of a pack. `arms` is the pack's order, in which arms of equal shape are neighbours."""
 
     arms: tuple[TrainingArm, ...]
-    groups: tuple[Group, ...]
+    vectors: tuple[ArmVectors, ...]
+    slots: Mapping[str, tuple[LoraSlot, ...]]
+    """By module name."""
     clock: DropoutClock
+    slot_grads: tuple[Tensor, ...]
+    """Tensors that hold all gradients of the slots."""
+    refreshed: Pairs
+    """Slots of their own, and the weights that they are copied from."""
+    collected: Pairs
+    """Gradients of arms, and the slots' gradients that they are copied from."""
 
     def attach(self, layers: Mapping[str, PackedLinear]) -> None:
         """Make the model's layers serve these adapters."""
-        slots = [tuple(self._slots(name)) for name in layers]
+        slots = [self.slots.get(name, ()) for name in layers]
         attach(tuple(layers.values()), num_arms=len(self.arms), slots=slots)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Bring the slots up to date after the weights have changed."""
+        scaled = [arm.scaled_B_Q for arm in self.vectors]
+        torch._foreach_copy_(scaled, [arm.weights_B_Q for arm in self.vectors])
+        torch._foreach_mul_(scaled, [arm.scaling for arm in self.arms])
+        if self.refreshed:
+            torch._foreach_copy_(
+                [slot for slot, _ in self.refreshed], [weights for _, weights in self.refreshed]
+            )
+
+    @torch.no_grad()
+    def collect_gradients(self) -> None:
+        """Bring the arms' gradients up to date after the last backward pass of a step. Call it once a step.
+
+        The slots' gradients of lora_B are those by s B, so each is multiplied by s.
+        """
+        if self.collected:
+            torch._foreach_copy_([grad for grad, _ in self.collected], [slot for _, slot in self.collected])
+        torch._foreach_mul_([arm.grads_B_Q for arm in self.vectors], [arm.scaling for arm in self.arms])
 
     def zero_grad(self) -> None:
         """Set all gradients to zero. The backward pass adds to them in place."""
-        for group in self.groups:
-            group.grads_GP.zero_()
+        for grads in self.slot_grads:
+            grads.zero_()
 
     @contextmanager
     def dropout_on(self) -> Iterator[None]:
@@ -62,40 +117,8 @@ class AdapterBuffers:
 
     def weights_of(self, arm: TrainingArm) -> dict[str, tuple[Tensor, Tensor]]:
         """Module name -> (lora_A of shape (r, inputs), lora_B of shape (outputs, r)), as fp32 views."""
-        number = self.arms.index(arm)
-        group = next(group for group in self.groups if group.start <= number < group.stop)
-        row = number - group.start
-        return {
-            name: (group.lora_A_GRD[name].detach()[row], group.lora_B_GOR[name].detach()[row])
-            for name in arm.module_names
-        }
-
-    def _slots(self, module_name: str) -> list[LoraSlot]:
-        return [
-            LoraSlot(
-                start=group.start,
-                stop=group.stop,
-                lora_A_GRD=group.lora_A_GRD[module_name],
-                lora_B_GOR=group.lora_B_GOR[module_name],
-                grad_A_GRD=group.grad_A_GRD[module_name],
-                grad_B_GOR=group.grad_B_GOR[module_name],
-                scaling_G11=self._scaling(group),
-                dropout=self._dropout(group, module_name),
-            )
-            for group in self.groups
-            if module_name in group.lora_A_GRD
-        ]
-
-    def _scaling(self, group: Group) -> Tensor:
-        values = [arm.scaling for arm in self.arms[group.start : group.stop]]
-        return torch.tensor(values, device=group.weights_GP.device).view(-1, 1, 1)
-
-    def _dropout(self, group: Group, module_name: str) -> GroupDropout | None:
-        arms = self.arms[group.start : group.stop]
-        if arms[0].lora_dropout == 0:
-            return None
-        seeds = tuple(stream_seed("dropout", arm.seed, module_name) for arm in arms)
-        return GroupDropout(seeds_G=seeds, probability=arms[0].lora_dropout, clock=self.clock)
+        vectors = self.vectors[self.arms.index(arm)]
+        return {name: (vectors.lora_A_RD[name], vectors.lora_B_RO[name].mT) for name in arm.module_names}
 
 
 def sorted_by_shape(arms: Sequence[TrainingArm]) -> tuple[TrainingArm, ...]:
@@ -103,61 +126,217 @@ def sorted_by_shape(arms: Sequence[TrainingArm]) -> tuple[TrainingArm, ...]:
     return tuple(sorted(arms, key=lambda arm: arm.shape))
 
 
+def pads_ranks(device: torch.device) -> bool:
+    """Whether all arms form one group. On a CPU the products with zeros cost more than a few more operations."""
+    return device.type == "cuda"
+
+
 def make_buffers(
-    arms: Sequence[TrainingArm], *, layers: Mapping[str, PackedLinear], device: torch.device
-) -> AdapterBuffers:
-    """Fresh adapters for arms that are `sorted_by_shape`: lora_A drawn from each arm's seed, lora_B zero."""
-    groups: list[Group] = []
-    start = 0
-    while start < len(arms):
-        stop = start
-        while stop < len(arms) and arms[stop].shape == arms[start].shape:
-            stop += 1
-        groups.append(_make_group(arms, start=start, stop=stop, layers=layers, device=device))
-        start = stop
-    return AdapterBuffers(arms=tuple(arms), groups=tuple(groups), clock=DropoutClock())
-
-
-def _make_group(
     arms: Sequence[TrainingArm],
     *,
-    start: int,
-    stop: int,
     layers: Mapping[str, PackedLinear],
     device: torch.device,
-) -> Group:
-    first, num_arms = arms[start], stop - start
-    sizes = {name: features(layers[name].base_layer) for name in first.module_names}
-    num_parameters = sum(first.r * (inputs + outputs) for inputs, outputs in sizes.values())
-    weights = torch.zeros(num_arms, num_parameters, device=device)
-    grads = torch.zeros_like(weights)
-    weights_A, weights_B = _views(weights, sizes, r=first.r)
-    grads_A, grads_B = _views(grads, sizes, r=first.r)
-    for name, (inputs, _) in sizes.items():
-        for row, arm in enumerate(arms[start:stop]):
-            weights_A[name][row].copy_(initial_lora_A(arm, module_name=name, in_features=inputs))
-    return Group(
-        start=start,
-        stop=stop,
-        weights_GP=weights,
-        grads_GP=grads,
-        lora_A_GRD={name: nn.Parameter(view) for name, view in weights_A.items()},
-        lora_B_GOR={name: nn.Parameter(view) for name, view in weights_B.items()},
-        grad_A_GRD=grads_A,
-        grad_B_GOR=grads_B,
+    dtype: torch.dtype,
+    padded: bool | None = None,
+) -> AdapterBuffers:
+    """Fresh adapters for arms that are `sorted_by_shape`: lora_A drawn from each arm's seed, lora_B zero.
+
+    `dtype` is the precision in which the base computes. `padded` is for tests: by default `pads_ranks` decides.
+    """
+    sizes = {name: features(layers[name].base_layer) for arm in arms for name in arm.module_names}
+    plan = _Plan(
+        sizes=sizes,
+        dtypes={name: compute_dtype(layers[name].base_layer, dtype=dtype) for name in sizes},
+        device=device,
+        clock=DropoutClock(),
+    )
+    groups: list[_Group] = []
+    for start, stop in _groups(arms, padded=pads_ranks(device) if padded is None else padded):
+        is_uniform = arms[start].shape == arms[stop - 1].shape  # the arms are sorted
+        groups.append((_equal_arms if is_uniform else _padded_arms)(arms[start:stop], start=start, plan=plan))
+    buffers = AdapterBuffers(
+        arms=tuple(arms),
+        vectors=tuple(vectors for group in groups for vectors in group.vectors),
+        slots={name: tuple(g.slots[name] for g in groups if name in g.slots) for name in sizes},
+        clock=plan.clock,
+        slot_grads=tuple(grad for group in groups for grad in group.slot_grads),
+        refreshed=[pair for group in groups for pair in group.refreshed],
+        collected=[pair for group in groups for pair in group.collected],
+    )
+    for arm, vectors in zip(buffers.arms, buffers.vectors, strict=True):
+        for name, lora_A_RD in vectors.lora_A_RD.items():
+            lora_A_RD.copy_(initial_lora_A(arm, module_name=name, in_features=sizes[name][0]))
+    buffers.refresh()
+    return buffers
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What all groups of a pack share: each module's (inputs, outputs) and precision, the device and the clock."""
+
+    sizes: Mapping[str, tuple[int, int]]
+    dtypes: Mapping[str, torch.dtype]
+    device: torch.device
+    clock: DropoutClock
+
+
+@dataclass(kw_only=True)
+class _Group:
+    """The buffers of neighbouring arms, as `AdapterBuffers` holds them."""
+
+    vectors: list[ArmVectors]
+    slots: dict[str, LoraSlot] = field(default_factory=dict)
+    slot_grads: list[Tensor] = field(default_factory=list)
+    refreshed: Pairs = field(default_factory=list)
+    collected: Pairs = field(default_factory=list)
+
+
+def _groups(arms: Sequence[TrainingArm], *, padded: bool) -> list[tuple[int, int]]:
+    """The groups' first arms and the arms after their last ones."""
+    if padded:
+        return [(0, len(arms))]
+    starts = [number for number, arm in enumerate(arms) if number == 0 or arms[number - 1].shape != arm.shape]
+    return list(zip(starts, [*starts[1:], len(arms)], strict=True))
+
+
+def _equal_arms(arms: Sequence[TrainingArm], *, start: int, plan: _Plan) -> _Group:
+    """A group of arms of equal shape. The arms' vectors are rows of matrices, and the slots are views where they can be.
+
+    They cannot be views of the weights in a layer whose precision is not fp32.
+    """
+    first = arms[0]
+    sizes = {name: plan.sizes[name] for name in first.module_names}
+    num_A, num_B = (first.r * sum(counts) for counts in zip(*sizes.values(), strict=True))
+    weights_GP = torch.zeros(len(arms), num_A + num_B, device=plan.device)
+    grads_GP, scaled_GQ = torch.zeros_like(weights_GP), weights_GP[:, num_A:].clone()
+    group = _Group(
+        vectors=[
+            _vectors(*rows, sizes=sizes, r=first.r)
+            for rows in zip(weights_GP, grads_GP, scaled_GQ, strict=True)
+        ],
+        slot_grads=[grads_GP],
+    )
+    lora_A, lora_B = _views(weights_GP, scaled_GQ, sizes=sizes, r=first.r)
+    grads_A, grads_B = _views(grads_GP, grads_GP[:, num_A:], sizes=sizes, r=first.r)
+    for name in sizes:
+        own = [
+            _own_copy(view, dtype=plan.dtypes[name], refreshed=group.refreshed)
+            for view in (lora_A[name], lora_B[name])
+        ]
+        group.slots[name] = LoraSlot(
+            start=start,
+            stop=start + len(arms),
+            lora_A_GRD=own[0],
+            scaled_B_GRO=own[1],
+            grad_A_GRD=grads_A[name],
+            grad_B_GRO=grads_B[name],
+            dropout=_dropout(arms, name, clock=plan.clock, device=plan.device),
+        )
+    return group
+
+
+def _own_copy(view: Tensor, *, dtype: torch.dtype, refreshed: Pairs) -> Tensor:
+    """The view itself, or in another precision than its own a tensor that is refreshed from it."""
+    if dtype is view.dtype:
+        return view
+    copy = torch.zeros(view.shape, dtype=dtype, device=view.device)
+    refreshed.append((copy, view))
+    return copy
+
+
+def _padded_arms(arms: Sequence[TrainingArm], *, start: int, plan: _Plan) -> _Group:
+    """A group of arms of any shapes. A layer's slot goes from the first arm that adapts it to the last one."""
+    group = _Group(vectors=[_own_vectors(arm, plan=plan) for arm in arms])
+    rows = {name: [row for row, arm in enumerate(arms) if name in arm.module_names] for name in plan.sizes}
+    shapes = {
+        name: [
+            (found[-1] + 1 - found[0], max(arms[row].r for row in found), size) for size in plan.sizes[name]
+        ]
+        for name, found in rows.items()
+        if found
+    }
+    num_elements = [math.prod(shape) for pair in shapes.values() for shape in pair]
+    grads = torch.zeros(
+        sum(num_elements), device=plan.device
+    )  # one tensor, so that one kernel sets it to zero
+    parts = iter(torch.split(grads, num_elements))
+    group.slot_grads.append(grads)
+    for name, (shape_A, shape_B) in shapes.items():
+        first, last = rows[name][0], rows[name][-1]
+        slot = LoraSlot(
+            start=start + first,
+            stop=start + last + 1,
+            lora_A_GRD=torch.zeros(shape_A, dtype=plan.dtypes[name], device=plan.device),
+            scaled_B_GRO=torch.zeros(shape_B, dtype=plan.dtypes[name], device=plan.device),
+            grad_A_GRD=next(parts).view(shape_A),
+            grad_B_GRO=next(parts).view(shape_B),
+            dropout=_dropout(arms[first : last + 1], name, clock=plan.clock, device=plan.device),
+        )
+        group.slots[name] = slot
+        for row in rows[name]:
+            vectors, place = group.vectors[row], (row - first, slice(0, arms[row].r))
+            group.refreshed += [
+                (slot.lora_A_GRD[place], vectors.lora_A_RD[name]),
+                (slot.scaled_B_GRO[place], vectors.scaled_B_RO[name]),
+            ]
+            group.collected += [
+                (vectors.grad_A_RD[name], slot.grad_A_GRD[place]),
+                (vectors.grad_B_RO[name], slot.grad_B_GRO[place]),
+            ]
+    return group
+
+
+def _own_vectors(arm: TrainingArm, *, plan: _Plan) -> ArmVectors:
+    sizes = {name: plan.sizes[name] for name in arm.module_names}
+    num_A, num_B = (arm.r * sum(counts) for counts in zip(*sizes.values(), strict=True))
+    weights_P = torch.zeros(num_A + num_B, device=plan.device)
+    return _vectors(
+        weights_P, torch.zeros_like(weights_P), torch.zeros(num_B, device=plan.device), sizes=sizes, r=arm.r
+    )
+
+
+def _vectors(
+    weights_P: Tensor, grads_P: Tensor, scaled_B_Q: Tensor, *, sizes: Mapping[str, tuple[int, int]], r: int
+) -> ArmVectors:
+    num_B = scaled_B_Q.numel()
+    lora_A_RD, lora_B_RO = _views(weights_P, weights_P[-num_B:], sizes=sizes, r=r)
+    grad_A_RD, grad_B_RO = _views(grads_P, grads_P[-num_B:], sizes=sizes, r=r)
+    return ArmVectors(
+        weights_P=weights_P,
+        grads_P=grads_P,
+        scaled_B_Q=scaled_B_Q,
+        lora_A_RD=lora_A_RD,
+        lora_B_RO=lora_B_RO,
+        scaled_B_RO=_views(weights_P, scaled_B_Q, sizes=sizes, r=r)[1],
+        grad_A_RD=grad_A_RD,
+        grad_B_RO=grad_B_RO,
     )
 
 
 def _views(
-    flat_GP: Tensor, sizes: Mapping[str, tuple[int, int]], *, r: int
+    part_A: Tensor, part_B: Tensor, *, sizes: Mapping[str, tuple[int, int]], r: int
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Views of a flat matrix by module: (G, R, D) for lora_A and (G, O, R) for lora_B."""
+    """Views by module, (..., R, D) for lora_A and (..., R, O) for lora_B, of vectors or of matrices with a row per arm."""
     views_A: dict[str, Tensor] = {}
     views_B: dict[str, Tensor] = {}
-    offset = 0
+    offset_A = offset_B = 0
     for name, (inputs, outputs) in sizes.items():
-        middle, end = offset + r * inputs, offset + r * (inputs + outputs)
-        views_A[name] = flat_GP[:, offset:middle].view(-1, r, inputs)
-        views_B[name] = flat_GP[:, middle:end].view(-1, outputs, r)
-        offset = end
+        views_A[name] = part_A.narrow(-1, offset_A, r * inputs).unflatten(-1, (r, inputs))  # type: ignore[no-untyped-call]  # torch
+        views_B[name] = part_B.narrow(-1, offset_B, r * outputs).unflatten(-1, (r, outputs))  # type: ignore[no-untyped-call]  # torch
+        offset_A, offset_B = offset_A + r * inputs, offset_B + r * outputs
     return views_A, views_B
+
+
+def _dropout(
+    arms: Sequence[TrainingArm], module_name: str, *, clock: DropoutClock, device: torch.device
+) -> SlotDropout | None:
+    """The dropout of a slot's arms; None if no arm has any."""
+    probabilities = tuple(arm.lora_dropout for arm in arms)
+    if not any(probabilities):
+        return None
+    return SlotDropout(
+        seeds_G=tuple(stream_seed("dropout", arm.seed, module_name) for arm in arms),
+        probabilities_G=probabilities,
+        factor_G11=torch.tensor([1.0 / (1.0 - p) for p in probabilities], device=device).view(-1, 1, 1),
+        clock=clock,
+    )

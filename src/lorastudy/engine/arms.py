@@ -87,6 +87,10 @@ class ArmState:
     tensors: Mapping[str, Tensor]
 
 
+#: The order of the numbers in the tensors of a state. A state of another order must not be read.
+STATE_VERSION = 2
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineState:
     """The states of all arms between two steps. They are separate, so that a part of a pack can resume too.
@@ -97,6 +101,7 @@ class EngineState:
     engine: str
     arms: tuple[ArmState, ...]
     num_forward_passes: int = 0
+    version: int = STATE_VERSION
 
     def of(self, experiment_ids: Iterable[str]) -> Self:
         """The states of some arms, in the order given.

@@ -2,10 +2,10 @@
 
     y_k = W x_k + s_k B_k A_k x_k        for arms k = 1..K
 
-    K arms of the pack, G arms of one group, N tokens, D inputs, O outputs, R rank
+    K arms of the pack, G arms of one slot, N tokens, D inputs, O outputs, R rank
 
-One matmul with W serves all arms. Arms of equal shape form a group whose low-rank products are batched. `oracle.py`
-computes the same in an obvious loop, and the tests compare the two.
+One matmul with W serves all arms. The low-rank products of a slot's arms are batched. `oracle.py` computes the same in
+an obvious loop, and the tests compare the two.
 """
 
 from collections.abc import Sequence
@@ -15,37 +15,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorastudy.engine.matmul import arm_linear, linear
+from lorastudy.engine.matmul import add_product, arm_linear, linear
 from lorastudy.engine.quantised import frozen_output, frozen_weight_OD
+
+#: Autograd runs a function's backward pass only if an input needs a gradient. The x of the first layer needs none.
+_NEEDS_GRAD = torch.zeros((), requires_grad=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraSlot:
-    """One group's adapters in one layer. The group's arms are `start..stop` of the pack.
+    """Adapters of one layer that share their products: those of the arms `start..stop` of the pack.
 
-    The gradients are views of the group's flat matrix (`adapter_buffers`), and the backward pass adds into them
-    directly. Autograd could also accumulate into them, but it would warn about views at every step.
+    lora_B is transposed and includes s. Rows of an arm beyond its own rank are zero, and so is an arm that does not
+    adapt this layer. `adapter_buffers` fills the tensors, in the layer's precision, before each step.
+
+    The gradients are fp32. The backward pass adds to them directly, and they are by s B, not by B. Autograd could also
+    accumulate into them, but it would warn about views at every step.
     """
 
     start: int
     stop: int
-    lora_A_GRD: nn.Parameter
-    lora_B_GOR: nn.Parameter
+    lora_A_GRD: Tensor
+    scaled_B_GRO: Tensor
     grad_A_GRD: Tensor
-    grad_B_GOR: Tensor
-    scaling_G11: Tensor
-    """Always fp32, in every precision of the base: 4/3 in bf16 would be 0.2 % off."""
-    dropout: "GroupDropout | None" = None
+    grad_B_GRO: Tensor
+    dropout: "SlotDropout | None" = None
 
     def of(self, x_KND: Tensor) -> Tensor:
-        """The group's part of a tensor over all arms, as a view."""
+        """The slot's part of a tensor over all arms, as a view."""
         return x_KND[self.start : self.stop]
-
-    def factor(self, *, forward_pass: int | None) -> Tensor:
-        """`s`, or with dropout `s / (1 - p)`, which keeps the mean. In fp32, like PEFT's dropout."""
-        if forward_pass is None or self.dropout is None:
-            return self.scaling_G11
-        return self.scaling_G11 / (1.0 - self.dropout.probability)
 
 
 @dataclass(kw_only=True)
@@ -57,7 +55,7 @@ class DropoutClock:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupDropout:
+class SlotDropout:
     """Dropout before `lora_A`, one stream per arm and layer.
 
     A mask is a function of (arm's seed, layer, forward pass). The backward pass draws it again instead of keeping it.
@@ -65,19 +63,23 @@ class GroupDropout:
     """
 
     seeds_G: tuple[int, ...]
-    probability: float
+    probabilities_G: tuple[float, ...]
+    factor_G11: Tensor
+    """1 / (1 - p), which keeps the mean. Always fp32, like PEFT's dropout: in bf16 it would be up to 0.2 % off."""
     clock: DropoutClock
 
     def mask_like(self, x_GND: Tensor, *, forward_pass: int) -> Tensor:
-        """Zeros and ones in the shape of x. `LoraSlot.factor` divides by 1 - p, in fp32 for every precision of x.
+        """Zeros and ones in the shape of x.
 
         Always contiguous: the draw follows the memory layout, and x has another layout in the backward pass.
         """
-        keep = 1.0 - self.probability
         mask_GND = torch.empty(x_GND.shape, dtype=x_GND.dtype, device=x_GND.device)
-        for mask_ND, seed in zip(mask_GND, self.seeds_G, strict=True):
+        for mask_ND, seed, probability in zip(mask_GND, self.seeds_G, self.probabilities_G, strict=True):
+            if probability == 0:
+                mask_ND.fill_(1.0)
+                continue
             generator = torch.Generator(x_GND.device).manual_seed(seed ^ forward_pass)
-            mask_ND.bernoulli_(keep, generator=generator)
+            mask_ND.bernoulli_(1.0 - probability, generator=generator)
         return mask_GND
 
 
@@ -98,8 +100,7 @@ class PackedLinear(nn.Module):
         if not self.slots:
             frozen: Tensor = _FrozenLinear.apply(x, self)  # type: ignore[no-untyped-call]  # torch
             return frozen
-        parameters = [p for slot in self.slots for p in (slot.lora_A_GRD, slot.lora_B_GOR)]
-        y: Tensor = _PackedLora.apply(x, self, *parameters)  # type: ignore[no-untyped-call]  # torch
+        y: Tensor = _PackedLora.apply(x, self, _NEEDS_GRAD)  # type: ignore[no-untyped-call]  # torch
         return y
 
 
@@ -120,54 +121,50 @@ class _FrozenLinear(torch.autograd.Function):
 class _PackedLora(torch.autograd.Function):
     """The packed layer and its derivatives. The frozen weight gets no gradient, so nothing is kept for it.
 
-    With u = A x, which is thin and kept, and v = s B^T dy:
-        dx = W^T dy + A^T v,    dA = v x^T,    dB = s dy u^T
+    With C = s B, u = A x, which is thin and kept, and v = C^T dy:
+        dx = W^T dy + A^T v,    dA = v x^T,    dC = dy u^T
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: PackedLinear, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: PackedLinear, _: Tensor) -> Tensor:
         y = frozen_output(layer.base_layer, x, num_arms=layer.num_arms)
         x_KND = x.reshape(layer.num_arms, -1, x.shape[-1])
         y_KNO = y.view(layer.num_arms, -1, y.shape[-1])
         passes = [_forward_pass(slot) for slot in layer.slots]
         thin: list[Tensor] = []
-        for slot, a_GRD, b_GOR, forward_pass in zip(
-            layer.slots, parameters[::2], parameters[1::2], passes, strict=True
-        ):
+        for slot, forward_pass in zip(layer.slots, passes, strict=True):
             x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
-            u_GNR = arm_linear(x_GND, a_GRD.to(x.dtype)).mul_(slot.factor(forward_pass=forward_pass))
-            slot.of(y_KNO).baddbmm_(u_GNR, b_GOR.to(x.dtype).mT)
+            u_GNR = _kept_mean(
+                slot, arm_linear(x_GND, slot.lora_A_GRD.to(x.dtype)), forward_pass=forward_pass
+            )
+            slot.of(y_KNO).baddbmm_(u_GNR, slot.scaled_B_GRO.to(x.dtype))
             thin.append(u_GNR)
-        ctx.layer, ctx.passes = layer, passes
-        ctx.slots, ctx.num_arms = layer.slots, layer.num_arms
-        ctx.save_for_backward(x, *thin, *parameters)
+        ctx.layer, ctx.slots, ctx.num_arms, ctx.passes = layer, layer.slots, layer.num_arms, passes
+        ctx.save_for_backward(x, *thin)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
-        x, *rest = ctx.saved_tensors
-        thin, parameters = rest[: len(ctx.slots)], rest[len(ctx.slots) :]
+        x, *thin = ctx.saved_tensors
         dy_KNO = dy.reshape(ctx.num_arms, -1, dy.shape[-1])
         x_KND = x.reshape(ctx.num_arms, -1, x.shape[-1])
         dx = None
         if ctx.needs_input_grad[0]:
             weight_OD = frozen_weight_OD(ctx.layer.base_layer, dtype=dy.dtype)
             dx = linear(dy, weight_OD.mT).view(x.shape)
-        for slot, u_GNR, a_GRD, b_GOR, forward_pass in zip(
-            ctx.slots, thin, parameters[::2], parameters[1::2], ctx.passes, strict=True
-        ):
+        for slot, u_GNR, forward_pass in zip(ctx.slots, thin, ctx.passes, strict=True):
             dy_GNO = slot.of(dy_KNO)
-            v_GNR = arm_linear(dy_GNO, b_GOR.to(dy.dtype).mT).mul_(slot.factor(forward_pass=forward_pass))
+            v_GNR = _kept_mean(
+                slot, arm_linear(dy_GNO, slot.scaled_B_GRO.to(dy.dtype)), forward_pass=forward_pass
+            )
             x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
-            slot.grad_A_GRD.add_(torch.bmm(v_GNR.mT, x_GND))
             # The thin factor first, and with torch: oneDNN would transpose both, which is slower than the product.
-            slot.grad_B_GOR.add_(torch.bmm(u_GNR.mT, dy_GNO).mT)
+            add_product(slot.grad_A_GRD, v_GNR.mT, x_GND)
+            add_product(slot.grad_B_GRO, u_GNR.mT, dy_GNO)
             if dx is not None:
-                _add_lora_dx(
-                    slot.of(dx.view(x_KND.shape)), (v_GNR, a_GRD), slot=slot, forward_pass=forward_pass
-                )
-        return dx, None, *[None] * len(parameters)
+                _add_lora_dx(slot.of(dx.view(x_KND.shape)), v_GNR, slot=slot, forward_pass=forward_pass)
+        return dx, None, None
 
 
 def _forward_pass(slot: LoraSlot) -> int | None:
@@ -183,14 +180,19 @@ def _dropped(slot: LoraSlot, x_GND: Tensor, *, forward_pass: int | None) -> Tens
     return x_GND * slot.dropout.mask_like(x_GND, forward_pass=forward_pass)
 
 
-def _add_lora_dx(
-    dx_GND: Tensor, factors: tuple[Tensor, Tensor], *, slot: LoraSlot, forward_pass: int | None
-) -> None:
-    v_GNR, a_GRD = factors
+def _kept_mean(slot: LoraSlot, thin_GNR: Tensor, *, forward_pass: int | None) -> Tensor:
+    """A product of dropped-out values, in place, with the factor that dropout needs."""
     if forward_pass is None or slot.dropout is None:
-        dx_GND.baddbmm_(v_GNR, a_GRD.to(v_GNR.dtype))
+        return thin_GNR
+    return thin_GNR.mul_(slot.dropout.factor_G11)
+
+
+def _add_lora_dx(dx_GND: Tensor, v_GNR: Tensor, *, slot: LoraSlot, forward_pass: int | None) -> None:
+    lora_A_GRD = slot.lora_A_GRD.to(v_GNR.dtype)
+    if forward_pass is None or slot.dropout is None:
+        dx_GND.baddbmm_(v_GNR, lora_A_GRD)
     else:
-        through_A = torch.bmm(v_GNR, a_GRD.to(v_GNR.dtype))
+        through_A = torch.bmm(v_GNR, lora_A_GRD)
         dx_GND.addcmul_(through_A, slot.dropout.mask_like(dx_GND, forward_pass=forward_pass))
 
 

@@ -41,7 +41,7 @@ from lorastudy.engine.batch import assemble
 from lorastudy.engine.fake_model import META, FakeModels, decoder_layers, layers_are_alike
 from lorastudy.engine.fused_ops import FusedOps, find_fused_ops
 from lorastudy.engine.loading import BaseModel
-from lorastudy.engine.lora import GroupDropout
+from lorastudy.engine.lora import SlotDropout
 from lorastudy.engine.loss import completion_loss
 from lorastudy.engine.matmul import is_replaced
 from lorastudy.engine.meta_ops import MetaOps
@@ -205,6 +205,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             return torch.ones(args[0].shape, dtype=args[0].dtype)
         if func is torch.ops.aten._grouped_mm.default and args[0].dtype is not torch.bfloat16:
             func = _grouped_mm
+        if func is torch.ops.aten.baddbmm.dtype_out:  # has no meta kernel, and makes no tensor
+            return kwargs["out"]
         out = _META_OPS.run(func, args, options=kwargs or {})
         num_new = 0
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
@@ -340,7 +342,7 @@ def _count_packed(
     return peaks.step(
         resident_bytes=resident,
         num_resident=num_resident,
-        num_parameters=sum(group.weights_GP.numel() for group in engine._adapters.groups),
+        num_parameters=sum(arm.weights_P.numel() for arm in engine._adapters.vectors),
     )
 
 
@@ -401,7 +403,9 @@ def _as_on(device_kind: DeviceKind) -> Iterator[None]:
         stack.enter_context(
             _replaced(packed, "find_fused_ops", by=partial(_find_fused_ops, kind=device_kind))
         )
-        stack.enter_context(_replaced(GroupDropout, "mask_like", by=_undrawn_mask))
+        stack.enter_context(_replaced(SlotDropout, "mask_like", by=_undrawn_mask))
+        for owner, name in ((adapter_buffers, "pads_ranks"), (matmul, "keeps_fp32_sums")):
+            stack.enter_context(_replaced(owner, name, by=lambda _: device_kind == "cuda"))
         for module in (matmul, patches):
             stack.enter_context(_replaced(module, "is_replaced", by=partial(_is_replaced, kind=device_kind)))
         yield
@@ -507,7 +511,7 @@ def _assume_same(*_: Any) -> bool:
     return True
 
 
-def _undrawn_mask(_: GroupDropout, x_GND: Tensor, **__: object) -> Tensor:
+def _undrawn_mask(_: SlotDropout, x_GND: Tensor, **__: object) -> Tensor:
     return torch.empty(x_GND.shape, dtype=x_GND.dtype, device=x_GND.device)
 
 

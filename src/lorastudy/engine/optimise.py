@@ -1,6 +1,6 @@
 """AdamW, clipping and schedules for many arms at once. Every arm has its own rates.
 
-    G arms of a group, P parameters of one arm
+    K arms of the pack, P parameters of one arm
 
 The update of every arm equals that of transformers' Trainer: clip to `max_grad_norm` (torch.nn.utils.clip_grad_norm_),
 AdamW (torch.optim.AdamW, arXiv 1711.05101), learning rate schedule (transformers.get_scheduler).
@@ -8,12 +8,11 @@ AdamW (torch.optim.AdamW, arXiv 1711.05101), learning rate schedule (transformer
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lorastudy.engine.adapter_buffers import AdapterBuffers, Group
+from lorastudy.engine.adapter_buffers import AdapterBuffers
 from lorastudy.engine.arms import TrainingArm
 
 
@@ -39,54 +38,80 @@ def learning_rate(arm: TrainingArm, *, step: int) -> float:
     return arm.learning_rate * factor
 
 
-@dataclass(kw_only=True)
-class GroupState:
-    """AdamW's moments of one group."""
-
-    exp_avg_GP: Tensor
-    exp_avg_sq_GP: Tensor
-
-
 class PackedAdamW:
-    """The optimizer of a whole pack. `num_steps_taken` drives each arm's schedule and bias correction.
+    """The optimizer of a whole pack: torch's fused AdamW, one call per arm.
 
-    It counts the pack's steps, except in fp16: a step whose gradient overflows is skipped and does not count.
+    Nothing is read from the device within a step. What an arm needs from its gradient (the clipping factor, and whether
+    the gradient is finite) stays there as tensors.
     """
 
     def __init__(self, buffers: AdapterBuffers) -> None:
         self.buffers = buffers
         self.num_steps_taken = [0] * len(buffers.arms)
-        self.states = [
-            GroupState(
-                exp_avg_GP=torch.zeros_like(group.weights_GP),
-                exp_avg_sq_GP=torch.zeros_like(group.weights_GP),
-            )
-            for group in buffers.groups
+        """Drives each arm's schedule. In fp16 a step whose gradient overflows is skipped and does not count."""
+        self.moments = [
+            (torch.zeros_like(arm.weights_P), torch.zeros_like(arm.weights_P)) for arm in buffers.vectors
         ]
+        device = buffers.vectors[0].weights_P.device
+        self._num_steps_K = torch.zeros(len(buffers.arms), device=device)  # for the bias correction
+        self._max_norm_K = torch.tensor([_max_norm(arm) for arm in buffers.arms], device=device)
 
     @torch.no_grad()
     def grad_norms(self) -> Tensor:
         """The norm of each arm's whole gradient, in the pack's order, fp32."""
-        return torch.cat([group.grads_GP.norm(dim=1) for group in self.buffers.groups])
+        return torch.stack(torch._foreach_norm([arm.grads_P for arm in self.buffers.vectors]))
 
     @torch.no_grad()
-    def step(self, *, grad_norm_K: Tensor, active: Sequence[bool]) -> None:
-        """Clip and update the active arms. The others keep their weights and moments bit for bit."""
-        for group, state in zip(self.buffers.groups, self.states, strict=True):
-            self._step_group(group, state, grad_norm_K=grad_norm_K, active=active)
-        for number, is_active in enumerate(active):
-            self.num_steps_taken[number] += is_active
+    def step(
+        self,
+        *,
+        grad_norm_K: Tensor,
+        active: Sequence[bool],
+        is_finite_K: Tensor | None = None,
+        loss_scale_K: Tensor | None = None,
+    ) -> None:
+        """Clip and update the active arms whose gradient is finite. The others keep weights and moments bit for bit.
 
-    def rows_of(self, number: int) -> dict[str, Tensor]:
-        """All tensors of one arm that a step changes, by name: views of one row of its group's matrices."""
-        groups = zip(self.buffers.groups, self.states, strict=True)
-        group, state = next(pair for pair in groups if pair[0].start <= number < pair[0].stop)
-        row = number - group.start
+        `grad_norm_K` is the norm without the loss scale; the gradients include it. Afterwards call `count_steps`.
+        """
+        is_finite_K = (torch.isfinite(grad_norm_K) if is_finite_K is None else is_finite_K).float()
+        is_skipped_K = 1.0 - is_finite_K
+        divisor_K = ((grad_norm_K + 1e-6) / self._max_norm_K).clamp_(min=1.0)
+        if loss_scale_K is not None:
+            divisor_K *= loss_scale_K
+        numbers = [number for number, is_active in enumerate(active) if is_active]
+        torch._foreach_add_(
+            [self._num_steps_K[number] for number in numbers], [is_finite_K[number] for number in numbers]
+        )
+        rates = self.learning_rates()
+        for number in numbers:
+            arm = self.buffers.arms[number]
+            vectors, (exp_avg, exp_avg_sq) = self.buffers.vectors[number], self.moments[number]
+            torch._fused_adamw_(
+                [vectors.weights_P], [vectors.grads_P], [exp_avg], [exp_avg_sq], [], [self._num_steps_K[number]],
+                lr=rates[number], beta1=arm.adam_beta1, beta2=arm.adam_beta2, weight_decay=arm.weight_decay,
+                eps=arm.adam_epsilon, amsgrad=False, maximize=False,
+                grad_scale=divisor_K[number], found_inf=is_skipped_K[number],
+            )  # fmt: skip
+
+    def count_steps(self, taken: Sequence[bool]) -> None:
+        """Count the step for the arms that took it."""
+        for number, is_taken in enumerate(taken):
+            self.num_steps_taken[number] += is_taken
+
+    def tensors_of(self, number: int) -> dict[str, Tensor]:
+        """All tensors of one arm that a step changes, by name: its flat fp32 vectors."""
+        exp_avg, exp_avg_sq = self.moments[number]
         return {
-            "weights": group.weights_GP[row],
-            "exp_avg": state.exp_avg_GP[row],
-            "exp_avg_sq": state.exp_avg_sq_GP[row],
+            "weights": self.buffers.vectors[number].weights_P,
+            "exp_avg": exp_avg,
+            "exp_avg_sq": exp_avg_sq,
         }
+
+    def restore_count(self, number: int, num_steps_taken: int) -> None:
+        """Go on from that many steps of the arm."""
+        self.num_steps_taken[number] = num_steps_taken
+        self._num_steps_K[number] = num_steps_taken
 
     def learning_rates(self) -> list[float]:
         """Each arm's learning rate in the next step."""
@@ -95,51 +120,9 @@ class PackedAdamW:
             for arm, taken in zip(self.buffers.arms, self.num_steps_taken, strict=True)
         ]
 
-    def _step_group(
-        self, group: Group, state: GroupState, *, grad_norm_K: Tensor, active: Sequence[bool]
-    ) -> None:
-        num_arms = group.stop - group.start
-        if all(active[group.start : group.stop]):
-            parts = [slice(0, num_arms)]
-        else:
-            parts = [slice(row, row + 1) for row in range(num_arms) if active[group.start + row]]
-        for part in parts:
-            in_pack = slice(group.start + part.start, group.start + part.stop)
-            _adamw(
-                (group.weights_GP[part], group.grads_GP[part], state.exp_avg_GP[part], state.exp_avg_sq_GP[part]),
-                self.buffers.arms[in_pack],
-                steps=self.num_steps_taken[in_pack],
-                grad_norm_G=grad_norm_K[in_pack],
-            )  # fmt: skip
 
-
-def _adamw(
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor],
-    arms: Sequence[TrainingArm],
-    *,
-    steps: Sequence[int],
-    grad_norm_G: Tensor,
-) -> None:
-    """Take one AdamW step in place. Hyperparameters are columns with one row per arm; `steps` counts earlier steps."""
-    weights, grads, exp_avg, exp_avg_sq = tensors
-
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=weights.device).unsqueeze(1)
-
-    rates = [learning_rate(arm, step=step) for arm, step in zip(arms, steps, strict=True)]
-    correction1 = [1 - arm.adam_beta1 ** (step + 1) for arm, step in zip(arms, steps, strict=True)]
-    correction2 = [1 - arm.adam_beta2 ** (step + 1) for arm, step in zip(arms, steps, strict=True)]
-    beta2 = [arm.adam_beta2 for arm in arms]
-    clip = [arm.max_grad_norm if arm.max_grad_norm > 0 else math.inf for arm in arms]
-
-    grads.mul_((column(clip) / (grad_norm_G.unsqueeze(1) + 1e-6)).clamp_(max=1.0))
-    weights.mul_(column([1 - rate * arm.weight_decay for rate, arm in zip(rates, arms, strict=True)]))
-    exp_avg.lerp_(grads, column([1 - arm.adam_beta1 for arm in arms]))
-    exp_avg_sq.mul_(column(beta2)).add_(grads.square().mul_(column([1 - beta for beta in beta2])))
-    denominator = exp_avg_sq.sqrt().div_(column([math.sqrt(value) for value in correction2]))
-    denominator.add_(column([arm.adam_epsilon for arm in arms]))
-    step_size = [rate / value for rate, value in zip(rates, correction1, strict=True)]
-    weights.sub_(denominator.reciprocal_().mul_(exp_avg).mul_(column(step_size)))
+def _max_norm(arm: TrainingArm) -> float:
+    return arm.max_grad_norm if arm.max_grad_norm > 0 else math.inf
 
 
 #: GradScaler's default. The growth interval below is also GradScaler's.
@@ -159,21 +142,27 @@ class LossScale:
 
     GROWTH_INTERVAL = 2000
 
-    def __init__(self, num_arms: int, *, enabled: bool) -> None:
+    def __init__(self, num_arms: int, *, enabled: bool, device: torch.device) -> None:
         self.enabled = enabled
         self.scales = [INITIAL_SCALE if enabled else 1.0] * num_arms
+        self.scales_K = torch.tensor(self.scales, device=device)
+        """The same numbers on the device, where a step reads them."""
         self.num_good_steps = [0] * num_arms
 
     def overflowed(self, number: int) -> bool:
         """Lower the scale after a gradient that was not finite; True if the arm may try again."""
         if not self.enabled:
             return False
-        self.num_good_steps[number] = 0
-        self.scales[number] /= 2
+        self.restore(number, scale=self.scales[number] / 2, num_good_steps=0)
         return self.scales[number] >= SMALLEST_SCALE
 
     def succeeded(self, number: int) -> None:
         """Count a step that was taken; raise the scale after many good ones."""
         self.num_good_steps[number] += 1
         if self.enabled and self.num_good_steps[number] % self.GROWTH_INTERVAL == 0:
-            self.scales[number] *= 2
+            self.restore(number, scale=self.scales[number] * 2, num_good_steps=self.num_good_steps[number])
+
+    def restore(self, number: int, *, scale: float, num_good_steps: int) -> None:
+        """Go on with this scale after this many good steps."""
+        self.scales[number], self.num_good_steps[number] = scale, num_good_steps
+        self.scales_K[number] = scale

@@ -100,43 +100,66 @@ class PackedEngine:
         try:
             self._model.set_attn_implementation(attention.NAME)
             self._check_model(longest_row=longest_row)
-            self._adapters = make_buffers(self.arms, layers=self._layers, device=base.device)
+            self._adapters = make_buffers(
+                self.arms, layers=self._layers, device=base.device, dtype=base.dtype
+            )
             self._adapters.attach(self._layers)
             self._optimizer = PackedAdamW(self._adapters)
         except BaseException:
             # After an error such as out of memory, restore the base, since the next engine uses it.
             self.close()
             raise
-        self._loss_scale = LossScale(len(self.arms), enabled=base.dtype is torch.float16)
+        self._loss_scale = LossScale(len(self.arms), enabled=base.dtype is torch.float16, device=base.device)
         self._diverged: set[str] = set()
         self._gradient_checkpointing = gradient_checkpointing
 
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Take one optimizer step per item of `steps`; the item's batches are accumulated."""
-        for step, batches in enumerate(steps, start=self.num_steps_done):
-            if all(self._has_ended(arm, num_steps_done=step) for arm in self.arms):
-                return
-            loss_K = self._accumulate(batches)
-            norm_K = self._unscaled_norms()
-            arm_steps, diverged = self._update(step, loss_K=loss_K, norm_K=norm_K)
-            self.num_steps_done = step + 1
+        upcoming = iter(steps)
+        batches = next(upcoming, None)
+        while batches is not None and not self._all_have_ended():
+            losses_and_norms = self._launch_step(batches)
+            following = next(upcoming, None)  # the host assembles it while the device computes
+            arm_steps, diverged = self._take_note(*losses_and_norms.tolist())  # the one transfer of a step
+            self.num_steps_done += 1
             on_step(
                 StepResult(
-                    step=step + 1,
+                    step=self.num_steps_done,
                     num_tokens=sum(batch.num_tokens for batch in batches),
                     num_completion_tokens=sum(batch.num_completion_tokens for batch in batches),
                     arms=arm_steps,
                     diverged=diverged,
                 )
             )
+            batches = following
 
-    def _has_ended(self, arm: TrainingArm, *, num_steps_done: int) -> bool:
-        return num_steps_done >= arm.num_steps or arm.experiment_id in self._diverged
+    def _launch_step(self, batches: Sequence[Batch]) -> Tensor:
+        """Gradients and update of every arm that still trains; return losses and gradient norms, (2, K).
+
+        Nothing is read from the device. An arm whose loss or gradient is not finite is left as it is.
+        """
+        loss_K = self._accumulate(batches)
+        self._adapters.collect_gradients()
+        norm_K = self._optimizer.grad_norms() / self._loss_scale.scales_K
+        self._optimizer.step(
+            grad_norm_K=norm_K,
+            active=[not self._has_ended(arm) for arm in self.arms],
+            is_finite_K=torch.isfinite(loss_K) & torch.isfinite(norm_K),
+            loss_scale_K=self._loss_scale.scales_K,
+        )
+        self._adapters.refresh()
+        return torch.stack([loss_K, norm_K])
+
+    def _all_have_ended(self) -> bool:
+        return all(self._has_ended(arm) for arm in self.arms)
+
+    def _has_ended(self, arm: TrainingArm) -> bool:
+        return self.num_steps_done >= arm.num_steps or arm.experiment_id in self._diverged
 
     def _accumulate(self, batches: Sequence[Batch]) -> Tensor:
         """Add up gradients over the micro-batches; return each arm's loss per completion token, (K,)."""
         num_tokens = sum(batch.num_completion_tokens for batch in batches)
-        grad_scale_K = torch.tensor(self._loss_scale.scales, device=self._base.device) / num_tokens
+        grad_scale_K = self._loss_scale.scales_K / num_tokens
         self._adapters.zero_grad()
         total_K = torch.zeros(len(self.arms), device=self._base.device)
         recomputed = activation_checkpointing(self._model, enabled=self._gradient_checkpointing)
@@ -174,35 +197,24 @@ class PackedEngine:
         ):
             yield
 
-    def _unscaled_norms(self) -> Tensor:
-        """Undo the loss scale (only fp16 has one); return each arm's gradient norm, (K,)."""
-        if self._loss_scale.enabled:
-            for group in self._adapters.groups:
-                scale_G = torch.tensor(
-                    self._loss_scale.scales[group.start : group.stop], device=self._base.device
-                )
-                group.grads_GP.div_(scale_G.unsqueeze(1))
-        return self._optimizer.grad_norms()
-
-    def _update(
-        self, num_steps_done: int, *, loss_K: Tensor, norm_K: Tensor
+    def _take_note(
+        self, losses: Sequence[float], norms: Sequence[float]
     ) -> tuple[tuple[ArmStep, ...], tuple[str, ...]]:
-        """Update every training arm with a finite gradient; return the arms' steps and the ids of diverged arms."""
-        losses, norms = torch.stack([loss_K, norm_K]).tolist()  # the one transfer from the device in a step
+        """Count the step for every arm that took it; return the arms' steps and the ids of diverged arms."""
         rates = self._optimizer.learning_rates()
-        is_updated = [False] * len(self.arms)
+        is_taken = [False] * len(self.arms)
         arm_steps: list[ArmStep] = []
         diverged: list[str] = []
         for number, (arm, loss, norm) in enumerate(zip(self.arms, losses, norms, strict=True)):
-            if self._has_ended(arm, num_steps_done=num_steps_done):
+            if self._has_ended(arm):
                 continue
-            is_updated[number] = math.isfinite(loss) and math.isfinite(norm)
-            if is_updated[number]:
+            is_taken[number] = math.isfinite(loss) and math.isfinite(norm)
+            if is_taken[number]:
                 self._loss_scale.succeeded(number)
             elif not (math.isfinite(loss) and self._loss_scale.overflowed(number)):
                 diverged.append(arm.experiment_id)
             arm_steps.append(_arm_step(arm, loss=loss, rate=rates[number], norm=norm))
-        self._optimizer.step(grad_norm_K=norm_K, active=is_updated)
+        self._optimizer.count_steps(is_taken)
         for experiment_id in diverged:
             self._zero_adapter(experiment_id)
         return tuple(arm_steps), tuple(diverged)
@@ -214,6 +226,7 @@ class PackedEngine:
         for lora_A, lora_B in self._adapters.weights_of(arm).values():
             lora_A.zero_()
             lora_B.zero_()
+        self._adapters.refresh()
 
     @property
     def experiment_ids(self) -> tuple[str, ...]:
@@ -258,8 +271,8 @@ class PackedEngine:
                     "num_good_steps": self._loss_scale.num_good_steps[number],
                 },
                 tensors={
-                    name: row.detach().to("cpu", copy=True)
-                    for name, row in self._optimizer.rows_of(number).items()
+                    name: tensor.detach().to("cpu", copy=True)
+                    for name, tensor in self._optimizer.tensors_of(number).items()
                 },
             )
             for number, arm in enumerate(self.arms)
@@ -273,11 +286,13 @@ class PackedEngine:
             self.num_steps_done = arm.num_steps_done
             if arm.is_diverged:
                 self._diverged.add(arm.experiment_id)
-            self._optimizer.num_steps_taken[number] = int(arm.numbers["num_steps_taken"])
-            self._loss_scale.scales[number] = arm.numbers["loss_scale"]
-            self._loss_scale.num_good_steps[number] = int(arm.numbers["num_good_steps"])
-            for name, row in self._optimizer.rows_of(number).items():
-                row.copy_(arm.tensors[name])
+            self._optimizer.restore_count(number, int(arm.numbers["num_steps_taken"]))
+            self._loss_scale.restore(
+                number, scale=arm.numbers["loss_scale"], num_good_steps=int(arm.numbers["num_good_steps"])
+            )
+            for name, tensor in self._optimizer.tensors_of(number).items():
+                tensor.copy_(arm.tensors[name])
+        self._adapters.refresh()
         self._adapters.clock.forward_pass = state.num_forward_passes
 
     def save_adapter(self, arm: TrainingArm, folder: Path) -> int:

@@ -103,6 +103,13 @@ def computes_linearly(layer: nn.Module) -> bool:
     )
 
 
+def compute_dtype(layer: nn.Module, *, dtype: torch.dtype) -> torch.dtype:
+    """The precision in which a layer computes: its weight's, or `dtype` if the weight is quantised."""
+    weight: Any = layer.weight
+    own: torch.dtype = weight.dtype
+    return own if own.is_floating_point else dtype
+
+
 def features(layer: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a linear layer, as PEFT counts them."""
     if isinstance(layer, Conv1D):

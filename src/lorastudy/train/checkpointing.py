@@ -30,7 +30,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from lorastudy.engine.arms import ArmState, Engine, EngineState, TrainingArm
+from lorastudy.engine.arms import STATE_VERSION, ArmState, Engine, EngineState, TrainingArm
 from lorastudy.protocol.files import DamagedError, read_sealed_folder, write_sealed_folder
 from lorastudy.protocol.records import (
     RECORDS_NAME,
@@ -258,14 +258,19 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     files = read_sealed_folder(folder)
     try:
         body = json.loads(files[STATE_NAME])
+        _check_version(body)
         tensors = load(files[TENSORS_NAME])
         arms = tuple(_arm(number, values, tensors=tensors) for number, values in enumerate(body.pop("arms")))
         notes = body.pop("notes")
-        body.pop("racing", None)  # always empty; an earlier version wrote this key
         return Checkpoint(state=EngineState(arms=arms, **body), notes=notes)
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         # Sealed by another program, or by a version with other fields.
         raise DamagedError(f"{folder}: not a checkpoint of this version: {error}") from error
+
+
+def _check_version(body: Mapping[str, Any]) -> None:
+    if body.get("version") != STATE_VERSION:
+        raise ValueError("its tensors have the order of another version")
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -182,7 +182,8 @@ class _Pack:
 
 def _poison(engine: PackedEngine, name: str) -> None:
     arm = next(arm for arm in engine.arms if arm.experiment_id == name)
-    next(iter(engine._adapters.weights_of(arm).values()))[1].view(-1)[0] = torch.nan
+    next(iter(engine._adapters.weights_of(arm).values()))[1][0, 0] = torch.nan
+    engine._adapters.refresh()
 
 
 def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

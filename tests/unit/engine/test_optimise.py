@@ -1,7 +1,6 @@
 """The packed optimizer against torch's and transformers' own."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -46,7 +45,7 @@ def test_schedules_equal_those_of_transformers(name, num_steps, warmup_ratio):
 
 def bank_of(arms):
     layers = {"one": PackedLinear(nn.Linear(5, 3)), "two": PackedLinear(nn.Linear(4, 6))}
-    return make_buffers(sorted_by_shape(arms), layers=layers, device=tiny.CPU)
+    return make_buffers(sorted_by_shape(arms), layers=layers, device=tiny.CPU, dtype=torch.float32)
 
 
 def four_arms():
@@ -86,20 +85,23 @@ def torch_twin(bank, arm):
 
 def fill_gradients(bank, generator):
     """Random gradients of very different sizes."""
-    for group in bank.groups:
-        group.grads_GP.copy_(torch.randn(group.grads_GP.shape, generator=generator))
-        group.grads_GP.mul_(10.0 ** torch.randint(-6, 3, group.grads_GP.shape, generator=generator))
+    for arm in bank.vectors:
+        arm.grads_P.copy_(torch.randn(arm.grads_P.shape, generator=generator))
+        arm.grads_P.mul_(10.0 ** torch.randint(-6, 3, arm.grads_P.shape, generator=generator))
 
 
 def gradients_of(bank, arm):
-    number = bank.arms.index(arm)
-    group = next(group for group in bank.groups if group.start <= number < group.stop)
-    row = number - group.start
+    vectors = bank.vectors[bank.arms.index(arm)]
     return [
-        views[name][row].clone()
+        grad.clone()
         for name in arm.module_names
-        for views in (group.grad_A_GRD, group.grad_B_GOR)
+        for grad in (vectors.grad_A_RD[name], vectors.grad_B_RO[name].mT)
     ]
+
+
+def take_step(packed, *, active):
+    packed.step(grad_norm_K=packed.grad_norms(), active=active)
+    packed.count_steps(active)
 
 
 def step_twin(twin, grads, *, max_norm):
@@ -121,7 +123,7 @@ def test_sixty_steps_equal_torchs_adamw_with_clipping_and_schedule():
         fill_gradients(bank, generator)
         grads = {arm.experiment_id: gradients_of(bank, arm) for arm in bank.arms}
         norms = packed.grad_norms()
-        packed.step(grad_norm_K=norms, active=[True] * 4)
+        take_step(packed, active=[True] * 4)
         for number, arm in enumerate(bank.arms):
             norm = step_twin(twins[arm.experiment_id], grads[arm.experiment_id], max_norm=arm.max_grad_norm)
             assert norms[number].item() == pytest.approx(norm, rel=1e-6)
@@ -142,7 +144,7 @@ def test_a_skipped_step_counts_neither_for_the_schedule_nor_for_bias_correction(
         fill_gradients(bank, generator)
         grads = gradients_of(bank, skipping)
         taken = step not in {0, 1, 5}
-        packed.step(grad_norm_K=packed.grad_norms(), active=[taken, True, True, True])
+        take_step(packed, active=[taken, True, True, True])
         if taken:
             step_twin(twin, grads, max_norm=skipping.max_grad_norm)
     assert packed.num_steps_taken == [9, 12, 12, 12]
@@ -159,41 +161,20 @@ def test_arms_that_rest_leave_the_others_to_the_bit_and_keep_their_own_weights()
         bank = bank_of(arms)
         packed = PackedAdamW(bank)
         generator = torch.Generator().manual_seed(2)
-        start = bank.groups[0].weights_GP.clone()
+        start = [arm.weights_P.clone() for arm in bank.vectors]
         for _ in range(6):
             fill_gradients(bank, generator)
             active = [number not in resting for number in range(5)]
-            packed.step(grad_norm_K=packed.grad_norms(), active=active)
-        results.append(bank.groups[0].weights_GP)
-        assert torch.equal(results[-1][sorted(resting)], start[sorted(resting)])
+            take_step(packed, active=active)
+        results.append([arm.weights_P for arm in bank.vectors])
+        assert all(torch.equal(results[-1][number], start[number]) for number in resting)
     for number in (0, 2, 4):
         assert torch.equal(results[0][number], results[1][number])
 
 
-def test_groups_are_arms_of_one_shape_and_weights_are_found_by_arm():
-    modules = ("one", "two")
-    arms = [
-        tiny.make_arm(modules, name="a", r=4), tiny.make_arm(("one",), name="b", r=4), tiny.make_arm(modules, name="c", r=2),
-        tiny.make_arm(modules, name="d", r=4, seed=1), tiny.make_arm(modules, name="e", r=4, lora_dropout=0.1),
-    ]  # fmt: skip
-    bank = bank_of(arms)
-    shapes = [
-        {(arm.r, arm.module_names, arm.lora_dropout) for arm in bank.arms[group.start : group.stop]}
-        for group in bank.groups
-    ]
-    assert all(len(shape) == 1 for shape in shapes)
-    assert len(bank.groups) == 4
-    assert sorted(arm.experiment_id for arm in bank.arms) == list("abcde")
-    first, other = (bank.weights_of(arm) for arm in (arms[0], replace(arms[3])))
-    assert first["one"][0].shape == (4, 5)
-    assert first["two"][1].shape == (6, 4)
-    assert not torch.equal(first["one"][0], other["one"][0])
-    assert not first["one"][1].any()
-
-
 def test_the_loss_scale_follows_gradscaler():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=3)
-    mine = LossScale(1, enabled=True)
+    mine = LossScale(1, enabled=True, device=tiny.CPU)
     mine.GROWTH_INTERVAL = 3
     parameter = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([parameter], lr=0.0)
@@ -210,13 +191,13 @@ def test_the_loss_scale_follows_gradscaler():
 
 
 def test_an_arm_has_sixteen_overflows_before_it_counts_as_diverged():
-    scale = LossScale(2, enabled=True)
+    scale = LossScale(2, enabled=True, device=tiny.CPU)
     assert [scale.overflowed(0) for _ in range(17)] == [True] * 16 + [False]
     assert scale.scales[1] == 2.0**16
 
 
 def test_other_precisions_do_not_scale():
-    scale = LossScale(1, enabled=False)
+    scale = LossScale(1, enabled=False, device=tiny.CPU)
     assert not scale.overflowed(0)
     for _ in range(LossScale.GROWTH_INTERVAL):
         scale.succeeded(0)
