@@ -211,8 +211,8 @@ def _equal_arms(arms: Sequence[TrainingArm], *, start: int, plan: _Plan) -> _Gro
     grads_GP, scaled_GQ = torch.zeros_like(weights_GP), weights_GP[:, num_A:].clone()
     group = _Group(
         vectors=[
-            _vectors(*rows, sizes=sizes, r=first.r)
-            for rows in zip(weights_GP, grads_GP, scaled_GQ, strict=True)
+            _vectors(weights_P, grads_P, scaled_B_Q=scaled_B_Q, sizes=sizes, r=first.r)
+            for weights_P, grads_P, scaled_B_Q in zip(weights_GP, grads_GP, scaled_GQ, strict=True)
         ],
         slot_grads=[grads_GP],
     )
@@ -291,12 +291,16 @@ def _own_vectors(arm: TrainingArm, *, plan: _Plan) -> ArmVectors:
     num_A, num_B = (arm.r * sum(counts) for counts in zip(*sizes.values(), strict=True))
     weights_P = torch.zeros(num_A + num_B, device=plan.device)
     return _vectors(
-        weights_P, torch.zeros_like(weights_P), torch.zeros(num_B, device=plan.device), sizes=sizes, r=arm.r
+        weights_P,
+        torch.zeros_like(weights_P),
+        scaled_B_Q=torch.zeros(num_B, device=plan.device),
+        sizes=sizes,
+        r=arm.r,
     )
 
 
 def _vectors(
-    weights_P: Tensor, grads_P: Tensor, scaled_B_Q: Tensor, *, sizes: Mapping[str, tuple[int, int]], r: int
+    weights_P: Tensor, grads_P: Tensor, *, scaled_B_Q: Tensor, sizes: Mapping[str, tuple[int, int]], r: int
 ) -> ArmVectors:
     num_B = scaled_B_Q.numel()
     lora_A_RD, lora_B_RO = _views(weights_P, weights_P[-num_B:], sizes=sizes, r=r)
@@ -321,8 +325,8 @@ def _views(
     views_B: dict[str, Tensor] = {}
     offset_A = offset_B = 0
     for name, (inputs, outputs) in sizes.items():
-        views_A[name] = part_A.narrow(-1, offset_A, r * inputs).unflatten(-1, (r, inputs))  # type: ignore[no-untyped-call]  # torch
-        views_B[name] = part_B.narrow(-1, offset_B, r * outputs).unflatten(-1, (r, outputs))  # type: ignore[no-untyped-call]  # torch
+        views_A[name] = part_A.narrow(-1, offset_A, r * inputs).view(*part_A.shape[:-1], r, inputs)
+        views_B[name] = part_B.narrow(-1, offset_B, r * outputs).view(*part_B.shape[:-1], r, outputs)
         offset_A, offset_B = offset_A + r * inputs, offset_B + r * outputs
     return views_A, views_B
 

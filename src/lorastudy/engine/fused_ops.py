@@ -1,11 +1,11 @@
-"""RMS norms and rotary positions with explicit derivatives: the same numbers in half the time on a CPU.
+"""RMS norms, rotary positions and GELU in few operations: the same numbers with fewer passes and fewer kernels.
 
     N all dimensions before the last one, D hidden size
     K arms, H heads, S tokens, C channels of a head; J channels of one half of them
 
-transformers writes both as chains of small operations, and autograd adds as many for each derivative. On a CPU every
-such operation is a pass over memory; this module fuses several into one. An operation is replaced only if a test on a
-few numbers gives the model's own result, and only while an engine runs the model.
+transformers writes these as chains of small operations, and autograd adds as many for each derivative. On a CPU each
+of them is a pass over memory, and on a GPU a kernel. This module fuses several into one. An operation is replaced only
+if a test on a few numbers gives the model's own result, and only while an engine runs the model.
 """
 
 import copy
@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.nn import functional
 
 from lorastudy.engine.environment import is_out_of_memory
 
 ROTATION = "apply_rotary_pos_emb"
+_ACTIVATIONS = "transformers.activations"
 #: Largest relative difference of outputs due to the order of rounding. A norm that multiplies before it rounds (OLMo's)
 #: differs by more in half precision.
 TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 5e-4, torch.float16: 6e-5}
@@ -34,14 +36,17 @@ class FusedOps:
 
     norms: tuple[nn.Module, ...] = ()
     rotations: tuple[Any, ...] = ()
+    gelus: tuple[nn.Module, ...] = ()
+    device_kind: str = "cpu"
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """In this context the model uses the fused operations, forward and backward."""
         with ExitStack() as stack:
-            for norm in self.norms:
-                norm.forward = _ours(norm)
-                stack.callback(delattr, norm, "forward")  # makes the class's own method visible again
+            forwards = [(norm, _norm_of(norm, device_kind=self.device_kind)) for norm in self.norms]
+            for module, forward in [*forwards, *((gelu, tanh_gelu) for gelu in self.gelus)]:
+                module.forward = forward
+                stack.callback(delattr, module, "forward")  # makes the class's own method visible again
             for code in self.rotations:
                 own = getattr(code, ROTATION)
                 stack.callback(setattr, code, ROTATION, own)
@@ -51,17 +56,18 @@ class FusedOps:
 
 @torch.no_grad()
 def find_fused_ops(model: nn.Module, *, device: torch.device) -> FusedOps:
-    """The fusible operations of a model. None except on a CPU, where the gain was measured.
+    """The fusible operations of a model.
 
-    The tests use their own numbers, never the model's, so a model of fake tensors gets the same answer.
+    The tests use their own numbers on the CPU, never the model's, so a model of fake tensors gets the same answer.
     """
-    if device.type != "cpu":
-        return FusedOps()
+    kind = device.type
     codes = {sys.modules[type(module).__module__] for module in model.modules()}
     with unset_fake_temporarily():
         return FusedOps(
-            norms=tuple(module for module in model.modules() if _is_rms_norm(module)),
+            norms=tuple(module for module in model.modules() if _is_rms_norm(module, device_kind=kind)),
             rotations=tuple(code for code in codes if _is_rotation(getattr(code, ROTATION, None))),
+            gelus=tuple(module for module in model.modules() if _is_tanh_gelu(module)),
+            device_kind=kind,
         )
 
 
@@ -83,6 +89,19 @@ def rms_norm(x_ND: Tensor, *, weight_D: Tensor, eps: float) -> Tensor:
     """`x / sqrt(mean(x^2) + eps)` times the weight. Computed in fp32 and rounded before the product, as in Llama."""
     y_ND: Tensor = _RmsNorm.apply(x_ND, weight_D, eps)  # type: ignore[no-untyped-call]  # torch
     return y_ND
+
+
+def cuda_rms_norm(x_ND: Tensor, *, weight_D: Tensor, eps: float) -> Tensor:
+    """`rms_norm` with torch's own kernel, which is fused on CUDA alone. Both round before they multiply by the weight."""
+    return functional.rms_norm(x_ND, (x_ND.shape[-1],), None, eps) * weight_D
+
+
+def tanh_gelu(x_ND: Tensor) -> Tensor:
+    """X / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+
+    In half precision it rounds once, where transformers' chain of operations rounds after each of them.
+    """
+    return functional.gelu(x_ND, approximate="tanh")
 
 
 def rotated(
@@ -165,7 +184,13 @@ def _is_rotation(own: Callable[..., Any] | None) -> bool:
     return gives_the_same(own, rotated, q_KHSC, q_KHSC.flip(-1), angle_1SC.cos(), angle_1SC.sin())
 
 
-def _is_rms_norm(module: nn.Module) -> bool:
+def _is_tanh_gelu(module: nn.Module) -> bool:
+    """Whether a module of transformers' activations is the GELU above. Tested in fp32, where rounding hides nothing."""
+    x_N = torch.linspace(-6.0, 6.0, 49)
+    return type(module).__module__ == _ACTIVATIONS and gives_the_same(module.forward, tanh_gelu, x_N)
+
+
+def _is_rms_norm(module: nn.Module, *, device_kind: str) -> bool:
     """Whether a module is the RMS norm above.
 
     Tested on a twin with different weights per channel, since the module's own weight may have no content, or be 1.
@@ -182,11 +207,12 @@ def _is_rms_norm(module: nn.Module) -> bool:
     values_D = torch.linspace(0.5, 2.0, weight_D.numel(), dtype=weight_D.dtype)
     twin.__dict__["_parameters"] = {"weight": nn.Parameter(values_D, requires_grad=False)}
     x_D = torch.linspace(-2.0, 3.0, weight_D.numel(), dtype=weight_D.dtype)
-    return gives_the_same(twin.forward, _ours(twin), x_D)
+    return gives_the_same(twin.forward, _norm_of(twin, device_kind=device_kind), x_D)
 
 
-def _ours(norm: Any) -> Callable[[Tensor], Tensor]:
-    return partial(rms_norm, weight_D=norm.weight, eps=norm.variance_epsilon)
+def _norm_of(norm: Any, *, device_kind: str) -> Callable[[Tensor], Tensor]:
+    ours = cuda_rms_norm if device_kind == "cuda" else rms_norm
+    return partial(ours, weight_D=norm.weight, eps=norm.variance_epsilon)
 
 
 def _tensors(out: Any) -> tuple[Tensor, ...]:

@@ -126,7 +126,7 @@ class _PackedLora(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: PackedLinear, _: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: PackedLinear, *_: Tensor) -> Tensor:
         y = frozen_output(layer.base_layer, x, num_arms=layer.num_arms)
         x_KND = x.reshape(layer.num_arms, -1, x.shape[-1])
         y_KNO = y.view(layer.num_arms, -1, y.shape[-1])
@@ -160,8 +160,8 @@ class _PackedLora(torch.autograd.Function):
             )
             x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
             # The thin factor first, and with torch: oneDNN would transpose both, which is slower than the product.
-            add_product(slot.grad_A_GRD, v_GNR.mT, x_GND)
-            add_product(slot.grad_B_GRO, u_GNR.mT, dy_GNO)
+            add_product(slot.grad_A_GRD, v_GNR.mT, times=x_GND)
+            add_product(slot.grad_B_GRO, u_GNR.mT, times=dy_GNO)
             if dx is not None:
                 _add_lora_dx(slot.of(dx.view(x_KND.shape)), v_GNR, slot=slot, forward_pass=forward_pass)
         return dx, None, None

@@ -47,17 +47,17 @@ def arm_linear(x_GND: Tensor, weight_GOD: Tensor) -> Tensor:
     return torch.stack([linear(x_ND, weight_OD) for x_ND, weight_OD in zip(x_GND, weight_GOD, strict=True)])
 
 
-def add_product(total_GIJ: Tensor, x_GIN: Tensor, y_GNJ: Tensor) -> None:
-    """Add `x_g y_g` to an fp32 total, in place, for each arm of a slot.
+def add_product(total_GIJ: Tensor, x_GIN: Tensor, *, times: Tensor) -> None:
+    """Add `x_g y_g`, with y = `times` of shape (G, N, J), to an fp32 total, in place, for each arm of a slot.
 
     In half precision only CUDA's product keeps its fp32 sums; on a CPU they are rounded before they are added.
     """
     if x_GIN.dtype is total_GIJ.dtype:
-        total_GIJ.baddbmm_(x_GIN, y_GNJ)
+        total_GIJ.baddbmm_(x_GIN, times)
     elif keeps_fp32_sums(total_GIJ.device):
-        torch.baddbmm(total_GIJ, x_GIN, y_GNJ, out_dtype=torch.float32, out=total_GIJ)
+        torch.baddbmm(total_GIJ, x_GIN, times, out_dtype=torch.float32, out=total_GIJ)
     else:
-        total_GIJ.add_(torch.bmm(x_GIN, y_GNJ))
+        total_GIJ.add_(torch.bmm(x_GIN, times))
 
 
 def keeps_fp32_sums(device: torch.device) -> bool:

@@ -3,12 +3,21 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 import tiny
-from lorastudy.engine.fused_ops import ROTATION, FusedOps, find_fused_ops, rms_norm, rotated
+from lorastudy.engine.fused_ops import (
+    ROTATION,
+    FusedOps,
+    cuda_rms_norm,
+    find_fused_ops,
+    rms_norm,
+    rotated,
+    tanh_gelu,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -203,7 +212,44 @@ def test_a_rotation_of_other_channels_is_left_alone(monkeypatch):
     assert not find_fused_ops(tiny.make_base("llama").model, device=tiny.CPU).rotations
 
 
-def test_on_a_gpu_the_model_is_left_as_it_is():
+def test_on_a_gpu_the_norm_is_torchs_own_kernel():
     found = find_fused_ops(tiny.make_base("llama").model, device=torch.device("cuda"))
-    assert not found.norms
-    assert not found.rotations
+    assert len(found.norms) == 5
+    assert found.rotations
+    with found.applied():
+        assert all(norm.forward.func is cuda_rms_norm for norm in found.norms)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_both_norms_are_the_same_with_their_gradients(dtype):
+    norm = llama_norm(64, dtype=dtype)
+    x, dy = draw(5, 64, dtype=dtype), draw(5, 64, dtype=dtype, seed=2)
+    other = partial(cuda_rms_norm, weight_D=norm.weight, eps=norm.variance_epsilon)
+    for one, two in zip(with_gradient(ours(norm), x, dy), with_gradient(other, x, dy), strict=True):
+        assert (one.float() - two.float()).norm() <= 2 * torch.finfo(dtype).eps * one.float().norm()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_replaced"),
+    [("gelu_new", True), ("gelu_fast", True), ("gelu_pytorch_tanh", True), ("gelu", False), ("quick_gelu", False), ("relu2", False)],
+)  # fmt: skip
+def test_only_an_activation_that_gives_the_same_is_replaced(name, is_replaced):
+    assert bool(find_fused_ops(Model(ACT2FN[name]), device=tiny.CPU).gelus) == is_replaced
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_gelu_is_no_further_from_the_truth_than_the_models_own(dtype):
+    x, dy = draw(400, dtype=dtype), draw(400, dtype=dtype, seed=1)
+    truth = with_gradient(ACT2FN["gelu_new"], x.double(), dy.double())
+    results = [with_gradient(function, x, dy) for function in (tanh_gelu, ACT2FN["gelu_new"])]
+    for true, one, own in zip(truth, *results, strict=True):
+        assert (one.double() - true).norm() < (own.double() - true).norm()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "phi"])
+def test_a_model_with_gelu_uses_it_and_is_left_as_it_was(architecture):
+    found = find_fused_ops(tiny.make_base(architecture).model, device=tiny.CPU)
+    assert found.gelus
+    with found.applied():
+        assert all(gelu.forward is tanh_gelu for gelu in found.gelus)
+    assert not any("forward" in vars(gelu) for gelu in found.gelus)
