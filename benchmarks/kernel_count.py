@@ -39,7 +39,7 @@ from benchmarks.job import GpuRequest
 from benchmarks.random_base import SHAPES, config_of, rows_like_alpaca
 from lorastudy.engine import memory_trace
 from lorastudy.engine.fake_model import META, FakeModels
-from lorastudy.engine.memory_trace import FEW_LAYERS, Ledger, count_layers, counted_arms
+from lorastudy.engine.memory_trace import Ledger, count_layers, counted_arms
 from lorastudy.engine.targets import target_layers
 from lorastudy.protocol.jobs import CountedArm, FootprintQuestion, Precision
 
@@ -53,12 +53,12 @@ _LAUNCH_NOTHING = frozenset({
     "lift_fresh",
 })  # fmt: skip
 
-#: Operations of more than one kernel: a copy or a fill before the operation itself, or flash attention's three of its
-#: backward pass (the sums of dO O, the gradients, and the conversion of dQ).
+#: Operations of more than one kernel: a copy or a fill before the operation itself, or flash attention's four of its
+#: backward pass (the sums of dO O, zeros for dQ, the gradients, and the conversion of dQ).
 SEVERAL = {
     "baddbmm": 2, "index_copy": 2, "index_put": 2, "masked_fill": 2, "scatter": 2, "scatter_add": 2,
     "select_backward": 2, "slice_backward": 2,
-    "_scaled_dot_product_flash_attention_for_cpu_backward": 3,
+    "_flash_attention_backward": 4, "_scaled_dot_product_flash_attention_for_cpu_backward": 4,
 }  # fmt: skip
 
 #: Operations whose result has a size that the host must wait for.
@@ -79,16 +79,6 @@ class Kernels:
     to_host: Counter[tuple[str, str]] = field(default_factory=Counter)
     waits: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Moments at which the host waits for the device."""
-
-    def extended(self, one_more: "Kernels", *, num_further: int) -> "Kernels":
-        """The step with `num_further` layers more than this one, from the count with one layer more."""
-        return Kernels(**{
-            name: Counter({
-                key: own[key] + num_further * (more[key] - own[key]) for key in sorted(own.keys() | more.keys())
-            })
-            for name, own in vars(self).items()
-            for more in [getattr(one_more, name)]
-        })  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
         """Every count by phase; launches also by operation, the most frequent first."""
@@ -229,8 +219,8 @@ def question_of(request: GpuRequest, *, folder: Path = SHAPES / SHAPE) -> Footpr
     )
 
 
-def kernels_of(question: FootprintQuestion, *, models: FakeModels, num_layers: int) -> Kernels:
-    """A step of the first `num_layers` layers."""
+def kernels_of(question: FootprintQuestion, *, models: FakeModels, num_layers: int | None = None) -> Kernels:
+    """A step of the whole model, or of its first `num_layers` layers."""
     kernels = Kernels()
     layers = target_layers(models.meta(question.folder, trust_remote_code=False))
     with _counting(kernels):
@@ -238,14 +228,6 @@ def kernels_of(question: FootprintQuestion, *, models: FakeModels, num_layers: i
             question, counted_arms(question.arms, layers=layers), models=models, num_layers=num_layers
         )
     return kernels
-
-
-def extended_kernels(question: FootprintQuestion, *, models: FakeModels, num_layers: int) -> Kernels:
-    """A step of `num_layers` layers, counted on few of them: each further layer launches the same kernels."""
-    few, more = (
-        kernels_of(question, models=models, num_layers=number) for number in (FEW_LAYERS, FEW_LAYERS + 1)
-    )
-    return few.extended(more, num_further=num_layers - FEW_LAYERS)
 
 
 @contextmanager
@@ -286,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for request in ROWS:
         if chosen.rows is None or request.id in chosen.rows:
             question = question_of(request)
-            kernels = extended_kernels(question, models=models, num_layers=NUM_LAYERS)
+            kernels = kernels_of(question, models=models)
             settings.append(
                 {
                     "id": request.id,

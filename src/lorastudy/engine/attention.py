@@ -1,11 +1,14 @@
 """Attention that never crosses rows, for batches laid end to end.
 
 `row_attention` is registered with transformers' attention interface under `NAME`, and the model's own forward calls it.
-Wrap the forward pass in `rows(batch.buckets)`, which sets the bounds of the rows. Generation uses the model's own
-attention.
+Wrap the forward pass in `rows(batch)`, which sets the bounds of the rows. Generation uses the model's own attention.
 
     K arms, H heads, N tokens of all rows, S tokens of one row, C channels of a head
+    T tokens of all arms, one arm's rows after the other's
     G (arm, head, row) triples, B queries of a block, E keys up to the block's end
+
+On a GPU in half precision `flash_attention` takes all rows of all arms in one call, of any lengths, with fewer heads of
+keys than of queries, and with a sliding window. Elsewhere rows of one length are a bucket, and a bucket is one call.
 
 On a CPU, long rows use `block_attention`: softmax(scale Q K^T) V, a block of queries at a time, over the keys up to
 each query. torch's CPU kernel multiplies small tiles one triple after another. In bf16 that is far slower than the
@@ -24,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from lorastudy.engine.batch import Bucket
+from lorastudy.engine.batch import Batch, Bucket
 from lorastudy.errors import ModelError
 
 NAME = "lorastudy_rows"
@@ -45,24 +48,27 @@ class UnsupportedModelError(ModelError):
 
 
 @contextmanager
-def rows(buckets: tuple[Bucket, ...]) -> Iterator[None]:
+def rows(batch: Batch) -> Iterator[None]:
     """Set the bounds of the rows for attention in this context. Run the backward pass inside too."""
-    before, _current.buckets = _current.buckets, buckets
+    before = _current.batch, _current.ends
+    _current.batch, _current.ends = batch, {}
     try:
         yield
     finally:
-        _current.buckets = before
+        _current.batch, _current.ends = before
 
 
 class _Current:
-    """The rows of the current batch.
+    """The current batch, and for each number of arms where every row begins in T and where the last one ends, int32.
 
     Not a context variable: with activation checkpointing the layers run again in the backward pass, which on CUDA is in
     autograd's own thread. A worker runs one batch at a time.
     """
 
-    buckets: tuple[Bucket, ...] = ()
-    num_calls = 0
+    def __init__(self) -> None:
+        self.batch: Batch | None = None
+        self.ends: dict[int, Tensor] = {}
+        self.num_calls = 0
 
 
 _current = _Current()
@@ -86,14 +92,20 @@ def row_attention(
 
     Raises:
         UnsupportedModelError: the model needs more than causality (soft caps, sinks, biases), or a row is longer
-            than its sliding window.
+            than its sliding window, which only `flash_attention` has.
     """
     _current.num_calls += 1
     more = [name for name in _MORE_THAN_CAUSAL if rest.get(name) is not None]
     if more or attention_mask is not None:
         raise UnsupportedModelError(f"its attention needs {', '.join(more) or 'a bias of its own'}")
-    buckets = _current.buckets
+    assert _current.batch is not None
+    buckets = _current.batch.buckets
     longest, sliding_window = max(bucket.length for bucket in buckets), rest.get("sliding_window")
+    if takes_all_rows(query_KHNC, value_KHNC):
+        window = sliding_window if sliding_window is not None and longest > sliding_window else None
+        return _in_one_call(
+            (query_KHNC, key_KHNC, value_KHNC), longest=longest, scaling=scaling, window=window
+        ), None
     if sliding_window is not None and longest > sliding_window:
         raise UnsupportedModelError(
             f"rows of {longest} tokens exceed this model's sliding window of {sliding_window}, which the packed "
@@ -113,6 +125,34 @@ def row_attention(
     return out_KHNC.transpose(1, 2).contiguous(), None
 
 
+def _in_one_call(
+    qkv_KHNC: Sequence[Tensor], *, longest: int, scaling: float | None, window: int | None
+) -> Tensor:
+    """The attention of all arms and rows, (K, N, H, C)."""
+    num_arms, _, num_tokens, channels = qkv_KHNC[0].shape
+    query, key, value = (x.transpose(1, 2).flatten(0, 1) for x in qkv_KHNC)
+    out_THC = flash_attention(
+        (query, key, value),
+        ends=_ends(num_arms, num_tokens=num_tokens),
+        longest=longest,
+        scale=channels**-0.5 if scaling is None else scaling,
+        window=window,
+    )
+    return out_THC.view(num_arms, num_tokens, *out_THC.shape[1:])
+
+
+def _ends(num_arms: int, *, num_tokens: int) -> Tensor:
+    """`_Current.ends` for that many arms. Made once a batch, on the device."""
+    if num_arms not in _current.ends:
+        assert _current.batch is not None
+        starts_B = _current.batch.row_starts_B
+        firsts_K = torch.arange(0, num_arms * num_tokens, num_tokens, device=starts_B.device)
+        starts = (firsts_K[:, None] + starts_B).flatten()
+        end = starts.new_full((1,), num_arms * num_tokens)
+        _current.ends[num_arms] = torch.cat([starts, end]).int()
+    return _current.ends[num_arms]
+
+
 def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None) -> Tensor:
     """The attention of a bucket in one call. Arms and heads form the batch, and rows take the place of heads."""
     num_arms, num_heads = qkv_KHSC[0].shape[:2]
@@ -126,6 +166,74 @@ def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None
     else:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=bucket.length > 1, scale=scaling)
     return out.reshape(num_arms, num_heads, bucket.num_tokens, -1)
+
+
+def takes_all_rows(query: Tensor, value: Tensor) -> bool:
+    """Whether `flash_attention` serves these tensors."""
+    is_new = query.device.type == "cuda" and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return is_new and takes_all_rows_on(query, value, device_kind="cuda")
+
+
+def takes_all_rows_on(query: Tensor, value: Tensor, *, device_kind: str) -> bool:
+    """As `takes_all_rows`, on a device of that kind that is new enough."""
+    channels = query.shape[-1]
+    return (
+        device_kind == "cuda"
+        and query.dtype in {torch.bfloat16, torch.float16}
+        and channels % 8 == 0
+        and channels <= 256
+        and value.shape[-1] == channels
+    )
+
+
+def flash_attention(
+    qkv_THC: Sequence[Tensor], *, ends: Tensor, longest: int, scale: float, window: int | None
+) -> Tensor:
+    """Causal attention of rows laid end to end, (T, H, C), in one kernel for any number of rows.
+
+    `ends` are the first tokens of the rows and the end of the last one. Keys and values may have fewer heads than
+    queries. With `window` a token sees that many tokens, itself included. torch's `varlen_attn` calls the same kernel;
+    it writes a tensor more in each call, and its arguments differ between torch 2.11 and 2.13.
+    """
+    out_THC: Tensor = _FlashAttention.apply(*qkv_THC, ends, longest, scale, window)  # type: ignore[no-untyped-call]  # torch
+    return out_THC
+
+
+class _FlashAttention(torch.autograd.Function):
+    """torch's flash attention, forward and backward. It keeps the output and one number per query and head."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        query, key, value, ends, longest, scale, window = inputs
+        ctx.options = {
+            "dropout_p": 0.0,
+            "is_causal": True,
+            "scale": scale,
+            "window_size_left": None if window is None else window - 1,
+        }
+        ends_and_lengths = {"cum_seq_q": ends, "cum_seq_k": ends, "max_q": longest, "max_k": longest}
+        out: Tensor
+        out, log_sums, *random, _ = _flash_forward(
+            query, key, value, return_debug_mask=False, **ends_and_lengths, **ctx.options
+        )
+        ctx.longest = longest
+        ctx.save_for_backward(query, key, value, out, log_sums, ends, *random)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, log_sums, ends, *random = ctx.saved_tensors
+        philox_seed, philox_offset = random
+        dq, dk, dv = _flash_backward(
+            grads[0].contiguous(), query, key, value, out, log_sums,
+            cum_seq_q=ends, cum_seq_k=ends, max_q=ctx.longest, max_k=ctx.longest,
+            rng_state=philox_seed, unused=philox_offset, **ctx.options,
+        )  # fmt: skip
+        return dq, dk, dv, None, None, None, None
+
+
+_flash_forward: Any = torch.ops.aten._flash_attention_forward
+_flash_backward: Any = torch.ops.aten._flash_attention_backward
 
 
 class Calls:

@@ -1,6 +1,6 @@
 """Micro-batches without padding (rows laid end to end, each with its own positions), and the rows of every step.
 
-    N  tokens of all rows       M  labelled tokens
+    N  tokens of all rows       M  labelled tokens      B  rows
 
 Rows are sorted by length, and rows of equal length form a bucket. Attention takes a bucket in one call and needs
 neither padding nor a mask. Padding rows of similar length into fewer calls was slower on a CPU at every length
@@ -44,6 +44,8 @@ class Batch:
     targets_M: Tensor
     label_row_M: Tensor
     """The row of each label, as numbered by the caller."""
+    row_starts_B: Tensor
+    """The first position of each row."""
     buckets: tuple[Bucket, ...]
 
     @property
@@ -65,9 +67,11 @@ def assemble(rows: Sequence[TokenRow], *, device: torch.device) -> Batch:
     label_index: list[int] = []
     targets: list[int] = []
     label_row: list[int] = []
+    row_starts: list[int] = []
     for row_number in order:
         row = rows[row_number]
         start = len(ids)
+        row_starts.append(start)
         ids.extend(row.input_ids)
         positions.extend(range(len(row.input_ids)))
         for place, label in enumerate(row.labels[1:]):
@@ -75,17 +79,27 @@ def assemble(rows: Sequence[TokenRow], *, device: torch.device) -> Batch:
                 label_index.append(start + place)
                 targets.append(label)
                 label_row.append(row_number)
+    tensors = _on_device((ids, positions, label_index, targets, label_row, row_starts), device=device)
     return Batch(
-        input_ids_N=torch.tensor(ids, device=device),
-        position_ids_N=torch.tensor(positions, device=device),
-        label_index_M=torch.tensor(label_index, device=device),
-        targets_M=torch.tensor(targets, device=device),
-        label_row_M=torch.tensor(label_row, device=device),
+        input_ids_N=tensors[0],
+        position_ids_N=tensors[1],
+        label_index_M=tensors[2],
+        targets_M=tensors[3],
+        label_row_M=tensors[4],
+        row_starts_B=tensors[5],
         buckets=tuple(
             Bucket(num_rows=len(list(same)), length=length)
             for length, same in itertools.groupby(len(rows[number].input_ids) for number in order)
         ),
     )
+
+
+def _on_device(lists: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, ...]:
+    """The lists as tensors on the device, in one copy. The host does not wait for a GPU, since the source is pinned."""
+    flat = torch.tensor([number for part in lists for number in part])
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    return torch.split(flat.to(device, non_blocking=True), [len(part) for part in lists])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from torch.utils._pytree import tree_leaves
 from lorastudy.data.tokenise import IGNORED, TokenRow
 from lorastudy.engine import adapter_buffers, attention, loss, matmul, packed, patches
 from lorastudy.engine.arms import TrainingArm
-from lorastudy.engine.attention import serves_on
+from lorastudy.engine.attention import serves_on, takes_all_rows_on
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.fake_model import META, FakeModels, decoder_layers, layers_are_alike
 from lorastudy.engine.fused_ops import FusedOps, find_fused_ops
@@ -400,6 +400,9 @@ def _as_on(device_kind: DeviceKind) -> Iterator[None]:
         stack.enter_context(_replaced(loss, "CHUNK_ELEMENTS", by=chunks))
         stack.enter_context(_replaced(functional, "scaled_dot_product_attention", by=_fused_attention))
         stack.enter_context(_replaced(attention, "serves", by=partial(serves_on, device_kind)))
+        stack.enter_context(
+            _replaced(attention, "takes_all_rows", by=partial(takes_all_rows_on, device_kind=device_kind))
+        )
         stack.enter_context(
             _replaced(packed, "find_fused_ops", by=partial(_find_fused_ops, kind=device_kind))
         )

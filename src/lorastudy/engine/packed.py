@@ -191,7 +191,7 @@ class PackedEngine:
     def _patched_for(self, batch: Batch) -> Iterator[None]:
         """Set the batch's rows for attention and its labels for the last MLP in this context."""
         with (
-            attention.rows(batch.buckets),
+            attention.rows(batch),
             self._fused_ops.applied(),
             on_labels_only(self._labels_only_mlp, batch.label_index_M),
         ):
