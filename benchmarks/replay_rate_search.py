@@ -38,7 +38,7 @@ from lorastudy.suite.rate_search import (
     DIVERGED,
     Merit,
     design,
-    nearest_rung,
+    nearest_place,
     parabola,
     published_rates,
     rate_of,
@@ -182,10 +182,10 @@ def searched_before(curves: Curves, *, seeds: tuple[int, int], off_by: float) ->
     (rule,) = published_rates(_config(curves.grid, off_by=off_by), num_steps=None)
     found = []
     for arm in range(len(curves.grid.ranks)):
-        tried = range(nearest_rung(rule) - 1, nearest_rung(rule) + 2)
+        tried = range(nearest_place(rule) - 1, nearest_place(rule) + 2)
         while True:
-            merits = {rung: curves.mean(arm, seeds, rate_of(rung)) for rung in tried}
-            best = min(tried, key=lambda rung: merits[rung])
+            merits = {place: curves.mean(arm, seeds, rate_of(place)) for place in tried}
+            best = min(tried, key=lambda place: merits[place])
             if best not in {tried[0], tried[-1]}:
                 break
             tried = range(best - 1, tried.stop) if best == tried[0] else range(tried.start, best + 2)
@@ -397,11 +397,13 @@ def _near_cells(curves: Curves, seed: int) -> Iterator[tuple[float, ...]]:
 
 
 def _around_the_best(curves: Curves, cell: Found) -> list[tuple[float, float]]:
-    """(rate, loss) of the ladder's best rung for the tuning seed, and of its two neighbours."""
-    lowest, highest = (nearest_rung(rate) for rate in _range(curves))
-    known = {rung: curves.loss(cell.arm, cell.seed, rate_of(rung)) for rung in range(lowest - 1, highest + 2)}
+    """(rate, loss) of the ladder's best place for the tuning seed, and of its two neighbours."""
+    lowest, highest = (nearest_place(rate) for rate in _range(curves))
+    known = {
+        place: curves.loss(cell.arm, cell.seed, rate_of(place)) for place in range(lowest - 1, highest + 2)
+    }
     best = min(range(lowest, highest + 1), key=known.__getitem__)
-    return [(rate_of(rung), known[rung]) for rung in (best - 1, best, best + 1)]
+    return [(rate_of(place), known[place]) for place in (best - 1, best, best + 1)]
 
 
 def _way(curves: Curves, name: str, found: Sequence[Found]) -> Way:
@@ -428,7 +430,7 @@ def _others(curves: Curves, own: Sequence[Found]) -> Iterator[dict[str, Any]]:
 def _cost(curves: Curves, own: Sequence[Found], before: Sequence[Found]) -> dict[str, Any]:
     """Runs of one study, against every arm at every rate of the shortest list on the ladder that holds each arm's best inside."""
     grid, seeds = curves.grid, range(len(curves.grid.seeds))
-    best = [nearest_rung(curves.best(arm, seeds)[0]) for arm in range(len(grid.ranks))]
+    best = [nearest_place(curves.best(arm, seeds)[0]) for arm in range(len(grid.ranks))]
     num_arms, num_rates = len(grid.ranks), max(best) - min(best) + 3
     reporting = num_arms * NUM_REPORTING
 

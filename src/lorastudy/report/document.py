@@ -51,7 +51,7 @@ class Estimate:
         return len(self.values)
 
     @property
-    def rung(self) -> int:
+    def known_rank(self) -> int:
         """The rank, in a figure along rank, where every arm has one."""
         assert self.rank is not None
         return self.rank

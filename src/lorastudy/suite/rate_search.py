@@ -4,7 +4,7 @@ The search depends only on the suite and on the results so far. So a suite that 
 has the same experiments and runs only those that are missing.
 
 All models share one ladder of rates: 1, 2 and 5 times a power of ten. So the grids of two arms share their rates, and
-a rate has a short name. A rung here is the number of a rate on that ladder.
+a rate has a short name. A place is the number of a rate on that ladder.
 
 One arm begins, at the rates around the published rule. Every other arm waits for its nearest neighbour:
 the arm that differs from it in the fewest settings, and then least in rank. It begins with the three rates around the
@@ -45,7 +45,7 @@ DIVERGED: Merit = (math.inf, math.inf)
 Merits = Mapping[str, Merit | None]
 NumSteps = Callable[[Settings], int | None]
 
-_HIGHEST_RUNG = 2  # the rate 5: `learning_rate` is less than 10
+_HIGHEST_PLACE = 2  # the rate 5: `learning_rate` is less than 10
 #: The number of rates that an arm tries first, around the rate that its neighbour found.
 _NUM_AROUND = 3
 #: Settings that do not count when neighbours are compared: the rank has its own distance, the rate is unknown.
@@ -57,14 +57,14 @@ FULL_RATE, HIDDEN_SIZE = 5e-5, 2000
 TIMES_FULL, TIMES_FULL_WHEN_SHORT, SHORT_STEPS = 10, 15, 100
 #: The exponent p by the beginning of `model_type` in `config.json`.
 POWERS: Mapping[str, float] = {"llama": 0.781, "qwen": 0.0775}
-#: Rungs to each side of the rule's rate, for a known and for an unknown family.
+#: Places to each side of the rule's rate, for a known and for an unknown family.
 AROUND_KNOWN, AROUND_UNKNOWN = 1, 2
-#: The search gives up this many rungs beyond the first grid, on either side: a factor of a hundred.
-MAX_RUNGS_BEYOND = 6
+#: The search gives up this many places beyond the first grid, on either side: a factor of a hundred.
+MAX_PLACES_BEYOND = 6
 
 _MANTISSAS = (1, 2, 5)
 
-Rungs = range
+Places = range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +74,10 @@ class Search:
     An arm that waits for its neighbour has tried nothing. Its `start` is then the first grid by the published rule.
     """
 
-    start: Rungs
+    start: Places
     tried: tuple[int, ...] = ()
     passed: frozenset[int] = frozenset()
-    """Rungs whose run was lost."""
+    """Places whose run was lost."""
     chosen: float | None = None
     is_over: bool = False
 
@@ -143,7 +143,7 @@ def design(
         rounds.append(tuple(each for each in experiments if each.id not in asked))
         tuning = _tuning_runs(fixed, experiments, seeds=suite.tuning_seeds)
         looked_on = {
-            number: _next(search, merits=_by_rung(number, tuning, merits=merits or {}))
+            number: _next(search, merits=_by_place(number, tuning, merits=merits or {}))
             for number, search in searches.items()
         }
         further = {number: arms.begun(number, looked_on) for number in searches}
@@ -193,7 +193,7 @@ class _Arms:
     """The arms that seek a rate, by number: each arm's neighbour and its rates by the published rule."""
 
     neighbour: Mapping[int, int | None]
-    rungs: Mapping[int, Rungs]
+    places: Mapping[int, Places]
     """Each arm's first grid by the rule."""
     rule: Mapping[int, float]
     """Each arm's rate by the rule; for an unknown family, the geometric mean of the lowest and the highest rate."""
@@ -207,15 +207,15 @@ class _Arms:
         rates = {n: published_rates(base, num_steps=steps) for n, (base, steps) in about.items()}
         return cls(
             neighbour=_neighbours(seeking),
-            rungs={n: first_rungs(base, num_steps=steps) for n, (base, steps) in about.items()},
+            places={n: first_places(base, num_steps=steps) for n, (base, steps) in about.items()},
             rule={n: math.sqrt(min(found) * max(found)) for n, found in rates.items()},
         )
 
     def first_searches(self) -> dict[int, Search]:
         """The searches at the start: the arm without a neighbour has begun, the others wait."""
         return {
-            number: Search(start=rungs, tried=tuple(rungs) if self.neighbour[number] is None else ())
-            for number, rungs in sorted(self.rungs.items())
+            number: Search(start=places, tried=tuple(places) if self.neighbour[number] is None else ())
+            for number, places in sorted(self.places.items())
         }
 
     def begun(self, number: int, searches: Mapping[int, Search]) -> Search:
@@ -227,10 +227,10 @@ class _Arms:
         start = search.start if found is None else self._around(found, number, neighbour=neighbour)
         return replace(search, start=start, tried=tuple(start))
 
-    def _around(self, found: float, number: int, *, neighbour: int) -> Rungs:
-        """Three rungs around the neighbour's rate, times the ratio of the two arms' rates by the published rule."""
-        middle = min(nearest_rung(found * self.rule[number] / self.rule[neighbour]), _HIGHEST_RUNG - 1)
-        return Rungs(middle - 1, middle + 2)
+    def _around(self, found: float, number: int, *, neighbour: int) -> Places:
+        """Three places around the neighbour's rate, times the ratio of the two arms' rates by the published rule."""
+        middle = min(nearest_place(found * self.rule[number] / self.rule[neighbour]), _HIGHEST_PLACE - 1)
+        return Places(middle - 1, middle + 2)
 
 
 def _neighbours(seeking: Mapping[int, Settings]) -> dict[int, int | None]:
@@ -257,27 +257,27 @@ def _neighbours(seeking: Mapping[int, Settings]) -> dict[int, int | None]:
 
 
 def _next(search: Search, *, merits: Mapping[int, Merit | None]) -> Search:
-    """The search after one more step, given the merits of the tried rungs; a merit of None means a lost run."""
-    if search.is_over or not search.tried or not all(rung in merits for rung in search.tried):
+    """The search after one more step, given the merits of the tried places; a merit of None means a lost run."""
+    if search.is_over or not search.tried or not all(place in merits for place in search.tried):
         return search
-    known = {rung: merit for rung in search.tried if (merit := merits[rung]) is not None}
+    known = {place: merit for place in search.tried if (merit := merits[place]) is not None}
     if not known:
         return search
     search = replace(
         search, tried=tuple(sorted(known)), passed=search.passed | (set(search.tried) - known.keys())
     )
-    best = min(known, key=lambda rung: (known[rung], rung))
+    best = min(known, key=lambda place: (known[place], place))
     lowest, highest = _ends(search.start)
-    down = next((rung for rung in range(best - 1, lowest - 1, -1) if rung not in search.passed), None)
-    up = next((rung for rung in range(best + 1, highest + 1) if rung not in search.passed), None)
-    beyond = [rung for rung in (down, up) if rung is not None and rung not in known]
+    down = next((place for place in range(best - 1, lowest - 1, -1) if place not in search.passed), None)
+    up = next((place for place in range(best + 1, highest + 1) if place not in search.passed), None)
+    beyond = [place for place in (down, up) if place is not None and place not in known]
     if beyond:
         return replace(search, tried=tuple(sorted((*known, *beyond))))
     return replace(search, chosen=_rate_found(best, known), is_over=True)
 
 
 def _rate_found(best: int, known: Mapping[int, Merit]) -> float | None:
-    """The rate at the lowest point of the parabola through the best rung and its neighbours; else the best rung's rate.
+    """The rate at the lowest point of the parabola through the best place and its neighbours; else the best place's rate.
 
     The parabola goes through the first part of the merits, or through the second if the first gives none. None if
     every run diverged.
@@ -290,19 +290,19 @@ def _rate_found(best: int, known: Mapping[int, Merit]) -> float | None:
     )
     if below is not None and above is not None:
         for part in (0, 1):
-            through = parabola([(rate_of(rung), known[rung][part]) for rung in (below, best, above)])
+            through = parabola([(rate_of(place), known[place][part]) for place in (below, best, above)])
             if through is not None:
                 return as_shown(through.rate)
     return rate_of(best)
 
 
-def _ends(start: Rungs) -> tuple[int, int]:
-    """The lowest and the highest rung that a search with this first grid may try."""
-    return start[0] - MAX_RUNGS_BEYOND, min(start[-1] + MAX_RUNGS_BEYOND, _HIGHEST_RUNG)
+def _ends(start: Places) -> tuple[int, int]:
+    """The lowest and the highest place that a search with this first grid may try."""
+    return start[0] - MAX_PLACES_BEYOND, min(start[-1] + MAX_PLACES_BEYOND, _HIGHEST_PLACE)
 
 
-def _middle(rungs: Rungs) -> int:
-    return rungs[len(rungs) // 2]
+def _middle(places: Places) -> int:
+    return places[len(places) // 2]
 
 
 # --- arms with a rate, and their runs ---------------------------------------------------------------------
@@ -310,27 +310,27 @@ def _middle(rungs: Rungs) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _FixedArm:
-    """An arm at one rate. `number` is the index of the suite's arm; `rung` is None for a rate that is not on trial."""
+    """An arm at one rate. `number` is the index of the suite's arm; `place` is None for a rate that is not on trial."""
 
     arm: Arm
     number: int
-    rung: int | None
+    place: int | None
 
 
 def _fixed_arms(suite: Suite, searches: Mapping[int, Search]) -> Iterator[_FixedArm]:
     """The suite's arms at single rates: tried rates with the tuning seed, the chosen rate with the reporting seeds."""
     for number, arm in enumerate(suite.arms):
         if not arm.seeks_rate:
-            yield _FixedArm(arm=arm, number=number, rung=None)
+            yield _FixedArm(arm=arm, number=number, place=None)
             continue
         search = searches[number]
-        rungs: dict[float, int | None] = {rate_of(rung): rung for rung in search.tried}
+        places: dict[float, int | None] = {rate_of(place): place for place in search.tried}
         if search.chosen is not None:
-            rungs.setdefault(search.chosen, None)
-        for rate, rung in sorted(rungs.items()):
+            places.setdefault(search.chosen, None)
+        for rate, place in sorted(places.items()):
             reporting = arm.seeds if rate == search.chosen else ()
-            tuning = suite.tuning_seeds[:1] if rung is not None else ()
-            yield _FixedArm(arm=_at(arm, rate, seeds=(*reporting, *tuning)), number=number, rung=rung)
+            tuning = suite.tuning_seeds[:1] if place is not None else ()
+            yield _FixedArm(arm=_at(arm, rate, seeds=(*reporting, *tuning)), number=number, place=place)
 
 
 def _at(arm: Arm, rate: float, *, seeds: Sequence[int]) -> Arm:
@@ -341,22 +341,24 @@ def _at(arm: Arm, rate: float, *, seeds: Sequence[int]) -> Arm:
 def _tuning_runs(
     arms: Sequence[_FixedArm], experiments: Sequence[Experiment], *, seeds: Sequence[int]
 ) -> dict[tuple[int, int], Experiment]:
-    """By arm and rung: the run that tries it. Relies on `expand` keeping the order of arms and of their seeds."""
+    """By arm and place: the run that tries it. Relies on `expand` keeping the order of arms and of their seeds."""
     rest = iter(experiments)
     runs: dict[tuple[int, int], Experiment] = {}
     for each in arms:
         for run in [next(rest) for _ in each.arm.seeds]:
-            if each.rung is not None and run.seed in seeds:
-                runs[each.number, each.rung] = run
+            if each.place is not None and run.seed in seeds:
+                runs[each.number, each.place] = run
     return runs
 
 
-def _by_rung(
+def _by_place(
     number: int, runs: Mapping[tuple[int, int], Experiment], *, merits: Mapping[str, Merit | None]
 ) -> dict[int, Merit | None]:
-    """By rung: the merit of the arm's run, if the run has ended."""
+    """By place: the merit of the arm's run, if the run has ended."""
     return {
-        rung: merits[run.id] for (of_arm, rung), run in runs.items() if of_arm == number and run.id in merits
+        place: merits[run.id]
+        for (of_arm, place), run in runs.items()
+        if of_arm == number and run.id in merits
     }
 
 
@@ -376,17 +378,17 @@ def _to_come(suite: Suite, searches: Mapping[int, Search]) -> tuple[int, int]:
     still_open = [number for number, search in searches.items() if not search.is_over]
     reporting = sum(len(suite.arms[number].seeds) for number in still_open)
     least = sum(_NUM_AROUND for number in still_open if not searches[number].tried)
-    most = sum(_most_further_rungs(searches[number]) for number in still_open)
+    most = sum(_most_further_places(searches[number]) for number in still_open)
     return reporting + least, reporting + most
 
 
-def _most_further_rungs(search: Search) -> int:
-    """The most further rungs that a search may try: all beyond its grid on one side.
+def _most_further_places(search: Search) -> int:
+    """The most further places that a search may try: all beyond its grid on one side.
 
     An arm that waits adds its first three. A search that has left its first grid continues on the same side.
     """
     if not search.tried:
-        return _NUM_AROUND + MAX_RUNGS_BEYOND
+        return _NUM_AROUND + MAX_PLACES_BEYOND
     lowest, highest = _ends(search.start)
     down, up = search.tried[0] - lowest, max(0, highest - search.tried[-1])
     if search.tried[0] >= search.start[0] and search.tried[-1] <= search.start[-1]:
@@ -394,17 +396,17 @@ def _most_further_rungs(search: Search) -> int:
     return down if search.tried[0] < search.start[0] else up
 
 
-def rate_of(rung: int) -> float:
-    """The rate of a rung: 1 at 0, 2 at 1, 5 at 2, 10 at 3, 0.5 at -1."""
-    power, step = divmod(rung, len(_MANTISSAS))
+def rate_of(place: int) -> float:
+    """The rate of a place: 1 at 0, 2 at 1, 5 at 2, 10 at 3, 0.5 at -1."""
+    power, step = divmod(place, len(_MANTISSAS))
     return float(f"{_MANTISSAS[step]}e{power}")
 
 
-def nearest_rung(rate: float) -> int:
-    """The rung whose rate has the ratio nearest to 1."""
+def nearest_place(rate: float) -> int:
+    """The place whose rate has the ratio nearest to 1."""
     below = len(_MANTISSAS) * math.floor(math.log10(rate))
     return min(
-        range(below, below + len(_MANTISSAS) + 1), key=lambda rung: abs(math.log(rate_of(rung) / rate))
+        range(below, below + len(_MANTISSAS) + 1), key=lambda place: abs(math.log(rate_of(place) / rate))
     )
 
 
@@ -438,15 +440,15 @@ def as_shown(rate: float) -> float:
     return float(f"{rate:.2g}")
 
 
-def first_rungs(config: Mapping[str, Any] | None, *, num_steps: int | None) -> Rungs:
-    """The rungs to try first for a base model with this `config.json`; None if the file is not known.
+def first_places(config: Mapping[str, Any] | None, *, num_steps: int | None) -> Places:
+    """The places to try first for a base model with this `config.json`; None if the file is not known.
 
-    A known family: its rate and a rung to each side. An unknown family: from the lowest to the highest rate of the
-    known families at this hidden size, and two rungs to each side.
+    A known family: its rate and a place to each side. An unknown family: from the lowest to the highest rate of the
+    known families at this hidden size, and two places to each side.
     """
-    rungs = [nearest_rung(rate) for rate in published_rates(config, num_steps=num_steps)]
+    places = [nearest_place(rate) for rate in published_rates(config, num_steps=num_steps)]
     around = AROUND_KNOWN if _powers(config) else AROUND_UNKNOWN
-    return Rungs(min(rungs) - around, max(rungs) + around + 1)
+    return Places(min(places) - around, max(places) + around + 1)
 
 
 #: The error from taking the loss curve for a parabola: the distance between their lowest points, as a share of the step

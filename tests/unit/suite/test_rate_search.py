@@ -15,12 +15,12 @@ from lorastudy.suite.base_model import read_config
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.rate_search import (
     DIVERGED,
-    MAX_RUNGS_BEYOND,
+    MAX_PLACES_BEYOND,
     Design,
     Merit,
     design,
-    first_rungs,
-    nearest_rung,
+    first_places,
+    nearest_place,
     parabola,
     published_rate,
     rate_of,
@@ -120,7 +120,7 @@ def test_the_others_begin_around_the_rate_that_their_neighbour_in_rank_found(wri
     assert [ranks for ranks, before in zip(order, [set(), *order], strict=False) if ranks != before] == [
         {16}, {8, 16, 32}, {4, 8, 16, 32}, {4, 8, 16, 32, 64},
     ]  # fmt: skip
-    # 0.02 of rank 16, then one rung to each side; 32 and 64 find themselves on the edge and look on once
+    # 0.02 of rank 16, then one place to each side; 32 and 64 find themselves on the edge and look on once
     assert rates(way[-1], 16) == [2e-3, 5e-3, 1e-2, 2e-2, 5e-2]
     assert rates(way[-1], 32) == [5e-3, 1e-2, 2e-2, 5e-2]
     assert rates(way[-1], 64) == [2e-3, 5e-3, 1e-2, 2e-2]
@@ -210,13 +210,13 @@ def test_where_everything_diverges_the_search_goes_down_and_then_gives_up(write)
     assert last.reporting == ()
     assert last.num_open == 0
     # each from the rule, since the neighbour found nothing
-    assert [len(rates(last, rank)) for rank in (1, 8)] == [3 + MAX_RUNGS_BEYOND] * 2
+    assert [len(rates(last, rank)) for rank in (1, 8)] == [3 + MAX_PLACES_BEYOND] * 2
 
 
 def test_a_loss_that_falls_for_ever_ends_at_the_bound(write) -> None:
     last = finished(write(RANKS), falling)
-    assert rate_found(last) == 1.0  # six rungs above 1e-2
-    assert len(rates(last, 1)) == 3 + MAX_RUNGS_BEYOND
+    assert rate_found(last) == 1.0  # six places above 1e-2
+    assert len(rates(last, 1)) == 3 + MAX_PLACES_BEYOND
 
 
 # --- runs that are lost -----------------------------------------------------------------------------------
@@ -266,11 +266,11 @@ def test_how_many_runs_are_to_come_is_known_within_bounds_at_every_round(places:
 def test_the_bounds_are_met(write) -> None:
     """Two arms with three runs, then three seeds each; at most six further rates each."""
     first = designed(write(RANKS))
-    assert (len(first.experiments), first.to_come) == (3, (3 + 6, 3 + 6 + 2 * MAX_RUNGS_BEYOND))
+    assert (len(first.experiments), first.to_come) == (3, (3 + 6, 3 + 6 + 2 * MAX_PLACES_BEYOND))
     inside = finished(write(RANKS), best_at(5e-3))
     assert len(inside.experiments) == 3 + 3 + 6
     nothing = finished(write(RANKS), lambda _: DIVERGED)
-    assert len(nothing.experiments) == 3 + 3 + 2 * MAX_RUNGS_BEYOND
+    assert len(nothing.experiments) == 3 + 3 + 2 * MAX_PLACES_BEYOND
 
 
 @given(
@@ -386,23 +386,23 @@ def test_mistakes_are_told(write, text: str, message: str) -> None:
 
 
 def first_rates(config, *, num_steps=1000):
-    return [rate_of(rung) for rung in first_rungs(config, num_steps=num_steps)]
+    return [rate_of(place) for place in first_places(config, num_steps=num_steps)]
 
 
 def test_the_ladder_is_one_two_five():
-    assert [rate_of(rung) for rung in range(-12, 1)] == [
+    assert [rate_of(place) for place in range(-12, 1)] == [
         1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0,
     ]  # fmt: skip
 
 
 @given(st.integers(-30, 6))
-def test_every_rate_is_its_own_nearest(rung: int) -> None:
-    assert nearest_rung(rate_of(rung)) == rung
+def test_every_rate_is_its_own_nearest(place: int) -> None:
+    assert nearest_place(rate_of(place)) == place
 
 
 @given(st.floats(1e-8, 5))
-def test_no_rung_is_nearer_by_ratio(rate: float) -> None:
-    nearest = nearest_rung(rate)
+def test_no_place_is_nearer_by_ratio(rate: float) -> None:
+    nearest = nearest_place(rate)
     far = max(rate_of(nearest) / rate, rate / rate_of(nearest))
     assert all(far <= max(rate_of(r) / rate, rate / rate_of(r)) for r in (nearest - 1, nearest + 1))
 

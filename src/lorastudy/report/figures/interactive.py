@@ -52,7 +52,7 @@ def _ranks(figure: Figure) -> list[Any]:
 
 
 def _rank_panel(panel: Panel, x_label: str) -> Any:
-    ranks = sorted({row.rung for row in panel.rows})
+    ranks = sorted({row.known_rank for row in panel.rows})
     x = alt.X(
         "rank:Q",
         title=x_label,

@@ -85,15 +85,17 @@ def _ranks(figure: Figure) -> Canvas:
     canvas = Canvas(figsize=(WIDTH_INCHES, 0.9 + 2.1 * len(figure.panels)), layout="constrained")
     every = list(canvas.subplots(len(figure.panels), 1, sharex=True, squeeze=False)[:, 0])
     for axes, panel in zip(every, figure.panels, strict=True):
-        ranks = [row.rung for row in panel.rows]
+        ranks = [row.known_rank for row in panel.rows]
         axes.plot(ranks, [row.mean for row in panel.rows], "-o", color=BLUE, markersize=6, zorder=3)
         for row in panel.rows:
-            _seeds(axes, [row.rung] * row.n, y=row.values)
+            _seeds(axes, [row.known_rank] * row.n, y=row.values)
             if row.low is not None and row.high is not None:
-                axes.plot([row.rung, row.rung], [row.low, row.high], color=BLUE, linewidth=2, zorder=2)
+                axes.plot(
+                    [row.known_rank, row.known_rank], [row.low, row.high], color=BLUE, linewidth=2, zorder=2
+                )
         axes.set_ylabel(_folded(panel.label))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-    last, ticks = every[-1], sorted({row.rung for panel in figure.panels for row in panel.rows})
+    last, ticks = every[-1], sorted({row.known_rank for panel in figure.panels for row in panel.rows})
     last.set_xscale("log", base=2)
     last.set_xticks(ticks, [str(rank) for rank in ticks])
     last.xaxis.set_minor_locator(NullLocator())
