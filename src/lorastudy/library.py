@@ -3,7 +3,6 @@
 Nothing here prints or exits. Errors are raised as `lorastudy.errors.StudyError`.
 """
 
-import contextlib
 import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lorastudy.errors import StudyError
 from lorastudy.executors import Executor
 from lorastudy.places import DATABASE, OUTPUT_DIR, REPORT, RUNS_DIR
-from lorastudy.planning.design import is_new
+from lorastudy.planning.design import existing_store
 from lorastudy.planning.predictions import print_nothing
 from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.running.phase_runner import Callbacks, OnEvent, RunOptions
@@ -158,9 +157,7 @@ def plan(
     """
     if not isinstance(suite, Suite):
         raise TypeError(f"plan: takes what load_suite returns, not {type(suite).__name__}")
-    with contextlib.ExitStack() as opened:
-        found = _store(folder, store)
-        tracker = None if is_new(found) else opened.enter_context(ExperimentTracker(found))
+    with existing_store(_store(folder, store)) as tracker:
         return plan_study(suite, tracker=tracker, executor=executor, on_wait=on_wait or print_nothing)
 
 

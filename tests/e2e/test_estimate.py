@@ -79,10 +79,13 @@ def test_mistakes_are_told_with_what_to_do(cache: Path, tmp_path: Path) -> None:
 def test_timed_steps_are_shown_and_kept_for_the_next_time(cache: Path) -> None:
     asked = ("--base-model", "lab", "--quantization", "fp32", "--max-seq-length", "16", "--batch-size", "2")
     before = estimate(cache, *asked)
-    assert "not calibrated on this machine; --calibrate times a few steps" in before.stdout
+    assert (
+        "time: not known: the store has no such run of this machine; --calibrate times a few steps"
+        in before.stdout
+    )
     timed = estimate(cache, *asked, "--calibrate")
     assert "planning: loading the model and timing a few steps of it" in timed.stderr
-    table = timed.stdout.partition("by the steps timed here:")[2]
+    table = timed.stdout.partition("from timed steps of this machine:")[2]
     assert [line.split()[0] for line in table.splitlines()[2:6]] == ["1", "2", "4", "8"]
     answers = kept(cache)
     # what was timed counts for every later question, and nothing is asked again

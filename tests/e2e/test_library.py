@@ -98,6 +98,10 @@ def test_it_is_resumed_and_what_is_done_is_not_run_again(result: Any) -> None:
     folder, _, _ = result
     again = ls.plan(ls.load_suite(SUITE | {"seeds": [0, 1, 2]}), folder=folder)
     assert [experiment.seed for experiment in again.missing] == [2, 2]
+    estimate = again.predicted.estimate(again.packs[0])
+    assert estimate is not None
+    assert estimate.train_seconds is not None, "the runs in the store say how long it takes"
+    assert again.predicted.predictions(again.packs[0])[0].step_seconds is None
     more = ls.run(again, folder=folder)
     assert len(more.outcome.completed) == 2
     assert len(more.outcome.done_before) == 4

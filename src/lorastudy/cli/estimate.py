@@ -14,11 +14,14 @@ from lorastudy.cli.options import (
     QUANTIZATIONS,
     TARGET_MODULES,
     AsJson,
+    Database,
     TrustRemoteCode,
+    readable_store,
     target_modules_of,
 )
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
+from lorastudy.places import DATABASE
 
 if TYPE_CHECKING:
     from lorastudy.planning.answers import Answers
@@ -47,6 +50,7 @@ def estimate(
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Time a few real steps first; loads the model.")
     ] = False,
+    database: Database = DATABASE,
     as_json: AsJson = False,
 ) -> None:
     """Predict peak memory term by term, time and disk space. Show what fits, and which changes would make it fit."""
@@ -54,7 +58,7 @@ def estimate(
     from lorastudy.cli.plan_output import show_pack_report
     from lorastudy.planning.estimate import budget_of
     from lorastudy.planning.pack_report import pack_reports, time_steps
-    from lorastudy.planning.predictions import OnWait, print_nothing, worker_answers
+    from lorastudy.planning.predictions import OnWait, print_nothing, use_stored_times, worker_answers
     from lorastudy.planning.study_plan import StudyPlan, plan_configurations, plan_study
     from lorastudy.suite.settings import settings_from_options
     from lorastudy.suite.suite_file import load_suite
@@ -78,6 +82,8 @@ def estimate(
         if calibrate:
             time_steps(plan)
             plan = planned(answers, print_nothing)
+        with readable_store(database) as tracker:
+            use_stored_times(plan.predicted, [] if tracker is None else tracker.get_all_experiments())
         reports = pack_reports(plan, answers, budget=budget)
     for problem in plan.predicted.problems:
         _note(f"note: {problem}")

@@ -1,11 +1,26 @@
 """Options that several commands share."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorastudy.places import DATABASE
+
+if TYPE_CHECKING:
+    from lorastudy.store import ExperimentTracker
+
 Database = Annotated[str, typer.Option(help="Results store: an SQLite file, or a database URL.")]
+
+
+def readable_store(database: str) -> "AbstractContextManager[ExperimentTracker | None]":
+    """The store that `--database` names, opened for reading. The default store may not exist yet: then None."""
+    from lorastudy.planning.design import existing_store
+    from lorastudy.store import ExperimentTracker
+
+    return existing_store(database) if database == DATABASE else ExperimentTracker(database)
+
 
 RunsDir = Annotated[Path, typer.Option(help="Folder of the run folders: records, adapters, logs.")]
 

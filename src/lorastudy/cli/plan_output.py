@@ -53,11 +53,12 @@ def show_pack_report(console: PlainConsole, report: PackReport, *, of_suite: boo
         f"{estimate.engine}\n"
     )
     _show_terms(console, estimate)
-    calibration = estimator.calibration()
-    if calibration is None or estimate.step_seconds is None:
-        console.print("\ntime: not calibrated on this machine; --calibrate times a few steps")
+    if estimate.calibration is None:
+        console.print(
+            "\ntime: not known: the store has no such run of this machine; --calibrate times a few steps"
+        )
     else:
-        _show_time(console, estimate, calibration=calibration)
+        _show_time(console, estimate, calibration=estimate.calibration)
     console.print(f"disk: {size(disk_bytes(estimate))}")
     if report.budget is not None:
         _show_fit(console, report, budget=report.budget)
@@ -127,7 +128,7 @@ def _show_time(console: PlainConsole, estimate: PackEstimate, *, calibration: Ca
     if estimate.train_seconds is not None:
         whole = f"; {duration(estimate.train_seconds)} for {count(estimate.rows.num_steps or 0)} steps"
     console.print(
-        f"\ntime: {duration(estimate.step_seconds)} a step of all arms{whole}, by the steps timed here:"
+        f"\ntime: {duration(estimate.step_seconds)} a step of all arms{whole}, from {calibration.source}:"
     )
     table = Table(box=None, show_header=True, header_style="bold", pad_edge=False)
     for title in ("arms together", "a step", "an arm's share", "tokens a second"):

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,7 @@ from lorastudy.cli.options import (
     AsJson,
     Database,
     TrustRemoteCode,
+    readable_store,
 )
 from lorastudy.cli.terminal import say
 from lorastudy.errors import StudyError
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lorastudy.planning.recommendation import AnsweredRequest
     from lorastudy.planning.recommendation_request import RecommendationRequest
     from lorastudy.recommend.recommendation import Candidate, Recommendation
-    from lorastudy.store import ExperimentTracker
 
 
 def recommend(
@@ -91,7 +90,7 @@ def recommend(
         suite_name=suite_name,
         database=database,
     )
-    with worker_answers() as answers, _evidence(database) as tracker:
+    with worker_answers() as answers, readable_store(database) as tracker:
         budget = budget or budget_here(machine_of(about.base, answers))
         request = about.request(budget_bytes=budget.budget_bytes, margin=margin)
         answered = answer_request(request, answers, tracker=tracker, budget=budget, hours=hours)
@@ -99,16 +98,6 @@ def recommend(
         say(json.dumps(answered.to_json(), indent=1))
     else:
         _show(PlainConsole(), answered, budget=budget)
-
-
-def _evidence(database: str) -> "AbstractContextManager[ExperimentTracker | None]":
-    """The store to read evidence from. The default store may not exist yet: then there is no evidence."""
-    from lorastudy.planning.design import is_new
-    from lorastudy.store import ExperimentTracker
-
-    if database == DATABASE and is_new(database):
-        return nullcontext()
-    return ExperimentTracker(database)
 
 
 def _refuse(*, hours: float | None, margin: float | None) -> None:

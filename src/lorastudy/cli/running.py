@@ -15,7 +15,7 @@ from lorastudy.cli.console import reading_shown
 from lorastudy.cli.terminal import failure_shown, say
 from lorastudy.executors import Executor
 from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
-from lorastudy.planning.design import is_new
+from lorastudy.planning.design import existing_store, is_new
 from lorastudy.planning.plan_summary import forecast, size_line
 from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.report.numbers import listing
@@ -48,9 +48,7 @@ def planned(
 
 def planned_only(suite: Suite, *, database: str) -> StudyPlan:
     """The plan for a dry run. Nothing is written; a store that does not exist yet counts as empty."""
-    if is_new(database):
-        return planned(suite, tracker=None)
-    with ExperimentTracker(database) as tracker:
+    with existing_store(database) as tracker:
         return planned(suite, tracker=tracker)
 
 

@@ -165,6 +165,8 @@ class Calibration:
     """Timed steps of one model, one precision and one choice of modules, on one machine."""
 
     points: tuple[PacePoint, ...]
+    source: str = "timed steps of this machine"
+    """What the steps are, in words."""
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:

@@ -9,6 +9,7 @@ other versions than the installed ones counts as missing.
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,6 +107,11 @@ def is_new(store: str | Path) -> bool:
         return False
     file = Path(store)
     return not file.exists() or file.stat().st_size == 0
+
+
+def existing_store(store: str | Path) -> AbstractContextManager[ExperimentTracker | None]:
+    """The store, opened for reading; None if it does not exist yet."""
+    return nullcontext() if is_new(store) else ExperimentTracker(store)
 
 
 def is_current(environment: Environment | None) -> bool:

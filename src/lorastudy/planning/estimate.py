@@ -117,6 +117,8 @@ class PackEstimate:
     num_trainable: Mapping[str, int]
     num_modules: Mapping[str, int]
     step_seconds: float | None
+    calibration: Calibration | None
+    """The timed steps that `step_seconds` follows from."""
     engine: "ForeseenEngine"
     problems: Mapping[str, str]
     """By experiment: why it has no prediction. The others are predicted without it."""
@@ -150,6 +152,8 @@ class Estimator:
         self.settings = experiments[0].settings
         self._answers = answers
         self._with_data = with_data
+        self.stored: Calibration | None = None
+        """The steps of runs in the store; they count if no steps were timed for the plan."""
 
     def first_questions(self) -> list[tuple[Question, str]]:
         """The questions on machine, model and rows. Their answers decide which step to count, and on which engine."""
@@ -269,7 +273,7 @@ class Estimator:
         alone, sizes, problems = self._alone(chosen)
         if not alone:
             raise next(iter(problems.values()))
-        calibration = self.calibration() if self.engine.name == "packed" else None
+        calibration = (self.calibration() if self.engine.name == "packed" else None) or self.stored
         tokens = self.rows.mean_tokens_per_step * len(sizes)
         return PackEstimate(
             prediction=self._together([each for each in chosen if each.id in alone], alone),
@@ -278,6 +282,7 @@ class Estimator:
             num_trainable={key: num_trainable(self.shape, size) for key, size in sizes.items()},
             num_modules={key: len(size.module_names) for key, size in sizes.items()},
             step_seconds=None if calibration is None else calibration.step_seconds(tokens),
+            calibration=calibration,
             engine=self.engine,
             problems={key: str(error) for key, error in problems.items()},
         )

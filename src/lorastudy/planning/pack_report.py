@@ -37,7 +37,7 @@ class PackReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values."""
-        estimate, calibration = self.estimate, self.estimator.calibration()
+        estimate, calibration = self.estimate, self.estimate.calibration
         terms = estimate.prediction.terms
         return {
             "num_arms": len(estimate.num_trainable),
@@ -50,6 +50,7 @@ class PackReport:
             "terms_bytes": dict(terms.named()),
             "num_trainable_parameters": sum(estimate.num_trainable.values()),
             "step_seconds": estimate.step_seconds,
+            "time_from": None if calibration is None else calibration.source,
             "disk_bytes": disk_bytes(estimate),
             "base_model": self.estimator.settings.base_model,
             "device": self.estimator.machine.device,

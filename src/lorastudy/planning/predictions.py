@@ -4,20 +4,21 @@ A worker does the counting.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.executors.process import JobWorker
-from lorastudy.planning.answers import Answers, Ask
-from lorastudy.planning.design import libraries_of_now
-from lorastudy.planning.estimate import Estimator, PackEstimate, by_pack, prepare
+from lorastudy.planning.answers import Answers, Ask, Calibration, PacePoint
+from lorastudy.planning.design import is_current, libraries_of_now
+from lorastudy.planning.estimate import Estimator, Machine, PackEstimate, by_pack, prepare
 from lorastudy.planning.packing import PlannedPack, parts, remaining_packs
 from lorastudy.planning.suite_facts import AdaptedArms, RowsChecked, adapted_arms, check_rows
 from lorastudy.protocol.jobs import PaceQuestion, PlanningJob, RowsQuestion
 from lorastudy.protocol.records import MemoryPrediction
 from lorastudy.report.numbers import listing
+from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.settings import Settings
 
@@ -148,6 +149,56 @@ def with_memory(
     )
 
 
+#: Settings that decide the time of a step, besides its tokens and the number of arms.
+_PACE_SETTINGS = (
+    "base_model", "quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "target_modules",
+    "layers_to_transform", "gradient_checkpointing",
+)  # fmt: skip
+
+
+def use_stored_times(predicted: Predictions, results: Sequence[ExperimentResult]) -> None:
+    """Predict times from the packs of these results, where no steps were timed for the plan.
+
+    The number of arms in a pack does not follow from them: a resumed suite forms the packs that it began with.
+    """
+    for estimator in predicted.estimators.values():
+        with suppress(StudyError):  # without a prediction of memory there is none of time
+            estimator.stored = stored_calibration(
+                results,
+                settings=estimator.settings,
+                machine=estimator.machine,
+                engine=estimator.engine.name,
+            )
+
+
+def stored_calibration(
+    results: Sequence[ExperimentResult], *, settings: Settings, machine: Machine, engine: str
+) -> Calibration | None:
+    """The median steps of stored packs with these settings, on this machine and the installed libraries.
+
+    None if there are none. A pack's tokens in a step are its tokens a second times the seconds of its median step.
+    """
+    wanted = settings.model_dump(mode="json")
+    points: dict[tuple[str | None, int | None], PacePoint] = {}
+    for result in results:
+        pack, here = result.pack_profile, result.environment
+        if pack is None or here is None or pack.median_step_seconds is None or pack.tokens_per_second is None:
+            continue
+        is_here = (here.device, here.device_name, here.num_threads) == (
+            machine.device, machine.device_name, machine.num_threads,
+        )  # fmt: skip
+        is_alike = all(result.settings.get(key) == wanted[key] for key in _PACE_SETTINGS)
+        if pack.engine == engine and is_here and is_alike and is_current(here):
+            points[result.pack_id, result.attempt] = PacePoint(
+                num_arms=pack.num_arms,
+                num_tokens=round(pack.tokens_per_second * pack.median_step_seconds),
+                seconds=pack.median_step_seconds,
+            )
+    if not points:
+        return None
+    return Calibration(points=tuple(points.values()), source="stored runs of this machine")
+
+
 def _not_predicted(group: Sequence[Experiment], error: StudyError) -> str:
     settings = group[0].settings
     return (
@@ -223,6 +274,8 @@ def arms_per_pack(estimator: Estimator, *, budget_bytes: int | None) -> int:
 def predictions_of(pack: PlannedPack, estimator: Estimator) -> list[MemoryPrediction]:
     """The prediction for each experiment of a pack, as the store keeps it beside the measurement."""
     estimate = estimator.estimate(pack.experiments)
+    # Times from stored runs are left out, so that a resumed suite stores what an uninterrupted one does.
+    step_seconds = None if estimate.calibration is estimator.stored else estimate.step_seconds
     return [
         MemoryPrediction(
             experiment_id=experiment_id,
@@ -231,7 +284,7 @@ def predictions_of(pack: PlannedPack, estimator: Estimator) -> list[MemoryPredic
             num_labels=estimate.rows.batch.num_labels,
             alone_bytes=alone.terms.total,
             pack_bytes=estimate.prediction.terms.total,
-            step_seconds=estimate.step_seconds,
+            step_seconds=step_seconds,
             **dict(alone.terms.named()),
         )
         for experiment_id, alone in estimate.alone.items()

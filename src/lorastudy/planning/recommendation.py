@@ -1,7 +1,6 @@
 """The recommendation for a request, from the studies in the store and the predicted cost of each configuration."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorastudy.analysis.overview import stored_items
-from lorastudy.data.load import train_and_eval
+from lorastudy.data.batches import steps_of
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.planning.answers import Answers
 from lorastudy.planning.estimate import (
@@ -29,6 +28,7 @@ from lorastudy.planning.literature import (
     literature_settings,
 )
 from lorastudy.planning.memory import ModelShape, base_weight_bytes, config_folder, quantisation_bytes
+from lorastudy.planning.predictions import use_stored_times
 from lorastudy.planning.recommendation_request import RecommendationRequest, judged_by
 from lorastudy.planning.study_plan import plan_configurations
 from lorastudy.planning.suite_facts import check_rows, num_completion_tokens
@@ -44,6 +44,7 @@ from lorastudy.stats.study import (
 )
 from lorastudy.stats.summary import summarise_arm
 from lorastudy.store import ExperimentTracker
+from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.rate_search import as_shown
 from lorastudy.suite.settings import Settings
@@ -145,7 +146,9 @@ def answer_request(
         DataError: the rows cannot be used with the base model's tokenizer.
         StudyError: no configuration fits; the message says what would.
     """
-    finder = CandidateFinder(answers, request)
+    finder = CandidateFinder(
+        answers, request, stored=() if tracker is None else tracker.get_all_experiments()
+    )
     finder.check_data()
     answer = _recommendation(
         finder, request, tracker=tracker, max_seconds=None if hours is None else 3600 * hours
@@ -208,9 +211,11 @@ def _nothing_fits(
 class CandidateFinder:
     """Finds layouts of configurations that fit the budget. Counts steps only where the base model itself fits."""
 
-    def __init__(self, answers: Answers, request: RecommendationRequest) -> None:
-        """`answers` ask a worker for every answer that is not cached."""
-        self._answers, self._request = answers, request
+    def __init__(
+        self, answers: Answers, request: RecommendationRequest, *, stored: Sequence[ExperimentResult] = ()
+    ) -> None:
+        """`answers` ask a worker for every answer that is not cached. Times follow from the `stored` runs."""
+        self._answers, self._request, self._stored = answers, request, stored
         self.smallest: Candidate | None = None
         """The candidate with the lowest peak memory of all that were tried."""
 
@@ -275,7 +280,7 @@ class CandidateFinder:
         return base_weight_bytes(self.shape, precision) + quantisation_bytes(self.shape, precision)
 
     def _estimator(self, settings: Settings) -> Estimator:
-        return _estimator(settings, self._answers)
+        return _estimator(settings, self._answers, stored=self._stored)
 
 
 def machine_of(base: Settings, answers: Answers) -> Machine:
@@ -283,9 +288,10 @@ def machine_of(base: Settings, answers: Answers) -> Machine:
     return _estimator(base, answers).machine
 
 
-def _estimator(settings: Settings, answers: Answers) -> Estimator:
+def _estimator(settings: Settings, answers: Answers, *, stored: Sequence[ExperimentResult] = ()) -> Estimator:
     experiment = _as_experiment(settings, sources=Sources(base_model=settings.base_model, dataset=""))
     plan = plan_configurations([experiment], answers)
+    use_stored_times(plan.predicted, stored)
     return plan.predicted.estimators[experiment.pack_key]
 
 
@@ -449,8 +455,7 @@ def _candidates(
             candidate = finder.fitting(settings, departures=(*told, *departures))
             if candidate is not None:
                 found[arm.name] = (
-                    # The number of steps on other data says nothing about the time on these.
-                    replace(candidate, train_seconds=None, time_from=None)
+                    _with_time_of_request(candidate, request)
                     if other_data
                     else _with_time(
                         candidate, arm, study=study, as_measured=as_measured and not (change or apart)
@@ -540,6 +545,14 @@ def _with_time(candidate: Candidate, arm: StudyArm, *, study: Study, as_measured
     return replace(candidate, train_seconds=candidate.train_seconds * num_steps)
 
 
+def _with_time_of_request(candidate: Candidate, request: RecommendationRequest) -> Candidate:
+    """The candidate with the time of as many steps as the requested data have."""
+    if candidate.train_seconds is None:
+        return candidate
+    num_steps = steps_of(candidate.settings, num_rows=len(request.train_rows))
+    return replace(candidate, train_seconds=candidate.train_seconds * num_steps)
+
+
 def _candidate(settings: Settings, estimate: PackEstimate, *, departures: tuple[str, ...]) -> Candidate:
     """A candidate from an estimate. Its `train_seconds` hold one step until the number of steps is known."""
     terms = estimate.prediction.terms
@@ -549,7 +562,7 @@ def _candidate(settings: Settings, estimate: PackEstimate, *, departures: tuple[
         terms_bytes=dict(terms.named()),
         num_trainable_parameters=sum(estimate.num_trainable.values()),
         train_seconds=estimate.step_seconds,
-        time_from=None if estimate.step_seconds is None else "timed steps of this machine",
+        time_from=None if estimate.calibration is None else estimate.calibration.source,
         departures=departures,
     )
 
@@ -559,10 +572,9 @@ def _size_of_data(request: RecommendationRequest) -> tuple[int | None, int | Non
 
     Without a given length, training is one epoch.
     """
-    num_steps = request.base.max_steps
     if not request.has_data:
-        return None, num_steps
-    rows = train_and_eval(request.base).train
-    if num_steps is None:
-        num_steps = math.ceil((request.base.num_train_epochs or 1) * len(rows) / EFFECTIVE_BATCH)
+        return None, request.base.max_steps
+    rows = request.train_rows
+    batch = {"per_device_train_batch_size": EFFECTIVE_BATCH, "gradient_accumulation_steps": 1}
+    num_steps = steps_of(request.base.model_copy(update=batch), num_rows=len(rows))
     return num_completion_tokens(rows, request.base.base_model), num_steps

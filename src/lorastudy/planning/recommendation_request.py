@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lorastudy.analysis.overview import Criterion, criterion_of
+from lorastudy.data.load import DataRows, train_and_eval
 from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.errors import StudyError
 from lorastudy.report.numbers import listing
@@ -60,6 +61,11 @@ class RecommendationRequest:
     def data_fingerprint(self) -> str | None:
         """The data set's fingerprint; None if the user names no data set."""
         return dataset_fingerprint(self.base.dataset_path) if self.has_data else None
+
+    @cached_property
+    def train_rows(self) -> DataRows:
+        """The training rows of the data set; they count only if `has_data`."""
+        return train_and_eval(self.base).train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from lorastudy.planning.predictions import (
     OnWait,
     Predictions,
     print_nothing,
+    use_stored_times,
     with_memory,
     without_data,
     without_memory,
@@ -176,6 +177,8 @@ def plan_study(
             num_workers=workers.num_packs_at_once,
             answers=answered,
         )
+    if tracker is not None:
+        use_stored_times(predicted, tracker.get_all_experiments(suite_name=suite.name))
     return StudyPlan(
         suite=suite,
         designer=designer,

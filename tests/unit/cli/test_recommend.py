@@ -1,6 +1,7 @@
 """`lorastudy recommend`, as a user meets it; and what it reads out of a store."""
 
 import json
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 from lorastudy.cli.main import main
 from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.planning.design import Designer
-from lorastudy.planning.recommendation import _rate_ratio, stored_evidence
+from lorastudy.planning.recommendation import _rate_ratio, _with_time_of_request, stored_evidence
 from lorastudy.planning.recommendation_request import RecommendationRequest, read_request
 from lorastudy.recommend.recommendation import Candidate, recommend
 from lorastudy.report.findings.recommendation import because
@@ -510,3 +511,14 @@ def test_data_that_were_never_studied_get_a_start_with_lengths_of_their_own():
     assert elsewhere.candidate.train_seconds is None
     asked = answer(stored, dataset_path="lab:skill", max_steps=30)
     assert asked.candidate.settings.max_steps == 30
+
+
+def test_a_timed_step_times_the_steps_of_the_data_asked_about():
+    settings = Settings(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=2)
+    asked = RecommendationRequest(base=Settings(dataset_path="lab:skill"), has_data=True, budget_bytes=1)
+    step = Candidate(
+        settings=settings, peak_bytes=1, terms_bytes={}, num_trainable_parameters=1, train_seconds=0.5
+    )
+    num_steps = math.ceil(2 * len(asked.train_rows) / 8)
+    assert _with_time_of_request(step, asked).train_seconds == 0.5 * num_steps
+    assert _with_time_of_request(replace(step, train_seconds=None), asked).train_seconds is None
