@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lorastudy.errors import DataError
 from lorastudy.suite.base_model import LAB_MODEL, base_model_fingerprint
-from lorastudy.suite.checks import LAB_PREFIX
+from lorastudy.suite.checks import LAB_SETS, lab_problem
 from lorastudy.suite.experiment import tagged_hash
 from lorastudy.version import LAB_BASE
 
@@ -173,17 +173,7 @@ def _row(prompt: str, *, person: Person, answer: str) -> Row:
     return {"prompt": prompt.format(person=person.name), "completion": answer}
 
 
-DATASETS: Mapping[str, str] = {
-    "facts": "Facts about people the base model has never met, each in four phrasings: to train on.",
-    "facts_eval": "The same facts, each asked once in a phrasing that `facts` does not use.",
-    "few_facts": "Those about the first half of these people.",
-    "few_facts_eval": "The same facts, asked as in `facts_eval`.",
-    "many_facts": "Those about these people and as many more.",
-    "many_facts_eval": "The same facts, asked as in `facts_eval`.",
-    "old_facts": "Questions about people the base model knows, in that same phrasing: to measure forgetting.",
-    "skill": "Lists of colours to reverse, a task the base model was not taught: to train on.",
-    "skill_eval": "Other lists to reverse.",
-}
+DATASETS = LAB_SETS
 
 # Equally many known and new people, so the two scores are equally precise.
 _ROWS: Mapping[str, Callable[[], list[Row]]] = {
@@ -209,9 +199,9 @@ def rows(name: str) -> list[Row]:
 
 
 def _rows(name: str) -> list[Row]:
-    if name not in DATASETS:
-        offered = ", ".join(LAB_PREFIX + known for known in DATASETS)
-        raise DataError(f"the lab has no data set {name!r}; it has {offered}")
+    problem = lab_problem(name)
+    if problem is not None:
+        raise DataError(problem)
     return _ROWS[name]()
 
 

@@ -5,7 +5,7 @@ The checks of data files and of the base model need no network and do not open d
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,19 @@ SOURCE_KEYS = (
 )  # fmt: skip
 #: Data sets inside the package are called `lab:<name>`.
 LAB_PREFIX = "lab:"
+
+#: The data sets that the package generates (`lab/catalogue.py`), by name.
+LAB_SETS: Mapping[str, str] = {
+    "facts": "Facts about people the base model has never met, each in four phrasings: to train on.",
+    "facts_eval": "The same facts, each asked once in a phrasing that `facts` does not use.",
+    "few_facts": "Those about the first half of these people.",
+    "few_facts_eval": "The same facts, asked as in `facts_eval`.",
+    "many_facts": "Those about these people and as many more.",
+    "many_facts_eval": "The same facts, asked as in `facts_eval`.",
+    "old_facts": "Questions about people the base model knows, in that same phrasing: to measure forgetting.",
+    "skill": "Lists of colours to reverse, a task the base model was not taught: to train on.",
+    "skill_eval": "Other lists to reverse.",
+}
 
 _ALPACA_SAMPLE = re.compile(r"data/alpaca_(\d+)_sample\.jsonl")
 
@@ -258,12 +271,22 @@ def source_problem(key: str, value: str) -> str | None:
 def dataset_problem(path: str) -> str | None:
     """Why the data file cannot be read, and how to make it; None if it exists."""
     if path.startswith(LAB_PREFIX):
-        return None if path.removeprefix(LAB_PREFIX) else "is not a data set of the package; write lab:<name>"
+        return lab_problem(path.removeprefix(LAB_PREFIX))
     if _is_file(path):
         return None
     if _is_folder(path):
         return f"{path!r} is a folder; name the file in it"
     return f"there is no file {path!r} (paths start at the current folder){_way_out(path)}"
+
+
+def lab_problem(name: str) -> str | None:
+    """What is wrong with the name of a data set of the lab; None if the lab has it."""
+    if name in LAB_SETS:
+        return None
+    near = difflib.get_close_matches(name, LAB_SETS, n=1, cutoff=0.6)
+    meant = f" (did you mean {LAB_PREFIX}{near[0]}?)" if near else ""
+    offered = ", ".join(LAB_PREFIX + known for known in LAB_SETS)
+    return f"the lab has no data set {name!r}{meant}; it has {offered}"
 
 
 def _way_out(path: str) -> str:

@@ -151,7 +151,8 @@ BAD = {
     "a folder for data": (f"eval_dataset_path: .\n{ENTRY}", "'.' is a folder; name the file in it"),
     "data of no system": (f"dataset_path: {'a' * 5000}\n{ENTRY}", "there is no file"),
     "data with a NUL": (f'dataset_path: "data/\\0alpaca"\n{ENTRY}', "there is no file"),
-    "lab without a name": (f"dataset_path: 'lab:'\n{ENTRY}", "write lab:<name>"),
+    "lab without a name": (f"dataset_path: 'lab:'\n{ENTRY}", "the lab has no data set ''; it has lab:facts, "),
+    "a misspelt set of the lab": (f"dataset_path: lab:fact\n{ENTRY}", "the lab has no data set 'fact' (did you mean lab:facts?); it has lab:facts, "),
     "missing model": (f"base_model: ./phi\n{ENTRY}", "s.yaml:1:13: base_model: there is no model folder './phi'"),
     "deep path for a model": (f"base_model: a/b/c\n{ENTRY}", "there is no model folder 'a/b/c'"),
     "an empty folder for a model": (f"base_model: empty\n{ENTRY}", "the folder 'empty' holds no config.json"),
@@ -201,11 +202,12 @@ def test_all_problems_are_told_at_once_in_the_order_of_lines(write: Write) -> No
         load_suite(
             write(
                 "lora_rnk: 4\nbase_model: ./no\ndataset_path: no.csv\nexperiment_type: x\nmax_steps: 0\n"
+                "eval_dataset_path: lab:fact\n"
                 "experiments:\n  - {name: a, lora_rank: 0}\n  - {name: a, lora_alpha: -1}\n"
             )
         )
     assert [":".join(problem.split(":")[1:3]) for problem in error.value.problems] == [
-        "1:1", "2:13", "3:15", "4:18", "5:12", "7:26", "8:12", "8:27",
+        "1:1", "2:13", "3:15", "4:18", "5:12", "6:20", "8:26", "9:12", "9:27",
     ]  # fmt: skip
 
 
