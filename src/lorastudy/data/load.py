@@ -8,13 +8,11 @@ therefore on the same side, whatever their answers. Adding, removing or reorderi
 """
 
 import hashlib
-import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 from lorastudy.data.formats import Format, format_of
@@ -32,12 +30,9 @@ from lorastudy.data.row_index import (
     read_row,
     row_hashes,
 )
-from lorastudy.data.sources import Row, RowSource, files_of, is_lab_set
+from lorastudy.data.sources import Row, RowSource, file_state, files_of, is_lab_set
 from lorastudy.errors import DataError
 from lorastudy.suite.settings import Settings
-
-#: The slowest kernel clock ticks a hundred times a second.
-_TICK_NANOSECONDS = 20_000_000
 
 #: With fewer prompts, a split by prompt would miss the requested share by far, or leave one side empty.
 MIN_PROMPTS = 10
@@ -168,29 +163,10 @@ def data_set(path: str, *, max_samples: int | None = None) -> DataSet:
 
 
 def _state_of(path: str) -> tuple[tuple[str | int, ...], ...]:
-    """The state of the files, which every write changes: place on disk, size and times.
-
-    A program can reset the modification time of a file, but not its `ctime`.
-    """
+    """The states of the files, which every write changes."""
     if is_lab_set(path):
         return ()
-    return tuple(_file_state(file) for file in files_of(path))
-
-
-def _file_state(file: Path) -> tuple[str | int, ...]:
-    state, now = file.stat(), time.time_ns()
-    # Within one clock tick, another change may leave the other values equal. The current time makes such a state
-    # unique.
-    fresh = now if now - state.st_ctime_ns < _TICK_NANOSECONDS else 0
-    return (
-        str(file),
-        state.st_dev,
-        state.st_ino,
-        state.st_size,
-        state.st_mtime_ns,
-        state.st_ctime_ns,
-        fresh,
-    )
+    return tuple(file_state(file) for file in files_of(path))
 
 
 @lru_cache(maxsize=16)

@@ -30,7 +30,7 @@ from lorastudy.data.conversations import (
     Turn,
 )
 from lorastudy.data.formats import Columns, Format
-from lorastudy.data.sources import Row, files_of, is_lab_set
+from lorastudy.data.sources import Row, bytes_digest, files_of, is_lab_set
 from lorastudy.errors import DataError
 from lorastudy.places import cache_folder, keep, source_digest
 from lorastudy.suite.experiment import DATA_VERSION, canonical_json
@@ -410,7 +410,7 @@ def index_key(path: str, *, max_samples: int | None) -> str | None:
     try:
         if sum(file.stat().st_size for file in files) < MIN_BYTES:
             return None
-        contents = [[*_endings(file), _file_digest(file)] for file in files]
+        contents = [[*_endings(file), bytes_digest(file)] for file in files]
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     readers = [version("pyarrow")] if any(".parquet" in content for content in contents) else []
@@ -455,11 +455,6 @@ def _kept_path(key: str) -> Path:
 def _endings(file: Path) -> list[str]:
     """The endings of a file's name, which decide how it is read."""
     return [suffix.lower() for suffix in file.suffixes[-2:]]
-
-
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _kept_parts(key: str, rows: IndexedRows) -> Iterator[bytes | memoryview]:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +33,9 @@ from lorastudy.suite.wording import shown
 LAB_PREFIX = "lab:"
 
 _GZIP = ".gz"
+
+#: The slowest kernel clock ticks a hundred times a second.
+_TICK_NANOSECONDS = 20_000_000
 
 _SECONDS_BETWEEN_REPORTS = 0.2
 
@@ -205,14 +209,47 @@ def dataset_fingerprint(path: str) -> str:
 
 
 def _file_fingerprint(file: Path) -> str:
-    open_file = gzip.open if file.suffix.lower() == ".gz" else open
     try:
-        with open_file(file, "rb") as content:
+        if file.suffix.lower() != _GZIP:
+            return bytes_digest(file)
+        with gzip.open(file, "rb") as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
     except EOFError as error:
         raise DataError(f"{file}: is damaged or no gzip file: {error}") from error
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def bytes_digest(file: Path) -> str:
+    """SHA-256 (hex) of a file's bytes as they lie on disk. A file that has not changed is not read again."""
+    return _digest_in_state(file_state(file))
+
+
+@lru_cache(maxsize=256)
+def _digest_in_state(state: tuple[str | int, ...]) -> str:
+    """The digest of the file in this state, whose first part is the file's path."""
+    with Path(str(state[0])).open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def file_state(file: Path) -> tuple[str | int, ...]:
+    """The state of a file, which every write changes: place on disk, size and times.
+
+    A program can reset the modification time of a file, but not its `ctime`.
+    """
+    state, now = file.stat(), time.time_ns()
+    # Within one clock tick, another change may leave the other values equal. The current time makes such a state
+    # unique.
+    fresh = now if now - state.st_ctime_ns < _TICK_NANOSECONDS else 0
+    return (
+        str(file),
+        state.st_dev,
+        state.st_ino,
+        state.st_size,
+        state.st_mtime_ns,
+        state.st_ctime_ns,
+        fresh,
+    )
 
 
 _Raw = tuple[Any, str]

@@ -1,6 +1,7 @@
 """The kept index is the one that a pass over the rows makes, and nothing else is ever taken for it."""
 
 import gzip
+import hashlib
 import json
 import os
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from lorastudy.data import load, row_index
 from lorastudy.data.load import StudyData, train_and_eval
+from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.errors import DataError
 from lorastudy.suite.settings import Settings
 
@@ -240,3 +242,24 @@ def test_a_cache_that_cannot_be_written_costs_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     path = write("a.jsonl", rows())
     assert all_of(in_a_new_process(path)) == all_of(without_cache(path))
+
+
+def test_a_large_file_is_hashed_once_for_its_fingerprint_and_its_index(
+    write: Callable[[str, object], str], monkeypatch: pytest.MonkeyPatch
+):
+    hashed = []
+    real = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, name: hashed.append(file.name) or real(file, name)
+    )
+    path = write("a.jsonl", rows())
+    time.sleep(0.025)
+    first = dataset_fingerprint(path)
+    in_a_new_process(path)
+    in_a_new_process(path)
+    assert len(hashed) == 1
+    assert first == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    write("a.jsonl", rows(first="another question"))
+    in_a_new_process(path)
+    assert dataset_fingerprint(path) == hashlib.sha256(Path(path).read_bytes()).hexdigest() != first
+    assert len(hashed) > 1

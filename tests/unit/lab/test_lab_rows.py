@@ -45,9 +45,8 @@ def test_a_caller_cannot_change_the_rows_of_another() -> None:
 
 
 def test_an_unknown_name_is_told_the_known_ones() -> None:
-    with pytest.raises(
-        DataError, match="no data set 'fact'; it has lab:facts, lab:facts_eval, lab:few_facts"
-    ):
+    told = r"no data set 'fact' \(did you mean lab:facts\?\); it has lab:facts, lab:facts_eval, lab:few_facts"
+    with pytest.raises(DataError, match=told):
         lab.rows("fact")
     with pytest.raises(DataError, match="lab:skill"):
         lab.fingerprint("fact")
