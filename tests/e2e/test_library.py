@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import documents
 import lorastudy as ls
 from here import plans_answered_here
 from lorastudy.errors import ModelError, StudyError
@@ -116,6 +117,25 @@ def test_verdicts_are_values_and_the_report_is_written(result: Any) -> None:
     assert [path.suffix for path in written[:2]] == [".md", ".html"]
     assert str(found).splitlines()[0].startswith("from_python")
     assert found._repr_html_().startswith("<h4>from_python")
+
+
+def test_the_example_of_the_documents_runs_and_its_arms_learn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run beats guessing from the frequencies of the answers, which needs no model."""
+    monkeypatch.chdir(tmp_path)
+    example, *_ = documents.blocks(documents.ROOT / "docs" / "python.md", "python")
+    names: dict[str, Any] = {}
+    exec(example.text, names)
+    with ls.Store(names["result"].store) as store:
+        runs = store.get_all_experiments()
+    assert len(runs) == 4
+    for run in runs:
+        (guessed,) = [
+            one.value for one in run.trivial if (one.predictor, one.metric) == ("frequencies", "loss")
+        ]
+        assert run.scores["eval", "loss"].value < guessed
+    assert (tmp_path / "RESULTS.md").is_file()
 
 
 def test_mistakes_are_exceptions_with_the_fix(tmp_path: Path) -> None:
