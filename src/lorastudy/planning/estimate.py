@@ -442,11 +442,21 @@ class Estimator:
         return self._answers.get(question, about, base_model=self.settings.base_model)
 
 
-def by_pack(experiments: Iterable[Experiment], answers: Answers, *, with_data: bool) -> list[Estimator]:
-    """An estimator for each group that may train together. Groups with the same rows share their questions."""
+def by_pack(
+    experiments: Sequence[Experiment],
+    answers: Answers,
+    *,
+    with_data: bool,
+    foreseen: Sequence[Experiment] = (),
+) -> list[Estimator]:
+    """An estimator for each group that may train together. Groups with the same rows share their questions.
+
+    `foreseen` are experiments of the suite that may follow. The question on the rows covers their orders too, so a suite
+    asks it once, whatever is known of it.
+    """
     found = groups(experiments)
     data_seeds: dict[str, set[int]] = {}
-    for group in found:
+    for group in groups([*experiments, *foreseen]):
         data_seeds.setdefault(group[0].data_key, set()).add(group[0].data_seed)
     return [
         Estimator(group, answers, with_data=with_data, data_seeds=data_seeds[group[0].data_key])

@@ -101,23 +101,25 @@ def with_memory(
     experiments: Sequence[Experiment],
     missing: Sequence[Experiment],
     *,
+    foreseen: Sequence[Experiment],
     rounds: Sequence[Sequence[Experiment]],
     num_workers: int,
     answers: Answers,
 ) -> Predictions:
     """Predictions for a suite's packs if `num_workers` workers of this machine train side by side.
 
-    The packs of each of the `rounds` are counted as they will run. A memory prediction that fails does not prevent the
+    The packs of each of the `rounds` are counted as they will run. `foreseen` are as in `by_pack`. A memory prediction that fails does not prevent the
     run: its reason becomes one of the `problems`.
 
     Raises:
-        DataError: rows of the missing experiments cannot be used with their base model.
+        DataError: rows of the experiments cannot be used with their base model.
     """
     sizes: dict[str, int] = {}
     problems: list[str] = []
-    rows = check_rows(missing or experiments, answers)
+    rows = check_rows(experiments, answers, foreseen=foreseen)
     estimators = {
-        each.experiments[0].pack_key: each for each in by_pack(experiments, answers, with_data=True)
+        each.experiments[0].pack_key: each
+        for each in by_pack(experiments, answers, with_data=True, foreseen=foreseen)
     }
     adapted = adapted_arms(experiments, answers)
     try:

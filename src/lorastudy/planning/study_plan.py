@@ -173,6 +173,7 @@ def plan_study(
         predicted = with_memory(
             of_every_arm,
             [*missing, *designed.waiting],
+            foreseen=designer.foreseen() if designed.tuning else (),
             rounds=designed.rounds,
             num_workers=workers.num_packs_at_once,
             answers=answered,

@@ -62,8 +62,10 @@ def rows_key(settings: Settings) -> str:
     return canonical_json([getattr(settings, key) for key in (*_DATA_KEYS, *_TOKEN_KEYS)])
 
 
-def check_rows(experiments: Sequence[Experiment], answers: Answers) -> RowsChecked:
-    """Have a worker read the experiments' rows as a run would.
+def check_rows(
+    experiments: Sequence[Experiment], answers: Answers, *, foreseen: Sequence[Experiment] = ()
+) -> RowsChecked:
+    """Have a worker read the experiments' rows as a run would. `foreseen` are as in `by_pack`.
 
     `prepare` asks the same questions, so both together read the rows only once.
 
@@ -71,7 +73,7 @@ def check_rows(experiments: Sequence[Experiment], answers: Answers) -> RowsCheck
         DataError: the rows cannot be used with the base model's tokenizer. The message is that of a run.
     """
     unknown, read = {}, {}
-    for estimator in by_pack(experiments, answers, with_data=True):
+    for estimator in by_pack(experiments, answers, with_data=True, foreseen=foreseen):
         base_model = estimator.settings.base_model
         try:
             read[rows_key(estimator.settings)] = estimator.rows_read

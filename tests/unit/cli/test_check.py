@@ -1,5 +1,6 @@
 """`lorastudy check` and the dry run's findings, as a user meets them."""
 
+import contextlib
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from lorastudy import lab
 from lorastudy.cli.main import main
 from lorastudy.lint.case import arms_in_words, tokens_seen
 from lorastudy.lint.lint import RULES
+from lorastudy.planning import study_plan
 from lorastudy.planning.design import Designer
 from lorastudy.planning.suite_facts import layout_notes, read_data, rows_key, suite_case
 from lorastudy.protocol.records import DataSummary, RowsRead
@@ -390,3 +392,23 @@ def test_without_a_library_one_message_says_how_to_install_it(suite, capsys, mon
     assert message.startswith("error: torch is not installed in this Python environment")
     assert message.endswith("pip install -r requirements.txt")
     installed_version.cache_clear()
+
+
+@pytest.mark.parametrize("rates", ["[0.003, 0.006, 0.012]", "auto"])
+def test_check_and_the_plans_of_a_suite_read_its_rows_once(suite, capsys, tmp_path, monkeypatch, rates):
+    """Also where a search will add seeds, and where some of the runs are done."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = FAIR.replace("[0.003, 0.006, 0.012]", rates)
+    commands = (["check", suite(text)], ["suite", suite(text), "--dry-run"])
+    told = []
+    for command in commands:
+        with contextlib.suppress(SystemExit):
+            main(command)
+        told.append(capsys.readouterr().err)
+    assert ["reading the rows" in text for text in told] == [True, False]
+
+    loaded = load_suite(Path("suite.yaml"))
+    first = Designer(suite=loaded).design().experiments[0]
+    monkeypatch.setattr(study_plan, "missing_of", lambda design, *_, **__: design.experiments[1:])
+    assert first not in study_plan.plan_study(loaded).missing
+    assert len(list((tmp_path / "cache/lorastudy/plans").glob("rows-*"))) == 1
