@@ -1,12 +1,12 @@
-"""What `lorastudy resume` finds to go on with in a store."""
+"""The suites that `lorastudy resume` finds in a store."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lorastudy.cli.resume import _of_store
 from lorastudy.planning.design import Designer
+from lorastudy.planning.unfinished import UnfinishedSuite, unfinished_suites
 from lorastudy.protocol.records import Outcome
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.question import Question
@@ -31,14 +31,22 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "all.db"
 
 
+def resumable(store: Path) -> list[UnfinishedSuite]:
+    skipped: list[str] = []
+    with ExperimentTracker(store) as tracker:
+        found = unfinished_suites(tracker, database=str(store), name=None, on_skip=skipped.append)
+    assert skipped == []
+    return found
+
+
 def test_what_racing_stopped_is_over_while_the_suite_races(store: Path) -> None:
-    assert _of_store(None, database=str(store)) == []
+    assert resumable(store) == []
 
 
 def test_what_racing_stopped_is_open_once_the_suite_does_not_race_any_more(store: Path) -> None:
     with ExperimentTracker(store, writable=True) as tracker:
         tracker.state_question("ranks", replace(RACING, rungs=()))
-    ((suite, experiments),) = _of_store(None, database=str(store))
-    assert suite.rungs == ()
-    assert experiments is not None
-    assert [each.arm for each in experiments] == ["r1"]
+    (unfinished,) = resumable(store)
+    assert unfinished.suite.rungs == ()
+    assert unfinished.registered is not None
+    assert [each.arm for each in unfinished.registered] == ["r1"]
