@@ -1,11 +1,10 @@
 """`lorastudy check`: problems that would make the comparison unfair, before anything runs."""
 
-import dataclasses
 import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,8 +12,7 @@ from lorastudy.cli.options import AsJson, Config, SuiteFile
 from lorastudy.cli.terminal import say
 
 if TYPE_CHECKING:
-    from lorastudy.lint.case import Case, LintFinding
-    from lorastudy.protocol.records import TrivialScore
+    from lorastudy.lint.case import LintFinding
 
 
 def check(
@@ -24,8 +22,8 @@ def check(
 ) -> None:
     """Check a suite against the rules of fair comparison. Exit code 1 if a finding invalidates a verdict, 2 if it cannot run."""
     from lorastudy.cli.console import reading_shown
-    from lorastudy.errors import ModelError
     from lorastudy.lint.lint import invalidates
+    from lorastudy.planning.plan_summary import judgement_json
     from lorastudy.planning.study_plan import judge_suite
     from lorastudy.planning.suite_facts import trivial_lines
     from lorastudy.suite.suite_file import load_suite
@@ -33,41 +31,18 @@ def check(
     suite = load_suite(file, defaults=config)
     with reading_shown():
         plan = judge_suite(suite, on_wait=lambda line: say(line, file=sys.stderr))
-    rows, adapted, findings = plan.predicted.rows, plan.predicted.adapted, plan.findings
-    if adapted.misfits:
-        raise ModelError("\n".join(adapted.misfits.values()))
+    plan.check_layers()
+    rows = plan.predicted.rows
     for note in [*rows.unknown, *plan.notes]:
         say(f"note: {note}", file=sys.stderr)
     if as_json:
-        body = {
-            "suite_name": suite.name,
-            "findings": [dataclasses.asdict(finding) for finding in findings],
-            "trivial": _trivial(plan.case),
-            "adapted": {name: dataclasses.asdict(arm) for name, arm in adapted.arms.items()},
-        }
-        say(json.dumps(body, indent=1))
+        say(json.dumps(judgement_json(plan), indent=1))
     else:
-        _show(findings, num_arms=plan.num_arms, suite_name=suite.name)
-        for line in [*adapted.lines(), *trivial_lines(rows.read)]:
+        _show(plan.findings, num_arms=plan.num_arms, suite_name=suite.name)
+        for line in [*plan.predicted.adapted.lines(), *trivial_lines(rows.read)]:
             say(line)
-    if invalidates(findings):
+    if invalidates(plan.findings):
         raise typer.Exit(1)
-
-
-def _trivial(case: "Case | None") -> dict[str, list[dict[str, Any]]]:
-    """The scores of trivial predictors on the rows of each arm, without arms whose rows could not be read."""
-    read = {} if case is None else {arm.name: case.facts_of(arm).rows for arm in case.arms}
-    return {
-        arm: [_score(score) for rows in splits for score in rows.trivial]
-        for arm, splits in read.items()
-        if splits
-    }
-
-
-def _score(score: "TrivialScore") -> dict[str, Any]:
-    """The score without its items, which are not needed before a run."""
-    fields = dataclasses.asdict(score)
-    return {name: value for name, value in fields.items() if name not in {"items", "weights"}}
 
 
 def _show(findings: Sequence["LintFinding"], *, num_arms: int, suite_name: str) -> None:

@@ -6,13 +6,14 @@ A dry run, the first lines of a run and `StudyPlan._repr_html_` share these text
 import html
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from lorastudy.lint.case import arms_in_words
 from lorastudy.planning.estimate import PackEstimate
 from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.predictions import Predictions
-from lorastudy.protocol.records import ArmStep, PackStep, encode
+from lorastudy.protocol.records import ArmStep, PackStep, TrivialScore, encode
 from lorastudy.report.numbers import duration, listing, plural, size
 from lorastudy.suite.base_model import is_hub_model
 from lorastudy.suite.experiment import Experiment
@@ -150,6 +151,27 @@ def finding_lines(plan: "StudyPlan") -> list[str]:
         for finding in plan.findings
     ]
     return [*lines, "`lorastudy check FILE` says why that is unfair and what to change"] if lines else []
+
+
+def judgement_json(plan: "StudyPlan") -> dict[str, Any]:
+    """What `check` found, as plain JSON values: findings, trivial predictors' scores, and adapted layers, by arm."""
+    case = plan.case
+    read = {} if case is None else {arm.name: case.facts_of(arm).rows for arm in case.arms}
+    return {
+        "suite_name": plan.suite.name,
+        "findings": [asdict(finding) for finding in plan.findings],
+        "trivial": {
+            arm: [_without_items(score) for rows in splits for score in rows.trivial]
+            for arm, splits in read.items()
+            if splits
+        },
+        "adapted": {name: asdict(arm) for name, arm in plan.predicted.adapted.arms.items()},
+    }
+
+
+def _without_items(score: TrivialScore) -> dict[str, Any]:
+    """The score without its items, which are not needed before a run."""
+    return {name: value for name, value in asdict(score).items() if name not in {"items", "weights"}}
 
 
 def pack_line(estimate: PackEstimate) -> str:

@@ -114,14 +114,22 @@ class StudyPlan:
         """The number of arms that the linter judges together."""
         return 0 if self.case is None else len(self.case.arms)
 
+    def check_layers(self) -> None:
+        """Refuse a plan with arms that do not fit the layers of their base model.
+
+        Raises:
+            ModelError: names the arms, the reason and the fix.
+        """
+        if self.predicted.adapted.misfits:
+            raise ModelError("\n".join(self.predicted.adapted.misfits.values()))
+
     def check_can_run(self) -> None:
         """Refuse a plan with a base model that is not available, or with arms that do not fit their base model.
 
         Raises:
             ModelError: names the model or the arms, the reason and the fix.
         """
-        if self.predicted.adapted.misfits:
-            raise ModelError("\n".join(self.predicted.adapted.misfits.values()))
+        self.check_layers()
         to_run = (*self.missing, *self.design.waiting)
         for base_model in sorted({experiment.settings.base_model for experiment in to_run}):
             check_base_model(base_model)
