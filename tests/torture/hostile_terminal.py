@@ -25,6 +25,7 @@ from lorastudy.planning import study_plan
 from lorastudy.planning.predictions import Predictions
 from lorastudy.planning.preview import Preview, PreviewedRow, TextPiece
 from lorastudy.protocol.records import PACK_NAME, DataSummary, Environment, Outcome, Pack
+from lorastudy.running import study
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
@@ -157,7 +158,7 @@ def of_a_worker(text: str, folder: Path, canary: Path) -> str | None:
     executor = _Speaking(text)
     with (
         patch.object(study_plan, "with_memory", lambda *_, **__: Predictions(problems=(text,))),
-        patch.object(running, "local_executor", lambda _: executor),
+        patch.object(study, "local_executor", lambda _: executor),
         patch.object(study_plan, "local_executor", lambda _: executor),
     ):
         output = said(lambda: _commands(["resume", *_STORE]))

@@ -203,11 +203,12 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             return False if args[0].dtype is torch.bool else 1.0
         if func is torch.ops.aten._to_copy.default and _is_read(args[0], kwargs):
             return torch.ones(args[0].shape, dtype=args[0].dtype)
-        if func is torch.ops.aten._grouped_mm.default and args[0].dtype is not torch.bfloat16:
-            func = _grouped_mm
         if func is torch.ops.aten.baddbmm.dtype_out:  # has no meta kernel, and makes no tensor
             return kwargs["out"]
-        out = _META_OPS.run(func, args, options=kwargs or {})
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype is not torch.bfloat16:
+            out = _grouped_mm(*args, **(kwargs or {}))
+        else:
+            out = _META_OPS.run(func, args, options=kwargs or {})
         num_new = 0
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             num_new += isinstance(leaf, Tensor) and self._enter(leaf)

@@ -282,7 +282,7 @@ def test_results_of_other_libraries_choose_nothing(run, tracker, suite, monkeypa
     experiments = designing(suite).design().experiments
     ids = {experiment.id for experiment in experiments}
     assert merits_of(ids, tracker=tracker, metric="loss")
-    monkeypatch.setattr("lorastudy.planning.design.version", lambda name: "another")
+    monkeypatch.setattr("lorastudy.planning.design.installed_version", lambda name: "another")
     assert merits_of(ids, tracker=tracker, metric="loss") == {}
 
 
@@ -300,7 +300,7 @@ def test_a_search_ends_although_other_libraries_began_one_of_its_runs_again(
     cut_off = Another()
     cut_off.stop_after = 1
     with monkeypatch.context() as patch:
-        patch.setattr("lorastudy.planning.design.version", lambda name: "another")
+        patch.setattr("lorastudy.planning.design.installed_version", lambda name: "another")
         with pytest.raises(KeyboardInterrupt):
             run(cut_off)
     back = Curves()
