@@ -44,12 +44,12 @@ def test_the_last_of_two_equal_keys_taken_in_silence(tmp_path: Path, monkeypatch
     real = yaml_reading.Problems.add
 
     def add(self, place, *, cause, path=""):
-        if "stands twice, first" not in cause:
+        if "appears twice, first" not in cause:
             real(self, place, cause=cause, path=path)
 
     monkeypatch.setattr(yaml_reading.Problems, "add", add)
     assert (
-        "a key stands twice and was accepted" in suite_files.run(amount=600, seed=3, folder=tmp_path).detail
+        "a key appears twice and was accepted" in suite_files.run(amount=600, seed=3, folder=tmp_path).detail
     )
 
 

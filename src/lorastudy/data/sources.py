@@ -465,7 +465,7 @@ def parquet_values(file: Path) -> Iterator[Mapping[str, Any]]:
 def _check_column_names(names: list[str], file: Path) -> None:
     twice = next((name for name, times in Counter(names).items() if times > 1), None)
     if twice is not None:
-        raise DataError(f"{file}: the column {shown(twice)} stands twice; keep one")
+        raise DataError(f"{file}: the column {shown(twice)} appears twice; keep one")
 
 
 def _batch_rows(batch: Any, *, file: Path, first_row: int) -> Iterator[Mapping[str, Any]]:

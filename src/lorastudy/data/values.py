@@ -242,7 +242,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise _KeyTwiceError(f"the key {shown(twice)} stands twice in one object; keep one")
+        raise _KeyTwiceError(f"the key {shown(twice)} appears twice in one object; keep one")
     return values
 
 

@@ -122,7 +122,7 @@ def _one_answer(case: Case) -> Iterator[Breach]:
     for num_rows, arms in by_rows.items():
         yield Breach(
             arms=names(arms),
-            found=f"with every seed the same answer to all {num_rows:,} rows that exact match asks, though they ask for others",
+            found=f"every seed gives the same answer to all {num_rows:,} rows of exact match, whose reference answers differ",
             severity="warning",
         )
 

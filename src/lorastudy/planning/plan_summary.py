@@ -122,7 +122,9 @@ def _time(plan: "StudyPlan") -> Iterator[str]:
     if plan.design.num_open:
         of_one = total / sum(len(pack.experiments) for pack in packs)
         least, most = (total + of_one * more for more in plan.design.to_come)
-        words += f"; with those to come {duration(least)}, or up to {duration(most)} if the search goes on"
+        words += (
+            f"; with the packs to come {duration(least)}, or up to {duration(most)} if the search goes on"
+        )
     if plan.suite.rungs:
         words += "; less if racing stops arms"
     if plan.num_packs_at_once > 1:
@@ -138,7 +140,7 @@ def pack_seconds(predicted: Predictions, pack: PlannedPack) -> float | None:
 
 def _on_the_hub(experiments: Sequence[Experiment]) -> list[str]:
     return [
-        f"base model {name}: taken for an id on the hub; the run finds out whether it exists there"
+        f"base model {name}: read as an id on the hub; the run checks whether it exists there"
         for name in sorted({experiment.settings.base_model for experiment in experiments})
         if is_hub_model(name)
     ]

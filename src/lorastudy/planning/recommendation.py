@@ -365,7 +365,7 @@ def stored_evidence(
 def silent_suites(tracker: ExperimentTracker, request: RecommendationRequest) -> tuple[str, ...]:
     """Why a suite that the user may expect evidence from gives none: imported, or without a completed experiment."""
     imported = dict.fromkeys(result.suite_name for result in tracker.get_imported())
-    told = [f"{name}: imported, and only runs of one's own are recommended from" for name in imported]
+    told = [f"{name}: imported, and a recommendation comes from your own runs only" for name in imported]
     if request.suite_name is None:
         return tuple(told)
     results = tracker.get_all_experiments(suite_name=request.suite_name)

@@ -140,7 +140,7 @@ def _filled(arms: Sequence[Settings], given: Mapping[str, Any], *, where: str) -
             told[key] = values[0]
         elif len(values) > 1 and key in _SINGLE and key not in given:
             raise StudyError(
-                f"{where}: has arms on {listing(map(str, values))}; say which is meant with {_SINGLE[key]}"
+                f"{where}: has arms on {listing(map(str, values))}; choose one with {_SINGLE[key]}"
             )
     if "dataset_path" in given:  # other rows, so the suite's held-out and test rows do not apply
         told = {key: value for key, value in told.items() if not key.startswith(("eval_", "test_"))}
@@ -152,7 +152,7 @@ def _settings_in_store(suite_name: str, *, database: str) -> list[Settings]:
         results = tracker.get_all_experiments(suite_name=suite_name)
         if not results and tracker.get_imported(suite_name):
             raise StudyError(
-                f"--suite-name: {suite_name}: its results were imported, and only runs of one's own are recommended from; "
+                f"--suite-name: {suite_name}: its results were imported, and a recommendation comes from your own runs only; "
                 f"lorastudy report --suite-name {suite_name} says what they show"
             )
         there = ", ".join(suite.suite_name for suite in tracker.get_suites()) or "none"
@@ -220,7 +220,7 @@ def _notes(
         if getattr(used, key) != getattr(stated, key):
             yield (
                 f"{part(key, used)}, as the suite file says; the store's question of {study.suite_name} says "
-                f"{part(key, stated)}, and what is changed once results are there can be chosen to suit them"
+                f"{part(key, stated)}, and a change after results exist can be chosen to suit them"
             )
         elif key in late and (key != "margin" or used.margin is not None):
             yield late_note(late[key])

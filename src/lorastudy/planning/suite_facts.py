@@ -215,12 +215,12 @@ def layout_notes(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
         of = f"of {summary.num_rows + summary.num_refused_rows} {split_name(summary.split)} rows"
         if summary.num_fallback_rows:
             notes.append(
-                f"{of}, {summary.num_fallback_rows} call functions, of which the base model's chat template has no notion: "
-                "calls and results are given to it as text"
+                f"{of}, {summary.num_fallback_rows} call functions, which the base model's chat template does not "
+                "support: calls and results are given to it as text"
             )
         if summary.unseen_fields:
             fields = listed(list(map(shortened, summary.unseen_fields)))
-            notes.append(f"{of}, some have fields of which nothing is shown to the model: {fields}")
+            notes.append(f"{of}, some have fields that the model does not see: {fields}")
         if summary.layout == "plain" and summary.format in ("messages", "sharegpt"):
             notes.append(
                 f"{summary.split}: no chat template lays out its conversations; they stand under headings (### User:)"

@@ -136,22 +136,22 @@ def check_racing(
 def _why_no_race(levels: Sequence[Level], *, metric: Given | None) -> Iterator[str]:
     if metric is not None and metric.values[0] != "loss":
         yield (
-            f"goes by held-out loss, and could stop the arm of the best {metric.values[0]}; remove it, or take "
+            f"compares arms by held-out loss, so it could stop the arm of the best {metric.values[0]}; remove it, or set "
             "primary_metric: loss"
         )
     if any(AUTO in level["learning_rate"].values for level in levels if "learning_rate" in level):
-        yield "does not go with learning_rate: auto, which ends its rates by itself; give a list of rates, or remove racing"
+        yield "cannot be combined with learning_rate: auto, which ends its own rates; give a list of rates, or remove racing"
     if sum(map(num_combinations, levels)) < 2:
-        yield "needs two arms at least; remove it"
+        yield "needs at least two arms; remove it"
     seeds = {frozenset(_seeds(level)) for level in levels}
     num_seeds = len(min(seeds, default=frozenset()))
     if len(seeds) > 1:
         yield "needs the same seeds for all arms, since they are compared seed by seed"
     elif num_seeds < MIN_SEEDS_TO_RACE:
-        yield f"needs {MIN_SEEDS_TO_RACE} seeds at least to tell an arm from noise, not {num_seeds}"
+        yield f"needs at least {MIN_SEEDS_TO_RACE} seeds to tell an arm from noise, not {num_seeds}"
     elif num_seeds < MIN_SEEDS and _has_one_rate(levels):
         yield (
-            f"with {num_seeds} seeds could stop learning rates only, and there is one; give several, or "
+            f"can only stop learning rates with {num_seeds} seeds, and there is one rate; give several rates, or "
             f"{MIN_SEEDS} seeds, since with fewer no verdict can call a configuration worse"
         )
     for key in _ALIKE_IN_A_RACE:
@@ -239,7 +239,7 @@ def overridden(given: Sequence[Given], *, levels: Sequence[Level]) -> tuple[str,
     """One line for each key that no arm takes because every entry overrides it."""
     taken = {id(one) for level in levels for one in level.values()}
     return tuple(
-        printable(f"{one.place}: {one.path}: no arm takes this; every entry gives its own")
+        printable(f"{one.place}: {one.path}: no arm uses this value; every entry gives its own")
         for one in given
         if id(one) not in taken and any(value is not None for value in one.values)
     )

@@ -188,7 +188,7 @@ def _values(
             continue
         if value in values:
             problems.add(
-                item.place, path=path, cause=f"{shown(value)} stands twice; equal values give equal arms"
+                item.place, path=path, cause=f"{shown(value)} appears twice; equal values give equal arms"
             )
         values.append(value)
     if len(values) > 1 and AUTO in values:

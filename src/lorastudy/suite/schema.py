@@ -44,7 +44,7 @@ A value is looked for in an entry of `experiments`, then at the top of the file,
 `num_train_epochs` and `max_steps` replace each other: the nearer one counts. Paths begin at the current folder.
 
 Everything that is wrong with a file is told at once, as `file:line:col: key: cause`. A key that is not on
-this page is an error, and so are a key that stands twice, a YAML tag, and a second document in the file.
+this page is an error, and so are a key that appears twice, a YAML tag, and a second document in the file.
 YAML 1.2 means: `1e-4` is a number; `yes`, `no`, `on` and `off` are text; true and false are `true` and `false`.
 """
 

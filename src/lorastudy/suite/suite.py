@@ -213,7 +213,7 @@ class EntryKeys(BaseModel):
     def _seeds_differ(cls, value: tuple[int, ...] | int) -> tuple[int, ...] | int:
         if isinstance(value, tuple) and len(set(value)) < len(value):
             twice = next(seed for seed, times in Counter(value).items() if times > 1)
-            raise ValueError(f"the seed {twice} stands twice; equal seeds give equal runs")
+            raise ValueError(f"the seed {twice} appears twice; equal seeds give equal runs")
         return value
 
 
@@ -276,7 +276,7 @@ class SuiteKeys(BaseModel):
     @classmethod
     def _tuning_seeds_differ(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value is not None and len(set(value)) < len(value):
-            raise ValueError("a seed stands twice; equal seeds give equal runs")
+            raise ValueError("a seed appears twice; equal seeds give equal runs")
         return value
 
     @field_validator("racing")

@@ -267,7 +267,9 @@ def _name_from(source: _Source, *, given: Mapping[str, Any], problems: Problems)
     cause = name_problem(source.path.stem)
     if cause and "suite_name" not in given:
         problems.add(
-            source.start, path="suite_name", cause=f"is not given, and the file's name cannot serve: {cause}"
+            source.start,
+            path="suite_name",
+            cause=f"is not given, and the file's name cannot be used for it: {cause}",
         )
     return source.path.stem
 

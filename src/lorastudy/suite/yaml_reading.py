@@ -79,7 +79,7 @@ class Problems:
         )
         if len(in_order) > MAX_TOLD:
             place, _ = in_order[MAX_TOLD]
-            in_order[MAX_TOLD:] = [(place, "and more from here on; mend the above first")]
+            in_order[MAX_TOLD:] = [(place, "and more problems from here on; fix those above first")]
         told = (printable(f"{place}: {_shortened(text)}") for place, text in in_order)
         raise SuiteFileError(list(dict.fromkeys(told)))
 
@@ -274,10 +274,10 @@ class _Builder:
         values: dict[str, Node] = {}
         for key, node in zip(nodes[::2], nodes[1::2], strict=True):
             if not isinstance(key.value, str):
-                self.problems.add(key.place, cause="a key must be a name; put it in quotes if it is meant")
+                self.problems.add(key.place, cause="a key must be text; put it in quotes to make it text")
             elif key.value in values:
                 first = values[key.value].key_place.line
-                cause = f"this key stands twice, first in line {first}; keep one"
+                cause = f"this key appears twice, first in line {first}; keep one"
                 self.problems.add(key.place, path=key.value, cause=cause)
             else:
                 values[key.value] = Node(value=node.value, place=node.place, key_place=key.place)

@@ -34,8 +34,8 @@ ROW = TableRow(
 
 #: What is wrong with a file as a whole, so that there is no row to name.
 _OF_THE_WHOLE_FILE = re.compile(
-    r": (holds no rows|columns |column |cannot read '|cannot read 'a file|not a readable Parquet file|the column '.*' stands twice|"
-    r"expected a list of objects|is nested too deep|holds a number with thousands|the key '.*' stands twice)"
+    r": (holds no rows|columns |column |cannot read '|cannot read 'a file|not a readable Parquet file|the column '.*' appears twice|"
+    r"expected a list of objects|is nested too deep|holds a number with thousands|the key '.*' appears twice)"
 )
 MAX_MESSAGE = 3000
 

@@ -206,10 +206,10 @@ def _unnoted(top: dict[str, Any], entries: list[dict[str, Any]], *, suite: Suite
 
 
 def _value(node: Any) -> Any:
-    """A node of ruamel's as a value of YAML 1.2's core schema; a key that stands twice is an error."""
+    """A node of ruamel's as a value of YAML 1.2's core schema; a key that appears twice is an error."""
     if isinstance(node, MappingNode):
         keys = [_value(key) for key, _ in node.value]
-        assert len(set(keys)) == len(keys), f"a key stands twice and was accepted: {keys}"
+        assert len(set(keys)) == len(keys), f"a key appears twice and was accepted: {keys}"
         return {key: _value(value) for key, (_, value) in zip(keys, node.value, strict=True)}
     if isinstance(node, SequenceNode):
         return [_value(item) for item in node.value]

@@ -369,9 +369,7 @@ def test_fields_that_the_model_is_shown_nothing_of_are_noted():
         {"key": [RowsRead(summary=summary), RowsRead(summary=replace(summary, unseen_fields=()))]}
     )
     assert notes == [
-        "of 10 held-out rows, some have fields of which nothing is shown to the model: mood, "
-        + "i" * 40
-        + "..."
+        "of 10 held-out rows, some have fields that the model does not see: mood, " + "i" * 40 + "..."
     ]
 
 

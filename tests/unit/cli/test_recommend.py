@@ -186,8 +186,8 @@ def test_the_files_own_margin_is_gone_by_and_told_with_a_word_on_the_stores():
     )
     (caveat,) = told.caveats
     assert caveat == (
-        "margin 0.3, as the suite file says; the store's question of ranks says margin 0.05, and what is changed once "
-        "results are there can be chosen to suit them"
+        "margin 0.3, as the suite file says; the store's question of ranks says margin 0.05, and a change after "
+        "results exist can be chosen to suit them"
     )
     # an option comes first, and what the file shares with the store needs no word
     assert judged(MINE, question=own, margin=0.05).name == "r8_lr0.0002"
@@ -436,7 +436,7 @@ def test_other_rows_than_the_suite_files_are_cut_by_the_usual_rule(tmp_path):
     [
         ([], "say what the recommendation is for"),
         (["mine.yaml", "--suite-name", "mine"], "give one of them"),
-        (["mine.yaml"], "mine.yaml: has arms on lab:facts and lab:skill; say which is meant with --dataset"),
+        (["mine.yaml"], "mine.yaml: has arms on lab:facts and lab:skill; choose one with --dataset"),
         (["--suite-name", "mine"], "there is no results store here"),
     ],
 )
@@ -479,7 +479,7 @@ def test_a_suite_of_the_store_says_what_to_recommend_for(store, capsys):
         == "for: lab, the base in bf16, rows of 32 tokens, from the suite ranks alone"
     )
     assert "ranks: none of its 2 experiments has completed" in told.out
-    assert "elsewhere: imported, and only runs of one's own are recommended from" in told.out
+    assert "elsewhere: imported, and a recommendation comes from your own runs only" in told.out
 
 
 @pytest.mark.parametrize(
@@ -487,7 +487,7 @@ def test_a_suite_of_the_store_says_what_to_recommend_for(store, capsys):
     [
         (
             "elsewhere",
-            "elsewhere: its results were imported, and only runs of one's own are recommended from",
+            "elsewhere: its results were imported, and a recommendation comes from your own runs only",
         ),
         ("none", "all.db has no suite of this name; it has: ranks"),
     ],

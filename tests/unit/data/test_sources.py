@@ -91,7 +91,7 @@ def test_parquet(tmp_path):
 def test_parquet_with_a_column_twice(tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
-    with pytest.raises(DataError, match="the column 'text' stands twice; keep one"):
+    with pytest.raises(DataError, match="the column 'text' appears twice; keep one"):
         read_rows(str(path))
 
 
@@ -157,10 +157,10 @@ def test_text_gives_paragraphs(write):
         (
             "a.json",
             '[{"a": 1},\n {"a": 1, "b": 2, "a": 3}]',
-            r"a\.json\[1\]: the key 'a' stands twice in one object",
+            r"a\.json\[1\]: the key 'a' appears twice in one object",
         ),
-        ("a.json", '{"data": [{"a": {"b": 1, "b": 2}}]}', r"a\.json\[0\]: the key 'b' stands twice"),
-        ("a.jsonl", '{"a": 1}\n{"a": 1, "a": 1}', r"a\.jsonl:2: the key 'a' stands twice"),
+        ("a.json", '{"data": [{"a": {"b": 1, "b": 2}}]}', r"a\.json\[0\]: the key 'b' appears twice"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "a": 1}', r"a\.jsonl:2: the key 'a' appears twice"),
         ("a.json", f'[{{"a": 1}}, {{"a": {"[" * 9999}{"]" * 9999}}}]', r"a\.json\[1\]: is nested too deep"),
         ("a.jsonl", f'{{"a": {"[" * 9999}{"]" * 9999}}}', r"a\.jsonl:1: is nested too deep"),
         ("a.jsonl", f'{{"a": {"[" * 60}{"]" * 60}}}', r"a\.jsonl:1: is nested more than 50 levels deep"),

@@ -70,7 +70,7 @@ def test_a_search_says_how_many_runs_it_comes_to_and_times_that_add_up(suite: Su
     assert "and then report at it: 12 experiments in all" in search
     assert search.endswith("so the total may be up to 24")
     assert time.startswith("training time: about 30.0 s for these packs, one after another")  # 3 x 10 s
-    assert "with those to come 2.00 min, or up to 4.00 min if the search goes on" in time
+    assert "with the packs to come 2.00 min, or up to 4.00 min if the search goes on" in time
     assert "side by side" not in time
     assert "2 packs train side by side" in said(suite, predicting(10.0), num_at_once=2)[1]
 

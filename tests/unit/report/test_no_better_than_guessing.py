@@ -144,7 +144,7 @@ def test_the_first_page_names_what_was_not_learnt():
     )
     (alike,) = [line for line in limits if "LS308" in line]
     assert alike.endswith(
-        "with every seed the same answer to all 400 rows that exact match asks, though they ask for others."
+        "every seed gives the same answer to all 400 rows of exact match, whose reference answers differ."
     )
 
 

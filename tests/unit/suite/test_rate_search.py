@@ -375,7 +375,7 @@ def test_a_search_keeps_test_rows_apart(write) -> None:
         ("experiments: [{learning_rate: [auto, 1e-4]}]", "auto makes a list of its own; give it alone"),
         ("experiments: [{learning_rate: aut}]", r"learning_rate: must be a number .* or auto, not 'aut' \(did you mean auto\?\)"),
         ("tuning_seeds: [0, 9]\nexperiments: [{learning_rate: auto}]", "the seed 0 is among `seeds` too"),
-        ("tuning_seeds: [7, 7]\nexperiments: [{learning_rate: auto}]", "a seed stands twice"),
+        ("tuning_seeds: [7, 7]\nexperiments: [{learning_rate: auto}]", "a seed appears twice"),
         ("primary_metric: exact_match\nmax_generation_samples: 0\nexperiments: [{}]", "primary_metric: exact_match is not measured where max_generation_samples is 0"),
         ("tuning_seeds: [7]\nexperiments: [{learning_rate: auto}]", "tuning_seeds: must be a list"),
     ],

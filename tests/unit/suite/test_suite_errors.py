@@ -81,7 +81,7 @@ BAD = {
     "list for one value": ("experiments: [{lora_rank: [4, 8]}]", "must be a whole number from 1 to 4096, not [4, 8]"),
     "no learning rates": (f"learning_rate: []\n{ENTRY}", "must be a list of values"),
     "one bad learning rate": (f"learning_rate: [1e-4, -1]\n{ENTRY}", "s.yaml:1:23: learning_rate[1]: must be"),
-    "learning rate twice": (f"learning_rate: [2e-4, 0.0002]\n{ENTRY}", "0.0002 stands twice"),
+    "learning rate twice": (f"learning_rate: [2e-4, 0.0002]\n{ENTRY}", "0.0002 appears twice"),
     "both lengths": (f"max_steps: 3\nnum_train_epochs: 1\n{ENTRY}", "s.yaml:2:19: num_train_epochs: num_train_epochs and max_steps both"),
     "both lengths in an entry": (f"{ENTRY}    max_steps: 3\n    num_train_epochs: 1\n", "s.yaml:4:23: experiments[0].num_train_epochs:"),
     "experiments and factors": (f"factors: {{lora_rank: [4]}}\n{ENTRY}", "s.yaml:2:1: factors: experiments and factors are both given"),
@@ -93,7 +93,7 @@ BAD = {
     "empty factors": ("factors: {}\n", "factors: must be settings with a list each, such as `lora_rank: [4, 8]`, not an empty mapping"),
     "a factor without a list": ("factors: {lora_rank: 4}\n", "factors.lora_rank: must be a list of values, each a whole number from 1 to 4096, not 4"),
     "an empty factor": ("factors: {lora_rank: []}\n", "not an empty list"),
-    "a factor value twice": ("factors: {lora_rank: [4, 4]}\n", "s.yaml:1:26: factors.lora_rank[1]: 4 stands twice"),
+    "a factor value twice": ("factors: {lora_rank: [4, 4]}\n", "s.yaml:1:26: factors.lora_rank[1]: 4 appears twice"),
     "seeds as a factor": ("factors: {seeds: [0, 1]}\n", "is not a factor; it stands at the top of the file"),
     "a factor at the top too": ("lora_rank: 4\nfactors: {lora_rank: [4]}\n", "factors.lora_rank: is given at the top of the file too"),
     "billions of arms": (
@@ -106,19 +106,19 @@ BAD = {
     "a name that ends with a dot": ("experiments: [{name: a.}]", "'a.' cannot be a folder's name"),
     "a device of Windows": ("experiments: [{name: nul.txt}]", "s.yaml:1:22: experiments[0].name: 'nul.txt' is the name of a device on Windows"),
     "a long name": (f"experiments: [{{name: {'a' * 101}}}]", "has 101 characters; a name has at most 100"),
-    "seed twice": (f"seeds: [1, 2, 1]\n{ENTRY}", "s.yaml:1:8: seeds: the seed 1 stands twice"),
+    "seed twice": (f"seeds: [1, 2, 1]\n{ENTRY}", "s.yaml:1:8: seeds: the seed 1 appears twice"),
     "no seeds": (f"seeds: []\n{ENTRY}", "must be a list of one or more whole numbers from 0 to 4294967295"),
     "negative seed": (f"seeds: -1\n{ENTRY}", "or a whole number from 0 to 4294967295, not -1"),
     "a seed that is a word": (f"seeds: [true]\n{ENTRY}", "not [true]"),
     "unknown type": (f"experiment_type: rank_ablatoin\n{ENTRY}", "(did you mean rank_ablation?)"),
     "unlike any type": (f"experiment_type: x\n{ENTRY}", "must be one of rank_ablation, module_ablation, parameter_matched_modules, quantization_study, custom, or path/to/file.py:Class, not 'x'"),
     "type in a missing file": (f"experiment_type: my.py:Mine\n{ENTRY}", "experiment_type: there is no file 'my.py'"),
-    "a race of one": ("racing: true\nseeds: [0, 1, 2]\nexperiments: [{lora_rank: 8}]", "s.yaml:1:9: racing: needs two arms at least"),
+    "a race of one": ("racing: true\nseeds: [0, 1, 2]\nexperiments: [{lora_rank: 8}]", "s.yaml:1:9: racing: needs at least two arms"),
     "a race of few seeds at one rate": (
         "racing: true\nseeds: [0, 1, 2, 3, 4]\nexperiments: [{lora_rank: 8}, {lora_rank: 4}]",
-        "racing: with 5 seeds could stop learning rates only, and there is one; give several, or 6 seeds",
+        "racing: can only stop learning rates with 5 seeds, and there is one rate; give several rates, or 6 seeds",
     ),
-    "a race of one seed": ("racing: true\nexperiments: [{lora_rank: 8}, {lora_rank: 4}]", "racing: needs 3 seeds at least to tell an arm from noise, not 1"),
+    "a race of one seed": ("racing: true\nexperiments: [{lora_rank: 8}, {lora_rank: 4}]", "racing: needs at least 3 seeds to tell an arm from noise, not 1"),
     "a race of unlike seeds": (
         "racing: true\nexperiments: [{lora_rank: 8, seeds: [0, 1, 2]}, {lora_rank: 4, seeds: [0, 1, 3]}]",
         "racing: needs the same seeds for all arms",
@@ -136,10 +136,10 @@ BAD = {
     ),
     "a race by another metric": (
         f"racing: true\nseeds: [0, 1, 2]\nprimary_metric: exact_match\nlearning_rate: [1e-4, 2e-4]\n{ENTRY}",
-        "racing: goes by held-out loss, and could stop the arm of the best exact_match; remove it, or take primary_metric: loss",
+        "racing: compares arms by held-out loss, so it could stop the arm of the best exact_match; remove it, or set primary_metric: loss",
     ),
     "a race with a search": (
-        f"racing: true\nseeds: [0, 1, 2]\nlearning_rate: auto\n{ENTRY}", "racing: does not go with learning_rate: auto",
+        f"racing: true\nseeds: [0, 1, 2]\nlearning_rate: auto\n{ENTRY}", "racing: cannot be combined with learning_rate: auto",
     ),
     "rungs that fall": (f"racing: [0.5, 0.25]\n{ENTRY}", "s.yaml:1:9: racing: the shares of the steps must rise, as in [0.25, 0.5]"),
     "a rung at the end": (f"racing: [0.5, 1.0]\n{ENTRY}", "racing: must be true or false, or a list of one or more numbers greater than 0 and less than 1"),
@@ -157,12 +157,12 @@ BAD = {
     "deep path for a model": (f"base_model: a/b/c\n{ENTRY}", "there is no model folder 'a/b/c'"),
     "an empty folder for a model": (f"base_model: empty\n{ENTRY}", "the folder 'empty' holds no config.json"),
     "a file for a model": (f"base_model: rows.jsonl\n{ENTRY}", "'rows.jsonl' is a file; name the folder"),
-    "duplicate key": (f"lora_rank: 4\nlora_rank: 8\n{ENTRY}", "s.yaml:2:1: lora_rank: this key stands twice, first in line 1"),
+    "duplicate key": (f"lora_rank: 4\nlora_rank: 8\n{ENTRY}", "s.yaml:2:1: lora_rank: this key appears twice, first in line 1"),
     "tag": (f"lora_rank: !!int 4\n{ENTRY}", "s.yaml:1:12: the tag tag:yaml.org,2002:int is not allowed"),
     "python tag": (f"suite_name: !!python/object/apply:os.system [ls]\n{ENTRY}", "python/object/apply:os.system is not allowed"),
     "merge key": (f"<<: {{a: 1}}\n{ENTRY}", "YAML 1.2 has no merge keys"),
-    "a key that is a number": (f"1: 2\n{ENTRY}", "s.yaml:1:1: a key must be a name"),
-    "a key that is a list": (f"? [a]\n: 2\n{ENTRY}", "s.yaml:1:3: a key must be a name"),
+    "a key that is a number": (f"1: 2\n{ENTRY}", "s.yaml:1:1: a key must be text"),
+    "a key that is a list": (f"? [a]\n: 2\n{ENTRY}", "s.yaml:1:3: a key must be text"),
     "syntax": ("a: [1\nb: 2\n", "s.yaml:2:"),
     "a tab": ("experiments:\n\t- a: 1\n", "s.yaml:2:1: is not YAML"),
     "a control character": ("a: \x07\n", "s.yaml:1:4: holds a character that YAML does not allow"),
@@ -263,7 +263,7 @@ def test_a_hundred_problems_are_told_and_then_it_is_enough(write: Write) -> None
     with pytest.raises(SuiteFileError) as error:
         load_suite(write("".join(f"key_{n}: 1\n" for n in range(300)) + ENTRY))
     assert len(error.value.problems) == 101
-    assert error.value.problems[-1] == "s.yaml:101:1: and more from here on; mend the above first"
+    assert error.value.problems[-1] == "s.yaml:101:1: and more problems from here on; fix those above first"
 
 
 def test_a_line_of_a_message_is_short_whatever_the_file_holds(write: Write) -> None:
@@ -284,7 +284,7 @@ def test_a_key_with_an_effect_in_one_arm_may_stand_above_all(write: Write) -> No
 
 def test_keys_that_every_entry_overrides_are_noted(write: Write) -> None:
     text = "lora_rank: 4\nmax_steps: 5\nlora_alpha: 8\nexperiments:\n  - {lora_rank: 8, num_train_epochs: 1}\n  - {lora_rank: 16, max_steps: 9}\n"
-    why = "no arm takes this; every entry gives its own"
+    why = "no arm uses this value; every entry gives its own"
     assert load_suite(write(text)).notes == (
         f"s.yaml:1:12: lora_rank: {why}",
         f"s.yaml:2:12: max_steps: {why}",
@@ -293,7 +293,9 @@ def test_keys_that_every_entry_overrides_are_noted(write: Write) -> None:
 
 def test_a_file_name_that_cannot_name_a_suite_asks_for_a_name(folder: Path) -> None:
     (folder / "my suite.yaml").write_text(ENTRY)
-    with pytest.raises(SuiteFileError, match="suite_name: is not given, and the file's name cannot serve"):
+    with pytest.raises(
+        SuiteFileError, match="suite_name: is not given, and the file's name cannot be used for it"
+    ):
         load_suite(Path("my suite.yaml"))
 
 
