@@ -12,6 +12,7 @@ An optimizer step, as `PackedEngine.train` takes it:
         backward                                    adds each arm's gradient into its own buffers
     norm_K = |gradient of arm k|
     clip, AdamW, schedule                           per arm, with the arm's own settings
+    read loss_K and norm_K                          the only time that the host waits for the device
 
 The engine patches the model while it lives. Adapted linear layers become `PackedLinear` (y_k = W x_k + s_k B_k A_k
 x_k), attention becomes `row_attention`, which never crosses a row, and the last layer's MLP runs on labelled tokens
@@ -120,7 +121,7 @@ class PackedEngine:
         while batches is not None and not self._all_have_ended():
             losses_and_norms = self._launch_step(batches)
             following = next(upcoming, None)  # the host assembles it while the device computes
-            arm_steps, diverged = self._take_note(*losses_and_norms.tolist())  # the one transfer of a step
+            arm_steps, diverged = self._record_step(*losses_and_norms.tolist())  # waits for the device
             self.num_steps_done += 1
             on_step(
                 StepResult(
@@ -149,12 +150,6 @@ class PackedEngine:
         )
         self._adapters.refresh()
         return torch.stack([loss_K, norm_K])
-
-    def _all_have_ended(self) -> bool:
-        return all(self._has_ended(arm) for arm in self.arms)
-
-    def _has_ended(self, arm: TrainingArm) -> bool:
-        return self.num_steps_done >= arm.num_steps or arm.experiment_id in self._diverged
 
     def _accumulate(self, batches: Sequence[Batch]) -> Tensor:
         """Add up gradients over the micro-batches; return each arm's loss per completion token, (K,)."""
@@ -197,7 +192,7 @@ class PackedEngine:
         ):
             yield
 
-    def _take_note(
+    def _record_step(
         self, losses: Sequence[float], norms: Sequence[float]
     ) -> tuple[tuple[ArmStep, ...], tuple[str, ...]]:
         """Count the step for every arm that took it; return the arms' steps and the ids of diverged arms."""
@@ -227,6 +222,12 @@ class PackedEngine:
             lora_A.zero_()
             lora_B.zero_()
         self._adapters.refresh()
+
+    def _all_have_ended(self) -> bool:
+        return all(self._has_ended(arm) for arm in self.arms)
+
+    def _has_ended(self, arm: TrainingArm) -> bool:
+        return self.num_steps_done >= arm.num_steps or arm.experiment_id in self._diverged
 
     @property
     def experiment_ids(self) -> tuple[str, ...]:
