@@ -9,7 +9,8 @@ the meta device, on the code path of CUDA. `KernelLedger` sees every operation o
 
 - An operation launches one kernel. Views, allocations and operations on the CPU launch none.
 - Operations in `SEVERAL` launch the number of kernels that CUDA's implementation has.
-- A foreach operation launches as many kernels as `multi_tensor_apply` cuts its tensors into.
+- A foreach operation and the fused optimizer launch as many kernels as `multi_tensor_apply` cuts their tensors into.
+  Between tensors that lie differently in memory, a foreach operation launches a kernel for each tensor.
 - Copies between host and device are counted apart. A copy blocks unless it is `non_blocking`; the host then waits for
   the device. Reading a number from a tensor also waits.
 
@@ -157,13 +158,24 @@ def num_launches(func: Any, args: Any, outputs: Sequence[Tensor]) -> int:
     is_view = bool(returned) and all(r.alias_info is not None and not r.alias_info.is_write for r in returned)
     if is_view or name in _LAUNCH_NOTHING or (outputs and all(x.numel() == 0 for x in outputs)):
         return 0
-    if name.startswith("_foreach"):
-        lists = [arg for arg in args if isinstance(arg, list | tuple) and isinstance(arg[0], Tensor)]
-        is_in_place = name.endswith("_")
-        return foreach_launches([x.numel() for x in lists[0]], num_lists=len(lists) + (not is_in_place))
+    if name.startswith(("_foreach", "_fused")):
+        return _launches_of_lists(name, args)
     if "out" in func._overloadname:  # writes into the tensor that it adds to: nothing is copied first
         return 1
     return SEVERAL.get(name, 1)
+
+
+def _launches_of_lists(name: str, args: Any) -> int:
+    """The launches of a foreach operation, or of the fused optimizer."""
+    lists = [arg for arg in args if isinstance(arg, list | tuple) and arg and isinstance(arg[0], Tensor)]
+    is_fused, is_in_place = name.startswith("_fused"), name.endswith("_")
+    if not is_fused and any(len({x.stride() for x in together}) > 1 for together in zip(*lists, strict=True)):
+        return len(lists[0])
+    num_lists = (
+        len(lists) - 1 if is_fused else len(lists) + (not is_in_place)
+    )  # the numbers of steps are no list
+    num_launches = foreach_launches([x.numel() for x in lists[0]], num_lists=num_lists)
+    return num_launches + 2 * (name == "_foreach_norm")  # zeros for the blocks' sums, and the sum of these
 
 
 def foreach_launches(sizes: Sequence[int], *, num_lists: int) -> int:

@@ -235,13 +235,17 @@ def _equal_arms(arms: Sequence[TrainingArm], *, start: int, plan: _Plan) -> _Gro
     return group
 
 
-def _own_copy(view: Tensor, *, dtype: torch.dtype, refreshed: Pairs) -> Tensor:
-    """The view itself, or in another precision than its own a tensor that is refreshed from it."""
-    if dtype is view.dtype:
-        return view
-    copy = torch.zeros(view.shape, dtype=dtype, device=view.device)
-    refreshed.append((copy, view))
-    return copy
+def _own_copy(view_GRD: Tensor, *, dtype: torch.dtype, refreshed: Pairs) -> Tensor:
+    """The view itself, or in another precision than its own a tensor that is refreshed from it.
+
+    The arms are copied one by one: all together they lie differently in the two tensors, and CUDA joins copies into one
+    kernel only between tensors of equal strides.
+    """
+    if dtype is view_GRD.dtype:
+        return view_GRD
+    copy_GRD = torch.zeros(view_GRD.shape, dtype=dtype, device=view_GRD.device)
+    refreshed += zip(copy_GRD, view_GRD, strict=True)
+    return copy_GRD
 
 
 def _padded_arms(arms: Sequence[TrainingArm], *, start: int, plan: _Plan) -> _Group:

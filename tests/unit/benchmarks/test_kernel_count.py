@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,12 +87,36 @@ def counted(operation) -> Kernels:
         (lambda x: torch._foreach_add_([x] * 70, 1), {"_foreach_add_.Scalar": 1}),
         (lambda x: torch._foreach_add_([x] * 70, [x] * 70), {"_foreach_add_.List": 2}),
         (lambda x: torch._foreach_add([x] * 50, [x] * 50), {"_foreach_add.List": 2}),
+        (lambda x: torch._foreach_copy_([x] * 50, [x.new_empty(6, 4).t()] * 50), {"_foreach_copy_": 50}),
+        (lambda x: torch._foreach_norm([x] * 5), {"_foreach_norm.Scalar": 3}),
     ],
 )
 def test_views_and_allocations_launch_nothing(operation, launches: dict[str, int]):
     kernels = counted(operation)
     assert kernels.launches == Counter({("forward", name): number for name, number in launches.items()})
     assert not kernels.waits
+
+
+def test_the_fused_optimizer_is_cut_as_foreach_operations_are():
+    """641 blocks of 65,536 elements, 320 a launch."""
+
+    def update(_):
+        weights, step = torch.empty(65536 * 641, device=META), torch.empty((), device=META)
+        torch._fused_adamw_(
+            [weights], [weights], [weights], [weights], [], [step],
+            lr=1.0, beta1=0.9, beta2=0.9, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+    assert counted(update).launches == Counter({("forward", "_fused_adamw_"): 3})
+
+
+@pytest.mark.parametrize("num_arms", [1, 5])
+def test_arms_of_one_rank_are_refreshed_in_few_launches(num_arms: int, models: FakeModels):
+    """32 layers of 4 modules with two tensors each, 64 a launch; lora_A and lora_B take one block each."""
+    question = question_of(ROWS[0])
+    same = replace(question, arms=question.arms[:1] * num_arms)
+    launches = kernels_of(same, models=models).launches["optimizer", "_foreach_copy_"]
+    assert launches == 1 + 4 * num_arms  # and one for s B
 
 
 def test_copies_and_numbers_that_are_read_make_the_host_wait():
