@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from here import run_here
+
 _PROGRAM = """
 import sys
 from lorastudy.cli.main import main
@@ -33,6 +35,15 @@ def estimate(cache: Path, *arguments: str, expect: int = 0) -> subprocess.Comple
     return done
 
 
+def estimated_here(cache: Path, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    """The same in the process of the test, for what does not tell of processes."""
+    done = run_here(
+        ["estimate", *arguments], cwd=cache, environment={"XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == expect, done.stderr
+    return done
+
+
 def kept(cache: Path) -> dict[str, float]:
     return {path.name: path.stat().st_mtime for path in (cache / "lorastudy" / "plans").iterdir()}
 
@@ -48,14 +59,14 @@ def test_the_second_time_no_worker_is_asked_and_no_ml_library_loaded(cache: Path
     (pack,) = json.loads(second.stdout)["packs"]
     assert pack["peak_bytes"] == sum(pack["terms_bytes"].values())
     # another rank is one more step to count, and nothing else is asked again
-    estimate(cache, *asked, "--rank", "64")
+    estimated_here(cache, *asked, "--rank", "64")
     fresh = kept(cache).keys() - answers.keys()
     assert [name.partition("-")[0] for name in fresh] == ["footprint"]
     assert {name: kept(cache)[name] for name in answers} == answers
 
 
 def test_what_does_not_fit_is_told_what_would_make_it_fit(cache: Path) -> None:
-    done = estimate(
+    done = estimated_here(
         cache, "--base-model", "lab", "--quantization", "fp32", "--max-seq-length", "32", "--arms", "2",
         "--vram", "1MB",
     )  # fmt: skip
@@ -73,12 +84,12 @@ def test_mistakes_are_told_with_what_to_do(cache: Path, tmp_path: Path) -> None:
         ("--rank", "0"): "--rank: 0: at least 1",
     }
     for arguments, said in wrong.items():
-        assert said in estimate(cache, *arguments, expect=2).stderr
+        assert said in estimated_here(cache, *arguments, expect=2).stderr
 
 
 def test_timed_steps_are_shown_and_kept_for_the_next_time(cache: Path) -> None:
     asked = ("--base-model", "lab", "--quantization", "fp32", "--max-seq-length", "16", "--batch-size", "2")
-    before = estimate(cache, *asked)
+    before = estimated_here(cache, *asked)
     assert (
         "time: not known: the store has no such run of this machine; --calibrate times a few steps"
         in before.stdout
@@ -89,7 +100,7 @@ def test_timed_steps_are_shown_and_kept_for_the_next_time(cache: Path) -> None:
     assert [line.split()[0] for line in table.splitlines()[2:6]] == ["1", "2", "4", "8"]
     answers = kept(cache)
     # what was timed counts for every later question, and nothing is asked again
-    later = estimate(cache, *asked, "--arms", "4", "--json")
+    later = estimated_here(cache, *asked, "--arms", "4", "--json")
     (pack,) = json.loads(later.stdout)["packs"]
     points = {point["num_arms"]: point for point in pack["timed_steps"]}
     assert list(points) == [1, 2, 4, 8]

@@ -33,6 +33,7 @@ def layout(value: torch.Tensor) -> tuple[object, ...]:
     return value.shape, value.stride(), value.dtype, value.storage_offset(), value.untyped_storage().nbytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("values", [
     {},
     {"engine": "reference", "arms": (CountedArm(r=16, targets=("all", None)),)},
