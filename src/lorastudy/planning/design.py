@@ -84,10 +84,10 @@ class Designer:
         """The suite's design given the results in the store; without a store, its first round."""
         designed = self.design()
         merits: dict[str, Merit | None] = {}
-        asked: frozenset[str] = frozenset()
-        while tracker is not None and (unread := designed.tuning - asked):
+        looked_up: frozenset[str] = frozenset()
+        while tracker is not None and (unread := designed.tuning - looked_up):
             merits |= merits_of(unread, tracker=tracker, metric=self.suite.primary_metric)
-            asked |= unread
+            looked_up |= unread
             designed = self.design(merits)
         return designed
 

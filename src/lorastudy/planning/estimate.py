@@ -157,10 +157,10 @@ class Estimator:
 
     def first_questions(self) -> list[tuple[Question, str]]:
         """The questions on machine, model and rows. Their answers decide which step to count, and on which engine."""
-        asked: list[tuple[Question, str]] = [(MachineQuestion(), ""), (self._model_question, self._about)]
+        questions: list[tuple[Question, str]] = [(MachineQuestion(), ""), (self._model_question, self._about)]
         if self._with_data:
-            asked.append((self._rows_question, self._about_rows))
-        return asked
+            questions.append((self._rows_question, self._about_rows))
+        return questions
 
     def questions(self, *, with_alone: bool = True) -> list[tuple[Question, str]]:
         """The questions that `estimate` needs: a step of all arms together, and a step of each arm alone."""
@@ -174,15 +174,15 @@ class Estimator:
             self._answers.fetch(self._questions_of(packs), base_model=self.settings.base_model)
 
     def _questions_of(self, packs: Iterable[Sequence[Experiment]]) -> list[tuple[Question, str]]:
-        asked: dict[Question, str] = {}
+        questions: dict[Question, str] = {}
         for pack in packs:
             sizes, _ = self._sizes(pack)
             together = [each for each in pack if each.id in sizes]
             is_packed = self.engine.name == "packed"
             for counted in [together] if is_packed else [[each] for each in together]:
                 if counted:
-                    asked[self._footprint_question(counted)] = self._about
-        return list(asked.items())
+                    questions[self._footprint_question(counted)] = self._about
+        return list(questions.items())
 
     @cached_property
     def machine(self) -> Machine:
@@ -201,18 +201,18 @@ class Estimator:
         Raises:
             ModelError: the settings name the packed engine, and it does not support the model or the rows.
         """
-        asked = self.settings.engine
-        if asked == "reference":
+        requested = self.settings.engine
+        if requested == "reference":
             return ForeseenEngine(name="reference")
         problem = self.shape.packed_problem
         span, longest = self.shape.attention_span, self._longest_row
         if problem is None and span is not None and longest > span:
             problem = f"some of its layers see {span} tokens at once (a sliding window), and the longest row has {longest}"
-        if problem is None and asked == "auto":
+        if problem is None and requested == "auto":
             problem = self._experts_problem()
         if problem is None:
             return ForeseenEngine(name="packed")
-        if asked == "packed":
+        if requested == "packed":
             raise ModelError(f"engine: packed: {problem}; set `engine: auto` or `engine: reference`")
         return ForeseenEngine(name="reference", reason=problem)
 

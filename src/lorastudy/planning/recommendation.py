@@ -348,16 +348,16 @@ def stored_evidence(
     for departures, study in sorted(found, key=lambda pair: len(pair[0])):
         of_suite = statements.get(study.suite_name, ())
         seeds = frozenset(of_suite[-1].question.tuning_seeds) if of_suite else frozenset()
-        told = replace(study, tuning_seeds=seeds)
-        criterion, notes = judged_by(told, of_suite, request=request)
+        searched = replace(study, tuning_seeds=seeds)
+        criterion, notes = judged_by(searched, of_suite, request=request)
         yield Evidence(
-            study=told,
-            held_out=_held_out(told),
-            candidates=_candidates(told, finder, request=request, as_measured=not departures),
+            study=searched,
+            held_out=_held_out(searched),
+            candidates=_candidates(searched, finder, request=request, as_measured=not departures),
             criterion=criterion,
-            items=stored_items(tracker, told, metrics=criterion.metrics_by_item),
+            items=stored_items(tracker, searched, metrics=criterion.metrics_by_item),
             departures=departures,
-            is_named=told.suite_name == request.suite_name,
+            is_named=searched.suite_name == request.suite_name,
             notes=notes,
         )
 
@@ -365,13 +365,13 @@ def stored_evidence(
 def silent_suites(tracker: ExperimentTracker, request: RecommendationRequest) -> tuple[str, ...]:
     """Why a suite that the user may expect evidence from gives none: imported, or without a completed experiment."""
     imported = dict.fromkeys(result.suite_name for result in tracker.get_imported())
-    told = [f"{name}: imported, and a recommendation comes from your own runs only" for name in imported]
+    reasons = [f"{name}: imported, and a recommendation comes from your own runs only" for name in imported]
     if request.suite_name is None:
-        return tuple(told)
+        return tuple(reasons)
     results = tracker.get_all_experiments(suite_name=request.suite_name)
     if results and not any(result.status == "completed" for result in results):
-        told.append(f"{request.suite_name}: none of its {len(results)} experiments has completed")
-    return tuple(told)
+        reasons.append(f"{request.suite_name}: none of its {len(results)} experiments has completed")
+    return tuple(reasons)
 
 
 def _by_subject(study: Study) -> Iterator[Study]:
@@ -445,14 +445,14 @@ def _candidates(
     for change, departures in _CHANGES:
         found = {}
         for arm in completed:
-            settings = _asked_settings(arm, request, change=change, other_data=other_data)
+            settings = _settings_for_request(arm, request, change=change, other_data=other_data)
             apart = {
                 key: arm.settings[key] for key, value in request.fixed.items() if arm.settings[key] != value
             }
             if settings is None or any(key in differing for key in apart):
                 continue
-            told = tuple(_APART[key].format(value) for key, value in apart.items())
-            candidate = finder.fitting(settings, departures=(*told, *departures))
+            unlike_request = tuple(_APART[key].format(value) for key, value in apart.items())
+            candidate = finder.fitting(settings, departures=(*unlike_request, *departures))
             if candidate is not None:
                 found[arm.name] = (
                     _with_time_of_request(candidate, request)
@@ -487,7 +487,7 @@ _APART: Mapping[str, str] = {
 }
 
 
-def _asked_settings(
+def _settings_for_request(
     arm: StudyArm, request: RecommendationRequest, *, change: frozenset[str], other_data: bool = False
 ) -> Settings | None:
     """The arm's settings on the requested model, with the change applied; None if the change alters nothing.

@@ -133,18 +133,18 @@ def read_request(
 
 def _filled(arms: Sequence[Settings], given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
     """The filled-in settings: those on which all arms of the suite agree, without those that are None."""
-    told: dict[str, Any] = {}
+    filled: dict[str, Any] = {}
     for key in _FILLED:
         values = list(dict.fromkeys(getattr(arm, key) for arm in arms))
         if len(values) == 1 and values[0] is not None:
-            told[key] = values[0]
+            filled[key] = values[0]
         elif len(values) > 1 and key in _SINGLE and key not in given:
             raise StudyError(
                 f"{where}: has arms on {listing(map(str, values))}; choose one with {_SINGLE[key]}"
             )
     if "dataset_path" in given:  # other rows, so the suite's held-out and test rows do not apply
-        told = {key: value for key, value in told.items() if not key.startswith(("eval_", "test_"))}
-    return told
+        filled = {key: value for key, value in filled.items() if not key.startswith(("eval_", "test_"))}
+    return filled
 
 
 def _settings_in_store(suite_name: str, *, database: str) -> list[Settings]:

@@ -237,20 +237,22 @@ def trivial_lines(rows: Mapping[str, Sequence[RowsRead]]) -> list[str]:
     for splits in rows.values():
         read = reporting_rows(splits)
         if read is not None and read.trivial:
-            told = "; ".join(_told_of(score, num_asked=read.summary.num_asked_rows) for score in read.trivial)
+            scores = "; ".join(
+                _score_in_words(score, num_asked=read.summary.num_asked_rows) for score in read.trivial
+            )
             name = split_name(read.summary.split)
-            lines.append(f"without a model, on {read.summary.num_rows:,} {name} rows: {told}")
+            lines.append(f"without a model, on {read.summary.num_rows:,} {name} rows: {scores}")
     return list(dict.fromkeys(lines))
 
 
-def _told_of(score: TrivialScore, *, num_asked: int | None) -> str:
+def _score_in_words(score: TrivialScore, *, num_asked: int | None) -> str:
     """`answer frequencies: loss 0.52 nats/token`. Exact match states the number of asked rows, which may be fewer."""
     answer = score.answer
-    said = "" if answer is None else f" {answer[:_ANSWER_SHOWN]!r}{'...' * (len(answer) > _ANSWER_SHOWN)}"
+    guess = "" if answer is None else f" {answer[:_ANSWER_SHOWN]!r}{'...' * (len(answer) > _ANSWER_SHOWN)}"
     of = f" of {num_asked} rows asked" if score.metric == "exact_match" and num_asked else ""
     unit = f" {score.unit}" if score.unit else ""
     name = PREDICTOR_NAMES[score.predictor]
-    return f"{name}{said}: {score.metric.replace('_', ' ')} {score.value:.3g}{unit}{of}"
+    return f"{name}{guess}: {score.metric.replace('_', ' ')} {score.value:.3g}{unit}{of}"
 
 
 def margin_notes(question: Question) -> list[str]:
@@ -259,10 +261,10 @@ def margin_notes(question: Question) -> list[str]:
     if margin is None or margin.is_share or question.primary_metric != "loss":
         return []
     times = f"{math.exp(margin.amount):.4g}" if margin.amount < _LARGEST_EXPONENT else "more than a billion"
-    told = f"margin: {margin} nats per token: an arm of {times} times the reference's perplexity still counts as good"
+    note = f"margin: {margin} nats per token: an arm of {times} times the reference's perplexity still counts as good"
     if margin.amount >= 1:
-        told += f"; a share of the reference's gain has a percent sign: '{margin}%'"
-    return [told]
+        note += f"; a share of the reference's gain has a percent sign: '{margin}%'"
+    return [note]
 
 
 def suite_case(
