@@ -63,11 +63,11 @@ def test_both_engines_agree_through_skipped_steps(tmp_path):
 
 
 def test_one_arms_overflow_is_no_other_arms_business(tmp_path):
-    """`loud` has a scaling of 4000: its gradients overflow where those of `quiet` do not."""
+    """`loud` has a scaling of 4000: once its lora_B is not zero, its gradients overflow where those of `quiet` do not."""
     base = tiny.make_base(dtype=torch.float16)
     attention = tiny.targets(base, "qkvo")
     quiet = tiny.make_arm(attention, name="quiet", num_warmup_steps=0)
-    loud = tiny.make_arm(attention, name="loud", lora_alpha=16000.0, num_warmup_steps=0, learning_rate=1e-7)
+    loud = tiny.make_arm(attention, name="loud", lora_alpha=16000.0, num_warmup_steps=0, learning_rate=1e-3)
     steps = tiny.make_steps(6)
     with tiny.opened(tiny.PackedEngine(base, [quiet, loud])) as engine:
         together = tiny.Log()
@@ -77,3 +77,17 @@ def test_one_arms_overflow_is_no_other_arms_business(tmp_path):
     assert None in together.norms["loud"]
     assert scales["loud"] < scales["quiet"] == INITIAL_SCALE
     assert tiny.largest_relative(together.losses["quiet"], alone.losses["quiet"]) <= 1e-6
+
+
+def test_a_large_scaling_alone_overflows_nothing():
+    """Gradients are by s B in fp16, and meet s = 4000 in fp32. At this rate s B itself stays small."""
+    base = tiny.make_base(dtype=torch.float16)
+    arm = tiny.make_arm(
+        tiny.targets(base, "qkvo"), lora_alpha=16000.0, num_warmup_steps=0, learning_rate=1e-7
+    )
+    log = tiny.Log()
+    with tiny.opened(tiny.PackedEngine(base, [arm])) as engine:
+        engine.train(tiny.make_steps(6), on_step=log)
+    assert None not in log.norms["a"]
+    # Times the loss scale, such a norm is far above the largest fp16 number.
+    assert min(log.norms["a"]) * INITIAL_SCALE > 100 * torch.finfo(torch.float16).max
