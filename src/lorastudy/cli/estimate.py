@@ -20,11 +20,12 @@ from lorastudy.cli.options import (
     target_modules_of,
 )
 from lorastudy.cli.terminal import say
-from lorastudy.errors import StudyError
+from lorastudy.errors import StoreError, StudyError
 from lorastudy.places import DATABASE
 
 if TYPE_CHECKING:
     from lorastudy.planning.answers import Answers
+    from lorastudy.store.views import ExperimentResult
     from lorastudy.suite.experiment import Experiment
     from lorastudy.suite.settings import Settings
 
@@ -82,8 +83,7 @@ def estimate(
         if calibrate:
             time_steps(plan)
             plan = planned(answers, print_nothing)
-        with readable_store(database) as tracker:
-            use_stored_times(plan.predicted, [] if tracker is None else tracker.get_all_experiments())
+        use_stored_times(plan.predicted, _stored_results(database))
         reports = pack_reports(plan, answers, budget=budget)
     for problem in plan.predicted.problems:
         _note(f"note: {problem}")
@@ -93,6 +93,18 @@ def estimate(
     console = PlainConsole()
     for report in reports:
         show_pack_report(console, report, of_suite=suite is not None)
+
+
+def _stored_results(database: str) -> "Sequence[ExperimentResult]":
+    """The results in the store. An estimate needs none, so a default store that cannot be read is only noted."""
+    try:
+        with readable_store(database) as tracker:
+            return () if tracker is None else tracker.get_all_experiments()
+    except StoreError as error:
+        if database != DATABASE:
+            raise
+        _note(f"note: times of stored runs are not known: {error}")
+        return ()
 
 
 def _note(line: str) -> None:

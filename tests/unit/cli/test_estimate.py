@@ -64,3 +64,20 @@ def test_a_suite_whose_model_cannot_be_counted_ends_with_the_reason(tmp_path, mo
         main(["estimate", "--suite", "suite.yaml"])
     assert ended.value.code == 2
     assert "target_modules: absent: not in this model" in capsys.readouterr().err
+
+
+def test_a_default_store_that_cannot_be_read_is_noted_and_a_named_one_is_an_error(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("results").mkdir()
+    Path("results/experiments.db").write_bytes(b"no database")
+    with pytest.raises(SystemExit) as ended:
+        main(["estimate", "--rank", "4"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr()
+    assert "note: times of stored runs are not known: " in shown.err
+    assert "predicted peak" in shown.out
+    with pytest.raises(SystemExit) as ended:
+        main(["estimate", "--rank", "4", "--database", "none.db"])
+    assert ended.value.code == 2
