@@ -6,6 +6,7 @@ token that crosses the border belongs to the answer. Labels are aligned with the
 are -100 wherever nothing is trained.
 """
 
+import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -116,6 +117,12 @@ class TokenRows(Sequence[TokenRow]):
 
     def __len__(self) -> int:
         return len(self._texts)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all that a loss over these rows depends on: their ids, which of them have a label, where rows end."""
+        parts = (self._ids.tobytes(), bytes(self._is_trained), self._ends.tobytes())
+        return hashlib.sha256(b"".join(parts)).hexdigest()  # the number of rows tells the parts' lengths
 
     @overload
     def __getitem__(self, index: int) -> TokenRow: ...

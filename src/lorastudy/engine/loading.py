@@ -6,7 +6,7 @@ itself never accesses the hub. Only the needed files are downloaded.
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from lorastudy.engine.targets import linear_modules, target_layers
 from lorastudy.errors import DataError, ModelError, StudyError, first_line
 from lorastudy.lab import base_folder
 from lorastudy.protocol.jobs import NEEDS_GPU_VARIABLE
+from lorastudy.protocol.records import Score
 from lorastudy.suite.base_model import cached_commit, model_folder_problem, unreachable_message
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import TargetLayer
@@ -266,10 +267,12 @@ def _unloadable(base_model: str, error: Exception) -> ModelError:
 
 @dataclass(kw_only=True)
 class BaseCache:
-    """Keeps the base model from one pack to the next. Packs of one base are consecutive."""
+    """Keeps the base model and its own scores from one pack to the next. Packs of one base are consecutive."""
 
     key: object = None
     base: BaseModel | None = None
+    scores: dict[object, tuple[Score, ...]] = field(default_factory=dict)
+    """By engine, kind of algorithms, split and rows."""
 
     def get(self, settings: Settings, *, device: torch.device) -> BaseModel:
         """The base model of these settings. Loads it only if it differs from the last one."""
@@ -279,5 +282,6 @@ class BaseCache:
         )  # fmt: skip
         if self.base is None or key != self.key:
             self.base = None  # free the old one before the new one is loaded
+            self.scores.clear()
             self.base, self.key = load_base(settings, device=device), key
         return self.base

@@ -18,7 +18,7 @@ from lorastudy.data.batches import steps_of
 from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.data.tokenise import TokenSet
-from lorastudy.engine.arms import Engine, EngineFactory, StepResult, TrainingArm, make_arm
+from lorastudy.engine.arms import Engine, StepResult, TrainingArm, make_arm
 from lorastudy.engine.batch import BatchPlan, plan_batches
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.choice import ChosenEngine, engine_factory
@@ -105,7 +105,7 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
         run, arms=arms, environment=here, engine=make_engine.name, num_steps=batch_plan.num_steps
     )
     if resumption is None:
-        measure_before(run, loaded)
+        measure_before(run, loaded, cache=cache)
     else:
         resumption.carry_over(run, times=times, schedule=schedule)
     engine = make_engine(arms)
@@ -240,9 +240,9 @@ def checkpoint_schedule(settings: Settings) -> CheckpointSchedule:
     )
 
 
-def measure_before(run: PackRun, loaded: LoadedPack) -> None:
+def measure_before(run: PackRun, loaded: LoadedPack, *, cache: BaseCache) -> None:
     """Measure the scores of the base model without adapter, and the cost of each arm alone."""
-    emit_scores_before(run, loaded.make_engine, arms=loaded.arms, base=loaded.base, data=loaded.data)
+    emit_scores_before(run, loaded, cache=cache)
     profiles = profile_arms(
         loaded.make_engine,
         loaded.arms,
@@ -254,21 +254,34 @@ def measure_before(run: PackRun, loaded: LoadedPack) -> None:
         run.emit(profile)
 
 
-def emit_scores_before(
-    run: PackRun, make_engine: EngineFactory, *, arms: Sequence[TrainingArm], base: BaseModel, data: PackData
-) -> None:
-    """Score the base model once and record it for every experiment. A fresh adapter changes nothing."""
-    engine = make_engine(arms[:1])
+def emit_scores_before(run: PackRun, loaded: LoadedPack, *, cache: BaseCache) -> None:
+    """Score the base model and record it for every experiment. A fresh adapter changes nothing.
+
+    A worker scores the same rows once. Other packs of the same base get the same numbers.
+
+    Raises:
+        StudyError: a score is not finite.
+    """
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    for split, tokens in loaded.data.scored():
+        key = (loaded.make_engine.name, algorithms, split, tokens.rows.digest)
+        if key not in cache.scores:
+            cache.scores[key] = tuple(_scores_before(loaded, f"{split}_before", tokens=tokens))
+        for score in cache.scores[key]:
+            for arm in loaded.arms:
+                run.emit(replace(score, experiment_id=arm.experiment_id))
+
+
+def _scores_before(loaded: LoadedPack, split: str, *, tokens: TokenSet) -> Iterator[Score]:
+    base, engine = loaded.base, loaded.make_engine(loaded.arms[:1])
     try:
-        for split, tokens in data.scored():
-            for score in CompletionLoss().evaluate(engine, tokens.rows, base=base, split=f"{split}_before"):
-                if not is_finite(score):
-                    raise StudyError(
-                        f"quantization: {base.dtype}: the base model's own {score.metric} on {split} is not finite; "
-                        "try bf16 or fp32"
-                    )
-                for arm in arms:
-                    run.emit(replace(score, experiment_id=arm.experiment_id))
+        for score in CompletionLoss().evaluate(engine, tokens.rows, base=base, split=split):
+            if not is_finite(score):
+                raise StudyError(
+                    f"quantization: {base.dtype}: the base model's own {score.metric} on "
+                    f"{split.removesuffix('_before')} is not finite; try bf16 or fp32"
+                )
+            yield score
     finally:
         engine.close()
 

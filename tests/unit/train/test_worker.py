@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
 import forked
+from lorastudy.engine.loading import BaseCache
+from lorastudy.evaluation.evaluator import CompletionLoss
 from lorastudy.protocol.jobs import EvaluateJob
 from lorastudy.store import ExperimentTracker
 from lorastudy.train import worker
@@ -82,3 +84,25 @@ def test_all_attention_of_a_worker_uses_our_kernels(tmp_path: Path, monkeypatch:
     worker._serve_job(folder)
     assert '"error"' not in (folder / "result.json").read_text()
     assert seen[False] == ours
+
+
+def test_a_worker_scores_the_base_once_for_all_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of two packs record the same scores of the base, and only the first one computes them."""
+    suite = forked.tiny_suite(tmp_path / "suite", max_arms_per_pack=2)
+    cold = BaseCache()
+    splits: list[str] = []
+    own = CompletionLoss.evaluate
+
+    def noted(self: CompletionLoss, *args: Any, split: str, **options: Any) -> Any:
+        splits.append(split)
+        return own(self, *args, split=split, **options)
+
+    monkeypatch.setattr(CompletionLoss, "evaluate", noted)
+    outcome = forked.run(suite, tmp_path, executor=forked.InThisProcess(cache=cold))
+    assert len(outcome.completed) == len(suite.experiments)
+    assert splits.count("eval_before") == 1
+    assert splits.count("eval") == 2
+    with ExperimentTracker(tmp_path / "experiments.db") as tracker:
+        scores = [result.scores["eval_before", "loss"] for result in tracker.get_all_experiments()]
+    assert len(scores) == len(suite.experiments)
+    assert len({score.value for score in scores}) == 1
