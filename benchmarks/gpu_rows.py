@@ -25,6 +25,7 @@ from benchmarks.random_base import (
 )
 from benchmarks.results import BASELINE, OURS, Quality, Row, Sample, by_step, largest_relative
 from lorastudy.engine.batch import assemble
+from lorastudy.engine.environment import is_out_of_memory
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.meter import num_parameters
 from lorastudy.engine.numerics import numerics
@@ -76,7 +77,7 @@ class Bases:
         """The base in the job's precision, of random weights."""
         if self._kept is None or self._kept[0] != job.quantization:
             self._kept = None  # the old one goes before the new one comes
-            self._kept = (job.quantization, _base(job, config=config))
+            self._kept = (job.quantization, base_of(job, config=config))
         return self._kept[1]
 
 
@@ -88,8 +89,8 @@ def speed_row(
     Raises:
         RuntimeError: not even one arm at a time fits.
     """
-    job = _job(request, shape=shape, device=device, scale=scale)
-    base = bases.get(job, config=_config(shape, scale=scale))
+    job = job_of(request, shape=shape, device=device, scale=scale)
+    base = bases.get(job, config=scaled_config(shape, scale=scale))
     peak = peak_flops(job.dtype, device=device, size=64 if scale.is_tiny else SIZES[device])
     arms_per_pack = _warm_up(job, base=base)
     sides: dict[str, Callable[[int], Sample]] = {
@@ -126,8 +127,9 @@ def speed_row(
     )
 
 
-def _job(request: GpuRequest, *, shape: str, device: str, scale: Scale) -> Job:
-    config = _config(shape, scale=scale)
+def job_of(request: GpuRequest, *, shape: str, device: str, scale: Scale) -> Job:
+    """The work of a row: its arms, and rows of random tokens in the lengths of Alpaca's."""
+    config = scaled_config(shape, scale=scale)
     quantization: Literal["bf16", "4bit"] = "4bit" if request.quantization == "4bit" else "bf16"
     return Job(
         model=shape,
@@ -156,7 +158,8 @@ def runs_of(num_arms: int) -> tuple[Run, ...]:
     )  # fmt: skip
 
 
-def _config(shape: str, *, scale: Scale) -> Any:
+def scaled_config(shape: str, *, scale: Scale) -> Any:
+    """The configuration of a shape, or the tiny one of its architecture."""
     return tiny(config_of(shape)) if scale.is_tiny else config_of(shape)
 
 
@@ -165,7 +168,8 @@ def _targets(config: Any) -> tuple[str, ...]:
     return ("q_proj", "k_proj", "v_proj", "dense" if config.model_type == "phi" else "o_proj")
 
 
-def _base(job: Job, *, config: Any) -> BaseModel:
+def base_of(job: Job, *, config: Any) -> BaseModel:
+    """A base of random weights in the job's precision."""
     dtype, device = getattr(torch, job.dtype), torch.device(job.device)
     model = random_model(config, dtype=dtype, device=device)
     if job.quantization == "4bit":
@@ -186,8 +190,8 @@ def _warm_up(job: Job, *, base: BaseModel) -> int:
     while True:
         try:
             _ours(0, job=short, base=base, arms_per_pack=arms_per_pack)
-        except torch.OutOfMemoryError:
-            if arms_per_pack == 1:
+        except RuntimeError as error:
+            if arms_per_pack == 1 or not is_out_of_memory(error):
                 raise
         else:
             return arms_per_pack
