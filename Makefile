@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test quick offline check slow bench torture lab-base docs clean
+.PHONY: demo test quick offline check slow smoke-oldest bench torture lab-base docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/lorastudy demo
@@ -26,6 +26,11 @@ offline: $(INSTALLED)
 # The full grids that `make test` takes representatives of.
 slow: $(INSTALLED)
 	$(PYTEST) -m slow
+
+# Representatives of the tests, and the demo, on the oldest versions that are tested, in .venv-oldest. It needs a network
+# the first time (3 GB), any Python from 3.11 on, and no .venv.
+smoke-oldest:
+	$(PYTHON) -m benchmarks.smoke_oldest
 
 # Faults injected into running studies, minutes of them; HOURS=3 goes on with further seeds, ONLY=disk takes one row.
 torture: $(INSTALLED)
@@ -62,4 +67,4 @@ $(INSTALLED): requirements.txt pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

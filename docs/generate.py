@@ -41,6 +41,7 @@ from seeds_per_pack import seeds_per_pack_blocks
 from simulation import BLOCKS as SIMULATION_BLOCKS
 from simulation import FIGURE as SIMULATION_FIGURE
 from simulation import drawn_simulation, mark
+from smoke_table import smoke_blocks
 from speed import detail_table, goal_table, machine_table, quality_table, speed_table
 from tokenizer_table import tokenizer_table
 from torture_table import torture_conditions, torture_table
@@ -366,6 +367,7 @@ BLOCKS: Mapping[str, Block] = {
     "speed-machines": _benchmark_block(machine_table),
     "growth": lambda _, root: growth_block(root),
     "kernels": _benchmark_block(kernel_blocks),
+    "smoke-versions": _benchmark_block(smoke_blocks),
     "torture-conditions": _torture_conditions_block,
     "torture-table": _torture_table_block,
     **{
