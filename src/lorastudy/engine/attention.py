@@ -8,7 +8,7 @@ Wrap the forward pass in `rows(batch)`, which sets the bounds of the rows. Gener
     G (arm, head, row) triples, B queries of a block, E keys up to the block's end
 
 On a GPU in half precision `flash_attention` takes all rows of all arms in one call, of any lengths, with fewer heads of
-keys than of queries, and with a sliding window. Elsewhere rows of one length are a bucket, and a bucket is one call.
+keys than of queries, with values of another size (latent attention), and with a sliding window. Elsewhere rows of one length are a bucket, and a bucket is one call.
 
 On a CPU, long rows use `block_attention`: softmax(scale Q K^T) V, a block of queries at a time, over the keys up to
 each query. torch's CPU kernel multiplies small tiles one triple after another. In bf16 that is far slower than the
@@ -41,6 +41,9 @@ BLOCK = 128
 #: The shortest rows that use `block_attention`. Shorter rows gain nothing, and torch's product of very small bf16
 #: matrices depends on their number, so that an arm's result would depend on the other arms of its pack.
 MIN_LENGTH = 32
+
+#: The largest head of flash attention. Its heads are a multiple of eight channels; others are widened with zeros.
+MAX_CHANNELS = 256
 
 
 class UnsupportedModelError(ModelError):
@@ -130,7 +133,9 @@ def _in_one_call(
 ) -> Tensor:
     """The attention of all arms and rows, (K, N, H, C)."""
     num_arms, _, num_tokens, channels = qkv_KHNC[0].shape
-    query, key, value = (x.transpose(1, 2).flatten(0, 1) for x in qkv_KHNC)
+    value_channels = qkv_KHNC[2].shape[-1]
+    size = -(-max(channels, value_channels) // 8) * 8
+    query, key, value = (_widened(x.transpose(1, 2).flatten(0, 1), size=size) for x in qkv_KHNC)
     out_THC = flash_attention(
         (query, key, value),
         ends=_ends(num_arms, num_tokens=num_tokens),
@@ -138,7 +143,13 @@ def _in_one_call(
         scale=channels**-0.5 if scaling is None else scaling,
         window=window,
     )
-    return out_THC.view(num_arms, num_tokens, *out_THC.shape[1:])
+    out_KNHC = out_THC.view(num_arms, num_tokens, *out_THC.shape[1:])
+    return out_KNHC if size == value_channels else out_KNHC[..., :value_channels].contiguous()
+
+
+def _widened(x_THC: Tensor, *, size: int) -> Tensor:
+    """The tensor with zeros as further channels: they change no product of queries and keys, and give zeros as values."""
+    return x_THC if x_THC.shape[-1] == size else F.pad(x_THC, (0, size - x_THC.shape[-1]))
 
 
 def _ends(num_arms: int, *, num_tokens: int) -> Tensor:
@@ -176,13 +187,10 @@ def takes_all_rows(query: Tensor, value: Tensor) -> bool:
 
 def takes_all_rows_on(query: Tensor, value: Tensor, *, device_kind: str) -> bool:
     """As `takes_all_rows`, on a device of that kind that is new enough."""
-    channels = query.shape[-1]
     return (
         device_kind == "cuda"
         and query.dtype in {torch.bfloat16, torch.float16}
-        and channels % 8 == 0
-        and channels <= 256
-        and value.shape[-1] == channels
+        and max(query.shape[-1], value.shape[-1]) <= MAX_CHANNELS
     )
 
 

@@ -105,6 +105,8 @@ def test_a_bias_of_the_models_own_is_refused():
 
 def plain_flash(query, key, value, *, cum_seq_q, cum_seq_k, window_size_left, scale, **rest):
     """What torch's kernel promises of its first result, row by row."""
+    assert query.shape[-1] == key.shape[-1] == value.shape[-1]
+    assert query.shape[-1] % 8 == 0
     assert torch.equal(cum_seq_q, cum_seq_k)
     assert cum_seq_q.dtype is torch.int32
     assert rest == {
@@ -167,6 +169,24 @@ def test_one_call_for_all_rows_equals_a_call_for_each_length_with_gradients(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("channels", "value_channels"), [(8, 6), (16, 8), (10, 10), (6, 8), (4, 12)])
+def test_in_one_call_heads_may_have_any_size(as_on_cuda, channels, value_channels):
+    """Values of another size than queries (latent attention), and sizes that are no multiple of eight."""
+    lengths = [3, 6, 9]
+    sizes = (channels, channels, value_channels)
+    inputs = [draw(2, 4, 18, size, seed=seed).requires_grad_() for seed, size in enumerate(sizes)]
+    with rows(batch_of(lengths)):
+        out, _ = row_attention(nn.Identity(), *inputs, None)
+    expected = F.scaled_dot_product_attention(*inputs, attn_mask=block_diagonal(lengths)).transpose(1, 2)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    assert out.is_contiguous()
+    dout = draw(*out.shape, seed=9)
+    for mine, theirs in zip(
+        torch.autograd.grad(out, inputs, dout), torch.autograd.grad(expected, inputs, dout), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("window", [1, 3, 7])
 def test_in_one_call_rows_may_be_longer_than_the_sliding_window(as_on_cuda, window):
     """A token sees `window` tokens, itself included, as transformers counts."""
@@ -201,7 +221,8 @@ def test_torchs_kernel_takes_the_tensors_in_this_layout(num_key_heads):
     ("dtype", "channels", "value_channels", "serves"),
     [
         (torch.bfloat16, 80, 80, True), (torch.float16, 256, 256, True), (torch.float32, 64, 64, False),
-        (torch.bfloat16, 60, 60, False), (torch.bfloat16, 264, 264, False), (torch.bfloat16, 192, 128, False),
+        (torch.bfloat16, 60, 60, True), (torch.bfloat16, 264, 264, False), (torch.bfloat16, 192, 128, True),
+        (torch.bfloat16, 64, 264, False),
     ],
 )  # fmt: skip
 def test_what_flash_attention_takes(dtype, channels, value_channels, serves):
