@@ -42,8 +42,9 @@ class LoraSlot:
     dropout: "SlotDropout | None" = None
 
     def of(self, x_KND: Tensor) -> Tensor:
-        """The slot's part of a tensor over all arms, as a view."""
-        return x_KND[self.start : self.stop]
+        """The slot's part of a tensor over all arms: the tensor itself, or a view."""
+        is_whole = self.stop - self.start == x_KND.shape[0]
+        return x_KND if is_whole else x_KND[self.start : self.stop]
 
 
 @dataclass(kw_only=True)

@@ -161,24 +161,26 @@ class PackedEngine:
         with self._adapters.dropout_on(), recomputed:
             for batch in batches:
                 self._adapters.clock.forward_pass += 1
-                hidden_KND = self._hidden(batch, num_arms=len(self.arms))
-                hidden_KMD = hidden_KND.index_select(1, batch.label_index_M)
-                # Its gradient is scaled per arm already: to a mean over the step's tokens, and for fp16.
-                nll_sum_K = completion_loss(
-                    hidden_KMD, self._head, targets_M=batch.targets_M, grad_scale_K=grad_scale_K
-                )
                 with self._patched_for(batch):  # checkpointed layers run forward again during backward
+                    hidden_KND = self._forward(batch, num_arms=len(self.arms))
+                    hidden_KMD = hidden_KND.index_select(1, batch.label_index_M)
+                    # Its gradient is scaled per arm already: to a mean over the step's tokens, and for fp16.
+                    nll_sum_K = completion_loss(
+                        hidden_KMD, self._head, targets_M=batch.targets_M, grad_scale_K=grad_scale_K
+                    )
                     nll_sum_K.sum().backward()  # type: ignore[no-untyped-call]  # torch
                 total_K += nll_sum_K.detach()
         return total_K / num_tokens
 
     def _hidden(self, batch: Batch, *, num_arms: int) -> Tensor:
         """The last hidden states of the first `num_arms` arms, (K, N, D)."""
-        ids_KN = batch.input_ids_N.expand(num_arms, -1)
         with self._patched_for(batch):
-            out = self._body(
-                input_ids=ids_KN, position_ids=batch.position_ids_N.unsqueeze(0), use_cache=False
-            )
+            return self._forward(batch, num_arms=num_arms)
+
+    def _forward(self, batch: Batch, *, num_arms: int) -> Tensor:
+        """As `_hidden`, on a model that is patched for the batch."""
+        ids_KN = batch.input_ids_N.expand(num_arms, -1)
+        out = self._body(input_ids=ids_KN, position_ids=batch.position_ids_N.unsqueeze(0), use_cache=False)
         hidden_KND: Tensor = out[0]
         return hidden_KND
 

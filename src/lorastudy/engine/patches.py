@@ -126,9 +126,10 @@ def activation_checkpointing(model: nn.Module, *, enabled: bool) -> Iterator[Non
     This wraps the layers' own forward and leaves the model in eval mode. transformers' own switch works only in a layer
     whose `training` is True, and some layers (OPT's) turn on their dropout by that flag.
     """
-    layers = [
-        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer) and enabled
-    ]
+    if not enabled:
+        yield
+        return
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers:
         layer.forward = partial(_recomputed, layer.forward)
     try:

@@ -8,6 +8,7 @@ does not need.
 """
 
 import sys
+from functools import cache
 from typing import Any
 
 import torch
@@ -179,8 +180,15 @@ def _is_4bit(layer: nn.Module) -> bool:
 
 def _is_of(layer: nn.Module, kind: str) -> bool:
     """Whether a layer is of that bitsandbytes class. False if bitsandbytes was never imported."""
+    own: Any = type(layer)
+    return _is_subclass(own, kind)
+
+
+@cache
+def _is_subclass(own: type, kind: str) -> bool:
+    """Each layer asks this several times a step. No answer changes: a class exists only once its library is there."""
     library: Any = sys.modules.get("bitsandbytes")
-    return library is not None and isinstance(layer, getattr(library.nn, kind))
+    return library is not None and issubclass(own, getattr(library.nn, kind))
 
 
 def _bitsandbytes() -> Any:
