@@ -51,6 +51,7 @@ from lorastudy.engine.patches import (
     on_labels_only,
     replace_linear_layers,
     restore_linear_layers,
+    without_padding_warning,
 )
 from lorastudy.engine.self_check import (
     Forwards,
@@ -116,7 +117,10 @@ class PackedEngine:
 
     def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Take one optimizer step per item of `steps`; the item's batches are accumulated."""
-        upcoming = iter(steps)
+        with without_padding_warning(self._model):
+            self._train(iter(steps), on_step=on_step)
+
+    def _train(self, upcoming: Iterator[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         batches = next(upcoming, None)
         while batches is not None and not self._all_have_ended():
             losses_and_norms = self._launch_step(batches)

@@ -1,6 +1,7 @@
 """Temporary changes of a model for engines. Each change can be undone.
 
 - `replace_linear_layers`: `PackedLinear` replaces linear layers and serves all arms of a pack.
+- `without_padding_warning`: the model does not look for padding, which packed rows do not have.
 - `on_labels_only`: the MLP of the last layer runs on labelled tokens alone.
 - `activation_checkpointing`: layers keep only their inputs and run again in the backward pass.
 
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lorastudy.engine.environment import is_out_of_memory
@@ -54,6 +56,26 @@ def restore_linear_layers(base: BaseModel, layers: Mapping[str, PackedLinear]) -
 def _set(model: nn.Module, name: str, *, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
+
+
+@contextmanager
+def without_padding_warning(model: nn.Module) -> Iterator[None]:
+    """In this context transformers does not warn of padding without a mask.
+
+    Some models (GPT-2) look for the padding token in every forward pass. On a GPU the host waits for that.
+    """
+    models: list[Any] = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    for module in models:
+        module.warn_if_padding_and_no_attention_mask = _warn_of_nothing
+    try:
+        yield
+    finally:
+        for module in models:
+            del module.warn_if_padding_and_no_attention_mask  # the class's own is there again
+
+
+def _warn_of_nothing(*_: object) -> None:
+    """Takes the place of a warning."""
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 import tiny
-from lorastudy.engine.patches import labels_only_mlp, last_mlp, on_labels_only
+from lorastudy.engine.patches import labels_only_mlp, last_mlp, on_labels_only, without_padding_warning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 INDEX = torch.tensor([1, 4, 5])
@@ -124,3 +125,19 @@ def test_a_layer_without_an_mlp_of_that_name_has_none():
     model = tiny.make_base().model
     del model.base_model.layers[-1].mlp
     assert last_mlp(model) is None
+
+
+def test_in_training_no_model_looks_for_padding(monkeypatch):
+    """GPT-2 looks for it in every forward pass."""
+    looked = []
+    monkeypatch.setattr(
+        PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *_: looked.append("padding")
+    )
+    base = tiny.make_base("gpt2")
+    ids = torch.tensor([[2, 3]])
+    with without_padding_warning(base.model):
+        base.model(ids)
+    assert not looked
+    base.model(ids)
+    assert looked
+    assert "warn_if_padding_and_no_attention_mask" not in vars(base.model.base_model)
