@@ -42,14 +42,17 @@ from lorastudy.suite.targets import count_by_role, left_out, resolve_targets
 RESULTS = Path(__file__).parent / "results" / "families.json"
 CPU = torch.device("cpu")
 VOCAB = 96
+#: Tokens of the rows that are trained and scored.
+ROW_LENGTHS = (6, 9, 12)
 #: Nats per token that rounding in fp32 explains.
 TOLERANCE = 1e-5
 
+#: The names that families give to the number of their layers.
+_LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 #: Sizes by the names that families give them; a configuration takes those that it has.
 _TINY: Mapping[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "lru_width"), 32),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "dff", "ffn_hidden_size"), 48),
-    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer", "num_layers"), 2),
     **dict.fromkeys(("num_attention_heads", "n_heads", "n_head", "num_heads"), 4),
     **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 64),
@@ -191,9 +194,9 @@ def loss_of_saved(folder: Path, base: BaseModel, *, batch: Batch) -> float:
 
 
 def _engine(base: BaseModel, arm: TrainingArm) -> Engine:
-    """What `auto` takes."""
+    """What `auto` takes, after the checks that a run makes on its longest row."""
     try:
-        return PackedEngine(base, [arm])
+        return PackedEngine(base, [arm], longest_row=max(ROW_LENGTHS))
     except UnsupportedModelError:
         return ReferenceEngine(base, [arm])
 
@@ -209,10 +212,11 @@ def make_model(family: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
     return model.to(dtype).requires_grad_(requires_grad=False).eval()
 
 
-def config_of(family: str) -> Any:
-    """The family's configuration at tiny sizes."""
+def config_of(family: str, *, num_layers: int = 2) -> Any:
+    """The family's configuration at tiny sizes. Some families have a fixed number of layers, whatever `num_layers` is."""
     usual = AutoConfig.for_model(family)
-    sizes = {key: value for key, value in _TINY.items() if _has(usual, key)} | dict(_OWN.get(family, {}))
+    tiny = {**_TINY, **dict.fromkeys(_LAYERS, num_layers)}
+    sizes = {key: value for key, value in tiny.items() if _has(usual, key)} | dict(_OWN.get(family, {}))
     return AutoConfig.for_model(family, **{key: value for key, value in sizes.items() if value is not None})
 
 
@@ -249,7 +253,7 @@ def batch_of(base: BaseModel, *, seed: int) -> Batch:
 def make_rows(seed: int) -> list[TokenRow]:
     """Rows all of whose tokens but the first are labels."""
     generator = torch.Generator().manual_seed(seed)
-    rows = [torch.randint(2, VOCAB, (length,), generator=generator).tolist() for length in (6, 9, 12)]
+    rows = [torch.randint(2, VOCAB, (length,), generator=generator).tolist() for length in ROW_LENGTHS]
     return [
         TokenRow(input_ids=tuple(ids), labels=tuple(ids), prompt_ids=(), prompt_text="", reference="")
         for ids in rows
