@@ -30,7 +30,7 @@ from data_memory import data_memory_blocks
 from example_verdicts import changed_blocks
 from families_table import families_summary, families_table
 from growth import drawn_growth, growth_block, growth_figures
-from kernels import kernel_blocks
+from kernels import kernel_blocks, kernel_family_blocks
 from library import library_reference
 from measurements import analysis_of
 from memory_error import error_summary, error_table
@@ -368,6 +368,7 @@ BLOCKS: Mapping[str, Block] = {
     "growth": lambda _, root: growth_block(root),
     "kernels": _benchmark_block(kernel_blocks),
     "smoke-versions": _benchmark_block(smoke_blocks),
+    "kernel-families": _benchmark_block(kernel_family_blocks),
     "torture-conditions": _torture_conditions_block,
     "torture-table": _torture_table_block,
     **{

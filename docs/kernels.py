@@ -1,4 +1,4 @@
-"""The table of the kernels of a step on a GPU, from `benchmarks/results/kernels.json` alone."""
+"""The tables of the kernels of a step on a GPU, from `benchmarks/results/kernels.json` and `kernel_families.json` alone."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ from lorastudy.report.document import Block, Cell, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import count, listing
 
 RESULTS = Path("benchmarks") / "results" / "kernels.json"
+FAMILY_RESULTS = Path("benchmarks") / "results" / "kernel_families.json"
 PRECISIONS = {"4bit": "NF4"}
 
 
@@ -38,3 +39,29 @@ def _cells(setting: dict[str, Any], *, phases: tuple[str, ...]) -> tuple[Cell, .
         Cell(PRECISIONS.get(setting["quantization"], setting["quantization"])),
         *(Cell(count(number)) for number in numbers),
     )
+
+
+def kernel_family_blocks(root: Path) -> list[Block]:
+    """Each family: the kernels of a layer, the calls of attention in it, and how often the host waits within a step."""
+    found: dict[str, Any] = json.loads((root / FAMILY_RESULTS).read_text(encoding="utf-8"))
+    titles = (
+        "Family",
+        "Adapted",
+        "Kernels of a layer, forward",
+        "Backward",
+        "Calls of attention",
+        "Waits within the step",
+    )
+    columns = tuple(TableColumn(title, numeric=title not in {"Family", "Adapted"}) for title in titles)
+    rows = tuple(
+        (
+            Cell(each["family"]),
+            Cell(each["preset"]),
+            *(Cell(count(each[name])) for name in ("forward", "backward", "attention_calls", "waits")),
+        )
+        for each in found["families"]
+    )
+    libraries = listing([f"{name} {number}" for name, number in found["versions"].items()])
+    lengths, ranks = (listing([str(number) for number in found[name]]) for name in ("row_lengths", "ranks"))
+    where = f"{len(rows)} families. Rows of {lengths} tokens, arms of ranks {ranks}, bf16. Counted with {libraries}; not measured."
+    return [Table(columns=columns, rows=rows), Paragraph((where,))]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import documents
+from benchmarks import kernel_families
 from benchmarks.gpu import ROWS
 from benchmarks.kernel_count import (
     RESULTS,
@@ -138,12 +139,37 @@ def test_a_foreach_operation_is_cut_as_cuda_cuts_it():
     assert foreach_launches([], num_lists=1) == 0
 
 
+@pytest.mark.parametrize("family", ["mistral", "gpt2", "deepseek_v3"])
+def test_a_layer_of_a_family_launches_no_more_than_is_on_record(family):
+    """With a sliding window, with a look for padding, with values of another size than queries."""
+    stored = kernel_families.kernels_by_family()[family]
+    counted = kernel_families.count_family(family, preset=stored["preset"])
+    assert counted.forward <= stored["forward"]
+    assert counted.backward <= stored["backward"]
+    assert (counted.attention_calls, counted.is_flash, counted.waits) == (1, True, 0)
+
+
+def test_every_family_that_the_packed_engine_serves_is_on_record_with_its_attention_in_few_calls():
+    stored = kernel_families.kernels_by_family()
+    assert stored.keys() == kernel_families.served_presets().keys()
+    for family, kernels in stored.items():
+        assert kernels["is_flash"], family
+        assert kernels["attention_calls"] <= 2, family  # differential attention has two
+
+
 def test_the_documents_show_what_is_stored(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(documents.ROOT / "docs"))
-    from kernels import kernel_blocks
+    from kernels import kernel_blocks, kernel_family_blocks
 
     shown = render_markdown(
         kernel_blocks(documents.ROOT), output=documents.ROOT / "page.md", plots=documents.ROOT
     )
     for setting in STORED.values():
         assert f"| {sum(setting['launches'].values()):,} |" in shown
+    families = kernel_families.kernels_by_family()
+    shown = render_markdown(
+        kernel_family_blocks(documents.ROOT), output=documents.ROOT / "page.md", plots=documents.ROOT
+    )
+    assert all(
+        f"| {family} | {each['preset']} | {each['forward']:,} |" in shown for family, each in families.items()
+    )
