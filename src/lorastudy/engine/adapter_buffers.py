@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lorastudy.engine.arms import TrainingArm, initial_lora_A, stream_seed
+from lorastudy.engine.arms import TrainingArm, initial_lora_A
 from lorastudy.engine.lora import DropoutClock, LoraSlot, PackedLinear, SlotDropout, attach
 from lorastudy.engine.quantised import compute_dtype, features
 
@@ -343,7 +343,7 @@ def _dropout(
     if not any(probabilities):
         return None
     return SlotDropout(
-        seeds_G=tuple(stream_seed("dropout", arm.seed, module_name) for arm in arms),
+        streams_G=tuple(f"dropout of {arm.seed} in {module_name}" for arm in arms),
         probabilities_G=probabilities,
         factor_G11=torch.tensor([1.0 / (1.0 - p) for p in probabilities], device=device).view(-1, 1, 1),
         clock=clock,

@@ -20,6 +20,7 @@ transformers' eager attention; the softmax itself is fp32. `F.scaled_dot_product
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -181,12 +182,22 @@ def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None
 
 def takes_all_rows(query: Tensor, value: Tensor) -> bool:
     """Whether `flash_attention` serves these tensors."""
-    is_new = query.device.type == "cuda" and torch.cuda.get_device_capability(query.device) >= (8, 0)
-    return is_new and takes_all_rows_on(query, value, device_kind="cuda")
+    return takes_all_rows_on(query, value, device_kind="cuda") and _has_flash_attention(query.device)
+
+
+@cache
+def _has_flash_attention(device: torch.device) -> bool:
+    """Whether this build of torch and this device have the kernel. ROCm calls its devices cuda too."""
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def takes_all_rows_on(query: Tensor, value: Tensor, *, device_kind: str) -> bool:
-    """As `takes_all_rows`, on a device of that kind that is new enough."""
+    """As `takes_all_rows`, on a device of that kind that has the kernel."""
     return (
         device_kind == "cuda"
         and query.dtype in {torch.bfloat16, torch.float16}

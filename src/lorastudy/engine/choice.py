@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,7 +61,7 @@ def engine_factory(
     checkpointing = settings.gradient_checkpointing
     if name != "reference":
         try:
-            PackedEngine(base, [probe], gradient_checkpointing=checkpointing, longest_row=longest_row).close()
+            _try_packed(base, probe, gradient_checkpointing=checkpointing, longest_row=longest_row)
         except UnsupportedModelError as error:
             if name == "packed":
                 raise UnsupportedModelError(f"{error}; set `engine: auto` or `engine: reference`") from error
@@ -71,6 +71,23 @@ def engine_factory(
     from lorastudy.engine.reference import ReferenceEngine  # imports PEFT, which takes a second
 
     return ChosenEngine(kind=ReferenceEngine, base=base, gradient_checkpointing=checkpointing)
+
+
+def _try_packed(
+    base: BaseModel, probe: TrainingArm, *, gradient_checkpointing: bool, longest_row: int
+) -> None:
+    """Make the packed engine for two arms of rank 1, and check it. Two arms show whether the model keeps arms apart.
+
+    Raises:
+        UnsupportedModelError: it cannot train this model on rows of this length.
+    """
+    arms = [replace(probe, experiment_id=name, r=1) for name in ("one", "other")]
+    engine = PackedEngine(base, arms, gradient_checkpointing=gradient_checkpointing, longest_row=longest_row)
+    try:
+        with torch.enable_grad():
+            engine.check_step()
+    finally:
+        engine.close()
 
 
 #: Sizes of the small twin. They do not affect whether the packed engine supports a model.
@@ -113,7 +130,7 @@ def packed_problem(config: Any, *, trust_remote_code: bool) -> str | None:
     )
     probe = counted_arm(0, names, r=1, dropout=False)
     try:
-        PackedEngine(base, [probe], longest_row=max(ROW_LENGTHS)).close()
+        _try_packed(base, probe, gradient_checkpointing=False, longest_row=max(ROW_LENGTHS))
     except UnsupportedModelError as error:
         return str(error)
     return None

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorastudy.engine.arms import stream_seed
 from lorastudy.engine.matmul import add_product, arm_linear, linear
 from lorastudy.engine.quantised import frozen_output, frozen_weight_OD
 
@@ -63,7 +64,8 @@ class SlotDropout:
     So no arm's draw depends on another arm, checkpoints need no masks, and recomputed activations use the same mask.
     """
 
-    seeds_G: tuple[int, ...]
+    streams_G: tuple[str, ...]
+    """The arm and the layer, as text. A CPU's generator uses only 32 bits of a seed, so the pass is hashed with them."""
     probabilities_G: tuple[float, ...]
     factor_G11: Tensor
     """1 / (1 - p), which keeps the mean. Always fp32, like PEFT's dropout: in bf16 it would be up to 0.2 % off."""
@@ -75,11 +77,11 @@ class SlotDropout:
         Always contiguous: the draw follows the memory layout, and x has another layout in the backward pass.
         """
         mask_GND = torch.empty(x_GND.shape, dtype=x_GND.dtype, device=x_GND.device)
-        for mask_ND, seed, probability in zip(mask_GND, self.seeds_G, self.probabilities_G, strict=True):
+        for mask_ND, stream, probability in zip(mask_GND, self.streams_G, self.probabilities_G, strict=True):
             if probability == 0:
                 mask_ND.fill_(1.0)
                 continue
-            generator = torch.Generator(x_GND.device).manual_seed(seed ^ forward_pass)
+            generator = torch.Generator(x_GND.device).manual_seed(stream_seed(stream, forward_pass))
             mask_ND.bernoulli_(1.0 - probability, generator=generator)
         return mask_GND
 

@@ -55,6 +55,7 @@ def add_product(total_GIJ: Tensor, x_GIN: Tensor, *, times: Tensor) -> None:
     if x_GIN.dtype is total_GIJ.dtype:
         total_GIJ.baddbmm_(x_GIN, times)
     elif keeps_fp32_sums(total_GIJ.device):
+        # Right only because `out` is the total itself: some versions of torch add to `out` and ignore the first tensor.
         torch.baddbmm(total_GIJ, x_GIN, times, out_dtype=torch.float32, out=total_GIJ)
     else:
         total_GIJ.add_(torch.bmm(x_GIN, times))
@@ -62,4 +63,4 @@ def add_product(total_GIJ: Tensor, x_GIN: Tensor, *, times: Tensor) -> None:
 
 def keeps_fp32_sums(device: torch.device) -> bool:
     """Whether a product of half-precision matrices can return fp32."""
-    return device.type == "cuda"
+    return device.type == "cuda" and torch.version.hip is None

@@ -57,6 +57,7 @@ from lorastudy.engine.self_check import (
     Forwards,
     check_longest_row,
     check_rows_are_apart,
+    check_step,
     check_supported,
     probe_batch,
 )
@@ -265,6 +266,15 @@ class PackedEngine:
             self._model.set_attn_implementation(attention.NAME)
         return answers
 
+    def check_step(self) -> None:
+        """Compute gradients of a few tokens with these arms, which must be fresh. Close the engine afterwards.
+
+        Raises:
+            UnsupportedModelError: the model's backward pass fails, or mixes the arms.
+        """
+        probe = probe_batch(self._model, device=self._base.device)
+        check_step(self._forwards(), losses_of=lambda batch: self._accumulate([batch]), batch=probe)
+
     def state(self) -> EngineState:
         """A copy, on the CPU, of everything that training needs to resume."""
         arms = tuple(
@@ -290,6 +300,9 @@ class PackedEngine:
     def restore(self, state: EngineState) -> None:
         """Resume from a state."""
         for number, arm in enumerate(state.of(self.experiment_ids).arms):
+            assert number == 0 or self.num_steps_done == arm.num_steps_done, (
+                "arms of one state are at one step"
+            )
             self.num_steps_done = arm.num_steps_done
             if arm.is_diverged:
                 self._diverged.add(arm.experiment_id)
@@ -316,13 +329,7 @@ class PackedEngine:
 
         Fused operations and the shortened last MLP are used only if the model's results stay the same.
         """
-        probe = probe_batch(self._model, device=self._base.device)
-        forwards = Forwards(
-            model=self._model,
-            body_forward=partial(self._hidden, num_arms=1),
-            running=self._patched_for,
-            own_attention=self._own_attention,
-        )
+        probe, forwards = probe_batch(self._model, device=self._base.device), self._forwards()
 
         def check() -> None:
             check_supported(forwards, head=self._head, batch=probe)
@@ -342,6 +349,14 @@ class PackedEngine:
             self._model,
             index_M=probe.label_index_M[::2],
             hidden_states=partial(self._hidden, probe, num_arms=1),
+        )
+
+    def _forwards(self) -> Forwards:
+        return Forwards(
+            model=self._model,
+            body_forward=partial(self._hidden, num_arms=1),
+            running=self._patched_for,
+            own_attention=self._own_attention,
         )
 
 

@@ -268,3 +268,60 @@ def test_an_operation_that_is_not_deterministic_is_no_reason_to_fall_back(monkey
 def test_other_errors_are_no_lack_of_memory():
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     assert not is_out_of_memory(ValueError("CUDA error: out of memory"))
+
+
+def failing_on(model, *, when):
+    """The model's decoder raises where `when` holds for its inputs."""
+    own = model.base_model.forward
+
+    def forward(*args, **options):
+        if when(options["input_ids"]):
+            raise TypeError("a kernel that refuses these rows")
+        return own(*args, **options)
+
+    model.base_model.forward = forward
+
+
+def test_an_error_that_only_long_rows_meet_is_a_reason_to_fall_back():
+    base = make_base(LlamaConfig(**SHAPE))
+    failing_on(base.model, when=lambda ids: ids.shape[1] > 20)
+    said = []
+    assert choose("auto", base, longest_row=30, said=said) == "reference"
+    assert "a kernel that refuses these rows" in said[0]
+
+
+def test_an_error_of_the_backward_pass_is_a_reason_to_fall_back(monkeypatch):
+    base, said = make_base(LlamaConfig(**SHAPE)), []
+
+    def refused(*_, **__):
+        raise RuntimeError("no kernel for this backward pass")
+
+    monkeypatch.setattr("lorastudy.engine.lora._PackedLora.backward", refused)
+    assert choose("auto", base, said=said) == "reference"
+    assert "no kernel for this backward pass" in said[0]
+
+
+def test_a_model_that_mixes_the_arms_is_a_reason_to_fall_back():
+    """Its first layer norm adds something to the second of several arms: one arm alone shows nothing."""
+    base, said = make_base(LlamaConfig(**SHAPE)), []
+    norm = base.model.base_model.norm
+    own = type(norm).forward
+
+    def forward(x):
+        y = own(norm, x)
+        return y if len(x) == 1 else torch.cat([y[:1], 2 * y[1:]])
+
+    norm.forward = forward
+    assert choose("auto", base, said=said) == "reference"
+    assert "fresh arms side by side have different losses" in said[0]
+
+
+@pytest.mark.parametrize("factor", [1.0, 6.0])
+def test_outlier_columns_in_8_bit_are_no_reason_to_fall_back(factor, tmp_path):
+    """LLM.int8() picks them over all rows of an arm, so another row may change a row by more than rounding."""
+    folder = tiny.save_base(tmp_path / "model")
+    base = load_base(Settings(base_model=str(folder), quantization="8bit"), device=tiny.CPU)
+    for name, parameter in base.model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.data[:3] *= factor
+    assert choose("auto", base, longest_row=32) == "packed"
