@@ -93,9 +93,9 @@ class AdapterBuffers:
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
-        """Bring the arms' gradients up to date after the last backward pass of a step. Call it once a step.
+        """Bring the arms' gradients up to date after the last backward pass of a step.
 
-        The slots' gradients of lora_B are those by s B, so each is multiplied by s.
+        The slots' gradients of lora_B are those by s B, so each is multiplied by s. A second call would multiply again.
         """
         if self.collected:
             torch._foreach_copy_([grad for grad, _ in self.collected], [slot for _, slot in self.collected])
@@ -144,7 +144,7 @@ def make_buffers(
     `dtype` is the precision in which the base computes. `padded` is for tests: by default `pads_ranks` decides.
     """
     sizes = {name: features(layers[name].base_layer) for arm in arms for name in arm.module_names}
-    plan = _Plan(
+    shared = _Shared(
         sizes=sizes,
         dtypes={name: compute_dtype(layers[name].base_layer, dtype=dtype) for name in sizes},
         device=device,
@@ -153,12 +153,14 @@ def make_buffers(
     groups: list[_Group] = []
     for start, stop in _groups(arms, padded=pads_ranks(device) if padded is None else padded):
         is_uniform = arms[start].shape == arms[stop - 1].shape  # the arms are sorted
-        groups.append((_equal_arms if is_uniform else _padded_arms)(arms[start:stop], start=start, plan=plan))
+        groups.append(
+            (_equal_arms if is_uniform else _padded_arms)(arms[start:stop], start=start, shared=shared)
+        )
     buffers = AdapterBuffers(
         arms=tuple(arms),
         vectors=tuple(vectors for group in groups for vectors in group.vectors),
         slots={name: tuple(g.slots[name] for g in groups if name in g.slots) for name in sizes},
-        clock=plan.clock,
+        clock=shared.clock,
         slot_grads=tuple(grad for group in groups for grad in group.slot_grads),
         refreshed=[pair for group in groups for pair in group.refreshed],
         collected=[pair for group in groups for pair in group.collected],
@@ -171,7 +173,7 @@ def make_buffers(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class _Shared:
     """What all groups of a pack share: each module's (inputs, outputs) and precision, the device and the clock."""
 
     sizes: Mapping[str, tuple[int, int]]
@@ -199,15 +201,15 @@ def _groups(arms: Sequence[TrainingArm], *, padded: bool) -> list[tuple[int, int
     return list(zip(starts, [*starts[1:], len(arms)], strict=True))
 
 
-def _equal_arms(arms: Sequence[TrainingArm], *, start: int, plan: _Plan) -> _Group:
+def _equal_arms(arms: Sequence[TrainingArm], *, start: int, shared: _Shared) -> _Group:
     """A group of arms of equal shape. The arms' vectors are rows of matrices, and the slots are views where they can be.
 
     They cannot be views of the weights in a layer whose precision is not fp32.
     """
     first = arms[0]
-    sizes = {name: plan.sizes[name] for name in first.module_names}
+    sizes = {name: shared.sizes[name] for name in first.module_names}
     num_A, num_B = (first.r * sum(counts) for counts in zip(*sizes.values(), strict=True))
-    weights_GP = torch.zeros(len(arms), num_A + num_B, device=plan.device)
+    weights_GP = torch.zeros(len(arms), num_A + num_B, device=shared.device)
     grads_GP, scaled_GQ = torch.zeros_like(weights_GP), weights_GP[:, num_A:].clone()
     group = _Group(
         vectors=[
@@ -220,7 +222,7 @@ def _equal_arms(arms: Sequence[TrainingArm], *, start: int, plan: _Plan) -> _Gro
     grads_A, grads_B = _views(grads_GP, grads_GP[:, num_A:], sizes=sizes, r=first.r)
     for name in sizes:
         own = [
-            _own_copy(view, dtype=plan.dtypes[name], refreshed=group.refreshed)
+            _own_copy(view, dtype=shared.dtypes[name], refreshed=group.refreshed)
             for view in (lora_A[name], lora_B[name])
         ]
         group.slots[name] = LoraSlot(
@@ -230,7 +232,7 @@ def _equal_arms(arms: Sequence[TrainingArm], *, start: int, plan: _Plan) -> _Gro
             scaled_B_GRO=own[1],
             grad_A_GRD=grads_A[name],
             grad_B_GRO=grads_B[name],
-            dropout=_dropout(arms, name, clock=plan.clock, device=plan.device),
+            dropout=_dropout(arms, name, clock=shared.clock, device=shared.device),
         )
     return group
 
@@ -248,20 +250,20 @@ def _own_copy(view_GRD: Tensor, *, dtype: torch.dtype, refreshed: Pairs) -> Tens
     return copy_GRD
 
 
-def _padded_arms(arms: Sequence[TrainingArm], *, start: int, plan: _Plan) -> _Group:
+def _padded_arms(arms: Sequence[TrainingArm], *, start: int, shared: _Shared) -> _Group:
     """A group of arms of any shapes. A layer's slot goes from the first arm that adapts it to the last one."""
-    group = _Group(vectors=[_own_vectors(arm, plan=plan) for arm in arms])
-    rows = {name: [row for row, arm in enumerate(arms) if name in arm.module_names] for name in plan.sizes}
+    group = _Group(vectors=[_own_vectors(arm, shared=shared) for arm in arms])
+    rows = {name: [row for row, arm in enumerate(arms) if name in arm.module_names] for name in shared.sizes}
     shapes = {
         name: [
-            (found[-1] + 1 - found[0], max(arms[row].r for row in found), size) for size in plan.sizes[name]
+            (found[-1] + 1 - found[0], max(arms[row].r for row in found), size) for size in shared.sizes[name]
         ]
         for name, found in rows.items()
         if found
     }
     num_elements = [math.prod(shape) for pair in shapes.values() for shape in pair]
     grads = torch.zeros(
-        sum(num_elements), device=plan.device
+        sum(num_elements), device=shared.device
     )  # one tensor, so that one kernel sets it to zero
     parts = iter(torch.split(grads, num_elements))
     group.slot_grads.append(grads)
@@ -270,11 +272,11 @@ def _padded_arms(arms: Sequence[TrainingArm], *, start: int, plan: _Plan) -> _Gr
         slot = LoraSlot(
             start=start + first,
             stop=start + last + 1,
-            lora_A_GRD=torch.zeros(shape_A, dtype=plan.dtypes[name], device=plan.device),
-            scaled_B_GRO=torch.zeros(shape_B, dtype=plan.dtypes[name], device=plan.device),
+            lora_A_GRD=torch.zeros(shape_A, dtype=shared.dtypes[name], device=shared.device),
+            scaled_B_GRO=torch.zeros(shape_B, dtype=shared.dtypes[name], device=shared.device),
             grad_A_GRD=next(parts).view(shape_A),
             grad_B_GRO=next(parts).view(shape_B),
-            dropout=_dropout(arms[first : last + 1], name, clock=plan.clock, device=plan.device),
+            dropout=_dropout(arms[first : last + 1], name, clock=shared.clock, device=shared.device),
         )
         group.slots[name] = slot
         for row in rows[name]:
@@ -290,14 +292,14 @@ def _padded_arms(arms: Sequence[TrainingArm], *, start: int, plan: _Plan) -> _Gr
     return group
 
 
-def _own_vectors(arm: TrainingArm, *, plan: _Plan) -> ArmVectors:
-    sizes = {name: plan.sizes[name] for name in arm.module_names}
+def _own_vectors(arm: TrainingArm, *, shared: _Shared) -> ArmVectors:
+    sizes = {name: shared.sizes[name] for name in arm.module_names}
     num_A, num_B = (arm.r * sum(counts) for counts in zip(*sizes.values(), strict=True))
-    weights_P = torch.zeros(num_A + num_B, device=plan.device)
+    weights_P = torch.zeros(num_A + num_B, device=shared.device)
     return _vectors(
         weights_P,
         torch.zeros_like(weights_P),
-        scaled_B_Q=torch.zeros(num_B, device=plan.device),
+        scaled_B_Q=torch.zeros(num_B, device=shared.device),
         sizes=sizes,
         r=arm.r,
     )

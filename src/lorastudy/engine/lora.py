@@ -28,7 +28,7 @@ class LoraSlot:
     """Adapters of one layer that share their products: those of the arms `start..stop` of the pack.
 
     lora_B is transposed and includes s. Rows of an arm beyond its own rank are zero, and so is an arm that does not
-    adapt this layer. `adapter_buffers` fills the tensors, in the layer's precision, before each step.
+    adapt this layer. `adapter_buffers` keeps the tensors equal to the weights, in the layer's precision.
 
     The gradients are fp32. The backward pass adds to them directly, and they are by s B, not by B. Autograd could also
     accumulate into them, but it would warn about views at every step.

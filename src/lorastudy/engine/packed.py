@@ -9,10 +9,12 @@ An optimizer step, as `PackedEngine.train` takes it:
         input_ids_N -> ids_KN                       every arm's copy of the same tokens
         hidden_KND  = model(ids_KN)                 the model's own forward, on patched layers (below)
         nll_sum_K   = completion_loss(hidden_KMD)   only at labelled tokens; never arms x tokens x vocabulary
-        backward                                    adds each arm's gradient into its own buffers
+        backward                                    scaled per arm by 1 / tokens, and in fp16 by its loss scale
+    collect gradients                               from the layers' slots into each arm's own vector
     norm_K = |gradient of arm k|
     clip, AdamW, schedule                           per arm, with the arm's own settings
-    read loss_K and norm_K                          the only time that the host waits for the device
+    refresh the slots                               from the new weights
+    read loss_K and norm_K                          the only time that the host waits, but for 8-bit layers
 
 The engine patches the model while it lives. Adapted linear layers become `PackedLinear` (y_k = W x_k + s_k B_k A_k
 x_k), attention becomes `row_attention`, which never crosses a row, and the last layer's MLP runs on labelled tokens
@@ -90,7 +92,7 @@ class PackedEngine:
         _refuse_experts(base, arms)
         check_peft(base, arms)
         self.arms = sorted_by_shape(arms)
-        self.num_steps_done = 0
+        self.num_steps_done = 0  # of the pack; in fp16 an arm may have taken fewer
         self._base = base
         self._model: PreTrainedModel = base.model
         self._body: Any = base.model.base_model
@@ -142,7 +144,8 @@ class PackedEngine:
     def _launch_step(self, batches: Sequence[Batch]) -> Tensor:
         """Gradients and update of every arm that still trains; return losses and gradient norms, (2, K).
 
-        Nothing is read from the device. An arm whose loss or gradient is not finite is left as it is.
+        The engine reads nothing from the device. An arm whose loss or gradient is not finite is not updated here;
+        `_record_step` decides whether it tries again or has diverged.
         """
         loss_K = self._accumulate(batches)
         self._adapters.collect_gradients()

@@ -53,7 +53,9 @@ def next_phase(plan: StudyPlan, results: Results) -> Phase | None:
 
 
 def _racing(plan: StudyPlan, results: Results, *, of_round: Sequence[Experiment]) -> Phase | None:
-    """To the first rung that an open experiment has not reached, without those that are behind at the rungs before it.
+    """The phase that trains up to the first rung that some open experiment has not reached.
+
+    Experiments that are behind at an earlier rung do not take part.
 
     Each call walks the race from its first rung. Decisions that are stored are repeated on the way.
     """

@@ -2,8 +2,9 @@
 
     plan -> results -> next phase -> workers -> store -> results -> ...
 
-Between phases the loop remembers only how runs of this call ended: what failed is not tried again. All else is read from the
-store, so a study that was killed at any moment goes on where it was.
+Between phases the loop keeps only what this call did: how runs ended, the design it last wrote, and which adapters it
+published. What failed is not tried again in this call. All else is read from the store, so a study that was killed at any
+moment goes on where it was. Each pass ends a run, stores a decision or enlarges the design, so the loop ends.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ class StudyOutcome:
     failed: tuple[Outcome, ...] = ()
     not_run: tuple[str, ...] = ()
     diverged_in_search: tuple[Outcome, ...] = ()
-    """Runs that were to find out whether a learning rate is too high, and did: an answer, not a failure."""
+    """Runs of a search that diverged. They show that their rate is too high, so they are no failures."""
     pruned: tuple[str, ...] = ()
     """Stopped by racing, in this call or an earlier one: nothing is left to run of them."""
     unpublished: tuple[str, ...] = ()
@@ -101,16 +102,16 @@ def run_study(
         callbacks=callbacks,
     )
     ended: dict[str, Outcome] = {}
-    enrolled: Design | None = None
+    registered: Design | None = None
     while True:
         results = read_results(plan, tracker=tracker, ended=ended)
-        if results.design != enrolled:
-            _enrol(plan, results, publisher=publisher, tracker=tracker, is_first=enrolled is None)
+        if results.design != registered:
+            _register(plan, results, publisher=publisher, tracker=tracker, is_first=registered is None)
             rebuilding.keep_note(tracker, plan.suite.name, runs=options.runs)
-            enrolled = results.design
-            continue  # the store shows results of an experiment only once a suite has it
+            registered = results.design
+            continue  # read again: results of the experiments just added were not visible before
         release_checkpoints(results.design.experiments, tracker=tracker, pruned=results.pruned)
-        if callbacks.is_leaving() or (not options.continue_on_error and _has_trouble(results)):
+        if callbacks.is_leaving() or (not options.continue_on_error and _must_end(results)):
             break
         phase = next_phase(plan, results)
         if phase is None:
@@ -123,8 +124,8 @@ def run_study(
     return _outcome(results, publisher=publisher)
 
 
-def _has_trouble(results: Results) -> bool:
-    """Whether a run of this call failed, or was ended from outside and not tried again."""
+def _must_end(results: Results) -> bool:
+    """Whether a run of this call failed, or was stopped from outside. Runs that racing stopped are in `results.pruned`."""
     was_stopped = any(end.status == "stopped" for end in results.ended.values())
     return was_stopped or bool(failures(results.ended, searching=results.design.tuning))
 
@@ -141,7 +142,7 @@ def _check_executor(plan: StudyPlan, executor: Executor) -> None:
         )
 
 
-def _enrol(
+def _register(
     plan: StudyPlan,
     results: Results,
     *,
@@ -149,7 +150,10 @@ def _enrol(
     tracker: ExperimentTracker,
     is_first: bool,
 ) -> None:
-    """Write the suite as it is by now, and publish what was done before. What it asks is written once, before anything runs."""
+    """Write the suite as it is by now, and publish what was done before.
+
+    The suite's question is written only in the first call, before any result exists.
+    """
     suite, design = plan.suite, results.design
     publisher.choose_places(design.experiments)
     members = (*design.experiments, *design.passed)

@@ -92,7 +92,6 @@ def test_a_step_is_counted_as_on_the_device_that_will_train(tmp_path: Path) -> N
     here, there = (
         counted(question(tmp_path, device_kind=kind), models=FakeModels()) for kind in ("cpu", "cuda")
     )
-    assert there.peak_bytes["loss"] != here.peak_bytes["loss"]
     num_parameters = 2048 * (16 + 4)
     assert here.num_parameters == there.num_parameters == num_parameters
     few = 100  # bytes: a few numbers for each arm
