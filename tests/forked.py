@@ -111,6 +111,7 @@ class InThisProcess:
 
     num_packs_at_once = 1
     hands_over = False
+    num_threads = None
 
     def leave(self) -> None:
         """Nothing: nobody asks."""
@@ -136,6 +137,7 @@ class ForkedExecutor:
 
     num_packs_at_once = 1
     hands_over = False
+    num_threads = None
 
     def leave(self) -> None:
         """Ask the worker to leave."""

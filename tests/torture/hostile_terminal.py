@@ -175,6 +175,7 @@ class _Speaking:
 
     num_packs_at_once = 1
     hands_over = False
+    num_threads = None
 
     def __init__(self, text: str) -> None:
         self._text = text

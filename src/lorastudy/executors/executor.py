@@ -41,6 +41,11 @@ class Executor(Protocol):
         """Whether moving arms between packs saves time. It does if the time of a step is proportional to its arms."""
         ...
 
+    @property
+    def num_threads(self) -> int | None:
+        """The number of CPU threads that each worker is started with; None if the executor leaves it as it is."""
+        ...
+
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
         """Serve folders that hold a `pack.json`; yield their events as they arrive.
 

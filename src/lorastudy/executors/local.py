@@ -19,6 +19,7 @@ from lorastudy.executors.process import (
     end_hung,
     log_tail,
     send_folders,
+    threads_in,
     worker_process,
 )
 from lorastudy.executors.tail import POLL_SECONDS, RunFolderTail
@@ -71,6 +72,11 @@ class LocalExecutor:
     def hands_over(self) -> bool:
         """False: only one pack runs at a time."""
         return False
+
+    @property
+    def num_threads(self) -> int | None:
+        """`OMP_NUM_THREADS` of the worker's environment; None if it has the one of this process."""
+        return threads_in(self._environment)
 
     def leave(self) -> None:
         """Ask the worker to save a checkpoint and stop."""

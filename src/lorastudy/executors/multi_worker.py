@@ -19,13 +19,11 @@ from pathlib import Path
 
 from lorastudy.executors.executor import Event, Executor
 from lorastudy.executors.local import LocalExecutor
-from lorastudy.executors.process import WORKER
+from lorastudy.executors.process import THREADS_VARIABLE, WORKER
 from lorastudy.lab import base_folder
 from lorastudy.protocol.jobs import NEEDS_GPU_VARIABLE
 from lorastudy.protocol.records import Pack
 from lorastudy.suite.experiment import Experiment
-
-THREADS_VARIABLE = "OMP_NUM_THREADS"
 
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 
@@ -134,6 +132,11 @@ class MultiWorkerExecutor:
     def hands_over(self) -> bool:
         """As given to the constructor."""
         return self._hands_over
+
+    @property
+    def num_threads(self) -> int | None:
+        """That of every lane: `worker_environments` gives all lanes the same."""
+        return self._lanes[0].num_threads
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
         """Serve the folders; each lane keeps its own order."""

@@ -59,6 +59,13 @@ CUDA_ENVIRONMENT = {
 #: thread that they wait for: on two busy cores a step took several times as long (docs/log.md).
 THREADS_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+
+
+def threads_in(environment: Mapping[str, str]) -> int | None:
+    """The number of CPU threads that these environment variables give a worker; None if they give none."""
+    return int(environment[THREADS_VARIABLE]) if THREADS_VARIABLE in environment else None
+
 
 @contextmanager
 def worker_process(

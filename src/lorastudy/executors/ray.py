@@ -21,6 +21,7 @@ from lorastudy.executors.executor import Event, WorkerExit
 from lorastudy.executors.process import (
     FAREWELL_SECONDS,
     LOG_NAME,
+    THREADS_VARIABLE,
     WORKER,
     base_model_of,
     log_tail,
@@ -117,6 +118,11 @@ class RayExecutor:
     def hands_over(self) -> bool:
         """False, since it is unknown whether two packs run at the same time."""
         return False
+
+    @property
+    def num_threads(self) -> int | None:
+        """The whole CPUs of a task, and at least one. Ray keeps `OMP_NUM_THREADS` if it is set: then None."""
+        return None if THREADS_VARIABLE in os.environ else max(1, int(self._num_cpus))
 
     def leave(self) -> None:
         """Cancel the tasks. Every task asks its worker to save a checkpoint and stop."""

@@ -158,17 +158,21 @@ _PACE_SETTINGS = (
 )  # fmt: skip
 
 
-def use_stored_times(predicted: Predictions, results: Sequence[ExperimentResult]) -> None:
+def use_stored_times(
+    predicted: Predictions, results: Sequence[ExperimentResult], *, num_threads: int | None = None
+) -> None:
     """Predict times from the packs of these results, where no steps were timed for the plan.
 
+    `num_threads` is the executor's. If it is None, a worker has as many as the worker that plans.
     The number of arms in a pack does not follow from them: a resumed suite forms the packs that it began with.
     """
     for estimator in predicted.estimators.values():
         with suppress(StudyError):  # without a prediction of memory there is none of time
+            machine = estimator.machine
             estimator.stored = stored_calibration(
                 results,
                 settings=estimator.settings,
-                machine=estimator.machine,
+                machine=machine if num_threads is None else replace(machine, num_threads=num_threads),
                 engine=estimator.engine.name,
             )
 

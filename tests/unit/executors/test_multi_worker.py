@@ -76,6 +76,11 @@ def test_the_worker_of_the_only_gpu_must_find_it(gpus, environment, monkeypatch)
     assert executor._environment == environment
 
 
+def test_workers_of_gpus_keep_the_number_of_threads_of_this_process():
+    gpus = worker_environments(**{**MACHINE, "gpus": ["0", "1"]})
+    assert MultiWorkerExecutor(environments=gpus).num_threads is None
+
+
 def test_how_many_follows_from_the_suite(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(multi_worker, "_gpus", lambda *_, **__: [])
@@ -83,7 +88,9 @@ def test_how_many_follows_from_the_suite(monkeypatch):
     small = [experiment("a"), experiment("b")]
     assert isinstance(local_executor(small), MultiWorkerExecutor)
     assert local_executor(small).num_packs_at_once == 2
+    assert local_executor(small).num_threads == 1  # two cores for two workers
     assert isinstance(local_executor(small[:1]), LocalExecutor)
+    assert local_executor(small[:1]).num_threads is None  # as many as torch takes
     assert isinstance(local_executor([*small, experiment("c", "someone/large-model")]), LocalExecutor)
 
 

@@ -1,13 +1,15 @@
 """Times predicted from runs that the store holds."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from lorastudy.executors import MultiWorkerExecutor
 from lorastudy.planning.design import LIBRARIES
 from lorastudy.planning.estimate import Machine
-from lorastudy.planning.predictions import stored_calibration
+from lorastudy.planning.predictions import Predictions, stored_calibration, use_stored_times
 from lorastudy.protocol.records import Environment, PackProfile
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.settings import Settings
@@ -68,3 +70,20 @@ def test_each_pack_counts() -> None:
 )
 def test_runs_of_other_settings_machines_libraries_or_engines_do_not_count(other: ExperimentResult) -> None:
     assert calibrated(other) is None
+
+
+def test_two_workers_share_the_threads_and_their_times_are_those_of_such_workers() -> None:
+    """The worker that plans has two threads. Each of the two workers that train has one."""
+    workers = MultiWorkerExecutor(environments=[{"OMP_NUM_THREADS": "1"}] * 2)
+    of_two_workers = result(environment=replace(ENVIRONMENT, num_threads=1))
+    of_one_worker = result("pack-2", pack_profile=replace(PROFILE, median_step_seconds=0.9))
+
+    def point(num_threads: int | None) -> float:
+        estimator = SimpleNamespace(settings=SETTINGS, machine=MACHINE, engine=SimpleNamespace(name="packed"))
+        predicted = Predictions(estimators={"pack": estimator})  # type: ignore[dict-item]
+        use_stored_times(predicted, [of_two_workers, of_one_worker], num_threads=num_threads)
+        (found,) = estimator.stored.points
+        return found.seconds
+
+    assert point(workers.num_threads) == 0.5
+    assert point(None) == 0.9
