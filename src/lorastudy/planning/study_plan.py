@@ -187,9 +187,7 @@ def plan_study(
             answers=answered,
         )
     if tracker is not None:
-        use_stored_times(
-            predicted, tracker.get_all_experiments(suite_name=suite.name), num_threads=workers.num_threads
-        )
+        use_stored_times(predicted, tracker.get_all_experiments(), num_threads=workers.num_threads)
     return StudyPlan(
         suite=suite,
         designer=designer,

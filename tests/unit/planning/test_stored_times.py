@@ -1,18 +1,23 @@
 """Times predicted from runs that the store holds."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from here import plans_answered_here
 from lorastudy.executors import MultiWorkerExecutor
 from lorastudy.planning.design import LIBRARIES
 from lorastudy.planning.estimate import Machine
 from lorastudy.planning.predictions import Predictions, stored_calibration, use_stored_times
+from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.protocol.records import Environment, PackProfile
+from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite_file import load_suite
 from lorastudy.version import installed_version
 
 SETTINGS = Settings(target_modules="qv", quantization="fp32")
@@ -80,10 +85,49 @@ def test_two_workers_share_the_threads_and_their_times_are_those_of_such_workers
 
     def point(num_threads: int | None) -> float:
         estimator = SimpleNamespace(settings=SETTINGS, machine=MACHINE, engine=SimpleNamespace(name="packed"))
-        predicted = Predictions(estimators={"pack": estimator})  # type: ignore[dict-item]
+        predicted = Predictions(estimators={"pack": estimator})
         use_stored_times(predicted, [of_two_workers, of_one_worker], num_threads=num_threads)
         (found,) = estimator.stored.points
         return found.seconds
 
     assert point(workers.num_threads) == 0.5
     assert point(None) == 0.9
+
+
+@pytest.mark.long
+def test_a_plan_takes_the_times_of_every_suite_in_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "suite.yaml"
+    file.write_text(
+        "experiment_type: rank_ablation\ndataset_path: lab:facts\neval_dataset_path: lab:facts_eval\n"
+        "max_steps: 4\nfactors: {lora_rank: [4, 8]}\n"
+    )
+    workers = MultiWorkerExecutor(environments=[{"OMP_NUM_THREADS": "3"}] * 2)  # not this process's number
+    stored: list[ExperimentResult] = []
+
+    def in_store(status: str | None = None, suite_name: str | None = None) -> list[ExperimentResult]:
+        return [each for each in stored if suite_name in {None, each.suite_name}]
+
+    ExperimentTracker(tmp_path / "store.db", writable=True).close()
+    with ExperimentTracker(tmp_path / "store.db") as tracker, plans_answered_here():
+        monkeypatch.setattr(tracker, "get_all_experiments", in_store)
+
+        def planned() -> StudyPlan:
+            return plan_study(load_suite(file), tracker=tracker, executor=workers)
+
+        (estimator,) = planned().predicted.estimators.values()
+        assert estimator.stored is None
+        here = estimator.machine
+        as_here = {"device": here.device, "device_name": here.device_name, "num_threads": 3}
+        stored.append(
+            result(
+                suite_name="another",
+                settings=estimator.settings.model_dump(mode="json"),
+                environment=replace(ENVIRONMENT, **as_here),
+                pack_profile=replace(PROFILE, engine=estimator.engine.name),
+            )
+        )
+        (estimator,) = planned().predicted.estimators.values()
+        assert estimator.stored is not None
+        assert estimator.stored.source == "stored runs of this machine"
