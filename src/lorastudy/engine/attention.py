@@ -45,6 +45,7 @@ MIN_LENGTH = 32
 
 #: The largest head of flash attention. Its heads are a multiple of eight channels; others are widened with zeros.
 MAX_CHANNELS = 256
+_HALF = frozenset({torch.bfloat16, torch.float16})
 
 
 class UnsupportedModelError(ModelError):
@@ -185,6 +186,11 @@ def takes_all_rows(query: Tensor, value: Tensor) -> bool:
     return takes_all_rows_on(query, value, device_kind="cuda") and _has_flash_attention(query.device)
 
 
+def has_windows(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether rows may be longer than a layer's sliding window on this device, in this precision."""
+    return dtype in _HALF and _has_flash_attention(device)
+
+
 @cache
 def _has_flash_attention(device: torch.device) -> bool:
     """Whether this build of torch and this device have the kernel. ROCm calls its devices cuda too."""
@@ -200,7 +206,7 @@ def takes_all_rows_on(query: Tensor, value: Tensor, *, device_kind: str) -> bool
     """As `takes_all_rows`, on a device of that kind that has the kernel."""
     return (
         device_kind == "cuda"
-        and query.dtype in {torch.bfloat16, torch.float16}
+        and query.dtype in _HALF
         and max(query.shape[-1], value.shape[-1]) <= MAX_CHANNELS
     )
 

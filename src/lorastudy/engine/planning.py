@@ -14,7 +14,7 @@ from lorastudy.engine.fake_model import FakeModels, decoder_layers, quantised_na
 from lorastudy.engine.loading import default_device, num_positions
 from lorastudy.engine.memory_trace import footprint
 from lorastudy.engine.rows import rows_previewed, rows_read
-from lorastudy.engine.self_check import attention_span
+from lorastudy.engine.self_check import attention_span, has_sliding_windows
 from lorastudy.engine.step_timing import step_seconds
 from lorastudy.engine.targets import target_layers
 from lorastudy.errors import FOREIGN_ERRORS, DataError, StudyError, first_line
@@ -100,6 +100,7 @@ def _shape(question: ModelQuestion, *, models: FakeModels) -> dict[str, Any]:
         "vocab_size": getattr(text, "vocab_size", None),
         "max_position_embeddings": num_positions(config),
         "attention_span": attention_span(config),
+        "has_sliding_windows": has_sliding_windows(config),
         "packed_problem": packed_problem(config, trust_remote_code=question.trust_remote_code),
         "has_tied_head": head is not None and embedding is not None and head.weight is embedding.weight,
         **_layer_parameters(model),

@@ -148,7 +148,8 @@ def check_longest_row(forwards: Forwards, *, num_tokens: int, device: torch.devi
         UnsupportedModelError: they differ, the packed forward fails, or some layer sees only a part of the row.
     """
     kind, config = forwards.kind, forwards.model.config
-    check_span(config, num_tokens=num_tokens, kind=kind)
+    if not (has_sliding_windows(config) and attention.has_windows(device, forwards.model.dtype)):
+        check_span(config, num_tokens=num_tokens, kind=kind)
     batch = _batch(forwards.model, (num_tokens,), device=device)
     packed = _tried(kind, partial(_states, forwards, batch))
     body: Any = forwards.model.base_model
@@ -184,7 +185,7 @@ def check_span(config: Any, *, num_tokens: int, kind: str) -> None:
     span = attention_span(config)
     if span is not None and num_tokens > span:
         raise UnsupportedModelError(
-            f"{kind}: some of its layers see {span} tokens at once (a sliding window), which the packed engine does not do, "
+            f"{kind}: some of its layers see {span} tokens at once (a sliding window), which the packed engine does not do here, "
             f"and the longest row has {num_tokens}"
         )
 
@@ -200,6 +201,18 @@ def attention_span(config: Any) -> int | None:
     names = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
     spans = [span for name in names if isinstance(span := getattr(text, name, None), int)]
     return min(spans, default=None)
+
+
+def has_sliding_windows(config: Any) -> bool:
+    """Whether the layers that do not see all earlier tokens have a sliding window, and not chunks or another pattern."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ()
+    others = ("attention_chunk_size", "attention_window_size", "window_size", "attention_layers")
+    return (
+        isinstance(getattr(text, "sliding_window", None), int)
+        and not any("chunk" in str(kind) or "local" in str(kind) for kind in kinds)
+        and all(getattr(text, name, None) is None for name in others)
+    )
 
 
 @contextmanager

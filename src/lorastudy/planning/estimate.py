@@ -205,7 +205,7 @@ class Estimator:
         if requested == "reference":
             return ForeseenEngine(name="reference")
         problem = self.shape.packed_problem
-        span, longest = self.shape.attention_span, self._longest_row
+        span, longest = self.shape.span_on(self.machine.device, self.settings.quantization), self._longest_row
         if problem is None and span is not None and longest > span:
             problem = f"some of its layers see {span} tokens at once (a sliding window), and the longest row has {longest}"
         if problem is None and requested == "auto":

@@ -51,6 +51,8 @@ class ModelShape:
     max_position_embeddings: int | None
     attention_span: int | None
     """The shortest attention window of any layer, in tokens; None if every layer attends to all earlier tokens."""
+    has_sliding_windows: bool
+    """Whether the other layers have plain sliding windows, which the packed engine has on a GPU in half precision."""
     packed_problem: str | None
     """Why the packed engine does not support the model with any rows; None if no obstacle is known."""
     has_tied_head: bool
@@ -60,6 +62,11 @@ class ModelShape:
         """The shape in a worker's answer."""
         layers = tuple(LinearLayer(**layer) for layer in values["linear_layers"])
         return cls(**{**values, "linear_layers": layers})
+
+    def span_on(self, device_kind: str, quantization: str) -> int | None:
+        """The most tokens of a row that the packed engine trains on such a device; None if any number."""
+        has_windows = self.has_sliding_windows and device_kind == "cuda" and quantization != "fp32"
+        return None if has_windows else self.attention_span
 
     def layers_by_name(self) -> dict[str, LinearLayer]:
         """Name -> layer, in the model's order."""

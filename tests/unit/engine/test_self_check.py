@@ -18,13 +18,15 @@ from transformers import (
     Qwen2Config,
 )
 
+import plain_flash
 import tiny
+from lorastudy.engine import attention
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.choice import engine_factory
 from lorastudy.engine.environment import is_out_of_memory
 from lorastudy.engine.loading import BaseModel, load_base
-from lorastudy.engine.self_check import attention_span
+from lorastudy.engine.self_check import attention_span, has_sliding_windows
 from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import ModelError
 from lorastudy.suite.settings import Settings
@@ -159,6 +161,17 @@ def test_rows_decide_whether_a_window_matters(name):
     assert choose("auto", base, longest_row=17, said=said) == "reference"
     assert "see 16 tokens at once" in said[0]
     assert "the longest row has 17" in said[0]
+
+
+@pytest.mark.parametrize("name", SHORT_SIGHTED)
+def test_on_a_gpu_rows_may_be_longer_than_a_sliding_window_but_not_than_a_chunk(name, monkeypatch):
+    """The model's own attention has the window too, and a row of 17 tokens is compared with it."""
+    monkeypatch.setattr(attention, "has_windows", lambda *_: True)
+    monkeypatch.setattr(attention, "takes_all_rows", lambda *_: True)
+    plain_flash.take_its_place(monkeypatch)
+    base, said = make_base(SHORT_SIGHTED[name]), []
+    slides = has_sliding_windows(base.model.config)
+    assert choose("auto", base, longest_row=17, said=said) == ("packed" if slides else "reference"), said
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Every term of the prediction against arithmetic that is shown."""
 
+from dataclasses import replace
+
 import pytest
 
 from lorastudy.executors.process import CUDA_ENVIRONMENT
@@ -31,6 +33,7 @@ SHAPE = ModelShape(
     ),
     num_parameters=5768, num_layer_parameters=5128, num_tensors=4, buffer_bytes=100, hidden_size=64, num_layers=1,
     num_attention_heads=2, num_key_value_heads=2, vocab_size=10, max_position_embeddings=64, attention_span=None,
+    has_sliding_windows=False,
     packed_problem=None, has_tied_head=True,
 )  # fmt: skip
 
@@ -149,3 +152,14 @@ def test_part_of_a_pack_has_its_share_of_the_step():
 
 def test_a_footprint_survives_json():
     assert Footprint.from_json(footprint().to_json()) == footprint()
+
+
+@pytest.mark.parametrize(
+    ("device", "quantization", "slides", "span"),
+    [("cuda", "bf16", True, None), ("cuda", "4bit", True, None), ("cuda", "fp32", True, 16), ("cpu", "bf16", True, 16), ("cuda", "bf16", False, 16)],
+)  # fmt: skip
+def test_rows_may_be_longer_than_a_sliding_window_on_a_gpu_in_half_precision(
+    device, quantization, slides, span
+):
+    shape = replace(SHAPE, attention_span=16, has_sliding_windows=slides)
+    assert shape.span_on(device, quantization) == span
