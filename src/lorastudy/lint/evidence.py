@@ -363,7 +363,7 @@ RULES = (
         why="a generated answer ends after `max_new_tokens`, so a longer reference counts as wrong for every arm: the more such "
         "rows there are, the less exact match separates the arms, and if all rows are such, it is 0 for all arms",
         source="greedy generation stops there; reported for NeMo-RL, issue 2725",
-        change="raise `max_new_tokens`, or use `primary_metric: loss`",
+        change="raise `max_new_tokens`; under `primary_metric: loss` this concerns exact match alone, which decides nothing",
         find=_long_answers,
     ),
     Rule(

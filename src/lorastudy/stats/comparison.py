@@ -87,7 +87,8 @@ class MoreSeeds:
     at_least: bool
     """Whether this is only a lower bound: fewer seeds cannot show anything."""
     seconds: float | None
-    """Time that the two arms need for these seeds, from the runs so far; None if no run was timed."""
+    """Time that the two arms need for these seeds, from the runs so far; None if no run was timed, or if more items are
+    needed: then every seed is scored anew on rows that no run has scored."""
     num_items: int | None = None
     """Items needed in total, if more seeds alone do not decide."""
 
@@ -441,7 +442,12 @@ def _with_what_would_decide(
 
     def more(num_seeds: int, *, at_least: bool = False, num_items: int | None = None) -> Comparison:
         took = None if seconds is None else seconds * num_seeds
-        lacks = MoreSeeds(num_seeds=num_seeds, at_least=at_least, seconds=took, num_items=num_items)
+        lacks = MoreSeeds(
+            num_seeds=num_seeds,
+            at_least=at_least,
+            seconds=took if num_items is None else None,
+            num_items=num_items,
+        )
         return replace(comparison, more=lacks)
 
     if comparison.estimate is None:

@@ -270,6 +270,7 @@ def test_a_difference_that_a_few_items_make_is_not_one_for_new_items(make_study)
     assert on_new.verdict == "cannot tell"
     assert on_new.sign_flip_p <= ALPHA < on_new.holm_p
     assert on_new.more.num_items > 10
+    assert on_new.more.seconds is None  # no run has scored so many rows
 
 
 def in_groups(table, groups):
