@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +26,7 @@ from lorastudy.places import DATABASE
 
 if TYPE_CHECKING:
     from lorastudy.planning.answers import Answers
+    from lorastudy.store import ExperimentTracker
     from lorastudy.store.views import ExperimentResult
     from lorastudy.suite.experiment import Experiment
     from lorastudy.suite.settings import Settings
@@ -67,9 +69,9 @@ def estimate(
     loaded = None if suite is None else load_suite(suite)
     budget = None if vram is None else budget_of(vram)
 
-    def planned(answers: "Answers", on_wait: OnWait) -> StudyPlan:
+    def planned(answers: "Answers", tracker: "ExperimentTracker | None", *, on_wait: OnWait) -> StudyPlan:
         if loaded is not None:
-            return plan_study(loaded, answers=answers, on_wait=on_wait)
+            return plan_study(loaded, tracker=tracker, answers=answers, on_wait=on_wait)
         settings = settings_from_options(
             base_model=base_model, max_seq_length=max_seq_length, quantization=quantization,
             per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
@@ -78,33 +80,42 @@ def estimate(
         )  # fmt: skip
         return plan_configurations(_arms(settings, ranks=rank or [16], copies=arms), answers)
 
-    with worker_answers(_note) as answers:
-        plan = planned(answers, _note)
-        if calibrate:
+    with worker_answers(_note) as answers, _store(database) as (tracker, results):
+        plan = planned(answers, tracker, on_wait=_note)
+        is_done = budget is None and not plan.missing
+        if calibrate and not is_done:
             time_steps(plan)
-            plan = planned(answers, print_nothing)
-        use_stored_times(plan.predicted, _stored_results(database))
-        reports = pack_reports(plan, answers, budget=budget)
+            plan = planned(answers, tracker, on_wait=print_nothing)
+        if loaded is None:
+            use_stored_times(plan.predicted, results)
+        reports = [] if is_done else pack_reports(plan, answers, budget=budget)
     for problem in plan.predicted.problems:
         _note(f"note: {problem}")
     if as_json:
         say(json.dumps({"packs": [report.to_json() for report in reports]}, indent=1))
         return
+    if is_done:
+        say(f"{plan.suite.name}: no experiment is left to run; `--vram` estimates all of them")
     console = PlainConsole()
     for report in reports:
         show_pack_report(console, report, of_suite=suite is not None)
 
 
-def _stored_results(database: str) -> "Sequence[ExperimentResult]":
-    """The results in the store. An estimate needs none, so a default store that cannot be read is only noted."""
-    try:
-        with readable_store(database) as tracker:
-            return () if tracker is None else tracker.get_all_experiments()
-    except StoreError as error:
-        if database != DATABASE:
-            raise
-        _note(f"note: times of stored runs are not known: {error}")
-        return ()
+@contextmanager
+def _store(database: str) -> "Iterator[tuple[ExperimentTracker | None, Sequence[ExperimentResult]]]":
+    """The store and its results. An estimate needs neither, so a default store that cannot be read is only noted."""
+    with ExitStack() as opened:
+        tracker: ExperimentTracker | None = None
+        results: Sequence[ExperimentResult] = ()
+        try:
+            tracker = opened.enter_context(readable_store(database))
+            results = () if tracker is None else tracker.get_all_experiments()
+        except StoreError as error:
+            if database != DATABASE:
+                raise
+            _note(f"note: nothing counts as done, and times of stored runs are not known: {error}")
+            tracker = None
+        yield tracker, results
 
 
 def _note(line: str) -> None:

@@ -82,12 +82,14 @@ def pack_reports(
 def time_steps(plan: StudyPlan) -> None:
     """Time real steps for each data set and batch of the plan. This loads the base model.
 
+    If nothing is left to run, the packs are all experiments that can train together.
+
     Timed steps can change the number of arms in a pack, so plan again afterwards.
 
     Raises:
         StudyError: the base model cannot be loaded, or no pack has a prediction.
     """
-    for largest, *_ in _alike(plan, is_whole=False):
+    for largest, *_ in _alike(plan, is_whole=not plan.packs):
         plan.predicted.estimators[largest.experiments[0].pack_key].calibrate()
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from lorastudy.cli.main import main
+from lorastudy.planning import study_plan
+from lorastudy.store import ExperimentTracker
 
 pytestmark = pytest.mark.long
 
@@ -57,6 +59,33 @@ def test_the_packs_are_those_of_the_dry_run_and_with_vram_all_arms_that_can_trai
     assert packs_of("--vram", "80GB") == (3, 2)
 
 
+def test_what_the_store_has_counts_as_done(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    Path("suite.yaml").write_text(SUITE + "max_arms_per_pack: 1\n", encoding="utf-8")
+    ExperimentTracker("results/experiments.db", writable=True).close()
+    num_done = 0
+
+    def missing_of(design, suite, *, tracker):
+        return design.experiments[num_done if tracker is not None else 0 :]
+
+    monkeypatch.setattr(study_plan, "missing_of", missing_of)
+
+    def shown(*options):
+        with pytest.raises(SystemExit) as ended:
+            main(["estimate", "--suite", "suite.yaml", *options])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    assert json.loads(shown("--json"))["packs"][0]["num_packs"] == 6
+    num_done = 2
+    assert json.loads(shown("--json"))["packs"][0]["num_packs"] == 4
+    num_done = 6
+    assert json.loads(shown("--json")) == {"packs": []}
+    assert shown() == "suite: no experiment is left to run; `--vram` estimates all of them\n"
+    assert json.loads(shown("--json", "--vram", "80GB"))["packs"][0]["num_packs"] == 3
+
+
 def test_a_suite_whose_model_cannot_be_counted_ends_with_the_reason(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("suite.yaml").write_text(SUITE + "target_modules: [absent]\n", encoding="utf-8")
@@ -76,7 +105,7 @@ def test_a_default_store_that_cannot_be_read_is_noted_and_a_named_one_is_an_erro
         main(["estimate", "--rank", "4"])
     assert ended.value.code == 0
     shown = capsys.readouterr()
-    assert "note: times of stored runs are not known: " in shown.err
+    assert "note: nothing counts as done, and times of stored runs are not known: " in shown.err
     assert "predicted peak" in shown.out
     with pytest.raises(SystemExit) as ended:
         main(["estimate", "--rank", "4", "--database", "none.db"])
