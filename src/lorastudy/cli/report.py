@@ -16,6 +16,8 @@ from lorastudy.places import DATABASE, REPORT
 if TYPE_CHECKING:
     from lorastudy.report.read import Report
     from lorastudy.report.sections.front import StudySummary
+    from lorastudy.running.adapters import AdapterPlaces
+    from lorastudy.suite.experiment import Experiment
 
 
 def report(
@@ -53,32 +55,40 @@ def report(
 _WIDEST = 100
 
 
-def say_results(suite_name: str, *, database: str, output_dir: Path) -> None:
-    """Print the end of a suite: verdict, recommendation, the place of the results, and the next command.
+def say_results(
+    suite_name: str, *, experiments: "Sequence[Experiment]", database: str, output_dir: Path
+) -> None:
+    """Print the end of a suite: verdict, recommendation, the place of results and adapters, and the next command.
 
-    Verdict and recommendation are those of its report.
+    Verdict and recommendation are those of its report. `experiments` are those that ran.
     """
     from lorastudy.report import read_report
+    from lorastudy.running.adapters import published_places
     from lorastudy.store import ExperimentTracker
 
     with ExperimentTracker(database) as tracker:
         results = tracker.get_all_experiments(suite_name=suite_name)
-        completed = [result.name for result in results if result.status == "completed"]
-        if not completed:
+        if not any(result.status == "completed" for result in results):
             return  # failures are already printed
         report = read_report(tracker, suite_name=suite_name)
     for summary in report.summaries:
         say_summary(summary)
-    say(f"\nresults: {database}; adapters: {_adapter_places(completed, output_dir=output_dir)}")
+    places = published_places(experiments, suite_name=suite_name, output=output_dir)
+    adapters = _adapter_folders(places, of_suite=output_dir / suite_name, output_dir=output_dir)
+    say(f"\nresults: {database}{adapters}")
     given = [] if database == DATABASE else ["--database", database]
     # Quoted: the name may come from a foreign store.
     say(f"next: {shlex.join(['lorastudy', 'report', '--suite-name', suite_name, *given])}")
 
 
-def _adapter_places(names: Sequence[str], *, output_dir: Path) -> str:
-    """The adapter's folder; with several experiments, the pattern of their folders and the first of them."""
-    first = str(output_dir / names[0] / "final_model")
-    return first if len(names) == 1 else f"{output_dir}/<name>/final_model, such as {first}"
+def _adapter_folders(places: "AdapterPlaces", *, of_suite: Path, output_dir: Path) -> str:
+    """The folder of the adapter, or with several adapters the pattern of their folders and the first of them."""
+    found = places.usual or places.elsewhere
+    if not found:
+        return ""
+    if len(places.usual) + len(places.elsewhere) == 1:
+        return f"; adapters: {found[0]}"
+    return f"; adapters: {output_dir if places.usual else of_suite}/<name>/final_model, such as {found[0]}"
 
 
 def say_report(report: "Report", written: Sequence[Path]) -> None:

@@ -37,8 +37,8 @@ def resume(
     for unfinished in work:
         name, registered = unfinished.suite.name, unfinished.registered
         say(name if registered is None else f"{name}: {len(registered)} experiments")
-        run_experiments(unfinished.suite, database=database, options=options, registered=registered)
-        say_results(name, database=database, output_dir=output_dir)
+        design = run_experiments(unfinished.suite, database=database, options=options, registered=registered)
+        say_results(name, experiments=design.experiments, database=database, output_dir=output_dir)
 
 
 def _work(suite: str | None, *, config: Path | None, database: str) -> "list[UnfinishedSuite]":

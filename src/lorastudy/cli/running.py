@@ -19,7 +19,7 @@ from lorastudy.planning.design import existing_store, is_new
 from lorastudy.planning.plan_summary import forecast, size_line
 from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.report.numbers import listing
-from lorastudy.running.adapters import published, usual_place
+from lorastudy.running.adapters import published_places
 from lorastudy.running.phase_runner import Callbacks, RunOptions
 from lorastudy.running.study import StudyOutcome, run_plan
 from lorastudy.store import ExperimentTracker
@@ -100,7 +100,7 @@ def run_experiments(
         )
     experiments = outcome.design.experiments
     _print_outcome(outcome, experiments, was_stopped=signals.is_stopping(), has_raced=bool(suite.rungs))
-    _say_adapter_places(outcome, experiments, suite_name=suite.name, output=options.output)
+    _say_moved_adapters(outcome, experiments, suite_name=suite.name, output=options.output)
     if signals.is_stopping() and outcome.not_run:
         say(f"to continue: {_resume_command(suite, database=database, options=options)}", file=sys.stderr)
         raise typer.Exit(signals.exit_code)
@@ -116,7 +116,7 @@ def exit_code(outcome: StudyOutcome) -> int:
     return 2 if all(end.failure_kind == "user" for end in outcome.failed) else 1
 
 
-def _say_adapter_places(
+def _say_moved_adapters(
     outcome: StudyOutcome, experiments: Sequence[Experiment], *, suite_name: str, output: Path
 ) -> None:
     """Print which adapters are not in their usual place, and which adapters were replaced.
@@ -124,12 +124,8 @@ def _say_adapter_places(
     An adapter goes elsewhere if its usual place holds another one.
     """
     of_suite = output / suite_name
-    elsewhere = [
-        str(place.parent.relative_to(of_suite))
-        for experiment in experiments
-        if (place := published(experiment, suite_name=suite_name, output=output)) is not None
-        and place != usual_place(experiment, output=output)
-    ]
+    adapters = published_places(experiments, suite_name=suite_name, output=output)
+    elsewhere = [str(place.parent.relative_to(of_suite)) for place in adapters.elsewhere]
     if elsewhere:
         say(
             f"note: {output}/<name>/final_model holds another experiment's adapter, or files of other origin, so these "

@@ -59,8 +59,8 @@ def suite(
         return
     options = RunOptions(runs=runs_dir, output=output_dir, continue_on_error=continue_on_error)
     workers = _executor(executor, address=ray_address, num_cpus=ray_num_cpus, num_gpus=ray_num_gpus)
-    run_experiments(loaded, database=database, options=options, executor=workers)
-    say_results(loaded.name, database=database, output_dir=output_dir)
+    design = run_experiments(loaded, database=database, options=options, executor=workers)
+    say_results(loaded.name, experiments=design.experiments, database=database, output_dir=output_dir)
 
 
 def _executor(

@@ -10,7 +10,8 @@ The run folder keeps the original, so an adapter can be published again under an
 """
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lorastudy.errors import StudyError
@@ -84,6 +85,27 @@ def published(experiment: Experiment, *, suite_name: str, output: Path) -> Path 
     """The folder of an experiment's published adapter, or None if it is not published."""
     places = _places(experiment, suite_name=suite_name, output=output)
     return next((place for place in places if _is_of(place, experiment.id)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterPlaces:
+    """The folders of published adapters, apart by whether another adapter occupied the usual place."""
+
+    usual: tuple[Path, ...]
+    elsewhere: tuple[Path, ...]
+
+
+def published_places(experiments: Iterable[Experiment], *, suite_name: str, output: Path) -> AdapterPlaces:
+    """The places of those adapters of a suite that are published."""
+    found = {
+        place: place == usual_place(experiment, output=output)
+        for experiment in experiments
+        if (place := published(experiment, suite_name=suite_name, output=output)) is not None
+    }
+    return AdapterPlaces(
+        usual=tuple(place for place, is_usual in found.items() if is_usual),
+        elsewhere=tuple(place for place, is_usual in found.items() if not is_usual),
+    )
 
 
 def usual_place(experiment: Experiment, *, output: Path) -> Path:

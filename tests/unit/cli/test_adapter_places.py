@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.cli.running import _say_adapter_places
+from lorastudy.cli.running import _say_moved_adapters
 from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.running.study import StudyOutcome
 from lorastudy.suite.experiment import Experiment, Sources
@@ -32,7 +32,7 @@ def said(
     replaced: tuple[tuple[Path, str], ...] = (),
 ) -> list[str]:
     ended = StudyOutcome(design=Design(experiments=(), rounds=()), replaced=replaced)
-    _say_adapter_places(ended, experiments, suite_name="mine", output=tmp_path)
+    _say_moved_adapters(ended, experiments, suite_name="mine", output=tmp_path)
     return capsys.readouterr().err.replace(str(tmp_path), "output").splitlines()
 
 

@@ -9,11 +9,14 @@ import lorastudy.report
 from lorastudy.cli.report import say_report, say_results, say_summary
 from lorastudy.cli.running import _print_outcome, exit_code
 from lorastudy.errors import StudyError
+from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.protocol.records import Outcome
 from lorastudy.report.sections.front import StudySummary
 from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
+from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.rate_search import Design
+from lorastudy.suite.settings import Settings
 
 
 class Told:
@@ -74,18 +77,46 @@ def test_a_report_ends_with_its_files_and_names_the_other_studies(capsys):
     ]
 
 
+def experiment(name, seed=0):
+    return Experiment(
+        name=name, arm=name, experiment_type="custom", seed=seed, settings=Settings(),
+        sources=Sources(base_model="base", dataset="rows"),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("names", "adapters"),
+    ("places", "adapters"),
     [
-        (["r2"], "output/r2/final_model"),
-        (["r2_seed0", "r4_seed0"], "output/<name>/final_model, such as output/r2_seed0/final_model"),
+        ({"r2": "r2"}, "; adapters: output/r2/final_model"),
+        ({"r2": "my suite/r2"}, "; adapters: output/my suite/r2/final_model"),
+        ({"r2": "r2", "r4": "r4"}, "; adapters: output/<name>/final_model, such as output/r2/final_model"),
+        # the usual place of the first holds another experiment's adapter
+        (
+            {"r2": "my suite/r2", "r4": "r4"},
+            "; adapters: output/<name>/final_model, such as output/r4/final_model",
+        ),
+        (
+            {"r2": "my suite/r2", "r4": "my suite/r4"},
+            "; adapters: output/my suite/<name>/final_model, such as output/my suite/r2/final_model",
+        ),
+        ({"r2": None}, ""),
     ],
 )
 def test_a_suite_ends_with_what_it_came_to_and_the_next_command(
-    tmp_path, capsys, monkeypatch, names, adapters
+    tmp_path, capsys, monkeypatch, places, adapters
 ):
     monkeypatch.chdir(tmp_path)
     ExperimentTracker("mine.db", writable=True).close()
+    ran = [experiment(name) for name in places]
+    for each in ran:
+        stranger = Path("output", each.name, "final_model")
+        if places[each.name] != each.name:
+            stranger.mkdir(parents=True)
+            AdapterOrigin.of(experiment(each.name, seed=1)).write(stranger)
+        if places[each.name] is not None:
+            own = Path("output", places[each.name], "final_model")
+            own.mkdir(parents=True)
+            AdapterOrigin.of(each).write(own)
     asked = {}
 
     def read_report(tracker, **options):
@@ -99,16 +130,16 @@ def test_a_suite_ends_with_what_it_came_to_and_the_next_command(
         asked_for.append(suite_name)
         return [
             SimpleNamespace(status="failed", name="r1"),
-            *(SimpleNamespace(status="completed", name=n) for n in names),
+            *(SimpleNamespace(status="completed", name=n) for n in places),
         ]
 
     monkeypatch.setattr(ExperimentTracker, "get_all_experiments", get_all_experiments)
-    say_results("my suite", database="mine.db", output_dir=Path("output"))
+    say_results("my suite", experiments=ran, database="mine.db", output_dir=Path("output"))
     out = capsys.readouterr().out
     assert asked == {"suite_name": "my suite"}
     assert asked_for == ["my suite"]
     assert "Recommendation. Take r2" in out
-    assert f"results: mine.db; adapters: {adapters}\n" in out
+    assert f"results: mine.db{adapters}\n" in out
     assert out.splitlines()[-1] == "next: lorastudy report --suite-name 'my suite' --database mine.db"
 
 
@@ -117,7 +148,7 @@ def test_a_suite_of_which_nothing_completed_says_no_more(tmp_path, capsys, monke
     ExperimentTracker("mine.db", writable=True).close()
     with pytest.raises(StudyError), ExperimentTracker("mine.db") as tracker:
         lorastudy.report.read_report(tracker, suite_name="none")
-    say_results("none", database="mine.db", output_dir=Path("output"))
+    say_results("none", experiments=[], database="mine.db", output_dir=Path("output"))
     assert capsys.readouterr().out == ""
 
 
