@@ -64,6 +64,7 @@ def test_each_pack_counts() -> None:
     [
         result(settings=Settings(target_modules="all", quantization="fp32").model_dump(mode="json")),
         result(settings=Settings(target_modules="qv", quantization="bf16").model_dump(mode="json")),
+        result(settings=SETTINGS.model_copy(update={"deterministic": False}).model_dump(mode="json")),
         result(environment=replace(ENVIRONMENT, device_name="another")),
         result(environment=replace(ENVIRONMENT, num_threads=1)),
         result(environment=replace(ENVIRONMENT, torch="0.1")),
