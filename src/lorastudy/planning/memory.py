@@ -3,7 +3,7 @@
     P parameters of the base, p trainable parameters of all arms, N tokens of a micro-batch
 
 Memory that does not depend on the batch follows from the model's shape. Memory that a step adds is counted on the
-engine itself (`lorastudy.protocol.jobs`), so this module holds no number for it.
+engine itself (`engine/memory_trace.py`), so this module holds no number for it.
 """
 
 from collections.abc import Mapping, Sequence

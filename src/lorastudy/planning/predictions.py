@@ -23,7 +23,6 @@ from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.settings import Settings
 
 OnWait = Callable[[str], None]
-
 """Gets a line for the user before a wait of seconds."""
 
 

@@ -17,12 +17,13 @@ from lorastudy.suite.settings import PromptFormat, Quantization, Settings
 
 ORIGIN_NAME = "lorastudy.json"
 RESULT_NAME = "result.json"
+"""A worker writes a job's result into its folder under this name."""
 
 #: Set for a worker that must train on a GPU. It then refuses to train on the CPU.
 NEEDS_GPU_VARIABLE = "LORASTUDY_NEEDS_GPU"
 
 Phase = Literal["forward", "loss", "backward", "optimizer"]
-"""A worker writes a job's result into its folder under this name."""
+
 FROM_INPUT = "-"
 """A worker with this as its only argument reads folders from its standard input, one JSON string a line."""
 

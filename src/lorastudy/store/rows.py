@@ -22,13 +22,13 @@ from lorastudy.suite.experiment import canonical_json
 HASH_COLUMN = "row_sha256"
 
 Row = Mapping[str, Any]
+"""The values of a row by column name."""
 
 #: Tables that run folders do not hold, or only in part: suites, and their names for experiments.
 OF_SUITES = (schema.suites, schema.experiments, schema.suite_experiments)
 
 #: Tables of records by workers and the runner.
 OF_RUNS = tuple(table for table in schema.metadata.sorted_tables if table not in OF_SUITES)
-"""The values of a row by column name."""
 
 
 class DamageError(Exception):

@@ -54,6 +54,10 @@ from lorastudy.suite.question import rung_of
 from lorastudy.train.outcomes import PackRun, Stopped
 
 Clock = Callable[[], float]
+"""A monotonic clock, in seconds."""
+
+#: The largest share of training time that may go into checkpoints.
+MAX_CHECKPOINT_SHARE = 0.03
 
 
 @dataclass(kw_only=True)
@@ -419,9 +423,3 @@ def _of_these(record: Record, ids: frozenset[str], *, num_steps: int) -> Record 
 
 def _because(run: PackRun) -> str:
     return "" if run.pack.reason is None else f"{run.pack.reason}; "
-
-
-"""A monotonic clock, in seconds."""
-
-#: The largest share of training time that may go into checkpoints.
-MAX_CHECKPOINT_SHARE = 0.03
