@@ -176,12 +176,6 @@ def differing_settings(arms: Sequence[StudyArm]) -> tuple[str, ...]:
     return tuple(key for key in keys if len({canonical_json(arm.settings.get(key)) for arm in arms}) > 1)
 
 
-def shared_settings(arms: Sequence[StudyArm]) -> dict[str, Any]:
-    """Keys whose value is the same in all arms, with that value."""
-    differing = set(differing_settings(arms))
-    return {key: value for arm in arms[:1] for key, value in arm.settings.items() if key not in differing}
-
-
 def confounds(study: Study) -> tuple[str, ...]:
     """Keys in which the arms differ beyond what the experiment type studies; empty for a custom type.
 

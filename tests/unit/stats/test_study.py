@@ -4,7 +4,7 @@ import pytest
 
 from lorastudy.stats.rate_choice import adjusted_means, best_of, learning_rates, rates_of
 from lorastudy.stats.reference import missing_reference, reference_arm
-from lorastudy.stats.study import confounds, differing_settings, shared_settings, split_studies
+from lorastudy.stats.study import confounds, differing_settings, split_studies
 from lorastudy.stats.summary import EXACT_MATCH, LOSS
 from lorastudy.store.views import ScoreValue
 
@@ -135,12 +135,10 @@ def test_nothing_completed_has_no_reference(make_result):
     assert missing_reference(study).name == "a"
 
 
-def test_differing_and_shared_settings_are_a_partition(make_result):
+def test_a_setting_differs_if_two_arms_have_different_values(make_result):
     results = [make_result(f"r{rank}", 0, settings={"lora_rank": rank}) for rank in (1, 2)]
     (study,) = split_studies(results)
     assert differing_settings(study.arms) == ("lora_rank",)
-    assert "lora_rank" not in shared_settings(study.arms)
-    assert shared_settings(study.arms)["learning_rate"] == 2e-4
 
 
 def test_a_second_factor_is_a_confound(make_result):
