@@ -18,7 +18,7 @@ question that were set when results already existed.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -312,11 +312,18 @@ def obstacle(one: ExperimentResult, other: ExperimentResult) -> str | None:
 
 
 def environment_groups(results: Iterable[ExperimentResult]) -> tuple[EnvironmentGroup, ...]:
-    """Each distinct recorded environment with its experiments."""
+    """Each distinct recorded environment with its experiments.
+
+    A run of an older version has no `algorithms`. It counts with the first environment that is equal in all else.
+    """
+    recorded = [(result.environment, result.name) for result in results if result.environment is not None]
+    with_algorithms: dict[Environment, Environment] = {}
+    for environment, _ in recorded:
+        if environment.algorithms is not None:
+            with_algorithms.setdefault(replace(environment, algorithms=None), environment)
     groups: dict[Environment, list[str]] = {}
-    for result in results:
-        if result.environment is not None:
-            groups.setdefault(result.environment, []).append(result.name)
+    for environment, name in recorded:
+        groups.setdefault(with_algorithms.get(environment, environment), []).append(name)
     return tuple(
         EnvironmentGroup(environment=environment, experiments=tuple(names))
         for environment, names in groups.items()

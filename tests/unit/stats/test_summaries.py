@@ -239,3 +239,16 @@ def test_environments_are_grouped_as_recorded(make_result, make_environment):
         make_result("a", 2, environment=make_environment(torch="2")),
     ]
     assert [group.experiments for group in environment_groups(results)] == [("a_s0", "a_s1"), ("a_s2",)]
+
+
+def test_a_run_without_recorded_algorithms_counts_with_those_that_are_equal_in_all_else(
+    make_result, make_environment
+):
+    recorded = [(None, "1"), ("deterministic", "1"), ("fastest", "1"), (None, "2")]
+    results = [
+        make_result("a", seed, environment=make_environment(algorithms=algorithms, torch=torch))
+        for seed, (algorithms, torch) in enumerate(recorded)
+    ]
+    groups = environment_groups(results)
+    assert [group.experiments for group in groups] == [("a_s0", "a_s1"), ("a_s2",), ("a_s3",)]
+    assert [group.environment.algorithms for group in groups] == ["deterministic", "fastest", None]
