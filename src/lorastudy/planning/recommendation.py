@@ -326,7 +326,8 @@ def literature_candidates(
             continue
         seconds = candidate.train_seconds
         timed = None if seconds is None or num_steps is None else seconds * num_steps
-        found.append(replace(candidate, train_seconds=timed))
+        time_from = None if timed is None else candidate.time_from
+        found.append(replace(candidate, train_seconds=timed, time_from=time_from))
         if len(found) == enough:
             break
     return found

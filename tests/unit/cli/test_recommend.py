@@ -9,6 +9,7 @@ import pytest
 
 from lorastudy.cli.main import main
 from lorastudy.data.sources import dataset_fingerprint
+from lorastudy.planning import recommendation
 from lorastudy.planning.design import Designer
 from lorastudy.planning.recommendation import _rate_ratio, _with_time_of_request, stored_evidence
 from lorastudy.planning.recommendation_request import RecommendationRequest, read_request
@@ -522,3 +523,20 @@ def test_a_timed_step_times_the_steps_of_the_data_asked_about():
     num_steps = math.ceil(2 * len(asked.train_rows) / 8)
     assert _with_time_of_request(step, asked).train_seconds == 0.5 * num_steps
     assert _with_time_of_request(replace(step, train_seconds=None), asked).train_seconds is None
+
+
+def test_a_time_that_is_not_known_has_no_source(monkeypatch):
+    monkeypatch.setattr(recommendation, "literature_settings", lambda *_, **__: [Settings()])
+    of_one_step = Candidate(
+        settings=Settings(), peak_bytes=1, terms_bytes={}, num_trainable_parameters=1, train_seconds=0.5,
+        time_from="timed steps",
+    )  # fmt: skip
+    finder = SimpleNamespace(shape=None, fitting=lambda _: of_one_step)
+
+    def timed(**base):
+        asked = RecommendationRequest(base=Settings(**base), has_data=False, budget_bytes=1)
+        (found,) = recommendation.literature_candidates(finder, asked)
+        return found.train_seconds, found.time_from
+
+    assert timed() == (None, None)
+    assert timed(max_steps=10) == (5.0, "timed steps")
