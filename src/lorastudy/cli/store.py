@@ -66,7 +66,6 @@ def export(
     database: Database = DATABASE,
 ) -> None:
     """Write experiments, settings and scores to a file without secrets or personal paths."""
-    from lorastudy.errors import StudyError
     from lorastudy.store import ExperimentTracker
 
     path = output or Path(f"results.{file_format}")
