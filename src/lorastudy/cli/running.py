@@ -92,6 +92,7 @@ def run_experiments(
             executor=executor,
             options=options,
             callbacks=Callbacks(
+                on_open=_say_taken_over,
                 on_start=start,
                 on_phase=progress.on_phase,
                 on_event=progress.on_event,
@@ -142,9 +143,14 @@ def _say_moved_adapters(
 
 def _writer(database: str) -> ExperimentTracker:
     tracker = ExperimentTracker(database, writable=True)
+    _say_taken_over(tracker)
+    return tracker
+
+
+def _say_taken_over(tracker: ExperimentTracker) -> None:
+    """Print from which process the store was taken over, if that process ended without releasing it."""
     if tracker.left_behind is not None:
         say(f"note: took over the results store from {tracker.left_behind}, which is gone", file=sys.stderr)
-    return tracker
 
 
 def _resume_command(suite: Suite, *, database: str, options: RunOptions) -> str:

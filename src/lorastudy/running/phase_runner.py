@@ -49,6 +49,8 @@ class RunOptions:
 class Callbacks:
     """A caller's hooks into a run: they report its progress and can ask it to stop."""
 
+    on_open: Callable[[ExperimentTracker], None] = lambda _: None
+    """Called with the store if the run opens it for writing, before `on_start`."""
     on_start: Callable[[Executor], None] = lambda _: None
     """Called once with the executor, when the plan can run and the store is open for writing."""
     on_phase: Callable[[Phase], None] = lambda _: None

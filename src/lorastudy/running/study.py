@@ -69,7 +69,10 @@ def run_plan(
         workers = executor or opened.enter_context(
             contextlib.closing(local_executor(plan.design.of_every_arm))
         )
-        store = tracker or opened.enter_context(ExperimentTracker(database, writable=True))
+        store = tracker
+        if store is None:
+            store = opened.enter_context(ExperimentTracker(database, writable=True))
+            callbacks.on_open(store)
         callbacks.on_start(workers)
         return run_study(plan, tracker=store, executor=workers, options=options, callbacks=callbacks)
 

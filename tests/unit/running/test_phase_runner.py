@@ -1,7 +1,10 @@
 """A suite from its experiments to its outcome, with an executor that lives in memory."""
 
 import itertools
+import json
+import os
 import shutil
+import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -17,11 +20,11 @@ from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.protocol.records import ArmStep, Environment, FailureKind, Outcome, Pack, PackStep, Record
 from lorastudy.protocol.run_folder import checkpoint_folder
 from lorastudy.running.adapters import published
-from lorastudy.running.phase_runner import MAX_KILLED
-from lorastudy.running.study import StudyOutcome
+from lorastudy.running.phase_runner import MAX_KILLED, Callbacks
+from lorastudy.running.study import StudyOutcome, run_plan
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment
-from planned import experiments, options_in, run_experiments
+from planned import experiments, options_in, plan_of, run_experiments
 
 pytestmark = pytest.mark.long
 
@@ -532,3 +535,21 @@ def test_a_suite_that_asks_again_for_what_it_once_dropped_reads_its_results(
     outcome = run([a, b], again)
     assert again.served == []
     assert set(outcome.done_before) == {a.id, b.id}
+
+
+def test_a_store_that_the_run_opens_is_shown_with_whom_it_was_taken_over_from(tmp_path: Path) -> None:
+    file = tmp_path / "new.db"
+    ExperimentTracker(file, writable=True).close()
+    holder = {"pid": os.getppid(), "host": socket.gethostname(), "since": "2026-01-01"}
+    file.with_name(f"{file.name}.lock").write_text(json.dumps(holder))
+    left_behind = []
+    run_plan(
+        plan_of(experiments("a"), suite_name=SUITE, executor=MemoryExecutor()),
+        database=str(file),
+        executor=MemoryExecutor(),
+        options=options_in(tmp_path),
+        callbacks=Callbacks(on_open=lambda store: left_behind.append(store.left_behind)),
+    )
+    (found,) = left_behind
+    assert found is not None
+    assert found.pid == holder["pid"]
