@@ -37,7 +37,7 @@ SuiteFile = Annotated[Path, typer.Argument(help="Suite file (YAML).")]
 
 Config = Annotated[
     Path | None,
-    typer.Option(help="Defaults; without it configs/default_config.yaml of this folder, if there."),
+    typer.Option(help="Defaults file; if omitted, configs/default_config.yaml in this folder, if it exists."),
 ]
 
 ContinueOnError = Annotated[

@@ -47,7 +47,10 @@ def recommend(
         typer.Option(help=f"{MEMORY_TO_FIT}; by default this machine's."),
     ] = None,
     hours: Annotated[
-        float | None, typer.Option(help="Hours of training that it has to fit, if its time is known.")
+        float | None,
+        typer.Option(
+            help="Longest training time in hours. Ignored for configurations whose time is not known."
+        ),
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Training rows; by default those of the study that answers.")

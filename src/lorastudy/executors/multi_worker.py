@@ -67,7 +67,7 @@ def worker_environments(
     """The environment variables of each worker, besides the user's own.
 
     If the user sets `OMP_NUM_THREADS`, there is one worker with that number of threads. `num_base_bytes` is the size of
-    the largest base model's weight files. A worker for a GPU must find it.
+    the largest base model's weight files. A worker for a GPU fails if torch sees none.
     """
     if len(gpus) == 1:
         return [{NEEDS_GPU_VARIABLE: "1"}]

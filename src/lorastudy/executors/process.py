@@ -44,7 +44,7 @@ ALLOCATOR_ENVIRONMENT = {
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
 
-#: What torch must find before it is imported, if it uses a GPU. Without a GPU nothing reads it.
+#: Variables that torch reads when it is imported. Without a GPU they have no effect.
 #:
 #: - CUDA's allocator grows its segments instead of keeping blocks of many sizes. The lengths of rows differ from step to
 #:   step, and free blocks that fit none of them would count as used.

@@ -251,8 +251,8 @@ RULES = (
     Rule(
         code="LS106",
         title="Search for the learning rate not finished",
-        why="the search goes on until the best rate has a worse one on each side, and only then the arm runs at its rate with the "
-        "seeds that report: until then nothing is known of what the arm can do",
+        why="the search continues until the best rate has a worse one on each side. Only then does the arm run with the "
+        "reporting seeds, so its score is not known yet",
         source="arXiv 2602.04998 (tuned rates)",
         change="let the suite run to its end, or take it up again (`lorastudy resume`)",
         find=_still_sought,

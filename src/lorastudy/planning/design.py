@@ -150,7 +150,7 @@ def not_done(
 
 
 def missing_of(design: Design, suite: Suite, *, tracker: ExperimentTracker | None) -> Sequence[Experiment]:
-    """What of a design has no result yet and was not stopped by racing; without a store all of it."""
+    """The experiments of a design without a result that racing did not stop. Without a store, all of them."""
     if tracker is None:
         return design.experiments
     missing = not_done(design.experiments, tracker=tracker, searching=design.tuning)

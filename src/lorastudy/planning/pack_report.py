@@ -1,4 +1,4 @@
-"""The packs of a plan for somebody who asks about memory: what they need, whether they fit, and what would make them fit.
+"""The memory of a plan's packs: what they need, whether they fit, and which changes would make them fit.
 
 `lorastudy estimate` prints these reports.
 """

@@ -85,9 +85,9 @@ def without_memory(experiments: Sequence[Experiment], answers: Answers) -> Predi
 
 
 def without_data(experiments: Sequence[Experiment], answers: Answers) -> Predictions:
-    """Predictions for experiments whose rows all have the maximum length. What shares a base trains in one pack.
+    """Predictions for experiments whose rows all have the maximum length.
 
-    A worker counts when an estimate is first read.
+    All experiments that share a base model train in one pack. A worker counts when an estimate is first read.
     """
     estimators = by_pack(experiments, answers, with_data=False)
     return Predictions(

@@ -162,8 +162,8 @@ def plan_study(
     """The plan of a suite. If an answer is not cached, a worker counts rows and memory, which takes seconds.
 
     Without `tracker`, no experiment counts as done. Without `executor`, workers run on this machine. `registered` are
-    the experiments of a suite that resumes from the store. Without `answers`, the plan has a worker of its own, which
-    ends with it; a caller that asks for more afterwards gives its own. `on_wait` also gets a line for each piece of foreign code
+    the experiments of a suite that resumes from the store. Without `answers`, the plan starts a worker and ends it.
+    To ask more questions afterwards, pass your own `answers`. `on_wait` also gets a line for each piece of foreign code
     before it runs, because the counting worker loads the model's tokenizer.
 
     Raises:

@@ -1,7 +1,8 @@
 """The suites of a store that have work left, as a resumed run takes them.
 
 The experiments of most suites are registered in the store. A suite that searches for learning rates also has its design
-there, because results decide its next runs. A store of an older version has no design: then only the suite's file tells.
+there, because results decide its next runs. A store of an older version has no design. Such a suite can be
+resumed only from its file.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Names inside a run folder, which holds one attempt at a pack: `<runs>/pack-0123/attempt-1`.
 
-`records` and `jobs` name the files that the control side and the worker exchange there. The checks that nothing leads
-out of a folder are here too: what a worker hands over, and the places where it is copied to, hold no links elsewhere.
+`records` and `jobs` name the files that the control side and the worker exchange there. This module also checks
+that no link leads out of a folder.
 """
 
 from pathlib import Path

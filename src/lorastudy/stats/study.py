@@ -331,7 +331,7 @@ def environment_groups(results: Iterable[ExperimentResult]) -> tuple[Environment
 
 
 def give_the_same_bits(results: Iterable[ExperimentResult]) -> bool:
-    """Whether these runs, made a second time on the same machine, give the same bits: none used the fastest algorithms."""
+    """Whether a second run on the same machine gives the same bits: true if none used the fastest algorithms."""
     return not any(
         result.environment is not None and result.environment.algorithms == "fastest" for result in results
     )

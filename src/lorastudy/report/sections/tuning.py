@@ -1,6 +1,6 @@
 """How a study spent its runs: which learning rates it tried for each configuration, and which arms racing stopped.
 
-For rates: which one was taken, and what that choice does to its score. For racing: why an arm was stopped, what that saved, and
+For each configuration: the chosen rate, and how that choice biases its score. For racing: why an arm was stopped, what that saved, and
 how often such stops were wrong in measured races.
 """
 
