@@ -70,10 +70,9 @@ def test_what_the_command_has_no_word_for_is_left_without_one(arm_of):
     assert not any(isinstance(span, Code) for span in told)
 
 
-def test_the_command_is_one_that_lorastudy_takes(monkeypatch, tmp_path):
+def test_the_command_is_one_that_lorastudy_takes(monkeypatch):
     seen = {}
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no answer is kept, so the command needs a worker
-    monkeypatch.setattr("lorastudy.executors.process.JobWorker", lambda: seen["stop"])
+    monkeypatch.setattr("lorastudy.planning.predictions.JobWorker", lambda: seen["stop"])
     settings = Settings(
         base_model="a model", lora_rank=8, target_modules=["q_proj", "v_proj"], quantization="4bit", lora_dropout=0.05,
         gradient_checkpointing=True, trust_remote_code=True, **SETTINGS,
