@@ -314,12 +314,13 @@ def obstacle(one: ExperimentResult, other: ExperimentResult) -> str | None:
 def environment_groups(results: Iterable[ExperimentResult]) -> tuple[EnvironmentGroup, ...]:
     """Each distinct recorded environment with its experiments.
 
-    A run of an older version has no `algorithms`. It counts with the first environment that is equal in all else.
+    A run of an older version has no `algorithms`. It was deterministic, as all runs on a CPU are, and counts with the
+    deterministic environment that is equal in all else.
     """
     recorded = [(result.environment, result.name) for result in results if result.environment is not None]
     with_algorithms: dict[Environment, Environment] = {}
     for environment, _ in recorded:
-        if environment.algorithms is not None:
+        if environment.algorithms == "deterministic":
             with_algorithms.setdefault(replace(environment, algorithms=None), environment)
     groups: dict[Environment, list[str]] = {}
     for environment, name in recorded:
