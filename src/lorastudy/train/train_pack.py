@@ -262,28 +262,32 @@ def emit_scores_before(run: PackRun, loaded: LoadedPack, *, cache: BaseCache) ->
     Raises:
         StudyError: a score is not finite.
     """
-    algorithms = torch.are_deterministic_algorithms_enabled()
-    for split, tokens in loaded.data.scored():
-        key = (loaded.make_engine.name, algorithms, split, tokens.rows.digest)
-        if key not in cache.scores:
-            cache.scores[key] = tuple(_scores_before(loaded, f"{split}_before", tokens=tokens))
+    name, algorithms = loaded.make_engine.name, torch.are_deterministic_algorithms_enabled()
+    keys = {split: (name, algorithms, split, tokens.rows.digest) for split, tokens in loaded.data.scored()}
+    missing = [(split, tokens) for split, tokens in loaded.data.scored() if keys[split] not in cache.scores]
+    if missing:
+        engine = loaded.make_engine(loaded.arms[:1])
+        try:
+            for split, tokens in missing:
+                cache.scores[keys[split]] = tuple(
+                    _scores_before(engine, split, tokens=tokens, base=loaded.base)
+                )
+        finally:
+            engine.close()
+    for key in keys.values():
         for score in cache.scores[key]:
             for arm in loaded.arms:
                 run.emit(replace(score, experiment_id=arm.experiment_id))
 
 
-def _scores_before(loaded: LoadedPack, split: str, *, tokens: TokenSet) -> Iterator[Score]:
-    base, engine = loaded.base, loaded.make_engine(loaded.arms[:1])
-    try:
-        for score in CompletionLoss().evaluate(engine, tokens.rows, base=base, split=split):
-            if not is_finite(score):
-                raise StudyError(
-                    f"quantization: {base.dtype}: the base model's own {score.metric} on "
-                    f"{split.removesuffix('_before')} is not finite; try bf16 or fp32"
-                )
-            yield score
-    finally:
-        engine.close()
+def _scores_before(engine: Engine, split: str, *, tokens: TokenSet, base: BaseModel) -> Iterator[Score]:
+    for score in CompletionLoss().evaluate(engine, tokens.rows, base=base, split=f"{split}_before"):
+        if not is_finite(score):
+            raise StudyError(
+                f"quantization: {base.dtype}: the base model's own {score.metric} on {split} is not finite; "
+                "try bf16 or fp32"
+            )
+        yield score
 
 
 def train_to_pause_or_end(
