@@ -27,8 +27,23 @@ from lorastudy.engine.arms import TrainingArm, initial_lora_A
 from lorastudy.engine.lora import DropoutClock, LoraSlot, PackedLinear, SlotDropout, attach
 from lorastudy.engine.quantised import compute_dtype, features
 
-Pairs = list[tuple[Tensor, Tensor]]
-"""(destination, source) of copies."""
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """Copies that are made together, in few kernels. The lists are made once, not in every step."""
+
+    destinations: list[Tensor] = field(default_factory=list)
+    sources: list[Tensor] = field(default_factory=list)
+
+    def add(self, destination: Tensor, source: Tensor) -> None:
+        """Copy this too."""
+        self.destinations.append(destination)
+        self.sources.append(source)
+
+    def run(self) -> None:
+        """Make the copies."""
+        if self.destinations:
+            torch._foreach_copy_(self.destinations, self.sources)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +85,9 @@ class AdapterBuffers:
     clock: DropoutClock
     slot_grads: tuple[Tensor, ...]
     """Tensors that hold all gradients of the slots."""
-    refreshed: Pairs
+    refreshed: Copies
     """Slots of their own, and the weights that they are copied from."""
-    collected: Pairs
+    collected: Copies
     """Gradients of arms, and the slots' gradients that they are copied from."""
 
     def attach(self, layers: Mapping[str, PackedLinear]) -> None:
@@ -86,10 +101,7 @@ class AdapterBuffers:
         scaled = [arm.scaled_B_Q for arm in self.vectors]
         torch._foreach_copy_(scaled, [arm.weights_B_Q for arm in self.vectors])
         torch._foreach_mul_(scaled, [arm.scaling for arm in self.arms])
-        if self.refreshed:
-            torch._foreach_copy_(
-                [slot for slot, _ in self.refreshed], [weights for _, weights in self.refreshed]
-            )
+        self.refreshed.run()
 
     @torch.no_grad()
     def collect_gradients(self) -> None:
@@ -97,8 +109,7 @@ class AdapterBuffers:
 
         The slots' gradients of lora_B are those by s B, so each is multiplied by s. A second call would multiply again.
         """
-        if self.collected:
-            torch._foreach_copy_([grad for grad, _ in self.collected], [slot for _, slot in self.collected])
+        self.collected.run()
         torch._foreach_mul_([arm.grads_B_Q for arm in self.vectors], [arm.scaling for arm in self.arms])
 
     def zero_grad(self) -> None:
@@ -149,6 +160,8 @@ def make_buffers(
         dtypes={name: compute_dtype(layers[name].base_layer, dtype=dtype) for name in sizes},
         device=device,
         clock=DropoutClock(),
+        refreshed=Copies(),
+        collected=Copies(),
     )
     groups: list[_Group] = []
     for start, stop in _groups(arms, padded=pads_ranks(device) if padded is None else padded):
@@ -162,8 +175,8 @@ def make_buffers(
         slots={name: tuple(g.slots[name] for g in groups if name in g.slots) for name in sizes},
         clock=shared.clock,
         slot_grads=tuple(grad for group in groups for grad in group.slot_grads),
-        refreshed=[pair for group in groups for pair in group.refreshed],
-        collected=[pair for group in groups for pair in group.collected],
+        refreshed=shared.refreshed,
+        collected=shared.collected,
     )
     for arm, vectors in zip(buffers.arms, buffers.vectors, strict=True):
         for name, lora_A_RD in vectors.lora_A_RD.items():
@@ -174,12 +187,14 @@ def make_buffers(
 
 @dataclass(frozen=True, kw_only=True)
 class _Shared:
-    """What all groups of a pack share: each module's (inputs, outputs) and precision, the device and the clock."""
+    """What all groups of a pack share: each module's (inputs, outputs) and precision, the device, clock and copies."""
 
     sizes: Mapping[str, tuple[int, int]]
     dtypes: Mapping[str, torch.dtype]
     device: torch.device
     clock: DropoutClock
+    refreshed: Copies
+    collected: Copies
 
 
 @dataclass(kw_only=True)
@@ -189,8 +204,6 @@ class _Group:
     vectors: list[ArmVectors]
     slots: dict[str, LoraSlot] = field(default_factory=dict)
     slot_grads: list[Tensor] = field(default_factory=list)
-    refreshed: Pairs = field(default_factory=list)
-    collected: Pairs = field(default_factory=list)
 
 
 def _groups(arms: Sequence[TrainingArm], *, padded: bool) -> list[tuple[int, int]]:
@@ -208,7 +221,7 @@ def _equal_arms(arms: Sequence[TrainingArm], *, start: int, shared: _Shared) -> 
     """
     first = arms[0]
     sizes = {name: shared.sizes[name] for name in first.module_names}
-    num_A, num_B = (first.r * sum(counts) for counts in zip(*sizes.values(), strict=True))
+    num_A, num_B = _num_elements(sizes, r=first.r)
     weights_GP = torch.zeros(len(arms), num_A + num_B, device=shared.device)
     grads_GP, scaled_GQ = torch.zeros_like(weights_GP), weights_GP[:, num_A:].clone()
     group = _Group(
@@ -222,7 +235,7 @@ def _equal_arms(arms: Sequence[TrainingArm], *, start: int, shared: _Shared) -> 
     grads_A, grads_B = _views(grads_GP, grads_GP[:, num_A:], sizes=sizes, r=first.r)
     for name in sizes:
         own = [
-            _own_copy(view, dtype=shared.dtypes[name], refreshed=group.refreshed)
+            _own_copy(view, dtype=shared.dtypes[name], refreshed=shared.refreshed)
             for view in (lora_A[name], lora_B[name])
         ]
         group.slots[name] = LoraSlot(
@@ -237,8 +250,8 @@ def _equal_arms(arms: Sequence[TrainingArm], *, start: int, shared: _Shared) -> 
     return group
 
 
-def _own_copy(view_GRD: Tensor, *, dtype: torch.dtype, refreshed: Pairs) -> Tensor:
-    """The view itself, or in another precision than its own a tensor that is refreshed from it.
+def _own_copy(view_GRD: Tensor, *, dtype: torch.dtype, refreshed: Copies) -> Tensor:
+    """The view itself if it has this precision, else a copy that `refresh` updates.
 
     The arms are copied one by one: all together they lie differently in the two tensors, and CUDA joins copies into one
     kernel only between tensors of equal strides.
@@ -246,7 +259,8 @@ def _own_copy(view_GRD: Tensor, *, dtype: torch.dtype, refreshed: Pairs) -> Tens
     if dtype is view_GRD.dtype:
         return view_GRD
     copy_GRD = torch.zeros(view_GRD.shape, dtype=dtype, device=view_GRD.device)
-    refreshed += zip(copy_GRD, view_GRD, strict=True)
+    for copy_RD, view_RD in zip(copy_GRD, view_GRD, strict=True):
+        refreshed.add(copy_RD, view_RD)
     return copy_GRD
 
 
@@ -262,9 +276,8 @@ def _padded_arms(arms: Sequence[TrainingArm], *, start: int, shared: _Shared) ->
         if found
     }
     num_elements = [math.prod(shape) for pair in shapes.values() for shape in pair]
-    grads = torch.zeros(
-        sum(num_elements), device=shared.device
-    )  # one tensor, so that one kernel sets it to zero
+    # One tensor, so that one kernel sets all gradients to zero.
+    grads = torch.zeros(sum(num_elements), device=shared.device)
     parts = iter(torch.split(grads, num_elements))
     group.slot_grads.append(grads)
     for name, (shape_A, shape_B) in shapes.items():
@@ -281,20 +294,16 @@ def _padded_arms(arms: Sequence[TrainingArm], *, start: int, shared: _Shared) ->
         group.slots[name] = slot
         for row in rows[name]:
             vectors, place = group.vectors[row], (row - first, slice(0, arms[row].r))
-            group.refreshed += [
-                (slot.lora_A_GRD[place], vectors.lora_A_RD[name]),
-                (slot.scaled_B_GRO[place], vectors.scaled_B_RO[name]),
-            ]
-            group.collected += [
-                (vectors.grad_A_RD[name], slot.grad_A_GRD[place]),
-                (vectors.grad_B_RO[name], slot.grad_B_GRO[place]),
-            ]
+            shared.refreshed.add(slot.lora_A_GRD[place], vectors.lora_A_RD[name])
+            shared.refreshed.add(slot.scaled_B_GRO[place], vectors.scaled_B_RO[name])
+            shared.collected.add(vectors.grad_A_RD[name], slot.grad_A_GRD[place])
+            shared.collected.add(vectors.grad_B_RO[name], slot.grad_B_GRO[place])
     return group
 
 
 def _own_vectors(arm: TrainingArm, *, shared: _Shared) -> ArmVectors:
     sizes = {name: shared.sizes[name] for name in arm.module_names}
-    num_A, num_B = (arm.r * sum(counts) for counts in zip(*sizes.values(), strict=True))
+    num_A, num_B = _num_elements(sizes, r=arm.r)
     weights_P = torch.zeros(num_A + num_B, device=shared.device)
     return _vectors(
         weights_P,
@@ -303,6 +312,12 @@ def _own_vectors(arm: TrainingArm, *, shared: _Shared) -> ArmVectors:
         sizes=sizes,
         r=arm.r,
     )
+
+
+def _num_elements(sizes: Mapping[str, tuple[int, int]], *, r: int) -> tuple[int, int]:
+    """Of all lora_A and of all lora_B of an arm."""
+    inputs, outputs = zip(*sizes.values(), strict=True)
+    return r * sum(inputs), r * sum(outputs)
 
 
 def _vectors(

@@ -8,7 +8,8 @@ Wrap the forward pass in `rows(batch)`, which sets the bounds of the rows. Gener
     G (arm, head, row) triples, B queries of a block, E keys up to the block's end
 
 On a GPU in half precision `flash_attention` takes all rows of all arms in one call, of any lengths, with fewer heads of
-keys than of queries, with values of another size (latent attention), and with a sliding window. Elsewhere rows of one length are a bucket, and a bucket is one call.
+keys than of queries, with values of another size (latent attention), and with a sliding window. Elsewhere rows of one
+length are a bucket, and a bucket is one call.
 
 On a CPU, long rows use `block_attention`: softmax(scale Q K^T) V, a block of queries at a time, over the keys up to
 each query. torch's CPU kernel multiplies small tiles one triple after another. In bf16 that is far slower than the
@@ -231,29 +232,28 @@ class _FlashAttention(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         query, key, value, ends, longest, scale, window = inputs
         ctx.options = {
+            "cum_seq_q": ends,
+            "cum_seq_k": ends,
+            "max_q": longest,
+            "max_k": longest,
             "dropout_p": 0.0,
             "is_causal": True,
             "scale": scale,
             "window_size_left": None if window is None else window - 1,
         }
-        ends_and_lengths = {"cum_seq_q": ends, "cum_seq_k": ends, "max_q": longest, "max_k": longest}
         out: Tensor
-        out, log_sums, *random, _ = _flash_forward(
-            query, key, value, return_debug_mask=False, **ends_and_lengths, **ctx.options
+        out, log_sums, rng_state, unused, _ = _flash_forward(
+            query, key, value, return_debug_mask=False, **ctx.options
         )
-        ctx.longest = longest
-        ctx.save_for_backward(query, key, value, out, log_sums, ends, *random)
+        ctx.save_for_backward(query, key, value, out, log_sums, rng_state, unused)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, log_sums, ends, *random = ctx.saved_tensors
-        philox_seed, philox_offset = random
+        *saved, rng_state, unused = ctx.saved_tensors
         dq, dk, dv = _flash_backward(
-            grads[0].contiguous(), query, key, value, out, log_sums,
-            cum_seq_q=ends, cum_seq_k=ends, max_q=ctx.longest, max_k=ctx.longest,
-            rng_state=philox_seed, unused=philox_offset, **ctx.options,
-        )  # fmt: skip
+            grads[0].contiguous(), *saved, rng_state=rng_state, unused=unused, **ctx.options
+        )
         return dq, dk, dv, None, None, None, None
 
 

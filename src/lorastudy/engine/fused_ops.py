@@ -97,7 +97,7 @@ def cuda_rms_norm(x_ND: Tensor, *, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def tanh_gelu(x_ND: Tensor) -> Tensor:
-    """X / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
+    """GELU by tanh: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
 
     In half precision it rounds once, where transformers' chain of operations rounds after each of them.
     """

@@ -45,6 +45,9 @@ ROW_LENGTHS = (3, 5, 7)
 #: Kinds of layers that see only some earlier tokens, in transformers' `layer_types` and GPT-Neo's `attention_layers`.
 _SHORT_SIGHTED = ("sliding", "chunked", "local")
 
+#: The names under which configurations give the span of such layers. The first one is a plain sliding window.
+_SPANS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Forwards:
@@ -168,9 +171,8 @@ def check_step(forwards: Forwards, *, losses_of: Callable[[Batch], Tensor], batc
     """
     losses_K = _tried(forwards.kind, partial(losses_of, batch))
     lowest, highest = torch.stack([losses_K.min(), losses_K.max()]).tolist()
-    if highest - lowest > forwards.tolerance * abs(
-        highest
-    ):  # not if they are not finite: then no engine can train
+    # Losses that are not finite pass: no engine can train them, and the scores of the base say so.
+    if highest - lowest > forwards.tolerance * abs(highest):
         raise UnsupportedModelError(
             f"{forwards.kind}: fresh arms side by side have different losses, {lowest:.6g} and {highest:.6g}"
         )
@@ -198,8 +200,7 @@ def attention_span(config: Any) -> int | None:
     kinds = getattr(text, "layer_types", None) or getattr(text, "attention_layers", None)
     if kinds is not None and not any(word in str(kind) for kind in kinds for word in _SHORT_SIGHTED):
         return None
-    names = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
-    spans = [span for name in names if isinstance(span := getattr(text, name, None), int)]
+    spans = [span for name in _SPANS if isinstance(span := getattr(text, name, None), int)]
     return min(spans, default=None)
 
 
@@ -207,11 +208,12 @@ def has_sliding_windows(config: Any) -> bool:
     """Whether the layers that do not see all earlier tokens have a sliding window, and not chunks or another pattern."""
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None) or ()
-    others = ("attention_chunk_size", "attention_window_size", "window_size", "attention_layers")
+    window, *other_spans = _SPANS
+    _, *other_kinds = _SHORT_SIGHTED
     return (
-        isinstance(getattr(text, "sliding_window", None), int)
-        and not any("chunk" in str(kind) or "local" in str(kind) for kind in kinds)
-        and all(getattr(text, name, None) is None for name in others)
+        isinstance(getattr(text, window, None), int)
+        and not any(word in str(kind) for kind in kinds for word in other_kinds)
+        and all(getattr(text, name, None) is None for name in (*other_spans, "attention_layers"))
     )
 
 

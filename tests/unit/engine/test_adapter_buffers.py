@@ -52,8 +52,8 @@ def test_groups_are_arms_of_one_shape_and_weights_are_found_by_arm():
 
 def test_in_fp32_the_slots_of_equal_arms_are_the_weights_themselves():
     buffers = buffers_of(mixed_arms())
-    assert not buffers.refreshed
-    assert not buffers.collected
+    assert not buffers.refreshed.destinations
+    assert not buffers.collected.destinations
     for arm in buffers.arms:
         buffers.weights_of(arm)["one"][0].fill_(7.0)
     assert all(bool((slot.lora_A_GRD == 7.0).all()) for slot in buffers.slots["one"])
