@@ -63,13 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the budget allows."""
     chosen = _parser().parse_args(arguments)
     budget = Budget(seconds=chosen.budget)
-    if chosen.wheels is not None:
-        install_wheels(chosen.wheels)
-    make_engine_importable()
-    from lorastudy.executors.process import CUDA_ENVIRONMENT
-
-    for name, value in CUDA_ENVIRONMENT.items():  # as in a worker, before torch is imported
-        os.environ.setdefault(name, value)
+    prepare_machine(wheels=chosen.wheels)
     from benchmarks.gpu_rows import device_name
 
     now = datetime.now(UTC)
@@ -144,6 +138,17 @@ def _measure_memory(chosen: argparse.Namespace, *, budget: Budget, report: Repor
 def machine_has(library: str) -> bool:
     """Whether the library can be imported."""
     return find_spec(library) is not None
+
+
+def prepare_machine(*, wheels: Path | None) -> None:
+    """Make the engine importable, and set what a worker sets before torch is imported. Install wheels first, if any."""
+    if wheels is not None:
+        install_wheels(wheels)
+    make_engine_importable()
+    from lorastudy.executors.process import CUDA_ENVIRONMENT
+
+    for name, value in CUDA_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def install_wheels(folder: Path) -> None:

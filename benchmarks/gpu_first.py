@@ -10,7 +10,6 @@ which no time is left is named too. `gpu_checks.py` has the steps.
 
 import argparse
 import json
-import os
 import sys
 import time
 import traceback
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import machine
-from benchmarks.gpu import install_wheels, make_engine_importable
+from benchmarks.gpu import prepare_machine
 from benchmarks.job import Budget
 
 if TYPE_CHECKING:
@@ -41,13 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Take the steps of a command."""
     chosen = _parser().parse_args(arguments)
     budget = Budget(seconds=chosen.budget)
-    if chosen.wheels is not None:
-        install_wheels(chosen.wheels)
-    make_engine_importable()
-    from lorastudy.executors.process import CUDA_ENVIRONMENT
-
-    for name, value in CUDA_ENVIRONMENT.items():  # as in a worker, before torch is imported
-        os.environ.setdefault(name, value)
+    prepare_machine(wheels=chosen.wheels)
     from benchmarks import gpu_checks
     from benchmarks.gpu_rows import Scale, device_name
 
