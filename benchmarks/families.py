@@ -213,7 +213,7 @@ def make_model(family: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
 
 
 def config_of(family: str, *, num_layers: int = 2) -> Any:
-    """The family's configuration at tiny sizes. Some families have a fixed number of layers, whatever `num_layers` is."""
+    """The family's configuration at tiny sizes. Some families ignore `num_layers`."""
     usual = AutoConfig.for_model(family)
     tiny = {**_TINY, **dict.fromkeys(_LAYERS, num_layers)}
     sizes = {key: value for key, value in tiny.items() if _has(usual, key)} | dict(_OWN.get(family, {}))

@@ -356,12 +356,12 @@ def _allocated(bench: Bench) -> int | None:
 
 
 def speed(bench: Bench) -> dict[str, Any]:
-    """The rows of `benchmarks.gpu`, as far as time allows, in a file of their own."""
+    """The rows of `benchmarks.gpu` that fit the time, in their own file."""
     return _results_of(bench, name="speed", options=["--budget", str(bench.budget.left * 0.6)])
 
 
 def memory(bench: Bench) -> dict[str, Any]:
-    """The memory table of `benchmarks.gpu`, as far as time allows, in a file of its own."""
+    """The memory table of `benchmarks.gpu`, up to the end of the time, in its own file."""
     return _results_of(
         bench, name="memory", options=["--rows", "--memory", "--budget", str(bench.budget.left)]
     )

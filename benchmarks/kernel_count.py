@@ -14,7 +14,7 @@ the meta device, on the code path of CUDA. `KernelLedger` sees every operation o
 - Copies between host and device are counted apart. A copy blocks unless it is `non_blocking`; the host then waits for
   the device. Reading a number from a tensor also waits.
 
-The count holds for the operations that torch is asked for. It is not measured: cuBLAS may use two kernels for one
+The count is of the operations that the engine asks for. It is not measured: cuBLAS may use two kernels for one
 product, and a sort uses many. With deterministic
 algorithms an `index_put_` or `index_copy` sorts its indices, some ten kernels more; a step has one for each chunk of
 the loss, and two others. Dropout is off, since the trace does not draw masks.
