@@ -64,7 +64,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on_and_a_finished_suite_is_left_alone(f
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "stopping: each pack is saved after its current step" in said
+    assert "stopping: packs that train are saved after their current step" in said
     assert "to continue: lorastudy resume long" in said
     assert "Traceback" not in said
     (checkpoint,) = folder.path.glob("results/runs/*/attempt-1/checkpoints/*")

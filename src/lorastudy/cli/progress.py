@@ -57,6 +57,7 @@ class Progress:
         self._failed: dict[str, dict[tuple[str, str], list[str]]] = {}
         self._going_on: set[str] = set()
         self._undecided: set[str] = set()
+        self._resumed_at: dict[str, int | None] = {}
         self._printed: set[tuple[str, str]] = set()
         self._devices: set[str] = set()
         self._last_line = time.monotonic()
@@ -131,7 +132,7 @@ class Progress:
 
     def _phase(self, pack: PlannedPack, event: Record, *, title: str) -> None:
         self._note_resumption(pack, event)
-        phase = self._phase_of(event, is_going_on=pack.id in self._going_on)
+        phase = self._phase_of(pack.id, event)
         if phase is not None and (pack.id, phase) not in self._printed:
             self._printed.add((pack.id, phase))
             self._print_line(f"{title}: {phase}")
@@ -149,9 +150,11 @@ class Progress:
         elif pack.id in self._undecided and isinstance(event, Incident) and event.kind in _RESUMPTIONS:
             self._undecided.remove(pack.id)
             self._going_on -= {pack.id}
-            self._going_on |= {pack.id} if event.kind == "resumed" else set()
+            if event.kind == "resumed":
+                self._going_on.add(pack.id)
+                self._resumed_at[pack.id] = event.step
 
-    def _phase_of(self, event: Record, *, is_going_on: bool) -> str | None:
+    def _phase_of(self, pack_id: str, event: Record) -> str | None:
         """The worker's progress that a record shows."""
         if isinstance(event, Environment):
             where = "" if event.device_name in self._devices else f" on {event.device_name}"
@@ -160,17 +163,20 @@ class Progress:
         if isinstance(event, Incident) and event.kind == "fell_back":
             return event.message
         if isinstance(event, ArmProfile):
-            return (
-                "resuming from its checkpoint"
-                if is_going_on
-                else "measured what each arm costs alone; training"
-            )
+            return self._start_of(pack_id)
         if isinstance(event, Score) and rung_of(event.split) is None and not event.split.endswith("_before"):
             return "trained; evaluating"
         if isinstance(event, PackProfile):
             return f"done: {event.train_seconds:.0f} s of training, {event.eval_seconds:.0f} s of evaluation"
         is_paused = isinstance(event, Outcome) and event.status == "paused"
         return "paused" if is_paused else None
+
+    def _start_of(self, pack_id: str) -> str:
+        """How the training of a pack begins."""
+        if pack_id not in self._going_on:
+            return "measured what each arm costs alone; training"
+        step = self._resumed_at.get(pack_id)
+        return "resuming from its checkpoint" + (f" after step {step}" if step else "")
 
     def _print_line(self, line: str) -> None:
         self._last_line = time.monotonic()

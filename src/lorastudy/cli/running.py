@@ -247,6 +247,6 @@ class StopSignals:
         self._signal = number
         self.executor.leave()
         say(
-            "\nstopping: each pack is saved after its current step. Press Ctrl-C again to quit immediately",
+            "\nstopping: packs that train are saved after their current step. Press Ctrl-C again to quit immediately",
             file=sys.stderr,
         )

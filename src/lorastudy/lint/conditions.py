@@ -338,7 +338,7 @@ def _rows_never_seen(case: Case) -> Iterator[Breach]:
         num_rows = case.facts_of(arm).num_train_rows
         share = 1.0 if num_rows is None else share_seen(arm.typed_settings, num_rows=num_rows)
         if num_rows is not None and share < 1:
-            text = f"the steps reach {share * num_rows:,.0f} of {num_rows:,} training rows"
+            text = f"the steps reach {share * num_rows:,.0f} of {num_rows:,} usable training rows"
             by_share.setdefault(text, []).append(arm)
     for text, arms in by_share.items():
         yield Breach(arms=names(arms), found=text, severity="note")

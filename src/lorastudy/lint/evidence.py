@@ -51,7 +51,7 @@ def _too_few_seeds(case: Case) -> Iterator[Breach]:
         no_verdict = most < 2 and not case.study.completed
         yield Breach(
             arms=names(few),
-            found=f"{_what_they_show(most)}; {needed} are needed, {needed - most} more",
+            found=f"{_what_they_show(most)}; with fewer than {needed} no difference can be shown",
             severity="invalidates" if no_verdict else "warning",
         )
 
@@ -216,8 +216,10 @@ def split_name(split: str) -> str:
 
 
 def _fate(summary: DataSummary) -> str:
-    """`of 800 training rows 511 are cut short and 289 left out`."""
-    of = f"of {summary.num_rows + summary.num_refused_rows:,} {split_name(summary.split)} rows"
+    """`of 800 training rows 511 are cut short and 289 left out`; of the rows that were read, if training needs no more."""
+    num_read, unread = summary.num_rows + summary.num_refused_rows, summary.num_unread_rows or 0
+    of = f"of {num_read + unread:,} {split_name(summary.split)} rows"
+    of += f" {num_read:,} were read:" if unread else ""
     short, out = summary.num_truncated_rows, summary.num_refused_rows
     text = [f"{short:,} {'is' if short == 1 else 'are'} cut short"] * (short > 0)
     text += [f"{out:,} left out, with no answer left"] * (out > 0)

@@ -151,7 +151,7 @@ def test_a_failure_of_one_among_several_is_told_with_its_name(capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"), [("resumed", "resuming from its checkpoint"), ("not_resumed", "measured")]
+    ("kind", "said"), [("resumed", "resuming from its checkpoint after step 7"), ("not_resumed", "measured")]
 )
 def test_what_a_pack_did_on_its_way_is_told_by_what_its_worker_found(
     capsys: pytest.CaptureFixture[str], kind: IncidentKind, said: str
@@ -160,7 +160,8 @@ def test_what_a_pack_did_on_its_way_is_told_by_what_its_worker_found(
     # The phase expects the opposite: a worker that dies is replaced by one that goes on, a checkpoint may not fit.
     going_on = frozenset() if kind == "resumed" else frozenset({one.id})
     progress.on_phase(phase(one, going_on=going_on))
-    for event in (ENVIRONMENT, Incident(kind=kind, message="because"), profile(one)):
+    step = 7 if kind == "resumed" else None
+    for event in (ENVIRONMENT, Incident(kind=kind, message="because", step=step), profile(one)):
         progress.on_event(one, event)
     assert said in capsys.readouterr().err.splitlines()[-1]
 

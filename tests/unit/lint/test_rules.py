@@ -323,10 +323,10 @@ def test_few_prompts_mean_the_same_where_rows_are_split_and_where_it_is_judged()
     assert evidence.MIN_PROMPTS == load.MIN_PROMPTS
 
 
-def rows(split, usable, refused, truncated, **lengths):
+def rows(split, usable, refused, truncated, *, num_unread_rows=None, **lengths):
     summary = DataSummary(
         split=split, format="text", num_rows=usable, num_refused_rows=refused, num_truncated_rows=truncated,
-        num_tokens=9, num_completion_tokens=9,
+        num_tokens=9, num_completion_tokens=9, num_unread_rows=num_unread_rows,
     )  # fmt: skip
     return RowsRead(summary=summary, **lengths)
 
@@ -359,6 +359,14 @@ def test_rows_that_are_cut_are_counted_by_split_with_the_lengths_that_keep_them(
     assert finding.found == (
         "at max_seq_length 512, of 800 training rows 511 are cut short and 289 left out, with no answer left; of 100 test "
         "rows 20 left out, with no answer left; max_seq_length 19 keeps all of them whole, 17 at least 95 % of each split"
+    )
+
+
+def test_training_rows_that_are_not_read_are_told_apart_from_those_that_are_cut(planned):
+    read = (rows("train", 190, 10, 40, num_unread_rows=600), rows("eval", 100, 0, 0))
+    (finding,) = [f for f in lint(planned("experiments: [{name: a}]", a={"rows": read})) if f.code == "LS506"]
+    assert finding.found == (
+        "at max_seq_length 512, of 800 training rows 200 were read: 40 are cut short and 10 left out, with no answer left"
     )
 
 
@@ -441,7 +449,7 @@ def test_rows_that_the_steps_never_reach_are_counted_and_block_nothing(planned):
     findings = lint(planned(text, a={"num_train_rows": 100}, b={"num_train_rows": 100}))
     (finding,) = [f for f in findings if f.code == "LS304"]
     assert (finding.severity, finding.arms) == ("note", ("a",))
-    assert finding.found == "the steps reach 40 of 100 training rows"
+    assert finding.found == "the steps reach 40 of 100 usable training rows"
     assert invalidations([finding]) == {}
 
 

@@ -289,7 +289,9 @@ def because(recommended: Recommendation) -> tuple[str, ...]:
     """Why this configuration, for `lorastudy recommend`: the report's reason, and what was not measured."""
     analysis, decision = recommended.analysis, recommended.decision
     if analysis is None or decision is None:
-        return ("no study in the store covers this model, so the answer comes from published rules",)
+        return (
+            "no study in the store answers for this model and this memory, so the answer comes from published rules",
+        )
     reason = why(analysis, decision)
     if decision.status != "decided":
         text = [f"not decided: {what_is_open(analysis, decision)}; meanwhile {decision.arm}: {reason}"]
