@@ -15,6 +15,7 @@ from transformers import get_scheduler
 import tiny
 from lorastudy.engine.adapters import CONFIG_FILE, WEIGHTS_FILE
 from lorastudy.engine.batch import assemble
+from lorastudy.errors import ModelError
 from lorastudy.protocol.files import DamagedError
 from lorastudy.train.checkpointing import Checkpoint, read_checkpoint, write_checkpoint
 
@@ -252,6 +253,35 @@ def test_scores_are_those_of_the_saved_adapter(make_engine, base, tmp_path):
             torch.testing.assert_close(scores.nll_KM[number][own], expected, rtol=1e-5, atol=1e-5)
             hits = (logits.argmax(-1) == labels)[labels != -100]
             assert torch.equal(scores.correct_KM[number][own], hits)
+
+
+def test_loaded_adapters_score_and_generate_with_the_bits_of_the_trained_ones(make_engine, base, tmp_path):
+    batch = assemble(tiny.make_rows(5, seed=8), device=tiny.CPU)
+    prompts = [[5, 6, 7], [8, 9]]
+
+    def measured(engine):
+        return engine.score(batch).nll_KM, engine.generate(prompts, max_new_tokens=4)
+
+    with tiny.opened(make_engine(base, tiny.seven_arms(base))) as engine:
+        engine.train(tiny.make_steps(5), on_step=tiny.Log())
+        tiny.adapters_of(engine, tmp_path)
+        trained, answers = measured(engine)
+    with tiny.opened(make_engine(base, tiny.seven_arms(base))) as engine:
+        for number, arm in enumerate(engine.arms):
+            engine.load_adapter(arm, tmp_path / str(number))
+        loaded, again = measured(engine)
+    assert torch.equal(loaded, trained)
+    assert again == answers
+
+
+def test_the_adapter_of_another_arm_is_not_loaded(make_engine, base, tmp_path):
+    small, large = (
+        tiny.make_arm(tiny.targets(base, "q"), name=name, r=r) for name, r in (("a", 2), ("b", 3))
+    )
+    with tiny.opened(make_engine(base, [small, large])) as engine:
+        engine.save_adapter(small, tmp_path / "small")
+        with pytest.raises(ModelError, match=r"not the adapter of b: .* has shape"):
+            engine.load_adapter(large, tmp_path / "small")
 
 
 def test_an_answer_ends_before_the_end_marker_and_at_the_limit(make_engine):

@@ -50,6 +50,26 @@ def save_adapter(
     return weights_file.stat().st_size
 
 
+def saved_weights(
+    arm: TrainingArm, *, base: BaseModel, folder: Path
+) -> dict[str, tuple[Tensor, Tensor]]:  # fmt: skip
+    """`lora_A` and `lora_B` of every layer in an arm's adapter folder: the inverse of `save_adapter`.
+
+    Raises:
+        ModelError: not an adapter folder, damaged, or another adapter than the arm's.
+    """
+    _, tensors = read_adapter(folder)
+    expected = expected_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
+    wrong = differences({key: tuple(tensor.shape) for key, tensor in tensors.items()}, expected)
+    if wrong:
+        raise ModelError(f"{folder}: not the adapter of {arm.experiment_id}: {'; '.join(wrong[:4])}")
+    stems = key_stems(arm.module_names, layers=base.targets_by_name)
+    return {
+        name: (tensors[f"{stem}.lora_A.weight"], tensors[f"{stem}.lora_B.weight"])
+        for name, stem in stems.items()
+    }
+
+
 def save_config(arm: TrainingArm, *, base: BaseModel, folder: Path) -> None:
     """Write `adapter_config.json`, which PEFT reads as `peft_model.lora_config`. Omitted keys have their default.
 
@@ -176,7 +196,7 @@ def check_fits(base: BaseModel, folder: Path) -> None:
     Raises:
         ModelError: it does not. The message names the missing file, or the differing layer and the adapter's base.
     """
-    config, tensors = _read(folder)
+    config, tensors = read_adapter(folder)
     if config.get("peft_type") != "LORA":
         raise ModelError(f"checkpoint: {folder}: a {config.get('peft_type')} adapter; only LoRA is supported")
     another = f"checkpoint: {folder}: made for another base model ({config.get('base_model_name_or_path')})"
@@ -199,8 +219,12 @@ def check_fits(base: BaseModel, folder: Path) -> None:
         raise ModelError(f"{another}: it has no weights for {min(absent)} of {base.name}")
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An adapter's configuration and weights."""
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """An adapter's configuration and weights.
+
+    Raises:
+        ModelError: a file is missing or damaged, or reading it would run code.
+    """
     pickle = folder / "adapter_model.bin"
     if pickle.exists() and not (folder / WEIGHTS_FILE).is_file():
         raise ModelError(

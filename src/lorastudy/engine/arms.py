@@ -168,6 +168,14 @@ class Engine(Scorer, Protocol):
         """Write the arm's adapter in PEFT's format; return the bytes of its weights file."""
         ...
 
+    def load_adapter(self, arm: TrainingArm, folder: Path) -> None:
+        """Give the arm the weights that `save_adapter` wrote. It then scores and generates with the same bits.
+
+        Raises:
+            ModelError: the folder holds no adapter, or another one.
+        """
+        ...
+
     def close(self) -> None:
         """Restore the base model."""
         ...

@@ -38,7 +38,7 @@ from transformers import PreTrainedModel
 
 from lorastudy.engine import attention
 from lorastudy.engine.adapter_buffers import make_buffers, sorted_by_shape
-from lorastudy.engine.adapters import check_peft, save_adapter
+from lorastudy.engine.adapters import check_peft, save_adapter, saved_weights
 from lorastudy.engine.arms import ArmState, EngineState, StepResult, TokenScores, TrainingArm
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.batch import Batch
@@ -321,6 +321,15 @@ class PackedEngine:
     def save_adapter(self, arm: TrainingArm, folder: Path) -> int:
         """Write the arm's adapter in PEFT's format; return the bytes of its weights file."""
         return save_adapter(arm, self._adapters.weights_of(arm), base=self._base, folder=folder)
+
+    @torch.no_grad()
+    def load_adapter(self, arm: TrainingArm, folder: Path) -> None:
+        """Give the arm the weights of a saved adapter."""
+        saved = saved_weights(arm, base=self._base, folder=folder)
+        for name, slots in self._adapters.weights_of(arm).items():
+            for slot, weight in zip(slots, saved[name], strict=True):
+                slot.copy_(weight)
+        self._adapters.refresh()
 
     def close(self) -> None:
         """Restore the model's own layers and attention."""

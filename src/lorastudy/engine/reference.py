@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import get_scheduler
 
-from lorastudy.engine.adapters import save_adapter
+from lorastudy.engine.adapters import save_adapter, saved_weights
 from lorastudy.engine.arms import (
     ArmState,
     EngineState,
@@ -256,6 +256,12 @@ class ReferenceEngine:
             name: adapter_of(self._model, name, adapter_name=adapter_name) for name in arm.module_names
         }
         return save_adapter(arm, weights, base=self._base, folder=folder)
+
+    def load_adapter(self, arm: TrainingArm, folder: Path) -> None:
+        """Give the arm the weights of a saved adapter."""
+        adapter_name = next(name for name, other in self._names.items() if other is arm)
+        saved = saved_weights(arm, base=self._base, folder=folder)
+        set_weights(self._model, saved, adapter_name=adapter_name)
 
     def close(self) -> None:
         """Unwrap the base."""
