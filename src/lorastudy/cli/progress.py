@@ -25,7 +25,7 @@ from lorastudy.protocol.records import (
 from lorastudy.report.numbers import listing, plural
 from lorastudy.running.phase_runner import SHARED_FAILURES
 from lorastudy.running.phases import Phase
-from lorastudy.suite.question import rung_of
+from lorastudy.suite.eval_points import is_on_the_way
 
 SECONDS_BETWEEN_LINES = 10.0
 _RESUMPTIONS = frozenset({"resumed", "not_resumed"})
@@ -164,7 +164,11 @@ class Progress:
             return event.message
         if isinstance(event, ArmProfile):
             return self._start_of(pack_id)
-        if isinstance(event, Score) and rung_of(event.split) is None and not event.split.endswith("_before"):
+        if (
+            isinstance(event, Score)
+            and not is_on_the_way(event.split)
+            and not event.split.endswith("_before")
+        ):
             return "trained; evaluating"
         if isinstance(event, PackProfile):
             return f"done: {event.train_seconds:.0f} s of training, {event.eval_seconds:.0f} s of evaluation"

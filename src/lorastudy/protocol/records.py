@@ -236,8 +236,9 @@ class Score:
 
     `value` is the mean of `items` weighted by `weights` (all ones if `weights` is None). The value of perplexity is the
     exponential of the mean loss, not the mean of its items. `split` is `eval`, `test` or `forgetting`. The suffix
-    `_before` marks the base model without adapter. `suite.question.rung_split` names `eval` at a rung. `version`
-    changes with the definition; scores of different versions are never compared.
+    `_before` marks the base model without adapter. `suite.question.rung_split` names `eval` at a rung, and
+    `suite.eval_points.point_split` at an evaluation point. `version` changes with the definition; scores of different
+    versions are never compared.
     """
 
     experiment_id: str
@@ -248,6 +249,10 @@ class Score:
     value: float
     items: tuple[float, ...]
     weights: tuple[int, ...] | None = None
+    step: int | None = None
+    """The step of the training after which an adapter on the way was scored; None at the end and before."""
+    train_seconds: float | None = None
+    """The experiment's share of the pack's training time up to that step."""
 
 
 #: The largest share by which two measurements of the same arm's step may differ. If they differ by more, its time is
@@ -292,7 +297,7 @@ class ArmProfile:
 class PackProfile:
     """The cost of the whole pack. Tokens are summed over the arms.
 
-    Seconds include earlier attempts that it resumes, such as earlier phases of a race, and scoring at rungs.
+    Seconds include earlier attempts that it resumes, such as earlier phases of a race, and scoring on the way.
     """
 
     engine: str
@@ -403,6 +408,10 @@ class Outcome:
     step: int | None = None
     adapter_path: str | None = None
     """Relative to the run folder."""
+    num_planned_steps: int | None = None
+    """The steps of a whole training, for a completed experiment. More than `step` if it stopped early."""
+    selected_step: int | None = None
+    """The step whose adapter was saved and scored; None for the last."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ from scipy import special  # not `stats`, which takes half a second to import
 from lorastudy.stats.study import CHOOSING_SPLIT
 from lorastudy.stats.verdicts import ALPHA, Floats
 from lorastudy.store.views import ExperimentResult
-from lorastudy.suite.question import rung_of
+from lorastudy.suite.eval_points import is_on_the_way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +221,7 @@ def with_groups(
 
 def groups_of(result: ExperimentResult, *, split: str) -> tuple[int, ...] | None:
     """Which rows of a split share a prompt. Scores before and during training are on the same rows as those after it."""
-    rows = split.removesuffix("_before") if rung_of(split) is None else CHOOSING_SPLIT
+    rows = CHOOSING_SPLIT if is_on_the_way(split) else split.removesuffix("_before")
     return next((summary.groups for summary in result.data if summary.split == rows), None)
 
 

@@ -164,6 +164,8 @@ def _take_score(connection: Connection, record: Score, origin: Origin) -> bool:
         "unit": record.unit,
         "value": record.value,
         "num_items": len(record.items),
+        "step": record.step,
+        "train_seconds": record.train_seconds,
     }
     weights = None if record.weights is None else canonical_json(record.weights)
     items = {"items": canonical_json(record.items), "weights": weights}
@@ -260,6 +262,8 @@ def end_run(connection: Connection, outcome: Outcome, *, attempt: int, at: str) 
         "traceback": outcome.traceback,
         "adapter_path": outcome.adapter_path,
         "num_steps": outcome.step if outcome.step is not None else _last_step(connection, key),
+        "num_planned_steps": outcome.num_planned_steps,
+        "selected_step": outcome.selected_step,
     }
     rows.change(connection, runs, key=key, to=changes)
     return True

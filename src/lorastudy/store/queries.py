@@ -202,7 +202,7 @@ def _measured(connection: Connection) -> _Measured:
     measured = _Measured()
     scores = rows.intact(connection, schema.scores)
     for row in sorted(scores, key=lambda row: (row["split"], row["metric"])):
-        names = ("value", "unit", "version", "num_items")
+        names = ("value", "unit", "version", "num_items", "step", "train_seconds")
         score = ScoreValue(**{name: row[name] for name in names})
         measured.scores[row["experiment_id"], row["attempt"]][row["split"], row["metric"]] = score
     for row in rows.intact(connection, schema.profiles):

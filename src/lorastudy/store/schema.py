@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 #: The revision of these tables. A test keeps it equal to the newest file in `migrations/versions`. It is written here
 #: so that neither a new nor a current store needs alembic.
-HEAD_REVISION = "r0002"
+HEAD_REVISION = "r0003"
 
 #: Revisions of stores from before the first release. Their run folders can be rebuilt; the stores are not read.
 UNRELEASED_REVISIONS = tuple(f"{number:04}" for number in range(1, 10))
@@ -133,6 +133,8 @@ runs = Table(
     Column("traceback", Text),
     Column("adapter_path", Text, comment="relative to the run folder"),
     Column("num_steps", BigInteger),
+    Column("num_planned_steps", BigInteger, comment="more than num_steps if the arm stopped early"),
+    Column("selected_step", BigInteger, comment="of the saved adapter; NULL for the last"),
     _hash(),
     Index("runs_by_pack", "pack_id", "attempt"),
 )
@@ -171,6 +173,8 @@ scores = Table(
     Column("unit", Text, nullable=False),
     Column("value", Double, nullable=False),
     Column("num_items", BigInteger, nullable=False),
+    Column("step", BigInteger, comment="after which it was scored; NULL at the end and before training"),
+    Column("train_seconds", Double, comment="of the experiment up to that step"),
     _hash(),
     _of_a_run(),
 )

@@ -27,6 +27,10 @@ class ScoreValue:
     version: int
     num_items: int | None
     """None for an imported score whose number of items was not recorded."""
+    step: int | None = None
+    """The step after which an adapter on the way was scored; None at the end and before training."""
+    train_seconds: float | None = None
+    """The experiment's training time up to that step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,10 @@ class ExperimentResult:
     run_folder: str | None = None
     adapter_path: str | None = None
     num_steps: int | None = None
+    num_planned_steps: int | None = None
+    """The steps of a whole training. More than `num_steps` if the run stopped early; None in older stores."""
+    selected_step: int | None = None
+    """The step whose adapter was saved and scored; None for the last."""
     train_seconds: float | None = None
     """Share of the pack's training time: that time divided by its number of arms."""
     scores: Mapping[tuple[str, str], ScoreValue]

@@ -4,6 +4,7 @@ The checks of data files and of the base model need no network and do not open d
 """
 
 import difflib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorastudy.suite.base_model import base_model_problem
+from lorastudy.suite.eval_points import steps_between
 from lorastudy.suite.experiment_types import EXPERIMENT_TYPES, class_in_file, missing_class_file
 from lorastudy.suite.levels import Given, Level, num_combinations
 from lorastudy.suite.question import MIN_SEEDS, MIN_SEEDS_TO_RACE
@@ -166,6 +168,21 @@ def _has_one_rate(levels: Sequence[Level]) -> bool:
 def _given(level: Level, key: str) -> tuple[Any, ...]:
     """The key's values in a level; `(None,)`, which stands for the default, if the key is not given."""
     return level[key].values if key in level else (None,)
+
+
+def check_eval_steps(levels: Sequence[Level], *, problems: Problems) -> None:
+    """Note an interval between evaluation points that is as long as the training, since nothing is then scored on the way."""
+    wrong: dict[int, tuple[Given, str]] = {}
+    for level in levels:
+        given = level.get("eval_steps")
+        for every, num_steps in itertools.product(_given(level, "eval_steps"), _given(level, "max_steps")):
+            if given is None or every is None or num_steps is None:
+                continue
+            if steps_between(every, num_steps=num_steps) >= num_steps:
+                cause = f"must be less than the {num_steps} steps of the training (max_steps), not {every:g}; a share such as 0.1 suits any length"
+                wrong[id(given)] = (given, cause)
+    for given, cause in wrong.values():
+        problems.add(given.place, path=given.path, cause=cause)
 
 
 def check_number(levels: Sequence[Level], *, start: Place, problems: Problems) -> None:

@@ -177,6 +177,11 @@ class AskedSettings(BaseModel):
         description="Fixes the order of the training rows. By default the seed draws it, so that seeds are replicates "
         "of the whole training. All arms of a seed see the same rows in the same order either way.",
     )
+    eval_steps: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Score the validation rows (the held-out rows) during training too: each time after so many steps, or after "
+        "this share of the steps if below 1. It changes nothing that is trained; the report draws the curves.",
+    )
     max_generation_samples: int = Field(
         16, ge=0, description="Held-out rows answered by greedy generation for exact match; 0 for none."
     )
@@ -297,16 +302,16 @@ ARM_KEYS = frozenset(
     {
         "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "layers_to_transform",
         "learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm",
-        "adam_beta1", "adam_beta2", "adam_epsilon", "num_train_epochs", "max_steps",
+        "adam_beta1", "adam_beta2", "adam_epsilon", "num_train_epochs", "max_steps", "eval_steps",
     }
 )  # fmt: skip
 
-#: Keys for the paths of files and the layout of the work, and for the last bits. They are not part of an experiment's
-#: identity.
+#: Keys for the paths of files and the layout of the work, for the last bits, and for scores that change no training. They
+#: are not part of an experiment's identity.
 LAYOUT_KEYS = frozenset(
     {
         "base_model", "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path",
-        "max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes", "deterministic",
+        "max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes", "deterministic", "eval_steps",
     }
 )  # fmt: skip
 

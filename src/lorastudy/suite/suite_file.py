@@ -16,6 +16,7 @@ from lorastudy.suite.checks import (
     SOURCE_KEYS,
     check_can_answer,
     check_effects,
+    check_eval_steps,
     check_experiment_type,
     check_names,
     check_number,
@@ -259,6 +260,7 @@ def _check_levels(levels: list[Level], *, start: Place, problems: Problems) -> N
     check_names([level["name"] for level in levels if "name" in level], problems)
     check_sources(levels, problems)
     check_number(levels, start=start, problems=problems)
+    check_eval_steps(levels, problems=problems)
 
 
 def _name_from(source: _Source, *, given: Mapping[str, Any], problems: Problems) -> str:

@@ -50,7 +50,7 @@ from lorastudy.protocol.run_folder import (
     checkpoint_folder,
     checkpoint_folders,
 )
-from lorastudy.suite.question import rung_of
+from lorastudy.suite.eval_points import is_on_the_way
 from lorastudy.train.outcomes import PackRun, Stopped
 
 Clock = Callable[[], float]
@@ -79,14 +79,14 @@ class Stopwatch:
 
 @dataclass(kw_only=True)
 class TrainingTimes:
-    """Seconds of each training step, of loading and of scoring at rungs, including earlier attempts that it resumes.
+    """Seconds of each training step, of loading and of scoring on the way, including earlier attempts that it resumes.
 
     Other work between two steps does not count as training.
     """
 
     seconds: list[float] = field(default_factory=list)
     load_seconds: float = 0.0
-    rung_seconds: float = 0.0
+    validation_seconds: float = 0.0
     num_tokens: int = 0
     watch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -221,7 +221,7 @@ class Checkpointer:
             "environment": dataclasses.asdict(self.environment),
             "checkpoints": dataclasses.asdict(self.schedule.profile()),
             "load_seconds": self.times.load_seconds,
-            "rung_seconds": self.times.rung_seconds,
+            "validation_seconds": self.times.validation_seconds,
         }
 
 
@@ -309,8 +309,8 @@ class Resumption:
     checkpoint_seconds: float
     load_seconds: float
     """These arms' share of the loading time, over all attempts so far."""
-    rung_seconds: float
-    """These arms' share of the scoring time at rungs."""
+    validation_seconds: float
+    """These arms' share of the time of scoring on the way."""
 
     def carry_over(self, run: PackRun, *, times: TrainingTimes, schedule: CheckpointSchedule) -> None:
         """Emit the earlier records again, so that this attempt's folder is complete by itself."""
@@ -321,7 +321,7 @@ class Resumption:
                 run.emit(record)
             if isinstance(record, PackStep):
                 times.carry(record)
-        times.load_seconds, times.rung_seconds = self.load_seconds, self.rung_seconds
+        times.load_seconds, times.validation_seconds = self.load_seconds, self.validation_seconds
         schedule.num_checkpoints, schedule.seconds = self.num_checkpoints, self.checkpoint_seconds
 
 
@@ -395,7 +395,7 @@ def _resumption(
         num_checkpoints=cost["num_checkpoints"],
         checkpoint_seconds=cost["seconds"],
         load_seconds=share * checkpoint.notes.get("load_seconds", 0.0),
-        rung_seconds=share * checkpoint.notes.get("rung_seconds", 0.0),
+        validation_seconds=share * checkpoint.notes.get("validation_seconds", 0.0),
     )
 
 
@@ -412,9 +412,7 @@ def _of_these(record: Record, ids: frozenset[str], *, num_steps: int) -> Record 
         )
     if isinstance(record, Incident):
         return record
-    if isinstance(record, Score) and not (
-        record.split.endswith("_before") or rung_of(record.split) is not None
-    ):
+    if isinstance(record, Score) and not (record.split.endswith("_before") or is_on_the_way(record.split)):
         return None
     if isinstance(record, ArmProfile | Outcome | Score):
         return record if record.experiment_id in ids else None

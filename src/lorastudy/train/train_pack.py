@@ -3,8 +3,7 @@
 Every measurement becomes a record as soon as it is known. An error of one arm ends that arm here; the worker catches
 errors of the whole pack. A resumed pack continues from its checkpoint and is not profiled again.
 
-Under racing, training stops at *rungs* (shares of the training) to score the held-out rows, and may pause there.
-Scoring does not change the bits of the training after it.
+Training stops on the way to score the validation rows (`train/validation.py`), and under racing it may pause there.
 """
 
 import shutil
@@ -38,7 +37,6 @@ from lorastudy.protocol.files import sync_tree
 from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.protocol.records import FELL_BACK, Incident, Outcome, PackProfile, PackStep, Record, Score
 from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, adapter_path
-from lorastudy.suite.question import rung_of, rung_split, rung_step
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import left_out, targets_of
 from lorastudy.train.checkpointing import (
@@ -49,6 +47,7 @@ from lorastudy.train.checkpointing import (
     find_resumption,
 )
 from lorastudy.train.outcomes import PackRun, Stop, diverged, failed, is_finite
+from lorastudy.train.validation import scores_on_the_way, stretches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +74,6 @@ class LoadedPack:
     arms: list[TrainingArm]
     batch_plan: BatchPlan
     make_engine: ChosenEngine
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """Training up to a step. `rung` is the rung at its end, or None if it ends without scoring."""
-
-    stop: int
-    rung: float | None
 
 
 def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
@@ -139,7 +130,7 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
             tokens_per_second=times.tokens_per_second,
             load_seconds=times.load_seconds,
             train_seconds=times.train_seconds,
-            eval_seconds=times.rung_seconds + clock.lap(),
+            eval_seconds=times.validation_seconds + clock.lap(),
             cuda_allocator=cuda_allocator(device),
         )
     )
@@ -293,37 +284,25 @@ def _scores_before(engine: Engine, split: str, *, tokens: TokenSet, base: BaseMo
 def train_to_pause_or_end(
     run: PackRun, checkpointer: Checkpointer, *, loaded: LoadedPack, stop: Stop, earlier: Sequence[Record]
 ) -> None:
-    """Train, and score the held-out rows at each rung on the way. `earlier` are the records of earlier attempts."""
-    engine, batch_plan = checkpointer.engine, loaded.batch_plan
+    """Train, and score the validation rows on the way. `earlier` are the records of earlier attempts."""
+    engine, num_steps, times = checkpointer.engine, loaded.batch_plan.num_steps, checkpointer.times
     for stretch in stretches(
-        run, start=engine.num_steps_done, num_steps=batch_plan.num_steps, earlier=earlier
+        run.pack, engine.arms, start=engine.num_steps_done, num_steps=num_steps, earlier=earlier
     ):
         with stop.deferred():
-            train(run, checkpointer, batch_plan=batch_plan, stop=stop, to=stretch.stop)
-        if stretch.rung is not None:
+            train(run, checkpointer, batch_plan=loaded.batch_plan, stop=stop, to=stretch.stop)
+        if stretch.splits:
             watch = Stopwatch()
-            scores = scores_at(engine, rung=stretch.rung, base=loaded.base, data=loaded.data)
-            checkpointer.times.rung_seconds += watch.lap()
+            scores = scores_on_the_way(
+                engine,
+                stretch,
+                base=loaded.base,
+                rows=loaded.data.held_out.rows,
+                train_seconds=times.train_seconds,
+            )
+            times.validation_seconds += watch.lap()
             with stop.deferred():
                 run.emit_open(scores)
-
-
-def stretches(run: PackRun, *, start: int, num_steps: int, earlier: Sequence[Record]) -> Iterator[Stretch]:
-    """The stretches from a step to the pause or the end. `earlier` are the records of earlier attempts.
-
-    A rung before `start` that has no score stays without one: the adapters of that step no longer exist.
-    """
-    scored = {
-        record.split for record in earlier if isinstance(record, Score) and rung_of(record.split) is not None
-    }
-    pause_at = run.pack.pause_at
-    for rung in run.pack.rungs:
-        stop = rung_step(rung, num_steps=num_steps)
-        if stop >= start and rung_split(rung) not in scored:
-            yield Stretch(stop=stop, rung=rung)
-        if rung == pause_at:
-            return
-    yield Stretch(stop=num_steps if pause_at is None else rung_step(pause_at, num_steps=num_steps), rung=None)
 
 
 def train(run: PackRun, checkpointer: Checkpointer, *, batch_plan: BatchPlan, stop: Stop, to: int) -> None:
@@ -352,12 +331,6 @@ def train(run: PackRun, checkpointer: Checkpointer, *, batch_plan: BatchPlan, st
 
     times.watch.lap()
     engine.train(batch_plan.steps(start=engine.num_steps_done, stop=to), on_step=on_step)
-
-
-def scores_at(engine: Engine, *, rung: float, base: BaseModel, data: PackData) -> list[Score]:
-    """The loss of every arm on the held-out rows, never on the test rows. Record them together."""
-    scores = CompletionLoss().evaluate(engine, data.held_out.rows, base=base, split=rung_split(rung))
-    return [score for score in scores if score.metric == "loss"]
 
 
 def pause(run: PackRun, engine: Engine) -> None:

@@ -235,6 +235,17 @@ def test_names_follow_from_all_arms_those_that_wait_too(write: Write) -> None:
         expand(first, fingerprint_dataset=str, fingerprint_base=str)
 
 
+def test_scores_on_the_way_are_no_part_of_an_experiments_identity(write: Write) -> None:
+    """They change nothing that is trained, so arms with other points still train together."""
+    ids = [
+        [experiment.id for experiment in expanded(write(f"factors: {{lora_rank: [4, 8]}}\n{line}"))]
+        for line in ("", "eval_steps: 5", "eval_steps: 0.1")
+    ]
+    assert ids[0] == ids[1] == ids[2]
+    one, other = expanded(write("experiments: [{lora_rank: 4, eval_steps: 5}, {lora_rank: 8}]"))
+    assert one.pack_key == other.pack_key
+
+
 def test_deterministic_algorithms_are_no_part_of_an_experiments_identity(write: Write) -> None:
     """They change the last bits. A pack trains with one choice for all, so the key parts packs."""
     ids = [

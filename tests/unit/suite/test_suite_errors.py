@@ -55,6 +55,18 @@ BAD = {
     "unlike any key": (f"zzzz: 1\n{ENTRY}", "s.yaml:1:1: zzzz: unknown key; docs/suite-file.md lists all keys"),
     "name at the top": (f"name: a\n{ENTRY}", "did you mean suite_name?"),
     "top key in an entry": (f"{ENTRY}    suite_name: a\n", "s.yaml:3:5: experiments[0].suite_name: stands at the top"),
+    "points that never come": (
+        f"eval_steps: 0\n{ENTRY}",
+        "s.yaml:1:13: eval_steps: must be a whole number of at least 1, or a number greater than 0 and less than 1, or null, not 0",
+    ),
+    "points beyond the end": (
+        f"max_steps: 24\neval_steps: 24\n{ENTRY}",
+        "s.yaml:2:13: eval_steps: must be less than the 24 steps of the training (max_steps), not 24",
+    ),
+    "a share beyond the end, in an entry": (
+        "max_steps: 2\nexperiments:\n  - {eval_steps: 0.6}\n",
+        "s.yaml:3:18: experiments[0].eval_steps: must be less than the 2 steps of the training (max_steps), not 0.6",
+    ),
     "too small": ("experiments: [{lora_rank: 0}]", "must be a whole number from 1 to 4096, not 0"),
     "too large": (f"learning_rate: 1e3\n{ENTRY}", "s.yaml:1:16: learning_rate: must be a number greater than 0 and less than 10, or auto, not 1000.0"),
     "a fraction that is whole": ("experiments: [{lora_rank: 16.0}]", "not 16.0 (write 16)"),
