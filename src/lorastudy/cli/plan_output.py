@@ -15,6 +15,7 @@ from lorastudy.planning.plan_summary import (
     pack_line,
     plan_notes,
     size_line,
+    validation_of,
 )
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.planning.suite_facts import trivial_lines
@@ -37,7 +38,7 @@ def show_plan(plan: StudyPlan) -> None:
         console.print(f"\npack {number}: {plural(len(pack.experiments), 'experiment')} on one base")
         estimate = plan.predicted.estimate(pack)
         if estimate is not None:
-            console.print(f"  {pack_line(estimate)}")
+            console.print(f"  {pack_line(estimate, validation=validation_of(plan, pack))}")
         for experiment in pack.experiments:
             console.print(f"  {experiment.name:<40} {experiment_line(experiment)}  {experiment.id}")
 
@@ -59,6 +60,8 @@ def show_pack_report(console: PlainConsole, report: PackReport, *, of_suite: boo
         )
     else:
         _show_time(console, estimate, calibration=estimate.calibration)
+    if report.validation is not None:
+        console.print(str(report.validation))
     console.print(f"disk: {size(disk_bytes(estimate))}")
     if report.budget is not None:
         _show_fit(console, report, budget=report.budget)

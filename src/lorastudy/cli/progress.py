@@ -25,7 +25,8 @@ from lorastudy.protocol.records import (
 from lorastudy.report.numbers import listing, plural
 from lorastudy.running.phase_runner import SHARED_FAILURES
 from lorastudy.running.phases import Phase
-from lorastudy.suite.eval_points import is_on_the_way
+from lorastudy.suite.eval_points import eval_points, is_on_the_way
+from lorastudy.suite.question import rung_step
 
 SECONDS_BETWEEN_LINES = 10.0
 _RESUMPTIONS = frozenset({"resumed", "not_resumed"})
@@ -54,6 +55,8 @@ class Progress:
         self._packs: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
         self._seconds: dict[str, list[float]] = {}
+        self._stepped: dict[str, float] = {}
+        self._pass_seconds: dict[str, list[float]] = {}
         self._failed: dict[str, dict[tuple[str, str], list[str]]] = {}
         self._going_on: set[str] = set()
         self._undecided: set[str] = set()
@@ -93,7 +96,7 @@ class Progress:
             return
         self._print_failures(pack, title=title)
         if isinstance(event, PackStep):
-            self._step(pack.id, event, title=title)
+            self._step(pack, event, title=title)
         elif isinstance(event, WorkerExit):
             self._end(pack.id)
         else:
@@ -112,17 +115,29 @@ class Progress:
             else:
                 self._print_line(f"{title}: {who} failed ({kind})")
 
-    def _step(self, pack_id: str, step: PackStep, *, title: str) -> None:
-        if pack_id not in self._tasks:
-            self._tasks[pack_id] = self._bar.add_task(title, total=step.num_steps)
-        self._bar.update(self._tasks[pack_id], completed=step.step)
-        self._seconds.setdefault(pack_id, []).append(step.seconds)
-        now = time.monotonic()
+    def _step(self, pack: PlannedPack, step: PackStep, *, title: str) -> None:
+        if pack.id not in self._tasks:
+            self._tasks[pack.id] = self._bar.add_task(title, total=step.num_steps)
+        self._bar.update(self._tasks[pack.id], completed=step.step)
+        self._seconds.setdefault(pack.id, []).append(step.seconds)
+        now = self._stepped[pack.id] = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= SECONDS_BETWEEN_LINES:
-            left = (step.num_steps - step.step) * statistics.fmean(self._seconds[pack_id])
+            left = (step.num_steps - step.step) * statistics.fmean(self._seconds[pack.id])
             self._print_line(
-                f"{title}: step {step.step} of {step.num_steps}, about {left:.0f} s of training left"
+                f"{title}: step {step.step} of {step.num_steps}, about {left:.0f} s of training"
+                f"{self._scoring_left(pack, step)} left"
             )
+
+    def _scoring_left(self, pack: PlannedPack, step: PackStep) -> str:
+        """The seconds of the passes over the validation rows that are still to come; empty before the first one."""
+        seconds, num_left = self._pass_seconds.get(pack.id), _num_passes_left(pack, step)
+        return f" and {num_left * statistics.fmean(seconds):.0f} s of scoring" if seconds and num_left else ""
+
+    def _note_pass(self, pack_id: str, event: Record) -> None:
+        """Time a pass over the validation rows: from the last step to the first of the scores."""
+        is_scored = isinstance(event, Score) and is_on_the_way(event.split)
+        if is_scored and (began := self._stepped.pop(pack_id, None)) is not None:
+            self._pass_seconds.setdefault(pack_id, []).append(time.monotonic() - began)
 
     def _end(self, pack_id: str) -> None:
         if pack_id in self._tasks:
@@ -132,6 +147,7 @@ class Progress:
 
     def _phase(self, pack: PlannedPack, event: Record, *, title: str) -> None:
         self._note_resumption(pack, event)
+        self._note_pass(pack.id, event)
         phase = self._phase_of(pack.id, event)
         if phase is not None and (pack.id, phase) not in self._printed:
             self._printed.add((pack.id, phase))
@@ -185,3 +201,12 @@ class Progress:
     def _print_line(self, line: str) -> None:
         self._last_line = time.monotonic()
         self._console.print(line)
+
+
+def _num_passes_left(pack: PlannedPack, step: PackStep) -> int:
+    """The passes over the validation rows after this step. An arm whose length is given in epochs counts as the longest."""
+    points = {rung_step(rung, num_steps=step.num_steps) for rung in pack.rungs}
+    for experiment in pack.experiments:
+        num_steps = experiment.settings.max_steps or step.num_steps
+        points |= set(eval_points(experiment.settings, num_steps=num_steps))
+    return sum(point >= step.step for point in points)

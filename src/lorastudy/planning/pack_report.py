@@ -14,6 +14,7 @@ from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.plan_summary import disk_bytes
 from lorastudy.planning.predictions import Suggestion, fewer_arms, suggestions
 from lorastudy.planning.study_plan import StudyPlan
+from lorastudy.planning.validation_cost import ValidationCost, validation_cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class PackReport:
     estimate: PackEstimate
     nums_experiments: tuple[int, ...]
     """The number of experiments in each of the packs that this one stands for."""
+    validation: ValidationCost | None = None
+    """What scoring on the way costs; None without such scores."""
     budget: MemoryBudget | None = None
     changes: tuple[Suggestion, ...] = ()
     """Changes that may make the pack fit; empty if it fits, or without a budget."""
@@ -50,6 +53,8 @@ class PackReport:
             "terms_bytes": dict(terms.named()),
             "num_trainable_parameters": sum(estimate.num_trainable.values()),
             "step_seconds": estimate.step_seconds,
+            "num_validation_passes": 0 if self.validation is None else self.validation.num_passes,
+            "validation_seconds": None if self.validation is None else self.validation.seconds,
             "time_from": None if calibration is None else calibration.source,
             "disk_bytes": disk_bytes(estimate),
             "base_model": self.estimator.settings.base_model,
@@ -121,9 +126,11 @@ def _report(
 ) -> PackReport:
     largest = packs[0].experiments
     estimator = plan.predicted.estimators[largest[0].pack_key]
+    estimate = estimator.estimate(largest)
     report = PackReport(
         estimator=estimator,
-        estimate=estimator.estimate(largest),
+        estimate=estimate,
+        validation=validation_cost(largest, estimator, estimate=estimate, rungs=plan.suite.rungs),
         nums_experiments=tuple(len(pack.experiments) for pack in packs),
         budget=budget,
     )

@@ -13,6 +13,7 @@ from lorastudy.lint.case import arms_in_words
 from lorastudy.planning.estimate import PackEstimate
 from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.predictions import Predictions
+from lorastudy.planning.validation_cost import ValidationCost, total, validation_cost
 from lorastudy.protocol.records import ArmStep, PackStep, TrivialScore, encode
 from lorastudy.report.numbers import duration, listing, plural, size
 from lorastudy.suite.base_model import is_hub_model
@@ -66,7 +67,7 @@ def plan_notes(plan: "StudyPlan") -> list[str]:
 
 def forecast(plan: "StudyPlan") -> list[str]:
     """Notes on the work after the packs that are known now, and on the training time of everything."""
-    return [*_search(plan), *_race(plan), *_balance(plan), *_time(plan)]
+    return [*_search(plan), *_race(plan), *_balance(plan), *_time(plan), *_scores_on_the_way(plan)]
 
 
 def _search(plan: "StudyPlan") -> Iterator[str]:
@@ -132,6 +133,22 @@ def _time(plan: "StudyPlan") -> Iterator[str]:
     yield f"training time: {words}. Loading, measuring and scoring come on top"
 
 
+def _scores_on_the_way(plan: "StudyPlan") -> Iterator[str]:
+    """How often all packs score their validation rows before their end, and which arms have no point to be scored at."""
+    cost = total(validation_of(plan, pack) for pack in plan.packs)
+    if cost is not None:
+        where = "" if len(plan.packs) == 1 else f" in {len(plan.packs)} packs"
+        yield f"{cost}{where}"
+
+
+def validation_of(plan: "StudyPlan", pack: PlannedPack) -> ValidationCost | None:
+    """What scoring on the way costs a pack of the plan; None without such scores or without a prediction."""
+    estimator, estimate = plan.predicted.estimator(pack), plan.predicted.estimate(pack)
+    if estimator is None or estimate is None:
+        return None
+    return validation_cost(pack.experiments, estimator, estimate=estimate, rungs=plan.suite.rungs)
+
+
 def pack_seconds(predicted: Predictions, pack: PlannedPack) -> float | None:
     """Predicted seconds of a pack's training; None if no step was timed."""
     estimate = predicted.estimate(pack)
@@ -176,7 +193,7 @@ def _without_items(score: TrivialScore) -> dict[str, Any]:
     return {name: value for name, value in asdict(score).items() if name not in {"items", "weights"}}
 
 
-def pack_line(estimate: PackEstimate) -> str:
+def pack_line(estimate: PackEstimate, *, validation: ValidationCost | None = None) -> str:
     """A pack's engine, peak memory, time and disk space, on one line."""
     batch = estimate.rows.batch
     parts = [
@@ -190,6 +207,8 @@ def pack_line(estimate: PackEstimate) -> str:
         parts.append(f"{duration(estimate.step_seconds)} a step")
     if estimate.train_seconds is not None:
         parts.append(f"{duration(estimate.train_seconds)} of training")
+    if validation is not None:
+        parts.append(str(validation))
     parts.append(f"{size(disk_bytes(estimate))} of disk")
     return "; ".join(parts)
 

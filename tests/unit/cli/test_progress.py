@@ -85,6 +85,33 @@ def test_packs_in_any_order(capsys: pytest.CaptureFixture[str], order: str) -> N
     assert "pack 2/2 (1 experiment): loading the base model and the data\n" in said
 
 
+def test_the_time_left_counts_the_scores_to_come(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine steps of 0.1 s, scored after every second: a pass of 5 s is followed by three more."""
+    now = [0.0]
+    monkeypatch.setattr("lorastudy.cli.progress.time.monotonic", lambda: now[0])
+    (one,) = pack(1).experiments
+    settings = one.settings.model_copy(update={"eval_steps": 2, "max_steps": 9})
+    scored = PlannedPack(experiments=(replace(one, settings=settings),))
+
+    def steps(number: int, *, at: float) -> None:
+        now[0] = at
+        progress.on_event(scored, replace(step(number), num_steps=9))
+
+    with Progress() as progress:
+        progress.on_phase(phase(scored))
+        steps(1, at=1.0)
+        steps(2, at=20.0)
+        now[0] = 25.0
+        progress.on_event(scored, replace(score(scored), split="eval_after_2", step=2))
+        steps(3, at=40.0)
+    said = capsys.readouterr().err
+    assert "step 2 of 9, about 1 s of training left\n" in said
+    assert "step 3 of 9, about 1 s of training and 15 s of scoring left\n" in said
+    assert "evaluating" not in said
+
+
 def test_packs_side_by_side_say_each_phase_once(capsys: pytest.CaptureFixture[str]) -> None:
     packs = pack(1), pack(2)
     with Progress() as progress:

@@ -42,7 +42,10 @@ def predicting(
         return SimpleNamespace(train_seconds=of_pack, engine=SimpleNamespace(name=engine))
 
     return SimpleNamespace(
-        estimate=estimate, estimators={"pack": None} if is_predicted else {}, arms_per_pack={}
+        estimate=estimate,
+        estimator=lambda _: None,
+        estimators={"pack": None} if is_predicted else {},
+        arms_per_pack={},
     )
 
 

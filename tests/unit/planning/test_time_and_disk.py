@@ -1,5 +1,8 @@
 """Time from timed steps, disk from what files will hold."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from lorastudy.planning.answers import Calibration, PacePoint
@@ -9,6 +12,8 @@ from lorastudy.planning.plan_summary import (
     checkpoint_bytes,
     records_bytes,
 )
+from lorastudy.planning.validation_cost import FORWARD_SHARE, ValidationCost, total, validation_cost
+from planned import experiments
 
 
 def calibration(*points):
@@ -48,3 +53,30 @@ def test_records_grow_with_steps_and_arms():
     one, ten = records_bytes(num_steps=10, num_arms=1), records_bytes(num_steps=10, num_arms=10)
     assert records_bytes(num_steps=20, num_arms=1) == pytest.approx(2 * one, rel=0.02)
     assert ten > 5 * one
+
+
+def cost(
+    timed: Calibration | None, *, rungs: tuple[float, ...] = (), **settings: Any
+) -> ValidationCost | None:
+    """For two arms on 40 training rows in batches of 4, with 100 tokens in the validation rows."""
+    summaries = (
+        SimpleNamespace(split="train", num_rows=40, num_unread_rows=None, num_tokens=400),
+        SimpleNamespace(split="eval", num_rows=10, num_unread_rows=None, num_tokens=100),
+    )
+    estimator: Any = SimpleNamespace(rows_read=[SimpleNamespace(summary=one) for one in summaries])
+    estimate: Any = SimpleNamespace(calibration=timed)
+    return validation_cost(experiments("a", "b", **settings), estimator, estimate=estimate, rungs=rungs)
+
+
+def test_scoring_on_the_way_costs_a_share_of_a_step_over_as_many_tokens():
+    exact = calibration((1, 100, 0.3), (2, 200, 0.4), (4, 400, 0.6))  # 0.2 + tokens / 1000
+    every_third = cost(exact, eval_steps=3)  # of 10 steps: after 3, 6 and 9; 200 tokens of both arms
+    assert every_third == ValidationCost(num_passes=3, seconds=pytest.approx(3 * FORWARD_SHARE * 0.4))
+    assert str(every_third) == "scores on the way: 3 times, about 600 ms"
+
+
+def test_a_pass_serves_a_rung_and_a_point_alike_and_no_score_costs_nothing():
+    both = cost(None, eval_steps=5, rungs=(0.25, 0.5))  # after 3 and 5
+    assert both == ValidationCost(num_passes=2, seconds=None)
+    assert cost(None) is None
+    assert total([both, None, both]) == ValidationCost(num_passes=4, seconds=None)
