@@ -1,6 +1,7 @@
-"""Commands, and what a plan asks of a worker, in the process of a test: another process takes seconds to import torch.
+"""Commands, and what a plan asks of a worker, in the process of a test, and workers that are forks of it.
 
-`tests/e2e/test_workflow.py` and `tests/e2e/test_documents_run.py` have everything in processes of its own, as users do.
+Another process takes five seconds of the processor to import torch and transformers. `tests/e2e/test_workflow.py` and
+`tests/e2e/test_documents_run.py` have everything in processes of its own, as users do.
 """
 
 import contextlib
@@ -10,12 +11,15 @@ import os
 import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import forks
 from lorastudy.cli.main import main
 from lorastudy.executors.process import JobWorker
+from lorastudy.protocol.files import exit_code_of
 from lorastudy.protocol.jobs import Job, PlanningJob
 
 _real_do = JobWorker.do
@@ -45,10 +49,19 @@ def _do(worker: JobWorker, job: Job) -> dict[str, Any]:
     return found
 
 
+@contextlib.contextmanager
+def workers_forked_here() -> Iterator[None]:
+    """Within, workers are forks of this process, which has torch and transformers by then."""
+    from lorastudy.train import worker
+
+    with forks.workers(partial(exit_code_of, worker.main)):
+        yield
+
+
 def run_here(
     arguments: Sequence[str], *, cwd: Path, environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    """What `lorastudy` with these arguments prints and its exit code. Whatever it trains has workers of its own."""
+    """What `lorastudy` with these arguments prints and its exit code. Its workers are forks of this process."""
     out, err = io.StringIO(), io.StringIO()
     code: Any = 0
     with (
@@ -57,6 +70,7 @@ def run_here(
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         plans_answered_here(),
+        workers_forked_here(),
     ):
         try:
             main(arguments)

@@ -11,7 +11,7 @@ import pytest
 
 import documents
 import lorastudy as ls
-from here import plans_answered_here
+from here import plans_answered_here, workers_forked_here
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.experiments import base_experiment
 from lorastudy.protocol.records import PackStep
@@ -35,9 +35,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def later_plans_are_answered_here() -> Iterator[None]:
-    """The first plan, that of `result`, has a worker of its own; fixtures of a module come before this one."""
-    with plans_answered_here():
+def later_workers_are_forks() -> Iterator[None]:
+    """Only `result` has workers that are processes of their own; fixtures of a module come before this one."""
+    with plans_answered_here(), workers_forked_here():
         yield
 
 

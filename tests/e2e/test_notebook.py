@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from here import plans_answered_here, workers_forked_here
+
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"
 
 
@@ -18,13 +20,14 @@ def test_every_cell_runs(
     names: dict[str, object] = {}
     shown = []
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    for source in ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"):
-        *statements, last = ast.parse(source).body
-        if not isinstance(last, ast.Expr):
-            statements.append(last)
-        exec(compile(ast.Module(body=statements, type_ignores=[]), "<cell>", "exec"), names)
-        if isinstance(last, ast.Expr):
-            shown.append(eval(compile(ast.Expression(last.value), "<cell>", "eval"), names))
+    with plans_answered_here(), workers_forked_here():
+        for source in ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"):
+            *statements, last = ast.parse(source).body
+            if not isinstance(last, ast.Expr):
+                statements.append(last)
+            exec(compile(ast.Module(body=statements, type_ignores=[]), "<cell>", "exec"), names)
+            if isinstance(last, ast.Expr):
+                shown.append(eval(compile(ast.Expression(last.value), "<cell>", "eval"), names))
     done, table, by_rank, _, files = shown
     assert done == (6, "completed")
     assert len(table) == 6

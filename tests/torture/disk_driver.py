@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import forks
 from lorastudy.cli import suite as suite_command
 from lorastudy.cli.main import main
 from lorastudy.errors import StoreError
@@ -31,7 +32,7 @@ from lorastudy.planning import study_plan
 from lorastudy.planning.predictions import Predictions
 from lorastudy.protocol.files import exit_code_of
 from lorastudy.store import ExperimentTracker
-from torture import forks, scripted_worker, studies
+from torture import scripted_worker, studies
 
 SUITE_FILE = """\
 suite_name: torture

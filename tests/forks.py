@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,7 +53,9 @@ class ForkedProcess:
         self.returncode: int | None = None
         told, tells = os.pipe() if stdin == subprocess.PIPE else (os.open(os.devnull, os.O_RDONLY), None)
         self.stdin: IO[bytes] | None = None if tells is None else os.fdopen(tells, "wb")
-        self.pid = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+            self.pid = os.fork()
         if not self.pid:
             _become(told, stdout.fileno(), env=env, cwd=cwd)
             os._exit(exit_code(program, arguments))
@@ -112,7 +115,7 @@ def exit_code(program: Program, arguments: Sequence[str]) -> int:
 
 
 def _become(told: int, output: int, *, env: Mapping[str, str], cwd: Path | None) -> None:
-    """Be what a started process would be: no open files but its input and output, and signals as they are by default."""
+    """Be what a started process would be: its files are its input and output, signals and warnings are as by default."""
     os.dup2(told, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -122,6 +125,7 @@ def _become(told: int, output: int, *, env: Mapping[str, str], cwd: Path | None)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1, closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    warnings.resetwarnings()
     os.environ.clear()
     os.environ.update(env)
     if cwd is not None:
