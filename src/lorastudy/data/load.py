@@ -54,9 +54,9 @@ class Split:
     test: "array[int]" = field(default_factory=_numbers)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class DataSet:
-    """A data set after one pass over it."""
+    """A data set after one pass over it. `data_set` gives the same object as long as the files do not change."""
 
     source: RowSource
     format: Format

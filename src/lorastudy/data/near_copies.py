@@ -11,13 +11,14 @@ probability of 0.7 %. Each candidate is then compared exactly, run by run.
 import hashlib
 import heapq
 import re
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
-from lorastudy.data.load import DataRows, StudyData, hashes_among, position
+from lorastudy.data.load import DataRows, DataSet, StudyData, hashes_among, position
 
 MIN_SIMILARITY = 0.7
 
@@ -55,13 +56,27 @@ def near_copies(study: StudyData) -> Mapping[str, NearCopies]:
     An exact copy of a prompt is not a near copy. A side with more than `MAX_ROWS` rows is sampled; the prompts decide
     which rows are in the sample.
     """
-    found = {"eval": _near(study.held_out, [study.train])}
+    train, held_out = _side(study.train), _side(study.held_out)
+    found = {"eval": _near(held_out, (train,))}
     if study.test is not None:
-        found["test"] = _near(study.test, [study.train, study.held_out])
+        found["test"] = _near(_side(study.test), (train, held_out))
     return found
 
 
-def _near(part: DataRows, among: Sequence[DataRows]) -> NearCopies:
+#: A data set and the numbers of some of its rows, as bytes.
+_Side = tuple[DataSet, bytes]
+
+
+def _side(rows: DataRows) -> _Side:
+    return rows.dataset, array("I", rows.numbers).tobytes()
+
+
+@lru_cache(maxsize=8)
+def _near(side: _Side, other_sides: tuple[_Side, ...]) -> NearCopies:
+    """The near copies of one side in the others. A worker compares them once for all its packs."""
+    part, *among = (
+        DataRows(dataset=dataset, numbers=array("I", numbers)) for dataset, numbers in (side, *other_sides)
+    )
     chosen = _sample(part)
     keys = part.dataset.index.keys
     known = hashes_among(keys.prompts(chosen), among, of="prompts")

@@ -14,7 +14,7 @@ from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.fake_model import built_model, meta_model
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.memory_trace import counted_arm
-from lorastudy.engine.packed import PackedEngine
+from lorastudy.engine.packed import CheckedForward, PackedEngine
 from lorastudy.engine.self_check import ROW_LENGTHS
 from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import FOREIGN_ERRORS, ModelError
@@ -31,6 +31,8 @@ class ChosenEngine:
     kind: "type[PackedEngine | ReferenceEngine]"
     base: BaseModel
     gradient_checkpointing: bool
+    checked: CheckedForward | None = None
+    """What the packed engine's checks found before it was chosen; its engines do not check again."""
 
     @property
     def name(self) -> str:
@@ -39,7 +41,10 @@ class ChosenEngine:
 
     def __call__(self, arms: Sequence[TrainingArm]) -> Engine:
         """An engine with fresh adapters for these arms on the pack's base."""
-        return self.kind(self.base, arms, gradient_checkpointing=self.gradient_checkpointing)
+        checkpointing = self.gradient_checkpointing
+        if self.checked is None:
+            return self.kind(self.base, arms, gradient_checkpointing=checkpointing)
+        return PackedEngine(self.base, arms, gradient_checkpointing=checkpointing, checked=self.checked)
 
 
 def engine_factory(
@@ -61,13 +66,15 @@ def engine_factory(
     checkpointing = settings.gradient_checkpointing
     if name != "reference":
         try:
-            _try_packed(base, probe, gradient_checkpointing=checkpointing, longest_row=longest_row)
+            checked = _try_packed(base, probe, gradient_checkpointing=checkpointing, longest_row=longest_row)
         except UnsupportedModelError as error:
             if name == "packed":
                 raise UnsupportedModelError(f"{error}; set `engine: auto` or `engine: reference`") from error
             on_fallback(str(error))
         else:
-            return ChosenEngine(kind=PackedEngine, base=base, gradient_checkpointing=checkpointing)
+            return ChosenEngine(
+                kind=PackedEngine, base=base, gradient_checkpointing=checkpointing, checked=checked
+            )
     from lorastudy.engine.reference import ReferenceEngine  # imports PEFT, which takes a second
 
     return ChosenEngine(kind=ReferenceEngine, base=base, gradient_checkpointing=checkpointing)
@@ -75,8 +82,8 @@ def engine_factory(
 
 def _try_packed(
     base: BaseModel, probe: TrainingArm, *, gradient_checkpointing: bool, longest_row: int
-) -> None:
-    """Make the packed engine for two arms of rank 1, and check it. Two arms show whether the model keeps arms apart.
+) -> CheckedForward:
+    """What the packed engine's checks find, with two arms of rank 1. Two arms show whether the model keeps arms apart.
 
     Raises:
         UnsupportedModelError: it cannot train this model on rows of this length.
@@ -86,6 +93,7 @@ def _try_packed(
     try:
         with torch.enable_grad():
             engine.check_step()
+        return engine.checked
     finally:
         engine.close()
 

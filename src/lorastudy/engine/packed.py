@@ -28,6 +28,7 @@ same path.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,16 @@ from lorastudy.protocol.records import ArmStep
 MAX_GENERATION_TOKENS = 1 << 15
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckedForward:
+    """What the checks of a model's packed forward found. It holds for every engine on the same base and precision."""
+
+    fused_ops: FusedOps
+    """The operations that are replaced by fused ones."""
+    labels_only_mlp: nn.Module | None
+    """The last MLP, if it may run on labelled tokens alone."""
+
+
 class PackedEngine:
     """Owns the model while it lives: patches it in the constructor and restores it in `close`."""
 
@@ -81,8 +92,11 @@ class PackedEngine:
         *,
         gradient_checkpointing: bool = False,
         longest_row: int | None = None,
+        checked: CheckedForward | None = None,
     ) -> None:
         """Patch the model and make fresh adapters. With `longest_row`, also check a row of that many tokens.
+
+        With `checked`, what another engine on the same base found, the model is not checked again.
 
         Raises:
             UnsupportedModelError: the model's own forward and the packed one disagree on a few test tokens, or an arm
@@ -104,7 +118,10 @@ class PackedEngine:
         self._layers = replace_linear_layers(base, names=adapted)
         try:
             self._model.set_attn_implementation(attention.NAME)
-            self._check_model(longest_row=longest_row)
+            if checked is None:
+                self._check_model(longest_row=longest_row)
+            else:
+                self._fused_ops, self._labels_only_mlp = checked.fused_ops, checked.labels_only_mlp
             self._adapters = make_buffers(
                 self.arms, layers=self._layers, device=base.device, dtype=base.dtype
             )
@@ -335,6 +352,11 @@ class PackedEngine:
         """Restore the model's own layers and attention."""
         restore_linear_layers(self._base, self._layers)
         self._model.set_attn_implementation(self._own_attention)
+
+    @property
+    def checked(self) -> CheckedForward:
+        """What the checks found, for further engines on the same base."""
+        return CheckedForward(fused_ops=self._fused_ops, labels_only_mlp=self._labels_only_mlp)
 
     def _check_model(self, *, longest_row: int | None) -> None:
         """Check on a few tokens that the packed forward equals the model's own, and choose the faster operations.

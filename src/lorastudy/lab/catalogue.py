@@ -18,6 +18,7 @@ Everything is drawn from generators with fixed seeds: same version of the packag
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from lorastudy.errors import DataError
@@ -198,6 +199,7 @@ def rows(name: str) -> list[Row]:
     return [{**row, "separator": " "} for row in _rows(name)]
 
 
+@cache
 def _rows(name: str) -> list[Row]:
     problem = lab_problem(name)
     if problem is not None:

@@ -153,6 +153,24 @@ def test_of_many_rows_those_with_the_lowest_hashes_of_prompts_are_compared(write
     assert len(study.train) > 7
 
 
+def test_rows_are_compared_once_for_all_packs_until_a_file_changes(write, monkeypatch):
+    monkeypatch.setattr(
+        "lorastudy.data.sources._TICK_NANOSECONDS", 0
+    )  # this file has its clock tick for itself
+    path, num_texts = write("a.jsonl", pairs(*range(60))), []
+    count = near_copies_module.num_near_copies
+    monkeypatch.setattr(
+        near_copies_module,
+        "num_near_copies",
+        lambda texts, among: (num_texts.append(len(texts) + len(among)), count(texts, among))[1],
+    )
+    assert near_copies(train_and_eval(settings(path))) == near_copies(train_and_eval(settings(path)))
+    assert num_texts == [60]
+    write("a.jsonl", pairs(*range(61)))
+    near_copies(train_and_eval(settings(path)))
+    assert num_texts == [60, 61]
+
+
 def rows_of(pairs):
     return [Row(values={"prompt": p, "completion": c}, where="f") for p, c in pairs]
 

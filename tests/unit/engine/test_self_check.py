@@ -1,5 +1,7 @@
 """Models that need more than the packed engine does are refused before training, and served by the reference."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ from transformers import (
 
 import plain_flash
 import tiny
-from lorastudy.engine import attention
+from lorastudy.engine import attention, packed
 from lorastudy.engine.attention import UnsupportedModelError
 from lorastudy.engine.batch import assemble
 from lorastudy.engine.choice import engine_factory
@@ -126,6 +128,25 @@ def choose(name, base, *, longest_row=12, said=None):
     with tiny.opened(factory([arm])) as engine:
         engine.train(tiny_steps(base), on_step=tiny.Log())
         return engine.name
+
+
+def test_a_model_is_checked_once_for_all_engines_of_a_pack_which_compute_the_same(monkeypatch):
+    base, num_checks = tiny.make_base(), []
+    arm = tiny.make_arm(tiny.targets(base, "qkvo"))
+    check = packed.check_supported
+    monkeypatch.setattr(packed, "check_supported", lambda *_, **__: (num_checks.append(1), check(*_, **__)))
+    factory = engine_factory(
+        "packed", base=base, settings=Settings(), probe=arm, longest_row=12, on_fallback=pytest.fail
+    )
+    losses = []
+    for make in (factory, factory, partial(packed.PackedEngine, base)):
+        log = tiny.Log()
+        with tiny.opened(make([arm])) as engine:
+            engine.train(tiny_steps(base), on_step=log)
+            assert engine.checked == factory.checked
+        losses.append(log.losses)
+    assert len(num_checks) == 2  # for the factory, and for the engine that was made without it
+    assert losses[0] == losses[1] == losses[2]
 
 
 def tiny_steps(base):
