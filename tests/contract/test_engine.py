@@ -76,8 +76,9 @@ def test_every_arm_takes_its_own_number_of_steps_at_its_own_rates(make_engine, b
         assert all(step.loss > 0 and step.grad_norm > 0 for _, step in own)
     first = results[0]
     (batches,) = tiny.make_steps(1, accumulation=2)
-    assert first.num_tokens == sum(batch.num_tokens for batch in batches)
-    assert first.num_completion_tokens == sum(batch.num_completion_tokens for batch in batches)
+    num_arms = len(first.arms)
+    assert first.num_tokens == num_arms * sum(batch.num_tokens for batch in batches)
+    assert first.num_completion_tokens == num_arms * sum(batch.num_completion_tokens for batch in batches)
     assert not any(result.diverged for result in results)
 
 

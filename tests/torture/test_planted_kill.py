@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from lorastudy.engine.lora import DropoutClock
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.protocol.records import PackStep
 from lorastudy.train import checkpointing
@@ -27,7 +26,7 @@ def test_a_random_stream_that_is_not_restored(monkeypatch: pytest.MonkeyPatch, t
 
     def forgetful(engine: PackedEngine, state: object) -> None:
         restore(engine, state)
-        engine._adapters.clock.forward_pass = DropoutClock().forward_pass
+        engine._adapters.clock.passes_K[:] = [0] * len(engine.arms)
 
     monkeypatch.setattr(PackedEngine, "restore", forgetful)
     assert kill.run(amount=1, seed=1, folder=tmp_path).num_violations > 0

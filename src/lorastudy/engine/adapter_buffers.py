@@ -24,7 +24,14 @@ import torch
 from torch import Tensor
 
 from lorastudy.engine.arms import TrainingArm, initial_lora_A
-from lorastudy.engine.lora import DropoutClock, LoraSlot, PackedLinear, SlotDropout, attach
+from lorastudy.engine.lora import (
+    DropoutClock,
+    LoraSlot,
+    PackedLinear,
+    RunningLayout,
+    SlotDropout,
+    attach,
+)
 from lorastudy.engine.quantised import compute_dtype, features
 
 
@@ -89,11 +96,13 @@ class AdapterBuffers:
     """Slots of their own, and the weights that they are copied from."""
     collected: Copies
     """Gradients of arms, and the slots' gradients that they are copied from."""
+    is_padded: bool
+    """Whether all arms form one group (`pads_ranks`)."""
 
-    def attach(self, layers: Mapping[str, PackedLinear]) -> None:
-        """Make the model's layers serve these adapters."""
+    def attach(self, layers: Mapping[str, PackedLinear], *, running: RunningLayout) -> None:
+        """Make the model's layers serve these adapters, on micro-batches of the running layout."""
         slots = [self.slots.get(name, ()) for name in layers]
-        attach(tuple(layers.values()), num_arms=len(self.arms), slots=slots)
+        attach(tuple(layers.values()), num_arms=len(self.arms), slots=slots, running=running)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -159,12 +168,13 @@ def make_buffers(
         sizes=sizes,
         dtypes={name: compute_dtype(layers[name].base_layer, dtype=dtype) for name in sizes},
         device=device,
-        clock=DropoutClock(),
+        clock=DropoutClock(passes_K=[0] * len(arms)),
         refreshed=Copies(),
         collected=Copies(),
     )
     groups: list[_Group] = []
-    for start, stop in _groups(arms, padded=pads_ranks(device) if padded is None else padded):
+    is_padded = pads_ranks(device) if padded is None else padded
+    for start, stop in _groups(arms, padded=is_padded):
         is_uniform = arms[start].shape == arms[stop - 1].shape  # the arms are sorted
         groups.append(
             (_equal_arms if is_uniform else _padded_arms)(arms[start:stop], start=start, shared=shared)
@@ -177,6 +187,7 @@ def make_buffers(
         slot_grads=tuple(grad for group in groups for grad in group.slot_grads),
         refreshed=shared.refreshed,
         collected=shared.collected,
+        is_padded=is_padded,
     )
     for arm, vectors in zip(buffers.arms, buffers.vectors, strict=True):
         for name, lora_A_RD in vectors.lora_A_RD.items():

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from lorastudy.engine.batch import Batch
+from lorastudy.engine.batch import Batch, MicroBatch
 from lorastudy.protocol.records import ArmStep
 from lorastudy.suite.experiment import Experiment
 
@@ -61,7 +61,7 @@ class TokenScores:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """One optimizer step of all arms that still train."""
+    """One optimizer step of all arms that still train. The tokens are summed over these arms."""
 
     step: int
     num_tokens: int
@@ -87,20 +87,16 @@ class ArmState:
     tensors: Mapping[str, Tensor]
 
 
-#: The order of the numbers in the tensors of a state. A state of another order must not be read.
-STATE_VERSION = 2
+#: The order of the numbers in the tensors of a state, and what its numbers are. Another version must not be read.
+STATE_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineState:
-    """The states of all arms between two steps. They are separate, so that a part of a pack can resume too.
-
-    `num_forward_passes` is the packed engine's dropout clock.
-    """
+    """The states of all arms between two steps. They are separate, so that a part of a pack can resume too."""
 
     engine: str
     arms: tuple[ArmState, ...]
-    num_forward_passes: int = 0
     version: int = STATE_VERSION
 
     def of(self, experiment_ids: Iterable[str]) -> Self:
@@ -144,8 +140,11 @@ class Engine(Scorer, Protocol):
         """Steps of the pack that every arm has done. Pass the following steps to `train`."""
         ...
 
-    def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
+    def train(self, steps: Iterable[Sequence[MicroBatch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Take one optimizer step per item of `steps`; the item's batches are accumulated.
+
+        A step's batches are of one kind: all arms see the same rows, or each arm has its own (`ArmBatches`), in every
+        step in which it trains.
 
         Two calls give the same bits as one call with the steps of both. `on_step` runs between two steps, so it may
         read `state`, score and save.

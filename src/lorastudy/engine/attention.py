@@ -9,7 +9,7 @@ Wrap the forward pass in `rows(batch)`, which sets the bounds of the rows. Gener
 
 On a GPU in half precision `flash_attention` takes all rows of all arms in one call, of any lengths, with fewer heads of
 keys than of queries, with values of another size (latent attention), and with a sliding window. Elsewhere rows of one
-length are a bucket, and a bucket is one call.
+length are a bucket, and a bucket is one call. If arms have rows of their own, a bucket has the rows of all arms.
 
 On a CPU, long rows use `block_attention`: softmax(scale Q K^T) V, a block of queries at a time, over the keys up to
 each query. torch's CPU kernel multiplies small tiles one triple after another. In bf16 that is far slower than the
@@ -117,6 +117,8 @@ def row_attention(
             f"rows of {longest} tokens exceed this model's sliding window of {sliding_window}, which the packed "
             "engine does not have"
         )
+    if _current.batch.layout is not None:
+        return _of_all_arms((query_KHNC, key_KHNC, value_KHNC), batch=_current.batch, scaling=scaling), None
     groups = query_KHNC.shape[1] // key_KHNC.shape[1]
     if groups > 1:
         key_KHNC = key_KHNC.repeat_interleave(groups, dim=1)
@@ -165,6 +167,58 @@ def _ends(num_arms: int, *, num_tokens: int) -> Tensor:
         end = starts.new_full((1,), num_arms * num_tokens)
         _current.ends[num_arms] = torch.cat([starts, end]).int()
     return _current.ends[num_arms]
+
+
+def _of_all_arms(qkv_1HTC: Sequence[Tensor], *, batch: Batch, scaling: float | None) -> Tensor:
+    """The attention of arms with rows of their own, (1, T, H, C). A bucket has the rows of one length of all arms."""
+    assert batch.layout is not None
+    order_T, inverse_T = batch.layout.order_T, batch.layout.inverse_T
+    query, key, value = (
+        _reordered(x.transpose(1, 2).flatten(0, 1), order_T, inverse_T=inverse_T) for x in qkv_1HTC
+    )
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    sizes = [bucket.num_tokens for bucket in batch.buckets]
+    split_q, split_k, split_v = (torch.split(x, sizes) for x in (query, key, value))
+    parts = [
+        _attend_rows(bucket, qkv, scaling=scaling)
+        for bucket, *qkv in zip(batch.buckets, split_q, split_k, split_v, strict=True)
+    ]
+    out_THC = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return _reordered(out_THC, inverse_T, inverse_T=order_T).unsqueeze(0)
+
+
+def _attend_rows(bucket: Bucket, qkv_THC: Sequence[Tensor], *, scaling: float | None) -> Tensor:
+    """The attention of a bucket in one call. Rows form the batch."""
+    shape = (bucket.num_rows, bucket.length)
+    query, key, value = (x.view(*shape, *x.shape[1:]).transpose(1, 2) for x in qkv_THC)
+    if serves(query):
+        scale = scaling or query.shape[-1] ** -0.5
+        out = block_attention(*(x.flatten(0, 1) for x in (query, key, value)), scale=scale)
+        out = out.view(*query.shape[:3], -1)
+    else:
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=bucket.length > 1, scale=scaling)
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def _reordered(x_THC: Tensor, order_T: Tensor, *, inverse_T: Tensor) -> Tensor:
+    """The tokens in this order."""
+    y_THC: Tensor = _Reordered.apply(x_THC, order_T, inverse_T)  # type: ignore[no-untyped-call]  # torch
+    return y_THC
+
+
+class _Reordered(torch.autograd.Function):
+    """The gradient takes the inverse order, which is faster than adding at places."""
+
+    @staticmethod
+    def forward(ctx: Any, x_THC: Tensor, order_T: Tensor, inverse_T: Tensor) -> Tensor:
+        ctx.inverse_T = inverse_T
+        return x_THC.index_select(0, order_T)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0].index_select(0, ctx.inverse_T), None, None
 
 
 def _attend(bucket: Bucket, qkv_KHSC: Sequence[Tensor], *, scaling: float | None) -> Tensor:

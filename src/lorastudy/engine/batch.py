@@ -1,6 +1,9 @@
 """Micro-batches without padding (rows laid end to end, each with its own positions), and the rows of every step.
 
     N  tokens of all rows       M  labelled tokens      B  rows
+    K  arms of the pack         T  tokens of all rows of all arms
+
+Either all arms see the rows of a `Batch`, or each arm has its own rows (`ArmBatches`, `arm_layout.py`).
 
 Rows are sorted by length, and rows of equal length form a bucket. Attention takes a bucket in one call and needs
 neither padding nor a mask. Padding rows of similar length into fewer calls was slower on a CPU at every length
@@ -9,14 +12,16 @@ neither padding nor a mask. Padding rows of similar length into fewer calls was 
 
 import itertools
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorastudy.data.batches import micro_batches, rows_in_order
 from lorastudy.data.tokenise import IGNORED, TokenRow, TokenSet
+from lorastudy.engine.arm_layout import ArmLayout, Spans, runs_of
 from lorastudy.suite.settings import Settings
 
 
@@ -47,6 +52,8 @@ class Batch:
     row_starts_B: Tensor
     """The first position of each row."""
     buckets: tuple[Bucket, ...]
+    layout: ArmLayout | None = None
+    """Where each arm's rows lie, if arms have rows of their own; None if every arm sees all rows."""
 
     @property
     def num_tokens(self) -> int:
@@ -87,19 +94,132 @@ def assemble(rows: Sequence[TokenRow], *, device: torch.device) -> Batch:
         targets_M=tensors[3],
         label_row_M=tensors[4],
         row_starts_B=tensors[5],
-        buckets=tuple(
-            Bucket(num_rows=len(list(same)), length=length)
-            for length, same in itertools.groupby(len(rows[number].input_ids) for number in order)
-        ),
+        buckets=_buckets(len(rows[number].input_ids) for number in order),
+    )
+
+
+def _buckets(lengths: Iterable[int]) -> tuple[Bucket, ...]:
+    """The buckets of rows of these lengths, which are sorted."""
+    return tuple(
+        Bucket(num_rows=len(list(same)), length=length) for length, same in itertools.groupby(lengths)
     )
 
 
 def _on_device(lists: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, ...]:
-    """The lists as tensors on the device, in one copy. The host does not wait for a GPU, since the source is pinned."""
+    """The lists as tensors on the device, in one copy."""
     flat = torch.tensor([number for part in lists for number in part])
+    return torch.split(_copied(flat, device=device), [len(part) for part in lists])
+
+
+def _copied(flat: Tensor, *, device: torch.device) -> Tensor:
+    """The tensor of the host on the device. The host does not wait for a GPU, since the source is pinned."""
     if device.type == "cuda":
         flat = flat.pin_memory()
-    return torch.split(flat.to(device, non_blocking=True), [len(part) for part in lists])
+    return flat.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmBatches:
+    """A micro-batch in which arms have rows of their own. The batches are on the CPU.
+
+    Arms with the same batch object see the same rows. An arm that is not in `by_arm` has no rows in this micro-batch:
+    its step has fewer micro-batches, or its training has ended.
+    """
+
+    by_arm: Mapping[str, Batch]
+    """By experiment id."""
+
+    def of(self, experiment_id: str, *, device: torch.device) -> Batch | None:
+        """One arm's rows as a batch of its own, on the device; None if it has none."""
+        batch = self.by_arm.get(experiment_id)
+        return None if batch is None else _moved(batch, device=device)
+
+    def in_one_sequence(
+        self, experiment_ids: Sequence[str], *, device: torch.device, is_padded: bool
+    ) -> Batch:
+        """The rows of these arms end to end, arm after arm, on the device. `is_padded` is for the layout."""
+        rows_K = [self.by_arm.get(experiment_id) for experiment_id in experiment_ids]
+        given = [batch for batch in rows_K if batch is not None]
+        token_starts = _starts([batch.num_tokens for batch in given])
+        lengths = [
+            bucket.length for batch in given for bucket in batch.buckets for _ in range(bucket.num_rows)
+        ]
+        row_starts_B = _shifted([batch.row_starts_B for batch in given], by=token_starts)
+        order_T, buckets = _by_length(lengths, row_starts_B)
+        sizes_K = tuple(0 if batch is None else batch.num_tokens for batch in rows_K)
+        label_sizes_K = tuple(0 if batch is None else batch.num_completion_tokens for batch in rows_K)
+        parts = [
+            torch.cat([batch.input_ids_N for batch in given]),
+            torch.cat([batch.position_ids_N for batch in given]),
+            _shifted([batch.label_index_M for batch in given], by=token_starts),
+            torch.cat([batch.targets_M for batch in given]),
+            torch.cat([batch.label_row_M for batch in given]),
+            row_starts_B,
+            order_T,
+            torch.empty_like(order_T).scatter_(0, order_T, torch.arange(len(order_T))),
+            *_arms_and_places(sizes_K),
+            *_arms_and_places(label_sizes_K),
+        ]
+        moved = torch.split(_copied(torch.cat(parts), device=device), [len(part) for part in parts])
+        return Batch(
+            input_ids_N=moved[0],
+            position_ids_N=moved[1],
+            label_index_M=moved[2],
+            targets_M=moved[3],
+            label_row_M=moved[4],
+            row_starts_B=moved[5],
+            buckets=buckets,
+            layout=ArmLayout(
+                tokens=Spans(sizes_K=sizes_K, arm_T=moved[8], place_T=moved[9], num_K=moved[10]),
+                labels=Spans(sizes_K=label_sizes_K, arm_T=moved[11], place_T=moved[12], num_K=moved[13]),
+                runs=runs_of(rows_K),
+                order_T=moved[6],
+                inverse_T=moved[7],
+                is_padded=is_padded,
+            ),
+        )
+
+
+MicroBatch = Batch | ArmBatches
+"""Rows that every arm sees, or each arm's own rows."""
+
+
+def _moved(batch: Batch, *, device: torch.device) -> Batch:
+    """The batch with its tensors on the device."""
+    tensors: dict[str, Any] = {
+        name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)
+    }
+    return replace(batch, **tensors)
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return [0, *itertools.accumulate(sizes)][:-1]
+
+
+def _shifted(places: Sequence[Tensor], *, by: Sequence[int]) -> Tensor:
+    """Places in each batch as places in the sequence of all batches, which begin at `by`."""
+    return torch.cat([own + start for own, start in zip(places, by, strict=True)])
+
+
+def _by_length(lengths: Sequence[int], row_starts_B: Tensor) -> tuple[Tensor, tuple[Bucket, ...]]:
+    """The tokens in the order of their rows' lengths, and the buckets in that order."""
+    lengths_B = torch.tensor(lengths)
+    sorted_B, rows_B = lengths_B.sort(stable=True)
+    buckets = _buckets(sorted_B.tolist())
+    order = [
+        (row_starts_B[own_B, None] + torch.arange(bucket.length)).flatten()
+        for bucket, own_B in zip(
+            buckets, torch.split(rows_B, [bucket.num_rows for bucket in buckets]), strict=True
+        )
+    ]
+    return torch.cat(order), buckets
+
+
+def _arms_and_places(sizes_K: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The arm of each token, its place in the arm's span, and the sizes of the spans."""
+    counts = torch.tensor(sizes_K)
+    arms_T = torch.repeat_interleave(torch.arange(len(sizes_K)), counts)
+    return arms_T, torch.arange(len(arms_T)) - (counts.cumsum(0) - counts)[arms_T], counts
 
 
 @dataclass(frozen=True, kw_only=True)

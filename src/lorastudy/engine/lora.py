@@ -6,15 +6,20 @@
 
 One matmul with W serves all arms. The low-rank products of a slot's arms are batched. `oracle.py` computes the same in
 an obvious loop, and the tests compare the two.
+
+Arms may have rows of their own (`arm_layout.py`): T tokens of all arms in one sequence. Then W still has one matmul, and
+the low-rank products are batched over neighbouring arms with the same rows, or over padded spans.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lorastudy.engine.arm_layout import ArmLayout, Padding
 from lorastudy.engine.arms import stream_seed
 from lorastudy.engine.matmul import add_product, arm_linear, linear
 from lorastudy.engine.quantised import frozen_output, frozen_weight_OD
@@ -42,18 +47,41 @@ class LoraSlot:
     grad_B_GRO: Tensor
     dropout: "SlotDropout | None" = None
 
-    def of(self, x_KND: Tensor) -> Tensor:
-        """The slot's part of a tensor over all arms: the tensor itself, or a view."""
-        is_whole = self.stop - self.start == x_KND.shape[0]
-        return x_KND if is_whole else x_KND[self.start : self.stop]
-
 
 @dataclass(kw_only=True)
 class DropoutClock:
-    """Numbers the forward passes of a pack. A dropout mask depends on this number, its arm and its layer."""
+    """Numbers the forward passes of each arm. A dropout mask depends on this number, its arm and its layer.
 
-    forward_pass: int = 0
+    Only a pass with rows of the arm counts, so an arm's masks do not depend on the other arms of its pack.
+    """
+
+    passes_K: list[int]
     active: bool = False
+
+    def tick(self, layout: ArmLayout | None) -> None:
+        """Count a forward pass of the arms that have rows in it."""
+        for number in range(len(self.passes_K)):
+            self.passes_K[number] += layout is None or layout.tokens.sizes_K[number] > 0
+
+
+@dataclass(kw_only=True)
+class RunningLayout:
+    """The layout of the micro-batch that runs now, for all layers of a model. None if all arms see the same rows.
+
+    Not a context variable: with activation checkpointing the layers run again in the backward pass, which on CUDA is in
+    autograd's own thread.
+    """
+
+    layout: ArmLayout | None = None
+
+    @contextmanager
+    def set_to(self, layout: ArmLayout | None) -> Iterator[None]:
+        """In this context the layers run on such a micro-batch."""
+        before, self.layout = self.layout, layout
+        try:
+            yield
+        finally:
+            self.layout = before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,25 +99,151 @@ class SlotDropout:
     """1 / (1 - p), which keeps the mean. Always fp32, like PEFT's dropout: in bf16 it would be up to 0.2 % off."""
     clock: DropoutClock
 
-    def mask_like(self, x_GND: Tensor, *, forward_pass: int) -> Tensor:
-        """Zeros and ones in the shape of x.
+    def part(self, own: slice) -> "SlotDropout":
+        """The dropout of some of the arms."""
+        return replace(
+            self,
+            streams_G=self.streams_G[own],
+            probabilities_G=self.probabilities_G[own],
+            factor_G11=self.factor_G11[own],
+        )
 
-        Always contiguous: the draw follows the memory layout, and x has another layout in the backward pass.
+    def mask_like(
+        self, x_GND: Tensor, *, passes_G: Sequence[int], sizes_G: Sequence[int] | None = None
+    ) -> Tensor:
+        """Zeros and ones in the shape of x. `passes_G` are the arms' forward passes.
+
+        Always contiguous: the draw follows the memory layout, and x has another layout in the backward pass. With
+        `sizes_G` only so many tokens of each arm are drawn, as they are without padding, and the others are zero.
         """
-        mask_GND = torch.empty(x_GND.shape, dtype=x_GND.dtype, device=x_GND.device)
-        for mask_ND, stream, probability in zip(mask_GND, self.streams_G, self.probabilities_G, strict=True):
+        make = torch.empty if sizes_G is None else torch.zeros
+        mask_GND = make(x_GND.shape, dtype=x_GND.dtype, device=x_GND.device)
+        for number, (probability, forward_pass) in enumerate(
+            zip(self.probabilities_G, passes_G, strict=True)
+        ):
+            mask_ND = mask_GND[number] if sizes_G is None else mask_GND[number, : sizes_G[number]]
             if probability == 0:
                 mask_ND.fill_(1.0)
                 continue
-            generator = torch.Generator(x_GND.device).manual_seed(stream_seed(stream, forward_pass))
-            mask_ND.bernoulli_(1.0 - probability, generator=generator)
+            seed = stream_seed(self.streams_G[number], forward_pass)
+            mask_ND.bernoulli_(1.0 - probability, generator=torch.Generator(x_GND.device).manual_seed(seed))
         return mask_GND
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arms:
+    """Some neighbouring arms of a slot, `start..stop` of the pack. The tensors are views of the slot's.
+
+    An arm alone has no first dimension: plain products of matrices cost the host less than batched ones.
+    """
+
+    start: int
+    stop: int
+    lora_A_GRD: Tensor
+    scaled_B_GRO: Tensor
+    grad_A_GRD: Tensor
+    grad_B_GRO: Tensor
+    dropout: SlotDropout | None
+
+    @classmethod
+    def of(cls, slot: LoraSlot, *, start: int, stop: int) -> "_Arms":
+        """Those arms of the slot. A whole slot keeps its first dimension."""
+        is_whole = (start, stop) == (slot.start, slot.stop)
+        is_alone = stop - start == 1 and not is_whole
+        own = slice(start - slot.start, stop - slot.start)
+        place = start - slot.start if is_alone else own
+        return cls(
+            start=start,
+            stop=stop,
+            lora_A_GRD=slot.lora_A_GRD[place],
+            scaled_B_GRO=slot.scaled_B_GRO[place],
+            grad_A_GRD=slot.grad_A_GRD[place],
+            grad_B_GRO=slot.grad_B_GRO[place],
+            dropout=None if slot.dropout is None else slot.dropout.part(own),
+        )
+
+    def shaped(self, x_SD: Tensor) -> Tensor:
+        """The tokens of these arms, arm by arm, as a view."""
+        return x_SD if self.lora_A_GRD.dim() == 2 else x_SD.view(self.stop - self.start, -1, x_SD.shape[1])
+
+    def passes(self) -> tuple[int, ...] | None:
+        """The forward passes whose dropout masks apply; None if dropout is off."""
+        if self.dropout is None or not self.dropout.clock.active:
+            return None
+        return tuple(self.dropout.clock.passes_K[self.start : self.stop])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cut:
+    """Tokens of all arms cut into those of neighbouring arms that share products."""
+
+    arms: tuple[_Arms, ...]
+    sizes: list[int]
+    """The tokens of consecutive pieces, which are all tokens."""
+    pieces: list[int]
+    """The piece of each of `arms`. Other pieces belong to arms that do not adapt the layer."""
+    paddings: tuple[Padding, ...] | None
+    passes: list[tuple[int, ...] | None]
+
+    def views(self, x_TD: Tensor) -> list[Tensor]:
+        """The tokens of each of `arms`, (G, N, D) or (N, D); (S, D) if they are to be padded."""
+        pieces = torch.split(x_TD, self.sizes)
+        own = [pieces[piece] for piece in self.pieces]
+        if self.paddings is not None:
+            return own
+        return [arms.shaped(x_SD) for arms, x_SD in zip(self.arms, own, strict=True)]
+
+    def regular(self, views: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The same tokens for products: the views themselves, or copies with padding."""
+        if self.paddings is None:
+            return views
+        return [padding.padded(x_SD) for padding, x_SD in zip(self.paddings, views, strict=True)]
+
+    def add(self, place: int, y: Tensor, *, more_GNO: Tensor) -> None:
+        """Add to a view of `arms[place]`, in place."""
+        y += more_GNO if self.paddings is None else self.paddings[place].spans(more_GNO)
+
+    def add_product(self, place: int, y: Tensor, *, thin_GNR: Tensor, weight_GRO: Tensor) -> None:
+        """Add a product with the weights of `arms[place]` to a view, in place."""
+        if self.paddings is not None:
+            self.add(place, y, more_GNO=torch.bmm(thin_GNR, weight_GRO))
+        elif y.dim() == 2:
+            y.addmm_(thin_GNR, weight_GRO)
+        else:
+            y.baddbmm_(thin_GNR, weight_GRO)
+
+    def mask_like(self, place: int, x_GND: Tensor) -> Tensor | None:
+        """The dropout mask of `arms[place]`; None if dropout is off."""
+        dropout, passes_G = self.arms[place].dropout, self.passes[place]
+        if dropout is None or passes_G is None:
+            return None
+        if x_GND.dim() == 2:
+            return dropout.mask_like(x_GND.unsqueeze(0), passes_G=passes_G)[0]
+        sizes_G = None if self.paddings is None else self.paddings[place].sizes_G
+        return dropout.mask_like(x_GND, passes_G=passes_G, sizes_G=sizes_G)
+
+    def dropped(self, place: int, x_GND: Tensor) -> Tensor:
+        """The values after dropout, without the factor that keeps their mean."""
+        mask_GND = self.mask_like(place, x_GND)
+        return x_GND if mask_GND is None else x_GND * mask_GND
+
+    def kept_mean(self, place: int, thin_GNR: Tensor) -> Tensor:
+        """A product of dropped-out values, in place, with the factor that dropout needs."""
+        dropout = self.arms[place].dropout
+        if dropout is None or self.passes[place] is None:
+            return thin_GNR
+        factor = dropout.factor_G11
+        return thin_GNR.mul_(factor if thin_GNR.dim() == 3 else factor[0])
+
+
+_Runs = tuple[tuple[int, int], ...] | None
 
 
 class PackedLinear(nn.Module):
     """Replaces a linear layer of the model. Without slots it gives that layer's output.
 
-    Input and output are (arms x rows, tokens, D), with the arms' rows one after another, or (arms, N, D).
+    Input and output are (arms x rows, tokens, D), with the arms' rows one after another, or (arms, N, D); or (1, T, D)
+    if arms have rows of their own.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -97,6 +251,8 @@ class PackedLinear(nn.Module):
         self.base_layer = base_layer
         self.num_arms = 1
         self.slots: tuple[LoraSlot, ...] = ()
+        self.running = RunningLayout()
+        self._arms_of_runs: dict[_Runs, tuple[_Arms, ...]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the frozen layer to all arms, and each arm's adapter to its part."""
@@ -106,6 +262,63 @@ class PackedLinear(nn.Module):
         y: Tensor = _PackedLora.apply(x, self, _NEEDS_GRAD)  # type: ignore[no-untyped-call]  # torch
         return y
 
+    def attach(self, slots: tuple[LoraSlot, ...], *, num_arms: int, running: RunningLayout) -> None:
+        """Serve these adapters."""
+        self.num_arms, self.slots, self.running = num_arms, slots, running
+        self._arms_of_runs.clear()
+
+    def frozen(self, x: Tensor) -> Tensor:
+        """The frozen layer's output for all arms."""
+        layout = self.running.layout
+        sizes_K = None if layout is None else layout.spans_of(x.numel() // x.shape[-1]).sizes_K
+        return frozen_output(self.base_layer, x, num_arms=self.num_arms, sizes_K=sizes_K)
+
+    def cut(self, *, num_tokens: int) -> _Cut:
+        """The cut of so many tokens of all arms."""
+        layout = self.running.layout
+        if layout is None:
+            size = num_tokens // self.num_arms
+            return _cut(self._arms(None), bounds=range(0, num_tokens + 1, size), paddings=None)
+        spans = layout.spans_of(num_tokens)
+        arms = self._arms(None if layout.is_padded else layout.runs)
+        own = tuple(each for each in arms if spans.bounds[each.start] < spans.bounds[each.stop])
+        paddings = tuple(spans.padding(each.start, each.stop) for each in own) if layout.is_padded else None
+        return _cut(own, bounds=spans.bounds, paddings=paddings)
+
+    def _arms(self, runs: _Runs) -> tuple[_Arms, ...]:
+        """The arms of each slot; with runs, cut at their ends, so that arms that share products have the same rows."""
+        if runs not in self._arms_of_runs:
+            self._arms_of_runs[runs] = tuple(
+                _Arms.of(slot, start=max(start, slot.start), stop=min(stop, slot.stop))
+                for slot in self.slots
+                for start, stop in (runs or ((0, self.num_arms),))
+                if start < slot.stop and stop > slot.start
+            )
+        return self._arms_of_runs[runs]
+
+
+def _cut(arms: tuple[_Arms, ...], *, bounds: Sequence[int], paddings: tuple[Padding, ...] | None) -> _Cut:
+    """The cut at the first and last tokens of these arms. `bounds` are the first tokens of all arms, and the end."""
+    sizes: list[int] = []
+    pieces: list[int] = []
+    done = 0
+    for each in arms:
+        first, last = bounds[each.start], bounds[each.stop]
+        if first > done:
+            sizes.append(first - done)
+        pieces.append(len(sizes))
+        sizes.append(last - first)
+        done = last
+    if done < bounds[-1]:
+        sizes.append(bounds[-1] - done)
+    return _Cut(
+        arms=arms,
+        sizes=sizes,
+        pieces=pieces,
+        paddings=paddings,
+        passes=[each.passes() for each in arms],
+    )
+
 
 class _FrozenLinear(torch.autograd.Function):
     """W x + b without adapters; dx = W^T dy. Only the layer is kept for the backward pass."""
@@ -113,7 +326,7 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
         ctx.base_layer = layer.base_layer
-        return frozen_output(layer.base_layer, x, num_arms=layer.num_arms)
+        return layer.frozen(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -130,19 +343,17 @@ class _PackedLora(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: PackedLinear, *_: Tensor) -> Tensor:
-        y = frozen_output(layer.base_layer, x, num_arms=layer.num_arms)
-        x_KND = x.reshape(layer.num_arms, -1, x.shape[-1])
-        y_KNO = y.view(layer.num_arms, -1, y.shape[-1])
-        passes = [_forward_pass(slot) for slot in layer.slots]
+        y = layer.frozen(x)
+        x_TD, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        cut = layer.cut(num_tokens=len(x_TD))
         thin: list[Tensor] = []
-        for slot, forward_pass in zip(layer.slots, passes, strict=True):
-            x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
-            u_GNR = _kept_mean(
-                slot, arm_linear(x_GND, slot.lora_A_GRD.to(x.dtype)), forward_pass=forward_pass
-            )
-            slot.of(y_KNO).baddbmm_(u_GNR, slot.scaled_B_GRO.to(x.dtype))
+        views = zip(cut.arms, cut.regular(cut.views(x_TD)), cut.views(y_TO), strict=True)
+        for place, (arms, x_GND, y_view) in enumerate(views):
+            kept_GND = cut.dropped(place, x_GND)
+            u_GNR = cut.kept_mean(place, arm_linear(kept_GND, arms.lora_A_GRD.to(x.dtype)))
+            cut.add_product(place, y_view, thin_GNR=u_GNR, weight_GRO=arms.scaled_B_GRO.to(x.dtype))
             thin.append(u_GNR)
-        ctx.layer, ctx.slots, ctx.num_arms, ctx.passes = layer, layer.slots, layer.num_arms, passes
+        ctx.layer, ctx.cut = layer, cut
         ctx.save_for_backward(x, *thin)
         return y
 
@@ -150,56 +361,48 @@ class _PackedLora(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grads
         x, *thin = ctx.saved_tensors
-        dy_KNO = dy.reshape(ctx.num_arms, -1, dy.shape[-1])
-        x_KND = x.reshape(ctx.num_arms, -1, x.shape[-1])
+        cut: _Cut = ctx.cut
         dx = None
         if ctx.needs_input_grad[0]:
             weight_OD = frozen_weight_OD(ctx.layer.base_layer, dtype=dy.dtype)
             dx = linear(dy, weight_OD.mT).view(x.shape)
-        for slot, u_GNR, forward_pass in zip(ctx.slots, thin, ctx.passes, strict=True):
-            dy_GNO = slot.of(dy_KNO)
-            v_GNR = _kept_mean(
-                slot, arm_linear(dy_GNO, slot.scaled_B_GRO.to(dy.dtype)), forward_pass=forward_pass
-            )
-            x_GND = _dropped(slot, slot.of(x_KND), forward_pass=forward_pass)
+        dys = cut.regular(cut.views(dy.reshape(-1, dy.shape[-1])))
+        xs = cut.regular(cut.views(x.reshape(-1, x.shape[-1])))
+        dxs = [None] * len(xs) if dx is None else cut.views(dx.view(-1, x.shape[-1]))
+        for place, (arms, dy_GNO, x_GND, u_GNR, dx_view) in enumerate(
+            zip(cut.arms, dys, xs, thin, dxs, strict=True)
+        ):
+            v_GNR = cut.kept_mean(place, arm_linear(dy_GNO, arms.scaled_B_GRO.to(dy.dtype)))
             # The thin factor first, and with torch: oneDNN would transpose both, which is slower than the product.
-            add_product(slot.grad_A_GRD, v_GNR.mT, times=x_GND)
-            add_product(slot.grad_B_GRO, u_GNR.mT, times=dy_GNO)
-            if dx is not None:
-                _add_lora_dx(slot.of(dx.view(x_KND.shape)), v_GNR, slot=slot, forward_pass=forward_pass)
+            add_product(arms.grad_A_GRD, v_GNR.mT, times=cut.dropped(place, x_GND))
+            add_product(arms.grad_B_GRO, u_GNR.mT, times=dy_GNO)
+            if dx_view is not None:
+                _add_lora_dx(cut, place, dx_view=dx_view, v_GNR=v_GNR)
         return dx, None, None
 
 
-def _forward_pass(slot: LoraSlot) -> int | None:
-    """The number of the forward pass whose mask applies; None if dropout is off."""
-    if slot.dropout is None or not slot.dropout.clock.active:
-        return None
-    return slot.dropout.clock.forward_pass
-
-
-def _dropped(slot: LoraSlot, x_GND: Tensor, *, forward_pass: int | None) -> Tensor:
-    if forward_pass is None or slot.dropout is None:
-        return x_GND
-    return x_GND * slot.dropout.mask_like(x_GND, forward_pass=forward_pass)
-
-
-def _kept_mean(slot: LoraSlot, thin_GNR: Tensor, *, forward_pass: int | None) -> Tensor:
-    """A product of dropped-out values, in place, with the factor that dropout needs."""
-    if forward_pass is None or slot.dropout is None:
-        return thin_GNR
-    return thin_GNR.mul_(slot.dropout.factor_G11)
-
-
-def _add_lora_dx(dx_GND: Tensor, v_GNR: Tensor, *, slot: LoraSlot, forward_pass: int | None) -> None:
-    lora_A_GRD = slot.lora_A_GRD.to(v_GNR.dtype)
-    if forward_pass is None or slot.dropout is None:
-        dx_GND.baddbmm_(v_GNR, lora_A_GRD)
+def _add_lora_dx(cut: _Cut, place: int, *, dx_view: Tensor, v_GNR: Tensor) -> None:
+    lora_A_GRD = cut.arms[place].lora_A_GRD.to(v_GNR.dtype)
+    if cut.passes[place] is None:
+        cut.add_product(place, dx_view, thin_GNR=v_GNR, weight_GRO=lora_A_GRD)
+        return
+    through_A_GND = torch.matmul(v_GNR, lora_A_GRD)
+    mask_GND = cut.mask_like(place, through_A_GND)
+    assert mask_GND is not None
+    if cut.paddings is None:
+        dx_view.addcmul_(through_A_GND, mask_GND)
     else:
-        through_A = torch.bmm(v_GNR, lora_A_GRD)
-        dx_GND.addcmul_(through_A, slot.dropout.mask_like(dx_GND, forward_pass=forward_pass))
+        cut.add(place, dx_view, more_GNO=through_A_GND.mul_(mask_GND))
 
 
-def attach(layers: Sequence[PackedLinear], *, num_arms: int, slots: Sequence[tuple[LoraSlot, ...]]) -> None:
+def attach(
+    layers: Sequence[PackedLinear],
+    *,
+    num_arms: int,
+    slots: Sequence[tuple[LoraSlot, ...]],
+    running: RunningLayout | None = None,
+) -> None:
     """Attach these adapters to the layers. `slots` has an entry for each layer."""
+    running = running or RunningLayout()
     for layer, layer_slots in zip(layers, slots, strict=True):
-        layer.num_arms, layer.slots = num_arms, layer_slots
+        layer.attach(layer_slots, num_arms=num_arms, running=running)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorastudy.engine.arm_layout import Spans
 from lorastudy.engine.matmul import linear
 
 #: Logits per chunk, in elements. On a CPU they stay in its cache (fp32: 4 MiB). On a GPU fewer chunks are fewer kernels;
@@ -19,7 +20,12 @@ CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
 def completion_loss(
-    hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor, grad_scale_K: Tensor
+    hidden_KMD: Tensor,
+    head: nn.Module,
+    *,
+    targets_M: Tensor,
+    grad_scale_K: Tensor,
+    labels: Spans | None = None,
 ) -> Tensor:
     """Summed negative log-likelihood per arm in nats, (K,), fp32.
 
@@ -27,8 +33,10 @@ def completion_loss(
     `cross_entropy(head(hidden).float(), targets, reduction="sum")` for each arm. The backward pass gives
     d(sum)/d(hidden) times `grad_scale_K`: 1 / tokens of the step, times the loss scale of fp16, which must be
     applied before the gradient is rounded to half precision.
+
+    If arms have rows of their own, `labels` are the spans of the arms in M, and the states are (1, M, D).
     """
-    loss_K: Tensor = _CompletionLoss.apply(hidden_KMD, head, targets_M, grad_scale_K)  # type: ignore[no-untyped-call]  # torch
+    loss_K: Tensor = _CompletionLoss.apply(hidden_KMD, head, targets_M, grad_scale_K, labels)  # type: ignore[no-untyped-call]  # torch
     return loss_K
 
 
@@ -51,13 +59,22 @@ class _CompletionLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_KMD: Tensor, head: nn.Module, targets_M: Tensor, grad_scale_K: Tensor
+        ctx: Any,
+        hidden_KMD: Tensor,
+        head: nn.Module,
+        targets_M: Tensor,
+        grad_scale_K: Tensor,
+        labels: Spans | None,
     ) -> Tensor:
         hidden, targets, chunks = _rows(hidden_KMD, head, targets_M=targets_M)
         nll = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         grad = torch.empty_like(hidden)
         weight_VD, bias_V = _weights(head)
-        scale = grad_scale_K.repeat_interleave(hidden_KMD.shape[1])
+        scale = (
+            grad_scale_K.repeat_interleave(hidden_KMD.shape[1])
+            if labels is None
+            else labels.spread(grad_scale_K)
+        )
         for chunk in chunks:
             logits_CV = linear(hidden[chunk], weight_VD, bias_O=bias_V).float()
             log_p_CV = torch.log_softmax(logits_CV, dim=-1)
@@ -67,12 +84,15 @@ class _CompletionLoss(torch.autograd.Function):
             dlogits_CV *= scale[chunk, None]
             grad[chunk] = linear(dlogits_CV.to(weight_VD.dtype), weight_VD.mT)
         ctx.save_for_backward(grad.view(hidden_KMD.shape))
-        return nll.view(hidden_KMD.shape[:2]).sum(dim=1)
+        ctx.labels = labels
+        return nll.view(hidden_KMD.shape[:2]).sum(dim=1) if labels is None else labels.sums(nll)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_KMD,) = ctx.saved_tensors
-        return grad_KMD * grads[0].to(grad_KMD.dtype)[:, None, None], None, None, None
+        own_K = grads[0].to(grad_KMD.dtype)
+        own = own_K[:, None, None] if ctx.labels is None else ctx.labels.spread(own_K)[None, :, None]
+        return grad_KMD * own, None, None, None, None
 
 
 def _rows(hidden_KMD: Tensor, head: nn.Module, *, targets_M: Tensor) -> tuple[Tensor, Tensor, list[slice]]:

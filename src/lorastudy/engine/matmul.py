@@ -39,26 +39,32 @@ def linear(x: Tensor, weight_OD: Tensor, *, bias_O: Tensor | None = None) -> Ten
 
 
 def arm_linear(x_GND: Tensor, weight_GOD: Tensor) -> Tensor:
-    """`x_g W_g^T` for each arm of a group: (G, N, D) -> (G, N, O)."""
-    _, num_rows, num_inputs = x_GND.shape
-    size = num_rows * num_inputs * weight_GOD.shape[1]
+    """`x_g W_g^T` for each arm of a group: (G, N, D) -> (G, N, O). An arm alone may lack the first dimension."""
+    num_inputs = x_GND.shape[-1]
+    size = x_GND.shape[-2] * num_inputs * weight_GOD.shape[-2]
+    is_alone = x_GND.dim() == 2
     if size < _MIN_SIZE_ALONE or not is_replaced(device=x_GND.device, dtype=x_GND.dtype):
-        return torch.bmm(x_GND, weight_GOD.mT)
+        return (torch.mm if is_alone else torch.bmm)(x_GND, weight_GOD.mT)
+    if is_alone:
+        return linear(x_GND, weight_GOD)
     return torch.stack([linear(x_ND, weight_OD) for x_ND, weight_OD in zip(x_GND, weight_GOD, strict=True)])
 
 
 def add_product(total_GIJ: Tensor, x_GIN: Tensor, *, times: Tensor) -> None:
     """Add `x_g y_g`, with y = `times` of shape (G, N, J), to an fp32 total, in place, for each arm of a slot.
 
-    In half precision only CUDA's product keeps its fp32 sums; on a CPU they are rounded before they are added.
+    In half precision only CUDA's product keeps its fp32 sums; on a CPU they are rounded before they are added. An arm
+    alone may lack the first dimension.
     """
+    is_alone = total_GIJ.dim() == 2
     if x_GIN.dtype is total_GIJ.dtype:
-        total_GIJ.baddbmm_(x_GIN, times)
+        (total_GIJ.addmm_ if is_alone else total_GIJ.baddbmm_)(x_GIN, times)
     elif keeps_fp32_sums(total_GIJ.device):
+        assert not is_alone, "on a GPU arms are padded"
         # Right only because `out` is the total itself: some versions of torch add to `out` and ignore the first tensor.
         torch.baddbmm(total_GIJ, x_GIN, times, out_dtype=torch.float32, out=total_GIJ)
     else:
-        total_GIJ.add_(torch.bmm(x_GIN, times))
+        total_GIJ.add_(torch.matmul(x_GIN, times))
 
 
 def keeps_fp32_sums(device: torch.device) -> bool:

@@ -5,7 +5,7 @@
 
 An optimizer step, as `PackedEngine.train` takes it:
 
-    for each micro-batch                            all arms see the same rows, laid end to end without padding
+    for each micro-batch                            rows laid end to end without padding; all arms see the same ones
         input_ids_N -> ids_KN                       every arm's copy of the same tokens
         hidden_KND  = model(ids_KN)                 the model's own forward, on patched layers (below)
         nll_sum_K   = completion_loss(hidden_KMD)   only at labelled tokens; never arms x tokens x vocabulary
@@ -21,6 +21,9 @@ x_k), attention becomes `row_attention`, which never crosses a row, and the last
 alone. The first dimension is always the arm, and no operation mixes along it, so arms do not affect each other. If an
 arm's loss or gradient is not finite, the arm stops, and the others continue with the same bits. A pack of one takes the
 same path.
+
+Arms may also have rows of their own (`ArmBatches`): other rows, more or fewer of them, another number of micro-batches.
+Then a micro-batch is one sequence of all arms' rows, (1, T), and `arm_layout.py` says which tokens are whose.
 
 `reference.py` does the same with PEFT and a plain loop; parity tests compare the two.
 """
@@ -42,9 +45,10 @@ from lorastudy.engine.adapter_buffers import make_buffers, sorted_by_shape
 from lorastudy.engine.adapters import check_peft, save_adapter, saved_weights
 from lorastudy.engine.arms import ArmState, EngineState, StepResult, TokenScores, TrainingArm
 from lorastudy.engine.attention import UnsupportedModelError
-from lorastudy.engine.batch import Batch
+from lorastudy.engine.batch import ArmBatches, Batch, MicroBatch
 from lorastudy.engine.fused_ops import FusedOps, find_fused_ops
 from lorastudy.engine.loading import BaseModel
+from lorastudy.engine.lora import RunningLayout
 from lorastudy.engine.loss import completion_loss, token_scores
 from lorastudy.engine.optimise import LossScale, PackedAdamW
 from lorastudy.engine.padded_forward import greedy_answers
@@ -113,6 +117,7 @@ class PackedEngine:
         self._head: Any = base.model.get_output_embeddings()
         self._own_attention = base.model.config._attn_implementation
         self._labels_only_mlp: nn.Module | None = None
+        self._running = RunningLayout()
         self._fused_ops = FusedOps()
         adapted = {name for arm in arms for name in arm.module_names}
         self._layers = replace_linear_layers(base, names=adapted)
@@ -125,7 +130,7 @@ class PackedEngine:
             self._adapters = make_buffers(
                 self.arms, layers=self._layers, device=base.device, dtype=base.dtype
             )
-            self._adapters.attach(self._layers)
+            self._adapters.attach(self._layers, running=self._running)
             self._optimizer = PackedAdamW(self._adapters)
         except BaseException:
             # After an error such as out of memory, restore the base, since the next engine uses it.
@@ -135,10 +140,21 @@ class PackedEngine:
         self._diverged: set[str] = set()
         self._gradient_checkpointing = gradient_checkpointing
 
-    def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
+    def train(self, steps: Iterable[Sequence[MicroBatch]], *, on_step: Callable[[StepResult], None]) -> None:
         """Take one optimizer step per item of `steps`; the item's batches are accumulated."""
         with without_padding_warning(self._model):
-            self._train(iter(steps), on_step=on_step)
+            self._train(map(self._laid_out, steps), on_step=on_step)
+
+    def _laid_out(self, step: Sequence[MicroBatch]) -> list[Batch]:
+        """The micro-batches of a step, with arms' own rows in the engine's order of arms."""
+        return [
+            batch.in_one_sequence(
+                self.experiment_ids, device=self._base.device, is_padded=self._adapters.is_padded
+            )
+            if isinstance(batch, ArmBatches)
+            else batch
+            for batch in step
+        ]
 
     def _train(self, upcoming: Iterator[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
         batches = next(upcoming, None)
@@ -150,8 +166,8 @@ class PackedEngine:
             on_step(
                 StepResult(
                     step=self.num_steps_done,
-                    num_tokens=sum(batch.num_tokens for batch in batches),
-                    num_completion_tokens=sum(batch.num_completion_tokens for batch in batches),
+                    num_tokens=self._total(batches, of_labels=False, arms=arm_steps),
+                    num_completion_tokens=self._total(batches, of_labels=True, arms=arm_steps),
                     arms=arm_steps,
                     diverged=diverged,
                 )
@@ -178,20 +194,24 @@ class PackedEngine:
 
     def _accumulate(self, batches: Sequence[Batch]) -> Tensor:
         """Add up gradients over the micro-batches; return each arm's loss per completion token, (K,)."""
-        num_tokens = sum(batch.num_completion_tokens for batch in batches)
+        num_tokens = _tokens_of_step(batches)
         grad_scale_K = self._loss_scale.scales_K / num_tokens
         self._adapters.zero_grad()
         total_K = torch.zeros(len(self.arms), device=self._base.device)
         recomputed = activation_checkpointing(self._model, enabled=self._gradient_checkpointing)
         with self._adapters.dropout_on(), recomputed:
             for batch in batches:
-                self._adapters.clock.forward_pass += 1
+                self._adapters.clock.tick(batch.layout)
                 with self._patched_for(batch):  # checkpointed layers run forward again during backward
                     hidden_KND = self._forward(batch, num_arms=len(self.arms))
                     hidden_KMD = hidden_KND.index_select(1, batch.label_index_M)
                     # Its gradient is scaled per arm already: to a mean over the step's tokens, and for fp16.
                     nll_sum_K = completion_loss(
-                        hidden_KMD, self._head, targets_M=batch.targets_M, grad_scale_K=grad_scale_K
+                        hidden_KMD,
+                        self._head,
+                        targets_M=batch.targets_M,
+                        grad_scale_K=grad_scale_K,
+                        labels=None if batch.layout is None else batch.layout.labels,
                     )
                     nll_sum_K.sum().backward()  # type: ignore[no-untyped-call]  # torch
                 total_K += nll_sum_K.detach()
@@ -204,7 +224,7 @@ class PackedEngine:
 
     def _forward(self, batch: Batch, *, num_arms: int) -> Tensor:
         """As `_hidden`, on a model that is patched for the batch."""
-        ids_KN = batch.input_ids_N.expand(num_arms, -1)
+        ids_KN = batch.input_ids_N.expand(1 if batch.layout is not None else num_arms, -1)
         out = self._body(input_ids=ids_KN, position_ids=batch.position_ids_N.unsqueeze(0), use_cache=False)
         hidden_KND: Tensor = out[0]
         return hidden_KND
@@ -214,6 +234,7 @@ class PackedEngine:
         """Set the batch's rows for attention and its labels for the last MLP in this context."""
         with (
             attention.rows(batch),
+            self._running.set_to(batch.layout),
             self._fused_ops.applied(),
             on_labels_only(self._labels_only_mlp, batch.label_index_M),
         ):
@@ -240,6 +261,20 @@ class PackedEngine:
         for experiment_id in diverged:
             self._zero_adapter(experiment_id)
         return tuple(arm_steps), tuple(diverged)
+
+    def _total(self, batches: Sequence[Batch], *, of_labels: bool, arms: Sequence[ArmStep]) -> int:
+        """The tokens of a step, or the labelled ones, summed over the arms that took it."""
+        taken = {arm.experiment_id for arm in arms}
+        numbers = [number for number, key in enumerate(self.experiment_ids) if key in taken]
+        total = 0
+        for batch in batches:
+            if batch.layout is None:
+                size = batch.num_completion_tokens if of_labels else batch.num_tokens
+                total += size * len(numbers)
+            else:
+                spans = batch.layout.labels if of_labels else batch.layout.tokens
+                total += sum(spans.sizes_K[number] for number in numbers)
+        return total
 
     def _zero_adapter(self, experiment_id: str) -> None:
         """Set a diverged arm's adapter to zero. The arm then equals the base model, so all its numbers are finite."""
@@ -306,6 +341,7 @@ class PackedEngine:
                     "num_steps_taken": self._optimizer.num_steps_taken[number],
                     "loss_scale": self._loss_scale.scales[number],
                     "num_good_steps": self._loss_scale.num_good_steps[number],
+                    "num_forward_passes": self._adapters.clock.passes_K[number],
                 },
                 tensors={
                     name: tensor.detach().to("cpu", copy=True)
@@ -314,7 +350,7 @@ class PackedEngine:
             )
             for number, arm in enumerate(self.arms)
         )
-        return EngineState(engine=self.name, arms=arms, num_forward_passes=self._adapters.clock.forward_pass)
+        return EngineState(engine=self.name, arms=arms)
 
     @torch.no_grad()
     def restore(self, state: EngineState) -> None:
@@ -332,8 +368,8 @@ class PackedEngine:
             )
             for name, tensor in self._optimizer.tensors_of(number).items():
                 tensor.copy_(arm.tensors[name])
+            self._adapters.clock.passes_K[number] = int(arm.numbers["num_forward_passes"])
         self._adapters.refresh()
-        self._adapters.clock.forward_pass = state.num_forward_passes
 
     def save_adapter(self, arm: TrainingArm, folder: Path) -> int:
         """Write the arm's adapter in PEFT's format; return the bytes of its weights file."""
@@ -401,6 +437,21 @@ def _refuse_experts(base: BaseModel, arms: Sequence[TrainingArm]) -> None:
         raise UnsupportedModelError(
             f"{parameter} holds the weights of experts, which the packed engine does not adapt yet"
         )
+
+
+def _tokens_of_step(batches: Sequence[Batch]) -> int | Tensor:
+    """The labelled tokens of each arm in a step: one number, or (K,) if arms have rows of their own.
+
+    An arm that has ended has none, and counts as one so that nothing is divided by zero.
+    """
+    if all(batch.layout is None for batch in batches):
+        return sum(batch.num_completion_tokens for batch in batches)
+    layouts = [batch.layout for batch in batches if batch.layout is not None]
+    assert len(layouts) == len(batches), "a step is of one kind"
+    total_K = layouts[0].labels.num_K
+    for layout in layouts[1:]:
+        total_K = total_K + layout.labels.num_K
+    return total_K.clamp(min=1)
 
 
 def _arm_step(arm: TrainingArm, *, loss: float, rate: float, norm: float) -> ArmStep:

@@ -8,6 +8,7 @@ does not need.
 """
 
 import sys
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -66,12 +67,18 @@ def depends_on_rows(layer: nn.Module) -> bool:
     return _is_4bit(layer) or feels_other_rows(layer)
 
 
-def frozen_output(layer: Any, x: Tensor, *, num_arms: int) -> Tensor:
-    """W x + b for all arms. 4-bit weights are dequantised once for all; 8-bit layers run arm by arm."""
+def frozen_output(layer: Any, x: Tensor, *, num_arms: int, sizes_K: Sequence[int] | None = None) -> Tensor:
+    """W x + b for all arms. 4-bit weights are dequantised once for all; 8-bit layers run arm by arm.
+
+    `sizes_K` are the tokens of each arm, (..., T, D), if arms have rows of their own.
+    """
     if _is_4bit(layer):
         bias = layer.bias.to(x.dtype) if layer.bias is not None else None
         return linear(x, frozen_weight_OD(layer, dtype=x.dtype), bias_O=bias)
     if feels_other_rows(layer):
+        if sizes_K is not None:
+            own = torch.split(x, [size for size in sizes_K if size], dim=-2)
+            return torch.cat([layer(x_k) for x_k in own], dim=-2)
         return torch.cat([layer(x_k) for x_k in x.chunk(num_arms)])
     bias_O: Any = layer.bias
     return linear(x, frozen_weight_OD(layer, dtype=x.dtype), bias_O=bias_O)

@@ -26,7 +26,7 @@ from lorastudy.engine.arms import (
     initial_lora_A,
     stream_seed,
 )
-from lorastudy.engine.batch import Batch
+from lorastudy.engine.batch import ArmBatches, Batch, MicroBatch
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.optimise import INITIAL_SCALE, SMALLEST_SCALE
 from lorastudy.engine.padded_forward import greedy_answers, label_logits
@@ -205,8 +205,8 @@ class ReferenceEngine:
         left = [trainer.num_steps_done for trainer in self._trainers.values() if not trainer.has_ended]
         return min(left, default=max(arm.num_steps for arm in self.arms))
 
-    def train(self, steps: Iterable[Sequence[Batch]], *, on_step: Callable[[StepResult], None]) -> None:
-        """Train the arms one after another over the same steps; each call of `on_step` reports one arm."""
+    def train(self, steps: Iterable[Sequence[MicroBatch]], *, on_step: Callable[[StepResult], None]) -> None:
+        """Train the arms one after another, each over its own steps; each call of `on_step` reports one arm."""
         first = self.num_steps_done
         kept = list(steps)
         for adapter_name, trainer in self._trainers.items():
@@ -297,10 +297,15 @@ class ReferenceEngine:
         return self._parameters(adapter_name, [name for name in wrapped if name not in own])
 
     def _train_one(
-        self, trainer: ArmTrainer, steps: Sequence[Sequence[Batch]], *, on_step: Callable[[StepResult], None]
+        self,
+        trainer: ArmTrainer,
+        steps: Sequence[Sequence[MicroBatch]],
+        *,
+        on_step: Callable[[StepResult], None],
     ) -> None:
         arm, optimizer, scaler = trainer.arm, trainer.optimizer, trainer.scaler
-        for batches in steps:
+        for step in steps:
+            batches = self._rows_of(arm, step)
             optimizer.zero_grad()
             loss = self._accumulate(batches, scaler=scaler)
             scaler.unscale_(optimizer)
@@ -317,6 +322,14 @@ class ReferenceEngine:
             on_step(_result(trainer, batches, measured=(loss, rate, norm)))
             if trainer.is_diverged:
                 return
+
+    def _rows_of(self, arm: TrainingArm, step: Sequence[MicroBatch]) -> list[Batch]:
+        """The micro-batches of a step that have rows of this arm."""
+        own = [
+            batch.of(arm.experiment_id, device=self._base.device) if isinstance(batch, ArmBatches) else batch
+            for batch in step
+        ]
+        return [batch for batch in own if batch is not None]
 
     def _accumulate(self, batches: Sequence[Batch], *, scaler: torch.amp.GradScaler) -> float:
         """Add up gradients; return the loss per completion token of all batches."""

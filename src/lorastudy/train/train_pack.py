@@ -311,14 +311,13 @@ def train(run: PackRun, checkpointer: Checkpointer, *, batch_plan: BatchPlan, st
 
     def on_step(result: StepResult) -> None:
         synchronise(batch_plan.device)
-        num_tokens = result.num_tokens * len(result.arms)
         run.emit(
             PackStep(
                 step=result.step,
                 num_steps=batch_plan.num_steps,
-                num_tokens=num_tokens,
+                num_tokens=result.num_tokens,
                 num_completion_tokens=result.num_completion_tokens,
-                seconds=times.step(num_tokens),
+                seconds=times.step(result.num_tokens),
                 arms=result.arms,
             )
         )

@@ -145,13 +145,13 @@ def test_without_slots_it_is_the_layer_itself():
 
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_dropout_uses_one_mask_in_forward_and_backward(contiguous):
-    clock = DropoutClock(forward_pass=7, active=True)
+    clock = DropoutClock(passes_K=[7] * 3, active=True)
     dropout = make_dropout((11, 12), probability=0.5, clock=clock)
     layer, slot, x, dy = one_layer(dropout=dropout)
     if not contiguous:  # as an attention output may come: the same values in another order of memory
         x = x.transpose(1, 2).contiguous().transpose(1, 2)
         assert not x.is_contiguous()
-    masks = [None, *dropout.mask_like(x[1:], forward_pass=7)]
+    masks = [None, *dropout.mask_like(x[1:], passes_G=[7, 7])]
     assert set(masks[1].unique().tolist()) == {0.0, 1.0}
     arms = oracle_arms([slot], 3, masks=[None, *(mask / 0.5 for mask in masks[1:])])
     compare(layer, [slot], x, dy_KNO=dy, arms=arms, tolerance=1e-10)
@@ -165,7 +165,7 @@ def test_dropout_divides_by_what_it_keeps_as_peft_does_in_bf16():
     slot = LoraSlot(
         start=0, stop=1, lora_A_GRD=one.bfloat16(), scaled_B_GRO=one.bfloat16(),
         grad_A_GRD=torch.zeros_like(one), grad_B_GRO=torch.zeros_like(one),
-        dropout=make_dropout((1,), probability=0.25, clock=DropoutClock(forward_pass=1, active=True)),
+        dropout=make_dropout((1,), probability=0.25, clock=DropoutClock(passes_K=[1], active=True)),
     )  # fmt: skip
     base_layer = make_base_layer("without bias", sizes=(1, 1), dtype=torch.bfloat16)
     nn.init.zeros_(base_layer.weight)
@@ -190,18 +190,18 @@ def test_dropout_divides_by_what_it_keeps_as_peft_does_in_bf16():
 
 
 def test_dropout_gradients_are_those_of_finite_differences():
-    clock = DropoutClock(forward_pass=3, active=True)
+    clock = DropoutClock(passes_K=[3] * 3, active=True)
     layer, _, x, _ = one_layer(dropout=make_dropout((1, 2), probability=0.3, clock=clock))
     x = x.requires_grad_()
     assert torch.autograd.gradcheck(layer, (x,))
 
 
 def test_a_mask_is_a_function_of_the_arms_seed_and_the_forward_pass_alone():
-    clock = DropoutClock()
+    clock = DropoutClock(passes_K=[])
     x = torch.ones(2, 30, 8)
-    pair = make_dropout((5, 6), probability=0.25, clock=clock).mask_like(x, forward_pass=4)
-    alone = make_dropout((6,), probability=0.25, clock=clock).mask_like(x[:1], forward_pass=4)
-    later = make_dropout((6,), probability=0.25, clock=clock).mask_like(x[:1], forward_pass=5)
+    pair = make_dropout((5, 6), probability=0.25, clock=clock).mask_like(x, passes_G=[4, 4])
+    alone = make_dropout((6,), probability=0.25, clock=clock).mask_like(x[:1], passes_G=[4])
+    later = make_dropout((6,), probability=0.25, clock=clock).mask_like(x[:1], passes_G=[5])
     assert torch.equal(pair[1], alone[0])
     assert not torch.equal(pair[0], pair[1])
     assert not torch.equal(later, alone)
@@ -212,9 +212,9 @@ def test_a_mask_is_a_function_of_the_arms_seed_and_the_forward_pass_alone():
 
 def test_masks_of_one_arm_and_layer_differ_from_those_of_others_at_any_pass():
     """A CPU's generator uses 32 bits of a seed. 60 masks of 240 draws: any two are equal with probability 2^-100 or less."""
-    clock, x = DropoutClock(), torch.ones(1, 30, 8)
+    clock, x = DropoutClock(passes_K=[]), torch.ones(1, 30, 8)
     masks = {
-        tuple(make_dropout((f"arm {arm}",), probability=0.25, clock=clock).mask_like(x, forward_pass=number).flatten().tolist())
+        tuple(make_dropout((f"arm {arm}",), probability=0.25, clock=clock).mask_like(x, passes_G=[number]).flatten().tolist())
         for arm in range(6)
         for number in range(10)
     }  # fmt: skip
@@ -222,7 +222,7 @@ def test_masks_of_one_arm_and_layer_differ_from_those_of_others_at_any_pass():
 
 
 def test_dropout_is_off_while_the_clock_stands():
-    clock = DropoutClock(forward_pass=1, active=False)
+    clock = DropoutClock(passes_K=[1] * 3, active=False)
     layer, _, x, _ = one_layer(dropout=make_dropout((1, 2), probability=0.9, clock=clock))
     dry, *_ = one_layer()
     dry.base_layer = layer.base_layer
