@@ -107,6 +107,25 @@ def test_company_changes_nothing(make_engine, base, tmp_path):
         assert tiny.largest_difference(together[1][name], alone[1][name]) <= 1e-6
 
 
+def test_an_arm_that_is_stopped_keeps_its_adapter_and_leaves_the_others_their_bits(
+    make_engine, base, tmp_path
+):
+    arms, steps = tiny.seven_arms(base)[:3], tiny.make_steps(8)
+    whole, adapters = tiny.train(make_engine, base, arms, steps=steps, folder=tmp_path / "whole")
+    log, name = tiny.Log(), arms[1].experiment_id
+    with tiny.opened(make_engine(base, arms)) as engine:
+        engine.train(steps[:3], on_step=log)
+        engine.stop(name)
+        before = tiny.adapters_of(engine, tmp_path / "before")
+        engine.train(steps[3:], on_step=log)
+        after = tiny.adapters_of(engine, tmp_path / "after")
+    assert tiny.largest_difference(before[name], after[name]) == 0
+    assert log.losses[name] == whole.losses[name][:3]
+    for arm in (arms[0], arms[2]):
+        assert log.losses[arm.experiment_id] == whole.losses[arm.experiment_id]
+        assert tiny.largest_difference(after[arm.experiment_id], adapters[arm.experiment_id]) == 0
+
+
 @pytest.mark.parametrize("same_shape", [True, False])
 def test_an_arm_that_diverges_is_told_with_its_step_and_leaves_the_others_to_the_bit(
     make_engine, base, tmp_path, same_shape

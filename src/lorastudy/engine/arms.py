@@ -151,8 +151,12 @@ class Engine(Scorer, Protocol):
         """
         ...
 
+    def stop(self, experiment_id: str) -> None:
+        """End the training of one arm between two steps. Its adapter stays as it is, and the others keep their bits."""
+        ...
+
     def state(self) -> EngineState:
-        """A copy, on the CPU, of everything that training needs to resume."""
+        """A copy, on the CPU, of everything that training needs to resume, but for which arms were stopped."""
         ...
 
     def restore(self, state: EngineState) -> None:

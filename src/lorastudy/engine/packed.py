@@ -138,6 +138,7 @@ class PackedEngine:
             raise
         self._loss_scale = LossScale(len(self.arms), enabled=base.dtype is torch.float16, device=base.device)
         self._diverged: set[str] = set()
+        self._stopped: set[str] = set()
         self._gradient_checkpointing = gradient_checkpointing
 
     def train(self, steps: Iterable[Sequence[MicroBatch]], *, on_step: Callable[[StepResult], None]) -> None:
@@ -289,7 +290,11 @@ class PackedEngine:
         return all(self._has_ended(arm) for arm in self.arms)
 
     def _has_ended(self, arm: TrainingArm) -> bool:
-        return self.num_steps_done >= arm.num_steps or arm.experiment_id in self._diverged
+        return self.num_steps_done >= arm.num_steps or arm.experiment_id in self._diverged | self._stopped
+
+    def stop(self, experiment_id: str) -> None:
+        """End the training of one arm."""
+        self._stopped.add(experiment_id)
 
     @property
     def experiment_ids(self) -> tuple[str, ...]:

@@ -56,6 +56,7 @@ class ArmTrainer:
         self.parameters = list(parameters)
         self.num_steps_done = 0
         self.is_diverged = False
+        self.is_stopped = False
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=arm.learning_rate,
@@ -79,7 +80,7 @@ class ArmTrainer:
     @property
     def has_ended(self) -> bool:
         """Whether the arm's training has ended."""
-        return self.is_diverged or self.num_steps_done >= self.arm.num_steps
+        return self.is_diverged or self.is_stopped or self.num_steps_done >= self.arm.num_steps
 
     @contextmanager
     def own_stream(self) -> Iterator[None]:
@@ -215,6 +216,11 @@ class ReferenceEngine:
                 own = kept[trainer.num_steps_done - first : trainer.arm.num_steps - first]
                 with trainer.own_stream():
                     self._train_one(trainer, own, on_step=on_step)
+
+    def stop(self, experiment_id: str) -> None:
+        """End the training of one arm."""
+        for trainer in self._trainers.values():
+            trainer.is_stopped |= trainer.arm.experiment_id == experiment_id
 
     def state(self) -> EngineState:
         """Copy everything that training needs to go on, to the CPU."""

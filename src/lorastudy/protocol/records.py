@@ -411,7 +411,7 @@ class Outcome:
     num_planned_steps: int | None = None
     """The steps of a whole training, for a completed experiment. More than `step` if it stopped early."""
     selected_step: int | None = None
-    """The step whose adapter was saved and scored; None for the last."""
+    """The step whose adapter was saved and scored, if the best one is selected; None if it is always the last."""
 
 
 @dataclass(frozen=True, kw_only=True)

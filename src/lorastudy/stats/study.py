@@ -26,7 +26,7 @@ from lorastudy.protocol.records import Environment
 from lorastudy.store.views import ExperimentResult, StatedQuestion
 from lorastudy.suite.experiment import canonical_json
 from lorastudy.suite.question import Question
-from lorastudy.suite.settings import LAYOUT_KEYS, Settings
+from lorastudy.suite.settings import SELECTION_KEYS, Settings, keys_without_effect
 
 #: Highest first: what a lower precision is compared with.
 PRECISIONS = ("fp32", "bf16", "fp16", "8bit", "4bit")
@@ -171,8 +171,13 @@ def split_studies(results: Iterable[ExperimentResult]) -> tuple[Study, ...]:
 
 
 def differing_settings(arms: Sequence[StudyArm]) -> tuple[str, ...]:
-    """Keys in which at least two arms differ, in the order of the settings, without the layout of packs."""
-    keys = dict.fromkeys(key for arm in arms for key in arm.settings if key != "max_arms_per_pack")
+    """Keys in which at least two arms differ, in the order of the settings.
+
+    Leaves out the layout of packs, and keys for scores on the way if these decide nothing in any arm.
+    """
+    idle = SELECTION_KEYS.intersection(*(keys_without_effect(arm.settings) for arm in arms))
+    left_out = idle | {"max_arms_per_pack"}
+    keys = dict.fromkeys(key for arm in arms for key in arm.settings if key not in left_out)
     return tuple(key for key in keys if len({canonical_json(arm.settings.get(key)) for arm in arms}) > 1)
 
 
@@ -211,7 +216,8 @@ def _study(suite_name: str, experiment_type: str, *, results: Sequence[Experimen
             "the same rows, are not counted; run the suite again to have them replaced"
         )
     for result in current_data:
-        acting = {key: value for key, value in result.settings.items() if key not in LAYOUT_KEYS}
+        without_effect = keys_without_effect(result.settings)
+        acting = {key: value for key, value in result.settings.items() if key not in without_effect}
         groups.setdefault((result.arm, canonical_json(acting)), []).append(result)
     uses = Counter(name for name, _ in groups)
     seen: Counter[str] = Counter()

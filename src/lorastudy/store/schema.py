@@ -134,7 +134,7 @@ runs = Table(
     Column("adapter_path", Text, comment="relative to the run folder"),
     Column("num_steps", BigInteger),
     Column("num_planned_steps", BigInteger, comment="more than num_steps if the arm stopped early"),
-    Column("selected_step", BigInteger, comment="of the saved adapter; NULL for the last"),
+    Column("selected_step", BigInteger, comment="of the saved adapter, where the best is selected"),
     _hash(),
     Index("runs_by_pack", "pack_id", "attempt"),
 )

@@ -62,7 +62,7 @@ class ExperimentResult:
     num_planned_steps: int | None = None
     """The steps of a whole training. More than `num_steps` if the run stopped early; None in older stores."""
     selected_step: int | None = None
-    """The step whose adapter was saved and scored; None for the last."""
+    """The step whose adapter was saved and scored, if the best one is selected; None if it is always the last."""
     train_seconds: float | None = None
     """Share of the pack's training time: that time divided by its number of arms."""
     scores: Mapping[tuple[str, str], ScoreValue]

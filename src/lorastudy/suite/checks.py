@@ -185,6 +185,40 @@ def check_eval_steps(levels: Sequence[Level], *, problems: Problems) -> None:
         problems.add(given.place, path=given.path, cause=cause)
 
 
+def check_selection(levels: Sequence[Level], *, problems: Problems) -> None:
+    """Note a choice by validation scores where there are none, or where no test rows are left to report on."""
+    wrong: dict[tuple[int, str], Given] = {}
+    for level in levels:
+        chosen = [
+            level[key] for key in ("select_checkpoint", "early_stopping_patience") if _chooses(level, key)
+        ]
+        lacks_scores = None in _given(level, "eval_steps")
+        lacks_rows = not _has_test_rows(level)
+        for given in chosen:
+            for cause in [_NO_SCORES] * lacks_scores + [_NO_TEST_ROWS] * lacks_rows:
+                wrong[id(given), cause] = given
+    for (_, cause), given in wrong.items():
+        problems.add(given.place, path=given.path, cause=cause)
+
+
+_NO_SCORES = "needs scores during training; add eval_steps, such as eval_steps: 0.1"
+
+_NO_TEST_ROWS = (
+    "chooses by the held-out rows, so a result needs rows that chose nothing; add test_fraction: 0.1, or a "
+    "test_dataset_path"
+)
+
+
+def _chooses(level: Level, key: str) -> bool:
+    return any(value not in (None, Settings.model_fields[key].default) for value in _given(level, key))
+
+
+def _has_test_rows(level: Level) -> bool:
+    """Whether all arms of a level have test rows. A search for learning rates takes some by itself."""
+    named = (_given(level, key) for key in ("test_dataset_path", "test_fraction"))
+    return any(None not in values for values in named) or AUTO in _given(level, "learning_rate")
+
+
 def check_number(levels: Sequence[Level], *, start: Place, problems: Problems) -> None:
     """Note a suite with more than `MAX_EXPERIMENTS` experiments."""
     num_experiments = sum(num_combinations(level) * _num_seeds(level) for level in levels)
@@ -228,6 +262,11 @@ NEEDED = {
     "bnb_4bit_use_double_quant": _ONLY_4BIT,
     "max_new_tokens": _ONLY_ANSWERS,
     "exact_match_pattern": _ONLY_ANSWERS,
+    "early_stopping_threshold": _Needs(
+        key="early_stopping_patience",
+        holds=lambda value: value is not None,
+        cause="has no effect without early_stopping_patience; add that, or remove it",
+    ),
     "eval_fraction": _Needs(
         key="eval_dataset_path",
         holds=lambda value: value is None,

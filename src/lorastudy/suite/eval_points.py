@@ -14,13 +14,14 @@ _SPLIT = "eval_after_"
 def eval_points(settings: Settings, *, num_steps: int) -> tuple[int, ...]:
     """The points of an arm that trains `num_steps` steps, rising; empty without `eval_steps`.
 
-    They are the multiples of the interval. As in transformers, a number below 1 is a share of the steps, rounded up. The
-    end is not among them, because every arm is scored there anyway.
+    They are the multiples of the interval. As in transformers, a number below 1 is a share of the steps, rounded up. Every
+    arm is scored at its end anyway, so the end is a point only where the best adapter is selected: it may be the best.
     """
     if settings.eval_steps is None:
         return ()
     interval = steps_between(settings.eval_steps, num_steps=num_steps)
-    return tuple(range(interval, num_steps, interval))
+    end = (num_steps,) if settings.select_checkpoint == "best" else ()
+    return (*range(interval, num_steps, interval), *end)
 
 
 def steps_between(eval_steps: float, *, num_steps: int) -> int:

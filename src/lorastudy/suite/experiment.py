@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Self
 
-from lorastudy.suite.settings import ARM_KEYS, LAYOUT_KEYS, Settings
+from lorastudy.suite.settings import ARM_KEYS, Settings, keys_without_effect
 
 #: Increase this whenever the code turns the same rows into other tokens, masks or splits;
 #: `tests/unit/data/test_data_version.py` checks it. The store has no number for version 1.
@@ -111,5 +111,6 @@ def _identifying(settings: Settings) -> dict[str, Any]:
         del values["prompt_format"]  # with a chat template, `expand` has replaced `auto` by `chat`
     if settings.quantization != "4bit":
         values["bnb_4bit_quant_type"] = values["bnb_4bit_use_double_quant"] = None
-    acting = {key: value for key, value in values.items() if key not in LAYOUT_KEYS}
+    without_effect = keys_without_effect(values)
+    acting = {key: value for key, value in values.items() if key not in without_effect}
     return _without_absent(acting, _LATER_SETTINGS)

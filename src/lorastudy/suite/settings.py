@@ -6,7 +6,7 @@ schema.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -182,6 +182,22 @@ class AskedSettings(BaseModel):
         description="Score the validation rows (the held-out rows) during training too: each time after so many steps, or after "
         "this share of the steps if below 1. It changes nothing that is trained; the report draws the curves.",
     )
+    select_checkpoint: Literal["last", "best"] = Field(
+        "last",
+        description="The adapter that is saved and scored: the `last` one, or the one with the `best` (lowest) validation loss "
+        "at an evaluation point or at the end. `best` needs `eval_steps`, and test rows to report on.",
+    )
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop an arm after so many scores in a row that are not better than its best validation loss. The other arms "
+        "train on. Needs `eval_steps`, and test rows to report on.",
+    )
+    early_stopping_threshold: float = Field(
+        0.0,
+        ge=0,
+        description="With `early_stopping_patience`: a score counts as better if its loss is lower by more than this.",
+    )
     max_generation_samples: int = Field(
         16, ge=0, description="Held-out rows answered by greedy generation for exact match; 0 for none."
     )
@@ -202,6 +218,7 @@ class AskedSettings(BaseModel):
         "lora_dropout",
         "lora_alpha",
         "checkpoint_minutes",
+        "early_stopping_threshold",
         mode="before",
     )
     @classmethod
@@ -264,6 +281,11 @@ class AskedSettings(BaseModel):
         return self.test_dataset_path is not None or self.test_fraction is not None
 
     @property
+    def selects(self) -> bool:
+        """Whether validation scores on the way decide which adapter is kept, or when training stops."""
+        return self.select_checkpoint == "best" or self.early_stopping_patience is not None
+
+    @property
     def lora_alpha_value(self) -> float:
         """Alpha as a number: a policy such as `2r` is applied to the rank."""
         if isinstance(self.lora_alpha, str):
@@ -303,17 +325,34 @@ ARM_KEYS = frozenset(
         "lora_rank", "lora_alpha", "use_rslora", "lora_dropout", "target_modules", "layers_to_transform",
         "learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm",
         "adam_beta1", "adam_beta2", "adam_epsilon", "num_train_epochs", "max_steps", "eval_steps",
+        "select_checkpoint", "early_stopping_patience", "early_stopping_threshold",
     }
 )  # fmt: skip
 
-#: Keys for the paths of files and the layout of the work, for the last bits, and for scores that change no training. They
-#: are not part of an experiment's identity.
+#: Keys for the paths of files and the layout of the work, and for the last bits. They are not part of an experiment's
+#: identity.
 LAYOUT_KEYS = frozenset(
     {
         "base_model", "dataset_path", "eval_dataset_path", "test_dataset_path", "forgetting_dataset_path",
-        "max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes", "deterministic", "eval_steps",
+        "max_arms_per_pack", "checkpoint_steps", "checkpoint_minutes", "deterministic",
     }
 )  # fmt: skip
+
+#: Keys for scores during training and for what these decide.
+SELECTION_KEYS = frozenset(
+    {"eval_steps", "select_checkpoint", "early_stopping_patience", "early_stopping_threshold"}
+)
+
+
+def keys_without_effect(settings: Mapping[str, Any]) -> frozenset[str]:
+    """The keys of these settings that change no result. Scores on the way change none unless they decide something.
+
+    Settings of older runs may lack keys.
+    """
+    stays_last = settings.get("select_checkpoint", "last") == "last"
+    if stays_last and settings.get("early_stopping_patience") is None:
+        return LAYOUT_KEYS | SELECTION_KEYS
+    return LAYOUT_KEYS
 
 
 _SHORT = {

@@ -21,6 +21,7 @@ from lorastudy.suite.checks import (
     check_names,
     check_number,
     check_racing,
+    check_selection,
     check_sources,
     check_tuning_seeds,
     expand_home,
@@ -261,6 +262,7 @@ def _check_levels(levels: list[Level], *, start: Place, problems: Problems) -> N
     check_sources(levels, problems)
     check_number(levels, start=start, problems=problems)
     check_eval_steps(levels, problems=problems)
+    check_selection(levels, problems=problems)
 
 
 def _name_from(source: _Source, *, given: Mapping[str, Any], problems: Problems) -> str:

@@ -3,7 +3,8 @@
     checkpoint-<n>/
       state.json            numbers, and the caller's notes
       tensors.safetensors   every tensor, as `<index of the arm>/<name of the tensor>`
-      manifest.json         size and SHA-256 of both
+      best-<id>-<file>      the files of an arm's best adapter so far, if the best one is selected
+      manifest.json         size and SHA-256 of all
 
 Nothing is pickled. Each folder is sealed (`protocol/files.py`): it is written whole or not at all, and reading checks
 every byte. The newest two are kept, so that the older one is there if the newer one is damaged.
@@ -52,6 +53,7 @@ from lorastudy.protocol.run_folder import (
 )
 from lorastudy.suite.eval_points import is_on_the_way
 from lorastudy.train.outcomes import PackRun, Stopped
+from lorastudy.train.selection import ArmSelection, Selected, Selection
 
 Clock = Callable[[], float]
 """A monotonic clock, in seconds."""
@@ -172,6 +174,7 @@ class Checkpointer:
     environment: Environment
     times: TrainingTimes
     schedule: CheckpointSchedule
+    selection: Selection
     _num_steps_saved: int = 0
 
     def __post_init__(self) -> None:
@@ -193,7 +196,9 @@ class Checkpointer:
             return
         watch = Stopwatch(clock=self.times.watch.clock)
         try:
-            checkpoint = Checkpoint(state=self.engine.state(), notes=self._notes())
+            checkpoint = Checkpoint(
+                state=self.engine.state(), notes=self._notes(), selected=self.selection.now()
+            )
             num_bytes = write_checkpoint(checkpoint_folder(self.run.folder, num_steps), checkpoint)
         except OSError as error:
             message = (
@@ -231,13 +236,16 @@ STATE_NAME = "state.json"
 
 TENSORS_NAME = "tensors.safetensors"
 
+_BEST_PREFIX = "best-"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """An engine's state, with the caller's notes as plain JSON values."""
+    """An engine's state with what was selected by then, and the caller's notes as plain JSON values."""
 
     state: EngineState
     notes: Mapping[str, Any]
+    selected: Selected = field(default_factory=lambda: Selected(arms={}, adapters={}))
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> int:
@@ -266,7 +274,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         tensors = load(files[TENSORS_NAME])
         arms = tuple(_arm(number, values, tensors=tensors) for number, values in enumerate(body.pop("arms")))
         notes = body.pop("notes")
-        return Checkpoint(state=EngineState(arms=arms, **body), notes=notes)
+        selected = Selected(
+            arms={key: ArmSelection.from_json(arm) for key, arm in body.pop("selected", {}).items()},
+            adapters=_best_adapters(files),
+        )
+        return Checkpoint(state=EngineState(arms=arms, **body), notes=notes, selected=selected)
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         # Sealed by another program, or by a version with other fields.
         raise DamagedError(f"{folder}: not a checkpoint of this version: {error}") from error
@@ -287,9 +299,25 @@ def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
     body = {
         **vars(state),
         "arms": [{**vars(arm), "tensors": sorted(arm.tensors)} for arm in state.arms],
+        "selected": {key: arm.to_json() for key, arm in checkpoint.selected.arms.items()},
         "notes": checkpoint.notes,
     }
-    return {STATE_NAME: json.dumps(body).encode(), TENSORS_NAME: save(tensors)}
+    best = {
+        f"{_BEST_PREFIX}{experiment_id}-{name}": content
+        for experiment_id, files in checkpoint.selected.adapters.items()
+        for name, content in files.items()
+    }
+    return {STATE_NAME: json.dumps(body).encode(), TENSORS_NAME: save(tensors), **best}
+
+
+def _best_adapters(files: Mapping[str, bytes]) -> dict[str, dict[str, bytes]]:
+    """The files of the best adapters, by experiment and name. An id is `exp-` and hex digits, without another dash."""
+    found: dict[str, dict[str, bytes]] = {}
+    for name, content in files.items():
+        if name.startswith(_BEST_PREFIX):
+            tag, digits, file = name.removeprefix(_BEST_PREFIX).split("-", maxsplit=2)
+            found.setdefault(f"{tag}-{digits}", {})[file] = content
+    return found
 
 
 def _arm(number: int, values: Mapping[str, Any], *, tensors: Mapping[str, Any]) -> ArmState:
@@ -311,6 +339,7 @@ class Resumption:
     """These arms' share of the loading time, over all attempts so far."""
     validation_seconds: float
     """These arms' share of the time of scoring on the way."""
+    selected: Selected
 
     def carry_over(self, run: PackRun, *, times: TrainingTimes, schedule: CheckpointSchedule) -> None:
         """Emit the earlier records again, so that this attempt's folder is complete by itself."""
@@ -395,6 +424,7 @@ def _resumption(
         num_checkpoints=cost["num_checkpoints"],
         checkpoint_seconds=cost["seconds"],
         load_seconds=share * checkpoint.notes.get("load_seconds", 0.0),
+        selected=checkpoint.selected.of(ids),
         validation_seconds=share * checkpoint.notes.get("validation_seconds", 0.0),
     )
 

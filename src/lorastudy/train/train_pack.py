@@ -47,6 +47,7 @@ from lorastudy.train.checkpointing import (
     find_resumption,
 )
 from lorastudy.train.outcomes import PackRun, Stop, diverged, failed, is_finite
+from lorastudy.train.selection import Selection
 from lorastudy.train.validation import scores_on_the_way, stretches
 
 
@@ -101,9 +102,13 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
         resumption.carry_over(run, times=times, schedule=schedule)
     engine = make_engine(arms)
     try:
+        selection = Selection(run)
         if resumption is not None:
             engine.restore(resumption.state)
-        checkpointer = Checkpointer(run=run, engine=engine, environment=here, times=times, schedule=schedule)
+            selection.resume(resumption.selected, engine=engine)
+        checkpointer = Checkpointer(
+            run=run, engine=engine, environment=here, times=times, schedule=schedule, selection=selection
+        )
         times.load_seconds += clock.lap()
         with checkpointer.saving_when_stopped():
             earlier = () if resumption is None else resumption.records
@@ -115,6 +120,7 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
                 with stop.deferred():
                     pause(run, engine)
                 return
+            selection.put_best_in_place(engine)
             evaluate(run, engine, base=loaded.base, data=loaded.data)
             save(run, engine)
     finally:
@@ -135,7 +141,7 @@ def run_pack(run: PackRun, *, cache: BaseCache, stop: Stop) -> None:
         )
     )
     with stop.deferred():
-        run.end_together(_completed(arm) for arm in engine.arms)
+        run.end_together(_completed(arm, selection) for arm in engine.arms)
     shutil.rmtree(run.folder / CHECKPOINTS_NAME, ignore_errors=True)
 
 
@@ -291,18 +297,20 @@ def train_to_pause_or_end(
     ):
         with stop.deferred():
             train(run, checkpointer, batch_plan=loaded.batch_plan, stop=stop, to=stretch.stop)
-        if stretch.splits:
+        scored = checkpointer.selection.without_stopped(stretch)
+        if scored.splits:
             watch = Stopwatch()
             scores = scores_on_the_way(
                 engine,
-                stretch,
+                scored,
                 base=loaded.base,
                 rows=loaded.data.held_out.rows,
                 train_seconds=times.train_seconds,
             )
-            times.validation_seconds += watch.lap()
-            with stop.deferred():
+            with stop.deferred():  # a checkpoint has both the scores and what they decide, or neither
                 run.emit_open(scores)
+                checkpointer.selection.take(scores, engine=engine)
+            times.validation_seconds += watch.lap()
 
 
 def train(run: PackRun, checkpointer: Checkpointer, *, batch_plan: BatchPlan, stop: Stop, to: int) -> None:
@@ -367,10 +375,12 @@ def save(run: PackRun, engine: Engine) -> None:
             sync_tree(folder)
 
 
-def _completed(arm: TrainingArm) -> Outcome:
+def _completed(arm: TrainingArm, selection: Selection) -> Outcome:
     return Outcome(
         experiment_id=arm.experiment_id,
         status="completed",
-        step=arm.num_steps,
+        step=selection.num_steps(arm),
+        num_planned_steps=arm.num_steps,
+        selected_step=selection.selected_step(arm.experiment_id),
         adapter_path=adapter_path(arm.experiment_id),
     )

@@ -246,6 +246,31 @@ def test_scores_on_the_way_are_no_part_of_an_experiments_identity(write: Write) 
     assert one.pack_key == other.pack_key
 
 
+def test_what_scores_on_the_way_decide_is_part_of_an_experiments_identity(write: Write) -> None:
+    """Then the points are part of it too. The default, `last`, is not, so stored ids stay valid."""
+    lines = [
+        "",
+        "select_checkpoint: last",
+        "eval_steps: 5\nselect_checkpoint: last\nearly_stopping_patience: null",
+        "eval_steps: 5\nselect_checkpoint: best",
+        "eval_steps: 4\nselect_checkpoint: best",
+        "eval_steps: 5\nearly_stopping_patience: 2",
+        "eval_steps: 5\nearly_stopping_patience: 2\nearly_stopping_threshold: 0.1",
+    ]
+    (ids,) = zip(
+        *([each.id for each in expanded(write(f"test_fraction: 0.1\nexperiments: [{{lora_rank: 4}}]\n{line}"))] for line in lines),
+        strict=True,
+    )  # fmt: skip
+    assert ids[0] == ids[1] == ids[2]
+    assert len(set(ids)) == len(ids) - 2
+    plain, best = expanded(
+        write(
+            "test_fraction: 0.1\neval_steps: 5\nexperiments: [{lora_rank: 4}, {lora_rank: 4, select_checkpoint: best, name: b}]"
+        )
+    )
+    assert plain.pack_key == best.pack_key
+
+
 def test_deterministic_algorithms_are_no_part_of_an_experiments_identity(write: Write) -> None:
     """They change the last bits. A pack trains with one choice for all, so the key parts packs."""
     ids = [

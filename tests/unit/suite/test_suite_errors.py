@@ -55,6 +55,26 @@ BAD = {
     "unlike any key": (f"zzzz: 1\n{ENTRY}", "s.yaml:1:1: zzzz: unknown key; docs/suite-file.md lists all keys"),
     "name at the top": (f"name: a\n{ENTRY}", "did you mean suite_name?"),
     "top key in an entry": (f"{ENTRY}    suite_name: a\n", "s.yaml:3:5: experiments[0].suite_name: stands at the top"),
+    "the best of no checkpoints": (
+        f"test_fraction: 0.1\nselect_checkpoint: best\n{ENTRY}",
+        "s.yaml:2:20: select_checkpoint: needs scores during training; add eval_steps, such as eval_steps: 0.1",
+    ),
+    "the best checkpoint without rows to report on": (
+        f"eval_steps: 0.1\n{ENTRY}    select_checkpoint: best\n",
+        "experiments[0].select_checkpoint: chooses by the held-out rows, so a result needs rows that chose nothing; add test_",
+    ),
+    "an early stop in one of two entries without scores": (
+        "test_fraction: 0.1\nearly_stopping_patience: 3\nexperiments:\n  - {lora_rank: 4, eval_steps: 0.1}\n  - {lora_rank: 8}\n",
+        "s.yaml:2:26: early_stopping_patience: needs scores during training",
+    ),
+    "no patience at all": (
+        f"early_stopping_patience: 0\n{ENTRY}",
+        "s.yaml:1:26: early_stopping_patience: must be a whole number of at least 1, or null, not 0",
+    ),
+    "a threshold without patience": (
+        f"early_stopping_threshold: 0.01\n{ENTRY}",
+        "s.yaml:1:27: early_stopping_threshold: has no effect without early_stopping_patience; add that, or remove it",
+    ),
     "points that never come": (
         f"eval_steps: 0\n{ENTRY}",
         "s.yaml:1:13: eval_steps: must be a whole number of at least 1, or a number greater than 0 and less than 1, or null, not 0",
