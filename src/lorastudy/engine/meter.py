@@ -140,49 +140,72 @@ def profile_arms(
     is the median of the `typical` step (`time_shapes`), or None after too much noise or too few rounds. Both are
     measured in the second step of a fresh engine; on a CPU the first step has only a few tokens. All weights trained
     here are dropped.
+
+    The step that measures memory also tells how long a typical step will take. No step is timed if there is no time for
+    `MIN_ROUNDS` rounds of them.
     """
     shapes = {_shape(arm): arm for arm in reversed(arms)}
     memory = {
-        shape: _peak_bytes(make_engine, arm, base=base, batches=largest) for shape, arm in shapes.items()
+        shape: _largest_step(make_engine, arm, base=base, batches=largest, clock=clock)
+        for shape, arm in shapes.items()
     }
+    num_tokens = sum(batch.num_tokens for batch in typical)
+    share = num_tokens / sum(batch.num_tokens for batch in largest)
+    expected = {shape: share * of_largest.seconds for shape, of_largest in memory.items()}
 
     def time_step(shape: _Shape) -> float:
         return _step_seconds(make_engine, shapes[shape], base=base, batches=typical, clock=clock)
 
-    if base.device.type != "cuda":  # where each arm takes a whole step first
-        # Untimed warm-up: libraries prepare for new sizes once, and the first arm would pay for all.
-        time_step(_shape(arms[0]))
     num_steps = Counter[_Shape]()
     for arm in arms:
         num_steps[_shape(arm)] += arm.num_steps
-    times = time_shapes(time_step, num_steps, clock=clock)
+    times: Mapping[_Shape, StepTimes] = {}
+    if has_time_for_rounds(num_steps, expected):
+        if base.device.type != "cuda":  # where each arm takes a whole step first
+            # Untimed warm-up: libraries prepare for new sizes once, and the first arm would pay for all.
+            time_step(_shape(arms[0]))
+        times = time_shapes(time_step, num_steps, clock=clock)
     noise = shares_apart(times)
     num_base = num_parameters(base)
-    num_tokens = sum(batch.num_tokens for batch in typical)
     for arm in arms:
         shape = _shape(arm)
         num_trainable = arm.r * sum(
             base.targets_by_name[name].parameters_per_rank for name in arm.module_names
         )
-        timed = times[shape]
-        is_known = timed.has_enough_rounds and noise[shape] <= STEP_TIME_FLOOR
-        seconds = statistics.median(timed.all) if is_known else None
+        timed = times.get(shape)
+        is_known = timed is not None and timed.has_enough_rounds and noise[shape] <= STEP_TIME_FLOOR
+        seconds = statistics.median(timed.all) if timed is not None and is_known else None
         yield ArmProfile(
             experiment_id=arm.experiment_id,
             num_trainable_parameters=num_trainable,
             num_total_parameters=num_base + num_trainable,
-            adapter_bytes=memory[shape][1],
+            adapter_bytes=memory[shape].adapter_bytes,
             memory_kind="cuda_allocated" if base.device.type == "cuda" else "cpu_tensors",
-            peak_memory_bytes=memory[shape][0],
+            peak_memory_bytes=memory[shape].peak_bytes,
             step_seconds=seconds,
             tokens_per_second=None if seconds is None else num_tokens / seconds,
-            num_timed_steps=len(timed.all),
-            step_quartile_distance_seconds=timed.quartile_distance,
-            step_times_apart=noise[shape],
+            num_timed_steps=None if timed is None else len(timed.all),
+            step_quartile_distance_seconds=None if timed is None else timed.quartile_distance,
+            step_times_apart=noise.get(shape),
             modules_by_role=count_by_role(arm.module_names, layers=base.target_layers),
             modules_left_out=arm.modules_left_out,
             modules_digest=names_digest(arm.module_names),
         )
+
+
+def has_time_for_rounds(num_steps: Mapping[_Shape, int], expected: Mapping[_Shape, float]) -> bool:
+    """Whether the limit of timing has time for `MIN_ROUNDS` rounds, with the expected seconds of a step of each shape.
+
+    With fewer rounds no time is known, so the steps would be wasted. In a short run they cost as much as a tenth of it.
+    """
+    training = sum(num_steps[shape] * seconds for shape, seconds in expected.items())
+    return MIN_ROUNDS * 2 * sum(expected.values()) <= _limit_seconds(training)
+
+
+def _limit_seconds(training_seconds: float) -> float:
+    """The limit of timing, for that many seconds of training one arm at a time."""
+    least, most = TIMING_SECONDS
+    return min(most, max(least, TIMING_SHARE * training_seconds))
 
 
 def time_shapes(
@@ -207,8 +230,7 @@ def time_shapes(
             break
         now = clock()
         training = sum(num_steps[shape] * statistics.median(timed.all) for shape, timed in times.items())
-        least, most = TIMING_SECONDS
-        if now - start + (now - begun) > min(most, max(least, TIMING_SHARE * training)):
+        if now - start + (now - begun) > _limit_seconds(training):
             break
     return times
 
@@ -218,6 +240,8 @@ def shares_apart(times: Mapping[_Shape, StepTimes]) -> dict[_Shape, float]:
 
     The shapes are measured in turns under the same noise, so a single shape with close agreement agrees by chance.
     """
+    if not times:
+        return {}
     of_all = statistics.median(timed.apart for timed in times.values())
     return {shape: max(timed.apart, of_all) for shape, timed in times.items()}
 
@@ -235,14 +259,28 @@ def _shape(arm: TrainingArm) -> _Shape:
     return arm.r, arm.module_names, arm.lora_dropout > 0
 
 
-def _peak_bytes(
-    make_engine: EngineFactory, arm: TrainingArm, *, base: BaseModel, batches: Sequence[Batch]
-) -> tuple[int, int]:  # fmt: skip
-    """(peak bytes of training, bytes of the adapter's file). The second step includes the optimizer's state."""
+@dataclass(frozen=True, kw_only=True)
+class _LargestStep:
+    """What a training step of an arm alone takes, at the step with the biggest micro-batch."""
+
+    peak_bytes: int
+    adapter_bytes: int
+    """Bytes of the adapter's file."""
+    seconds: float
+    """Includes what measuring memory takes."""
+
+
+def _largest_step(
+    make_engine: EngineFactory, arm: TrainingArm, *, base: BaseModel, batches: Sequence[Batch], clock: Clock
+) -> _LargestStep:
+    """Measure memory. The second step includes the optimizer's state."""
     engine = make_engine([_for_two_steps(arm)])
+    ends: list[float] = []
 
     def train() -> None:
-        engine.train([_first_step(batches, base=base), batches], on_step=lambda _: None)
+        engine.train(
+            [_first_step(batches, base=base), batches], on_step=_noting(ends, base=base, clock=clock)
+        )
 
     try:
         if base.device.type == "cuda":
@@ -254,7 +292,8 @@ def _peak_bytes(
         else:
             peak = live_bytes() + peak_growth(train)
         with tempfile.TemporaryDirectory() as folder:
-            return peak, engine.save_adapter(engine.arms[0], Path(folder))
+            adapter_bytes = engine.save_adapter(engine.arms[0], Path(folder))
+        return _LargestStep(peak_bytes=peak, adapter_bytes=adapter_bytes, seconds=_second_step(ends))
     finally:
         engine.close()
 
@@ -265,21 +304,37 @@ def _step_seconds(
     """Seconds of one optimizer step after another one."""
     engine = make_engine([_for_two_steps(arm)])
     ends: list[float] = []
+    try:
+        engine.train(
+            [_first_step(batches, base=base), batches], on_step=_noting(ends, base=base, clock=clock)
+        )
+        return _second_step(ends)
+    finally:
+        engine.close()
+
+
+def _noting(ends: list[float], *, base: BaseModel, clock: Clock) -> Callable[[object], None]:
+    """A function that adds the time of a step's end to the list."""
 
     def on_step(_: object) -> None:
         synchronise(base.device)
         ends.append(clock())
 
-    try:
-        engine.train([_first_step(batches, base=base), batches], on_step=on_step)
-        if len(ends) < 2:
-            raise ModelError(
-                "the loss or its gradient is not finite at the first step, at a learning rate of 0: the base model's weights "
-                "or its precision do not fit these rows"
-            )
-        return ends[1] - ends[0]
-    finally:
-        engine.close()
+    return on_step
+
+
+def _second_step(ends: Sequence[float]) -> float:
+    """Seconds of the second step.
+
+    Raises:
+        ModelError: the arm diverged in the first one.
+    """
+    if len(ends) < 2:
+        raise ModelError(
+            "the loss or its gradient is not finite at the first step, at a learning rate of 0: the base model's weights "
+            "or its precision do not fit these rows"
+        )
+    return ends[1] - ends[0]
 
 
 def _first_step(batches: Sequence[Batch], *, base: BaseModel) -> Sequence[Batch]:

@@ -10,7 +10,14 @@ import torch
 import tiny
 from lorastudy.engine import meter
 from lorastudy.engine.loading import load_base
-from lorastudy.engine.meter import MemoryMeter, num_parameters, profile_arms, shares_apart, time_shapes
+from lorastudy.engine.meter import (
+    MemoryMeter,
+    has_time_for_rounds,
+    num_parameters,
+    profile_arms,
+    shares_apart,
+    time_shapes,
+)
 from lorastudy.engine.self_check import ROW_LENGTHS
 from lorastudy.suite.settings import Settings
 
@@ -275,15 +282,17 @@ def test_a_time_that_noise_hides_is_unknown_and_not_guessed():
     base = tiny.make_base()
     (batches,) = tiny.make_steps(1)
     arm = tiny.make_arm(tiny.targets(base, "q"))
-    # Two steps an engine, of which the second is timed: 1 s and 2 s by turns. Two engines were opened before.
-    machine = Machine(itertools.cycle([0.0, 1.0, 0.0, 2.0]))
+    # Two steps an engine, of which the second is timed: .125 s and .25 s by turns. Two engines were opened before.
+    machine = Machine(itertools.cycle([0.0, 0.125, 0.0, 0.25]))
     (profile,) = profile_arms(
         Counted(base, machine), [arm], base=base, largest=batches, typical=batches, clock=machine
     )
     assert profile.step_seconds is None
     assert profile.tokens_per_second is None
     assert profile.step_times_apart == 1.0
-    assert profile.step_quartile_distance_seconds == 1.0 - 0.5 * (profile.num_timed_steps == 2)
+    # A round takes .375 s: after five of them a sixth would end beyond the limit of 2 s.
+    assert profile.num_timed_steps == 10
+    assert profile.step_quartile_distance_seconds == 0.125
 
 
 @pytest.mark.parametrize(
@@ -300,7 +309,8 @@ def test_measurements_that_agree_in_too_few_rounds_give_no_time(seconds, num_rou
     base = tiny.make_base()
     (batches,) = tiny.make_steps(1)
     arm = tiny.make_arm(tiny.targets(base, "q"))
-    machine = Machine(itertools.repeat(seconds))
+    # The step that measures memory promises time for three rounds.
+    machine = Machine(itertools.chain([0.0, min(seconds, 0.25)], itertools.repeat(seconds)))
     (profile,) = profile_arms(
         Counted(base, machine), [arm], base=base, largest=batches, typical=batches, clock=machine
     )
@@ -308,6 +318,39 @@ def test_measurements_that_agree_in_too_few_rounds_give_no_time(seconds, num_rou
     assert profile.step_times_apart == 0.0
     assert profile.step_seconds == (seconds if is_known else None)
     assert (profile.tokens_per_second is not None) == is_known
+
+
+def test_no_step_is_timed_where_there_is_no_time_for_enough_rounds():
+    """Three rounds of one shape are six steps. The limit is 2 s here."""
+    base = tiny.make_base()
+    (large,), (small,) = tiny.make_steps(1, batch_size=8), tiny.make_steps(1, batch_size=1)
+    share = small[0].num_tokens / large[0].num_tokens
+    arm = tiny.make_arm(tiny.targets(base, "q"))
+
+    def measured(seconds):
+        factory = Counted(base, Machine(itertools.repeat(seconds)))
+        (profile,) = profile_arms(
+            factory, [arm], base=base, largest=large, typical=small, clock=factory.machine
+        )
+        return profile, len(factory.opened)
+
+    profile, num_engines = measured(2.1 / 6 / share)
+    assert num_engines == 1
+    assert profile.peak_memory_bytes > 0
+    assert (profile.step_seconds, profile.tokens_per_second) == (None, None)
+    assert (profile.num_timed_steps, profile.step_times_apart) == (None, None)
+    assert profile.step_quartile_distance_seconds is None
+    # A typical step is expected to take its share of the largest one.
+    profile, num_engines = measured(1.9 / 6 / share)
+    assert num_engines > 2
+    assert profile.num_timed_steps > 0
+
+
+def test_the_time_for_rounds_grows_with_training():
+    """Two shapes of 1 s and 2 s: three rounds take 18 s, which are 2 % of 900 s, so of 300 steps of each."""
+    expected = {"a": 1.0, "b": 2.0}
+    assert has_time_for_rounds(dict.fromkeys("ab", 301), expected)
+    assert not has_time_for_rounds(dict.fromkeys("ab", 299), expected)
 
 
 def test_the_peak_is_that_of_the_largest_step_and_what_is_timed_is_the_typical_one():
