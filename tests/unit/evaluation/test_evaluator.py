@@ -71,7 +71,7 @@ def test_values_by_hand_for_rows_of_several_lengths_in_their_own_order():
 def test_the_size_of_a_part_changes_nothing(monkeypatch, limit):
     rows = tiny.make_rows(9)
     expected = evaluate_loss(Oracle(), rows)
-    monkeypatch.setattr(evaluator, "MAX_SCORED_TOKENS", limit)
+    monkeypatch.setitem(evaluator.MAX_SCORED_TOKENS, "cpu", limit)
     assert evaluate_loss(Oracle(), rows) == expected
 
 
@@ -104,16 +104,15 @@ def test_a_hopeless_row_has_a_perplexity_that_is_still_a_number():
     assert score.value > 1e307
 
 
-def test_parts_hold_every_row_once_and_stay_within_the_limit(monkeypatch):
-    monkeypatch.setattr(evaluator, "MAX_SCORED_TOKENS", 100)
+def test_parts_hold_every_row_once_and_stay_within_the_limit():
     rows = tiny.make_rows(40)
     rows.append(tiny.make_row([2] * 90, prompt_tokens=1))  # larger than the limit for two arms: alone
-    parts = list(in_parts(rows, num_arms=2))
+    parts = list(in_parts(rows, num_arms=2, max_tokens=100))
     assert sorted(number for part in parts for number in part) == list(range(41))
     sizes = [2 * sum(len(rows[number].input_ids) for number in part) for part in parts]
     assert all(size <= 100 for size in sizes[:-1])
     assert parts[-1] == [40]
-    assert list(in_parts([], num_arms=2)) == []
+    assert list(in_parts([], num_arms=2, max_tokens=100)) == []
 
 
 @pytest.mark.parametrize(
