@@ -13,7 +13,7 @@ from lorastudy.lint.case import MAX_NAMES, Breach, Case, Rule, Severity, names, 
 from lorastudy.lint.rates import METHOD_KEY
 from lorastudy.stats.study import STUDIED_KEYS, StudyArm, confounds, scored_rows
 from lorastudy.suite.experiment import canonical_json
-from lorastudy.suite.settings import LAYOUT_KEYS
+from lorastudy.suite.settings import LAYOUT_KEYS, SELECTION_KEYS
 
 ValueOf = Callable[[StudyArm], Hashable]
 
@@ -85,6 +85,23 @@ def _training_length(case: Case) -> Iterator[Breach]:
     yield from _confounded(case, value_of=_length_of, keys=_LENGTH_KEYS, what="")
 
 
+def _checkpoint_choice(case: Case) -> Iterator[Breach]:
+    yield from _confounded(case, value_of=_choice_of, keys=SELECTION_KEYS, what="")
+
+
+def _choice_of(arm: StudyArm) -> str:
+    """Which checkpoint the arm keeps, and whether it may stop early."""
+    settings = arm.typed_settings
+    if not settings.selects:
+        return "last checkpoint"
+    early = (
+        ""
+        if settings.early_stopping_patience is None
+        else f", early_stopping_patience {settings.early_stopping_patience}"
+    )
+    return f"{settings.select_checkpoint} checkpoint (eval_steps {settings.eval_steps:g}{early})"
+
+
 def _row_length(case: Case) -> Iterator[Breach]:
     apart = _other_than_reference(case, _row_length_of)
     found = "rows cut at {} tokens, the reference's at {}: other tokens are learnt and scored"
@@ -126,7 +143,8 @@ def _large_batch(case: Case) -> Iterator[Breach]:
 
 
 def _several_factors(case: Case) -> Iterator[Breach]:
-    covered = _BATCH_KEYS | _LENGTH_KEYS | _DATA_KEYS | _SCORED_KEYS | {"max_seq_length", "learning_rate"}
+    covered = _BATCH_KEYS | _LENGTH_KEYS | _DATA_KEYS | _SCORED_KEYS | SELECTION_KEYS
+    covered |= {"max_seq_length", "learning_rate"}
     if case.study.experiment_type == "module_ablation":
         covered |= (
             _SIZE_KEYS  # other modules are matched by rank or by parameters; LS301 and LS302 check that
@@ -259,6 +277,16 @@ RULES = (
         source="Musgrave et al., arXiv 2003.08505",
         change="vary one thing, or cross the factors and read within one level; `experiment_type: custom` says that it is meant",
         find=_several_factors,
+    ),
+    Rule(
+        code="LS209",
+        title="Unequal choice of checkpoints",
+        why="the best of many checkpoints is better than the last one of the same run, and the more are tried the better it is, "
+        "so an arm that may choose is ahead of one that may not",
+        source="Dodge et al., arXiv 1909.03004, on results that grow with the number of tries; Dodge et al., arXiv 2002.06305, on "
+        "stopping early",
+        change="give all arms the same `select_checkpoint`, `eval_steps` and `early_stopping_patience`, or vary nothing else",
+        find=_checkpoint_choice,
     ),
     Rule(
         code="LS502",

@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 from lorastudy.lint.case import Breach, Case, Rule, Severity, names, reporting_rows, sample_in_words, seeds_of
 from lorastudy.protocol.records import DataSummary, RowsRead
-from lorastudy.stats.study import StudyArm, same_environment
+from lorastudy.stats.study import StudyArm, reporting_split, same_environment
 from lorastudy.stats.summary import EXACT_MATCH, METRICS, metric_versions
 from lorastudy.suite.question import MIN_SEEDS
 
@@ -259,6 +259,37 @@ def _tokenizer_of(case: Case, arm: StudyArm) -> str:
     return str(fingerprint if fingerprint is not None else arm.settings.get("base_model"))
 
 
+def _chosen_where_reported(case: Case) -> Iterator[Breach]:
+    """Arms whose checkpoint was chosen on the rows that report."""
+    if case.study.completed and reporting_split(case.study) == "test":
+        return
+    arms = [arm for arm in case.arms if arm.typed_settings.selects]
+    if not case.study.completed:
+        arms = [arm for arm in arms if not arm.typed_settings.has_test_split]
+    if arms:
+        yield Breach(
+            arms=names(arms),
+            found="the held-out rows chose the checkpoint, or when to stop, and they also report: the score is the best of several",
+            severity="invalidates",
+        )
+
+
+def _chosen_by_few_rows(case: Case) -> Iterator[Breach]:
+    by_number: dict[int, list[StudyArm]] = {}
+    for arm in case.arms:
+        rows = [read for read in case.facts_of(arm).rows if read.summary.split == "eval"]
+        num_rows = rows[0].summary.num_usable_texts if rows else None
+        if arm.typed_settings.selects and num_rows is not None and num_rows < NUM_ROWS_FOR_A_HALF:
+            by_number.setdefault(num_rows, []).append(arm)
+    for num_rows, arms in by_number.items():
+        yield Breach(
+            arms=names(arms),
+            found=f"{num_rows:,} validation row{'s' * (num_rows != 1)} to choose the checkpoint, or when to stop; {NUM_ROWS_FOR_A_HALF} rows show "
+            "a difference of half a standard deviation",
+            severity="warning",
+        )
+
+
 def _metric_versions(case: Case) -> Iterator[Breach]:
     for metric in METRICS:
         versions = sorted(metric_versions(case.study, metric))
@@ -377,6 +408,24 @@ RULES = (
         "questions and models did 63 points worse on the others; Lee et al., arXiv 2107.06499, for near copies",
         change="use `eval_fraction`, which keeps all rows of a prompt on one side; remove near copies from one side",
         find=_known_prompts,
+    ),
+    Rule(
+        code="LS509",
+        title="Checkpoint chosen on the rows that report",
+        why="the best of many checkpoints is partly the luckiest one, so its score on the rows that chose it is better than on new "
+        "rows, and the more so the more checkpoints there were",
+        source="Cawley and Talbot, JMLR 11 (2010), on bias from choosing a model; Dodge et al., arXiv 1909.03004",
+        change="add test rows (`test_fraction` or `test_dataset_path`), on which results are then reported",
+        find=_chosen_where_reported,
+    ),
+    Rule(
+        code="LS510",
+        title="Checkpoint chosen by few rows",
+        why="checkpoints of one run differ by little, and with few rows the noise of the rows decides which one is best or when the "
+        "loss has stopped falling",
+        source="Dodge et al., arXiv 2002.06305, on stopping early; Card et al., arXiv 2010.06595, on the number of rows",
+        change="hold out more validation rows (`eval_fraction`, `eval_dataset_path`), or keep the last checkpoint",
+        find=_chosen_by_few_rows,
     ),
     Rule(
         code="LS601",

@@ -44,6 +44,7 @@ EXPECTED = {
     "LS206": ("invalidates", {f"coarse_{rate}" for rate in RATES}),
     "LS207": ("note", SMALLER | LARGER),
     "LS208": ("warning", SMALL),
+    "LS209": ("invalidates", SMALL),
     "LS301": ("invalidates", {"mlp"}),
     "LS302": ("note", {"mlp"}),
     "LS303": ("note", {"small"}),
@@ -65,6 +66,8 @@ EXPECTED = {
     "LS506": ("warning", {"small", "large"}),
     "LS507": ("warning", {"small", "large"}),
     "LS508": ("warning", {"small", "large"}),
+    "LS509": ("invalidates", {"small", "large"}),
+    "LS510": ("warning", {"small", "large"}),
     "LS601": ("warning", {"small"}),
 }
 
