@@ -13,7 +13,7 @@ from lorastudy.lint.case import arms_in_words
 from lorastudy.planning.estimate import PackEstimate
 from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.predictions import Predictions
-from lorastudy.planning.validation_cost import ValidationCost, total, validation_cost
+from lorastudy.planning.validation_cost import ValidationCost, total, validation_cost, without_points
 from lorastudy.protocol.records import ArmStep, PackStep, TrivialScore, encode
 from lorastudy.report.numbers import duration, listing, plural, size
 from lorastudy.suite.base_model import is_hub_model
@@ -139,6 +139,12 @@ def _scores_on_the_way(plan: "StudyPlan") -> Iterator[str]:
     if cost is not None:
         where = "" if len(plan.packs) == 1 else f" in {len(plan.packs)} packs"
         yield f"{cost}{where}"
+    for pack in plan.packs:
+        estimator = plan.predicted.estimator(pack)
+        for arm, num_steps in [] if estimator is None else without_points(pack.experiments, estimator):
+            yield (
+                f"{arm} is scored at its end alone: its training takes {plural(num_steps, 'step')}, no more than its eval_steps"
+            )
 
 
 def validation_of(plan: "StudyPlan", pack: PlannedPack) -> ValidationCost | None:

@@ -10,7 +10,7 @@ from lorastudy.data.batches import steps_of
 from lorastudy.planning.estimate import Estimator, PackEstimate
 from lorastudy.protocol.records import DataSummary
 from lorastudy.report.numbers import duration, plural
-from lorastudy.suite.eval_points import eval_points
+from lorastudy.suite.eval_points import eval_points, steps_between
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.question import rung_step
 
@@ -56,6 +56,19 @@ def validation_cost(
         num_tokens = by_split["eval"].num_tokens * len(experiments)
         seconds = len(steps) * FORWARD_SHARE * estimate.calibration.step_seconds(num_tokens)
     return ValidationCost(num_passes=len(steps), seconds=seconds)
+
+
+def without_points(experiments: Sequence[Experiment], estimator: Estimator) -> list[tuple[str, int]]:
+    """The arms whose training is no longer than their `eval_steps`, each with its number of steps."""
+    train = next((read.summary for read in estimator.rows_read if read.summary.split == "train"), None)
+    if train is None:
+        return []
+    found: dict[str, int] = {}
+    for each in experiments:
+        every, num_steps = each.settings.eval_steps, _num_steps(each, train=train)
+        if every is not None and steps_between(every, num_steps=num_steps) >= num_steps:
+            found[each.arm] = num_steps
+    return list(found.items())
 
 
 def total(costs: Iterable[ValidationCost | None]) -> ValidationCost | None:

@@ -10,7 +10,7 @@ their key; the store checks that index in its first transaction.
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -296,7 +296,7 @@ def _result(
         "status": run["status"] or "pending",
     }
     of_run, of_pack = (member["experiment_id"], run["attempt"]), (run["pack_id"], run["attempt"])
-    pack_profile = packs.profiles.get(of_pack)
+    pack_profile, scores = packs.profiles.get(of_pack), measured.scores.get(of_run, {})
     if pack_profile is not None:
         values["engine"] = (
             pack_profile.engine
@@ -304,8 +304,8 @@ def _result(
     return ExperimentResult(
         **json.loads(experiment["config"]),
         **values,
-        train_seconds=pack_profile.train_seconds / pack_profile.num_arms if pack_profile else None,
-        scores=measured.scores.get(of_run, {}),
+        train_seconds=_train_seconds(run, pack_profile, scores=scores),
+        scores=scores,
         profile=measured.profiles.get(of_run),
         prediction=measured.predictions.get(of_run),
         pack_profile=pack_profile,
@@ -315,6 +315,18 @@ def _result(
         incidents=packs.incidents.get(of_pack, ()),
         checkpoint_profile=packs.checkpoints.get(of_pack),
     )
+
+
+def _train_seconds(
+    run: Row, pack: PackProfile | None, *, scores: Mapping[tuple[str, str], ScoreValue]
+) -> float | None:
+    """The experiment's share of the pack's training time; up to its last step if it stopped early."""
+    if pack is None:
+        return None
+    if run["num_planned_steps"] is not None and run["num_steps"] < run["num_planned_steps"]:
+        at_the_stop = (score.train_seconds for score in scores.values() if score.step == run["num_steps"])
+        return next(at_the_stop, None)
+    return pack.train_seconds / pack.num_arms
 
 
 def _as_value(cls: type[_Value], row: Row, *, without: Sequence[str] = ()) -> _Value:

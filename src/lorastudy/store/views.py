@@ -64,7 +64,7 @@ class ExperimentResult:
     selected_step: int | None = None
     """The step whose adapter was saved and scored, if the best one is selected; None if it is always the last."""
     train_seconds: float | None = None
-    """Share of the pack's training time: that time divided by its number of arms."""
+    """Share of the pack's training time: that time divided by its number of arms. Up to its stop if it stopped early."""
     scores: Mapping[tuple[str, str], ScoreValue]
     profile: ArmProfile | None = None
     pack_profile: PackProfile | None = None

@@ -12,7 +12,13 @@ from lorastudy.planning.plan_summary import (
     checkpoint_bytes,
     records_bytes,
 )
-from lorastudy.planning.validation_cost import FORWARD_SHARE, ValidationCost, total, validation_cost
+from lorastudy.planning.validation_cost import (
+    FORWARD_SHARE,
+    ValidationCost,
+    total,
+    validation_cost,
+    without_points,
+)
 from planned import experiments
 
 
@@ -58,14 +64,18 @@ def test_records_grow_with_steps_and_arms():
 def cost(
     timed: Calibration | None, *, rungs: tuple[float, ...] = (), **settings: Any
 ) -> ValidationCost | None:
-    """For two arms on 40 training rows in batches of 4, with 100 tokens in the validation rows."""
+    """For two arms on the rows of `reading`."""
+    estimate: Any = SimpleNamespace(calibration=timed)
+    return validation_cost(experiments("a", "b", **settings), reading(), estimate=estimate, rungs=rungs)
+
+
+def reading() -> Any:
+    """An estimator that has read 40 training rows, for batches of 4, and 100 tokens of validation rows."""
     summaries = (
         SimpleNamespace(split="train", num_rows=40, num_unread_rows=None, num_tokens=400),
         SimpleNamespace(split="eval", num_rows=10, num_unread_rows=None, num_tokens=100),
     )
-    estimator: Any = SimpleNamespace(rows_read=[SimpleNamespace(summary=one) for one in summaries])
-    estimate: Any = SimpleNamespace(calibration=timed)
-    return validation_cost(experiments("a", "b", **settings), estimator, estimate=estimate, rungs=rungs)
+    return SimpleNamespace(rows_read=[SimpleNamespace(summary=one) for one in summaries])
 
 
 def test_scoring_on_the_way_costs_a_share_of_a_step_over_as_many_tokens():
@@ -80,3 +90,9 @@ def test_a_pass_serves_a_rung_and_a_point_alike_and_no_score_costs_nothing():
     assert both == ValidationCost(num_passes=2, seconds=None)
     assert cost(None) is None
     assert total([both, None, both]) == ValidationCost(num_passes=4, seconds=None)
+
+
+def test_an_arm_without_a_point_is_named_with_its_steps():
+    assert without_points(experiments("a", "b", eval_steps=10), reading()) == [("a", 10), ("b", 10)]
+    assert without_points(experiments("a", eval_steps=9), reading()) == []
+    assert without_points(experiments("a"), reading()) == []

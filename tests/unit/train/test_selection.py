@@ -165,6 +165,10 @@ def test_an_arm_that_stops_early_leaves_the_others_their_bits(
     assert result.status == "completed"
     assert result.num_steps is not None
     assert 2 < result.num_steps < NUM_STEPS == result.num_planned_steps
+    sound = results(tmp_path)["sound"].train_seconds
+    assert result.train_seconds is not None
+    assert sound is not None
+    assert 0 < result.train_seconds < sound
     assert found["ruined"]["steps"] == plain["ruined"]["steps"][: result.num_steps]
     assert {split for split, _ in found["ruined"]["values"] if split.startswith("eval_after_")} == {
         f"eval_after_{step}" for step in range(2, result.num_steps + 1, 2)
