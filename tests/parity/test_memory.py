@@ -4,6 +4,7 @@ The prediction is made from `config.json` and the lengths of the rows. What is m
 """
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.planning import answer
+from lorastudy.engine.reference import ReferenceEngine
 from lorastudy.planning.memory import ArmSize, Device, ModelShape, Prediction, predict
 from lorastudy.protocol.jobs import (
     CountedArm,
@@ -27,6 +29,7 @@ from lorastudy.protocol.jobs import (
     Precision,
     as_json,
 )
+from lorastudy.suite.methods import ArmMethod
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import resolve_targets
 
@@ -124,6 +127,53 @@ def test_predicted_is_measured(
     )
     within = TOLERANCE_RECOMPUTED_4BIT if quantization == "4bit" and checkpointing else TOLERANCE
     assert prediction.terms.total == pytest.approx(peak, rel=within)
+
+
+METHODS = [
+    ("llama", "fp32", ArmMethod(use_dora=True)),
+    ("qwen2", "bf16", ArmMethod(use_dora=True)),
+    ("llama", "4bit", ArmMethod(use_dora=True)),
+    ("llama", "8bit", ArmMethod(loraplus_lr_ratio=16.0)),
+    ("llama", "fp32", ArmMethod(loraplus_lr_ratio=16.0)),
+    ("llama", "fp32", ArmMethod(is_lorafa=True)),
+    ("llama", "fp32", ArmMethod(init_lora_weights="orthogonal")),
+    ("llama", "bf16", ArmMethod(init_lora_weights="pissa")),
+    ("gpt2", "fp32", ArmMethod(init_lora_weights="pissa_niter_4")),
+    ("llama", "fp32", ArmMethod(init_lora_weights="olora")),
+]
+
+
+@pytest.mark.parametrize(("architecture", "quantization", "method"), METHODS)
+def test_what_a_method_needs_in_the_reference_engine_is_predicted(
+    tmp_path: Path, architecture: str, quantization: str, method: ArmMethod
+) -> None:
+    folder = tiny.save_base(tmp_path / "base", architecture=architecture, hidden_size=128)
+    base = load_base(Settings.model_validate({"base_model": str(folder), "quantization": quantization}), device=torch.device("cpu"))  # fmt: skip
+    gc.collect()
+    before = meter.live_bytes() - bytes_of(base)
+    names = tiny.targets(base, "qv")
+    arm = replace(tiny.make_arm(names, r=8), method=method)
+    with tiny.opened(ReferenceEngine(base, [arm])) as engine:
+        tensors = assemble(rows_of(ROWS, num_ids=tiny.VOCAB), device=tiny.CPU)
+        peak = meter.live_bytes() - before
+        peak += meter.peak_growth(
+            lambda: engine.train([[tensors]] * 2, on_step=lambda _: None), with_scratch=False
+        )
+    precision = Precision(quantization=quantization)
+    asked = [
+        ModelQuestion(folder=str(folder)),
+        FootprintQuestion(
+            engine="reference", device_kind="cpu", folder=str(folder), precision=precision,
+            arms=(CountedArm(r=8, targets=("qv", None), method=method),), gradient_checkpointing=False,
+            row_lengths=ROWS.row_lengths, num_labels=ROWS.num_labels,
+        ),
+    ]  # fmt: skip
+    model, footprint = answer([as_json(question) for question in asked])["answers"]
+    prediction = predict(
+        ModelShape.from_json(model), [ArmSize(r=8, module_names=names, method=method)], precision=precision,
+        footprint=Footprint.from_json(footprint), device=Device(kind="cpu"),
+    )  # fmt: skip
+    assert prediction.terms.total == pytest.approx(peak, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("quantization", ["fp32", "bf16", "4bit", "8bit"])

@@ -24,6 +24,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 PREFIX = "base_model.model."
 PARTS = ("lora_A", "lora_B")
+NORMS = "lora_magnitude_vector"
+"""DoRA's norms, one for each output of a layer."""
 
 
 def save_adapter(
@@ -59,7 +61,7 @@ def saved_weights(
         ModelError: not an adapter folder, damaged, or another adapter than the arm's.
     """
     _, tensors = read_adapter(folder)
-    expected = expected_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
+    expected = expected_keys(arm, layers=base.targets_by_name)
     wrong = differences({key: tuple(tensor.shape) for key, tensor in tensors.items()}, expected)
     if wrong:
         raise ModelError(f"{folder}: not the adapter of {arm.experiment_id}: {'; '.join(wrong[:4])}")
@@ -121,18 +123,20 @@ def key_stems(names: Sequence[str], *, layers: Mapping[str, TargetLayer]) -> dic
 
 
 def expected_keys(
-    names: Sequence[str], *, r: int, layers: Mapping[str, TargetLayer]
+    arm: TrainingArm, *, layers: Mapping[str, TargetLayer], r: int | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of every tensor that PEFT expects in an adapter of rank r on these layers.
+    """Key -> shape of every tensor that PEFT expects in the arm's adapter; `r` is another rank than the arm's.
 
     PEFT has one matrix for all experts: lora_A of (r x experts, inputs), lora_B of (outputs, r x experts).
     """
     expected: dict[str, tuple[int, ...]] = {}
-    for name, stem in key_stems(names, layers=layers).items():
+    for name, stem in key_stems(arm.module_names, layers=layers).items():
         layer = layers[name]
-        rank = r * layer.num_experts
+        rank = (arm.r if r is None else r) * layer.num_experts
         expected[f"{stem}.lora_A.weight"] = (rank, layer.in_features)
         expected[f"{stem}.lora_B.weight"] = (layer.out_features, rank)
+        if arm.method.use_dora:
+            expected[f"{stem}.{NORMS}"] = (layer.out_features,)
     return expected
 
 
@@ -144,8 +148,8 @@ def check_saved(arm: TrainingArm, *, base: BaseModel, folder: Path) -> None:
     """
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     selected = selected_by(config["target_modules"], modules=base.module_names)
-    selected |= set(config.get("target_parameters", ()))
-    expected = expected_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
+    selected |= set(config.get("target_parameters") or ())
+    expected = expected_keys(arm, layers=base.targets_by_name, r=config["r"])
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         keys = file.keys()
         saved = {key: tuple(file.get_slice(key).get_shape()) for key in keys}
@@ -268,6 +272,8 @@ def _selected_experts(config: Mapping[str, Any], *, layers: Iterable[TargetLayer
 
 
 def _same_width(layer: TargetLayer, tensor: Tensor, *, part: str) -> bool:
+    if part == NORMS:
+        return tuple(tensor.shape) == (layer.out_features,)
     if part not in PARTS or tensor.ndim != 2:
         return False
     return tensor.shape[1] == layer.in_features if part == "lora_A" else tensor.shape[0] == layer.out_features

@@ -17,6 +17,7 @@ from torch import Tensor
 from lorastudy.engine.batch import Batch, MicroBatch
 from lorastudy.protocol.records import ArmStep
 from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.methods import PLAIN, ArmMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class TrainingArm:
     adam_epsilon: float
     modules_left_out: tuple[str, ...] = ()
     """Modules of the arm's preset that PEFT cannot adapt, with the reason."""
+    method: ArmMethod = PLAIN
 
     @property
     def shape(self) -> tuple[int, tuple[str, ...], float]:
@@ -216,6 +218,7 @@ def make_arm(
         adam_beta2=settings.adam_beta2,
         adam_epsilon=settings.adam_epsilon,
         modules_left_out=modules_left_out,
+        method=settings.arm_method,
     )
 
 

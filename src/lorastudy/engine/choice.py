@@ -18,6 +18,7 @@ from lorastudy.engine.packed import CheckedForward, PackedEngine
 from lorastudy.engine.self_check import ROW_LENGTHS
 from lorastudy.engine.targets import linear_modules
 from lorastudy.errors import FOREIGN_ERRORS, ModelError
+from lorastudy.protocol.jobs import EngineName
 from lorastudy.suite.settings import Settings
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def engine_factory(
     longest_row: int,
     on_fallback: Callable[[str], None],
 ) -> ChosenEngine:
-    """The engine of that name. `auto` is the packed engine if it agrees with the model's own forward on such rows.
+    """The engine of that name. `auto` is the packed engine if it trains the method and agrees with the model's own forward.
 
     Otherwise `auto` is the reference engine, and `on_fallback` gets the reason.
 
@@ -64,7 +65,10 @@ def engine_factory(
         UnsupportedModelError: `name` is `packed`, and the packed engine cannot train this model on these rows.
     """
     checkpointing = settings.gradient_checkpointing
-    if name != "reference":
+    reason = probe.method.only_in_reference
+    if name != "reference" and reason is not None:
+        on_fallback(reason)
+    elif name != "reference":
         try:
             checked = _try_packed(base, probe, gradient_checkpointing=checkpointing, longest_row=longest_row)
         except UnsupportedModelError as error:
@@ -72,12 +76,22 @@ def engine_factory(
                 raise UnsupportedModelError(f"{error}; set `engine: auto` or `engine: reference`") from error
             on_fallback(str(error))
         else:
-            return ChosenEngine(
-                kind=PackedEngine, base=base, gradient_checkpointing=checkpointing, checked=checked
-            )
-    from lorastudy.engine.reference import ReferenceEngine  # imports PEFT, which takes a second
+            return chosen_engine("packed", base=base, settings=settings, checked=checked)
+    return chosen_engine("reference", base=base, settings=settings)
 
-    return ChosenEngine(kind=ReferenceEngine, base=base, gradient_checkpointing=checkpointing)
+
+def chosen_engine(
+    name: EngineName, *, base: BaseModel, settings: Settings, checked: CheckedForward | None = None
+) -> ChosenEngine:
+    """The engine of that name. Without `checked`, the packed engine checks itself every time that it is made."""
+    kind: Any = PackedEngine
+    if name == "reference":
+        from lorastudy.engine.reference import ReferenceEngine  # imports PEFT, which takes a second
+
+        kind = ReferenceEngine
+    return ChosenEngine(
+        kind=kind, base=base, gradient_checkpointing=settings.gradient_checkpointing, checked=checked
+    )
 
 
 def _try_packed(

@@ -47,7 +47,7 @@ from lorastudy.engine.matmul import is_replaced
 from lorastudy.engine.meta_ops import MetaOps
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.padded_forward import label_logits
-from lorastudy.engine.quantised import tensors_of
+from lorastudy.engine.quantised import features, tensors_of
 from lorastudy.engine.targets import target_layers
 from lorastudy.protocol.jobs import (
     CountedArm,
@@ -173,7 +173,8 @@ def counted_arms(arms: Sequence[CountedArm], *, layers: Sequence[TargetLayer]) -
     counted = []
     for number, arm in enumerate(arms):
         names = tuple(name for name in adapted_modules(layers, [arm.targets]) if name in modules)
-        counted.append(counted_arm(number, names or others, r=arm.r, dropout=arm.has_dropout))
+        alike = counted_arm(number, names or others, r=arm.r, dropout=arm.has_dropout)
+        counted.append(replace(alike, method=arm.method))
     return counted
 
 
@@ -356,12 +357,14 @@ def _count_reference(
     pass.
     """
     from lorastudy.engine import reference
+    from lorastudy.engine.peft_model import DORA_LAYERS
 
     (arm,) = arms
     known = [tensor for module in base.model.modules() for tensor in tensors_of(module)]
     with ExitStack() as stack:
         ledger = Ledger(known=known)
         stack.enter_context(ledger)
+        stack.enter_context(_replaced(DORA_LAYERS, "dequantize_module_weight", by=_undrawn_weight))
         # PEFT moves adapters to the base's device and precision, then back to fp32. Under META they start there.
         with META, _replaced(nn.Module, "to", by=lambda module, *_, **__: module):
             engine = reference.ReferenceEngine(
@@ -513,6 +516,15 @@ def _assume_supported(*_: Any, **__: Any) -> None:
 def _assume_same(*_: Any) -> bool:
     """True: the trace assumes that the last MLP gives equal states on fewer tokens, since it cannot compare numbers."""
     return True
+
+
+def _undrawn_weight(layer: nn.Module) -> Tensor:
+    """The weight that DoRA's layer dequantises: bf16 from 4-bit. DoRA on 8-bit weights is refused."""
+    weight = layer.get_parameter("weight")
+    if weight.dtype.is_floating_point:
+        return weight
+    inputs, outputs = features(layer)
+    return torch.empty(outputs, inputs, dtype=torch.bfloat16, device=META)
 
 
 def _undrawn_mask(_: SlotDropout, x_GND: Tensor, **__: object) -> Tensor:

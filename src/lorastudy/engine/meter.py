@@ -29,7 +29,7 @@ from lorastudy.engine.quantised import features
 from lorastudy.engine.self_check import probe_batch
 from lorastudy.errors import ModelError
 from lorastudy.protocol.records import STEP_TIME_FLOOR, ArmProfile
-from lorastudy.suite.targets import count_by_role, names_digest
+from lorastudy.suite.targets import adapter_size, count_by_role, names_digest
 
 #: Rounds of timing (`time_shapes`). One round is two steps of each shape. With fewer rounds medians agree by chance.
 MIN_ROUNDS = 3
@@ -169,9 +169,8 @@ def profile_arms(
     num_base = num_parameters(base)
     for arm in arms:
         shape = _shape(arm)
-        num_trainable = arm.r * sum(
-            base.targets_by_name[name].parameters_per_rank for name in arm.module_names
-        )
+        layers = [base.targets_by_name[name] for name in arm.module_names]
+        num_trainable = adapter_size(layers, r=arm.r, method=arm.method).num_trainable
         timed = times.get(shape)
         is_known = timed is not None and timed.has_enough_rounds and noise[shape] <= STEP_TIME_FLOOR
         seconds = statistics.median(timed.all) if timed is not None and is_known else None
@@ -256,7 +255,7 @@ def num_parameters(base: BaseModel) -> int:
 
 
 def _shape(arm: TrainingArm) -> _Shape:
-    return arm.r, arm.module_names, arm.lora_dropout > 0
+    return arm.r, arm.module_names, arm.lora_dropout > 0, arm.method
 
 
 @dataclass(frozen=True, kw_only=True)

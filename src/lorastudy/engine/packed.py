@@ -107,6 +107,9 @@ class PackedEngine:
                 adapts parameters of experts.
             ModelError: PEFT would not wrap the modules of an arm.
         """
+        assert all(arm.method.only_in_reference is None for arm in arms), (
+            "the plan gives these to the reference engine"
+        )
         _refuse_experts(base, arms)
         check_peft(base, arms)
         self.arms = sorted_by_shape(arms)

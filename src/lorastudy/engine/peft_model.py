@@ -3,6 +3,8 @@
 Import it only where PEFT is needed, since the import takes a second.
 """
 
+import json
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,25 +13,39 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
+from peft.tuners.lora import dora as dora_layers
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from lorastudy.engine.adapters import (
+    CONFIG_FILE,
     PREFIX,
+    WEIGHTS_FILE,
     check_fits,
+    check_saved,
     differences,
     expected_keys,
     is_transposed,
+    read_adapter,
     targets_in_config,
     whole,
 )
-from lorastudy.engine.arms import TokenScores, TrainingArm
+from lorastudy.engine.arms import TokenScores, TrainingArm, stream_seed
 from lorastudy.engine.batch import Batch
 from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.padded_forward import greedy_answers, label_logits
 from lorastudy.errors import ModelError
+
+#: PEFT's module with DoRA's layer; counting memory replaces its dequantisation.
+DORA_LAYERS = dora_layers
+
+#: The name of an adapter that has the model for itself. PEFT writes an adapter of this name into the given folder.
+ONLY_ADAPTER = "default"
 
 #: The errors that PEFT raises when it cannot wrap a layer or read an adapter.
 _REFUSALS = (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError)
@@ -42,11 +58,14 @@ def lora_config(arm: TrainingArm, *, base: BaseModel, parameters: Sequence[str] 
     """
     modules, own = targets_in_config(arm.module_names, base=base)
     wrapped = sorted({*own, *parameters})
+    initial_weights: Any = arm.method.init_lora_weights  # PEFT's type does not have pissa_niter_N
     return LoraConfig(
         r=arm.r,
         lora_alpha=whole(arm.lora_alpha),
         use_rslora=arm.use_rslora,
         lora_dropout=arm.lora_dropout,
+        use_dora=arm.method.use_dora,
+        init_lora_weights=initial_weights,
         target_modules=modules,
         target_parameters=wrapped or None,
         fan_in_fan_out=is_transposed(arm, base=base),
@@ -55,7 +74,7 @@ def lora_config(arm: TrainingArm, *, base: BaseModel, parameters: Sequence[str] 
 
 
 def wrap(base: BaseModel, arms: Mapping[str, TrainingArm]) -> PeftModel:
-    """PEFT's model around the base with one named adapter per arm, with weights as PEFT draws them.
+    """PEFT's model around the base with one named adapter per arm, with weights as PEFT draws them from the first arm's seed.
 
     In one PEFT model all adapters must name the same parameters of experts, so every adapter wraps those of all arms.
     """
@@ -65,6 +84,13 @@ def wrap(base: BaseModel, arms: Mapping[str, TrainingArm]) -> PeftModel:
         for name in {name: None for arm in arms.values() for name in arm.module_names}
         if layers[name].is_parameter
     ]
+    seed = stream_seed("initial weights", next(iter(arms.values())).seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # PEFT draws from torch's own stream
+        return _wrapped(base, arms, parameters=parameters)
+
+
+def _wrapped(base: BaseModel, arms: Mapping[str, TrainingArm], *, parameters: Sequence[str]) -> PeftModel:
     names = iter(arms)
     first = next(names)
     model = get_peft_model(
@@ -105,6 +131,101 @@ def set_weights(
             parameter.copy_(value)
 
 
+def make_optimizer(model: nn.Module, arm: TrainingArm, *, parameters: Sequence[nn.Parameter]) -> Optimizer:
+    """The optimizer of the arm's method: torch's AdamW, or what PEFT makes for LoRA+ or LoRA-FA.
+
+    `parameters` are those that AdamW trains. PEFT's functions find their parameters in the model, which must have no adapter
+    besides the arm's. `create_lorafa_optimizer` freezes lora_A, and takes no constants of AdamW: its epsilon is 1e-6.
+    """
+    rates: dict[str, Any] = {"lr": arm.learning_rate}
+    constants: dict[str, Any] = {"betas": (arm.adam_beta1, arm.adam_beta2), "eps": arm.adam_epsilon}
+    adapted: Any = model
+    made: Optimizer
+    if arm.method.is_lorafa:
+        made = create_lorafa_optimizer(
+            adapted, r=arm.r, lora_alpha=whole(arm.lora_alpha), weight_decay=arm.weight_decay, **rates
+        )
+    elif arm.method.loraplus_lr_ratio is not None:
+        made = create_loraplus_optimizer(
+            adapted,
+            torch.optim.AdamW,
+            loraplus_lr_ratio=arm.method.loraplus_lr_ratio,
+            loraplus_weight_decay=arm.weight_decay,
+            **rates,
+            **constants,
+        )
+    else:
+        made = torch.optim.AdamW(parameters, weight_decay=arm.weight_decay, **rates, **constants)
+    return made
+
+
+def initial_state(model: PeftModel) -> dict[str, Tensor]:
+    """A copy of the weights of a model's only adapter, in PEFT's keys. `save_with_peft` needs it if these changed the base."""
+    state = get_peft_model_state_dict(model, adapter_name=ONLY_ADAPTER, save_embedding_layers=False)
+    return {key: value.detach().clone() for key, value in state.items()}
+
+
+def save_with_peft(
+    model: PeftModel, arm: TrainingArm, *, base: BaseModel, folder: Path, initial: Mapping[str, Tensor]
+) -> int:
+    """Write a model's only adapter as PEFT does; return the bytes of its weights file.
+
+    If `initial` is not empty, PEFT subtracts it and writes a plain LoRA of twice the rank, which fits the unchanged base.
+
+    Raises:
+        ModelError: the written files differ from those that PEFT expects.
+    """
+    with tempfile.TemporaryDirectory() as place, torch.random.fork_rng():
+        options: dict[str, Any] = {}
+        if initial:
+            before = Path(place) / "initial"
+            before.mkdir()
+            (before / WEIGHTS_FILE).write_bytes(
+                save({key: value.contiguous() for key, value in initial.items()})
+            )
+            options["path_initial_model_for_weight_conversion"] = str(before)
+        written = Path(place) / "adapter"
+        with warnings.catch_warnings():
+            # To subtract the initial adapter, PEFT loads it beside the trained one and warns of that.
+            warnings.filterwarnings("ignore", message=r"\w+ changes the base weights of the model")
+            model.save_pretrained(str(written), save_embedding_layers=False, **options)
+        config = json.loads((written / CONFIG_FILE).read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = base.name
+        # PEFT keeps the modules in a set, so it writes them in random order.
+        config["target_modules"] = sorted(config["target_modules"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WEIGHTS_FILE).unlink(
+            missing_ok=True
+        )  # a process that has the earlier file mapped keeps its bytes
+        (folder / WEIGHTS_FILE).write_bytes((written / WEIGHTS_FILE).read_bytes())
+        (folder / CONFIG_FILE).write_text(
+            json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
+    check_saved(arm, base=base, folder=folder)
+    return (folder / WEIGHTS_FILE).stat().st_size
+
+
+def load_with_peft(model: PeftModel, arm: TrainingArm, *, base: BaseModel, folder: Path) -> None:
+    """Give a model's only adapter the weights that `save_with_peft` wrote.
+
+    If PEFT subtracted the initial adapter, it wrote [A | A0] and [B | -B0], so the trained A and B are the first half.
+
+    Raises:
+        ModelError: not an adapter folder, or another adapter than the arm's.
+    """
+    config, tensors = read_adapter(folder)
+    expected = expected_keys(arm, layers=base.targets_by_name, r=config.get("r"))
+    wrong = differences({key: tuple(tensor.shape) for key, tensor in tensors.items()}, expected)
+    if wrong:
+        raise ModelError(f"{folder}: not the adapter of {arm.experiment_id}: {'; '.join(wrong[:4])}")
+    if arm.method.changes_base:
+        tensors = {
+            key: tensor[: arm.r] if ".lora_A." in key else tensor[:, : arm.r]
+            for key, tensor in tensors.items()
+        }
+    set_peft_model_state_dict(model, tensors, adapter_name=ONLY_ADAPTER)
+
+
 def load_adapter(base: BaseModel, folder: Path) -> PeftModel:
     """PEFT's own loading of an adapter onto the base, for evaluation.
 
@@ -140,7 +261,7 @@ def check_wrapping(base: BaseModel, arm: TrainingArm) -> None:
     Raises:
         ModelError: PEFT wraps or loads something else. The message names the difference.
     """
-    ours = expected_keys(arm.module_names, r=arm.r, layers=base.targets_by_name)
+    ours = expected_keys(arm, layers=base.targets_by_name)
     with _meta_copy(base.model) as copy, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they concern the differences checked below
         try:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 from transformers import get_scheduler
 
 from lorastudy.engine.adapters import save_adapter, saved_weights
@@ -31,8 +32,19 @@ from lorastudy.engine.loading import BaseModel
 from lorastudy.engine.optimise import INITIAL_SCALE, SMALLEST_SCALE
 from lorastudy.engine.padded_forward import greedy_answers, label_logits
 from lorastudy.engine.patches import activation_checkpointing
-from lorastudy.engine.peft_model import adapter_of, check_wrapping, set_weights, wrap
+from lorastudy.engine.peft_model import (
+    ONLY_ADAPTER,
+    adapter_of,
+    check_wrapping,
+    initial_state,
+    load_with_peft,
+    make_optimizer,
+    save_with_peft,
+    set_weights,
+    wrap,
+)
 from lorastudy.protocol.records import ArmStep
+from lorastudy.suite.methods import PLAIN
 from lorastudy.suite.targets import TargetLayer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -49,6 +61,7 @@ class ArmTrainer:
         arm: TrainingArm,
         parameters: Sequence[nn.Parameter],
         *,
+        optimizer: Optimizer,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
@@ -57,13 +70,8 @@ class ArmTrainer:
         self.num_steps_done = 0
         self.is_diverged = False
         self.is_stopped = False
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=arm.learning_rate,
-            betas=(arm.adam_beta1, arm.adam_beta2),
-            eps=arm.adam_epsilon,
-            weight_decay=arm.weight_decay,
-        )
+        self.optimizer = optimizer
+        self._moment_keys = _moment_keys(optimizer, self.parameters)
         self.schedule: Any = get_scheduler(
             arm.lr_scheduler_type,
             self.optimizer,
@@ -104,9 +112,14 @@ class ArmTrainer:
         tensors: dict[str, Tensor] = {
             f"weights.{number}": value for number, value in enumerate(self.parameters)
         }
-        for number, parameter in enumerate(self.parameters):
-            moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"{name}.{number}": moments[name] for name in _MOMENTS if name in moments}
+        for number, key in enumerate(self._moment_keys):
+            moments = self.optimizer.state.get(key, {})
+            tensors |= {
+                f"{name}.{number}": moments[found]
+                for name in _MOMENTS
+                for found in (name, f"{name}_B")  # LoRA-FA's names
+                if found in moments
+            }
         tensors |= self._where_the_stream_is()
         return ArmState(
             experiment_id=self.arm.experiment_id,
@@ -129,8 +142,13 @@ class ArmTrainer:
         for number, parameter in enumerate(self.parameters):
             parameter.copy_(state.tensors[f"weights.{number}"])
             if num_taken:
+                key = self._moment_keys[number]
                 moments = {name: state.tensors[f"{name}.{number}"].to(parameter.device) for name in _MOMENTS}
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(num_taken)), **moments}
+                self.optimizer.state[key] = (
+                    {"step": torch.tensor(float(num_taken)), **moments}
+                    if key is parameter
+                    else {"step": num_taken, **{f"{name}_B": moments[name] for name in _MOMENTS}}
+                )
         if self.scaler.is_enabled():
             scale, good = state.numbers["loss_scale"], int(state.numbers["num_good_steps"])
             self.scaler.load_state_dict(self.scaler.state_dict() | {"scale": scale, "_growth_tracker": good})
@@ -155,8 +173,21 @@ class ArmTrainer:
         return stream
 
 
+def _moment_keys(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[Any]:
+    """The keys of the parameters' states in an optimizer: the parameters; in LoRA-FA's, the names of layers."""
+    names = {
+        id(parameter): name[: name.find("lora")] + "lora"
+        for group in optimizer.param_groups
+        for parameter, name in zip(group["params"], group.get("names", ()), strict=False)
+    }
+    return [names.get(id(parameter), parameter) for parameter in parameters]
+
+
 class ReferenceEngine:
-    """One PEFT model with a named adapter per arm. Owns the base while it lives."""
+    """One PEFT model with a named adapter per arm. Owns the base while it lives.
+
+    An arm of another method than plain LoRA has the model for itself.
+    """
 
     name = "reference"
 
@@ -170,25 +201,43 @@ class ReferenceEngine:
         """
         self.arms = tuple(arms)
         self._base = base
-        self._names = {f"arm{number}": arm for number, arm in enumerate(self.arms)}
+        self._is_plain = all(arm.method == PLAIN for arm in self.arms)
+        assert self._is_plain or len(self.arms) == 1, "an arm that only PEFT trains is alone in its pack"
+        prefix = "arm{}" if self._is_plain else ONLY_ADAPTER
+        self._names = {prefix.format(number): arm for number, arm in enumerate(self.arms)}
         for names, arm in {arm.module_names: arm for arm in self.arms}.items():
             check_wrapping(base, arm)
             assert set(names) <= set(base.targets_by_name), set(names) - set(base.targets_by_name)
+        self._own_weights = _kept_weights(base, self.arms)
         self._model: Any = wrap(base, self._names)
+        self._initial = initial_state(self._model) if self._own_weights else {}
         self._idle = {name: self._parameters_of_others(name) for name in self._names}
         for adapter_name, arm in self._names.items():
-            weights = _initial_weights(arm, base.targets_by_name)
-            set_weights(self._model, weights, adapter_name=adapter_name)
+            if arm.method.init_lora_weights is True:  # otherwise PEFT has made them
+                weights = _initial_weights(arm, base.targets_by_name)
+                set_weights(self._model, weights, adapter_name=adapter_name)
             for parameter in self._idle[adapter_name]:
                 parameter.data.zero_()
         self._model.eval()
-        self._trainers = {
-            adapter_name: ArmTrainer(
-                arm, self._parameters(adapter_name, arm.module_names), device=base.device, dtype=base.dtype
-            )
-            for adapter_name, arm in self._names.items()
-        }
+        self._trainers = {name: self._make_trainer(name, arm) for name, arm in self._names.items()}
         self._gradient_checkpointing = gradient_checkpointing
+
+    def _make_trainer(self, adapter_name: str, arm: TrainingArm) -> ArmTrainer:
+        parameters = self._trained_parameters(adapter_name, arm)
+        optimizer = make_optimizer(self._model, arm, parameters=parameters)
+        return ArmTrainer(
+            arm,
+            self._trained_parameters(adapter_name, arm),  # LoRA-FA's optimizer has frozen lora_A
+            optimizer=optimizer,
+            device=self._base.device,
+            dtype=self._base.dtype,
+        )
+
+    def _trained_parameters(self, adapter_name: str, arm: TrainingArm) -> list[nn.Parameter]:
+        """The parameters that the arm trains. An adapter that has the model for itself may have others than A and B."""
+        if self._is_plain:
+            return self._parameters(adapter_name, arm.module_names)
+        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
 
     @property
     def experiment_ids(self) -> tuple[str, ...]:
@@ -254,9 +303,11 @@ class ReferenceEngine:
     def save_adapter(self, arm: TrainingArm, folder: Path) -> int:
         """Write the arm's adapter in PEFT's format; return the bytes of its weights file.
 
-        PEFT is not used to write it: its model holds the adapters of all arms, and the keys of experts depend on the
-        set of wrapped parameters.
+        PEFT writes an adapter that has the model for itself. A plain one it does not write: its model holds the adapters of
+        all arms, and the keys of experts depend on the set of wrapped parameters.
         """
+        if not self._is_plain:
+            return save_with_peft(self._model, arm, base=self._base, folder=folder, initial=self._initial)
         adapter_name = next(name for name, other in self._names.items() if other is arm)
         weights = {
             name: adapter_of(self._model, name, adapter_name=adapter_name) for name in arm.module_names
@@ -265,6 +316,9 @@ class ReferenceEngine:
 
     def load_adapter(self, arm: TrainingArm, folder: Path) -> None:
         """Give the arm the weights of a saved adapter."""
+        if not self._is_plain:
+            load_with_peft(self._model, arm, base=self._base, folder=folder)
+            return
         adapter_name = next(name for name, other in self._names.items() if other is arm)
         saved = saved_weights(arm, base=self._base, folder=folder)
         set_weights(self._model, saved, adapter_name=adapter_name)
@@ -272,6 +326,8 @@ class ReferenceEngine:
     def close(self) -> None:
         """Unwrap the base."""
         self._model.unload()
+        for name, weight in self._own_weights.items():
+            self._base.linear_layers[name].get_parameter("weight").data = weight
         self._base.model.requires_grad_(requires_grad=False)
 
     def _one_after_another(self) -> Iterator[str]:
@@ -283,7 +339,9 @@ class ReferenceEngine:
         self._activate(before)
 
     def _activate(self, adapter_name: str) -> None:
-        """Make an adapter the one that runs and trains."""
+        """Make an adapter the one that runs and trains. It would also unfreeze what a method has frozen."""
+        if not self._is_plain:
+            return
         self._model.set_adapter(adapter_name)
         for parameter in self._idle[adapter_name]:
             parameter.requires_grad = False
@@ -354,6 +412,16 @@ class ReferenceEngine:
         return total
 
 
+def _kept_weights(base: BaseModel, arms: Sequence[TrainingArm]) -> dict[str, Tensor]:
+    """The weights of the layers out of which an arm takes a part, by name. The layers get copies, which PEFT then changes."""
+    names = {name: None for arm in arms if arm.method.changes_base for name in arm.module_names}
+    kept: dict[str, Tensor] = {}
+    for name in names:
+        weight = base.linear_layers[name].get_parameter("weight")
+        kept[name], weight.data = weight.data, weight.data.clone()
+    return kept
+
+
 def _initial_weights(arm: TrainingArm, layers: Mapping[str, TargetLayer]) -> dict[str, tuple[Tensor, Tensor]]:
     """The same initial weights as in the packed engine. Each expert has its own stream; their matrices are stacked."""
     weights: dict[str, tuple[Tensor, Tensor]] = {}
@@ -380,10 +448,15 @@ def _may_try_again(scaler: torch.amp.GradScaler, *, loss: float) -> bool:
 
 
 def _set_lora_dropout(model: nn.Module, *, training: bool) -> None:
-    """Switch only LoRA's dropout, which is part of an experiment. The base stays in eval mode."""
+    """Switch only LoRA's dropout, which is part of an experiment. The base stays in eval mode.
+
+    The layer around it is switched alone: DoRA asks it, and not the dropout, whether it trains.
+    """
     for name, module in model.named_modules():
         if "lora_dropout" in name:
             module.train(training)
+        elif hasattr(module, "lora_dropout"):
+            module.training = training
 
 
 def _result(

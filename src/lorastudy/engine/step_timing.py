@@ -1,4 +1,4 @@
-"""Seconds of a training step by number of arms, measured in the packed engine on rows of given lengths."""
+"""Seconds of a training step by number of arms, measured on rows of given lengths."""
 
 import itertools
 import json
@@ -10,12 +10,12 @@ import torch
 
 from lorastudy.engine.arms import TrainingArm
 from lorastudy.engine.batch import assemble
+from lorastudy.engine.choice import chosen_engine
 from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.meter import synchronise
 from lorastudy.engine.numerics import numerics
-from lorastudy.engine.packed import PackedEngine
-from lorastudy.protocol.jobs import MicroBatch, PaceQuestion
+from lorastudy.protocol.jobs import EngineName, MicroBatch, PaceQuestion
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import targets_of
 
@@ -27,7 +27,7 @@ def step_seconds(question: PaceQuestion, *, device: torch.device) -> dict[str, A
     """Median seconds of an optimizer step for each number of arms, at the rank of the settings.
 
     Raises:
-        ModelError: the base cannot be loaded, or the packed engine cannot train it.
+        ModelError: the base cannot be loaded, or the engine cannot train it.
     """
     settings = Settings.model_validate_json(json.dumps(question.settings))
     base = load_base(settings, device=device)
@@ -37,14 +37,16 @@ def step_seconds(question: PaceQuestion, *, device: torch.device) -> dict[str, A
             {
                 "num_arms": num_arms,
                 "num_tokens": num_arms * batch.num_tokens,
-                "seconds": _seconds(base, settings, num_arms=num_arms, batch=batch),
+                "seconds": _seconds(base, settings, engine=question.engine, num_arms=num_arms, batch=batch),
             }
             for num_arms in question.nums_arms
         ]
     return {"points": points}
 
 
-def _seconds(base: BaseModel, settings: Settings, *, num_arms: int, batch: MicroBatch) -> float:
+def _seconds(
+    base: BaseModel, settings: Settings, *, engine: EngineName, num_arms: int, batch: MicroBatch
+) -> float:
     names = targets_of(settings, base.target_layers)
     arms = [_arm(str(number), names, settings=settings) for number in range(num_arms)]
     vocabulary: Any = base.model.config
@@ -56,11 +58,11 @@ def _seconds(base: BaseModel, settings: Settings, *, num_arms: int, batch: Micro
         synchronise(base.device)
         ends.append(time.perf_counter())
 
-    engine = PackedEngine(base, arms, gradient_checkpointing=settings.gradient_checkpointing)
+    training = chosen_engine(engine, base=base, settings=settings)(arms)
     try:
-        engine.train([[tensors]] * (NUM_TIMED_STEPS + 1), on_step=on_step)
+        training.train([[tensors]] * (NUM_TIMED_STEPS + 1), on_step=on_step)
     finally:
-        engine.close()
+        training.close()
     return statistics.median(end - start for start, end in itertools.pairwise(ends))
 
 
@@ -70,5 +72,5 @@ def _arm(name: str, module_names: tuple[str, ...], *, settings: Settings) -> Tra
         use_rslora=settings.use_rslora, scaling=settings.lora_scaling, lora_dropout=settings.lora_dropout,
         module_names=module_names, learning_rate=1e-6, lr_scheduler_type="constant", num_warmup_steps=0,
         num_steps=NUM_TIMED_STEPS + 1, weight_decay=0.0, max_grad_norm=1.0, adam_beta1=0.9, adam_beta2=0.999,
-        adam_epsilon=1e-8,
+        adam_epsilon=1e-8, method=settings.arm_method,
     )  # fmt: skip

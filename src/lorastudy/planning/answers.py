@@ -181,8 +181,11 @@ class Calibration:
     def best_num_arms(self, *, at_most: int) -> int:
         """The number of arms per pack, up to `at_most`, with the most tokens a second.
 
-        Only measured numbers are chosen, because the speed of larger packs is not known.
+        Only measured numbers are chosen, because the speed of larger packs is not known. In the reference engine arms
+        take turns, so only one arm is timed, and there is nothing to choose.
         """
+        if len(self.points) == 1:
+            return at_most
         allowed = [point for point in self.points if point.num_arms <= at_most]
         if not allowed:
             return at_most

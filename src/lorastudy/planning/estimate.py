@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,11 +23,11 @@ from lorastudy.planning.memory import (
     num_trainable,
     part_of,
     predict,
+    size_of,
 )
-from lorastudy.planning.packing import groups
+from lorastudy.planning.packing import ForeseenEngine, groups
 from lorastudy.protocol.jobs import (
     CountedArm,
-    EngineName,
     Footprint,
     FootprintQuestion,
     MachineQuestion,
@@ -41,6 +41,7 @@ from lorastudy.protocol.jobs import (
 from lorastudy.protocol.records import RowsRead
 from lorastudy.report.numbers import percent, size
 from lorastudy.suite.experiment import Experiment, canonical_json
+from lorastudy.suite.methods import METHOD_KEYS
 from lorastudy.suite.settings import ARM_KEYS, Settings
 from lorastudy.suite.targets import targets_of
 
@@ -95,18 +96,6 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeseenEngine:
-    """The engine that will train a pack, foreseen from the model's configuration and the rows."""
-
-    name: EngineName
-    reason: str | None = None
-    """With `engine: auto`, why the packed engine is not used."""
-
-    def __str__(self) -> str:
-        return f"engine: {self.name}{f', since {self.reason}' if self.reason else ''}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class PackEstimate:
     """Memory and time of one pack. Experiments that do not fit the model are left out."""
 
@@ -115,11 +104,13 @@ class PackEstimate:
     """By experiment: the prediction of training it alone, as the profile measures it."""
     rows: Rows
     num_trainable: Mapping[str, int]
+    num_saved: Mapping[str, int]
+    """Parameters in the adapter's file. LoRA-FA saves frozen ones too, PiSSA and OLoRA twice the rank."""
     num_modules: Mapping[str, int]
     step_seconds: float | None
     calibration: Calibration | None
     """The timed steps that `step_seconds` follows from."""
-    engine: "ForeseenEngine"
+    engine: ForeseenEngine
     problems: Mapping[str, str]
     """By experiment: why it has no prediction. The others are predicted without it."""
 
@@ -204,6 +195,9 @@ class Estimator:
         requested = self.settings.engine
         if requested == "reference":
             return ForeseenEngine(name="reference")
+        only = self.settings.arm_method.only_in_reference
+        if only is not None:
+            return ForeseenEngine(name="reference", reason=only)
         problem = self.shape.packed_problem
         span, longest = self.shape.span_on(self.machine.device, self.settings.quantization), self._longest_row
         if problem is None and span is not None and longest > span:
@@ -273,13 +267,14 @@ class Estimator:
         alone, sizes, problems = self._alone(chosen)
         if not alone:
             raise next(iter(problems.values()))
-        calibration = (self.calibration() if self.engine.name == "packed" else None) or self.stored
+        calibration = self.calibration() or self.stored
         tokens = self.rows.mean_tokens_per_step * len(sizes)
         return PackEstimate(
             prediction=self._together([each for each in chosen if each.id in alone], alone),
             alone=alone,
             rows=self.rows,
             num_trainable={key: num_trainable(self.shape, size) for key, size in sizes.items()},
+            num_saved={key: size_of(self.shape, size).num_saved for key, size in sizes.items()},
             num_modules={key: len(size.module_names) for key, size in sizes.items()},
             step_seconds=None if calibration is None else calibration.step_seconds(tokens),
             calibration=calibration,
@@ -360,7 +355,10 @@ class Estimator:
                 problems[each.id] = error
                 continue
             sizes[each.id] = ArmSize(
-                r=each.settings.lora_rank, module_names=names, has_dropout=each.settings.lora_dropout > 0
+                r=each.settings.lora_rank,
+                module_names=names,
+                has_dropout=each.settings.lora_dropout > 0,
+                method=each.settings.arm_method,
             )
         return sizes, problems
 
@@ -382,6 +380,7 @@ class Estimator:
                 r=each.settings.lora_rank,
                 targets=(each.settings.target_modules, each.settings.layers_to_transform),
                 has_dropout=each.settings.lora_dropout > 0,
+                method=each.settings.arm_method,
             )
             for each in experiments
         ]
@@ -390,7 +389,7 @@ class Estimator:
             device_kind="cuda" if self.machine.device == "cuda" else "cpu",
             folder=self._folder,
             precision=precision_of(settings),
-            arms=tuple(sorted(arms, key=lambda arm: canonical_json(vars(arm)))),
+            arms=tuple(sorted(arms, key=lambda arm: canonical_json(asdict(arm)))),
             gradient_checkpointing=settings.gradient_checkpointing,
             row_lengths=batch.row_lengths,
             num_labels=batch.num_labels,
@@ -426,16 +425,17 @@ class Estimator:
     @property
     def _pace_question(self) -> PaceQuestion:
         settings = self.settings
+        own = settings.model_dump(mode="json")
         per_row = self.rows.mean_tokens_per_step / (
             settings.per_device_train_batch_size * settings.gradient_accumulation_steps
         )
         lengths = (max(8, round(per_row)),) * settings.per_device_train_batch_size
         return PaceQuestion(
-            settings=shared_values(settings)
-            | {"target_modules": settings.model_dump(mode="json")["target_modules"]},
+            engine=self.engine.name,
+            settings=shared_values(settings) | {key: own[key] for key in ("target_modules", *METHOD_KEYS)},
             row_lengths=lengths,
             num_labels=sum(lengths) // 2,
-            nums_arms=CALIBRATED_ARMS,
+            nums_arms=CALIBRATED_ARMS if self.engine.name == "packed" else (1,),
         )
 
     def _one(self, question: Question, about: str) -> dict[str, Any]:

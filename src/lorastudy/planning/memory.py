@@ -15,7 +15,8 @@ from lorastudy.errors import ModelError
 from lorastudy.protocol.jobs import Footprint, Phase, Precision
 from lorastudy.protocol.records import MemoryTerms
 from lorastudy.suite.base_model import LAB_MODEL, cached_folder
-from lorastudy.suite.targets import TargetLayer
+from lorastudy.suite.methods import PLAIN, ArmMethod
+from lorastudy.suite.targets import AdapterSize, TargetLayer, adapter_size
 from lorastudy.version import LAB_BASE
 
 CONFIG_NAME = "config.json"
@@ -137,6 +138,7 @@ class ArmSize:
     r: int
     module_names: tuple[str, ...]
     has_dropout: bool = False
+    method: ArmMethod = PLAIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,15 +158,18 @@ def predict(
     device: Device,
 ) -> Prediction:
     """Peak bytes of training these arms together. `footprint` is the counted memory of their step."""
-    trainable = sum(num_trainable(shape, arm) for arm in arms)
+    sizes = [size_of(shape, arm) for arm in arms]
+    trainable, held = (
+        sum(each) for each in zip(*((s.num_trainable, s.num_parameters) for s in sizes), strict=True)
+    )
     quantised = precision.quantization in {"4bit", "8bit"}
     num_constants = 5 * sum(layer.is_quantisable for layer in shape.linear_layers) * quantised
     terms = MemoryTerms(
         base_weights=base_weight_bytes(shape, precision),
         quantisation_constants=quantisation_bytes(shape, precision),
-        adapters=adapter_bytes(trainable),
+        adapters=adapter_bytes(held),
         gradients=gradient_bytes(trainable),
-        optimizer=optimizer_bytes(trainable, footprint=footprint),
+        optimizer=optimizer_bytes(trainable, num_frozen=held - trainable, footprint=footprint),
         activations=activation_bytes(footprint),
         loss=loss_bytes(footprint),
         workspace=workspace_bytes(footprint, device=device),
@@ -246,18 +251,20 @@ def quantisation_bytes(shape: ModelShape, precision: Precision) -> int:
     return total
 
 
-def num_trainable(shape: ModelShape, arm: ArmSize) -> int:
-    """Trainable parameters: rank x (inputs + outputs), summed over the adapted layers and over their experts.
-
-    lora_A is (r, inputs), lora_B (outputs, r).
-    """
+def size_of(shape: ModelShape, arm: ArmSize) -> AdapterSize:
+    """The numbers of an arm's parameters."""
     layers = shape.layers_by_name()
-    return arm.r * sum(layers[name].parameters_per_rank for name in arm.module_names)
+    return adapter_size([layers[name] for name in arm.module_names], r=arm.r, method=arm.method)
 
 
-def adapter_bytes(num_trainable_parameters: int) -> int:
-    """4 p bytes: adapters are fp32."""
-    return FP32_BYTES * num_trainable_parameters
+def num_trainable(shape: ModelShape, arm: ArmSize) -> int:
+    """Trainable parameters: rank x (inputs + outputs) in plain LoRA, summed over the adapted layers and their experts."""
+    return size_of(shape, arm).num_trainable
+
+
+def adapter_bytes(num_parameters: int) -> int:
+    """4 bytes for each parameter: adapters are fp32. LoRA-FA's lora_A counts too, though it is frozen."""
+    return FP32_BYTES * num_parameters
 
 
 def gradient_bytes(num_trainable_parameters: int) -> int:
@@ -265,10 +272,15 @@ def gradient_bytes(num_trainable_parameters: int) -> int:
     return FP32_BYTES * num_trainable_parameters
 
 
-def optimizer_bytes(num_trainable_parameters: int, *, footprint: Footprint) -> int:
-    """Bytes that the engine keeps per trainable parameter, minus adapter and gradient: AdamW's two moments, 8 p."""
+def optimizer_bytes(num_trainable_parameters: int, *, footprint: Footprint, num_frozen: int = 0) -> int:
+    """Bytes that the engine keeps per trainable parameter, minus adapter and gradient: AdamW's two moments, 8 p.
+
+    With PiSSA and OLoRA it also keeps the layers' own weights, to restore them. `num_frozen` are adapter weights that do
+    not train.
+    """
     kept = footprint.resident_bytes_per_parameter * num_trainable_parameters
-    return round(kept) - adapter_bytes(num_trainable_parameters) - gradient_bytes(num_trainable_parameters)
+    adapter = adapter_bytes(num_trainable_parameters + num_frozen)
+    return round(kept) - adapter - gradient_bytes(num_trainable_parameters)
 
 
 def activation_bytes(footprint: Footprint) -> int:

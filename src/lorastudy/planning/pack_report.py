@@ -112,7 +112,7 @@ def _alike(plan: StudyPlan, *, is_whole: bool) -> list[list[PlannedPack]]:
         raise StudyError("\n".join(predicted.problems) or "the suite has no pack to estimate")
     groups: dict[str, list[PlannedPack]] = {}
     for pack in packs:
-        groups.setdefault(pack.experiments[0].data_key, []).append(pack)
+        groups.setdefault(pack.experiments[0].alike_key, []).append(pack)
     return [sorted(group, key=lambda pack: -_peak_bytes(plan, pack)) for group in groups.values()]
 
 

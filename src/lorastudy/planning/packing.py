@@ -11,11 +11,24 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from lorastudy.protocol.jobs import EngineName
 from lorastudy.suite.experiment import Experiment, tagged_hash
 
 #: Tokens in one forward pass, summed over the arms, if every row had the maximum length. Most rows are far shorter.
 #: A pack that still does not fit the device is cut in two.
 MAX_PACK_TOKENS = 1 << 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeseenEngine:
+    """The engine that will train a pack, foreseen from the model's configuration and the rows."""
+
+    name: EngineName
+    reason: str | None = None
+    """With `engine: auto`, why the packed engine is not used."""
+
+    def __str__(self) -> str:
+        return f"engine: {self.name}{f', since {self.reason}' if self.reason else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +167,10 @@ def balance_packs(packs: Sequence[PlannedPack], *, num_at_once: int) -> Balance 
     num_small = len(packs) - num_large
     if len(packs) != num_at_once or max(sizes, default=0) != small + 1 or num_large % num_small:
         return None
-    if len({_length(experiment) for pack in packs for experiment in pack.experiments}) > 1:
+    experiments = [experiment for pack in packs for experiment in pack.experiments]
+    if any(experiment.settings.arm_method.only_in_reference is not None for experiment in experiments):
+        return None  # another engine takes another time for a step
+    if len({_length(experiment) for experiment in experiments}) > 1:
         return None
     large_until = Fraction(num_large, num_at_once)
     small_until = large_until * (small + 1) / small

@@ -18,6 +18,7 @@ from lorastudy.protocol.records import ArmStep, PackStep, TrivialScore, encode
 from lorastudy.report.numbers import duration, listing, plural, size
 from lorastudy.suite.base_model import is_hub_model
 from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.methods import PLAIN
 from lorastudy.suite.question import rung_name
 from lorastudy.suite.settings import Settings
 
@@ -110,10 +111,6 @@ def _time(plan: "StudyPlan") -> Iterator[str]:
     seconds = [pack_seconds(predicted, pack) for pack in packs]
     known = [value for value in seconds if value is not None]
     if len(known) < len(seconds):
-        engines = {found.engine.name for pack in packs if (found := predicted.estimate(pack)) is not None}
-        if "reference" in engines:
-            yield "training time: not predicted for the reference engine"
-            return
         file = str(plan.suite.path or "FILE")
         command = shlex.join(["lorastudy", "estimate", "--suite", file, "--calibrate"])
         yield f"training time: not known until a few steps are timed here: {command}"
@@ -222,7 +219,7 @@ def pack_line(estimate: PackEstimate, *, validation: ValidationCost | None = Non
 def disk_bytes(estimate: PackEstimate) -> int:
     """Bytes on disk of a pack's adapters, checkpoints and records."""
     adapters = sum(
-        adapters_bytes(p, num_modules=estimate.num_modules[key]) for key, p in estimate.num_trainable.items()
+        adapters_bytes(p, num_modules=estimate.num_modules[key]) for key, p in estimate.num_saved.items()
     )
     checkpoints = sum(checkpoint_bytes(p) for p in estimate.num_trainable.values())
     steps = estimate.rows.num_steps or 0
@@ -232,8 +229,9 @@ def disk_bytes(estimate: PackEstimate) -> int:
 def experiment_line(experiment: Experiment) -> str:
     """The settings of an experiment that a reader looks for first, on one line."""
     settings = experiment.settings
+    method = settings.arm_method
     return (
-        f"r={settings.lora_rank} alpha={settings.lora_alpha_value:g} {_targets(settings)} lr={settings.learning_rate:g} "
+        f"{'' if method == PLAIN else method.title + ' '}r={settings.lora_rank} alpha={settings.lora_alpha_value:g} {_targets(settings)} lr={settings.learning_rate:g} "
         f"{settings.quantization} seed={experiment.seed} {_length(settings)}"
     )
 
@@ -256,7 +254,18 @@ def plan_html(plan: "StudyPlan") -> str:
         [
             f"<h4>{html.escape(plan.suite.name)}</h4><p>{html.escape(size_line(plan))}</p>",
             _table(
-                ("arm", "rank", "alpha", "modules", "learning rate", "base", "length", "seeds", "to run"),
+                (
+                    "arm",
+                    "method",
+                    "rank",
+                    "alpha",
+                    "modules",
+                    "learning rate",
+                    "base",
+                    "length",
+                    "seeds",
+                    "to run",
+                ),
                 _arm_rows(plan),
             ),
             _table(("pack", "experiments", "engine", "predicted peak", "training time"), _pack_rows(plan)),
@@ -274,6 +283,7 @@ def _arm_rows(plan: "StudyPlan") -> Iterator[tuple[str, ...]]:
         settings = experiments[0].settings
         yield (
             arm,
+            settings.arm_method.title,
             str(settings.lora_rank),
             f"{settings.lora_alpha_value:g}",
             _targets(settings),

@@ -30,7 +30,7 @@ from lorastudy.suite.experiment import Experiment, canonical_json
 from lorastudy.suite.question import Question
 from lorastudy.suite.rate_search import published_rates
 from lorastudy.suite.settings import Settings
-from lorastudy.suite.targets import count_by_role, in_words, left_out, names_digest, targets_of
+from lorastudy.suite.targets import adapter_size, count_by_role, in_words, left_out, names_digest, targets_of
 
 #: The settings that decide which rows are read.
 _DATA_KEYS = (
@@ -148,12 +148,14 @@ def adapted_arms(experiments: Sequence[Experiment], answers: Answers) -> Adapted
             except ModelError as error:
                 misfits[experiment.arm] = f"{experiment.arm}: {error}"
                 continue
-            per_rank = sum(by_name[name].parameters_per_rank for name in names)
+            adapted = adapter_size(
+                [by_name[name] for name in names], r=settings.lora_rank, method=settings.arm_method
+            )
             arms[experiment.arm] = AdaptedArm(
                 digest=names_digest(names),
                 by_role=count_by_role(names, layers=layers),
                 left_out=tuple(left_out(names, layers=layers, target_modules=settings.target_modules)),
-                num_trainable_parameters=settings.lora_rank * per_rank,
+                num_trainable_parameters=adapted.num_trainable,
             )
     return AdaptedArms(arms=arms, misfits=misfits, unknown=tuple(unknown.values()))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
 from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.methods import PLAIN, ArmMethod
 from lorastudy.suite.settings import PromptFormat, Quantization, Settings
 
 ORIGIN_NAME = "lorastudy.json"
@@ -118,6 +119,7 @@ class CountedArm:
     r: int
     targets: Targets
     has_dropout: bool = False
+    method: ArmMethod = PLAIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +173,13 @@ class PreviewQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class PaceQuestion:
-    """How long does a step take with these numbers of arms, over rows of these lengths? Loads the model."""
+    """How long does a step take with these numbers of arms, over rows of these lengths? Loads the model.
+
+    The reference engine trains one arm at a time, so its question is about one arm.
+    """
 
     kind: ClassVar[str] = "pace"
+    engine: EngineName
     settings: dict[str, Any]
     row_lengths: tuple[int, ...]
     num_labels: int
@@ -210,6 +216,8 @@ def read_questions(values: Sequence[dict[str, Any]]) -> list[Question]:
 
 def _arguments(value: dict[str, Any]) -> dict[str, Any]:
     arguments = {key: _with_tuples(content) for key, content in value.items() if key != "kind"}
+    if isinstance(arguments.get("method"), dict):
+        arguments["method"] = ArmMethod(**arguments["method"])
     if "precision" in arguments:
         arguments["precision"] = Precision(**arguments["precision"])
     if "arms" in arguments:

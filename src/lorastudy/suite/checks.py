@@ -14,7 +14,8 @@ from typing import Any
 from lorastudy.suite.base_model import base_model_problem
 from lorastudy.suite.eval_points import steps_between
 from lorastudy.suite.experiment_types import EXPERIMENT_TYPES, class_in_file, missing_class_file
-from lorastudy.suite.levels import Given, Level, num_combinations
+from lorastudy.suite.levels import Given, Level, combinations, num_combinations
+from lorastudy.suite.methods import JUDGED_KEYS, LORAFA_CONSTANTS, method_problem
 from lorastudy.suite.question import MIN_SEEDS, MIN_SEEDS_TO_RACE
 from lorastudy.suite.safe_text import printable
 from lorastudy.suite.settings import AUTO, Settings
@@ -272,12 +273,38 @@ NEEDED = {
         holds=lambda value: value is None,
         cause="has no effect, as eval_dataset_path names the held-out rows; keep one",
     ),
+    **{
+        key: _Needs(
+            key="method",
+            holds=lambda value: value != "lorafa",
+            cause=f"has no effect with method: lorafa, whose optimizer has {value:g}; remove it",
+        )
+        for key, value in LORAFA_CONSTANTS.items()
+    },
     "warmup_ratio": _Needs(
         key="lr_scheduler_type",
         holds=lambda value: value != "constant",
         cause="has no effect with lr_scheduler_type: constant; write constant_with_warmup",
     ),
 }
+
+
+def check_methods(levels: Sequence[Level], *, start: Place, problems: Problems) -> None:
+    """Note each combination of a method with other settings that cannot train."""
+    defaults = {key: Settings.model_fields[key].default for key in ("lora_rank", "quantization")}
+    noted = set()
+    for level in levels:
+        judged = {key: level[key] for key in JUDGED_KEYS if key in level}
+        for values in combinations(judged):
+            found = method_problem({**defaults, **values})
+            if found is not None and found not in noted:
+                noted.add(found)
+                given = judged.get(found[0])
+                problems.add(
+                    start if given is None else given.place,
+                    path=found[0] if given is None else given.path,
+                    cause=found[1],
+                )
 
 
 def check_effects(given: Sequence[Given], *, levels: Sequence[Level], problems: Problems) -> None:

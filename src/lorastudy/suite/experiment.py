@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Self
 
+from lorastudy.suite.methods import METHOD_KEYS
 from lorastudy.suite.settings import ARM_KEYS, Settings, keys_without_effect
 
 #: Increase this whenever the code turns the same rows into other tokens, masks or splits;
@@ -62,8 +63,18 @@ class Experiment:
 
     @cached_property
     def pack_key(self) -> str:
-        """Equal for experiments that may train together: same base, precision, data order and batch."""
-        return tagged_hash("pack", [self.data_key, self.data_seed])
+        """Equal for experiments that may train together: same base, precision, data order and batch.
+
+        An experiment whose method only the reference engine trains is alone in its pack.
+        """
+        alone = [] if self.settings.arm_method.only_in_reference is None else [self.id]
+        return tagged_hash("pack", [self.data_key, self.data_seed, *alone])
+
+    @property
+    def alike_key(self) -> str:
+        """Equal for experiments whose packs differ only in the order of the rows."""
+        alone = self.settings.arm_method.only_in_reference is not None
+        return tagged_hash("alike", [self.data_key, *([self.arm] if alone else [])])
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; `from_json` is its inverse."""
@@ -88,13 +99,14 @@ def tagged_hash(tag: str, value: object) -> str:
     return f"{tag}-{digest[:16]}"
 
 
-#: Keys that are newer than the first stored results. They do not enter the hash if absent, so old ids stay valid.
-_LATER_SOURCES = frozenset({"test_dataset", "data_version"})
-_LATER_SETTINGS = frozenset({"test_fraction"})
+#: Keys that are newer than the first stored results, with the value that they had before they existed. They do not enter
+#: the hash at that value, so old ids stay valid.
+_LATER_SOURCES: Mapping[str, Any] = {"test_dataset": None, "data_version": None}
+_LATER_SETTINGS: Mapping[str, Any] = {"test_fraction": None, **METHOD_KEYS}
 
 
-def _without_absent(values: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in keys or value is not None}
+def _without_absent(values: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in before or value != before[key]}
 
 
 def _identifying(settings: Settings) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.suite.base_model import Shape, weight_shapes
-from lorastudy.suite.settings import LENGTH_KEYS, Settings, label, value_in_name
+from lorastudy.suite.methods import written_out
+from lorastudy.suite.settings import LENGTH_KEYS, AskedSettings, Settings, names_of_varied, value_in_name
 from lorastudy.suite.targets import named_layers, resolve_targets
 from lorastudy.suite.wording import checked, did_you_mean
 
@@ -77,7 +78,8 @@ def settings_of(experiment: BaseExperiment) -> Settings:
         if name in decided:
             raise StudyError(f"{where} and another key both give {name}; keep one")
         try:
-            decided[name] = checked(Settings, name, value=value)
+            # Such a class may name a method as a file does.
+            decided[name] = checked(AskedSettings if name == "method" else Settings, name, value=value)
         except ValueError as error:
             raise StudyError(f"{where} {error}") from error
     if all(decided.get(key) is not None for key in LENGTH_KEYS):
@@ -85,7 +87,7 @@ def settings_of(experiment: BaseExperiment) -> Settings:
     if any(decided.get(key) is not None for key in LENGTH_KEYS):
         decided = {**dict.fromkeys(LENGTH_KEYS), **decided}
     given = {key: getattr(experiment.config, key) for key in Settings.model_fields}
-    return Settings.model_validate({**given, **decided})
+    return Settings.model_validate(written_out({**given, **decided}))
 
 
 def adapter_settings(config: ExperimentConfig) -> dict[str, Any]:
@@ -253,7 +255,7 @@ class Custom(BaseExperiment):
 
     def get_experiment_name(self) -> str:
         """`custom_r16_lr0.0002`: each varied setting with this arm's value; `custom` if nothing varies."""
-        return "_".join(["custom", *(label(key, getattr(self.config, key)) for key in self.config.varied)])
+        return "_".join(["custom", *names_of_varied(self.config, self.config.varied)])
 
 
 TYPES: dict[str, type[BaseExperiment]] = {

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from lorastudy.suite.methods import SAID_BY_METHOD
 from lorastudy.suite.safe_text import odd_letter
 from lorastudy.suite.settings import AUTO, LENGTH_KEYS, AskedSettings
 from lorastudy.suite.suite import MAX_EXPERIMENTS, EntryKeys, SuiteKeys
@@ -26,7 +27,8 @@ LISTABLE = frozenset({"learning_rate"})
 #: Other names for our keys, from other tools or from haste.
 FOREIGN_NAMES: Mapping[str, str] = {
     "r": "lora_rank", "lora_r": "lora_rank", "rank": "lora_rank", "ranks": "lora_rank",
-    "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora",
+    "alpha": "lora_alpha", "dropout": "lora_dropout", "rslora": "use_rslora", "dora": "use_dora",
+    "peft_method": "method", "peft_type": "method", "loraplus_ratio": "loraplus_lr_ratio", "init_weights": "init_lora_weights",
     "lr": "learning_rate", "learning_rates": "learning_rate", "scheduler": "lr_scheduler_type",
     "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
     "batch_size": "per_device_train_batch_size", "micro_batch_size": "per_device_train_batch_size",
@@ -97,12 +99,20 @@ def read_level(values: Mapping[str, Node], *, scope: Scope, problems: Problems) 
 
 
 def merge(*levels: Level) -> Level:
-    """The merged levels; later ones override. A length in epochs also replaces one in steps, and vice versa."""
+    """The merged levels; later ones override. A length in epochs also replaces one in steps, and vice versa.
+
+    A short name of a method replaces keys of methods that a farther level gives at their defaults, as a file of all
+    defaults does.
+    """
     merged: Level = {}
     for level in levels:
         if any(_says_something(level.get(key)) for key in LENGTH_KEYS):
             for key in LENGTH_KEYS:
                 merged.pop(key, None)
+        if _says_something(level.get("method")):
+            for key, default in SAID_BY_METHOD.items():
+                if key in merged and merged[key].values == (default,):
+                    merged.pop(key)
         for key, given in level.items():
             merged.pop(key, None)  # so that combinations follow the key order of the nearest level
             merged[key] = given

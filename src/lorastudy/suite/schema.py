@@ -25,6 +25,7 @@ _HEADINGS = {
     "num_train_epochs": "How long",
     "learning_rate": "The optimizer: AdamW",
     "lora_rank": "The adapter",
+    "method": "The method",
     "quantization": "Precision and memory",
     "data_seed": "What is measured",
 }

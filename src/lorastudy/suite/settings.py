@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lorastudy.errors import StudyError
+from lorastudy.suite.methods import METHOD_KEYS, ArmMethod, InitialWeights, Method
 
 Quantization = Literal["4bit", "8bit", "fp16", "bf16", "fp32"]
 
@@ -31,6 +32,8 @@ LENGTH_KEYS = ("num_train_epochs", "max_steps")
 AUTO: Literal["auto"] = "auto"
 
 Rate = Annotated[float, Field(gt=0, lt=10)]
+
+_INITIAL_WEIGHTS = re.compile(rf"{'|'.join(get_args(InitialWeights))}|pissa_niter_[1-9]\d*")
 
 _ALPHA_POLICY = re.compile(r"(?P<factor>\d+(?:\.\d+)?)?r")
 
@@ -139,6 +142,25 @@ class AskedSettings(BaseModel):
         Field(None, description="Adapt only these layers (counted from 0).")
     )
 
+    # --- the method -----------------------------------------------------------------------------------
+    method: Method | None = Field(
+        None,
+        description="Short name of a method, in place of its own keys: `rslora` is `use_rslora: true`, `dora` is `use_dora: true`, `loraplus` is "
+        "`loraplus_lr_ratio: 16`, `pissa` and `olora` are `init_lora_weights`, `lora` is none of them. `lorafa` freezes `lora_A` "
+        "and trains with PEFT's `create_lorafa_optimizer`, which has its own AdamW constants.",
+    )
+    use_dora: bool = Field(
+        default=False, description="DoRA: train the norm of each output's weights apart from their direction."
+    )
+    loraplus_lr_ratio: float | None = Field(
+        None, ge=1, description="LoRA+: the learning rate of `lora_B` is this many times that of `lora_A`."
+    )
+    init_lora_weights: bool | InitialWeights | Annotated[str, Field(examples=["pissa_niter_16"])] = Field(
+        default=True,
+        description="Initial weights of the adapter, as PEFT makes them. `pissa` and `olora` take a part out of the frozen weights "
+        "and train it; such an adapter is saved as plain LoRA of twice the rank.",
+    )
+
     # --- precision and memory -------------------------------------------------------------------------
     quantization: Quantization = Field(
         "bf16",
@@ -217,6 +239,7 @@ class AskedSettings(BaseModel):
         "max_grad_norm",
         "lora_dropout",
         "lora_alpha",
+        "loraplus_lr_ratio",
         "checkpoint_minutes",
         "early_stopping_threshold",
         mode="before",
@@ -245,6 +268,17 @@ class AskedSettings(BaseModel):
             raise ValueError(f"{value!r} is neither a number nor a policy such as r, 2r or 0.5r")
         if not 0 < float(match["factor"] or 1) <= 1e6:
             raise ValueError(f"{value!r}: the factor must be greater than 0 and at most 1000000")
+        return value
+
+    @field_validator("init_lora_weights")
+    @classmethod
+    def _initial_weights_are_known(cls, value: object) -> object:
+        if value is False:
+            raise ValueError("false draws lora_B at random too, which PEFT has for debugging only; remove it")
+        if isinstance(value, str) and not _INITIAL_WEIGHTS.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is not one of true, {', '.join(get_args(InitialWeights))} or pissa_niter_N"
+            )
         return value
 
     @field_validator("exact_match_pattern")
@@ -299,11 +333,17 @@ class AskedSettings(BaseModel):
         """The factor on B A x: alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732)."""
         return self.lora_alpha_value / (self.lora_rank**0.5 if self.use_rslora else self.lora_rank)
 
+    @property
+    def arm_method(self) -> ArmMethod:
+        """The method that trains the arm."""
+        return ArmMethod.from_values({key: getattr(self, key) for key in METHOD_KEYS})
+
 
 class Settings(AskedSettings):
     """The settings of one arm with every value resolved. With a seed they make an experiment."""
 
     learning_rate: Rate = Field(2e-4, description="Peak learning rate.")
+    method: Literal["lorafa"] | None = Field(None, description="A method that no other key says.")
 
 
 def settings_from_options(**values: object) -> Settings:
@@ -326,6 +366,7 @@ ARM_KEYS = frozenset(
         "learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm",
         "adam_beta1", "adam_beta2", "adam_epsilon", "num_train_epochs", "max_steps", "eval_steps",
         "select_checkpoint", "early_stopping_patience", "early_stopping_threshold",
+        *METHOD_KEYS,
     }
 )  # fmt: skip
 
@@ -372,6 +413,15 @@ _SHORT = {
 def label(key: str, value: Any) -> str:
     """A setting and its value as part of a name: `r16`, `lr0.0002`, `qkvo`, `warmup_ratio0.1`."""
     return _SHORT.get(key, key) + value_in_name(value)
+
+
+def names_of_varied(settings: Settings, varied: Sequence[str]) -> list[str]:
+    """The parts of a name that say the varied settings: `[r16, lr0.0002]`. All keys of the method are one part: `dora`."""
+    parts = [
+        settings.arm_method.in_name if key in METHOD_KEYS else label(key, getattr(settings, key))
+        for key in varied
+    ]
+    return list(dict.fromkeys(parts))
 
 
 def value_in_name(value: Any) -> str:

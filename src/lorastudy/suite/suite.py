@@ -37,7 +37,7 @@ from lorastudy.suite.question import (
     configuration_name,
     is_reference,
 )
-from lorastudy.suite.settings import Settings, label, varied_keys
+from lorastudy.suite.settings import Settings, names_of_varied, varied_keys
 from lorastudy.suite.wording import did_you_mean
 from lorastudy.suite.yaml_reading import Place, Problems
 
@@ -376,9 +376,7 @@ def _named_arms(suite: Suite, arms: Sequence[Arm]) -> list[_NamedArm]:
     differing = {name: varied_keys([arm.settings for arm in group]) for name, group in groups.items()}
     return [
         _NamedArm(
-            name="_".join(
-                [arm.name, *(label(key, getattr(arm.settings, key)) for key in differing[arm.name])]
-            ),
+            name="_".join([arm.name, *names_of_varied(arm.settings, differing[arm.name])]),
             settings=arm.settings,
             seeds=arm.seeds,
             line=arm.line,

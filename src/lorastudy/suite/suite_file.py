@@ -18,6 +18,7 @@ from lorastudy.suite.checks import (
     check_effects,
     check_eval_steps,
     check_experiment_type,
+    check_methods,
     check_names,
     check_number,
     check_racing,
@@ -40,6 +41,7 @@ from lorastudy.suite.levels import (
     read_level,
     top_scope,
 )
+from lorastudy.suite.methods import METHOD_KEYS, written_out
 from lorastudy.suite.question import RUNGS, Margin
 from lorastudy.suite.settings import AUTO, AskedSettings, Settings
 from lorastudy.suite.suite import (
@@ -263,6 +265,7 @@ def _check_levels(levels: list[Level], *, start: Place, problems: Problems) -> N
     check_number(levels, start=start, problems=problems)
     check_eval_steps(levels, problems=problems)
     check_selection(levels, problems=problems)
+    check_methods(levels, start=start, problems=problems)
 
 
 def _name_from(source: _Source, *, given: Mapping[str, Any], problems: Problems) -> str:
@@ -287,7 +290,7 @@ def _arms(entry: _Entry) -> list[Arm]:
     return [
         Arm(
             name=name,
-            settings=Settings.model_validate(_with_test_rows(_with_homes(values))),
+            settings=Settings.model_validate(written_out(_with_test_rows(_with_homes(values)))),
             seeds=seeds if isinstance(seeds, tuple) else (seeds,),
             line=entry.line,
             seeks_rate=values.get("learning_rate") == AUTO,
@@ -389,7 +392,10 @@ def _written_entry(arm: Arm) -> dict[str, Any]:
     settings = {
         key: value
         for key, value in arm.settings.model_dump(mode="json").items()
-        if value is not None and key not in _OF_THE_LAYOUT and not _is_void(key, value, settings=arm.settings)
+        if value is not None
+        and key not in _OF_THE_LAYOUT
+        and not _is_void(key, value, settings=arm.settings)
+        and not (key in METHOD_KEYS and value == METHOD_KEYS[key])
     }
     named = {} if arm.name is None else {"name": arm.name}
     rate = {"learning_rate": AUTO} if arm.seeks_rate else {}

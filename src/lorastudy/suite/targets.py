@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorastudy.errors import ModelError
+from lorastudy.suite.methods import ArmMethod
 from lorastudy.suite.settings import TARGET_PRESETS, Settings
 
 #: All roles, in the order of display. `kv` is latent attention's pair of matrices behind keys and values, `qkv` one
@@ -189,6 +190,11 @@ def targets_of(settings: Settings, layers: Sequence[TargetLayer]) -> tuple[str, 
             f"lora_dropout: {settings.lora_dropout:g}: the arm adapts the weights of experts ({experts[0]} and others), and "
             "PEFT has no dropout on these. Set lora_dropout: 0, or choose target_modules without experts (qkvo)"
         )
+    if experts and settings.arm_method.is_refused_on_experts:
+        raise ModelError(
+            f"{settings.arm_method.title}: the arm adapts the weights of experts ({experts[0]} and others), and PEFT has plain "
+            "LoRA on these. Choose target_modules without experts (qkvo)"
+        )
     if experts and settings.engine == "packed":
         raise ModelError(
             f"engine: packed: the arm adapts the weights of experts ({experts[0]} and others), which the reference engine "
@@ -244,6 +250,32 @@ def adapted_modules(
     if not adapted and problem is not None:
         raise problem
     return tuple(layer.name for layer in layers if layer.name in adapted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSize:
+    """The numbers of an adapter's parameters: those that train, all of them, and those in its file."""
+
+    num_trainable: int
+    num_parameters: int
+    num_saved: int
+
+
+def adapter_size(layers: Iterable[TargetLayer], *, r: int, method: ArmMethod) -> AdapterSize:
+    """The size of an adapter of rank r on these layers.
+
+    lora_A is (r, inputs), lora_B (outputs, r), for each expert. DoRA adds a norm for each output, LoRA-FA freezes
+    lora_A, and an adapter that starts from the frozen weights is saved with twice the rank.
+    """
+    chosen = list(layers)
+    num_A = r * sum(layer.num_experts * layer.in_features for layer in chosen)
+    num_B = r * sum(layer.num_experts * layer.out_features for layer in chosen)
+    norms = sum(layer.out_features for layer in chosen) if method.use_dora else 0
+    return AdapterSize(
+        num_trainable=(0 if method.is_lorafa else num_A) + num_B + norms,
+        num_parameters=num_A + num_B + norms,
+        num_saved=(num_A + num_B) * (2 if method.changes_base else 1) + norms,
+    )
 
 
 def count_by_role(names: Iterable[str], *, layers: Sequence[TargetLayer]) -> dict[str, int]:

@@ -37,6 +37,7 @@ from lorastudy.protocol.files import sync_tree
 from lorastudy.protocol.jobs import AdapterOrigin
 from lorastudy.protocol.records import FELL_BACK, Incident, Outcome, PackProfile, PackStep, Record, Score
 from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, adapter_path
+from lorastudy.suite.methods import PLAIN
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.targets import left_out, targets_of
 from lorastudy.train.checkpointing import (
@@ -252,7 +253,7 @@ def measure_before(run: PackRun, loaded: LoadedPack, *, cache: BaseCache) -> Non
 
 
 def emit_scores_before(run: PackRun, loaded: LoadedPack, *, cache: BaseCache) -> None:
-    """Score the base model and record it for every experiment. A fresh adapter changes nothing.
+    """Score the base model and record it for every experiment. A fresh adapter of plain LoRA changes nothing.
 
     A worker scores the same rows once. Other packs of the same base get the same numbers.
 
@@ -263,7 +264,7 @@ def emit_scores_before(run: PackRun, loaded: LoadedPack, *, cache: BaseCache) ->
     keys = {split: (name, algorithms, split, tokens.rows.digest) for split, tokens in loaded.data.scored()}
     missing = [(split, tokens) for split, tokens in loaded.data.scored() if keys[split] not in cache.scores]
     if missing:
-        engine = loaded.make_engine(loaded.arms[:1])
+        engine = loaded.make_engine([replace(loaded.arms[0], method=PLAIN)])
         try:
             for split, tokens in missing:
                 cache.scores[keys[split]] = tuple(

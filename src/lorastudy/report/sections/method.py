@@ -230,7 +230,10 @@ def _layers_left_out(study: Study) -> list[Text]:
 def _engines(study: Study) -> str:
     uses = Counter(result.engine or "not recorded" for result in study.completed)
     parts = [f"{engine} for {times} of {uses.total()} experiments" for engine, times in sorted(uses.items())]
-    return ", ".join(parts) or "none"
+    both = (
+        ". Memory and the time of a step depend on the engine, too, so compare them among arms of one engine"
+    )
+    return (", ".join(parts) or "none") + (both if len(uses) > 1 else "")
 
 
 def _data(study: Study) -> list[Text]:

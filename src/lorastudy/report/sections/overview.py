@@ -18,6 +18,7 @@ from lorastudy.report.document import (
 from lorastudy.report.numbers import ABSENT, listing, names
 from lorastudy.stats.study import Study, StudyArm, differing_settings
 from lorastudy.store.views import ExperimentResult
+from lorastudy.suite.methods import METHOD_KEYS
 
 #: Longer failure messages are cut here; the store has them whole.
 MAX_MESSAGE = 600
@@ -50,15 +51,19 @@ def failure_blocks(study: Study, *, level: int) -> list[Block]:
 
 def arm_blocks(study: Study, *, level: int) -> list[Block]:
     """The settings in which the arms differ, with the effective scale of each, and notes on how results became arms."""
-    keys = differing_settings(study.arms)
+    differing = differing_settings(study.arms)
+    keys = [key for key in differing if key not in METHOD_KEYS]
+    has_methods = len(keys) < len(differing)
     columns = (
         TableColumn("Arm", numeric=False),
+        *([TableColumn(title, numeric=False) for title in ("method", "engine")] if has_methods else []),
         *(TableColumn(key) for key in keys),
         TableColumn("scale of B·A"),
     )
     rows = tuple(
         (
             Cell(arm.name),
+            *([Cell(_method(arm)), Cell(_engines_of(arm.completed) or ABSENT)] if has_methods else []),
             *(_setting_cell(arm.settings.get(key)) for key in keys),
             Cell(f"{arm.typed_settings.lora_scaling:.4g}", arm.typed_settings.lora_scaling),
         )
@@ -68,6 +73,14 @@ def arm_blocks(study: Study, *, level: int) -> list[Block]:
     if study.notes:
         blocks.append(Bullets(tuple((note,) for note in study.notes)))
     return blocks
+
+
+def _method(arm: StudyArm) -> str:
+    """The arm's method, and both ranks if it is saved with another than it trains."""
+    settings = arm.typed_settings
+    method = settings.arm_method
+    saved = f"; trained at rank {settings.lora_rank}, saved as LoRA of rank {2 * settings.lora_rank}"
+    return method.title + (saved if method.changes_base else "")
 
 
 def setting_text(value: Any) -> str:
@@ -104,7 +117,7 @@ def what_was_run(study: Study) -> str:
 
 def _engines(study: Study) -> str:
     """Which engine trained, and the reason if it is not the requested one."""
-    engines = sorted({result.engine for result in study.completed if result.engine is not None})
+    engines = _engines_of(study.completed)
     if not engines:
         return ""
     reasons = {
@@ -114,7 +127,12 @@ def _engines(study: Study) -> str:
         if incident.kind == "fell_back"
     }
     why = f", since {'; '.join(sorted(reasons))}" if reasons else ""
-    return f" Engine: {' and '.join(engines)}{why}."
+    return f" Engine: {engines}{why}."
+
+
+def _engines_of(results: Sequence[ExperimentResult]) -> str:
+    """`packed and reference`: the engines that trained; empty if none is on record."""
+    return " and ".join(sorted({result.engine for result in results if result.engine is not None}))
 
 
 def _search(study: Study) -> str:

@@ -1,0 +1,213 @@
+"""The methods that an arm can train with: their short names, the keys behind these, and which of them only PEFT trains.
+
+`method: dora` is short for `use_dora: true`. `written_out` puts the keys in place of the short name, so both spellings are
+the same experiment. A method without a key of PEFT's own, such as LoRA-FA, keeps its short name.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+Method = Literal["lora", "rslora", "dora", "loraplus", "lorafa", "pissa", "olora"]
+
+InitialWeights = Literal["gaussian", "orthogonal", "pissa", "olora"]
+
+#: The ratio of `method: loraplus` if the file gives none: that of the paper (arXiv 2402.12354) and of PEFT's guide.
+LORAPLUS_RATIO = 16.0
+
+#: PEFT's `create_lorafa_optimizer` has no argument for AdamW's constants and takes these.
+LORAFA_CONSTANTS: Mapping[str, float] = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-6}
+
+#: The keys that each short name stands for. None is a method that has no key.
+_STANDS_FOR: Mapping[str, tuple[str, Any] | None] = {
+    "lora": None,
+    "rslora": ("use_rslora", True),
+    "dora": ("use_dora", True),
+    "loraplus": ("loraplus_lr_ratio", LORAPLUS_RATIO),
+    "lorafa": None,
+    "pissa": ("init_lora_weights", "pissa"),
+    "olora": ("init_lora_weights", "olora"),
+}
+
+#: Methods that stay under their short name, since no other key says them.
+_WITHOUT_KEY = frozenset({"lorafa"})
+
+#: The keys that make a method, and their values in plain LoRA.
+METHOD_KEYS: Mapping[str, Any] = {
+    "method": None,
+    "use_dora": False,
+    "loraplus_lr_ratio": None,
+    "init_lora_weights": True,
+}
+
+#: The keys that a short name may stand for, at their values in plain LoRA.
+SAID_BY_METHOD: Mapping[str, Any] = {
+    "use_rslora": False,
+    **{key: value for key, value in METHOD_KEYS.items() if key != "method"},
+}
+
+
+def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the keys of the method in place of its short name."""
+    method = values.get("method")
+    stands_for = _STANDS_FOR.get(method) if method is not None else None
+    rest = dict(values)
+    if method is not None and method not in _WITHOUT_KEY:
+        rest["method"] = None
+    if stands_for is not None and rest.get(stands_for[0]) in (None, METHOD_KEYS.get(stands_for[0], False)):
+        rest[stands_for[0]] = stands_for[1]
+    return rest
+
+
+def method_problem(values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Why an arm cannot train as these values say: the key to change, and the cause with the fix. None if it can.
+
+    `values` are those that the file gives, before `written_out`. An absent key has its default.
+    """
+    return next(_problems(values), None)
+
+
+def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    method = values.get("method")
+    for key in _refused_beside(method, values):
+        yield "method", f"{method} and {key}: {_as_written(values[key])} contradict each other; remove one"
+    arm = ArmMethod.from_values({**METHOD_KEYS, **written_out(values)})
+    quantization = values.get("quantization")
+    init = "init_lora_weights" if "init_lora_weights" in values else "method"
+    if arm.changes_base and quantization in {"4bit", "8bit"}:
+        yield (
+            init,
+            (
+                f"{arm.title} takes a part out of the frozen weights, and these are quantised (quantization: {quantization}); "
+                "set quantization: bf16, or another initialisation"
+            ),
+        )
+    if arm.changes_base and arm.use_dora:
+        yield (
+            init,
+            (
+                "an adapter that starts from the frozen weights is saved as plain LoRA, and DoRA's norms cannot be; remove one"
+            ),
+        )
+    if arm.use_dora and quantization == "8bit":
+        yield (
+            "use_dora" if "use_dora" in values else "method",
+            (
+                "DoRA needs the base's weights as numbers, and PEFT spoils layers of 8 bits when it reads them on a CPU; set "
+                "quantization: 4bit or bf16"
+            ),
+        )
+    if arm.init_lora_weights == "orthogonal" and values.get("lora_rank", 0) % 2:
+        yield (
+            init,
+            f"orthogonal weights need an even rank, and lora_rank is {values['lora_rank']}; make it even",
+        )
+    if values.get("engine") == "packed" and arm.only_in_reference is not None:
+        yield "engine", f"packed does not train this arm: {arm.only_in_reference}; set engine: auto"
+
+
+#: The keys that `method_problem` reads.
+JUDGED_KEYS = (*METHOD_KEYS, "use_rslora", "lora_rank", "quantization", "engine")
+
+
+def _refused_beside(method: str | None, values: Mapping[str, Any]) -> list[str]:
+    """The given keys that say something else than the method's short name."""
+    has_ratio = values.get("loraplus_lr_ratio") is not None
+    initial = values.get("init_lora_weights", True)
+    is_said = {
+        "use_dora": method in {"lora", "lorafa"} and values.get("use_dora") is True,
+        "loraplus_lr_ratio": method in {"lora", "lorafa"} and has_ratio,
+        "init_lora_weights": {
+            "lora": changes_base(initial),
+            "pissa": "init_lora_weights" in values and not str(initial).startswith("pissa"),
+            "olora": "init_lora_weights" in values and initial != "olora",
+        }.get(method or "", False),
+    }
+    denied = {"rslora": "use_rslora", "dora": "use_dora"}.get(method or "")
+    if denied is not None and values.get(denied) is False:
+        is_said[denied] = True
+    return [key for key, is_refused in is_said.items() if is_refused]
+
+
+def _as_written(value: Any) -> str:
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def changes_base(init_lora_weights: object) -> bool:
+    """Whether an initialisation takes a part out of the frozen weights and trains it (PiSSA, OLoRA)."""
+    return str(init_lora_weights).startswith(("pissa", "olora"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmMethod:
+    """The method of one arm, as the keys that act. The defaults are plain LoRA."""
+
+    use_dora: bool = False
+    loraplus_lr_ratio: float | None = None
+    is_lorafa: bool = False
+    init_lora_weights: bool | str = True
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """The method of settings, given by key and written out."""
+        return cls(
+            use_dora=values["use_dora"],
+            loraplus_lr_ratio=values["loraplus_lr_ratio"],
+            is_lorafa=values["method"] == "lorafa",
+            init_lora_weights=values["init_lora_weights"],
+        )
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the arm starts from a part of the frozen weights, which its own base then lacks."""
+        return changes_base(self.init_lora_weights)
+
+    @property
+    def is_refused_on_experts(self) -> bool:
+        """Whether PEFT does not have the method on weights of experts. It has LoRA+, which is a matter of the optimizer."""
+        return self.use_dora or self.is_lorafa or self.init_lora_weights is not True
+
+    @property
+    def title(self) -> str:
+        """`LoRA`, `DoRA`, `LoRA+ (ratio 16)`, `DoRA, PiSSA`: the method in the field's words. rsLoRA is a scale, not told."""
+        parts = [
+            "DoRA" if self.use_dora else "",
+            "" if self.loraplus_lr_ratio is None else f"LoRA+ (ratio {self.loraplus_lr_ratio:g})",
+            "LoRA-FA" if self.is_lorafa else "",
+            _INITS.get(str(self.init_lora_weights), str(self.init_lora_weights))
+            if self.init_lora_weights is not True
+            else "",
+        ]
+        return ", ".join(part for part in parts if part) or "LoRA"
+
+    @property
+    def in_name(self) -> str:
+        """The method as part of a name: `lora`, `dora`, `loraplus16`, `lorafa`, `dora-pissa`."""
+        parts = [
+            "dora" if self.use_dora else "",
+            "" if self.loraplus_lr_ratio is None else f"loraplus{self.loraplus_lr_ratio:g}",
+            "lorafa" if self.is_lorafa else "",
+            str(self.init_lora_weights).replace("_", "-") if self.init_lora_weights is not True else "",
+        ]
+        return "-".join(part for part in parts if part) or "lora"
+
+    @property
+    def only_in_reference(self) -> str | None:
+        """Why only the reference engine, that is PEFT, trains this method; None if the packed engine does, too."""
+        return None if self == ArmMethod() else f"{self.title} is trained by PEFT"
+
+
+_INITS = {
+    "gaussian": "gaussian weights",
+    "orthogonal": "orthogonal weights",
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+}
+
+PLAIN = ArmMethod()

@@ -1,0 +1,169 @@
+"""Methods in suite files: two spellings are one experiment, contradictions are refused, and old ids stay as they were."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorastudy.errors import SuiteFileError
+from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.methods import METHOD_KEYS, ArmMethod
+from lorastudy.suite.settings import Settings
+from lorastudy.suite.suite import expand
+from lorastudy.suite.suite_file import load_suite, suite_from_values, suite_yaml
+
+Write = Callable[[str], Path]
+
+HEAD = "dataset_path: rows.jsonl\n"
+
+
+def experiments_of(path: Path) -> tuple[Experiment, ...]:
+    return expand(load_suite(path), fingerprint_dataset=str, fingerprint_base=str)
+
+
+@pytest.mark.parametrize(
+    ("short", "own"),
+    [
+        ("method: rslora", "use_rslora: true"),
+        ("method: dora", "use_dora: true"),
+        ("method: loraplus", "loraplus_lr_ratio: 16"),
+        ("method: pissa", "init_lora_weights: pissa"),
+        ("method: olora", "init_lora_weights: olora"),
+        ("method: lora", "lora_rank: 16"),
+        ("{method: dora, use_dora: true}", "use_dora: true"),
+        ("{method: loraplus, loraplus_lr_ratio: 4}", "loraplus_lr_ratio: 4"),
+        ("{method: pissa, init_lora_weights: pissa_niter_4}", "init_lora_weights: pissa_niter_4"),
+        ("{method: dora, use_rslora: true}", "{use_dora: true, use_rslora: true}"),
+    ],
+)
+def test_two_spellings_are_one_experiment(write: Write, short: str, own: str) -> None:
+    ids = {
+        experiments_of(write(f"{HEAD}experiments:\n  - {entry}\n"))[0].id
+        for entry in (
+            f"{short}" if short.startswith("{") else f"{{{short}}}",
+            own if own.startswith("{") else f"{{{own}}}",
+        )
+    }
+    assert len(ids) == 1
+    wrapped = [text if text.startswith("{") else f"{{{text}}}" for text in (short, own)]
+    names = [text.replace("{", f"{{name: {name}, ", 1) for name, text in zip("ab", wrapped, strict=True)]
+    path = write(f"{HEAD}experiments:\n  - {names[0]}\n  - {names[1]}\n")
+    with pytest.raises(SuiteFileError, match="is the same experiment as"):
+        experiments_of(path)
+
+
+def test_at_the_top_in_an_entry_and_under_factors_a_method_is_the_same(write: Write) -> None:
+    texts = (
+        f"{HEAD}method: dora\nexperiments:\n  - lora_rank: 16\n",
+        f"{HEAD}experiments:\n  - method: dora\n",
+        f"{HEAD}factors:\n  use_dora: [true]\n",
+    )
+    assert len({experiments_of(write(text))[0].id for text in texts}) == 1
+
+
+def test_ids_from_before_there_were_methods_stay() -> None:
+    """The ids were computed by the commit before the first method (baa40a1)."""
+    experiment = Experiment(
+        name="n", arm="a", experiment_type="custom", seed=3, settings=Settings(use_rslora=True),
+        sources=Sources(base_model="b", dataset="d", data_version=2),
+    )  # fmt: skip
+    assert experiment.id == "exp-bea269b8209812a5"
+    assert experiment.pack_key == "pack-8111754f0c99a8a4"
+
+
+def test_arms_of_factors_are_named_by_their_method(write: Write) -> None:
+    text = f"{HEAD}factors:\n  method: [lora, rslora, dora, loraplus, lorafa, pissa]\n"
+    names = [experiment.arm for experiment in experiments_of(write(text))]
+    assert names == [
+        "custom_use_rslora-off_lora", "custom_use_rslora-on_lora", "custom_use_rslora-off_dora",
+        "custom_use_rslora-off_loraplus16", "custom_use_rslora-off_lorafa", "custom_use_rslora-off_pissa",
+    ]  # fmt: skip
+    text = f"{HEAD}factors:\n  method: [lora, dora, loraplus]\n"
+    assert [e.arm for e in experiments_of(write(text))] == ["custom_lora", "custom_dora", "custom_loraplus16"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("method: lora, use_dora: true", ":3:14: experiments[0].method: lora and use_dora: true contradict each other; remove one"),
+        ("method: dora, use_dora: false", "dora and use_dora: false contradict each other"),
+        ("method: rslora, use_rslora: false", "rslora and use_rslora: false contradict each other"),
+        ("method: lora, loraplus_lr_ratio: 8", "lora and loraplus_lr_ratio: 8 contradict each other"),
+        ("method: pissa, init_lora_weights: olora", "pissa and init_lora_weights: olora contradict each other"),
+        ("method: lora, init_lora_weights: pissa", "lora and init_lora_weights: pissa contradict each other"),
+        ("method: lorafa, use_dora: true", "lorafa and use_dora: true contradict each other"),
+        ("method: pissa, quantization: 4bit", "these are quantised (quantization: 4bit); set quantization: bf16"),
+        ("use_dora: true, quantization: 8bit", "set quantization: 4bit or bf16"),
+        ("init_lora_weights: olora, use_dora: true", "DoRA's norms cannot be; remove one"),
+        ("init_lora_weights: orthogonal, lora_rank: 3", "need an even rank, and lora_rank is 3"),
+        ("use_dora: true, engine: packed", ":3:30: experiments[0].engine: packed does not train this arm: DoRA is trained by PEFT"),
+        ("method: lorafa, adam_epsilon: 1e-7", "has no effect with method: lorafa, whose optimizer has 1e-06; remove it"),
+        ("method: doora", "(did you mean dora?)"),
+        ("init_lora_weights: false", "remove it"),
+        ("init_lora_weights: pisa", "(did you mean pissa?)"),
+        ("use_Dora: true", "unknown key (did you mean use_dora?)"),
+        ("dora: true", "unknown key (did you mean use_dora?)"),
+        ("loraplus_ratio: 4", "unknown key (did you mean loraplus_lr_ratio?)"),
+        ("loraplus_lr_ratio: 0.5", "must be a number of at least 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_with_its_place_and_the_way_out(
+    write: Write, entry: str, message: str
+) -> None:
+    with pytest.raises(SuiteFileError) as error:
+        load_suite(write(f"{HEAD}experiments:\n  - {{{entry}}}\n"))
+    assert message in str(error.value)
+    assert "s.yaml:3:" in str(error.value)
+
+
+def test_a_contradiction_across_levels_is_refused(write: Write) -> None:
+    with pytest.raises(SuiteFileError, match="lora and use_dora: true contradict each other"):
+        load_suite(write(f"{HEAD}use_dora: true\nexperiments:\n  - method: lora\n"))
+
+
+def test_a_file_of_all_defaults_contradicts_no_method(write: Write, folder: Path) -> None:
+    (folder / "configs").mkdir()
+    (folder / "configs/default_config.yaml").write_text(
+        "method: null\nuse_dora: false\nuse_rslora: false\nloraplus_lr_ratio: null\ninit_lora_weights: true\n"
+    )
+    text = f"{HEAD}factors:\n  method: [lora, rslora, dora, loraplus, pissa, olora, lorafa]\n"
+    assert len({experiment.id for experiment in experiments_of(write(text))}) == 7
+
+
+def test_a_written_suite_loads_to_the_same_experiments(write: Write, tmp_path: Path) -> None:
+    suite = load_suite(
+        write(f"{HEAD}seeds: [0, 1]\nfactors:\n  method: [lora, dora, loraplus, lorafa, pissa]\n")
+    )
+    (tmp_path / "again.yaml").write_text(suite_yaml(suite))
+    again = load_suite(tmp_path / "again.yaml")
+    assert [arm.settings for arm in again.arms] == [arm.settings for arm in suite.arms]
+    assert type(suite).from_json(suite.to_json()).arms[1].settings == suite.arms[1].settings
+
+
+def test_methods_of_plain_lora_pack_and_others_train_alone(write: Write) -> None:
+    text = f"{HEAD}factors:\n  lora_rank: [4, 8]\n  method: [lora, dora, pissa]\n"
+    keys: dict[str, list[str]] = {}
+    for experiment in experiments_of(write(text)):
+        keys.setdefault(experiment.settings.arm_method.in_name, []).append(experiment.pack_key)
+    assert len(set(keys["lora"])) == 1
+    assert len({*keys["dora"], *keys["pissa"]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "title"),
+    [
+        ({}, "LoRA"),
+        ({"use_dora": True}, "DoRA"),
+        ({"loraplus_lr_ratio": 4.0, "use_dora": True}, "DoRA, LoRA+ (ratio 4)"),
+        ({"method": "lorafa"}, "LoRA-FA"),
+        ({"init_lora_weights": "pissa"}, "PiSSA"),
+    ],
+)
+def test_a_method_has_a_title(values: dict[str, Any], title: str) -> None:
+    assert ArmMethod.from_values({**METHOD_KEYS, **values}).title == title
+
+
+def test_flags_name_a_method_too(folder: Path) -> None:
+    suite = suite_from_values({"dataset_path": "rows.jsonl", "method": "dora"}, where="run")
+    assert suite.arms[0].settings.use_dora
