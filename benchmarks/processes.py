@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT, load_average
 from benchmarks.results import OURS, Quality, Sample, largest_relative
-from lorastudy.executors.process import ALLOCATOR_ENVIRONMENT, CUDA_ENVIRONMENT, LOG_NAME, THREADS_ENVIRONMENT
-from lorastudy.protocol.jobs import SERVING
+from lorastudy.executors.process import ALLOCATOR_ENVIRONMENT, CUDA_ENVIRONMENT, THREADS_ENVIRONMENT
+from lorastudy.protocol.jobs import LOG_NAME, SERVING
 from lorastudy.protocol.records import (
     ArmProfile,
     Environment,

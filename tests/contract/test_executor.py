@@ -150,6 +150,14 @@ def test_records_come_in_order_and_end_with_the_exit(executor: Executor, make_fo
         assert events[3:] == [WorkerExit(returncode=None)]
 
 
+def test_workers_that_start_early_serve_as_others_do(executor: Executor, make_folder: MakeFolder) -> None:
+    executor.start_workers(["lab"])
+    folders = [make_folder("works"), make_folder("breaks"), make_folder("works")]
+    found = by_folder(executor.run(folders))
+    assert [numbers_of(found[folder]) for folder in folders] == [["0", "1", "2"]] * 3
+    assert [getattr(found[folder][-1], "returncode", 0) for folder in folders] == [None, 1, None]
+
+
 def test_one_run_after_another(executor: Executor, make_folder: MakeFolder) -> None:
     # A search for learning rates and a race send folders round after round.
     pids = set()

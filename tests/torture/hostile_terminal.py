@@ -25,7 +25,6 @@ from lorastudy.planning import study_plan
 from lorastudy.planning.predictions import Predictions
 from lorastudy.planning.preview import Preview, PreviewedRow, TextPiece
 from lorastudy.protocol.records import PACK_NAME, DataSummary, Environment, Outcome, Pack
-from lorastudy.running import study
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
@@ -158,7 +157,7 @@ def of_a_worker(text: str, folder: Path, canary: Path) -> str | None:
     executor = _Speaking(text)
     with (
         patch.object(study_plan, "with_memory", lambda *_, **__: Predictions(problems=(text,))),
-        patch.object(study, "local_executor", lambda _: executor),
+        patch.object(running, "local_executor", lambda _: executor),
         patch.object(study_plan, "local_executor", lambda _: executor),
     ):
         output = said(lambda: _commands(["resume", *_STORE]))
@@ -180,6 +179,9 @@ class _Speaking:
     def __init__(self, text: str) -> None:
         self._text = text
         self.has_run = False
+
+    def start_workers(self, base_models: object) -> None:
+        """Nothing: there is no process."""
 
     def leave(self) -> None:
         """Nothing: nobody asks."""

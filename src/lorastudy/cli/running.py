@@ -13,9 +13,9 @@ import typer
 
 from lorastudy.cli.console import reading_shown
 from lorastudy.cli.terminal import failure_shown, say
-from lorastudy.executors import Executor
+from lorastudy.executors import Executor, local_executor
 from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
-from lorastudy.planning.design import existing_store, is_new
+from lorastudy.planning.design import Designer, existing_store, is_new, missing_of
 from lorastudy.planning.plan_summary import forecast, size_line
 from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.report.numbers import listing
@@ -23,6 +23,7 @@ from lorastudy.running.adapters import published_places
 from lorastudy.running.phase_runner import Callbacks, RunOptions
 from lorastudy.running.study import StudyOutcome, run_plan
 from lorastudy.store import ExperimentTracker
+from lorastudy.suite.base_model import is_hub_model
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.rate_search import Design
 from lorastudy.suite.suite import Suite
@@ -71,13 +72,13 @@ def run_experiments(
     with contextlib.ExitStack() as opened:
         # An existing store is opened first, because it refuses a second writer at once.
         tracker = None if is_new(database) else opened.enter_context(_writer(database))
-        if executor is not None:
-            opened.enter_context(contextlib.closing(executor))
-        plan = planned(suite, tracker=tracker, executor=executor, registered=registered)
+        workers = executor or _started_workers(suite, tracker=tracker, registered=registered)
+        opened.enter_context(contextlib.closing(workers))
+        plan = planned(suite, tracker=tracker, executor=workers, registered=registered)
         progress = Progress(gives_reasons=options.continue_on_error)
         signals = opened.enter_context(StopSignals())
 
-        def start(workers: Executor) -> None:
+        def start(_: Executor) -> None:
             for line in (*(f"note: {note}" for note in plan.notes), f"{suite.name}: {size_line(plan)}"):
                 say(line, file=sys.stderr)
             for line in forecast(plan):
@@ -89,7 +90,7 @@ def run_experiments(
             plan,
             database=database,
             tracker=tracker,
-            executor=executor,
+            executor=workers,
             options=options,
             callbacks=Callbacks(
                 on_open=_say_taken_over,
@@ -108,6 +109,22 @@ def run_experiments(
     if outcome.failed:
         raise typer.Exit(exit_code(outcome))
     return outcome.design
+
+
+def _started_workers(
+    suite: Suite, *, tracker: ExperimentTracker | None, registered: Sequence[Experiment] | None
+) -> Executor:
+    """This machine's executor. If anything is left to run, its workers load their libraries while the suite is planned.
+
+    Workers for a model on the hub start with their first folder: they first need to know whether the hub answers.
+    """
+    designer = Designer(suite=suite, registered=None if registered is None else tuple(registered))
+    design = designer.by_now(tracker)
+    workers = local_executor(design.of_every_arm)
+    base_models = {experiment.settings.base_model for experiment in design.of_every_arm}
+    if missing_of(design, suite, tracker=tracker) and not any(map(is_hub_model, base_models)):
+        workers.start_workers(base_models)
+    return workers
 
 
 def exit_code(outcome: StudyOutcome) -> int:

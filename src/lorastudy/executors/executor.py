@@ -1,6 +1,6 @@
 """The seam between the control side and the machines: folders go out, records come back."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,6 +44,13 @@ class Executor(Protocol):
     @property
     def num_threads(self) -> int | None:
         """The number of CPU threads that each worker is started with; None if the executor leaves it as it is."""
+        ...
+
+    def start_workers(self, base_models: Collection[str]) -> None:
+        """Start workers for these base models already, so that they load their libraries while the caller plans.
+
+        An executor whose workers start with their folder does nothing.
+        """
         ...
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:

@@ -1,14 +1,16 @@
 """One worker process on this machine at a time.
 
 A worker stays alive between calls of `run` and keeps its base model, so that a search or a race does not load libraries
-again in every phase. If it dies, a new worker takes the remaining folders: running out of memory or a CUDA fault ends a
-worker, not the suite.
+again in every phase. It may start before its first folder is known, while the suite is planned. If it dies, a new
+worker takes the remaining folders: running out of memory or a CUDA fault ends a worker, not the suite.
 """
 
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from lorastudy.executors.process import (
     worker_process,
 )
 from lorastudy.executors.tail import POLL_SECONDS, RunFolderTail
+from lorastudy.protocol.jobs import LOG_NAME, OWN_LOG_VARIABLE
 
 
 class LocalExecutor:
@@ -43,6 +46,14 @@ class LocalExecutor:
         self._process: subprocess.Popen[bytes] | None = None
         self._base_models: frozenset[str] = frozenset()
         self._log_folder = Path()
+        self._early_folder: Path | None = None
+
+    def start_workers(self, base_models: Collection[str]) -> None:
+        """Start the worker, unless there is one. Its log goes into the first folder that it serves."""
+        if self._process is None and not self._is_leaving:
+            temporary = tempfile.TemporaryDirectory(prefix="lorastudy-worker-")
+            self._early_folder = Path(self._open.enter_context(temporary))
+            self._launch([self._early_folder], base_models=frozenset(base_models))
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
         """Serve the folders in order."""
@@ -83,8 +94,10 @@ class LocalExecutor:
         self._is_leaving = True
 
     def close(self) -> None:
-        """End the worker, and give it time to exit by itself."""
-        self._process = None
+        """End the worker, and give it time to exit by itself. A worker that has served no folder is ended at once."""
+        if self._process is not None and self._early_folder == self._log_folder:
+            self._process.kill()
+        self._process, self._early_folder = None, None
         self._open.close()
 
     def stop(self) -> None:
@@ -97,18 +110,30 @@ class LocalExecutor:
         is_alive = self._process is not None and self._process.poll() is None
         if not (is_alive and base_models <= self._base_models):
             self.close()
-            self._base_models, self._log_folder = base_models, folders[0]
-            self._process = self._open.enter_context(
-                worker_process(
-                    folders,
-                    base_models=base_models,
-                    worker=self._worker,
-                    environment=self._environment,
-                    takes_more=True,
-                )
-            )
+            self._launch(folders, base_models=base_models)
+        elif self._log_folder == self._early_folder:
+            self._log_folder = folders[0]
         assert self._process is not None
         return self._process
+
+    def _launch(self, folders: Sequence[Path], *, base_models: frozenset[str]) -> None:
+        self._base_models, self._log_folder = base_models, folders[0]
+        own_log = {OWN_LOG_VARIABLE: "1"} if folders[0] == self._early_folder else {}
+        self._process = self._open.enter_context(
+            worker_process(
+                folders,
+                base_models=base_models,
+                worker=self._worker,
+                environment={**self._environment, **own_log},
+                takes_more=True,
+            )
+        )
+
+    def _log_tail(self) -> str:
+        """The end of the worker's log. What a worker that started early wrote before its first folder is put there."""
+        if self._early_folder is not None and not (self._log_folder / LOG_NAME).exists():
+            shutil.copyfile(self._early_folder / LOG_NAME, self._log_folder / LOG_NAME)
+        return log_tail(self._log_folder)
 
     def _check_not_stopped(self) -> None:
         if self._is_stopped:
@@ -122,7 +147,7 @@ class LocalExecutor:
             returncode = process.poll()
             if returncode is None:
                 return None
-            text = "\n".join(filter(None, [hang, log_tail(self._log_folder)]))
+            text = "\n".join(filter(None, [hang, self._log_tail()]))
             return WorkerExit(returncode=returncode, message=text)
 
         is_asked_to_stop = False

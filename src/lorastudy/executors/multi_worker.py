@@ -12,7 +12,7 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
@@ -137,6 +137,11 @@ class MultiWorkerExecutor:
     def num_threads(self) -> int | None:
         """That of every lane: `worker_environments` gives all lanes the same."""
         return self._lanes[0].num_threads
+
+    def start_workers(self, base_models: Collection[str]) -> None:
+        """Start the worker of every lane."""
+        for lane in self._lanes:
+            lane.start_workers(base_models)
 
     def run(self, folders: Sequence[Path]) -> Generator[Event]:
         """Serve the folders; each lane keeps its own order."""

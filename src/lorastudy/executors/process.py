@@ -15,15 +15,13 @@ from typing import Any, Self
 
 from lorastudy.errors import DataError, StudyError, without_tracebacks
 from lorastudy.executors.tail import POLL_SECONDS
-from lorastudy.protocol.jobs import FROM_INPUT, RESULT_NAME, SERVING, Job
+from lorastudy.protocol.jobs import FROM_INPUT, LOG_NAME, RESULT_NAME, SERVING, Job
 from lorastudy.protocol.parent_watch import tied_to_this_process
 from lorastudy.protocol.records import Pack
 from lorastudy.suite.base_model import OFFLINE_VARIABLE, is_hub_model, is_hub_reachable
 
 #: The arguments of the Python interpreter; the folders follow.
 WORKER = ("-m", "lorastudy.train.worker")
-
-LOG_NAME = "worker.log"
 
 #: The most lines of a log that a message quotes.
 MOST_LINES = 10

@@ -11,7 +11,7 @@ with a higher number, so these late records are ignored.
 import os
 import socket
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from lorastudy.errors import StudyError, without_tracebacks
 from lorastudy.executors.executor import Event, WorkerExit
 from lorastudy.executors.process import (
     FAREWELL_SECONDS,
-    LOG_NAME,
     THREADS_VARIABLE,
     WORKER,
     base_model_of,
@@ -28,7 +27,7 @@ from lorastudy.executors.process import (
     worker_process,
 )
 from lorastudy.executors.tail import POLL_SECONDS, HangTimeout, RunFolderTail
-from lorastudy.protocol.jobs import NEEDS_GPU_VARIABLE
+from lorastudy.protocol.jobs import LOG_NAME, NEEDS_GPU_VARIABLE
 
 #: Stands for the exit code of a worker whose node or task was lost, since its own is unknown.
 LOST = 255
@@ -123,6 +122,9 @@ class RayExecutor:
     def num_threads(self) -> int | None:
         """The whole CPUs of a task, and at least one. Ray keeps `OMP_NUM_THREADS` if it is set: then None."""
         return None if THREADS_VARIABLE in os.environ else max(1, int(self._num_cpus))
+
+    def start_workers(self, base_models: Collection[str]) -> None:
+        """Do nothing: a worker starts with its task."""
 
     def leave(self) -> None:
         """Cancel the tasks. Every task asks its worker to save a checkpoint and stop."""

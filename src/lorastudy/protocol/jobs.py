@@ -6,6 +6,7 @@ question of memory: the footprint of one step, counted on tensors without conten
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,15 +29,32 @@ Phase = Literal["forward", "loss", "backward", "optimizer"]
 FROM_INPUT = "-"
 """A worker with this as its only argument reads folders from its standard input, one JSON string a line."""
 
+LOG_NAME = "worker.log"
+"""A worker's log, in the first folder that it serves."""
+
+OWN_LOG_VARIABLE = "LORASTUDY_OWN_LOG"
+"""Set for a worker that starts before its first folder is known. It opens the log there itself."""
+
 SERVING = "serving "
 """A worker's log marks the beginning of an attempt with a line that starts with this word."""
 
 
 def folders_to_serve(arguments: Sequence[str]) -> Iterator[Path]:
-    """The folders that a worker must serve, as they arrive."""
-    if list(arguments) == [FROM_INPUT]:
-        return (Path(json.loads(line)) for line in sys.stdin)
-    return map(Path, arguments)
+    """The folders that a worker must serve, as they arrive. A worker that started early opens the first one's log."""
+    is_from_input = list(arguments) == [FROM_INPUT]
+    for text in map(json.loads, sys.stdin) if is_from_input else arguments:
+        folder = Path(text)
+        if os.environ.pop(OWN_LOG_VARIABLE, None):
+            _log_into(folder)
+        yield folder
+
+
+def _log_into(folder: Path) -> None:
+    """Write all further output, also that of libraries, to the end of the folder's log."""
+    with (folder / LOG_NAME).open("ab") as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
 
 
 @dataclass(frozen=True, kw_only=True)
