@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, default=RESULTS)
     chosen = parser.parse_args(arguments)
     suite = {
-        key: value for key, value in YAML(typ="safe").load(lab.demo_suite()).items() if key not in _LEFT_OUT
+        key: value for key, value in YAML(typ="safe").load(lab.rank_study()).items() if key not in _LEFT_OUT
     }
     suite["max_steps"] = NUM_STEPS
     num_runs = len(suite["experiments"]) * len(suite["seeds"])

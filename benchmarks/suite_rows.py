@@ -59,7 +59,7 @@ def lab_row(*, num_rounds: int, say: Say, **changes: Any) -> Row:
         folder = Path(name)
         suite = folder / "suite.json"
         # One order of the rows for all seeds, as the baseline's job has: what both sides train is then the same.
-        setting = YAML(typ="safe").load(lab.demo_suite()) | {"data_seed": 0} | changes
+        setting = YAML(typ="safe").load(lab.rank_study()) | {"data_seed": 0} | changes
         suite.write_text(json.dumps(setting), encoding="utf-8")
         job = folder / "job.json"
         run_timed(["-m", "benchmarks.baseline_jobs", "lab", str(suite), str(job)], folder=folder)

@@ -5,6 +5,6 @@ In a suite file its parts are `base_model: lab` and, for example, `dataset_path:
 makes the model and is the only module here that needs torch.
 """
 
-from lorastudy.lab.catalogue import DATASETS, base_folder, demo_suite, fingerprint, rows
+from lorastudy.lab.catalogue import DATASETS, base_folder, demo_suite, fingerprint, rank_study, rows
 
-__all__ = ["DATASETS", "base_folder", "demo_suite", "fingerprint", "rows"]
+__all__ = ["DATASETS", "base_folder", "demo_suite", "fingerprint", "rank_study", "rows"]

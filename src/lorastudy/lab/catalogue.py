@@ -213,7 +213,12 @@ def base_folder() -> Path:
 
 
 def demo_suite() -> Path:
-    """The suite file of the rank study that `lorastudy demo` runs."""
+    """The suite file that `lorastudy demo` runs: three ranks at learning rates that it finds."""
+    return Path(__file__).parent / "demo.yaml"
+
+
+def rank_study() -> Path:
+    """The suite file of five ranks at one learning rate: the benchmarks' row, and a figure of the documents."""
     return Path(__file__).parent / "rank_study.yaml"
 
 

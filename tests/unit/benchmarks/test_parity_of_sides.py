@@ -27,7 +27,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Two ranks of the shipped suite, eight steps."""
-    suite = YAML(typ="safe").load(lab.demo_suite()) | {
+    suite = YAML(typ="safe").load(lab.rank_study()) | {
         "max_steps": 8,
         "seeds": [0],
         "experiments": [{"name": "rank_2", "lora_rank": 2}, {"name": "rank_8", "lora_rank": 8}],

@@ -1,4 +1,4 @@
-"""The demo's suite: valid, paired, and with enough seeds to show a difference."""
+"""The suites of the lab: valid, paired, and with enough seeds to show a difference."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from lorastudy.suite.suite_file import load_suite
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
     monkeypatch.chdir(tmp_path)  # no project's defaults
-    return load_suite(lab.demo_suite())
+    return load_suite(lab.rank_study())
 
 
 def test_it_compares_ranks_and_nothing_else(suite: Suite) -> None:
@@ -43,3 +43,13 @@ def test_what_it_says_of_the_facts_is_so(suite: Suite) -> None:
     assert settings.max_steps is not None
     rows_seen = settings.max_steps * settings.per_device_train_batch_size
     assert rows_seen / len(lab.rows("facts_eval")) == 40  # "each fact is seen forty times"
+
+
+def test_the_demo_can_end_in_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates are looked for, a margin is stated, other rows report, and six seeds can show a difference."""
+    monkeypatch.chdir(tmp_path)
+    demo = load_suite(lab.demo_suite())
+    assert all(arm.seeks_rate and arm.settings.has_test_split for arm in demo.arms)
+    assert demo.margin is not None
+    assert {arm.seeds for arm in demo.arms} == {(0, 1, 2, 3, 4, 5)}
+    assert [arm.settings.lora_rank for arm in demo.arms] == [4, 8, 16]

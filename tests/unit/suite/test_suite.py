@@ -77,7 +77,7 @@ def test_what_was_trained_on_other_tokens_has_another_id_and_is_never_taken_for_
 
     experiments = [
         replace(each, settings=each.settings.model_copy(update={"data_seed": 0}))
-        for each in expanded(lab.demo_suite())
+        for each in expanded(lab.rank_study())
     ]
     before = [replace(each, sources=replace(each.sources, data_version=None)) for each in experiments]
     assert (before[0].id, before[-1].id) == ("exp-e0d4de7c04a24cd4", "exp-f77ea1367c6c3ce0")
