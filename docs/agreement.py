@@ -31,6 +31,7 @@ def disagreements(root: Path) -> list[str]:
     """What does not belong together, each with what to do; empty when all does."""
     examples = root / "docs" / "examples"
     return [
+        *_other_suite(examples / "demo.json", lab.demo_suite(), how="lorastudy demo"),
         *_other_suite(
             examples / "lab_rank_study.json",
             lab.rank_study(),

@@ -51,9 +51,9 @@ def said_of(analyses: Mapping[str, Analysis]) -> dict[str, dict[str, Any]]:
 
 
 def changed_blocks(analyses: Mapping[str, Analysis], root: Path) -> list[Block]:
-    """How many verdicts are as they were, and a table of all that is not."""
+    """How many verdicts of the older examples are as they were, and a table of all that is not."""
     before = json.loads((root / BEFORE).read_text(encoding="utf-8"))
-    now = said_of(analyses)
+    now = said_of({name: analysis for name, analysis in analyses.items() if name in before})
     rows = [
         (name, what, _words(before[name][what], now[name][what]), _words(now[name][what], before[name][what]))
         for name in now

@@ -42,7 +42,7 @@ from simulation import BLOCKS as SIMULATION_BLOCKS
 from simulation import FIGURE as SIMULATION_FIGURE
 from simulation import drawn_simulation, mark
 from smoke_table import smoke_blocks
-from speed import detail_table, goal_table, machine_table, quality_table, speed_table
+from speed import detail_table, goal_table, machine_table, quality_table, short_table, speed_table
 from tokenizer_table import tokenizer_table
 from torture_table import torture_conditions, torture_table
 
@@ -112,8 +112,8 @@ def wanted_files(root: Path) -> dict[Path, str]:
         text = path.read_text(encoding="utf-8")
         if _BLOCK.search(text):
             wanted[path] = filled(text, analyses=analyses, page=path, root=root)
-    image = root / "docs" / "images" / "lab_rank_study.svg"
-    figure = lab_figure(analyses["lab_rank_study"])
+    image = root / "docs" / "images" / "demo.svg"
+    figure = demo_figure(analyses["demo"])
     wanted[image] = _content(image) if _mark(asdict(figure)) in _content(image) else drawn(figure)
     for path, data in growth_figures(root).items():
         current = _mark(data) in _content(path)
@@ -139,9 +139,9 @@ def filled(text: str, *, analyses: Mapping[str, Analysis], page: Path, root: Pat
 # --- blocks -----------------------------------------------------------------------------------------------
 
 
-def _lab_figure_block(analyses: Mapping[str, Analysis], _: Path) -> str:
-    figure = lab_figure(analyses["lab_rank_study"])
-    return f"![{figure.alt}](docs/images/lab_rank_study.svg)\n\n*{figure.title}.* {figure.caption}"
+def _demo_figure_block(analyses: Mapping[str, Analysis], _: Path) -> str:
+    figure = demo_figure(analyses["demo"])
+    return f"![{figure.alt}](docs/images/demo.svg)\n\n*{figure.title}.* {figure.caption}"
 
 
 def _summary_block(name: str) -> "Block":
@@ -344,9 +344,9 @@ _RESULT_COLUMNS: tuple[ColumnOf, ...] = (
     _difference,
 )
 BLOCKS: Mapping[str, Block] = {
-    "lab-figure": _lab_figure_block,
-    "lab-summary": _summary_block("lab_rank_study"),
-    "lab-table": _table_block("lab_rank_study", _RESULT_COLUMNS),
+    "demo-figure": _demo_figure_block,
+    "demo-summary": _summary_block("demo"),
+    "demo-table": _table_block("demo", _RESULT_COLUMNS),
     "alpaca-summary": _summary_block("alpaca_rank_and_rate"),
     "alpaca-table": _table_block(
         "alpaca_rank_and_rate", (_metric(LOSS, "Held-out loss", before=LOSS_BEFORE), _adapter, _difference)
@@ -361,6 +361,7 @@ BLOCKS: Mapping[str, Block] = {
     "contracts": _contracts_block,
     "pack-bound": _pack_bound_block,
     "speed-table": _benchmark_block(speed_table),
+    "speed-short": _benchmark_block(short_table),
     "speed-goals": _benchmark_block(goal_table),
     "speed-detail": _benchmark_block(detail_table),
     "speed-quality": _benchmark_block(quality_table),
@@ -390,18 +391,18 @@ BLOCKS: Mapping[str, Block] = {
 # --- the figure -------------------------------------------------------------------------------------------
 
 
-def lab_figure(analysis: Analysis) -> Figure:
-    """The lab's rank study: what was learnt over what was forgotten, along rank."""
+def demo_figure(analysis: Analysis) -> Figure:
+    """The demo: what was learnt over what was forgotten, along rank."""
     figure = comparison_figure(analysis)
     assert figure is not None
     match = next(panel for panel in figure.panels if panel.label.startswith(EXACT_MATCH.title))
     learnt = Panel(label="Exact match, new facts (share)", rows=match.rows)
     forgotten = Panel(label="Loss, old facts (nats per token)", rows=_forgotten(analysis))
-    num_seeds = len({result.seed for result in analysis.study.results})
+    num_seeds = len({result.seed for result in analysis.study.results} - analysis.study.tuning_seeds)
     return replace(
         figure,
         title="What rank learns, and what is forgotten for it",
-        caption=f"The lab's rank study. Line: mean; bar: one standard deviation over {num_seeds} seeds; small dots: seeds. "
+        caption=f"The demo's study. Line: mean; bar: one standard deviation over {num_seeds} seeds; small dots: seeds. "
         "The axes do not begin at zero.",
         alt="Along LoRA rank: share of new facts answered exactly, and loss on facts that the base model knew",
         panels=(learnt, forgotten),

@@ -1,6 +1,6 @@
 """Measurements that the documents show: taken from a results store, kept small, read back.
 
-    python docs/measurements.py results/experiments.db --suite lab_rank_study --into docs/examples/lab_rank_study.json
+    python docs/measurements.py results/experiments.db --suite demo --items --into docs/examples/demo.json
 
 A file is `ExperimentTracker.export_to_json` of one suite, with what all experiments have in common written once
 and without what no page shows, which keeps it small. With `--items` it also has the compared scores item by item, those of
@@ -230,7 +230,7 @@ def _result(values: Mapping[str, Any]) -> ExperimentResult:
         "environment": Environment,
     }
     parts = {key: kind(**values[key]) if values.get(key) else None for key, kind in kinds.items()}
-    data = tuple(DataSummary(split=split, **each) for split, each in values["data"].items())
+    data = tuple(DataSummary.from_json({"split": split, **each}) for split, each in values["data"].items())
     trivial = tuple(map(_trivial_score, values["trivial"]))
     return ExperimentResult(**{**values, **parts, "scores": scores, "data": data, "trivial": trivial})
 

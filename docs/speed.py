@@ -134,6 +134,27 @@ def speed_table(root: Path) -> list[Block]:
     return [Table(columns=columns, rows=tuple(rows))]
 
 
+def short_table(root: Path) -> list[Block]:
+    """For the first look: how many times as fast, of what was measured."""
+    columns = (
+        TableColumn("What both sides train", numeric=False),
+        TableColumn("Measured on", numeric=False),
+        TableColumn("Training"),
+        TableColumn("Whole process"),
+    )
+    rows = tuple(
+        (
+            Cell(asked.setting),
+            Cell(_where(measured.head)),
+            Cell(_times(measured, "train_seconds")),
+            Cell(_times(measured, "wall_seconds")),
+        )
+        for asked, measured in _lines(root)
+        if measured is not None
+    )
+    return [Table(columns=columns, rows=rows)]
+
+
 def goal_table(root: Path) -> list[Block]:
     """For whoever works on it: what was hoped for, and whether it was reached."""
     columns = (
