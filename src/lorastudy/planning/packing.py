@@ -6,7 +6,7 @@ A pack that fails is cut in two, again and again, until the experiment that fail
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -134,18 +134,42 @@ def parts(group: Sequence[Experiment], *, size: int, at_least: int = 1) -> list[
 MIN_SAVED = Fraction(1, 20)
 
 
+WorkOf = Callable[[Sequence[Experiment]], Mapping[str, "ArmWork"]]
+"""By experiment, the work of an arm; empty if it is not known of all of them."""
+
+
+def _equal_work(_: Sequence[Experiment]) -> Mapping[str, "ArmWork"]:
+    return {}
+
+
+#: The shares at which the largest pack may pause are multiples of one over this: 2, 3, ... 8 workers divide it.
+_NUM_SHARES = 840
+_SMALLEST_REST = Fraction(1, _NUM_SHARES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmWork:
+    """The work of an arm in a pack, in any unit that all arms have in common."""
+
+    measuring: int = 0
+    """Before training, where the arm begins."""
+    training: int = 1
+    scoring: int = 0
+    """After training, where the arm ends."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Balance:
     """How packs of unequal size keep all workers busy: where packs pause, and which arms then move to another worker.
 
     On a CPU a step's time is the sum over its arms. Without balancing, five arms on two workers take as long as three
-    arms on each.
+    arms on each. For arms of equal work, of which training is all:
 
         worker 1 trains    a b, to 3/4          then  a b to their end, and e from 1/2 to its end
         worker 2 trains    c d e, to 1/2        then  c d to their end
 
-    The balance depends on the packs alone, never on a clock. An arm's bits depend on the other arms of its pack, so a
-    resumed study must form the same packs.
+    The balance depends on the packs and on what is planned of them, never on a clock. An arm's bits depend on the other
+    arms of its pack, so a resumed study must form the same packs.
     """
 
     pause_at: Mapping[str, float]
@@ -154,12 +178,18 @@ class Balance:
     """Experiments that continue in packs of their own."""
 
 
-def balance_packs(packs: Sequence[PlannedPack], *, num_at_once: int) -> Balance | None:
+def balance_packs(
+    packs: Sequence[PlannedPack], *, num_at_once: int, work_of: WorkOf = _equal_work
+) -> Balance | None:
     """The balance of packs that train side by side; None if they are equally long or balancing saves too little.
 
     W workers train one pack each. L large packs have q + 1 arms, the W - L small packs have q. Each large pack gives up
-    one arm, so each small pack's worker receives L / (W - L) arms. A large pack pauses after L / W of the training; a
-    small pack pauses after the same amount of work, L (q + 1) / (W q). Every worker then has the same work left.
+    its last arm, so each small pack's worker receives L / (W - L) arms. All packs pause after the same amount of work.
+    It is the amount with which the last worker finishes first. If all arms have the same work and training is all of it,
+    a large pack pauses after L / W of its training and a small pack after L (q + 1) / (W q), and then every worker has
+    the same work left.
+
+    `work_of` is asked only for packs that can be balanced. Without it, all arms have the same work.
     """
     sizes = [len(pack.experiments) for pack in packs]
     small = min(sizes, default=0)
@@ -172,20 +202,107 @@ def balance_packs(packs: Sequence[PlannedPack], *, num_at_once: int) -> Balance 
         return None  # another engine takes another time for a step
     if len({_length(experiment) for experiment in experiments}) > 1:
         return None
-    large_until = Fraction(num_large, num_at_once)
-    small_until = large_until * (small + 1) / small
-    saved = 1 - Fraction(sum(sizes), num_at_once * (small + 1))
-    if small_until > 1 or saved < MIN_SAVED:
+    work = work_of([experiment for pack in packs for experiment in pack.experiments])
+    loads = [
+        _Load.of(pack, work=work, gives_one=size > small) for pack, size in zip(packs, sizes, strict=True)
+    ]
+    found = _best_pause(loads)
+    if found is None or 1 - found.finished / max(load.total for load in loads) < MIN_SAVED:
         return None
     until = {
-        experiment.id: small_until if len(pack.experiments) == small else large_until
-        for pack in packs
+        experiment.id: share
+        for pack, share in zip(packs, found.shares, strict=True)
         for experiment in pack.experiments
     }
     return Balance(
-        pause_at={key: float(share) for key, share in until.items() if share < 1},
+        # What a pack would leave of its last thousandth it trains at once.
+        pause_at={key: float(share) for key, share in until.items() if share <= 1 - _SMALLEST_REST},
         alone=frozenset(pack.experiments[-1].id for pack in packs if len(pack.experiments) > small),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Load:
+    """The work of a worker with its first pack. The last arm of a large pack is given to another worker."""
+
+    measuring: int
+    training: int
+    given_training: int
+    kept_scoring: int
+    given_scoring: int
+    gives_one: bool
+
+    @classmethod
+    def of(cls, pack: PlannedPack, *, work: Mapping[str, ArmWork], gives_one: bool) -> "_Load":
+        arms = [work.get(experiment.id, ArmWork()) for experiment in pack.experiments]
+        kept, given = (arms[:-1], arms[-1:]) if gives_one else (arms, [])
+        return cls(
+            measuring=sum(arm.measuring for arm in arms),
+            training=sum(arm.training for arm in arms),
+            given_training=sum(arm.training for arm in given),
+            kept_scoring=sum(arm.scoring for arm in kept),
+            given_scoring=sum(arm.scoring for arm in given),
+            gives_one=gives_one,
+        )
+
+    @property
+    def total(self) -> int:
+        """The work without balancing."""
+        return self.measuring + self.training + self.kept_scoring + self.given_scoring
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pause:
+    """When all packs pause, and what comes of it."""
+
+    shares: tuple[Fraction, ...]
+    """Of each pack's training, in the order of the loads."""
+    finished: Fraction
+    """The work after which the last worker finishes."""
+
+
+def _best_pause(loads: Sequence[_Load]) -> _Pause | None:
+    """The pause after which the last worker finishes first; None if no pause is possible.
+
+    The time of the last worker falls and then rises with the time of the pause, so bisection finds the lowest. No pack
+    may pause after its end.
+    """
+    largest = max(
+        (load for load in loads if load.gives_one),
+        key=lambda load: load.measuring + load.training,
+        default=None,
+    )
+    if largest is None:
+        return None
+
+    def paused(number: int) -> _Pause:
+        return _paused(loads, after=largest.measuring + Fraction(number, _NUM_SHARES) * largest.training)
+
+    least, most = 1, _NUM_SHARES - 1
+    while least < most:
+        middle = (least + most) // 2
+        after = paused(middle + 1)
+        if max(after.shares) > 1 or paused(middle).finished <= after.finished:
+            most = middle
+        else:
+            least = middle + 1
+    found = paused(least)
+    return found if min(found.shares) > 0 else None
+
+
+def _paused(loads: Sequence[_Load], *, after: Fraction) -> _Pause:
+    """What comes of a pause after that much work."""
+    shares = tuple((after - load.measuring) / load.training for load in loads)
+    both = list(zip(loads, shares, strict=True))
+    num_small = sum(not load.gives_one for load in loads)
+    given = sum(((1 - share) * load.given_training + load.given_scoring for load, share in both), Fraction(0))
+    left = [
+        (1 - share) * (load.training - load.given_training)
+        + load.kept_scoring
+        + (0 if load.gives_one else given / num_small)
+        for load, share in both
+    ]
+    return _Pause(shares=shares, finished=after + max(left))
 
 
 def _length(experiment: Experiment) -> tuple[int | None, float | None]:

@@ -13,7 +13,7 @@ from lorastudy.executors.process import JobWorker
 from lorastudy.planning.answers import Answers, Ask, Calibration, PacePoint
 from lorastudy.planning.design import is_current, libraries_of_now
 from lorastudy.planning.estimate import Estimator, Machine, PackEstimate, by_pack, prepare
-from lorastudy.planning.packing import PlannedPack, parts, remaining_packs
+from lorastudy.planning.packing import ArmWork, PlannedPack, parts, remaining_packs
 from lorastudy.planning.suite_facts import AdaptedArms, RowsChecked, adapted_arms, check_rows
 from lorastudy.protocol.jobs import PaceQuestion, PlanningJob, RowsQuestion
 from lorastudy.protocol.records import MemoryPrediction
@@ -57,9 +57,45 @@ class Predictions:
         except ModelError:  # none of its experiments can be predicted; `problems` say why
             return None
 
+    def work(self, experiments: Sequence[Experiment]) -> Mapping[str, ArmWork]:
+        """By experiment, the work of measuring, training and scoring it; empty if it is not known of all of them."""
+        found: dict[str, ArmWork] = {}
+        for experiment in experiments:
+            estimator = self.estimators.get(experiment.pack_key)
+            try:
+                work = None if estimator is None else work_of(experiment, estimator)
+            except ModelError:  # it cannot be predicted; `problems` say why
+                work = None
+            if work is None:
+                return {}
+            found[experiment.id] = work
+        return found
+
     def estimator(self, pack: PlannedPack) -> Estimator | None:
         """The estimator of a pack; None if its memory is not predicted."""
         return self.estimators.get(pack.experiments[0].pack_key)
+
+
+def work_of(experiment: Experiment, estimator: Estimator) -> ArmWork | None:
+    """Multiplications of an arm's largest step, of its training and of its scoring; None if its steps are not known.
+
+    For a token, a forward pass multiplies once with each of the P frozen weights that are no embedding, and with each of
+    the L weights of the adapter. The backward pass does so once more with P, for the gradient of the inputs, and twice
+    with L. So training takes 2 P + 3 L a token, and scoring P + L. Attention and generated answers are left out.
+    """
+    estimate, shape = estimator.estimate([experiment]), estimator.shape
+    rows, accumulation = estimate.rows, estimator.settings.gradient_accumulation_steps
+    adapter = estimate.num_trainable[experiment.id]
+    if rows.num_steps is None:
+        return None
+    frozen = shape.num_parameters - (shape.vocab_size or 0) * (shape.hidden_size or 0)
+    num_scored = sum(read.summary.num_tokens for read in estimator.rows_read if read.summary.split != "train")
+    a_token = 2 * frozen + 3 * adapter
+    return ArmWork(
+        measuring=accumulation * rows.batch.num_tokens * a_token,
+        training=round(rows.num_steps * rows.mean_tokens_per_step) * a_token,
+        scoring=num_scored * (frozen + adapter),
+    )
 
 
 @contextmanager

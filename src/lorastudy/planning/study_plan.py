@@ -93,6 +93,7 @@ class StudyPlan:
         return balance_packs(
             self.packs_of(of_round, only={experiment.id for experiment in of_round}),
             num_at_once=self.num_packs_at_once,
+            work_of=self.predicted.work,
         )
 
     @cached_property
