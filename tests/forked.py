@@ -4,6 +4,7 @@ What runs in the fork is the worker's own `serve_pack`; only the start of the pr
 once in this process before, so that no fork imports or sets up anything anew.
 """
 
+import gc
 import json
 import math
 import os
@@ -161,6 +162,7 @@ class ForkedExecutor:
 def _serve_and_exit(folder: Path, *, cache: BaseCache, in_worker: Callable[[Path], None]) -> None:
     code = 1
     try:
+        gc.freeze()  # as in `forks`: a worker collects garbage after each pack, and this process holds much more
         os.closerange(3, 1024)  # a started process inherits none of the runner's files and locks either
         with patched():
             in_worker(folder)
