@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import forks
 from lorastudy.cli.main import main
+from lorastudy.executors import process
 from lorastudy.executors.process import JobWorker
 from lorastudy.protocol.files import exit_code_of
 from lorastudy.protocol.jobs import Job, PlanningJob
@@ -52,10 +53,19 @@ def _do(worker: JobWorker, job: Job) -> dict[str, Any]:
 @contextlib.contextmanager
 def workers_forked_here() -> Iterator[None]:
     """Within, workers are forks of this process, which has torch and transformers by then."""
-    from lorastudy.train import worker
+    from lorastudy.train import worker  # before the fork
 
-    with forks.workers(partial(exit_code_of, worker.main)):
+    with forks.workers(partial(exit_code_of, partial(_with_own_threads, worker.main))):
         yield
+
+
+def _with_own_threads(main: forks.Program, arguments: Sequence[str]) -> int:
+    """Serve with as many threads as the worker's environment says, which torch reads only at the start of a program."""
+    import torch
+
+    if process.THREADS_VARIABLE in os.environ:
+        torch.set_num_threads(int(os.environ[process.THREADS_VARIABLE]))
+    return main(arguments)
 
 
 def run_here(

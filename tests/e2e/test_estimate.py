@@ -94,7 +94,7 @@ def test_timed_steps_are_shown_and_kept_for_the_next_time(cache: Path) -> None:
         "time: not known: the store has no such run of this machine; --calibrate times a few steps"
         in before.stdout
     )
-    timed = estimate(cache, *asked, "--calibrate")
+    timed = estimated_here(cache, *asked, "--calibrate")
     assert "planning: loading the model and timing a few steps of it" in timed.stderr
     table = timed.stdout.partition("from timed steps of this machine:")[2]
     assert [line.split()[0] for line in table.splitlines()[2:6]] == ["1", "2", "4", "8"]

@@ -18,7 +18,7 @@ suite_name: long
 base_model: model
 dataset_path: people.csv
 quantization: fp32
-max_steps: 400
+max_steps: 200
 max_seq_length: 32
 max_generation_samples: 0
 lora_dropout: 0.1
@@ -70,11 +70,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on_and_a_finished_suite_is_left_alone(f
     (checkpoint,) = folder.path.glob("results/runs/*/attempt-1/checkpoints/*")
     assert folder.here("lorastudy status").stdout == "long: 2 interrupted\n"
 
-    done = folder.run("lorastudy resume long")
+    done = folder.here("lorastudy resume long")
     assert "2 completed, 0 failed, 0 done before, 0 not run" in done.stdout
     with ExperimentTracker(folder.path / "results/experiments.db") as tracker:
         for result in tracker.get_all_experiments():
-            assert [step.step for step in tracker.get_steps(result.experiment_id)] == list(range(1, 401))
+            assert [step.step for step in tracker.get_steps(result.experiment_id)] == list(range(1, 201))
             assert f"after step {int(checkpoint.name[-8:])} of" in result.incidents[0].message
 
     folder.here("lorastudy report")

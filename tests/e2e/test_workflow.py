@@ -22,6 +22,7 @@ from lorastudy.store import ExperimentTracker
 
 SAMPLE = "data/people_40_sample.jsonl"
 CHECKPOINT = "output/rank_ablation_r16/final_model"
+EVALUATE = f"evaluate_model.py --checkpoint {CHECKPOINT} --base-model model"
 
 #: A network of the user's own, with one interface that is down. The kernel may allow it without privileges.
 WITHOUT_NETWORK = ("unshare", "--map-root-user", "--net")
@@ -101,6 +102,8 @@ def study(folder: Any) -> Any:
         "again": "run_experiment_suite.py --suite suite.yaml",
         "report": "generate_report.py",
         "filtered": "generate_report.py --experiment-type rank_ablation --output reports/my_analysis.md",
+        "scores": f"{EVALUATE} --dataset data/people_test.jsonl --profile-inference --max-new-tokens 3 --output scores.json",
+        "answers": f"{EVALUATE} --benchmark-only --max-new-tokens 4",
     }
     printed = {}
     for name, step in steps.items():
@@ -195,13 +198,9 @@ def test_results_can_be_queried_as_the_specification_says(
 
 
 def test_evaluate_scores_an_adapter_on_a_data_set_and_profiles_inference(study: Any) -> None:
-    folder, _ = study
-    command = f"python scripts/evaluate_model.py --checkpoint {CHECKPOINT} --base-model model"
-    done = folder.run(
-        f"{command} --dataset data/people_test.jsonl --profile-inference --max-new-tokens 3 --output scores.json"
-    )
-    assert "perplexity" in done.stdout
-    assert "first_token_seconds" in done.stdout
+    folder, printed = study
+    assert "perplexity" in printed["scores"]
+    assert "first_token_seconds" in printed["scores"]
     result = json.loads((folder.path / "scores.json").read_text())
     scores = {score["metric"]: score["value"] for score in result["scores"]}
     assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]), rel=1e-6)
@@ -209,9 +208,7 @@ def test_evaluate_scores_an_adapter_on_a_data_set_and_profiles_inference(study: 
 
 
 def test_evaluate_asks_the_benchmark_prompts(study: Any) -> None:
-    folder, _ = study
-    command = f"python scripts/evaluate_model.py --checkpoint {CHECKPOINT} --base-model model"
-    assert "sky" in folder.run(f"{command} --benchmark-only --max-new-tokens 4").stdout
+    assert "sky" in study[1]["answers"]
 
 
 @pytest.mark.skipif(reason_against() is not None, reason=str(reason_against()))
@@ -224,11 +221,10 @@ def test_the_steps_have_no_network(study: Any) -> None:
 
 
 def test_no_command_opens_a_socket(study: Any) -> None:
-    """The steps of `study`, an export and an evaluation."""
+    """The steps of `study`, evaluations among them, and an export."""
     folder, _ = study
     seen = Path(folder.environment["SOCKETS_SEEN"])
     folder.run("lorastudy export --format csv")
-    folder.run(f"lorastudy evaluate --checkpoint {CHECKPOINT} --benchmark-only --max-new-tokens 2")
     assert not seen.exists(), seen.read_text()
     folder.run('python -c "import socket; socket.socket(socket.AF_INET)"')
     assert seen.exists(), "the watch does not see what it should"
