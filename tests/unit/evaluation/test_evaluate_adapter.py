@@ -61,11 +61,11 @@ def test_several_over_one_base_score_as_each_alone(folder, monkeypatch):
 
 
 def test_adapters_that_were_trained_otherwise_are_not_scored_alike_silently(tmp_path):
-    from lorastudy.cli.evaluate import _shared
+    from lorastudy.planning.evaluation_request import shared
 
     one, other = tmp_path / "one", tmp_path / "other"
-    assert _shared({one: "bf16", other: "bf16"}, str, option="--quantization") == "bf16"
+    assert shared({one: "bf16", other: "bf16"}, str, option="--quantization") == "bf16"
     with pytest.raises(
         StudyError, match=r"one was trained with bf16, .*other with 4bit; give --quantization"
     ):
-        _shared({one: "bf16", other: "4bit"}, str, option="--quantization")
+        shared({one: "bf16", other: "4bit"}, str, option="--quantization")
