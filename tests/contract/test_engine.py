@@ -16,8 +16,7 @@ import tiny
 from lorastudy.engine.adapters import CONFIG_FILE, WEIGHTS_FILE
 from lorastudy.engine.batch import assemble
 from lorastudy.errors import ModelError
-from lorastudy.protocol.files import DamagedError
-from lorastudy.train.checkpointing import Checkpoint, read_checkpoint, write_checkpoint
+from lorastudy.train.checkpointing import Checkpoint, OtherVersionError, read_checkpoint, write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -418,7 +417,7 @@ def test_a_state_of_another_version_is_not_read(make_engine, base, tmp_path):
     with tiny.opened(make_engine(base, tiny.seven_arms(base)[:1])) as engine:
         state = replace(engine.state(), version=1)
         write_checkpoint(tmp_path / "saved", Checkpoint(state=state, notes={}))
-    with pytest.raises(DamagedError, match="not a checkpoint of this version"):
+    with pytest.raises(OtherVersionError, match="it has format 1, and this version has"):
         read_checkpoint(tmp_path / "saved")
 
 

@@ -261,11 +261,16 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> int:
     return sum(map(len, files.values()))
 
 
+class OtherVersionError(Exception):
+    """A checkpoint is whole, but of another version: its tensors may hold their numbers in another order."""
+
+
 def read_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in a folder, with its tensors on the CPU.
 
     Raises:
-        DamagedError: a file differs from its manifest, or another version wrote it.
+        DamagedError: a file differs from its manifest, or another program wrote it.
+        OtherVersionError: another version of this program wrote it.
     """
     files = read_sealed_folder(folder)
     try:
@@ -280,13 +285,16 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         )
         return Checkpoint(state=EngineState(arms=arms, **body), notes=notes, selected=selected)
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        # Sealed by another program, or by a version with other fields.
+        # Sealed by another program.
         raise DamagedError(f"{folder}: not a checkpoint of this version: {error}") from error
 
 
 def _check_version(body: Mapping[str, Any]) -> None:
-    if body.get("version") != STATE_VERSION:
-        raise ValueError("its tensors have the order of another version")
+    found = body.get("version")
+    if found != STATE_VERSION:
+        raise OtherVersionError(
+            f"its checkpoint is of another version of lorastudy: it has format {found}, and this version has {STATE_VERSION}"
+        )
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -365,6 +373,9 @@ def find_resumption(
             records = _records_of(folder, checkpoint)
         except DamagedError as error:
             run.emit(Incident(kind="checkpoint_damaged", message=f"{error}; the one before it is tried"))
+            continue
+        except OtherVersionError as error:
+            obstacles.append(str(error))
             continue
         obstacle = _obstacle(checkpoint, arms=arms, environment=environment, engine=engine)
         if obstacle is not None:

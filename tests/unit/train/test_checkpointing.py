@@ -7,14 +7,17 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import forked
+from lorastudy.protocol.files import write_sealed_folder
 from lorastudy.protocol.records import RECORDS_NAME, Incident, Outcome, PackStep, RecordReader
 from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, checkpoint_folders
 from lorastudy.store import ExperimentTracker
+from lorastudy.train import checkpointing
 from lorastudy.train.checkpointing import MAX_CHECKPOINT_SHARE, CheckpointSchedule, Stopwatch, TrainingTimes
 from planned import options_in, run_experiments
 
@@ -126,6 +129,23 @@ def test_a_rotten_checkpoint_is_named_and_the_one_before_it_is_used(
     assert newest.name in found["checkpoint_damaged"].message
     assert "resumed" in found
     assert before.name < newest.name
+
+
+def test_a_checkpoint_of_another_version_is_called_that_and_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sealed_folder(tmp_path / "saved", {checkpointing.STATE_NAME: b'{"version": 1}'})
+    monkeypatch.setattr(checkpointing, "_checkpoints", lambda _: [tmp_path / "saved"])
+    told: list[Incident] = []
+    pack: Any = SimpleNamespace(reason=None, begun=(), rungs=())
+    run: Any = SimpleNamespace(pack=pack, emit=told.append)
+    nothing: Any = None
+    assert (
+        checkpointing.find_resumption(run, arms=(), environment=nothing, engine="packed", num_steps=1) is None
+    )
+    (incident,) = told
+    assert incident.kind == "not_resumed"
+    assert "its checkpoint is of another version of lorastudy: it has format 1" in incident.message
 
 
 @pytest.mark.parametrize(("key", "value"), [("torch", "1.0"), ("num_threads", 64)])
