@@ -99,9 +99,26 @@ def _try_packed(
 ) -> CheckedForward:
     """What the packed engine's checks find, with two arms of rank 1. Two arms show whether the model keeps arms apart.
 
+    A worker checks once for all packs of a base that ask for the same.
+
     Raises:
         UnsupportedModelError: it cannot train this model on rows of this length.
     """
+    about = (
+        probe.method, probe.module_names, probe.lora_dropout > 0, gradient_checkpointing, longest_row,
+        torch.are_deterministic_algorithms_enabled(),
+    )  # fmt: skip
+    if about not in base.checked:
+        base.checked[about] = _check_packed(
+            base, probe, gradient_checkpointing=gradient_checkpointing, longest_row=longest_row
+        )
+    found: CheckedForward = base.checked[about]
+    return found
+
+
+def _check_packed(
+    base: BaseModel, probe: TrainingArm, *, gradient_checkpointing: bool, longest_row: int
+) -> CheckedForward:
     arms = [replace(probe, experiment_id=name, r=1) for name in ("one", "other")]
     engine = PackedEngine(base, arms, gradient_checkpointing=gradient_checkpointing, longest_row=longest_row)
     try:

@@ -66,6 +66,8 @@ class BaseModel:
     eos_token_id: int
     pad_token_id: int
     linear_layers: Mapping[str, nn.Module]
+    checked: dict[object, Any] = field(default_factory=dict, repr=False)
+    """What the checks of `engine.choice` found, by what they were about. They pass again with the same model."""
 
     @cached_property
     def target_layers(self) -> tuple[TargetLayer, ...]:

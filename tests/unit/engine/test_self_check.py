@@ -1,5 +1,6 @@
 """Models that need more than the packed engine does are refused before training, and served by the reference."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -130,7 +131,7 @@ def choose(name, base, *, longest_row=12, said=None):
         return engine.name
 
 
-def test_a_model_is_checked_once_for_all_engines_of_a_pack_which_compute_the_same(monkeypatch):
+def test_a_model_is_checked_once_for_all_engines_of_its_packs_which_compute_the_same(monkeypatch):
     base, num_checks = tiny.make_base(), []
     arm = tiny.make_arm(tiny.targets(base, "qkvo"))
     check = packed.check_supported
@@ -138,8 +139,16 @@ def test_a_model_is_checked_once_for_all_engines_of_a_pack_which_compute_the_sam
     factory = engine_factory(
         "packed", base=base, settings=Settings(), probe=arm, longest_row=12, on_fallback=pytest.fail
     )
+    again = engine_factory(
+        "packed",
+        base=base,
+        settings=Settings(),
+        probe=replace(arm, r=3),
+        longest_row=12,
+        on_fallback=pytest.fail,
+    )
     losses = []
-    for make in (factory, factory, partial(packed.PackedEngine, base)):
+    for make in (factory, again, partial(packed.PackedEngine, base)):
         log = tiny.Log()
         with tiny.opened(make([arm])) as engine:
             engine.train(tiny_steps(base), on_step=log)
@@ -147,6 +156,10 @@ def test_a_model_is_checked_once_for_all_engines_of_a_pack_which_compute_the_sam
         losses.append(log.losses)
     assert len(num_checks) == 2  # for the factory, and for the engine that was made without it
     assert losses[0] == losses[1] == losses[2]
+    engine_factory(
+        "packed", base=base, settings=Settings(), probe=arm, longest_row=13, on_fallback=pytest.fail
+    )
+    assert len(num_checks) == 3  # a longer row is another question
 
 
 def tiny_steps(base):
