@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -122,6 +122,23 @@ def save_base(folder: Path, *, architecture: str = "llama", hidden_size: int = 6
     make_model(architecture, hidden_size=hidden_size, seed=seed).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def save_byte_model(folder: Path) -> None:
+    """A random model of two layers whose tokens are bytes, so that it knows every text."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<end>": 0} | {letter: number for number, letter in enumerate(letters, start=1)}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>").save_pretrained(folder)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        settings = LlamaConfig(
+            vocab_size=len(vocabulary), bos_token_id=None, eos_token_id=0, initializer_range=0.2, **shape
+        )
+        AutoModelForCausalLM.from_config(settings).save_pretrained(folder)
 
 
 def targets(base: BaseModel, target_modules: str | Sequence[str]) -> tuple[str, ...]:

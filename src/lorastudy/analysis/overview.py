@@ -29,6 +29,7 @@ from lorastudy.stats.summary import (
     TOKEN_ACCURACY,
     ArmSummary,
     Metric,
+    metric_of,
     scores_by_seed,
     summarise_arm,
 )
@@ -37,6 +38,7 @@ from lorastudy.stats.twoway import ItemScores, ItemTable, TwoWay, with_groups
 from lorastudy.stats.verdicts import Rules
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
+from lorastudy.suite.metrics import MetricDefinition
 from lorastudy.suite.question import Margin, Question
 
 #: Verdicts are about the primary metric; the others are shown beside it.
@@ -47,7 +49,7 @@ COMPARED_METRICS = (LOSS, TOKEN_ACCURACY, EXACT_MATCH)
 class Criterion:
     """What a study is judged by: the question that its suite stated, with a margin in the metric's unit.
 
-    `primary_metric` is the name of one of `COMPARED_METRICS`. There is no default margin: without one no arm can be "as good
+    `primary_metric` is the name of one of `compared_metrics`. There is no default margin: without one no arm can be "as good
     within the margin". `reference` names an arm; by default the design does.
     """
 
@@ -60,6 +62,8 @@ class Criterion:
     margin_lost: str | None = None
     """Why a margin that is a share of the gain could not be used, if so."""
     reference: str | None = None
+    definitions: tuple[MetricDefinition, ...] = ()
+    """The metrics that the suite adds to those that every run has."""
     late: tuple[SetLate, ...] = ()
     """The parts that were set when results already existed."""
     invalidations: Mapping[str, Sequence[Invalidation]] = field(default_factory=dict)
@@ -82,9 +86,25 @@ class Criterion:
         return f"{share} over {self.gain_over}, {self.margin:.2g}{in_unit} as measured"
 
     @property
+    def added_metrics(self) -> tuple[Metric, ...]:
+        """The metrics that the suite adds, on the rows that report."""
+        return tuple(map(metric_of, self.definitions))
+
+    @property
+    def compared_metrics(self) -> tuple[Metric, ...]:
+        """The metrics by which arms are compared."""
+        return (*COMPARED_METRICS, *self.added_metrics)
+
+    @property
+    def primary(self) -> Metric:
+        """The metric that verdicts are about."""
+        return next(metric for metric in self.compared_metrics if metric.name == self.primary_metric)
+
+    @property
     def metrics_by_item(self) -> tuple[Metric, ...]:
         """The metrics that are needed by item; the base model's only if the margin is a share of the gain."""
-        return COMPARED_METRICS if self.margin_share is None else (*COMPARED_METRICS, LOSS_BEFORE)
+        compared = self.compared_metrics
+        return compared if self.margin_share is None else (*compared, LOSS_BEFORE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +223,8 @@ class Analysis:
 def analyse(study: Study, *, criterion: Criterion | None = None, items: ItemTable | None = None) -> Analysis:
     """The analysis of one study. Without items, intervals cover only the items that were scored."""
     criterion = criterion or Criterion()
-    primary = next(metric for metric in COMPARED_METRICS if metric.name == criterion.primary_metric)
-    summaries = tuple(summarise_arm(arm, study) for arm in study.reported_arms)
+    primary = criterion.primary
+    summaries = tuple(summarise_arm(arm, study, added=criterion.added_metrics) for arm in study.reported_arms)
     reference = reference_arm(study, named=criterion.reference, metric=primary)
     arms = compared_arms(study, metric=primary)
     trivial = against_trivial(study, arms, metric=primary, items=items or {})
@@ -220,7 +240,7 @@ def analyse(study: Study, *, criterion: Criterion | None = None, items: ItemTabl
                 invalidations=blocked,
                 untuned=loose,
             ),
-            primary=primary,
+            criterion=criterion,
             ladder=_steps_down(study, ladder),
         )
     }
@@ -276,7 +296,11 @@ def criterion_of(study: Study, stated: Question | None) -> Criterion:
     """
     if stated is None:
         return Criterion()
-    criterion = Criterion(primary_metric=stated.primary_metric, reference=stated.reference)
+    criterion = Criterion(
+        primary_metric=stated.primary_metric,
+        reference=stated.reference,
+        definitions=stated.metrics,
+    )
     if stated.margin is None:
         return criterion
     if not stated.margin.is_share:
@@ -298,7 +322,7 @@ def pairs_in_cost(
 
 def _with_share(criterion: Criterion, share: Margin, *, study: Study) -> Criterion:
     """The criterion with the amount of the share at the measured gain, and the start of that gain."""
-    metric = next(one for one in COMPARED_METRICS if one.name == criterion.primary_metric)
+    metric = criterion.primary
     reference = reference_arm(study, named=criterion.reference, metric=metric)
     if metric != LOSS:
         return replace(criterion, margin_lost="only held-out loss has a gain to take a share of")
@@ -340,14 +364,17 @@ def _loser_and_winner(comparison: Comparison) -> tuple[str, str]:
 
 
 def _metrics_with_rules(
-    rules: Rules, *, primary: Metric, ladder: tuple[str, ...]
+    rules: Rules, *, criterion: Criterion, ladder: tuple[str, ...]
 ) -> list[tuple[Metric, Rules]]:
     """Each metric with its rules: the margin is for the primary metric only, invalidations hold for every metric."""
     without_margin, with_ladder = (
         replace(rules, margin=None, margin_share=None),
         replace(rules, ladder=ladder),
     )
-    return [(metric, with_ladder if metric == primary else without_margin) for metric in COMPARED_METRICS]
+    return [
+        (metric, with_ladder if metric == criterion.primary else without_margin)
+        for metric in criterion.compared_metrics
+    ]
 
 
 def _compared(

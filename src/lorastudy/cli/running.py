@@ -4,7 +4,7 @@ import contextlib
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -18,7 +18,7 @@ from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.planning.design import Designer, existing_store, is_new, missing_of
 from lorastudy.planning.plan_summary import forecast, size_line
 from lorastudy.planning.study_plan import StudyPlan, plan_study
-from lorastudy.report.numbers import listing
+from lorastudy.report.numbers import listing, plural
 from lorastudy.running.adapters import published_places
 from lorastudy.running.phase_runner import Callbacks, RunOptions
 from lorastudy.running.study import StudyOutcome, run_plan
@@ -106,7 +106,7 @@ def run_experiments(
     if signals.is_stopping() and outcome.not_run:
         say(f"to continue: {_resume_command(suite, database=database, options=options)}", file=sys.stderr)
         raise typer.Exit(signals.exit_code)
-    if outcome.failed:
+    if outcome.failed or outcome.not_scored:
         raise typer.Exit(exit_code(outcome))
     return outcome.design
 
@@ -129,9 +129,10 @@ def _started_workers(
 
 def exit_code(outcome: StudyOutcome) -> int:
     """0 if nothing failed, 2 if you can mend every failure, as with any bad input; else 1."""
-    if not outcome.failed:
+    failed = (*outcome.failed, *outcome.not_scored)
+    if not failed:
         return 0
-    return 2 if all(end.failure_kind == "user" for end in outcome.failed) else 1
+    return 2 if all(end.failure_kind == "user" for end in failed) else 1
 
 
 def _say_moved_adapters(
@@ -209,6 +210,7 @@ def _print_outcome(
         )
     for message, failed in by_message.items():
         say(f"failed: {', '.join(failed)}\n  {message}", file=sys.stderr)
+    _print_scored(outcome, names)
     for experiment_id in outcome.unpublished:
         say(
             f"note: {names[experiment_id]} was done before, but its run folder and its adapter are gone, so no "
@@ -222,6 +224,25 @@ def _print_outcome(
             else "a worker was killed before it saved anything; run the command again"
         )
         say(f"not run: {why}", file=sys.stderr)
+
+
+def _print_scored(outcome: StudyOutcome, names: Mapping[str, str]) -> None:
+    """Print how many stored adapters were scored, and which could not be."""
+    if outcome.scored:
+        say(f"scored {plural(len(outcome.scored), 'stored adapter')}")
+    by_message: dict[str, list[str]] = {}
+    for end in outcome.not_scored:
+        message = f"{end.failure_kind}: {failure_shown(end.message or '')}"
+        by_message.setdefault(message, []).append(names[end.experiment_id])
+    for message, failed in by_message.items():
+        say(f"not scored: {', '.join(failed)}\n  {message}", file=sys.stderr)
+    if outcome.adapters_gone:
+        gone = listing(names[experiment_id] for experiment_id in outcome.adapters_gone)
+        say(
+            f"note: {gone}: the adapter is gone from its run folder and from the output folder, so a metric of the suite "
+            "cannot be measured. Restore one of the two folders, or remove the metric",
+            file=sys.stderr,
+        )
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

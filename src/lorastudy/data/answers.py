@@ -35,8 +35,20 @@ def asked_rows(
     rows: Sequence[TokenRow], *, max_new_tokens: int, max_rows: int, num_positions: int | None
 ) -> list[TokenRow]:
     """The first `max_rows` rows that have a prompt and leave room for the answer in the model's positions."""
+    numbers = asked_numbers(
+        rows, max_new_tokens=max_new_tokens, max_rows=max_rows, num_positions=num_positions
+    )
+    return [rows[number] for number in numbers]
+
+
+def asked_numbers(
+    rows: Sequence[TokenRow], *, max_new_tokens: int, max_rows: int, num_positions: int | None
+) -> list[int]:
+    """The numbers of `asked_rows`."""
     longest = math.inf if num_positions is None else num_positions - max_new_tokens
-    return [row for row in rows if row.asks and len(row.prompt_ids) <= longest][:max_rows]
+    return [number for number, row in enumerate(rows) if row.asks and len(row.prompt_ids) <= longest][
+        :max_rows
+    ]
 
 
 def is_match(answer: str, reference: str, *, pattern: str | None = None) -> bool:

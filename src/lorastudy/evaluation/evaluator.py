@@ -56,6 +56,26 @@ def in_parts(rows: Sequence[TokenRow], *, num_arms: int, max_tokens: int) -> Ite
         yield part
 
 
+def sums_by_row(
+    scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sums over the labelled tokens of each row, by (arm, row), in fp64.
+
+    The first is of negative log-likelihoods, in nats. The second counts the tokens that are the most likely ones.
+    """
+    num_arms = len(scorer.experiment_ids)
+    nll = torch.zeros(num_arms, len(rows), dtype=torch.float64)
+    correct = torch.zeros_like(nll)
+    max_tokens = MAX_SCORED_TOKENS.get(base.device.type, MAX_SCORED_TOKENS["cuda"])
+    for part in in_parts(rows, num_arms=num_arms, max_tokens=max_tokens):
+        batch = assemble([rows[number] for number in part], device=base.device)
+        scores = scorer.score(batch)
+        row_M = torch.tensor(part)[batch.label_row_M.cpu()]
+        nll.index_add_(1, row_M, scores.nll_KM.cpu().double())
+        correct.index_add_(1, row_M, scores.correct_KM.cpu().double())
+    return nll, correct
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompletionLoss:
     """Teacher-forced metrics over completion tokens, the end marker included.
@@ -71,16 +91,7 @@ class CompletionLoss:
         self, scorer: Scorer, rows: Sequence[TokenRow], *, base: BaseModel, split: str
     ) -> Iterator[Score]:  # fmt: skip
         """Yield three scores per arm."""
-        num_arms = len(scorer.experiment_ids)
-        nll = torch.zeros(num_arms, len(rows), dtype=torch.float64)
-        correct = torch.zeros_like(nll)
-        max_tokens = MAX_SCORED_TOKENS.get(base.device.type, MAX_SCORED_TOKENS["cuda"])
-        for part in in_parts(rows, num_arms=num_arms, max_tokens=max_tokens):
-            batch = assemble([rows[number] for number in part], device=base.device)
-            scores = scorer.score(batch)
-            row_M = torch.tensor(part)[batch.label_row_M.cpu()]
-            nll.index_add_(1, row_M, scores.nll_KM.cpu().double())
-            correct.index_add_(1, row_M, scores.correct_KM.cpu().double())
+        nll, correct = sums_by_row(scorer, rows, base=base)
         weights = tuple(row.num_completion_tokens for row in rows)
         for number, experiment_id in enumerate(scorer.experiment_ids):
             yield from _scores(

@@ -13,7 +13,7 @@ from typing import Literal
 from lorastudy.protocol.records import DataSummary, RowsRead
 from lorastudy.stats.reference import missing_reference, planned_reference, reference_arm
 from lorastudy.stats.study import Study, StudyArm, differing_settings, split_studies
-from lorastudy.stats.summary import LOSS, METRICS, Metric
+from lorastudy.stats.summary import LOSS, Metric, primary_metric_of
 from lorastudy.stats.trivial import AgainstTrivial
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
@@ -132,7 +132,7 @@ def planned_case(
     return Case(
         study=replace(study, tuning_seeds=frozenset(question.tuning_seeds)),
         facts=facts or {},
-        metric=next(metric for metric in METRICS if metric.name == question.primary_metric),
+        metric=primary_metric_of(question),
         margin=None if question.margin is None or question.margin.is_share else question.margin.amount,
         named_reference=question.reference,
     )

@@ -143,16 +143,16 @@ def _few_rows(case: Case) -> Iterator[Breach]:
             "standard deviations of its values by row is missed in more than one study of five"
         )
         enough = NUM_ROWS_FOR_A_HALF
-        if case.metric == EXACT_MATCH:
+        if case.metric.is_of_answers and case.metric.unit == "share":
             enough, error = NUM_ROWS_FOR_A_SHARE, 50 / math.sqrt(num_rows)
-            text += f"; one row is {100 / num_rows:.2g} points of exact match, whose standard error is up to {error:.2g} points"
+            text += f"; one row is {100 / num_rows:.2g} points of {case.metric.title.lower()}, whose standard error is up to {error:.2g} points"
         yield Breach(arms=names(arms), found=text, severity="warning" if num_rows < enough else "note")
 
 
 def _num_scored_rows(case: Case, arm: StudyArm) -> int | None:
-    """Rows that the primary metric is measured on; exact match is limited to `max_generation_samples`."""
+    """Rows that the primary metric is measured on; `max_generation_samples` limits metrics of generated answers."""
     num_rows = case.facts_of(arm).num_test_rows
-    if num_rows is None or case.metric != EXACT_MATCH:
+    if num_rows is None or not case.metric.is_of_answers:
         return num_rows
     return min(num_rows, arm.typed_settings.max_generation_samples)
 

@@ -18,11 +18,12 @@ from lorastudy.data.load import train_and_eval
 from lorastudy.data.sources import dataset_fingerprint
 from lorastudy.planning.suite_facts import data_key
 from lorastudy.protocol.records import Environment
+from lorastudy.stats.study import CHOOSING_SPLIT
+from lorastudy.stats.summary import Metric, primary_metric_of
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.base_model import base_model_fingerprint
 from lorastudy.suite.experiment import Experiment
-from lorastudy.suite.question import PrimaryMetric
 from lorastudy.suite.rate_search import DIVERGED, Design, Merit, NumSteps, design, foreseen
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Fingerprint, Suite
@@ -86,7 +87,7 @@ class Designer:
         merits: dict[str, Merit | None] = {}
         looked_up: frozenset[str] = frozenset()
         while tracker is not None and (unread := designed.tuning - looked_up):
-            merits |= merits_of(unread, tracker=tracker, metric=self.suite.primary_metric)
+            merits |= merits_of(unread, tracker=tracker, metric=primary_metric_of(self.suite.question))
             looked_up |= unread
             designed = self.design(merits)
         return designed
@@ -176,14 +177,19 @@ def current_results(
 
 
 def merits_of(
-    experiment_ids: Collection[str], *, tracker: ExperimentTracker, metric: PrimaryMetric
+    experiment_ids: Collection[str], *, tracker: ExperimentTracker, metric: Metric
 ) -> dict[str, Merit | None]:
-    """The merits of the experiments that ended under the installed libraries."""
+    """The merits of the experiments that ended under the installed libraries.
+
+    A completed run whose primary metric is yet to be measured has none.
+    """
     results = tracker.get_results(sorted(experiment_ids))
     return {
         experiment_id: merit(result, metric)
         for experiment_id, result in results.items()
-        if has_ended(result) and is_current(result.environment)
+        if has_ended(result)
+        and is_current(result.environment)
+        and (result.status != "completed" or (CHOOSING_SPLIT, metric.name) in result.scores)
     }
 
 
@@ -192,11 +198,11 @@ def has_ended(result: ExperimentResult) -> bool:
     return result.status in {"completed", "failed"}
 
 
-def merit(result: ExperimentResult, metric: PrimaryMetric) -> Merit | None:
+def merit(result: ExperimentResult, metric: Metric) -> Merit | None:
     """The merit on the held-out rows, never on the test rows; None if the run failed without diverging."""
     if result.failure_kind == "diverged":
         return DIVERGED
     if result.status != "completed":
         return None
-    value, loss = (result.scores["eval", name].value for name in (metric, "loss"))
-    return (value if metric == "loss" else -value, loss)
+    value, loss = (result.scores[CHOOSING_SPLIT, name].value for name in (metric.name, "loss"))
+    return (metric.cost_sign * value, loss)

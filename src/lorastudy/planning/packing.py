@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from lorastudy.protocol.jobs import EngineName
+from lorastudy.protocol.scoring import Scoring
 from lorastudy.suite.experiment import Experiment, tagged_hash
 
 #: Tokens in one forward pass, summed over the arms, if every row had the maximum length. Most rows are far shorter.
@@ -48,10 +49,15 @@ class PlannedPack:
     """Why this is a further attempt, in words for the report; None for the first attempt."""
     num_killed: int = 0
     """How often in a row the pack's worker was killed before it saved anything."""
+    scoring: Scoring | None = None
+    """For a pack that scores stored adapters and trains nothing. Folders are as the runner sees them."""
 
     @property
     def id(self) -> str:
-        """A hash of the pack's experiments. Their order does not matter."""
+        """A hash of the pack's experiments, and of the metrics if it scores. Their order does not matter."""
+        if self.scoring is not None:
+            keys = sorted(metric.key for metric in self.scoring.metrics)
+            return tagged_hash("score", [sorted(experiment.id for experiment in self.experiments), keys])
         return tagged_hash("pack", sorted(experiment.id for experiment in self.experiments))
 
 

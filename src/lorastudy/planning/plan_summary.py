@@ -43,9 +43,7 @@ TERMS = {
 def size_line(plan: "StudyPlan") -> str:
     """The number of experiments in the plan, and how many are done. With `learning_rate: auto` the total is a range."""
     num_known, num_missing = len(plan.design.experiments), len(plan.missing)
-    done = (
-        f"{num_known - num_missing} of them done; {num_missing} to run in {plural(len(plan.packs), 'pack')}"
-    )
+    done = f"{num_known - num_missing} of them done; {num_missing} to run in {plural(len(plan.packs), 'pack')}{_to_score(plan)}"
     if not plan.design.num_open:
         return f"{plural(num_known, 'experiment')}, {done}. An experiment is an arm with one seed."
     least, most = _totals(plan)
@@ -68,7 +66,35 @@ def plan_notes(plan: "StudyPlan") -> list[str]:
 
 def forecast(plan: "StudyPlan") -> list[str]:
     """Notes on the work after the packs that are known now, and on the training time of everything."""
-    return [*_search(plan), *_race(plan), *_balance(plan), *_time(plan), *_scores_on_the_way(plan)]
+    return [
+        *_search(plan),
+        *_race(plan),
+        *_balance(plan),
+        *_time(plan),
+        *_scores_on_the_way(plan),
+        *_scoring(plan),
+    ]
+
+
+def _to_score(plan: "StudyPlan") -> str:
+    """`; re-scores 30 adapters, about 2 min`; empty if none lacks a score."""
+    if not plan.missing_scores:
+        return ""
+    num_adapters = sum(len(group.experiments) for group in plan.missing_scores)
+    seconds = [group.seconds for group in plan.missing_scores]
+    known = [value for value in seconds if value is not None]
+    about = f", about {duration(sum(known))}" if len(known) == len(seconds) else ""
+    return f"; re-scores {plural(num_adapters, 'adapter')}{about}"
+
+
+def _scoring(plan: "StudyPlan") -> Iterator[str]:
+    """The metrics that stored adapters lack, and those that are measured after training."""
+    if plan.missing_scores:
+        lacks = dict.fromkeys(metric.name for group in plan.missing_scores for metric in group.metrics)
+        yield f"scores: stored adapters are scored by {listing(lacks)}; nothing is trained for it"
+    if plan.suite.metrics and plan.missing:
+        names = listing(metric.name for metric in plan.suite.metrics)
+        yield f"scores: after training, each adapter is also scored by {names}"
 
 
 def _search(plan: "StudyPlan") -> Iterator[str]:

@@ -193,7 +193,9 @@ def _used(study: Study, stated: Question | None, *, request: RecommendationReque
     if study.suite_name != request.suite_name:
         margin = margin or base.margin
         reference = reference if _has(study, reference) else base.reference
-    return replace(base, primary_metric=own.primary_metric, margin=margin, reference=reference)
+    return replace(
+        base, primary_metric=own.primary_metric, metrics=own.metrics, margin=margin, reference=reference
+    )
 
 
 def _has(study: Study, reference: str | None) -> bool:

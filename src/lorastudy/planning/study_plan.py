@@ -17,6 +17,7 @@ from lorastudy.lint.case import Case, LintFinding
 from lorastudy.lint.lint import lint
 from lorastudy.planning.answers import Answers
 from lorastudy.planning.design import Designer, missing_of
+from lorastudy.planning.missing_scores import MissingScores, missing_scores
 from lorastudy.planning.packing import Balance, PlannedPack, balance_packs, remaining_packs
 from lorastudy.planning.plan_summary import plan_html
 from lorastudy.planning.predictions import (
@@ -58,6 +59,8 @@ class StudyPlan:
     """Whether the executor's workers can pass arms to each other. Only then can packs of unequal size be balanced."""
     notes: tuple[str, ...] = ()
     """Notes for the user before the suite runs."""
+    missing_scores: tuple[MissingScores, ...] = ()
+    """Stored adapters that lack a metric of the suite. They are scored again, and nothing is trained for it."""
     data: Mapping[str, StudyData] = field(default_factory=dict)
     """The rows of every arm, by `data_key`."""
 
@@ -175,7 +178,7 @@ def plan_study(
     designed = designer.by_now(tracker)
     missing = missing_of(designed, suite, tracker=tracker)
     of_every_arm = designed.of_every_arm
-    _announce_foreign_code(of_every_arm, on_wait)
+    _announce_foreign_code(suite, of_every_arm, on_wait=on_wait)
     workers = executor or local_executor(of_every_arm)
     data = read_data(of_every_arm)
     with worker_answers(on_wait) if answers is None else nullcontext(answers) as answered:
@@ -197,6 +200,7 @@ def plan_study(
         predicted=predicted,
         num_packs_at_once=workers.num_packs_at_once,
         hands_over=workers.hands_over,
+        missing_scores=missing_scores(designed.experiments, suite.metrics, tracker=tracker),
         notes=_notes(suite, predicted=predicted, data_notes=data_notes(of_every_arm, data)),
         data=data,
     )
@@ -211,7 +215,7 @@ def judge_suite(suite: Suite, *, on_wait: OnWait = print_nothing) -> StudyPlan:
     designer = Designer(suite=suite)
     designed = designer.design()
     experiments = designer.foreseen()
-    _announce_foreign_code(experiments, on_wait)
+    _announce_foreign_code(suite, experiments, on_wait=on_wait)
     data = read_data(experiments)
     with worker_answers(on_wait) as answers:
         predicted = without_memory(experiments, answers)
@@ -245,7 +249,7 @@ def sources_of() -> Callable[[Settings], Sources]:
     return sources_reader(dataset_fingerprint, base_model_fingerprint)
 
 
-def _announce_foreign_code(experiments: Sequence[Experiment], on_wait: OnWait) -> None:
+def _announce_foreign_code(suite: Suite, experiments: Sequence[Experiment], *, on_wait: OnWait) -> None:
     """Announce each piece of foreign Python code that a suite runs, since it runs with the user's rights."""
     models = {e.settings.base_model for e in experiments if e.settings.trust_remote_code}
     types = {e.experiment_type for e in experiments} - set(EXPERIMENT_TYPES)
@@ -253,6 +257,8 @@ def _announce_foreign_code(experiments: Sequence[Experiment], on_wait: OnWait) -
         on_wait(f"note: trust_remote_code: {model} runs its own Python code, with your rights")
     for name in sorted(types):
         on_wait(f"note: experiment_type: {name} is run, with your rights")
+    for file in sorted({metric.file for metric in suite.metrics if metric.file is not None}):
+        on_wait(f"note: metrics: {file} is run, with your rights")
 
 
 def _notes(suite: Suite, *, predicted: Predictions, data_notes: Sequence[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from lorastudy.errors import StudyError
 from lorastudy.planning.design import Designer, is_current, missing_of
+from lorastudy.planning.missing_scores import lacking, missing_scores
 from lorastudy.planning.study_plan import sources_of
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
@@ -76,13 +77,17 @@ def _is_open(results: Sequence[ExperimentResult], question: Question) -> bool:
     return any(
         (result.environment is not None and not is_current(result.environment))
         or (result.status != "completed" and not (result.was_pruned and question.rungs))
+        or lacking(result, question.metrics)
         for result in results
     )
 
 
 def _has_rounds_left(suite: Suite, tracker: ExperimentTracker) -> bool:
     """Whether the results call for a run that is not done: a round may be over and the next one not begun."""
-    return bool(missing_of(Designer(suite=suite).by_now(tracker), suite, tracker=tracker))
+    designed = Designer(suite=suite).by_now(tracker)
+    return bool(missing_of(designed, suite, tracker=tracker)) or bool(
+        missing_scores(designed.experiments, suite.metrics, tracker=tracker)
+    )
 
 
 def _plain(results: Sequence[ExperimentResult], question: Question) -> Suite:
@@ -96,6 +101,8 @@ def _plain(results: Sequence[ExperimentResult], question: Question) -> Suite:
         margin=question.margin,
         reference=question.reference,
         rungs=question.rungs,
+        primary_metric=question.primary_metric,
+        metrics=question.metrics,
     )
 
 

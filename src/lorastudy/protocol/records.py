@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Self, get_args
 
+from lorastudy.protocol.scoring import AddedScore, FailedRow, Scoring
 from lorastudy.suite.experiment import Experiment, canonical_json
 
 FORMAT_VERSION = 1
@@ -56,6 +57,8 @@ class Pack:
     """The share of the training at which the pack pauses; None if it trains to the end."""
     begun: float = 0.0
     """The share of the training that these arms completed in an earlier pack."""
+    scoring: Scoring | None = None
+    """For a pack that scores stored adapters and trains nothing."""
 
     def write(self, folder: Path) -> None:
         """Write `pack.json` into the folder."""
@@ -63,6 +66,7 @@ class Pack:
             **vars(self),
             "format": FORMAT_VERSION,
             "experiments": [e.to_json() for e in self.experiments],
+            "scoring": None if self.scoring is None else self.scoring.to_json(),
         }
         (folder / PACK_NAME).write_text(json.dumps(body, indent=1), encoding="utf-8")
 
@@ -73,7 +77,8 @@ class Pack:
         assert body.pop("format") == FORMAT_VERSION
         experiments = tuple(Experiment.from_json(e) for e in body["experiments"])
         listed = {key: tuple(body.get(key, ())) for key in ("resume_from", "rungs")}
-        return cls(**{**body, **listed, "experiments": experiments})
+        scoring = None if body.get("scoring") is None else Scoring.from_json(body["scoring"])
+        return cls(**{**body, **listed, "experiments": experiments, "scoring": scoring})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,6 +442,7 @@ Record = (
     | Incident
     | Generation
     | Outcome
+    | AddedScore
 )
 
 _TYPES: dict[str, type[Any]] = {cls.__name__: cls for cls in (*get_args(Record), PackEnd)}
@@ -547,6 +553,8 @@ def _with_tuples(body: Mapping[str, Any]) -> dict[str, Any]:
         values["arms"] = tuple(ArmStep(**arm) for arm in values["arms"])
     if "outcomes" in values:
         values["outcomes"] = tuple(Outcome(**outcome) for outcome in values["outcomes"])
+    if "failed_rows" in values:
+        values["failed_rows"] = tuple(FailedRow(**row) for row in values["failed_rows"])
     if values.get("failure_kind") == "outraced":  # run folders from before the first release
         values["failure_kind"] = "pruned"
     return values

@@ -21,6 +21,7 @@ from lorastudy.planning.predictions import Predictions
 from lorastudy.protocol import files
 from lorastudy.protocol.records import PREDICTIONS_NAME, MemoryPrediction, Outcome, Pack, Record, RecordWriter
 from lorastudy.protocol.run_folder import inside
+from lorastudy.protocol.scoring import AddedScore
 from lorastudy.running.adapters import AdapterPublisher
 from lorastudy.running.phases import Phase
 from lorastudy.running.results import with_checkpoints
@@ -72,6 +73,11 @@ class Attempt:
     has_begun: bool = False
     ended: dict[str, Outcome] = field(default_factory=dict)
     exit: WorkerExit | None = None
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether it scores stored adapters. Its outcomes are no outcomes of the experiments, and are not stored."""
+        return self.pack.scoring is not None
 
     def open_experiments(self) -> list[Experiment]:
         """The experiments that have not ended yet."""
@@ -151,7 +157,9 @@ class PhaseRunner:
 
     def _begin(self, pack: PlannedPack) -> Attempt:
         """A new attempt. Its run folder holds `pack.json` and the memory predictions. A folder is never used twice."""
-        number = self.tracker.next_attempt([experiment.id for experiment in pack.experiments])
+        number = 1  # of a scoring pack, which is no attempt at its experiments
+        if pack.scoring is None:
+            number = self.tracker.next_attempt([experiment.id for experiment in pack.experiments])
         while (folder := self.options.runs / pack.id / f"attempt-{number}").exists():
             number += 1
         inside(self.options.runs, folder).mkdir(parents=True)
@@ -165,8 +173,9 @@ class PhaseRunner:
             rungs=pack.rungs,
             pause_at=pack.pause_at,
             begun=pack.begun,
+            scoring=None if pack.scoring is None else pack.scoring.seen_from(folder),
         ).write(folder)
-        predictions = tuple(self.predicted.predictions(pack))
+        predictions = () if pack.scoring is not None else tuple(self.predicted.predictions(pack))
         if predictions:
             with closing(RecordWriter(folder / PREDICTIONS_NAME)) as writer:
                 for prediction in predictions:
@@ -194,10 +203,10 @@ class PhaseRunner:
 
     def _take(self, event: Record | WorkerExit, attempt: Attempt) -> None:
         """Store an event. If the worker died, end its open experiments."""
-        if not attempt.has_begun:
-            attempt.has_begun = True
+        if not attempt.has_begun and not attempt.is_scoring:
             with self.tracker.together():
                 self._register(attempt)
+        attempt.has_begun = True
         if isinstance(event, WorkerExit):
             attempt.exit = event
             if event.returncode == files.DISK_FAULT_EXIT_CODE:
@@ -209,7 +218,8 @@ class PhaseRunner:
                     adapter = inside(attempt.folder, attempt.folder / record.adapter_path)
                     self.publisher.publish(adapter, record.experiment_id)
                 attempt.ended.setdefault(record.experiment_id, record)
-            self.tracker.take(record, pack_id=attempt.pack.id, attempt=attempt.number)
+            if not attempt.is_scoring or isinstance(record, AddedScore):
+                self.tracker.take(record, pack_id=attempt.pack.id, attempt=attempt.number)
 
     def _register(self, attempt: Attempt) -> None:
         for experiment in attempt.pack.experiments:
@@ -238,7 +248,9 @@ class PhaseRunner:
     def _stop_open(self, attempts: Iterable[Attempt]) -> None:
         """Store that the open runs were interrupted together with the suite."""
         for attempt in attempts:
-            for experiment in attempt.open_experiments() if attempt.has_begun else ():
+            for experiment in (
+                attempt.open_experiments() if attempt.has_begun and not attempt.is_scoring else ()
+            ):
                 self.tracker.take(_stopped(experiment), pack_id=attempt.pack.id, attempt=attempt.number)
 
 

@@ -8,7 +8,8 @@ A phase is a stretch of the run whose packs train side by side. Three sources as
 - Racing: the packs of a round pause at each rung, and arms that are clearly behind are pruned (`running.racing`).
 - Balancing: packs of unequal size pause once, and some arms go on in packs of their own (`planning.packing`).
 
-Where none of them asks for a pause, a round is one phase: its packs train to their end.
+Where none of them asks for a pause, a round is one phase: its packs train to their end. Then the round's adapters are
+scored by the metrics that the suite adds, if it adds any: a search may choose by them.
 """
 
 from collections import defaultdict
@@ -39,13 +40,15 @@ class Phase:
     """Decisions of a race that led to this phase. They are put on record before its packs run."""
     searching: frozenset[str] = frozenset()
     """Experiments that look for a learning rate: that one of them diverges is an answer and no failure."""
+    is_scoring: bool = False
+    """Whether its packs score stored adapters and train nothing."""
 
 
 def next_phase(plan: StudyPlan, results: Results) -> Phase | None:
     """What runs next; None once nothing is left that this call can run."""
     source = _racing if plan.suite.rungs else _balancing
     for number, of_round in enumerate(results.design.rounds, start=1):
-        phase = source(plan, results, of_round=of_round)
+        phase = source(plan, results, of_round=of_round) or _scoring(results, of_round=of_round)
         if phase is not None:
             name = ", ".join(filter(None, [_round_name(results.design, of_round, number=number), phase.name]))
             return replace(phase, name=name, searching=results.design.tuning)
@@ -102,6 +105,18 @@ def _balancing(plan: StudyPlan, results: Results, *, of_round: Sequence[Experime
     packs = _packs(plan, results, of_round=of_round, waiting=waiting, alone=balance.alone)
     packs = [replace(pack, begun=balance.pause_at.get(pack.experiments[0].id, 0.0)) for pack in packs]
     return Phase(name="to the end", packs=tuple(packs))
+
+
+def _scoring(results: Results, *, of_round: Sequence[Experiment]) -> Phase | None:
+    """The round's adapters that lack a metric of the suite."""
+    ids = {experiment.id for experiment in of_round}
+    packs = [pack for pack in results.to_score if pack.experiments[0].id in ids]
+    if not packs:
+        return None
+    names = dict.fromkeys(
+        metric.name for pack in packs if pack.scoring is not None for metric in pack.scoring.metrics
+    )
+    return Phase(name=f"scoring by {listing(names)}", packs=tuple(packs), is_scoring=True)
 
 
 def _packs(

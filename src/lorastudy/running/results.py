@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorastudy.planning.design import current_results, is_current, not_done
+from lorastudy.planning.missing_scores import missing_scores
+from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.protocol.records import RECORDS_NAME, Outcome, Pack, RecordReader
 from lorastudy.protocol.run_folder import CHECKPOINTS_NAME, checkpoint_folders
+from lorastudy.running.scoring import scoring_packs
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult, RunView, StoredDecision
 from lorastudy.suite.experiment import Experiment
@@ -45,6 +48,12 @@ class Results:
     """The results of a suite that races."""
     decided: Mapping[str, StoredDecision] = field(default_factory=dict)
     """The study's stored racing decisions, by key."""
+    to_score: tuple[PlannedPack, ...] = ()
+    """Packs of stored adapters that lack a metric of the suite, without those that this call has tried."""
+    adapters_gone: tuple[str, ...] = ()
+    """Experiments that lack a metric and whose adapter no longer exists."""
+    scored: Mapping[str, Outcome] = field(default_factory=dict)
+    """How the scoring of adapters ended in this call, by experiment."""
     rung_losses: "Mapping[float, Mapping[str, ItemScores]]" = field(default_factory=dict)
     """The held-out loss of every item, by rung and experiment."""
 
@@ -61,11 +70,16 @@ class Results:
 
 
 def read_results(
-    plan: StudyPlan, *, tracker: ExperimentTracker, ended: Mapping[str, Outcome] | None = None
+    plan: StudyPlan,
+    *,
+    tracker: ExperimentTracker,
+    ended: Mapping[str, Outcome] | None = None,
+    scored: Mapping[str, Outcome] | None = None,
+    output: Path | None = None,
 ) -> Results:
     """The state of the study. First stores the records that workers of a killed runner left behind.
 
-    `ended` are the outcomes of this call.
+    `ended` and `scored` are the outcomes of this call. `output` is where adapters are published.
     """
     design = _design_by_now(plan, tracker=tracker)
     missing = not_done(design.experiments, tracker=tracker, searching=design.tuning)
@@ -81,8 +95,17 @@ def read_results(
         if plan.suite.rungs
         else []
     )
+    to_score, gone = scoring_packs(
+        missing_scores(design.experiments, plan.suite.metrics, tracker=tracker),
+        suite_name=plan.suite.name,
+        output=output,
+        tried=scored or {},
+    )
     return Results(
         design=design,
+        to_score=tuple(to_score),
+        adapters_gone=tuple(gone),
+        scored=dict(scored or {}),
         done=frozenset(done),
         ended=dict(ended or {}),
         paused_at=_paused_at(runs, checkpoints=checkpoints, ended=ended or {}, tracker=tracker),

@@ -20,6 +20,7 @@ from lorastudy.running.adapters import AdapterPublisher
 from lorastudy.running.phase_runner import Callbacks, PhaseRunner, RunOptions, failures, is_too_high
 from lorastudy.running.phases import next_phase
 from lorastudy.running.results import Results, read_results, release_checkpoints
+from lorastudy.running.scoring import take_scores_left
 from lorastudy.store import ExperimentTracker, rebuilding
 from lorastudy.suite.question import subject
 from lorastudy.suite.rate_search import Design
@@ -41,6 +42,12 @@ class StudyOutcome:
     """Stopped by racing, in this call or an earlier one: nothing is left to run of them."""
     unpublished: tuple[str, ...] = ()
     """Done before, and their adapters are neither at their place nor in a run folder any more."""
+    scored: tuple[str, ...] = ()
+    """Experiments whose stored adapters this call scored."""
+    not_scored: tuple[Outcome, ...] = ()
+    """Failures to score an adapter. The experiment itself is done."""
+    adapters_gone: tuple[str, ...] = ()
+    """Experiments that lack a metric of the suite and whose adapter no longer exists, so they cannot be scored."""
     replaced: tuple[tuple[Path, str], ...] = ()
     """Where an adapter lay that no suite asks for any more, and whose: the suite's own has that place now."""
 
@@ -105,9 +112,12 @@ def run_study(
         callbacks=callbacks,
     )
     ended: dict[str, Outcome] = {}
+    scored: dict[str, Outcome] = {}
+    if plan.suite.metrics:
+        take_scores_left(tracker, runs=options.runs)
     registered: Design | None = None
     while True:
-        results = read_results(plan, tracker=tracker, ended=ended)
+        results = read_results(plan, tracker=tracker, ended=ended, scored=scored, output=options.output)
         if results.design != registered:
             _register(plan, results, publisher=publisher, tracker=tracker, is_first=registered is None)
             rebuilding.keep_note(tracker, plan.suite.name, runs=options.runs)
@@ -123,14 +133,16 @@ def run_study(
             racing.put_on_record(decision, suite_name=plan.suite.name, tracker=tracker, runs=options.runs)
         if phase.packs:
             callbacks.on_phase(phase)
-            ended |= runner.run(phase)
+            ends = scored if phase.is_scoring else ended
+            ends |= runner.run(phase)
     return _outcome(results, publisher=publisher)
 
 
 def _must_end(results: Results) -> bool:
     """Whether a run of this call failed, or was stopped from outside. Runs that racing stopped are in `results.pruned`."""
-    was_stopped = any(end.status == "stopped" for end in results.ended.values())
-    return was_stopped or bool(failures(results.ended, searching=results.design.tuning))
+    was_stopped = any(end.status == "stopped" for end in (*results.ended.values(), *results.scored.values()))
+    failed = failures(results.ended, searching=results.design.tuning)
+    return was_stopped or bool(failed) or any(end.status == "failed" for end in results.scored.values())
 
 
 def _check_executor(plan: StudyPlan, executor: Executor) -> None:
@@ -187,5 +199,8 @@ def _outcome(results: Results, *, publisher: AdapterPublisher) -> StudyOutcome:
         diverged_in_search=tuple(end for end in ended.values() if is_too_high(end, searching=design.tuning)),
         pruned=tuple(key for key in ids if key in results.pruned),
         unpublished=tuple(publisher.lost),
+        scored=tuple(key for key, end in results.scored.items() if end.status == "completed"),
+        not_scored=tuple(end for end in results.scored.values() if end.status == "failed"),
+        adapters_gone=results.adapters_gone,
         replaced=tuple(publisher.replaced.items()),
     )

@@ -273,8 +273,17 @@ def _measure(
         seed: obstacle(*(by_seed[seed] for by_seed in runs)) for seed in sorted(ours.keys() & theirs.keys())
     }
     apart = {seed: why for seed, why in obstacles.items() if why is not None}
-    differences = {seed: ours[seed] - theirs[seed] for seed in obstacles if seed not in apart}
-    values = list(differences.values())
+    seeds = [seed for seed in obstacles if seed not in apart]
+
+    def items_of(side: int, scored: Metric) -> list[ItemScores | None]:
+        split = stored_split(scored.split, study)
+        return [items.get((runs[side][seed].experiment_id, split, scored.name)) for seed in seeds]
+
+    pairs = paired_items(items_of(0, metric), items_of(1, metric)) if seeds else None
+    values = [ours[seed] - theirs[seed] for seed in seeds]
+    if pairs is not None and pairs.has_gaps:
+        values = pairs.by_seed  # the two means are over different rows
+    differences = dict(zip(seeds, values, strict=True))
     comparison = Comparison(
         arm=arm.name,
         reference=reference.name,
@@ -287,12 +296,6 @@ def _measure(
     )
     if comparison.sd is None or _is_rounding(comparison.sd, values):
         return _untestable(comparison, study, arms=pair)
-
-    def items_of(side: int, scored: Metric) -> list[ItemScores | None]:
-        split = stored_split(scored.split, study)
-        return [items.get((runs[side][seed].experiment_id, split, scored.name)) for seed in differences]
-
-    pairs = paired_items(items_of(0, metric), items_of(1, metric))
     estimate = (
         seeds_only(values)
         if pairs is None

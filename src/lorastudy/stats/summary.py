@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from lorastudy.protocol.records import ArmProfile
 from lorastudy.stats.study import Study, StudyArm, stored_split
 from lorastudy.store.views import ExperimentResult, ScoreValue, StepRow
+from lorastudy.suite.metrics import MetricDefinition
+from lorastudy.suite.question import Question
 
 #: Scores whose relative difference is smaller than this differ by rounding only.
 _ROUNDING = 1e-9
@@ -25,6 +27,8 @@ class Metric:
     title: str
     unit: str
     lower_is_better: bool
+    is_of_answers: bool = False
+    """Whether it is measured on generated answers, so on at most `max_generation_samples` rows."""
 
     @property
     def cost_sign(self) -> int:
@@ -55,7 +59,12 @@ TOKEN_ACCURACY = Metric(
     split="eval", name="token_accuracy", title="Token accuracy", unit="share", lower_is_better=False
 )
 EXACT_MATCH = Metric(
-    split="eval", name="exact_match", title="Exact match", unit="share", lower_is_better=False
+    split="eval",
+    name="exact_match",
+    title="Exact match",
+    unit="share",
+    lower_is_better=False,
+    is_of_answers=True,
 )
 #: Not in the report: 1 means that an arm gave the same answer to every row.
 SAME_ANSWER = Metric(
@@ -77,6 +86,24 @@ FORGETTING = Metric(
 )
 #: What a report shows for every arm. `LOSS_BEFORE` belongs to the base model and is the same for all.
 METRICS = (LOSS, PERPLEXITY, TOKEN_ACCURACY, EXACT_MATCH, FORGETTING_BEFORE, FORGETTING)
+
+
+def metric_of(definition: MetricDefinition) -> Metric:
+    """A metric that a suite adds, on the rows that report."""
+    return Metric(
+        split="eval",
+        name=definition.key,
+        title=definition.title,
+        unit=definition.unit,
+        lower_is_better=not definition.higher_is_better,
+        is_of_answers=definition.reads == "answers",
+    )
+
+
+def primary_metric_of(question: Question) -> Metric:
+    """The metric that verdicts are about."""
+    known = (*METRICS, *map(metric_of, question.metrics))
+    return next(metric for metric in known if metric.name == question.primary_metric)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,11 +219,11 @@ class CurvePoint:
     n: int
 
 
-def summarise_arm(arm: StudyArm, study: Study) -> ArmSummary:
-    """The arm's scores and costs over its completed seeds."""
+def summarise_arm(arm: StudyArm, study: Study, *, added: Sequence[Metric] = ()) -> ArmSummary:
+    """The arm's scores and costs over its completed seeds. `added` are metrics beside those that every run has."""
     spreads = {
         metric.key: Spread.of(scores_by_seed(arm, study, metric=metric).values())
-        for metric in (*METRICS, LOSS_BEFORE)
+        for metric in (*METRICS, LOSS_BEFORE, *added)
     }
     return ArmSummary(
         arm=arm,

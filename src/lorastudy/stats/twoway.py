@@ -182,9 +182,12 @@ def satterthwaite(
 
 @dataclass(frozen=True, kw_only=True)
 class ItemScores:
-    """A score's value for each held-out item, and the items' weights; None if all weigh the same."""
+    """A score's value for each held-out item, and the items' weights; None if all weigh the same.
 
-    values: tuple[float, ...]
+    An item for which the metric failed has no value. A pair of arms is compared on the items that all its runs have.
+    """
+
+    values: tuple[float | None, ...]
     weights: tuple[int, ...] | None = None
     groups: tuple[int, ...] | None = None
     """A group number for each item: items of one group are not independent evidence. None if every item stands alone."""
@@ -201,10 +204,18 @@ class PairedItems:
     differences: Floats
     weights: Floats
     groups: tuple[int, ...] | None = None
+    has_gaps: bool = False
+    """Whether items were left out that some run has no value for."""
+
+    @property
+    def by_seed(self) -> list[float]:
+        """The weighted mean over the items, for each seed."""
+        means: list[float] = (self.differences @ self.weights / self.weights.sum()).tolist()
+        return means
 
 
 def with_groups(
-    items: Mapping[str, tuple[tuple[float, ...], tuple[int, ...] | None]],
+    items: Mapping[str, tuple[tuple[float | None, ...], tuple[int, ...] | None]],
     results: Sequence[ExperimentResult],
     *,
     split: str,
@@ -245,16 +256,26 @@ def combined_items(
 ) -> PairedItems | None:
     """The sum over the sides of factor x score, by seed and item; every side lists the same seeds in the same order.
 
-    None if a run has no items, or if `common_weights` finds none.
+    Items that a run has no value for are left out. None if a run has no items, if `common_weights` finds none, or if fewer
+    than two items remain.
     """
     scores = [score for side in sides for score in side]
     known = [score for score in scores if score is not None]
     weights = common_weights(known) if len(known) == len(scores) else None
     if weights is None:
         return None
-    values = np.array([score.values for score in known]).reshape(len(sides), -1, len(weights))
+    values = np.array([score.values for score in known], dtype=np.float64)  # None becomes NaN
+    whole: npt.NDArray[np.bool_] = np.asarray(~np.isnan(values).any(axis=0))
+    differences = np.tensordot(np.array(factors), values.reshape(len(sides), -1, len(weights)), axes=1)
+    groups = known[0].groups
+    if whole.all():
+        return PairedItems(differences=differences, weights=weights, groups=groups)
+    if groups is not None:
+        groups = tuple(np.array(groups)[whole].tolist())
+    if whole.sum() < 2 or (groups is not None and len(set(groups)) < 2):
+        return None
     return PairedItems(
-        differences=np.tensordot(np.array(factors), values, axes=1), weights=weights, groups=known[0].groups
+        differences=differences[..., whole], weights=weights[whole], groups=groups, has_gaps=True
     )
 
 

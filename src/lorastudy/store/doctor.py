@@ -10,7 +10,7 @@ A deliberate deletion is not damage: after you delete a run folder to save space
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -77,11 +77,19 @@ def _folders(database: str, results: list[ExperimentResult]) -> Iterator[Observa
             remedy="their numbers are in the store, their adapters are not; nothing need be done about it",
         )
     with _replayer(database) as replayer:
+        for folder in _scoring_folders(folders):
+            yield from _in_folder(folder, replayer)
         for folder in sorted(folders.keys() - set(gone)):
             yield from _in_folder(folder, replayer)
             for result in {each.experiment_id: each for each in folders[folder]}.values():
                 if result.adapter_path is not None:
                     yield from _adapter(folder / result.adapter_path, name=result.name)
+
+
+def _scoring_folders(folders: Iterable[Path]) -> list[Path]:
+    """The folders of packs that scored stored adapters, beside those of the runs."""
+    runs = {folder.parent.parent for folder in folders}
+    return sorted(pack.parent for folder in runs for pack in folder.glob(f"score-*/attempt-*/{PACK_NAME}"))
 
 
 @contextlib.contextmanager

@@ -33,7 +33,8 @@ def export_json(
 ) -> None:
     """Write suites and experiments with their current runs. Equal stores give equal bytes.
 
-    `scores` is a list of `{"split", "metric", "value", "unit", "version", "num_items"}`. `trivial` is such a list, with
+    `scores` is a list of `{"split", "metric", "value", "unit", "version", "num_items"}`, and `failed_rows`, if a
+    metric failed for some, one of `{"split", "metric", "num_rows", "version", "rows"}`. `trivial` is such a list, with
     the predictor. The values of single items and steps are not exported. Results of other tools are apart, under
     `imported`, if there are any.
     """
@@ -75,6 +76,11 @@ def _with_listed_scores(experiment: ExperimentResult, privacy: Privacy) -> dict[
     values["scores"] = [
         {"split": split, "metric": metric, **score} for (split, metric), score in values["scores"].items()
     ]
+    failed_rows = values.pop("failed_rows")
+    if failed_rows:
+        values["failed_rows"] = [
+            {"split": split, "metric": metric, **failed} for (split, metric), failed in failed_rows.items()
+        ]
     return values
 
 
@@ -92,11 +98,13 @@ def _cells(experiment: ExperimentResult, privacy: Privacy) -> Iterator[tuple[str
 
 
 def _columns(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    scores, trivial = values.pop("scores"), values.pop("trivial")
+    scores, trivial, failed = (values.pop(name) for name in ("scores", "trivial", "failed_rows"))
     data = {summary.pop("split"): summary for summary in values.pop("data")}
     yield from _flat({**values, "data": data})
     for (split, metric), score in scores.items():
         yield f"scores.{split}.{metric}", score["value"]
+    for (split, metric), of_score in failed.items():
+        yield f"num_failed_rows.{split}.{metric}", len(of_score["rows"])
     for score in trivial:
         yield f"trivial.{score['split']}.{score['predictor']}.{score['metric']}", score["value"]
 

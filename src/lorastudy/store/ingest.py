@@ -27,6 +27,7 @@ from lorastudy.protocol.records import (
     Score,
     TrivialScore,
 )
+from lorastudy.protocol.scoring import AddedScore
 from lorastudy.store import rows, schema
 from lorastudy.store.schema import experiments, runs, steps
 from lorastudy.suite.experiment import canonical_json, tagged_hash
@@ -64,6 +65,8 @@ class Origin:
 
 def take(connection: Connection, record: Record, *, origin: Origin) -> bool:
     """Store one record; False if it is stale or already stored, and then nothing changes."""
+    if isinstance(record, AddedScore):
+        return _take_added_score(connection, record)
     current = _current_experiments(connection, origin)
     experiment_id = getattr(record, "experiment_id", None)
     if not current or (experiment_id is not None and experiment_id not in current):
@@ -172,6 +175,28 @@ def _take_score(connection: Connection, record: Score, origin: Origin) -> bool:
     # Write both rows, because one of the two may have been lost.
     is_new = _add_once(connection, schema.scores, values=values, key=key)
     return _add_once(connection, schema.score_items, values=items, key=key) or is_new
+
+
+def _take_added_score(connection: Connection, record: AddedScore) -> bool:
+    """Store a score of a completed run's adapter, whichever pack measured it. A newer version replaces an older one."""
+    run = {"experiment_id": record.experiment_id, "attempt": record.attempt}
+    if not rows.exists(connection, runs, key=run | {"status": "completed"}):
+        return False
+    table, key = schema.added_scores, run | {"split": record.split, "metric": record.metric}
+    values = asdict(record) | {
+        "items": canonical_json(record.items),
+        "weights": None if record.weights is None else canonical_json(record.weights),
+        "failed_rows": canonical_json([asdict(row) for row in record.failed_rows]),
+    }
+    if not rows.exists(connection, table, key=key):
+        rows.add(connection, table, rows=[values])
+        return True
+    of_score = select(table).where(rows.matches(table, key))
+    (stored,) = rows.intact(connection, table, statement=of_score)
+    if stored["version"] >= record.version:
+        return False
+    rows.change(connection, table, key=key, to=values)
+    return True
 
 
 def _take_generation(connection: Connection, record: Generation, origin: Origin) -> bool:

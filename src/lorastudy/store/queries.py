@@ -27,10 +27,11 @@ from lorastudy.protocol.records import (
     PackProfile,
     TrivialScore,
 )
+from lorastudy.protocol.scoring import FailedRow
 from lorastudy.store import rows, schema, suites
 from lorastudy.store.rows import HASH_COLUMN, Row
 from lorastudy.store.schema import runs
-from lorastudy.store.views import ExperimentResult, RunView, ScoreValue, StepRow, SuiteSummary
+from lorastudy.store.views import ExperimentResult, FailedRows, RunView, ScoreValue, StepRow, SuiteSummary
 
 _Value = TypeVar("_Value")
 _RunKey = tuple[str, int]
@@ -89,24 +90,38 @@ def known_experiments(connection: Connection) -> frozenset[str]:
     return frozenset(row["experiment_id"] for row in rows.intact(connection, schema.experiments))
 
 
+#: The tables that hold a score's values item by item.
+_WITH_ITEMS = (schema.score_items, schema.added_scores)
+
+
 def items(
     connection: Connection, experiment_id: str, *, split: str, metric: str
-) -> tuple[tuple[float, ...], tuple[int, ...] | None] | None:
+) -> tuple[tuple[float | None, ...], tuple[int, ...] | None] | None:
     """The item values of a score and their weights; None if the current run has no such score."""
-    found = _of_current_run(connection, schema.score_items, experiment_id=experiment_id)
+    found = [
+        row
+        for table in _WITH_ITEMS
+        for row in _of_current_run(connection, table, experiment_id=experiment_id)
+    ]
     row = next((row for row in found if (row["split"], row["metric"]) == (split, metric)), None)
     return None if row is None else _item_values(row)
 
 
 def items_of(
     connection: Connection, experiment_ids: Sequence[str], *, split: str, metric: str
-) -> dict[str, tuple[tuple[float, ...], tuple[int, ...] | None]]:
+) -> dict[str, tuple[tuple[float | None, ...], tuple[int, ...] | None]]:
     """The same as `items`, for each experiment whose current run has that score with items."""
     current = _current_runs(rows.intact(connection, runs))
     wanted = {(name, current[name]["attempt"]) for name in experiment_ids if name in current}
-    table = schema.score_items
-    of_score = select(table).where((table.c.split == split) & (table.c.metric == metric))
-    found = rows.intact(connection, table, statement=of_score)
+    found = [
+        row
+        for table in _WITH_ITEMS
+        for row in rows.intact(
+            connection,
+            table,
+            statement=select(table).where((table.c.split == split) & (table.c.metric == metric)),
+        )
+    ]
     return {
         row["experiment_id"]: _item_values(row)
         for row in found
@@ -114,7 +129,7 @@ def items_of(
     }
 
 
-def _item_values(row: Row) -> tuple[tuple[float, ...], tuple[int, ...] | None]:
+def _item_values(row: Row) -> tuple[tuple[float | None, ...], tuple[int, ...] | None]:
     weights = None if row["weights"] is None else tuple(json.loads(row["weights"]))
     return tuple(json.loads(row["items"])), weights
 
@@ -194,6 +209,7 @@ class _Measured:
 
     def __init__(self) -> None:
         self.scores: dict[_RunKey, dict[tuple[str, str], ScoreValue]] = defaultdict(dict)
+        self.failed_rows: dict[_RunKey, dict[tuple[str, str], FailedRows]] = defaultdict(dict)
         self.profiles: dict[_RunKey, ArmProfile] = {}
         self.predictions: dict[_RunKey, MemoryPrediction] = {}
 
@@ -205,6 +221,21 @@ def _measured(connection: Connection) -> _Measured:
         names = ("value", "unit", "version", "num_items", "step", "train_seconds")
         score = ScoreValue(**{name: row[name] for name in names})
         measured.scores[row["experiment_id"], row["attempt"]][row["split"], row["metric"]] = score
+    added = rows.intact(connection, schema.added_scores)
+    for row in sorted(added, key=lambda row: (row["split"], row["metric"])):
+        of_run, key = (row["experiment_id"], row["attempt"]), (row["split"], row["metric"])
+        failed, num_rows = _failed_rows(row), len(_numbers(row["items"]))
+        if row["value"] is not None:
+            measured.scores[of_run][key] = ScoreValue(
+                value=row["value"],
+                unit=row["unit"],
+                version=row["version"],
+                num_items=num_rows - len(failed),
+            )
+        if failed:
+            measured.failed_rows[of_run][key] = FailedRows(
+                num_rows=num_rows, version=row["version"], rows=failed
+            )
     for row in rows.intact(connection, schema.profiles):
         profile = _arm_profile(row)
         measured.profiles[row["experiment_id"], row["attempt"]] = profile
@@ -212,6 +243,10 @@ def _measured(connection: Connection) -> _Measured:
         prediction = _as_value(MemoryPrediction, row, without=("attempt",))
         measured.predictions[row["experiment_id"], row["attempt"]] = prediction
     return measured
+
+
+def _failed_rows(row: Row) -> tuple[FailedRow, ...]:
+    return tuple(FailedRow(**failed) for failed in json.loads(row["failed_rows"]))
 
 
 class _Packs:
@@ -306,6 +341,7 @@ def _result(
         **values,
         train_seconds=_train_seconds(run, pack_profile, scores=scores),
         scores=scores,
+        failed_rows=measured.failed_rows.get(of_run, {}),
         profile=measured.profiles.get(of_run),
         prediction=measured.predictions.get(of_run),
         pack_profile=pack_profile,

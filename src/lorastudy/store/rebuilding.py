@@ -21,7 +21,17 @@ from pathlib import Path
 
 from lorastudy.errors import StoreError
 from lorastudy.protocol.files import replacing
-from lorastudy.protocol.records import DONE_NAME, PACK_NAME, PREDICTIONS_NAME, RACE_NAME, Pack, RecordReader
+from lorastudy.protocol.records import (
+    DONE_NAME,
+    PACK_NAME,
+    PREDICTIONS_NAME,
+    RACE_NAME,
+    RECORDS_NAME,
+    Pack,
+    RecordReader,
+)
+from lorastudy.protocol.scoring import AddedScore
+from lorastudy.store import schema
 from lorastudy.store.database import UnreleasedStoreError, free_name
 from lorastudy.store.lock import FileLock
 from lorastudy.store.rows import OF_RUNS, OF_SUITES, Salvage
@@ -135,14 +145,14 @@ def _only_in(unreleased: Path) -> list[str]:
 
 
 def _replay_all(tracker: ExperimentTracker, folders: Sequence[Path], *, problems: list[str]) -> int:
-    """Replay all folders, older attempts first; return the number of records.
+    """Replay all folders, older attempts first and scoring last; return the number of records.
 
     A damaged folder gives the records before the damage.
     """
     packs = []
     for folder in folders:
         try:
-            packs.append((Pack.read(folder).attempt, folder))
+            packs.append((_order(folder), folder))
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             problems.append(f"{folder / PACK_NAME}: damaged: {error}")
     num_records = 0
@@ -159,7 +169,9 @@ def _distrusted(tracker: ExperimentTracker, lost: Sequence[DamagedRow], *, is_cu
 
     If the damage names no completed run, this affects every run whose folder is gone.
     """
-    owners = {(row.key.get("experiment_id"), row.key.get("attempt")) for row in lost}
+    # A lost added score is measured again on the stored adapter. The run itself lacks nothing.
+    of_runs = [row for row in lost if row.table != schema.added_scores.name]
+    owners = {(row.key.get("experiment_id"), row.key.get("attempt")) for row in of_runs}
     completed = tracker.get_all_experiments(status="completed")
     is_anybodys = is_cut_short or not owners <= {(each.experiment_id, each.attempt) for each in completed}
     problems = []
@@ -192,10 +204,13 @@ def rebuild(tracker: ExperimentTracker, folders: Sequence[Path], *, suite_name: 
     Raises:
         StoreError: as `replay`, for the first folder that cannot be read to its end.
     """
-    return sum(
-        replay(tracker, folder, suite_name=suite_name)
-        for folder in sorted(folders, key=lambda folder: Pack.read(folder).attempt)
-    )
+    return sum(replay(tracker, folder, suite_name=suite_name) for folder in sorted(folders, key=_order))
+
+
+def _order(folder: Path) -> tuple[bool, int]:
+    """Scoring comes after training, since its scores belong to completed runs; then by attempt."""
+    pack = Pack.read(folder)
+    return pack.scoring is not None, pack.attempt
 
 
 def replay(tracker: ExperimentTracker, folder: Path, *, suite_name: str = RECOVERED_SUITE) -> int:
@@ -208,6 +223,8 @@ def replay(tracker: ExperimentTracker, folder: Path, *, suite_name: str = RECOVE
         StoreError: there is no run in the folder, or its records are damaged. The records before the damage are stored.
     """
     pack = _read_pack(folder)
+    if pack.scoring is not None:
+        return _replay_scores(tracker, pack, folder=folder)
     records = folder / "records.jsonl"
     with tracker.at(_modified(folder / "pack.json")):
         _start(tracker, pack, folder=folder, suite_name=suite_name)
@@ -227,6 +244,22 @@ def replay(tracker: ExperimentTracker, folder: Path, *, suite_name: str = RECOVE
     if damage:
         faults = "; ".join(f"{path}: damaged: {what}" for path, what in damage.items())
         raise StoreError(f"{faults}; the records before that are stored")
+    return num_stored
+
+
+def _replay_scores(tracker: ExperimentTracker, pack: Pack, *, folder: Path) -> int:
+    """Store the scores of a scoring pack that the store lacks; return their number.
+
+    Raises:
+        StoreError: the records are damaged. Those before the damage are stored.
+    """
+    num_stored, reader = 0, RecordReader(folder / RECORDS_NAME)
+    try:
+        for record in reader.read_new():
+            if isinstance(record, AddedScore):
+                num_stored += tracker.take(record, pack_id=pack.id, attempt=pack.attempt)
+    except ValueError as error:
+        raise StoreError(f"{reader.path}: damaged: {error}; the records before that are stored") from error
     return num_stored
 
 

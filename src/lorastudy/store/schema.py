@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 #: The revision of these tables. A test keeps it equal to the newest file in `migrations/versions`. It is written here
 #: so that neither a new nor a current store needs alembic.
-HEAD_REVISION = "r0003"
+HEAD_REVISION = "r0004"
 
 #: Revisions of stores from before the first release. Their run folders can be rebuilt; the stores are not read.
 UNRELEASED_REVISIONS = tuple(f"{number:04}" for number in range(1, 10))
@@ -192,6 +192,24 @@ score_items = Table(
         ["experiment_id", "attempt", "split", "metric"],
         ["scores.experiment_id", "scores.attempt", "scores.split", "scores.metric"],
     ),
+)
+
+#: Scores that a later pass gave to the adapter of a completed run.
+added_scores = Table(
+    "added_scores",
+    metadata,
+    *_run_key(),
+    Column("split", Text, primary_key=True),
+    Column("metric", Text, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("value", Double, comment="NULL where no row has a number"),
+    Column("items", Text, nullable=False, comment="JSON: one number per item, null where the metric failed"),
+    Column("weights", Text, comment="JSON: one whole number per item; NULL where all are one"),
+    Column("failed_rows", Text, nullable=False, comment="JSON: a list of rows, each with its message"),
+    Column("source_sha256", Text, comment="of the file of a user's own metric"),
+    _hash(),
+    _of_a_run(),
 )
 
 generations = Table(

@@ -258,7 +258,7 @@ class ExperimentTracker:
 
     def get_items(
         self, experiment_id: str, *, split: str, metric: str
-    ) -> tuple[tuple[float, ...], tuple[int, ...] | None]:
+    ) -> tuple[tuple[float | None, ...], tuple[int, ...] | None]:
         """A score's value for every item of the current run, and the weights (None: all weigh one).
 
         Raises:
@@ -273,7 +273,7 @@ class ExperimentTracker:
 
     def get_all_items(
         self, experiment_ids: Sequence[str], *, split: str, metric: str
-    ) -> dict[str, tuple[tuple[float, ...], tuple[int, ...] | None]]:
+    ) -> dict[str, tuple[tuple[float | None, ...], tuple[int, ...] | None]]:
         """The same as `get_items`, by experiment, without those that have no such score or no items."""
         with self._database.reading() as connection:
             return queries.items_of(connection, experiment_ids, split=split, metric=metric)

@@ -14,6 +14,7 @@ from lorastudy.protocol.records import (
     PackProfile,
     TrivialScore,
 )
+from lorastudy.protocol.scoring import FailedRow
 from lorastudy.suite.experiment import tagged_hash
 from lorastudy.suite.question import Question
 
@@ -31,6 +32,16 @@ class ScoreValue:
     """The step after which an adapter on the way was scored; None at the end and before training."""
     train_seconds: float | None = None
     """The experiment's training time up to that step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedRows:
+    """The rows of one score that its metric gave no number for."""
+
+    num_rows: int
+    """All rows that the metric was asked for."""
+    version: int
+    rows: tuple[FailedRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +77,8 @@ class ExperimentResult:
     train_seconds: float | None = None
     """Share of the pack's training time: that time divided by its number of arms. Up to its stop if it stopped early."""
     scores: Mapping[tuple[str, str], ScoreValue]
+    failed_rows: Mapping[tuple[str, str], FailedRows] = field(default_factory=dict)
+    """For scores that have some, by (split, metric). If all rows failed, `scores` has no entry."""
     profile: ArmProfile | None = None
     pack_profile: PackProfile | None = None
     prediction: MemoryPrediction | None = None
@@ -86,6 +99,11 @@ class ExperimentResult:
     def was_pruned(self) -> bool:
         """Whether racing stopped it because its arm was clearly behind. It is no failure and needs no further run."""
         return self.status == "stopped" and self.failure_kind == "pruned"
+
+    def was_measured(self, split: str, metric: str, *, version: int) -> bool:
+        """Whether this version of the metric was measured on the split, even if it gave no number for any row."""
+        found = self.scores.get((split, metric)) or self.failed_rows.get((split, metric))
+        return found is not None and found.version == version
 
 
 @dataclass(frozen=True, kw_only=True)

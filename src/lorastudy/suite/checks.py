@@ -16,12 +16,13 @@ from lorastudy.suite.eval_points import steps_between
 from lorastudy.suite.experiment_types import EXPERIMENT_TYPES, class_in_file, missing_class_file
 from lorastudy.suite.levels import Given, Level, combinations, num_combinations
 from lorastudy.suite.methods import JUDGED_KEYS, LORAFA_CONSTANTS, method_problem
+from lorastudy.suite.metrics import ALWAYS_MEASURED, MetricDefinition, metric_named, read_metrics
 from lorastudy.suite.question import MIN_SEEDS, MIN_SEEDS_TO_RACE
 from lorastudy.suite.safe_text import printable
 from lorastudy.suite.settings import AUTO, Settings
 from lorastudy.suite.suite import MAX_EXPERIMENTS, EntryKeys
 from lorastudy.suite.wording import did_you_mean, shown
-from lorastudy.suite.yaml_reading import Place, Problems
+from lorastudy.suite.yaml_reading import Node, Place, Problems
 
 #: Keys that must be equal for all arms of a race: they decide which rows are scored and how many steps there are.
 _ALIKE_IN_A_RACE = (
@@ -97,10 +98,41 @@ def check_sources(levels: Sequence[Level], problems: Problems) -> None:
             problems.add(given.place, path=given.path, cause=cause)
 
 
+def suite_metrics(
+    values: Mapping[str, Node], header: Level, *, folder: Path, problems: Problems
+) -> tuple[MetricDefinition, ...]:
+    """The metrics of a suite. Notes each entry that cannot be used, and an unknown primary metric.
+
+    A primary metric need not be listed. Files of the user's own metrics are run.
+    """
+    given, primary = header.get("metrics"), header.get("primary_metric")
+    entries: list[str] = [] if given is None else list(given.values[0])
+    places = values["metrics"].value if given is not None else ()
+
+    def note(number: int, cause: str) -> None:
+        node = places[number] if isinstance(places, tuple) and number < len(places) else None
+        place, path = (None, "") if given is None else (given.place, f"{given.path}[{number}]")
+        problems.add(node.place if node else place or Place(source=""), path=path, cause=cause)
+
+    found = read_metrics(entries, folder=folder, on_problem=note)
+    if primary is None or primary.values[0] in ALWAYS_MEASURED or metric_named(primary.values[0], found):
+        return found
+    if len(found) < len([entry for entry in entries if entry not in ALWAYS_MEASURED]):
+        return found  # the primary metric may be the one that cannot be used
+    added = read_metrics(
+        [primary.values[0]],
+        folder=folder,
+        on_problem=lambda _, cause: problems.add(primary.place, path=primary.path, cause=cause),
+    )
+    return (*found, *added)
+
+
 def check_can_answer(
-    metric: Given | None, levels: Sequence[Level], *, margin: Given | None, problems: Problems
+    header: Level, levels: Sequence[Level], *, metrics: Sequence[MetricDefinition], problems: Problems
 ) -> None:
     """Note a primary metric that some arm does not measure, and a margin as a share for a metric other than loss."""
+    metric, margin = header.get("primary_metric"), header.get("margin")
+    _check_generates(header, levels, metrics=metrics, problems=problems)
     if metric is None or metric.values[0] == "loss":
         return
     if margin is not None and isinstance(margin.values[0], str):
@@ -108,12 +140,22 @@ def check_can_answer(
             f"is a share of the gain, which only loss has; give a number in the unit of {metric.values[0]}"
         )
         problems.add(margin.place, path=margin.path, cause=cause)
-    if metric.values[0] != "exact_match":
-        return
-    given = (level.get("max_generation_samples") for level in levels)
-    if any(asked is not None and 0 in asked.values for asked in given):
-        cause = "exact_match is not measured where max_generation_samples is 0; raise that, or take loss"
-        problems.add(metric.place, path=metric.path, cause=cause)
+
+
+def _check_generates(
+    header: Level, levels: Sequence[Level], *, metrics: Sequence[MetricDefinition], problems: Problems
+) -> None:
+    """Note a metric of generated answers if some arm generates none."""
+    primary, listed = header.get("primary_metric"), header.get("metrics")
+    of_answers = {metric.name for metric in metrics if metric.reads == "answers"}
+    given = primary if primary is not None and primary.values[0] == "exact_match" else None
+    name = "exact_match"
+    if of_answers:
+        given, name = listed or primary, min(of_answers)
+    asked = (level.get("max_generation_samples") for level in levels)
+    if given is not None and any(one is not None and 0 in one.values for one in asked):
+        cause = f"{name} is not measured where max_generation_samples is 0; raise that, or take loss"
+        problems.add(given.place, path=given.path, cause=cause)
 
 
 def check_tuning_seeds(given: Given | None, levels: Sequence[Level], *, problems: Problems) -> None:

@@ -5,12 +5,7 @@ To add a type, subclass `BaseExperiment` in a file of your own and write `experi
 the suite.
 """
 
-import hashlib
-import importlib.util
 import inspect
-import re
-import sys
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +15,7 @@ from typing import Any, ClassVar
 from lorastudy.errors import ModelError, StudyError
 from lorastudy.suite.base_model import Shape, weight_shapes
 from lorastudy.suite.methods import written_out
+from lorastudy.suite.own_code import is_file, name_in_file, run_file
 from lorastudy.suite.settings import LENGTH_KEYS, AskedSettings, Settings, names_of_varied, value_in_name
 from lorastudy.suite.targets import named_layers, resolve_targets
 from lorastudy.suite.wording import checked, did_you_mean
@@ -289,24 +285,20 @@ def resolve_type(experiment_type: str) -> type[BaseExperiment]:
     return _checked_class(_run_file(path), name=name, path=path)
 
 
-_CLASS_IN_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
-
-
 def class_in_file(experiment_type: str) -> tuple[Path, str] | None:
     """The file and the class of `path/to/file.py:Class`; None for any other `experiment_type`."""
-    match = _CLASS_IN_FILE.fullmatch(experiment_type)
-    return (Path(match["file"]), match["name"]) if match else None
+    return name_in_file(experiment_type)
 
 
 def missing_class_file(experiment_type: str) -> str | None:
     """The message if the file of `path/to/file.py:Class` does not exist; None if it does."""
     in_file = class_in_file(experiment_type)
     assert in_file is not None
-    try:
-        there = in_file[0].is_file()
-    except (OSError, ValueError):
-        there = False
-    return None if there else f"there is no file {str(in_file[0])!r} (paths start at the current folder)"
+    return (
+        None
+        if is_file(in_file[0])
+        else f"there is no file {str(in_file[0])!r} (paths start at the current folder)"
+    )
 
 
 def _run_file(path: Path) -> ModuleType:
@@ -315,29 +307,7 @@ def _run_file(path: Path) -> ModuleType:
     It runs as a module of `lorastudy.experiments`, so that both `from .base_experiment import ...` and the absolute
     import work, wherever the file is.
     """
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
-    name = f"lorastudy.experiments.user_{digest}_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look their module up while it runs
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        line = _line_in(path, error)
-        raise StudyError(f"{path}{line} cannot be loaded: {type(error).__name__}: {error}") from error
-    return module
-
-
-def _line_in(path: Path, error: BaseException) -> str:
-    """`:12`, the last line of the file in the error's traceback; empty if there is none."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
-    if isinstance(error, SyntaxError) and error.lineno:
-        lines.append(error.lineno)
-    return f":{lines[-1]}" if lines else ""
+    return run_file(path, package="lorastudy.experiments")
 
 
 def _checked_class(module: ModuleType, *, name: str, path: Path) -> type[BaseExperiment]:

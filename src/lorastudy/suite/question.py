@@ -15,9 +15,8 @@ from decimal import Decimal
 from typing import Any, Literal, Self
 
 from lorastudy.suite.experiment import Sources, tagged_hash
+from lorastudy.suite.metrics import MetricDefinition
 from lorastudy.suite.settings import label
-
-PrimaryMetric = Literal["loss", "token_accuracy", "exact_match"]
 
 SplitName = Literal["eval", "test"]
 
@@ -89,7 +88,8 @@ class Question:
     None if nothing is chosen.
     """
 
-    primary_metric: PrimaryMetric = "loss"
+    primary_metric: str = "loss"
+    """The name in the store: of a metric that every run has, or `MetricDefinition.key`."""
     margin: Margin | None = None
     reference: str | None = None
     seeds: tuple[int, ...] = ()
@@ -100,6 +100,8 @@ class Question:
     """Shares of the training at which racing stops arms that are clearly behind."""
     subject: tuple[tuple[str, str], ...] = ()
     """Pairs (`base_model` or a data set's key, fingerprint). Empty if an older version stored the question."""
+    metrics: tuple[MetricDefinition, ...] = ()
+    """The metrics that are measured besides those that every run has."""
 
     @property
     def id(self) -> str:
@@ -109,7 +111,7 @@ class Question:
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values; `from_json` is its inverse."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        for later in ("rungs", "subject"):
+        for later in ("rungs", "subject", "metrics"):
             if not plain[later]:
                 del plain[later]  # so that questions stored before this key existed keep their ids
         return plain
@@ -120,7 +122,15 @@ class Question:
         margin = None if values["margin"] is None else Margin(**values["margin"])
         listed = {key: tuple(values.get(key, ())) for key in ("seeds", "tuning_seeds", "rungs")}
         subject = tuple((what, fingerprint) for what, fingerprint in values.get("subject", ()))
-        return cls(**{**values, **listed, "margin": margin, "subject": subject})
+        metrics = tuple(MetricDefinition.from_json(each) for each in values.get("metrics", ()))
+        return cls(**{**values, **listed, "margin": margin, "subject": subject, "metrics": metrics})
+
+    @property
+    def primary_name(self) -> str:
+        """The name of the primary metric as people write it."""
+        return next(
+            (each.name for each in self.metrics if each.key == self.primary_metric), self.primary_metric
+        )
 
     def differences(self, other: "Question") -> tuple[str, ...]:
         """The keys in which two questions differ. An empty subject is unknown, so it differs from no other."""

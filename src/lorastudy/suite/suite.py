@@ -27,10 +27,10 @@ from lorastudy.suite.experiment_types import (
     resolve_type,
     settings_of,
 )
+from lorastudy.suite.metrics import BUILT_IN, MetricDefinition
 from lorastudy.suite.question import (
     RUNGS,
     Margin,
-    PrimaryMetric,
     Question,
     all_seeds,
     check_rungs,
@@ -88,12 +88,15 @@ class Suite:
     arms: tuple[Arm, ...]
     notes: tuple[str, ...] = ()
     """Lines of the file that are legal and change nothing, as `file:line:col: path: why`."""
-    primary_metric: PrimaryMetric = "loss"
+    primary_metric: str = "loss"
+    """As in `Question`."""
     margin: Margin | None = None
     reference: str | None = None
     given_tuning_seeds: tuple[int, ...] | None = None
     rungs: tuple[float, ...] = ()
     """Shares of the training at which racing stops arms that are clearly behind; empty without racing."""
+    metrics: tuple[MetricDefinition, ...] = ()
+    """The metrics that are measured besides those that every run has."""
 
     def __repr__(self) -> str:
         arms, seeds = len(self.arms), len(all_seeds(arm.seeds for arm in self.arms))
@@ -130,6 +133,7 @@ class Suite:
             choosing_split="eval" if chooses else None,
             reporting_split="test" if all(arm.settings.has_test_split for arm in self.arms) else "eval",
             rungs=self.rungs,
+            metrics=self.metrics,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -140,6 +144,7 @@ class Suite:
             "margin": None if self.margin is None else vars(self.margin),
             "tuning_seeds": None if self.given_tuning_seeds is None else list(self.given_tuning_seeds),
             **({"rungs": list(self.rungs)} if self.rungs else {}),
+            **({"metrics": [metric.to_json() for metric in self.metrics]} if self.metrics else {}),
             "arms": [
                 {
                     "name": arm.name,
@@ -157,7 +162,7 @@ class Suite:
         rest = {
             key: value
             for key, value in values.items()
-            if key not in {"margin", "tuning_seeds", "arms", "rungs"}
+            if key not in {"margin", "tuning_seeds", "arms", "rungs", "metrics"}
         }
         given = values["tuning_seeds"]
         return cls(
@@ -166,6 +171,7 @@ class Suite:
             margin=None if values["margin"] is None else Margin(**values["margin"]),
             given_tuning_seeds=None if given is None else tuple(given),
             rungs=tuple(values.get("rungs", ())),
+            metrics=tuple(MetricDefinition.from_json(each) for each in values.get("metrics", ())),
             arms=tuple(
                 Arm(
                     name=arm["name"],
@@ -231,10 +237,17 @@ class SuiteKeys(BaseModel):
         description="The design: names the arms and says which questions the report answers. "
         f"{', '.join(f'`{name}`' for name in EXPERIMENT_TYPES)}, or `path/to/file.py:Class`.",
     )
-    primary_metric: PrimaryMetric = Field(
+    metrics: tuple[Annotated[str, Field(examples=[*BUILT_IN, "path/to/file.py:function"])], ...] = Field(
+        (),
+        description="Measured of the stored adapters besides loss, token accuracy and exact match, which every run has: "
+        "`token_f1`, `rouge_l` and `contains` compare the generated answers with the references; `choice_accuracy` takes the "
+        "likeliest of a row's `choices` (docs/data-formats.md); `bits_per_byte` compares across tokenizers; or a function of your own, whose file "
+        "is run. Paths start at the suite file. No part of an experiment's identity: a metric that is added later trains nothing.",
+    )
+    primary_metric: str = Field(
         "loss",
-        description="What verdicts are about, on the test rows where there are such: held-out loss, token accuracy "
-        "or exact match. Stored before the first run, as are the next two; a later change shows in the report.",
+        description="What verdicts are about, on the test rows where there are such: held-out `loss`, `token_accuracy`, "
+        "`exact_match`, or one of `metrics`. Stored before the first run, as are the next two; a later change shows in the report.",
     )
     margin: Annotated[float, Field(gt=0)] | Annotated[str, Field(examples=["2%"])] | None = Field(
         None,
@@ -267,7 +280,7 @@ class SuiteKeys(BaseModel):
         description="Instead of `experiments`: settings with a list of values each; every combination is an arm.",
     )
 
-    @field_validator("tuning_seeds", "racing", mode="before")
+    @field_validator("tuning_seeds", "racing", "metrics", mode="before")
     @classmethod
     def _lists_are_tuples(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value

@@ -27,6 +27,7 @@ from lorastudy.suite.checks import (
     check_tuning_seeds,
     expand_home,
     overridden,
+    suite_metrics,
 )
 from lorastudy.suite.experiment import canonical_json
 from lorastudy.suite.levels import (
@@ -42,6 +43,7 @@ from lorastudy.suite.levels import (
     top_scope,
 )
 from lorastudy.suite.methods import METHOD_KEYS, written_out
+from lorastudy.suite.metrics import metric_named
 from lorastudy.suite.question import RUNGS, Margin
 from lorastudy.suite.settings import AUTO, AskedSettings, Settings
 from lorastudy.suite.suite import (
@@ -137,13 +139,17 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
     check_experiment_type(header.get("experiment_type"), problems)
     levels = [entry.level for entry in entries]
     _check_levels(levels, start=source.start, problems=problems)
-    check_can_answer(header.get("primary_metric"), levels, margin=header.get("margin"), problems=problems)
+    metrics = suite_metrics(
+        values, header, folder=Path() if source.path is None else source.path.parent, problems=problems
+    )
+    check_can_answer(header, levels, metrics=metrics, problems=problems)
     check_tuning_seeds(header.get("tuning_seeds"), levels, problems=problems)
     check_racing(header.get("racing"), levels, metric=header.get("primary_metric"), problems=problems)
     own = [*top.values(), *(given for entry in entries for given in entry.own)]
     if problems.are_none:
         check_effects(own, levels=levels, problems=problems)
     given = {key: value.values[0] for key, value in header.items()}
+    primary = metric_named(given.get("primary_metric", ""), metrics)
     name = given.get("suite_name") or _name_from(source, given=given, problems=problems)
     problems.raise_if_any()
     return Suite(
@@ -153,11 +159,14 @@ def _suite(values: Mapping[str, Node], *, base: Level, source: _Source, problems
         path=source.path,
         arms=tuple(arm for entry in entries for arm in _arms(entry)),
         notes=(*overridden(own, levels=levels), *_seed_notes(own), *_test_row_notes(levels)),
-        primary_metric=given.get("primary_metric", SuiteKeys.model_fields["primary_metric"].default),
+        primary_metric=given.get("primary_metric", SuiteKeys.model_fields["primary_metric"].default)
+        if primary is None
+        else primary.key,
         margin=None if given.get("margin") is None else Margin.parse(given["margin"]),
         reference=given.get("reference"),
         given_tuning_seeds=given.get("tuning_seeds"),
         rungs=_rungs(given.get("racing", False)),
+        metrics=metrics,
     )
 
 
@@ -356,7 +365,8 @@ def _question_keys(suite: Suite) -> dict[str, Any]:
         "suite_name": suite.name,
         "description": suite.description,
         "experiment_type": suite.experiment_type,
-        "primary_metric": suite.primary_metric,
+        "metrics": [metric.as_written for metric in suite.metrics] or None,
+        "primary_metric": suite.question.primary_name,
         "margin": None if suite.margin is None else suite.margin.as_written(),
         "reference": suite.reference,
         "tuning_seeds": suite.given_tuning_seeds and list(suite.given_tuning_seeds),

@@ -4,8 +4,8 @@
     python -m lorastudy.train.worker -      folders from standard input, a JSON string a line, as they come
 
 It serves the folders one after another and keeps the base model as long as the next pack needs the same one. It does
-not know the store or the suite. `train/train_pack.py` trains a pack. This module is the only place that catches all
-errors, and it keeps their tracebacks.
+not know the store or the suite. `train/train_pack.py` trains a pack, and `train/score_pack.py` scores stored adapters.
+This module is the only place that catches all errors, and it keeps their tracebacks.
 """
 
 import faulthandler
@@ -31,6 +31,7 @@ from lorastudy.protocol.parent_watch import PARENT_VARIABLE, end_with_parent
 from lorastudy.protocol.records import DONE_NAME, RECORDS_NAME, Incident, Pack, RecordWriter
 from lorastudy.protocol.run_folder import attempt_name
 from lorastudy.train.outcomes import PackRun, Stop, Stopped
+from lorastudy.train.score_pack import score_pack
 from lorastudy.train.train_pack import run_pack
 
 #: The exit code of a worker that stopped on request: 128 + SIGTERM, as in a shell.
@@ -72,7 +73,10 @@ def serve_pack(folder: Path, *, cache: BaseCache, stop: Stop) -> None:
     try:
         settings = run.pack.experiments[0].settings
         with numerics(default_device(), deterministic=settings.deterministic):
-            run_pack(run, cache=cache, stop=stop)
+            if run.pack.scoring is None:
+                run_pack(run, cache=cache, stop=stop)
+            else:
+                score_pack(run, cache=cache)
     except Stopped:
         run.stop_rest("the worker was asked to stop; what was trained is kept")
         raise

@@ -32,6 +32,7 @@ from lorastudy.protocol.records import (
     decode,
     encode,
 )
+from lorastudy.protocol.scoring import AddedScore, FailedRow
 from lorastudy.suite.experiment import Experiment, Sources, canonical_json
 from lorastudy.suite.settings import Settings
 
@@ -169,6 +170,20 @@ RECORDS: dict[type[Any], st.SearchStrategy[Any]] = {
         traceback=st.none() | TEXT,
         step=st.none() | COUNT,
         adapter_path=st.none() | TEXT,
+    ),
+    AddedScore: st.builds(
+        AddedScore,
+        experiment_id=TEXT,
+        attempt=COUNT,
+        split=TEXT,
+        metric=TEXT,
+        version=COUNT,
+        unit=TEXT,
+        value=st.none() | FINITE,
+        items=st.lists(st.none() | FINITE).map(tuple),
+        weights=st.none() | st.lists(COUNT).map(tuple),
+        failed_rows=st.lists(st.builds(FailedRow, where=TEXT, message=TEXT)).map(tuple),
+        source_sha256=st.none() | TEXT,
     ),
 }
 SAID = [Generation(experiment_id="e", prompt=f"{number}é\n", reference="", answer="") for number in range(3)]

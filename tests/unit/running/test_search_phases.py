@@ -16,6 +16,7 @@ from lorastudy.protocol.records import Outcome, Pack, Record, Score
 from lorastudy.running.phase_runner import Callbacks, RunOptions
 from lorastudy.running.phases import Phase
 from lorastudy.running.study import StudyOutcome, run_study
+from lorastudy.stats.summary import LOSS
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.rate_search import Design
@@ -253,7 +254,7 @@ def test_a_run_that_is_lost_in_the_search_costs_the_arm_nothing(run, tracker) ->
 
 def test_the_choice_reads_the_held_out_rows_and_never_the_test_rows(run, tracker, suite) -> None:
     last, _ = run(Curves())
-    merits = merits_of({e.id for e in last.experiments}, tracker=tracker, metric="loss")
+    merits = merits_of({e.id for e in last.experiments}, tracker=tracker, metric=LOSS)
     for each in last.experiments:
         loss = math.log10(each.settings.learning_rate / BEST[each.settings.lora_rank]) ** 2
         assert merits[each.id] == pytest.approx((loss, loss))
@@ -281,9 +282,9 @@ def test_results_of_other_libraries_choose_nothing(run, tracker, suite, monkeypa
     run(Curves())
     experiments = designing(suite).design().experiments
     ids = {experiment.id for experiment in experiments}
-    assert merits_of(ids, tracker=tracker, metric="loss")
+    assert merits_of(ids, tracker=tracker, metric=LOSS)
     monkeypatch.setattr("lorastudy.planning.design.installed_version", lambda name: "another")
-    assert merits_of(ids, tracker=tracker, metric="loss") == {}
+    assert merits_of(ids, tracker=tracker, metric=LOSS) == {}
 
 
 def test_a_search_ends_although_other_libraries_began_one_of_its_runs_again(

@@ -230,3 +230,19 @@ def test_runs_whose_rows_are_grouped_differently_have_no_items_in_common():
     assert common_weights([one, one]) is not None
     assert common_weights([one, other]) is None
     assert common_weights([ItemScores(values=(1.0,) * 4, groups=(3,) * 4)] * 2) is None
+
+
+def test_an_item_that_a_run_has_no_value_for_is_left_out_of_all():
+    ours = [ItemScores(values=(1.0, None, 3.0, 5.0), weights=(1, 2, 3, 4)) for _ in range(2)]
+    theirs = [
+        ItemScores(values=(0.0, 9.0, 1.0, None), weights=(1, 2, 3, 4)),
+        ItemScores(values=(0.5, 9.0, 1.0, 2.0), weights=(1, 2, 3, 4)),
+    ]
+    pairs = paired_items(ours, theirs)
+    assert pairs is not None
+    assert pairs.has_gaps
+    assert pairs.weights.tolist() == [1.0, 3.0]
+    assert pairs.differences.tolist() == [[1.0, 2.0], [0.5, 2.0]]
+    assert pairs.by_seed == pytest.approx([7 / 4, 6.5 / 4])
+    only_one = [ItemScores(values=(1.0, None, None, None), weights=(1, 2, 3, 4))]
+    assert paired_items(only_one, theirs[1:]) is None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
+from lorastudy.analysis.overview import Analysis
 from lorastudy.report.document import Strong, Text
 from lorastudy.report.findings import rank
 from lorastudy.report.findings.wording import (
@@ -347,7 +347,7 @@ def _four_bit(analysis: Analysis) -> str:
         return "This needs a completed 4-bit arm and one of higher precision; these runs cannot answer it."
     sentences = []
     for arm in arms:
-        compared = [analysis.comparison(arm.name, metric) for metric in COMPARED_METRICS]
+        compared = [analysis.comparison(arm.name, metric) for metric in analysis.criterion.compared_metrics]
         # Verdicts are about the primary metric; three verdicts for each arm would triple the chance of a false one.
         parts = [
             f"{c.metric.title.lower()} {difference(c) if c.metric == analysis.primary else measured_difference(c)}"

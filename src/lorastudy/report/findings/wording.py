@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
+from lorastudy.analysis.overview import Analysis
 from lorastudy.report.document import Text
 from lorastudy.report.numbers import (
     decimals_for,
@@ -105,7 +105,7 @@ def change(first: ArmSummary, last: ArmSummary, *, metric: Metric) -> str | None
 
 def other_accuracies(analysis: Analysis, *, first: ArmSummary, last: ArmSummary) -> str:
     """A sentence about the metrics beside the primary one; empty if none was measured."""
-    others = [metric for metric in COMPARED_METRICS if metric != analysis.primary]
+    others = [metric for metric in analysis.criterion.compared_metrics if metric != analysis.primary]
     changes = [(metric, change(first, last, metric=metric)) for metric in others]
     parts = [f"{metric.title.lower()} went {text}" for metric, text in changes if text]
     return f" At the same time {listing(parts)}." if parts else ""

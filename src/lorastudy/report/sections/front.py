@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
+from lorastudy.analysis.overview import Analysis
 from lorastudy.lint.case import LintFinding, arms_in_words
 from lorastudy.lint.evidence import TOO_FEW_SEEDS
 from lorastudy.recommend.decision import decide, harmed_arms
@@ -26,17 +26,18 @@ from lorastudy.report.findings.wording import (
     when_stated,
 )
 from lorastudy.report.numbers import count, listing, names, number
+from lorastudy.report.sections.metrics import failed_row_notes, metric_in_words
 from lorastudy.report.sections.overview import setting_values, what_was_run
 from lorastudy.report.sections.tuning import wrong_stops_measured
 from lorastudy.stats.reference import missing_reference
 from lorastudy.stats.study import DECIDING, SetLate, Study, environment_groups
+from lorastudy.stats.summary import primary_metric_of
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.question import Question, rung_name
 
 #: The first page names this many findings and counts the others.
 _MOST_FINDINGS = 4
 
-METRIC_NAMES = {"loss": "held-out loss", "token_accuracy": "token accuracy", "exact_match": "exact match"}
 _SPLITS = {"eval": "the held-out rows", "test": "the test rows"}
 
 
@@ -137,11 +138,17 @@ def _question(analysis: Analysis, statements: Sequence[StatedQuestion]) -> str:
 
 
 def _decides(question: Question, *, margin: str, lost: str | None = None) -> str:
-    metric = METRIC_NAMES[question.primary_metric]
+    metric = _metric_name(question)
     reference = question.reference or "the reference that the design names"
     if lost is not None:
         return f"{metric} decides, against {reference}, with a margin of {question.margin} that cannot be used: {lost}"
     return f"{metric} decides, against {reference}, with {'no margin' if margin == 'none' else f'a margin of {margin}'}"
+
+
+def _metric_name(question: Question) -> str:
+    """`held-out loss`, or the name of a metric that the suite adds, as its file writes it."""
+    own = next((each for each in question.metrics if each.key == question.primary_metric and each.file), None)
+    return primary_metric_of(question).title.lower() if own is None else own.name
 
 
 def _verdict(analysis: Analysis) -> str:
@@ -160,6 +167,7 @@ def _limits(analysis: Analysis) -> Iterator[Text]:
     yield from _harmed(analysis)
     yield from _contradictions(analysis)
     yield from _diverged(analysis)
+    yield from failed_row_notes(analysis)
     yield from _findings(analysis)
     if seeds := what_seeds_can_show(analysis):
         yield (seeds,)
@@ -193,7 +201,7 @@ def _contradictions(analysis: Analysis) -> Iterator[Text]:
         *(c.arm for c in analysis.primary_comparisons),
     }
     others = [arm for arm in analysis.study.arms if arm.name in compared - {named}]
-    for metric in COMPARED_METRICS:
+    for metric in analysis.criterion.compared_metrics:
         if metric == primary:
             continue
         pairs = [
@@ -335,7 +343,8 @@ def _change(key: str, *, before: Question, after: Question) -> str:
 
 def _parts_in_words(question: Question) -> str:
     """Its id and all its parts."""
-    parts = (say(question) for key, say in _PARTS.items() if key != "rungs" or question.rungs)
+    unused = {key for key in ("rungs", "metrics") if not getattr(question, key)}
+    parts = (say(question) for key, say in _PARTS.items() if key not in unused)
     return f"({question.id}): {'; '.join(dict.fromkeys(parts))}."
 
 
@@ -374,8 +383,19 @@ _SUBJECTS = {
     "eval_dataset": "it scores other held-out rows than before",
     "test_dataset": "it scores other test rows than before",
 }
+
+
+def _primary_in_words(question: Question) -> str:
+    """As `_metric_name`, with the file and its hash for a metric of the user's own."""
+    own = next((each for each in question.metrics if each.key == question.primary_metric and each.file), None)
+    return _metric_name(question) if own is None else metric_in_words(own)
+
+
 _PARTS: dict[str, Callable[[Question], str]] = {
-    "primary_metric": lambda question: f"{METRIC_NAMES[question.primary_metric]} decides",
+    "primary_metric": lambda question: f"{_primary_in_words(question)} decides",
+    "metrics": lambda question: (
+        f"also measured: {listing(map(metric_in_words, question.metrics)) or 'nothing'}"
+    ),
     "margin": lambda question: f"margin {question.margin or 'none'}",
     "reference": lambda question: f"reference {question.reference or 'as the design names it'}",
     "seeds": lambda question: f"seeds {_seeds(question.seeds)}",

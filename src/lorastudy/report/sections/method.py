@@ -44,6 +44,7 @@ from lorastudy.report.numbers import (
     unknown_times,
 )
 from lorastudy.report.rows import about_full_length, laid_out, left_out, repeated, rows_in_words
+from lorastudy.report.sections.metrics import metric_items
 from lorastudy.report.sections.overview import setting_values
 from lorastudy.stats.study import EnvironmentGroup, Study, StudyArm, environment_groups, reporting_split
 from lorastudy.stats.summary import METRICS, metric_versions
@@ -75,6 +76,7 @@ def method_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     study = analysis.study
     items: list[Text] = [
         _scores(study),
+        *metric_items(analysis),
         _seeds(study),
         (f"Memory: {_memory(study)}.", *_full_length(analysis)),
         (
@@ -357,6 +359,7 @@ def suite_of(study: Study, *, design: Suite | None = None, question: Question | 
         reference=stated.reference,
         given_tuning_seeds=stated.tuning_seeds or None,
         rungs=stated.rungs,
+        metrics=stated.metrics,
     )
 
 

@@ -55,6 +55,15 @@ _ABSENT_CELL = Cell(ABSENT)
 _SHOWN = {LOSS: " (nats/token)", PERPLEXITY: "", TOKEN_ACCURACY: "", EXACT_MATCH: ""}
 
 
+def _shown(analysis: Analysis) -> Mapping[Metric, str]:
+    """The metrics of the table. Those that the suite adds come after those that every run has."""
+    units = {
+        metric: f" ({metric.unit})" if metric.is_in_units else ""
+        for metric in analysis.criterion.added_metrics
+    }
+    return {**_SHOWN, **units}
+
+
 def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     """Every arm with its metrics and costs; an arm without a completed seed has a row of dashes."""
     parts = (_identity(analysis), *_metric_columns(analysis), *_cost_columns(analysis))
@@ -93,7 +102,9 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
         _comparison_table(comparisons),
     ]
     others = [
-        metric for metric in COMPARED_METRICS if metric != analysis.primary and _measured(analysis, metric)
+        metric
+        for metric in analysis.criterion.compared_metrics
+        if metric != analysis.primary and _measured(analysis, metric)
     ]
     if others:
         note = "Other metrics, same pairs, without verdicts: paired difference with its 95 % interval."
@@ -216,7 +227,7 @@ def _trivial_rows(analysis: Analysis, *, num_columns: int) -> list[tuple[Cell, .
         if any(predictor in of_metric for of_metric in scores.values()):
             cells = [
                 _trivial_cell(analysis, metric, spread=scores.get(metric, {}).get(predictor))
-                for metric in _SHOWN
+                for metric in _shown(analysis)
             ]
             rest = num_columns - 2 - len(cells)
             name = f"{PREDICTOR_NAMES[predictor]} (no model)"
@@ -265,7 +276,7 @@ def _identity(analysis: Analysis) -> Part:
 def _metric_columns(analysis: Analysis) -> list[Part]:
     columns: list[Part] = [
         (TableColumn(f"{metric.title}{unit}"), _mean_sd_cell(analysis, metric))
-        for metric, unit in _SHOWN.items()
+        for metric, unit in _shown(analysis).items()
     ]
     return [*columns, (TableColumn("Base-domain loss, before → after"), _forgetting_cell(analysis))]
 

@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+from lorastudy.protocol.scoring import AddedScore, FailedRow
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.schema import HEAD_REVISION
-from lorastudy.store.views import ImportedResult, ImportedScore, StoredDecision
+from lorastudy.store.views import ExperimentResult, ImportedResult, ImportedScore, StoredDecision
 from torture import studies
 
 HERE = Path(__file__).resolve().parent
@@ -32,6 +33,23 @@ IMPORTED = ImportedResult(
 )
 
 
+def added_score(result: ExperimentResult) -> AddedScore:
+    """A score of a stored adapter, of a metric that failed for one of three rows."""
+    assert result.attempt is not None
+    return AddedScore(
+        experiment_id=result.experiment_id,
+        attempt=result.attempt,
+        split="eval",
+        metric="right_number@0123456789ab",
+        version=1,
+        unit="points",
+        value=0.75,
+        items=(1.0, None, 0.5),
+        failed_rows=(FailedRow(where="rows.jsonl:2", message="ValueError: no number"),),
+        source_sha256="0123456789ab" + 52 * "0",
+    )
+
+
 def main() -> None:
     """Write the two files of the newest revision."""
     target = HERE / f"{HEAD_REVISION}.sql"
@@ -44,6 +62,8 @@ def main() -> None:
         with ExperimentTracker(folder / studies.DATABASE, writable=True) as tracker:
             tracker.add_imported([IMPORTED])
             tracker.keep_design(tracker.get_suites()[0].suite_name, {"arms": []})
+            for result in tracker.get_all_experiments(status="completed")[:1]:
+                tracker.take(added_score(result), pack_id="score-1", attempt=1)
             tracker.keep_decision(studies.SUITE, StoredDecision(key="decision-1", content={"pruned": {}}))
         connection = sqlite3.connect(folder / studies.DATABASE)
         dump = "\n".join(connection.iterdump())

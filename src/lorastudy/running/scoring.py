@@ -1,0 +1,61 @@
+"""Scoring stored adapters: which packs of them a study still has to score, and from which folders."""
+
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from lorastudy.errors import StoreError
+from lorastudy.planning.missing_scores import MissingScores
+from lorastudy.planning.packing import PlannedPack
+from lorastudy.protocol.records import PACK_NAME
+from lorastudy.protocol.scoring import Scoring, StoredAdapter
+from lorastudy.running.adapters import published
+from lorastudy.store import ExperimentTracker, rebuilding
+from lorastudy.store.views import ExperimentResult
+from lorastudy.suite.experiment import Experiment
+
+
+def scoring_packs(
+    missing: Iterable[MissingScores], *, suite_name: str, output: Path | None, tried: Collection[str]
+) -> tuple[list[PlannedPack], list[str]]:
+    """The packs to score, and the ids of experiments whose adapter no longer exists.
+
+    `output` is where adapters are published; a copy there serves if the run folder is gone. `tried` are experiments
+    that this call has scored already, or failed to.
+    """
+    packs, gone = [], []
+    for group in missing:
+        adapters = {}
+        for experiment in group.experiments:
+            result = group.results[experiment.id]
+            folder = _adapter(experiment, result, suite_name=suite_name, output=output)
+            if folder is None:
+                gone.append(experiment.id)
+            elif experiment.id not in tried:
+                assert result.attempt is not None
+                adapters[experiment.id] = StoredAdapter(attempt=result.attempt, folder=str(folder))
+        if adapters:
+            packs.append(
+                PlannedPack(
+                    experiments=tuple(e for e in group.experiments if e.id in adapters),
+                    scoring=Scoring(metrics=group.metrics, adapters=adapters),
+                )
+            )
+    return packs, gone
+
+
+def _adapter(
+    experiment: Experiment, result: ExperimentResult, *, suite_name: str, output: Path | None
+) -> Path | None:
+    """The folder of the adapter in its run folder, else of its published copy; None if both are gone."""
+    own = Path(result.run_folder or "") / (result.adapter_path or "")
+    if result.adapter_path is not None and own.is_dir():
+        return own
+    return None if output is None else published(experiment, suite_name=suite_name, output=output)
+
+
+def take_scores_left(tracker: ExperimentTracker, *, runs: Path) -> None:
+    """Store the scores that workers wrote before their runner was killed. Scores after a damaged line are lost."""
+    for folder in sorted(path.parent for path in runs.glob(f"score-*/attempt-*/{PACK_NAME}")):
+        with suppress(StoreError, ValueError, KeyError, TypeError, AssertionError):
+            rebuilding.replay(tracker, folder)

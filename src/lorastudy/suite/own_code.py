@@ -1,0 +1,58 @@
+"""The user's own code that a suite names, as `path/to/file.py:Name`. It runs with the user's rights."""
+
+import hashlib
+import importlib.util
+import re
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from lorastudy.errors import StudyError
+
+_NAME_IN_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
+
+
+def name_in_file(text: str) -> tuple[Path, str] | None:
+    """The file and the name of `path/to/file.py:Name`; None for any other text."""
+    match = _NAME_IN_FILE.fullmatch(text)
+    return (Path(match["file"]), match["name"]) if match else None
+
+
+def is_file(path: Path) -> bool:
+    """Whether the file exists; false for a path that the system cannot have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def run_file(path: Path, *, package: str) -> ModuleType:
+    """The module in the file, which is run as a module of `package`.
+
+    Raises:
+        StudyError: the file raises. The message names the file, its line and the error.
+    """
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"{package}.user_{digest}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickles look their module up while it runs
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        line = line_in(path, error)
+        raise StudyError(f"{path}{line} cannot be loaded: {type(error).__name__}: {error}") from error
+    return module
+
+
+def line_in(path: Path, error: BaseException) -> str:
+    """`:12`, the last line of the file in the error's traceback; empty if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
+    if isinstance(error, SyntaxError) and error.lineno:
+        lines.append(error.lineno)
+    return f":{lines[-1]}" if lines else ""
