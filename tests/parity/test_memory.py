@@ -13,7 +13,7 @@ import torch
 
 import tiny
 from lorastudy.engine import meter
-from lorastudy.engine.batch import assemble
+from lorastudy.engine.batch import ArmBatches, assemble
 from lorastudy.engine.loading import BaseModel, load_base
 from lorastudy.engine.memory_trace import rows_of
 from lorastudy.engine.packed import PackedEngine
@@ -172,6 +172,45 @@ def test_what_a_method_needs_in_the_reference_engine_is_predicted(
     prediction = predict(
         ModelShape.from_json(model), [ArmSize(r=8, module_names=names, method=method)], precision=precision,
         footprint=Footprint.from_json(footprint), device=Device(kind="cpu"),
+    )  # fmt: skip
+    assert prediction.terms.total == pytest.approx(peak, rel=TOLERANCE)
+
+
+OWN_ROWS = (ROWS, EQUAL, MicroBatch(row_lengths=(9, 40, 70, 70), num_labels=60))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "checkpointing"), [("fp32", False), ("bf16", True), ("8bit", False)]
+)
+def test_a_pack_whose_arms_have_rows_of_their_own_is_predicted_too(
+    tmp_path: Path, quantization: str, checkpointing: bool
+) -> None:
+    ranks, orders = [4, 4, 8, 4], [0, 0, 1, 2]
+    folder = tiny.save_base(tmp_path / "base", hidden_size=128)
+    base = load_base(Settings.model_validate({"base_model": str(folder), "quantization": quantization}), device=torch.device("cpu"))  # fmt: skip
+    gc.collect()
+    names = tiny.targets(base, "all")
+    before = meter.live_bytes() - bytes_of(base)
+    arms = [tiny.make_arm(names, name=str(number), r=r) for number, r in enumerate(ranks)]
+    with tiny.opened(PackedEngine(base, arms, gradient_checkpointing=checkpointing)) as engine:
+        made = [assemble(rows_of(batch, num_ids=tiny.VOCAB), device=tiny.CPU) for batch in OWN_ROWS]
+        step = [ArmBatches(by_arm={str(number): made[order] for number, order in enumerate(orders)})]
+        ready = meter.live_bytes() - before
+        peak = ready + meter.peak_growth(
+            lambda: engine.train([step] * 2, on_step=lambda _: None), with_scratch=False
+        )
+    asked = [
+        ModelQuestion(folder=str(folder)),
+        FootprintQuestion(
+            engine="packed", device_kind="cpu", folder=str(folder), precision=Precision(quantization=quantization),
+            arms=tuple(CountedArm(r=r, targets=("all", None), order=order) for r, order in zip(ranks, orders, strict=True)),
+            gradient_checkpointing=checkpointing, row_lengths=(1,), num_labels=0, orders=OWN_ROWS,
+        ),
+    ]  # fmt: skip
+    model, footprint = answer([as_json(question) for question in asked])["answers"]
+    prediction = predict(
+        ModelShape.from_json(model), [ArmSize(r=r, module_names=names) for r in ranks],
+        precision=Precision(quantization=quantization), footprint=Footprint.from_json(footprint), device=Device(kind="cpu"),
     )  # fmt: skip
     assert prediction.terms.total == pytest.approx(peak, rel=TOLERANCE)
 

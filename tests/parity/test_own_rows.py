@@ -7,10 +7,13 @@ import pytest
 import torch
 
 import tiny
+from benchmarks.families import FAMILIES, ROW_LENGTHS, base_of, make_arm, make_model, make_rows
 from lorastudy.engine import adapter_buffers
-from lorastudy.engine.batch import ArmBatches, Batch
+from lorastudy.engine.batch import ArmBatches, Batch, assemble
 from lorastudy.engine.packed import PackedEngine
 from lorastudy.engine.reference import ReferenceEngine
+from lorastudy.errors import ModelError
+from lorastudy.suite.targets import resolve_targets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -171,3 +174,44 @@ def test_rows_that_all_arms_share_give_the_same_numbers_in_both_layouts(tmp_path
     for name in "abcde":
         assert tiny.largest_relative(one[0].losses[name], other[0].losses[name]) <= 1e-6
         assert tiny.largest_difference(one[1][name], other[1][name]) <= 1e-6
+
+
+def packed_engine(base, names):
+    """A packed engine with an arm for each name, on all modules, or on attention alone where the rest are experts."""
+    for preset in ("all", "qkvo"):
+        modules = resolve_targets(base.target_layers, target_modules=preset, layers_to_transform=None)
+        if not any(base.targets_by_name[module].is_parameter for module in modules):
+            break
+    arms = [replace(make_arm(modules), experiment_id=name, seed=place) for place, name in enumerate(names)]
+    return PackedEngine(base, arms, longest_row=max(ROW_LENGTHS)), arms
+
+
+#: One of each kind that differs here; `make slow` takes the others.
+REPRESENTATIVES = {"llama", "gpt2", "opt", "mixtral", "deepseek_v2", "ctrl"}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [name if name in REPRESENTATIVES else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
+def test_in_every_family_that_packs_serve(family):
+    """Three steps of three arms, whose rows differ in their tokens and their number."""
+    base = base_of(make_model(family), name=family)
+    steps = {
+        "one": [[assemble(make_rows(1), device=tiny.CPU)]] * 3,
+        "two": [[assemble(make_rows(2)[:2], device=tiny.CPU)]] * 3,
+        "three": [[assemble(make_rows(3)[1:], device=tiny.CPU)]] * 3,
+    }
+    try:
+        engine, arms = packed_engine(base, steps)
+    except ModelError as error:
+        pytest.skip(f"the reference engine trains it, arm by arm: {error}")
+    log, alone = tiny.Log(), tiny.Log()
+    with tiny.opened(engine):
+        engine.train(together(steps, dict.fromkeys(steps, 3)), on_step=log)
+    for arm in arms:
+        with tiny.opened(PackedEngine(base, [arm])) as engine:
+            engine.train(steps[arm.experiment_id], on_step=alone)
+        name = arm.experiment_id
+        assert tiny.largest_relative(log.losses[name], alone.losses[name]) <= 1e-4
+        assert tiny.largest_relative(log.norms[name], alone.norms[name]) <= 1e-3

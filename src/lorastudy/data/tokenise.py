@@ -153,6 +153,10 @@ class TokenRows(Sequence[TokenRow]):
         """The number of tokens of one row."""
         return self._ends[number + 1] - self._ends[number]
 
+    def num_trained_tokens(self, number: int) -> int:
+        """The number of tokens of one row that the loss covers."""
+        return sum(self._is_trained[self._ends[number] : self._ends[number + 1]])
+
     def lengths(self) -> Iterator[int]:
         """The number of tokens of each row."""
         return (end - start for start, end in pairwise(self._ends))

@@ -224,7 +224,7 @@ def _arms_and_places(sizes_K: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """The rows of every optimizer step, equal for all arms of a pack. Steps are assembled on demand."""
+    """The rows of every optimizer step in one order. Steps are assembled on demand."""
 
     train: TokenSet
     row_numbers: list[list[list[int]]]
@@ -264,10 +264,95 @@ class BatchPlan:
         return sum(map(self.train.rows.num_tokens, rows))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedRows:
+    """The rows of one arm: the number of its plan in the pack, and the steps that it takes of it."""
+
+    experiment_id: str
+    plan: int
+    num_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackBatches:
+    """The rows of every step of a pack: a plan for each order of the rows, and the plan of each arm."""
+
+    plans: tuple[BatchPlan, ...]
+    arms: tuple[PlannedRows, ...]
+    device: torch.device
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the arm with the most."""
+        return max(plan.num_steps for plan in self.plans)
+
+    def steps(self, *, start: int = 0, stop: int | None = None) -> Iterator[Sequence[MicroBatch]]:
+        """The steps from `start` up to `stop`, or to the end.
+
+        With one plan all arms see the same batches. With several, an arm that has taken its steps has no rows any more.
+        """
+        if len(self.plans) == 1:
+            yield from self.plans[0].steps(start=start, stop=stop)
+            return
+        for number in range(start, self.num_steps if stop is None else stop):
+            yield self._step(number)
+
+    def typical_step(self) -> list[Batch]:
+        """The typical step of the first plan."""
+        return [_moved(batch, device=self.device) for batch in self.plans[0].typical_step()]
+
+    def largest_step(self) -> list[Batch]:
+        """The step whose biggest micro-batch has the most tokens of all plans."""
+        steps = [plan.largest_step() for plan in self.plans]
+        largest = max(steps, key=lambda step: max(batch.num_tokens for batch in step))
+        return [_moved(batch, device=self.device) for batch in largest]
+
+    def _step(self, number: int) -> list[ArmBatches]:
+        training = [arm for arm in self.arms if arm.num_steps > number]
+        batches = {plan: self.plans[plan].step(number) for plan in {arm.plan for arm in training}}
+        return [
+            ArmBatches(
+                by_arm={
+                    arm.experiment_id: batches[arm.plan][place]
+                    for arm in training
+                    if place < len(batches[arm.plan])
+                }
+            )
+            for place in range(max(map(len, batches.values())))
+        ]
+
+
+def plan_pack(
+    train: TokenSet,
+    settings: Settings,
+    *,
+    data_seeds: Mapping[str, int],
+    num_steps: Mapping[str, int],
+    device: torch.device,
+) -> PackBatches:
+    """The rows of a pack's experiments, by their ids: each in the order of its data seed, for its number of steps."""
+    seeds = sorted(set(data_seeds.values()))
+    plans = tuple(
+        plan_batches(
+            train,
+            settings,
+            data_seed=seed,
+            num_steps=max(num_steps[key] for key in num_steps if data_seeds[key] == seed),
+            device=device if len(seeds) == 1 else torch.device("cpu"),
+        )
+        for seed in seeds
+    )
+    arms = tuple(
+        PlannedRows(experiment_id=key, plan=seeds.index(data_seeds[key]), num_steps=number)
+        for key, number in num_steps.items()
+    )
+    return PackBatches(plans=plans, arms=arms, device=device)
+
+
 def plan_batches(
     train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int, device: torch.device
 ) -> BatchPlan:
-    """The rows in the order of the pack's `data_seed` (`Experiment.data_seed`), cut into micro-batches and steps."""
+    """The rows in the order of a `data_seed` (`Experiment.data_seed`), cut into micro-batches and steps."""
     size, accumulation = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     order = rows_in_order(
         train.num_given,

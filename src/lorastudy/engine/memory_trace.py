@@ -37,7 +37,7 @@ from lorastudy.data.tokenise import IGNORED, TokenRow
 from lorastudy.engine import adapter_buffers, attention, loss, matmul, packed, patches
 from lorastudy.engine.arms import TrainingArm
 from lorastudy.engine.attention import serves_on, takes_all_rows_on
-from lorastudy.engine.batch import assemble
+from lorastudy.engine.batch import ArmBatches, Batch, assemble
 from lorastudy.engine.fake_model import META, FakeModels, decoder_layers, layers_are_alike
 from lorastudy.engine.fused_ops import FusedOps, find_fused_ops
 from lorastudy.engine.loading import BaseModel
@@ -152,11 +152,12 @@ def count_layers(
         replace(arm, module_names=tuple(name for name in arm.module_names if name in base.linear_layers))
         for arm in arms
     ]
+    batches = [question.orders[arm.order] for arm in question.arms] if question.orders else []
     return count_step(
         base,
         kept,
         engine=question.engine,
-        batch=MicroBatch(row_lengths=question.row_lengths, num_labels=question.num_labels),
+        batches=batches or [MicroBatch(row_lengths=question.row_lengths, num_labels=question.num_labels)],
         gradient_checkpointing=question.gradient_checkpointing,
         device_kind=question.device_kind,
     )
@@ -310,18 +311,40 @@ def count_step(
     arms: Sequence[TrainingArm],
     *,
     engine: EngineName,
-    batch: MicroBatch,
+    batches: Sequence[MicroBatch],
     gradient_checkpointing: bool,
     device_kind: DeviceKind,
 ) -> CountedStep:
-    """Count one optimizer step of these arms on a base of fake tensors."""
-    count = _count_reference if engine == "reference" else _count_packed
+    """Count one optimizer step of these arms on a base of fake tensors.
+
+    `batches` is one micro-batch for all arms, or one for each arm if arms have rows of their own.
+    """
     with _as_on(device_kind):
-        return count(base, arms, batch=batch, gradient_checkpointing=gradient_checkpointing)
+        if engine == "reference":
+            return _count_reference(
+                base, arms, batch=batches[0], gradient_checkpointing=gradient_checkpointing
+            )
+        return _count_packed(base, arms, batches=batches, gradient_checkpointing=gradient_checkpointing)
+
+
+def _rows_of_arms(
+    base: BaseModel, arms: Sequence[TrainingArm], *, batches: Sequence[MicroBatch]
+) -> Batch | ArmBatches:
+    """The micro-batch of all arms."""
+    num_ids = _num_ids(base)
+    if len(batches) == 1:
+        return assemble(rows_of(batches[0], num_ids=num_ids), device=base.device)
+    host = torch.device("cpu")
+    made = {own: assemble(rows_of(own, num_ids=num_ids), device=host) for own in set(batches)}
+    return ArmBatches(by_arm={arm.experiment_id: made[own] for arm, own in zip(arms, batches, strict=True)})
 
 
 def _count_packed(
-    base: BaseModel, arms: Sequence[TrainingArm], *, batch: MicroBatch, gradient_checkpointing: bool
+    base: BaseModel,
+    arms: Sequence[TrainingArm],
+    *,
+    batches: Sequence[MicroBatch],
+    gradient_checkpointing: bool,
 ) -> CountedStep:
     known = [tensor for module in base.model.modules() for tensor in tensors_of(module)]
     with ExitStack() as stack:
@@ -337,9 +360,9 @@ def _count_packed(
         stack.enter_context(_replaced(packed, "completion_loss", by=_noted_loss(peaks, ledger=ledger)))
         stack.enter_context(_marked_backward(peaks))
         ledger.peaks = peaks
-        tensors = assemble(rows_of(batch, num_ids=_num_ids(base)), device=base.device)
-        ledger.enter_all(vars(tensors).values())
-        engine.train([[tensors]], on_step=lambda _: None)
+        batch = _rows_of_arms(base, arms, batches=batches)
+        ledger.enter_all(vars(batch).values())
+        engine.train([[batch]], on_step=lambda _: None)
         ledger.peaks = None
     return peaks.step(
         resident_bytes=resident,

@@ -3,6 +3,7 @@
 Both use the same token sets as a run with these settings, so they describe exactly the rows that it trains on.
 """
 
+import heapq
 import json
 import math
 from bisect import bisect_left, bisect_right
@@ -36,6 +37,11 @@ _Lengths = Sequence[tuple[int | None, float | None]]
 """(max_steps, num_train_epochs) of experiments that share the rest of their settings."""
 
 
+#: The most rounds of micro-batches in an answer, of each kind, and the most row lengths in all of them. More would make
+#: the answer large and the prediction hardly better.
+NUM_ROUNDS, NUM_ROUND_LENGTHS = 32, 1 << 16
+
+
 @dataclass(frozen=True, kw_only=True)
 class _RunRows:
     """All rows of a run by split, both as in their files and as tokens."""
@@ -48,7 +54,10 @@ class _RunRows:
 
 
 def rows_read(question: RowsQuestion) -> dict[str, Any]:
-    """The largest micro-batch and the mean tokens of a step for each order of the rows; and a summary of each split."""
+    """The largest micro-batch and the mean tokens of a step for each order of the rows; and a summary of each split.
+
+    Also the largest micro-batches of all orders side by side (`_rounds`).
+    """
     settings = _settings(question.settings)
     of_run = _run_rows(settings, lengths=question.lengths, data_seeds=question.data_seeds)
     sets = of_run.sets
@@ -61,11 +70,13 @@ def rows_read(question: RowsQuestion) -> dict[str, Any]:
         )
     )
     num_steps = _num_steps(settings, question.lengths, num_rows=len(sets["train"].rows))
+    plans = [
+        _batch_plan(sets["train"], settings, data_seed=seed, num_steps=num_steps)
+        for seed in question.data_seeds
+    ]
     return {
-        "orders": [
-            _order(sets["train"], settings, data_seed=seed, num_steps=num_steps)
-            for seed in question.data_seeds
-        ],
+        "orders": [_order(sets["train"], plan) for plan in plans],
+        "rounds": _rounds(sets["train"], plans),
         "num_steps": num_steps,
         "num_rows": len(sets["train"].rows),
         "longest_row": max(length for tokens in sets.values() for length in tokens.rows.lengths()),
@@ -181,20 +192,48 @@ def _batch_plan(train: TokenSet, settings: Settings, *, data_seed: int, num_step
     return plan_batches(train, settings, data_seed=data_seed, num_steps=num_steps, device=torch.device("cpu"))
 
 
-def _order(train: TokenSet, settings: Settings, *, data_seed: int, num_steps: int) -> dict[str, Any]:
+def _order(train: TokenSet, plan: BatchPlan) -> dict[str, Any]:
     """The micro-batch with the most tokens in one order of the rows, and the mean tokens of a step."""
-    plan = _batch_plan(train, settings, data_seed=data_seed, num_steps=num_steps)
     lengths = tuple(train.rows.lengths())
     largest = max(
         (batch for step in plan.row_numbers for batch in step),
         key=lambda rows: sum(lengths[row] for row in rows),
     )
     num_tokens = sum(lengths[row] for step in plan.row_numbers for batch in step for row in batch)
+    return {**_micro_batch(train, largest), "mean_tokens_per_step": num_tokens / plan.num_steps}
+
+
+def _micro_batch(train: TokenSet, rows: Sequence[int]) -> dict[str, Any]:
     return {
-        "row_lengths": sorted(lengths[row] for row in largest),
-        "num_labels": sum(train.rows[row].num_completion_tokens for row in largest),
-        "mean_tokens_per_step": num_tokens / num_steps,
+        "row_lengths": sorted(map(train.rows.num_tokens, rows)),
+        "num_labels": sum(map(train.rows.num_trained_tokens, rows)),
     }
+
+
+def _rounds(train: TokenSet, plans: Sequence[BatchPlan]) -> list[list[dict[str, Any]]]:
+    """Micro-batches that several orders train side by side: for each of some rounds, that of each order.
+
+    The rounds are those with the most tokens over all orders, and those with the most in each order. A pack may hold
+    any of the orders, so its largest round is looked for among them.
+    """
+    if len(plans) == 1:
+        return []
+    num_lengths = len(plans) * (len(plans) + 1) * len(plans[0].row_numbers[0][0])  # of one round of each kind
+    num_rounds = min(NUM_ROUNDS, max(1, NUM_ROUND_LENGTHS // num_lengths))
+    lengths = tuple(train.rows.lengths())
+    batches_by_order = [[batch for step in plan.row_numbers for batch in step] for plan in plans]
+    tokens_by_order = [
+        [sum(lengths[row] for row in batch) for batch in batches] for batches in batches_by_order
+    ]
+    of_all = [sum(tokens) for tokens in zip(*tokens_by_order, strict=True)]
+    chosen = {
+        number
+        for tokens in (of_all, *tokens_by_order)
+        for number in heapq.nlargest(num_rounds, range(len(tokens)), key=tokens.__getitem__)
+    }
+    return [
+        [_micro_batch(train, batches[number]) for batches in batches_by_order] for number in sorted(chosen)
+    ]
 
 
 def _read(tokens: TokenSet, *, trivial: Sequence[TrivialScore]) -> RowsRead:

@@ -5,6 +5,7 @@ One worker answers the questions of a whole plan, once. Everything after that is
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,12 +27,12 @@ from lorastudy.planning.memory import (
     size_of,
 )
 from lorastudy.planning.packing import ForeseenEngine, groups
+from lorastudy.planning.rows import Rows, longest_rows, rows_of_answer
 from lorastudy.protocol.jobs import (
     CountedArm,
     Footprint,
     FootprintQuestion,
     MachineQuestion,
-    MicroBatch,
     ModelQuestion,
     PaceQuestion,
     Precision,
@@ -87,15 +88,6 @@ class Machine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Lengths and number of a pack's training rows; without a data set, every row has the maximum length."""
-
-    batch: MicroBatch
-    num_steps: int | None
-    mean_tokens_per_step: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class PackEstimate:
     """Memory and time of one pack. Experiments that do not fit the model are left out."""
 
@@ -123,7 +115,7 @@ class PackEstimate:
 
 
 class Estimator:
-    """Predictions for experiments that differ only in their arms: they share base, precision, data and batch."""
+    """Predictions for experiments that differ only in their arms and orders: they share base, precision, data, batch."""
 
     def __init__(
         self,
@@ -135,11 +127,11 @@ class Estimator:
     ) -> None:
         """`with_data` reads the training rows; without it, every row is assumed to have the maximum length.
 
-        `data_seeds` are the data seeds of other packs with the same rows (`by_pack` finds them). One question then
-        covers all orders of the rows, and its counted steps serve all these packs.
+        `data_seeds` are further orders of the same rows, which may follow (`by_pack` finds them). One question then
+        covers all orders, and its counted steps serve all packs.
         """
         self.experiments = tuple(experiments)
-        self._data_seeds = tuple(sorted({experiments[0].data_seed, *data_seeds}))
+        self._data_seeds = tuple(sorted({*(each.data_seed for each in experiments), *data_seeds}))
         self.settings = experiments[0].settings
         self._answers = answers
         self._with_data = with_data
@@ -220,19 +212,12 @@ class Estimator:
 
     @cached_property
     def rows(self) -> Rows:
-        """The rows of a pack. The micro-batch is the largest over all orders, so all seeds get the same prediction."""
+        """The rows. The micro-batch is the largest over all orders, so an arm alone has one prediction for all seeds."""
         if not self._with_data:
             return longest_rows(self.settings)
         answer = self._one(self._rows_question, self._about_rows)
-        orders = dict(zip(self._data_seeds, answer["orders"], strict=True))
-        largest = max(orders.values(), key=lambda order: sum(order["row_lengths"]))
-        return Rows(
-            batch=MicroBatch(
-                row_lengths=tuple(sorted(largest["row_lengths"])), num_labels=largest["num_labels"]
-            ),
-            num_steps=answer["num_steps"],
-            mean_tokens_per_step=orders[self.experiments[0].data_seed]["mean_tokens_per_step"],
-        )
+        own = {each.data_seed for each in self.experiments}
+        return rows_of_answer(answer, data_seeds=self._data_seeds, own=own)
 
     @property
     def rows_read(self) -> tuple[RowsRead, ...]:
@@ -268,7 +253,7 @@ class Estimator:
         if not alone:
             raise next(iter(problems.values()))
         calibration = self.calibration() or self.stored
-        tokens = self.rows.mean_tokens_per_step * len(sizes)
+        tokens = self.rows.tokens_per_step(each for each in chosen if each.id in sizes)
         return PackEstimate(
             prediction=self._together([each for each in chosen if each.id in alone], alone),
             alone=alone,
@@ -374,13 +359,16 @@ class Estimator:
 
     def _footprint_question(self, experiments: Iterable[Experiment]) -> FootprintQuestion:
         """The question on the step of these arms. Arms are sorted, so that equal packs share one answer."""
-        settings, batch = self.settings, self.rows.batch
+        settings, batch, experiments = self.settings, self.rows.batch, list(experiments)
+        num_arms = Counter(each.data_seed for each in experiments)
+        own = self.rows.side_by_side(num_arms) if len(num_arms) > 1 else {}
         arms = [
             CountedArm(
                 r=each.settings.lora_rank,
                 targets=(each.settings.target_modules, each.settings.layers_to_transform),
                 has_dropout=each.settings.lora_dropout > 0,
                 method=each.settings.arm_method,
+                order=list(own).index(each.data_seed) if own else 0,
             )
             for each in experiments
         ]
@@ -394,6 +382,7 @@ class Estimator:
             row_lengths=batch.row_lengths,
             num_labels=batch.num_labels,
             trust_remote_code=settings.trust_remote_code,
+            orders=tuple(own.values()),
         )
 
     @cached_property
@@ -454,13 +443,12 @@ def by_pack(
     `foreseen` are experiments of the suite that may follow. The question on the rows covers their orders too, so a suite
     asks it once, whatever is known of it.
     """
-    found = groups(experiments)
     data_seeds: dict[str, set[int]] = {}
-    for group in groups([*experiments, *foreseen]):
-        data_seeds.setdefault(group[0].data_key, set()).add(group[0].data_seed)
+    for each in [*experiments, *foreseen]:
+        data_seeds.setdefault(each.data_key, set()).add(each.data_seed)
     return [
         Estimator(group, answers, with_data=with_data, data_seeds=data_seeds[group[0].data_key])
-        for group in found
+        for group in groups(experiments)
     ]
 
 
@@ -482,16 +470,6 @@ def prepare(estimators: Sequence[Estimator], answers: Answers, *, with_alone: bo
         with suppress(StudyError):  # its `estimate` raises it again
             rest += estimator.questions(with_alone=with_alone)
     answers.fetch(rest, base_model=base_model)
-
-
-def longest_rows(settings: Settings) -> Rows:
-    """Rows of the maximum length. All tokens of a row but the first are trained."""
-    num_rows, length = settings.per_device_train_batch_size, settings.max_seq_length
-    return Rows(
-        batch=MicroBatch(row_lengths=(length,) * num_rows, num_labels=num_rows * (length - 1)),
-        num_steps=settings.max_steps,
-        mean_tokens_per_step=float(num_rows * length * settings.gradient_accumulation_steps),
-    )
 
 
 def precision_of(settings: Settings) -> Precision:
@@ -534,7 +512,7 @@ def physical_memory() -> int | None:
 def shared_values(settings: Settings) -> dict[str, Any]:
     """The settings that all experiments of a pack share, as plain JSON values."""
     values = settings.model_dump(mode="json")
-    return {key: value for key, value in values.items() if key not in ARM_KEYS}
+    return {key: value for key, value in values.items() if key not in {*ARM_KEYS, "data_seed"}}
 
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)

@@ -99,7 +99,7 @@ def time_steps(plan: StudyPlan) -> None:
 
 
 def _alike(plan: StudyPlan, *, is_whole: bool) -> list[list[PlannedPack]]:
-    """Packs that differ only in the order of their rows, in groups with the largest peak first.
+    """Packs of experiments that may train together, in groups with the largest peak first.
 
     With `is_whole`, packs hold all experiments that can train together.
     """

@@ -1,4 +1,4 @@
-"""Packs: experiments that share base, precision, data order and batch train together, and how packs are balanced.
+"""Packs: experiments that share base, precision, data and batch train together, and how packs are balanced.
 
 A prediction gives the number of arms in a pack (`planning/predictions.py`); without one, `MAX_PACK_TOKENS` bounds it.
 A pack that fails is cut in two, again and again, until the experiment that fails is alone.
@@ -69,8 +69,7 @@ def form_packs(
 ) -> list[PlannedPack]:
     """The packs: experiments with one `pack_key`, cut to size.
 
-    The seed decides the order of the rows, so different seeds train in different packs, unless `data_seed` fixes one
-    order for all. `arms_per_pack` maps a `pack_key` to the number of arms predicted to fit; the setting
+    Experiments of one pack may have different orders of the rows. `arms_per_pack` maps a `pack_key` to the number of arms predicted to fit; the setting
     `max_arms_per_pack` bounds it. If `num_at_once` packs run side by side, groups are cut further, if they have enough
     arms, so that every worker gets the same number of packs.
     """

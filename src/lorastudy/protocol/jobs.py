@@ -138,6 +138,8 @@ class CountedArm:
     targets: Targets
     has_dropout: bool = False
     method: ArmMethod = PLAIN
+    order: int = 0
+    """The arm's order of the rows, as a place in `FootprintQuestion.orders`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +160,16 @@ class FootprintQuestion:
     """Lengths of the rows of the micro-batch, in any order."""
     num_labels: int
     trust_remote_code: bool = False
+    orders: "tuple[MicroBatch, ...]" = ()
+    """The micro-batch of each order of the rows, if arms have rows of their own. Empty if all arms see the same rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowsQuestion:
-    """What is the largest micro-batch of experiments with these settings, for every order of the rows?"""
+    """What is the largest micro-batch of experiments with these settings, for every order of the rows?
+
+    And which micro-batches are the largest if several orders train side by side?
+    """
 
     kind: ClassVar[str] = "rows"
     settings: dict[str, Any]
@@ -240,6 +247,8 @@ def _arguments(value: dict[str, Any]) -> dict[str, Any]:
         arguments["precision"] = Precision(**arguments["precision"])
     if "arms" in arguments:
         arguments["arms"] = tuple(CountedArm(**_arguments(arm)) for arm in arguments["arms"])
+    if "orders" in arguments:
+        arguments["orders"] = tuple(MicroBatch(**_arguments(order)) for order in arguments["orders"])
     return arguments
 
 

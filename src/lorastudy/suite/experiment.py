@@ -58,21 +58,21 @@ class Experiment:
     def data_key(self) -> str:
         """Equal for experiments that differ only in their arm and in the order of their rows."""
         settings = self.settings.model_dump(mode="json")
-        shared = {key: value for key, value in settings.items() if key not in ARM_KEYS}
+        shared = {key: value for key, value in settings.items() if key not in {*ARM_KEYS, "data_seed"}}
         return tagged_hash("data", {"settings": shared, "sources": vars(self.sources)})
 
     @cached_property
     def pack_key(self) -> str:
-        """Equal for experiments that may train together: same base, precision, data order and batch.
+        """Equal for experiments that may train together: same base, precision, data and batch, in any order of the rows.
 
         An experiment whose method only the reference engine trains is alone in its pack.
         """
         alone = [] if self.settings.arm_method.only_in_reference is None else [self.id]
-        return tagged_hash("pack", [self.data_key, self.data_seed, *alone])
+        return tagged_hash("pack", [self.data_key, *alone])
 
     @property
     def alike_key(self) -> str:
-        """Equal for experiments whose packs differ only in the order of the rows."""
+        """Equal for experiments whose packs differ only in their arms and in the order of the rows."""
         alone = self.settings.arm_method.only_in_reference is not None
         return tagged_hash("alike", [self.data_key, *([self.arm] if alone else [])])
 

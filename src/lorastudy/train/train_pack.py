@@ -18,7 +18,7 @@ from lorastudy.data.load import train_and_eval
 from lorastudy.data.token_sets import Reach, token_sets
 from lorastudy.data.tokenise import TokenSet
 from lorastudy.engine.arms import Engine, StepResult, TrainingArm, make_arm
-from lorastudy.engine.batch import BatchPlan, plan_batches
+from lorastudy.engine.batch import PackBatches, plan_pack
 from lorastudy.engine.chat_template import prompt_style
 from lorastudy.engine.choice import ChosenEngine, engine_factory
 from lorastudy.engine.environment import cuda_allocator, environment
@@ -74,7 +74,7 @@ class LoadedPack:
     base: BaseModel
     data: PackData
     arms: list[TrainingArm]
-    batch_plan: BatchPlan
+    batch_plan: PackBatches
     make_engine: ChosenEngine
 
 
@@ -156,15 +156,17 @@ def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.de
     arms = resolve_arms(run, base=base, num_rows=len(data.train.rows))
     if not arms:
         return None
+    data_seeds = {experiment.id: experiment.data_seed for experiment in run.pack.experiments}
+    arms.sort(key=lambda arm: data_seeds[arm.experiment_id])  # arms with the same rows share products
     return LoadedPack(
         base=base,
         data=data,
         arms=arms,
-        batch_plan=plan_batches(
+        batch_plan=plan_pack(
             data.train,
             settings,
-            data_seed=run.pack.experiments[0].data_seed,
-            num_steps=max(arm.num_steps for arm in arms),
+            data_seeds={arm.experiment_id: data_seeds[arm.experiment_id] for arm in arms},
+            num_steps={arm.experiment_id: arm.num_steps for arm in arms},
             device=device,
         ),
         make_engine=engine_factory(
@@ -188,7 +190,7 @@ def load_data(run: PackRun, settings: Settings, *, base: BaseModel) -> PackData:
     reach = Reach.of(
         settings,
         max_steps=[experiment.settings.max_steps for experiment in experiments],
-        data_seeds=[experiments[0].data_seed],
+        data_seeds=sorted({experiment.data_seed for experiment in experiments}),
     )
     sets = token_sets(study, settings, tokenizer=base.tokenizer, reach=reach)
     data = PackData(
@@ -314,7 +316,7 @@ def train_to_pause_or_end(
             times.validation_seconds += watch.lap()
 
 
-def train(run: PackRun, checkpointer: Checkpointer, *, batch_plan: BatchPlan, stop: Stop, to: int) -> None:
+def train(run: PackRun, checkpointer: Checkpointer, *, batch_plan: PackBatches, stop: Stop, to: int) -> None:
     """Train up to a step and record every step. An arm that diverges ends at once."""
     engine, times = checkpointer.engine, checkpointer.times
 

@@ -93,7 +93,7 @@ def test_the_rows_are_those_that_a_run_trains_on_in_the_order_of_its_training(tm
     assert loaded is not None
     trained = [
         loaded.data.train.rows[row]
-        for step in loaded.batch_plan.row_numbers
+        for step in loaded.batch_plan.plans[0].row_numbers
         for batch in step
         for row in batch
     ]
@@ -313,9 +313,13 @@ def test_lengths_are_told_without_making_rows(
     assert module._cut_rows(tokens) == cut
     assert 0 < len(cut) < len(used)
     assert made == []
-    found = module._order(tokens, settings, data_seed=0, num_steps=5)
-    assert sorted(used[row] for row in made) == found["row_lengths"]
-    assert len(made) == 4  # its labels are counted
+    plan = module._batch_plan(tokens, settings, data_seed=0, num_steps=5)
+    found = module._order(tokens, plan)
+    assert made == []
+    batches = [batch for step in plan.row_numbers for batch in step]
+    largest = max(batches, key=lambda batch: sum(used[row] for row in batch))
+    assert found["row_lengths"] == sorted(used[row] for row in largest)
+    assert found["num_labels"] == sum(tokens.rows[row].num_completion_tokens for row in largest)
 
 
 @pytest.mark.parametrize("num_tokens", [3, 300])

@@ -72,11 +72,12 @@ def test_what_an_arm_may_differ_in_does_not_part_it_from_others() -> None:
         experiment(target_modules="mlp", lora_dropout=0.1),
     ]
     assert len(form_packs(arms)) == 1
-    assert len(form_packs([*arms, experiment(data_seed=1)])) == 2
+    assert len(form_packs([*arms, experiment(data_seed=1)])) == 1
+    assert len(form_packs([*arms, experiment(max_seq_length=64)])) == 2
 
 
-def test_a_seed_draws_the_order_of_the_rows_and_so_parts_packs_unless_one_order_is_fixed() -> None:
-    assert len(form_packs([experiment(seed=seed) for seed in range(3)])) == 3
+def test_a_seed_draws_the_order_of_the_rows_unless_one_order_is_fixed_and_orders_train_together() -> None:
+    assert len(form_packs([experiment(seed=seed) for seed in range(3)])) == 1
     assert len(form_packs([experiment(seed=seed, data_seed=7) for seed in range(3)])) == 1
     assert experiment(seed=5).data_seed == 5
     assert experiment(seed=5, data_seed=7).data_seed == 7
@@ -118,11 +119,15 @@ def test_packs_served_side_by_side_leave_nobody_idle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_seeds", "num_at_once", "expected"),
+    ("num_groups", "num_at_once", "expected"),
     [(6, 2, [5] * 6), (3, 2, [2, 3] * 3), (1, 2, [2, 3]), (6, 4, [2, 3] * 6), (4, 2, [5] * 4)],
 )
-def test_every_worker_gets_as_many_packs_as_the_others(num_seeds, num_at_once, expected) -> None:
-    experiments = [experiment(seed=seed, lora_rank=rank) for seed in range(num_seeds) for rank in range(1, 6)]
+def test_every_worker_gets_as_many_packs_as_the_others(num_groups, num_at_once, expected) -> None:
+    experiments = [
+        experiment(max_seq_length=100 + group, lora_rank=rank)
+        for group in range(num_groups)
+        for rank in range(1, 6)
+    ]
     packs = form_packs(experiments, num_at_once=num_at_once)
     assert [len(pack.experiments) for pack in packs] == expected
     assert len(packs) % num_at_once == 0

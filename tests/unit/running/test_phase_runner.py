@@ -144,7 +144,7 @@ def statuses(tracker: ExperimentTracker) -> dict[str, str]:
 
 
 def test_what_may_train_together_does(run: Callable[..., StudyOutcome], tracker: ExperimentTracker) -> None:
-    wanted = [*experiments("a", "b", "c"), *experiments("d", "e", data_seed=1)]
+    wanted = [*experiments("a", "b", "c"), *experiments("d", "e", max_seq_length=64)]
     executor = MemoryExecutor()
     outcome = run(wanted, executor)
     assert executor.served == [("a", "b", "c"), ("d", "e")]
@@ -188,7 +188,7 @@ def test_an_adapter_that_another_suite_has_is_kept_and_the_new_one_lies_under_it
     run: Callable[..., StudyOutcome], tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
-    first, second = experiments("a", "b"), experiments("a", "c", data_seed=1)
+    first, second = experiments("a", "b"), experiments("a", "c", max_seq_length=64)
     run(first, MemoryExecutor(), suite_name="first")
     outcome = run(second, MemoryExecutor(), suite_name="second")
     places = [published(each, suite_name="second", output=output) for each in second]
@@ -208,7 +208,7 @@ def test_two_experiments_of_one_name_in_one_suite_both_stay(
     run: Callable[..., StudyOutcome], tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
-    wanted = [*experiments("a"), *experiments("a", data_seed=1), *experiments("a", data_seed=2)]
+    wanted = [*experiments("a"), *experiments("a", max_seq_length=64), *experiments("a", max_seq_length=32)]
     for each in wanted:  # as by `lorastudy run`, whose experiments are all in one suite
         run([each], MemoryExecutor(), suite_name="run")
     run(wanted, MemoryExecutor(), suite_name="run")
@@ -227,7 +227,7 @@ def test_a_folder_of_which_nobody_knows_whose_it_is_is_kept(
     for name in "ab":
         (output / name / "final_model").mkdir(parents=True)
     (output / "a" / "final_model" / "weights").write_text("of a program of mine")
-    stranger = experiments("b", data_seed=1)[0]  # of another store
+    stranger = experiments("b", max_seq_length=64)[0]  # of another store
     AdapterOrigin.of(stranger).write(output / "b" / "final_model")
     wanted = experiments("a", "b")
     run(wanted, MemoryExecutor(), suite_name="mine")
@@ -281,7 +281,7 @@ def test_what_was_done_and_has_no_adapter_any_more_is_named(
 def test_a_worker_that_could_not_write_stops_the_suite_and_nothing_counts_as_failed(
     run: Callable[..., StudyOutcome], tracker: ExperimentTracker
 ) -> None:
-    wanted = [*experiments("a", "b"), *experiments("c", data_seed=1)]
+    wanted = [*experiments("a", "b"), *experiments("c", max_seq_length=64)]
     executor = FullDisk()
     with pytest.raises(StudyError, match=r"a worker could not write into .*attempt-1: the disk is full"):
         run(wanted, executor, continue_on_error=True)
@@ -381,7 +381,7 @@ def test_what_is_nobody_elses_doing_is_not_tried_again(run: Callable[..., StudyO
 
 
 def test_a_failure_stops_the_suite(run: Callable[..., StudyOutcome], tracker: ExperimentTracker) -> None:
-    wanted = [*experiments("a", "b"), *experiments("c", data_seed=1)]
+    wanted = [*experiments("a", "b"), *experiments("c", max_seq_length=64)]
     executor = MemoryExecutor(a="user")
     outcome = run(wanted, executor)
     assert executor.served == [("a", "b")]
@@ -392,7 +392,7 @@ def test_a_failure_stops_the_suite(run: Callable[..., StudyOutcome], tracker: Ex
 
 
 def test_continue_on_error_goes_on(run: Callable[..., StudyOutcome]) -> None:
-    wanted = [*experiments("a", "b"), *experiments("c", data_seed=1)]
+    wanted = [*experiments("a", "b"), *experiments("c", max_seq_length=64)]
     outcome = run(wanted, MemoryExecutor(a="user"), continue_on_error=True)
     assert names(outcome.completed, wanted) == ["b", "c"]
     assert outcome.not_run == ()
@@ -401,7 +401,7 @@ def test_continue_on_error_goes_on(run: Callable[..., StudyOutcome]) -> None:
 def test_a_failure_of_the_pack_does_not_stop_the_suite_before_it_stands_alone(
     run: Callable[..., StudyOutcome],
 ) -> None:
-    wanted = [*experiments("a", "b"), *experiments("c", data_seed=1)]
+    wanted = [*experiments("a", "b"), *experiments("c", max_seq_length=64)]
     executor = MemoryExecutor(b="crash")
     outcome = run(wanted, executor)
     assert executor.served == [("a", "b"), ("c",), ("a", "b"), ("a",), ("b",)]
@@ -411,7 +411,7 @@ def test_a_failure_of_the_pack_does_not_stop_the_suite_before_it_stands_alone(
 def test_packs_side_by_side_keep_what_they_finished_when_one_stops_the_suite(
     run: Callable[..., StudyOutcome],
 ) -> None:
-    wanted = [*experiments("a"), *experiments("b", "c", data_seed=1)]
+    wanted = [*experiments("a"), *experiments("b", "c", max_seq_length=64)]
     executor = SideBySide(c="user")
     outcome = run(wanted, executor)
     assert names(outcome.completed, wanted) == ["b"]  # of the same pack as the failure

@@ -97,8 +97,8 @@ def test_an_experiment_is_an_arm_with_one_seed(write: Write) -> None:
         "test_dataset": None, "data_version": DATA_VERSION,
     }  # fmt: skip
     assert first.id != second.id
-    assert first.data_key == second.data_key
-    assert first.pack_key != second.pack_key, "a seed draws the order of the rows"
+    assert first.data_seed != second.data_seed, "a seed draws the order of the rows"
+    assert first.pack_key == second.pack_key
 
 
 def test_each_path_is_fingerprinted_once(write: Write) -> None:
