@@ -26,7 +26,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from lorastudy.engine import memory_trace
 from lorastudy.engine.fake_model import META, FakeModels
 from lorastudy.engine.memory_trace import Ledger, count_layers, counted_arms
 from lorastudy.engine.targets import target_layers
-from lorastudy.protocol.jobs import CountedArm, FootprintQuestion, Precision
+from lorastudy.protocol.jobs import CountedArm, FootprintQuestion, MicroBatch, Precision
 
 RESULTS = Path(__file__).parent / "results" / "kernels.json"
 SHAPE, NUM_LAYERS, LONGEST = "phi-2", 32, 512
@@ -233,6 +233,37 @@ def question_of(request: GpuRequest, *, folder: Path = SHAPES / SHAPE) -> Footpr
     )
 
 
+#: One more setting than the GPU benchmark has: each arm has rows of its own.
+OWN_ROWS = GpuRequest(id="gpu-5-arms-batch-4-own-rows", num_arms=5, batch_size=4)
+
+
+def own_rows_question(*, folder: Path = SHAPES / SHAPE) -> FootprintQuestion:
+    """The setting of `OWN_ROWS`: the rows of arm k are drawn with seed k."""
+    question = question_of(OWN_ROWS, folder=folder)
+    orders = [
+        rows_like_alpaca(
+            OWN_ROWS.batch_size, vocabulary=config_of(str(folder)).vocab_size, longest=LONGEST, seed=seed
+        )
+        for seed in range(OWN_ROWS.num_arms)
+    ]
+    return replace(
+        question,
+        arms=tuple(replace(arm, order=number) for number, arm in enumerate(question.arms)),
+        orders=tuple(
+            MicroBatch(
+                row_lengths=tuple(len(row.input_ids) for row in rows),
+                num_labels=sum(label != -100 for row in rows for label in row.labels[1:]),
+            )
+            for rows in orders
+        ),
+    )
+
+
+def all_questions() -> dict[GpuRequest, FootprintQuestion]:
+    """Every setting."""
+    return {request: question_of(request) for request in ROWS} | {OWN_ROWS: own_rows_question()}
+
+
 def kernels_of(question: FootprintQuestion, *, models: FakeModels, num_layers: int | None = None) -> Kernels:
     """A step of the whole model, or of its first `num_layers` layers."""
     kernels = Kernels()
@@ -275,13 +306,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Count every setting; print the counts, or write them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_count")
     parser.add_argument("--top", type=int, default=10, help="operations to print for each setting")
-    parser.add_argument("--rows", nargs="*", choices=[row.id for row in ROWS], help="only these settings")
+    parser.add_argument(
+        "--rows", nargs="*", choices=[row.id for row in (*ROWS, OWN_ROWS)], help="only these settings"
+    )
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     chosen = parser.parse_args(arguments)
     models, settings = FakeModels(), []
-    for request in ROWS:
+    for request, question in all_questions().items():
         if chosen.rows is None or request.id in chosen.rows:
-            question = question_of(request)
             kernels = kernels_of(question, models=models)
             settings.append(
                 {
@@ -289,6 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "num_arms": request.num_arms,
                     "batch_size": request.batch_size,
                     "quantization": request.quantization,
+                    "has_own_rows": bool(question.orders),
                     "row_lengths": question.row_lengths,
                     "num_labels": question.num_labels,
                 }

@@ -17,9 +17,9 @@ def kernel_blocks(root: Path) -> list[Block]:
     found: dict[str, Any] = json.loads((root / RESULTS).read_text(encoding="utf-8"))
     settings = found["settings"]
     phases = tuple(settings[0]["launches"])
-    titles = ("Arms", "Micro-batch", "Precision", "Kernels", *(phase.capitalize() for phase in phases),
+    titles = ("Arms", "Micro-batch", "Rows", "Precision", "Kernels", *(phase.capitalize() for phase in phases),
               "Copies to the device", "Copies to the host", "Waits")  # fmt: skip
-    columns = tuple(TableColumn(title, numeric=title != "Precision") for title in titles)
+    columns = tuple(TableColumn(title, numeric=title not in {"Rows", "Precision"}) for title in titles)
     libraries = listing([f"{name} {number}" for name, number in found["versions"].items()])
     where = f"The shape is {found['shape']} with {found['num_layers']} layers. Counted with {libraries}; not measured."
     rows = tuple(_cells(setting, phases=phases) for setting in settings)
@@ -36,6 +36,7 @@ def _cells(setting: dict[str, Any], *, phases: tuple[str, ...]) -> tuple[Cell, .
     return (
         Cell(count(setting["num_arms"])),
         Cell(count(setting["batch_size"])),
+        Cell("each arm its own" if setting["has_own_rows"] else "one for all"),
         Cell(PRECISIONS.get(setting["quantization"], setting["quantization"])),
         *(Cell(count(number)) for number in numbers),
     )
