@@ -29,7 +29,7 @@ PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 GREY = "#6B6B6B"
 #: Lengths in points of line and gap; the empty one is solid.
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1, 1.5), (6, 2, 1, 2))
-Kind = Literal["ranks", "dots", "bars", "frontier", "parameters", "curves", "forgetting", "pairs"]
+Kind = Literal["ranks", "dots", "bars", "frontier", "parameters", "curves", "held_out", "forgetting", "pairs"]
 
 Value = TypeVar("Value")
 
@@ -95,10 +95,12 @@ class ParameterRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CurveRow:
-    """One arm's training loss at one step."""
+    """One arm's loss at one step."""
 
     arm: str
     point: CurvePoint
+    is_marked: bool = False
+    """Whether the point gets a dot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +145,7 @@ class Figure:
     arms: tuple[str, ...]
     panels: tuple[Panel, ...] = ()
     x_label: str = ""
+    y_label: str = ""
     points: tuple[FrontierPoint, ...] = ()
     parameters: tuple[ParameterRow, ...] = ()
     curves: tuple[CurveRow, ...] = ()

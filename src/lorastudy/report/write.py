@@ -32,6 +32,7 @@ from lorastudy.report.markdown import render_markdown
 from lorastudy.report.numbers import names
 from lorastudy.report.read import Report, Studied, read_report
 from lorastudy.report.sections.costs import frontier_blocks, incident_blocks, pack_blocks, prediction_blocks
+from lorastudy.report.sections.curves import held_out_blocks
 from lorastudy.report.sections.front import front_blocks, question_blocks
 from lorastudy.report.sections.imported import imported_blocks
 from lorastudy.report.sections.method import (
@@ -44,6 +45,7 @@ from lorastudy.report.sections.method import (
 from lorastudy.report.sections.overview import arm_blocks, failure_blocks
 from lorastudy.report.sections.results import comparison_blocks, results_blocks
 from lorastudy.report.sections.tuning import racing_blocks, rate_blocks
+from lorastudy.stats.held_out_curves import HeldOutCurve, held_out_curves
 from lorastudy.stats.study import give_the_same_bits
 from lorastudy.stats.summary import CurvePoint, bin_width, mean_curve
 from lorastudy.store import ExperimentTracker
@@ -58,6 +60,8 @@ class Part:
 
     studied: Studied
     figures: tuple[Figure, ...]
+    held_out: Mapping[str, HeldOutCurve]
+    """The held-out loss during training, by arm, of those that were scored on the way."""
 
     @property
     def analysis(self) -> Analysis:
@@ -131,7 +135,11 @@ def _write_pages(blocks: Sequence[Block], *, output: Path, plots: Path) -> list[
 
 
 def _part(tracker: ExperimentTracker, studied: Studied) -> Part:
-    return Part(studied=studied, figures=study_figures(studied.analysis, _curves(tracker, studied.analysis)))
+    analysis = studied.analysis
+    drawn = curve_arms(analysis)
+    held_out = {name: curve for name, curve in held_out_curves(analysis.study).items() if name in drawn}
+    figures = study_figures(analysis, _curves(tracker, analysis), held_out=held_out)
+    return Part(studied=studied, figures=figures, held_out=held_out)
 
 
 def _curves(tracker: ExperimentTracker, analysis: Analysis) -> Mapping[str, Sequence[CurvePoint]]:
@@ -220,6 +228,7 @@ def _part_blocks(part: Part, *, level: int, output: Path) -> list[Block]:
         *results_blocks(analysis, level=level),
         *_drawn(part, "ranks", "dots"),
         *_headed("Training curves", _drawn(part, "curves"), level=level),
+        *held_out_blocks(part.held_out, figures=_drawn(part, "held_out"), level=level),
         *frontier_blocks(analysis, figures=_drawn(part, "frontier"), level=level),
         *comparison_blocks(analysis, level=level),
         *_finding_blocks(analysis, level=level),

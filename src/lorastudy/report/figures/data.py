@@ -22,6 +22,7 @@ from lorastudy.report.document import (
 )
 from lorastudy.report.findings.wording import margin_was_set
 from lorastudy.report.numbers import duration_unit, size_unit
+from lorastudy.stats.held_out_curves import HeldOutCurve
 from lorastudy.stats.rate_choice import compared_arms
 from lorastudy.stats.summary import (
     EXACT_MATCH,
@@ -40,7 +41,12 @@ MAX_CURVES = len(PALETTE) * len(DASHES)
 MAX_DRAWN = 60
 
 
-def study_figures(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]) -> tuple[Figure, ...]:
+def study_figures(
+    analysis: Analysis,
+    curves: Mapping[str, Sequence[CurvePoint]],
+    *,
+    held_out: Mapping[str, HeldOutCurve] | None = None,
+) -> tuple[Figure, ...]:
     """Every figure for which the study has data, in the order of the report."""
     drawn = _foremost(analysis)
     built = (
@@ -51,6 +57,7 @@ def study_figures(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]
         adapter_size_figure(drawn),
         parameters_figure(drawn),
         curves_figure(analysis, curves),
+        held_out_figure(analysis, held_out or {}),
         forgetting_figure(drawn),
     )
     figures = tuple(figure for figure in built if figure is not None)
@@ -195,6 +202,35 @@ def curves_figure(analysis: Analysis, curves: Mapping[str, Sequence[CurvePoint]]
         arms=names,
         curves=rows,
         x_label="Optimizer step",
+        y_label="Training loss (nats per token)",
+    )
+
+
+def held_out_figure(analysis: Analysis, curves: Mapping[str, HeldOutCurve]) -> Figure | None:
+    """Held-out loss over steps, with a dot at each arm's lowest point."""
+    every, names = _names(analysis.completed), curve_arms(analysis)
+    left_out = "" if names == every else f" Of {len(every)} arms, {_which_curves(analysis)}."
+    some_stopped = any(curve.stopped for curve in curves.values())
+    ends = " A curve ends where its first seed stopped." if some_stopped else ""
+    rows = tuple(
+        CurveRow(arm=name, point=point, is_marked=point == curves[name].lowest)
+        for name in names
+        if name in curves
+        for point in curves[name].points
+    )
+    if not rows:
+        return None
+    return Figure(
+        name="held_out_curves",
+        kind="held_out",
+        title="Held-out loss",
+        caption=f"Mean over seeds; band: one standard deviation to either side; dot: lowest mean.{ends}{left_out}",
+        alt="Held-out loss over steps for each arm, lowest at "
+        + ", ".join(f"step {row.point.step} for {row.arm}" for row in rows if row.is_marked),
+        arms=tuple(dict.fromkeys(row.arm for row in rows)),
+        curves=rows,
+        x_label="Optimizer step",
+        y_label="Held-out loss (nats per token)",
     )
 
 
@@ -234,7 +270,7 @@ def _foremost(analysis: Analysis) -> Analysis:
 
 def _with_what_is_left_out(figure: Figure, analysis: Analysis) -> Figure:
     """The figure with a note on which arms it shows; frontier and curves have their own notes."""
-    if figure.kind in {"frontier", "curves"}:
+    if figure.kind in {"frontier", "curves", "held_out"}:
         return figure
     note = (
         f" Of {len(analysis.completed)} arms, the reference, the frontier and those with the best scores; the tables "

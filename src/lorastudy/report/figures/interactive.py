@@ -172,7 +172,7 @@ def _parameters(figure: Figure) -> list[Any]:
 
 
 def _curves(figure: Figure) -> list[Any]:
-    rows = [{"arm": row.arm, **vars(row.point)} for row in figure.curves]
+    rows = [{"arm": row.arm, "is_marked": row.is_marked, **vars(row.point)} for row in figure.curves]
     arms = list(figure.arms)
     shade = alt.Color(
         "arm:N",
@@ -186,11 +186,16 @@ def _curves(figure: Figure) -> list[Any]:
         sort=arms,
         scale=alt.Scale(domain=arms, range=[list(dash(index)) or [1, 0] for index in range(len(arms))]),
     )
-    loss = "Training loss (nats per token)"
+    loss = figure.y_label
     base = alt.Chart(_inline(rows)).encode(x=alt.X("step:Q", title=figure.x_label), color=shade)
     bands = base.mark_area(opacity=0.15).encode(y=alt.Y("low:Q", title=loss), y2="high:Q")
     lines = base.mark_line(strokeWidth=2).encode(
         y=alt.Y("mean:Q", title=loss, scale=alt.Scale(zero=False)), strokeDash=dashes
+    )
+    marked = (
+        base.mark_circle(size=110, opacity=1)
+        .encode(y=alt.Y("mean:Q", title=loss))
+        .transform_filter("datum.is_marked")
     )
     points = base.mark_circle(size=40, opacity=0).encode(
         y=alt.Y("mean:Q", title=loss),
@@ -201,7 +206,8 @@ def _curves(figure: Figure) -> list[Any]:
             alt.Tooltip("n:Q", title="Seeds"),
         ],
     )
-    return [alt.layer(bands, lines, points).properties(height=320)]
+    layers = [bands, lines, *([marked] if any(row.is_marked for row in figure.curves) else []), points]
+    return [alt.layer(*layers).properties(height=320)]
 
 
 def _forgetting(figure: Figure) -> list[Any]:
@@ -316,6 +322,7 @@ _CHARTS: dict[Kind, Callable[[Figure], list[Any]]] = {
     "frontier": _frontier,
     "parameters": _parameters,
     "curves": _curves,
+    "held_out": _curves,
     "forgetting": _forgetting,
     "pairs": _pairs,
 }

@@ -205,7 +205,7 @@ def _parameters(figure: Figure) -> Canvas:
 
 
 def _curves(figure: Figure) -> Canvas:
-    """Training loss over steps, one line with its band for each arm."""
+    """Loss over steps, one line with its band for each arm, and a dot where a point is marked."""
     canvas = Canvas(figsize=(WIDTH_INCHES, 4.6 + _legend_inches(figure.arms)), layout="constrained")
     axes = canvas.subplots()
     for index, arm in enumerate(figure.arms):
@@ -229,8 +229,11 @@ def _curves(figure: Figure) -> Canvas:
                 alpha=0.15,
                 linewidth=0,
             )
+            marked = [row.point for row in figure.curves if row.arm == arm and row.is_marked]
+            for point in marked:
+                axes.plot([point.step], [point.mean], "o", color=colour(index), markersize=7)
     axes.set_xlabel(figure.x_label)
-    axes.set_ylabel("Training loss (nats per token)")
+    axes.set_ylabel(figure.y_label)
     axes.set_title(figure.title, loc="left")
     axes.margins(x=0.02)
     _legend(canvas, axes, arms=figure.arms)
@@ -383,6 +386,7 @@ _DRAWINGS: dict[Kind, Callable[[Figure], Canvas]] = {
     "frontier": _frontier,
     "parameters": _parameters,
     "curves": _curves,
+    "held_out": _curves,
     "forgetting": _forgetting,
     "pairs": _pairs,
 }
