@@ -36,3 +36,23 @@ def _tuning_run(result: ExperimentResult, *, factor: float) -> ExperimentResult:
         settings={**result.settings, "learning_rate": rate},
         scores=scores,
     )
+
+
+def at_worse_rates(results):
+    """The same runs at half and at twice their rate, with a loss that is higher by one nat."""
+    return [
+        replace(
+            result,
+            arm=f"{result.arm} x{factor:g}",
+            experiment_id=f"{result.experiment_id} x{factor:g}",
+            settings={**result.settings, "learning_rate": result.settings["learning_rate"] * factor},
+            scores={
+                **result.scores,
+                ("eval", "loss"): replace(
+                    result.scores[("eval", "loss")], value=result.scores[("eval", "loss")].value + 1
+                ),
+            },
+        )
+        for result in results
+        for factor in (0.5, 2)
+    ]

@@ -18,6 +18,7 @@ from lorastudy.planning.predictions import print_nothing
 from lorastudy.planning.study_plan import StudyPlan, plan_study
 from lorastudy.running.phase_runner import Callbacks, OnEvent, RunOptions
 from lorastudy.running.study import StudyOutcome, run_plan
+from lorastudy.stats.study import labels_by_experiment
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.export import row_of
 from lorastudy.suite.suite import Suite
@@ -40,20 +41,25 @@ class StudyResult:
     outcome: StudyOutcome
     """The ids of the experiments that completed, failed, were done before or did not run."""
 
-    def frame(self) -> "DataFrame":
-        """A data frame with one row per experiment: `arm`, `seed`, `status`, every setting, every score and every cost.
+    def frame(self, *, full: bool = False) -> "DataFrame":
+        """A data frame with one row per experiment: `label`, `arm`, `seed`, `status`, settings, scores and costs.
 
-        The columns are those of `lorastudy export --format csv`: `settings.lora_rank`, `scores.eval.loss` (nats per
-        completion token), `profile.peak_memory_bytes`, `train_seconds`. A value that was not measured is NaN or None.
+        `label` is what the report calls the arm, `arm` is its name in the suite. The settings are the rank, the learning
+        rate and those that differ between arms. `full` gives every column of `lorastudy export --format csv`: all
+        settings, predictions, data and environments. Columns have the same names either way: `settings.lora_rank`,
+        `scores.eval.loss` (nats per completion token), `profile.peak_memory_bytes`, `train_seconds`. A value that was
+        not measured is NaN or None.
         """
         from pandas import DataFrame
 
         with ExperimentTracker(self.store) as tracker:
             results = tracker.get_all_experiments(suite_name=self.suite_name)
-        return DataFrame([row_of(result) for result in results])
+            labels = labels_by_experiment(results, tracker.get_suites())
+        rows = [{"label": labels[result.experiment_id], **row_of(result)} for result in results]
+        return DataFrame(rows) if full else DataFrame(rows, columns=_first_columns(rows))
 
     def items(self, *, split: str = "eval", metric: str = "loss") -> "DataFrame":
-        """A data frame with one row per scored item of each experiment: `arm`, `seed`, `item`, `value`, `weight`.
+        """A data frame with one row per scored item of each experiment: `label`, `arm`, `seed`, `item`, `value`, `weight`.
 
         `item` counts from 0 and means the same data row for all arms. `weight` is the number of completion tokens for
         a loss, and 1 for other metrics. Rows are sorted by arm, seed and item.
@@ -68,6 +74,7 @@ class StudyResult:
                 each.experiment_id: each for each in tracker.get_all_experiments(suite_name=self.suite_name)
             }
             stored = tracker.get_all_items(list(results), split=split, metric=metric)
+            labels = labels_by_experiment(list(results.values()), tracker.get_suites())
         if not stored:
             there = sorted({"/".join(key) for result in results.values() for key in result.scores})
             raise StudyError(
@@ -75,6 +82,7 @@ class StudyResult:
             )
         rows = [
             {
+                "label": labels[key],
                 "arm": results[key].arm,
                 "seed": results[key].seed,
                 "item": item,
@@ -113,6 +121,34 @@ class StudyResult:
         first, *rest = self.summary.splitlines()
         paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in rest)
         return f"<h4>{html.escape(first)}</h4>{paragraphs}"
+
+
+#: The costs that `StudyResult.frame` shows first, and what identifies a run.
+_COST_COLUMNS = (
+    "num_steps",
+    "train_seconds",
+    "profile.num_trainable_parameters",
+    "profile.adapter_bytes",
+    "profile.peak_memory_bytes",
+    "profile.step_seconds",
+    "failure_kind",
+    "experiment_id",
+)
+_ALWAYS_SHOWN = frozenset({"settings.lora_rank", "settings.learning_rate"})
+
+
+def _first_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that a user works with first."""
+    every = dict.fromkeys(column for row in rows for column in row)
+    settings = [
+        column
+        for column in every
+        if column.startswith("settings.")
+        and (column in _ALWAYS_SHOWN or len({str(row.get(column)) for row in rows}) > 1)
+    ]
+    scores = [column for column in every if column.startswith("scores.")]
+    costs = [column for column in _COST_COLUMNS if column in every]
+    return ["label", "arm", "seed", "status", *settings, *scores, *costs] if rows else []
 
 
 def load_suite(source: str | Path | Mapping[str, Any] | None = None, /, **values: Any) -> Suite:

@@ -38,8 +38,8 @@ def check(
     if as_json:
         say(json.dumps(judgement_json(plan), indent=1))
     else:
-        _show(plan.findings, num_arms=plan.num_arms, suite_name=suite.name)
-        for line in [*plan.predicted.adapted.lines(), *trivial_lines(rows.read)]:
+        _show(plan.findings_shown, num_arms=plan.num_arms, suite_name=suite.name)
+        for line in [*plan.predicted.adapted.lines(plan.labels), *trivial_lines(rows.read)]:
             say(line)
     if invalidates(plan.findings):
         raise typer.Exit(1)

@@ -32,7 +32,7 @@ def show_plan(plan: StudyPlan) -> None:
     console.print(size_line(plan))
     for line in [*(f"note: {note}" for note in plan_notes(plan)), *finding_lines(plan)]:
         console.print(line)
-    for line in [*plan.predicted.adapted.lines(), *trivial_lines(plan.predicted.rows.read)]:
+    for line in [*plan.predicted.adapted.lines(plan.labels), *trivial_lines(plan.predicted.rows.read)]:
         console.print(line)
     for number, pack in enumerate(plan.packs, start=1):
         console.print(f"\npack {number}: {plural(len(pack.experiments), 'experiment')} on one base")
@@ -40,7 +40,8 @@ def show_plan(plan: StudyPlan) -> None:
         if estimate is not None:
             console.print(f"  {pack_line(estimate, validation=validation_of(plan, pack))}")
         for experiment in pack.experiments:
-            console.print(f"  {experiment.name:<40} {experiment_line(experiment)}  {experiment.id}")
+            label = plan.experiment_labels[experiment.id]
+            console.print(f"  {label:<24} {experiment_line(experiment)}  {experiment.id}")
 
 
 def show_pack_report(console: PlainConsole, report: PackReport, *, of_suite: bool) -> None:

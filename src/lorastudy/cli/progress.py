@@ -22,7 +22,7 @@ from lorastudy.protocol.records import (
     Record,
     Score,
 )
-from lorastudy.report.numbers import listing, plural
+from lorastudy.report.numbers import names, plural
 from lorastudy.running.phase_runner import SHARED_FAILURES
 from lorastudy.running.phases import Phase
 from lorastudy.suite.eval_points import eval_points, is_on_the_way
@@ -51,6 +51,7 @@ class Progress:
             transient=True,
         )
         self._gives_reasons = gives_reasons
+        self._labels: dict[str, str] = {}
         self._num_packs = 0
         self._packs: dict[str, int] = {}
         self._tasks: dict[str, TaskID] = {}
@@ -76,6 +77,7 @@ class Progress:
 
     def on_phase(self, phase: Phase) -> None:
         """Number the packs from one again, and announce the phase if it has a name."""
+        self._labels.update(phase.labels)
         self._num_packs = len(phase.packs)
         self._packs = {pack.id: number for number, pack in enumerate(phase.packs, start=1)}
         self._going_on = {pack.id for pack in phase.packs if pack.resume_from}
@@ -90,9 +92,10 @@ class Progress:
         size = plural(len(pack.experiments), "experiment")
         title = f"pack {number}/{max(number, self._num_packs)} ({size})"
         if isinstance(event, Outcome) and event.status == "failed":
-            names = {experiment.id: experiment.name for experiment in pack.experiments}
+            experiment = next(each for each in pack.experiments if each.id == event.experiment_id)
+            label = self._labels.get(experiment.id, experiment.name)
             why = (event.failure_kind or "", failure_shown(event.message or ""))
-            self._failed.setdefault(pack.id, {}).setdefault(why, []).append(names[event.experiment_id])
+            self._failed.setdefault(pack.id, {}).setdefault(why, []).append(label)
             return
         self._print_failures(pack, title=title)
         if isinstance(event, PackStep):
@@ -104,8 +107,8 @@ class Progress:
 
     def _print_failures(self, pack: PlannedPack, *, title: str) -> None:
         """Print failures of a pack with the same reason in one line, once all of them are known."""
-        for (kind, message), names in self._failed.pop(pack.id, {}).items():
-            who = "all" if len(names) == len(pack.experiments) > 1 else listing(names)
+        for (kind, message), failed in self._failed.pop(pack.id, {}).items():
+            who = "all" if len(failed) == len(pack.experiments) > 1 else names(failed)
             # After a worker's death, even a single experiment may be tried again.
             is_tried_again = kind in SHARED_FAILURES and (len(pack.experiments) > 1 or kind == "crashed")
             if kind == "diverged":

@@ -18,13 +18,14 @@ from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.planning.design import Designer, existing_store, is_new, missing_of
 from lorastudy.planning.plan_summary import forecast, size_line
 from lorastudy.planning.study_plan import StudyPlan, plan_study
-from lorastudy.report.numbers import listing, plural
+from lorastudy.report.numbers import listing, names, plural
 from lorastudy.running.adapters import published_places
 from lorastudy.running.phase_runner import Callbacks, RunOptions
 from lorastudy.running.study import StudyOutcome, run_plan
 from lorastudy.store import ExperimentTracker
 from lorastudy.suite.base_model import is_hub_model
 from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.labels import experiment_labels, labels_of
 from lorastudy.suite.rate_search import Design
 from lorastudy.suite.suite import Suite
 
@@ -185,35 +186,34 @@ def _resume_command(suite: Suite, *, database: str, options: RunOptions) -> str:
 def _print_outcome(
     outcome: StudyOutcome, experiments: Sequence[Experiment], *, was_stopped: bool, has_raced: bool
 ) -> None:
-    names = {experiment.id: experiment.name for experiment in experiments}
+    design = outcome.design
+    labels = experiment_labels(design.of_every_arm, tuning=design.tuning)
     say(
         f"{len(outcome.completed)} completed, {len(outcome.failed)} failed, {len(outcome.done_before)} done before, "
         f"{len(outcome.not_run)} not run"
     )
     if outcome.pruned:
-        number, arms = (
-            len(outcome.pruned),
-            dict.fromkeys(e.arm for e in experiments if e.id in set(outcome.pruned)),
-        )
-        say(f"stopped by racing, since clearly behind: {', '.join(arms)} ({number} run{'s' * (number > 1)})")
+        of_arm, pruned = labels_of(design.of_every_arm, tuning=design.tuning), set(outcome.pruned)
+        stopped = dict.fromkeys(of_arm[each.arm] for each in experiments if each.id in pruned)
+        say(f"stopped by racing, since clearly behind: {names(stopped)} ({plural(len(pruned), 'run')})")
     elif has_raced and not was_stopped:
         say(
             "racing stopped no arm: none was shown to be clearly behind; the reference at its best rate is never stopped"
         )
     if outcome.diverged_in_search:
-        found = ", ".join(names[end.experiment_id] for end in outcome.diverged_in_search)
+        found = names(labels[end.experiment_id] for end in outcome.diverged_in_search)
         say(f"diverged in the search for a learning rate, so that rate is too high: {found}")
     by_message: dict[str, list[str]] = {}
     for end in outcome.failed:
         by_message.setdefault(f"{end.failure_kind}: {failure_shown(end.message or '')}", []).append(
-            names[end.experiment_id]
+            labels[end.experiment_id]
         )
     for message, failed in by_message.items():
-        say(f"failed: {', '.join(failed)}\n  {message}", file=sys.stderr)
-    _print_scored(outcome, names)
+        say(f"failed: {names(failed, every=True)}\n  {message}", file=sys.stderr)
+    _print_scored(outcome, labels)
     for experiment_id in outcome.unpublished:
         say(
-            f"note: {names[experiment_id]} was done before, but its run folder and its adapter are gone, so no "
+            f"note: {labels[experiment_id]} was done before, but its run folder and its adapter are gone, so no "
             "adapter was written. Its results are kept",
             file=sys.stderr,
         )

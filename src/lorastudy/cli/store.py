@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 def status(database: Database = DATABASE) -> None:
     """Count experiments by suite and status, and name those that failed."""
+    from lorastudy.stats.study import labels_by_experiment
     from lorastudy.store import ExperimentTracker
+    from lorastudy.suite.labels import with_seed
 
     with ExperimentTracker(database) as tracker:
         results = tracker.get_all_experiments()
         imported = Counter((result.suite_name, result.tool) for result in tracker.get_imported())
+        labels = labels_by_experiment(results, tracker.get_suites())
     by_suite: dict[str, Counter[str]] = {}
     for result in results:
         by_suite.setdefault(result.suite_name, Counter())[_standing(result)] += 1
@@ -33,7 +36,9 @@ def status(database: Database = DATABASE) -> None:
     for result in results:
         if result.status == "failed":
             message = failure_shown(result.failure_message or "no message was recorded")
-            say(f"  failed: {result.suite_name}/{result.name}: {result.failure_kind}: {message}")
+            say(
+                f"  failed: {result.suite_name}: {with_seed(labels[result.experiment_id], result.seed)}: {result.failure_kind}: {message}"
+            )
     for (suite_name, tool), number in imported.items():
         say(f"{suite_name}: {number} imported from {tool}")
     if not results and not imported:

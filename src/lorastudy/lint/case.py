@@ -90,6 +90,12 @@ class Case:
         found = reference_arm(self.study, named=self.named_reference, metric=self.metric)
         return found or missing_reference(self.study)
 
+    def labelled(self) -> "Case":
+        """The same case for a reader, with every arm under its label."""
+        labels = self.study.labels
+        facts = {labels[name]: known for name, known in self.facts.items() if name in labels}
+        return replace(self, study=self.study.labelled(), facts=facts)
+
     def facts_of(self, arm: StudyArm) -> ArmFacts:
         """What is known about the arm; empty facts if nothing is."""
         return self.facts.get(arm.name, ArmFacts())
@@ -275,7 +281,7 @@ def arms_in_words(arms: Sequence[str], *, num_arms: int) -> str:
     """`r4, r8`; `all 5 arms`; `12 of 30 arms: r4, r8, ...` where a list would be too long to read."""
     if len(arms) == num_arms:
         return f"all {num_arms} arms"
-    shown = [f"“{name}”" if " " in name or "," in name else name for name in arms]
+    shown = [f"“{name}”" if "," in name else name for name in arms] if len(arms) > 1 else list(arms)
     if len(arms) > MAX_NAMES:
         return f"{len(arms)} of {num_arms} arms: {', '.join(shown[:NUM_NAMED_OF_MANY])}, ..."
     return ", ".join(shown)

@@ -15,7 +15,7 @@ from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.predictions import Predictions
 from lorastudy.planning.validation_cost import ValidationCost, total, validation_cost, without_points
 from lorastudy.protocol.records import ArmStep, PackStep, TrivialScore, encode
-from lorastudy.report.numbers import duration, listing, plural, size
+from lorastudy.report.numbers import duration, listing, names, plural, size
 from lorastudy.suite.base_model import is_hub_model
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.methods import PLAIN
@@ -124,9 +124,9 @@ def _race(plan: "StudyPlan") -> Iterator[str]:
 def _balance(plan: "StudyPlan") -> Iterator[str]:
     """The arms that move to another worker to balance the packs."""
     alone = frozenset() if plan.balance is None else plan.balance.alone
-    names = [experiment.name for experiment in plan.missing if experiment.id in alone]
-    if names:
-        yield f"the packs pause once and {listing(names)} moves to another worker, so that all workers finish together"
+    moving = [plan.experiment_labels[each.id] for each in plan.missing if each.id in alone]
+    if moving:
+        yield f"the packs pause once and {names(moving)} moves to another worker, so that all workers finish together"
 
 
 def _time(plan: "StudyPlan") -> Iterator[str]:
@@ -196,7 +196,7 @@ def finding_lines(plan: "StudyPlan") -> list[str]:
     """The linter's findings, a line each."""
     lines = [
         f"{finding.code} {finding.severity}: {finding.found} ({arms_in_words(finding.arms, num_arms=plan.num_arms)})"
-        for finding in plan.findings
+        for finding in plan.findings_shown
     ]
     return [*lines, "`lorastudy check FILE` says why that is unfair and what to change"] if lines else []
 
@@ -207,6 +207,7 @@ def judgement_json(plan: "StudyPlan") -> dict[str, Any]:
     read = {} if case is None else {arm.name: case.facts_of(arm).rows for arm in case.arms}
     return {
         "suite_name": plan.suite.name,
+        "labels": dict(plan.labels),
         "findings": [asdict(finding) for finding in plan.findings],
         "trivial": {
             arm: [_without_items(score) for rows in splits for score in rows.trivial]
@@ -308,7 +309,7 @@ def _arm_rows(plan: "StudyPlan") -> Iterator[tuple[str, ...]]:
     for arm, experiments in by_arm.items():
         settings = experiments[0].settings
         yield (
-            arm,
+            plan.labels[arm],
             settings.arm_method.title,
             str(settings.lora_rank),
             f"{settings.lora_alpha_value:g}",

@@ -17,9 +17,10 @@ from lorastudy.planning.packing import ArmWork, PlannedPack, parts, remaining_pa
 from lorastudy.planning.suite_facts import AdaptedArms, RowsChecked, adapted_arms, check_rows
 from lorastudy.protocol.jobs import PaceQuestion, PlanningJob, RowsQuestion
 from lorastudy.protocol.records import MemoryPrediction
-from lorastudy.report.numbers import listing
+from lorastudy.report.numbers import names
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.labels import labels_of
 from lorastudy.suite.methods import METHOD_KEYS
 from lorastudy.suite.settings import Settings
 
@@ -171,7 +172,7 @@ def with_memory(
             del estimators[key]
             problems.append(_not_predicted(each.experiments, error))
         else:
-            problems += _left_out(each, estimate)
+            problems += _left_out(each, estimate, labels=labels_of(experiments))
     ids = {experiment.id for experiment in missing}
     for of_round in rounds:
         for pack in remaining_packs(of_round, ids, arms_per_pack=sizes, num_at_once=num_workers):
@@ -250,13 +251,13 @@ def _not_predicted(group: Sequence[Experiment], error: StudyError) -> str:
     )
 
 
-def _left_out(estimator: Estimator, estimate: PackEstimate) -> list[str]:
+def _left_out(estimator: Estimator, estimate: PackEstimate, *, labels: Mapping[str, str]) -> list[str]:
     """One line for each reason why some arms have no prediction while the others have one."""
     arms: dict[str, dict[str, None]] = {}
     for experiment in estimator.experiments:
         if (problem := estimate.problems.get(experiment.id)) is not None:
-            arms.setdefault(problem, {})[experiment.arm] = None
-    return [f"memory was not predicted for {listing(names)}: {problem}" for problem, names in arms.items()]
+            arms.setdefault(problem, {})[labels[experiment.arm]] = None
+    return [f"memory was not predicted for {names(left)}: {problem}" for problem, left in arms.items()]
 
 
 def _announced(worker: JobWorker, on_wait: OnWait) -> Ask:

@@ -29,7 +29,7 @@ from lorastudy.planning.literature import (
 )
 from lorastudy.planning.memory import ModelShape, base_weight_bytes, config_folder, quantisation_bytes
 from lorastudy.planning.predictions import use_stored_times
-from lorastudy.planning.recommendation_request import RecommendationRequest, judged_by
+from lorastudy.planning.recommendation_request import RecommendationRequest, for_a_reader, judged_by
 from lorastudy.planning.study_plan import plan_configurations
 from lorastudy.planning.suite_facts import check_rows, num_completion_tokens
 from lorastudy.recommend.recommendation import Candidate, Evidence, Recommendation, recommend
@@ -80,15 +80,22 @@ class AnsweredRequest:
         is_chosen = "quantization" in self.request.fixed
         return {key: rule for key, rule in RULES.items() if key != "precision" or not is_chosen}
 
+    @property
+    def _names(self) -> Mapping[str, str]:
+        """The names of the study's arms by their labels."""
+        analysis = self.recommendation.analysis
+        return {} if analysis is None else {arm.name: arm.given_name for arm in analysis.study.arms}
+
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """All of it as plain JSON values. Arms have their names, and beside these their labels."""
         answer = self.recommendation
-        runner_up = answer.runner_up
+        runner_up, names = answer.runner_up, self._names
         return {
             "grade": answer.grade,
             "recommended": answer.is_recommended,
-            "decision": None if answer.decision is None else asdict(answer.decision),
-            "name": answer.name,
+            "decision": None if answer.decision is None else _with_names(asdict(answer.decision), names),
+            "name": _with_names(answer.name, names),
+            "label": answer.name,
             **_candidate_json(answer.candidate),
             "budget_bytes": self.request.budget_bytes,
             "device": self.device,
@@ -96,7 +103,8 @@ class AnsweredRequest:
             "expected": None if answer.expectation is None else asdict(answer.expectation),
             "runner_up": runner_up
             and {
-                "name": runner_up.name,
+                "name": _with_names(runner_up.name, names),
+                "label": runner_up.name,
                 "standing": runner_up.standing,
                 **_candidate_json(runner_up.candidate),
             },
@@ -106,6 +114,15 @@ class AnsweredRequest:
             "left_out": list(answer.left_out),
             "rules": {key: asdict(rule) for key, rule in self.rules.items()},
         }
+
+
+def _with_names(value: Any, names: Mapping[str, str]) -> Any:
+    """The value with the name of each arm in place of its label."""
+    if isinstance(value, dict):
+        return {key: _with_names(part, names) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_names(part, names) for part in value]
+    return names.get(value, value) if isinstance(value, str) else value
 
 
 def shown_settings(candidate: Candidate) -> dict[str, Any]:
@@ -343,22 +360,20 @@ def stored_evidence(
     found = [
         (departures, study)
         for whole in split_studies(results)
-        for study in _by_subject(whole)
+        for study in _by_subject(for_a_reader(whole, statements.get(whole.suite_name, ())))
         if (departures := _departures(study, request)) is not None
     ]
     for departures, study in sorted(found, key=lambda pair: len(pair[0])):
         of_suite = statements.get(study.suite_name, ())
-        seeds = frozenset(of_suite[-1].question.tuning_seeds) if of_suite else frozenset()
-        searched = replace(study, tuning_seeds=seeds)
-        criterion, notes = judged_by(searched, of_suite, request=request)
+        criterion, notes = judged_by(study, of_suite, request=request)
         yield Evidence(
-            study=searched,
-            held_out=_held_out(searched),
-            candidates=_candidates(searched, finder, request=request, as_measured=not departures),
+            study=study,
+            held_out=_held_out(study),
+            candidates=_candidates(study, finder, request=request, as_measured=not departures),
             criterion=criterion,
-            items=stored_items(tracker, searched, metrics=criterion.metrics_by_item),
+            items=stored_items(tracker, study, metrics=criterion.metrics_by_item),
             departures=departures,
-            is_named=searched.suite_name == request.suite_name,
+            is_named=study.suite_name == request.suite_name,
             notes=notes,
         )
 

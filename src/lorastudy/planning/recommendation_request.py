@@ -19,7 +19,7 @@ from lorastudy.stats.study import DECIDING, Study, set_late
 from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.base_model import base_model_fingerprint
-from lorastudy.suite.question import Question, is_reference
+from lorastudy.suite.question import Question
 from lorastudy.suite.settings import Settings, settings_from_options
 from lorastudy.suite.suite_file import load_suite
 
@@ -164,6 +164,12 @@ def _settings_in_store(suite_name: str, *, database: str) -> list[Settings]:
     ]
 
 
+def for_a_reader(study: Study, statements: Sequence[StatedQuestion]) -> Study:
+    """The study with the seeds of its search, and with its arms under their labels."""
+    seeds = frozenset(statements[-1].question.tuning_seeds) if statements else frozenset()
+    return replace(study, tuning_seeds=seeds).labelled()
+
+
 def judged_by(
     study: Study, statements: Sequence[StatedQuestion], *, request: RecommendationRequest
 ) -> tuple[Criterion, tuple[str, ...]]:
@@ -199,10 +205,7 @@ def _used(study: Study, stated: Question | None, *, request: RecommendationReque
 
 
 def _has(study: Study, reference: str | None) -> bool:
-    return reference is not None and any(
-        is_reference(reference, arm=arm.name, learning_rate=arm.typed_settings.learning_rate)
-        for arm in study.arms
-    )
+    return reference is not None and any(arm.is_named(reference) for arm in study.arms)
 
 
 def _notes(

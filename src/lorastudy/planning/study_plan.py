@@ -36,6 +36,7 @@ from lorastudy.store import ExperimentTracker
 from lorastudy.suite.base_model import base_model_fingerprint, check_base_model
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.experiment_types import EXPERIMENT_TYPES
+from lorastudy.suite.labels import experiment_labels, labels_of
 from lorastudy.suite.rate_search import Design
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Suite, sources_reader
@@ -142,6 +143,22 @@ class StudyPlan:
     def findings(self) -> Sequence[LintFinding]:
         """The linter's findings: what would make the comparison unfair."""
         return () if self.case is None else lint(self.case)
+
+    @cached_property
+    def findings_shown(self) -> Sequence[LintFinding]:
+        """The same findings with the labels of the arms, for a reader."""
+        return () if self.case is None else lint(self.case.labelled())
+
+    @cached_property
+    def labels(self) -> Mapping[str, str]:
+        """The label of each arm, by its name."""
+        found = {} if self.case is None else dict(self.case.study.labels)
+        return {**labels_of(self.design.of_every_arm, tuning=self.design.tuning), **found}
+
+    @cached_property
+    def experiment_labels(self) -> Mapping[str, str]:
+        """The label and the seed of each experiment, by its id."""
+        return experiment_labels(self.design.of_every_arm, tuning=self.design.tuning)
 
     def __repr__(self) -> str:
         num_known, num_missing = len(self.design.experiments), len(self.missing)

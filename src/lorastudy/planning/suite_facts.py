@@ -15,6 +15,7 @@ from lorastudy.lint.case import (
     ArmFacts,
     Case,
     after_reading,
+    arms_in_words,
     planned_case,
     reporting_rows,
     tokens_seen,
@@ -27,6 +28,7 @@ from lorastudy.protocol.records import RowsRead, TrivialScore
 from lorastudy.stats.trivial import PREDICTOR_NAMES
 from lorastudy.suite.base_model import LAB_MODEL, read_config
 from lorastudy.suite.experiment import Experiment, canonical_json
+from lorastudy.suite.labels import labels_of
 from lorastudy.suite.question import Question
 from lorastudy.suite.rate_search import published_rates
 from lorastudy.suite.settings import Settings
@@ -113,14 +115,14 @@ class AdaptedArms:
     unknown: tuple[str, ...] = ()
     """One line for each base model whose layers are not known."""
 
-    def lines(self) -> list[str]:
-        """The layers of each arm, in words. Arms that adapt the same layers share a line."""
+    def lines(self, labels: Mapping[str, str]) -> list[str]:
+        """The layers of each arm, in words. Arms that adapt the same layers share a line. `labels` are by arm."""
         alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         for name, arm in self.arms.items():
             alike.setdefault((arm.in_words, arm.left_out), []).append(name)
         lines = []
         for (words, without), names in alike.items():
-            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            shown = arms_in_words([labels.get(name, name) for name in names], num_arms=len(self.arms))
             lines.append(f"adapts {words}: {shown}")
             lines += [f"  left out: {each}" for each in without]
         return lines
@@ -129,6 +131,7 @@ class AdaptedArms:
 def adapted_arms(experiments: Sequence[Experiment], answers: Answers) -> AdaptedArms:
     """Resolve the targets of every arm against its base model."""
     arms: dict[str, AdaptedArm] = {}
+    labels = labels_of(experiments)
     misfits: dict[str, str] = {}
     unknown: dict[str, str] = {}
     for group in groups(experiments):
@@ -146,7 +149,7 @@ def adapted_arms(experiments: Sequence[Experiment], answers: Answers) -> Adapted
             try:
                 names = targets_of(settings, layers)
             except ModelError as error:
-                misfits[experiment.arm] = f"{experiment.arm}: {error}"
+                misfits[experiment.arm] = f"{labels[experiment.arm]}: {error}"
                 continue
             adapted = adapter_size(
                 [by_name[name] for name in names], r=settings.lora_rank, method=settings.arm_method

@@ -138,10 +138,10 @@ def listing(items: Iterable[str], *, every: bool = False) -> str:
 
 
 def names(items: Iterable[str], *, every: bool = False) -> str:
-    """As `listing`, in quotation marks where a name holds a space or a comma itself."""
+    """As `listing`; in a list, a name with a comma stands in quotation marks."""
     named = list(items)
-    loose = any(" " in name or "," in name for name in named)
-    return listing((f"“{name}”" if loose else name for name in named), every=every)
+    is_list = len(named) > 1
+    return listing((f"“{name}”" if is_list and "," in name else name for name in named), every=every)
 
 
 #: A note after a pair of times.

@@ -13,16 +13,17 @@ scored by the metrics that the suite adds, if it adds any: a search may choose b
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.study_plan import StudyPlan
-from lorastudy.report.numbers import listing
+from lorastudy.report.numbers import listing, names
 from lorastudy.running.racing import RungDecision, decide_at
 from lorastudy.running.results import Results
 from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.labels import experiment_labels, labels_of
 from lorastudy.suite.question import rung_name
 from lorastudy.suite.rate_search import Design
 
@@ -42,6 +43,8 @@ class Phase:
     """Experiments that look for a learning rate: that one of them diverges is an answer and no failure."""
     is_scoring: bool = False
     """Whether its packs score stored adapters and train nothing."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What each experiment is called for a reader, by its id."""
 
 
 def next_phase(plan: StudyPlan, results: Results) -> Phase | None:
@@ -51,7 +54,8 @@ def next_phase(plan: StudyPlan, results: Results) -> Phase | None:
         phase = source(plan, results, of_round=of_round) or _scoring(results, of_round=of_round)
         if phase is not None:
             name = ", ".join(filter(None, [_round_name(results.design, of_round, number=number), phase.name]))
-            return replace(phase, name=name, searching=results.design.tuning)
+            labels = experiment_labels(results.design.of_every_arm, tuning=results.design.tuning)
+            return replace(phase, name=name, searching=results.design.tuning, labels=labels)
     return None
 
 
@@ -70,7 +74,8 @@ def _racing(plan: StudyPlan, results: Results, *, of_round: Sequence[Experiment]
         if waiting:
             packs = _packs(plan, results, of_round=of_round, waiting=waiting)
             packs = [replace(pack, rungs=plan.suite.rungs, pause_at=rung) for pack in packs]
-            name = _race_name(rung, last=decisions[-1] if decisions else None)
+            labels = labels_of(results.design.of_every_arm, tuning=results.design.tuning)
+            name = _race_name(rung, last=decisions[-1] if decisions else None, labels=labels)
             return Phase(name=name, packs=tuple(packs), decisions=tuple(decisions))
         if rung is not None:
             decisions.append(
@@ -174,7 +179,7 @@ def _round_name(design: Design, of_round: Sequence[Experiment], *, number: int) 
     return f"round {number}, {does}"
 
 
-def _race_name(rung: float | None, *, last: RungDecision | None) -> str:
+def _race_name(rung: float | None, *, last: RungDecision | None, labels: Mapping[str, str]) -> str:
     to = "the end" if rung is None else f"{rung_name(rung)} of the steps"
-    arms = dict.fromkeys(pruning.arm for pruning in last.prunings) if last is not None else {}
-    return f"racing to {to}" + (f", without {listing(arms)}, stopped as clearly behind" if arms else "")
+    arms = dict.fromkeys(labels[pruning.arm] for pruning in last.prunings) if last is not None else {}
+    return f"racing to {to}" + (f", without {names(arms)}, stopped as clearly behind" if arms else "")

@@ -11,7 +11,7 @@ settings such as the margin have changed since.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,7 +149,7 @@ def _messages(
 ) -> dict[str, str]:
     """The reason for the stop, by experiment id, for all experiments of arms that are clearly behind."""
     return {
-        result.experiment_id: message_of(behind, rung=rung)
+        result.experiment_id: message_of(replace(behind, ahead=study.labels[behind.ahead]), rung=rung)
         for study in split_studies(results)
         for behind in _arms_behind(study, losses, rung=rung, suite=suite)
         for result in study.arm(behind.arm).results

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from lorastudy.stats.rate_choice import best_of, rates_of
 from lorastudy.stats.study import STUDIED_KEYS, Study, StudyArm
 from lorastudy.stats.summary import LOSS, Metric
-from lorastudy.suite.question import is_reference
 
 #: The largest rank, and the highest precision.
 _TYPES_WITH_A_REFERENCE = frozenset({"rank_ablation", "quantization_study"})
@@ -55,13 +54,11 @@ def missing_reference(study: Study) -> StudyArm | None:
 
 def _by_name(arms: Sequence[StudyArm], name: str | None) -> StudyArm | None:
     """The arm of that name, with or without its learning rate in the name; of several rates the first."""
-    if name is None:
-        return None
-    rates = {arm.name: float(arm.settings.get("learning_rate") or 0.0) for arm in arms}
-    return next((a for a in arms if is_reference(name, arm=a.name, learning_rate=rates[a.name])), None)
+    return None if name is None else next((arm for arm in arms if arm.is_named(name)), None)
 
 
 def _by_design(study: Study, arms: Sequence[StudyArm]) -> StudyArm | None:
     if study.experiment_type == "rank_ablation":
         return max(arms, key=lambda arm: int(arm.settings["lora_rank"]), default=None)
-    return next(iter(arms), None)
+    place = {name: number for number, name in enumerate(study.suite_order)}
+    return min(arms, key=lambda arm: place.get(arm.name, 0), default=None)

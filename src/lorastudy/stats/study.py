@@ -23,13 +23,12 @@ from functools import cached_property
 from typing import Any, Literal
 
 from lorastudy.protocol.records import Environment
-from lorastudy.store.views import ExperimentResult, StatedQuestion
+from lorastudy.store.views import ExperimentResult, StatedQuestion, SuiteSummary
 from lorastudy.suite.experiment import canonical_json
-from lorastudy.suite.question import Question
+from lorastudy.suite.labels import PRECISIONS, arm_labels, in_order_of_values, with_seed, without_rate
+from lorastudy.suite.question import Question, configuration_name, is_reference
 from lorastudy.suite.settings import SELECTION_KEYS, Settings, keys_without_effect
 
-#: Highest first: what a lower precision is compared with.
-PRECISIONS = ("fp32", "bf16", "fp16", "8bit", "4bit")
 _MODULE_KEYS = frozenset({"target_modules", "layers_to_transform"})
 _PRECISION_KEYS = frozenset({"quantization", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant"})
 #: The split that choices are made on, as in `Score.split`.
@@ -77,6 +76,27 @@ class StudyArm:
     name: str
     settings: Mapping[str, Any]
     results: tuple[ExperimentResult, ...]
+    name_in_suite: str | None = None
+    """In a labelled study (`Study.labelled`), where `name` is the label."""
+
+    @property
+    def given_name(self) -> str:
+        """The name in the suite: that of its folders, and the one by which a suite names its reference."""
+        return self.name if self.name_in_suite is None else self.name_in_suite
+
+    @property
+    def learning_rate(self) -> float:
+        """The arm's peak learning rate; 0 if an imported result has none."""
+        return float(self.settings.get("learning_rate") or 0.0)
+
+    @property
+    def configuration_name(self) -> str:
+        """The name without the learning rate."""
+        return without_rate(configuration_name(self.name, self.learning_rate), self.learning_rate)
+
+    def is_named(self, reference: str) -> bool:
+        """Whether a suite that names `reference` means this arm: by its name there, with or without the learning rate."""
+        return is_reference(reference, arm=self.given_name, learning_rate=self.learning_rate)
 
     @cached_property
     def completed(self) -> tuple[ExperimentResult, ...]:
@@ -112,6 +132,37 @@ class Study:
     """What the reader must know about how results became arms."""
     tuning_seeds: frozenset[int] = frozenset()
     """Seeds of the runs that chose learning rates, as the suite's question states them. These runs report nothing."""
+    suite_order: tuple[str, ...] = ()
+    """The names of the arms as the suite lists them, if they are read in another order."""
+
+    @cached_property
+    def labels(self) -> Mapping[str, str]:
+        """What each arm is called for a reader, by its name."""
+        return arm_labels(
+            {arm.name: arm.typed_settings for arm in self.arms},
+            tried={arm.name for arm in self.arms} - {arm.name for arm in self.reported_arms},
+            is_searched=bool(self.tuning_seeds),
+        )
+
+    def labelled(self) -> "Study":
+        """The same study for a reader: every arm is called by its label, and arms come in the order of their values."""
+        labels = self.labels
+        by_name = {arm.name: _labelled(arm, labels[arm.name]) for arm in self.arms}
+        order = in_order_of_values({arm.name: arm.typed_settings for arm in self.arms})
+        notes = [_with_labels(note, labels) for note in self.notes]
+        return replace(
+            self,
+            arms=tuple(by_name[name] for name in order),
+            notes=tuple(notes),
+            suite_order=tuple(labels[arm.name] for arm in self.arms),
+        )
+
+    def called(self, reference: str) -> str:
+        """What a reader calls the arm or the configuration that a suite names; the name itself if there is none."""
+        for arm in self.arms:
+            if arm.is_named(reference):
+                return arm.name if reference == arm.given_name else arm.configuration_name
+        return reference
 
     @cached_property
     def results(self) -> tuple[ExperimentResult, ...]:
@@ -168,6 +219,18 @@ def split_studies(results: Iterable[ExperimentResult]) -> tuple[Study, ...]:
     for result in results:
         groups.setdefault((result.suite_name, result.experiment_type), []).append(result)
     return tuple(_study(name, kind, results=group) for (name, kind), group in groups.items())
+
+
+def labels_by_experiment(
+    results: Sequence[ExperimentResult], suites: Iterable[SuiteSummary]
+) -> dict[str, str]:
+    """The label of each result's arm, by experiment id; its name for a result that does not count."""
+    tuning = {each.suite_name: each.questions[-1].question.tuning_seeds for each in suites if each.questions}
+    labels = {result.experiment_id: result.arm for result in results}
+    for study in split_studies(results):
+        own = replace(study, tuning_seeds=frozenset(tuning.get(study.suite_name, ())))
+        labels |= {run.experiment_id: own.labels[arm.name] for arm in own.arms for run in arm.results}
+    return labels
 
 
 def differing_settings(arms: Sequence[StudyArm]) -> tuple[str, ...]:
@@ -247,6 +310,17 @@ def _study(suite_name: str, experiment_type: str, *, results: Sequence[Experimen
         arms=_in_reading_order(arms, experiment_type),
         notes=tuple(notes),
     )
+
+
+def _labelled(arm: StudyArm, label: str) -> StudyArm:
+    results = (replace(run, arm=label, name=with_seed(label, run.seed)) for run in arm.results)
+    return replace(arm, name=label, name_in_suite=arm.given_name, results=tuple(results))
+
+
+def _with_labels(note: str, labels: Mapping[str, str]) -> str:
+    """A note with the label of the arm that it begins with."""
+    name, colon, rest = note.partition(": ")
+    return f"{labels.get(name, name)}{colon}{rest}"
 
 
 def _on_latest_sources(group: Sequence[ExperimentResult]) -> list[ExperimentResult]:

@@ -168,9 +168,9 @@ def test_the_exit_code_is_2_where_all_that_failed_is_the_users_to_mend(kinds, co
     ("pruned", "options", "said"),
     [
         (
-            ("exp-r2",),
+            (0,),
             {"has_raced": True, "was_stopped": False},
-            "stopped by racing, since clearly behind: r2 (1 run)",
+            "stopped by racing, since clearly behind: r=2 (1 run)",
         ),
         (
             (),
@@ -182,8 +182,18 @@ def test_the_exit_code_is_2_where_all_that_failed_is_the_users_to_mend(kinds, co
     ],
 )
 def test_a_race_ends_with_whom_it_stopped_or_that_it_stopped_nobody(capsys, pruned, options, said):
-    experiments = [SimpleNamespace(id=f"exp-{name}", name=name, arm=name) for name in ("r2", "r4")]
-    outcome = StudyOutcome(design=Design(experiments=(), rounds=()), completed=("exp-r4",), pruned=pruned)
+    experiments = tuple(
+        Experiment(
+            name=f"zz_{rank}", arm=f"zz_{rank}", experiment_type="custom", seed=0, settings=Settings(lora_rank=rank),
+            sources=Sources(base_model="b", dataset="d"),
+        )
+        for rank in (2, 4)
+    )  # fmt: skip
+    outcome = StudyOutcome(
+        design=Design(experiments=experiments, rounds=(experiments,)),
+        completed=(experiments[1].id,),
+        pruned=tuple(experiments[number].id for number in pruned),
+    )
     _print_outcome(outcome, experiments, **options)
     of_racing = [line for line in capsys.readouterr().out.splitlines() if "racing" in line]
     assert len(of_racing) == (said is not None)

@@ -178,12 +178,12 @@ def judged(*statements, **about):
 
 def test_the_files_own_margin_is_gone_by_and_told_with_a_word_on_the_stores():
     stored = judged(MINE)
-    assert (stored.name, stored.caveats) == ("r8_lr0.0002", ())
+    assert (stored.name, stored.caveats) == ("r=8, lr 2e-4", ())
     own = Question(margin=Margin(amount=0.3))
     told = judged(MINE, question=own)
-    assert told.name == "r4_lr0.0002"
+    assert told.name == "r=4, lr 2e-4"
     assert because(told) == (
-        "it is the smallest rank shown to be as good as r8_lr0.0002 within the margin of 0.3 nats per token",
+        "it is the smallest rank shown to be as good as r=8, lr 2e-4 within the margin of 0.3 nats per token",
     )
     (caveat,) = told.caveats
     assert caveat == (
@@ -191,23 +191,23 @@ def test_the_files_own_margin_is_gone_by_and_told_with_a_word_on_the_stores():
         "results exist can be chosen to suit them"
     )
     # an option comes first, and what the file shares with the store needs no word
-    assert judged(MINE, question=own, margin=0.05).name == "r8_lr0.0002"
+    assert judged(MINE, question=own, margin=0.05).name == "r=8, lr 2e-4"
     assert judged(MINE, question=MINE.question).caveats == ()
 
 
 def test_the_files_own_reference_is_gone_by():
     told = judged(MINE, question=Question(margin=Margin(amount=0.05), reference="r4"))
     (reason,) = because(told)
-    assert reason.startswith("it is shown to be better than r4_lr0.0002")
+    assert reason.startswith("it is shown to be better than r=4, lr 2e-4")
     assert told.is_recommended
     assert any(caveat.startswith("reference r4, as the suite file says; ") for caveat in told.caveats)
 
 
 def test_another_suites_study_is_judged_by_the_files_margin_where_it_has_one():
     elsewhere = {"suite_name": "mine"}
-    assert judged(MINE, question=Question(margin=Margin(amount=0.3)), **elsewhere).name == "r4_lr0.0002"
+    assert judged(MINE, question=Question(margin=Margin(amount=0.3)), **elsewhere).name == "r=4, lr 2e-4"
     silent = judged(MINE, question=Question(reference="no such arm"), **elsewhere)
-    assert (silent.name, silent.caveats) == ("r8_lr0.0002", ())
+    assert (silent.name, silent.caveats) == ("r=8, lr 2e-4", ())
 
 
 def test_a_margin_of_the_store_that_was_set_with_results_at_hand_is_told():
@@ -215,7 +215,7 @@ def test_a_margin_of_the_store_that_was_set_with_results_at_hand_is_told():
         question=Question(margin=Margin(amount=0.3)), stated_at="2026-01-03T12:00:00+00:00", num_completed=12
     )
     told = judged(MINE, later)
-    assert told.name == "r4_lr0.0002"
+    assert told.name == "r=4, lr 2e-4"
     assert told.caveats[0].startswith(
         "The margin was changed on 2026-01-03 12:00 UTC, when 12 results already existed"
     )
@@ -252,10 +252,10 @@ def at_three_rates(stored):
 def test_a_study_of_this_model_and_data_is_measured_here():
     told = answer(at_three_rates(results()), dataset_path="lab:facts")
     assert (told.grade, told.name, told.expectation.held_out) == (
-        "measured here", "r8_lr0.0002", "the held-out rows of lab:facts",
+        "measured here", "r=8, lr 2e-4", "the held-out rows of lab:facts",
     )  # fmt: skip
     (reason,) = because(told)
-    assert reason.startswith("it is shown to be better than r4_lr0.0002")
+    assert reason.startswith("it is shown to be better than r=4, lr 2e-4")
     assert told.is_recommended
 
 
@@ -265,9 +265,9 @@ def test_without_a_data_set_a_study_answers_for_its_own():
 
 def test_a_study_at_one_rate_is_measured_and_untuned():
     told = answer(results(), dataset_path="lab:facts")
-    assert (told.grade, told.name, told.is_recommended) == ("measured here, untuned", "r8", False)
+    assert (told.grade, told.name, told.is_recommended) == ("measured here, untuned", "r=8", False)
     assert because(told)[0].startswith(
-        "at the one learning rate that was tried (0.0002) it is shown to be ahead of r4 by 0."
+        "at the one learning rate that was tried (0.0002) it is shown to be ahead of r=4 by 0."
     )
     assert any(caveat.startswith("LS101") for caveat in told.caveats)
 
@@ -303,7 +303,7 @@ def test_what_fits_only_otherwise_is_interpolated_and_says_how(budget_bytes, set
     told = answer(results(), budget_bytes=budget_bytes)
     rank, precision = settings
     assert told.grade == "interpolated from here"
-    assert told.name == f"rank {rank} on qkvo, {precision} (after r8)"
+    assert told.name == f"rank {rank} on qkvo, {precision} (after r=8)"
     assert (told.candidate.settings.lora_rank, told.candidate.settings.quantization) == settings
     assert f"not measured for this question: {departure}" in because(told)
 
@@ -367,7 +367,7 @@ def test_a_suite_of_two_base_models_answers_for_the_one_that_is_named(tmp_path):
         for each in results(str(tmp_path), sources)
     ]
     told = answer([*results(), *others], dataset_path="lab:facts")
-    assert (told.grade, told.name) == ("measured here, untuned", "r8")
+    assert (told.grade, told.name) == ("measured here, untuned", "lab, r=8")
 
 
 def test_a_precision_and_a_length_that_were_asked_for_stay_and_departures_are_told():
@@ -388,7 +388,7 @@ def test_where_a_study_compares_precisions_the_one_asked_for_answers():
         for each in results(quantization="8bit")
     ]
     told = answer([*results(), *in_8bit], fixed={"quantization": "8bit"})
-    assert (told.name, told.candidate.settings.quantization) == ("r8_8bit", "8bit")
+    assert (told.name, told.candidate.settings.quantization) == ("r=8, 8-bit", "8bit")
 
 
 def test_of_studies_that_are_as_near_the_suite_asked_about_answers():
@@ -396,8 +396,9 @@ def test_of_studies_that_are_as_near_the_suite_asked_about_answers():
         replace(each, suite_name="mine", arm=f"my_{each.arm}", experiment_id=f"mine/{each.experiment_id}")
         for each in results()
     ]
-    assert answer([*results(), *others]).name == "r8"
-    assert answer([*results(), *others], suite_name="mine").name == "my_r8"
+    assert answer([*results(), *others]).name == "r=8"
+    asked = answer([*results(), *others], suite_name="mine")
+    assert (asked.name, asked.analysis.study.suite_name) == ("r=8", "mine")
 
 
 SUITE = """\

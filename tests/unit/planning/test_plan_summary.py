@@ -113,6 +113,6 @@ def test_a_notebook_shows_a_row_for_each_arm_and_each_pack_and_every_note(suite:
     page = plan._repr_html_()
     assert page.startswith("<h4>s</h4><p>3 experiments, 1 of them done; 2 to run in 1 pack.")
     arms, packs = page.split("<table>")[1:]
-    assert [arms.count(f"<td>{experiment.arm}</td>") for experiment in first_round] == [1, 1, 1]
+    assert [arms.count(f"<td>{plan.labels[experiment.arm]}</td>") for experiment in first_round] == [1, 1, 1]
     assert "<tr><td>1</td><td>2</td><td>not known</td><td>not known</td><td>not known</td></tr>" in packs
     assert "<li>note: rows.jsonl: &lt;b&gt;odd&lt;/b&gt;</li>" in packs

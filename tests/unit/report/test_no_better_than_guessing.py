@@ -43,16 +43,16 @@ def test_arms_that_say_the_same_word_to_every_row_are_not_recommended_and_the_re
     """Both arms have about 0.7 nats; frequencies have 0.52, and one of the two is as good as the other within a nat."""
     analysis = analysis_of({1: same_word, 4: sharper})
     means = {one.arm: one.arm_score for one in analysis.trivial}
-    assert means == {"r1": pytest.approx(0.73, abs=0.02), "r4": pytest.approx(0.64, abs=0.02)}
+    assert means == {"r=1": pytest.approx(0.73, abs=0.02), "r=4": pytest.approx(0.64, abs=0.02)}
     decision = decide(analysis)
     assert (decision.status, decision.reason, decision.arm) == ("none", "no better than guessing", None)
-    assert decision.no_better_than_guessing == ("r1", "r4")
+    assert decision.no_better_than_guessing == ("r=1", "r=4")
     advice = recommendation(analysis)
     assert advice.arm is None
     frequencies = min(one.score for one in analysis.trivial)
     assert frequencies == pytest.approx(0.52, abs=0.01)
     assert advice.answer == (
-        f"None: no arm is shown to beat answer frequencies, which need no model ({frequencies:.3g} nats per token; r4 has {means['r4']:.3g}), "
+        f"None: no arm is shown to beat answer frequencies, which need no model ({frequencies:.3g} nats per token; r=4 has {means['r=4']:.3g}), "
         "so nothing is shown to be learnt from the prompts."
     )
 
@@ -60,9 +60,9 @@ def test_arms_that_say_the_same_word_to_every_row_are_not_recommended_and_the_re
 def test_the_page_says_why_a_share_of_that_gain_is_no_margin():
     analysis = analysis_of({1: same_word, 4: sharper})
     page = front_page(analysis, statements=(stated(TENTH),))
-    (r4,) = {one.arm_score for one in analysis.trivial if one.arm == "r4"}
+    (r4,) = {one.arm_score for one in analysis.trivial if one.arm == "r=4"}
     frequencies = min(one.score for one in analysis.trivial)
-    reason = f"r4 has {r4:.3g} nats per token and gained nothing over answer frequencies ({frequencies:.3g})"
+    reason = f"r=4 has {r4:.3g} nats per token and gained nothing over answer frequencies ({frequencies:.3g})"
     assert f"with a margin of 10 % of the reference's gain that cannot be used: {reason}." in page.question
     rule = " ".join(
         plain(block.text) for block in comparison_blocks(analysis, level=2) if isinstance(block, Paragraph)
@@ -87,20 +87,20 @@ def test_as_good_is_tested_by_the_share_of_the_gain_over_guessing():
 
 def test_the_same_arms_would_be_recommended_if_nobody_had_guessed():
     decision = decide(analysis_of({1: same_word, 4: sharper}, question=PLAIN, trivial=()))
-    assert (decision.status, decision.arm) == ("decided", "r4")
+    assert (decision.status, decision.arm) == ("decided", "r=4")
 
 
 def test_an_arm_that_learnt_is_recommended_beside_one_that_did_not():
     analysis = analysis_of({1: same_word, 4: learnt}, question=PLAIN)
     decision = decide(analysis)
-    assert (decision.status, decision.arm) == ("decided", "r4")
-    assert decision.no_better_than_guessing == ("r1",)
+    assert (decision.status, decision.arm) == ("decided", "r=4")
+    assert decision.no_better_than_guessing == ("r=1",)
 
 
 def test_a_reference_that_learnt_nothing_is_not_named_to_be_used_meanwhile():
-    """r1 guesses as the reference does, so that nothing is decided between the two."""
+    """r=1 guesses as the reference does, so that nothing is decided between the two."""
     analysis = analysis_of({1: same_word, 2: learnt, 4: same_word}, question=PLAIN)
-    assert decide(analysis).arm == "r2"  # better than the reference
+    assert decide(analysis).arm == "r=2"  # better than the reference
     without = analysis_of({1: same_word, 4: same_word}, question=PLAIN)
     assert decide(without).arm is None
 
@@ -123,7 +123,7 @@ def test_recommend_says_the_same():
     published = Candidate(settings=Settings(), peak_bytes=1, terms_bytes={}, num_trainable_parameters=1)
     found = recommend([evidence], [published], budget_bytes=10)
     assert found.grade == "literature only"
-    assert found.left_out == ("labels: r1 and r4: not shown to beat guessing without a model",)
+    assert found.left_out == ("labels: r=1 and r=4: not shown to beat guessing without a model",)
 
 
 def limits_of(arms, **options):
@@ -139,8 +139,8 @@ def test_the_first_page_names_what_was_not_learnt():
     )
     (guessing,) = [line for line in limits if "LS307" in line]
     assert guessing == (
-        f"No better than guessing (LS307, r1, r4): answer frequencies have held-out loss {frequencies:.3g} nats per token "
-        f"without a model; of these arms the best, r4, has {r4:.3g} and is not shown to be better."
+        f"No better than guessing (LS307, r=1, r=4): answer frequencies have held-out loss {frequencies:.3g} nats per token "
+        f"without a model; of these arms the best, r=4, has {r4:.3g} and is not shown to be better."
     )
     (alike,) = [line for line in limits if "LS308" in line]
     assert alike.endswith(
@@ -149,21 +149,21 @@ def test_the_first_page_names_what_was_not_learnt():
 
 
 def test_the_finding_and_the_recommendation_name_the_same_arm_and_predictor():
-    """Guessing scores otherwise on the seeds that r4 has, and only r1 has one of the answers' tokens."""
+    """Guessing scores otherwise on the seeds that r=4 has, and only r=1 has one of the answers' tokens."""
     of_r1, of_r4 = (
         AgainstTrivial(
             arm=arm, predictor="frequencies", metric=LOSS, score=score, arm_score=arm_score, interval=None
         )
-        for arm, score, arm_score in (("r1", 0.5, 0.6), ("r4", 0.55, 0.56))
+        for arm, score, arm_score in (("r=1", 0.5, 0.6), ("r=4", 0.55, 0.56))
     )
     rows = (of_r1, replace(of_r1, predictor="unigram", score=0.45), of_r4)
     analysis = replace(analysis_of({1: same_word, 4: sharper}), trivial=rows)
-    assert "answer frequencies, which need no model (0.55 nats per token; r4 has 0.56)" in why(
+    assert "answer frequencies, which need no model (0.55 nats per token; r=4 has 0.56)" in why(
         analysis, decide(analysis)
     )
     (finding,) = [one for one in lint(measured_case(analysis.study, trivial=rows)) if one.code == "LS307"]
     assert finding.found == (
-        "answer frequencies have held-out loss 0.55 nats per token without a model; of these arms the best, r4, has 0.56 and is "
+        "answer frequencies have held-out loss 0.55 nats per token without a model; of these arms the best, r=4, has 0.56 and is "
         "not shown to be better"
     )
 
@@ -196,8 +196,8 @@ def test_a_margin_above_the_references_own_loss_is_a_finding_where_it_is_a_share
     """A tenth of ten nats, where nobody guessed; and a whole nat, which is worth more than a note."""
     analysis, _ = limits_of({1: same_word, 4: learnt}, trivial=())
     (found,) = [finding for finding in analysis.lint if finding.code == "LS404"]
-    assert (found.severity, found.arms) == ("note", ("r1",))
-    assert found.found.startswith("a margin of 1 nats per token, and r4 has a loss of 0.2")
+    assert (found.severity, found.arms) == ("note", ("r=1",))
+    assert found.found.startswith("a margin of 1 nats per token, and r=4 has a loss of 0.2")
     _, limits = limits_of({1: same_word, 4: learnt}, question=replace(TENTH, margin=Margin(amount=1.0)))
     assert any("LS404" in line for line in limits)
 
@@ -214,10 +214,10 @@ def test_a_reference_within_the_noise_of_guessing_is_not_named_though_nothing_is
     analysis = analysis_of({1: steady, 4: by_luck}, question=PLAIN)
     (comparison,) = analysis.primary_comparisons
     assert comparison.verdict == "cannot tell"
-    assert analysis.no_better_than_guessing == ("r4",)
+    assert analysis.no_better_than_guessing == ("r=4",)
     assert decide(analysis).arm is None
-    score = next(one.arm_score for one in analysis.trivial if one.arm == "r4")
+    score = next(one.arm_score for one in analysis.trivial if one.arm == "r=4")
     assert recommendation(analysis).answer == (
-        f"None: r4 is not shown to beat answer frequencies, which need no model (0.515 nats per token; r4 has {score:.3g}), "
+        f"None: r=4 is not shown to beat answer frequencies, which need no model (0.515 nats per token; r=4 has {score:.3g}), "
         "and no other arm is shown to be the one to take."
     )

@@ -70,7 +70,7 @@ def test_signs():
         (numbers.listing(map(str, range(24))), f"{', '.join(map(str, range(23)))} and 23"),
         (numbers.listing(map(str, range(25))), "0, 1, 2, 3, 4, 5, 6, 7 and 17 more"),
         (numbers.names(map(str, range(25)), every=True), f"{', '.join(map(str, range(24)))} and 24"),
-        (numbers.names(["a", "b, c"]), "“a” and “b, c”"),
+        (numbers.names(["a", "b, c"]), "a and “b, c”"),
     ],
 )
 def test_written_forms(written, expected):

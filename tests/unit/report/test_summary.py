@@ -10,8 +10,7 @@ from lorastudy.report import read_report, save_report, write
 from lorastudy.report.document import plain
 from lorastudy.report.markdown import escape
 from lorastudy.store.views import ImportedResult, ImportedScore
-
-LOSS = ("eval", "loss")
+from tuned import at_worse_rates
 
 
 @pytest.fixture
@@ -28,28 +27,13 @@ def text_of(make_tracker, tmp_path, monkeypatch):
     return make
 
 
-def at_worse_rates(results):
-    """The same runs at half and at twice their rate, with a loss that is higher by one nat."""
-    return [
-        replace(
-            result,
-            arm=f"{result.arm} x{factor:g}",
-            experiment_id=f"{result.experiment_id} x{factor:g}",
-            settings={**result.settings, "learning_rate": result.settings["learning_rate"] * factor},
-            scores={**result.scores, LOSS: replace(result.scores[LOSS], value=result.scores[LOSS].value + 1)},
-        )
-        for result in results
-        for factor in (0.5, 2)
-    ]
-
-
 @pytest.mark.parametrize("tuned", [True, False])
 def test_every_sentence_stands_in_the_report(rank_study, make_tracker, text_of, tuned):
     results = [*rank_study, *at_worse_rates(rank_study)] if tuned else rank_study
     report, text = text_of(make_tracker(results))
     (summary,) = report.summaries
     assert summary.title == "rank_sweep (rank ablation)"
-    assert summary.recommendation.startswith("Take r32: " if tuned else "None: ")
+    assert summary.recommendation.startswith("Take r=32, lr 2e-4: " if tuned else "None: ")
     for said in (summary.verdict, summary.recommendation, *map(plain, summary.limits)):
         assert escape(said) in text
     assert f"**Recommendation.** {summary.recommendation}" in text

@@ -25,7 +25,7 @@ def table_of(arms, **changes):
 def test_trivial_predictors_are_rows_below_the_arms_with_scores_and_no_costs():
     text, rows = table_of({1: labelled.same_word, 4: labelled.learnt})
     assert list(rows) == [
-        "r1", "r4 (reference)", "answer frequencies (no model)", "token frequencies (no model)",
+        "r=1", "r=4 (reference)", "answer frequencies (no model)", "token frequencies (no model)",
         "the constant answer (no model)",
     ]  # fmt: skip
     seen = Counter(labelled.TRAIN)
@@ -48,5 +48,5 @@ def test_trivial_predictors_are_rows_below_the_arms_with_scores_and_no_costs():
 
 def test_runs_that_recorded_none_have_none_in_the_table():
     text, rows = table_of({1: labelled.same_word, 4: labelled.learnt}, trivial=())
-    assert list(rows) == ["r1", "r4 (reference)"]
+    assert list(rows) == ["r=1", "r=4 (reference)"]
     assert "trivial" not in text

@@ -45,11 +45,11 @@ def test_the_report_of_a_race(raced, make_tracker, tmp_path):
     write_report(make_tracker(raced), output=tmp_path / "RESULTS.md")
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
     assert "30 of 36 experiments completed, 6 were stopped by racing." in text
-    assert "r1 was stopped by racing, without a final score." in text
+    assert "r=1 was stopped by racing, without a final score." in text
     assert "## Stopped by racing" in text
     assert "The runs took 7,878 of the 9,000 steps of the full grid (88 %)." in text
-    assert re.search(rf"\| r1 +\| +63 \| +6 \| {re.escape(WHY)} +\|", text)
-    assert re.search(r"\| r1 \(untuned, stopped by racing\) +\| +0 of 6 \|", text)
+    assert re.search(rf"\| r=1 +\| +63 \| +6 \| {re.escape(WHY)} +\|", text)
+    assert re.search(r"\| r=1 \(untuned, stopped by racing\) +\| +0 of 6 \|", text)
     assert "Failures and divergences" not in text
     assert "did not complete" not in text
     for one in measured_races():
@@ -96,7 +96,7 @@ def test_a_paused_run_is_not_finished(make_rank_results, make_tracker, tmp_path)
     results = [replace(r, status="paused") if r.arm == "r1" else r for r in make_rank_results(ranks=(1, 8))]
     write_report(make_tracker(results), output=tmp_path / "RESULTS.md")
     text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
-    assert "Not finished: r1_s0" in text
+    assert "Not finished: “r=1, seed 0”, " in text
 
 
 def test_an_arm_of_which_every_rate_was_stopped_stands_at_the_one_that_was_last_ahead(make_result):

@@ -107,7 +107,7 @@ def test_the_page_needs_no_network_and_carries_its_library_once(written):
 def test_page_and_markdown_say_the_same(written):
     page = (written[0] / "RESULTS.html").read_text(encoding="utf-8")
     text = (written[0] / "RESULTS.md").read_text(encoding="utf-8")
-    for row in re.findall(r"^\| (r\d+.*) \|$", text, flags=re.MULTILINE):
+    for row in re.findall(r"^\| (r=\d+.*) \|$", text, flags=re.MULTILINE):
         for cell in row.split(" | "):
             assert cell.replace("<", "&lt;") in page
 
@@ -127,8 +127,8 @@ def test_failures_are_counted_on_the_first_page_and_told_with_their_message(rank
     assert text.index("2 of 36 experiments did not complete") < text.index("![")
     assert text.index("## Failures and divergences") < text.index("## Environment")
     assert "diverged at step 250 | loss \\| is &lt;b>nan&lt;/b> |" in text
-    assert "Not finished: r1_s1." in text
-    assert re.search(r"\| r1 \(untuned\) \| 4 of 6 \|", text)
+    assert "Not finished: r=1, seed 1." in text
+    assert re.search(r"\| r=1 \(untuned\) \| 4 of 6 \|", text)
 
 
 def test_no_failures_no_section(written):
@@ -140,7 +140,7 @@ def test_an_arm_that_never_completed_has_a_row_of_dashes(make_result, text_of):
         make_result("r16", 0),
         make_result("r32", 0, settings={"lora_rank": 32}, status="failed", scores={}),
     ]
-    assert f"| r32 (untuned) | 0 of 1 | {' | '.join([ABSENT] * 10)} |" in text_of(results)
+    assert f"| r=32 (untuned) | 0 of 1 | {' | '.join([ABSENT] * 10)} |" in text_of(results)
 
 
 def test_suites_are_parts_of_their_own_with_plots_of_their_own(undrawn, make_result, make_tracker, tmp_path):
@@ -205,7 +205,7 @@ def test_a_reference_that_did_not_complete_is_named(make_result, text_of):
     results = [make_result(f"r{rank}", 0, settings={"lora_rank": rank}) for rank in (4, 8)]
     results.append(make_result("r16", 0, settings={"lora_rank": 16}, status="failed", scores={}))
     text = text_of(results)
-    assert "(r8, in place of r16, the reference by design, which has no completed run)" in text
+    assert "(r=8, in place of r=16, the reference by design, which has no completed run)" in text
     assert "named by the design" in text_of(results[:2])
 
 
@@ -223,7 +223,7 @@ def test_a_reference_at_its_best_rate_is_not_said_to_be_of_the_design_alone(make
         ]
     )
     assert (
-        "(r8_0.001, named by the design and not by its result, but for its learning rate, the best of 2 by"
+        "(r=8, lr 1e-3, named by the design and not by its result, but for its learning rate, the best of 2 by"
         in text
     )
 
@@ -231,7 +231,7 @@ def test_a_reference_at_its_best_rate_is_not_said_to_be_of_the_design_alone(make
 def test_pairs_left_out_say_why(rank_study, text_of):
     changed = [replace(r, sources={"base_model": "other"}) if r.arm == "r4" else r for r in rank_study]
     assert (
-        "**Different base models.** Pairs of r4 with the reference were left out for some seeds."
+        "**Different base models.** Pairs of r=4 with the reference were left out for some seeds."
         in text_of(changed)
     )
 
@@ -337,11 +337,11 @@ def test_a_time_that_noise_hides_is_a_dash_with_its_reason_and_counts_for_nobody
     text = text_of(hidden)
     assert "Counted: score, peak memory, forgetting." in text
     assert "better on one. Counted" in text  # no word of a floor of times
-    reason = "Step time unknown, since two measurements of the arm, or of most arms of its pack, differed (r4: 23 % after 12 steps)."
+    reason = "Step time unknown, since two measurements of the arm, or of most arms of its pack, differed (r=4: 23 % after 12 steps)."
     assert text.count(reason) == 2  # beside the table, and where the report says how it was measured
     # .0128 s; the quartiles lie .04 of it apart
     assert "| 12.8 ± 0.3 |" in text
-    assert re.search(rf"\| r4 \(untuned\) \| 6 .* \| 8.81 \| {ABSENT} \| {ABSENT} \|", text)
+    assert re.search(rf"\| r=4 \(untuned\) \| 6 .* \| 8.81 \| {ABSENT} \| {ABSENT} \|", text)
 
 
 def test_a_time_from_too_few_rounds_is_a_dash_with_that_reason(rank_study, text_of):
@@ -350,7 +350,7 @@ def test_a_time_from_too_few_rounds_is_a_dash_with_that_reason(rank_study, text_
         replace(run, profile=replace(run.profile, **few)) if run.arm == "r4" else run for run in rank_study
     ]
     text = text_of(hidden)
-    assert "Step time unknown, since the time for timing ended after too few steps (r4: " in text
+    assert "Step time unknown, since the time for timing ended after too few steps (r=4: " in text
     assert "since two measurements" not in text
 
 
@@ -403,11 +403,11 @@ def test_the_errors_of_verdicts_are_told_in_numbers_where_there_are_verdicts(
 
 def test_three_seeds_give_no_verdict_anywhere(make_rank_results, text_of):
     text = text_of(make_rank_results(num_seeds=3))
-    rows = re.findall(r"^\| r\d+ \| 3 \| \+.*\| (.+?) \|$", text, flags=re.MULTILINE)
-    # r16 is so near to r32 that three seeds do not even lean.
+    rows = re.findall(r"^\| r=\d+ \| 3 \| \+.*\| (.+?) \|$", text, flags=re.MULTILINE)
+    # r=16 is so near to r=32 that three seeds do not even lean.
     assert rows[:4] == ["cannot tell (needs about 3 more seeds)"] * 4
     assert re.fullmatch(r"cannot tell \(needs about \d+ more seeds\)", rows[4])
-    assert not re.search(r"r\d+ is better", text)
+    assert not re.search(r"r=\d+ is better", text)
 
 
 def test_what_is_missing_is_named(make_result, text_of):

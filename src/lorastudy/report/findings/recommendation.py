@@ -138,7 +138,7 @@ def _than(analysis: Analysis) -> str:
 def _why_the_reference_meanwhile(analysis: Analysis, decision: ArmDecision) -> str:
     """The reason for using the reference: who named it."""
     named = analysis.criterion.reference
-    if named is not None and str(decision.arm).startswith(named):
+    if named is not None and analysis.study.arm(str(decision.arm)).is_named(named):
         whose = "the suite's reference"
     else:
         whose = "the design's reference" if analysis.is_reference_named else "the suite's first arm"

@@ -401,7 +401,7 @@ def _made_of(study: Study, question: Question) -> tuple[Arm, ...]:
 
 def _name(arm: StudyArm) -> str:
     # "name #2" is this report's own, for a second configuration of that name; a suite file allows no "#".
-    return arm.name.replace(" #", ".")
+    return arm.given_name.replace(" #", ".")
 
 
 def fairness_blocks(findings: Sequence[LintFinding], *, num_arms: int, level: int) -> list[Block]:

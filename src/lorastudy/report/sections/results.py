@@ -123,7 +123,7 @@ def _about(analysis: Analysis) -> str:
 def _how_named(analysis: Analysis, reference: StudyArm) -> str:
     """How the reference was chosen: by the suite or the design, at which rate, or in place of one that failed."""
     study = analysis.study
-    if analysis.criterion.reference is not None and reference.name.startswith(analysis.criterion.reference):
+    if analysis.criterion.reference is not None and reference.is_named(analysis.criterion.reference):
         return "named by the suite"
     designed, num_rates = missing_reference(study), len(rates_of(study, reference))
     named = (

@@ -14,7 +14,7 @@ from lorastudy.stats.racing import LEVEL, allowance_at, measured_races
 from lorastudy.stats.rate_choice import adjusted_means, best_of, best_rate_within, is_still_sought, rates_of
 from lorastudy.stats.study import Study, StudyArm, reporting_split
 from lorastudy.stats.summary import Metric, scores_by_seed
-from lorastudy.suite.question import MIN_SEEDS, configuration_name, rung_name
+from lorastudy.suite.question import MIN_SEEDS, rung_name
 
 _DECIMALS = 3
 #: A factor this large says nothing.
@@ -46,7 +46,7 @@ def rate_blocks(analysis: Analysis, *, level: int) -> list[Block]:
 def _rate_row(analysis: Analysis, grid: Sequence[StudyArm], *, rates: Sequence[float]) -> tuple[Cell, ...]:
     study, by_rate = analysis.study, {_rate(arm): arm for arm in grid}
     taken = best_of(study, grid, metric=analysis.primary)
-    name = configuration_name(grid[0].name, _rate(grid[0]))
+    name = grid[0].configuration_name
     means = _means(study, grid, metric=analysis.primary)
     cells = (_cell(by_rate[rate], means) if rate in by_rate else Cell(ABSENT) for rate in rates)
     rate = None if taken is None else _rate(taken)
