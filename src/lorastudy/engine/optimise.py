@@ -3,7 +3,8 @@
     K arms of the pack, P parameters of one arm
 
 The update of every arm equals that of transformers' Trainer: clip to `max_grad_norm` (torch.nn.utils.clip_grad_norm_),
-AdamW (torch.optim.AdamW, arXiv 1711.05101), learning rate schedule (transformers.get_scheduler).
+AdamW (torch.optim.AdamW, arXiv 1711.05101), learning rate schedule (transformers.get_scheduler). With LoRA+ the rate of
+lora_B is a multiple of that of lora_A, as in peft.optimizers.create_loraplus_optimizer.
 """
 
 import math
@@ -86,13 +87,29 @@ class PackedAdamW:
         rates = self.learning_rates()
         for number in numbers:
             arm = self.buffers.arms[number]
-            vectors, (exp_avg, exp_avg_sq) = self.buffers.vectors[number], self.moments[number]
-            torch._fused_adamw_(
-                [vectors.weights_P], [vectors.grads_P], [exp_avg], [exp_avg_sq], [], [self._num_steps_K[number]],
-                lr=rates[number], beta1=arm.adam_beta1, beta2=arm.adam_beta2, weight_decay=arm.weight_decay,
-                eps=arm.adam_epsilon, amsgrad=False, maximize=False,
-                grad_scale=divisor_K[number], found_inf=is_skipped_K[number],
-            )  # fmt: skip
+            for factor, (weights, grads, exp_avg, exp_avg_sq) in self._parts(number):
+                torch._fused_adamw_(
+                    [weights], [grads], [exp_avg], [exp_avg_sq], [], [self._num_steps_K[number]],
+                    lr=factor * rates[number], beta1=arm.adam_beta1, beta2=arm.adam_beta2,
+                    weight_decay=arm.weight_decay, eps=arm.adam_epsilon, amsgrad=False, maximize=False,
+                    grad_scale=divisor_K[number], found_inf=is_skipped_K[number],
+                )  # fmt: skip
+
+    def _parts(self, number: int) -> list[tuple[float, tuple[Tensor, ...]]]:
+        """The arm's weights, gradients and moments in parts, each with the factor on the arm's rate.
+
+        There is one part, or with LoRA+ two: lora_A at the rate, and lora_B at the rate times `loraplus_lr_ratio`.
+        """
+        vectors = self.buffers.vectors[number]
+        tensors = (vectors.weights_P, vectors.grads_P, *self.moments[number])
+        ratio = self.buffers.arms[number].method.loraplus_lr_ratio
+        if ratio is None:
+            return [(1.0, tensors)]
+        num_B = vectors.scaled_B_Q.numel()
+        return [
+            (1.0, tuple(tensor[:-num_B] for tensor in tensors)),
+            (ratio, tuple(tensor[-num_B:] for tensor in tensors)),
+        ]
 
     def count_steps(self, taken: Sequence[bool]) -> None:
         """Count the step for the arms that took it."""

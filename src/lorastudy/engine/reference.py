@@ -44,7 +44,6 @@ from lorastudy.engine.peft_model import (
     wrap,
 )
 from lorastudy.protocol.records import ArmStep
-from lorastudy.suite.methods import PLAIN
 from lorastudy.suite.targets import TargetLayer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -186,7 +185,7 @@ def _moment_keys(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> li
 class ReferenceEngine:
     """One PEFT model with a named adapter per arm. Owns the base while it lives.
 
-    An arm of another method than plain LoRA has the model for itself.
+    An arm of a method that the packed engine does not have is alone in its model.
     """
 
     name = "reference"
@@ -201,7 +200,7 @@ class ReferenceEngine:
         """
         self.arms = tuple(arms)
         self._base = base
-        self._is_plain = all(arm.method == PLAIN for arm in self.arms)
+        self._is_plain = all(arm.method.only_in_reference is None for arm in self.arms)
         assert self._is_plain or len(self.arms) == 1, "an arm that only PEFT trains is alone in its pack"
         prefix = "arm{}" if self._is_plain else ONLY_ADAPTER
         self._names = {prefix.format(number): arm for number, arm in enumerate(self.arms)}
@@ -220,9 +219,11 @@ class ReferenceEngine:
                 parameter.data.zero_()
         self._model.eval()
         self._trainers = {name: self._make_trainer(name, arm) for name, arm in self._names.items()}
+        self._activate(next(iter(self._names)))
         self._gradient_checkpointing = gradient_checkpointing
 
     def _make_trainer(self, adapter_name: str, arm: TrainingArm) -> ArmTrainer:
+        self._activate(adapter_name)  # PEFT's optimizers take the parameters that need a gradient
         parameters = self._trained_parameters(adapter_name, arm)
         optimizer = make_optimizer(self._model, arm, parameters=parameters)
         return ArmTrainer(

@@ -5,7 +5,7 @@ the same experiment. A method without a key of PEFT's own, such as LoRA-FA, keep
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 Method = Literal["lora", "rslora", "dora", "loraplus", "lorafa", "pissa", "olora"]
@@ -199,8 +199,12 @@ class ArmMethod:
 
     @property
     def only_in_reference(self) -> str | None:
-        """Why only the reference engine, that is PEFT, trains this method; None if the packed engine does, too."""
-        return None if self == ArmMethod() else f"{self.title} is trained by PEFT"
+        """Why only the reference engine, that is PEFT, trains this method; None if the packed engine does, too.
+
+        The packed engine has LoRA+, which is plain LoRA at two learning rates.
+        """
+        at_one_rate = replace(self, loraplus_lr_ratio=None)
+        return None if at_one_rate == ArmMethod() else f"PEFT trains {self.title}"
 
 
 _INITS = {

@@ -97,7 +97,7 @@ def test_arms_of_factors_are_named_by_their_method(write: Write) -> None:
         ("use_dora: true, quantization: 8bit", "set quantization: 4bit or bf16"),
         ("init_lora_weights: olora, use_dora: true", "DoRA's norms cannot be; remove one"),
         ("init_lora_weights: orthogonal, lora_rank: 3", "need an even rank, and lora_rank is 3"),
-        ("use_dora: true, engine: packed", ":3:30: experiments[0].engine: packed does not train this arm: DoRA is trained by PEFT"),
+        ("use_dora: true, engine: packed", ":3:30: experiments[0].engine: packed does not train this arm: PEFT trains DoRA"),
         ("method: lorafa, adam_epsilon: 1e-7", "has no effect with method: lorafa, whose optimizer has 1e-06; remove it"),
         ("method: doora", "(did you mean dora?)"),
         ("init_lora_weights: false", "remove it"),
@@ -142,11 +142,11 @@ def test_a_written_suite_loads_to_the_same_experiments(write: Write, tmp_path: P
 
 
 def test_methods_of_plain_lora_pack_and_others_train_alone(write: Write) -> None:
-    text = f"{HEAD}factors:\n  lora_rank: [4, 8]\n  method: [lora, dora, pissa]\n"
+    text = f"{HEAD}factors:\n  lora_rank: [4, 8]\n  method: [lora, loraplus, dora, pissa]\n"
     keys: dict[str, list[str]] = {}
     for experiment in experiments_of(write(text)):
         keys.setdefault(experiment.settings.arm_method.in_name, []).append(experiment.pack_key)
-    assert len(set(keys["lora"])) == 1
+    assert len({*keys["lora"], *keys["loraplus16"]}) == 1
     assert len({*keys["dora"], *keys["pissa"]}) == 4
 
 

@@ -1,0 +1,68 @@
+"""The methods and the engines that train them, as docs/methods.md shows them: `python -m benchmarks.methods` measures it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorastudy.report.document import Cell, Table, TableColumn
+from lorastudy.report.numbers import ABSENT, listing
+
+#: The methods by the names that the measurement gives them, as a suite file writes them.
+_WRITTEN: Mapping[str, str] = {
+    "dora and loraplus": "method: dora with loraplus_lr_ratio: 4",
+    "gaussian": "init_lora_weights: gaussian",
+    "orthogonal": "init_lora_weights: orthogonal",
+    "pissa_niter_4": "init_lora_weights: pissa_niter_4",
+}
+_ENGINES = ("packed", "reference")
+
+
+def methods_table(root: Path) -> Table:
+    """One line for each method: the greatest errors in each engine over the families, and the rank that is saved."""
+    columns = (
+        TableColumn("In a suite file", numeric=False),
+        *(TableColumn(f"Loss, {engine} (relative)") for engine in _ENGINES),
+        *(TableColumn(f"Saved = trained, {engine} (logits)") for engine in _ENGINES),
+        TableColumn("Rank trained → saved", numeric=False),
+    )
+    results = _measured(root)["results"]
+    return Table(columns=columns, rows=tuple(_row(name, results) for name in _names(results)))
+
+
+def methods_summary(root: Path) -> str:
+    """What was measured, on which families and versions, and the greatest error of all."""
+    measured = _measured(root)
+    results = measured["results"]
+    families = dict.fromkeys(result["family"] for result in results)
+    versions = listing([f"{name} {number}" for name, number in measured["versions"].items()])
+    worst = max(result["loss_error"] for result in results)
+    return (
+        f"{len(results)} comparisons of {len(_names(results))} methods on random models of {listing(list(families))}. The "
+        f"greatest relative difference of a step's loss is {worst:.1e}. Measured with {versions}."
+    )
+
+
+def _row(name: str, results: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
+    own = [result for result in results if result["method"] == name]
+    by_engine = {engine: [result for result in own if result["engine"] == engine] for engine in _ENGINES}
+    ranks = {f"{result['rank']} → {result['num_saved_rank']}" for result in own}
+    return (
+        Cell(_WRITTEN.get(name, f"method: {name}")),
+        *(
+            Cell(f"{max(result[key] for result in found):.1e}" if found else ABSENT)
+            for key in ("loss_error", "saved_error")
+            for found in by_engine.values()
+        ),
+        Cell(listing(sorted(ranks))),
+    )
+
+
+def _names(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(result["method"] for result in results))
+
+
+def _measured(root: Path) -> dict[str, Any]:
+    path = root / "benchmarks" / "results" / "methods.json"
+    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return measured
