@@ -28,7 +28,8 @@ class Recorder:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the record of a test that passed."""
         if report.when == "call" and report.passed:
-            self.found += [value for name, value in report.user_properties if name == "parity"]  # type: ignore[misc]
+            records = [value for name, value in report.user_properties if name == "parity"]
+            self.found += [value for value in records if isinstance(value, dict)]
 
 
 def main() -> int:

@@ -35,7 +35,7 @@ COSTS = (
     "step_seconds",
 )  # fmt: skip
 
-KNOWN = (*LABELS, *COSTS, *Settings.model_fields)
+KNOWN = tuple(dict.fromkeys((*LABELS, *COSTS, *Settings.model_fields)))
 
 _SOURCES = ("base_model", "dataset", "environment")
 
@@ -275,7 +275,7 @@ def _value(key: str, given: Any) -> Any:
         ValueError: the cell does not fit; it names the key and what it takes.
     """
     value = resolve_scalar(given.strip()) if isinstance(given, str) else given
-    if key in Settings.model_fields:
+    if key in Settings.model_fields and key not in LABELS:
         try:
             return checked(Settings, key, value=_modules(value) if key == "target_modules" else value)
         except ValueError as error:

@@ -26,6 +26,7 @@ from lorastudy.protocol.records import Environment
 from lorastudy.store.views import ExperimentResult, StatedQuestion, SuiteSummary
 from lorastudy.suite.experiment import canonical_json
 from lorastudy.suite.labels import PRECISIONS, arm_labels, in_order_of_values, with_seed, without_rate
+from lorastudy.suite.methods import WITHOUT_KEY
 from lorastudy.suite.question import Question, configuration_name, is_reference
 from lorastudy.suite.settings import SELECTION_KEYS, Settings, keys_without_effect
 
@@ -110,8 +111,10 @@ class StudyArm:
 
     @cached_property
     def typed_settings(self) -> Settings:
-        """The settings as a typed value, without keys that this version does not know."""
+        """The settings as a typed value, without what this version does not know: keys, and methods of other tools."""
         known = {key: value for key, value in self.settings.items() if key in Settings.model_fields}
+        if known.get("method") not in WITHOUT_KEY:
+            known.pop("method", None)
         return Settings.model_validate_json(canonical_json(known))
 
     @cached_property

@@ -30,7 +30,7 @@ _STANDS_FOR: Mapping[str, tuple[str, Any] | None] = {
 }
 
 #: Methods that stay under their short name, since no other key says them.
-_WITHOUT_KEY = frozenset({"lorafa"})
+WITHOUT_KEY = frozenset({"lorafa"})
 
 #: The keys that make a method, and their values in plain LoRA.
 METHOD_KEYS: Mapping[str, Any] = {
@@ -52,7 +52,7 @@ def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
     method = values.get("method")
     stands_for = _STANDS_FOR.get(method) if method is not None else None
     rest = dict(values)
-    if method is not None and method not in _WITHOUT_KEY:
+    if method is not None and method not in WITHOUT_KEY:
         rest["method"] = None
     if stands_for is not None and rest.get(stands_for[0]) in (None, METHOD_KEYS.get(stands_for[0], False)):
         rest[stands_for[0]] = stands_for[1]

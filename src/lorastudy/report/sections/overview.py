@@ -18,7 +18,7 @@ from lorastudy.report.document import (
 from lorastudy.report.numbers import ABSENT, listing, names
 from lorastudy.stats.study import Study, StudyArm, differing_settings
 from lorastudy.store.views import ExperimentResult
-from lorastudy.suite.methods import METHOD_KEYS
+from lorastudy.suite.methods import METHOD_KEYS, WITHOUT_KEY
 
 #: Longer failure messages are cut here; the store has them whole.
 MAX_MESSAGE = 600
@@ -76,7 +76,10 @@ def arm_blocks(study: Study, *, level: int) -> list[Block]:
 
 
 def _method(arm: StudyArm) -> str:
-    """The arm's method, and both ranks if it is saved with another than it trains."""
+    """The arm's method, and both ranks if it is saved with another than it trains. Imported results name their own."""
+    named = arm.settings.get("method")
+    if named is not None and named not in WITHOUT_KEY:
+        return str(named)
     settings = arm.typed_settings
     method = settings.arm_method
     saved = f"; trained at rank {settings.lora_rank}, saved as LoRA of rank {2 * settings.lora_rank}"
