@@ -13,6 +13,9 @@ _WRITTEN: Mapping[str, str] = {
     "dora and loraplus": "method: dora with loraplus_lr_ratio: 4",
     "gaussian": "init_lora_weights: gaussian",
     "orthogonal": "init_lora_weights: orthogonal",
+    "rank_pattern": "rank_pattern with alpha_pattern",
+    "dora and rank_pattern": "method: dora with rank_pattern",
+    "pissa and rank_pattern": "method: pissa with rank_pattern",
     "pissa_niter_4": "init_lora_weights: pissa_niter_4",
 }
 _ENGINES = ("packed", "reference")

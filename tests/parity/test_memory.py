@@ -133,13 +133,13 @@ METHODS = [
     ("llama", "fp32", ArmMethod(use_dora=True)),
     ("qwen2", "bf16", ArmMethod(use_dora=True)),
     ("llama", "4bit", ArmMethod(use_dora=True)),
-    ("llama", "8bit", ArmMethod(loraplus_lr_ratio=16.0)),
     ("llama", "fp32", ArmMethod(loraplus_lr_ratio=16.0)),
     ("llama", "fp32", ArmMethod(is_lorafa=True)),
     ("llama", "fp32", ArmMethod(init_lora_weights="orthogonal")),
     ("llama", "bf16", ArmMethod(init_lora_weights="pissa")),
     ("gpt2", "fp32", ArmMethod(init_lora_weights="pissa_niter_4")),
     ("llama", "fp32", ArmMethod(init_lora_weights="olora")),
+    ("llama", "fp32", ArmMethod(rank_pattern=(("q_proj", 32),))),
 ]
 
 

@@ -23,6 +23,9 @@ from parity.test_peft import row_steps, summed_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+#: A pattern for some of the attention's layers of each family.
+SOME = r"\w+\.0\.\w+\.(q_proj|c_attn)"
+
 #: Each method as a suite has it, and as a user of PEFT writes it.
 METHODS = {
     "lora": (PLAIN, {}),
@@ -35,6 +38,18 @@ METHODS = {
     "orthogonal": (ArmMethod(init_lora_weights="orthogonal"), {"init_lora_weights": "orthogonal"}),
     "pissa": (ArmMethod(init_lora_weights="pissa"), {"init_lora_weights": "pissa"}),
     "pissa_niter_4": (ArmMethod(init_lora_weights="pissa_niter_4"), {"init_lora_weights": "pissa_niter_4"}),
+    "rank_pattern": (
+        ArmMethod(rank_pattern=((SOME, 8),), alpha_pattern=((SOME, 12.0),)),
+        {"rank_pattern": {SOME: 8}, "alpha_pattern": {SOME: 12}},
+    ),
+    "dora and rank_pattern": (
+        ArmMethod(use_dora=True, rank_pattern=((SOME, 2),)),
+        {"use_dora": True, "rank_pattern": {SOME: 2}},
+    ),
+    "pissa and rank_pattern": (
+        ArmMethod(init_lora_weights="pissa", rank_pattern=((SOME, 2),)),
+        {"init_lora_weights": "pissa", "rank_pattern": {SOME: 2}},
+    ),
     "olora": (ArmMethod(init_lora_weights="olora"), {"init_lora_weights": "olora"}),
 }
 
@@ -65,7 +80,8 @@ def peft_alone(architecture, base, arm, options):
         for name in arm.module_names:
             width = base.targets_by_name[name].in_features
             weight = model.base_model.model.get_submodule(name).lora_A["default"].weight
-            weight.data = initial_lora_A(arm, module_name=name, in_features=width)
+            own = replace(arm, r=weight.shape[0])
+            weight.data = initial_lora_A(own, module_name=name, in_features=width)
     return model
 
 

@@ -123,16 +123,16 @@ def key_stems(names: Sequence[str], *, layers: Mapping[str, TargetLayer]) -> dic
 
 
 def expected_keys(
-    arm: TrainingArm, *, layers: Mapping[str, TargetLayer], r: int | None = None
+    arm: TrainingArm, *, layers: Mapping[str, TargetLayer], factor: int = 1
 ) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of every tensor that PEFT expects in the arm's adapter; `r` is another rank than the arm's.
+    """Key -> shape of every tensor that PEFT expects in the arm's adapter, at the arm's ranks times `factor`.
 
     PEFT has one matrix for all experts: lora_A of (r x experts, inputs), lora_B of (outputs, r x experts).
     """
     expected: dict[str, tuple[int, ...]] = {}
     for name, stem in key_stems(arm.module_names, layers=layers).items():
         layer = layers[name]
-        rank = (arm.r if r is None else r) * layer.num_experts
+        rank = factor * arm.method.rank_of(name, r=arm.r) * layer.num_experts
         expected[f"{stem}.lora_A.weight"] = (rank, layer.in_features)
         expected[f"{stem}.lora_B.weight"] = (layer.out_features, rank)
         if arm.method.use_dora:
@@ -149,7 +149,7 @@ def check_saved(arm: TrainingArm, *, base: BaseModel, folder: Path) -> None:
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     selected = selected_by(config["target_modules"], modules=base.module_names)
     selected |= set(config.get("target_parameters") or ())
-    expected = expected_keys(arm, layers=base.targets_by_name, r=config["r"])
+    expected = expected_keys(arm, layers=base.targets_by_name, factor=arm.method.saved_ranks)
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         keys = file.keys()
         saved = {key: tuple(file.get_slice(key).get_shape()) for key in keys}

@@ -65,6 +65,8 @@ def lora_config(arm: TrainingArm, *, base: BaseModel, parameters: Sequence[str] 
         use_rslora=arm.use_rslora,
         lora_dropout=arm.lora_dropout,
         use_dora=arm.method.use_dora,
+        rank_pattern=dict(arm.method.rank_pattern),
+        alpha_pattern={pattern: whole(alpha) for pattern, alpha in arm.method.alpha_pattern},
         init_lora_weights=initial_weights,
         target_modules=modules,
         target_parameters=wrapped or None,
@@ -213,14 +215,14 @@ def load_with_peft(model: PeftModel, arm: TrainingArm, *, base: BaseModel, folde
     Raises:
         ModelError: not an adapter folder, or another adapter than the arm's.
     """
-    config, tensors = read_adapter(folder)
-    expected = expected_keys(arm, layers=base.targets_by_name, r=config.get("r"))
+    _, tensors = read_adapter(folder)
+    expected = expected_keys(arm, layers=base.targets_by_name, factor=arm.method.saved_ranks)
     wrong = differences({key: tuple(tensor.shape) for key, tensor in tensors.items()}, expected)
     if wrong:
         raise ModelError(f"{folder}: not the adapter of {arm.experiment_id}: {'; '.join(wrong[:4])}")
     if arm.method.changes_base:
         tensors = {
-            key: tensor[: arm.r] if ".lora_A." in key else tensor[:, : arm.r]
+            key: tensor[: len(tensor) // 2] if ".lora_A." in key else tensor[:, : tensor.shape[1] // 2]
             for key, tensor in tensors.items()
         }
     set_peft_model_state_dict(model, tensors, adapter_name=ONLY_ADAPTER)

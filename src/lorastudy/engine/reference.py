@@ -8,6 +8,7 @@ computations are those of torch, transformers or peft. Only the initial weights 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -427,14 +428,15 @@ def _initial_weights(arm: TrainingArm, layers: Mapping[str, TargetLayer]) -> dic
     """The same initial weights as in the packed engine. Each expert has its own stream; their matrices are stacked."""
     weights: dict[str, tuple[Tensor, Tensor]] = {}
     for name in arm.module_names:
-        layer = layers[name]
+        layer, rank = layers[name], arm.method.rank_of(name, r=arm.r)
         streams = (
             [f"{name}.{number}" for number in range(layer.num_experts)] if layer.is_parameter else [name]
         )
         lora_A = [
-            initial_lora_A(arm, module_name=stream, in_features=layer.in_features) for stream in streams
+            initial_lora_A(replace(arm, r=rank), module_name=stream, in_features=layer.in_features)
+            for stream in streams
         ]
-        weights[name] = torch.cat(lora_A), torch.zeros(layer.out_features, arm.r * layer.num_experts)
+        weights[name] = torch.cat(lora_A), torch.zeros(layer.out_features, rank * layer.num_experts)
     return weights
 
 

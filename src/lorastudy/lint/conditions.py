@@ -132,6 +132,20 @@ def _scored_on(arm: StudyArm) -> Hashable:
     return scored_rows(arm.results[0], leaving_out="max_seq_length")
 
 
+def _engine_of(arm: StudyArm) -> str:
+    """The engine that trained the arm, or that will if the packed engine supports the model."""
+    trained = sorted({result.engine for result in arm.completed if result.engine is not None})
+    settings = arm.typed_settings
+    is_reference = settings.engine == "reference" or settings.arm_method.only_in_reference is not None
+    return " and ".join(trained) or ("reference" if is_reference else "packed")
+
+
+def _engine(case: Case) -> Iterator[Breach]:
+    apart = _other_than_reference(case, _engine_of)
+    found = "trained by the {} engine, the reference by the {} one; memory and time are not comparable, held-out loss is"
+    yield from _breach(case, apart, value_of=_engine_of, found=found, severity="warning")
+
+
 def _large_batch(case: Case) -> Iterator[Breach]:
     large = [arm for arm in case.arms if (_effective_batch_of(arm) or 0) > LARGE_BATCH]
     if large:
@@ -287,6 +301,15 @@ RULES = (
         "stopping early",
         change="give all arms the same `select_checkpoint`, `eval_steps` and `early_stopping_patience`, or vary nothing else",
         find=_checkpoint_choice,
+    ),
+    Rule(
+        code="LS210",
+        title="Trained by different engines",
+        why="the packed engine has no padding and computes logits for labels alone, so it keeps fewer activations than PEFT for the "
+        "same arm, and a difference in memory or step time is also one between the engines",
+        source="PEFT's method_comparison, which trains all its methods in one and the same loop",
+        change="add `engine: reference` for all arms if memory and time are the question; for held-out loss nothing needs to change",
+        find=_engine,
     ),
     Rule(
         code="LS502",

@@ -242,7 +242,9 @@ def read_questions(values: Sequence[dict[str, Any]]) -> list[Question]:
 def _arguments(value: dict[str, Any]) -> dict[str, Any]:
     arguments = {key: _with_tuples(content) for key, content in value.items() if key != "kind"}
     if isinstance(arguments.get("method"), dict):
-        arguments["method"] = ArmMethod(**arguments["method"])
+        arguments["method"] = ArmMethod(
+            **{key: _with_tuples(content) for key, content in arguments["method"].items()}
+        )
     if "precision" in arguments:
         arguments["precision"] = Precision(**arguments["precision"])
     if "arms" in arguments:

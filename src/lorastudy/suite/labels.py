@@ -98,6 +98,10 @@ _WORDS: Mapping[str, Word] = {
     "base_model": _last_part,
     "dataset_path": _last_part,
     "lora_rank": lambda value: f"r={value}",
+    "rank_pattern": lambda value: ", ".join(f"r={rank} in {pattern}" for pattern, rank in value.items()),
+    "alpha_pattern": lambda value: ", ".join(
+        f"alpha {_number(alpha)} in {pattern}" for pattern, alpha in value.items()
+    ),
     "lora_alpha": lambda value: f"alpha {value if isinstance(value, str) else _number(value)}",
     "target_modules": _modules,
     "layers_to_transform": _layers,

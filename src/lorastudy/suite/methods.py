@@ -4,6 +4,7 @@
 the same experiment. A method without a key of PEFT's own, such as LoRA-FA, keeps its short name.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -38,12 +39,14 @@ METHOD_KEYS: Mapping[str, Any] = {
     "use_dora": False,
     "loraplus_lr_ratio": None,
     "init_lora_weights": True,
+    "rank_pattern": {},
+    "alpha_pattern": {},
 }
 
 #: The keys that a short name may stand for, at their values in plain LoRA.
 SAID_BY_METHOD: Mapping[str, Any] = {
     "use_rslora": False,
-    **{key: value for key, value in METHOD_KEYS.items() if key != "method"},
+    **{key: METHOD_KEYS[key] for key in ("use_dora", "loraplus_lr_ratio", "init_lora_weights")},
 }
 
 
@@ -97,6 +100,16 @@ def _problems(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 "quantization: 4bit or bf16"
             ),
         )
+    if arm.changes_base and values.get("use_rslora") and (arm.rank_pattern or arm.alpha_pattern):
+        yield (
+            init,
+            (
+                "with use_rslora and patterns PEFT cannot turn such an adapter into plain LoRA; remove use_rslora or the patterns"
+            ),
+        )
+    odd = next((rank for _, rank in arm.rank_pattern if rank % 2), None)
+    if arm.init_lora_weights == "orthogonal" and odd is not None:
+        yield init, f"orthogonal weights need an even rank, and rank_pattern has {odd}; make it even"
     if arm.init_lora_weights == "orthogonal" and values.get("lora_rank", 0) % 2:
         yield (
             init,
@@ -152,6 +165,9 @@ class ArmMethod:
     loraplus_lr_ratio: float | None = None
     is_lorafa: bool = False
     init_lora_weights: bool | str = True
+    rank_pattern: tuple[tuple[str, int], ...] = ()
+    """Module names or regular expressions, as PEFT matches them, each with the rank of its layers."""
+    alpha_pattern: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
@@ -161,7 +177,13 @@ class ArmMethod:
             loraplus_lr_ratio=values["loraplus_lr_ratio"],
             is_lorafa=values["method"] == "lorafa",
             init_lora_weights=values["init_lora_weights"],
+            rank_pattern=tuple(values["rank_pattern"].items()),
+            alpha_pattern=tuple(values["alpha_pattern"].items()),
         )
+
+    def rank_of(self, name: str, *, r: int) -> int:
+        """The rank of a layer; `r` is that of layers that no pattern matches."""
+        return next((rank for pattern, rank in self.rank_pattern if is_matched(name, pattern=pattern)), r)
 
     @property
     def changes_base(self) -> bool:
@@ -169,9 +191,15 @@ class ArmMethod:
         return changes_base(self.init_lora_weights)
 
     @property
+    def saved_ranks(self) -> int:
+        """How many times the trained rank the saved adapter has: twice if PEFT subtracts the initial one."""
+        return 2 if self.changes_base else 1
+
+    @property
     def is_refused_on_experts(self) -> bool:
         """Whether PEFT does not have the method on weights of experts. It has LoRA+, which is a matter of the optimizer."""
-        return self.use_dora or self.is_lorafa or self.init_lora_weights is not True
+        has_patterns = bool(self.rank_pattern or self.alpha_pattern)
+        return self.use_dora or self.is_lorafa or has_patterns or self.init_lora_weights is not True
 
     @property
     def title(self) -> str:
@@ -183,6 +211,8 @@ class ArmMethod:
             _INITS.get(str(self.init_lora_weights), str(self.init_lora_weights))
             if self.init_lora_weights is not True
             else "",
+            "rank_pattern" if self.rank_pattern else "",
+            "alpha_pattern" if self.alpha_pattern else "",
         ]
         return ", ".join(part for part in parts if part) or "LoRA"
 
@@ -194,6 +224,8 @@ class ArmMethod:
             "" if self.loraplus_lr_ratio is None else f"loraplus{self.loraplus_lr_ratio:g}",
             "lorafa" if self.is_lorafa else "",
             str(self.init_lora_weights).replace("_", "-") if self.init_lora_weights is not True else "",
+            *(f"r-{pattern}-{rank}" for pattern, rank in self.rank_pattern),
+            *(f"alpha-{pattern}-{alpha:g}" for pattern, alpha in self.alpha_pattern),
         ]
         return "-".join(part for part in parts if part) or "lora"
 
@@ -205,6 +237,11 @@ class ArmMethod:
         """
         at_one_rate = replace(self, loraplus_lr_ratio=None)
         return None if at_one_rate == ArmMethod() else f"PEFT trains {self.title}"
+
+
+def is_matched(name: str, *, pattern: str) -> bool:
+    """Whether PEFT matches a layer's full name by a key of `rank_pattern` or `alpha_pattern`."""
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
 _INITS = {

