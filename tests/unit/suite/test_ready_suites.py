@@ -33,6 +33,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data").mkdir()
     for name in ("1000_sample", "train", "validation", "test"):
         (tmp_path / f"data/alpaca_{name}.jsonl").write_text("{}\n")
+    (tmp_path / "data/gsm8k_train.jsonl").write_text("{}\n")
     return tmp_path
 
 
