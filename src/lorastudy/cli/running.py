@@ -104,7 +104,7 @@ def run_experiments(
     experiments = outcome.design.experiments
     _print_outcome(outcome, experiments, was_stopped=signals.is_stopping(), has_raced=bool(suite.rungs))
     _say_moved_adapters(outcome, experiments, suite_name=suite.name, output=options.output)
-    if signals.is_stopping() and outcome.not_run:
+    if signals.is_stopping() and (outcome.not_run or outcome.left_to_score):
         say(f"to continue: {_resume_command(suite, database=database, options=options)}", file=sys.stderr)
         raise typer.Exit(signals.exit_code)
     if outcome.failed or outcome.not_scored:
@@ -230,6 +230,8 @@ def _print_scored(outcome: StudyOutcome, names: Mapping[str, str]) -> None:
     """Print how many stored adapters were scored, and which could not be."""
     if outcome.scored:
         say(f"scored {plural(len(outcome.scored), 'stored adapter')}")
+    if outcome.left_to_score:
+        say(f"{plural(len(outcome.left_to_score), 'stored adapter')} still to score", file=sys.stderr)
     by_message: dict[str, list[str]] = {}
     for end in outcome.not_scored:
         message = f"{end.failure_kind}: {failure_shown(end.message or '')}"

@@ -46,6 +46,8 @@ class StudyOutcome:
     """Experiments whose stored adapters this call scored."""
     not_scored: tuple[Outcome, ...] = ()
     """Failures to score an adapter. The experiment itself is done."""
+    left_to_score: tuple[str, ...] = ()
+    """Experiments whose stored adapters still lack a metric of the suite, since this call was stopped."""
     adapters_gone: tuple[str, ...] = ()
     """Experiments that lack a metric of the suite and whose adapter no longer exists, so they cannot be scored."""
     replaced: tuple[tuple[Path, str], ...] = ()
@@ -184,6 +186,13 @@ def _register(
     publisher.publish_done([e.id for e in design.experiments if e.id in results.done])
 
 
+def left_to_score(results: Results) -> tuple[str, ...]:
+    """Experiments whose adapters this call was stopped from scoring."""
+    stopped = [key for key, end in results.scored.items() if end.status == "stopped"]
+    waiting = [experiment.id for pack in results.to_score for experiment in pack.experiments]
+    return (*stopped, *waiting)
+
+
 def _outcome(results: Results, *, publisher: AdapterPublisher) -> StudyOutcome:
     design, ended = results.design, results.ended
     ids = [experiment.id for experiment in design.experiments]
@@ -201,6 +210,7 @@ def _outcome(results: Results, *, publisher: AdapterPublisher) -> StudyOutcome:
         unpublished=tuple(publisher.lost),
         scored=tuple(key for key, end in results.scored.items() if end.status == "completed"),
         not_scored=tuple(end for end in results.scored.values() if end.status == "failed"),
+        left_to_score=left_to_score(results),
         adapters_gone=results.adapters_gone,
         replaced=tuple(publisher.replaced.items()),
     )

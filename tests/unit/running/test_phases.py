@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from lorastudy.planning.packing import PlannedPack
 from lorastudy.planning.study_plan import StudyPlan
 from lorastudy.protocol.records import Outcome
+from lorastudy.protocol.scoring import Scoring, StoredAdapter
 from lorastudy.running.phases import CUT_OFF, Phase, next_phase
 from lorastudy.running.results import Results
+from lorastudy.running.study import left_to_score
 from lorastudy.suite.experiment import Experiment
+from lorastudy.suite.metrics import BUILT_IN
 from planned import experiments, plan_of
 
 FIVE = ("a", "b", "c", "d", "e")
@@ -126,3 +130,38 @@ def test_the_same_results_ask_for_the_same_phase(five: list[Experiment]) -> None
     plan = plan_for(five, workers=2)
     results = results_of(plan, paused_at={five[0].id: 0.75})
     assert next_phase(plan, results) == next_phase(plan, results)
+
+
+def scoring_pack(wanted: list[Experiment]) -> PlannedPack:
+    adapters = {each.id: StoredAdapter(attempt=1, folder=f"adapters/{each.id}") for each in wanted}
+    scoring = Scoring(metrics=(BUILT_IN["token_f1"], BUILT_IN["rouge_l"]), adapters=adapters)
+    return PlannedPack(experiments=tuple(wanted), scoring=scoring)
+
+
+def test_adapters_that_lack_a_score_are_scored_once_their_round_has_trained(five: list[Experiment]) -> None:
+    plan = plan_for(five)
+    pack = scoring_pack(five[:2])
+    phase = next_phase(plan, results_of(plan, to_score=(pack,)))
+    assert phase is not None
+    assert not phase.is_scoring
+    done = frozenset(experiment.id for experiment in five)
+    phase = next_phase(plan, results_of(plan, done=done, to_score=(pack,)))
+    assert phase == Phase(name="scoring by token_f1 and rouge_l", packs=(pack,), is_scoring=True)
+    assert next_phase(plan, results_of(plan, done=done)) is None
+
+
+def test_a_scoring_pack_is_no_pack_that_trains(five: list[Experiment]) -> None:
+    pack = scoring_pack(five[:2])
+    assert pack.id.startswith("score-")
+    assert pack.id == scoring_pack(five[1::-1]).id
+    assert pack.id != scoring_pack(five[:1]).id
+
+
+def test_what_a_stop_left_to_score_is_told(five: list[Experiment]) -> None:
+    plan = plan_for(five)
+    results = results_of(
+        plan,
+        to_score=(scoring_pack(five[2:3]),),
+        scored={five[0].id: ended(five[0], "completed"), five[1].id: ended(five[1], "stopped")},
+    )
+    assert left_to_score(results) == (five[1].id, five[2].id)
