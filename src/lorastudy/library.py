@@ -62,7 +62,8 @@ class StudyResult:
         """A data frame with one row per scored item of each experiment: `label`, `arm`, `seed`, `item`, `value`, `weight`.
 
         `item` counts from 0 and means the same data row for all arms. `weight` is the number of completion tokens for
-        a loss, and 1 for other metrics. Rows are sorted by arm, seed and item.
+        a loss, and 1 for other metrics. Rows are sorted by arm, seed and item. `metric` is the name of a metric; for one of
+        your own, the version that the suite measured last. A row for which it failed has no value (NaN).
 
         Raises:
             StudyError: no experiment has this score; the message lists the scores that exist.
@@ -73,8 +74,12 @@ class StudyResult:
             results = {
                 each.experiment_id: each for each in tracker.get_all_experiments(suite_name=self.suite_name)
             }
-            stored = tracker.get_all_items(list(results), split=split, metric=metric)
-            labels = labels_by_experiment(list(results.values()), tracker.get_suites())
+            suites = tracker.get_suites()
+            questions = next(suite.questions for suite in suites if suite.suite_name == self.suite_name)
+            added = questions[-1].question.metrics if questions else ()
+            key = next((each.key for each in added if each.name == metric), metric)
+            stored = tracker.get_all_items(list(results), split=split, metric=key)
+            labels = labels_by_experiment(list(results.values()), suites)
         if not stored:
             there = sorted({"/".join(key) for result in results.values() for key in result.scores})
             raise StudyError(

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 import tiny
+from lorastudy.library import StudyResult
+from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
+from lorastudy.suite.rate_search import Design
 
 SUITE = """\
 suite_name: sums
@@ -154,6 +157,14 @@ def test_a_metric_that_is_added_scores_the_stored_adapters_and_trains_nothing(fo
     assert "scored" not in again.stdout
 
 
+def test_a_frame_has_the_items_of_a_metric_by_its_name(folder: Any) -> None:
+    outcome = StudyOutcome(design=Design(experiments=(), rounds=()))
+    store = str(folder.path / "results/experiments.db")
+    frame = StudyResult(suite_name="sums", store=store, outcome=outcome).items(metric="fussy")
+    assert len(frame) == 16
+    assert 0 < frame["value"].isna().sum() < 16
+
+
 def test_a_killed_scoring_goes_on_and_the_store_can_be_made_again(folder: Any) -> None:
     write_suite(folder, "metrics_of_sums.py:digits", "token_f1", "metrics_of_sums.py:fatal")
     folder.here("lorastudy suite suites/sums.yaml")
@@ -181,4 +192,4 @@ def test_an_adapter_that_is_gone_is_named(folder: Any) -> None:
     write_suite(folder, "metrics_of_sums.py:digits", "contains")
     told = folder.here("lorastudy suite suites/sums.yaml")
     assert "scored 3 stored adapters" in told.stdout
-    assert f"{one.name}: the adapter is gone from its run folder" in told.stderr
+    assert "the adapter is gone from its run folder and from the output folder" in told.stderr
