@@ -35,4 +35,4 @@ def test_every_cell_runs(
     assert [path.name for path in files[:2]] == ["RESULTS.md", "RESULTS.html"]
     said = capsys.readouterr().out
     assert "6 experiments in" in said
-    assert "Verdict." in said
+    assert "How sure." in said

@@ -14,9 +14,10 @@ from lorastudy.cli.terminal import say, shown
 from lorastudy.places import DATABASE, REPORT
 
 if TYPE_CHECKING:
-    from lorastudy.report.read import Report
+    from lorastudy.report.read import Report, Studied
     from lorastudy.report.sections.front import StudySummary
     from lorastudy.running.adapters import AdapterPlaces
+    from lorastudy.store.views import ExperimentResult
     from lorastudy.suite.experiment import Experiment
 
 
@@ -58,12 +59,12 @@ _WIDEST = 100
 def say_results(
     suite_name: str, *, experiments: "Sequence[Experiment]", database: str, output_dir: Path
 ) -> None:
-    """Print the end of a suite: verdict, recommendation, the place of results and adapters, and the next command.
+    """Print the end of a suite: the answer, how sure it is, its cost, the place of the adapter, and the next command.
 
-    Verdict and recommendation are those of its report. `experiments` are those that ran.
+    The sentences are those of its report. `experiments` are those that ran.
     """
     from lorastudy.report import read_report
-    from lorastudy.running.adapters import published_places
+    from lorastudy.running.adapters import published, published_places
     from lorastudy.store import ExperimentTracker
 
     with ExperimentTracker(database) as tracker:
@@ -71,14 +72,32 @@ def say_results(
         if not any(result.status == "completed" for result in results):
             return  # failures are already printed
         report = read_report(tracker, suite_name=suite_name)
-    for summary in report.summaries:
+    for summary, studied in zip(report.summaries, report.studies, strict=True):
         say_summary(summary)
-    places = published_places(experiments, suite_name=suite_name, output=output_dir)
-    adapters = _adapter_folders(places, of_suite=output_dir / suite_name, output_dir=output_dir)
-    say(f"\nresults: {database}{adapters}")
+        taken = None if summary.arm is None else _first_run(studied, summary.arm)
+        # A path is not wrapped, so that you can copy it.
+        own = [] if taken is None else [each for each in experiments if each.id == taken.experiment_id]
+        if (
+            taken is not None
+            and own
+            and (place := published(own[0], suite_name=suite_name, output=output_dir))
+        ):
+            say(f"Adapter. {place} ({taken.name}: the first seed; seeds differ by chance alone)")
+        else:
+            places = published_places(experiments, suite_name=suite_name, output=output_dir)
+            folders = _adapter_folders(places, of_suite=output_dir / suite_name, output_dir=output_dir)
+            if folders:
+                say(f"Adapters. {folders}")
     given = [] if database == DATABASE else ["--database", database]
     # Quoted: the name may come from a foreign store.
     say(f"next: {shlex.join(['lorastudy', 'report', '--suite-name', suite_name, *given])}")
+
+
+def _first_run(studied: "Studied", arm: str) -> "ExperimentResult | None":
+    """The arm's completed run with the smallest seed that reports."""
+    study = studied.analysis.study
+    runs = [run for run in study.reporting_runs(study.arm(arm)) if run.status == "completed"]
+    return min(runs, key=lambda run: run.seed, default=None)
 
 
 def _adapter_folders(places: "AdapterPlaces", *, of_suite: Path, output_dir: Path) -> str:
@@ -87,8 +106,8 @@ def _adapter_folders(places: "AdapterPlaces", *, of_suite: Path, output_dir: Pat
     if not found:
         return ""
     if len(places.usual) + len(places.elsewhere) == 1:
-        return f"; adapters: {found[0]}"
-    return f"; adapters: {output_dir if places.usual else of_suite}/<name>/final_model, such as {found[0]}"
+        return str(found[0])
+    return f"{output_dir if places.usual else of_suite}/<name>/final_model, such as {found[0]}"
 
 
 def say_report(report: "Report", written: Sequence[Path]) -> None:

@@ -224,8 +224,8 @@ def _notes(
             continue
         if getattr(used, key) != getattr(stated, key):
             yield (
-                f"{part(key, used)}, as the suite file says; the store's question of {study.suite_name} says "
-                f"{part(key, stated)}, and a change after results exist can be chosen to suit them"
+                f"{part(key, used, study=study)}, as the suite file says; the store's question of {study.suite_name} says "
+                f"{part(key, stated, study=study)}, and a change after results exist can be chosen to suit them"
             )
         elif key in late and (key != "margin" or used.margin is not None):
-            yield late_note(late[key])
+            yield late_note(late[key], study)

@@ -7,7 +7,7 @@ once, on the whole report, so no section has to think of it.
 A figure says which rows it shows, under which labels, in which colours. Both of its drawings start from it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -242,7 +242,42 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
-Block = Heading | Paragraph | Bullets | CodeBlock | Table | Figure
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """Blocks that a reader opens by a click on `summary`.
+
+    Markdown has no such thing. There, `in_markdown` stands in their place: by default the blocks themselves.
+    """
+
+    summary: str
+    blocks: "tuple[Block, ...]"
+    in_markdown: "tuple[Block, ...] | None" = None
+
+    @property
+    def unfolded(self) -> "tuple[Block, ...]":
+        """What Markdown shows."""
+        return self.blocks if self.in_markdown is None else self.in_markdown
+
+
+Block = Heading | Paragraph | Bullets | CodeBlock | Table | Figure | Details
+
+
+def folded(blocks: "Sequence[Block]") -> "list[Block]":
+    """A section of which a page shows the heading, and the rest at a click."""
+    if not blocks:
+        return []
+    heading, *rest = blocks
+    assert isinstance(heading, Heading)
+    return [heading, Details(summary=f"Show: {heading.text.lower()}", blocks=tuple(rest))]
+
+
+def unfolded(blocks: "Sequence[Block]") -> "Iterator[Block]":
+    """All blocks in their order, those that a click opens included."""
+    for block in blocks:
+        if isinstance(block, Details):
+            yield from unfolded(block.blocks)
+        else:
+            yield block
 
 
 def paragraph(*spans: Span) -> Paragraph:

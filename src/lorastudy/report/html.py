@@ -19,6 +19,7 @@ from lorastudy.report.document import (
     Bullets,
     Code,
     CodeBlock,
+    Details,
     Figure,
     Heading,
     Paragraph,
@@ -27,6 +28,7 @@ from lorastudy.report.document import (
     Table,
     TableColumn,
     Text,
+    unfolded,
 )
 from lorastudy.report.figures.interactive import Spec, vega_lite_specs, vega_lite_version
 
@@ -38,7 +40,7 @@ _POLICY = (
 
 def render_html(blocks: Sequence[Block]) -> str:
     """The document as a page. The chart library is embedded once, and only if there is a chart."""
-    figures = [block for block in blocks if isinstance(block, Figure)]
+    figures = [block for block in unfolded(blocks) if isinstance(block, Figure)]
     charts = {figure.name: vega_lite_specs(figure) for figure in figures}
     specs = [spec for figure in figures for spec in charts[figure.name]]
     num_panels = {name: len(panels) for name, panels in charts.items()}
@@ -90,12 +92,19 @@ def _block(block: Block, num_panels: Mapping[str, int]) -> str:
             return f"<p>{_line(block.text)}</p>"
         case Bullets():
             return "<ul>" + "".join(f"<li>{_line(item)}</li>" for item in block.items) + "</ul>"
+        case Details() | Figure():
+            return _box(block, num_panels)
         case CodeBlock():
             return f"<pre><code>{escape(block.text)}</code></pre>"
         case Table():
             return _table(block)
-        case Figure():
-            return _figure(block, num_panels[block.name])
+
+
+def _box(block: Details | Figure, num_panels: Mapping[str, int]) -> str:
+    if isinstance(block, Figure):
+        return _figure(block, num_panels[block.name])
+    inner = "\n".join(_block(each, num_panels) for each in block.blocks)
+    return f"<details><summary>{escape(block.summary)}</summary>\n{inner}\n</details>"
 
 
 def _line(text: Text) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,6 +12,7 @@ from lorastudy.report.document import (
     Cell,
     Code,
     CodeBlock,
+    Details,
     Figure,
     Heading,
     Paragraph,
@@ -34,7 +35,15 @@ _ENTITIES = {"<": "&lt;", "&": "&amp;"}
 def render_markdown(blocks: Sequence[Block], *, output: Path, plots: Path) -> str:
     """The document as Markdown; images are linked relative to the folder of `output`."""
     link = quote(Path(os.path.relpath(plots.resolve(), output.resolve().parent)).as_posix())
-    return "\n\n".join(_block(block, link) for block in blocks) + "\n"
+    return "\n\n".join(_block(block, link) for block in _unfolded(blocks)) + "\n"
+
+
+def _unfolded(blocks: Sequence[Block]) -> Iterator[Block]:
+    for block in blocks:
+        if isinstance(block, Details):
+            yield from _unfolded(block.unfolded)
+        else:
+            yield block
 
 
 def escape(text: str) -> str:
@@ -57,6 +66,8 @@ def _block(block: Block, link: str) -> str:
             return _table(block)
         case Figure():
             return _figure(block, link)
+        case Details():  # unfolded before
+            raise AssertionError(block.summary)
 
 
 def _line(text: Text) -> str:

@@ -6,10 +6,10 @@ meter, and how the cost of an arm alone was measured, is said here once.
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from lorastudy.protocol.records import STEP_TIME_FLOOR
-from lorastudy.stats.summary import ArmSummary, Spread
+from lorastudy.stats.summary import ArmSummary, Spread, StepNoise
 
 ABSENT = "\N{EN DASH}"
 #: A sentence lists at most this many things; of more, the first few and the number of the rest. Tables list all.
@@ -144,6 +144,8 @@ def names(items: Iterable[str], *, every: bool = False) -> str:
     return listing((f"“{name}”" if is_list and "," in name else name for name in named), every=every)
 
 
+#: Of more arms than this with an unknown time, one stands for all.
+_MOST_TIMES = 3
 #: A note after a pair of times.
 EQUAL_TIMES = f"times that differ by at most {percent(STEP_TIME_FLOOR, decimals=0)} count as equal"
 _DIFFERED = "two measurements of the arm, or of most arms of its pack, differed"
@@ -179,13 +181,27 @@ def unknown_times(summaries: Sequence[ArmSummary]) -> str:
         for summary in summaries
         if (noise := summary.costs.step_noise) and not summary.costs.step_seconds
     ]
-    differ = [
-        f"{arm}: {percent(noise.apart, decimals=0)} after {noise.num_steps} steps"
-        for arm, noise in unknown
-        if noise.apart > STEP_TIME_FLOOR
-    ]
-    few = [f"{arm}: {noise.num_steps} steps" for arm, noise in unknown if noise.apart <= STEP_TIME_FLOOR]
-    reasons = ((_DIFFERED, differ), (_TOO_FEW, few))
-    return "".join(
-        f" Step time unknown, since {reason} ({'; '.join(arms)})." for reason, arms in reasons if arms
-    )
+    differ = [(arm, noise) for arm, noise in unknown if noise.apart > STEP_TIME_FLOOR]
+    few = [(arm, noise) for arm, noise in unknown if noise.apart <= STEP_TIME_FLOOR]
+    text = ""
+    if differ:
+        text += f" Step time unknown, since {_DIFFERED} ({_of_arms(differ, _how_far_apart)})."
+    if few:
+        text += f" Step time unknown, since {_TOO_FEW} ({_of_arms(few, _how_many_steps)})."
+    return text
+
+
+def _of_arms(unknown: Sequence[tuple[str, StepNoise]], words: Callable[[StepNoise], str]) -> str:
+    """`r=4: 23.0 % apart`; of many arms that with the fewest steps or the most noise stands for all."""
+    if len(unknown) <= _MOST_TIMES:
+        return "; ".join(f"{arm}: {words(noise)}" for arm, noise in unknown)
+    arm, worst = max(unknown, key=lambda pair: (pair[1].apart, -pair[1].num_steps))
+    return f"{len(unknown)} arms, such as {arm}: {words(worst)}"
+
+
+def _how_far_apart(noise: StepNoise) -> str:
+    return f"{percent(noise.apart)} apart"
+
+
+def _how_many_steps(noise: StepNoise) -> str:
+    return f"{plural(noise.num_steps, 'timed step')} in {plural(noise.num_packs, 'pack')}"

@@ -22,6 +22,7 @@ from lorastudy.report.document import (
     Paragraph,
     Strong,
     Text,
+    folded,
     presentable,
 )
 from lorastudy.report.figures.data import curve_arms, study_figures
@@ -33,7 +34,7 @@ from lorastudy.report.numbers import names
 from lorastudy.report.read import Report, Studied, read_report
 from lorastudy.report.sections.costs import frontier_blocks, incident_blocks, pack_blocks, prediction_blocks
 from lorastudy.report.sections.curves import held_out_blocks
-from lorastudy.report.sections.front import front_blocks, question_blocks
+from lorastudy.report.sections.front import decision_blocks, front_blocks, limit_blocks, run_blocks
 from lorastudy.report.sections.imported import imported_blocks
 from lorastudy.report.sections.method import (
     environment_blocks,
@@ -199,14 +200,9 @@ def compose(parts: Sequence[Part], *, output: Path, imported_apart: Sequence[str
 
 
 def _in_short(part: Part) -> Text:
-    """A study's verdict and recommendation, in the sentences of its own first page."""
+    """A study's answer, as on its own first page."""
     summary = part.studied.front.summary(part.studied.title)
-    return (
-        Strong(f"{summary.title}."),
-        f" {summary.verdict} ",
-        Strong("Recommendation."),
-        f" {summary.recommendation}",
-    )
+    return (Strong(f"{summary.title}."), f" {summary.answer}")
 
 
 def _imported_apart(suites: Sequence[str]) -> list[Block]:
@@ -217,33 +213,37 @@ def _imported_apart(suites: Sequence[str]) -> list[Block]:
 
 
 def _part_blocks(part: Part, *, level: int, output: Path) -> list[Block]:
-    analysis, study = part.analysis, part.analysis.study
-    description = part.studied.suite.description
+    analysis, study, page = part.analysis, part.analysis.study, part.studied.front
+    pairs, scores = _drawn(part, "pairs"), _drawn(part, "ranks", "dots")
     return [
-        *([Paragraph((description,))] if description else []),
-        *front_blocks(part.studied.front),
-        *question_blocks(part.questions),
-        *_drawn(part, "pairs"),
-        *fairness_blocks(analysis.lint, num_arms=len(study.arms), level=level),
+        *front_blocks(page, chart=pairs or scores),
         *results_blocks(analysis, level=level),
-        *_drawn(part, "ranks", "dots"),
+        *(scores if pairs else ()),
+        *comparison_blocks(analysis, level=level),
+        *decision_blocks(page, level=level),
+        *_finding_blocks(analysis, level=level),
+        *limit_blocks(page, level=level),
+        *failure_blocks(study, level=level),
+        *fairness_blocks(analysis.lint, num_arms=len(study.arms), level=level),
+        *frontier_blocks(analysis, figures=_drawn(part, "frontier"), level=level),
+        *_headed("Costs and forgetting", _drawn(part, "forgetting", "bars", "parameters"), level=level),
         *_headed("Training curves", _drawn(part, "curves"), level=level),
         *held_out_blocks(part.held_out, figures=_drawn(part, "held_out"), level=level),
-        *frontier_blocks(analysis, figures=_drawn(part, "frontier"), level=level),
-        *comparison_blocks(analysis, level=level),
-        *_finding_blocks(analysis, level=level),
-        *_headed("Costs and forgetting", _drawn(part, "forgetting", "bars", "parameters"), level=level),
+        *run_blocks(
+            page, part.questions, study=study, level=level, description=part.studied.suite.description
+        ),
         *arm_blocks(study, level=level),
         *rate_blocks(analysis, level=level),
         *racing_blocks(study, rungs=_rungs(part), level=level),
-        *pack_blocks(study, level=level),
+        *folded(pack_blocks(study, level=level)),
         *incident_blocks(study, level=level),
-        *prediction_blocks(study, level=level),
-        *failure_blocks(study, level=level),
+        *folded(prediction_blocks(study, level=level)),
         *method_blocks(analysis, level=level),
-        *environment_blocks(study, level=level),
-        *reproduce_blocks(
-            _suite_of(part), level=level, output=output, same_bits=give_the_same_bits(study.completed)
+        *folded(environment_blocks(study, level=level)),
+        *folded(
+            reproduce_blocks(
+                _suite_of(part), level=level, output=output, same_bits=give_the_same_bits(study.completed)
+            )
         ),
     ]
 

@@ -144,6 +144,7 @@ class StepNoise:
 
     num_steps: int
     """Timed steps in all these packs."""
+    num_packs: int
     apart: float
     """Relative difference of two measurements of the arm, median over the packs."""
     half_quartile_distance: float
@@ -171,6 +172,7 @@ class StepNoise:
         squares = [(distance / 1.349 * 1.2533) ** 2 / steps for steps, _, distance in timed]
         return cls(
             num_steps=sum(steps for steps, _, _ in timed),
+            num_packs=len(timed),
             apart=statistics.median(apart for _, apart, _ in timed),
             half_quartile_distance=statistics.median(distance / 2 for _, _, distance in timed),
             error_seconds=math.sqrt(sum(squares)) / len(squares),

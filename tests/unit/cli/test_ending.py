@@ -24,14 +24,15 @@ class Told:
 
     def __init__(self, *titles, imported_apart=()):
         self.summaries = tuple(summary(title) for title in titles)
+        self.studies = tuple(None for _ in titles)
         self.imported_apart = imported_apart
 
 
 def summary(title="study"):
     return StudySummary(
         title=title,
-        verdict=f"Held-out loss: {', '.join(f'an-arm-with-a-name-{n}' for n in range(12))} are each better than r1.",
-        recommendation="Take r2: it is shown to be better than r1.",
+        answer=f"Use r2: {', '.join(f'an-arm-with-a-name-{n}' for n in range(12))} are each worse.",
+        parts=(("How sure.", "r2 minus r1 is +1."), ("What it costs.", "r2 needs 1 MiB.")),
         limits=(("One data set.",), ("One base model.",)),
     )
 
@@ -48,13 +49,11 @@ def test_lines_are_as_wide_as_the_terminal_and_break_no_name(capsys):
     assert (
         sum(line.count("an-arm-with-a-name-11 are each") for line in [" ".join(map(str.strip, lines))]) == 1
     )
-    assert [
-        line for line in lines if line.startswith(("study", "Verdict.", "Recommendation.", "What limits"))
-    ] == [
+    assert [line for line in lines if line.startswith(("study", "Use", "How sure", "What"))] == [
         "study",
-        next(line for line in lines if line.startswith("Verdict.")),
-        "Recommendation. Take r2: it is shown to be better than r1.",
-        "What limits this. One data set. (1 more in the report.)",
+        next(line for line in lines if line.startswith("Use r2:")),
+        "How sure. r2 minus r1 is +1.",
+        "What it costs. r2 needs 1 MiB.",
     ]
 
 
@@ -62,7 +61,7 @@ def test_a_report_ends_with_its_files_and_names_the_other_studies(capsys):
     plots = [Path("results/plots") / f"pairs.{ending}" for ending in ("png", "svg")]
     say_report(Told("new", "old", imported_apart=("public",)), [Path("R.md"), Path("R.html"), *plots])
     out = capsys.readouterr().out
-    assert "\nnew\nVerdict." in out
+    assert "\nnew\nUse r2:" in out
     assert "\nold\n" not in out
     flat = " ".join(out.split())
     assert (
@@ -87,17 +86,17 @@ def experiment(name, seed=0):
 @pytest.mark.parametrize(
     ("places", "adapters"),
     [
-        ({"r2": "r2"}, "; adapters: output/r2/final_model"),
-        ({"r2": "my suite/r2"}, "; adapters: output/my suite/r2/final_model"),
-        ({"r2": "r2", "r4": "r4"}, "; adapters: output/<name>/final_model, such as output/r2/final_model"),
+        ({"r2": "r2"}, "Adapters. output/r2/final_model"),
+        ({"r2": "my suite/r2"}, "Adapters. output/my suite/r2/final_model"),
+        ({"r2": "r2", "r4": "r4"}, "Adapters. output/<name>/final_model, such as output/r2/final_model"),
         # the usual place of the first holds another experiment's adapter
         (
             {"r2": "my suite/r2", "r4": "r4"},
-            "; adapters: output/<name>/final_model, such as output/r4/final_model",
+            "Adapters. output/<name>/final_model, such as output/r4/final_model",
         ),
         (
             {"r2": "my suite/r2", "r4": "my suite/r4"},
-            "; adapters: output/my suite/<name>/final_model, such as output/my suite/r2/final_model",
+            "Adapters. output/my suite/<name>/final_model, such as output/my suite/r2/final_model",
         ),
         ({"r2": None}, ""),
     ],
@@ -138,8 +137,9 @@ def test_a_suite_ends_with_what_it_came_to_and_the_next_command(
     out = capsys.readouterr().out
     assert asked == {"suite_name": "my suite"}
     assert asked_for == ["my suite"]
-    assert "Recommendation. Take r2" in out
-    assert f"results: mine.db{adapters}\n" in out
+    assert "\nUse r2:" in out
+    assert ("Adapters." in out) == bool(adapters)
+    assert f"{adapters}\n" in out
     assert out.splitlines()[-1] == "next: lorastudy report --suite-name 'my suite' --database mine.db"
 
 

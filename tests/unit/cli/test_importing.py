@@ -38,7 +38,7 @@ def test_a_table_twice_and_its_report(run):
     out = run("report", "--suite-name", "sweep", "--output", "SWEEP.md")
     assert out.splitlines()[1:3] == [
         "Imported results: sweep",
-        "Verdict. No verdict is possible: no two arms share six seeds, and the metric is",
+        "No verdict is possible: no two arms share six seeds, and the metric is not a",
     ]
     assert out.splitlines()[-2:] == ["wrote SWEEP.md", "wrote SWEEP.html"]
     assert Path("SWEEP.md").read_text().startswith("# Imported results: sweep")

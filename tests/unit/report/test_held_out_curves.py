@@ -61,17 +61,17 @@ def test_it_says_where_each_arm_was_best_and_tells_rank_from_time(report):
     text = report()
     assert "## Held-out loss during training" in text
     # (1.65 + 0.25) / (1.5 + 0.25) - 1 = 8.6 %, the seeds adding 0.25 in the mean; the noise makes it 8.4 %
-    assert "**r64** was best at step 100 of 250; after that its loss rose by 8.4 %." in text
-    assert "**r4** was still improving at its end, step 250." in text
+    assert "**r=64** was best at step 100 of 250; after that its loss rose by 8.4 %." in text
+    assert "**r=4** was still improving at its end, step 250." in text
     assert "Whether it rose after that cannot be told from the noise of 6 seeds." in text
-    assert "r64 trained too long for its best result; of r4 and r16 that is not shown." in text
+    assert "r=64 trained too long for its best result; of r=4 and r=16 that is not shown." in text
     assert "set `select_checkpoint: best`." in text
     assert "They decided nothing: every verdict is about the end of training." in text
 
 
 def test_one_seed_claims_nothing(report):
     text = report(num_seeds=1)
-    assert "**r64** was lowest at step 100 of 250. One seed cannot tell that from noise." in text
+    assert "**r=64** was lowest at step 100 of 250. One seed cannot tell that from noise." in text
     assert "trained too long" not in text
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from lorastudy.analysis.overview import analyse
 from lorastudy.lint.lint import RULES
-from lorastudy.report.document import Bullets, Code, Heading, Paragraph
+from lorastudy.report.document import Bullets, Code, Details, Heading, Paragraph
 from lorastudy.report.sections.method import fairness_blocks
 from lorastudy.stats.study import split_studies
 
@@ -38,16 +38,23 @@ def test_no_breach_is_said_too(blocks_of):
 
 def test_findings_with_their_reason_source_and_remedy(blocks_of):
     arms = {"a": {"lora_rank": 4}, "b": {"lora_rank": 8, "max_steps": 9}}
-    _, counts, items = blocks_of(arms, seeds=[0], a=0.9)
+    _, counts, items, why = blocks_of(arms, seeds=[0], a=0.9)
     assert isinstance(counts, Paragraph)
     assert isinstance(items, Bullets)
+    assert isinstance(why, Details)
     assert plain(counts.text).endswith("It found 1 that invalidates verdicts, 2 warnings and 1 note.")
     texts = [plain(item) for item in items.items]
     assert [text[:5] for text in texts] == ["LS203", "LS101", "LS401", "LS304"]
     assert texts[0] == (
         "LS203 Unequal length of training (invalidates verdicts; a): 1 epoch, the reference's 9 steps; other settings "
-        "differ too. Why: arms learn at different speeds, so which one is ahead depends on when training stops (Biderman "
+        "differ too."
+    )
+    (reasons,) = why.blocks
+    assert plain(reasons.items[0]) == (
+        "LS203 Unequal length of training. Why: arms learn at different speeds, so which one is ahead depends on when training stops (Biderman "
         "et al., arXiv 2405.09673, where the gap between LoRA and full fine-tuning changes with the tokens seen). To "
         "change: give all arms the same max_steps or num_train_epochs, or vary nothing else."
     )
-    assert Code("max_steps") in items.items[0]
+    assert Code("max_steps") in reasons.items[0]
+    (in_markdown,) = why.unfolded
+    assert plain(in_markdown.text) == "The HTML page beside this file says why, and what to change."

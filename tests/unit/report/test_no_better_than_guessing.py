@@ -13,7 +13,7 @@ from lorastudy.lint.lint import lint
 from lorastudy.recommend.decision import decide
 from lorastudy.recommend.recommendation import Candidate, Evidence, recommend
 from lorastudy.report import read_report
-from lorastudy.report.document import Paragraph, plain
+from lorastudy.report.document import Paragraph, plain, unfolded
 from lorastudy.report.findings.recommendation import recommendation, why
 from lorastudy.report.sections.front import front_page
 from lorastudy.report.sections.results import comparison_blocks
@@ -65,7 +65,9 @@ def test_the_page_says_why_a_share_of_that_gain_is_no_margin():
     reason = f"r=4 has {r4:.3g} nats per token and gained nothing over answer frequencies ({frequencies:.3g})"
     assert f"with a margin of 10 % of the reference's gain that cannot be used: {reason}." in page.question
     rule = " ".join(
-        plain(block.text) for block in comparison_blocks(analysis, level=2) if isinstance(block, Paragraph)
+        plain(block.text)
+        for block in unfolded(comparison_blocks(analysis, level=2))
+        if isinstance(block, Paragraph)
     )
     assert f"The suite's margin is a share of the gain, and {reason}; so no arm can be called as good" in rule
 

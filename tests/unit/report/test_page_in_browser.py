@@ -28,7 +28,7 @@ console.error = console.warn = (...parts) => seenErrors.push(parts.join(" "));
 #: Written after the page's own scripts: once the charts are drawn, does what a reader does and notes what is shown.
 USE = """<script>
 const tables = [...document.querySelectorAll("table")];
-const results = tables[0], accuracies = tables[3];
+const results = tables[0], accuracies = tables[2];
 const arms = (table = results) =>
   [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => row.cells[0].textContent);
 const heading = (text, table = results) =>
@@ -50,7 +50,7 @@ function use() {
   seen.mostNegativeFirst = arms(accuracies);
   heading("Exact match", accuracies).click();
   seen.mostNegativeLast = arms(accuracies);
-  filter("R16");
+  filter("R=16");
   seen.filtered = arms();
   filter("no such arm");
   seen.none = arms();
@@ -175,13 +175,13 @@ def test_each_verdict_stands_clear_of_its_bar(seen):
 
 def test_the_verdict_stands_beside_each_interval_and_the_numbers_answer_to_hover(seen):
     assert seen["verdicts"].count("reference ahead, untuned") == 5
-    for said in ("Arm", "r1", "Difference", "+1.254", "Pairs", "6"):
+    for said in ("Arm", "r=1", "Difference", "+1.254", "Pairs", "6"):
         assert said in seen["hover"]
 
 
 def test_headings_sort_by_value_with_mouse_and_keyboard(seen):
-    ranks = ["r1", "r2", "r4", "r8", "r16"]
-    by_rank = [*(f"{rank} (untuned)" for rank in ranks), "r32 (reference, untuned)"]
+    ranks = ["r=1", "r=2", "r=4", "r=8", "r=16"]
+    by_rank = [*(f"{rank} (untuned)" for rank in ranks), "r=32 (reference, untuned)"]
     assert seen["asWritten"] == by_rank
     assert seen["lowestLossFirst"] == by_rank[::-1]
     assert seen["highestLossFirst"] == by_rank
@@ -192,6 +192,6 @@ def test_headings_sort_by_value_with_mouse_and_keyboard(seen):
 
 
 def test_the_filter_hides_what_does_not_match_in_any_case(seen):
-    assert seen["filtered"] == ["r16 (untuned)"]
+    assert seen["filtered"] == ["r=16 (untuned)"]
     assert seen["none"] == []
     assert len(seen["again"]) == 6

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from lorastudy.report.document import Paragraph
 from lorastudy.report.sections.front import question_blocks
+from lorastudy.stats.study import Study
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.experiment import Sources
 from lorastudy.suite.question import Margin, Question, subject
@@ -20,7 +21,7 @@ def stated(question: Question, hour: int, num_completed: int) -> StatedQuestion:
 
 
 def told(*statements: StatedQuestion) -> list[str]:
-    blocks = question_blocks(statements)
+    blocks = question_blocks(statements, Study(suite_name="s", experiment_type="custom", arms=()))
     assert all(isinstance(block, Paragraph) for block in blocks)
     return ["".join(getattr(part, "text", part) for part in block.text) for block in blocks]
 

@@ -124,7 +124,7 @@ def test_failures_are_counted_on_the_first_page_and_told_with_their_message(rank
     waiting = replace(rank_study[1], status="pending", scores={}, profile=None)
     text = text_of([failed, waiting, *rank_study[2:]])
     assert "- 2 of 36 experiments did not complete: 1 diverged and 1 pending.\n" in text
-    assert text.index("2 of 36 experiments did not complete") < text.index("![")
+    assert text.index("2 of 36 experiments did not complete") < text.index("## Results")
     assert text.index("## Failures and divergences") < text.index("## Environment")
     assert "diverged at step 250 | loss \\| is &lt;b>nan&lt;/b> |" in text
     assert "Not finished: r=1, seed 1." in text
@@ -171,11 +171,11 @@ def test_a_suite_that_failed_as_a_whole_is_still_told(make_result, text_of):
     assert text.index("## second (rank ablation)") < text.index("no such module")
 
 
-def test_the_description_of_the_suite_stands_under_its_title(undrawn, rank_study, make_tracker, tmp_path):
+def test_the_description_of_the_suite_stands_above_its_question(undrawn, rank_study, make_tracker, tmp_path):
     tracker = make_tracker(rank_study, description="What does rank | buy?")
     path, *_ = write_report(tracker, output=tmp_path / "R.md")
-    title, description, question, *_ = path.read_text(encoding="utf-8").split("\n\n")
-    assert title.startswith("# LoRA study")
+    _, _, text = path.read_text(encoding="utf-8").partition("## Question and runs\n\n")
+    description, question, *_ = text.split("\n\n")
     assert description.startswith("What does rank")
     assert description.endswith("buy?")
     assert question.startswith("**Question.**")
@@ -337,7 +337,7 @@ def test_a_time_that_noise_hides_is_a_dash_with_its_reason_and_counts_for_nobody
     text = text_of(hidden)
     assert "Counted: score, peak memory, forgetting." in text
     assert "better on one. Counted" in text  # no word of a floor of times
-    reason = "Step time unknown, since two measurements of the arm, or of most arms of its pack, differed (r=4: 23 % after 12 steps)."
+    reason = "Step time unknown, since two measurements of the arm, or of most arms of its pack, differed (r=4: 23.0 % apart)."
     assert text.count(reason) == 2  # beside the table, and where the report says how it was measured
     # .0128 s; the quartiles lie .04 of it apart
     assert "| 12.8 ± 0.3 |" in text

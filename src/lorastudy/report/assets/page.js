@@ -56,3 +56,8 @@ document.querySelectorAll("table").forEach((table) => {
     });
   }
 });
+
+// Paper has no clicks: what is folded is printed open.
+addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+});

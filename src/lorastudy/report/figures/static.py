@@ -56,6 +56,8 @@ _RC: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "lorastudy",
     "text.parse_math": False,
+    # With an offset, equal values of .375 stand at a tick labelled 0.
+    "axes.formatter.useoffset": False,
 }
 
 

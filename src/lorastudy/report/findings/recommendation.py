@@ -113,12 +113,16 @@ def who_is_untuned(analysis: Analysis) -> str:
 
 def _what_would_tune(analysis: Analysis) -> str:
     """How to give each arm a rate of its own, and how long that takes, from the runs so far."""
-    runs = [(run_seconds(summary.arm), len(summary.arm.completed)) for summary in analysis.completed]
-    spent = sum(seconds * number for seconds, number in runs if seconds is not None)
-    is_known = all(seconds is not None for seconds, _ in runs)
-    more = f"about {duration((_FEWEST_RATES - 1) * spent)} more"
-    takes = f"; {_FEWEST_RATES} rates each take {more}" if is_known else ""
+    seconds = time_to_tune(analysis)
+    takes = "" if seconds is None else f"; {_FEWEST_RATES} rates each take about {duration(seconds)} more"
     return f"To get a recommendation, write learning_rate: auto, or give all arms the same {_FEWEST_RATES} rates or more{takes}."
+
+
+def time_to_tune(analysis: Analysis) -> float | None:
+    """Seconds that the other two of three rates take for all arms, from the runs so far; None if a run was not timed."""
+    runs = [(run_seconds(summary.arm), len(summary.arm.completed)) for summary in analysis.completed]
+    known = [seconds * number for seconds, number in runs if seconds is not None]
+    return (_FEWEST_RATES - 1) * sum(known) if len(known) == len(runs) else None
 
 
 def _cost(analysis: Analysis, arm: str) -> str:
@@ -137,12 +141,18 @@ def _than(analysis: Analysis) -> str:
 
 def _why_the_reference_meanwhile(analysis: Analysis, decision: ArmDecision) -> str:
     """The reason for using the reference: who named it."""
+    return f"it is {meanwhile_reason(analysis, decision)}, and no other arm is shown to be better"
+
+
+def meanwhile_reason(analysis: Analysis, decision: ArmDecision) -> str:
+    """`the suite's first arm`: why an arm is the one to use until it is decided."""
+    if decision.reason == "better than the reference meanwhile":
+        assert analysis.reference is not None
+        return f"which is {_than(analysis)} {analysis.reference.name}"
     named = analysis.criterion.reference
     if named is not None and analysis.study.arm(str(decision.arm)).is_named(named):
-        whose = "the suite's reference"
-    else:
-        whose = "the design's reference" if analysis.is_reference_named else "the suite's first arm"
-    return f"it is {whose}, and no other arm is shown to be better"
+        return "the suite's reference"
+    return "the design's reference" if analysis.is_reference_named else "the suite's first arm"
 
 
 def _why_better(analysis: Analysis, decision: ArmDecision) -> str:
@@ -175,7 +185,7 @@ def _why_best(analysis: Analysis, decision: ArmDecision) -> str:
     """That the arm beat all others, and by how much it beat the nearest one."""
     assert analysis.reference is not None
     assert decision.arm is not None
-    valid = _against(analysis, decision.arm)
+    valid = against(analysis, decision.arm)
     nearest = min(valid, key=lambda comparison: abs(comparison.mean or 0.0))
     assert nearest.mean is not None
     unit = f" {nearest.metric.unit}" if nearest.metric.unit else ""
@@ -189,7 +199,7 @@ def _why_best(analysis: Analysis, decision: ArmDecision) -> str:
     return f"it is shown to be {_than(analysis)} {every}{worse}{larger}"
 
 
-def _against(analysis: Analysis, arm: str) -> list[Comparison]:
+def against(analysis: Analysis, arm: str) -> list[Comparison]:
     """Every other arm that is validly compared, minus this one."""
     assert analysis.reference is not None
     valid = [comparison for comparison in analysis.primary_comparisons if comparison.is_valid]

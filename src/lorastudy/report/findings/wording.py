@@ -15,6 +15,7 @@ from lorastudy.report.numbers import (
     mean_sd,
     names,
     p_value,
+    plural,
     signed,
 )
 from lorastudy.stats.comparison import Comparison, MoreSeeds, leans
@@ -56,10 +57,12 @@ def more_seeds(more: MoreSeeds) -> str:
 
 
 def difference_decimals(comparison: Comparison) -> int:
-    """Decimals that show half the interval's width with two digits."""
+    """Decimals that show half the interval's width with two digits, and the margin too."""
     if comparison.interval is None:
         return 4
-    return decimals_for([(comparison.interval[1] - comparison.interval[0]) / 2])
+    half_width = (comparison.interval[1] - comparison.interval[0]) / 2
+    of_margin = 0 if comparison.margin is None else decimals_for([comparison.margin])
+    return max(of_margin, decimals_for([half_width]))
 
 
 def difference(comparison: Comparison) -> str:
@@ -76,6 +79,20 @@ def measured_difference(comparison: Comparison) -> str:
     unit = f" {comparison.metric.unit}" if comparison.metric.unit else ""
     bounds = f", 95 % interval {interval(comparison.interval, decimals)}" if comparison.interval else ""
     return f"{signed(comparison.mean, decimals)}{unit}{bounds}, n = {comparison.n}"
+
+
+def difference_in_words(comparison: Comparison) -> str:
+    """`r=16 minus r=4 is +0.12 nats per token, 95 % interval [0.10, 0.14], over 6 seeds`."""
+    assert comparison.mean is not None
+    measured, _, _ = measured_difference(comparison).rpartition(", n = ")
+    seeds = plural(comparison.n, "seed")
+    return f"{comparison.arm} minus {comparison.reference} is {measured}, over {seeds}"
+
+
+def least_needed(comparisons: Sequence[Comparison]) -> Comparison | None:
+    """The open comparison that needs the fewest more seeds."""
+    lacking = [one for one in comparisons if one.verdict == "cannot tell" and one.more is not None]
+    return min(lacking, key=lambda one: one.more.num_seeds if one.more else 0, default=None)
 
 
 def without_verdict(comparison: Comparison) -> str:

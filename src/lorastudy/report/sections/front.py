@@ -13,14 +13,14 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.lint.case import LintFinding, arms_in_words
 from lorastudy.lint.evidence import TOO_FEW_SEEDS
 from lorastudy.recommend.decision import decide, harmed_arms
-from lorastudy.report.document import Block, Bullets, Paragraph, Strong, Text, plain
+from lorastudy.report.document import Block, Bullets, Figure, Heading, Paragraph, Strong, Text
 from lorastudy.report.findings.by_type import questions_of
+from lorastudy.report.findings.headline import Headline, headline
 from lorastudy.report.findings.recommendation import Advice, recommendation
 from lorastudy.report.findings.wording import (
     cost_bounds,
     margin_words,
     measured_difference,
-    verdict_summary,
     verdicts_by_word,
     what_seeds_can_show,
     when_stated,
@@ -35,8 +35,10 @@ from lorastudy.stats.summary import primary_metric_of
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.question import Question, rung_name
 
-#: The first page names this many findings and counts the others.
-_MOST_FINDINGS = 4
+#: The first page shows this many limits and counts the others.
+_MOST_LIMITS = 3
+#: The heading under which all of them stand.
+LIMITS = "What limits this"
 
 _SPLITS = {"eval": "the held-out rows", "test": "the test rows"}
 
@@ -46,21 +48,16 @@ class StudySummary:
     """A study's first page in a few lines, for a reader who does not open the file: the page's own sentences."""
 
     title: str
-    verdict: str
-    recommendation: str | None
-    """None of imported results, which recommend nothing."""
+    answer: str
+    parts: tuple[tuple[str, str], ...]
+    """How sure it is and what it costs, or what would decide, each with its title."""
     limits: tuple[Text, ...]
+    arm: str | None = None
+    """The arm that the answer names."""
 
     def lines(self) -> Sequence[str]:
-        """The verdict, the recommendation and the main limit, one line each, not yet wrapped."""
-        text = [f"Verdict. {self.verdict}"]
-        if self.recommendation is not None:
-            text.append(f"Recommendation. {self.recommendation}")
-        if self.limits:
-            more = len(self.limits) - 1
-            rest = f" ({more} more in the report.)" if more else ""
-            text.append(f"What limits this. {plain(self.limits[0])}{rest}")
-        return text
+        """The answer and its parts, one line each, not yet wrapped."""
+        return [self.answer, *(f"{title} {text}" for title, text in self.parts)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,44 +68,72 @@ class FrontPage:
     what_was_run: str
     verdict: str
     """The verdicts of the comparisons, then the headline of the experiment type."""
-    verdict_in_short: str
-    """The verdicts alone, if anything was compared."""
+    headline: Headline
+    """What to use, how sure that is, what it costs, and what would decide."""
     recommendation: Advice
     limits: tuple[Text, ...]
     """The gravest first."""
 
     def summary(self, title: str) -> StudySummary:
-        """The page in a few of its own lines."""
+        """The page in a few of its own lines: where something would decide, that comes instead of the costs."""
+        parts = self.headline.parts
+        if self.headline.what_decides:
+            parts = tuple((title, text) for title, text in parts if text != self.headline.cost)
         return StudySummary(
-            title=title,
-            verdict=self.verdict_in_short,
-            recommendation=self.recommendation.answer,
-            limits=self.limits,
+            title=title, answer=self.headline.answer, parts=parts, limits=self.limits, arm=self.headline.arm
         )
 
 
 def front_page(analysis: Analysis, *, statements: Sequence[StatedQuestion] = ()) -> FrontPage:
     """The first page. `statements` are the suite's stated questions, the oldest first."""
-    verdict, recommended = _verdict(analysis), recommendation(analysis)
     return FrontPage(
         question=_question(analysis, statements),
         what_was_run=what_was_run(analysis.study),
-        verdict=verdict,
-        verdict_in_short=(verdict_summary(analysis) if _has_pairs(analysis) else "") or verdict,
-        recommendation=recommended,
+        verdict=_verdict(analysis),
+        headline=headline(analysis),
+        recommendation=recommendation(analysis),
         limits=tuple(_limits(analysis)),
     )
 
 
-def front_blocks(page: FrontPage) -> list[Block]:
-    """Five short paragraphs, the last of them a list."""
+def front_blocks(page: FrontPage, *, chart: Sequence[Figure]) -> list[Block]:
+    """The answer, how sure it is and what it costs; the chart that shows it; the gravest limits."""
+    shown = page.limits[:_MOST_LIMITS]
+    more = len(page.limits) - len(shown)
+    rest: list[Text] = [(f"{more} more below, under “{LIMITS}”.",)] if more else []
     return [
-        Paragraph((Strong("Question."), f" {page.question}")),
-        Paragraph((Strong("What was run."), f" {page.what_was_run}")),
+        Paragraph((Strong(page.headline.answer),)),
+        *(Paragraph((Strong(title), f" {text}")) for title, text in page.headline.parts),
+        *chart,
+        Paragraph((Strong("What limits this."),)),
+        Bullets((*shown, *rest)),
+    ]
+
+
+def decision_blocks(page: FrontPage, *, level: int) -> list[Block]:
+    """The verdicts and the recommendation in full."""
+    return [
+        Heading(level=level, text="Recommendation"),
         Paragraph((Strong("Verdict."), f" {page.verdict}")),
         Paragraph((Strong("Recommendation."), f" {page.recommendation.why}")),
-        Paragraph((Strong("What limits this."),)),
-        Bullets(page.limits),
+    ]
+
+
+def limit_blocks(page: FrontPage, *, level: int) -> list[Block]:
+    """Everything that limits the conclusions, the gravest first."""
+    return [Heading(level=level, text=LIMITS), Bullets(page.limits)]
+
+
+def run_blocks(
+    page: FrontPage, statements: Sequence[StatedQuestion], *, study: Study, level: int, description: str = ""
+) -> list[Block]:
+    """What was asked and what was run, after the suite's own description."""
+    return [
+        Heading(level=level, text="Question and runs"),
+        *([Paragraph((description,))] if description else []),
+        Paragraph((Strong("Question."), f" {page.question}")),
+        Paragraph((Strong("What was run."), f" {page.what_was_run}")),
+        *question_blocks(statements, study),
     ]
 
 
@@ -121,7 +146,9 @@ def _question(analysis: Analysis, statements: Sequence[StatedQuestion]) -> str:
             "the reference, and without a margin no arm can be as good within it."
         )
     first, last = statements[0], statements[-1]
-    now = _decides(last.question, margin=margin_words(analysis), lost=analysis.criterion.margin_lost)
+    now = _decides(
+        last.question, analysis.study, margin=margin_words(analysis), lost=analysis.criterion.margin_lost
+    )
     beforehand = (
         "beforehand" if not first.num_completed else when_stated(first.stated_at, first.num_completed)
     )
@@ -132,14 +159,16 @@ def _question(analysis: Analysis, statements: Sequence[StatedQuestion]) -> str:
     ]
     if not changes:
         return f"{design} Stated {beforehand}: {now}."
-    stated = _decides(first.question, margin=str(first.question.margin or "none"))
+    stated = _decides(first.question, analysis.study, margin=str(first.question.margin or "none"))
     changed = when_stated(changes[-1].stated_at, changes[-1].num_completed)
     return f"{design} Stated {beforehand}: {stated}. What holds now, as changed on {changed}: {now}."
 
 
-def _decides(question: Question, *, margin: str, lost: str | None = None) -> str:
+def _decides(question: Question, study: Study, *, margin: str, lost: str | None = None) -> str:
     metric = _metric_name(question)
-    reference = question.reference or "the reference that the design names"
+    reference = "the reference that the design names"
+    if question.reference is not None:
+        reference = study.called(question.reference)
     if lost is not None:
         return f"{metric} decides, against {reference}, with a margin of {question.margin} that cannot be used: {lost}"
     return f"{metric} decides, against {reference}, with {'no margin' if margin == 'none' else f'a margin of {margin}'}"
@@ -167,13 +196,13 @@ def _limits(analysis: Analysis) -> Iterator[Text]:
     yield from _harmed(analysis)
     yield from _contradictions(analysis)
     yield from _diverged(analysis)
+    yield from _not_completed(analysis.study)
     yield from failed_row_notes(analysis)
     yield from _findings(analysis)
     if seeds := what_seeds_can_show(analysis):
         yield (seeds,)
     yield from _choice_in_sample(analysis)
     yield from _stand_in(analysis)
-    yield from _not_completed(analysis.study)
     yield from _pruned(analysis.study)
     yield (_scope(analysis.study),)
 
@@ -181,7 +210,7 @@ def _limits(analysis: Analysis) -> Iterator[Text]:
 def _set_late(analysis: Analysis) -> Iterator[Text]:
     """What verdicts depend on and was set when results existed. It comes first, since no number shows it."""
     for late in analysis.criterion.late_by_key.values():
-        yield (late_note(late),)
+        yield (late_note(late, analysis.study),)
 
 
 def _harmed(analysis: Analysis) -> Iterator[Text]:
@@ -229,10 +258,8 @@ def _diverged(analysis: Analysis) -> Iterator[Text]:
 def _findings(analysis: Analysis) -> Iterator[Text]:
     """The linter's serious findings, except too few seeds, which have their own line."""
     grave = [one for one in analysis.lint if one.severity != "note" and one.code != TOO_FEW_SEEDS]
-    for finding in grave[:_MOST_FINDINGS]:
+    for finding in grave:
         yield _limit_of(analysis, finding)
-    if len(grave) > _MOST_FINDINGS:
-        yield (f"{len(grave) - _MOST_FINDINGS} more findings of the linter, below.",)
 
 
 def _limit_of(analysis: Analysis, finding: LintFinding) -> Text:
@@ -294,7 +321,7 @@ def _scope(study: Study) -> str:
     return f"{text}: on others the answer may differ.{costs}"
 
 
-def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
+def question_blocks(statements: Sequence[StatedQuestion], study: Study) -> list[Block]:
     """The first question; then every change, with the number of results that existed; then the question that holds now.
 
     Empty without a question.
@@ -303,11 +330,11 @@ def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
         return []
     first, last = statements[0], statements[-1]
     blocks: list[Block] = [
-        Paragraph((Strong("Stated"), f" {_when(first)} {_parts_in_words(first.question)}"))
+        Paragraph((Strong("Stated"), f" {_when(first)} {_parts_in_words(first.question, study)}"))
     ]
     for before, after in itertools.pairwise(statements):
         text = [
-            _change(key, before=before.question, after=after.question)
+            _change(key, before=before.question, after=after.question, study=study)
             for key in after.question.differences(before.question)
             if key != "subject"
         ]
@@ -315,36 +342,38 @@ def question_blocks(statements: Sequence[StatedQuestion]) -> list[Block]:
         changed = "; ".join(dict.fromkeys(text))
         blocks.append(Paragraph((Strong("Changed"), f" {_when(after)}: {changed}.")))
     if len(statements) > 1:
-        holds = f", as changed on {_when(last)} {_parts_in_words(last.question)}"
+        holds = f", as changed on {_when(last)} {_parts_in_words(last.question, study)}"
         blocks.append(Paragraph((Strong("What holds now"), holds)))
     return blocks
 
 
-def part(key: str, question: Question) -> str:
-    """One part of the question: `margin 2 % of the reference's gain`."""
+def part(key: str, question: Question, *, study: Study) -> str:
+    """One part of the question: `margin 2 % of the reference's gain`. The study says what the reference is called."""
+    if key == "reference" and question.reference is not None:
+        return f"reference {study.called(question.reference)}"
     return _PARTS[key](question)
 
 
-def late_note(late: SetLate) -> str:
+def late_note(late: SetLate, study: Study) -> str:
     """A note that a part which decides verdicts was set when results existed, with its earlier value."""
     when = when_stated(late.stated_at, late.num_completed)
     what = f"The {late.key.replace('_', ' ')}"
     how = (
         f"was set on {when}"
         if late.first is None
-        else f"was changed on {when}: {_change(late.key, before=late.first, after=late.now)}"
+        else f"was changed on {when}: {_change(late.key, before=late.first, after=late.now, study=study)}"
     )
     return f"{what} {how}. It could have been chosen to suit them, so it does not count as stated beforehand."
 
 
-def _change(key: str, *, before: Question, after: Question) -> str:
-    return f"{part(key, before)} became {part(key, after)}"
+def _change(key: str, *, before: Question, after: Question, study: Study) -> str:
+    return f"{part(key, before, study=study)} became {part(key, after, study=study)}"
 
 
-def _parts_in_words(question: Question) -> str:
+def _parts_in_words(question: Question, study: Study) -> str:
     """Its id and all its parts."""
     unused = {key for key in ("rungs", "metrics") if not getattr(question, key)}
-    parts = (say(question) for key, say in _PARTS.items() if key not in unused)
+    parts = (part(key, question, study=study) for key in _PARTS if key not in unused)
     return f"({question.id}): {'; '.join(dict.fromkeys(parts))}."
 
 
@@ -361,7 +390,7 @@ def _when(stated: StatedQuestion) -> str:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    return listing(map(str, seeds)) or "none"
+    return listing(map(str, seeds)) if seeds else "none"
 
 
 def _tuning(question: Question) -> str:

@@ -90,7 +90,7 @@ def imported_blocks(analysis: ImportedAnalysis) -> list[Block]:
 def imported_summary(analysis: ImportedAnalysis) -> StudySummary:
     """The report in a few of its own lines."""
     title = f"Imported results: {analysis.suite_name}"
-    return StudySummary(title=title, verdict=_answer(analysis), recommendation=None, limits=_cannot(analysis))
+    return StudySummary(title=title, answer=_answer(analysis), parts=(), limits=_cannot(analysis))
 
 
 def _what(analysis: ImportedAnalysis) -> str:

@@ -24,6 +24,7 @@ from lorastudy.report.document import (
     Cell,
     Code,
     CodeBlock,
+    Details,
     Heading,
     Paragraph,
     Strong,
@@ -411,17 +412,27 @@ def fairness_blocks(findings: Sequence[LintFinding], *, num_arms: int, level: in
     if not findings:
         return [heading, Paragraph((f"{checked} and found no breach of any.",))]
     text = f"{checked}. It found {_counts(findings)}."
-    items = tuple(_item(finding, num_arms=num_arms) for finding in findings)
-    return [heading, Paragraph((text,)), Bullets(items)]
-
-
-def _item(finding: LintFinding, *, num_arms: int) -> Text:
-    text = (
-        f" ({'invalidates verdicts' if finding.severity == 'invalidates' else finding.severity}; "
-        f"{arms_in_words(finding.arms, num_arms=num_arms)}): {finding.found}. "
-        f"Why: {finding.why} ({finding.source}). To change: {finding.change}."
+    found = tuple(_found(finding, num_arms=num_arms) for finding in findings)
+    why = Details(
+        summary="Why this is unfair, and what to change",
+        blocks=(Bullets(tuple(map(_why, findings))),),
+        in_markdown=(Paragraph(("The HTML page beside this file says why, and what to change.",)),),
     )
-    return (Strong(f"{finding.code} {finding.title}"), *_with_code(text))
+    return [heading, Paragraph((text,)), Bullets(found), why]
+
+
+def _found(finding: LintFinding, *, num_arms: int) -> Text:
+    severity = "invalidates verdicts" if finding.severity == "invalidates" else finding.severity
+    concerned = arms_in_words(finding.arms, num_arms=num_arms)
+    return (
+        Strong(f"{finding.code} {finding.title}"),
+        *_with_code(f" ({severity}; {concerned}): {finding.found}."),
+    )
+
+
+def _why(finding: LintFinding) -> Text:
+    text = f" Why: {finding.why} ({finding.source}). To change: {finding.change}."
+    return (Strong(f"{finding.code} {finding.title}."), *_with_code(text))
 
 
 def _with_code(text: str) -> Text:

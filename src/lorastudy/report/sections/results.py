@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lorastudy.analysis.overview import COMPARED_METRICS, Analysis
 from lorastudy.protocol.records import TrivialPredictor
-from lorastudy.report.document import Block, Cell, Heading, Paragraph, Table, TableColumn
+from lorastudy.report.document import Block, Cell, Details, Heading, Paragraph, Table, TableColumn
 from lorastudy.report.findings.wording import (
     difference_decimals,
     margin_was_set,
@@ -55,6 +55,9 @@ _ABSENT_CELL = Cell(ABSENT)
 _SHOWN = {LOSS: " (nats/token)", PERPLEXITY: "", TOKEN_ACCURACY: "", EXACT_MATCH: ""}
 
 
+_IN_SHORT = "Scores are means ± sample standard deviations over seeds. A dash means not measured, or unknown."
+
+
 def _shown(analysis: Analysis) -> Mapping[Metric, str]:
     """The metrics of the table. Those that the suite adds come after those that every run has."""
     units = {
@@ -69,19 +72,19 @@ def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     parts = (_identity(analysis), *_metric_columns(analysis), *_cost_columns(analysis))
     columns = tuple(column for column, _ in parts)
     rows = tuple(tuple(cell(summary) for _, cell in parts) for summary in analysis.summaries)
-    text = (
-        "Scores are means ± sample standard deviations over seeds. "
+    how = (
         f"{how_measured(analysis.summaries)} Costs are medians. If packs differ, the smallest and largest value follow in "
-        "brackets; after a step time comes ± half its interquartile distance. A dash means not measured, or unknown."
+        "brackets; after a step time comes ± half its interquartile distance."
         f"{_before_training(analysis)}{_what_guessing_is(analysis)}"
     )
     return [
         Heading(level=level, text="Results"),
-        Paragraph((text,)),
+        Paragraph((_IN_SHORT,)),
         Table(
             columns=(columns[0], TableColumn("Seeds"), *columns[1:]),
             rows=(*_with_seeds(analysis, rows), *_trivial_rows(analysis, num_columns=len(columns) + 1)),
         ),
+        Details(summary="How this was measured", blocks=(Paragraph((how,)),)),
     ]
 
 
@@ -98,8 +101,8 @@ def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     )
     blocks: list[Block] = [
         Heading(level=level, text=f"Paired comparisons with {reference.name}"),
-        Paragraph((rule,)),
         _comparison_table(comparisons),
+        Details(summary="How verdicts are reached", blocks=(Paragraph((rule,)),)),
     ]
     others = [
         metric

@@ -1,0 +1,128 @@
+"""The first screen: an answer in at most 120 words before the first chart, and in at most ten lines on a terminal."""
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from lorastudy.analysis.overview import Criterion, analyse
+from lorastudy.recommend.decision import decide
+from lorastudy.report import write
+from lorastudy.report.findings.headline import headline
+from lorastudy.report.read import read_report
+from lorastudy.report.write import write_report
+from lorastudy.stats.study import split_studies
+from tuned import at_worse_rates, tuned_study
+
+NOISE = (0.0, 0.01, -0.01, 0.005, -0.005, 0.002)
+#: The title, the adapter and the next command stand beside the sentences.
+OTHER_LINES = 3
+
+
+@pytest.fixture
+def analysis_of(make_result, add_profile):
+    """From {rank: (mean loss, wobble of its noise)}, with a quarter of the parameters for a quarter of the rank."""
+
+    def analysis_of(table, *, seeds=6, tuned=True, kind="own", **criterion):
+        results = [
+            add_profile(
+                make_result(
+                    f"arm_{rank}", seed, experiment_type=kind, settings={"lora_rank": rank},
+                    scores={("eval", "loss"): mean + wobble * NOISE[seed]},
+                ),
+                parameters=1000 * rank, memory=rank * 2**20, step=0.1,
+            )
+            for rank, (mean, wobble) in table.items()
+            for seed in range(seeds)
+        ]  # fmt: skip
+        study = tuned_study(results) if tuned else split_studies(results)[0]
+        return analyse(study.labelled(), criterion=Criterion(**criterion))
+
+    return analysis_of
+
+
+def test_an_arm_that_is_as_good_is_named_with_what_it_saves(analysis_of):
+    table = {4: (2.0, 1), 16: (1.001, 1.5), 64: (1.0, 2)}
+    told = headline(analysis_of(table, kind="rank_ablation", margin=0.1))
+    assert told.arm == "r=16"
+    assert told.answer == (
+        "Use r=16: as good as r=64 within the margin of 0.1 nats per token, with a quarter of its parameters."
+    )
+    assert told.how_sure.startswith("r=16 minus r=64 is +0.0008 nats per token, 95 % interval [")
+    assert told.how_sure.endswith(", over 6 seeds.")
+    assert told.cost.startswith("r=16 needs 16.0 MiB at its peak, 100 ms a step and an adapter of ")
+    assert told.what_decides == ""
+
+
+def test_an_arm_that_is_better_is_named(analysis_of):
+    assert headline(analysis_of({4: (2.0, 1), 16: (1.0, 2)})).answer == "Use r=16: better than r=4."
+    every = {4: (1.0, 1), 16: (2.0, 2), 64: (1.5, 3)}
+    assert headline(analysis_of(every)).answer == "Use r=4: better than every other arm."
+
+
+def test_what_is_open_says_what_would_decide(analysis_of):
+    told = headline(analysis_of({4: (1.0, 1), 16: (1.004, 6)}))
+    assert told.answer == (
+        "Cannot tell yet: no arm is told apart from r=4. Meanwhile use that one, the suite's first arm."
+    )
+    assert re.fullmatch(r"About [\d,]+ more seeds(, and .* in all)? of these two arms\.", told.what_decides)
+
+
+def test_untuned_arms_are_never_called_better(analysis_of):
+    told = headline(analysis_of({4: (2.0, 1), 16: (1.0, 2)}, tuned=False))
+    assert told.answer == (
+        "Cannot tell yet: no arm had its learning rate tuned. At the one learning rate that was tried (0.0002) it would be r=16: "
+        "ahead of r=4."
+    )
+    assert told.what_decides == "A recommendation needs learning_rate: auto, or three rates for each arm."
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 6])
+@pytest.mark.parametrize("tuned", [True, False])
+@pytest.mark.parametrize("losses", [(1.0, 1.0), (1.0, 2.0), (2.0, 1.0)])
+def test_it_names_the_arm_of_the_decision(analysis_of, seeds, tuned, losses):
+    first, second = losses
+    analysis = analysis_of({4: (first, 1), 16: (second, 2)}, seeds=seeds, tuned=tuned)
+    told, decision = headline(analysis), decide(analysis)
+    assert told.arm == decision.arm
+    assert str(decision.arm) in told.answer
+    assert told.answer.startswith("Use ") == decision.is_recommended
+
+
+def of_many_arms(make_rank_results):
+    """Sixteen arms with long labels, all of them open."""
+    return [
+        replace(result, settings={**result.settings, "weight_decay": decay, "lora_dropout": decay}, arm=f"{result.arm}_{decay}", experiment_id=f"{result.experiment_id}/{decay}")
+        for result in make_rank_results(ranks=(1, 2, 4, 8), num_seeds=2)
+        for decay in (0.0, 0.1, 0.2, 0.3)
+    ]  # fmt: skip
+
+
+def test_at_most_120_words_stand_before_the_first_chart(
+    rank_study, make_rank_results, make_tracker, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(write, "save_figure", lambda figure, folder: [])
+    many = of_many_arms(make_rank_results)
+    for results in (rank_study, [*rank_study, *at_worse_rates(rank_study)], many, rank_study[:6]):
+        tracker = make_tracker(results)
+        tracker.description = "A description that says much. " * 40
+        write_report(tracker, output=tmp_path / "RESULTS.md")
+        front, chart, _ = (tmp_path / "RESULTS.md").read_text(encoding="utf-8").partition("![")
+        assert chart
+        assert len(front.split()) <= 120, front
+        (summary,) = read_report(tracker).summaries
+        taken = sum(math.ceil(len(line) / 76) for line in summary.lines())  # of 80 columns, two are an indent
+        assert taken + OTHER_LINES <= 10, summary.lines()
+
+
+def test_sections_come_in_the_order_of_use(rank_study, make_tracker, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "save_figure", lambda figure, folder: [])
+    write_report(make_tracker(rank_study), output=tmp_path / "RESULTS.md")
+    found = re.findall(
+        r"^## (.*)$", (tmp_path / "RESULTS.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    first = ["Results", "Paired comparisons with r=32", "Recommendation", "Findings", "What limits this"]
+    assert found[:5] == first
+    assert found[5] == "Fairness of the comparison"
+    assert found[-1] == "Reproduce"
