@@ -38,6 +38,8 @@ class HeldOutCurve:
     steps: tuple[int, ...]
     losses_ST: Floats
     num_planned_steps: int
+    base_loss: float | None = None
+    """The base model's loss on the same rows."""
     selected: tuple[int, ...] = ()
     """The steps of the saved adapters by seed, if the best ones were selected."""
     stopped: tuple[int, ...] = ()
@@ -68,6 +70,11 @@ class HeldOutCurve:
     def lowest(self) -> CurvePoint:
         """The point of the lowest mean; the first of equal ones."""
         return min(self.points, key=lambda point: point.mean)
+
+    @property
+    def was_ever_better_than_base(self) -> bool:
+        """Whether the lowest mean is below the base model's loss; true if that is not known."""
+        return self.base_loss is None or self.lowest.mean < self.base_loss
 
     @property
     def rise(self) -> float:
@@ -118,6 +125,7 @@ def _curve(study: Study, arm: StudyArm) -> HeldOutCurve | None:
         steps=tuple(steps),
         losses_ST=np.array([[losses[step] for step in steps] for losses in by_seed]),
         num_planned_steps=max(planned),
+        base_loss=_base_loss(runs),
         selected=_known([run.selected_step for run in runs]),
         stopped=tuple(ended) if min(ended) < max(planned) else (),
     )
@@ -134,6 +142,12 @@ def _losses(run: ExperimentResult) -> dict[int, float]:
     if end is not None and run.num_steps is not None and run.selected_step is None:
         losses[run.num_steps] = end.value
     return losses
+
+
+def _base_loss(runs: Sequence[ExperimentResult]) -> float | None:
+    before = [run.scores.get((f"{CHOOSING_SPLIT}_before", LOSS.name)) for run in runs]
+    spread = Spread.of(None if score is None else score.value for score in before)
+    return None if spread is None else spread.mean
 
 
 def _known(steps: Sequence[int | None]) -> tuple[int, ...]:

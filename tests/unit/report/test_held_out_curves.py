@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -75,10 +76,30 @@ def test_one_seed_claims_nothing(report):
     assert "trained too long" not in text
 
 
+def test_an_arm_that_was_never_better_than_the_base_did_not_only_train_too_long(
+    results, make_tracker, tmp_path
+):
+    made = results()
+    for one in made:
+        base = 1.7 + 0.1 * one.seed
+        one.scores["eval_before", "loss"] = ScoreValue(value=base, unit="nats", version=1, num_items=9)
+    made = [
+        replace(one, scores={key: replace(score, value=score.value + 1) if "before" not in key[0] else score for key, score in one.scores.items()})
+        if one.arm == "r64"
+        else one
+        for one in made
+    ]  # fmt: skip
+    with contextlib.chdir(tmp_path):
+        write_report(make_tracker(made))
+    text = (tmp_path / "RESULTS.md").read_text(encoding="utf-8")
+    assert "its loss rose by 5.4 %. At no point was it better than the base model (1.950)." in text
+    assert "trained too long" not in text
+
+
 def test_what_was_kept_and_where_it_stopped_is_said(report):
     text = report(r64={"selected_step": 100}, r16={"num_steps": 200})
-    assert "Kept: the adapter of step 100." in text
-    assert "It stopped early, after step 200, of 250." in text
+    assert "The adapter of step 100 was kept." in text
+    assert "It stopped early: after step 200 of 250." in text
     assert "no verdict rests on them" in text
 
 

@@ -6,7 +6,7 @@ It tells an arm that is worse from an arm that trained too long. A sentence clai
 from collections.abc import Mapping, Sequence
 
 from lorastudy.report.document import Block, Bullets, Code, Figure, Heading, Paragraph, Strong, Text
-from lorastudy.report.numbers import listing, names, percent
+from lorastudy.report.numbers import listing, names, number, percent
 from lorastudy.stats.held_out_curves import HeldOutCurve
 
 
@@ -40,37 +40,59 @@ def _what_this_is(curves: Mapping[str, HeldOutCurve]) -> str:
 
 
 def _sentence(name: str, curve: HeldOutCurve) -> Text:
-    """Where the arm was best, and what came after."""
-    kept = (
-        f" Kept: the adapter of step {_steps(curve.selected)}{_by_seed(curve.selected)}."
-        if curve.selected
-        else ""
+    """Where the arm was best, and what came of that."""
+    harmed = (
+        ""
+        if curve.was_ever_better_than_base
+        else f" At no point was it better than the base model ({number(curve.base_loss, 3)})."
     )
-    stopped = (
-        f" It stopped early, after step {_steps(curve.stopped)}{_by_seed(curve.stopped)}, of {curve.num_planned_steps}."
-        if curve.stopped
-        else ""
-    )
-    return (Strong(name), f" {_where_best(curve)}{stopped}{kept}")
+    return (Strong(name), f" {_where_best(curve)}{harmed}{_stopped(curve)}{_kept(curve)}")
 
 
 def _where_best(curve: HeldOutCurve) -> str:
     lowest, last = curve.lowest.step, curve.steps[-1]
     at = f"step {lowest} of {last}"
+    end = (
+        f"step {last}, the last one that all its seeds reached" if curve.stopped else f"its end, step {last}"
+    )
     if curve.shape == "one seed":
         return f"was lowest at {at}. One seed cannot tell that from noise."
     if curve.shape == "rose":
         return f"was best at {at}; after that its loss rose by {percent(curve.rise)}."
     if curve.shape == "still falling":
-        return f"was still improving at its end, step {last}."
+        return f"was still improving at {end}."
     if lowest == last:
-        return f"was best at its end, step {last}, but had almost stopped improving."
+        return f"was best at {end}. It had almost stopped improving."
     return f"was best at {at}. Whether it rose after that cannot be told from the noise of {curve.num_seeds} seeds."
 
 
+def _stopped(curve: HeldOutCurve) -> str:
+    """After which steps it stopped early; empty if it did not."""
+    if not curve.stopped:
+        return ""
+    by_seed = "" if len(set(curve.stopped)) == 1 else "by seed "
+    return f" It stopped early: {by_seed}after step {_steps(curve.stopped)} of {curve.num_planned_steps}."
+
+
+def _kept(curve: HeldOutCurve) -> str:
+    """Which adapters were kept; empty if it is always the last one."""
+    if not curve.selected:
+        return ""
+    if len(set(curve.selected)) == 1:
+        return f" The adapter of step {_steps(curve.selected)} was kept."
+    return f" By seed, the adapters of the steps {_steps(curve.selected)} were kept."
+
+
 def _what_it_means(curves: Mapping[str, HeldOutCurve]) -> list[Block]:
-    """That some arms trained too long while others did not, so that their order at the end is partly one of time."""
-    rose = [name for name, curve in curves.items() if curve.shape == "rose" and not curve.selected]
+    """That some arms trained too long, so that the order of the arms at the end is partly one of time.
+
+    An arm that was never better than the base model has another fault than its length.
+    """
+    rose = [
+        name
+        for name, curve in curves.items()
+        if curve.shape == "rose" and curve.was_ever_better_than_base and not curve.selected
+    ]
     if not rose or len(curves) < 2:
         return []
     others = [name for name in curves if name not in rose]
@@ -84,9 +106,5 @@ def _what_it_means(curves: Mapping[str, HeldOutCurve]) -> list[Block]:
 
 
 def _steps(steps: Sequence[int]) -> str:
-    distinct = sorted(set(steps))
-    return str(distinct[0]) if len(distinct) == 1 else listing(map(str, steps))
-
-
-def _by_seed(steps: Sequence[int]) -> str:
-    return "" if len(set(steps)) == 1 else " by seed"
+    """One step if all seeds agree, else all of them in the order of the seeds."""
+    return str(steps[0]) if len(set(steps)) == 1 else listing(map(str, steps))
