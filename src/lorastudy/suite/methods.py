@@ -62,6 +62,13 @@ def written_out(values: Mapping[str, Any]) -> dict[str, Any]:
     return rest
 
 
+def without_plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without the keys of methods that say plain LoRA."""
+    return {
+        key: value for key, value in settings.items() if key not in METHOD_KEYS or value != METHOD_KEYS[key]
+    }
+
+
 def method_problem(values: Mapping[str, Any]) -> tuple[str, str] | None:
     """Why an arm cannot train as these values say: the key to change, and the cause with the fix. None if it can.
 

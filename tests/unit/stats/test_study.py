@@ -1,5 +1,7 @@
 """How results become arms, and which arm is the reference."""
 
+from dataclasses import replace
+
 import pytest
 
 from lorastudy.stats.rate_choice import adjusted_means, best_of, learning_rates, rates_of
@@ -7,6 +9,7 @@ from lorastudy.stats.reference import missing_reference, reference_arm
 from lorastudy.stats.study import confounds, differing_settings, split_studies
 from lorastudy.stats.summary import EXACT_MATCH, LOSS
 from lorastudy.store.views import ScoreValue
+from lorastudy.suite.methods import METHOD_KEYS
 
 
 def test_suites_are_never_pooled(make_result):
@@ -20,6 +23,18 @@ def test_one_name_with_two_configurations_is_two_arms(make_result):
     (study,) = split_studies(results)
     assert [arm.name for arm in study.arms] == ["a #1", "a #2"]
     assert "2 different configurations" in study.notes[0]
+
+
+def test_results_from_before_there_were_methods_are_of_the_arms_of_plain_lora(make_result):
+    old, new, dora = (
+        make_result("a", 0),
+        make_result("a", 1),
+        make_result("b", 1, settings={"use_dora": True}),
+    )
+    before = {key: value for key, value in old.settings.items() if key not in METHOD_KEYS}
+    (study,) = split_studies([replace(old, settings=before), new, dora])
+    assert [(arm.name, len(arm.results)) for arm in study.arms] == [("a", 2), ("b", 1)]
+    assert differing_settings(study.arms) == ("use_dora",)
 
 
 def test_the_same_settings_in_another_folder_are_one_arm(make_result):
