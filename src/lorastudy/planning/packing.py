@@ -215,13 +215,12 @@ def balance_packs(
     if found is None or 1 - found.finished / max(load.total for load in loads) < MIN_SAVED:
         return None
     until = {
-        experiment.id: share
-        for pack, share in zip(packs, found.shares, strict=True)
+        experiment.id: _before_scoring(share, load)
+        for pack, load, share in zip(packs, loads, found.shares, strict=True)
         for experiment in pack.experiments
     }
     return Balance(
-        # What a pack would leave of its last thousandth it trains at once.
-        pause_at={key: float(share) for key, share in until.items() if share <= 1 - _SMALLEST_REST},
+        pause_at={key: float(share) for key, share in until.items() if share < 1},
         alone=frozenset(pack.experiments[-1].id for pack in packs if len(pack.experiments) > small),
     )
 
@@ -254,6 +253,17 @@ class _Load:
     def total(self) -> int:
         """The work without balancing."""
         return self.measuring + self.training + self.kept_scoring + self.given_scoring
+
+
+def _before_scoring(share: Fraction, load: _Load) -> Fraction:
+    """The share at which a pack pauses that would train to its end or nearly so.
+
+    A pack that ends also scores its arms, and the others would wait for that at the pause. So it pauses at its last step.
+    Without scores to wait for it does not pause.
+    """
+    if share <= 1 - _SMALLEST_REST:
+        return share
+    return Fraction(1) if load.kept_scoring == 0 else 1 - _SMALLEST_REST
 
 
 @dataclass(frozen=True, kw_only=True)

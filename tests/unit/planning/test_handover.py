@@ -13,6 +13,7 @@ from lorastudy.planning.packing import ArmWork, Balance, PlannedPack, balance_pa
 from lorastudy.planning.predictions import Predictions
 from lorastudy.protocol.records import Pack
 from lorastudy.suite.experiment import Experiment, Sources
+from lorastudy.suite.question import rung_step
 from lorastudy.suite.settings import Settings
 
 
@@ -161,13 +162,19 @@ def test_a_worker_that_scores_one_arm_more_trains_less():
 
 
 def test_no_pack_pauses_after_its_end():
-    """Of three arms the small pack is one arm. It would have to train more than all of it."""
+    """Of three arms the small pack is one arm. It would have to train more than all of it.
+
+    It pauses at its last step: if it went on, the other worker would wait until it has scored its arm.
+    """
     given = packs(3, workers=2)
     work = works(given, *[ArmWork(training=4, scoring=1)] * 3)
     change = balance_packs(given, num_at_once=2, work_of=lambda _: work)
     alone, *pair = [arm for pack in given for arm in pack.experiments]
+    assert change.pause_at == {alone.id: 839 / 840} | {arm.id: 0.5 for arm in pair}
+    assert rung_step(change.pause_at[alone.id], num_steps=20) == 20
+    work = works(given, *[ArmWork()] * 3)
+    change = balance_packs(given, num_at_once=2, work_of=lambda _: work)
     assert change.pause_at == {arm.id: 0.5 for arm in pair}
-    assert alone.id not in change.pause_at
 
 
 def test_arms_are_balanced_only_where_that_saves_enough():

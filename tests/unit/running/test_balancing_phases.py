@@ -12,6 +12,8 @@ import pytest
 
 import forked
 from lorastudy.executors import MultiWorkerExecutor
+from lorastudy.planning.packing import ArmWork
+from lorastudy.planning.predictions import Predictions
 from lorastudy.protocol.records import Pack, PackStep
 from lorastudy.running.study import StudyOutcome
 from lorastudy.store import ExperimentTracker
@@ -99,6 +101,34 @@ def test_it_comes_to_what_it_comes_to_where_nobody_moves(
         losses, expected = ([step.loss for step in each["steps"]] for each in (moved[name], wanted))
         assert losses == pytest.approx(expected, rel=1e-6)
         assert moved[name]["values"] == pytest.approx(wanted["values"], rel=1e-5)
+
+
+def test_a_pack_that_pauses_at_its_last_step_is_only_scored_after_it(
+    suite: forked.TinySuite,
+    relayed: tuple[Path, StudyOutcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Scoring an arm takes as long as training it."""
+    monkeypatch.setattr(
+        Predictions,
+        "work",
+        lambda _, experiments: {e.id: ArmWork(training=1, scoring=1) for e in experiments},
+    )
+    assert len(relay(suite, tmp_path).completed) == 5
+    assert packs_of(tmp_path) == [
+        (["r1", "r2"], 839 / 840, 0.0),
+        (["r3", "r4", "r8"], 2 / 3, 0.0),
+        (["r1", "r2"], None, 839 / 840),
+        (["r3", "r4"], None, 2 / 3),
+        (["r8"], None, 2 / 3),
+    ]
+    found, wanted = forked.everything(tmp_path), forked.everything(relayed[0])
+    for name, values in wanted.items():
+        assert found[name]["status"] == "completed"
+        losses, expected = ([step.loss for step in each["steps"]] for each in (found[name], values))
+        assert losses == pytest.approx(expected, rel=1e-6)
+        assert found[name]["values"] == pytest.approx(values["values"], rel=1e-5)
 
 
 # Of the 6 + 4 steps of the first leg and the 2 + 4 + 4 of the second.
