@@ -27,11 +27,13 @@ OF_THE_ATTEMPT = (
 
 
 def experiments(*, num_packs: int = 2, num_arms: int = 2, first_data_seed: int = 0) -> list[Experiment]:
-    """Those of one pack have the same data order; the packs have different ones."""
+    """Those of one pack have rows of one greatest length, and one order of them; the packs have different ones."""
+    length = Settings().max_seq_length
     return [
         Experiment(
             name=f"r{rank}_d{pack}", arm=f"r{rank}", experiment_type="rank_ablation", seed=0,
-            settings=Settings(lora_rank=rank, data_seed=pack), sources=Sources(base_model="base", dataset="rows"),
+            settings=Settings(lora_rank=rank, data_seed=pack, max_seq_length=length + pack),
+            sources=Sources(base_model="base", dataset="rows"),
         )
         for pack in range(first_data_seed, first_data_seed + num_packs)
         for rank in range(1, num_arms + 1)

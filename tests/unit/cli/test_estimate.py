@@ -24,7 +24,7 @@ factors: {lora_rank: [4, 8]}
 @pytest.mark.parametrize(
     ("arguments", "held"),
     [
-        (["--suite", "suite.yaml"], "2 experiments in each of 3 packs on one base"),  # two arms, three seeds
+        (["--suite", "suite.yaml"], "6 experiments on one base"),  # two arms, three seeds
         (["--rank", "4", "--arms", "2"], "2 arms on one base"),
         (["--rank", "4"], "1 arm on one base"),
     ],
@@ -56,7 +56,7 @@ def test_the_packs_are_those_of_the_dry_run_and_with_vram_all_arms_that_can_trai
     with pytest.raises(SystemExit):
         main(["suite", "suite.yaml", "--dry-run"])
     assert capsys.readouterr().out.count("\npack ") == 6
-    assert packs_of("--vram", "80GB") == (3, 2)
+    assert packs_of("--vram", "80GB") == (1, 6)
 
 
 def test_what_the_store_has_counts_as_done(tmp_path, monkeypatch, capsys):
@@ -83,7 +83,7 @@ def test_what_the_store_has_counts_as_done(tmp_path, monkeypatch, capsys):
     num_done = 6
     assert json.loads(shown("--json")) == {"packs": []}
     assert shown() == "suite: no experiment is left to run; `--vram` estimates all of them\n"
-    assert json.loads(shown("--json", "--vram", "80GB"))["packs"][0]["num_packs"] == 3
+    assert json.loads(shown("--json", "--vram", "80GB"))["packs"][0]["num_packs"] == 1
 
 
 def test_a_suite_whose_model_cannot_be_counted_ends_with_the_reason(tmp_path, monkeypatch, capsys):
