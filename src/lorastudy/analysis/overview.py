@@ -107,7 +107,7 @@ class Criterion:
         return compared if self.margin_share is None else (*compared, LOSS_BEFORE)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Analysis:
     """One study with its summaries, comparisons and frontier. `reference` is None if nothing completed."""
 
@@ -135,6 +135,13 @@ class Analysis:
     """Arms without a learning rate of their own, by the linter: none of them can win."""
     trivial: tuple[AgainstTrivial, ...]
     """Every compared arm against guessing without a model, on the primary metric."""
+
+    def __repr__(self) -> str:
+        study = self.study
+        against = "" if self.reference is None else f", compared with {self.reference.name}"
+        verdicts = (f"{one.arm}: {one.verdict_words}" for one in self.primary_comparisons)
+        told = "; ".join(verdicts) or "nothing to compare"
+        return f"<Analysis of {study.suite_name}: {len(study.reported_arms)} arms{against} by {self.primary.title.lower()}: {told}>"
 
     @cached_property
     def may_be_best(self) -> ConfidenceSet | None:

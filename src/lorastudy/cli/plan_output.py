@@ -132,7 +132,7 @@ def _show_time(console: PlainConsole, estimate: PackEstimate, *, calibration: Ca
     if estimate.train_seconds is not None:
         whole = f"; {duration(estimate.train_seconds)} for {count(estimate.rows.num_steps or 0)} steps"
     console.print(
-        f"\ntime: {duration(estimate.step_seconds)} a step of all arms{whole}, from {calibration.source}:"
+        f"\ntime: {duration(estimate.step_seconds)} on average for a step of all arms of this pack{whole}, from {calibration.source}:"
     )
     table = Table(box=None, show_header=True, header_style="bold", pad_edge=False)
     for title in ("arms together", "a step", "an arm's share", "tokens a second"):

@@ -48,7 +48,8 @@ def size_line(plan: "StudyPlan") -> str:
         return f"{plural(num_known, 'experiment')}, {done}. An experiment is an arm with one seed."
     least, most = _totals(plan)
     return (
-        f"{least} to {most} experiments in all, depending on the search for learning rates. {num_known} are known now, {done}. "
+        f"{least} to {most} experiments in all, most likely close to {least}: the search for a learning rate ends once the best one lies "
+        f"between two others. {num_known} are known now, {done}. "
         "An experiment is an arm with one seed."
     )
 

@@ -153,6 +153,16 @@ class Figure:
     pairs: tuple[PairRow, ...] = ()
     margin: float | None = None
     """In the unit of the pairs; drawn as a band about no difference."""
+    coloured: tuple[str, ...] = ()
+    """All arms of the study. An arm's place among them gives its colour and dash, so it has the same in every figure."""
+
+    def place(self, arm: str) -> int:
+        """The arm's place among all that have a colour."""
+        return (self.coloured or self.arms).index(arm)
+
+    def colour_of(self, arm: str) -> str:
+        """The arm's colour."""
+        return colour(self.place(arm))
 
 
 def colour(index: int) -> str:

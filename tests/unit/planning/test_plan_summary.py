@@ -96,7 +96,7 @@ def test_what_is_known_by_now_is_counted(suite: Suite) -> None:
     plan = plan_of(suite, predicting(None))
     line = size_line(replace(plan, missing=plan.missing[:1]))
     assert line.startswith(
-        "12 to 24 experiments in all, depending on the search for learning rates. 3 are known now, 2 of them done; 1 to run in 1 pack."
+        "12 to 24 experiments in all, most likely close to 12: the search for a learning rate ends once the best one lies between two others. 3 are known now, 2 of them done; 1 to run in 1 pack."
     )
 
 

@@ -60,7 +60,9 @@ def study_figures(
         held_out_figure(analysis, held_out or {}),
         forgetting_figure(drawn),
     )
-    figures = tuple(figure for figure in built if figure is not None)
+    # The arms that are compared take the first colours, since those differ most.
+    every = tuple(dict.fromkeys([*curve_arms(analysis), *_names(analysis.completed)]))
+    figures = tuple(replace(figure, coloured=every) for figure in built if figure is not None)
     return (
         figures
         if drawn is analysis
@@ -441,7 +443,7 @@ def pairs_figure(analysis: Analysis) -> Figure | None:
         arms=tuple(row.arm for row in rows),
         pairs=rows,
         margin=margin,
-        x_label=f"{metric.title}, arm minus {reference}{unit}",
+        x_label=f"{metric.title}, arm minus reference{unit}",
     )
 
 

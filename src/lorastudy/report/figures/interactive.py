@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from lorastudy.report.document import BLUE, GREY, SKY, VERMILLION, Estimate, Figure, Kind, Panel, colour, dash
+from lorastudy.report.document import GREY, SKY, Estimate, Figure, Kind, Panel, dash
 
 Spec = dict[str, Any]
 Rows = Sequence[Mapping[str, object]]
@@ -48,23 +48,24 @@ def _spec(chart: Any) -> Spec:
 
 
 def _ranks(figure: Figure) -> list[Any]:
-    return [_rank_panel(panel, figure.x_label) for panel in figure.panels]
+    return [_rank_panel(panel, figure) for panel in figure.panels]
 
 
-def _rank_panel(panel: Panel, x_label: str) -> Any:
+def _rank_panel(panel: Panel, figure: Figure) -> Any:
     ranks = sorted({row.known_rank for row in panel.rows})
     x = alt.X(
         "rank:Q",
-        title=x_label,
+        title=figure.x_label,
         scale=alt.Scale(type="log", base=2, nice=False, padding=20),
         axis=alt.Axis(values=ranks, format="d", grid=False),
     )
     y = alt.Y("mean:Q", title=panel.label, scale=alt.Scale(zero=False))
     base = alt.Chart(_inline(_estimates(panel.rows))).encode(x=x)
-    line = base.mark_line(color=BLUE).encode(y=y)
-    bars = base.mark_rule(color=BLUE, strokeWidth=2).encode(y=alt.Y("low:Q", title=panel.label), y2="high:Q")
-    dots = base.mark_circle(color=BLUE, size=90, opacity=1).encode(
-        y=y, tooltip=_estimate_tooltip(panel.label)
+    line = base.mark_line(color=GREY, strokeWidth=1.2).encode(y=y)
+    low, shade = alt.Y("low:Q", title=panel.label), _shades(figure)
+    bars = base.mark_rule(strokeWidth=2).encode(y=low, y2="high:Q", color=shade)
+    dots = base.mark_circle(size=90, opacity=1).encode(
+        y=y, color=shade, tooltip=_estimate_tooltip(panel.label)
     )
     seeds = alt.Chart(_inline(_seeds(panel.rows))).mark_circle(color=GREY, size=18, opacity=0.6)
     return alt.layer(seeds.encode(x=x, y=alt.Y("value:Q", title=panel.label)), line, bars, dots).properties(
@@ -73,16 +74,18 @@ def _rank_panel(panel: Panel, x_label: str) -> Any:
 
 
 def _dots(figure: Figure) -> list[Any]:
-    return [_dot_panel(panel, figure.arms) for panel in figure.panels]
+    return [_dot_panel(panel, figure) for panel in figure.panels]
 
 
-def _dot_panel(panel: Panel, arms: Sequence[str]) -> Any:
+def _dot_panel(panel: Panel, figure: Figure) -> Any:
+    arms, shade = figure.arms, _shades(figure)
     y = _arm_axis(arms)
     x = alt.X("mean:Q", title=panel.label, scale=alt.Scale(zero=False))
     base = alt.Chart(_inline(_estimates(panel.rows))).encode(y=y)
-    bars = base.mark_rule(color=BLUE, strokeWidth=2).encode(x=alt.X("low:Q", title=panel.label), x2="high:Q")
-    dots = base.mark_circle(color=BLUE, size=90, opacity=1).encode(
-        x=x, tooltip=_estimate_tooltip(panel.label)
+    low = alt.X("low:Q", title=panel.label)
+    bars = base.mark_rule(strokeWidth=2).encode(x=low, x2="high:Q", color=shade)
+    dots = base.mark_circle(size=90, opacity=1).encode(
+        x=x, color=shade, tooltip=_estimate_tooltip(panel.label)
     )
     seeds = alt.Chart(_inline(_seeds(panel.rows))).mark_circle(color=GREY, size=18, opacity=0.6)
     layered = alt.layer(seeds.encode(y=y, x=alt.X("value:Q", title=panel.label)), bars, dots)
@@ -90,13 +93,16 @@ def _dot_panel(panel: Panel, arms: Sequence[str]) -> Any:
 
 
 def _bars(figure: Figure) -> list[Any]:
-    return [_bar_panel(panel, figure.arms) for panel in figure.panels]
+    return [_bar_panel(panel, figure) for panel in figure.panels]
 
 
-def _bar_panel(panel: Panel, arms: Sequence[str]) -> Any:
+def _bar_panel(panel: Panel, figure: Figure) -> Any:
+    arms = figure.arms
     base = alt.Chart(_inline(_estimates(panel.rows))).encode(y=_arm_axis(arms))
-    bars = base.mark_bar(color=BLUE, height={"band": 0.65}).encode(
-        x=alt.X("mean:Q", title=panel.label), tooltip=_estimate_tooltip(panel.label, centre="median")
+    bars = base.mark_bar(height={"band": 0.65}).encode(
+        color=_shades(figure),
+        x=alt.X("mean:Q", title=panel.label),
+        tooltip=_estimate_tooltip(panel.label, centre="median"),
     )
     ranges = base.mark_rule(color="black", strokeWidth=1.5).encode(
         x=alt.X("low:Q", title=panel.label), x2="high:Q"
@@ -110,14 +116,15 @@ def _frontier(figure: Figure) -> list[Any]:
     x = alt.X("memory:Q", title=figure.x_label, scale=alt.Scale(zero=False, padding=24))
     y = alt.Y("loss:Q", title=loss, scale=alt.Scale(zero=False, padding=16))
     base = alt.Chart(_inline(rows)).encode(x=x)
-    shade = alt.condition("datum.on_frontier", alt.value(VERMILLION), alt.value(GREY))
-    steps = base.mark_line(color=VERMILLION, interpolate="step-after").encode(y=y)
+    shade = _shades(figure)
+    steps = base.mark_line(color=GREY, interpolate="step-after").encode(y=y)
     bars = base.mark_rule(strokeWidth=2).encode(
         y=alt.Y("loss_low:Q", title=loss), y2="loss_high:Q", color=shade
     )
-    dots = base.mark_point(size=90, filled=True, opacity=1).encode(
+    dots = base.mark_point(size=90, opacity=1).encode(
         y=y,
         color=shade,
+        fill=_fills(figure, when="datum.on_frontier"),
         tooltip=[
             alt.Tooltip("arm:N", title="Arm"),
             alt.Tooltip("loss:Q", title=loss, format=".5g"),
@@ -161,7 +168,7 @@ def _parameters(figure: Figure) -> list[Any]:
     )
     x = alt.X("trainable:Q", title=figure.x_label, scale=alt.Scale(type="log"), axis=alt.Axis(format="~s"))
     lines = base.mark_rule(color="#C8C8C8", strokeWidth=2).encode(x=x, x2="total:Q")
-    trainable = base.mark_point(size=90, filled=True, color=BLUE, opacity=1).encode(x=x)
+    trainable = base.mark_point(size=90, filled=True, opacity=1).encode(x=x, color=_shades(figure))
     total = base.mark_point(size=90, fill="white", color=GREY, opacity=1).encode(
         x=alt.X("total:Q", title=figure.x_label)
     )
@@ -178,13 +185,13 @@ def _curves(figure: Figure) -> list[Any]:
         "arm:N",
         title="Arm",
         sort=arms,
-        scale=alt.Scale(domain=arms, range=[colour(index) for index in range(len(arms))]),
+        scale=alt.Scale(domain=arms, range=[figure.colour_of(arm) for arm in arms]),
     )
     dashes = alt.StrokeDash(
         "arm:N",
         title="Arm",
         sort=arms,
-        scale=alt.Scale(domain=arms, range=[list(dash(index)) or [1, 0] for index in range(len(arms))]),
+        scale=alt.Scale(domain=arms, range=[list(dash(figure.place(arm))) or [1, 0] for arm in arms]),
     )
     loss = figure.y_label
     base = alt.Chart(_inline(rows)).encode(x=alt.X("step:Q", title=figure.x_label), color=shade)
@@ -222,12 +229,12 @@ def _forgetting(figure: Figure) -> list[Any]:
     )
     x = alt.X("before:Q", title=figure.x_label, scale=alt.Scale(zero=False))
     lines = base.mark_rule(color="#C8C8C8", strokeWidth=2).encode(x=x, x2="after:Q")
-    bars = base.mark_rule(color=VERMILLION, strokeWidth=2.4).encode(
-        x=alt.X("low:Q", title=figure.x_label), x2="high:Q"
+    bars = base.mark_rule(strokeWidth=2.4).encode(
+        color=_shades(figure), x=alt.X("low:Q", title=figure.x_label), x2="high:Q"
     )
     before = base.mark_point(size=90, fill="white", color=GREY, opacity=1).encode(x=x)
-    after = base.mark_point(size=90, filled=True, color=VERMILLION, opacity=1).encode(
-        x=alt.X("after:Q", title=figure.x_label)
+    after = base.mark_point(size=90, filled=True, opacity=1).encode(
+        color=_shades(figure), x=alt.X("after:Q", title=figure.x_label)
     )
     return [alt.layer(lines, bars, before, after).properties(height=_height(figure.arms))]
 
@@ -236,13 +243,13 @@ def _pairs(figure: Figure) -> list[Any]:
     rows = [{**vars(row), "state": "decided" if row.decided else "open"} for row in figure.pairs]
     label = _folded(figure.x_label)
     base = alt.Chart(_inline(rows)).encode(y=_arm_axis(figure.arms))
-    shade = alt.condition("datum.decided", alt.value(BLUE), alt.value(GREY))
+    shade = _shades(figure)
     x = alt.X("mean:Q", title=label, scale=alt.Scale(zero=True, padding=12))
     bars = base.mark_rule(strokeWidth=2.4).encode(x=alt.X("low:Q", title=label), x2="high:Q", color=shade)
     dots = base.mark_point(size=45, opacity=1).encode(
         x=x,
         color=shade,
-        fill=alt.condition("datum.decided", alt.value(BLUE), alt.value("white")),
+        fill=_fills(figure, when="datum.decided"),
         tooltip=[
             alt.Tooltip("arm:N", title="Arm"),
             alt.Tooltip("mean:Q", title="Difference", format="+.4g"),
@@ -259,6 +266,21 @@ def _pairs(figure: Figure) -> list[Any]:
     zero = alt.Chart(_inline([{"at": 0}])).mark_rule(color="black").encode(x=alt.X("at:Q", title=label))
     layers = [*_margin_band(figure), zero, bars, dots, verdicts]
     return [alt.layer(*layers).properties(height=_PAIR_HEIGHT * len(figure.arms) + 10)]
+
+
+def _scale(figure: Figure) -> Any:
+    arms = list(figure.arms)
+    return alt.Scale(domain=arms, range=[figure.colour_of(arm) for arm in arms])
+
+
+def _shades(figure: Figure) -> Any:
+    """Each arm in its colour, which is the same in every figure."""
+    return alt.Color("arm:N", scale=_scale(figure), legend=None)
+
+
+def _fills(figure: Figure, *, when: str) -> Any:
+    """The arm's colour where the condition holds, else white."""
+    return alt.condition(when, alt.Fill("arm:N", scale=_scale(figure), legend=None), alt.value("white"))
 
 
 def _margin_band(figure: Figure) -> list[Any]:

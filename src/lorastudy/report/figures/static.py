@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
-from lorastudy.report.document import BLUE, GREY, SKY, VERMILLION, Estimate, Figure, Kind, Panel, colour, dash
+from lorastudy.report.document import GREY, SKY, Estimate, Figure, Kind, Panel, dash
 from lorastudy.report.numbers import decimals_of_size, number
 
 WIDTH_INCHES = 7.0
@@ -88,13 +88,20 @@ def _ranks(figure: Figure) -> Canvas:
     every = list(canvas.subplots(len(figure.panels), 1, sharex=True, squeeze=False)[:, 0])
     for axes, panel in zip(every, figure.panels, strict=True):
         ranks = [row.known_rank for row in panel.rows]
-        axes.plot(ranks, [row.mean for row in panel.rows], "-o", color=BLUE, markersize=6, zorder=3)
+        axes.plot(ranks, [row.mean for row in panel.rows], color=GREY, linewidth=1.2, zorder=1)
         for row in panel.rows:
             _seeds(axes, [row.known_rank] * row.n, y=row.values)
             if row.low is not None and row.high is not None:
                 axes.plot(
-                    [row.known_rank, row.known_rank], [row.low, row.high], color=BLUE, linewidth=2, zorder=2
+                    [row.known_rank, row.known_rank],
+                    [row.low, row.high],
+                    color=figure.colour_of(row.arm),
+                    linewidth=2,
+                    zorder=2,
                 )
+            axes.plot(
+                [row.known_rank], [row.mean], "o", color=figure.colour_of(row.arm), markersize=6, zorder=3
+            )
         axes.set_ylabel(_folded(panel.label))
         axes.yaxis.set_major_locator(MaxNLocator(5))
     last, ticks = every[-1], sorted({row.known_rank for panel in figure.panels for row in panel.rows})
@@ -113,8 +120,8 @@ def _dots(figure: Figure) -> Canvas:
         for row in panel.rows:
             y = figure.arms.index(row.arm)
             _seeds(axes, row.values, y=[y] * row.n)
-            _interval(axes, row, y=y)
-            axes.plot([row.mean], [y], "o", color=BLUE, markersize=6, zorder=3)
+            _interval(axes, row, y=y, shade=figure.colour_of(row.arm))
+            axes.plot([row.mean], [y], "o", color=figure.colour_of(row.arm), markersize=6, zorder=3)
         _arm_axis(axes, figure.arms)
         axes.set_xlabel(panel.label)
     return canvas
@@ -126,7 +133,7 @@ def _bars(figure: Figure) -> Canvas:
     for axes, panel in zip(every, figure.panels, strict=True):
         for row in panel.rows:
             y = figure.arms.index(row.arm)
-            axes.barh([y], [row.mean], height=0.62, color=BLUE)
+            axes.barh([y], [row.mean], height=0.62, color=figure.colour_of(row.arm))
             if row.low is not None and row.high is not None and row.low < row.high:
                 axes.plot([row.low, row.high], [y, y], color="black", linewidth=1.6)
             end = max(row.mean, row.high or 0.0)
@@ -148,12 +155,12 @@ def _frontier(figure: Figure) -> Canvas:
         [p.memory for p in best],
         [p.loss for p in best],
         where="post",
-        color=VERMILLION,
+        color=GREY,
         linewidth=1.4,
         zorder=1,
     )
     for point in figure.points:
-        shade = VERMILLION if point.on_frontier else GREY
+        shade = figure.colour_of(point.arm)
         if point.loss_low is not None and point.loss_high is not None:
             axes.plot(
                 [point.memory] * 2, [point.loss_low, point.loss_high], color=shade, linewidth=1.8, zorder=2
@@ -179,7 +186,8 @@ def _parameters(figure: Figure) -> Canvas:
         y = figure.arms.index(row.arm)
         axes.plot([row.trainable, row.total], [y, y], color="#C8C8C8", linewidth=2, zorder=1)
         first = row is figure.parameters[0]
-        axes.plot([row.trainable], [y], "o", color=BLUE, markersize=8, label="trainable" if first else None)
+        shade = figure.colour_of(row.arm)
+        axes.plot([row.trainable], [y], "o", color=shade, markersize=8, label="trainable" if first else None)
         axes.plot(
             [row.total],
             [y],
@@ -210,30 +218,30 @@ def _curves(figure: Figure) -> Canvas:
     """Loss over steps, one line with its band for each arm, and a dot where a point is marked."""
     canvas = Canvas(figsize=(WIDTH_INCHES, 4.6 + _legend_inches(figure.arms)), layout="constrained")
     axes = canvas.subplots()
-    for index, arm in enumerate(figure.arms):
+    for arm in figure.arms:
         points = [row.point for row in figure.curves if row.arm == arm]
         if points:
             steps = [point.step for point in points]
             (line,) = axes.plot(
                 steps,
                 [point.mean for point in points],
-                color=colour(index),
+                color=figure.colour_of(arm),
                 linewidth=1.8,
                 label=_shortened(arm),
             )
-            if dash(index):
-                line.set_dashes(dash(index))
+            if dash(figure.place(arm)):
+                line.set_dashes(dash(figure.place(arm)))
             axes.fill_between(
                 steps,
                 [point.mean if point.low is None else point.low for point in points],
                 [point.mean if point.high is None else point.high for point in points],
-                color=colour(index),
+                color=figure.colour_of(arm),
                 alpha=0.15,
                 linewidth=0,
             )
             marked = [row.point for row in figure.curves if row.arm == arm and row.is_marked]
             for point in marked:
-                axes.plot([point.step], [point.mean], "o", color=colour(index), markersize=7)
+                axes.plot([point.step], [point.mean], "o", color=figure.colour_of(arm), markersize=7)
     axes.set_xlabel(figure.x_label)
     axes.set_ylabel(figure.y_label)
     axes.set_title(figure.title, loc="left")
@@ -259,8 +267,9 @@ def _forgetting(figure: Figure) -> Canvas:
             label="before" if first else None,
         )
         if row.low is not None and row.high is not None:
-            axes.plot([row.low, row.high], [y, y], color=VERMILLION, linewidth=2.4, zorder=2)
-        axes.plot([row.after], [y], "o", color=VERMILLION, markersize=8, label="after" if first else None)
+            axes.plot([row.low, row.high], [y, y], color=figure.colour_of(row.arm), linewidth=2.4, zorder=2)
+        shade = figure.colour_of(row.arm)
+        axes.plot([row.after], [y], "o", color=shade, markersize=8, label="after" if first else None)
     _arm_axis(axes, figure.arms)
     axes.set_xlabel(figure.x_label)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
@@ -274,7 +283,7 @@ def _pairs(figure: Figure) -> Canvas:
     if figure.margin is not None:
         axes.axvspan(-figure.margin, figure.margin, color=SKY, alpha=0.25, linewidth=0, zorder=0)
     for y, row in enumerate(figure.pairs):
-        shade = BLUE if row.decided else GREY
+        shade = figure.colour_of(row.arm)
         if row.low is not None and row.high is not None:
             axes.plot([row.low, row.high], [y, y], color=shade, linewidth=2.4, zorder=2)
         fill = shade if row.decided else "white"
@@ -322,9 +331,9 @@ def _seeds(axes: Axes, x: Sequence[float], *, y: Sequence[float]) -> None:
         axes.plot(x, y, "o", color=GREY, markersize=3.5, alpha=0.55, linewidth=0, zorder=2)
 
 
-def _interval(axes: Axes, row: Estimate, *, y: float) -> None:
+def _interval(axes: Axes, row: Estimate, *, y: float, shade: str) -> None:
     if row.low is not None and row.high is not None:
-        axes.plot([row.low, row.high], [y, y], color=BLUE, linewidth=2, zorder=2)
+        axes.plot([row.low, row.high], [y, y], color=shade, linewidth=2, zorder=2)
 
 
 def _largest(panel: Panel) -> float:
