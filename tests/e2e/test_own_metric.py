@@ -127,7 +127,7 @@ def test_every_adapter_is_scored_row_by_row_and_the_report_decides_by_it(folder:
     assert "digits decides" in report
     assert "Verdicts are about digits, of which more is better" in report
     assert "the function digits of suites/metrics_of_sums.py (sha256 " in report
-    assert "Bits per byte (bits per byte)" in report
+    assert "| Bits per byte |" in report
 
 
 def test_a_metric_that_is_added_scores_the_stored_adapters_and_trains_nothing(folder: Any) -> None:

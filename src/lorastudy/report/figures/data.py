@@ -82,7 +82,11 @@ def comparison_figure(analysis: Analysis) -> Figure | None:
     arms = analysis.completed
     loss = Panel(label="Held-out loss (nats per token)", rows=_scores(arms, LOSS))
     match = Panel(label="Exact match (share)", rows=_scores(arms, EXACT_MATCH))
-    panels = tuple(panel for panel in (loss, match, _memory_panel(arms)) if panel.rows)
+    primary = analysis.primary
+    own = [Panel(label=_with_unit(primary), rows=_scores(arms, primary))] * (
+        primary in analysis.criterion.added_metrics
+    )
+    panels = tuple(panel for panel in (*own, loss, match, _memory_panel(arms)) if panel.rows)
     if not loss.rows:
         return None
     by_rank = analysis.returns is not None and len(analysis.returns.ladder) == len(arms)
@@ -98,6 +102,10 @@ def comparison_figure(analysis: Analysis) -> Figure | None:
         panels=panels,
         x_label="LoRA rank" if by_rank else "",
     )
+
+
+def _with_unit(metric: Metric) -> str:
+    return f"{metric.title} ({metric.unit})" if metric.unit else metric.title
 
 
 def frontier_figure(analysis: Analysis) -> Figure | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from lorastudy.analysis.overview import Analysis
 from lorastudy.protocol.scoring import FailedRow
 from lorastudy.report.document import Text
-from lorastudy.report.numbers import listing, plural
+from lorastudy.report.numbers import plural
 from lorastudy.stats.study import stored_split
 from lorastudy.stats.summary import metric_of
 from lorastudy.suite.metrics import MetricDefinition
@@ -56,7 +56,9 @@ def failed_row_notes(analysis: Analysis) -> Iterator[Text]:
                 num_rows[arm.name] = num_rows.get(arm.name, 0) + failed.num_rows
                 first = first or failed.rows[0]
         if first is not None:
-            of_arms = listing(f"{name} {number} of {num_rows[name]}" for name, number in num_failed.items())
+            of_arms = "; ".join(
+                f"{name}: {number} of {num_rows[name]}" for name, number in num_failed.items()
+            )
             text = (
                 f"{definition.title} gave no number for {plural(sum(num_failed.values()), 'row')} ({of_arms}), such as "
                 f"{first.where}: {first.message}. Two arms are compared on the rows that both have. An arm whose answers the metric "

@@ -61,7 +61,7 @@ _IN_SHORT = "Scores are means ± sample standard deviations over seeds. A dash m
 def _shown(analysis: Analysis) -> Mapping[Metric, str]:
     """The metrics of the table. Those that the suite adds come after those that every run has."""
     units = {
-        metric: f" ({metric.unit})" if metric.is_in_units else ""
+        metric: f" ({metric.unit})" if metric.is_in_units and metric.unit != metric.title.lower() else ""
         for metric in analysis.criterion.added_metrics
     }
     return {**_SHOWN, **units}
