@@ -99,6 +99,10 @@ def test_an_arm_that_was_never_better_than_the_base_did_not_only_train_too_long(
 def test_what_was_kept_and_where_it_stopped_is_said(report):
     text = report(r64={"selected_step": 100}, r16={"num_steps": 200})
     assert "The adapter of step 100 was kept." in text
+    assert (
+        "the adapter with the lowest validation loss of each run, where the suite selects it, not of its last step"
+        in text
+    )
     assert "It stopped early: after step 200 of 250." in text
     assert "no verdict rests on them" in text
 

@@ -79,13 +79,24 @@ def results_blocks(analysis: Analysis, *, level: int) -> list[Block]:
     )
     return [
         Heading(level=level, text="Results"),
-        Paragraph((_IN_SHORT,)),
+        Paragraph((f"{_IN_SHORT}{_which_adapter(analysis)}",)),
         Table(
             columns=(columns[0], TableColumn("Seeds"), *columns[1:]),
             rows=(*_with_seeds(analysis, rows), *_trivial_rows(analysis, num_columns=len(columns) + 1)),
         ),
         Details(summary="How this was measured", blocks=(Paragraph((how,)),)),
     ]
+
+
+def _which_adapter(analysis: Analysis) -> str:
+    """Which adapters were scored, if the best ones were selected; empty if it is always the last one."""
+    selected = {
+        run.selected_step is not None for summary in analysis.summaries for run in summary.arm.completed
+    }
+    if True not in selected:
+        return ""
+    whose = "" if selected == {True} else ", where the suite selects it"
+    return f" They are those of the adapter with the lowest validation loss of each run{whose}, not of its last step."
 
 
 def comparison_blocks(analysis: Analysis, *, level: int) -> list[Block]:
