@@ -1,4 +1,4 @@
-"""What one seed per pack costs: a table for `docs/log.md`, from `benchmarks/results/seeds_per_pack.json` alone."""
+"""What an order of the rows for each seed costs: tables for `docs/log.md`, from `benchmarks/results/seeds_per_pack.json` alone."""
 
 import json
 from pathlib import Path
@@ -8,36 +8,38 @@ from lorastudy.report.document import Block, Cell, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import count, number
 
 RESULTS = Path("benchmarks") / "results" / "seeds_per_pack.json"
-_SECONDS = ("train_seconds", "load_seconds", "eval_seconds", "cpu_seconds", "wall_seconds")
+_STEP_TITLES = ("Rows", "Tokens a second", "To one order", "To a pack for each seed")
 
 
 def seeds_per_pack_blocks(root: Path) -> list[Block]:
-    """Both sides side by side, and their ratio."""
+    """The training steps of each setting."""
     found: dict[str, Any] = json.loads((root / RESULTS).read_text(encoding="utf-8"))
-    apart, together = found["sides"]["one seed"], found["sides"]["all seeds"]
-    loads = sorted(each["load_average"] for each in found["rounds"])
-    num_rounds = len(found["rounds"]) // 2
+    return [block for setting in found["steps"] for block in _step_blocks(found, setting)]
+
+
+def _step_blocks(found: dict[str, Any], setting: dict[str, Any]) -> list[Block]:
     told = (
-        f"{found['num_runs']} runs of {found['num_steps']} steps each; medians of {num_rounds} rounds by turns, on "
-        f"{found['device']} with {found['rounds'][0]['num_threads']} thread. Before a run the load average of its "
-        f"{found['machine']['num_usable_cores']} cores was {number(loads[0], 1)} to {number(loads[-1], 1)}: other work ran beside, "
-        "so seconds of processors tell more than those of the clock."
+        f"Training steps alone, {_size(setting)}: tokens in a second of the processor, medians of {len(setting['rounds'])} "
+        f"rounds by turns, on {found['device']} with one thread. Ratios are medians over the rounds."
     )
-    titles = (
-        "Packs of", "Packs", "Steps of a run a second", "Training (s)", "Load and profile (s)", "Evaluation (s)",
-        "Processors, all (s)", "Clock, all (s)",
-    )  # fmt: skip
-    rows = [
+    rows = tuple(
         (
             Cell(name),
-            Cell(count(side["num_packs"])),
-            Cell(number(side["run_steps_per_second"], 1)),
-            *(Cell(number(side[key], 1)) for key in _SECONDS),
+            Cell(count(round(side["tokens_per_second"]))),
+            Cell(number(side["to_one_order"], 2)),
+            Cell(number(side["to_apart"], 2)),
         )
-        for name, side in (("all seeds", together), ("one seed", apart))
-    ]
-    keys = ("run_steps_per_second", *_SECONDS)
-    ratios = (Cell(number(apart[key] / together[key], 2)) for key in keys)
-    rows.append((Cell("ratio"), Cell(""), *ratios))
-    columns = tuple(TableColumn(title, numeric=title != "Packs of") for title in titles)
-    return [Paragraph((told,)), Table(columns=columns, rows=tuple(rows))]
+        for name, side in setting["sides"].items()
+    )
+    return [Paragraph((told,)), Table(columns=_columns(_STEP_TITLES), rows=rows)]
+
+
+def _size(setting: dict[str, Any]) -> str:
+    return (
+        f"{setting['name']}, {setting['num_ranks']} ranks with {setting['num_seeds']} seeds, "
+        f"micro-batches of {setting['batch_size']} rows"
+    )
+
+
+def _columns(titles: tuple[str, ...]) -> tuple[TableColumn, ...]:
+    return tuple(TableColumn(title, numeric=title != "Rows") for title in titles)

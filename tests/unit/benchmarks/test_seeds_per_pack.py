@@ -1,21 +1,28 @@
-"""What the benchmark of one seed per pack makes of its rounds."""
+"""What the benchmark of orders of the rows makes of its rounds."""
+
+from pathlib import Path
 
 import pytest
 
-from benchmarks.seeds_per_pack import SIDES, summary
+from benchmarks.seeds_per_pack import APART, ONE_ORDER, OWN_ORDERS, settings, step_summary
 
 
-def a_round(side: str, seconds: float) -> dict:
-    keys = ("train_seconds", "load_seconds", "eval_seconds", "wall_seconds", "cpu_seconds")
-    return {"side": side, "num_packs": 6} | dict.fromkeys(keys, seconds)
+def test_ratios_are_medians_of_the_rounds_ratios() -> None:
+    """Rounds are compared with their own neighbours in time: 90 / 100, 40 / 50, 7 / 10; 90 / 60, 40 / 40, 7 / 10."""
+    rounds = [
+        {ONE_ORDER: 100.0, OWN_ORDERS: 90.0, APART: 60.0},
+        {ONE_ORDER: 50.0, OWN_ORDERS: 40.0, APART: 40.0},
+        {ONE_ORDER: 10.0, OWN_ORDERS: 7.0, APART: 10.0},
+    ]
+    found = step_summary(rounds)[OWN_ORDERS]
+    assert found["tokens_per_second"] == 40.0
+    assert found["to_one_order"] == pytest.approx(0.8)
+    assert found["to_apart"] == pytest.approx(1.0)
 
 
-def test_steps_a_second_are_of_the_median_round_of_one_side() -> None:
-    rounds = [a_round("one seed", seconds) for seconds in (2.0, 90.0, 4.0)] + [a_round("all seeds", 1.0)]
-    found = summary(rounds, side="one seed", num_run_steps=1200)
-    assert found["train_seconds"] == 4.0
-    assert found["run_steps_per_second"] == pytest.approx(300.0)
+def test_the_order_of_the_rows_is_no_part_of_a_setting() -> None:
+    assert all("data_seed" not in each.suite for each in settings(None, None))
 
 
-def test_the_sides_differ_in_the_order_of_the_rows_alone() -> None:
-    assert SIDES == {"all seeds": {"data_seed": 0}, "one seed": {}}
+def test_a_model_of_yours_is_a_second_setting() -> None:
+    assert [each.name for each in settings(Path("models/field"), Path("rows.json"))] == ["lab", "field"]
