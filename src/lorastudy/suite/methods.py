@@ -218,10 +218,10 @@ class ArmMethod:
             _INITS.get(str(self.init_lora_weights), str(self.init_lora_weights))
             if self.init_lora_weights is not True
             else "",
-            "rank_pattern" if self.rank_pattern else "",
-            "alpha_pattern" if self.alpha_pattern else "",
         ]
-        return ", ".join(part for part in parts if part) or "LoRA"
+        patterns = [key for key in ("rank_pattern", "alpha_pattern") if getattr(self, key)]
+        name = ", ".join(part for part in parts if part) or "LoRA"
+        return f"{name} with {' and '.join(patterns)}" if patterns else name
 
     @property
     def in_name(self) -> str:

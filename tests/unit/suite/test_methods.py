@@ -164,6 +164,8 @@ def test_methods_of_plain_lora_pack_and_others_train_alone(write: Write) -> None
         ({"loraplus_lr_ratio": 4.0, "use_dora": True}, "DoRA, LoRA+ (ratio 4)"),
         ({"method": "lorafa"}, "LoRA-FA"),
         ({"init_lora_weights": "pissa"}, "PiSSA"),
+        ({"rank_pattern": {"q_proj": 8}}, "LoRA with rank_pattern"),
+        ({"use_dora": True, "alpha_pattern": {"q_proj": 8.0}}, "DoRA with alpha_pattern"),
     ],
 )
 def test_a_method_has_a_title(values: dict[str, Any], title: str) -> None:
