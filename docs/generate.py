@@ -55,8 +55,7 @@ from lorastudy.report.document import Block as Content
 from lorastudy.report.document import Cell, Estimate, Figure, Panel, Paragraph, Strong, Table, TableColumn
 from lorastudy.report.figures.data import comparison_figure
 from lorastudy.report.figures.static import save_figure
-from lorastudy.report.findings.by_type import questions_of
-from lorastudy.report.findings.recommendation import recommendation
+from lorastudy.report.findings.headline import headline
 from lorastudy.report.findings.wording import difference_decimals, verdict
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.numbers import (
@@ -102,12 +101,23 @@ def pages(root: Path) -> list[Path]:
     return [*sorted(root.glob("*.md")), *sorted((root / "docs").rglob("*.md"))]
 
 
+#: Follows the name of a study whose arms are called by their labels, as a report does. The other blocks find arms by name.
+_AS_A_REPORT = " as a report"
+_IN_README = frozenset({"demo", "alpaca_rank_and_rate"})
+
+
 def wanted_files(root: Path) -> dict[Path, str]:
     """What each page with generated blocks, and each figure, should hold. A figure that is current stays as it is.
 
     A figure is current when it names the data it was drawn from; its bytes would depend on the drawing library.
     """
-    analyses = {path.stem: analysis_of(path) for path in sorted((root / "docs" / "examples").glob("*.json"))}
+    files = sorted((root / "docs" / "examples").glob("*.json"))
+    analyses = {path.stem: analysis_of(path) for path in files}
+    analyses |= {
+        f"{path.stem}{_AS_A_REPORT}": analysis_of(path, with_labels=True)
+        for path in files
+        if path.stem in _IN_README
+    }
     wanted = {}
     for path in pages(root):
         text = path.read_text(encoding="utf-8")
@@ -149,10 +159,10 @@ def _summary_block(name: str) -> "Block":
     """The report's own answer, and what the study took."""
 
     def block(analyses: Mapping[str, Analysis], _: Path) -> str:
-        analysis = analyses[name]
-        headline = questions_of(analysis.study.experiment_type).headline(analysis)
-        told = f"{_what_was_run(analysis)} {headline} "
-        return _markdown(Paragraph((told, Strong("Recommendation."), f" {recommendation(analysis).why}")))
+        analysis = analyses[f"{name}{_AS_A_REPORT}"]
+        told = headline(analysis)
+        parts = (span for title, text in told.parts for span in (" ", Strong(title), f" {text}"))
+        return _markdown(Paragraph((Strong(told.answer), *parts, f" {_what_was_run(analysis)}")))
 
     return block
 
@@ -184,7 +194,7 @@ def _table_block(name: str, columns: Sequence["ColumnOf"]) -> "Block":
     """One row for each arm."""
 
     def block(analyses: Mapping[str, Analysis], _: Path) -> str:
-        analysis = analyses[name]
+        analysis = analyses[f"{name}{_AS_A_REPORT}"]
         built = [column(analysis) for column in columns]
         arms = [Cell(summary.arm.name) for summary in analysis.summaries]
         rows = tuple((arm, *cells) for arm, *cells in zip(arms, *(cells for _, cells in built), strict=True))

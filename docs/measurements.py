@@ -132,10 +132,11 @@ def results_of(path: Path) -> list[ExperimentResult]:
     ]
 
 
-def analysis_of(path: Path) -> Analysis:
-    """The one study of a measurements file, analysed as the report does."""
+def analysis_of(path: Path, *, with_labels: bool = False) -> Analysis:
+    """The one study of a measurements file, analysed as the report does; its arms under their names, or under their labels."""
     body = json.loads(path.read_text(encoding="utf-8"))
     study, stated = _asked(results_of(path), body.get("question"))
+    study = study.labelled() if with_labels else study
     if "items" not in body:
         return analyse(study)
     return analyse(study, criterion=criterion_of(study, stated), items=_item_table(body["items"]))
