@@ -46,7 +46,7 @@ def said(folder: Any) -> str:
 
 def test_rates_that_learn_nothing_are_stopped_and_that_is_no_failure(folder: Any, said: str) -> None:
     assert "4 completed, 0 failed, 0 done before, 0 not run" in said
-    assert "stopped by racing, since clearly behind: r=2, lr 1e-6 (4 runs)" in said
+    assert "stopped by racing, since clearly behind: lr 1e-6 (4 runs)" in said
     assert folder.here("lorastudy status").stdout == "races: 4 completed, 4 stopped by racing\n"
 
 
@@ -70,6 +70,6 @@ def test_the_report_tells_who_was_stopped_and_what_that_is_worth(folder: Any) ->
     # 4 runs of 24 steps and 4 of 3: 108 of 192
     assert "The runs took 108 of the 192 steps of the full grid (56 %)." in text
     assert "stopped by racing after 12.5 % of the steps: its held-out loss is" in text
-    assert re.search(r"r=2, lr 1e-6 \((untuned, )?stopped by racing\)", text)
+    assert re.search(r"lr 1e-6 \((untuned, )?stopped by racing\)", text)
     assert "Failures and divergences" not in text
     assert "did not complete" not in text

@@ -208,7 +208,7 @@ def judgement_json(plan: "StudyPlan") -> dict[str, Any]:
     read = {} if case is None else {arm.name: case.facts_of(arm).rows for arm in case.arms}
     return {
         "suite_name": plan.suite.name,
-        "labels": dict(plan.labels),
+        "labels": {} if case is None else dict(case.study.labels),
         "findings": [asdict(finding) for finding in plan.findings],
         "trivial": {
             arm: [_without_items(score) for rows in splits for score in rows.trivial]

@@ -153,7 +153,7 @@ class StudyPlan:
     def labels(self) -> Mapping[str, str]:
         """The label of each arm, by its name."""
         found = {} if self.case is None else dict(self.case.study.labels)
-        return {**labels_of(self.design.of_every_arm, tuning=self.design.tuning), **found}
+        return {**found, **labels_of(self.design.of_every_arm, tuning=self.design.tuning)}
 
     @cached_property
     def experiment_labels(self) -> Mapping[str, str]:

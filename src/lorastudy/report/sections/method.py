@@ -50,6 +50,7 @@ from lorastudy.report.sections.overview import setting_values
 from lorastudy.stats.study import EnvironmentGroup, Study, StudyArm, environment_groups, reporting_split
 from lorastudy.stats.summary import METRICS, metric_versions
 from lorastudy.stats.verdicts import measured_errors
+from lorastudy.suite.experiment import canonical_json
 from lorastudy.suite.question import Question, all_seeds, configuration_name
 from lorastudy.suite.suite import Arm, Suite
 from lorastudy.suite.suite_file import suite_yaml
@@ -371,7 +372,10 @@ def _asks_for(design: Suite, study: Study) -> bool:
     """
     if any(arm.seeks_rate for arm in design.arms):
         # Searched rates are not in the design.
-        designed = {arm.settings.model_copy(update={"learning_rate": 1.0}) for arm in design.arms}
+        designed = {
+            canonical_json(arm.settings.model_dump(mode="json", exclude={"learning_rate"}))
+            for arm in design.arms
+        }
         found = {arm.configuration for arm in study.arms}
         is_all = len(designed) == len(found)
     else:
