@@ -87,3 +87,19 @@ def test_an_arm_has_one_colour_in_every_figure(figures):
             seen[arm][name] = shade
     assert all(len(set(of_arm.values())) == 1 for of_arm in seen.values()), seen
     assert len({next(iter(of_arm.values())) for of_arm in seen.values()}) == 3
+
+
+@pytest.mark.parametrize("value", [0.375, 0.0])
+@pytest.mark.parametrize("kind", ["dots", "ranks"])
+def test_a_chart_of_equal_values_has_room_about_them(figures, kind, value):
+    """A scale from .375 to .375 has one tick, which Vega labels 0."""
+    figure = figures["rank_comparison"]
+    panel = next(panel for panel in figure.panels if panel.label.startswith("Exact match"))
+    rows = tuple(
+        replace(row, mean=value, low=value, high=value, values=(value,) * row.n) for row in panel.rows
+    )
+    (spec,) = vega_lite_specs(replace(figure, kind=kind, panels=(replace(panel, rows=rows),)))
+    channel = "x" if kind == "dots" else "y"
+    found = [layer["encoding"][channel].get("scale", {}).get("domain") for layer in spec["layer"]]
+    (low, high) = next(domain for domain in found if domain is not None)
+    assert low < value < high

@@ -59,7 +59,7 @@ def _rank_panel(panel: Panel, figure: Figure) -> Any:
         scale=alt.Scale(type="log", base=2, nice=False, padding=20),
         axis=alt.Axis(values=ranks, format="d", grid=False),
     )
-    y = alt.Y("mean:Q", title=panel.label, scale=alt.Scale(zero=False))
+    y = alt.Y("mean:Q", title=panel.label, scale=_value_scale(panel))
     base = alt.Chart(_inline(_estimates(panel.rows))).encode(x=x)
     line = base.mark_line(color=GREY, strokeWidth=1.2).encode(y=y)
     low, shade = alt.Y("low:Q", title=panel.label), _shades(figure)
@@ -80,7 +80,7 @@ def _dots(figure: Figure) -> list[Any]:
 def _dot_panel(panel: Panel, figure: Figure) -> Any:
     arms, shade = figure.arms, _shades(figure)
     y = _arm_axis(arms)
-    x = alt.X("mean:Q", title=panel.label, scale=alt.Scale(zero=False))
+    x = alt.X("mean:Q", title=panel.label, scale=_value_scale(panel))
     base = alt.Chart(_inline(_estimates(panel.rows))).encode(y=y)
     low = alt.X("low:Q", title=panel.label)
     bars = base.mark_rule(strokeWidth=2).encode(x=low, x2="high:Q", color=shade)
@@ -90,6 +90,17 @@ def _dot_panel(panel: Panel, figure: Figure) -> Any:
     seeds = alt.Chart(_inline(_seeds(panel.rows))).mark_circle(color=GREY, size=18, opacity=0.6)
     layered = alt.layer(seeds.encode(y=y, x=alt.X("value:Q", title=panel.label)), bars, dots)
     return layered.properties(height=_height(arms))
+
+
+def _value_scale(panel: Panel) -> Any:
+    """The scale of a panel's values. If all are equal it is given room, since Vega labels the one tick of such a scale 0."""
+    drawn = [value for row in panel.rows for value in (row.mean, row.low, row.high, *row.values)]
+    values = {value for value in drawn if value is not None}
+    if len(values) > 1:
+        return alt.Scale(zero=False)
+    (value,) = values
+    room = abs(value) / 10 or 1.0
+    return alt.Scale(zero=False, domain=[value - room, value + room])
 
 
 def _bars(figure: Figure) -> list[Any]:
