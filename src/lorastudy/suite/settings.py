@@ -5,6 +5,7 @@ one. The types are the reference: their defaults, bounds and descriptions genera
 schema.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
@@ -333,6 +334,10 @@ class AskedSettings(BaseModel):
         if self.eval_dataset_path is None and self.eval_fraction + self.test_fraction >= 1:
             raise ValueError("eval_fraction and test_fraction leave no row to train on; lower one")
         return self
+
+    def __hash__(self) -> int:
+        """Equal settings have one hash. pydantic's own cannot hash the mappings of patterns."""
+        return hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
     @property
     def has_test_split(self) -> bool:

@@ -185,6 +185,11 @@ def test_a_pattern_must_match_and_only_once() -> None:
         targets_of(twice, layers)
 
 
+def test_settings_with_patterns_have_a_hash() -> None:
+    patterns = [{"q_proj": 8, "v_proj": 2}, {"v_proj": 2, "q_proj": 8}, {"q_proj": 8}]
+    assert len({Settings(rank_pattern=pattern) for pattern in patterns}) == 2
+
+
 def test_an_adapter_has_the_size_of_its_patterns() -> None:
     layers = [
         TargetLayer(name=name, role="q", in_features=10, out_features=20) for name in ("0.q_proj", "0.v_proj")
