@@ -19,6 +19,7 @@ from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.read import Studied, without_traces
 from lorastudy.report.write import Part, compose
+from lorastudy.stats.held_out_curves import held_out_curves
 from lorastudy.stats.study import split_studies
 from lorastudy.store.views import ExperimentResult, ScoreValue, SuiteSummary
 from lorastudy.suite.safe_text import Privacy
@@ -58,7 +59,9 @@ def pages(text: str) -> tuple[str, str]:
     found = [without_traces(result, _PRIVACY) for result in results(text)]
     suite = SuiteSummary(suite_name="study", description=text, created_at="", num_experiments=len(found))
     parts = [
-        Part(studied=Studied(analysis=analyse(study), suite=suite), figures=())
+        Part(
+            studied=Studied(analysis=analyse(study), suite=suite), figures=(), held_out=held_out_curves(study)
+        )
         for study in split_studies(found)
     ]
     blocks = presentable(compose(parts, output=Path("RESULTS.md")), _PRIVACY)
