@@ -33,10 +33,11 @@ def export_json(
 ) -> None:
     """Write suites and experiments with their current runs. Equal stores give equal bytes.
 
-    `scores` is a list of `{"split", "metric", "value", "unit", "version", "num_items"}`, and `failed_rows`, if a
-    metric failed for some, one of `{"split", "metric", "num_rows", "version", "rows"}`. `trivial` is such a list, with
-    the predictor. The values of single items and steps are not exported. Results of other tools are apart, under
-    `imported`, if there are any.
+    `scores` is a list of `{"split", "metric", "value", "unit", "version", "num_items", "step", "train_seconds"}`. The
+    last two say when the adapter was scored; they are null at the end of the training and before it. `failed_rows`, if
+    a metric failed for some, is a list of `{"split", "metric", "num_rows", "version", "rows"}`. `trivial` is a list such
+    as `scores`, with the predictor. The values of single items and steps are not exported. Results of other tools are
+    apart, under `imported`, if there are any.
     """
     body: dict[str, Any] = {
         "format": FORMAT_VERSION,

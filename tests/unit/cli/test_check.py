@@ -133,7 +133,8 @@ def test_what_takes_a_verdict_away_ends_with_1_and_says_why_and_what_to_do(suite
     out = capsys.readouterr().out
     first, found, why, change, *_ = out.splitlines()
     assert first == (
-        "LS203 invalidates: Unequal length of training (small_lr0.003, small_lr0.006, small_lr0.012)"
+        "LS203 invalidates: Unequal length of training "
+        "(“r=4, 32 steps, lr 3e-3”, “r=4, 32 steps, lr 6e-3”, “r=4, 32 steps, lr 1.2e-2”)"
     )
     assert found == "  found:  32 steps, the reference's 16 steps; other settings differ too"
     assert "arXiv" in why
@@ -251,7 +252,7 @@ def test_rows_that_the_cut_takes_are_told_and_left_out_of_every_count(suite, cap
     assert (found["LS506"]["severity"], short) == ("warning", train - out)
     texts = [f"{row['prompt']} {row['completion']}".replace(".", " .") for row in lab.rows("skill")]
     assert longest == max(len(text.split()) for text in texts) + 1  # and the end token
-    assert found["LS304"]["found"].endswith(f" of {train - out} training rows")
+    assert found["LS304"]["found"].endswith(f" of {train - out} usable training rows")
     assert found["LS505"]["found"].startswith(f"{held_out - held_out_out} rows to score")
 
 
@@ -353,7 +354,8 @@ def test_tokens_that_the_steps_reach(length, expected):
 def test_arms_in_words():
     assert arms_in_words(["a", "b"], num_arms=3) == "a, b"
     assert arms_in_words(["a", "b"], num_arms=2) == "all 2 arms"
-    assert arms_in_words(["a b"], num_arms=3) == "“a b”"
+    assert arms_in_words(["a", "r=4, lr 1e-3"], num_arms=3) == "a, “r=4, lr 1e-3”"
+    assert arms_in_words(["r=4, lr 1e-3"], num_arms=3) == "r=4, lr 1e-3"
     many = [f"arm{number}" for number in range(9)]
     assert arms_in_words(many, num_arms=10) == "9 of 10 arms: arm0, arm1, arm2, ..."
 

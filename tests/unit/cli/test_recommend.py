@@ -200,7 +200,7 @@ def test_the_files_own_reference_is_gone_by():
     (reason,) = because(told)
     assert reason.startswith("it is shown to be better than r=4, lr 2e-4")
     assert told.is_recommended
-    assert any(caveat.startswith("reference r4, as the suite file says; ") for caveat in told.caveats)
+    assert any(caveat.startswith("reference r=4, as the suite file says; ") for caveat in told.caveats)
 
 
 def test_another_suites_study_is_judged_by_the_files_margin_where_it_has_one():

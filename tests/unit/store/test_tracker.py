@@ -324,6 +324,8 @@ def test_export_holds_what_the_reads_give(tracker, pair, make_records, tmp_path)
         "unit": "nats/token",
         "version": 1,
         "num_items": 2,
+        "step": None,
+        "train_seconds": None,
     } in first["scores"]
 
 
