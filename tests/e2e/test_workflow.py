@@ -7,6 +7,7 @@ machine allows it, the steps run without any network, not even the loopback; eve
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -139,8 +140,8 @@ def test_a_single_experiment_leaves_an_adapter_under_its_name(study: Any) -> Non
 def test_a_dry_run_shows_what_would_run(study: Any) -> None:
     printed = study[1]["dry_run"]
     assert "2 to run in 1 pack." in printed
-    assert "exp1" in printed
-    assert "exp2" in printed
+    for label in ("r=16, seed 0", "r=32, seed 0"):
+        assert re.search(rf"^  {label} .*  exp-[0-9a-f]{{16}}$", printed, re.MULTILINE)
 
 
 def test_a_suite_trains_and_scores_its_experiments(study: Any) -> None:
