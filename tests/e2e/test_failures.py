@@ -58,7 +58,10 @@ experiments:
     }
     assert (folder.path / "output/fine/final_model/adapter_model.safetensors").is_file()
     assert not (folder.path / "output/explodes").exists()
-    assert "explodes" in folder.here("lorastudy status").stdout
+    assert (
+        "  failed: mixed: max_grad_norm 0, lr 9, seed 0: diverged: loss or gradient was not finite in step 1\n"
+        in folder.here("lorastudy status").stdout
+    )
 
 
 def test_an_arm_that_does_not_fit_is_refused_as_check_refuses_it_before_anything_runs(

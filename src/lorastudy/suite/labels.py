@@ -60,8 +60,10 @@ def _number(value: float) -> str:
 
 
 def _rate(value: float) -> str:
-    """`2e-4`: three digits of a learning rate and its power of ten."""
+    """`2e-4`: three digits of a learning rate and its power of ten, which is left out where it is zero: `1.5`."""
     mantissa, _, power = f"{value:.2e}".partition("e")
+    if int(power) == 0:
+        return f"{float(mantissa):g}"
     return f"{float(mantissa):g}e{int(power)}"
 
 

@@ -24,6 +24,10 @@ def labels(*arms, **options):
             ["lr 2e-4", "lr 2.5e-3"],
         ),
         (
+            [{"lora_rank": 4, "learning_rate": 0.5}, {"lora_rank": 4, "learning_rate": 1.5}],
+            ["lr 5e-1", "lr 1.5"],
+        ),
+        (
             [{"lora_rank": 16, "learning_rate": 2e-4}, {"lora_rank": 4, "learning_rate": 1e-4}],
             ["r=16, lr 2e-4", "r=4, lr 1e-4"],
         ),
