@@ -120,7 +120,8 @@ def test_the_forest_plot_has_the_comparisons_the_margin_and_the_words(rank_study
     figure = pairs_figure(analysis)
     assert figure is not None
     assert figure.margin == 0.05
-    assert figure.x_label == "Held-out loss, arm minus r32 (nats per token)"
+    assert figure.x_label == "Held-out loss, arm minus reference (nats per token)"
+    assert "arm minus r32;" in figure.caption
     for row, comparison in zip(figure.pairs, analysis.primary_comparisons, strict=True):
         assert (row.arm, row.mean, (row.low, row.high)) == (
             comparison.arm,

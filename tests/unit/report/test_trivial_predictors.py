@@ -5,7 +5,7 @@ from collections import Counter
 
 import labelled
 from lorastudy.report import read_report
-from lorastudy.report.document import Paragraph, Table, plain
+from lorastudy.report.document import Details, Paragraph, Table, plain
 from lorastudy.report.numbers import ABSENT
 from lorastudy.report.sections.results import results_blocks
 from lorastudy.suite.question import Question
@@ -16,10 +16,12 @@ QUESTION = Question(tuning_seeds=(labelled.TUNING_SEED,))
 def table_of(arms, **changes):
     results, items = labelled.results_of(arms, **changes)
     (studied,) = read_report(labelled.tracker_of(results, items, question=QUESTION)).studies
-    (text,) = [block for block in results_blocks(studied.analysis, level=2) if isinstance(block, Paragraph)]
-    (table,) = [block for block in results_blocks(studied.analysis, level=2) if isinstance(block, Table)]
+    blocks = results_blocks(studied.analysis, level=2)
+    folded = [block for details in blocks if isinstance(details, Details) for block in details.blocks]
+    text = " ".join(plain(block.text) for block in (*blocks, *folded) if isinstance(block, Paragraph))
+    (table,) = [block for block in blocks if isinstance(block, Table)]
     titles = [column.title for column in table.columns]
-    return plain(text.text), {row[0].text: dict(zip(titles, row, strict=True)) for row in table.rows}
+    return text, {row[0].text: dict(zip(titles, row, strict=True)) for row in table.rows}
 
 
 def test_trivial_predictors_are_rows_below_the_arms_with_scores_and_no_costs():
