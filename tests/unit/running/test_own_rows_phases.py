@@ -49,9 +49,10 @@ def make_suite(folder: Path, **settings: Any) -> forked.TinySuite:
     return forked.tiny_suite(folder, **{**values, "data_seed": None, "dataset_path": str(path), **settings})
 
 
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> forked.TinySuite:
-    return make_suite(tmp_path_factory.mktemp("suite"))
+#: `make slow` repeats every test on the reference engine.
+@pytest.fixture(scope="module", params=["packed", pytest.param("reference", marks=pytest.mark.slow)])
+def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> forked.TinySuite:
+    return make_suite(tmp_path_factory.mktemp("suite"), engine=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +64,11 @@ def together(suite: forked.TinySuite, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def alone(suite: forked.TinySuite, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Each experiment in a pack of its own."""
-    folder = tmp_path_factory.mktemp("alone")
-    forked.run(make_suite(tmp_path_factory.mktemp("suite_alone"), max_arms_per_pack=1), folder)
+    folder, engine = tmp_path_factory.mktemp("alone"), suite.values["engine"]
+    apart = make_suite(tmp_path_factory.mktemp("suite_alone"), engine=engine, max_arms_per_pack=1)
+    forked.run(apart, folder)
     assert {len(pack.experiments) for pack in packs_of(folder)} == {1}
     return forked.everything(folder)
 
