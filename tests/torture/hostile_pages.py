@@ -37,12 +37,12 @@ def results(text: str, *, rank: int = 8) -> list[ExperimentResult]:
         "utf-8", "replace"
     ).decode()  # a suite file cannot hold half a surrogate pair
     settings |= dict.fromkeys(("base_model", "dataset_path", "eval_dataset_path"), text_in_settings)
-    settings["target_modules"] = [text_in_settings]
+    modules = ([text_in_settings], [text_in_settings, "q_proj"])  # what differs stands in the labels
     score = ScoreValue(value=1.5, unit="nats per token", version=1, num_items=4)
     done = [
         ExperimentResult(
             experiment_id=f"{arm}-{seed}", suite_name="study", name=f"{arm}_{seed}", arm=arm, experiment_type="custom", seed=seed,
-            settings=settings | {"lora_rank": number}, status="completed", engine="packed", scores={("eval", "loss"): score},
+            settings=settings | {"lora_rank": number, "target_modules": modules[number - 1]}, status="completed", engine="packed", scores={("eval", "loss"): score},
         )
         for number, arm in enumerate(("one", "two"), start=1)
         for seed in (0, 1)
@@ -62,7 +62,7 @@ def pages(text: str) -> tuple[str, str]:
         Part(
             studied=Studied(analysis=analyse(study), suite=suite), figures=(), held_out=held_out_curves(study)
         )
-        for study in split_studies(found)
+        for study in (each.labelled() for each in split_studies(found))
     ]
     blocks = presentable(compose(parts, output=Path("RESULTS.md")), _PRIVACY)
     markdown = render_markdown(blocks, output=Path("RESULTS.md"), plots=Path("results/plots"))

@@ -238,8 +238,14 @@ def _commands(*lines: Sequence[str]) -> None:
 
 def _experiments(text: str, *, sources_of: Callable[[Settings], Sources]) -> list[Experiment]:
     settings = [
-        Settings(lora_rank=rank, base_model="lab", dataset_path="rows.jsonl", eval_fraction=0.5)
-        for rank in (1, 2)
+        Settings(
+            lora_rank=rank,
+            target_modules=modules,
+            base_model="lab",
+            dataset_path="rows.jsonl",
+            eval_fraction=0.5,
+        )
+        for rank, modules in ((1, (text,)), (2, (text, "q_proj")))
     ]
     return [
         Experiment(

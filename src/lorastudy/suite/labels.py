@@ -219,7 +219,8 @@ def _value(settings: Settings, key: str) -> Any:
 
 def _label(settings: Settings, keys: Sequence[str], *, with_rate: bool) -> str:
     parts = [_word(settings, key) for key in _ordered(keys)]
-    text = ", ".join(part for part in parts if part)
+    # The linter's sentences have labels in them and mark code by backticks.
+    text = ", ".join(part for part in parts if part).replace("`", "'")
     if any(key in _METHOD_WORDS for key in keys):
         words = (_METHOD_WORDS[key](getattr(settings, key)) for key in keys if key in _METHOD_WORDS)
         method = " ".join(dict.fromkeys(word for word in words if word)) or PLAIN_METHOD

@@ -18,6 +18,7 @@ def labels(*arms, **options):
         ([{"lora_rank": 4}, {"lora_rank": 16}], ["r=4", "r=16"]),
         ([{"target_modules": "qv"}, {"target_modules": "mlp"}], ["q,v", "MLP"]),
         ([{"target_modules": ("q_proj", "v_proj")}, {"target_modules": "all"}], ["q,v", "all modules"]),
+        ([{"target_modules": ("`q`",)}, {"target_modules": ("v_proj",)}], ["'q'", "v"]),
         ([{"quantization": "4bit"}, {"quantization": "bf16"}], ["4-bit", "bf16"]),
         (
             [{"lora_rank": 4, "learning_rate": 2e-4}, {"lora_rank": 4, "learning_rate": 0.0025}],

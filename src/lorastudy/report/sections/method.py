@@ -430,7 +430,8 @@ def _found(finding: LintFinding, *, num_arms: int) -> Text:
     concerned = arms_in_words(finding.arms, num_arms=num_arms)
     return (
         Strong(f"{finding.code} {finding.title}"),
-        *_with_code(f" ({severity}; {concerned}): {finding.found}."),
+        f" ({severity}; {concerned}): ",
+        *_with_code(f"{finding.found}."),
     )
 
 
