@@ -58,7 +58,9 @@ def _by_name(arms: Sequence[StudyArm], name: str | None) -> StudyArm | None:
 
 
 def _by_design(study: Study, arms: Sequence[StudyArm]) -> StudyArm | None:
-    if study.experiment_type == "rank_ablation":
-        return max(arms, key=lambda arm: int(arm.settings["lora_rank"]), default=None)
+    """The first arm in the order of the suite; of a rank ablation, the first with the largest rank."""
     place = {name: number for number, name in enumerate(study.suite_order)}
-    return min(arms, key=lambda arm: place.get(arm.name, 0), default=None)
+    in_order = sorted(arms, key=lambda arm: place.get(arm.name, 0))
+    if study.experiment_type == "rank_ablation":
+        return max(in_order, key=lambda arm: int(arm.settings["lora_rank"]), default=None)
+    return next(iter(in_order), None)

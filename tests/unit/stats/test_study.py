@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lorastudy.stats.rate_choice import adjusted_means, best_of, learning_rates, rates_of
-from lorastudy.stats.reference import missing_reference, reference_arm
+from lorastudy.stats.reference import missing_reference, planned_reference, reference_arm
 from lorastudy.stats.study import confounds, differing_settings, split_studies
 from lorastudy.stats.summary import EXACT_MATCH, LOSS
 from lorastudy.store.views import ScoreValue
@@ -78,6 +78,21 @@ def test_rank_arms_stand_by_rank_and_the_largest_completed_one_is_the_reference(
     assert [arm.name for arm in study.arms] == ["r4", "r8", "r16", "r64"]
     assert reference_arm(study).name == "r16"
     assert missing_reference(study).name == "r64"
+
+
+def test_of_equal_largest_ranks_the_first_in_the_suite_is_the_reference_labelled_or_not(make_result):
+    for alphas in ((64.0, 16.0), (16.0, 64.0)):
+        arms = [("small", 4, alphas[0]), *((f"a{alpha:g}", 16, alpha) for alpha in alphas)]
+        results = [
+            make_result(
+                name, 0, experiment_type="rank_ablation", settings={"lora_rank": rank, "lora_alpha": alpha}
+            )
+            for name, rank, alpha in arms
+        ]
+        (study,) = split_studies(results)
+        assert study.labelled().labels.keys() != study.labels.keys()
+        for one in (study, study.labelled()):
+            assert reference_arm(one).given_name == planned_reference(one).given_name == f"a{alphas[0]:g}"
 
 
 def test_quantization_reference_is_the_highest_precision(make_result):
