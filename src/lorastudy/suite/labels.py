@@ -193,7 +193,7 @@ def _place(value: Any, key: str, *, seen: Sequence[str]) -> float:
 
 
 def _differing(arms: Mapping[str, Settings]) -> list[str]:
-    """The keys that tell arms apart. Alpha is left out where it follows from the others, as `2r` does from the rank."""
+    """The keys that tell arms apart. Alpha is left out where it is the same for all, or a fixed multiple of the rank."""
     settings = list(arms.values())
     idle = SELECTION_KEYS.intersection(*(keys_without_effect(each.model_dump()) for each in settings))
     keys = [
@@ -202,14 +202,21 @@ def _differing(arms: Mapping[str, Settings]) -> list[str]:
         if key not in _NOT_SHOWN | idle and len({canonical_json(_value(each, key)) for each in settings}) > 1
     ]
     others = [key for key in keys if key not in {"lora_alpha", _RATE_KEY}]
-    if others and "lora_alpha" in keys:
-        alphas: dict[str, set[float]] = {}
-        for each in settings:
-            rest = canonical_json([_value(each, key) for key in others])
-            alphas.setdefault(rest, set()).add(each.lora_alpha_value)
-        if all(len(values) == 1 for values in alphas.values()):
-            keys.remove("lora_alpha")
+    if others and "lora_alpha" in keys and _has_plain_alpha(settings):
+        keys.remove("lora_alpha")
     return keys
+
+
+def _has_plain_alpha(settings: Sequence[Settings]) -> bool:
+    """Whether all arms have one alpha, or one scale. Where rsLoRA is compared with LoRA, one alpha / r will do as well.
+
+    Otherwise labels without alpha would hide that the scale changes together with the rank.
+    """
+    alphas = {each.lora_alpha_value for each in settings}
+    scales = {round(each.lora_scaling, 9) for each in settings}
+    factors = {each.lora_alpha_value / each.lora_rank for each in settings}
+    both_kinds = len({each.use_rslora for each in settings}) > 1
+    return len(alphas) == 1 or len(scales) == 1 or (both_kinds and len(factors) == 1)
 
 
 def _value(settings: Settings, key: str) -> Any:

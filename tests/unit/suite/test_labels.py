@@ -66,6 +66,22 @@ def test_an_alpha_that_follows_from_the_rank_is_not_shown():
     assert labels(*grid) == ["r=4, alpha 8", "r=4, alpha 16", "r=8, alpha 8", "r=8, alpha 16"]
 
 
+def test_an_alpha_that_changes_the_scale_with_the_rank_is_shown():
+    assert labels({"lora_rank": 16, "lora_alpha": 16.0}, {"lora_rank": 64, "lora_alpha": 128.0}) == [
+        "r=16, alpha 16",
+        "r=64, alpha 128",
+    ]
+    # 16 / sqrt(4) = 32 / sqrt(16) = 8: one scale, so the rank says it all; 8 / sqrt(4) is another one.
+    assert labels(
+        {"use_rslora": True, "lora_rank": 4, "lora_alpha": 16.0},
+        {"use_rslora": True, "lora_rank": 16, "lora_alpha": 32.0},
+    ) == ["r=4", "r=16"]
+    assert labels(
+        {"use_rslora": True, "lora_rank": 4, "lora_alpha": 8.0},
+        {"use_rslora": True, "lora_rank": 16, "lora_alpha": 32.0},
+    ) == ["r=4, alpha 8", "r=16, alpha 32"]
+
+
 def test_arms_that_differ_in_nothing_shown_keep_their_names():
     assert labels({}, {}) == ["arm0", "arm1"]
     assert labels({"deterministic": True}, {"deterministic": False}) == ["arm0", "arm1"]
