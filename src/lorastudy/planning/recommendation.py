@@ -32,6 +32,7 @@ from lorastudy.planning.predictions import use_stored_times
 from lorastudy.planning.recommendation_request import RecommendationRequest, for_a_reader, judged_by
 from lorastudy.planning.study_plan import plan_configurations
 from lorastudy.planning.suite_facts import check_rows, num_completion_tokens
+from lorastudy.recommend.decision import ArmDecision
 from lorastudy.recommend.recommendation import Candidate, Evidence, Recommendation, recommend
 from lorastudy.report.findings.recommendation import because
 from lorastudy.report.numbers import size
@@ -56,6 +57,9 @@ SHOWN_SETTINGS = (
     "gradient_accumulation_steps", "gradient_checkpointing", "max_seq_length", "lr_scheduler_type", "max_steps",
     "num_train_epochs",
 )  # fmt: skip
+
+#: The parts of a decision that name several arms.
+_SEVERAL_ARMS = ("peers", "left_out", "harmed", "no_better_than_guessing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +97,8 @@ class AnsweredRequest:
         return {
             "grade": answer.grade,
             "recommended": answer.is_recommended,
-            "decision": None if answer.decision is None else _with_names(asdict(answer.decision), names),
-            "name": _with_names(answer.name, names),
+            "decision": None if answer.decision is None else decision_json(answer.decision, names),
+            "name": names.get(answer.name, answer.name),
             "label": answer.name,
             **_candidate_json(answer.candidate),
             "budget_bytes": self.request.budget_bytes,
@@ -103,7 +107,7 @@ class AnsweredRequest:
             "expected": None if answer.expectation is None else asdict(answer.expectation),
             "runner_up": runner_up
             and {
-                "name": _with_names(runner_up.name, names),
+                "name": names.get(runner_up.name, runner_up.name),
                 "label": runner_up.name,
                 "standing": runner_up.standing,
                 **_candidate_json(runner_up.candidate),
@@ -116,13 +120,11 @@ class AnsweredRequest:
         }
 
 
-def _with_names(value: Any, names: Mapping[str, str]) -> Any:
-    """The value with the name of each arm in place of its label."""
-    if isinstance(value, dict):
-        return {key: _with_names(part, names) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_names(part, names) for part in value]
-    return names.get(value, value) if isinstance(value, str) else value
+def decision_json(decision: ArmDecision, names: Mapping[str, str]) -> dict[str, Any]:
+    """The decision with the name of each arm in place of its label; every other value stays, even if it equals a label."""
+    several = {key: [names.get(arm, arm) for arm in getattr(decision, key)] for key in _SEVERAL_ARMS}
+    arm = None if decision.arm is None else names.get(decision.arm, decision.arm)
+    return {**asdict(decision), "arm": arm, **several}
 
 
 def shown_settings(candidate: Candidate) -> dict[str, Any]:
