@@ -448,7 +448,9 @@ def label(key: str, value: Any) -> str:
 def names_of_varied(settings: Settings, varied: Sequence[str]) -> list[str]:
     """The parts of a name that say the varied settings: `[r16, lr0.0002]`. All keys of the method are one part: `dora`."""
     parts = [
-        settings.arm_method.in_name if key in METHOD_KEYS else label(key, getattr(settings, key))
+        _without_odd_characters(settings.arm_method.in_name)
+        if key in METHOD_KEYS
+        else label(key, getattr(settings, key))
         for key in varied
     ]
     return list(dict.fromkeys(parts))
@@ -467,6 +469,10 @@ def value_in_name(value: Any) -> str:
         text = {True: "-on", False: "-off", None: "-none"}[value]
     else:
         text = re.sub(r"\.(jsonl?|csv|parquet)$", "", str(value).rstrip("/").rpartition("/")[2])
+    return _without_odd_characters(text)
+
+
+def _without_odd_characters(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)
 
 

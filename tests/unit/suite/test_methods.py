@@ -185,6 +185,12 @@ def test_a_pattern_must_match_and_only_once() -> None:
         targets_of(twice, layers)
 
 
+def test_a_regular_expression_makes_a_name_that_a_folder_can_have(write: Write) -> None:
+    patterns = r"[{'layers\.(0|1)\..*q_proj': 4}, {'q_proj': 8}]"
+    names = [arm.arm for arm in experiments_of(write(f"{HEAD}factors:\n  rank_pattern: {patterns}\n"))]
+    assert names == ["custom_r-layers-.-0-1-..-q_proj-4", "custom_r-q_proj-8"]
+
+
 def test_settings_with_patterns_have_a_hash() -> None:
     patterns = [{"q_proj": 8, "v_proj": 2}, {"v_proj": 2, "q_proj": 8}, {"q_proj": 8}]
     assert len({Settings(rank_pattern=pattern) for pattern in patterns}) == 2
