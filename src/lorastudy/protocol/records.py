@@ -225,7 +225,12 @@ class ArmStep:
 
 @dataclass(frozen=True, kw_only=True)
 class PackStep:
-    """One optimizer step of every experiment that is still training. `step` counts from 1."""
+    """One optimizer step of every experiment that is still training. `step` counts from 1.
+
+    `num_tokens` and `num_completion_tokens` are sums over `arms`. Where a pack goes on with fewer arms, both and `seconds` are
+    the even share of these arms, since the record does not say what each arm with rows of its own read. Records of 0.1.0
+    have the completion tokens of one arm.
+    """
 
     step: int
     num_steps: int

@@ -428,7 +428,7 @@ def _resumption(
     ids = [arm.experiment_id for arm in arms]
     cost: Any = checkpoint.notes["checkpoints"]
     share = len(ids) / len(checkpoint.state.arms)  # these arms' share, as for the times of steps
-    kept = (_of_these(record, frozenset(ids), num_steps=num_steps) for record in records)
+    kept = (part_of(record, frozenset(ids), num_steps=num_steps) for record in records)
     return Resumption(
         state=checkpoint.state.of(ids),
         records=tuple(record for record in kept if record is not None),
@@ -440,16 +440,20 @@ def _resumption(
     )
 
 
-def _of_these(record: Record, ids: frozenset[str], *, num_steps: int) -> Record | None:
+def part_of(record: Record, ids: frozenset[str], *, num_steps: int) -> Record | None:
     """The part of a record that concerns these experiments. None if no part does, or if this attempt emits it anew."""
     if isinstance(record, PackStep):
         arms = tuple(arm for arm in record.arms if arm.experiment_id in ids)
         if not arms:
             return None
         share = len(arms) / len(record.arms)  # an arm's time is the pack's time divided by its number of arms
-        num_tokens = record.num_tokens * len(arms) // len(record.arms)
         return replace(
-            record, arms=arms, num_tokens=num_tokens, num_steps=num_steps, seconds=record.seconds * share
+            record,
+            arms=arms,
+            num_tokens=record.num_tokens * len(arms) // len(record.arms),
+            num_completion_tokens=record.num_completion_tokens * len(arms) // len(record.arms),
+            num_steps=num_steps,
+            seconds=record.seconds * share,
         )
     if isinstance(record, Incident):
         return record
