@@ -136,8 +136,9 @@ def set_weights(
 def make_optimizer(model: nn.Module, arm: TrainingArm, *, parameters: Sequence[nn.Parameter]) -> Optimizer:
     """The optimizer of the arm's method: torch's AdamW, or what PEFT makes for LoRA+ or LoRA-FA.
 
-    `parameters` are those that AdamW trains. PEFT's functions find their parameters in the model, which must have no adapter
-    besides the arm's. `create_lorafa_optimizer` freezes lora_A, and takes no constants of AdamW: its epsilon is 1e-6.
+    `parameters` are those that AdamW trains. PEFT's function for LoRA+ takes the parameters of the model that need a
+    gradient: those of the active adapter, which must be the arm's. `create_lorafa_optimizer` freezes every lora_A of the
+    model, so LoRA-FA must have the model for itself. It takes no constants of AdamW: its epsilon is 1e-6.
     """
     rates: dict[str, Any] = {"lr": arm.learning_rate}
     constants: dict[str, Any] = {"betas": (arm.adam_beta1, arm.adam_beta2), "eps": arm.adam_epsilon}

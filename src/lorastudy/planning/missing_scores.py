@@ -13,6 +13,7 @@ from lorastudy.store import ExperimentTracker
 from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.metrics import MetricDefinition
+from lorastudy.suite.settings import names_test_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,7 @@ def lacking(
     """The metrics that a completed run was not measured by on every split that reports or chooses."""
     if result.status != "completed":
         return ()
-    has_test = result.settings.get("test_dataset_path") or result.settings.get("test_fraction")
-    splits = ("eval", "test") if has_test else ("eval",)
+    splits = ("eval", "test") if names_test_rows(result.settings) else ("eval",)
     return tuple(
         metric
         for metric in metrics

@@ -118,10 +118,10 @@ def _scoring(results: Results, *, of_round: Sequence[Experiment]) -> Phase | Non
     packs = [pack for pack in results.to_score if pack.experiments[0].id in ids]
     if not packs:
         return None
-    names = dict.fromkeys(
+    metrics = dict.fromkeys(
         metric.name for pack in packs if pack.scoring is not None for metric in pack.scoring.metrics
     )
-    return Phase(name=f"scoring by {listing(names)}", packs=tuple(packs), is_scoring=True)
+    return Phase(name=f"scoring by {listing(metrics)}", packs=tuple(packs), is_scoring=True)
 
 
 def _packs(

@@ -342,7 +342,9 @@ class AskedSettings(BaseModel):
     @property
     def has_test_split(self) -> bool:
         """Whether there are test rows. Results are then reported on them, and the held-out rows only choose."""
-        return self.test_dataset_path is not None or self.test_fraction is not None
+        return names_test_rows(
+            {"test_dataset_path": self.test_dataset_path, "test_fraction": self.test_fraction}
+        )
 
     @property
     def selects(self) -> bool:
@@ -413,6 +415,11 @@ LAYOUT_KEYS = frozenset(
 SELECTION_KEYS = frozenset(
     {"eval_steps", "select_checkpoint", "early_stopping_patience", "early_stopping_threshold"}
 )
+
+
+def names_test_rows(values: Mapping[str, Any]) -> bool:
+    """Whether settings, as plain values, have test rows: a file of their own, or a share."""
+    return any(values.get(key) is not None for key in ("test_dataset_path", "test_fraction"))
 
 
 def keys_without_effect(settings: Mapping[str, Any]) -> frozenset[str]:

@@ -45,7 +45,7 @@ from lorastudy.suite.levels import (
 from lorastudy.suite.methods import METHOD_KEYS, written_out
 from lorastudy.suite.metrics import metric_named
 from lorastudy.suite.question import RUNGS, Margin
-from lorastudy.suite.settings import AUTO, AskedSettings, Settings
+from lorastudy.suite.settings import AUTO, AskedSettings, Settings, names_test_rows
 from lorastudy.suite.suite import (
     AUTO_TEST_SHARE,
     AUTO_TEST_SHARE_OF_EVAL,
@@ -323,9 +323,7 @@ def _with_test_rows(values: dict[str, Any]) -> dict[str, Any]:
 
 def _lacks_test_rows(values: Mapping[str, Any]) -> bool:
     """Whether the values ask for a search and name no test rows to report on."""
-    return values.get("learning_rate") == AUTO and not any(
-        values.get(key) is not None for key in ("test_dataset_path", "test_fraction")
-    )
+    return values.get("learning_rate") == AUTO and not names_test_rows(values)
 
 
 def _auto_test_share(values: Mapping[str, Any]) -> float:

@@ -28,7 +28,7 @@ def metric_in_words(definition: MetricDefinition) -> str:
 
 
 def metric_items(analysis: Analysis) -> list[Text]:
-    """One item For each: its title, what it measures, and which direction is good."""
+    """One item for each metric: its title, what it measures, and which direction is good."""
     items: list[Text] = []
     for definition in analysis.criterion.definitions:
         better = "more is better" if definition.higher_is_better else "less is better"
