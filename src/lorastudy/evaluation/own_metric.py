@@ -9,8 +9,7 @@ does not return to Python.
 
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +54,10 @@ class OwnMetric:
         """
         values = {"prompt": prompt, "answer": answer, "reference": reference, "row": dict(row)}
         try:
-            with _time_limit(self.max_seconds):
-                number = _number(self.function(**{name: values[name] for name in self.parameters}))
+            number = _within(
+                self.max_seconds,
+                lambda: _number(self.function(**{name: values[name] for name in self.parameters})),
+            )
         except RowFailedError:
             raise
         except _TooLong as error:
@@ -80,17 +81,25 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise `_TooLong` in the block after so many seconds. Only the main thread gets alarms."""
+def _within(seconds: float, call: Callable[[], float]) -> float:
+    """What the call returns. Raises `_TooLong` in it after so many seconds. Only the main thread gets alarms.
+
+    An alarm may ring when the call is over and the timer is not yet put away. It does nothing then: a raise there would
+    leave the timer running, and its next alarm would end the worker. So the flag is set by the first step after the call.
+    """
+    is_over = False
 
     def ring(*_: object) -> None:
-        raise _TooLong
+        if not is_over:
+            raise _TooLong
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again each second, if something swallowed the first
     try:
-        yield
+        signal.setitimer(
+            signal.ITIMER_REAL, seconds, 1.0
+        )  # again each second, if something swallowed the first
+        return call()
     finally:
+        is_over = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -63,3 +63,22 @@ def test_a_slow_row_ends_at_the_limit_whatever_it_catches() -> None:
     assert time.monotonic() - began < 3
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_an_alarm_that_rings_after_the_row_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, real, late = signal.getsignal(signal.SIGALRM), signal.setitimer, []
+
+    def rings_first(which: int, seconds: float, interval: float = 0.0) -> None:
+        if seconds == 0:
+            late.append(signal.getsignal(signal.SIGALRM))
+            signal.raise_signal(signal.SIGALRM)
+        real(which, seconds, interval)
+
+    def one(answer: str) -> int:
+        return len(answer)
+
+    monkeypatch.setattr(signal, "setitimer", rings_first)
+    assert called(one) == 1.0
+    assert len(late) == 1
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
