@@ -234,6 +234,8 @@ def _choice_rows(example: Example, *, settings: Settings, base: BaseModel) -> _C
     answer = instruction.answer.strip()
     letters, texts = ([one.strip() for one in column] for column in zip(*instruction.choices, strict=True))
     candidates = letters if answer in letters else texts
+    if not answer or not all(candidates):
+        return "its answer or a choice is empty"
     trained = [number for number, segment in enumerate(example.segments) if segment.trained]
     last = example.segments[trained[-1]]
     before, found, after = last.text.rpartition(answer)

@@ -25,6 +25,10 @@ ROWS = [
     {"prompt": "Snow is ", "completion": "white", "choices": CHOICES},
     {"prompt": "Coal is ", "completion": "A", "choices": ["black", "white"]},
 ]
+BLANK = [
+    {"prompt": "Tar is ", "completion": "black", "choices": ["black", ""]},
+    {"prompt": "Milk is ", "completion": "white", "choices": [" ", "white"]},
+]
 
 
 @pytest.fixture
@@ -38,12 +42,16 @@ def base(settings):
     return load_base(settings, device=tiny.CPU)
 
 
-@pytest.fixture
-def split(settings, base, tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+def split_of(rows, settings, base, folder: Path) -> ScoredSplit:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     _, examples = load_examples(str(file))
     return ScoredSplit.of("eval", examples, settings=settings, base=base)
+
+
+@pytest.fixture
+def split(settings, base, tmp_path):
+    return split_of(ROWS, settings, base, tmp_path)
 
 
 def scores_of(base, split, settings, *names):
@@ -96,6 +104,15 @@ def test_the_choice_is_the_likeliest_by_byte_and_the_end_does_not_count(base, sp
     assert [(row.where.rpartition("/")[2], row.message) for row in score.failed_rows] == [
         ("rows.jsonl:3", "its answer is none of its choices"),
     ]
+
+
+def test_a_blank_choice_fails_its_row_and_no_other(base, settings, tmp_path):
+    (score,) = scores_of(
+        base, split_of([*ROWS[:1], *BLANK], settings, base, tmp_path), settings, "choice_accuracy"
+    )
+    assert score.items[0] in (0.0, 1.0)
+    assert score.items[1:] == (None, None)
+    assert {row.message for row in score.failed_rows} == {"its answer or a choice is empty"}
 
 
 def test_without_a_row_to_ask_the_user_is_told(base, split, settings):
