@@ -2,7 +2,7 @@
 
 `pattern` is the suite's `exact_match_pattern`. With one, `token_f1` and `rouge_l` compare the first group of its last
 match in both texts, and an answer without a match gets 0. `contains` looks for that part of the reference anywhere in
-the answer.
+the answer, as whole words.
 
 A word is a run of letters, digits and underscores, in lower case. Punctuation is no word.
 """
@@ -16,6 +16,9 @@ from lorastudy.data.answers import what_counts
 TextMetric = Callable[..., float]
 
 _WORD = re.compile(r"\w+")
+
+#: A character of a word, in the scripts that put white space between words (not Thai, Lao, Burmese, Khmer, Chinese, Japanese).
+_OF_SPACED_WORD = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
 
 
 def token_f1(answer: str, reference: str, *, pattern: str | None = None) -> float:
@@ -49,12 +52,22 @@ def rouge_l(answer: str, reference: str, *, pattern: str | None = None) -> float
 
 
 def contains(answer: str, reference: str, *, pattern: str | None = None) -> float:
-    """1 if the reference occurs in the answer, else 0. Case and the width of white space do not count.
+    """1 if the reference occurs in the answer as whole words and numbers, else 0.
 
-    An empty reference occurs nowhere.
+    Directly before a reference that begins with a letter, digit or underscore there is none in the answer, and the same holds
+    after its end. A number does not go on over a point or a comma either: `4` occurs neither in `14` nor in `4.5`. Scripts
+    without white space between words have no such limits. Case and the width of white space do not count. An empty reference
+    occurs nowhere.
     """
     wanted = (what_counts(reference, pattern=pattern) or "").casefold()
-    return float(bool(wanted) and wanted in (what_counts(answer) or "").casefold())
+    if not wanted:
+        return 0.0
+    before = f"(?<!{_OF_SPACED_WORD})" if re.match(_OF_SPACED_WORD, wanted[0]) else ""
+    after = f"(?!{_OF_SPACED_WORD})" if re.match(_OF_SPACED_WORD, wanted[-1]) else ""
+    before += r"(?<!\d[.,])" if wanted[0].isdecimal() else ""
+    after += r"(?![.,]\d)" if wanted[-1].isdecimal() else ""
+    whole = before + re.escape(wanted) + after
+    return float(re.search(whole, (what_counts(answer) or "").casefold()) is not None)
 
 
 #: The metrics of this module by their names in a suite.

@@ -89,7 +89,11 @@ BUILT_IN: Mapping[str, MetricDefinition] = {
         MetricDefinition(name="token_f1", title="Token F1", unit="share", higher_is_better=True),
         MetricDefinition(name="rouge_l", title="ROUGE-L", unit="share", higher_is_better=True),
         MetricDefinition(
-            name="contains", title="Answer contains reference", unit="share", higher_is_better=True
+            name="contains",
+            title="Answer contains reference",
+            unit="share",
+            higher_is_better=True,
+            version=2,  # of whole words
         ),
         MetricDefinition(
             name="choice_accuracy",

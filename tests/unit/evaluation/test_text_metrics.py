@@ -55,6 +55,25 @@ def test_contains_takes_no_notice_of_case_and_white_space() -> None:
     assert contains("anything", "") == 0.0
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ("The answer is 14", "4", 0.0),
+        ("The answer is 4.", "4", 1.0),
+        ("The answer is 4.5", "4", 0.0),
+        ("It costs 1,400", "400", 0.0),
+        ("It costs $400, or so", "$400", 1.0),
+        ("cats and a cat", "cat", 1.0),
+        ("concatenate", "cat", 0.0),
+        ("C++, surely", "c++", 1.0),
+        ("答案是4。", "4", 1.0),  # no white space between words
+        ("我在北京工作", "北京", 1.0),
+    ],
+)
+def test_contains_finds_whole_words_and_numbers(answer: str, reference: str, expected: float) -> None:
+    assert contains(answer, reference) == expected
+
+
 def test_a_pattern_chooses_the_part_that_counts() -> None:
     reference, pattern = "6 * 7 = 42\n#### 42", "#### (.+)"
     assert token_f1("so #### 42", reference, pattern=pattern) == 1.0

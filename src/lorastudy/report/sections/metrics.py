@@ -14,7 +14,7 @@ from lorastudy.suite.metrics import MetricDefinition
 _ABOUT: Mapping[str, str] = {
     "token_f1": "precision and recall of words of the generated answer, their harmonic mean for each row (SQuAD's F1)",
     "rouge_l": "the longest common subsequence of words of the generated answer and its reference, as F1 for each row",
-    "contains": "whether the reference occurs in the generated answer, whatever its case",
+    "contains": "whether the reference occurs in the generated answer as whole words, whatever its case",
     "choice_accuracy": "whether the likeliest of a row's choices, by log-likelihood per byte, is its answer",
     "bits_per_byte": "negative log-likelihood of the answers in bits, divided by their UTF-8 bytes; comparable across tokenizers",
 }
