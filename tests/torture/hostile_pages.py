@@ -15,12 +15,13 @@ from markdown_it import MarkdownIt
 
 from lorastudy.analysis.overview import analyse
 from lorastudy.report.document import presentable
+from lorastudy.report.figures.data import study_figures
 from lorastudy.report.html import render_html
 from lorastudy.report.markdown import render_markdown
 from lorastudy.report.read import Studied, without_traces
 from lorastudy.report.write import Part, compose
 from lorastudy.stats.held_out_curves import held_out_curves
-from lorastudy.stats.study import split_studies
+from lorastudy.stats.study import Study, split_studies
 from lorastudy.store.views import ExperimentResult, ScoreValue, SuiteSummary
 from lorastudy.suite.safe_text import Privacy
 from lorastudy.suite.settings import Settings
@@ -55,18 +56,19 @@ def results(text: str, *, rank: int = 8) -> list[ExperimentResult]:
 
 
 def pages(text: str) -> tuple[str, str]:
-    """The report in Markdown and in HTML, without figures."""
+    """The report in Markdown and in HTML, with the figures of its scores."""
     found = [without_traces(result, _PRIVACY) for result in results(text)]
     suite = SuiteSummary(suite_name="study", description=text, created_at="", num_experiments=len(found))
-    parts = [
-        Part(
-            studied=Studied(analysis=analyse(study), suite=suite), figures=(), held_out=held_out_curves(study)
-        )
-        for study in (each.labelled() for each in split_studies(found))
-    ]
+    parts = [_part(study.labelled(), suite) for study in split_studies(found)]
     blocks = presentable(compose(parts, output=Path("RESULTS.md")), _PRIVACY)
     markdown = render_markdown(blocks, output=Path("RESULTS.md"), plots=Path("results/plots"))
     return markdown, render_html(blocks)
+
+
+def _part(study: Study, suite: SuiteSummary) -> Part:
+    analysis, held_out = analyse(study), held_out_curves(study)
+    figures = study_figures(analysis, {}, held_out=held_out)
+    return Part(studied=Studied(analysis=analysis, suite=suite), figures=figures, held_out=held_out)
 
 
 class _Elements(HTMLParser):

@@ -112,6 +112,12 @@ def _row(cells: Sequence[Cell]) -> str:
 
 
 def _figure(figure: Figure, link: str) -> str:
-    alt = re.sub(r"([\[\]])", r"\\\1", escape(figure.alt))
-    image = f"![{alt}]({link}/{quote(figure.name)}.png)"
+    image = f"![{_alt(figure.alt)}]({link}/{quote(figure.name)}.png)"
     return f"{image}\n\n*{escape(figure.title)}.* {escape(figure.caption)}"
+
+
+def _alt(text: str) -> str:
+    """The text between the brackets of an image: every bracket in it is escaped, and none twice."""
+    return re.sub(
+        r"\\.|[\[\]]", lambda match: f"\\{match[0]}" if len(match[0]) == 1 else match[0], escape(text)
+    )

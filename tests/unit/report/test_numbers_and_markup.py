@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from lorastudy.report import numbers
 from lorastudy.report.document import (
@@ -12,6 +13,7 @@ from lorastudy.report.document import (
     Cell,
     Code,
     CodeBlock,
+    Figure,
     Heading,
     Paragraph,
     Strong,
@@ -101,6 +103,15 @@ def test_a_table_row_stays_one_row():
     table = Table(columns=(TableColumn("Arm"), TableColumn("Loss")), rows=((Cell("x | y\nz"), Cell("1")),))
     *_, row = markdown(table).strip().splitlines()
     assert row == "| x \\| y z | 1 |"
+
+
+@pytest.mark.parametrize("alt", ["[0-3](q|v)", "[x]: y", "a[", "b]", "\\\\[x](y)"])
+def test_the_text_of_an_image_ends_at_its_own_bracket(alt):
+    figure = Figure(name="x", kind="bars", title="T", caption="C", alt=alt, arms=())
+    image, _ = markdown(figure).split("\n\n", 1)
+    (inline,) = (token for token in MarkdownIt("commonmark").parse(image) if token.type == "inline")
+    (shown,) = inline.children
+    assert (shown.type, "".join(part.content for part in shown.children)) == ("image", alt)
 
 
 def test_code_with_backticks_keeps_its_fence():
