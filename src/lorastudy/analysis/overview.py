@@ -20,7 +20,15 @@ from lorastudy.stats.outcomes import divergence_of, is_borne_out, judged_by_outc
 from lorastudy.stats.ranks import RankReturns, rank_ladder, rank_returns
 from lorastudy.stats.rate_choice import Choice, choices, compared_arms
 from lorastudy.stats.reference import is_reference_named, reference_arm
-from lorastudy.stats.study import Invalidation, SetLate, Study, StudyArm, differing_settings, stored_split
+from lorastudy.stats.study import (
+    Invalidation,
+    SetLate,
+    Study,
+    StudyArm,
+    differing_settings,
+    have_one_engine,
+    stored_split,
+)
 from lorastudy.stats.summary import (
     EXACT_MATCH,
     FORGETTING,
@@ -122,7 +130,8 @@ class Analysis:
     comparisons: Mapping[tuple[str, str], tuple[Comparison, ...]]
     """By metric key; empty if the metric was not measured."""
     frontier: tuple[str, ...]
-    """Names of the arms on the Pareto frontier of mean held-out loss and mean peak memory."""
+    """Names of the arms on the Pareto frontier of mean held-out loss and mean peak memory; of loss alone if their memory is not
+    comparable (`costs_are_comparable`)."""
     standings: tuple[Standing, ...]
     """Every compared arm on the frontier of quality, memory, time and forgetting, with its probability."""
     returns: RankReturns | None
@@ -169,6 +178,11 @@ class Analysis:
     def no_better_than_guessing(self) -> tuple[str, ...]:
         """Compared arms that are not shown to be ahead of every trivial predictor, in the order of the study."""
         return tuple(dict.fromkeys(one.arm for one in self.trivial if not one.is_beaten))
+
+    @property
+    def costs_are_comparable(self) -> bool:
+        """Whether one engine trained all reported arms, so that their memory and times may be compared."""
+        return have_one_engine(self.study.reported_arms)
 
     def divergence(self, name: str) -> Divergence | None:
         """On how many reporting seeds the arm diverged; None if on none."""
@@ -442,13 +456,14 @@ def _shared_seeds(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> 
 def _standings(study: Study, compared: Sequence[ArmSummary], *, primary: Metric) -> tuple[Standing, ...]:
     arms = [summary.arm for summary in compared]
     shared = _shared_seeds(study, arms, metric=primary)
+    is_comparable = have_one_engine(study.reported_arms)
     return standings(
         _costs_by_seed(study, arms, metric=primary),
-        memory_bytes={arm.name: _memory_by_seed(arm, shared) for arm in arms},
+        memory_bytes={arm.name: _memory_by_seed(arm, shared) for arm in arms if is_comparable},
         step_times={
             summary.arm.name: StepTime(seconds=step.median, error_seconds=noise.error_seconds)
             for summary in compared
-            if (step := summary.costs.step_seconds) and (noise := summary.costs.step_noise)
+            if is_comparable and (step := summary.costs.step_seconds) and (noise := summary.costs.step_noise)
         },
         forgetting=_costs_by_seed(study, arms, metric=FORGETTING)
         if _shared_seeds(study, arms, metric=FORGETTING) == shared
@@ -465,9 +480,10 @@ def _memory_by_seed(arm: StudyArm, seeds: Sequence[int]) -> list[float]:
 
 
 def _loss_and_memory(summaries: tuple[ArmSummary, ...]) -> dict[str, tuple[float, float]]:
-    points = {}
+    """Memory and loss of each arm; memory is 0 for all if two engines trained them, so that it decides nothing."""
+    points, is_comparable = {}, have_one_engine(summary.arm for summary in summaries)
     for summary in summaries:
         quality, memory = summary.score(LOSS), summary.costs.peak_memory_bytes
         if quality is not None and memory is not None:
-            points[summary.arm.name] = (memory.mean, quality.mean)
+            points[summary.arm.name] = (memory.mean if is_comparable else 0.0, quality.mean)
     return points

@@ -6,7 +6,8 @@ reference itself; or the reference, if it is better than every other arm. If no 
 the best, or the cheapest that is shown to be within the margin of the best (`stats.best`). An arm that is shown to be behind
 another one of these is left out. The best looking mean alone is no reason.
 
-The cheapest arm is the one with the least measured peak memory; along a ladder of ranks, the smallest rank.
+The cheapest arm is the one with the least measured peak memory; along a ladder of ranks, the smallest rank. If two engines
+trained the arms, their memory is not comparable, and the cheapest arm is the one with the fewest trainable parameters.
 
 **Not decided.** If none of this is shown, use the reference for now: it was named before the run. If arms are shown to be better
 than the reference, use the cheapest of those. An open verdict never counts in favour of an arm.
@@ -17,13 +18,13 @@ were tried (`untuned`): the decision names one, but nothing is called best.
 """
 
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from lorastudy.analysis.overview import Analysis, Criterion, analyse
 from lorastudy.stats.comparison import Comparison
-from lorastudy.stats.study import Study, StudyArm, differing_settings
+from lorastudy.stats.study import Study, StudyArm, differing_settings, have_one_engine
 from lorastudy.stats.summary import LOSS, LOSS_BEFORE, Spread, scores_by_seed
 from lorastudy.stats.twoway import ItemTable
 
@@ -258,18 +259,24 @@ def _meanwhile(shown: _Verdicts) -> ArmDecision:
 
 
 def _by_cost(analysis: Analysis, arms: Sequence[str]) -> tuple[list[str], Cost]:
-    """The cheapest first, and the cost compared: rank in a rank ablation, else measured peak memory, else parameters."""
+    """The cheapest first, and the cost compared: rank in a rank ablation, else measured peak memory, else parameters.
+
+    Memory counts only if one engine trained all of these arms. Without a known cost the order is that of the suite.
+    """
     if analysis.study.experiment_type == "rank_ablation" and _is_ladder(analysis.study, arms):
         return sorted(arms, key=lambda arm: int(analysis.study.arm(arm).settings["lora_rank"])), "rank"
     costs = [analysis.summary(name).costs for name in arms]
     memory = [one.peak_memory_bytes for one in costs]
     parameters = [one.trainable_parameters for one in costs]
-    by_cost: Mapping[Cost, Sequence[Spread | None]] = {"memory": memory, "parameters": parameters}
+    by_cost: dict[Cost, Sequence[Spread | None]] = {"parameters": parameters}
+    if have_one_engine(map(analysis.study.arm, arms)):
+        by_cost = {"memory": memory, **by_cost}
     for cost, spreads in by_cost.items():
         known = {name: spread.median for name, spread in zip(arms, spreads, strict=True) if spread}
         if len(known) == len(arms):
             return sorted(arms, key=known.__getitem__), cost
-    return list(arms), "order"
+    order = analysis.study.suite_order or [arm.name for arm in analysis.study.arms]
+    return sorted(arms, key=order.index), "order"
 
 
 def _is_ladder(study: Study, arms: Sequence[str]) -> bool:

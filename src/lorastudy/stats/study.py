@@ -247,6 +247,11 @@ def differing_settings(arms: Sequence[StudyArm]) -> tuple[str, ...]:
     return tuple(key for key in keys if len({canonical_json(arm.settings.get(key)) for arm in arms}) > 1)
 
 
+def have_one_engine(arms: Iterable[StudyArm]) -> bool:
+    """Whether one engine trained all completed runs of these arms. Otherwise their memory and times are not comparable."""
+    return len({run.engine for arm in arms for run in arm.completed}) <= 1
+
+
 def confounds(study: Study) -> tuple[str, ...]:
     """Keys in which the arms differ beyond what the experiment type studies; empty for a custom type.
 

@@ -9,8 +9,10 @@ import pytest
 from lorastudy.analysis.overview import Criterion, analyse
 from lorastudy.recommend.decision import decide
 from lorastudy.report import write
+from lorastudy.report.figures.data import frontier_figure
 from lorastudy.report.findings.headline import headline
 from lorastudy.report.read import read_report
+from lorastudy.report.sections.costs import frontier_blocks
 from lorastudy.report.write import write_report
 from lorastudy.stats.study import split_studies
 from tuned import at_worse_rates, tuned_study
@@ -24,14 +26,15 @@ OTHER_LINES = 3
 def analysis_of(make_result, add_profile):
     """From {rank: (mean loss, wobble of its noise)}, with a quarter of the parameters for a quarter of the rank."""
 
-    def analysis_of(table, *, seeds=6, tuned=True, kind="own", **criterion):
+    def analysis_of(table, *, seeds=6, tuned=True, kind="own", engines=None, memory=None, **criterion):
         results = [
             add_profile(
                 make_result(
                     f"arm_{rank}", seed, experiment_type=kind, settings={"lora_rank": rank},
                     scores={("eval", "loss"): mean + wobble * NOISE[seed]},
+                    engine=(engines or {}).get(rank, "packed"),
                 ),
-                parameters=1000 * rank, memory=rank * 2**20, step=0.1,
+                parameters=1000 * rank, memory=(memory or {}).get(rank, rank) * 2**20, step=0.1,
             )
             for rank, (mean, wobble) in table.items()
             for seed in range(seeds)
@@ -59,6 +62,38 @@ def test_an_arm_that_is_better_is_named(analysis_of):
     assert headline(analysis_of({4: (2.0, 1), 16: (1.0, 2)})).answer == "Use r=16: better than r=4."
     every = {4: (1.0, 1), 16: (2.0, 2), 64: (1.5, 3)}
     assert headline(analysis_of(every)).answer == "Use r=4: better than every other arm."
+
+
+#: The small rank is trained by PEFT and needs twice the memory of the large one, since PEFT keeps more activations.
+BY_TWO_ENGINES = {"engines": {4: "reference"}, "memory": {4: 32}}
+
+
+def test_memory_of_two_engines_chooses_no_arm_and_is_no_saving(analysis_of):
+    table = {16: (1.0, 2), 4: (1.001, 1.5)}
+    by_one = analysis_of(table, reference="arm_16", margin=0.1, memory={4: 32})
+    assert (decide(by_one).arm, decide(by_one).cheapest_by) == ("r=16", "memory")
+    by_two = analysis_of(table, reference="arm_16", margin=0.1, **BY_TWO_ENGINES)
+    assert (decide(by_two).arm, decide(by_two).cheapest_by) == ("r=4", "parameters")
+    told = headline(by_two)
+    assert told.answer.endswith("with a quarter of its parameters.")
+    assert told.cost.endswith("Another engine trained r=16, so its memory and time are not comparable.")
+    assert "r=16 needs" not in told.cost
+
+
+def test_memory_of_two_engines_puts_no_arm_on_the_frontier(analysis_of):
+    # By memory the worse arm is on the frontier too.
+    table = {4: (2.0, 1), 16: (1.0, 2)}
+    by_one, by_two = analysis_of(table), analysis_of(table, engines={4: "reference"})
+    assert by_one.frontier == ("r=4", "r=16")
+    assert by_two.frontier == ("r=16",)
+    assert [one.arm for one in by_one.standings if one.on_frontier] == ["r=4", "r=16"]
+    assert [one.arm for one in by_two.standings if one.on_frontier] == ["r=16"]
+    assert {one.memory_bytes for one in by_two.standings} == {None}
+    assert frontier_figure(by_one) is not None
+    assert frontier_figure(by_two) is None
+    why = "Peak memory and step time are left out: different engines trained the arms"
+    assert why in str(frontier_blocks(by_two, figures=(), level=2))
+    assert why not in str(frontier_blocks(by_one, figures=(), level=2))
 
 
 def test_what_is_open_says_what_would_decide(analysis_of):

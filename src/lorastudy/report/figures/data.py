@@ -109,7 +109,9 @@ def _with_unit(metric: Metric) -> str:
 
 
 def frontier_figure(analysis: Analysis) -> Figure | None:
-    """Held-out loss against peak memory, with the arms that none beats on both."""
+    """Held-out loss against peak memory, with the arms that none beats on both; None if memory is not comparable."""
+    if not analysis.costs_are_comparable:
+        return None
     unit, scale = _memory_unit(analysis.completed)
     points = tuple(
         FrontierPoint(

@@ -14,6 +14,7 @@ from lorastudy.report.findings.wording import difference_in_words, least_needed
 from lorastudy.report.numbers import duration, names, percent, size
 from lorastudy.stats.comparison import Comparison, MoreSeeds
 from lorastudy.stats.rate_choice import tried_rates
+from lorastudy.stats.study import have_one_engine
 from lorastudy.stats.summary import ArmSummary, Spread
 from lorastudy.suite.question import MIN_SEEDS
 
@@ -192,6 +193,8 @@ def _cost(analysis: Analysis, decision: ArmDecision) -> str:
     reference = _reference(analysis)
     if not own or reference == decision.arm:
         return f"{decision.arm} needs {own}." if own else ""
+    if not _is_beside_reference(analysis, decision):
+        return f"{decision.arm} needs {own}. Another engine trained {reference}, so its memory and time are not comparable."
     other = _needs(analysis.summary(reference))
     return f"{decision.arm} needs {own}." + (f" {reference} needs {other}." if other else "")
 
@@ -246,12 +249,18 @@ def _saving(analysis: Analysis, decision: ArmDecision) -> str:
     what = _COSTS.get(decision.cheapest_by) if decision.cheapest_by is not None else None
     if what is None:
         return ""
+    what = what if _is_beside_reference(analysis, decision) else "parameters"
     own, other = (_spread(analysis, arm, what=what) for arm in (str(decision.arm), _reference(analysis)))
     if own is None or other is None or own.median >= other.median:
         return ""
     share = own.median / other.median
     word = next((word for known, word in _SHARES.items() if abs(share - known) < _NEAR * known), None)
     return f", with {word or percent(share, decimals=0)} of its {what}"
+
+
+def _is_beside_reference(analysis: Analysis, decision: ArmDecision) -> bool:
+    """Whether one engine trained the arm and the reference, so that their memory and times are comparable."""
+    return have_one_engine(map(analysis.study.arm, (str(decision.arm), _reference(analysis))))
 
 
 def _spread(analysis: Analysis, arm: str, *, what: str) -> Spread | None:

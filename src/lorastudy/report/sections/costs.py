@@ -51,7 +51,7 @@ def frontier_blocks(analysis: Analysis, *, figures: tuple[Figure, ...], level: i
         return list(figures)
     return [
         Heading(level=level, text="Efficiency frontier"),
-        Paragraph((f"{_explained(analysis.standings)}{_untuned(analysis)}",)),
+        Paragraph((f"{_explained(analysis.standings)}{_two_engines(analysis)}{_untuned(analysis)}",)),
         _frontier_table(analysis),
         *figures,
         Heading(level=level, text="Which arms may be the best"),
@@ -79,6 +79,16 @@ def _explained(standings: tuple[Standing, ...]) -> str:
     return (
         f"An arm is on the frontier when no other arm is at least as good on every count and better on one{floor}. Counted: "
         f"{', '.join(counts)}. {chance}"
+    )
+
+
+def _two_engines(analysis: Analysis) -> str:
+    """Why memory and time are not counted, if two engines trained the arms."""
+    if analysis.costs_are_comparable:
+        return ""
+    return (
+        " Peak memory and step time are left out: different engines trained the arms, so a difference in them is also one between "
+        "the engines."
     )
 
 
