@@ -376,7 +376,7 @@ def _linted(
         reference=criterion.reference,
         trivial=trivial,
     )
-    return lint(case)
+    return lint(replace(case, added_metrics=criterion.added_metrics))
 
 
 def _loser_and_winner(comparison: Comparison) -> tuple[str, str]:

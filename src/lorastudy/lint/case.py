@@ -76,6 +76,8 @@ class Case:
     """The compared arms against guessing, on the metric; known after a run only."""
     named_reference: str | None = None
     """The reference that the suite states. Without one, or if no run of it completed, the design names it."""
+    added_metrics: tuple[Metric, ...] = ()
+    """The metrics that the suite adds to those of every run."""
 
     @property
     def arms(self) -> tuple[StudyArm, ...]:

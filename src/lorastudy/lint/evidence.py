@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 from lorastudy.lint.case import Breach, Case, Rule, Severity, names, reporting_rows, sample_in_words, seeds_of
 from lorastudy.protocol.records import DataSummary, RowsRead
-from lorastudy.stats.study import StudyArm, reporting_split, same_environment
+from lorastudy.stats.study import StudyArm, reporting_split, same_environment, stored_split
 from lorastudy.stats.summary import EXACT_MATCH, METRICS, metric_versions
 from lorastudy.suite.question import MIN_SEEDS
 
@@ -291,14 +291,15 @@ def _chosen_by_few_rows(case: Case) -> Iterator[Breach]:
 
 
 def _metric_versions(case: Case) -> Iterator[Breach]:
-    for metric in METRICS:
+    for metric in (*METRICS, *case.added_metrics):
         versions = sorted(metric_versions(case.study, metric))
         if len(versions) > 1:
             old = [
                 arm
                 for arm in case.arms
                 if any(
-                    (score := result.scores.get(metric.key)) and score.version < versions[-1]
+                    (score := result.scores.get((stored_split(metric.split, case.study), metric.name)))
+                    and score.version < versions[-1]
                     for result in arm.completed
                 )
             ]

@@ -14,6 +14,9 @@ from lorastudy.lint.lint import RULES, invalidates, invalidations, lint, untuned
 from lorastudy.protocol.records import ArmProfile, DataSummary, RowsRead
 from lorastudy.stats import verdicts
 from lorastudy.stats.study import Invalidation, split_studies
+from lorastudy.stats.summary import metric_of
+from lorastudy.store.views import ScoreValue
+from lorastudy.suite.metrics import BUILT_IN
 from lorastudy.suite.question import MIN_SEEDS
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import expand
@@ -525,3 +528,15 @@ def test_facts_are_what_the_runs_recorded(make_result):
         num_leaked_rows=3,
         rows=(RowsRead(summary=train), RowsRead(summary=test)),
     )
+
+
+def test_versions_of_an_added_metric_that_differ_between_arms_are_named(make_result):
+    def scored(arm: str, version: int):
+        score = ScoreValue(value=0.5, unit="share", version=version, num_items=9)
+        return make_result(arm, 0, scores={("eval", "contains"): score})
+
+    (study,) = split_studies([scored("old", 1), scored("new", 2)])
+    case = replace(measured_case(study), added_metrics=(metric_of(BUILT_IN["contains"]),))
+    (finding,) = [one for one in lint(case) if one.code == "LS504"]
+    assert finding.arms == ("old",)
+    assert "version 1 of its definition beside 2" in finding.found
