@@ -278,6 +278,8 @@ def _runner_up(answer: _StudyAnswer) -> RunnerUp | None:
     name = min(names, key=lambda arm: costs[arm] or 0.0)
     comparison = analysis.comparison(answer.arm.name if name == reference.name else name)
     assert comparison is not None
+    if comparison.mean is None:
+        return None
     standing = f"{comparison.arm} minus {comparison.reference}: {comparison.mean:+.4g} {comparison.metric.unit}".rstrip()
     if comparison.interval is not None:
         low, high = comparison.interval

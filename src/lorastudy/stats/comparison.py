@@ -37,6 +37,7 @@ from lorastudy.stats.twoway import (
     ItemTable,
     TwoWay,
     combined_items,
+    has_gaps,
     paired_items,
     seeds_only,
     two_way,
@@ -56,6 +57,9 @@ from lorastudy.stats.verdicts import (
     word,
 )
 from lorastudy.suite.question import MIN_SEEDS
+
+#: Why arms are not compared on a metric that failed for so many rows that fewer than two have a value in every run of both.
+TOO_FEW_ROWS = "too few rows that both arms have"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +177,7 @@ class Comparison:
 
     @property
     def n(self) -> int:
-        """Number of seeds that both arms completed."""
+        """Number of seeds that both arms completed; 0 if they have too few rows in common."""
         return len(self.differences)
 
     @property
@@ -279,7 +283,15 @@ def _measure(
         split = stored_split(scored.split, study)
         return [items.get((runs[side][seed].experiment_id, split, scored.name)) for seed in seeds]
 
-    pairs = paired_items(items_of(0, metric), items_of(1, metric)) if seeds else None
+    sides = [items_of(0, metric), items_of(1, metric)]
+    pairs = paired_items(*sides) if seeds else None
+    if pairs is None and has_gaps(
+        sides
+    ):  # the two means are over different rows, so their difference says nothing
+        return Comparison(
+            arm=arm.name, reference=reference.name, metric=metric, differences={}, seeds_apart=apart,
+            margin=rules.margin, reason=TOO_FEW_ROWS,
+        )  # fmt: skip
     values = [ours[seed] - theirs[seed] for seed in seeds]
     if pairs is not None and pairs.has_gaps:
         values = pairs.by_seed  # the two means are over different rows
@@ -453,6 +465,8 @@ def _with_what_would_decide(
         )
         return replace(comparison, more=lacks)
 
+    if comparison.reason == TOO_FEW_ROWS:  # further seeds do not help
+        return comparison
     if comparison.estimate is None:
         fewest = MIN_SEEDS if comparison.margin is None else MIN_SEEDS_ONE_SIDED
         return more(fewest - comparison.n, at_least=True) if comparison.n < 2 else comparison

@@ -257,7 +257,7 @@ def combined_items(
     """The sum over the sides of factor x score, by seed and item; every side lists the same seeds in the same order.
 
     Items that a run has no value for are left out. None if a run has no items, if `common_weights` finds none, or if fewer
-    than two items remain.
+    than two items remain; `has_gaps` tells the last case from the others.
     """
     scores = [score for side in sides for score in side]
     known = [score for score in scores if score is not None]
@@ -277,6 +277,11 @@ def combined_items(
     return PairedItems(
         differences=differences[..., whole], weights=weights[whole], groups=groups, has_gaps=True
     )
+
+
+def has_gaps(sides: Sequence[Sequence[ItemScores | None]]) -> bool:
+    """Whether some run has no value for some item, so that the means of two runs may be over different items."""
+    return any(None in score.values for side in sides for score in side if score is not None)
 
 
 def common_weights(scores: Sequence[ItemScores]) -> Floats | None:

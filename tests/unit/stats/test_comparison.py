@@ -340,3 +340,35 @@ def test_items_are_combined_as_seeds_are():
         assert float(getattr(found.estimate, part)) == pytest.approx(float(getattr(expected, part)))
     assert found.estimate.num_items == 30
     assert np.mean(found.by_seed) == pytest.approx(float(expected.mean))
+
+
+@pytest.mark.parametrize("num_common", [0, 1])
+@pytest.mark.parametrize("num_seeds", [1, 6])
+def test_means_over_different_rows_are_no_difference(make_result, num_common, num_seeds):
+    """Each arm is scored on its own half of the rows, and the halves differ by a whole nat on every seed."""
+    halves = {"ref": range(10, 20), "a": range(10 + num_common)}
+    rows = {
+        (arm, seed): [(row >= 10) + seed / 100 + row / 1000 if row in half else None for row in range(20)]
+        for arm, half in halves.items()
+        for seed in range(num_seeds)
+    }
+
+    def score(values):
+        known = [value for value in values if value is not None]
+        return ScoreValue(value=sum(known) / len(known), unit="nats", version=1, num_items=len(known))
+
+    results = [make_result(*key, scores={LOSS.key: score(values)}) for key, values in rows.items()]
+    (study,) = split_studies(results)
+    items = {
+        (result.experiment_id, "eval", "loss"): ItemScores(values=tuple(rows[result.arm, result.seed]))
+        for result in results
+    }
+    comparison = compare(study, items=items)
+    assert (comparison.verdict, comparison.reason) == ("cannot tell", "too few rows that both arms have")
+    assert (comparison.mean, comparison.estimate, comparison.more) == (None, None, None)
+
+
+def test_without_items_the_seeds_alone_are_tested(make_study):
+    losses = {"ref": [1, 2, 3, 4, 5, 6], "a": [1.010, 2.011, 3.012, 4.010, 5.009, 6.011]}
+    comparison = compare(make_study(losses), items={})
+    assert (comparison.verdict, comparison.covers_new_items) == ("better", False)
