@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
 from peft.tuners.lora import dora as dora_layers
+from peft.utils.other import transpose
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel
 
 from lorastudy.engine.adapters import (
     CONFIG_FILE,
+    PARTS,
     PREFIX,
     WEIGHTS_FILE,
     check_fits,
@@ -31,6 +33,7 @@ from lorastudy.engine.adapters import (
     differences,
     expected_keys,
     is_transposed,
+    key_stems,
     read_adapter,
     targets_in_config,
     whole,
@@ -208,10 +211,15 @@ def save_with_peft(
     return (folder / WEIGHTS_FILE).stat().st_size
 
 
-def load_with_peft(model: PeftModel, arm: TrainingArm, *, base: BaseModel, folder: Path) -> None:
-    """Give a model's only adapter the weights that `save_with_peft` wrote.
+def load_with_peft(
+    model: PeftModel, arm: TrainingArm, *, base: BaseModel, folder: Path, whole_weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Give a model's only adapter the weights that `save_with_peft` wrote; return its initial weights, in PEFT's keys.
 
-    If PEFT subtracted the initial adapter, it wrote [A | A0] and [B | -B0], so the trained A and B are the first half.
+    If PEFT subtracted the initial adapter, it wrote [A | A0] and [B | -B0], so the trained A and B are the first half. They fit
+    the base without scale * B0 A0. That base is made here from the second half and `whole_weights`, the unchanged weights
+    by layer: the adapter that this process drew at first may be another, since a randomised SVD depends on the random stream
+    and the device. For other methods nothing is subtracted, and nothing is returned.
 
     Raises:
         ModelError: not an adapter folder, or another adapter than the arm's.
@@ -221,12 +229,26 @@ def load_with_peft(model: PeftModel, arm: TrainingArm, *, base: BaseModel, folde
     wrong = differences({key: tuple(tensor.shape) for key, tensor in tensors.items()}, expected)
     if wrong:
         raise ModelError(f"{folder}: not the adapter of {arm.experiment_id}: {'; '.join(wrong[:4])}")
+    initial: dict[str, Tensor] = {}
     if arm.method.changes_base:
-        tensors = {
-            key: tensor[: len(tensor) // 2] if ".lora_A." in key else tensor[:, : tensor.shape[1] // 2]
-            for key, tensor in tensors.items()
-        }
+        halves = {key: tensor.chunk(2, dim=0 if ".lora_A." in key else 1) for key, tensor in tensors.items()}
+        tensors = {key: trained for key, (trained, _) in halves.items()}
+        initial = {key: first if ".lora_A." in key else -first for key, (_, first) in halves.items()}
+        stems = key_stems(tuple(whole_weights), layers=base.targets_by_name)
+        for name, weight in whole_weights.items():
+            first_A, first_B = (initial[f"{stems[name]}.{part}.weight"] for part in PARTS)
+            _take_out(_submodule(model, name), weight, first_A=first_A, first_B=first_B)
     set_peft_model_state_dict(model, tensors, adapter_name=ONLY_ADAPTER)
+    return initial
+
+
+@torch.no_grad()
+def _take_out(layer: Any, weight: Tensor, *, first_A: Tensor, first_B: Tensor) -> None:
+    """Give a layer its weight without its initial adapter, by PEFT's own arithmetic, so that the bits are those of training."""
+    first_A, first_B = (first.to(weight.device).contiguous() for first in (first_A, first_B))
+    rest = transpose(weight.to(torch.float32), layer.fan_in_fan_out)
+    rest = rest - layer.scaling[ONLY_ADAPTER] * first_B @ first_A
+    layer.get_base_layer().weight.data = transpose(rest.to(weight.dtype), layer.fan_in_fan_out)
 
 
 def load_adapter(base: BaseModel, folder: Path) -> PeftModel:

@@ -319,7 +319,9 @@ class ReferenceEngine:
     def load_adapter(self, arm: TrainingArm, folder: Path) -> None:
         """Give the arm the weights of a saved adapter."""
         if not self._is_plain:
-            load_with_peft(self._model, arm, base=self._base, folder=folder)
+            self._initial = load_with_peft(
+                self._model, arm, base=self._base, folder=folder, whole_weights=self._own_weights
+            )
             return
         adapter_name = next(name for name, other in self._names.items() if other is arm)
         saved = saved_weights(arm, base=self._base, folder=folder)
