@@ -64,6 +64,41 @@ def test_an_arm_that_is_better_is_named(analysis_of):
     assert headline(analysis_of(every)).answer == "Use r=4: better than every other arm."
 
 
+def test_how_sure_shows_the_arm_against_the_best_one(analysis_of):
+    # The first arm is neither the one that is taken nor the best: r=4 needs the least memory, r=64 has the lowest loss.
+    analysis = analysis_of({16: (1.02, 2), 4: (1.05, 1.5), 64: (1.0, 1)}, margin=0.2)
+    assert (decide(analysis).reason, decide(analysis).arm) == ("as good as the best", "r=4")
+    told = headline(analysis)
+    assert (
+        told.answer
+        == "Use r=4: within the margin of 0.2 nats per token of the best arm, and the cheapest that is."
+    )
+    assert told.how_sure.startswith("r=4 minus r=64 is +0.05")
+
+
+def test_an_arm_without_a_known_cost_is_not_called_the_cheapest(analysis_of):
+    within = analysis_of({16: (1.02, 2), 4: (1.05, 1.5), 64: (1.0, 1)}, margin=0.2)
+    ahead = analysis_of({64: (3.0, 1), 16: (1.0, 2), 4: (1.001, 1.5)}, reference="arm_64")
+    equal = analysis_of({16: (1.02, 2), 4: (1.05, 1.5)}, margin=0.2, reference="arm_16")
+    for analysis in (within, ahead, equal):
+        unknown = without_costs(analysis)
+        assert (decide(unknown).arm, decide(unknown).cheapest_by) == ("r=16", "order")
+        assert "first in the suite" in headline(unknown).answer
+        assert "cheap" not in headline(unknown).answer
+        assert (
+            "cheapest" in headline(analysis).answer or decide(analysis).reason == "as good as the reference"
+        )
+
+
+def without_costs(analysis):
+    """The same study, of which nobody measured memory or counted parameters."""
+    arms = [
+        replace(arm, results=tuple(replace(run, profile=None) for run in arm.results))
+        for arm in analysis.study.arms
+    ]
+    return analyse(replace(analysis.study, arms=tuple(arms)), criterion=analysis.criterion)
+
+
 #: The small rank is trained by PEFT and needs twice the memory of the large one, since PEFT keeps more activations.
 BY_TWO_ENGINES = {"engines": {4: "reference"}, "memory": {4: 32}}
 

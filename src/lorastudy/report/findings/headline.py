@@ -86,12 +86,14 @@ def _better_than_reference(analysis: Analysis, decision: ArmDecision) -> str:
     if decision.left_out:
         return f"{text}, and not behind any other arm that is"
     if decision.peers:
-        return f"{text}, and the cheapest of the {1 + len(decision.peers)} arms that are"
+        return f"{text}, and {_chosen(decision)} of the {1 + len(decision.peers)} arms that are"
     return text
 
 
 def _as_good_as_reference(analysis: Analysis, decision: ArmDecision) -> str:
     reference = _reference(analysis)
+    if decision.arm == reference and decision.cheapest_by == "order":
+        return f"the first in the suite of the arms that are as good within {_margin(analysis)}"
     if decision.arm == reference:
         return f"no arm that is as good within {_margin(analysis)} is cheaper"
     return f"as good as {reference} within {_margin(analysis)}{_saving(analysis, decision)}"
@@ -110,7 +112,12 @@ def _better_than_all(analysis: Analysis, decision: ArmDecision) -> str:
 
 def _within_the_best(analysis: Analysis, decision: ArmDecision) -> str:
     text = f"within {_margin(analysis)} of the best arm"
-    return f"{text}, and the cheapest that is" if decision.peers else text
+    return f"{text}, and {_chosen(decision)} that is" if decision.peers else text
+
+
+def _chosen(decision: ArmDecision) -> str:
+    """Which of several arms was taken. Without a known cost it is the first one, and not the cheapest."""
+    return "the first in the suite" if decision.cheapest_by == "order" else "the cheapest"
 
 
 _SHOWN: Mapping[Reason, Callable[[Analysis, ArmDecision], str]] = {
@@ -176,6 +183,8 @@ def _deciding_pair(analysis: Analysis, decision: ArmDecision) -> Comparison | No
     if decision.status != "decided":
         lacking = least_needed(pairs)
         return lacking or pairs[0]
+    if decision.reason == "as good as the best":
+        return _against_the_best(analysis, str(decision.arm))
     if decision.reason == "best":
         pairs = [one for one in against(analysis, str(decision.arm)) if one.mean is not None]
     elif any(one.arm == decision.arm for one in pairs):
@@ -183,6 +192,16 @@ def _deciding_pair(analysis: Analysis, decision: ArmDecision) -> Comparison | No
     elif decision.reason == "as good as the reference":
         pairs = [one for one in pairs if one.arm in decision.peers] or pairs
     return min(pairs, key=lambda one: abs(one.mean or 0.0))
+
+
+def _against_the_best(analysis: Analysis, arm: str) -> Comparison | None:
+    """The arm minus the arm with the best mean among the others."""
+    others = [one for one in against(analysis, arm) if one.mean is not None]
+    if not others:
+        return None
+    best = min(others, key=lambda one: one.cost or 0.0)
+    pairs = analysis.pairs([analysis.study.arm(arm)], reference=analysis.study.arm(best.arm))
+    return next(iter(pairs), None)
 
 
 def _cost(analysis: Analysis, decision: ArmDecision) -> str:
