@@ -28,9 +28,10 @@ def _little(case: Case, arm: StudyArm) -> str:
     if not gains or base is None:
         return ""
     gain = statistics.fmean(gains)
-    text = f"{arm.name} lowered the base model's held-out loss of {base:.3g} by {gain:.2g} nats per token"
+    did = "lowered" if gain >= 0 else "raised"
+    text = f"{arm.name} {did} the base model's held-out loss of {base:.3g} by {abs(gain):.2g} nats per token"
     if gain < LITTLE_SHARE * base:
-        return f"{text}, {100 * gain / base:.1f} % of it"
+        return f"{text}, {100 * abs(gain) / base:.1f} % of it"
     if len(gains) > 1:
         from scipy import special  # not at the top: a dry run has no gains and does not need scipy
 

@@ -20,6 +20,7 @@ from lorastudy.report.sections.front import (
 from lorastudy.report.sections.results import comparison_blocks
 from lorastudy.stats.study import set_late, split_studies
 from lorastudy.store.views import StatedQuestion
+from lorastudy.suite.metrics import BUILT_IN
 from lorastudy.suite.question import Margin, Question
 from tuned import tuned_study
 
@@ -256,6 +257,25 @@ def test_a_reference_that_was_changed_late_is_a_limit_too(study_of):
     )
 
 
+def test_metrics_that_were_added_to_a_finished_suite_are_told(study_of):
+    study = study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1)})
+    added = replace(BEFOREHAND.question, metrics=(BUILT_IN["token_f1"],))
+    _, page = changed_late(study, added)
+    (line,) = [line for line in page if "also measured: nothing became also measured: " in line]
+    assert "token_f1" in line or "token F1" in line.lower()
+    _, page = changed_late(
+        study, BEFOREHAND.question, at_first=replace(BEFOREHAND, question=added)
+    )  # and taken out again
+    assert any("became also measured: nothing" in line for line in page)
+
+
+def test_an_arm_that_raised_the_loss_is_not_said_to_have_lowered_it(make_result):
+    scores = {("eval", "loss"): 2.2, ("eval_before", "loss"): 2.0}
+    results = [make_result(arm, seed, scores=scores) for arm in ("a", "b") for seed in range(6)]
+    (line,) = dict.fromkeys(line for line in lines(analyse(tuned_study(results))) if "LS305" in line)
+    assert "raised the base model's held-out loss of 2 by 0.2 nats per token, 10.0 % of it" in line
+
+
 def test_what_was_changed_before_any_result_or_back_again_limits_nothing(study_of):
     study = study_of({"a": (1.0, 1, 9), "b": (2.0, 2, 1)})
     wider = replace(BEFOREHAND.question, margin=Margin(amount=0.6))
@@ -414,11 +434,11 @@ def test_a_metric_that_contradicts_the_primary_one_is_on_the_page(make_result):
     ]  # fmt: skip
     page = lines(analyse(tuned_study(results)))
     (told,) = {
-        line for line in page if line.startswith("Exact match says otherwise: a 0.9, b 0.3 (a minus b: +0.6")
+        line for line in page if line.startswith("Exact match puts a ahead: 0.9, b 0.3 (a minus b: +0.6")
     }
     assert told.endswith("Held-out loss decides, as stated.")
     by_match = lines(analyse(tuned_study(results), criterion=Criterion(primary_metric="exact_match")))
-    assert any(line.startswith("Held-out loss says otherwise: b 1, a 1.2") for line in by_match)
+    assert any(line.startswith("Held-out loss puts b ahead: 1, a 1.2") for line in by_match)
 
 
 def test_training_that_did_harm_is_called_so_and_never_recommended(make_result):

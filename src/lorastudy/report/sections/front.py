@@ -241,7 +241,7 @@ def _contradictions(analysis: Analysis) -> Iterator[Text]:
             scores = [analysis.summary(arm).score(metric) for arm in (farthest.arm, named)]
             ours, theirs = (f"{score.mean:.3g}" if score else "unknown" for score in scores)
             text = (
-                f"{metric.title} says otherwise: {farthest.arm} {ours}, {named} {theirs} ({farthest.arm} minus {named}: "
+                f"{metric.title} puts {farthest.arm} ahead: {ours}, {named} {theirs} ({farthest.arm} minus {named}: "
                 f"{measured_difference(farthest)}). {primary.title} decides, as stated."
             )
             yield (text,)
@@ -423,7 +423,7 @@ def _primary_in_words(question: Question) -> str:
 _PARTS: dict[str, Callable[[Question], str]] = {
     "primary_metric": lambda question: f"{_primary_in_words(question)} decides",
     "metrics": lambda question: (
-        f"also measured: {listing(map(metric_in_words, question.metrics)) or 'nothing'}"
+        f"also measured: {listing(map(metric_in_words, question.metrics)) if question.metrics else 'nothing'}"
     ),
     "margin": lambda question: f"margin {question.margin or 'none'}",
     "reference": lambda question: f"reference {question.reference or 'as the design names it'}",
