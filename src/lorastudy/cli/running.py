@@ -12,7 +12,7 @@ from typing import Any, Self
 import typer
 
 from lorastudy.cli.console import reading_shown
-from lorastudy.cli.terminal import failure_shown, say
+from lorastudy.cli.terminal import error_shown, failure_shown, say
 from lorastudy.executors import Executor, local_executor
 from lorastudy.places import DATABASE, OUTPUT_DIR, RUNS_DIR
 from lorastudy.planning.design import Designer, existing_store, is_new, missing_of
@@ -227,7 +227,7 @@ def _print_outcome(
 
 
 def _print_scored(outcome: StudyOutcome, names: Mapping[str, str]) -> None:
-    """Print how many stored adapters were scored, and which could not be."""
+    """Print how many stored adapters were scored, which could not be, and which earlier scores could not be read."""
     if outcome.scored:
         say(f"scored {plural(len(outcome.scored), 'stored adapter')}")
     if outcome.left_to_score:
@@ -243,6 +243,11 @@ def _print_scored(outcome: StudyOutcome, names: Mapping[str, str]) -> None:
         say(
             f"note: {gone}: the adapter is gone from its run folder and from the output folder, so a metric of the suite "
             "cannot be measured. Restore one of the two folders, or remove the metric",
+            file=sys.stderr,
+        )
+    for problem in outcome.damaged_scores:
+        say(
+            f"note: {error_shown(problem)}\n  what it lacks is scored anew; restore the file from a backup, or delete the folder",
             file=sys.stderr,
         )
 

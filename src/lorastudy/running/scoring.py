@@ -1,13 +1,12 @@
 """Scoring stored adapters: which packs of them a study still has to score, and from which folders."""
 
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from lorastudy.errors import StoreError
 from lorastudy.planning.missing_scores import MissingScores
 from lorastudy.planning.packing import PlannedPack
-from lorastudy.protocol.records import PACK_NAME
+from lorastudy.protocol.records import PACK_NAME, Pack
 from lorastudy.protocol.scoring import Scoring, StoredAdapter
 from lorastudy.running.adapters import published
 from lorastudy.store import ExperimentTracker, rebuilding
@@ -54,8 +53,27 @@ def _adapter(
     return None if output is None else published(experiment, suite_name=suite_name, output=output)
 
 
-def take_scores_left(tracker: ExperimentTracker, *, runs: Path) -> None:
-    """Store the scores that workers wrote before their runner was killed. Scores after a damaged line are lost."""
-    for folder in sorted(path.parent for path in runs.glob(f"score-*/attempt-*/{PACK_NAME}")):
-        with suppress(StoreError, ValueError, KeyError, TypeError, AssertionError):
-            rebuilding.replay(tracker, folder)
+def take_scores_left(tracker: ExperimentTracker, *, runs: Path) -> list[str]:
+    """Store the scores that workers wrote before their runner was killed; return what is damaged.
+
+    Scores after a damaged line are not stored. They are measured again if a suite asks for them.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    damaged = []
+    for file in sorted(runs.glob(f"score-*/attempt-*/{PACK_NAME}")):
+        try:
+            Pack.read(file.parent)
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            damaged.append(f"{file}: damaged: {error}")
+            continue
+        try:
+            rebuilding.replay(tracker, file.parent)
+        except StoreError as error:
+            if not isinstance(
+                error.__cause__, ValueError
+            ):  # the store's own error, not one of reading the records
+                raise
+            damaged.append(str(error))
+    return damaged

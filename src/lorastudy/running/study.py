@@ -50,6 +50,8 @@ class StudyOutcome:
     """Experiments whose stored adapters still lack a metric of the suite, since this call was stopped."""
     adapters_gone: tuple[str, ...] = ()
     """Experiments that lack a metric of the suite and whose adapter no longer exists, so they cannot be scored."""
+    damaged_scores: tuple[str, ...] = ()
+    """Files of an earlier scoring that could not be read to their end, each with its reason. What they lack is scored anew."""
     replaced: tuple[tuple[Path, str], ...] = ()
     """Where an adapter lay that no suite asks for any more, and whose: the suite's own has that place now."""
 
@@ -115,8 +117,7 @@ def run_study(
     )
     ended: dict[str, Outcome] = {}
     scored: dict[str, Outcome] = {}
-    if plan.suite.metrics:
-        take_scores_left(tracker, runs=options.runs)
+    damaged = take_scores_left(tracker, runs=options.runs) if plan.suite.metrics else []
     registered: Design | None = None
     while True:
         results = read_results(plan, tracker=tracker, ended=ended, scored=scored, output=options.output)
@@ -137,7 +138,7 @@ def run_study(
             callbacks.on_phase(phase)
             ends = scored if phase.is_scoring else ended
             ends |= runner.run(phase)
-    return _outcome(results, publisher=publisher)
+    return replace(_outcome(results, publisher=publisher), damaged_scores=tuple(damaged))
 
 
 def _must_end(results: Results) -> bool:
