@@ -174,7 +174,7 @@ def _config(grid: RateGrid, *, off_by: float) -> dict[str, Any]:
 def _merit(curves: Curves, experiment: Experiment, *, seed: int) -> Merit:
     arm = curves.grid.ranks.index(experiment.settings.lora_rank)
     loss = curves.loss(arm, seed, experiment.settings.learning_rate)
-    return DIVERGED if math.isinf(loss) else (loss, loss)
+    return DIVERGED if math.isinf(loss) else Merit(0, loss, loss)
 
 
 def searched_before(curves: Curves, *, seeds: tuple[int, int], off_by: float) -> list[Found]:

@@ -189,7 +189,7 @@ def merits_of(
         for experiment_id, result in results.items()
         if has_ended(result)
         and is_current(result.environment)
-        and (result.status != "completed" or (CHOOSING_SPLIT, metric.name) in result.scores)
+        and (result.status != "completed" or _is_measured(result, metric))
     }
 
 
@@ -199,10 +199,26 @@ def has_ended(result: ExperimentResult) -> bool:
 
 
 def merit(result: ExperimentResult, metric: Metric) -> Merit | None:
-    """The merit on the held-out rows, never on the test rows; None if the run failed without diverging."""
+    """The merit on the held-out rows, never on the test rows; None if the run failed without diverging.
+
+    A run for which the metric gave no value at all is as bad as one that diverged.
+    """
     if result.failure_kind == "diverged":
         return DIVERGED
     if result.status != "completed":
         return None
-    value, loss = (result.scores[CHOOSING_SPLIT, name].value for name in (metric.name, "loss"))
-    return (metric.cost_sign * value, loss)
+    key = (CHOOSING_SPLIT, metric.name)
+    score, failed = result.scores.get(key), result.failed_rows.get(key)
+    if score is None:
+        return DIVERGED
+    return Merit(
+        num_failed=0 if failed is None else len(failed.rows),
+        cost=metric.cost_sign * score.value,
+        loss=result.scores[CHOOSING_SPLIT, "loss"].value,
+    )
+
+
+def _is_measured(result: ExperimentResult, metric: Metric) -> bool:
+    """Whether the metric was measured on the held-out rows, even if it gave no value for any of them."""
+    key = (CHOOSING_SPLIT, metric.name)
+    return key in result.scores or key in result.failed_rows

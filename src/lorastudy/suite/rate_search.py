@@ -30,16 +30,30 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorastudy.suite.base_model import read_config
 from lorastudy.suite.experiment import Experiment
 from lorastudy.suite.settings import Settings
 from lorastudy.suite.suite import Arm, Fingerprint, Suite, expand
 
-#: Lower is better: the primary metric, then the held-out loss. A run that diverged is infinitely bad.
-Merit = tuple[float, float]
-DIVERGED: Merit = (math.inf, math.inf)
+
+class Merit(NamedTuple):
+    """What a run is worth to the search, compared from the first part on; lower is better.
+
+    The value is a mean over the rows for which the primary metric gave one. So failed rows come before it: a rate at which
+    the hard answers cannot be read is no good rate.
+    """
+
+    num_failed: float
+    """Held-out rows for which the primary metric gave no value."""
+    cost: float
+    """The primary metric."""
+    loss: float
+
+
+#: A run that diverged, or that the primary metric gave no value at all, is infinitely bad.
+DIVERGED = Merit(math.inf, math.inf, math.inf)
 
 #: By experiment that has ended: its merit; None if it failed without diverging.
 Merits = Mapping[str, Merit | None]
@@ -279,18 +293,25 @@ def _next(search: Search, *, merits: Mapping[int, Merit | None]) -> Search:
 def _rate_found(best: int, known: Mapping[int, Merit]) -> float | None:
     """The rate at the lowest point of the parabola through the best place and its neighbours; else the best place's rate.
 
-    The parabola goes through the first part of the merits, or through the second if the first gives none. None if
-    every run diverged.
+    The parabola goes through the costs, or through the losses if the costs give none. Costs over different numbers of rows
+    have none. None if every run diverged.
     """
-    if math.isinf(known[best][0]):
+    if known[best] == DIVERGED:
         return None
     below, above = (
         max((r for r in known if r < best), default=None),
         min((r for r in known if r > best), default=None),
     )
     if below is not None and above is not None:
-        for part in (0, 1):
-            through = parabola([(rate_of(place), known[place][part]) for place in (below, best, above)])
+        beside = [known[place] for place in (below, best, above)]
+        are_alike = len({merit.num_failed for merit in beside}) == 1
+        for values in (
+            [merit.cost for merit in beside] if are_alike else [],
+            [merit.loss for merit in beside],
+        ):
+            if not values or min(values) != values[1]:  # the best place may be so for its failed rows alone
+                continue
+            through = parabola(list(zip(map(rate_of, (below, best, above)), values, strict=True)))
             if through is not None:
                 return as_shown(through.rate)
     return rate_of(best)

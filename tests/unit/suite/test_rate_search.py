@@ -74,14 +74,14 @@ def best_at(rate: float, *, diverges_above: float = math.inf) -> Curve:
         if here > diverges_above:
             return DIVERGED
         loss = math.log10(here / rate) ** 2
-        return (loss, loss)
+        return Merit(0, loss, loss)
 
     return curve
 
 
 def falling(experiment: Experiment) -> Merit:
     """The higher the rate, the better, for ever."""
-    return (-experiment.settings.learning_rate, 0.0)
+    return Merit(0, -experiment.settings.learning_rate, 0.0)
 
 
 def rates(made: Design, rank: int, *, tuning: bool = True) -> list[float]:
@@ -297,7 +297,7 @@ def test_under_noise_the_rate_is_near_and_takes_a_third_of_the_full_grid(
     def curve(each: Experiment) -> Merit:
         rng = random.Random(f"{seed} {each.id}")
         loss = steepness * math.log10(each.settings.learning_rate / best[each.settings.lora_rank]) ** 2
-        return (loss + rng.gauss(0, noise), 0.0)
+        return Merit(0, loss + rng.gauss(0, noise), 0.0)
 
     last = finished(suite, curve)
     assert len(last.experiments) <= 5 * 7 * 6 / 3
@@ -308,8 +308,19 @@ def test_under_noise_the_rate_is_near_and_takes_a_third_of_the_full_grid(
 
 def test_equal_metrics_are_told_apart_by_the_loss(write) -> None:
     """Exact match may be 1 at several rates."""
-    last = finished(write(RANKS), lambda each: (-1.0, best_at(6e-3)(each)[1]))
+    last = finished(write(RANKS), lambda each: Merit(0, -1.0, best_at(6e-3)(each).loss))
     assert rate_found(last) == 6e-3
+
+
+def test_a_rate_whose_answers_can_hardly_be_read_is_not_the_best(write) -> None:
+    """Above 6e-3 rows fail, and the mean of the others looks better the more of them do."""
+
+    def curve(each: Experiment) -> Merit:
+        merit = best_at(6e-3)(each)
+        num_failed = max(0, round(100 * math.log10(each.settings.learning_rate / 6e-3)))
+        return merit._replace(num_failed=num_failed, cost=-float(num_failed) if num_failed else merit.cost)
+
+    assert 3e-3 < rate_found(finished(write(RANKS), curve)) < 1e-2
 
 
 def test_nothing_is_decided_while_a_run_has_not_ended(write) -> None:
