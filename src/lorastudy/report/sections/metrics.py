@@ -27,8 +27,15 @@ def metric_in_words(definition: MetricDefinition) -> str:
     return f"{definition.name} ({definition.file}, sha256 {definition.source_sha256[:12]})"
 
 
+#: The store keeps the environment of a run, but not that of a later scoring of its adapter.
+WHERE_SCORED = (
+    "The metrics that the suite adds were scored on stored adapters. On which device that was is not recorded: if it was not "
+    "the same for all arms, part of a difference may come from the device."
+)
+
+
 def metric_items(analysis: Analysis) -> list[Text]:
-    """One item for each metric: its title, what it measures, and which direction is good."""
+    """One item for each added metric: its title, what it measures, and which direction is good; then where all were scored."""
     items: list[Text] = []
     for definition in analysis.criterion.definitions:
         better = "more is better" if definition.higher_is_better else "less is better"
@@ -36,7 +43,7 @@ def metric_items(analysis: Analysis) -> list[Text]:
         if definition.file is not None:
             about = f"the function {definition.function} of {definition.file} (sha256 {(definition.source_sha256 or '')[:12]}), called for each row"
         items.append((f"{definition.title}: {about}; {better}.",))
-    return items
+    return [*items, (WHERE_SCORED,)] if items else items
 
 
 def failed_row_notes(analysis: Analysis) -> Iterator[Text]:
