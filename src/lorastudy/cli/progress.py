@@ -22,6 +22,7 @@ from lorastudy.protocol.records import (
     Record,
     Score,
 )
+from lorastudy.protocol.scoring import AddedScore
 from lorastudy.report.numbers import names, plural
 from lorastudy.running.phase_runner import SHARED_FAILURES
 from lorastudy.running.phases import Phase
@@ -100,10 +101,22 @@ class Progress:
         self._print_failures(pack, title=title)
         if isinstance(event, PackStep):
             self._step(pack, event, title=title)
+        elif isinstance(event, AddedScore):
+            self._print_failed_rows(pack.id, event, title=title)
         elif isinstance(event, WorkerExit):
             self._end(pack.id)
         else:
             self._phase(pack, event, title=title)
+
+    def _print_failed_rows(self, pack_id: str, score: AddedScore, *, title: str) -> None:
+        """Print, once a pack and metric, that a metric gave no number for some rows, and the first reason."""
+        if score.failed_rows and (pack_id, score.metric) not in self._printed:
+            self._printed.add((pack_id, score.metric))
+            first, name = score.failed_rows[0], score.metric.partition("@")[0]
+            self._print_line(
+                f"{title}: {name} gave no number for {len(score.failed_rows)} of {plural(len(score.items), 'row')} of an arm, "
+                f"such as {first.where}: {failure_shown(first.message)}"
+            )
 
     def _print_failures(self, pack: PlannedPack, *, title: str) -> None:
         """Print failures of a pack with the same reason in one line, once all of them are known."""

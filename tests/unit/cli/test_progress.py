@@ -18,6 +18,7 @@ from lorastudy.protocol.records import (
     PackStep,
     Score,
 )
+from lorastudy.protocol.scoring import AddedScore, FailedRow
 from lorastudy.running.phases import Phase
 from lorastudy.suite.experiment import Experiment, Sources
 from lorastudy.suite.settings import Settings
@@ -212,3 +213,22 @@ def test_a_pack_of_one_whose_worker_died_tells_why_at_once(capsys: pytest.Captur
     for event in (*refused(one, kind="crashed"), WorkerExit(returncode=-9)):
         progress.on_event(one, event)
     assert "r1 failed (crashed): [no] such" in capsys.readouterr().err
+
+
+def test_rows_that_a_metric_gave_no_number_for_are_told_once_a_pack(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    progress, one = Progress(), pack(1)
+    progress.on_phase(phase(one))
+    failed = (FailedRow(where="row 4 of rows.jsonl", message="ZeroDivisionError: division by zero"),)
+    for split in ("eval", "test"):
+        found = AddedScore(
+            experiment_id="e1", attempt=1, split=split, metric="mine@0123456789ab", version=1, unit="", value=1.0,
+            items=(1.0, None), failed_rows=failed,
+        )  # fmt: skip
+        progress.on_event(one, found)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "pack 1/1 (1 experiment): mine gave no number for 1 of 2 rows of an arm, such as row 4 of rows.jsonl: "
+        "ZeroDivisionError: division by zero"
+    )
