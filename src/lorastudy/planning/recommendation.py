@@ -59,7 +59,7 @@ SHOWN_SETTINGS = (
 )  # fmt: skip
 
 #: The parts of a decision that name several arms.
-_SEVERAL_ARMS = ("peers", "left_out", "harmed", "no_better_than_guessing")
+_SEVERAL_ARMS = ("peers", "left_out", "harmed", "not_helped", "no_better_than_guessing")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ trained the arms, their memory is not comparable, and the cheapest arm is the on
 **Not decided.** If none of this is shown, use the reference for now: it was named before the run. If arms are shown to be better
 than the reference, use the cheapest of those. An open verdict never counts in favour of an arm.
 
-**Never recommended** are arms that training made worse than the base model (harm), and arms that are not shown to beat guessing
-without a model on the primary metric (`stats.trivial`). Arms without a learning rate of their own decide only at the rates that
+**Never recommended** are arms that are not shown to beat guessing without a model on the primary metric (`stats.trivial`), and, if
+held-out loss is that metric, arms whose mean loss is above the base model's. That training made an arm worse (harm) is said
+only if the 95 % interval of its rise lies above 0 on enough seeds. By another metric a rise in loss is a limit, and no harm. Arms without a learning rate of their own decide only at the rates that
 were tried (`untuned`): the decision names one, but nothing is called best.
 """
 
@@ -26,7 +27,8 @@ from lorastudy.analysis.overview import Analysis, Criterion, analyse
 from lorastudy.stats.comparison import Comparison
 from lorastudy.stats.study import Study, StudyArm, differing_settings, have_one_engine
 from lorastudy.stats.summary import LOSS, LOSS_BEFORE, Spread, scores_by_seed
-from lorastudy.stats.twoway import ItemTable
+from lorastudy.stats.twoway import ItemTable, seeds_only
+from lorastudy.suite.question import MIN_SEEDS
 
 Status = Literal["decided", "not decided", "none"]
 Cost = Literal["rank", "memory", "parameters", "order"]
@@ -43,6 +45,7 @@ Reason = Literal[
     "one arm",
     "no valid comparison",
     "harm",
+    "not shown to help",
     "no better than guessing",
 ]
 
@@ -69,7 +72,9 @@ class ArmDecision:
     untuned: bool = False
     """Whether this holds only at the learning rates that were tried; then nothing is called best or recommended."""
     harmed: tuple[str, ...] = ()
-    """Arms that training made worse than the base model."""
+    """Arms that training is shown to have made worse than the base model."""
+    not_helped: tuple[str, ...] = ()
+    """Arms whose mean held-out loss is above the base model's, which may be noise."""
     no_better_than_guessing: tuple[str, ...] = ()
     """Arms that are not shown to beat every trivial predictor."""
 
@@ -87,6 +92,7 @@ def decide(analysis: Analysis) -> ArmDecision:
     return replace(
         decision,
         harmed=harmed_arms(analysis),
+        not_helped=_not_helped(analysis),
         no_better_than_guessing=analysis.no_better_than_guessing,
     )
 
@@ -96,22 +102,29 @@ class _Unfit:
     """Arms that are never recommended."""
 
     harmed: frozenset[str]
+    not_helped: frozenset[str]
     no_better_than_guessing: frozenset[str]
 
     @classmethod
     def of(cls, analysis: Analysis) -> "_Unfit":
         return cls(
             harmed=frozenset(harmed_arms(analysis)),
+            not_helped=frozenset(_not_helped(analysis)),
             no_better_than_guessing=frozenset(analysis.no_better_than_guessing),
         )
 
     @property
     def arms(self) -> frozenset[str]:
-        return self.harmed | self.no_better_than_guessing
+        return self.harmed | self.not_helped | self.no_better_than_guessing
 
     def reason(self, arms: Collection[str]) -> Reason:
-        """Why none of these arms is recommended."""
-        return "harm" if self.harmed.issuperset(arms) else "no better than guessing"
+        """Why none of these arms is recommended. Harm is a claim about every arm."""
+        if self.harmed.issuperset(arms):
+            return "harm"
+        if self.no_better_than_guessing.issuperset(arms):
+            return "no better than guessing"
+        is_raised = (self.harmed | self.not_helped).issuperset(arms)
+        return "not shown to help" if is_raised else "no better than guessing"
 
 
 def _decided(analysis: Analysis, reference: StudyArm, *, unfit: _Unfit) -> ArmDecision:
@@ -148,15 +161,45 @@ def decide_within(
 
 
 def harmed_arms(analysis: Analysis) -> tuple[str, ...]:
-    """Arms whose mean held-out loss is above the base model's on the same seeds."""
-    study = analysis.study
-    found = []
+    """Arms that training is shown to have made worse: the interval of their rise in held-out loss lies above 0.
+
+    The rise is paired by seed, on as many seeds as a verdict needs. None if another metric decides.
+    """
+    if analysis.primary != LOSS:
+        return ()
+    return tuple(
+        arm for arm, rises in _rises(analysis).items() if len(rises) >= MIN_SEEDS and _is_shown(rises)
+    )
+
+
+def arms_with_more_loss(analysis: Analysis) -> tuple[str, ...]:
+    """Arms whose mean held-out loss is above the base model's on the same seeds, shown or not."""
+    return tuple(arm for arm, rises in _rises(analysis).items() if statistics.fmean(rises) > 0)
+
+
+def _not_helped(analysis: Analysis) -> tuple[str, ...]:
+    if analysis.primary != LOSS:
+        return ()
+    harmed = harmed_arms(analysis)
+    return tuple(arm for arm in arms_with_more_loss(analysis) if arm not in harmed)
+
+
+def _rises(analysis: Analysis) -> dict[str, list[float]]:
+    """Each arm's held-out loss less the base model's, one for each seed that has both; without arms that have none."""
+    found = {}
     for summary in analysis.completed:
-        before, after = (scores_by_seed(summary.arm, study, metric=metric) for metric in (LOSS_BEFORE, LOSS))
-        shared = before.keys() & after.keys()
-        if shared and statistics.fmean(after[seed] - before[seed] for seed in shared) > 0:
-            found.append(summary.arm.name)
-    return tuple(found)
+        before, after = (
+            scores_by_seed(summary.arm, analysis.study, metric=metric) for metric in (LOSS_BEFORE, LOSS)
+        )
+        shared = sorted(before.keys() & after.keys())
+        if shared:
+            found[summary.arm.name] = [after[seed] - before[seed] for seed in shared]
+    return found
+
+
+def _is_shown(rises: Sequence[float]) -> bool:
+    low, _ = seeds_only(rises).interval()
+    return float(low) > 0
 
 
 def _alone(analysis: Analysis, arm: StudyArm, *, unfit: _Unfit) -> ArmDecision:
@@ -254,7 +297,9 @@ def _meanwhile(shown: _Verdicts) -> ArmDecision:
     if shown.better:
         return _cheapest_not_behind(shown, reason="better than the reference meanwhile")
     if shown.reference in shown.unfit.arms:
-        return ArmDecision(status="none", reason=shown.unfit.reason([shown.reference]))
+        # Harm of the reference alone says nothing of the others, which are open.
+        reason = shown.unfit.reason([shown.reference])
+        return ArmDecision(status="none", reason="not shown to help" if reason == "harm" else reason)
     return ArmDecision(status="not decided", reason="reference meanwhile", arm=shown.reference)
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from scipy import special
 
 from lorastudy.analysis.overview import Analysis, Criterion
-from lorastudy.recommend.decision import ArmDecision, decide_within
+from lorastudy.recommend.decision import ArmDecision, Reason, decide_within
 from lorastudy.stats.study import Study, StudyArm
 from lorastudy.stats.summary import scores_by_seed
 from lorastudy.stats.twoway import ItemTable
@@ -176,17 +176,22 @@ def recommend(
     return _published(fitting_ones, left_out=tuple(left_out)) if fitting_ones else None
 
 
+_NO_ANSWER: Mapping[Reason, str] = {
+    "harm": "training made every arm worse than the base model, which is harm",
+    "not shown to help": "training is not shown to have helped: held-out loss rose above the base model's",
+    "one arm": "fewer than two of its completed arms fit, so there is no verdict",
+}
+
+
 def _from_study(one: Evidence, fitting: Mapping[str, Candidate]) -> _StudyAnswer | str:
     """The study's decision among the arms that fit, or why it cannot answer."""
     if not any(arm.completed for arm in one.study.arms if arm.name in fitting):
         return "none of its completed arms fits"
     analysis, decision = decide_within(one.study, criterion=one.criterion, items=one.items, fitting=fitting)
-    if decision.reason == "harm":
-        return "training made every arm worse than the base model, which is harm"
+    if decision.reason in _NO_ANSWER:
+        return _NO_ANSWER[decision.reason]
     if decision.reason == "no better than guessing":
         return f"{' and '.join(decision.no_better_than_guessing)}: not shown to beat guessing without a model"
-    if decision.reason == "one arm":
-        return "fewer than two of its completed arms fit, so there is no verdict"
     is_compared = any(c.is_valid and c.estimate is not None for c in analysis.primary_comparisons)
     if decision.arm is None or not (is_compared or decision.status == "decided"):
         reasons = dict.fromkeys(c.reason for c in analysis.primary_comparisons if c.reason)

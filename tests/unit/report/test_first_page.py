@@ -6,8 +6,10 @@ import pytest
 
 from lorastudy.analysis.overview import Criterion, analyse, criterion_of
 from lorastudy.protocol.records import DataSummary, PackProfile
+from lorastudy.recommend.decision import decide
 from lorastudy.report.document import Bullets, Heading, Paragraph, plain
 from lorastudy.report.figures.data import pairs_figure
+from lorastudy.report.findings.headline import headline
 from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.findings.wording import why_these_items_alone
 from lorastudy.report.sections.front import (
@@ -462,3 +464,43 @@ def test_training_that_did_harm_is_called_so_and_never_recommended(make_result):
     some, told = page({"a": 3.0, "b": 1.0})
     assert some.arm == "b"
     assert "Harm: training made a worse than the base model, by mean held-out loss." in told
+
+
+def loses_by_loss(make_result, *, metric="exact_match"):
+    """Two arms that train worse than the base model (2.0) by loss, of which b is better than a by another metric."""
+    found = [
+        make_result(
+            arm, seed, experiment_type="own", settings={"lora_rank": rank},
+            scores={
+                ("eval", "loss"): 2.5 + NOISE[seed] * rank, ("eval_before", "loss"): 2.0,
+                ("eval", "exact_match"): right + NOISE[seed] / rank,
+            },
+        )
+        for rank, (arm, right) in enumerate({"a": 0.3, "b": 0.9}.items(), start=1)
+        for seed in range(6)
+    ]  # fmt: skip
+    named = [
+        replace(each, scores={(split, metric if name == "exact_match" else name): score for (split, name), score in each.scores.items()})
+        for each in found
+    ]  # fmt: skip
+    return tuned_study(named)
+
+
+def test_by_another_metric_a_rise_in_held_out_loss_is_a_limit_and_no_harm(make_result):
+    analysis = analyse(loses_by_loss(make_result), criterion=Criterion(primary_metric="exact_match"))
+    assert decide(analysis).harmed == ()
+    assert headline(analysis).answer == "Use b: better than a."
+    told = lines(analysis)
+    assert (
+        "Held-out loss rose above the base model's in a and b, by its mean; Exact match decides, as stated."
+        in told
+    )
+    assert not any("Harm" in line for line in told)
+    assert not any("Guessing without a model" in line for line in told)
+
+
+def test_guessing_is_not_known_by_a_metric_that_the_suite_adds(make_result):
+    added = BUILT_IN["rouge_l"]
+    criterion = Criterion(primary_metric="rouge_l", definitions=(added,))
+    told = lines(analyse(loses_by_loss(make_result, metric="rouge_l"), criterion=criterion))
+    assert f"Guessing without a model was not scored by {added.title}, so no arm is shown to beat it." in told

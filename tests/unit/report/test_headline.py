@@ -11,6 +11,7 @@ from lorastudy.recommend.decision import decide
 from lorastudy.report import write
 from lorastudy.report.figures.data import frontier_figure
 from lorastudy.report.findings.headline import headline
+from lorastudy.report.findings.recommendation import recommendation
 from lorastudy.report.read import read_report
 from lorastudy.report.sections.costs import frontier_blocks
 from lorastudy.report.write import write_report
@@ -129,6 +130,47 @@ def test_memory_of_two_engines_puts_no_arm_on_the_frontier(analysis_of):
     why = "Peak memory and step time are left out: different engines trained the arms"
     assert why in str(frontier_blocks(by_two, figures=(), level=2))
     assert why not in str(frontier_blocks(by_one, figures=(), level=2))
+
+
+def against_the_base(analysis, *, base):
+    """The same study, with the base model's held-out loss."""
+    before = ("eval_before", "loss")
+    arms = [
+        replace(
+            arm,
+            results=tuple(
+                replace(run, scores={**run.scores, before: replace(run.scores[("eval", "loss")], value=base)})
+                for run in arm.results
+            ),
+        )
+        for arm in analysis.study.arms
+    ]
+    return analyse(replace(analysis.study, arms=tuple(arms)), criterion=analysis.criterion)
+
+
+def test_training_made_an_arm_worse_only_if_that_is_shown_for_every_arm(analysis_of):
+    table = {4: (2.2, 1), 16: (2.1, 2)}
+    shown = against_the_base(analysis_of(table), base=2.0)
+    assert headline(shown).answer == "Use the base model as it is: training made every arm worse."
+    # Three seeds show nothing, however large the rise; nor do six if the interval has 0 in it: .002 with a spread of .007.
+    few = against_the_base(analysis_of(table, seeds=3), base=2.0)
+    noisy = against_the_base(analysis_of({4: (2.002, 1), 16: (2.002, 1)}), base=2.0)
+    for analysis in (few, noisy):
+        assert decide(analysis).arm is None
+        assert headline(analysis).answer == (
+            "Cannot tell yet whether training helped: the mean held-out loss of r=4 and r=16 is above the base model's, which may be "
+            "noise."
+        )
+        assert "made" not in recommendation(analysis).answer
+
+
+def test_harm_of_one_arm_is_no_reason_to_use_the_base_model(analysis_of):
+    # r=4 is shown to be worse than the base model, r=16 is not, and it is not shown to be better than r=4.
+    some = against_the_base(analysis_of({4: (2.1, 1), 16: (2.1, 60)}), base=2.0)
+    assert headline(some).answer == (
+        "Cannot tell yet whether training helped: training made r=4 worse; the mean held-out loss of r=16 is above the base model's, "
+        "which may be noise."
+    )
 
 
 def test_what_is_open_says_what_would_decide(analysis_of):

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 from lorastudy.analysis.overview import Analysis
 from lorastudy.recommend.decision import ArmDecision, Cost, Reason, decide
-from lorastudy.report.findings.recommendation import against, meanwhile_reason, time_to_tune, who_is_untuned
+from lorastudy.report.findings.recommendation import (
+    against,
+    meanwhile_reason,
+    time_to_tune,
+    what_training_did,
+    who_is_untuned,
+)
 from lorastudy.report.findings.wording import difference_in_words, least_needed
 from lorastudy.report.numbers import duration, names, percent, size
 from lorastudy.stats.comparison import Comparison, MoreSeeds
@@ -134,6 +140,8 @@ def _without_arm(analysis: Analysis, decision: ArmDecision) -> str:
     if decision.reason == "harm":
         who = "every arm" if len(decision.harmed) > 1 else decision.harmed[0]
         return f"Use the base model as it is: training made {who} worse."
+    if decision.reason == "not shown to help":
+        return f"Cannot tell yet whether training helped: {what_training_did(analysis, decision)}."
     if decision.reason != "no better than guessing":
         return _NO_ARM[decision.reason]
     arms = decision.no_better_than_guessing

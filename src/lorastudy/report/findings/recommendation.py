@@ -3,7 +3,7 @@
 The report, the terminal and `lorastudy recommend` take their sentences from here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lorastudy.analysis.overview import Analysis
@@ -71,8 +71,28 @@ def why(analysis: Analysis, decision: ArmDecision) -> str:
     if decision.reason == "harm":
         every = "every arm" if len(decision.harmed) > 1 else decision.harmed[0]
         return f"training made {every} worse than the base model, which is harm. Use the base model as it is"
+    if decision.reason == "not shown to help":
+        return f"training is not shown to have helped: {what_training_did(analysis, decision)}"
     plain = _PLAIN_REASONS.get(decision.reason)
     return plain or _REASONS[decision.reason](analysis, decision)
+
+
+def what_training_did(analysis: Analysis, decision: ArmDecision) -> str:
+    """What is known of the arms whose held-out loss is above the base model's, in one clause."""
+    parts = []
+    if decision.harmed:
+        parts.append(f"training made {_few(decision.harmed)} worse")
+    if decision.not_helped:
+        parts.append(
+            f"the mean held-out loss of {_few(decision.not_helped)} is above the base model's, which may be noise"
+        )
+    raised = {*decision.harmed, *decision.not_helped}
+    is_every = all(summary.arm.name in raised for summary in analysis.completed)
+    return "; ".join(parts) + ("" if is_every else "; no other arm is shown to be better")
+
+
+def _few(arms: Sequence[str]) -> str:
+    return names(arms) if len(arms) <= _MOST_NAMED else f"{len(arms)} arms"
 
 
 def meanwhile(analysis: Analysis, decision: ArmDecision) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lorastudy.analysis.overview import Analysis
 from lorastudy.lint.case import LintFinding, arms_in_words
 from lorastudy.lint.evidence import TOO_FEW_SEEDS
-from lorastudy.recommend.decision import decide, harmed_arms
+from lorastudy.recommend.decision import arms_with_more_loss, decide, harmed_arms
 from lorastudy.report.document import Block, Bullets, Figure, Heading, Paragraph, Strong, Text
 from lorastudy.report.findings.by_type import questions_of
 from lorastudy.report.findings.headline import Headline, headline
@@ -31,7 +31,7 @@ from lorastudy.report.sections.overview import setting_values, what_was_run
 from lorastudy.report.sections.tuning import wrong_stops_measured
 from lorastudy.stats.reference import missing_reference
 from lorastudy.stats.study import DECIDING, SetLate, Study, environment_groups
-from lorastudy.stats.summary import primary_metric_of
+from lorastudy.stats.summary import LOSS, primary_metric_of
 from lorastudy.store.views import StatedQuestion
 from lorastudy.suite.question import Question, rung_name
 
@@ -194,6 +194,7 @@ def _limits(analysis: Analysis) -> Iterator[Text]:
     """Everything that limits the conclusions, one line each; details are in the sections below."""
     yield from _set_late(analysis)
     yield from _harmed(analysis)
+    yield from _not_guessed(analysis)
     yield from _contradictions(analysis)
     yield from _diverged(analysis)
     yield from _not_completed(analysis.study)
@@ -214,9 +215,25 @@ def _set_late(analysis: Analysis) -> Iterator[Text]:
 
 
 def _harmed(analysis: Analysis) -> Iterator[Text]:
-    """Which arms training made worse than the base model."""
-    if found := harmed_arms(analysis):
-        yield (f"Harm: training made {names(found)} worse than the base model, by mean held-out loss.",)
+    """Which arms training made worse than the base model, or whose held-out loss rose, which is no harm by itself."""
+    harmed = harmed_arms(analysis)
+    if harmed:
+        yield (f"Harm: training made {names(harmed)} worse than the base model, by mean held-out loss.",)
+    rest = [arm for arm in arms_with_more_loss(analysis) if arm not in harmed]
+    if rest:
+        decides = (
+            "that may be noise"
+            if analysis.primary == LOSS
+            else f"{analysis.primary.title} decides, as stated"
+        )
+        yield (f"Held-out loss rose above the base model's in {names(rest)}, by its mean; {decides}.",)
+
+
+def _not_guessed(analysis: Analysis) -> Iterator[Text]:
+    """That guessing without a model is unknown by a metric that the suite adds."""
+    if analysis.primary in analysis.criterion.added_metrics and not analysis.trivial:
+        title = analysis.primary.title
+        yield (f"Guessing without a model was not scored by {title}, so no arm is shown to beat it.",)
 
 
 def _contradictions(analysis: Analysis) -> Iterator[Text]:
