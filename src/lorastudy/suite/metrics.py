@@ -7,12 +7,13 @@ adapter, after training. So a metric that is added to a finished suite trains no
 
 A function of the user's own is called with what its parameters ask for: `prompt`, `answer`, `reference` and `row` (the
 row of the file, as a dict). Attributes of the function say more about it: `name`, `higher_is_better`, `unit` and
-`max_seconds`, the time limit for a row. A hash of its file is part of the name under which its scores are stored, so
-scores of two versions of a function never mix.
+`max_seconds`, the time limit for a row. A hash of its file, and of the modules that it imports from its folder, is part of
+the name under which its scores are stored, so scores of two versions of a function never mix.
 """
 
 import hashlib
 import inspect
+import json
 import math
 import os
 import re
@@ -23,7 +24,7 @@ from types import ModuleType
 from typing import Any, Literal, Self
 
 from lorastudy.errors import StudyError
-from lorastudy.suite.own_code import is_file, name_in_file, run_file
+from lorastudy.suite.own_code import imported_files, is_file, name_in_file, run_file
 from lorastudy.suite.wording import did_you_mean, shown
 
 #: What a metric reads: generated answers, the likelihood of a row's choices, or that of its own answer.
@@ -155,10 +156,14 @@ def load_function(definition: MetricDefinition) -> Callable[..., Any]:
     assert definition.file is not None
     assert definition.function is not None
     path = Path(definition.file)
-    if not is_file(path) or _sha256(path) != definition.source_sha256:
-        state = "has changed since the suite was read" if is_file(path) else "is not there any more"
-        raise StudyError(f"metrics: {path} {state}; run the suite again")
-    function: Callable[..., Any] = getattr(run_file(path, package="lorastudy.metrics"), definition.function)
+    if not is_file(path):
+        raise StudyError(f"metrics: {path} is not there any more; run the suite again")
+    module = run_file(path, package="lorastudy.metrics")
+    if _sha256(path) != definition.source_sha256:
+        raise StudyError(
+            f"metrics: {path}, or a module that it imports, has changed since the suite was read; run the suite again"
+        )
+    function: Callable[..., Any] = getattr(module, definition.function)
     return function
 
 
@@ -265,4 +270,12 @@ def _described(function: Callable[..., Any], *, name: str, path: Path) -> Metric
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """The hash of a file that was run; with modules of the user's own, that of all their hashes."""
+    own, imported = hashlib.sha256(path.read_bytes()).hexdigest(), imported_files(path)
+    if not imported:
+        return own
+    folder = path.resolve().parent
+    of_each = {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in imported
+    }
+    return hashlib.sha256(json.dumps({"": own, **of_each}, sort_keys=True).encode()).hexdigest()

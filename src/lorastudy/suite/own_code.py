@@ -1,14 +1,19 @@
 """The user's own code that a suite names, as `path/to/file.py:Name`. It runs with the user's rights."""
 
+import ast
 import hashlib
 import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 from lorastudy.errors import StudyError
+
+#: Folders of installed packages. Their files are not the user's own.
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 _NAME_IN_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
 
@@ -47,6 +52,47 @@ def run_file(path: Path, *, package: str) -> ModuleType:
         line = line_in(path, error)
         raise StudyError(f"{path}{line} cannot be loaded: {type(error).__name__}: {error}") from error
     return module
+
+
+def imported_files(path: Path) -> tuple[Path, ...]:
+    """The user's own files that a file which was run has imported, directly or through another of them; sorted.
+
+    They lie under the file's folder. Imports in a function are not among them: whether they were made depends on its calls.
+    """
+    whole = path.resolve()
+    found: set[Path] = set()
+    unread = [(whole, "")]
+    while unread:
+        file, package = unread.pop()
+        for name in _imported_names(file, package=package):
+            module = sys.modules.get(name)
+            own = Path(getattr(module, "__file__", None) or "/").resolve()
+            if own in found | {whole} or own.suffix != ".py" or not own.is_relative_to(whole.parent):
+                continue
+            if name.partition(".")[0] == "lorastudy" or _INSTALLED & set(own.relative_to(whole.parent).parts):
+                continue
+            found.add(own)
+            unread.append((own, getattr(module, "__package__", None) or ""))
+    return tuple(sorted(found))
+
+
+def _imported_names(file: Path, *, package: str) -> Iterator[str]:
+    """The names of modules in the import statements outside functions, with those of the packages that they lie in."""
+    unread: list[ast.AST] = [ast.parse(file.read_bytes())]
+    while unread:
+        node = unread.pop()
+        if isinstance(node, ast.Import):
+            names = [each.name for each in node.names]
+        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            names = [f"{base}.{each.name}" for each in node.names]
+        else:
+            names = []
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                unread.extend(ast.iter_child_nodes(node))
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[:length]) for length in range(1, len(parts) + 1))
 
 
 def line_in(path: Path, error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """The metrics that a suite adds: where they come from, how they are named, and what is refused, with its place."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from lorastudy.errors import StudyError, SuiteFileError
 from lorastudy.suite.metrics import BUILT_IN, load_function, parameters_of
+from lorastudy.suite.own_code import imported_files
 from lorastudy.suite.question import Question
 from lorastudy.suite.suite import Suite, expand
 from lorastudy.suite.suite_file import load_suite, suite_yaml
@@ -74,6 +76,33 @@ def test_a_primary_metric_may_be_a_function_by_name_or_by_file(own: Write, prima
     assert suite.question.primary_name == "right"
     unlisted = load_suite(own("primary_metric: own.py:right\nexperiments: [{}]"))
     assert (unlisted.metrics, unlisted.primary_metric) == (suite.metrics, suite.primary_metric)
+
+
+def test_the_hash_covers_what_the_file_imports_from_its_folder(
+    own: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = own("metrics: [own.py:right]\nexperiments: [{}]")
+    folder = path.parent.resolve()
+    alone = load_suite(path).metrics[0].source_sha256
+    assert alone == hashlib.sha256((folder / "own.py").read_bytes()).hexdigest()
+    (folder / "own.py").write_text("import json\nfrom own_help_hashed import part\n" + OWN, encoding="utf-8")
+    (folder / "own_help_hashed").mkdir()
+    (folder / "own_help_hashed" / "__init__.py").write_text("from . import part\n", encoding="utf-8")
+    (folder / "own_help_hashed" / "part.py").write_text("WEIGHT = 1\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    (metric,) = load_suite(path).metrics
+    assert [file.relative_to(folder).as_posix() for file in imported_files(folder / "own.py")] == [
+        "own_help_hashed/__init__.py",
+        "own_help_hashed/part.py",
+    ]
+    assert (
+        load_suite(path).metrics[0] == metric
+    )  # the second time nothing is loaded, and the hash is the same
+    assert load_function(metric)
+    (folder / "own_help_hashed" / "part.py").write_text("WEIGHT = 2\n", encoding="utf-8")
+    assert load_suite(path).metrics[0].key != metric.key
+    with pytest.raises(StudyError, match="has changed since the suite was read"):
+        load_function(metric)
 
 
 def test_a_changed_file_is_another_metric(own: Write) -> None:
