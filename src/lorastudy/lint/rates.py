@@ -52,7 +52,7 @@ def _on_edge(case: Case) -> Iterator[Breach]:
     if equal_scores(case) is not None:  # then no rate is best
         return
     for arms in configurations(case.study):
-        if is_still_sought(case.study, arms):  # then LS106 says so
+        if is_still_sought(case.study, arms, metric=case.metric):  # then LS106 says so
             continue
         grid = [arm for arm in arms if _rates([arm])]
         rates = _rates(grid)
@@ -75,7 +75,7 @@ def _on_edge(case: Case) -> Iterator[Breach]:
 
 def _still_sought(case: Case) -> Iterator[Breach]:
     for arms in configurations(case.study):
-        if is_still_sought(case.study, arms):
+        if is_still_sought(case.study, arms, metric=case.metric):
             yield Breach(
                 arms=names(arms),
                 found=f"the search is still running: {len(_rates(arms))} learning rates tried so far, and none chosen",

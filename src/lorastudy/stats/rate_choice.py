@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from lorastudy.stats.study import CHOOSING_SPLIT, STUDIED_KEYS, Study, StudyArm, reporting_split, stored_split
 from lorastudy.stats.summary import LOSS, Metric, are_equal, scores_by_seed
+from lorastudy.store.views import ExperimentResult
 from lorastudy.suite.experiment import canonical_json
 from lorastudy.suite.question import rung_of, rung_split
 from lorastudy.suite.rate_search import parabola
@@ -109,12 +110,13 @@ def configurations(study: Study) -> tuple[tuple[StudyArm, ...], ...]:
     return tuple(tuple(arms) for arms in grids.values())
 
 
-def is_still_sought(study: Study, arms: Sequence[StudyArm]) -> bool:
+def is_still_sought(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> bool:
     """Whether a search has tried rates for this configuration and has not chosen one.
 
-    The runs at the chosen rate are the first that report. A search of which every run diverged found no rate and is over.
+    The runs at the chosen rate are the first that report. A search of which every run diverged, or got no value of the metric,
+    found no rate and is over.
     """
-    completed = any(arm.completed for arm in arms)
+    completed = any(not _is_without_value(study, run, metric=metric) for arm in arms for run in arm.completed)
     return bool(study.tuning_seeds) and completed and not any(study.reporting_runs(arm) for arm in arms)
 
 
@@ -134,10 +136,12 @@ def best_of(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> StudyA
     Test rows take no part. In this order:
 
     1. The smallest share of diverged runs. A rate at which training diverged is no good rate, however low the losses of the
-       seeds that it spared.
-    2. The best mean on common seeds: a two-way fit of rates and seeds (`adjusted_means`), so that a lost run, or a seed that
+       seeds that it spared. A run for which the metric gave no value at all counts as one that diverged.
+    2. The fewest rows by run for which the metric gave no value. The mean is over the other rows, so a rate at which the hard
+       answers cannot be read would look best.
+    3. The best mean on common seeds: a two-way fit of rates and seeds (`adjusted_means`), so that a lost run, or a seed that
        only one rate has, counts neither for nor against a rate.
-    3. If the metric is not the loss, rates within one standard error of the best mean are ordered by the loss: 40 and 42 right
+    4. If the metric is not the loss, rates within one standard error of the best mean are ordered by the loss: 40 and 42 right
        answers of 50 do not separate two rates.
 
     If a search chose the rate, only the arm that it chose is considered.
@@ -148,8 +152,11 @@ def best_of(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> StudyA
     scored = [arm for arm in arms if scores[arm.name]]
     if not scored:
         return None
-    fewest = min(_diverged_share(study, arm) for arm in scored)
-    left = [arm for arm in scored if _diverged_share(study, arm) == fewest]
+    lacking = {
+        arm.name: (_lost_share(study, arm, metric=metric), failed_rows_by_run(study, arm, metric=metric))
+        for arm in scored
+    }
+    left = [arm for arm in scored if lacking[arm.name] == min(lacking.values())]
     costs = _costs(study, left, metric=metric)
     best = min(left, key=lambda arm: costs[arm.name])
     if metric.name == LOSS.name:
@@ -165,7 +172,7 @@ def best_rate_within(study: Study, arms: Sequence[StudyArm], *, metric: Metric) 
 
     From the parabola through the best rate tried and its neighbours (`suite.rate_search.Parabola.factor`), by the metric, or by the
     loss if the metric is the same at all rates. None if no parabola can be fitted (the best rate is on the edge, or beside a
-    rate that diverged) or the noise is unknown.
+    rate that diverged), the metric failed for more rows at one rate than at another, or the noise is unknown.
     """
     taken = best_of(study, arms, metric=metric)
     tried = [
@@ -177,7 +184,9 @@ def best_rate_within(study: Study, arms: Sequence[StudyArm], *, metric: Metric) 
     costs = _costs(study, tried, metric=metric)
     if are_equal(costs.values()):
         metric, costs = LOSS, _costs(study, tried, metric=LOSS)
-    costs |= {arm.name: math.inf for arm in tried if _diverged_share(study, arm)}
+    elif len({failed_rows_by_run(study, arm, metric=metric) for arm in tried}) > 1:
+        return None
+    costs |= {arm.name: math.inf for arm in tried if _lost_share(study, arm, metric=metric)}
     order = sorted(costs, key=rates.__getitem__)
     best = order.index(min(order, key=costs.__getitem__)) if order else 0
     if taken is None or not 0 < best < len(order) - 1:
@@ -293,12 +302,31 @@ def _costs(study: Study, arms: Sequence[StudyArm], *, metric: Metric) -> dict[st
     return {name: sign * mean for name, mean in means.items()}
 
 
-def _diverged_share(study: Study, arm: StudyArm) -> float:
-    """Share of the choosing runs that diverged."""
+def _lost_share(study: Study, arm: StudyArm, *, metric: Metric) -> float:
+    """Share of the choosing runs that diverged, or completed without any value of the metric."""
     runs = study.choosing_runs(arm)
     diverged = sum(run.failure_kind == "diverged" for run in runs)
-    completed = sum(run.status == "completed" for run in runs)
-    return diverged / (diverged + completed) if diverged else 0.0
+    completed = [run for run in runs if run.status == "completed"]
+    lost = diverged + sum(_is_without_value(study, run, metric=metric) for run in completed)
+    return lost / (diverged + len(completed)) if lost else 0.0
+
+
+def failed_rows_by_run(study: Study, arm: StudyArm, *, metric: Metric) -> float:
+    """For how many rows the metric gave no value, on the rows that choose: the mean over the runs that have some value."""
+    key = _choosing_key(study, metric)
+    runs = [run for run in study.choosing_runs(arm) if run.status == "completed" and key in run.scores]
+    failed = sum(len(run.failed_rows[key].rows) for run in runs if key in run.failed_rows)
+    return failed / len(runs) if failed else 0.0
+
+
+def _is_without_value(study: Study, run: ExperimentResult, *, metric: Metric) -> bool:
+    """Whether the metric was measured, on the rows that choose, and failed for all of them."""
+    key = _choosing_key(study, metric)
+    return key in run.failed_rows and key not in run.scores
+
+
+def _choosing_key(study: Study, metric: Metric) -> tuple[str, str]:
+    return stored_split(metric.split, study, choosing=True), metric.name
 
 
 def _standard_error(study: Study, arm: StudyArm, *, metric: Metric) -> float:
@@ -313,7 +341,7 @@ def _standard_error(study: Study, arm: StudyArm, *, metric: Metric) -> float:
 
 
 def _num_items(study: Study, arm: StudyArm, *, metric: Metric) -> int | None:
-    key = (stored_split(metric.split, study, choosing=True), metric.name)
+    key = _choosing_key(study, metric)
     return next((run.scores[key].num_items for run in study.choosing_runs(arm) if key in run.scores), None)
 
 

@@ -1,15 +1,21 @@
 """Which learning rate stands for an arm, which arms tie, and which are on the frontier."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from arch.bootstrap import MCS
 
-from lorastudy.analysis.overview import analyse
+from lorastudy.analysis.overview import Criterion, analyse
+from lorastudy.protocol.scoring import FailedRow
+from lorastudy.report.sections.tuning import rate_blocks
 from lorastudy.stats.best import confidence_set
 from lorastudy.stats.frontier import StepTime, standings, undominated
+from lorastudy.stats.rate_choice import best_of, is_still_sought
 from lorastudy.stats.study import split_studies
-from lorastudy.stats.summary import LOSS
-from lorastudy.store.views import ScoreValue
+from lorastudy.stats.summary import LOSS, metric_of
+from lorastudy.store.views import FailedRows, ScoreValue
+from lorastudy.suite.metrics import BUILT_IN
 
 
 def loss_scores(choosing, test=None):
@@ -55,6 +61,53 @@ def test_the_rate_is_chosen_on_other_rows_than_those_that_report(make_result):
     # Test rows: (1.6 - 1.3 + 1.5 - 1.3 + 1.6 - 1.4) / 3 = .7 / 3.
     (comparison,) = analysis.primary_comparisons
     assert (comparison.arm, comparison.mean) == ("r4_lr0.01", pytest.approx(0.7 / 3))
+
+
+def scored_run(make_result, rate, seed, *, score, num_failed):
+    """A run whose mean is over the rows that did not fail, of ten; a score of None: all failed."""
+    scores = loss_scores(1.0)
+    if score is not None:
+        scores["eval", "token_f1"] = ScoreValue(
+            value=score, unit="share", version=1, num_items=10 - num_failed
+        )
+    rows = tuple(FailedRow(where=f"rows:{number}", message="no number") for number in range(num_failed))
+    failed = {("eval", "token_f1"): FailedRows(num_rows=10, version=1, rows=rows)} if rows else {}
+    return make_result(
+        f"r8_lr{rate:g}",
+        seed,
+        experiment_type="rank_ablation",
+        settings={"lora_rank": 8, "learning_rate": rate},
+        scores=scores,
+        failed_rows=failed,
+    )
+
+
+def test_a_rate_with_failed_rows_is_no_better_for_it(make_result):
+    """At 1e-2 one easy row has a value, at 1e-1 on one seed none, at 1e-3 all have."""
+    metric = metric_of(BUILT_IN["token_f1"])
+    table = {1e-3: [(0.5, 0), (0.6, 0)], 1e-2: [(1.0, 9), (1.0, 9)], 1e-1: [(None, 10), (1.0, 0)]}
+    results = [
+        scored_run(make_result, rate, seed, score=score, num_failed=num_failed)
+        for rate, by_seed in table.items()
+        for seed, (score, num_failed) in enumerate(by_seed)
+    ]
+    (study,) = split_studies(results)
+    assert best_of(study, study.arms, metric=metric).name == "r8_lr0.001"
+    analysis = analyse(
+        study, criterion=Criterion(primary_metric="token_f1", definitions=(BUILT_IN["token_f1"],))
+    )
+    _, about, shown = rate_blocks(analysis, level=2)
+    assert "a rate with fewer failed rows by run came before one with more" in str(about)
+    # On seed 1 the other rates are .1 and 0 better, so it is .05 / 2 better than the mean seed: 1.000 - .025.
+    assert [cell.text for cell in shown.rows[0][1:5]] == ["0.550", "1.000, 9 rows failed", "0.975", "0.001"]
+
+
+def test_a_search_is_over_if_no_run_got_a_value(make_result):
+    metric = metric_of(BUILT_IN["token_f1"])
+    results = [scored_run(make_result, rate, 7, score=None, num_failed=10) for rate in (1e-3, 2e-3, 5e-3)]
+    study = replace(split_studies(results)[0], tuning_seeds=frozenset({7}))
+    assert not is_still_sought(study, study.arms, metric=metric)
+    assert is_still_sought(study, study.arms, metric=LOSS)
 
 
 def test_only_the_chosen_rates_are_compared(make_result):

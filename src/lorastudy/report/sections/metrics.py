@@ -66,9 +66,16 @@ def failed_row_notes(analysis: Analysis) -> Iterator[Text]:
             of_arms = "; ".join(
                 f"{name}: {number} of {num_rows[name]}" for name, number in num_failed.items()
             )
+            is_ranked = key[1] == analysis.primary.name and len(study.reported_arms) > 1
+            means = (
+                " The score of each arm, its place on the frontier and the set of arms that may be the best are about its own rows, "
+                "and flatter an arm that failed on hard ones."
+                if is_ranked
+                else ""
+            )
             text = (
                 f"{definition.title} gave no number for {plural(sum(num_failed.values()), 'row')} ({of_arms}), such as "
                 f"{first.where}: {first.message}. Two arms are compared on the rows that both have. An arm whose answers the metric "
-                "cannot read is not worse for it: let the function return its worst number for them."
+                f"cannot read is not worse for it: let the function return its worst number for them.{means}"
             )
             yield (text,)

@@ -11,8 +11,15 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.report.document import Block, Cell, Heading, Paragraph, Table, TableColumn
 from lorastudy.report.numbers import ABSENT, count, listing, number, percent, signed
 from lorastudy.stats.racing import LEVEL, allowance_at, measured_races
-from lorastudy.stats.rate_choice import adjusted_means, best_of, best_rate_within, is_still_sought, rates_of
-from lorastudy.stats.study import Study, StudyArm, reporting_split
+from lorastudy.stats.rate_choice import (
+    adjusted_means,
+    best_of,
+    best_rate_within,
+    failed_rows_by_run,
+    is_still_sought,
+    rates_of,
+)
+from lorastudy.stats.study import Study, StudyArm, reporting_split, stored_split
 from lorastudy.stats.summary import Metric, scores_by_seed
 from lorastudy.suite.question import MIN_SEEDS, rung_name
 
@@ -48,10 +55,12 @@ def _rate_row(analysis: Analysis, grid: Sequence[StudyArm], *, rates: Sequence[f
     taken = best_of(study, grid, metric=analysis.primary)
     name = grid[0].configuration_name
     means = _means(study, grid, metric=analysis.primary)
-    cells = (_cell(by_rate[rate], means) if rate in by_rate else Cell(ABSENT) for rate in rates)
+    cells = (
+        _cell(analysis, by_rate[rate], means=means) if rate in by_rate else Cell(ABSENT) for rate in rates
+    )
     rate = None if taken is None else _rate(taken)
     on_edge = rate in {min(by_rate), max(by_rate)}
-    if is_still_sought(study, grid):
+    if is_still_sought(study, grid, metric=analysis.primary):
         rate, note = None, "the search is still running"
     else:
         note = "on the edge of what was tried: not tuned" if on_edge else _how_near(analysis, grid)
@@ -98,12 +107,16 @@ def _means(study: Study, grid: Sequence[StudyArm], *, metric: Metric) -> dict[st
     )
 
 
-def _cell(arm: StudyArm, means: Mapping[str, float]) -> Cell:
+def _cell(analysis: Analysis, arm: StudyArm, *, means: Mapping[str, float]) -> Cell:
     """The arm's mean, or why there is none."""
     diverged = sum(result.failure_kind == "diverged" for result in arm.results)
     if arm.name not in means:
-        return Cell("stopped" if arm.was_pruned else "diverged" if diverged else ABSENT)
+        key = _choosing_key(analysis)
+        why = "no value" if any(key in run.failed_rows for run in arm.completed) else ABSENT
+        return Cell("stopped" if arm.was_pruned else "diverged" if diverged else why)
     some = f", {diverged} diverged" if diverged else ""
+    failed = failed_rows_by_run(analysis.study, arm, metric=analysis.primary)
+    some += f", {failed:g} rows failed" if failed else ""
     return Cell(f"{number(means[arm.name], _DECIMALS)}{some}", means[arm.name])
 
 
@@ -138,7 +151,25 @@ def _what_this_is(analysis: Analysis) -> str:
         " In 95 of 100 cases the best rate lies within the factor given for a tuned one. The factor comes from a parabola through "
         "the best rate and its neighbours, the noise of arms with one seed, and how far recorded curves are from a parabola."
     )
-    return f"Mean {metric} on the {rows}{in_unit}, by learning rate{seeds_in_common}.{runs}{taken}{optimism}{near}"
+    failed = _where_rows_failed(analysis)
+    return f"Mean {metric} on the {rows}{in_unit}, by learning rate{seeds_in_common}.{runs}{taken}{failed}{optimism}{near}"
+
+
+def _where_rows_failed(analysis: Analysis) -> str:
+    """How rows without a value of the metric counted in the choice; empty if every choosing run had one for every row."""
+    study = analysis.study
+    key = _choosing_key(analysis)
+    if not any(key in run.failed_rows for arm in study.arms for run in study.choosing_runs(arm)):
+        return ""
+    return (
+        " A mean is over the rows with a value. So a rate with fewer failed rows by run came before one with more, whatever their "
+        "means, and a run without any value counted as one that diverged."
+    )
+
+
+def _choosing_key(analysis: Analysis) -> tuple[str, str]:
+    """The key of the primary metric's scores on the rows that choose."""
+    return stored_split(analysis.primary.split, analysis.study, choosing=True), analysis.primary.name
 
 
 def _unit(analysis: Analysis) -> str:
