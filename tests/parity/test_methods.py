@@ -242,6 +242,24 @@ def test_a_saved_adapter_loads_to_its_bits_where_another_initial_adapter_was_dra
         assert (tmp_path / "saved" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["pissa", "pissa_niter_4", "olora"])
+def test_in_half_precision_a_saved_adapter_loads_to_its_bits_and_elsewhere_up_to_rounding(name, tmp_path):
+    base = tiny.make_base(dtype=torch.bfloat16)
+    arm = make_arm(base, METHODS[name][0])
+    steps = tiny.make_steps(4)
+    with tiny.opened(ReferenceEngine(base, [arm])) as engine:
+        engine.train(steps, on_step=tiny.Log())
+        engine.save_adapter(arm, tmp_path / "saved")
+        scores = engine.score(steps[0][0]).nll_KM
+    with tiny.opened(ReferenceEngine(base, [arm])) as engine:
+        engine.load_adapter(arm, tmp_path / "saved")
+        assert torch.equal(engine.score(steps[0][0]).nll_KM, scores)
+    other = replace(arm, seed=arm.seed + 1)
+    with tiny.opened(ReferenceEngine(base, [other])) as engine:
+        engine.load_adapter(other, tmp_path / "saved")
+        assert (engine.score(steps[0][0]).nll_KM - scores).abs().max() < 0.1
+
+
 def test_dropout_acts_in_dora(tmp_path):
     base = tiny.make_base()
     losses = {}

@@ -212,14 +212,23 @@ def save_with_peft(
 
 
 def load_with_peft(
-    model: PeftModel, arm: TrainingArm, *, base: BaseModel, folder: Path, whole_weights: Mapping[str, Tensor]
+    model: PeftModel,
+    arm: TrainingArm,
+    *,
+    base: BaseModel,
+    folder: Path,
+    whole_weights: Mapping[str, Tensor],
+    drawn: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """Give a model's only adapter the weights that `save_with_peft` wrote; return its initial weights, in PEFT's keys.
 
     If PEFT subtracted the initial adapter, it wrote [A | A0] and [B | -B0], so the trained A and B are the first half. They fit
-    the base without scale * B0 A0. That base is made here from the second half and `whole_weights`, the unchanged weights
-    by layer: the adapter that this process drew at first may be another, since a randomised SVD depends on the random stream
-    and the device. For other methods nothing is subtracted, and nothing is returned.
+    the base without scale * B0 A0. If `drawn`, the model's own initial weights, are those of the file, that is its base.
+    They may be others, since a randomised SVD depends on the random stream and the device. Then the base is made from the
+    file and `whole_weights`, the unchanged weights by layer. That gives the bits of training in fp32. In half precision PEFT
+    rounds A0 and B0 after it has used them, so it gives those up to rounding.
+
+    For other methods nothing is subtracted, and nothing is returned.
 
     Raises:
         ModelError: not an adapter folder, or another adapter than the arm's.
@@ -234,17 +243,18 @@ def load_with_peft(
         halves = {key: tensor.chunk(2, dim=0 if ".lora_A." in key else 1) for key, tensor in tensors.items()}
         tensors = {key: trained for key, (trained, _) in halves.items()}
         initial = {key: first if ".lora_A." in key else -first for key, (_, first) in halves.items()}
-        stems = key_stems(tuple(whole_weights), layers=base.targets_by_name)
-        for name, weight in whole_weights.items():
-            first_A, first_B = (initial[f"{stems[name]}.{part}.weight"] for part in PARTS)
-            _take_out(_submodule(model, name), weight, first_A=first_A, first_B=first_B)
+        if not all(torch.equal(first, drawn[key].to(first.device)) for key, first in initial.items()):
+            stems = key_stems(tuple(whole_weights), layers=base.targets_by_name)
+            for name, weight in whole_weights.items():
+                first_A, first_B = (initial[f"{stems[name]}.{part}.weight"] for part in PARTS)
+                _take_out(_submodule(model, name), weight, first_A=first_A, first_B=first_B)
     set_peft_model_state_dict(model, tensors, adapter_name=ONLY_ADAPTER)
     return initial
 
 
 @torch.no_grad()
 def _take_out(layer: Any, weight: Tensor, *, first_A: Tensor, first_B: Tensor) -> None:
-    """Give a layer its weight without its initial adapter, by PEFT's own arithmetic, so that the bits are those of training."""
+    """Give a layer its weight without its initial adapter, by PEFT's own arithmetic."""
     first_A, first_B = (first.to(weight.device).contiguous() for first in (first_A, first_B))
     rest = transpose(weight.to(torch.float32), layer.fan_in_fan_out)
     rest = rest - layer.scaling[ONLY_ADAPTER] * first_B @ first_A

@@ -320,7 +320,12 @@ class ReferenceEngine:
         """Give the arm the weights of a saved adapter."""
         if not self._is_plain:
             self._initial = load_with_peft(
-                self._model, arm, base=self._base, folder=folder, whole_weights=self._own_weights
+                self._model,
+                arm,
+                base=self._base,
+                folder=folder,
+                whole_weights=self._own_weights,
+                drawn=self._initial,
             )
             return
         adapter_name = next(name for name, other in self._names.items() if other is arm)
