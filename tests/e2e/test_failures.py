@@ -59,7 +59,7 @@ experiments:
     assert (folder.path / "output/fine/final_model/adapter_model.safetensors").is_file()
     assert not (folder.path / "output/explodes").exists()
     assert (
-        "  failed: mixed: max_grad_norm 0, lr 9, seed 0: diverged: loss or gradient was not finite in step 1\n"
+        "  failed: mixed: alpha 1e+30, max_grad_norm 0, lr 9, seed 0: diverged: loss or gradient was not finite in step 1\n"
         in folder.here("lorastudy status").stdout
     )
 

@@ -33,13 +33,13 @@ def test_a_random_stream_that_is_not_restored(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_records_that_are_not_carried_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    of_these = checkpointing._of_these
+    part_of = checkpointing.part_of
 
     def losing(record: object, *rest: object, **named: object) -> object:
         is_lost = isinstance(record, PackStep) and record.step == 1
-        return None if is_lost else of_these(record, *rest, **named)
+        return None if is_lost else part_of(record, *rest, **named)
 
-    monkeypatch.setattr(checkpointing, "_of_these", losing)
+    monkeypatch.setattr(checkpointing, "part_of", losing)
     assert kill.run(amount=1, seed=1, folder=tmp_path).num_violations > 0
 
 
