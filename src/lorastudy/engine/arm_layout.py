@@ -15,6 +15,7 @@ made once a micro-batch, and the host does not wait for the device.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -32,12 +33,12 @@ class Spans:
     """The place of each token in its arm's span."""
     num_K: Tensor
     """The sizes, on the device."""
-    bounds: tuple[int, ...] = ()
-    """The first token of each arm, and the end of the last one. They follow from the sizes."""
     _paddings: dict[tuple[int, int], "Padding"] = field(default_factory=dict, compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "bounds", (0, *accumulate(self.sizes_K)))
+    @cached_property
+    def bounds(self) -> tuple[int, ...]:
+        """The first token of each arm, and the end of the last one."""
+        return 0, *accumulate(self.sizes_K)
 
     def padding(self, start: int, stop: int) -> "Padding":
         """The padding of the arms `start..stop`, made once."""

@@ -48,6 +48,12 @@ class ChosenEngine:
         return PackedEngine(self.base, arms, gradient_checkpointing=checkpointing, checked=self.checked)
 
 
+def probe_of(arms: Sequence[TrainingArm]) -> TrainingArm:
+    """The arm to try an engine with for a pack: the first one, on the modules of all."""
+    names = dict.fromkeys(name for arm in arms for name in arm.module_names)
+    return replace(arms[0], module_names=tuple(names))
+
+
 def engine_factory(
     name: str,
     *,

@@ -5,12 +5,11 @@ known, so a killed worker loses only what it was measuring.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from lorastudy.data.load import train_and_eval
 from lorastudy.engine.arms import TrainingArm
 from lorastudy.engine.chat_template import prompt_style
-from lorastudy.engine.choice import ChosenEngine, engine_factory
+from lorastudy.engine.choice import ChosenEngine, engine_factory, probe_of
 from lorastudy.engine.environment import environment
 from lorastudy.engine.loading import BaseCache, BaseModel, check_rows, default_device
 from lorastudy.evaluation.added_scores import ScoredSplit, added_scores
@@ -66,12 +65,11 @@ def _splits(settings: Settings, *, base: BaseModel) -> Iterator[ScoredSplit]:
 def _engine_factory(
     run: PackRun, settings: Settings, *, base: BaseModel, arms: list[TrainingArm], splits: list[ScoredSplit]
 ) -> ChosenEngine:
-    names = dict.fromkeys(name for arm in arms for name in arm.module_names)
     return engine_factory(
         run.pack.engine,
         base=base,
         settings=settings,
-        probe=replace(arms[0], module_names=tuple(names)),
+        probe=probe_of(arms),
         longest_row=max(length for split in splits for length in split.tokens.rows.lengths()),
         on_fallback=lambda _: None,  # the training has recorded it
     )

@@ -20,7 +20,7 @@ from lorastudy.data.tokenise import TokenSet
 from lorastudy.engine.arms import Engine, StepResult, TrainingArm, make_arm
 from lorastudy.engine.batch import PackBatches, plan_pack
 from lorastudy.engine.chat_template import prompt_style
-from lorastudy.engine.choice import ChosenEngine, engine_factory
+from lorastudy.engine.choice import ChosenEngine, engine_factory, probe_of
 from lorastudy.engine.environment import cuda_allocator, environment
 from lorastudy.engine.loading import (
     BaseCache,
@@ -173,11 +173,8 @@ def load(run: PackRun, settings: Settings, *, cache: BaseCache, device: torch.de
             run.pack.engine,
             base=base,
             settings=settings,
-            probe=replace(
-                arms[0],
-                module_names=tuple(dict.fromkeys(name for arm in arms for name in arm.module_names)),
-            ),
-            longest_row=max(len(row.input_ids) for tokens in sets for row in tokens.rows),
+            probe=probe_of(arms),
+            longest_row=max(length for tokens in sets for length in tokens.rows.lengths()),
             on_fallback=lambda reason: run.emit(Incident(kind="fell_back", message=f"{FELL_BACK}{reason}")),
         ),
     )

@@ -11,6 +11,7 @@ from lorastudy.analysis.overview import Analysis
 from lorastudy.recommend.decision import ArmDecision, Cost, Reason, decide
 from lorastudy.report.findings.recommendation import (
     against,
+    arms_in_play,
     meanwhile_reason,
     time_to_tune,
     what_training_did,
@@ -160,12 +161,8 @@ _NO_ARM: Mapping[Reason, str] = {
 
 def _open(analysis: Analysis, decision: ArmDecision) -> str:
     """Which arms are still open."""
-    valid = [comparison for comparison in analysis.primary_comparisons if comparison.is_valid]
-    open_arms = [comparison.arm for comparison in valid if comparison.verdict == "cannot tell"]
-    if decision.reason == "better than the reference meanwhile":
-        return f"it is between {_some([str(decision.arm), *decision.peers, *open_arms])}"
-    if any(comparison.reference_is_ahead for comparison in valid):
-        return f"it is between {_some([*open_arms, _reference(analysis)])}"
+    if in_play := arms_in_play(analysis, decision):
+        return f"it is between {_some(in_play)}"
     return f"no arm is told apart from {_reference(analysis)}"
 
 

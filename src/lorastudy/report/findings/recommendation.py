@@ -282,14 +282,21 @@ _PLAIN_REASONS: Mapping[Reason, str] = {
 def what_is_open(analysis: Analysis, decision: ArmDecision) -> str:
     """Which arms are still open."""
     assert analysis.reference is not None
-    reference = analysis.reference.name
+    if still_in_play := arms_in_play(analysis, decision):
+        return f"it is still between {names(still_in_play)}"
+    return f"no arm was distinguished from {analysis.reference.name}"
+
+
+def arms_in_play(analysis: Analysis, decision: ArmDecision) -> list[str]:
+    """The arms between which an open decision still is; empty if no arm was told apart from the reference."""
+    assert analysis.reference is not None
     valid = [comparison for comparison in analysis.primary_comparisons if comparison.is_valid]
     open_arms = [comparison.arm for comparison in valid if comparison.verdict == "cannot tell"]
     if decision.reason == "better than the reference meanwhile":
-        return f"it is still between {names([str(decision.arm), *decision.peers, *open_arms])}"
+        return [str(decision.arm), *decision.peers, *open_arms]
     if any(comparison.reference_is_ahead for comparison in valid):
-        return f"it is still between {names([*open_arms, reference])}"
-    return f"no arm was distinguished from {reference}"
+        return [*open_arms, analysis.reference.name]
+    return []
 
 
 def what_would_decide(analysis: Analysis, decision: ArmDecision) -> str:
